@@ -1,0 +1,41 @@
+# Everything from a fresh clone: `make bench` and `make test` need a C compiler, Python 3.11+ (with venv) and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+NATIVE  = $(shell find ext -name '*.pyx' -o -name '*.h' -o -name '*.c' -o -name '*.pxi') $(wildcard nvme_async/*.pxd)
+
+.PHONY: all bench test lint sanitize test-vm torture clean help
+all: $(VENV)/.built
+
+help:
+	@echo "make bench     build, then run benchmarks/jobs/quick.fio on an emulated controller (about 20 s)"
+	@echo "make test      build, then run the tests"
+	@echo "make lint      ruff and mypy --strict"
+	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
+	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
+	@echo "make torture   kill -9 torture, long version"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# setuptools is pinned to what can build editable; Cython is a build dependency, kept in the venv so that a rebuild is fast.
+$(VENV)/.deps: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=68" wheel "Cython>=3.0"
+	touch $@
+
+$(VENV)/.built: $(VENV)/.deps setup.py pyproject.toml $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	touch $@
+
+bench: $(VENV)/.built
+	$(BIN)/python benchmarks/fio.py benchmarks/jobs/quick.fio
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build $(VENV) *.egg-info nvme_async/*.so

@@ -1,0 +1,81 @@
+/*
+ * The seam inside the emulated controller: the NVMe controller proper (nvme_*.c) below, the transport (vfio-user server,
+ * reactor) above. Neither includes the other's headers; both include this one.
+ *
+ * Threads: every function takes place on the reactor thread that serves the controller, unless its comment says otherwise.
+ */
+#ifndef NVME_ASYNC_EMULATOR_CTRL_H
+#define NVME_ASYNC_EMULATOR_CTRL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define EMU_MAX_IO_QUEUES 64
+#define EMU_MAX_VECTORS 65
+#define EMU_MAX_NAMESPACES 16
+#define EMU_DOORBELL_OFFSET 0x1000 /* of the doorbells in BAR0; CAP.DSTRD is 0 */
+#define EMU_BAR0_SIZE 0x2000
+
+enum emu_medium { EMU_MEDIUM_RAM, EMU_MEDIUM_FILE, EMU_MEDIUM_NULL };
+
+struct emu_ns_config {
+    uint64_t nbytes;
+    uint32_t block_size; /* 512 or 4096 */
+    enum emu_medium medium;
+    const char *path; /* EMU_MEDIUM_FILE */
+};
+
+struct emu_config {
+    unsigned n_namespaces;
+    struct emu_ns_config namespaces[EMU_MAX_NAMESPACES];
+    unsigned n_io_queues; /* pairs, 1..64 */
+    unsigned n_vectors;   /* MSI-X, 1..65 */
+    uint32_t mqes;        /* 0-based, as in CAP */
+    uint32_t mdts;        /* exponent over 4 KiB; 0 = no limit */
+    bool dbbuf;           /* offer Doorbell Buffer Config */
+    uint16_t vendor_id, subsystem_vendor_id;
+    char serial[20 + 1], model[40 + 1], firmware[8 + 1];
+};
+
+/* What the transport lends the controller. */
+struct emu_host {
+    void *opaque;
+    /* [iova, iova+nbytes) as one pointer, or NULL when it isn't inside one mapping with that access. Valid until the transport calls
+     * emu_ctrl_dma_changed(). */
+    void *(*dma)(void *opaque, uint64_t iova, size_t nbytes, bool write);
+    /* Sends MSI-X message `vector`. */
+    void (*interrupt)(void *opaque, unsigned vector);
+};
+
+struct emu_ctrl;
+
+/* NULL with a message in err[256] when the configuration can't be had. */
+struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_host *host, char *err);
+void emu_ctrl_free(struct emu_ctrl *ctrl);
+
+/* BAR0 below EMU_DOORBELL_OFFSET; width 4 or 8. Doorbell offsets are handled too (REGION_WRITE of a doorbell). */
+uint64_t emu_ctrl_read(struct emu_ctrl *ctrl, uint32_t offset, unsigned width);
+void emu_ctrl_write(struct emu_ctrl *ctrl, uint32_t offset, unsigned width, uint64_t value);
+
+/* The doorbell page, shared with the client: 0x1000 bytes, created and owned by the controller. */
+int emu_ctrl_doorbell_fd(struct emu_ctrl *ctrl);
+
+/* One bounded turn: looks at the doorbells, executes, posts, raises interrupts at most once a vector. Returns the work done (0 = idle). */
+unsigned emu_ctrl_poll(struct emu_ctrl *ctrl);
+
+/* Before sleeping: publishes EventIdx where the host uses Doorbell Buffer Config. False when work came in meanwhile: poll again. */
+bool emu_ctrl_arm(struct emu_ctrl *ctrl);
+/* True when every doorbell that could bring work now rings as MMIO (arm() could publish it all). */
+bool emu_ctrl_armed_fully(const struct emu_ctrl *ctrl);
+/* CLOCK_MONOTONIC nanoseconds at which poll() has something to do by itself (delayed completions, timers); UINT64_MAX = never. */
+uint64_t emu_ctrl_deadline(const struct emu_ctrl *ctrl);
+/* A descriptor that becomes readable when a helper thread (flush) finished something; -1 = none. */
+int emu_ctrl_wake_fd(const struct emu_ctrl *ctrl);
+
+/* Mappings changed: forget every pointer from host->dma(). */
+void emu_ctrl_dma_changed(struct emu_ctrl *ctrl);
+/* Controller level reset as by CC.EN=0, plus registers to their power-on values. The client left, or asked for DEVICE_RESET. */
+void emu_ctrl_reset(struct emu_ctrl *ctrl);
+
+#endif

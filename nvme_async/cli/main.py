@@ -1,0 +1,71 @@
+"""nvme-async: the command line. Subcommands live in modules of their own and are imported when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from nvme_async.errors import NvmeError
+
+# name → module:attribute
+COMMANDS = {
+    "bench": "nvme_async.cli.bench:bench",
+    "bind": "nvme_async.cli.pci:bind",
+    "doctor": "nvme_async.cli.doctor:doctor",
+    "emulate": "nvme_async.cli.emulate:emulate",
+    "flush": "nvme_async.cli.io:flush",
+    "id-ctrl": "nvme_async.cli.identify:id_ctrl",
+    "id-ns": "nvme_async.cli.identify:id_ns",
+    "list": "nvme_async.cli.pci:list_devices",
+    "read": "nvme_async.cli.io:read",
+    "unbind": "nvme_async.cli.pci:unbind",
+    "write": "nvme_async.cli.io:write",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands cost nothing until they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name].split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="nvme_async")
+def cli() -> None:
+    """Drive NVMe controllers from this process, without the kernel's block layer.
+
+    A DEVICE is a URI: pci:0000:01:00.0, vfio-user:/run/controller.sock or emulated:size=1GiB.
+    """
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 the device or the operation failed, 2 the command line made no sense."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except (NvmeError, OSError) as error:
+        print(f"nvme-async: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

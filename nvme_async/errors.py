@@ -1,0 +1,244 @@
+"""Every exception that nvme_async raises.
+
+    NvmeError
+    ├─ CommandError            the controller completed a command with a status other than success
+    │  ├─ InvalidField, InvalidOpcode, InvalidNamespace, LbaOutOfRange, CapacityExceeded, NamespaceNotReady
+    │  ├─ ReservationConflict, CommandAborted, NamespaceWriteProtected
+    │  └─ MediaError
+    │     └─ WriteFault, UnrecoveredReadError, CompareFailure, AccessDenied, DeallocatedBlock
+    ├─ ControllerError         the controller as a whole failed
+    │  └─ ControllerGone, ControllerTimeout, ControllerFatal, DeviceError
+    ├─ CommandTimeout          one command had no completion in its time, and could not be aborted in time
+    ├─ HandedOver              this process gave the controller to a successor
+    ├─ QueueShutdown           the queue pair or controller was closed
+    ├─ ConfigurationError      a URI, option or environment variable makes no sense
+    └─ OutOfDmaMemory
+
+Built-in families are joined where people already catch them: ControllerTimeout and CommandTimeout are TimeoutError,
+ControllerGone and HandedOver are ConnectionError, ConfigurationError is ValueError, OutOfDmaMemory is MemoryError.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccessDenied",
+    "CapacityExceeded",
+    "CommandAborted",
+    "CommandError",
+    "CommandTimeout",
+    "CompareFailure",
+    "ConfigurationError",
+    "ControllerError",
+    "ControllerFatal",
+    "ControllerGone",
+    "ControllerTimeout",
+    "DeallocatedBlock",
+    "DeviceError",
+    "HandedOver",
+    "InvalidField",
+    "InvalidNamespace",
+    "InvalidOpcode",
+    "LbaOutOfRange",
+    "MediaError",
+    "NamespaceNotReady",
+    "NamespaceWriteProtected",
+    "NvmeError",
+    "OutOfDmaMemory",
+    "QueueShutdown",
+    "ReservationConflict",
+    "UnrecoveredReadError",
+    "WriteFault",
+    "command_error",
+]
+
+
+class NvmeError(Exception):
+    """The root of all errors of this package."""
+
+
+class CommandError(NvmeError):
+    """A command completed with an error status (NVMe Base 2.0, 3.3.3.2.1).
+
+    Attributes:
+        sct, sc: status code type and status code.
+        dnr: Do Not Retry; the same command would fail again.
+        more: the Error Information log page has more to say.
+        crd: command retry delay index, 0 to 3.
+        opcode, nsid: of the command. lba, blocks: of an I/O command that names them, else None.
+        admin: whether it was an admin command.
+        dw0: the command-specific result.
+    """
+
+    def __init__(
+        self,
+        sct: int,
+        sc: int,
+        *,
+        dnr: bool = False,
+        more: bool = False,
+        crd: int = 0,
+        opcode: int = 0,
+        nsid: int = 0,
+        lba: int | None = None,
+        blocks: int | None = None,
+        admin: bool = False,
+        dw0: int = 0,
+        text: str = "",
+        command: str = "",
+    ) -> None:
+        self.sct, self.sc, self.dnr, self.more, self.crd = sct, sc, dnr, more, crd
+        self.opcode, self.nsid, self.lba, self.blocks = opcode, nsid, lba, blocks
+        self.admin, self.dw0, self.text = admin, dw0, text
+        where = f" lba {lba}+{blocks}" if lba is not None else ""
+        namespace = f" on namespace {nsid}" if nsid else ""
+        retry = ", do not retry" if dnr else ""
+        name = command or f"{'admin' if admin else 'I/O'} command {opcode:#04x}"
+        super().__init__(f"{name}{namespace}{where}: {text or 'error'} (sct {sct:#x}, sc {sc:#04x}{retry})")
+
+    @property
+    def status(self) -> int:
+        """Status code type and status code as the usual 11-bit number, sct << 8 | sc."""
+        return self.sct << 8 | self.sc
+
+
+class InvalidField(CommandError, ValueError):
+    """Invalid Field in Command."""
+
+
+class InvalidOpcode(CommandError):
+    """Invalid Command Opcode."""
+
+
+class InvalidNamespace(CommandError):
+    """Invalid Namespace or Format: the namespace is not there (any more)."""
+
+
+class LbaOutOfRange(CommandError, IndexError):
+    """LBA Out of Range."""
+
+
+class CapacityExceeded(CommandError):
+    """Capacity Exceeded."""
+
+
+class NamespaceNotReady(CommandError):
+    """Namespace Not Ready."""
+
+
+class ReservationConflict(CommandError, PermissionError):
+    """Reservation Conflict: another host holds the namespace."""
+
+
+class CommandAborted(CommandError):
+    """The command was aborted: by request, by deletion of its queue, or because a fused partner failed."""
+
+
+class NamespaceWriteProtected(CommandError, PermissionError):
+    """Namespace is Write Protected, or the attempted write is to a read only range."""
+
+
+class MediaError(CommandError, OSError):
+    """Media and Data Integrity Errors (status code type 2h)."""
+
+    def __str__(self) -> str:  # OSError would print its own idea of the arguments
+        return str(self.args[0])
+
+
+class WriteFault(MediaError):
+    """Write Fault: the data could not be committed to the media."""
+
+
+class UnrecoveredReadError(MediaError):
+    """Unrecovered Read Error: the data could not be recovered from the media."""
+
+
+class CompareFailure(MediaError):
+    """Compare Failure: what is on the media differs from what was sent."""
+
+
+class AccessDenied(MediaError):
+    """Access Denied to the namespace or LBA range."""
+
+
+class DeallocatedBlock(MediaError):
+    """Deallocated or Unwritten Logical Block, where the controller was told to report reads of those."""
+
+
+class ControllerError(NvmeError):
+    """The controller as a whole failed; every command on it fails with this."""
+
+
+class ControllerGone(ControllerError, ConnectionError):
+    """The device is not there any more: registers read all-ones, or the peer closed its socket."""
+
+
+class ControllerTimeout(ControllerError, TimeoutError):
+    """The controller (or the device behind the seam) did not answer in its time, for example CAP.TO."""
+
+
+class ControllerFatal(ControllerError):
+    """CSTS.CFS is set, or the controller broke the protocol (a forged command id, for example)."""
+
+
+class DeviceError(ControllerError, OSError):
+    """The device layer refused: an ioctl or a vfio-user message failed. The message says which and why."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class CommandTimeout(NvmeError, TimeoutError):
+    """A command had no completion within its time. Its buffers stay owned by the controller until a reset is over."""
+
+
+class HandedOver(NvmeError, ConnectionError):
+    """This process handed the controller to a successor; the command's result belongs to that one."""
+
+
+class QueueShutdown(NvmeError):
+    """The queue pair, namespace handle or controller is closed."""
+
+
+class ConfigurationError(NvmeError, ValueError):
+    """A URI, an option or an environment variable that makes no sense; the message names the value and what is allowed."""
+
+
+class OutOfDmaMemory(NvmeError, MemoryError):
+    """No free run of pages in the pool is long enough. The message says what was asked, free, and the longest run."""
+
+
+# (sct, sc) → class; NVMe Base 2.0 figures 101-105, NVM Command Set 1.0 figure 16.
+_BY_STATUS: dict[tuple[int, int], type[CommandError]] = {
+    (0x0, 0x01): InvalidOpcode,
+    (0x0, 0x02): InvalidField,
+    (0x0, 0x07): CommandAborted,
+    (0x0, 0x08): CommandAborted,
+    (0x0, 0x09): CommandAborted,
+    (0x0, 0x0A): CommandAborted,
+    (0x0, 0x0B): InvalidNamespace,
+    (0x0, 0x20): NamespaceWriteProtected,
+    (0x0, 0x80): LbaOutOfRange,
+    (0x0, 0x81): CapacityExceeded,
+    (0x0, 0x82): NamespaceNotReady,
+    (0x0, 0x83): ReservationConflict,
+    (0x1, 0x82): NamespaceWriteProtected,
+    (0x2, 0x80): WriteFault,
+    (0x2, 0x81): UnrecoveredReadError,
+    (0x2, 0x85): CompareFailure,
+    (0x2, 0x86): AccessDenied,
+    (0x2, 0x87): DeallocatedBlock,
+}
+
+
+def command_error(status: int, **context: object) -> CommandError:
+    """The exception for a completion's 15-bit status field (CQE dword 3 bits 31:17), with the command's context."""
+    sc, sct = status & 0xFF, status >> 8 & 0x7
+    cls = _BY_STATUS.get((sct, sc), MediaError if sct == 0x2 else CommandError)
+    return cls(
+        sct,
+        sc,
+        crd=status >> 11 & 0x3,
+        more=bool(status >> 13 & 1),
+        dnr=bool(status >> 14 & 1),
+        **context,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,61 @@
+"""Builds the native half of nvme_async; everything else is in pyproject.toml.
+
+Environment:
+  NVME_ASYNC_SANITIZE=1   ASan and UBSan (what `make sanitize` sets)
+  NVME_ASYNC_WERROR=1     warnings in our own C are errors (what CI sets)
+"""
+
+import os
+from glob import glob
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+CFLAGS = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+# What Cython generates is not ours to tidy.
+CYTHON_NOISE = ["-Wno-unused-function", "-Wno-missing-field-initializers", "-Wno-sign-compare", "-Wno-cast-function-type"]
+LDFLAGS: list[str] = []
+
+if os.environ.get("NVME_ASYNC_WERROR") == "1":
+    CFLAGS.append("-Werror")
+if os.environ.get("NVME_ASYNC_SANITIZE") == "1":
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+    CFLAGS = [flag for flag in CFLAGS if flag != "-O3"] + ["-O1", *sanitizers]
+    LDFLAGS += sanitizers
+
+
+def extension(name: str, folder: str) -> Extension:
+    """nvme_async.NAME from every .pyx and .c in ext/FOLDER (NAME.c is what Cython makes of NAME.pyx)."""
+    sources = [f"ext/{folder}/{name}.pyx"]
+    sources += [source for source in sorted(glob(f"ext/{folder}/*.c")) if not source.endswith(f"/{name}.c")]
+    return Extension(
+        f"nvme_async.{name}",
+        sources,
+        depends=glob("ext/**/*.h", recursive=True) + glob("nvme_async/*.pxd"),
+        include_dirs=["ext"],
+        extra_compile_args=CFLAGS + CYTHON_NOISE,
+        extra_link_args=LDFLAGS,
+        libraries=["pthread"],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [
+            extension("_dma", "dma"),
+            extension("_mmio", "device"),
+            extension("_hotpath", "hotpath"),
+            extension("_emulator", "emulator"),
+        ],
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "initializedcheck": False,
+            "cdivision": True,
+            "embedsignature": True,
+        },
+        # Several sessions may build at once from one checkout; keep the generated C out of the tree's way.
+        build_dir="build/cython",
+    ),
+)
