@@ -42,10 +42,9 @@ def extension(name: str, folder: str) -> Extension:
 setup(
     ext_modules=cythonize(
         [
-            extension("_dma", "dma"),
-            extension("_mmio", "device"),
-            extension("_hotpath", "hotpath"),
-            extension("_emulator", "emulator"),
+            extension(name, folder)
+            for name, folder in [("_dma", "dma"), ("_mmio", "device"), ("_hotpath", "hotpath"), ("_emulator", "emulator")]
+            if glob(f"ext/{folder}/{name}.pyx")
         ],
         compiler_directives={
             "language_level": 3,
