@@ -1,0 +1,97 @@
+"""A mapped window of a BAR, or of the page that stands for one, with volatile accesses of exactly one width."""
+
+cimport cython
+from cpython.exc cimport PyErr_SetFromErrno
+from libc.stdint cimport uint32_t, uint64_t
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.stat cimport S_ISREG, fstat, struct_stat
+from posix.types cimport off_t
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    /* One access of exactly that width: volatile forbids the compiler to split, merge or drop it. */
+    static inline uint32_t mmio_load32(const char *address) { return *(const volatile uint32_t *)address; }
+    static inline uint64_t mmio_load64(const char *address) { return *(const volatile uint64_t *)address; }
+    static inline void mmio_store32(char *address, uint32_t value) { *(volatile uint32_t *)address = value; }
+    static inline void mmio_store64(char *address, uint64_t value) { *(volatile uint64_t *)address = value; }
+    """
+    uint32_t mmio_load32(const char *address) nogil
+    uint64_t mmio_load64(const char *address) nogil
+    void mmio_store32(char *address, uint32_t value) nogil
+    void mmio_store64(char *address, uint64_t value) nogil
+
+cdef size_t PAGE = 4096
+
+
+@cython.final
+cdef class Mmio:
+    """Mmio(fd, file_offset, nbytes, *, writable=True)"""
+
+    def __cinit__(self, int fd, file_offset, nbytes, *, bint writable=True):
+        cdef struct_stat info
+        cdef void *mapping
+        cdef size_t length
+        if not 0 < nbytes <= 1 << 46:
+            raise ValueError(f"cannot map a window of {nbytes} bytes")
+        if file_offset < 0 or file_offset % PAGE:
+            raise ValueError(f"window offset {file_offset:#x} is not a multiple of {PAGE}")
+        if fstat(fd, &info) != 0:
+            PyErr_SetFromErrno(OSError)
+        # A device's size is unknown to fstat; of a file we can tell, and touching pages beyond its end would be a SIGBUS.
+        if S_ISREG(info.st_mode) and file_offset + nbytes > info.st_size:
+            raise ValueError(f"window {file_offset:#x}+{nbytes:#x} ends beyond its file of {info.st_size:#x} bytes")
+        length = nbytes
+        mapping = mmap(NULL, length, PROT_READ | (PROT_WRITE if writable else 0), MAP_SHARED, fd, <off_t>file_offset)
+        if mapping == MAP_FAILED:
+            PyErr_SetFromErrno(OSError)
+        self.base = <char *>mapping
+        self.nbytes = length
+        self.writable = writable
+
+    def __dealloc__(self):
+        if self.base != NULL:
+            munmap(self.base, self.nbytes)
+
+    cdef char *_at(self, Py_ssize_t offset, Py_ssize_t width, bint write) except NULL:
+        if self.base == NULL:
+            raise ValueError("the register window is closed")
+        if offset < 0 or offset > <Py_ssize_t>self.nbytes - width:
+            raise ValueError(f"{width * 8}-bit access at {offset:#x} is outside a window of {self.nbytes:#x} bytes")
+        if offset % width:
+            raise ValueError(f"{width * 8}-bit access at {offset:#x} is not aligned")
+        if write and not self.writable:
+            raise ValueError("the register window is mapped read-only")
+        return self.base + offset
+
+    @property
+    def closed(self):
+        return self.base == NULL
+
+    def read32(self, Py_ssize_t offset):
+        return mmio_load32(self._at(offset, 4, False))
+
+    def read64(self, Py_ssize_t offset):
+        return mmio_load64(self._at(offset, 8, False))
+
+    def write32(self, Py_ssize_t offset, uint32_t value):
+        mmio_store32(self._at(offset, 4, True), value)
+
+    def write64(self, Py_ssize_t offset, uint64_t value):
+        mmio_store64(self._at(offset, 8, True), value)
+
+    cpdef void close(self) except *:
+        """Unmaps. Safe to call twice; later accesses raise ValueError."""
+        cdef char *base = self.base
+        if base != NULL:
+            self.base = NULL
+            munmap(base, self.nbytes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.close()
+
+    def __repr__(self):
+        return f"<Mmio {self.nbytes:#x} bytes{', closed' if self.base == NULL else ''}>"

@@ -1,0 +1,29 @@
+"""A mapped window of a BAR, or of the page that stands for one, with volatile accesses of exactly one width."""
+
+from types import TracebackType
+from typing import Self, final
+
+@final
+class Mmio:
+    """`nbytes` bytes of `fd` from `file_offset` (a multiple of the page size), mapped shared.
+
+    The mapping outlives `fd`, which stays the caller's. Accesses are single aligned loads and stores, never split or merged; their
+    order against other memory is the caller's to arrange. From any thread; close() must not race an access by another thread's C code.
+
+    Raises ValueError for a window that is empty, misaligned or longer than a regular file behind it, OSError when mmap fails.
+    """
+
+    nbytes: int
+    writable: bool
+    def __init__(self, fd: int, file_offset: int, nbytes: int, *, writable: bool = True) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    def read32(self, offset: int) -> int: ...
+    def read64(self, offset: int) -> int: ...
+    def write32(self, offset: int, value: int) -> None: ...
+    def write64(self, offset: int, value: int) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
