@@ -58,7 +58,8 @@ void emu_ctrl_free(struct emu_ctrl *ctrl);
 uint64_t emu_ctrl_read(struct emu_ctrl *ctrl, uint32_t offset, unsigned width);
 void emu_ctrl_write(struct emu_ctrl *ctrl, uint32_t offset, unsigned width, uint64_t value);
 
-/* The doorbell page, shared with the client: 0x1000 bytes, created and owned by the controller. */
+/* The file behind the doorbells, shared with the client: EMU_BAR0_SIZE bytes, of which the page at EMU_DOORBELL_OFFSET is used (a
+ * client maps it at region offset + area offset, so file and BAR count alike). Created and owned by the controller. */
 int emu_ctrl_doorbell_fd(struct emu_ctrl *ctrl);
 
 /* One bounded turn: looks at the doorbells, executes, posts, raises interrupts at most once a vector. Returns the work done (0 = idle). */
