@@ -1,4 +1,5 @@
-"""A mapped window of a BAR, or of the page that stands for one, with volatile accesses of exactly one width."""
+"""A mapped window of a BAR, or of the page that stands for one, with volatile accesses of exactly one
+width."""
 
 from types import TracebackType
 from typing import Self, final
@@ -7,10 +8,12 @@ from typing import Self, final
 class Mmio:
     """`nbytes` bytes of `fd` from `file_offset` (a multiple of the page size), mapped shared.
 
-    The mapping outlives `fd`, which stays the caller's. Accesses are single aligned loads and stores, never split or merged; their
-    order against other memory is the caller's to arrange. From any thread; close() must not race an access by another thread's C code.
+    The mapping outlives `fd`, which stays the caller's. Accesses are single aligned loads and stores, never
+    split or merged; their order against other memory is the caller's to arrange. From any thread; close()
+    must not race an access by another thread's C code.
 
-    Raises ValueError for a window that is empty, misaligned or longer than a regular file behind it, OSError when mmap fails.
+    Raises ValueError for a window that is empty, misaligned or longer than a regular file behind it, OSError
+    when mmap fails.
     """
 
     nbytes: int

@@ -11,11 +11,13 @@
     ├─ CommandTimeout          one command had no completion in its time, and could not be aborted in time
     ├─ HandedOver              this process gave the controller to a successor
     ├─ QueueShutdown           the queue pair or controller was closed
+    ├─ InvalidSavedState       a pool or saved state is truncated, altered or foreign, and was left as it is
     ├─ ConfigurationError      a URI, option or environment variable makes no sense
     └─ OutOfDmaMemory
 
-Built-in families are joined where people already catch them: ControllerTimeout and CommandTimeout are TimeoutError,
-ControllerGone and HandedOver are ConnectionError, ConfigurationError is ValueError, OutOfDmaMemory is MemoryError.
+Built-in families are joined where people already catch them: ControllerTimeout and CommandTimeout are
+TimeoutError, ControllerGone and HandedOver are ConnectionError, ConfigurationError and InvalidSavedState are
+ValueError, OutOfDmaMemory is MemoryError.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ __all__ = [
     "InvalidField",
     "InvalidNamespace",
     "InvalidOpcode",
+    "InvalidSavedState",
     "LbaOutOfRange",
     "MediaError",
     "NamespaceNotReady",
@@ -201,6 +204,10 @@ class QueueShutdown(NvmeError):
 
 class ConfigurationError(NvmeError, ValueError):
     """A URI, an option or an environment variable that makes no sense; the message names the value and what is allowed."""
+
+
+class InvalidSavedState(NvmeError, ValueError):
+    """A pool or a saved state is truncated, altered, foreign or of an unknown version; it was refused, not changed."""
 
 
 class OutOfDmaMemory(NvmeError, MemoryError):

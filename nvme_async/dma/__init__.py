@@ -1,1 +1,7 @@
+"""Memory that a device may reach: pools, and buffers in them."""
 
+from __future__ import annotations
+
+from nvme_async._dma import PAGE_SIZE, DmaBuffer, Pool, Slot
+
+__all__ = ["PAGE_SIZE", "DmaBuffer", "Pool", "Slot"]

@@ -1,0 +1,465 @@
+"""Pool and DmaBuffer: Python's face of pool.c. What the classes promise is in nvme_async/_dma.pyi, how the memory is laid out in pool.h."""
+
+cimport cython
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
+from cpython.exc cimport PyErr_SetFromErrno
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.unistd cimport close
+
+import errno
+import fcntl
+import os
+from typing import NamedTuple
+
+from nvme_async.errors import InvalidSavedState, OutOfDmaMemory
+
+cdef extern from "dma/pool.h" nogil:
+    enum:
+        POOL_PAGE_SIZE
+        POOL_TEXT_BYTES
+        POOL_NO_ROOM
+        POOL_FREE
+        POOL_ALLOCATED
+        POOL_LEAKED
+        POOL_FLAG_PERSISTENT
+        POOL_VIEW_NONE
+        POOL_VIEW_HELD
+        POOL_VIEW_PENDING
+
+    uint64_t pool_bytes_for(uint64_t pages)
+    bint pool_format(char *base, uint64_t nbytes, uint64_t iova, const uint8_t *id, const char *name)
+    bint pool_open(pool_t *space, char *base, uint64_t nbytes, char *error)
+    void pool_fini(pool_t *space)
+    int64_t pool_alloc(pool_t *space, uint64_t nbytes, uint64_t align, const char *owner, uint64_t tag, uint32_t flags, bint zero)
+    void pool_release(pool_t *space, uint64_t page)
+    void pool_set_state(pool_t *space, uint64_t page, uint32_t state)
+    uint32_t pool_state(pool_t *space, uint64_t page)
+    uint64_t pool_high_water(pool_t *space)
+    uint64_t pool_longest_run(pool_t *space)
+    uint64_t pool_pages(uint64_t nbytes)
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    /* Counts the forks between the first process and this one. A child inherits every Pool object; dropping them there must not
+     * touch the table, which is the parent's. */
+    static int fork_generation;
+    static void count_fork(void) { fork_generation++; }
+    static int watch_forks(void) { return pthread_atfork(NULL, NULL, count_fork); }
+    """
+    int fork_generation
+    int watch_forks()
+
+PAGE_SIZE = POOL_PAGE_SIZE
+MAX_TEXT_BYTES = POOL_TEXT_BYTES - 1
+
+cdef char *BYTES_FORMAT = "B"
+cdef size_t HUGE_PAGE = 2 << 20
+cdef uint64_t LAST_IOVA = 0xFFFFFFFFFFFFFFFF
+
+if watch_forks() != 0:
+    raise MemoryError("pthread_atfork failed")
+
+
+class Slot(NamedTuple):
+    offset: int
+    nbytes: int
+    owner: str
+    tag: int
+    state: str
+    persistent: bool
+
+
+cdef bytes _text(str text, str what):
+    """Text for a field of the pool: 1 to 31 bytes of UTF-8 without NUL."""
+    cdef bytes encoded = text.encode()
+    if not 0 < len(encoded) < POOL_TEXT_BYTES or b"\0" in encoded:
+        raise ValueError(f"{what} {text!r} must have 1 to {POOL_TEXT_BYTES - 1} bytes of UTF-8 and no NUL")
+    return encoded
+
+
+def _new_memory(nbytes, name, hugepages):
+    """(descriptor, its size): a sealed memfd, of huge pages if asked for and to be had."""
+    if hugepages not in ("auto", "never", "require"):
+        raise ValueError(f"hugepages={hugepages!r} is not one of 'auto', 'never', 'require'")
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    if hugepages != "never":
+        size = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
+        fd = -1
+        try:
+            fd = os.memfd_create(name, flags | os.MFD_HUGETLB | os.MFD_HUGE_2MB)
+            os.truncate(fd, size)
+            # A shared mapping reserves the pages for the file, so that no later touch can fail: the way to know that there are enough.
+            _unmap(_map(fd, size), size)
+            return fd, size
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            if hugepages == "require":
+                raise OutOfDmaMemory(
+                    f"no {size // HUGE_PAGE} free huge pages of 2 MiB for pool {name!r} ({error.strerror}; see vm.nr_hugepages)"
+                ) from None
+    size = -(-nbytes // PAGE_SIZE) * PAGE_SIZE
+    fd = os.memfd_create(name, flags)
+    try:
+        os.truncate(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, size
+
+
+def _map(int fd, size_t nbytes):
+    cdef void *mapping = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    if mapping == MAP_FAILED:
+        PyErr_SetFromErrno(OSError)
+    return <size_t>mapping
+
+
+def _unmap(size_t address, size_t nbytes):
+    munmap(<void *>address, nbytes)
+
+
+@cython.final
+cdef class Pool:
+    """Pool(nbytes, *, iova, name="pool", hugepages="auto")"""
+
+    page_size = POOL_PAGE_SIZE
+
+    def __cinit__(self):
+        self._fd = -1
+        self.generation = fork_generation
+
+    def __init__(self, nbytes, *, iova, str name="pool", str hugepages="auto"):
+        cdef bytes c_name = _text(name, "pool name")
+        cdef bytes c_id = os.urandom(16)
+        if self.base != NULL:
+            raise TypeError("a pool is made once")
+        if not 3 * PAGE_SIZE <= nbytes <= 1 << 46:
+            raise ValueError(f"a pool of {nbytes} bytes: must be from {3 * PAGE_SIZE} (header, table, one page) to {1 << 46}")
+        if iova < 0 or iova % PAGE_SIZE or iova + nbytes + HUGE_PAGE > LAST_IOVA:
+            raise ValueError(f"pool IOVA {iova:#x} must be a multiple of {PAGE_SIZE} with {nbytes} bytes above it")
+        fd, size = _new_memory(nbytes, name, hugepages)
+        # From here on the object owns the descriptor: __dealloc__ closes it whatever fails.
+        self._fd = fd
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        self._adopt(size)
+        if not pool_format(self.base, size, iova, c_id, c_name):
+            raise ValueError(f"a pool of {size} bytes has no room for a page")
+        self._open()
+
+    @staticmethod
+    def attach(int fd, *, expect_iova=None):
+        cdef Pool self = Pool.__new__(Pool)
+        size = os.fstat(fd).st_size
+        try:
+            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        except OSError:
+            raise InvalidSavedState(f"descriptor {fd} is not a pool: it isn't a memfd") from None
+        if not seals & fcntl.F_SEAL_SHRINK:
+            raise InvalidSavedState(f"descriptor {fd} is not a pool: it isn't sealed against shrinking")
+        if size < 3 * PAGE_SIZE:
+            raise InvalidSavedState(f"descriptor {fd} is not a pool: it has only {size} bytes")
+        self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        self._adopt(size)
+        self._open()
+        if expect_iova is not None and self.iova != expect_iova:
+            raise InvalidSavedState(f"pool {self.name!r} is at IOVA {self.iova:#x}, expected {expect_iova:#x}")
+        return self
+
+    @staticmethod
+    def size_for(nbytes):
+        if not 0 < nbytes <= 1 << 46 or nbytes % PAGE_SIZE:
+            raise ValueError(f"{nbytes} bytes is not a positive multiple of {PAGE_SIZE}")
+        return pool_bytes_for(nbytes // PAGE_SIZE)
+
+    def _adopt(self, size_t nbytes):
+        """Maps the descriptor."""
+        self.base = <char *><size_t>_map(self._fd, nbytes)
+        self.nbytes = nbytes
+        # A hugetlb file's preferred block is its page.
+        self.backing = "hugetlb-2MiB" if os.fstat(self._fd).st_blksize == HUGE_PAGE else "memfd"
+
+    def _open(self):
+        """Reads header and table."""
+        cdef char error[256]
+        cdef bytes name
+        if not pool_open(&self.space, self.base, self.nbytes, error):
+            raise InvalidSavedState((<bytes>error).decode(errors="replace"))
+        name = self.space.header.name
+        self.name = name.decode(errors="replace")
+        self.iova = self.space.header.iova
+        self.id = (<bytes>self.space.header.id[:16]).hex()
+
+    def __dealloc__(self):
+        # Every buffer holds a reference to its pool, so there are none left.
+        if self.base != NULL:
+            pool_fini(&self.space)
+            munmap(self.base, self.nbytes)
+        if self._fd >= 0:
+            close(self._fd)
+
+    cdef int _usable(self) except -1:
+        if self.base == NULL:
+            raise ValueError("the pool is closed")
+        if self.generation != fork_generation:
+            raise ValueError("the pool belongs to the process that forked this one")
+        return 0
+
+    @property
+    def fd(self):
+        return self._fd
+
+    @property
+    def address(self):
+        self._usable()
+        return <size_t>self.base
+
+    @property
+    def data_offset(self):
+        self._usable()
+        return self.space.data_offset
+
+    @property
+    def free_bytes(self):
+        self._usable()
+        return self.space.free_pages * POOL_PAGE_SIZE
+
+    @property
+    def used_bytes(self):
+        self._usable()
+        return (self.space.data_pages - self.space.free_pages) * POOL_PAGE_SIZE
+
+    @property
+    def closed(self):
+        return self.base == NULL
+
+    def alloc(self, nbytes, *, str owner, uint64_t tag=0, align=POOL_PAGE_SIZE, bint persistent=False, bint zero=True):
+        if nbytes <= 0:
+            raise ValueError(f"cannot allocate {nbytes} bytes")
+        if align <= 0 or align & (align - 1) or align > 1 << 46:
+            raise ValueError(f"alignment {align} is not a power of two (up to 2^46)")
+        if nbytes > self.nbytes:
+            self._usable()
+            raise OutOfDmaMemory(f"pool {self.name!r} of {self.nbytes} bytes cannot hold {nbytes} bytes for {owner!r}")
+        return self.allocate(nbytes, owner, tag, align, persistent, zero)
+
+    cdef DmaBuffer allocate(self, size_t nbytes, str owner, uint64_t tag, size_t align, bint persistent, bint zero):
+        cdef bytes c_owner = _text(owner, "owner")
+        cdef uint32_t flags = POOL_FLAG_PERSISTENT if persistent else 0
+        cdef int64_t page
+        self._usable()
+        if align < POOL_PAGE_SIZE:
+            align = POOL_PAGE_SIZE
+        page = pool_alloc(&self.space, nbytes, align, c_owner, tag, flags, zero)
+        if page == POOL_NO_ROOM:
+            raise OutOfDmaMemory(
+                f"pool {self.name!r} has no run of {nbytes} bytes aligned to {align} for {owner!r}: {self.free_bytes} bytes are "
+                f"free, {pool_longest_run(&self.space) * POOL_PAGE_SIZE} in the longest run"
+            )
+        if page < 0:
+            raise MemoryError
+        return self._buffer(page)
+
+    cdef DmaBuffer _buffer(self, uint64_t page):
+        """The object for the live slot at `page`, which becomes held."""
+        cdef DmaBuffer buffer = DmaBuffer.__new__(DmaBuffer)
+        cdef pool_slot *slot = &self.space.slots[page]
+        self.space.view[page] = POOL_VIEW_HELD
+        buffer.page = page
+        buffer.nbytes = slot.nbytes
+        buffer.offset = slot.offset
+        buffer.iova = self.iova + slot.offset
+        buffer.data = self.base + slot.offset
+        buffer.persistent = slot.flags & POOL_FLAG_PERSISTENT
+        buffer.pool = self
+        buffer.is_freed = False
+        return buffer
+
+    cdef int64_t _page_at(self, offset) except -1:
+        """The data page of the unheld live slot at `offset`."""
+        cdef uint64_t page
+        self._usable()
+        if not self.space.data_offset <= offset < self.nbytes or offset % POOL_PAGE_SIZE:
+            raise ValueError(f"no allocation can begin at {offset:#x} in a pool of {self.nbytes:#x} bytes")
+        page = (offset - self.space.data_offset) // POOL_PAGE_SIZE
+        if page >= self.space.data_pages or pool_state(&self.space, page) == POOL_FREE:
+            raise ValueError(f"no allocation begins at {offset:#x}")
+        if self.space.view[page] == POOL_VIEW_HELD:
+            raise ValueError(f"the allocation at {offset:#x} is held by a DmaBuffer of this process")
+        return page
+
+    def claim(self, offset):
+        cdef uint64_t page = self._page_at(offset)
+        if pool_state(&self.space, page) == POOL_LEAKED:
+            pool_set_state(&self.space, page, POOL_ALLOCATED)
+        return self._buffer(page)
+
+    def mark_leaked(self, offset):
+        cdef uint64_t page = self._page_at(offset)
+        pool_set_state(&self.space, page, POOL_LEAKED)
+        self.space.view[page] = POOL_VIEW_NONE
+
+    def reclaim(self, offset):
+        pool_release(&self.space, self._page_at(offset))
+
+    def slots(self):
+        cdef uint64_t page = 0
+        cdef pool_slot *slot
+        cdef bytes owner
+        self._usable()
+        found = []
+        while page < pool_high_water(&self.space):
+            if pool_state(&self.space, page) == POOL_FREE:
+                page += 1
+                continue
+            slot = &self.space.slots[page]
+            owner = slot.owner
+            if pool_state(&self.space, page) == POOL_LEAKED:
+                state = "leaked"
+            elif self.space.view[page] == POOL_VIEW_PENDING:
+                state = "pending-restore"
+            else:
+                state = "allocated"
+            persistent = bool(slot.flags & POOL_FLAG_PERSISTENT)
+            found.append(Slot(slot.offset, slot.nbytes, owner.decode(errors="replace"), slot.tag, state, persistent))
+            page += pool_pages(slot.nbytes)
+        return found
+
+    def inspect(self):
+        self._usable()
+        return {
+            "name": self.name,
+            "id": self.id,
+            "nbytes": self.nbytes,
+            "iova": self.iova,
+            "backing": self.backing,
+            "free_bytes": self.free_bytes,
+            "used_bytes": self.used_bytes,
+            "longest_free_run": pool_longest_run(&self.space) * POOL_PAGE_SIZE,
+            "exports": self.n_exports,
+            "slots": [slot._asdict() for slot in self.slots()],
+        }
+
+    def close(self):
+        """Unmaps; see the stub for what stays."""
+        if self.base == NULL:
+            return
+        if self.generation == fork_generation and self.n_exports:
+            raise BufferError(f"pool {self.name!r} has {self.n_exports} exported buffers")
+        munmap(self.base, self.nbytes)
+        self.base = NULL
+        pool_fini(&self.space)
+        close(self._fd)
+        self._fd = -1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.close()
+
+    def __repr__(self):
+        if self.base == NULL:
+            return f"<Pool {self.name!r}, closed>"
+        return (
+            f"<Pool {self.name!r} of {self.nbytes} bytes at IOVA {self.iova:#x} on {self.backing}, "
+            f"{self.space.free_pages * POOL_PAGE_SIZE} free>"
+        )
+
+
+# no_gc: it refers to its pool, which refers to no Python object but text, so there are no cycles to look for.
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+cdef class DmaBuffer:
+    """A run of whole pages of a pool, made by Pool.alloc() and Pool.claim()."""
+
+    def __cinit__(self):
+        self.is_freed = True        # until a pool fills it in
+
+    def __dealloc__(self):
+        # An export holds a reference to this object, so there are none left.
+        if not self.is_freed and not self.persistent:
+            self._return_pages()
+        elif not self.is_freed and self._pool_is_ours():
+            self.pool.space.view[self.page] = POOL_VIEW_NONE        # its slot stays and can be claimed
+
+    cdef bint _pool_is_ours(self) noexcept:
+        return self.pool is not None and self.pool.base != NULL and self.pool.generation == fork_generation
+
+    cdef void _return_pages(self) noexcept:
+        self.is_freed = True
+        self.data = NULL
+        if self._pool_is_ours():
+            pool_release(&self.pool.space, self.page)
+
+    cdef int _usable(self) except -1:
+        if self.is_freed:
+            raise ValueError("operation on a freed DmaBuffer")
+        return self.pool._usable()
+
+    def free(self):
+        if self.is_freed:
+            return
+        self.is_freed = True
+        if self.exports == 0:
+            self._return_pages()
+
+    @property
+    def freed(self):
+        return self.is_freed
+
+    @property
+    def owner(self):
+        cdef bytes owner
+        self._usable()
+        owner = self.pool.space.slots[self.page].owner
+        return owner.decode(errors="replace")
+
+    @property
+    def tag(self):
+        self._usable()
+        return self.pool.space.slots[self.page].tag
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        self._usable()
+        buffer.buf = self.data
+        buffer.len = self.nbytes
+        buffer.itemsize = 1
+        buffer.readonly = 0
+        buffer.ndim = 1
+        buffer.format = BYTES_FORMAT if flags & PyBUF_FORMAT else NULL
+        # One dimension: its extent and its step are the two members that say the same, as PyBuffer_FillInfo() does it.
+        buffer.shape = &buffer.len if flags & PyBUF_ND == PyBUF_ND else NULL
+        buffer.strides = &buffer.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+        buffer.obj = self
+        self.exports += 1
+        self.pool.n_exports += 1
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        self.exports -= 1
+        self.pool.n_exports -= 1
+        if self.is_freed and self.exports == 0:
+            self._return_pages()
+
+    def __len__(self):
+        return self.nbytes
+
+    def __getitem__(self, key):
+        return memoryview(self)[key]
+
+    def __setitem__(self, key, value):
+        memoryview(self)[key] = value
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.free()
+
+    def __repr__(self):
+        state = f", freed ({self.exports} exports left)" if self.is_freed else ""
+        return f"<DmaBuffer of {self.nbytes} bytes at offset {self.offset:#x}, IOVA {self.iova:#x}{state}>"

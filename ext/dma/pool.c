@@ -1,0 +1,309 @@
+/* The pool's table and free list; see pool.h for the layout and for what a killed process leaves behind. */
+#include "pool.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SLOT_BYTES sizeof(struct pool_slot)
+#define SLOTS_PER_PAGE (POOL_PAGE_SIZE / SLOT_BYTES)
+
+static uint64_t table_pages(uint64_t data_pages)
+{
+    return (data_pages + SLOTS_PER_PAGE - 1) / SLOTS_PER_PAGE;
+}
+
+uint64_t pool_bytes_for(uint64_t pages)
+{
+    if (pages == 0 || pages > UINT64_MAX / POOL_PAGE_SIZE / 2)
+        return 0;
+    return (1 + table_pages(pages) + pages) * POOL_PAGE_SIZE;
+}
+
+/* The most data pages that fit beside a header and their slots. */
+static uint64_t data_pages_in(uint64_t nbytes)
+{
+    uint64_t rest = nbytes / POOL_PAGE_SIZE;
+    if (rest < 3)
+        return 0;
+    rest -= 1;
+    return rest - (rest + SLOTS_PER_PAGE) / (SLOTS_PER_PAGE + 1);
+}
+
+bool pool_format(char *base, uint64_t nbytes, uint64_t iova, const uint8_t id[POOL_ID_BYTES], const char *name)
+{
+    struct pool_header *header = (struct pool_header *)base;
+    uint64_t pages = data_pages_in(nbytes);
+
+    if (pages == 0)
+        return false;
+    header->version = POOL_VERSION;
+    header->page_size = POOL_PAGE_SIZE;
+    header->nbytes = nbytes;
+    header->iova = iova;
+    header->table_offset = POOL_PAGE_SIZE;
+    header->data_offset = (1 + table_pages(pages)) * POOL_PAGE_SIZE;
+    header->data_pages = pages;
+    header->slot_bytes = SLOT_BYTES;
+    header->high_water = 0;
+    memcpy(header->id, id, POOL_ID_BYTES);
+    snprintf(header->name, sizeof header->name, "%s", name);
+    __atomic_store_n(&header->magic, POOL_MAGIC, __ATOMIC_RELEASE);
+    return true;
+}
+
+static bool fail(char error[256], const char *format, ...) __attribute__((format(printf, 2, 3)));
+static bool fail(char error[256], const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(error, 256, format, arguments);
+    va_end(arguments);
+    return false;
+}
+
+static bool check_header(const struct pool_header *header, uint64_t nbytes, char error[256])
+{
+    uint64_t magic = __atomic_load_n(&header->magic, __ATOMIC_ACQUIRE);
+    uint64_t pages = data_pages_in(nbytes);
+
+    if (magic != POOL_MAGIC)
+        return fail(error, "not a pool: its magic is %#" PRIx64 ", not %#llx", magic, POOL_MAGIC);
+    if (header->version != POOL_VERSION)
+        return fail(error, "pool version is %u, this code knows %u", header->version, POOL_VERSION);
+    if (header->nbytes != nbytes)
+        return fail(error, "pool says it has %" PRIu64 " bytes, its memory has %" PRIu64, header->nbytes, nbytes);
+    if (header->page_size != POOL_PAGE_SIZE || header->slot_bytes != SLOT_BYTES)
+        return fail(error, "pool has pages of %u and slots of %u bytes, not %u and %zu", header->page_size, header->slot_bytes,
+                    POOL_PAGE_SIZE, SLOT_BYTES);
+    if (pages == 0 || header->data_pages != pages || header->table_offset != POOL_PAGE_SIZE ||
+        header->data_offset != (1 + table_pages(pages)) * POOL_PAGE_SIZE)
+        return fail(error, "pool header places the table at %#" PRIx64 " and %" PRIu64 " data pages at %#" PRIx64
+                    ", which isn't how %" PRIu64 " bytes are laid out",
+                    header->table_offset, header->data_pages, header->data_offset, nbytes);
+    if (header->iova % POOL_PAGE_SIZE || header->iova > UINT64_MAX - nbytes)
+        return fail(error, "pool IOVA %#" PRIx64 " is misaligned or wraps around", header->iova);
+    if (header->high_water > pages)
+        return fail(error, "pool high-water mark %" PRIu64 " is beyond its %" PRIu64 " data pages", header->high_water, pages);
+    if (memchr(header->name, 0, sizeof header->name) == NULL)
+        return fail(error, "pool name has no end");
+    return true;
+}
+
+/* One live slot on its own; its neighbours are the caller's matter. */
+static bool check_slot(const struct pool *pool, uint64_t page, char error[256])
+{
+    const struct pool_slot *slot = &pool->slots[page];
+
+    if (slot->state != POOL_ALLOCATED && slot->state != POOL_LEAKED)
+        return fail(error, "slot %" PRIu64 " has the unknown state %u", page, slot->state);
+    if (slot->flags & ~POOL_FLAGS_KNOWN)
+        return fail(error, "slot %" PRIu64 " has unknown flags %#x", page, slot->flags);
+    if (slot->offset != pool->data_offset + page * POOL_PAGE_SIZE)
+        return fail(error, "slot %" PRIu64 " says offset %#" PRIx64 ", which is not its page", page, slot->offset);
+    if (slot->nbytes == 0 || pool_pages(slot->nbytes) > pool->data_pages - page)
+        return fail(error, "slot %" PRIu64 " has %" PRIu64 " bytes, which ends beyond the pool", page, slot->nbytes);
+    if (slot->owner[0] == 0 || memchr(slot->owner, 0, sizeof slot->owner) == NULL)
+        return fail(error, "slot %" PRIu64 " has no proper owner", page);
+    return true;
+}
+
+/* Room for `n` extents, so that pool_release() never has to ask for memory. */
+static bool reserve_extents(struct pool *pool, uint64_t n)
+{
+    if (n > pool->extents_capacity) {
+        size_t capacity = pool->extents_capacity ? pool->extents_capacity * 2 : 64;
+        while (capacity < n)
+            capacity *= 2;
+        struct pool_extent *extents = realloc(pool->extents, capacity * sizeof *extents);
+        if (extents == NULL)
+            return false;
+        pool->extents = extents;
+        pool->extents_capacity = capacity;
+    }
+    return true;
+}
+
+static bool append_free(struct pool *pool, uint64_t page, uint64_t pages)
+{
+    if (pages == 0)
+        return true;
+    if (!reserve_extents(pool, pool->n_extents + 1))
+        return false;
+    pool->extents[pool->n_extents++] = (struct pool_extent){page, pages};
+    pool->free_pages += pages;
+    return true;
+}
+
+static bool read_table(struct pool *pool, char error[256])
+{
+    uint64_t end = 0; /* of the live slots so far */
+    uint64_t high_water = pool_high_water(pool);
+
+    for (uint64_t page = 0; page < high_water; page++) {
+        if (pool_state(pool, page) == POOL_FREE)
+            continue;
+        if (!check_slot(pool, page, error))
+            return false;
+        if (page < end)
+            return fail(error, "slot %" PRIu64 " overlaps the allocation before it, which ends at page %" PRIu64, page, end);
+        if (!append_free(pool, end, page - end))
+            return fail(error, "out of memory");
+        end = page + pool_pages(pool->slots[page].nbytes);
+        pool->view[page] = POOL_VIEW_PENDING;
+        pool->live_slots++;
+    }
+    if (!append_free(pool, end, pool->data_pages - end) || !reserve_extents(pool, pool->live_slots + 2))
+        return fail(error, "out of memory");
+    return true;
+}
+
+bool pool_open(struct pool *pool, char *base, uint64_t nbytes, char error[256])
+{
+    struct pool_header *header = (struct pool_header *)base;
+
+    memset(pool, 0, sizeof *pool);
+    if (!check_header(header, nbytes, error))
+        return false;
+    pool->base = base;
+    pool->header = header;
+    pool->slots = (struct pool_slot *)(base + header->table_offset);
+    pool->data_offset = header->data_offset;
+    pool->data_pages = header->data_pages;
+    pool->iova = header->iova;
+    pool->view = calloc(pool->data_pages, 1);
+    if (pool->view == NULL)
+        return fail(error, "out of memory");
+    if (!read_table(pool, error)) {
+        pool_fini(pool);
+        return false;
+    }
+    return true;
+}
+
+void pool_fini(struct pool *pool)
+{
+    free(pool->view);
+    free(pool->extents);
+    memset(pool, 0, sizeof *pool);
+}
+
+static void remove_extent(struct pool *pool, size_t i)
+{
+    pool->n_extents--;
+    memmove(&pool->extents[i], &pool->extents[i + 1], (pool->n_extents - i) * sizeof *pool->extents);
+}
+
+static void insert_extent(struct pool *pool, size_t i, struct pool_extent extent)
+{
+    memmove(&pool->extents[i + 1], &pool->extents[i], (pool->n_extents - i) * sizeof *pool->extents);
+    pool->extents[i] = extent;
+    pool->n_extents++;
+}
+
+/* Takes `pages` from the first extent that has them at the right alignment; POOL_NO_ROOM when none has. */
+static int64_t take_first_fit(struct pool *pool, uint64_t pages, uint64_t align)
+{
+    for (size_t i = 0; i < pool->n_extents; i++) {
+        struct pool_extent *extent = &pool->extents[i];
+        uint64_t iova = pool->iova + pool->data_offset + extent->page * POOL_PAGE_SIZE;
+        uint64_t before = (-iova & (align - 1)) / POOL_PAGE_SIZE;
+        if (before > extent->pages || extent->pages - before < pages)
+            continue;
+        uint64_t page = extent->page + before, after = extent->pages - before - pages;
+        struct pool_extent rest = {page + pages, after};
+        if (before) {
+            extent->pages = before;
+            if (after)
+                insert_extent(pool, i + 1, rest);
+        } else if (after) {
+            *extent = rest;
+        } else {
+            remove_extent(pool, i);
+        }
+        pool->free_pages -= pages;
+        return (int64_t)page;
+    }
+    return POOL_NO_ROOM;
+}
+
+int64_t pool_alloc(struct pool *pool, uint64_t nbytes, uint64_t align, const char *owner, uint64_t tag, uint32_t flags, bool zero)
+{
+    uint64_t pages = pool_pages(nbytes);
+
+    /* n live slots leave at most n + 1 gaps between them: with this one more, and one to spare. */
+    if (!reserve_extents(pool, pool->live_slots + 3))
+        return POOL_NO_HEAP;
+    int64_t page = take_first_fit(pool, pages, align);
+    if (page < 0)
+        return page;
+
+    struct pool_slot *slot = &pool->slots[page];
+    uint64_t offset = pool->data_offset + (uint64_t)page * POOL_PAGE_SIZE;
+    if (zero)
+        memset(pool->base + offset, 0, pages * POOL_PAGE_SIZE);
+    slot->flags = flags;
+    slot->offset = offset;
+    slot->nbytes = nbytes;
+    slot->tag = tag;
+    memset(slot->owner, 0, sizeof slot->owner);
+    memcpy(slot->owner, owner, strnlen(owner, sizeof slot->owner - 1));
+    /* Readers look below the mark only: it must be up before the slot can be seen as live. */
+    if (pool->header->high_water <= (uint64_t)page)
+        __atomic_store_n(&pool->header->high_water, (uint64_t)page + 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&slot->state, POOL_ALLOCATED, __ATOMIC_RELEASE);
+    pool->view[page] = POOL_VIEW_HELD;
+    pool->live_slots++;
+    return page;
+}
+
+void pool_release(struct pool *pool, uint64_t page)
+{
+    struct pool_slot *slot = &pool->slots[page];
+    uint64_t pages = pool_pages(slot->nbytes);
+    size_t low = 0, high = pool->n_extents;
+
+    __atomic_store_n(&slot->state, POOL_FREE, __ATOMIC_RELEASE);
+    pool->view[page] = POOL_VIEW_NONE;
+    pool->live_slots--;
+    pool->free_pages += pages;
+
+    while (low < high) { /* the first extent above the pages */
+        size_t middle = (low + high) / 2;
+        if (pool->extents[middle].page < page)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    struct pool_extent *above = low < pool->n_extents ? &pool->extents[low] : NULL;
+    struct pool_extent *below = low > 0 ? &pool->extents[low - 1] : NULL;
+    bool joins_below = below && below->page + below->pages == page;
+    bool joins_above = above && page + pages == above->page;
+    if (joins_below && joins_above) {
+        below->pages += pages + above->pages;
+        remove_extent(pool, low);
+    } else if (joins_below) {
+        below->pages += pages;
+    } else if (joins_above) {
+        above->page = page;
+        above->pages += pages;
+    } else {
+        insert_extent(pool, low, (struct pool_extent){page, pages});
+    }
+}
+
+void pool_set_state(struct pool *pool, uint64_t page, uint32_t state)
+{
+    __atomic_store_n(&pool->slots[page].state, state, __ATOMIC_RELEASE);
+}
+
+uint64_t pool_longest_run(const struct pool *pool)
+{
+    uint64_t longest = 0;
+    for (size_t i = 0; i < pool->n_extents; i++)
+        if (pool->extents[i].pages > longest)
+            longest = pool->extents[i].pages;
+    return longest;
+}
