@@ -1,0 +1,180 @@
+"""Boots the guest under QEMU's software emulation (no KVM needed) and never leaves it running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import drives
+from .channel import Channel
+from .image import Image
+from .packages import LabError, path
+
+# Register writes and what QEMU complains about, but nothing that comes once for each I/O.
+TRACED = (
+    "pci_nvme_mmio_cfg",
+    "pci_nvme_mmio_aqattr",
+    "pci_nvme_mmio_start_success",
+    "pci_nvme_mmio_stopped",
+    "pci_nvme_mmio_shutdown_*",
+    "pci_nvme_pci_reset",
+    "pci_nvme_create_*",
+    "pci_nvme_del_*",
+    "pci_nvme_dbbuf_config",
+    "pci_nvme_err_*",
+    "pci_nvme_ub_*",
+    "vtd_err*",
+    "vtd_dmar_fault",
+)
+KERNEL_LINE = (
+    "root=/dev/nvme0n1 rootwait rw console=ttyS0 init=/init.sh intel_iommu=on iommu=pt panic=-1 quiet loglevel=4"
+)
+RESULT_SIZE = 64 << 20
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What one run of the guest left behind, all in one folder."""
+
+    folder: Path
+    seconds: float
+    timed_out: bool
+
+    @property
+    def console(self) -> Path:
+        return self.folder / "console.log"
+
+    @property
+    def trace(self) -> Path:
+        return self.folder / "qemu-trace.log"
+
+    @property
+    def results(self) -> Path:
+        """A tar archive that the guest wrote onto a raw disk."""
+        return self.folder / "results.tar"
+
+    def console_tail(self, lines: int = 60) -> str:
+        if not self.console.exists():
+            return "(the guest printed nothing)"
+        text = self.console.read_text(errors="replace").replace("\r", "")
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def command_line(image: Image, folder: Path, payload: Path, boot: Boot, accelerator: str) -> list[str]:
+    """QEMU's arguments. The root disk is written to a temporary file, the image stays as built."""
+    processor = ["-cpu", "host"] if accelerator == "kvm" else ["-cpu", "max,la57=off"]
+    traced = folder / "trace-events"
+    traced.write_text("\n".join(TRACED) + "\n")
+    return [
+        *(
+            "qemu-system-x86_64",
+            "-accel",
+            accelerator,
+            *processor,
+            "-M",
+            "q35,kernel-irqchip=split",
+            "-m",
+            "2G",
+        ),
+        *("-smp", "2", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nographic"),
+        *("-device", "intel-iommu,intremap=on,caching-mode=on"),
+        *("-kernel", str(image.kernel), "-append", KERNEL_LINE),
+        *("-chardev", f"file,id=console,path={boot.console}", "-serial", "chardev:console"),
+        *(
+            "-chardev",
+            f"socket,id=host,path={folder / 'host.sock'},server=on,wait=off",
+            "-serial",
+            "chardev:host",
+        ),
+        *("-qmp", f"unix:{folder / 'qmp.sock'},server=on,wait=off", "-monitor", "none"),
+        *("-trace", f"events={traced}", "-D", str(boot.trace)),
+        *("-drive", f"id=root,file={image.disk},format=raw,if=none,snapshot=on,cache=unsafe"),
+        *("-device", "nvme,serial=root,drive=root"),
+        *("-drive", f"id=payload,file={payload},format=raw,if=none,readonly=on"),
+        *("-device", "virtio-blk-pci,drive=payload,serial=payload"),
+        *("-drive", f"id=results,file={boot.results},format=raw,if=none,cache=unsafe"),
+        *("-device", "virtio-blk-pci,drive=results,serial=results"),
+        *drives.arguments(drives.DRIVES, folder),
+    ]
+
+
+def run(
+    image: Image, folder: Path, payload: Path, *, timeout: float, accelerator: str, verbose: bool
+) -> Boot:
+    """Boot, wait for power-off, return what it left. QEMU never outlives the timeout or an exception."""
+    boot = Boot(folder, 0.0, False)
+    with boot.results.open("wb") as file:
+        file.truncate(RESULT_SIZE)
+    boot.trace.touch()
+    boot.console.touch()
+    errors = folder / "qemu-stderr.log"
+    started = time.monotonic()
+    with errors.open("wb") as stderr:
+        qemu = subprocess.Popen(
+            command_line(image, folder, payload, boot, accelerator),
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+            env={**os.environ, "PATH": path()},
+        )
+    # A lab that is told to end takes its guest with it.
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    channel: Channel | None = None
+    stop = threading.Event()
+    follower = threading.Thread(target=_follow, args=(boot.console, stop), daemon=True)
+    try:
+        channel = _connect(qemu, folder, boot)
+        if verbose:
+            follower.start()
+        try:
+            qemu.wait(timeout)
+            timed_out = False
+        except subprocess.TimeoutExpired:
+            timed_out = True
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        if qemu.poll() is None:
+            qemu.kill()
+        qemu.wait(30)
+        stop.set()
+        if follower.ident is not None:
+            follower.join(10)
+        if channel is not None:
+            channel.close()
+    if qemu.returncode not in (0, -signal.SIGKILL):
+        raise LabError(
+            f"QEMU ended with {qemu.returncode}: {errors.read_text(errors='replace').strip()[-2000:]}"
+        )
+    return Boot(folder, time.monotonic() - started, timed_out)
+
+
+def _connect(qemu: subprocess.Popen[bytes], folder: Path, boot: Boot) -> Channel:
+    """Connect to QEMU's two sockets as soon as it made them."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return Channel(folder / "host.sock", folder / "qmp.sock", boot.trace, folder)
+        except (FileNotFoundError, ConnectionError):
+            pass  # not made yet, made and not listening yet, or QEMU died on its way
+        if qemu.poll() is not None:
+            problem = (folder / "qemu-stderr.log").read_text(errors="replace").strip()
+            raise LabError(f"QEMU did not start (exit code {qemu.returncode}): {problem[-2000:]}")
+        if time.monotonic() > deadline:
+            raise LabError("QEMU made no sockets within 30 s")
+        time.sleep(0.05)
+
+
+def _follow(console: Path, stop: threading.Event) -> None:
+    """Print the guest's console as it grows."""
+    with console.open(errors="replace") as file:
+        ended = False
+        while not ended:
+            ended = stop.wait(0.3)
+            sys.stdout.write(file.read().replace("\r", ""))
+            sys.stdout.flush()

@@ -1,0 +1,66 @@
+"""What the guest brought back: files, junit, and the sum of it in a few lines."""
+
+from __future__ import annotations
+
+import tarfile
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+from .channel import trace_events
+from .machine import Boot
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The tests that ran inside."""
+
+    tests: int
+    failures: int
+    skipped: int
+    seconds: float
+    failed: tuple[str, ...]
+
+    @property
+    def passed(self) -> int:
+        return self.tests - self.failures - self.skipped
+
+
+def unpack(boot: Boot, target: Path) -> bool:
+    """Take the guest's files out of its results disk; False if it never wrote them."""
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(boot.results) as archive:
+            archive.extractall(target, filter="data")
+    except tarfile.TarError:
+        return False
+    return True
+
+
+def read_junit(junit: Path) -> Summary:
+    """The counts and the names of what failed."""
+    root = ElementTree.parse(junit).getroot()
+    suites = list(root.iter("testsuite"))
+    failed = [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in root.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+
+    def total(name: str) -> float:
+        return sum(float(suite.get(name, 0)) for suite in suites)
+
+    return Summary(
+        tests=int(total("tests")),
+        failures=int(total("failures") + total("errors")),
+        skipped=int(total("skipped")),
+        seconds=total("time"),
+        failed=tuple(failed),
+    )
+
+
+def iommu_faults(boot: Boot) -> list[str]:
+    """Everything QEMU's own IOMMU said against a device's access."""
+    faults = [f"{event} {text}" for event, text in trace_events(boot.trace) if event.startswith("vtd_")]
+    stderr = (boot.folder / "qemu-stderr.log").read_text(errors="replace")
+    return faults + [line for line in stderr.splitlines() if "vtd" in line]
