@@ -1,0 +1,198 @@
+"""Status codes and their texts (Base 3.3.3.2.1; NVM 3.1, ZNS 3.3 for those of I/O command sets).
+
+A completion's status is a status code type (SCT) and a status code (SC) whose meaning depends on the type.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Self
+
+
+class StatusCodeType(IntEnum):
+    """SCT: what kind of status a code is."""
+
+    GENERIC = 0
+    COMMAND_SPECIFIC = 1
+    MEDIA = 2
+    PATH = 3
+    VENDOR = 7
+
+
+class StatusCode(IntEnum):
+    """Base of the enumerations below: each member also has the specification's `text`."""
+
+    text: str
+
+    def __new__(cls, value: int, text: str) -> Self:
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.text = text
+        return member
+
+
+class GenericStatus(StatusCode):
+    """SCT 0: any command. From 80h on they belong to the I/O command sets."""
+
+    SUCCESS = 0x00, "Successful Completion"
+    INVALID_OPCODE = 0x01, "Invalid Command Opcode"
+    INVALID_FIELD = 0x02, "Invalid Field in Command"
+    COMMAND_ID_CONFLICT = 0x03, "Command ID Conflict"
+    DATA_TRANSFER_ERROR = 0x04, "Data Transfer Error"
+    ABORTED_POWER_LOSS = 0x05, "Commands Aborted due to Power Loss Notification"
+    INTERNAL_ERROR = 0x06, "Internal Error"
+    ABORT_REQUESTED = 0x07, "Command Abort Requested"
+    ABORTED_SQ_DELETION = 0x08, "Command Aborted due to SQ Deletion"
+    ABORTED_FAILED_FUSED = 0x09, "Command Aborted due to Failed Fused Command"
+    ABORTED_MISSING_FUSED = 0x0A, "Command Aborted due to Missing Fused Command"
+    INVALID_NAMESPACE_OR_FORMAT = 0x0B, "Invalid Namespace or Format"
+    COMMAND_SEQUENCE_ERROR = 0x0C, "Command Sequence Error"
+    INVALID_SGL_SEGMENT = 0x0D, "Invalid SGL Segment Descriptor"
+    INVALID_SGL_COUNT = 0x0E, "Invalid Number of SGL Descriptors"
+    DATA_SGL_LENGTH_INVALID = 0x0F, "Data SGL Length Invalid"
+    METADATA_SGL_LENGTH_INVALID = 0x10, "Metadata SGL Length Invalid"
+    SGL_TYPE_INVALID = 0x11, "SGL Descriptor Type Invalid"
+    INVALID_USE_OF_CMB = 0x12, "Invalid Use of Controller Memory Buffer"
+    PRP_OFFSET_INVALID = 0x13, "PRP Offset Invalid"
+    ATOMIC_WRITE_UNIT_EXCEEDED = 0x14, "Atomic Write Unit Exceeded"
+    OPERATION_DENIED = 0x15, "Operation Denied"
+    SGL_OFFSET_INVALID = 0x16, "SGL Offset Invalid"
+    HOST_IDENTIFIER_INCONSISTENT = 0x18, "Host Identifier Inconsistent Format"
+    KEEP_ALIVE_EXPIRED = 0x19, "Keep Alive Timer Expired"
+    KEEP_ALIVE_INVALID = 0x1A, "Keep Alive Timeout Invalid"
+    ABORTED_PREEMPT = 0x1B, "Command Aborted due to Preempt and Abort"
+    SANITIZE_FAILED = 0x1C, "Sanitize Failed"
+    SANITIZE_IN_PROGRESS = 0x1D, "Sanitize In Progress"
+    SGL_GRANULARITY_INVALID = 0x1E, "SGL Data Block Granularity Invalid"
+    NOT_SUPPORTED_FOR_QUEUE_IN_CMB = 0x1F, "Command Not Supported for Queue in CMB"
+    NAMESPACE_WRITE_PROTECTED = 0x20, "Namespace is Write Protected"
+    COMMAND_INTERRUPTED = 0x21, "Command Interrupted"
+    TRANSIENT_TRANSPORT_ERROR = 0x22, "Transient Transport Error"
+    PROHIBITED_BY_LOCKDOWN = 0x23, "Command Prohibited by Command and Feature Lockdown"
+    ADMIN_MEDIA_NOT_READY = 0x24, "Admin Command Media Not Ready"
+    LBA_OUT_OF_RANGE = 0x80, "LBA Out of Range"
+    CAPACITY_EXCEEDED = 0x81, "Capacity Exceeded"
+    NAMESPACE_NOT_READY = 0x82, "Namespace Not Ready"
+    RESERVATION_CONFLICT = 0x83, "Reservation Conflict"
+    FORMAT_IN_PROGRESS = 0x84, "Format In Progress"
+    INVALID_VALUE_SIZE = 0x85, "Invalid Value Size"
+    INVALID_KEY_SIZE = 0x86, "Invalid Key Size"
+    KEY_DOES_NOT_EXIST = 0x87, "KV Key Does Not Exist"
+    UNRECOVERED_ERROR = 0x88, "Unrecovered Error"
+    KEY_EXISTS = 0x89, "Key Exists"
+
+
+class CommandSpecificStatus(StatusCode):
+    """SCT 1: certain commands. 80h and up: NVM and ZNS command sets."""
+
+    COMPLETION_QUEUE_INVALID = 0x00, "Completion Queue Invalid"
+    INVALID_QUEUE_IDENTIFIER = 0x01, "Invalid Queue Identifier"
+    INVALID_QUEUE_SIZE = 0x02, "Invalid Queue Size"
+    ABORT_LIMIT_EXCEEDED = 0x03, "Abort Command Limit Exceeded"
+    AER_LIMIT_EXCEEDED = 0x05, "Asynchronous Event Request Limit Exceeded"
+    INVALID_FIRMWARE_SLOT = 0x06, "Invalid Firmware Slot"
+    INVALID_FIRMWARE_IMAGE = 0x07, "Invalid Firmware Image"
+    INVALID_INTERRUPT_VECTOR = 0x08, "Invalid Interrupt Vector"
+    INVALID_LOG_PAGE = 0x09, "Invalid Log Page"
+    INVALID_FORMAT = 0x0A, "Invalid Format"
+    FIRMWARE_NEEDS_CONVENTIONAL_RESET = 0x0B, "Firmware Activation Requires Conventional Reset"
+    INVALID_QUEUE_DELETION = 0x0C, "Invalid Queue Deletion"
+    FEATURE_NOT_SAVEABLE = 0x0D, "Feature Identifier Not Saveable"
+    FEATURE_NOT_CHANGEABLE = 0x0E, "Feature Not Changeable"
+    FEATURE_NOT_NAMESPACE_SPECIFIC = 0x0F, "Feature Not Namespace Specific"
+    FIRMWARE_NEEDS_SUBSYSTEM_RESET = 0x10, "Firmware Activation Requires NVM Subsystem Reset"
+    FIRMWARE_NEEDS_CONTROLLER_RESET = 0x11, "Firmware Activation Requires Controller Level Reset"
+    FIRMWARE_NEEDS_MAX_TIME = 0x12, "Firmware Activation Requires Maximum Time Violation"
+    FIRMWARE_ACTIVATION_PROHIBITED = 0x13, "Firmware Activation Prohibited"
+    OVERLAPPING_RANGE = 0x14, "Overlapping Range"
+    NAMESPACE_INSUFFICIENT_CAPACITY = 0x15, "Namespace Insufficient Capacity"
+    NAMESPACE_ID_UNAVAILABLE = 0x16, "Namespace Identifier Unavailable"
+    NAMESPACE_ALREADY_ATTACHED = 0x18, "Namespace Already Attached"
+    NAMESPACE_IS_PRIVATE = 0x19, "Namespace Is Private"
+    NAMESPACE_NOT_ATTACHED = 0x1A, "Namespace Not Attached"
+    THIN_PROVISIONING_NOT_SUPPORTED = 0x1B, "Thin Provisioning Not Supported"
+    CONTROLLER_LIST_INVALID = 0x1C, "Controller List Invalid"
+    SELF_TEST_IN_PROGRESS = 0x1D, "Device Self-test In Progress"
+    BOOT_PARTITION_WRITE_PROHIBITED = 0x1E, "Boot Partition Write Prohibited"
+    INVALID_CONTROLLER_ID = 0x1F, "Invalid Controller Identifier"
+    INVALID_SECONDARY_STATE = 0x20, "Invalid Secondary Controller State"
+    INVALID_RESOURCE_COUNT = 0x21, "Invalid Number of Controller Resources"
+    INVALID_RESOURCE_ID = 0x22, "Invalid Resource Identifier"
+    SANITIZE_PROHIBITED_BY_PMR = 0x23, "Sanitize Prohibited While Persistent Memory Region is Enabled"
+    ANA_GROUP_ID_INVALID = 0x24, "ANA Group Identifier Invalid"
+    ANA_ATTACH_FAILED = 0x25, "ANA Attach Failed"
+    INSUFFICIENT_CAPACITY = 0x26, "Insufficient Capacity"
+    NAMESPACE_ATTACHMENT_LIMIT = 0x27, "Namespace Attachment Limit Exceeded"
+    LOCKDOWN_NOT_SUPPORTED = 0x28, "Prohibition of Command Execution Not Supported"
+    COMMAND_SET_NOT_SUPPORTED = 0x29, "I/O Command Set Not Supported"
+    COMMAND_SET_NOT_ENABLED = 0x2A, "I/O Command Set Not Enabled"
+    COMMAND_SET_COMBINATION_REJECTED = 0x2B, "I/O Command Set Combination Rejected"
+    INVALID_COMMAND_SET = 0x2C, "Invalid I/O Command Set"
+    IDENTIFIER_UNAVAILABLE = 0x2D, "Identifier Unavailable"
+    CONFLICTING_ATTRIBUTES = 0x80, "Conflicting Attributes"
+    INVALID_PROTECTION_INFORMATION = 0x81, "Invalid Protection Information"
+    WRITE_TO_READ_ONLY_RANGE = 0x82, "Attempted Write to Read Only Range"
+    COMMAND_SIZE_LIMIT_EXCEEDED = 0x83, "Command Size Limit Exceeded"
+    INVALID_ZONE_OPERATION = 0xB6, "Invalid Zone Operation Request"
+    ZRWA_UNAVAILABLE = 0xB7, "ZRWA Resources Unavailable"
+    ZONE_BOUNDARY_ERROR = 0xB8, "Zone Boundary Error"
+    ZONE_IS_FULL = 0xB9, "Zone Is Full"
+    ZONE_IS_READ_ONLY = 0xBA, "Zone Is Read Only"
+    ZONE_IS_OFFLINE = 0xBB, "Zone Is Offline"
+    ZONE_INVALID_WRITE = 0xBC, "Zone Invalid Write"
+    TOO_MANY_ACTIVE_ZONES = 0xBD, "Too Many Active Zones"
+    TOO_MANY_OPEN_ZONES = 0xBE, "Too Many Open Zones"
+    INVALID_ZONE_STATE_TRANSITION = 0xBF, "Invalid Zone State Transition"
+
+
+class MediaStatus(StatusCode):
+    """SCT 2: media and data integrity errors (NVM 3.1)."""
+
+    WRITE_FAULT = 0x80, "Write Fault"
+    UNRECOVERED_READ_ERROR = 0x81, "Unrecovered Read Error"
+    GUARD_CHECK_ERROR = 0x82, "End-to-end Guard Check Error"
+    APPLICATION_TAG_CHECK_ERROR = 0x83, "End-to-end Application Tag Check Error"
+    REFERENCE_TAG_CHECK_ERROR = 0x84, "End-to-end Reference Tag Check Error"
+    COMPARE_FAILURE = 0x85, "Compare Failure"
+    ACCESS_DENIED = 0x86, "Access Denied"
+    DEALLOCATED_OR_UNWRITTEN = 0x87, "Deallocated or Unwritten Logical Block"
+    STORAGE_TAG_CHECK_ERROR = 0x88, "End-to-End Storage Tag Check Error"
+
+
+class PathStatus(StatusCode):
+    """SCT 3: path related."""
+
+    INTERNAL_PATH_ERROR = 0x00, "Internal Path Error"
+    ASYMMETRIC_ACCESS_PERSISTENT_LOSS = 0x01, "Asymmetric Access Persistent Loss"
+    ASYMMETRIC_ACCESS_INACCESSIBLE = 0x02, "Asymmetric Access Inaccessible"
+    ASYMMETRIC_ACCESS_TRANSITION = 0x03, "Asymmetric Access Transition"
+    CONTROLLER_PATHING_ERROR = 0x60, "Controller Pathing Error"
+    HOST_PATHING_ERROR = 0x70, "Host Pathing Error"
+    ABORTED_BY_HOST = 0x71, "Command Aborted By Host"
+
+
+_TYPES: dict[int, type[StatusCode]] = {
+    StatusCodeType.GENERIC: GenericStatus,
+    StatusCodeType.COMMAND_SPECIFIC: CommandSpecificStatus,
+    StatusCodeType.MEDIA: MediaStatus,
+    StatusCodeType.PATH: PathStatus,
+}
+
+_VENDOR_CODES = 0xC0
+
+
+def status_code(sct: int, sc: int) -> StatusCode | None:
+    """The enumeration member, or None for codes that the specifications reserve or leave to vendors."""
+    codes = _TYPES.get(sct)
+    member = codes._value2member_map_.get(sc) if codes else None
+    return member if isinstance(member, StatusCode) else None
+
+
+def status_text(sct: int, sc: int) -> str:
+    """The specification's text for a status, or a text that gives the numbers."""
+    member = status_code(sct, sc)
+    if member is not None:
+        return member.text
+    if sct == StatusCodeType.VENDOR or sc >= _VENDOR_CODES:
+        return f"Vendor specific status (sct {sct:#x}, sc {sc:#04x})"
+    return f"Unknown status (sct {sct:#x}, sc {sc:#04x})"
