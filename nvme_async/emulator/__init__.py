@@ -1,1 +1,14 @@
+"""The built-in NVMe controller: a vfio-user server in C that runs in a thread of this process.
 
+controller = EmulatedController(EmulatorConfig.parse("size=1GiB,block=4096"))
+sock = controller.connect()        # the client's end; speak vfio-user
+controller.listen("/run/c.sock")   # or serve others, one at a time
+controller.close()
+"""
+
+from __future__ import annotations
+
+from nvme_async.emulator.config import EmulatorConfig, Medium, parse_size
+from nvme_async.emulator.controller import EmulatedController
+
+__all__ = ["EmulatedController", "EmulatorConfig", "Medium", "parse_size"]

@@ -1,0 +1,321 @@
+"""The built-in NVMe controller: reactor threads and the controllers they serve. See _emulator.pyi for the contract."""
+
+import os
+
+cimport cython
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memset, strncpy
+
+from nvme_async.errors import ConfigurationError
+
+
+cdef extern from "emulator/ctrl.h" nogil:
+    enum: EMU_MAX_IO_QUEUES
+    enum: EMU_MAX_VECTORS
+    enum: EMU_MAX_NAMESPACES
+    enum emu_medium:
+        EMU_MEDIUM_RAM
+        EMU_MEDIUM_FILE
+        EMU_MEDIUM_NULL
+    struct emu_ns_config:
+        uint64_t nbytes
+        uint32_t block_size
+        emu_medium medium
+        const char *path
+    struct emu_config:
+        unsigned n_namespaces
+        emu_ns_config namespaces[16]
+        unsigned n_io_queues
+        unsigned n_vectors
+        uint32_t mqes
+        uint32_t mdts
+        bint dbbuf
+        uint16_t vendor_id
+        uint16_t subsystem_vendor_id
+        char serial[21]
+        char model[41]
+        char firmware[9]
+    struct emu_ctrl:
+        pass
+
+cdef extern from "emulator/vfu_server.h" nogil:
+    struct vfu_conn:
+        int fd
+        const char *reason
+    struct vfu_dma:
+        unsigned n_ranges
+    struct vfu_irqs:
+        unsigned n_assigned
+    struct vfu_stats:
+        uint64_t clients
+        uint64_t messages
+        uint64_t refused
+        uint64_t interrupts
+    struct vfu_server:
+        emu_ctrl *ctrl
+        vfu_conn conn
+        vfu_dma dma
+        vfu_irqs irqs
+        vfu_stats stats
+        bint negotiated
+        bint kicked
+    vfu_server *vfu_server_new(const emu_config *config, uint64_t patience_ns, char *err)
+    void vfu_server_free(vfu_server *server)
+
+cdef extern from "emulator/reactor.h" nogil:
+    struct emu_reactor:
+        pass
+    struct emu_endpoint:
+        pass
+    struct emu_reactor_stats:
+        uint64_t sleeps
+        uint64_t naps
+        uint64_t cpu_ns
+        unsigned endpoints
+        unsigned active
+    emu_reactor *emu_reactor_new(const char *name, char *err)
+    void emu_reactor_free(emu_reactor *reactor)
+    void emu_reactor_get_stats "emu_reactor_stats"(emu_reactor *reactor, emu_reactor_stats *stats)
+    emu_endpoint *emu_reactor_add(emu_reactor *reactor, vfu_server *server)
+    vfu_server *emu_reactor_remove(emu_endpoint *endpoint)
+    int emu_endpoint_attach(emu_endpoint *endpoint, int fd)
+    int emu_endpoint_listen(emu_endpoint *endpoint, int fd)
+    void emu_endpoint_drop(emu_endpoint *endpoint)
+    void emu_endpoint_call(emu_endpoint *endpoint, void (*fn)(void *arg) noexcept nogil, void *arg)
+
+
+MAX_IO_QUEUES = EMU_MAX_IO_QUEUES
+MAX_VECTORS = EMU_MAX_VECTORS
+MAX_NAMESPACES = EMU_MAX_NAMESPACES
+
+
+cdef class Reactor:
+    cdef emu_reactor *reactor
+    cdef int pid
+    cdef int users
+
+    def __init__(self, name="nvme-emulator"):
+        cdef char err[256]
+        cdef bytes encoded = name.encode()[:15]
+        if self.reactor is not NULL:
+            raise RuntimeError("a reactor is started once")
+        self.pid = os.getpid()
+        self.reactor = emu_reactor_new(encoded, err)
+        if self.reactor is NULL:
+            raise OSError((<bytes>err).decode(errors="replace"))
+
+    cdef emu_reactor *_live(self) except NULL:
+        if self.reactor is NULL:
+            raise ValueError("the reactor is closed")
+        if self.pid != os.getpid():
+            raise RuntimeError("the reactor belongs to the process that started it, not to its fork()ed child")
+        return self.reactor
+
+    @property
+    def closed(self):
+        return self.reactor is NULL
+
+    def stats(self):
+        cdef emu_reactor *reactor = self._live()
+        cdef emu_reactor_stats stats
+        with nogil:
+            emu_reactor_get_stats(reactor, &stats)
+        return {
+            "sleeps": stats.sleeps,
+            "naps": stats.naps,
+            "cpu_ns": stats.cpu_ns,
+            "controllers": stats.endpoints,
+            "active": stats.active,
+        }
+
+    def close(self):
+        cdef emu_reactor *reactor = self.reactor
+        if reactor is NULL:
+            return
+        if self.users and self.pid == os.getpid():
+            raise ValueError(f"the reactor still serves {self.users} controllers")
+        self.reactor = NULL
+        with nogil:
+            emu_reactor_free(reactor)
+
+    def __dealloc__(self):
+        if self.reactor is not NULL:
+            with nogil:
+                emu_reactor_free(self.reactor)
+
+
+cdef int fill_config(emu_config *to, config, list keep) except -1:
+    """Plain attributes to the C struct; `keep` keeps alive what it points to. Limits were checked by whoever made `config`."""
+    cdef bytes text
+    cdef unsigned i
+    memset(to, 0, sizeof(emu_config))
+    if not 1 <= len(config.media) <= EMU_MAX_NAMESPACES:
+        raise ConfigurationError(f"{len(config.media)} namespaces: 1 to {EMU_MAX_NAMESPACES} are possible")
+    to.n_namespaces = len(config.media)
+    for i, medium in enumerate(config.media):
+        to.namespaces[i].nbytes = medium.nbytes
+        to.namespaces[i].block_size = medium.block_size
+        if medium.kind == "ram":
+            to.namespaces[i].medium = EMU_MEDIUM_RAM
+        elif medium.kind == "null":
+            to.namespaces[i].medium = EMU_MEDIUM_NULL
+        else:
+            text = os.fsencode(medium.path)
+            keep.append(text)
+            to.namespaces[i].medium = EMU_MEDIUM_FILE
+            to.namespaces[i].path = text
+    to.n_io_queues = config.queues
+    to.n_vectors = config.vectors
+    to.mqes = config.depth - 1
+    to.mdts = config.mdts_exponent
+    to.dbbuf = config.dbbuf
+    to.vendor_id = config.vendor_id
+    to.subsystem_vendor_id = config.subsystem_vendor_id
+    for name, value, limit in (("serial", config.serial, 20), ("model", config.model, 40), ("firmware", config.firmware, 8)):
+        text = value.encode("ascii")
+        if len(text) > limit:
+            raise ConfigurationError(f"{name} {value!r} has {len(text)} characters: at most {limit} are possible")
+        if name == "serial":
+            strncpy(to.serial, text, 20)
+        elif name == "model":
+            strncpy(to.model, text, 40)
+        else:
+            strncpy(to.firmware, text, 8)
+    return 0
+
+
+cdef struct Snapshot:
+    vfu_server *server
+    vfu_stats stats
+    int fd
+    unsigned mappings
+    unsigned vectors
+    bint negotiated
+    bint kicked
+    const char *reason
+
+
+cdef void take_snapshot(void *arg) noexcept nogil:
+    cdef Snapshot *snapshot = <Snapshot *>arg
+    snapshot.stats = snapshot.server.stats
+    snapshot.fd = snapshot.server.conn.fd
+    snapshot.mappings = snapshot.server.dma.n_ranges
+    snapshot.vectors = snapshot.server.irqs.n_assigned
+    snapshot.negotiated = snapshot.server.negotiated
+    snapshot.kicked = snapshot.server.kicked
+    snapshot.reason = snapshot.server.conn.reason
+
+
+@cython.no_gc_clear  # __dealloc__ still needs _reactor
+cdef class Controller:
+    cdef vfu_server *server
+    cdef emu_endpoint *endpoint
+    cdef Reactor _reactor
+    cdef object __weakref__
+
+    def __init__(self, config, Reactor reactor not None, *, double patience=3.0):
+        cdef emu_config c
+        cdef char err[256]
+        cdef list keep = []
+        cdef uint64_t patience_ns = <uint64_t>(patience * 1e9)
+        cdef emu_reactor *live = reactor._live()
+        if self.server is not NULL:
+            raise RuntimeError("a controller is made once")
+        if not patience >= 0:
+            raise ConfigurationError(f"patience of {patience} s: must be 0 (for ever) or more")
+        fill_config(&c, config, keep)
+        reactor.users += 1  # before the interpreter lock is let go: it must not be closed meanwhile
+        with nogil:
+            self.server = vfu_server_new(&c, patience_ns, err)
+            if self.server is not NULL:
+                self.endpoint = emu_reactor_add(live, self.server)
+        if self.endpoint is not NULL:
+            self._reactor = reactor
+            return
+        reactor.users -= 1
+        if self.server is NULL:
+            raise ConfigurationError((<bytes>err).decode(errors="replace"))
+        vfu_server_free(self.server)
+        self.server = NULL
+        raise MemoryError("cannot add a controller to the reactor")
+
+    cdef emu_endpoint *_live(self) except NULL:
+        if self.endpoint is NULL:
+            raise ValueError("the controller is closed")
+        self._reactor._live()
+        return self.endpoint
+
+    @property
+    def closed(self):
+        return self.endpoint is NULL
+
+    def attach(self, int fd):
+        cdef emu_endpoint *endpoint = NULL
+        cdef int error
+        try:
+            endpoint = self._live()
+        except BaseException:
+            os.close(fd)
+            raise
+        with nogil:
+            error = emu_endpoint_attach(endpoint, fd)
+        if error:
+            raise OSError(error, f"cannot serve the client: {os.strerror(error)}")
+
+    def listen(self, int fd):
+        cdef emu_endpoint *endpoint = NULL
+        cdef int error
+        try:
+            endpoint = self._live()
+        except BaseException:
+            os.close(fd)
+            raise
+        with nogil:
+            error = emu_endpoint_listen(endpoint, fd)
+        if error:
+            raise OSError(error, f"cannot listen: {os.strerror(error)}")
+
+    def stop_listening(self):
+        cdef emu_endpoint *endpoint = self._live()
+        with nogil:
+            emu_endpoint_listen(endpoint, -1)
+
+    def drop_client(self):
+        cdef emu_endpoint *endpoint = self._live()
+        with nogil:
+            emu_endpoint_drop(endpoint)
+
+    def stats(self):
+        cdef emu_endpoint *endpoint = self._live()
+        cdef Snapshot snapshot
+        snapshot.server = self.server
+        with nogil:
+            emu_endpoint_call(endpoint, take_snapshot, &snapshot)
+        return {
+            "clients": snapshot.stats.clients,
+            "messages": snapshot.stats.messages,
+            "refused": snapshot.stats.refused,
+            "interrupts": snapshot.stats.interrupts,
+            "connected": snapshot.fd >= 0,
+            "negotiated": bool(snapshot.negotiated),
+            "kicked": bool(snapshot.kicked),
+            "mappings": snapshot.mappings,
+            "vectors": snapshot.vectors,
+            "last_drop": snapshot.reason.decode() if snapshot.reason is not NULL else None,
+        }
+
+    def close(self):
+        cdef emu_endpoint *endpoint = self.endpoint
+        cdef vfu_server *server = self.server
+        if endpoint is NULL or self._reactor.pid != os.getpid():
+            return  # a fork()ed child leaves the parent's controller alone
+        self.endpoint = NULL
+        self.server = NULL
+        with nogil:
+            emu_reactor_remove(endpoint)
+            vfu_server_free(server)
+        self._reactor.users -= 1
+
+    def __dealloc__(self):
+        if self.endpoint is not NULL and self._reactor is not None:
+            self.close()

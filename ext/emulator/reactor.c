@@ -1,0 +1,440 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "emulator/reactor_internal.h"
+
+#define EVENTS_PER_TURN 64
+#define TURNS_PER_LOOK 16         /* polls of all active controllers between two looks at the clock */
+#define SOCKETS_EVERY_NS 20000    /* sockets wait no longer than this for their turn while there is work */
+#define ACCEPT_RETRY_NS 100000000 /* after accept() failed, for want of descriptors for example */
+#define YIELD_AFTER_NS 10000      /* of spinning: others may need this processor to produce the work we spin for */
+
+uint64_t emu_now(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+void emu_set_state(struct emu_endpoint *endpoint, enum emu_state state)
+{
+    struct emu_reactor *reactor = endpoint->reactor;
+
+    if (endpoint->state == state)
+        return;
+    if (endpoint->state == ACTIVE) {
+        for (unsigned i = 0; i < reactor->n_active; i++) {
+            if (reactor->active[i] == endpoint) {
+                reactor->active[i] = reactor->active[--reactor->n_active];
+                break;
+            }
+        }
+    } else if (state == ACTIVE) {
+        reactor->active[reactor->n_active++] = endpoint;
+    }
+    reactor->n_napping += (unsigned)(state == NAPPING) - (unsigned)(endpoint->state == NAPPING);
+    endpoint->state = state;
+}
+
+void emu_activate(struct emu_endpoint *endpoint)
+{
+    emu_set_state(endpoint, ACTIVE);
+    endpoint->idle_since = 0;
+    endpoint->reactor->look_at = 0;
+}
+
+int emu_watch_fd(struct emu_reactor *reactor, int fd, uint32_t events, struct emu_watch *watch)
+{
+    struct epoll_event event = {.events = events, .data.ptr = watch};
+
+    return epoll_ctl(reactor->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : errno;
+}
+
+void emu_unwatch_fd(struct emu_reactor *reactor, int fd)
+{
+    epoll_ctl(reactor->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+}
+
+void emu_watch_listener(struct emu_endpoint *endpoint)
+{
+    struct epoll_event event = {.data.ptr = &endpoint->listen};
+
+    if (endpoint->listen_fd < 0)
+        return;
+    event.events = endpoint->server->conn.fd < 0 && endpoint->accept_at == UINT64_MAX ? EPOLLIN : 0;
+    epoll_ctl(endpoint->reactor->epoll_fd, EPOLL_CTL_MOD, endpoint->listen_fd, &event);
+}
+
+void emu_drop_client(struct emu_endpoint *endpoint, const char *reason)
+{
+    if (endpoint->server->conn.fd < 0)
+        return;
+    emu_unwatch_fd(endpoint->reactor, endpoint->server->conn.fd);
+    vfu_server_drop(endpoint->server, reason);
+    emu_watch_listener(endpoint);
+}
+
+int emu_open_client(struct emu_endpoint *endpoint, int fd)
+{
+    int error = emu_watch_fd(endpoint->reactor, fd, EPOLLIN, &endpoint->client);
+
+    if (error) {
+        close(fd);
+        return error;
+    }
+    endpoint->client_events = EPOLLIN;
+    vfu_server_open(endpoint->server, fd, emu_now());
+    emu_watch_listener(endpoint);
+    return 0;
+}
+
+static void accept_client(struct emu_endpoint *endpoint)
+{
+    int fd;
+
+    if (endpoint->listen_fd < 0 || endpoint->server->conn.fd >= 0)
+        return;
+    endpoint->accept_at = UINT64_MAX;
+    fd = accept4(endpoint->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0)
+        emu_open_client(endpoint, fd);
+    else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+        endpoint->accept_at = emu_now() + ACCEPT_RETRY_NS;
+    emu_watch_listener(endpoint);
+}
+
+void emu_serve_client(struct emu_endpoint *endpoint)
+{
+    struct vfu_server *server = endpoint->server;
+    uint32_t events;
+
+    if (server->conn.fd < 0)
+        return;
+    if (!vfu_server_ready(server, emu_now())) {
+        emu_drop_client(endpoint, NULL);
+        return;
+    }
+    /* While a reply is stuck, nothing more is read. */
+    events = vfu_conn_unsent(&server->conn) ? EPOLLOUT : EPOLLIN;
+    if (events != endpoint->client_events) {
+        struct epoll_event event = {.events = events, .data.ptr = &endpoint->client};
+
+        epoll_ctl(endpoint->reactor->epoll_fd, EPOLL_CTL_MOD, server->conn.fd, &event);
+        endpoint->client_events = events;
+    }
+}
+
+static void handle_event(struct emu_reactor *reactor, const struct emu_watch *watch)
+{
+    uint64_t count;
+
+    if (watch->source == CONTROL) {
+        if (read(reactor->control_fd, &count, sizeof(count)) < 0)
+            return; /* read before */
+        return;
+    }
+    vfu_guard_enter(&watch->endpoint->server->dma);
+    switch (watch->source) {
+    case LISTEN:
+        accept_client(watch->endpoint);
+        break;
+    case CLIENT:
+        emu_serve_client(watch->endpoint);
+        break;
+    case KICK:
+        watch->endpoint->server->kicked = watch->endpoint->server->kick.fd >= 0;
+        break;
+    case UNMASK:
+        vfu_irqs_unmask_intx(&watch->endpoint->server->irqs);
+        break;
+    default:
+        break;
+    }
+    vfu_guard_enter(NULL);
+    emu_activate(watch->endpoint);
+}
+
+static void run_calls(struct emu_reactor *reactor)
+{
+    struct emu_call *call;
+
+    pthread_mutex_lock(&reactor->lock);
+    atomic_store(&reactor->called, false);
+    while ((call = reactor->calls) != NULL) {
+        reactor->calls = call->next;
+        pthread_mutex_unlock(&reactor->lock);
+        call->fn(call->arg);
+        pthread_mutex_lock(&reactor->lock);
+        call->done = true;
+        pthread_cond_broadcast(&reactor->done);
+    }
+    pthread_mutex_unlock(&reactor->lock);
+    reactor->look_at = 0;
+}
+
+/* Waits for events until `until` and handles them; a time that is over doesn't wait. */
+static void wait_events(struct emu_reactor *reactor, uint64_t until, uint64_t now)
+{
+    struct epoll_event events[EVENTS_PER_TURN];
+    uint64_t left = until > now ? until - now : 0;
+    int n;
+
+    if (left == 0 || reactor->no_pwait2) {
+        int milliseconds = until == UINT64_MAX ? -1 : left > 1000000000u ? 1000 : (int)((left + 999999) / 1000000);
+
+        n = epoll_wait(reactor->epoll_fd, events, EVENTS_PER_TURN, milliseconds);
+    } else {
+        struct timespec timeout = {.tv_sec = (time_t)(left / 1000000000u), .tv_nsec = (long)(left % 1000000000u)};
+
+        n = (int)syscall(SYS_epoll_pwait2, reactor->epoll_fd, events, EVENTS_PER_TURN,
+                         until == UINT64_MAX ? NULL : &timeout, NULL, (size_t)0);
+        if (n < 0 && errno == ENOSYS)
+            reactor->no_pwait2 = true;
+    }
+    for (int i = 0; i < n; i++)
+        handle_event(reactor, events[i].data.ptr);
+}
+
+/* True when it had work. */
+static bool poll_endpoint(struct emu_endpoint *endpoint)
+{
+    unsigned work;
+
+    vfu_guard_enter(&endpoint->server->dma);
+    work = emu_ctrl_poll(endpoint->server->ctrl);
+    vfu_guard_enter(NULL);
+    if (endpoint->server->dma.broken)
+        emu_drop_client(endpoint, "a mapped file was truncated");
+    if (work == 0)
+        return false;
+    endpoint->idle_since = 0;
+    endpoint->nap = 0;
+    return true;
+}
+
+/* An active endpoint that has nothing to do goes to sleep, if the controller lets it. */
+static void put_to_sleep(struct emu_endpoint *endpoint, uint64_t now)
+{
+    struct vfu_server *server = endpoint->server;
+    uint64_t deadline;
+    bool armed;
+
+    vfu_guard_enter(&server->dma);
+    armed = emu_ctrl_arm(server->ctrl);
+    vfu_guard_enter(NULL);
+    if (!armed || server->dma.broken) {
+        endpoint->idle_since = 0;
+        return;
+    }
+    if (vfu_server_wakeable(server) && emu_ctrl_armed_fully(server->ctrl)) {
+        emu_set_state(endpoint, ASLEEP);
+        endpoint->nap = 0;
+        endpoint->wake_at = UINT64_MAX;
+    } else {
+        emu_set_state(endpoint, NAPPING);
+        endpoint->nap = endpoint->nap == 0 ? REACTOR_NAP_MIN_NS : 2 * endpoint->nap;
+        if (endpoint->nap > REACTOR_NAP_MAX_NS)
+            endpoint->nap = REACTOR_NAP_MAX_NS;
+        endpoint->wake_at = now + endpoint->nap;
+    }
+    deadline = emu_ctrl_deadline(server->ctrl);
+    if (deadline < endpoint->wake_at)
+        endpoint->wake_at = deadline;
+    if (endpoint->wake_at < endpoint->reactor->look_at)
+        endpoint->reactor->look_at = endpoint->wake_at;
+}
+
+static void look_at_sockets(struct emu_endpoint *endpoint, uint64_t now)
+{
+    uint64_t patience = vfu_server_deadline(endpoint->server);
+
+    if (patience <= now) {
+        emu_drop_client(endpoint, "the client left something half done for too long");
+        emu_set_state(endpoint, ACTIVE);
+        endpoint->idle_since = 0;
+    } else if (patience < endpoint->reactor->look_at) {
+        endpoint->reactor->look_at = patience;
+    }
+    if (endpoint->accept_at <= now)
+        accept_client(endpoint);
+    if (endpoint->accept_at < endpoint->reactor->look_at)
+        endpoint->reactor->look_at = endpoint->accept_at;
+}
+
+/* Goes through everybody's times: who has to be woken, which client is overdue; and when to do so again. */
+static void look_at_times(struct emu_reactor *reactor, uint64_t now)
+{
+    bool nap_over = false;
+
+    reactor->look_at = UINT64_MAX;
+    for (unsigned i = 0; i < reactor->n_endpoints && !nap_over; i++)
+        nap_over = reactor->endpoints[i]->state == NAPPING && reactor->endpoints[i]->wake_at <= now;
+    for (unsigned i = 0; i < reactor->n_endpoints; i++) {
+        struct emu_endpoint *endpoint = reactor->endpoints[i];
+        enum emu_state state;
+
+        look_at_sockets(endpoint, now);
+        state = endpoint->state;
+        if (state == ACTIVE)
+            continue;
+        /* One nap's end is everybody's: a thread that is awake anyway looks at all. No spin follows a nap for nothing. */
+        if (endpoint->wake_at <= now || (state == NAPPING && nap_over)) {
+            emu_set_state(endpoint, ACTIVE);
+            endpoint->idle_since = 0;
+            if (!poll_endpoint(endpoint) && state == NAPPING)
+                put_to_sleep(endpoint, now);
+        } else if (endpoint->wake_at < reactor->look_at) {
+            reactor->look_at = endpoint->wake_at;
+        }
+    }
+}
+
+static void put_idle_to_sleep(struct emu_reactor *reactor, uint64_t now)
+{
+    for (unsigned i = reactor->n_active; i-- > 0;) { /* from the end: who falls asleep leaves the array */
+        struct emu_endpoint *endpoint = reactor->active[i];
+
+        if (endpoint->idle_since == 0)
+            endpoint->idle_since = now;
+        else if (now - endpoint->idle_since >= REACTOR_SPIN_NS)
+            put_to_sleep(endpoint, now);
+    }
+}
+
+static void *run(void *arg)
+{
+    struct emu_reactor *reactor = arg;
+    uint64_t sockets_at = 0, idle_from = 0;
+    unsigned turns = 0;
+
+    prctl(PR_SET_NAME, reactor->name);
+    prctl(PR_SET_TIMERSLACK, 1000);
+    while (!atomic_load_explicit(&reactor->stop, memory_order_relaxed)) {
+        bool work = false;
+        uint64_t now;
+
+        if (atomic_load_explicit(&reactor->called, memory_order_acquire))
+            run_calls(reactor);
+        for (unsigned i = 0; i < reactor->n_active; i++)
+            work |= poll_endpoint(reactor->active[i]);
+        if (work && ++turns < TURNS_PER_LOOK)
+            continue;
+        turns = 0;
+        now = emu_now();
+        if (now >= reactor->look_at)
+            look_at_times(reactor, now);
+        put_idle_to_sleep(reactor, now);
+        if (reactor->n_active == 0) {
+            reactor->stats.sleeps++;
+            reactor->stats.naps += reactor->n_napping > 0;
+            wait_events(reactor, reactor->look_at, emu_now());
+            idle_from = 0;
+            continue;
+        }
+        if (now >= sockets_at) {
+            wait_events(reactor, 0, now);
+            sockets_at = now + SOCKETS_EVERY_NS;
+        }
+        if (work)
+            idle_from = 0;
+        else if (idle_from == 0)
+            idle_from = now;
+        else if (now - idle_from > YIELD_AFTER_NS)
+            sched_yield();
+    }
+    return NULL;
+}
+
+struct emu_reactor *emu_reactor_new(const char *name, char *err)
+{
+    struct emu_reactor *reactor = calloc(1, sizeof(*reactor));
+    sigset_t all, previous;
+    int error;
+
+    if (reactor == NULL) {
+        snprintf(err, 256, "out of memory");
+        return NULL;
+    }
+    snprintf(reactor->name, sizeof(reactor->name), "%s", name);
+    reactor->pid = getpid();
+    reactor->control.source = CONTROL;
+    pthread_mutex_init(&reactor->lock, NULL);
+    pthread_cond_init(&reactor->done, NULL);
+    reactor->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    reactor->control_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (reactor->epoll_fd < 0 || reactor->control_fd < 0)
+        error = errno;
+    else
+        error = emu_watch_fd(reactor, reactor->control_fd, EPOLLIN, &reactor->control);
+    if (error == 0) {
+        /* Python's signals are for Python's threads; SIGBUS must arrive where it is raised. */
+        sigfillset(&all);
+        sigdelset(&all, SIGBUS);
+        pthread_sigmask(SIG_SETMASK, &all, &previous);
+        error = pthread_create(&reactor->thread, NULL, run, reactor);
+        pthread_sigmask(SIG_SETMASK, &previous, NULL);
+    }
+    if (error == 0)
+        return reactor;
+    snprintf(err, 256, "cannot start the reactor: %s", strerror(error));
+    if (reactor->epoll_fd >= 0)
+        close(reactor->epoll_fd);
+    if (reactor->control_fd >= 0)
+        close(reactor->control_fd);
+    pthread_mutex_destroy(&reactor->lock);
+    pthread_cond_destroy(&reactor->done);
+    free(reactor);
+    return NULL;
+}
+
+static void ring(struct emu_reactor *reactor)
+{
+    static const uint64_t one = 1;
+
+    if (write(reactor->control_fd, &one, sizeof(one)) < 0)
+        return; /* full, so it is about to be read */
+}
+
+void emu_reactor_free(struct emu_reactor *reactor)
+{
+    if (reactor->pid == getpid()) {
+        atomic_store(&reactor->stop, true);
+        ring(reactor);
+        pthread_join(reactor->thread, NULL);
+        pthread_mutex_destroy(&reactor->lock);
+        pthread_cond_destroy(&reactor->done);
+    }
+    close(reactor->epoll_fd);
+    close(reactor->control_fd);
+    free(reactor->endpoints);
+    free(reactor->active);
+    free(reactor);
+}
+
+void emu_reactor_call(struct emu_reactor *reactor, void (*fn)(void *arg), void *arg)
+{
+    struct emu_call call = {.fn = fn, .arg = arg}, **end;
+
+    pthread_mutex_lock(&reactor->lock);
+    for (end = &reactor->calls; *end != NULL; end = &(*end)->next)
+        ;
+    *end = &call;
+    atomic_store_explicit(&reactor->called, true, memory_order_release);
+    ring(reactor);
+    while (!call.done)
+        pthread_cond_wait(&reactor->done, &reactor->lock);
+    pthread_mutex_unlock(&reactor->lock);
+}

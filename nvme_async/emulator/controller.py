@@ -1,0 +1,157 @@
+"""The handle of a running emulated controller, and the reactor that such controllers share."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from types import TracebackType
+
+from nvme_async._emulator import Controller, Reactor
+from nvme_async.emulator.config import EmulatorConfig
+from nvme_async.emulator.sockets import ListeningSocket
+from nvme_async.errors import ConfigurationError
+
+
+class _SharedReactor:
+    """One reactor for the process, there while somebody uses it."""
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._reactor: Reactor | None = None
+        self._users = 0
+
+    def acquire(self) -> Reactor:
+        with self._lock:
+            if self._reactor is None:
+                self._reactor = Reactor()
+            self._users += 1
+            return self._reactor
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._reactor is not None:
+                self._reactor.close()
+                self._reactor = None
+
+
+_shared = _SharedReactor()
+# The reactor's thread isn't in a fork()ed child; a controller made there gets a new one.
+os.register_at_fork(after_in_child=_shared._forget)
+
+
+class EmulatedController:
+    """An NVMe controller served by a thread of this process.
+
+    Threads: every method may be called from any thread; none waits for a client. It owns the thread it starts
+    (or a share in the common one), the medium, its sockets and descriptors; close() releases them all, and so
+    does garbage collection in the end.
+
+    patience: seconds that a client may leave something half done (the handshake, a message, taking a reply)
+    before it is dropped; 0 = for ever.
+    """
+
+    def __init__(self, config: EmulatorConfig | str = "", *, patience: float = 3.0) -> None:
+        self.config = EmulatorConfig.parse(config) if isinstance(config, str) else config
+        self._pid = os.getpid()
+        self._listening: ListeningSocket | None = None
+        self._create_files()
+        own = self.config.reactor == "own"
+        self._reactor: Reactor | None = Reactor() if own else None
+        try:
+            self._controller = Controller(self.config, self._reactor or _shared.acquire(), patience=patience)
+        except BaseException:
+            self._release_reactor()
+            raise
+
+    def _create_files(self) -> None:
+        media = self.config.media
+        for medium in media:
+            if medium.kind != "file":
+                continue
+            try:
+                fd = os.open(medium.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    if os.fstat(fd).st_size < medium.nbytes:
+                        os.ftruncate(fd, medium.nbytes)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                raise ConfigurationError(f"path={medium.path!r}: {error.strerror}") from None
+
+    def _release_reactor(self) -> None:
+        if self._pid != os.getpid():
+            return
+        if self._reactor is not None:
+            self._reactor.close()
+        else:
+            _shared.release()
+
+    def connect(self) -> socket.socket:
+        """The client's end of a new connection, the caller's to close. OSError (EBUSY) while there is
+        another."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._controller.attach(theirs.detach())
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
+    def listen(self, path: str | os.PathLike[str]) -> None:
+        """Serves clients that connect to the socket at `path`, one after the other.
+
+        Each waits until the one before has gone. A socket file that nobody listens on is replaced.
+        ConfigurationError when the path can't be had.
+        """
+        if self._listening is not None:
+            raise ConfigurationError(f"already listening on {self._listening.path}")
+        listening = ListeningSocket(path)
+        try:
+            self._controller.listen(listening.detach())
+        except BaseException:
+            listening.unlink()
+            raise
+        self._listening = listening
+
+    def drop_client(self) -> None:
+        """Closes the connection of the present client, if there is one."""
+        self._controller.drop_client()
+
+    def stats(self) -> dict[str, int | bool | str | None]:
+        """Counters of the transport: clients, messages, refused, interrupts, connected, last_drop, …"""
+        return self._controller.stats()
+
+    @property
+    def closed(self) -> bool:
+        return self._controller.closed
+
+    def close(self) -> None:
+        """Drops the client and releases everything. Harmless when repeated, and in a fork()ed child."""
+        if self._controller.closed or self._pid != os.getpid():
+            return
+        if self._listening is not None:
+            self._listening.unlink()
+            self._listening = None
+        self._controller.close()
+        self._release_reactor()
+
+    def __enter__(self) -> EmulatedController:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_controller"):
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<EmulatedController {self.config.medium} {self.config.namespaces} namespaces, {state}>"
