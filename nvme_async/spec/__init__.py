@@ -14,6 +14,7 @@ Nothing is imported from here; use the modules: `from nvme_async.spec import com
     status       status codes and their texts
     identify     identify data structures
     logs         log pages
+    lba_status   Get LBA Status and its log page
     features     feature values
     reservations reservation payloads and the report
     zns          zoned namespaces: identify data, zone descriptors, reports

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import uuid
 from enum import IntFlag
+from typing import Any
 
 import attrs
 
+from nvme_async.spec import _nvme_cli
 from nvme_async.spec._layout import Layout, guid, raw, structs, text, uint
 from nvme_async.spec.registers import Vs
 
@@ -294,6 +296,10 @@ class IdentifyController(Layout, size=4096):
     def retry_delay_seconds(self, crd: int) -> float:
         """How long to wait before a retry, for a completion's command retry delay index (0..3)."""
         return (0, self.crdt1, self.crdt2, self.crdt3)[crd] * 0.1
+
+    def to_json(self) -> dict[str, Any]:
+        """The same keys, values and types as `nvme id-ctrl -o json` of nvme-cli 2.3."""
+        return _nvme_cli.controller(self)
 
 
 @attrs.frozen

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from typing import Any
 
 import attrs
 
+from nvme_async.spec import _nvme_cli
 from nvme_async.spec._layout import Layout, raw, structs, uint, uints
 
 
@@ -166,6 +168,10 @@ class IdentifyNamespace(Layout, size=4096):
     def optimal_write_blocks(self) -> int | None:
         """Preferred write granularity in logical blocks, None if not reported."""
         return self.npwg + 1 if Nsfeat.OPTIMAL_PERFORMANCE in self.features else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The same keys, values and types as `nvme id-ns -o json` of nvme-cli 2.3."""
+        return _nvme_cli.namespace(self)
 
 
 @attrs.frozen

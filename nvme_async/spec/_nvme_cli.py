@@ -1,0 +1,84 @@
+"""Identify data as nvme-cli 2.3 prints them with `-o json`, key by key and type by type.
+
+128-bit capacities are strings, identifiers are hex strings, everything else is a number. In one thing
+nvme-cli is not
+followed: it prints 32-bit values from 2**31 on as negative numbers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from nvme_async.spec._identify_controller import IdentifyController, PowerState
+    from nvme_async.spec._identify_namespace import IdentifyNamespace
+
+_CAPACITIES = frozenset({"tnvmcap", "unvmcap", "megcap", "maxdna", "nvmcap"})
+_PADDED = {"sn": 20, "mn": 40, "fr": 8}
+_PERFORMANCE = frozenset({"npwg", "npwa", "npdg", "npda", "nows"})
+
+
+def c_string(value: str) -> str:
+    """`value` up to its first NUL, which is what C prints."""
+    return value.split("\0", 1)[0]
+
+
+def _power_state(state: PowerState) -> dict[str, int]:
+    return {
+        "max_power": state.mp,
+        "flags": state.flags,
+        "entry_lat": state.enlat,
+        "exit_lat": state.exlat,
+        "read_tput": state.rrt,
+        "read_lat": state.rrl,
+        "write_tput": state.rwt,
+        "write_lat": state.rwl,
+        "idle_power": state.idlp,
+        "idle_scale": state.ips >> 6,
+        "active_power": state.actp,
+        "active_power_work": state.apws & 7,
+        "active_scale": state.apws >> 6,
+    }
+
+
+def controller(identify: IdentifyController) -> dict[str, Any]:
+    """What `nvme id-ctrl -o json` prints."""
+    result: dict[str, Any] = {}
+    for field in attrs.fields(type(identify)):
+        name, value = field.name, getattr(identify, field.name)
+        if name in ("dctype", "vs", "psds"):
+            continue
+        if name in _PADDED:
+            result[name] = c_string(value.ljust(_PADDED[name]))
+        elif name == "subnqn":
+            if c_string(value):
+                result[name] = c_string(value)
+        elif name == "fguid" or name in _CAPACITIES:
+            result[name] = str(value)
+        else:
+            result[name] = value
+    result["psds"] = [_power_state(state) for state in identify.power_states]
+    return result
+
+
+def namespace(identify: IdentifyNamespace) -> dict[str, Any]:
+    """What `nvme id-ns -o json` prints."""
+    result: dict[str, Any] = {}
+    for field in attrs.fields(type(identify)):
+        name, value = field.name, getattr(identify, field.name)
+        if name in ("vs", "lbafs"):
+            continue
+        if name in _PERFORMANCE and not identify.nsfeat & 0x10:
+            continue
+        if name in _CAPACITIES:
+            result[name] = str(value)
+        elif name in ("nguid", "eui64"):
+            result[name] = value.hex()
+        else:
+            result[name] = value
+    result["lbafs"] = [
+        {"ms": lbaf.ms, "ds": lbaf.ds, "rp": lbaf.rp} for lbaf in identify.lbafs[: identify.nlbaf + 1]
+    ]
+    return result
