@@ -1,0 +1,134 @@
+"""What the driver asks of a device, whichever way it is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import attrs
+
+from nvme_async._dma import Pool
+from nvme_async._mmio import Mmio
+
+DOORBELL_OFFSET = 0x1000
+"""Of the doorbells in BAR0 (NVMe over PCIe Transport 1.0, 3.1.1)."""
+
+
+@attrs.frozen
+class DeviceIds:
+    """What PCI configuration space says of the function: identity that a successor compares."""
+
+    vendor: int
+    device: int
+    subsystem_vendor: int
+    subsystem: int
+    class_code: int
+    """24 bits: base class, subclass, programming interface; 0x010802 is an NVMe I/O controller."""
+    revision: int
+
+    def __str__(self) -> str:
+        return f"{self.vendor:04x}:{self.device:04x} class {self.class_code:06x} revision {self.revision:02x}"
+
+
+@attrs.frozen
+class Doorbells:
+    """Where doorbells are rung.
+
+    mmio: memory to store to, or None: ring with Device.write32().
+    offset: of the first doorbell (the admin submission queue's tail), in mmio if there is one, else in BAR0.
+    kick_fd: an eventfd to write after a doorbell store that the controller asked to hear of, or -1. It
+    belongs to
+        the device: don't close it, and don't use it once the device is closed.
+    """
+
+    mmio: Mmio | None
+    offset: int
+    kick_fd: int = -1
+
+
+@runtime_checkable
+class Device(Protocol):
+    """One PCI function with an NVMe controller behind it: BAR0, DMA mappings, interrupts, reset.
+
+    Every call may be made from any thread, blocks for a bounded time, and raises ControllerGone when the peer
+    or the function is gone, ControllerTimeout when it doesn't answer in time, DeviceError for what it
+    refused.
+    """
+
+    @property
+    def uri(self) -> str:
+        """As given to open_device()."""
+
+    @property
+    def direct(self) -> bool:
+        """True: registers are memory. False: each access is a message of up to a millisecond: call from a
+        thread.
+        """
+
+    @property
+    def n_vectors(self) -> int:
+        """MSI-X vectors."""
+
+    @property
+    def iova_ranges(self) -> tuple[range, ...]:
+        """Addresses that map_dma() accepts."""
+
+    @property
+    def max_mappings(self) -> int:
+        """How many DMA mappings there may be at once."""
+
+    @property
+    def ids(self) -> DeviceIds: ...
+
+    def read32(self, offset: int) -> int:
+        """BAR0, one access of this width. `offset` in bytes, aligned to the width."""
+
+    def read64(self, offset: int) -> int: ...
+    def write32(self, offset: int, value: int) -> None: ...
+    def write64(self, offset: int, value: int) -> None: ...
+
+    def doorbells(self) -> Doorbells:
+        """The same object each time."""
+
+    def map_dma(
+        self, memory: Pool | int, *, iova: int, nbytes: int, file_offset: int = 0, address: int | None = None
+    ) -> None:
+        """Lets the controller read and write `nbytes` of a pool or a descriptor at `iova`, page aligned.
+
+        `address` is where this process has it mapped, for backends that map by address; a Pool knows its own.
+        The mapping lasts until unmap_dma() or close(), and the memory stays alive as long.
+        """
+
+    def unmap_dma(self, iova: int, nbytes: int) -> None:
+        """Exactly one earlier mapping. Delete the queues in it first: some controllers don't survive
+        otherwise.
+        """
+
+    def set_interrupts(self, eventfds: Sequence[int | None]) -> None:
+        """Vector i signals eventfds[i]; None and the rest: none. An empty sequence switches interrupts off.
+
+        The descriptors stay the caller's and may be closed afterwards.
+        """
+
+    def reset(self) -> None:
+        """Function level reset if there is one; may do nothing. CC.EN=0 is the reset that can be relied on.
+
+        DMA mappings stay. Interrupts must be set again.
+        """
+
+    def descriptors(self) -> dict[str, int]:
+        """The descriptors that keep the controller as it is, by name. They belong to the device; duplicate to
+        keep.
+        """
+
+    def save(self) -> dict[str, Any]:
+        """What a successor needs beside descriptors(), in JSON's types. See resume_device()."""
+
+    def close(self) -> None:
+        """Ends it all: the controller loses its mappings and stops. Harmless when closed already."""
+
+    def detach(self) -> None:
+        """Closes this process's copies of the descriptors and touches nothing else: others may hold them."""
+
+
+Saved = Mapping[str, Any]

@@ -1,0 +1,484 @@
+"""A device behind a vfio-user server: the built-in controller, SPDK, QEMU.
+
+Registers are messages, doorbells memory where the peer offers it. When the socket's last descriptor is closed
+the peer drops every mapping and resets the controller, so a live takeover hands the socket on; see resume().
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import attrs
+import cattrs
+
+from nvme_async._dma import PAGE_SIZE, Pool
+from nvme_async._mmio import Mmio
+from nvme_async.device import vfio_user_protocol as wire
+from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Doorbells, Saved
+from nvme_async.device.vfio_user_channel import Channel, connect
+from nvme_async.device.vfio_user_protocol import Command
+from nvme_async.errors import ControllerFatal, ControllerGone, DeviceError, InvalidSavedState
+
+DEFAULT_TIMEOUT = 10.0
+
+# Configuration space (PCI Local Bus 3.0, 6.1 and 6.8.2).
+_COMMAND = 0x04
+_COMMAND_MEMORY, _COMMAND_MASTER, _COMMAND_INTX_DISABLE = 0x2, 0x4, 0x400
+_STATUS_CAPABILITIES = 0x10
+_CAPABILITIES = 0x34
+_CAPABILITY_MSIX = 0x11
+_MSIX_CONTROL = 2
+_MSIX_ENABLE = 0x8000
+_FIRST_CAPABILITY = 0x40
+
+
+@attrs.frozen
+class _Layout:
+    """What was learnt of the device: everything a successor would have to ask again."""
+
+    ids: DeviceIds
+    limits: wire.Limits
+    can_reset: bool
+    n_vectors: int
+    msix_capability: int
+    """Its offset in configuration space, 0 = none."""
+    bar0_size: int
+    doorbells: tuple[int, int] | None
+    """(offset in the doorbell descriptor's file, bytes), or None: they go by message."""
+
+
+class VfioUserDevice:
+    """Device (see there) over one vfio-user connection.
+
+    It owns the socket and the descriptors it got from the peer. Every call is bounded by the timeout in
+    seconds.
+    """
+
+    direct = False
+    iova_ranges = (range(1 << 64),)
+
+    def __init__(
+        self, channel: Channel, layout: _Layout, *, uri: str, doorbell_fd: int = -1, kick_fd: int = -1
+    ) -> None:
+        """For this class's own use: connect(), from_socket() and resume() make devices."""
+        self.uri = uri
+        self._channel = channel
+        self._layout = layout
+        self._doorbell_fd = doorbell_fd
+        self._kick_fd = kick_fd
+        self._closing = threading.Lock()
+        # Vectors that may have an eventfd; a predecessor may have set any.
+        self._assigned = set(range(layout.n_vectors))
+        if layout.doorbells is None:
+            self._doorbells = Doorbells(None, DOORBELL_OFFSET)
+        else:
+            try:
+                mmio = Mmio(doorbell_fd, *layout.doorbells)
+            except (OSError, ValueError) as error:
+                raise DeviceError(f"{uri}: its doorbells cannot be mapped: {error}") from error
+            self._doorbells = Doorbells(mmio, 0, kick_fd)
+
+    # --- making one
+
+    @classmethod
+    def connect(cls, path: str, *, timeout: float = DEFAULT_TIMEOUT) -> Self:
+        """The device of the server that listens at the Unix socket `path`."""
+        return cls._negotiate(connect(path, timeout), f"vfio-user:{path}")
+
+    @classmethod
+    def from_socket(
+        cls, sock: socket.socket, *, uri: str = "vfio-user:", timeout: float = DEFAULT_TIMEOUT
+    ) -> Self:
+        """The device at the other end of a connected stream socket, which becomes the device's own."""
+        return cls._negotiate(Channel(sock, timeout), uri)
+
+    @classmethod
+    def _negotiate(cls, channel: Channel, uri: str) -> Self:
+        try:
+            limits = wire.parse_version(channel.call(Command.VERSION, wire.version_request()))
+            device = cls._explore(channel, uri, limits)
+        except BaseException:
+            channel.close()
+            raise
+        try:
+            device._enable()
+        except BaseException:
+            device.detach()
+            raise
+        device._assigned = set()
+        return device
+
+    @classmethod
+    def resume(
+        cls,
+        descriptors: Mapping[str, int],
+        saved: Saved | None = None,
+        *,
+        uri: str = "vfio-user:",
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Self:
+        """Goes on where another process stopped, which may have been killed in the middle of a call.
+
+        `descriptors` ("socket", and "doorbell" and "kick" where the device has them) become the device's own,
+        also when this fails. No handshake and no reset; with `saved` nothing is asked but one question whose
+        answer shows that the peer lives and that all replies to the predecessor are through. Raises
+        InvalidSavedState when the two don't fit together.
+        """
+        fds = dict(descriptors)
+        if "socket" not in fds:
+            _close_all(list(fds.values()))
+            raise InvalidSavedState(
+                f"a vfio-user device cannot be resumed without its socket, only {sorted(fds)}"
+            )
+        try:
+            sock = socket.socket(fileno=fds["socket"])
+        except OSError as error:
+            _close_all(list(fds.values()))
+            raise InvalidSavedState(
+                f"descriptor {fds['socket']} is not a vfio-user socket: {error.strerror}"
+            ) from None
+        del fds["socket"]
+        channel = Channel(sock, timeout)
+        try:
+            # Its answer is the same whoever asked: should the predecessor's request have had this id too, no
+            # harm.
+            channel.call(Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
+            if saved is None:
+                return cls._explore(channel, uri, wire.Limits())
+            layout = _structure(saved)
+            if layout.doorbells is not None and "doorbell" not in fds:
+                raise InvalidSavedState(
+                    "the saved state tells of mapped doorbells, but there is no doorbell descriptor"
+                )
+            device = cls(
+                channel, layout, uri=uri, doorbell_fd=fds.get("doorbell", -1), kick_fd=fds.get("kick", -1)
+            )
+            fds.pop("doorbell", None)
+            fds.pop("kick", None)
+            return device
+        except BaseException:
+            channel.close()
+            raise
+        finally:
+            _close_all(list(fds.values()))
+
+    @classmethod
+    def _explore(cls, channel: Channel, uri: str, limits: wire.Limits) -> Self:
+        """Asks the peer for everything. Changes nothing on the device."""
+        answer = channel.call(Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
+        _, flags, n_regions, n_irqs = _unpack(wire.DEVICE_INFO, answer, Command.DEVICE_GET_INFO)
+        if not flags & wire.DEVICE_FLAG_PCI or n_regions <= wire.CONFIG_REGION:
+            raise DeviceError(f"{uri} is not a PCI device (flags {flags:#x}, {n_regions} regions)")
+        ids, msix_capability = _read_config(channel)
+        n_vectors = _vectors(channel) if n_irqs > wire.MSIX_IRQ else 0
+        bar0, fds = _region(channel, wire.BAR0_REGION)
+        doorbell_fd = kick_fd = -1
+        doorbells = None
+        try:
+            if bar0.size < DOORBELL_OFFSET + 8:
+                raise DeviceError(
+                    f"{uri}: BAR0 has {bar0.size:#x} bytes, doorbells begin at {DOORBELL_OFFSET:#x}"
+                )
+            area = bar0.area_at(DOORBELL_OFFSET)
+            if area is not None and fds:
+                doorbell_fd = fds.pop(0)
+                doorbells = (bar0.file_offset + area[0], area[1])
+                kick_fd = _kick_fd(channel)
+            layout = _Layout(
+                ids=ids,
+                limits=limits,
+                can_reset=bool(flags & wire.DEVICE_FLAG_RESET),
+                n_vectors=n_vectors,
+                msix_capability=msix_capability,
+                bar0_size=bar0.size,
+                doorbells=doorbells,
+            )
+            return cls(channel, layout, uri=uri, doorbell_fd=doorbell_fd, kick_fd=kick_fd)
+        except BaseException:
+            fds += [fd for fd in (doorbell_fd, kick_fd) if fd >= 0]
+            raise
+        finally:
+            _close_all(fds)
+
+    def _enable(self) -> None:
+        """Memory accesses and DMA on; INTx off, or some controllers take a missing INTx handler for a fatal
+        error.
+        """
+        self._write_config16(_COMMAND, _COMMAND_MEMORY | _COMMAND_MASTER | _COMMAND_INTX_DISABLE)
+
+    # --- what it is
+
+    @property
+    def ids(self) -> DeviceIds:
+        return self._layout.ids
+
+    @property
+    def n_vectors(self) -> int:
+        return self._layout.n_vectors
+
+    @property
+    def max_mappings(self) -> int:
+        return self._layout.limits.max_mappings
+
+    @property
+    def timeout(self) -> float:
+        return self._channel.timeout
+
+    def doorbells(self) -> Doorbells:
+        return self._doorbells
+
+    def __repr__(self) -> str:
+        state = "" if self._channel.fd >= 0 else ", closed"
+        return f"<VfioUserDevice {self.uri} {self.ids}, {self.n_vectors} vectors{state}>"
+
+    # --- registers
+
+    def read32(self, offset: int) -> int:
+        return self._read(offset, 4)
+
+    def read64(self, offset: int) -> int:
+        return self._read(offset, 8)
+
+    def write32(self, offset: int, value: int) -> None:
+        self._write(offset, value, 4)
+
+    def write64(self, offset: int, value: int) -> None:
+        self._write(offset, value, 8)
+
+    def _check_register(self, offset: int, width: int) -> None:
+        if not 0 <= offset <= self._layout.bar0_size - width or offset % width:
+            raise ValueError(
+                f"{width * 8}-bit access at {offset:#x} is misaligned or beyond "
+                f"the {self._layout.bar0_size:#x} bytes of BAR0"
+            )
+
+    def _read(self, offset: int, width: int) -> int:
+        self._check_register(offset, width)
+        return _read_region(self._channel, wire.BAR0_REGION, offset, width)
+
+    def _write(self, offset: int, value: int, width: int) -> None:
+        self._check_register(offset, width)
+        _write_region(self._channel, wire.BAR0_REGION, offset, value, width)
+
+    # --- memory
+
+    def map_dma(
+        self, memory: Pool | int, *, iova: int, nbytes: int, file_offset: int = 0, address: int | None = None
+    ) -> None:
+        """`address` means nothing here: the peer maps the descriptor."""
+        for name, value in (("iova", iova), ("nbytes", nbytes), ("file_offset", file_offset)):
+            if value < 0 or value % PAGE_SIZE:
+                raise ValueError(f"{name} {value:#x} of a DMA mapping is not a multiple of {PAGE_SIZE}")
+        if nbytes == 0 or iova + nbytes > 1 << 64:
+            raise ValueError(f"cannot map {nbytes} bytes at IOVA {iova:#x}")
+        fd = memory.fd if isinstance(memory, Pool) else memory
+        entry = wire.DMA_MAP.pack(wire.DMA_MAP.size, wire.DMA_READ_WRITE, file_offset, iova, nbytes)
+        self._channel.call(Command.DMA_MAP, entry, (fd,))
+
+    def unmap_dma(self, iova: int, nbytes: int) -> None:
+        self._channel.call(Command.DMA_UNMAP, wire.DMA_UNMAP.pack(wire.DMA_UNMAP.size, 0, iova, nbytes))
+
+    # --- interrupts and reset
+
+    def set_interrupts(self, eventfds: Sequence[int | None]) -> None:
+        if len(eventfds) > self.n_vectors:
+            raise ValueError(f"{len(eventfds)} interrupts asked for, the device has {self.n_vectors} vectors")
+        wanted = dict(enumerate(eventfds))
+        if all(fd is None for fd in wanted.values()):
+            self._enable_msix(False)
+            self._set_irqs(0, 0, wire.IRQ_SET_DATA_NONE)
+            self._assigned.clear()
+            return
+        most = max(1, self._layout.limits.max_msg_fds)
+        start = 0
+        while start < self.n_vectors:
+            fds: list[int] = []
+            while (fd := wanted.get(start + len(fds))) is not None and len(fds) < most:
+                fds.append(fd)
+            end = start + max(1, len(fds))
+            while not fds and end < self.n_vectors and wanted.get(end) is None:
+                end += 1
+            vectors = range(start, end)
+            if fds:
+                self._assigned.update(vectors)
+                self._set_irqs(start, len(vectors), wire.IRQ_SET_DATA_EVENTFD, fds)
+            elif not self._assigned.isdisjoint(vectors):
+                # Without descriptors the message takes the vectors' eventfds away.
+                self._set_irqs(start, len(vectors), wire.IRQ_SET_DATA_EVENTFD)
+                self._assigned.difference_update(vectors)
+            start = end
+        # Only now: with MSI-X on and no eventfd, some controllers take the first interrupt for a fatal error.
+        self._enable_msix(True)
+
+    def _set_irqs(self, start: int, count: int, data: int, fds: Sequence[int] = ()) -> None:
+        flags = data | wire.IRQ_SET_ACTION_TRIGGER
+        request = wire.IRQ_SET.pack(wire.IRQ_SET.size, flags, wire.MSIX_IRQ, start, count)
+        self._channel.call(Command.DEVICE_SET_IRQS, request, fds)
+
+    def _enable_msix(self, enable: bool) -> None:
+        if self._layout.msix_capability:
+            self._write_config16(self._layout.msix_capability + _MSIX_CONTROL, _MSIX_ENABLE if enable else 0)
+
+    def _write_config16(self, offset: int, value: int) -> None:
+        _write_region(self._channel, wire.CONFIG_REGION, offset, value, 2)
+
+    def reset(self) -> None:
+        if self._layout.can_reset:
+            self._channel.call(Command.DEVICE_RESET)
+            self._enable()
+
+    # --- handing on and ending
+
+    def descriptors(self) -> dict[str, int]:
+        if self._channel.fd < 0:
+            raise ControllerGone(f"{self.uri} is closed")
+        fds = {"socket": self._channel.fd, "doorbell": self._doorbell_fd, "kick": self._kick_fd}
+        return {name: fd for name, fd in fds.items() if fd >= 0}
+
+    def save(self) -> dict[str, Any]:
+        saved: dict[str, Any] = attrs.asdict(self._layout)
+        if self._layout.doorbells is not None:
+            saved["doorbells"] = list(self._layout.doorbells)
+        return saved
+
+    def close(self) -> None:
+        self._channel.shut_down()
+        self.detach()
+
+    def detach(self) -> None:
+        with self._closing:
+            self._channel.close()
+            # Mapped doorbells stay for whoever still refers to them: a late store then reaches nobody.
+            for fd in (self._doorbell_fd, self._kick_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._doorbell_fd = self._kick_fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _unpack(layout: Any, payload: bytes, command: Command) -> tuple[int, ...]:
+    if len(payload) < layout.size:
+        raise ControllerFatal(
+            f"vfio-user peer's reply to {command.name} has {len(payload)} bytes, not the {layout.size} due"
+        )
+    return tuple(layout.unpack_from(payload))
+
+
+def _structure(saved: Saved) -> _Layout:
+    converter = cattrs.Converter()
+    try:
+        return converter.structure(dict(saved), _Layout)
+    except Exception as error:  # whatever the nested converters raise
+        reasons = (
+            "; ".join(cattrs.transform_error(error))
+            if isinstance(error, cattrs.BaseValidationError)
+            else error
+        )
+        raise InvalidSavedState(f"saved state of a vfio-user device makes no sense: {reasons}") from error
+
+
+def _read_region(channel: Channel, region: int, offset: int, width: int) -> int:
+    answer = channel.call(Command.REGION_READ, wire.REGION_ACCESS.pack(offset, region, width))
+    _, _, count = _unpack(wire.REGION_ACCESS, answer, Command.REGION_READ)
+    data = answer[wire.REGION_ACCESS.size :]
+    if count != width or len(data) != width:
+        raise ControllerFatal(
+            f"vfio-user peer returned {len(data)} bytes (count {count}) for a read of {width}"
+        )
+    return int.from_bytes(data, "little")
+
+
+def _write_region(channel: Channel, region: int, offset: int, value: int, width: int) -> None:
+    data = value.to_bytes(width, "little")
+    channel.call(Command.REGION_WRITE, wire.REGION_ACCESS.pack(offset, region, width) + data)
+
+
+def _region(channel: Channel, index: int) -> tuple[wire.Region, list[int]]:
+    """A region and the descriptors that came with it, which become the caller's."""
+    argsz = 256  # usually enough for the capabilities
+    while True:
+        request = wire.REGION_INFO.pack(argsz, 0, index, 0, 0, 0)
+        answer, fds = channel.call_fds(Command.DEVICE_GET_REGION_INFO, request)
+        try:
+            needed = _unpack(wire.REGION_INFO, answer, Command.DEVICE_GET_REGION_INFO)[0]
+            if needed <= argsz:
+                return wire.parse_region(answer, index), fds
+            if needed > wire.MAX_MESSAGE_BYTES - wire.HEADER.size:
+                raise ControllerFatal(f"vfio-user peer wants {needed} bytes to describe region {index}")
+        except BaseException:
+            _close_all(fds)
+            raise
+        _close_all(fds)
+        argsz = needed
+
+
+def _kick_fd(channel: Channel) -> int:
+    """The eventfd that makes doorbell stores heard, -1 if the peer has none: the message is optional."""
+    argsz = 256
+    while True:
+        try:
+            answer, fds = channel.call_fds(
+                Command.DEVICE_GET_REGION_IO_FDS, wire.IO_FDS.pack(argsz, 0, wire.BAR0_REGION, 0)
+            )
+        except DeviceError:
+            return -1
+        needed = _unpack(wire.IO_FDS, answer, Command.DEVICE_GET_REGION_IO_FDS)[0] if len(answer) >= 4 else 0
+        if argsz < needed <= wire.MAX_MESSAGE_BYTES - wire.HEADER.size:
+            _close_all(fds)
+            argsz = needed
+            continue
+        index = wire.doorbell_ioeventfd(answer, DOORBELL_OFFSET)
+        kick = fds.pop(index) if index is not None and index < len(fds) else -1
+        _close_all(fds)
+        return kick
+
+
+def _vectors(channel: Channel) -> int:
+    request = wire.IRQ_INFO.pack(wire.IRQ_INFO.size, 0, wire.MSIX_IRQ, 0)
+    answer = channel.call(Command.DEVICE_GET_IRQ_INFO, request)
+    count = _unpack(wire.IRQ_INFO, answer, Command.DEVICE_GET_IRQ_INFO)[3]
+    if count > 2048:  # what an MSI-X capability can say
+        raise ControllerFatal(f"vfio-user peer says it has {count} MSI-X vectors")
+    return count
+
+
+def _read_config(channel: Channel) -> tuple[DeviceIds, int]:
+    """Identity, and where the MSI-X capability is (0 = there is none)."""
+
+    def read32(offset: int) -> int:
+        return _read_region(channel, wire.CONFIG_REGION, offset, 4)
+
+    vendor_device, command_status, class_revision, subsystem = (
+        read32(at) for at in (0x00, _COMMAND, 0x08, 0x2C)
+    )
+    ids = DeviceIds(
+        vendor=vendor_device & 0xFFFF,
+        device=vendor_device >> 16,
+        subsystem_vendor=subsystem & 0xFFFF,
+        subsystem=subsystem >> 16,
+        class_code=class_revision >> 8,
+        revision=class_revision & 0xFF,
+    )
+    at = read32(_CAPABILITIES) & 0xFC if command_status >> 16 & _STATUS_CAPABILITIES else 0
+    seen: set[int] = set()
+    while at >= _FIRST_CAPABILITY and at not in seen:
+        seen.add(at)
+        header = read32(at)
+        if header & 0xFF == _CAPABILITY_MSIX:
+            return ids, at
+        at = header >> 8 & 0xFC
+    return ids, 0
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

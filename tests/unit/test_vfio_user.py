@@ -1,0 +1,780 @@
+"""The vfio-user client against a scripted server: what peers do, and what they do wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from fake_vfio_user import (
+    DMA_READ,
+    ERROR,
+    GET_INFO,
+    HEADER,
+    IO_FDS,
+    IRQ_INFO,
+    REGION_INFO,
+    REGION_READ,
+    REGION_WRITE,
+    REPLY,
+    RESET,
+    SET_IRQS,
+    VERSION,
+    FakeServer,
+    Message,
+)
+
+from nvme_async._dma import Pool
+from nvme_async.device import Device, DeviceIds, open_device, parse_uri, resume_device
+from nvme_async.device.vfio_user import VfioUserDevice
+from nvme_async.device.vfio_user_protocol import Command
+from nvme_async.errors import (
+    ConfigurationError,
+    ControllerFatal,
+    ControllerGone,
+    ControllerTimeout,
+    DeviceError,
+    InvalidSavedState,
+)
+
+
+def open_fds() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left() -> Iterator[None]:
+    before = len(open_fds())
+    yield
+    assert len(open_fds()) == before
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as server:
+        yield server
+
+
+def attach(server: FakeServer, timeout: float = 5.0) -> VfioUserDevice:
+    return VfioUserDevice.from_socket(server.client, timeout=timeout)
+
+
+class TestBringUp:
+    def test_what_it_learns(self, server: FakeServer) -> None:
+        with attach(server) as device:
+            assert isinstance(device, Device)
+            assert device.ids == DeviceIds(0x1B36, 0x0010, 0x1AF4, 0x1100, 0x010802, 2)
+            assert (device.n_vectors, device.max_mappings, device.direct) == (9, 64, False)
+            assert server.commands()[0] == VERSION
+            assert server.config[4:6] == struct.pack("<H", 0x406), "memory, bus master, INTx disabled"
+            assert "1b36:0010" in repr(device)
+        assert "closed" in repr(device)
+
+    def test_doorbells_are_memory(self, server: FakeServer) -> None:
+        with attach(server) as device:
+            doorbells = device.doorbells()
+            assert doorbells is device.doorbells()
+            assert doorbells.mmio is not None
+            assert (doorbells.offset, doorbells.mmio.nbytes) == (0, 0x1000)
+            doorbells.mmio.write32(doorbells.offset + 8, 0xABCD)
+            assert os.pread(server.page, 4, 0x1008) == struct.pack("<I", 0xABCD)
+            os.eventfd_write(doorbells.kick_fd, 1)
+            assert os.eventfd_read(server.kick) == 1
+        doorbells.mmio.write32(0, 7)  # late, and harmless
+
+    def test_peer_without_mappable_doorbells(self, server: FakeServer) -> None:
+        server.mappable = False
+        with attach(server) as device:
+            doorbells = device.doorbells()
+            assert (doorbells.mmio, doorbells.offset, doorbells.kick_fd) == (None, 0x1000, -1)
+            assert set(device.descriptors()) == {"socket"}
+            server.registers = bytearray(0x2000)
+            device.write32(0x1004, 5)
+            assert server.registers[0x1004] == 5
+
+    def test_peer_without_io_fds(self, server: FakeServer) -> None:
+        server.io_fds = False
+        with attach(server) as device:
+            assert device.doorbells().mmio is not None
+            assert device.doorbells().kick_fd == -1
+
+    def test_region_offset_counts(self, server: FakeServer) -> None:
+        server.region_offset = 0x3000
+        os.truncate(server.page, 0x5000)
+        with attach(server) as device:
+            mmio = device.doorbells().mmio
+            assert mmio is not None
+            mmio.write32(0, 1)
+            assert os.pread(server.page, 4, 0x4000) == b"\1\0\0\0"
+
+    @pytest.mark.parametrize(
+        "text", [None, b"", b"\0", b"{}\0", b'{"capabilities":{}}', b'{"capabilities":7}\0']
+    )
+    def test_sparing_version_replies(self, server: FakeServer, text: bytes | None) -> None:
+        server.version_json = text
+        with attach(server) as device:
+            assert device.max_mappings == 64
+
+    def test_capabilities(self, server: FakeServer) -> None:
+        server.version_json = json.dumps({"capabilities": {"max_dma_maps": 4096, "max_msg_fds": 2}}).encode()
+        with attach(server) as device:
+            assert device.max_mappings == 4096
+
+    @pytest.mark.parametrize(
+        ("payload", "message"),
+        [
+            (b"", "only 0 bytes"),
+            (struct.pack("<HH", 1, 0), "speaks version 1.0"),
+            (struct.pack("<HH", 0, 2), "speaks version 0.2"),
+            (struct.pack("<HH", 0, 1) + b"{", "isn't JSON"),
+            (struct.pack("<HH", 0, 1) + b'{"capabilities":{"max_msg_fds":"x"}}', "max_msg_fds"),
+        ],
+    )
+    def test_bad_version_replies(self, server: FakeServer, payload: bytes, message: str) -> None:
+        server.override[VERSION] = lambda server, request: server.reply(request, payload)
+        with pytest.raises(ControllerFatal, match=message):
+            attach(server)
+
+    @pytest.mark.parametrize(
+        ("command", "payload", "message"),
+        [
+            (GET_INFO, struct.pack("<IIII", 16, 1, 9, 5), "not a PCI device"),
+            (GET_INFO, struct.pack("<IIII", 16, 2, 3, 5), "not a PCI device"),
+            (GET_INFO, b"1234", "GET_INFO has 4 bytes"),
+            (IRQ_INFO, struct.pack("<IIII", 16, 1, 2, 1 << 30), "MSI-X vectors"),
+            (IRQ_INFO, b"", "has 0 bytes"),
+            (REGION_READ, struct.pack("<QII", 0, 7, 4), "read of 4"),
+            (REGION_READ, struct.pack("<QIII", 0, 7, 8, 1), "read of 4"),
+            (REGION_INFO, struct.pack("<IIIIQQ", 32, 3, 1, 0, 0x2000, 0), "described region 1"),
+            (REGION_INFO, struct.pack("<IIIIQQ", 32, 3, 0, 0, 0x1000, 0), "BAR0 has 0x1000 bytes"),
+            (REGION_INFO, struct.pack("<IIIIQQ", 1 << 31, 3, 0, 0, 0x2000, 0), "wants 2147483648 bytes"),
+            (REGION_INFO, struct.pack("<IIIIQQ", 64, 0xF, 0, 4, 0x2000, 0), "out of place"),
+            (REGION_INFO, struct.pack("<IIIIQQ", 64, 0xF, 0, 32, 0x2000, 0), "out of place"),
+            (REGION_INFO, struct.pack("<IIIIQQHHI", 64, 0xF, 0, 32, 0x2000, 0, 9, 1, 32), "out of place"),
+            (REGION_INFO, struct.pack("<IIIIQQHHI", 64, 0xF, 0, 32, 0x2000, 0, 1, 1, 0), "cut short"),
+            (
+                REGION_INFO,
+                struct.pack("<IIIIQQHHIII", 64, 0xF, 0, 32, 0x2000, 0, 1, 1, 0, 9, 0),
+                "too short for 9",
+            ),
+        ],
+    )
+    def test_nonsense(self, server: FakeServer, command: int, payload: bytes, message: str) -> None:
+        server.override[command] = lambda server, request: server.reply(request, payload, [server.page])
+        with pytest.raises((ControllerFatal, DeviceError), match=message):
+            attach(server)
+
+    @pytest.mark.parametrize("first_needs", [64, 300])
+    def test_argsz_is_raised_when_too_small(self, server: FakeServer, first_needs: int) -> None:
+        """The peer asks for more room than it will use, with descriptors in the answer that doesn't count."""
+
+        def answer(server: FakeServer, request: Message) -> None:
+            argsz, _, index, *_ = struct.unpack("<IIIIQQ", request.payload)
+            if argsz < first_needs:
+                needed = struct.pack("<IIIIQQ", first_needs, 0xF, index, 0, 0x2000, 0)
+                server.reply(request, needed, [server.page, server.kick])
+            else:
+                FakeServer.answer(server, request)
+
+        server.override[REGION_INFO] = answer
+        with attach(server) as device:
+            assert device.doorbells().mmio is not None
+
+    def test_wholly_mappable_bar(self, server: FakeServer) -> None:
+        """MMAP without capabilities: all of it. Registers go by message all the same."""
+        info = struct.pack("<IIIIQQ", 32, 7, 0, 0, 0x2000, 0)
+        server.override[REGION_INFO] = lambda server, request: server.reply(request, info, [server.page])
+        with attach(server) as device:
+            mmio = device.doorbells().mmio
+            assert mmio is not None
+            assert mmio.nbytes == 0x1000
+
+    @pytest.mark.parametrize("areas", [[], [(0, 0x1000)], [(0x1000, 0x9000)], [(0x1800, 0x800)]])
+    def test_areas_that_miss_the_doorbells(self, server: FakeServer, areas: list[tuple[int, int]]) -> None:
+        info = struct.pack("<IIIIQQ", 256, 0xF, 0, 32, 0x2000, 0) + struct.pack(
+            "<HHIII", 1, 1, 0, len(areas), 0
+        )
+        for area in areas:
+            info += struct.pack("<QQ", *area)
+        server.override[REGION_INFO] = lambda server, request: server.reply(request, info, [server.page])
+        with attach(server) as device:
+            assert device.doorbells().mmio is None
+
+    def test_doorbell_file_too_short(self, server: FakeServer) -> None:
+        server.region_offset = 0x8000
+        with pytest.raises(DeviceError, match="doorbells cannot be mapped"):
+            attach(server)
+
+    @pytest.mark.parametrize(
+        ("entry", "expected"),
+        [
+            (struct.pack("<QQIIIIQQ", 0x1000, 0x1000, 1, 2, 0, 0, 0, 0), True),
+            (struct.pack("<QQIIIIQ", 0, 0x2000, 0, 0, 0, 0, 0), True),
+            (struct.pack("<QQIIIIQ", 0x1000, 4, 0, 0, 0, 0, 0), False),
+            (struct.pack("<QQIIIIQ", 0x1000, 0, 0, 1, 0, 0, 0), False),
+            (struct.pack("<QQIIIIQ", 0x1000, 0, 0, 0, 1, 0, 0), False),
+            (struct.pack("<QQIIIIQ", 0x1000, 0, 9, 0, 0, 0, 0), False),
+            (b"short", False),
+            (b"", False),
+        ],
+    )
+    def test_io_fd_entries(self, server: FakeServer, entry: bytes, expected: bool) -> None:
+        reply = struct.pack("<IIII", 16 + len(entry), 0, 0, 1) + entry
+        server.override[IO_FDS] = lambda server, request: server.reply(
+            request, reply, [server.kick, server.kick]
+        )
+        with attach(server) as device:
+            assert (device.doorbells().kick_fd >= 0) == expected
+
+    def test_no_msix_capability(self, server: FakeServer) -> None:
+        server.config[0x34] = 0x40
+        server.config[0x41] = 0x40  # and a chain that ends in itself
+        with attach(server) as device:
+            eventfd = os.eventfd(0)
+            device.set_interrupts([eventfd])
+            os.close(eventfd)
+            assert 0 in server.vectors
+
+
+class TestCalls:
+    def test_registers(self, server: FakeServer) -> None:
+        with attach(server) as device:
+            device.write32(0x14, 0x460001)
+            device.write64(0x28, 0x1_2345_6789)
+            assert server.registers[0x14:0x18] == struct.pack("<I", 0x460001)
+            assert device.read32(0x14) == 0x460001
+            assert device.read64(0x28) == 0x1_2345_6789
+            for offset in (-4, 2, 0x2000, 0x1FFE):
+                with pytest.raises(ValueError, match="misaligned or beyond"):
+                    device.read32(offset)
+            with pytest.raises(ValueError, match="misaligned or beyond"):
+                device.write64(4, 0)
+            with pytest.raises(OverflowError):
+                device.write32(0, 1 << 32)
+
+    def test_mappings(self, server: FakeServer) -> None:
+        with attach(server) as device, Pool(1 << 20, iova=1 << 32, hugepages="never") as pool:
+            device.map_dma(pool, iova=pool.iova, nbytes=pool.nbytes)
+            device.map_dma(pool.fd, iova=0x10000, nbytes=0x2000, file_offset=0x1000)
+            inode = os.fstat(pool.fd).st_ino
+            assert server.mappings == {1 << 32: (1 << 20, 0, inode), 0x10000: (0x2000, 0x1000, inode)}
+            with pytest.raises(DeviceError, match=r"refused DMA_MAP: EEXIST \(File exists\)") as caught:
+                device.map_dma(pool, iova=pool.iova, nbytes=pool.nbytes)
+            assert caught.value.errno == errno.EEXIST
+            with pytest.raises(DeviceError, match="refused DMA_UNMAP: ENOENT"):
+                device.unmap_dma(pool.iova, 4096)
+            device.unmap_dma(pool.iova, pool.nbytes)
+            assert list(server.mappings) == [0x10000]
+
+    @pytest.mark.parametrize(
+        ("iova", "nbytes", "offset"),
+        [(1, 4096, 0), (0, 100, 0), (0, 4096, 8), (0, 0, 0), ((1 << 64) - 4096, 8192, 0)],
+    )
+    def test_bad_mappings(self, server: FakeServer, iova: int, nbytes: int, offset: int) -> None:
+        with attach(server) as device, pytest.raises(ValueError, match=r"mapping|cannot map"):
+            device.map_dma(0, iova=iova, nbytes=nbytes, file_offset=offset)
+
+    def test_bad_descriptor(self, server: FakeServer) -> None:
+        with attach(server) as device:
+            with pytest.raises(DeviceError, match="DMA_MAP could not be sent"):
+                device.map_dma(9999, iova=0, nbytes=4096)
+            assert device.read32(0) == 0, "and nothing was sent"
+
+    def test_interrupts(self, server: FakeServer) -> None:
+        control = slice(0x52, 0x54)
+        eventfds = [os.eventfd(0) for _ in range(9)]
+
+        def vectors() -> dict[int, int]:
+            return {vector: inode for vector, (_, inode) in server.vectors.items()}
+
+        def raise_vector(vector: int) -> None:
+            os.eventfd_write(server.vectors[vector][0], 1)
+
+        with attach(server) as device:
+            enabled_before: list[bool] = []
+
+            def set_irqs(server: FakeServer, request: Message) -> None:
+                enabled_before.append(server.config[0x53] & 0x80 != 0)
+                FakeServer.answer(server, request)
+
+            server.override[SET_IRQS] = set_irqs
+            device.set_interrupts(eventfds)
+            assert list(vectors()) == list(range(9))
+            assert [len(m.fds) for m in server.requests if m.command == SET_IRQS] == [8, 1], (
+                "max_msg_fds is 8"
+            )
+            assert enabled_before == [False, False], "the enable bit comes last"
+            assert server.config[control] == struct.pack("<H", 0x8000)
+            raise_vector(8)
+            assert os.eventfd_read(eventfds[8]) == 1
+            device.set_interrupts([eventfds[0], None, None, eventfds[3]])
+            assert set(vectors()) == {0, 3}
+            device.set_interrupts([eventfds[0], None, None, eventfds[3]])
+            count = len(server.requests)
+            device.set_interrupts([])
+            assert vectors() == {}
+            assert server.config[control] == b"\0\0"
+            assert len(server.requests) == count + 2
+            with pytest.raises(ValueError, match="10 interrupts asked for, the device has 9"):
+                device.set_interrupts([*eventfds, None])
+        for fd in eventfds:
+            os.close(fd)
+
+    def test_one_descriptor_a_message_when_the_peer_says_nothing(self, server: FakeServer) -> None:
+        server.version_json = None
+        eventfd = os.eventfd(0)
+        with attach(server) as device:
+            device.set_interrupts([eventfd] * 3)
+            assert [len(m.fds) for m in server.requests if m.command == SET_IRQS] == [1, 1, 1]
+        os.close(eventfd)
+
+    def test_reset(self, server: FakeServer) -> None:
+        with attach(server) as device:
+            server.config[4:6] = b"\0\0"
+            device.reset()
+            assert RESET in server.commands()
+            assert server.config[4:6] == struct.pack("<H", 0x406)
+
+    def test_no_reset(self, server: FakeServer) -> None:
+        server.override[GET_INFO] = lambda server, request: server.reply(
+            request, struct.pack("<IIII", 16, 2, 9, 5)
+        )
+        with attach(server) as device:
+            device.reset()
+            assert RESET not in server.commands()
+
+    @pytest.mark.parametrize("error", [errno.EINVAL, 0, 99999])
+    def test_error_replies(self, server: FakeServer, error: int) -> None:
+        with attach(server) as device:
+            server.override[REGION_READ] = lambda server, request: server.refuse(request, error)
+            with pytest.raises(DeviceError, match="refused REGION_READ") as caught:
+                device.read32(0)
+            assert caught.value.errno == (error or errno.EIO)
+            del server.override[REGION_READ]
+            assert device.read32(0) == 0
+
+    def test_calls_from_many_threads(self, server: FakeServer) -> None:
+        failures: list[BaseException] = []
+        with attach(server) as device:
+
+            def work(number: int) -> None:
+                try:
+                    for i in range(50):
+                        device.write32(number * 4, i)
+                        assert device.read32(number * 4) == i
+                except BaseException as error:
+                    failures.append(error)
+
+            threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert failures == []
+
+
+def in_pieces(server: FakeServer, data: bytes, *cuts: int) -> None:
+    for begin, end in itertools.pairwise([0, *cuts, len(data)]):
+        server.send(data[begin:end])
+        time.sleep(0.005)
+
+
+def read_for_ever(server: FakeServer) -> NoReturn:
+    with attach(server) as device:
+        while True:
+            device.read32(0)
+
+
+class TestPeersMisbehave:
+    @pytest.mark.parametrize("cuts", [(1,), (15,), (16,), (17,), (8, 20, 30), tuple(range(1, 36))])
+    def test_split_replies(self, server: FakeServer, cuts: tuple[int, ...]) -> None:
+        with attach(server) as device:
+
+            def answer(server: FakeServer, request: Message) -> None:
+                in_pieces(server, server.message(request, request.payload + b"\x44\x33\x22\x11"), *cuts)
+
+            server.override[REGION_READ] = answer
+            assert device.read32(0) == 0x11223344
+            assert device.read32(0) == 0x11223344
+
+    def test_slow_peer(self, server: FakeServer) -> None:
+        with attach(server, timeout=0.1) as device:
+            release = threading.Event()
+
+            def answer(server: FakeServer, request: Message) -> None:
+                release.wait(5)
+                FakeServer.answer(server, request)
+
+            server.override[REGION_READ] = answer
+            started = time.monotonic()
+            with pytest.raises(ControllerTimeout, match="REGION_READ in time"):
+                device.read32(0)
+            assert 0.09 < time.monotonic() - started < 3
+            # The late reply is recognised as such, and the connection goes on.
+            server.registers[4] = 9
+            del server.override[REGION_READ]
+            release.set()
+            for _ in range(50):
+                with contextlib.suppress(ControllerTimeout):
+                    assert device.read32(4) == 9
+                    break
+
+    def test_half_a_reply(self, server: FakeServer) -> None:
+        with attach(server, timeout=0.1) as device:
+            server.override[REGION_READ] = lambda server, request: server.send(server.message(request)[:10])
+            with pytest.raises(ControllerTimeout, match="sent 10 of 16 bytes"):
+                device.read32(0)
+
+    def test_wrong_ids_and_commands_are_passed_over(self, server: FakeServer) -> None:
+        with attach(server) as device:
+
+            def answer(server: FakeServer, request: Message) -> None:
+                good = server.message(request, request.payload + b"\1\0\0\0")
+                msg_id, command, size, flags, error = HEADER.unpack_from(good)
+                other_id = HEADER.pack(msg_id ^ 1, command, size, flags, error) + good[16:]
+                other_command = HEADER.pack(msg_id, GET_INFO, size, flags, error) + good[16:]
+                server.send(other_id, [server.page, server.kick])
+                server.send(other_command)
+                server.send(HEADER.pack(msg_id ^ 1, command, 16, REPLY | ERROR, errno.EIO))
+                server.send(good)
+
+            server.override[REGION_READ] = answer
+            assert device.read32(0) == 1
+            assert device._channel.stale_replies == 3
+
+    def test_endless_stale_replies(self, server: FakeServer) -> None:
+        with attach(server, timeout=0.1) as device:
+
+            def answer(server: FakeServer, request: Message) -> None:
+                with contextlib.suppress(OSError):
+                    while True:
+                        server.send(HEADER.pack(request.msg_id ^ 1, REGION_READ, 16, REPLY, 0))
+
+            server.override[REGION_READ] = answer
+            with pytest.raises(ControllerTimeout, match="everything but the reply"):
+                device.read32(0)
+            device.close()
+
+    def test_peer_sends_commands(self, server: FakeServer) -> None:
+        """DMA_READ of a peer that doesn't map: refused, and the call goes on. Without a reply if it wants
+        none.
+        """
+        with attach(server) as device:
+
+            def answer(server: FakeServer, request: Message) -> None:
+                server.send(HEADER.pack(77, DMA_READ, 32, 0, 0) + bytes(16))
+                server.send(HEADER.pack(78, DMA_READ, 32, 0x10, 0) + bytes(16))
+                FakeServer.answer(server, request)
+
+            server.override[REGION_READ] = answer
+            server.override[-DMA_READ] = lambda server, request: None
+            assert device.read32(0) == 0
+            device.write32(0, 0)
+            assert [m.msg_id for m in server.requests if m.command == -DMA_READ] == [77]
+
+    @pytest.mark.parametrize("size", [0, 15, (1 << 16) + 1, (1 << 32) - 1])
+    def test_impossible_sizes(self, server: FakeServer, size: int) -> None:
+        with attach(server) as device:
+            server.override[REGION_READ] = lambda server, request: server.send(
+                HEADER.pack(request.msg_id, REGION_READ, size, REPLY, 0)
+            )
+            with pytest.raises(ControllerFatal, match=f"a message of {size} bytes"):
+                device.read32(0)
+            with pytest.raises(ControllerGone, match=f"a message of {size} bytes"):
+                device.read32(0)
+
+    def test_unknown_message_type(self, server: FakeServer) -> None:
+        with attach(server) as device:
+            server.override[REGION_READ] = lambda server, request: server.send(
+                HEADER.pack(request.msg_id, REGION_READ, 16, 5, 0)
+            )
+            with pytest.raises(ControllerFatal, match="unknown type 5"):
+                device.read32(0)
+
+    def test_too_many_descriptors(self, server: FakeServer) -> None:
+        with attach(server) as device:
+            server.override[REGION_READ] = lambda server, request: server.reply(
+                request, b"", [server.page] * 40
+            )
+            with pytest.raises(ControllerFatal, match="more than 16 descriptors"):
+                device.read32(0)
+
+    @pytest.mark.parametrize("nth", range(24))
+    def test_hanging_up_at_every_message(self, nth: int) -> None:
+        """Instead of the n-th answer, or after half of it."""
+        for partial in (b"", bytes(7), HEADER.pack(0, 0, 64, REPLY, 0) + bytes(20)):
+            with FakeServer() as server:
+                count = 0
+
+                def answer(server: FakeServer, request: Message, partial: bytes = partial) -> None:
+                    nonlocal count
+                    count += 1
+                    if count > nth:
+                        if partial:
+                            server.send(partial)
+                        server.hang_up()
+                    else:
+                        FakeServer.answer(server, request)
+
+                server.override = dict.fromkeys(range(1, 14), answer)
+                with pytest.raises(ControllerGone, match="closed the connection"):
+                    read_for_ever(server)
+
+    def test_gone_stays_gone(self, server: FakeServer) -> None:
+        device = attach(server)
+        server.hang_up()
+        for _ in range(2):
+            with pytest.raises(ControllerGone):
+                device.read32(0)
+        device.close()
+        with pytest.raises(ControllerGone):
+            device.read32(0)
+
+    def test_closing_ends_a_call_of_another_thread(self, server: FakeServer) -> None:
+        device = attach(server, timeout=30)
+        waiting = threading.Event()
+        server.override[REGION_READ] = lambda server, request: waiting.set()
+        result: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                device.read32(0)
+            except BaseException as error:
+                result.append(error)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        assert waiting.wait(5)
+        started = time.monotonic()
+        device.close()
+        thread.join(5)
+        assert time.monotonic() - started < 5
+        assert [type(error) for error in result] == [ControllerGone]
+
+    def test_another_call_in_the_way(self, server: FakeServer) -> None:
+        device = attach(server, timeout=0.3)
+        waiting = threading.Event()
+        server.override[REGION_READ] = lambda server, request: waiting.set()
+
+        def call() -> None:
+            with contextlib.suppress(ControllerTimeout):
+                device.read32(0)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        assert waiting.wait(5)
+        with pytest.raises(ControllerTimeout):
+            device._channel.call(Command.DEVICE_RESET, timeout=0.05)
+        thread.join()
+        device.close()
+
+
+class TestConnect:
+    def test_over_a_path(self, tmp_path: Path) -> None:
+        path = tmp_path / "ctrl.sock"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            opened: list[Device] = []
+            thread = threading.Thread(target=lambda: opened.append(open_device(f"vfio-user:{path}")))
+            thread.start()
+            connection, _ = listener.accept()
+            with FakeServer(connection):
+                thread.join()
+                assert opened[0].uri == f"vfio-user:{path}"
+                assert opened[0].read32(0) == 0
+                opened[0].close()
+
+    def test_nobody_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ControllerGone, match="No such file"):
+            open_device(f"vfio-user:{tmp_path}/none")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "dead"))
+        with pytest.raises(ControllerGone, match="refused"):
+            open_device(f"vfio-user:{tmp_path}/dead")
+
+    def test_backlog_full(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+            listener.bind(str(tmp_path / "busy"))
+            listener.listen(0)
+            first.connect(str(tmp_path / "busy"))
+            with pytest.raises(ControllerTimeout, match=r"accepted nobody in 0\.1 s"):
+                open_device(f"vfio-user:{tmp_path}/busy", timeout=0.1)
+
+    @pytest.mark.parametrize(
+        ("uri", "parsed"),
+        [
+            ("pci:0000:01:00.0", ("pci", "0000:01:00.0")),
+            ("pci:01:1F.7", ("pci", "0000:01:1f.7")),
+            ("PCI:10000:01:00.0", ("pci", "10000:01:00.0")),
+            ("vfio-user:/run/ctrl.sock", ("vfio-user", "/run/ctrl.sock")),
+            ("vfio-user:a:b", ("vfio-user", "a:b")),
+            ("emulated:", ("emulated", "")),
+            ("emulated:size=1GiB,block=512", ("emulated", "size=1GiB,block=512")),
+        ],
+    )
+    def test_uris(self, uri: str, parsed: tuple[str, str]) -> None:
+        assert parse_uri(uri) == parsed
+
+    @pytest.mark.parametrize(
+        ("uri", "message"),
+        [
+            ("", "must begin with one of pci:, vfio-user:, emulated:"),
+            ("nvme:0", "'nvme:0' must begin"),
+            ("/dev/nvme0", "must begin"),
+            ("emulated", "must begin"),
+            ("pci:", "not a PCI address"),
+            ("pci:0000:01:00", "not a PCI address"),
+            ("pci:0000:01:20.0", "not a PCI address"),
+            ("pci:0000:01:00.8", "not a PCI address"),
+            ("pci:0000:01:00.0/", "not a PCI address"),
+            ("vfio-user:", "names no socket"),
+            ("vfio-user:" + "x" * 108, "at most 107 bytes"),
+        ],
+    )
+    def test_bad_uris(self, uri: str, message: str) -> None:
+        with pytest.raises(ConfigurationError, match=message):
+            open_device(uri)
+
+
+def duplicates(device: VfioUserDevice) -> dict[str, int]:
+    return {name: os.dup(fd) for name, fd in device.descriptors().items()}
+
+
+class TestSuccessor:
+    def test_resume(self, server: FakeServer) -> None:
+        device = attach(server)
+        device.write32(0x14, 1)
+        saved = json.loads(json.dumps(device.save()))
+        descriptors = duplicates(device)
+        assert set(descriptors) == {"socket", "doorbell", "kick"}
+        device.detach()
+        before = len(server.requests)
+        with resume_device("vfio-user:/x", descriptors, saved) as successor:  # type: ignore[attr-defined]
+            assert server.commands()[before:] == [GET_INFO], "one question and no handshake"
+            assert successor.uri == "vfio-user:/x"
+            assert (successor.ids, successor.n_vectors) == (device.ids, 9)
+            assert successor.read32(0x14) == 1
+            mmio = successor.doorbells().mmio
+            mmio.write32(4, 77)
+            assert os.pread(server.page, 4, 0x1004) == struct.pack("<I", 77)
+            os.eventfd_write(successor.doorbells().kick_fd, 1)
+            assert os.eventfd_read(server.kick) == 1
+
+    def test_resume_without_saved_state(self, server: FakeServer) -> None:
+        device = attach(server)
+        descriptors = {"socket": os.dup(device.descriptors()["socket"])}
+        device.detach()
+        before = len(server.requests)
+        with VfioUserDevice.resume(descriptors) as successor:
+            asked = server.commands()[before:]
+            assert VERSION not in asked
+            assert REGION_WRITE not in asked
+            assert successor.ids == device.ids
+            assert successor.doorbells().mmio is not None
+
+    def test_successor_takes_vectors_away_that_it_did_not_set(self, server: FakeServer) -> None:
+        eventfd = os.eventfd(0)
+        device = attach(server)
+        device.set_interrupts([eventfd] * 9)
+        saved, descriptors = device.save(), duplicates(device)
+        device.detach()
+        with VfioUserDevice.resume(descriptors, saved) as successor:
+            successor.set_interrupts([eventfd])
+            assert set(server.vectors) == {0}
+        os.close(eventfd)
+
+    def test_detach_leaves_the_connection(self, server: FakeServer) -> None:
+        device = attach(server)
+        kept = os.dup(device.descriptors()["socket"])
+        device.detach()
+        device.detach()
+        poll = select.poll()
+        poll.register(server.sock, select.POLLRDHUP)
+        assert poll.poll(20) == []
+        with pytest.raises(ControllerGone, match="closed"):
+            device.descriptors()
+        os.close(kept)
+
+    def test_close_ends_it_for_all_holders(self, server: FakeServer) -> None:
+        device = attach(server)
+        kept = os.dup(device.descriptors()["socket"])
+        device.close()
+        poll = select.poll()
+        poll.register(server.sock, select.POLLRDHUP)
+        assert poll.poll(5000) != []
+        os.close(kept)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda saved: saved.pop("bar0_size"), "bar0_size"),
+            (lambda saved: saved.update(n_vectors="many"), "n_vectors"),
+            (lambda saved: saved.update(ids=None), "ids"),
+        ],
+    )
+    def test_damaged_state(self, server: FakeServer, change: object, message: str) -> None:
+        device = attach(server)
+        saved, descriptors = device.save(), duplicates(device)
+        change(saved)  # type: ignore[operator]
+        with pytest.raises(InvalidSavedState, match=message):
+            VfioUserDevice.resume(descriptors, saved)
+        assert device.read32(0) == 0, "it goes on where it is"
+        device.close()
+
+    def test_descriptors_missing(self, server: FakeServer) -> None:
+        device = attach(server)
+        saved = device.save()
+        with pytest.raises(InvalidSavedState, match="without its socket"):
+            VfioUserDevice.resume({"kick": os.dup(device.descriptors()["kick"])}, saved)
+        with pytest.raises(InvalidSavedState, match="no doorbell descriptor"):
+            VfioUserDevice.resume({"socket": os.dup(device.descriptors()["socket"])}, saved)
+        with pytest.raises(InvalidSavedState, match="not a vfio-user socket"):
+            VfioUserDevice.resume({"socket": os.eventfd(0)}, saved)
+        device.close()
+
+    def test_killed_at_any_instant(self, server: FakeServer) -> None:
+        """The socket is worked by children that are killed; each successor must find it in a usable state."""
+        device = attach(server)
+        device.write32(0, 0xAAAA)
+        saved, socket_fd = device.save(), os.dup(device.descriptors()["socket"])
+        shared = duplicates(device)
+        device.detach()
+        for round_number in range(40):
+            started_read, started_write = os.pipe()
+            child = os.fork()
+            if child == 0:
+                try:
+                    victim = VfioUserDevice.resume({name: os.dup(fd) for name, fd in shared.items()}, saved)
+                    os.write(started_write, b"x")
+                    while True:
+                        victim.write64(8, victim.read64(8) + 1)
+                        victim.doorbells()
+                        VfioUserDevice.resume({"socket": os.dup(socket_fd)}).detach()
+                finally:
+                    os._exit(1)
+            assert os.read(started_read, 1) == b"x"
+            time.sleep(round_number % 20 * 0.0007)
+            os.kill(child, signal.SIGKILL)
+            assert os.waitpid(child, 0)[1] == signal.SIGKILL
+            os.close(started_read)
+            os.close(started_write)
+            successor = VfioUserDevice.resume({name: os.dup(fd) for name, fd in shared.items()}, saved)
+            assert successor.read32(0) == 0xAAAA
+            assert successor.read64(8) >= round_number
+            successor.detach()
+        os.close(socket_fd)
+        for fd in shared.values():
+            os.close(fd)
