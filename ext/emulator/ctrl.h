@@ -38,12 +38,23 @@ struct emu_config {
     char serial[20 + 1], model[40 + 1], firmware[8 + 1];
 };
 
+/* A mapping of the client's memory: [iova, iova + nbytes) is at ptr. */
+struct emu_window {
+    uint64_t iova;
+    uint64_t nbytes;
+    void *ptr;
+    bool readable, writable;
+};
+
 /* What the transport lends the controller. */
 struct emu_host {
     void *opaque;
     /* [iova, iova+nbytes) as one pointer, or NULL when it isn't inside one mapping with that access. Valid until the transport calls
      * emu_ctrl_dma_changed(). */
     void *(*dma)(void *opaque, uint64_t iova, size_t nbytes, bool write);
+    /* Optional (NULL): the whole mapping that holds iova; false when there is none. As long valid as dma()'s pointers. The controller
+     * keeps the last few, so that the translation of an address it has seen lately costs no call. */
+    bool (*dma_window)(void *opaque, uint64_t iova, struct emu_window *window);
     /* Sends MSI-X message `vector`. */
     void (*interrupt)(void *opaque, unsigned vector);
 };
@@ -71,7 +82,8 @@ bool emu_ctrl_arm(struct emu_ctrl *ctrl);
 bool emu_ctrl_armed_fully(const struct emu_ctrl *ctrl);
 /* CLOCK_MONOTONIC nanoseconds at which poll() has something to do by itself (delayed completions, timers); UINT64_MAX = never. */
 uint64_t emu_ctrl_deadline(const struct emu_ctrl *ctrl);
-/* A descriptor that becomes readable when a helper thread (flush) finished something; -1 = none. */
+/* A descriptor that becomes readable when another thread has something for poll(): a helper thread finished a flush, or a request of
+ * faults.h came in. To be watched whenever the reactor sleeps, with or without a client; poll() drains it. Never -1. */
 int emu_ctrl_wake_fd(const struct emu_ctrl *ctrl);
 
 /* Mappings changed: forget every pointer from host->dma(). */

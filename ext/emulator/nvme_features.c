@@ -1,0 +1,302 @@
+/*
+ * Get Features and Set Features (Base 2.0, 5.15 and 5.27). Nothing is saveable: the controller's memory ends with its process, so
+ * "saved" is the default (Select 010b), and SV=1 is refused with Feature Identifier Not Saveable.
+ */
+#include "nvme_ctrl.h"
+
+enum { SELECT_CURRENT, SELECT_DEFAULT, SELECT_SAVED, SELECT_CAPABILITIES };
+
+#define CHANGEABLE 4u
+#define NS_SPECIFIC 2u
+
+/* Capabilities (Select 011b), or -1 when the feature isn't there. */
+static int capabilities(const struct emu_ctrl *ctrl, uint8_t fid)
+{
+    switch (fid) {
+    case FEAT_ARBITRATION:
+    case FEAT_POWER:
+    case FEAT_TEMPERATURE:
+    case FEAT_QUEUES:
+    case FEAT_COALESCING:
+    case FEAT_VECTOR:
+    case FEAT_ATOMICITY:
+    case FEAT_ASYNC_EVENT:
+    case FEAT_TIMESTAMP:
+    case FEAT_KEEP_ALIVE:
+    case FEAT_HOST_BEHAVIOUR:
+    case FEAT_HOST_ID:
+        return CHANGEABLE;
+    case FEAT_COMMAND_SET:
+        return CC_CSS(ctrl->cc) == CC_CSS_ALL ? (int)CHANGEABLE : -1;
+    case FEAT_WRITE_CACHE:
+        return ctrl->has_cache ? (int)CHANGEABLE : -1;
+    case FEAT_ERROR_RECOVERY:
+    case FEAT_RESV_MASK:
+        return CHANGEABLE | NS_SPECIFIC;
+    case FEAT_RESV_PERSIST:
+        return NS_SPECIFIC;
+    default:
+        return -1;
+    }
+}
+
+static uint32_t default_value(const struct emu_ctrl *ctrl, uint8_t fid, uint32_t cdw11)
+{
+    switch (fid) {
+    case FEAT_ARBITRATION:
+        return 5; /* AB: 32 commands, which is what a turn takes from a queue */
+    case FEAT_TEMPERATURE:
+        /* composite, over: 70 C; the other sensors have none */
+        return cdw11 & 0x1f0000 ? 0 : 343;
+    case FEAT_WRITE_CACHE:
+        return 1;
+    case FEAT_QUEUES:
+        return (ctrl->config.n_io_queues - 1) | (ctrl->config.n_io_queues - 1) << 16;
+    case FEAT_VECTOR:
+        return cdw11 & 0xffff;
+    default:
+        return 0;
+    }
+}
+
+/* After a Controller Level Reset every feature has its default. */
+void features_reset(struct emu_ctrl *ctrl)
+{
+    for (unsigned fid = 0; fid < 256; fid++)
+        ctrl->features[fid] = default_value(ctrl, (uint8_t)fid, 0);
+    for (unsigned vector = 0; vector < EMU_MAX_VECTORS; vector++)
+        ctrl->vector_config[vector] = vector;
+    memset(ctrl->error_recovery, 0, sizeof(ctrl->error_recovery));
+    memset(ctrl->host_behaviour, 0, sizeof(ctrl->host_behaviour));
+    memset(ctrl->hostid, 0, sizeof(ctrl->hostid));
+    ctrl->hostid_extended = false;
+    ctrl->timestamp = 0;
+    ctrl->timestamp_at = now_ns();
+    ctrl->timestamp_origin = 0;
+    ctrl->keep_alive_at = UINT64_MAX;
+}
+
+/* Base 2.0, 5.27.1.10: 48 bits of milliseconds, then whether they were set by the host. */
+static uint64_t timestamp(const struct emu_ctrl *ctrl)
+{
+    uint64_t ms = ctrl->timestamp + (now_ns() - ctrl->timestamp_at) / 1000000;
+    return (ms & 0xffffffffffffull) | (uint64_t)ctrl->timestamp_origin << 49;
+}
+
+static uint16_t get_current(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t fid, uint32_t *result)
+{
+    struct ns *ns;
+    uint16_t status;
+    uint64_t value;
+    switch (fid) {
+    case FEAT_TEMPERATURE:
+        if (sqe->cdw11 & 0x1f0000 && (sqe->cdw11 >> 16 & 15) != 0)
+            return SC_INVALID_FIELD; /* TMPSEL: the composite temperature is the only one */
+        *result = sqe->cdw11 >> 20 & 3 ? ctrl->features[fid] >> 16 : ctrl->features[fid] & 0xffff;
+        return SC_SUCCESS;
+    case FEAT_VECTOR:
+        if ((sqe->cdw11 & 0xffff) >= ctrl->config.n_vectors)
+            return SC_INVALID_FIELD;
+        *result = ctrl->vector_config[sqe->cdw11 & 0xffff];
+        return SC_SUCCESS;
+    case FEAT_ERROR_RECOVERY:
+    case FEAT_RESV_MASK:
+    case FEAT_RESV_PERSIST:
+        status = ns_find(ctrl, sqe->nsid, &ns);
+        if (!status)
+            *result = fid == FEAT_ERROR_RECOVERY ? ctrl->error_recovery[sqe->nsid - 1]
+                      : fid == FEAT_RESV_MASK    ? ns->resv.mask
+                                                 : 0;
+        return status;
+    case FEAT_TIMESTAMP:
+        value = timestamp(ctrl);
+        return copy_to_host(ctrl, sqe, &value, sizeof(value));
+    case FEAT_HOST_BEHAVIOUR:
+        return copy_to_host(ctrl, sqe, ctrl->host_behaviour, sizeof(ctrl->host_behaviour));
+    case FEAT_HOST_ID:
+        *result = ctrl->hostid_extended;
+        return copy_to_host(ctrl, sqe, ctrl->hostid, sqe->cdw11 & 1 ? 16 : 8);
+    default:
+        *result = ctrl->features[fid];
+        return SC_SUCCESS;
+    }
+}
+
+uint16_t admin_get_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result)
+{
+    uint8_t fid = (uint8_t)sqe->cdw10, select = sqe->cdw10 >> 8 & 7;
+    int caps = capabilities(ctrl, fid);
+    ctrl->error_location = 40;
+    if (caps < 0 || select > SELECT_CAPABILITIES)
+        return SC_INVALID_FIELD;
+    uint64_t zero[64] = {0};
+    switch (select) {
+    case SELECT_CAPABILITIES:
+        *result = (uint32_t)caps;
+        return SC_SUCCESS;
+    case SELECT_DEFAULT:
+    case SELECT_SAVED:
+        *result = default_value(ctrl, fid, sqe->cdw11);
+        if (fid == FEAT_TIMESTAMP)
+            return copy_to_host(ctrl, sqe, zero, 8);
+        if (fid == FEAT_HOST_BEHAVIOUR)
+            return copy_to_host(ctrl, sqe, zero, 512);
+        if (fid == FEAT_HOST_ID)
+            return copy_to_host(ctrl, sqe, zero, sqe->cdw11 & 1 ? 16 : 8);
+        return SC_SUCCESS;
+    default:
+        return get_current(ctrl, sqe, fid, result);
+    }
+}
+
+static uint16_t set_temperature(struct emu_ctrl *ctrl, uint32_t value)
+{
+    uint32_t sensor = value >> 16 & 15, kind = value >> 20 & 3;
+    if ((sensor && sensor != 15) || kind > 1)
+        return SC_INVALID_FIELD;
+    if (kind)
+        ctrl->features[FEAT_TEMPERATURE] = (ctrl->features[FEAT_TEMPERATURE] & 0xffff) | (value & 0xffff) << 16;
+    else
+        ctrl->features[FEAT_TEMPERATURE] = (ctrl->features[FEAT_TEMPERATURE] & ~0xffffu) | (value & 0xffff);
+    smart_check(ctrl);
+    return SC_SUCCESS;
+}
+
+static bool io_queues_exist(const struct emu_ctrl *ctrl)
+{
+    for (unsigned qid = 1; qid < N_QUEUES; qid++)
+        if (ctrl->sqs[qid].created || ctrl->cqs[qid].created)
+            return true;
+    return false;
+}
+
+/* All queues are allocated always, whatever is asked for (Base 2.0, 5.27.1.5 allows more and less). */
+static uint16_t set_queues(struct emu_ctrl *ctrl, uint32_t value, uint32_t *result)
+{
+    if ((value & 0xffff) == 0xffff || value >> 16 == 0xffff)
+        return SC_INVALID_FIELD;
+    if (io_queues_exist(ctrl))
+        return SC_COMMAND_SEQUENCE;
+    *result = ctrl->features[FEAT_QUEUES];
+    return SC_SUCCESS;
+}
+
+static uint16_t set_error_recovery(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
+{
+    if (sqe->cdw11 & 0x10000) /* DULBE: NSFEAT says that it isn't there */
+        return SC_INVALID_FIELD;
+    struct ns *ns;
+    if (sqe->nsid != NSID_ALL) {
+        uint16_t status = ns_find(ctrl, sqe->nsid, &ns);
+        if (!status)
+            ctrl->error_recovery[sqe->nsid - 1] = sqe->cdw11 & 0xffff;
+        return status;
+    }
+    for (unsigned i = 0; i < EMU_MAX_NAMESPACES; i++)
+        ctrl->error_recovery[i] = sqe->cdw11 & 0xffff;
+    return SC_SUCCESS;
+}
+
+static uint16_t set_resv_mask(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
+{
+    for (unsigned i = 0; sqe->nsid == NSID_ALL && i < EMU_MAX_NAMESPACES; i++)
+        if (ctrl->namespaces[i])
+            ctrl->namespaces[i]->resv.mask = sqe->cdw11 & 0xe;
+    if (sqe->nsid == NSID_ALL)
+        return SC_SUCCESS;
+    struct ns *ns;
+    uint16_t status = ns_find(ctrl, sqe->nsid, &ns);
+    if (!status)
+        ns->resv.mask = sqe->cdw11 & 0xe;
+    return status;
+}
+
+static uint16_t set_timestamp(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
+{
+    uint64_t value;
+    uint16_t status = copy_from_host(ctrl, sqe, &value, sizeof(value));
+    if (status)
+        return status;
+    ctrl->timestamp = value & 0xffffffffffffull;
+    ctrl->timestamp_at = now_ns();
+    ctrl->timestamp_origin = 1;
+    return SC_SUCCESS;
+}
+
+static uint16_t set_host_id(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
+{
+    uint8_t id[16] = {0};
+    uint16_t status = copy_from_host(ctrl, sqe, id, sqe->cdw11 & 1 ? 16 : 8);
+    if (status)
+        return status;
+    static const uint8_t none[16];
+    bool set = memcmp(ctrl->hostid, none, sizeof(none));
+    if (set && memcmp(ctrl->hostid, id, sizeof(id)))
+        return SC_COMMAND_SEQUENCE; /* once set it stays until a reset (Base 2.0, 5.27.1.25) */
+    memcpy(ctrl->hostid, id, sizeof(id));
+    ctrl->hostid_extended = sqe->cdw11 & 1;
+    return SC_SUCCESS;
+}
+
+static uint16_t set_plain(struct emu_ctrl *ctrl, uint8_t fid, uint32_t value, uint32_t valid)
+{
+    ctrl->features[fid] = value & valid;
+    return SC_SUCCESS;
+}
+
+uint16_t admin_set_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result)
+{
+    uint8_t fid = (uint8_t)sqe->cdw10;
+    uint32_t value = sqe->cdw11;
+    int caps = capabilities(ctrl, fid);
+    ctrl->error_location = 40;
+    if (caps < 0)
+        return SC_INVALID_FIELD;
+    if (sqe->cdw10 >> 31)
+        return SC_NOT_SAVEABLE;
+    if (!(caps & CHANGEABLE))
+        return SC_NOT_CHANGEABLE;
+    if (!(caps & NS_SPECIFIC) && sqe->nsid && sqe->nsid != NSID_ALL)
+        return SC_NOT_NS_SPECIFIC;
+    ctrl->error_location = 44;
+    switch (fid) {
+    case FEAT_ARBITRATION:
+        return set_plain(ctrl, fid, value, 0xffffff07);
+    case FEAT_POWER:
+        return value & 0x1f ? SC_INVALID_FIELD : set_plain(ctrl, fid, value, 0xff); /* power state 0 is the only one */
+    case FEAT_TEMPERATURE:
+        return set_temperature(ctrl, value);
+    case FEAT_ERROR_RECOVERY:
+        return set_error_recovery(ctrl, sqe);
+    case FEAT_WRITE_CACHE:
+        return set_plain(ctrl, fid, value, 1);
+    case FEAT_QUEUES:
+        return set_queues(ctrl, value, result);
+    case FEAT_COALESCING: /* a recommendation to the controller, which raises one interrupt a batch and never waits */
+        return set_plain(ctrl, fid, value, 0xffff);
+    case FEAT_VECTOR:
+        if ((value & 0xffff) >= ctrl->config.n_vectors)
+            return SC_INVALID_FIELD;
+        ctrl->vector_config[value & 0xffff] = value & 0x1ffff;
+        return SC_SUCCESS;
+    case FEAT_ATOMICITY:
+        return set_plain(ctrl, fid, value, 1);
+    case FEAT_ASYNC_EVENT:
+        return set_plain(ctrl, fid, value, 0x1ff);
+    case FEAT_TIMESTAMP:
+        return set_timestamp(ctrl, sqe);
+    case FEAT_KEEP_ALIVE: /* rounded up to KAS, 100 ms */
+        value = value > UINT32_MAX - 99 ? UINT32_MAX : (value + 99) / 100 * 100;
+        ctrl->features[fid] = value;
+        ctrl->keep_alive_at = value ? now_ns() + value * 1000000ull : UINT64_MAX;
+        return SC_SUCCESS;
+    case FEAT_HOST_BEHAVIOUR:
+        return copy_from_host(ctrl, sqe, ctrl->host_behaviour, sizeof(ctrl->host_behaviour));
+    case FEAT_COMMAND_SET: /* I/O Command Set Profile: combination 0 is the only one */
+        return value & 0x1ff ? SC_IOCS_COMBINATION_REJECTED : SC_SUCCESS;
+    case FEAT_HOST_ID:
+        return set_host_id(ctrl, sqe);
+    default:
+        return set_resv_mask(ctrl, sqe);
+    }
+}

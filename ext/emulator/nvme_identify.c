@@ -1,0 +1,233 @@
+/*
+ * Identify (Base 2.0, 5.17; NVM Command Set 1.0, 4.1.5). Each page says what the controller does, no more. Offsets are the
+ * specification's, written out so that they can be compared with its figures.
+ */
+#include <stdio.h>
+
+#include "nvme_ctrl.h"
+
+#define PAGE 4096
+#define RESCAP 0x7e /* all reservation types; none persists through power loss */
+
+static void put16(uint8_t *page, unsigned at, uint16_t value)
+{
+    memcpy(page + at, &value, 2);
+}
+
+static void put32(uint8_t *page, unsigned at, uint32_t value)
+{
+    memcpy(page + at, &value, 4);
+}
+
+static void put64(uint8_t *page, unsigned at, uint64_t value)
+{
+    memcpy(page + at, &value, 8);
+}
+
+/* ASCII fields are left-justified and padded with spaces. */
+static void put_text(uint8_t *page, unsigned at, unsigned nbytes, const char *text)
+{
+    memset(page + at, ' ', nbytes);
+    memcpy(page + at, text, strnlen(text, nbytes));
+}
+
+static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
+{
+    const struct emu_config *config = &ctrl->config;
+    put16(p, 0, config->vendor_id);
+    put16(p, 2, config->subsystem_vendor_id);
+    put_text(p, 4, 20, config->serial);
+    put_text(p, 24, 40, config->model);
+    put_text(p, 64, 8, config->firmware);
+    p[77] = (uint8_t)config->mdts;
+    put16(p, 78, 0); /* CNTLID */
+    put32(p, 80, NVME_VERSION);
+    put32(p, 92, 1u << 8);                                  /* OAES: namespace attribute notices */
+    put32(p, 96, 1u << 0);                                  /* CTRATT: 128-bit host identifier */
+    p[111] = 1;                                             /* CNTRLTYPE: I/O controller */
+    put16(p, 256, 1u << 1 | (config->dbbuf ? 1u << 8 : 0)); /* OACS: Format NVM, Doorbell Buffer Config */
+    p[258] = 3;                                             /* ACL, 0-based */
+    p[259] = AERL;
+    p[260] = 1u << 1 | 1u;                /* FRMW: one slot, read-only */
+    p[261] = 1u << 1 | 1u << 2 | 1u << 5; /* LPA: effects, extended offsets, pages 00h, 12h and 13h */
+    p[262] = ERROR_LOG_ENTRIES - 1;       /* ELPE */
+    put16(p, 266, 343);                   /* WCTEMP */
+    put16(p, 268, 353);                   /* CCTEMP */
+    put16(p, 320, 1);                     /* KAS: 100 ms */
+    p[512] = 6 << 4 | 6;                  /* SQES */
+    p[513] = 4 << 4 | 4;                  /* CQES */
+    put32(p, 516, EMU_MAX_NAMESPACES);    /* NN */
+    /* ONCS: Compare, Write Uncorrectable, DSM, Write Zeroes, Save/Select, Reservations, Timestamp, Verify, Copy */
+    put16(p, 520, 0x1ff);
+    p[524] = 0;                                   /* FNA: each namespace by itself, no cryptographic erase */
+    p[525] = (uint8_t)(3 << 1 | ctrl->has_cache); /* VWC: Flush of all namespaces is supported */
+    put16(p, 526, 0xffff);                        /* AWUN: commands run one at a time, so any size is atomic to others */
+    put16(p, 528, 0);                             /* AWUPF */
+    put16(p, 534, 1u << 0);                       /* OCFS: Copy descriptor format 0 */
+    put32(p, 536, 0);                             /* SGLS: none */
+    put32(p, 540, EMU_MAX_NAMESPACES);            /* MNAN */
+    char nqn[256];
+    int serial_nbytes = (int)strnlen(config->serial, 20);
+    snprintf(nqn, sizeof(nqn), "nqn.2014-08.org.nvmexpress:%04x%04x-emulated-%.*s", config->vendor_id,
+             config->subsystem_vendor_id, serial_nbytes, config->serial);
+    memcpy(p + 768, nqn, strlen(nqn));
+    put16(p, 2048, 2500); /* PSD0.MP: 25 W */
+}
+
+static void identify_namespace(const struct ns *ns, uint8_t *p)
+{
+    put64(p, 0, ns->nblocks);  /* NSZE */
+    put64(p, 8, ns->nblocks);  /* NCAP */
+    put64(p, 16, ns->nblocks); /* NUSE */
+    p[24] = 0;                 /* NSFEAT: no thin provisioning, no preferred sizes */
+    p[25] = 1;                 /* NLBAF, 0-based */
+    p[26] = ns->lbads == 12;   /* FLBAS */
+    p[31] = RESCAP;
+    p[33] = 1u << 3 | 1; /* DLFEAT: Write Zeroes deallocates; deallocated blocks read as zeroes */
+    put16(p, 74, COPY_MSSRL);
+    put32(p, 76, COPY_MCL);
+    p[80] = COPY_MSRC;
+    memcpy(p + 104, ns->nguid, 16);
+    memcpy(p + 120, ns->nguid, 8); /* EUI64 */
+    put32(p, 128, 9u << 16);       /* LBAF0 */
+    put32(p, 132, 12u << 16);      /* LBAF1 */
+}
+
+/* CNS 08h, I/O Command Set independent. */
+static void identify_independent(uint8_t *p)
+{
+    p[2] = RESCAP;
+    p[14] = 1; /* NSTAT.NRDY */
+}
+
+static unsigned put_descriptor(uint8_t *p, unsigned at, uint8_t type, const void *id, uint8_t nbytes)
+{
+    p[at] = type;
+    p[at + 1] = nbytes;
+    memcpy(p + at + 4, id, nbytes);
+    return at + 4 + nbytes;
+}
+
+static void identify_descriptors(const struct ns *ns, uint8_t *p)
+{
+    uint8_t csi = 0;
+    unsigned at = put_descriptor(p, 0, 1, ns->nguid, 8);
+    at = put_descriptor(p, at, 2, ns->nguid, 16);
+    at = put_descriptor(p, at, 3, ns->uuid, 16);
+    put_descriptor(p, at, 4, &csi, 1);
+}
+
+static void namespace_list(const struct emu_ctrl *ctrl, uint32_t after, uint8_t *p)
+{
+    unsigned at = 0;
+    for (uint32_t nsid = 1; nsid <= EMU_MAX_NAMESPACES; nsid++) {
+        if (nsid > after && ctrl->namespaces[nsid - 1]) {
+            put32(p, at, nsid);
+            at += 4;
+        }
+    }
+}
+
+static uint16_t list(struct emu_ctrl *ctrl, uint32_t after, uint8_t *p)
+{
+    if (after >= 0xfffffffe) {
+        ctrl->error_location = 4;
+        return SC_INVALID_NAMESPACE;
+    }
+    namespace_list(ctrl, after, p);
+    return SC_SUCCESS;
+}
+
+/* The one controller there is, if its identifier is not below `from`. */
+static void controller_list(uint16_t from, uint8_t *p)
+{
+    if (from == 0)
+        put16(p, 0, 1); /* count; entry 0 is CNTLID 0 */
+}
+
+/* CNS 00h and 11h: an inactive nsid gives a page of zeroes, FFFFFFFFh what is common to all. */
+static uint16_t namespace_page(struct emu_ctrl *ctrl, uint32_t nsid, uint8_t *p)
+{
+    if (nsid == NSID_ALL) {
+        p[25] = 1;
+        put32(p, 128, 9u << 16);
+        put32(p, 132, 12u << 16);
+        return SC_SUCCESS;
+    }
+    if (nsid - 1 >= EMU_MAX_NAMESPACES)
+        return SC_INVALID_NAMESPACE;
+    if (ctrl->namespaces[nsid - 1])
+        identify_namespace(ctrl->namespaces[nsid - 1], p);
+    return SC_SUCCESS;
+}
+
+static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t *p)
+{
+    uint8_t cns = (uint8_t)sqe->cdw10;
+    uint16_t cntid = (uint16_t)(sqe->cdw10 >> 16);
+    uint8_t csi = (uint8_t)(sqe->cdw11 >> 24);
+    struct ns *ns;
+    uint16_t status;
+
+    ctrl->error_location = 40;
+    switch (cns) {
+    case 0x05:
+    case 0x06:
+    case 0x07:
+    case 0x1a:
+    case 0x1b:
+        if (csi) /* NVM is the only command set */
+            return SC_INVALID_FIELD;
+    }
+    switch (cns) {
+    case 0x00:
+    case 0x11:
+        return namespace_page(ctrl, sqe->nsid, p);
+    case 0x01:
+        identify_controller(ctrl, p);
+        return SC_SUCCESS;
+    case 0x02: /* active, allocated: all namespaces are attached */
+    case 0x07:
+    case 0x10:
+    case 0x1a:
+        return list(ctrl, sqe->nsid, p);
+    case 0x03:
+        status = ns_find(ctrl, sqe->nsid, &ns);
+        if (!status)
+            identify_descriptors(ns, p);
+        return status;
+    case 0x05: /* NVM: no end-to-end protection, so nothing but zeroes */
+    case 0x1b:
+        return sqe->nsid == NSID_ALL ? SC_SUCCESS : ns_find(ctrl, sqe->nsid, &ns);
+    case 0x06: /* NVM: WZSL, WUSL, DMRL, DMRSL and DMSL are all "no limit" */
+        p[0] = VSL;
+        return SC_SUCCESS;
+    case 0x08:
+        status = sqe->nsid == NSID_ALL ? SC_SUCCESS : ns_find(ctrl, sqe->nsid, &ns);
+        if (!status)
+            identify_independent(p);
+        return status;
+    case 0x12:
+        status = ns_find(ctrl, sqe->nsid, &ns);
+        if (!status)
+            controller_list(cntid, p);
+        return status;
+    case 0x13:
+        controller_list(cntid, p);
+        return SC_SUCCESS;
+    case 0x1c: /* I/O Command Set combinations: one, and NVM is all it holds */
+        if (cntid != 0 && cntid != 0xffff)
+            return SC_INVALID_FIELD;
+        put64(p, 0, 1);
+        return SC_SUCCESS;
+    default:
+        return SC_INVALID_FIELD;
+    }
+}
+
+uint16_t admin_identify(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
+{
+    uint8_t page[PAGE] = {0};
+    uint16_t status = build(ctrl, sqe, page);
+    return status ? status : copy_to_host(ctrl, sqe, page, sizeof(page));
+}

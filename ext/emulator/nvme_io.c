@@ -1,0 +1,189 @@
+/*
+ * The NVM command set (NVM Command Set 1.0, 3.2): read, write, compare, write zeroes, verify, flush; the rest is in nvme_ranges.c
+ * and nvme_resv.c. Commands execute to the end before the next one starts, except where a disk has to be waited for.
+ */
+#include "nvme_ctrl.h"
+
+#define CDW12_FUA (1u << 30)
+#define CDW12_PRINFO (0xfu << 26)
+#define CDW12_DEAC (1u << 25)
+#define CDW12_DTYPE (0xfu << 20)
+
+struct extent {
+    uint64_t lba, offset, nbytes;
+    uint32_t blocks;
+};
+
+/* What every command with SLBA and NLB has to pass. */
+static inline uint16_t extent_check(struct emu_ctrl *ctrl, const struct ns *ns, const struct nvme_sqe *sqe, uint64_t limit,
+                                    struct extent *e)
+{
+    e->lba = sqe->cdw10 | (uint64_t)sqe->cdw11 << 32;
+    e->blocks = (sqe->cdw12 & 0xffff) + 1;
+    e->nbytes = (uint64_t)e->blocks << ns->lbads;
+    e->offset = e->lba << ns->lbads;
+    if (UNLIKELY(e->nbytes > limit)) {
+        ctrl->error_location = 48;
+        return SC_INVALID_FIELD;
+    }
+    if (UNLIKELY(e->lba >= ns->nblocks || e->blocks > ns->nblocks - e->lba))
+        return SC_LBA_RANGE;
+    /* Namespaces have no protection information, so its checks can't be asked for. */
+    if (UNLIKELY(sqe->cdw12 & CDW12_PRINFO))
+        return SC_PROTECTION_INFO;
+    return SC_SUCCESS;
+}
+
+/* After a change of a file: to the disk before the completion, if the command or the cache's setting asks for it. */
+static inline uint16_t durable(struct emu_ctrl *ctrl, struct ns *ns, struct sq *sq, const struct nvme_sqe *sqe)
+{
+    if (LIKELY(ns->media.kind != EMU_MEDIUM_FILE))
+        return SC_SUCCESS;
+    if (!(sqe->cdw12 & CDW12_FUA) && ctrl->features[FEAT_WRITE_CACHE])
+        return SC_SUCCESS;
+    return sync_start(ctrl, ns, sq, sqe, false);
+}
+
+static uint16_t media_failed(struct emu_ctrl *ctrl, uint16_t status)
+{
+    if (status == SC_READ_ERROR || status == SC_WRITE_FAULT)
+        ctrl->media_errors++;
+    return status;
+}
+
+static uint16_t io_read(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe)
+{
+    struct extent e;
+    unsigned n;
+    uint16_t status = extent_check(ctrl, ns, sqe, ctrl->mdts_nbytes, &e);
+    if (UNLIKELY(status))
+        return status;
+    status = prp_map(ctrl, sqe, e.nbytes, true, &n);
+    if (UNLIKELY(status))
+        return status;
+    if (UNLIKELY(ns->n_bad && bad_overlaps(ns, e.lba, e.blocks)))
+        return media_failed(ctrl, SC_READ_ERROR);
+    status = media_read(&ns->media, e.offset, ctrl->iov, n);
+    if (UNLIKELY(status))
+        return media_failed(ctrl, status);
+    ctrl->counters.commands_read++;
+    ctrl->counters.bytes_read += e.nbytes;
+    ctrl->blocks_read += e.nbytes >> 9;
+    /* FUA on a read: what was read must be on the medium, not in the cache alone. */
+    return UNLIKELY(sqe->cdw12 & CDW12_FUA) ? durable(ctrl, ns, sq, sqe) : SC_SUCCESS;
+}
+
+static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe)
+{
+    struct extent e;
+    unsigned n;
+    uint16_t status = extent_check(ctrl, ns, sqe, ctrl->mdts_nbytes, &e);
+    if (UNLIKELY(status))
+        return status;
+    if (UNLIKELY(sqe->cdw12 & CDW12_DTYPE)) { /* directives aren't offered */
+        ctrl->error_location = 50;
+        return SC_INVALID_FIELD;
+    }
+    status = prp_map(ctrl, sqe, e.nbytes, false, &n);
+    if (UNLIKELY(status))
+        return status;
+    status = media_write(&ns->media, e.offset, ctrl->iov, n);
+    if (UNLIKELY(status))
+        return media_failed(ctrl, status);
+    if (UNLIKELY(ns->n_bad))
+        bad_clear(ns, e.lba, e.blocks);
+    ctrl->counters.commands_written++;
+    ctrl->counters.bytes_written += e.nbytes;
+    ctrl->blocks_written += e.nbytes >> 9;
+    return durable(ctrl, ns, sq, sqe);
+}
+
+static uint16_t io_compare(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe)
+{
+    struct extent e;
+    unsigned n;
+    uint16_t status = extent_check(ctrl, ns, sqe, ctrl->mdts_nbytes, &e);
+    if (!status)
+        status = prp_map(ctrl, sqe, e.nbytes, false, &n);
+    if (status)
+        return status;
+    if (ns->n_bad && bad_overlaps(ns, e.lba, e.blocks))
+        return media_failed(ctrl, SC_READ_ERROR);
+    ctrl->counters.commands_read++; /* Base 2.0, figure of the SMART log: Compare counts as a read */
+    return media_failed(ctrl, media_compare(ctrl, &ns->media, e.offset, ctrl->iov, n));
+}
+
+static uint16_t io_write_zeroes(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe)
+{
+    struct extent e;
+    uint16_t status = extent_check(ctrl, ns, sqe, UINT64_MAX, &e);
+    if (!status)
+        status = media_zero(&ns->media, e.offset, e.nbytes, sqe->cdw12 & CDW12_DEAC);
+    if (status)
+        return media_failed(ctrl, status);
+    if (ns->n_bad)
+        bad_clear(ns, e.lba, e.blocks);
+    return durable(ctrl, ns, sq, sqe);
+}
+
+static uint16_t io_verify(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe)
+{
+    struct extent e;
+    uint16_t status = extent_check(ctrl, ns, sqe, 4096ull << VSL, &e);
+    if (status)
+        return status;
+    if (ns->n_bad && bad_overlaps(ns, e.lba, e.blocks))
+        return media_failed(ctrl, SC_READ_ERROR);
+    return media_failed(ctrl, media_verify(ctrl, &ns->media, e.offset, e.nbytes));
+}
+
+static uint16_t write_uncorrectable(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe)
+{
+    struct extent e;
+    uint16_t status = extent_check(ctrl, ns, sqe, UINT64_MAX, &e);
+    return status ? status : io_write_uncorrectable(ns, e.lba, e.blocks);
+}
+
+uint16_t io_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint32_t *result)
+{
+    struct ns *ns;
+    if (UNLIKELY(sqe->flags & 0xc3)) { /* neither fused operations nor SGLs are offered */
+        ctrl->error_location = 1;
+        return SC_INVALID_FIELD;
+    }
+    if (sqe->opcode == IO_FLUSH && sqe->nsid == NSID_ALL)
+        return sync_start(ctrl, NULL, sq, sqe, false);
+    uint16_t status = ns_find(ctrl, sqe->nsid, &ns);
+    if (UNLIKELY(status))
+        return status;
+    if (UNLIKELY(ns->resv.n_registrants) && resv_conflict(ctrl, ns, sqe->opcode))
+        return SC_RESERVATION_CONFLICT;
+    switch (sqe->opcode) {
+    case IO_READ:
+        return io_read(ctrl, sq, ns, sqe);
+    case IO_WRITE:
+        return io_write(ctrl, sq, ns, sqe);
+    case IO_FLUSH:
+        return sync_start(ctrl, ns, sq, sqe, false);
+    case IO_WRITE_UNCORRECTABLE:
+        return write_uncorrectable(ctrl, ns, sqe);
+    case IO_COMPARE:
+        return io_compare(ctrl, ns, sqe);
+    case IO_WRITE_ZEROES:
+        return io_write_zeroes(ctrl, sq, ns, sqe);
+    case IO_DSM:
+        return io_dsm(ctrl, ns, sqe);
+    case IO_VERIFY:
+        return io_verify(ctrl, ns, sqe);
+    case IO_COPY:
+        status = io_copy(ctrl, ns, sqe, result);
+        return status ? status : durable(ctrl, ns, sq, sqe);
+    case IO_RESV_REGISTER:
+    case IO_RESV_REPORT:
+    case IO_RESV_ACQUIRE:
+    case IO_RESV_RELEASE:
+        return io_reservation(ctrl, ns, sqe);
+    default:
+        return SC_INVALID_OPCODE;
+    }
+}

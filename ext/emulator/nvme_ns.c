@@ -1,0 +1,190 @@
+/* Namespaces: their identity, size and life, and Format NVM (Base 2.0, 5.23 in its NVM form). */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "nvme_ctrl.h"
+
+#define NS_MAX (1ull << 46) /* 64 TiB: its bitmap of bad blocks takes 16 GiB of address space */
+
+/* FNV-1a, 64 bits: identifiers only have to be stable and distinct. */
+static uint64_t hash(uint64_t seed, const void *data, size_t nbytes)
+{
+    const uint8_t *bytes = data;
+    uint64_t h = 0xcbf29ce484222325ull ^ seed;
+    for (size_t i = 0; i < nbytes; i++)
+        h = (h ^ bytes[i]) * 0x100000001b3ull;
+    return h ^ h >> 29;
+}
+
+/* From the serial number, the nsid and how often this nsid has been attached: a namespace keeps its names over resets and
+ * restarts of the emulator, and a new one under an old nsid has new ones. */
+static void name(const struct emu_ctrl *ctrl, struct ns *ns)
+{
+    uint32_t key[2] = {ns->nsid, ctrl->incarnations[ns->nsid - 1]};
+    for (unsigned i = 0; i < 2; i++) {
+        uint64_t serial = hash(i, ctrl->config.serial, strnlen(ctrl->config.serial, sizeof(ctrl->config.serial)));
+        uint64_t h = hash(serial, key, sizeof(key));
+        memcpy(ns->nguid + 8 * i, &h, 8);
+        h = hash(serial ^ 0x75756964u, key, sizeof(key));
+        memcpy(ns->uuid + 8 * i, &h, 8);
+    }
+    ns->uuid[6] = (uint8_t)(0x80 | (ns->uuid[6] & 0x0f)); /* version 8: made by a scheme of our own (RFC 9562) */
+    ns->uuid[8] = (uint8_t)(0x80 | (ns->uuid[8] & 0x3f));
+}
+
+/* One bit for each block of the smaller size, so that a Format needs no other; address space only, until a bit is set. */
+static int bad_init(struct ns *ns, uint64_t nbytes)
+{
+    size_t wanted = ((nbytes >> 9) / 64 + 1) * 8;
+    void *bits = mmap(NULL, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (bits == MAP_FAILED)
+        return -errno;
+    if (ns->bad) {
+        memcpy(bits, ns->bad, ns->n_bad ? (ns->bad_nbytes < wanted ? ns->bad_nbytes : wanted) : 0);
+        munmap(ns->bad, ns->bad_nbytes);
+    }
+    ns->bad = bits;
+    ns->bad_nbytes = wanted;
+    return 0;
+}
+
+struct ns *ns_new(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_config *config, char *err)
+{
+    if (config->block_size != 512 && config->block_size != 4096) {
+        snprintf(err, 256, "namespace %u: block size %u is neither 512 nor 4096", nsid, config->block_size);
+        return NULL;
+    }
+    if (config->nbytes < config->block_size || config->nbytes % 4096 || config->nbytes > NS_MAX) {
+        snprintf(err, 256, "namespace %u: size %llu is not a multiple of 4096 from 4096 to 64 TiB", nsid,
+                 (unsigned long long)config->nbytes);
+        return NULL;
+    }
+    struct ns *ns = calloc(1, sizeof(*ns));
+    if (!ns) {
+        snprintf(err, 256, "namespace %u: out of memory", nsid);
+        return NULL;
+    }
+    ns->nsid = nsid;
+    ns->lbads = config->block_size == 512 ? 9 : 12;
+    ns->nblocks = config->nbytes >> ns->lbads;
+    resv_init(&ns->resv);
+    name(ctrl, ns);
+    if (media_open(&ns->media, config, err)) {
+        free(ns);
+        return NULL;
+    }
+    int rc = bad_init(ns, config->nbytes);
+    if (rc) {
+        snprintf(err, 256, "namespace %u: %s", nsid, strerror(-rc));
+        ns_free(ns);
+        return NULL;
+    }
+    return ns;
+}
+
+void ns_free(struct ns *ns)
+{
+    if (!ns)
+        return;
+    media_close(&ns->media);
+    if (ns->bad)
+        munmap(ns->bad, ns->bad_nbytes);
+    free(ns);
+}
+
+static uint64_t count_bad(const struct ns *ns)
+{
+    uint64_t n = 0;
+    for (uint64_t i = 0; i < ns->nblocks && ns->n_bad; i++)
+        n += ns->bad[i / 64] >> i % 64 & 1;
+    return n;
+}
+
+int ns_resize(struct ns *ns, uint64_t nbytes)
+{
+    if (nbytes < 4096 || nbytes % 4096 || nbytes > NS_MAX)
+        return -EINVAL;
+    int rc = bad_init(ns, nbytes);
+    if (!rc)
+        rc = media_resize(&ns->media, nbytes);
+    if (rc)
+        return rc;
+    bool shrunk = nbytes >> ns->lbads < ns->nblocks;
+    ns->nblocks = nbytes >> ns->lbads;
+    if (shrunk)
+        ns->n_bad = count_bad(ns);
+    return 0;
+}
+
+/* Tells the host, if it wants to know, that a namespace came, went or changed (Base 2.0, 5.16.1.5). */
+void ns_changed(struct emu_ctrl *ctrl, uint32_t nsid, bool notice)
+{
+    ns_cache_changed(ctrl);
+    if (!notice)
+        return;
+    ctrl->changed |= 1u << (nsid - 1);
+    event_post(ctrl, EVENT_NOTICE, NOTICE_NAMESPACE, LOG_CHANGED_NS);
+}
+
+void ns_cache_changed(struct emu_ctrl *ctrl)
+{
+    ctrl->has_cache = false;
+    for (unsigned i = 0; i < EMU_MAX_NAMESPACES; i++)
+        if (ctrl->namespaces[i] && ctrl->namespaces[i]->media.kind == EMU_MEDIUM_FILE)
+            ctrl->has_cache = true;
+}
+
+/* Base 2.0, 3.2.1: an nsid beyond NN (or 0) is invalid; one in range without a namespace is inactive, an invalid field. */
+uint16_t ns_find(struct emu_ctrl *ctrl, uint32_t nsid, struct ns **ns)
+{
+    if (UNLIKELY(nsid - 1 >= EMU_MAX_NAMESPACES))
+        return SC_INVALID_NAMESPACE;
+    *ns = ctrl->namespaces[nsid - 1];
+    if (UNLIKELY(!*ns)) {
+        ctrl->error_location = 4;
+        return SC_INVALID_FIELD;
+    }
+    return SC_SUCCESS;
+}
+
+static uint16_t format(struct ns *ns, uint8_t lbads)
+{
+    uint16_t status = media_zero(&ns->media, 0, ns->media.nbytes, true);
+    if (status)
+        return status;
+    ns->lbads = lbads;
+    ns->nblocks = ns->media.nbytes >> lbads;
+    if (ns->n_bad) {
+        memset(ns->bad, 0, ns->bad_nbytes);
+        ns->n_bad = 0;
+    }
+    return SC_SUCCESS;
+}
+
+/* LBA format 0 is 512 B, 1 is 4096 B; no metadata, no protection information. Deallocating is the erase. */
+uint16_t admin_format(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
+{
+    uint32_t lbaf = (sqe->cdw10 & 15) | (sqe->cdw10 >> 12 & 3) << 4, ses = sqe->cdw10 >> 9 & 7;
+    if (lbaf > 1 || (sqe->cdw10 & 0x1f0) || ses > 2)
+        return SC_FORMAT_INVALID;
+    if (ses == 2) /* cryptographic erase: FNA says there is none */
+        return SC_INVALID_FIELD;
+    uint8_t lbads = lbaf ? 12 : 9;
+    struct ns *ns;
+    if (sqe->nsid != NSID_ALL) {
+        uint16_t status = ns_find(ctrl, sqe->nsid, &ns);
+        if (!status && resv_conflict(ctrl, ns, IO_WRITE))
+            status = SC_RESERVATION_CONFLICT;
+        return status ? status : format(ns, lbads);
+    }
+    for (unsigned i = 0; i < EMU_MAX_NAMESPACES; i++) {
+        if (!ctrl->namespaces[i])
+            continue;
+        uint16_t status = format(ctrl->namespaces[i], lbads);
+        if (status)
+            return status;
+    }
+    return SC_SUCCESS;
+}

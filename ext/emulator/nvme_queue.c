@@ -1,0 +1,470 @@
+/*
+ * Queues: rings in the client's memory, doorbells, fetching in batches, posting, interrupts; and the turn of the reactor.
+ *
+ * Memory order (Base 2.0, 3.3.1.2 and 4.2.3): a tail doorbell is read with acquire before the entries that it announces; the word
+ * of a completion that holds the phase is stored with release after all else, data included; interrupts follow the stores.
+ */
+#include <stdlib.h>
+
+#include "nvme_ctrl.h"
+
+void cq_init(struct emu_ctrl *ctrl, uint16_t qid, uint64_t iova, uint32_t size, uint16_t vector, bool ien)
+{
+    struct cq *cq = &ctrl->cqs[qid];
+    memset(cq, 0, sizeof(*cq));
+    cq->qid = qid;
+    cq->iova = iova;
+    cq->size = size;
+    cq->phase = 1;
+    cq->vector = vector;
+    cq->ien = ien;
+    cq->created = true;
+    cq->waiting_end = &cq->waiting;
+    cq->head_db = dbbuf_doorbell(ctrl, 2 * qid + 1);
+}
+
+void sq_init(struct emu_ctrl *ctrl, uint16_t qid, uint64_t iova, uint32_t size, struct cq *cq)
+{
+    struct sq *sq = &ctrl->sqs[qid];
+    memset(sq, 0, sizeof(*sq));
+    sq->qid = qid;
+    sq->iova = iova;
+    sq->size = size;
+    sq->cq = cq;
+    sq->created = true;
+    sq->incarnation = ++ctrl->sq_incarnations;
+    sq->tail_db = dbbuf_doorbell(ctrl, 2 * qid);
+    cq->n_sqs++;
+    if (qid)
+        ctrl->active[ctrl->n_active++] = sq;
+}
+
+void sq_remove(struct emu_ctrl *ctrl, struct sq *sq)
+{
+    for (unsigned i = 0; i < ctrl->n_active; i++) {
+        if (ctrl->active[i] == sq) {
+            ctrl->active[i] = ctrl->active[--ctrl->n_active];
+            break;
+        }
+    }
+    sq->cq->n_sqs--;
+    sq->created = false;
+    ctrl->doorbells[2 * sq->qid] = 0;
+}
+
+void cq_remove(struct emu_ctrl *ctrl, struct cq *cq)
+{
+    while (cq->waiting) {
+        struct waiting *first = cq->waiting;
+        cq->waiting = first->next;
+        free(first);
+        ctrl->n_waiting--;
+    }
+    cq->created = false;
+    ctrl->doorbells[2 * cq->qid + 1] = 0;
+}
+
+void queues_reset(struct emu_ctrl *ctrl)
+{
+    for (unsigned i = 0; i < N_QUEUES; i++) {
+        if (ctrl->cqs[i].created)
+            cq_remove(ctrl, &ctrl->cqs[i]);
+        ctrl->sqs[i].created = false;
+    }
+    ctrl->n_active = 0;
+    ctrl->irq[0] = ctrl->irq[1] = 0;
+    for (unsigned i = 0; i < N_DOORBELLS; i++)
+        ctrl->doorbells[i] = 0;
+}
+
+/* A ring lies inside one mapping; when it doesn't, the controller can't go on. */
+bool cq_translate(struct emu_ctrl *ctrl, struct cq *cq)
+{
+    cq->ring = dma(ctrl, cq->iova, (uint64_t)cq->size * sizeof(struct nvme_cqe), true);
+    if (!cq->ring)
+        ctrl_fatal(ctrl, "a completion queue is not mapped");
+    return cq->ring;
+}
+
+bool sq_translate(struct emu_ctrl *ctrl, struct sq *sq)
+{
+    sq->ring = dma(ctrl, sq->iova, (uint64_t)sq->size * sizeof(struct nvme_sqe), false);
+    if (!sq->ring)
+        ctrl_fatal(ctrl, "a submission queue is not mapped");
+    return sq->ring;
+}
+
+/* Base 2.0, 5.2.1 (Error events): the queue is stopped, what has been consumed may still complete. */
+static void invalid_doorbell(struct emu_ctrl *ctrl, uint8_t info)
+{
+    ctrl->counters.invalid_doorbells++;
+    struct nvme_sqe none = {.cid = 0xffff};
+    log_error(ctrl, 0xffff, &none, 0);
+    event_post(ctrl, EVENT_ERROR, info, LOG_ERROR);
+}
+
+static inline uint32_t free_slots(const struct cq *cq)
+{
+    return cq->head > cq->tail ? cq->head - cq->tail - 1 : cq->size - (cq->tail - cq->head) - 1;
+}
+
+static void cq_head_changed(struct emu_ctrl *ctrl, struct cq *cq, uint32_t head)
+{
+    ctrl->counters.doorbells++;
+    if (UNLIKELY(atomic_load_explicit(&ctrl->faults_armed, memory_order_relaxed) & FAULTS_TRACE))
+        faults_trace(ctrl, (uint16_t)(2 * cq->qid + 1), cq->head, head);
+    uint32_t posted = cq->tail >= cq->head ? cq->tail - cq->head : cq->size - (cq->head - cq->tail);
+    uint32_t consumed = head >= cq->head ? head - cq->head : cq->size - (cq->head - head);
+    if (UNLIKELY(head >= cq->size || consumed > posted)) {
+        cq->stalled = true;
+        invalid_doorbell(ctrl, ERROR_INVALID_DOORBELL_VALUE);
+        return;
+    }
+    cq->head = head;
+}
+
+/* Entries that may be posted now. */
+uint32_t cq_room(struct emu_ctrl *ctrl, struct cq *cq)
+{
+    if (UNLIKELY(cq->stalled))
+        return 0;
+    uint32_t head = *cq->head_db;
+    if (head != cq->head)
+        cq_head_changed(ctrl, cq, head);
+    return UNLIKELY(cq->stalled) ? 0 : free_slots(cq);
+}
+
+static inline void cq_write(struct emu_ctrl *ctrl, struct cq *cq, const struct nvme_cqe *cqe)
+{
+    /* The status bit 0 is the phase; what is set there beforehand (a fault) inverts it. */
+    union {
+        struct nvme_cqe cqe;
+        uint64_t words[2];
+    } entry = {*cqe};
+    entry.cqe.status ^= cq->phase;
+    uint64_t *slot = (uint64_t *)&cq->ring[cq->tail];
+    __atomic_store_n(&slot[0], entry.words[0], __ATOMIC_RELAXED);
+    __atomic_store_n(&slot[1], entry.words[1], __ATOMIC_RELEASE);
+    if (++cq->tail == cq->size) {
+        cq->tail = 0;
+        cq->phase ^= 1;
+    }
+    cq->posted++;
+    if (cq->ien)
+        irq_raise(ctrl, cq->vector);
+}
+
+void irq_raise(struct emu_ctrl *ctrl, unsigned vector)
+{
+    ctrl->irq[vector >> 6] |= 1ull << (vector & 63);
+}
+
+/* Posts, or keeps the completion until the client has made room. Nothing is lost. */
+void cq_post(struct emu_ctrl *ctrl, struct cq *cq, const struct nvme_cqe *cqe)
+{
+    if (UNLIKELY(!cq->ring) && !cq_translate(ctrl, cq))
+        return;
+    if (LIKELY(!cq->waiting && !cq->stalled && free_slots(cq))) {
+        cq_write(ctrl, cq, cqe);
+        return;
+    }
+    if (!cq->waiting && cq_room(ctrl, cq)) {
+        cq_write(ctrl, cq, cqe);
+        return;
+    }
+    struct waiting *node = malloc(sizeof(*node));
+    if (!node) {
+        ctrl_fatal(ctrl, "no memory to keep a completion for a full completion queue");
+        return;
+    }
+    *node = (struct waiting){.cqe = *cqe};
+    *cq->waiting_end = node;
+    cq->waiting_end = &node->next;
+    ctrl->n_waiting++;
+}
+
+static unsigned post_waiting(struct emu_ctrl *ctrl)
+{
+    unsigned work = 0;
+    for (unsigned i = 0; i < N_QUEUES && ctrl->n_waiting; i++) {
+        struct cq *cq = &ctrl->cqs[i];
+        while (cq->created && cq->waiting && cq_room(ctrl, cq)) {
+            if (!cq->ring && !cq_translate(ctrl, cq))
+                return work;
+            struct waiting *first = cq->waiting;
+            cq->waiting = first->next;
+            if (!cq->waiting)
+                cq->waiting_end = &cq->waiting;
+            ctrl->n_waiting--;
+            cq_write(ctrl, cq, &first->cqe);
+            free(first);
+            work++;
+        }
+    }
+    return work;
+}
+
+static void complete_slow(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, struct nvme_cqe *cqe,
+                          const struct effect *effect)
+{
+    uint16_t status = cqe->status >> 1;
+    if (status && SC_CODE(status) != SC_ABORTED_SQ_DELETION) {
+        log_error(ctrl, sq->qid, sqe, status);
+        cqe->status |= SC_MORE << 1;
+        ctrl->counters.errors++;
+    }
+    if (!effect) {
+        cq_post(ctrl, sq->cq, cqe);
+        return;
+    }
+    if (effect->actions & EMU_FAULT_CQE) {
+        uint8_t *bytes = (uint8_t *)cqe;
+        const uint8_t *value = (const uint8_t *)&effect->cqe, *mask = (const uint8_t *)&effect->cqe_mask;
+        for (size_t i = 0; i < sizeof(*cqe); i++)
+            bytes[i] = (uint8_t)((bytes[i] & ~mask[i]) | (value[i] & mask[i]));
+        cqe->status &= (uint16_t)~1u;
+    }
+    if (effect->actions & EMU_FAULT_WRONG_PHASE)
+        cqe->status |= 1;
+    if (effect->actions & EMU_FAULT_LOSE_INTERRUPT)
+        ctrl->irq_lost[sq->cq->vector >> 6] |= 1ull << (sq->cq->vector & 63);
+    if (effect->actions & EMU_FAULT_SPURIOUS_INTERRUPT)
+        irq_raise(ctrl, sq->cq->vector);
+    if (effect->actions & EMU_FAULT_DROP)
+        return;
+    if (effect->actions & (EMU_FAULT_DELAY_POST | EMU_FAULT_REORDER)) {
+        bool reorder = effect->actions & EMU_FAULT_REORDER;
+        if (held_add(ctrl, sq, sqe, cqe, effect, 0, effect->delay_ns, reorder ? sq->cq->posted + effect->distance : UINT64_MAX))
+            return;
+    }
+    cq_post(ctrl, sq->cq, cqe);
+    if (effect->actions & EMU_FAULT_DUPLICATE)
+        cq_post(ctrl, sq->cq, cqe);
+}
+
+void complete(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint32_t result, uint16_t status,
+              const struct effect *effect)
+{
+    struct nvme_cqe cqe = {
+        .result = result,
+        .sqhd = (uint16_t)sq->head,
+        .sqid = sq->qid,
+        .cid = sqe->cid,
+        .status = (uint16_t)(status << 1),
+    };
+    if (LIKELY(!status && !effect))
+        cq_post(ctrl, sq->cq, &cqe);
+    else
+        complete_slow(ctrl, sq, sqe, &cqe, effect);
+}
+
+static void execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, const struct effect *effect)
+{
+    uint32_t result = 0;
+    uint16_t status;
+    if (sq->qid) {
+        ctrl->counters.io[sqe->opcode]++;
+        status = io_execute(ctrl, sq, sqe, &result);
+    } else {
+        ctrl->counters.admin[sqe->opcode]++;
+        status = admin_execute(ctrl, sq, sqe, &result);
+    }
+    if (status != SC_ASYNC)
+        complete(ctrl, sq, sqe, result, status, effect);
+}
+
+/* A command under a fault's influence, now or when its delay is over: executed, or completed with a forced status. */
+void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced, const struct effect *effect)
+{
+    ctrl->effect = effect;
+    if (forced)
+        complete(ctrl, sq, sqe, 0, forced, effect);
+    else
+        execute(ctrl, sq, sqe, effect);
+    ctrl->effect = NULL;
+}
+
+static void execute_with_faults(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe)
+{
+    struct effect effect = {0};
+    uint16_t forced = 0;
+    if (faults_intercept(ctrl, sq, sqe, &effect, &forced))
+        return;
+    execute_as(ctrl, sq, sqe, forced, effect.actions ? &effect : NULL);
+}
+
+static bool sq_tail_changed(struct emu_ctrl *ctrl, struct sq *sq, uint32_t tail)
+{
+    ctrl->counters.doorbells++;
+    if (UNLIKELY(atomic_load_explicit(&ctrl->faults_armed, memory_order_relaxed) & FAULTS_TRACE))
+        faults_trace(ctrl, (uint16_t)(2 * sq->qid), sq->tail, tail);
+    if (UNLIKELY(tail >= sq->size)) {
+        sq->stalled = true;
+        invalid_doorbell(ctrl, ERROR_INVALID_DOORBELL_VALUE);
+        return false;
+    }
+    sq->tail = tail;
+    if (ctrl->dbbuf && sq->qid)
+        dbbuf_keep_behind(ctrl, sq);
+    return true;
+}
+
+/* Fetches and executes up to BATCH commands. */
+static unsigned sq_run(struct emu_ctrl *ctrl, struct sq *sq)
+{
+    uint32_t tail = __atomic_load_n(sq->tail_db, __ATOMIC_ACQUIRE);
+    if (tail != sq->tail && !sq->stalled && !sq_tail_changed(ctrl, sq, tail))
+        return 0;
+    if (sq->head == sq->tail || UNLIKELY(sq->stalled || sq->n_held >= SQ_HELD_MAX))
+        return 0;
+    uint32_t n = (sq->tail > sq->head ? sq->tail : sq->size) - sq->head;
+    uint32_t room = cq_room(ctrl, sq->cq);
+    if (n > BATCH)
+        n = BATCH;
+    if (n > room)
+        n = room; /* every command fetched has a slot for its completion */
+    if (!n)
+        return 0;
+    if (UNLIKELY((!sq->ring && !sq_translate(ctrl, sq)) || (!sq->cq->ring && !cq_translate(ctrl, sq->cq))))
+        return 0;
+
+    struct nvme_sqe batch[BATCH];
+    memcpy(batch, &sq->ring[sq->head], n * sizeof(batch[0]));
+    sq->head += n;
+    if (sq->head == sq->size)
+        sq->head = 0;
+    bool faulty = atomic_load_explicit(&ctrl->faults_armed, memory_order_relaxed) & FAULTS_RULES;
+    /* A command may stop the controller or, on the admin queue, delete things: look each time. */
+    for (uint32_t i = 0; i < n && ctrl->running; i++) {
+        if (UNLIKELY(faulty))
+            execute_with_faults(ctrl, sq, &batch[i]);
+        else
+            execute(ctrl, sq, &batch[i], NULL);
+    }
+    return n;
+}
+
+static void raise_interrupts(struct emu_ctrl *ctrl)
+{
+    for (unsigned word = 0; word < 2; word++) {
+        if (UNLIKELY(ctrl->irq_lost[word])) {
+            ctrl->irq[word] &= ~ctrl->irq_lost[word];
+            ctrl->irq_lost[word] = 0;
+            ctrl->counters.interrupts_lost++;
+        }
+        while (ctrl->irq[word]) {
+            unsigned bit = (unsigned)__builtin_ctzll(ctrl->irq[word]);
+            ctrl->irq[word] &= ctrl->irq[word] - 1;
+            ctrl->counters.interrupts++;
+            ctrl->host.interrupt(ctrl->host.opaque, word * 64 + bit);
+        }
+    }
+}
+
+static unsigned timers(struct emu_ctrl *ctrl)
+{
+    uint64_t now = now_ns();
+    unsigned work = regs_tick(ctrl, now);
+    if (!ctrl->running)
+        return work;
+    if (UNLIKELY(now >= ctrl->keep_alive_at)) {
+        ctrl_fatal(ctrl, "the keep alive timer expired");
+        return work + 1;
+    }
+    return work + held_run(ctrl, now);
+}
+
+unsigned emu_ctrl_poll(struct emu_ctrl *ctrl)
+{
+    unsigned work = 0;
+    if (UNLIKELY(atomic_load_explicit(&ctrl->wake.pending, memory_order_acquire)))
+        work += wake_drain(ctrl);
+    if (UNLIKELY(!ctrl->running || ctrl->removed))
+        return work + (emu_ctrl_deadline(ctrl) == UINT64_MAX || ctrl->removed ? 0 : timers(ctrl));
+    if (UNLIKELY(ctrl->n_held))
+        work += timers(ctrl);
+    if (UNLIKELY(ctrl->dbbuf && !ctrl->shadow))
+        dbbuf_translate(ctrl);
+    work += sq_run(ctrl, &ctrl->sqs[0]);
+    for (unsigned i = 0; i < ctrl->n_active && ctrl->running; i++)
+        work += sq_run(ctrl, ctrl->active[i]);
+    if (UNLIKELY(ctrl->n_waiting && ctrl->running))
+        work += post_waiting(ctrl);
+    if (ctrl->irq[0] | ctrl->irq[1])
+        raise_interrupts(ctrl);
+    /* The clock and the doorbells of queues that don't exist are looked at now and then, and by arm(). */
+    if (UNLIKELY(!(++ctrl->turn & 1023))) {
+        if (emu_ctrl_deadline(ctrl) != UINT64_MAX)
+            work += timers(ctrl);
+        work += doorbells_scan(ctrl);
+    }
+    return work;
+}
+
+uint64_t emu_ctrl_deadline(const struct emu_ctrl *ctrl)
+{
+    uint64_t deadline = regs_deadline(ctrl);
+    if (!ctrl->running)
+        return deadline;
+    if (ctrl->keep_alive_at < deadline)
+        deadline = ctrl->keep_alive_at;
+    if (ctrl->n_held && ctrl->held.next->deadline < deadline)
+        deadline = ctrl->held.next->deadline;
+    return deadline;
+}
+
+static bool doorbell_exists(const struct emu_ctrl *ctrl, uint32_t index)
+{
+    uint32_t qid = index / 2;
+    return qid < N_QUEUES && (index & 1 ? ctrl->cqs[qid].created : ctrl->sqs[qid].created);
+}
+
+/* Doorbells that belong to no queue and have been written through the shared page. */
+unsigned doorbells_scan(struct emu_ctrl *ctrl)
+{
+    unsigned work = 0;
+    for (uint32_t i = 0; i < N_DOORBELLS && ctrl->running; i++) {
+        if (UNLIKELY(ctrl->doorbells[i]) && !doorbell_exists(ctrl, i)) {
+            ctrl->doorbells[i] = 0;
+            invalid_doorbell(ctrl, ERROR_INVALID_DOORBELL);
+            work++;
+        }
+    }
+    return work;
+}
+
+/* A doorbell that came as a register write. With a shadow buffer the value lies there, and this is but the kick. */
+void doorbell_written(struct emu_ctrl *ctrl, uint32_t offset, uint32_t value)
+{
+    uint32_t index = offset / 4;
+    if (!ctrl->running || index >= N_DOORBELLS)
+        return;
+    ctrl->counters.doorbell_writes++;
+    if (doorbell_exists(ctrl, index))
+        __atomic_store_n(&ctrl->doorbells[index], value, __ATOMIC_RELEASE);
+    else
+        invalid_doorbell(ctrl, ERROR_INVALID_DOORBELL);
+}
+
+static bool sq_has_work(struct emu_ctrl *ctrl, struct sq *sq)
+{
+    if (sq->stalled || sq->n_held >= SQ_HELD_MAX)
+        return false;
+    return (*sq->tail_db != sq->tail || sq->head != sq->tail) && cq_room(ctrl, sq->cq);
+}
+
+/* Whether poll() would find something, the clock excepted. */
+bool queues_have_work(struct emu_ctrl *ctrl)
+{
+    if (ctrl->irq[0] | ctrl->irq[1])
+        return true;
+    if (sq_has_work(ctrl, &ctrl->sqs[0]))
+        return true;
+    for (unsigned i = 0; i < ctrl->n_active; i++)
+        if (sq_has_work(ctrl, ctrl->active[i]))
+            return true;
+    for (unsigned i = 0; i < N_QUEUES && ctrl->n_waiting; i++)
+        if (ctrl->cqs[i].created && ctrl->cqs[i].waiting && cq_room(ctrl, &ctrl->cqs[i]))
+            return true;
+    return false;
+}

@@ -1,0 +1,196 @@
+/*
+ * NVM Express numbers which the emulated controller needs: NVMe Base 2.0 and NVM Command Set 1.0. Names are the
+ * specification's. Everything on the wire is little-endian and so must the machine be.
+ */
+#ifndef NVME_ASYNC_EMULATOR_NVME_SPEC_H
+#define NVME_ASYNC_EMULATOR_NVME_SPEC_H
+
+#include <stdint.h>
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the emulated controller runs on little-endian machines");
+
+/* Registers (Base 2.0, 3.1.3). */
+enum {
+    REG_CAP = 0x00,
+    REG_VS = 0x08,
+    REG_INTMS = 0x0c,
+    REG_INTMC = 0x10,
+    REG_CC = 0x14,
+    REG_CSTS = 0x1c,
+    REG_AQA = 0x24,
+    REG_ASQ = 0x28,
+    REG_ACQ = 0x30,
+    REG_CRTO = 0x68,
+};
+
+#define NVME_VERSION 0x00020000u /* 2.0 */
+
+#define CAP_CQR (1ull << 16)
+#define CAP_CSS_NVM (1ull << 37)
+#define CAP_CSS_IOCSS (1ull << 43) /* CC.CSS = 110b is accepted */
+#define CAP_CRMS_CRWMS (1ull << 59)
+
+#define CC_EN 0x1u
+#define CC_CSS(cc) ((cc) >> 4 & 7)
+#define CC_MPS(cc) ((cc) >> 7 & 15)
+#define CC_AMS(cc) ((cc) >> 11 & 7)
+#define CC_SHN(cc) ((cc) >> 14 & 3)
+#define CC_IOSQES(cc) ((cc) >> 16 & 15)
+#define CC_IOCQES(cc) ((cc) >> 20 & 15)
+#define CC_WRITABLE 0x00fffff1u
+#define CC_CSS_NVM 0u
+#define CC_CSS_ALL 6u
+
+#define CSTS_RDY 0x1u
+#define CSTS_CFS 0x2u
+#define CSTS_SHST_MASK 0xcu
+#define CSTS_SHST_OCCURRING 0x4u
+#define CSTS_SHST_COMPLETE 0x8u
+
+struct nvme_sqe {
+    uint8_t opcode;
+    uint8_t flags; /* FUSE 1:0, PSDT 7:6 */
+    uint16_t cid;
+    uint32_t nsid;
+    uint32_t cdw2;
+    uint32_t cdw3;
+    uint64_t mptr;
+    uint64_t prp1;
+    uint64_t prp2;
+    uint32_t cdw10;
+    uint32_t cdw11;
+    uint32_t cdw12;
+    uint32_t cdw13;
+    uint32_t cdw14;
+    uint32_t cdw15;
+};
+_Static_assert(sizeof(struct nvme_sqe) == 64, "SQE");
+
+struct nvme_cqe {
+    uint32_t result; /* DW0 */
+    uint32_t dw1;
+    uint16_t sqhd;
+    uint16_t sqid;
+    uint16_t cid;
+    uint16_t status; /* status field << 1 | phase */
+};
+_Static_assert(sizeof(struct nvme_cqe) == 16, "CQE");
+
+enum {
+    ADMIN_DELETE_SQ = 0x00,
+    ADMIN_CREATE_SQ = 0x01,
+    ADMIN_GET_LOG_PAGE = 0x02,
+    ADMIN_DELETE_CQ = 0x04,
+    ADMIN_CREATE_CQ = 0x05,
+    ADMIN_IDENTIFY = 0x06,
+    ADMIN_ABORT = 0x08,
+    ADMIN_SET_FEATURES = 0x09,
+    ADMIN_GET_FEATURES = 0x0a,
+    ADMIN_ASYNC_EVENT = 0x0c,
+    ADMIN_KEEP_ALIVE = 0x18,
+    ADMIN_DBBUF = 0x7c,
+    ADMIN_FORMAT = 0x80,
+};
+
+enum {
+    IO_FLUSH = 0x00,
+    IO_WRITE = 0x01,
+    IO_READ = 0x02,
+    IO_WRITE_UNCORRECTABLE = 0x04,
+    IO_COMPARE = 0x05,
+    IO_WRITE_ZEROES = 0x08,
+    IO_DSM = 0x09,
+    IO_VERIFY = 0x0c,
+    IO_RESV_REGISTER = 0x0d,
+    IO_RESV_REPORT = 0x0e,
+    IO_RESV_ACQUIRE = 0x11,
+    IO_RESV_RELEASE = 0x15,
+    IO_COPY = 0x19,
+};
+
+enum {
+    FEAT_ARBITRATION = 0x01,
+    FEAT_POWER = 0x02,
+    FEAT_TEMPERATURE = 0x04,
+    FEAT_ERROR_RECOVERY = 0x05,
+    FEAT_WRITE_CACHE = 0x06,
+    FEAT_QUEUES = 0x07,
+    FEAT_COALESCING = 0x08,
+    FEAT_VECTOR = 0x09,
+    FEAT_ATOMICITY = 0x0a,
+    FEAT_ASYNC_EVENT = 0x0b,
+    FEAT_TIMESTAMP = 0x0e,
+    FEAT_KEEP_ALIVE = 0x0f,
+    FEAT_HOST_BEHAVIOUR = 0x16,
+    FEAT_COMMAND_SET = 0x19,
+    FEAT_HOST_ID = 0x81,
+    FEAT_RESV_MASK = 0x82,
+    FEAT_RESV_PERSIST = 0x83,
+};
+
+enum {
+    LOG_SUPPORTED = 0x00,
+    LOG_ERROR = 0x01,
+    LOG_SMART = 0x02,
+    LOG_FIRMWARE = 0x03,
+    LOG_CHANGED_NS = 0x04,
+    LOG_EFFECTS = 0x05,
+    LOG_FEATURES = 0x12,
+    LOG_MI_EFFECTS = 0x13,
+    LOG_RESERVATION = 0x80,
+};
+
+/* The status field without the phase: SC 7:0, SCT 10:8, CRD 12:11, M 13, DNR 14. */
+#define SC_MORE 0x2000u
+#define SC_DNR 0x4000u
+#define SC_CODE(status) ((status) & 0x7ffu) /* SCT and SC */
+
+enum {
+    SC_SUCCESS = 0x000,
+    SC_INVALID_OPCODE = 0x001 | SC_DNR,
+    SC_INVALID_FIELD = 0x002 | SC_DNR,
+    SC_DATA_TRANSFER = 0x004 | SC_DNR,
+    SC_INTERNAL = 0x006,
+    SC_ABORT_REQUESTED = 0x007,
+    SC_ABORTED_SQ_DELETION = 0x008,
+    SC_INVALID_NAMESPACE = 0x00b | SC_DNR,
+    SC_COMMAND_SEQUENCE = 0x00c | SC_DNR,
+    SC_PRP_OFFSET = 0x013 | SC_DNR,
+    SC_HOST_ID_INCONSISTENT = 0x018 | SC_DNR,
+    SC_KEEP_ALIVE_INVALID = 0x01a | SC_DNR,
+    SC_IOCS_COMBINATION_REJECTED = 0x12b | SC_DNR,
+    SC_LBA_RANGE = 0x080 | SC_DNR,
+    SC_CAPACITY_EXCEEDED = 0x081,
+    SC_RESERVATION_CONFLICT = 0x083 | SC_DNR,
+
+    SC_CQ_INVALID = 0x100 | SC_DNR,
+    SC_QID_INVALID = 0x101 | SC_DNR,
+    SC_QUEUE_SIZE = 0x102 | SC_DNR,
+    SC_AER_LIMIT = 0x105 | SC_DNR,
+    SC_VECTOR_INVALID = 0x108 | SC_DNR,
+    SC_LOG_PAGE_INVALID = 0x109 | SC_DNR,
+    SC_FORMAT_INVALID = 0x10a | SC_DNR,
+    SC_QUEUE_DELETION = 0x10c | SC_DNR,
+    SC_NOT_SAVEABLE = 0x10d | SC_DNR,
+    SC_NOT_CHANGEABLE = 0x10e | SC_DNR,
+    SC_NOT_NS_SPECIFIC = 0x10f | SC_DNR,
+    SC_PROTECTION_INFO = 0x181 | SC_DNR,
+    SC_COMMAND_SIZE = 0x183 | SC_DNR,
+
+    SC_WRITE_FAULT = 0x280,
+    SC_READ_ERROR = 0x281,
+    SC_COMPARE_FAILURE = 0x285 | SC_DNR,
+
+    SC_ASYNC = 0xffff, /* ours, never posted: the command completes later */
+};
+
+/* Asynchronous events (Base 2.0, 5.2.1): type, and information within the type. */
+enum { EVENT_ERROR = 0, EVENT_SMART = 1, EVENT_NOTICE = 2, EVENT_IO = 6 };
+enum { ERROR_INVALID_DOORBELL = 0, ERROR_INVALID_DOORBELL_VALUE = 1 };
+enum { SMART_TEMPERATURE = 1 };
+enum { NOTICE_NAMESPACE = 0 };
+enum { IO_EVENT_RESERVATION = 0 };
+
+#define NSID_ALL 0xffffffffu
+
+#endif
