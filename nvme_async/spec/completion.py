@@ -24,6 +24,7 @@ class Completion:
         cid: the command's identifier.
         status: the 15-bit status field, DW3 bits 31:17 (the phase tag is not part of it).
         phase: the phase tag, DW3 bit 16.
+        data: what the command answered with, where the driver collected that; not part of the entry.
     """
 
     dw0: int = 0
@@ -33,6 +34,7 @@ class Completion:
     cid: int = 0
     status: int = 0
     phase: bool = False
+    data: bytes | None = attrs.field(default=None, repr=False)
 
     @property
     def sc(self) -> int:

@@ -1,0 +1,102 @@
+"""The native hot path: queue pairs in DMA memory, and the awaitable that rides on them.
+
+Rings, doorbells and PRP lists are inline C (queue.h, prp.h, layout.h); here they meet Python objects: who waits for a command, and which
+buffer it fills. No policy: what loop, how long to spin, when to time out is told by nvme_async/queue_pair.py.
+
+Threads: a QueuePair belongs to one event loop's thread. Counters may be read from others.
+"""
+
+from cpython.buffer cimport (PyBUF_ANY_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, memset
+
+from collections import deque
+
+cimport cython
+from nvme_async._mmio cimport Mmio
+
+cdef extern from "hotpath/queue.h":
+    enum: NVQ_MAGIC, NVQ_LAYOUT_VERSION, NVQ_PAGE, NVQ_MAX_ENTRIES
+    enum: NVQ_FREE, NVQ_ARMED, NVQ_DONE
+    enum: NVQ_TO_HOST, NVQ_FROM_HOST, NVQ_BOUNCE, NVQ_ORPHAN, NVQ_ADOPTED, NVQ_INTERNAL
+    enum: NVQ_OK, NVQ_BAD_CID, NVQ_BAD_SQID
+    uint64_t NVQ_NO_OFFSET, NVQ_POISON
+
+    struct nvq_sqe:
+        uint8_t opcode, flags
+        uint16_t cid
+        uint32_t nsid, cdw2, cdw3
+        uint64_t mptr, prp1, prp2
+        uint32_t cdw10, cdw11, cdw12, cdw13, cdw14, cdw15
+
+    struct nvq_tracker:
+        nvq_sqe sqe
+        uint32_t state
+        uint16_t cid, flags
+        uint64_t position, tag, data_offset
+        uint32_t data_nbytes
+        uint16_t status
+        uint32_t dw0, dw1
+        uint64_t epoch
+
+    struct nvq_header:
+        uint32_t magic, version
+        uint16_t qid, vector
+        uint32_t entries, n_trackers, slot_bits
+        uint64_t sq_offset, cq_offset, trackers_offset, lists_offset
+        uint32_t list_bytes, interrupts
+        uint64_t submitted, sq_ringing, sq_rung, reaped, cq_ringing, cq_rung, epoch
+        uint64_t n_reaps, n_sq_doorbells, n_cq_doorbells, n_shadow_only, n_errors, n_orphans, n_interrupts, n_spins, n_eager, n_full
+        uint64_t n_bounced, max_batch
+
+    struct nvq:
+        nvq_tracker *trackers
+        nvq_header *header
+        uint16_t *done_slots
+        uint32_t n_free, n_done, entries, sq_tail, cq_head, n_armed, n_unrung, n_unacked, n_trackers, list_bytes
+        uint16_t cq_phase, qid, slot_bits
+        uint32_t *sq_doorbell
+        uint32_t *cq_doorbell
+        int kick_fd
+        uint32_t *sq_shadow
+        uint32_t *cq_shadow
+        uint32_t *sq_eventidx
+        uint32_t *cq_eventidx
+        int fault
+        uint16_t fault_cid
+
+    uint64_t nvq_layout(nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_entries) nogil
+    int nvq_open(nvq *q, uint8_t *memory, uint64_t iova) nogil
+    void nvq_close(nvq *q) nogil
+    void nvq_reset(nvq *q) nogil
+    int nvq_take(nvq *q) nogil
+    void nvq_put(nvq *q, unsigned slot) nogil
+    void nvq_post(nvq *q, unsigned slot) nogil
+    bint nvq_ring_sq(nvq *q) nogil
+    bint nvq_ring_cq(nvq *q) nogil
+    void nvq_rang_sq(nvq *q) nogil
+    void nvq_rang_cq(nvq *q) nogil
+    bint nvq_pending(const nvq *q) nogil
+    unsigned nvq_reap(nvq *q, unsigned limit) nogil
+    uint64_t *nvq_list(nvq *q, unsigned slot) nogil
+    uint64_t nvq_list_iova(const nvq *q, unsigned slot) nogil
+    uint64_t nvq_now_ns() nogil
+    void nvq_relax() nogil
+    int prp_build(uint64_t *prp, uint64_t iova, uint64_t nbytes, uint64_t *list, uint64_t list_iova, uint32_t list_bytes) nogil
+    uint32_t prp_list_bytes(uint32_t entries) nogil
+
+cdef extern from "hotpath/send.h":
+    void nva_request_install(object type_, void *impl)
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t c_read "read"(int fd, void *buf, size_t n)
+
+include "memory.pxi"
+include "request.pxi"
+include "queue_pair.pxi"
+include "namespace.pxi"
+include "probe.pxi"

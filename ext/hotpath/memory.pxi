@@ -1,0 +1,177 @@
+# Where a command's data lies: user memory that the device reaches (AddressMap), or pool pages in between (BounceCache).
+
+cdef struct Mapping:
+    uintptr_t begin
+    uintptr_t end
+    uint64_t iova
+    bint is_pool     # then offsets into it mean something to a successor
+
+
+cdef class AddressMap:
+    """Which memory of this process the device reaches, and at which IOVA. One per controller, few entries.
+
+    Owned and changed by the controller's own thread; looked up by its queue pairs.
+    """
+
+    cdef Mapping *mappings
+    cdef int n
+    cdef int capacity
+
+    def __dealloc__(self):
+        free(self.mappings)
+
+    def add(self, uintptr_t address, size_t nbytes, uint64_t iova, bint is_pool=False):
+        """`nbytes` at virtual `address` are contiguous at `iova` from now on."""
+        cdef Mapping *grown
+        if self.n == self.capacity:
+            grown = <Mapping *>realloc(self.mappings, (self.capacity + 16) * sizeof(Mapping))
+            if grown == NULL:
+                raise MemoryError()
+            self.mappings = grown
+            self.capacity += 16
+        self.mappings[self.n] = Mapping(address, address + nbytes, iova, is_pool)
+        self.n += 1
+
+    def remove(self, uintptr_t address):
+        """Forgets the entry that begins at `address`. KeyError if there is none."""
+        cdef int i
+        for i in range(self.n):
+            if self.mappings[i].begin == address:
+                self.n -= 1
+                self.mappings[i] = self.mappings[self.n]
+                return
+        raise KeyError(f"no mapping begins at {address:#x}")
+
+    cdef inline Mapping *find(self, const void *data, size_t nbytes) noexcept:
+        cdef uintptr_t address = <uintptr_t>data
+        cdef int i
+        for i in range(self.n):
+            if self.mappings[i].begin <= address and address + nbytes <= self.mappings[i].end:
+                return &self.mappings[i]
+        return NULL
+
+    def lookup(self, buffer):
+        """IOVA of `buffer`, or None where the device doesn't reach all of it."""
+        cdef Py_buffer view
+        cdef Mapping *mapping
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+        try:
+            mapping = self.find(view.buf, view.len)
+            return None if mapping == NULL else mapping.iova + (<uintptr_t>view.buf - mapping.begin)
+        finally:
+            PyBuffer_Release(&view)
+
+    def __len__(self):
+        return self.n
+
+
+DEF N_CLASSES = 13   # 4 KiB … 16 MiB
+
+cdef struct Piece:
+    char *data
+    uint64_t iova
+    uint64_t offset      # in the pool
+
+cdef struct PieceStack:
+    Piece *pieces
+    int n
+    int capacity
+
+
+cdef class BounceCache:
+    """Pool pages for data that the device can't reach where it is: free lists by power-of-two size, filled from the pool in chunks.
+
+    `alloc(nbytes, tag)` gets a chunk from the pool as a DmaBuffer; the tag is the size class, so that a successor can cut the chunk up the
+    same way. A piece is owned by one command until that completes. Chunks go back when the cache is closed. Same thread as its queue pair.
+    """
+
+    cdef PieceStack stacks[N_CLASSES]
+    cdef object alloc
+    cdef list chunks
+    cdef readonly int n_taken
+
+    def __init__(self, alloc):
+        self.alloc = alloc
+        self.chunks = []
+
+    def __dealloc__(self):
+        cdef int k
+        for k in range(N_CLASSES):
+            free(self.stacks[k].pieces)
+
+    @staticmethod
+    cdef inline int size_class(uint64_t nbytes) noexcept:
+        cdef int k = 0
+        while (<uint64_t>4096 << k) < nbytes:
+            k += 1
+        return k
+
+    cdef int reserve(self, int k, int count) except -1:
+        """Room for `count` more pieces, so that give() can't fail."""
+        cdef PieceStack *stack = &self.stacks[k]
+        cdef Piece *grown = <Piece *>realloc(stack.pieces, (stack.capacity + count) * sizeof(Piece))
+        if grown == NULL:
+            raise MemoryError()
+        stack.pieces = grown
+        stack.capacity += count
+        return 0
+
+    cdef int refill(self, int k) except -1:
+        cdef uint64_t size = <uint64_t>4096 << k
+        # Small ones by the dozen, large ones one at a time: a chunk is never given back while the queue lives.
+        cdef int count = <int>max(1, min(64, (256 * 1024) // size))
+        self.add_chunk(self.alloc(size * count, k), k, count)
+        return 0
+
+    def add_chunk(self, chunk, int k, int count, taken=()):
+        """Cuts `chunk` into `count` pieces of class `k`; those at the pool offsets in `taken` stay with their commands."""
+        cdef Py_buffer view
+        cdef uint64_t size = <uint64_t>4096 << k
+        cdef int i
+        cdef Piece piece
+        self.reserve(k, count)
+        PyObject_GetBuffer(chunk, &view, PyBUF_SIMPLE)
+        piece.data = <char *>view.buf
+        PyBuffer_Release(&view)
+        piece.iova = chunk.iova
+        piece.offset = chunk.offset
+        self.chunks.append(chunk)
+        for i in range(count - 1, -1, -1):
+            self.n_taken += 1
+            if piece.offset + i * size not in taken:
+                self.give(k, Piece(piece.data + i * size, piece.iova + i * size, piece.offset + i * size))
+
+    cdef inline int take(self, int k, Piece *piece) except -1:
+        cdef PieceStack *stack
+        if k >= N_CLASSES:
+            raise ValueError(f"a bounced transfer of {<uint64_t>4096 << k} bytes is over the limit of 16 MiB")
+        stack = &self.stacks[k]
+        if stack.n == 0:
+            self.refill(k)
+        stack.n -= 1
+        piece[0] = stack.pieces[stack.n]
+        self.n_taken += 1
+        return 0
+
+    cdef inline void give(self, int k, Piece piece) noexcept:
+        # add_chunk() reserved the room.
+        cdef PieceStack *stack = &self.stacks[k]
+        stack.pieces[stack.n] = piece
+        stack.n += 1
+        self.n_taken -= 1
+
+    def close(self):
+        """Gives the chunks back to the pool. Only when no command owns a piece: after the queue was deleted or the controller reset."""
+        cdef int k
+        if self.n_taken:
+            raise RuntimeError(f"{self.n_taken} pieces still belong to commands")
+        for k in range(N_CLASSES):
+            self.stacks[k].n = 0
+        for chunk in self.chunks:
+            chunk.free()
+        self.chunks.clear()
+
+    @property
+    def nbytes(self):
+        """Pool memory held, in bytes."""
+        return sum([chunk.nbytes for chunk in self.chunks])

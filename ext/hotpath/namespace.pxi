@@ -1,0 +1,152 @@
+# The one-command fast path of a namespace: argument checks and a filled Request, nothing else.
+
+cdef enum:
+    OPC_FLUSH = 0x00
+    OPC_WRITE = 0x01
+    OPC_READ = 0x02
+    OPC_COMPARE = 0x05
+
+cdef object get_running_loop
+
+
+cdef class NamespaceCore:
+    """What nvme_async.Namespace inherits: read, readinto and write of one command's size, and the look-up of the running loop's queue pair.
+
+    Everything else a subclass does by overriding: _slow(method, args, kwargs) for a loop that has no queue pair yet, and
+    _split(method, lba, buffer-or-blocks, fua) for requests over max_blocks. Both return awaitables.
+    """
+
+    cdef readonly uint32_t nsid
+    cdef readonly uint64_t blocks          # NSZE
+    cdef readonly uint32_t block_size      # bytes
+    cdef readonly uint32_t max_blocks      # of one command
+    cdef int block_shift
+    cdef dict queues                       # loop → QueuePair; the controller's, shared by its namespaces
+    cdef readonly object _gone             # exception, once removed
+
+    def _configure(self, uint32_t nsid, uint64_t blocks, uint32_t block_size, uint32_t max_blocks, dict queues):
+        if block_size < 512 or block_size & (block_size - 1):
+            raise ValueError(f"a block size of {block_size} bytes is not a power of two of at least 512")
+        self.nsid, self.blocks, self.block_size, self.max_blocks, self.queues = nsid, blocks, block_size, max_blocks, queues
+        self.block_shift = 0
+        while (1 << self.block_shift) < block_size:
+            self.block_shift += 1
+
+    def _set_gone(self, exception):
+        self._gone = exception
+
+    @property
+    def nbytes(self):
+        """Size of the namespace in bytes."""
+        return self.blocks << self.block_shift
+
+    cdef inline Request make(self, uint8_t opcode, uint64_t lba, uint64_t blocks):
+        cdef Request request
+        cdef object qp = self.queues.get(get_running_loop())
+        if qp is None:
+            return None
+        request = Request.__new__(Request)
+        request.qp = <QueuePair>qp
+        # Request.__new__ zeroes; the freelist does too.
+        request.sqe.opcode = opcode
+        request.sqe.nsid = self.nsid
+        request.sqe.cdw10 = <uint32_t>lba
+        request.sqe.cdw11 = <uint32_t>(lba >> 32)
+        request.sqe.cdw12 = <uint32_t>(blocks - 1)
+        request.nbytes = blocks << self.block_shift
+        return request
+
+    cdef int check_range(self, uint64_t lba, uint64_t blocks, uint8_t opcode) except -1:
+        if self._gone is not None:
+            raise self._gone
+        if blocks == 0:
+            raise ValueError("blocks is 0, at least 1 is needed")
+        if lba >= self.blocks or blocks > self.blocks - lba:
+            raise self._out_of_range(opcode, lba, blocks)
+        return 0
+
+    def read(self, lba, blocks=1, *, bint fua=False):
+        """Reads `blocks` logical blocks from `lba`; the result is a new bytes object of blocks * block_size bytes.
+
+        fua: Force Unit Access. More than max_blocks are read by several commands at once (NVM Command Set 1.0, 3.2.4).
+        Raises LbaOutOfRange, MediaError and other CommandErrors, ControllerError, CommandTimeout.
+        """
+        cdef uint64_t first = check_u64(lba, "lba"), count = check_u64(blocks, "blocks")
+        self.check_range(first, count, OPC_READ)
+        if count > self.max_blocks:
+            return self._split("read", lba, blocks, fua)
+        cdef Request request = self.make(OPC_READ, first, count)
+        if request is None:
+            return self._slow("read", (lba, blocks), {"fua": fua})
+        request.kind = READ_BYTES
+        request.flags = NVQ_TO_HOST
+        if fua:
+            request.sqe.cdw12 |= 1u << 30
+        return request
+
+    def readinto(self, lba, buffer, *, bint fua=False):
+        """Fills `buffer` (writable, C-contiguous, a multiple of the block size) from `lba` on; the result is its length in bytes.
+
+        Memory from controller.alloc() or registered with the controller is written by the device itself; anything else goes through a
+        bounce page and is touched only on success. The buffer is held until the controller is done with it, also when the awaiter is gone.
+        """
+        return self.transfer("readinto", OPC_READ, READ_INTO, NVQ_TO_HOST, lba, buffer, fua)
+
+    def write(self, lba, data, *, bint fua=False):
+        """Writes `data` (any buffer, a multiple of the block size) from `lba` on (NVM Command Set 1.0, 3.2.6). fua: Force Unit Access.
+
+        Memory that the device reaches is read in place and must not be changed meanwhile; anything else is copied when the write starts.
+        """
+        return self.transfer("write", OPC_WRITE, WRITE_FROM, NVQ_FROM_HOST, lba, data, fua)
+
+    def compare(self, lba, data, *, bint fua=False):
+        """Compares `data` with what is on the media from `lba` on (NVM Command Set 1.0, 3.2.1). CompareFailure if they differ."""
+        return self.transfer("compare", OPC_COMPARE, WRITE_FROM, NVQ_FROM_HOST, lba, data, fua)
+
+    cdef object transfer(self, str method, uint8_t opcode, uint8_t kind, uint16_t flags, lba, buffer, bint fua):
+        cdef uint64_t first = check_u64(lba, "lba")
+        cdef Py_buffer probe
+        cdef uint64_t nbytes
+        cdef Request request = self.make(opcode, first, 1)
+        if request is None:
+            return self._slow(method, (lba, buffer), {"fua": fua})
+        request.hold(buffer, kind == READ_INTO)
+        nbytes = request.view.len
+        if nbytes == 0 or nbytes & (self.block_size - 1):
+            raise ValueError(f"a buffer of {nbytes} bytes is not a positive multiple of the block size of {self.block_size}")
+        self.check_range(first, nbytes >> self.block_shift, opcode)
+        if nbytes >> self.block_shift > self.max_blocks:
+            return self._split(method, lba, buffer, fua)
+        request.sqe.cdw12 = <uint32_t>((nbytes >> self.block_shift) - 1)
+        if fua:
+            request.sqe.cdw12 |= 1u << 30
+        request.nbytes = nbytes
+        request.kind = kind
+        request.flags = flags
+        return request
+
+    def flush(self):
+        """Commits what was written, and acknowledged before this call, to non-volatile media (Base 2.0, 7.1)."""
+        if self._gone is not None:
+            raise self._gone
+        cdef Request request = self.make(OPC_FLUSH, 0, 1)
+        if request is None:
+            return self._slow("flush", (), {})
+        request.nbytes = 0
+        return request
+
+
+cdef inline uint64_t check_u64(value, str name) except? 0xffffffffffffffff:
+    try:
+        return value
+    except OverflowError:
+        raise ValueError(f"{name} is {value}, outside of 0 to 2**64-1") from None
+
+
+def _import_loop_lookup():
+    global get_running_loop
+    from asyncio import _get_running_loop
+    get_running_loop = _get_running_loop
+
+
+_import_loop_lookup()

@@ -1,0 +1,371 @@
+/*
+ * A queue pair in five primitives, from which everything else is composed:
+ *
+ *   nvq_take       a free command id                        nvq_put gives it back
+ *   nvq_post       a command into its tracker and the ring
+ *   nvq_ring_sq    the submission doorbell, for all that was posted
+ *   nvq_reap       completions into their trackers
+ *   nvq_ring_cq    the completion doorbell, for all that was reaped
+ *
+ * Threads: a queue pair belongs to one thread at a time; nothing here locks. `struct nvq` is this process's view, `struct nvq_header` and the
+ * trackers are shared with the future (see layout.h), with the controller only the rings and doorbells.
+ *
+ * A process may be killed between any two stores, and its successor reads the pool. So each step publishes with one release store, last:
+ *   post:   tracker fields → tracker.state = ARMED → ring entry → header.submitted
+ *   ring:   header.sq_ringing → doorbell → header.sq_rung
+ *   reap:   tracker.status → tracker.state = DONE → header.reaped
+ *   ring:   header.cq_ringing → doorbell → header.cq_rung
+ *   put:    tracker.state = FREE
+ * An ARMED tracker whose position is not below header.submitted was never sent. A CQE at header.reaped whose tracker is DONE was recorded
+ * already.
+ */
+#ifndef NVME_ASYNC_HOTPATH_QUEUE_H
+#define NVME_ASYNC_HOTPATH_QUEUE_H
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "layout.h"
+#include "prp.h"
+
+#define NVQ_MAX_ENTRIES 4096u
+
+enum nvq_fault {
+    NVQ_OK = 0,
+    NVQ_BAD_CID,  /* a completion for a command that isn't outstanding */
+    NVQ_BAD_SQID, /* a completion for another queue */
+};
+
+struct nvq {
+    /* Looked at for each command. */
+    struct nvq_sqe *sq;
+    volatile struct nvq_cqe *cq;
+    struct nvq_tracker *trackers;
+    struct nvq_header *header;
+    uint16_t *free_slots; /* stack */
+    uint16_t *done_slots; /* reaped and not yet delivered, oldest first */
+    uint32_t n_free;
+    uint32_t n_done;
+    uint32_t entries;
+    uint32_t sq_tail;  /* index of the next free SQ entry */
+    uint32_t cq_head;  /* index of the next CQE */
+    uint16_t cq_phase; /* that a new CQE has */
+    uint16_t slot_bits;
+    uint32_t n_armed;   /* commands with the controller, orphans included */
+    uint32_t n_unrung;  /* of those, not yet rung */
+    uint32_t n_unacked; /* CQEs taken, CQ doorbell not yet rung */
+    uint16_t qid;
+    uint16_t max_sequence; /* the highest is left out, so that no cid is FFFFh (Base 2.0, figure 87) */
+    uint8_t *lists;
+    uint64_t lists_iova;
+    uint32_t list_bytes;
+    uint32_t n_trackers;
+    uint16_t *sequence; /* a slot's next */
+
+    /* Doorbells. NULL: the device maps none, nvq_ring_* return true and the caller writes the register. */
+    volatile uint32_t *sq_doorbell;
+    volatile uint32_t *cq_doorbell;
+    int kick_fd; /* an eventfd that wakes a sleeping peer, -1 = none */
+    /* Doorbell Buffer Config (Base 2.0, 5.8): NULL = not in use. */
+    volatile uint32_t *sq_shadow;
+    volatile uint32_t *cq_shadow;
+    volatile uint32_t *sq_eventidx;
+    volatile uint32_t *cq_eventidx;
+
+    enum nvq_fault fault;
+    uint16_t fault_cid;
+};
+
+/* The layout that `entries` and `list_entries` lead to; returns bytes in all. */
+static inline uint64_t nvq_layout(struct nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_entries)
+{
+    const uint64_t mask = NVQ_PAGE - 1;
+    uint64_t at = NVQ_PAGE;
+    h->entries = entries;
+    h->n_trackers = n_trackers;
+    h->slot_bits = 1;
+    while ((1u << h->slot_bits) < n_trackers)
+        h->slot_bits++;
+    h->list_bytes = prp_list_bytes(list_entries ? list_entries : 1);
+    h->sq_offset = at;
+    at = (at + 64ull * entries + mask) & ~mask;
+    h->cq_offset = at;
+    at = (at + 16ull * entries + mask) & ~mask;
+    h->trackers_offset = at;
+    at = (at + sizeof(struct nvq_tracker) * (uint64_t)n_trackers + mask) & ~mask;
+    h->lists_offset = at;
+    at = (at + (uint64_t)h->list_bytes * n_trackers + mask) & ~mask;
+    return at;
+}
+
+/* Points `q` at the memory of a laid out queue pair. Returns 0, or -1 out of memory. */
+static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
+{
+    struct nvq_header *h = (struct nvq_header *)memory;
+    memset(q, 0, sizeof *q);
+    q->header = h;
+    q->sq = (struct nvq_sqe *)(memory + h->sq_offset);
+    q->cq = (volatile struct nvq_cqe *)(memory + h->cq_offset);
+    q->trackers = (struct nvq_tracker *)(memory + h->trackers_offset);
+    q->lists = memory + h->lists_offset;
+    q->lists_iova = iova + h->lists_offset;
+    q->list_bytes = h->list_bytes;
+    q->entries = h->entries;
+    q->n_trackers = h->n_trackers;
+    q->slot_bits = (uint16_t)h->slot_bits;
+    q->max_sequence = (uint16_t)((1u << (16 - h->slot_bits)) - 2);
+    q->qid = h->qid;
+    q->kick_fd = -1;
+    q->free_slots = calloc(h->n_trackers, sizeof *q->free_slots);
+    q->done_slots = calloc(h->n_trackers, sizeof *q->done_slots);
+    q->sequence = calloc(h->n_trackers, sizeof *q->sequence);
+    if (!q->free_slots || !q->done_slots || !q->sequence) {
+        free(q->free_slots);
+        free(q->done_slots);
+        free(q->sequence);
+        return -1;
+    }
+    return 0;
+}
+
+static inline void nvq_close(struct nvq *q)
+{
+    free(q->free_slots);
+    free(q->done_slots);
+    free(q->sequence);
+    memset(q, 0, sizeof *q);
+    q->kick_fd = -1;
+}
+
+/* All slots free, both rings empty: a queue that was just created, or whose controller was just reset. */
+static inline void nvq_reset(struct nvq *q)
+{
+    struct nvq_header *h = q->header;
+    memset(q->sq, 0, 64ull * q->entries);
+    memset((void *)q->cq, 0, 16ull * q->entries); /* phase bits 0: the first pass posts 1 (Base 2.0, 3.3.3.2) */
+    memset(q->lists, 0xef, (size_t)q->list_bytes * q->n_trackers);
+    q->n_free = q->n_trackers;
+    for (uint32_t i = 0; i < q->n_trackers; i++) {
+        q->free_slots[i] = (uint16_t)(q->n_trackers - 1 - i);
+        atomic_store_explicit(&q->trackers[i].state, NVQ_FREE, memory_order_relaxed);
+    }
+    q->n_done = q->n_armed = q->n_unrung = q->n_unacked = 0;
+    q->sq_tail = q->cq_head = 0;
+    q->cq_phase = 1;
+    q->fault = NVQ_OK;
+    atomic_store_explicit(&h->sq_ringing, 0, memory_order_relaxed);
+    atomic_store_explicit(&h->sq_rung, 0, memory_order_relaxed);
+    atomic_store_explicit(&h->cq_ringing, 0, memory_order_relaxed);
+    atomic_store_explicit(&h->cq_rung, 0, memory_order_relaxed);
+    atomic_store_explicit(&h->reaped, 0, memory_order_relaxed);
+    atomic_store_explicit(&h->submitted, 0, memory_order_release);
+    if (q->sq_shadow)
+        *q->sq_shadow = *q->cq_shadow = *q->sq_eventidx = *q->cq_eventidx = 0;
+}
+
+/* A free slot, or -1. */
+static inline int nvq_take(struct nvq *q)
+{
+    return q->n_free ? q->free_slots[--q->n_free] : -1;
+}
+
+static inline void nvq_put(struct nvq *q, unsigned slot)
+{
+    atomic_store_explicit(&q->trackers[slot].state, NVQ_FREE, memory_order_release);
+    q->free_slots[q->n_free++] = (uint16_t)slot;
+}
+
+static inline uint64_t *nvq_list(struct nvq *q, unsigned slot)
+{
+    return (uint64_t *)(q->lists + (size_t)slot * q->list_bytes);
+}
+
+static inline uint64_t nvq_list_iova(const struct nvq *q, unsigned slot)
+{
+    return q->lists_iova + (uint64_t)slot * q->list_bytes;
+}
+
+/*
+ * Puts the command that was written to trackers[slot].sqe into the ring. The SQ has room whenever a slot was free: there are fewer trackers
+ * than entries, and a tracker is only free once its command was fetched and completed. The controller sees nothing until nvq_ring_sq.
+ */
+static inline void nvq_post(struct nvq *q, unsigned slot)
+{
+    struct nvq_tracker *t = &q->trackers[slot];
+    struct nvq_header *h = q->header;
+    const uint64_t position = atomic_load_explicit(&h->submitted, memory_order_relaxed);
+    const uint16_t sequence = q->sequence[slot];
+    q->sequence[slot] = sequence >= q->max_sequence ? 0 : (uint16_t)(sequence + 1);
+    t->cid = t->sqe.cid = (uint16_t)(sequence << q->slot_bits | slot);
+    t->position = position;
+    t->epoch = h->epoch;
+    atomic_store_explicit(&t->state, NVQ_ARMED, memory_order_release);
+    memcpy(&q->sq[q->sq_tail], &t->sqe, sizeof t->sqe);
+    if (++q->sq_tail == q->entries)
+        q->sq_tail = 0;
+    q->n_armed++;
+    q->n_unrung++;
+    atomic_store_explicit(&h->submitted, position + 1, memory_order_release);
+}
+
+/* virtio's test, as Base 2.0 5.8 has it: does going from `old` to `new` step over event_idx? */
+static inline bool nvq_needs_event(uint16_t event_idx, uint16_t new_value, uint16_t old)
+{
+    return (uint16_t)(new_value - event_idx - 1) < (uint16_t)(new_value - old);
+}
+
+/* What nvq_ring_* leave to a caller that had to write the register itself. */
+static inline void nvq_rang_sq(struct nvq *q)
+{
+    struct nvq_header *h = q->header;
+    atomic_store_explicit(&h->sq_rung, atomic_load_explicit(&h->sq_ringing, memory_order_relaxed), memory_order_release);
+}
+
+static inline void nvq_rang_cq(struct nvq *q)
+{
+    struct nvq_header *h = q->header;
+    atomic_store_explicit(&h->cq_rung, atomic_load_explicit(&h->cq_ringing, memory_order_relaxed), memory_order_release);
+}
+
+/* Returns true when the caller has to write the register itself, because the device maps no doorbells. */
+static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, volatile uint32_t *shadow, volatile uint32_t *eventidx,
+                                uint32_t value, uint64_t *counter)
+{
+    if (shadow) {
+        const uint32_t old = *shadow;
+        /* The ring entries before the shadow doorbell, the shadow doorbell before the look at EventIdx (5.8: else both sides may sleep). */
+        atomic_thread_fence(memory_order_release);
+        *shadow = value;
+        atomic_thread_fence(memory_order_seq_cst);
+        if (!nvq_needs_event((uint16_t)*eventidx, (uint16_t)value, (uint16_t)old)) {
+            q->header->n_shadow_only++;
+            return false;
+        }
+    }
+    ++*counter;
+    if (!doorbell)
+        return true;
+    /* PCIe keeps posted writes in order, and x86 stores too; on others this is the barrier between ring memory and device register. */
+    atomic_thread_fence(memory_order_seq_cst);
+    *doorbell = value;
+    if (q->kick_fd >= 0) {
+        const uint64_t one = 1;
+        /* Only a full counter can refuse, and then the peer has yet to wake up anyway. */
+        ssize_t ignored = write(q->kick_fd, &one, sizeof one);
+        (void)ignored;
+    }
+    return false;
+}
+
+static inline bool nvq_ring_sq(struct nvq *q)
+{
+    struct nvq_header *h = q->header;
+    const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_relaxed);
+    if (!q->n_unrung)
+        return false;
+    atomic_store_explicit(&h->sq_ringing, submitted, memory_order_release);
+    const bool by_register = nvq_doorbell(q, q->sq_doorbell, q->sq_shadow, q->sq_eventidx, q->sq_tail, &h->n_sq_doorbells);
+    q->n_unrung = 0;
+    if (!by_register)
+        atomic_store_explicit(&h->sq_rung, submitted, memory_order_release);
+    return by_register;
+}
+
+static inline bool nvq_ring_cq(struct nvq *q)
+{
+    struct nvq_header *h = q->header;
+    const uint64_t reaped = atomic_load_explicit(&h->reaped, memory_order_relaxed);
+    if (!q->n_unacked)
+        return false;
+    atomic_store_explicit(&h->cq_ringing, reaped, memory_order_release);
+    const bool by_register = nvq_doorbell(q, q->cq_doorbell, q->cq_shadow, q->cq_eventidx, q->cq_head, &h->n_cq_doorbells);
+    q->n_unacked = 0;
+    if (!by_register)
+        atomic_store_explicit(&h->cq_rung, reaped, memory_order_release);
+    return by_register;
+}
+
+/* Is there a completion that nobody has looked at? */
+static inline bool nvq_pending(const struct nvq *q)
+{
+    return (*(volatile uint16_t *)&q->cq[q->cq_head].status & 1) == q->cq_phase;
+}
+
+/*
+ * Records up to `limit` completions in their trackers and appends their slots to done_slots. Sets q->fault and stops at a completion that
+ * belongs to no outstanding command. Needs no interpreter.
+ */
+static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
+{
+    struct nvq_header *h = q->header;
+    const uint32_t mask = (1u << q->slot_bits) - 1;
+    unsigned n = 0;
+    while (n < limit) {
+        volatile struct nvq_cqe *cqe = &q->cq[q->cq_head];
+        const uint16_t status = cqe->status;
+        if ((status & 1) != q->cq_phase)
+            break;
+        /* Acquire: the rest of the entry, and the data, are read after the phase bit (Base 2.0, 3.3.3.2: DMA is in order before it). */
+        atomic_thread_fence(memory_order_acquire);
+        const uint16_t cid = cqe->cid;
+        const unsigned slot = cid & mask;
+        if (slot >= q->n_trackers || q->trackers[slot].cid != cid) {
+            q->fault = NVQ_BAD_CID;
+            q->fault_cid = cid;
+            break;
+        }
+        if (cqe->sqid != q->qid) {
+            q->fault = NVQ_BAD_SQID;
+            q->fault_cid = cid;
+            break;
+        }
+        struct nvq_tracker *t = &q->trackers[slot];
+        const uint32_t state = atomic_load_explicit(&t->state, memory_order_relaxed);
+        if (state != NVQ_ARMED) {
+            q->fault = NVQ_BAD_CID;
+            q->fault_cid = cid;
+            break;
+        }
+        t->status = status >> 1;
+        t->dw0 = cqe->dw0;
+        t->dw1 = cqe->dw1;
+        atomic_store_explicit(&t->state, NVQ_DONE, memory_order_release);
+        q->done_slots[q->n_done++] = (uint16_t)slot;
+        if (++q->cq_head == q->entries) {
+            q->cq_head = 0;
+            q->cq_phase ^= 1;
+        }
+        atomic_store_explicit(&h->reaped, atomic_load_explicit(&h->reaped, memory_order_relaxed) + 1, memory_order_release);
+        q->n_armed--;
+        q->n_unacked++;
+        n++;
+    }
+    if (n) {
+        h->n_reaps++;
+        if (n > h->max_batch)
+            h->max_batch = n;
+    }
+    return n;
+}
+
+static inline uint64_t nvq_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline void nvq_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+#endif

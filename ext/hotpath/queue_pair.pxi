@@ -1,0 +1,645 @@
+# A queue pair and those who wait for it.
+
+cdef enum:
+    POLL = 0         # completions are looked for on each pass of the loop
+    INTERRUPT = 1    # only when the vector's eventfd says so
+    ADAPTIVE = 2     # both: a bounded look at once, else the eventfd
+
+MODES = {"poll": POLL, "interrupt": INTERRUPT, "adaptive": ADAPTIVE}
+
+
+def queue_memory(uint32_t entries, uint32_t n_trackers, uint64_t max_transfer):
+    """Bytes of pool memory that such a queue pair takes, rings, trackers and PRP lists included."""
+    cdef nvq_header header
+    memset(&header, 0, sizeof(header))
+    return nvq_layout(&header, entries, n_trackers, <uint32_t>(max_transfer // NVQ_PAGE))
+
+
+@cython.final
+cdef class QueuePair:
+    """Submission and completion ring with their trackers, in `memory` (a DmaBuffer of queue_memory() bytes, kept until close()).
+
+    memory        the pool allocation; zeroed
+    qid           0 = admin
+    entries       of each ring, 2 to 4096
+    n_trackers    commands at once, at most entries - 1
+    max_transfer  bytes of one command's data, a multiple of 4096
+    address_map   which user memory the device reaches
+    bounce        pool pages for the rest
+    create_future, call_soon      of the loop that this queue pair belongs to
+    command_error(status, dw0, sqe, admin) -> exception
+    on_fault(text)                called once when the controller breaks the protocol
+    """
+
+    cdef nvq q
+    cdef readonly object memory
+    cdef Py_buffer memory_view
+    cdef bint has_memory
+    cdef PyObject **waiters      # a Request for each slot that is with the controller; owned references
+    cdef readonly uint16_t qid
+    cdef readonly uint32_t entries
+    cdef readonly uint64_t max_transfer
+    cdef AddressMap address_map
+    cdef BounceCache bounce
+    cdef object create_future
+    cdef object call_soon
+    cdef object command_error
+    cdef object on_fault
+    cdef object line             # deque of futures: who waits for a free command id
+    cdef int n_granted           # of those, how many were told to go on and have not yet
+    cdef object refusal          # exception for new commands, or None
+    cdef bint held               # new commands wait (drain barrier, reset)
+    cdef bint flush_planned
+    cdef bint poll_planned
+    cdef object flush_callback
+    cdef object poll_callback
+    cdef object more_callback
+    cdef object doorbell_write   # callable(offset, value), where doorbells are not mapped
+    cdef uint32_t sq_doorbell_offset, cq_doorbell_offset
+    cdef Mmio mmio
+    cdef object shadow
+    cdef Py_buffer shadow_view
+    cdef bint has_shadow
+    cdef int event_fd
+    cdef public int mode
+    cdef public uint64_t spin_ns     # longest look of a lone command, in nanoseconds; 0 = one look
+    cdef public uint32_t batch       # ring at once when so many are posted
+    cdef public uint32_t reap_limit  # completions handled in one go, before other tasks of the loop get their turn
+    cdef readonly object on_idle     # called when the last command completed, if not None
+    cdef public object on_busy       # given to the loop at the first command after `watched` was cleared, if not None
+    cdef public bint watched
+
+    def __cinit__(self):
+        self.event_fd = -1
+
+    def __init__(self, memory, *, uint16_t qid, uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, AddressMap address_map,
+                 BounceCache bounce, create_future, call_soon, command_error, on_fault, uint16_t vector=0, bint interrupts=True,
+                 bint attach=False):
+        if not 2 <= entries <= NVQ_MAX_ENTRIES:
+            raise ValueError(f"entries is {entries}, outside of 2 to {NVQ_MAX_ENTRIES}")
+        if not 1 <= n_trackers < entries:
+            raise ValueError(f"n_trackers is {n_trackers}, outside of 1 to {entries - 1}")
+        if max_transfer == 0 or max_transfer % NVQ_PAGE:
+            raise ValueError(f"max_transfer is {max_transfer}, not a positive multiple of {NVQ_PAGE}")
+        PyObject_GetBuffer(memory, &self.memory_view, PyBUF_WRITABLE)
+        self.has_memory = True
+        cdef nvq_header *header = <nvq_header *>self.memory_view.buf
+        if not attach:
+            memset(header, 0, NVQ_PAGE)
+            header.qid = qid
+            header.vector = vector
+            header.interrupts = interrupts
+            needed = nvq_layout(header, entries, n_trackers, <uint32_t>(max_transfer // NVQ_PAGE))
+            if <uint64_t>self.memory_view.len < needed:
+                raise ValueError(f"the queue pair needs {needed} bytes, its memory has {self.memory_view.len}")
+        self.memory = memory
+        self.qid = qid
+        self.entries = entries
+        self.max_transfer = max_transfer
+        self.address_map = address_map
+        self.bounce = bounce
+        self.create_future = create_future
+        self.call_soon = call_soon
+        self.command_error = command_error
+        self.on_fault = on_fault
+        self.line = deque()
+        self.flush_callback = self.flush
+        self.poll_callback = self.poll
+        self.more_callback = self.more
+        self.mode = ADAPTIVE
+        self.batch = 16
+        self.reap_limit = 256
+        self.waiters = <PyObject **>calloc(n_trackers, sizeof(PyObject *))
+        if self.waiters == NULL or nvq_open(&self.q, <uint8_t *>self.memory_view.buf, memory.iova):
+            raise MemoryError()
+        if not attach:
+            nvq_reset(&self.q)
+            header.version = NVQ_LAYOUT_VERSION
+            header.magic = NVQ_MAGIC
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.waiters != NULL:
+            for i in range(self.q.n_trackers):
+                Py_XDECREF(self.waiters[i])
+            free(self.waiters)
+        nvq_close(&self.q)
+        if self.has_shadow:
+            PyBuffer_Release(&self.shadow_view)
+        if self.has_memory:
+            PyBuffer_Release(&self.memory_view)
+
+    # -- doorbells ---------------------------------------------------------------------------------------------------------------------
+
+    def set_doorbells(self, Mmio mmio, uint64_t sq_offset, uint64_t cq_offset, *, int kick_fd=-1, write32=None,
+                      uint32_t sq_register=0, uint32_t cq_register=0):
+        """Where the doorbells are: in a mapped window, or (mmio None) reached by write32(register, value)."""
+        self.mmio = mmio
+        self.doorbell_write = write32
+        self.sq_doorbell_offset, self.cq_doorbell_offset = sq_register, cq_register
+        self.q.kick_fd = kick_fd
+        if mmio is None:
+            self.q.sq_doorbell = self.q.cq_doorbell = NULL
+        else:
+            self.q.sq_doorbell = <uint32_t *>mmio._at(sq_offset, 4, True)
+            self.q.cq_doorbell = <uint32_t *>mmio._at(cq_offset, 4, True)
+
+    def set_shadow_doorbells(self, shadow, uint64_t sq_offset, uint64_t cq_offset, uint64_t eventidx_offset):
+        """Doorbell Buffer Config is in use: the buffer, this queue's two places in it, and where in it the EventIdx page begins."""
+        if self.has_shadow:
+            return
+        PyObject_GetBuffer(shadow, &self.shadow_view, PyBUF_WRITABLE)
+        self.has_shadow = True
+        self.shadow = shadow
+        base = <uint8_t *>self.shadow_view.buf
+        self.q.sq_shadow = <uint32_t *>(base + sq_offset)
+        self.q.cq_shadow = <uint32_t *>(base + cq_offset)
+        self.q.sq_eventidx = <uint32_t *>(base + eventidx_offset + sq_offset)
+        self.q.cq_eventidx = <uint32_t *>(base + eventidx_offset + cq_offset)
+
+    cdef inline void ring_now(self) except *:
+        if nvq_ring_sq(&self.q):
+            self.doorbell_write(self.sq_doorbell_offset, self.q.sq_tail)
+            nvq_rang_sq(&self.q)
+
+    cdef inline void acknowledge(self) except *:
+        if nvq_ring_cq(&self.q):
+            self.doorbell_write(self.cq_doorbell_offset, self.q.cq_head)
+            nvq_rang_cq(&self.q)
+
+    def flush(self):
+        """Rings for all that was posted. The loop calls it once on each pass that posted something."""
+        self.flush_planned = False
+        if self.has_memory:
+            self.ring_now()
+
+    # -- sending -----------------------------------------------------------------------------------------------------------------------
+
+    cdef inline bint admit(self, Request request) except -1:
+        """Is there a command id for a newcomer, past those who wait already? Raises when the queue takes no commands."""
+        if self.refusal is not None:
+            request.state = FINISHED
+            request.let_go()
+            raise self.refusal
+        return not self.held and <int>self.q.n_free > self.n_granted and not self.line
+
+    cdef object stand_in_line(self):
+        future = self.create_future()
+        self.line.append(future)
+        self.q.header.n_full += 1
+        self.ring_now()
+        return future
+
+    cdef void take_turn(self) except *:
+        self.n_granted -= 1
+
+    cdef void leave_line(self, future) except *:
+        if future is None or (future.done() and not future.cancelled()):
+            self.n_granted -= 1      # its turn goes to the next
+        else:
+            try:
+                self.line.remove(future)
+            except ValueError:
+                pass
+        self.grant()
+
+    cdef void grant(self) except *:
+        """Tells as many in the line as there are free command ids to go on, first come first served."""
+        while self.line and not self.held and <int>self.q.n_free > self.n_granted:
+            future = self.line.popleft()
+            if not future.done():
+                self.n_granted += 1
+                future.set_result(None)
+
+    cdef int start(self, Request request) except -1:
+        """Sends a command for which there is a free id. Raises with nothing sent and nothing kept."""
+        try:
+            if self.refusal is not None:
+                raise self.refusal
+            if request.kind != NO_DATA:
+                if request.nbytes > self.max_transfer:
+                    raise ValueError(f"a transfer of {request.nbytes} bytes is over this queue's limit of {self.max_transfer}")
+                self.place(request)
+            self.send(request)
+        except BaseException:
+            request.state = FINISHED
+            request.let_go()
+            self.grant()
+            raise
+        return 0
+
+    cdef inline int place(self, Request request) except -1:
+        """Finds where the device reaches the data: in place, or in bounce pages."""
+        cdef Mapping *mapping = NULL
+        if request.has_view and not <uintptr_t>request.view.buf & 3:      # PRPs are dword aligned (Base 2.0, 4.1.1)
+            mapping = self.address_map.find(request.view.buf, request.nbytes)
+        if mapping != NULL:
+            request.iova = mapping.iova + (<uintptr_t>request.view.buf - mapping.begin)
+            request.offset = <uintptr_t>request.view.buf - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
+            return 0
+        request.bounce_class = BounceCache.size_class(request.nbytes)
+        self.bounce.take(request.bounce_class, &request.piece)
+        request.bounced = True
+        request.flags |= NVQ_BOUNCE
+        request.iova = request.piece.iova
+        request.offset = request.piece.offset
+        if request.kind == WRITE_FROM:
+            memcpy(request.piece.data, request.view.buf, request.nbytes)
+        self.q.header.n_bounced += 1
+        return 0
+
+    cdef inline int send(self, Request request) except -1:
+        cdef int slot = nvq_take(&self.q)
+        cdef nvq_tracker *tracker
+        if slot < 0:
+            raise RuntimeError(f"queue {self.qid}: no command id is free")
+        tracker = &self.q.trackers[slot]
+        if request.kind != NO_DATA:
+            if prp_build(&request.sqe.prp1, request.iova, request.nbytes, nvq_list(&self.q, slot), nvq_list_iova(&self.q, slot),
+                         self.q.list_bytes):
+                nvq_put(&self.q, slot)
+                raise ValueError(f"a transfer of {request.nbytes} bytes needs a longer PRP list than {self.q.list_bytes} bytes")
+            tracker.data_offset = request.offset
+        else:
+            tracker.data_offset = NVQ_NO_OFFSET
+        tracker.sqe = request.sqe
+        tracker.flags = request.flags
+        tracker.tag = request.tag
+        tracker.data_nbytes = <uint32_t>request.nbytes
+        nvq_post(&self.q, slot)
+        request.slot = slot
+        request.state = SENT
+        Py_INCREF(request)
+        self.waiters[slot] = <PyObject *>request
+        if not self.watched:
+            self.watched = True
+            if self.on_busy is not None:
+                self.call_soon(self.on_busy)
+        return 0
+
+    cdef bint look(self, Request request) except -1:
+        """Right after a command was posted: rings now or plans to, and completes at once what the controller has answered already."""
+        cdef uint64_t until
+        cdef int turns
+        if self.q.n_armed == 1:
+            self.ring_now()
+            if self.mode != INTERRUPT and self.spin_ns:
+                # Alone on the queue: nobody else of this loop waits for us, a short look is cheaper than a sleep.
+                self.q.header.n_spins += 1
+                until = nvq_now_ns() + self.spin_ns
+                while not nvq_pending(&self.q):
+                    for turns in range(16):
+                        nvq_relax()
+                        if nvq_pending(&self.q):
+                            break
+                    else:
+                        if nvq_now_ns() >= until:
+                            break
+        elif self.q.n_unrung >= self.batch:
+            self.ring_now()
+        elif not self.flush_planned:
+            self.flush_planned = True
+            self.call_soon(self.flush_callback)
+        if self.mode == POLL:
+            self.plan_poll()
+        if self.mode != INTERRUPT and nvq_pending(&self.q):
+            self.reap_and_deliver(self.reap_limit)
+        return request.state == COMPLETED
+
+    # -- completing --------------------------------------------------------------------------------------------------------------------
+
+    cdef unsigned reap_and_deliver(self, unsigned limit) except? 0xffffffff:
+        cdef unsigned n = nvq_reap(&self.q, limit)
+        if n:
+            self.acknowledge()
+        if self.q.n_done:
+            self.deliver()
+        if self.q.fault != NVQ_OK:
+            self.report_fault()
+        return n
+
+    cdef void deliver(self) except *:
+        """Gives what was reaped to those who wait."""
+        cdef uint32_t i, n = self.q.n_done
+        cdef unsigned slot
+        cdef Request request
+        cdef nvq_tracker *tracker
+        cdef PyObject *waiter
+        self.q.n_done = 0
+        for i in range(n):
+            slot = self.q.done_slots[i]
+            tracker = &self.q.trackers[slot]
+            waiter = self.waiters[slot]
+            self.waiters[slot] = NULL
+            if waiter == NULL:
+                nvq_put(&self.q, slot)
+                continue
+            request = <Request>waiter
+            request.status = tracker.status
+            request.dw0 = tracker.dw0
+            request.dw1 = tracker.dw1
+            if request.state == SENT and not request.failed:
+                if request.status == 0:
+                    self.take_result(request)
+                request.let_go()
+                request.state = COMPLETED
+                nvq_put(&self.q, slot)
+                request.wake()
+            else:
+                request.let_go()
+                request.state = FINISHED
+                nvq_put(&self.q, slot)
+            Py_DECREF(request)
+        if self.line:
+            self.grant()
+        if self.q.n_armed == 0 and self.on_idle is not None:
+            callback, self.on_idle = self.on_idle, None
+            callback()
+
+    cdef inline void take_result(self, Request request) except *:
+        if request.kind == READ_BYTES:
+            request.result = PyBytes_FromStringAndSize(request.piece.data, request.nbytes)
+        elif request.kind == READ_INTO:
+            if request.bounced:
+                memcpy(request.view.buf, request.piece.data, request.nbytes)
+            request.result = request.nbytes
+        if request.raw:
+            request.result = (request.dw0, request.dw1, request.result)
+
+    def reap(self, unsigned limit=0xffff):
+        """Handles up to `limit` completions that are there; returns how many."""
+        return self.reap_and_deliver(limit) if self.has_memory else 0
+
+    def on_interrupt(self):
+        """The eventfd of this queue's vector is readable."""
+        cdef uint64_t count
+        if not self.has_memory:
+            return
+        if c_read(self.event_fd, &count, sizeof(count)) == sizeof(count):
+            self.q.header.n_interrupts += count
+        self.more()
+
+    def more(self):
+        """Drains the ring, in bounded portions so that other tasks of the loop get their turn."""
+        if self.has_memory:
+            self.reap_and_deliver(self.reap_limit)
+            if nvq_pending(&self.q) and self.q.fault == NVQ_OK:
+                self.call_soon(self.more_callback)
+
+    def set_event_fd(self, int fd):
+        """The eventfd that on_interrupt() reads; not owned. It is non-blocking."""
+        self.event_fd = fd
+
+    cdef inline void plan_poll(self) except *:
+        if not self.poll_planned:
+            self.poll_planned = True
+            self.call_soon(self.poll_callback)
+
+    def poll(self):
+        """In poll mode: looks once on each pass of the loop while commands are out."""
+        self.poll_planned = False
+        if self.has_memory and self.q.fault == NVQ_OK:
+            self.ring_now()
+            self.reap_and_deliver(self.reap_limit)
+            if self.q.n_armed:
+                self.plan_poll()
+
+    cdef void report_fault(self) except *:
+        if self.on_fault is not None:
+            callback, self.on_fault = self.on_fault, None
+            what = "unknown or stale command id" if self.q.fault == NVQ_BAD_CID else "wrong submission queue id"
+            callback(f"queue {self.qid}: completion with {what} {self.q.fault_cid:#06x}")
+
+    # -- the end, and exceptions to the rule -------------------------------------------------------------------------------------------
+
+    def refuse(self, exception):
+        """New commands, and those in line, fail with `exception` from now on; None takes new commands again."""
+        self.refusal = exception
+        if exception is not None:
+            while self.line:
+                future = self.line.popleft()
+                if not future.done():
+                    self.n_granted += 1      # they see the refusal when they take their turn
+                    future.set_result(None)
+
+    def hold(self, bint held):
+        """New commands wait in line while held."""
+        self.held = held
+        self.grant()
+
+    def fail_waiters(self, exception):
+        """Everybody who waits for a sent command gets `exception`; the commands and their pages stay with the controller."""
+        cdef uint32_t i
+        cdef Request request
+        for i in range(self.q.n_trackers):
+            if self.waiters[i] != NULL:
+                request = <Request>self.waiters[i]
+                if request.state == SENT and not request.failed:
+                    request.fail(exception)
+
+    def restart(self, retryable, exception, uint32_t limit):
+        """After a reset, with the rings at their start: commands that somebody waits for and whose opcode is in `retryable` are sent
+        again from the same pages, up to `limit` times in their life; other waiters get `exception`, and all that is not sent again is
+        released. Nothing is rung: flush() does, once the controller knows the queue again. Returns how many were posted.
+        Only after the controller was reset, as for release_all()."""
+        cdef uint32_t i
+        cdef Request request
+        requests = []
+        for i in range(self.q.n_trackers):
+            if self.waiters[i] != NULL:
+                requests.append((self.q.trackers[i].position, i, <object>self.waiters[i]))
+                Py_DECREF(<object>self.waiters[i])
+                self.waiters[i] = NULL
+        nvq_reset(&self.q)
+        requests.sort()
+        count = 0
+        for _, _, entry in requests:
+            request = <Request>entry
+            if request.state == SENT and not request.failed and request.sqe.opcode in retryable and request.attempts < limit:
+                request.attempts += 1
+                request.timed_out = False
+                self.send(request)
+                count += 1
+                continue
+            if request.state == SENT and not request.failed:
+                request.fail(exception)
+                request.state = COMPLETED
+            request.let_go()
+        self.grant()
+        return count
+
+    def release_all(self):
+        """Every command's pages and buffers go back to their owners, and the rings start anew. Only after the controller was reset or is
+        known to reach memory no more: nothing else ends its right to write. Waiters must have been told by fail_waiters()."""
+        cdef uint32_t i
+        cdef Request request
+        for i in range(self.q.n_trackers):
+            if self.waiters[i] != NULL:
+                request = <Request>self.waiters[i]
+                self.waiters[i] = NULL
+                request.let_go()
+                Py_DECREF(request)
+        nvq_reset(&self.q)
+        self.grant()
+
+    def close(self):
+        """Lets go of the memory. Only after release_all(), or when nothing is out."""
+        if not self.has_memory:
+            return
+        if self.q.n_armed or self.q.n_done:
+            raise RuntimeError(f"queue {self.qid}: {self.q.n_armed} commands are still with the controller")
+        nvq_close(&self.q)
+        free(self.waiters)
+        self.waiters = NULL
+        if self.has_shadow:
+            PyBuffer_Release(&self.shadow_view)
+            self.has_shadow = False
+        PyBuffer_Release(&self.memory_view)
+        self.has_memory = False
+        self.mmio = self.memory = self.shadow = self.doorbell_write = None
+        self.flush_callback = self.poll_callback = self.more_callback = None
+
+    # -- the watchdog's view -----------------------------------------------------------------------------------------------------------
+
+    def tick(self):
+        """Advances the coarse clock that stamps commands; returns its new value."""
+        self.check_open()
+        self.q.header.epoch += 1
+        return self.q.header.epoch
+
+    def older_than(self, uint64_t epoch):
+        """[(cid, sqe)] of the commands with the controller that were sent before `epoch`, AERs and other internal ones left out."""
+        cdef uint32_t i
+        cdef nvq_tracker *tracker
+        found = []
+        if self.has_memory:
+            for i in range(self.q.n_trackers):
+                tracker = &self.q.trackers[i]
+                if tracker.state == NVQ_ARMED and tracker.epoch < epoch and not tracker.flags & NVQ_INTERNAL:
+                    found.append((tracker.cid, PyBytes_FromStringAndSize(<char *>&tracker.sqe, 64)))
+        return found
+
+    cdef Request find(self, uint16_t cid):
+        cdef unsigned slot = cid & ((1 << self.q.slot_bits) - 1)
+        if not self.has_memory or slot >= self.q.n_trackers or self.waiters[slot] == NULL or self.q.trackers[slot].cid != cid:
+            return None
+        return <Request>self.waiters[slot]
+
+    def mark_timed_out(self, cids):
+        """These are about to be aborted by us: should they complete as aborted, their waiters get a CommandTimeout."""
+        cdef Request request
+        for cid in cids:
+            request = self.find(cid)
+            if request is not None:
+                request.timed_out = True
+
+    def still_out(self, cids):
+        """Is any of these still with the controller?"""
+        return any([self.find(cid) is not None for cid in cids])
+
+    cdef inline int check_open(self) except -1:
+        if not self.has_memory:
+            raise ValueError(f"queue pair {self.qid} is closed")
+        return 0
+
+    def uses(self, uint64_t iova, uint64_t nbytes):
+        """Does a command with the controller move data within [iova, iova + nbytes)?"""
+        cdef uint32_t i
+        cdef Request request
+        if self.has_memory:
+            for i in range(self.q.n_trackers):
+                if self.waiters[i] != NULL:
+                    request = <Request>self.waiters[i]
+                    if request.nbytes and request.iova < iova + nbytes and iova < request.iova + request.nbytes:
+                        return True
+        return False
+
+    @property
+    def sq_iova(self):
+        """Device address of the submission ring."""
+        self.check_open()
+        return self.memory.iova + self.q.header.sq_offset
+
+    @property
+    def cq_iova(self):
+        """Device address of the completion ring."""
+        self.check_open()
+        return self.memory.iova + self.q.header.cq_offset
+
+    @property
+    def closed(self):
+        return not self.has_memory
+
+    @property
+    def n_outstanding(self):
+        """Commands with the controller, those whose waiter is gone included."""
+        return self.q.n_armed
+
+    @property
+    def n_free(self):
+        return self.q.n_free
+
+    def when_idle(self, callback):
+        """callback() once, when the last outstanding command completed; now, if nothing is out."""
+        if self.q.n_armed == 0:
+            callback()
+        else:
+            self.on_idle = callback
+
+    # -- making requests ---------------------------------------------------------------------------------------------------------------
+
+    def request(self, sqe, buffer=None, *, Py_ssize_t read_nbytes=-1, bint to_host=False, uint64_t tag=0, bint internal=False):
+        """A command as an awaitable whose result is (dw0, dw1, data).
+
+        sqe          64 bytes; the command id and PRPs are filled in here
+        buffer       data to send, or with to_host the place for the answer (then data is its nbytes)
+        read_nbytes  the answer comes as a new bytes object of that length
+        """
+        cdef Request request = Request.__new__(Request)
+        cdef const unsigned char[::1] raw = sqe
+        if raw.shape[0] != 64:
+            raise ValueError(f"a command is 64 bytes long, not {raw.shape[0]}")
+        memcpy(&request.sqe, &raw[0], 64)
+        request.qp = self
+        request.tag = tag
+        request.raw = True
+        request.flags = NVQ_INTERNAL if internal else 0
+        if buffer is not None:
+            request.hold(buffer, to_host)
+            request.nbytes = request.view.len
+            request.kind = READ_INTO if to_host else WRITE_FROM
+            request.flags |= NVQ_TO_HOST if to_host else NVQ_FROM_HOST
+            if request.nbytes == 0:
+                request.kind = NO_DATA
+        elif read_nbytes > 0:
+            request.nbytes = read_nbytes
+            request.kind = READ_BYTES
+            request.flags |= NVQ_TO_HOST
+        return request
+
+    def inspect(self):
+        """Positions, counters and outstanding commands as plain data. From any thread; then a glance, not a snapshot."""
+        cdef nvq_header *h
+        cdef uint32_t i
+        cdef nvq_tracker *t
+        if not self.has_memory:
+            return {"qid": self.qid, "closed": True}
+        h = self.q.header
+        pending = []
+        for i in range(self.q.n_trackers):
+            t = &self.q.trackers[i]
+            if t.state != NVQ_FREE:
+                pending.append({"cid": t.cid, "opcode": t.sqe.opcode, "nsid": t.sqe.nsid, "tag": t.tag, "epoch": t.epoch,
+                                "orphan": bool(t.flags & NVQ_ORPHAN), "internal": bool(t.flags & NVQ_INTERNAL),
+                                "lba": t.sqe.cdw10 | <uint64_t>t.sqe.cdw11 << 32, "nbytes": t.data_nbytes})
+        return {
+            "qid": self.qid, "entries": self.q.entries, "depth": self.q.n_trackers, "vector": h.vector,
+            "mode": {POLL: "poll", INTERRUPT: "interrupt", ADAPTIVE: "adaptive"}[self.mode],
+            "sq": {"tail": self.q.sq_tail, "submitted": h.submitted, "rung": h.sq_rung, "doorbells": h.n_sq_doorbells},
+            "cq": {"head": self.q.cq_head, "phase": self.q.cq_phase, "reaped": h.reaped, "doorbells": h.n_cq_doorbells},
+            "shadow_doorbells": self.has_shadow, "doorbells_saved": h.n_shadow_only,
+            "outstanding": self.q.n_armed, "free": self.q.n_free, "waiting": len(self.line),
+            "reaps": h.n_reaps, "completions_per_reap": round(h.reaped / h.n_reaps, 2) if h.n_reaps else 0.0, "max_batch": h.max_batch,
+            "interrupts": h.n_interrupts, "spins": h.n_spins, "eager": h.n_eager, "full": h.n_full, "bounced": h.n_bounced,
+            "errors": h.n_errors, "orphans": h.n_orphans, "epoch": h.epoch, "pending": pending,
+        }

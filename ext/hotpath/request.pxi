@@ -1,0 +1,190 @@
+# One command that somebody awaits.
+
+cdef enum:
+    # What becomes of the data
+    NO_DATA        # nothing is moved
+    READ_BYTES     # bounced, the result is a new bytes object
+    READ_INTO      # to the caller's buffer
+    WRITE_FROM     # from the caller's buffer
+
+cdef enum:
+    # A Request's life, in this order
+    NEW            # nothing was sent
+    QUEUED         # waits for a free command id
+    SENT           # the controller has it
+    COMPLETED      # status and result are here
+    FINISHED       # the awaiter has the result
+    DETACHED       # the controller has it, and nobody waits any more
+
+cdef object BLOCKING = "_asyncio_future_blocking"
+
+
+@cython.final
+@cython.freelist(512)
+cdef class Request:
+    """An awaitable command: sent when first awaited, then completes without suspending if the controller answers at once.
+
+    It has a coroutine's methods (send, throw, close), so that asyncio.create_task, gather and wait_for take it as one and a Task drives it
+    without a wrapper. May be awaited once. Cancelling detaches the awaiter; command and buffers stay until the controller has let go.
+    """
+
+    cdef QueuePair qp
+    cdef object future
+    cdef object result       # or the exception, when `failed`
+    cdef nvq_sqe sqe
+    cdef Py_buffer view      # holds the caller's buffer until the completion
+    cdef bint has_view
+    cdef bint bounced
+    cdef bint failed
+    cdef bint raw            # the result is (dw0, dw1), or with READ_BYTES (dw0, dw1, bytes)
+    cdef uint8_t kind
+    cdef uint8_t state
+    cdef int bounce_class
+    cdef Piece piece
+    cdef uint64_t iova       # of the data, for the device
+    cdef uint64_t offset     # of the data, in the pool; or NVQ_NO_OFFSET
+    cdef uint64_t nbytes
+    cdef uint64_t tag
+    cdef uint16_t flags      # of the tracker
+    cdef int slot
+    cdef uint32_t dw0, dw1
+    cdef uint16_t status
+    cdef bint timed_out      # the driver asked to abort it
+    cdef uint32_t attempts   # how often it was sent again after a reset
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.send(None)
+
+    def send(self, value):
+        cdef PyObject *result = NULL
+        cdef int how = request_send(self, &result)
+        cdef object it = <object>result
+        Py_DECREF(it)
+        if how:
+            raise StopIteration(it)
+        return it
+
+    def throw(self, type_, value=None, traceback=None):
+        """The awaiter goes away with this exception (asyncio cancels so). The controller may still write the buffers: they stay owned."""
+        self.detach()
+        if value is None:
+            value = type_() if isinstance(type_, type) else type_
+        raise value
+
+    def close(self):
+        self.detach()
+
+    def __dealloc__(self):
+        # A Request that the controller still has is referenced by its queue pair, so nothing of it can be freed here too early.
+        if self.has_view:
+            PyBuffer_Release(&self.view)
+
+    def __repr__(self):
+        names = ["new", "queued", "sent", "completed", "finished", "detached"]
+        return f"<Request opcode={self.sqe.opcode:#04x} nsid={self.sqe.nsid} qid={self.qp.qid} {names[self.state]}>"
+
+    cdef void hold(self, buffer, bint writable) except *:
+        """Exports the caller's buffer to this command."""
+        PyObject_GetBuffer(buffer, &self.view, PyBUF_ANY_CONTIGUOUS | (PyBUF_WRITABLE if writable else PyBUF_SIMPLE))
+        self.has_view = True
+
+    cdef inline void let_go(self) noexcept:
+        """The controller is done with the data: pages and buffer go back to their owners."""
+        if self.bounced:
+            self.qp.bounce.give(self.bounce_class, self.piece)
+            self.bounced = False
+        if self.has_view:
+            PyBuffer_Release(&self.view)
+            self.has_view = False
+
+    cdef void detach(self) except *:
+        if self.state == NEW:
+            self.state = FINISHED
+            self.let_go()
+        elif self.state == QUEUED:
+            self.state = FINISHED
+            self.let_go()
+            self.qp.leave_line(self.future)
+            self.future = None
+        elif self.state == SENT:
+            self.state = DETACHED
+            self.future = None
+            self.qp.q.header.n_orphans += 1
+            self.qp.q.trackers[self.slot].flags |= NVQ_ORPHAN
+            self.qp.ring_now()
+
+    cdef inline void wake(self) except *:
+        future = self.future
+        if future is not None:
+            self.future = None
+            if not future.done():
+                future.set_result(None)
+
+    cdef void fail(self, exception) except *:
+        """Ends the wait with an exception; what the controller holds stays."""
+        self.failed = True
+        self.result = exception
+        self.wake()
+
+
+cdef int request_send(Request self, PyObject **result) except -1:
+    """One step of the awaitable. 1: *result is the command's result. 0: *result is to be yielded to the Task."""
+    cdef QueuePair qp = self.qp
+    if self.failed:
+        exception, self.result = self.result, None
+        if self.state == SENT:
+            self.detach()
+        else:
+            self.state = FINISHED
+        raise exception
+    if self.state == NEW:
+        if not qp.admit(self):
+            self.state = QUEUED
+            self.future = qp.stand_in_line()
+            return suspend(self.future, result)
+        qp.start(self)
+        if qp.look(self):
+            qp.q.header.n_eager += 1
+    elif self.state == QUEUED:
+        if self.future is not None and not self.future.done():
+            return suspend(self.future, result)
+        self.future = None
+        qp.take_turn()
+        if qp.refusal is None and (qp.held or qp.q.n_free == 0):
+            # Held, or reset, between the word to go on and now.
+            self.future = qp.stand_in_line()
+            return suspend(self.future, result)
+        qp.start(self)
+        qp.look(self)
+    if self.state == COMPLETED:
+        self.state = FINISHED
+        if self.status:
+            qp.q.header.n_errors += 1
+            raise qp.command_error(self.status, self.dw0, PyBytes_FromStringAndSize(<char *>&self.sqe, 64), qp.qid == 0, self.timed_out)
+        value = self.result
+        self.result = None
+        Py_INCREF(value)
+        result[0] = <PyObject *>value
+        return 1
+    if self.state == SENT:
+        if self.future is None:
+            self.future = qp.create_future()
+        return suspend(self.future, result)
+    raise RuntimeError("cannot reuse already awaited Request")
+
+
+cdef inline int suspend(future, PyObject **result) except -1:
+    # What Future.__await__ does before it yields itself; a Task then takes its fast path for exact futures.
+    future._asyncio_future_blocking = True
+    Py_INCREF(future)
+    result[0] = <PyObject *>future
+    return 0
+
+
+nva_request_install(Request, <void *>request_send)

@@ -1,0 +1,381 @@
+"""One NVMe controller: bring-up, queue pairs for the loops that use it, admin commands, reset and shutdown.
+
+Threads: a controller lives on the loop that opened it (`loop`, its home). Admin work happens there, whoever asks. I/O happens on the loop that
+awaits it, each with a queue pair of its own; nothing of one loop's queue pair is touched from another thread, except through on_owner().
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from nvme_async.device import Device
+from nvme_async.dma import DmaBuffer
+from nvme_async.errors import ControllerError, ControllerTimeout, NvmeError, QueueShutdown
+from nvme_async.events import Event, EventListener, Kind
+from nvme_async.memory import DeviceMemory, Registration
+from nvme_async.namespace import Namespace
+from nvme_async.options import Options
+from nvme_async.queue_pair import QueuePair
+from nvme_async.queues import QueueSet
+from nvme_async.recovery import RETRYABLE, Recovery
+from nvme_async.registers import Registers, check_supported
+from nvme_async.spec import commands
+from nvme_async.spec.commands import Command
+from nvme_async.spec.completion import AsyncEvent, Completion
+from nvme_async.spec.identify import IdentifyController, IdentifyNamespace, decode_namespace_list
+from nvme_async.spec.opcodes import Cns
+from nvme_async.spec.registers import Cap, Vs
+
+log = logging.getLogger("nvme_async")
+T = TypeVar("T")
+
+PAGE = 4096
+
+
+async def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Awaits `coroutine` to its end even if the caller is cancelled meanwhile, then lets the cancellation through."""
+    task = asyncio.ensure_future(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except BaseException:
+            break
+    if cancelled is not None:
+        task.exception() if not task.cancelled() else None
+        raise cancelled
+    return task.result()
+
+
+class Controller:
+    """An NVMe controller that this process drives. Made by nvme_async.open(); an async context manager that shuts it down.
+
+    Attributes:
+        uri: the device address it was opened with.
+        state: "new", "ready", "resetting", "failed" or "closed".
+        cap, vs: registers read at bring-up.
+        identify: Identify Controller (an attrs object with the specification's field names).
+        namespaces: {nsid: Namespace}, the active ones, in ascending order.
+        options: what it was opened with.
+        loop: its home.
+    """
+
+    def __init__(self, device: Device, options: Options) -> None:
+        self.device = device
+        self.options = options
+        self.uri = device.uri
+        self.state = "new"
+        self.loop = asyncio.get_running_loop()
+        self.registers = Registers(device)
+        self.cap = Cap()
+        self.vs = Vs()
+        self.identify: IdentifyController = None  # type: ignore[assignment]  # known once the bring-up is over
+        self.namespaces: dict[int, Namespace] = {}
+        self.memory: DeviceMemory | None = None
+        self.queues = QueueSet(self)
+        self.recovery = Recovery(self)
+        self.listener = EventListener(self)
+        self.failure: NvmeError | None = None
+        self.resets = 0
+        self._lock = asyncio.Lock()  # reset and close, one at a time
+
+    # -- life --------------------------------------------------------------------------------------------------------------------------
+
+    async def bring_up(self) -> None:
+        """From any state of the hardware to ready (Base 2.0, 3.5.1). On failure everything is released before the exception goes on."""
+        try:
+            await self._bring_up()
+        except BaseException:
+            await finish(self._abandon())
+            raise
+
+    async def _bring_up(self) -> None:
+        options, registers = self.options, self.registers
+        self.cap = await registers.cap()
+        self.vs = await registers.vs()
+        check_supported(self.cap, self.uri)
+        await registers.disable(self.cap)
+        self.memory = await self._call(self._make_memory)
+        await self._call(self.queues.open_vectors)
+        await self._enable()
+        self.identify = IdentifyController.decode(await self._identify(Cns.CONTROLLER))
+        self.queues.max_transfer = min(options.max_transfer, self.identify.max_transfer_size(self.cap.min_page_size) or options.max_transfer)
+        await self.queues.negotiate()
+        self.state = "ready"
+        await self.queues.create(self.loop)  # the first eagerly: a controller without a working queue fails here
+        await self.rescan()
+        self.listener.start()
+
+    def _make_memory(self) -> DeviceMemory:
+        return DeviceMemory(self.device, pool_bytes=self.options.pool_bytes, hugepages=self.options.hugepages)
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        """A call into the device layer: on the loop if that is only memory and ioctls, in a thread if it is messages."""
+        return function() if self.device.direct else await asyncio.to_thread(function)
+
+    async def _enable(self) -> None:
+        admin = self.queues.prepare_admin()
+        await self.registers.enable(self.cap, entries=admin.hot.entries, asq=admin.hot.sq_iova, acq=admin.hot.cq_iova)
+
+    async def close(self) -> None:
+        """Shuts down: no new commands, those that are out get `drain_timeout`, queues deleted, CC.SHN, CC.EN=0, memory and device released.
+
+        Waiters that are still there when the reset is over end with QueueShutdown; until then no buffer is let go. Runs to its end even
+        if the caller is cancelled. Closing twice is fine.
+        """
+        await self.at_home(lambda: finish(self._close()))
+
+    async def _close(self) -> None:
+        async with self._lock:
+            if self.state == "closed":
+                return
+            was_ready = self.state == "ready"
+            self.state = "closing"
+            reason = QueueShutdown(f"{self.uri}: the controller is closed")
+            for namespace in self.namespaces.values():
+                namespace._set_gone(reason)
+            await self.queues.refuse(reason)
+            if was_ready:
+                await self.queues.drain(self.options.drain_timeout)
+            await self.recovery.stop()
+            await self.listener.stop()
+            if was_ready:
+                try:
+                    await self.queues.delete_all()
+                    await self.registers.shut_down(self._shutdown_seconds())
+                except NvmeError as error:
+                    log.warning("%s: %s", self.uri, error)
+            await self._let_go(reason)
+
+    async def _abandon(self) -> None:
+        """After a failed bring-up."""
+        async with self._lock:
+            self.state = "closing"
+            await self.recovery.stop()
+            await self.listener.stop()
+            await self._let_go(QueueShutdown(f"{self.uri}: the bring-up failed"))
+
+    async def _let_go(self, reason: NvmeError) -> None:
+        """Makes sure that the controller reaches no memory any more; only then releases buffers, pools and the device."""
+        quiet = False
+        try:
+            await self.registers.disable(self.cap)
+            quiet = True
+        except (NvmeError, OSError) as error:
+            log.warning("%s: %s", self.uri, error)
+        if not quiet:
+            # Its mappings go with the device; from then on the IOMMU (or the peer's missing mapping) stops it.
+            await self._call(self.device.close)
+        await self.queues.release(reason)
+        if self.memory is not None:
+            await self._call(self.memory.close)
+        if quiet:
+            await self._call(self.device.close)
+        self.queues.close_vectors()
+        self.listener.end()
+        self.state = "closed"
+
+    def _shutdown_seconds(self) -> float:
+        rtd3e = self.identify.rtd3e / 1e6 if self.identify is not None else 0.0
+        return max(self.options.shutdown_timeout, rtd3e)
+
+    async def __aenter__(self) -> Controller:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def fail(self, error: NvmeError) -> None:
+        """The controller is beyond help: everybody gets `error`, now and from now on. Pages stay owned until close(). On the home loop."""
+        if self.state in ("closing", "closed", "failed"):
+            return
+        self.state = "failed"
+        self.failure = error
+        log.error("%s: %s", self.uri, error)
+        for namespace in self.namespaces.values():
+            namespace._set_gone(error)
+        self.loop.create_task(self.queues.fail(error))
+        self.listener.end()
+
+    async def reset(self, reason: str = "requested") -> None:
+        """Controller reset (CC.EN 1→0→1): queues are made anew, retryable commands that were out are sent again, others fail.
+
+        Callers of I/O wait meanwhile. ControllerGone or ControllerTimeout when the controller doesn't come back; then it has failed.
+        """
+        await self.at_home(lambda: finish(self._reset(reason)))
+
+    async def _reset(self, reason: str) -> None:
+        async with self._lock:
+            if self.state != "ready":
+                raise self.failure or QueueShutdown(f"{self.uri}: the controller is {self.state}")
+            log.warning("%s: controller reset (%s)", self.uri, reason)
+            self.state = "resetting"
+            self.resets += 1
+            await self.listener.stop()
+            await self.queues.hold(True)
+            try:
+                await self._disable_or_reset_device()
+                # The controller has let go of everything: what was out may be sent again from the same pages.
+                await self.queues.restart(RETRYABLE, ControllerError(f"{self.uri}: the controller was reset ({reason})"))
+                await self._enable()
+                await self.queues.negotiate(again=True)
+                await self.queues.recreate_all()
+                self.state = "ready"
+                await self.queues.hold(False)
+                await self.rescan()
+                self.listener.start()
+            except BaseException as error:
+                failure = error if isinstance(error, NvmeError) else ControllerError(f"{self.uri}: the reset failed: {error!r}")
+                self.state = "ready"  # so that fail() takes it from here
+                self.fail(failure)
+                raise
+
+    async def _disable_or_reset_device(self) -> None:
+        try:
+            await self.registers.disable(self.cap)
+        except ControllerTimeout:
+            await self._call(self.device.reset)
+            await self.registers.disable(self.cap)
+
+    # -- threads -----------------------------------------------------------------------------------------------------------------------
+
+    async def at_home(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Runs make()'s coroutine on the home loop, from whichever loop."""
+        if asyncio.get_running_loop() is self.loop:
+            return await make()
+        if self.loop.is_closed():
+            raise QueueShutdown(f"{self.uri}: the event loop that opened this controller is closed")
+
+        async def run() -> T:
+            return await make()
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), self.loop))
+
+    async def on_owner(self, queue: QueuePair, function: Callable[[], T], *, timeout: float = 10.0) -> T:
+        """Runs function() in the thread of the queue pair's loop; here, if that loop has ended. ControllerTimeout if that thread is stuck."""
+        if queue.loop is asyncio.get_running_loop() or not queue.loop.is_running():
+            return function()
+
+        async def run() -> T:
+            return function()
+
+        future = asyncio.run_coroutine_threadsafe(run(), queue.loop)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
+        except TimeoutError:
+            if not queue.loop.is_running():
+                return function()
+            raise ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s") from None
+
+    # -- commands ----------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def admin_queue(self) -> QueuePair:
+        return self.queues.admin
+
+    async def admin(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion:
+        """Sends an admin command (see nvme_async.spec.commands). Answers of known length come as Completion.data, others in `buffer`."""
+        if self.state in ("closing", "closed", "new"):
+            raise QueueShutdown(f"{self.uri}: the controller is {self.state}")
+        return await self.at_home(lambda: self.admin_queue.submit(command, buffer, tag=tag))
+
+    async def _identify(self, cns: int, nsid: int = 0, **more: int) -> bytes:
+        completion = await self.admin_queue.submit(commands.identify(cns, nsid, **more))
+        assert completion.data is not None
+        return completion.data
+
+    async def rescan(self, cause: AsyncEvent | None = None) -> None:
+        """Reads the active namespaces again: new ones appear in `namespaces`, changed ones change in place, removed ones fail from now on."""
+        active: list[int] = []
+        while True:
+            page = decode_namespace_list(await self._identify(Cns.ACTIVE_NAMESPACES, active[-1] if active else 0))
+            active += page
+            if len(page) < 1024:
+                break
+        found = {}
+        changes: list[tuple[Kind, int]] = []
+        for nsid in active:
+            identify = IdentifyNamespace.decode(await self._identify(Cns.NAMESPACE, nsid))
+            if not identify.active:
+                continue  # went away between the list and this
+            namespace = self.namespaces.get(nsid)
+            if namespace is None:
+                namespace = Namespace(self, nsid)
+                namespace._update(identify)
+                changes.append(("namespace-added", nsid))
+            elif namespace._update(identify):
+                changes.append(("namespace-changed", nsid))
+            found[nsid] = namespace
+        for nsid, namespace in list(self.namespaces.items()):
+            if nsid not in found:
+                del self.namespaces[nsid]
+                namespace._remove()
+                changes.append(("namespace-removed", nsid))
+        for nsid in sorted(found):
+            self.namespaces.pop(nsid, None)
+            self.namespaces[nsid] = found[nsid]
+        for kind, nsid in changes:
+            self.listener.publish(Event(kind, self.uri, nsid, cause))
+
+    def events(self) -> AsyncIterator[Event]:
+        """Asynchronous events of the controller (namespaces changed, errors, SMART warnings), as they come; ends with the controller."""
+        return self.listener.subscribe()
+
+    # -- memory ------------------------------------------------------------------------------------------------------------------------
+
+    def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
+        """Zeroed memory that the device reaches directly: a writable buffer of `nbytes`, page aligned; free() it or use it in `with`.
+
+        OutOfDmaMemory if there is none to be had. From any thread.
+        """
+        if self.memory is None or self.state in ("closing", "closed"):
+            raise QueueShutdown(f"{self.uri}: the controller is {self.state}")
+        if nbytes <= 0:
+            raise ValueError(f"nbytes is {nbytes}, at least 1 is needed")
+        return self.memory.alloc(nbytes, owner="application", tag=tag)
+
+    def register(self, buffer: Any) -> Registration:
+        """Makes existing memory (an array, an mmap) reachable for the device in place, so that readinto and write copy nothing.
+
+        On the home loop's thread. The registration holds the buffer until it is closed (`with`, or with the controller).
+        """
+        if self.memory is None or self.state in ("closing", "closed"):
+            raise QueueShutdown(f"{self.uri}: the controller is {self.state}")
+        return self.memory.register(buffer)
+
+    # -- sight -------------------------------------------------------------------------------------------------------------------------
+
+    def inspect(self) -> dict[str, Any]:
+        """Everything that is known about this controller as plain data: state, queues, pending commands, memory, namespaces, counters."""
+        identify = self.identify
+        return {
+            "uri": self.uri,
+            "state": self.state,
+            "pid": os.getpid(),
+            "model": identify.mn if identify else None,
+            "serial": identify.sn if identify else None,
+            "firmware": identify.fr if identify else None,
+            "version": str(self.vs),
+            "failure": str(self.failure) if self.failure else None,
+            "resets": self.resets,
+            "timeouts": self.recovery.timeouts,
+            "aborts": self.recovery.aborts,
+            "events": self.listener.seen,
+            "namespaces": [namespace.inspect() for namespace in list(self.namespaces.values())],
+            **self.queues.inspect(),
+            "memory": self.memory.inspect() if self.memory else None,
+        }
+
+    def __repr__(self) -> str:
+        what = f" {self.identify.mn.strip()}" if self.identify else ""
+        return f"<Controller {self.uri}{what} {self.state}>"
+
+

@@ -1,0 +1,226 @@
+"""The memory that one controller reaches: pools and registered user buffers, mapped at its IOMMU and known to its queue pairs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Literal
+
+from nvme_async._hotpath import AddressMap, address_of
+from nvme_async.device import Device
+from nvme_async.dma import DmaBuffer, Pool
+from nvme_async.dma.backing import shared_backing
+from nvme_async.errors import ConfigurationError, DeviceError, OutOfDmaMemory
+
+# Above everything that a 32-bit device or a platform's reserved windows (MSI at FEE0_0000h) claim.
+FIRST_IOVA = 0x1_0000_0000
+ALIGN = 2 << 20
+
+
+class DeviceMemory:
+    """Pools of a controller, and where they lie for it.
+
+    Owner: its Controller, on whose loop's thread everything here is called, except alloc(), which any of the controller's loops calls under
+    the GIL. Closed after the controller was reset, before the device is.
+    """
+
+    def __init__(self, device: Device, *, pool_bytes: int, hugepages: Literal["auto", "never", "require"], pool: Pool | None = None) -> None:
+        self.device = device
+        self.address_map = AddressMap()
+        self.pools: list[Pool] = []
+        self.registrations: dict[int, Registration] = {}
+        self._pool_bytes = pool_bytes
+        self._hugepages = hugepages
+        self._mapped: list[tuple[int, int]] = []  # (iova, nbytes)
+        self._fixed = pool is not None
+        self._retired: list[tuple[int, int]] = []  # closed registrations that a command may still use
+        self.in_use: Callable[[int, int], bool] = lambda iova, nbytes: False
+        if pool is not None:
+            self.add_pool(pool)
+        else:
+            self.grow(pool_bytes)
+
+    def place(self, nbytes: int) -> int:
+        """A free IOVA range of `nbytes` that the device can reach; OutOfDmaMemory if there is none."""
+        nbytes = -(-nbytes // ALIGN) * ALIGN
+        taken = sorted(self._mapped)
+        for window in self.device.iova_ranges:
+            at = -(-max(window.start, FIRST_IOVA) // ALIGN) * ALIGN
+            for iova, length in taken:
+                if iova < at + nbytes and at < iova + length:
+                    at = -(-(iova + length) // ALIGN) * ALIGN
+            if at + nbytes <= window.stop:
+                return at
+        raise OutOfDmaMemory(f"no {nbytes} bytes of IOVA space are free; the device reaches {self.device.iova_ranges}")
+
+    def grow(self, nbytes: int) -> Pool:
+        """One more pool of at least `nbytes` for allocations."""
+        size = max(self._pool_bytes, -(-nbytes // ALIGN) * ALIGN)
+        size = Pool.size_for(size)
+        pool = Pool(size, iova=self.place(size), name=f"pool{len(self.pools)}", hugepages=self._hugepages)
+        try:
+            self.add_pool(pool)
+        except BaseException:
+            pool.close()
+            raise
+        return pool
+
+    def add_pool(self, pool: Pool) -> None:
+        """Maps a pool at the device and takes it over; close() closes it."""
+        if len(self._mapped) >= self.device.max_mappings:
+            raise OutOfDmaMemory(f"the device takes no more than {self.device.max_mappings} mappings")
+        self.device.map_dma(pool, iova=pool.iova, nbytes=pool.nbytes)
+        self._know_pool(pool)
+
+    def adopt_pool(self, pool: Pool) -> None:
+        """Takes over a pool which a predecessor has mapped at this device already."""
+        self._know_pool(pool)
+
+    def _know_pool(self, pool: Pool) -> None:
+        self._mapped.append((pool.iova, pool.nbytes))
+        self.address_map.add(pool.address, pool.nbytes, pool.iova, True)
+        self.pools.append(pool)
+
+    def alloc(self, nbytes: int, *, owner: str, tag: int = 0) -> DmaBuffer:
+        """Zeroed memory that the device reaches, from the first pool with room. OutOfDmaMemory if a fixed pool has none."""
+        error: OutOfDmaMemory | None = None
+        for pool in self.pools:
+            try:
+                return pool.alloc(nbytes, owner=owner, tag=tag)
+            except OutOfDmaMemory as full:
+                error = full
+        if self._fixed and error is not None:
+            raise error
+        return self.grow(nbytes).alloc(nbytes, owner=owner, tag=tag)
+
+    def chunk_source(self, owner: str) -> Callable[[int, int], DmaBuffer]:
+        """alloc() as BounceCache wants it."""
+        return lambda nbytes, tag: self.alloc(nbytes, owner=owner, tag=tag)
+
+    def register(self, buffer: Any) -> Registration:
+        """Makes existing memory reachable, in place."""
+        self.sweep()
+        registration = Registration(self, buffer)
+        self.registrations[registration.address] = registration
+        return registration
+
+    def retire(self, iova: int, nbytes: int) -> None:
+        """Unmaps a registration as soon as no command uses it: until then its IOVA must not come to mean other memory."""
+        self._retired.append((iova, nbytes))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Unmaps what was retired and is not in use any more."""
+        for iova, nbytes in list(self._retired):
+            if not self.in_use(iova, nbytes):
+                self._retired.remove((iova, nbytes))
+                self.unmap(iova, nbytes)
+
+    def close(self) -> None:
+        """Unmaps and frees everything. Only after the controller was reset or is gone: it may not reach a page of this any more."""
+        self.in_use = lambda iova, nbytes: False
+        for registration in list(self.registrations.values()):
+            registration.close()
+        self.sweep()
+        for pool in self.pools:
+            self.address_map.remove(pool.address)
+            self.unmap(pool.iova, pool.nbytes)
+        self._mapped.clear()
+        pools, self.pools = self.pools, []
+        for pool in pools:
+            try:
+                pool.close()
+            except BufferError:
+                # The application still looks at a buffer of this pool; its memory lives on until it stops.
+                pass
+
+    def unmap(self, iova: int, nbytes: int) -> None:
+        """Takes [iova, iova + nbytes) from the device. A device that is gone has let go already."""
+        try:
+            self.device.unmap_dma(iova, nbytes)
+        except (DeviceError, ConnectionError, TimeoutError):
+            pass
+        if (iova, nbytes) in self._mapped:
+            self._mapped.remove((iova, nbytes))
+
+    def inspect(self) -> dict[str, Any]:
+        """Pools with their slots, registrations, IOVA ranges."""
+        return {
+            "pools": [pool.inspect() for pool in self.pools],
+            "registered": [
+                {"address": r.address, "nbytes": r.nbytes, "iova": r.iova, "zero_copy": r.zero_copy}
+                for r in self.registrations.values()
+            ],
+        }
+
+
+class Registration:
+    """User memory that the device reaches in place (`controller.register(buffer)`); a context manager, closed with its controller.
+
+    Attributes:
+        address, nbytes: the registered memory, which is the page-aligned hull of the buffer if the device can map that.
+        zero_copy: False where the device can't reach it (memory that a vfio-user peer can't be given): then I/O is bounced as for any other.
+        iova: its device address, or None.
+    """
+
+    def __init__(self, memory: DeviceMemory, buffer: Any) -> None:
+        self._memory = memory
+        self._view: memoryview | None = memoryview(buffer).cast("B")
+        if self._view.nbytes == 0:
+            raise ConfigurationError("a buffer of 0 bytes can't be registered")
+        self.address = address_of(self._view)
+        self.nbytes = self._view.nbytes
+        self.iova: int | None = None
+        begin = self.address & ~4095
+        end = (self.address + self.nbytes + 4095) & ~4095
+        self._hull = (begin, end - begin)
+        if self.address in memory.registrations:
+            self._view.release()
+            raise ConfigurationError(f"the memory at {self.address:#x} is registered already")
+        iova = memory.place(end - begin)
+        try:
+            mapped = self._map(memory.device, iova)
+        except BaseException:
+            self._view.release()
+            raise
+        if mapped:
+            memory._mapped.append((iova, end - begin))
+            self.iova = iova + (self.address - begin)
+            memory.address_map.add(self.address, self.nbytes, self.iova)
+
+    def _map(self, device: Device, iova: int) -> bool:
+        address, nbytes = self._hull
+        if device.direct:
+            device.map_dma(-1, iova=iova, nbytes=nbytes, address=address)
+            return True
+        backing = shared_backing(address, nbytes)
+        if backing is None:
+            return False
+        fd, offset = backing
+        try:
+            device.map_dma(fd, iova=iova, nbytes=nbytes, file_offset=offset)
+        finally:
+            os.close(fd)
+        return True
+
+    @property
+    def zero_copy(self) -> bool:
+        return self.iova is not None
+
+    def close(self) -> None:
+        """Takes the memory from the device: new I/O on it is bounced; it stays mapped until the last command that uses it completed."""
+        if self._view is None:
+            return
+        self._memory.registrations.pop(self.address, None)
+        if self.iova is not None:
+            self._memory.address_map.remove(self.address)
+            self._memory.retire(self.iova - (self.address - self._hull[0]), self._hull[1])
+            self.iova = None
+        self._view.release()
+        self._view = None
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

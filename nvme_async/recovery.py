@@ -1,0 +1,101 @@
+"""What happens when a command doesn't come back: Abort, then a controller reset, then the rest is sent again or failed.
+
+A page is released by its completion or by a finished reset, by nothing else: whatever is decided here about waiters, pages stay with their
+commands until CSTS.RDY was seen to be 0, or the device can't reach memory any more because its mappings are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from nvme_async.errors import CommandError, ControllerError, ControllerGone, NvmeError
+from nvme_async.queue_pair import QueuePair
+from nvme_async.spec import commands
+from nvme_async.spec.opcodes import NvmOpcode
+
+if TYPE_CHECKING:
+    from nvme_async.controller import Controller
+
+log = logging.getLogger("nvme_async")
+
+# Sending these twice leaves the media as sending them once. Not so: zone append, reservations, copy within overlapping ranges.
+RETRYABLE = frozenset(
+    int(opcode)
+    for opcode in (
+        NvmOpcode.READ,
+        NvmOpcode.WRITE,
+        NvmOpcode.FLUSH,
+        NvmOpcode.COMPARE,
+        NvmOpcode.WRITE_ZEROES,
+        NvmOpcode.WRITE_UNCORRECTABLE,
+        NvmOpcode.DATASET_MANAGEMENT,
+        NvmOpcode.VERIFY,
+    )
+)
+
+
+class Recovery:
+    """The escalation of one controller. On the controller's own loop; one at a time."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._task: asyncio.Task[None] | None = None
+        self.aborts = 0
+        self.timeouts = 0
+
+    def on_timeout(self, queue: QueuePair, late: list[tuple[int, bytes]]) -> None:
+        """From a queue's watchdog, on that queue's loop."""
+        home = self._controller.loop
+        if not home.is_closed():
+            home.call_soon_threadsafe(self._start, queue, late)
+
+    def _start(self, queue: QueuePair, late: list[tuple[int, bytes]]) -> None:
+        if self._task is None or self._task.done():
+            self._task = self._controller.loop.create_task(self._escalate(queue, late))
+
+    async def stop(self) -> None:
+        """Ends a recovery that is under way."""
+        task, self._task = self._task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _escalate(self, queue: QueuePair, late: list[tuple[int, bytes]]) -> None:
+        controller = self._controller
+        self.timeouts += len(late)
+        log.warning("%s: queue %d: %d commands without completion for %g s", controller.uri, queue.qid, len(late), queue.timeout)
+        try:
+            csts = await controller.registers.csts()
+            if csts.rdy and not csts.cfs and await self._abort(queue, late):
+                return
+            await controller.reset("commands timed out")
+        except ControllerGone as gone:
+            controller.fail(gone)
+        except NvmeError as error:
+            controller.fail(error)
+
+    async def _abort(self, queue: QueuePair, late: list[tuple[int, bytes]]) -> bool:
+        """Asks the controller to abort them; True when none of them is out any more in time."""
+        controller = self._controller
+        if queue.qid == 0:
+            return False  # an admin queue that doesn't answer won't answer an Abort either
+        cids = [cid for cid, _ in late]
+        await controller.on_owner(queue, lambda: queue.hot.mark_timed_out(cids))
+        # No more at once than the controller takes (ACL is zero-based).
+        limit = (controller.identify.acl if controller.identify is not None else 0) + 1
+
+        async def one(cid: int) -> None:
+            self.aborts += 1
+            await controller.admin_queue.submit(commands.abort(queue.qid, cid), internal=True)
+
+        try:
+            async with asyncio.timeout(controller.options.abort_timeout):
+                for at in range(0, len(cids), limit):
+                    await asyncio.gather(*(one(cid) for cid in cids[at : at + limit]))
+                while await controller.on_owner(queue, lambda: queue.hot.still_out(cids)):
+                    await asyncio.sleep(0.01)
+        except (TimeoutError, CommandError, ControllerError):
+            return False
+        return True

@@ -1,0 +1,395 @@
+"""Rings, trackers and the awaitable, against a controller's view written from the specification (ring_controller.py)."""
+
+import asyncio
+import random
+import struct
+
+import pytest
+from ring_controller import PAGE, RingController
+
+from nvme_async import _hotpath
+from nvme_async.errors import CommandError, LbaOutOfRange
+from nvme_async.spec import commands
+
+
+@pytest.fixture
+async def ring(request):
+    controller = RingController(asyncio.get_running_loop(), **getattr(request, "param", {}))
+    yield controller
+    controller.close()
+
+
+def flush():
+    return commands.flush(1).pack()
+
+
+async def started(*requests):
+    """Tasks that have sent their command."""
+    tasks = [asyncio.create_task(request) for request in requests]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_a_lone_command_is_rung_at_once_and_completes(ring):
+    (task,) = await started(ring.qp.request(flush()))
+    (sqe,) = ring.fetch()
+    assert sqe[0] == 0
+    assert struct.unpack_from("<I", sqe, 4) == (1,)
+    ring.post(ring.cid(sqe), dw0=77)
+    assert ring.qp.reap() == 1
+    assert await task == (77, 0, None)
+    assert ring.doorbells.read32(4) == 1
+
+
+async def test_commands_of_one_pass_share_one_doorbell(ring):
+    tasks = await started(*(ring.qp.request(flush()) for _ in range(6)))
+    await asyncio.sleep(0)
+    doorbells = ring.qp.inspect()["sq"]["doorbells"]
+    assert doorbells == 2  # the first one alone, the other five together
+    for sqe in ring.fetch():
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    await asyncio.gather(*tasks)
+    assert ring.qp.inspect()["cq"]["doorbells"] == 1
+
+
+async def test_rings_wrap_and_the_phase_turns_each_time_round(ring):
+    for turn in range(50):
+        (task,) = await started(ring.qp.request(flush()))
+        (sqe,) = ring.fetch()
+        ring.post(ring.cid(sqe), dw0=turn)
+        ring.qp.reap()
+        assert (await task)[0] == turn
+    assert ring.qp.inspect()["cq"]["phase"] == ring.phase
+
+
+async def test_an_entry_of_the_old_phase_is_not_taken(ring):
+    (task,) = await started(ring.qp.request(flush()))
+    (sqe,) = ring.fetch()
+    ring.write(ring.qp.cq_iova, struct.pack("<IIHHHH", 0, 0, 0, 1, ring.cid(sqe), 0))
+    assert ring.qp.reap() == 0
+    assert not task.done()
+    ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    await task
+
+
+async def test_when_the_queue_is_full_callers_wait_in_order(ring):
+    order = []
+
+    async def one(i):
+        await ring.qp.request(flush())
+        order.append(i)
+
+    tasks = [asyncio.create_task(one(i)) for i in range(30)]
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        assert ring.qp.n_outstanding <= 7
+        for sqe in ring.fetch():
+            ring.post(ring.cid(sqe))
+        ring.qp.reap()
+    assert order == list(range(30))
+    assert ring.qp.inspect()["full"] == 23
+
+
+async def test_a_waiter_in_line_that_is_cancelled_passes_its_turn_on(ring):
+    tasks = await started(*(ring.qp.request(flush()) for _ in range(10)))
+    tasks[8].cancel()
+    await asyncio.sleep(0)
+    for _ in range(4):
+        for sqe in ring.fetch():
+            ring.post(ring.cid(sqe))
+        ring.qp.reap()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(r) for r in results].count(asyncio.CancelledError) == 1
+    assert ring.qp.n_outstanding == 0
+    assert ring.qp.n_free == 7
+
+
+async def test_a_turn_that_was_granted_and_then_cancelled_is_not_lost(ring):
+    tasks = await started(*(ring.qp.request(flush()) for _ in range(9)))
+    for sqe in ring.fetch():
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    tasks[7].cancel()  # it was told to go on, and has not yet run
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for sqe in ring.fetch():
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    await tasks[8]
+    assert ring.qp.n_free == 7
+
+
+async def test_error_status_becomes_the_exception_that_names_the_command(ring):
+    (task,) = await started(ring.qp.request(commands.write_zeroes(3, 1000, 8).pack()))
+    (sqe,) = ring.fetch()
+    ring.post(ring.cid(sqe), status=0x4080)
+    ring.qp.reap()
+    with pytest.raises(LbaOutOfRange, match=r"Write Zeroes on namespace 3 lba 1000\+8: .*do not retry") as caught:
+        await task
+    assert caught.value.dnr
+    assert (caught.value.sct, caught.value.sc, caught.value.lba, caught.value.blocks) == (0, 0x80, 1000, 8)
+
+
+@pytest.mark.parametrize("forge", ["free slot", "stale sequence", "slot beyond", "twice", "wrong sqid"])
+async def test_a_forged_completion_is_recognised(ring, forge):
+    (task,) = await started(ring.qp.request(flush()))
+    (sqe,) = ring.fetch()
+    cid = ring.cid(sqe)
+    if forge == "free slot":
+        ring.post((cid & 7) ^ 1)
+    elif forge == "stale sequence":
+        ring.post(cid + (5 << 3))
+    elif forge == "slot beyond":
+        ring.post(cid | 7)
+    elif forge == "twice":
+        ring.post(cid)
+        ring.post(cid)
+    else:
+        ring.post(cid, sqid=9)
+    ring.qp.reap()
+    ring.qp.reap()
+    assert len(ring.faults) == 1
+    assert "queue 1" in ring.faults[0]
+    if forge == "twice":
+        await task
+    else:
+        assert not task.done()
+        task.cancel()
+
+
+@pytest.mark.parametrize("nbytes", [512, 4096, 8192, 12288, 131072, 1 << 20])
+async def test_read_and_write_bounce_every_prp_shape(ring, nbytes):
+    data = random.Random(nbytes).randbytes(nbytes)
+    (task,) = await started(ring.qp.request(commands.write(1, 0, 1).pack(), data))
+    (sqe,) = ring.fetch()
+    assert ring.data(sqe, nbytes) == data
+    ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    await task
+    (task,) = await started(ring.qp.request(commands.read(1, 0, 1).pack(), read_nbytes=nbytes, to_host=True))
+    (sqe,) = ring.fetch()
+    ring.fill(sqe, data[::-1])
+    ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    assert (await task)[2] == data[::-1]
+    assert ring.bounce.n_taken == 0
+
+
+@pytest.mark.parametrize("offset", [0, 4, 512, 4092])
+async def test_pool_memory_is_reached_in_place_at_any_dword(ring, offset):
+    nbytes = 3 * PAGE
+    with ring.pool.alloc(nbytes + PAGE, owner="app") as buffer:
+        view = memoryview(buffer)[offset : offset + nbytes]
+        (task,) = await started(ring.qp.request(commands.read(1, 0, 1).pack(), view, to_host=True))
+        (sqe,) = ring.fetch()
+        assert ring.walk(sqe, nbytes)[0][0] == buffer.iova + offset
+        ring.fill(sqe, bytes(range(256)) * (nbytes // 256))
+        ring.post(ring.cid(sqe))
+        ring.qp.reap()
+        assert (await task)[2] == nbytes
+        assert bytes(view) == bytes(range(256)) * (nbytes // 256)
+        assert ring.qp.inspect()["bounced"] == 0
+        view.release()
+
+
+async def test_memory_that_is_not_dword_aligned_is_bounced(ring):
+    with ring.pool.alloc(2 * PAGE, owner="app") as buffer:
+        view = memoryview(buffer)[2 : 2 + PAGE]
+        (task,) = await started(ring.qp.request(commands.write(1, 0, 1).pack(), view))
+        (sqe,) = ring.fetch()
+        assert struct.unpack_from("<Q", sqe, 24)[0] % 4 == 0
+        ring.post(ring.cid(sqe))
+        ring.qp.reap()
+        await task
+        assert ring.qp.inspect()["bounced"] == 1
+        view.release()
+
+
+async def test_cancelled_waiters_leave_pages_with_the_controller_until_it_completes(ring):
+    """Hazard 4: asyncio cancels all the time."""
+    (task,) = await started(ring.qp.request(commands.read(1, 0, 8).pack(), read_nbytes=4096, to_host=True))
+    task.cancel()
+    await asyncio.sleep(0)
+    assert task.cancelled()
+    (sqe,) = ring.fetch()
+    taken = struct.unpack_from("<Q", sqe, 24)[0]
+    assert ring.bounce.n_taken == 1
+    others = await started(*(ring.qp.request(commands.read(1, 0, 8).pack(), read_nbytes=4096, to_host=True) for _ in range(5)))
+    for other in ring.fetch():
+        assert struct.unpack_from("<Q", other, 24)[0] != taken
+        ring.post(ring.cid(other))
+    ring.qp.reap()
+    await asyncio.gather(*others)
+    assert ring.bounce.n_taken == 1
+    ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    assert ring.bounce.n_taken == 0
+    assert ring.qp.inspect()["orphans"] == 1
+
+
+async def test_a_cancelled_readinto_never_touches_the_callers_buffer(ring):
+    buffer = bytearray(b"\x11" * 4096)
+    (task,) = await started(ring.qp.request(commands.read(1, 0, 8).pack(), buffer, to_host=True))
+    task.cancel()
+    await asyncio.sleep(0)
+    (sqe,) = ring.fetch()
+    ring.fill(sqe, b"\x22" * 4096)
+    ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    assert buffer == b"\x11" * 4096
+    buffer.append(0)  # and it isn't held any more
+
+
+async def test_random_cancellation_never_hands_a_page_out_twice(ring):
+    """Each page that the controller may still write is its own until it completes, whatever the waiters do."""
+    rng = random.Random(7)
+    owned = {}  # iova → cid
+    pending = []
+    tasks = set()
+    for _ in range(2000):
+        if rng.random() < 0.6:
+            nbytes = rng.choice([512, 4096, 8192])
+            task = asyncio.create_task(ring.qp.request(commands.read(1, 0, 1).pack(), read_nbytes=nbytes, to_host=True, tag=nbytes))
+            tasks.add(task)
+        if tasks and rng.random() < 0.4:
+            rng.choice(list(tasks)).cancel()
+        await asyncio.sleep(0)
+        ring.qp.flush()
+        for sqe in ring.fetch():
+            nbytes = next(p["nbytes"] for p in ring.qp.inspect()["pending"] if p["cid"] == ring.cid(sqe))
+            for iova, _ in ring.walk(sqe, nbytes):
+                assert iova not in owned, "a page was handed out while another command could still write it"
+                owned[iova] = ring.cid(sqe)
+            pending.append(sqe)
+        while pending and rng.random() < 0.5:
+            sqe = pending.pop(rng.randrange(len(pending)))
+            owned = {iova: cid for iova, cid in owned.items() if cid != ring.cid(sqe)}
+            ring.post(ring.cid(sqe))
+        ring.qp.reap()
+        tasks = {task for task in tasks if not task.done()}
+    for sqe in pending:
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    while tasks:
+        await asyncio.sleep(0)
+        ring.qp.flush()
+        for sqe in ring.fetch():
+            ring.post(ring.cid(sqe))
+        ring.qp.reap()
+        tasks = {task for task in tasks if not task.done()}
+    assert ring.bounce.n_taken == 0
+    assert ring.qp.n_outstanding == 0
+
+
+async def test_held_queues_take_nothing_new_and_go_on_in_order(ring):
+    ring.qp.hold(True)
+    tasks = await started(*(ring.qp.request(flush(), tag=i) for i in range(3)))
+    assert ring.fetch() == []
+    ring.qp.hold(False)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    sqes = ring.fetch()
+    assert len(sqes) == 3
+    for sqe in sqes:
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    await asyncio.gather(*tasks)
+
+
+async def test_refused_queues_tell_newcomers_and_those_in_line(ring):
+    tasks = await started(*(ring.qp.request(flush()) for _ in range(9)))
+    ring.qp.refuse(RuntimeError("closing"))
+    with pytest.raises(RuntimeError, match="closing"):
+        await ring.qp.request(flush())
+    for task in tasks[7:]:
+        with pytest.raises(RuntimeError, match="closing"):
+            await task
+    for sqe in ring.fetch():
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    await asyncio.gather(*tasks[:7])
+
+
+async def test_restart_sends_retryable_commands_again_from_the_same_pages(ring):
+    data = random.Random(1).randbytes(8192)
+    write, reserve = await started(
+        ring.qp.request(commands.write(1, 0, 16).pack(), data), ring.qp.request(commands.verify(1, 0, 1).pack())
+    )
+    ring.fetch()
+    ring.qp.restart(frozenset({1}), CommandError(0, 7), 3)
+    ring.sq_head = ring.cq_tail = 0
+    ring.phase = 1
+    ring.doorbells.write32(0, 0)
+    ring.qp.flush()
+    (sqe,) = ring.fetch()
+    assert ring.data(sqe, 8192) == data
+    with pytest.raises(CommandError):
+        await reserve
+    ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    await write
+
+
+async def test_a_failed_waiter_is_told_and_its_pages_stay(ring):
+    (task,) = await started(ring.qp.request(commands.read(1, 0, 8).pack(), read_nbytes=4096, to_host=True))
+    ring.qp.fail_waiters(RuntimeError("gone"))
+    with pytest.raises(RuntimeError, match="gone"):
+        await task
+    assert ring.bounce.n_taken == 1
+    with pytest.raises(RuntimeError, match="still with the controller"):
+        ring.qp.close()
+    ring.qp.release_all()
+    assert ring.bounce.n_taken == 0
+
+
+@pytest.mark.parametrize("ring", [{"entries": 2}, {"entries": 4096, "n_trackers": 4095, "max_transfer": 4096}], indirect=True)
+async def test_smallest_and_largest_queues(ring):
+    tasks = await started(*(ring.qp.request(flush()) for _ in range(ring.entries + 3)))
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        ring.qp.flush()
+        for sqe in ring.fetch():
+            assert ring.cid(sqe) != 0xFFFF
+            ring.post(ring.cid(sqe))
+        ring.qp.reap()
+    assert ring.qp.n_outstanding == 0
+
+
+async def test_cids_never_are_ffff_and_change_each_time(ring):
+    seen = []
+    for _ in range(20000 // 4):
+        (task,) = await started(ring.qp.request(flush()))
+        (sqe,) = ring.fetch()
+        seen.append(ring.cid(sqe))
+        ring.post(seen[-1])
+        ring.qp.reap()
+        await task
+    assert 0xFFFF not in seen
+    assert all(a != b for a, b in zip(seen, seen[1:], strict=False))
+
+
+async def test_a_burst_is_reaped_in_bounded_portions(ring):
+    """Fairness: other tasks of the loop get their turn between portions."""
+    ring.qp.reap_limit = 2
+    tasks = await started(*(ring.qp.request(flush()) for _ in range(7)))
+    await asyncio.sleep(0)
+    for sqe in ring.fetch():
+        ring.post(ring.cid(sqe))
+    ring.qp.more()
+    passes = 0
+    while not all(task.done() for task in tasks):
+        passes += 1
+        await asyncio.sleep(0)
+    assert passes >= 3
+    assert ring.qp.inspect()["max_batch"] == 2
+
+
+def test_request_is_a_coroutine_to_asyncio():
+    import collections.abc
+
+    assert issubclass(_hotpath.Request, collections.abc.Coroutine)
