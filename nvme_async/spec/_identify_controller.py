@@ -352,7 +352,7 @@ class IdentifyControllerZns(Layout, size=4096):
 
 @attrs.frozen
 class PrimaryControllerCapabilities(Layout, size=4096):
-    """Primary controller capabilities (CNS 14h; Base 5.17.2.15): resources for its secondary controllers."""
+    """Primary controller capabilities (CNS 14h; Base 5.17.2): resources for its secondary controllers."""
 
     cntlid: int = uint(0, 2)
     portid: int = uint(2, 2)
@@ -373,7 +373,7 @@ class PrimaryControllerCapabilities(Layout, size=4096):
 
 @attrs.frozen
 class SecondaryController(Layout, size=32):
-    """Secondary controller entry (Base 5.17.2.16)."""
+    """Secondary controller entry (Base 5.17.2)."""
 
     scid: int = uint(0, 2)
     pcid: int = uint(2, 2)

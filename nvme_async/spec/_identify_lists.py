@@ -126,14 +126,14 @@ class NamespaceDescriptors:
 
 
 def decode_secondary_controllers(data: Buffer) -> tuple[SecondaryController, ...]:
-    """Secondary controller list (CNS 15h; Base 5.17.2.16), at most 127 entries."""
+    """Secondary controller list (CNS 15h; Base 5.17.2), at most 127 entries."""
     page = bytes(data)
     count = min(page[0], (len(page) - 32) // SecondaryController.SIZE)
     return tuple(SecondaryController.decode(page[at : at + 32]) for at in range(32, 32 * (count + 1), 32))
 
 
 def decode_uuid_list(data: Buffer) -> tuple[uuid.UUID, ...]:
-    """UUID list (CNS 17h; Base 5.17.2.18). Entry n is UUID index n + 1; a zero UUID ends the list."""
+    """UUID list (CNS 17h; Base 5.17.2). Entry n is UUID index n + 1; a zero UUID ends the list."""
     page = bytes(data)
     found = []
     for at in range(32, len(page) - 31, 32):
@@ -167,7 +167,7 @@ def decode_nvm_sets(data: Buffer) -> tuple[NvmSet, ...]:
 
 @attrs.frozen
 class Domain(Layout, size=128):
-    """Domain attributes entry (CNS 18h; Base 5.17.2.19). Capacities in bytes."""
+    """Domain attributes entry (CNS 18h; Base 5.17.2). Capacities in bytes."""
 
     domainid: int = uint(0, 2)
     dcap: int = uint(16, 16)
@@ -183,7 +183,7 @@ def decode_domains(data: Buffer) -> tuple[Domain, ...]:
 
 
 def decode_endurance_groups(data: Buffer) -> tuple[int, ...]:
-    """Endurance group identifiers (CNS 19h; Base 5.17.2.20), at most 2047; the same layout as a controller
+    """Endurance group identifiers (CNS 19h; Base 5.17.2), at most 2047; the same layout as a controller
     list.
     """
     return decode_controller_list(data)
@@ -191,7 +191,7 @@ def decode_endurance_groups(data: Buffer) -> tuple[int, ...]:
 
 @attrs.frozen
 class NamespaceGranularity(Layout, size=16):
-    """Namespace granularity descriptor (CNS 16h; Base 5.17.2.17), in bytes; 0 not reported."""
+    """Namespace granularity descriptor (CNS 16h; Base 5.17.2), in bytes; 0 not reported."""
 
     nszegran: int = uint(0, 8)
     ncapgran: int = uint(8, 8)
@@ -224,7 +224,7 @@ class NamespaceGranularityList:
 
 @attrs.frozen
 class CommandSets(Layout, size=4096):
-    """I/O command set combinations (CNS 1Ch; Base 5.17.2.23): one bit per command set identifier in each
+    """I/O command set combinations (CNS 1Ch; Base 5.17.2): one bit per command set identifier in each
     entry.
     """
 

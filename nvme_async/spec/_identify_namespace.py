@@ -22,7 +22,7 @@ class Nsfeat(IntFlag):
 
 
 class ProtectionType(IntEnum):
-    """End-to-end data protection (NVM 5.2)."""
+    """End-to-end data protection (NVM 5)."""
 
     NONE = 0
     TYPE_1 = 1

@@ -26,7 +26,7 @@ _KELVIN = 273
 
 @attrs.frozen
 class FeatureCapabilities(BitFields, width=32):
-    """Completion dword 0 of Get Features with SEL 3 (Base 5.15.1)."""
+    """Completion dword 0 of Get Features with SEL 3 (Base 5.15)."""
 
     saveable: bool = bit(0)
     namespace_specific: bool = bit(1)
@@ -73,7 +73,7 @@ class TemperatureThreshold(BitFields, width=32):
 
 @attrs.frozen
 class ErrorRecovery(BitFields, width=32):
-    """Feature 05h (NVM 4.1.3.2)."""
+    """Feature 05h (NVM 4.1.3)."""
 
     tler: int = bits(15, 0)
     """Time limited error recovery in units of 100 ms, 0 for no limit."""
@@ -146,7 +146,7 @@ class InterruptVectorConfiguration(BitFields, width=32):
 
 @attrs.frozen
 class WriteAtomicity(BitFields, width=32):
-    """Feature 0Ah (NVM 4.1.3.3)."""
+    """Feature 0Ah (NVM 4.1.3)."""
 
     dn: bool = bit(0)
     """AWUN and NAWUN need not be honoured, AWUPF and NAWUPF only."""
@@ -314,7 +314,7 @@ class ReadRecoveryLevel(BitFields, width=32):
 
 @attrs.frozen
 class LbaStatusInterval(BitFields, width=32):
-    """Feature 15h (NVM 4.1.3.4), in units of 100 ms."""
+    """Feature 15h (NVM 4.1.3), in units of 100 ms."""
 
     lsiri: int = bits(15, 0)
     lsipi: int = bits(31, 16)
@@ -359,7 +359,7 @@ class CommandSetProfile(BitFields, width=32):
 
 @attrs.frozen
 class SoftwareProgressMarker(BitFields, width=32):
-    """Feature 80h (Base 5.27.1.24)."""
+    """Feature 80h (Base 5.27.1)."""
 
     pbslc: int = bits(7, 0)
     """Pre-boot software load count."""
@@ -367,7 +367,7 @@ class SoftwareProgressMarker(BitFields, width=32):
 
 @attrs.frozen
 class ReservationNotificationMask(BitFields, width=32):
-    """Feature 82h (Base 5.27.1.26). True: not notified."""
+    """Feature 82h (Base 5.27.1). True: not notified."""
 
     regpre: bool = bit(1)
     resrel: bool = bit(2)
@@ -376,14 +376,14 @@ class ReservationNotificationMask(BitFields, width=32):
 
 @attrs.frozen
 class ReservationPersistence(BitFields, width=32):
-    """Feature 83h (Base 5.27.1.27)."""
+    """Feature 83h (Base 5.27.1)."""
 
     ptpl: bool = bit(0)
     """Reservations and registrations persist through power loss."""
 
 
 class WriteProtection(IntEnum):
-    """States of namespace write protection (Base 5.27.1.28)."""
+    """States of namespace write protection (Base 5.27.1)."""
 
     NONE = 0
     PROTECTED = 1
@@ -393,7 +393,7 @@ class WriteProtection(IntEnum):
 
 @attrs.frozen
 class NamespaceWriteProtection(BitFields, width=32):
-    """Feature 84h (Base 5.27.1.28)."""
+    """Feature 84h (Base 5.27.1)."""
 
     wps: int = bits(2, 0)
 

@@ -1,4 +1,4 @@
-"""Which logical blocks may be unreadable: Get LBA Status (NVM 4.2.1) and its log page (NVM 4.1.4.5)."""
+"""Which logical blocks may be unreadable: Get LBA Status (NVM 4.2.1) and its log page (NVM 4.1.4)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LbaStatus:
 
 @attrs.frozen
 class LbaRange:
-    """LBA range descriptor (NVM 4.1.4.5). rnlb: logical blocks, zero-based."""
+    """LBA range descriptor (NVM 4.1.4). rnlb: logical blocks, zero-based."""
 
     rslba: int
     rnlb: int
@@ -62,7 +62,7 @@ class LbaRange:
 
 @attrs.frozen
 class LbaStatusElement:
-    """LBA status log namespace element (NVM 4.1.4.5).
+    """LBA status log namespace element (NVM 4.1.4).
 
     Attributes:
         nsid: the namespace.
@@ -77,7 +77,7 @@ class LbaStatusElement:
 
 @attrs.frozen
 class LbaStatusLog:
-    """LBA status information log page (LID 0Eh; NVM 4.1.4.5).
+    """LBA status information log page (LID 0Eh; NVM 4.1.4).
 
     Attributes:
         estulb: estimate of unrecoverable logical blocks.

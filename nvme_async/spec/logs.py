@@ -1,11 +1,11 @@
 """Log pages (Base 5.16.1, NVM 4.1.4), decoded from the buffer of Get Log Page.
 
-    00h SupportedLogPages           06h     SelfTestLog         12h SupportedFeatures
-    01h decode_error_log            07h 08h TelemetryHeader     80h reservations.ReservationNotification
-    02h SmartHealth                 09h     EnduranceGroup      81h SanitizeStatus
-    03h FirmwareSlots               0Ch     AnaLog              BFh zns.ChangedZones
-    04h decode_changed_namespaces   0Eh     lba_status.LbaStatusLog
-    05h CommandsSupported
+00h SupportedLogPages           06h     SelfTestLog         12h SupportedFeatures
+01h decode_error_log            07h 08h TelemetryHeader     80h reservations.ReservationNotification
+02h SmartHealth                 09h     EnduranceGroup      81h SanitizeStatus
+03h FirmwareSlots               0Ch     AnaLog              BFh zns.ChangedZones
+04h decode_changed_namespaces   0Eh     lba_status.LbaStatusLog
+05h CommandsSupported
 """
 
 from __future__ import annotations
@@ -356,7 +356,7 @@ class EnduranceGroup(Layout, size=512):
 
 
 class AnaState(IntEnum):
-    """Asymmetric namespace access states (Base 8.1.3)."""
+    """Asymmetric namespace access states (Base 8.1)."""
 
     OPTIMIZED = 0x1
     NON_OPTIMIZED = 0x2

@@ -1,4 +1,4 @@
-"""Status codes and their texts (Base 3.3.3.2.1; NVM 3.1, ZNS 3.3 for those of I/O command sets).
+"""Status codes and their texts (Base 3.3.3.2.1; NVM 3, ZNS 3 for those of I/O command sets).
 
 A completion's status is a status code type (SCT) and a status code (SC) whose meaning depends on the type.
 """
@@ -146,7 +146,7 @@ class CommandSpecificStatus(StatusCode):
 
 
 class MediaStatus(StatusCode):
-    """SCT 2: media and data integrity errors (NVM 3.1)."""
+    """SCT 2: media and data integrity errors (NVM 3)."""
 
     WRITE_FAULT = 0x80, "Write Fault"
     UNRECOVERED_READ_ERROR = 0x81, "Unrecovered Read Error"

@@ -22,7 +22,7 @@ __all__ = [
 
 
 class ZoneState(IntEnum):
-    """Zone states (ZNS 2.1.1.2)."""
+    """Zone states (ZNS 2.1.1)."""
 
     EMPTY = 0x1
     IMPLICITLY_OPENED = 0x2
@@ -34,7 +34,7 @@ class ZoneState(IntEnum):
 
 
 class ZoneAttribute(IntFlag):
-    """Zone attributes (ZNS 3.4.2.2.3)."""
+    """Zone attributes (ZNS 3.4.2.2)."""
 
     FINISHED_BY_CONTROLLER = 1 << 0
     FINISH_RECOMMENDED = 1 << 1
@@ -98,7 +98,7 @@ class IdentifyNamespaceZns(Layout, size=4096):
 
 @attrs.frozen
 class ZoneDescriptor(Layout, size=64):
-    """Zone descriptor (ZNS 3.4.2.2.3). Sizes and addresses in logical blocks."""
+    """Zone descriptor (ZNS 3.4.2.2). Sizes and addresses in logical blocks."""
 
     zt: int = uint(0, 1)
     """Zone type, 2: sequential write required."""
@@ -127,7 +127,7 @@ class ZoneDescriptor(Layout, size=64):
 
 @attrs.frozen
 class ZoneReport:
-    """A zone report, with or without zone descriptor extensions (ZNS 3.4.2.2.1, 3.4.2.2.2).
+    """A zone report, with or without zone descriptor extensions (ZNS 3.4.2.2).
 
     Attributes:
         nzones: zones that match, or with `partial` those that the buffer has room for.
@@ -160,7 +160,7 @@ class ZoneReport:
 
 @attrs.frozen
 class ChangedZones:
-    """Changed zone list log page (LID BFh, ZNS 4.1.3).
+    """Changed zone list log page (LID BFh, ZNS 4.1).
 
     Attributes:
         zslbas: where the changed zones start; None if there are more than the page can name (511).
