@@ -127,8 +127,9 @@ void vfu_dma_unmap_all(struct vfu_dma *dma)
     vfu_dma_init(dma);
 }
 
-const struct vfu_range *vfu_dma_range(struct vfu_dma *dma, uint64_t iova)
+void *vfu_dma_find(struct vfu_dma *dma, uint64_t iova, size_t nbytes, bool write)
 {
+    const struct vfu_range *range;
     unsigned at = dma->last;
 
     if (at >= dma->n_ranges || iova - dma->ranges[at].iova >= dma->ranges[at].nbytes) {
@@ -137,14 +138,8 @@ const struct vfu_range *vfu_dma_range(struct vfu_dma *dma, uint64_t iova)
             return NULL;
         dma->last = at;
     }
-    return dma->ranges[at].base != NULL ? &dma->ranges[at] : NULL;
-}
-
-void *vfu_dma_find(struct vfu_dma *dma, uint64_t iova, size_t nbytes, bool write)
-{
-    const struct vfu_range *range = vfu_dma_range(dma, iova);
-
-    if (range == NULL || nbytes > range->nbytes - (iova - range->iova))
+    range = &dma->ranges[at];
+    if (nbytes > range->nbytes - (iova - range->iova) || range->base == NULL)
         return NULL;
     if (write ? !range->writable : !range->readable)
         return NULL;

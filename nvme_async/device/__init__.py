@@ -61,14 +61,14 @@ def open_device(uri: str, *, timeout: float = 10.0) -> Device:
     Raises ConfigurationError for the URI itself, ControllerGone when nothing is there, and what Device says.
     """
     scheme, rest = parse_uri(uri)
+    if scheme == "pci":
+        from nvme_async.device.vfio import open_vfio
+
+        return open_vfio(rest)
     if scheme == "vfio-user":
         from nvme_async.device.vfio_user import VfioUserDevice
 
         return VfioUserDevice.connect(rest, timeout=timeout)
-    if scheme == "emulated":
-        from nvme_async.device.emulated import EmulatedDevice
-
-        return EmulatedDevice.start(rest, timeout=timeout)
     raise ConfigurationError(f"device URI {uri!r}: this build has no support for {scheme}:")
 
 
@@ -80,9 +80,11 @@ def resume_device(
     `descriptors` and `saved` are what its descriptors() and save() gave; the descriptors become the device's
     own. Without `saved`, what can be asked of the device is asked again. The controller isn't reset.
     """
-    scheme, _ = parse_uri(uri)
+    scheme, rest = parse_uri(uri)
     if scheme == "pci":
-        raise ConfigurationError(f"device URI {uri!r}: this build has no support for {scheme}:")
+        from nvme_async.device.vfio import VfioDevice
+
+        return VfioDevice.resume(rest, descriptors, saved)
     from nvme_async.device.vfio_user import VfioUserDevice
 
     return VfioUserDevice.resume(descriptors, saved, uri=uri, timeout=timeout)

@@ -4,5 +4,5 @@ cd /payload
 folders=tests/vm
 [ -d tests/conformance ] && folders="$folders tests/conformance"
 # shellcheck disable=SC2086
-exec python -X faulthandler -m pytest -c pyproject.toml --rootdir /payload -p no:cacheprovider -v --tb=short \
+exec python -X faulthandler -m pytest -c pyproject.toml --rootdir /payload -p no:cacheprovider -v --color=no --tb=short \
     --durations=10 --junitxml=/results/junit.xml "$@" $folders

@@ -1,0 +1,341 @@
+"""A PCI function through the kernel's VFIO: BAR0 mapped, DMA through the IOMMU, MSI-X vectors as eventfds.
+
+NVMe over PCIe Transport 1.0. Three descriptors hold everything: the container (the IOMMU's mappings), the
+group, the device. As long as any process has them, the controller stays as it is: enabled, its queues and its
+memory reachable. Dropping the last one makes the kernel end its DMA and reset the function.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from nvme_async.device import vfio_abi as abi
+from nvme_async.device.base import DeviceIds, Doorbells, Saved
+from nvme_async.device.vfio_bar import (
+    PCI_COMMAND_INTX_DISABLE,
+    PCI_COMMAND_MASTER,
+    PCI_COMMAND_MEMORY,
+    Bar0,
+    Config,
+    failed,
+)
+from nvme_async.device.vfio_container import Container, group_number, open_group
+from nvme_async.device.vfio_irq import Vectors
+from nvme_async.dma import Pool
+from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
+
+DESCRIPTORS = ("container", "group", "device")
+
+
+class VfioDevice:
+    """A nvme_async.device.Device on a function that is bound to vfio-pci.
+
+    Owner: whoever opened it; close() or detach() ends it. Any thread may call anything, except that the end
+    must not race an access. No call waits for another process: each lasts as long as the kernel takes, which
+    is bounded (a function-level reset: about 100 ms; pinning a pool: according to its size).
+
+    Opening changes nothing but the command register (memory and bus mastering on, INTx off): a controller
+    that runs goes on running. `resume()` doesn't change even that.
+
+    Attributes:
+        request_fd: an eventfd which the kernel signals when somebody wants the function back (unbinds it,
+        pulls it
+            out), or -1. Close the device then: the kernel waits for that.
+        can_reset: whether reset() does anything.
+    """
+
+    direct = True
+    uri: str
+    ids: DeviceIds
+    n_vectors: int
+    request_fd: int
+    can_reset: bool
+
+    def __init__(self, address: str, *, kernel: abi.Kernel | None = None, root: Path = Path("/")) -> None:
+        kernel = kernel or abi.Kernel()
+        container = open_group(address, kernel, root)
+        device = -1
+        try:
+            try:
+                device = abi.device_fd(kernel, container.group_fd, address)
+            except OSError as error:
+                raise failed(
+                    address, f"VFIO_GROUP_GET_DEVICE_FD in group {container.number}", error
+                ) from error
+            self._take(address, kernel, container, device)
+            try:
+                # Only MSI-X is used; an INTx line that nobody serves would be shared with others.
+                self._config.command(on=PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE)
+            except BaseException:
+                self._let_go()
+                raise
+        except BaseException:
+            if device >= 0:
+                os.close(device)
+            container.release()
+            raise
+
+    @classmethod
+    def resume(
+        cls,
+        address: str,
+        descriptors: Mapping[str, int],
+        saved: Saved | None = None,
+        *,
+        kernel: abi.Kernel | None = None,
+    ) -> Self:
+        """Takes over a device from the descriptors() of a predecessor, and changes nothing about it.
+
+        The descriptors belong to the new object from here on, also if this fails. Interrupts still go to the
+        predecessor's eventfds until set_interrupts(). `saved` is what its save() gave: the mappings that
+        exist. Without it they exist all the same, and only iova_ranges doesn't know of them; adopt_dma()
+        tells it.
+        """
+        kernel = kernel or abi.Kernel()
+        self = cls.__new__(cls)
+        try:
+            if missing := set(DESCRIPTORS) - descriptors.keys():
+                raise ConfigurationError(
+                    f"to resume {address}, descriptors are missing: {', '.join(sorted(missing))}"
+                )
+            container = Container(kernel, descriptors["container"], descriptors["group"], None)
+            for iova, nbytes in (saved or {}).get("mappings", ()):
+                container.adopt(iova, nbytes)
+            self._take(address, kernel, container, descriptors["device"])
+        except BaseException:
+            for fd in descriptors.values():
+                os.close(fd)
+            raise
+        return self
+
+    def _take(self, address: str, kernel: abi.Kernel, container: Container, fd: int) -> None:
+        """Learn what there is and map the registers; changes nothing about the device."""
+        self.uri = f"pci:{address}"
+        self._address, self._kernel, self._container, self._fd = address, kernel, container, fd
+        self._lock = threading.RLock()
+        self._closed = False
+        self.request_fd = -1
+        try:
+            info = abi.device_info(kernel, fd)
+            config = abi.region_info(kernel, fd, abi.VFIO_PCI_CONFIG_REGION_INDEX)
+            bar0 = abi.region_info(kernel, fd, abi.VFIO_PCI_BAR0_REGION_INDEX)
+            requests = (
+                abi.irq_info(kernel, fd, abi.VFIO_PCI_REQ_IRQ_INDEX).count
+                if info.num_irqs > abi.VFIO_PCI_REQ_IRQ_INDEX
+                else 0
+            )
+        except OSError as error:
+            raise failed(address, "asking VFIO about the device", error) from error
+        if not info.flags & abi.VFIO_DEVICE_FLAGS_PCI:
+            raise DeviceError(f"{address} is not a PCI function for VFIO (flags {info.flags:#x})")
+        self.can_reset = bool(info.flags & abi.VFIO_DEVICE_FLAGS_RESET)
+        for region, name in ((config, "configuration space"), (bar0, "BAR0")):
+            wanted = abi.VFIO_REGION_INFO_FLAG_READ | abi.VFIO_REGION_INFO_FLAG_WRITE
+            if region.flags & wanted != wanted or not region.nbytes:
+                raise DeviceError(f"{address} has no {name} that can be read and written through VFIO")
+        self._vectors = Vectors(kernel, fd, address)
+        self.n_vectors = self._vectors.count
+        self._config = Config(fd, config, address)
+        self.ids = self._config.ids()
+        self._bar0 = Bar0(fd, bar0, address, self._config.msix_pages(abi.VFIO_PCI_BAR0_REGION_INDEX))
+        if requests:
+            self._watch_requests()
+
+    def _watch_requests(self) -> None:
+        self.request_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            abi.set_eventfds(self._kernel, self._fd, abi.VFIO_PCI_REQ_IRQ_INDEX, 0, [self.request_fd])
+        except OSError as error:
+            self._let_go()
+            raise failed(self._address, "VFIO_DEVICE_SET_IRQS (device request)", error) from error
+
+    # Registers
+
+    def read32(self, offset: int) -> int:
+        """A 32-bit register of BAR0. ControllerGone if nobody answers."""
+        self._check_open()
+        return self._bar0.read32(offset)
+
+    def read64(self, offset: int) -> int:
+        """A 64-bit register of BAR0, in one access. ControllerGone if nobody answers."""
+        self._check_open()
+        return self._bar0.read64(offset)
+
+    def write32(self, offset: int, value: int) -> None:
+        """Write a 32-bit register of BAR0."""
+        self._check_open()
+        self._bar0.write32(offset, value)
+
+    def write64(self, offset: int, value: int) -> None:
+        """Write a 64-bit register of BAR0, in one access."""
+        self._check_open()
+        self._bar0.write64(offset, value)
+
+    def doorbells(self) -> Doorbells:
+        """Where the doorbells are mapped, or that they are to be written with write32()."""
+        self._check_open()
+        return self._bar0.doorbells
+
+    @property
+    def mapped(self) -> tuple[range, ...]:
+        """The parts of BAR0 that are mapped; the rest goes through system calls."""
+        return self._bar0.mapped
+
+    # DMA
+
+    @property
+    def iova_ranges(self) -> tuple[range, ...]:
+        """Where a mapping may be placed: what the IOMMU translates and nothing occupies."""
+        return self._container.iova_ranges
+
+    @property
+    def max_mappings(self) -> int:
+        """How many mappings may exist at once."""
+        return self._container.max_mappings
+
+    def map_dma(
+        self, memory: Pool | int, *, iova: int, nbytes: int, file_offset: int = 0, address: int | None = None
+    ) -> None:
+        """Let the device read and write memory at `iova`: a pool, or `nbytes` of a descriptor from
+        `file_offset`.
+
+        `address` says where this process has that memory mapped, if it has. The pages are pinned until
+        unmap_dma(), whatever becomes of the mapping here.
+        """
+        self._check_open()
+        if address is None and isinstance(memory, Pool):
+            address = memory.address + file_offset
+        if address is not None:
+            self._container.map(address, iova, nbytes)
+            return
+        fd = memory.fd if isinstance(memory, Pool) else memory
+        try:
+            view = mmap.mmap(fd, nbytes, offset=file_offset)
+        except (OSError, ValueError) as error:
+            raise DeviceError(
+                f"can't map {nbytes} bytes of descriptor {fd} from {file_offset:#x}: {error}"
+            ) from error
+        with view:
+            start = ctypes.c_char.from_buffer(view)
+            try:
+                self._container.map(ctypes.addressof(start), iova, nbytes)
+            finally:
+                del start  # an export; with it the view could not be closed
+
+    def adopt_dma(self, iova: int, nbytes: int) -> None:
+        """Say what a predecessor mapped, so that unmap_dma() and iova_ranges know of it."""
+        self._container.adopt(iova, nbytes)
+
+    def unmap_dma(self, iova: int, nbytes: int) -> None:
+        """Take a mapping from the device; an access by it is then a fault of the IOMMU, and harmless to
+        memory.
+        """
+        self._check_open()
+        self._container.unmap(iova, nbytes)
+
+    # Interrupts and reset
+
+    def set_interrupts(self, eventfds: Sequence[int | None]) -> None:
+        """Have MSI-X vector n signal eventfds[n]; None, and those beyond the end, signal nobody. [] turns all
+        off.
+
+        The descriptors stay the caller's and may be closed: the kernel keeps what is behind them.
+        """
+        self._check_open()
+        with self._lock:
+            self._vectors.set(eventfds)
+
+    def reset(self) -> None:
+        """VFIO_DEVICE_RESET (a function-level reset or what the kernel has instead); nothing where there is
+        none.
+
+        Registers and queues are lost, mappings and interrupts stay. Blocks the thread for some 100 ms.
+        """
+        self._check_open()
+        if not self.can_reset:
+            return
+        with self._lock:
+            try:
+                self._kernel.ioctl(self._fd, abi.VFIO_DEVICE_RESET)
+            except OSError as error:
+                raise failed(self._address, "VFIO_DEVICE_RESET", error) from error
+
+    # End and hand-over
+
+    def descriptors(self) -> dict[str, int]:
+        """All that keeps the controller running. Ours: a successor or a keeper gets copies."""
+        self._check_open()
+        fds = (self._container.fd, self._container.group_fd, self._fd)
+        return dict(zip(DESCRIPTORS, fds, strict=True))
+
+    def save(self) -> dict[str, Any]:
+        """What resume() wants beside descriptors(), in JSON's types."""
+        return {"mappings": [list(mapping) for mapping in self._container.mappings]}
+
+    def detach(self) -> None:
+        """Close our copies and touch nothing else: the controller lives on with whoever has descriptors()."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._let_go()
+            os.close(self._fd)
+            self._container.release()
+
+    def close(self) -> None:
+        """End it: no more DMA, interrupts off, all closed. The kernel resets the function if nobody else has
+        it.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                self._config.command(off=PCI_COMMAND_MASTER)
+                self._vectors.disable()
+            except (DeviceError, ControllerGone):
+                pass  # gone, and so are its DMA and its interrupts
+            self.detach()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<VfioDevice {self.uri}{' closed' if self._closed else ''}>"
+
+    def _let_go(self) -> None:
+        self._bar0.close()
+        if self.request_fd >= 0:
+            os.close(self.request_fd)
+            self.request_fd = -1
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ControllerGone(f"{self._address} was closed by this process")
+
+
+def open_vfio(address: str) -> VfioDevice:
+    """What `pci:ADDRESS` opens: DeviceError if it is not bound to vfio-pci, with the command that does it."""
+    group_number(address)
+    driver = Path("/sys/bus/pci/devices") / address / "driver"
+    bound = driver.resolve().name if driver.exists() else "no driver"
+    if bound != "vfio-pci":
+        raise DeviceError(
+            f"{address} is bound to {bound}, not to vfio-pci: `nvme-async bind pci:{address}` (as root)"
+        )
+    return VfioDevice(address)

@@ -1,0 +1,227 @@
+"""BAR0 and configuration space of a VFIO device: mapped where the kernel allows, by system calls
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+
+from nvme_async._mmio import Mmio
+from nvme_async.device import vfio_abi as abi
+from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Doorbells
+from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
+
+PAGE = mmap.PAGESIZE
+# NVMe over PCIe Transport 1.0, 3.1: VS can't be all ones, so reading that means nobody answers.
+VS = 0x08
+ALL_ONES = 0xFFFF_FFFF
+
+# PCI Local Bus 3.0, 6.1 and 6.2.2; MSI-X: 6.8.2
+PCI_VENDOR_ID, PCI_COMMAND, PCI_REVISION_ID, PCI_SUBSYSTEM_VENDOR_ID, PCI_CAPABILITY_LIST = (
+    0x00,
+    0x04,
+    0x08,
+    0x2C,
+    0x34,
+)
+PCI_COMMAND_MEMORY, PCI_COMMAND_MASTER, PCI_COMMAND_INTX_DISABLE = 1 << 1, 1 << 2, 1 << 10
+PCI_CAP_ID_MSIX = 0x11
+MSIX_ENTRY = 16
+# As many capabilities as fit into 256 bytes: a loop in a broken chain must end.
+MAX_CAPABILITIES = 48
+
+
+def failed(address: str, what: str, error: OSError) -> DeviceError | ControllerGone:
+    """The exception for a system call that VFIO refused."""
+    reason = os.strerror(error.errno or 0)
+    if error.errno in (errno.ENODEV, errno.ENXIO):
+        return ControllerGone(f"{address} is gone ({what}: {reason})")
+    return DeviceError(f"{address}: {what}: {reason}")
+
+
+class Config:
+    """PCI configuration space, through the device's descriptor."""
+
+    def __init__(self, fd: int, region: abi.Region, address: str) -> None:
+        self._fd, self._region, self._address = fd, region, address
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """`nbytes` from `offset`."""
+        return region_read(self._fd, self._region, self._address, offset, nbytes)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write, as far as VFIO lets one."""
+        region_write(self._fd, self._region, self._address, offset, data)
+
+    def ids(self) -> DeviceIds:
+        """Identity; ControllerGone if nobody answers."""
+        vendor, device = struct.unpack("<HH", self.read(PCI_VENDOR_ID, 4))
+        if vendor == 0xFFFF:
+            raise ControllerGone(f"{self._address} is gone: its configuration space reads all ones")
+        revision, *class_code = self.read(PCI_REVISION_ID, 4)
+        subsystem_vendor, subsystem = struct.unpack("<HH", self.read(PCI_SUBSYSTEM_VENDOR_ID, 4))
+        return DeviceIds(
+            vendor=vendor,
+            device=device,
+            subsystem_vendor=subsystem_vendor,
+            subsystem=subsystem,
+            class_code=int.from_bytes(bytes(class_code), "little"),
+            revision=revision,
+        )
+
+    def command(self, *, on: int = 0, off: int = 0) -> None:
+        """Change bits of the command register; no write if they are as wanted."""
+        (command,) = struct.unpack("<H", self.read(PCI_COMMAND, 2))
+        wanted = (command | on) & ~off
+        if wanted != command:
+            self.write(PCI_COMMAND, struct.pack("<H", wanted))
+
+    def capability(self, wanted: int) -> int:
+        """Where a capability begins, or 0."""
+        at = self.read(PCI_CAPABILITY_LIST, 1)[0] & ~3
+        for _ in range(MAX_CAPABILITIES):
+            if at < 0x40:
+                return 0
+            identifier, following = self.read(at, 2)
+            if identifier == wanted:
+                return at
+            at = following & ~3
+        return 0
+
+    def msix_pages(self, bar: int) -> list[range]:
+        """Pages of a BAR with the MSI-X table or its pending bits, in order."""
+        at = self.capability(PCI_CAP_ID_MSIX)
+        if not at:
+            return []
+        control, table, pending = struct.unpack("<HII", self.read(at + 2, 10))
+        vectors = (control & 0x7FF) + 1
+        pages: set[int] = set()
+        for place, nbytes in ((table, vectors * MSIX_ENTRY), (pending, -(-vectors // 64) * 8)):
+            if place & 7 == bar:
+                offset = place & ~7
+                pages |= set(range(offset // PAGE * PAGE, offset + nbytes, PAGE))
+        return [range(page, page + PAGE) for page in sorted(pages)]
+
+
+class Bar0:
+    """The registers. Owner: its VfioDevice. Any thread; close() must not race an access."""
+
+    def __init__(self, fd: int, region: abi.Region, address: str, holes: list[range]) -> None:
+        """Map what the kernel lets us, but not `holes`: the MSI-X table's pages are the kernel's to write."""
+        if region.nbytes <= DOORBELL_OFFSET:
+            raise DeviceError(f"{address}: BAR0 has {region.nbytes} bytes, too few for NVMe's registers")
+        self._fd, self._region, self._address = fd, region, address
+        self._windows: list[tuple[int, Mmio]] = []
+        try:
+            for area in region.areas:
+                start, stop = -(-area.offset // PAGE) * PAGE, (area.offset + area.nbytes) // PAGE * PAGE
+                for hole in holes:
+                    if start < hole.stop and hole.start < stop:
+                        self._map(start, hole.start)
+                        start = hole.stop
+                self._map(start, stop)
+        except OSError as error:
+            self.close()
+            raise failed(address, "mapping BAR0", error) from error
+        place = self._window(DOORBELL_OFFSET, 4)
+        self.doorbells = (
+            Doorbells(None, DOORBELL_OFFSET)
+            if place is None
+            else Doorbells(place[1], DOORBELL_OFFSET - place[0])
+        )
+
+    def _map(self, start: int, stop: int) -> None:
+        if start < stop:
+            self._windows.append((start, Mmio(self._fd, self._region.offset + start, stop - start)))
+
+    @property
+    def mapped(self) -> tuple[range, ...]:
+        """The parts that are mapped; the rest goes through system calls."""
+        return tuple(range(start, start + window.nbytes) for start, window in self._windows)
+
+    def _window(self, offset: int, width: int) -> tuple[int, Mmio] | None:
+        if offset < 0 or offset % width or offset + width > self._region.nbytes:
+            raise ConfigurationError(
+                f"register {offset:#x} of {width} bytes is misaligned or outside of BAR0"
+                f" ({self._region.nbytes} bytes)"
+            )
+        for start, window in self._windows:
+            if start <= offset and offset + width <= start + window.nbytes:
+                return start, window
+        return None
+
+    def read32(self, offset: int) -> int:
+        """ControllerGone if nobody answers."""
+        value = self._read32(offset)
+        if value == ALL_ONES:
+            self._check_present(offset)
+        return value
+
+    def read64(self, offset: int) -> int:
+        """One access. ControllerGone if nobody answers."""
+        place = self._window(offset, 8)
+        value = self._slow_read(offset, 8) if place is None else place[1].read64(offset - place[0])
+        if value & ALL_ONES == ALL_ONES:
+            self._check_present(offset)
+        return value
+
+    def write32(self, offset: int, value: int) -> None:
+        place = self._window(offset, 4)
+        if place is None:
+            region_write(self._fd, self._region, self._address, offset, value.to_bytes(4, "little"))
+        else:
+            place[1].write32(offset - place[0], value)
+
+    def write64(self, offset: int, value: int) -> None:
+        """One access."""
+        place = self._window(offset, 8)
+        if place is None:
+            region_write(self._fd, self._region, self._address, offset, value.to_bytes(8, "little"))
+        else:
+            place[1].write64(offset - place[0], value)
+
+    def _read32(self, offset: int) -> int:
+        place = self._window(offset, 4)
+        return self._slow_read(offset, 4) if place is None else place[1].read32(offset - place[0])
+
+    def _slow_read(self, offset: int, width: int) -> int:
+        return int.from_bytes(region_read(self._fd, self._region, self._address, offset, width), "little")
+
+    def _check_present(self, offset: int) -> None:
+        """A register read all ones: is that its value, or is nobody there?"""
+        if self._read32(VS) == ALL_ONES:
+            raise ControllerGone(f"{self._address} is gone: register {offset:#x} reads all ones, and VS too")
+
+    def close(self) -> None:
+        """Unmap; doorbells() of this device are dead from here on."""
+        for _, window in self._windows:
+            window.close()
+        self._windows.clear()
+
+
+def region_read(fd: int, region: abi.Region, address: str, offset: int, nbytes: int) -> bytes:
+    """pread() of a region, all of it or an exception."""
+    try:
+        data = os.pread(fd, nbytes, region.offset + offset)
+    except OSError as error:
+        raise failed(address, f"reading region {region.index} at {offset:#x}", error) from error
+    if len(data) != nbytes:
+        raise DeviceError(
+            f"{address}: region {region.index} gave {len(data)} of {nbytes} bytes at {offset:#x}"
+        )
+    return data
+
+
+def region_write(fd: int, region: abi.Region, address: str, offset: int, data: bytes) -> None:
+    """pwrite() to a region, all of it or an exception."""
+    try:
+        written = os.pwrite(fd, data, region.offset + offset)
+    except OSError as error:
+        raise failed(address, f"writing region {region.index} at {offset:#x}", error) from error
+    if written != len(data):
+        raise DeviceError(
+            f"{address}: region {region.index} took {written} of {len(data)} bytes at {offset:#x}"
+        )

@@ -1,0 +1,149 @@
+"""What tests in the guest know of it: controllers by role, the host's witness, binding by plain sysfs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import termios
+import threading
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+PCI = Path("/sys/bus/pci")
+BASELINE = Path("/run/lab/baseline.json")
+
+
+class Host:
+    """The channel to the host (tests/vm/lab/channel.py has the other end)."""
+
+    def __init__(self, port: str = "/dev/ttyS1") -> None:
+        self._fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        tty.setraw(self._fd, termios.TCSANOW)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def ask(self, **request: Any) -> Any:
+        """The answer's "ok"; raises RuntimeError with the host's words if it refused."""
+        with self._lock:
+            os.write(self._fd, json.dumps(request).encode() + b"\n")
+            line = b""
+            while not line.endswith(b"\n"):
+                line += os.read(self._fd, 65536)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["ok"]
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """A command of QEMU's monitor."""
+        return self.ask(qmp=command, arguments=arguments)
+
+    def medium(self, role: str, nsid: int, offset: int, nbytes: int) -> bytes:
+        """Bytes of a namespace's medium as the host sees them."""
+        return bytes.fromhex(self.ask(copy=f"{role}-{nsid}", offset=offset, nbytes=nbytes))
+
+    @contextmanager
+    def witness(self) -> Iterator[Witness]:
+        """What QEMU's controllers saw in the meantime."""
+        witness = Witness(self, self.ask(trace="mark"))
+        yield witness
+
+
+class Witness:
+    """QEMU's own trace since a moment: the driver under test can't fake it."""
+
+    def __init__(self, host: Host, since: int) -> None:
+        self._host, self._since = host, since
+
+    def events(self) -> list[tuple[str, str]]:
+        """(event, its text), oldest first."""
+        return [(event, text) for event, text in self._host.ask(trace="events", since=self._since)]
+
+    def names(self) -> list[str]:
+        return [event for event, _ in self.events()]
+
+    def count(self, event: str) -> int:
+        return self.names().count(event)
+
+    def complaints(self) -> list[tuple[str, str]]:
+        """What QEMU calls an error or undefined behaviour of the driver."""
+        return [entry for entry in self.events() if entry[0].startswith(("pci_nvme_err", "pci_nvme_ub"))]
+
+
+def _json(*command: str) -> Any:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return json.loads(done.stdout)
+
+
+def take_baseline() -> dict[str, Any]:
+    """What nvme-cli says of every controller while the kernel drives it, by role. Kept for later
+    processes.
+    """
+    if BASELINE.exists():
+        known: dict[str, Any] = json.loads(BASELINE.read_text())
+        return known
+    result: dict[str, Any] = {}
+    for entry in sorted(Path("/sys/class/nvme").iterdir()):
+        role = (entry / "serial").read_text().strip()
+        node = f"/dev/{entry.name}"
+        listed = _json("nvme", "list-ns", node, "-o", "json")
+        nsids = [item["nsid"] for item in listed["nsid_list"]]
+        result[role] = {
+            "address": (entry / "address").read_text().strip(),
+            "controller": _json("nvme", "id-ctrl", node, "-o", "json"),
+            "namespaces": {
+                str(nsid): _json("nvme", "id-ns", node, "-n", str(nsid), "-o", "json") for nsid in nsids
+            },
+        }
+    BASELINE.parent.mkdir(exist_ok=True)
+    BASELINE.write_text(json.dumps(result))
+    return result
+
+
+def driver(address: str) -> str | None:
+    """The kernel driver of a function."""
+    link = PCI / "devices" / address / "driver"
+    return link.resolve().name if link.exists() else None
+
+
+def rebind(address: str, wanted: str) -> None:
+    """Give the function to a driver, without any of our own code."""
+    if driver(address) == wanted:
+        return
+    function = PCI / "devices" / address
+    if driver(address):
+        (function / "driver" / "unbind").write_text(address)
+    (function / "driver_override").write_text(wanted + "\n")
+    (PCI / "drivers_probe").write_text(address)
+    assert driver(address) == wanted
+
+
+def block_device(address: str, nsid: int, timeout: float = 20) -> Path:
+    """The kernel's node of a namespace; waits for the kernel to find it."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for entry in Path("/sys/block").glob("nvme*"):
+            if (entry / "hidden").read_text().strip() == "1" or not Path("/dev", entry.name).exists():
+                continue
+            if (entry / "nsid").read_text().strip() != str(nsid):
+                continue
+            parent = (entry / "device").resolve()
+            controllers = (
+                [parent]
+                if (parent / "address").exists()
+                else [link.resolve() for link in parent.glob("nvme*") if (link / "address").exists()]
+            )
+            if any((controller / "address").read_text().strip() == address for controller in controllers):
+                return Path("/dev", entry.name)
+        time.sleep(0.05)
+    raise AssertionError(f"the kernel shows no block device for namespace {nsid} of {address}")
