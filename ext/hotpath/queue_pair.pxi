@@ -639,7 +639,7 @@ cdef class QueuePair:
             "cq": {"head": self.q.cq_head, "phase": self.q.cq_phase, "reaped": h.reaped, "doorbells": h.n_cq_doorbells},
             "shadow_doorbells": self.has_shadow, "doorbells_saved": h.n_shadow_only,
             "outstanding": self.q.n_armed, "free": self.q.n_free, "waiting": len(self.line),
-            "reaps": h.n_reaps, "completions_per_reap": round(h.reaped / h.n_reaps, 2) if h.n_reaps else 0.0, "max_batch": h.max_batch,
+            "reaps": h.n_reaps, "completions_per_reap": round(<double>h.reaped / <double>h.n_reaps, 2) if h.n_reaps else 0.0, "max_batch": h.max_batch,
             "interrupts": h.n_interrupts, "spins": h.n_spins, "eager": h.n_eager, "full": h.n_full, "bounced": h.n_bounced,
             "errors": h.n_errors, "orphans": h.n_orphans, "epoch": h.epoch, "pending": pending,
         }
