@@ -104,6 +104,7 @@ class QueueSet:
             on_fault=self._on_fault,
             vector=vector,
             interrupts=self._interrupts(qid),
+            ready=getattr(loop, "_ready", None),
         )
         doorbells = controller.device.doorbells()
         dstrd = controller.cap.dstrd
@@ -212,6 +213,7 @@ class QueueSet:
                 self.admin.listen(_Relay(queue))  # type: ignore[arg-type]
         else:
             queue.listen()
+        queue.hot.bind(queue.loop)
         self.hot[queue.loop] = queue.hot
 
     async def _tell_controller(self, queue: QueuePair) -> None:

@@ -92,6 +92,9 @@ cdef extern from "hotpath/queue.h":
 cdef extern from "hotpath/send.h":
     void nva_request_install(object type_, void *impl)
 
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
 cdef extern from "<unistd.h>" nogil:
     ssize_t c_read "read"(int fd, void *buf, size_t n)
 

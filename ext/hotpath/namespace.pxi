@@ -23,6 +23,7 @@ cdef class NamespaceCore:
     cdef int block_shift
     cdef dict queues                       # loop → QueuePair; the controller's, shared by its namespaces
     cdef readonly object _gone             # exception, once removed
+    cdef QueuePair last                    # the queue pair used last, a cache in front of `queues`
 
     def _configure(self, uint32_t nsid, uint64_t blocks, uint32_t block_size, uint32_t max_blocks, dict queues):
         if block_size < 512 or block_size & (block_size - 1):
@@ -40,13 +41,22 @@ cdef class NamespaceCore:
         """Size of the namespace in bytes."""
         return self.blocks << self.block_shift
 
+    cdef inline QueuePair queue(self):
+        """The running loop's queue pair, or None."""
+        cdef QueuePair qp = self.last
+        if qp is not None and qp.is_mine():
+            return qp
+        qp = self.queues.get(get_running_loop())
+        self.last = qp
+        return qp
+
     cdef inline Request make(self, uint8_t opcode, uint64_t lba, uint64_t blocks):
         cdef Request request
-        cdef object qp = self.queues.get(get_running_loop())
+        cdef QueuePair qp = self.queue()
         if qp is None:
             return None
         request = Request.__new__(Request)
-        request.qp = <QueuePair>qp
+        request.qp = qp
         # Request.__new__ zeroes; the freelist does too.
         request.sqe.opcode = opcode
         request.sqe.nsid = self.nsid

@@ -5,6 +5,10 @@ cdef enum:
     INTERRUPT = 1    # only when the vector's eventfd says so
     ADAPTIVE = 2     # both: a bounded look at once, else the eventfd
 
+DEF EAGER_IN_A_ROW = 32   # completions without suspending, before other tasks of the loop get their turn
+DEF MAX_YIELDS = 6        # passes of the loop that a command waits for without a Future
+DEF MAX_PATIENCE = 64
+
 MODES = {"poll": POLL, "interrupt": INTERRUPT, "adaptive": ADAPTIVE}
 
 
@@ -28,6 +32,7 @@ cdef class QueuePair:
     bounce        pool pages for the rest
     create_future, call_soon      of the loop that this queue pair belongs to
     command_error(status, dw0, sqe, admin) -> exception
+    ready                         that loop's collection of ready callbacks, if it shows one
     on_fault(text)                called once when the controller breaks the protocol
     """
 
@@ -41,6 +46,9 @@ cdef class QueuePair:
     cdef readonly uint64_t max_transfer
     cdef AddressMap address_map
     cdef BounceCache bounce
+    cdef object loop
+    cdef unsigned long thread        # where that loop runs
+    cdef object is_running           # the loop's, where it doesn't show its thread (uvloop)
     cdef object create_future
     cdef object call_soon
     cdef object command_error
@@ -61,6 +69,12 @@ cdef class QueuePair:
     cdef Py_buffer shadow_view
     cdef bint has_shadow
     cdef int event_fd
+    cdef object ready                # the loop's queue of ready callbacks, where it shows one (stock asyncio)
+    cdef uint32_t credit             # eager completions left until others get their turn
+    cdef int patience                # > 0: recent commands completed within a few passes of the loop
+    cdef uint32_t asked, spins
+    cdef uint64_t latency_ns         # of recent lone commands
+    cdef uint32_t ack_limit          # CQEs taken before the CQ doorbell is rung while nobody sleeps
     cdef public int mode
     cdef public uint64_t spin_ns     # longest look of a lone command, in nanoseconds; 0 = one look
     cdef public uint32_t batch       # ring at once when so many are posted
@@ -74,7 +88,7 @@ cdef class QueuePair:
 
     def __init__(self, memory, *, uint16_t qid, uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, AddressMap address_map,
                  BounceCache bounce, create_future, call_soon, command_error, on_fault, uint16_t vector=0, bint interrupts=True,
-                 bint attach=False):
+                 bint attach=False, ready=None):
         if not 2 <= entries <= NVQ_MAX_ENTRIES:
             raise ValueError(f"entries is {entries}, outside of 2 to {NVQ_MAX_ENTRIES}")
         if not 1 <= n_trackers < entries:
@@ -109,6 +123,10 @@ cdef class QueuePair:
         self.mode = ADAPTIVE
         self.batch = 16
         self.reap_limit = 256
+        self.ack_limit = entries // 8 if entries >= 16 else 1
+        self.credit = EAGER_IN_A_ROW
+        self.patience = MAX_PATIENCE // 2
+        self.ready = ready
         self.waiters = <PyObject **>calloc(n_trackers, sizeof(PyObject *))
         if self.waiters == NULL or nvq_open(&self.q, <uint8_t *>self.memory_view.buf, memory.iova):
             raise MemoryError()
@@ -128,6 +146,20 @@ cdef class QueuePair:
             PyBuffer_Release(&self.shadow_view)
         if self.has_memory:
             PyBuffer_Release(&self.memory_view)
+
+    cdef inline bint is_mine(self) except -1:
+        """Is the running loop the one that this queue pair belongs to? Without asyncio's look-up, which asks the kernel for the pid (3.11)."""
+        if not self.has_memory or PyThread_get_thread_ident() != self.thread:
+            return False
+        if self.is_running is not None:
+            return self.is_running()
+        return self.loop._thread_id is not None
+
+    def bind(self, loop):
+        """From the thread of `loop`, which is running: this is where the queue pair is used."""
+        self.loop = loop
+        self.thread = PyThread_get_thread_ident()
+        self.is_running = None if hasattr(loop, "_thread_id") else loop.is_running
 
     # -- doorbells ---------------------------------------------------------------------------------------------------------------------
 
@@ -278,39 +310,101 @@ cdef class QueuePair:
         return 0
 
     cdef bint look(self, Request request) except -1:
-        """Right after a command was posted: rings now or plans to, and completes at once what the controller has answered already."""
-        cdef uint64_t until
-        cdef int turns
-        if self.q.n_armed == 1:
+        """Right after a command was posted: rings now or plans to, completes at once what the controller has answered already, and decides
+        how the command is waited for. `request.yields` passes of the loop without a Future come first where recent commands were that fast."""
+        cdef bint alone = self.q.n_armed == 1
+        if alone:
             self.ring_now()
-            if self.mode != INTERRUPT and self.spin_ns:
-                # Alone on the queue: nobody else of this loop waits for us, a short look is cheaper than a sleep.
-                self.q.header.n_spins += 1
-                until = nvq_now_ns() + self.spin_ns
-                while not nvq_pending(&self.q):
-                    for turns in range(16):
-                        nvq_relax()
-                        if nvq_pending(&self.q):
-                            break
-                    else:
-                        if nvq_now_ns() >= until:
-                            break
         elif self.q.n_unrung >= self.batch:
             self.ring_now()
-        elif not self.flush_planned:
-            self.flush_planned = True
-            self.call_soon(self.flush_callback)
+        elif not self.flush_planned and self.mode == INTERRUPT:
+            self.plan_flush()
+        if self.mode == INTERRUPT:
+            return False
+        if alone and self.spin_ns and self.credit and (self.ready is None or not self.ready):
+            self.spin()
+        if nvq_pending(&self.q):
+            self.reap_and_deliver(self.reap_limit)
+            if request.state == COMPLETED:
+                if self.credit:
+                    self.credit -= 1
+                    return True
+                # Other tasks of the loop have waited long enough: once around, and then the result.
+                self.credit = EAGER_IN_A_ROW
+                request.state = SENT
+                request.answered = True
+                request.yields = 1
+                return False
         if self.mode == POLL:
             self.plan_poll()
-        if self.mode != INTERRUPT and nvq_pending(&self.q):
+        self.asked += 1
+        if self.patience or not self.asked & 63:
+            request.yields = MAX_YIELDS
+        elif not self.flush_planned:
+            self.plan_flush()
+        return False
+
+    cdef bint look_again(self, Request request) except -1:
+        """The loop has come round to a command that waits without a Future."""
+        self.credit = EAGER_IN_A_ROW
+        if request.answered:
+            request.state = COMPLETED
+            return True
+        if self.q.n_unrung:
+            self.ring_now()
+        if nvq_pending(&self.q):
             self.reap_and_deliver(self.reap_limit)
-        return request.state == COMPLETED
+        if request.state == COMPLETED:
+            if self.patience < MAX_PATIENCE:
+                self.patience += 1
+            return True
+        if request.yields == 0:
+            # It takes longer than a few passes: the next ones sleep at once, but for a probe now and then.
+            self.patience = self.patience - 16 if self.patience > 16 else 0
+        return False
+
+    cdef void spin(self) except *:
+        """A bounded wait for a lone command. It learns: the bound is twice what recent ones took, and it gives up where they took longer
+        than spin_ns, but for a probe now and then."""
+        cdef uint64_t begin, now, bound
+        cdef int turns
+        self.spins += 1
+        if self.latency_ns > self.spin_ns and self.spins & 63:
+            return
+        bound = self.spin_ns if self.latency_ns * 2 + 2000 > self.spin_ns else self.latency_ns * 2 + 2000
+        self.q.header.n_spins += 1
+        begin = now = nvq_now_ns()
+        while not nvq_pending(&self.q):
+            for turns in range(16):
+                nvq_relax()
+                if nvq_pending(&self.q):
+                    break
+            else:
+                now = nvq_now_ns()
+                if now - begin >= bound:
+                    break
+        if nvq_pending(&self.q):
+            # Measured to within the 16 looks between two readings of the clock.
+            self.latency_ns = (self.latency_ns * 7 + (now - begin)) >> 3
+        else:
+            self.latency_ns = (self.latency_ns * 7 + self.spin_ns * 2) >> 3
+
+    cdef void plan_flush(self) except *:
+        self.flush_planned = True
+        self.call_soon(self.flush_callback)
+
+    cdef void before_sleep(self) except *:
+        """A waiter goes to sleep on a Future: what was posted must be rung, and what was reaped acknowledged, by somebody else than it."""
+        if self.q.n_unacked:
+            self.acknowledge()
+        if self.q.n_unrung and not self.flush_planned:
+            self.plan_flush()
 
     # -- completing --------------------------------------------------------------------------------------------------------------------
 
     cdef unsigned reap_and_deliver(self, unsigned limit) except? 0xffffffff:
         cdef unsigned n = nvq_reap(&self.q, limit)
-        if n:
+        if self.q.n_unacked >= self.ack_limit:
             self.acknowledge()
         if self.q.n_done:
             self.deliver()
@@ -368,7 +462,11 @@ cdef class QueuePair:
 
     def reap(self, unsigned limit=0xffff):
         """Handles up to `limit` completions that are there; returns how many."""
-        return self.reap_and_deliver(limit) if self.has_memory else 0
+        cdef unsigned n = 0
+        if self.has_memory:
+            n = self.reap_and_deliver(limit)
+            self.acknowledge()
+        return n
 
     def on_interrupt(self):
         """The eventfd of this queue's vector is readable."""
@@ -383,6 +481,7 @@ cdef class QueuePair:
         """Drains the ring, in bounded portions so that other tasks of the loop get their turn."""
         if self.has_memory:
             self.reap_and_deliver(self.reap_limit)
+            self.acknowledge()
             if nvq_pending(&self.q) and self.q.fault == NVQ_OK:
                 self.call_soon(self.more_callback)
 
@@ -403,6 +502,8 @@ cdef class QueuePair:
             self.reap_and_deliver(self.reap_limit)
             if self.q.n_armed:
                 self.plan_poll()
+            else:
+                self.acknowledge()
 
     cdef void report_fault(self) except *:
         if self.on_fault is not None:
