@@ -1,10 +1,13 @@
 """The built-in NVMe controller: reactor threads and the controllers they serve. See _emulator.pyi for the contract."""
 
+import errno
 import os
+import time
 
 cimport cython
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.string cimport memset, strncpy
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset, strncpy
 
 from nvme_async.errors import ConfigurationError
 
@@ -144,6 +147,23 @@ cdef class Reactor:
                 emu_reactor_free(self.reactor)
 
 
+cdef int fill_namespace(emu_ns_config *to, medium, list keep) except -1:
+    cdef bytes text
+    memset(to, 0, sizeof(emu_ns_config))
+    to.nbytes = medium.nbytes
+    to.block_size = medium.block_size
+    if medium.kind == "ram":
+        to.medium = EMU_MEDIUM_RAM
+    elif medium.kind == "null":
+        to.medium = EMU_MEDIUM_NULL
+    else:
+        text = os.fsencode(medium.path)
+        keep.append(text)
+        to.medium = EMU_MEDIUM_FILE
+        to.path = text
+    return 0
+
+
 cdef int fill_config(emu_config *to, config, list keep) except -1:
     """Plain attributes to the C struct; `keep` keeps alive what it points to. Limits were checked by whoever made `config`."""
     cdef bytes text
@@ -153,17 +173,7 @@ cdef int fill_config(emu_config *to, config, list keep) except -1:
         raise ConfigurationError(f"{len(config.media)} namespaces: 1 to {EMU_MAX_NAMESPACES} are possible")
     to.n_namespaces = len(config.media)
     for i, medium in enumerate(config.media):
-        to.namespaces[i].nbytes = medium.nbytes
-        to.namespaces[i].block_size = medium.block_size
-        if medium.kind == "ram":
-            to.namespaces[i].medium = EMU_MEDIUM_RAM
-        elif medium.kind == "null":
-            to.namespaces[i].medium = EMU_MEDIUM_NULL
-        else:
-            text = os.fsencode(medium.path)
-            keep.append(text)
-            to.namespaces[i].medium = EMU_MEDIUM_FILE
-            to.namespaces[i].path = text
+        fill_namespace(&to.namespaces[i], medium, keep)
     to.n_io_queues = config.queues
     to.n_vectors = config.vectors
     to.mqes = config.depth - 1
@@ -211,6 +221,8 @@ cdef class Controller:
     cdef vfu_server *server
     cdef emu_endpoint *endpoint
     cdef Reactor _reactor
+    cdef int calls  # under way without the interpreter lock; close() waits for them
+    cdef bint closing
     cdef object __weakref__
 
     def __init__(self, config, Reactor reactor not None, *, double patience=3.0):
@@ -239,26 +251,36 @@ cdef class Controller:
         self.server = NULL
         raise MemoryError("cannot add a controller to the reactor")
 
-    cdef emu_endpoint *_live(self) except NULL:
-        if self.endpoint is NULL:
+    cdef emu_endpoint *_enter(self) except NULL:
+        """Of every call that lets go of the interpreter lock; _leave() when it is over."""
+        if self.endpoint is NULL or self.closing:
             raise ValueError("the controller is closed")
         self._reactor._live()
+        self.calls += 1
         return self.endpoint
+
+    cdef inline void _leave(self) noexcept:
+        self.calls -= 1
 
     @property
     def closed(self):
-        return self.endpoint is NULL
+        return self.endpoint is NULL or self.closing
+
+    @property
+    def reactor(self):
+        return self._reactor
 
     def attach(self, int fd):
         cdef emu_endpoint *endpoint = NULL
         cdef int error
         try:
-            endpoint = self._live()
+            endpoint = self._enter()
         except BaseException:
             os.close(fd)
             raise
         with nogil:
             error = emu_endpoint_attach(endpoint, fd)
+        self._leave()
         if error:
             raise OSError(error, f"cannot serve the client: {os.strerror(error)}")
 
@@ -266,31 +288,35 @@ cdef class Controller:
         cdef emu_endpoint *endpoint = NULL
         cdef int error
         try:
-            endpoint = self._live()
+            endpoint = self._enter()
         except BaseException:
             os.close(fd)
             raise
         with nogil:
             error = emu_endpoint_listen(endpoint, fd)
+        self._leave()
         if error:
             raise OSError(error, f"cannot listen: {os.strerror(error)}")
 
     def stop_listening(self):
-        cdef emu_endpoint *endpoint = self._live()
+        cdef emu_endpoint *endpoint = self._enter()
         with nogil:
             emu_endpoint_listen(endpoint, -1)
+        self._leave()
 
     def drop_client(self):
-        cdef emu_endpoint *endpoint = self._live()
+        cdef emu_endpoint *endpoint = self._enter()
         with nogil:
             emu_endpoint_drop(endpoint)
+        self._leave()
 
     def stats(self):
-        cdef emu_endpoint *endpoint = self._live()
+        cdef emu_endpoint *endpoint = self._enter()
         cdef Snapshot snapshot
         snapshot.server = self.server
         with nogil:
             emu_endpoint_call(endpoint, take_snapshot, &snapshot)
+        self._leave()
         return {
             "clients": snapshot.stats.clients,
             "messages": snapshot.stats.messages,
@@ -307,8 +333,11 @@ cdef class Controller:
     def close(self):
         cdef emu_endpoint *endpoint = self.endpoint
         cdef vfu_server *server = self.server
-        if endpoint is NULL or self._reactor.pid != os.getpid():
+        if endpoint is NULL or self.closing or self._reactor.pid != os.getpid():
             return  # a fork()ed child leaves the parent's controller alone
+        self.closing = True
+        while self.calls:
+            time.sleep(0.001)  # each is bounded; those that wait for something look at `closing`
         self.endpoint = NULL
         self.server = NULL
         with nogil:
@@ -319,3 +348,6 @@ cdef class Controller:
     def __dealloc__(self):
         if self.endpoint is not NULL and self._reactor is not None:
             self.close()
+
+
+include "faults.pxi"

@@ -221,7 +221,7 @@ static bool poll_endpoint(struct emu_endpoint *endpoint)
     if (work == 0)
         return false;
     endpoint->idle_since = 0;
-    endpoint->nap = 0;
+    endpoint->dozing_since = 0;
     return true;
 }
 
@@ -229,7 +229,7 @@ static bool poll_endpoint(struct emu_endpoint *endpoint)
 static void put_to_sleep(struct emu_endpoint *endpoint, uint64_t now)
 {
     struct vfu_server *server = endpoint->server;
-    uint64_t deadline;
+    uint64_t deadline, nap;
     bool armed;
 
     vfu_guard_enter(&server->dma);
@@ -241,14 +241,15 @@ static void put_to_sleep(struct emu_endpoint *endpoint, uint64_t now)
     }
     if (vfu_server_wakeable(server) && emu_ctrl_armed_fully(server->ctrl)) {
         emu_set_state(endpoint, ASLEEP);
-        endpoint->nap = 0;
+        endpoint->dozing_since = 0;
         endpoint->wake_at = UINT64_MAX;
     } else {
         emu_set_state(endpoint, NAPPING);
-        endpoint->nap = endpoint->nap == 0 ? REACTOR_NAP_MIN_NS : 2 * endpoint->nap;
-        if (endpoint->nap > REACTOR_NAP_MAX_NS)
-            endpoint->nap = REACTOR_NAP_MAX_NS;
-        endpoint->wake_at = now + endpoint->nap;
+        if (endpoint->dozing_since == 0)
+            endpoint->dozing_since = now;
+        nap = (now - endpoint->dozing_since) / 8;
+        nap = nap < REACTOR_NAP_MIN_NS ? REACTOR_NAP_MIN_NS : nap > REACTOR_NAP_MAX_NS ? REACTOR_NAP_MAX_NS : nap;
+        endpoint->wake_at = now + nap;
     }
     deadline = emu_ctrl_deadline(server->ctrl);
     if (deadline < endpoint->wake_at)

@@ -5,11 +5,12 @@
  *   active   polled in turn with the other active ones, without pause;
  *   asleep   after REACTOR_SPIN_NS without work, if emu_ctrl_arm() and the client (vfu_server_wakeable()) promise that the next
  *            doorbell wakes us. Costs nothing;
- *   napping  the same without that promise: looked at after a nap that doubles from REACTOR_NAP_MIN_NS to REACTOR_NAP_MAX_NS.
+ *   napping  the same without that promise: looked at after a nap of an eighth of the time it has been idle, but no less than
+ *            REACTOR_NAP_MIN_NS and no more than REACTOR_NAP_MAX_NS.
  *
  * The spin is long enough for a client's event loop to come round with its next command and short enough that an isolated command
- * costs little more than the two wake-ups it needs anyway. A nap's end costs about 17 us of processor time (timer, switch in,
- * switch out), so naps of 2 ms are below one per cent of a core and 50 us is where the first one is no worse than the spin.
+ * costs little more than the two wake-ups it needs anyway. A nap's end costs 17 to 27 us of processor time (timer, switch in,
+ * switch out), so naps of 2 ms are some one per cent of a core, and 50 us is where the first one is no worse than the spin.
  *
  * Everything but emu_reactor_new/free/call happens on the reactor's thread; emu_reactor_call() is how others get there.
  */

@@ -23,7 +23,7 @@ struct emu_endpoint {
     enum emu_state state;
     uint64_t idle_since; /* ACTIVE: since when poll() had nothing to do; 0 = it had the last time */
     uint64_t wake_at;    /* otherwise: when to be looked at */
-    uint64_t nap;        /* the latest nap's length; 0 = none since there was work */
+    uint64_t dozing_since; /* NAPPING or between naps: when the first one began; 0 = there was work */
     int listen_fd;
     uint64_t accept_at; /* when to try accept() again; UINT64_MAX = whenever the socket is ready */
     uint32_t client_events;

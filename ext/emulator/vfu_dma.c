@@ -127,9 +127,8 @@ void vfu_dma_unmap_all(struct vfu_dma *dma)
     vfu_dma_init(dma);
 }
 
-void *vfu_dma_find(struct vfu_dma *dma, uint64_t iova, size_t nbytes, bool write)
+const struct vfu_range *vfu_dma_range(struct vfu_dma *dma, uint64_t iova)
 {
-    const struct vfu_range *range;
     unsigned at = dma->last;
 
     if (at >= dma->n_ranges || iova - dma->ranges[at].iova >= dma->ranges[at].nbytes) {
@@ -138,8 +137,14 @@ void *vfu_dma_find(struct vfu_dma *dma, uint64_t iova, size_t nbytes, bool write
             return NULL;
         dma->last = at;
     }
-    range = &dma->ranges[at];
-    if (nbytes > range->nbytes - (iova - range->iova) || range->base == NULL)
+    return dma->ranges[at].base != NULL ? &dma->ranges[at] : NULL;
+}
+
+void *vfu_dma_find(struct vfu_dma *dma, uint64_t iova, size_t nbytes, bool write)
+{
+    const struct vfu_range *range = vfu_dma_range(dma, iova);
+
+    if (range == NULL || nbytes > range->nbytes - (iova - range->iova))
         return NULL;
     if (write ? !range->writable : !range->readable)
         return NULL;

@@ -36,6 +36,8 @@ int vfu_dma_map(struct vfu_dma *dma, uint64_t iova, uint64_t nbytes, uint64_t of
 /* 0, or ENOENT when [iova, iova+nbytes) isn't exactly one mapping. */
 int vfu_dma_unmap(struct vfu_dma *dma, uint64_t iova, uint64_t nbytes);
 void vfu_dma_unmap_all(struct vfu_dma *dma);
+/* The range that holds iova; NULL when there is none that can be reached. */
+const struct vfu_range *vfu_dma_range(struct vfu_dma *dma, uint64_t iova);
 /* See emu_host.dma. */
 void *vfu_dma_find(struct vfu_dma *dma, uint64_t iova, size_t nbytes, bool write);
 

@@ -17,6 +17,23 @@ static void *host_dma(void *opaque, uint64_t iova, size_t nbytes, bool write)
     return vfu_dma_find(&server->dma, iova, nbytes, write);
 }
 
+static bool host_window(void *opaque, uint64_t iova, struct emu_window *window)
+{
+    struct vfu_server *server = opaque;
+    const struct vfu_range *range = vfu_dma_range(&server->dma, iova);
+
+    if (range == NULL)
+        return false;
+    *window = (struct emu_window){
+        .iova = range->iova,
+        .nbytes = range->nbytes,
+        .ptr = range->base,
+        .readable = range->readable,
+        .writable = range->writable,
+    };
+    return true;
+}
+
 static void host_interrupt(void *opaque, unsigned vector)
 {
     struct vfu_server *server = opaque;
@@ -28,7 +45,12 @@ static void host_interrupt(void *opaque, unsigned vector)
 struct vfu_server *vfu_server_new(const struct emu_config *config, uint64_t patience_ns, char *err)
 {
     struct vfu_server *server = calloc(1, sizeof(*server));
-    struct emu_host host = {.opaque = server, .dma = host_dma, .interrupt = host_interrupt};
+    struct emu_host host = {
+        .opaque = server,
+        .dma = host_dma,
+        .dma_window = host_window,
+        .interrupt = host_interrupt,
+    };
 
     if (server == NULL) {
         snprintf(err, 256, "out of memory");

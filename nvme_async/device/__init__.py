@@ -69,6 +69,10 @@ def open_device(uri: str, *, timeout: float = 10.0) -> Device:
         from nvme_async.device.vfio_user import VfioUserDevice
 
         return VfioUserDevice.connect(rest, timeout=timeout)
+    if scheme == "emulated":
+        from nvme_async.device.emulated import EmulatedDevice
+
+        return EmulatedDevice.start(rest, timeout=timeout)
     raise ConfigurationError(f"device URI {uri!r}: this build has no support for {scheme}:")
 
 

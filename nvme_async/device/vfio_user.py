@@ -233,7 +233,7 @@ class VfioUserDevice:
 
     def __repr__(self) -> str:
         state = "" if self._channel.fd >= 0 else ", closed"
-        return f"<VfioUserDevice {self.uri} {self.ids}, {self.n_vectors} vectors{state}>"
+        return f"<{type(self).__name__} {self.uri} {self.ids}, {self.n_vectors} vectors{state}>"
 
     # --- registers
 
@@ -373,10 +373,15 @@ def _unpack(layout: Any, payload: bytes, command: Command) -> tuple[int, ...]:
     return tuple(layout.unpack_from(payload))
 
 
+_converter = cattrs.Converter()
+# Compiled here and not at the first use, which is a successor's and in a hurry: it takes milliseconds.
+_structure_layout = _converter.get_structure_hook(_Layout)
+
+
 def _structure(saved: Saved) -> _Layout:
-    converter = cattrs.Converter()
     try:
-        return converter.structure(dict(saved), _Layout)
+        layout: _Layout = _structure_layout(dict(saved), _Layout)
+        return layout
     except Exception as error:  # whatever the nested converters raise
         reasons = (
             "; ".join(cattrs.transform_error(error))

@@ -10,5 +10,17 @@ from __future__ import annotations
 
 from nvme_async.emulator.config import EmulatorConfig, Medium, parse_size
 from nvme_async.emulator.controller import EmulatedController
+from nvme_async.emulator.faults import FOREVER, DmaRange, Doorbell, Faults, Outstanding, Rule
 
-__all__ = ["EmulatedController", "EmulatorConfig", "Medium", "parse_size"]
+__all__ = [
+    "FOREVER",
+    "DmaRange",
+    "Doorbell",
+    "EmulatedController",
+    "EmulatorConfig",
+    "Faults",
+    "Medium",
+    "Outstanding",
+    "Rule",
+    "parse_size",
+]

@@ -33,9 +33,7 @@ def parse_size(text: str | int, name: str = "size") -> int:
         return text
     match = _SIZE.fullmatch(text.strip())
     if match is None or (match[3] and not match[2]):
-        raise ConfigurationError(
-            f"{name}={text!r} is no size: give bytes, or a number with KiB, MiB, GiB or k, m, g"
-        )
+        raise ConfigurationError(f"{name}={text!r} is no size: give bytes, or a number with KiB, MiB, GiB or k, m, g")
     nbytes = Fraction(match[1]) * _UNITS[match[2].lower()]
     if nbytes.denominator != 1:
         raise ConfigurationError(f"{name}={text!r} is no whole number of bytes")
@@ -90,9 +88,7 @@ def _ascii(limit: int) -> Any:
         if not value.isascii() or not value.isprintable():
             raise ConfigurationError(f"{attribute.name}={value!r}: must be printable ASCII")
         if len(value) > limit:
-            raise ConfigurationError(
-                f"{attribute.name}={value!r} has {len(value)} characters: at most {limit}"
-            )
+            raise ConfigurationError(f"{attribute.name}={value!r} has {len(value)} characters: at most {limit}")
 
     return check
 
@@ -150,17 +146,13 @@ class EmulatorConfig:
 
     def __attrs_post_init__(self) -> None:
         if self.mdts & (self.mdts - 1):
-            raise ConfigurationError(
-                f"mdts={self.mdts}: must be a power of two from {MIN_MDTS} to {MAX_MDTS}"
-            )
+            raise ConfigurationError(f"mdts={self.mdts}: must be a power of two from {MIN_MDTS} to {MAX_MDTS}")
         if self.size % self.block:
             raise ConfigurationError(f"size={self.size}: must be a multiple of block={self.block}")
         if self.medium == "file" and not self.path:
             raise ConfigurationError("medium=file needs a path=")
         if self.medium != "file" and self.path:
-            raise ConfigurationError(
-                f"path={self.path!r} makes sense with medium=file only, not {self.medium}"
-            )
+            raise ConfigurationError(f"path={self.path!r} makes sense with medium=file only, not {self.medium}")
 
     @classmethod
     def parse(cls, options: str) -> EmulatorConfig:
@@ -172,9 +164,7 @@ class EmulatorConfig:
         for option in options.split(",") if options else []:
             key, equals, value = option.partition("=")
             if not equals:
-                raise ConfigurationError(
-                    f"emulated controller: option {option!r} is not of the form key=value"
-                )
+                raise ConfigurationError(f"emulated controller: option {option!r} is not of the form key=value")
             if key in values:
                 raise ConfigurationError(f"{key} is given twice: {values[key]!r} and {value!r}")
             values[key] = unquote(value)
@@ -198,9 +188,7 @@ class EmulatorConfig:
         for key, value in values.items():
             if key not in parsers and key not in texts:
                 known = ", ".join(sorted([*parsers, *texts]))
-                raise ConfigurationError(
-                    f"unknown option {key!r} of an emulated controller; there are {known}"
-                )
+                raise ConfigurationError(f"unknown option {key!r} of an emulated controller; there are {known}")
             if value is not None:
                 arguments[key] = parsers[key](value, key) if key in parsers else value
         if arguments.get("size") == 0:
@@ -235,7 +223,5 @@ class EmulatorConfig:
         except OSError as error:
             raise ConfigurationError(f"path={path!r}: {error.strerror}") from None
         if nbytes == 0:
-            raise ConfigurationError(
-                f"path={path!r} is shorter than one block of {self.block} bytes; give a size="
-            )
+            raise ConfigurationError(f"path={path!r} is shorter than one block of {self.block} bytes; give a size=")
         return nbytes

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from nvme_async._emulator import Controller, Reactor
 from nvme_async.emulator.config import EmulatorConfig
+from nvme_async.emulator.faults import Faults
 from nvme_async.emulator.sockets import ListeningSocket
 from nvme_async.errors import ConfigurationError
 
@@ -51,6 +52,8 @@ class EmulatedController:
     (or a share in the common one), the medium, its sockets and descriptors; close() releases them all, and so
     does garbage collection in the end.
 
+    faults: what to make it do wrong, and what it has counted and traced.
+
     patience: seconds that a client may leave something half done (the handshake, a message, taking a reply)
     before it is dropped; 0 = for ever.
     """
@@ -67,6 +70,7 @@ class EmulatedController:
         except BaseException:
             self._release_reactor()
             raise
+        self.faults = Faults(self._controller)
 
     def _create_files(self) -> None:
         media = self.config.media
@@ -126,6 +130,10 @@ class EmulatedController:
         """Counters of the transport: clients, messages, refused, interrupts, connected, last_drop, …"""
         return self._controller.stats()
 
+    def reactor_stats(self) -> dict[str, int]:
+        """Of the thread that serves it, maybe among others: cpu_ns, sleeps, naps, controllers, active."""
+        return self._controller.reactor.stats()
+
     @property
     def closed(self) -> bool:
         return self._controller.closed
@@ -143,9 +151,7 @@ class EmulatedController:
     def __enter__(self) -> EmulatedController:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -137,10 +137,11 @@ class FakeServer:
     def _receive(self) -> Message | None:
         """One sendmsg of the client is one recvmsg here, as peers expect it."""
         try:
-            data, fds, _, _ = socket.recv_fds(self.sock, 1 << 16, 64)
+            header = self.sock.recv(HEADER.size, socket.MSG_PEEK)
+            if not header:
+                return None
+            data, fds, _, _ = socket.recv_fds(self.sock, HEADER.unpack(header)[2], 64)
         except OSError:
-            return None
-        if not data:
             return None
         msg_id, command, size, flags, error = HEADER.unpack_from(data)
         if flags & 0xF == REPLY:

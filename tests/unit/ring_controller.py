@@ -28,8 +28,16 @@ class RingController:
         self.memory = self.pool.alloc(queue_memory(entries, n_trackers, max_transfer), owner="queue")
         self.faults = []
         self.qp = QueuePair(
-            self.memory, qid=qid, entries=entries, n_trackers=n_trackers, max_transfer=max_transfer, address_map=self.address_map,
-            bounce=self.bounce, create_future=loop.create_future, call_soon=loop.call_soon, command_error=error_from,
+            self.memory,
+            qid=qid,
+            entries=entries,
+            n_trackers=n_trackers,
+            max_transfer=max_transfer,
+            address_map=self.address_map,
+            bounce=self.bounce,
+            create_future=loop.create_future,
+            call_soon=loop.call_soon,
+            command_error=error_from,
             on_fault=self.faults.append,
         )
         self.qp.mode = {"poll": 0, "interrupt": 1, "adaptive": 2}[mode]

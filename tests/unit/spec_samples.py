@@ -170,9 +170,7 @@ def qemu_namespace() -> bytes:
     put(page, 76, 4, 128)  # mcl
     page[80] = 127  # msrc
     page[120:128] = bytes.fromhex("525400fffe000001")  # eui64
-    for index, (ms, ds) in enumerate(
-        [(0, 9), (8, 9), (16, 9), (64, 9), (0, 12), (8, 12), (16, 12), (64, 12)]
-    ):
+    for index, (ms, ds) in enumerate([(0, 9), (8, 9), (16, 9), (64, 9), (0, 12), (8, 12), (16, 12), (64, 12)]):
         put(page, 128 + 4 * index, 2, ms)
         page[128 + 4 * index + 2] = ds
     return bytes(page)

@@ -11,9 +11,7 @@ from nvme_async.spec import commands
 async def test_golden_bytes_of_a_queue_with_one_command_in_flight():
     ring = RingController(asyncio.get_running_loop(), entries=4, n_trackers=2, max_transfer=8192, qid=5)
     try:
-        task = asyncio.create_task(
-            ring.qp.request(commands.read(1, 0x123456789, 2).pack(), read_nbytes=1024, to_host=True, tag=0xCAFE)
-        )
+        task = asyncio.create_task(ring.qp.request(commands.read(1, 0x123456789, 2).pack(), read_nbytes=1024, to_host=True, tag=0xCAFE))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         memory = bytes(ring.view)
@@ -25,7 +23,7 @@ async def test_golden_bytes_of_a_queue_with_one_command_in_flight():
         assert (submitted, ringing, rung, reaped, cq_ringing, cq_rung) == (1, 1, 1, 0, 0, 0)
         tracker = memory[0x3000:0x3080]
         piece = struct.unpack_from("<Q", tracker, 24)[0]
-        assert tracker[:24] == bytes.fromhex("02000000010000000000000000000000" "0000000000000000")
+        assert tracker[:24] == bytes.fromhex("020000000100000000000000000000000000000000000000")
         assert tracker[40:52] == bytes.fromhex("896745230100000001000000")
         state, cid, flags, position, tag, offset, nbytes = struct.unpack_from("<IHHQQQI", tracker, 64)
         assert (state, cid, flags, position, tag, nbytes) == (1, 0, 0b101, 0, 0xCAFE, 1024)

@@ -80,9 +80,7 @@ def test_read_only(page: int) -> None:
         window.write32(0, 1)
 
 
-@pytest.mark.parametrize(
-    ("offset", "nbytes"), [(0, 0), (0, -1), (8, 8), (-4096, 4096), (0x1000, 0x2000), (0, 1 << 47)]
-)
+@pytest.mark.parametrize(("offset", "nbytes"), [(0, 0), (0, -1), (8, 8), (-4096, 4096), (0x1000, 0x2000), (0, 1 << 47)])
 def test_bad_windows(page: int, offset: int, nbytes: int) -> None:
     with pytest.raises(ValueError, match="window"):
         Mmio(page, offset, nbytes)

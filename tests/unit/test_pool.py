@@ -159,9 +159,7 @@ class TestAlloc:
         kept = [pool.alloc(PAGE, owner="a") for _ in range(64)]
         for buffer in kept[::2]:
             buffer.free()
-        with pytest.raises(
-            OutOfDmaMemory, match=rf"no run of 8192 bytes.*{32 * PAGE} bytes are free, 4096 in the longest"
-        ):
+        with pytest.raises(OutOfDmaMemory, match=rf"no run of 8192 bytes.*{32 * PAGE} bytes are free, 4096 in the longest"):
             pool.alloc(2 * PAGE, owner="b")
         with pytest.raises(MemoryError) as caught:
             pool.alloc(1 << 70, owner="b")
@@ -306,9 +304,7 @@ class TestAttach:
             ]
             assert [slot.state for slot in pool.slots()] == ["allocated"] * 2, "looking changed nothing"
             assert successor.free_bytes == pool.free_bytes
-            assert successor.alloc(2 * PAGE, owner="new").offset == b.offset + 3 * PAGE, (
-                "the gap is too small, b is in use"
-            )
+            assert successor.alloc(2 * PAGE, owner="new").offset == b.offset + 3 * PAGE, "the gap is too small, b is in use"
             claimed = successor.claim(b.offset)
             assert (claimed.owner, claimed.tag, claimed.iova, claimed.nbytes) == (
                 "b",
@@ -402,9 +398,7 @@ class TestAttach:
         pool.alloc(PAGE, owner="gap")
         buffer = pool.alloc(5000, owner="nvme:queue", tag=0x1122334455667788, persistent=True)
         second = pool.alloc(1, owner="x")
-        header = struct.pack(
-            "<8sIIQQQQQIIQ", b"NVMEPOOL", 1, 4096, 66 * PAGE, IOVA, PAGE, 2 * PAGE, 64, 64, 0, 3
-        )
+        header = struct.pack("<8sIIQQQQQIIQ", b"NVMEPOOL", 1, 4096, 66 * PAGE, IOVA, PAGE, 2 * PAGE, 64, 64, 0, 3)
         header += bytes.fromhex(pool.id) + b"test".ljust(32, b"\0") + bytes(8)
         assert os.pread(pool.fd, 128, 0) == header
         assert buffer.offset == 2 * PAGE

@@ -28,9 +28,7 @@ class Model:
 
     def place(self, count: int, align: int) -> int | None:
         for page in range(PAGES - count + 1):
-            if (self.first_iova + page * PAGE) % align == 0 and not any(
-                owner is not None for owner in self.pages[page : page + count]
-            ):
+            if (self.first_iova + page * PAGE) % align == 0 and not any(owner is not None for owner in self.pages[page : page + count]):
                 return page
         return None
 
@@ -46,9 +44,7 @@ class Model:
 
 
 class Allocation:
-    def __init__(
-        self, number: int, page: int, nbytes: int, persistent: bool, buffer: DmaBuffer | None
-    ) -> None:
+    def __init__(self, number: int, page: int, nbytes: int, persistent: bool, buffer: DmaBuffer | None) -> None:
         self.number, self.page, self.nbytes, self.persistent = number, page, nbytes, persistent
         self.buffer = buffer
         self.offset = 0 if buffer is None else buffer.offset
@@ -87,9 +83,7 @@ class PoolMachine(RuleBasedStateMachine):
         owner = f"n{self.number}"
         if expected is None:
             with pytest.raises(OutOfDmaMemory):
-                self.pool.alloc(nbytes, owner=owner) if align == 1 else self.pool.alloc(
-                    nbytes, owner=owner, align=align
-                )
+                self.pool.alloc(nbytes, owner=owner) if align == 1 else self.pool.alloc(nbytes, owner=owner, align=align)
             return None
         buffer = self.pool.alloc(nbytes, owner=owner, tag=self.number, align=align, persistent=persistent)
         assert buffer.offset == self.pool.data_offset + expected * PAGE
@@ -168,8 +162,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.inspect()["longest_free_run"] == self.model.longest_run() * PAGE
         live = sorted(self.allocations, key=lambda a: a.page)
         assert [(s.offset, s.nbytes, s.owner, s.tag, s.persistent) for s in self.pool.slots()] == [
-            (self.pool.data_offset + a.page * PAGE, a.nbytes, f"n{a.number}", a.number, a.persistent)
-            for a in live
+            (self.pool.data_offset + a.page * PAGE, a.nbytes, f"n{a.number}", a.number, a.persistent) for a in live
         ]
 
     @invariant()

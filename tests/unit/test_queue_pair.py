@@ -317,9 +317,7 @@ async def test_refused_queues_tell_newcomers_and_those_in_line(ring):
 
 async def test_restart_sends_retryable_commands_again_from_the_same_pages(ring):
     data = random.Random(1).randbytes(8192)
-    write, reserve = await started(
-        ring.qp.request(commands.write(1, 0, 16).pack(), data), ring.qp.request(commands.verify(1, 0, 1).pack())
-    )
+    write, reserve = await started(ring.qp.request(commands.write(1, 0, 16).pack(), data), ring.qp.request(commands.verify(1, 0, 1).pack()))
     ring.fetch()
     ring.qp.restart(frozenset({1}), CommandError(0, 7), 3)
     ring.sq_head = ring.cq_tail = 0

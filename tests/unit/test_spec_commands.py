@@ -38,9 +38,7 @@ ENTRIES: list[tuple[Command, bytes]] = [
     ),
     (commands.get_log_page(LogPage.SMART_HEALTH, 512), sqe(0x02, NSID_ALL, cdw10=0x007F_0002)),
     (
-        commands.get_log_page(
-            0x0C, 4 * 0x12345, nsid=0, offset=0x1_0000_0004, lsp=0x7F, lsi=9, rae=True, csi=2
-        ),
+        commands.get_log_page(0x0C, 4 * 0x12345, nsid=0, offset=0x1_0000_0004, lsp=0x7F, lsi=9, rae=True, csi=2),
         sqe(0x02, 0, cdw10=0x2344_FF0C, cdw11=0x0009_0001, cdw12=4, cdw13=1, cdw14=0x0200_0000),
     ),
     (
@@ -170,8 +168,7 @@ def test_every_builder_has_a_golden_entry() -> None:
     builders = {
         name
         for name in commands.__all__
-        if inspect.isfunction(function := getattr(commands, name))
-        and function.__annotations__["return"] == "Command"
+        if inspect.isfunction(function := getattr(commands, name)) and function.__annotations__["return"] == "Command"
     }
     seen = {(command.admin, command.opcode) for command, _ in ENTRIES}
     assert len(builders) == len(seen)

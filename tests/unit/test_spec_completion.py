@@ -92,9 +92,7 @@ def test_numbers_have_a_member() -> None:
 
 def test_async_event() -> None:
     event = AsyncEvent.from_dw0(0x0004_0002)  # changed namespace list
-    assert event == AsyncEvent(
-        type=AsyncEventType.NOTICE, info=NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED, lid=4
-    )
+    assert event == AsyncEvent(type=AsyncEventType.NOTICE, info=NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED, lid=4)
     assert event.name == "namespace attribute changed"
     assert event.to_dw0() == 0x0004_0002
     assert AsyncEvent.from_dw0(0x00C0_1107).name == "asynchronous event type 0x7 information 0x11"

@@ -60,9 +60,7 @@ def test_controller_of_qemu() -> None:
     assert ctrl.volatile_write_cache
     assert ctrl.flush_all_namespaces
     assert ctrl.subnqn == "nqn.2019-08.org.qemu:deadbeef"
-    assert [(state.max_power_watts, state.enlat, state.exlat) for state in ctrl.power_states] == [
-        (25.0, 16, 4)
-    ]
+    assert [(state.max_power_watts, state.enlat, state.exlat) for state in ctrl.power_states] == [(25.0, 16, 4)]
     assert ctrl.encode() == qemu_controller()
 
 
@@ -135,9 +133,7 @@ mssrl 74:75 mcl 76:79 msrc 80:80 nulbaf 82:82 anagrpid 92:95 nsattr 99:99 nvmset
 """
 
 
-@pytest.mark.parametrize(
-    ("kind", "table"), [(IdentifyController, CONTROLLER_FIELDS), (IdentifyNamespace, NAMESPACE_FIELDS)]
-)
+@pytest.mark.parametrize(("kind", "table"), [(IdentifyController, CONTROLLER_FIELDS), (IdentifyNamespace, NAMESPACE_FIELDS)])
 def test_fields_are_where_the_specification_has_them(kind: type[Layout], table: str) -> None:
     words = iter(table.split())
     expected = {name: tuple(map(int, next(words).split(":"))) for name in words}
@@ -155,9 +151,7 @@ def test_fields_fit_and_do_not_overlap(kind: type[Layout]) -> None:
 
 
 @pytest.mark.parametrize("kind", LAYOUTS, ids=lambda kind: kind.__name__)
-@settings(
-    max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
 @given(seed=st.binary(min_size=1, max_size=64))
 def test_any_bytes_survive_decoding_and_encoding(kind: type[Layout], seed: bytes) -> None:
     page = (seed * (kind.SIZE // len(seed) + 1))[: kind.SIZE]
@@ -305,9 +299,7 @@ def test_lists_of_sets_domains_and_groups() -> None:
     page[0] = 1
     page[128:132] = struct.pack("<HH", 3, 4)
     page[144:160] = (1 << 100).to_bytes(16, "little")
-    assert [(entry.nvmsetid, entry.endgid, entry.tnvmsetcap) for entry in identify.decode_nvm_sets(page)] == [
-        (3, 4, 1 << 100)
-    ]
+    assert [(entry.nvmsetid, entry.endgid, entry.tnvmsetcap) for entry in identify.decode_nvm_sets(page)] == [(3, 4, 1 << 100)]
     assert [(entry.domainid, entry.dcap) for entry in identify.decode_domains(page)] == [(3, 1 << 100)]
     assert identify.decode_endurance_groups(struct.pack("<3H", 2, 1, 5).ljust(4096, b"\0")) == (1, 5)
 

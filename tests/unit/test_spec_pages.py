@@ -14,11 +14,7 @@ from nvme_async.spec import features, lba_status, logs, reservations, zns
 from nvme_async.spec._bits import BitFields
 from nvme_async.spec.opcodes import ReservationType
 
-FEATURES = [
-    value
-    for value in vars(features).values()
-    if isinstance(value, type) and issubclass(value, BitFields) and value is not BitFields
-]
+FEATURES = [value for value in vars(features).values() if isinstance(value, type) and issubclass(value, BitFields) and value is not BitFields]
 
 
 def test_smart() -> None:
@@ -218,9 +214,7 @@ def test_units_of_features() -> None:
     assert features.InterruptCoalescing(time=3).microseconds == 300
     assert features.TemperatureThreshold(tmpth=343).celsius == 70
     assert features.NamespaceWriteProtection(wps=1).state is features.WriteProtection.PROTECTED
-    assert features.FeatureCapabilities.from_int(0b101) == features.FeatureCapabilities(
-        saveable=True, changeable=True
-    )
+    assert features.FeatureCapabilities.from_int(0b101) == features.FeatureCapabilities(saveable=True, changeable=True)
 
 
 def test_timestamp() -> None:
@@ -267,9 +261,7 @@ def test_extended_reservation_report() -> None:
     report = reservations.ReservationReport.decode(data, extended=True)
     assert report.rtype is ReservationType.NONE
     assert report.holder is None
-    assert report.registrants == (
-        reservations.RegisteredControllerExtended(cntlid=7, rkey=0xB, hostid=b"h" * 16),
-    )
+    assert report.registrants == (reservations.RegisteredControllerExtended(cntlid=7, rkey=0xB, hostid=b"h" * 16),)
 
 
 def test_reservation_notification() -> None:
@@ -307,9 +299,7 @@ def test_zone_report() -> None:
     assert (first.state, first.zcap) == (zns.ZoneState.EMPTY, 0x7000)
     assert (second.state, second.zslba, second.wp) == (zns.ZoneState.IMPLICITLY_OPENED, 0x8000, 0x8010)
     assert zns.ZoneAttribute.DESCRIPTOR_EXTENSION_VALID in second.attributes
-    extended = zns.ZoneReport.decode(
-        struct.pack("<Q56x", 2) + zone(0, 0, 1) + b"a" * 64 + zone(8, 8, 1) + b"b" * 64, 64
-    )
+    extended = zns.ZoneReport.decode(struct.pack("<Q56x", 2) + zone(0, 0, 1) + b"a" * 64 + zone(8, 8, 1) + b"b" * 64, 64)
     assert extended.extensions == (b"a" * 64, b"b" * 64)
     assert [entry.zslba for entry in extended.zones] == [0, 8]
     with pytest.raises(ValueError, match="needs 64 bytes, not 63"):

@@ -30,13 +30,9 @@ KEPT = ("console.log", "qemu-trace.log", "qemu-stderr.log")
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--command", help="run this shell command in the guest instead of the tests")
-    parser.add_argument(
-        "--timeout", type=float, default=900, metavar="SECONDS", help="for the guest (default: %(default)s)"
-    )
+    parser.add_argument("--timeout", type=float, default=1500, metavar="SECONDS", help="for the guest (default: %(default)s)")
     parser.add_argument("--accelerator", choices=("tcg", "kvm"), default="tcg", help="(default: %(default)s)")
-    parser.add_argument(
-        "--results", type=Path, default=image.TREE / "results" / "vm", help="(default: %(default)s)"
-    )
+    parser.add_argument("--results", type=Path, default=image.TREE / "results" / "vm", help="(default: %(default)s)")
     parser.add_argument("--verbose", action="store_true", help="show the guest's console while it runs")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest in the guest, after --")
     return parser.parse_args()

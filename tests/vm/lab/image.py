@@ -26,10 +26,7 @@ GUEST = Path(__file__).resolve().parents[1] / "guest"
 SUITE = "bookworm"
 # gcc and python3-dev build the wheel; mdadm and dmsetup hold drives in the tests; fio and nvme-cli
 # are what we compare with.
-GUEST_PACKAGES = (
-    "python3,python3-venv,python3-dev,gcc,libc6-dev,kmod,pciutils,procps,util-linux,"
-    "fio,nvme-cli,mdadm,dmsetup,e2fsprogs"
-)
+GUEST_PACKAGES = "python3,python3-venv,python3-dev,gcc,libc6-dev,kmod,pciutils,procps,util-linux,fio,nvme-cli,mdadm,dmsetup,e2fsprogs"
 # Beside pyproject.toml's own dependencies and its test extra.
 GUEST_PYTHON = ("caio", "Cython>=3.0", "setuptools>=68", "wheel")
 NOT_IN_GUEST = ("mypy", "ruff")
@@ -176,9 +173,7 @@ def _kernel(image: Image) -> None:
     listing = run(["apt-cache", "depends", "linux-image-cloud-amd64"])
     found = re.search(r"Depends: (linux-image-\S+)", listing)
     if not found:
-        raise LabError(
-            "apt knows no linux-image-cloud-amd64: run apt-get update, or add Debian 12's main archive"
-        )
+        raise LabError("apt knows no linux-image-cloud-amd64: run apt-get update, or add Debian 12's main archive")
     folder = image.folder / "kernel"
     folder.mkdir()
     subprocess.run(
@@ -221,8 +216,7 @@ def _python(image: Image) -> None:
     names = " ".join(sorted(name.name for name in wheels.glob("*.whl")))
     in_guest_root(
         image.rootfs,
-        "python3 -m venv /venv; cd /wheels;"
-        f" /venv/bin/python -m pip install --quiet --no-index --no-deps {names}; cd /; rm -r /wheels",
+        f"python3 -m venv /venv; cd /wheels; /venv/bin/python -m pip install --quiet --no-index --no-deps {names}; cd /; rm -r /wheels",
     )
     shutil.rmtree(wheels)
 
@@ -234,9 +228,7 @@ def _remove(folder: Path) -> None:
 
 def _forget_older(image: Image) -> None:
     """Keep two recipes: going back and forth between branches doesn't rebuild, and the cache stays small."""
-    others = [
-        folder for folder in image.folder.parent.iterdir() if folder != image.folder and folder.is_dir()
-    ]
+    others = [folder for folder in image.folder.parent.iterdir() if folder != image.folder and folder.is_dir()]
     others = [folder for folder in others if re.fullmatch(r"[0-9a-f]{16}", folder.name)]
     for folder in sorted(others, key=lambda entry: entry.stat().st_mtime, reverse=True)[1:]:
         _remove(folder)

@@ -32,9 +32,7 @@ TRACED = (
     "vtd_err*",
     "vtd_dmar_fault",
 )
-KERNEL_LINE = (
-    "root=/dev/nvme0n1 rootwait rw console=ttyS0 init=/init.sh intel_iommu=on iommu=pt panic=-1 quiet"
-)
+KERNEL_LINE = "root=/dev/nvme0n1 rootwait rw console=ttyS0 init=/init.sh intel_iommu=on iommu=pt panic=-1 quiet loglevel=4"
 RESULT_SIZE = 64 << 20
 
 
@@ -104,9 +102,7 @@ def command_line(image: Image, folder: Path, payload: Path, boot: Boot, accelera
     ]
 
 
-def run(
-    image: Image, folder: Path, payload: Path, *, timeout: float, accelerator: str, verbose: bool
-) -> Boot:
+def run(image: Image, folder: Path, payload: Path, *, timeout: float, accelerator: str, verbose: bool) -> Boot:
     """Boot, wait for power-off, return what it left. QEMU never outlives the timeout or an exception."""
     boot = Boot(folder, 0.0, False)
     with boot.results.open("wb") as file:
@@ -148,9 +144,7 @@ def run(
         if channel is not None:
             channel.close()
     if qemu.returncode not in (0, -signal.SIGKILL):
-        raise LabError(
-            f"QEMU ended with {qemu.returncode}: {errors.read_text(errors='replace').strip()[-2000:]}"
-        )
+        raise LabError(f"QEMU ended with {qemu.returncode}: {errors.read_text(errors='replace').strip()[-2000:]}")
     return Boot(folder, time.monotonic() - started, timed_out)
 
 

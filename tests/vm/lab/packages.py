@@ -46,9 +46,7 @@ def ensure() -> None:
     if not missing:
         return
     if shutil.which("apt-get") is None:
-        raise LabError(
-            f"the VM lab needs these programs, and there is no apt-get to install them: {', '.join(missing)}"
-        )
+        raise LabError(f"the VM lab needs these programs, and there is no apt-get to install them: {', '.join(missing)}")
     prefix = [] if os.geteuid() == 0 else ["sudo"]
     if prefix and shutil.which("sudo") is None:
         raise LabError(f"as root: apt-get install --no-install-recommends {' '.join(missing)}")

@@ -29,17 +29,13 @@ def _stage(image: Image) -> None:
     """Bring the build's copy of the sources up to date, times included, touching only what changed."""
     target = image.rootfs / SOURCE
     run(as_root(["mkdir", "-p", target]))
-    wanted = [
-        name for name in tracked_files() if name.parts[0] in ("ext", "nvme_async") or len(name.parts) == 1
-    ]
+    wanted = [name for name in tracked_files() if name.parts[0] in ("ext", "nvme_async") or len(name.parts) == 1]
     archive = image.folder / "source.tar"
     listing = image.folder / "source.list"
     listing.write_text("".join(f"{name}\0" for name in wanted))
     run(["tar", "--create", "--file", archive, "--directory", TREE, "--null", "--files-from", listing])
     known = {path.relative_to(target) for path in target.rglob("*") if path.is_file()}
-    stale = [
-        name for name in known - set(wanted) if name.parts[0] in ("ext", "nvme_async") or len(name.parts) == 1
-    ]
+    stale = [name for name in known - set(wanted) if name.parts[0] in ("ext", "nvme_async") or len(name.parts) == 1]
     if stale:
         run(as_root(["rm", "-f", *(target / name for name in stale)]))
     run(as_root(["tar", "--extract", "--no-same-owner", "--file", archive, "--directory", target]))

@@ -1,0 +1,69 @@
+"""nvme-async emulate: an emulated controller for other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from typing import Any
+
+import click
+
+from nvme_async.emulator import EmulatedController, EmulatorConfig
+from nvme_async.emulator.config import BLOCK_SIZES, MEDIA
+from nvme_async.emulator.control import MAX_LINE, ControlServer
+from nvme_async.emulator.sockets import ListeningSocket
+
+
+async def _serve(controller: EmulatedController, path: str, control: str | None) -> None:
+    """Until SIGINT or SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        if control is not None:
+            listening = ListeningSocket(control)
+            stack.callback(listening.unlink)
+            server = await asyncio.start_unix_server(
+                ControlServer(controller).serve,
+                sock=socket.socket(fileno=listening.detach()),
+                limit=MAX_LINE,
+            )
+            stack.callback(server.close)
+        controller.listen(path)
+        click.echo(f"nvme-async emulate: ready on {path}")
+        await stop.wait()
+
+
+@click.command()
+@click.option("--socket", "path", metavar="PATH", required=True, help="Where clients connect: vfio-user:PATH.")
+@click.option("--size", metavar="SIZE", help="Of each namespace: 4096, 512MiB, 1g. [default: 1GiB, or the file's]")
+@click.option(
+    "--block",
+    type=click.Choice([str(size) for size in BLOCK_SIZES]),
+    help="Logical block size. [default: 4096]",
+)
+@click.option("--namespaces", type=int, help="How many namespaces, all alike. [default: 1]")
+@click.option("--medium", type=click.Choice(MEDIA), help="What stores the blocks. [default: ram]")
+@click.option("--path", "file", metavar="FILE", help="The file of --medium file; implies it.")
+@click.option("--queues", type=int, help="I/O queue pairs. [default: 64]")
+@click.option("--depth", type=int, help="Entries of the longest queue. [default: 1024]")
+@click.option("--vectors", type=int, help="MSI-X vectors. [default: one for each queue pair and the admin queue]")
+@click.option("--mdts", metavar="SIZE", help="The longest transfer. [default: 128KiB]")
+@click.option("--dbbuf/--no-dbbuf", default=True, help="Offer Doorbell Buffer Config.", show_default=True)
+@click.option("--serial", help="Serial number.")
+@click.option("--model", help="Model number.")
+@click.option("--control", metavar="PATH", help="A socket for faults and counters at run time, JSON lines.")
+def emulate(path: str, file: str | None, control: str | None, **options: Any) -> None:
+    """Serve an emulated NVMe controller over vfio-user.
+
+    Clients come one at a time: this package with vfio-user:PATH, QEMU's vfio-user-pci, SPDK. Prints one line
+    when it is ready and serves until SIGINT or SIGTERM.
+    """
+    if file is not None and options["medium"] is None:
+        options["medium"] = "file"
+    config = EmulatorConfig.from_options({**options, "path": file, "reactor": "own"})
+    with EmulatedController(config) as controller:
+        asyncio.run(_serve(controller, path, control))

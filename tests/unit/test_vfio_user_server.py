@@ -1,0 +1,588 @@
+"""The vfio-user server of the emulated controller, message by message."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import struct
+
+import pytest
+from raw_vfio_user import (
+    BAR0,
+    CONFIG,
+    CSTS,
+    DMA_MAP,
+    FEATURE,
+    GET_INFO,
+    HEADER,
+    IRQ_INFO,
+    MSIX_BAR,
+    NO_REPLY,
+    REGION_IO_FDS,
+    REGION_WRITE,
+    RESET,
+    SET_IRQS,
+    VERSION,
+    WRITE_MULTI,
+    Admin,
+    RawClient,
+    Refused,
+)
+
+from nvme_async.emulator import EmulatedController
+
+MSIX, INTX, MSI, ERR = 2, 0, 1, 3
+NONE, BOOL, EVENTFD, MASK, UNMASK, TRIGGER = 1, 2, 4, 8, 16, 32
+
+
+@pytest.fixture
+def controller():
+    with EmulatedController("size=1MiB,vectors=65", patience=0.5) as controller:
+        yield controller
+
+
+@pytest.fixture
+def client(controller):
+    with RawClient(controller.connect()) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def memfd(nbytes):
+    fd = os.memfd_create("test", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, nbytes)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def eventfds(n):
+    fds = tuple(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(n))
+    try:
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def count(fd):
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+
+
+@contextlib.contextmanager
+def refused_with(code):
+    with pytest.raises(Refused) as caught:
+        yield
+    assert caught.value.errno == code
+
+
+class TestVersion:
+    def test_without_json(self, controller):
+        with RawClient(controller.connect(), handshake=False) as client:
+            answer = client.version()
+            assert struct.unpack_from("<HH", answer) == (0, 1)
+            assert answer[-1:] == b"\0"
+            assert json.loads(answer[4:-1]) == {
+                "capabilities": {
+                    "max_msg_fds": 16,
+                    "max_data_xfer_size": 1 << 20,
+                    "max_dma_maps": 4096,
+                    "pgsizes": 4096,
+                }
+            }
+
+    def test_capabilities_are_a_subset_of_those_proposed(self, controller):
+        with RawClient(controller.connect(), handshake=False) as client:
+            answer = client.version(b'{"capabilities": {"write_multiple": true, "max_msg_fds": 8}}\0')
+            assert json.loads(answer[4:-1])["capabilities"]["write_multiple"] is True
+            assert "migration" not in json.loads(answer[4:-1])["capabilities"]
+
+    @pytest.mark.parametrize("text", [b"{", b"\0" * 7, b"\xff" * 100, b'"write_multiple"'])
+    def test_nonsense_for_json_is_tolerated(self, controller, text):
+        with RawClient(controller.connect(), handshake=False) as client:
+            assert b"write_multiple" not in client.version(text)
+
+    def test_minor_is_never_above_the_proposed_one(self, controller):
+        with RawClient(controller.connect(), handshake=False) as client:
+            assert struct.unpack_from("<HH", client.call(VERSION, struct.pack("<HH", 0, 0))) == (0, 0)
+
+    @pytest.mark.parametrize("payload", [b"", b"\0\0", struct.pack("<HH", 1, 0)])
+    def test_what_cannot_be_agreed_on_ends_the_connection(self, controller, payload):
+        with RawClient(controller.connect(), handshake=False) as client:
+            with refused_with(errno.EINVAL):
+                client.call(VERSION, payload)
+            assert client.closed_by_peer()
+
+    def test_it_comes_first(self, controller):
+        with RawClient(controller.connect(), handshake=False) as client:
+            with refused_with(errno.EINVAL):
+                client.call(GET_INFO, struct.pack("<IIII", 16, 0, 0, 0))
+            assert client.closed_by_peer()
+
+    def test_it_comes_once(self, client):
+        with refused_with(errno.EINVAL):
+            client.version()
+        client.region_info(0)
+
+
+class TestInfo:
+    def test_device(self, client):
+        assert struct.unpack("<IIII", client.call(GET_INFO, struct.pack("<IIII", 16, 0, 0, 0))) == (
+            16,
+            3,
+            9,
+            5,
+        )
+        with refused_with(errno.EINVAL):
+            client.call(GET_INFO, struct.pack("<IIII", 12, 0, 0, 0))
+
+    def test_regions(self, client):
+        sizes = {BAR0: 0x2000, MSIX_BAR: 0x2000, CONFIG: 4096}
+        for index in range(9):
+            info = client.region_info(index, argsz=0xFE0, pad=0xFE0)
+            argsz, flags, answered, _, size, _ = struct.unpack_from("<IIIIQQ", info)
+            assert answered == index
+            assert argsz == len(info)
+            assert size == sizes.get(index, 0)
+            assert bool(flags & 3) == (index in sizes)
+        for index in (9, 100, 0xFFFFFFFF):
+            with refused_with(errno.EINVAL):
+                client.region_info(index)
+
+    @pytest.mark.parametrize("argsz", [64, 80, 0xFE0, 0xFFFFFFFF])
+    def test_doorbells_are_a_sparse_area(self, client, argsz):
+        info = client.region_info(BAR0, argsz=argsz)
+        assert struct.unpack_from("<IIIIQ", info) == (64, 0xF, 0, 32, 0x2000)
+        assert struct.unpack_from("<HHIIIQQ", info, 32) == (1, 1, 0, 1, 0, 0x1000, 0x1000)
+        assert len(client.received) == 1
+
+    @pytest.mark.parametrize("argsz", [32, 63])
+    def test_argsz_too_small_for_the_area_tells_the_size(self, client, argsz):
+        info = client.region_info(BAR0, argsz=argsz)
+        assert len(info) == 32
+        assert struct.unpack_from("<IIIIQ", info) == (64, 0xF, 0, 0, 0x2000)
+        assert client.received == []
+
+    @pytest.mark.parametrize("argsz", [0, 31])
+    def test_argsz_too_small_for_anything(self, client, argsz):
+        with refused_with(errno.EINVAL):
+            client.region_info(BAR0, argsz=argsz)
+
+    def test_doorbell_eventfd(self, client):
+        answer = client.call(REGION_IO_FDS, struct.pack("<IIII", 16, 0, BAR0, 0))
+        assert struct.unpack("<IIII", answer) == (56, 0, BAR0, 1)
+        assert client.received == []
+        answer = client.call(REGION_IO_FDS, struct.pack("<IIII", 56, 0, BAR0, 0))
+        assert struct.unpack_from("<IIII", answer) == (56, 0, BAR0, 1)
+        assert struct.unpack_from("<QQIIIIQ", answer, 16) == (0x1000, 0, 0, 0, 0, 0, 0)
+        (fd,) = client.received
+        assert os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
+
+    def test_other_regions_have_no_eventfd(self, client):
+        answer = client.call(REGION_IO_FDS, struct.pack("<IIII", 56, 0, CONFIG, 0))
+        assert struct.unpack("<IIII", answer) == (16, 0, CONFIG, 0)
+        for argsz, flags, index in ((15, 0, 0), (56, 1, 0), (56, 0, 9)):
+            with refused_with(errno.EINVAL):
+                client.call(REGION_IO_FDS, struct.pack("<IIII", argsz, flags, index, 0))
+
+    def test_interrupts(self, client):
+        counts = []
+        for index in range(5):
+            argsz, _, answered, n = struct.unpack("<IIII", client.call(IRQ_INFO, struct.pack("<IIII", 16, 0, index, 0)))
+            assert (argsz, answered) == (16, index)
+            counts.append(n)
+        assert counts == [1, 0, 65, 1, 1]
+        with refused_with(errno.EINVAL):
+            client.call(IRQ_INFO, struct.pack("<IIII", 16, 0, 5, 0))
+
+
+class TestMessages:
+    def test_no_reply_is_kept_silent_also_about_errors(self, client):
+        head = struct.pack("<QII", 4, CONFIG, 2)
+        client.send(REGION_WRITE, head + b"\x06\x04", flags=NO_REPLY)
+        client.send(REGION_WRITE, head + b"too long", flags=NO_REPLY)
+        client.send(99, flags=NO_REPLY)
+        assert client.read(CONFIG, 4, 2) == b"\x06\x04"
+
+    @pytest.mark.parametrize("command", [0, 11, 12, 14, 15, FEATURE, 17, 18, 99, 0xFFFF])
+    def test_unknown_commands_are_refused(self, client, command):
+        with refused_with(errno.ENOTSUP):
+            client.call(command, bytes(64))
+        client.region_info(0)
+
+    def test_pipelined_commands_are_answered_in_order(self, client):
+        with eventfds(1) as (fd,):
+            payloads = [
+                (GET_INFO, struct.pack("<IIII", 16, 0, 0, 0), ()),
+                (SET_IRQS, struct.pack("<IIIII", 20, EVENTFD | TRIGGER, MSIX, 3, 1), (fd,)),
+                (SET_IRQS, struct.pack("<IIIII", 20, NONE | TRIGGER, MSIX, 3, 1), ()),
+            ] * 20
+            for client.msg_id, (command, payload, fds) in enumerate(payloads):
+                client.send(command, payload, fds)
+            for msg_id, (command, _, _) in enumerate(payloads):
+                assert client.receive()[:4] == (msg_id, command, 1, 0)
+            assert count(fd) == 20
+
+    def test_pieces_make_a_message(self, client):
+        message = HEADER.pack(7, GET_INFO, 32, 0, 0) + struct.pack("<IIII", 16, 0, 0, 0)
+        for byte in message:
+            client.sock.send(bytes([byte]))
+        assert client.receive()[0] == 7
+
+    def test_region_write_multi(self, controller):
+        with RawClient(controller.connect(), handshake=False) as client:
+            client.version(b'{"capabilities":{"write_multiple":true}}\0')
+            writes = [(CONFIG, 4, b"\x06\x00"), (CONFIG, 0x3C, b"\x09"), (MSIX_BAR, 0, b"12345678")]
+            array = b"".join(struct.pack("<QII8s", at, region, len(data), data) for region, at, data in writes)
+            assert client.call(WRITE_MULTI, struct.pack("<Q", 3) + array) == struct.pack("<Q", 3)
+            assert client.read(CONFIG, 0x3C, 1) == b"\x09"
+            assert client.read(MSIX_BAR, 0, 8) == b"12345678"
+            bad = array + struct.pack("<QII8s", 0, 1, 4, b"")
+            assert client.call(WRITE_MULTI, struct.pack("<Q", 4) + bad) == struct.pack("<Q", 3)
+            for n in (0, 2, 4, 1 << 61):
+                with refused_with(errno.EINVAL):
+                    client.call(WRITE_MULTI, struct.pack("<Q", n) + array)
+
+
+class TestConfigSpace:
+    def test_it_is_an_nvme_controller(self, client):
+        assert client.read(CONFIG, 8, 4)[1:] == bytes([0x02, 0x08, 0x01])
+        assert client.read(CONFIG, 0x0E, 1) == b"\0"
+
+    def test_bars_tell_their_size(self, client):
+        for bar, size in ((0, 0x2000), (4, 0x2000)):
+            client.write(CONFIG, 0x10 + 4 * bar, b"\xff" * 8)
+            (value,) = struct.unpack("<Q", client.read(CONFIG, 0x10 + 4 * bar, 8))
+            assert value & 0xF == 4
+            assert (1 << 64) - (value & ~0xF) == size
+        for bar in (2, 3):
+            client.write(CONFIG, 0x10 + 4 * bar, b"\xff" * 4)
+            assert client.read(CONFIG, 0x10 + 4 * bar, 4) == bytes(4)
+
+    def test_command_register(self, client):
+        client.write(CONFIG, 4, b"\xff\xff")
+        assert struct.unpack("<H", client.read(CONFIG, 4, 2)) == (0x547,)
+        client.write(CONFIG, 0, b"\xff" * 4)
+        assert client.read(CONFIG, 2, 2) == struct.pack("<H", 1)
+
+    def test_capabilities(self, client):
+        assert client.read(CONFIG, 6, 1)[0] & 0x10
+        found, at = {}, client.read(CONFIG, 0x34, 1)[0]
+        while at:
+            assert len(found) < 10
+            ident, following = client.read(CONFIG, at, 2)
+            found[ident] = at
+            at = following
+        assert set(found) == {0x01, 0x11, 0x10}
+        control, table, pba = struct.unpack("<HII", client.read(CONFIG, found[0x11] + 2, 10))
+        assert control == 64
+        assert (table & 7, pba & 7) == (MSIX_BAR, MSIX_BAR)
+        assert (table & ~7) + 65 * 16 <= pba & ~7
+        client.write(CONFIG, found[0x11] + 2, b"\x00\x80")
+        assert struct.unpack("<H", client.read(CONFIG, found[0x11] + 2, 2)) == (0x8040,)
+
+    def test_function_level_reset(self, client):
+        client.write(CONFIG, 4, b"\x06\x04")
+        (control,) = struct.unpack("<H", client.read(CONFIG, 0x68, 2))
+        client.write(CONFIG, 0x68, struct.pack("<H", control | 0x8000))
+        assert client.read(CONFIG, 4, 2) == b"\0\0"
+        assert struct.unpack("<H", client.read(CONFIG, 0x68, 2)) == (control,)
+
+    def test_extended_space_is_empty(self, client):
+        assert client.read(CONFIG, 0x100, 4096 - 0x100) == bytes(4096 - 0x100)
+        client.write(CONFIG, 0x100, b"1234")
+        assert client.read(CONFIG, 0xFE, 8) == bytes(8)
+        for offset, n in ((4096, 1), (4093, 4), (1 << 63, 4)):
+            with refused_with(errno.EINVAL):
+                client.read(CONFIG, offset, n)
+
+
+class TestRegisters:
+    def test_widths_and_alignment(self, client):
+        assert client.reg64(0) & 0xFFFFFFFF == client.reg32(0)
+        for offset, n in ((0, 1), (0, 2), (0, 16), (2, 4), (4, 8), (0, 0), (0x2000, 4), (1 << 40, 4)):
+            with refused_with(errno.EINVAL):
+                client.read(BAR0, offset, n)
+            with refused_with(errno.EINVAL):
+                client.write(BAR0, offset, bytes(n))
+
+    def test_absent_regions_cannot_be_accessed(self, client):
+        for region in (1, 2, 3, 5, 6, 8, 9, 1000):
+            with refused_with(errno.EINVAL):
+                client.read(region, 0, 4)
+
+    def test_msix_table_is_memory_and_pba_is_not(self, client):
+        client.write(MSIX_BAR, 16 * 64, bytes(range(16)))
+        assert client.read(MSIX_BAR, 16 * 64, 16) == bytes(range(16))
+        client.write(MSIX_BAR, 0x1000, b"\xff" * 16)
+        assert client.read(MSIX_BAR, 0x1000, 32) == bytes(32)
+
+    def test_an_access_above_max_data_xfer_size(self, client):
+        with refused_with(errno.EINVAL):
+            client.read(CONFIG, 0, (1 << 20) + 1)
+        assert client.read(CONFIG, 8, 1)
+
+    def test_reset(self, client):
+        admin = Admin(client)
+        client.call(RESET)
+        assert client.reg32(CSTS) & 1 == 0
+        admin.enable()
+        assert len(admin.identify()) == 4096
+
+
+class TestInterrupts:
+    def test_trigger_mask_and_unmask(self, client):
+        with eventfds(3) as fds:
+            client.set_irqs(MSIX, 5, 3, EVENTFD | TRIGGER, fds=fds)
+            client.set_irqs(MSIX, 5, 3, NONE | TRIGGER)
+            assert [count(fd) for fd in fds] == [1, 1, 1]
+            client.set_irqs(MSIX, 5, 3, BOOL | TRIGGER, data=b"\1\0\2")
+            assert [count(fd) for fd in fds] == [1, 0, 1]
+
+    def test_masked_vectors_are_pending_until_unmasked(self, client, controller):
+        Admin(client)
+        with eventfds(1) as (fd,):
+            client.set_irqs(MSIX, 1, 1, EVENTFD | TRIGGER, fds=(fd,))
+            client.set_irqs(MSIX, 1, 1, NONE | MASK)
+            controller.faults.interrupt(1)
+            assert count(fd) == 0
+            assert client.read(MSIX_BAR, 0x1000, 8) == struct.pack("<Q", 2)
+            client.set_irqs(MSIX, 1, 1, NONE | UNMASK)
+            assert count(fd) == 1
+            assert client.read(MSIX_BAR, 0x1000, 8) == bytes(8)
+
+    def test_a_vector_without_eventfd_is_told_when_it_gets_one(self, client, controller):
+        Admin(client)
+        controller.faults.interrupt(64)
+        assert client.read(MSIX_BAR, 0x1008, 8) == struct.pack("<Q", 1)
+        with eventfds(1) as (fd,):
+            client.set_irqs(MSIX, 64, 1, EVENTFD | TRIGGER, fds=(fd,))
+            assert count(fd) == 1
+
+    def test_disable_and_deassign(self, client, controller):
+        with eventfds(2) as fds:
+            client.set_irqs(MSIX, 0, 2, EVENTFD | TRIGGER, fds=fds)
+            assert controller.stats()["vectors"] == 2
+            client.set_irqs(MSIX, 1, 1, EVENTFD | TRIGGER)
+            assert controller.stats()["vectors"] == 1
+            client.set_irqs(MSIX, 0, 0, NONE | TRIGGER)
+            assert controller.stats()["vectors"] == 0
+            client.set_irqs(MSIX, 0, 2, NONE | TRIGGER)
+            assert [count(fd) for fd in fds] == [0, 0]
+            client.set_irqs(MSI, 0, 0, NONE | TRIGGER)
+
+    def test_all_vectors_in_chunks(self, client, controller):
+        with eventfds(65) as fds:
+            for start in range(0, 65, 16):
+                chunk = fds[start : start + 16]
+                client.set_irqs(MSIX, start, len(chunk), EVENTFD | TRIGGER, fds=chunk)
+            client.set_irqs(MSIX, 0, 65, NONE | TRIGGER)
+            assert [count(fd) for fd in fds] == [1] * 65
+
+    def test_replacing_an_eventfd_closes_the_old_one(self, client):
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            with eventfds(1) as fds:
+                client.set_irqs(MSIX, 0, 1, EVENTFD | TRIGGER, fds=fds)
+        assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+    def test_intx_masks_itself_until_unmasked(self, client):
+        admin = Admin(client)
+        client.set_irqs(MSIX, 0, 0, NONE | TRIGGER)
+        client.write(CONFIG, 4, b"\x06\x00")
+        with eventfds(2) as (fd, unmask):
+            client.set_irqs(INTX, 0, 1, EVENTFD | TRIGGER, fds=(fd,))
+            client.set_irqs(INTX, 0, 1, EVENTFD | UNMASK, fds=(unmask,))
+            admin.identify()
+            assert count(fd) == 1
+            assert client.read(CONFIG, 6, 1)[0] & 8
+            admin.identify()
+            assert count(fd) == 0
+            os.eventfd_write(unmask, 1)
+            admin.identify()
+            assert count(fd) >= 1
+            client.set_irqs(INTX, 0, 1, NONE | UNMASK)
+            client.write(CONFIG, 4, b"\x06\x04")
+            count(fd)
+            client.set_irqs(INTX, 0, 1, NONE | UNMASK)
+            admin.identify()
+            assert count(fd) == 0
+            client.write(CONFIG, 4, b"\x06\x00")
+            assert count(fd) == 1
+
+    @pytest.mark.parametrize(
+        ("index", "start", "n", "flags", "data"),
+        [
+            (5, 0, 1, NONE | TRIGGER, b""),
+            (MSIX, 65, 1, NONE | TRIGGER, b""),
+            (MSIX, 0, 66, NONE | TRIGGER, b""),
+            (MSIX, 0xFFFFFFFF, 2, NONE | TRIGGER, b""),
+            (MSIX, 1, 0, NONE | TRIGGER, b""),
+            (MSIX, 0, 0, EVENTFD | TRIGGER, b""),
+            (MSIX, 0, 1, 0, b""),
+            (MSIX, 0, 1, NONE, b""),
+            (MSIX, 0, 1, NONE | BOOL | TRIGGER, b"\1"),
+            (MSIX, 0, 1, NONE | TRIGGER | MASK, b""),
+            (MSIX, 0, 1, NONE | TRIGGER | 64, b""),
+            (MSIX, 0, 4, BOOL | TRIGGER, b"\1\1\1"),
+            (MSIX, 0, 1, EVENTFD | MASK, b""),
+            (ERR, 0, 1, NONE | MASK, b""),
+            (MSI, 0, 1, NONE | TRIGGER, b""),
+        ],
+    )
+    def test_nonsense_is_refused(self, client, index, start, n, flags, data):
+        with refused_with(errno.EINVAL):
+            client.set_irqs(index, start, n, flags, data=data)
+
+    def test_descriptors_must_be_eventfds_and_fit_the_count(self, client):
+        with memfd(4096) as fd, eventfds(2) as fds:
+            for bad, n in (((fd,), 1), (fds, 1), (fds, 3), ((fds[0], fd), 2)):
+                with refused_with(errno.EINVAL):
+                    client.set_irqs(MSIX, 0, n, EVENTFD | TRIGGER, fds=bad)
+            with refused_with(errno.EINVAL):
+                client.set_irqs(MSIX, 0, 1, NONE | TRIGGER, fds=(fds[0],))
+
+    def test_a_full_blocking_eventfd_does_not_hold_the_server(self, client):
+        fd = os.eventfd((1 << 32) - 1, os.EFD_CLOEXEC)
+        try:
+            os.eventfd_write(fd, (1 << 64) - 1 - (1 << 32))  # the most it takes
+            client.set_irqs(MSIX, 0, 1, EVENTFD | TRIGGER, fds=(fd,))
+            client.set_irqs(MSIX, 0, 1, NONE | TRIGGER)
+            client.region_info(0)
+        finally:
+            os.close(fd)
+
+
+class TestDma:
+    def test_overlaps_and_exact_unmapping(self, client, controller):
+        with memfd(64 << 10) as fd:
+            client.dma_map(0x10000, 0x4000, fd)
+            for iova, n in (
+                (0x10000, 0x4000),
+                (0xF000, 0x2000),
+                (0x13FFF, 1),
+                (0, 0x100000),
+                (0x11000, 0x1000),
+            ):
+                with refused_with(errno.EEXIST):
+                    client.dma_map(iova, n, None)
+            client.dma_map(0x14000, 0x1000, fd)
+            client.dma_map(0xF000, 0x1000, fd)
+            for iova, n in (
+                (0x10000, 0x2000),
+                (0x11000, 0x3000),
+                (0x10000, 0x5000),
+                (0x20000, 0x1000),
+                (0, 0),
+            ):
+                with refused_with(errno.ENOENT):
+                    client.dma_unmap(iova, n)
+            answer = client.dma_unmap(0x10000, 0x4000)
+            assert struct.unpack("<IIQQ", answer) == (24, 0, 0x10000, 0x4000)
+            with refused_with(errno.ENOENT):
+                client.dma_unmap(0x10000, 0x4000)
+            assert controller.stats()["mappings"] == 2
+            client.dma_unmap(0, 0, flags=2)
+            assert controller.stats()["mappings"] == 0
+
+    def test_bad_sizes_and_flags(self, client):
+        with memfd(0x3000) as fd:
+            bad = [
+                {"iova": 0, "nbytes": 0},
+                {"iova": (1 << 64) - 4096, "nbytes": 8192},
+                {"iova": 0, "nbytes": 0x3001},
+                {"iova": 0, "nbytes": 0x1000, "offset": 0x2001},
+                {"iova": 0, "nbytes": 0x1000, "offset": (1 << 64) - 0x1000},
+                {"iova": 0, "nbytes": 1 << 63, "offset": 0},
+                {"iova": 0, "nbytes": 0x1000, "flags": 0x13},
+            ]
+            for arguments in bad:
+                with refused_with(errno.EINVAL):
+                    client.dma_map(fd=fd, **arguments)
+            with refused_with(errno.EINVAL):
+                client.call(DMA_MAP, struct.pack("<IIQQQ", 32, 3, 0, 0, 0x1000), (fd, fd))
+            with refused_with(errno.ENOTSUP):
+                client.dma_unmap(0, 0x1000, flags=1)
+            client.dma_map((1 << 64) - 4096, 4096, fd)
+
+    def test_a_socket_cannot_be_mapped(self, client):
+        with pytest.raises(Refused):
+            client.dma_map(0, 4096, client.sock.fileno())
+
+    def test_the_controller_reaches_what_is_mapped_at_an_odd_offset(self, client):
+        admin = Admin(client)
+        with memfd(5 * 4096) as fd:
+            client.dma_map(0x5000_0000, 0x2000, fd, offset=0x1800)
+            assert admin.command(0x06, prp1=0x5000_0000, cdw10=1)[1] == 0
+            with mmap.mmap(fd, 5 * 4096) as memory:
+                assert memory[0x1800 + 24 : 0x1800 + 34] == b"nvme_async"
+                assert memory[:0x1800] == bytes(0x1800)
+
+    @pytest.mark.parametrize("how", ["unmapped", "across", "without descriptor", "read-only", "no access"])
+    def test_what_is_out_of_reach_fails_the_command_only(self, client, how):
+        admin = Admin(client)
+        with memfd(8192) as fd:
+            target = 0x7000_0000
+            if how == "across":
+                client.dma_map(target - 4096 + 2048, 4096, fd)
+                target = target - 4096 + 2048 + 4
+            elif how == "without descriptor":
+                client.dma_map(target, 4096, None)
+            elif how == "read-only":
+                client.dma_map(target, 4096, fd, flags=1)
+            elif how == "no access":
+                client.dma_map(target, 4096, fd, flags=0)
+            _, status = admin.command(0x06, prp1=target, cdw10=1)
+            assert status & 0x7FF != 0
+            assert len(admin.identify()) == 4096
+
+    def test_thousands_of_mappings(self, client, controller):
+        with memfd(4096) as fd:
+            for i in range(4096):
+                client.dma_map(((i * 2654435761) % (1 << 30)) << 12, 4096, fd)
+            assert controller.stats()["mappings"] == 4096
+            with refused_with(errno.ENOSPC):
+                client.dma_map(1 << 60, 4096, fd)
+            client.dma_unmap((2654435761 % (1 << 30)) << 12, 4096)
+        admin = Admin(client)
+        assert len(admin.identify()) == 4096
+
+    def test_a_truncated_file_costs_the_client_its_connection(self, controller):
+        with RawClient(controller.connect()) as client:
+            admin = Admin(client)
+            with memfd(1 << 20) as fd:
+                client.dma_map(0x5000_0000, 1 << 20, fd)
+                os.ftruncate(fd, 0)
+                admin.submit(0x06, prp1=0x5000_0000, cdw10=1)
+                assert client.closed_by_peer()
+        assert controller.stats()["last_drop"] == "a mapped file was truncated"
+        with RawClient(controller.connect()) as client:
+            assert len(Admin(client).identify()) == 4096
+
+    def test_truncated_queues_do_no_harm(self, controller):
+        with RawClient(controller.connect()) as client:
+            admin = Admin(client)
+            os.ftruncate(admin.fd, 0)
+            client.reg32(0x1000, 1)
+            assert client.closed_by_peer()
+        with RawClient(controller.connect()) as client:
+            assert len(Admin(client).identify()) == 4096
+
+
+class TestEventfdWakeups:
+    @pytest.mark.parametrize("ring", ["message", "page", "kick"])
+    def test_every_way_to_ring_is_heard(self, controller, ring):
+        with RawClient(controller.connect()) as client:
+            admin = Admin(client, ring)
+            for _ in range(50):
+                assert len(admin.identify()) == 4096
+            assert controller.stats()["kicked"] == (ring == "kick")
+            assert client.reg32(CSTS) & 3 == 1
