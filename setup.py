@@ -31,7 +31,7 @@ def extension(name: str, folder: str) -> Extension:
     return Extension(
         f"nvme_async.{name}",
         sources,
-        depends=glob("ext/**/*.h", recursive=True) + glob("nvme_async/*.pxd"),
+        depends=glob("ext/**/*.h", recursive=True) + glob("ext/**/*.pxi", recursive=True) + glob("nvme_async/*.pxd"),
         include_dirs=["ext"],
         extra_compile_args=CFLAGS + CYTHON_NOISE,
         extra_link_args=LDFLAGS,
@@ -43,7 +43,13 @@ setup(
     ext_modules=cythonize(
         [
             extension(name, folder)
-            for name, folder in [("_dma", "dma"), ("_mmio", "device"), ("_hotpath", "hotpath"), ("_emulator", "emulator")]
+            for name, folder in [
+                ("_dma", "dma"),
+                ("_mmio", "device"),
+                ("_hotpath", "hotpath"),
+                ("_emulator", "emulator"),
+                ("_bench", "bench"),
+            ]
             if glob(f"ext/{folder}/{name}.pyx")
         ],
         compiler_directives={

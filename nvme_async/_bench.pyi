@@ -1,0 +1,186 @@
+"""The benchmark's own loop in C: what comes next, what it took, and what data goes out.
+
+Objects here belong to one thread, that of the job. Single counters of a Recorder may be read from others.
+Offsets and sizes are bytes, times ns of CLOCK_MONOTONIC. Directions: 0 read, 1 write, 2 trim, 3 flush.
+"""
+
+from array import array
+from collections.abc import Sequence
+from typing import Self, final
+
+from typing_extensions import Buffer
+
+READ: int
+WRITE: int
+TRIM: int
+SYNC: int
+ORDERS: dict[str, int]
+MAX_SPLITS: int
+
+def crc32c(data: Buffer, crc: int = 0, *, software: bool = False) -> int:
+    """CRC-32C; `crc` continues an earlier one. `software`: without the processor's instruction."""
+
+def xxh64(data: Buffer, seed: int = 0) -> int:
+    """XXH64 of `data`."""
+
+def fill_random(data: Buffer, key: int) -> None:
+    """Overwrites `data` with pseudo-random bytes, the same for the same key."""
+
+def clock_ns() -> int:
+    """The clock of all times here."""
+
+@final
+class Histogram:
+    """Latencies in fio's 29 groups of 64 buckets; sum and deviation are exact, percentiles within 1 %."""
+
+    def __init__(self) -> None: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def min(self) -> int: ...
+    @property
+    def max(self) -> int: ...
+    @property
+    def mean(self) -> float: ...
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation."""
+    def add(self, value: int, times: int = 1) -> None: ...
+    def merge(self, other: Histogram) -> None: ...
+    def bins(self) -> dict[int, int]:
+        """The buckets that are not empty, by the value that stands for each."""
+    def percentiles(self, wanted: Sequence[float]) -> list[int]:
+        """The value below or at which so many percent lie; `wanted` ascending."""
+
+@final
+class Generator:
+    """Which I/O is next. The same arguments give the same sequence.
+
+    sizes: for reads, writes and trims each, a table of (bytes, share of 1), or two entries with share None for
+    all multiples of the first up to the second. order: sequential, permuted (each place once before any twice),
+    uniform, zipf, pareto, normal. read_share: of 1, for a mix; else all I/O goes in `direction`. skip: a hole
+    behind each I/O. run: so many I/Os in sequence at each random place.
+
+    Raises ValueError when sizes, start or align are no multiples of block_size, or the region is too small.
+    """
+
+    shift: int
+    def __init__(
+        self,
+        *,
+        seed: int,
+        start: int,
+        length: int,
+        block_size: int,
+        sizes: Sequence[Sequence[tuple[int, float | None]]],
+        order: str = "sequential",
+        parameter: float = 0.0,
+        direction: int = 0,
+        read_share: float | None = None,
+        align: int = 0,
+        skip: int = 0,
+        run: int = 1,
+    ) -> None: ...
+    @property
+    def units(self) -> int:
+        """How many places an I/O can begin at."""
+    def next(self) -> tuple[int, int, int]:
+        """Direction, offset, bytes."""
+    def restart(self, seed: int) -> None: ...
+
+@final
+class Recorder:
+    """What a job did, and its limits: I/Os are given out until limit_bytes, limit_ios, a deadline or stop().
+
+    timed: read the clock for each I/O; otherwise for one in 32. log: keep an entry for each I/O, or one for
+    each direction and `log_window_ns`.
+    """
+
+    def __init__(
+        self,
+        *,
+        timed: bool = True,
+        histograms: bool = True,
+        limit_bytes: int | None = None,
+        limit_ios: int | None = None,
+        log: bool = False,
+        log_window_ns: int = 0,
+        log_max: bool = False,
+    ) -> None: ...
+    def arm(self, *, measure_from: int = 0, deadline: int | None = None) -> None:
+        """Sets the times: nothing is recorded before the first, nothing started from the second on."""
+    def stop(self) -> None:
+        """Gives out no more I/O. From any thread."""
+    def renew(self) -> None:
+        """Gives the whole budget again (loops)."""
+    @property
+    def stopped(self) -> bool: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def began(self) -> int | None:
+        """When recording began."""
+    @property
+    def deadline(self) -> int | None: ...
+    @property
+    def claimed(self) -> tuple[int, int]:
+        """Bytes and I/Os given out of the budget."""
+    @property
+    def ios(self) -> tuple[int, int, int]: ...
+    @property
+    def nbytes(self) -> tuple[int, int, int]: ...
+    @property
+    def issued(self) -> tuple[int, int, int, int]: ...
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """I/Os by the depth they were issued at: 1, 2-3, 4-7, 8-15, 16-31, 32-63, more."""
+    @property
+    def batches(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Calls that submitted, and that completed, 0, 1-4, 5-8, 9-16, 17-32, 33-64, more I/Os."""
+    def latency(self, direction: int) -> Histogram:
+        """A copy of the histogram."""
+    def record_sync(self, ns: int) -> None: ...
+    def log_entries(self) -> list[tuple[int, int, int, int, int, int]]:
+        """(time, latency, bytes, I/Os, offset, direction) in order of time."""
+
+@final
+class Slot:
+    """One I/O at a time. As an iterator it is the loop of a plain job: each step ends the previous I/O and
+    begins the next; it yields the LBA of a read, and the complement (~lba) of a write or trim.
+
+    Other jobs use claim() or aim(), then begin() and end() or abandon() around the I/O.
+    """
+
+    def __init__(self, recorder: Recorder, generator: Generator, *, trim_then_write: bool = False) -> None: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> int: ...
+    def claim(self) -> int:
+        """Takes the next I/O and gives its direction; -1 when there is none to be done."""
+    def aim(self, direction: int, offset: int, nbytes: int) -> None:
+        """Sets the I/O by hand, outside of the budget."""
+    def begin(self) -> None: ...
+    def end(self) -> None: ...
+    def abandon(self) -> None:
+        """The I/O failed: it counts for nothing."""
+    @property
+    def direction(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def lba(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+
+@final
+class Batch:
+    """Many I/Os for one await. The latency of the whole is recorded for each of them."""
+
+    def __init__(self, recorder: Recorder, generator: Generator, depth: int) -> None: ...
+    def fill(self, reads: array[int], writes: array[int]) -> tuple[int, int]:
+        """Fills arrays of type Q with LBAs, as many together as the shorter has room; how many of each."""
+    def end(self) -> None: ...
+    def abandon(self) -> None: ...
