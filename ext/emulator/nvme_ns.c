@@ -1,4 +1,5 @@
 /* Namespaces: their identity, size and life, and Format NVM (Base 2.0, 5.23 in its NVM form). */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,16 +36,15 @@ static void name(const struct emu_ctrl *ctrl, struct ns *ns)
 }
 
 /* One bit for each block of the smaller size, so that a Format needs no other; address space only, until a bit is set. */
-static int bad_init(struct ns *ns, uint64_t nbytes)
+static int bad_reserve(struct ns *ns, uint64_t nbytes)
 {
     size_t wanted = ((nbytes >> 9) / 64 + 1) * 8;
-    void *bits = mmap(NULL, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (ns->bad && wanted <= ns->bad_nbytes)
+        return 0;
+    void *bits = ns->bad ? mremap(ns->bad, ns->bad_nbytes, wanted, MREMAP_MAYMOVE)
+                         : mmap(NULL, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (bits == MAP_FAILED)
         return -errno;
-    if (ns->bad) {
-        memcpy(bits, ns->bad, ns->n_bad ? (ns->bad_nbytes < wanted ? ns->bad_nbytes : wanted) : 0);
-        munmap(ns->bad, ns->bad_nbytes);
-    }
     ns->bad = bits;
     ns->bad_nbytes = wanted;
     return 0;
@@ -75,7 +75,7 @@ struct ns *ns_new(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_conf
         free(ns);
         return NULL;
     }
-    int rc = bad_init(ns, config->nbytes);
+    int rc = bad_reserve(ns, config->nbytes);
     if (rc) {
         snprintf(err, 256, "namespace %u: %s", nsid, strerror(-rc));
         ns_free(ns);
@@ -94,27 +94,19 @@ void ns_free(struct ns *ns)
     free(ns);
 }
 
-static uint64_t count_bad(const struct ns *ns)
-{
-    uint64_t n = 0;
-    for (uint64_t i = 0; i < ns->nblocks && ns->n_bad; i++)
-        n += ns->bad[i / 64] >> i % 64 & 1;
-    return n;
-}
-
 int ns_resize(struct ns *ns, uint64_t nbytes)
 {
     if (nbytes < 4096 || nbytes % 4096 || nbytes > NS_MAX)
         return -EINVAL;
-    int rc = bad_init(ns, nbytes);
+    int rc = bad_reserve(ns, nbytes);
     if (!rc)
         rc = media_resize(&ns->media, nbytes);
     if (rc)
         return rc;
-    bool shrunk = nbytes >> ns->lbads < ns->nblocks;
-    ns->nblocks = nbytes >> ns->lbads;
-    if (shrunk)
-        ns->n_bad = count_bad(ns);
+    uint64_t nblocks = nbytes >> ns->lbads;
+    if (nblocks < ns->nblocks)
+        bad_clear(ns, nblocks, ns->nblocks - nblocks);
+    ns->nblocks = nblocks;
     return 0;
 }
 
@@ -157,7 +149,8 @@ static uint16_t format(struct ns *ns, uint8_t lbads)
     ns->lbads = lbads;
     ns->nblocks = ns->media.nbytes >> lbads;
     if (ns->n_bad) {
-        memset(ns->bad, 0, ns->bad_nbytes);
+        if (madvise(ns->bad, ns->bad_nbytes, MADV_DONTNEED)) /* not memset: it may be gigabytes, of which few exist */
+            return SC_INTERNAL;
         ns->n_bad = 0;
     }
     return SC_SUCCESS;

@@ -89,6 +89,7 @@ void *fh_alloc(struct fake_host *host, size_t nbytes)
     }
     void *ptr = host->memory + host->used;
     host->used += nbytes;
+    memset(ptr, 0, nbytes);
     return ptr;
 }
 
@@ -197,7 +198,8 @@ uint16_t fh_do(struct fake_host *host, struct fh_queue *queue, struct nvme_sqe s
     return (uint16_t)(cqe.status >> 1 & ~SC_MORE);
 }
 
-struct nvme_sqe fh_rw(const struct fake_host *host, uint8_t opcode, uint64_t lba, uint32_t blocks, const void *data, size_t nbytes)
+struct nvme_sqe fh_rw(const struct fake_host *host, uint8_t opcode, uint64_t lba, uint32_t blocks, const void *data,
+                      size_t nbytes)
 {
     uint64_t at = fh_iova(host, data);
     struct nvme_sqe sqe = {.opcode = opcode,

@@ -25,8 +25,8 @@ struct fake_host {
     volatile uint32_t *doorbells;
     volatile uint32_t *shadow; /* used instead of the I/O doorbells once set */
     uint64_t interrupts[EMU_MAX_VECTORS];
-    bool unmapped;       /* every translation fails */
-    bool auto_poll;      /* fh_wait() polls the controller itself */
+    bool unmapped;  /* every translation fails */
+    bool auto_poll; /* fh_wait() polls the controller itself */
     struct fh_queue admin;
 };
 
@@ -42,7 +42,8 @@ uint64_t fh_iova(const struct fake_host *host, const void *ptr);
 
 /* Admin queue of `depth` entries, CC.EN=1. Returns CSTS. */
 uint32_t fh_enable(struct fake_host *host, uint32_t depth);
-/* Create I/O CQ and SQ of `depth` entries; qid is also the vector when there are as many. Returns the first status that isn't 0. */
+/* Create I/O CQ and SQ of `depth` entries; qid is also the vector when there are as many. Returns the first status that isn't 0.
+ */
 uint16_t fh_create_io(struct fake_host *host, struct fh_queue *queue, uint16_t qid, uint32_t depth);
 
 /* Puts a command into the ring (its cid is chosen here and returned) and, with fh_ring(), tells the controller. */
@@ -55,6 +56,7 @@ bool fh_wait(struct fake_host *host, struct fh_queue *queue, struct nvme_cqe *cq
 /* Push, ring, wait: the status field without phase and "more"; *result gets DW0 unless NULL. 0xffff when nothing came. */
 uint16_t fh_do(struct fake_host *host, struct fh_queue *queue, struct nvme_sqe sqe, uint32_t *result);
 /* Read or write of blocks at lba with the pages of `data` (which has to be page aligned, at most two pages). */
-struct nvme_sqe fh_rw(const struct fake_host *host, uint8_t opcode, uint64_t lba, uint32_t blocks, const void *data, size_t nbytes);
+struct nvme_sqe fh_rw(const struct fake_host *host, uint8_t opcode, uint64_t lba, uint32_t blocks, const void *data,
+                      size_t nbytes);
 
 #endif
