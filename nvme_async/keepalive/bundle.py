@@ -1,0 +1,194 @@
+"""What keeps a controller alive while nobody drives it: descriptors, and how they pass from process to process.
+
+The pool's memfd holds everything else (rings, trackers, slot table, manifest), so whoever has a bundle can go on with the controller.
+
+On a stream socket a bundle is one frame: a header, one byte for each chunk of descriptors (which ride on it as SCM_RIGHTS), and a JSON body.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import select
+import socket
+import struct
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import attrs
+
+from nvme_async.errors import ControllerTimeout, InvalidSavedState
+
+# magic, version, number of descriptors, bytes of the body
+_HEADER = struct.Struct("<8sIIQ")
+_MAGIC = b"NVMEBNDL"
+_VERSION = 1
+# SCM_MAX_FD of Linux is 253.
+_CHUNK = 200
+# 2048 vectors is the most that MSI-X has.
+_MAX_DESCRIPTORS = 4096
+_MAX_BODY = 64 << 20
+
+
+@attrs.define
+class Bundle:
+    """A controller between two processes.
+
+    uri: the device address that it was opened with.
+    manifest: the saved state as it was when the bundle was made (JSON). The pool holds the current one; it is what a restore goes by.
+    descriptors: by name, owned by this object until close(): "pool" (the memfd), "device.…" (what Device.descriptors() says), and "irq.N"
+        (the eventfd of MSI-X vector N).
+    """
+
+    uri: str
+    manifest: bytes
+    descriptors: dict[str, int]
+
+    @classmethod
+    def of(cls, uri: str, manifest: bytes, descriptors: dict[str, int]) -> Self:
+        """With duplicates of `descriptors`, close-on-exec."""
+        bundle = cls(uri, manifest, {})
+        try:
+            for name, fd in descriptors.items():
+                bundle.descriptors[name] = os.dup(fd)
+        except BaseException:
+            bundle.close()
+            raise
+        return bundle
+
+    def duplicate(self) -> Bundle:
+        """Another one with descriptors of its own."""
+        return Bundle.of(self.uri, self.manifest, self.descriptors)
+
+    def part(self, prefix: str) -> dict[str, int]:
+        """Descriptors whose names begin with `prefix`, by the rest of their names. They stay the bundle's."""
+        return {name[len(prefix) :]: fd for name, fd in self.descriptors.items() if name.startswith(prefix)}
+
+    def close(self) -> None:
+        """Closes the descriptors. What they stand for lives on as long as somebody else has them. Harmless when repeated."""
+        descriptors, self.descriptors = self.descriptors, {}
+        for fd in descriptors.values():
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def send_bundle(sock: socket.socket, bundle: Bundle, *, timeout: float = 10.0) -> None:
+    """Sends a bundle over a connected Unix stream socket; the receiver gets descriptors of its own. Blocks up to `timeout` seconds.
+
+    Raises ControllerTimeout when the other side doesn't take it in time, ConnectionError when it has gone.
+    """
+    deadline = time.monotonic() + timeout
+    names = list(bundle.descriptors)
+    body = json.dumps({"uri": bundle.uri, "manifest": bundle.manifest.decode(), "descriptors": names}).encode()
+    _send(sock, _HEADER.pack(_MAGIC, _VERSION, len(names), len(body)), (), deadline)
+    fds = list(bundle.descriptors.values())
+    for at in range(0, len(fds), _CHUNK):
+        _send(sock, b"+", fds[at : at + _CHUNK], deadline)
+    _send(sock, body, (), deadline)
+
+
+def receive_bundle(sock: socket.socket, timeout: float = 10.0) -> Bundle:
+    """The next bundle from a connected Unix stream socket; its descriptors are the caller's. Blocks up to `timeout` seconds.
+
+    Raises InvalidSavedState for what isn't a bundle, ControllerTimeout, ConnectionError when the other side has gone; nothing stays open
+    then.
+    """
+    deadline = time.monotonic() + timeout
+    magic, version, count, length = _HEADER.unpack(_receive(sock, _HEADER.size, deadline))
+    if magic != _MAGIC:
+        raise InvalidSavedState(f"this is not a bundle: it begins with {magic!r}")
+    if version != _VERSION:
+        raise InvalidSavedState(f"a bundle of version {version}; this build knows version {_VERSION}")
+    if count > _MAX_DESCRIPTORS or length > _MAX_BODY:
+        raise InvalidSavedState(
+            f"a bundle of {count} descriptors and {length} bytes; at most {_MAX_DESCRIPTORS} and {_MAX_BODY} make sense"
+        )
+    fds: list[int] = []
+    try:
+        while len(fds) < count:
+            received = _receive_fds(sock, deadline)
+            if not received:
+                raise InvalidSavedState(f"a bundle says that it has {count} descriptors, and came with {len(fds)}")
+            fds += received
+        uri, manifest, names = _body(_receive(sock, length, deadline))
+        if len(names) != len(fds) or len(set(names)) != len(names):
+            raise InvalidSavedState(f"a bundle names {len(set(names))} descriptors, and came with {len(fds)}")
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return Bundle(uri, manifest, dict(zip(names, fds, strict=True)))
+
+
+def _body(raw: bytes) -> tuple[str, bytes, list[str]]:
+    try:
+        body: Any = json.loads(raw)
+        uri, manifest, names = body["uri"], body["manifest"].encode(), body["descriptors"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidSavedState(f"a bundle's body makes no sense: {error!r}") from None
+    if not isinstance(uri, str) or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidSavedState("a bundle's body makes no sense: uri and descriptor names are to be text")
+    return uri, manifest, names
+
+
+def _wait(sock: socket.socket, event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(sock, event)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise ControllerTimeout("the other side of a bundle's socket did nothing in time")
+
+
+def _send(sock: socket.socket, data: bytes, fds: list[int] | tuple[()], deadline: float) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    view = memoryview(data)
+    while view:
+        try:
+            sent = sock.sendmsg([view], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            _wait(sock, select.POLLOUT, deadline)
+        else:
+            view, rights = view[sent:], []
+
+
+def _receive(sock: socket.socket, nbytes: int, deadline: float) -> bytes:
+    data = bytearray()
+    while len(data) < nbytes:
+        try:
+            # recv() and not recvmsg(): descriptors where none belong are closed by the kernel.
+            part = sock.recv(nbytes - len(data), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            _wait(sock, select.POLLIN, deadline)
+            continue
+        if not part:
+            raise ConnectionResetError(f"the other side closed its socket {len(data)} bytes into the {nbytes} that were due")
+        data += part
+    return bytes(data)
+
+
+def _receive_fds(sock: socket.socket, deadline: float) -> list[int]:
+    """One chunk of descriptors, close-on-exec."""
+    room = socket.CMSG_SPACE(_CHUNK * array.array("i").itemsize)
+    while True:
+        try:
+            data, ancillary, flags, _ = sock.recvmsg(1, room, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+            break
+        except BlockingIOError:
+            _wait(sock, select.POLLIN, deadline)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    if flags & socket.MSG_CTRUNC or data != b"+":
+        for fd in fds:
+            os.close(fd)
+        if not data:
+            raise ConnectionResetError("the other side closed its socket amid a bundle's descriptors")
+        raise InvalidSavedState("a bundle's descriptors came damaged: more in a chunk than there may be, or something else in between")
+    return fds.tolist()
