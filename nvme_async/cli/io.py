@@ -1,0 +1,321 @@
+"""nvme-async read, write and flush: blocks of a namespace, in nvme-cli's manner."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, BinaryIO
+
+import click
+import uvloop
+
+import nvme_async
+from nvme_async.emulator.config import parse_size
+from nvme_async.errors import ConfigurationError
+
+ALL_NAMESPACES = 0xFFFF_FFFF
+CHUNK = 1 << 20
+"""Bytes of one request; the driver splits it into commands."""
+DEPTH = 8
+"""Requests at once, so that neither the controller nor the file waits for the other. Memory is bounded by both."""
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes: 4096, 128KiB, 1g."""
+    try:
+        return None if value is None else parse_size(value, param.opts[0])
+    except ConfigurationError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _nsid(value: str) -> int:
+    nsid = int(value, 0)
+    if not 1 <= nsid <= ALL_NAMESPACES:
+        raise ValueError
+    return nsid
+
+
+def _number(value: str) -> int:
+    number = int(value, 0)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def _checked(convert: Callable[[str], int], what: str) -> Callable[..., int | None]:
+    def check(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+        if value is None:
+            return None
+        try:
+            return convert(value)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is not {what}") from None
+
+    return check
+
+
+_device = click.argument("device")
+_nsid_option = click.option(
+    "-n",
+    "--namespace-id",
+    "--nsid",
+    "nsid",
+    callback=_checked(_nsid, "a namespace id (1 to 0xffffffff)"),
+    help="Which namespace.  [default: the first]",
+)
+_start = click.option(
+    "-s",
+    "--start-block",
+    "start",
+    callback=_checked(_number, "a block number"),
+    help="First logical block (LBA).  [default: 0]",
+)
+_count = click.option(
+    "-c",
+    "--block-count",
+    "count",
+    callback=_checked(_number, "a number of blocks"),
+    help="Number of blocks, zero-based as in the command and in nvme-cli: 0 means one.",
+)
+_offset = click.option("--offset", callback=_size, metavar="SIZE", help="Instead of --start-block: the first byte.")
+_fua = click.option("-f", "--force-unit-access", "fua", is_flag=True, help="Set FUA: the media itself, not a cache.")
+_output = click.option("-o", "--output-format", "output", type=click.Choice(["normal", "json"]), default="normal", show_default=True)
+
+
+@asynccontextmanager
+async def _namespaces(device: str, nsid: int | None) -> AsyncIterator[list[nvme_async.Namespace]]:
+    """The namespace asked for; all of them for FFFFFFFFh."""
+    async with nvme_async.open(device) as controller:
+        active = controller.namespaces
+        if nsid == ALL_NAMESPACES:
+            yield list(active.values())
+            return
+        if nsid is None and active:
+            nsid = min(active)
+        if nsid is None or nsid not in active:
+            wanted = "" if nsid is None else f" {nsid}"
+            raise click.ClickException(f"no active namespace{wanted} on {device}; active: {', '.join(map(str, active)) or 'none'}")
+        yield [active[nsid]]
+
+
+def _first_byte(namespace: nvme_async.Namespace, start: int | None, offset: int | None) -> int:
+    if start is not None and offset is not None:
+        raise click.UsageError("--start-block and --offset exclude each other")
+    return offset if offset is not None else (start or 0) * namespace.block_size
+
+
+def _nbytes(namespace: nvme_async.Namespace, count: int | None, length: int | None) -> int | None:
+    if count is not None and length is not None:
+        raise click.UsageError("--block-count and --length exclude each other")
+    return length if length is not None else None if count is None else (count + 1) * namespace.block_size
+
+
+def _check(namespace: nvme_async.Namespace, offset: int, nbytes: int) -> None:
+    """Before anything moves, so that a mistake changes nothing."""
+    size = namespace.block_size
+    for name, value in (("offset", offset), ("length", nbytes)):
+        if value % size:
+            raise click.UsageError(f"the {name} of {value} bytes is not a multiple of the block size of {size}")
+    if nbytes == 0:
+        raise click.UsageError("there is nothing to move: 0 bytes")
+    if offset + nbytes > namespace.nbytes:
+        raise click.UsageError(
+            f"blocks {offset // size} to {(offset + nbytes) // size - 1} are asked for, namespace {namespace.nsid} has {namespace.blocks}"
+        )
+
+
+def _report(what: str, namespace: nvme_async.Namespace, offset: int, nbytes: int, seconds: float, output: str) -> None:
+    if output == "json":
+        size = namespace.block_size
+        answer = {
+            "nsid": namespace.nsid,
+            "start_block": offset // size,
+            "blocks": nbytes // size,
+            "nbytes": nbytes,
+            "seconds": round(seconds, 6),
+        }
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        click.echo(f"{what}: Success, {nbytes} bytes", err=True)
+
+
+async def _copy_out(namespace: nvme_async.Namespace, offset: int, nbytes: int, fua: bool, put: Callable[[bytes], Any]) -> None:
+    size = namespace.block_size
+    under_way: deque[asyncio.Task[bytes]] = deque()
+    at, end = offset, offset + nbytes
+    async with asyncio.TaskGroup() as group:
+        while at < end or under_way:
+            while at < end and len(under_way) < DEPTH:
+                part = min(CHUNK, end - at)
+                under_way.append(group.create_task(_read_part(namespace, at // size, part // size, fua)))
+                at += part
+            data = await under_way.popleft()
+            await asyncio.to_thread(put, data)
+
+
+async def _read_part(namespace: nvme_async.Namespace, lba: int, blocks: int, fua: bool) -> bytes:
+    return await namespace.read(lba, blocks, fua=fua)
+
+
+async def _read(device: str, nsid: int | None, start: int | None, count: int | None, offset: int | None, length: int | None,
+                data: str, fua: bool, output: str) -> None:  # fmt: skip
+    async with _namespaces(device, nsid) as namespaces:
+        namespace = namespaces[0]
+        first = _first_byte(namespace, start, offset)
+        nbytes = _nbytes(namespace, count, length)
+        nbytes = namespace.block_size if nbytes is None else nbytes
+        _check(namespace, first, nbytes)
+        began = time.monotonic()
+        with _destination(data) as file:
+            await _copy_out(namespace, first, nbytes, fua, file.write)
+            file.flush()
+        _report("read", namespace, first, nbytes, time.monotonic() - began, output)
+
+
+def _destination(path: str) -> BinaryIO:
+    return open(os.dup(sys.stdout.fileno()) if path == "-" else path, "wb")
+
+
+def _origin(path: str) -> BinaryIO:
+    return open(os.dup(sys.stdin.fileno()) if path == "-" else path, "rb")
+
+
+class _Source:
+    """What is written: whole blocks from a file or a pipe, in chunks."""
+
+    def __init__(self, file: BinaryIO, nbytes: int | None, block_size: int, pad: bool) -> None:
+        self._file = file
+        self._left = nbytes
+        self._block_size = block_size
+        self._pad = pad
+        self.known = self._size_of(file) if nbytes is None else nbytes
+
+    def _size_of(self, file: BinaryIO) -> int | None:
+        """Bytes up to the end, padding included; None where only reading will tell."""
+        try:
+            nbytes = os.fstat(file.fileno()).st_size - file.tell()
+            file.seek(0, os.SEEK_CUR)
+        except (OSError, io.UnsupportedOperation):
+            return None
+        return -(-nbytes // self._block_size) * self._block_size if self._pad else nbytes
+
+    def next(self) -> bytes:
+        """Empty at the end. Blocks: call it from a thread."""
+        wanted = CHUNK if self._left is None else min(CHUNK, self._left)
+        data = b""
+        while len(data) < wanted:  # a pipe gives what it has
+            part = self._file.read(wanted - len(data))
+            if not part:
+                break
+            data += part
+        missing = (-len(data)) % self._block_size
+        if self._left is not None:
+            if len(data) < wanted:
+                if not self._pad:
+                    raise click.UsageError(f"the data end {self._left - len(data)} bytes too early; --pad fills up with zeroes")
+                missing = wanted - len(data)
+            self._left -= wanted
+        elif missing and not self._pad:
+            raise click.UsageError(f"the data's last {len(data) % self._block_size} bytes fill no block of {self._block_size}; "
+                                   "--pad fills it up with zeroes")  # fmt: skip
+        return data + bytes(missing) if data or self._left is not None else data
+
+
+async def _write(device: str, nsid: int | None, start: int | None, count: int | None, offset: int | None, length: int | None,
+                 data: str, fua: bool, pad: bool, output: str) -> None:  # fmt: skip
+    with _origin(data) as file:
+        async with _namespaces(device, nsid) as namespaces:
+            namespace = namespaces[0]
+            size = namespace.block_size
+            first = _first_byte(namespace, start, offset)
+            source = _Source(file, _nbytes(namespace, count, length), size, pad)
+            _check(namespace, first, size if source.known is None else source.known)
+            began = time.monotonic()
+            at = first
+            slots = asyncio.Semaphore(DEPTH)
+
+            async def put(lba: int, block: bytes) -> None:
+                try:
+                    await namespace.write(lba, block, fua=fua)
+                finally:
+                    slots.release()
+
+            async with asyncio.TaskGroup() as group:
+                while part := await asyncio.to_thread(source.next):
+                    if at + len(part) > namespace.nbytes:
+                        raise click.UsageError(f"the data go beyond the end of namespace {namespace.nsid} at {namespace.nbytes} bytes")
+                    await slots.acquire()
+                    group.create_task(put(at // size, part))
+                    at += len(part)
+            if at == first:
+                raise click.UsageError("there is nothing to move: 0 bytes")
+            _report("write", namespace, first, at - first, time.monotonic() - began, output)
+
+
+async def _flush(device: str, nsid: int | None) -> None:
+    async with _namespaces(device, nsid) as namespaces:
+        await asyncio.gather(*(namespace.flush() for namespace in namespaces))
+
+
+def _run(work: Any) -> None:
+    """uvloop.run(), with the one failure of a group of requests instead of the group."""
+    try:
+        uvloop.run(work)
+    except ExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+@click.command()
+@_device
+@_nsid_option
+@_start
+@_count
+@_offset
+@click.option("--length", callback=_size, metavar="SIZE", help="Instead of --block-count: how many bytes.")
+@click.option("-d", "--data", "data", default="-", show_default=True, help="The file that the data go to; - is stdout.")
+@_fua
+@_output
+def read(device: str, nsid: int | None, start: int | None, count: int | None, offset: int | None, length: int | None,
+         data: str, fua: bool, output: str) -> None:  # fmt: skip
+    """Read blocks of DEVICE."""
+    if output == "json" and data == "-":
+        raise click.UsageError("-o json and the data both on stdout: give --data FILE")
+    if data == "-" and sys.stdout.isatty():
+        raise click.UsageError("binary data don't belong on a terminal: give --data FILE, or a pipe")
+    _run(_read(device, nsid, start, count, offset, length, data, fua, output))
+
+
+@click.command()
+@_device
+@_nsid_option
+@_start
+@_count
+@_offset
+@click.option("--length", callback=_size, metavar="SIZE", help="Instead of --block-count: how many bytes.  [default: all there is]")
+@click.option("-d", "--data", "data", default="-", show_default=True, help="The file that the data come from; - is stdin.")
+@click.option("--pad", is_flag=True, help="Fill the last block, or what is short of the length, with zeroes.")
+@_fua
+@_output
+def write(device: str, nsid: int | None, start: int | None, count: int | None, offset: int | None, length: int | None,
+          data: str, fua: bool, pad: bool, output: str) -> None:  # fmt: skip
+    """Write blocks of DEVICE."""
+    _run(_write(device, nsid, start, count, offset, length, data, fua, pad, output))
+
+
+@click.command()
+@_device
+@_nsid_option
+def flush(device: str, nsid: int | None) -> None:
+    """Commit what was written to DEVICE to its media; -n 0xffffffff: of all namespaces."""
+    _run(_flush(device, nsid))
+    click.echo("flush: Success", err=True)
