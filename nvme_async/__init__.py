@@ -14,6 +14,7 @@ from nvme_async.controller import Controller
 from nvme_async.dma import DmaBuffer
 from nvme_async.errors import *  # noqa: F403
 from nvme_async.events import Event
+from nvme_async.many import BatchError, Many
 from nvme_async.memory import Registration
 from nvme_async.namespace import Namespace
 from nvme_async.options import Options
@@ -21,11 +22,13 @@ from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 
 __all__ = [
+    "BatchError",
     "Command",
     "Completion",
     "Controller",
     "DmaBuffer",
     "Event",
+    "Many",
     "Namespace",
     "Options",
     "Registration",

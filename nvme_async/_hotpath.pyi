@@ -1,6 +1,7 @@
 """The native hot path: queue pairs in DMA memory, and the awaitable that rides on them. See ext/hotpath/."""
 
 import asyncio
+from array import array
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import Any, final
 
@@ -33,6 +34,20 @@ class Request(Awaitable[Any]):
     def throw(self, type_: Any, value: Any = None, traceback: Any = None) -> Any: ...
     def close(self) -> None: ...
 
+@final
+class Batch(Awaitable["Batch"]):
+    statuses: array[int]
+    def __await__(self) -> Generator[Any, None, Batch]: ...
+    def send(self, value: None) -> Any: ...
+    def throw(self, type_: Any, value: Any = None, traceback: Any = None) -> Any: ...
+    def close(self) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def done(self) -> int: ...
+    def command(self, element: int) -> bytes: ...
+
 def queue_memory(entries: int, n_trackers: int, max_transfer: int) -> int: ...
 
 @final
@@ -43,7 +58,7 @@ class QueuePair:
     max_transfer: int
     mode: int
     spin_ns: int
-    batch: int
+    ring_at: int
     reap_limit: int
     on_busy: Callable[[], None] | None
     watched: bool
@@ -117,6 +132,19 @@ class QueuePair:
         tag: int = 0,
         internal: bool = False,
     ) -> Request: ...
+    def batch(
+        self,
+        opcode: int,
+        nsid: int,
+        lbas: Buffer,
+        blocks: int,
+        data: Buffer | None,
+        nbytes: int,
+        *,
+        to_host: bool,
+        depth: int = 0,
+        flags: int = 0,
+    ) -> Batch: ...
     def inspect(self) -> dict[str, Any]: ...
 
 class NamespaceCore:

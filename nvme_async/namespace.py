@@ -7,13 +7,14 @@ other commands, and loops that have no queue pair yet.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import attrs
 
 from nvme_async._hotpath import NamespaceCore
-from nvme_async.errors import ConfigurationError, InvalidNamespace, LbaOutOfRange, NvmeError
+from nvme_async.errors import CommandError, ConfigurationError, InvalidNamespace, LbaOutOfRange, NvmeError
+from nvme_async.many import BatchError, Many, as_lbas
 from nvme_async.queue_pair import QueuePair
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
@@ -131,6 +132,55 @@ class Namespace(NamespaceCore):
             )
         return queue
 
+    # -- many at once ------------------------------------------------------------------------------------------------------------------
+
+    async def read_many(
+        self, lbas: Any, into: Any = None, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
+    ) -> Many:
+        """Reads `blocks` blocks at each of `lbas` with one await; element i goes to into[i * blocks * block_size:].
+
+        lbas: a buffer of 64-bit integers (a NumPy array, array("Q")) or a sequence of ints.
+        into: writable buffer of len(lbas) * blocks * block_size bytes; memory that the device reaches is filled in place. Without it the
+            result's `data` is a new bytearray.
+        depth: how many commands are out at once; 0 = as many as the queue pair takes.
+        check: raise BatchError if any element failed; otherwise the result's `statuses` tell. Either way every element is carried through.
+        The GIL is released while it works, and other tasks of the loop get their turn.
+        """
+        if into is None:
+            into = bytearray(len(lbas) * blocks * self.block_size)
+        return await self._many(NvmOpcode.READ, lbas, into, blocks, depth, fua, check)
+
+    async def write_many(
+        self, lbas: Any, data: Any, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
+    ) -> Many:
+        """Writes `blocks` blocks at each of `lbas` with one await; element i comes from data[i * blocks * block_size:]. See read_many()."""
+        return await self._many(NvmOpcode.WRITE, lbas, data, blocks, depth, fua, check)
+
+    async def _many(self, opcode: int, lbas: Any, data: Any, blocks: int, depth: int, fua: bool, check: bool) -> Many:
+        if self._gone is not None:
+            raise self._gone
+        if not 1 <= blocks <= self.max_blocks:
+            raise ValueError(f"blocks is {blocks}, outside of 1 to {self.max_blocks} (one command of this controller)")
+        if depth < 0:
+            raise ValueError(f"depth is {depth}, which is negative")
+        queue = await self._queue()
+        batch = queue.hot.batch(
+            opcode,
+            self.nsid,
+            as_lbas(lbas),
+            blocks,
+            data,
+            blocks * self.block_size,
+            to_host=opcode == NvmOpcode.READ,
+            depth=depth,
+            flags=fua << 30,
+        )
+        await batch
+        result = Many(batch, data)
+        if batch.failed and check:
+            raise BatchError(result)
+        return result
+
     # -- bytes -------------------------------------------------------------------------------------------------------------------------
 
     def _blocks_of(self, offset: int, nbytes: int) -> tuple[int, int]:
@@ -153,11 +203,28 @@ class Namespace(NamespaceCore):
 
     # -- the other commands ------------------------------------------------------------------------------------------------------------
 
-    async def submit(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion:
+    @overload
+    async def submit(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion: ...
+    @overload
+    async def submit(self, command: Sequence[Command], buffer: Sequence[Any] | None = None, *, tag: int = 0) -> list[Completion]: ...
+
+    async def submit(self, command: Any, buffer: Any = None, *, tag: int = 0) -> Any:
         """Sends any I/O command of nvme_async.spec.commands. Data come and go in `buffer`; the answer of a read may also come as bytes.
 
         The command's nsid must be this namespace's. `tag` is the caller's and survives a servicing (keepalive).
+
+        A sequence of commands (and of buffers, None where there is none) is sent at once; the result is the list of completions, with
+        CommandErrors in the place of those that failed. Other errors are raised.
         """
+        if not isinstance(command, Command):
+            buffers = buffer if buffer is not None else [None] * len(command)
+            results = await asyncio.gather(
+                *(self.submit(one, data, tag=tag) for one, data in zip(command, buffers, strict=True)), return_exceptions=True
+            )
+            for result in results:
+                if isinstance(result, BaseException) and not isinstance(result, CommandError):
+                    raise result
+            return results
         if command.nsid != self.nsid:
             raise ValueError(f"the command is for namespace {command.nsid}, this is {self.nsid}")
         if self._gone is not None:

@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
+from array import array
 from collections import deque
 
 cimport cython
@@ -91,6 +92,7 @@ cdef extern from "hotpath/queue.h":
 
 cdef extern from "hotpath/send.h":
     void nva_request_install(object type_, void *impl)
+    void nva_batch_install(object type_, void *impl)
 
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
@@ -100,6 +102,7 @@ cdef extern from "<unistd.h>" nogil:
 
 include "memory.pxi"
 include "request.pxi"
+include "batch.pxi"
 include "queue_pair.pxi"
 include "namespace.pxi"
 include "probe.pxi"

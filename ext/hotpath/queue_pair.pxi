@@ -41,6 +41,8 @@ cdef class QueuePair:
     cdef Py_buffer memory_view
     cdef bint has_memory
     cdef PyObject **waiters      # a Request for each slot that is with the controller; owned references
+    cdef nvb_slot *slots         # for each slot, of which batch it is
+    cdef list batches            # those that are started and not over
     cdef readonly uint16_t qid
     cdef readonly uint32_t entries
     cdef readonly uint64_t max_transfer
@@ -77,7 +79,7 @@ cdef class QueuePair:
     cdef uint32_t ack_limit          # CQEs taken before the CQ doorbell is rung while nobody sleeps
     cdef public int mode
     cdef public uint64_t spin_ns     # longest look of a lone command, in nanoseconds; 0 = one look
-    cdef public uint32_t batch       # ring at once when so many are posted
+    cdef public uint32_t ring_at     # ring at once when so many are posted
     cdef public uint32_t reap_limit  # completions handled in one go, before other tasks of the loop get their turn
     cdef readonly object on_idle     # called when the last command completed, if not None
     cdef public object on_busy       # given to the loop at the first command after `watched` was cleared, if not None
@@ -121,14 +123,16 @@ cdef class QueuePair:
         self.poll_callback = self.poll
         self.more_callback = self.more
         self.mode = ADAPTIVE
-        self.batch = 16
+        self.ring_at = 16
         self.reap_limit = 256
         self.ack_limit = entries // 8 if entries >= 16 else 1
         self.credit = EAGER_IN_A_ROW
         self.patience = MAX_PATIENCE // 2
         self.ready = ready
         self.waiters = <PyObject **>calloc(n_trackers, sizeof(PyObject *))
-        if self.waiters == NULL or nvq_open(&self.q, <uint8_t *>self.memory_view.buf, memory.iova):
+        self.slots = <nvb_slot *>calloc(n_trackers, sizeof(nvb_slot))
+        self.batches = []
+        if self.waiters == NULL or self.slots == NULL or nvq_open(&self.q, <uint8_t *>self.memory_view.buf, memory.iova):
             raise MemoryError()
         if not attach:
             nvq_reset(&self.q)
@@ -141,6 +145,7 @@ cdef class QueuePair:
             for i in range(self.q.n_trackers):
                 Py_XDECREF(self.waiters[i])
             free(self.waiters)
+        free(self.slots)
         nvq_close(&self.q)
         if self.has_shadow:
             PyBuffer_Release(&self.shadow_view)
@@ -303,10 +308,7 @@ cdef class QueuePair:
         request.state = SENT
         Py_INCREF(request)
         self.waiters[slot] = <PyObject *>request
-        if not self.watched:
-            self.watched = True
-            if self.on_busy is not None:
-                self.call_soon(self.on_busy)
+        self.plan_watch()
         return 0
 
     cdef bint look(self, Request request) except -1:
@@ -315,7 +317,7 @@ cdef class QueuePair:
         cdef bint alone = self.q.n_armed == 1
         if alone:
             self.ring_now()
-        elif self.q.n_unrung >= self.batch:
+        elif self.q.n_unrung >= self.ring_at:
             self.ring_now()
         elif not self.flush_planned and self.mode == INTERRUPT:
             self.plan_flush()
@@ -419,9 +421,14 @@ cdef class QueuePair:
         cdef Request request
         cdef nvq_tracker *tracker
         cdef PyObject *waiter
+        cdef bint of_batches = False
         self.q.n_done = 0
         for i in range(n):
             slot = self.q.done_slots[i]
+            if self.slots[slot].batch != NULL:
+                nvb_finish(&self.q, self.slots, slot)
+                of_batches = True
+                continue
             tracker = &self.q.trackers[slot]
             waiter = self.waiters[slot]
             self.waiters[slot] = NULL
@@ -446,9 +453,36 @@ cdef class QueuePair:
             Py_DECREF(request)
         if self.line:
             self.grant()
+        if of_batches:
+            self.go_on_with_batches()
         if self.q.n_armed == 0 and self.on_idle is not None:
             callback, self.on_idle = self.on_idle, None
             callback()
+
+    cdef void go_on_with_batches(self) except *:
+        """Elements of sleeping batches have completed: the next ones are sent; who is done wakes up."""
+        cdef Batch batch
+        for batch in list(self.batches):
+            if batch.b.stopped:
+                self.leave_batches(batch)
+            elif batch.future is not None:
+                if not self.held:
+                    nvb_fill(&self.q, self.slots, &batch.b, <uint32_t>(self.n_granted + len(self.line)))
+                if batch.b.done == batch.b.n:
+                    batch.wake()
+        self.ring_now()
+
+    cdef void leave_batches(self, Batch batch) except *:
+        """A batch that is over, or whose awaiter is gone, is kept until nothing of it is out."""
+        if batch.b.out == 0 and batch in self.batches:
+            self.batches.remove(batch)
+            batch.let_go()
+
+    cdef inline void plan_watch(self) except *:
+        if not self.watched:
+            self.watched = True
+            if self.on_busy is not None:
+                self.call_soon(self.on_busy)
 
     cdef inline void take_result(self, Request request) except *:
         if request.kind == READ_BYTES:
@@ -527,11 +561,17 @@ cdef class QueuePair:
         """New commands wait in line while held."""
         self.held = held
         self.grant()
+        if not held:
+            self.go_on_with_batches()
 
     def fail_waiters(self, exception):
         """Everybody who waits for a sent command gets `exception`; the commands and their pages stay with the controller."""
         cdef uint32_t i
         cdef Request request
+        cdef Batch batch
+        for batch in list(self.batches):
+            if not batch.b.stopped:
+                batch.fail(exception)
         for i in range(self.q.n_trackers):
             if self.waiters[i] != NULL:
                 request = <Request>self.waiters[i]
@@ -546,14 +586,40 @@ cdef class QueuePair:
         cdef uint32_t i
         cdef Request request
         requests = []
+        elements = []
+        cdef Batch batch
         for i in range(self.q.n_trackers):
+            if self.slots[i].batch != NULL:
+                elements.append((self.q.trackers[i].position, i))
             if self.waiters[i] != NULL:
                 requests.append((self.q.trackers[i].position, i, <object>self.waiters[i]))
                 Py_DECREF(<object>self.waiters[i])
                 self.waiters[i] = NULL
+        cdef nvb_slot *slots = self.slots
+        self.slots = <nvb_slot *>calloc(self.q.n_trackers, sizeof(nvb_slot))
+        if self.slots == NULL:
+            self.slots = slots
+            raise MemoryError()
         nvq_reset(&self.q)
         requests.sort()
+        elements.sort()
         count = 0
+        for batch in self.batches:
+            batch.b.out = 0
+            if batch.b.command.opcode not in retryable and not batch.b.stopped:
+                batch.fail(exception)
+        for _, slot in elements:
+            if slots[<int>slot].batch.stopped:
+                if slots[<int>slot].batch.bounced:
+                    slots[<int>slot].batch.pieces[slots[<int>slot].batch.n_pieces] = slots[<int>slot].piece
+                    slots[<int>slot].batch.n_pieces += 1
+            else:
+                nvb_post(&self.q, self.slots, slots[<int>slot].batch, slots[<int>slot].element, &slots[<int>slot].piece)
+                count += 1
+        free(slots)
+        for batch in list(self.batches):
+            if batch.b.stopped:
+                self.leave_batches(batch)
         for _, _, entry in requests:
             request = <Request>entry
             if request.state == SENT and not request.failed and request.sqe.opcode in retryable and request.attempts < limit:
@@ -574,12 +640,22 @@ cdef class QueuePair:
         known to reach memory no more: nothing else ends its right to write. Waiters must have been told by fail_waiters()."""
         cdef uint32_t i
         cdef Request request
+        cdef Batch batch
         for i in range(self.q.n_trackers):
             if self.waiters[i] != NULL:
                 request = <Request>self.waiters[i]
                 self.waiters[i] = NULL
                 request.let_go()
                 Py_DECREF(request)
+            if self.slots[i].batch != NULL:
+                if self.slots[i].batch.bounced:
+                    self.slots[i].batch.pieces[self.slots[i].batch.n_pieces] = self.slots[i].piece
+                    self.slots[i].batch.n_pieces += 1
+                self.slots[i].batch = NULL
+        for batch in list(self.batches):
+            batch.b.out = 0
+            batch.b.stopped = True
+            self.leave_batches(batch)
         nvq_reset(&self.q)
         self.grant()
 
@@ -591,7 +667,9 @@ cdef class QueuePair:
             raise RuntimeError(f"queue {self.qid}: {self.q.n_armed} commands are still with the controller")
         nvq_close(&self.q)
         free(self.waiters)
+        free(self.slots)
         self.waiters = NULL
+        self.slots = NULL
         if self.has_shadow:
             PyBuffer_Release(&self.shadow_view)
             self.has_shadow = False
@@ -636,7 +714,13 @@ cdef class QueuePair:
 
     def still_out(self, cids):
         """Is any of these still with the controller?"""
-        return any([self.find(cid) is not None for cid in cids])
+        return any([self.is_out(cid) for cid in cids])
+
+    cdef bint is_out(self, uint16_t cid):
+        cdef unsigned slot = cid & ((1 << self.q.slot_bits) - 1)
+        if not self.has_memory or slot >= self.q.n_trackers:
+            return False
+        return self.q.trackers[slot].state != NVQ_FREE and self.q.trackers[slot].cid == cid
 
     cdef inline int check_open(self) except -1:
         if not self.has_memory:
@@ -647,7 +731,12 @@ cdef class QueuePair:
         """Does a command with the controller move data within [iova, iova + nbytes)?"""
         cdef uint32_t i
         cdef Request request
+        cdef Batch batch
         if self.has_memory:
+            for batch in self.batches:
+                if batch.b.data != NULL and not batch.b.bounced:
+                    if batch.b.iova < iova + nbytes and iova < batch.b.iova + <uint64_t>batch.b.nbytes * batch.b.n:
+                        return True
             for i in range(self.q.n_trackers):
                 if self.waiters[i] != NULL:
                     request = <Request>self.waiters[i]
@@ -717,6 +806,47 @@ cdef class QueuePair:
             request.kind = READ_BYTES
             request.flags |= NVQ_TO_HOST
         return request
+
+    def batch(self, uint8_t opcode, uint32_t nsid, lbas, uint32_t blocks, data, uint32_t nbytes, *, bint to_host, uint32_t depth=0,
+              uint32_t flags=0):
+        """len(lbas) commands of `blocks` blocks each, as an awaitable.
+
+        lbas   a buffer of 64-bit unsigned integers (held meanwhile)
+        data   buffer of len(lbas) * nbytes bytes, or None for commands without data
+        depth  how many are out at once; 0 = as many as the queue takes
+        flags  bits for command dword 12 (FUA is bit 30)
+        """
+        cdef Batch batch = Batch.__new__(Batch)
+        self.check_open()
+        batch.qp = self
+        PyObject_GetBuffer(lbas, &batch.lbas_view, PyBUF_ANY_CONTIGUOUS)
+        batch.has_lbas = True
+        if batch.lbas_view.itemsize != 8 and batch.lbas_view.itemsize != 1 or batch.lbas_view.len % 8:
+            raise ValueError(f"lbas has items of {batch.lbas_view.itemsize} bytes, 64-bit integers are needed")
+        if batch.lbas_view.len // 8 >= 1 << 32:
+            raise ValueError(f"{batch.lbas_view.len // 8} elements are over the limit of 2**32 - 1")
+        batch.b.n = <uint32_t>(batch.lbas_view.len // 8)
+        batch.b.lbas = <const uint64_t *>batch.lbas_view.buf
+        batch.b.nbytes = nbytes
+        batch.b.depth = min(depth, self.q.n_trackers) if depth else self.q.n_trackers
+        if data is not None:
+            if nbytes > self.max_transfer or nbytes == 0:
+                raise ValueError(f"a transfer of {nbytes} bytes is outside of 1 to this queue's limit of {self.max_transfer}")
+            PyObject_GetBuffer(data, &batch.data_view, PyBUF_ANY_CONTIGUOUS | (PyBUF_WRITABLE if to_host else PyBUF_SIMPLE))
+            batch.has_data = True
+            if <uint64_t>batch.data_view.len != <uint64_t>nbytes * batch.b.n:
+                raise ValueError(f"{batch.b.n} elements of {nbytes} bytes need {nbytes * batch.b.n} bytes, the buffer has "
+                                 f"{batch.data_view.len}")
+            batch.b.data = <uint8_t *>batch.data_view.buf
+            batch.b.flags = NVQ_TO_HOST if to_host else NVQ_FROM_HOST
+        batch.b.command.opcode = opcode
+        batch.b.command.nsid = nsid
+        batch.b.command.cdw12 = (blocks - 1) | flags
+        batch.statuses = array("H", bytes(2 * batch.b.n))
+        PyObject_GetBuffer(batch.statuses, &batch.status_view, PyBUF_WRITABLE)
+        batch.has_status = True
+        batch.b.status = <uint16_t *>batch.status_view.buf
+        return batch
 
     def inspect(self):
         """Positions, counters and outstanding commands as plain data. From any thread; then a glance, not a snapshot."""

@@ -29,5 +29,6 @@ typedef int (*nva_send)(PyObject *self, PyObject **result);
     }
 
 NVA_DEFINE_SEND(nva_request)
+NVA_DEFINE_SEND(nva_batch)
 
 #endif

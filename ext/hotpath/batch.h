@@ -1,0 +1,181 @@
+/*
+ * Many commands of one kind, awaited as one: element i moves `nbytes` at lbas[i] to or from data + i * nbytes. Composed of the primitives of
+ * queue.h; runs without the interpreter.
+ */
+#ifndef NVME_ASYNC_HOTPATH_BATCH_H
+#define NVME_ASYNC_HOTPATH_BATCH_H
+
+#include "queue.h"
+
+struct nvb_piece {
+    uint8_t *data;
+    uint64_t iova;
+    uint64_t offset; /* in the pool */
+};
+
+struct nvb_batch {
+    struct nvq_sqe command; /* what all have in common */
+    const uint64_t *lbas;
+    uint16_t *status; /* of each element, 0 = success */
+    uint8_t *data;    /* NULL: commands without data */
+    uint64_t iova;    /* of data, where the device reaches it; else `pieces` are used */
+    uint64_t offset;  /* of data in the pool, or NVQ_NO_OFFSET */
+    struct nvb_piece *pieces; /* free bounce pieces, a stack of up to `depth` */
+    uint32_t n_pieces;
+    uint32_t nbytes; /* of one element */
+    uint32_t n;      /* elements */
+    uint32_t next;   /* not yet sent */
+    uint32_t done;
+    uint32_t failed;
+    uint32_t out; /* sent and not done */
+    uint32_t depth;
+    uint16_t flags; /* of the trackers */
+    bool bounced;
+    bool stopped; /* nothing more is sent: the awaiter is gone */
+};
+
+/* Whose a slot is, beside the tracker. Process-local; batch NULL: not a batch's. */
+struct nvb_slot {
+    struct nvb_batch *batch;
+    uint32_t element;
+    struct nvb_piece piece;
+};
+
+static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t element, const struct nvb_piece *piece)
+{
+    const int taken = nvq_take(q);
+    if (taken < 0)
+        return -1;
+    const unsigned slot = (unsigned)taken;
+    struct nvq_tracker *t = &q->trackers[slot];
+    const uint64_t lba = b->lbas[element];
+    const uint64_t at = (uint64_t)element * b->nbytes;
+    t->sqe = b->command;
+    t->sqe.cdw10 = (uint32_t)lba;
+    t->sqe.cdw11 = (uint32_t)(lba >> 32);
+    t->flags = b->flags;
+    t->tag = element;
+    t->data_nbytes = b->nbytes;
+    t->data_offset = NVQ_NO_OFFSET;
+    slots[slot].batch = b;
+    slots[slot].element = element;
+    if (b->data) {
+        uint64_t iova;
+        if (b->bounced) {
+            slots[slot].piece = *piece;
+            if (b->flags & NVQ_FROM_HOST)
+                memcpy(piece->data, b->data + at, b->nbytes);
+            iova = piece->iova;
+            t->data_offset = piece->offset;
+        } else {
+            iova = b->iova + at;
+            if (b->offset != NVQ_NO_OFFSET)
+                t->data_offset = b->offset + at;
+        }
+        /* Cannot fail: the batch was checked against the queue's longest list. */
+        (void)prp_build(&t->sqe.prp1, iova, b->nbytes, nvq_list(q, slot), nvq_list_iova(q, slot), q->list_bytes);
+    }
+    nvq_post(q, slot);
+    b->out++;
+    return 0;
+}
+
+/* Sends what depth and free ids allow, leaving `keep` ids to others. Returns how many. */
+static inline uint32_t nvb_fill(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep)
+{
+    uint32_t count = 0;
+    while (b->next < b->n && b->out < b->depth && q->n_free > keep && !b->stopped) {
+        const struct nvb_piece *piece = b->bounced ? &b->pieces[--b->n_pieces] : NULL;
+        (void)nvb_post(q, slots, b, b->next, piece);
+        b->next++;
+        count++;
+    }
+    return count;
+}
+
+/* One element's completion, recorded in its tracker by nvq_reap. */
+static inline void nvb_finish(struct nvq *q, struct nvb_slot *slots, unsigned slot)
+{
+    struct nvb_batch *b = slots[slot].batch;
+    const struct nvq_tracker *t = &q->trackers[slot];
+    const uint32_t element = slots[slot].element;
+    b->status[element] = t->status;
+    if (t->status)
+        b->failed++;
+    if (b->bounced) {
+        if (!t->status && (b->flags & NVQ_TO_HOST) && !b->stopped)
+            memcpy(b->data + (uint64_t)element * b->nbytes, slots[slot].piece.data, b->nbytes);
+        b->pieces[b->n_pieces++] = slots[slot].piece;
+    }
+    slots[slot].batch = NULL;
+    b->done++;
+    b->out--;
+    nvq_put(q, slot);
+}
+
+/* Finishes what belongs to `b` among the reaped; the rest keeps its order in done_slots. */
+static inline void nvb_settle(struct nvq *q, struct nvb_slot *slots, const struct nvb_batch *b)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < q->n_done; i++) {
+        const unsigned slot = q->done_slots[i];
+        if (slots[slot].batch == b)
+            nvb_finish(q, slots, slot);
+        else
+            q->done_slots[kept++] = (uint16_t)slot;
+    }
+    q->n_done = kept;
+}
+
+enum nvb_why {
+    NVB_DONE,     /* every element is */
+    NVB_SLICE,    /* enough for one go */
+    NVB_QUIET,    /* nothing came for spin_ns: better to sleep */
+    NVB_REGISTER, /* a doorbell has to be written as a register: sq in *ring & 1, cq in *ring & 2 */
+    NVB_FAULT,
+};
+
+/* Submits, rings and reaps until done, `slice_ns` have passed, or nothing has come for `spin_ns`. */
+static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep, uint64_t slice_ns,
+                                    uint64_t spin_ns, unsigned *ring)
+{
+    const uint64_t begin = nvq_now_ns();
+    uint64_t quiet_since = 0;
+    /* Ring for a part of the depth at a time, so that the controller works on one part while we prepare the next. */
+    const uint32_t portion = b->depth > 16 ? b->depth / 4 : b->depth > 3 ? 4 : 1;
+    *ring = 0;
+    for (unsigned turn = 1;; turn++) {
+        if (nvb_fill(q, slots, b, keep) || q->n_unrung)
+            if (q->n_unrung >= portion || b->next == b->n || b->out == q->n_unrung || turn % 4 == 0)
+                *ring |= nvq_ring_sq(q) ? 1 : 0;
+        const unsigned reaped = nvq_reap(q, 64);
+        if (reaped) {
+            quiet_since = 0;
+            nvb_settle(q, slots, b);
+            if (q->n_unacked >= q->entries / 4 || q->n_unacked >= 64)
+                *ring |= nvq_ring_cq(q) ? 2 : 0;
+        }
+        if (q->fault != NVQ_OK)
+            return NVB_FAULT;
+        if (b->done == b->n)
+            return NVB_DONE;
+        if (*ring)
+            return NVB_REGISTER;
+        if (reaped && turn % 16)
+            continue;
+        if (!reaped) {
+            nvq_relax();
+            if (turn % 16)
+                continue;
+        }
+        const uint64_t now = nvq_now_ns();
+        if (now - begin >= slice_ns)
+            return NVB_SLICE;
+        if (reaped || !quiet_since)
+            quiet_since = now;
+        else if (now - quiet_since >= spin_ns)
+            return NVB_QUIET;
+    }
+}
+
+#endif

@@ -1,0 +1,240 @@
+# Many commands, one await.
+
+cdef extern from "hotpath/batch.h":
+    struct nvb_piece:
+        uint8_t *data
+        uint64_t iova, offset
+
+    struct nvb_batch:
+        nvq_sqe command
+        const uint64_t *lbas
+        uint16_t *status
+        uint8_t *data
+        uint64_t iova, offset
+        nvb_piece *pieces
+        uint32_t n_pieces, nbytes, n, next, done, failed, out, depth
+        uint16_t flags
+        bint bounced, stopped
+
+    struct nvb_slot:
+        nvb_batch *batch
+        uint32_t element
+        nvb_piece piece
+
+    enum: NVB_DONE, NVB_SLICE, NVB_QUIET, NVB_REGISTER, NVB_FAULT
+
+    int nvb_post(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t element, const nvb_piece *piece) nogil
+    uint32_t nvb_fill(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep) nogil
+    void nvb_finish(nvq *q, nvb_slot *slots, unsigned slot) nogil
+    int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, uint64_t spin_ns, unsigned *ring) nogil
+
+DEF SLICE_NS = 100_000     # one go of a batch, before other tasks of the loop get their turn
+
+
+@cython.final
+cdef class Batch:
+    """An awaitable for many commands; made by QueuePair.batch(). Its result is itself: statuses, and how many failed.
+
+    Awaited once. While it pumps, the GIL is released; it gives way to the loop after each slice, and sleeps on the interrupt when the
+    controller takes its time. Cancelling stops the sending; what is out keeps its memory until the controller has let go.
+    """
+
+    cdef nvb_batch b
+    cdef QueuePair qp
+    cdef object future
+    cdef object failure
+    cdef Py_buffer lbas_view
+    cdef Py_buffer data_view
+    cdef Py_buffer status_view
+    cdef bint has_lbas, has_data, has_status
+    cdef int bounce_class
+    cdef bint started, finished, asleep
+    cdef readonly object statuses      # array of uint16, one for each element: 0 = success, else the 15-bit status field
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.send(None)
+
+    def send(self, value):
+        cdef PyObject *result = NULL
+        cdef int how = batch_send(self, &result)
+        cdef object it = <object>result
+        Py_DECREF(it)
+        if how:
+            raise StopIteration(it)
+        return it
+
+    def throw(self, type_, value=None, traceback=None):
+        self.detach()
+        if value is None:
+            value = type_() if isinstance(type_, type) else type_
+        raise value
+
+    def close(self):
+        self.detach()
+
+    def __len__(self):
+        return self.b.n
+
+    @property
+    def failed(self):
+        """How many elements failed."""
+        return self.b.failed
+
+    @property
+    def done(self):
+        """How many elements are complete, failed ones included."""
+        return self.b.done
+
+    def command(self, uint32_t element):
+        """The 64 bytes of one element's command, PRPs left out."""
+        cdef nvq_sqe sqe = self.b.command
+        if element >= self.b.n:
+            raise IndexError(f"element {element} of {self.b.n}")
+        sqe.cdw10 = <uint32_t>self.b.lbas[element]
+        sqe.cdw11 = <uint32_t>(self.b.lbas[element] >> 32)
+        return PyBytes_FromStringAndSize(<char *>&sqe, 64)
+
+    def __repr__(self):
+        return f"<Batch of {self.b.n}, opcode={self.b.command.opcode:#04x} qid={self.qp.qid}: {self.b.done} done, {self.b.failed} failed>"
+
+    def __dealloc__(self):
+        # While anything is out the queue pair keeps this object alive.
+        if self.has_data:
+            PyBuffer_Release(&self.data_view)
+        if self.has_lbas:
+            PyBuffer_Release(&self.lbas_view)
+        if self.has_status:
+            PyBuffer_Release(&self.status_view)
+        free(self.b.pieces)
+
+    cdef int begin(self) except -1:
+        """Bounce pages for as many as can be out at once, or the place of the buffer where the device reaches it."""
+        cdef Mapping *mapping = NULL
+        cdef Piece piece
+        cdef QueuePair qp = self.qp
+        if qp.refusal is not None:
+            raise qp.refusal
+        self.started = True
+        if self.b.data == NULL:
+            return 0
+        if not <uintptr_t>self.b.data & 3:
+            mapping = qp.address_map.find(self.b.data, <uint64_t>self.b.nbytes * self.b.n)
+        if mapping != NULL:
+            self.b.iova = mapping.iova + (<uintptr_t>self.b.data - mapping.begin)
+            self.b.offset = <uintptr_t>self.b.data - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
+            return 0
+        self.b.bounced = True
+        self.b.flags |= NVQ_BOUNCE
+        self.bounce_class = BounceCache.size_class(self.b.nbytes)
+        self.b.pieces = <nvb_piece *>calloc(self.b.depth, sizeof(nvb_piece))
+        if self.b.pieces == NULL:
+            raise MemoryError()
+        while self.b.n_pieces < self.b.depth:
+            qp.bounce.take(self.bounce_class, &piece)
+            self.b.pieces[self.b.n_pieces] = nvb_piece(<uint8_t *>piece.data, piece.iova, piece.offset)
+            self.b.n_pieces += 1
+        return 0
+
+    cdef void let_go(self) noexcept:
+        """Nothing is out any more: pages and buffers go back."""
+        cdef nvb_piece *piece
+        while self.b.n_pieces:
+            self.b.n_pieces -= 1
+            piece = &self.b.pieces[self.b.n_pieces]
+            self.qp.bounce.give(self.bounce_class, Piece(<char *>piece.data, piece.iova, piece.offset))
+        if self.has_data:
+            PyBuffer_Release(&self.data_view)
+            self.has_data = False
+            self.b.data = NULL
+
+    cdef void detach(self) except *:
+        if self.finished:
+            return
+        self.finished = True
+        self.b.stopped = True
+        self.future = None
+        self.qp.leave_batches(self)
+
+    cdef void fail(self, exception) except *:
+        self.failure = exception
+        self.b.stopped = True
+        self.wake()
+
+    cdef void wake(self) except *:
+        future = self.future
+        if future is not None:
+            self.future = None
+            if not future.done():
+                future.set_result(None)
+
+
+cdef int batch_send(Batch self, PyObject **result) except -1:
+    cdef QueuePair qp = self.qp
+    cdef unsigned ring = 0
+    cdef int why
+    cdef uint64_t spin
+    cdef uint32_t keep
+    if self.finished:
+        raise RuntimeError("cannot reuse already awaited Batch")
+    if self.future is not None and not self.future.done():
+        return suspend(self.future, result)
+    self.future = None
+    if self.failure is not None:
+        self.detach()
+        raise self.failure
+    if not self.started:
+        try:
+            self.begin()
+        except BaseException:
+            self.finished = True
+            self.let_go()
+            raise
+        qp.batches.append(self)
+        qp.plan_watch()
+    while not qp.held and self.b.done < self.b.n:
+        spin = qp.spin_ns if qp.mode != INTERRUPT else 0
+        keep = <uint32_t>(qp.n_granted + len(qp.line))
+        with nogil:
+            why = nvb_pump(&qp.q, qp.slots, &self.b, keep, SLICE_NS, spin, &ring)
+        if ring & 1:
+            qp.doorbell_write(qp.sq_doorbell_offset, qp.q.sq_tail)
+            nvq_rang_sq(&qp.q)
+        if ring & 2:
+            qp.doorbell_write(qp.cq_doorbell_offset, qp.q.cq_head)
+            nvq_rang_cq(&qp.q)
+        if qp.q.n_done:
+            qp.deliver()
+        if why == NVB_FAULT:
+            qp.report_fault()
+            break
+        if why == NVB_SLICE and self.b.done < self.b.n:
+            qp.ring_now()
+            Py_INCREF(None)
+            result[0] = <PyObject *>None
+            return 0
+        if why == NVB_QUIET:
+            break
+    if self.failure is not None:
+        self.detach()
+        raise self.failure
+    if self.b.done < self.b.n:
+        qp.ring_now()
+        if qp.mode == POLL:
+            qp.plan_poll()
+        self.future = qp.create_future()
+        qp.before_sleep()
+        return suspend(self.future, result)
+    qp.acknowledge()
+    self.detach()
+    Py_INCREF(self)
+    result[0] = <PyObject *>self
+    return 1
+
+
+nva_batch_install(Batch, <void *>batch_send)
