@@ -1,0 +1,142 @@
+"""nvme-async list, bind and unbind: the NVMe functions of this machine and who drives them."""
+
+from __future__ import annotations
+
+import json
+import pwd
+from typing import Any
+
+import attrs
+import click
+
+from nvme_async.device import parse_uri
+from nvme_async.device.pci import Function, System, find
+from nvme_async.device.pci_bind import Outcome
+from nvme_async.device.pci_bind import bind as bind_function
+from nvme_async.device.pci_bind import unbind as unbind_function
+from nvme_async.device.pci_use import Use, uses
+
+output_option = click.option(
+    "-o", "--output", "output", type=click.Choice(["normal", "json"]), default="normal", show_default=True
+)
+_COLUMNS = ("ADDRESS", "IDS", "MODEL", "SERIAL", "DRIVER", "GROUP", "NUMA", "IN USE")
+
+
+def _address(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """DEVICE as a pci: URI; a bare address is taken too."""
+    uri = value if value.lower().startswith("pci:") else f"pci:{value}"
+    try:
+        return parse_uri(uri)[1]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _uid(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    if value.isdigit():
+        return int(value)
+    try:
+        return pwd.getpwnam(value).pw_uid
+    except KeyError:
+        raise click.BadParameter(f"there is no user {value!r}") from None
+
+
+def system_of(ctx: click.Context) -> System:
+    """The machine, or what a test has put in its place."""
+    return ctx.obj if isinstance(ctx.obj, System) else System()
+
+
+def to_json(function: Function, in_use: list[Use]) -> dict[str, Any]:
+    """One function as `list -o json` shows it; numbers of PCI are hexadecimal strings as in lspci."""
+    data = attrs.asdict(function)
+    for name in ("vendor", "device", "subsystem_vendor", "subsystem_device"):
+        data[name] = f"{data[name]:04x}"
+    data["class_code"] = f"{function.class_code:06x}"
+    return {"uri": function.uri, **data, "in_use": [attrs.asdict(use) for use in in_use]}
+
+
+def table(rows: list[tuple[Function, list[Use]]]) -> str:
+    """Aligned columns, a line for each function, further uses on lines of their own."""
+    cells: list[tuple[str, ...]] = [_COLUMNS]
+    for function, in_use in rows:
+        reasons = [str(use) for use in in_use] or ["-"]
+        cells.append(
+            (
+                function.address,
+                f"{function.vendor:04x}:{function.device:04x}",
+                function.model or "-",
+                function.serial or "-",
+                function.driver or "-",
+                "-" if function.iommu_group is None else str(function.iommu_group),
+                "-" if function.numa_node is None else str(function.numa_node),
+                reasons[0],
+            )
+        )
+        cells += [("",) * (len(_COLUMNS) - 1) + (reason,) for reason in reasons[1:]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(_COLUMNS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )
+
+
+@click.command("list")
+@output_option
+@click.pass_context
+def list_devices(ctx: click.Context, output: str) -> None:
+    """Show every NVMe function of this machine: who drives it, and what uses it."""
+    system = system_of(ctx)
+    rows = [(function, uses(system, function)) for function in find(system)]
+    if output == "json":
+        click.echo(json.dumps([to_json(*row) for row in rows], indent=2))
+    elif rows:
+        click.echo(table(rows))
+    else:
+        click.echo("There is no NVMe function on this machine's PCI bus.")
+
+
+def _report(outcome: Outcome, output: str) -> None:
+    function = outcome.function
+    if output == "json":
+        data = {
+            **to_json(function, []),
+            "before": outcome.before,
+            "changed": outcome.changed,
+            "broken": [attrs.asdict(use) for use in outcome.broken],
+            "hints": list(outcome.hints),
+        }
+        click.echo(json.dumps(data, indent=2))
+        return
+    if outcome.changed:
+        click.echo(f"{function.uri}: {outcome.before or 'no driver'} -> {function.driver}")
+    else:
+        click.echo(f"{function.uri} is bound to {function.driver} already")
+    for use in outcome.broken:
+        click.echo(f"  broke: {use}", err=True)
+    for hint in outcome.hints:
+        click.echo(f"  note: {hint}", err=True)
+
+
+@click.command("bind")
+@click.argument("device", callback=_address)
+@click.option("--force", is_flag=True, help="Take it even if it is in use; what that breaks is listed.")
+@click.option("--owner", metavar="USER", callback=_uid, help="Let this user open it without root.")
+@output_option
+@click.pass_context
+def bind(ctx: click.Context, device: str, force: bool, owner: int | None, output: str) -> None:
+    """Take DEVICE (pci:0000:01:00.0) from the kernel's driver and bind it to vfio-pci. Needs root.
+
+    Refuses while one of its namespaces is mounted, used as swap, held by device-mapper, md or a file system,
+    or opened exclusively. `unbind` gives it back to the driver that it had.
+    """
+    _report(bind_function(system_of(ctx), device, force=force, owner=owner), output)
+
+
+@click.command("unbind")
+@click.argument("device", callback=_address)
+@output_option
+@click.pass_context
+def unbind(ctx: click.Context, device: str, output: str) -> None:
+    """Give DEVICE (pci:0000:01:00.0) back to the kernel driver that `bind` took it from. Needs root."""
+    _report(unbind_function(system_of(ctx), device), output)
