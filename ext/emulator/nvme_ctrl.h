@@ -218,7 +218,7 @@ struct emu_ctrl {
 
     /* Commands that are not done yet */
     struct held held; /* list head */
-    unsigned n_held;
+    unsigned n_held, n_reordered;
     struct nvme_sqe aer[AERL + 1];
     struct effect aer_effect[AERL + 1];
     unsigned n_aer;
@@ -296,6 +296,7 @@ void doorbell_written(struct emu_ctrl *ctrl, uint32_t offset, uint32_t value);
 /* Completes a command: error log, the effects of faults, the CQ. */
 void complete(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint32_t result, uint16_t status,
               const struct effect *effect);
+void post_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_cqe *cqe, const struct effect *effect);
 void irq_raise(struct emu_ctrl *ctrl, unsigned vector);
 
 void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced, const struct effect *effect);

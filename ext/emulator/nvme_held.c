@@ -19,6 +19,7 @@ static void unlink_held(struct emu_ctrl *ctrl, struct held *held)
     held->prev->next = held->next;
     held->sq->n_held--;
     ctrl->n_held--;
+    ctrl->n_reordered -= held->post_after != UINT64_MAX;
 }
 
 /* Sorted by deadline; a constant delay makes this an append. */
@@ -33,6 +34,7 @@ static void link_held(struct emu_ctrl *ctrl, struct held *held)
     before->next = held;
     held->sq->n_held++;
     ctrl->n_held++;
+    ctrl->n_reordered += held->post_after != UINT64_MAX;
 }
 
 static uint64_t transfer_nbytes(struct emu_ctrl *ctrl, const struct sq *sq, const struct nvme_sqe *sqe, bool *write)
@@ -104,7 +106,8 @@ bool held_add(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, 
         uint64_t nbytes = transfer_nbytes(ctrl, sq, sqe, &write);
         n = find_ranges(ctrl, sqe, nbytes, write, ranges, MAX_RANGES);
     }
-    struct held *held = calloc(1, sizeof(*held) + n * sizeof(ranges[0]));
+    size_t payload_len = cqe || !effect->payload ? 0 : effect->payload_len;
+    struct held *held = calloc(1, sizeof(*held) + n * sizeof(ranges[0]) + payload_len);
     if (!held)
         return false;
     held->sqe = *sqe;
@@ -118,11 +121,10 @@ bool held_add(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, 
         held->executed = true;
     }
     held->effect = *effect;
-    /* Once held, it isn't held again; and the rule's payload may be gone by then. */
-    held->effect.actions &= ~(uint32_t)(EMU_FAULT_DELAY | EMU_FAULT_DELAY_POST | EMU_FAULT_REORDER);
-    if (!cqe)
-        held->effect.actions |= effect->actions & (EMU_FAULT_DELAY_POST | EMU_FAULT_REORDER);
-    held->effect.payload = NULL;
+    /* What has been waited for isn't waited for again, and the rule's payload may be gone by then. */
+    uint32_t over = cqe ? EMU_FAULT_DELAY | EMU_FAULT_DELAY_POST | EMU_FAULT_REORDER : EMU_FAULT_DELAY;
+    held->effect.actions &= ~over;
+    held->effect.payload = payload_len ? memcpy(&held->ranges[n], effect->payload, payload_len) : NULL;
     held->n_ranges = n;
     memcpy(held->ranges, ranges, n * sizeof(ranges[0]));
     link_held(ctrl, held);
@@ -134,26 +136,29 @@ static void finish(struct emu_ctrl *ctrl, struct held *held)
     unlink_held(ctrl, held);
     if (held->executed) {
         held->cqe.sqhd = held->effect.actions & EMU_FAULT_CQE ? held->cqe.sqhd : (uint16_t)held->sq->head;
-        cq_post(ctrl, held->sq->cq, &held->cqe);
-        if (held->effect.actions & EMU_FAULT_DUPLICATE)
-            cq_post(ctrl, held->sq->cq, &held->cqe);
+        post_as(ctrl, held->sq, &held->cqe, &held->effect);
     } else {
         execute_as(ctrl, held->sq, &held->sqe, held->forced, held->effect.actions ? &held->effect : NULL);
     }
     free(held);
 }
 
-/* Whatever is due. Bounded: what executing adds is not looked at again in this call. */
+/* Whatever is due. Bounded: no more than there are now. */
 unsigned held_run(struct emu_ctrl *ctrl, uint64_t now)
 {
     unsigned work = 0, budget = ctrl->n_held;
-    for (struct held *held = ctrl->held.next, *next; held != &ctrl->held && budget && ctrl->running; held = next) {
-        next = held->next;
-        budget--;
-        if (held->deadline > now && held->sq->cq->posted < held->post_after)
+    struct held *held = ctrl->held.next;
+    while (held != &ctrl->held && work < budget && ctrl->running) {
+        bool due = held->deadline <= now || held->sq->cq->posted >= held->post_after;
+        if (!due && !ctrl->n_reordered)
+            break; /* sorted: none of the following is */
+        if (!due) {
+            held = held->next;
             continue;
+        }
         finish(ctrl, held);
         work++;
+        held = ctrl->held.next; /* from the start: what was executed may have been an Abort of any other */
     }
     return work;
 }
@@ -162,7 +167,7 @@ unsigned held_run(struct emu_ctrl *ctrl, uint64_t now)
 void held_release(struct emu_ctrl *ctrl)
 {
     for (struct held *held = ctrl->held.next; held != &ctrl->held; held = held->next)
-        held->deadline = 0;
+        held->deadline = 0; /* all of them: the order stays */
 }
 
 bool held_abort(struct emu_ctrl *ctrl, uint16_t sqid, uint16_t cid)
@@ -180,7 +185,7 @@ bool held_abort(struct emu_ctrl *ctrl, uint16_t sqid, uint16_t cid)
 
 void held_abort_sq(struct emu_ctrl *ctrl, struct sq *sq)
 {
-    for (struct held *held = ctrl->held.next, *next; held != &ctrl->held; held = next) {
+    for (struct held *held = ctrl->held.next, *next; held != &ctrl->held && sq->n_held; held = next) {
         next = held->next;
         if (held->sq != sq)
             continue;

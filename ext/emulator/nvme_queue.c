@@ -204,6 +204,21 @@ static unsigned post_waiting(struct emu_ctrl *ctrl)
     return work;
 }
 
+/* Posts a completion the way a fault wants it. */
+void post_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_cqe *cqe, const struct effect *effect)
+{
+    uint16_t vector = sq->cq->vector;
+    if (effect->actions & EMU_FAULT_LOSE_INTERRUPT)
+        ctrl->irq_lost[vector >> 6] |= 1ull << (vector & 63);
+    if (effect->actions & EMU_FAULT_SPURIOUS_INTERRUPT)
+        irq_raise(ctrl, vector);
+    if (effect->actions & EMU_FAULT_DROP)
+        return;
+    cq_post(ctrl, sq->cq, cqe);
+    if (effect->actions & EMU_FAULT_DUPLICATE)
+        cq_post(ctrl, sq->cq, cqe);
+}
+
 static void complete_slow(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, struct nvme_cqe *cqe,
                           const struct effect *effect)
 {
@@ -226,20 +241,12 @@ static void complete_slow(struct emu_ctrl *ctrl, struct sq *sq, const struct nvm
     }
     if (effect->actions & EMU_FAULT_WRONG_PHASE)
         cqe->status |= 1;
-    if (effect->actions & EMU_FAULT_LOSE_INTERRUPT)
-        ctrl->irq_lost[sq->cq->vector >> 6] |= 1ull << (sq->cq->vector & 63);
-    if (effect->actions & EMU_FAULT_SPURIOUS_INTERRUPT)
-        irq_raise(ctrl, sq->cq->vector);
-    if (effect->actions & EMU_FAULT_DROP)
-        return;
     if (effect->actions & (EMU_FAULT_DELAY_POST | EMU_FAULT_REORDER)) {
         bool reorder = effect->actions & EMU_FAULT_REORDER;
         if (held_add(ctrl, sq, sqe, cqe, effect, 0, effect->delay_ns, reorder ? sq->cq->posted + effect->distance : UINT64_MAX))
             return;
     }
-    cq_post(ctrl, sq->cq, cqe);
-    if (effect->actions & EMU_FAULT_DUPLICATE)
-        cq_post(ctrl, sq->cq, cqe);
+    post_as(ctrl, sq, cqe, effect);
 }
 
 void complete(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint32_t result, uint16_t status,

@@ -297,6 +297,7 @@ void emu_ctrl_reset(struct emu_ctrl *ctrl)
     ctrl->cc = ctrl->aqa = 0;
     ctrl->asq = ctrl->acq = 0;
     ctrl->page_size = 4096;
+    ctrl->changed = 0; /* whoever comes next looks at everything anyway */
 }
 
 void emu_ctrl_dma_changed(struct emu_ctrl *ctrl)

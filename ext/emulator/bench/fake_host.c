@@ -28,7 +28,7 @@ static bool host_window(void *opaque, uint64_t iova, struct emu_window *window)
 static void host_interrupt(void *opaque, unsigned vector)
 {
     struct fake_host *host = opaque;
-    host->interrupts[vector]++;
+    __atomic_fetch_add(&host->interrupts[vector], 1, __ATOMIC_RELAXED);
 }
 
 struct emu_config fh_config(enum emu_medium medium, uint64_t nbytes, uint32_t block_size)
@@ -155,8 +155,8 @@ void fh_ring(struct fake_host *host, struct fh_queue *queue)
 bool fh_reap(struct fake_host *host, struct fh_queue *queue, struct nvme_cqe *cqe)
 {
     volatile struct nvme_cqe *slot = &queue->cq[queue->head];
-    uint16_t status = __atomic_load_n(&slot->status, __ATOMIC_ACQUIRE);
-    if ((status & 1) != queue->phase)
+    uint64_t word = __atomic_load_n((volatile uint64_t *)&slot->sqhd, __ATOMIC_ACQUIRE); /* the status is its upper quarter */
+    if ((word >> 48 & 1) != queue->phase)
         return false;
     memcpy(cqe, (const void *)slot, sizeof(*cqe));
     if (++queue->head == queue->cq_size) {
