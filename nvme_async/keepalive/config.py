@@ -1,0 +1,281 @@
+"""Whether keepalive runs, with how large a pool, and why: from arguments, command line, environment and what is there.
+
+Precedence, for each of the three settings by itself: an argument of open() > an option of the command line > the environment > inference.
+
+| setting     | argument       | command line     | environment                       | inferred when unset                              |
+| ----------- | -------------- | ---------------- | --------------------------------- | ------------------------------------------------ |
+| keepalive   | keepalive=     | --keep-alive     | OPENHCL_NVME_KEEP_ALIVE           | host if a holder is there, privatepool if a pool |
+| pool size   | pool_pages=    | --pool-pages     | OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG | the default size if there is a use for it        |
+| VFIO driver | vfio=          | --vfio/--no-vfio | OPENHCL_NVME_VFIO                 | used                                             |
+
+A value that makes no sense is an error where somebody just typed it (argument, command line); in the environment, which may be meant for
+another release, it switches off what it was to configure, with a warning that quotes it.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from nvme_async.errors import ConfigurationError
+
+log = logging.getLogger("nvme_async")
+
+KEEP_ALIVE = "OPENHCL_NVME_KEEP_ALIVE"
+VFIO = "OPENHCL_NVME_VFIO"
+POOL = "OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG"
+
+PAGE = 4096
+DEFAULT_POOL_PAGES = 8192
+MAX_POOL_PAGES = 1 << 28  # 1 TiB
+
+_SETTINGS = "[disabled,](host|nohost),(privatepool|noprivatepool), enabled or disabled"
+
+
+@attrs.frozen
+class Setting:
+    """A value of OPENHCL_NVME_KEEP_ALIVE. Only host and private pool together enable keepalive."""
+
+    host: bool
+    private_pool: bool
+    disabled: bool = False
+
+    @property
+    def enabled(self) -> bool:
+        return self.host and self.private_pool and not self.disabled
+
+    def __str__(self) -> str:
+        if self.disabled:
+            return "disabled"
+        return f"{'host' if self.host else 'nohost'},{'privatepool' if self.private_pool else 'noprivatepool'}"
+
+
+DISABLED = Setting(host=False, private_pool=False, disabled=True)
+
+
+def parse_setting(text: str) -> Setting:
+    """From OPENHCL_NVME_KEEP_ALIVE's words, in any case. ConfigurationError that quotes anything else."""
+    words = text.lower()
+    if words == "disabled" or words.startswith("disabled,"):
+        return DISABLED
+    if words == "enabled":
+        return Setting(host=True, private_pool=True)
+    match = re.fullmatch(r"(no)?host,(no)?privatepool", words, re.ASCII)
+    if match is None:
+        raise ConfigurationError(f"{text!r} is no keepalive setting; it is {_SETTINGS}")
+    return Setting(host=match[1] is None, private_pool=match[2] is None)
+
+
+def parse_pool_pages(text: str | int) -> int:
+    """From a count of 4 KiB pages or "off". ConfigurationError that quotes anything else."""
+    if isinstance(text, str):
+        if text.lower() == "off":
+            return 0
+        if not re.fullmatch(r"\d{1,20}", text, re.ASCII):
+            hint = f"; {text} names a size table of OpenHCL's boot shim" if text.lower() in ("debug", "release") else ""
+            raise ConfigurationError(f"{text!r} is no size of a private pool: give a count of {PAGE}-byte pages, or off{hint}")
+        text = int(text)
+    if not 0 <= text <= MAX_POOL_PAGES:
+        raise ConfigurationError(f"a private pool of {text} pages: must be 0 to {MAX_POOL_PAGES}")
+    return text
+
+
+def parse_vfio(text: str) -> bool:
+    """From 1, 0, true or false, in any case. ConfigurationError that quotes anything else."""
+    words = {"1": True, "true": True, "0": False, "false": False}
+    if text.lower() not in words:
+        raise ConfigurationError(f"{text!r} is neither 1 (true) nor 0 (false)")
+    return words[text.lower()]
+
+
+@attrs.define
+class CommandLine:
+    """What was given to the command line's own process; None: not given. Counts for every controller that the process opens."""
+
+    keepalive: Setting | None = None
+    pool_pages: int | None = None
+    vfio: bool | None = None
+    keeper: str | None = None
+
+
+command_line = CommandLine()
+
+
+@attrs.frozen(kw_only=True)
+class Decision:
+    """What was decided, and why. str() of it is one line for the log.
+
+    Attributes:
+        enabled: keepalive runs: the setting enables it, and the pool has pages.
+        why: in words.
+        setting: "host,privatepool", …; setting_source: where it comes from.
+        pool_pages: pages of the private pool for allocations, 0 = none; pool_source.
+        vfio: pci: devices may be driven; vfio_source.
+        holder: what will hold the handles while no driver runs ("keeper /run/k.sock", "systemd"), or None.
+        warnings: about values that were not understood; logged when the decision was made.
+    """
+
+    enabled: bool
+    why: str
+    setting: str
+    setting_source: str
+    pool_pages: int
+    pool_source: str
+    vfio: bool = True
+    vfio_source: str = "inferred"
+    holder: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def pool_bytes(self) -> int:
+        return self.pool_pages * PAGE
+
+    def __str__(self) -> str:
+        return (
+            f"keepalive {'on' if self.enabled else 'off'}: {self.why}"
+            f" [setting {self.setting} ({self.setting_source}), pool {self.pool_pages} pages ({self.pool_source}),"
+            f" vfio {'on' if self.vfio else 'off'} ({self.vfio_source})]"
+        )
+
+    def inspect(self) -> dict[str, Any]:
+        """The attributes as plain data."""
+        return attrs.asdict(self, value_serializer=lambda _, __, value: list(value) if isinstance(value, tuple) else value)
+
+    def check_scheme(self, uri: str) -> None:
+        """ConfigurationError if the VFIO driver is switched off and `uri` needs it."""
+        if not self.vfio and uri.partition(":")[0].lower() == "pci":
+            raise ConfigurationError(f"{uri}: the VFIO driver is switched off ({self.vfio_source})")
+
+
+def _choose(name: str, argument: Any, option: Any, variable: str, environ: Mapping[str, str], parse: Any, off: Any, warnings: list[str]) -> Any:
+    """(value or None, source): argument, command line, environment."""
+    if argument is not None:
+        return argument, f"argument {name}"
+    if option is not None:
+        return option, "command line"
+    text = environ.get(variable)
+    if text is None:
+        return None, "inferred"
+    try:
+        return parse(text), f"environment {variable}"
+    except ConfigurationError as error:
+        warnings.append(f"{variable}: {error}; switched off")
+        return off, f"environment {variable}, not understood"
+
+
+def _reason(setting: Setting, pages: int, holder: str | None) -> str:
+    if setting.disabled:
+        return "it is disabled"
+    missing = []
+    if not setting.host:
+        missing.append("nothing is to hold the controller while no driver runs (nohost)")
+    if not setting.private_pool:
+        missing.append("there is no private pool (noprivatepool)")
+    elif setting.enabled and not pages:
+        missing.append("the private pool has no pages")
+    if missing:
+        return " and ".join(missing)
+    return f"{holder or 'a successor'} can take over, and a private pool of {pages} pages is there"
+
+
+def decide(
+    *,
+    keepalive: str | bool | None = None,
+    pool_pages: int | str | None = None,
+    vfio: bool | None = None,
+    holder: str | None = None,
+    default_pool_pages: int = DEFAULT_POOL_PAGES,
+    environ: Mapping[str, str] | None = None,
+) -> Decision:
+    """Decides from the given, the environment, and what is there. Logs one line, and a warning for each value that makes no sense.
+
+    keepalive: as OPENHCL_NVME_KEEP_ALIVE; True and False stand for "enabled" and "disabled". holder: what would hold the handles of this
+    controller between two drivers, in words; None if nothing was found. default_pool_pages: the pool's size where nobody names one.
+    Raises ConfigurationError for an argument that makes no sense.
+    """
+    environ = os.environ if environ is None else environ
+    warnings: list[str] = []
+    if isinstance(keepalive, bool):
+        keepalive = "enabled" if keepalive else "disabled"
+    setting, setting_source = _choose(
+        "keepalive",
+        None if keepalive is None else parse_setting(keepalive),
+        command_line.keepalive,
+        KEEP_ALIVE,
+        environ,
+        parse_setting,
+        DISABLED,
+        warnings,
+    )
+    pages, pool_source = _choose(
+        "pool_pages",
+        None if pool_pages is None else parse_pool_pages(pool_pages),
+        command_line.pool_pages,
+        POOL,
+        environ,
+        parse_pool_pages,
+        0,
+        warnings,
+    )
+    use_vfio, vfio_source = _choose("vfio", vfio, command_line.vfio, VFIO, environ, parse_vfio, False, warnings)
+    if pages is None:
+        # Somebody has a use for a pool: a holder, or whoever enabled keepalive without saying how large.
+        wanted = setting.enabled if setting is not None else holder is not None
+        pages = default_pool_pages if wanted else 0
+    if setting is None:
+        setting = Setting(host=holder is not None, private_pool=pages > 0)
+    decision = Decision(
+        enabled=setting.enabled and pages > 0,
+        why=_reason(setting, pages, holder),
+        setting=str(setting),
+        setting_source=setting_source,
+        pool_pages=pages,
+        pool_source=pool_source,
+        vfio=True if use_vfio is None else use_vfio,
+        vfio_source=vfio_source,
+        holder=holder,
+        warnings=tuple(warnings),
+    )
+    for warning in warnings:
+        log.warning("%s", warning)
+    log.info("%s", decision)
+    return decision
+
+
+class Outcome(enum.Enum):
+    """What becomes of one controller, given what the previous run left."""
+
+    LIVE_RESTORE = "live restore"
+    RECLAIM = "reclaim"
+    """Reset the controller first, then free the predecessor's buffers, then a fresh bring-up."""
+    MISSING_POOL = "missing pool"
+    """An error that names the pool which the saved state needs."""
+    FRESH = "fresh"
+    """Bring-up, with a reset if the controller is found enabled."""
+
+
+def outcome(*, saved: bool, pool: bool, keepalive: bool) -> Outcome:
+    """saved: the previous run left a state for this controller; pool: and its private pool; keepalive: it runs in this process."""
+    if not saved:
+        return Outcome.FRESH
+    if not pool:
+        return Outcome.MISSING_POOL
+    return Outcome.LIVE_RESTORE if keepalive else Outcome.RECLAIM
+
+
+def outcomes(saved: Mapping[str, bool], uris: Iterable[str], *, keepalive: bool) -> dict[str, Outcome]:
+    """For several controllers. saved: {uri: its pool is there} of those that the previous run saved; also those which nobody asks for now
+    are in the result, so that nobody's memory is leaked: they are to be reclaimed.
+    """
+    wanted = dict.fromkeys(uris)
+    result = {uri: outcome(saved=uri in saved, pool=saved.get(uri, False), keepalive=keepalive) for uri in wanted}
+    for uri, pool in saved.items():
+        if uri not in wanted:
+            result[uri] = outcome(saved=True, pool=pool, keepalive=False)
+    return result
