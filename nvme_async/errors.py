@@ -10,13 +10,14 @@
     │  └─ ControllerGone, ControllerTimeout, ControllerFatal, DeviceError
     ├─ CommandTimeout          one command had no completion in its time, and could not be aborted in time
     ├─ HandedOver              this process gave the controller to a successor
+    ├─ KeeperError             the process that holds descriptors between two drivers is gone, silent, or refuses
     ├─ QueueShutdown           the queue pair or controller was closed
     ├─ InvalidSavedState       a pool or saved state is truncated, altered or foreign, and was left as it is
     ├─ ConfigurationError      a URI, option or environment variable makes no sense
     └─ OutOfDmaMemory
 
 Built-in families are joined where people already catch them: ControllerTimeout and CommandTimeout are
-TimeoutError, ControllerGone and HandedOver are ConnectionError, ConfigurationError and InvalidSavedState are
+TimeoutError, ControllerGone, HandedOver and KeeperError are ConnectionError, ConfigurationError and InvalidSavedState are
 ValueError, OutOfDmaMemory is MemoryError.
 """
 
@@ -41,6 +42,7 @@ __all__ = [
     "InvalidNamespace",
     "InvalidOpcode",
     "InvalidSavedState",
+    "KeeperError",
     "LbaOutOfRange",
     "MediaError",
     "NamespaceNotReady",
@@ -196,6 +198,20 @@ class CommandTimeout(NvmeError, TimeoutError):
 
 class HandedOver(NvmeError, ConnectionError):
     """This process handed the controller to a successor; the command's result belongs to that one."""
+
+
+class KeeperError(NvmeError, ConnectionError):
+    """The keeper is not there, doesn't answer, or refused.
+
+    Attributes:
+        code: why it refused: "owned" (by another process that lives), "limit", "invalid"; "" when it didn't get so far.
+        pid: the process that a refusal is about, or None.
+    """
+
+    def __init__(self, text: str, *, code: str = "", pid: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+        self.pid = pid
 
 
 class QueueShutdown(NvmeError):
