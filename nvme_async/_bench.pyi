@@ -113,6 +113,8 @@ class Recorder:
         """Sets the times: nothing is recorded before the first, nothing started from the second on."""
     def stop(self) -> None:
         """Gives out no more I/O. From any thread."""
+    def expire(self) -> None:
+        """The deadline is now. From any thread."""
     def renew(self) -> None:
         """Gives the whole budget again (loops)."""
     @property

@@ -90,6 +90,9 @@ cdef class Recorder:
     def stop(self):
         self.r.stop = True
 
+    def expire(self):
+        self.r.deadline = 0
+
     def renew(self):
         self.r.claimed_bytes = self.r.claimed_ios = 0
 
@@ -202,12 +205,13 @@ cdef class Slot:
         if self.owes_write:
             self.owes_write = False
             self.io.direction = DIRECTION_WRITE
-            r.claimed_bytes += self.io.nbytes
-            r.claimed_ios += 1
             return DIRECTION_WRITE
         if not recorder_claim(r, &self.generator.g, &self.io, now_ns()):
             return -1
-        self.owes_write = self.retrim
+        if self.retrim:                # the budget pays for both at once, or others would begin more than can be ended
+            self.owes_write = True
+            r.claimed_bytes += self.io.nbytes
+            r.claimed_ios += 1
         return self.io.direction
 
     def aim(self, uint32_t direction, uint64_t offset, uint32_t nbytes):

@@ -55,13 +55,12 @@ PROGRAM_OPTIONS = {
     "output-format": True,
     "terse-version": True,
     "eta": True,
-    "eta-newline": True,
     "section": True,
 }
 KNOWN_PROGRAM_OPTIONS = frozenset(
     """
     debug merge-blktrace-only bandwidth-log append-terse cpuclock-test crctest enghelp status-interval
-    alloc-size warnings-fatal max-jobs server daemonize client remote-config idle-prof inflate-log
+    eta-newline alloc-size warnings-fatal max-jobs server daemonize client remote-config idle-prof inflate-log
     trigger-file trigger-timeout trigger trigger-remote aux-path eta-interval
     """.split()  # noqa: SIM905
 )

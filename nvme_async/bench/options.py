@@ -46,6 +46,7 @@ class Options:
     nsid: int = option(1, p.integer(1, 0xFFFFFFFE), "namespace")
     ioengine: str = option("await", p.choice("await", "many"), "await: one await for one I/O; many: one for a batch")
     loop: str = option("uvloop", p.choice("uvloop", "asyncio"), "event loop of the job's thread")
+    mode: str = option("", p.choice("adaptive", "interrupt", "poll"), "how the driver waits (its own default: adaptive)")
     rw: p.Pattern = option(p.PATTERNS["read"], p.pattern, ", ".join(p.PATTERNS), "readwrite", default_text="read")
     bs: p.PerDirection[p.Sizes] = option(
         (((4096, 1.0),),) * 3,
@@ -242,6 +243,8 @@ def _check(options: Options) -> None:
         refuse(pattern.trims, f"verify and rw={pattern.name} don't go together")
         without = options.verify == "pattern" and not options.verify_pattern
         refuse(without, "verify=pattern needs verify_pattern")
+        several = options.verify_only and len(options.filename) > 1
+        refuse(several, "verify_only can't know how a run was spread over several devices")
         endless = options.verify_only and options.time_based
         refuse(endless, "verify_only can't know how far a time_based run came")
         refuse(options.verify_only and not options.randrepeat, "verify_only needs randrepeat=1")

@@ -1,0 +1,18 @@
+"""nvme-async bench: the program of benchmarks/fio.py, whose command line is fio's and not click's."""
+
+from __future__ import annotations
+
+import click
+
+from nvme_async.bench.main import main
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def bench(context: click.Context, arguments: tuple[str, ...]) -> None:
+    """Measure a device with fio's job files and options (bench --help lists them)."""
+    context.exit(main(arguments))
