@@ -101,6 +101,18 @@ class Pool:
     def slots(self) -> list[Slot]: ...
     def inspect(self) -> dict[str, object]:
         """Plain data for people and tools: sizes, backing, free extents' longest run, slots."""
+    def refresh(self) -> None:
+        """Reads the slot table again: for a successor that attached while its predecessor still allocated.
+
+        Raises InvalidSavedState, with nothing changed, when an allocation that this process holds isn't there any more.
+        """
+
+    def detach(self) -> None:
+        """The pool is a successor's from now on: nothing in this process touches its table again, neither free() nor garbage collection;
+        everything else raises ValueError. The mapping goes with the last buffer."""
+
+    @property
+    def detached(self) -> bool: ...
     def close(self) -> None:
         """Unmaps and closes the descriptor; buffers are unusable from then on. BufferError while any is
         exported.

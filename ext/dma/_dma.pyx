@@ -202,6 +202,8 @@ cdef class Pool:
     cdef int _usable(self) except -1:
         if self.base == NULL:
             raise ValueError("the pool is closed")
+        if self.is_detached:
+            raise ValueError("the pool was handed to a successor")
         if self.generation != fork_generation:
             raise ValueError("the pool belongs to the process that forked this one")
         return 0
@@ -341,6 +343,31 @@ cdef class Pool:
             "slots": [slot._asdict() for slot in self.slots()],
         }
 
+    def refresh(self):
+        cdef char error[256]
+        cdef pool_t fresh
+        cdef uint64_t page
+        self._usable()
+        if not pool_open(&fresh, self.base, self.nbytes, error):
+            raise InvalidSavedState((<bytes>error).decode(errors="replace"))
+        for page in range(self.space.data_pages):
+            if self.space.view[page] != POOL_VIEW_HELD:
+                continue
+            if fresh.view[page] != POOL_VIEW_PENDING:
+                pool_fini(&fresh)
+                raise InvalidSavedState(f"pool {self.name!r}: the allocation of data page {page} is gone, and this process holds it")
+            fresh.view[page] = POOL_VIEW_HELD
+        pool_fini(&self.space)
+        self.space = fresh
+
+    def detach(self):
+        self._usable()
+        self.is_detached = True
+
+    @property
+    def detached(self):
+        return self.is_detached
+
     def close(self):
         """Unmaps; see the stub for what stays."""
         if self.base == NULL:
@@ -386,7 +413,8 @@ cdef class DmaBuffer:
             self.pool.space.view[self.page] = POOL_VIEW_NONE        # its slot stays and can be claimed
 
     cdef bint _pool_is_ours(self) noexcept:
-        return self.pool is not None and self.pool.base != NULL and self.pool.generation == fork_generation
+        cdef Pool pool = self.pool
+        return pool is not None and pool.base != NULL and not pool.is_detached and pool.generation == fork_generation
 
     cdef void _return_pages(self) noexcept:
         self.is_freed = True

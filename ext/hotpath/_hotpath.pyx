@@ -47,7 +47,7 @@ cdef extern from "hotpath/queue.h":
     struct nvq_header:
         uint32_t magic, version
         uint16_t qid, vector
-        uint32_t entries, n_trackers, slot_bits
+        uint32_t entries, n_trackers, slot_bits, n_reserved
         uint64_t sq_offset, cq_offset, trackers_offset, lists_offset
         uint32_t list_bytes, interrupts
         uint64_t submitted, sq_ringing, sq_rung, reaped, cq_ringing, cq_rung, epoch
@@ -90,6 +90,27 @@ cdef extern from "hotpath/queue.h":
     int prp_build(uint64_t *prp, uint64_t iova, uint64_t nbytes, uint64_t *list, uint64_t list_iova, uint32_t list_bytes) nogil
     uint32_t prp_list_bytes(uint32_t entries) nogil
 
+cdef extern from "hotpath/adopt.h":
+    enum: NVQ_ERROR_BYTES
+
+    struct nvq_found:
+        uint32_t in_flight, done, unsent
+        bint skip_cqe, unrung, uncertain
+
+    struct nvq_frozen:
+        uint8_t *copy
+
+    int nvq_check_header(const nvq_header *h, uint64_t nbytes, uint16_t qid, char *error) nogil
+    int nvq_inspect(const nvq *q, nvq_found *found, char *error) nogil
+    void nvq_adopt(nvq *q, const nvq_found *found) nogil
+    int nvq_take_reserved(nvq *q) nogil
+    void nvq_retire(nvq *q, unsigned slot) nogil
+    bint nvq_ring_sq_surely(nvq *q) nogil
+    bint nvq_cq_must_ring(const nvq *q) nogil
+    bint nvq_ring_cq_surely(nvq *q) nogil
+    int nvq_freeze(nvq *q, nvq_frozen *frozen) nogil
+    void nvq_thaw(nvq *q, nvq_frozen *frozen) nogil
+
 cdef extern from "hotpath/send.h":
     void nva_request_install(object type_, void *impl)
     void nva_batch_install(object type_, void *impl)
@@ -104,5 +125,6 @@ include "memory.pxi"
 include "request.pxi"
 include "batch.pxi"
 include "queue_pair.pxi"
+include "adopt.pxi"
 include "namespace.pxi"
 include "probe.pxi"

@@ -99,12 +99,13 @@ struct nvq_header {
     uint16_t qid;
     uint16_t vector;
     uint32_t entries;    /* of each ring */
-    uint32_t n_trackers; /* commands at once: entries - 1 at most */
+    uint32_t n_trackers; /* commands at once: entries - 1 at most, reserved ones included */
     uint32_t slot_bits;  /* cid = sequence << slot_bits | slot */
     uint64_t sq_offset, cq_offset, trackers_offset, lists_offset; /* from this header */
     uint32_t list_bytes;
     uint32_t interrupts; /* CQ created with IEN */
-    uint8_t reserved0[64];
+    uint32_t n_reserved; /* of the trackers, the last ones: held back for a successor (adopt.h) */
+    uint8_t reserved0[60];
 
     /* Positions count entries since the queue was created; ring index = position % entries. A killed process leaves each of them either
      * before or after a step, never between. */

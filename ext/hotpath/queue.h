@@ -141,6 +141,12 @@ static inline void nvq_close(struct nvq *q)
     q->kick_fd = -1;
 }
 
+/* Slots for commands of the driver's users. */
+static inline uint32_t nvq_usable(const struct nvq *q)
+{
+    return q->n_trackers - q->header->n_reserved;
+}
+
 /* All slots free, both rings empty: a queue that was just created, or whose controller was just reset. */
 static inline void nvq_reset(struct nvq *q)
 {
@@ -148,11 +154,11 @@ static inline void nvq_reset(struct nvq *q)
     memset(q->sq, 0, 64ull * q->entries);
     memset((void *)q->cq, 0, 16ull * q->entries); /* phase bits 0: the first pass posts 1 (Base 2.0, 3.3.3.2) */
     memset(q->lists, 0xef, (size_t)q->list_bytes * q->n_trackers);
-    q->n_free = q->n_trackers;
-    for (uint32_t i = 0; i < q->n_trackers; i++) {
-        q->free_slots[i] = (uint16_t)(q->n_trackers - 1 - i);
+    q->n_free = nvq_usable(q);
+    for (uint32_t i = 0; i < q->n_free; i++)
+        q->free_slots[i] = (uint16_t)(q->n_free - 1 - i);
+    for (uint32_t i = 0; i < q->n_trackers; i++)
         atomic_store_explicit(&q->trackers[i].state, NVQ_FREE, memory_order_relaxed);
-    }
     q->n_done = q->n_armed = q->n_unrung = q->n_unacked = 0;
     q->sq_tail = q->cq_head = 0;
     q->cq_phase = 1;

@@ -27,6 +27,8 @@ cdef class QueuePair:
     qid           0 = admin
     entries       of each ring, 2 to 4096
     n_trackers    commands at once, at most entries - 1
+    n_reserved    of these, held back for a successor
+    attach        go on with what a predecessor left in memory: check_queue() before, adopt() after
     max_transfer  bytes of one command's data, a multiple of 4096
     address_map   which user memory the device reaches
     bounce        pool pages for the rest
@@ -40,6 +42,7 @@ cdef class QueuePair:
     cdef readonly object memory
     cdef Py_buffer memory_view
     cdef bint has_memory
+    cdef nvq_frozen frozen
     cdef PyObject **waiters      # a Request for each slot that is with the controller; owned references
     cdef nvb_slot *slots         # for each slot, of which batch it is
     cdef list batches            # those that are started and not over
@@ -90,11 +93,13 @@ cdef class QueuePair:
 
     def __init__(self, memory, *, uint16_t qid, uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, AddressMap address_map,
                  BounceCache bounce, create_future, call_soon, command_error, on_fault, uint16_t vector=0, bint interrupts=True,
-                 bint attach=False, ready=None):
+                 bint attach=False, uint32_t n_reserved=0, ready=None):
         if not 2 <= entries <= NVQ_MAX_ENTRIES:
             raise ValueError(f"entries is {entries}, outside of 2 to {NVQ_MAX_ENTRIES}")
         if not 1 <= n_trackers < entries:
             raise ValueError(f"n_trackers is {n_trackers}, outside of 1 to {entries - 1}")
+        if n_reserved >= n_trackers:
+            raise ValueError(f"n_reserved is {n_reserved}, of {n_trackers} trackers")
         if max_transfer == 0 or max_transfer % NVQ_PAGE:
             raise ValueError(f"max_transfer is {max_transfer}, not a positive multiple of {NVQ_PAGE}")
         PyObject_GetBuffer(memory, &self.memory_view, PyBUF_WRITABLE)
@@ -105,9 +110,12 @@ cdef class QueuePair:
             header.qid = qid
             header.vector = vector
             header.interrupts = interrupts
+            header.n_reserved = n_reserved
             needed = nvq_layout(header, entries, n_trackers, <uint32_t>(max_transfer // NVQ_PAGE))
             if <uint64_t>self.memory_view.len < needed:
                 raise ValueError(f"the queue pair needs {needed} bytes, its memory has {self.memory_view.len}")
+        elif prp_list_bytes(<uint32_t>(max_transfer // NVQ_PAGE)) != header.list_bytes:
+            raise ValueError(f"a queue pair with PRP lists of {header.list_bytes} bytes isn't one for transfers of {max_transfer} bytes")
         self.memory = memory
         self.qid = qid
         self.entries = entries
@@ -147,6 +155,7 @@ cdef class QueuePair:
             free(self.waiters)
         free(self.slots)
         nvq_close(&self.q)
+        free(self.frozen.copy)
         if self.has_shadow:
             PyBuffer_Release(&self.shadow_view)
         if self.has_memory:
@@ -433,7 +442,7 @@ cdef class QueuePair:
             waiter = self.waiters[slot]
             self.waiters[slot] = NULL
             if waiter == NULL:
-                nvq_put(&self.q, slot)
+                nvq_retire(&self.q, slot)
                 continue
             request = <Request>waiter
             request.status = tracker.status
@@ -585,6 +594,7 @@ cdef class QueuePair:
         Only after the controller was reset, as for release_all()."""
         cdef uint32_t i
         cdef Request request
+        self.check_open()
         requests = []
         elements = []
         cdef Batch batch
@@ -864,7 +874,7 @@ cdef class QueuePair:
                                 "orphan": bool(t.flags & NVQ_ORPHAN), "internal": bool(t.flags & NVQ_INTERNAL),
                                 "lba": t.sqe.cdw10 | <uint64_t>t.sqe.cdw11 << 32, "nbytes": t.data_nbytes})
         return {
-            "qid": self.qid, "entries": self.q.entries, "depth": self.q.n_trackers, "vector": h.vector,
+            "qid": self.qid, "entries": self.q.entries, "depth": self.q.n_trackers - h.n_reserved, "vector": h.vector,
             "mode": {POLL: "poll", INTERRUPT: "interrupt", ADAPTIVE: "adaptive"}[self.mode],
             "sq": {"tail": self.q.sq_tail, "submitted": h.submitted, "rung": h.sq_rung, "doorbells": h.n_sq_doorbells},
             "cq": {"head": self.q.cq_head, "phase": self.q.cq_phase, "reaped": h.reaped, "doorbells": h.n_cq_doorbells},

@@ -19,7 +19,7 @@ PAGE = 4096
 class RingController:
     """One queue pair with the controller's view of it. Doorbells are an Mmio page, as with a real device."""
 
-    def __init__(self, loop, *, entries=8, n_trackers=None, max_transfer=1 << 20, qid=1, mode="interrupt", pool_bytes=8 << 20):
+    def __init__(self, loop, *, entries=8, n_trackers=None, max_transfer=1 << 20, qid=1, mode="interrupt", pool_bytes=8 << 20, n_reserved=0):
         self.pool = Pool(pool_bytes, iova=0x1_0000_0000, name="test", hugepages="never")
         self.address_map = AddressMap()
         self.address_map.add(self.pool.address, self.pool.nbytes, self.pool.iova, True)
@@ -32,6 +32,7 @@ class RingController:
             qid=qid,
             entries=entries,
             n_trackers=n_trackers,
+            n_reserved=n_reserved,
             max_transfer=max_transfer,
             address_map=self.address_map,
             bounce=self.bounce,

@@ -1,0 +1,257 @@
+/*
+ * How a successor finds a queue pair in the pool and goes on with it. The predecessor may have been killed between any two stores of queue.h;
+ * what can be told from what it left:
+ *
+ *   tracker ARMED, position <  submitted   the controller has it, or will have it once the doorbell is rung
+ *   tracker ARMED, position >= submitted   never reached the ring: never sent, by nobody
+ *   tracker DONE                           its result is recorded and was given to nobody
+ *   CQE at `reaped` and its tracker DONE   recorded, only `reaped` wasn't raised yet
+ *   submitted > sq_ringing                 entries that were certainly not rung
+ *   sq_ringing != sq_rung                  the doorbell may or may not have been written
+ *   cq_ringing != cq_rung                  the same for the other doorbell
+ *
+ * A doorbell must not be written twice with the same value (Base 2.0, figure 146: Invalid Doorbell Write Value), so an uncertain one is
+ * settled by one harmless command more, whose value is new either way. Its slot is held back for that: header.n_reserved.
+ *
+ * nvq_inspect() changes nothing; nvq_adopt() may only follow a successful nvq_inspect().
+ */
+#ifndef NVME_ASYNC_HOTPATH_ADOPT_H
+#define NVME_ASYNC_HOTPATH_ADOPT_H
+
+#include <stdio.h>
+
+#include "queue.h"
+
+struct nvq_found {
+    uint32_t in_flight; /* with the controller, rung or not */
+    uint32_t done;      /* results that nobody got */
+    uint32_t unsent;
+    bool skip_cqe;  /* the CQE at `reaped` was recorded */
+    bool unrung;    /* entries that were certainly not rung */
+    bool uncertain; /* the last SQ doorbell may have been written or not, and nothing was posted since */
+};
+
+#define NVQ_ERROR_BYTES 160
+
+/* Is this header one that nvq_open() may trust? 0, or -1 and the reason. `nbytes` is what the allocation has. */
+static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, uint16_t qid, char error[NVQ_ERROR_BYTES])
+{
+    if (nbytes < NVQ_PAGE || h->magic != NVQ_MAGIC) {
+        snprintf(error, NVQ_ERROR_BYTES, "its memory holds no queue pair");
+        return -1;
+    }
+    if (h->version != NVQ_LAYOUT_VERSION) {
+        snprintf(error, NVQ_ERROR_BYTES, "its layout has version %u, this build knows %u", h->version, NVQ_LAYOUT_VERSION);
+        return -1;
+    }
+    if (h->qid != qid) {
+        snprintf(error, NVQ_ERROR_BYTES, "its memory holds queue %u", h->qid);
+        return -1;
+    }
+    if (h->entries < 2 || h->entries > NVQ_MAX_ENTRIES || h->n_trackers < 1 || h->n_trackers >= h->entries ||
+        h->n_reserved >= h->n_trackers) {
+        snprintf(error, NVQ_ERROR_BYTES, "%u entries, %u trackers, %u of them reserved make no sense", h->entries, h->n_trackers,
+                 h->n_reserved);
+        return -1;
+    }
+    struct nvq_header expected;
+    memset(&expected, 0, sizeof expected);
+    const uint64_t needed = nvq_layout(&expected, h->entries, h->n_trackers, h->list_bytes / 8);
+    if (expected.slot_bits != h->slot_bits || expected.sq_offset != h->sq_offset || expected.cq_offset != h->cq_offset ||
+        expected.trackers_offset != h->trackers_offset || expected.lists_offset != h->lists_offset ||
+        expected.list_bytes != h->list_bytes || needed > nbytes) {
+        snprintf(error, NVQ_ERROR_BYTES, "its parts don't lie where %u entries lead to", h->entries);
+        return -1;
+    }
+    return 0;
+}
+
+/* Reads what the predecessor left, for a queue that nvq_open() has opened. Changes nothing. 0, or -1 and the reason. */
+static inline int nvq_inspect(const struct nvq *q, struct nvq_found *found, char error[NVQ_ERROR_BYTES])
+{
+    const struct nvq_header *h = q->header;
+    const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_acquire);
+    const uint64_t sq_ringing = atomic_load_explicit(&h->sq_ringing, memory_order_relaxed);
+    const uint64_t sq_rung = atomic_load_explicit(&h->sq_rung, memory_order_relaxed);
+    const uint64_t reaped = atomic_load_explicit(&h->reaped, memory_order_relaxed);
+    const uint64_t cq_ringing = atomic_load_explicit(&h->cq_ringing, memory_order_relaxed);
+    const uint64_t cq_rung = atomic_load_explicit(&h->cq_rung, memory_order_relaxed);
+    memset(found, 0, sizeof *found);
+    if (sq_rung > sq_ringing || sq_ringing > submitted || submitted - sq_rung >= h->entries || cq_rung > cq_ringing ||
+        cq_ringing > reaped || reaped > submitted || submitted - reaped >= h->entries || reaped - cq_rung >= h->entries) {
+        snprintf(error, NVQ_ERROR_BYTES, "its positions make no sense: submitted %llu ringing %llu rung %llu, reaped %llu %llu %llu",
+                 (unsigned long long)submitted, (unsigned long long)sq_ringing, (unsigned long long)sq_rung,
+                 (unsigned long long)reaped, (unsigned long long)cq_ringing, (unsigned long long)cq_rung);
+        return -1;
+    }
+    const volatile struct nvq_cqe *next = &q->cq[reaped % h->entries];
+    const bool there = (next->status & 1) == !((reaped / h->entries) & 1);
+    for (uint32_t i = 0; i < h->n_trackers; i++) {
+        const struct nvq_tracker *t = &q->trackers[i];
+        const uint32_t state = atomic_load_explicit(&t->state, memory_order_acquire);
+        if (state == NVQ_FREE)
+            continue;
+        if (state > NVQ_DONE || (t->cid & ((1u << q->slot_bits) - 1)) != i) {
+            snprintf(error, NVQ_ERROR_BYTES, "tracker %u has state %u and command id %#x", i, state, t->cid);
+            return -1;
+        }
+        if (state == NVQ_DONE) {
+            found->done++;
+            found->skip_cqe = found->skip_cqe || (there && next->cid == t->cid);
+        } else if (t->position < submitted) {
+            found->in_flight++;
+        } else {
+            found->unsent++;
+        }
+    }
+    if (found->in_flight != submitted - reaped - found->skip_cqe) {
+        snprintf(error, NVQ_ERROR_BYTES, "%u commands are out, but the rings say %llu", found->in_flight,
+                 (unsigned long long)(submitted - reaped - found->skip_cqe));
+        return -1;
+    }
+    found->unrung = submitted > sq_ringing;
+    found->uncertain = submitted == sq_ringing && sq_ringing != sq_rung;
+    return 0;
+}
+
+/* Takes positions, free slots and sequence numbers over. What was never sent is freed; what is with the controller is marked as adopted. */
+static inline void nvq_adopt(struct nvq *q, const struct nvq_found *found)
+{
+    struct nvq_header *h = q->header;
+    const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_relaxed);
+    const uint64_t cq_ringing = atomic_load_explicit(&h->cq_ringing, memory_order_relaxed);
+    uint64_t reaped = atomic_load_explicit(&h->reaped, memory_order_relaxed);
+    if (found->skip_cqe)
+        atomic_store_explicit(&h->reaped, ++reaped, memory_order_release);
+    q->sq_tail = (uint32_t)(submitted % h->entries);
+    q->cq_head = (uint32_t)(reaped % h->entries);
+    q->cq_phase = !((reaped / h->entries) & 1);
+    q->n_armed = found->in_flight;
+    q->n_unrung = (uint32_t)(submitted - atomic_load_explicit(&h->sq_ringing, memory_order_relaxed));
+    /* From `ringing` and not from `rung`: a doorbell that may have been written is written again only with a new value, after the next
+     * completion. That one comes: see nvq_resume_doorbells() for a ring without room for it. */
+    q->n_unacked = (uint32_t)(reaped - cq_ringing);
+    q->n_free = q->n_done = 0;
+    q->fault = NVQ_OK;
+    for (uint32_t i = h->n_trackers; i-- > 0;) {
+        struct nvq_tracker *t = &q->trackers[i];
+        const uint32_t state = atomic_load_explicit(&t->state, memory_order_relaxed);
+        const uint16_t sequence = (uint16_t)(t->cid >> q->slot_bits);
+        q->sequence[i] = sequence >= q->max_sequence ? 0 : (uint16_t)(sequence + 1);
+        if (state == NVQ_ARMED && t->position < submitted)
+            t->flags |= NVQ_ADOPTED;
+        else if (state == NVQ_ARMED)
+            atomic_store_explicit(&t->state, NVQ_FREE, memory_order_release);
+        if (atomic_load_explicit(&t->state, memory_order_relaxed) == NVQ_FREE && i < nvq_usable(q))
+            q->free_slots[q->n_free++] = (uint16_t)i;
+    }
+}
+
+/* A free slot for the command that settles an uncertain doorbell, or -1: even the reserved one is out. */
+static inline int nvq_take_reserved(struct nvq *q)
+{
+    for (uint32_t i = nvq_usable(q); i < q->n_trackers; i++)
+        if (atomic_load_explicit(&q->trackers[i].state, memory_order_relaxed) == NVQ_FREE)
+            return (int)i;
+    return nvq_take(q);
+}
+
+/* The end of a slot that may be a reserved one. */
+static inline void nvq_retire(struct nvq *q, unsigned slot)
+{
+    if (slot < nvq_usable(q))
+        nvq_put(q, slot);
+    else
+        atomic_store_explicit(&q->trackers[slot].state, NVQ_FREE, memory_order_release);
+}
+
+/* As nvq_ring_sq(), and the register is written whatever EventIdx says: nobody knows whether the predecessor came to look at it. */
+static inline bool nvq_ring_sq_surely(struct nvq *q)
+{
+    struct nvq_header *h = q->header;
+    const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_relaxed);
+    atomic_store_explicit(&h->sq_ringing, submitted, memory_order_release);
+    atomic_thread_fence(memory_order_seq_cst);
+    if (q->sq_shadow) {
+        *q->sq_shadow = q->sq_tail;
+        atomic_thread_fence(memory_order_seq_cst);
+    }
+    const bool by_register = nvq_doorbell(q, q->sq_doorbell, NULL, NULL, q->sq_tail, &h->n_sq_doorbells);
+    q->n_unrung = 0;
+    if (!by_register)
+        atomic_store_explicit(&h->sq_rung, submitted, memory_order_release);
+    return by_register;
+}
+
+/*
+ * The completion doorbell after nvq_adopt(), where it can't wait for the next completion: the ring has no room for one, or the controller
+ * reads the shadow and may sleep until it is told. True when it is to be rung with what the predecessor may have rung already: then a
+ * controller that minds has at worst an error to report.
+ */
+static inline bool nvq_cq_must_ring(const struct nvq *q)
+{
+    const struct nvq_header *h = q->header;
+    const uint64_t reaped = atomic_load_explicit(&h->reaped, memory_order_relaxed);
+    const uint64_t rung = atomic_load_explicit(&h->cq_rung, memory_order_relaxed);
+    return reaped != rung && (q->cq_shadow || reaped - rung >= h->entries - 1);
+}
+
+static inline bool nvq_ring_cq_surely(struct nvq *q)
+{
+    struct nvq_header *h = q->header;
+    const uint64_t reaped = atomic_load_explicit(&h->reaped, memory_order_relaxed);
+    atomic_store_explicit(&h->cq_ringing, reaped, memory_order_release);
+    if (q->cq_shadow) {
+        *q->cq_shadow = q->cq_head;
+        atomic_thread_fence(memory_order_seq_cst);
+    }
+    const bool by_register = nvq_doorbell(q, q->cq_doorbell, NULL, NULL, q->cq_head, &h->n_cq_doorbells);
+    q->n_unacked = 0;
+    if (!by_register)
+        atomic_store_explicit(&h->cq_rung, reaped, memory_order_release);
+    return by_register;
+}
+
+/*
+ * A queue pair that is being handed over, while this process waits to hear whether the successor took it. Nothing this process still does
+ * with it (late flushes, cancellations, a look at the completion ring) may reach the pool: `q` looks at a private copy of header and
+ * trackers, and at a completion ring in which nothing ever comes.
+ */
+struct nvq_frozen {
+    uint8_t *copy; /* NULL: not frozen */
+    struct nvq_header *header;
+    struct nvq_tracker *trackers;
+    volatile struct nvq_cqe *cq;
+};
+
+/* Everything posted was rung and everything reaped acknowledged. 0, or -1 out of memory with nothing changed. */
+static inline int nvq_freeze(struct nvq *q, struct nvq_frozen *frozen)
+{
+    const size_t trackers = sizeof(struct nvq_tracker) * (size_t)q->n_trackers;
+    const size_t ring = 16 * (size_t)q->entries;
+    uint8_t *copy = aligned_alloc(64, (NVQ_PAGE + trackers + ring + 63) & ~(size_t)63);
+    if (!copy)
+        return -1;
+    memcpy(copy, q->header, NVQ_PAGE);
+    memcpy(copy + NVQ_PAGE, q->trackers, trackers);
+    memset(copy + NVQ_PAGE + trackers, q->cq_phase ? 0 : 0xff, ring); /* every phase bit is the old one */
+    *frozen = (struct nvq_frozen){copy, q->header, q->trackers, q->cq};
+    q->header = (struct nvq_header *)copy;
+    q->trackers = (struct nvq_tracker *)(copy + NVQ_PAGE);
+    q->cq = (volatile struct nvq_cqe *)(copy + NVQ_PAGE + trackers);
+    return 0;
+}
+
+/* Nobody took it: back to the pool, which has not changed meanwhile but for what the controller posted. */
+static inline void nvq_thaw(struct nvq *q, struct nvq_frozen *frozen)
+{
+    if (!frozen->copy)
+        return;
+    q->header = frozen->header;
+    q->trackers = frozen->trackers;
+    q->cq = frozen->cq;
+    free(frozen->copy);
+    memset(frozen, 0, sizeof *frozen);
+}
+
+#endif

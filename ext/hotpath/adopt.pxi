@@ -1,0 +1,327 @@
+# Going on with a predecessor's queue pair, and handing one on. See adopt.h for what can be told from a killed process's memory.
+
+cdef enum:
+    OPC_ASYNC_EVENT_REQUEST = 0x0c
+
+
+class QueueStateError(ValueError):
+    """Memory that should hold a queue pair holds something that makes no sense; it was not changed."""
+
+
+cdef class AdoptedCommand:
+    """A predecessor's command, from its tracker: what it was, and what became of it. nvme_async.keepalive gives it a face."""
+
+    cdef readonly uint16_t qid
+    cdef readonly uint16_t cid
+    cdef readonly uint64_t tag
+    cdef readonly uint64_t nbytes       # of its data
+    cdef readonly object data_offset    # of its data in the pool, or None
+    cdef readonly bytes sqe
+    cdef readonly bint sent             # False: the predecessor ended before it reached the ring
+    cdef readonly bint orphan           # nobody waited for it any more
+    cdef readonly object status         # the CQE's 15-bit status field; None while it is out, and for ever if it never completed
+    cdef readonly uint32_t dw0, dw1
+    cdef readonly object data           # bytes that a successful command brought, or None
+    cdef readonly object error          # exception, when it didn't succeed
+    cdef readonly bint finished         # no more is to come
+    cdef object on_finished             # called with this object, once
+    cdef Request request
+
+    # What Request.wake() and Request.fail() ask of whoever waits.
+
+    def done(self):
+        return self.finished
+
+    def set_result(self, _):
+        cdef Request request = self.request
+        self.request = None
+        if request is None:
+            return
+        if request.failed:
+            self.error, request.result = request.result, None
+        else:
+            self.status, self.dw0, self.dw1 = request.status, request.dw0, request.dw1
+            if request.status:
+                self.error = request.qp.command_error(request.status, request.dw0, self.sqe, self.qid == 0, request.timed_out)
+            else:
+                self.data = request.result[2] if request.kind == READ_BYTES else None
+            request.result = None
+        self.finish()
+
+    cdef void finish(self) except *:
+        self.finished = True
+        callback, self.on_finished = self.on_finished, None
+        if callback is not None:
+            callback(self)
+
+
+cdef raise_state(char *error):
+    raise QueueStateError((<bytes>error).decode(errors="replace"))
+
+
+def check_queue(memory, uint16_t qid):
+    """The fixed facts of the queue pair that a predecessor made in `memory`, as keyword arguments for QueuePair(attach=True).
+
+    QueueStateError if there is none, or not this one. Changes nothing.
+    """
+    cdef Py_buffer view
+    cdef char error[NVQ_ERROR_BYTES]
+    cdef nvq_header *header
+    PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE)
+    try:
+        header = <nvq_header *>view.buf
+        if nvq_check_header(header, view.len, qid, error):
+            raise_state(error)
+        return {"qid": qid, "entries": header.entries, "n_trackers": header.n_trackers, "n_reserved": header.n_reserved,
+                "vector": header.vector, "interrupts": bool(header.interrupts)}
+    finally:
+        PyBuffer_Release(&view)
+
+
+def look_at_queue(QueuePair qp):
+    """What a predecessor left in a queue pair made with attach=True: its commands, and which bounce pages belong to them (pool offsets).
+
+    QueueStateError if that makes no sense. Changes nothing, so that a restore can still be refused.
+    """
+    cdef nvq_found found
+    cdef char error[NVQ_ERROR_BYTES]
+    cdef uint32_t i
+    cdef nvq_tracker *t
+    cdef uint64_t pool_bytes = qp.memory.pool.nbytes
+    qp.check_open()
+    if nvq_inspect(&qp.q, &found, error):
+        raise_state(error)
+    bounce = {}
+    for i in range(qp.q.n_trackers):
+        t = &qp.q.trackers[i]
+        if t.state == NVQ_FREE or t.data_offset == NVQ_NO_OFFSET:
+            continue
+        if t.data_offset > pool_bytes or t.data_nbytes > pool_bytes - t.data_offset or t.data_nbytes > qp.max_transfer:
+            raise QueueStateError(f"command {t.cid:#x} names {t.data_nbytes} bytes at {t.data_offset:#x}, which its pool doesn't have")
+        if t.flags & NVQ_BOUNCE:
+            if t.data_offset in bounce:
+                raise QueueStateError(f"commands {t.cid:#x} and {bounce[t.data_offset][0]:#x} own the same bounce page")
+            bounce[t.data_offset] = (t.cid, BounceCache.size_class(t.data_nbytes))
+    return {"in_flight": found.in_flight, "done": found.done, "unsent": found.unsent, "unrung": bool(found.unrung),
+            "uncertain": bool(found.uncertain), "bounce": {offset: k for offset, (_, k) in bounce.items()}}
+
+
+def adopt(QueuePair qp, factory, on_finished, settle):
+    """Goes on with a queue pair that look_at_queue() found sound, its bounce pages and doorbells in place. The queue is held afterwards.
+
+    factory      a subclass of AdoptedCommand
+    on_finished  called with each command that was with the controller when it completes, or can't any more
+    settle       64 bytes: a harmless command, sent if nobody can know whether the last doorbell was rung
+
+    Returns (commands, asynchronous event requests). A command whose result the predecessor had recorded, or that it never sent, is finished
+    already. The event requests are awaitable. Then looks at the completion ring: on_finished may be called before this returns.
+    """
+    cdef nvq_found found
+    cdef char error[NVQ_ERROR_BYTES]
+    cdef uint32_t i
+    cdef uint64_t submitted
+    cdef uint32_t state
+    cdef nvq_tracker *t
+    cdef Request request
+    cdef AdoptedCommand command
+    cdef char *pool = <char *>qp.memory_view.buf - <uint64_t>qp.memory.offset
+    qp.check_open()
+    if nvq_inspect(&qp.q, &found, error):
+        raise_state(error)
+    qp.held = True
+    submitted = qp.q.header.submitted
+    commands = []
+    events = []
+    # Everything that can fail for want of memory comes before the first change.
+    for i in range(qp.q.n_trackers):
+        t = &qp.q.trackers[i]
+        state = t.state
+        if state == NVQ_FREE:
+            continue
+        request = adopted_request(qp, i, pool)
+        if t.flags & NVQ_INTERNAL:
+            if qp.qid == 0 and t.sqe.opcode == OPC_ASYNC_EVENT_REQUEST and (state == NVQ_DONE or t.position < submitted):
+                events.append(request)
+            continue
+        command = factory.__new__(factory)
+        command.qid = qp.qid
+        command.cid = t.cid
+        command.tag = t.tag
+        command.nbytes = t.data_nbytes
+        command.data_offset = None if t.data_offset == NVQ_NO_OFFSET else t.data_offset
+        command.sqe = PyBytes_FromStringAndSize(<char *>&t.sqe, 64)
+        command.sent = state == NVQ_DONE or t.position < submitted
+        command.orphan = bool(t.flags & NVQ_ORPHAN)
+        command.request = request
+        request.future = command
+        commands.append((t.position, command))
+    commands.sort(key=position_of)
+    commands = [command for _, command in commands]
+    nvq_adopt(&qp.q, &found)
+    for command in commands:
+        request = command.request
+        t = &qp.q.trackers[request.slot]
+        if not command.sent:
+            request.let_go()
+            request.state = FINISHED
+            command.request = request.future = None
+            command.finish()
+        elif t.state == NVQ_DONE:
+            complete_recorded(qp, request, t)
+        else:
+            command.on_finished = on_finished
+            Py_INCREF(request)
+            qp.waiters[request.slot] = <PyObject *>request
+    for request in events:
+        t = &qp.q.trackers[request.slot]
+        if t.state == NVQ_DONE:
+            complete_recorded(qp, request, t)
+        else:
+            Py_INCREF(request)
+            qp.waiters[request.slot] = <PyObject *>request
+    # Recorded results that nobody is to get: of the driver's own commands.
+    for i in range(qp.q.n_trackers):
+        if qp.q.trackers[i].state == NVQ_DONE:
+            nvq_retire(&qp.q, i)
+    ring_adopted(qp, &found, settle)
+    qp.reap_and_deliver(qp.q.n_trackers)
+    return commands, events
+
+
+def position_of(pair):
+    return pair[0]
+
+
+cdef Request adopted_request(QueuePair qp, uint32_t slot, char *pool):
+    """A Request as if this process had sent it."""
+    cdef nvq_tracker *t = &qp.q.trackers[slot]
+    cdef Request request = Request.__new__(Request)
+    request.qp = qp
+    request.sqe = t.sqe
+    request.slot = slot
+    request.state = SENT
+    request.raw = True
+    request.tag = t.tag
+    request.flags = t.flags | NVQ_ADOPTED
+    request.nbytes = t.data_nbytes
+    request.iova = t.sqe.prp1
+    request.offset = t.data_offset
+    if t.data_nbytes and t.data_offset == NVQ_NO_OFFSET:
+        # The predecessor's own memory: we have no view of it, and can't vouch for what is in it now.
+        request.attempts = 0xffffffff
+    elif t.data_nbytes:
+        request.kind = READ_BYTES if t.flags & NVQ_TO_HOST else WRITE_FROM
+        request.piece = Piece(pool + t.data_offset, t.sqe.prp1, t.data_offset)
+        request.bounced = bool(t.flags & NVQ_BOUNCE)
+        request.bounce_class = BounceCache.size_class(t.data_nbytes)
+    return request
+
+
+cdef int complete_recorded(QueuePair qp, Request request, nvq_tracker *t) except -1:
+    """The predecessor took this completion off the ring, and gave it to nobody."""
+    request.status, request.dw0, request.dw1 = t.status, t.dw0, t.dw1
+    if request.status == 0:
+        qp.take_result(request)
+    request.let_go()
+    request.state = COMPLETED
+    nvq_retire(&qp.q, request.slot)
+    request.wake()
+    return 0
+
+
+cdef int ring_adopted(QueuePair qp, nvq_found *found, settle) except -1:
+    """Doorbells that the predecessor owed, or may have owed."""
+    cdef int slot
+    cdef nvq_tracker *t
+    cdef const unsigned char[::1] raw
+    if found.uncertain:
+        slot = nvq_take_reserved(&qp.q)
+        if slot >= 0 and settle is not None:
+            raw = settle
+            t = &qp.q.trackers[slot]
+            memcpy(&t.sqe, &raw[0], 64)
+            t.flags = NVQ_INTERNAL
+            t.tag = 0
+            t.data_offset = NVQ_NO_OFFSET
+            t.data_nbytes = 0
+            nvq_post(&qp.q, slot)
+    if found.uncertain or found.unrung:
+        if nvq_ring_sq_surely(&qp.q):
+            qp.doorbell_write(qp.sq_doorbell_offset, qp.q.sq_tail)
+            nvq_rang_sq(&qp.q)
+    if nvq_cq_must_ring(&qp.q):
+        if nvq_ring_cq_surely(&qp.q):
+            qp.doorbell_write(qp.cq_doorbell_offset, qp.q.cq_head)
+            nvq_rang_cq(&qp.q)
+    return 0
+
+
+def rebind(QueuePair qp, create_future, call_soon):
+    """Another loop uses this queue pair from now on. Nothing of the old one's is out or waits."""
+    if qp.q.n_armed or qp.line:
+        raise RuntimeError(f"queue {qp.qid} is in use")
+    qp.create_future, qp.call_soon = create_future, call_soon
+    qp.flush_planned = qp.poll_planned = False
+    qp.watched = False
+
+
+# -- handing on ------------------------------------------------------------------------------------------------------------------------
+
+def freeze(QueuePair qp):
+    """Holds new commands, gives out the results that are there, rings for all that was posted; from then on nothing that this process does
+    reaches the queue pair's memory or doorbells, until thaw()."""
+    qp.check_open()
+    if qp.frozen.copy != NULL:
+        return
+    qp.held = True
+    qp.ring_now()
+    while qp.reap_and_deliver(qp.reap_limit):
+        pass
+    qp.acknowledge()
+    qp.ring_now()
+    if nvq_freeze(&qp.q, &qp.frozen):
+        raise MemoryError()
+
+
+def thaw(QueuePair qp):
+    """Nobody took it: goes on where freeze() stopped. The caller still has to end the hold."""
+    if qp.frozen.copy != NULL:
+        nvq_thaw(&qp.q, &qp.frozen)
+        qp.reap_and_deliver(qp.reap_limit)
+
+
+def hand_over(QueuePair qp, sent, unsent):
+    """A successor has the queue pair: who waits for a command that is out gets the exception `sent`, who waits to send one `unsent`, and
+    this object is closed. Memory, tracker and slots stay as they are, for the successor.
+
+    Returns requests whose memory the controller may still reach and no successor knows of: keep them as long as the process lives.
+    """
+    cdef uint32_t i
+    cdef Request request
+    lent = []
+    if not qp.has_memory:
+        return lent
+    qp.refuse(unsent)
+    qp.on_idle = qp.on_busy = None
+    for i in range(qp.q.n_trackers):
+        if qp.waiters[i] == NULL:
+            continue
+        request = <Request>qp.waiters[i]
+        qp.waiters[i] = NULL
+        if request.has_view and not request.bounced and request.offset == NVQ_NO_OFFSET:
+            lent.append(request)
+        if request.state == SENT and not request.failed:
+            request.fail(sent)
+            request.state = COMPLETED
+        else:
+            request.state = FINISHED
+        if request.has_view and (request.bounced or request.offset != NVQ_NO_OFFSET):
+            PyBuffer_Release(&request.view)
+            request.has_view = False
+        request.bounced = False
+        Py_DECREF(request)
+    free(qp.frozen.copy)
+    memset(&qp.frozen, 0, sizeof(qp.frozen))
+    qp.q.n_armed = qp.q.n_done = 0
+    qp.close()
+    return lent
