@@ -43,3 +43,7 @@ test-vm: $(VENV)/.deps
 
 clean:
 	rm -rf build $(VENV) *.egg-info nvme_async/*.so
+
+.PHONY: cost
+cost: $(VENV)/.built
+	$(BIN)/python benchmarks/cost.py

@@ -72,6 +72,9 @@ void emu_ctrl_write(struct emu_ctrl *ctrl, uint32_t offset, unsigned width, uint
 /* The file behind the doorbells, shared with the client: EMU_BAR0_SIZE bytes, of which the page at EMU_DOORBELL_OFFSET is used (a
  * client maps it at region offset + area offset, so file and BAR count alike). Created and owned by the controller. */
 int emu_ctrl_doorbell_fd(struct emu_ctrl *ctrl);
+/* Another, empty one from now on, because a client that has gone may still have the old one mapped. Only while CC.EN is 0. Returns 0,
+ * or negative errno and the old one stays. */
+int emu_ctrl_renew_doorbells(struct emu_ctrl *ctrl);
 
 /* One bounded turn: looks at the doorbells, executes, posts, raises interrupts at most once a vector. Returns the work done (0 = idle). */
 unsigned emu_ctrl_poll(struct emu_ctrl *ctrl);

@@ -335,18 +335,29 @@ static const char *config_objection(const struct emu_config *config)
     return NULL;
 }
 
-/* The page must keep its size whatever the client does with the descriptor: a shrunk file would be SIGBUS here. */
-static int doorbells_init(struct emu_ctrl *ctrl)
+/* A new page, in the place of the old one if there is one, so that pointers into it stay good. It must keep its size whatever the
+ * client does with the descriptor: a shrunk file would be SIGBUS here. */
+int emu_ctrl_renew_doorbells(struct emu_ctrl *ctrl)
 {
-    ctrl->doorbell_fd = memfd_create("nvme-doorbells", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (ctrl->doorbell_fd < 0 || ftruncate(ctrl->doorbell_fd, EMU_BAR0_SIZE) ||
-        fcntl(ctrl->doorbell_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+    int fd = memfd_create("nvme-doorbells", MFD_CLOEXEC | MFD_ALLOW_SEALING), rc;
+
+    if (fd < 0)
         return -errno;
-    void *page = mmap(NULL, DOORBELL_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, ctrl->doorbell_fd, EMU_DOORBELL_OFFSET);
+    if (ftruncate(fd, EMU_BAR0_SIZE) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+        goto fail;
+    void *page = mmap((void *)ctrl->doorbells, DOORBELL_PAGE, PROT_READ | PROT_WRITE,
+                      MAP_SHARED | (ctrl->doorbells ? MAP_FIXED : 0), fd, EMU_DOORBELL_OFFSET);
     if (page == MAP_FAILED)
-        return -errno;
+        goto fail;
+    if (ctrl->doorbell_fd >= 0)
+        close(ctrl->doorbell_fd);
+    ctrl->doorbell_fd = fd;
     ctrl->doorbells = page;
     return 0;
+fail:
+    rc = -errno;
+    close(fd);
+    return rc;
 }
 
 struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_host *host, char *err)
@@ -376,7 +387,7 @@ struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_
     if (!rc)
         rc = wake_init(&ctrl->wake);
     if (!rc)
-        rc = doorbells_init(ctrl);
+        rc = emu_ctrl_renew_doorbells(ctrl);
     if (rc) {
         snprintf(err, 256, "cannot set up the controller: %s", strerror(-rc));
         emu_ctrl_free(ctrl);

@@ -105,6 +105,9 @@ void vfu_server_drop(struct vfu_server *server, const char *reason)
         server->conn.reason = reason;
     vfu_conn_close(&server->conn);
     vfu_server_reset(server);
+    /* When that fails, for want of memory or descriptors, the next client shares the page with this one. */
+    if (server->doorbells_given)
+        (void)emu_ctrl_renew_doorbells(server->ctrl);
     emu_ctrl_dma_changed(server->ctrl);
     vfu_dma_unmap_all(&server->dma);
     vfu_irqs_reset(&server->irqs);

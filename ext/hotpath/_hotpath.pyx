@@ -54,7 +54,13 @@ cdef extern from "hotpath/queue.h":
         uint64_t n_reaps, n_sq_doorbells, n_cq_doorbells, n_shadow_only, n_errors, n_orphans, n_interrupts, n_spins, n_eager, n_full
         uint64_t n_bounced, max_batch
 
+    struct nvq_cqe:
+        uint32_t dw0, dw1
+        uint16_t sqhd, sqid, cid, status
+
     struct nvq:
+        nvq_sqe *sq
+        nvq_cqe *cq
         nvq_tracker *trackers
         nvq_header *header
         uint16_t *done_slots

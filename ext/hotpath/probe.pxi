@@ -21,3 +21,106 @@ def address_of(buffer):
     address = <uintptr_t>view.buf
     PyBuffer_Release(&view)
     return address
+
+
+@cython.final
+cdef class FutureMill:
+    """What an event loop itself costs: plain futures, handed out by get() and resolved from C once on each pass. For benchmarks/ceiling.py."""
+
+    cdef object create_future, call_soon, callback
+    cdef list pending
+    cdef bint planned
+    cdef readonly uint64_t resolved
+
+    def __init__(self, loop):
+        self.create_future = loop.create_future
+        self.call_soon = loop.call_soon
+        self.callback = self.resolve
+        self.pending = []
+
+    def get(self):
+        """A new future, done after the next pass of the loop."""
+        future = self.create_future()
+        self.pending.append(future)
+        if not self.planned:
+            self.planned = True
+            self.call_soon(self.callback)
+        return future
+
+    def resolve(self):
+        pending, self.pending = self.pending, []
+        self.planned = False
+        for future in pending:
+            if not future.done():
+                future.set_result(None)
+        self.resolved += len(pending)
+
+
+@cython.final
+cdef class LoopBack:
+    """A namespace whose controller is a few lines of C on the same thread: it answers what was rung, once on each pass of the loop.
+    For counting what the host's side of an awaited I/O costs (benchmarks/cost.py)."""
+
+    cdef object loop, pool, page, callback
+    cdef readonly object namespace
+    cdef QueuePair qp
+    cdef uint32_t *doorbells
+    cdef uint32_t sq_head, cq_tail
+    cdef uint16_t phase
+    cdef nvq_sqe *sq
+    cdef nvq_cqe *cq
+    cdef bint closed
+
+    def __init__(self, loop):
+        import os
+        from nvme_async.dma import Pool
+        self.loop = loop
+        self.pool = Pool(8 << 20, iova=1 << 32, name="loop back", hugepages="never")
+        addresses = AddressMap()
+        pool = self.pool
+        bounce = BounceCache(lambda nbytes, tag: pool.alloc(nbytes, owner="bounce", tag=tag))
+        memory = pool.alloc(queue_memory(256, 254, 1 << 20), owner="queue")
+        self.qp = QueuePair(memory, qid=1, entries=256, n_trackers=254, max_transfer=1 << 20, address_map=addresses, bounce=bounce,
+                            create_future=loop.create_future, call_soon=loop.call_soon, command_error=None, on_fault=None)
+        self.qp.bind(loop)
+        fd = os.memfd_create("doorbells")
+        os.ftruncate(fd, 4096)
+        self.page = Mmio(fd, 0, 4096)
+        os.close(fd)
+        self.qp.set_doorbells(self.page, 0, 4)
+        self.doorbells = <uint32_t *>(<Mmio>self.page)._at(0, 4, True)
+        self.sq = self.qp.q.sq
+        self.cq = <nvq_cqe *>self.qp.q.cq
+        self.phase = 1
+        self.namespace = NamespaceCore()
+        self.namespace._configure(1, 1 << 20, 4096, 256, {loop: self.qp})
+        self.callback = self.answer
+        loop.call_soon(self.callback)
+
+    @property
+    def read(self):
+        """The namespace's."""
+        return self.namespace.read
+
+    def answer(self):
+        cdef nvq_cqe *cqe
+        if self.closed:
+            return
+        while self.sq_head != self.doorbells[0]:
+            cqe = &self.cq[self.cq_tail]
+            cqe.dw0 = cqe.dw1 = 0
+            cqe.sqhd = <uint16_t>self.sq_head
+            cqe.sqid = 1
+            cqe.cid = self.sq[self.sq_head].cid
+            cqe.status = self.phase
+            self.sq_head = (self.sq_head + 1) & 255
+            self.cq_tail = (self.cq_tail + 1) & 255
+            if self.cq_tail == 0:
+                self.phase ^= 1
+        self.qp.more()
+        self.loop.call_soon(self.callback)
+
+    def close(self):
+        self.closed = True
+        self.qp.release_all()
+        self.qp.close()

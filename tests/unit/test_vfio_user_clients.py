@@ -271,6 +271,18 @@ class TestSuccession:
         finally:
             os.close(kick)
 
+    def test_an_old_doorbell_page_rings_for_nobody(self, controller):
+        with RawClient(controller.connect()) as old:
+            page = old.doorbell_page()
+            old.sock.close()
+            settle(controller)
+            with RawClient(controller.connect()) as client:
+                admin = Admin(client, "page")
+                invalid = controller.faults.counters()["invalid_doorbells"]
+                page[0:4] = b"\xff\xff\0\0"
+                assert len(admin.identify()) == 4096
+                assert controller.faults.counters()["invalid_doorbells"] == invalid
+
     def test_everything_is_released(self):
         gc.collect()
         before = open_fds(), memory_maps(), threading.active_count(), len(os.listdir("/proc/self/task"))

@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""How near an awaited I/O comes to what the event loop itself costs.
+
+The ceiling: the same number of coroutines awaiting plain futures, which a C loop resolves in batches, once on each pass of the loop. Against
+that: the same coroutines awaiting 4 KiB reads of the null medium; and lone reads, eager and by interrupt. Both sides alternate in one run;
+each figure is the median of the rounds.
+
+    python benchmarks/ceiling.py [--depth 32] [--rounds 7] [--loop asyncio|uvloop|both] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import time
+from typing import Any
+
+import uvloop
+
+import nvme_async
+from nvme_async._hotpath import FutureMill
+
+NULL = "emulated:size=1GiB,medium=null"
+
+
+async def together(workers: list[Any], count: int) -> float:
+    """Operations a second."""
+    begin = time.perf_counter()
+    await asyncio.gather(*workers)
+    return count / (time.perf_counter() - begin)
+
+
+async def futures(mill: FutureMill, depth: int, count: int) -> float:
+    async def worker() -> None:
+        get = mill.get
+        for _ in range(count // depth):
+            await get()
+
+    return await together([worker() for _ in range(depth)], count)
+
+
+async def reads(namespace: nvme_async.Namespace, depth: int, count: int) -> float:
+    async def worker(first: int) -> None:
+        read = namespace.read
+        for lba in range(first, first + count // depth):
+            await read(lba)
+
+    return await together([worker(index * (count // depth)) for index in range(depth)], count)
+
+
+async def bare_round_trip(count: int) -> float:
+    """Microseconds of eventfd → reader → future → task."""
+    loop = asyncio.get_running_loop()
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    waiting: list[asyncio.Future[None]] = []
+
+    def readable() -> None:
+        os.eventfd_read(fd)
+        waiting.pop().set_result(None)
+
+    loop.add_reader(fd, readable)
+    begin = time.perf_counter()
+    for _ in range(count):
+        future = loop.create_future()
+        waiting.append(future)
+        os.eventfd_write(fd, 1)
+        await future
+    took = time.perf_counter() - begin
+    loop.remove_reader(fd)
+    os.close(fd)
+    return took / count * 1e6
+
+
+async def single(namespace: nvme_async.Namespace, count: int) -> tuple[float, float]:
+    """(median, p99) microseconds of a lone awaited read."""
+    read, clock = namespace.read, time.perf_counter_ns
+    times = []
+    for lba in range(count):
+        begin = clock()
+        await read(lba)
+        times.append(clock() - begin)
+    times.sort()
+    return times[count // 2] / 1e3, times[count * 99 // 100] / 1e3
+
+
+async def measure(depth: int, rounds: int, count: int) -> dict[str, Any]:
+    loop = asyncio.get_running_loop()
+    mill = FutureMill(loop)
+    ceilings, awaited, eager, interrupt, bare = [], [], [], [], []
+    async with nvme_async.open(NULL) as adaptive, nvme_async.open(NULL, mode="interrupt") as sleeping:
+        namespace, sleeper = adaptive.namespaces[1], sleeping.namespaces[1]
+        await reads(namespace, depth, count // 4)
+        for _ in range(rounds):
+            ceilings.append(await futures(mill, depth, count))
+            awaited.append(await reads(namespace, depth, count))
+            eager.append(await single(namespace, count // 10))
+            bare.append(await bare_round_trip(count // 20))
+            interrupt.append(await single(sleeper, count // 20))
+    ratios = [a / c for a, c in zip(awaited, ceilings, strict=True)]
+    return {
+        "loop": type(loop).__module__.split(".")[0],
+        "depth": depth,
+        "ceiling_iops": statistics.median(ceilings),
+        "awaited_iops": statistics.median(awaited),
+        "ratio": statistics.median(ratios),
+        "ratio_spread": [min(ratios), max(ratios)],
+        "eager_us": statistics.median(e[0] for e in eager),
+        "eager_p99_us": statistics.median(e[1] for e in eager),
+        "bare_interrupt_us": statistics.median(bare),
+        "interrupt_us": statistics.median(i[0] for i in interrupt),
+        "interrupt_ratio": statistics.median(i[0] / b for i, b in zip(interrupt, bare, strict=True)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depth", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--count", type=int, default=200_000, help="operations of one round")
+    parser.add_argument("--loop", choices=["asyncio", "uvloop", "both"], default="both")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    results = []
+    for name in ["asyncio", "uvloop"] if options.loop == "both" else [options.loop]:
+        run = uvloop.run if name == "uvloop" else asyncio.run
+        result = run(measure(options.depth, options.rounds, options.count))
+        results.append(result)
+        if not options.json:
+            low, high = result["ratio_spread"]
+            print(
+                f"{name}: ceiling {result['ceiling_iops'] / 1e3:.0f} k/s, awaited reads at QD{options.depth} "
+                f"{result['awaited_iops'] / 1e3:.0f} k/s: ratio {result['ratio']:.2f} ({low:.2f} to {high:.2f})\n"
+                f"  lone read, eager: {result['eager_us']:.2f} us median, {result['eager_p99_us']:.2f} us p99\n"
+                f"  lone read, interrupt: {result['interrupt_us']:.1f} us, bare eventfd round trip {result['bare_interrupt_us']:.1f} us: "
+                f"ratio {result['interrupt_ratio']:.2f}",
+                flush=True,
+            )
+    if options.json:
+        print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Instructions per I/O, counted by callgrind: the same figure whatever else the machine is doing.
+
+    python benchmarks/cost.py            compares with benchmarks/cost.json; exit code 1 if a figure grew by more than 10 %
+    python benchmarks/cost.py --record   writes it
+
+submit and reap are the C primitives (a 4 KiB read in a batch of 1 and of 32); awaited is the whole of `await read()` on stock asyncio, 32
+coroutines, with a loop-back controller in the same process. The awaited figure belongs to one version of Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks" / "cost.json"
+GROWTH = 1.10
+
+
+def callgrind(command: list[str], folder: str) -> str:
+    """Path of the profile."""
+    out = f"{folder}/callgrind.out"
+    subprocess.run(
+        ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *command], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    return out
+
+
+def inclusive(profile: str, function: str) -> int:
+    """Instructions in `function` and what it calls."""
+    listing = subprocess.run(["callgrind_annotate", "--inclusive=yes", profile], check=True, capture_output=True, text=True).stdout
+    for line in listing.splitlines():
+        if function in line:
+            return int(re.sub(r"[^0-9]", "", line.split("(")[0]))
+    raise SystemExit(f"cost.py: {function} is not in callgrind's profile")
+
+
+def total(profile: str) -> int:
+    for line in Path(profile).read_text().splitlines():
+        if line.startswith("summary:"):
+            return int(line.split()[1])
+    raise SystemExit("cost.py: no summary in callgrind's profile")
+
+
+def primitives(folder: str) -> dict[str, float]:
+    program = f"{folder}/cost"
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(compiler) is None:
+        compiler = "cc"
+    source = ROOT / "ext" / "hotpath" / "bench" / "cost.c"
+    subprocess.run([compiler, "-O3", "-std=gnu11", f"-I{ROOT / 'ext'}", str(source), "-o", program], check=True)
+    figures = {}
+    for depth in (1, 32):
+        rounds = 2000
+        profile = callgrind([program, str(rounds), str(depth)], folder)
+        for name in ("submit", "reap"):
+            figures[f"{name}_qd{depth}"] = round(inclusive(profile, f"cost_{name}") / (rounds * depth), 1)
+    return figures
+
+
+def awaited(folder: str) -> dict[str, float]:
+    counts = (2_000, 6_000)
+    totals = [total(callgrind([sys.executable, __file__, "--workload", str(count)], folder)) for count in counts]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return {f"awaited_qd32_python{version}": round((totals[1] - totals[0]) / (counts[1] - counts[0]), 0)}
+
+
+def workload(count: int) -> None:
+    import asyncio
+
+    from nvme_async._hotpath import LoopBack
+
+    async def main() -> None:
+        device = LoopBack(asyncio.get_running_loop())
+
+        async def worker() -> None:
+            read = device.read
+            for _ in range(count // 32):
+                await read(0)
+
+        await asyncio.gather(*(worker() for _ in range(32)))
+        device.close()
+
+    asyncio.run(main())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--workload", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.workload:
+        workload(options.workload)
+        return
+    if shutil.which("valgrind") is None:
+        raise SystemExit("cost.py: valgrind is not installed (apt-get install valgrind)")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = {**primitives(folder), **awaited(folder)}
+    recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    worse = False
+    for name, figure in figures.items():
+        before = recorded.get(name)
+        change = f"recorded {before}, {figure / before - 1:+.1%}" if before else "not recorded"
+        print(f"{name}: {figure} instructions per I/O ({change})")
+        worse = worse or bool(before and figure > before * GROWTH)
+    if options.record:
+        RECORD.write_text(json.dumps({**recorded, **figures}, indent=2, sort_keys=True) + "\n")
+    elif worse:
+        raise SystemExit("cost.py: a figure grew by more than 10 %")
+
+
+if __name__ == "__main__":
+    main()
