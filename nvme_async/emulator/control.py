@@ -142,6 +142,8 @@ class ControlServer:
                 await writer.drain()
         except (ConnectionError, ValueError):  # ValueError: a line beyond MAX_LINE
             pass
+        except asyncio.CancelledError:
+            pass  # the loop ends, and asyncio would report a client that is still there as an error
         finally:
             writer.close()
 
