@@ -7,7 +7,8 @@ import sys
 
 import click
 
-from nvme_async.errors import NvmeError
+from nvme_async.errors import ConfigurationError, NvmeError
+from nvme_async.keepalive import config
 
 # name → module:attribute
 COMMANDS = {
@@ -18,6 +19,7 @@ COMMANDS = {
     "flush": "nvme_async.cli.io:flush",
     "id-ctrl": "nvme_async.cli.identify:id_ctrl",
     "id-ns": "nvme_async.cli.identify:id_ns",
+    "keeper": "nvme_async.cli.keeper:keeper",
     "list": "nvme_async.cli.pci:list_devices",
     "read": "nvme_async.cli.io:read",
     "unbind": "nvme_async.cli.pci:unbind",
@@ -42,11 +44,25 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="nvme_async")
-def cli() -> None:
+@click.option("--keep-alive", metavar="SETTING", help="[disabled,](host|nohost),(privatepool|noprivatepool), enabled or disabled.")
+@click.option("--pool-pages", metavar="COUNT", help="Of the private pool, 4 KiB each, or off.")
+@click.option("--vfio/--no-vfio", default=None, help="Whether pci: devices may be driven.")
+@click.option("--keeper", metavar="PATH", help="Deposit controllers with this keeper, and take over what it has.")
+def cli(keep_alive: str | None, pool_pages: str | None, vfio: bool | None, keeper: str | None) -> None:
     """Drive NVMe controllers from this process, without the kernel's block layer.
 
     A DEVICE is a URI: pci:0000:01:00.0, vfio-user:/run/controller.sock or emulated:size=1GiB.
+
+    What isn't given comes from OPENHCL_NVME_KEEP_ALIVE, OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG and OPENHCL_NVME_VFIO, and then from what is
+    there (see docs/keepalive-keeper.md).
     """
+    try:
+        config.command_line.keepalive = None if keep_alive is None else config.parse_setting(keep_alive)
+        config.command_line.pool_pages = None if pool_pages is None else config.parse_pool_pages(pool_pages)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from None
+    config.command_line.vfio = vfio
+    config.command_line.keeper = keeper
 
 
 def main() -> None:

@@ -123,6 +123,13 @@ class KeeperClient:
         """What is deposited stays with this process until it gives it up or dies. Harmless when repeated."""
         self._socket.close()
 
+    def abort(self) -> None:
+        """Ends the connection under a call in another thread, which raises KeeperError."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
     def __enter__(self) -> Self:
         return self
 

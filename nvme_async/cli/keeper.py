@@ -1,0 +1,61 @@
+"""nvme-async keeper: a process that holds controllers' descriptors between two drivers, and what it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import attrs
+import click
+
+import nvme_async.keepalive.keeper as program
+from nvme_async.keepalive.keeper.client import Deposit, KeeperClient
+
+_STATES = {
+    "owned": "its driver, process {pid}, lives",
+    "orphaned": "waits for a successor",
+    "claimed": "taken over by process {pid}, which hasn't deposited yet",
+    "reserved": "about to be brought up by process {pid}",
+}
+
+
+def status_text(deposits: list[Deposit]) -> str:
+    """One line for each controller."""
+    if not deposits:
+        return "nothing held"
+    lines = []
+    for deposit in deposits:
+        line = (
+            f"{deposit.name}: {_STATES[deposit.state].format(pid=deposit.pid)} ({deposit.seconds:.0f} s);"
+            f" {deposit.fds} descriptors, {deposit.deposits} deposits, {deposit.successors} successors"
+        )
+        lines.append(line + (f", {deposit.waiting} waiting" if deposit.waiting else ""))
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--socket", "path", metavar="PATH", required=True, help="Where drivers connect.")
+@click.option("--quiet", is_flag=True, help="Log warnings and errors only.")
+@click.option("--status", is_flag=True, help="Show what the keeper at PATH holds, and end.")
+@click.option("-o", "--output", type=click.Choice(["normal", "json"]), default="normal", show_default=True, help="Of --status.")
+@click.option("--drop", metavar="URI", help="Let go of a controller that waits for a successor, and end.")
+def keeper(path: str, quiet: bool, status: bool, output: str, drop: str | None) -> None:
+    """Hold controllers while their drivers are replaced, restarted or killed.
+
+    Drivers deposit with nvme_async.open(uri, keeper=PATH). While a driver lives nobody else gets its controller; when it has died the next
+    one to open the same URI takes the controller over as it runs. Serves until SIGTERM or SIGINT; controllers that are held then and have no
+    driver are reset by their device.
+    """
+    if not status and drop is None:
+        # From here on it is a program of the standard library only, which no change of this package can break.
+        arguments = ["--socket", path] + (["--quiet"] if quiet else [])
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-I", "-S", os.path.dirname(program.__file__), *arguments])
+    with KeeperClient(path) as client:
+        if drop is not None and not client.drop(drop, force=True):
+            raise click.ClickException(f"the keeper doesn't hold {drop}")
+        if status:
+            deposits = client.deposits()
+            as_json = json.dumps([attrs.asdict(deposit) for deposit in deposits], indent=2)
+            click.echo(as_json if output == "json" else status_text(deposits))

@@ -1,0 +1,212 @@
+"""Who holds a controller's descriptors while no driver runs, from the driver's side: a keeper, or systemd's descriptor store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, TypeVar
+
+from nvme_async.errors import KeeperError
+from nvme_async.keepalive import config, systemd
+from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.keeper.client import KeeperClient
+from nvme_async.keepalive.keeper.wire import close_all
+
+log = logging.getLogger("nvme_async")
+T = TypeVar("T")
+
+FIRST_RETRY, LAST_RETRY = 0.1, 5.0  # seconds between attempts to reach a keeper again
+
+
+class Holder(Protocol):
+    """For one controller, on its home loop; one call at a time. Every call is bounded by some seconds and raises KeeperError."""
+
+    @property
+    def words(self) -> str:
+        """What it is, for people."""
+
+    async def take(self, uri: str, wait: float = 0.0) -> Bundle | None:
+        """The predecessor's bundle, which is this process's alone now; None: start afresh, and nobody else may meanwhile.
+
+        wait: seconds to wait for a predecessor that lives.
+        """
+
+    async def deposit(self, bundle: Bundle) -> None:
+        """Holds copies of the bundle's descriptors from now on, in place of what it held."""
+
+    async def forget(self, uri: str) -> None:
+        """What is held is of no use to anybody any more; the controller is still this process's."""
+
+    async def drop(self, uri: str) -> None:
+        """This process has no more use for the controller, and there is nothing to take over."""
+
+    async def release(self, uri: str, pid: int | None = None) -> None:
+        """This process lets go of a controller that runs on: for whoever comes, or for process `pid`."""
+
+    def close(self) -> None:
+        """Lets go of this process's connection and copies; what is held stays held."""
+
+
+def _put(bundle: Bundle, client: KeeperClient) -> None:
+    client.put(bundle.uri, bundle.descriptors)
+
+
+class KeeperHolder:
+    """A keeper at a socket. Should the keeper be restarted, it is reached again and given the latest deposit."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._client: KeeperClient | None = None
+        self._loop = asyncio.get_running_loop()
+        self._lock = asyncio.Lock()
+        self._latest: Bundle | None = None  # copies, for a keeper that is restarted
+        self._watched = -1
+        self._returning: asyncio.Task[None] | None = None
+
+    @property
+    def words(self) -> str:
+        return f"keeper {self.path}"
+
+    async def _call(self, function: Callable[[KeeperClient], T]) -> T:
+        """One call in a thread. If the caller is cancelled the connection ends, and with it the call."""
+        async with self._lock:
+            self._unwatch()
+            if self._client is None:
+                self._client = await asyncio.to_thread(KeeperClient, self.path)
+            client = self._client
+            call = asyncio.ensure_future(asyncio.to_thread(function, client))
+            try:
+                return await asyncio.shield(call)
+            except asyncio.CancelledError:
+                client.abort()
+                await asyncio.wait([call])
+                if not call.cancelled() and call.exception() is None and isinstance(result := call.result(), dict):
+                    close_all(result.values())  # what a get brought
+                client.close()
+                raise
+            finally:
+                if client.fileno() < 0:
+                    self._client = None
+                self._watch()
+
+    # -- a keeper that goes away -------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if self._client is not None:
+            self._watched = self._client.fileno()
+            self._loop.add_reader(self._watched, self._on_end)
+        elif self._latest is not None:
+            self._return()
+
+    def _unwatch(self) -> None:
+        if self._watched >= 0:
+            self._loop.remove_reader(self._watched)
+            self._watched = -1
+
+    def _on_end(self) -> None:
+        """Nothing is due from the keeper, so this is the end of the connection."""
+        self._unwatch()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        log.warning("%s is gone; trying to reach it again", self.words)
+        self._return()
+
+    def _return(self) -> None:
+        if self._returning is None or self._returning.done():
+            self._returning = self._loop.create_task(self._deposit_again())
+
+    async def _deposit_again(self) -> None:
+        delay = FIRST_RETRY
+        while self._latest is not None:
+            try:
+                with self._latest.duplicate() as copy:
+                    await self._call(partial(_put, copy))
+            except KeeperError as error:
+                if error.code:
+                    log.error("%s; the controller will not survive this process", error)
+                    return
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LAST_RETRY)
+            else:
+                log.info("deposited again with %s", self.words)
+                return
+
+    def _remember(self, bundle: Bundle | None) -> None:
+        older, self._latest = self._latest, bundle
+        if older is not None:
+            older.close()
+
+    # -- Holder ------------------------------------------------------------------------------------------------------------------------
+
+    async def take(self, uri: str, wait: float = 0.0) -> Bundle | None:
+        descriptors = await self._call(lambda client: client.get(uri, wait=wait))
+        return Bundle(uri, b"", descriptors) if descriptors else None
+
+    async def deposit(self, bundle: Bundle) -> None:
+        latest = bundle.duplicate()
+        try:
+            await self._call(partial(_put, latest))
+        except BaseException:
+            latest.close()
+            raise
+        self._remember(latest)
+
+    async def forget(self, uri: str) -> None:
+        self._remember(None)
+        await self._call(lambda client: client.put(uri, {}))
+
+    async def drop(self, uri: str) -> None:
+        self._remember(None)
+        await self._call(lambda client: client.drop(uri))
+
+    async def release(self, uri: str, pid: int | None = None) -> None:
+        self._remember(None)
+        await self._call(lambda client: client.release(uri) if pid is None else client.give(uri, pid))
+
+    def close(self) -> None:
+        self._remember(None)
+        if self._returning is not None:
+            self._returning.cancel()
+        if not self._loop.is_closed():
+            self._unwatch()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+class SystemdHolder:
+    """The descriptor store of this service."""
+
+    words = "systemd's descriptor store"
+
+    async def take(self, uri: str, wait: float = 0.0) -> Bundle | None:
+        return await asyncio.to_thread(systemd.store().take, uri)
+
+    async def deposit(self, bundle: Bundle) -> None:
+        with bundle.duplicate() as copy:
+            await asyncio.to_thread(systemd.store().deposit, copy)
+
+    async def forget(self, uri: str) -> None:
+        await asyncio.to_thread(systemd.store().drop, uri)
+
+    async def drop(self, uri: str) -> None:
+        await asyncio.to_thread(systemd.store().drop, uri)
+
+    async def release(self, uri: str, pid: int | None = None) -> None:
+        """It stays in the store: the successor in the same service gets it at its start, and another process has descriptors of its own."""
+
+    def close(self) -> None:
+        pass
+
+
+def find_holder(keeper: str | None) -> Holder | None:
+    """keeper: a socket's path, "systemd", or "none"; None: what the command line said, else systemd's store if this service has one."""
+    keeper = config.command_line.keeper if keeper is None else keeper
+    if keeper is None:
+        return SystemdHolder() if systemd.store().available else None
+    if keeper == "none":
+        return None
+    return SystemdHolder() if keeper == "systemd" else KeeperHolder(keeper)
