@@ -56,13 +56,13 @@ cdef extern from "bench/recorder.h":
         uint32_t direction
     struct io_log:
         bint enabled, keep_max
-        uint64_t window
+        uint64_t window, window_end
         log_entry *entries
         size_t count
     struct recorder:
         bint stop, recording, timed, histograms
         uint32_t in_flight
-        uint64_t measure_from, deadline, began, limit_bytes, limit_ios, claimed_bytes, claimed_ios
+        uint64_t now, measure_from, deadline, began, limit_bytes, limit_ios, claimed_bytes, claimed_ios
         uint64_t *ios
         uint64_t *nbytes
         uint64_t *issued

@@ -158,6 +158,8 @@ cdef class Recorder:
         cdef size_t i
         cdef log_entry *e
         if self.r.log.window:
+            # The last window is as long as it came to be.
+            self.r.log.window_end = min(self.r.log.window_end, self.r.now)
             log_close_window(&self.r.log)
         entries = []
         for i in range(self.r.log.count):

@@ -16,14 +16,19 @@ Entry = tuple[int, int, int, int, int, int]  # time, latency, bytes, I/Os, offse
 
 def write_logs(options: Options, number: int, began: int, entries: Sequence[Entry]) -> list[Path]:
     """Writes the files of job `number` (from 1); `began`: ns, the zero of their times. Raises OSError."""
-    window = options.log_avg_msec
+    window = options.log_avg_msec * 1_000_000
+
+    def seconds(entry: Entry) -> float:
+        """What the entry stands for: one I/O, or a window, of which the last may be cut short."""
+        if not window:
+            return entry[1] / 1e9
+        return ((entry[0] - began) % window or window) / 1e9
 
     def bandwidth(entry: Entry) -> int:
-        milliseconds = window or entry[1] / 1e6
-        return int(entry[2] * 1000 / 1024 / milliseconds) if milliseconds else 0
+        return int(entry[2] / 1024 / seconds(entry)) if seconds(entry) else 0
 
     def iops(entry: Entry) -> int:
-        return entry[3] * 1000 // window if window else entry[3]
+        return round(entry[3] / seconds(entry)) if window else entry[3]
 
     def latency(entry: Entry) -> int:
         return entry[1]

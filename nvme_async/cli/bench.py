@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from nvme_async.bench.main import main
@@ -12,7 +14,6 @@ from nvme_async.bench.main import main
     add_help_option=False,
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.pass_context
-def bench(context: click.Context, arguments: tuple[str, ...]) -> None:
+def bench(arguments: tuple[str, ...]) -> None:
     """Measure a device with fio's job files and options (bench --help lists them)."""
-    context.exit(main(arguments))
+    sys.exit(main(arguments))

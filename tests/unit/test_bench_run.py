@@ -317,7 +317,13 @@ def test_logs_have_fios_columns(bench, tmp_path):
     bench("--name=j", "--rw=read", "--bs=4k", "--number_ios=100", f"--write_iops_log={tmp_path}/w", "--log_avg_msec=50")
     rows = [line.split(", ") for line in (tmp_path / "w_iops.1.log").read_text().splitlines()]
     assert all(row[2:] == ["0", "0", "0"] for row in rows)
-    assert sum(int(row[1]) * 50 // 1000 for row in rows) == pytest.approx(100, abs=2)
+    ends = [int(row[0]) for row in rows]
+    spans = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    assert spans[0] == 50
+    assert max(spans) % 50 == 0
+    full = [int(row[1]) * 50 / 1000 for row, span in zip(rows, spans, strict=True) if span == 50]
+    assert all(value == round(value) for value in full)
+    assert sum(full) <= 100
 
 
 def test_gtod_reduce_drops_latencies_and_keeps_counts(bench):
