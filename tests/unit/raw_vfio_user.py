@@ -229,9 +229,12 @@ class Admin:
 
     def completion(self) -> tuple[int, int] | None:
         """(dw0, status without phase) of the next completion, if it is there."""
-        dw0, _, _, _, cid, status = struct.unpack_from("<IIHHHH", self.memory, 4096 + 16 * self.head)
+        at = 4096 + 16 * self.head
+        (status,) = struct.unpack_from("<H", self.memory, at + 14)
         if status & 1 != self.phase:
             return None
+        # Only now the rest: read together with the phase it might still be that of the entry before.
+        dw0, _, _, _, cid, status = struct.unpack_from("<IIHHHH", self.memory, at)
         assert cid == self.cid
         self.head += 1
         if self.head == self.ENTRIES:
