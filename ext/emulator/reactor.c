@@ -120,10 +120,14 @@ void emu_serve_client(struct emu_endpoint *endpoint)
 {
     struct vfu_server *server = endpoint->server;
     uint32_t events;
+    bool open;
 
     if (server->conn.fd < 0)
         return;
-    if (!vfu_server_ready(server, emu_now())) {
+    vfu_guard_enter(&server->dma);
+    open = vfu_server_ready(server, emu_now());
+    vfu_guard_enter(NULL);
+    if (!open) {
         emu_drop_client(endpoint, NULL);
         return;
     }
@@ -146,7 +150,6 @@ static void handle_event(struct emu_reactor *reactor, const struct emu_watch *wa
             return; /* read before */
         return;
     }
-    vfu_guard_enter(&watch->endpoint->server->dma);
     switch (watch->source) {
     case LISTEN:
         accept_client(watch->endpoint);
@@ -163,7 +166,6 @@ static void handle_event(struct emu_reactor *reactor, const struct emu_watch *wa
     default:
         break;
     }
-    vfu_guard_enter(NULL);
     emu_activate(watch->endpoint);
 }
 

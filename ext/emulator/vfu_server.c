@@ -104,7 +104,9 @@ void vfu_server_drop(struct vfu_server *server, const char *reason)
     if (reason != NULL)
         server->conn.reason = reason;
     vfu_conn_close(&server->conn);
+    vfu_guard_enter(&server->dma);
     vfu_server_reset(server);
+    vfu_guard_enter(NULL);
     /* When that fails, for want of memory or descriptors, the next client shares the page with this one. */
     if (server->doorbells_given)
         (void)emu_ctrl_renew_doorbells(server->ctrl);
