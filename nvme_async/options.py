@@ -55,6 +55,7 @@ class Options:
         drain_timeout: seconds that close() waits for commands which are out.
         shutdown_timeout: seconds for CSTS.SHST after CC.SHN; RTD3E of the controller if that is longer.
         shadow_doorbells: use Doorbell Buffer Config where the controller offers it.
+        latency: record a latency histogram for each I/O queue pair (fio's buckets; in inspect()).
         retries: how often the controller is reset for one and the same command before that command fails.
     """
 
@@ -72,6 +73,7 @@ class Options:
     drain_timeout: float = attrs.field(default=5.0, validator=_between(0, 3600))
     shutdown_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
     shadow_doorbells: bool = True
+    latency: bool = False
     retries: int = attrs.field(default=3, validator=_between(0, 100))
 
     @classmethod

@@ -121,6 +121,8 @@ class QueueSet:
         )
         hot.mode = _hotpath.MODES["interrupt" if qid == 0 else options.mode]
         hot.spin_ns = int(options.spin_us * 1000)
+        if qid and options.latency:
+            hot.record_latency(True)
         self._memory[qid] = (memory, bounce)
         return QueuePair(
             hot,

@@ -11,7 +11,7 @@ cdef extern from "bench/checksum.h":
     uint64_t _xxh64 "xxh64" (uint64_t seed, const unsigned char *p, size_t n) nogil
     void _fill_random "fill_random" (unsigned char *p, size_t n, uint64_t key) nogil
 
-cdef extern from "bench/histogram.h":
+cdef extern from "common/histogram.h":
     enum: HISTOGRAM_SIZE
     struct histogram:
         uint64_t count, sum, min, max

@@ -13,7 +13,7 @@
 #include <time.h>
 
 #include "generator.h"
-#include "histogram.h"
+#include "common/histogram.h"
 
 enum { MAP_SIZE = 7, CLOCK_EVERY = 32 };
 

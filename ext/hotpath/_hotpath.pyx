@@ -11,7 +11,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from array import array
@@ -19,6 +19,17 @@ from collections import deque
 
 cimport cython
 from nvme_async._mmio cimport Mmio
+
+cdef extern from "common/histogram.h":
+    enum: HISTOGRAM_SIZE
+
+    struct histogram:
+        uint64_t count, sum, min, max
+        uint64_t *bucket
+
+    void histogram_clear(histogram *h) nogil
+    uint64_t histogram_value(unsigned index) nogil
+    double histogram_deviation(const histogram *h) nogil
 
 cdef extern from "hotpath/queue.h":
     enum: NVQ_MAGIC, NVQ_LAYOUT_VERSION, NVQ_PAGE, NVQ_MAX_ENTRIES
@@ -73,6 +84,7 @@ cdef extern from "hotpath/queue.h":
         uint32_t *cq_shadow
         uint32_t *sq_eventidx
         uint32_t *cq_eventidx
+        histogram *latency
         int fault
         uint16_t fault_cid
 

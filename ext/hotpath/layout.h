@@ -86,7 +86,7 @@ struct nvq_tracker {
     uint32_t dw0;
     uint32_t dw1;
     uint64_t epoch; /* nvq_header.epoch at submission */
-    uint64_t reserved1;
+    uint64_t sent_ns; /* CLOCK_MONOTONIC at submission while latencies are recorded, else 0 */
 };
 _Static_assert(sizeof(struct nvq_tracker) == 128, "a tracker is two cache lines");
 _Static_assert(offsetof(struct nvq_tracker, state) == 64, "tracker");

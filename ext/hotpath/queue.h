@@ -29,6 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/histogram.h"
 #include "layout.h"
 #include "prp.h"
 
@@ -76,9 +77,17 @@ struct nvq {
     volatile uint32_t *sq_eventidx;
     volatile uint32_t *cq_eventidx;
 
+    struct histogram *latency; /* from nvq_post to nvq_reap, in nanoseconds; NULL = not recorded */
     enum nvq_fault fault;
     uint16_t fault_cid;
 };
+
+static inline uint64_t nvq_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 
 /* The layout that `entries` and `list_entries` lead to; returns bytes in all. */
 static inline uint64_t nvq_layout(struct nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_entries)
@@ -137,6 +146,7 @@ static inline void nvq_close(struct nvq *q)
     free(q->free_slots);
     free(q->done_slots);
     free(q->sequence);
+    free(q->latency);
     memset(q, 0, sizeof *q);
     q->kick_fd = -1;
 }
@@ -209,6 +219,7 @@ static inline void nvq_post(struct nvq *q, unsigned slot)
     t->cid = t->sqe.cid = (uint16_t)(sequence << q->slot_bits | slot);
     t->position = position;
     t->epoch = h->epoch;
+    t->sent_ns = q->latency ? nvq_now_ns() : 0;
     atomic_store_explicit(&t->state, NVQ_ARMED, memory_order_release);
     memcpy(&q->sq[q->sq_tail], &t->sqe, sizeof t->sqe);
     if (++q->sq_tail == q->entries)
@@ -310,6 +321,7 @@ static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
     struct nvq_header *h = q->header;
     const uint32_t mask = (1u << q->slot_bits) - 1;
     unsigned n = 0;
+    uint64_t now = 0;
     while (n < limit) {
         volatile struct nvq_cqe *cqe = &q->cq[q->cq_head];
         const uint16_t status = cqe->status;
@@ -339,6 +351,11 @@ static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
         t->status = status >> 1;
         t->dw0 = cqe->dw0;
         t->dw1 = cqe->dw1;
+        if (t->sent_ns && q->latency) {
+            if (!now)
+                now = nvq_now_ns(); /* once a reap: reading the clock is not free */
+            histogram_add_many(q->latency, now - t->sent_ns, 1);
+        }
         atomic_store_explicit(&t->state, NVQ_DONE, memory_order_release);
         q->done_slots[q->n_done++] = (uint16_t)slot;
         if (++q->cq_head == q->entries) {
@@ -356,13 +373,6 @@ static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
             h->max_batch = n;
     }
     return n;
-}
-
-static inline uint64_t nvq_now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 static inline void nvq_relax(void)

@@ -858,6 +858,27 @@ cdef class QueuePair:
         batch.b.status = <uint16_t *>batch.status_view.buf
         return batch
 
+    def record_latency(self, bint on):
+        """Starts a latency histogram (fio's buckets: 29 groups of 64, an error below 1 %), or drops it. Costs a clock reading for each
+        command and each reap; off unless asked for."""
+        self.check_open()
+        free(self.q.latency)
+        self.q.latency = NULL
+        if on:
+            self.q.latency = <histogram *>malloc(sizeof(histogram))
+            if self.q.latency == NULL:
+                raise MemoryError()
+            histogram_clear(self.q.latency)
+
+    def latency(self):
+        """{"count", "sum", "min", "max", "stddev", "bins": {nanoseconds: count}} from submission to reaping, or None if it isn't recorded."""
+        cdef histogram *h = self.q.latency
+        cdef unsigned i
+        if h == NULL:
+            return None
+        bins = {histogram_value(i): h.bucket[i] for i in range(HISTOGRAM_SIZE) if h.bucket[i]}
+        return {"count": h.count, "sum": h.sum, "min": h.min if h.count else 0, "max": h.max, "stddev": histogram_deviation(h), "bins": bins}
+
     def inspect(self):
         """Positions, counters and outstanding commands as plain data. From any thread; then a glance, not a snapshot."""
         cdef nvq_header *h
@@ -882,5 +903,5 @@ cdef class QueuePair:
             "outstanding": self.q.n_armed, "free": self.q.n_free, "waiting": len(self.line),
             "reaps": h.n_reaps, "completions_per_reap": round(<double>h.reaped / <double>h.n_reaps, 2) if h.n_reaps else 0.0, "max_batch": h.max_batch,
             "interrupts": h.n_interrupts, "spins": h.n_spins, "eager": h.n_eager, "full": h.n_full, "bounced": h.n_bounced,
-            "errors": h.n_errors, "orphans": h.n_orphans, "epoch": h.epoch, "pending": pending,
+            "errors": h.n_errors, "orphans": h.n_orphans, "epoch": h.epoch, "pending": pending, "latency": self.latency(),
         }

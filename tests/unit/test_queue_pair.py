@@ -391,3 +391,24 @@ def test_request_is_a_coroutine_to_asyncio():
     import collections.abc
 
     assert issubclass(_hotpath.Request, collections.abc.Coroutine)
+
+
+async def test_latencies_are_recorded_only_when_asked_for(ring):
+    async def one():
+        (task,) = await started(ring.qp.request(flush()))
+        (sqe,) = ring.fetch()
+        ring.post(ring.cid(sqe))
+        ring.qp.reap()
+        await task
+
+    await one()
+    assert ring.qp.latency() is None
+    ring.qp.record_latency(True)
+    for _ in range(5):
+        await one()
+    latency = ring.qp.latency()
+    assert latency["count"] == sum(latency["bins"].values()) == 5
+    assert 0 < latency["min"] <= latency["max"] <= latency["sum"]
+    ring.qp.record_latency(False)
+    await one()
+    assert ring.qp.latency() is None

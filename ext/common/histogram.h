@@ -4,8 +4,8 @@
  * Values below 128 have a bucket each. Above that, a value's top bit chooses the group and its next six bits the bucket.
  * Sums are kept exactly (the squares in 128 bits), because a mean derived from buckets would not be.
  */
-#ifndef NVME_ASYNC_BENCH_HISTOGRAM_H
-#define NVME_ASYNC_BENCH_HISTOGRAM_H
+#ifndef NVME_ASYNC_COMMON_HISTOGRAM_H
+#define NVME_ASYNC_COMMON_HISTOGRAM_H
 
 #include <math.h>
 #include <stdint.h>
