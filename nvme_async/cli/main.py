@@ -78,6 +78,9 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except ConfigurationError as error:
+        print(f"nvme-async: {error}", file=sys.stderr)
+        sys.exit(2)
     except (NvmeError, OSError) as error:
         print(f"nvme-async: {error}", file=sys.stderr)
         sys.exit(1)
