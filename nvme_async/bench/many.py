@@ -63,6 +63,7 @@ class ManyEngine:
         reads, writes = array("Q", bytes(8 * room)), array("Q", bytes(8 * room))
         to_read, to_write = memoryview(reads), memoryview(writes)
         sizes = (target.region.sizes[READ][0][0], target.region.sizes[WRITE][0][0])
+        blocks = [size // namespace.block_size for size in sizes]
         into, data = buffers
         try:
             while True:
@@ -70,10 +71,12 @@ class ManyEngine:
                 calls: list[Any] = []
                 if n_reads:
                     memory = into.of(n_reads * sizes[0])
-                    calls.append(namespace.read_many(to_read[:n_reads], into=memory, depth=depth))
+                    call = namespace.read_many(to_read[:n_reads], into=memory, blocks=blocks[0], depth=depth)
+                    calls.append(call)
                 if n_writes:
                     memory = data.of(n_writes * sizes[1])
-                    calls.append(namespace.write_many(to_write[:n_writes], memory, depth=depth))
+                    call = namespace.write_many(to_write[:n_writes], memory, blocks=blocks[1], depth=depth)
+                    calls.append(call)
                 if not calls:
                     return
                 for call in calls:

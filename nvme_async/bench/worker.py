@@ -153,7 +153,7 @@ class Worker:
                 runner.run(self._work())
         except VerifyFailed as error:
             self.error = self.error or error
-        except (NvmeError, OSError, MemoryError) as error:
+        except (NvmeError, OSError, MemoryError, ValueError) as error:
             self.error = error
             self.log(f"fio: job {self.options.name!r}, number {self.number}: {type(error).__name__}: {error}")
         except BaseException as error:

@@ -54,6 +54,18 @@ def test_verify_on_a_controller_that_several_threads_share(mode):
     assert job["error"] == 0
 
 
+@pytest.mark.parametrize("block", [512, 4096])
+def test_the_engine_many_does_the_same_work(block):
+    (mixed, failing) = bench(
+        f"--filename=emulated:size=8MiB,block={block}", "--ioengine=many", "--bs=8k", "--iodepth=16",
+        "--name=mixed", "--rw=randrw", "--name=too-large", "--stonewall", "--rw=read", "--bs=4m",
+        "--iodepth_batch_submit=2", code=1,
+    )  # fmt: skip
+    assert mixed["read"]["total_ios"] + mixed["write"]["total_ios"] == 1024
+    assert mixed["error"] == 0
+    assert failing["error"] == 5
+
+
 def test_requests_beyond_mdts_are_benchmarked_too():
     (job,) = bench("--filename=emulated:size=16MiB,mdts=128KiB", "--name=b", "--rw=write", "--bs=1m", "--verify=xxhash")
     assert (job["write"]["total_ios"], job["write"]["io_bytes"]) == (16, 16 << 20)

@@ -74,17 +74,19 @@ class MemoryNamespace:
             at = lba * self.block_size
             self.data[at : at + blocks * self.block_size] = bytes(blocks * self.block_size)
 
-    async def read_many(self, lbas, *, into, depth):
+    async def read_many(self, lbas, *, into, blocks, depth):
         with memoryview(into) as view:
-            size = len(view) // len(lbas)
+            size = blocks * self.block_size
+            assert len(view) == len(lbas) * size
             for index, lba in enumerate(lbas):
                 self.calls["read"] += 1
                 view[index * size : (index + 1) * size] = self.data[lba * self.block_size :][:size]
         await asyncio.sleep(0)
 
-    async def write_many(self, lbas, data, *, depth):
+    async def write_many(self, lbas, data, *, blocks, depth):
         with memoryview(data) as view:
-            size = len(view) // len(lbas)
+            size = blocks * self.block_size
+            assert len(view) == len(lbas) * size
             for index, lba in enumerate(lbas):
                 self.calls["write"] += 1
                 at = lba * self.block_size
