@@ -153,11 +153,13 @@ static int do_region_info(struct vfu_server *server, size_t nbytes, struct vfu_r
     if (info.index != VFIO_PCI_BAR0_REGION_INDEX)
         return reply_with(server, reply, &answer, sizeof(info));
 
-    answer.info.flags |= VFIO_REGION_INFO_FLAG_MMAP | VFIO_REGION_INFO_FLAG_CAPS;
+    answer.info.flags |= VFIO_REGION_INFO_FLAG_MMAP;
     answer.info.argsz = sizeof(answer);
-    /* Without room for the capability, only its size is told, and the client asks again; as the kernel does. */
+    /* Without room for the capability, only its size is told, and the client asks again. FLAG_CAPS must not be set then: QEMU refuses
+     * a region with that flag and no valid offset before it looks at argsz. */
     if (info.argsz < sizeof(answer))
         return reply_with(server, reply, &answer, sizeof(info));
+    answer.info.flags |= VFIO_REGION_INFO_FLAG_CAPS;
     answer.info.cap_offset = sizeof(info);
     reply->fd = emu_ctrl_doorbell_fd(server->ctrl);
     server->doorbells_given = true;
