@@ -12,9 +12,10 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
+from nvme_async._tasks import finish
 from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer
-from nvme_async.errors import ControllerError, ControllerTimeout, NvmeError, QueueShutdown
+from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, NvmeError, QueueShutdown
 from nvme_async.events import Event, EventListener, Kind
 from nvme_async.memory import DeviceMemory, Registration
 from nvme_async.namespace import Namespace
@@ -34,25 +35,6 @@ log = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 PAGE = 4096
-
-
-async def finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Awaits `coroutine` to its end even if the caller is cancelled meanwhile, then lets the cancellation through."""
-    task = asyncio.ensure_future(coroutine)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except BaseException:
-            break
-    if cancelled is not None:
-        task.exception() if not task.cancelled() else None
-        raise cancelled
-    return task.result()
 
 
 class Controller:
@@ -86,6 +68,7 @@ class Controller:
         self.failure: NvmeError | None = None
         self.resets = 0
         self._lock = asyncio.Lock()  # reset and close, one at a time
+        self._watched = -1  # the descriptor that tells of the device's disappearance
 
     # -- life --------------------------------------------------------------------------------------------------------------------------
 
@@ -99,6 +82,7 @@ class Controller:
 
     async def _bring_up(self) -> None:
         options, registers = self.options, self.registers
+        self.watch(True)
         self.cap = await registers.cap()
         self.vs = await registers.vs()
         check_supported(self.cap, self.uri)
@@ -125,6 +109,35 @@ class Controller:
         admin = self.queues.prepare_admin()
         await self.registers.enable(self.cap, entries=admin.hot.entries, asq=admin.hot.sq_iova, acq=admin.hot.cq_iova)
 
+    def watch(self, on: bool) -> None:
+        """Looks out for the device's disappearance, or no more: before the device is closed or handed on. On the home loop."""
+        fd = self.device.gone_fd if on else self._watched
+        if on and fd >= 0:
+            self.loop.add_reader(fd, self._on_gone)
+            self._watched = fd
+        elif not on and fd >= 0:
+            self.loop.remove_reader(fd)
+            self._watched = -1
+
+    def _on_gone(self) -> None:
+        self.watch(False)
+        error = ControllerGone(f"{self.uri}: the device is gone, or somebody wants it back")
+        if self.state == "closing":
+            self.loop.create_task(self.queues.fail(error))
+        self.fail(error)
+
+    async def hurry(self, error: NvmeError) -> None:
+        """Ends every wait of a close() or reset() that takes too long: waiters get `error` and the device is closed, so that its mappings
+        are gone and nothing waits for it any more. close() has to follow, if it isn't under way. On the home loop."""
+        self.watch(False)
+        await self._call(self.device.close)
+        await self.queues.fail(error)
+
+    async def release(self) -> Device | None:
+        """Shuts down like close(), but leaves the device open and gives it back, for another Controller. None if the controller can't be
+        stopped, or was closed before: then the device is closed."""
+        return await self.at_home(lambda: finish(self._close(keep_device=True)))
+
     async def close(self) -> None:
         """Shuts down: no new commands, those that are out get `drain_timeout`, queues deleted, CC.SHN, CC.EN=0, memory and device released.
 
@@ -133,10 +146,10 @@ class Controller:
         """
         await self.at_home(lambda: finish(self._close()))
 
-    async def _close(self) -> None:
+    async def _close(self, keep_device: bool = False) -> Device | None:
         async with self._lock:
             if self.state == "closed":
-                return
+                return None
             was_ready = self.state == "ready"
             self.state = "closing"
             reason = QueueShutdown(f"{self.uri}: the controller is closed")
@@ -153,7 +166,7 @@ class Controller:
                     await self.registers.shut_down(self._shutdown_seconds())
                 except NvmeError as error:
                     log.warning("%s: %s", self.uri, error)
-            await self._let_go(reason)
+            return await self._let_go(reason, keep_device)
 
     async def _abandon(self) -> None:
         """After a failed bring-up."""
@@ -163,9 +176,10 @@ class Controller:
             await self.listener.stop()
             await self._let_go(QueueShutdown(f"{self.uri}: the bring-up failed"))
 
-    async def _let_go(self, reason: NvmeError) -> None:
+    async def _let_go(self, reason: NvmeError, keep_device: bool = False) -> Device | None:
         """Makes sure that the controller reaches no memory any more; only then releases buffers, pools and the device."""
         quiet = False
+        self.watch(False)
         try:
             await self.registers.disable(self.cap)
             quiet = True
@@ -177,11 +191,18 @@ class Controller:
         await self.queues.release(reason)
         if self.memory is not None:
             await self._call(self.memory.close)
-        if quiet:
+        if quiet and keep_device:
+            try:
+                await self._call(lambda: self.device.set_interrupts(()))
+            except (NvmeError, OSError) as error:
+                log.warning("%s: %s", self.uri, error)
+                quiet = False
+        if not keep_device or not quiet:
             await self._call(self.device.close)
         self.queues.close_vectors()
         self.listener.end()
         self.state = "closed"
+        return self.device if keep_device and quiet else None
 
     def _shutdown_seconds(self) -> float:
         rtd3e = self.identify.rtd3e / 1e6 if self.identify is not None else 0.0
@@ -228,6 +249,8 @@ class Controller:
                 await self._enable()
                 await self.queues.negotiate(again=True)
                 await self.queues.recreate_all()
+                if self.failure is not None:
+                    raise self.failure
                 self.state = "ready"
                 await self.queues.hold(False)
                 await self.rescan()

@@ -47,6 +47,7 @@ class QueuePair:
 
     hot: the native half; the hot path of Namespace talks to it directly.
     on_timeout(queue, [(cid, sqe)]): called by the watchdog, on the loop, for commands that are out longer than `timeout` seconds.
+    on_slow(): the same, at each of its looks that finds a command which was out at the look before.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class QueuePair:
         event_fd: int,
         timeout: float,
         on_timeout: Callable[[QueuePair, list[tuple[int, bytes]]], None],
+        on_slow: Callable[[], None] = lambda: None,
     ) -> None:
         self.hot = hot
         self.loop = loop
@@ -65,6 +67,7 @@ class QueuePair:
         self.event_fd = event_fd
         self.timeout = timeout
         self._on_timeout = on_timeout
+        self._on_slow = on_slow
         self._timer: asyncio.TimerHandle | None = None
         self._listening = False
         hot.set_event_fd(event_fd)
@@ -150,6 +153,8 @@ class QueuePair:
         late = hot.older_than(epoch - LOOKS) if epoch > LOOKS else []
         if late:
             self._on_timeout(self, late)
+        elif hot.older_than(epoch - 1):
+            self._on_slow()
         self._watch()
 
     def inspect(self) -> dict[str, Any]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from nvme_async import _hotpath
+from nvme_async._tasks import finish
 from nvme_async.dma import DmaBuffer
 from nvme_async.errors import CommandError, ControllerFatal, NvmeError, OutOfDmaMemory
 from nvme_async.queue_pair import QueuePair, error_from
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
 from nvme_async.spec.registers import cq_doorbell, sq_doorbell
+from nvme_async.spec.status import status_text
 
 if TYPE_CHECKING:
     from nvme_async.controller import Controller
@@ -31,6 +34,7 @@ class QueueSet:
     admin: the admin queue pair, on the controller's home loop.
     io: {loop: QueuePair}; hot: {loop: native queue pair}, what namespaces look up for each I/O.
     shared: how many loops use a neighbour's queue pair because the controller had no more.
+    errors: how many commands failed that somebody waited for, by status.
     """
 
     def __init__(self, controller: Controller) -> None:
@@ -39,6 +43,7 @@ class QueueSet:
         self.hot: dict[asyncio.AbstractEventLoop, _hotpath.QueuePair] = {}
         self.neighbours: dict[asyncio.AbstractEventLoop, QueuePair] = {}
         self.shared = 0
+        self.errors: Counter[str] = Counter()
         self.max_transfer = PAGE
         self._admin: QueuePair | None = None
         self._limit = 0  # I/O queue pairs that the controller granted
@@ -100,7 +105,7 @@ class QueueSet:
             bounce=bounce,
             create_future=loop.create_future,
             call_soon=loop.call_soon,
-            command_error=error_from,
+            command_error=self._error,
             on_fault=self._on_fault,
             vector=vector,
             interrupts=self._interrupts(qid),
@@ -131,10 +136,16 @@ class QueueSet:
             event_fd=self._event_fds[vector],
             timeout=options.command_timeout if qid else options.admin_timeout,
             on_timeout=controller.recovery.on_timeout,
+            on_slow=controller.recovery.on_slow,
         )
 
     def _interrupts(self, qid: int) -> bool:
         return qid == 0 or self._controller.options.mode != "poll"
+
+    def _error(self, status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
+        text = status_text(status >> 8 & 7, status & 0xFF)
+        self.errors[f"{status & 0x7FF:#05x} {text}"] += 1
+        return error_from(status, dw0, sqe, admin, timed_out)
 
     def _on_fault(self, text: str) -> None:
         controller = self._controller
@@ -274,7 +285,8 @@ class QueueSet:
         queue = self.io.get(loop)
         if queue is None:
             try:
-                queue = await self._controller.at_home(lambda: self.create(loop))
+                # To its end also if the caller is cancelled: a controller that was told of half a queue pair is no use to anybody.
+                queue = await self._controller.at_home(lambda: finish(self.create(loop)))
             except (CommandError, OutOfDmaMemory) as error:
                 if not self.io:
                     raise
@@ -303,9 +315,17 @@ class QueueSet:
         await self._each("hold", held, admin=False)
 
     async def fail(self, error: NvmeError) -> None:
-        """Everybody's wait ends with `error`; pages stay with the controller."""
-        await self._each("refuse", error)
-        await self._each("fail_waiters", error)
+        """Everybody's wait ends with `error`; pages stay with the controller. A loop that is stuck doesn't hold up the others."""
+        controller = self._controller
+
+        def end(queue: QueuePair) -> None:
+            queue.hot.refuse(error)
+            queue.hot.fail_waiters(error)
+
+        ends = (controller.on_owner(queue, lambda q=queue: end(q)) for queue in self.all())  # type: ignore[misc]
+        for stuck in await asyncio.gather(*ends, return_exceptions=True):
+            if isinstance(stuck, Exception):
+                log.warning("%s: %s", controller.uri, stuck)
 
     async def drain(self, seconds: float) -> bool:
         """Waits until no I/O is out; False when that took too long."""
@@ -374,6 +394,7 @@ class QueueSet:
             "io_queue_limit": self._limit,
             "loops_sharing_a_queue": self.shared,
             "vectors": len(self._event_fds),
+            "errors": dict(self.errors),
         }
 
 

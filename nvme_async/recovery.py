@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from nvme_async.errors import CommandError, ControllerError, ControllerGone, NvmeError
+from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerTimeout, NvmeError
 from nvme_async.queue_pair import QueuePair
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import NvmOpcode
@@ -54,6 +54,26 @@ class Recovery:
     def _start(self, queue: QueuePair, late: list[tuple[int, bytes]]) -> None:
         if self._task is None or self._task.done():
             self._task = self._controller.loop.create_task(self._escalate(queue, late))
+
+    def on_slow(self) -> None:
+        """From a watchdog: a command is out for a while, not yet for too long. Is the controller still there?"""
+        home = self._controller.loop
+        if not home.is_closed():
+            home.call_soon_threadsafe(self._ask)
+
+    def _ask(self) -> None:
+        if (self._task is None or self._task.done()) and self._controller.state == "ready":
+            self._task = self._controller.loop.create_task(self._look_after())
+
+    async def _look_after(self) -> None:
+        controller = self._controller
+        try:
+            if (await controller.registers.csts()).cfs:
+                await controller.reset("CSTS.CFS is set")
+        except (ControllerGone, ControllerTimeout) as error:
+            controller.fail(error)
+        except NvmeError as error:
+            log.warning("%s: %s", controller.uri, error)
 
     async def stop(self) -> None:
         """Ends a recovery that is under way."""

@@ -80,6 +80,12 @@ class Device(Protocol):
     @property
     def ids(self) -> DeviceIds: ...
 
+    @property
+    def gone_fd(self) -> int:
+        """Readable once the device is gone or somebody wants it back; -1 if nothing tells. It is the device's: don't read it, stop
+        watching it before close() or detach().
+        """
+
     def read32(self, offset: int) -> int:
         """BAR0, one access of this width. `offset` in bytes, aligned to the width."""
 

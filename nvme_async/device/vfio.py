@@ -58,6 +58,10 @@ class VfioDevice:
     request_fd: int
     can_reset: bool
 
+    @property
+    def gone_fd(self) -> int:
+        return self.request_fd
+
     def __init__(self, address: str, *, kernel: abi.Kernel | None = None, root: Path = Path("/")) -> None:
         kernel = kernel or abi.Kernel()
         container = open_group(address, kernel, root)

@@ -7,6 +7,7 @@ the peer drops every mapping and resets the controller, so a live takeover hands
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,7 @@ class VfioUserDevice:
         self._doorbell_fd = doorbell_fd
         self._kick_fd = kick_fd
         self._closing = threading.Lock()
+        self._hang_up: select.epoll | None = None
         # Vectors that may have an eventfd; a predecessor may have set any.
         self._assigned = set(range(layout.n_vectors))
         if layout.doorbells is None:
@@ -225,6 +227,15 @@ class VfioUserDevice:
         return self._layout.limits.max_mappings
 
     @property
+    def gone_fd(self) -> int:
+        """An epoll descriptor, for the peer's hanging up is of interest and its replies are not."""
+        with self._closing:
+            if self._hang_up is None and self._channel.fd >= 0:
+                self._hang_up = select.epoll()
+                self._hang_up.register(self._channel.fd, select.EPOLLRDHUP)
+            return -1 if self._hang_up is None else self._hang_up.fileno()
+
+    @property
     def timeout(self) -> float:
         return self._channel.timeout
 
@@ -351,6 +362,9 @@ class VfioUserDevice:
 
     def detach(self) -> None:
         with self._closing:
+            if self._hang_up is not None:
+                self._hang_up.close()
+                self._hang_up = None
             self._channel.close()
             # Mapped doorbells stay for whoever still refers to them: a late store then reaches nobody.
             for fd in (self._doorbell_fd, self._kick_fd):

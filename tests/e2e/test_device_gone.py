@@ -1,0 +1,125 @@
+"""A device that vanishes without a word: whoever waits is told in bounded time, also if nobody does any I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import nvme_async
+from nvme_async.emulator import EmulatedController
+from nvme_async.errors import ControllerError, ControllerGone
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds
+        await asyncio.sleep(0.005)
+    return time.monotonic() - began
+
+
+async def test_the_peer_closes_while_nobody_does_anything() -> None:
+    with EmulatedController("size=16MiB") as emulator:
+        before = descriptors()
+        device = Path(f"/tmp/nvme-async-test-{os.getpid()}.sock")
+        emulator.listen(device)
+        async with nvme_async.open(f"vfio-user:{device}") as controller:
+            namespace = controller.namespaces[1]
+            await namespace.write(0, bytes(4096))
+            emulator.drop_client()
+            assert await eventually(lambda: controller.state == "failed") < 1.0
+            with pytest.raises(ControllerGone):
+                await namespace.read(0)
+            with pytest.raises(ControllerGone):
+                await controller.reset()
+        assert controller.state == "closed"
+        assert descriptors() == before + 1  # the listening socket
+
+
+async def test_the_peer_closes_under_waiting_commands() -> None:
+    async with nvme_async.open("emulated:size=16MiB") as controller:
+        emulator = controller.device.emulator  # type: ignore[attr-defined]
+        rule = emulator.faults.add(opcode=2, queue="io", drop=True)
+        reads = [asyncio.ensure_future(controller.namespaces[1].read(at)) for at in range(300)]  # more than the queue takes
+        await asyncio.to_thread(rule.wait, 200)
+        began = time.monotonic()
+        emulator.drop_client()
+        results = await asyncio.gather(*reads, return_exceptions=True)
+        assert time.monotonic() - began < 2.0
+        assert {type(result) for result in results} == {ControllerGone}
+
+
+async def test_the_peer_closes_in_the_middle_of_the_bring_up() -> None:
+    with EmulatedController("size=16MiB") as emulator:
+        path = f"/tmp/nvme-async-test-{os.getpid()}.sock"
+        emulator.listen(path)
+        before = descriptors()
+        rule = emulator.faults.add(opcode=6, queue="admin", drop=True)
+        opening = asyncio.ensure_future(nvme_async.open(f"vfio-user:{path}")._open())
+        await asyncio.to_thread(rule.wait, 1)
+        began = time.monotonic()
+        emulator.drop_client()
+        with pytest.raises(ControllerGone):
+            await opening
+        assert time.monotonic() - began < 2.0
+        assert descriptors() == before
+
+
+async def test_registers_of_all_ones_are_found_out_before_the_command_times_out() -> None:
+    async with nvme_async.open("emulated:size=16MiB", command_timeout=8.0) as controller:
+        controller.device.emulator.faults.remove_device()  # type: ignore[attr-defined]
+        began = time.monotonic()
+        with pytest.raises(ControllerGone):
+            await controller.namespaces[1].read(0)
+        assert time.monotonic() - began < 4.0
+
+
+async def test_a_fatal_status_is_found_out_before_the_command_times_out() -> None:
+    async with nvme_async.open("emulated:size=16MiB", command_timeout=8.0) as controller:
+        namespace = controller.namespaces[1]
+        await namespace.write(3, b"f" * 4096)
+        began = time.monotonic()
+        controller.device.emulator.faults.fatal()  # type: ignore[attr-defined]
+        assert await namespace.read(3) == b"f" * 4096
+        assert time.monotonic() - began < 4.0
+        assert controller.resets == 1
+
+
+async def test_a_device_outlives_its_controller() -> None:
+    """release() and a second Controller on the same device: what was written stays, and nothing is left of the first."""
+    async with nvme_async.open("emulated:size=16MiB") as first:
+        await first.namespaces[1].write(7, b"x" * 4096)
+        before = descriptors()
+        device = await first.release()
+        assert device is not None
+        second = nvme_async.Controller(device, first.options)
+        await second.bring_up()
+        assert await second.namespaces[1].read(7) == b"x" * 4096
+        assert descriptors() == before
+        await second.close()
+        assert await second.release() is None
+
+
+async def test_a_close_that_hangs_can_be_hurried() -> None:
+    async with nvme_async.open("emulated:size=16MiB", admin_timeout=60.0) as controller:
+        controller.device.emulator.faults.add(queue="admin", discard=True)  # type: ignore[attr-defined]
+        read = asyncio.ensure_future(controller.namespaces[1].read(0))
+        closing = asyncio.ensure_future(controller.close())
+        await asyncio.wait([closing], timeout=0.3)
+        assert not closing.done()
+        assert await read == bytes(4096)
+        began = time.monotonic()
+        await controller.hurry(ControllerError("no time"))
+        await closing
+        assert time.monotonic() - began < 2.0
