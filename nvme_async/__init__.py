@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from nvme_async import errors
 from nvme_async._open import open
 from nvme_async.controller import Controller
@@ -21,6 +23,9 @@ from nvme_async.options import Options
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 
+if TYPE_CHECKING:
+    from nvme_async.manager import ManagedDevice, ManagedNamespace, Manager, ManagerEvent
+
 __all__ = [
     "BatchError",
     "Command",
@@ -28,6 +33,10 @@ __all__ = [
     "Controller",
     "DmaBuffer",
     "Event",
+    "ManagedDevice",
+    "ManagedNamespace",
+    "Manager",
+    "ManagerEvent",
     "Many",
     "Namespace",
     "Options",
@@ -35,3 +44,12 @@ __all__ = [
     "open",
     *errors.__all__,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The manager brings uvloop and threads along; whoever drives one controller doesn't pay for them.
+    if name in ("ManagedDevice", "ManagedNamespace", "Manager", "ManagerEvent"):
+        from nvme_async import manager
+
+        return getattr(manager, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any
@@ -12,9 +13,39 @@ from nvme_async.device import Device, open_device
 from nvme_async.options import Options
 
 
-def _close_late(opening: asyncio.Future[Device]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
+class _Opened:
+    """A device that is opened in a thread for somebody who may have gone meanwhile; then the thread closes it again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = True
+        self._device: Device | None = None
+
+    def open(self, uri: str) -> Device:
+        device = open_device(uri)
+        with self._lock:
+            self._device = device
+            wanted = self._wanted
+        if not wanted:
+            device.close()
+        return device
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._wanted = False
+            device = self._device
+        if device is not None:
+            device.close()
+
+
+async def open_device_async(uri: str) -> Device:
+    """open_device() in a thread. If the caller is cancelled, nothing stays open."""
+    opened = _Opened()
+    try:
+        return await asyncio.to_thread(opened.open, uri)
+    except asyncio.CancelledError:
+        opened.give_up()
+        raise
 
 
 class Opening:
@@ -26,13 +57,7 @@ class Opening:
         self._controller: Controller | None = None
 
     async def _open(self) -> Controller:
-        opening = asyncio.ensure_future(asyncio.to_thread(open_device, self._uri))
-        try:
-            device = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            # The thread goes on; what it opens is closed again.
-            opening.add_done_callback(_close_late)
-            raise
+        device = await open_device_async(self._uri)
         try:
             controller = Controller(device, self._options)
         except BaseException:

@@ -12,7 +12,7 @@ import attrs
 from nvme_async.errors import NvmeError
 from nvme_async.spec import commands
 from nvme_async.spec.completion import AsyncEvent, AsyncEventType, NoticeEvent
-from nvme_async.spec.opcodes import LogPage
+from nvme_async.spec.opcodes import Feature, LogPage
 
 if TYPE_CHECKING:
     from nvme_async.controller import Controller
@@ -23,6 +23,8 @@ Kind = Literal["namespace-added", "namespace-removed", "namespace-changed", "con
 
 # Bytes of the log pages whose reading clears an event (Base 2.0, 5.2.1). Others are read with 512 bytes.
 _LOG_BYTES = {LogPage.ERROR_INFORMATION: 64, LogPage.CHANGED_NAMESPACES: 4096}
+# Namespace Attribute Notices and Firmware Activation Notices: the same bits in Identify's OAES and in the feature.
+_NOTICES = 1 << 8 | 1 << 9
 # More events than a subscriber leaves lying about are dropped, the oldest first.
 BACKLOG = 1024
 
@@ -53,6 +55,16 @@ class EventListener:
         self._subscribers: set[asyncio.Queue[Event | None]] = set()
         self._ended = False
         self.seen = 0
+
+    async def enable(self) -> None:
+        """Has namespace and firmware notices sent (Asynchronous Event Configuration, 5.27.1.8); what else is sent stays the controller's
+        choice. After each reset."""
+        controller = self._controller
+        wanted = controller.identify.oaes & _NOTICES
+        if wanted:
+            now = (await controller.admin_queue.submit(commands.get_features(Feature.ASYNC_EVENT_CONFIGURATION))).dw0
+            if now & wanted != wanted:
+                await controller.admin_queue.submit(commands.set_features(Feature.ASYNC_EVENT_CONFIGURATION, now | wanted))
 
     def start(self) -> None:
         if self._task is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nvme_async import _hotpath
 from nvme_async._tasks import finish
 from nvme_async.dma import DmaBuffer
-from nvme_async.errors import CommandError, ControllerFatal, NvmeError, OutOfDmaMemory
+from nvme_async.errors import CommandError, ControllerFatal, NvmeError, OutOfDmaMemory, QueueShutdown
 from nvme_async.queue_pair import QueuePair, error_from
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
@@ -55,7 +55,8 @@ class QueueSet:
 
     @property
     def admin(self) -> QueuePair:
-        assert self._admin is not None
+        if self._admin is None:
+            raise QueueShutdown(f"{self._controller.uri}: the controller is {self._controller.state}")
         return self._admin
 
     def all(self) -> list[QueuePair]:
@@ -174,6 +175,7 @@ class QueueSet:
             self._free_qids = list(range(limit, 0, -1))
         elif limit < len(self.io):
             raise ControllerFatal(f"{controller.uri}: {limit} queues after the reset, {len(self.io)} are needed")
+        await controller.listener.enable()
         if options.shadow_doorbells and controller.identify.oacs & 1 << 8:
             await self._configure_shadow()
 
@@ -194,6 +196,10 @@ class QueueSet:
         async with self._creating:
             if loop in self.io:
                 return self.io[loop]
+            while self._controller.state == "resetting":
+                await asyncio.sleep(0.005)  # bounded, for the reset is
+            if self._controller.state != "ready":
+                raise self._controller.failure or QueueShutdown(f"{self._controller.uri}: the controller is {self._controller.state}")
             await self._take_from_closed_loops()
             if not self._free_qids:
                 return None

@@ -12,6 +12,7 @@ from nvme_async.spec.registers import Aqa, Cap, Cc, Csts, Register, ShutdownNoti
 
 T = TypeVar("T")
 ALL_ONES = 0xFFFF_FFFF
+SHOWN = (Register.CAP, Register.VS, Register.CC, Register.CSTS, Register.AQA, Register.ASQ, Register.ACQ)
 
 
 class Registers:
@@ -56,6 +57,12 @@ class Registers:
         if value == ALL_ONES:
             raise ControllerGone(f"{self.device.uri}: registers read all-ones, the device is gone")
         return Csts.from_int(value)
+
+    async def snapshot(self) -> dict[str, str]:
+        """The registers that say how the controller is set up, as hexadecimal numbers by name."""
+        wide = (Register.CAP, Register.ASQ, Register.ACQ)
+        values = {name: await self.read64(name) if name in wide else await self.read32(name) for name in SHOWN}
+        return {name.name: f"{value:#x}" for name, value in values.items()}
 
     async def wait(self, done: Callable[[Csts], bool], seconds: float, what: str, *, fatal: bool) -> Csts:
         """Reads CSTS until `done`, with growing pauses; ControllerTimeout after `seconds`, with fatal ControllerFatal once CFS is set."""

@@ -640,7 +640,8 @@ cdef class QueuePair:
                 continue
             if request.state == SENT and not request.failed:
                 request.fail(exception)
-                request.state = COMPLETED
+            # Its slot is another's from now on: an awaiter that comes late must find nothing to detach from.
+            request.state = FINISHED
             request.let_go()
         self.grant()
         return count
@@ -655,6 +656,7 @@ cdef class QueuePair:
             if self.waiters[i] != NULL:
                 request = <Request>self.waiters[i]
                 self.waiters[i] = NULL
+                request.state = FINISHED      # an awaiter that comes late must find nothing to detach from
                 request.let_go()
                 Py_DECREF(request)
             if self.slots[i].batch != NULL:
@@ -675,6 +677,8 @@ cdef class QueuePair:
             return
         if self.q.n_armed or self.q.n_done:
             raise RuntimeError(f"queue {self.qid}: {self.q.n_armed} commands are still with the controller")
+        if self.refusal is None:
+            self.refusal = ValueError(f"queue pair {self.qid} is closed")
         nvq_close(&self.q)
         free(self.waiters)
         free(self.slots)

@@ -1,0 +1,398 @@
+"""One managed device: which driver it has at the moment, and how it gets the next one.
+
+Threads: everything that begins with an underscore runs on the device's worker, most of it as an operation of the mailbox, one at a time. The
+other methods may be called from any loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from nvme_async._open import open_device_async
+from nvme_async.controller import Controller
+from nvme_async.device import Device, parse_uri
+from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, InvalidNamespace, NvmeError, QueueShutdown
+from nvme_async.manager.events import Events, Kind, ManagerEvent
+from nvme_async.manager.gate import Gate
+from nvme_async.manager.handles import ManagedNamespace
+from nvme_async.manager.mailbox import Mailbox
+from nvme_async.manager.workers import Worker
+from nvme_async.options import Options
+
+log = logging.getLogger("nvme_async")
+
+State = Literal["new", "loading", "ready", "servicing", "failed", "gone", "closed"]
+
+# Repairs are counted within so many seconds.
+REPAIR_WINDOW = 60.0
+# How often a device that is gone is looked for, in seconds: at first, and at most.
+FIRST_LOOK, SLOWEST_LOOK = 0.1, 2.0
+
+
+@attrs.frozen
+class Policy:
+    """What the manager does by itself. See Manager."""
+
+    wait_limit: float
+    close_limit: float
+    repairs: int
+    reload: bool
+
+
+def reachable(uri: str, root: Path = Path("/")) -> bool:
+    """Might open() succeed? Looks, without touching the device."""
+    scheme, rest = parse_uri(uri)
+    if scheme == "vfio-user":
+        return Path(rest).is_socket()
+    if scheme == "pci":
+        driver = root / "sys/bus/pci/devices" / rest / "driver"
+        return driver.exists() and driver.resolve().name == "vfio-pci"
+    return False  # an emulated: controller ends with its device
+
+
+class ManagedDevice:
+    """A device of the manager; from `await manager.load(uri)`.
+
+    Attributes:
+        uri, state: "loading", "ready", "servicing" (calls wait), "failed", "gone" (calls fail) or "closed".
+        controller: the driver of the moment, or None. It lives on the worker's loop and is replaced by a servicing.
+        failure: why calls fail, or None.
+    """
+
+    def __init__(
+        self, uri: str, worker: Worker, options: dict[str, Any], policy: Policy, events: Events, on_dead: Callable[[ManagedDevice], None]
+    ) -> None:
+        Options.of(options)  # a wrong option is told before anything begins
+        self.uri = uri
+        self.worker = worker
+        self.options = options
+        self.state: State = "new"
+        self.failure: NvmeError | None = None
+        self.controller: Controller | None = None
+        self.gate = Gate()
+        self.mailbox = Mailbox(worker)
+        self.handles: dict[int, ManagedNamespace] = {}
+        self.servicings = 0
+        self.repairs = 0
+        self._policy = policy
+        self._events = events
+        self._on_dead = on_dead
+        self._loaded_once = False
+        self._repaired: list[float] = []
+        self._follower: asyncio.Task[None] | None = None
+        self._searcher: asyncio.Task[None] | None = None
+
+    @property
+    def wait_limit(self) -> float:
+        return self._policy.wait_limit
+
+    # -- from any loop -----------------------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Opens it, unless it is open. Called again after a failure, it tries again."""
+        await self.mailbox.call("load", self._load)
+
+    async def unload(self) -> None:
+        """Shuts the controller down and lets go of the device. Handles fail from now on."""
+        await self.mailbox.call("unload", lambda: self._end(QueueShutdown(f"{self.uri}: the device was unloaded")))
+
+    async def reset(self, reason: str = "requested") -> None:
+        """Controller reset. Calls wait, idempotent commands that are out are sent again."""
+        await self.mailbox.call("reset", lambda: self._reset(reason))
+
+    async def service(self, **options: Any) -> None:
+        """Replaces the driver without keepalive: shutdown, function level reset, bring-up anew, with other options if any are given.
+
+        Calls wait meanwhile. When it fails the device is "failed" and so are the calls; load() or service() may be tried again.
+        """
+        options = {**self.options, **options}
+        Options.of(options)
+        await self.mailbox.call("service", lambda: self._service(options))
+
+    async def namespace(self, nsid: int) -> ManagedNamespace:
+        """The handle of a namespace. InvalidNamespace if it isn't there; ControllerTimeout if the device is busy for longer than the limit."""
+        handle = self.handles.get(nsid)
+        if handle is not None and self.state == "ready":
+            return handle
+        try:
+            async with asyncio.timeout(self.wait_limit):
+                return await self.mailbox.call("namespace", lambda: self._namespace(nsid))
+        except TimeoutError as error:
+            if isinstance(error, NvmeError):
+                raise
+            raise ControllerTimeout(f"{self.uri}: the device is busy ({self.state}) for more than {self.wait_limit:g} s") from None
+
+    async def registers(self) -> dict[str, str]:
+        """The controller's registers as they are read now, as hexadecimal numbers by name."""
+        return await self.worker.call(self._registers)
+
+    def inspect(self) -> dict[str, Any]:
+        """Plain data, at a glance; from any thread, also while an operation hangs."""
+        controller = self.controller
+        return {
+            "uri": self.uri,
+            "state": self.state,
+            "failure": str(self.failure) if self.failure is not None else None,
+            "worker": self.worker.name,
+            "mailbox": self.mailbox.inspect(),
+            "waiting_calls": self.gate.waiting,
+            "retried_calls": sum(handle.retried for handle in list(self.handles.values())),
+            "servicings": self.servicings,
+            "repairs": self.repairs,
+            "controller": controller.inspect() if controller is not None else None,
+        }
+
+    def __repr__(self) -> str:
+        return f"<ManagedDevice {self.uri} {self.state}>"
+
+    # -- state, on the worker ----------------------------------------------------------------------------------------------------------
+
+    def _become(self, state: State, failure: NvmeError | None = None) -> None:
+        """Handles first, then whoever waits. Closed is for good."""
+        if self.state == "closed" and state != "closed":
+            return
+        self.state = state
+        self.failure = failure
+        for nsid in list(self.handles):
+            self._bind(nsid)
+        self.gate.wake()
+
+    def _bind(self, nsid: int) -> None:
+        handle = self.handles[nsid]
+        if self.state != "ready":
+            handle._bind(None, self.failure)
+            return
+        assert self.controller is not None
+        target = self.controller.namespaces.get(nsid)
+        missing = None if target is not None else InvalidNamespace(0, 0x0B, nsid=nsid, text="there is no such namespace", command="I/O")
+        handle._bind(target, missing)
+
+    def _publish(self, kind: Kind, reason: str = "") -> None:
+        self._events.publish(ManagerEvent(kind, self.uri, reason=reason))
+
+    async def _namespace(self, nsid: int) -> ManagedNamespace:
+        if self.failure is not None:
+            raise self.failure
+        handle = self.handles.get(nsid)
+        if handle is None:
+            controller = self.controller
+            if controller is None or nsid not in controller.namespaces:
+                there = sorted(controller.namespaces) if controller is not None else "none"
+                raise InvalidNamespace(0, 0x0B, nsid=nsid, text=f"there is no such namespace on {self.uri}, active: {there}", command="I/O")
+            handle = self.handles[nsid] = ManagedNamespace(self, nsid)
+            self._bind(nsid)
+        return handle
+
+    def _ready(self) -> Controller:
+        if self.state != "ready" or self.controller is None:
+            raise self.failure or QueueShutdown(f"{self.uri}: the device is {self.state}")
+        return self.controller
+
+    # -- operations --------------------------------------------------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        if self.state == "ready":
+            return
+        if self.state == "closed":
+            assert self.failure is not None
+            raise self.failure
+        before = self.state
+        self._become("loading")
+        try:
+            await self._drop()
+            controller = await self._bring_up(await open_device_async(self.uri))
+        except BaseException as error:
+            failure = _as_nvme_error(error, f"{self.uri}: loading failed")
+            if self._loaded_once:
+                self._become("gone" if before == "gone" else "failed", failure)
+            else:
+                # Nothing is left behind: the next load begins with nothing.
+                self._become("closed", failure)
+                self._on_dead(self)
+            raise
+        self._install(controller)
+        self._publish("device-loaded")
+
+    def _install(self, controller: Controller) -> None:
+        self.controller = controller
+        self._loaded_once = True
+        self._become("ready")
+        self._follower = controller.loop.create_task(self._follow(controller), name=f"{self.uri} follower")
+
+    async def _reset(self, reason: str) -> None:
+        await self._ready().reset(reason)
+
+    async def _service(self, options: dict[str, Any]) -> None:
+        controller = self.controller
+        if self.state == "closed":
+            raise self.failure or QueueShutdown(f"{self.uri}: the device is closed")
+        self._become("servicing")
+        try:
+            self.controller = None
+            device = await self._within_limit(controller, controller.release()) if controller is not None else None
+            self.options = options
+            fresh = await self._bring_up(await self._device_again(device))
+        except BaseException as error:
+            failure = _as_nvme_error(error, f"{self.uri}: servicing failed")
+            self._become("failed", failure)
+            self._publish("device-failed", str(failure))
+            raise
+        self.servicings += 1
+        self._install(fresh)
+        self._publish("device-serviced")
+
+    async def _device_again(self, device: Device | None) -> Device:
+        """The device that the last driver left, reset; if it left none, opened again."""
+        if device is None:
+            if parse_uri(self.uri)[0] == "emulated":
+                raise ControllerGone(f"{self.uri}: the emulated controller ended with its device")
+            return await open_device_async(self.uri)
+        try:
+            await asyncio.to_thread(device.reset)
+        except BaseException:
+            device.close()
+            raise
+        return device
+
+    async def _bring_up(self, device: Device) -> Controller:
+        """A driver for the device. If this is cancelled, everything is released, by force if need be."""
+        try:
+            controller = Controller(device, Options.of(self.options))
+        except BaseException:
+            device.close()
+            raise
+        task = asyncio.ensure_future(controller.bring_up())
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task], timeout=self._policy.close_limit)
+            await self._by_force(controller, task)
+            raise
+        return controller
+
+    async def _within_limit(self, controller: Controller, closing: Coroutine[Any, Any, Any]) -> Any:
+        """Awaits `controller`'s close() or release(); if that takes longer than the policy's limit, by force."""
+        task = asyncio.ensure_future(closing)
+        try:
+            await asyncio.wait([task], timeout=self._policy.close_limit)
+        except asyncio.CancelledError:
+            await self._by_force(controller, task)
+            raise
+        await self._by_force(controller, task)
+        return task.result()
+
+    async def _by_force(self, controller: Controller, task: asyncio.Future[Any]) -> None:
+        """Takes the device from a controller that doesn't end `task` by itself. Raises when not even that helps."""
+        if task.done():
+            return
+        limit = self._policy.close_limit
+        reason = ControllerError(f"{self.uri}: the controller was not shut down in time, its device was closed")
+        log.error("%s", reason)
+        hurry = asyncio.ensure_future(controller.hurry(reason))
+        await asyncio.wait([hurry, task], timeout=limit, return_when=asyncio.ALL_COMPLETED)
+        if not task.done():
+            raise reason
+
+    async def _drop(self) -> bool:
+        """Closes the driver, if there is one."""
+        controller, self.controller = self.controller, None
+        if controller is None:
+            return False
+        await self._within_limit(controller, controller.close())
+        return True
+
+    async def _end(self, reason: NvmeError) -> None:
+        """Closes it for good."""
+        self._become("closed", reason)
+        self._on_dead(self)
+        for task in (self._follower, self._searcher):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+        if await self._drop():
+            self._publish("device-unloaded")
+
+    async def _shut_down(self, reason: NvmeError) -> None:
+        """The manager ends. An operation under way is broken off. Not through the mailbox."""
+        if self.state != "closed":
+            self._become("closed", reason)
+        await self.mailbox.shut(reason, 2.5 * self._policy.close_limit)
+        await self._end(reason)
+
+    async def _registers(self) -> dict[str, str]:
+        return await self._ready().registers.snapshot()
+
+    # -- what happens by itself --------------------------------------------------------------------------------------------------------
+
+    async def _follow(self, controller: Controller) -> None:
+        """Passes the driver's events on; when they end because it failed, sees to it that there is another."""
+        async for event in controller.events():
+            if event.nsid in self.handles:
+                self._bind(event.nsid)
+                self.gate.wake()
+            self._events.publish(ManagerEvent(event.kind, self.uri, event.nsid, event=event.event))
+        if controller is self.controller and controller.failure is not None and self.state == "ready":
+            self._failed(controller.failure)
+
+    def _failed(self, failure: NvmeError) -> None:
+        now = time.monotonic()
+        self._repaired = [then for then in self._repaired if now - then < REPAIR_WINDOW]
+        if isinstance(failure, ControllerGone):
+            self._become("gone", failure)
+            self._publish("device-gone", str(failure))
+            self.mailbox.post("reclaim", self._reclaim)
+        elif len(self._repaired) < self._policy.repairs:
+            self._repaired.append(now)
+            self._become("servicing")
+            self._publish("device-failed", str(failure))
+            self.mailbox.post("repair", self._repair)
+        else:
+            self._become("failed", failure)
+            self._publish("device-failed", str(failure))
+            self.mailbox.post("reclaim", self._reclaim)
+
+    async def _repair(self) -> None:
+        self.repairs += 1
+        try:
+            await self._service(self.options)
+        except NvmeError as error:
+            log.error("%s: %s", self.uri, error)
+
+    async def _reclaim(self) -> None:
+        """What is gone reaches no memory: everything is freed."""
+        if self.state not in ("gone", "failed"):
+            return  # somebody was quicker
+        await self._drop()
+        if self.state == "gone" and self._policy.reload and self._searcher is None:
+            self._searcher = asyncio.ensure_future(self._search())
+
+    async def _search(self) -> None:
+        """Looks for a device that is gone until it is back."""
+        pause = FIRST_LOOK
+        try:
+            while self.state == "gone":
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, SLOWEST_LOOK)
+                if await asyncio.to_thread(reachable, self.uri):
+                    await self._appeared()
+        finally:
+            self._searcher = None
+
+    async def _appeared(self) -> None:
+        """There is something at the address again: loads it if that is still wanted."""
+        if self.state == "gone":
+            try:
+                await self.load()
+            except (NvmeError, OSError) as error:
+                log.info("%s: not back yet: %s", self.uri, error)
+
+
+def _as_nvme_error(error: BaseException, what: str) -> NvmeError:
+    return error if isinstance(error, NvmeError) else ControllerError(f"{what}: {error!r}")

@@ -1,0 +1,286 @@
+"""A namespace as the manager's users have it: it stays valid while the driver behind it is reset, serviced or replaced.
+
+A call is passed to the driver's Namespace of the moment, on the caller's own loop and queue pair. Only when that fails because the driver
+as a whole has gone does more happen here: the call waits for the next one, within the manager's limit, and is made again if that can do no
+harm. What a Namespace reports about the command itself goes straight to the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from nvme_async.dma import DmaBuffer
+from nvme_async.errors import CommandError, ControllerError, ControllerTimeout, HandedOver, InvalidNamespace, NvmeError, QueueShutdown
+from nvme_async.many import Many
+from nvme_async.namespace import Namespace
+from nvme_async.recovery import RETRYABLE
+from nvme_async.spec.commands import Command
+from nvme_async.spec.completion import Completion
+from nvme_async.spec.identify import IdentifyNamespace
+
+if TYPE_CHECKING:
+    from nvme_async.manager.device import ManagedDevice
+
+# With these a driver ends, or a reset fails what it can't repeat.
+LOST = (QueueShutdown, HandedOver, ControllerError)
+# A controller in these states is the one that goes on: its errors are the command's.
+GOING_ON = ("ready", "resetting")
+
+
+class ManagedNamespace:
+    """One namespace of a managed device; from `await manager.namespace(uri, nsid)`. Usable from any of the process's event loops.
+
+    It has Namespace's methods and attributes. Calls made while the driver is serviced wait, up to the manager's `wait_limit` seconds, and
+    idempotent commands that were out (all but copy and what is no read, write, flush, compare, write zeroes, write uncorrectable, dataset
+    management or verify) are sent again. A removed namespace fails at once with InvalidNamespace; it works again if the same nsid comes back.
+    """
+
+    def __init__(self, device: ManagedDevice, nsid: int) -> None:
+        self._device = device
+        self._nsid = nsid
+        self._target: Namespace | None = None
+        self._failure: NvmeError | None = None
+        self._latest: Namespace | None = None  # the last one there was, for the attributes
+        self.retried = 0
+
+    # -- the device's side, on its worker ----------------------------------------------------------------------------------------------
+
+    def _bind(self, target: Namespace | None, failure: NvmeError | None) -> None:
+        """A driver's namespace; or none: calls wait, or with `failure` end. The device wakes who waits."""
+        self._failure = failure
+        self._target = target
+        if target is not None:
+            self._latest = target
+
+    # -- what it is --------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def nsid(self) -> int:
+        return self._nsid
+
+    @property
+    def uri(self) -> str:
+        return self._device.uri
+
+    @property
+    def device(self) -> ManagedDevice:
+        return self._device
+
+    def _known(self) -> Namespace:
+        latest = self._latest
+        if latest is None:
+            raise self._failure or InvalidNamespace(0, 0x0B, nsid=self._nsid, text="there is no such namespace", command="I/O")
+        return latest
+
+    @property
+    def blocks(self) -> int:
+        return self._known().blocks
+
+    @property
+    def block_size(self) -> int:
+        return self._known().block_size
+
+    @property
+    def nbytes(self) -> int:
+        return self._known().nbytes
+
+    @property
+    def max_blocks(self) -> int:
+        return self._known().max_blocks
+
+    @property
+    def identify(self) -> IdentifyNamespace:
+        return self._known().identify
+
+    @property
+    def available(self) -> bool:
+        """Would a call begin at once? False while the device is serviced, and when device or namespace are gone."""
+        return self._target is not None and self._target._gone is None
+
+    def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
+        """Zeroed memory that the device reaches directly. It belongs to the driver of the moment: after a servicing without keepalive its
+        contents are still there, but I/O on it is copied; allocate anew for speed."""
+        target = self._target
+        if target is None:
+            raise self._failure or QueueShutdown(f"{self.uri}: the device is {self._device.state}")
+        return target.controller.alloc(nbytes, tag=tag)
+
+    # -- waiting for a driver ----------------------------------------------------------------------------------------------------------
+
+    async def _usable(self, stale: Namespace | None, limit: float) -> Namespace:
+        """The driver's namespace as soon as there is another than `stale`."""
+        gate = self._device.gate
+        loop = asyncio.get_running_loop()
+        while True:
+            future = gate.enter()
+            try:
+                target, failure = self._target, self._failure
+                if target is not None and target is not stale:
+                    return target
+                if failure is not None:
+                    raise failure
+                remaining = limit - loop.time()
+                if remaining <= 0:
+                    raise ControllerTimeout(
+                        f"{self.uri}: the device is {self._device.state} and was not back within {self._device.wait_limit:g} s"
+                    )
+                await asyncio.wait([future], timeout=remaining)
+            finally:
+                gate.leave(future)
+
+    async def _again(
+        self, method: str, arguments: tuple[Any, ...], options: dict[str, Any], stale: Namespace | None, error: NvmeError | None
+    ) -> Any:
+        """The call that could not be made, or ended with its driver."""
+        limit = asyncio.get_running_loop().time() + self._device.wait_limit
+        while True:
+            if stale is not None and error is not None:
+                if stale.controller.state in GOING_ON:
+                    raise error
+                self.retried += 1
+            target = await self._usable(stale, limit)
+            try:
+                return await getattr(target, method)(*arguments, **options)
+            except LOST as lost:
+                stale, error = target, lost
+
+    async def _once(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """For what must not be sent twice: waits for a driver, then it is that one or none."""
+        target = self._target
+        if target is None or target._gone is not None:
+            target = await self._usable(target, asyncio.get_running_loop().time() + self._device.wait_limit)
+        return await getattr(target, method)(*arguments, **options)
+
+    # -- data --------------------------------------------------------------------------------------------------------------------------
+    # The common ones are written out: one frame more, and no other cost, while all is well.
+
+    async def read(self, lba: int, blocks: int = 1, *, fua: bool = False) -> bytes:
+        """See Namespace.read()."""
+        target = self._target
+        error = None
+        if target is not None:
+            try:
+                return await target.read(lba, blocks, fua=fua)
+            except LOST as lost:
+                error = lost
+        return await self._again("read", (lba, blocks), {"fua": fua}, target, error)  # type: ignore[no-any-return]
+
+    async def readinto(self, lba: int, buffer: Any, *, fua: bool = False) -> int:
+        """See Namespace.readinto()."""
+        target = self._target
+        error = None
+        if target is not None:
+            try:
+                return await target.readinto(lba, buffer, fua=fua)
+            except LOST as lost:
+                error = lost
+        return await self._again("readinto", (lba, buffer), {"fua": fua}, target, error)  # type: ignore[no-any-return]
+
+    async def write(self, lba: int, data: Any, *, fua: bool = False) -> None:
+        """See Namespace.write(). The data must stay as they are until it returns: they may have to be sent again."""
+        target = self._target
+        error = None
+        if target is not None:
+            try:
+                await target.write(lba, data, fua=fua)
+                return
+            except LOST as lost:
+                error = lost
+        await self._again("write", (lba, data), {"fua": fua}, target, error)
+
+    async def flush(self) -> None:
+        """See Namespace.flush()."""
+        target = self._target
+        error = None
+        if target is not None:
+            try:
+                await target.flush()
+                return
+            except LOST as lost:
+                error = lost
+        await self._again("flush", (), {}, target, error)
+
+    async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        target = self._target
+        error = None
+        if target is not None:
+            try:
+                return await getattr(target, method)(*arguments, **options)
+            except LOST as lost:
+                error = lost
+        return await self._again(method, arguments, options, target, error)
+
+    async def compare(self, lba: int, data: Any, *, fua: bool = False) -> None:
+        """See Namespace.compare()."""
+        await self._call("compare", lba, data, fua=fua)
+
+    async def pread(self, nbytes: int, offset: int) -> bytes:
+        """See Namespace.pread()."""
+        return await self._call("pread", nbytes, offset)  # type: ignore[no-any-return]
+
+    async def pwrite(self, data: Any, offset: int, *, fua: bool = False) -> int:
+        """See Namespace.pwrite()."""
+        return await self._call("pwrite", data, offset, fua=fua)  # type: ignore[no-any-return]
+
+    async def read_many(
+        self, lbas: Any, into: Any = None, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
+    ) -> Many:
+        """See Namespace.read_many(). If the driver ends meanwhile, all elements are read again."""
+        return await self._call("read_many", lbas, into, blocks=blocks, depth=depth, fua=fua, check=check)  # type: ignore[no-any-return]
+
+    async def write_many(
+        self, lbas: Any, data: Any, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
+    ) -> Many:
+        """See Namespace.write_many(). If the driver ends meanwhile, all elements are written again."""
+        return await self._call("write_many", lbas, data, blocks=blocks, depth=depth, fua=fua, check=check)  # type: ignore[no-any-return]
+
+    async def write_zeroes(self, lba: int, blocks: int, *, deallocate: bool = False, fua: bool = False) -> None:
+        """See Namespace.write_zeroes()."""
+        await self._call("write_zeroes", lba, blocks, deallocate=deallocate, fua=fua)
+
+    async def verify(self, lba: int, blocks: int) -> None:
+        """See Namespace.verify()."""
+        await self._call("verify", lba, blocks)
+
+    async def write_uncorrectable(self, lba: int, blocks: int) -> None:
+        """See Namespace.write_uncorrectable()."""
+        await self._call("write_uncorrectable", lba, blocks)
+
+    async def deallocate(self, lba: int | Iterable[tuple[int, int]], blocks: int | None = None) -> None:
+        """See Namespace.deallocate()."""
+        ranges = lba if isinstance(lba, int) else list(lba)
+        await self._call("deallocate", ranges, blocks)
+
+    async def copy(self, sources: Iterable[tuple[int, int]], lba: int) -> None:
+        """See Namespace.copy(). Not sent twice, for source and destination may overlap."""
+        await self._once("copy", list(sources), lba)
+
+    @overload
+    async def submit(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion: ...
+    @overload
+    async def submit(self, command: Sequence[Command], buffer: Sequence[Any] | None = None, *, tag: int = 0) -> list[Completion]: ...
+
+    async def submit(self, command: Any, buffer: Any = None, *, tag: int = 0) -> Any:
+        """See Namespace.submit(). Sent twice only if that does no harm (see the class)."""
+        if not isinstance(command, Command):
+            buffers = buffer if buffer is not None else [None] * len(command)
+            parts = (self.submit(one, data, tag=tag) for one, data in zip(command, buffers, strict=True))
+            results = await asyncio.gather(*parts, return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException) and not isinstance(result, CommandError):
+                    raise result
+            return results
+        call = self._call if command.opcode in RETRYABLE else self._once
+        return await call("submit", command, buffer, tag=tag)
+
+    def inspect(self) -> dict[str, Any]:
+        latest = self._latest
+        state: dict[str, Any] = {"nsid": self._nsid} if latest is None else latest.inspect()
+        state["retried"] = self.retried
+        state["gone"] = str(self._failure) if self._failure is not None else state.get("gone")
+        return state
+
+    def __repr__(self) -> str:
+        return f"<ManagedNamespace {self._nsid} of {self.uri}, {self._device.state}>"

@@ -1,0 +1,261 @@
+"""The manager itself: from a device's address to a handle, and everything at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from nvme_async._tasks import finish
+from nvme_async.errors import ConfigurationError, NvmeError, QueueShutdown
+from nvme_async.manager.device import ManagedDevice, Policy
+from nvme_async.manager.events import Events, Subscription
+from nvme_async.manager.handles import ManagedNamespace
+from nvme_async.manager.registry import Registry, canonical
+from nvme_async.manager.workers import EventLoop, Pin, Worker, Workers
+from nvme_async.options import Options
+
+T = TypeVar("T")
+
+HotPlug = Literal["off", "reload", "all"]
+# For the worker threads to end, when all devices are closed.
+JOIN_SECONDS = 5.0
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0:
+        raise ConfigurationError(f"{name} is {value}, not a positive number of seconds")
+    return value
+
+
+class Manager:
+    """Drives many devices. `async with Manager() as manager`, or `with` from a plain thread; see the package for threads and locks.
+
+    workers: how many threads controllers live on; by default 4, or the number of CPUs if that is less. They start when they are needed.
+    event_loop: "uvloop" or "asyncio", of the workers.
+    pin: None: workers run anywhere. "numa": one worker for each NUMA node (or `workers`, spread over them), on its CPUs, and PCI devices on a
+        worker of their node. Or for each worker a list of CPU numbers.
+    wait_limit: seconds that a call waits while its device is serviced, before it fails with ControllerTimeout.
+    close_limit: seconds for a controller's orderly shutdown, before its device is taken from it.
+    repairs: how often within a minute a controller that failed (not: that is gone) gets a new driver by itself; 0 = never.
+    hotplug: "off": a device that is gone stays so. "reload": it is loaded again when it is back. "all": so is any NVMe function that appears
+        bound to vfio-pci (needs pyudev: nvme_async[hotplug]).
+    options: defaults for all devices, see nvme_async.Options; load() may differ for one.
+
+    Every method may be called from any thread. Those of a manager that is closed raise QueueShutdown.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        event_loop: EventLoop = "uvloop",
+        pin: Pin = None,
+        wait_limit: float = 30.0,
+        close_limit: float = 15.0,
+        repairs: int = 3,
+        hotplug: HotPlug = "reload",
+        **options: Any,
+    ) -> None:
+        if hotplug not in ("off", "reload", "all"):
+            raise ConfigurationError(f"hotplug is {hotplug!r}, not one of off, reload, all")
+        if not 0 <= repairs <= 1000:
+            raise ConfigurationError(f"repairs is {repairs}, outside of 0 to 1000")
+        Options.of(options)
+        self._options = options
+        self._policy = Policy(
+            wait_limit=_positive("wait_limit", wait_limit),
+            close_limit=_positive("close_limit", close_limit),
+            repairs=repairs,
+            reload=hotplug != "off",
+        )
+        self._workers = Workers(workers, event_loop, pin)
+        self._registry = Registry()
+        self._events = Events()
+        self._own_worker = threading.local()
+        self._closed = threading.Event()
+        self._began = time.time()
+
+    # -- life --------------------------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        asyncio.run(self.close())
+
+    async def close(self) -> None:
+        """Shuts down all devices at the same time and ends the workers. Late calls are refused from here on; calls that are out are given the
+        controllers' drain_timeout.
+
+        A device that doesn't end within twice close_limit is left to itself; it doesn't hold up the others. Not from a worker's loop. Runs to
+        its end also if the caller is cancelled; a second call waits for the first.
+        """
+        if any(worker.current for worker in self._workers.running()):
+            raise RuntimeError("a manager can't be closed from one of its own worker threads, which have to end then")
+        await finish(self._close())
+
+    async def _close(self) -> None:
+        first = not self._registry.closed
+        devices = self._registry.shut()
+        if not first:
+            await asyncio.to_thread(self._closed.wait, 4 * self._policy.close_limit + JOIN_SECONDS)
+            return
+        try:
+            reason = QueueShutdown("the manager is closed")
+            ends = [asyncio.wrap_future(device.worker.submit(device._shut_down(reason))) for device in devices.values()]
+            if ends:
+                await asyncio.wait(ends, timeout=4 * self._policy.close_limit)
+            for end in ends:
+                if end.done() and not end.cancelled():
+                    end.exception()  # was logged where it happened
+            self._events.end()
+            await asyncio.to_thread(self._workers.stop, JOIN_SECONDS)
+        finally:
+            self._closed.set()
+
+    # -- devices -----------------------------------------------------------------------------------------------------------------------
+
+    async def load(self, uri: str, **options: Any) -> ManagedDevice:
+        """The device with a driver: opened, or found open. Several callers at once share one driver, and one failure.
+
+        options: what differs from the manager's. ConfigurationError if it is loaded with others already. A load that fails leaves nothing.
+        """
+        key = canonical(uri)
+        wanted = {**self._options, **options}
+
+        def make() -> ManagedDevice:
+            worker = self._workers.place(key)
+            try:
+                return ManagedDevice(key, worker, wanted, self._policy, self._events, self._forget)
+            except BaseException:
+                self._workers.leave(worker)
+                raise
+
+        device = self._registry.get(key)
+        if device is None:
+            made = make()
+            try:
+                device = self._registry.add(key, made)
+            finally:
+                if device is not made:  # another thread was first, or the manager is closed
+                    self._workers.leave(made.worker)
+        if {**device.options, **options} != device.options:
+            raise ConfigurationError(f"{key} is loaded already, with other options")
+        await device.load()
+        return device
+
+    def _forget(self, device: ManagedDevice) -> None:
+        """It is closed, on its worker. Called again it does nothing."""
+        if self._registry.remove(device.uri, device):
+            self._workers.leave(device.worker)
+
+    async def unload(self, uri: str) -> None:
+        """Shuts one device down. Its handles fail from now on, also if it is loaded again. Nothing happens if it isn't loaded."""
+        device = self._registry.get(canonical(uri))
+        if device is not None:
+            await device.unload()
+
+    def device(self, uri: str) -> ManagedDevice:
+        """A device that is loaded (or was, and failed). KeyError if there is none."""
+        device = self._registry.get(canonical(uri))
+        if device is None:
+            raise KeyError(f"{uri} is not loaded")
+        return device
+
+    @property
+    def devices(self) -> dict[str, ManagedDevice]:
+        """{canonical URI: device}, those that failed or are gone included."""
+        return self._registry.all()
+
+    async def namespace(self, uri: str, nsid: int) -> ManagedNamespace:
+        """The handle of a namespace; its device is loaded if it isn't. InvalidNamespace if it has no such namespace."""
+        return await (await self.load(uri)).namespace(nsid)
+
+    async def service(self, uri: str, **options: Any) -> None:
+        """Replaces a device's driver: shutdown, function level reset, bring-up. See ManagedDevice.service()."""
+        await self.device(uri).service(**options)
+
+    async def reset(self, uri: str, reason: str = "requested") -> None:
+        """Controller reset of one device."""
+        await self.device(uri).reset(reason)
+
+    # -- threads and events ------------------------------------------------------------------------------------------------------------
+
+    def run(self, coroutine: Coroutine[Any, Any, T], *, timeout: float | None = None) -> T:
+        """Runs a coroutine on one of the workers and waits for its result: for threads without an event loop. A thread stays with its worker,
+        so that it uses the same queue pairs.
+
+        Raises what the coroutine raises, and TimeoutError after `timeout` seconds; then it is cancelled.
+        """
+        try:
+            if self._registry.closed:
+                raise QueueShutdown("the manager is closed")
+            if asyncio._get_running_loop() is not None:
+                raise RuntimeError("this thread has a running event loop: await the coroutine")
+            worker: Worker | None = getattr(self._own_worker, "worker", None)
+            if worker is None:
+                worker = self._own_worker.worker = self._workers.any()
+            future = worker.submit(coroutine)
+        except BaseException:
+            coroutine.close()
+            raise
+        try:
+            return future.result(timeout)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def events(self) -> Subscription:
+        """What happens to all devices from now on: `async for event in manager.events()`. On a running loop; ends when the manager is closed.
+
+        A subscriber that doesn't keep up misses the oldest.
+        """
+        return self._events.subscribe()
+
+    # -- sight -------------------------------------------------------------------------------------------------------------------------
+
+    def inspect(self) -> dict[str, Any]:
+        """Everything that is known, as plain data (JSON's types). From any thread; waits for nobody, also when a device hangs."""
+        return {
+            "pid": os.getpid(),
+            "since": self._began,
+            "closed": self._registry.closed,
+            "events": self._events.published,
+            "workers": self._workers.inspect(),
+            "devices": {uri: device.inspect() for uri, device in sorted(self._registry.all().items())},
+        }
+
+    async def inspect_with_registers(self, *, timeout: float = 5.0) -> dict[str, Any]:
+        """inspect(), and what each controller's registers read as now; an error's text in their place where a device doesn't answer in time."""
+        state = self.inspect()
+
+        async def read(device: ManagedDevice) -> dict[str, str] | str:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await device.registers()
+            except (NvmeError, OSError) as error:
+                return str(error) or type(error).__name__
+
+        devices = self._registry.all()
+        for uri, registers in zip(devices, await asyncio.gather(*map(read, devices.values())), strict=True):
+            if uri in state["devices"]:
+                state["devices"][uri]["registers"] = registers
+        return state
+
+    def __repr__(self) -> str:
+        return f"<Manager of {len(self._registry.all())} devices{', closed' if self._registry.closed else ''}>"
+
+
