@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
+from nvme_async._sockets import ListeningSocket
 from nvme_async.emulator import EmulatedController, EmulatorConfig
 from nvme_async.emulator.config import BLOCK_SIZES, MEDIA
 from nvme_async.emulator.control import MAX_LINE, ControlServer
-from nvme_async.emulator.sockets import ListeningSocket
 
 
 async def _serve(controller: EmulatedController, path: str, control: str | None) -> None:

@@ -20,8 +20,10 @@ COMMANDS = {
     "id-ctrl": "nvme_async.cli.identify:id_ctrl",
     "id-ns": "nvme_async.cli.identify:id_ns",
     "keeper": "nvme_async.cli.keeper:keeper",
+    "inspect": "nvme_async.cli.inspect:inspect",
     "list": "nvme_async.cli.pci:list_devices",
     "read": "nvme_async.cli.io:read",
+    "top": "nvme_async.cli.inspect:top",
     "unbind": "nvme_async.cli.pci:unbind",
     "write": "nvme_async.cli.io:write",
 }

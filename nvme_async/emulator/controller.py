@@ -8,9 +8,9 @@ import threading
 from types import TracebackType
 
 from nvme_async._emulator import Controller, Reactor
+from nvme_async._sockets import ListeningSocket
 from nvme_async.emulator.config import EmulatorConfig
 from nvme_async.emulator.faults import Faults
-from nvme_async.emulator.sockets import ListeningSocket
 from nvme_async.errors import ConfigurationError
 
 

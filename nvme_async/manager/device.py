@@ -144,6 +144,7 @@ class ManagedDevice:
             "mailbox": self.mailbox.inspect(),
             "waiting_calls": self.gate.waiting,
             "retried_calls": sum(handle.retried for handle in list(self.handles.values())),
+            "keepalive": "off",
             "servicings": self.servicings,
             "repairs": self.repairs,
             "controller": controller.inspect() if controller is not None else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -12,13 +13,16 @@ from typing import Any, Literal, Self, TypeVar
 
 from nvme_async._tasks import finish
 from nvme_async.errors import ConfigurationError, NvmeError, QueueShutdown
+from nvme_async.manager.control import ControlServer
 from nvme_async.manager.device import ManagedDevice, Policy
-from nvme_async.manager.events import Events, Subscription
+from nvme_async.manager.events import Events, ManagerEvent, Subscription
 from nvme_async.manager.handles import ManagedNamespace
+from nvme_async.manager.hotplug import HotplugWatch
 from nvme_async.manager.registry import Registry, canonical
 from nvme_async.manager.workers import EventLoop, Pin, Worker, Workers
 from nvme_async.options import Options
 
+log = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 HotPlug = Literal["off", "reload", "all"]
@@ -44,6 +48,7 @@ class Manager:
     repairs: how often within a minute a controller that failed (not: that is gone) gets a new driver by itself; 0 = never.
     hotplug: "off": a device that is gone stays so. "reload": it is loaded again when it is back. "all": so is any NVMe function that appears
         bound to vfio-pci (needs pyudev: nvme_async[hotplug]).
+    control: a Unix socket to offer, for `nvme-async inspect` and `top` (control.py); only this user may open it.
     options: defaults for all devices, see nvme_async.Options; load() may differ for one.
 
     Every method may be called from any thread. Those of a manager that is closed raise QueueShutdown.
@@ -59,6 +64,7 @@ class Manager:
         close_limit: float = 15.0,
         repairs: int = 3,
         hotplug: HotPlug = "reload",
+        control: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> None:
         if hotplug not in ("off", "reload", "all"):
@@ -78,7 +84,14 @@ class Manager:
         self._events = Events()
         self._own_worker = threading.local()
         self._closed = threading.Event()
+        self._loading: list[asyncio.Task[None]] = []  # what hot plug brought; asyncio keeps no reference
         self._began = time.time()
+        # What may fail comes first; threads start last.
+        self._hotplug = HotplugWatch(self._appeared) if hotplug == "all" else None
+        self._control = ControlServer(self, os.fspath(control)) if control is not None else None
+        for service in (self._hotplug, self._control):
+            if service is not None:
+                service.start(self._workers.any())
 
     # -- life --------------------------------------------------------------------------------------------------------------------------
 
@@ -115,6 +128,8 @@ class Manager:
             return
         try:
             reason = QueueShutdown("the manager is closed")
+            if self._hotplug is not None:
+                await self._hotplug.close()
             ends = [asyncio.wrap_future(device.worker.submit(device._shut_down(reason))) for device in devices.values()]
             if ends:
                 await asyncio.wait(ends, timeout=4 * self._policy.close_limit)
@@ -122,6 +137,8 @@ class Manager:
                 if end.done() and not end.cancelled():
                     end.exception()  # was logged where it happened
             self._events.end()
+            if self._control is not None:
+                await self._control.close()
             await asyncio.to_thread(self._workers.stop, JOIN_SECONDS)
         finally:
             self._closed.set()
@@ -161,6 +178,20 @@ class Manager:
         """It is closed, on its worker. Called again it does nothing."""
         if self._registry.remove(device.uri, device):
             self._workers.leave(device.worker)
+
+    def _appeared(self, uri: str) -> None:
+        """Hot plug, on a worker: loads it, or if it was there before and gone, its device is."""
+
+        async def load() -> None:
+            self._events.publish(ManagerEvent("device-appeared", uri))
+            try:
+                await self.load(uri)
+            except (NvmeError, OSError) as error:
+                log.error("%s appeared and can't be loaded: %s", uri, error)
+                self._events.publish(ManagerEvent("device-failed", uri, reason=str(error)))
+
+        self._loading.append(asyncio.ensure_future(load()))
+        self._loading = [task for task in self._loading if not task.done()]
 
     async def unload(self, uri: str) -> None:
         """Shuts one device down. Its handles fail from now on, also if it is loaded again. Nothing happens if it isn't loaded."""
@@ -254,6 +285,12 @@ class Manager:
             if uri in state["devices"]:
                 state["devices"][uri]["registers"] = registers
         return state
+
+    def metrics(self) -> bytes:
+        """What Prometheus scrapes, as text. ConfigurationError without prometheus-client (nvme_async[metrics])."""
+        from nvme_async.manager.metrics import exposition
+
+        return exposition(self)
 
     def __repr__(self) -> str:
         return f"<Manager of {len(self._registry.all())} devices{', closed' if self._registry.closed else ''}>"

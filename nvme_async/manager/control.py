@@ -1,0 +1,154 @@
+"""A running manager, seen from other processes: JSON lines over a Unix socket that only its user may open.
+
+    → {"op": "inspect", "registers": true}
+    ← {"ok": true, "result": {…}}
+    → {"op": "reset", "uri": "pci:0000:01:00.0"}
+    ← {"ok": false, "error": "QueueShutdown: …"}
+
+Operations: inspect, metrics (Prometheus's text), and with "uri": load, unload, reset, service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from nvme_async._sockets import ListeningSocket
+from nvme_async.errors import ConfigurationError, ControllerGone
+from nvme_async.manager.workers import Worker
+
+if TYPE_CHECKING:
+    from nvme_async.manager.manager import Manager
+
+MAX_REQUEST = 1 << 20
+MAX_ANSWER = 256 << 20
+CLIENTS = 64
+"""At once; more are hung up on."""
+
+
+class ControlServer:
+    """Serves one manager, on the loop of one of its workers. Threads: start() and close() from the manager's side.
+
+    ConfigurationError when the path can't be had.
+    """
+
+    def __init__(self, manager: Manager, path: str | Path) -> None:
+        self._manager = manager
+        self._worker: Worker | None = None
+        self._listening = ListeningSocket(path)
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    def start(self, worker: Worker) -> None:
+        self._worker = worker
+        worker.submit(self._start())
+
+    async def _start(self) -> None:
+        sock = socket.socket(fileno=self._listening.detach())
+        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_REQUEST)
+
+    async def close(self) -> None:
+        """No more clients; from any loop."""
+        if self._worker is not None:
+            await self._worker.call(self._stop)
+
+    async def _stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._listening.unlink()
+        for client in self._clients:
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            if len(self._clients) <= CLIENTS:
+                while line := await reader.readline():
+                    writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+                    await writer.drain()
+        except (ConnectionError, ValueError, asyncio.CancelledError):  # ValueError: a line beyond MAX_REQUEST
+            pass
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise ConfigurationError('a request is an object with "op"')
+            return {"ok": True, "result": await self._execute(request)}
+        except Exception as error:  # the client gets to know, and the server goes on
+            return {"ok": False, "error": f"{type(error).__name__}: {error}"}
+
+    async def _execute(self, request: dict[str, Any]) -> Any:
+        manager = self._manager
+        operation = request.get("op")
+        if operation == "inspect":
+            return await manager.inspect_with_registers() if request.get("registers") else manager.inspect()
+        if operation == "metrics":
+            return manager.metrics().decode()
+        on_device: dict[str, Callable[[str], Awaitable[Any]]] = {
+            "load": manager.load,
+            "unload": manager.unload,
+            "reset": manager.reset,
+            "service": manager.service,
+        }
+        if operation not in on_device:
+            raise ConfigurationError(f"unknown operation {operation!r}; there are inspect, metrics, {', '.join(on_device)}")
+        uri = request.get("uri")
+        if not isinstance(uri, str):
+            raise ConfigurationError(f'{operation} needs the device\'s "uri"')
+        await on_device[operation](uri)
+        return None
+
+
+class ControlClient:
+    """The other end, blocking. For one thread at a time.
+
+    Raises ControllerGone when no manager listens at `path` (any more), RuntimeError with its words when it refuses, TimeoutError.
+    """
+
+    def __init__(self, path: str | Path, *, timeout: float = 30.0) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(timeout)
+            self._socket.connect(str(path))
+        except BaseException as error:
+            self._socket.close()
+            if isinstance(error, TimeoutError) or not isinstance(error, OSError):
+                raise
+            raise ControllerGone(f"no manager listens at {path}: {error.strerror or error}") from error
+        self._file = self._socket.makefile("rb")
+
+    def call(self, operation: str, **arguments: Any) -> Any:
+        try:
+            self._socket.sendall(json.dumps({"op": operation, **arguments}).encode() + b"\n")
+            line = self._file.readline(MAX_ANSWER)
+        except ConnectionError as error:
+            raise ControllerGone(f"the manager at {self._path} is gone: {error}") from error
+        if not line.endswith(b"\n"):
+            raise ControllerGone(f"the manager at {self._path} is gone")
+        answer = json.loads(line)
+        if not answer["ok"]:
+            raise RuntimeError(answer["error"])
+        return answer["result"]
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
