@@ -9,11 +9,15 @@ import os
 import time
 from collections.abc import Callable
 
+import uvloop
+
 from nvme_async.emulator import EmulatedController
 from nvme_async.errors import NvmeError
 from nvme_async.manager import ManagedDevice, ManagedNamespace, Manager, ManagerEvent
 
 _numbers = itertools.count()
+# libuv opens a pipe with the first loop of a process, and keeps it: not a leak of those who count descriptors.
+uvloop.new_event_loop().close()
 
 
 def uri(options: str = "size=16MiB") -> str:
