@@ -4,6 +4,7 @@
     {"trace": "events", "since": 12345}            → {"ok": [[event, text], …]}
     {"qmp": "device_del", "arguments": {…}}        → {"ok": …}              any QMP command
     {"copy": "plain-1", "offset": 0, "nbytes": 16} → {"ok": "hex"}          a medium, as the host sees it
+    {"emulator": "ram-4k", "op": "counters"}       → {"ok": …}              the control socket of one of ours
     anything that fails                            → {"error": "why"}
 
 So a test inside can prove what the controller saw by a witness that the driver under test can't reach.
@@ -15,10 +16,14 @@ import json
 import re
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 TRACE_LINE = re.compile(r"^(?:\d+@[\d.]+:)?(pci_nvme_\w+|vtd_\w+) ?(.*)$")
+
+Asked = Callable[[str, str, dict[str, Any]], Any]
+"""Answers a request to an emulated controller: its role, the operation, its arguments."""
 
 
 class Qmp:
@@ -56,7 +61,14 @@ class Qmp:
 class Channel:
     """Serves the guest's requests on a thread until QEMU closes the port."""
 
-    def __init__(self, port: Path, monitor: Path, trace: Path, media: Path) -> None:
+    def __init__(
+        self,
+        port: Path,
+        monitor: Path,
+        trace: Path,
+        media: Path,
+        emulator: Asked | None = None,
+    ) -> None:
         self._qmp = Qmp(monitor)
         self._socket = socket.socket(socket.AF_UNIX)
         try:
@@ -65,7 +77,7 @@ class Channel:
             self._socket.close()
             self._qmp.close()
             raise
-        self._trace, self._media = trace, media
+        self._trace, self._media, self._emulator = trace, media, emulator
         self._thread = threading.Thread(target=self._serve, name="guest-channel", daemon=True)
         self._thread.start()
 
@@ -100,6 +112,8 @@ class Channel:
                 with (self._media / f"{request['copy']}.raw").open("rb") as medium:
                     medium.seek(request["offset"])
                     return {"ok": medium.read(request["nbytes"]).hex()}
+            if "emulator" in request and self._emulator is not None:
+                return {"ok": self._emulator(request["emulator"], request["op"], request.get("args", {}))}
             raise ValueError(f"the lab knows no request {sorted(request)}")
         except (ValueError, KeyError, OSError) as error:
             return {"error": f"{type(error).__name__}: {error}"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import drives
-from .channel import Channel
+from .channel import Asked, Channel
 from .image import Image
 from .packages import LabError, path
 
@@ -102,22 +102,45 @@ def command_line(image: Image, folder: Path, payload: Path, boot: Boot, accelera
     ]
 
 
-def run(image: Image, folder: Path, payload: Path, *, timeout: float, accelerator: str, verbose: bool) -> Boot:
-    """Boot, wait for power-off, return what it left. QEMU never outlives the timeout or an exception."""
+def prepare(folder: Path) -> Boot:
+    """The files that a run fills."""
     boot = Boot(folder, 0.0, False)
     with boot.results.open("wb") as file:
         file.truncate(RESULT_SIZE)
     boot.trace.touch()
     boot.console.touch()
+    return boot
+
+
+def run(image: Image, folder: Path, payload: Path, *, timeout: float, accelerator: str, verbose: bool) -> Boot:
+    """Boot the lab, wait for power-off, return what it left."""
+    boot = prepare(folder)
+    return launch(command_line(image, folder, payload, boot, accelerator), boot, timeout=timeout, verbose=verbose)
+
+
+def launch(
+    command: list[str],
+    boot: Boot,
+    *,
+    timeout: float,
+    verbose: bool,
+    environment: dict[str, str] | None = None,
+    emulator: Asked | None = None,
+) -> Boot:
+    """Start QEMU, wait for power-off. It never outlives the timeout or an exception.
+
+    emulator: answers the guest's requests to emulated controllers, see channel.py.
+    """
+    folder = boot.folder
     errors = folder / "qemu-stderr.log"
     started = time.monotonic()
     with errors.open("wb") as stderr:
         qemu = subprocess.Popen(
-            command_line(image, folder, payload, boot, accelerator),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,
-            env={**os.environ, "PATH": path()},
+            env={**os.environ, "PATH": path(), **(environment or {})},
         )
     # A lab that is told to end takes its guest with it.
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -125,7 +148,7 @@ def run(image: Image, folder: Path, payload: Path, *, timeout: float, accelerato
     stop = threading.Event()
     follower = threading.Thread(target=_follow, args=(boot.console, stop), daemon=True)
     try:
-        channel = _connect(qemu, folder, boot)
+        channel = _connect(qemu, folder, boot, emulator)
         if verbose:
             follower.start()
         try:
@@ -148,12 +171,12 @@ def run(image: Image, folder: Path, payload: Path, *, timeout: float, accelerato
     return Boot(folder, time.monotonic() - started, timed_out)
 
 
-def _connect(qemu: subprocess.Popen[bytes], folder: Path, boot: Boot) -> Channel:
+def _connect(qemu: subprocess.Popen[bytes], folder: Path, boot: Boot, emulator: Asked | None) -> Channel:
     """Connect to QEMU's two sockets as soon as it made them."""
     deadline = time.monotonic() + 30
     while True:
         try:
-            return Channel(folder / "host.sock", folder / "qmp.sock", boot.trace, folder)
+            return Channel(folder / "host.sock", folder / "qmp.sock", boot.trace, folder, emulator)
         except (FileNotFoundError, ConnectionError):
             pass  # not made yet, made and not listening yet, or QEMU died on its way
         if qemu.poll() is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from .image import GUEST, TREE
@@ -25,13 +26,17 @@ def _clean(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return entry
 
 
-def make(folder: Path, wheel: Path, command: str) -> Path:
-    """Write the archive; the guest unpacks it into /payload and runs /payload/command."""
+def make(folder: Path, wheel: Path | None, command: str, sent: Mapping[str, str] = SENT) -> Path:
+    """Write the archive; the guest unpacks it into /payload and runs /payload/command.
+
+    wheel: None when the guest is not to have the package.
+    """
     disk = folder / "payload.tar"
     with tarfile.open(disk, "w", format=tarfile.PAX_FORMAT) as archive:
-        archive.add(wheel, wheel.name, filter=_clean)
+        if wheel is not None:
+            archive.add(wheel, wheel.name, filter=_clean)
         archive.add(GUEST, "guest", filter=_clean)
-        for source, target in SENT.items():
+        for source, target in sent.items():
             if (TREE / source).exists():
                 archive.add(TREE / source, target, filter=_clean)
         script = f"#!/bin/sh\n{command}\n".encode()
