@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from nvme_async._tasks import finish
+from nvme_async._tasks import finish, in_thread
 from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer
 from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, NvmeError, QueueShutdown
@@ -69,6 +69,8 @@ class Controller:
         self.resets = 0
         self._lock = asyncio.Lock()  # reset and close, one at a time
         self._watched = -1  # the descriptor that tells of the device's disappearance
+        self._closing = False
+        self._telling: asyncio.Task[None] | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------------------------
 
@@ -77,7 +79,7 @@ class Controller:
         try:
             await self._bring_up()
         except BaseException:
-            await finish(self._abandon())
+            await finish(self._abandon)
             raise
 
     async def _bring_up(self) -> None:
@@ -87,27 +89,31 @@ class Controller:
         self.vs = await registers.vs()
         check_supported(self.cap, self.uri)
         await registers.disable(self.cap)
-        self.memory = await self._call(self._make_memory)
+        await self._call(self._make_memory)
         await self._call(self.queues.open_vectors)
         await self._enable()
         self.identify = IdentifyController.decode(await self._identify(Cns.CONTROLLER))
         self.queues.max_transfer = min(options.max_transfer, self.identify.max_transfer_size(self.cap.min_page_size) or options.max_transfer)
         await self.queues.negotiate()
-        self.state = "ready"
         await self.queues.create(self.loop)  # the first eagerly: a controller without a working queue fails here
         await self.rescan()
+        if self.failure is not None:
+            raise self.failure
+        self.state = "ready"
         self.listener.start()
 
-    def _make_memory(self) -> DeviceMemory:
-        return DeviceMemory(self.device, pool_bytes=self.options.pool_bytes, hugepages=self.options.hugepages)
+    def _make_memory(self) -> None:
+        self.memory = DeviceMemory(self.device, pool_bytes=self.options.pool_bytes, hugepages=self.options.hugepages)
+        self.memory.in_use = self.queues.uses
 
     async def _call(self, function: Callable[[], T]) -> T:
         """A call into the device layer: on the loop if that is only memory and ioctls, in a thread if it is messages."""
-        return function() if self.device.direct else await asyncio.to_thread(function)
+        return function() if self.device.direct else await in_thread(function)
 
     async def _enable(self) -> None:
         admin = self.queues.prepare_admin()
         await self.registers.enable(self.cap, entries=admin.hot.entries, asq=admin.hot.sq_iova, acq=admin.hot.cq_iova)
+        admin.hot.silence(False)
 
     def watch(self, on: bool) -> None:
         """Looks out for the device's disappearance, or no more: before the device is closed or handed on. On the home loop."""
@@ -123,7 +129,7 @@ class Controller:
         self.watch(False)
         error = ControllerGone(f"{self.uri}: the device is gone, or somebody wants it back")
         if self.state == "closing":
-            self.loop.create_task(self.queues.fail(error))
+            self._telling = self.loop.create_task(self.queues.fail(error))
         self.fail(error)
 
     async def hurry(self, error: NvmeError) -> None:
@@ -136,7 +142,8 @@ class Controller:
     async def release(self) -> Device | None:
         """Shuts down like close(), but leaves the device open and gives it back, for another Controller. None if the controller can't be
         stopped, or was closed before: then the device is closed."""
-        return await self.at_home(lambda: finish(self._close(keep_device=True)))
+        self._closing = True
+        return await self.at_home(lambda: finish(lambda: self._close(keep_device=True)))
 
     async def close(self) -> None:
         """Shuts down: no new commands, those that are out get `drain_timeout`, queues deleted, CC.SHN, CC.EN=0, memory and device released.
@@ -144,7 +151,8 @@ class Controller:
         Waiters that are still there when the reset is over end with QueueShutdown; until then no buffer is let go. Runs to its end even
         if the caller is cancelled. Closing twice is fine.
         """
-        await self.at_home(lambda: finish(self._close()))
+        self._closing = True
+        await self.at_home(lambda: finish(self._close))
 
     async def _close(self, keep_device: bool = False) -> Device | None:
         async with self._lock:
@@ -160,9 +168,14 @@ class Controller:
                 await self.queues.drain(self.options.drain_timeout)
             await self.recovery.stop()
             await self.listener.stop()
+            await self.queues.fail(reason, admin=False)
             if was_ready:
                 try:
-                    await self.queues.delete_all()
+                    async with asyncio.timeout(self.options.shutdown_timeout):
+                        await self.queues.delete_all()
+                except (NvmeError, TimeoutError) as error:
+                    log.warning("%s: deleting the I/O queues: %s", self.uri, str(error) or "no answer")
+                try:
                     await self.registers.shut_down(self._shutdown_seconds())
                 except NvmeError as error:
                     log.warning("%s: %s", self.uri, error)
@@ -171,38 +184,50 @@ class Controller:
     async def _abandon(self) -> None:
         """After a failed bring-up."""
         async with self._lock:
+            if self.state == "closed":
+                return
             self.state = "closing"
             await self.recovery.stop()
             await self.listener.stop()
             await self._let_go(QueueShutdown(f"{self.uri}: the bring-up failed"))
 
     async def _let_go(self, reason: NvmeError, keep_device: bool = False) -> Device | None:
-        """Makes sure that the controller reaches no memory any more; only then releases buffers, pools and the device."""
+        """Makes sure that the controller reaches no memory any more; only then releases buffers, pools and the device. May be repeated."""
         quiet = False
         self.watch(False)
         try:
             await self.registers.disable(self.cap)
             quiet = True
-        except (NvmeError, OSError) as error:
+        except Exception as error:
             log.warning("%s: %s", self.uri, error)
+        steps: list[Callable[[], Awaitable[None]]] = [lambda: self.queues.release(reason), self._release_memory]
         if not quiet:
             # Its mappings go with the device; from then on the IOMMU (or the peer's missing mapping) stops it.
-            await self._call(self.device.close)
-        await self.queues.release(reason)
-        if self.memory is not None:
-            await self._call(self.memory.close)
-        if quiet and keep_device:
+            steps.insert(0, self._close_device)
+        elif keep_device:
+            steps.append(lambda: self._call(lambda: self.device.set_interrupts(())))
+        else:
+            steps.append(self._close_device)
+        for step in steps:
             try:
-                await self._call(lambda: self.device.set_interrupts(()))
-            except (NvmeError, OSError) as error:
-                log.warning("%s: %s", self.uri, error)
-                quiet = False
-        if not keep_device or not quiet:
-            await self._call(self.device.close)
+                await step()
+            except Exception:
+                # What remains has to be released none the less.
+                log.exception("%s: an error while closing", self.uri)
+                if keep_device and quiet:
+                    quiet = False
+                    steps.append(self._close_device)
         self.queues.close_vectors()
         self.listener.end()
         self.state = "closed"
         return self.device if keep_device and quiet else None
+
+    async def _close_device(self) -> None:
+        await self._call(self.device.close)
+
+    async def _release_memory(self) -> None:
+        if self.memory is not None:
+            await self._call(self.memory.close)
 
     def _shutdown_seconds(self) -> float:
         rtd3e = self.identify.rtd3e / 1e6 if self.identify is not None else 0.0
@@ -223,7 +248,7 @@ class Controller:
         log.error("%s: %s", self.uri, error)
         for namespace in self.namespaces.values():
             namespace._set_gone(error)
-        self.loop.create_task(self.queues.fail(error))
+        self._telling = self.loop.create_task(self.queues.fail(error))
         self.listener.end()
 
     async def reset(self, reason: str = "requested") -> None:
@@ -231,18 +256,19 @@ class Controller:
 
         Callers of I/O wait meanwhile. ControllerGone or ControllerTimeout when the controller doesn't come back; then it has failed.
         """
-        await self.at_home(lambda: finish(self._reset(reason)))
+        await self.at_home(lambda: finish(lambda: self._reset(reason)))
 
     async def _reset(self, reason: str) -> None:
         async with self._lock:
-            if self.state != "ready":
-                raise self.failure or QueueShutdown(f"{self.uri}: the controller is {self.state}")
+            if self.state != "ready" or self._closing:
+                raise self.failure or QueueShutdown(f"{self.uri}: the controller is {'closed' if self._closing else self.state}")
             log.warning("%s: controller reset (%s)", self.uri, reason)
             self.state = "resetting"
             self.resets += 1
             await self.listener.stop()
-            await self.queues.hold(True)
             try:
+                await self.queues.hold(True)
+                await self.queues.silence()
                 await self._disable_or_reset_device()
                 # The controller has let go of everything: what was out may be sent again from the same pages.
                 await self.queues.restart(RETRYABLE, ControllerError(f"{self.uri}: the controller was reset ({reason})"))
@@ -261,6 +287,14 @@ class Controller:
                 self.fail(failure)
                 raise
 
+    async def until_ready(self) -> None:
+        """Waits for the end of a reset that is under way. Raises why the controller takes no commands, if it doesn't."""
+        while self.state == "resetting":
+            async with self._lock:
+                pass
+        if self.state not in ("ready", "new"):
+            raise self.failure or QueueShutdown(f"{self.uri}: the controller is {self.state}")
+
     async def _disable_or_reset_device(self) -> None:
         try:
             await self.registers.disable(self.cap)
@@ -274,28 +308,49 @@ class Controller:
         """Runs make()'s coroutine on the home loop, from whichever loop."""
         if asyncio.get_running_loop() is self.loop:
             return await make()
-        if self.loop.is_closed():
-            raise QueueShutdown(f"{self.uri}: the event loop that opened this controller is closed")
+        return await self.elsewhere(self.loop, make, "the event loop that opened this controller")
+
+    async def elsewhere(self, loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]], whose: str) -> T:
+        """Runs make()'s coroutine on another thread's loop. QueueShutdown if that loop doesn't run, or ends before the coroutine does."""
 
         async def run() -> T:
             return await make()
 
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), self.loop))
+        ended = QueueShutdown(f"{self.uri}: {whose} has ended")
+        if not loop.is_running():
+            raise ended
+        coroutine = run()
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        except RuntimeError:  # closed meanwhile
+            coroutine.close()
+            raise ended from None
+        waiter = asyncio.wrap_future(future)
+        try:
+            while not waiter.done():
+                await asyncio.wait([waiter], timeout=1.0)
+                if not waiter.done() and not loop.is_running():
+                    raise ended
+        finally:
+            waiter.cancel()
+        if waiter.cancelled():
+            raise ended  # as asyncio.run() does to all tasks at its end
+        return waiter.result()
 
     async def on_owner(self, queue: QueuePair, function: Callable[[], T], *, timeout: float = 10.0) -> T:
-        """Runs function() in the thread of the queue pair's loop; here, if that loop has ended. ControllerTimeout if that thread is stuck."""
+        """Runs function() in the thread of the queue pair's loop; here, if that loop doesn't run. ControllerTimeout if that thread is stuck."""
         if queue.loop is asyncio.get_running_loop() or not queue.loop.is_running():
             return function()
 
         async def run() -> T:
             return function()
 
-        future = asyncio.run_coroutine_threadsafe(run(), queue.loop)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
+            async with asyncio.timeout(timeout):
+                return await self.elsewhere(queue.loop, run, f"the loop of queue {queue.qid}")
+        except QueueShutdown:
+            return function()
         except TimeoutError:
-            if not queue.loop.is_running():
-                return function()
             raise ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s") from None
 
     # -- commands ----------------------------------------------------------------------------------------------------------------------
@@ -306,9 +361,11 @@ class Controller:
 
     async def admin(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion:
         """Sends an admin command (see nvme_async.spec.commands). Answers of known length come as Completion.data, others in `buffer`."""
-        if self.state in ("closing", "closed", "new"):
-            raise QueueShutdown(f"{self.uri}: the controller is {self.state}")
-        return await self.at_home(lambda: self.admin_queue.submit(command, buffer, tag=tag))
+        return await self.at_home(lambda: self._admin(command, buffer, tag))
+
+    async def _admin(self, command: Command, buffer: Any, tag: int) -> Completion:
+        await self.until_ready()
+        return await self.admin_queue.submit(command, buffer, tag=tag)
 
     async def _identify(self, cns: int, nsid: int = 0, **more: int) -> bytes:
         completion = await self.admin_queue.submit(commands.identify(cns, nsid, **more))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from nvme_async._hotpath import AddressMap, address_of
+from nvme_async._hotpath import AddressMap, address_of, byte_view
 from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.dma.backing import shared_backing
@@ -165,7 +165,7 @@ class Registration:
 
     def __init__(self, memory: DeviceMemory, buffer: Any) -> None:
         self._memory = memory
-        self._view: memoryview | None = memoryview(buffer).cast("B")
+        self._view: memoryview | None = byte_view(buffer)
         if self._view.nbytes == 0:
             raise ConfigurationError("a buffer of 0 bytes can't be registered")
         self.address = address_of(self._view)

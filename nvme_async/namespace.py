@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import attrs
 
-from nvme_async._hotpath import NamespaceCore
+from nvme_async._hotpath import NamespaceCore, byte_view
 from nvme_async.errors import CommandError, ConfigurationError, InvalidNamespace, LbaOutOfRange, NvmeError
 from nvme_async.many import BatchError, Many, as_lbas
 from nvme_async.queue_pair import QueuePair
@@ -106,7 +106,7 @@ class Namespace(NamespaceCore):
         async def there() -> Any:
             return await getattr(self, method)(*arguments, **options)
 
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), neighbour.loop))
+        return await self.controller.elsewhere(neighbour.loop, there, "the event loop whose queue pair this one shares")
 
     async def _split(self, method: str, lba: int, what: Any, fua: bool) -> Any:
         """More than one command may move: the parts run at the same time."""
@@ -114,7 +114,7 @@ class Namespace(NamespaceCore):
         if method == "read":
             parts = [self.read(at, min(step, lba + what - at), fua=fua) for at in range(lba, lba + what, step)]
             return b"".join(await together(parts))
-        view = memoryview(what).cast("B")
+        view = byte_view(what, writable=method == "readinto")
         operation = getattr(self, method)
         nbytes = step * self.block_size
         await together(
@@ -125,7 +125,7 @@ class Namespace(NamespaceCore):
     async def _queue(self) -> QueuePair:
         """The queue pair for commands of this loop."""
         queues = self.controller.queues
-        queue = queues.io.get(asyncio.get_running_loop()) or await queues.for_this_loop()
+        queue = await queues.for_this_loop()
         if queue is None:
             raise ConfigurationError(
                 f"this event loop shares a neighbour's queue pair (the controller has {queues._limit}), and can only read, write and flush"
@@ -196,7 +196,7 @@ class Namespace(NamespaceCore):
 
     async def pwrite(self, data: Any, offset: int, *, fua: bool = False) -> int:
         """Writes `data` at byte `offset`, like os.pwrite; both multiples of the block size. Returns the bytes written: all of them."""
-        nbytes = memoryview(data).nbytes
+        nbytes = byte_view(data).nbytes
         lba, _ = self._blocks_of(offset, nbytes)
         await self.write(lba, data, fua=fua)
         return nbytes

@@ -117,7 +117,7 @@ class QueuePair:
         to_host = command.direction is Direction.CONTROLLER_TO_HOST
         nbytes = command.data_length
         if buffer is not None and nbytes:
-            length = memoryview(buffer).nbytes
+            length = _hotpath.byte_view(buffer).nbytes
             if length != nbytes:
                 raise ValueError(f"{command.name} moves {nbytes} bytes, the buffer has {length}")
         if buffer is None and nbytes and not to_host:

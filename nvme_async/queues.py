@@ -9,12 +9,21 @@ import asyncio
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nvme_async import _hotpath
 from nvme_async._tasks import finish
 from nvme_async.dma import DmaBuffer
-from nvme_async.errors import CommandError, ControllerFatal, NvmeError, OutOfDmaMemory, QueueShutdown
+from nvme_async.errors import (
+    CommandError,
+    ControllerError,
+    ControllerFatal,
+    ControllerTimeout,
+    NvmeError,
+    OutOfDmaMemory,
+    QueueShutdown,
+)
 from nvme_async.queue_pair import QueuePair, error_from
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
@@ -50,6 +59,7 @@ class QueueSet:
         self._free_qids: list[int] = []
         self._event_fds: list[int] = []
         self._memory: dict[int, tuple[DmaBuffer, _hotpath.BounceCache]] = {}  # by qid
+        self._doubtful: list[QueuePair] = []  # the controller may know them: their memory stays until it was reset
         self._shadow: DmaBuffer | None = None
         self._creating = asyncio.Lock()
 
@@ -96,35 +106,30 @@ class QueueSet:
         )
         bounce = _hotpath.BounceCache(controller.memory.chunk_source(f"bounce {qid}"))
         vector = self._vector(qid)
-        hot = _hotpath.QueuePair(
-            memory,
-            qid=qid,
-            entries=entries,
-            n_trackers=n_trackers,
-            max_transfer=max_transfer,
-            address_map=controller.memory.address_map,
-            bounce=bounce,
-            create_future=loop.create_future,
-            call_soon=loop.call_soon,
-            command_error=self._error,
-            on_fault=self._on_fault,
-            vector=vector,
-            interrupts=self._interrupts(qid),
-            ready=getattr(loop, "_ready", None),
-        )
-        doorbells = controller.device.doorbells()
-        dstrd = controller.cap.dstrd
-        sq, cq = sq_doorbell(qid, dstrd), cq_doorbell(qid, dstrd)
-        base = doorbells.offset - FIRST_DOORBELL
-        hot.set_doorbells(
-            doorbells.mmio,
-            base + sq,
-            base + cq,
-            kick_fd=-1 if doorbells.kick_fd is None else doorbells.kick_fd,
-            write32=controller.device.write32,
-            sq_register=sq,
-            cq_register=cq,
-        )
+        hot = None
+        try:
+            hot = _hotpath.QueuePair(
+                memory,
+                qid=qid,
+                entries=entries,
+                n_trackers=n_trackers,
+                max_transfer=max_transfer,
+                address_map=controller.memory.address_map,
+                bounce=bounce,
+                create_future=loop.create_future,
+                call_soon=loop.call_soon,
+                command_error=self._error,
+                on_fault=self._on_fault,
+                vector=vector,
+                interrupts=self._interrupts(qid),
+                ready=getattr(loop, "_ready", None),
+            )
+            self._connect_doorbells(hot)
+        except BaseException:
+            if hot is not None:
+                hot.close()
+            memory.free()
+            raise
         hot.mode = _hotpath.MODES["interrupt" if qid == 0 else options.mode]
         hot.spin_ns = int(options.spin_us * 1000)
         if qid and options.latency:
@@ -138,6 +143,22 @@ class QueueSet:
             timeout=options.command_timeout if qid else options.admin_timeout,
             on_timeout=controller.recovery.on_timeout,
             on_slow=controller.recovery.on_slow,
+        )
+
+    def _connect_doorbells(self, hot: _hotpath.QueuePair) -> None:
+        device = self._controller.device
+        doorbells = device.doorbells()
+        dstrd = self._controller.cap.dstrd
+        sq, cq = sq_doorbell(hot.qid, dstrd), cq_doorbell(hot.qid, dstrd)
+        base = doorbells.offset - FIRST_DOORBELL
+        hot.set_doorbells(
+            doorbells.mmio,
+            base + sq,
+            base + cq,
+            kick_fd=-1 if doorbells.kick_fd is None else doorbells.kick_fd,
+            write32=device.write32,
+            sq_register=sq,
+            cq_register=cq,
         )
 
     def _interrupts(self, qid: int) -> bool:
@@ -188,37 +209,67 @@ class QueueSet:
             await self.admin.submit(commands.doorbell_buffer_config(self._shadow.iova, self._shadow.iova + PAGE))
         except CommandError as error:
             log.warning("%s: Doorbell Buffer Config refused: %s", self._controller.uri, error)
+            for queue in self.io.values():
+                await self._controller.on_owner(queue, queue.hot.drop_shadow_doorbells)
             self._shadow.free()
             self._shadow = None
 
     async def create(self, loop: asyncio.AbstractEventLoop) -> QueuePair | None:
-        """A queue pair for `loop`, made on the home loop. None when the controller has no more. The owner's loop has to call adopt()."""
+        """A queue pair for `loop`, made on the home loop. None when the controller has no more. The owner's loop has to call adopt().
+
+        Not to be cancelled half-way: see finish(). Should a reset come in between, it is made once more.
+        """
+        controller = self._controller
         async with self._creating:
-            if loop in self.io:
-                return self.io[loop]
-            while self._controller.state == "resetting":
-                await asyncio.sleep(0.005)  # bounded, for the reset is
-            if self._controller.state != "ready":
-                raise self._controller.failure or QueueShutdown(f"{self._controller.uri}: the controller is {self._controller.state}")
-            await self._take_from_closed_loops()
-            if not self._free_qids:
-                return None
-            controller = self._controller
-            qid = self._free_qids[-1]
-            entries = min(controller.options.queue_entries, controller.cap.mqes + 1, 4096)
-            queue = None
-            try:
-                queue = self._make(qid, entries, loop)
-                await self._tell_controller(queue)
-            except BaseException:
-                # Neither id nor vector nor memory is lost.
-                self._forget(qid, queue)
-                raise
-            self._free_qids.pop()
-            self.io[loop] = queue
-            if loop is controller.loop:
-                self.adopt(queue)
+            while True:
+                await controller.until_ready()
+                if loop in self.io:
+                    return self.io[loop]
+                resets = controller.resets
+                try:
+                    queue = await self._create(loop)
+                except NvmeError:
+                    if controller.resets != resets:
+                        continue
+                    raise
+                break
+            if queue is not None:
+                self.io[loop] = queue
+                if loop is controller.loop:
+                    self.adopt(queue)
             return queue
+
+    async def _create(self, loop: asyncio.AbstractEventLoop) -> QueuePair | None:
+        await self._take_from_closed_loops()
+        if not self._free_qids:
+            return None
+        controller = self._controller
+        qid = self._free_qids.pop()
+        entries = min(controller.options.queue_entries, controller.cap.mqes + 1, 4096)
+        try:
+            queue = self._make(qid, entries, loop)
+        except BaseException:
+            self._free_qids.append(qid)
+            raise
+        self._doubtful.append(queue)
+        try:
+            await self._tell_controller(queue)
+        except CommandError:
+            self._clear_doubtful(queue)
+            raise
+        if queue not in self._doubtful:
+            raise ControllerError(f"{controller.uri}: the controller was reset while queue {qid} was created")
+        self._doubtful.remove(queue)
+        return queue
+
+    def _clear_doubtful(self, *queues: QueuePair) -> None:
+        """The controller knows none of these queues for certain: neither id nor vector nor memory is lost."""
+        for queue in queues:
+            if queue in self._doubtful:
+                self._doubtful.remove(queue)
+                qid = queue.qid
+                self._forget(qid, queue)
+                self._free_qids.append(qid)
 
     def adopt(self, queue: QueuePair) -> None:
         """On the owner's loop: from here on it is used."""
@@ -238,26 +289,27 @@ class QueueSet:
     async def _tell_controller(self, queue: QueuePair) -> None:
         """Create I/O Completion Queue, then Create I/O Submission Queue (5.4, 5.5)."""
         hot = queue.hot
-        await self.admin.submit(
-            commands.create_io_cq(hot.qid, hot.entries, hot.cq_iova, queue.vector, interrupts=self._interrupts(hot.qid))
+        create_cq = commands.create_io_cq(
+            hot.qid, hot.entries, hot.cq_iova, queue.vector, interrupts=self._interrupts(hot.qid)
         )
-        try:
-            await self.admin.submit(commands.create_io_sq(hot.qid, hot.entries, hot.sq_iova, hot.qid))
-        except BaseException:
-            try:
-                await self.admin.submit(commands.delete_io_cq(hot.qid))
-            except NvmeError:
-                pass
-            raise
+        create_sq = commands.create_io_sq(hot.qid, hot.entries, hot.sq_iova, hot.qid)
         if self._shadow is not None:
             dstrd = self._controller.cap.dstrd
             sq, cq = sq_doorbell(hot.qid, dstrd) - FIRST_DOORBELL, cq_doorbell(hot.qid, dstrd) - FIRST_DOORBELL
             if cq + 4 <= PAGE:
                 hot.set_shadow_doorbells(self._shadow, sq, cq, PAGE)
+        await self.admin.submit(create_cq)
+        try:
+            await self.admin.submit(create_sq)
+        except CommandError:
+            try:
+                await self.admin.submit(commands.delete_io_cq(hot.qid))
+            except CommandError:
+                pass
+            raise
 
-    def _forget(self, qid: int, queue: QueuePair | None) -> None:
-        if queue is not None:
-            queue.close()
+    def _forget(self, qid: int, queue: QueuePair) -> None:
+        queue.close()
         memory, bounce = self._memory.pop(qid, (None, None))
         if bounce is not None:
             bounce.close()
@@ -269,16 +321,16 @@ class QueueSet:
         for loop, queue in list(self.io.items()):
             if not loop.is_closed():
                 continue
-            queue.hot.reap()
-            if queue.hot.n_outstanding:
-                continue
             try:
                 await self._delete(queue)
-            except NvmeError as error:
+            except CommandError as error:
                 log.warning("%s: queue %d of an ended loop: %s", self._controller.uri, queue.qid, error)
                 continue
-            del self.io[loop]
+            # Its commands have ended with it: Delete I/O Submission Queue completes after they have completed or were aborted (5.7).
+            if self.io.pop(loop, None) is None:
+                continue
             self.hot.pop(loop, None)
+            queue.hot.release_all()
             qid = queue.qid
             self._forget(qid, queue)
             self._free_qids.append(qid)
@@ -286,23 +338,33 @@ class QueueSet:
     async def for_this_loop(self) -> QueuePair | None:
         """The running loop's own queue pair, made at first use; None if it has to share a neighbour's."""
         loop = asyncio.get_running_loop()
-        if loop in self.neighbours:
-            return None
         queue = self.io.get(loop)
         if queue is None:
+            neighbour = self.neighbours.get(loop)
+            if neighbour is not None and neighbour.loop.is_running():
+                return None
             try:
                 # To its end also if the caller is cancelled: a controller that was told of half a queue pair is no use to anybody.
-                queue = await self._controller.at_home(lambda: finish(self.create(loop)))
+                queue = await self._controller.at_home(lambda: finish(lambda: self.create(loop)))
             except (CommandError, OutOfDmaMemory) as error:
                 if not self.io:
                     raise
                 log.warning("%s: no queue pair for another loop: %s", self._controller.uri, error)
         if queue is None:
-            self.shared += 1
-            self.neighbours[loop] = next(iter(self.io.values()))
+            self._share(loop)
             return None
         self.adopt(queue)
         return queue
+
+    def _share(self, loop: asyncio.AbstractEventLoop) -> None:
+        for ended in [one for one in self.neighbours if one.is_closed()]:
+            del self.neighbours[ended]
+        for queue in list(self.io.values()):
+            if queue.loop.is_running():
+                self.shared += loop not in self.neighbours
+                self.neighbours[loop] = queue
+                return
+        raise QueueShutdown(f"{self._controller.uri}: its {self._limit} queue pairs are taken, by loops that don't run")
 
     # -- all of them -------------------------------------------------------------------------------------------------------------------
 
@@ -314,24 +376,37 @@ class QueueSet:
 
     async def refuse(self, error: NvmeError) -> None:
         """New I/O fails with `error`."""
-        await self._each("refuse", error, admin=False)
+        await self._tell(lambda hot: hot.refuse(error), admin=False)
+
+    async def fail(self, error: NvmeError, *, admin: bool = True) -> None:
+        """Everybody's wait ends with `error`; pages stay with the controller. admin: it is beyond help, so no doorbell is rung any more."""
+
+        def tell(hot: _hotpath.QueuePair) -> None:
+            hot.refuse(error)
+            if admin:
+                hot.silence(True)
+            hot.fail_waiters(error)
+
+        await self._tell(tell, admin=admin)
+
+    async def _tell(self, what: Callable[[_hotpath.QueuePair], None], *, admin: bool) -> None:
+        """what(queue) on every owner's thread, at the same time: one that is stuck keeps no other from being told."""
+
+        async def one(queue: QueuePair) -> None:
+            try:
+                await self._controller.on_owner(queue, lambda: what(queue.hot))
+            except ControllerTimeout as error:
+                log.warning("%s", error)
+
+        await asyncio.gather(*(one(queue) for queue in self.all() if admin or queue.qid))
 
     async def hold(self, held: bool) -> None:
         """New I/O waits, or goes on."""
         await self._each("hold", held, admin=False)
 
-    async def fail(self, error: NvmeError) -> None:
-        """Everybody's wait ends with `error`; pages stay with the controller. A loop that is stuck doesn't hold up the others."""
-        controller = self._controller
-
-        def end(queue: QueuePair) -> None:
-            queue.hot.refuse(error)
-            queue.hot.fail_waiters(error)
-
-        ends = (controller.on_owner(queue, lambda q=queue: end(q)) for queue in self.all())  # type: ignore[misc]
-        for stuck in await asyncio.gather(*ends, return_exceptions=True):
-            if isinstance(stuck, Exception):
-                log.warning("%s: %s", controller.uri, stuck)
+    async def silence(self) -> None:
+        """Before a reset: a controller that is disabled, or doesn't know a queue yet, must not hear doorbells."""
+        await self._each("silence", True)
 
     async def drain(self, seconds: float) -> bool:
         """Waits until no I/O is out; False when that took too long."""
@@ -353,12 +428,13 @@ class QueueSet:
         for queue in self.all():
             opcodes = retryable if queue.qid else frozenset()
             await controller.on_owner(queue, lambda q=queue, o=opcodes: q.hot.restart(o, error, limit))  # type: ignore[misc]
+        self._clear_doubtful(*self._doubtful)
 
     async def recreate_all(self) -> None:
         """After a reset: the controller learns of the I/O queues again, and of what is in their rings."""
         for queue in list(self.io.values()):
             await self._tell_controller(queue)
-            await self._controller.on_owner(queue, queue.hot.flush)
+            await self._controller.on_owner(queue, lambda q=queue: q.hot.silence(False))  # type: ignore[misc]
 
     async def _delete(self, queue: QueuePair) -> None:
         """Submission queue first (3.3.1.3): a completion queue with a user can't be deleted."""
@@ -373,24 +449,33 @@ class QueueSet:
     async def release(self, reason: NvmeError) -> None:
         """Everything goes back to its owner. The controller can't reach memory any more: reset, or without mappings."""
         controller = self._controller
-        for queue in self.all():
+        for queue in [*self.all(), *self._doubtful]:
 
             def end(queue: QueuePair = queue) -> None:
                 queue.hot.refuse(reason)
+                queue.hot.silence(True)
                 queue.hot.fail_waiters(reason)
                 queue.hot.release_all()
-                queue.close()
+                self._forget(queue.qid, queue)
 
-            await controller.on_owner(queue, end)
+            try:
+                await controller.on_owner(queue, end)
+            except ControllerTimeout as error:
+                # Its thread does so itself, once it comes round; the memory stays until then.
+                log.warning("%s", error)
+                queue.loop.call_soon_threadsafe(end)
+        self._doubtful.clear()
         self.io.clear()
         self.hot.clear()
         self.neighbours.clear()
         self._admin = None
-        for qid in list(self._memory):
-            self._forget(qid, None)
         if self._shadow is not None:
             self._shadow.free()
             self._shadow = None
+
+    def uses(self, iova: int, nbytes: int) -> bool:
+        """Does a command that is out move data within these device addresses?"""
+        return any(queue.hot.uses(iova, nbytes) for queue in self.all())
 
     def inspect(self) -> dict[str, Any]:
         queues = self.all()

@@ -10,9 +10,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerTimeout, NvmeError
+from nvme_async.errors import CommandError, ControllerError, ControllerFatal, ControllerGone, ControllerTimeout, NvmeError
 from nvme_async.queue_pair import QueuePair
 from nvme_async.spec import commands
+from nvme_async.spec.commands import Command
 from nvme_async.spec.opcodes import NvmOpcode
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Recovery:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._task: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
         self.aborts = 0
         self.timeouts = 0
 
@@ -52,8 +54,13 @@ class Recovery:
             home.call_soon_threadsafe(self._start, queue, late)
 
     def _start(self, queue: QueuePair, late: list[tuple[int, bytes]]) -> None:
-        if self._task is None or self._task.done():
-            self._task = self._controller.loop.create_task(self._escalate(queue, late))
+        controller = self._controller
+        if controller.state == "ready":
+            if self._task is None or self._task.done():
+                self._task = controller.loop.create_task(self._escalate(queue, late))
+        elif queue.qid == 0 and (self._telling is None or self._telling.done()):
+            # Bring-up, reset or shutdown wait for this answer, and decide themselves what becomes of it.
+            self._telling = controller.loop.create_task(self._tell(queue, late))
 
     def on_slow(self) -> None:
         """From a watchdog: a command is out for a while, not yet for too long. Is the controller still there?"""
@@ -69,18 +76,19 @@ class Recovery:
         controller = self._controller
         try:
             if (await controller.registers.csts()).cfs:
-                await controller.reset("CSTS.CFS is set")
+                await controller._reset("CSTS.CFS is set")
         except (ControllerGone, ControllerTimeout) as error:
             controller.fail(error)
         except NvmeError as error:
             log.warning("%s: %s", controller.uri, error)
 
     async def stop(self) -> None:
-        """Ends a recovery that is under way."""
-        task, self._task = self._task, None
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        """Ends a recovery that is under way. The controller's lock is held, so it isn't in the middle of a reset."""
+        for task in (self._task, self._telling):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self._task = self._telling = None
 
     async def _escalate(self, queue: QueuePair, late: list[tuple[int, bytes]]) -> None:
         controller = self._controller
@@ -90,11 +98,23 @@ class Recovery:
             csts = await controller.registers.csts()
             if csts.rdy and not csts.cfs and await self._abort(queue, late):
                 return
-            await controller.reset("commands timed out")
-        except ControllerGone as gone:
-            controller.fail(gone)
+            await controller._reset("commands timed out")
         except NvmeError as error:
             controller.fail(error)
+
+    async def _tell(self, queue: QueuePair, late: list[tuple[int, bytes]]) -> None:
+        """Those who wait for these admin commands get to know that there won't be an answer, and why."""
+        self.timeouts += len(late)
+        uri = self._controller.uri
+        names = ", ".join(sorted({Command.unpack(sqe, admin=True).name for _, sqe in late}))
+        error: NvmeError = ControllerTimeout(f"{uri}: no completion of {names} for {queue.timeout:g} s")
+        try:
+            if (await self._controller.registers.csts()).cfs:
+                error = ControllerFatal(f"{uri}: CSTS.CFS is set, no completion of {names}")
+        except NvmeError as gone:
+            error = gone
+        if not queue.hot.closed:
+            queue.hot.fail_waiters(error)
 
     async def _abort(self, queue: QueuePair, late: list[tuple[int, bytes]]) -> bool:
         """Asks the controller to abort them; True when none of them is out any more in time."""

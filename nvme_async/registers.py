@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
+from nvme_async._tasks import in_thread
 from nvme_async.device import Device
 from nvme_async.errors import ControllerError, ControllerFatal, ControllerGone, ControllerTimeout
 from nvme_async.spec.registers import Aqa, Cap, Cc, Csts, Register, ShutdownNotification, ShutdownStatus, Vs
@@ -24,7 +25,7 @@ class Registers:
     async def _call(self, function: Callable[..., T], *arguments: int) -> T:
         if self.device.direct:
             return function(*arguments)
-        return await asyncio.to_thread(function, *arguments)
+        return await in_thread(function, *arguments)
 
     async def read32(self, offset: int) -> int:
         return await self._call(self.device.read32, offset)
@@ -49,14 +50,17 @@ class Registers:
         return Vs.from_int(await self.read32(Register.VS))
 
     async def cc(self) -> Cc:
-        return Cc.from_int(await self.read32(Register.CC))
+        """CC; ControllerGone if it reads all-ones."""
+        return Cc.from_int(self._present(await self.read32(Register.CC)))
 
     async def csts(self) -> Csts:
         """CSTS; ControllerGone if it reads all-ones."""
-        value = await self.read32(Register.CSTS)
+        return Csts.from_int(self._present(await self.read32(Register.CSTS)))
+
+    def _present(self, value: int) -> int:
         if value == ALL_ONES:
             raise ControllerGone(f"{self.device.uri}: registers read all-ones, the device is gone")
-        return Csts.from_int(value)
+        return value
 
     async def snapshot(self) -> dict[str, str]:
         """The registers that say how the controller is set up, as hexadecimal numbers by name."""
@@ -83,8 +87,6 @@ class Registers:
     async def disable(self, cap: Cap) -> None:
         """Controller level reset: CC.EN to 0, then CSTS.RDY must become 0 within CAP.TO (3.7.2). From then on it moves no data."""
         cc = await self.cc()
-        if cc.to_int() == ALL_ONES:
-            raise ControllerGone(f"{self.device.uri}: registers read all-ones, the device is gone")
         if cc.en:
             # A controller that is still on its way to ready isn't disturbed (3.1.3.5: EN is changed when RDY has followed it).
             try:
@@ -109,9 +111,7 @@ class Registers:
 
     async def shut_down(self, seconds: float) -> None:
         """Normal shutdown notification: CC.SHN=01b, then CSTS.SHST must become 10b (3.6.1)."""
-        cc = await self.read32(Register.CC)
-        if cc == ALL_ONES:
-            raise ControllerGone(f"{self.device.uri}: registers read all-ones, the device is gone")
+        cc = self._present(await self.read32(Register.CC))
         await self.write32(Register.CC, cc & ~(3 << 14) | ShutdownNotification.NORMAL << 14)
         await self.wait(lambda csts: csts.shst == ShutdownStatus.COMPLETE, seconds, "CSTS.SHST=10b after CC.SHN", fatal=False)
 

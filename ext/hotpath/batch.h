@@ -38,9 +38,14 @@ struct nvb_batch {
 struct nvb_slot {
     struct nvb_batch *batch;
     uint32_t element;
+    uint32_t attempts; /* how often it was sent again after a reset */
     struct nvb_piece piece;
 };
 
+/* "Command Aborted By Host", the status of elements that were sent again too often (Base 2.0, figure 105). */
+#define NVB_GIVEN_UP 0x371
+
+/* Sends an element; its slot, or -1 when no id is free. */
 static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t element, const struct nvb_piece *piece)
 {
     const int taken = nvq_take(q);
@@ -59,6 +64,7 @@ static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_bat
     t->data_offset = NVQ_NO_OFFSET;
     slots[slot].batch = b;
     slots[slot].element = element;
+    slots[slot].attempts = 0;
     if (b->data) {
         uint64_t iova;
         if (b->bounced) {
@@ -77,7 +83,28 @@ static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_bat
     }
     nvq_post(q, slot);
     b->out++;
-    return 0;
+    return taken;
+}
+
+/* After a reset: an element that was out is sent again from the same pages, unless nobody waits for it or it was `limit` times before. */
+static inline bool nvb_again(struct nvq *q, struct nvb_slot *slots, const struct nvb_slot *old, uint32_t limit)
+{
+    struct nvb_batch *b = old->batch;
+    if (!b->stopped && old->attempts < limit) {
+        const int slot = nvb_post(q, slots, b, old->element, &old->piece);
+        if (slot >= 0) { /* always: it had one before */
+            slots[slot].attempts = old->attempts + 1;
+            return true;
+        }
+    }
+    if (b->bounced)
+        b->pieces[b->n_pieces++] = old->piece;
+    if (!b->stopped) {
+        b->status[old->element] = NVB_GIVEN_UP;
+        b->failed++;
+        b->done++;
+    }
+    return false;
 }
 
 /* Sends what depth and free ids allow, leaving `keep` ids to others. Returns how many. */

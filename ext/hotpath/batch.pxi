@@ -18,12 +18,13 @@ cdef extern from "hotpath/batch.h":
 
     struct nvb_slot:
         nvb_batch *batch
-        uint32_t element
+        uint32_t element, attempts
         nvb_piece piece
 
     enum: NVB_DONE, NVB_SLICE, NVB_QUIET, NVB_REGISTER, NVB_FAULT
 
     int nvb_post(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t element, const nvb_piece *piece) nogil
+    bint nvb_again(nvq *q, nvb_slot *slots, const nvb_slot *old, uint32_t limit) nogil
     uint32_t nvb_fill(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep) nogil
     void nvb_finish(nvq *q, nvb_slot *slots, unsigned slot) nogil
     int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, uint64_t spin_ns, unsigned *ring) nogil
@@ -171,7 +172,7 @@ cdef class Batch:
         if future is not None:
             self.future = None
             if not future.done():
-                future.set_result(None)
+                wake(future)
 
 
 cdef int batch_send(Batch self, PyObject **result) except -1:

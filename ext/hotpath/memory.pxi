@@ -7,6 +7,44 @@ cdef struct Mapping:
     bint is_pool     # then offsets into it mean something to a successor
 
 
+cdef int export(buffer, Py_buffer *view, bint writable) except -1:
+    """Exports memory as its bytes in C order. ValueError says what is wrong with a buffer that can't be had so."""
+    try:
+        PyObject_GetBuffer(buffer, view, PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if writable else 0))
+        return 0
+    except (BufferError, ValueError):
+        flags = memoryview(buffer)
+        if writable and flags.readonly:
+            raise ValueError(f"the {type(buffer).__name__} is read-only, and data were to be read into it") from None
+        if not flags.c_contiguous:
+            raise ValueError(f"the {type(buffer).__name__} of shape {flags.shape} with strides {flags.strides} is not C-contiguous: "
+                             "its bytes don't follow one another") from None
+        raise
+
+
+cdef class ByteView:
+    """Any C-contiguous buffer as plain bytes, for memoryview() to slice: memoryview.cast() refuses formats that it doesn't know."""
+
+    cdef Py_buffer view
+    cdef bint has_view
+
+    def __cinit__(self, buffer, bint writable):
+        export(buffer, &self.view, writable)
+        self.has_view = True
+
+    def __dealloc__(self):
+        if self.has_view:
+            PyBuffer_Release(&self.view)
+
+    def __getbuffer__(self, Py_buffer *target, int flags):
+        PyBuffer_FillInfo(target, self, self.view.buf, self.view.len, self.view.readonly, flags)
+
+
+def byte_view(buffer, *, bint writable=False):
+    """A memoryview of the buffer's bytes, whatever its items are. ValueError for one that isn't C-contiguous, or not writable."""
+    return memoryview(ByteView(buffer, writable))
+
+
 cdef class AddressMap:
     """Which memory of this process the device reaches, and at which IOVA. One per controller, few entries.
 

@@ -9,6 +9,8 @@ DEF EAGER_IN_A_ROW = 32   # completions without suspending, before other tasks o
 DEF MAX_YIELDS = 6        # passes of the loop that a command waits for without a Future
 DEF MAX_PATIENCE = 64
 
+DEF ABORT_REQUESTED = 0x07
+
 MODES = {"poll": POLL, "interrupt": INTERRUPT, "adaptive": ADAPTIVE}
 
 
@@ -62,6 +64,7 @@ cdef class QueuePair:
     cdef int n_granted           # of those, how many were told to go on and have not yet
     cdef object refusal          # exception for new commands, or None
     cdef bint held               # new commands wait (drain barrier, reset)
+    cdef bint silent             # doorbells are left alone (reset, device gone)
     cdef bint flush_planned
     cdef bint poll_planned
     cdef object flush_callback
@@ -203,12 +206,33 @@ cdef class QueuePair:
         self.q.sq_eventidx = <uint32_t *>(base + eventidx_offset + sq_offset)
         self.q.cq_eventidx = <uint32_t *>(base + eventidx_offset + cq_offset)
 
+    def drop_shadow_doorbells(self):
+        """Doorbell Buffer Config is not in use any more. Between a reset and the queue's creation."""
+        if self.has_shadow:
+            self.q.sq_shadow = self.q.cq_shadow = self.q.sq_eventidx = self.q.cq_eventidx = NULL
+            PyBuffer_Release(&self.shadow_view)
+            self.has_shadow = False
+            self.shadow = None
+
+    def silence(self, bint silent):
+        """Doorbells are left alone from now on; False: those are rung that are due, once the controller knows the queue (again)."""
+        self.silent = silent
+        if not silent and self.has_memory:
+            self.ring_now()
+            self.acknowledge()
+            if self.mode == POLL and self.q.n_armed:
+                self.plan_poll()
+
     cdef inline void ring_now(self) except *:
+        if self.silent:
+            return
         if nvq_ring_sq(&self.q):
             self.doorbell_write(self.sq_doorbell_offset, self.q.sq_tail)
             nvq_rang_sq(&self.q)
 
     cdef inline void acknowledge(self) except *:
+        if self.silent:
+            return
         if nvq_ring_cq(&self.q):
             self.doorbell_write(self.cq_doorbell_offset, self.q.cq_head)
             nvq_rang_cq(&self.q)
@@ -255,7 +279,7 @@ cdef class QueuePair:
             future = self.line.popleft()
             if not future.done():
                 self.n_granted += 1
-                future.set_result(None)
+                wake(future)
 
     cdef int start(self, Request request) except -1:
         """Sends a command for which there is a free id. Raises with nothing sent and nothing kept."""
@@ -400,9 +424,17 @@ cdef class QueuePair:
         else:
             self.latency_ns = (self.latency_ns * 7 + self.spin_ns * 2) >> 3
 
+    cdef void soon(self, callback) except *:
+        try:
+            self.call_soon(callback)
+        except RuntimeError:
+            # The loop has ended and its queue pair is used by the controller's home alone, which looks by itself.
+            if self.loop is None or not self.loop.is_closed():
+                raise
+
     cdef void plan_flush(self) except *:
         self.flush_planned = True
-        self.call_soon(self.flush_callback)
+        self.soon(self.flush_callback)
 
     cdef void before_sleep(self) except *:
         """A waiter goes to sleep on a Future: what was posted must be rung, and what was reaped acknowledged, by somebody else than it."""
@@ -480,6 +512,8 @@ cdef class QueuePair:
                 if batch.b.done == batch.b.n:
                     batch.wake()
         self.ring_now()
+        if self.mode == POLL and self.q.n_armed:
+            self.plan_poll()
 
     cdef void leave_batches(self, Batch batch) except *:
         """A batch that is over, or whose awaiter is gone, is kept until nothing of it is out."""
@@ -491,11 +525,17 @@ cdef class QueuePair:
         if not self.watched:
             self.watched = True
             if self.on_busy is not None:
-                self.call_soon(self.on_busy)
+                self.soon(self.on_busy)
 
     cdef inline void take_result(self, Request request) except *:
         if request.kind == READ_BYTES:
-            request.result = PyBytes_FromStringAndSize(request.piece.data, request.nbytes)
+            try:
+                request.result = PyBytes_FromStringAndSize(request.piece.data, request.nbytes)
+            except MemoryError as error:
+                # Its own misfortune: the others that were reaped with it get their results.
+                request.failed = True
+                request.result = error
+                return
         elif request.kind == READ_INTO:
             if request.bounced:
                 memcpy(request.view.buf, request.piece.data, request.nbytes)
@@ -526,7 +566,7 @@ cdef class QueuePair:
             self.reap_and_deliver(self.reap_limit)
             self.acknowledge()
             if nvq_pending(&self.q) and self.q.fault == NVQ_OK:
-                self.call_soon(self.more_callback)
+                self.soon(self.more_callback)
 
     def set_event_fd(self, int fd):
         """The eventfd that on_interrupt() reads; not owned. It is non-blocking."""
@@ -535,7 +575,7 @@ cdef class QueuePair:
     cdef inline void plan_poll(self) except *:
         if not self.poll_planned:
             self.poll_planned = True
-            self.call_soon(self.poll_callback)
+            self.soon(self.poll_callback)
 
     def poll(self):
         """In poll mode: looks once on each pass of the loop while commands are out."""
@@ -564,7 +604,7 @@ cdef class QueuePair:
                 future = self.line.popleft()
                 if not future.done():
                     self.n_granted += 1      # they see the refusal when they take their turn
-                    future.set_result(None)
+                    wake(future)
 
     def hold(self, bint held):
         """New commands wait in line while held."""
@@ -589,8 +629,9 @@ cdef class QueuePair:
 
     def restart(self, retryable, exception, uint32_t limit):
         """After a reset, with the rings at their start: commands that somebody waits for and whose opcode is in `retryable` are sent
-        again from the same pages, up to `limit` times in their life; other waiters get `exception`, and all that is not sent again is
-        released. Nothing is rung: flush() does, once the controller knows the queue again. Returns how many were posted.
+        again from the same pages, up to `limit` times in their life; other waiters get `exception` (CommandTimeout, if it was they who
+        took too long; elements of batches get the status Command Aborted By Host), and all that is not sent again is released.
+        Nothing is rung: silence(False) does, once the controller knows the queue again. Returns how many were posted.
         Only after the controller was reset, as for release_all()."""
         cdef uint32_t i
         cdef Request request
@@ -619,12 +660,7 @@ cdef class QueuePair:
             if batch.b.command.opcode not in retryable and not batch.b.stopped:
                 batch.fail(exception)
         for _, slot in elements:
-            if slots[<int>slot].batch.stopped:
-                if slots[<int>slot].batch.bounced:
-                    slots[<int>slot].batch.pieces[slots[<int>slot].batch.n_pieces] = slots[<int>slot].piece
-                    slots[<int>slot].batch.n_pieces += 1
-            else:
-                nvb_post(&self.q, self.slots, slots[<int>slot].batch, slots[<int>slot].element, &slots[<int>slot].piece)
+            if nvb_again(&self.q, self.slots, &slots[<int>slot], limit):
                 count += 1
         free(slots)
         for batch in list(self.batches):
@@ -639,7 +675,8 @@ cdef class QueuePair:
                 count += 1
                 continue
             if request.state == SENT and not request.failed:
-                request.fail(exception)
+                request.fail(self.command_error(ABORT_REQUESTED, 0, PyBytes_FromStringAndSize(<char *>&request.sqe, 64), False, True)
+                             if request.timed_out else exception)
             # Its slot is another's from now on: an awaiter that comes late must find nothing to detach from.
             request.state = FINISHED
             request.let_go()
@@ -833,7 +870,7 @@ cdef class QueuePair:
         cdef Batch batch = Batch.__new__(Batch)
         self.check_open()
         batch.qp = self
-        PyObject_GetBuffer(lbas, &batch.lbas_view, PyBUF_ANY_CONTIGUOUS)
+        export(lbas, &batch.lbas_view, False)
         batch.has_lbas = True
         if batch.lbas_view.itemsize != 8 and batch.lbas_view.itemsize != 1 or batch.lbas_view.len % 8:
             raise ValueError(f"lbas has items of {batch.lbas_view.itemsize} bytes, 64-bit integers are needed")
@@ -846,7 +883,7 @@ cdef class QueuePair:
         if data is not None:
             if nbytes > self.max_transfer or nbytes == 0:
                 raise ValueError(f"a transfer of {nbytes} bytes is outside of 1 to this queue's limit of {self.max_transfer}")
-            PyObject_GetBuffer(data, &batch.data_view, PyBUF_ANY_CONTIGUOUS | (PyBUF_WRITABLE if to_host else PyBUF_SIMPLE))
+            export(data, &batch.data_view, to_host)
             batch.has_data = True
             if <uint64_t>batch.data_view.len != <uint64_t>nbytes * batch.b.n:
                 raise ValueError(f"{batch.b.n} elements of {nbytes} bytes need {nbytes * batch.b.n} bytes, the buffer has "

@@ -16,7 +16,14 @@ cdef enum:
     FINISHED       # the awaiter has the result
     DETACHED       # the controller has it, and nobody waits any more
 
-cdef object BLOCKING = "_asyncio_future_blocking"
+
+cdef void wake(future) except *:
+    """Lets the one go on who sleeps on `future`. Nobody does any more, if its loop was closed."""
+    try:
+        future.set_result(None)
+    except RuntimeError:
+        if not future.get_loop().is_closed():
+            raise
 
 
 @cython.final
@@ -93,7 +100,7 @@ cdef class Request:
 
     cdef void hold(self, buffer, bint writable) except *:
         """Exports the caller's buffer to this command."""
-        PyObject_GetBuffer(buffer, &self.view, PyBUF_ANY_CONTIGUOUS | (PyBUF_WRITABLE if writable else PyBUF_SIMPLE))
+        export(buffer, &self.view, writable)
         self.has_view = True
 
     cdef inline void let_go(self) noexcept:
@@ -129,7 +136,7 @@ cdef class Request:
         if future is not None:
             self.future = None
             if not future.done():
-                future.set_result(None)
+                wake(future)
 
     cdef void fail(self, exception) except *:
         """Ends the wait with an exception; what the controller holds stays."""

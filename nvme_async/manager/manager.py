@@ -118,7 +118,7 @@ class Manager:
         """
         if any(worker.current for worker in self._workers.running()):
             raise RuntimeError("a manager can't be closed from one of its own worker threads, which have to end then")
-        await finish(self._close())
+        await finish(self._close)
 
     async def _close(self) -> None:
         first = not self._registry.closed

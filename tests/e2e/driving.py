@@ -1,0 +1,184 @@
+"""Helpers of the driver's tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from nvme_async.controller import Controller
+from nvme_async.device import Device, open_device
+from nvme_async.emulator import Faults
+from nvme_async.errors import ControllerError
+from nvme_async.options import Options
+
+T = TypeVar("T")
+
+# Short, but not so short that a busy machine makes commands late by itself.
+FAST: dict[str, Any] = {"command_timeout": 5.0, "admin_timeout": 5.0, "abort_timeout": 2.0, "pool_bytes": 8 << 20}
+# For tests in which something does time out.
+HASTY: dict[str, Any] = {"command_timeout": 0.2, "admin_timeout": 0.4, "abort_timeout": 0.2, "drain_timeout": 0.3, "shutdown_timeout": 0.5}
+
+
+def faults(controller: Controller) -> Faults:
+    result: Faults = controller.device.emulator.faults  # type: ignore[attr-defined]
+    return result
+
+
+def pattern(nbytes: int, seed: int = 0) -> bytes:
+    return random.Random(f"{nbytes}/{seed}").randbytes(nbytes)
+
+
+def leftovers(*, doorbells: bool = True) -> set[str]:
+    """What a driver that has let go of everything doesn't have: pools, VFIO descriptors, emulator threads.
+
+    doorbells: also the mapping of the doorbells, which lives as long as the handle of the device does.
+    """
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue
+        if "memfd:" in target or "vfio" in target:
+            found.add(f"fd {fd}: {target}")
+    with open("/proc/self/maps") as maps:
+        found |= {line.strip() for line in maps if "memfd:" in line or "vfio" in line}
+    if not doorbells:
+        found = {entry for entry in found if "doorbells" not in entry}
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{task}/comm") as comm:
+            if "nvme" in (name := comm.read().strip()):
+                found.add(f"thread {task}: {name}")
+    return found
+
+
+def descriptors() -> dict[str, int]:
+    """How many descriptors of each kind this process has."""
+    found: dict[str, int] = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            kind = os.readlink(f"/proc/self/fd/{fd}").split(":[", maxsplit=1)[0]
+        except FileNotFoundError:
+            continue
+        found[kind] = found.get(kind, 0) + 1
+    return found
+
+
+async def eventually(true: Callable[[], Any], seconds: float = 5.0) -> None:
+    """Waits until true(); AssertionError after `seconds`."""
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit, f"not within {seconds} s"
+        await asyncio.sleep(0.002)
+
+
+async def within(seconds: float, awaitable: Awaitable[T]) -> T:
+    """The result; AssertionError if that takes longer: something hangs."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await awaitable
+    except TimeoutError:
+        if limit.expired():
+            raise AssertionError(f"still waiting after {seconds} s") from None
+        raise
+
+
+class LoopThread:
+    """An event loop in a thread of its own, until the block is left."""
+
+    def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> None:
+        self._started: Future[asyncio.AbstractEventLoop] = Future()
+        self._factory = factory
+        self._thread = threading.Thread(target=self._run, name="another loop")
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=self._factory) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        self._started.set_result(asyncio.get_running_loop())
+        await self._stop.wait()
+
+    def __enter__(self) -> LoopThread:
+        self._thread.start()
+        self.loop = self._started.result(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+        """Runs it there; awaitable here."""
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
+
+
+class Meddler:
+    """A device that passes calls on, counts them, and fails or lies as told."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.calls: list[str] = []
+        self.fail_at = -1
+        self.error: BaseException = ControllerError("meddled")
+        self.before: Callable[[str], None] = lambda name: None
+        self.registers: dict[int, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        target = getattr(self._device, name)
+        if name not in (
+            "read32", "read64", "write32", "write64", "map_dma", "unmap_dma", "set_interrupts", "reset", "doorbells",
+        ):  # fmt: skip
+            return target
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.calls.append(name)
+            self.before(name)
+            if len(self.calls) - 1 == self.fail_at:
+                raise self.error
+            if name in ("read32", "read64") and arguments[0] in self.registers:
+                return self.registers[arguments[0]]
+            return target(*arguments, **options)
+
+        return call
+
+
+async def open_meddled(uri: str, prepare: Callable[[Meddler], None], **options: Any) -> Controller:
+    """What nvme_async.open() does, with a Meddler in between. `prepare` is given it before the bring-up."""
+    device = Meddler(await asyncio.to_thread(open_device, uri))
+    prepare(device)
+    controller = Controller(device, Options.of({**FAST, **options}))  # type: ignore[arg-type]
+    await controller.bring_up()
+    return controller
+
+
+class Stepped:
+    """An awaitable around a coroutine that calls `at(step)` each time it suspends."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], at: Callable[[int], None]) -> None:
+        self._coroutine = coroutine
+        self._at = at
+        self.steps = 0
+
+    def __await__(self) -> Iterator[Any]:
+        value, error = None, None
+        while True:
+            try:
+                yielded = self._coroutine.throw(error) if error is not None else self._coroutine.send(value)
+            except StopIteration as stop:
+                return stop.value
+            self._at(self.steps)
+            self.steps += 1
+            try:
+                value, error = (yield yielded), None
+            except BaseException as thrown:
+                value, error = None, thrown

@@ -1,0 +1,447 @@
+"""Bring-up and shutdown: what the controller sees of it, and that nothing stays behind, wherever it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+from typing import Any
+
+import pytest
+from driving import FAST, HASTY, Meddler, Stepped, descriptors, eventually, faults, leftovers, open_meddled, within
+
+import nvme_async
+from nvme_async.device import open_device
+from nvme_async.device.emulated import EmulatedDevice
+from nvme_async.emulator import FOREVER, EmulatedController
+from nvme_async.errors import (
+    CommandError,
+    ConfigurationError,
+    ControllerError,
+    ControllerFatal,
+    ControllerGone,
+    ControllerTimeout,
+    DeviceError,
+    NvmeError,
+    QueueShutdown,
+)
+
+CAP, CC, CSTS = 0x0, 0x14, 0x1C
+MODES = ("adaptive", "interrupt", "poll")
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A controller that outlives its clients; `emulated:kept` connects to it."""
+    emulator = EmulatedController("size=16MiB,block=512")
+
+    def start(cls: Any, options: str, *, timeout: float = 10.0) -> Any:
+        device = super(EmulatedDevice, cls).from_socket(emulator.connect(), uri=f"emulated:{options}", timeout=timeout)
+        device.emulator = emulator
+        return device
+
+    def close(self: EmulatedDevice) -> None:
+        super(EmulatedDevice, self).close()
+
+    monkeypatch.setattr(EmulatedDevice, "start", classmethod(start))
+    monkeypatch.setattr(EmulatedDevice, "close", close)
+    yield emulator
+    emulator.close()
+
+
+@pytest.mark.both_loops
+@pytest.mark.parametrize("mode", MODES)
+async def test_open_and_close(address: str, mode: str) -> None:
+    async with nvme_async.open(address, **FAST, mode=mode) as controller:
+        assert controller.state == "ready"
+        assert controller.uri == address
+        assert controller.namespaces
+        for nsid, ns in controller.namespaces.items():
+            assert ns.nsid == nsid
+            assert ns.nbytes == ns.blocks * ns.block_size
+        state = controller.inspect()
+        assert state["state"] == "ready"
+        assert len(state["io_queues"]) == 1
+        assert state["io_queues"][0]["mode"] == mode
+    assert controller.state == "closed"
+    assert leftovers(doorbells=False) == set()
+    await controller.close()
+    ns = next(iter(controller.namespaces.values()))
+    with pytest.raises(QueueShutdown, match="closed"):
+        await ns.read(0)
+    with pytest.raises(QueueShutdown, match="closed"):
+        controller.alloc(4096)
+    with pytest.raises(QueueShutdown, match="closed"):
+        await controller.reset()
+    assert controller.inspect()["state"] == "closed"
+
+
+async def test_an_awaited_controller_is_closed_by_hand(faulty: str) -> None:
+    controller = await nvme_async.open(faulty, **FAST)
+    await controller.namespaces[1].write(0, bytes(512))
+    await controller.close()
+    assert leftovers(doorbells=False) == set()
+
+
+async def test_the_controller_is_shut_down_and_then_disabled(emulator: EmulatedController) -> None:
+    counters = emulator.faults.counters
+    async with nvme_async.open("emulated:kept", **FAST) as controller:
+        assert counters()["enables"] == 1
+        assert counters()["shutdowns"] == 0
+        await controller.namespaces[1].read(0)
+    after = counters()
+    assert (after["enables"], after["shutdowns"], after["disables"]) == (1, 1, 1)
+    assert after["queues_created"] == after["queues_deleted"] == 2
+    assert after["errors"] == 0
+    assert after["invalid_doorbells"] == 0
+    assert emulator.stats()["connected"] is False
+
+
+async def test_a_controller_that_was_left_enabled_is_reset_first(emulator: EmulatedController) -> None:
+    first = await nvme_async.open("emulated:kept", **{**FAST, **HASTY})
+    await first.namespaces[1].write(0, b"\x55" * 512)
+    device = first.device
+    # As a process that was killed: no CC.SHN, the queues are still there.
+    await asyncio.to_thread(device.detach)
+    await eventually(lambda: not emulator.stats()["connected"])
+    await first.close()
+    async with nvme_async.open("emulated:kept", **FAST) as second:
+        assert await second.namespaces[1].read(0) == b"\x55" * 512
+
+
+async def test_everything_is_released(emulator: EmulatedController) -> None:
+    async with nvme_async.open("emulated:kept", **FAST):
+        pass
+    await released(emulator)
+    gc.collect()
+    before = descriptors()
+    tasks = asyncio.all_tasks()
+    for _ in range(3):
+        async with nvme_async.open("emulated:kept", **FAST) as controller:
+            controller.alloc(65536)
+            await controller.namespaces[1].write(0, bytes(8192))
+        assert asyncio.all_tasks() == tasks
+        del controller
+        await released(emulator)
+        gc.collect()
+        assert descriptors() == before
+
+
+async def test_a_body_that_raises_still_closes(faulty: str) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with nvme_async.open(faulty, **FAST) as controller:
+            _ = 1 / 0
+    assert controller.state == "closed"
+
+
+# -- where a bring-up can end ------------------------------------------------------------------------------------------------------------
+
+
+async def test_cancelled_at_every_await_of_the_bring_up(emulator: EmulatedController) -> None:
+    async with nvme_async.open("emulated:kept", **FAST):
+        pass
+    await released(emulator)
+    before = descriptors()
+    for n in itertools.count():
+        async def opening(n: int = n) -> Any:
+            task = asyncio.current_task()
+            assert task is not None
+            return await Stepped(nvme_async.open("emulated:kept", **FAST)._open(), lambda step: step == n and task.cancel())
+
+        task = asyncio.create_task(opening())
+        try:
+            controller = await within(10, task)
+        except asyncio.CancelledError:
+            # What the opening thread was at may come to its end a little later.
+            await released(emulator)
+        else:
+            await controller.close()
+            break
+    assert n >= 15
+    gc.collect()
+    assert descriptors() == before
+    async with nvme_async.open("emulated:kept", **FAST) as controller:
+        await controller.namespaces[1].read(0)
+
+
+async def released(emulator: EmulatedController) -> None:
+    """No connection, and no memory but the emulator's own."""
+    await eventually(lambda: not emulator.stats()["connected"])
+    assert {entry for entry in leftovers(doorbells=False) if "thread" not in entry} == set()
+
+
+def test_the_loop_ends_in_the_middle_of_the_bring_up(emulator: EmulatedController) -> None:
+    """asyncio.run() cancels every task there is, the driver's own among them."""
+    with asyncio.Runner() as runner:
+        runner.run(asyncio.sleep(0))
+    before = descriptors()
+    for n in itertools.count():
+        finished = False
+
+        async def main(n: int = n) -> None:
+            nonlocal finished
+
+            async def open_() -> None:
+                nonlocal finished
+                controller = await Stepped(nvme_async.open("emulated:kept", **FAST)._open(), lambda step: step == n and there.set())
+                finished = True
+                await controller.close()
+
+            there = asyncio.Event()
+            task = asyncio.create_task(open_())
+            waiter = asyncio.create_task(there.wait())
+            await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+
+        asyncio.run(main())
+        asyncio.run(released(emulator))
+        gc.collect()
+        assert descriptors() == before, f"at step {n}"
+        if finished:
+            break
+    assert n >= 15
+
+
+def test_the_loop_ends_in_the_middle_of_the_shutdown(emulator: EmulatedController) -> None:
+    with asyncio.Runner() as runner:
+        runner.run(asyncio.sleep(0))
+    before = descriptors()
+    for n in itertools.count():
+        finished = False
+
+        async def main(n: int = n) -> None:
+            nonlocal finished
+            controller = await nvme_async.open("emulated:kept", **FAST)
+            await controller.namespaces[1].read(0)
+            there = asyncio.Event()
+            calls = itertools.count()
+            original = controller.device.write32
+
+            def write32(offset: int, value: int) -> None:
+                original(offset, value)
+                if next(calls) == n:
+                    loop.call_soon_threadsafe(there.set)
+
+            loop = asyncio.get_running_loop()
+            controller.device.write32 = write32  # type: ignore[method-assign]
+            task = asyncio.create_task(controller.close())
+            waiter = asyncio.create_task(there.wait())
+            await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            finished = task.done()
+
+        asyncio.run(main())
+        asyncio.run(released(emulator))
+        gc.collect()
+        assert descriptors() == before, f"at write {n}"
+        if finished:
+            break
+    assert n >= 2
+
+
+@pytest.mark.parametrize("error", [ControllerGone("meddled"), DeviceError("meddled"), OSError(5, "meddled"), MemoryError("meddled")], ids=repr)
+async def test_an_error_of_every_call_to_the_device(emulator: EmulatedController, error: Exception) -> None:
+    for n in itertools.count():
+
+        def prepare(meddler: Meddler, n: int = n) -> None:
+            meddler.fail_at, meddler.error = n, error
+
+        try:
+            controller = await within(10, open_meddled("emulated:kept", prepare))
+        except type(error):
+            await released(emulator)
+        else:
+            controller.device.fail_at = -1  # type: ignore[attr-defined]
+            await controller.close()
+            break
+    assert n >= 13
+
+
+async def test_an_error_status_of_every_admin_command(emulator: EmulatedController) -> None:
+    """Those that the bring-up can do without are not fatal: Doorbell Buffer Config, and events."""
+    fatal = []
+    for n in itertools.count():
+        rule = emulator.faults.add(queue="admin", skip=n, count=1, fail=0x06)
+        try:
+            controller = await within(10, nvme_async.open("emulated:kept", **FAST)._open())
+            assert await controller.namespaces[1].read(0) is not None
+            hits = rule.hits
+            await controller.close()
+            if hits <= n:
+                break
+        except CommandError as error:
+            fatal.append((rule.last_command[0], error.status, error.admin))
+        finally:
+            rule.remove()
+        await released(emulator)
+    # 04h was Create I/O Submission Queue; the completion queue made before it was deleted again.
+    assert fatal == [(opcode, 0x06, True) for opcode in (0x06, 0x09, 0x0A, 0x09, 0x05, 0x04, 0x06, 0x06)]
+
+
+async def test_a_lost_answer_to_every_admin_command(emulator: EmulatedController) -> None:
+    for n in range(7):
+        emulator.faults.clear()
+        rule = emulator.faults.add(queue="admin", skip=n, count=1, drop=True)
+        with pytest.raises(ControllerTimeout, match=r"no completion of (Identify|Set Features|Get Features|Create|Doorbell)"):
+            await within(20, nvme_async.open("emulated:kept", **{**FAST, **HASTY, "admin_timeout": 0.1})._open())
+        assert rule.hits > n
+        rule.remove()
+        await released(emulator)
+
+
+@pytest.mark.parametrize(("fault", "error"), [("fatal", ControllerFatal), ("remove", ControllerGone)])
+async def test_a_failure_at_every_admin_command(emulator: EmulatedController, fault: str, error: type[NvmeError]) -> None:
+    for n in range(7):
+        rule = emulator.faults.add(queue="admin", skip=n, count=1, **{fault: True})
+        with pytest.raises(error):
+            await within(20, nvme_async.open("emulated:kept", **{**FAST, **HASTY, "admin_timeout": 0.1})._open())
+        rule.remove()
+        emulator.faults.remove_device(False)
+        await released(emulator)
+
+
+# -- what registers can say ----------------------------------------------------------------------------------------------------------------
+
+
+def cap(timeout: int = 1, mqes: int = 1023, mpsmin: int = 0, css: int = 1) -> int:
+    return mqes | timeout << 24 | css << 37 | mpsmin << 48 | 4 << 52
+
+
+async def test_a_controller_that_never_becomes_ready(emulator: EmulatedController) -> None:
+    emulator.faults.enable_delay(ready=FOREVER)
+    with pytest.raises(ControllerTimeout, match=r"CSTS.RDY=1 after CC.EN=1 took longer than 0.5 s"):
+        await within(10, open_meddled("emulated:kept", lambda device: device.registers.update({CAP: cap()})))
+
+
+async def test_a_controller_that_never_stops(emulator: EmulatedController) -> None:
+    async with nvme_async.open("emulated:kept", **FAST) as first:
+        emulator.faults.enable_delay(disabled=FOREVER)
+        first.registers.disable = lambda cap: asyncio.sleep(0)  # type: ignore[assignment]
+        await first.close()
+    # The peer's end of the connection has disabled it whatever its delay.
+    with pytest.raises(ControllerTimeout, match="RDY"):
+        await within(
+            10, open_meddled("emulated:kept", lambda device: device.registers.update({CAP: cap(), CSTS: 1, CC: 0x460001}))
+        )
+
+
+async def test_ready_takes_its_time_within_the_limit(emulator: EmulatedController) -> None:
+    emulator.faults.enable_delay(ready=0.3, disabled=0.1)
+    async with nvme_async.open("emulated:kept", **FAST) as controller:
+        await controller.namespaces[1].read(0)
+
+
+async def test_fatal_status_while_waiting_for_ready(emulator: EmulatedController) -> None:
+    emulator.faults.enable_delay(ready=FOREVER)
+
+    def prepare(device: Meddler) -> None:
+        def before(name: str) -> None:
+            if device.calls.count("write64") == 2 and device.calls[-1] == "read32":
+                device.registers[CSTS] = 2
+
+        device.before = before
+
+    with pytest.raises(ControllerFatal, match=r"CSTS.CFS was set while waiting for CSTS.RDY=1"):
+        await within(10, open_meddled("emulated:kept", prepare))
+
+
+@pytest.mark.parametrize("register", ["CAP", "CSTS", "CC"])
+async def test_registers_of_a_device_that_is_gone(emulator: EmulatedController, register: str) -> None:
+    ones = {"CAP": {CAP: (1 << 64) - 1}, "CSTS": {CSTS: 0xFFFFFFFF}, "CC": {CC: 0xFFFFFFFF}}[register]
+    with pytest.raises(ControllerGone, match="all-ones"):
+        await within(10, open_meddled("emulated:kept", lambda device: device.registers.update(ones)))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (cap(mpsmin=2), r"smallest memory page is 16384 bytes \(CAP.MPSMIN\), 4096 are needed"),
+        (cap(mqes=0), r"CAP.MQES is 0, queues need two entries"),
+        (cap(css=0x80), r"no NVM command set \(CAP.CSS 0x80\)"),
+    ],
+)
+async def test_a_controller_that_cannot_be_driven_is_refused_with_the_reason(emulator: EmulatedController, value: int, message: str) -> None:
+    with pytest.raises(ControllerError, match=message):
+        await open_meddled("emulated:kept", lambda device: device.registers.update({CAP: value}))
+    assert emulator.faults.counters()["enables"] == 0
+
+
+@pytest.mark.both_loops
+@pytest.mark.parametrize("mqes", [1, 2, 3, 65535])
+@pytest.mark.parametrize("mode", MODES)
+async def test_shortest_and_longest_queues(emulator: EmulatedController, mqes: int, mode: str) -> None:
+    emulator.faults.mqes(mqes)
+    async with nvme_async.open("emulated:kept", **FAST, mode=mode, queue_entries=4096) as controller:
+        queue = controller.inspect()["io_queues"][0]
+        assert queue["entries"] == min(mqes + 1, 4096)
+        ns = controller.namespaces[1]
+        count = 300
+        await within(20, asyncio.gather(*(ns.write(i, bytes([i % 251]) * 512) for i in range(count))))
+        got = await within(20, asyncio.gather(*(ns.read(i) for i in range(count))))
+        assert [one[0] for one in got] == [i % 251 for i in range(count)]
+    assert emulator.faults.counters()["invalid_doorbells"] == 0
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 3])
+async def test_few_vectors(vectors: int) -> None:
+    async with nvme_async.open(f"emulated:size=16MiB,block=512,vectors={vectors}", **FAST, mode="interrupt") as controller:
+        ns = controller.namespaces[1]
+        await within(10, asyncio.gather(*(ns.write(i, bytes(512)) for i in range(100))))
+        assert len(await controller._identify(1)) == 4096
+        assert controller.inspect()["vectors"] == vectors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "asleep"}, r"mode is 'asleep', not one of adaptive, interrupt, poll"),
+        ({"queue_entries": 1}, r"queue_entries is 1, outside of 2 to 4096"),
+        ({"max_transfer": 5000}, r"max_transfer is 5000, not a positive multiple of 4096"),
+        ({"command_timeout": -1}, r"command_timeout is -1, outside of 0 to 86400"),
+        ({"colour": "blue"}, r"unknown option 'colour'; there are abort_timeout, "),
+    ],
+)
+async def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        await nvme_async.open("emulated:size=16MiB", **options)
+
+
+@pytest.mark.parametrize("uri", ["", "emulated", "nvme:0", "vfio-user:", "emulated:size=no"])
+async def test_addresses_that_make_no_sense(uri: str) -> None:
+    with pytest.raises(ConfigurationError):
+        await nvme_async.open(uri)
+
+
+async def test_nobody_at_the_socket() -> None:
+    with pytest.raises(ControllerGone, match=r"/nowhere/there\.sock"):
+        await nvme_async.open("vfio-user:/nowhere/there.sock")
+
+
+async def test_a_closed_controller_ends_waiters_of_every_kind(faulty: str) -> None:
+    controller = await nvme_async.open(faulty, **FAST, drain_timeout=0.05, queue_entries=8)
+    ns = controller.namespaces[1]
+    faults(controller).add(queue="io", opcode=0x02, delay=FOREVER)
+    out = [asyncio.create_task(ns.read(i)) for i in range(4)]
+    many = asyncio.create_task(ns.read_many(range(100)))
+    waiting = [asyncio.create_task(ns.read(i)) for i in range(4, 30)]
+    await asyncio.sleep(0.02)
+    await within(10, controller.close())
+    for task in [*out, many, *waiting]:
+        with pytest.raises(QueueShutdown, match="closed"):
+            await task
+
+
+async def test_closing_waits_for_commands_that_are_out(faulty: str) -> None:
+    controller = await nvme_async.open(faulty, **FAST)
+    ns = controller.namespaces[1]
+    await ns.write(7, b"\x07" * 512)
+    faults(controller).add(queue="io", opcode=0x02, delay=0.1)
+    task = asyncio.create_task(ns.read(7))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await within(10, controller.close())
+    assert await task == b"\x07" * 512
+
+
+def test_open_device_is_what_open_uses() -> None:
+    device = open_device("emulated:size=16MiB")
+    assert isinstance(device, EmulatedDevice)
+    device.close()
