@@ -148,9 +148,11 @@ cdef class NamespaceCore:
 
 cdef inline uint64_t check_u64(value, str name) except? 0xffffffffffffffff:
     try:
-        return value
+        return value if PyLong_CheckExact(value) else PyNumber_Index(value)     # which takes NumPy's integers, and no floats
     except OverflowError:
         raise ValueError(f"{name} is {value}, outside of 0 to 2**64-1") from None
+    except TypeError:
+        raise TypeError(f"{name} is a {type(value).__name__}, an integer is needed") from None
 
 
 def _import_loop_lookup():

@@ -111,7 +111,8 @@ class EmulatorConfig:
         size: bytes of each namespace. The default is an existing file's size, otherwise 1 GiB.
         block: logical block size in bytes, 512 or 4096.
         namespaces: 1 to 16, all alike.
-        medium: "ram" (sparse, lost at the end), "file", or "null" (writes vanish, reads give zeroes).
+        medium: "ram" (sparse, lost at the end), "file", or "null" (no data is moved: writes vanish, reads
+            leave memory as it was).
         path: the file of medium "file", created if need be; with several namespaces PATH.1, PATH.2, ….
         queues: I/O queue pairs, 1 to 64.
         depth: entries of the longest queue (CAP.MQES + 1), 2 to 4096.
