@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 NATIVE  = $(shell find ext -name '*.pyx' -o -name '*.h' -o -name '*.c' -o -name '*.pxi') $(wildcard nvme_async/*.pxd)
 
-.PHONY: all bench test lint sanitize test-vm test-interop torture clean help
+.PHONY: all bench test lint sanitize test-vm test-interop vm-compare torture clean help
 all: $(VENV)/.built
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
 	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages), and make test-interop"
 	@echo "make test-interop  the Linux kernel's driver on emulated controllers, in a virtual machine"
+	@echo "make vm-compare  this driver beside fio and caio in that machine"
 	@echo "make torture   kill -9 torture, long version"
 
 $(BIN)/python:
@@ -46,6 +47,9 @@ test-vm: $(VENV)/.deps
 # INTEROP='-- -k fio' passes arguments on; INTEROP=--require makes it an error when the QEMU it needs can't be had.
 test-interop: $(VENV)/.built
 	$(BIN)/python tests/vm/interop.py $(INTEROP)
+
+vm-compare: $(VENV)/.deps
+	$(BIN)/python tests/vm/run.py --command 'python /payload/benchmarks/vm_compare.py --markdown /results/vm-compare.md'
 
 clean:
 	rm -rf build $(VENV) *.egg-info nvme_async/*.so

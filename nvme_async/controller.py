@@ -196,6 +196,11 @@ class Controller:
         quiet = False
         self.watch(False)
         try:
+            # From here on a doorbell is an error at best, and a store into an unmapped page once the device is closed.
+            await self.queues.silence()
+        except Exception as error:
+            log.warning("%s: %s", self.uri, error)
+        try:
             await self.registers.disable(self.cap)
             quiet = True
         except Exception as error:
@@ -273,6 +278,7 @@ class Controller:
                 # The controller has let go of everything: what was out may be sent again from the same pages.
                 await self.queues.restart(RETRYABLE, ControllerError(f"{self.uri}: the controller was reset ({reason})"))
                 await self._enable()
+                self.queues.admin.hot.silence(False)
                 await self.queues.negotiate(again=True)
                 await self.queues.recreate_all()
                 if self.failure is not None:

@@ -77,6 +77,7 @@ cdef extern from "hotpath/queue.h":
         nvq_tracker *trackers
         nvq_header *header
         uint16_t *done_slots
+        bint silent
         uint32_t n_free, n_done, entries, sq_tail, cq_head, n_armed, n_unrung, n_unacked, n_trackers, list_bytes
         uint16_t cq_phase, qid, slot_bits
         uint32_t *sq_doorbell

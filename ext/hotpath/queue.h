@@ -71,6 +71,7 @@ struct nvq {
     volatile uint32_t *sq_doorbell;
     volatile uint32_t *cq_doorbell;
     int kick_fd; /* an eventfd that wakes a sleeping peer, -1 = none */
+    bool silent; /* nothing is rung: the controller is being reset and doesn't know of this queue */
     /* Doorbell Buffer Config (Base 2.0, 5.8): NULL = not in use. */
     volatile uint32_t *sq_shadow;
     volatile uint32_t *cq_shadow;
@@ -282,7 +283,7 @@ static inline bool nvq_ring_sq(struct nvq *q)
 {
     struct nvq_header *h = q->header;
     const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_relaxed);
-    if (!q->n_unrung)
+    if (!q->n_unrung || q->silent)
         return false;
     atomic_store_explicit(&h->sq_ringing, submitted, memory_order_release);
     const bool by_register = nvq_doorbell(q, q->sq_doorbell, q->sq_shadow, q->sq_eventidx, q->sq_tail, &h->n_sq_doorbells);
@@ -296,7 +297,7 @@ static inline bool nvq_ring_cq(struct nvq *q)
 {
     struct nvq_header *h = q->header;
     const uint64_t reaped = atomic_load_explicit(&h->reaped, memory_order_relaxed);
-    if (!q->n_unacked)
+    if (!q->n_unacked || q->silent)
         return false;
     atomic_store_explicit(&h->cq_ringing, reaped, memory_order_release);
     const bool by_register = nvq_doorbell(q, q->cq_doorbell, q->cq_shadow, q->cq_eventidx, q->cq_head, &h->n_cq_doorbells);

@@ -64,7 +64,6 @@ cdef class QueuePair:
     cdef int n_granted           # of those, how many were told to go on and have not yet
     cdef object refusal          # exception for new commands, or None
     cdef bint held               # new commands wait (drain barrier, reset)
-    cdef bint silent             # doorbells are left alone (reset, device gone)
     cdef bint flush_planned
     cdef bint poll_planned
     cdef object flush_callback
@@ -216,7 +215,7 @@ cdef class QueuePair:
 
     def silence(self, bint silent):
         """Doorbells are left alone from now on; False: those are rung that are due, once the controller knows the queue (again)."""
-        self.silent = silent
+        self.q.silent = silent
         if not silent and self.has_memory:
             self.ring_now()
             self.acknowledge()
@@ -224,15 +223,11 @@ cdef class QueuePair:
                 self.plan_poll()
 
     cdef inline void ring_now(self) except *:
-        if self.silent:
-            return
         if nvq_ring_sq(&self.q):
             self.doorbell_write(self.sq_doorbell_offset, self.q.sq_tail)
             nvq_rang_sq(&self.q)
 
     cdef inline void acknowledge(self) except *:
-        if self.silent:
-            return
         if nvq_ring_cq(&self.q):
             self.doorbell_write(self.cq_doorbell_offset, self.q.cq_head)
             nvq_rang_cq(&self.q)

@@ -22,6 +22,7 @@ from nvme_async.device.vfio_bar import (
     PCI_COMMAND_INTX_DISABLE,
     PCI_COMMAND_MASTER,
     PCI_COMMAND_MEMORY,
+    VS,
     Bar0,
     Config,
     failed,
@@ -286,26 +287,39 @@ class VfioDevice:
     def detach(self) -> None:
         """Close our copies and touch nothing else: the controller lives on with whoever has descriptors()."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._let_go()
-            os.close(self._fd)
-            self._container.release()
+            if not self._closed:
+                self._closed = True
+                self._let_go()
+                self._close_descriptors()
 
     def close(self) -> None:
-        """End it: no more DMA, interrupts off, all closed. The kernel resets the function if nobody else has
-        it.
+        """End it: no more DMA, interrupts off, all closed. The kernel resets the function if nobody else has it.
+
+        A function that is gone is reset as well, in vain: for a minute the kernel waits for it to come back. A thread
+        waits for the kernel then, and the process can't end before.
         """
         with self._lock:
             if self._closed:
                 return
+            gone = False
             try:
+                self._bar0.read32(VS)
                 self._config.command(off=PCI_COMMAND_MASTER)
                 self._vectors.disable()
-            except (DeviceError, ControllerGone):
-                pass  # gone, and so are its DMA and its interrupts
-            self.detach()
+            except ControllerGone:
+                gone = True  # and so are its DMA and its interrupts
+            except DeviceError:
+                pass  # closing ends both as well
+            self._closed = True
+            self._let_go()
+        if gone:
+            threading.Thread(target=self._close_descriptors, name=f"close {self.uri}", daemon=True).start()
+        else:
+            self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        os.close(self._fd)
+        self._container.release()
 
     @property
     def closed(self) -> bool:

@@ -15,9 +15,11 @@ from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Doorbells
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
 
 PAGE = mmap.PAGESIZE
-# NVMe over PCIe Transport 1.0, 3.1: VS can't be all ones, so reading that means nobody answers.
+# NVMe over PCIe Transport 1.0, 3.1: VS can't be all ones, so reading that means nobody answers. It can't be zero either:
+# that is what virtual machines read where no device is any more.
 VS = 0x08
 ALL_ONES = 0xFFFF_FFFF
+NOBODY = (ALL_ONES, 0)
 
 # PCI Local Bus 3.0, 6.1 and 6.2.2; MSI-X: 6.8.2
 PCI_VENDOR_ID, PCI_COMMAND, PCI_REVISION_ID, PCI_SUBSYSTEM_VENDOR_ID, PCI_CAPABILITY_LIST = (
@@ -156,7 +158,7 @@ class Bar0:
     def read32(self, offset: int) -> int:
         """ControllerGone if nobody answers."""
         value = self._read32(offset)
-        if value == ALL_ONES:
+        if value in NOBODY:
             self._check_present(offset)
         return value
 
@@ -164,7 +166,7 @@ class Bar0:
         """One access. ControllerGone if nobody answers."""
         place = self._window(offset, 8)
         value = self._slow_read(offset, 8) if place is None else place[1].read64(offset - place[0])
-        if value & ALL_ONES == ALL_ONES:
+        if value & ALL_ONES in NOBODY:
             self._check_present(offset)
         return value
 
@@ -191,9 +193,11 @@ class Bar0:
         return int.from_bytes(region_read(self._fd, self._region, self._address, offset, width), "little")
 
     def _check_present(self, offset: int) -> None:
-        """A register read all ones: is that its value, or is nobody there?"""
-        if self._read32(VS) == ALL_ONES:
-            raise ControllerGone(f"{self._address} is gone: register {offset:#x} reads all ones, and VS too")
+        """A register read all ones or zero: is that its value, or is nobody there?"""
+        version = self._read32(VS)
+        if version in NOBODY:
+            what = "all ones" if version else "zero"
+            raise ControllerGone(f"{self._address} is gone: register {offset:#x} reads {what}, and VS too")
 
     def close(self) -> None:
         """Unmap; doorbells() of this device are dead from here on."""

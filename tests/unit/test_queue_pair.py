@@ -333,6 +333,21 @@ async def test_restart_sends_retryable_commands_again_from_the_same_pages(ring):
     await write
 
 
+async def test_a_silent_queue_rings_once_when_it_may_again(ring):
+    ring.qp.silence(True)
+    tasks = await started(*(ring.qp.request(commands.verify(1, lba, 1).pack()) for lba in range(3)))
+    ring.qp.flush()
+    ring.qp.reap()
+    await asyncio.sleep(0)
+    assert ring.doorbells.read32(0) == 0
+    ring.qp.silence(False)
+    assert ring.doorbells.read32(0) == 3
+    for sqe in ring.fetch():
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    await asyncio.gather(*tasks)
+
+
 async def test_a_failed_waiter_is_told_and_its_pages_stay(ring):
     (task,) = await started(ring.qp.request(commands.read(1, 0, 8).pack(), read_nbytes=4096, to_host=True))
     ring.qp.fail_waiters(RuntimeError("gone"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_accesses_outside_of_bar0_are_refused(device: VfioDevice, offset: int, w
         (device.read32 if width == 4 else device.read64)(offset)
 
 
-def test_all_ones_mean_gone_only_if_the_version_reads_so_too(device: VfioDevice, kernel: FakeKernel) -> None:
+def test_all_ones_or_zeroes_mean_gone_only_if_the_version_reads_so_too(device: VfioDevice, kernel: FakeKernel) -> None:
     kernel.write_bar0(0x0C, 0xFFFF_FFFF)
     assert device.read32(0x0C) == 0xFFFF_FFFF
     kernel.write_bar0(0x08, 0xFFFF_FFFF)
@@ -131,6 +132,9 @@ def test_all_ones_mean_gone_only_if_the_version_reads_so_too(device: VfioDevice,
         device.read32(0x0C)
     with pytest.raises(ControllerGone, match="gone"):
         device.read64(0x08)
+    kernel.write_bar0(0x08, 0)
+    with pytest.raises(ControllerGone, match="gone: register 0x1c reads zero"):
+        device.read32(0x1C)
 
 
 def test_a_function_that_does_not_answer_is_gone(kernel: FakeKernel, machine: FakeSystem) -> None:
@@ -325,6 +329,20 @@ def test_closing_ends_dma_and_interrupts(kernel: FakeKernel, machine: FakeSystem
         device.read32(0)
     with pytest.raises(ControllerGone, match="closed by this process"):
         device.set_interrupts([])
+
+
+def test_a_function_that_is_gone_is_closed_by_a_thread_of_its_own(
+    kernel: FakeKernel, machine: FakeSystem
+) -> None:
+    device = opened(kernel, machine)
+    config = kernel.config(0, 256)
+    kernel.write_bar0(0x08, 0xFFFF_FFFF)
+    device.close()
+    assert device.closed
+    for thread in threading.enumerate():
+        if thread.name == f"close pci:{DRIVE}":
+            thread.join(10)
+    assert kernel.config(0, 256) == config
 
 
 def test_handing_over_changes_nothing_about_the_device(kernel: FakeKernel, machine: FakeSystem) -> None:

@@ -79,7 +79,7 @@ def report(boot: machine.Boot, options: argparse.Namespace) -> int:
     code = json.loads(status.read_text())["exit"] if status.exists() else None
     if code:
         problems.append(f"the command in the guest ended with {code}")
-    if faults := results.iommu_faults(boot):
+    if faults := results.iommu_faults(boot, target):
         problems.append("the IOMMU refused accesses by a device:\n" + "\n".join(faults[:20]))
     junit = target / "junit.xml"
     if junit.exists():

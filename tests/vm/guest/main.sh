@@ -6,6 +6,6 @@ for wheel in /payload/*.whl; do
     [ -e "$wheel" ] || continue
     modprobe -a vfio-pci vfio_iommu_type1
     echo 64 >/proc/sys/vm/nr_hugepages
-    python -m pip install --quiet --no-index --no-deps --no-compile "$wheel"
+    python -m pip install --quiet --no-index --no-deps "$wheel"
 done
 exec /payload/command

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The suite; what it prints goes to the console, what it finds to /results.
 cd /payload
+export NVME_ASYNC_LAB=1
 folders=tests/vm
 [ -d tests/conformance ] && folders="$folders tests/conformance"
 # shellcheck disable=SC2086

@@ -59,8 +59,11 @@ def read_junit(junit: Path) -> Summary:
     )
 
 
-def iommu_faults(boot: Boot) -> list[str]:
-    """Everything QEMU's own IOMMU said against a device's access."""
+def iommu_faults(boot: Boot, target: Path) -> list[str]:
+    """Everything that the guest's kernel and QEMU's own IOMMU said against a device's access."""
     faults = [f"{event} {text}" for event, text in trace_events(boot.trace) if event.startswith("vtd_")]
     stderr = (boot.folder / "qemu-stderr.log").read_text(errors="replace")
-    return faults + [line for line in stderr.splitlines() if "vtd" in line]
+    faults += [line for line in stderr.splitlines() if "vtd" in line]
+    log = target / "dmesg.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return faults + [line for line in lines if "DMAR:" in line and ("fault" in line or "[DMA" in line)]
