@@ -50,10 +50,18 @@ def device(kernel: FakeKernel, machine: FakeSystem) -> Iterator[VfioDevice]:
         yield made
 
 
+def wait_for_closing() -> None:
+    """A device that is gone is closed by a thread."""
+    for thread in threading.enumerate():
+        if thread.name == f"close pci:{DRIVE}":
+            thread.join(10)
+
+
 @pytest.fixture(autouse=True)
 def descriptors_are_closed() -> Iterator[None]:
     before = len(os.listdir("/proc/self/fd"))
     yield
+    wait_for_closing()
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
@@ -339,9 +347,7 @@ def test_a_function_that_is_gone_is_closed_by_a_thread_of_its_own(
     kernel.write_bar0(0x08, 0xFFFF_FFFF)
     device.close()
     assert device.closed
-    for thread in threading.enumerate():
-        if thread.name == f"close pci:{DRIVE}":
-            thread.join(10)
+    wait_for_closing()
     assert kernel.config(0, 256) == config
 
 
