@@ -76,6 +76,11 @@ int emu_ctrl_doorbell_fd(struct emu_ctrl *ctrl);
  * or negative errno and the old one stays. */
 int emu_ctrl_renew_doorbells(struct emu_ctrl *ctrl);
 
+/* Interrupts as a pin shows them, for a client without MSI-X: whether some completion queue with interrupts enabled holds entries
+ * that the host has not taken and INTMS lets it say so. With Doorbell Buffer Config it also asks for the next completion doorbell as
+ * MMIO: whoever emulates the pin learns by it that the interrupt has been served. */
+bool emu_ctrl_pin(struct emu_ctrl *ctrl);
+
 /* One bounded turn: looks at the doorbells, executes, posts, raises interrupts at most once a vector. Returns the work done (0 = idle). */
 unsigned emu_ctrl_poll(struct emu_ctrl *ctrl);
 

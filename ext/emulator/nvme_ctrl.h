@@ -357,6 +357,7 @@ void resv_init(struct reservation *resv);
 /* nvme_ns.c */
 struct ns *ns_new(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_config *config, char *err);
 void ns_free(struct ns *ns);
+void uuid_of(const struct emu_ctrl *ctrl, const uint32_t key[2], uint8_t uuid[16]);
 int ns_resize(struct ns *ns, uint64_t nbytes);
 void ns_changed(struct emu_ctrl *ctrl, uint32_t nsid, bool notice);
 void ns_cache_changed(struct emu_ctrl *ctrl);

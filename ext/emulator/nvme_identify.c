@@ -31,6 +31,17 @@ static void put_text(uint8_t *page, unsigned at, unsigned nbytes, const char *te
     memcpy(page + at, text, strnlen(text, nbytes));
 }
 
+/* SUBNQN in the form that anybody may use: by UUID (Base 2.0, 4.5). nsid 0 is nobody's, so its key is free for the subsystem. */
+static void put_nqn(const struct emu_ctrl *ctrl, uint8_t *at)
+{
+    static const uint32_t key[2] = {0, 0};
+    uint8_t u[16];
+    uuid_of(ctrl, key, u);
+    snprintf((char *)at, 256,
+             "nqn.2014-08.org.nvmexpress:uuid:%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1],
+             u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+}
+
 static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
 {
     const struct emu_config *config = &ctrl->config;
@@ -66,11 +77,7 @@ static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
     put16(p, 534, 1u << 0);                       /* OCFS: Copy descriptor format 0 */
     put32(p, 536, 0);                             /* SGLS: none */
     put32(p, 540, EMU_MAX_NAMESPACES);            /* MNAN */
-    char nqn[256];
-    int serial_nbytes = (int)strnlen(config->serial, 20);
-    snprintf(nqn, sizeof(nqn), "nqn.2014-08.org.nvmexpress:%04x%04x-emulated-%.*s", config->vendor_id,
-             config->subsystem_vendor_id, serial_nbytes, config->serial);
-    memcpy(p + 768, nqn, strlen(nqn));
+    put_nqn(ctrl, p + 768);
     put16(p, 2048, 2500); /* PSD0.MP: 25 W */
 }
 
@@ -145,19 +152,13 @@ static void controller_list(uint16_t from, uint8_t *p)
         put16(p, 0, 1); /* count; entry 0 is CNTLID 0 */
 }
 
-/* CNS 00h and 11h: an inactive nsid gives a page of zeroes, FFFFFFFFh what is common to all. */
-static uint16_t namespace_page(struct emu_ctrl *ctrl, uint32_t nsid, uint8_t *p)
+/* The pages of one namespace: *ns is NULL for an inactive nsid, of which all pages are zeroes. FFFFFFFFh would ask for what is
+ * common to all namespaces, which only controllers with Namespace Management tell. */
+static uint16_t page_of(struct emu_ctrl *ctrl, uint32_t nsid, struct ns **ns)
 {
-    if (nsid == NSID_ALL) {
-        p[25] = 1;
-        put32(p, 128, 9u << 16);
-        put32(p, 132, 12u << 16);
-        return SC_SUCCESS;
-    }
     if (nsid - 1 >= EMU_MAX_NAMESPACES)
         return SC_INVALID_NAMESPACE;
-    if (ctrl->namespaces[nsid - 1])
-        identify_namespace(ctrl->namespaces[nsid - 1], p);
+    *ns = ctrl->namespaces[nsid - 1];
     return SC_SUCCESS;
 }
 
@@ -182,7 +183,10 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     switch (cns) {
     case 0x00:
     case 0x11:
-        return namespace_page(ctrl, sqe->nsid, p);
+        status = page_of(ctrl, sqe->nsid, &ns);
+        if (!status && ns)
+            identify_namespace(ns, p);
+        return status;
     case 0x01:
         identify_controller(ctrl, p);
         return SC_SUCCESS;
@@ -198,13 +202,13 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
         return status;
     case 0x05: /* NVM: no end-to-end protection, so nothing but zeroes */
     case 0x1b:
-        return sqe->nsid == NSID_ALL ? SC_SUCCESS : ns_find(ctrl, sqe->nsid, &ns);
+        return page_of(ctrl, sqe->nsid, &ns);
     case 0x06: /* NVM: WZSL, WUSL, DMRL, DMRSL and DMSL are all "no limit" */
         p[0] = VSL;
         return SC_SUCCESS;
     case 0x08:
-        status = sqe->nsid == NSID_ALL ? SC_SUCCESS : ns_find(ctrl, sqe->nsid, &ns);
-        if (!status)
+        status = page_of(ctrl, sqe->nsid, &ns);
+        if (!status && ns)
             identify_independent(p);
         return status;
     case 0x12:

@@ -109,7 +109,8 @@ static uint16_t io_compare(struct emu_ctrl *ctrl, struct ns *ns, const struct nv
         return status;
     if (ns->n_bad && bad_overlaps(ns, e.lba, e.blocks))
         return media_failed(ctrl, SC_READ_ERROR);
-    ctrl->counters.commands_read++; /* Base 2.0, figure of the SMART log: Compare counts as a read */
+    ctrl->counters.commands_read++; /* the SMART log's host reads: Compare is one, Verify is not, and both read data units */
+    ctrl->blocks_read += e.nbytes >> 9;
     return media_failed(ctrl, media_compare(ctrl, &ns->media, e.offset, ctrl->iov, n));
 }
 
@@ -134,6 +135,7 @@ static uint16_t io_verify(struct emu_ctrl *ctrl, struct ns *ns, const struct nvm
         return status;
     if (ns->n_bad && bad_overlaps(ns, e.lba, e.blocks))
         return media_failed(ctrl, SC_READ_ERROR);
+    ctrl->blocks_read += e.nbytes >> 9;
     return media_failed(ctrl, media_verify(ctrl, &ns->media, e.offset, e.nbytes));
 }
 

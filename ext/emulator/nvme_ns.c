@@ -19,20 +19,32 @@ static uint64_t hash(uint64_t seed, const void *data, size_t nbytes)
     return h ^ h >> 29;
 }
 
+static uint64_t serial_hash(const struct emu_ctrl *ctrl, unsigned i)
+{
+    return hash(i, ctrl->config.serial, strnlen(ctrl->config.serial, sizeof(ctrl->config.serial)));
+}
+
+/* Stable for that serial number and key. */
+void uuid_of(const struct emu_ctrl *ctrl, const uint32_t key[2], uint8_t uuid[16])
+{
+    for (unsigned i = 0; i < 2; i++) {
+        uint64_t h = hash(serial_hash(ctrl, i) ^ 0x75756964u, key, 2 * sizeof(key[0]));
+        memcpy(uuid + 8 * i, &h, 8);
+    }
+    uuid[6] = (uint8_t)(0x80 | (uuid[6] & 0x0f)); /* version 8: made by a scheme of our own (RFC 9562) */
+    uuid[8] = (uint8_t)(0x80 | (uuid[8] & 0x3f));
+}
+
 /* From the serial number, the nsid and how often this nsid has been attached: a namespace keeps its names over resets and
  * restarts of the emulator, and a new one under an old nsid has new ones. */
 static void name(const struct emu_ctrl *ctrl, struct ns *ns)
 {
     uint32_t key[2] = {ns->nsid, ctrl->incarnations[ns->nsid - 1]};
     for (unsigned i = 0; i < 2; i++) {
-        uint64_t serial = hash(i, ctrl->config.serial, strnlen(ctrl->config.serial, sizeof(ctrl->config.serial)));
-        uint64_t h = hash(serial, key, sizeof(key));
+        uint64_t h = hash(serial_hash(ctrl, i), key, sizeof(key));
         memcpy(ns->nguid + 8 * i, &h, 8);
-        h = hash(serial ^ 0x75756964u, key, sizeof(key));
-        memcpy(ns->uuid + 8 * i, &h, 8);
     }
-    ns->uuid[6] = (uint8_t)(0x80 | (ns->uuid[6] & 0x0f)); /* version 8: made by a scheme of our own (RFC 9562) */
-    ns->uuid[8] = (uint8_t)(0x80 | (ns->uuid[8] & 0x3f));
+    uuid_of(ctrl, key, ns->uuid);
 }
 
 /* One bit for each block of the smaller size, so that a Format needs no other; address space only, until a bit is set. */

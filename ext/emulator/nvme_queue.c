@@ -39,8 +39,26 @@ void sq_init(struct emu_ctrl *ctrl, uint16_t qid, uint64_t iova, uint32_t size, 
         ctrl->active[ctrl->n_active++] = sq;
 }
 
+/* Completions of that SQ for which there was no room: after its deletion none may be posted (Base 2.0, 5.7). */
+static void forget_waiting(struct emu_ctrl *ctrl, struct cq *cq, uint16_t sqid)
+{
+    struct waiting **at = &cq->waiting;
+    while (*at) {
+        struct waiting *node = *at;
+        if (node->cqe.sqid != sqid) {
+            at = &node->next;
+            continue;
+        }
+        *at = node->next;
+        free(node);
+        ctrl->n_waiting--;
+    }
+    cq->waiting_end = at;
+}
+
 void sq_remove(struct emu_ctrl *ctrl, struct sq *sq)
 {
+    forget_waiting(ctrl, sq->cq, sq->qid);
     for (unsigned i = 0; i < ctrl->n_active; i++) {
         if (ctrl->active[i] == sq) {
             ctrl->active[i] = ctrl->active[--ctrl->n_active];
@@ -305,7 +323,10 @@ static bool sq_tail_changed(struct emu_ctrl *ctrl, struct sq *sq, uint32_t tail)
     ctrl->counters.doorbells++;
     if (UNLIKELY(atomic_load_explicit(&ctrl->faults_armed, memory_order_relaxed) & FAULTS_TRACE))
         faults_trace(ctrl, (uint16_t)(2 * sq->qid), sq->tail, tail);
-    if (UNLIKELY(tail >= sq->size)) {
+    /* What is not fetched yet, and what came now: a full queue has one slot free. */
+    uint32_t waiting = sq->tail >= sq->head ? sq->tail - sq->head : sq->size - (sq->head - sq->tail);
+    uint32_t added = tail >= sq->tail ? tail - sq->tail : sq->size - (sq->tail - tail);
+    if (UNLIKELY(tail >= sq->size || waiting + added >= sq->size)) {
         sq->stalled = true;
         invalid_doorbell(ctrl, ERROR_INVALID_DOORBELL_VALUE);
         return false;
@@ -366,6 +387,21 @@ static void raise_interrupts(struct emu_ctrl *ctrl)
             ctrl->host.interrupt(ctrl->host.opaque, word * 64 + bit);
         }
     }
+}
+
+bool emu_ctrl_pin(struct emu_ctrl *ctrl)
+{
+    bool asserted = false;
+    for (unsigned qid = 0; qid < N_QUEUES && ctrl->running; qid++) {
+        struct cq *cq = &ctrl->cqs[qid];
+        if (!cq->created || !cq->ien || (ctrl->intms & 1)) /* a pin is vector 0 */
+            continue;
+        cq_room(ctrl, cq);
+        if (qid && ctrl->dbbuf && ctrl->eventidx)
+            ctrl->eventidx[2 * qid + 1] = cq->head;
+        asserted |= cq->head != cq->tail;
+    }
+    return asserted;
 }
 
 static unsigned timers(struct emu_ctrl *ctrl)

@@ -115,8 +115,6 @@ static void enable(struct emu_ctrl *ctrl)
 static void disable(struct emu_ctrl *ctrl)
 {
     ctrl->counters.disables++;
-    if (ctrl->running && (ctrl->csts & CSTS_SHST_MASK) != CSTS_SHST_COMPLETE)
-        ctrl->unsafe_shutdowns++;
     uint32_t ready = ctrl->csts & CSTS_RDY;
     uint64_t delay = faults_disable_delay(ctrl);
     controller_level_reset(ctrl);
@@ -289,6 +287,7 @@ void emu_ctrl_write(struct emu_ctrl *ctrl, uint32_t offset, unsigned width, uint
         write_register(ctrl, offset + 4, (uint32_t)(value >> 32));
 }
 
+/* The host is gone, as if power had failed: that, not a mere CC.EN=0, is what an unsafe shutdown is. */
 void emu_ctrl_reset(struct emu_ctrl *ctrl)
 {
     if (ctrl->running && (ctrl->csts & CSTS_SHST_MASK) != CSTS_SHST_COMPLETE)

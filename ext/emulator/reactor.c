@@ -161,7 +161,9 @@ static void handle_event(struct emu_reactor *reactor, const struct emu_watch *wa
         watch->endpoint->server->kicked = watch->endpoint->server->kick.fd >= 0;
         break;
     case UNMASK:
+        vfu_guard_enter(&watch->endpoint->server->dma);
         vfu_irqs_unmask_intx(&watch->endpoint->server->irqs);
+        vfu_guard_enter(NULL);
         break;
     default:
         break;

@@ -38,7 +38,7 @@ void vfu_irqs_reset(struct vfu_irqs *irqs)
     assign(&irqs->request, -1);
     for (unsigned i = 0; i < EMU_MAX_VECTORS; i++)
         irqs->msix[i].masked = irqs->msix[i].pending = false;
-    irqs->intx.masked = irqs->intx.pending = false;
+    irqs->intx.masked = false;
     irqs->n_assigned = 0;
     vfu_watch_set(&irqs->intx_unmask, -1);
 }
@@ -85,42 +85,36 @@ static void raise_msix(struct vfu_vector *vector)
     signal_fd(vector);
 }
 
-static void deliver_intx(struct vfu_irqs *irqs)
+static bool uses_msix(const struct vfu_irqs *irqs)
+{
+    return irqs->n_assigned > 0 || vfu_pci_msix_enabled(irqs->pci);
+}
+
+/* INTx is a level: it is told when it is there and not masked, and masks itself then. What has been served meanwhile is not told. */
+void vfu_irqs_look_at_pin(struct vfu_irqs *irqs)
 {
     struct vfu_vector *intx = &irqs->intx;
+    bool asserted = !uses_msix(irqs) && emu_ctrl_pin(irqs->ctrl);
 
-    if (!intx->pending || intx->masked || intx->fd < 0 || vfu_pci_intx_disabled(irqs->pci))
+    vfu_pci_set_intx_status(irqs->pci, asserted);
+    if (!asserted || intx->masked || intx->fd < 0 || vfu_pci_intx_disabled(irqs->pci))
         return;
-    intx->pending = false;
     intx->masked = true;
     signal_fd(intx);
 }
 
 void vfu_irqs_raise(struct vfu_irqs *irqs, unsigned vector)
 {
-    if (irqs->n_assigned > 0 || vfu_pci_msix_enabled(irqs->pci)) {
-        if (vector < irqs->n_vectors)
-            raise_msix(&irqs->msix[vector]);
-        return;
-    }
-    irqs->intx.pending = true;
-    vfu_pci_set_intx_status(irqs->pci, true);
-    deliver_intx(irqs);
+    if (!uses_msix(irqs))
+        vfu_irqs_look_at_pin(irqs);
+    else if (vector < irqs->n_vectors)
+        raise_msix(&irqs->msix[vector]);
 }
 
-/* The device doesn't say when it deasserts: a new completion is a new pending interrupt, unmasking tells one that came while
- * masked, and Interrupt Status is cleared when the client has unmasked and nothing is left. */
 void vfu_irqs_unmask_intx(struct vfu_irqs *irqs)
 {
     irqs->intx.masked = false;
-    if (!irqs->intx.pending)
-        vfu_pci_set_intx_status(irqs->pci, false);
-    deliver_intx(irqs);
-}
-
-void vfu_irqs_config_changed(struct vfu_irqs *irqs)
-{
-    deliver_intx(irqs);
+    vfu_irqs_look_at_pin(irqs);
 }
 
 void vfu_irqs_pending(const struct vfu_irqs *irqs, uint64_t bits[2])
@@ -165,7 +159,7 @@ static void assign_counted(struct vfu_irqs *irqs, uint32_t index, uint32_t i, in
         raise_msix(vector);
     if (index == VFIO_PCI_INTX_IRQ_INDEX) {
         vector->masked = false;
-        deliver_intx(irqs);
+        vfu_irqs_look_at_pin(irqs);
     }
 }
 

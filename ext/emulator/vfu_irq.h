@@ -31,6 +31,7 @@ struct vfu_irqs {
     struct vfu_vector intx; /* masked: by itself at every signal, until the client unmasks (VFIO_IRQ_INFO_AUTOMASKED) */
     struct vfu_watch intx_unmask; /* the eventfd that unmasks INTx when written */
     struct vfu_vector error, request;
+    struct emu_ctrl *ctrl; /* whose pin INTx is */
 };
 
 void vfu_irqs_init(struct vfu_irqs *irqs, struct vfu_pci *pci, unsigned n_vectors);
@@ -43,8 +44,8 @@ int vfu_irqs_set(struct vfu_irqs *irqs, const struct vfu_irq_set *set, const uin
 /* The device raises `vector`: as MSI-X if the client uses that, as INTx otherwise. */
 void vfu_irqs_raise(struct vfu_irqs *irqs, unsigned vector);
 void vfu_irqs_unmask_intx(struct vfu_irqs *irqs);
-/* INTx disable or MSI-X enable in the configuration space changed. */
-void vfu_irqs_config_changed(struct vfu_irqs *irqs);
+/* Something that the pin depends on may have changed: a register, a doorbell, the configuration space. */
+void vfu_irqs_look_at_pin(struct vfu_irqs *irqs);
 /* The pending bit array, 16 bytes. */
 void vfu_irqs_pending(const struct vfu_irqs *irqs, uint64_t bits[2]);
 

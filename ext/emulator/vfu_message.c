@@ -255,6 +255,7 @@ static int region_read(struct vfu_server *server, uint32_t region, uint64_t offs
         }
         return 0;
     default:
+        vfu_irqs_look_at_pin(&server->irqs); /* Interrupt Status */
         vfu_pci_read(&server->pci, (uint32_t)offset, data, count);
         return 0;
     }
@@ -272,6 +273,7 @@ static int region_write(struct vfu_server *server, uint32_t region, uint64_t off
             return EINVAL;
         memcpy(&value, data, count);
         emu_ctrl_write(server->ctrl, (uint32_t)offset, count, value);
+        vfu_irqs_look_at_pin(&server->irqs);
         return 0;
     case VFU_MSIX_BAR:
         for (uint32_t i = 0; i < count && offset + i < VFU_MSIX_PBA_OFFSET; i++)
@@ -280,7 +282,7 @@ static int region_write(struct vfu_server *server, uint32_t region, uint64_t off
     default:
         if (vfu_pci_write(&server->pci, (uint32_t)offset, data, count))
             vfu_server_reset(server);
-        vfu_irqs_config_changed(&server->irqs);
+        vfu_irqs_look_at_pin(&server->irqs);
         return 0;
     }
 }

@@ -69,6 +69,7 @@ struct vfu_server *vfu_server_new(const struct emu_config *config, uint64_t pati
         free(server);
         return NULL;
     }
+    server->irqs.ctrl = server->ctrl;
     vfu_guard_install();
     return server;
 }

@@ -7,6 +7,7 @@ import errno
 import json
 import mmap
 import os
+import select
 import struct
 
 import pytest
@@ -35,6 +36,7 @@ from raw_vfio_user import (
 from nvme_async.emulator import EmulatedController
 
 MSIX, INTX, MSI, ERR = 2, 0, 1, 3
+INTMS, INTMC = 0x0C, 0x10
 NONE, BOOL, EVENTFD, MASK, UNMASK, TRIGGER = 1, 2, 4, 8, 16, 32
 
 
@@ -394,7 +396,7 @@ class TestInterrupts:
                 client.set_irqs(MSIX, 0, 1, EVENTFD | TRIGGER, fds=fds)
         assert len(os.listdir("/proc/self/fd")) <= before + 1
 
-    def test_intx_masks_itself_until_unmasked(self, client):
+    def test_intx_is_a_level_that_masks_itself_until_unmasked(self, client):
         admin = Admin(client)
         client.set_irqs(MSIX, 0, 0, NONE | TRIGGER)
         client.write(CONFIG, 4, b"\x06\x00")
@@ -403,20 +405,29 @@ class TestInterrupts:
             client.set_irqs(INTX, 0, 1, EVENTFD | UNMASK, fds=(unmask,))
             admin.identify()
             assert count(fd) == 1
-            assert client.read(CONFIG, 6, 1)[0] & 8
+            assert not client.read(CONFIG, 6, 1)[0] & 8  # Interrupt Status: the completion has been taken
             admin.identify()
-            assert count(fd) == 0
+            assert count(fd) == 0  # masked
             os.eventfd_write(unmask, 1)
-            admin.identify()
-            assert count(fd) >= 1
-            client.set_irqs(INTX, 0, 1, NONE | UNMASK)
-            client.write(CONFIG, 4, b"\x06\x04")
-            count(fd)
-            client.set_irqs(INTX, 0, 1, NONE | UNMASK)
-            admin.identify()
-            assert count(fd) == 0
-            client.write(CONFIG, 4, b"\x06\x00")
+            client.read(CONFIG, 6, 1)
+            assert count(fd) == 0  # served meanwhile: nothing is told again
+            admin.submit(0x06, prp1=admin.IOVA + 8192, cdw10=1)
+            assert select.select([fd], [], [], 10)[0]
             assert count(fd) == 1
+            assert client.read(CONFIG, 6, 1)[0] & 8
+            client.set_irqs(INTX, 0, 1, NONE | UNMASK)
+            assert count(fd) == 1  # still there
+            client.reg32(INTMS, 1)
+            assert not client.read(CONFIG, 6, 1)[0] & 8
+            client.set_irqs(INTX, 0, 1, NONE | UNMASK)
+            assert count(fd) == 0
+            client.write(CONFIG, 4, b"\x06\x04")
+            client.reg32(INTMC, 1)
+            assert count(fd) == 0
+            client.write(CONFIG, 4, b"\x06\x00")  # INTx disable is over
+            assert count(fd) == 1
+            admin.wait()
+            assert not client.read(CONFIG, 6, 1)[0] & 8
 
     @pytest.mark.parametrize(
         ("index", "start", "n", "flags", "data"),

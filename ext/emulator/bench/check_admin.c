@@ -35,7 +35,8 @@ TEST(identify_answers_what_drivers_ask)
     EQUAL(bed.data[512], 0x66);
     EQUAL(u32(&bed, 516), 16);
     EQUAL(bed.data[525], 6); /* VWC: none; Flush of all namespaces */
-    CHECK(!strncmp((char *)bed.data + 768, "nqn.", 4));
+    CHECK(!strncmp((char *)bed.data + 768, "nqn.2014-08.org.nvmexpress:uuid:", 32));
+    EQUAL(strlen((char *)bed.data + 768), 32 + 36);
     EQUAL(u32(&bed, 536), 0); /* SGLS */
     EQUAL(identify(&bed, 0x00, 1, 0), 0);
     EQUAL(u64(&bed, 0), 32768);
@@ -46,7 +47,7 @@ TEST(identify_answers_what_drivers_ask)
     EQUAL(u64(&bed, 0), 0);
     EQUAL(identify(&bed, 0x00, 17, 0), SC_INVALID_NAMESPACE);
     EQUAL(identify(&bed, 0x00, 0, 0), SC_INVALID_NAMESPACE);
-    EQUAL(identify(&bed, 0x00, NSID_ALL, 0), 0);
+    EQUAL(identify(&bed, 0x00, NSID_ALL, 0), SC_INVALID_NAMESPACE); /* OACS: no Namespace Management */
     EQUAL(identify(&bed, 0x02, 0, 0), 0);
     EQUAL(u64(&bed, 0), 1);
     EQUAL(identify(&bed, 0x02, 1, 0), 0);
@@ -58,6 +59,12 @@ TEST(identify_answers_what_drivers_ask)
     EQUAL(identify(&bed, 0x03, 2, 0), SC_INVALID_FIELD);
     EQUAL(identify(&bed, 0x05, 1, 0), 0);
     EQUAL(identify(&bed, 0x05, 1, 2u << 24), SC_INVALID_FIELD); /* ZNS */
+    EQUAL(identify(&bed, 0x05, NSID_ALL, 0), SC_INVALID_NAMESPACE);
+    EQUAL(identify(&bed, 0x05, 2, 0), 0);
+    EQUAL(u64(&bed, 0), 0);
+    EQUAL(identify(&bed, 0x08, NSID_ALL, 0), SC_INVALID_NAMESPACE);
+    EQUAL(identify(&bed, 0x08, 2, 0), 0);
+    EQUAL(bed.data[14], 0); /* inactive: not ready */
     EQUAL(identify(&bed, 0x06, 0, 0), 0);
     EQUAL(identify(&bed, 0x07, 0, 0), 0);
     EQUAL(identify(&bed, 0x08, 1, 0), 0);

@@ -290,3 +290,100 @@ TEST(without_the_offer_doorbell_buffers_are_an_invalid_opcode)
     CHECK(!emu_ctrl_armed_fully(bed.host.ctrl));
     bed_close(&bed);
 }
+
+TEST(a_tail_that_passes_the_head_is_invalid)
+{
+    struct bed bed;
+    bed_open(&bed);
+    bed_aer(&bed);
+    uint64_t cq_at = fh_iova(&bed.host, bed.data + 8192), sq_at = fh_iova(&bed.host, bed.data + 12288);
+    EQUAL(create_cq(&bed, 1u << 16 | 2, 2u << 16 | 3, cq_at), 0); /* one completion, then fetching stops */
+    EQUAL(create_sq(&bed, 7u << 16 | 2, 2u << 16 | 1, sq_at), 0);
+    struct fh_queue q = {
+        .sq = (void *)(bed.data + 12288), .cq = (void *)(bed.data + 8192), .size = 8, .cq_size = 2, .qid = 2, .phase = 1};
+    for (unsigned i = 0; i < 5; i++)
+        fh_push(&q, fh_rw(&bed.host, IO_READ, i, 1, bed.data, 512));
+    fh_ring(&bed.host, &q);
+    bed_turn(&bed, 3);
+    EQUAL(bed_event(&bed), 0xffffffff);
+    bed.host.doorbells[4] = 0; /* head is 1, so seven are waiting: full, which is allowed */
+    bed_turn(&bed, 3);
+    EQUAL(bed_event(&bed), 0xffffffff);
+    bed.host.doorbells[4] = 1; /* one more than that */
+    EQUAL(bed_event(&bed), LOG_ERROR << 16 | ERROR_INVALID_DOORBELL_VALUE << 8 | EVENT_ERROR);
+    bed_close(&bed);
+}
+
+/* Three late completions meet a queue with room for one. */
+TEST(a_deleted_queue_posts_nothing_more)
+{
+    struct bed bed;
+    bed_open(&bed);
+    uint64_t cq_at = fh_iova(&bed.host, bed.data + 8192), sq_at = fh_iova(&bed.host, bed.data + 12288);
+    memset(bed.data + 8192, 0, 8192);
+    EQUAL(create_cq(&bed, 1u << 16 | 2, 2u << 16 | 3, cq_at), 0);
+    EQUAL(create_sq(&bed, 7u << 16 | 2, 2u << 16 | 1, sq_at), 0);
+    EQUAL(create_sq(&bed, 7u << 16 | 3, 2u << 16 | 1, sq_at + 4096), 0);
+    struct fh_queue q = {
+        .sq = (void *)(bed.data + 12288), .cq = (void *)(bed.data + 8192), .size = 8, .cq_size = 2, .qid = 2, .phase = 1};
+    struct fh_queue other = {.sq = (void *)(bed.data + 16384), .size = 8, .qid = 3, .next_cid = 100};
+    struct emu_fault late = {.qid = -1, .value = {IO_READ}, .mask = {0xff}, .actions = EMU_FAULT_DELAY, .delay_ns = 1000000};
+    int id = emu_fault_add(bed.host.ctrl, &late);
+    for (unsigned i = 0; i < 2; i++)
+        fh_push(&q, fh_rw(&bed.host, IO_READ, i, 1, bed.data, 512));
+    fh_push(&other, fh_rw(&bed.host, IO_READ, 0, 1, bed.data, 512));
+    fh_ring(&bed.host, &q);
+    fh_ring(&bed.host, &other);
+    struct emu_counters counters;
+    do {
+        bed_turn(&bed, 1);
+        emu_counters(bed.host.ctrl, &counters);
+    } while (counters.io[IO_READ] < 3);
+    EQUAL(emu_fault_hits(bed.host.ctrl, id, NULL), 3);
+    EQUAL(delete (&bed, ADMIN_DELETE_SQ, 2), 0);
+    struct nvme_cqe cqe;
+    CHECK(fh_wait(&bed.host, &q, &cqe)); /* posted before */
+    EQUAL(cqe.sqid, 2);
+    CHECK(fh_wait(&bed.host, &q, &cqe)); /* the other queue's */
+    EQUAL(cqe.sqid, 3);
+    EQUAL(cqe.cid, 100);
+    bed_turn(&bed, 5);
+    CHECK(!fh_reap(&bed.host, &q, &cqe));
+    bed_close(&bed);
+}
+
+static uint8_t turn_and_look(struct bed *bed)
+{
+    bed_turn(bed, 2);
+    return emu_ctrl_pin(bed->host.ctrl);
+}
+
+TEST(the_interrupt_pin_is_a_level)
+{
+    struct bed bed;
+    bed_open(&bed);
+    EQUAL(turn_and_look(&bed), 0);
+    fh_push(&bed.io, fh_rw(&bed.host, IO_READ, 0, 1, bed.data, 512));
+    fh_push(&bed.io, fh_rw(&bed.host, IO_READ, 1, 1, bed.data, 512));
+    fh_ring(&bed.host, &bed.io);
+    EQUAL(turn_and_look(&bed), 1);
+    emu_ctrl_write(bed.host.ctrl, REG_INTMS, 4, 1);
+    EQUAL(turn_and_look(&bed), 0);
+    emu_ctrl_write(bed.host.ctrl, REG_INTMC, 4, 1);
+    EQUAL(turn_and_look(&bed), 1);
+    struct nvme_cqe cqe;
+    CHECK(fh_reap(&bed.host, &bed.io, &cqe));
+    EQUAL(turn_and_look(&bed), 1); /* one more */
+    CHECK(fh_reap(&bed.host, &bed.io, &cqe));
+    EQUAL(turn_and_look(&bed), 0);
+    /* With shadow doorbells the next completion doorbell is asked for as MMIO. */
+    uint32_t *shadow = fh_alloc(&bed.host, 4096), *event = fh_alloc(&bed.host, 4096);
+    struct nvme_sqe sqe = {.opcode = ADMIN_DBBUF, .prp1 = fh_iova(&bed.host, shadow), .prp2 = fh_iova(&bed.host, event)};
+    EQUAL(bed_admin(&bed, sqe, NULL), 0);
+    bed.host.shadow = shadow;
+    EQUAL(bed_write(&bed, 0, 1, 5), 0);
+    EQUAL(turn_and_look(&bed), 0);
+    EQUAL(event[3], 3);
+    EQUAL(shadow[3], 3);
+    bed_close(&bed);
+}

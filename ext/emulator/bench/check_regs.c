@@ -129,6 +129,10 @@ TEST(unsafe_shutdowns_are_counted)
 {
     struct bed bed;
     bed_open(&bed);
+    emu_ctrl_write(bed.host.ctrl, REG_CC, 4, 0); /* a reset is no loss of power */
+    EQUAL(fh_enable(&bed.host, 8), CSTS_RDY);
+    EQUAL(bed_log(&bed, LOG_SMART, 512, false), 0);
+    EQUAL(bed.data[144], 0);
     emu_ctrl_reset(bed.host.ctrl);
     EQUAL(fh_enable(&bed.host, 8), CSTS_RDY);
     EQUAL(bed_log(&bed, LOG_SMART, 512, false), 0);
