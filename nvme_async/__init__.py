@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nvme_async import errors
-from nvme_async._open import open
+from nvme_async._open import open, take_over
 from nvme_async.controller import Controller
 from nvme_async.dma import DmaBuffer
 from nvme_async.errors import *  # noqa: F403
@@ -42,6 +42,7 @@ __all__ = [
     "Options",
     "Registration",
     "open",
+    "take_over",
     *errors.__all__,
 ]
 

@@ -29,6 +29,7 @@ cdef class Pool:
     cdef pool_t space
     cdef int _fd
     cdef int generation                 # of forks: a pool belongs to the process that mapped it
+    cdef list deferred                  # data pages to release after resume(); None: not paused
     cdef bint is_detached               # handed to a successor: the table is that one's
     cdef size_t n_exports               # of all its buffers
     cdef readonly str name

@@ -107,6 +107,10 @@ class Pool:
         Raises InvalidSavedState, with nothing changed, when an allocation that this process holds isn't there any more.
         """
 
+    def pause(self) -> None:
+        """Leaves the slot table alone until resume(): what is freed meanwhile goes back then, alloc() raises OutOfDmaMemory."""
+
+    def resume(self) -> None: ...
     def detach(self) -> None:
         """The pool is a successor's from now on: nothing in this process touches its table again, neither free() nor garbage collection;
         everything else raises ValueError. The mapping goes with the last buffer."""

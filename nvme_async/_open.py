@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any
 
@@ -48,23 +50,24 @@ async def open_device_async(uri: str) -> Device:
         raise
 
 
+async def open_controller(uri: str, options: Options) -> Controller:
+    """A controller that was brought up."""
+    device = await open_device_async(uri)
+    try:
+        controller = Controller(device, options)
+    except BaseException:
+        device.close()
+        raise
+    await controller.bring_up()
+    return controller
+
+
 class Opening:
-    """What open() returns: `async with` it, or await it and call close() later."""
+    """What open() and take_over() return: `async with` it, or await it and call close() later."""
 
-    def __init__(self, uri: str, options: Options) -> None:
-        self._uri = uri
-        self._options = options
+    def __init__(self, opening: Callable[[], Coroutine[Any, Any, Controller]]) -> None:
+        self._open = opening
         self._controller: Controller | None = None
-
-    async def _open(self) -> Controller:
-        device = await open_device_async(self._uri)
-        try:
-            controller = Controller(device, self._options)
-        except BaseException:
-            device.close()
-            raise
-        await controller.bring_up()
-        return controller
 
     def __await__(self) -> Generator[Any, None, Controller]:
         return self._open().__await__()
@@ -90,4 +93,21 @@ def open(uri: str, **options: Any) -> Opening:
     Raises ConfigurationError for a URI or option that makes no sense, ControllerError (ControllerGone, ControllerTimeout, ControllerFatal,
     DeviceError) when the device can't be brought up; then nothing is left behind.
     """
-    return Opening(uri, Options.of(options))
+    chosen = Options.of(options)
+    return Opening(lambda: open_controller(uri, chosen))
+
+
+def take_over(where: str | os.PathLike[str] | socket.socket, **options: Any) -> Opening:
+    """Takes a controller over from the process that offers it at `where` (Controller.handover), while it runs.
+
+    where: the path of the Unix socket on which it is offered, or a connected one. options: see nvme_async.Options; those not given are the
+    predecessor's. keepalive=False: the predecessor shuts the controller down, and it is brought up afresh; so also if the predecessor has no
+    keepalive.
+
+    The predecessor serves until this process is ready to. Its commands that are still out are in `controller.adopted`; new I/O waits for them.
+    Raises RestoreRefused when the controller can't be taken over as it runs: then the predecessor goes on; ControllerGone when nobody offers
+    one; ControllerTimeout; ConfigurationError for options.
+    """
+    from nvme_async.keepalive import handover
+
+    return Opening(lambda: handover.take_over(where, options))

@@ -17,6 +17,7 @@ from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer
 from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, NvmeError, QueueShutdown
 from nvme_async.events import Event, EventListener, Kind
+from nvme_async.keepalive.keeping import Keeping
 from nvme_async.memory import DeviceMemory, Registration
 from nvme_async.namespace import Namespace
 from nvme_async.options import Options
@@ -37,20 +38,22 @@ T = TypeVar("T")
 PAGE = 4096
 
 
-class Controller:
+class Controller(Keeping):
     """An NVMe controller that this process drives. Made by nvme_async.open(); an async context manager that shuts it down.
 
     Attributes:
         uri: the device address it was opened with.
-        state: "new", "ready", "resetting", "failed" or "closed".
+        state: "new", "ready", "resetting", "saving", "failed", "closing", "closed", or "handed over" to a successor.
         cap, vs: registers read at bring-up.
         identify: Identify Controller (an attrs object with the specification's field names).
         namespaces: {nsid: Namespace}, the active ones, in ascending order.
         options: what it was opened with.
         loop: its home.
+        adopted, decision, on_bundle_changed: see nvme_async.keepalive.keeping.Keeping.
     """
 
     def __init__(self, device: Device, options: Options) -> None:
+        super().__init__()
         self.device = device
         self.options = options
         self.uri = device.uri
@@ -90,10 +93,11 @@ class Controller:
         check_supported(self.cap, self.uri)
         await registers.disable(self.cap)
         await self._call(self._make_memory)
-        await self._call(self.queues.open_vectors)
+        await self._call(self.queues.maker.open_vectors)
         await self._enable()
         self.identify = IdentifyController.decode(await self._identify(Cns.CONTROLLER))
-        self.queues.max_transfer = min(options.max_transfer, self.identify.max_transfer_size(self.cap.min_page_size) or options.max_transfer)
+        mdts = self.identify.max_transfer_size(self.cap.min_page_size) or options.max_transfer
+        self.queues.maker.max_transfer = min(options.max_transfer, mdts)
         await self.queues.negotiate()
         await self.queues.create(self.loop)  # the first eagerly: a controller without a working queue fails here
         await self.rescan()
@@ -101,9 +105,13 @@ class Controller:
             raise self.failure
         self.state = "ready"
         self.listener.start()
+        if self.options.keepalive:
+            self.keep()
 
     def _make_memory(self) -> None:
-        self.memory = DeviceMemory(self.device, pool_bytes=self.options.pool_bytes, hugepages=self.options.hugepages)
+        self.memory = DeviceMemory(
+            self.device, pool_bytes=self.options.pool_bytes, hugepages=self.options.hugepages, fixed=self.options.keepalive
+        )
         self.memory.in_use = self.queues.uses
 
     async def _call(self, function: Callable[[], T]) -> T:
@@ -156,10 +164,11 @@ class Controller:
 
     async def _close(self, keep_device: bool = False) -> Device | None:
         async with self._lock:
-            if self.state == "closed":
+            if self.state in ("closed", "handed over"):
                 return None
             was_ready = self.state == "ready"
             self.state = "closing"
+            self.stop_keeping("closing")
             reason = QueueShutdown(f"{self.uri}: the controller is closed")
             for namespace in self.namespaces.values():
                 namespace._set_gone(reason)
@@ -169,6 +178,8 @@ class Controller:
             await self.recovery.stop()
             await self.listener.stop()
             await self.queues.fail(reason, admin=False)
+            if self.settlement is not None:
+                await self.settlement.stop()
             if was_ready:
                 try:
                     async with asyncio.timeout(self.options.shutdown_timeout):
@@ -222,7 +233,7 @@ class Controller:
                 if keep_device and quiet:
                     quiet = False
                     steps.append(self._close_device)
-        self.queues.close_vectors()
+        self.queues.maker.close_vectors()
         self.listener.end()
         self.state = "closed"
         return self.device if keep_device and quiet else None
@@ -246,8 +257,9 @@ class Controller:
 
     def fail(self, error: NvmeError) -> None:
         """The controller is beyond help: everybody gets `error`, now and from now on. Pages stay owned until close(). On the home loop."""
-        if self.state in ("closing", "closed", "failed"):
+        if self.state in ("closing", "closed", "failed", "handed over"):
             return
+        self.stop_keeping("failed")
         self.state = "failed"
         self.failure = error
         log.error("%s: %s", self.uri, error)
@@ -270,9 +282,10 @@ class Controller:
             log.warning("%s: controller reset (%s)", self.uri, reason)
             self.state = "resetting"
             self.resets += 1
+            self.note("resetting")
             await self.listener.stop()
             try:
-                await self.queues.hold(True)
+                await self.queues.hold("reset")
                 await self.queues.silence()
                 await self._disable_or_reset_device()
                 # The controller has let go of everything: what was out may be sent again from the same pages.
@@ -284,9 +297,10 @@ class Controller:
                 if self.failure is not None:
                     raise self.failure
                 self.state = "ready"
-                await self.queues.hold(False)
+                await self.queues.unhold("reset")
                 await self.rescan()
                 self.listener.start()
+                self.note()
             except BaseException as error:
                 failure = error if isinstance(error, NvmeError) else ControllerError(f"{self.uri}: the reset failed: {error!r}")
                 self.state = "ready"  # so that fail() takes it from here
@@ -294,12 +308,12 @@ class Controller:
                 raise
 
     async def until_ready(self) -> None:
-        """Waits for the end of a reset that is under way. Raises why the controller takes no commands, if it doesn't."""
-        while self.state == "resetting":
+        """Waits for the end of a reset or save that is under way. Raises why the controller takes no commands, if it doesn't."""
+        while self.state in ("resetting", "saving"):
             async with self._lock:
                 pass
         if self.state not in ("ready", "new"):
-            raise self.failure or QueueShutdown(f"{self.uri}: the controller is {self.state}")
+            raise self.failure or self.not_here()
 
     async def _disable_or_reset_device(self) -> None:
         try:
@@ -371,7 +385,7 @@ class Controller:
 
     async def _admin(self, command: Command, buffer: Any, tag: int) -> Completion:
         await self.until_ready()
-        return await self.admin_queue.submit(command, buffer, tag=tag)
+        return await self.admin_queue.submit(command, buffer, tag=tag, user=True)
 
     async def _identify(self, cns: int, nsid: int = 0, **more: int) -> bytes:
         completion = await self.admin_queue.submit(commands.identify(cns, nsid, **more))
@@ -408,6 +422,8 @@ class Controller:
         for nsid in sorted(found):
             self.namespaces.pop(nsid, None)
             self.namespaces[nsid] = found[nsid]
+        if changes:
+            self.note()
         for kind, nsid in changes:
             self.listener.publish(Event(kind, self.uri, nsid, cause))
 
@@ -422,8 +438,8 @@ class Controller:
 
         OutOfDmaMemory if there is none to be had. From any thread.
         """
-        if self.memory is None or self.state in ("closing", "closed"):
-            raise QueueShutdown(f"{self.uri}: the controller is {self.state}")
+        if self.memory is None or self.state in ("closing", "closed", "handed over"):
+            raise self.not_here()
         if nbytes <= 0:
             raise ValueError(f"nbytes is {nbytes}, at least 1 is needed")
         return self.memory.alloc(nbytes, owner="application", tag=tag)
@@ -433,8 +449,8 @@ class Controller:
 
         On the home loop's thread. The registration holds the buffer until it is closed (`with`, or with the controller).
         """
-        if self.memory is None or self.state in ("closing", "closed"):
-            raise QueueShutdown(f"{self.uri}: the controller is {self.state}")
+        if self.memory is None or self.state in ("closing", "closed", "saving", "handed over"):
+            raise self.not_here()
         return self.memory.register(buffer)
 
     # -- sight -------------------------------------------------------------------------------------------------------------------------
@@ -455,6 +471,7 @@ class Controller:
             "timeouts": self.recovery.timeouts,
             "aborts": self.recovery.aborts,
             "events": self.listener.seen,
+            "keepalive": self._inspect_keepalive(),
             "namespaces": [namespace.inspect() for namespace in list(self.namespaces.values())],
             **self.queues.inspect(),
             "memory": self.memory.inspect() if self.memory else None,

@@ -13,6 +13,7 @@
     ├─ KeeperError             the process that holds descriptors between two drivers is gone, silent, or refuses
     ├─ QueueShutdown           the queue pair or controller was closed
     ├─ InvalidSavedState       a pool or saved state is truncated, altered or foreign, and was left as it is
+    ├─ RestoreRefused          a live takeover isn't possible; the message says why, the controller was left as it was
     ├─ ConfigurationError      a URI, option or environment variable makes no sense
     └─ OutOfDmaMemory
 
@@ -51,6 +52,7 @@ __all__ = [
     "OutOfDmaMemory",
     "QueueShutdown",
     "ReservationConflict",
+    "RestoreRefused",
     "UnrecoveredReadError",
     "WriteFault",
     "command_error",
@@ -197,7 +199,14 @@ class CommandTimeout(NvmeError, TimeoutError):
 
 
 class HandedOver(NvmeError, ConnectionError):
-    """This process handed the controller to a successor; the command's result belongs to that one."""
+    """This process handed the controller to a successor.
+
+    sent: True: the controller has the command, and its result belongs to the successor. False: it was never sent, by nobody.
+    """
+
+    def __init__(self, message: str, *, sent: bool = False) -> None:
+        self.sent = sent
+        super().__init__(message)
 
 
 class KeeperError(NvmeError, ConnectionError):
@@ -224,6 +233,11 @@ class ConfigurationError(NvmeError, ValueError):
 
 class InvalidSavedState(NvmeError, ValueError):
     """A pool or a saved state is truncated, altered, foreign or of an unknown version; it was refused, not changed."""
+
+
+class RestoreRefused(NvmeError):
+    """A predecessor's controller can't be taken over as it runs: another drive, changed limits, a state that doesn't fit. The controller was
+    left as it was; the reason is in the message."""
 
 
 class OutOfDmaMemory(NvmeError, MemoryError):

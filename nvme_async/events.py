@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from nvme_async.errors import NvmeError
+from nvme_async._hotpath import Request
+from nvme_async.errors import CommandError, NvmeError
 from nvme_async.spec import commands
 from nvme_async.spec.completion import AsyncEvent, AsyncEventType, NoticeEvent
 from nvme_async.spec.opcodes import Feature, LogPage
@@ -66,9 +67,11 @@ class EventListener:
             if now & wanted != wanted:
                 await controller.admin_queue.submit(commands.set_features(Feature.ASYNC_EVENT_CONFIGURATION, now | wanted))
 
-    def start(self) -> None:
+    def start(self, adopted: list[Request] | None = None) -> None:
+        """adopted: the requests that a predecessor left with the controller, so that there is never a second one. None of them: it was busy
+        with an event that nobody else knows of."""
         if self._task is None:
-            self._task = self._controller.loop.create_task(self._listen(), name=f"{self._controller.uri} events")
+            self._task = self._controller.loop.create_task(self._listen(adopted), name=f"{self._controller.uri} events")
 
     async def stop(self) -> None:
         """Nobody waits for the request any more. The request itself stays with the controller; only a reset or an event ends it."""
@@ -83,22 +86,42 @@ class EventListener:
         for queue in self._subscribers:
             queue.put_nowait(None)
 
-    async def _listen(self) -> None:
+    async def _listen(self, adopted: list[Request] | None) -> None:
         controller = self._controller
+        left = list(adopted or ())
+        catch_up = adopted is not None and not adopted
         while True:
             try:
-                completion = await controller.admin_queue.submit(commands.async_event_request(), internal=True)
+                if catch_up:
+                    catch_up = False
+                    await self._catch_up()
+                if left:
+                    dw0, dw1, _ = await left.pop(0)
+                else:
+                    completion = await controller.admin_queue.submit(commands.async_event_request(), internal=True)
+                    dw0, dw1 = completion.dw0, completion.dw1
             except NvmeError as error:
                 # The controller is being reset or closed, or takes no such request.
                 log.debug("%s: no more asynchronous events: %s", controller.uri, error)
                 return
-            event = AsyncEvent.from_dw0(completion.dw0, completion.dw1)
+            event = AsyncEvent.from_dw0(dw0, dw1)
             self.seen += 1
             log.info("%s: %s", controller.uri, event.name)
             try:
                 await self._handle(event)
             except NvmeError as error:
                 log.warning("%s: %s: %s", controller.uri, event.name, error)
+
+    async def _catch_up(self) -> None:
+        """The predecessor ended between an event and its next request. What it was is known to no one, so every log page that holds an
+        event back is read, and the namespaces once more."""
+        controller = self._controller
+        for lid in (LogPage.ERROR_INFORMATION, LogPage.SMART_HEALTH, LogPage.CHANGED_NAMESPACES):
+            try:
+                await controller.admin_queue.submit(commands.get_log_page(lid, _LOG_BYTES.get(lid, 512)))
+            except CommandError as error:
+                log.warning("%s: log page %#x: %s", controller.uri, lid, error)
+        await controller.rescan()
 
     async def _handle(self, event: AsyncEvent) -> None:
         controller = self._controller

@@ -24,7 +24,16 @@ class DeviceMemory:
     the GIL. Closed after the controller was reset, before the device is.
     """
 
-    def __init__(self, device: Device, *, pool_bytes: int, hugepages: Literal["auto", "never", "require"], pool: Pool | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        pool_bytes: int,
+        hugepages: Literal["auto", "never", "require"],
+        fixed: bool = False,
+        adopt: Pool | None = None,
+    ) -> None:
+        """fixed: one pool, and no more. adopt: that one, which a predecessor has mapped at the device already."""
         self.device = device
         self.address_map = AddressMap()
         self.pools: list[Pool] = []
@@ -32,11 +41,13 @@ class DeviceMemory:
         self._pool_bytes = pool_bytes
         self._hugepages = hugepages
         self._mapped: list[tuple[int, int]] = []  # (iova, nbytes)
-        self._fixed = pool is not None
+        self._fixed = fixed or adopt is not None
+        self._inherited: list[tuple[int, int]] = []  # a predecessor's registrations
         self._retired: list[tuple[int, int]] = []  # closed registrations that a command may still use
         self.in_use: Callable[[int, int], bool] = lambda iova, nbytes: False
-        if pool is not None:
-            self.add_pool(pool)
+        self.on_mapped: Callable[[], None] = lambda: None  # a mapping of user memory is about to be made, was made, or was removed
+        if adopt is not None:
+            self._know_pool(adopt)
         else:
             self.grow(pool_bytes)
 
@@ -70,10 +81,6 @@ class DeviceMemory:
         if len(self._mapped) >= self.device.max_mappings:
             raise OutOfDmaMemory(f"the device takes no more than {self.device.max_mappings} mappings")
         self.device.map_dma(pool, iova=pool.iova, nbytes=pool.nbytes)
-        self._know_pool(pool)
-
-    def adopt_pool(self, pool: Pool) -> None:
-        """Takes over a pool which a predecessor has mapped at this device already."""
         self._know_pool(pool)
 
     def _know_pool(self, pool: Pool) -> None:
@@ -115,6 +122,35 @@ class DeviceMemory:
             if not self.in_use(iova, nbytes):
                 self._retired.remove((iova, nbytes))
                 self.unmap(iova, nbytes)
+                self.on_mapped()
+
+    def foreign_mappings(self) -> list[tuple[int, int]]:
+        """(iova, nbytes) of what is mapped at the device beside the pools."""
+        pools = {pool.iova for pool in self.pools}
+        return [(iova, nbytes) for iova, nbytes in self._mapped if iova not in pools]
+
+    def inherit(self, mappings: list[tuple[int, int]]) -> None:
+        """Mappings of a predecessor's memory: their IOVAs are in use until forget_inherited()."""
+        self._mapped += mappings
+        self._inherited = list(mappings)
+
+    def forget_inherited(self) -> None:
+        """The predecessor's last command is over: its memory is taken from the device."""
+        inherited, self._inherited = self._inherited, []
+        for iova, nbytes in inherited:
+            self.unmap(iova, nbytes)
+        if inherited:
+            self.on_mapped()
+
+    def detach(self) -> None:
+        """A successor has the pools and the device: forgets everything and touches nothing."""
+        self.in_use = lambda iova, nbytes: True
+        for pool in self.pools:
+            pool.detach()
+        self.pools, self._mapped, self._retired, self._inherited = [], [], [], []
+        for registration in list(self.registrations.values()):
+            registration.close()
+        self._retired = []
 
     def close(self) -> None:
         """Unmaps and frees everything. Only after the controller was reset or is gone: it may not reach a page of this any more."""
@@ -178,13 +214,19 @@ class Registration:
             self._view.release()
             raise ConfigurationError(f"the memory at {self.address:#x} is registered already")
         iova = memory.place(end - begin)
+        # Known before it is made: should this process be killed in between, a successor unmaps it.
+        memory._mapped.append((iova, end - begin))
         try:
+            memory.on_mapped()
             mapped = self._map(memory.device, iova)
         except BaseException:
+            memory._mapped.remove((iova, end - begin))
             self._view.release()
             raise
+        if not mapped:
+            memory._mapped.remove((iova, end - begin))
+        memory.on_mapped()
         if mapped:
-            memory._mapped.append((iova, end - begin))
             self.iova = iova + (self.address - begin)
             memory.address_map.add(self.address, self.nbytes, self.iova)
 

@@ -66,7 +66,7 @@ class Namespace(NamespaceCore):
         self.identify = identify
         if block_size < 512:
             raise ConfigurationError(f"namespace {self._nsid}: a block size of {block_size} bytes")
-        max_blocks = max(1, min(MAX_BLOCKS, queues.max_transfer // block_size))
+        max_blocks = max(1, min(MAX_BLOCKS, queues.maker.max_transfer // block_size))
         self._configure(self._nsid, identify.nsze, block_size, max_blocks, queues.hot)
         self._set_gone(None)
         if identify.metadata_size:
@@ -128,7 +128,7 @@ class Namespace(NamespaceCore):
         queue = await queues.for_this_loop()
         if queue is None:
             raise ConfigurationError(
-                f"this event loop shares a neighbour's queue pair (the controller has {queues._limit}), and can only read, write and flush"
+                f"this event loop shares a neighbour's queue pair (the controller has {queues.limit}), and can only read, write and flush"
             )
         return queue
 

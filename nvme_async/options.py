@@ -56,6 +56,8 @@ class Options:
         shutdown_timeout: seconds for CSTS.SHST after CC.SHN; RTD3E of the controller if that is longer.
         shadow_doorbells: use Doorbell Buffer Config where the controller offers it.
         latency: record a latency histogram for each I/O queue pair (fio's buckets; in inspect()).
+        keepalive: keep everything that a successor needs in one private pool of fixed size (pool_bytes), so that another process can take the
+            controller over while it runs. Memory beyond the pool is refused then (OutOfDmaMemory).
         retries: how often the controller is reset for one and the same command before that command fails.
     """
 
@@ -74,6 +76,7 @@ class Options:
     shutdown_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
     shadow_doorbells: bool = True
     latency: bool = False
+    keepalive: bool = False
     retries: int = attrs.field(default=3, validator=_between(0, 100))
 
     @classmethod

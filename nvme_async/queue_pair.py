@@ -8,6 +8,7 @@ Threads: everything here belongs to the thread of `loop`. Other threads may call
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,7 @@ class QueuePair:
         *,
         vector: int,
         event_fd: int,
+        interrupts: bool,
         timeout: float,
         on_timeout: Callable[[QueuePair, list[tuple[int, bytes]]], None],
         on_slow: Callable[[], None] = lambda: None,
@@ -65,6 +67,8 @@ class QueuePair:
         self.loop = loop
         self.vector = vector
         self.event_fd = event_fd
+        self.interrupts = interrupts
+        self.worker = ""  # name of the thread that uses it
         self.timeout = timeout
         self._on_timeout = on_timeout
         self._on_slow = on_slow
@@ -80,6 +84,7 @@ class QueuePair:
 
     def listen(self, *others: QueuePair) -> None:
         """Takes interrupts through the loop. `others` share the vector (and the loop)."""
+        self.worker = threading.current_thread().name
         callbacks = [queue.hot.more for queue in others]
         if callbacks:
 
@@ -102,16 +107,23 @@ class QueuePair:
             self.loop.remove_reader(self.event_fd)
         self._listening = False
 
+    def watch(self) -> None:
+        """Commands are out that this process didn't send: the watchdog looks after them too."""
+        if self.timeout:
+            self.hot.watched = True
+            self._watch()
+
     def close(self) -> None:
         """Lets go of loop and memory; nothing may be out any more."""
         self.deaf()
         self.hot.on_busy = None
         self.hot.close()
 
-    async def submit(self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False) -> Completion:
+    async def submit(self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False) -> Completion:
         """One command; its answer's data, if any, is in Completion.data as bytes, or in `buffer`.
 
         buffer: what to send, or where the answer goes; for commands whose length is known (identify, log pages, features) it may be left out.
+        tag: the caller's; survives a servicing. internal: without a time limit. user: an admin command that isn't the driver's own.
         Raises CommandError and its kin; ValueError when data are missing or their length is not what the command says.
         """
         to_host = command.direction is Direction.CONTROLLER_TO_HOST
@@ -131,6 +143,7 @@ class QueuePair:
             to_host=to_host,
             tag=tag,
             internal=internal,
+            driver=self.qid == 0 and not user,
         )
         return Completion(dw0=dw0, dw1=dw1, sqid=self.qid, data=data if isinstance(data, bytes) else None)
 

@@ -21,6 +21,8 @@ class Registers:
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self.programmed: dict[str, int] = {}
+        """What the controller runs with since enable(): cap, vs, cc, aqa, asq, acq as they read."""
 
     async def _call(self, function: Callable[..., T], *arguments: int) -> T:
         if self.device.direct:
@@ -108,6 +110,19 @@ class Registers:
         await self.write32(Register.CC, cc.to_int())
         await self.write32(Register.CC, cc.to_int() | 1)
         await self.wait(lambda csts: csts.rdy, cap.timeout_seconds, "CSTS.RDY=1 after CC.EN=1", fatal=True)
+        self.programmed = await self._call(self.read_all)
+
+    def read_all(self) -> dict[str, int]:
+        """The registers that a successor compares, and CSTS. Blocks where registers are messages."""
+        read32, read64 = self.device.read32, self.device.read64
+        return {
+            "cap": read64(Register.CAP),
+            "vs": read32(Register.VS),
+            "cc": read32(Register.CC),
+            "aqa": read32(Register.AQA),
+            "asq": read64(Register.ASQ),
+            "acq": read64(Register.ACQ),
+        }
 
     async def shut_down(self, seconds: float) -> None:
         """Normal shutdown notification: CC.SHN=01b, then CSTS.SHST must become 10b (3.6.1)."""

@@ -251,6 +251,8 @@ cdef class Pool:
         cdef uint32_t flags = POOL_FLAG_PERSISTENT if persistent else 0
         cdef int64_t page
         self._usable()
+        if self.deferred is not None:
+            raise OutOfDmaMemory(f"pool {self.name!r} is being handed to a successor")
         if align < POOL_PAGE_SIZE:
             align = POOL_PAGE_SIZE
         page = pool_alloc(&self.space, nbytes, align, c_owner, tag, flags, zero)
@@ -360,9 +362,21 @@ cdef class Pool:
         pool_fini(&self.space)
         self.space = fresh
 
+    def pause(self):
+        self._usable()
+        if self.deferred is None:
+            self.deferred = []
+
+    def resume(self):
+        self._usable()
+        pages, self.deferred = self.deferred or (), None
+        for page in pages:
+            pool_release(&self.space, page)
+
     def detach(self):
         self._usable()
         self.is_detached = True
+        self.deferred = None
 
     @property
     def detached(self):
@@ -419,7 +433,11 @@ cdef class DmaBuffer:
     cdef void _return_pages(self) noexcept:
         self.is_freed = True
         self.data = NULL
-        if self._pool_is_ours():
+        if not self._pool_is_ours():
+            return
+        if self.pool.deferred is not None:
+            self.pool.deferred.append(self.page)
+        else:
             pool_release(&self.pool.space, self.page)
 
     cdef int _usable(self) except -1:

@@ -48,6 +48,11 @@ cdef class AdoptedCommand:
             request.result = None
         self.finish()
 
+    def lose(self, error):
+        """Nothing will be heard of it any more."""
+        self.error = error
+        self.finish()
+
     cdef void finish(self) except *:
         self.finished = True
         callback, self.on_finished = self.on_finished, None
@@ -113,7 +118,7 @@ def adopt(QueuePair qp, factory, on_finished, settle):
     on_finished  called with each command that was with the controller when it completes, or can't any more
     settle       64 bytes: a harmless command, sent if nobody can know whether the last doorbell was rung
 
-    Returns (commands, asynchronous event requests). A command whose result the predecessor had recorded, or that it never sent, is finished
+    Returns (commands, the driver's own commands, asynchronous event requests). A command whose result the predecessor had recorded, or that it never sent, is finished
     already. The event requests are awaitable. Then looks at the completion ring: on_finished may be called before this returns.
     """
     cdef nvq_found found
@@ -131,6 +136,7 @@ def adopt(QueuePair qp, factory, on_finished, settle):
     qp.held = True
     submitted = qp.q.header.submitted
     commands = []
+    own = []
     events = []
     # Everything that can fail for want of memory comes before the first change.
     for i in range(qp.q.n_trackers):
@@ -143,22 +149,15 @@ def adopt(QueuePair qp, factory, on_finished, settle):
             if qp.qid == 0 and t.sqe.opcode == OPC_ASYNC_EVENT_REQUEST and (state == NVQ_DONE or t.position < submitted):
                 events.append(request)
             continue
-        command = factory.__new__(factory)
-        command.qid = qp.qid
-        command.cid = t.cid
-        command.tag = t.tag
-        command.nbytes = t.data_nbytes
-        command.data_offset = None if t.data_offset == NVQ_NO_OFFSET else t.data_offset
-        command.sqe = PyBytes_FromStringAndSize(<char *>&t.sqe, 64)
-        command.sent = state == NVQ_DONE or t.position < submitted
-        command.orphan = bool(t.flags & NVQ_ORPHAN)
+        command = described(factory, qp.qid, t, submitted)
         command.request = request
         request.future = command
-        commands.append((t.position, command))
+        (own if t.flags & NVQ_DRIVER else commands).append((t.position, command))
     commands.sort(key=position_of)
     commands = [command for _, command in commands]
+    own = [command for _, command in own]
     nvq_adopt(&qp.q, &found)
-    for command in commands:
+    for command in commands + own:
         request = command.request
         t = &qp.q.trackers[request.slot]
         if not command.sent:
@@ -185,7 +184,47 @@ def adopt(QueuePair qp, factory, on_finished, settle):
             nvq_retire(&qp.q, i)
     ring_adopted(qp, &found, settle)
     qp.reap_and_deliver(qp.q.n_trackers)
-    return commands, events
+    return commands, own, events
+
+
+def leftovers(memory, uint16_t qid, factory):
+    """The commands that a predecessor's queue pair in `memory` has as outstanding, for a controller that won't be taken over. Changes nothing.
+
+    QueueStateError if there is no such queue pair.
+    """
+    cdef Py_buffer view
+    cdef nvq q
+    cdef nvq_tracker *t
+    cdef uint32_t i
+    facts = check_queue(memory, qid)
+    found = []
+    PyObject_GetBuffer(memory, &view, PyBUF_SIMPLE)
+    try:
+        if nvq_open(&q, <uint8_t *>view.buf, 0):
+            raise MemoryError()
+        for i in range(facts["n_trackers"]):
+            t = &q.trackers[i]
+            if t.state == NVQ_ARMED and not t.flags & (NVQ_INTERNAL | NVQ_DRIVER):
+                found.append((t.position, described(factory, qid, t, q.header.submitted)))
+        nvq_close(&q)
+    finally:
+        PyBuffer_Release(&view)
+    found.sort(key=position_of)
+    return [command for _, command in found]
+
+
+cdef AdoptedCommand described(factory, uint16_t qid, nvq_tracker *t, uint64_t submitted):
+    """What a tracker says of its command."""
+    cdef AdoptedCommand command = factory.__new__(factory)
+    command.qid = qid
+    command.cid = t.cid
+    command.tag = t.tag
+    command.nbytes = t.data_nbytes
+    command.data_offset = None if t.data_offset == NVQ_NO_OFFSET else t.data_offset
+    command.sqe = PyBytes_FromStringAndSize(<char *>&t.sqe, 64)
+    command.sent = t.state == NVQ_DONE or t.position < submitted
+    command.orphan = bool(t.flags & NVQ_ORPHAN)
+    return command
 
 
 def position_of(pair):
@@ -256,11 +295,11 @@ cdef int ring_adopted(QueuePair qp, nvq_found *found, settle) except -1:
     return 0
 
 
-def rebind(QueuePair qp, create_future, call_soon):
-    """Another loop uses this queue pair from now on. Nothing of the old one's is out or waits."""
+def rebind(QueuePair qp, create_future, call_soon, ready):
+    """Another loop uses this queue pair from now on (arguments as for QueuePair). Nothing of the old one's is out or waits."""
     if qp.q.n_armed or qp.line:
         raise RuntimeError(f"queue {qp.qid} is in use")
-    qp.create_future, qp.call_soon = create_future, call_soon
+    qp.create_future, qp.call_soon, qp.ready = create_future, call_soon, ready
     qp.flush_planned = qp.poll_planned = False
     qp.watched = False
 

@@ -68,7 +68,8 @@ enum nvq_flag {
     NVQ_BOUNCE = 1u << 2,    /* data_offset names pool pages that belong to this command until it completes */
     NVQ_ORPHAN = 1u << 3,    /* nobody waits for it any more */
     NVQ_ADOPTED = 1u << 4,   /* sent by a predecessor */
-    NVQ_INTERNAL = 1u << 5,  /* of the driver itself (AER, recovery): no successor's caller asks for it */
+    NVQ_INTERNAL = 1u << 5,  /* of the driver itself (AER, recovery), without a time limit: no successor's caller asks for it */
+    NVQ_DRIVER = 1u << 6,    /* of the driver itself: no successor's caller asks for it */
 };
 
 /* Two cache lines: the command, and what its completion needs. */

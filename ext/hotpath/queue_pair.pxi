@@ -803,6 +803,11 @@ cdef class QueuePair:
         return self.memory.iova + self.q.header.cq_offset
 
     @property
+    def has_shadow_doorbells(self):
+        """Is this queue pair's place in the Doorbell Buffer Config memory in use?"""
+        return self.has_shadow
+
+    @property
     def closed(self):
         return not self.has_memory
 
@@ -824,12 +829,14 @@ cdef class QueuePair:
 
     # -- making requests ---------------------------------------------------------------------------------------------------------------
 
-    def request(self, sqe, buffer=None, *, Py_ssize_t read_nbytes=-1, bint to_host=False, uint64_t tag=0, bint internal=False):
+    def request(self, sqe, buffer=None, *, Py_ssize_t read_nbytes=-1, bint to_host=False, uint64_t tag=0, bint internal=False,
+                bint driver=False):
         """A command as an awaitable whose result is (dw0, dw1, data).
 
         sqe          64 bytes; the command id and PRPs are filled in here
         buffer       data to send, or with to_host the place for the answer (then data is its nbytes)
         read_nbytes  the answer comes as a new bytes object of that length
+        internal     nobody's but the driver's, and without a time limit; driver: only the former
         """
         cdef Request request = Request.__new__(Request)
         cdef const unsigned char[::1] raw = sqe
@@ -839,7 +846,7 @@ cdef class QueuePair:
         request.qp = self
         request.tag = tag
         request.raw = True
-        request.flags = NVQ_INTERNAL if internal else 0
+        request.flags = (NVQ_INTERNAL if internal else 0) | (NVQ_DRIVER if driver else 0)
         if buffer is not None:
             request.hold(buffer, to_host)
             request.nbytes = request.view.len

@@ -89,6 +89,10 @@ def resume_device(
         from nvme_async.device.vfio import VfioDevice
 
         return VfioDevice.resume(rest, descriptors, saved)
+    if scheme == "emulated":
+        from nvme_async.device.emulated import EmulatedDevice
+
+        return EmulatedDevice.resume(descriptors, saved, uri=uri, timeout=timeout)
     from nvme_async.device.vfio_user import VfioUserDevice
 
     return VfioUserDevice.resume(descriptors, saved, uri=uri, timeout=timeout)

@@ -130,6 +130,11 @@ class Device(Protocol):
     def save(self) -> dict[str, Any]:
         """What a successor needs beside descriptors(), in JSON's types. See resume_device()."""
 
+    def park(self, parked: bool) -> None:
+        """True: calls of this process may fail (DeviceError) until park(False), where a successor's would get mixed up with them. Returns
+        when none is in progress.
+        """
+
     def close(self) -> None:
         """Ends it all: the controller loses its mappings and stops. Harmless when closed already."""
 

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Self
 
+from nvme_async.device.base import Saved
 from nvme_async.device.vfio_user import DEFAULT_TIMEOUT, VfioUserDevice
 from nvme_async.emulator import EmulatedController, EmulatorConfig
 
+# By the identity of the client's socket, which survives duplication: a device that is handed on within this process finds its controller.
+_running: dict[tuple[int, int], EmulatedController] = {}
+
+
+def _end_abandoned() -> None:
+    """Controllers that were handed on, and that nobody in any process holds any more."""
+    for identity, emulator in list(_running.items()):
+        if not emulator.closed and not emulator.stats()["connected"]:
+            del _running[identity]
+            emulator.close()
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
 
 class EmulatedDevice(VfioUserDevice):
-    """Reached as any vfio-user device is; close() ends the controller too, detach() does not.
+    """Reached as any vfio-user device is; close() ends the controller too, detach() does not: it lives as long as this process.
 
-    emulator: the controller, for faults and counters.
+    emulator: the controller, for faults and counters; None where it runs in another process, and after detach().
     """
 
-    emulator: EmulatedController
+    emulator: EmulatedController | None = None
 
     @classmethod
     def start(cls, options: str, *, timeout: float = DEFAULT_TIMEOUT) -> Self:
         """Starts a controller as `options` say (see EmulatorConfig.parse) and connects to it."""
+        _end_abandoned()
         emulator = EmulatedController(EmulatorConfig.parse(options))
         try:
             device = cls.from_socket(emulator.connect(), uri=f"emulated:{options}", timeout=timeout)
@@ -26,8 +46,26 @@ class EmulatedDevice(VfioUserDevice):
             emulator.close()
             raise
         device.emulator = emulator
+        _running[_identity(device.descriptors()["socket"])] = emulator
+        return device
+
+    @classmethod
+    def resume(
+        cls, descriptors: Mapping[str, int], saved: Saved | None = None, *, uri: str = "emulated:", timeout: float = DEFAULT_TIMEOUT
+    ) -> Self:
+        device = super().resume(descriptors, saved, uri=uri, timeout=timeout)
+        device.emulator = _running.get(_identity(device.descriptors()["socket"]))
         return device
 
     def close(self) -> None:
+        emulator = self.emulator
         super().close()
-        self.emulator.close()
+        self.emulator = emulator
+        if self.emulator is not None:
+            for identity in [identity for identity, running in _running.items() if running is self.emulator]:
+                del _running[identity]
+            self.emulator.close()
+
+    def detach(self) -> None:
+        self.emulator = None
+        super().detach()

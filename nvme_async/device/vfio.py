@@ -284,6 +284,9 @@ class VfioDevice:
         """What resume() wants beside descriptors(), in JSON's types."""
         return {"mappings": [list(mapping) for mapping in self._container.mappings]}
 
+    def park(self, parked: bool) -> None:
+        """Nothing to do: registers and ioctls don't get into a successor's way."""
+
     def detach(self) -> None:
         """Close our copies and touch nothing else: the controller lives on with whoever has descriptors()."""
         with self._lock:

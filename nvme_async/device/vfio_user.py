@@ -360,6 +360,9 @@ class VfioUserDevice:
         self._channel.shut_down()
         self.detach()
 
+    def park(self, parked: bool) -> None:
+        self._channel.park(parked)
+
     def detach(self) -> None:
         with self._closing:
             if self._hang_up is not None:

@@ -50,6 +50,7 @@ class Channel:
         # it sure.
         self._msg_id = random.SystemRandom().randrange(1 << 16)
         self._gone: str | None = None
+        self._parked = False
 
     @property
     def fd(self) -> int:
@@ -112,6 +113,13 @@ class Channel:
             raise failure
         return answer, received
 
+    def park(self, parked: bool) -> None:
+        """While parked every call fails at once (DeviceError): another process uses the connection. Waits for a call in progress."""
+        if not self._lock.acquire(timeout=self.timeout):
+            raise ControllerTimeout("a vfio-user call in progress took too long")
+        self._parked = parked
+        self._lock.release()
+
     def shut_down(self) -> None:
         """Ends the connection for every holder of the socket; a call in progress fails. Closing is still to
         be done.
@@ -135,6 +143,8 @@ class Channel:
         try:
             if self._gone is not None:
                 raise ControllerGone(f"vfio-user {command.name}: {self._gone}")
+            if self._parked:
+                raise DeviceError(f"vfio-user {command.name}: the device is being handed to a successor")
             yield
         except ControllerFatal as error:
             # The stream can't be trusted any further.

@@ -59,7 +59,7 @@ class Successor(RingController):
         self.view = memoryview(self.memory)
 
     def adopt(self):
-        commands, self.events = _hotpath.adopt(self.qp, _hotpath.AdoptedCommand, self.finished.append, FLUSH)
+        commands, _, self.events = _hotpath.adopt(self.qp, _hotpath.AdoptedCommand, self.finished.append, FLUSH)
         self.qp.hold(False)
         return commands
 

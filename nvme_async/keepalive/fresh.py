@@ -1,0 +1,105 @@
+"""When a live restore isn't wanted or isn't possible: reset the controller FIRST, then free the predecessor's buffers, then bring it up."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from nvme_async import _hotpath
+from nvme_async._open import open_device_async
+from nvme_async._tasks import in_thread
+from nvme_async.controller import Controller
+from nvme_async.device import Device, resume_device
+from nvme_async.dma import Pool
+from nvme_async.errors import ControllerError, InvalidSavedState, NvmeError
+from nvme_async.keepalive import manifest
+from nvme_async.keepalive import state as saved
+from nvme_async.keepalive.adopted import Adopted
+from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.state import State
+from nvme_async.options import Options
+from nvme_async.registers import Registers
+
+log = logging.getLogger("nvme_async")
+
+
+async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controller:
+    """A controller that was brought up afresh, and says in `adopted.lost` which commands of the predecessor were out."""
+    chosen = Options.of({"keepalive": True} | options)
+    pool, state = _what_is_left(bundle)
+    try:
+        lost = _lost(pool, state, why)
+        device = await _reset(bundle, pool, state)
+    finally:
+        if pool is not None:
+            pool.detach()  # its memory ends with the last descriptor
+            pool.close()
+    try:
+        controller = Controller(device, chosen)
+    except BaseException:
+        device.close()
+        raise
+    await controller.bring_up()
+    controller.adopted.lost = tuple(lost)
+    if lost:
+        log.warning("%s: %d commands of the predecessor are lost", bundle.uri, len(lost))
+    return controller
+
+
+def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None]:
+    """As much of pool and saved state as can be read."""
+    try:
+        pool = Pool.attach(bundle.descriptors["pool"])
+    except (KeyError, InvalidSavedState, OSError) as error:
+        log.warning("%s: the predecessor's pool can't be read: %s", bundle.uri, error)
+        return None, None
+    try:
+        return pool, saved.decode(manifest.find(pool)[2])
+    except InvalidSavedState as error:
+        log.warning("%s: %s", bundle.uri, error)
+        return pool, None
+
+
+def _lost(pool: Pool | None, state: State | None, why: str) -> list[Adopted]:
+    """The commands that the predecessor's trackers have as outstanding."""
+    lost = []
+    for queue in state.queues if pool is not None and state is not None else ():
+        assert pool is not None
+        try:
+            memory = pool.claim(queue.offset)
+            commands = _hotpath.leftovers(memory, queue.qid, Adopted)
+        except (ValueError, NvmeError) as error:
+            log.warning("%s: queue %d can't be read: %s", pool.name, queue.qid, error)
+            continue
+        for command in commands:
+            command.lose(ControllerError(f"{command.name}: lost, the controller was reset ({why})") if command.sent else None)
+            lost.append(command)
+    return lost
+
+
+async def _reset(bundle: Bundle, pool: Pool | None, state: State | None) -> Device:
+    """The device, its controller disabled and none of the predecessor's memory mapped any more."""
+    fds = {name: os.dup(fd) for name, fd in bundle.part("device.").items()}
+    device: Device | None = None
+    try:
+        device = await in_thread(resume_device, bundle.uri, fds, state.device_state if state is not None else None)
+        registers = Registers(device)
+        await registers.disable(await registers.cap())
+        if pool is None:
+            raise InvalidSavedState("nobody knows what is mapped")
+        mappings = [(pool.iova, pool.nbytes)]
+        mappings += [(registration.iova, registration.nbytes) for registration in state.registrations] if state is not None else []
+        for iova, nbytes in mappings:
+            await in_thread(device.unmap_dma, iova, nbytes)
+        return device
+    except (NvmeError, OSError) as error:
+        # Its mappings go with the device; a new one has none.
+        log.warning("%s: %s; the device is opened anew", bundle.uri, error)
+        if device is not None:
+            await in_thread(device.close)
+        return await open_device_async(bundle.uri)
+    except BaseException:
+        if device is not None:
+            device.close()
+        raise

@@ -1,0 +1,211 @@
+"""The manifest: the saved state's place in the pool, and when it is written.
+
+It lies in pool slots of owner "manifest": two halves, written in turn, of which the one with the higher sequence and a right checksum
+counts. A half is published by the store of its sequence, the last of all, so that a process killed while it writes leaves the other half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import struct
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+
+from nvme_async.dma import DmaBuffer, Pool
+from nvme_async.errors import InvalidSavedState, NvmeError
+from nvme_async.keepalive import state as saved
+from nvme_async.keepalive.state import DeviceIdentity, NamespaceState, Phase, QueueState, RegisterState, RegistrationState, State
+
+if TYPE_CHECKING:
+    from nvme_async.controller import Controller
+    from nvme_async.queue_pair import QueuePair
+
+log = logging.getLogger("nvme_async")
+
+OWNER = "manifest"
+_MAGIC = b"NVMEMANI"
+_VERSION = 1
+# magic, version, reserved, sequence, length, sha256 of sequence, length and body
+_HEADER = struct.Struct("<8sIIQQ32s")
+_SEQUENCE_AT = 16
+_FIRST_HALF = 64 << 10
+
+
+def _digest(sequence: int, body: Any) -> bytes:
+    digest = hashlib.sha256(struct.pack("<QQ", sequence, len(body)))
+    digest.update(body)
+    return digest.digest()
+
+
+def _read_half(half: memoryview) -> tuple[int, bytes] | str:
+    """(sequence, body), or what is wrong with it."""
+    magic, version, _, sequence, length, digest = _HEADER.unpack_from(half)
+    if magic != _MAGIC:
+        return "it is no manifest"
+    if sequence == 0:
+        return "it was being written"
+    if version != _VERSION:
+        return f"it has version {version}, this release knows {_VERSION}"
+    if length > len(half) - _HEADER.size:
+        return f"it is truncated: {length} bytes in {len(half)}"
+    body = bytes(half[_HEADER.size : _HEADER.size + length])
+    if _digest(sequence, body) != digest:
+        return "its checksum is wrong: it was altered"
+    return sequence, body
+
+
+def find(pool: Pool) -> tuple[int, int, bytes]:
+    """(slot offset, sequence, body) of the manifest that counts. InvalidSavedState when the pool has none. Changes nothing."""
+    best: tuple[int, int, bytes] | None = None
+    problems = []
+    with memoryview(_window(pool)) as window:
+        for slot in pool.slots():
+            if slot.owner != OWNER:
+                continue
+            half = slot.nbytes // 2
+            for at in (slot.offset, slot.offset + half):
+                found = _read_half(window[at : at + half])
+                if isinstance(found, str):
+                    problems.append(found)
+                elif best is None or found[0] > best[1]:
+                    best = (slot.offset, *found)
+    if best is None:
+        why = f" ({'; '.join(dict.fromkeys(problems))})" if problems else ""
+        raise InvalidSavedState(f"pool {pool.name!r} has no manifest{why}")
+    return best
+
+
+def _window(pool: Pool) -> Any:
+    """The whole pool, read only."""
+    import mmap
+
+    return mmap.mmap(pool.fd, pool.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
+
+
+class Manifest:
+    """The manifest of one pool, for writing. Owner of its slot; on the controller's home loop."""
+
+    def __init__(self, pool: Pool, buffer: DmaBuffer | None = None, sequence: int = 0) -> None:
+        """buffer, sequence: as found, for a successor; else a new slot is made."""
+        self._pool = pool
+        self._buffer = buffer or pool.alloc(2 * _FIRST_HALF, owner=OWNER, persistent=True)
+        self.sequence = sequence
+        self.body = b""
+
+    def write(self, body: bytes) -> None:
+        """Replaces what is there; OutOfDmaMemory when it has grown and the pool has no room. Killed at any instruction, either counts."""
+        half = self._buffer.nbytes // 2
+        if len(body) + _HEADER.size > half:
+            half = -(-(len(body) + _HEADER.size) * 2 // 4096) * 4096
+            larger = self._pool.alloc(2 * half, owner=OWNER, persistent=True)
+            before, self._buffer = self._buffer, larger
+            self._write(body, half)
+            before.free()
+        else:
+            self._write(body, half)
+        self.body = body
+
+    def _write(self, body: bytes, half: int) -> None:
+        sequence = self.sequence + 1
+        at = (sequence & 1) * half
+        with memoryview(self._buffer)[at : at + half] as view, view[_SEQUENCE_AT : _SEQUENCE_AT + 8].cast("Q") as published:
+            published[0] = 0
+            view[_HEADER.size : _HEADER.size + len(body)] = body
+            view[:_SEQUENCE_AT] = struct.pack("<8sII", _MAGIC, _VERSION, 0)
+            view[_SEQUENCE_AT + 8 : _HEADER.size] = struct.pack("<Q32s", len(body), _digest(sequence, body))
+            published[0] = sequence
+        self.sequence = sequence
+
+
+class Recorder:
+    """Keeps a controller's manifest up to date. On its home loop."""
+
+    def __init__(self, controller: Controller, manifest: Manifest) -> None:
+        self._controller = controller
+        self.manifest = manifest
+        self.extra: dict[str, Any] = {}
+        self._namespaces: dict[int, tuple[Any, NamespaceState]] = {}
+        self._identify: tuple[Any, bytes] = (None, b"")
+
+    def record(self, phase: Phase = "live", *, quiesced: bool = False) -> None:
+        """Writes the state as it is now; not while the controller is being saved, then what the save wrote counts. OutOfDmaMemory if the pool
+        is full."""
+        if self._controller.state == "saving" and not quiesced:
+            return
+        self.manifest.write(saved.encode(self.snapshot(phase, quiesced=quiesced)))
+
+    def note(self, phase: Phase = "live") -> None:
+        """record(), where a failure must not end what is going on: what was written before still counts."""
+        try:
+            self.record(phase)
+        except (NvmeError, OSError, ValueError) as error:
+            log.warning("%s: the saved state could not be brought up to date: %s", self._controller.uri, error)
+
+    def snapshot(self, phase: Phase = "live", *, quiesced: bool = False) -> State:
+        controller = self._controller
+        queues, memory, identify, ids = controller.queues, controller.memory, controller.identify, controller.device.ids
+        assert memory is not None
+        return State(
+            uri=controller.uri,
+            pid=os.getpid(),
+            written=round(time.time(), 3),
+            phase=phase,
+            quiesced=quiesced,
+            pool_id=memory.pools[0].id,
+            decision=controller.decision,
+            device=DeviceIdentity(
+                vendor=ids.vendor,
+                device=ids.device,
+                subsystem_vendor=ids.subsystem_vendor,
+                subsystem=ids.subsystem,
+                class_code=ids.class_code,
+                revision=ids.revision,
+                serial=identify.sn,
+                model=identify.mn,
+                firmware=identify.fr,
+            ),
+            registers=RegisterState(**cast(Any, controller.registers.programmed)),
+            identify=self._identify_bytes(),
+            namespaces=[self._namespace(namespace) for namespace in controller.namespaces.values()],
+            max_transfer=queues.maker.max_transfer,
+            queue_limit=queues.limit,
+            queues=[self._queue(queue) for queue in queues.all()],
+            unsettled=[*(self._queue(queue) for queue in queues.unsettled), *queues.inherited.values()],
+            shadow_offset=queues.maker.shadow_offset,
+            vectors=len(queues.maker.event_fds),
+            registrations=[RegistrationState(iova=iova, nbytes=nbytes) for iova, nbytes in memory.foreign_mappings()],
+            options=attrs.asdict(controller.options),
+            device_state=controller.device.save(),
+            extra=self.extra,
+        )
+
+    def _identify_bytes(self) -> bytes:
+        identify = self._controller.identify
+        if self._identify[0] is not identify:
+            self._identify = (identify, identify.encode())
+        return self._identify[1]
+
+    def _namespace(self, namespace: Any) -> NamespaceState:
+        known = self._namespaces.get(namespace.nsid)
+        if known is None or known[0] is not namespace.identify:
+            known = (namespace.identify, NamespaceState(nsid=namespace.nsid, identify=namespace.identify.encode()))
+            self._namespaces[namespace.nsid] = known
+        return known[1]
+
+    @staticmethod
+    def _queue(queue: QueuePair) -> QueueState:
+        hot = queue.hot
+        return QueueState(
+            qid=hot.qid,
+            offset=hot.memory.offset,
+            entries=hot.entries,
+            vector=queue.vector,
+            interrupts=queue.interrupts,
+            max_transfer=hot.max_transfer,
+            shadow=hot.has_shadow_doorbells,
+            worker=queue.worker,
+        )

@@ -1,0 +1,342 @@
+"""The successor's half: going on with a controller that runs, from its bundle.
+
+    prepare   the pool and the saved state, without the device: may be done while the predecessor still works
+    connect   the device, and whether it is the one that was saved, in the state that was saved
+    commit    memory, queue pairs, namespaces, the predecessor's commands; the drain barrier stands
+
+Until commit has checked everything nothing is changed, neither at the controller nor in the pool, so a refusal leaves both as they were.
+No Identify command is sent, no queue is created and CC is not written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import attrs
+
+from nvme_async import _hotpath
+from nvme_async._tasks import in_thread
+from nvme_async.controller import Controller
+from nvme_async.device import Device, parse_uri, resume_device
+from nvme_async.dma import DmaBuffer, Pool, Slot
+from nvme_async.errors import ConfigurationError, ControllerGone, InvalidSavedState, RestoreRefused
+from nvme_async.keepalive import fresh, manifest
+from nvme_async.keepalive import state as saved
+from nvme_async.keepalive.adopted import Adopted
+from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.manifest import Manifest
+from nvme_async.keepalive.settle import Settlement
+from nvme_async.keepalive.state import QueueState, State
+from nvme_async.memory import DeviceMemory
+from nvme_async.namespace import Namespace
+from nvme_async.options import Options
+from nvme_async.queue_pair import QueuePair
+from nvme_async.registers import Registers
+from nvme_async.spec import commands
+from nvme_async.spec.identify import IdentifyController, IdentifyNamespace
+from nvme_async.spec.opcodes import Feature
+from nvme_async.spec.registers import Cap, Csts, Register, Vs
+
+log = logging.getLogger("nvme_async")
+T = TypeVar("T")
+Policy = Literal["refuse", "fresh"]
+
+# A harmless command for each kind of queue: see ext/hotpath/adopt.h.
+_SETTLE_ADMIN = commands.get_features(Feature.NUMBER_OF_QUEUES).pack()
+
+
+async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Any) -> Controller:
+    """Goes on with the running controller that `bundle` stands for. The bundle stays the caller's; what is needed of it is duplicated.
+
+    options: as for nvme_async.open(); those not given are the predecessor's. keepalive=False, or policy="fresh" where a live restore isn't
+    possible: the controller is reset first, then the predecessor's memory is freed, then the controller is brought up afresh; `adopted.lost`
+    says which commands were out.
+    Returns at once; new I/O waits until the predecessor's has completed (`controller.adopted`).
+
+    Raises RestoreRefused with the reason, the controller left as it was; ConfigurationError for options; ControllerError when the fresh
+    bring-up fails.
+    """
+    if policy not in ("refuse", "fresh"):
+        raise ConfigurationError(f"policy is {policy!r}, neither 'refuse' nor 'fresh'")
+    if options.get("keepalive", True) is False:
+        return await fresh.reclaim(bundle, options, "keepalive is off in the new process")
+    restoration = Restoration(bundle.duplicate(), options)
+    try:
+        return await restoration.run()
+    except RestoreRefused as refused:
+        if policy == "refuse" or "pool" not in bundle.descriptors:
+            raise
+        log.warning("%s: %s; brought up afresh", bundle.uri, refused)
+        return await fresh.reclaim(bundle, options, str(refused))
+
+
+def _merge(state: State, given: dict[str, Any]) -> Options:
+    known = {field.name for field in attrs.fields(Options)}
+    return Options.of({name: value for name, value in state.options.items() if name in known} | given | {"keepalive": True})
+
+
+class Restoration:
+    """One attempt. Owner of `bundle` until run() or commit() is over, or abort()."""
+
+    def __init__(self, bundle: Bundle, options: dict[str, Any]) -> None:
+        self._bundle = bundle
+        self._given = options
+        self.uri = bundle.uri
+        self.pool: Pool | None = None
+        self.device: Device | None = None
+        self.state: State = None  # type: ignore[assignment]  # known after prepare()
+        self.touched = False
+        """Has commit begun to change something? Then only a reset helps if it fails."""
+        self._body = b""
+        self._found: tuple[int, int] = (0, 0)
+        self._identify: IdentifyController | None = None
+        self._namespaces: dict[bytes, IdentifyNamespace] = {}
+
+    async def run(self) -> Controller:
+        """All of it."""
+        try:
+            self.prepare()
+            await self.connect()
+            controller = await self.commit()
+        except BaseException as error:
+            self.abort()
+            raise self.refusal(error) from error
+        return controller
+
+    def refusal(self, error: BaseException) -> BaseException:
+        """What to raise for what went wrong: RestoreRefused where nothing was changed."""
+        if isinstance(error, (InvalidSavedState, _hotpath.QueueStateError, ControllerGone)) and not self.touched:
+            return RestoreRefused(f"{self.uri}: {error}")
+        return error
+
+    def abort(self) -> None:
+        """Drops what was taken up; the controller and the pool stay as they are."""
+        if self.pool is not None and not self.pool.detached and not self.pool.closed:
+            self.pool.detach()
+        device, self.device = self.device, None
+        if device is not None:
+            device.detach()
+        self._bundle.close()
+
+    def _refuse(self, why: str) -> RestoreRefused:
+        return RestoreRefused(f"{self.uri}: {why}")
+
+    # -- prepare -----------------------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Maps the pool and reads what was saved. No device is needed, and nothing is changed."""
+        fd = self._bundle.descriptors.get("pool")
+        if fd is None:
+            raise self._refuse("the private pool is missing: there is no descriptor named pool beside the controller's")
+        self.pool = Pool.attach(fd)
+        self._read(self.pool)
+
+    def _read(self, pool: Pool) -> None:
+        offset, sequence, body = manifest.find(pool)
+        self._found = (offset, sequence)
+        if body == self._body:
+            return
+        self.state, self._body = saved.decode(body), body
+        state = self.state
+        if state.pool_id != pool.id:
+            raise self._refuse(f"the saved state is about pool {state.pool_id}, this is pool {pool.id}")
+        if parse_uri(state.uri) != parse_uri(self.uri):
+            raise self._refuse(f"the saved state is about {state.uri}")
+        if state.phase != "live":
+            raise self._refuse(f"the predecessor (pid {state.pid}) ended with its controller {state.phase}")
+        if not state.queues or state.queues[0].qid != 0:
+            raise self._refuse("the saved state has no admin queue")
+        self._identify = IdentifyController.decode(state.identify)
+        for namespace in state.namespaces:
+            if namespace.identify not in self._namespaces:
+                self._namespaces[namespace.identify] = IdentifyNamespace.decode(namespace.identify)
+
+    # -- connect -----------------------------------------------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Takes the device up and compares it with what was saved: ids, registers, and that it runs."""
+        state = self.state
+        fds = {name: os.dup(fd) for name, fd in self._bundle.part("device.").items()}
+        self.device = device = await in_thread(self._resume, fds)
+        ids = state.device
+        expected = (ids.vendor, ids.device, ids.subsystem_vendor, ids.subsystem, ids.class_code, ids.revision)
+        actual = attrs.astuple(device.ids)
+        if actual != expected:
+            raise self._refuse(f"another device is there: {device.ids}, saved was {type(device.ids)(*expected)}")
+        await self.check_registers()
+
+    def _resume(self, fds: dict[str, int]) -> Device:
+        self.device = resume_device(self.uri, fds, self.state.device_state)
+        return self.device
+
+    async def check_registers(self) -> None:
+        device = self.device
+        assert device is not None
+
+        def read() -> tuple[int, dict[str, int]]:
+            return device.read32(Register.CSTS), Registers(device).read_all()
+
+        csts, registers = await _call(device, read)
+        if csts == 0xFFFF_FFFF:
+            raise self._refuse("registers read all-ones, the device is gone")
+        status = Csts.from_int(csts)
+        if not status.rdy or not registers["cc"] & 1:
+            raise self._refuse(f"the controller was found disabled (CC {registers['cc']:#x}, CSTS {csts:#x})")
+        if status.cfs:
+            raise self._refuse(f"the controller has failed (CSTS.CFS, CSTS {csts:#x})")
+        for name, value in registers.items():
+            was = getattr(self.state.registers, name)
+            if value != was:
+                raise self._refuse(f"{name.upper()} reads {value:#x}, saved was {was:#x}: another controller, or other limits")
+
+    # -- commit ------------------------------------------------------------------------------------------------------------------------
+
+    async def commit(self) -> Controller:
+        """Takes the controller over. The predecessor touches it no more."""
+        pool, device = self.pool, self.device
+        assert pool is not None
+        pool.refresh()
+        self._read(pool)
+        if device is None:
+            await self.connect()
+            device = self.device
+        assert device is not None
+        state = self.state
+        controller = Controller(device, _merge(state, self._given))
+        controller.cap, controller.vs = Cap.from_int(state.registers.cap), Vs.from_int(state.registers.vs)
+        controller.registers.programmed = attrs.asdict(state.registers, filter=lambda field, _: field.name != "extra")
+        assert self._identify is not None
+        controller.identify = self._identify
+        controller.decision = state.decision
+        self._vectors(controller)
+        try:
+            buffer = pool.claim(self._found[0])
+            queues = self._queues(controller, pool)
+            # From here on the pool and the rings are changed.
+            self.touched = True
+            controller.state = "ready"
+            self._namespaces_of(controller)
+            events = self._adopt(controller, queues)
+            Settlement(controller, state).begin()
+            controller.keep(Manifest(pool, buffer, self._found[1]))
+            if controller.recorder is not None:
+                controller.recorder.extra = state.extra
+            controller.listener.start(events)
+            controller.watch(True)
+        except BaseException:
+            pool.detach()
+            for queue in controller.queues.all():
+                queue.deaf()
+                _hotpath.hand_over(queue.hot, RestoreRefused("the restore failed"), RestoreRefused("the restore failed"))
+            controller.queues.maker.close_vectors()
+            raise
+        self.pool = self.device = None
+        self._bundle.close()
+        return controller
+
+    def _vectors(self, controller: Controller) -> None:
+        fds = self._bundle.part("irq.")
+        missing = [vector for vector in range(self.state.vectors) if str(vector) not in fds]
+        if missing:
+            raise self._refuse(f"the eventfds of vectors {missing} are missing")
+        controller.queues.maker.adopt_vectors([os.dup(fds[str(vector)]) for vector in range(self.state.vectors)])
+
+    def _queues(self, controller: Controller, pool: Pool) -> list[QueuePair]:
+        """Objects for the queue pairs, checked, and still without any effect."""
+        state, queues = self.state, controller.queues
+        memory = DeviceMemory(
+            controller.device, pool_bytes=controller.options.pool_bytes, hugepages=controller.options.hugepages, adopt=pool
+        )
+        memory.in_use = queues.uses
+        memory.inherit([(registration.iova, registration.nbytes) for registration in state.registrations])
+        controller.memory = memory
+        queues.begin_restored(
+            limit=state.queue_limit,
+            max_transfer=state.max_transfer,
+            used=[queue.qid for queue in [*state.queues, *state.unsettled]],
+            shadow=None if state.shadow_offset is None else self._claim(pool, state.shadow_offset, "the shadow doorbells"),
+        )
+        chunks: dict[str, list[Slot]] = {}
+        for slot in pool.slots():
+            if slot.owner.startswith("bounce "):
+                chunks.setdefault(slot.owner, []).append(slot)
+        found = [self._queue(controller, pool, description, chunks.get(f"bounce {description.qid}", [])) for description in state.queues]
+        admin = found[0]
+        if (admin.hot.sq_iova, admin.hot.cq_iova) != (state.registers.asq, state.registers.acq):
+            raise self._refuse("the controller's admin queue isn't where the saved state has it")
+        return found
+
+    def _claim(self, pool: Pool, offset: int, what: str) -> DmaBuffer:
+        try:
+            return pool.claim(offset)
+        except ValueError as error:
+            raise self._refuse(f"the memory of {what} isn't in the pool: {error}") from None
+
+    def _queue(self, controller: Controller, pool: Pool, description: QueueState, chunks: list[Slot]) -> QueuePair:
+        qid, queues = description.qid, controller.queues
+        memory = self._claim(pool, description.offset, f"queue {qid}")
+        facts = _hotpath.check_queue(memory, qid)
+        if (facts["entries"], facts["vector"]) != (description.entries, description.vector):
+            raise self._refuse(f"queue {qid} has {facts['entries']} entries and vector {facts['vector']} in the pool, others were saved")
+        if description.vector >= self.state.vectors:
+            raise self._refuse(f"queue {qid} uses vector {description.vector}, of {self.state.vectors}")
+        try:
+            queue = queues.maker.wrap(memory, facts, description.max_transfer, controller.loop, attach=True)
+        except ValueError as error:
+            raise self._refuse(f"queue {qid}: {error}") from None
+        queue.worker = description.worker
+        queues.attach(queue)
+        if description.shadow:
+            queues.maker.use_shadow(queue.hot)
+        try:
+            found = _hotpath.look_at_queue(queue.hot)
+        except _hotpath.QueueStateError as error:
+            raise self._refuse(f"queue {qid}: {error}") from None
+        owned: dict[int, int] = found["bounce"]
+        bounce = queues.maker.bounce_of(qid)
+        for slot in chunks:
+            size = 4096 << slot.tag
+            inside = {offset for offset in owned if slot.offset <= offset < slot.offset + slot.nbytes}
+            if slot.tag > 12 or any(owned[offset] != slot.tag or (offset - slot.offset) % size for offset in inside):
+                raise self._refuse(f"queue {qid}: bounce pages at {slot.offset:#x} aren't cut as its commands have it")
+            bounce.add_chunk(pool.claim(slot.offset), slot.tag, slot.nbytes // size, inside)
+            for offset in inside:
+                del owned[offset]
+        if owned:
+            raise self._refuse(f"queue {qid}: commands own bounce pages that aren't in the pool: {sorted(map(hex, owned))}")
+        return queue
+
+    def _namespaces_of(self, controller: Controller) -> None:
+        for description in self.state.namespaces:
+            namespace = Namespace(controller, description.nsid)
+            namespace._update(self._namespaces[description.identify])
+            controller.namespaces[description.nsid] = namespace
+
+    def _adopt(self, controller: Controller, queues: list[QueuePair]) -> list[_hotpath.Request]:
+        """The predecessor's commands become ours; the admin queue first, whose completions nobody has looked at. Returns its event requests."""
+        events: list[_hotpath.Request] = []
+        adopted = controller.adopted
+        settle_io = commands.flush(min(controller.namespaces)).pack() if controller.namespaces else None
+        for queue in queues:
+            found, own, requests = _hotpath.adopt(queue.hot, Adopted, adopted._finished, settle_io if queue.qid else _SETTLE_ADMIN)
+            adopted._add(found, own)
+            events += requests
+        for queue in queues:
+            controller.queues.listen(queue)
+            queue.hot.reap()
+            queue.watch()
+        controller.queues.admin.hot.hold(False)
+        if adopted.draining:
+            log.info("%s: new I/O waits for %d commands of the predecessor", controller.uri, len(adopted._out))
+            adopted.on_drained = lambda: controller.queues.lift("drain")
+        else:
+            controller.queues.lift("drain")
+        controller.queues.first_restored(controller.loop)
+        return events
+
+
+async def _call(device: Device, function: Callable[[], T]) -> T:
+    return function() if device.direct else await in_thread(function)

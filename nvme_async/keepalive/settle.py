@@ -1,0 +1,111 @@
+"""What a successor tidies up while it already serves: the drain, half-made queue pairs, the predecessor's mappings, memory without an owner."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from nvme_async.dma import Pool, Slot
+from nvme_async.errors import CommandError, NvmeError
+from nvme_async.keepalive import manifest
+from nvme_async.keepalive.state import State
+from nvme_async.spec import commands
+
+if TYPE_CHECKING:
+    from nvme_async.controller import Controller
+
+log = logging.getLogger("nvme_async")
+
+_FIRST_LOOK = 0.0005
+_LAST_LOOK = 0.05
+
+
+class Settlement:
+    """Of one restored controller, on its home loop; ends by itself, or with stop()."""
+
+    def __init__(self, controller: Controller, state: State) -> None:
+        self._controller = controller
+        self._state = state
+        self._task: asyncio.Task[None] | None = None
+        assert controller.memory is not None
+        self._pool = controller.memory.pools[0]
+
+    def begin(self) -> None:
+        """After the predecessor's commands were adopted."""
+        self._free_what_nobody_used()
+        self._controller.queues.inherited = {queue.qid: queue for queue in self._state.unsettled}
+        self._controller.settlement = self
+        self._task = self._controller.loop.create_task(self._run(), name=f"{self._controller.uri} settlement")
+
+    async def wait(self) -> None:
+        """Until all is tidy, or the controller is no more."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        controller = self._controller
+        try:
+            await self._until(lambda: not controller.adopted.draining)
+            if controller.memory is not None:
+                controller.memory.forget_inherited()
+            await self._until(lambda: controller.adopted.settled)
+            for qid in list(controller.queues.inherited):
+                await self._undo(qid)
+        except NvmeError as error:
+            log.warning("%s: tidying up after the predecessor: %s", controller.uri, error)
+
+    async def _until(self, done) -> None:  # type: ignore[no-untyped-def]
+        """Looks at the completion rings meanwhile: some are without interrupts, and an interrupt may have gone to the predecessor."""
+        pause = _FIRST_LOOK
+        while not done():
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LAST_LOOK)
+            for queue in self._controller.queues.all():
+                if queue.loop is self._controller.loop:
+                    queue.hot.reap()
+
+    async def _undo(self, qid: int) -> None:
+        """The predecessor was creating or deleting this queue pair: whatever the controller knows of it, it is to know nothing."""
+        controller = self._controller
+        for command in (commands.delete_io_sq(qid), commands.delete_io_cq(qid)):
+            try:
+                await controller.admin_queue.submit(command)
+            except CommandError as error:
+                log.debug("%s: unfinished queue %d: %s", controller.uri, qid, error)
+        for slot in self._pool.slots():
+            if slot.owner in (f"queue {qid}", f"bounce {qid}") and slot.state == "pending-restore":
+                self._pool.reclaim(slot.offset)
+        controller.queues.give_back(qid)
+        controller.note()
+
+    def _free_what_nobody_used(self) -> None:
+        """Memory that the predecessor had taken for something which the controller was never told of."""
+        known = {queue.qid for queue in [*self._state.queues, *self._state.unsettled]}
+        for slot in _pending(self._pool):
+            kind, _, number = slot.owner.partition(" ")
+            ours = slot.owner == manifest.OWNER or (kind in ("queue", "bounce") and number.isdigit() and int(number) not in known)
+            if ours or (kind == "queue" and number.isdigit() and self._is_double(slot, int(number))):
+                self._pool.reclaim(slot.offset)
+
+    def _is_double(self, slot: Slot, qid: int) -> bool:
+        """A second allocation for a queue pair that is known to lie elsewhere."""
+        return all(slot.offset != queue.offset for queue in [*self._state.queues, *self._state.unsettled] if queue.qid == qid)
+
+
+def _pending(pool: Pool) -> list[Slot]:
+    return [slot for slot in pool.slots() if slot.state == "pending-restore"]
+
+
+def validate(pool: Pool) -> list[Slot]:
+    """What nobody claimed; its pages stay out of use from now on, for a controller might still write there."""
+    found = _pending(pool)
+    for slot in found:
+        pool.mark_leaked(slot.offset)
+    return found

@@ -1,0 +1,198 @@
+"""What is saved of a controller beside the pool's own structures: static facts, as types, and as JSON text.
+
+The format is docs/keepalive.md's. A field that this version doesn't know is kept and written back, so that a state survives a round trip
+through an older release. `format` is raised when something is added, `readable_by` only when older releases would misunderstand the rest:
+a release reads whatever says that it is readable by its own format.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from typing import Any, Literal, TypeVar, cast
+
+import attrs
+import cattrs
+
+from nvme_async.errors import InvalidSavedState
+
+FORMAT = 1
+READABLE_BY = 1
+
+Phase = Literal["live", "resetting", "failed", "closing"]
+T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class _Part:
+    extra: dict[str, Any] = attrs.field(factory=dict)
+    """Fields of a newer release, as they were read."""
+
+
+@attrs.frozen(kw_only=True)
+class DeviceIdentity(_Part):
+    """PCI configuration space, and Identify Controller: what tells this drive from any other."""
+
+    vendor: int
+    device: int
+    subsystem_vendor: int
+    subsystem: int
+    class_code: int
+    revision: int
+    serial: str
+    model: str
+    firmware: str
+
+
+@attrs.frozen(kw_only=True)
+class RegisterState(_Part):
+    """Registers that must read the same at a restore."""
+
+    cap: int
+    vs: int
+    cc: int
+    aqa: int
+    asq: int
+    acq: int
+
+
+@attrs.frozen(kw_only=True)
+class QueueState(_Part):
+    """One queue pair; everything that changes with each command is in its header in the pool.
+
+    offset: of its allocation in the pool. max_transfer: bytes of one command. shadow: its doorbells are in the shadow buffer.
+    worker: name of the thread whose loop used it.
+    """
+
+    qid: int
+    offset: int
+    entries: int
+    vector: int
+    interrupts: bool
+    max_transfer: int
+    shadow: bool
+    worker: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class NamespaceState(_Part):
+    """identify: Identify Namespace, 4096 bytes."""
+
+    nsid: int
+    identify: bytes
+
+
+@attrs.frozen(kw_only=True)
+class RegistrationState(_Part):
+    """Memory of the process that wrote this, mapped at the device: to be unmapped once no command uses it."""
+
+    iova: int
+    nbytes: int
+
+
+@attrs.frozen(kw_only=True)
+class State(_Part):
+    """Attributes:
+    format, readable_by: see the module.
+    uri: the device address.
+    pid, written: who wrote this, and when (seconds since the epoch).
+    phase: "live", or why there can be no live restore: the writer was about to reset or close the controller, or it had failed.
+    quiesced: written by a planned save: nothing was left half done.
+    pool_id: the pool that this is about.
+    decision: why keepalive ran.
+    queue_limit: I/O queue pairs that the controller granted.
+    queues: the admin queue pair first.
+    unsettled: queue pairs that were being created or deleted: the controller may or may not know them.
+    shadow_offset: of the Doorbell Buffer Config memory in the pool, None = not in use.
+    vectors: MSI-X vectors with an eventfd.
+    options: those of the Controller.
+    device_state: what Device.save() said.
+    """
+
+    format: int = FORMAT
+    readable_by: int = READABLE_BY
+    uri: str
+    pid: int
+    written: float
+    phase: Phase = "live"
+    quiesced: bool = False
+    pool_id: str
+    decision: str = ""
+    device: DeviceIdentity
+    registers: RegisterState
+    identify: bytes
+    namespaces: list[NamespaceState]
+    max_transfer: int
+    queue_limit: int
+    queues: list[QueueState]
+    unsettled: list[QueueState] = attrs.field(factory=list)
+    shadow_offset: int | None = None
+    vectors: int
+    registrations: list[RegistrationState] = attrs.field(factory=list)
+    options: dict[str, Any] = attrs.field(factory=dict)
+    device_state: dict[str, Any] = attrs.field(factory=dict)
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(prefer_attrib_converters=False)
+    # Identify data is mostly zeroes.
+    converter.register_unstructure_hook(bytes, lambda data: base64.b64encode(zlib.compress(data)).decode())
+    converter.register_structure_hook(bytes, lambda text, _: zlib.decompress(base64.b64decode(text, validate=True)))
+    converter.register_structure_hook(int | None, lambda value, _: None if value is None else int(value))
+
+    def structure_part(value: Any, cls: type[T]) -> T:
+        if not isinstance(value, dict):
+            raise TypeError(f"{cls.__name__} is an object, not {type(value).__name__}")
+        fields = {field.name: field for field in attrs.fields(cast(Any, cls))}
+        known: dict[str, Any] = {}
+        extra = {}
+        for name, item in value.items():
+            if name in fields and name != "extra":
+                known[name] = converter.structure(item, types[cls][name])
+            else:
+                extra[name] = item
+        return cast(Any, cls)(**known, extra=extra)  # type: ignore[no-any-return]
+
+    def unstructure_part(part: Any) -> dict[str, Any]:
+        plain = {
+            field.name: converter.unstructure(getattr(part, field.name))
+            for field in attrs.fields(type(part))
+            if field.name != "extra"
+        }
+        return plain | cast(dict[str, Any], part.extra)
+
+    types: dict[Any, dict[str, Any]] = {}
+    for cls in (DeviceIdentity, RegisterState, QueueState, NamespaceState, RegistrationState, State):
+        attrs.resolve_types(cls)
+        types[cls] = {field.name: field.type for field in attrs.fields(cls)}
+        converter.register_structure_hook(cls, structure_part)
+        converter.register_unstructure_hook(cls, unstructure_part)
+    return converter
+
+
+_converter = _make_converter()
+
+
+def encode(state: State) -> bytes:
+    """As JSON, one line."""
+    return json.dumps(_converter.unstructure(state), separators=(",", ":"), sort_keys=True).encode()
+
+
+def decode(text: bytes) -> State:
+    """From JSON. InvalidSavedState that says what is wrong with it."""
+    try:
+        plain = json.loads(text)
+    except ValueError as error:
+        raise InvalidSavedState(f"the saved state is no JSON: {error}") from None
+    if not isinstance(plain, dict) or not isinstance(plain.get("readable_by"), int):
+        raise InvalidSavedState("the saved state is no controller's state: it doesn't say who can read it")
+    if plain["readable_by"] > FORMAT:
+        raise InvalidSavedState(
+            f"the saved state is of format {plain.get('format')}, readable by {plain['readable_by']} and later; this release reads {FORMAT}"
+        )
+    try:
+        return _converter.structure(plain, State)
+    except Exception as error:  # whatever the converters of the parts raise
+        reason = "; ".join(cattrs.transform_error(error)) if isinstance(error, cattrs.BaseValidationError) else repr(error)
+        raise InvalidSavedState(f"the saved state makes no sense: {reason}") from error
