@@ -12,7 +12,7 @@ help:
 	@echo "make test      build, then run the tests"
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
-	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages), and make test-interop"
+	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
 	@echo "make test-interop  the Linux kernel's driver on emulated controllers, in a virtual machine"
 	@echo "make vm-compare  this driver beside fio and caio in that machine"
 	@echo "make torture   kill -9 torture, long version"
@@ -42,7 +42,6 @@ lint: $(VENV)/.built
 # No native build on the host: the lab builds a wheel with the guest's own compiler. VM='-- -k identify' passes arguments on.
 test-vm: $(VENV)/.deps
 	$(BIN)/python tests/vm/run.py $(VM)
-	$(MAKE) test-interop
 
 # INTEROP='-- -k fio' passes arguments on; INTEROP=--require makes it an error when the QEMU it needs can't be had.
 test-interop: $(VENV)/.built
