@@ -7,8 +7,11 @@ awaits it, each with a queue pair of its own; nothing of one loop's queue pair i
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -157,10 +160,24 @@ class Controller(Keeping):
         """Shuts down: no new commands, those that are out get `drain_timeout`, queues deleted, CC.SHN, CC.EN=0, memory and device released.
 
         Waiters that are still there when the reset is over end with QueueShutdown; until then no buffer is let go. Runs to its end even
-        if the caller is cancelled. Closing twice is fine.
+        if the caller is cancelled. Closing twice is fine. From any loop, also when the controller's own was closed.
         """
         self._closing = True
+        if self.loop.is_closed():
+            self._inherit()
         await self.at_home(lambda: finish(self._close))
+
+    def _inherit(self) -> None:
+        """The home has ended without closing the controller: the running loop has to do it, without the queues, whose futures were that
+        loop's."""
+        self.loop = asyncio.get_running_loop()
+        self._lock = asyncio.Lock()
+        self._watched = -1
+        self.recovery = Recovery(self)
+        self.listener.forget()
+        if self.state != "closed":
+            self.state = "failed"
+            self.failure = QueueShutdown(f"{self.uri}: the event loop that opened this controller has ended")
 
     async def _close(self, keep_device: bool = False) -> Device | None:
         async with self._lock:
@@ -336,7 +353,7 @@ class Controller(Keeping):
         async def run() -> T:
             return await make()
 
-        ended = QueueShutdown(f"{self.uri}: {whose} has ended")
+        ended = QueueShutdown(f"{self.uri}: {whose} doesn't run")
         if not loop.is_running():
             raise ended
         coroutine = run()
@@ -358,20 +375,43 @@ class Controller(Keeping):
         return waiter.result()
 
     async def on_owner(self, queue: QueuePair, function: Callable[[], T], *, timeout: float = 10.0) -> T:
-        """Runs function() in the thread of the queue pair's loop; here, if that loop doesn't run. ControllerTimeout if that thread is stuck."""
-        if queue.loop is asyncio.get_running_loop() or not queue.loop.is_running():
-            return function()
+        """Runs function() in the thread of the queue pair's loop; here, if that loop doesn't run.
 
-        async def run() -> T:
+        ControllerTimeout if that thread is stuck; then function() won't be run.
+        """
+        loop = queue.loop
+        if loop is asyncio.get_running_loop() or not loop.is_running():
             return function()
+        claimed = threading.Lock()  # by who runs it, or sees to it that nobody does
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            if claimed.acquire(blocking=False):
+                try:
+                    done.set_result(function())
+                except BaseException as error:
+                    done.set_exception(error)
 
         try:
-            async with asyncio.timeout(timeout):
-                return await self.elsewhere(queue.loop, run, f"the loop of queue {queue.qid}")
-        except QueueShutdown:
+            loop.call_soon_threadsafe(run)
+        except RuntimeError:  # closed meanwhile
             return function()
-        except TimeoutError:
-            raise ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s") from None
+        waiter = asyncio.wrap_future(done)
+        limit, pause = time.monotonic() + timeout, 0.001
+        try:
+            while not waiter.done():
+                await asyncio.wait([waiter], timeout=pause)
+                pause = min(2 * pause, 0.1)
+                if waiter.done():
+                    break
+                if not loop.is_running() and claimed.acquire(blocking=False):
+                    return function()
+                if time.monotonic() >= limit and claimed.acquire(blocking=False):
+                    raise ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s")
+        except asyncio.CancelledError:
+            claimed.acquire(blocking=False)
+            raise
+        return waiter.result()
 
     # -- commands ----------------------------------------------------------------------------------------------------------------------
 

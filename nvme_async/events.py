@@ -80,6 +80,11 @@ class EventListener:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    def forget(self) -> None:
+        """The loop that it ran on was closed, and its task and its subscribers with it."""
+        self._task = None
+        self._subscribers.clear()
+
     def end(self) -> None:
         """Subscribers' iterations end."""
         self._ended = True

@@ -209,7 +209,7 @@ class QueueSet:
         queue = self.io.get(loop)
         if queue is None:
             neighbour = self.neighbours.get(loop)
-            if neighbour is not None and neighbour.loop.is_running():
+            if neighbour is not None and neighbour.loop.is_running() and not self._has_more():
                 return None
             worker = threading.current_thread().name
             try:
@@ -222,8 +222,13 @@ class QueueSet:
         if queue is None:
             self._share(loop)
             return None
+        self.neighbours.pop(loop, None)
         self.adopt(queue)
         return queue
+
+    def _has_more(self) -> bool:
+        """Could there be a queue pair for one more loop?"""
+        return bool(self._free_qids) or any(loop.is_closed() for loop in list(self.io))
 
     def _share(self, loop: asyncio.AbstractEventLoop) -> None:
         for ended in [one for one in self.neighbours if one.is_closed()]:

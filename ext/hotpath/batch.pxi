@@ -121,6 +121,7 @@ cdef class Batch:
         cdef QueuePair qp = self.qp
         if qp.refusal is not None:
             raise qp.refusal
+        qp.check_thread()
         self.started = True
         if self.b.data == NULL:
             return 0

@@ -246,7 +246,13 @@ cdef class QueuePair:
             request.state = FINISHED
             request.let_go()
             raise self.refusal
+        self.check_thread()
         return not self.held and <int>self.q.n_free > self.n_granted and not self.line
+
+    cdef inline int check_thread(self) except -1:
+        if self.thread and PyThread_get_thread_ident() != self.thread:
+            raise RuntimeError("a request is awaited on the event loop that it was made on, and this one is another thread's")
+        return 0
 
     cdef object stand_in_line(self):
         future = self.create_future()
@@ -681,6 +687,8 @@ cdef class QueuePair:
     def release_all(self):
         """Every command's pages and buffers go back to their owners, and the rings start anew. Only after the controller was reset or is
         known to reach memory no more: nothing else ends its right to write. Waiters must have been told by fail_waiters()."""
+        if not self.has_memory:
+            return
         cdef uint32_t i
         cdef Request request
         cdef Batch batch
@@ -721,6 +729,8 @@ cdef class QueuePair:
             self.has_shadow = False
         PyBuffer_Release(&self.memory_view)
         self.has_memory = False
+        if self.refusal is None:
+            self.refusal = RuntimeError(f"queue pair {self.qid} is closed")
         self.mmio = self.memory = self.shadow = self.doorbell_write = None
         self.flush_callback = self.poll_callback = self.more_callback = None
 

@@ -53,7 +53,7 @@ def leftovers(*, doorbells: bool = True) -> set[str]:
     if not doorbells:
         found = {entry for entry in found if "doorbells" not in entry}
     for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{task}/comm") as comm:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/self/task/{task}/comm") as comm:
             if "nvme" in (name := comm.read().strip()):
                 found.add(f"thread {task}: {name}")
     return found
