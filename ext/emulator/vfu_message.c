@@ -70,7 +70,7 @@ static int do_dma_map(struct vfu_server *server, size_t nbytes, struct vfu_reply
     int error;
     REQUEST(vfu_dma_map, map);
 
-    if (map.flags & ~known || server->conn.n_fds > 1)
+    if (map.argsz < sizeof(map) || map.flags & ~known || server->conn.n_fds > 1)
         return EINVAL;
     error = vfu_dma_map(&server->dma, map.address, map.size, map.offset, map.flags,
                         server->conn.n_fds ? server->conn.fds[0] : -1);
@@ -83,6 +83,8 @@ static int do_dma_unmap(struct vfu_server *server, size_t nbytes, struct vfu_rep
 {
     REQUEST(vfu_dma_unmap, unmap);
 
+    if (unmap.argsz < sizeof(unmap))
+        return EINVAL;
     if (unmap.flags & ~VFU_UNMAP_ALL) /* dirty bitmaps among them */
         return ENOTSUP;
     if (unmap.flags & VFU_UNMAP_ALL) {
@@ -218,6 +220,8 @@ static int do_set_irqs(struct vfu_server *server, size_t nbytes, struct vfu_repl
 {
     REQUEST(vfu_irq_set, set);
 
+    if (set.argsz < sizeof(set))
+        return EINVAL;
     return vfu_irqs_set(&server->irqs, &set, server->conn.payload + sizeof(set), nbytes - sizeof(set), server->conn.fds,
                         server->conn.n_fds);
 }

@@ -59,8 +59,9 @@ async def _serve(controller: EmulatedController, path: str, control: str | None)
 def emulate(path: str, file: str | None, control: str | None, **options: Any) -> None:
     """Serve an emulated NVMe controller over vfio-user.
 
-    Clients come one at a time: this package with vfio-user:PATH, QEMU's vfio-user-pci, SPDK. Prints one line
-    when it is ready and serves until SIGINT or SIGTERM.
+    Clients come one at a time: this package with vfio-user:PATH, QEMU's vfio-user-pci (its guest's memory must be
+    shared: memory-backend-memfd,share=on), SPDK (trtype:VFIOUSER traddr:FOLDER, the socket being FOLDER/cntrl).
+    Prints one line when it is ready and serves until SIGINT or SIGTERM.
     """
     if file is not None and options["medium"] is None:
         options["medium"] = "file"

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import uvloop
 from driving import FAST, leftovers
+from wire import VECTORS, Wire
 
 import nvme_async
 from nvme_async.controller import Controller
+from nvme_async.emulator import EmulatedController
 from nvme_async.namespace import Namespace
 
 OVERRIDE = "NVME_ASYNC_TEST_URIS"
@@ -101,6 +103,21 @@ async def failing(faulty: str, options: dict[str, Any]) -> AsyncIterator[Control
     """A controller whose `faults()` are at the test's disposal."""
     async with nvme_async.open(faulty, **options) as controller:
         yield controller
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[EmulatedController]:
+    """An emulated controller on a socket, for the tests that replay other people's clients."""
+    with EmulatedController(f"size=64MiB,block=512,queues=2,vectors={VECTORS},reactor=own") as controller:
+        # SPDK wants a folder, in which the socket has this name.
+        controller.listen(str(tmp_path / "cntrl"))
+        yield controller
+
+
+@pytest.fixture
+def wire(served: EmulatedController, tmp_path: Path) -> Iterator[Wire]:
+    with Wire(str(tmp_path / "cntrl")) as wire:
+        yield wire
 
 
 @pytest.fixture(autouse=True)
