@@ -154,7 +154,7 @@ async def test_a_controller_that_fails_gets_another_driver(tmp_path: Path) -> No
         with pytest.raises(ControllerFatal, match="command id"):
             await namespace.read(1)
         assert device.state == "failed"
-        assert [event.kind for event in events.seen].count("device-failed") == 3
+        await eventually(lambda: [event.kind for event in events.seen].count("device-failed") == 3)
         await eventually(lambda: device.controller is None)
         await events.close()
 
