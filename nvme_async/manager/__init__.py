@@ -26,5 +26,6 @@ from nvme_async.manager.device import ManagedDevice
 from nvme_async.manager.events import ManagerEvent, Subscription
 from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.manager import Manager
+from nvme_async.manager.servicing import SavedDevices
 
-__all__ = ["ManagedDevice", "ManagedNamespace", "Manager", "ManagerEvent", "Subscription"]
+__all__ = ["ManagedDevice", "ManagedNamespace", "Manager", "ManagerEvent", "SavedDevices", "Subscription"]

@@ -7,6 +7,7 @@ other methods may be called from any loop.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -18,7 +19,8 @@ import attrs
 from nvme_async._open import open_device_async
 from nvme_async.controller import Controller
 from nvme_async.device import Device, parse_uri
-from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, InvalidNamespace, NvmeError, QueueShutdown
+from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, HandedOver, InvalidNamespace, NvmeError, QueueShutdown
+from nvme_async.keepalive import Adopted, Bundle, restore
 from nvme_async.manager.events import Events, Kind, ManagerEvent
 from nvme_async.manager.gate import Gate
 from nvme_async.manager.handles import ManagedNamespace
@@ -87,6 +89,7 @@ class ManagedDevice:
         self._loaded_once = False
         self._repaired: list[float] = []
         self._follower: asyncio.Task[None] | None = None
+        self._followed: Controller | None = None
         self._searcher: asyncio.Task[None] | None = None
 
     @property
@@ -107,14 +110,39 @@ class ManagedDevice:
         """Controller reset. Calls wait, idempotent commands that are out are sent again."""
         await self.mailbox.call("reset", lambda: self._reset(reason))
 
-    async def service(self, **options: Any) -> None:
-        """Replaces the driver without keepalive: shutdown, function level reset, bring-up anew, with other options if any are given.
+    async def service(self, *, keepalive: bool = False, **options: Any) -> None:
+        """Replaces the driver, with other options if any are given. Without keepalive: shutdown, function level reset, bring-up anew. With: a
+        live takeover, in which the controller isn't touched and commands that are out stay out (ConfigurationError if it was opened without).
 
         Calls wait meanwhile. When it fails the device is "failed" and so are the calls; load() or service() may be tried again.
         """
         options = {**self.options, **options}
         Options.of(options)
-        await self.mailbox.call("service", lambda: self._service(options))
+        await self.mailbox.call("service", lambda: self._service_live(options) if keepalive else self._service(options))
+
+    async def save(self, *, timeout: float = 30.0) -> Bundle | None:
+        """Lets go of the running controller, for whoever restores the bundle, which is the caller's. Without keepalive the controller is shut
+        down and there is none. Handles raise HandedOver from then on. If it fails, the device is in service as before.
+
+        ControllerTimeout when another operation holds it up for longer than `timeout` seconds. Once begun it is carried through, within the
+        driver's own limits.
+        """
+        saving = self.mailbox.post("save", self._save)
+        future = asyncio.wrap_future(saving)
+        try:
+            await asyncio.wait([future], timeout=timeout)
+        except asyncio.CancelledError:
+            if not saving.cancel():
+                saving.add_done_callback(_forsake)
+            raise
+        if not future.done() and saving.cancel():
+            running = self.mailbox.inspect()["running"] or {"operation": "its worker", "seconds": timeout}
+            raise ControllerTimeout(f"{self.uri}: not saved within {timeout:g} s, held up by {running['operation']} ({running['seconds']:g} s)")
+        return await future
+
+    async def restore(self, bundle: Bundle) -> None:
+        """Goes on with a saved controller. If that can't be, it is brought up afresh. The bundle stays the caller's."""
+        await self.mailbox.call("restore", lambda: self._restore(bundle))
 
     async def namespace(self, nsid: int) -> ManagedNamespace:
         """The handle of a namespace. InvalidNamespace if it isn't there; ControllerTimeout if the device is busy for longer than the limit."""
@@ -128,6 +156,10 @@ class ManagedDevice:
             if isinstance(error, NvmeError):
                 raise
             raise ControllerTimeout(f"{self.uri}: the device is busy ({self.state}) for more than {self.wait_limit:g} s") from None
+
+    async def adopted_result(self, controller: Controller, tag: int) -> Adopted | None:
+        """What became of a command of the driver before `controller`'s; None if there was none with that tag."""
+        return await self.worker.call(lambda: adopted_result(controller, tag))
 
     async def registers(self) -> dict[str, str]:
         """The controller's registers as they are read now, as hexadecimal numbers by name."""
@@ -144,7 +176,7 @@ class ManagedDevice:
             "mailbox": self.mailbox.inspect(),
             "waiting_calls": self.gate.waiting,
             "retried_calls": sum(handle.retried for handle in list(self.handles.values())),
-            "keepalive": "off",
+            "keepalive": controller is not None and controller.keepalive,
             "servicings": self.servicings,
             "repairs": self.repairs,
             "controller": controller.inspect() if controller is not None else None,
@@ -225,7 +257,9 @@ class ManagedDevice:
         self.controller = controller
         self._loaded_once = True
         self._become("ready")
-        self._follower = controller.loop.create_task(self._follow(controller), name=f"{self.uri} follower")
+        if self._followed is not controller:
+            self._followed = controller
+            self._follower = controller.loop.create_task(self._follow(controller), name=f"{self.uri} follower")
 
     async def _reset(self, reason: str) -> None:
         await self._ready().reset(reason)
@@ -248,6 +282,51 @@ class ManagedDevice:
         self.servicings += 1
         self._install(fresh)
         self._publish("device-serviced")
+
+    async def _service_live(self, options: dict[str, Any]) -> None:
+        controller = self._ready()
+        with await self._let_go(controller) as bundle:
+            self.options = options
+            await self._go_on(bundle)
+        self.servicings += 1
+        self._publish("device-serviced")
+
+    async def _let_go(self, controller: Controller) -> Bundle:
+        """The controller's bundle, after which there is no driver. If it fails the driver goes on."""
+        self._become("servicing")
+        self.controller = None
+        try:
+            return await controller.save()
+        except BaseException:
+            self._install(controller)
+            raise
+
+    async def _go_on(self, bundle: Bundle) -> None:
+        """A driver from a bundle."""
+        self._become("servicing" if self._loaded_once else "loading")
+        try:
+            self._install(await restore(bundle, policy="fresh", **self.options))
+        except BaseException as error:
+            failure = _as_nvme_error(error, f"{self.uri}: taking the controller over failed")
+            self._become("failed", failure)
+            self._publish("device-failed", str(failure))
+            raise
+
+    async def _save(self) -> Bundle | None:
+        controller = self._ready()
+        bundle: Bundle | None = None
+        if controller.keepalive:
+            bundle = await self._let_go(controller)
+        else:
+            self._become("servicing")
+            self.controller = None
+            await self._within_limit(controller, controller.close())
+        await self._end(HandedOver(f"{self.uri}: the device was saved for a successor"))
+        return bundle
+
+    async def _restore(self, bundle: Bundle) -> None:
+        await self._go_on(bundle)
+        self._publish("device-loaded")
 
     async def _device_again(self, device: Device | None) -> Device:
         """The device that the last driver left, reset; if it left none, opened again."""
@@ -393,6 +472,22 @@ class ManagedDevice:
                 await self.load()
             except (NvmeError, OSError) as error:
                 log.info("%s: not back yet: %s", self.uri, error)
+
+
+def _forsake(saving: concurrent.futures.Future[Bundle | None]) -> None:
+    """Who asked for the bundle went away: the controller ends with its descriptors."""
+    if not saving.cancelled() and saving.exception() is None:
+        bundle = saving.result()
+        if bundle is not None:
+            bundle.close()
+
+
+async def adopted_result(controller: Controller, tag: int) -> Adopted | None:
+    """The predecessor's command with that tag, once it is finished; None if there is none. On the controller's loop."""
+    async for command in controller.adopted:
+        if command.tag == tag:
+            return command
+    return None
 
 
 def _as_nvme_error(error: BaseException, what: str) -> NvmeError:

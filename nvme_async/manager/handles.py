@@ -8,6 +8,7 @@ harm. What a Namespace reports about the command itself goes straight to the cal
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,17 +17,22 @@ from nvme_async.errors import CommandError, ControllerError, ControllerTimeout, 
 from nvme_async.many import Many
 from nvme_async.namespace import Namespace
 from nvme_async.recovery import RETRYABLE
+from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyNamespace
+from nvme_async.spec.opcodes import NvmOpcode
 
 if TYPE_CHECKING:
+    from nvme_async.controller import Controller
     from nvme_async.manager.device import ManagedDevice
 
 # With these a driver ends, or a reset fails what it can't repeat.
 LOST = (QueueShutdown, HandedOver, ControllerError)
 # A controller in these states is the one that goes on: its errors are the command's.
 GOING_ON = ("ready", "resetting")
+# Of commands that nobody gave a tag and whose results are to be found again.
+_tags = itertools.count(1 << 63)
 
 
 class ManagedNamespace:
@@ -34,7 +40,8 @@ class ManagedNamespace:
 
     It has Namespace's methods and attributes. Calls made while the driver is serviced wait, up to the manager's `wait_limit` seconds, and
     idempotent commands that were out (all but copy and what is no read, write, flush, compare, write zeroes, write uncorrectable, dataset
-    management or verify) are sent again. A removed namespace fails at once with InvalidNamespace; it works again if the same nsid comes back.
+    management or verify) are sent again. The others keep their one result where the controller went on (keepalive), and else fail with the
+    reason. A removed namespace fails at once with InvalidNamespace; it works again if the same nsid comes back.
     """
 
     def __init__(self, device: ManagedDevice, nsid: int) -> None:
@@ -146,12 +153,33 @@ class ManagedNamespace:
             except LOST as lost:
                 stale, error = target, lost
 
-    async def _once(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """For what must not be sent twice: waits for a driver, then it is that one or none."""
+    async def _once(self, command: Command, buffer: Any, tag: int) -> Completion:
+        """For what must not be sent twice. A command that was out when its driver was replaced on the running controller ends there, and has
+        its result from the next driver; with a driver that took the controller down it ends with the reason."""
+        limit = asyncio.get_running_loop().time() + self._device.wait_limit
         target = self._target
-        if target is None or target._gone is not None:
-            target = await self._usable(target, asyncio.get_running_loop().time() + self._device.wait_limit)
-        return await getattr(target, method)(*arguments, **options)
+        tag = tag or next(_tags)
+        while True:
+            if target is None or target._gone is not None:
+                target = await self._usable(target, limit)
+            try:
+                return await target.submit(command, buffer, tag=tag)
+            except HandedOver as lost:
+                if lost.sent:
+                    controller = (await self._usable(target, limit)).controller
+                    return await self._adopted(controller, command, buffer, tag, lost)
+
+    async def _adopted(self, controller: Controller, command: Command, buffer: Any, tag: int, lost: HandedOver) -> Completion:
+        found = await self._device.adopted_result(controller, tag)
+        if found is None:
+            raise lost
+        if found.error is not None:
+            raise found.error
+        data = found.data
+        if data is not None and buffer is not None:
+            memoryview(buffer).cast("B")[: len(data)] = data
+            data = None
+        return Completion(dw0=found.dw0, dw1=found.dw1, sqid=found.qid, data=data)
 
     # -- data --------------------------------------------------------------------------------------------------------------------------
     # The common ones are written out: one frame more, and no other cost, while all is well.
@@ -255,7 +283,11 @@ class ManagedNamespace:
 
     async def copy(self, sources: Iterable[tuple[int, int]], lba: int) -> None:
         """See Namespace.copy(). Not sent twice, for source and destination may overlap."""
-        await self._once("copy", list(sources), lba)
+        ranges = list(sources)
+        known = self._known()
+        for first, blocks in (*ranges, (lba, sum(blocks for _, blocks in ranges))):
+            await known._ranges(NvmOpcode.COPY, first, blocks)
+        await self.submit(commands.copy(self._nsid, lba, len(ranges)), commands.copy_descriptors(ranges))
 
     @overload
     async def submit(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion: ...
@@ -272,8 +304,9 @@ class ManagedNamespace:
                 if isinstance(result, BaseException) and not isinstance(result, CommandError):
                     raise result
             return results
-        call = self._call if command.opcode in RETRYABLE else self._once
-        return await call("submit", command, buffer, tag=tag)
+        if command.opcode in RETRYABLE:
+            return await self._call("submit", command, buffer, tag=tag)
+        return await self._once(command, buffer, tag)
 
     def inspect(self) -> dict[str, Any]:
         latest = self._latest

@@ -13,12 +13,14 @@ from typing import Any, Literal, Self, TypeVar
 
 from nvme_async._tasks import finish
 from nvme_async.errors import ConfigurationError, NvmeError, QueueShutdown
+from nvme_async.keepalive import Bundle
 from nvme_async.manager.control import ControlServer
 from nvme_async.manager.device import ManagedDevice, Policy
 from nvme_async.manager.events import Events, ManagerEvent, Subscription
 from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.hotplug import HotplugWatch
 from nvme_async.manager.registry import Registry, canonical
+from nvme_async.manager.servicing import SavedDevices
 from nvme_async.manager.workers import EventLoop, Pin, Worker, Workers
 from nvme_async.options import Options
 
@@ -150,8 +152,14 @@ class Manager:
 
         options: what differs from the manager's. ConfigurationError if it is loaded with others already. A load that fails leaves nothing.
         """
-        key = canonical(uri)
-        wanted = {**self._options, **options}
+        device = self._find(canonical(uri), {**self._options, **options})
+        if {**device.options, **options} != device.options:
+            raise ConfigurationError(f"{device.uri} is loaded already, with other options")
+        await device.load()
+        return device
+
+    def _find(self, key: str, wanted: dict[str, Any]) -> ManagedDevice:
+        """The device of that key; a new one if there is none."""
 
         def make() -> ManagedDevice:
             worker = self._workers.place(key)
@@ -169,9 +177,6 @@ class Manager:
             finally:
                 if device is not made:  # another thread was first, or the manager is closed
                     self._workers.leave(made.worker)
-        if {**device.options, **options} != device.options:
-            raise ConfigurationError(f"{key} is loaded already, with other options")
-        await device.load()
         return device
 
     def _forget(self, device: ManagedDevice) -> None:
@@ -215,9 +220,61 @@ class Manager:
         """The handle of a namespace; its device is loaded if it isn't. InvalidNamespace if it has no such namespace."""
         return await (await self.load(uri)).namespace(nsid)
 
-    async def service(self, uri: str, **options: Any) -> None:
-        """Replaces a device's driver: shutdown, function level reset, bring-up. See ManagedDevice.service()."""
-        await self.device(uri).service(**options)
+    async def service(self, uri: str, *, keepalive: bool = False, **options: Any) -> None:
+        """Replaces a device's driver. See ManagedDevice.service()."""
+        await self.device(uri).service(keepalive=keepalive, **options)
+
+    async def save(self, *, timeout: float = 30.0) -> SavedDevices:
+        """Lets go of all running controllers, at the same time, for a successor; see servicing.py. Their handles raise HandedOver from now on.
+
+        A device that can't be saved goes on as before and is in `failures`; also one whose turn doesn't come within `timeout` seconds because
+        something else that is done to it takes so long. Devices that failed or are gone are left out.
+        """
+        saved = SavedDevices()
+
+        async def save(uri: str, device: ManagedDevice) -> None:
+            try:
+                bundle = await device.save(timeout=timeout)
+            except NvmeError as error:
+                saved.failures[uri] = error
+            else:
+                if bundle is not None:
+                    saved.bundles[uri] = bundle
+                else:
+                    saved.shut_down.append(uri)
+
+        devices = {uri: device for uri, device in self._registry.all().items() if device.state not in ("failed", "gone", "closed")}
+        try:
+            await asyncio.gather(*(save(uri, device) for uri, device in devices.items()))
+        except BaseException:
+            saved.close()
+            raise
+        return saved
+
+    @classmethod
+    async def restore(cls, saved: SavedDevices, **options: Any) -> Self:
+        """A manager that goes on with saved devices, all at the same time. options: as for Manager().
+
+        A device that can't be taken over is brought up afresh; if that fails too it is "failed", which doesn't harm the others. `saved` stays
+        the caller's.
+        """
+        manager = cls(**options)
+        try:
+            await asyncio.gather(
+                *(manager._take_over(uri, bundle) for uri, bundle in saved.bundles.items()),
+                *(manager._take_over(uri, None) for uri in saved.shut_down),
+            )
+        except BaseException:
+            await manager.close()
+            raise
+        return manager
+
+    async def _take_over(self, uri: str, bundle: Bundle | None) -> None:
+        device = self._find(canonical(uri), dict(self._options))
+        try:
+            await (device.restore(bundle) if bundle is not None else device.load())
+        except (NvmeError, OSError) as error:
+            log.error("%s: %s", uri, error)
 
     async def reset(self, uri: str, reason: str = "requested") -> None:
         """Controller reset of one device."""

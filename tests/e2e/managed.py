@@ -33,9 +33,16 @@ def emulator(manager: Manager, address: str) -> EmulatedController:
     return found
 
 
-def descriptors() -> int:
+def descriptors() -> list[str]:
+    """What this process has open, by kind, so that a difference tells what leaks."""
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{fd}").split(":[")[0])
+        except FileNotFoundError:
+            pass  # the listing's own
+    return sorted(found)
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> float:

@@ -1,0 +1,199 @@
+"""What many controllers in one process cost: attaching them, memory, an idle manager, each I/O; and what a call across loops costs.
+
+    python benchmarks/scale.py [--controllers 64] [--namespaces 4] [--seconds 2] [-o json]
+
+Everything runs on emulated controllers of this process, with media that store nothing, so the figures are those of the driver, the manager
+and the emulator's thread together. `driver` is the CPU time of the thread that awaits, which runs the driver and this loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import resource
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import click
+import uvloop
+
+from nvme_async import Manager
+from nvme_async.manager import ManagedNamespace
+from nvme_async.spec import commands
+from nvme_async.spec.opcodes import Cns
+
+
+def uri(number: int, namespaces: int) -> str:
+    return f"emulated:size=1GiB,medium=null,namespaces={namespaces},queues=8,serial=SCALE{number}"
+
+
+def memory() -> dict[str, int]:
+    """KiB that this process has to itself (anonymous) and in shared memory (pools)."""
+    with open("/proc/self/smaps_rollup") as file:
+        values = {line.split(":")[0]: int(line.split()[1]) for line in file if line.endswith("kB\n")}
+    with open("/proc/self/status") as file:
+        shared = next(int(line.split()[1]) for line in file if line.startswith("RssShmem"))
+    return {"anonymous": values["Anonymous"], "shared": shared}
+
+
+def used_by_buffers(manager: Manager) -> int:
+    """KiB of pool memory for data: bounce pages and the application's."""
+    nbytes = 0
+    for device in manager.inspect()["devices"].values():
+        for pool in device["controller"]["memory"]["pools"]:
+            nbytes += sum(slot["nbytes"] for slot in pool["slots"] if slot["owner"].startswith(("bounce", "application")))
+    return nbytes // 1024
+
+
+async def load(namespaces: list[ManagedNamespace], depth: int, seconds: float) -> dict[str, float]:
+    """`depth` readers, each going round all namespaces."""
+    done = 0
+    stop = time.perf_counter() + seconds
+    count = len(namespaces)
+
+    async def reader(first: int) -> None:
+        nonlocal done
+        at = first
+        buffer = bytearray(4096)
+        while time.perf_counter() < stop:
+            for _ in range(16):
+                await namespaces[at % count].readinto(at * 7919 % 262144, buffer)
+                at += depth
+            done += 16
+
+    began, cpu, driver = time.perf_counter(), time.process_time(), time.thread_time()
+    await asyncio.gather(*(reader(first) for first in range(depth)))
+    elapsed = time.perf_counter() - began
+    return {
+        "iops": round(done / elapsed),
+        "us_wall": round(elapsed / done * 1e6, 3),
+        "us_driver": round((time.thread_time() - driver) / done * 1e6, 3),
+        "us_process": round((time.process_time() - cpu) / done * 1e6, 3),
+    }
+
+
+async def curve(counts: list[int], namespaces: int, depth: int, seconds: float) -> list[dict[str, Any]]:
+    """One row for each number of controllers, all attached at the same time, with `depth` readers for each controller."""
+    rows = []
+    for count in counts:
+        gc.collect()
+        before, descriptors = memory(), len(os.listdir("/proc/self/fd"))
+        async with Manager() as manager:
+            began, cpu = time.perf_counter(), time.process_time()
+            await asyncio.gather(*(manager.load(uri(number, namespaces)) for number in range(count)))
+            attach = time.perf_counter() - began
+            attach_cpu = time.process_time() - cpu
+            gc.collect()
+            after = memory()
+            row: dict[str, Any] = {
+                "controllers": count,
+                "namespaces": count * namespaces,
+                "attach_seconds": round(attach, 3),
+                "attach_cpu_seconds": round(attach_cpu, 3),
+                "threads": threading.active_count(),
+                "descriptors_each": round((len(os.listdir("/proc/self/fd")) - descriptors) / count, 1),
+                "kib_each": round((after["anonymous"] + after["shared"] - before["anonymous"] - before["shared"]) / count),
+                "kib_each_beyond_buffers": round(
+                    (after["anonymous"] + after["shared"] - before["anonymous"] - before["shared"] - used_by_buffers(manager)) / count
+                ),
+            }
+            handles = await asyncio.gather(
+                *(manager.namespace(uri(number, namespaces), nsid) for number in range(count) for nsid in range(1, namespaces + 1))
+            )
+            await load(handles, depth * count, seconds / 4)
+            row["io"] = await load(handles, depth * count, seconds)
+            cpu = time.process_time()
+            await asyncio.sleep(seconds)
+            row["idle_cpu_percent"] = round((time.process_time() - cpu) / seconds * 100, 3)
+            rows.append(row)
+    return rows
+
+
+async def microseconds(operation: Callable[[], Awaitable[Any]], count: int) -> float:
+    await operation()
+    began = time.perf_counter()
+    for _ in range(count):
+        await operation()
+    return round((time.perf_counter() - began) / count * 1e6, 2)
+
+
+async def across(seconds: float) -> dict[str, float]:
+    """The cost of each way to call, in microseconds."""
+    address = uri(0, 1)
+    results: dict[str, float] = {}
+    async with Manager(workers=1) as manager:
+        namespace = await manager.namespace(address, 1)
+        device = manager.device(address)
+        controller = device.controller
+        assert controller is not None
+        buffer = bytearray(4096)
+        raw = controller.namespaces[1]
+
+        began = time.perf_counter()
+        await raw.readinto(0, buffer)
+        results["first I/O of a loop (its queue pair is made)"] = round((time.perf_counter() - began) * 1e6, 2)
+        results["I/O, driver's namespace, depth 1"] = await microseconds(lambda: raw.readinto(0, buffer), 3000)
+        results["I/O, manager's handle, depth 1"] = await microseconds(lambda: namespace.readinto(0, buffer), 3000)
+
+        async def nothing() -> None:
+            pass
+
+        results["a coroutine on the worker's loop, awaited from ours"] = await microseconds(lambda: device.worker.call(nothing), 1000)
+        results["an operation of the mailbox"] = await microseconds(lambda: device.mailbox.call("nothing", nothing), 1000)
+        identify = commands.identify(Cns.CONTROLLER)
+        results["an admin command from another loop (Identify)"] = await microseconds(lambda: controller.admin(identify), 500)
+
+        async def at_home() -> float:
+            return await microseconds(lambda: controller.admin(identify), 500)
+
+        results["the same on its own loop"] = await device.worker.call(at_home)
+
+        def plain() -> float:
+            manager.run(namespace.readinto(0, buffer))
+            began = time.perf_counter()
+            for _ in range(1000):
+                manager.run(namespace.readinto(0, buffer))
+            return round((time.perf_counter() - began) / 1000 * 1e6, 2)
+
+        results["manager.run(I/O) from a plain thread"] = await asyncio.to_thread(plain)
+        for name, target in (("driver's namespace", raw), ("manager's handle", namespace)):
+            figures = await load([target], 32, seconds)  # type: ignore[list-item]
+            results[f"I/O, {name}, depth 32, CPU of the caller's thread"] = figures["us_driver"]
+    return results
+
+
+@click.command()
+@click.option("--controllers", type=click.IntRange(1, 256), default=64, show_default=True)
+@click.option("--namespaces", type=click.IntRange(1, 16), default=4, show_default=True)
+@click.option("--depth", type=click.IntRange(1, 256), default=8, show_default=True, help="Readers for each controller.")
+@click.option("--seconds", type=click.FloatRange(0.1, 60), default=2.0, show_default=True, help="For each measurement.")
+@click.option("-o", "--output-format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def main(controllers: int, namespaces: int, depth: int, seconds: float, output: str) -> None:
+    """Measure what many controllers in one process cost."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # about 50 descriptors for each controller, the emulator's included
+    counts = [count for count in (1, 4, 16, 64, 256) if count < controllers] + [controllers]
+    rows = uvloop.run(curve(counts, namespaces, depth, seconds))
+    calls = uvloop.run(across(seconds / 2))
+    if output == "json":
+        click.echo(json.dumps({"curve": rows, "microseconds": calls, "open_files_before": soft}, indent=2))
+        return
+    click.echo("                                         µs CPU per I/O")
+    click.echo("controllers namespaces attach s    IOPS driver process  KiB each beyond-buffers fds each idle %CPU")
+    for row in rows:
+        io = row["io"]
+        click.echo(
+            f"{row['controllers']:>11} {row['namespaces']:>10} {row['attach_seconds']:>8.3f} {io['iops']:>7} {io['us_driver']:>6.2f} "
+            f"{io['us_process']:>7.2f} {row['kib_each']:>9} {row['kib_each_beyond_buffers']:>14} "
+            f"{row['descriptors_each']:>8} {row['idle_cpu_percent']:>9.3f}"
+        )
+    for what, value in calls.items():
+        click.echo(f"{value:>10.2f} µs  {what}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The driver process: a manager, the store on one of its namespaces, and a socket for the face.
+
+    driver.py --device URI --socket PATH                  opens the device
+    driver.py --take-over PATH --device URI --socket PATH  goes on with the controller that a predecessor sends to PATH
+
+Prints "ready" once it answers on its socket. It ends when it has handed the controller over, on SIGTERM, and when the face goes away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+
+import uvloop
+from store import Store, StoreFull
+from wire import Operation, Status, answer, read_request
+
+from nvme_async import Manager, NvmeError
+from nvme_async.manager import SavedDevices
+
+
+class Service:
+    """Answers requests from the store until the drive has gone to a successor."""
+
+    def __init__(self, manager: Manager, store: Store) -> None:
+        self._manager = manager
+        self._store = store
+        self._moved = False
+        self._busy = 0
+        self.ended = asyncio.Event()
+        self._operations: dict[Operation, Callable[[bytes, bytes], Awaitable[bytes | None]]] = {
+            Operation.GET: self._get,
+            Operation.PUT: self._put,
+            Operation.DELETE: self._delete,
+            Operation.STATS: self._stats,
+        }
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The face's connection."""
+        tasks: set[asyncio.Task[None]] = set()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                task = asyncio.create_task(self._answer(writer, *await read_request(reader)))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+        writer.close()
+        self.ended.set()
+
+    async def _answer(self, writer: asyncio.StreamWriter, number: int, operation: Operation, key: bytes, value: bytes) -> None:
+        if operation is Operation.HAND_OVER:
+            reply = await self._hand_over(value.decode())
+        elif self._moved:
+            reply = Status.MOVED, b""
+        else:
+            self._busy += 1
+            try:
+                found = await self._operations[operation](key, value)
+                reply = (Status.MISSING, b"") if found is None else (Status.OK, found)
+            except StoreFull as error:
+                reply = Status.FULL, str(error).encode()
+            except (NvmeError, OSError, ValueError) as error:
+                reply = Status.ERROR, f"{type(error).__name__}: {error}".encode()
+            finally:
+                self._busy -= 1
+        writer.write(answer(number, *reply))
+
+    async def _get(self, key: bytes, _: bytes) -> bytes | None:
+        return await self._store.get(key)
+
+    async def _put(self, key: bytes, value: bytes) -> bytes:
+        await self._store.put(key, value)
+        return b""
+
+    async def _delete(self, key: bytes, _: bytes) -> bytes:
+        await self._store.delete(key)
+        return b""
+
+    async def _stats(self, _: bytes, __: bytes) -> bytes:
+        return json.dumps({"pid": os.getpid(), **self._store.inspect()}).encode()
+
+    async def _hand_over(self, path: str) -> tuple[Status, bytes]:
+        """What was begun is finished and answered, the rest is the successor's. If that can't be, this process goes on."""
+        self._moved = True
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as successor:
+                successor.settimeout(10)
+                await asyncio.to_thread(successor.connect, path)
+                while self._busy:
+                    await asyncio.sleep(0.0005)
+                saved = await self._manager.save()
+                saved.check()
+                try:
+                    await asyncio.to_thread(saved.send, successor)
+                finally:
+                    saved.close()
+        except (NvmeError, OSError) as error:
+            self._moved = False
+            return Status.ERROR, f"{type(error).__name__}: {error}".encode()
+        return Status.OK, b""
+
+
+def _receive(path: str) -> SavedDevices:
+    """What the predecessor sends. Blocks."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(path)
+        try:
+            listening.listen(1)
+            print("waiting", flush=True)
+            listening.settimeout(30)
+            predecessor, _ = listening.accept()
+        finally:
+            os.unlink(path)
+    with predecessor:
+        return SavedDevices.receive(predecessor, timeout=30)
+
+
+async def run(device: str, path: str, take_over: str | None) -> None:
+    # So that what is idle costs nothing and a lost driver is noticed by the face, not by a timeout.
+    options = {"keepalive": True, "pool_bytes": 16 << 20}
+    if take_over is None:
+        manager = Manager(workers=1, **options)
+    else:
+        with await asyncio.to_thread(_receive, take_over) as saved:
+            manager = await Manager.restore(saved, workers=1, **options)
+    async with manager:
+        store = await Store.open(await manager.namespace(device, 1))
+        service = Service(manager, store)
+        server = await asyncio.start_unix_server(service.serve, path)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, service.ended.set)
+        print("ready", flush=True)
+        await service.ended.wait()
+        server.close()
+        os.unlink(path)
+        await store.settle()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The driver process of the key-value store")
+    parser.add_argument("--device", required=True, metavar="URI")
+    parser.add_argument("--socket", required=True, metavar="PATH")
+    parser.add_argument("--take-over", metavar="PATH")
+    arguments = parser.parse_args()
+    try:
+        uvloop.run(run(arguments.device, arguments.socket, arguments.take_over))
+    except NvmeError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
