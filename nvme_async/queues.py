@@ -157,12 +157,15 @@ class QueueSet:
 
     def _settle(self, *queues: QueuePair) -> None:
         """The controller knows none of these queues for certain: neither id nor vector nor memory is lost."""
-        for queue in queues:
-            if queue in self.unsettled:
-                self.unsettled.remove(queue)
-                self.maker.forget(queue)
-                self._free_qids.append(queue.qid)
+        settled = [queue for queue in queues if queue in self.unsettled]
+        for queue in settled:
+            self.unsettled.remove(queue)
+        # Before the memory goes: what the saved state tells of has to be there.
         self._controller.note()
+        for queue in settled:
+            queue.hot.release_all()
+            self.maker.forget(queue)
+            self._free_qids.append(queue.qid)
 
     def adopt(self, queue: QueuePair) -> None:
         """On the owner's loop: from here on it is used."""
@@ -188,20 +191,19 @@ class QueueSet:
         for loop, queue in list(self.io.items()):
             if not loop.is_closed():
                 continue
+            del self.io[loop]
+            self.hot.pop(loop, None)
+            self.unsettled.append(queue)
             try:
+                # A successor must not take for whole what the controller may know no more.
+                self._controller.note(strictly=True)
                 await self.maker.delete(queue)
-            except CommandError as error:
+            except (CommandError, OutOfDmaMemory) as error:
+                # Perhaps half of it is gone: neither used nor tried again before a reset.
                 log.warning("%s: queue %d of an ended loop: %s", self._controller.uri, queue.qid, error)
                 continue
             # Its commands have ended with it: Delete I/O Submission Queue completes after they have completed or were aborted (5.7).
-            if self.io.pop(loop, None) is None:
-                continue
-            self.hot.pop(loop, None)
-            queue.hot.release_all()
-            qid = queue.qid
-            self.maker.forget(queue)
-            self._free_qids.append(qid)
-            self._controller.note()
+            self._settle(queue)
 
     async def for_this_loop(self) -> QueuePair | None:
         """The running loop's own queue pair, made at first use; None if it has to share a neighbour's."""
@@ -415,7 +417,7 @@ class QueueSet:
 
     def uses(self, iova: int, nbytes: int) -> bool:
         """Does a command that is out move data within these device addresses?"""
-        return any(queue.hot.uses(iova, nbytes) for queue in self.all())
+        return any(queue.hot.uses(iova, nbytes) for queue in [*self.all(), *self.unsettled])
 
     def inspect(self) -> dict[str, Any]:
         queues = self.all()
