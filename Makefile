@@ -50,6 +50,13 @@ test-interop: $(VENV)/.built
 vm-compare: $(VENV)/.deps
 	$(BIN)/python tests/vm/run.py --command 'python /payload/benchmarks/vm_compare.py --markdown /results/vm-compare.md'
 
+# kill -9 at random instants; the emulated controller and a keeper stay. ROUNDS=200 takes about a minute, TORTURE=--help says more.
+ROUNDS  ?= 2000
+TORTURE ?=
+torture: $(VENV)/.built
+	$(BIN)/python tests/torture/kill9.py --rounds $(ROUNDS) $(TORTURE)
+	$(BIN)/python tests/torture/kill9.py --rounds $(ROUNDS) --visitors $(TORTURE)
+
 clean:
 	rm -rf build $(VENV) *.egg-info nvme_async/*.so
 

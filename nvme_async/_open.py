@@ -83,18 +83,38 @@ class Opening:
         await self._controller.close()
 
 
-def open(uri: str, **options: Any) -> Opening:
+def open(
+    uri: str,
+    *,
+    keepalive: str | bool | None = None,
+    pool_pages: int | str | None = None,
+    vfio: bool | None = None,
+    keeper: str | None = None,
+    keeper_wait: float = 0.0,
+    **options: Any,
+) -> Opening:
     """Takes a controller over and brings it up: `async with nvme_async.open("emulated:size=1GiB") as controller: …`.
 
     uri: "pci:0000:01:00.0" (bound to vfio-pci), "vfio-user:/run/controller.sock", or "emulated:size=1GiB,block=4096".
     options: see nvme_async.Options.
+    keepalive: whether another process may follow this one while the controller runs on: True, False, or a value as for OPENHCL_NVME_KEEP_ALIVE.
+    pool_pages: size of the private pool for that, in pages of 4 KiB, or "off". vfio: False refuses pci: devices. For these three None means:
+        as the command line, the environment or what is there has it (nvme_async.keepalive.config).
+    keeper: who holds the controller while no driver runs: the socket of an `nvme-async keeper`, "systemd", or "none"; None: systemd's store if
+        this service has one. A controller that a predecessor left there, or over an exec, is taken over as it runs; its commands that were
+        out are in `controller.adopted`.
+    keeper_wait: seconds to wait for a predecessor that still lives.
 
     The controller belongs to the running loop; other loops of the process may use its namespaces. Leaving the block shuts it down.
     Raises ConfigurationError for a URI or option that makes no sense, ControllerError (ControllerGone, ControllerTimeout, ControllerFatal,
-    DeviceError) when the device can't be brought up; then nothing is left behind.
+    DeviceError) when the device can't be brought up, KeeperError when the keeper is not there or another process has the controller
+    (`code == "owned"`), InvalidSavedState when the predecessor's private pool is missing; then nothing is left behind.
     """
-    chosen = Options.of(options)
-    return Opening(lambda: open_controller(uri, chosen))
+    from nvme_async.keepalive.opening import Holding, open_held
+
+    Options.of(options)
+    holding = Holding(keepalive=keepalive, pool_pages=pool_pages, vfio=vfio, keeper=keeper, keeper_wait=keeper_wait)
+    return Opening(lambda: open_held(uri, options, holding))
 
 
 def take_over(where: str | os.PathLike[str] | socket.socket, **options: Any) -> Opening:

@@ -180,6 +180,13 @@ class Controller(Keeping):
             self.failure = QueueShutdown(f"{self.uri}: the event loop that opened this controller has ended")
 
     async def _close(self, keep_device: bool = False) -> Device | None:
+        try:
+            return await self._shut_down(keep_device)
+        finally:
+            if self.depositor is not None:
+                await self.depositor.end()
+
+    async def _shut_down(self, keep_device: bool) -> Device | None:
         async with self._lock:
             if self.state in ("closed", "handed over"):
                 return None

@@ -12,10 +12,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from nvme_async.errors import ConfigurationError, InvalidSavedState
 from nvme_async.keepalive.bundle import Bundle
+
+if TYPE_CHECKING:
+    from nvme_async.keepalive.deposit import Depositor
 
 log = logging.getLogger("nvme_async")
 
@@ -67,10 +70,11 @@ def adopt_environment() -> None:
     for uri, descriptors in entries:
         for fd in descriptors.values():
             os.set_inheritable(fd, False)
-        _keep(Bundle(uri, b"", descriptors))
+        keep(Bundle(uri, b"", descriptors))
 
 
-def _keep(bundle: Bundle) -> None:
+def keep(bundle: Bundle) -> None:
+    """For take() and inherited(), which own it from here on."""
     older = _waiting.pop(bundle.uri, None)
     if older is not None:
         older.close()
@@ -89,6 +93,12 @@ def take(uri: str) -> Bundle | None:
     """The inherited bundle of one controller, the caller's from now on; None if there is none."""
     adopt_environment()
     return _waiting.pop(uri, None)
+
+
+def is_waiting(uri: str) -> bool:
+    """Is there something to take()?"""
+    adopt_environment()
+    return uri in _waiting
 
 
 def find_program(name: str, environ: Mapping[str, str]) -> str:
@@ -117,12 +127,14 @@ def replace(bundles: Sequence[Bundle], argv: Sequence[str], environ: Mapping[str
         for fd in descriptors:
             os.set_inheritable(fd, False)
         for bundle in bundles:
-            _keep(bundle)
+            keep(bundle)
         raise
 
 
 class Saves(Protocol):
     """A controller, as far as an exec goes."""
+
+    depositor: Depositor | None
 
     async def save(self) -> Bundle: ...
 
@@ -143,10 +155,12 @@ async def execute(controllers: Sequence[Saves], argv: Sequence[str], env: Mappin
     bundles: list[Bundle] = []
     try:
         for controller in controllers:
-            bundles.append(await controller.save())  # noqa: PERF401 - those saved so far matter when one fails
+            if controller.depositor is not None:
+                controller.depositor.exec_follows = True
+            bundles.append(await controller.save())
     except BaseException:
         for bundle in bundles:
             log.warning("%s: let go for an exec that did not take place; open it again", bundle.uri)
-            _keep(bundle)
+            keep(bundle)
         raise
     replace(bundles, argv, environ)

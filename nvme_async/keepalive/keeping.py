@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from nvme_async._tasks import finish
 from nvme_async.dma import DmaBuffer, Slot
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
-from nvme_async.keepalive import handing, settle
+from nvme_async.keepalive import execute, handing, settle
 from nvme_async.keepalive.adopted import AdoptedCommands
 from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.manifest import Manifest, Recorder
@@ -19,6 +19,8 @@ from nvme_async.memory import DeviceMemory
 
 if TYPE_CHECKING:
     from nvme_async.controller import Controller
+    from nvme_async.keepalive.config import Decision
+    from nvme_async.keepalive.deposit import Depositor
     from nvme_async.keepalive.handover import Offer
 
 T = TypeVar("T")
@@ -44,6 +46,8 @@ class Keeping:
         self.on_bundle_changed: Callable[[], None] | None = None
         self.settlement: settle.Settlement | None = None  # tidying up after a predecessor
         self.recorder: Recorder | None = None  # keeps the saved state, with options.keepalive
+        self.depositor: Depositor | None = None  # deposits it with a keeper
+        self._settings: Decision | None = None
 
     async def at_home(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         raise NotImplementedError
@@ -82,6 +86,11 @@ class Keeping:
     def _this(self) -> Controller:
         return cast("Controller", self)
 
+    def decided(self, decision: Decision) -> None:
+        """What was decided about keepalive, for inspect() and the saved state."""
+        self._settings, self.decision = decision, str(decision)
+        self.note()
+
     # -- handing on --------------------------------------------------------------------------------------------------------------------
 
     def bundle(self) -> Bundle:
@@ -98,6 +107,15 @@ class Keeping:
         Raises as bundle() does; ControllerError when the controller has failed; ControllerTimeout when a loop that uses it is stuck.
         """
         return await self.at_home(lambda: finish(lambda: handing.save(self._this)))
+
+    async def exec(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
+        """Becomes another program, under the same process id, while the controller runs on; the program opens the same URI. Doesn't return.
+
+        argv: as for os.execvp(). env: its environment, by default this one's. See nvme_async.keepalive.execute for what is raised, and for
+        several controllers.
+        """
+        await self.at_home(lambda: execute.execute([self], argv, env))
+        raise AssertionError("execve() has returned")
 
     def handover(self, where: str | os.PathLike[str] | socket.socket) -> Offer:
         """Offers the running controller to a successor that calls nvme_async.take_over(where):
@@ -145,6 +163,7 @@ class Keeping:
         return {
             "on": self.keepalive,
             "decision": self.decision,
+            "settings": self._settings.inspect() if self._settings else None,
             "saved": self.recorder.manifest.sequence if self.recorder else 0,
             "adopted": self.adopted.inspect(),
         }

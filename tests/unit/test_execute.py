@@ -110,6 +110,8 @@ def test_a_variable_that_is_no_json(monkeypatch: pytest.MonkeyPatch, text: str) 
 
 
 class FakeController:
+    depositor = None
+
     def __init__(self, uri: str, error: Exception | None = None) -> None:
         self.uri = uri
         self.error = error

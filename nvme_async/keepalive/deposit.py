@@ -1,0 +1,95 @@
+"""One controller's deposit with whoever holds it: made, brought up to date, ended or passed on as the controller changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from nvme_async.errors import KeeperError, NvmeError
+from nvme_async.keepalive.holder import Holder
+
+if TYPE_CHECKING:
+    from nvme_async.controller import Controller
+
+log = logging.getLogger("nvme_async")
+
+
+class Depositor:
+    """Owns the holder. On the controller's home loop.
+
+    The deposit follows the controller's bundle: there is one while the controller is kept alive; none once it is being closed, has failed or
+    was let go, though the address stays reserved for this process until end() or pass_on().
+    """
+
+    def __init__(self, controller: Controller, holder: Holder) -> None:
+        self._controller = controller
+        self._holder = holder
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+        self._ended = False
+        self.exec_follows = False
+        """What is saved is saved for this same process: the deposit stays."""
+
+    async def start(self) -> None:
+        """The first deposit. Raises KeeperError if there can't be one."""
+        await self._deposit()
+        self._controller.on_bundle_changed = self._on_changed
+
+    def _on_changed(self) -> None:
+        if self._ended:
+            return
+        if self._task is None or self._task.done():
+            self._task = self._controller.loop.create_task(self._follow())
+        else:
+            self._again = True
+
+    async def _follow(self) -> None:
+        while True:
+            self._again = False
+            try:
+                await self._deposit()
+            except (NvmeError, OSError) as error:
+                log.warning("%s: the deposit with %s could not be brought up to date: %s", self._controller.uri, self._holder.words, error)
+            if not self._again:
+                return
+
+    async def _deposit(self) -> None:
+        controller = self._controller
+        if controller.keepalive:
+            with controller.bundle() as bundle:
+                await self._holder.deposit(bundle)
+        elif not self.exec_follows:
+            await self._holder.forget(controller.uri)
+
+    async def suspend(self) -> None:
+        """A successor is about to take over: should both die over it, nobody is to find a deposit that may be either's. Ended by pass_on(), or
+        by the next change of the bundle."""
+        try:
+            await self._holder.forget(self._controller.uri)
+        except KeeperError as error:
+            log.warning("%s: %s", self._controller.uri, error)
+
+    async def pass_on(self, pid: int) -> None:
+        """Process `pid` has the controller now; the address is reserved for it."""
+        await self._finish(self._holder.release(self._controller.uri, pid))
+
+    async def end(self) -> None:
+        """The controller is closed, or let go. Harmless when repeated, and after pass_on()."""
+        await self._finish(self._holder.drop(self._controller.uri))
+
+    async def _finish(self, last: Coroutine[Any, Any, None]) -> None:
+        if self._ended:
+            last.close()
+            return
+        self._ended = True
+        self._controller.on_bundle_changed = None
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            await last
+        except KeeperError as error:
+            log.warning("%s: %s", self._controller.uri, error)
+        finally:
+            self._holder.close()

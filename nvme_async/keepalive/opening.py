@@ -1,0 +1,118 @@
+"""From a device address to a controller, by way of whoever holds it: live restore, reclaim, or a fresh bring-up; then the deposit."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import attrs
+
+from nvme_async._open import open_controller
+from nvme_async.controller import Controller
+from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError, InvalidSavedState, NvmeError
+from nvme_async.keepalive import execute
+from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.config import PAGE, Decision, Outcome, decide, outcome
+from nvme_async.keepalive.deposit import Depositor
+from nvme_async.keepalive.holder import Holder, find_holder
+from nvme_async.keepalive.restoration import restore
+from nvme_async.options import Options
+
+log = logging.getLogger("nvme_async")
+
+
+@attrs.frozen(kw_only=True)
+class Holding:
+    """What open() is told about keepalive; see nvme_async.open()."""
+
+    keepalive: str | bool | None = None
+    pool_pages: int | str | None = None
+    vfio: bool | None = None
+    keeper: str | None = None
+    keeper_wait: float = attrs.field(default=0.0)
+
+    @keeper_wait.validator
+    def _check_wait(self, _: object, value: float) -> None:
+        if not 0 <= value <= 86400:
+            raise ConfigurationError(f"keeper_wait is {value}, outside of 0 to 86400 seconds")
+
+
+async def _taken(uri: str, holder: Holder | None, wait: float) -> Bundle | None:
+    """What the predecessor left: over an exec, or with the holder."""
+    inherited = execute.take(uri)
+    try:
+        held = await holder.take(uri, wait) if holder is not None else None
+    except BaseException:
+        if inherited is not None:
+            execute.keep(inherited)
+        raise
+    if inherited is not None and held is not None:
+        held.close()
+    return inherited or held
+
+
+async def _follow(uri: str, bundle: Bundle, decision: Decision, options: dict[str, Any], holder: Holder | None) -> Controller | None:
+    """The controller of `bundle`, live or reclaimed. None when its device went away with its driver: then it is as if there were none."""
+    what = outcome(saved=True, pool="pool" in bundle.descriptors, keepalive=decision.enabled)
+    if what is Outcome.MISSING_POOL:
+        raise InvalidSavedState(f"{uri}: a predecessor left its controller without the private pool (no descriptor named pool)")
+    try:
+        if what is Outcome.LIVE_RESTORE:
+            return await restore(bundle, policy="fresh", **options)
+        return await restore(bundle, **{**options, "keepalive": False})
+    except (ControllerGone, DeviceError) as error:
+        log.warning("%s: what the predecessor left is of no use any more (%s); opened anew", uri, error)
+        if holder is not None:
+            await holder.forget(uri)
+        return None
+    finally:
+        bundle.close()
+
+
+async def open_held(uri: str, given: dict[str, Any], holding: Holding) -> Controller:
+    """nvme_async.open(). given: options by name."""
+    options = Options.of(given)
+    inheriting = execute.is_waiting(uri)
+    holder = find_holder(holding.keeper)
+    decision = decide(
+        keepalive=holding.keepalive,
+        pool_pages=holding.pool_pages,
+        vfio=holding.vfio,
+        holder=holder.words if holder is not None else ("the successor of an exec" if inheriting else None),
+        default_pool_pages=options.pool_bytes // PAGE,
+    )
+    decision.check_scheme(uri)
+    controller: Controller | None = None
+    try:
+        bundle = await _taken(uri, holder, holding.keeper_wait)
+        if bundle is not None:
+            controller = await _follow(uri, bundle, decision, given, holder)
+        if controller is None:
+            if decision.enabled:
+                options = attrs.evolve(options, keepalive=True, pool_bytes=decision.pool_bytes)
+            controller = await open_controller(uri, options)
+        controller.decided(decision)
+        if holder is not None and controller.keepalive:
+            controller.depositor = Depositor(controller, holder)
+            await controller.depositor.start()
+        elif holder is not None:
+            await holder.drop(uri)
+            holder.close()
+    except BaseException as error:
+        if controller is not None:
+            await controller.close()
+        if holder is not None:
+            await _give_up(uri, holder, error)
+        raise
+    return controller
+
+
+async def _give_up(uri: str, holder: Holder, error: BaseException) -> None:
+    """What is reserved for this process, or was left in its hands, is for the next to try."""
+    try:
+        if getattr(error, "code", "") != "owned":
+            await holder.release(uri)
+    except NvmeError as trouble:
+        log.warning("%s: %s", uri, trouble)
+    finally:
+        holder.close()

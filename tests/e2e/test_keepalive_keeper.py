@@ -1,0 +1,253 @@
+"""A controller that is held by a keeper while its drivers are killed, closed, and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import nvme_async
+from nvme_async.errors import KeeperError
+from nvme_async.keepalive import config
+from nvme_async.spec.opcodes import NvmOpcode
+
+sys.path.insert(0, str(Path(__file__).parent))
+from keeping import Site, site
+
+__all__ = ["site"]
+
+BLOCK = 4096
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "command_line", config.CommandLine())
+    for name in (config.KEEP_ALIVE, config.POOL, config.VFIO):
+        monkeypatch.delenv(name, raising=False)
+
+
+WRITER = """
+    controller = await nvme_async.open(uri, keeper=keeper)
+    namespace = controller.namespaces[1]
+    await namespace.write(0, b"A" * 4096)
+    tell("written", os.getpid())
+    asyncio.create_task(namespace.write(1, b"B" * 8192))
+    asyncio.create_task(namespace.read(0, 1))
+    await asyncio.sleep(0.05)
+    tell("out")
+    await hear()
+"""
+
+
+async def test_a_killed_driver_is_followed_with_what_it_had_out(site: Site) -> None:
+    driver = site.driver(WRITER)
+    assert driver.hear() == f"written {driver.pid}"
+    before = site.lives()
+    # Both are held until long after the death; then their data move.
+    site.controller.faults.add(queue="io", delay=0.5)
+    assert driver.hear() == "out"
+    driver.kill()
+    async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
+        assert "keepalive on" in controller.decision
+        assert site.keeper_path in controller.decision
+        assert controller.resets == 0
+        commands = {command.opcode: command async for command in controller.adopted}
+        assert set(commands) == {NvmOpcode.WRITE, NvmOpcode.READ}
+        write, read = commands[NvmOpcode.WRITE], commands[NvmOpcode.READ]
+        assert (write.lba, write.blocks, write.sent, write.status, write.error) == (1, 2, True, 0, None)
+        assert read.data == b"A" * BLOCK
+        namespace = controller.namespaces[1]
+        site.controller.faults.clear()
+        assert await namespace.read(0, 3) == b"A" * BLOCK + b"B" * 2 * BLOCK
+        await namespace.write(9, b"C" * BLOCK)
+        assert site.lives() == before, "not reset, not asked, no queue made anew"
+        [deposit] = site.deposits()
+        assert (deposit.state, deposit.pid, deposit.successors) == ("owned", os.getpid(), 1)
+    assert site.deposits() == []
+    assert site.lives()["shutdowns"] == 1
+
+
+async def test_three_deaths_in_a_row(site: Site) -> None:
+    lives = None
+    for number in range(3):
+        driver = site.driver(f"""
+            controller = await nvme_async.open(uri, keeper=keeper, keeper_wait=5)
+            namespace = controller.namespaces[1]
+            found = (await namespace.read(0))[:1]
+            await namespace.write(0, bytes([{number} + 65]) * 4096)
+            tell(found, len(controller.adopted))
+            await hear()
+        """)
+        assert driver.hear() == f"{bytes([number + 64]) if number else bytes(1)!r} 0"
+        lives = lives or site.lives()
+        driver.kill()
+    async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
+        assert (await controller.namespaces[1].read(0))[:1] == b"C"
+        assert site.lives() == lives
+
+
+async def test_a_clean_close_leaves_nothing_to_follow(site: Site) -> None:
+    async with nvme_async.open(site.uri, keeper=site.keeper_path):
+        [deposit] = site.deposits()
+        assert (deposit.name, deposit.state, deposit.pid) == (site.uri, "owned", os.getpid())
+    assert site.deposits() == []
+    assert site.lives()["enables"] == 1
+    async with nvme_async.open(site.uri, keeper=site.keeper_path) as controller:
+        assert len(controller.adopted) == 0
+    assert site.lives()["enables"] == 2
+
+
+async def test_a_driver_that_lives_is_not_followed(site: Site) -> None:
+    driver = site.driver(WRITER)
+    driver.hear()
+    with pytest.raises(KeeperError, match=f"process {driver.pid}"):
+        await nvme_async.open(site.uri, keeper=site.keeper_path)
+    [deposit] = site.deposits()
+    assert (deposit.state, deposit.pid) == ("owned", driver.pid)
+
+
+async def test_a_warm_standby(site: Site) -> None:
+    driver = site.driver(WRITER)
+    assert driver.hear() == f"written {driver.pid}"
+    assert driver.hear() == "out"
+    lives = site.lives()
+    standby = asyncio.ensure_future(_open(site, keeper_wait=30.0))
+    while not site.deposits()[0].waiting:
+        await asyncio.sleep(0.01)
+    assert not standby.done()
+    began = time.monotonic()
+    driver.kill()
+    controller = await standby
+    assert time.monotonic() - began < 5
+    assert (await controller.namespaces[1].read(0))[:1] == b"A"
+    assert site.lives() == lives
+    await controller.close()
+
+
+async def _open(site: Site, **options: object) -> nvme_async.Controller:
+    return await nvme_async.open(site.uri, keeper=site.keeper_path, **options)
+
+
+async def test_a_standby_that_gives_up_leaves_its_place(site: Site) -> None:
+    driver = site.driver(WRITER)
+    driver.hear()
+    standby = asyncio.ensure_future(_open(site, keeper_wait=30.0))
+    while not site.deposits()[0].waiting:
+        await asyncio.sleep(0.01)
+    standby.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await standby
+    while site.deposits()[0].waiting:
+        await asyncio.sleep(0.01)
+    driver.kill()
+    async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
+        assert controller.state == "ready"
+
+
+async def test_a_restarted_keeper_is_as_good_as_the_old_one(site: Site) -> None:
+    driver = site.driver(WRITER)
+    assert driver.hear() == f"written {driver.pid}"
+    assert driver.hear() == "out"
+    lives = site.lives()
+    site.stop_keeper()
+    site.start_keeper()
+    async with asyncio.timeout(20):
+        while [deposit.state for deposit in site.deposits()] != ["owned"]:
+            await asyncio.sleep(0.02)
+    driver.kill()
+    async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
+        assert (await controller.namespaces[1].read(0))[:1] == b"A"
+        assert site.lives() == lives
+
+
+async def test_a_device_that_died_too_is_brought_up_afresh(site: Site) -> None:
+    driver = site.driver(WRITER)
+    driver.hear()
+    site.controller.drop_client()
+    driver.kill()
+    async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
+        assert controller.state == "ready"
+        assert len(controller.adopted) == 0
+        assert site.lives()["enables"] == 2
+        [deposit] = site.deposits()
+        assert deposit.state == "owned"
+
+
+async def test_keepalive_off_now_reclaims_what_is_there(site: Site) -> None:
+    driver = site.driver(WRITER)
+    assert driver.hear() == f"written {driver.pid}"
+    site.controller.faults.add(queue="io", delay=60)
+    assert driver.hear() == "out"
+    driver.kill()
+    async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5, keepalive=False) as controller:
+        assert "keepalive off" in controller.decision
+        site.controller.faults.clear()
+        assert (await controller.namespaces[1].read(0))[:1] == b"A"
+        lives = site.lives()
+        assert lives["enables"] == 2
+        assert lives["disables"] + lives["resets"] >= 1
+        assert site.deposits() == []
+
+
+async def test_off_by_the_environment(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(config.KEEP_ALIVE, "disabled,host,privatepool")
+    async with nvme_async.open(site.uri, keeper=site.keeper_path) as controller:
+        assert "disabled" in controller.decision
+        assert site.deposits() == []
+        assert controller.inspect()["keepalive"]["settings"]["enabled"] is False
+
+
+async def test_the_decision_is_in_inspect(site: Site) -> None:
+    async with nvme_async.open(site.uri, keeper=site.keeper_path, pool_pages=4096) as controller:
+        assert controller.inspect()["keepalive"]["settings"] == {
+            "enabled": True,
+            "why": f"keeper {site.keeper_path} can take over, and a private pool of 4096 pages is there",
+            "setting": "host,privatepool",
+            "setting_source": "inferred",
+            "pool_pages": 4096,
+            "pool_source": "argument pool_pages",
+            "vfio": True,
+            "vfio_source": "inferred",
+            "holder": f"keeper {site.keeper_path}",
+            "warnings": [],
+        }
+        [pool] = controller.memory.pools
+        assert pool.nbytes >= 4096 * 4096
+
+
+async def test_a_successor_that_dies_while_it_takes_over(site: Site) -> None:
+    driver = site.driver(WRITER)
+    assert driver.hear() == f"written {driver.pid}"
+    site.controller.faults.add(queue="io", delay=1.5)
+    assert driver.hear() == "out"
+    lives = site.lives()
+    driver.kill()
+    second = site.driver("""
+        controller = await nvme_async.open(uri, keeper=keeper, keeper_wait=5)
+        tell(len(controller.adopted), controller.adopted.draining)
+        await hear()
+    """)
+    assert second.hear() == "2 True"
+    second.kill()
+    async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
+        assert len([command async for command in controller.adopted]) == 2
+        site.controller.faults.clear()
+        assert await controller.namespaces[1].read(1, 2) == b"B" * 2 * BLOCK
+        assert site.lives() == lives
+
+
+async def test_no_keeper_is_an_error(tmp_path: Path, site: Site) -> None:
+    with pytest.raises(KeeperError, match="no keeper"):
+        await nvme_async.open(site.uri, keeper=str(tmp_path / "none"))
+    assert site.lives()["enables"] == 0
+
+
+async def test_a_bring_up_that_fails_lets_the_next_try(site: Site) -> None:
+    site.controller.faults.enable_delay(ready=60.0)
+    with pytest.raises(nvme_async.ControllerError):
+        await nvme_async.open(site.uri, keeper=site.keeper_path)
+    assert site.deposits() == []
