@@ -35,6 +35,7 @@ WRITER = """
     namespace = controller.namespaces[1]
     await namespace.write(0, b"A" * 4096)
     tell("written", os.getpid())
+    await hear()
     asyncio.create_task(namespace.write(1, b"B" * 8192))
     asyncio.create_task(namespace.read(0, 1))
     await asyncio.sleep(0.05)
@@ -49,6 +50,7 @@ async def test_a_killed_driver_is_followed_with_what_it_had_out(site: Site) -> N
     before = site.lives()
     # Both are held until long after the death; then their data move.
     site.controller.faults.add(queue="io", delay=0.5)
+    driver.tell()
     assert driver.hear() == "out"
     driver.kill()
     async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
@@ -113,6 +115,7 @@ async def test_a_driver_that_lives_is_not_followed(site: Site) -> None:
 async def test_a_warm_standby(site: Site) -> None:
     driver = site.driver(WRITER)
     assert driver.hear() == f"written {driver.pid}"
+    driver.tell()
     assert driver.hear() == "out"
     lives = site.lives()
     standby = asyncio.ensure_future(_open(site, keeper_wait=30.0))
@@ -151,6 +154,7 @@ async def test_a_standby_that_gives_up_leaves_its_place(site: Site) -> None:
 async def test_a_restarted_keeper_is_as_good_as_the_old_one(site: Site) -> None:
     driver = site.driver(WRITER)
     assert driver.hear() == f"written {driver.pid}"
+    driver.tell()
     assert driver.hear() == "out"
     lives = site.lives()
     site.stop_keeper()
@@ -181,6 +185,7 @@ async def test_keepalive_off_now_reclaims_what_is_there(site: Site) -> None:
     driver = site.driver(WRITER)
     assert driver.hear() == f"written {driver.pid}"
     site.controller.faults.add(queue="io", delay=60)
+    driver.tell()
     assert driver.hear() == "out"
     driver.kill()
     async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5, keepalive=False) as controller:
@@ -223,6 +228,7 @@ async def test_a_successor_that_dies_while_it_takes_over(site: Site) -> None:
     driver = site.driver(WRITER)
     assert driver.hear() == f"written {driver.pid}"
     site.controller.faults.add(queue="io", delay=1.5)
+    driver.tell()
     assert driver.hear() == "out"
     lives = site.lives()
     driver.kill()
