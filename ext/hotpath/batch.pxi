@@ -161,7 +161,7 @@ cdef class Batch:
         self.finished = True
         self.b.stopped = True
         self.future = None
-        self.qp.leave_batches(self)
+        leave_batches(self.qp, self)
 
     cdef void fail(self, exception) except *:
         self.failure = exception
@@ -174,6 +174,41 @@ cdef class Batch:
             self.future = None
             if not future.done():
                 wake(future)
+
+
+cdef Batch make_batch(QueuePair qp, uint8_t opcode, uint32_t nsid, lbas, uint32_t blocks, data, uint32_t nbytes, bint to_host,
+                      uint32_t depth, uint32_t flags):
+    cdef Batch batch = Batch.__new__(Batch)
+    qp.check_open()
+    batch.qp = qp
+    export(lbas, &batch.lbas_view, False)
+    batch.has_lbas = True
+    if batch.lbas_view.itemsize != 8 and batch.lbas_view.itemsize != 1 or batch.lbas_view.len % 8:
+        raise ValueError(f"lbas has items of {batch.lbas_view.itemsize} bytes, 64-bit integers are needed")
+    if batch.lbas_view.len // 8 >= 1 << 32:
+        raise ValueError(f"{batch.lbas_view.len // 8} elements are over the limit of 2**32 - 1")
+    batch.b.n = <uint32_t>(batch.lbas_view.len // 8)
+    batch.b.lbas = <const uint64_t *>batch.lbas_view.buf
+    batch.b.nbytes = nbytes
+    batch.b.depth = min(depth, qp.q.n_trackers) if depth else qp.q.n_trackers
+    if data is not None:
+        if nbytes > qp.max_transfer or nbytes == 0:
+            raise ValueError(f"a transfer of {nbytes} bytes is outside of 1 to this queue's limit of {qp.max_transfer}")
+        export(data, &batch.data_view, to_host)
+        batch.has_data = True
+        if <uint64_t>batch.data_view.len != <uint64_t>nbytes * batch.b.n:
+            raise ValueError(f"{batch.b.n} elements of {nbytes} bytes need {nbytes * batch.b.n} bytes, the buffer has "
+                             f"{batch.data_view.len}")
+        batch.b.data = <uint8_t *>batch.data_view.buf
+        batch.b.flags = NVQ_TO_HOST if to_host else NVQ_FROM_HOST
+    batch.b.command.opcode = opcode
+    batch.b.command.nsid = nsid
+    batch.b.command.cdw12 = (blocks - 1) | flags
+    batch.statuses = array("H", bytes(2 * batch.b.n))
+    PyObject_GetBuffer(batch.statuses, &batch.status_view, PyBUF_WRITABLE)
+    batch.has_status = True
+    batch.b.status = <uint16_t *>batch.status_view.buf
+    return batch
 
 
 cdef int batch_send(Batch self, PyObject **result) except -1:
@@ -237,6 +272,29 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
     Py_INCREF(self)
     result[0] = <PyObject *>self
     return 1
+
+
+cdef void go_on_with_batches(QueuePair qp) except *:
+    """Elements of sleeping batches have completed: the next ones are sent; who is done wakes up."""
+    cdef Batch batch
+    for batch in list(qp.batches):
+        if batch.b.stopped:
+            leave_batches(qp, batch)
+        elif batch.future is not None:
+            if not qp.held:
+                nvb_fill(&qp.q, qp.slots, &batch.b, <uint32_t>(qp.n_granted + len(qp.line)))
+            if batch.b.done == batch.b.n:
+                batch.wake()
+    qp.ring_now()
+    if qp.mode == POLL and qp.q.n_armed:
+        qp.plan_poll()
+
+
+cdef void leave_batches(QueuePair qp, Batch batch) except *:
+    """A batch that is over, or whose awaiter is gone, is kept until nothing of it is out."""
+    if batch.b.out == 0 and batch in qp.batches:
+        qp.batches.remove(batch)
+        batch.let_go()
 
 
 nva_batch_install(Batch, <void *>batch_send)

@@ -1,31 +1,10 @@
 # A queue pair and those who wait for it.
 
-cdef enum:
-    POLL = 0         # completions are looked for on each pass of the loop
-    INTERRUPT = 1    # only when the vector's eventfd says so
-    ADAPTIVE = 2     # both: a bounded look at once, else the eventfd
-
-DEF EAGER_IN_A_ROW = 32   # completions without suspending, before other tasks of the loop get their turn
-DEF MAX_YIELDS = 6        # passes of the loop that a command waits for without a Future
-DEF MAX_PATIENCE = 64
-
-DEF ABORT_REQUESTED = 0x07
-
-MODES = {"poll": POLL, "interrupt": INTERRUPT, "adaptive": ADAPTIVE}
-
-
-def queue_memory(uint32_t entries, uint32_t n_trackers, uint64_t max_transfer):
-    """Bytes of pool memory that such a queue pair takes, rings, trackers and PRP lists included."""
-    cdef nvq_header header
-    memset(&header, 0, sizeof(header))
-    return nvq_layout(&header, entries, n_trackers, <uint32_t>(max_transfer // NVQ_PAGE))
-
-
 @cython.final
-cdef class QueuePair:
-    """Submission and completion ring with their trackers, in `memory` (a DmaBuffer of queue_memory() bytes, kept until close()).
+cdef class QueuePair(Rings):
+    """Rings, and those who wait for what goes through them. Belongs to one event loop.
 
-    memory        the pool allocation; zeroed
+    memory        the pool allocation, a DmaBuffer of queue_memory() bytes; zeroed; kept until close()
     qid           0 = admin
     entries       of each ring, 2 to 4096
     n_trackers    commands at once, at most entries - 1
@@ -40,17 +19,9 @@ cdef class QueuePair:
     on_fault(text)                called once when the controller breaks the protocol
     """
 
-    cdef nvq q
-    cdef readonly object memory
-    cdef Py_buffer memory_view
-    cdef bint has_memory
-    cdef nvq_frozen frozen
     cdef PyObject **waiters      # a Request for each slot that is with the controller; owned references
     cdef nvb_slot *slots         # for each slot, of which batch it is
     cdef list batches            # those that are started and not over
-    cdef readonly uint16_t qid
-    cdef readonly uint32_t entries
-    cdef readonly uint64_t max_transfer
     cdef AddressMap address_map
     cdef BounceCache bounce
     cdef object loop
@@ -69,12 +40,6 @@ cdef class QueuePair:
     cdef object flush_callback
     cdef object poll_callback
     cdef object more_callback
-    cdef object doorbell_write   # callable(offset, value), where doorbells are not mapped
-    cdef uint32_t sq_doorbell_offset, cq_doorbell_offset
-    cdef Mmio mmio
-    cdef object shadow
-    cdef Py_buffer shadow_view
-    cdef bint has_shadow
     cdef int event_fd
     cdef object ready                # the loop's queue of ready callbacks, where it shows one (stock asyncio)
     cdef uint32_t credit             # eager completions left until others get their turn
@@ -96,32 +61,7 @@ cdef class QueuePair:
     def __init__(self, memory, *, uint16_t qid, uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, AddressMap address_map,
                  BounceCache bounce, create_future, call_soon, command_error, on_fault, uint16_t vector=0, bint interrupts=True,
                  bint attach=False, uint32_t n_reserved=0, ready=None):
-        if not 2 <= entries <= NVQ_MAX_ENTRIES:
-            raise ValueError(f"entries is {entries}, outside of 2 to {NVQ_MAX_ENTRIES}")
-        if not 1 <= n_trackers < entries:
-            raise ValueError(f"n_trackers is {n_trackers}, outside of 1 to {entries - 1}")
-        if n_reserved >= n_trackers:
-            raise ValueError(f"n_reserved is {n_reserved}, of {n_trackers} trackers")
-        if max_transfer == 0 or max_transfer % NVQ_PAGE:
-            raise ValueError(f"max_transfer is {max_transfer}, not a positive multiple of {NVQ_PAGE}")
-        PyObject_GetBuffer(memory, &self.memory_view, PyBUF_WRITABLE)
-        self.has_memory = True
-        cdef nvq_header *header = <nvq_header *>self.memory_view.buf
-        if not attach:
-            memset(header, 0, NVQ_PAGE)
-            header.qid = qid
-            header.vector = vector
-            header.interrupts = interrupts
-            header.n_reserved = n_reserved
-            needed = nvq_layout(header, entries, n_trackers, <uint32_t>(max_transfer // NVQ_PAGE))
-            if <uint64_t>self.memory_view.len < needed:
-                raise ValueError(f"the queue pair needs {needed} bytes, its memory has {self.memory_view.len}")
-        elif prp_list_bytes(<uint32_t>(max_transfer // NVQ_PAGE)) != header.list_bytes:
-            raise ValueError(f"a queue pair with PRP lists of {header.list_bytes} bytes isn't one for transfers of {max_transfer} bytes")
-        self.memory = memory
-        self.qid = qid
-        self.entries = entries
-        self.max_transfer = max_transfer
+        self.open_memory(memory, qid, entries, n_trackers, max_transfer, vector, interrupts, attach, n_reserved)
         self.address_map = address_map
         self.bounce = bounce
         self.create_future = create_future
@@ -142,12 +82,8 @@ cdef class QueuePair:
         self.waiters = <PyObject **>calloc(n_trackers, sizeof(PyObject *))
         self.slots = <nvb_slot *>calloc(n_trackers, sizeof(nvb_slot))
         self.batches = []
-        if self.waiters == NULL or self.slots == NULL or nvq_open(&self.q, <uint8_t *>self.memory_view.buf, memory.iova):
+        if self.waiters == NULL or self.slots == NULL:
             raise MemoryError()
-        if not attach:
-            nvq_reset(&self.q)
-            header.version = NVQ_LAYOUT_VERSION
-            header.magic = NVQ_MAGIC
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -156,12 +92,6 @@ cdef class QueuePair:
                 Py_XDECREF(self.waiters[i])
             free(self.waiters)
         free(self.slots)
-        nvq_close(&self.q)
-        free(self.frozen.copy)
-        if self.has_shadow:
-            PyBuffer_Release(&self.shadow_view)
-        if self.has_memory:
-            PyBuffer_Release(&self.memory_view)
 
     cdef inline bint is_mine(self) except -1:
         """Is the running loop the one that this queue pair belongs to? Without asyncio's look-up, which asks the kernel for the pid (3.11)."""
@@ -177,42 +107,6 @@ cdef class QueuePair:
         self.thread = PyThread_get_thread_ident()
         self.is_running = None if hasattr(loop, "_thread_id") else loop.is_running
 
-    # -- doorbells ---------------------------------------------------------------------------------------------------------------------
-
-    def set_doorbells(self, Mmio mmio, uint64_t sq_offset, uint64_t cq_offset, *, int kick_fd=-1, write32=None,
-                      uint32_t sq_register=0, uint32_t cq_register=0):
-        """Where the doorbells are: in a mapped window, or (mmio None) reached by write32(register, value)."""
-        self.mmio = mmio
-        self.doorbell_write = write32
-        self.sq_doorbell_offset, self.cq_doorbell_offset = sq_register, cq_register
-        self.q.kick_fd = kick_fd
-        if mmio is None:
-            self.q.sq_doorbell = self.q.cq_doorbell = NULL
-        else:
-            self.q.sq_doorbell = <uint32_t *>mmio._at(sq_offset, 4, True)
-            self.q.cq_doorbell = <uint32_t *>mmio._at(cq_offset, 4, True)
-
-    def set_shadow_doorbells(self, shadow, uint64_t sq_offset, uint64_t cq_offset, uint64_t eventidx_offset):
-        """Doorbell Buffer Config is in use: the buffer, this queue's two places in it, and where in it the EventIdx page begins."""
-        if self.has_shadow:
-            return
-        PyObject_GetBuffer(shadow, &self.shadow_view, PyBUF_WRITABLE)
-        self.has_shadow = True
-        self.shadow = shadow
-        base = <uint8_t *>self.shadow_view.buf
-        self.q.sq_shadow = <uint32_t *>(base + sq_offset)
-        self.q.cq_shadow = <uint32_t *>(base + cq_offset)
-        self.q.sq_eventidx = <uint32_t *>(base + eventidx_offset + sq_offset)
-        self.q.cq_eventidx = <uint32_t *>(base + eventidx_offset + cq_offset)
-
-    def drop_shadow_doorbells(self):
-        """Doorbell Buffer Config is not in use any more. Between a reset and the queue's creation."""
-        if self.has_shadow:
-            self.q.sq_shadow = self.q.cq_shadow = self.q.sq_eventidx = self.q.cq_eventidx = NULL
-            PyBuffer_Release(&self.shadow_view)
-            self.has_shadow = False
-            self.shadow = None
-
     def silence(self, bint silent):
         """Doorbells are left alone from now on; False: those are rung that are due, once the controller knows the queue (again)."""
         self.q.silent = silent
@@ -221,16 +115,6 @@ cdef class QueuePair:
             self.acknowledge()
             if self.mode == POLL and self.q.n_armed:
                 self.plan_poll()
-
-    cdef inline void ring_now(self) except *:
-        if nvq_ring_sq(&self.q):
-            self.doorbell_write(self.sq_doorbell_offset, self.q.sq_tail)
-            nvq_rang_sq(&self.q)
-
-    cdef inline void acknowledge(self) except *:
-        if nvq_ring_cq(&self.q):
-            self.doorbell_write(self.cq_doorbell_offset, self.q.cq_head)
-            nvq_rang_cq(&self.q)
 
     def flush(self):
         """Rings for all that was posted. The loop calls it once on each pass that posted something."""
@@ -345,86 +229,6 @@ cdef class QueuePair:
         self.plan_watch()
         return 0
 
-    cdef bint look(self, Request request) except -1:
-        """Right after a command was posted: rings now or plans to, completes at once what the controller has answered already, and decides
-        how the command is waited for. `request.yields` passes of the loop without a Future come first where recent commands were that fast."""
-        cdef bint alone = self.q.n_armed == 1
-        if alone:
-            self.ring_now()
-        elif self.q.n_unrung >= self.ring_at:
-            self.ring_now()
-        elif not self.flush_planned and self.mode == INTERRUPT:
-            self.plan_flush()
-        if self.mode == INTERRUPT:
-            return False
-        if alone and self.spin_ns and self.credit and (self.ready is None or not self.ready):
-            self.spin()
-        if nvq_pending(&self.q):
-            self.reap_and_deliver(self.reap_limit)
-            if request.state == COMPLETED:
-                if self.credit:
-                    self.credit -= 1
-                    return True
-                # Other tasks of the loop have waited long enough: once around, and then the result.
-                self.credit = EAGER_IN_A_ROW
-                request.state = SENT
-                request.answered = True
-                request.yields = 1
-                return False
-        if self.mode == POLL:
-            self.plan_poll()
-        self.asked += 1
-        if self.patience or not self.asked & 63:
-            request.yields = MAX_YIELDS
-        elif not self.flush_planned:
-            self.plan_flush()
-        return False
-
-    cdef bint look_again(self, Request request) except -1:
-        """The loop has come round to a command that waits without a Future."""
-        self.credit = EAGER_IN_A_ROW
-        if request.answered:
-            request.state = COMPLETED
-            return True
-        if self.q.n_unrung:
-            self.ring_now()
-        if nvq_pending(&self.q):
-            self.reap_and_deliver(self.reap_limit)
-        if request.state == COMPLETED:
-            if self.patience < MAX_PATIENCE:
-                self.patience += 1
-            return True
-        if request.yields == 0:
-            # It takes longer than a few passes: the next ones sleep at once, but for a probe now and then.
-            self.patience = self.patience - 16 if self.patience > 16 else 0
-        return False
-
-    cdef void spin(self) except *:
-        """A bounded wait for a lone command. It learns: the bound is twice what recent ones took, and it gives up where they took longer
-        than spin_ns, but for a probe now and then."""
-        cdef uint64_t begin, now, bound
-        cdef int turns
-        self.spins += 1
-        if self.latency_ns > self.spin_ns and self.spins & 63:
-            return
-        bound = self.spin_ns if self.latency_ns * 2 + 2000 > self.spin_ns else self.latency_ns * 2 + 2000
-        self.q.header.n_spins += 1
-        begin = now = nvq_now_ns()
-        while not nvq_pending(&self.q):
-            for turns in range(16):
-                nvq_relax()
-                if nvq_pending(&self.q):
-                    break
-            else:
-                now = nvq_now_ns()
-                if now - begin >= bound:
-                    break
-        if nvq_pending(&self.q):
-            # Measured to within the 16 looks between two readings of the clock.
-            self.latency_ns = (self.latency_ns * 7 + (now - begin)) >> 3
-        else:
-            self.latency_ns = (self.latency_ns * 7 + self.spin_ns * 2) >> 3
-
     cdef void soon(self, callback) except *:
         try:
             self.call_soon(callback)
@@ -496,31 +300,10 @@ cdef class QueuePair:
         if self.line:
             self.grant()
         if of_batches:
-            self.go_on_with_batches()
+            go_on_with_batches(self)
         if self.q.n_armed == 0 and self.on_idle is not None:
             callback, self.on_idle = self.on_idle, None
             callback()
-
-    cdef void go_on_with_batches(self) except *:
-        """Elements of sleeping batches have completed: the next ones are sent; who is done wakes up."""
-        cdef Batch batch
-        for batch in list(self.batches):
-            if batch.b.stopped:
-                self.leave_batches(batch)
-            elif batch.future is not None:
-                if not self.held:
-                    nvb_fill(&self.q, self.slots, &batch.b, <uint32_t>(self.n_granted + len(self.line)))
-                if batch.b.done == batch.b.n:
-                    batch.wake()
-        self.ring_now()
-        if self.mode == POLL and self.q.n_armed:
-            self.plan_poll()
-
-    cdef void leave_batches(self, Batch batch) except *:
-        """A batch that is over, or whose awaiter is gone, is kept until nothing of it is out."""
-        if batch.b.out == 0 and batch in self.batches:
-            self.batches.remove(batch)
-            batch.let_go()
 
     cdef inline void plan_watch(self) except *:
         if not self.watched:
@@ -612,21 +395,11 @@ cdef class QueuePair:
         self.held = held
         self.grant()
         if not held:
-            self.go_on_with_batches()
+            go_on_with_batches(self)
 
     def fail_waiters(self, exception):
         """Everybody who waits for a sent command gets `exception`; the commands and their pages stay with the controller."""
-        cdef uint32_t i
-        cdef Request request
-        cdef Batch batch
-        for batch in list(self.batches):
-            if not batch.b.stopped:
-                batch.fail(exception)
-        for i in range(self.q.n_trackers):
-            if self.waiters[i] != NULL:
-                request = <Request>self.waiters[i]
-                if request.state == SENT and not request.failed:
-                    request.fail(exception)
+        fail_queue(self, exception)
 
     def restart(self, retryable, exception, uint32_t limit):
         """After a reset, with the rings at their start: commands that somebody waits for and whose opcode is in `retryable` are sent
@@ -634,82 +407,12 @@ cdef class QueuePair:
         took too long; elements of batches get the status Command Aborted By Host), and all that is not sent again is released.
         Nothing is rung: silence(False) does, once the controller knows the queue again. Returns how many were posted.
         Only after the controller was reset, as for release_all()."""
-        cdef uint32_t i
-        cdef Request request
-        self.check_open()
-        requests = []
-        elements = []
-        cdef Batch batch
-        for i in range(self.q.n_trackers):
-            if self.slots[i].batch != NULL:
-                elements.append((self.q.trackers[i].position, i))
-            if self.waiters[i] != NULL:
-                requests.append((self.q.trackers[i].position, i, <object>self.waiters[i]))
-                Py_DECREF(<object>self.waiters[i])
-                self.waiters[i] = NULL
-        cdef nvb_slot *slots = self.slots
-        self.slots = <nvb_slot *>calloc(self.q.n_trackers, sizeof(nvb_slot))
-        if self.slots == NULL:
-            self.slots = slots
-            raise MemoryError()
-        nvq_reset(&self.q)
-        requests.sort()
-        elements.sort()
-        count = 0
-        for batch in self.batches:
-            batch.b.out = 0
-            if batch.b.command.opcode not in retryable and not batch.b.stopped:
-                batch.fail(exception)
-        for _, slot in elements:
-            if nvb_again(&self.q, self.slots, &slots[<int>slot], limit):
-                count += 1
-        free(slots)
-        for batch in list(self.batches):
-            if batch.b.stopped:
-                self.leave_batches(batch)
-        for _, _, entry in requests:
-            request = <Request>entry
-            if request.state == SENT and not request.failed and request.sqe.opcode in retryable and request.attempts < limit:
-                request.attempts += 1
-                request.timed_out = False
-                self.send(request)
-                count += 1
-                continue
-            if request.state == SENT and not request.failed:
-                request.fail(self.command_error(ABORT_REQUESTED, 0, PyBytes_FromStringAndSize(<char *>&request.sqe, 64), False, True)
-                             if request.timed_out else exception)
-            # Its slot is another's from now on: an awaiter that comes late must find nothing to detach from.
-            request.state = FINISHED
-            request.let_go()
-        self.grant()
-        return count
+        return restart_queue(self, retryable, exception, limit)
 
     def release_all(self):
         """Every command's pages and buffers go back to their owners, and the rings start anew. Only after the controller was reset or is
         known to reach memory no more: nothing else ends its right to write. Waiters must have been told by fail_waiters()."""
-        if not self.has_memory:
-            return
-        cdef uint32_t i
-        cdef Request request
-        cdef Batch batch
-        for i in range(self.q.n_trackers):
-            if self.waiters[i] != NULL:
-                request = <Request>self.waiters[i]
-                self.waiters[i] = NULL
-                request.state = FINISHED      # an awaiter that comes late must find nothing to detach from
-                request.let_go()
-                Py_DECREF(request)
-            if self.slots[i].batch != NULL:
-                if self.slots[i].batch.bounced:
-                    self.slots[i].batch.pieces[self.slots[i].batch.n_pieces] = self.slots[i].piece
-                    self.slots[i].batch.n_pieces += 1
-                self.slots[i].batch = NULL
-        for batch in list(self.batches):
-            batch.b.out = 0
-            batch.b.stopped = True
-            self.leave_batches(batch)
-        nvq_reset(&self.q)
-        self.grant()
+        release_queue(self)
 
     def close(self):
         """Lets go of the memory. Only after release_all(), or when nothing is out."""
@@ -719,40 +422,13 @@ cdef class QueuePair:
             raise RuntimeError(f"queue {self.qid}: {self.q.n_armed} commands are still with the controller")
         if self.refusal is None:
             self.refusal = ValueError(f"queue pair {self.qid} is closed")
-        nvq_close(&self.q)
         free(self.waiters)
         free(self.slots)
         self.waiters = NULL
         self.slots = NULL
-        if self.has_shadow:
-            PyBuffer_Release(&self.shadow_view)
-            self.has_shadow = False
-        PyBuffer_Release(&self.memory_view)
-        self.has_memory = False
-        if self.refusal is None:
-            self.refusal = RuntimeError(f"queue pair {self.qid} is closed")
+        self.close_memory()
         self.mmio = self.memory = self.shadow = self.doorbell_write = None
         self.flush_callback = self.poll_callback = self.more_callback = None
-
-    # -- the watchdog's view -----------------------------------------------------------------------------------------------------------
-
-    def tick(self):
-        """Advances the coarse clock that stamps commands; returns its new value."""
-        self.check_open()
-        self.q.header.epoch += 1
-        return self.q.header.epoch
-
-    def older_than(self, uint64_t epoch):
-        """[(cid, sqe)] of the commands with the controller that were sent before `epoch`, AERs and other internal ones left out."""
-        cdef uint32_t i
-        cdef nvq_tracker *tracker
-        found = []
-        if self.has_memory:
-            for i in range(self.q.n_trackers):
-                tracker = &self.q.trackers[i]
-                if tracker.state == NVQ_ARMED and tracker.epoch < epoch and not tracker.flags & NVQ_INTERNAL:
-                    found.append((tracker.cid, PyBytes_FromStringAndSize(<char *>&tracker.sqe, 64)))
-        return found
 
     cdef Request find(self, uint16_t cid):
         cdef unsigned slot = cid & ((1 << self.q.slot_bits) - 1)
@@ -767,21 +443,6 @@ cdef class QueuePair:
             request = self.find(cid)
             if request is not None:
                 request.timed_out = True
-
-    def still_out(self, cids):
-        """Is any of these still with the controller?"""
-        return any([self.is_out(cid) for cid in cids])
-
-    cdef bint is_out(self, uint16_t cid):
-        cdef unsigned slot = cid & ((1 << self.q.slot_bits) - 1)
-        if not self.has_memory or slot >= self.q.n_trackers:
-            return False
-        return self.q.trackers[slot].state != NVQ_FREE and self.q.trackers[slot].cid == cid
-
-    cdef inline int check_open(self) except -1:
-        if not self.has_memory:
-            raise ValueError(f"queue pair {self.qid} is closed")
-        return 0
 
     def uses(self, uint64_t iova, uint64_t nbytes):
         """Does a command with the controller move data within [iova, iova + nbytes)?"""
@@ -799,36 +460,6 @@ cdef class QueuePair:
                     if request.nbytes and request.iova < iova + nbytes and iova < request.iova + request.nbytes:
                         return True
         return False
-
-    @property
-    def sq_iova(self):
-        """Device address of the submission ring."""
-        self.check_open()
-        return self.memory.iova + self.q.header.sq_offset
-
-    @property
-    def cq_iova(self):
-        """Device address of the completion ring."""
-        self.check_open()
-        return self.memory.iova + self.q.header.cq_offset
-
-    @property
-    def has_shadow_doorbells(self):
-        """Is this queue pair's place in the Doorbell Buffer Config memory in use?"""
-        return self.has_shadow
-
-    @property
-    def closed(self):
-        return not self.has_memory
-
-    @property
-    def n_outstanding(self):
-        """Commands with the controller, those whose waiter is gone included."""
-        return self.q.n_armed
-
-    @property
-    def n_free(self):
-        return self.q.n_free
 
     def when_idle(self, callback):
         """callback() once, when the last outstanding command completed; now, if nothing is out."""
@@ -848,27 +479,7 @@ cdef class QueuePair:
         read_nbytes  the answer comes as a new bytes object of that length
         internal     nobody's but the driver's, and without a time limit; driver: only the former
         """
-        cdef Request request = Request.__new__(Request)
-        cdef const unsigned char[::1] raw = sqe
-        if raw.shape[0] != 64:
-            raise ValueError(f"a command is 64 bytes long, not {raw.shape[0]}")
-        memcpy(&request.sqe, &raw[0], 64)
-        request.qp = self
-        request.tag = tag
-        request.raw = True
-        request.flags = (NVQ_INTERNAL if internal else 0) | (NVQ_DRIVER if driver else 0)
-        if buffer is not None:
-            request.hold(buffer, to_host)
-            request.nbytes = request.view.len
-            request.kind = READ_INTO if to_host else WRITE_FROM
-            request.flags |= NVQ_TO_HOST if to_host else NVQ_FROM_HOST
-            if request.nbytes == 0:
-                request.kind = NO_DATA
-        elif read_nbytes > 0:
-            request.nbytes = read_nbytes
-            request.kind = READ_BYTES
-            request.flags |= NVQ_TO_HOST
-        return request
+        return make_request(self, sqe, buffer, read_nbytes, to_host, tag, internal, driver)
 
     def batch(self, uint8_t opcode, uint32_t nsid, lbas, uint32_t blocks, data, uint32_t nbytes, *, bint to_host, uint32_t depth=0,
               uint32_t flags=0):
@@ -879,82 +490,12 @@ cdef class QueuePair:
         depth  how many are out at once; 0 = as many as the queue takes
         flags  bits for command dword 12 (FUA is bit 30)
         """
-        cdef Batch batch = Batch.__new__(Batch)
-        self.check_open()
-        batch.qp = self
-        export(lbas, &batch.lbas_view, False)
-        batch.has_lbas = True
-        if batch.lbas_view.itemsize != 8 and batch.lbas_view.itemsize != 1 or batch.lbas_view.len % 8:
-            raise ValueError(f"lbas has items of {batch.lbas_view.itemsize} bytes, 64-bit integers are needed")
-        if batch.lbas_view.len // 8 >= 1 << 32:
-            raise ValueError(f"{batch.lbas_view.len // 8} elements are over the limit of 2**32 - 1")
-        batch.b.n = <uint32_t>(batch.lbas_view.len // 8)
-        batch.b.lbas = <const uint64_t *>batch.lbas_view.buf
-        batch.b.nbytes = nbytes
-        batch.b.depth = min(depth, self.q.n_trackers) if depth else self.q.n_trackers
-        if data is not None:
-            if nbytes > self.max_transfer or nbytes == 0:
-                raise ValueError(f"a transfer of {nbytes} bytes is outside of 1 to this queue's limit of {self.max_transfer}")
-            export(data, &batch.data_view, to_host)
-            batch.has_data = True
-            if <uint64_t>batch.data_view.len != <uint64_t>nbytes * batch.b.n:
-                raise ValueError(f"{batch.b.n} elements of {nbytes} bytes need {nbytes * batch.b.n} bytes, the buffer has "
-                                 f"{batch.data_view.len}")
-            batch.b.data = <uint8_t *>batch.data_view.buf
-            batch.b.flags = NVQ_TO_HOST if to_host else NVQ_FROM_HOST
-        batch.b.command.opcode = opcode
-        batch.b.command.nsid = nsid
-        batch.b.command.cdw12 = (blocks - 1) | flags
-        batch.statuses = array("H", bytes(2 * batch.b.n))
-        PyObject_GetBuffer(batch.statuses, &batch.status_view, PyBUF_WRITABLE)
-        batch.has_status = True
-        batch.b.status = <uint16_t *>batch.status_view.buf
-        return batch
-
-    def record_latency(self, bint on):
-        """Starts a latency histogram (fio's buckets: 29 groups of 64, an error below 1 %), or drops it. Costs a clock reading for each
-        command and each reap; off unless asked for."""
-        self.check_open()
-        free(self.q.latency)
-        self.q.latency = NULL
-        if on:
-            self.q.latency = <histogram *>malloc(sizeof(histogram))
-            if self.q.latency == NULL:
-                raise MemoryError()
-            histogram_clear(self.q.latency)
-
-    def latency(self):
-        """{"count", "sum", "min", "max", "stddev", "bins": {nanoseconds: count}} from submission to reaping, or None if it isn't recorded."""
-        cdef histogram *h = self.q.latency
-        cdef unsigned i
-        if h == NULL:
-            return None
-        bins = {histogram_value(i): h.bucket[i] for i in range(HISTOGRAM_SIZE) if h.bucket[i]}
-        return {"count": h.count, "sum": h.sum, "min": h.min if h.count else 0, "max": h.max, "stddev": histogram_deviation(h), "bins": bins}
+        return make_batch(self, opcode, nsid, lbas, blocks, data, nbytes, to_host, depth, flags)
 
     def inspect(self):
         """Positions, counters and outstanding commands as plain data. From any thread; then a glance, not a snapshot."""
-        cdef nvq_header *h
-        cdef uint32_t i
-        cdef nvq_tracker *t
-        if not self.has_memory:
-            return {"qid": self.qid, "closed": True}
-        h = self.q.header
-        pending = []
-        for i in range(self.q.n_trackers):
-            t = &self.q.trackers[i]
-            if t.state != NVQ_FREE:
-                pending.append({"cid": t.cid, "opcode": t.sqe.opcode, "nsid": t.sqe.nsid, "tag": t.tag, "epoch": t.epoch,
-                                "orphan": bool(t.flags & NVQ_ORPHAN), "internal": bool(t.flags & NVQ_INTERNAL),
-                                "lba": t.sqe.cdw10 | <uint64_t>t.sqe.cdw11 << 32, "nbytes": t.data_nbytes})
-        return {
-            "qid": self.qid, "entries": self.q.entries, "depth": self.q.n_trackers - h.n_reserved, "vector": h.vector,
-            "mode": {POLL: "poll", INTERRUPT: "interrupt", ADAPTIVE: "adaptive"}[self.mode],
-            "sq": {"tail": self.q.sq_tail, "submitted": h.submitted, "rung": h.sq_rung, "doorbells": h.n_sq_doorbells},
-            "cq": {"head": self.q.cq_head, "phase": self.q.cq_phase, "reaped": h.reaped, "doorbells": h.n_cq_doorbells},
-            "shadow_doorbells": self.has_shadow, "doorbells_saved": h.n_shadow_only,
-            "outstanding": self.q.n_armed, "free": self.q.n_free, "waiting": len(self.line),
-            "reaps": h.n_reaps, "completions_per_reap": round(<double>h.reaped / <double>h.n_reaps, 2) if h.n_reaps else 0.0, "max_batch": h.max_batch,
-            "interrupts": h.n_interrupts, "spins": h.n_spins, "eager": h.n_eager, "full": h.n_full, "bounced": h.n_bounced,
-            "errors": h.n_errors, "orphans": h.n_orphans, "epoch": h.epoch, "pending": pending, "latency": self.latency(),
-        }
+        found = Rings.inspect(self)
+        if self.has_memory:
+            found["mode"] = {POLL: "poll", INTERRUPT: "interrupt", ADAPTIVE: "adaptive"}[self.mode]
+            found["waiting"] = len(self.line)
+        return found

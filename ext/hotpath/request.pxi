@@ -145,6 +145,30 @@ cdef class Request:
         self.wake()
 
 
+cdef Request make_request(QueuePair qp, sqe, buffer, Py_ssize_t read_nbytes, bint to_host, uint64_t tag, bint internal, bint driver):
+    cdef Request request = Request.__new__(Request)
+    cdef const unsigned char[::1] raw = sqe
+    if raw.shape[0] != 64:
+        raise ValueError(f"a command is 64 bytes long, not {raw.shape[0]}")
+    memcpy(&request.sqe, &raw[0], 64)
+    request.qp = qp
+    request.tag = tag
+    request.raw = True
+    request.flags = (NVQ_INTERNAL if internal else 0) | (NVQ_DRIVER if driver else 0)
+    if buffer is not None:
+        request.hold(buffer, to_host)
+        request.nbytes = request.view.len
+        request.kind = READ_INTO if to_host else WRITE_FROM
+        request.flags |= NVQ_TO_HOST if to_host else NVQ_FROM_HOST
+        if request.nbytes == 0:
+            request.kind = NO_DATA
+    elif read_nbytes > 0:
+        request.nbytes = read_nbytes
+        request.kind = READ_BYTES
+        request.flags |= NVQ_TO_HOST
+    return request
+
+
 cdef int request_send(Request self, PyObject **result) except -1:
     """One step of the awaitable. 1: *result is the command's result. 0: *result is to be yielded to the Task."""
     cdef QueuePair qp = self.qp
@@ -154,11 +178,11 @@ cdef int request_send(Request self, PyObject **result) except -1:
             self.future = qp.stand_in_line()
             return suspend(self.future, result)
         qp.start(self)
-        if qp.look(self):
+        if look(qp, self):
             qp.q.header.n_eager += 1
     elif self.state == SENT and not self.failed:
         if self.future is None:
-            qp.look_again(self)
+            look_again(qp, self)
     elif self.state == QUEUED and not self.failed:
         if self.future is not None and not self.future.done():
             return suspend(self.future, result)
@@ -169,7 +193,7 @@ cdef int request_send(Request self, PyObject **result) except -1:
             self.future = qp.stand_in_line()
             return suspend(self.future, result)
         qp.start(self)
-        qp.look(self)
+        look(qp, self)
     if self.failed:
         exception, self.result = self.result, None
         if self.state == SENT:

@@ -1,0 +1,98 @@
+# When commands don't complete as they should: who waits is told, and after a reset of the controller they are sent again, or all that it had
+# is let go. Called by the methods of QueuePair of these names.
+
+DEF ABORT_REQUESTED = 0x07
+
+
+cdef int fail_queue(QueuePair qp, exception) except -1:
+    cdef uint32_t i
+    cdef Request request
+    cdef Batch batch
+    for batch in list(qp.batches):
+        if not batch.b.stopped:
+            batch.fail(exception)
+    for i in range(qp.q.n_trackers):
+        if qp.waiters[i] != NULL:
+            request = <Request>qp.waiters[i]
+            if request.state == SENT and not request.failed:
+                request.fail(exception)
+    return 0
+
+
+cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) except -1:
+    cdef uint32_t i
+    cdef Request request
+    qp.check_open()
+    requests = []
+    elements = []
+    cdef Batch batch
+    for i in range(qp.q.n_trackers):
+        if qp.slots[i].batch != NULL:
+            elements.append((qp.q.trackers[i].position, i))
+        if qp.waiters[i] != NULL:
+            requests.append((qp.q.trackers[i].position, i, <object>qp.waiters[i]))
+            Py_DECREF(<object>qp.waiters[i])
+            qp.waiters[i] = NULL
+    cdef nvb_slot *slots = qp.slots
+    qp.slots = <nvb_slot *>calloc(qp.q.n_trackers, sizeof(nvb_slot))
+    if qp.slots == NULL:
+        qp.slots = slots
+        raise MemoryError()
+    nvq_reset(&qp.q)
+    requests.sort()
+    elements.sort()
+    count = 0
+    for batch in qp.batches:
+        batch.b.out = 0
+        if batch.b.command.opcode not in retryable and not batch.b.stopped:
+            batch.fail(exception)
+    for _, slot in elements:
+        if nvb_again(&qp.q, qp.slots, &slots[<int>slot], limit):
+            count += 1
+    free(slots)
+    for batch in list(qp.batches):
+        if batch.b.stopped:
+            leave_batches(qp, batch)
+    for _, _, entry in requests:
+        request = <Request>entry
+        if request.state == SENT and not request.failed and request.sqe.opcode in retryable and request.attempts < limit:
+            request.attempts += 1
+            request.timed_out = False
+            qp.send(request)
+            count += 1
+            continue
+        if request.state == SENT and not request.failed:
+            request.fail(qp.command_error(ABORT_REQUESTED, 0, PyBytes_FromStringAndSize(<char *>&request.sqe, 64), False, True)
+                         if request.timed_out else exception)
+        # Its slot is another's from now on: an awaiter that comes late must find nothing to detach from.
+        request.state = FINISHED
+        request.let_go()
+    qp.grant()
+    return count
+
+
+cdef int release_queue(QueuePair qp) except -1:
+    if not qp.has_memory:
+        return 0
+    cdef uint32_t i
+    cdef Request request
+    cdef Batch batch
+    for i in range(qp.q.n_trackers):
+        if qp.waiters[i] != NULL:
+            request = <Request>qp.waiters[i]
+            qp.waiters[i] = NULL
+            request.state = FINISHED      # an awaiter that comes late must find nothing to detach from
+            request.let_go()
+            Py_DECREF(request)
+        if qp.slots[i].batch != NULL:
+            if qp.slots[i].batch.bounced:
+                qp.slots[i].batch.pieces[qp.slots[i].batch.n_pieces] = qp.slots[i].piece
+                qp.slots[i].batch.n_pieces += 1
+            qp.slots[i].batch = NULL
+    for batch in list(qp.batches):
+        batch.b.out = 0
+        batch.b.stopped = True
+        leave_batches(qp, batch)
+    nvq_reset(&qp.q)
+    qp.grant()
+    return 0

@@ -1,0 +1,244 @@
+# The half of a queue pair that the controller sees: rings, trackers, doorbells, and what is counted and told about them.
+
+def queue_memory(uint32_t entries, uint32_t n_trackers, uint64_t max_transfer):
+    """Bytes of pool memory that such a queue pair takes, rings, trackers and PRP lists included."""
+    cdef nvq_header header
+    memset(&header, 0, sizeof(header))
+    return nvq_layout(&header, entries, n_trackers, <uint32_t>(max_transfer // NVQ_PAGE))
+
+
+cdef class Rings:
+    """Submission and completion ring with their trackers, in `memory` (a DmaBuffer of queue_memory() bytes, kept until close()).
+
+    It knows commands, and nobody who waits for one. Arguments as for QueuePair.
+    """
+
+    cdef nvq q
+    cdef readonly object memory
+    cdef Py_buffer memory_view
+    cdef bint has_memory
+    cdef nvq_frozen frozen
+    cdef readonly uint16_t qid
+    cdef readonly uint32_t entries
+    cdef readonly uint64_t max_transfer
+    cdef Mmio mmio
+    cdef object doorbell_write   # callable(offset, value), where doorbells are not mapped
+    cdef uint32_t sq_doorbell_offset, cq_doorbell_offset
+    cdef object shadow
+    cdef Py_buffer shadow_view
+    cdef bint has_shadow
+
+    @cython.final
+    cdef int open_memory(self, memory, uint16_t qid, uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, uint16_t vector,
+                         bint interrupts, bint attach, uint32_t n_reserved) except -1:
+        if not 2 <= entries <= NVQ_MAX_ENTRIES:
+            raise ValueError(f"entries is {entries}, outside of 2 to {NVQ_MAX_ENTRIES}")
+        if not 1 <= n_trackers < entries:
+            raise ValueError(f"n_trackers is {n_trackers}, outside of 1 to {entries - 1}")
+        if n_reserved >= n_trackers:
+            raise ValueError(f"n_reserved is {n_reserved}, of {n_trackers} trackers")
+        if max_transfer == 0 or max_transfer % NVQ_PAGE:
+            raise ValueError(f"max_transfer is {max_transfer}, not a positive multiple of {NVQ_PAGE}")
+        PyObject_GetBuffer(memory, &self.memory_view, PyBUF_WRITABLE)
+        self.has_memory = True
+        cdef nvq_header *header = <nvq_header *>self.memory_view.buf
+        if not attach:
+            memset(header, 0, NVQ_PAGE)
+            header.qid = qid
+            header.vector = vector
+            header.interrupts = interrupts
+            header.n_reserved = n_reserved
+            needed = nvq_layout(header, entries, n_trackers, <uint32_t>(max_transfer // NVQ_PAGE))
+            if <uint64_t>self.memory_view.len < needed:
+                raise ValueError(f"the queue pair needs {needed} bytes, its memory has {self.memory_view.len}")
+        elif prp_list_bytes(<uint32_t>(max_transfer // NVQ_PAGE)) != header.list_bytes:
+            raise ValueError(f"a queue pair with PRP lists of {header.list_bytes} bytes isn't one for transfers of {max_transfer} bytes")
+        self.memory = memory
+        self.qid = qid
+        self.entries = entries
+        self.max_transfer = max_transfer
+        if nvq_open(&self.q, <uint8_t *>self.memory_view.buf, memory.iova):
+            raise MemoryError()
+        if not attach:
+            nvq_reset(&self.q)
+            header.version = NVQ_LAYOUT_VERSION
+            header.magic = NVQ_MAGIC
+        return 0
+
+    @cython.final
+    cdef void close_memory(self) noexcept:
+        nvq_close(&self.q)
+        if self.has_shadow:
+            PyBuffer_Release(&self.shadow_view)
+            self.has_shadow = False
+        if self.has_memory:
+            PyBuffer_Release(&self.memory_view)
+            self.has_memory = False
+
+    def __dealloc__(self):
+        self.close_memory()
+        free(self.frozen.copy)
+
+    @cython.final
+    cdef inline int check_open(self) except -1:
+        if not self.has_memory:
+            raise ValueError(f"queue pair {self.qid} is closed")
+        return 0
+
+    # -- doorbells ---------------------------------------------------------------------------------------------------------------------
+
+    def set_doorbells(self, Mmio mmio, uint64_t sq_offset, uint64_t cq_offset, *, int kick_fd=-1, write32=None,
+                      uint32_t sq_register=0, uint32_t cq_register=0):
+        """Where the doorbells are: in a mapped window, or (mmio None) reached by write32(register, value)."""
+        self.mmio = mmio
+        self.doorbell_write = write32
+        self.sq_doorbell_offset, self.cq_doorbell_offset = sq_register, cq_register
+        self.q.kick_fd = kick_fd
+        if mmio is None:
+            self.q.sq_doorbell = self.q.cq_doorbell = NULL
+        else:
+            self.q.sq_doorbell = <uint32_t *>mmio._at(sq_offset, 4, True)
+            self.q.cq_doorbell = <uint32_t *>mmio._at(cq_offset, 4, True)
+
+    def set_shadow_doorbells(self, shadow, uint64_t sq_offset, uint64_t cq_offset, uint64_t eventidx_offset):
+        """Doorbell Buffer Config is in use: the buffer, this queue's two places in it, and where in it the EventIdx page begins."""
+        if self.has_shadow:
+            return
+        PyObject_GetBuffer(shadow, &self.shadow_view, PyBUF_WRITABLE)
+        self.has_shadow = True
+        self.shadow = shadow
+        base = <uint8_t *>self.shadow_view.buf
+        self.q.sq_shadow = <uint32_t *>(base + sq_offset)
+        self.q.cq_shadow = <uint32_t *>(base + cq_offset)
+        self.q.sq_eventidx = <uint32_t *>(base + eventidx_offset + sq_offset)
+        self.q.cq_eventidx = <uint32_t *>(base + eventidx_offset + cq_offset)
+
+    def drop_shadow_doorbells(self):
+        """Doorbell Buffer Config is not in use any more. Between a reset and the queue's creation."""
+        if self.has_shadow:
+            self.q.sq_shadow = self.q.cq_shadow = self.q.sq_eventidx = self.q.cq_eventidx = NULL
+            PyBuffer_Release(&self.shadow_view)
+            self.has_shadow = False
+            self.shadow = None
+
+    @cython.final
+    cdef inline void ring_now(self) except *:
+        if nvq_ring_sq(&self.q):
+            self.doorbell_write(self.sq_doorbell_offset, self.q.sq_tail)
+            nvq_rang_sq(&self.q)
+
+    @cython.final
+    cdef inline void acknowledge(self) except *:
+        if nvq_ring_cq(&self.q):
+            self.doorbell_write(self.cq_doorbell_offset, self.q.cq_head)
+            nvq_rang_cq(&self.q)
+
+    # -- the watchdog's view -----------------------------------------------------------------------------------------------------------
+
+    def tick(self):
+        """Advances the coarse clock that stamps commands; returns its new value."""
+        self.check_open()
+        self.q.header.epoch += 1
+        return self.q.header.epoch
+
+    def older_than(self, uint64_t epoch):
+        """[(cid, sqe)] of the commands with the controller that were sent before `epoch`, AERs and other internal ones left out."""
+        cdef uint32_t i
+        cdef nvq_tracker *tracker
+        found = []
+        if self.has_memory:
+            for i in range(self.q.n_trackers):
+                tracker = &self.q.trackers[i]
+                if tracker.state == NVQ_ARMED and tracker.epoch < epoch and not tracker.flags & NVQ_INTERNAL:
+                    found.append((tracker.cid, PyBytes_FromStringAndSize(<char *>&tracker.sqe, 64)))
+        return found
+
+    def still_out(self, cids):
+        """Is any of these still with the controller?"""
+        return any([self.is_out(cid) for cid in cids])
+
+    @cython.final
+    cdef bint is_out(self, uint16_t cid):
+        cdef unsigned slot = cid & ((1 << self.q.slot_bits) - 1)
+        if not self.has_memory or slot >= self.q.n_trackers:
+            return False
+        return self.q.trackers[slot].state != NVQ_FREE and self.q.trackers[slot].cid == cid
+
+    # -- what it looks like -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def sq_iova(self):
+        """Device address of the submission ring."""
+        self.check_open()
+        return self.memory.iova + self.q.header.sq_offset
+
+    @property
+    def cq_iova(self):
+        """Device address of the completion ring."""
+        self.check_open()
+        return self.memory.iova + self.q.header.cq_offset
+
+    @property
+    def has_shadow_doorbells(self):
+        """Is this queue pair's place in the Doorbell Buffer Config memory in use?"""
+        return self.has_shadow
+
+    @property
+    def closed(self):
+        return not self.has_memory
+
+    @property
+    def n_outstanding(self):
+        """Commands with the controller, those whose waiter is gone included."""
+        return self.q.n_armed
+
+    @property
+    def n_free(self):
+        return self.q.n_free
+
+    def record_latency(self, bint on):
+        """Starts a latency histogram (fio's buckets: 29 groups of 64, an error below 1 %), or drops it. Costs a clock reading for each
+        command and each reap; off unless asked for."""
+        self.check_open()
+        free(self.q.latency)
+        self.q.latency = NULL
+        if on:
+            self.q.latency = <histogram *>malloc(sizeof(histogram))
+            if self.q.latency == NULL:
+                raise MemoryError()
+            histogram_clear(self.q.latency)
+
+    def latency(self):
+        """{"count", "sum", "min", "max", "stddev", "bins": {nanoseconds: count}} from submission to reaping, or None if it isn't recorded."""
+        cdef histogram *h = self.q.latency
+        cdef unsigned i
+        if h == NULL:
+            return None
+        bins = {histogram_value(i): h.bucket[i] for i in range(HISTOGRAM_SIZE) if h.bucket[i]}
+        return {"count": h.count, "sum": h.sum, "min": h.min if h.count else 0, "max": h.max, "stddev": histogram_deviation(h), "bins": bins}
+
+    def inspect(self):
+        """Positions, counters and outstanding commands as plain data. From any thread; then a glance, not a snapshot."""
+        cdef nvq_header *h
+        cdef uint32_t i
+        cdef nvq_tracker *t
+        if not self.has_memory:
+            return {"qid": self.qid, "closed": True}
+        h = self.q.header
+        pending = []
+        for i in range(self.q.n_trackers):
+            t = &self.q.trackers[i]
+            if t.state != NVQ_FREE:
+                pending.append({"cid": t.cid, "opcode": t.sqe.opcode, "nsid": t.sqe.nsid, "tag": t.tag, "epoch": t.epoch,
+                                "orphan": bool(t.flags & NVQ_ORPHAN), "internal": bool(t.flags & NVQ_INTERNAL),
+                                "lba": t.sqe.cdw10 | <uint64_t>t.sqe.cdw11 << 32, "nbytes": t.data_nbytes})
+        return {
+            "qid": self.qid, "entries": self.q.entries, "depth": self.q.n_trackers - h.n_reserved, "vector": h.vector,
+            "sq": {"tail": self.q.sq_tail, "submitted": h.submitted, "rung": h.sq_rung, "doorbells": h.n_sq_doorbells},
+            "cq": {"head": self.q.cq_head, "phase": self.q.cq_phase, "reaped": h.reaped, "doorbells": h.n_cq_doorbells},
+            "shadow_doorbells": self.has_shadow, "doorbells_saved": h.n_shadow_only,
+            "outstanding": self.q.n_armed, "free": self.q.n_free,
+            "reaps": h.n_reaps, "completions_per_reap": round(<double>h.reaped / <double>h.n_reaps, 2) if h.n_reaps else 0.0, "max_batch": h.max_batch,
+            "interrupts": h.n_interrupts, "spins": h.n_spins, "eager": h.n_eager, "full": h.n_full, "bounced": h.n_bounced,
+            "errors": h.n_errors, "orphans": h.n_orphans, "epoch": h.epoch, "pending": pending, "latency": self.latency(),
+        }

@@ -1,0 +1,95 @@
+# How the answer to a command is waited for: at once, for a few passes of the loop, or asleep.
+
+cdef enum:
+    POLL = 0         # completions are looked for on each pass of the loop
+    INTERRUPT = 1    # only when the vector's eventfd says so
+    ADAPTIVE = 2     # both: a bounded look at once, else the eventfd
+
+DEF EAGER_IN_A_ROW = 32   # completions without suspending, before other tasks of the loop get their turn
+DEF MAX_YIELDS = 6        # passes of the loop that a command waits for without a Future
+DEF MAX_PATIENCE = 64
+
+MODES = {"poll": POLL, "interrupt": INTERRUPT, "adaptive": ADAPTIVE}
+
+
+cdef bint look(QueuePair qp, Request request) except -1:
+    """Right after a command was posted: rings now or plans to, completes at once what the controller has answered already, and decides
+    how the command is waited for. `request.yields` passes of the loop without a Future come first where recent commands were that fast."""
+    cdef bint alone = qp.q.n_armed == 1
+    if alone:
+        qp.ring_now()
+    elif qp.q.n_unrung >= qp.ring_at:
+        qp.ring_now()
+    elif not qp.flush_planned and qp.mode == INTERRUPT:
+        qp.plan_flush()
+    if qp.mode == INTERRUPT:
+        return False
+    if alone and qp.spin_ns and qp.credit and (qp.ready is None or not qp.ready):
+        spin(qp)
+    if nvq_pending(&qp.q):
+        qp.reap_and_deliver(qp.reap_limit)
+        if request.state == COMPLETED:
+            if qp.credit:
+                qp.credit -= 1
+                return True
+            # Other tasks of the loop have waited long enough: once around, and then the result.
+            qp.credit = EAGER_IN_A_ROW
+            request.state = SENT
+            request.answered = True
+            request.yields = 1
+            return False
+    if qp.mode == POLL:
+        qp.plan_poll()
+    qp.asked += 1
+    if qp.patience or not qp.asked & 63:
+        request.yields = MAX_YIELDS
+    elif not qp.flush_planned:
+        qp.plan_flush()
+    return False
+
+
+cdef bint look_again(QueuePair qp, Request request) except -1:
+    """The loop has come round to a command that waits without a Future."""
+    qp.credit = EAGER_IN_A_ROW
+    if request.answered:
+        request.state = COMPLETED
+        return True
+    if qp.q.n_unrung:
+        qp.ring_now()
+    if nvq_pending(&qp.q):
+        qp.reap_and_deliver(qp.reap_limit)
+    if request.state == COMPLETED:
+        if qp.patience < MAX_PATIENCE:
+            qp.patience += 1
+        return True
+    if request.yields == 0:
+        # It takes longer than a few passes: the next ones sleep at once, but for a probe now and then.
+        qp.patience = qp.patience - 16 if qp.patience > 16 else 0
+    return False
+
+
+cdef void spin(QueuePair qp) except *:
+    """A bounded wait for a lone command. It learns: the bound is twice what recent ones took, and it gives up where they took longer
+    than spin_ns, but for a probe now and then."""
+    cdef uint64_t begin, now, bound
+    cdef int turns
+    qp.spins += 1
+    if qp.latency_ns > qp.spin_ns and qp.spins & 63:
+        return
+    bound = qp.spin_ns if qp.latency_ns * 2 + 2000 > qp.spin_ns else qp.latency_ns * 2 + 2000
+    qp.q.header.n_spins += 1
+    begin = now = nvq_now_ns()
+    while not nvq_pending(&qp.q):
+        for turns in range(16):
+            nvq_relax()
+            if nvq_pending(&qp.q):
+                break
+        else:
+            now = nvq_now_ns()
+            if now - begin >= bound:
+                break
+    if nvq_pending(&qp.q):
+        # Measured to within the 16 looks between two readings of the clock.
+        qp.latency_ns = (qp.latency_ns * 7 + (now - begin)) >> 3
+    else:
+        qp.latency_ns = (qp.latency_ns * 7 + qp.spin_ns * 2) >> 3
