@@ -27,19 +27,13 @@ cdef class QueuePair(Rings):
     cdef object loop
     cdef unsigned long thread        # where that loop runs
     cdef object is_running           # the loop's, where it doesn't show its thread (uvloop)
-    cdef object create_future
-    cdef object call_soon
-    cdef object command_error
-    cdef object on_fault
+    cdef object create_future, call_soon, command_error, on_fault
     cdef object line             # deque of futures: who waits for a free command id
     cdef int n_granted           # of those, how many were told to go on and have not yet
     cdef object refusal          # exception for new commands, or None
     cdef bint held               # new commands wait (drain barrier, reset)
-    cdef bint flush_planned
-    cdef bint poll_planned
-    cdef object flush_callback
-    cdef object poll_callback
-    cdef object more_callback
+    cdef bint flush_planned, poll_planned
+    cdef object flush_callback, poll_callback, more_callback
     cdef int event_fd
     cdef object ready                # the loop's queue of ready callbacks, where it shows one (stock asyncio)
     cdef uint32_t credit             # eager completions left until others get their turn

@@ -94,7 +94,7 @@ async def test_the_controller_is_shut_down_and_then_disabled(emulator: EmulatedC
     assert after["queues_created"] == after["queues_deleted"] == 2
     assert after["errors"] == 0
     assert after["invalid_doorbells"] == 0
-    assert emulator.stats()["connected"] is False
+    await eventually(lambda: not emulator.stats()["connected"])
 
 
 async def test_a_controller_that_was_left_enabled_is_reset_first(emulator: EmulatedController) -> None:
