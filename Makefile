@@ -22,7 +22,7 @@ $(BIN)/python:
 
 # setuptools is pinned to what can build editable; Cython is a build dependency, kept in the venv so that a rebuild is fast.
 $(VENV)/.deps: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=68" wheel "Cython>=3.0"
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel "Cython>=3.0"
 	touch $@
 
 $(VENV)/.built: $(VENV)/.deps setup.py pyproject.toml $(NATIVE)
@@ -38,6 +38,15 @@ test: $(VENV)/.built
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Objects and environment of its own: build/sanitize and $(VENV)-sanitize. SANITIZE='-k pool' passes arguments on.
+$(VENV)-sanitize/.deps: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-sanitize
+	$(VENV)-sanitize/bin/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel "Cython>=3.0"
+	touch $@
+
+sanitize: $(VENV)-sanitize/.deps
+	$(VENV)-sanitize/bin/python tests/sanitize/run.py $(VENV)-sanitize $(SANITIZE)
 
 # No native build on the host: the lab builds a wheel with the guest's own compiler. VM='-- -k identify' passes arguments on.
 test-vm: $(VENV)/.deps
@@ -58,7 +67,7 @@ torture: $(VENV)/.built
 	$(BIN)/python tests/torture/kill9.py --rounds $(ROUNDS) --visitors $(TORTURE)
 
 clean:
-	rm -rf build $(VENV) *.egg-info nvme_async/*.so
+	rm -rf build $(VENV) $(VENV)-sanitize *.egg-info nvme_async/*.so
 
 .PHONY: cost
 cost: $(VENV)/.built

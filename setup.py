@@ -1,7 +1,7 @@
 """Builds the native half of nvme_async; everything else is in pyproject.toml.
 
 Environment:
-  NVME_ASYNC_SANITIZE=1   ASan and UBSan (what `make sanitize` sets)
+  NVME_ASYNC_SANITIZE=1   ASan and UBSan, built in build/sanitize (what `make sanitize` sets)
   NVME_ASYNC_WERROR=1     warnings in our own C are errors (what CI sets)
 """
 
@@ -15,6 +15,7 @@ CFLAGS = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-
 # What Cython generates is not ours to tidy.
 CYTHON_NOISE = ["-Wno-unused-function", "-Wno-missing-field-initializers", "-Wno-sign-compare", "-Wno-cast-function-type"]
 LDFLAGS: list[str] = []
+BUILD = "build"
 
 if os.environ.get("NVME_ASYNC_WERROR") == "1":
     CFLAGS.append("-Werror")
@@ -22,6 +23,7 @@ if os.environ.get("NVME_ASYNC_SANITIZE") == "1":
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
     CFLAGS = [flag for flag in CFLAGS if flag != "-O3"] + ["-O1", *sanitizers]
     LDFLAGS += sanitizers
+    BUILD = "build/sanitize"  # never an object of one build in the other
 
 
 def extension(name: str, folder: str) -> Extension:
@@ -60,7 +62,8 @@ setup(
             "cdivision": True,
             "embedsignature": True,
         },
-        # Several sessions may build at once from one checkout; keep the generated C out of the tree's way.
-        build_dir="build/cython",
+        # Generated C stays out of the tree's way, and two builds may run at once.
+        build_dir=f"{BUILD}/cython",
     ),
+    options={"build": {"build_base": BUILD}},
 )

@@ -28,7 +28,7 @@ SUITE = "bookworm"
 # are what we compare with.
 GUEST_PACKAGES = "python3,python3-venv,python3-dev,gcc,libc6-dev,kmod,pciutils,procps,util-linux,fio,nvme-cli,mdadm,dmsetup,e2fsprogs"
 # Beside pyproject.toml's own dependencies and its test extra.
-GUEST_PYTHON = ("caio", "Cython>=3.0", "setuptools>=68", "wheel")
+GUEST_PYTHON = ("caio", "Cython>=3.0", "setuptools>=77", "wheel")
 NOT_IN_GUEST = ("mypy", "ruff")
 IMAGE_SIZE = "1600M"
 # Wheels are fetched for the guest's Python whatever the host's is.

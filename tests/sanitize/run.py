@@ -1,0 +1,80 @@
+"""Builds ext/ with ASan and UBSan into an environment of its own, and runs the tests there (`make sanitize`).
+
+    python tests/sanitize/run.py VENV [arguments for pytest]
+
+VENV is a virtual environment with the build dependencies. Everything that is compiled goes to build/sanitize/ and is installed into VENV, so
+that no object, and no extension module, of the ordinary build is used or replaced. An interpreter that wasn't built with sanitizers needs
+their run-time libraries preloaded; the compiler says where they are.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ASAN = {
+    # CPython keeps what it interned and imported until the process is gone.
+    "detect_leaks": "0",
+    "abort_on_error": "0",
+    "exitcode": "99",
+    # Memory that was freed is watched for a while, but the machine has to hold it.
+    "quarantine_size_mb": "64",
+    "strict_string_checks": "1",
+    "detect_stack_use_after_return": "1",
+    "allocator_may_return_null": "1",  # as malloc() does: what asks for too much has to cope
+}
+UBSAN = {"print_stacktrace": "1", "halt_on_error": "1"}
+# Not here: programs that build everything with sanitizers of their own, or that are killed by a signal that they expect.
+LEFT_OUT = ("--ignore=tests/unit/test_emulator_core.py",)
+
+
+def libraries() -> list[str]:
+    """The sanitizers' run-time libraries of the compiler that builds ext/."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    found = []
+    for name in ("libasan.so", "libubsan.so"):
+        path = subprocess.run([*compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+        if not os.path.isabs(path):
+            sys.exit(f"{shlex.join(compiler)} has no {name}: install gcc's sanitizer libraries (Debian: libasan, libubsan)")
+        found.append(os.path.realpath(path))
+    return found
+
+
+def settings(options: dict[str, str]) -> str:
+    return ":".join(f"{name}={value}" for name, value in options.items())
+
+
+def main() -> int:
+    python = Path(os.path.abspath(sys.argv[1])) / "bin" / "python"
+    preload = libraries()
+    environment = {**os.environ, "NVME_ASYNC_SANITIZE": "1"}
+    pip = [python, "-m", "pip", "--quiet"]
+    # What is there may be the same version with other contents.
+    subprocess.run([*pip, "uninstall", "--yes", "nvme_async"], cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run([*pip, "install", "--no-build-isolation", ".[test]"], cwd=ROOT, env=environment, check=True)
+    environment |= {
+        "LD_PRELOAD": " ".join(preload),
+        "ASAN_OPTIONS": settings(ASAN),
+        "UBSAN_OPTIONS": settings(UBSAN),
+        # Every object is a malloc() of its own, so that what runs past its end is seen.
+        "PYTHONMALLOC": "malloc",
+        # The package that was installed, and not the folder of that name here.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    environment.pop("PYTHONPATH", None)
+    environment.pop("MAKEFLAGS", None)
+    pytest = [python, "-m", "pytest", "-p", "no:cacheprovider"]
+    for arguments in (["tests/sanitize"], [*LEFT_OUT, *sys.argv[2:]]):
+        status = subprocess.run([*pytest, *arguments], cwd=ROOT, env=environment, check=False).returncode
+        if status:
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
