@@ -64,6 +64,7 @@ from wire import (
     capabilities,
     command,
     sparse_areas,
+    store32,
 )
 
 from nvme_async.emulator import EmulatedController
@@ -112,7 +113,7 @@ class TestSpdk:
 
     def enable(self, wire: Wire, memory: Memory, doorbells: mmap.mmap, entries: int = 32) -> Queue:
         def ring(offset: int, value: int) -> None:
-            struct.pack_into("<I", doorbells, offset - 0x1000, value)
+            store32(doorbells, offset - 0x1000, value)
 
         assert wire.get32(VS) == 0x20000
         cap = int.from_bytes(wire.read(BAR0, CAP, 8), "little")
@@ -175,7 +176,7 @@ class TestSpdk:
         aers = self.initialize(admin, memory)
 
         def ring(offset: int, value: int) -> None:
-            struct.pack_into("<I", doorbells, offset - 0x1000, value)
+            store32(doorbells, offset - 0x1000, value)
 
         io = Queue(memory, 1, 256, ring)
         admin.do(command(CREATE_CQ, prp1=memory.iova + io.cq, cdw={10: 255 << 16 | 1, 11: 1}))  # no interrupts

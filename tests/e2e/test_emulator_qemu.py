@@ -62,6 +62,7 @@ from wire import (
     capabilities,
     command,
     sparse_areas,
+    store32,
 )
 
 from nvme_async.emulator import EmulatedController
@@ -231,7 +232,7 @@ class TestQemu:
         assert cap >> 37 & 1
 
         def store(offset: int, value: int) -> None:
-            struct.pack_into("<I", page, offset - 0x1000, value)
+            store32(page, offset - 0x1000, value)
 
         admin = Queue(ram, 0, 32, store)
         wire.set32(CC, 0)
@@ -267,7 +268,7 @@ class TestQemu:
             """nvme_dbbuf_update_and_check_event()."""
             index = offset - 0x1000
             (old,) = struct.unpack_from("<I", ram.map, buffers + index)
-            struct.pack_into("<I", ram.map, buffers + index, value)
+            store32(ram.map, buffers + index, value)
             (event,) = struct.unpack_from("<I", ram.map, buffers + 4096 + index)
             if (value - event - 1 & 0xFFFF) < (value - old & 0xFFFF):
                 store(offset, value)

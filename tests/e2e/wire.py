@@ -161,6 +161,11 @@ def command(opcode: int, *, nsid: int = 0, prp1: int = 0, prp2: int = 0, cdw: di
     return struct.pack("<BBHIQQQQ6I", opcode, 0, 0, nsid, 0, 0, prp1, prp2, *dwords)
 
 
+def store32(memory: mmap.mmap, offset: int, value: int) -> None:
+    """One store, as doorbells need it: struct writes byte by byte, and the controller may look in between."""
+    memoryview(memory).cast("I")[offset // 4] = value
+
+
 class Queue:
     """ring: called with the doorbell's offset in BAR0 and its value."""
 
