@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from nvme_async._tasks import finish, in_thread
 from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer
-from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, NvmeError, QueueShutdown
+from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerTimeout, InvalidNamespace, NvmeError, QueueShutdown
 from nvme_async.events import Event, EventListener, Kind
 from nvme_async.keepalive.keeping import Keeping
 from nvme_async.memory import DeviceMemory, Registration
@@ -31,14 +31,23 @@ from nvme_async.registers import Registers, check_supported
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import AsyncEvent, Completion
-from nvme_async.spec.identify import IdentifyController, IdentifyNamespace, decode_namespace_list
+from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, IdentifyNamespace, decode_namespace_list
 from nvme_async.spec.opcodes import Cns
 from nvme_async.spec.registers import Cap, Vs
+from nvme_async.spec.status import CommandSpecificStatus, GenericStatus, StatusCodeType
 
 log = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 PAGE = 4096
+VS_1_1, VS_1_4 = 0x10100, 0x10400
+# How Identify Namespace is refused for a namespace of a command set that it doesn't know.
+NOT_OF_NVM = {
+    (StatusCodeType.GENERIC, GenericStatus.INVALID_FIELD),
+    (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.COMMAND_SET_NOT_SUPPORTED),
+    (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.COMMAND_SET_NOT_ENABLED),
+    (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.INVALID_COMMAND_SET),
+}
 
 
 class Controller(Keeping):
@@ -49,6 +58,7 @@ class Controller(Keeping):
         state: "new", "ready", "resetting", "saving", "failed", "closing", "closed", or "handed over" to a successor.
         cap, vs: registers read at bring-up.
         identify: Identify Controller (an attrs object with the specification's field names).
+        identify_nvm: Identify Controller of the NVM command set, None where the controller has none.
         namespaces: {nsid: Namespace}, the active ones, in ascending order.
         options: what it was opened with.
         loop: its home.
@@ -66,6 +76,7 @@ class Controller(Keeping):
         self.cap = Cap()
         self.vs = Vs()
         self.identify: IdentifyController = None  # type: ignore[assignment]  # known once the bring-up is over
+        self.identify_nvm: IdentifyControllerNvm | None = None
         self.namespaces: dict[int, Namespace] = {}
         self.memory: DeviceMemory | None = None
         self.queues = QueueSet(self)
@@ -99,6 +110,7 @@ class Controller(Keeping):
         await self._call(self.queues.maker.open_vectors)
         await self._enable()
         self.identify = IdentifyController.decode(await self._identify(Cns.CONTROLLER))
+        self.identify_nvm = await self._identify_command_set()
         mdts = self.identify.max_transfer_size(self.cap.min_page_size) or options.max_transfer
         self.queues.maker.max_transfer = min(options.max_transfer, mdts)
         await self.queues.negotiate()
@@ -439,20 +451,49 @@ class Controller(Keeping):
         assert completion.data is not None
         return completion.data
 
-    async def rescan(self, cause: AsyncEvent | None = None) -> None:
-        """Reads the active namespaces again: new ones appear in `namespaces`, changed ones change in place, removed ones fail from now on."""
+    async def _identify_command_set(self) -> IdentifyControllerNvm | None:
+        """Limits of commands that move no data. Older controllers don't know the page, and it is optional for younger ones."""
+        if self.vs.to_int() < VS_1_4:
+            return None
+        try:
+            return IdentifyControllerNvm.decode(await self._identify(Cns.CSI_CONTROLLER))
+        except CommandError as error:
+            log.debug("%s: no limits for the NVM command set: %s", self.uri, error)
+            return None
+
+    async def _active(self) -> list[int]:
+        """The active namespaces' ids, ascending (CNS 02h, Base 2.0, 5.17.2.2)."""
+        if self.vs.to_int() < VS_1_1:
+            return list(range(1, self.identify.nn + 1))  # there is no list: Identify Namespace tells of each
         active: list[int] = []
         while True:
             page = decode_namespace_list(await self._identify(Cns.ACTIVE_NAMESPACES, active[-1] if active else 0))
             active += page
             if len(page) < 1024:
-                break
+                return active
+
+    async def rescan(self, cause: AsyncEvent | None = None) -> None:
+        """Reads the active namespaces again: new ones appear in `namespaces`, changed ones change in place, removed ones fail from now on.
+
+        One of another command set, or with blocks that make no sense, is left out with a warning: it keeps nobody from the others.
+        """
         found = {}
         changes: list[tuple[Kind, int]] = []
-        for nsid in active:
-            identify = IdentifyNamespace.decode(await self._identify(Cns.NAMESPACE, nsid))
+        for nsid in await self._active():
+            try:
+                identify = IdentifyNamespace.decode(await self._identify(Cns.NAMESPACE, nsid))
+            except InvalidNamespace:
+                continue  # went away between the list and this
+            except CommandError as error:
+                if (error.sct, error.sc) not in NOT_OF_NVM:
+                    raise
+                log.warning("%s: namespace %d is left out: %s", self.uri, nsid, error)
+                continue
             if not identify.active:
                 continue  # went away between the list and this
+            if identify.block_size < 512:
+                log.warning("%s: namespace %d is left out: its blocks have %d bytes", self.uri, nsid, identify.block_size)
+                continue
             namespace = self.namespaces.get(nsid)
             if namespace is None:
                 namespace = Namespace(self, nsid)

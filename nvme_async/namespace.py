@@ -14,6 +14,7 @@ import attrs
 
 from nvme_async._hotpath import NamespaceCore, byte_view
 from nvme_async.errors import CommandError, ConfigurationError, InvalidNamespace, LbaOutOfRange, NvmeError
+from nvme_async.limits import MAX_BLOCKS, CommandLimits, copy_groups, dsm_groups, pieces
 from nvme_async.many import BatchError, Many, as_lbas
 from nvme_async.queue_pair import QueuePair
 from nvme_async.spec import commands
@@ -24,9 +25,6 @@ from nvme_async.spec.opcodes import Direction, NvmOpcode, command_name
 
 if TYPE_CHECKING:
     from nvme_async.controller import Controller
-
-MAX_RANGES = 256  # of one Dataset Management command (NVM Command Set 1.0, 3.2.3)
-MAX_BLOCKS = 65536  # of one command: NLB is 16 bits, zero-based
 
 
 async def together(parts: Iterable[Any]) -> list[Any]:
@@ -43,6 +41,7 @@ class Namespace(NamespaceCore):
 
     Attributes:
         nsid, blocks (its size, NSZE), block_size and nbytes in bytes, max_blocks (of one command).
+        limits: what one command may cover that moves no data. Beyond it several are sent.
         identify: Identify Namespace, with the specification's field names.
         controller: where it is.
 
@@ -52,6 +51,7 @@ class Namespace(NamespaceCore):
     """
 
     identify: IdentifyNamespace
+    limits: CommandLimits
     controller: Controller
 
     def __init__(self, controller: Controller, nsid: int) -> None:
@@ -64,8 +64,8 @@ class Namespace(NamespaceCore):
         block_size = identify.block_size
         before = (self.blocks, self.block_size)
         self.identify = identify
-        if block_size < 512:
-            raise ConfigurationError(f"namespace {self._nsid}: a block size of {block_size} bytes")
+        controller = self.controller
+        self.limits = CommandLimits.of(controller.identify_nvm, block_size=block_size, min_page_size=controller.cap.min_page_size)
         max_blocks = max(1, min(MAX_BLOCKS, queues.maker.max_transfer // block_size))
         self._configure(self._nsid, identify.nsze, block_size, max_blocks, queues.hot)
         self._set_gone(None)
@@ -243,26 +243,22 @@ class Namespace(NamespaceCore):
     async def write_zeroes(self, lba: int, blocks: int, *, deallocate: bool = False, fua: bool = False) -> None:
         """Makes the blocks read as zeroes without sending any (NVM Command Set 1.0, 3.2.8). deallocate: the controller may deallocate them."""
         await self._ranges(NvmOpcode.WRITE_ZEROES, lba, blocks)
-        end = lba + blocks
         await together(
-            self.submit(commands.write_zeroes(self.nsid, at, min(MAX_BLOCKS, end - at), deac=deallocate, fua=fua))
-            for at in range(lba, end, MAX_BLOCKS)
+            self.submit(commands.write_zeroes(self.nsid, at, count, deac=deallocate, fua=fua))
+            for at, count in pieces(lba, blocks, self.limits.write_zeroes)
         )
 
     async def verify(self, lba: int, blocks: int) -> None:
         """Has the controller read the blocks and check them, without moving data (NVM Command Set 1.0, 3.2.5)."""
         await self._ranges(NvmOpcode.VERIFY, lba, blocks)
-        end = lba + blocks
-        await together(
-            self.submit(commands.verify(self.nsid, at, min(MAX_BLOCKS, end - at))) for at in range(lba, end, MAX_BLOCKS)
-        )
+        await together(self.submit(commands.verify(self.nsid, at, count)) for at, count in pieces(lba, blocks, self.limits.verify))
 
     async def write_uncorrectable(self, lba: int, blocks: int) -> None:
         """Marks blocks as invalid: reading them fails until they are written (NVM Command Set 1.0, 3.2.7)."""
         await self._ranges(NvmOpcode.WRITE_UNCORRECTABLE, lba, blocks)
-        end = lba + blocks
         await together(
-            self.submit(commands.write_uncorrectable(self.nsid, at, min(MAX_BLOCKS, end - at))) for at in range(lba, end, MAX_BLOCKS)
+            self.submit(commands.write_uncorrectable(self.nsid, at, count))
+            for at, count in pieces(lba, blocks, self.limits.write_uncorrectable)
         )
 
     async def deallocate(self, lba: int | Iterable[tuple[int, int]], blocks: int | None = None) -> None:
@@ -276,22 +272,24 @@ class Namespace(NamespaceCore):
             ranges = list(lba)
         for first, count in ranges:
             await self._ranges(NvmOpcode.DATASET_MANAGEMENT, first, count)
-        requests = []
-        for at in range(0, len(ranges), MAX_RANGES):
-            part = ranges[at : at + MAX_RANGES]
-            command = commands.dataset_management(self.nsid, len(part))
-            requests.append(self.submit(command, commands.dsm_ranges(part)))
-        await together(requests)
+        await together(
+            self.submit(commands.dataset_management(self.nsid, len(part)), commands.dsm_ranges(part))
+            for part in dsm_groups(ranges, self.limits)
+        )
 
     async def copy(self, sources: Iterable[tuple[int, int]], lba: int) -> None:
-        """Copies the source ranges [(lba, blocks), …] one after the other to `lba` on, inside the controller (NVM Command Set 1.0, 3.2.2)."""
+        """Copies the source ranges [(lba, blocks), …] one after the other to `lba` on, inside the controller (NVM Command Set 1.0, 3.2.2).
+
+        More than one command may copy (MSSRL, MCL, MSRC) goes in several, one after the other.
+        """
         ranges = list(sources)
         total = sum(count for _, count in ranges)
         for first, count in ranges:
             await self._ranges(NvmOpcode.COPY, first, count)
         await self._ranges(NvmOpcode.COPY, lba, total)
-        command = commands.copy(self.nsid, lba, len(ranges))
-        await self.submit(command, commands.copy_descriptors(ranges))
+        for part in copy_groups(ranges, self.identify):
+            await self.submit(commands.copy(self.nsid, lba, len(part)), commands.copy_descriptors(part))
+            lba += sum(count for _, count in part)
 
     def inspect(self) -> dict[str, Any]:
         return {

@@ -9,7 +9,7 @@ from typing import TypeVar
 from nvme_async._tasks import in_thread
 from nvme_async.device import Device
 from nvme_async.errors import ControllerError, ControllerFatal, ControllerGone, ControllerTimeout
-from nvme_async.spec.registers import Aqa, Cap, Cc, Csts, Register, ShutdownNotification, ShutdownStatus, Vs
+from nvme_async.spec.registers import Aqa, Cap, Cc, CommandSetSelected, Crto, Csts, Register, ShutdownNotification, ShutdownStatus, Vs
 
 T = TypeVar("T")
 ALL_ONES = 0xFFFF_FFFF
@@ -23,6 +23,7 @@ class Registers:
         self.device = device
         self.programmed: dict[str, int] = {}
         """What the controller runs with since enable(): cap, vs, cc, aqa, asq, acq as they read."""
+        self._with_media = 0.0
 
     async def _call(self, function: Callable[..., T], *arguments: int) -> T:
         if self.device.direct:
@@ -46,7 +47,15 @@ class Registers:
         value = await self.read64(Register.CAP)
         if value == 0xFFFF_FFFF_FFFF_FFFF:
             raise ControllerGone(f"{self.device.uri}: registers read all-ones, the device is gone")
-        return Cap.from_int(value)
+        cap = Cap.from_int(value)
+        if cap.crms & 1:
+            # CAP.TO counts up to 127.5 s only; a controller that needs longer says so here (Base 2.0, 3.1.3.21).
+            self._with_media = Crto.from_int(self._present(await self.read32(Register.CRTO))).with_media_seconds
+        return cap
+
+    def ready_seconds(self, cap: Cap) -> float:
+        """How long CSTS.RDY may take to follow CC.EN: CAP.TO or CRTO.CRWMT, the longer. CRTO counts once cap() was awaited."""
+        return max(cap.timeout_seconds, self._with_media)
 
     async def vs(self) -> Vs:
         return Vs.from_int(await self.read32(Register.VS))
@@ -87,29 +96,31 @@ class Registers:
             pause = min(pause * 1.5, 0.02)
 
     async def disable(self, cap: Cap) -> None:
-        """Controller level reset: CC.EN to 0, then CSTS.RDY must become 0 within CAP.TO (3.7.2). From then on it moves no data."""
+        """Controller level reset: CC.EN to 0, then CSTS.RDY must become 0 within ready_seconds (3.7.2). From then on it moves no data."""
         cc = await self.cc()
         if cc.en:
             # A controller that is still on its way to ready isn't disturbed (3.1.3.5: EN is changed when RDY has followed it).
             try:
-                await self.wait(lambda csts: csts.rdy or csts.cfs, cap.timeout_seconds, "CSTS.RDY=1 before the reset", fatal=False)
+                await self.wait(lambda csts: csts.rdy or csts.cfs, self.ready_seconds(cap), "CSTS.RDY=1 before the reset", fatal=False)
             except ControllerTimeout:
                 pass
             # SHN cleared too, or a controller that was shut down would not start again.
             value = cc.to_int() & ~1 & ~(3 << 14)
             await self.write32(Register.CC, value)
-        await self.wait(lambda csts: not csts.rdy, cap.timeout_seconds, "CSTS.RDY=0 after CC.EN=0", fatal=False)
+        await self.wait(lambda csts: not csts.rdy, self.ready_seconds(cap), "CSTS.RDY=0 after CC.EN=0", fatal=False)
 
     async def enable(self, cap: Cap, *, entries: int, asq: int, acq: int) -> None:
-        """AQA, ASQ, ACQ, CC, then CSTS.RDY must become 1 within CAP.TO (3.5.1 steps 3 to 6)."""
+        """AQA, ASQ, ACQ, CC, then CSTS.RDY must become 1 within ready_seconds (3.5.1 steps 3 to 6)."""
         await self.write32(Register.AQA, Aqa.of(entries).to_int())
         await self.write64(Register.ASQ, asq)
         await self.write64(Register.ACQ, acq)
-        # IOSQES 6 and IOCQES 4: entries of 64 and 16 bytes; MPS 0: pages of 4 KiB; AMS 0: round robin; CSS 0: NVM.
-        cc = Cc(en=False, css=0, mps=0, ams=0, shn=0, iosqes=6, iocqes=4)
+        # IOSQES 6 and IOCQES 4: entries of 64 and 16 bytes; MPS 0: pages of 4 KiB; AMS 0: round robin; the NVM command set alone where
+        # that can be chosen (3.1.3.5, CSS).
+        css = CommandSetSelected.NVM if cap.nvm_command_set else CommandSetSelected.ALL_SUPPORTED
+        cc = Cc(en=False, css=css, mps=0, ams=0, shn=0, iosqes=6, iocqes=4)
         await self.write32(Register.CC, cc.to_int())
         await self.write32(Register.CC, cc.to_int() | 1)
-        await self.wait(lambda csts: csts.rdy, cap.timeout_seconds, "CSTS.RDY=1 after CC.EN=1", fatal=True)
+        await self.wait(lambda csts: csts.rdy, self.ready_seconds(cap), "CSTS.RDY=1 after CC.EN=1", fatal=True)
         self.programmed = await self._call(self.read_all)
 
     def read_all(self) -> dict[str, int]:

@@ -170,6 +170,7 @@ class Recorder:
             ),
             registers=RegisterState(**cast(Any, controller.registers.programmed)),
             identify=self._identify_bytes(),
+            identify_nvm=controller.identify_nvm.encode() if controller.identify_nvm is not None else None,
             namespaces=[self._namespace(namespace) for namespace in controller.namespaces.values()],
             max_transfer=queues.maker.max_transfer,
             queue_limit=queues.limit,

@@ -36,7 +36,7 @@ from nvme_async.options import Options
 from nvme_async.queue_pair import QueuePair
 from nvme_async.registers import Registers
 from nvme_async.spec import commands
-from nvme_async.spec.identify import IdentifyController, IdentifyNamespace
+from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, IdentifyNamespace
 from nvme_async.spec.opcodes import Feature
 from nvme_async.spec.registers import Cap, Csts, Register, Vs
 
@@ -210,6 +210,8 @@ class Restoration:
         controller.registers.programmed = attrs.asdict(state.registers, filter=lambda field, _: field.name != "extra")
         assert self._identify is not None
         controller.identify = self._identify
+        if state.identify_nvm is not None:
+            controller.identify_nvm = IdentifyControllerNvm.decode(state.identify_nvm)
         controller.decision = state.decision
         self._vectors(controller)
         try:

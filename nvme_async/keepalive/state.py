@@ -101,6 +101,7 @@ class State(_Part):
     quiesced: written by a planned save: nothing was left half done.
     pool_id: the pool that this is about.
     decision: why keepalive ran.
+    identify, identify_nvm: Identify Controller, and that of the NVM command set (None: the controller has none).
     queue_limit: I/O queue pairs that the controller granted.
     queues: the admin queue pair first.
     unsettled: queue pairs that were being created or deleted: the controller may or may not know them.
@@ -132,6 +133,7 @@ class State(_Part):
     registrations: list[RegistrationState] = attrs.field(factory=list)
     options: dict[str, Any] = attrs.field(factory=dict)
     device_state: dict[str, Any] = attrs.field(factory=dict)
+    identify_nvm: bytes | None = None
 
 
 def _make_converter() -> cattrs.Converter:
@@ -139,6 +141,7 @@ def _make_converter() -> cattrs.Converter:
     # Identify data is mostly zeroes.
     converter.register_unstructure_hook(bytes, lambda data: base64.b64encode(zlib.compress(data)).decode())
     converter.register_structure_hook(bytes, lambda text, _: zlib.decompress(base64.b64decode(text, validate=True)))
+    converter.register_structure_hook(bytes | None, lambda text, _: None if text is None else converter.structure(text, bytes))
     converter.register_structure_hook(int | None, lambda value, _: None if value is None else int(value))
 
     def structure_part(value: Any, cls: type[T]) -> T:

@@ -1,0 +1,92 @@
+"""Commands that move no data and so aren't bound by MDTS: the controller's limits for them, and whole namespaces at once."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import closing
+
+from driving import FAST, faults, pattern
+
+import nvme_async
+from nvme_async.emulator import EmulatedController, EmulatorConfig
+from nvme_async.spec.identify import IdentifyControllerNvm
+from nvme_async.spec.opcodes import Cns, NvmOpcode
+
+IDENTIFY = 0x06
+VS = 0x08
+
+
+async def test_verify_of_a_whole_namespace_that_exceeds_the_controllers_limit():
+    async with nvme_async.open("emulated:size=64MiB,block=512", **FAST) as controller:
+        namespace = controller.namespaces[1]
+        assert controller.identify_nvm is not None
+        assert namespace.limits.verify < namespace.blocks
+        await namespace.verify(0, namespace.blocks)
+        counts = faults(controller).counters()["io"]
+        assert counts[NvmOpcode.VERIFY] == -(-namespace.blocks // namespace.limits.verify)
+
+
+def served(options: str) -> EmulatedController:
+    return EmulatedController(EmulatorConfig.parse(options))
+
+
+async def test_every_limit_that_the_controller_names_is_kept(tmp_path):
+    with closing(served("size=16MiB,block=4096")) as emulator:
+        limits = IdentifyControllerNvm(vsl=4, wzsl=3, wusl=2, dmrl=2, dmrsl=5, dmsl=8)
+        emulator.faults.add(queue="admin", opcode=IDENTIFY, cdw10=int(Cns.CSI_CONTROLLER), payload=limits.encode()[:16])
+        emulator.listen(str(tmp_path / "socket"))
+        async with nvme_async.open(f"vfio-user:{tmp_path}/socket", **FAST) as controller:
+            namespace = controller.namespaces[1]
+            assert controller.identify_nvm == limits
+            before = dict(emulator.faults.counters()["io"])
+            await namespace.write(0, pattern(64 * 4096))
+            await namespace.verify(0, 64)  # 16 at once
+            await namespace.write_uncorrectable(1000, 10)  # 4 at once
+            await namespace.write_zeroes(8, 20)  # 8 at once
+            await namespace.deallocate([(32, 12), (50, 3)])  # (5) | (5, 2→) …
+            after = emulator.faults.counters()["io"]
+            sent = {opcode: after[opcode] - before.get(opcode, 0) for opcode in after}
+            assert sent[NvmOpcode.VERIFY] == 4
+            assert sent[NvmOpcode.WRITE_UNCORRECTABLE] == 3
+            assert sent[NvmOpcode.WRITE_ZEROES] == 3
+            assert sent[NvmOpcode.DATASET_MANAGEMENT] == 3
+            expected = bytearray(pattern(64 * 4096))
+            for first, count in ((8, 20), (32, 12), (50, 3)):
+                expected[first * 4096 : (first + count) * 4096] = bytes(count * 4096)
+            assert await namespace.read(0, 64) == bytes(expected)
+
+
+async def test_a_copy_beyond_one_commands_limits_goes_in_several():
+    async with nvme_async.open("emulated:size=128MiB,block=512", **FAST) as controller:
+        namespace = controller.namespaces[1]
+        identify = namespace.identify
+        blocks = identify.mcl + 100
+        data = pattern(blocks * 512)
+        await namespace.write(0, data)
+        await namespace.copy([(0, blocks)], 100_000)
+        assert await namespace.read(100_000, blocks) == data
+        assert faults(controller).counters()["io"][NvmOpcode.COPY] == 2
+
+
+async def test_a_controller_that_does_not_know_the_page_has_no_limits(tmp_path):
+    with closing(served("size=16MiB")) as emulator:
+        refused = emulator.faults.add(queue="admin", opcode=IDENTIFY, cdw10=int(Cns.CSI_CONTROLLER), fail=0x002, dnr=True)
+        emulator.listen(str(tmp_path / "socket"))
+        async with nvme_async.open(f"vfio-user:{tmp_path}/socket", **FAST) as controller:
+            assert refused.hits == 1
+            assert controller.identify_nvm is None
+            assert controller.namespaces[1].limits.verify == 65536
+
+
+async def test_a_namespace_that_makes_no_sense_keeps_nobody_from_the_others(tmp_path, caplog):
+    with closing(served("size=16MiB,namespaces=3")) as emulator:
+        emulator.faults.add(queue="admin", opcode=IDENTIFY, cdw10=int(Cns.NAMESPACE), nsid=2, fail=0x002)
+        # Number 3 is formatted with an LBA format that doesn't exist: LBADS 0.
+        emulator.faults.add(queue="admin", opcode=IDENTIFY, cdw10=int(Cns.NAMESPACE), nsid=3, payload=struct.pack("<QQQBBB", 1, 1, 1, 0, 7, 5))
+        emulator.listen(str(tmp_path / "socket"))
+        async with nvme_async.open(f"vfio-user:{tmp_path}/socket", **FAST) as controller:
+            assert list(controller.namespaces) == [1]
+            await controller.namespaces[1].write(0, bytes(4096))
+        text = caplog.text
+        assert "namespace 2 is left out: Identify" in text
+        assert "namespace 3 is left out: its blocks have 0 bytes" in text

@@ -1,0 +1,69 @@
+"""Register sequences against registers in memory: what is written, and how long is waited."""
+
+import asyncio
+
+import pytest
+
+from nvme_async.errors import ControllerTimeout
+from nvme_async.registers import Registers
+from nvme_async.spec.registers import Cap, Cc, Register
+
+
+class Bank:
+    """Registers in memory. ready(cc): CSTS for a value of CC."""
+
+    uri = "memory:"
+    direct = True
+
+    def __init__(self, cap: int, crto: int = 0, ready=lambda cc: cc & 1) -> None:
+        self.values = {int(Register.CAP): cap, int(Register.CRTO): crto, int(Register.VS): 0x20000}
+        self.ready = ready
+        self.read: list[int] = []
+
+    def read32(self, offset: int) -> int:
+        self.read.append(offset)
+        if offset == Register.CSTS:
+            return self.ready(self.values.get(int(Register.CC), 0))
+        return self.values.get(offset, 0)
+
+    read64 = read32
+
+    def write32(self, offset: int, value: int) -> None:
+        self.values[offset] = value
+
+    write64 = write32
+
+
+def cap(**fields: int) -> int:
+    return Cap(**({"mqes": 63, "cqr": True, "css": 1} | fields)).to_int()
+
+
+@pytest.mark.parametrize(("css", "chosen"), [(0x01, 0), (0x41, 0), (0x40, 6), (0xC0, 6)])
+async def test_the_nvm_command_set_alone_where_that_can_be_chosen(css, chosen):
+    bank = Bank(cap(css=css, to=1))
+    registers = Registers(bank)
+    await registers.enable(await registers.cap(), entries=64, asq=0x1000, acq=0x2000)
+    assert Cc.from_int(bank.values[Register.CC]).css == chosen
+
+
+async def test_crto_counts_where_it_is_longer_than_cap_to():
+    registers = Registers(Bank(cap(to=2, crms=1), crto=600))
+    assert registers.ready_seconds(await registers.cap()) == 300.0
+    registers = Registers(Bank(cap(to=20, crms=3), crto=5))
+    assert registers.ready_seconds(await registers.cap()) == 10.0
+
+
+async def test_crto_is_not_read_where_the_controller_does_not_have_it():
+    bank = Bank(cap(to=2), crto=600)
+    registers = Registers(bank)
+    assert registers.ready_seconds(await registers.cap()) == 1.0
+    assert Register.CRTO not in bank.read
+
+
+async def test_enabling_waits_no_longer_than_that():
+    bank = Bank(cap(to=1), ready=lambda cc: 0)
+    registers = Registers(bank)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(ControllerTimeout, match=r"longer than 0\.5 s"):
+        await registers.enable(await registers.cap(), entries=64, asq=0x1000, acq=0x2000)
+    assert asyncio.get_running_loop().time() - began >= 0.5
