@@ -15,11 +15,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from nvme_async import discovery
 from nvme_async._tasks import finish, in_thread
 from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer
-from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerTimeout, InvalidNamespace, NvmeError, QueueShutdown
-from nvme_async.events import Event, EventListener, Kind
+from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, NvmeError, QueueShutdown
+from nvme_async.events import Event, EventListener
 from nvme_async.keepalive.keeping import Keeping
 from nvme_async.memory import DeviceMemory, Registration
 from nvme_async.namespace import Namespace
@@ -28,26 +29,15 @@ from nvme_async.queue_pair import QueuePair
 from nvme_async.queues import QueueSet
 from nvme_async.recovery import RETRYABLE, Recovery
 from nvme_async.registers import Registers, check_supported
-from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import AsyncEvent, Completion
-from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, IdentifyNamespace, decode_namespace_list
-from nvme_async.spec.opcodes import Cns
+from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm
 from nvme_async.spec.registers import Cap, Vs
-from nvme_async.spec.status import CommandSpecificStatus, GenericStatus, StatusCodeType
 
 log = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 PAGE = 4096
-VS_1_1, VS_1_4 = 0x10100, 0x10400
-# How Identify Namespace is refused for a namespace of a command set that it doesn't know.
-NOT_OF_NVM = {
-    (StatusCodeType.GENERIC, GenericStatus.INVALID_FIELD),
-    (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.COMMAND_SET_NOT_SUPPORTED),
-    (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.COMMAND_SET_NOT_ENABLED),
-    (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.INVALID_COMMAND_SET),
-}
 
 
 class Controller(Keeping):
@@ -109,8 +99,8 @@ class Controller(Keeping):
         await self._call(self._make_memory)
         await self._call(self.queues.maker.open_vectors)
         await self._enable()
-        self.identify = IdentifyController.decode(await self._identify(Cns.CONTROLLER))
-        self.identify_nvm = await self._identify_command_set()
+        self.identify = await discovery.identify_controller(self)
+        self.identify_nvm = await discovery.identify_command_set(self)
         mdts = self.identify.max_transfer_size(self.cap.min_page_size) or options.max_transfer
         self.queues.maker.max_transfer = min(options.max_transfer, mdts)
         await self.queues.negotiate()
@@ -446,74 +436,9 @@ class Controller(Keeping):
         await self.until_ready()
         return await self.admin_queue.submit(command, buffer, tag=tag, user=True)
 
-    async def _identify(self, cns: int, nsid: int = 0, **more: int) -> bytes:
-        completion = await self.admin_queue.submit(commands.identify(cns, nsid, **more))
-        assert completion.data is not None
-        return completion.data
-
-    async def _identify_command_set(self) -> IdentifyControllerNvm | None:
-        """Limits of commands that move no data. Older controllers don't know the page, and it is optional for younger ones."""
-        if self.vs.to_int() < VS_1_4:
-            return None
-        try:
-            return IdentifyControllerNvm.decode(await self._identify(Cns.CSI_CONTROLLER))
-        except CommandError as error:
-            log.debug("%s: no limits for the NVM command set: %s", self.uri, error)
-            return None
-
-    async def _active(self) -> list[int]:
-        """The active namespaces' ids, ascending (CNS 02h, Base 2.0, 5.17.2.2)."""
-        if self.vs.to_int() < VS_1_1:
-            return list(range(1, self.identify.nn + 1))  # there is no list: Identify Namespace tells of each
-        active: list[int] = []
-        while True:
-            page = decode_namespace_list(await self._identify(Cns.ACTIVE_NAMESPACES, active[-1] if active else 0))
-            active += page
-            if len(page) < 1024:
-                return active
-
     async def rescan(self, cause: AsyncEvent | None = None) -> None:
-        """Reads the active namespaces again: new ones appear in `namespaces`, changed ones change in place, removed ones fail from now on.
-
-        One of another command set, or with blocks that make no sense, is left out with a warning: it keeps nobody from the others.
-        """
-        found = {}
-        changes: list[tuple[Kind, int]] = []
-        for nsid in await self._active():
-            try:
-                identify = IdentifyNamespace.decode(await self._identify(Cns.NAMESPACE, nsid))
-            except InvalidNamespace:
-                continue  # went away between the list and this
-            except CommandError as error:
-                if (error.sct, error.sc) not in NOT_OF_NVM:
-                    raise
-                log.warning("%s: namespace %d is left out: %s", self.uri, nsid, error)
-                continue
-            if not identify.active:
-                continue  # went away between the list and this
-            if identify.block_size < 512:
-                log.warning("%s: namespace %d is left out: its blocks have %d bytes", self.uri, nsid, identify.block_size)
-                continue
-            namespace = self.namespaces.get(nsid)
-            if namespace is None:
-                namespace = Namespace(self, nsid)
-                namespace._update(identify)
-                changes.append(("namespace-added", nsid))
-            elif namespace._update(identify):
-                changes.append(("namespace-changed", nsid))
-            found[nsid] = namespace
-        for nsid, namespace in list(self.namespaces.items()):
-            if nsid not in found:
-                del self.namespaces[nsid]
-                namespace._remove()
-                changes.append(("namespace-removed", nsid))
-        for nsid in sorted(found):
-            self.namespaces.pop(nsid, None)
-            self.namespaces[nsid] = found[nsid]
-        if changes:
-            self.note()
-        for kind, nsid in changes:
-            self.listener.publish(Event(kind, self.uri, nsid, cause))
+        """Reads the active namespaces again: new ones appear in `namespaces`, changed ones change in place, removed ones fail from now on."""
+        await discovery.rescan(self, cause)
 
     def events(self) -> AsyncIterator[Event]:
         """Asynchronous events of the controller (namespaces changed, errors, SMART warnings), as they come; ends with the controller."""
