@@ -74,7 +74,8 @@ def report(boot: machine.Boot, options: argparse.Namespace) -> int:
     if boot.timed_out:
         problems.append(f"the guest was killed after {boot.seconds:.0f} s")
     elif not complete:
-        problems.append("the guest ended without writing its results")
+        said = (target / "qemu-stderr.log").read_text(errors="replace").strip()
+        problems.append(f"the guest ended without writing its results{': ' if said else ''}{said}")
     status = target / "status.json"
     code = json.loads(status.read_text())["exit"] if status.exists() else None
     if code:

@@ -27,14 +27,14 @@ class Summary:
 
 
 def unpack(boot: Boot, target: Path) -> bool:
-    """Take the guest's files out of its results disk; False if it never wrote them."""
+    """Take the guest's files out of its results disk; False if it never wrote them (then the disk is all zeroes)."""
     target.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(boot.results) as archive:
             archive.extractall(target, filter="data")
     except tarfile.TarError:
         return False
-    return True
+    return (target / "status.json").exists()
 
 
 def read_junit(junit: Path) -> Summary:
