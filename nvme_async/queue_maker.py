@@ -205,9 +205,17 @@ class QueueMaker:
 
     async def delete(self, queue: QueuePair) -> None:
         """Submission queue first (3.3.1.3): a completion queue with a user can't be deleted."""
-        admin = self._controller.admin_queue
-        await admin.submit(commands.delete_io_sq(queue.qid))
-        await admin.submit(commands.delete_io_cq(queue.qid))
+        controller, hot = self._controller, queue.hot
+        await controller.admin_queue.submit(commands.delete_io_sq(queue.qid))
+
+        def last() -> None:
+            """No more completions come. What was reaped may not have been acknowledged yet, and the next interrupt would do so too late:
+            a doorbell of a queue that doesn't exist is the host's error (Base 2.0, 5.2: Write to Invalid Doorbell Register)."""
+            hot.reap()
+            hot.silence(True)
+
+        await controller.on_owner(queue, last)
+        await controller.admin_queue.submit(commands.delete_io_cq(queue.qid))
 
     # -- Doorbell Buffer Config --------------------------------------------------------------------------------------------------------
 

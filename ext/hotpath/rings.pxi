@@ -235,7 +235,8 @@ cdef class Rings:
         return {
             "qid": self.qid, "entries": self.q.entries, "depth": self.q.n_trackers - h.n_reserved, "vector": h.vector,
             "sq": {"tail": self.q.sq_tail, "submitted": h.submitted, "rung": h.sq_rung, "doorbells": h.n_sq_doorbells},
-            "cq": {"head": self.q.cq_head, "phase": self.q.cq_phase, "reaped": h.reaped, "doorbells": h.n_cq_doorbells},
+            "cq": {"head": self.q.cq_head, "phase": self.q.cq_phase, "reaped": h.reaped, "acknowledged": h.cq_rung,
+                   "doorbells": h.n_cq_doorbells},
             "shadow_doorbells": self.has_shadow, "doorbells_saved": h.n_shadow_only,
             "outstanding": self.q.n_armed, "free": self.q.n_free,
             "reaps": h.n_reaps, "completions_per_reap": round(<double>h.reaped / <double>h.n_reaps, 2) if h.n_reaps else 0.0, "max_batch": h.max_batch,

@@ -446,3 +446,21 @@ def test_open_device_is_what_open_uses() -> None:
     device = open_device("emulated:size=16MiB")
     assert isinstance(device, EmulatedDevice)
     device.close()
+
+
+async def test_a_deleted_queue_pairs_doorbells_are_left_alone(address: str) -> None:
+    """A late interrupt or a late command finds something to ring for; a doorbell of a queue that doesn't exist is the host's error."""
+    async with nvme_async.open(address, **FAST | {"drain_timeout": 0.1}) as controller:
+        queue, namespace = controller.queues.io_queues()[0], controller.namespaces[1]
+        await namespace.read(0)
+        await controller.queues.delete_all()
+        deleted = queue.hot.inspect()
+        assert deleted["cq"]["acknowledged"] == deleted["cq"]["reaped"] == 1
+        late = asyncio.ensure_future(namespace.read(0))
+        await eventually(lambda: queue.hot.n_outstanding == 1)
+        queue.hot.more()
+        queue.hot.flush()
+        after = queue.hot.inspect()
+        assert (after["sq"]["doorbells"], after["cq"]["doorbells"]) == (deleted["sq"]["doorbells"], deleted["cq"]["doorbells"])
+    with pytest.raises(QueueShutdown):
+        await late

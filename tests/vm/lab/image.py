@@ -105,8 +105,9 @@ def run(command: Sequence[str | Path], *, timeout: float = 900, env: dict[str, s
 
 def in_guest_root(rootfs: Path, script: str, *, timeout: float = 900) -> str:
     """Run a shell script with the guest's files as its root (no network, no /proc)."""
-    environment = {"HOME": "/root", "PATH": "/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-    return run(as_root(["chroot", rootfs, "/bin/sh", "-euc", script]), timeout=timeout, env=environment)
+    # The host's environment (CC, CFLAGS, PYTHONPATH, …) speaks of programs and folders that the guest doesn't have.
+    environment = ["env", "-i", "HOME=/root", "LC_ALL=C.UTF-8", "PATH=/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+    return run(as_root(["chroot", rootfs, *environment, "/bin/sh", "-euc", script]), timeout=timeout)
 
 
 def ensure() -> Image:
