@@ -48,16 +48,17 @@ $(VENV)-sanitize/.deps: pyproject.toml
 sanitize: $(VENV)-sanitize/.deps
 	$(VENV)-sanitize/bin/python tests/sanitize/run.py $(VENV)-sanitize $(SANITIZE)
 
-# No native build on the host: the lab builds a wheel with the guest's own compiler. VM='-- -k identify' passes arguments on.
-test-vm: $(VENV)/.deps
-	$(BIN)/python tests/vm/run.py $(VM)
+# No native build on the host, and nothing but Python's own library: the lab installs what it needs, and builds a wheel with the guest's
+# compiler. VM='-- -k identify' passes arguments on.
+test-vm:
+	$(PYTHON) tests/vm/run.py $(VM)
 
 # INTEROP='-- -k fio' passes arguments on; INTEROP=--require makes it an error when the QEMU it needs can't be had.
 test-interop: $(VENV)/.built
 	$(BIN)/python tests/vm/interop.py $(INTEROP)
 
-vm-compare: $(VENV)/.deps
-	$(BIN)/python tests/vm/run.py --command 'python /payload/benchmarks/vm_compare.py --markdown /results/vm-compare.md'
+vm-compare:
+	$(PYTHON) tests/vm/run.py --command 'python /payload/benchmarks/vm_compare.py --markdown /results/vm-compare.md'
 
 # kill -9 at random instants; the emulated controller and a keeper stay. ROUNDS=200 takes about a minute, TORTURE=--help says more.
 ROUNDS  ?= 2000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
 import struct
 import zlib
@@ -45,15 +46,19 @@ UNIT_AT = {unit.lba: unit for unit in UNITS}
 
 
 class Journal:
-    """Shared by all processes forked after it was made. Each word is written by one store, by the one process that drives the controller.
+    """Shared by all processes forked after it was made, or by all that map the same file. Each word is written by one store, by the one
+    process that drives the controller.
 
     issued[unit]: the write that may be out, or was the last; acked[unit]: the last that was acknowledged; highest[unit]: sequence numbers
     below have been used, perhaps by a write that never happened. last_ack[thread]: CLOCK_MONOTONIC nanoseconds. writes[thread]: acknowledged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fd: int = -1) -> None:
         words = 3 * len(UNITS) + 2 * THREADS
-        self._memory = mmap.mmap(-1, -(-words * 8 // mmap.PAGESIZE) * mmap.PAGESIZE)
+        nbytes = -(-words * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
+        if fd >= 0:
+            os.ftruncate(fd, nbytes)
+        self._memory = mmap.mmap(fd, nbytes)
         view = memoryview(self._memory).cast("Q")
         self.issued = view[: len(UNITS)]
         self.acked = view[len(UNITS) : 2 * len(UNITS)]

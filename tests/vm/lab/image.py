@@ -8,6 +8,7 @@ Without root the same steps run in a user namespace, in which this user looks li
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .packages import LabError, path
+from .packages import LabError, path, update
 
 TREE = Path(__file__).resolve().parents[3]
 GUEST = Path(__file__).resolve().parents[1] / "guest"
@@ -116,7 +117,10 @@ def ensure() -> Image:
     image = Image(cache_folder() / digest)
     if (image.folder / "done").exists():
         return image
-    _build(image)
+    try:
+        _build(image)
+    except LabError as error:
+        raise LabError(f"the guest can't be built (it takes Debian's archive and PyPI, by network, once): {error}") from None
     return image
 
 
@@ -171,19 +175,20 @@ def _bootstrap(image: Image) -> None:
 
 def _kernel(image: Image) -> None:
     """Unpack Debian's cloud kernel: NVMe and ext4 are built in (no initramfs), VFIO and virtio modules."""
-    listing = run(["apt-cache", "depends", "linux-image-cloud-amd64"])
-    found = re.search(r"Depends: (linux-image-\S+)", listing)
-    if not found:
-        raise LabError("apt knows no linux-image-cloud-amd64: run apt-get update, or add Debian 12's main archive")
+    name = _kernel_package()
+    if name is None:
+        update()
+        name = _kernel_package()
+    if name is None:
+        raise LabError("apt knows no linux-image-cloud-amd64: add Debian 12's main archive to /etc/apt/sources.list")
     folder = image.folder / "kernel"
     folder.mkdir()
-    subprocess.run(
-        ["apt-get", "download", "--quiet", found.group(1)],
-        cwd=folder,
-        check=True,
-        timeout=600,
-        capture_output=True,
-    )
+    fetch = ["sh", "-c", 'cd "$1" && exec apt-get download --quiet "$2"', "sh", str(folder), name]
+    try:
+        run(fetch, timeout=600)
+    except LabError:
+        update()  # the lists were old: that version has been replaced
+        run([*fetch[:-1], _kernel_package() or name], timeout=600)
     run(["dpkg", "--extract", next(folder.glob("*.deb")), folder / "files"])
     shutil.copy(next((folder / "files/boot").glob("vmlinuz-*")), image.kernel)
     modules = next((folder / "files/lib/modules").iterdir())
@@ -193,12 +198,31 @@ def _kernel(image: Image) -> None:
     shutil.rmtree(folder)
 
 
+def _kernel_package() -> str | None:
+    """The package that Debian's cloud kernel is in; None if apt's lists don't say (yet)."""
+    try:
+        listing = run(["apt-cache", "depends", "linux-image-cloud-amd64"])
+    except LabError:
+        return None
+    found = re.search(r"Depends: (linux-image-\S+)", listing)
+    return found.group(1) if found else None
+
+
+def _pip(image: Image) -> list[str | Path]:
+    """A pip on the host: this Python's, or that of a virtual environment."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    venv = image.folder / "pip"
+    run([sys.executable, "-m", "venv", venv])
+    return [venv / "bin/python", "-m", "pip"]
+
+
 def _python(image: Image) -> None:
     """A virtual environment in the image, of wheels fetched on the host (the guest has no net)."""
     wheels = image.folder / "wheels"
     run(
         [
-            *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", wheels, "--only-binary=:all:"),
+            *(*_pip(image), "download", "--quiet", "--dest", wheels, "--only-binary=:all:"),
             *(
                 "--implementation",
                 "cp",
@@ -220,6 +244,7 @@ def _python(image: Image) -> None:
         f"python3 -m venv /venv; cd /wheels; /venv/bin/python -m pip install --quiet --no-index --no-deps {names}; cd /; rm -r /wheels",
     )
     shutil.rmtree(wheels)
+    shutil.rmtree(image.folder / "pip", ignore_errors=True)
 
 
 def _remove(folder: Path) -> None:

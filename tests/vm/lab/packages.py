@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 # Package → a program that shows it is there (none: ask dpkg).
 NEEDED = {
+    "git": "git",
+    "python3-venv": None,
     "qemu-system-x86": "qemu-system-x86_64",
     "seabios": None,
     "mmdebstrap": "mmdebstrap",
@@ -30,6 +34,8 @@ def path() -> str:
 
 
 def _installed(package: str, program: str | None) -> bool:
+    if package == "python3-venv" and importlib.util.find_spec("ensurepip") is not None:
+        return True  # whatever brought this Python
     if program is not None:
         return shutil.which(program, path=path()) is not None
     query = ["dpkg-query", "--show", "--showformat=${Status}", package]
@@ -45,15 +51,29 @@ def ensure() -> None:
     missing = [package for package, program in NEEDED.items() if not _installed(package, program)]
     if not missing:
         return
-    if shutil.which("apt-get") is None:
+    if shutil.which("apt-get", path=path()) is None:
         raise LabError(f"the VM lab needs these programs, and there is no apt-get to install them: {', '.join(missing)}")
-    prefix = [] if os.geteuid() == 0 else ["sudo"]
-    if prefix and shutil.which("sudo") is None:
-        raise LabError(f"as root: apt-get install --no-install-recommends {' '.join(missing)}")
     print(f"vm: installing {' '.join(missing)}", flush=True)
-    apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--yes"]
-    for command in ([*apt, "update"], [*apt, "install", "--no-install-recommends", *missing]):
-        try:
-            subprocess.run(command, check=True, timeout=900, stdout=subprocess.DEVNULL)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            raise LabError(f"{' '.join(command)} failed: {error}") from None
+    update()
+    _apt(["install", "--no-install-recommends", *missing])
+
+
+def update() -> None:
+    """apt-get update: what a machine's archives hold. As root, or through sudo."""
+    _apt(["update"])
+
+
+def _apt(arguments: Sequence[str]) -> None:
+    prefix = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
+    if prefix and shutil.which("sudo", path=path()) is None:
+        raise LabError(f"this has to be done once as root: apt-get {' '.join(arguments)}")
+    command = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--yes", *arguments]
+    # An archive that can't be reached is an error, and not only a warning with the old lists kept.
+    command += ["--option", "APT::Update::Error-Mode=any", "--option", "Acquire::Retries=3"]
+    try:
+        done = subprocess.run(command, timeout=900, check=False, text=True, errors="replace", capture_output=True, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise LabError(f"{' '.join(command)} took longer than 900 s: is there a network?") from None
+    if done.returncode:
+        said = "\n".join((done.stdout + done.stderr).splitlines()[-12:])
+        raise LabError(f"{' '.join(command)} failed with {done.returncode} (is there a network? are you root?):\n{said}")

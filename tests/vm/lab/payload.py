@@ -13,6 +13,8 @@ from .image import GUEST, TREE
 SENT = {
     "tests/vm/suite": "tests/vm",
     "tests/conformance": "tests/conformance",
+    "tests/torture/journal.py": "tests/torture/journal.py",
+    "tests/torture/victim.py": "tests/torture/victim.py",
     "benchmarks": "benchmarks",
     "pyproject.toml": "pyproject.toml",
 }

@@ -48,7 +48,8 @@ def build(image: Image) -> Path:
     _stage(image)
     in_guest_root(
         image.rootfs,
-        f"rm -rf /build/dist /{SOURCE}/*.egg-info; cd /{SOURCE}; export MAKEFLAGS=-j2;"
+        "printf '[build_ext]\\nparallel = 4\\n' >/build/parallel.cfg; export DIST_EXTRA_CONFIG=/build/parallel.cfg;"
+        f"rm -rf /build/dist /{SOURCE}/*.egg-info; cd /{SOURCE};"
         " python -m pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir /build/dist .",
         timeout=1200,
     )

@@ -1,0 +1,182 @@
+"""Drivers follow one another on a running controller, with writers and their checks running across each change. QEMU's trace is the witness:
+one start, no stop, no reset, no queue made anew; and the journal of the writers: no acknowledged write lost, no block torn or stale.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import Host, Witness
+
+import nvme_async.keepalive.keeper
+
+KEPT = Path(__file__).with_name("kept.py")
+PATIENCE = 90.0  # seconds, for anything
+# What a controller sees of a driver that brings it up, resets it or shuts it down.
+LIVES = ("start_success", "stopped", "shutdown_set")
+CYCLES = 3
+
+
+class Process:
+    """A driver, by what it tells."""
+
+    def __init__(self, uri: str, journal: Path, how: str, *more: str) -> None:
+        self._log = journal.with_name(f"{how}-{time.monotonic_ns()}.log")
+        with self._log.open("wb") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, KEPT, uri, journal, how, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            )
+        self._text = b""
+
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """The event, which is the next that it tells."""
+        assert self.popen.stdout is not None
+        limit = time.monotonic() + PATIENCE
+        while b"\n" not in self._text:
+            ready, _, _ = select.select([self.popen.stdout], [], [], max(0.0, limit - time.monotonic()))
+            data = os.read(self.popen.stdout.fileno(), 65536) if ready else b""
+            if not data:
+                self.kill()
+                pytest.fail(f"{event!r} never came ({'ended' if ready else 'silent'}): {self._log.read_text()}")
+            self._text += data
+        line, _, self._text = self._text.partition(b"\n")
+        entry: dict[str, Any] = json.loads(line)
+        assert entry["event"] == event, entry.get("text", entry)
+        return entry
+
+    def tell(self, line: str) -> None:
+        assert self.popen.stdin is not None
+        os.write(self.popen.stdin.fileno(), line.encode() + b"\n")
+
+    def kill(self) -> int:
+        """The instant, CLOCK_MONOTONIC nanoseconds."""
+        instant = time.monotonic_ns()
+        self.popen.kill()
+        self.end()
+        return instant
+
+    def end(self) -> int:
+        """Its exit status."""
+        status = self.popen.wait(PATIENCE)
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            assert pipe is not None
+            pipe.close()
+        return status
+
+
+class Line:
+    """The drivers of one controller, one after the other."""
+
+    def __init__(self, uri: str, folder: Path, keeper: Path) -> None:
+        self._uri, self._journal, self._keeper = uri, folder / "journal", keeper
+        self._sockets = 0
+        self._processes: list[Process] = []
+        self.pauses: list[float] = []  # milliseconds
+        self.adopted = 0
+
+    def start(self, how: str, *more: str) -> Process:
+        process = Process(self._uri, self._journal, how, *more)
+        self._processes.append(process)
+        process.wait_for("standby")
+        return process
+
+    def first(self, way: str) -> Process:
+        driver = self.start("new", *(["--keeper", str(self._keeper)] if way == "death" else []))
+        opened = driver.wait_for("opened")
+        assert opened["adopted"] == 0
+        driver.wait_for("verified")
+        return driver
+
+    def next(self, way: str, driver: Process) -> Process:
+        """Another driver has the controller, and has checked what the one before left."""
+        if way == "handover":
+            self._sockets += 1
+            place = self._journal.with_name(f"offer-{self._sockets}")
+            driver.tell(f"handover {place}")
+            driver.wait_for("offering")
+            successor = self.start("take", "--socket", str(place))
+            end = driver.wait_for("left")["last_ack"]
+            driver.wait_for("closed")
+            assert driver.end() == 0
+        elif way == "exec":
+            driver.tell("exec")
+            successor, pid = driver, driver.popen.pid
+            assert successor.wait_for("standby")["pid"] == pid
+            end = 0
+        else:
+            successor = self.start("open", "--keeper", str(self._keeper))
+            end = driver.kill()
+        opened = successor.wait_for("opened")
+        assert (opened["state"], opened["resets"], opened["failed"]) == ("ready", 0, 0)
+        self.adopted += opened["adopted"]
+        verified = successor.wait_for("verified")
+        if end:
+            self.pauses.append((verified["first_io"] - end) / 1e6)
+        return successor
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "keeper"
+    folder = Path(nvme_async.keepalive.keeper.__file__).parent
+    with subprocess.Popen([sys.executable, "-I", "-S", folder, "--socket", place, "--quiet"]) as process:
+        limit = time.monotonic() + PATIENCE
+        while not place.exists():
+            assert process.poll() is None, "the keeper ended"
+            assert time.monotonic() < limit, "the keeper made no socket"
+            time.sleep(0.05)
+        yield place
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+
+
+def lives(seen: Witness) -> dict[str, int]:
+    """From when the controller was enabled; opening a function of vfio-pci resets it, before that."""
+    names = seen.names()
+    names = names[names.index("pci_nvme_mmio_start_success") :]
+    return {name: names.count(f"pci_nvme_mmio_{name}") for name in LIVES} | {"pci_reset": names.count("pci_nvme_pci_reset")}
+
+
+@pytest.mark.parametrize("way", ["handover", "exec", "death"])
+def test_three_cycles_in_a_row(way: str, address: Callable[[str], str], host: Host, tmp_path: Path, keeper: Path) -> None:
+    line = Line(f"pci:{address('second')}", tmp_path, keeper)
+    with host.witness() as seen:
+        try:
+            driver = line.first(way)
+            created = seen.count("pci_nvme_create_cq")
+            assert created == 5  # the home loop's, and one for each thread that writes
+            for _ in range(CYCLES):
+                driver.tell("write")
+                driver.wait_for("running")
+                time.sleep(1)  # of I/O
+                driver = line.next(way, driver)
+            assert lives(seen) == {"start_success": 1, "stopped": 0, "shutdown_set": 0, "pci_reset": 0}
+            assert seen.count("pci_nvme_create_cq") == created
+            assert seen.count("pci_nvme_del_sq") == 0
+            driver.tell("write")
+            driver.wait_for("running")
+            driver.tell("close")
+            driver.wait_for("left")
+            driver.wait_for("closed")
+            assert driver.end() == 0
+        finally:
+            line.close()
+        after = lives(seen)
+        assert (after["start_success"], after["shutdown_set"], after["stopped"]) == (1, 1, 1)
+        assert seen.complaints() == []
+    print(f"{way}: {line.adopted} commands taken over; milliseconds from the last I/O or the kill to the next: {line.pauses}")
+    assert line.adopted > 0
