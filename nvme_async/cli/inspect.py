@@ -123,6 +123,17 @@ def _controller(tree: Tree, controller: dict[str, Any]) -> None:
         _memory(tree.add("memory"), controller["memory"])
 
 
+def _keepalive(state: dict[str, Any]) -> str:
+    decision = state["decision"]
+    line = f"keepalive {'on' if state['on'] else 'off'}"
+    if decision is None:
+        return line
+    if decision["enabled"] != state["on"]:
+        line += f", {'on' if decision['enabled'] else 'off'} from the next servicing on"
+    setting = f"setting {decision['setting']} ({decision['setting_source']}), pool {decision['pool_pages']} pages ({decision['pool_source']})"
+    return f"{line}: {_plain(decision['why'])}; {_plain(setting)}"
+
+
 def as_tree(state: dict[str, Any]) -> Tree:
     """What inspect() says, for people."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["since"]))
@@ -138,7 +149,8 @@ def as_tree(state: dict[str, Any]) -> Tree:
         if running:
             waiting = len(device["mailbox"]["waiting"])
             branch.add(f"{running['operation']} for {running['seconds']:g} s, {waiting} more wait")
-        branch.add(f"keepalive {_plain(device['keepalive'])}, servicings {device['servicings']}, repairs {device['repairs']}, "
+        branch.add(_keepalive(device["keepalive"]))
+        branch.add(f"servicings {device['servicings']}, repairs {device['repairs']}, "
                    f"calls waiting {device['waiting_calls']}, made again {device['retried_calls']}")  # fmt: skip
         if device["controller"]:
             _controller(branch, device["controller"])

@@ -29,8 +29,8 @@ class Depositor:
         self._task: asyncio.Task[None] | None = None
         self._again = False
         self._ended = False
-        self.exec_follows = False
-        """What is saved is saved for this same process: the deposit stays."""
+        self.stays = False
+        """What is saved is saved for this same process (an exec, or the next driver): the deposit stays."""
 
     async def start(self) -> None:
         """The first deposit. Raises KeeperError if there can't be one."""
@@ -60,7 +60,7 @@ class Depositor:
         if controller.keepalive:
             with controller.bundle() as bundle:
                 await self._holder.deposit(bundle)
-        elif not self.exec_follows:
+        elif not self.stays:
             await self._holder.forget(controller.uri)
 
     async def suspend(self) -> None:
@@ -70,6 +70,14 @@ class Depositor:
             await self._holder.forget(self._controller.uri)
         except KeeperError as error:
             log.warning("%s: %s", self._controller.uri, error)
+
+    def leave(self) -> None:
+        """Another driver of this process has the controller, and makes its own deposit; this one stays until then."""
+        self._ended = True
+        self._controller.on_bundle_changed = None
+        if self._task is not None:
+            self._task.cancel()
+        self._holder.close()
 
     async def pass_on(self, pid: int) -> None:
         """Process `pid` has the controller now; the address is reserved for it."""

@@ -156,7 +156,7 @@ async def execute(controllers: Sequence[Saves], argv: Sequence[str], env: Mappin
     try:
         for controller in controllers:
             if controller.depositor is not None:
-                controller.depositor.exec_follows = True
+                controller.depositor.stays = True
             bundles.append(await controller.save())
     except BaseException:
         for bundle in bundles:

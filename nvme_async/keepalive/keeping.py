@@ -31,7 +31,7 @@ class Keeping:
 
     Attributes:
         adopted: the commands that a predecessor left; empty after a fresh bring-up.
-        decision: why keepalive runs, or doesn't, in words.
+        settings, decision: whether keepalive runs and why, and the same in words; None and empty before it was decided.
         on_bundle_changed: called on the home loop when bundle() has become something else: after the bring-up, and when there is none any
             more because the controller was closed, failed or was handed over.
     """
@@ -47,7 +47,7 @@ class Keeping:
         self.settlement: settle.Settlement | None = None  # tidying up after a predecessor
         self.recorder: Recorder | None = None  # keeps the saved state, with options.keepalive
         self.depositor: Depositor | None = None  # deposits it with a keeper
-        self._settings: Decision | None = None
+        self.settings: Decision | None = None
 
     async def at_home(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         raise NotImplementedError
@@ -88,7 +88,7 @@ class Keeping:
 
     def decided(self, decision: Decision) -> None:
         """What was decided about keepalive, for inspect() and the saved state."""
-        self._settings, self.decision = decision, str(decision)
+        self.settings, self.decision = decision, str(decision)
         self.note()
 
     # -- handing on --------------------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Keeping:
         return {
             "on": self.keepalive,
             "decision": self.decision,
-            "settings": self._settings.inspect() if self._settings else None,
+            "settings": self.settings.inspect() if self.settings else None,
             "saved": self.recorder.manifest.sequence if self.recorder else 0,
             "adopted": self.adopted.inspect(),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
@@ -69,35 +70,58 @@ async def _follow(uri: str, bundle: Bundle, decision: Decision, options: dict[st
         bundle.close()
 
 
-async def open_held(uri: str, given: dict[str, Any], holding: Holding) -> Controller:
-    """nvme_async.open(). given: options by name."""
-    options = Options.of(given)
-    inheriting = execute.is_waiting(uri)
+def choose(uri: str, options: Options, holding: Holding) -> tuple[Decision, Holder | None]:
+    """Whether keepalive runs for a controller, and who holds it meanwhile; the holder is the caller's to close. On the home loop.
+
+    ConfigurationError if its kind of device is switched off.
+    """
     holder = find_holder(holding.keeper)
-    decision = decide(
-        keepalive=holding.keepalive,
-        pool_pages=holding.pool_pages,
-        vfio=holding.vfio,
-        holder=holder.words if holder is not None else ("the successor of an exec" if inheriting else None),
-        default_pool_pages=options.pool_bytes // PAGE,
-    )
-    decision.check_scheme(uri)
+    try:
+        decision = decide(
+            keepalive=holding.keepalive,
+            pool_pages=holding.pool_pages,
+            vfio=holding.vfio,
+            holder=holder.words if holder is not None else ("the successor of an exec" if execute.is_waiting(uri) else None),
+            default_pool_pages=options.pool_bytes // PAGE,
+        )
+        decision.check_scheme(uri)
+    except BaseException:
+        if holder is not None:
+            holder.close()
+        raise
+    return decision, holder
+
+
+def with_pool(options: Options, decision: Decision) -> Options:
+    """The options of a fresh driver."""
+    return attrs.evolve(options, keepalive=True, pool_bytes=decision.pool_bytes) if decision.enabled else options
+
+
+async def settle_in(controller: Controller, decision: Decision, holder: Holder | None) -> None:
+    """The controller has its driver: deposits it, if it is kept alive and somebody holds it. The holder is the controller's then."""
+    controller.decided(decision)
+    if holder is not None and controller.keepalive:
+        controller.depositor = Depositor(controller, holder)
+        await controller.depositor.start()
+    elif holder is not None:
+        await holder.drop(controller.uri)
+        holder.close()
+
+
+async def open_held(
+    uri: str, given: dict[str, Any], holding: Holding, *, fresh: Callable[[str, Options], Awaitable[Controller]] = open_controller
+) -> Controller:
+    """nvme_async.open(). given: options by name. fresh: brings a controller up that nobody left."""
+    options = Options.of(given)
+    decision, holder = choose(uri, options, holding)
     controller: Controller | None = None
     try:
         bundle = await _taken(uri, holder, holding.keeper_wait)
         if bundle is not None:
             controller = await _follow(uri, bundle, decision, given, holder)
         if controller is None:
-            if decision.enabled:
-                options = attrs.evolve(options, keepalive=True, pool_bytes=decision.pool_bytes)
-            controller = await open_controller(uri, options)
-        controller.decided(decision)
-        if holder is not None and controller.keepalive:
-            controller.depositor = Depositor(controller, holder)
-            await controller.depositor.start()
-        elif holder is not None:
-            await holder.drop(uri)
-            holder.close()
+            controller = await fresh(uri, with_pool(options, decision))
+        await settle_in(controller, decision, holder)
     except BaseException as error:
         if controller is not None:
             await controller.close()

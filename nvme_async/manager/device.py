@@ -10,21 +10,22 @@ import asyncio
 import concurrent.futures
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Literal
 
 import attrs
 
-from nvme_async._open import open_device_async
 from nvme_async.controller import Controller
-from nvme_async.device import Device, parse_uri
 from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, HandedOver, InvalidNamespace, NvmeError, QueueShutdown
 from nvme_async.keepalive import Adopted, Bundle, restore
+from nvme_async.keepalive.config import Decision
+from nvme_async.keepalive.opening import choose, open_held, with_pool
+from nvme_async.manager.drivers import Drivers, reachable
 from nvme_async.manager.events import Events, Kind, ManagerEvent
 from nvme_async.manager.gate import Gate
 from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.mailbox import Mailbox
+from nvme_async.manager.settings import split
 from nvme_async.manager.workers import Worker
 from nvme_async.options import Options
 
@@ -48,30 +49,20 @@ class Policy:
     reload: bool
 
 
-def reachable(uri: str, root: Path = Path("/")) -> bool:
-    """Might open() succeed? Looks, without touching the device."""
-    scheme, rest = parse_uri(uri)
-    if scheme == "vfio-user":
-        return Path(rest).is_socket()
-    if scheme == "pci":
-        driver = root / "sys/bus/pci/devices" / rest / "driver"
-        return driver.exists() and driver.resolve().name == "vfio-pci"
-    return False  # an emulated: controller ends with its device
-
-
 class ManagedDevice:
     """A device of the manager; from `await manager.load(uri)`.
 
     Attributes:
         uri, state: "loading", "ready", "servicing" (calls wait), "failed", "gone" (calls fail) or "closed".
         controller: the driver of the moment, or None. It lives on the worker's loop and is replaced by a servicing.
+        decision: whether keepalive runs from the next servicing or save on, and why; None before the first driver.
         failure: why calls fail, or None.
     """
 
     def __init__(
         self, uri: str, worker: Worker, options: dict[str, Any], policy: Policy, events: Events, on_dead: Callable[[ManagedDevice], None]
     ) -> None:
-        Options.of(options)  # a wrong option is told before anything begins
+        split(options)  # a wrong option is told before anything begins
         self.uri = uri
         self.worker = worker
         self.options = options
@@ -81,9 +72,11 @@ class ManagedDevice:
         self.gate = Gate()
         self.mailbox = Mailbox(worker)
         self.handles: dict[int, ManagedNamespace] = {}
+        self.decision: Decision | None = None
         self.servicings = 0
         self.repairs = 0
         self._policy = policy
+        self._drivers = Drivers(uri, policy.close_limit)
         self._events = events
         self._on_dead = on_dead
         self._loaded_once = False
@@ -110,15 +103,21 @@ class ManagedDevice:
         """Controller reset. Calls wait, idempotent commands that are out are sent again."""
         await self.mailbox.call("reset", lambda: self._reset(reason))
 
-    async def service(self, *, keepalive: bool = False, **options: Any) -> None:
-        """Replaces the driver, with other options if any are given. Without keepalive: shutdown, function level reset, bring-up anew. With: a
-        live takeover, in which the controller isn't touched and commands that are out stay out (ConfigurationError if it was opened without).
+    async def service(self, *, keepalive: bool | None = None, **options: Any) -> None:
+        """Replaces the driver, with other options if any are given. keepalive: True is a live takeover, in which the controller isn't touched
+        and commands that are out stay out (ConfigurationError if it was opened without). False is a shutdown, a function level reset and
+        a bring-up. None: live if keepalive runs, now and with the options given.
 
         Calls wait meanwhile. When it fails the device is "failed" and so are the calls; load() or service() may be tried again.
         """
-        options = {**self.options, **options}
-        Options.of(options)
-        await self.mailbox.call("service", lambda: self._service_live(options) if keepalive else self._service(options))
+        split({**self.options, **options})
+        await self.mailbox.call("service", lambda: self._service_as(keepalive, options))
+
+    async def switch_keepalive(self, setting: str | bool | None) -> None:
+        """From the next servicing, save or repair on: True, False, a value as for OPENHCL_NVME_KEEP_ALIVE, or None for what command line,
+        environment and holder say. The driver of the moment goes on as it is. Doesn't wait for operations.
+        """
+        await self.worker.call(lambda: self._switch_keepalive(setting))
 
     async def save(self, *, timeout: float = 30.0) -> Bundle | None:
         """Lets go of the running controller, for whoever restores the bundle, which is the caller's. Without keepalive the controller is shut
@@ -176,7 +175,10 @@ class ManagedDevice:
             "mailbox": self.mailbox.inspect(),
             "waiting_calls": self.gate.waiting,
             "retried_calls": sum(handle.retried for handle in list(self.handles.values())),
-            "keepalive": controller is not None and controller.keepalive,
+            "keepalive": {
+                "on": controller is not None and controller.keepalive,
+                "decision": self.decision.inspect() if self.decision is not None else None,
+            },
             "servicings": self.servicings,
             "repairs": self.repairs,
             "controller": controller.inspect() if controller is not None else None,
@@ -240,7 +242,9 @@ class ManagedDevice:
         self._become("loading")
         try:
             await self._drop()
-            controller = await self._bring_up(await open_device_async(self.uri))
+            given = self.options
+            options, holding = split(given)
+            controller = await open_held(self.uri, options, holding, fresh=self._drivers.open)
         except BaseException as error:
             failure = _as_nvme_error(error, f"{self.uri}: loading failed")
             if self._loaded_once:
@@ -250,11 +254,14 @@ class ManagedDevice:
                 self._become("closed", failure)
                 self._on_dead(self)
             raise
-        self._install(controller)
+        self._install(controller, given)
         self._publish("device-loaded")
 
-    def _install(self, controller: Controller) -> None:
+    def _install(self, controller: Controller, options: dict[str, Any] | None = None) -> None:
+        """It has this driver. options: which it was made with; keepalive may have been switched since."""
         self.controller = controller
+        if options is self.options:
+            self.decision = controller.settings
         self._loaded_once = True
         self._become("ready")
         if self._followed is not controller:
@@ -264,29 +271,67 @@ class ManagedDevice:
     async def _reset(self, reason: str) -> None:
         await self._ready().reset(reason)
 
-    async def _service(self, options: dict[str, Any]) -> None:
+    async def _switch_keepalive(self, setting: str | bool | None) -> None:
+        changed = {**self.options, "keepalive": setting}
+        options, holding = split(changed)
+        decision, holder = choose(self.uri, Options.of(options), holding)
+        if holder is not None:
+            holder.close()
+        self.options, self.decision = changed, decision
+
+    @property
+    def _live(self) -> bool:
+        """Does keepalive run, in the driver of the moment and by what was decided since?"""
+        return self.controller is not None and self.controller.keepalive and self.decision is not None and self.decision.enabled
+
+    async def _service_as(self, keepalive: bool | None, options: dict[str, Any]) -> None:
+        changed = {**self.options, **options}
+        if keepalive is None:
+            keepalive = self._live and split(changed)[1].keepalive is not False
+        await (self._service_live(changed) if keepalive else self._service(changed))
+
+    async def _service(self, changed: dict[str, Any]) -> None:
         controller = self.controller
         if self.state == "closed":
             raise self.failure or QueueShutdown(f"{self.uri}: the device is closed")
         self._become("servicing")
         try:
             self.controller = None
-            device = await self._within_limit(controller, controller.release()) if controller is not None else None
-            self.options = options
-            fresh = await self._bring_up(await self._device_again(device))
+            device = await self._drivers.within_limit(controller, controller.release()) if controller is not None else None
+            self.options = changed
+            given, holding = split(changed)
+            options = Options.of(given)
+            again = await self._drivers.device_again(device)
+            try:
+                decision, holder = choose(self.uri, options, holding)
+            except BaseException:
+                again.close()
+                raise
+            fresh = await self._drivers.settled(self._drivers.bring_up(again, with_pool(options, decision)), decision, holder)
         except BaseException as error:
             failure = _as_nvme_error(error, f"{self.uri}: servicing failed")
             self._become("failed", failure)
             self._publish("device-failed", str(failure))
             raise
         self.servicings += 1
-        self._install(fresh)
+        self._install(fresh, changed)
         self._publish("device-serviced")
 
-    async def _service_live(self, options: dict[str, Any]) -> None:
+    async def _service_live(self, changed: dict[str, Any]) -> None:
         controller = self._ready()
-        with await self._let_go(controller) as bundle:
-            self.options = options
+        depositor = controller.depositor
+        if depositor is not None:
+            depositor.stays = True  # should this process die now, its successor finds the controller there
+        try:
+            bundle = await self._let_go(controller)
+        except BaseException:
+            if depositor is not None:
+                depositor.stays = False
+            raise
+        if depositor is not None:
+            depositor.leave()
+        with bundle:
+            self.options = changed
             await self._go_on(bundle)
         self.servicings += 1
         self._publish("device-serviced")
@@ -305,7 +350,13 @@ class ManagedDevice:
         """A driver from a bundle."""
         self._become("servicing" if self._loaded_once else "loading")
         try:
-            self._install(await restore(bundle, policy="fresh", **self.options))
+            before = self.options
+            given, holding = split(before)
+            decision, holder = choose(self.uri, Options.of(given), holding)
+            given["keepalive"] = decision.enabled
+            if decision.enabled:
+                given["pool_bytes"] = decision.pool_bytes
+            self._install(await self._drivers.settled(restore(bundle, policy="fresh", **given), decision, holder), before)
         except BaseException as error:
             failure = _as_nvme_error(error, f"{self.uri}: taking the controller over failed")
             self._become("failed", failure)
@@ -315,12 +366,14 @@ class ManagedDevice:
     async def _save(self) -> Bundle | None:
         controller = self._ready()
         bundle: Bundle | None = None
-        if controller.keepalive:
+        if self._live:
             bundle = await self._let_go(controller)
+            if controller.depositor is not None:
+                await controller.depositor.end()
         else:
             self._become("servicing")
             self.controller = None
-            await self._within_limit(controller, controller.close())
+            await self._drivers.within_limit(controller, controller.close())
         await self._end(HandedOver(f"{self.uri}: the device was saved for a successor"))
         return bundle
 
@@ -328,65 +381,12 @@ class ManagedDevice:
         await self._go_on(bundle)
         self._publish("device-loaded")
 
-    async def _device_again(self, device: Device | None) -> Device:
-        """The device that the last driver left, reset; if it left none, opened again."""
-        if device is None:
-            if parse_uri(self.uri)[0] == "emulated":
-                raise ControllerGone(f"{self.uri}: the emulated controller ended with its device")
-            return await open_device_async(self.uri)
-        try:
-            await asyncio.to_thread(device.reset)
-        except BaseException:
-            device.close()
-            raise
-        return device
-
-    async def _bring_up(self, device: Device) -> Controller:
-        """A driver for the device. If this is cancelled, everything is released, by force if need be."""
-        try:
-            controller = Controller(device, Options.of(self.options))
-        except BaseException:
-            device.close()
-            raise
-        task = asyncio.ensure_future(controller.bring_up())
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait([task], timeout=self._policy.close_limit)
-            await self._by_force(controller, task)
-            raise
-        return controller
-
-    async def _within_limit(self, controller: Controller, closing: Coroutine[Any, Any, Any]) -> Any:
-        """Awaits `controller`'s close() or release(); if that takes longer than the policy's limit, by force."""
-        task = asyncio.ensure_future(closing)
-        try:
-            await asyncio.wait([task], timeout=self._policy.close_limit)
-        except asyncio.CancelledError:
-            await self._by_force(controller, task)
-            raise
-        await self._by_force(controller, task)
-        return task.result()
-
-    async def _by_force(self, controller: Controller, task: asyncio.Future[Any]) -> None:
-        """Takes the device from a controller that doesn't end `task` by itself. Raises when not even that helps."""
-        if task.done():
-            return
-        limit = self._policy.close_limit
-        reason = ControllerError(f"{self.uri}: the controller was not shut down in time, its device was closed")
-        log.error("%s", reason)
-        hurry = asyncio.ensure_future(controller.hurry(reason))
-        await asyncio.wait([hurry, task], timeout=limit, return_when=asyncio.ALL_COMPLETED)
-        if not task.done():
-            raise reason
-
     async def _drop(self) -> bool:
         """Closes the driver, if there is one."""
         controller, self.controller = self.controller, None
         if controller is None:
             return False
-        await self._within_limit(controller, controller.close())
+        await self._drivers.within_limit(controller, controller.close())
         return True
 
     async def _end(self, reason: NvmeError) -> None:

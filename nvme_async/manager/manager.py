@@ -21,8 +21,8 @@ from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.hotplug import HotplugWatch
 from nvme_async.manager.registry import Registry, canonical
 from nvme_async.manager.servicing import SavedDevices
+from nvme_async.manager.settings import split
 from nvme_async.manager.workers import EventLoop, Pin, Worker, Workers
-from nvme_async.options import Options
 
 log = logging.getLogger("nvme_async")
 T = TypeVar("T")
@@ -51,7 +51,8 @@ class Manager:
     hotplug: "off": a device that is gone stays so. "reload": it is loaded again when it is back. "all": so is any NVMe function that appears
         bound to vfio-pci (needs pyudev: nvme_async[hotplug]).
     control: a Unix socket to offer, for `nvme-async inspect` and `top` (control.py); only this user may open it.
-    options: defaults for all devices, see nvme_async.Options; load() may differ for one.
+    options: defaults for all devices, see nvme_async.Options, and keepalive, pool_pages, vfio, keeper and keeper_wait as for nvme_async.open():
+        what isn't given is as command line, environment and what is there have it. load() may differ for one device.
 
     Every method may be called from any thread. Those of a manager that is closed raise QueueShutdown.
     """
@@ -73,7 +74,7 @@ class Manager:
             raise ConfigurationError(f"hotplug is {hotplug!r}, not one of off, reload, all")
         if not 0 <= repairs <= 1000:
             raise ConfigurationError(f"repairs is {repairs}, outside of 0 to 1000")
-        Options.of(options)
+        split(options)
         self._options = options
         self._policy = Policy(
             wait_limit=_positive("wait_limit", wait_limit),
@@ -220,9 +221,19 @@ class Manager:
         """The handle of a namespace; its device is loaded if it isn't. InvalidNamespace if it has no such namespace."""
         return await (await self.load(uri)).namespace(nsid)
 
-    async def service(self, uri: str, *, keepalive: bool = False, **options: Any) -> None:
+    async def service(self, uri: str, *, keepalive: bool | None = None, **options: Any) -> None:
         """Replaces a device's driver. See ManagedDevice.service()."""
         await self.device(uri).service(keepalive=keepalive, **options)
+
+    async def switch_keepalive(self, setting: str | bool | None, uri: str | None = None) -> None:
+        """For one device, or for all and those that are loaded from now on. See ManagedDevice.switch_keepalive()."""
+        if uri is not None:
+            await self.device(uri).switch_keepalive(setting)
+            return
+        changed = {**self._options, "keepalive": setting}
+        split(changed)
+        self._options = changed
+        await asyncio.gather(*(device.switch_keepalive(setting) for device in self._registry.all().values()))
 
     async def save(self, *, timeout: float = 30.0) -> SavedDevices:
         """Lets go of all running controllers, at the same time, for a successor; see servicing.py. Their handles raise HandedOver from now on.

@@ -15,7 +15,7 @@ from managed import Events, descriptors, eventually
 
 from nvme_async.errors import ConfigurationError
 from nvme_async.manager import Manager, hotplug
-from nvme_async.manager.device import reachable
+from nvme_async.manager.drivers import reachable
 
 
 class FakeMonitor:

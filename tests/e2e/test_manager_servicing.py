@@ -41,7 +41,7 @@ async def test_live_servicing_under_load() -> None:
             assert after[name] == before[name], name
         assert after["admin"].get(0x06, 0) == before["admin"].get(0x06, 0)  # Identify
         assert events.kinds().count("device-serviced") == 5
-        assert manager.inspect()["devices"][address]["keepalive"] is True
+        assert manager.inspect()["devices"][address]["keepalive"]["on"] is True
         await events.close()
 
 
@@ -81,7 +81,7 @@ async def test_without_keepalive_there_is_no_live_servicing() -> None:
         with pytest.raises(ConfigurationError, match="without keepalive"):
             await manager.service(address, keepalive=True)
         assert await namespace.read(0) == bytes(4096)
-        assert manager.inspect()["devices"][address]["keepalive"] is False
+        assert manager.inspect()["devices"][address]["keepalive"]["on"] is False
 
 
 def _across(saved: SavedDevices) -> SavedDevices:
@@ -111,7 +111,7 @@ async def test_all_devices_are_saved_and_restored_and_a_failing_one_harms_nobody
     writing = asyncio.ensure_future(namespaces[0].write(5, b"5" * 4096))
     await asyncio.to_thread(slow.wait, 1)
     rule = targets[3].faults.add(queue="admin", delay=60.0)
-    servicing = asyncio.ensure_future(first.service(hung))
+    servicing = asyncio.ensure_future(first.service(hung, keepalive=False))
     await became(first.device(hung), "servicing")
     saved = await first.save(timeout=0.2)
     assert sorted(saved.bundles) == live

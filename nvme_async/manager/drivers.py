@@ -1,0 +1,109 @@
+"""How a device gets a driver and loses it, each within a limit. Knows nothing of handles and states."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from nvme_async._open import open_device_async
+from nvme_async.controller import Controller
+from nvme_async.device import Device, parse_uri
+from nvme_async.errors import ControllerError, ControllerGone
+from nvme_async.keepalive.config import Decision
+from nvme_async.keepalive.holder import Holder
+from nvme_async.keepalive.opening import settle_in
+from nvme_async.options import Options
+
+log = logging.getLogger("nvme_async")
+
+
+def reachable(uri: str, root: Path = Path("/")) -> bool:
+    """Might open() succeed? Looks, without touching the device."""
+    scheme, rest = parse_uri(uri)
+    if scheme == "vfio-user":
+        return Path(rest).is_socket()
+    if scheme == "pci":
+        driver = root / "sys/bus/pci/devices" / rest / "driver"
+        return driver.exists() and driver.resolve().name == "vfio-pci"
+    return False  # an emulated: controller ends with its device
+
+
+class Drivers:
+    """Of one device, one after the other; on its worker. close_limit: seconds for an orderly shutdown before the device is taken away."""
+
+    def __init__(self, uri: str, close_limit: float) -> None:
+        self.uri = uri
+        self.close_limit = close_limit
+
+    async def open(self, uri: str, options: Options) -> Controller:
+        return await self.bring_up(await open_device_async(uri), options)
+
+    async def settled(self, opening: Coroutine[Any, Any, Controller], decision: Decision, holder: Holder | None) -> Controller:
+        """The driver that comes, deposited where it is to be."""
+        controller: Controller | None = None
+        try:
+            controller = await opening
+            await settle_in(controller, decision, holder)
+        except BaseException:
+            if controller is not None:
+                await controller.close()
+            if holder is not None:
+                holder.close()
+            raise
+        return controller
+
+    async def device_again(self, device: Device | None) -> Device:
+        """The device that the last driver left, reset; if it left none, opened again."""
+        if device is None:
+            if parse_uri(self.uri)[0] == "emulated":
+                raise ControllerGone(f"{self.uri}: the emulated controller ended with its device")
+            return await open_device_async(self.uri)
+        try:
+            await asyncio.to_thread(device.reset)
+        except BaseException:
+            device.close()
+            raise
+        return device
+
+    async def bring_up(self, device: Device, options: Options) -> Controller:
+        """A driver for the device. If this is cancelled, everything is released, by force if need be."""
+        try:
+            controller = Controller(device, options)
+        except BaseException:
+            device.close()
+            raise
+        task = asyncio.ensure_future(controller.bring_up())
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task], timeout=self.close_limit)
+            await self.by_force(controller, task)
+            raise
+        return controller
+
+    async def within_limit(self, controller: Controller, closing: Coroutine[Any, Any, Any]) -> Any:
+        """Awaits `controller`'s close() or release(); if that takes longer than the policy's limit, by force."""
+        task = asyncio.ensure_future(closing)
+        try:
+            await asyncio.wait([task], timeout=self.close_limit)
+        except asyncio.CancelledError:
+            await self.by_force(controller, task)
+            raise
+        await self.by_force(controller, task)
+        return task.result()
+
+    async def by_force(self, controller: Controller, task: asyncio.Future[Any]) -> None:
+        """Takes the device from a controller that doesn't end `task` by itself. Raises when not even that helps."""
+        if task.done():
+            return
+        limit = self.close_limit
+        reason = ControllerError(f"{self.uri}: the controller was not shut down in time, its device was closed")
+        log.error("%s", reason)
+        hurry = asyncio.ensure_future(controller.hurry(reason))
+        await asyncio.wait([hurry, task], timeout=limit, return_when=asyncio.ALL_COMPLETED)
+        if not task.done():
+            raise reason
