@@ -171,7 +171,7 @@ static inline bool nvq_ring_sq_surely(struct nvq *q)
     struct nvq_header *h = q->header;
     const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_relaxed);
     atomic_store_explicit(&h->sq_ringing, submitted, memory_order_release);
-    atomic_thread_fence(memory_order_seq_cst);
+    nvq_before_doorbell();
     if (q->sq_shadow) {
         *q->sq_shadow = q->sq_tail;
         atomic_thread_fence(memory_order_seq_cst);

@@ -184,6 +184,32 @@ static inline void nvq_reset(struct nvq *q)
         *q->sq_shadow = *q->cq_shadow = *q->sq_eventidx = *q->cq_eventidx = 0;
 }
 
+/*
+ * Between ring memory and a doorbell: the device must see the entries that a doorbell value covers (Base 2.0, 3.3.3.1: the host updates the
+ * entries, then the doorbell). x86 keeps stores in order, those to uncached memory included, so the compiler alone has to be held back.
+ * On AArch64 the doorbell is Device memory and its reader lies outside the inner shareable domain.
+ */
+static inline void nvq_before_doorbell(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    atomic_signal_fence(memory_order_seq_cst);
+#elif defined(__aarch64__)
+    __asm__ volatile("dmb oshst" ::: "memory");
+#else
+    atomic_thread_fence(memory_order_seq_cst);
+#endif
+}
+
+/* Between a phase bit and what came before it: the rest of the entry, and the data (Base 2.0, 3.3.3.2: the phase tag is written last). */
+static inline void nvq_after_phase(void)
+{
+#if defined(__aarch64__)
+    __asm__ volatile("dmb oshld" ::: "memory");
+#else
+    atomic_thread_fence(memory_order_acquire);
+#endif
+}
+
 /* A free slot, or -1. */
 static inline int nvq_take(struct nvq *q)
 {
@@ -256,7 +282,7 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
     if (shadow) {
         const uint32_t old = *shadow;
         /* The ring entries before the shadow doorbell, the shadow doorbell before the look at EventIdx (5.8: else both sides may sleep). */
-        atomic_thread_fence(memory_order_release);
+        nvq_before_doorbell();
         *shadow = value;
         atomic_thread_fence(memory_order_seq_cst);
         if (!nvq_needs_event((uint16_t)*eventidx, (uint16_t)value, (uint16_t)old)) {
@@ -267,8 +293,7 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
     ++*counter;
     if (!doorbell)
         return true;
-    /* PCIe keeps posted writes in order, and x86 stores too; on others this is the barrier between ring memory and device register. */
-    atomic_thread_fence(memory_order_seq_cst);
+    nvq_before_doorbell();
     *doorbell = value;
     if (q->kick_fd >= 0) {
         const uint64_t one = 1;
@@ -328,8 +353,7 @@ static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
         const uint16_t status = cqe->status;
         if ((status & 1) != q->cq_phase)
             break;
-        /* Acquire: the rest of the entry, and the data, are read after the phase bit (Base 2.0, 3.3.3.2: DMA is in order before it). */
-        atomic_thread_fence(memory_order_acquire);
+        nvq_after_phase();
         const uint16_t cid = cqe->cid;
         const unsigned slot = cid & mask;
         if (slot >= q->n_trackers || q->trackers[slot].cid != cid) {
