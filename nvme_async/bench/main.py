@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -68,7 +69,13 @@ def main(arguments: Sequence[str] | None = None, *, opener: Opener = open_device
     """Runs the program and returns its exit code. Nothing is raised but what is a defect."""
     out = stdout or sys.stdout
     try:
-        return _main(sys.argv[1:] if arguments is None else arguments, opener, out)
+        code = _main(sys.argv[1:] if arguments is None else arguments, opener, out)
+        out.flush()
+        return code
+    except BrokenPipeError:
+        # The report's reader has left, as `| head` does: what Python would flush at its end goes nowhere, without a word.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), out.fileno())
     except ConfigurationError as error:
         print(f"fio: {error}", file=sys.stderr)
     except (NvmeError, OSError) as error:

@@ -78,8 +78,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
     except ConfigurationError as error:
         print(f"nvme-async: {error}", file=sys.stderr)
         sys.exit(2)
