@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from nvme_async._hotpath import AddressMap, address_of, byte_view
@@ -142,15 +142,17 @@ class DeviceMemory:
         if inherited:
             self.on_mapped()
 
-    def detach(self) -> None:
-        """A successor has the pools and the device: forgets everything and touches nothing."""
+    def detach(self) -> list[Pool]:
+        """A successor has the pools and the device: forgets everything and touches nothing. Returns the pools, to be let_go()."""
         self.in_use = lambda iova, nbytes: True
-        for pool in self.pools:
+        pools = self.pools
+        for pool in pools:
             pool.detach()
         self.pools, self._mapped, self._retired, self._inherited = [], [], [], []
         for registration in list(self.registrations.values()):
             registration.close()
         self._retired = []
+        return pools
 
     def close(self) -> None:
         """Unmaps and frees everything. Only after the controller was reset or is gone: it may not reach a page of this any more."""
@@ -163,12 +165,7 @@ class DeviceMemory:
             self.unmap(pool.iova, pool.nbytes)
         self._mapped.clear()
         pools, self.pools = self.pools, []
-        for pool in pools:
-            try:
-                pool.close()
-            except BufferError:
-                # The application still looks at a buffer of this pool; its memory lives on until it stops.
-                pass
+        let_go(pools)
 
     def unmap(self, iova: int, nbytes: int) -> None:
         """Takes [iova, iova + nbytes) from the device. A device that is gone has let go already."""
@@ -188,6 +185,16 @@ class DeviceMemory:
                 for r in self.registrations.values()
             ],
         }
+
+
+def let_go(pools: Iterable[Pool]) -> None:
+    """Closes pools that nothing of the driver's uses any more."""
+    for pool in pools:
+        try:
+            pool.close()
+        except BufferError:
+            # The application still looks at a buffer of this pool; its memory lives on until it stops.
+            pass
 
 
 class Registration:

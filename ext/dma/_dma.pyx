@@ -200,10 +200,10 @@ cdef class Pool:
             close(self._fd)
 
     cdef int _usable(self) except -1:
-        if self.base == NULL:
-            raise ValueError("the pool is closed")
         if self.is_detached:
             raise ValueError("the pool was handed to a successor")
+        if self.base == NULL:
+            raise ValueError("the pool is closed")
         if self.generation != fork_generation:
             raise ValueError("the pool belongs to the process that forked this one")
         return 0

@@ -22,7 +22,7 @@ static void put_bar64(struct vfu_pci *pci, unsigned bar, uint32_t nbytes)
     put(pci, PCI_BASE_ADDRESS_0 + 4 * bar + 4, 4, 0, ~0u);
 }
 
-void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendor, unsigned n_vectors)
+void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendor, uint64_t serial, unsigned n_vectors)
 {
     memset(pci, 0, sizeof(*pci));
     put(pci, PCI_VENDOR_ID, 2, vendor, 0);
@@ -63,12 +63,24 @@ void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendo
     put(pci, EXPRESS_CAP + PCI_EXP_LNKCAP2, 4,
         PCI_EXP_LNKCAP2_SLS_2_5GB | PCI_EXP_LNKCAP2_SLS_5_0GB | PCI_EXP_LNKCAP2_SLS_8_0GB, 0);
     put(pci, EXPRESS_CAP + PCI_EXP_LNKCTL2, 2, PCI_EXP_LNKCTL2_TLS_8_0GT, PCI_EXP_LNKCTL2_TLS);
+
+    /* PCI Express Base 4.0, 7.9.3: version 1, no next capability; then the number. */
+    pci->serial[0] = PCI_EXT_CAP_ID_DSN;
+    pci->serial[2] = 1;
+    for (unsigned i = 0; i < 8; i++)
+        pci->serial[4 + i] = (uint8_t)(serial >> 8 * i);
 }
 
 void vfu_pci_read(const struct vfu_pci *pci, uint32_t offset, uint8_t *data, size_t count)
 {
-    for (size_t i = 0; i < count; i++)
-        data[i] = offset + i < VFU_CONFIG_STANDARD ? pci->bytes[offset + i] : 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t at = offset + i;
+
+        if (at < VFU_CONFIG_STANDARD)
+            data[i] = pci->bytes[at];
+        else
+            data[i] = at - VFU_CONFIG_STANDARD < sizeof(pci->serial) ? pci->serial[at - VFU_CONFIG_STANDARD] : 0;
+    }
 }
 
 bool vfu_pci_write(struct vfu_pci *pci, uint32_t offset, const uint8_t *data, size_t count)

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #define VFU_CONFIG_SIZE 4096
-#define VFU_CONFIG_STANDARD 256 /* beyond it, no extended capability: reads zero */
+#define VFU_CONFIG_STANDARD 256 /* beyond it: Device Serial Number, the only extended capability, and zeroes */
 
 #define VFU_MSIX_BAR 4
 #define VFU_MSIX_BAR_SIZE 0x2000
@@ -24,10 +24,11 @@
 struct vfu_pci {
     uint8_t bytes[VFU_CONFIG_STANDARD];
     uint8_t writable[VFU_CONFIG_STANDARD]; /* the bits of each byte that a write changes */
+    uint8_t serial[12];                    /* at VFU_CONFIG_STANDARD, read only */
 };
 
-/* Power-on values. */
-void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendor, unsigned n_vectors);
+/* Power-on values. serial: what the Device Serial Number capability says. */
+void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendor, uint64_t serial, unsigned n_vectors);
 /* [offset, offset+count) lies inside VFU_CONFIG_SIZE; the caller checked. */
 void vfu_pci_read(const struct vfu_pci *pci, uint32_t offset, uint8_t *data, size_t count);
 /* True when the write asked for a function level reset. */

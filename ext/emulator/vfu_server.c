@@ -42,6 +42,20 @@ static void host_interrupt(void *opaque, unsigned vector)
     vfu_irqs_raise(&server->irqs, vector);
 }
 
+/* A number that goes with serial and model (FNV-1a), so that two controllers differ in configuration space as they do in Identify. */
+static uint64_t device_serial(const struct emu_config *config)
+{
+    const char *texts[] = { config->serial, config->model };
+    uint64_t hash = 0xcbf29ce484222325;
+
+    for (size_t i = 0; i < 2; i++) {
+        for (const char *c = texts[i]; *c != '\0'; c++)
+            hash = (hash ^ (uint8_t)*c) * 0x100000001b3;
+        hash *= 0x100000001b3;
+    }
+    return hash;
+}
+
 struct vfu_server *vfu_server_new(const struct emu_config *config, uint64_t patience_ns, char *err)
 {
     struct vfu_server *server = calloc(1, sizeof(*server));
@@ -58,10 +72,11 @@ struct vfu_server *vfu_server_new(const struct emu_config *config, uint64_t pati
     }
     server->vendor_id = config->vendor_id;
     server->subsystem_vendor_id = config->subsystem_vendor_id;
+    server->serial = device_serial(config);
     server->patience = patience_ns;
     vfu_conn_init(&server->conn);
     vfu_dma_init(&server->dma);
-    vfu_pci_init(&server->pci, server->vendor_id, server->subsystem_vendor_id, config->n_vectors);
+    vfu_pci_init(&server->pci, server->vendor_id, server->subsystem_vendor_id, server->serial, config->n_vectors);
     vfu_irqs_init(&server->irqs, &server->pci, config->n_vectors);
     server->kick = (struct vfu_watch){.fd = -1, .epoll_fd = -1};
     server->ctrl = emu_ctrl_new(config, &host, err);
@@ -121,7 +136,8 @@ void vfu_server_drop(struct vfu_server *server, const char *reason)
 void vfu_server_reset(struct vfu_server *server)
 {
     emu_ctrl_reset(server->ctrl);
-    vfu_pci_init(&server->pci, server->vendor_id, server->subsystem_vendor_id, server->irqs.n_vectors);
+    vfu_pci_init(&server->pci, server->vendor_id, server->subsystem_vendor_id, server->serial,
+                 server->irqs.n_vectors);
     memset(server->msix_table, 0, sizeof(server->msix_table));
 }
 

@@ -35,6 +35,7 @@ struct vfu_server {
     struct vfu_irqs irqs;
     uint8_t msix_table[VFU_MSIX_PBA_OFFSET]; /* memory, see vfu_irq.h */
     uint16_t vendor_id, subsystem_vendor_id;
+    uint64_t serial;
     bool negotiated;      /* VERSION is through */
     bool write_multi;     /* the client offered write_multiple */
     bool doorbells_given; /* the client has the doorbell page's descriptor */

@@ -56,10 +56,10 @@ static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, 
     }
     struct nvq_header expected;
     memset(&expected, 0, sizeof expected);
-    const uint64_t needed = nvq_layout(&expected, h->entries, h->n_trackers, h->list_bytes / 8);
+    const uint64_t needed = nvq_layout_of(&expected, h->entries, h->n_trackers, h->list_bytes);
     if (expected.slot_bits != h->slot_bits || expected.sq_offset != h->sq_offset || expected.cq_offset != h->cq_offset ||
         expected.trackers_offset != h->trackers_offset || expected.lists_offset != h->lists_offset ||
-        expected.list_bytes != h->list_bytes || needed > nbytes) {
+        !prp_list_bytes_valid(h->list_bytes) || needed > nbytes) {
         snprintf(error, NVQ_ERROR_BYTES, "its parts don't lie where %u entries lead to", h->entries);
         return -1;
     }

@@ -31,6 +31,12 @@ static inline uint32_t prp_list_bytes(uint32_t entries)
     return pages * NVQ_PAGE;
 }
 
+/* Can prp_list_bytes() have said so? */
+static inline int prp_list_bytes_valid(uint32_t bytes)
+{
+    return bytes >= 64 && (bytes % NVQ_PAGE == 0 || (bytes < NVQ_PAGE && (bytes & (bytes - 1)) == 0));
+}
+
 /*
  * Fills prp[0] and prp[1] of a command that moves nbytes at iova. A list goes to `list` (its own address list_iova, qword aligned, room for
  * list_bytes); where it reaches a page end with entries to come, the last entry of that page points to the next page (4.1.1: "the last entry

@@ -90,8 +90,8 @@ static inline uint64_t nvq_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* The layout that `entries` and `list_entries` lead to; returns bytes in all. */
-static inline uint64_t nvq_layout(struct nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_entries)
+/* The layout that `entries` and lists of `list_bytes` lead to; returns bytes in all. */
+static inline uint64_t nvq_layout_of(struct nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_bytes)
 {
     const uint64_t mask = NVQ_PAGE - 1;
     uint64_t at = NVQ_PAGE;
@@ -100,7 +100,7 @@ static inline uint64_t nvq_layout(struct nvq_header *h, uint32_t entries, uint32
     h->slot_bits = 1;
     while ((1u << h->slot_bits) < n_trackers)
         h->slot_bits++;
-    h->list_bytes = prp_list_bytes(list_entries ? list_entries : 1);
+    h->list_bytes = list_bytes;
     h->sq_offset = at;
     at = (at + 64ull * entries + mask) & ~mask;
     h->cq_offset = at;
@@ -110,6 +110,12 @@ static inline uint64_t nvq_layout(struct nvq_header *h, uint32_t entries, uint32
     h->lists_offset = at;
     at = (at + (uint64_t)h->list_bytes * n_trackers + mask) & ~mask;
     return at;
+}
+
+/* The layout for commands of `list_entries` pages; returns bytes in all. */
+static inline uint64_t nvq_layout(struct nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_entries)
+{
+    return nvq_layout_of(h, entries, n_trackers, prp_list_bytes(list_entries ? list_entries : 1));
 }
 
 /* Points `q` at the memory of a laid out queue pair. Returns 0, or -1 out of memory. */

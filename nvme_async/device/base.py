@@ -25,9 +25,12 @@ class DeviceIds:
     class_code: int
     """24 bits: base class, subclass, programming interface; 0x010802 is an NVMe I/O controller."""
     revision: int
+    serial_number: int = 0
+    """Device Serial Number (PCI Express Base 4.0, 7.9.3), 64 bits; 0 = the function has no such capability."""
 
     def __str__(self) -> str:
-        return f"{self.vendor:04x}:{self.device:04x} class {self.class_code:06x} revision {self.revision:02x}"
+        serial = f" serial number {self.serial_number:016x}" if self.serial_number else ""
+        return f"{self.vendor:04x}:{self.device:04x} class {self.class_code:06x} revision {self.revision:02x}{serial}"
 
 
 @attrs.frozen

@@ -31,6 +31,7 @@ PCI_VENDOR_ID, PCI_COMMAND, PCI_REVISION_ID, PCI_SUBSYSTEM_VENDOR_ID, PCI_CAPABI
 )
 PCI_COMMAND_MEMORY, PCI_COMMAND_MASTER, PCI_COMMAND_INTX_DISABLE = 1 << 1, 1 << 2, 1 << 10
 PCI_CAP_ID_MSIX = 0x11
+PCI_EXTENDED_CAPABILITIES, PCI_EXT_CAP_ID_DSN = 0x100, 0x0003
 MSIX_ENTRY = 16
 # As many capabilities as fit into 256 bytes: a loop in a broken chain must end.
 MAX_CAPABILITIES = 48
@@ -72,7 +73,20 @@ class Config:
             subsystem=subsystem,
             class_code=int.from_bytes(bytes(class_code), "little"),
             revision=revision,
+            serial_number=self.serial_number(),
         )
+
+    def serial_number(self) -> int:
+        """Device Serial Number (PCI Express Base 4.0, 7.9.3), or 0."""
+        at = PCI_EXTENDED_CAPABILITIES
+        for _ in range(MAX_CAPABILITIES):
+            if not PCI_EXTENDED_CAPABILITIES <= at <= self._region.nbytes - 12:
+                return 0
+            (header,) = struct.unpack("<I", self.read(at, 4))
+            if header & 0xFFFF == PCI_EXT_CAP_ID_DSN and header != 0xFFFF_FFFF:
+                return int.from_bytes(self.read(at + 4, 8), "little")
+            at = header >> 20 & ~3
+        return 0
 
     def command(self, *, on: int = 0, off: int = 0) -> None:
         """Change bits of the command register; no write if they are as wanted."""

@@ -32,6 +32,9 @@ _COMMAND_MEMORY, _COMMAND_MASTER, _COMMAND_INTX_DISABLE = 0x2, 0x4, 0x400
 _STATUS_CAPABILITIES = 0x10
 _CAPABILITIES = 0x34
 _CAPABILITY_MSIX = 0x11
+_CAPABILITY_EXPRESS = 0x10
+_EXTENDED_CAPABILITIES = 0x100
+_EXTENDED_SERIAL_NUMBER = 0x0003
 _MSIX_CONTROL = 2
 _MSIX_ENABLE = 0x8000
 _FIRST_CAPABILITY = 0x40
@@ -50,6 +53,8 @@ class _Layout:
     bar0_size: int
     doorbells: tuple[int, int] | None
     """(offset in the doorbell descriptor's file, bytes), or None: they go by message."""
+    serial_capability: int = 0
+    """Offset of the Device Serial Number capability in configuration space, 0 = none."""
 
 
 class VfioUserDevice:
@@ -127,8 +132,8 @@ class VfioUserDevice:
 
         `descriptors` ("socket", and "doorbell" and "kick" where the device has them) become the device's own,
         also when this fails. No handshake and no reset; with `saved` nothing is asked but one question whose
-        answer shows that the peer lives and that all replies to the predecessor are through. Raises
-        InvalidSavedState when the two don't fit together.
+        answer shows that the peer lives and that all replies to the predecessor are through, and who it is:
+        `ids` are the device's own. Raises InvalidSavedState when the two don't fit together.
         """
         fds = dict(descriptors)
         if "socket" not in fds:
@@ -152,6 +157,7 @@ class VfioUserDevice:
             if saved is None:
                 return cls._explore(channel, uri, wire.Limits())
             layout = _structure(saved)
+            layout = attrs.evolve(layout, ids=_read_ids(channel, layout.serial_capability))
             if layout.doorbells is not None and "doorbell" not in fds:
                 raise InvalidSavedState(
                     "the saved state tells of mapped doorbells, but there is no doorbell descriptor"
@@ -175,7 +181,8 @@ class VfioUserDevice:
         _, flags, n_regions, n_irqs = _unpack(wire.DEVICE_INFO, answer, Command.DEVICE_GET_INFO)
         if not flags & wire.DEVICE_FLAG_PCI or n_regions <= wire.CONFIG_REGION:
             raise DeviceError(f"{uri} is not a PCI device (flags {flags:#x}, {n_regions} regions)")
-        ids, msix_capability = _read_config(channel)
+        msix_capability, serial_capability = _find_capabilities(channel)
+        ids = _read_ids(channel, serial_capability)
         n_vectors = _vectors(channel) if n_irqs > wire.MSIX_IRQ else 0
         bar0, fds = _region(channel, wire.BAR0_REGION)
         doorbell_fd = kick_fd = -1
@@ -198,6 +205,7 @@ class VfioUserDevice:
                 msix_capability=msix_capability,
                 bar0_size=bar0.size,
                 doorbells=doorbells,
+                serial_capability=serial_capability,
             )
             return cls(channel, layout, uri=uri, doorbell_fd=doorbell_fd, kick_fd=kick_fd)
         except BaseException:
@@ -473,32 +481,52 @@ def _vectors(channel: Channel) -> int:
     return count
 
 
-def _read_config(channel: Channel) -> tuple[DeviceIds, int]:
-    """Identity, and where the MSI-X capability is (0 = there is none)."""
+def _read_ids(channel: Channel, serial_capability: int) -> DeviceIds:
+    """Identity, by reads of four bytes: what every peer's configuration space takes."""
 
     def read32(offset: int) -> int:
         return _read_region(channel, wire.CONFIG_REGION, offset, 4)
 
-    vendor_device, command_status, class_revision, subsystem = (
-        read32(at) for at in (0x00, _COMMAND, 0x08, 0x2C)
-    )
-    ids = DeviceIds(
+    vendor_device, class_revision, subsystem = (read32(at) for at in (0x00, 0x08, 0x2C))
+    serial_number = 0
+    if serial_capability:
+        serial_number = read32(serial_capability + 4) | read32(serial_capability + 8) << 32
+    return DeviceIds(
         vendor=vendor_device & 0xFFFF,
         device=vendor_device >> 16,
         subsystem_vendor=subsystem & 0xFFFF,
         subsystem=subsystem >> 16,
         class_code=class_revision >> 8,
         revision=class_revision & 0xFF,
+        serial_number=serial_number,
     )
-    at = read32(_CAPABILITIES) & 0xFC if command_status >> 16 & _STATUS_CAPABILITIES else 0
+
+
+def _find_capabilities(channel: Channel) -> tuple[int, int]:
+    """Where MSI-X and the Device Serial Number are (0 = there is none)."""
+
+    def read32(offset: int) -> int:
+        return _read_region(channel, wire.CONFIG_REGION, offset, 4)
+
+    msix = 0
+    express = False
+    at = read32(_CAPABILITIES) & 0xFC if read32(_COMMAND) >> 16 & _STATUS_CAPABILITIES else 0
     seen: set[int] = set()
     while at >= _FIRST_CAPABILITY and at not in seen:
         seen.add(at)
         header = read32(at)
-        if header & 0xFF == _CAPABILITY_MSIX:
-            return ids, at
+        express |= header & 0xFF == _CAPABILITY_EXPRESS
+        if header & 0xFF == _CAPABILITY_MSIX and not msix:
+            msix = at
         at = header >> 8 & 0xFC
-    return ids, 0
+    at = _EXTENDED_CAPABILITIES if express else 0
+    while at >= _EXTENDED_CAPABILITIES and at not in seen:
+        seen.add(at)
+        header = read32(at)
+        if header & 0xFFFF == _EXTENDED_SERIAL_NUMBER:
+            return msix, at
+        at = header >> 20 & 0xFFC
+    return msix, 0
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -20,7 +20,7 @@ _MAX_SIZE = 1 << 50
 
 MEDIA = ("ram", "file", "null")
 BLOCK_SIZES = (512, 4096)
-MIN_MDTS, MAX_MDTS = 8192, 1 << 20
+MIN_MDTS, MAX_MDTS = 8192, 8 << 20
 MIN_DEPTH, MAX_DEPTH = 2, 4096
 
 
@@ -117,7 +117,7 @@ class EmulatorConfig:
         queues: I/O queue pairs, 1 to 64.
         depth: entries of the longest queue (CAP.MQES + 1), 2 to 4096.
         vectors: MSI-X vectors, 1 to 65; by default one for each queue pair and one for the admin queue.
-        mdts: bytes of the longest transfer, a power of two from 8 KiB to 1 MiB.
+        mdts: bytes of the longest transfer, a power of two from 8 KiB to 8 MiB.
         dbbuf: offer Doorbell Buffer Config.
         serial, model, firmware: what Identify Controller says; 20, 40 and 8 ASCII characters at most.
         reactor: "shared" (one thread for all such controllers of this process) or "own".

@@ -11,7 +11,7 @@ from nvme_async._open import open_device_async
 from nvme_async._tasks import in_thread
 from nvme_async.controller import Controller
 from nvme_async.device import Device, resume_device
-from nvme_async.dma import Pool
+from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.errors import ControllerError, InvalidSavedState, NvmeError
 from nvme_async.keepalive import manifest
 from nvme_async.keepalive import state as saved
@@ -28,12 +28,15 @@ async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controll
     """A controller that was brought up afresh, and says in `adopted.lost` which commands of the predecessor were out."""
     chosen = Options.of({"keepalive": True} | options)
     pool, state = _what_is_left(bundle)
+    # Held until the pool is detached: dropped before the reset, a buffer would be free for others in the pool's table.
+    held: list[DmaBuffer] = []
     try:
-        lost = _lost(pool, state, why)
+        lost = _lost(pool, state, why, held)
         device = await _reset(bundle, pool, state)
     finally:
         if pool is not None:
             pool.detach()  # its memory ends with the last descriptor
+            held.clear()
             pool.close()
     try:
         controller = Controller(device, chosen)
@@ -61,14 +64,14 @@ def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None]:
         return pool, None
 
 
-def _lost(pool: Pool | None, state: State | None, why: str) -> list[Adopted]:
-    """The commands that the predecessor's trackers have as outstanding."""
+def _lost(pool: Pool | None, state: State | None, why: str, held: list[DmaBuffer]) -> list[Adopted]:
+    """The commands that the predecessor's trackers have as outstanding. held: the queues' memory is added to it."""
     lost = []
     for queue in state.queues if pool is not None and state is not None else ():
         assert pool is not None
         try:
-            memory = pool.claim(queue.offset)
-            commands = _hotpath.leftovers(memory, queue.qid, Adopted)
+            held.append(pool.claim(queue.offset))
+            commands = _hotpath.leftovers(held[-1], queue.qid, Adopted)
         except (ValueError, NvmeError) as error:
             log.warning("%s: queue %d can't be read: %s", pool.name, queue.qid, error)
             continue

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nvme_async import _hotpath
 from nvme_async.errors import ConfigurationError, HandedOver, NvmeError, QueueShutdown
 from nvme_async.keepalive.bundle import Bundle
+from nvme_async.memory import let_go as let_go_of_pools
 
 if TYPE_CHECKING:
     from nvme_async.controller import Controller
@@ -128,8 +129,7 @@ async def let_go(controller: Controller) -> None:
     controller.adopted.on_drained = None
     controller.watch(False)
     memory, queues = controller.memory, controller.queues
-    if memory is not None:
-        memory.detach()
+    pools = memory.detach() if memory is not None else []
 
     def end(queue: QueuePair) -> None:
         queue.deaf()
@@ -148,4 +148,5 @@ async def let_go(controller: Controller) -> None:
     controller.listener.end()
     controller.device.detach()
     queues.maker.close_vectors()
+    let_go_of_pools(pools)
     controller.bundle_changed()

@@ -136,6 +136,8 @@ class Recorder:
         is full."""
         if self._controller.state == "saving" and not quiesced:
             return
+        if phase == "live" and self._controller.state == "resetting":
+            phase = "resetting"  # whatever else is to be noted: until the reset is over there is nothing to take over
         self.manifest.write(saved.encode(self.snapshot(phase, quiesced=quiesced)))
 
     def note(self, phase: Phase = "live") -> None:
@@ -164,6 +166,7 @@ class Recorder:
                 subsystem=ids.subsystem,
                 class_code=ids.class_code,
                 revision=ids.revision,
+                serial_number=ids.serial_number,
                 serial=identify.sn,
                 model=identify.mn,
                 firmware=identify.fr,

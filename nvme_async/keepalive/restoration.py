@@ -20,7 +20,7 @@ import attrs
 from nvme_async import _hotpath
 from nvme_async._tasks import in_thread
 from nvme_async.controller import Controller
-from nvme_async.device import Device, parse_uri, resume_device
+from nvme_async.device import Device, DeviceIds, parse_uri, resume_device
 from nvme_async.dma import DmaBuffer, Pool, Slot
 from nvme_async.errors import ConfigurationError, ControllerGone, InvalidSavedState, RestoreRefused
 from nvme_async.keepalive import fresh, manifest
@@ -30,7 +30,7 @@ from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.manifest import Manifest
 from nvme_async.keepalive.settle import Settlement
 from nvme_async.keepalive.state import QueueState, State
-from nvme_async.memory import DeviceMemory
+from nvme_async.memory import DeviceMemory, let_go
 from nvme_async.namespace import Namespace
 from nvme_async.options import Options
 from nvme_async.queue_pair import QueuePair
@@ -114,11 +114,14 @@ class Restoration:
 
     def abort(self) -> None:
         """Drops what was taken up; the controller and the pool stay as they are."""
-        if self.pool is not None and not self.pool.detached and not self.pool.closed:
-            self.pool.detach()
+        pool, self.pool = self.pool, None
+        if pool is not None and not pool.detached and not pool.closed:
+            pool.detach()
         device, self.device = self.device, None
         if device is not None:
             device.detach()
+        if pool is not None:
+            let_go([pool])
         self._bundle.close()
 
     def _refuse(self, why: str) -> RestoreRefused:
@@ -149,7 +152,14 @@ class Restoration:
             raise self._refuse(f"the predecessor (pid {state.pid}) ended with its controller {state.phase}")
         if not state.queues or state.queues[0].qid != 0:
             raise self._refuse("the saved state has no admin queue")
-        self._identify = IdentifyController.decode(state.identify)
+        self._identify = identify = IdentifyController.decode(state.identify)
+        for name, said, page in (
+            ("serial", state.device.serial, identify.sn),
+            ("model", state.device.model, identify.mn),
+            ("firmware", state.device.firmware, identify.fr),
+        ):
+            if said != page:
+                raise self._refuse(f"the saved state is of two drives: {name} {said!r}, and {page!r} in its Identify data")
         for namespace in state.namespaces:
             if namespace.identify not in self._namespaces:
                 self._namespaces[namespace.identify] = IdentifyNamespace.decode(namespace.identify)
@@ -162,10 +172,13 @@ class Restoration:
         fds = {name: os.dup(fd) for name, fd in self._bundle.part("device.").items()}
         self.device = device = await in_thread(self._resume, fds)
         ids = state.device
-        expected = (ids.vendor, ids.device, ids.subsystem_vendor, ids.subsystem, ids.class_code, ids.revision)
-        actual = attrs.astuple(device.ids)
-        if actual != expected:
-            raise self._refuse(f"another device is there: {device.ids}, saved was {type(device.ids)(*expected)}")
+        # Saved by a release that didn't look for it: then it tells nothing.
+        serial_number = ids.serial_number if state.format >= 2 else device.ids.serial_number
+        expected = DeviceIds(
+            ids.vendor, ids.device, ids.subsystem_vendor, ids.subsystem, ids.class_code, ids.revision, serial_number
+        )
+        if device.ids != expected:
+            raise self._refuse(f"another device is there: {device.ids}, saved was {expected}")
         await self.check_registers()
 
     def _resume(self, fds: dict[str, int]) -> Device:

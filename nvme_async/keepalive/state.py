@@ -17,7 +17,7 @@ import cattrs
 
 from nvme_async.errors import InvalidSavedState
 
-FORMAT = 1
+FORMAT = 2
 READABLE_BY = 1
 
 Phase = Literal["live", "resetting", "failed", "closing"]
@@ -32,7 +32,10 @@ class _Part:
 
 @attrs.frozen(kw_only=True)
 class DeviceIdentity(_Part):
-    """PCI configuration space, and Identify Controller: what tells this drive from any other."""
+    """PCI configuration space, and Identify Controller: what tells this drive from any other.
+
+    serial_number: PCI's Device Serial Number, 0 = the device has none (format 2).
+    """
 
     vendor: int
     device: int
@@ -43,6 +46,7 @@ class DeviceIdentity(_Part):
     serial: str
     model: str
     firmware: str
+    serial_number: int = 0
 
 
 @attrs.frozen(kw_only=True)

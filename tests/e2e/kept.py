@@ -149,7 +149,7 @@ class Line:
         return difference
 
     async def close(self) -> None:
-        with contextlib.suppress(RuntimeError):
+        if not self.emulator.closed:
             self.release()
         await self.driver.close()
         for controller in self.past:
@@ -162,13 +162,22 @@ class Line:
 @contextlib.asynccontextmanager
 async def line(emulated: str = "size=64MiB", **options: Any) -> AsyncIterator[Line]:
     """A controller with its first driver."""
-    uri = f"emulated:{emulated},serial=K{os.getpid()}-{next(_numbers)}"
+    uri = f"emulated:{emulated}"
+    if "serial=" not in emulated:
+        uri += f",serial=K{os.getpid()}-{next(_numbers)}"
     drivers = Line(await nvme_async.open(uri, **({"keepalive": True, "pool_bytes": 16 << 20, "command_timeout": 30.0} | options)))
     try:
         await drivers.listening()
+        await eventually(lambda: drivers.faults.counters()["admin"].get(AER))
+        drivers.since()
         yield drivers
     finally:
         await drivers.close()
+
+
+async def calling(function: Callable[..., Any], *arguments: Any) -> Any:
+    """await function(…), called where this coroutine runs: a request belongs to the loop that makes it."""
+    return await function(*arguments)
 
 
 async def results(tasks: Iterable[asyncio.Task[Any]]) -> list[Any]:

@@ -650,7 +650,7 @@ class TestSuccessor:
         device.detach()
         before = len(server.requests)
         with resume_device("vfio-user:/x", descriptors, saved) as successor:  # type: ignore[attr-defined]
-            assert server.commands()[before:] == [GET_INFO], "one question and no handshake"
+            assert server.commands()[before:] == [GET_INFO] + 3 * [REGION_READ], "is it there, who is it; no handshake"
             assert successor.uri == "vfio-user:/x"
             assert (successor.ids, successor.n_vectors) == (device.ids, 9)
             assert successor.read32(0x14) == 1

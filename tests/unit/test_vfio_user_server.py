@@ -298,10 +298,15 @@ class TestConfigSpace:
         assert client.read(CONFIG, 4, 2) == b"\0\0"
         assert struct.unpack("<H", client.read(CONFIG, 0x68, 2)) == (control,)
 
-    def test_extended_space_is_empty(self, client):
-        assert client.read(CONFIG, 0x100, 4096 - 0x100) == bytes(4096 - 0x100)
+    def test_extended_space_has_a_serial_number_and_nothing_else(self, client):
+        space = client.read(CONFIG, 0x100, 4096 - 0x100)
+        assert bytes(space[:4]) == bytes([0x03, 0x00, 0x01, 0x00])  # Device Serial Number, version 1, the last
+        assert any(space[4:12])
+        assert not any(space[12:])
+        client.write(CONFIG, 0x100, bytes(12))
+        assert client.read(CONFIG, 0x100, 12) == space[:12]
         client.write(CONFIG, 0x100, b"1234")
-        assert client.read(CONFIG, 0xFE, 8) == bytes(8)
+        assert client.read(CONFIG, 0xFE, 8) == bytes(2) + space[:6]
         for offset, n in ((4096, 1), (4093, 4), (1 << 63, 4)):
             with refused_with(errno.EINVAL):
                 client.read(CONFIG, offset, n)

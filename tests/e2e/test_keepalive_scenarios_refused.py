@@ -1,0 +1,472 @@
+"""Scenarios in which the controller can't be taken over as it runs: the reason is said, and the controller is left as it was; or, where the
+caller has chosen so, it is reset before anything of the predecessor's is freed, and brought up afresh."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import zlib
+
+import pytest
+from kept import FLUSH, READ, WRITE, Line, all_handed_over, block, die, eventually, line, results
+
+import nvme_async
+from nvme_async import _hotpath
+from nvme_async.device import resume_device
+from nvme_async.dma import Pool
+from nvme_async.emulator import EmulatedController
+from nvme_async.errors import ControllerTimeout, HandedOver, OutOfDmaMemory, RestoreRefused
+from nvme_async.keepalive import Bundle, manifest, restore
+from nvme_async.keepalive import state as saved
+from nvme_async.keepalive.manifest import Manifest
+from nvme_async.spec.registers import Register
+
+CC = int(Register.CC)
+
+
+async def bundle_of(drivers: Line, way: str = "save") -> Bundle:
+    """The present driver lets go of it."""
+    before = drivers.driver
+    drivers.past.append(before)
+    return await before.save() if way == "save" else die(before)
+
+
+async def refused(drivers: Line, bundle: Bundle, reason: str) -> None:
+    """restore() says why not, and neither the controller nor the pool has changed."""
+    drivers.since()
+    before = pool_bytes(bundle)
+    with pytest.raises(RestoreRefused, match=reason) as raised:
+        await restore(bundle)
+    assert bundle.uri in str(raised.value)
+    counted = drivers.since()
+    assert counted["admin"] == counted["io"] == {}
+    assert counted["enables"] == counted["disables"] == counted["resets"] == counted["shutdowns"] == 0
+    assert pool_bytes(bundle) == before
+
+
+def pool_bytes(bundle: Bundle) -> int:
+    fd = bundle.descriptors["pool"]
+    return zlib.crc32(os.pread(fd, os.fstat(fd).st_size, 0))
+
+
+async def goes_on(drivers: Line, bundle: Bundle) -> None:
+    """What was refused wrongly put together is still there for a successor that has it right."""
+    with bundle:
+        drivers.driver = await restore(bundle)
+    assert await drivers.namespace.read(0) == block(7)
+    assert drivers.since()["disables"] == 0
+
+
+@contextlib.asynccontextmanager
+async def used_line(emulated: str = "size=16MiB", **options: object):
+    # Without shadow doorbells: there the controller itself writes to the pool, whenever it goes to sleep.
+    async with line(f"{emulated},dbbuf=off", **options) as drivers:
+        await drivers.namespace.write(0, block(7))
+        yield drivers
+
+
+def rewrite(bundle: Bundle, change) -> None:
+    """Alters the saved state in the pool, with right checksums: what another program might have written."""
+    with Pool.attach(bundle.descriptors["pool"]) as pool:
+        offset, sequence, body = manifest.find(pool)
+        plain = json.loads(body)
+        change(plain)
+        buffer = pool.claim(offset)
+        Manifest(pool, buffer, sequence).write(json.dumps(plain).encode())
+        pool.detach()
+
+
+# -- another drive, other limits, another state ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["vendor", "device", "subsystem_vendor", "subsystem", "class_code", "revision"])
+async def test_a_drive_with_other_pci_ids_in_the_slot_is_refused(what: str) -> None:
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+        rewrite(bundle, lambda plain: plain["device"].update({what: plain["device"][what] ^ 1}))
+        await refused(drivers, bundle, "another device is there")
+        rewrite(bundle, lambda plain: plain["device"].update({what: plain["device"][what] ^ 1}))
+        await goes_on(drivers, bundle)
+
+
+async def test_the_ids_are_the_devices_own_and_not_what_was_saved_of_it() -> None:
+    """Changed consistently everywhere in the saved state: only the device itself can tell."""
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+
+        def another(plain: dict) -> None:
+            plain["device"]["vendor"] ^= 1
+            plain["device_state"]["ids"]["vendor"] ^= 1
+
+        rewrite(bundle, another)
+        await refused(drivers, bundle, "another device is there")
+        rewrite(bundle, another)
+        await goes_on(drivers, bundle)
+
+
+@pytest.mark.parametrize("what", ["serial", "model"])
+async def test_another_drive_of_the_same_make_in_the_slot_is_refused(what: str) -> None:
+    """Two drives alike but for their serial or model: the pool of the one with the descriptors of the other."""
+    one = "size=16MiB,dbbuf=off,serial=K1,model=M1"
+    another = one.replace({"serial": "K1", "model": "M1"}[what], "other")
+    async with line(one) as drivers, line(another) as others:
+        await drivers.namespace.write(0, block(7))
+        ours, theirs = await bundle_of(drivers), await bundle_of(others)
+        with Bundle.of(ours.uri, ours.manifest, {**ours.descriptors, **device_of(theirs)}) as mixed:
+            others.since()
+            await refused(drivers, mixed, "another device is there")
+            assert others.since()["disables"] == 0
+        with theirs:
+            others.driver = await restore(theirs)
+        await goes_on(drivers, ours)
+
+
+def device_of(bundle: Bundle) -> dict[str, int]:
+    return {name: fd for name, fd in bundle.descriptors.items() if name.startswith("device.")}
+
+
+async def test_identify_data_that_contradicts_the_identity_is_refused() -> None:
+    """Identify data changed meanwhile: the saved identity and the saved page tell of two drives."""
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+        was: list[str] = []
+
+        def change(plain: dict) -> None:
+            was.append(plain["device"]["serial"])
+            plain["device"]["serial"] = "another"
+
+        rewrite(bundle, change)
+        await refused(drivers, bundle, "serial.*'another'")
+        rewrite(bundle, lambda plain: plain["device"].update(serial=was[0]))
+        await goes_on(drivers, bundle)
+
+
+async def test_changed_limits_are_refused() -> None:
+    """CAP.MQES is not what it was."""
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+        drivers.faults.mqes(15)
+        await refused(drivers, bundle, "CAP reads .*other limits")
+        drivers.faults.mqes(-1)
+        await goes_on(drivers, bundle)
+
+
+@pytest.mark.parametrize("name", ["cap", "vs", "cc", "aqa", "asq", "acq"])
+async def test_each_register_must_read_as_it_did(name: str) -> None:
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+        bit = 1 << 20 if name != "cap" else 1 << 5
+        rewrite(bundle, lambda plain: plain["registers"].update({name: plain["registers"][name] ^ bit}))
+        await refused(drivers, bundle, f"{name.upper()} reads")
+        rewrite(bundle, lambda plain: plain["registers"].update({name: plain["registers"][name] ^ bit}))
+        await goes_on(drivers, bundle)
+
+
+async def test_a_controller_found_disabled_is_refused_as_a_live_restore() -> None:
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers, "death")
+        device = resume_device(bundle.uri, {name: os.dup(fd) for name, fd in bundle.part("device.").items()})
+        device.write32(CC, device.read32(CC) & ~1)
+        device.detach()
+        await refused(drivers, bundle, "found disabled")
+        with bundle:
+            drivers.driver = await restore(bundle, policy="fresh")
+        assert await drivers.namespace.read(0) == block(7)
+
+
+async def test_a_controller_that_has_failed_is_refused() -> None:
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+        drivers.faults.fatal()
+        await refused(drivers, bundle, "CFS")
+        with bundle:
+            drivers.driver = await restore(bundle, policy="fresh")
+        assert await drivers.namespace.read(0) == block(7)
+
+
+async def test_a_device_that_reads_all_ones_is_refused() -> None:
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+        drivers.faults.remove_device()
+        await refused(drivers, bundle, "all-ones|gone")
+        drivers.faults.remove_device(False)
+        bundle.close()
+
+
+async def test_a_predecessor_that_was_resetting_is_refused() -> None:
+    async with used_line() as drivers:
+        drivers.faults.enable_delay(ready=float("inf"))
+        (resetting,) = drivers.start(drivers.driver.reset("on purpose"))
+        await eventually(lambda: not drivers.faults.csts & 1)
+        bundle = await bundle_of(drivers, "death")
+        drivers.faults.enable_delay()
+        await results([resetting])
+        await refused_by_phase(drivers, bundle)
+
+
+async def refused_by_phase(drivers: Line, bundle: Bundle) -> None:
+    with pytest.raises(RestoreRefused, match="ended with its controller resetting"):
+        await restore(bundle)
+    with bundle:
+        drivers.driver = await restore(bundle, policy="fresh")
+    assert await drivers.namespace.read(0) == block(7)
+
+
+# -- truncated, altered, foreign ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_missing_pool_is_named() -> None:
+    async with used_line() as drivers:
+        with await bundle_of(drivers) as bundle:
+            without = {name: fd for name, fd in bundle.descriptors.items() if name != "pool"}
+            for policy in ("refuse", "fresh"):
+                poolless = Bundle.of(bundle.uri, bundle.manifest, without)
+                with poolless, pytest.raises(RestoreRefused, match="private pool is missing"):
+                    await restore(poolless, policy=policy)
+            await goes_on(drivers, bundle)
+
+
+async def test_another_controllers_pool_is_refused() -> None:
+    async with used_line() as drivers, used_line() as others:
+        ours, theirs = await bundle_of(drivers), await bundle_of(others)
+        with Bundle.of(ours.uri, ours.manifest, {**ours.descriptors, "pool": theirs.descriptors["pool"]}) as mixed:
+            await refused(drivers, mixed, "is about")
+        await goes_on(others, theirs)
+        await goes_on(drivers, ours)
+
+
+async def test_a_pool_that_is_none_is_refused(tmp_path) -> None:
+    async with used_line() as drivers:
+        with await bundle_of(drivers) as bundle, open(tmp_path / "file", "w+b") as file:
+            file.truncate(1 << 20)
+            with Bundle.of(bundle.uri, bundle.manifest, {**bundle.descriptors, "pool": file.fileno()}) as foreign:
+                await refused(drivers, foreign, "pool")
+            await goes_on(drivers, bundle)
+
+
+async def test_an_altered_state_is_refused() -> None:
+    """One bit of each half of the manifest: neither counts any more."""
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+        fd = bundle.descriptors["pool"]
+        with Pool.attach(fd) as pool:
+            (slot,) = [slot for slot in pool.slots() if slot.owner == manifest.OWNER]
+            pool.detach()
+        halves = [slot.offset, slot.offset + slot.nbytes // 2]
+        before = [os.pread(fd, 200, at) for at in halves]
+        for at, text in zip(halves, before, strict=True):
+            os.pwrite(fd, bytes([text[150] ^ 0x10]), at + 150)
+        await refused(drivers, bundle, "altered")
+        for at, text in zip(halves, before, strict=True):
+            os.pwrite(fd, text, at)
+        await goes_on(drivers, bundle)
+
+
+async def test_a_truncated_state_is_refused() -> None:
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+        rewrite(bundle, lambda plain: plain.pop("queues"))
+        await refused(drivers, bundle, "makes no sense.*queues")
+        bundle.close()
+
+
+async def test_a_state_of_a_later_release_is_refused() -> None:
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+        rewrite(bundle, lambda plain: plain.update(format=99, readable_by=99))
+        await refused(drivers, bundle, "readable by 99 and later")
+        rewrite(bundle, lambda plain: plain.update(format=99, readable_by=saved.FORMAT))
+        await goes_on(drivers, bundle)
+
+
+async def test_queue_memory_that_was_altered_is_refused() -> None:
+    async with used_line() as drivers:
+        queue = drivers.driver.queues.io_queues()[0].hot
+        at = queue.memory.offset
+        bundle = await bundle_of(drivers)
+        fd = bundle.descriptors["pool"]
+        before = os.pread(fd, 64, at)
+        os.pwrite(fd, b"\xa5" * 64, at)
+        await refused(drivers, bundle, "queue 1|queue pair")
+        os.pwrite(fd, before, at)
+        await goes_on(drivers, bundle)
+
+
+async def test_a_vector_without_its_eventfd_is_refused() -> None:
+    async with used_line() as drivers:
+        with await bundle_of(drivers) as bundle:
+            less = {name: fd for name, fd in bundle.descriptors.items() if name != "irq.1"}
+            with Bundle.of(bundle.uri, bundle.manifest, less) as poorer:
+                await refused(drivers, poorer, r"eventfds of vectors \[1\]")
+            await goes_on(drivers, bundle)
+
+
+async def test_a_peer_that_has_gone_is_refused_and_opened_anew_if_policy_allows() -> None:
+    """The controller's process ended while nobody drove it."""
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+        drivers.emulator.drop_client()
+        with pytest.raises(RestoreRefused):
+            await restore(bundle)
+        with bundle:
+            drivers.driver = await restore(bundle, policy="fresh")
+        assert drivers.driver.state == "ready"
+
+
+# -- keepalive off, policy "fresh" ----------------------------------------------------------------------------------------------------------
+
+
+async def test_keepalive_off_in_the_new_process_resets_before_anything_is_freed() -> None:
+    """CC.EN reset is seen, once; commands that were out are told as lost; no memory is written after the reset."""
+    async with used_line() as drivers:
+        drivers.delay(opcode=READ)
+        drivers.start(*(drivers.namespace.read(0) for _ in range(3)))
+        await drivers.outstanding(3)
+        drivers.since()
+        bundle = await bundle_of(drivers)
+        with bundle:
+            drivers.driver = await restore(bundle, keepalive=False)
+        counted = drivers.since()
+        assert counted["disables"] == 1
+        assert counted["enables"] == 1
+        assert drivers.faults.outstanding() == []
+        assert not drivers.driver.keepalive
+        assert [(one.name, one.lba) for one in drivers.driver.adopted.lost] == [("Read", 0)] * 3
+        drivers.release()
+        assert await drivers.namespace.read(0) == block(7)
+        assert all_handed_over(await results(drivers.tasks))
+
+
+async def test_keepalive_switched_off_at_run_time_shuts_down_and_the_successor_brings_up() -> None:
+    """The predecessor has none: a clean shutdown and a fresh init are seen on the device."""
+    with EmulatedController("size=16MiB") as emulator:
+        path = f"/tmp/nvme-async-off-{os.getpid()}.sock"
+        emulator.listen(path)
+        first = await nvme_async.open(f"vfio-user:{path}", keepalive=False)
+        await first.namespaces[1].write(0, block(7))
+        before = emulator.faults.counters()
+        ours, theirs = socket.socketpair()
+        async with first.handover(ours) as offer:
+            second = await nvme_async.take_over(theirs)
+            await offer
+        try:
+            counted = emulator.faults.counters()
+            assert counted["shutdowns"] - before["shutdowns"] == 1
+            assert counted["enables"] - before["enables"] == 1
+            assert first.state == "closed"
+            assert await second.namespaces[1].read(0) == block(7)
+        finally:
+            await second.close()
+
+
+async def test_policy_fresh_resets_first_and_reports_what_was_lost() -> None:
+    async with used_line() as drivers:
+        drivers.delay()
+        drivers.start(drivers.namespace.write(1, block(1)), drivers.namespace.flush())
+        await drivers.outstanding(2)
+        bundle = await bundle_of(drivers, "death")
+        drivers.faults.mqes(15)
+        drivers.since()
+        with bundle:
+            drivers.driver = await restore(bundle, policy="fresh")
+        assert drivers.since()["disables"] == 1
+        assert drivers.driver.keepalive
+        assert sorted(one.opcode for one in drivers.driver.adopted.lost) == [FLUSH, WRITE]
+        assert all("the controller was reset" in str(one.error) for one in drivers.driver.adopted.lost)
+        assert drivers.driver.inspect()["keepalive"]["adopted"]["lost"] == 2
+        drivers.release()
+        assert await drivers.namespace.read(0) == block(7)
+        # And the next one may take over again.
+        await drivers.succeed("save")
+        assert drivers.since()["disables"] == 0
+
+
+# -- contained ------------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_one_devices_failed_restore_leaves_the_others_alone() -> None:
+    async with used_line() as good, used_line() as bad, used_line() as fine:
+        bundles = [await bundle_of(drivers) for drivers in (good, bad, fine)]
+        bad.faults.mqes(15)
+        outcomes = await asyncio.gather(*(restore(bundle) for bundle in bundles), return_exceptions=True)
+        assert isinstance(outcomes[1], RestoreRefused)
+        good.driver, fine.driver = outcomes[0], outcomes[2]
+        for drivers in (good, fine):
+            assert await drivers.namespace.read(0) == block(7)
+            assert drivers.since()["disables"] == 0
+        bad.driver = await restore(bundles[1], policy="fresh")
+        assert await bad.namespace.read(0) == block(7)
+        assert bad.since()["disables"] == 1
+        for bundle in bundles:
+            bundle.close()
+
+
+async def test_some_devices_restored_and_others_fresh() -> None:
+    """Keepalive on, state of some devices only: those are restored, the others brought up, nobody's memory is lost."""
+    async with used_line() as kept, used_line(keepalive=False) as other:
+        before = kept.driver.memory.pools[0].used_bytes
+        await kept.succeed("save")
+        again = await nvme_async.open(other.driver.uri, keepalive=True, pool_bytes=16 << 20)
+        try:
+            assert kept.since()["disables"] == 0
+            assert await kept.driver.validate_restore() == []
+            assert kept.driver.memory.pools[0].used_bytes == before
+            assert again.adopted.lost == ()
+        finally:
+            await again.close()
+
+
+@pytest.mark.parametrize("where", ["freeze", "record", "park"])
+async def test_a_failed_save_resumes_service(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with used_line() as drivers:
+        drivers.delay(opcode=READ)
+        reads = drivers.start(*(drivers.namespace.read(0) for _ in range(3)))
+        await drivers.outstanding(3)
+        driver = drivers.driver
+        if where == "record":
+
+            def full(*_: object, **__: object) -> None:
+                raise OutOfDmaMemory("no room for the saved state")
+
+            monkeypatch.setattr(driver.recorder.manifest, "write", full)
+            expected: type[Exception] = OutOfDmaMemory
+        elif where == "park":
+            monkeypatch.setattr(driver.device, "park", lambda parked: raise_if(parked))
+            expected = ControllerTimeout
+        else:
+
+            def fails(hot: object) -> None:
+                raise OSError("no")
+
+            monkeypatch.setattr(_hotpath, "freeze", fails)
+            expected = OSError
+        with pytest.raises(expected):
+            await driver.save()
+        monkeypatch.undo()
+        assert driver.state == "ready"
+        drivers.release()
+        assert await results(reads) == [block(7)] * 3
+        await drivers.namespace.write(1, block(1))
+        await drivers.succeed("save")
+        assert await drivers.namespace.read(1) == block(1)
+        assert drivers.since()["disables"] == 0
+
+
+def raise_if(parked: bool) -> None:
+    if parked:
+        raise ControllerTimeout("the device doesn't answer")
+
+
+async def test_two_saves_at_once_are_one() -> None:
+    async with used_line() as drivers:
+        driver = drivers.driver
+        outcomes = await asyncio.gather(driver.save(), driver.save(), return_exceptions=True)
+        bundles = [outcome for outcome in outcomes if isinstance(outcome, Bundle)]
+        assert len(bundles) == 1
+        assert sum(isinstance(outcome, nvme_async.QueueShutdown | HandedOver) for outcome in outcomes) == 1
+        drivers.past.append(driver)
+        await goes_on(drivers, bundles[0])
+
