@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import gc
 import json
 import os
 import select
@@ -52,6 +53,12 @@ from nvme_async.errors import (
 
 def open_fds() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_of_others() -> None:
+    """Descriptors in it would be closed in the middle of a test that counts them."""
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
