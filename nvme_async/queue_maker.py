@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvme_async import _hotpath
 from nvme_async.dma import DmaBuffer
-from nvme_async.errors import CommandError, ControllerFatal, NvmeError
+from nvme_async.errors import CommandError, ControllerError, ControllerFatal, NvmeError
 from nvme_async.queue_pair import QueuePair, error_from
 from nvme_async.spec import commands
 from nvme_async.spec.registers import cq_doorbell, sq_doorbell
@@ -44,8 +44,13 @@ class QueueMaker:
     # -- interrupts --------------------------------------------------------------------------------------------------------------------
 
     def open_vectors(self) -> None:
-        """One eventfd for each vector that could be used: vector 0 is the admin queue's, the others the I/O queues'."""
+        """One eventfd for each vector that could be used: vector 0 is the admin queue's, the others the I/O queues'.
+
+        ControllerError for a device without MSI-X: the admin queue could not sleep.
+        """
         device = self._controller.device
+        if device.n_vectors < 1:
+            raise ControllerError(f"{device.uri}: no MSI-X vectors, at least one is needed")
         wanted = min(device.n_vectors, self._controller.options.io_queues + 1)
         self._event_fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(wanted)]
         device.set_interrupts(self._event_fds)

@@ -381,6 +381,12 @@ async def test_shortest_and_longest_queues(emulator: EmulatedController, mqes: i
     assert emulator.faults.counters()["invalid_doorbells"] == 0
 
 
+async def test_no_vectors(emulator: EmulatedController) -> None:
+    with pytest.raises(ControllerError, match="emulated:kept: no MSI-X vectors, at least one is needed"):
+        await within(10, open_meddled("emulated:kept", lambda device: setattr(device, "n_vectors", 0)))
+    await released(emulator)
+
+
 @pytest.mark.parametrize("vectors", [1, 2, 3])
 async def test_few_vectors(vectors: int) -> None:
     async with nvme_async.open(f"emulated:size=16MiB,block=512,vectors={vectors}", **FAST, mode="interrupt") as controller:
