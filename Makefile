@@ -57,8 +57,9 @@ test-vm:
 test-interop: $(VENV)/.built
 	$(BIN)/python tests/vm/interop.py $(INTEROP)
 
+# COMPARE='--rounds 5' passes arguments on.
 vm-compare:
-	$(PYTHON) tests/vm/run.py --command 'python /payload/benchmarks/vm_compare.py --markdown /results/vm-compare.md'
+	$(PYTHON) tests/vm/run.py --command 'python /payload/benchmarks/vm_compare.py --markdown /results/vm-compare.md $(COMPARE)'
 
 # kill -9 at random instants; the emulated controller and a keeper stay. ROUNDS=200 takes about a minute, TORTURE=--help says more.
 ROUNDS  ?= 2000

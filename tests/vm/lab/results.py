@@ -31,7 +31,9 @@ def unpack(boot: Boot, target: Path) -> bool:
     target.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(boot.results) as archive:
-            archive.extractall(target, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                archive.extraction_filter = tarfile.data_filter
+            archive.extractall(target)  # without filter=: Debian 12's Python is too old for it
     except tarfile.TarError:
         return False
     return (target / "status.json").exists()
