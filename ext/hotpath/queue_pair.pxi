@@ -150,7 +150,7 @@ cdef class QueuePair(Rings):
                 self.line.remove(future)
             except ValueError:
                 pass
-        self.grant()
+        self.pass_on()
 
     cdef void grant(self) except *:
         """Tells as many in the line as there are free command ids to go on, first come first served."""
@@ -159,6 +159,12 @@ cdef class QueuePair(Rings):
             if not future.done():
                 self.n_granted += 1
                 wake(future)
+
+    cdef void pass_on(self) except *:
+        """A command id that somebody had a right to isn't taken: it is the next one's."""
+        self.grant()
+        if self.batches:
+            go_on_with_batches(self)
 
     cdef int start(self, Request request) except -1:
         """Sends a command for which there is a free id. Raises with nothing sent and nothing kept."""
@@ -173,7 +179,7 @@ cdef class QueuePair(Rings):
         except BaseException:
             request.state = FINISHED
             request.let_go()
-            self.grant()
+            self.pass_on()
             raise
         return 0
 
@@ -261,13 +267,11 @@ cdef class QueuePair(Rings):
         cdef Request request
         cdef nvq_tracker *tracker
         cdef PyObject *waiter
-        cdef bint of_batches = False
         self.q.n_done = 0
         for i in range(n):
             slot = self.q.done_slots[i]
             if self.slots[slot].batch != NULL:
                 nvb_finish(&self.q, self.slots, slot)
-                of_batches = True
                 continue
             tracker = &self.q.trackers[slot]
             waiter = self.waiters[slot]
@@ -293,7 +297,8 @@ cdef class QueuePair(Rings):
             Py_DECREF(request)
         if self.line:
             self.grant()
-        if of_batches:
+        if self.batches:
+            # Also those of which nothing is among the reaped: they may have had no command id at all.
             go_on_with_batches(self)
         if self.q.n_armed == 0 and self.on_idle is not None:
             callback, self.on_idle = self.on_idle, None
