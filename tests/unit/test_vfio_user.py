@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import gc
+import itertools
 import json
 import os
 import select
