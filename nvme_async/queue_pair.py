@@ -177,4 +177,8 @@ class QueuePair:
         for command in state.get("pending", ()):
             command["age"] = round((epoch - command.pop("epoch")) * self.timeout / LOOKS, 3)
             command["name"] = command_name(command["opcode"], admin=self.qid == 0)
+        if "sq" in state:
+            submitted = state["sq"]["submitted"]
+            rung = state["sq"]["doorbells"] + state["cq"]["doorbells"]
+            state["doorbells_per_command"] = round(rung / submitted, 3) if submitted else 0.0
         return state

@@ -19,6 +19,7 @@
 #define TURNS_PER_LOOK 16         /* polls of all active controllers between two looks at the clock */
 #define SOCKETS_EVERY_NS 20000    /* sockets wait no longer than this for their turn while there is work */
 #define ACCEPT_RETRY_NS 100000000 /* after accept() failed, for want of descriptors for example */
+#define LATEST_EVERY 4            /* endpoints polled between two looks at who had work last */
 #define YIELD_AFTER_NS 10000      /* of spinning: others may need this processor to produce the work we spin for */
 
 uint64_t emu_now(void)
@@ -36,6 +37,8 @@ void emu_set_state(struct emu_endpoint *endpoint, enum emu_state state)
     if (endpoint->state == state)
         return;
     if (endpoint->state == ACTIVE) {
+        if (reactor->latest == endpoint)
+            reactor->latest = NULL;
         for (unsigned i = 0; i < reactor->n_active; i++) {
             if (reactor->active[i] == endpoint) {
                 reactor->active[i] = reactor->active[--reactor->n_active];
@@ -319,6 +322,25 @@ static void put_idle_to_sleep(struct emu_reactor *reactor, uint64_t now)
     }
 }
 
+/* One turn of all active endpoints. Whose client got an answer just now is likely to ask again, and may be waiting for it: with
+ * many others to go through, it is looked at in between. */
+static bool poll_active(struct emu_reactor *reactor)
+{
+    bool work = false;
+
+    for (unsigned i = 0; i < reactor->n_active; i++) {
+        struct emu_endpoint *endpoint = reactor->active[i];
+
+        if (poll_endpoint(endpoint)) {
+            work = true;
+            reactor->latest = endpoint;
+        }
+        if ((i + 1) % LATEST_EVERY == 0 && reactor->latest != NULL)
+            work |= poll_endpoint(reactor->latest);
+    }
+    return work;
+}
+
 static void *run(void *arg)
 {
     struct emu_reactor *reactor = arg;
@@ -328,13 +350,12 @@ static void *run(void *arg)
     prctl(PR_SET_NAME, reactor->name);
     prctl(PR_SET_TIMERSLACK, 1000);
     while (!atomic_load_explicit(&reactor->stop, memory_order_relaxed)) {
-        bool work = false;
+        bool work;
         uint64_t now;
 
         if (atomic_load_explicit(&reactor->called, memory_order_acquire))
             run_calls(reactor);
-        for (unsigned i = 0; i < reactor->n_active; i++)
-            work |= poll_endpoint(reactor->active[i]);
+        work = poll_active(reactor);
         if (work && ++turns < TURNS_PER_LOOK)
             continue;
         turns = 0;

@@ -44,6 +44,7 @@ struct emu_reactor {
     int epoll_fd, control_fd;
     struct emu_watch control;
     struct emu_endpoint **endpoints, **active; /* active: those in that state, in no order */
+    struct emu_endpoint *latest; /* of the active ones, who had work last; or NULL */
     unsigned n_endpoints, n_active, n_napping, capacity;
     uint64_t look_at; /* when to go through all endpoints' times again; 0 = now */
     struct emu_reactor_stats stats;

@@ -31,7 +31,8 @@ A benchmark with fio's job language and fio's reports, which awaits each I/O fro
   fio.py benchmarks/jobs/quick.fio
 
 Devices are URIs: pci:0000:01:00.0, vfio-user:/run/controller.sock, emulated:size=1GiB. Several in one job are
-separated by |, because URIs have colons. WRITING JOBS DESTROY WHAT IS ON THE DEVICE.
+separated by |, or by : where the next one's scheme follows. With several devices, in one job or in all, a manager has
+them (nvme_async.Manager) and the jobs use its handles. WRITING JOBS DESTROY WHAT IS ON THE DEVICE.
 
 Engines: --ioengine=await has iodepth coroutines, each awaiting one I/O at a time, the way an application does;
 --ioengine=many awaits batches. Each job, and each of its numjobs clones, is a thread with an event loop and an I/O queue

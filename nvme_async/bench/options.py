@@ -42,7 +42,7 @@ class Options:
     # what and where
     name: str = option("", p.text_value, "name of the job; on the command line it begins one")
     description: str = option("", p.text_value, "text shown with the results")
-    filename: tuple[str, ...] = option((), p.filenames, "device URI, or several separated by |")
+    filename: tuple[str, ...] = option((), p.filenames, "device URI, or several separated by | (or : before a scheme)")
     nsid: int = option(1, p.integer(1, 0xFFFFFFFE), "namespace")
     ioengine: str = option("await", p.choice("await", "many"), "await: one await for one I/O; many: one for a batch")
     loop: str = option("uvloop", p.choice("uvloop", "asyncio"), "event loop of the job's thread")

@@ -9,6 +9,7 @@ from typing import TypeVar
 import attrs
 
 from nvme_async.bench.units import parse_size, parse_time
+from nvme_async.device import SCHEMES
 from nvme_async.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -276,9 +277,12 @@ def cpus(text: str) -> frozenset[int]:
     return frozenset(chosen)
 
 
+_BETWEEN_URIS = re.compile(rf"\||(?<!\\):(?=(?:{'|'.join(map(re.escape, SCHEMES))}):)")
+
+
 def filenames(text: str) -> tuple[str, ...]:
-    r"""Device URIs, separated by `|` because a URI has colons of its own. fio's `\:` is a colon here too."""
-    names = tuple(part.strip().replace("\\:", ":") for part in text.split("|"))
+    r"""Device URIs, separated by `|`, or as fio has it by `:` where the next begins with its scheme. `\:` is a colon and separates nothing."""
+    names = tuple(part.strip().replace("\\:", ":") for part in _BETWEEN_URIS.split(text))
     if not all(names):
         raise ConfigurationError(f"{text!r} has an empty device URI")
     return names

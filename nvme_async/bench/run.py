@@ -42,7 +42,7 @@ class Outcome:
 
 
 def open_device(uri: str, mode: str) -> contextlib.AbstractAsyncContextManager[BenchController]:
-    """The driver's own open(); its mode is left to it if empty."""
+    """The driver's own open(); its mode is left to it if empty. Several devices are opened by a manager instead."""
     import nvme_async
 
     return nvme_async.open(uri, mode=mode) if mode else nvme_async.open(uri)
@@ -136,6 +136,10 @@ class Run:
             for uri in job.options.filename:
                 if modes.setdefault(uri, job.options.mode) != job.options.mode:
                     raise ConfigurationError(f"job {job.name!r}: {uri} is used with another mode by another job")
+        if len(modes) > 1 and self._opener is open_device:
+            from nvme_async.bench.managed import open_managed
+
+            return await stack.enter_async_context(open_managed(modes))
         controllers = {}
         for uri, mode in modes.items():
             controllers[uri] = await stack.enter_async_context(self._opener(uri, mode))

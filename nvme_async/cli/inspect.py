@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -28,10 +28,13 @@ def _is_uri(target: str) -> bool:
     return target.partition(":")[0].lower() in SCHEMES and ":" in target
 
 
-async def _one_shot(uri: str, registers: bool) -> dict[str, Any]:
-    """The state of a manager of our own that has just loaded the device."""
+async def _one_shot(uris: Sequence[str], registers: bool) -> dict[str, Any]:
+    """The state of a manager of our own that has just loaded the devices."""
     async with Manager() as manager:
-        await manager.load(uri)
+        tasks = [asyncio.ensure_future(manager.load(uri)) for uri in uris]
+        await asyncio.wait(tasks)
+        for task in tasks:
+            task.result()
         return await manager.inspect_with_registers() if registers else manager.inspect()
 
 
@@ -67,7 +70,8 @@ def _plain(value: Any) -> str:
 
 def _queues(queues: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("qid", "depth", "mode", "SQ tail", "CQ head", "phase", "out", "waiting", "done", "per reap", "doorbells", "intr", "spins"):
+    names = "qid depth mode SQ_tail CQ_head phase out waiting done per_reap doorbells per_command intr spins"
+    for name in names.replace("_", "\xa0").split(" "):
         table.add_column(name, justify="left" if name == "mode" else "right")
     for queue in queues:
         if queue.get("closed"):
@@ -75,7 +79,8 @@ def _queues(queues: list[dict[str, Any]]) -> Table:
         sq, cq = queue["sq"], queue["cq"]
         values = (
             queue["qid"], queue["depth"], queue["mode"], sq["tail"], cq["head"], cq["phase"], queue["outstanding"], queue["waiting"],
-            cq["reaped"], queue["completions_per_reap"], sq["doorbells"] + cq["doorbells"], queue["interrupts"], queue["spins"],
+            cq["reaped"], queue["completions_per_reap"], sq["doorbells"] + cq["doorbells"], queue["doorbells_per_command"],
+            queue["interrupts"], queue["spins"],
         )  # fmt: skip
         table.add_row(*map(str, values))
     return table
@@ -163,18 +168,21 @@ def as_tree(state: dict[str, Any]) -> Tree:
 
 
 @click.command("inspect")
-@_target
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @click.option("-o", "--output-format", "output", type=click.Choice(["tree", "json", "prometheus"]), default="tree", show_default=True)
 @click.option("--registers", is_flag=True, help="Read the controllers' registers too.")
-def inspect(target: str, output: str, registers: bool) -> None:
-    """Show everything about a running manager, or about a device.
+def inspect(targets: tuple[str, ...], output: str, registers: bool) -> None:
+    """Show everything about a running manager, or about devices.
 
-    TARGET is the manager's control socket (Manager(control=PATH)), or the URI of a device, which is opened for the purpose.
+    TARGET is the manager's control socket (Manager(control=PATH)), or the URI of a device, or several, which are opened for the purpose.
     """
+    target = targets[0]
+    if len(targets) > 1 and not all(map(_is_uri, targets)):
+        raise click.UsageError("several targets have to be devices; a manager is looked at alone")
     if _is_uri(target):
         if output == "prometheus":
             raise click.UsageError("-o prometheus is for a running manager")
-        state = asyncio.run(_one_shot(target, registers))
+        state = asyncio.run(_one_shot(targets, registers))
     else:
         with ControlClient(target) as client:
             if output == "prometheus":

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ import uvloop
 import nvme_async
 from nvme_async.emulator.config import parse_size
 from nvme_async.errors import ConfigurationError
+from nvme_async.manager import Manager
 
 ALL_NAMESPACES = 0xFFFF_FFFF
 CHUNK = 1 << 20
@@ -93,16 +94,19 @@ _output = click.option("-o", "--output-format", "output", type=click.Choice(["no
 async def _namespaces(device: str, nsid: int | None) -> AsyncIterator[list[nvme_async.Namespace]]:
     """The namespace asked for; all of them for FFFFFFFFh."""
     async with nvme_async.open(device) as controller:
-        active = controller.namespaces
-        if nsid == ALL_NAMESPACES:
-            yield list(active.values())
-            return
-        if nsid is None and active:
-            nsid = min(active)
-        if nsid is None or nsid not in active:
-            wanted = "" if nsid is None else f" {nsid}"
-            raise click.ClickException(f"no active namespace{wanted} on {device}; active: {', '.join(map(str, active)) or 'none'}")
-        yield [active[nsid]]
+        yield [controller.namespaces[chosen] for chosen in _chosen(device, controller, nsid)]
+
+
+def _chosen(device: str, controller: nvme_async.Controller, nsid: int | None) -> list[int]:
+    active = controller.namespaces
+    if nsid == ALL_NAMESPACES:
+        return list(active)
+    if nsid is None and active:
+        nsid = min(active)
+    if nsid is None or nsid not in active:
+        wanted = "" if nsid is None else f" {nsid}"
+        raise click.ClickException(f"no active namespace{wanted} on {device}; active: {', '.join(map(str, active)) or 'none'}")
+    return [nsid]
 
 
 def _first_byte(namespace: nvme_async.Namespace, start: int | None, offset: int | None) -> int:
@@ -264,6 +268,22 @@ async def _flush(device: str, nsid: int | None) -> None:
         await asyncio.gather(*(namespace.flush() for namespace in namespaces))
 
 
+async def _flush_all(devices: Sequence[str], nsid: int | None) -> None:
+    """Several devices at the same time. Raises the first failure when all are done."""
+    async with Manager(repairs=0, hotplug="off") as manager:
+
+        async def flush(address: str) -> None:
+            device = await manager.load(address)
+            assert device.controller is not None
+            namespaces = [await device.namespace(chosen) for chosen in _chosen(address, device.controller, nsid)]
+            await asyncio.gather(*(namespace.flush() for namespace in namespaces))
+
+        tasks = [asyncio.ensure_future(flush(address)) for address in dict.fromkeys(devices)]
+        await asyncio.wait(tasks)
+        for task in tasks:
+            task.result()
+
+
 def _run(work: Any) -> None:
     """uvloop.run(), with the one failure of a group of requests instead of the group."""
     try:
@@ -313,9 +333,9 @@ def write(device: str, nsid: int | None, start: int | None, count: int | None, o
 
 
 @click.command()
-@_device
+@click.argument("devices", nargs=-1, required=True, metavar="DEVICE...")
 @_nsid_option
-def flush(device: str, nsid: int | None) -> None:
-    """Commit what was written to DEVICE to its media; -n 0xffffffff: of all namespaces."""
-    _run(_flush(device, nsid))
+def flush(devices: tuple[str, ...], nsid: int | None) -> None:
+    """Commit what was written to each DEVICE to its media; -n 0xffffffff: of all namespaces."""
+    _run(_flush(devices[0], nsid) if len(devices) == 1 else _flush_all(devices, nsid))
     click.echo("flush: Success", err=True)

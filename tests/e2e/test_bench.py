@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from managed import descriptors
 
+from nvme_async.bench import managed as bench_managed
 from nvme_async.bench.main import main
+from nvme_async.manager import Manager
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "benchmarks" / "fio.py"
@@ -95,6 +98,48 @@ def test_one_flipped_byte_on_a_file_medium_fails_the_job_and_names_the_block(tmp
 
 def run_script(*arguments, **options):
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60, cwd=ROOT, **options)
+
+
+@pytest.mark.parametrize("engine", ["await", "many"])
+@pytest.mark.parametrize("between", ["|", ":"])
+def test_several_devices_are_driven_by_a_manager(engine, between, monkeypatch):
+    managers = []
+
+    class Witness(Manager):
+        def __init__(self, **options):
+            super().__init__(**options)
+            managers.append(self)
+
+        async def close(self):
+            self.seen = self.inspect()["devices"]
+            await super().close()
+
+    monkeypatch.setattr(bench_managed, "Manager", Witness)
+    uris = [f"emulated:size=8MiB,serial=SEVERAL{at}" for at in range(3)]
+    verify = ["--verify=crc32c"] if engine == "await" else []
+    jobs = bench(
+        "--rw=randwrite", "--bs=4k", "--iodepth=8", f"--ioengine={engine}", "--mode=interrupt",
+        "--name=two", f"--filename={between.join(uris[:2])}", *verify,
+        "--name=one", f"--filename={uris[2]}",
+    )  # fmt: skip
+    assert [job["write"]["total_ios"] for job in jobs] == [4096, 2048]
+    assert [job["error"] for job in jobs] == [0, 0]
+    [manager] = managers
+    assert sorted(manager.seen) == uris
+    queues = [device["controller"]["io_queues"] for device in manager.seen.values()]
+    assert {queue["mode"] for device in queues for queue in device} == {"interrupt"}
+    done = [sum(queue["cq"]["reaped"] for queue in device) for device in queues]
+    assert min(done) > 0
+    assert sum(done) >= 4096 + 2048
+
+
+def test_one_of_several_devices_that_is_not_there_leaves_nothing_open():
+    before = descriptors()
+    out = io.StringIO()
+    names = "emulated:size=8MiB|vfio-user:/nonexistent/socket"
+    assert main([f"--filename={names}", "--name=j", "--rw=read", "--iodepth=2"], stdout=out) == 1
+    assert "issued rwts" not in out.getvalue()
+    assert descriptors() == before
 
 
 def test_the_script_and_the_subcommand_are_the_same_program():

@@ -11,6 +11,7 @@ from subprocess import CompletedProcess, run
 import pytest
 
 from nvme_async.cli.main import main
+from nvme_async.emulator import EmulatedController
 
 BLOCK = 4096
 BLOCKS = 1024
@@ -78,6 +79,21 @@ def test_flush(media: Path) -> None:
         result = cli("flush", uri(media), *arguments)
         assert result.returncode == 0, result.stderr
         assert result.stderr == b"flush: Success\n"
+
+
+def test_flush_of_several_devices_reaches_each(tmp_path: Path) -> None:
+    with EmulatedController("size=4MiB,namespaces=2") as one, EmulatedController("size=4MiB") as two:
+        names = []
+        for number, target in enumerate((one, two)):
+            target.listen(tmp_path / f"{number}.sock")
+            names.append(f"vfio-user:{tmp_path}/{number}.sock")
+        result = cli("flush", *names, "-n", "0xffffffff")
+        assert (result.returncode, result.stderr) == (0, b"flush: Success\n")
+        assert [target.faults.counters()["io"].get(0, 0) for target in (one, two)] == [2, 1]
+        result = cli("flush", *names, "-n", "2")
+        assert result.returncode == 1
+        assert b"no active namespace 2 on " + names[1].encode() in result.stderr
+        assert one.faults.counters()["io"][0] == 3
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,13 @@ def test_one_device_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     device = json.loads(out)["devices"]["emulated:size=4MiB"]
     assert device["registers"]["VS"] == "0x20000"
     assert device["controller"]["namespaces"][0]["nbytes"] == 4 << 20
+    queue = device["controller"]["admin_queue"]
+    assert queue["doorbells_per_command"] == round((queue["sq"]["doorbells"] + queue["cq"]["doorbells"]) / queue["sq"]["submitted"], 3) > 0
+    code, out, _ = run(capsys, monkeypatch, "inspect", "emulated:size=4MiB", "emulated:size=8MiB", "-o", "json")
+    devices = json.loads(out)["devices"]
+    assert [devices[uri]["controller"]["namespaces"][0]["nbytes"] for uri in sorted(devices)] == [4 << 20, 8 << 20]
+    code, out, err = run(capsys, monkeypatch, "inspect", "emulated:size=4MiB", "/run/manager.sock")
+    assert (code, out) == (2, "")
     code, out, err = run(capsys, monkeypatch, "inspect", "pci:0000:ff:1f.7")
     assert (code, out) == (1, "")
     assert err.startswith("nvme-async: ")

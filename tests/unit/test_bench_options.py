@@ -194,6 +194,16 @@ def test_the_less_simple_values():
 def test_several_devices_are_separated_by_bars_because_uris_have_colons():
     assert filenames("emulated:size=1GiB|pci:0000:01:00.0") == ("emulated:size=1GiB", "pci:0000:01:00.0")
     assert filenames(r"pci\:0000\:01\:00.0") == ("pci:0000:01:00.0",)
+    assert filenames("emulated:size=1GiB:pci:0000:01:00.0:vfio-user:/run/a.sock") == (
+        "emulated:size=1GiB",
+        "pci:0000:01:00.0",
+        "vfio-user:/run/a.sock",
+    )
+    assert filenames(r"vfio-user:/run/a\:pci:b") == ("vfio-user:/run/a:pci:b",)
+    assert filenames("vfio-user:/run/emulated:x") == ("vfio-user:/run/emulated:x",)
+    for empty in ("emulated:size=1GiB|", "|", ""):
+        with pytest.raises(ConfigurationError, match="empty"):
+            filenames(empty)
     with pytest.raises(ConfigurationError, match="iodepth=1 is less than the number of filenames"):
         options_of("--filename=a:|b:")
 
