@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 NATIVE  = $(shell find ext -name '*.pyx' -o -name '*.h' -o -name '*.c' -o -name '*.pxi') $(wildcard nvme_async/*.pxd)
 
-.PHONY: all bench test lint sanitize test-vm test-interop vm-compare torture clean help
+.PHONY: all bench test lint sanitize test-vm test-interop vm-compare vm-keepalive torture clean help
 all: $(VENV)/.built
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
 	@echo "make test-interop  the Linux kernel's driver on emulated controllers, in a virtual machine"
 	@echo "make vm-compare  this driver beside fio and caio in that machine"
+	@echo "make vm-keepalive  what a hand-over costs over VFIO, in that machine"
 	@echo "make torture   kill -9 torture, long version"
 
 $(BIN)/python:
@@ -60,6 +61,10 @@ test-interop: $(VENV)/.built
 # COMPARE='--rounds 5' passes arguments on.
 vm-compare:
 	$(PYTHON) tests/vm/run.py --command 'python /payload/benchmarks/vm_compare.py --markdown /results/vm-compare.md $(COMPARE)'
+
+# benchmarks/keepalive.py there: what a hand-over costs over VFIO. KEEPALIVE='--rounds 20' passes arguments on.
+vm-keepalive:
+	$(PYTHON) tests/vm/run.py --command '/payload/guest/with-drive.sh bench python /payload/benchmarks/keepalive.py $(KEEPALIVE)'
 
 # kill -9 at random instants; the emulated controller and a keeper stay. ROUNDS=200 takes about a minute, TORTURE=--help says more.
 ROUNDS  ?= 2000
