@@ -323,6 +323,7 @@ class Controller(Keeping):
                 if self.failure is not None:
                     raise self.failure
                 self.state = "ready"
+                self.note()
                 await self.queues.unhold("reset")
                 await self.rescan()
                 self.listener.start()

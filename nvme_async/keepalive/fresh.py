@@ -6,6 +6,8 @@ import logging
 import os
 from typing import Any
 
+import attrs
+
 from nvme_async import _hotpath
 from nvme_async._open import open_device_async
 from nvme_async._tasks import in_thread
@@ -32,6 +34,8 @@ async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controll
     held: list[DmaBuffer] = []
     try:
         lost = _lost(pool, state, why, held)
+        if pool is not None and state is not None:
+            _give_up(pool, state)
         device = await _reset(bundle, pool, state)
     finally:
         if pool is not None:
@@ -62,6 +66,17 @@ def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None]:
     except InvalidSavedState as error:
         log.warning("%s: %s", bundle.uri, error)
         return pool, None
+
+
+def _give_up(pool: Pool, state: State) -> None:
+    """Before the controller is touched: nobody is to go on from this saved state, should this process be killed once the controller runs again,
+    with other memory, and whoever holds the old bundle hand it to the next."""
+    offset, sequence, _ = manifest.find(pool)
+    try:
+        buffer = pool.claim(offset)
+        manifest.Manifest(pool, buffer, sequence).write(saved.encode(attrs.evolve(state, phase="resetting", pid=os.getpid())))
+    except (ValueError, NvmeError) as error:
+        log.warning("%s: the saved state can't be marked as void: %s", pool.name, error)
 
 
 def _lost(pool: Pool | None, state: State | None, why: str, held: list[DmaBuffer]) -> list[Adopted]:

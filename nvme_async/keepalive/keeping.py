@@ -66,7 +66,12 @@ class Keeping:
         self.bundle_changed()
 
     def note(self, phase: Phase = "live", *, strictly: bool = False) -> None:
-        """Something changed that a successor must know. strictly: OutOfDmaMemory if it can't be written down; else a warning."""
+        """Something changed that a successor must know. strictly: OutOfDmaMemory if it can't be written down; else a warning.
+
+        Whatever changes during a reset, nobody can go on with the controller before its end.
+        """
+        if self.state == "resetting":
+            phase = "resetting"
         if self.recorder is not None:
             self.recorder.record(phase) if strictly else self.recorder.note(phase)
 

@@ -1,0 +1,184 @@
+"""Drivers that are killed at chosen points, held by a keeper: each successor comes to a working controller, and to the data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import nvme_async
+from nvme_async.keepalive import config
+
+sys.path.insert(0, str(Path(__file__).parent))
+from keeping import Site, site
+
+__all__ = ["site"]
+
+BLOCK = 4096
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "command_line", config.CommandLine())
+    for name in (config.KEEP_ALIVE, config.POOL, config.VFIO):
+        monkeypatch.delenv(name, raising=False)
+
+
+FIRST = """
+    controller = await nvme_async.open(uri, keeper=keeper)
+    await controller.namespaces[1].write(0, b"A" * 4096)
+    tell("up")
+    await hear()
+"""
+
+# Python is stopped for good on entering that function.
+DIES_IN = """
+    import {module} as module
+    def dies(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+    module.{function} = dies
+    await nvme_async.open(uri, keeper=keeper, keeper_wait=10)
+    tell("survived")
+"""
+
+
+async def opened(site: Site) -> nvme_async.Controller:
+    return await nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=10)
+
+
+async def works(controller: nvme_async.Controller, first: bytes) -> None:
+    namespace = controller.namespaces[1]
+    assert await namespace.read(0) == first * BLOCK
+    await namespace.write(1, b"Z" * BLOCK)
+    assert await namespace.read(1) == b"Z" * BLOCK
+
+
+async def test_killed_after_a_fresh_bring_up_and_before_the_new_deposit(site: Site) -> None:
+    """The keeper still has the bundle of the one before: same device, same registers, and a pool that the controller doesn't use."""
+    driver = site.driver(FIRST)
+    assert driver.hear() == "up"
+    driver.kill()
+    site.controller.faults.fatal()
+    second = site.driver(DIES_IN.format(module="nvme_async.keepalive.deposit", function="Depositor.start"))
+    second.popen.wait(20)
+    assert site.lives()["enables"] == 2
+    async with await opened(site) as controller:
+        await works(controller, b"A")
+        assert site.lives()["enables"] == 3, "not taken over by a saved state that is about another pool"
+        assert controller.resets == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "enables"),
+    [
+        ("nvme_async.queues", "QueueSet.prepare_admin", 0),
+        ("nvme_async.queues", "QueueSet.negotiate", 1),
+        ("nvme_async.queue_maker", "QueueMaker.tell", 1),
+        ("nvme_async.controller", "Controller.rescan", 1),
+        ("nvme_async.controller", "Controller.keep", 1),
+        ("nvme_async.keepalive.deposit", "Depositor.start", 1),
+    ],
+)
+async def test_killed_during_bring_up(site: Site, module: str, function: str, enables: int) -> None:
+    driver = site.driver(DIES_IN.format(module=module, function=function))
+    driver.popen.wait(20)
+    assert site.lives()["enables"] == enables
+    async with await opened(site) as controller:
+        await works(controller, b"\0")
+        assert site.lives()["enables"] == enables + 1
+        assert controller.resets == 0
+    assert site.deposits() == []
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("nvme_async.keepalive.restoration", "Restoration.connect"),
+        ("nvme_async.keepalive.restoration", "Restoration._namespaces_of"),
+        ("nvme_async.keepalive.restoration", "Restoration._adopt"),
+        ("nvme_async.keepalive.settle", "Settlement.begin"),
+        ("nvme_async.keepalive.manifest", "Manifest.write"),
+        ("nvme_async.controller", "EventListener.start"),
+        ("nvme_async.keepalive.deposit", "Depositor.start"),
+    ],
+)
+async def test_two_successors_killed_while_they_take_over(site: Site, module: str, function: str) -> None:
+    driver = site.driver(FIRST)
+    assert driver.hear() == "up"
+    lives = site.lives()
+    driver.kill()
+    for _ in range(2):
+        site.driver(DIES_IN.format(module=module, function=function)).popen.wait(20)
+    async with await opened(site) as controller:
+        await works(controller, b"A")
+        assert site.lives() == lives
+        await controller.validate_restore()
+        [pool] = controller.memory.pools
+        assert all(slot.state == "allocated" for slot in pool.slots())
+
+
+@pytest.mark.parametrize(
+    ("function", "again"),
+    [
+        ("_disable_or_reset_device", 1),
+        ("_enable", 1),
+        ("queues.negotiate", 1),
+        ("queues.recreate_all", 1),
+        # From here on the controller is whole again.
+        ("queues.unhold", 0),
+        ("rescan", 0),
+    ],
+)
+async def test_killed_during_a_reset(site: Site, function: str, again: int) -> None:
+    driver = site.driver(f"""
+        controller = await nvme_async.open(uri, keeper=keeper)
+        await controller.namespaces[1].write(0, b"A" * 4096)
+        controller.{function} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        await controller.reset()
+        tell("survived")
+    """)
+    driver.popen.wait(20)
+    enables = site.lives()["enables"]
+    async with await opened(site) as controller:
+        await works(controller, b"A")
+        assert site.lives()["enables"] == enables + again
+        assert controller.resets == 0
+    assert site.deposits() == []
+
+
+# Opcodes of Base 2.0, figure 138: Create I/O CQ and SQ, Delete I/O SQ and CQ.
+@pytest.mark.parametrize("opcode", [5, 1, 0, 4])
+@pytest.mark.parametrize("executed", [False, True])
+async def test_killed_while_a_queue_pair_comes_or_goes(site: Site, opcode: int, executed: bool) -> None:
+    driver = site.driver("""
+        controller = await nvme_async.open(uri, keeper=keeper)
+        await controller.namespaces[1].write(0, b"A" * 4096)
+        tell("up")
+        await hear()
+        async def look():
+            await controller.namespaces[1].read(0)
+        while True:
+            # Each loop gets a queue pair of its own, for which that of the loop before is deleted.
+            await asyncio.to_thread(lambda: asyncio.run(look()))
+    """)
+    assert driver.hear() == "up"
+    kind = "delay_post" if executed else "delay"
+    rule = site.controller.faults.add(queue="admin", opcode=opcode, **{kind: 3600.0})
+    driver.tell()
+    rule.wait(timeout=20)
+    before = site.lives()
+    driver.kill()
+    site.controller.faults.clear()
+    controller = await opened(site)
+    async with controller:
+        site.controller.faults.release()
+        await works(controller, b"A")
+        await controller.validate_restore()
+        now = site.lives()
+        assert (now["enables"], now["resets"], now["identify"]) == (1, 0, before["identify"])
+        assert controller.inspect()["unsettled_io_queues"] == []
+        [pool] = controller.memory.pools
+        known = {f"{kind} {queue.qid}" for queue in controller.queues.all() for kind in ("queue", "bounce")}
+        assert {slot.owner for slot in pool.slots()} <= {"manifest", "shadow doorbells", *known}
+        assert all(slot.state == "allocated" for slot in pool.slots())
