@@ -61,6 +61,7 @@ class QueueSet:
         self._free_qids: list[int] = []
         self._holds: set[str] = set()
         self._creating = asyncio.Lock()
+        self._making: dict[asyncio.AbstractEventLoop, asyncio.Future[None]] = {}  # until a task of that loop has what it asked for
 
     @property
     def admin(self) -> QueuePair:
@@ -209,11 +210,16 @@ class QueueSet:
         """The running loop's own queue pair, made at first use; None if it has to share a neighbour's."""
         loop = asyncio.get_running_loop()
         queue = self.io.get(loop)
+        while queue is None and (making := self._making.get(loop)) is not None:
+            # One of this loop's tasks asks for it already; a second trip to the home loop would bring nothing but work.
+            await asyncio.wait([making])
+            queue = self.io.get(loop)
         if queue is None:
             neighbour = self.neighbours.get(loop)
             if neighbour is not None and neighbour.loop.is_running() and not self._has_more():
                 return None
             worker = threading.current_thread().name
+            made = self._making[loop] = loop.create_future()
             try:
                 # To its end also if the caller is cancelled: a controller that was told of half a queue pair is no use to anybody.
                 queue = await self._controller.at_home(lambda: finish(lambda: self.create(loop, worker)))
@@ -221,6 +227,9 @@ class QueueSet:
                 if not self.io:
                     raise
                 log.warning("%s: no queue pair for another loop: %s", self._controller.uri, error)
+            finally:
+                del self._making[loop]
+                made.set_result(None)
         if queue is None:
             self._share(loop)
             return None

@@ -14,7 +14,7 @@ from nvme_async.keepalive import execute, handing, settle
 from nvme_async.keepalive.adopted import AdoptedCommands
 from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.manifest import Manifest, Recorder
-from nvme_async.keepalive.state import Phase
+from nvme_async.keepalive.state import Phase, State
 from nvme_async.memory import DeviceMemory
 
 if TYPE_CHECKING:
@@ -57,11 +57,16 @@ class Keeping:
         """Can a successor take the running controller over?"""
         return self.recorder is not None
 
-    def keep(self, manifest: Manifest | None = None) -> None:
-        """From here on the saved state is kept up to date: in `manifest`, or in a new one."""
+    def keep(self, manifest: Manifest | None = None, state: State | None = None) -> None:
+        """From here on the saved state is kept up to date: in `manifest`, which held a predecessor's `state`, or in a new one."""
         assert self.memory is not None
         self.recorder = Recorder(self._this, manifest or Manifest(self.memory.pools[0]))
-        self.recorder.record()
+        if state is None:
+            self.recorder.record()
+        else:
+            # What the predecessor wrote is still right in all that a restore goes by: whose I/O waits now comes first.
+            self.recorder.inherit(state)
+            self._this.loop.call_later(0.001, self.note)
         self.memory.on_mapped = self.note
         self.bundle_changed()
 

@@ -89,12 +89,12 @@ def _window(pool: Pool) -> Any:
 class Manifest:
     """The manifest of one pool, for writing. Owner of its slot; on the controller's home loop."""
 
-    def __init__(self, pool: Pool, buffer: DmaBuffer | None = None, sequence: int = 0) -> None:
-        """buffer, sequence: as found, for a successor; else a new slot is made."""
+    def __init__(self, pool: Pool, buffer: DmaBuffer | None = None, sequence: int = 0, body: bytes = b"") -> None:
+        """buffer, sequence, body: as found, for a successor; else a new slot is made."""
         self._pool = pool
         self._buffer = buffer or pool.alloc(2 * _FIRST_HALF, owner=OWNER, persistent=True)
         self.sequence = sequence
-        self.body = b""
+        self.body = body
 
     def write(self, body: bytes) -> None:
         """Replaces what is there; OutOfDmaMemory when it has grown and the pool has no room. Killed at any instruction, either counts."""
@@ -131,13 +131,21 @@ class Recorder:
         self._namespaces: dict[int, tuple[Any, NamespaceState]] = {}
         self._identify: tuple[Any, bytes] = (None, b"")
 
+    def inherit(self, state: State) -> None:
+        """What was read of a predecessor's state need not be encoded again, and what wasn't understood is to be passed on."""
+        controller = self._controller
+        self.extra = state.extra
+        self._identify = (controller.identify, state.identify)
+        for described in state.namespaces:
+            namespace = controller.namespaces.get(described.nsid)
+            if namespace is not None:
+                self._namespaces[described.nsid] = (namespace.identify, described)
+
     def record(self, phase: Phase = "live", *, quiesced: bool = False) -> None:
         """Writes the state as it is now; not while the controller is being saved, then what the save wrote counts. OutOfDmaMemory if the pool
         is full."""
         if self._controller.state == "saving" and not quiesced:
             return
-        if phase == "live" and self._controller.state == "resetting":
-            phase = "resetting"  # whatever else is to be noted: until the reset is over there is nothing to take over
         self.manifest.write(saved.encode(self.snapshot(phase, quiesced=quiesced)))
 
     def note(self, phase: Phase = "live") -> None:

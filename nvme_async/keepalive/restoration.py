@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import attrs
 
@@ -41,7 +40,6 @@ from nvme_async.spec.opcodes import Feature
 from nvme_async.spec.registers import Cap, Csts, Register, Vs
 
 log = logging.getLogger("nvme_async")
-T = TypeVar("T")
 Policy = Literal["refuse", "fresh"]
 
 # A harmless command for each kind of queue: see ext/hotpath/adopt.h.
@@ -93,6 +91,7 @@ class Restoration:
         self._body = b""
         self._found: tuple[int, int] = (0, 0)
         self._identify: IdentifyController | None = None
+        self._identified = b""
         self._namespaces: dict[bytes, IdentifyNamespace] = {}
 
     async def run(self) -> Controller:
@@ -152,7 +151,9 @@ class Restoration:
             raise self._refuse(f"the predecessor (pid {state.pid}) ended with its controller {state.phase}")
         if not state.queues or state.queues[0].qid != 0:
             raise self._refuse("the saved state has no admin queue")
-        self._identify = identify = IdentifyController.decode(state.identify)
+        if self._identify is None or state.identify != self._identified:
+            self._identify, self._identified = IdentifyController.decode(state.identify), state.identify
+        identify = self._identify
         for name, said, page in (
             ("serial", state.device.serial, identify.sn),
             ("model", state.device.model, identify.mn),
@@ -170,7 +171,7 @@ class Restoration:
         """Takes the device up and compares it with what was saved: ids, registers, and that it runs."""
         state = self.state
         fds = {name: os.dup(fd) for name, fd in self._bundle.part("device.").items()}
-        self.device = device = await in_thread(self._resume, fds)
+        device, csts, registers = await in_thread(self._resume, fds)
         ids = state.device
         # Saved by a release that didn't look for it: then it tells nothing.
         serial_number = ids.serial_number if state.format >= 2 else device.ids.serial_number
@@ -179,20 +180,14 @@ class Restoration:
         )
         if device.ids != expected:
             raise self._refuse(f"another device is there: {device.ids}, saved was {expected}")
-        await self.check_registers()
+        self._check_registers(csts, registers)
 
-    def _resume(self, fds: dict[str, int]) -> Device:
-        self.device = resume_device(self.uri, fds, self.state.device_state)
-        return self.device
+    def _resume(self, fds: dict[str, int]) -> tuple[Device, int, dict[str, int]]:
+        """The device, CSTS, and the registers that must be as they were. In a thread: it may be messages, and one trip is enough for all."""
+        self.device = device = resume_device(self.uri, fds, self.state.device_state)
+        return device, device.read32(Register.CSTS), Registers(device).read_all()
 
-    async def check_registers(self) -> None:
-        device = self.device
-        assert device is not None
-
-        def read() -> tuple[int, dict[str, int]]:
-            return device.read32(Register.CSTS), Registers(device).read_all()
-
-        csts, registers = await _call(device, read)
+    def _check_registers(self, csts: int, registers: dict[str, int]) -> None:
         if csts == 0xFFFF_FFFF:
             raise self._refuse("registers read all-ones, the device is gone")
         status = Csts.from_int(csts)
@@ -236,9 +231,7 @@ class Restoration:
             self._namespaces_of(controller)
             events = self._adopt(controller, queues)
             Settlement(controller, state).begin()
-            controller.keep(Manifest(pool, buffer, self._found[1]))
-            if controller.recorder is not None:
-                controller.recorder.extra = state.extra
+            controller.keep(Manifest(pool, buffer, self._found[1], self._body), state)
             controller.listener.start(events)
             controller.watch(True)
         except BaseException:
@@ -352,6 +345,3 @@ class Restoration:
         controller.queues.first_restored(controller.loop)
         return events
 
-
-async def _call(device: Device, function: Callable[[], T]) -> T:
-    return function() if device.direct else await in_thread(function)

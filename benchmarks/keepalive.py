@@ -1,0 +1,385 @@
+#!/usr/bin/env python3
+"""How long I/O pauses when a controller is handed from one process to another while it runs, against a fresh bring-up; and what a save costs.
+
+    python benchmarks/keepalive.py [--uri URI] [--rounds 100] [--queues 4] [--iodepth 32] [--json]
+
+Two processes hand one controller to and fro. Each has --queues event loops, and so queue pairs: the controller's home loop, and threads; with
+--iodepth random 4 KiB reads out on each. The pause of a hand-over is from the last completion that the old process got to the first command
+that the new one has sent, so with the predecessor's commands drained in between. "Answered" is until that load's first completion, "all queues"
+until each of the new process's loops has had one. "fresh" is the same without keepalive: a clean shutdown and a bring-up (--fresh rounds).
+
+--uri: a vfio-user: or pci: device whose contents may be read; by default an emulated controller in a process of its own.
+The save is timed in one process, with one queue pair and with as many as the controller grants (--save-queues, each with a thread).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import uvloop
+
+import nvme_async
+from nvme_async.errors import HandedOver, NvmeError
+from nvme_async.keepalive import restore
+
+BLOCK = 4096
+WAIT = 60.0
+"""Seconds for anything that a process is told to do."""
+
+
+class Loop:
+    """An event loop, in a thread unless it is given one, with a load on whichever controller the process has."""
+
+    def __init__(self, number: int, depth: int, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._depth = depth
+        self._lbas = itertools.cycle(random.Random(number).sample(range(4096), 1024))
+        self.first = self.last = 0
+        self.done = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        if loop is not None:
+            self.loop = loop
+            return
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name=f"load {number}", daemon=True)
+        self._thread.start()
+        ready.wait()
+
+    def _run(self, ready: threading.Event) -> None:
+        self.loop = uvloop.new_event_loop()
+        self.loop.call_soon(ready.set)
+        self.loop.run_forever()
+
+    async def _reader(self, namespace: nvme_async.Namespace, buffer: memoryview) -> None:
+        blocks = max(1, BLOCK // namespace.block_size)
+        read, clock = namespace.readinto, time.monotonic_ns
+        with contextlib.suppress(HandedOver, nvme_async.QueueShutdown, asyncio.CancelledError):
+            for lba in self._lbas:
+                await read(lba * blocks, buffer)
+                self.last = clock()
+                if not self.first:
+                    self.first = self.last
+                self.done += 1
+
+    def _begin(self, namespace: nvme_async.Namespace, buffers: list[memoryview]) -> None:
+        self._tasks = [self.loop.create_task(self._reader(namespace, buffer)) for buffer in buffers]
+
+    def start_here(self, namespace: nvme_async.Namespace, buffers: list[memoryview]) -> None:
+        """start() on the loop itself: at once."""
+        self.first = self.last = self.done = 0
+        self._begin(namespace, buffers)
+
+    def start(self, namespace: nvme_async.Namespace, buffers: list[memoryview]) -> None:
+        """Nothing of an earlier load runs any more."""
+        self.first = self.last = self.done = 0
+        self.loop.call_soon_threadsafe(self._begin, namespace, buffers)
+
+    async def _end(self) -> None:
+        await asyncio.gather(*self._tasks)
+        self._tasks = []
+
+    async def ended(self) -> None:
+        """Waits until every reader has learnt that the controller is another's. On any loop."""
+        async with asyncio.timeout(WAIT):
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._end(), self.loop))
+
+    def call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(WAIT)
+
+
+# -- one of the two processes ---------------------------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """Answers one JSON line to each on standard input: open, offer, take, close."""
+
+    def __init__(self, queues: int, depth: int) -> None:
+        self._depth = depth
+        home = asyncio.get_running_loop()
+        self._loops = [Loop(number, depth, None if number else home) for number in range(queues)]
+        self._controller: nvme_async.Controller | None = None
+        self._data = bytearray(queues * depth * BLOCK)
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(4))
+        await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.01) for _ in range(4)))  # a successor that is warm has its threads
+        reader = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        print(json.dumps({"ready": os.getpid()}), flush=True)
+        while line := await reader.readline():
+            message = json.loads(line)
+            try:
+                answer = await getattr(self, "do_" + message.pop("do"))(**message)
+            except (NvmeError, OSError, TimeoutError) as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(answer or {}), flush=True)
+
+    async def _run(self, controller: nvme_async.Controller) -> dict[str, Any]:
+        """The load, until each loop has a command back."""
+        self._controller = controller
+        sent = 0
+        namespace = next(iter(controller.namespaces.values()))
+        view = memoryview(self._data)
+        for number, loop in enumerate(self._loops):
+            places = range(number * self._depth, (number + 1) * self._depth)
+            buffers = [view[place * BLOCK : (place + 1) * BLOCK] for place in places]
+            if number:
+                loop.start(namespace, buffers)
+            else:
+                loop.start_here(namespace, buffers)
+                await asyncio.sleep(0)  # the readers' first step posts, and the doorbell follows unless the predecessor's commands are out
+                while controller.queues.held:
+                    await asyncio.sleep(0)
+                sent = time.monotonic_ns()
+        await self._until(lambda: all(loop.first for loop in self._loops))
+        adopted = controller.adopted
+        return {
+            "sent": sent,
+            "first": min(loop.first for loop in self._loops),
+            "all": max(loop.first for loop in self._loops),
+            "standstill": adopted.pause,
+            "adopted": len(adopted),
+            "lost": sum(one.error is not None for one in adopted),
+        }
+
+    async def _until(self, condition: Any) -> None:
+        async with asyncio.timeout(WAIT):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    async def do_open(self, uri: str, options: dict[str, Any]) -> dict[str, Any]:
+        return await self._run(await nvme_async.open(uri, **options))
+
+    async def do_take(self, path: str, options: dict[str, Any]) -> dict[str, Any]:
+        return await self._run(await nvme_async.take_over(path, **options))
+
+    async def do_offer(self, path: str, each: int) -> dict[str, Any]:
+        """Offers, once every loop has had `each` completions; answers when it was taken."""
+        controller = self._controller
+        assert controller is not None
+        await self._until(lambda: all(loop.done >= each for loop in self._loops))
+        async with controller.handover(path) as offer:
+            print(json.dumps({"offered": path}), flush=True)
+            async with asyncio.timeout(WAIT):
+                await offer
+        for loop in self._loops:
+            await loop.ended()
+        self._controller = None
+        return {"last": max(loop.last for loop in self._loops)}
+
+    async def do_close(self) -> None:
+        if self._controller is not None:
+            await self._controller.close()
+
+
+async def drive(queues: int, depth: int) -> None:
+    await Driver(queues, depth).serve()
+
+
+class Process:
+    """A Driver elsewhere."""
+
+    def __init__(self, queues: int, depth: int) -> None:
+        arguments = [sys.executable, os.path.abspath(__file__), "--driver", "--queues", str(queues), "--iodepth", str(depth)]
+        self._process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.answer()
+
+    def tell(self, what: str, **arguments: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a driver's process ended with {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise SystemExit(answer["error"])
+        return answer
+
+    def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
+        self.tell(what, **arguments)
+        return self.answer()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self._process.kill()
+        self._process.wait()
+
+
+# -- the figures ----------------------------------------------------------------------------------------------------------------------------
+
+
+def milliseconds(nanoseconds: list[float]) -> dict[str, float]:
+    values = sorted(value / 1e6 for value in nanoseconds)
+    rank = max(0, -(-len(values) * 99 // 100) - 1)
+    return {
+        "rounds": len(values),
+        "median_ms": round(statistics.median(values), 3),
+        "p99_ms": round(values[rank], 3),
+        "min_ms": round(values[0], 3),
+        "max_ms": round(values[-1], 3),
+    }
+
+
+def hand_to_and_fro(holder: Process, other: Process, folder: str, rounds: int, each: int, options: dict[str, Any]) -> tuple[Any, ...]:
+    """({name: nanoseconds of each round}, commands adopted, commands lost, who has it now)"""
+    times: dict[str, list[float]] = {"pause": [], "answered": [], "all_queues": [], "standstill": []}
+    adopted = lost = 0
+    for number in range(rounds):
+        path = f"{folder}/{number % 2}.sock"
+        holder.tell("offer", path=path, each=each)
+        holder.answer()  # listening
+        came = other.ask("take", path=path, options=options)
+        left = holder.answer()
+        for name, key in (("pause", "sent"), ("answered", "first"), ("all_queues", "all")):
+            times[name].append(came[key] - left["last"])
+        if came["standstill"] is not None:
+            times["standstill"].append(came["standstill"] * 1e9)
+        adopted += came["adopted"]
+        lost += came["lost"]
+        holder, other = other, holder
+    return times, adopted, lost, holder, other
+
+
+def handovers(uri: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    fresh: list[float] = []
+    processes = [Process(arguments.queues, arguments.iodepth) for _ in range(2)]
+    options = {"keepalive": True, "io_queues": arguments.queues, "pool_bytes": 64 << 20}
+    try:
+        with tempfile.TemporaryDirectory(prefix="nvme-async-") as folder:
+            processes[0].ask("open", uri=uri, options=options)
+            warm = hand_to_and_fro(*processes, folder, 4, arguments.each, {})
+            times, adopted, lost, *who = hand_to_and_fro(*warm[-2:], folder, arguments.rounds, arguments.each, {})
+            for _ in range(arguments.fresh):
+                found, _, _, *who = hand_to_and_fro(*who, folder, 1, arguments.each, {**options, "keepalive": False})
+                fresh += found["pause"]
+            who[0].ask("close")
+    finally:
+        for process in processes:
+            process.close()
+    result: dict[str, Any] = {
+        "queues": arguments.queues,
+        "iodepth": arguments.iodepth,
+        **{name: milliseconds(values) for name, values in times.items() if values},
+        "commands_adopted": adopted,
+        "commands_lost": lost,
+    }
+    if fresh:
+        result["fresh"] = milliseconds(fresh)
+        result["fresh_over_handover_median"] = round(result["fresh"]["median_ms"] / result["pause"]["median_ms"], 1)
+    return result
+
+
+async def _touch(namespace: nvme_async.Namespace) -> None:
+    await namespace.read(0)
+
+
+async def saves(uri: str, queues: int, rounds: int) -> dict[str, Any]:
+    """save() of a controller with `queues` queue pairs, each of a loop that runs."""
+    controller = await nvme_async.open(uri, keepalive=True, io_queues=queues, pool_bytes=256 << 20)
+    loops = [Loop(number, 1) for number in range(queues - 1)]
+    times = []
+    try:
+        for _ in range(rounds):
+            namespace = next(iter(controller.namespaces.values()))
+            await namespace.read(0)
+            for loop in loops:
+                await asyncio.to_thread(loop.call, _touch(namespace))
+            used = len(controller.queues.io)
+            begin = time.perf_counter_ns()
+            bundle = await controller.save()
+            times.append(float(time.perf_counter_ns() - begin))
+            with bundle:
+                controller = await restore(bundle)
+    finally:
+        await controller.close()
+    return {"queue_pairs": used, **milliseconds(times)}
+
+
+@contextlib.contextmanager
+def emulated() -> Iterator[str]:
+    """A controller in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="nvme-async-") as folder:
+        path = f"{folder}/controller.sock"
+        command = [sys.executable, "-m", "nvme_async.cli.main", "emulate", "--socket", path, "--size", "64MiB", "--mdts", "128KiB"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                process.stdout.readline()
+                yield f"vfio-user:{path}"
+            finally:
+                process.terminate()
+
+
+def text(report: dict[str, Any]) -> str:
+    def line(name: str, figures: dict[str, Any]) -> str:
+        return f"{name:<34} median {figures['median_ms']:9.3f} ms   p99 {figures['p99_ms']:9.3f} ms   of {figures['rounds']}"
+
+    handover = report["handovers"]
+    lines = [
+        f"{report['uri']}: {handover['queues']} queues, {handover['iodepth']} reads out on each",
+        line("pause at a hand-over", handover["pause"]),
+    ]
+    if "standstill" in handover:
+        lines.append(line("  of it between the two drivers", handover["standstill"]))
+    lines.append(line("  until the first is answered", handover["answered"]))
+    lines.append(line("  until every queue had an answer", handover["all_queues"]))
+    if "fresh" in handover:
+        lines.append(line("pause at a fresh bring-up", handover["fresh"]))
+        lines.append(f"a fresh bring-up takes {handover['fresh_over_handover_median']} times as long")
+    lines.append(f"{handover['commands_adopted']} commands in flight were adopted, {handover['commands_lost']} of them failed")
+    lines += [line(f"save with {save['queue_pairs']} I/O queue pairs", save) for save in report["saves"]]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--uri", help="a vfio-user: or pci: device; default: an emulated controller")
+    parser.add_argument("--rounds", type=int, default=100, help="hand-overs [%(default)s]")
+    parser.add_argument("--fresh", type=int, default=20, help="fresh bring-ups, 0 for none [%(default)s]")
+    parser.add_argument("--queues", type=int, default=4, help="queue pairs under load [%(default)s]")
+    parser.add_argument("--iodepth", type=int, default=32, help="reads out on each [%(default)s]")
+    parser.add_argument("--each", type=int, default=200, help="reads on each queue between two hand-overs [%(default)s]")
+    parser.add_argument("--save-queues", default="1,64", help="queue pairs to time a save with [%(default)s]")
+    parser.add_argument("--save-rounds", type=int, default=20, help="saves [%(default)s]")
+    parser.add_argument("--json", action="store_true", help="JSON instead of text")
+    parser.add_argument("--driver", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.driver:
+        # Several loops in one process: by default a thread that has the interpreter keeps it for 5 ms before another one gets it.
+        sys.setswitchinterval(0.0002)
+        gc.freeze()  # what was imported needn't be looked through again
+        uvloop.run(drive(arguments.queues, arguments.iodepth))
+        return
+    with contextlib.ExitStack() as stack:
+        uri = arguments.uri or stack.enter_context(emulated())
+        report: dict[str, Any] = {"uri": arguments.uri or "emulated, in a process of its own", "handovers": handovers(uri, arguments)}
+        counts = [int(count) for count in arguments.save_queues.split(",") if count]
+        report["saves"] = [uvloop.run(saves(uri, count, arguments.save_rounds)) for count in counts]
+    print(json.dumps(report, indent=2) if arguments.json else text(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""The hand-over benchmark itself: it runs, loses nothing, and says what it measured. The figures are docs/performance.md's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks/keepalive.py"
+
+
+def test_it_hands_to_and_fro_and_reports_as_json() -> None:
+    arguments = ["--rounds", "4", "--fresh", "2", "--queues", "2", "--iodepth", "8", "--save-queues", "1,3", "--save-rounds", "2", "--json"]
+    done = subprocess.run([sys.executable, BENCHMARK, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    handovers = report["handovers"]
+    assert handovers["commands_lost"] == 0
+    for name in ("pause", "answered", "all_queues", "standstill"):
+        assert handovers[name]["rounds"] == 4
+        assert 0 < handovers[name]["median_ms"] <= handovers[name]["p99_ms"]
+    assert handovers["fresh"]["rounds"] == 2
+    assert [save["queue_pairs"] for save in report["saves"]] == [1, 3]
