@@ -7,12 +7,6 @@ from types import TracebackType
 from typing import Any, Protocol
 
 
-class DmaMemory(Protocol):
-    """Memory that the device reaches: a writable buffer with an owner."""
-
-    def free(self) -> None: ...
-
-
 class BenchNamespace(Protocol):
     @property
     def block_size(self) -> int: ...

@@ -242,7 +242,9 @@ def as_table(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Tab
 
 @click.command("top")
 @_target
-@click.option("-d", "--interval", type=click.FloatRange(0.05, 3600), default=1.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "-d", "--interval", type=click.FloatRange(0.05, 3600), default=1.0, show_default=True, metavar="SECONDS", help="Between two views."
+)
 @click.option("-c", "--count", type=click.IntRange(1), help="End after so many views.  [default: go on until Ctrl-C]")
 def top(target: str, interval: float, count: int | None) -> None:
     """Watch a running manager's devices. TARGET is its control socket."""

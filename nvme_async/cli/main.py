@@ -57,6 +57,8 @@ def cli(keep_alive: str | None, pool_pages: str | None, vfio: bool | None, keepe
 
     What isn't given comes from OPENHCL_NVME_KEEP_ALIVE, OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG and OPENHCL_NVME_VFIO, and then from what is
     there (see docs/keepalive-keeper.md).
+
+    Exit codes: 0 done, 1 the device or the operation failed, 2 the command line made no sense, 130 interrupted.
     """
     try:
         config.command_line.keepalive = None if keep_alive is None else config.parse_setting(keep_alive)
@@ -67,14 +69,28 @@ def cli(keep_alive: str | None, pool_pages: str | None, vfio: bool | None, keepe
     config.command_line.keeper = keeper
 
 
+def in_one_line(error: click.ClickException) -> str:
+    """What click says in several lines, and where to read on."""
+    message = " ".join(error.format_message().split())
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        message += f" (see {error.ctx.command_path} --help)"
+    return f"nvme-async: {message}"
+
+
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 the device or the operation failed, 2 the command line made no sense."""
+    """Entry point. Exit codes: 0 done, 1 the device or the operation failed, 2 the command line made no sense, 130 interrupted.
+
+    Errors are one line on stderr.
+    """
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="nvme-async", standalone_mode=False)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        print(in_one_line(error), file=sys.stderr)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
