@@ -1,6 +1,6 @@
 """What many controllers in one process cost: attaching them, memory, an idle manager, each I/O; and what a call across loops costs.
 
-    python benchmarks/scale.py [--controllers 64] [--namespaces 4] [--seconds 2] [-o json]
+    python benchmarks/scale.py [--controllers 64] [--namespaces 4] [--depth 8] [--depth 32] [--seconds 1] [-o json]
 
 Everything runs on emulated controllers of this process, with media that store nothing, so the figures are those of the driver, the manager
 and the emulator's thread together. `driver` is the CPU time of the thread that awaits, which runs the driver and this loop only.
@@ -15,14 +15,13 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import click
 import uvloop
 
 from nvme_async import Manager
-from nvme_async.manager import ManagedNamespace
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Cns
 
@@ -49,24 +48,23 @@ def used_by_buffers(manager: Manager) -> int:
     return nbytes // 1024
 
 
-async def load(namespaces: list[ManagedNamespace], depth: int, seconds: float) -> dict[str, float]:
-    """`depth` readers, each going round all namespaces."""
+async def load(devices: list[tuple[Callable[[int], Any], list[Any]]], depth: int, seconds: float) -> dict[str, float]:
+    """`depth` readers for each device, given as (its alloc, its namespaces), which go round these with 4 KiB that the device reaches."""
     done = 0
     stop = time.perf_counter() + seconds
-    count = len(namespaces)
 
-    async def reader(first: int) -> None:
+    async def reader(alloc: Callable[[int], Any], namespaces: list[Any], first: int) -> None:
         nonlocal done
-        at = first
-        buffer = bytearray(4096)
-        while time.perf_counter() < stop:
-            for _ in range(16):
-                await namespaces[at % count].readinto(at * 7919 % 262144, buffer)
-                at += depth
-            done += 16
+        at, count = first, len(namespaces)
+        with alloc(4096) as buffer:
+            while time.perf_counter() < stop:
+                for _ in range(16):
+                    await namespaces[at % count].readinto(at * 7919 % 262144, buffer)
+                    at += 1
+                done += 16
 
     began, cpu, driver = time.perf_counter(), time.process_time(), time.thread_time()
-    await asyncio.gather(*(reader(first) for first in range(depth)))
+    await asyncio.gather(*(reader(*device, first) for first in range(depth) for device in devices))
     elapsed = time.perf_counter() - began
     return {
         "iops": round(done / elapsed),
@@ -76,8 +74,8 @@ async def load(namespaces: list[ManagedNamespace], depth: int, seconds: float) -
     }
 
 
-async def curve(counts: list[int], namespaces: int, depth: int, seconds: float) -> list[dict[str, Any]]:
-    """One row for each number of controllers, all attached at the same time, with `depth` readers for each controller."""
+async def curve(counts: list[int], namespaces: int, depths: Sequence[int], seconds: float) -> list[dict[str, Any]]:
+    """One row for each number of controllers, all attached at the same time, with so many readers for each controller."""
     rows = []
     for count in counts:
         gc.collect()
@@ -101,11 +99,14 @@ async def curve(counts: list[int], namespaces: int, depth: int, seconds: float) 
                     (after["anonymous"] + after["shared"] - before["anonymous"] - before["shared"] - used_by_buffers(manager)) / count
                 ),
             }
-            handles = await asyncio.gather(
-                *(manager.namespace(uri(number, namespaces), nsid) for number in range(count) for nsid in range(1, namespaces + 1))
-            )
-            await load(handles, depth * count, seconds / 4)
-            row["io"] = await load(handles, depth * count, seconds)
+            handles: list[tuple[Callable[[int], Any], list[Any]]] = []
+            for number in range(count):
+                of_one = [await manager.namespace(uri(number, namespaces), nsid) for nsid in range(1, namespaces + 1)]
+                handles.append((of_one[0].alloc, of_one))
+            row["io"] = {}
+            for depth in depths:
+                await load(handles, depth, seconds / 4)
+                row["io"][depth] = await load(handles, depth, seconds)
             cpu = time.process_time()
             await asyncio.sleep(seconds)
             row["idle_cpu_percent"] = round((time.process_time() - cpu) / seconds * 100, 3)
@@ -161,7 +162,7 @@ async def across(seconds: float) -> dict[str, float]:
 
         results["manager.run(I/O) from a plain thread"] = await asyncio.to_thread(plain)
         for name, target in (("driver's namespace", raw), ("manager's handle", namespace)):
-            figures = await load([target], 32, seconds)  # type: ignore[list-item]
+            figures = await load([(namespace.alloc, [target])], 32, seconds)
             results[f"I/O, {name}, depth 32, CPU of the caller's thread"] = figures["us_driver"]
     return results
 
@@ -169,28 +170,35 @@ async def across(seconds: float) -> dict[str, float]:
 @click.command()
 @click.option("--controllers", type=click.IntRange(1, 256), default=64, show_default=True)
 @click.option("--namespaces", type=click.IntRange(1, 16), default=4, show_default=True)
-@click.option("--depth", type=click.IntRange(1, 256), default=8, show_default=True, help="Readers for each controller.")
-@click.option("--seconds", type=click.FloatRange(0.1, 60), default=2.0, show_default=True, help="For each measurement.")
+@click.option("--depth", "depths", type=click.IntRange(1, 256), default=(8, 32), multiple=True, show_default=True,
+              help="Readers for each controller; several are measured one after the other.")
+@click.option("--seconds", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="For each measurement.")
 @click.option("-o", "--output-format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def main(controllers: int, namespaces: int, depth: int, seconds: float, output: str) -> None:
+def main(controllers: int, namespaces: int, depths: tuple[int, ...], seconds: float, output: str) -> None:
     """Measure what many controllers in one process cost."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # about 50 descriptors for each controller, the emulator's included
     counts = [count for count in (1, 4, 16, 64, 256) if count < controllers] + [controllers]
-    rows = uvloop.run(curve(counts, namespaces, depth, seconds))
+    rows = uvloop.run(curve(counts, namespaces, depths, seconds))
     calls = uvloop.run(across(seconds / 2))
     if output == "json":
         click.echo(json.dumps({"curve": rows, "microseconds": calls, "open_files_before": soft}, indent=2))
         return
-    click.echo("                                         µs CPU per I/O")
-    click.echo("controllers namespaces attach s    IOPS driver process  KiB each beyond-buffers fds each idle %CPU")
+    click.echo("controllers namespaces attach s  KiB each beyond-buffers fds each threads idle %CPU")
     for row in rows:
-        io = row["io"]
         click.echo(
-            f"{row['controllers']:>11} {row['namespaces']:>10} {row['attach_seconds']:>8.3f} {io['iops']:>7} {io['us_driver']:>6.2f} "
-            f"{io['us_process']:>7.2f} {row['kib_each']:>9} {row['kib_each_beyond_buffers']:>14} "
-            f"{row['descriptors_each']:>8} {row['idle_cpu_percent']:>9.3f}"
+            f"{row['controllers']:>11} {row['namespaces']:>10} {row['attach_seconds']:>8.3f} {row['kib_each']:>9} "
+            f"{row['kib_each_beyond_buffers']:>14} {row['descriptors_each']:>8} {row['threads']:>7} {row['idle_cpu_percent']:>9.3f}"
         )
+    click.echo("controllers depth each     IOPS  µs CPU per I/O: driver  (of one)  whole process  (of one)")
+    for depth in depths:
+        one = rows[0]["io"][depth]
+        for row in rows:
+            io = row["io"][depth]
+            click.echo(
+                f"{row['controllers']:>11} {depth:>10} {io['iops']:>8} {io['us_driver']:>23.2f} {io['us_driver'] / one['us_driver']:>9.2f} "
+                f"{io['us_process']:>14.2f} {io['us_process'] / one['us_process']:>9.2f}"
+            )
     for what, value in calls.items():
         click.echo(f"{value:>10.2f} µs  {what}")
 

@@ -25,13 +25,17 @@ from wire import Operation, Status, answer, read_request
 from nvme_async import Manager, NvmeError
 from nvme_async.manager import SavedDevices
 
+# One loop, so that I/O stays on it; and little memory, for it is all that a successor gets.
+OPTIONS = {"workers": 1, "keepalive": True, "pool_bytes": 16 << 20}
+
 
 class Service:
-    """Answers requests from the store until the drive has gone to a successor."""
+    """Answers requests from the store until the drive has gone to a successor. Owns the manager, until close()."""
 
-    def __init__(self, manager: Manager, store: Store) -> None:
+    def __init__(self, manager: Manager, store: Store, device: str) -> None:
         self._manager = manager
         self._store = store
+        self._device = device
         self._moved = False
         self._busy = 0
         self.ended = asyncio.Event()
@@ -95,16 +99,27 @@ class Service:
                 await asyncio.to_thread(successor.connect, path)
                 while self._busy:
                     await asyncio.sleep(0.0005)
-                saved = await self._manager.save()
-                saved.check()
-                try:
-                    await asyncio.to_thread(saved.send, successor)
-                finally:
-                    saved.close()
+                with await self._manager.save() as saved:
+                    saved.check()
+                    try:
+                        await asyncio.to_thread(saved.send, successor)
+                    except (NvmeError, OSError):
+                        await self._take_back(saved)
+                        raise
         except (NvmeError, OSError) as error:
             self._moved = False
             return Status.ERROR, f"{type(error).__name__}: {error}".encode()
         return Status.OK, b""
+
+    async def _take_back(self, saved: SavedDevices) -> None:
+        """Nobody took it. The saved controller runs on, so this process may as well be its own successor."""
+        await self._manager.close()
+        self._manager = await Manager.restore(saved, **OPTIONS)
+        self._store = await Store.open(await self._manager.namespace(self._device, 1))
+
+    async def close(self) -> None:
+        await self._store.settle()
+        await self._manager.close()
 
 
 def _receive(path: str) -> SavedDevices:
@@ -123,23 +138,21 @@ def _receive(path: str) -> SavedDevices:
 
 
 async def run(device: str, path: str, take_over: str | None) -> None:
-    # So that what is idle costs nothing and a lost driver is noticed by the face, not by a timeout.
-    options = {"keepalive": True, "pool_bytes": 16 << 20}
     if take_over is None:
-        manager = Manager(workers=1, **options)
+        manager = Manager(**OPTIONS)
     else:
         with await asyncio.to_thread(_receive, take_over) as saved:
-            manager = await Manager.restore(saved, workers=1, **options)
+            manager = await Manager.restore(saved, **OPTIONS)
     async with manager:
         store = await Store.open(await manager.namespace(device, 1))
-        service = Service(manager, store)
+        service = Service(manager, store, device)
         server = await asyncio.start_unix_server(service.serve, path)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, service.ended.set)
         print("ready", flush=True)
         await service.ended.wait()
         server.close()
         os.unlink(path)
-        await store.settle()
+        await service.close()
 
 
 def main() -> None:

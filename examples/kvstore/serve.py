@@ -87,6 +87,11 @@ class Driver:
             raise Moved
         return status, value
 
+    async def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
     async def close(self) -> None:
         """Lets go of the process, which ends then."""
         if self._writer is not None:
@@ -97,8 +102,7 @@ class Driver:
             async with asyncio.timeout(PATIENCE):
                 await self.process.wait()
         except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
+            await self.kill()
 
 
 class Face:
@@ -110,44 +114,79 @@ class Face:
         self._numbers = itertools.count()
         self._driver: Driver | None = None
         self._changed = asyncio.Event()
-        self._upgrading = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
         self.upgrades = 0
+        self.restarts = 0
         self.longest_pause = 0.0
 
     def _path(self, what: str) -> str:
         return os.path.join(self._folder, f"{what}-{next(self._numbers)}.sock")
 
     async def start(self) -> None:
+        """A driver process that opens the device, and another one whenever it dies."""
+        await self._fresh()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _fresh(self) -> None:
         driver = await Driver.start(self._device, self._path("driver"))
-        await driver.says("ready")
-        await driver.connect()
+        try:
+            await driver.says("ready")
+            await driver.connect()
+        except BaseException:
+            await driver.kill()
+            raise
+        self._become(driver)
+
+    def _become(self, driver: Driver) -> None:
         self._driver = driver
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _watch(self) -> None:
+        while True:
+            driver = self._driver
+            assert driver is not None
+            await driver.process.wait()
+            async with self._changing:
+                if self._driver is driver:
+                    await self._replace(f"the driver process ended with code {driver.process.returncode}")
+
+    async def _replace(self, why: str) -> None:
+        """What was acknowledged is on the drive, and what wasn't will be asked again: so a driver process that died is no loss."""
+        print(f"{why}; starting another", file=sys.stderr, flush=True)
+        while True:
+            with contextlib.suppress(RuntimeError, OSError, TimeoutError):
+                await self._fresh()
+                self.restarts += 1
+                return
+            await asyncio.sleep(0.2)
 
     async def upgrade(self) -> float:
         """A new driver process takes the running controller over. Returns for how many seconds there was none."""
-        async with self._upgrading:
+        async with self._changing:
             old = self._driver
             assert old is not None
             path = self._path("take-over")
             new = await Driver.start(self._device, self._path("driver"), "--take-over", path)
+            handed_over = False
             try:
                 await new.says("waiting")
-            except BaseException:
-                new.process.kill()
-                await new.process.wait()
+                began = time.monotonic()
+                status, why = await old.call(Operation.HAND_OVER, value=path.encode())
+                if status is not Status.OK:
+                    raise RuntimeError(f"the driver process keeps the drive: {why.decode()}")
+                handed_over = True
+                await new.says("ready")
+                await new.connect()
+            except BaseException as error:
+                await new.kill()
+                if handed_over:
+                    await old.close()
+                    await self._replace(f"the new driver process failed ({error!r})")
                 raise
-            began = time.monotonic()
-            status, why = await old.call(Operation.HAND_OVER, value=path.encode())
-            if status is not Status.OK:
-                new.process.kill()
-                await new.process.wait()
-                raise RuntimeError(f"the driver process keeps the drive: {why.decode()}")
-            await new.says("ready")
-            await new.connect()
             pause = time.monotonic() - began
-            self._driver = new
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._become(new)
             self.upgrades += 1
             self.longest_pause = max(self.longest_pause, pause)
             await old.close()
@@ -165,6 +204,9 @@ class Face:
                     await changed.wait()
 
     async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
         if self._driver is not None:
             await self._driver.close()
 
@@ -212,7 +254,11 @@ class Face:
         return web.Response(body=stats, content_type="application/json")
 
     async def _upgrade(self, _: web.Request) -> web.Response:
-        return web.json_response({"seconds": await self.upgrade(), "upgrades": self.upgrades})
+        try:
+            seconds = await self.upgrade()
+        except (RuntimeError, Moved) as error:
+            raise web.HTTPServiceUnavailable(text=f"not upgraded: {error}") from None
+        return web.json_response({"seconds": seconds, "upgrades": self.upgrades})
 
 
 async def run(device: str, host: str, port: int) -> None:

@@ -41,6 +41,48 @@ async def service(device: str) -> AsyncIterator[str]:
     assert process.returncode == 0
 
 
+async def test_a_driver_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    with EmulatedController("size=64MiB") as target:
+        target.listen(tmp_path / "drive.sock")
+        async with service(f"vfio-user:{tmp_path}/drive.sock") as url, aiohttp.ClientSession(url) as session:
+
+            async def pid() -> int:
+                async with session.get("/stats") as answer:
+                    return int((await answer.json())["pid"])
+
+            acknowledged: dict[str, bytes] = {}
+            changed = asyncio.Event()
+            pids = [await pid()]
+
+            async def client(number: int) -> None:
+                count = 0
+                while not changed.is_set() or count < 10:
+                    value = f"{number} {count} ".encode() * 100
+                    async with session.put(f"/keys/{number}", data=value) as answer:
+                        assert answer.status == 204, await answer.text()
+                    acknowledged[str(number)] = value
+                    count += 1
+
+            clients = [asyncio.ensure_future(client(number)) for number in range(8)]
+            try:
+                for _ in range(2):
+                    before = dict(acknowledged)
+                    async with asyncio.timeout(20):
+                        while not all(acknowledged.get(str(number)) not in (None, before.get(str(number))) for number in range(8)):
+                            await asyncio.sleep(0.005)
+                    os.kill(pids[-1], signal.SIGKILL)
+                    pids.append(await pid())
+                    assert len(set(pids)) == len(pids)
+            finally:
+                changed.set()
+            await asyncio.gather(*clients)
+            for key, value in acknowledged.items():
+                async with session.get(f"/keys/{key}") as answer:
+                    assert await answer.read() == value
+            async with session.post("/upgrade") as answer:
+                assert (await answer.json())["upgrades"] == 1
+
+
 async def test_three_upgrades_under_load_lose_nothing(tmp_path: Path) -> None:
     with EmulatedController("size=64MiB") as target:
         target.listen(tmp_path / "drive.sock")
