@@ -89,6 +89,7 @@ async def test_three_upgrades_under_load_lose_nothing(tmp_path: Path) -> None:
         async with service(f"vfio-user:{tmp_path}/drive.sock") as url, aiohttp.ClientSession(url) as session:
             acknowledged: dict[str, bytes] = {}
             stop = False
+            target.faults.add(queue="io", opcode=1, delay=0.02)  # so that writes are out whenever the controller is handed over
 
             async def client(number: int) -> int:
                 count = 0

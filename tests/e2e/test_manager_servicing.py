@@ -113,7 +113,7 @@ async def test_all_devices_are_saved_and_restored_and_a_failing_one_harms_nobody
     rule = targets[3].faults.add(queue="admin", delay=60.0)
     servicing = asyncio.ensure_future(first.service(hung, keepalive=False))
     await became(first.device(hung), "servicing")
-    saved = await first.save(timeout=0.2)
+    saved = await first.save(timeout=1.0)
     assert sorted(saved.bundles) == live
     assert saved.shut_down == [plain]
     assert list(saved.failures) == [hung]
