@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -29,8 +30,9 @@ def callgrind(command: list[str], folder: str) -> str:
     """Path of the profile."""
     out = f"{folder}/callgrind.out"
     subprocess.run(
-        ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *command], check=True, capture_output=True, text=True, cwd=ROOT
-    )
+        ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *command], check=True, capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    )  # fmt: skip
     return out
 
 
@@ -67,7 +69,8 @@ def primitives(folder: str) -> dict[str, float]:
 
 
 def awaited(folder: str) -> dict[str, float]:
-    counts = (2_000, 6_000)
+    # Far enough apart that the interpreter's start doesn't show, which differs from run to run by some 10 million instructions.
+    counts = (4_000, 44_000)
     totals = [total(callgrind([sys.executable, __file__, "--workload", str(count)], folder)) for count in counts]
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return {f"awaited_qd32_python{version}": round((totals[1] - totals[0]) / (counts[1] - counts[0]), 0)}

@@ -378,8 +378,10 @@ static void *run(void *arg)
             idle_from = 0;
         else if (idle_from == 0)
             idle_from = now;
-        else if (now - idle_from > YIELD_AFTER_NS)
+        else if (now - idle_from > YIELD_AFTER_NS) {
             sched_yield();
+            idle_from = 0; /* and then looks again for as long: a system call for each look is what others would have to wait for */
+        }
     }
     return NULL;
 }

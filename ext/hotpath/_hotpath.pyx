@@ -143,10 +143,10 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t c_read "read"(int fd, void *buf, size_t n)
 
 include "memory.pxi"
+include "waiting.pxi"
 include "request.pxi"
 include "batch.pxi"
 include "rings.pxi"
-include "waiting.pxi"
 include "queue_pair.pxi"
 include "reset.pxi"
 include "adopt.pxi"

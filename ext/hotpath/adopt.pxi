@@ -37,6 +37,7 @@ cdef class AdoptedCommand:
         self.request = None
         if request is None:
             return
+        take(request.qp, request)
         if request.failed:
             self.error, request.result = request.result, None
         else:

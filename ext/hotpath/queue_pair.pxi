@@ -36,6 +36,8 @@ cdef class QueuePair(Rings):
     cdef object flush_callback, poll_callback, more_callback
     cdef int event_fd
     cdef object ready                # the loop's queue of ready callbacks, where it shows one (stock asyncio)
+    cdef uint32_t n_due              # results that are here, and whose awaiters have not come round for them yet
+    cdef bint burst_over             # the last of those has come, and nothing was rung since
     cdef uint32_t credit             # eager completions left until others get their turn
     cdef int patience                # > 0: recent commands completed within a few passes of the loop
     cdef uint32_t asked, spins
@@ -114,6 +116,12 @@ cdef class QueuePair(Rings):
         """Rings for all that was posted. The loop calls it once on each pass that posted something."""
         self.flush_planned = False
         if self.has_memory:
+            self.ring_late()
+
+    cdef inline void ring_late(self) except *:
+        """A pass has gone by since something was posted: nobody rings for it any more, whoever is still due."""
+        if self.q.n_unrung:
+            self.n_due = 0
             self.ring_now()
 
     # -- sending -----------------------------------------------------------------------------------------------------------------------
@@ -288,6 +296,7 @@ cdef class QueuePair(Rings):
                     self.take_result(request)
                 request.let_go()
                 request.state = COMPLETED
+                self.n_due += 1
                 nvq_put(&self.q, slot)
                 request.wake()
             else:

@@ -121,9 +121,10 @@ cdef class Request:
             self.let_go()
             self.qp.leave_line(self.future)
             self.future = None
-        elif self.state == SENT and self.answered:
+        elif self.state == COMPLETED or (self.state == SENT and self.answered):
             self.state = FINISHED
             self.result = None
+            take(self.qp, self)
         elif self.state == SENT:
             self.state = DETACHED
             self.future = None
@@ -203,6 +204,7 @@ cdef int request_send(Request self, PyObject **result) except -1:
         raise exception
     if self.state == COMPLETED:
         self.state = FINISHED
+        take(qp, self)
         if self.status:
             qp.q.header.n_errors += 1
             raise qp.command_error(self.status, self.dw0, PyBytes_FromStringAndSize(<char *>&self.sqe, 64), qp.qid == 0, self.timed_out)

@@ -16,9 +16,8 @@ cdef bint look(QueuePair qp, Request request) except -1:
     """Right after a command was posted: rings now or plans to, completes at once what the controller has answered already, and decides
     how the command is waited for. `request.yields` passes of the loop without a Future come first where recent commands were that fast."""
     cdef bint alone = qp.q.n_armed == 1
-    if alone:
-        qp.ring_now()
-    elif qp.q.n_unrung >= qp.ring_at:
+    if alone or qp.burst_over or qp.q.n_unrung >= qp.ring_at:
+        qp.burst_over = False
         qp.ring_now()
     elif not qp.flush_planned and qp.mode == INTERRUPT:
         qp.plan_flush()
@@ -54,18 +53,25 @@ cdef bint look_again(QueuePair qp, Request request) except -1:
     if request.answered:
         request.state = COMPLETED
         return True
-    if qp.q.n_unrung:
-        qp.ring_now()
+    qp.ring_late()
     if nvq_pending(&qp.q):
         qp.reap_and_deliver(qp.reap_limit)
     if request.state == COMPLETED:
-        if qp.patience < MAX_PATIENCE:
-            qp.patience += 1
         return True
     if request.yields == 0:
         # It takes longer than a few passes: the next ones sleep at once, but for a probe now and then.
         qp.patience = qp.patience - 16 if qp.patience > 16 else 0
     return False
+
+
+cdef inline void take(QueuePair qp, Request request):
+    """An awaiter has come for its result. The last of those that are due, who is the last to send something in this pass as far as anybody
+    can know, rings for all of them: once a pass, and no pass later."""
+    if request.yields and qp.patience < MAX_PATIENCE:
+        qp.patience += 1       # it was worth the passes
+    if qp.n_due:
+        qp.n_due -= 1
+        qp.burst_over = qp.n_due == 0
 
 
 cdef void spin(QueuePair qp) except *:

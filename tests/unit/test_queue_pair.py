@@ -54,6 +54,68 @@ async def test_commands_of_one_pass_share_one_doorbell(ring):
     assert ring.qp.inspect()["cq"]["doorbells"] == 1
 
 
+@pytest.mark.parametrize("ring", [{"mode": "adaptive"}, {"mode": "interrupt"}], indirect=True, ids=["adaptive", "interrupt"])
+async def test_the_last_of_a_burst_rings_for_all_of_it_in_the_same_pass(ring):
+    depth, rounds = 8, 20
+
+    async def worker():
+        for _ in range(rounds):
+            await ring.qp.request(flush())
+
+    tasks = [asyncio.create_task(worker()) for _ in range(depth)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for turn in range(rounds):
+        sqes = ring.fetch()
+        assert len(sqes) == depth, f"turn {turn}: some were not rung"
+        before = ring.qp.inspect()["sq"]["doorbells"]
+        for sqe in sqes:
+            ring.post(ring.cid(sqe))
+        ring.qp.reap()
+        await asyncio.sleep(0)  # all take their results, and all but in the last turn send the next
+        await asyncio.sleep(0)
+        assert ring.qp.inspect()["sq"]["doorbells"] - before == (turn < rounds - 1)
+    await asyncio.gather(*tasks)
+
+
+async def test_a_burst_whose_last_awaiter_sends_nothing_is_rung_a_pass_later(ring):
+    async def worker(rounds):
+        for _ in range(rounds):
+            await ring.qp.request(flush())
+
+    tasks = [asyncio.create_task(worker(2)), asyncio.create_task(worker(2)), asyncio.create_task(worker(1))]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for expected in (3, 2):
+        sqes = ring.fetch()
+        assert len(sqes) == expected
+        for sqe in sqes:
+            ring.post(ring.cid(sqe))
+        ring.qp.reap()
+        for _ in range(3):
+            await asyncio.sleep(0)
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+
+
+async def test_a_result_that_nobody_comes_for_delays_the_doorbell_by_a_pass_at_most(ring):
+    requests = [ring.qp.request(flush()) for _ in range(4)]
+    lost = await started(*requests[:2])
+    for sqe in ring.fetch():
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    for task in lost:
+        task.cancel()
+    await asyncio.gather(*lost, return_exceptions=True)
+    tasks = await started(*requests[2:])
+    await asyncio.sleep(0)
+    sqes = ring.fetch()
+    assert len(sqes) == 2
+    for sqe in sqes:
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    await asyncio.gather(*tasks)
+
+
 async def test_rings_wrap_and_the_phase_turns_each_time_round(ring):
     for turn in range(50):
         (task,) = await started(ring.qp.request(flush()))
