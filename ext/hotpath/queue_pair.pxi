@@ -69,7 +69,7 @@ cdef class QueuePair(Rings):
         self.poll_callback = self.poll
         self.more_callback = self.more
         self.mode = ADAPTIVE
-        self.ring_at = 16
+        self.ring_at = 64
         self.reap_limit = 256
         self.ack_limit = entries // 8 if entries >= 16 else 1
         self.credit = EAGER_IN_A_ROW

@@ -15,7 +15,7 @@ MODES = {"poll": POLL, "interrupt": INTERRUPT, "adaptive": ADAPTIVE}
 cdef bint look(QueuePair qp, Request request) except -1:
     """Right after a command was posted: rings now or plans to, completes at once what the controller has answered already, and decides
     how the command is waited for. `request.yields` passes of the loop without a Future come first where recent commands were that fast."""
-    cdef bint alone = qp.q.n_armed == 1
+    cdef bint alone = qp.q.n_armed == 1 and qp.n_due == 0
     if alone or qp.burst_over or qp.q.n_unrung >= qp.ring_at:
         qp.burst_over = False
         qp.ring_now()
