@@ -2,7 +2,7 @@
 """How near an awaited I/O comes to what the event loop itself costs.
 
 The ceiling: the same number of coroutines awaiting plain futures, which a C loop resolves in batches, once on each pass of the loop. Against
-that: the same coroutines awaiting 4 KiB reads of the null medium; and lone reads, eager and by interrupt. Both sides alternate in one run;
+that: the same coroutines awaiting random 4 KiB reads of the null medium; and lone reads, eager and by interrupt. All alternate in one run;
 each figure is the median of the rounds.
 
     python benchmarks/ceiling.py [--depth 32] [--rounds 7] [--loop asyncio|uvloop|both] [--json]
@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import statistics
 import time
 from typing import Any
@@ -22,6 +23,7 @@ import uvloop
 
 import nvme_async
 from nvme_async._hotpath import FutureMill
+from nvme_async.dma import DmaBuffer
 
 NULL = "emulated:size=1GiB,medium=null"
 
@@ -43,35 +45,52 @@ async def futures(mill: FutureMill, depth: int, count: int) -> float:
 
 
 async def reads(namespace: nvme_async.Namespace, depth: int, count: int) -> float:
-    async def worker(first: int) -> None:
-        read = namespace.read
-        for lba in range(first, first + count // depth):
-            await read(lba)
+    """read(): a new bytes object each time, so one allocation and one copy of 4 KiB more than readinto()."""
+    blocks = random.Random(0).choices(range(namespace.blocks), k=4096)
 
-    return await together([worker(index * (count // depth)) for index in range(depth)], count)
+    async def worker(at: int) -> None:
+        read = namespace.read
+        for index in range(at, at + count // depth):
+            await read(blocks[index & 4095])
+
+    return await together([worker(index * 128) for index in range(depth)], count)
+
+
+async def reads_into(namespace: nvme_async.Namespace, buffers: list[DmaBuffer], count: int) -> float:
+    """readinto() buffers that the device reaches: what --ioengine=await does."""
+    blocks = random.Random(0).choices(range(namespace.blocks), k=4096)
+
+    async def worker(at: int, buffer: DmaBuffer) -> None:
+        readinto = namespace.readinto
+        for index in range(at, at + count // len(buffers)):
+            await readinto(blocks[index & 4095], buffer)
+
+    return await together([worker(index * 128, buffer) for index, buffer in enumerate(buffers)], count)
 
 
 async def bare_round_trip(count: int) -> float:
-    """Microseconds of eventfd → reader → future → task."""
+    """Median microseconds of eventfd → reader → future → task."""
     loop = asyncio.get_running_loop()
     fd = os.eventfd(0, os.EFD_NONBLOCK)
     waiting: list[asyncio.Future[None]] = []
+    clock = time.perf_counter_ns
+    times = []
 
     def readable() -> None:
         os.eventfd_read(fd)
         waiting.pop().set_result(None)
 
     loop.add_reader(fd, readable)
-    begin = time.perf_counter()
     for _ in range(count):
+        begin = clock()
         future = loop.create_future()
         waiting.append(future)
         os.eventfd_write(fd, 1)
         await future
-    took = time.perf_counter() - begin
+        times.append(clock() - begin)
     loop.remove_reader(fd)
     os.close(fd)
-    return took / count * 1e6
+    return statistics.median(times) / 1e3
 
 
 async def single(namespace: nvme_async.Namespace, count: int) -> tuple[float, float]:
@@ -89,17 +108,22 @@ async def single(namespace: nvme_async.Namespace, count: int) -> tuple[float, fl
 async def measure(depth: int, rounds: int, count: int) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     mill = FutureMill(loop)
-    ceilings, awaited, eager, interrupt, bare = [], [], [], [], []
+    ceilings, awaited, into, eager, interrupt, bare = [], [], [], [], [], []
     async with nvme_async.open(NULL) as adaptive, nvme_async.open(NULL, mode="interrupt") as sleeping:
         namespace, sleeper = adaptive.namespaces[1], sleeping.namespaces[1]
+        buffers = [adaptive.alloc(4096) for _ in range(depth)]
         await reads(namespace, depth, count // 4)
         for _ in range(rounds):
             ceilings.append(await futures(mill, depth, count))
             awaited.append(await reads(namespace, depth, count))
+            into.append(await reads_into(namespace, buffers, count))
             eager.append(await single(namespace, count // 10))
             bare.append(await bare_round_trip(count // 20))
             interrupt.append(await single(sleeper, count // 20))
+        for buffer in buffers:
+            buffer.free()
     ratios = [a / c for a, c in zip(awaited, ceilings, strict=True)]
+    into_ratios = [a / c for a, c in zip(into, ceilings, strict=True)]
     return {
         "loop": type(loop).__module__.split(".")[0],
         "depth": depth,
@@ -107,6 +131,9 @@ async def measure(depth: int, rounds: int, count: int) -> dict[str, Any]:
         "awaited_iops": statistics.median(awaited),
         "ratio": statistics.median(ratios),
         "ratio_spread": [min(ratios), max(ratios)],
+        "into_iops": statistics.median(into),
+        "into_ratio": statistics.median(into_ratios),
+        "into_ratio_spread": [min(into_ratios), max(into_ratios)],
         "eager_us": statistics.median(e[0] for e in eager),
         "eager_p99_us": statistics.median(e[1] for e in eager),
         "bare_interrupt_us": statistics.median(bare),
@@ -130,9 +157,11 @@ def main() -> None:
         results.append(result)
         if not options.json:
             low, high = result["ratio_spread"]
+            into_low, into_high = result["into_ratio_spread"]
             print(
-                f"{name}: ceiling {result['ceiling_iops'] / 1e3:.0f} k/s, awaited reads at QD{options.depth} "
-                f"{result['awaited_iops'] / 1e3:.0f} k/s: ratio {result['ratio']:.2f} ({low:.2f} to {high:.2f})\n"
+                f"{name}: ceiling {result['ceiling_iops'] / 1e3:.0f} k/s at QD{options.depth}\n"
+                f"  readinto(): {result['into_iops'] / 1e3:.0f} k/s, ratio {result['into_ratio']:.2f} ({into_low:.2f} to {into_high:.2f})\n"
+                f"  read(): {result['awaited_iops'] / 1e3:.0f} k/s, ratio {result['ratio']:.2f} ({low:.2f} to {high:.2f})\n"
                 f"  lone read, eager: {result['eager_us']:.2f} us median, {result['eager_p99_us']:.2f} us p99\n"
                 f"  lone read, interrupt: {result['interrupt_us']:.1f} us, bare eventfd round trip {result['bare_interrupt_us']:.1f} us: "
                 f"ratio {result['interrupt_ratio']:.2f}",

@@ -54,7 +54,7 @@ async def test_commands_of_one_pass_share_one_doorbell(ring):
     assert ring.qp.inspect()["cq"]["doorbells"] == 1
 
 
-@pytest.mark.parametrize("ring", [{"mode": mode, "entries": 32} for mode in ("adaptive", "interrupt")], indirect=True, ids=["adaptive", "interrupt"])
+@pytest.mark.parametrize("ring", [{"mode": mode, "entries": 32} for mode in ("adaptive", "interrupt")], indirect=True)
 async def test_the_last_of_a_burst_rings_for_all_of_it_in_the_same_pass(ring):
     depth, rounds = 8, 20
 
