@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 
 # Package → a program that shows it is there (none: ask dpkg).
@@ -53,6 +54,9 @@ def ensure() -> None:
         return
     if shutil.which("apt-get", path=path()) is None:
         raise LabError(f"the VM lab needs these programs, and there is no apt-get to install them: {', '.join(missing)}")
+    if os.geteuid() != 0 and shutil.which("sudo", path=path()) is None:
+        names = " ".join(missing)
+        raise LabError(f"the VM lab needs packages; once, as root: apt-get update && apt-get install --no-install-recommends {names}")
     print(f"vm: installing {' '.join(missing)}", flush=True)
     update()
     _apt(["install", "--no-install-recommends", *missing])
@@ -64,7 +68,8 @@ def update() -> None:
 
 
 def _apt(arguments: Sequence[str]) -> None:
-    prefix = [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
+    # sudo asks on the terminal, if there is one.
+    prefix = [] if os.geteuid() == 0 else ["sudo"] if sys.stdin.isatty() else ["sudo", "--non-interactive"]
     if prefix and shutil.which("sudo", path=path()) is None:
         raise LabError(f"this has to be done once as root: apt-get {' '.join(arguments)}")
     command = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--yes", *arguments]
