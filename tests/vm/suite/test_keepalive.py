@@ -180,3 +180,30 @@ def test_three_cycles_in_a_row(way: str, address: Callable[[str], str], host: Ho
         assert seen.complaints() == []
     print(f"{way}: {line.adopted} commands taken over; milliseconds from the last I/O or the kill to the next: {line.pauses}")
     assert line.adopted > 0
+
+
+def test_without_a_keeper_death_is_a_reset(address: Callable[[str], str], host: Host, tmp_path: Path) -> None:
+    """The kernel resets the function once nobody holds it, before memory is taken from it: no DMA goes astray, and no acknowledged write."""
+    line = Line(f"pci:{address('second')}", tmp_path, tmp_path / "none")
+    with host.witness() as seen:
+        try:
+            driver = line.first("handover")
+            driver.tell("write")
+            driver.wait_for("running")
+            time.sleep(0.5)  # of I/O
+            driver.kill()
+            successor = line.start("open")
+            assert successor.wait_for("opened")["adopted"] == 0
+            successor.wait_for("verified")
+            after = lives(seen)
+            assert after["start_success"] == 2
+            assert after["pci_reset"] >= 1
+            successor.tell("write")
+            successor.wait_for("running")
+            successor.tell("close")
+            successor.wait_for("left")
+            successor.wait_for("closed")
+            assert successor.end() == 0
+        finally:
+            line.close()
+        assert seen.complaints() == []
