@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 from .image import TREE, Image, as_root, in_guest_root, run
@@ -14,13 +13,7 @@ SOURCE = "build/src"  # in the guest's files; kept, so that a second build compi
 
 def tracked_files() -> list[Path]:
     """The tree's files as git would see them committed: tracked, and new ones that are not ignored."""
-    listing = subprocess.run(
-        ["git", "-C", TREE, "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    ).stdout
+    listing = run(["git", "-C", TREE, "ls-files", "--cached", "--others", "--exclude-standard", "-z"], timeout=60)
     names = [Path(name) for name in listing.split("\0") if name]
     return [name for name in names if (TREE / name).is_file()]
 
