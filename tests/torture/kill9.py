@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Failure(Exception):
 class Driver:
     """A forked process and what it tells."""
 
-    def __init__(self, plan: victim.Plan, journal: Journal) -> None:
+    def __init__(self, plan: Any, journal: Journal, main: Callable[[Any, Journal, int, int], None] = victim.main) -> None:
         self._reader, report = os.pipe()
         go, self._go = os.pipe()
         self._text = b""
@@ -56,7 +56,7 @@ class Driver:
         if self.pid == 0:
             os.close(self._reader)
             os.close(self._go)
-            victim.main(plan, journal, report, go)
+            main(plan, journal, report, go)
         os.close(report)
         os.close(go)
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 import uvloop
@@ -39,22 +39,34 @@ class Plan:
     pool_pages: int = 16384
 
 
+class Reporter:
+    """A pipe for JSON lines about what happens."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __call__(self, event: str, **more: Any) -> None:
+        os.write(self._fd, json.dumps({"event": event, **more}).encode() + b"\n")
+
+    def fail(self) -> NoReturn:
+        """Tells of the exception that is being handled, and ends the process."""
+        self("error", text=traceback.format_exc(limit=-6))
+        os._exit(1)
+
+
 class Victim:
     """Everything happens once; `report` is a pipe for JSON lines, `go` one that becomes readable when the predecessor has died."""
 
     def __init__(self, plan: Plan, journal: Journal, report: int, go: int) -> None:
         self.plan = plan
         self.journal = journal
-        self._report = report
+        self.tell = Reporter(report)
         self._go = go
         self._first_io = 0
         self._adopted: dict[int, Any] = {}  # writes, by LBA
         self._verified = threading.Barrier(THREADS + 1)
         self._stop = threading.Event()
         self._mixed = 0  # units that hold a write which nobody reported
-
-    def tell(self, event: str, **more: Any) -> None:
-        os.write(self._report, json.dumps({"event": event, **more}).encode() + b"\n")
 
     async def run(self) -> None:
         self.tell("standby")
@@ -129,7 +141,7 @@ class Victim:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._work(controller, number))
         except BaseException:
-            self.fail()
+            self.tell.fail()
 
     def _visit(self, controller: nvme_async.Controller) -> None:
         async def look() -> None:
@@ -143,11 +155,7 @@ class Victim:
                     runner.run(look())
                 time.sleep(random.uniform(0, 0.01))
         except BaseException:
-            self.fail()
-
-    def fail(self) -> None:
-        self.tell("error", text=traceback.format_exc(limit=-6))
-        os._exit(1)
+            self.tell.fail()
 
     async def _work(self, controller: nvme_async.Controller, number: int) -> None:
         namespace = controller.namespaces[1]
@@ -220,6 +228,6 @@ def main(plan: Plan, journal: Journal, report: int, go: int) -> None:
     try:
         uvloop.run(victim.run())
     except BaseException:
-        victim.fail()
+        victim.tell.fail()
     sys.stdout.flush()
     os._exit(0)
