@@ -137,7 +137,8 @@ class Torture:
         self._journal = Journal()
         self.phases: Counter[str] = Counter()
         self.totals: Counter[str] = Counter()
-        self.pauses: list[float] = []  # milliseconds
+        self.opened: list[float] = []  # milliseconds from the kill until open() has returned
+        self.pauses: list[float] = []  # and until the first I/O of the successor has completed, after what was out
         self.pool: list[int] = []
         self.number = 0
         self._line: deque[Driver] = deque()
@@ -178,7 +179,8 @@ class Torture:
         if verified is not None:
             self.totals["checked"] += 1
             self.totals["unreported"] += verified["unreported"]
-            if killed_at:
+            if killed_at and opened is not None:
+                self.opened.append((opened["took"] - killed_at) / 1e6)
                 self.pauses.append((verified["first_io"] - killed_at) / 1e6)
             self.pool.append(verified["pool"])
 
@@ -259,8 +261,11 @@ class Torture:
 
     def summary(self) -> str:
         counters = self._last
-        pauses = sorted(self.pauses)
-        p99 = pauses[min(len(pauses) - 1, int(len(pauses) * 0.99))]
+
+        def times(milliseconds: list[float]) -> str:
+            p99 = sorted(milliseconds)[min(len(milliseconds) - 1, int(len(milliseconds) * 0.99))]
+            return f"median {statistics.median(milliseconds):.1f} ms, p99 {p99:.1f} ms, max {max(milliseconds):.1f} ms"
+
         identify = str(int(AdminOpcode.IDENTIFY))
         created = str(int(AdminOpcode.CREATE_IO_CQ))
         total = self.totals
@@ -274,7 +279,8 @@ class Torture:
             ("controller", f"enabled {counters['enables']} times, reset {counters['resets'] - self._before['resets']} times since"),
             ("Identify, Create I/O CQ", f"{counters['admin'].get(identify, 0)}, {counters['admin'].get(created, 0)}"),
             ("invalid doorbells", str(counters["invalid_doorbells"])),
-            ("pause, from kill to first I/O", f"median {statistics.median(pauses):.1f} ms, p99 {p99:.1f} ms, max {pauses[-1]:.1f} ms"),
+            ("from kill to open controller", times(self.opened)),
+            ("from kill to first new I/O", times(self.pauses)),
         ]
         title = f"keepalive {'on' if self._kept else 'off'}"
         return "\n".join([title] + [f"  {name:<30} {value}" for name, value in rows])
