@@ -3,7 +3,8 @@
     python benchmarks/scale.py [--controllers 64] [--namespaces 4] [--depth 8] [--depth 32] [--seconds 1] [-o json]
 
 Everything runs on emulated controllers of this process, with media that store nothing, so the figures are those of the driver, the manager
-and the emulator's thread together. `driver` is the CPU time of the thread that awaits, which runs the driver and this loop only.
+and the emulator's thread together. `driver` is the CPU time of the thread that awaits, which runs the driver and this loop only. Each count of
+controllers is compared with one controller at the same depth, and with one that has as many I/Os out as all of them together.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ import uvloop
 from nvme_async import Manager
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Cns
+
+# Commands that one queue pair of the emulated controller can have out.
+MOST_OUT = 1022
 
 
 def uri(number: int, namespaces: int) -> str:
@@ -114,6 +118,17 @@ async def curve(counts: list[int], namespaces: int, depths: Sequence[int], secon
     return rows
 
 
+async def concentrated(depths: Sequence[int], seconds: float) -> dict[int, dict[str, float]]:
+    """{depth: figures} of one controller."""
+    async with Manager(queue_entries=max(depths) + 2) as manager:
+        namespace = await manager.namespace(uri(0, 1), 1)
+        results = {}
+        for depth in depths:
+            await load([(namespace.alloc, [namespace])], depth, seconds / 4)
+            results[depth] = await load([(namespace.alloc, [namespace])], depth, seconds)
+        return results
+
+
 async def microseconds(operation: Callable[[], Awaitable[Any]], count: int) -> float:
     await operation()
     began = time.perf_counter()
@@ -170,7 +185,7 @@ async def across(seconds: float) -> dict[str, float]:
 @click.command()
 @click.option("--controllers", type=click.IntRange(1, 256), default=64, show_default=True)
 @click.option("--namespaces", type=click.IntRange(1, 16), default=4, show_default=True)
-@click.option("--depth", "depths", type=click.IntRange(1, 256), default=(8, 32), multiple=True, show_default=True,
+@click.option("--depth", "depths", type=click.IntRange(1, 256), default=(2, 8), multiple=True, show_default=True,
               help="Readers for each controller; several are measured one after the other.")
 @click.option("--seconds", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="For each measurement.")
 @click.option("-o", "--output-format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -179,10 +194,12 @@ def main(controllers: int, namespaces: int, depths: tuple[int, ...], seconds: fl
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # about 50 descriptors for each controller, the emulator's included
     counts = [count for count in (1, 4, 16, 64, 256) if count < controllers] + [controllers]
+    totals = sorted({depth * count for depth in depths for count in counts if depth * count <= MOST_OUT})
+    ones = uvloop.run(concentrated(totals, seconds))
     rows = uvloop.run(curve(counts, namespaces, depths, seconds))
     calls = uvloop.run(across(seconds / 2))
     if output == "json":
-        click.echo(json.dumps({"curve": rows, "microseconds": calls, "open_files_before": soft}, indent=2))
+        click.echo(json.dumps({"one": ones, "curve": rows, "microseconds": calls, "open_files_before": soft}, indent=2))
         return
     click.echo("controllers namespaces attach s  KiB each beyond-buffers fds each threads idle %CPU")
     for row in rows:
@@ -190,15 +207,17 @@ def main(controllers: int, namespaces: int, depths: tuple[int, ...], seconds: fl
             f"{row['controllers']:>11} {row['namespaces']:>10} {row['attach_seconds']:>8.3f} {row['kib_each']:>9} "
             f"{row['kib_each_beyond_buffers']:>14} {row['descriptors_each']:>8} {row['threads']:>7} {row['idle_cpu_percent']:>9.3f}"
         )
-    click.echo("controllers depth each     IOPS  µs CPU per I/O: driver  (of one)  whole process  (of one)")
+    click.echo("                                µs CPU per I/O   of one controller's, same depth   of one's with as many out")
+    click.echo("controllers depth each     IOPS driver process             driver  process           driver  process")
     for depth in depths:
-        one = rows[0]["io"][depth]
         for row in rows:
-            io = row["io"][depth]
-            click.echo(
-                f"{row['controllers']:>11} {depth:>10} {io['iops']:>8} {io['us_driver']:>23.2f} {io['us_driver'] / one['us_driver']:>9.2f} "
-                f"{io['us_process']:>14.2f} {io['us_process'] / one['us_process']:>9.2f}"
-            )
+            io, alone = row["io"][depth], ones[depth]
+            line = f"{row['controllers']:>11} {depth:>10} {io['iops']:>8} {io['us_driver']:>6.2f} {io['us_process']:>7.2f} "
+            line += f"{io['us_driver'] / alone['us_driver']:>18.2f} {io['us_process'] / alone['us_process']:>8.2f}"
+            one = ones.get(depth * row["controllers"])
+            if one is not None:
+                line += f" {io['us_driver'] / one['us_driver']:>16.2f} {io['us_process'] / one['us_process']:>8.2f}"
+            click.echo(line)
     for what, value in calls.items():
         click.echo(f"{value:>10.2f} µs  {what}")
 

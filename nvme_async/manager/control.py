@@ -5,7 +5,8 @@
     → {"op": "reset", "uri": "pci:0000:01:00.0"}
     ← {"ok": false, "error": "QueueShutdown: …"}
 
-Operations: inspect, metrics (Prometheus's text), and with "uri": load, unload, reset, service.
+Operations: inspect, metrics (Prometheus's text), with "uri": load, unload, reset, service, and with "setting", for all devices or
+that of "uri": switch_keepalive.
 """
 
 from __future__ import annotations
@@ -96,6 +97,12 @@ class ControlServer:
             return await manager.inspect_with_registers() if request.get("registers") else manager.inspect()
         if operation == "metrics":
             return manager.metrics().decode()
+        if operation == "switch_keepalive":
+            setting, of = request.get("setting"), request.get("uri")
+            if not isinstance(setting, str | bool | None) or not isinstance(of, str | None):
+                raise ConfigurationError('switch_keepalive takes a "setting" as for OPENHCL_NVME_KEEP_ALIVE, and perhaps a device\'s "uri"')
+            await manager.switch_keepalive(setting, of)
+            return None
         on_device: dict[str, Callable[[str], Awaitable[Any]]] = {
             "load": manager.load,
             "unload": manager.unload,
@@ -103,7 +110,7 @@ class ControlServer:
             "service": manager.service,
         }
         if operation not in on_device:
-            raise ConfigurationError(f"unknown operation {operation!r}; there are inspect, metrics, {', '.join(on_device)}")
+            raise ConfigurationError(f"unknown operation {operation!r}; there are inspect, metrics, switch_keepalive, {', '.join(on_device)}")
         uri = request.get("uri")
         if not isinstance(uri, str):
             raise ConfigurationError(f'{operation} needs the device\'s "uri"')

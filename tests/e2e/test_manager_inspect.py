@@ -91,6 +91,13 @@ async def test_the_control_socket(tmp_path: Path) -> None:
                 client.call("reset", uri=address)
                 other.call("service", uri=address)
                 assert other.call("inspect", registers=True)["devices"][address]["registers"]["CSTS"] == "0x1"
+                client.call("switch_keepalive", setting="enabled")
+                assert client.call("inspect")["devices"][address]["keepalive"]["decision"]["enabled"] is True
+                client.call("switch_keepalive", setting=False, uri=address)
+                assert client.call("inspect")["devices"][address]["keepalive"]["decision"]["enabled"] is False
+                for wrong in ({"setting": "perhaps"}, {"setting": 7}, {"setting": True, "uri": "emulated:size=1MiB"}):
+                    with pytest.raises(RuntimeError):
+                        client.call("switch_keepalive", **wrong)
                 with pytest.raises(RuntimeError, match="unknown operation 'format'; there are inspect"):
                     client.call("format", uri=address)
                 with pytest.raises(RuntimeError, match='needs the device\'s "uri"'):
