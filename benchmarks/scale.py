@@ -23,6 +23,7 @@ import click
 import uvloop
 
 from nvme_async import Manager
+from nvme_async.options import MODES
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Cns
 
@@ -78,13 +79,13 @@ async def load(devices: list[tuple[Callable[[int], Any], list[Any]]], depth: int
     }
 
 
-async def curve(counts: list[int], namespaces: int, depths: Sequence[int], seconds: float) -> list[dict[str, Any]]:
+async def curve(counts: list[int], namespaces: int, depths: Sequence[int], seconds: float, mode: Any) -> list[dict[str, Any]]:
     """One row for each number of controllers, all attached at the same time, with so many readers for each controller."""
     rows = []
     for count in counts:
         gc.collect()
         before, descriptors = memory(), len(os.listdir("/proc/self/fd"))
-        async with Manager() as manager:
+        async with Manager(mode=mode) as manager:
             began, cpu = time.perf_counter(), time.process_time()
             await asyncio.gather(*(manager.load(uri(number, namespaces)) for number in range(count)))
             attach = time.perf_counter() - began
@@ -118,9 +119,9 @@ async def curve(counts: list[int], namespaces: int, depths: Sequence[int], secon
     return rows
 
 
-async def concentrated(depths: Sequence[int], seconds: float) -> dict[int, dict[str, float]]:
+async def concentrated(depths: Sequence[int], seconds: float, mode: Any) -> dict[int, dict[str, float]]:
     """{depth: figures} of one controller."""
-    async with Manager(queue_entries=max(depths) + 2) as manager:
+    async with Manager(queue_entries=max(depths) + 2, mode=mode) as manager:
         namespace = await manager.namespace(uri(0, 1), 1)
         results = {}
         for depth in depths:
@@ -188,15 +189,16 @@ async def across(seconds: float) -> dict[str, float]:
 @click.option("--depth", "depths", type=click.IntRange(1, 256), default=(2, 8), multiple=True, show_default=True,
               help="Readers for each controller; several are measured one after the other.")
 @click.option("--seconds", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="For each measurement.")
+@click.option("--mode", type=click.Choice(MODES), default="adaptive", show_default=True, help="How completions are waited for.")
 @click.option("-o", "--output-format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def main(controllers: int, namespaces: int, depths: tuple[int, ...], seconds: float, output: str) -> None:
+def main(controllers: int, namespaces: int, depths: tuple[int, ...], seconds: float, mode: str, output: str) -> None:
     """Measure what many controllers in one process cost."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # about 50 descriptors for each controller, the emulator's included
     counts = [count for count in (1, 4, 16, 64, 256) if count < controllers] + [controllers]
     totals = sorted({depth * count for depth in depths for count in counts if depth * count <= MOST_OUT})
-    ones = uvloop.run(concentrated(totals, seconds))
-    rows = uvloop.run(curve(counts, namespaces, depths, seconds))
+    ones = uvloop.run(concentrated(totals, seconds, mode))
+    rows = uvloop.run(curve(counts, namespaces, depths, seconds, mode))
     calls = uvloop.run(across(seconds / 2))
     if output == "json":
         click.echo(json.dumps({"one": ones, "curve": rows, "microseconds": calls, "open_files_before": soft}, indent=2))
