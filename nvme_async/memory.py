@@ -10,6 +10,7 @@ from nvme_async._hotpath import AddressMap, address_of, byte_view
 from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.dma.backing import shared_backing
+from nvme_async.dma.manager import DmaClient, DmaManager, Policy
 from nvme_async.errors import ConfigurationError, DeviceError, OutOfDmaMemory
 
 # Above everything that a 32-bit device or a platform's reserved windows (MSI at FEE0_0000h) claim.
@@ -33,27 +34,36 @@ class DeviceMemory:
         fixed: bool = False,
         adopt: Pool | None = None,
     ) -> None:
-        """fixed: one pool, and no more. adopt: that one, which a predecessor has mapped at the device already."""
+        """fixed: one private pool, and no more. adopt: that one, which a predecessor has mapped at the device already."""
         self.device = device
         self.address_map = AddressMap()
-        self.pools: list[Pool] = []
+        self._fixed = fixed or adopt is not None
+        private = 0
+        if self._fixed:
+            # As much as the pool takes with its table, and with huge pages.
+            private = adopt.nbytes if adopt is not None else _aligned(Pool.size_for(_aligned(pool_bytes)))
+        self.manager = DmaManager(private, hugepages=hugepages)
+        self._clients: list[DmaClient] = []
         self.registrations: dict[int, Registration] = {}
         self._pool_bytes = pool_bytes
-        self._hugepages = hugepages
         self._mapped: list[tuple[int, int]] = []  # (iova, nbytes)
-        self._fixed = fixed or adopt is not None
         self._inherited: list[tuple[int, int]] = []  # a predecessor's registrations
         self._retired: list[tuple[int, int]] = []  # closed registrations that a command may still use
         self.in_use: Callable[[int, int], bool] = lambda iova, nbytes: False
         self.on_mapped: Callable[[], None] = lambda: None  # a mapping of user memory is about to be made, was made, or was removed
         if adopt is not None:
-            self._know_pool(adopt)
+            self._know(self.manager.adopt(adopt))
         else:
             self.grow(pool_bytes)
 
+    @property
+    def pools(self) -> list[Pool]:
+        """Of its DMA clients, the first one first. With keepalive there is one, and it is private."""
+        return [client.pool for client in self._clients]
+
     def place(self, nbytes: int) -> int:
         """A free IOVA range of `nbytes` that the device can reach; OutOfDmaMemory if there is none."""
-        nbytes = -(-nbytes // ALIGN) * ALIGN
+        nbytes = _aligned(nbytes)
         taken = sorted(self._mapped)
         for window in self.device.iova_ranges:
             at = -(-max(window.start, FIRST_IOVA) // ALIGN) * ALIGN
@@ -64,41 +74,38 @@ class DeviceMemory:
                 return at
         raise OutOfDmaMemory(f"no {nbytes} bytes of IOVA space are free; the device reaches {self.device.iova_ranges}")
 
-    def grow(self, nbytes: int) -> Pool:
-        """One more pool of at least `nbytes` for allocations."""
-        size = max(self._pool_bytes, -(-nbytes // ALIGN) * ALIGN)
-        size = Pool.size_for(size)
-        pool = Pool(size, iova=self.place(size), name=f"pool{len(self.pools)}", hugepages=self._hugepages)
-        try:
-            self.add_pool(pool)
-        except BaseException:
-            pool.close()
-            raise
-        return pool
-
-    def add_pool(self, pool: Pool) -> None:
-        """Maps a pool at the device and takes it over; close() closes it."""
+    def grow(self, nbytes: int) -> DmaClient:
+        """One more client with room for `nbytes` of allocations at least: the private one where the pool is fixed, else an ephemeral one."""
         if len(self._mapped) >= self.device.max_mappings:
             raise OutOfDmaMemory(f"the device takes no more than {self.device.max_mappings} mappings")
-        self.device.map_dma(pool, iova=pool.iova, nbytes=pool.nbytes)
-        self._know_pool(pool)
+        size = max(self._pool_bytes, _aligned(nbytes))
+        policy = Policy.PRIVATE if self._fixed else Policy.EPHEMERAL
+        client = self.manager.client(f"pool{len(self._clients)}", policy, size, iova=self.place(Pool.size_for(size)))
+        try:
+            self.device.map_dma(client.pool, iova=client.pool.iova, nbytes=client.pool.nbytes)
+        except BaseException:
+            client.close()
+            raise
+        self._know(client)
+        return client
 
-    def _know_pool(self, pool: Pool) -> None:
+    def _know(self, client: DmaClient) -> None:
+        pool = client.pool
         self._mapped.append((pool.iova, pool.nbytes))
         self.address_map.add(pool.address, pool.nbytes, pool.iova, True)
-        self.pools.append(pool)
+        self._clients.append(client)
 
     def alloc(self, nbytes: int, *, owner: str, tag: int = 0) -> DmaBuffer:
         """Zeroed memory that the device reaches, from the first pool with room. OutOfDmaMemory if a fixed pool has none."""
         error: OutOfDmaMemory | None = None
-        for pool in self.pools:
+        for client in self._clients:
             try:
-                return pool.alloc(nbytes, owner=owner, tag=tag)
+                return client.alloc(nbytes, owner=owner, tag=tag, persistent=False)
             except OutOfDmaMemory as full:
                 error = full
         if self._fixed and error is not None:
             raise error
-        return self.grow(nbytes).alloc(nbytes, owner=owner, tag=tag)
+        return self.grow(nbytes).alloc(nbytes, owner=owner, tag=tag, persistent=False)
 
     def chunk_source(self, owner: str) -> Callable[[int, int], DmaBuffer]:
         """alloc() as BounceCache wants it."""
@@ -146,9 +153,10 @@ class DeviceMemory:
         """A successor has the pools and the device: forgets everything and touches nothing. Returns the pools, to be let_go()."""
         self.in_use = lambda iova, nbytes: True
         pools = self.pools
-        for pool in pools:
-            pool.detach()
-        self.pools, self._mapped, self._retired, self._inherited = [], [], [], []
+        for client in self._clients:
+            client.pool.detach()
+            self.manager.forget(client)
+        self._clients, self._mapped, self._retired, self._inherited = [], [], [], []
         for registration in list(self.registrations.values()):
             registration.close()
         self._retired = []
@@ -164,7 +172,10 @@ class DeviceMemory:
             self.address_map.remove(pool.address)
             self.unmap(pool.iova, pool.nbytes)
         self._mapped.clear()
-        pools, self.pools = self.pools, []
+        pools = self.pools
+        for client in self._clients:
+            self.manager.forget(client)
+        self._clients = []
         let_go(pools)
 
     def unmap(self, iova: int, nbytes: int) -> None:
@@ -177,14 +188,22 @@ class DeviceMemory:
             self._mapped.remove((iova, nbytes))
 
     def inspect(self) -> dict[str, Any]:
-        """Pools with their slots, registrations, IOVA ranges."""
+        """DMA clients with their slots' states, pools with their slots, registrations."""
         return {
+            "private_bytes": self.manager.private_bytes,
+            "clients": [
+                {"name": client.name, "policy": client.policy.value, "states": client.states()} for client in self._clients
+            ],
             "pools": [pool.inspect() for pool in self.pools],
             "registered": [
                 {"address": r.address, "nbytes": r.nbytes, "iova": r.iova, "zero_copy": r.zero_copy}
                 for r in self.registrations.values()
             ],
         }
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGN) * ALIGN
 
 
 def let_go(pools: Iterable[Pool]) -> None:

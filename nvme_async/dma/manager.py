@@ -75,11 +75,14 @@ class DmaClient:
         self.pool = pool
         self._manager = manager
 
-    def alloc(self, nbytes: int, *, owner: str = "", tag: int = 0, align: int = 4096, zero: bool = True) -> DmaBuffer:
-        """As Pool.alloc(); `owner` is the client's name unless said otherwise. A private client's are
-        persistent.
+    def alloc(
+        self, nbytes: int, *, owner: str = "", tag: int = 0, align: int = 4096, zero: bool = True, persistent: bool | None = None
+    ) -> DmaBuffer:
+        """As Pool.alloc(); `owner` is the client's name unless said otherwise. A private client's are persistent unless said otherwise:
+        a successor finds either kind, this process's garbage collection frees those that aren't.
         """
-        persistent = self.policy is Policy.PRIVATE
+        if persistent is None:
+            persistent = self.policy is Policy.PRIVATE
         return self.pool.alloc(nbytes, owner=owner or self.name, tag=tag, align=align, persistent=persistent, zero=zero)
 
     def pending(self) -> list[Slot]:
@@ -96,10 +99,21 @@ class DmaClient:
         Only when no controller reaches the memory any more. To leave it to a successor, don't close: save.
         """
         self.pool.close()
-        self._manager._forget(self)
+        self._manager.forget(self)
+
+    def states(self) -> dict[str, dict[str, int]]:
+        """{state: {"slots": how many, "nbytes": of them}} of its allocations; see the module."""
+        found: dict[str, dict[str, int]] = {
+            state: {"slots": 0, "nbytes": 0} for state in ("allocated", "pending-restore", "leaked")
+        }
+        for slot in self.pool.slots():
+            found[slot.state]["slots"] += 1
+            found[slot.state]["nbytes"] += slot.nbytes
+        found["free"] = {"slots": 0, "nbytes": self.pool.free_bytes}
+        return found
 
     def inspect(self) -> dict[str, object]:
-        return {"name": self.name, "policy": self.policy.value, "pool": self.pool.inspect()}
+        return {"name": self.name, "policy": self.policy.value, "states": self.states(), "pool": self.pool.inspect()}
 
     def __enter__(self) -> Self:
         return self
@@ -151,6 +165,18 @@ class DmaManager:
             self._clients[name] = client
             return client
 
+    def adopt(self, pool: Pool) -> DmaClient:
+        """The private client whose pool a predecessor left, attached already; its name is the pool's. The pool is this object's from here on.
+
+        ConfigurationError for a name in use, OutOfDmaMemory if it is larger than what is configured.
+        """
+        with self._lock:
+            if pool.name in self._clients or pool.name in self._restored:
+                raise ConfigurationError(f"DMA client {pool.name!r} exists already")
+            self._check_room(pool.name, pool.nbytes)
+            client = self._clients[pool.name] = DmaClient(self, pool.name, Policy.PRIVATE, pool)
+            return client
+
     def _new_pool(self, name: str, policy: Policy, nbytes: int | None, iova: int) -> Pool:
         if nbytes is None:
             raise ConfigurationError(f"DMA client {name!r} is new and needs a size")
@@ -181,7 +207,8 @@ class DmaManager:
         private = [client.pool for client in self._clients.values() if client.policy is Policy.PRIVATE]
         return sum(pool.nbytes for pool in (*private, *self._restored.values()))
 
-    def _forget(self, client: DmaClient) -> None:
+    def forget(self, client: DmaClient) -> None:
+        """Its name and its share of the private memory are free again. Its pool isn't closed: a successor has it, or its buffers live on."""
         with self._lock:
             if self._clients.get(client.name) is client:
                 del self._clients[client.name]

@@ -167,7 +167,7 @@ class Keeping:
             await self.settlement.wait()
         if self.memory is None or not self.memory.pools:
             raise self.not_here()
-        return settle.validate(self.memory.pools[0])
+        return settle.validate(self._this)
 
     def _inspect_keepalive(self) -> dict[str, Any]:
         return {

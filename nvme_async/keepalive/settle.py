@@ -103,9 +103,13 @@ def _pending(pool: Pool) -> list[Slot]:
     return [slot for slot in pool.slots() if slot.state == "pending-restore"]
 
 
-def validate(pool: Pool) -> list[Slot]:
+def validate(controller: Controller) -> list[Slot]:
     """What nobody claimed; its pages stay out of use from now on, for a controller might still write there."""
-    found = _pending(pool)
-    for slot in found:
-        pool.mark_leaked(slot.offset)
-    return found
+    assert controller.memory is not None
+    unclaimed = controller.memory.manager.validate_restore()
+    for one in unclaimed:
+        log.warning(
+            "%s: %d bytes at %#x of %s are leaked: nobody claimed what the predecessor had there as %r",
+            controller.uri, one.slot.nbytes, one.slot.offset, one.client, one.slot.owner,
+        )  # fmt: skip
+    return [one.slot for one in unclaimed]

@@ -1,0 +1,114 @@
+"""A controller's memory comes from DMA clients: of which policy, what is seen of it, and what becomes of it over a takeover."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from kept import WAYS, Way, line
+
+import nvme_async
+from nvme_async.dma import Pool
+from nvme_async.dma.manager import DmaManager, Policy
+from nvme_async.errors import ConfigurationError, OutOfDmaMemory
+from nvme_async.keepalive import restore
+
+ways = pytest.mark.parametrize("way", WAYS)
+MIB = 1 << 20
+
+
+def clients(controller: nvme_async.Controller) -> list[dict]:
+    return controller.inspect()["memory"]["clients"]
+
+
+async def test_without_keepalive_memory_is_ephemeral_and_grows_by_clients() -> None:
+    async with nvme_async.open("emulated:size=16MiB", pool_bytes=2 * MIB) as controller:
+        assert [(client["name"], client["policy"]) for client in clients(controller)] == [("pool0", "ephemeral")]
+        assert controller.inspect()["memory"]["private_bytes"] == 0
+        buffers = [controller.alloc(MIB) for _ in range(4)]
+        assert {client["policy"] for client in clients(controller)} == {"ephemeral"}
+        assert len({client["name"] for client in clients(controller)}) == len(clients(controller)) >= 2
+        assert sum(client["states"]["allocated"]["nbytes"] for client in clients(controller)) >= 4 * MIB
+        del buffers
+
+
+async def test_with_keepalive_memory_is_private_and_nothing_else_is_given_instead() -> None:
+    async with line(pool_bytes=4 * MIB) as drivers:
+        driver = drivers.driver
+        (client,) = clients(driver)
+        assert client["policy"] == "private"
+        assert driver.inspect()["memory"]["private_bytes"] >= driver.memory.pools[0].nbytes
+        taken = []
+
+        def take_all() -> None:
+            while True:
+                taken.append(driver.alloc(64 << 10))
+
+        with pytest.raises(OutOfDmaMemory):
+            take_all()
+        assert len(taken) > 40
+        assert len(clients(driver)) == 1
+        with pytest.raises(OutOfDmaMemory, match="are left"):
+            driver.memory.manager.client("another", Policy.PRIVATE, 2 * MIB)
+
+
+@ways
+async def test_states_over_a_takeover(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+    """Allocated → pending-restore → claimed by its owner, or leaked and reported; leaked stays leaked until a fresh bring-up."""
+    async with line() as drivers:
+        wanted, unwanted = drivers.driver.alloc(8192, tag=1), drivers.driver.alloc(16384, tag=2)
+        wanted[:4] = b"mine"
+        await drivers.succeed(way)
+        driver = drivers.driver
+        (client,) = clients(driver)
+        assert client["states"]["pending-restore"] == {"slots": 2, "nbytes": 24576}
+        (slot,) = [slot for slot in driver.unclaimed() if slot.tag == 1]
+        claimed = driver.claim(slot)
+        assert bytes(claimed[:4]) == b"mine"
+        assert clients(driver)[0]["states"]["pending-restore"] == {"slots": 1, "nbytes": 16384}
+        with caplog.at_level(logging.WARNING, "nvme_async"):
+            (leaked,) = await driver.validate_restore()
+        assert (leaked.tag, leaked.state, leaked.nbytes) == (2, "leaked", 16384)
+        assert "16384 bytes" in caplog.text
+        assert "leaked" in caplog.text
+        assert clients(driver)[0]["states"]["leaked"] == {"slots": 1, "nbytes": 16384}
+        assert await driver.validate_restore() == []
+        claimed.free()
+        # Its pages are nobody's in the next process either, and come back with a reset.
+        await drivers.succeed("save")
+        assert clients(drivers.driver)[0]["states"]["leaked"] == {"slots": 1, "nbytes": 16384}
+        with await drivers.driver.save() as bundle:
+            drivers.past.append(drivers.driver)
+            drivers.driver = await restore(bundle, keepalive=False)
+        assert clients(drivers.driver)[0]["states"]["leaked"]["slots"] == 0
+        del unwanted
+
+
+async def test_a_save_holds_no_memory_back() -> None:
+    """Ten takeovers: as much is free as after the first."""
+    async with line() as drivers:
+        await drivers.namespace.read(0)
+        free = clients(drivers.driver)[0]["states"]["free"]
+        for _ in range(10):
+            await drivers.succeed("save")
+            await drivers.namespace.read(0)
+        assert clients(drivers.driver)[0]["states"]["free"] == free
+
+
+def test_a_predecessors_pool_is_adopted_under_its_name_and_within_what_is_configured() -> None:
+    with Pool(2 * MIB, iova=1 << 32, name="pool0", hugepages="never") as pool:
+        pool.alloc(4096, owner="x", persistent=True)
+        with DmaManager(MIB) as small, pytest.raises(OutOfDmaMemory, match="'pool0' needs"):
+            small.adopt(Pool.attach(pool.fd))
+        with DmaManager(4 * MIB) as manager:
+            client = manager.adopt(Pool.attach(pool.fd))
+            assert (client.name, client.policy) == ("pool0", Policy.PRIVATE)
+            assert client.states()["pending-restore"] == {"slots": 1, "nbytes": 4096}
+            with pytest.raises(ConfigurationError, match="exists already"):
+                manager.client("pool0", Policy.EPHEMERAL, MIB)
+            with pytest.raises(ConfigurationError, match="exists already"), Pool.attach(pool.fd) as again:
+                manager.adopt(again)
+            assert manager.validate_restore()[0].client == "pool0"
+            manager.forget(client)
+            client.pool.detach()
+            client.pool.close()

@@ -1,0 +1,157 @@
+"""The saved state: each released format is still read, what isn't known is passed on, and whatever was altered is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvme_async._dma import Pool
+from nvme_async.errors import InvalidSavedState
+from nvme_async.keepalive import manifest, state
+from nvme_async.keepalive.state import State
+
+DATA = Path(__file__).parents[1] / "data"
+GOLDEN = sorted(DATA.glob("keepalive-state-*.json"))
+
+
+def test_there_is_a_golden_state_of_each_format() -> None:
+    assert [path.name for path in GOLDEN] == [f"keepalive-state-{number}.json" for number in range(1, state.FORMAT + 1)]
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_a_state_of_an_older_release_is_read(path: Path) -> None:
+    found = state.decode(path.read_bytes())
+    assert found.format == int(path.stem.rpartition("-")[2])
+    assert found.readable_by <= state.FORMAT
+    assert found.uri == "vfio-user:/run/drive.sock"
+    assert found.device.serial == "GOLDEN0001"
+    assert found.device.serial_number == (0 if found.format < 2 else 0x1122334455667788)
+    assert [queue.qid for queue in found.queues] == [0, 1, 2]
+    assert [queue.worker for queue in found.queues] == ["", "MainThread", "worker 1"]
+    assert [namespace.nsid for namespace in found.namespaces] == [1]
+    assert len(found.identify) == len(found.namespaces[0].identify) == 4096
+    assert (found.registers.cc, found.shadow_offset) == (0x460001, 552960)
+    assert [registration.nbytes for registration in found.registrations] == [8192]
+    assert found.options["queue_entries"] == 256
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_what_was_read_is_written_as_it_was(path: Path) -> None:
+    """Byte for byte in meaning: an older release's fields are neither dropped nor invented but for defaults."""
+    before = json.loads(path.read_bytes())
+    after = json.loads(state.encode(state.decode(path.read_bytes())))
+
+    def includes(more: object, less: object, where: str = "") -> None:
+        if isinstance(less, dict):
+            assert isinstance(more, dict)
+            for name, value in less.items():
+                includes(more[name], value, f"{where}.{name}")
+        elif isinstance(less, list):
+            assert isinstance(more, list)
+            assert len(more) == len(less), where
+            for one, other in zip(more, less, strict=True):
+                includes(one, other, where)
+        else:
+            assert more == less, where
+
+    includes(after, before)
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_unknown_fields_survive_a_round_trip_wherever_they_are(path: Path) -> None:
+    plain = json.loads(path.read_bytes())
+    later = {"value": [1, {"deep": None}]}
+    places = [plain, plain["device"], plain["registers"], plain["queues"][1], plain["namespaces"][0], plain["registrations"][0]]
+    for place in places:
+        place["from a later release"] = later
+    plain["format"] = state.FORMAT + 5
+    found = state.decode(json.dumps(plain).encode())
+    again = json.loads(state.encode(attrs.evolve(found, written=1.0)))
+    assert again["format"] == state.FORMAT + 5
+    for place in (again, again["device"], again["registers"], again["queues"][1], again["namespaces"][0], again["registrations"][0]):
+        assert place["from a later release"] == later
+
+
+def test_a_state_that_this_release_would_misunderstand_is_refused() -> None:
+    plain = json.loads(GOLDEN[-1].read_bytes()) | {"format": 9, "readable_by": 9}
+    with pytest.raises(InvalidSavedState, match="format 9, readable by 9 and later; this release reads"):
+        state.decode(json.dumps(plain).encode())
+
+
+@pytest.mark.parametrize("name", [field.name for field in attrs.fields(State) if field.default is attrs.NOTHING])
+def test_each_missing_field_is_named(name: str) -> None:
+    plain = json.loads(GOLDEN[-1].read_bytes())
+    del plain[name]
+    with pytest.raises(InvalidSavedState, match=name):
+        state.decode(json.dumps(plain).encode())
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"null", b"7", b'{"readable_by": "1"}', b"\xff\xfe", b'{"readable_by": 1}', b"{" * 50])
+def test_what_is_no_state_is_refused(text: bytes) -> None:
+    with pytest.raises(InvalidSavedState):
+        state.decode(text)
+
+
+# -- in the pool ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written() -> tuple[bytes, int, int, bytes]:
+    """(a pool's bytes with one half of a manifest in it, where that half begins, how long it is, the body)"""
+    body = zlib.compress(GOLDEN[-1].read_bytes())  # any bytes will do, and short ones are flipped sooner
+    with Pool(1 << 20, iova=1 << 32, name="m", hugepages="never") as pool:
+        manifest.Manifest(pool).write(body)
+        offset, sequence, found = manifest.find(pool)
+        assert (sequence, found) == (1, body)
+        (slot,) = pool.slots()
+        half = offset + slot.nbytes // 2  # the first one written
+        return os.pread(pool.fd, pool.nbytes, 0), half, 64 + len(body), body
+
+
+def found_in(image: bytes) -> bytes | None:
+    with Pool(1 << 20, iova=1 << 32, name="m", hugepages="never") as pool:
+        os.pwrite(pool.fd, image, 0)
+        with Pool.attach(pool.fd) as copy:
+            try:
+                return manifest.find(copy)[2]
+            except InvalidSavedState:
+                return None
+            finally:
+                copy.detach()
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_flipped_bit_is_refused(written: tuple[bytes, int, int, bytes], data: st.DataObject) -> None:
+    """Header, checksum or body: none but the reserved word, which says nothing, may differ."""
+    image, half, length, _ = written
+    at = data.draw(st.integers(0, length - 1).filter(lambda at: not 12 <= at < 16))
+    flipped = bytearray(image)
+    flipped[half + at] ^= 1 << data.draw(st.integers(0, 7))
+    assert found_in(bytes(flipped)) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_truncation_is_refused(written: tuple[bytes, int, int, bytes], data: st.DataObject) -> None:
+    image, half, length, _ = written
+    kept = data.draw(st.integers(0, length - 1).filter(lambda kept: any(image[half + kept : half + length])))
+    assert found_in(image[: half + kept] + bytes(len(image) - half - kept)) is None
+
+
+def test_an_altered_half_leaves_the_one_before(written: tuple[bytes, int, int, bytes]) -> None:
+    with Pool(1 << 20, iova=1 << 32, name="m", hugepages="never") as pool:
+        writer = manifest.Manifest(pool)
+        writer.write(b"first")
+        writer.write(b"second")
+        offset, sequence, body = manifest.find(pool)
+        assert (sequence, body) == (2, b"second")
+        os.pwrite(pool.fd, b"\0", offset + 64)  # sequence 2 lies in the first half
+        assert manifest.find(pool)[1:] == (1, b"first")
