@@ -107,6 +107,7 @@ class Offer:
         self._controller = controller
         self._where = where
         self._task: asyncio.Task[None] | None = None
+        self._listening: socket.socket | None = None
         self._committing = asyncio.Lock()  # held while a successor may have it
         self.failures: list[BaseException] = []
         self.taken = False
@@ -115,8 +116,8 @@ class Offer:
         if isinstance(self._where, socket.socket):
             self._task = asyncio.create_task(self._one(Wire(self._where), again=False))
         else:
-            listening = _listen(os.fspath(self._where))
-            self._task = asyncio.create_task(self._serve(listening, os.fspath(self._where)))
+            self._listening = _listen(os.fspath(self._where))
+            self._task = asyncio.create_task(self._serve(os.fspath(self._where)))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -134,12 +135,21 @@ class Offer:
             raise ConfigurationError("an offer is to be entered first: async with controller.handover(…) as offer")
         await asyncio.shield(self._task)
 
-    async def _serve(self, listening: socket.socket, path: str) -> None:
+    async def _serve(self, path: str) -> None:
         try:
             while not self.taken:
-                sock, _ = await asyncio.get_running_loop().sock_accept(listening)
+                if self._listening is None:
+                    self._listening = _listen(path)
+                sock, _ = await asyncio.get_running_loop().sock_accept(self._listening)
                 await self._one(Wire(sock), again=True)
         finally:
+            self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        """Before the controller is another's: who then offers it at the same path, and is not to find it taken or have it removed."""
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            path = listening.getsockname()
             listening.close()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -168,6 +178,7 @@ class Offer:
         """Without keepalive: shut down cleanly, and let the successor bring it up."""
         controller = self._controller
         async with self._committing:
+            self._stop_listening()
             await controller.close()
             self.taken = True
             await wire.send(offer="fresh", uri=controller.uri)
@@ -181,6 +192,7 @@ class Offer:
         if not answer.get("ready"):
             raise RestoreRefused(f"the successor refused: {answer.get('refused', 'no reason given')}")
         async with self._committing:
+            self._stop_listening()
             await finish(lambda: self._commit(wire))
 
     async def _commit(self, wire: Wire) -> None:

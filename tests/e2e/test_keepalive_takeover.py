@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 
 import pytest
 from kept import (
@@ -22,6 +23,7 @@ from kept import (
     line,
     results,
     settle,
+    socket_path,
 )
 
 import nvme_async
@@ -342,3 +344,36 @@ async def test_created_queues_stay_what_they_are() -> None:
         await drivers.succeed("death")
         after = drivers.driver.queues.admin.hot.sq_iova, [queue.hot.sq_iova for queue in drivers.driver.queues.io_queues()]
         assert before == after
+
+
+async def test_a_successor_offers_at_once_where_it_took_over(tmp_path) -> None:
+    """The predecessor's socket is gone before the successor has the controller, and the successor's isn't removed by the predecessor."""
+    path = socket_path(tmp_path)
+    async with line() as drivers:
+        offer = await drivers.driver.handover(path).__aenter__()
+        for _ in range(3):
+            drivers.past.append(drivers.driver)
+            drivers.driver = await nvme_async.take_over(path)
+            following = await drivers.driver.handover(path).__aenter__()
+            await offer
+            await offer.__aexit__(None, None, None)
+            offer = following
+        await offer.__aexit__(None, None, None)
+        assert drivers.since()["disables"] == 0
+
+
+async def test_an_offer_that_came_to_nothing_stands_again(tmp_path) -> None:
+    path = socket_path(tmp_path)
+    async with line("size=64MiB,dbbuf=off") as drivers:
+        async with drivers.driver.handover(path) as offer:
+            drivers.faults.mqes(15)
+            with pytest.raises(nvme_async.RestoreRefused):
+                await nvme_async.take_over(path)
+            drivers.faults.mqes(-1)
+            await eventually(lambda: offer.failures)
+            await eventually(lambda: drivers.driver.state == "ready" and os.path.exists(path))
+            before = drivers.driver
+            drivers.driver = await nvme_async.take_over(path)
+            drivers.past.append(before)
+            await offer
+        assert not os.path.exists(path)
