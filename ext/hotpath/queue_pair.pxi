@@ -38,6 +38,7 @@ cdef class QueuePair(Rings):
     cdef object ready                # the loop's queue of ready callbacks, where it shows one (stock asyncio)
     cdef uint32_t n_due              # results that are here, and whose awaiters have not come round for them yet
     cdef bint burst_over             # the last of those has come, and nothing was rung since
+    cdef uint64_t unbroken_ns        # for so long batches have been pumped without a turn for others
     cdef uint32_t credit             # eager completions left until others get their turn
     cdef int patience                # > 0: recent commands completed within a few passes of the loop
     cdef uint32_t asked, spins

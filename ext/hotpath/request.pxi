@@ -173,6 +173,8 @@ cdef Request make_request(QueuePair qp, sqe, buffer, Py_ssize_t read_nbytes, bin
 cdef int request_send(Request self, PyObject **result) except -1:
     """One step of the awaitable. 1: *result is the command's result. 0: *result is to be yielded to the Task."""
     cdef QueuePair qp = self.qp
+    if self.state != NEW:
+        qp.credit = EAGER_IN_A_ROW      # the loop has come round
     if self.state == NEW and not self.failed:
         if not qp.admit(self):
             self.state = QUEUED

@@ -49,7 +49,6 @@ cdef bint look(QueuePair qp, Request request) except -1:
 
 cdef bint look_again(QueuePair qp, Request request) except -1:
     """The loop has come round to a command that waits without a Future."""
-    qp.credit = EAGER_IN_A_ROW
     if request.answered:
         request.state = COMPLETED
         return True
