@@ -270,7 +270,8 @@ cdef class Controller:
     def reactor(self):
         return self._reactor
 
-    def attach(self, int fd):
+    cdef int _give(self, int fd, int (*to)(emu_endpoint *, int) noexcept nogil) except -1:
+        """The descriptor is the endpoint's from here on, whatever becomes of it. The errno."""
         cdef emu_endpoint *endpoint = NULL
         cdef int error
         try:
@@ -279,22 +280,17 @@ cdef class Controller:
             os.close(fd)
             raise
         with nogil:
-            error = emu_endpoint_attach(endpoint, fd)
+            error = to(endpoint, fd)
         self._leave()
+        return error
+
+    def attach(self, int fd):
+        error = self._give(fd, emu_endpoint_attach)
         if error:
             raise OSError(error, f"cannot serve the client: {os.strerror(error)}")
 
     def listen(self, int fd):
-        cdef emu_endpoint *endpoint = NULL
-        cdef int error
-        try:
-            endpoint = self._enter()
-        except BaseException:
-            os.close(fd)
-            raise
-        with nogil:
-            error = emu_endpoint_listen(endpoint, fd)
-        self._leave()
+        error = self._give(fd, emu_endpoint_listen)
         if error:
             raise OSError(error, f"cannot listen: {os.strerror(error)}")
 

@@ -244,3 +244,21 @@ def test_fios_own_reader_takes_our_json(tmp_path):
     header, *rows = (tmp_path / "out_job0.csv").read_text().splitlines()
     assert "read_clat_ns_count" in header
     assert rows
+
+
+@pytest.mark.skipif(shutil.which("fio2gnuplot") is None, reason="fio is not installed")
+def test_fio2gnuplot_takes_our_logs(tmp_path):
+    from memory_device import MemoryController
+
+    from nvme_async.bench.main import main
+
+    arguments = ["--filename=m", "--name=j", "--rw=randread", "--time_based", "--runtime=300ms", "--log_avg_msec=50", "--output-format=json"]
+    arguments += [f"--write_bw_log={tmp_path}/log", f"--output={tmp_path}/report.json"]
+    assert main(arguments, opener=lambda uri, mode: MemoryController()) == 0
+    command = ["fio2gnuplot", "-p", "log_bw.*.log", "-t", "bw"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=30)
+    assert "1 files Selected" in done.stdout
+    lines = (tmp_path / "gnuplot_temp_file.0").read_text().splitlines()
+    points = [line.split() for line in lines if not line.startswith("#")]
+    assert len(points) >= 4
+    assert all(float(bandwidth) > 0 for _, _, bandwidth in points)
