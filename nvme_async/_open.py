@@ -117,12 +117,12 @@ def open(
     return Opening(lambda: open_held(uri, options, holding))
 
 
-def take_over(where: str | os.PathLike[str] | socket.socket, **options: Any) -> Opening:
+def take_over(where: str | os.PathLike[str] | socket.socket, *, keeper: str | None = None, **options: Any) -> Opening:
     """Takes a controller over from the process that offers it at `where` (Controller.handover), while it runs.
 
     where: the path of the Unix socket on which it is offered, or a connected one. options: see nvme_async.Options; those not given are the
     predecessor's. keepalive=False: the predecessor shuts the controller down, and it is brought up afresh; so also if the predecessor has no
-    keepalive.
+    keepalive. keeper: as for open(): with whom the controller is deposited from now on, once the predecessor has passed its deposit on.
 
     The predecessor serves until this process is ready to. Its commands that are still out are in `controller.adopted`; new I/O waits for them.
     Raises RestoreRefused when the controller can't be taken over as it runs: then the predecessor goes on; ControllerGone when nobody offers
@@ -130,4 +130,4 @@ def take_over(where: str | os.PathLike[str] | socket.socket, **options: Any) -> 
     """
     from nvme_async.keepalive import handover
 
-    return Opening(lambda: handover.take_over(where, options))
+    return Opening(lambda: handover.take_over(where, options, keeper))

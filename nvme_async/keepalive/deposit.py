@@ -28,6 +28,8 @@ class Depositor:
         self._holder = holder
         self._task: asyncio.Task[None] | None = None
         self._again = False
+        self._suspended = False
+        self._claiming = False
         self._ended = False
         self.stays = False
         """What is saved is saved for this same process (an exec, or the next driver): the deposit stays."""
@@ -37,9 +39,29 @@ class Depositor:
         await self._deposit()
         self._controller.on_bundle_changed = self._on_changed
 
+    def succeed(self, wait: float) -> None:
+        """The controller was handed over by a process that may still live: it is deposited once that has passed the address on, for which it
+        has `wait` seconds. Doesn't wait itself; should it come to nothing, a warning says so."""
+        self._controller.on_bundle_changed = self._on_changed
+        self._claiming = True
+        self._task = self._controller.loop.create_task(self._claim(wait))
+
+    async def _claim(self, wait: float) -> None:
+        try:
+            left = await self._holder.take(self._controller.uri, wait)
+        except (NvmeError, OSError) as error:
+            log.warning("%s: no deposit with %s: %s", self._controller.uri, self._holder.words, error)
+            return
+        finally:
+            self._claiming = False
+        if left is not None:
+            left.close()  # of a predecessor that died before it could take it back: the controller is here
+        await self._follow()
+
     def _on_changed(self) -> None:
         if self._ended:
             return
+        self._suspended = False
         if self._task is None or self._task.done():
             self._task = self._controller.loop.create_task(self._follow())
         else:
@@ -57,6 +79,8 @@ class Depositor:
 
     async def _deposit(self) -> None:
         controller = self._controller
+        if self._suspended:
+            return
         if controller.keepalive:
             with controller.bundle() as bundle:
                 await self._holder.deposit(bundle)
@@ -66,6 +90,7 @@ class Depositor:
     async def suspend(self) -> None:
         """A successor is about to take over: should both die over it, nobody is to find a deposit that may be either's. Ended by pass_on(), or
         by the next change of the bundle."""
+        self._suspended = True
         try:
             await self._holder.forget(self._controller.uri)
         except KeeperError as error:
@@ -94,6 +119,8 @@ class Depositor:
         self._ended = True
         self._controller.on_bundle_changed = None
         if self._task is not None:
+            if self._claiming:
+                self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         try:
             await last

@@ -116,6 +116,7 @@ async def thaw(controller: Controller) -> None:
         controller.state = "ready"
     if controller.recorder is not None:
         controller.recorder.note()
+    controller.bundle_changed()  # it may be deposited again
 
 
 async def let_go(controller: Controller) -> None:

@@ -33,6 +33,8 @@ from nvme_async.controller import Controller
 from nvme_async.errors import ConfigurationError, ControllerError, ControllerGone, ControllerTimeout, NvmeError, RestoreRefused
 from nvme_async.keepalive import handing
 from nvme_async.keepalive.bundle import receive_bundle, send_bundle
+from nvme_async.keepalive.deposit import Depositor
+from nvme_async.keepalive.holder import find_holder
 from nvme_async.keepalive.restoration import Restoration
 from nvme_async.options import Options
 
@@ -163,7 +165,8 @@ class Offer:
                 await wire.send(withdrawn=f"this side speaks version {VERSION}")
                 raise ConfigurationError(f"a successor that speaks version {hello.get('hello')} of the hand-over")
             if self._controller.keepalive and hello.get("keepalive") is True:
-                await self._live(wire)
+                pid = hello.get("pid")
+                await self._live(wire, pid if isinstance(pid, int) and pid > 0 else None)
             else:
                 await self._fresh(wire)
         except (NvmeError, OSError) as error:
@@ -183,7 +186,7 @@ class Offer:
             self.taken = True
             await wire.send(offer="fresh", uri=controller.uri)
 
-    async def _live(self, wire: Wire) -> None:
+    async def _live(self, wire: Wire, heir: int | None) -> None:
         controller = self._controller
         await wire.send(offer="live", uri=controller.uri, direct=controller.device.direct)
         with controller.bundle() as bundle:
@@ -193,9 +196,9 @@ class Offer:
             raise RestoreRefused(f"the successor refused: {answer.get('refused', 'no reason given')}")
         async with self._committing:
             self._stop_listening()
-            await finish(lambda: self._commit(wire))
+            await finish(lambda: self._commit(wire, heir))
 
-    async def _commit(self, wire: Wire) -> None:
+    async def _commit(self, wire: Wire, heir: int | None) -> None:
         """From "ready" to the end. Goes on where it was if it is called again: see finish()."""
         controller = self._controller
         async with controller._lock:
@@ -206,6 +209,8 @@ class Offer:
                 self.taken = bool(answer.get("taken"))
             if self.taken:
                 await handing.let_go(controller)
+                if controller.depositor is not None:
+                    await (controller.depositor.end() if heir is None else controller.depositor.pass_on(heir))
                 return
             await handing.thaw(controller)
         reason = f"the successor refused: {answer.get('refused', 'no reason given')}"
@@ -215,6 +220,9 @@ class Offer:
 
     async def _go(self, wire: Wire) -> None:
         controller = self._controller
+        if controller.depositor is not None:
+            # From here on there is a second process that may drive it; a third must not find it with the keeper.
+            await controller.depositor.suspend()
         try:
             await handing.freeze(controller)
         except BaseException as error:
@@ -273,9 +281,25 @@ def _check_peer(sock: socket.socket) -> None:
         raise ConfigurationError(f"a successor of user {uid} asked for a controller of user {os.geteuid()}")
 
 
-async def take_over(where: str | os.PathLike[str] | socket.socket, options: dict[str, Any]) -> Controller:
+async def take_over(where: str | os.PathLike[str] | socket.socket, options: dict[str, Any], keeper: str | None = None) -> Controller:
     """See nvme_async.take_over(). May be cancelled: until commit() nothing has happened, and from there on nothing is waited for."""
     Options.of(options)  # a mistake is to be found before anything stops
+    holder = find_holder(keeper)
+    try:
+        controller = await _take_over(where, options)
+    except BaseException:
+        if holder is not None:
+            holder.close()
+        raise
+    if holder is not None and controller.keepalive:
+        controller.depositor = Depositor(controller, holder)
+        controller.depositor.succeed(READY_SECONDS)
+    elif holder is not None:
+        holder.close()
+    return controller
+
+
+async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dict[str, Any]) -> Controller:
     wire = Wire(where if isinstance(where, socket.socket) else await _connect(os.fspath(where)))
     try:
         await wire.send(hello=VERSION, pid=os.getpid(), keepalive=options.get("keepalive", True) is True)

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 import nvme_async
-from nvme_async.errors import KeeperError
+from nvme_async.errors import KeeperError, RestoreRefused
 from nvme_async.keepalive import config
+from nvme_async.keepalive.restoration import Restoration
 from nvme_async.spec.opcodes import NvmOpcode
 
 sys.path.insert(0, str(Path(__file__).parent))
+from driving import eventually
 from keeping import Site, site
 
 __all__ = ["site"]
@@ -257,3 +259,63 @@ async def test_a_bring_up_that_fails_lets_the_next_try(site: Site) -> None:
     with pytest.raises(nvme_async.ControllerError):
         await nvme_async.open(site.uri, keeper=site.keeper_path)
     assert site.deposits() == []
+
+
+# -- hand-over of a controller that a keeper holds -----------------------------------------------------------------------------------------
+
+OFFERING = """
+    from nvme_async.keepalive import handing
+    {patch}
+    controller = await nvme_async.open(uri, keeper=keeper)
+    await controller.namespaces[1].write(0, b"A" * 4096)
+    async with controller.handover(keeper + ".offer") as offer:
+        tell("offered")
+        try:
+            await asyncio.wait_for(asyncio.shield(offer._wait()), 60)
+        finally:
+            tell("over", offer.taken)
+    await hear()
+"""
+
+
+async def test_a_hand_over_passes_the_deposit_on(site: Site) -> None:
+    driver = site.driver(OFFERING.replace("{patch}", ""))
+    assert driver.hear() == "offered"
+    async with nvme_async.take_over(f"{site.keeper_path}.offer", keeper=site.keeper_path) as controller:
+        assert driver.hear() == "over True"
+        await eventually(lambda: [(one.pid, one.state, one.fds > 0) for one in site.deposits()] == [(os.getpid(), "owned", True)])
+        driver.tell()
+        driver.end()
+        assert [one.pid for one in site.deposits()] == [os.getpid()]
+        assert await controller.namespaces[1].read(0) == b"A" * BLOCK
+    assert site.deposits() == []
+
+
+async def test_a_predecessor_that_dies_right_after_the_hand_over_leaves_no_second_heir(site: Site) -> None:
+    driver = site.driver(
+        OFFERING.replace("{patch}", "async def die(controller): os.kill(os.getpid(), signal.SIGKILL)\n    handing.let_go = die")
+    )
+    assert driver.hear() == "offered"
+    async with nvme_async.take_over(f"{site.keeper_path}.offer", keeper="none") as controller:
+        await asyncio.to_thread(driver.popen.wait, 20)
+        await eventually(lambda: all(one.pid != driver.pid for one in site.deposits()))
+        assert [one for one in site.deposits() if one.fds] == [], "a third process would have found it with the keeper"
+        assert await controller.namespaces[1].read(0) == b"A" * BLOCK
+
+
+async def test_a_hand_over_that_fails_leaves_the_deposit_where_it_was(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(self: Restoration) -> None:
+        raise RestoreRefused("changed its mind")
+
+    driver = site.driver(OFFERING.replace("{patch}", ""))
+    assert driver.hear() == "offered"
+    before = site.lives()
+    monkeypatch.setattr(Restoration, "commit", refuse)
+    with pytest.raises(RestoreRefused, match="changed its mind"):
+        await nvme_async.take_over(f"{site.keeper_path}.offer", keeper=site.keeper_path)
+    await eventually(lambda: [(one.pid, one.state, one.fds > 0) for one in site.deposits()] == [(driver.pid, "owned", True)])
+    monkeypatch.undo()
+    driver.kill()
+    async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
+        assert await controller.namespaces[1].read(0) == b"A" * BLOCK
+        assert site.lives() == before
