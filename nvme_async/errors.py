@@ -8,7 +8,7 @@
     │     └─ WriteFault, UnrecoveredReadError, CompareFailure, AccessDenied, DeallocatedBlock
     ├─ ControllerError         the controller as a whole failed
     │  └─ ControllerGone, ControllerTimeout, ControllerFatal, DeviceError
-    ├─ CommandTimeout          one command had no completion in its time, and could not be aborted in time
+    ├─ CommandTimeout          one command had no completion in its time; it was aborted, or ended by a reset
     ├─ HandedOver              this process gave the controller to a successor
     ├─ KeeperError             the process that holds descriptors between two drivers is gone, silent, or refuses
     ├─ QueueShutdown           the queue pair or controller was closed
@@ -195,7 +195,7 @@ class DeviceError(ControllerError, OSError):
 
 
 class CommandTimeout(NvmeError, TimeoutError):
-    """A command had no completion within its time. Its buffers stay owned by the controller until a reset is over."""
+    """A command had no completion within its time, and was aborted or ended by a reset. Only then are its buffers let go."""
 
 
 class HandedOver(NvmeError, ConnectionError):

@@ -29,7 +29,7 @@ def error_from(status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) 
     lba, blocks = command.lba, command.blocks
     if timed_out and status & 0x7FF == GenericStatus.ABORT_REQUESTED:
         where = "" if lba is None else f" lba {lba}+{blocks}"
-        return CommandTimeout(f"{command.name} on namespace {command.nsid}{where}: no completion in time, aborted")
+        return CommandTimeout(f"{command.name} on namespace {command.nsid}{where}: no completion in time; it was aborted, or ended by a reset")
     return command_error(
         status,
         opcode=command.opcode,

@@ -69,7 +69,7 @@ async def test_a_command_that_takes_too_long_is_aborted_and_its_neighbours_go_on
     while not late.done():
         await within(5, ns.write(4, pattern(512, 4)))
         await asyncio.sleep(0)
-    with pytest.raises(CommandTimeout, match=r"Read on namespace 1 lba 3\+1: no completion in time, aborted"):
+    with pytest.raises(CommandTimeout, match=r"Read on namespace 1 lba 3\+1: no completion in time; it was aborted"):
         await late
     assert isinstance(late.exception(), TimeoutError)
     assert counts(failing) == (1, 0)
