@@ -73,7 +73,7 @@ class QueuePair:
         self._on_timeout = on_timeout
         self._on_slow = on_slow
         self._timer: asyncio.TimerHandle | None = None
-        self._listening = False
+        self._on_interrupt: Callable[[], None] | None = None  # while it takes interrupts
         hot.set_event_fd(event_fd)
         if timeout:
             hot.on_busy = self._watch
@@ -86,26 +86,36 @@ class QueuePair:
         """Takes interrupts through the loop. `others` share the vector (and the loop)."""
         self.worker = threading.current_thread().name
         callbacks = [queue.hot.more for queue in others]
-        if callbacks:
 
-            def on_interrupt() -> None:
-                self.hot.on_interrupt()
-                for callback in callbacks:
-                    callback()
+        def on_interrupt() -> None:
+            self.hot.on_interrupt()
+            for callback in callbacks:
+                callback()
 
-            self.loop.add_reader(self.event_fd, on_interrupt)
-        else:
-            self.loop.add_reader(self.event_fd, self.hot.on_interrupt)
-        self._listening = True
+        self._on_interrupt = on_interrupt if callbacks else self.hot.on_interrupt
+        self.loop.add_reader(self.event_fd, self._on_interrupt)
+
+    def freeze(self) -> None:
+        """Until thaw() nothing of this process touches the queue pair: neither memory nor doorbells, nor the interrupts, which are a successor's
+        from here on. What has completed by now is taken. Thread: as deaf()."""
+        if self._on_interrupt is not None and not self.loop.is_closed():
+            self.loop.remove_reader(self.event_fd)
+        _hotpath.freeze(self.hot)
+
+    def thaw(self) -> None:
+        """Goes on where freeze() stopped. The caller still has to end the hold."""
+        _hotpath.thaw(self.hot)
+        if self._on_interrupt is not None and not self.loop.is_closed():
+            self.loop.add_reader(self.event_fd, self._on_interrupt)
 
     def deaf(self) -> None:
         """Stops taking interrupts and watching. From the loop's thread, or after the loop has ended."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._listening and not self.loop.is_closed():
+        if self._on_interrupt is not None and not self.loop.is_closed():
             self.loop.remove_reader(self.event_fd)
-        self._listening = False
+        self._on_interrupt = None
 
     def watch(self) -> None:
         """Commands are out that this process didn't send: the watchdog looks after them too."""

@@ -1,6 +1,6 @@
 """The predecessor's half: holding a controller still, saving it, and letting go of it, or going on if nothing comes of it.
 
-    freeze   no new work; what was posted is rung; from then on nothing of this process reaches the queues' memory or doorbells
+    freeze   no new work; what was posted is rung; from then on nothing of this process touches the queues' memory, doorbells or interrupts
     thaw     back to service: the successor didn't come about
     let_go   a successor has it: waiters are told, and every object of this process that could touch the controller is dropped
 
@@ -75,7 +75,7 @@ async def freeze(controller: Controller) -> None:
         queues = controller.queues.all()
         # The home loop's own first and at once, others at the same time.
         results = await asyncio.gather(
-            *(controller.on_owner(queue, lambda queue=queue: _hotpath.freeze(queue.hot)) for queue in queues),  # type: ignore[misc]
+            *(controller.on_owner(queue, lambda queue=queue: queue.freeze()) for queue in queues),  # type: ignore[misc]
             return_exceptions=True,
         )
         for result in results:
@@ -101,7 +101,7 @@ async def thaw(controller: Controller) -> None:
         pool.resume()
 
     def resume(queue: QueuePair) -> None:
-        _hotpath.thaw(queue.hot)
+        queue.thaw()
         queue.hot.hold(bool(queue.qid) and queues.held)
 
     for queue in queues.all():
