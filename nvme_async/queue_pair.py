@@ -96,8 +96,8 @@ class QueuePair:
         self.loop.add_reader(self.event_fd, self._on_interrupt)
 
     def freeze(self) -> None:
-        """Until thaw() nothing of this process touches the queue pair: neither memory nor doorbells, nor the interrupts, which are a successor's
-        from here on. What has completed by now is taken. Thread: as deaf()."""
+        """Until thaw() nothing of this process touches the queue pair: neither memory nor doorbells, nor the interrupts, which are a
+        successor's from here on. What has completed by now is taken. Thread: as deaf()."""
         if self._on_interrupt is not None and not self.loop.is_closed():
             self.loop.remove_reader(self.event_fd)
         _hotpath.freeze(self.hot)
