@@ -100,8 +100,7 @@ class VfioDevice:
 
         The descriptors belong to the new object from here on, also if this fails. Interrupts still go to the
         predecessor's eventfds until set_interrupts(). `saved` is what its save() gave: the mappings that
-        exist. Without it they exist all the same, and only iova_ranges doesn't know of them; adopt_dma()
-        tells it.
+        exist. Without it they exist all the same, and only iova_ranges doesn't know of them.
         """
         kernel = kernel or abi.Kernel()
         self = cls.__new__(cls)
@@ -233,10 +232,6 @@ class VfioDevice:
                 self._container.map(ctypes.addressof(start), iova, nbytes)
             finally:
                 del start  # an export; with it the view could not be closed
-
-    def adopt_dma(self, iova: int, nbytes: int) -> None:
-        """Say what a predecessor mapped, so that unmap_dma() and iova_ranges know of it."""
-        self._container.adopt(iova, nbytes)
 
     def unmap_dma(self, iova: int, nbytes: int) -> None:
         """Take a mapping from the device; an access by it is then a fault of the IOMMU, and harmless to

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from nvme_async._open import open_controller
+from nvme_async._sockets import ListeningSocket
 from nvme_async._tasks import finish, in_thread
 from nvme_async.controller import Controller
 from nvme_async.errors import ConfigurationError, ControllerError, ControllerGone, ControllerTimeout, NvmeError, RestoreRefused
@@ -109,7 +110,8 @@ class Offer:
         self._controller = controller
         self._where = where
         self._task: asyncio.Task[None] | None = None
-        self._listening: socket.socket | None = None
+        self._bound: ListeningSocket | None = None
+        self._listening: socket.socket | None = None  # its descriptor
         self._committing = asyncio.Lock()  # held while a successor may have it
         self.failures: list[BaseException] = []
         self.taken = False
@@ -118,8 +120,8 @@ class Offer:
         if isinstance(self._where, socket.socket):
             self._task = asyncio.create_task(self._one(Wire(self._where), again=False))
         else:
-            self._listening = _listen(os.fspath(self._where))
-            self._task = asyncio.create_task(self._serve(os.fspath(self._where)))
+            self._listen(self._where)
+            self._task = asyncio.create_task(self._serve(self._where))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -137,24 +139,27 @@ class Offer:
             raise ConfigurationError("an offer is to be entered first: async with controller.handover(…) as offer")
         await asyncio.shield(self._task)
 
-    async def _serve(self, path: str) -> None:
+    async def _serve(self, path: str | os.PathLike[str]) -> None:
         try:
             while not self.taken:
-                if self._listening is None:
-                    self._listening = _listen(path)
-                sock, _ = await asyncio.get_running_loop().sock_accept(self._listening)
+                sock, _ = await asyncio.get_running_loop().sock_accept(self._listening or self._listen(path))
                 await self._one(Wire(sock), again=True)
         finally:
             self._stop_listening()
+
+    def _listen(self, path: str | os.PathLike[str]) -> socket.socket:
+        self._bound = ListeningSocket(path)
+        self._listening = socket.socket(fileno=self._bound.detach())
+        self._listening.setblocking(False)
+        return self._listening
 
     def _stop_listening(self) -> None:
         """Before the controller is another's: who then offers it at the same path, and is not to find it taken or have it removed."""
         listening, self._listening = self._listening, None
         if listening is not None:
-            path = listening.getsockname()
+            assert self._bound is not None
             listening.close()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            self._bound.unlink()
 
     async def _one(self, wire: Wire, *, again: bool) -> None:
         """One successor. again: others may try if it fails, as long as there is something to hand over."""
@@ -244,34 +249,6 @@ class Offer:
             return {"taken": True}
         except OSError:
             return {"refused": "it ended while taking over", "touched": True}
-
-
-def _listen(path: str) -> socket.socket:
-    """A listening socket that only this user can connect to. ConfigurationError when the path can't be had."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listening.setblocking(False)
-        if os.path.exists(path) and not _alive(path):
-            os.unlink(path)
-        listening.bind(path)
-        os.chmod(path, 0o600)
-        listening.listen()
-    except OSError as error:
-        listening.close()
-        raise ConfigurationError(f"cannot offer a controller at {path}: {error.strerror or error}") from None
-    return listening
-
-
-def _alive(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            return True
-        return True
 
 
 def _check_peer(sock: socket.socket) -> None:
