@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from nvme_async.emulator import EmulatedController
+from nvme_async.keepalive import config
 from nvme_async.keepalive.keeper.client import Deposit, KeeperClient
 from nvme_async.keepalive.keeper.process import listen
 from nvme_async.keepalive.keeper.server import Keeper
@@ -120,6 +121,14 @@ class Site:
             driver.kill()
         self.stop_keeper()
         self.controller.close()
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is around has no say in whether keepalive runs."""
+    monkeypatch.setattr(config, "command_line", config.CommandLine())
+    for name in (config.KEEP_ALIVE, config.POOL, config.VFIO):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

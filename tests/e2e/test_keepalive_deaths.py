@@ -8,21 +8,13 @@ from pathlib import Path
 import pytest
 
 import nvme_async
-from nvme_async.keepalive import config
 
 sys.path.insert(0, str(Path(__file__).parent))
-from keeping import Site, site
+from keeping import Site, settings, site
 
-__all__ = ["site"]
+__all__ = ["settings", "site"]
 
 BLOCK = 4096
-
-
-@pytest.fixture(autouse=True)
-def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "command_line", config.CommandLine())
-    for name in (config.KEEP_ALIVE, config.POOL, config.VFIO):
-        monkeypatch.delenv(name, raising=False)
 
 
 FIRST = """

@@ -18,18 +18,11 @@ from nvme_async.spec.opcodes import NvmOpcode
 
 sys.path.insert(0, str(Path(__file__).parent))
 from driving import eventually
-from keeping import Site, site
+from keeping import Site, settings, site
 
-__all__ = ["site"]
+__all__ = ["settings", "site"]
 
 BLOCK = 4096
-
-
-@pytest.fixture(autouse=True)
-def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "command_line", config.CommandLine())
-    for name in (config.KEEP_ALIVE, config.POOL, config.VFIO):
-        monkeypatch.delenv(name, raising=False)
 
 
 WRITER = """
