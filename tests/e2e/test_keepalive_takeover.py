@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from pathlib import Path
 
 import pytest
 from kept import (
@@ -27,7 +28,7 @@ from kept import (
 )
 
 import nvme_async
-from nvme_async.errors import HandedOver, LbaOutOfRange, MediaError, QueueShutdown
+from nvme_async.errors import ConfigurationError, HandedOver, LbaOutOfRange, MediaError, QueueShutdown
 from nvme_async.spec import commands
 
 ways = pytest.mark.parametrize("way", WAYS)
@@ -377,3 +378,11 @@ async def test_an_offer_that_came_to_nothing_stands_again(tmp_path) -> None:
             drivers.past.append(before)
             await offer
         assert not os.path.exists(path)
+
+
+async def test_an_offer_leaves_a_file_in_its_way_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    async with nvme_async.open("emulated:size=16MiB", keepalive=True) as controller:
+        with pytest.raises(ConfigurationError, match="exists and is not a socket"):
+            await controller.handover(tmp_path / "notes").__aenter__()
+    assert (tmp_path / "notes").read_text() == "mine"
