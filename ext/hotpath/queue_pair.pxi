@@ -337,9 +337,11 @@ cdef class QueuePair(Rings):
             request.result = (request.dw0, request.dw1, request.result)
 
     def reap(self, unsigned limit=0xffff):
-        """Handles up to `limit` completions that are there; returns how many."""
+        """Handles up to `limit` completions that are there; returns how many. Rings first for what was posted: who looks again and again
+        without a pass of the loop in between would wait for commands that the controller has not been told of."""
         cdef unsigned n = 0
         if self.has_memory:
+            self.ring_late()
             n = self.reap_and_deliver(limit)
             self.acknowledge()
         return n

@@ -116,6 +116,19 @@ async def test_a_result_that_nobody_comes_for_delays_the_doorbell_by_a_pass_at_m
     await asyncio.gather(*tasks)
 
 
+@pytest.mark.parametrize("ring", [{"mode": mode} for mode in ("poll", "adaptive", "interrupt")], indirect=True)
+async def test_who_reaps_without_a_pass_of_the_loop_waits_for_nothing_that_was_not_rung(ring):
+    """A drain of a queue whose loop has ended, or anybody who looks in a loop of his own."""
+    requests = [ring.qp.request(flush()) for _ in range(3)]
+    for request in requests:
+        request.send(None)
+    assert len(ring.fetch()) == 1  # the first was alone, the others wait for the end of the pass
+    ring.qp.reap()
+    assert len(ring.fetch()) == 2
+    for request in requests:
+        request.close()
+
+
 async def test_rings_wrap_and_the_phase_turns_each_time_round(ring):
     for turn in range(50):
         (task,) = await started(ring.qp.request(flush()))
