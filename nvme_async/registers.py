@@ -9,7 +9,7 @@ from typing import TypeVar
 from nvme_async._tasks import in_thread
 from nvme_async.device import Device
 from nvme_async.errors import ControllerError, ControllerFatal, ControllerGone, ControllerTimeout
-from nvme_async.spec.registers import Aqa, Cap, Cc, CommandSetSelected, Crto, Csts, Register, ShutdownNotification, ShutdownStatus, Vs
+from nvme_async.spec.registers import WIDE, Aqa, Cap, Cc, CommandSetSelected, Crto, Csts, Register, ShutdownNotification, ShutdownStatus, Vs
 
 T = TypeVar("T")
 ALL_ONES = 0xFFFF_FFFF
@@ -75,9 +75,7 @@ class Registers:
 
     async def snapshot(self) -> dict[str, str]:
         """The registers that say how the controller is set up, as hexadecimal numbers by name."""
-        wide = (Register.CAP, Register.ASQ, Register.ACQ)
-        values = {name: await self.read64(name) if name in wide else await self.read32(name) for name in SHOWN}
-        return {name.name: f"{value:#x}" for name, value in values.items()}
+        return {name.upper(): f"{value:#x}" for name, value in (await self._call(self.read_all)).items()}
 
     async def wait(self, done: Callable[[Csts], bool], seconds: float, what: str, *, fatal: bool) -> Csts:
         """Reads CSTS until `done`, with growing pauses; ControllerTimeout after `seconds`, with fatal ControllerFatal once CFS is set."""
@@ -122,18 +120,12 @@ class Registers:
         await self.write32(Register.CC, cc.to_int() | 1)
         await self.wait(lambda csts: csts.rdy, self.ready_seconds(cap), "CSTS.RDY=1 after CC.EN=1", fatal=True)
         self.programmed = await self._call(self.read_all)
+        del self.programmed["csts"]
 
     def read_all(self) -> dict[str, int]:
-        """The registers that a successor compares, and CSTS. Blocks where registers are messages."""
-        read32, read64 = self.device.read32, self.device.read64
-        return {
-            "cap": read64(Register.CAP),
-            "vs": read32(Register.VS),
-            "cc": read32(Register.CC),
-            "aqa": read32(Register.AQA),
-            "asq": read64(Register.ASQ),
-            "acq": read64(Register.ACQ),
-        }
+        """How the controller is set up, by the registers' names in small letters. Blocks where registers are messages."""
+        values = self.device.read_many([(register, 8 if register in WIDE else 4) for register in SHOWN])
+        return {register.name.lower(): value for register, value in zip(SHOWN, values, strict=True)}
 
     async def shut_down(self, seconds: float) -> None:
         """Normal shutdown notification: CC.SHN=01b, then CSTS.SHST must become 10b (3.6.1)."""

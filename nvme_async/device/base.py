@@ -93,6 +93,10 @@ class Device(Protocol):
         """BAR0, one access of this width. `offset` in bytes, aligned to the width."""
 
     def read64(self, offset: int) -> int: ...
+
+    def read_many(self, registers: Sequence[tuple[int, int]]) -> list[int]:
+        """Several reads of (offset, width in bytes: 4 or 8), in this order. Where accesses are messages, all of them are one wait."""
+
     def write32(self, offset: int, value: int) -> None: ...
     def write64(self, offset: int, value: int) -> None: ...
 

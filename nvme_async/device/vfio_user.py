@@ -152,12 +152,15 @@ class VfioUserDevice:
         channel = Channel(sock, timeout)
         try:
             # Its answer is the same whoever asked: should the predecessor's request have had this id too, no
-            # harm.
-            channel.call(Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
+            # harm. What is asked with it is answered after it.
+            first = (Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
             if saved is None:
+                channel.call(*first)
                 return cls._explore(channel, uri, wire.Limits())
             layout = _structure(saved)
-            layout = attrs.evolve(layout, ids=_read_ids(channel, layout.serial_capability))
+            reads = _id_reads(layout.serial_capability)
+            _, *answers = channel.call_all([first, *(_read_request(*read) for read in reads)])
+            layout = attrs.evolve(layout, ids=_ids(_read_answers(answers, reads)))
             if layout.doorbells is not None and "doorbell" not in fds:
                 raise InvalidSavedState(
                     "the saved state tells of mapped doorbells, but there is no doorbell descriptor"
@@ -182,7 +185,7 @@ class VfioUserDevice:
         if not flags & wire.DEVICE_FLAG_PCI or n_regions <= wire.CONFIG_REGION:
             raise DeviceError(f"{uri} is not a PCI device (flags {flags:#x}, {n_regions} regions)")
         msix_capability, serial_capability = _find_capabilities(channel)
-        ids = _read_ids(channel, serial_capability)
+        ids = _ids(_read_many(channel, _id_reads(serial_capability)))
         n_vectors = _vectors(channel) if n_irqs > wire.MSIX_IRQ else 0
         bar0, fds = _region(channel, wire.BAR0_REGION)
         doorbell_fd = kick_fd = -1
@@ -261,6 +264,11 @@ class VfioUserDevice:
 
     def read64(self, offset: int) -> int:
         return self._read(offset, 8)
+
+    def read_many(self, registers: Sequence[tuple[int, int]]) -> list[int]:
+        for offset, width in registers:
+            self._check_register(offset, width)
+        return _read_many(self._channel, [(wire.BAR0_REGION, *register) for register in registers])
 
     def write32(self, offset: int, value: int) -> None:
         self._write(offset, value, 4)
@@ -416,15 +424,30 @@ def _structure(saved: Saved) -> _Layout:
         raise InvalidSavedState(f"saved state of a vfio-user device makes no sense: {reasons}") from error
 
 
+def _read_request(region: int, offset: int, width: int) -> tuple[Command, bytes]:
+    return Command.REGION_READ, wire.REGION_ACCESS.pack(offset, region, width)
+
+
+def _read_answers(answers: Sequence[bytes], reads: Sequence[tuple[int, int, int]]) -> list[int]:
+    values = []
+    for answer, (_, _, width) in zip(answers, reads, strict=True):
+        _, _, count = _unpack(wire.REGION_ACCESS, answer, Command.REGION_READ)
+        data = answer[wire.REGION_ACCESS.size :]
+        if count != width or len(data) != width:
+            raise ControllerFatal(
+                f"vfio-user peer returned {len(data)} bytes (count {count}) for a read of {width}"
+            )
+        values.append(int.from_bytes(data, "little"))
+    return values
+
+
+def _read_many(channel: Channel, reads: Sequence[tuple[int, int, int]]) -> list[int]:
+    """Reads of (region, offset, width), in this order and one after the other at the device, for one wait."""
+    return _read_answers(channel.call_all([_read_request(*read) for read in reads]), reads)
+
+
 def _read_region(channel: Channel, region: int, offset: int, width: int) -> int:
-    answer = channel.call(Command.REGION_READ, wire.REGION_ACCESS.pack(offset, region, width))
-    _, _, count = _unpack(wire.REGION_ACCESS, answer, Command.REGION_READ)
-    data = answer[wire.REGION_ACCESS.size :]
-    if count != width or len(data) != width:
-        raise ControllerFatal(
-            f"vfio-user peer returned {len(data)} bytes (count {count}) for a read of {width}"
-        )
-    return int.from_bytes(data, "little")
+    return _read_many(channel, [(region, offset, width)])[0]
 
 
 def _write_region(channel: Channel, region: int, offset: int, value: int, width: int) -> None:
@@ -481,16 +504,16 @@ def _vectors(channel: Channel) -> int:
     return count
 
 
-def _read_ids(channel: Channel, serial_capability: int) -> DeviceIds:
-    """Identity, by reads of four bytes: what every peer's configuration space takes."""
-
-    def read32(offset: int) -> int:
-        return _read_region(channel, wire.CONFIG_REGION, offset, 4)
-
-    vendor_device, class_revision, subsystem = (read32(at) for at in (0x00, 0x08, 0x2C))
-    serial_number = 0
+def _id_reads(serial_capability: int) -> list[tuple[int, int, int]]:
+    """What _ids() needs, by reads of four bytes: what every peer's configuration space takes."""
+    offsets = [0x00, 0x08, 0x2C]
     if serial_capability:
-        serial_number = read32(serial_capability + 4) | read32(serial_capability + 8) << 32
+        offsets += [serial_capability + 4, serial_capability + 8]
+    return [(wire.CONFIG_REGION, offset, 4) for offset in offsets]
+
+
+def _ids(values: Sequence[int]) -> DeviceIds:
+    vendor_device, class_revision, subsystem, *serial = values
     return DeviceIds(
         vendor=vendor_device & 0xFFFF,
         device=vendor_device >> 16,
@@ -498,7 +521,7 @@ def _read_ids(channel: Channel, serial_capability: int) -> DeviceIds:
         subsystem=subsystem >> 16,
         class_code=class_revision >> 8,
         revision=class_revision & 0xFF,
-        serial_number=serial_number,
+        serial_number=serial[0] | serial[1] << 32 if serial else 0,
     )
 
 

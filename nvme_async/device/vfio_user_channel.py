@@ -30,6 +30,8 @@ _NAP = 0.0005
 """Seconds between looks while a peer is in the middle of a message: poll() says readable and can't wait for
 more.
 """
+_IN_FLIGHT = 16
+"""Requests that may be out at once."""
 
 
 class Channel:
@@ -81,29 +83,61 @@ class Channel:
         """The reply's payload and descriptors, which become the caller's."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         with self._turn(command, deadline):
-            self._msg_id = (self._msg_id + 1) & 0xFFFF
-            header = wire.HEADER.pack(
-                self._msg_id, command, wire.HEADER.size + len(payload), wire.TYPE_COMMAND, 0
-            )
-            self._send(header + payload, fds, command, deadline)
-            while True:
-                header, answer, received = self._receive(command, deadline)
-                msg_id, answered, _, flags, error = wire.HEADER.unpack(header)
-                if (
-                    flags & wire.TYPE_MASK == wire.TYPE_REPLY
-                    and msg_id == self._msg_id
-                    and answered == command
-                ):
-                    break
+            msg_id = self._request(command, payload, fds, deadline)
+            return self._reply(msg_id, command, deadline)
+
+    def call_all(self, requests: Sequence[tuple[wire.Command, bytes]], *, timeout: float | None = None) -> list[bytes]:
+        """The replies' payloads: as so many calls, but for the waiting, which is one peer's turn and not as many as there are requests.
+
+        All of them are sent before the first reply is taken, so they must be few and short enough for a socket's buffer (16 here). The
+        first that is refused is what is raised; the replies to those behind it are taken all the same.
+        """
+        answers: list[bytes] = []
+        for begin in range(0, len(requests), _IN_FLIGHT):
+            answers += self._call_all(requests[begin : begin + _IN_FLIGHT], timeout)
+        return answers
+
+    def _call_all(self, requests: Sequence[tuple[wire.Command, bytes]], timeout: float | None) -> list[bytes]:
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        answers: list[bytes] = []
+        refused: DeviceError | None = None
+        with self._turn(requests[0][0], deadline):
+            ids = [self._request(command, payload, (), deadline) for command, payload in requests]
+            for msg_id, (command, _) in zip(ids, requests, strict=True):
+                try:
+                    answer, received = self._reply(msg_id, command, deadline)
+                except DeviceError as error:
+                    refused = refused or error
+                    continue
                 _close_all(received)
-                if time.monotonic() >= deadline:
-                    raise ControllerTimeout(
-                        f"vfio-user peer sends everything but the reply to {command.name}"
-                    )
-                if flags & wire.TYPE_MASK == wire.TYPE_REPLY:
-                    self.stale_replies += 1
-                else:
-                    self._refuse(header, command, deadline)
+                answers.append(answer)
+        if refused is not None:
+            raise refused
+        return answers
+
+    def _request(self, command: wire.Command, payload: bytes, fds: Sequence[int], deadline: float) -> int:
+        """Sends it; returns its id."""
+        self._msg_id = (self._msg_id + 1) & 0xFFFF
+        header = wire.HEADER.pack(
+            self._msg_id, command, wire.HEADER.size + len(payload), wire.TYPE_COMMAND, 0
+        )
+        self._send(header + payload, fds, command, deadline)
+        return self._msg_id
+
+    def _reply(self, expected: int, command: wire.Command, deadline: float) -> tuple[bytes, list[int]]:
+        """The reply to that request: payload and descriptors. Whatever comes before it is dropped, or refused if it is a command."""
+        while True:
+            header, answer, received = self._receive(command, deadline)
+            msg_id, answered, _, flags, error = wire.HEADER.unpack(header)
+            if flags & wire.TYPE_MASK == wire.TYPE_REPLY and msg_id == expected and answered == command:
+                break
+            _close_all(received)
+            if time.monotonic() >= deadline:
+                raise ControllerTimeout(f"vfio-user peer sends everything but the reply to {command.name}")
+            if flags & wire.TYPE_MASK == wire.TYPE_REPLY:
+                self.stale_replies += 1
+            else:
+                self._refuse(header, command, deadline)
         if flags & wire.FLAG_ERROR:
             _close_all(received)
             name = errno.errorcode.get(error, str(error)) if error else "no reason given"

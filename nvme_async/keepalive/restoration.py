@@ -37,7 +37,7 @@ from nvme_async.registers import Registers
 from nvme_async.spec import commands
 from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, IdentifyNamespace
 from nvme_async.spec.opcodes import Feature
-from nvme_async.spec.registers import Cap, Csts, Register, Vs
+from nvme_async.spec.registers import Cap, Csts, Vs
 
 log = logging.getLogger("nvme_async")
 Policy = Literal["refuse", "fresh"]
@@ -171,7 +171,7 @@ class Restoration:
         """Takes the device up and compares it with what was saved: ids, registers, and that it runs."""
         state = self.state
         fds = {name: os.dup(fd) for name, fd in self._bundle.part("device.").items()}
-        device, csts, registers = await in_thread(self._resume, fds)
+        device, registers = await in_thread(self._resume, fds)
         ids = state.device
         # Saved by a release that didn't look for it: then it tells nothing.
         serial_number = ids.serial_number if state.format >= 2 else device.ids.serial_number
@@ -180,12 +180,12 @@ class Restoration:
         )
         if device.ids != expected:
             raise self._refuse(f"another device is there: {device.ids}, saved was {expected}")
-        self._check_registers(csts, registers)
+        self._check_registers(registers.pop("csts"), registers)
 
-    def _resume(self, fds: dict[str, int]) -> tuple[Device, int, dict[str, int]]:
-        """The device, CSTS, and the registers that must be as they were. In a thread: it may be messages, and one trip is enough for all."""
+    def _resume(self, fds: dict[str, int]) -> tuple[Device, dict[str, int]]:
+        """The device, and how it is set up. In a thread: it may be messages, and one trip is enough for all."""
         self.device = device = resume_device(self.uri, fds, self.state.device_state)
-        return device, device.read32(Register.CSTS), Registers(device).read_all()
+        return device, Registers(device).read_all()
 
     def _check_registers(self, csts: int, registers: dict[str, int]) -> None:
         if csts == 0xFFFF_FFFF:

@@ -28,6 +28,9 @@ class Bank:
 
     read64 = read32
 
+    def read_many(self, registers: list[tuple[int, int]]) -> list[int]:
+        return [self.read32(offset) for offset, _ in registers]
+
     def write32(self, offset: int, value: int) -> None:
         self.values[offset] = value
 

@@ -365,6 +365,47 @@ class TestCalls:
             del server.override[REGION_READ]
             assert device.read32(0) == 0
 
+    def test_several_reads_are_one_wait(self, server: FakeServer) -> None:
+        with attach(server) as device:
+            server.registers[:0x40] = bytes(range(0x40))
+            before = len(server.requests)
+            arrived = threading.Event()
+
+            def answer(server: FakeServer, request: Message) -> None:
+                if len(server.requests) - before == 3:
+                    arrived.set()  # only the last one is here, and nothing has been answered
+                    for earlier in server.requests[before:]:
+                        FakeServer.answer(server, earlier)
+
+            server.override[REGION_READ] = answer
+            assert device.read_many([(0x08, 4), (0, 8), (0x3C, 4)]) == [0x0B0A0908, 0x0706050403020100, 0x3F3E3D3C]
+            assert arrived.is_set()
+            del server.override[REGION_READ]
+            for bad in ((2, 4), (4, 8), (0x2000, 4)):
+                with pytest.raises(ValueError, match="misaligned or beyond"):
+                    device.read_many([(0, 4), bad])
+            assert len(server.requests) - before == 3, "nothing was sent"
+            assert device.read_many([]) == []
+            many = [(4 * (number % 16), 4) for number in range(100)]
+            assert device.read_many(many) == [int.from_bytes(server.registers[at : at + 4], "little") for at, _ in many]
+
+    def test_one_refused_read_of_several_leaves_the_others_answers_nowhere(self, server: FakeServer) -> None:
+        with attach(server) as device:
+
+            def answer(server: FakeServer, request: Message) -> None:
+                offset = int.from_bytes(request.payload[:8], "little")
+                if offset in (4, 8):
+                    server.refuse(request, errno.EINVAL if offset == 4 else errno.EPERM)
+                else:
+                    FakeServer.answer(server, request)
+
+            server.override[REGION_READ] = answer
+            with pytest.raises(DeviceError, match="refused REGION_READ: EINVAL"):
+                device.read_many([(0, 4), (4, 4), (8, 4), (12, 4)])
+            server.registers[0] = 7
+            assert device.read32(0) == 7
+            assert device._channel.stale_replies == 0
+
     def test_calls_from_many_threads(self, server: FakeServer) -> None:
         failures: list[BaseException] = []
         with attach(server) as device:
