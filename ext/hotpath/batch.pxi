@@ -21,13 +21,17 @@ cdef extern from "hotpath/batch.h":
         uint32_t element, attempts
         nvb_piece piece
 
+    struct nvb_patience:
+        uint64_t limit_ns, gap_ns
+        uint32_t asked
+
     enum: NVB_DONE, NVB_SLICE, NVB_QUIET, NVB_REGISTER, NVB_FAULT
 
     int nvb_post(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t element, const nvb_piece *piece) nogil
     bint nvb_again(nvq *q, nvb_slot *slots, const nvb_slot *old, uint32_t limit) nogil
     uint32_t nvb_fill(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep) nogil
     void nvb_finish(nvq *q, nvb_slot *slots, unsigned slot) nogil
-    int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, uint64_t spin_ns, unsigned *ring) nogil
+    int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, nvb_patience *patience, unsigned *ring) nogil
 
 DEF SLICE_NS = 100_000     # one go of a batch, before other tasks of the loop get their turn
 
@@ -216,7 +220,7 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
     cdef QueuePair qp = self.qp
     cdef unsigned ring = 0
     cdef int why
-    cdef uint64_t spin, begin
+    cdef uint64_t begin
     cdef uint32_t keep
     if self.answered:
         self.answered = False
@@ -242,10 +246,10 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
         qp.plan_watch()
     begin = nvq_now_ns()
     while not qp.held and self.b.done < self.b.n:
-        spin = qp.spin_ns if qp.mode != INTERRUPT else 0
+        qp.batch_patience.limit_ns = qp.spin_ns if qp.mode != INTERRUPT else 0
         keep = <uint32_t>(qp.n_granted + len(qp.line))
         with nogil:
-            why = nvb_pump(&qp.q, qp.slots, &self.b, keep, SLICE_NS, spin, &ring)
+            why = nvb_pump(&qp.q, qp.slots, &self.b, keep, SLICE_NS, &qp.batch_patience, &ring)
         if ring & 1:
             qp.doorbell_write(qp.sq_doorbell_offset, qp.q.sq_tail)
             nvq_rang_sq(&qp.q)

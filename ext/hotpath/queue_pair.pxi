@@ -43,6 +43,7 @@ cdef class QueuePair(Rings):
     cdef int patience                # > 0: recent commands completed within a few passes of the loop
     cdef uint32_t asked, spins
     cdef uint64_t latency_ns         # of recent lone commands
+    cdef nvb_patience batch_patience # of batches
     cdef uint32_t ack_limit          # CQEs taken before the CQ doorbell is rung while nobody sleeps
     cdef public int mode
     cdef public uint64_t spin_ns     # longest look of a lone command, in nanoseconds; 0 = one look
@@ -504,9 +505,12 @@ cdef class QueuePair(Rings):
         return make_batch(self, opcode, nsid, lbas, blocks, data, nbytes, to_host, depth, flags)
 
     def inspect(self):
-        """Positions, counters and outstanding commands as plain data. From any thread; then a glance, not a snapshot."""
+        """As Rings.inspect(), and who waits: "waiting" for a command id; "latency_ns" and "lull_ns", what it has learnt of the time until lone
+        commands, and batches, get an answer."""
         found = Rings.inspect(self)
         if self.has_memory:
             found["mode"] = {POLL: "poll", INTERRUPT: "interrupt", ADAPTIVE: "adaptive"}[self.mode]
             found["waiting"] = len(self.line)
+            found["latency_ns"] = self.latency_ns
+            found["lull_ns"] = self.batch_patience.gap_ns
         return found
