@@ -6,9 +6,10 @@ On the controller's home loop. Every function raises CommandError for what the c
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nvme_async.errors import CommandError, InvalidNamespace
+from nvme_async.errors import CommandError, ControllerError, InvalidNamespace
 from nvme_async.events import Event, Kind
 from nvme_async.namespace import Namespace
 from nvme_async.spec import commands
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nvme_async")
 
 VS_1_1, VS_1_4 = 0x10100, 0x10400
+_NO_MORE = 0xFFFF_FFFE  # from here on an nsid asks for no list (Base 2.0, 5.17.2.2)
 # How Identify Namespace is refused for a namespace of a command set that it doesn't know.
 NOT_OF_NVM = {
     (StatusCodeType.GENERIC, GenericStatus.INVALID_FIELD),
@@ -38,8 +40,19 @@ async def _identify(controller: Controller, cns: Cns, nsid: int = 0) -> bytes:
     return completion.data
 
 
+_WHAT_FOR = {2: "a discovery controller", 3: "an administrative controller"}
+"""CNTRLTYPE of those that have no I/O queues (Base 2.0, 3.1.2)."""
+
+
 async def identify_controller(controller: Controller) -> IdentifyController:
-    return IdentifyController.decode(await _identify(controller, Cns.CONTROLLER))
+    """ControllerError for one that this driver can do nothing with."""
+    identify = IdentifyController.decode(await _identify(controller, Cns.CONTROLLER))
+    if identify.cntrltype in _WHAT_FOR:
+        raise ControllerError(f"{controller.uri}: {_WHAT_FOR[identify.cntrltype]} (CNTRLTYPE {identify.cntrltype}) has no I/O queues")
+    for what, needed, ours in (("submission", identify.sq_entry_size, 64), ("completion", identify.cq_entry_size, 16)):
+        if needed > ours:
+            raise ControllerError(f"{controller.uri}: needs {what} queue entries of {needed} bytes at least, this driver's have {ours}")
+    return identify
 
 
 async def identify_command_set(controller: Controller) -> IdentifyControllerNvm | None:
@@ -53,16 +66,19 @@ async def identify_command_set(controller: Controller) -> IdentifyControllerNvm 
         return None
 
 
-async def active_namespaces(controller: Controller) -> list[int]:
+async def active_namespaces(controller: Controller) -> Sequence[int]:
     """Their ids, ascending (CNS 02h, Base 2.0, 5.17.2.2)."""
     if controller.vs.to_int() < VS_1_1:
-        return list(range(1, controller.identify.nn + 1))  # there is no list: Identify Namespace tells of each
-    active: list[int] = []
+        return range(1, controller.identify.nn + 1)  # there is no list: Identify Namespace tells of each
+    active: set[int] = set()
+    last = 0
     while True:
-        page = decode_namespace_list(await _identify(controller, Cns.ACTIVE_NAMESPACES, active[-1] if active else 0))
-        active += page
-        if len(page) < 1024:
-            return active
+        page = decode_namespace_list(await _identify(controller, Cns.ACTIVE_NAMESPACES, last))
+        active.update(page)
+        # A full page without anything new comes from a controller that doesn't look at what it is asked; a list must not go on for ever.
+        if len(page) < 1024 or max(page) <= last or max(page) >= _NO_MORE:
+            return sorted(active)
+        last = max(page)
 
 
 async def identify_namespace(controller: Controller, nsid: int) -> IdentifyNamespace | None:

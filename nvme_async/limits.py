@@ -32,10 +32,11 @@ class CommandLimits:
     dsm_blocks: int = MAX_RANGES * MAX_RANGE_BLOCKS
 
     @classmethod
-    def of(cls, identify: IdentifyControllerNvm | None, *, block_size: int, min_page_size: int) -> CommandLimits:
-        """From what the controller says, None = it says nothing: then there are only those of the commands' own fields."""
+    def of(cls, identify: IdentifyControllerNvm | None, *, block_size: int, min_page_size: int, max_blocks: int = MAX_BLOCKS) -> CommandLimits:
+        """From what the controller says. None = it says nothing: then there are only those of the commands' own fields, and for Write Zeroes
+        `max_blocks`, what MDTS lets a command move, for firmware of that age has been seen to bind it to that (Linux is as careful)."""
         if identify is None:
-            return cls()
+            return cls(write_zeroes=max_blocks)
 
         def blocks(nbytes: int | None) -> int:
             return MAX_BLOCKS if nbytes is None else max(1, min(MAX_BLOCKS, nbytes // block_size))

@@ -65,8 +65,10 @@ class Namespace(NamespaceCore):
         before = (self.blocks, self.block_size)
         self.identify = identify
         controller = self.controller
-        self.limits = CommandLimits.of(controller.identify_nvm, block_size=block_size, min_page_size=controller.cap.min_page_size)
         max_blocks = max(1, min(MAX_BLOCKS, queues.maker.max_transfer // block_size))
+        self.limits = CommandLimits.of(
+            controller.identify_nvm, block_size=block_size, min_page_size=controller.cap.min_page_size, max_blocks=max_blocks
+        )
         self._configure(self._nsid, identify.nsze, block_size, max_blocks, queues.hot)
         self._set_gone(None)
         if identify.metadata_size:

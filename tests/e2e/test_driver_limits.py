@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 from contextlib import closing
 
+import pytest
 from driving import FAST, faults, pattern
 
 import nvme_async
 from nvme_async.emulator import EmulatedController, EmulatorConfig
+from nvme_async.errors import ControllerError
 from nvme_async.spec.identify import IdentifyControllerNvm
 from nvme_async.spec.opcodes import Cns, NvmOpcode
 
@@ -75,7 +77,58 @@ async def test_a_controller_that_does_not_know_the_page_has_no_limits(tmp_path):
         async with nvme_async.open(f"vfio-user:{tmp_path}/socket", **FAST) as controller:
             assert refused.hits == 1
             assert controller.identify_nvm is None
-            assert controller.namespaces[1].limits.verify == 65536
+            namespace = controller.namespaces[1]
+            assert namespace.limits.verify == 65536
+            # As Linux does it: firmware of that age has been seen to bind Write Zeroes to MDTS.
+            assert namespace.limits.write_zeroes == namespace.max_blocks == 32
+            data = pattern(100 * 4096)
+            await namespace.write(0, data)
+            await namespace.write_zeroes(1, 98)
+            assert emulator.faults.counters()["io"][NvmOpcode.WRITE_ZEROES] == 4
+            assert await namespace.read(0, 100) == data[:4096] + bytes(98 * 4096) + data[99 * 4096 :]
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (512, 0x77, "submission queue entries of 128 bytes at least"),
+        (513, 0x55, "completion queue entries of 32 bytes at least"),
+        (111, 2, "a discovery controller"),
+        (111, 3, "an administrative controller"),
+    ],
+)
+async def test_a_controller_for_something_else_is_refused_and_says_what_it_is(tmp_path, at, value, message):
+    with closing(served("size=16MiB")) as emulator:
+        async with nvme_async.open(open_at(emulator, tmp_path), **FAST) as controller:
+            page = bytearray(controller.identify.encode())
+        page[at] = value
+        emulator.faults.add(queue="admin", opcode=IDENTIFY, cdw10=int(Cns.CONTROLLER), payload=bytes(page))
+        with pytest.raises(ControllerError, match=message):
+            async with nvme_async.open(f"vfio-user:{tmp_path}/socket", **FAST):
+                pass
+
+
+def open_at(emulator, folder):
+    emulator.listen(str(folder / "socket"))
+    return f"vfio-user:{folder}/socket"
+
+
+@pytest.mark.parametrize(
+    ("listed", "asked"),
+    [
+        (range(1, 1025), 2),  # the same full page, whatever is asked for
+        ([*range(1, 1024), 0xFFFFFFFF], 1),  # there can be none above that
+        (range(1024, 0, -1), 2),  # not ascending
+    ],
+)
+async def test_a_list_of_namespaces_that_never_ends_is_not_waited_for(tmp_path, listed, asked):
+    with closing(served("size=16MiB")) as emulator:
+        rule = emulator.faults.add(
+            queue="admin", opcode=IDENTIFY, cdw10=int(Cns.ACTIVE_NAMESPACES), payload=struct.pack("<1024I", *listed)
+        )
+        async with nvme_async.open(open_at(emulator, tmp_path), **FAST) as controller:
+            assert list(controller.namespaces) == [1]
+            assert rule.hits == asked
 
 
 async def test_a_namespace_that_makes_no_sense_keeps_nobody_from_the_others(tmp_path, caplog):
