@@ -174,7 +174,7 @@ class Namespace(NamespaceCore):
             data,
             blocks * self.block_size,
             to_host=opcode == NvmOpcode.READ,
-            depth=depth,
+            depth=min(depth, queue.hot.entries),
             flags=fua << 30,
         )
         await batch

@@ -113,3 +113,10 @@ async def test_batches_one_after_the_other_leave_other_tasks_their_turns() -> No
             await asyncio.gather(task, return_exceptions=True)
         # 100 000 commands take a hundred times as long as others may be kept waiting, on any machine.
         assert turns >= 20
+
+
+async def test_more_depth_than_the_queue_has_is_all_that_it_has() -> None:
+    async with nvme_async.open("emulated:size=16MiB") as controller:
+        namespace = controller.namespaces[1]
+        for depth in (4097, 1 << 40):
+            assert len(await namespace.read_many(range(300), depth=depth)) == 300
