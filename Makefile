@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 NATIVE  = $(shell find ext -name '*.pyx' -o -name '*.h' -o -name '*.c' -o -name '*.pxi') $(wildcard nvme_async/*.pxd)
 
-.PHONY: all bench test lint sanitize test-vm test-interop vm-compare vm-keepalive torture clean help
+.PHONY: all bench test lint sanitize test-vm test-interop test-qemu-server vm-compare vm-keepalive torture clean help
 all: $(VENV)/.built
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
 	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
 	@echo "make test-interop  the Linux kernel's driver on emulated controllers, in a virtual machine"
+	@echo "make test-qemu-server  conformance on QEMU's controllers behind QEMU's vfio-user server (NVME_ASYNC_QEMU_SERVER=its binary)"
 	@echo "make vm-compare  this driver beside fio and caio in that machine"
 	@echo "make vm-keepalive  what a hand-over costs over VFIO, in that machine"
 	@echo "make torture   kill -9 at random instants and lines, 200 rounds of each kind (about three minutes); ROUNDS=2000 by hand"
@@ -57,6 +58,10 @@ test-vm:
 # INTEROP='-- -k fio' passes arguments on; INTEROP=--require makes it an error when the QEMU it needs can't be had.
 test-interop: $(VENV)/.built
 	$(BIN)/python tests/vm/interop.py $(INTEROP)
+
+test-qemu-server: $(VENV)/.built
+	@test -n "$(NVME_ASYNC_QEMU_SERVER)" || { echo "NVME_ASYNC_QEMU_SERVER must name a QEMU with a vfio-user server; see docs/vfio.md" >&2; exit 2; }
+	$(BIN)/python -m pytest tests/conformance
 
 # COMPARE='--rounds 5' passes arguments on.
 vm-compare:

@@ -14,47 +14,36 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import attrs
-import cattrs
 
 from nvme_async._dma import PAGE_SIZE, Pool
 from nvme_async._mmio import Mmio
 from nvme_async.device import vfio_user_protocol as wire
 from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Doorbells, Saved
 from nvme_async.device.vfio_user_channel import Channel, connect
+from nvme_async.device.vfio_user_explore import (
+    Layout,
+    assign_bar0,
+    close_all,
+    explore,
+    id_reads,
+    ids_from,
+    layout_from,
+    read_answers,
+    read_many,
+    read_region,
+    read_request,
+    write_region,
+)
 from nvme_async.device.vfio_user_protocol import Command
-from nvme_async.errors import ControllerFatal, ControllerGone, DeviceError, InvalidSavedState
+from nvme_async.errors import ControllerGone, DeviceError, InvalidSavedState
 
 DEFAULT_TIMEOUT = 10.0
 
 # Configuration space (PCI Local Bus 3.0, 6.1 and 6.8.2).
 _COMMAND = 0x04
 _COMMAND_MEMORY, _COMMAND_MASTER, _COMMAND_INTX_DISABLE = 0x2, 0x4, 0x400
-_STATUS_CAPABILITIES = 0x10
-_CAPABILITIES = 0x34
-_CAPABILITY_MSIX = 0x11
-_CAPABILITY_EXPRESS = 0x10
-_EXTENDED_CAPABILITIES = 0x100
-_EXTENDED_SERIAL_NUMBER = 0x0003
 _MSIX_CONTROL = 2
 _MSIX_ENABLE = 0x8000
-_FIRST_CAPABILITY = 0x40
-
-
-@attrs.frozen
-class _Layout:
-    """What was learnt of the device: everything a successor would have to ask again."""
-
-    ids: DeviceIds
-    limits: wire.Limits
-    can_reset: bool
-    n_vectors: int
-    msix_capability: int
-    """Its offset in configuration space, 0 = none."""
-    bar0_size: int
-    doorbells: tuple[int, int] | None
-    """(offset in the doorbell descriptor's file, bytes), or None: they go by message."""
-    serial_capability: int = 0
-    """Offset of the Device Serial Number capability in configuration space, 0 = none."""
 
 
 class VfioUserDevice:
@@ -68,7 +57,7 @@ class VfioUserDevice:
     iova_ranges = (range(1 << 64),)
 
     def __init__(
-        self, channel: Channel, layout: _Layout, *, uri: str, doorbell_fd: int = -1, kick_fd: int = -1
+        self, channel: Channel, layout: Layout, *, uri: str, doorbell_fd: int = -1, kick_fd: int = -1
     ) -> None:
         """For this class's own use: connect(), from_socket() and resume() make devices."""
         self.uri = uri
@@ -80,6 +69,7 @@ class VfioUserDevice:
         self._hang_up: select.epoll | None = None
         # Vectors that may have an eventfd; a predecessor may have set any.
         self._assigned = set(range(layout.n_vectors))
+        self._has_masks = True  # until it says that it hasn't
         if layout.doorbells is None:
             self._doorbells = Doorbells(None, DOORBELL_OFFSET)
         else:
@@ -107,7 +97,7 @@ class VfioUserDevice:
     def _negotiate(cls, channel: Channel, uri: str) -> Self:
         try:
             limits = wire.parse_version(channel.call(Command.VERSION, wire.version_request()))
-            device = cls._explore(channel, uri, limits)
+            device = cls._explored(channel, uri, limits)
         except BaseException:
             channel.close()
             raise
@@ -137,14 +127,14 @@ class VfioUserDevice:
         """
         fds = dict(descriptors)
         if "socket" not in fds:
-            _close_all(list(fds.values()))
+            close_all(list(fds.values()))
             raise InvalidSavedState(
                 f"a vfio-user device cannot be resumed without its socket, only {sorted(fds)}"
             )
         try:
             sock = socket.socket(fileno=fds["socket"])
         except OSError as error:
-            _close_all(list(fds.values()))
+            close_all(list(fds.values()))
             raise InvalidSavedState(
                 f"descriptor {fds['socket']} is not a vfio-user socket: {error.strerror}"
             ) from None
@@ -156,11 +146,11 @@ class VfioUserDevice:
             first = (Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
             if saved is None:
                 channel.call(*first)
-                return cls._explore(channel, uri, wire.Limits())
-            layout = _structure(saved)
-            reads = _id_reads(layout.serial_capability)
-            _, *answers = channel.call_all([first, *(_read_request(*read) for read in reads)])
-            layout = attrs.evolve(layout, ids=_ids(_read_answers(answers, reads)))
+                return cls._explored(channel, uri, wire.Limits())
+            layout = layout_from(saved)
+            reads = id_reads(layout.serial_capability)
+            _, *answers = channel.call_all([first, *(read_request(*read) for read in reads)])
+            layout = attrs.evolve(layout, ids=ids_from(read_answers(answers, reads)))
             if layout.doorbells is not None and "doorbell" not in fds:
                 raise InvalidSavedState(
                     "the saved state tells of mapped doorbells, but there is no doorbell descriptor"
@@ -175,52 +165,22 @@ class VfioUserDevice:
             channel.close()
             raise
         finally:
-            _close_all(list(fds.values()))
+            close_all(list(fds.values()))
 
     @classmethod
-    def _explore(cls, channel: Channel, uri: str, limits: wire.Limits) -> Self:
-        """Asks the peer for everything. Changes nothing on the device."""
-        answer = channel.call(Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
-        _, flags, n_regions, n_irqs = _unpack(wire.DEVICE_INFO, answer, Command.DEVICE_GET_INFO)
-        if not flags & wire.DEVICE_FLAG_PCI or n_regions <= wire.CONFIG_REGION:
-            raise DeviceError(f"{uri} is not a PCI device (flags {flags:#x}, {n_regions} regions)")
-        msix_capability, serial_capability = _find_capabilities(channel)
-        ids = _ids(_read_many(channel, _id_reads(serial_capability)))
-        n_vectors = _vectors(channel) if n_irqs > wire.MSIX_IRQ else 0
-        bar0, fds = _region(channel, wire.BAR0_REGION)
-        doorbell_fd = kick_fd = -1
-        doorbells = None
+    def _explored(cls, channel: Channel, uri: str, limits: wire.Limits) -> Self:
+        layout, doorbell_fd, kick_fd = explore(channel, uri, limits)
         try:
-            if bar0.size < DOORBELL_OFFSET + 8:
-                raise DeviceError(
-                    f"{uri}: BAR0 has {bar0.size:#x} bytes, doorbells begin at {DOORBELL_OFFSET:#x}"
-                )
-            area = bar0.area_at(DOORBELL_OFFSET)
-            if area is not None and fds:
-                doorbell_fd = fds.pop(0)
-                doorbells = (bar0.file_offset + area[0], area[1])
-                kick_fd = _kick_fd(channel)
-            layout = _Layout(
-                ids=ids,
-                limits=limits,
-                can_reset=bool(flags & wire.DEVICE_FLAG_RESET),
-                n_vectors=n_vectors,
-                msix_capability=msix_capability,
-                bar0_size=bar0.size,
-                doorbells=doorbells,
-                serial_capability=serial_capability,
-            )
             return cls(channel, layout, uri=uri, doorbell_fd=doorbell_fd, kick_fd=kick_fd)
         except BaseException:
-            fds += [fd for fd in (doorbell_fd, kick_fd) if fd >= 0]
+            close_all([fd for fd in (doorbell_fd, kick_fd) if fd >= 0])
             raise
-        finally:
-            _close_all(fds)
 
     def _enable(self) -> None:
-        """Memory accesses and DMA on; INTx off, or some controllers take a missing INTx handler for a fatal
+        """Memory accesses and DMA on, at an address; INTx off, or some controllers take a missing INTx handler for a fatal
         error.
         """
+        assign_bar0(self._channel, self._layout.bar0_size)
         self._write_config16(_COMMAND, _COMMAND_MEMORY | _COMMAND_MASTER | _COMMAND_INTX_DISABLE)
 
     # --- what it is
@@ -268,7 +228,7 @@ class VfioUserDevice:
     def read_many(self, registers: Sequence[tuple[int, int]]) -> list[int]:
         for offset, width in registers:
             self._check_register(offset, width)
-        return _read_many(self._channel, [(wire.BAR0_REGION, *register) for register in registers])
+        return read_many(self._channel, [(wire.BAR0_REGION, *register) for register in registers])
 
     def write32(self, offset: int, value: int) -> None:
         self._write(offset, value, 4)
@@ -285,11 +245,11 @@ class VfioUserDevice:
 
     def _read(self, offset: int, width: int) -> int:
         self._check_register(offset, width)
-        return _read_region(self._channel, wire.BAR0_REGION, offset, width)
+        return read_region(self._channel, wire.BAR0_REGION, offset, width)
 
     def _write(self, offset: int, value: int, width: int) -> None:
         self._check_register(offset, width)
-        _write_region(self._channel, wire.BAR0_REGION, offset, value, width)
+        write_region(self._channel, wire.BAR0_REGION, offset, value, width)
 
     # --- memory
 
@@ -321,6 +281,7 @@ class VfioUserDevice:
             self._assigned.clear()
             return
         most = max(1, self._layout.limits.max_msg_fds)
+        given: list[range] = []
         start = 0
         while start < self.n_vectors:
             fds: list[int] = []
@@ -333,17 +294,32 @@ class VfioUserDevice:
             if fds:
                 self._assigned.update(vectors)
                 self._set_irqs(start, len(vectors), wire.IRQ_SET_DATA_EVENTFD, fds)
+                given.append(vectors)
             elif not self._assigned.isdisjoint(vectors):
                 # Without descriptors the message takes the vectors' eventfds away.
                 self._set_irqs(start, len(vectors), wire.IRQ_SET_DATA_EVENTFD)
                 self._assigned.difference_update(vectors)
             start = end
+        self._unmask(given)
         # Only now: with MSI-X on and no eventfd, some controllers take the first interrupt for a fatal error.
         self._enable_msix(True)
 
-    def _set_irqs(self, start: int, count: int, data: int, fds: Sequence[int] = ()) -> None:
-        flags = data | wire.IRQ_SET_ACTION_TRIGGER
-        request = wire.IRQ_SET.pack(wire.IRQ_SET.size, flags, wire.MSIX_IRQ, start, count)
+    def _unmask(self, given: Sequence[range]) -> None:
+        """After a reset of the function all vectors are masked (PCI Local Bus 3.0, 6.8.2.9). A server that goes by its MSI-X table, as
+        QEMU's does, signals nobody until it is told; one that keeps no masks refuses.
+        """
+        for vectors in given:
+            if not self._has_masks:
+                return
+            try:
+                self._set_irqs(vectors.start, len(vectors), wire.IRQ_SET_DATA_NONE, action=wire.IRQ_SET_ACTION_UNMASK)
+            except DeviceError:
+                self._has_masks = False
+
+    def _set_irqs(
+        self, start: int, count: int, data: int, fds: Sequence[int] = (), action: int = wire.IRQ_SET_ACTION_TRIGGER
+    ) -> None:
+        request = wire.IRQ_SET.pack(wire.IRQ_SET.size, data | action, wire.MSIX_IRQ, start, count)
         self._channel.call(Command.DEVICE_SET_IRQS, request, fds)
 
     def _enable_msix(self, enable: bool) -> None:
@@ -351,7 +327,7 @@ class VfioUserDevice:
             self._write_config16(self._layout.msix_capability + _MSIX_CONTROL, _MSIX_ENABLE if enable else 0)
 
     def _write_config16(self, offset: int, value: int) -> None:
-        _write_region(self._channel, wire.CONFIG_REGION, offset, value, 2)
+        write_region(self._channel, wire.CONFIG_REGION, offset, value, 2)
 
     def reset(self) -> None:
         if self._layout.can_reset:
@@ -396,162 +372,3 @@ class VfioUserDevice:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _unpack(layout: Any, payload: bytes, command: Command) -> tuple[int, ...]:
-    if len(payload) < layout.size:
-        raise ControllerFatal(
-            f"vfio-user peer's reply to {command.name} has {len(payload)} bytes, not the {layout.size} due"
-        )
-    return tuple(layout.unpack_from(payload))
-
-
-_converter = cattrs.Converter()
-# Compiled here and not at the first use, which is a successor's and in a hurry: it takes milliseconds.
-_structure_layout = _converter.get_structure_hook(_Layout)
-
-
-def _structure(saved: Saved) -> _Layout:
-    try:
-        layout: _Layout = _structure_layout(dict(saved), _Layout)
-        return layout
-    except Exception as error:  # whatever the nested converters raise
-        reasons = (
-            "; ".join(cattrs.transform_error(error))
-            if isinstance(error, cattrs.BaseValidationError)
-            else error
-        )
-        raise InvalidSavedState(f"saved state of a vfio-user device makes no sense: {reasons}") from error
-
-
-def _read_request(region: int, offset: int, width: int) -> tuple[Command, bytes]:
-    return Command.REGION_READ, wire.REGION_ACCESS.pack(offset, region, width)
-
-
-def _read_answers(answers: Sequence[bytes], reads: Sequence[tuple[int, int, int]]) -> list[int]:
-    values = []
-    for answer, (_, _, width) in zip(answers, reads, strict=True):
-        _, _, count = _unpack(wire.REGION_ACCESS, answer, Command.REGION_READ)
-        data = answer[wire.REGION_ACCESS.size :]
-        if count != width or len(data) != width:
-            raise ControllerFatal(
-                f"vfio-user peer returned {len(data)} bytes (count {count}) for a read of {width}"
-            )
-        values.append(int.from_bytes(data, "little"))
-    return values
-
-
-def _read_many(channel: Channel, reads: Sequence[tuple[int, int, int]]) -> list[int]:
-    """Reads of (region, offset, width), in this order and one after the other at the device, for one wait."""
-    return _read_answers(channel.call_all([_read_request(*read) for read in reads]), reads)
-
-
-def _read_region(channel: Channel, region: int, offset: int, width: int) -> int:
-    return _read_many(channel, [(region, offset, width)])[0]
-
-
-def _write_region(channel: Channel, region: int, offset: int, value: int, width: int) -> None:
-    data = value.to_bytes(width, "little")
-    channel.call(Command.REGION_WRITE, wire.REGION_ACCESS.pack(offset, region, width) + data)
-
-
-def _region(channel: Channel, index: int) -> tuple[wire.Region, list[int]]:
-    """A region and the descriptors that came with it, which become the caller's."""
-    argsz = 256  # usually enough for the capabilities
-    while True:
-        request = wire.REGION_INFO.pack(argsz, 0, index, 0, 0, 0)
-        answer, fds = channel.call_fds(Command.DEVICE_GET_REGION_INFO, request)
-        try:
-            needed = _unpack(wire.REGION_INFO, answer, Command.DEVICE_GET_REGION_INFO)[0]
-            if needed <= argsz:
-                return wire.parse_region(answer, index), fds
-            if needed > wire.MAX_MESSAGE_BYTES - wire.HEADER.size:
-                raise ControllerFatal(f"vfio-user peer wants {needed} bytes to describe region {index}")
-        except BaseException:
-            _close_all(fds)
-            raise
-        _close_all(fds)
-        argsz = needed
-
-
-def _kick_fd(channel: Channel) -> int:
-    """The eventfd that makes doorbell stores heard, -1 if the peer has none: the message is optional."""
-    argsz = 256
-    while True:
-        try:
-            answer, fds = channel.call_fds(
-                Command.DEVICE_GET_REGION_IO_FDS, wire.IO_FDS.pack(argsz, 0, wire.BAR0_REGION, 0)
-            )
-        except DeviceError:
-            return -1
-        needed = _unpack(wire.IO_FDS, answer, Command.DEVICE_GET_REGION_IO_FDS)[0] if len(answer) >= 4 else 0
-        if argsz < needed <= wire.MAX_MESSAGE_BYTES - wire.HEADER.size:
-            _close_all(fds)
-            argsz = needed
-            continue
-        index = wire.doorbell_ioeventfd(answer, DOORBELL_OFFSET)
-        kick = fds.pop(index) if index is not None and index < len(fds) else -1
-        _close_all(fds)
-        return kick
-
-
-def _vectors(channel: Channel) -> int:
-    request = wire.IRQ_INFO.pack(wire.IRQ_INFO.size, 0, wire.MSIX_IRQ, 0)
-    answer = channel.call(Command.DEVICE_GET_IRQ_INFO, request)
-    count = _unpack(wire.IRQ_INFO, answer, Command.DEVICE_GET_IRQ_INFO)[3]
-    if count > 2048:  # what an MSI-X capability can say
-        raise ControllerFatal(f"vfio-user peer says it has {count} MSI-X vectors")
-    return count
-
-
-def _id_reads(serial_capability: int) -> list[tuple[int, int, int]]:
-    """What _ids() needs, by reads of four bytes: what every peer's configuration space takes."""
-    offsets = [0x00, 0x08, 0x2C]
-    if serial_capability:
-        offsets += [serial_capability + 4, serial_capability + 8]
-    return [(wire.CONFIG_REGION, offset, 4) for offset in offsets]
-
-
-def _ids(values: Sequence[int]) -> DeviceIds:
-    vendor_device, class_revision, subsystem, *serial = values
-    return DeviceIds(
-        vendor=vendor_device & 0xFFFF,
-        device=vendor_device >> 16,
-        subsystem_vendor=subsystem & 0xFFFF,
-        subsystem=subsystem >> 16,
-        class_code=class_revision >> 8,
-        revision=class_revision & 0xFF,
-        serial_number=serial[0] | serial[1] << 32 if serial else 0,
-    )
-
-
-def _find_capabilities(channel: Channel) -> tuple[int, int]:
-    """Where MSI-X and the Device Serial Number are (0 = there is none)."""
-
-    def read32(offset: int) -> int:
-        return _read_region(channel, wire.CONFIG_REGION, offset, 4)
-
-    msix = 0
-    express = False
-    at = read32(_CAPABILITIES) & 0xFC if read32(_COMMAND) >> 16 & _STATUS_CAPABILITIES else 0
-    seen: set[int] = set()
-    while at >= _FIRST_CAPABILITY and at not in seen:
-        seen.add(at)
-        header = read32(at)
-        express |= header & 0xFF == _CAPABILITY_EXPRESS
-        if header & 0xFF == _CAPABILITY_MSIX and not msix:
-            msix = at
-        at = header >> 8 & 0xFC
-    at = _EXTENDED_CAPABILITIES if express else 0
-    while at >= _EXTENDED_CAPABILITIES and at not in seen:
-        seen.add(at)
-        header = read32(at)
-        if header & 0xFFFF == _EXTENDED_SERIAL_NUMBER:
-            return msix, at
-        at = header >> 20 & 0xFFC
-    return msix, 0
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -70,6 +70,7 @@ IRQ_INFO = struct.Struct("<IIII")  # argsz, flags, index, count
 IRQ_SET = struct.Struct("<IIIII")  # argsz, flags, index, start, count
 IRQ_SET_DATA_NONE = 0x1
 IRQ_SET_DATA_EVENTFD = 0x4
+IRQ_SET_ACTION_UNMASK = 0x10
 IRQ_SET_ACTION_TRIGGER = 0x20
 MSIX_IRQ = 2
 

@@ -18,6 +18,8 @@ Uri = Callable[[str], str]
 
 async def test_opening_and_closing_again_and_again(uri: Uri) -> None:
     place = uri("plain")
+    if place.startswith("vfio-user:"):
+        pytest.skip("QEMU's vfio-user server ends with its first client")
     for _ in range(5):
         async with nvme_async.open(place) as controller:
             assert len(await controller.namespaces[1].read(0)) == 512

@@ -61,6 +61,7 @@ class FakeServer:
         self.mappable = True
         self.io_fds = True
         self.region_offset = 0
+        self.masked: set[int] | None = None  # vectors, for a server that goes by its MSI-X table's mask bits
         self.requests: list[Message] = []
         self.mappings: dict[int, tuple[int, int, int]] = {}
         self.vectors: dict[int, tuple[int, int]] = {}
@@ -223,6 +224,12 @@ class FakeServer:
         if flags == 0x21:
             assert (start, count, message.fds) == (0, 0, [])
             self.vectors.clear()
+        elif flags == 0x11:
+            assert not message.fds
+            if self.masked is None:
+                self.refuse(message, errno.EINVAL)
+                return
+            self.masked.difference_update(range(start, start + count))
         else:
             assert flags == 0x24
             assert len(message.fds) in (0, count)
@@ -244,6 +251,6 @@ class FakeServer:
         offset, region, count = struct.unpack_from("<QII", message.payload)
         data = message.payload[16:]
         assert count == len(data)
-        assert count in ((4, 8) if region == 0 else (2,))
+        assert count in ((4, 8) if region == 0 else (2, 4))
         self._memory(region)[offset : offset + count] = data
         self.reply(message, struct.pack("<QII", offset, region, count))
