@@ -21,12 +21,22 @@ cdef extern from "dma/pool.h" nogil:
         uint64_t data_pages
         uint64_t free_pages
 
+cdef extern from "forked.h" nogil:
+    ctypedef struct forked_mapping "struct forked_mapping":
+        pass
+
+    int forked_generation
+    int forked_watch()
+    void forked_add(forked_mapping *mapping, void *base, size_t nbytes, int fd)
+    void forked_remove(forked_mapping *mapping)
+
 
 cdef class Pool:
     cdef char *base                     # NULL once closed
     cdef readonly size_t nbytes
     cdef readonly uint64_t iova
     cdef pool_t space
+    cdef forked_mapping mapping
     cdef int _fd
     cdef int generation                 # of forks: a pool belongs to the process that mapped it
     cdef list deferred                  # data pages to release after resume(); None: not paused

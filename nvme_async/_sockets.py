@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 
+from nvme_async import _forks
 from nvme_async.errors import ConfigurationError
 
 BACKLOG = 16
@@ -51,6 +52,11 @@ class ListeningSocket:
         except OSError as error:
             raise ConfigurationError(f"cannot listen on {self.path}: {error.strerror or error}") from None
         self._identity = self._stat()
+        _forks.watch(self)
+
+    def forget_in_child(self) -> None:
+        self._identity = None  # the path is the parent's
+        self._socket.close()
 
     def _stat(self) -> tuple[int, int] | None:
         try:

@@ -7,15 +7,12 @@ awaits it, each with a queue pair of its own; nothing of one loop's queue pair i
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
 import os
-import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from nvme_async import discovery
+from nvme_async import _forks, _loops, discovery
 from nvme_async._tasks import finish, in_thread
 from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer
@@ -78,6 +75,8 @@ class Controller(Keeping):
         self._watched = -1  # the descriptor that tells of the device's disappearance
         self._closing = False
         self._telling: asyncio.Task[None] | None = None
+        self._forked: NvmeError | None = None
+        _forks.watch(self)
 
     # -- life --------------------------------------------------------------------------------------------------------------------------
 
@@ -165,9 +164,20 @@ class Controller(Keeping):
         if the caller is cancelled. Closing twice is fine. From any loop, also when the controller's own was closed.
         """
         self._closing = True
+        if self._forked is not None:
+            return
         if self.loop.is_closed():
             self._inherit()
         await self.at_home(lambda: finish(self._close))
+
+    def forget_in_child(self) -> None:
+        """A forked child: the controller is the parent's, and its rings are out of reach."""
+        self._forked = self.failure = reason = _forks.belongs_to_parent(self.uri)
+        self.state = "closed"
+        for namespace in self.namespaces.values():
+            namespace._set_gone(reason)
+        for queue in self.queues.all():
+            queue.hot.refuse(reason)
 
     def _inherit(self) -> None:
         """The home has ended without closing the controller: the running loop has to do it, without the queues, whose futures were that
@@ -353,75 +363,23 @@ class Controller(Keeping):
 
     async def at_home(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Runs make()'s coroutine on the home loop, from whichever loop."""
+        if self._forked is not None:
+            raise self._forked
         if asyncio.get_running_loop() is self.loop:
             return await make()
         return await self.elsewhere(self.loop, make, "the event loop that opened this controller")
 
     async def elsewhere(self, loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]], whose: str) -> T:
         """Runs make()'s coroutine on another thread's loop. QueueShutdown if that loop doesn't run, or ends before the coroutine does."""
-
-        async def run() -> T:
-            return await make()
-
-        ended = QueueShutdown(f"{self.uri}: {whose} doesn't run")
-        if not loop.is_running():
-            raise ended
-        coroutine = run()
-        try:
-            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-        except RuntimeError:  # closed meanwhile
-            coroutine.close()
-            raise ended from None
-        waiter = asyncio.wrap_future(future)
-        try:
-            while not waiter.done():
-                await asyncio.wait([waiter], timeout=1.0)
-                if not waiter.done() and not loop.is_running():
-                    raise ended
-        finally:
-            waiter.cancel()
-        if waiter.cancelled():
-            raise ended  # as asyncio.run() does to all tasks at its end
-        return waiter.result()
+        return await _loops.on_loop(loop, make, ended=QueueShutdown(f"{self.uri}: {whose} doesn't run"))
 
     async def on_owner(self, queue: QueuePair, function: Callable[[], T], *, timeout: float = 10.0) -> T:
         """Runs function() in the thread of the queue pair's loop; here, if that loop doesn't run.
 
         ControllerTimeout if that thread is stuck; then function() won't be run.
         """
-        loop = queue.loop
-        if loop is asyncio.get_running_loop() or not loop.is_running():
-            return function()
-        claimed = threading.Lock()  # by who runs it, or sees to it that nobody does
-        done: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-        def run() -> None:
-            if claimed.acquire(blocking=False):
-                try:
-                    done.set_result(function())
-                except BaseException as error:
-                    done.set_exception(error)
-
-        try:
-            loop.call_soon_threadsafe(run)
-        except RuntimeError:  # closed meanwhile
-            return function()
-        waiter = asyncio.wrap_future(done)
-        limit, pause = time.monotonic() + timeout, 0.001
-        try:
-            while not waiter.done():
-                await asyncio.wait([waiter], timeout=pause)
-                pause = min(2 * pause, 0.1)
-                if waiter.done():
-                    break
-                if not loop.is_running() and claimed.acquire(blocking=False):
-                    return function()
-                if time.monotonic() >= limit and claimed.acquire(blocking=False):
-                    raise ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s")
-        except asyncio.CancelledError:
-            claimed.acquire(blocking=False)
-            raise
-        return waiter.result()
+        stuck = ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s")
+        return await _loops.in_thread_of(queue.loop, function, timeout=timeout, stuck=stuck)
 
     # -- commands ----------------------------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,9 @@ cdef extern from *:
 
 cdef size_t PAGE = 4096
 
+if forked_watch() != 0:
+    raise MemoryError("pthread_atfork failed")
+
 
 @cython.final
 cdef class Mmio:
@@ -47,9 +50,11 @@ cdef class Mmio:
             PyErr_SetFromErrno(OSError)
         self.base = <char *>mapping
         self.nbytes = length
+        forked_add(&self.mapping, mapping, length, -1)
         self.writable = writable
 
     def __dealloc__(self):
+        forked_remove(&self.mapping)
         if self.base != NULL:
             munmap(self.base, self.nbytes)
 
@@ -85,6 +90,7 @@ cdef class Mmio:
         cdef char *base = self.base
         if base != NULL:
             self.base = NULL
+            forked_remove(&self.mapping)
             munmap(base, self.nbytes)
 
     def __enter__(self):

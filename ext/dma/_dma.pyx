@@ -38,18 +38,6 @@ cdef extern from "dma/pool.h" nogil:
     uint64_t pool_longest_run(pool_t *space)
     uint64_t pool_pages(uint64_t nbytes)
 
-cdef extern from *:
-    """
-    #include <pthread.h>
-    /* Counts the forks between the first process and this one. A child inherits every Pool object; dropping them there must not
-     * touch the table, which is the parent's. */
-    static int fork_generation;
-    static void count_fork(void) { fork_generation++; }
-    static int watch_forks(void) { return pthread_atfork(NULL, NULL, count_fork); }
-    """
-    int fork_generation
-    int watch_forks()
-
 PAGE_SIZE = POOL_PAGE_SIZE
 MAX_TEXT_BYTES = POOL_TEXT_BYTES - 1
 
@@ -57,7 +45,7 @@ cdef char *BYTES_FORMAT = "B"
 cdef size_t HUGE_PAGE = 2 << 20
 cdef uint64_t LAST_IOVA = 0xFFFFFFFFFFFFFFFF
 
-if watch_forks() != 0:
+if forked_watch() != 0:
     raise MemoryError("pthread_atfork failed")
 
 
@@ -128,7 +116,7 @@ cdef class Pool:
 
     def __cinit__(self):
         self._fd = -1
-        self.generation = fork_generation
+        self.generation = forked_generation
 
     def __init__(self, nbytes, *, iova, str name="pool", str hugepages="auto"):
         cdef bytes c_name = _text(name, "pool name")
@@ -177,6 +165,7 @@ cdef class Pool:
         """Maps the descriptor."""
         self.base = <char *><size_t>_map(self._fd, nbytes)
         self.nbytes = nbytes
+        forked_add(&self.mapping, self.base, nbytes, self._fd)
         # A hugetlb file's preferred block is its page.
         self.backing = "hugetlb-2MiB" if os.fstat(self._fd).st_blksize == HUGE_PAGE else "memfd"
 
@@ -193,6 +182,7 @@ cdef class Pool:
 
     def __dealloc__(self):
         # Every buffer holds a reference to its pool, so there are none left.
+        forked_remove(&self.mapping)
         if self.base != NULL:
             pool_fini(&self.space)
             munmap(self.base, self.nbytes)
@@ -204,7 +194,7 @@ cdef class Pool:
             raise ValueError("the pool was handed to a successor")
         if self.base == NULL:
             raise ValueError("the pool is closed")
-        if self.generation != fork_generation:
+        if self.generation != forked_generation:
             raise ValueError("the pool belongs to the process that forked this one")
         return 0
 
@@ -386,8 +376,9 @@ cdef class Pool:
         """Unmaps; see the stub for what stays."""
         if self.base == NULL:
             return
-        if self.generation == fork_generation and self.n_exports:
+        if self.generation == forked_generation and self.n_exports:
             raise BufferError(f"pool {self.name!r} has {self.n_exports} exported buffers")
+        forked_remove(&self.mapping)
         munmap(self.base, self.nbytes)
         self.base = NULL
         pool_fini(&self.space)
@@ -428,7 +419,7 @@ cdef class DmaBuffer:
 
     cdef bint _pool_is_ours(self) noexcept:
         cdef Pool pool = self.pool
-        return pool is not None and pool.base != NULL and not pool.is_detached and pool.generation == fork_generation
+        return pool is not None and pool.base != NULL and not pool.is_detached and pool.generation == forked_generation
 
     cdef void _return_pages(self) noexcept:
         self.is_freed = True

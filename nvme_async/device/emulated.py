@@ -14,6 +14,10 @@ from nvme_async.emulator import EmulatedController, EmulatorConfig
 _running: dict[tuple[int, int], EmulatedController] = {}
 
 
+# In a forked child there is no thread to serve them.
+os.register_at_fork(after_in_child=_running.clear)
+
+
 def _end_abandoned() -> None:
     """Controllers that were handed on, and that nobody in any process holds any more."""
     for identity, emulator in list(_running.items()):

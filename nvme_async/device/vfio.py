@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nvme_async import _forks
 from nvme_async.device import vfio_abi as abi
 from nvme_async.device.base import DeviceIds, Doorbells, Saved
 from nvme_async.device.vfio_bar import (
@@ -57,6 +58,7 @@ class VfioDevice:
     ids: DeviceIds
     n_vectors: int
     request_fd: int
+    _config: Config
     can_reset: bool
 
     @property
@@ -79,6 +81,7 @@ class VfioDevice:
                 # Only MSI-X is used; an INTx line that nobody serves would be shared with others.
                 self._config.command(on=PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE)
             except BaseException:
+                self._closed = True
                 self._let_go()
                 raise
         except BaseException:
@@ -104,6 +107,7 @@ class VfioDevice:
         """
         kernel = kernel or abi.Kernel()
         self = cls.__new__(cls)
+        container: Container | None = None
         try:
             if missing := set(DESCRIPTORS) - descriptors.keys():
                 raise ConfigurationError(
@@ -114,6 +118,8 @@ class VfioDevice:
                 container.adopt(iova, nbytes)
             self._take(address, kernel, container, descriptors["device"])
         except BaseException:
+            if container is not None:
+                container.disown()
             for fd in descriptors.values():
                 os.close(fd)
             raise
@@ -126,6 +132,7 @@ class VfioDevice:
         self._lock = threading.RLock()
         self._closed = False
         self.request_fd = -1
+        self._whose = "was closed by this process"
         try:
             info = abi.device_info(kernel, fd)
             config = abi.region_info(kernel, fd, abi.VFIO_PCI_CONFIG_REGION_INDEX)
@@ -151,6 +158,7 @@ class VfioDevice:
         self._bar0 = Bar0(fd, bar0, address, self._config.msix_pages(abi.VFIO_PCI_BAR0_REGION_INDEX))
         if requests:
             self._watch_requests()
+        _forks.watch(self)
 
     def _watch_requests(self) -> None:
         self.request_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -294,6 +302,16 @@ class VfioDevice:
                 self._let_go()
                 self._close_descriptors()
 
+    def forget_in_child(self) -> None:
+        # Least of all the end of close(), which takes the right to DMA from the function.
+        self._lock = threading.RLock()
+        if not self._closed:
+            self._closed = True
+            self._whose = "belongs to the process that has forked this one"
+            # The windows, nobody's memory by now, stay for queue pairs that ring once more when they are dropped.
+            self._close_request()
+            os.close(self._fd)
+
     def close(self) -> None:
         """End it: no more DMA, interrupts off, all closed. The kernel resets the function if nobody else has it.
 
@@ -340,13 +358,16 @@ class VfioDevice:
 
     def _let_go(self) -> None:
         self._bar0.close()
+        self._close_request()
+
+    def _close_request(self) -> None:
         if self.request_fd >= 0:
             os.close(self.request_fd)
             self.request_fd = -1
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ControllerGone(f"{self._address} was closed by this process")
+            raise ControllerGone(f"{self._address} {self._whose}")
 
 
 def open_vfio(address: str) -> VfioDevice:

@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
+from nvme_async import _forks
 from nvme_async.device import vfio_abi as abi
 from nvme_async.errors import ControllerGone, DeviceError
 
@@ -29,6 +30,16 @@ BENIGN_DRIVERS = frozenset({"vfio-pci", "pci-stub", "pcieport", "shpchp"})
 
 _lock = threading.Lock()
 _groups: dict[int, Container] = {}
+
+
+def _forget_groups() -> None:
+    """In a forked child: they are the parent's, and so may be the lock."""
+    global _lock
+    _lock = threading.Lock()
+    _groups.clear()
+
+
+os.register_at_fork(after_in_child=_forget_groups)
 
 
 class Container:
@@ -52,6 +63,7 @@ class Container:
         self.page_size = info.page_sizes & -info.page_sizes or os.sysconf("SC_PAGE_SIZE")
         self._ranges = info.iova_ranges or DEFAULT_RANGES
         self._limit = DEFAULT_MAPPINGS if info.dma_avail is None else info.dma_avail
+        _forks.watch(self)
 
     @property
     def max_mappings(self) -> int:
@@ -128,6 +140,17 @@ class Container:
             raise DeviceError(
                 f"unmapping {nbytes} bytes at IOVA {iova:#x} unmapped {done}: it was not mapped like that"
             )
+
+    def disown(self) -> None:
+        """The descriptors are somebody else's to close."""
+        self._users = 0
+
+    def forget_in_child(self) -> None:
+        self._lock = threading.Lock()
+        if self._users:
+            self._users = 0
+            os.close(self.group_fd)
+            os.close(self.fd)
 
     def acquire(self) -> None:
         """One more user."""

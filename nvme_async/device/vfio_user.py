@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import attrs
 
+from nvme_async import _forks
 from nvme_async._dma import PAGE_SIZE, Pool
 from nvme_async._mmio import Mmio
 from nvme_async.device import vfio_user_protocol as wire
@@ -70,6 +71,7 @@ class VfioUserDevice:
         # Vectors that may have an eventfd; a predecessor may have set any.
         self._assigned = set(range(layout.n_vectors))
         self._has_masks = True  # until it says that it hasn't
+        _forks.watch(self)
         if layout.doorbells is None:
             self._doorbells = Doorbells(None, DOORBELL_OFFSET)
         else:
@@ -357,15 +359,22 @@ class VfioUserDevice:
 
     def detach(self) -> None:
         with self._closing:
-            if self._hang_up is not None:
-                self._hang_up.close()
-                self._hang_up = None
             self._channel.close()
-            # Mapped doorbells stay for whoever still refers to them: a late store then reaches nobody.
-            for fd in (self._doorbell_fd, self._kick_fd):
-                if fd >= 0:
-                    os.close(fd)
-            self._doorbell_fd = self._kick_fd = -1
+            self._close_descriptors()
+
+    def forget_in_child(self) -> None:
+        self._closing = threading.Lock()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        if self._hang_up is not None:
+            self._hang_up.close()
+            self._hang_up = None
+        # Mapped doorbells stay for whoever still refers to them: a late store then reaches nobody.
+        for fd in (self._doorbell_fd, self._kick_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._doorbell_fd = self._kick_fd = -1
 
     def __enter__(self) -> Self:
         return self

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from nvme_async import _forks
 from nvme_async.device import vfio_user_protocol as wire
 from nvme_async.errors import ControllerError, ControllerFatal, ControllerGone, ControllerTimeout, DeviceError
 
@@ -53,6 +54,7 @@ class Channel:
         self._msg_id = random.SystemRandom().randrange(1 << 16)
         self._gone: str | None = None
         self._parked = False
+        _forks.watch(self)
 
     @property
     def fd(self) -> int:
@@ -169,6 +171,11 @@ class Channel:
         self._gone = self._gone or "the device was closed"
         with self._lock:
             self._socket.close()
+
+    def forget_in_child(self) -> None:
+        self._lock = threading.Lock()
+        self._gone = "it belongs to the process that has forked this one"
+        self._socket.close()
 
     @contextmanager
     def _turn(self, command: wire.Command, deadline: float) -> Iterator[None]:

@@ -27,6 +27,7 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Self
 
+from nvme_async import _forks
 from nvme_async._open import open_controller
 from nvme_async._sockets import ListeningSocket
 from nvme_async._tasks import finish, in_thread
@@ -115,6 +116,7 @@ class Offer:
         self._committing = asyncio.Lock()  # held while a successor may have it
         self.failures: list[BaseException] = []
         self.taken = False
+        _forks.watch(self)
 
     async def __aenter__(self) -> Self:
         if isinstance(self._where, socket.socket):
@@ -152,6 +154,11 @@ class Offer:
         self._listening = socket.socket(fileno=self._bound.detach())
         self._listening.setblocking(False)
         return self._listening
+
+    def forget_in_child(self) -> None:
+        # Else a successor would wait for an answer from a backlog that nobody serves, once the parent has gone.
+        if self._listening is not None:
+            os.close(self._listening.detach())
 
     def _stop_listening(self) -> None:
         """Before the controller is another's: who then offers it at the same path, and is not to find it taken or have it removed."""

@@ -39,6 +39,7 @@ class Keeping:
     uri: str
     state: str
     memory: DeviceMemory | None
+    _forked: NvmeError | None
 
     def __init__(self) -> None:
         self.adopted = AdoptedCommands()
@@ -143,6 +144,8 @@ class Keeping:
 
     def not_here(self) -> NvmeError:
         """Why it takes no commands any more."""
+        if self._forked is not None:
+            return self._forked
         error = HandedOver if self.state == "handed over" else QueueShutdown
         return error(f"{self.uri}: the controller is {self.state}")
 

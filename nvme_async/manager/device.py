@@ -199,6 +199,10 @@ class ManagedDevice:
             self._bind(nsid)
         self.gate.wake()
 
+    def forget_in_child(self, reason: NvmeError) -> None:
+        self.gate = Gate()
+        self._become("closed", reason)
+
     def _bind(self, nsid: int) -> None:
         handle = self.handles[nsid]
         if self.state != "ready":

@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
+from nvme_async import _forks
 from nvme_async._tasks import finish
 from nvme_async.errors import ConfigurationError, NvmeError, QueueShutdown
 from nvme_async.keepalive import Bundle
@@ -95,6 +96,7 @@ class Manager:
         for service in (self._hotplug, self._control):
             if service is not None:
                 service.start(self._workers.any())
+        _forks.watch(self)
 
     # -- life --------------------------------------------------------------------------------------------------------------------------
 
@@ -145,6 +147,16 @@ class Manager:
             await asyncio.to_thread(self._workers.stop, JOIN_SECONDS)
         finally:
             self._closed.set()
+
+    def forget_in_child(self) -> None:
+        """In a forked child: the workers are the parent's threads."""
+        reason = _forks.belongs_to_parent("the manager")
+        for device in self._registry.forget_in_child(str(reason)).values():
+            device.forget_in_child(reason)
+        self._closed = threading.Event()
+        self._closed.set()
+        if self._control is not None:
+            self._control.forget_in_child()
 
     # -- devices -----------------------------------------------------------------------------------------------------------------------
 
@@ -300,8 +312,7 @@ class Manager:
         Raises what the coroutine raises, and TimeoutError after `timeout` seconds; then it is cancelled.
         """
         try:
-            if self._registry.closed:
-                raise QueueShutdown("the manager is closed")
+            self._registry.check()
             if asyncio._get_running_loop() is not None:
                 raise RuntimeError("this thread has a running event loop: await the coroutine")
             worker: Worker | None = getattr(self._own_worker, "worker", None)

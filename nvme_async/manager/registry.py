@@ -22,21 +22,29 @@ class Registry:
         self._lock = threading.Lock()
         self._devices: dict[str, ManagedDevice] = {}
         self._shut = False
+        self._reason = "the manager is closed"
+
+    def forget_in_child(self, reason: str) -> dict[str, ManagedDevice]:
+        """shut(), in a forked child, where the lock may be held for ever."""
+        self._lock = threading.Lock()
+        self._reason = reason
+        return self.shut()
 
     def get(self, key: str) -> ManagedDevice | None:
         with self._lock:
-            self._check()
+            self.check()
             return self._devices.get(key)
 
     def add(self, key: str, device: ManagedDevice) -> ManagedDevice:
         """The device of that key: `device`, or the one that another thread added first."""
         with self._lock:
-            self._check()
+            self.check()
             return self._devices.setdefault(key, device)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """QueueShutdown once it is shut."""
         if self._shut:
-            raise QueueShutdown("the manager is closed")
+            raise QueueShutdown(self._reason)
 
     def remove(self, key: str, device: ManagedDevice) -> bool:
         """False if it isn't there (any more)."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import uvloop
 
 from nvme_async.device import parse_uri
-from nvme_async.errors import ConfigurationError
+from nvme_async.errors import ConfigurationError, QueueShutdown
 
 log = logging.getLogger("nvme_async")
 T = TypeVar("T")
@@ -74,7 +74,10 @@ class Worker:
         return threading.current_thread() is self._thread
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Runs a coroutine on this worker's loop."""
+        """Runs a coroutine on this worker's loop. QueueShutdown if its thread has ended, or is not this process's."""
+        if not self._thread.is_alive():
+            coroutine.close()
+            raise QueueShutdown(f"worker {self.name} has ended, or belongs to the process that has forked this one")
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     async def call(self, make: Callable[[], Awaitable[T]]) -> T:

@@ -8,6 +8,7 @@ import errno
 import os
 import struct
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -405,6 +406,40 @@ def test_two_functions_of_a_group_share_its_container(kernel: FakeKernel, machin
             assert second.iova_ranges == first.iova_ranges
         assert kernel.calls.count(abi.VFIO_SET_IOMMU) == 1
         assert first.read32(0x08) == 0x0001_0400
+
+
+def test_a_forked_child_closes_its_copies_and_leaves_the_function_alone(
+    kernel: FakeKernel, machine: FakeSystem
+) -> None:
+    """Above all not the right to DMA: the parent's commands are out."""
+    with opened(kernel, machine) as device:
+        window = device.doorbells().mmio
+        assert window is not None
+        config = kernel.config(0, 256)
+        descriptors = device.descriptors().values()
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                kernel.calls.clear()
+                for fd in descriptors:
+                    with pytest.raises(OSError, match="Bad file descriptor"):
+                        os.fstat(fd)
+                for attempt in (lambda: device.read32(0), device.reset, device.descriptors):
+                    with pytest.raises(ControllerGone, match="forked"):
+                        attempt()
+                device.close()
+                window.write32(0x1000, 0xDEAD)  # a doorbell
+                assert kernel.calls == []
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert kernel.config(0, 256) == config
+        assert kernel.bar0(0x1000) == 0
+        assert device.read32(0x08) == 0x0001_0400
 
 
 def test_reset_where_the_function_has_one(kernel: FakeKernel, machine: FakeSystem) -> None:

@@ -1,0 +1,56 @@
+/* Memory that is shared with a controller must not be shared with a forked child: coroutines that are dropped there would mark commands,
+ * and ring doorbells, that are the parent's. Each mapping made known here is replaced in the child, by a private copy of its file (a child
+ * may read what was in a buffer) or, for registers, by memory that is nobody's. Mappings are made and ended under the GIL. */
+#ifndef FORKED_H
+#define FORKED_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+struct forked_mapping {
+    struct forked_mapping *next, *previous;
+    void *base;
+    size_t nbytes;
+    int fd; /* of the file, from its beginning; -1 for registers */
+};
+
+static struct forked_mapping forked_mappings = {&forked_mappings, &forked_mappings, NULL, 0, -1};
+static int forked_generation; /* counts the forks between the first process and this one */
+
+static inline void forked_add(struct forked_mapping *mapping, void *base, size_t nbytes, int fd)
+{
+    *mapping = (struct forked_mapping){&forked_mappings, forked_mappings.previous, base, nbytes, fd};
+    mapping->previous->next = mapping->next->previous = mapping;
+}
+
+/* Harmless for one that wasn't added. */
+static inline void forked_remove(struct forked_mapping *mapping)
+{
+    if (mapping->next == NULL)
+        return;
+    mapping->next->previous = mapping->previous;
+    mapping->previous->next = mapping->next;
+    mapping->next = mapping->previous = NULL;
+}
+
+static void forked_in_child(void)
+{
+    forked_generation++;
+    for (struct forked_mapping *at = forked_mappings.next; at != &forked_mappings; at = at->next) {
+        const int rights = PROT_READ | PROT_WRITE, flags = MAP_FIXED | MAP_PRIVATE | MAP_NORESERVE;
+
+        if (at->fd >= 0 && mmap(at->base, at->nbytes, rights, flags, at->fd, 0) != MAP_FAILED)
+            continue;
+        if (mmap(at->base, at->nbytes, rights, flags | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+            abort(); /* rather than with the parent's memory in hand */
+    }
+}
+
+static int forked_watch(void)
+{
+    return pthread_atfork(NULL, NULL, forked_in_child);
+}
+
+#endif

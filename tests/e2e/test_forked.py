@@ -1,0 +1,223 @@
+"""A fork while controllers are open: the child owns nothing of them, whatever it does, and the parent never notices."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import nvme_async
+from nvme_async import Manager
+from nvme_async.emulator import EmulatedController
+from nvme_async.errors import ControllerGone, QueueShutdown
+from nvme_async.spec import commands
+from nvme_async.spec.opcodes import Feature
+
+BLOCK = 4096
+
+
+def in_child(act: Callable[[], object]) -> int:
+    """The forked child's pid. It runs act() and ends with 0, or with 1 and a traceback."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        act()
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+async def ended(pid: int) -> int:
+    """Its exit status, while the loop goes on."""
+    limit = time.monotonic() + 20
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it doesn't wait
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > limit:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)  # noqa: ASYNC222 - it was killed
+            pytest.fail("the child hangs")
+        await asyncio.sleep(0.005)
+
+
+async def check_parent(namespace: nvme_async.Namespace) -> None:
+    data = os.urandom(8 * BLOCK)
+    for lba in range(0, 512, 8):
+        await namespace.write(lba, data)
+        assert await namespace.read(lba, 8) == data
+
+
+async def test_a_child_is_refused_with_the_reason_and_may_close() -> None:
+    async with nvme_async.open("emulated:size=16MiB") as controller:
+        namespace = controller.namespaces[1]
+        await namespace.write(0, b"a" * BLOCK)
+
+        def act() -> None:
+            async def use() -> None:
+                for attempt in (
+                    lambda: namespace.read(0),
+                    lambda: namespace.write(0, b"b" * BLOCK),
+                    lambda: namespace.flush(),
+                    lambda: namespace.read_many([0, 1]),
+                    lambda: controller.admin(commands.get_features(Feature.NUMBER_OF_QUEUES)),
+                    lambda: controller.reset(),
+                    lambda: controller.rescan(),
+                ):
+                    with pytest.raises(QueueShutdown, match=f"process {os.getppid()}, which has forked"):
+                        await attempt()  # type: ignore[no-untyped-call]
+                with pytest.raises(QueueShutdown, match="forked"):
+                    controller.alloc(BLOCK)
+                with pytest.raises(ControllerGone, match="forked"):
+                    controller.device.read32(0)
+                await controller.close()
+                controller.device.close()
+
+            asyncio.run(asyncio.wait_for(use(), 10))
+
+        assert await ended(in_child(act)) == 0
+        assert await namespace.read(0) == b"a" * BLOCK
+        await check_parent(namespace)
+        await controller.rescan()
+
+
+async def test_a_child_that_drops_everything_in_the_middle_of_io() -> None:
+    """Coroutines are closed, buffers and queue pairs dropped while the parent's commands are out."""
+    async with nvme_async.open("emulated:size=16MiB", mode="interrupt") as controller:
+        namespace = controller.namespaces[1]
+        images = [random.Random(number).randbytes(BLOCK) for number in range(64)]
+        going = True
+
+        async def work(number: int) -> int:
+            rounds = 0
+            while going:
+                await namespace.write(number, images[number])
+                assert await namespace.read(number) == images[number]
+                rounds += 1
+            return rounds
+
+        tasks = [asyncio.ensure_future(work(number)) for number in range(64)]
+        await asyncio.sleep(0.02)
+
+        def act() -> None:
+            for task in tasks:
+                task.get_coro().close()  # type: ignore[union-attr]
+            tasks.clear()
+            for queue in controller.queues.all():
+                queue.hot.reap()
+                queue.hot.flush()
+            gc.collect()
+
+        for _ in range(20):
+            assert await ended(in_child(act)) == 0
+            await asyncio.sleep(0.002)
+        going = False
+        rounds = await asyncio.gather(*tasks)
+        assert min(rounds) > 0
+        assert controller.failure is None
+        assert all(queue["orphans"] == 0 for queue in controller.inspect()["io_queues"]), "no command lost its awaiter"
+        await check_parent(namespace)
+
+
+async def test_what_a_child_writes_to_a_buffer_stays_with_the_child() -> None:
+    async with nvme_async.open("emulated:size=16MiB") as controller:
+        with controller.alloc(BLOCK) as buffer:
+            buffer[:4] = b"mine"
+            view = memoryview(buffer)
+
+            def act() -> None:
+                assert view[:4] == b"mine", "what was there can be read"
+                view[:4] = b"hers"
+                assert view[:4] == b"hers"
+
+            assert await ended(in_child(act)) == 0
+            assert view[:4] == b"mine"
+            view.release()
+        await check_parent(controller.namespaces[1])
+
+
+async def test_a_peer_sees_the_parents_end_though_a_child_lives(tmp_path: Any) -> None:
+    """A child holds no copy of the connection: else a server would keep a dead driver's mappings, and take no successor."""
+    path = str(tmp_path / "socket")
+    emulator = EmulatedController("size=16MiB")
+    try:
+        emulator.listen(path)
+        ready, told = os.pipe()
+
+        def drive() -> None:
+            async def main() -> None:
+                controller = await nvme_async.open(f"vfio-user:{path}")
+                await controller.namespaces[1].read(0)
+                child = in_child(lambda: time.sleep(60))
+                os.write(told, f"{child}\n".encode())
+                await asyncio.sleep(60)
+
+            asyncio.run(main())
+
+        driver = in_child(drive)
+        child = int((await asyncio.to_thread(os.read, ready, 64)).decode())
+        os.kill(driver, signal.SIGKILL)
+        await ended(driver)
+        try:
+            async with asyncio.timeout(10), nvme_async.open(f"vfio-user:{path}") as controller:
+                await check_parent(controller.namespaces[1])
+        finally:
+            os.kill(child, signal.SIGKILL)
+        for fd in (ready, told):
+            os.close(fd)
+    finally:
+        emulator.close()
+
+
+async def test_a_manager_in_a_child_waits_for_nobody() -> None:
+    async with Manager(workers=2) as manager:
+        device = await manager.load("emulated:size=16MiB")
+        namespace = await device.namespace(1)
+        assert await namespace.read(0) == bytes(BLOCK)
+
+        def act() -> None:
+            async def use() -> None:
+                with pytest.raises(QueueShutdown):
+                    await manager.load("emulated:size=1MiB")
+                with pytest.raises(QueueShutdown):
+                    await namespace.read(0)
+                await manager.close()
+
+            async def nothing() -> None:
+                pass
+
+            asyncio.run(asyncio.wait_for(use(), 10))
+            with pytest.raises(QueueShutdown):
+                manager.run(nothing())
+
+        assert await ended(in_child(act)) == 0
+        for _ in range(100):
+            assert await namespace.read(0) == bytes(BLOCK)
+
+
+async def test_a_child_opens_controllers_of_its_own() -> None:
+    async with nvme_async.open("emulated:size=16MiB") as controller:
+
+        def act() -> None:
+            async def use() -> None:
+                async with nvme_async.open("emulated:size=16MiB") as own:
+                    await check_parent(own.namespaces[1])
+
+            asyncio.run(asyncio.wait_for(use(), 15))
+
+        pid = in_child(act)
+        await check_parent(controller.namespaces[1])
+        assert await ended(pid) == 0
