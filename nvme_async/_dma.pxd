@@ -1,5 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from nvme_async._forked cimport forked_mapping
+
 cdef extern from "dma/pool.h" nogil:
     ctypedef struct pool_header "struct pool_header":
         uint64_t iova
@@ -20,15 +22,6 @@ cdef extern from "dma/pool.h" nogil:
         uint64_t data_offset
         uint64_t data_pages
         uint64_t free_pages
-
-cdef extern from "forked.h" nogil:
-    ctypedef struct forked_mapping "struct forked_mapping":
-        pass
-
-    int forked_generation
-    int forked_watch()
-    void forked_add(forked_mapping *mapping, void *base, size_t nbytes, int fd)
-    void forked_remove(forked_mapping *mapping)
 
 
 cdef class Pool:

@@ -1,10 +1,4 @@
-cdef extern from "forked.h" nogil:
-    ctypedef struct forked_mapping "struct forked_mapping":
-        pass
-
-    int forked_watch()
-    void forked_add(forked_mapping *mapping, void *base, size_t nbytes, int fd)
-    void forked_remove(forked_mapping *mapping)
+from nvme_async._forked cimport forked_mapping
 
 
 cdef class Mmio:

@@ -34,20 +34,23 @@ def _remove_stale(path: str) -> None:
 
 class ListeningSocket:
     """Bound, for this user only, and listening. unlink() removes the path, unless it has become somebody
-    else's."""
+    else's.
+
+    A loop may accept from `socket`, which stays this object's.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         try:
             _remove_stale(self.path)
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                self._socket.bind(self.path)
+                self.socket.bind(self.path)
                 # Nobody can connect between bind() and listen(), so the mode is right before it matters.
                 os.chmod(self.path, 0o600)
-                self._socket.listen(BACKLOG)
+                self.socket.listen(BACKLOG)
             except BaseException:
-                self._socket.close()
+                self.socket.close()
                 raise
         except OSError as error:
             raise ConfigurationError(f"cannot listen on {self.path}: {error.strerror or error}") from None
@@ -56,7 +59,9 @@ class ListeningSocket:
 
     def forget_in_child(self) -> None:
         self._identity = None  # the path is the parent's
-        self._socket.close()
+        # Not close(), which waits until no loop refers to the socket.
+        if self.socket.fileno() >= 0:
+            os.close(self.socket.detach())
 
     def _stat(self) -> tuple[int, int] | None:
         try:
@@ -66,18 +71,18 @@ class ListeningSocket:
         return found.st_dev, found.st_ino
 
     def fileno(self) -> int:
-        return self._socket.fileno()
+        return self.socket.fileno()
 
     def accept(self) -> socket.socket:
-        return self._socket.accept()[0]
+        return self.socket.accept()[0]
 
     def detach(self) -> int:
         """The descriptor, the caller's from now on."""
-        return self._socket.detach()
+        return self.socket.detach()
 
     def unlink(self) -> None:
         """Closes the socket if it wasn't detached, and removes its path."""
-        self._socket.close()
+        self.socket.close()
         if self._identity is not None and self._stat() == self._identity:
             os.unlink(self.path)
         self._identity = None

@@ -6,6 +6,8 @@ from cpython.exc cimport PyErr_SetFromErrno
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport close
 
+from nvme_async._forked cimport forked_add, forked_generation, forked_remove, forked_watch
+
 import errno
 import fcntl
 import os

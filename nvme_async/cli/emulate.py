@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 from typing import Any
 
 import click
@@ -28,7 +27,7 @@ async def _serve(controller: EmulatedController, path: str, control: str | None)
             stack.callback(listening.unlink)
             server = await asyncio.start_unix_server(
                 ControlServer(controller).serve,
-                sock=socket.socket(fileno=listening.detach()),
+                sock=listening.socket,
                 limit=MAX_LINE,
             )
             stack.callback(server.close)

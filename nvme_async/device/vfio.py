@@ -307,7 +307,7 @@ class VfioDevice:
         self._lock = threading.RLock()
         if not self._closed:
             self._closed = True
-            self._whose = "belongs to the process that has forked this one"
+            self._whose = _forks.PARENTS
             # The windows, nobody's memory by now, stay for queue pairs that ring once more when they are dropped.
             self._close_request()
             os.close(self._fd)

@@ -71,7 +71,6 @@ class VfioUserDevice:
         # Vectors that may have an eventfd; a predecessor may have set any.
         self._assigned = set(range(layout.n_vectors))
         self._has_masks = True  # until it says that it hasn't
-        _forks.watch(self)
         if layout.doorbells is None:
             self._doorbells = Doorbells(None, DOORBELL_OFFSET)
         else:
@@ -80,6 +79,7 @@ class VfioUserDevice:
             except (OSError, ValueError) as error:
                 raise DeviceError(f"{uri}: its doorbells cannot be mapped: {error}") from error
             self._doorbells = Doorbells(mmio, 0, kick_fd)
+        _forks.watch(self)  # only now: descriptors of one that could not be made are closed by who tried
 
     # --- making one
 

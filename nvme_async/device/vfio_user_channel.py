@@ -174,7 +174,7 @@ class Channel:
 
     def forget_in_child(self) -> None:
         self._lock = threading.Lock()
-        self._gone = "it belongs to the process that has forked this one"
+        self._gone = f"it {_forks.PARENTS}"
         self._socket.close()
 
     @contextmanager

@@ -27,7 +27,6 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Self
 
-from nvme_async import _forks
 from nvme_async._open import open_controller
 from nvme_async._sockets import ListeningSocket
 from nvme_async._tasks import finish, in_thread
@@ -111,12 +110,10 @@ class Offer:
         self._controller = controller
         self._where = where
         self._task: asyncio.Task[None] | None = None
-        self._bound: ListeningSocket | None = None
-        self._listening: socket.socket | None = None  # its descriptor
+        self._listening: ListeningSocket | None = None
         self._committing = asyncio.Lock()  # held while a successor may have it
         self.failures: list[BaseException] = []
         self.taken = False
-        _forks.watch(self)
 
     async def __aenter__(self) -> Self:
         if isinstance(self._where, socket.socket):
@@ -144,29 +141,21 @@ class Offer:
     async def _serve(self, path: str | os.PathLike[str]) -> None:
         try:
             while not self.taken:
-                sock, _ = await asyncio.get_running_loop().sock_accept(self._listening or self._listen(path))
+                sock, _ = await asyncio.get_running_loop().sock_accept((self._listening or self._listen(path)).socket)
                 await self._one(Wire(sock), again=True)
         finally:
             self._stop_listening()
 
-    def _listen(self, path: str | os.PathLike[str]) -> socket.socket:
-        self._bound = ListeningSocket(path)
-        self._listening = socket.socket(fileno=self._bound.detach())
-        self._listening.setblocking(False)
+    def _listen(self, path: str | os.PathLike[str]) -> ListeningSocket:
+        self._listening = ListeningSocket(path)
+        self._listening.socket.setblocking(False)
         return self._listening
-
-    def forget_in_child(self) -> None:
-        # Else a successor would wait for an answer from a backlog that nobody serves, once the parent has gone.
-        if self._listening is not None:
-            os.close(self._listening.detach())
 
     def _stop_listening(self) -> None:
         """Before the controller is another's: who then offers it at the same path, and is not to find it taken or have it removed."""
         listening, self._listening = self._listening, None
         if listening is not None:
-            assert self._bound is not None
-            listening.close()
-            self._bound.unlink()
+            listening.unlink()
 
     async def _one(self, wire: Wire, *, again: bool) -> None:
         """One successor. again: others may try if it fails, as long as there is something to hand over."""

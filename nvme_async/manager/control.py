@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -43,7 +42,6 @@ class ControlServer:
         self._manager = manager
         self._worker: Worker | None = None
         self._listening = ListeningSocket(path)
-        self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
@@ -52,13 +50,7 @@ class ControlServer:
         worker.submit(self._start())
 
     async def _start(self) -> None:
-        self._socket = socket.socket(fileno=self._listening.detach())
-        self._server = await asyncio.start_unix_server(self._serve, sock=self._socket, limit=MAX_REQUEST)
-
-    def forget_in_child(self) -> None:
-        """In a forked child: clients are the parent's to answer."""
-        if self._socket is not None and self._socket.fileno() >= 0:
-            os.close(self._socket.detach())
+        self._server = await asyncio.start_unix_server(self._serve, sock=self._listening.socket, limit=MAX_REQUEST)
 
     async def close(self) -> None:
         """No more clients; from any loop."""

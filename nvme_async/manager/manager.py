@@ -155,8 +155,6 @@ class Manager:
             device.forget_in_child(reason)
         self._closed = threading.Event()
         self._closed.set()
-        if self._control is not None:
-            self._control.forget_in_child()
 
     # -- devices -----------------------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import uvloop
 
+from nvme_async import _forks
 from nvme_async.device import parse_uri
 from nvme_async.errors import ConfigurationError, QueueShutdown
 
@@ -75,9 +76,9 @@ class Worker:
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Runs a coroutine on this worker's loop. QueueShutdown if its thread has ended, or is not this process's."""
-        if not self._thread.is_alive():
+        if not self.alive:
             coroutine.close()
-            raise QueueShutdown(f"worker {self.name} has ended, or belongs to the process that has forked this one")
+            raise QueueShutdown(f"worker {self.name} has ended, or {_forks.PARENTS}")
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     async def call(self, make: Callable[[], Awaitable[T]]) -> T:

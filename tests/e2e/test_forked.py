@@ -8,10 +8,10 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from forking import in_child
 
 import nvme_async
 from nvme_async import Manager
@@ -21,23 +21,6 @@ from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
 
 BLOCK = 4096
-
-
-def in_child(act: Callable[[], object]) -> int:
-    """The forked child's pid. It runs act() and ends with 0, or with 1 and a traceback."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        act()
-        status = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 async def ended(pid: int) -> int:

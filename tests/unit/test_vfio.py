@@ -8,13 +8,13 @@ import errno
 import os
 import struct
 import threading
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_pci import FakeSystem
 from fake_vfio import BAR0_NBYTES, FakeKernel
+from forking import in_child
 
 from nvme_async.device import Device
 from nvme_async.device import vfio_abi as abi
@@ -417,26 +417,20 @@ def test_a_forked_child_closes_its_copies_and_leaves_the_function_alone(
         assert window is not None
         config = kernel.config(0, 256)
         descriptors = device.descriptors().values()
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                kernel.calls.clear()
-                for fd in descriptors:
-                    with pytest.raises(OSError, match="Bad file descriptor"):
-                        os.fstat(fd)
-                for attempt in (lambda: device.read32(0), device.reset, device.descriptors):
-                    with pytest.raises(ControllerGone, match="forked"):
-                        attempt()
-                device.close()
-                window.write32(0x1000, 0xDEAD)  # a doorbell
-                assert kernel.calls == []
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        def act() -> None:
+            kernel.calls.clear()
+            for fd in descriptors:
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    os.fstat(fd)
+            for attempt in (lambda: device.read32(0), device.reset, device.descriptors):
+                with pytest.raises(ControllerGone, match="forked"):
+                    attempt()
+            device.close()
+            window.write32(0x1000, 0xDEAD)  # a doorbell
+            assert kernel.calls == []
+
+        assert os.waitstatus_to_exitcode(os.waitpid(in_child(act), 0)[1]) == 0
         assert kernel.config(0, 256) == config
         assert kernel.bar0(0x1000) == 0
         assert device.read32(0x08) == 0x0001_0400

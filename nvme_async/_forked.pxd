@@ -1,0 +1,9 @@
+# ext/forked.h. There is no module of that name: each that includes it has a list of its own.
+cdef extern from "forked.h" nogil:
+    ctypedef struct forked_mapping "struct forked_mapping":
+        pass
+
+    int forked_generation
+    int forked_watch()
+    void forked_add(forked_mapping *mapping, void *base, size_t nbytes, int fd)
+    void forked_remove(forked_mapping *mapping)
