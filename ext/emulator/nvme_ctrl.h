@@ -22,6 +22,7 @@
 
 #define N_QUEUES (EMU_MAX_IO_QUEUES + 1)
 #define BATCH 32 /* commands taken from one SQ in one turn */
+#define TELL_EVERY (64 << 10) /* bytes moved after which interrupts are raised within a turn */
 #define AERL 3   /* 0-based: four Asynchronous Event Request commands may be outstanding */
 #define ERROR_LOG_ENTRIES 64
 #define SQ_HELD_MAX 65536 /* commands of one SQ that may be held back; then it is not fetched from */
@@ -202,8 +203,9 @@ struct emu_ctrl {
     struct sq *active[N_QUEUES]; /* the I/O SQs that exist */
     unsigned n_active;
     unsigned n_waiting;   /* completions in cq->waiting lists */
-    uint64_t irq[2];      /* vectors to raise at the end of this turn */
+    uint64_t irq[2];      /* vectors to raise */
     uint64_t irq_lost[2]; /* a fault: not to be raised in this turn */
+    uint64_t moved;       /* bytes of data since interrupts were raised last */
     unsigned turn;
     uint32_t sq_incarnations;
     struct emu_window windows[N_WINDOWS];
@@ -298,6 +300,7 @@ void complete(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, 
               const struct effect *effect);
 void post_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_cqe *cqe, const struct effect *effect);
 void irq_raise(struct emu_ctrl *ctrl, unsigned vector);
+void irq_tell(struct emu_ctrl *ctrl);
 
 void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced, const struct effect *effect);
 

@@ -68,6 +68,8 @@ static uint16_t io_read(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, con
         return media_failed(ctrl, status);
     ctrl->counters.commands_read++;
     ctrl->counters.bytes_read += e.nbytes;
+    if (ns->media.kind != EMU_MEDIUM_NULL)
+        ctrl->moved += e.nbytes;
     ctrl->blocks_read += e.nbytes >> 9;
     /* FUA on a read: what was read must be on the medium, not in the cache alone. */
     return UNLIKELY(sqe->cdw12 & CDW12_FUA) ? durable(ctrl, ns, sq, sqe) : SC_SUCCESS;
@@ -94,6 +96,8 @@ static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, co
         bad_clear(ns, e.lba, e.blocks);
     ctrl->counters.commands_written++;
     ctrl->counters.bytes_written += e.nbytes;
+    if (ns->media.kind != EMU_MEDIUM_NULL)
+        ctrl->moved += e.nbytes;
     ctrl->blocks_written += e.nbytes >> 9;
     return durable(ctrl, ns, sq, sqe);
 }

@@ -172,11 +172,6 @@ static inline void cq_write(struct emu_ctrl *ctrl, struct cq *cq, const struct n
         irq_raise(ctrl, cq->vector);
 }
 
-void irq_raise(struct emu_ctrl *ctrl, unsigned vector)
-{
-    ctrl->irq[vector >> 6] |= 1ull << (vector & 63);
-}
-
 /* Posts, or keeps the completion until the client has made room. Nothing is lost. */
 void cq_post(struct emu_ctrl *ctrl, struct cq *cq, const struct nvme_cqe *cqe)
 {
@@ -368,40 +363,10 @@ static unsigned sq_run(struct emu_ctrl *ctrl, struct sq *sq)
             execute_with_faults(ctrl, sq, &batch[i]);
         else
             execute(ctrl, sq, &batch[i], NULL);
+        if (UNLIKELY(ctrl->moved >= TELL_EVERY))
+            irq_tell(ctrl);
     }
     return n;
-}
-
-static void raise_interrupts(struct emu_ctrl *ctrl)
-{
-    for (unsigned word = 0; word < 2; word++) {
-        if (UNLIKELY(ctrl->irq_lost[word])) {
-            ctrl->irq[word] &= ~ctrl->irq_lost[word];
-            ctrl->irq_lost[word] = 0;
-            ctrl->counters.interrupts_lost++;
-        }
-        while (ctrl->irq[word]) {
-            unsigned bit = (unsigned)__builtin_ctzll(ctrl->irq[word]);
-            ctrl->irq[word] &= ctrl->irq[word] - 1;
-            ctrl->counters.interrupts++;
-            ctrl->host.interrupt(ctrl->host.opaque, word * 64 + bit);
-        }
-    }
-}
-
-bool emu_ctrl_pin(struct emu_ctrl *ctrl)
-{
-    bool asserted = false;
-    for (unsigned qid = 0; qid < N_QUEUES && ctrl->running; qid++) {
-        struct cq *cq = &ctrl->cqs[qid];
-        if (!cq->created || !cq->ien || (ctrl->intms & 1)) /* a pin is vector 0 */
-            continue;
-        cq_room(ctrl, cq);
-        if (qid && ctrl->dbbuf && ctrl->eventidx)
-            ctrl->eventidx[2 * qid + 1] = cq->head;
-        asserted |= cq->head != cq->tail;
-    }
-    return asserted;
 }
 
 static unsigned timers(struct emu_ctrl *ctrl)
@@ -434,7 +399,7 @@ unsigned emu_ctrl_poll(struct emu_ctrl *ctrl)
     if (UNLIKELY(ctrl->n_waiting && ctrl->running))
         work += post_waiting(ctrl);
     if (ctrl->irq[0] | ctrl->irq[1])
-        raise_interrupts(ctrl);
+        irq_tell(ctrl);
     /* The clock and the doorbells of queues that don't exist are looked at now and then, and by arm(). */
     if (UNLIKELY(!(++ctrl->turn & 1023))) {
         if (emu_ctrl_deadline(ctrl) != UINT64_MAX)

@@ -136,6 +136,31 @@ TEST(interrupts_come_once_a_turn_and_only_where_asked_for)
     bed_close(&bed);
 }
 
+/* Interrupts of one turn that executes 32 reads of 8 KiB. */
+static uint64_t interrupts_of_a_turn(enum emu_medium medium)
+{
+    struct bed bed;
+    struct emu_config config = fh_config(medium, 1u << 20, 512);
+    bed_open_with(&bed, &config);
+    uint64_t before = bed.host.interrupts[1];
+    for (unsigned i = 0; i < 32; i++)
+        fh_push(&bed.io, fh_rw(&bed.host, IO_READ, i * 16, 16, bed.data, 8192));
+    fh_ring(&bed.host, &bed.io);
+    bed_turn(&bed, 1);
+    uint64_t interrupts = bed.host.interrupts[1] - before;
+    struct nvme_cqe cqe;
+    for (unsigned i = 0; i < 32; i++)
+        CHECK(fh_reap(&bed.host, &bed.io, &cqe));
+    bed_close(&bed);
+    return interrupts;
+}
+
+TEST(a_turn_that_moves_much_data_interrupts_before_its_end)
+{
+    EQUAL(interrupts_of_a_turn(EMU_MEDIUM_RAM), 4);
+    EQUAL(interrupts_of_a_turn(EMU_MEDIUM_NULL), 1);
+}
+
 TEST(a_full_completion_queue_holds_commands_and_loses_none)
 {
     struct bed bed;
