@@ -42,7 +42,8 @@ class Options:
     Attributes:
         mode: how completions are waited for. "adaptive" looks for a bounded time, then sleeps on the interrupt; "interrupt" only sleeps;
             "poll" looks on each pass of the event loop and never sleeps while commands are out.
-        spin_us: longest look of a lone command in adaptive mode, in microseconds.
+        spin_us: longest look for a completion in adaptive mode, in microseconds, by a lone command or by the last of several to be sent; 0
+            is one look. It learns: where twice the recent wait is shorter, that is the bound, and where it is longer nobody looks.
         io_queues: most I/O queue pairs, one per event loop that uses the controller.
         queue_entries: of an I/O queue, 2 to 4096; never more than the controller has (CAP.MQES).
         admin_entries: of the admin queue, 2 to 4096.

@@ -43,10 +43,11 @@ cdef class QueuePair(Rings):
     cdef int patience                # > 0: recent commands completed within a few passes of the loop
     cdef uint32_t asked, spins
     cdef uint64_t latency_ns         # of recent lone commands
+    cdef uint64_t gap_ns             # until the next completion, where passes of the loop were too short to wait for one
     cdef nvb_patience batch_patience # of batches
     cdef uint32_t ack_limit          # CQEs taken before the CQ doorbell is rung while nobody sleeps
     cdef public int mode
-    cdef public uint64_t spin_ns     # longest look of a lone command, in nanoseconds; 0 = one look
+    cdef public uint64_t spin_ns     # longest look for a completion, in nanoseconds; 0 = one look
     cdef public uint32_t ring_at     # ring at once when so many are posted
     cdef public uint32_t reap_limit  # completions handled in one go, before other tasks of the loop get their turn
     cdef readonly object on_idle     # called when the last command completed, if not None
@@ -505,12 +506,13 @@ cdef class QueuePair(Rings):
         return make_batch(self, opcode, nsid, lbas, blocks, data, nbytes, to_host, depth, flags)
 
     def inspect(self):
-        """As Rings.inspect(), and who waits: "waiting" for a command id; "latency_ns" and "lull_ns", what it has learnt of the time until lone
-        commands, and batches, get an answer."""
+        """As Rings.inspect(), and who waits: "waiting" for a command id; and what it has learnt of the time until a lone command
+        ("latency_ns"), the next of several ("gap_ns"), and a batch ("lull_ns") get an answer."""
         found = Rings.inspect(self)
         if self.has_memory:
             found["mode"] = {POLL: "poll", INTERRUPT: "interrupt", ADAPTIVE: "adaptive"}[self.mode]
             found["waiting"] = len(self.line)
             found["latency_ns"] = self.latency_ns
+            found["gap_ns"] = self.gap_ns
             found["lull_ns"] = self.batch_patience.gap_ns
         return found

@@ -16,15 +16,19 @@ cdef bint look(QueuePair qp, Request request) except -1:
     """Right after a command was posted: rings now or plans to, completes at once what the controller has answered already, and decides
     how the command is waited for. `request.yields` passes of the loop without a Future come first where recent commands were that fast."""
     cdef bint alone = qp.q.n_armed == 1 and qp.n_due == 0
-    if alone or qp.burst_over or qp.q.n_unrung >= qp.ring_at:
+    cdef bint last = alone or qp.burst_over      # nobody else has something to send in this pass, as far as anybody can know
+    if last or qp.q.n_unrung >= qp.ring_at:
         qp.burst_over = False
         qp.ring_now()
     elif not qp.flush_planned and qp.mode == INTERRUPT:
         qp.plan_flush()
     if qp.mode == INTERRUPT:
         return False
-    if alone and qp.spin_ns and qp.credit and (qp.ready is None or not qp.ready):
-        spin(qp)
+    if last and qp.spin_ns and qp.credit and (qp.ready is None or not qp.ready):
+        if alone:
+            spin(qp, &qp.latency_ns)
+        elif not qp.patience:
+            spin(qp, &qp.gap_ns)
     if nvq_pending(&qp.q):
         qp.reap_and_deliver(qp.reap_limit)
         if request.state == COMPLETED:
@@ -73,15 +77,15 @@ cdef inline void take(QueuePair qp, Request request):
         qp.burst_over = qp.n_due == 0
 
 
-cdef void spin(QueuePair qp) except *:
-    """A bounded wait for a lone command. It learns: the bound is twice what recent ones took, and it gives up where they took longer
+cdef void spin(QueuePair qp, uint64_t *learned) except *:
+    """A bounded wait for a completion. It learns: the bound is twice what recent ones took, and it gives up where they took longer
     than spin_ns, but for a probe now and then."""
     cdef uint64_t begin, now, bound
     cdef int turns
     qp.spins += 1
-    if qp.latency_ns > qp.spin_ns and qp.spins & 63:
+    if learned[0] > qp.spin_ns and qp.spins & 63:
         return
-    bound = qp.spin_ns if qp.latency_ns * 2 + 2000 > qp.spin_ns else qp.latency_ns * 2 + 2000
+    bound = qp.spin_ns if learned[0] * 2 + 2000 > qp.spin_ns else learned[0] * 2 + 2000
     qp.q.header.n_spins += 1
     begin = now = nvq_now_ns()
     while not nvq_pending(&qp.q):
@@ -95,6 +99,6 @@ cdef void spin(QueuePair qp) except *:
                 break
     if nvq_pending(&qp.q):
         # Measured to within the 16 looks between two readings of the clock.
-        qp.latency_ns = (qp.latency_ns * 7 + (now - begin)) >> 3
+        learned[0] = (learned[0] * 7 + (now - begin)) >> 3
     else:
-        qp.latency_ns = (qp.latency_ns * 7 + qp.spin_ns * 2) >> 3
+        learned[0] = (learned[0] * 7 + qp.spin_ns * 2) >> 3

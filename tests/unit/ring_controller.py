@@ -5,6 +5,7 @@ Written from the specification and independent of ext/emulator, so that the two 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 
@@ -12,8 +13,21 @@ from nvme_async._hotpath import AddressMap, BounceCache, QueuePair, queue_memory
 from nvme_async._mmio import Mmio
 from nvme_async.dma import Pool
 from nvme_async.queue_pair import error_from
+from nvme_async.spec import commands
 
 PAGE = 4096
+
+
+def flush():
+    return commands.flush(1).pack()
+
+
+async def started(*requests):
+    """Tasks that have sent their command."""
+    tasks = [asyncio.create_task(request) for request in requests]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return tasks
 
 
 class RingController:
@@ -105,11 +119,15 @@ class RingController:
             self.write(iova, data[at : at + length])
             at += length
 
-    def post(self, cid, status=0, dw0=0, sqid=None, phase=None):
-        """One completion queue entry."""
-        entry = struct.pack(
+    def entry(self, cid, status=0, dw0=0, sqid=None, phase=None):
+        """The next completion queue entry."""
+        return struct.pack(
             "<IIHHHH", dw0, 0, self.sq_head, self.qid if sqid is None else sqid, cid, status << 1 | (self.phase if phase is None else phase)
         )
+
+    def post(self, cid, status=0, dw0=0, sqid=None, phase=None):
+        """One completion queue entry."""
+        entry = self.entry(cid, status, dw0, sqid, phase)
         self.write(self.qp.cq_iova + 16 * self.cq_tail, entry)
         self.cq_tail += 1
         if self.cq_tail == self.entries:

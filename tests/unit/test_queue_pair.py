@@ -5,30 +5,11 @@ import random
 import struct
 
 import pytest
-from ring_controller import PAGE, RingController
+from ring_controller import PAGE, flush, started
 
 from nvme_async import _hotpath
 from nvme_async.errors import CommandError, LbaOutOfRange
 from nvme_async.spec import commands
-
-
-@pytest.fixture
-async def ring(request):
-    controller = RingController(asyncio.get_running_loop(), **getattr(request, "param", {}))
-    yield controller
-    controller.close()
-
-
-def flush():
-    return commands.flush(1).pack()
-
-
-async def started(*requests):
-    """Tasks that have sent their command."""
-    tasks = [asyncio.create_task(request) for request in requests]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    return tasks
 
 
 async def test_a_lone_command_is_rung_at_once_and_completes(ring):
@@ -502,26 +483,3 @@ async def test_latencies_are_recorded_only_when_asked_for(ring):
     ring.qp.record_latency(False)
     await one()
     assert ring.qp.latency() is None
-
-
-@pytest.mark.parametrize("ring", [{"mode": "adaptive"}], indirect=True)
-async def test_a_batch_stops_looking_where_that_was_never_enough(ring):
-    """The controller answers only once everybody has gone to sleep; soon a batch sleeps at once."""
-    limit = ring.qp.spin_ns = 20_000
-    lulls = []
-    for turn in range(30):
-        task = asyncio.create_task(_await(ring.qp.batch(0, 1, struct.pack("<Q", turn), 1, None, 0, to_host=False)))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        (sqe,) = ring.fetch()
-        ring.post(ring.cid(sqe))
-        ring.qp.reap()
-        await asyncio.wait_for(task, 10)
-        lulls.append(ring.qp.inspect()["lull_ns"])
-    assert lulls[-1] > limit
-    assert lulls == sorted(lulls), "nothing was learnt that isn't so"
-    assert len(set(lulls)) < 15, "it goes on looking"
-
-
-async def _await(batch):
-    return await batch

@@ -1,0 +1,130 @@
+"""How long is looked for an answer before somebody sleeps, against a controller written in Python (ring_controller.py)."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import struct
+import threading
+import time
+
+import pytest
+from forking import in_child
+from ring_controller import flush, started
+
+PASSES = 10  # of the loop: more than a command waits for without a Future
+
+
+@contextlib.contextmanager
+def answered_by_the_kernel(ring, cid, seconds):
+    """A completion after that time, also while nobody but a spinning driver has the interpreter: a thread waits in read(), which puts into the
+    ring what another process writes then."""
+    reader, writer = os.pipe()
+    entry = ring.entry(cid)
+    address = ring.pool.address + ring.cq_offset + 16 * ring.cq_tail
+    libc = ctypes.CDLL(None)
+    thread = threading.Thread(target=libc.read, args=(reader, ctypes.c_void_p(address), ctypes.c_size_t(len(entry))))
+    thread.start()
+
+    def write():
+        time.sleep(seconds)
+        os.write(writer, entry)
+
+    child = in_child(write)
+    try:
+        yield
+    finally:
+        assert os.waitpid(child, 0)[1] == 0
+        thread.join()
+        os.close(reader)
+        os.close(writer)
+    ring.cq_tail += 1
+
+
+async def _one_after_the_other(ring):
+    while True:
+        await ring.qp.request(flush())
+
+
+async def _answer_late(ring):
+    """To all that are out but the first one, which stays out."""
+    for _ in range(PASSES):
+        await asyncio.sleep(0)
+    (sqe,) = ring.fetch()
+    ring.post(ring.cid(sqe))
+    ring.qp.reap()
+
+
+@contextlib.asynccontextmanager
+async def one_of_two_out(ring):
+    """(The task whose command stays out, its identifier); another task sends one command after the other."""
+    (kept,) = await started(ring.qp.request(flush()))
+    (sqe,) = ring.fetch()
+    worker = asyncio.create_task(_one_after_the_other(ring))
+    try:
+        yield kept, ring.cid(sqe)
+    finally:
+        worker.cancel()
+        kept.cancel()
+        await asyncio.gather(worker, kept, return_exceptions=True)
+
+
+@pytest.mark.parametrize("ring", [{"mode": "adaptive", "entries": 16}], indirect=True)
+async def test_the_last_of_several_to_send_stops_looking_where_that_was_never_enough(ring):
+    limit = ring.qp.spin_ns = 20_000
+    gaps = []
+    async with one_of_two_out(ring):
+        lone = ring.qp.inspect()["latency_ns"]
+        for _ in range(60):
+            await _answer_late(ring)
+            gaps.append(ring.qp.inspect()["gap_ns"])
+    assert gaps[-1] > limit
+    assert gaps == sorted(gaps), "nothing was learnt that isn't so"
+    assert 2 < len(set(gaps)) < 15, "it goes on looking"
+    assert ring.qp.inspect()["latency_ns"] == lone, "nobody was alone"
+
+
+@pytest.mark.parametrize("ring", [{"mode": "adaptive", "entries": 16}], indirect=True)
+async def test_the_last_of_several_to_send_looks_for_whatever_comes_next(ring):
+    """Where passes of the loop are too short to wait for a completion, one of them looks for it, and the loop does not sleep."""
+    ring.qp.spin_ns = 20_000_000_000
+    async with one_of_two_out(ring) as (kept, cid):
+        while ring.qp.inspect()["gap_ns"] == 0:  # it looks for 2 us at first
+            await _answer_late(ring)
+        assert not kept.done()
+        with answered_by_the_kernel(ring, cid, 0.3):
+            for _ in range(3):  # the worker sends its next, and looks until the other one's answer is there
+                await asyncio.sleep(0)
+            assert kept.done()
+
+
+@pytest.mark.parametrize("ring", [{"mode": "interrupt", "entries": 16}], indirect=True)
+async def test_nobody_looks_in_interrupt_mode(ring):
+    ring.qp.spin_ns = 20_000_000_000
+    async with one_of_two_out(ring):
+        for _ in range(10):
+            await _answer_late(ring)
+    assert ring.qp.inspect()["spins"] == 0
+
+
+@pytest.mark.parametrize("ring", [{"mode": "adaptive"}], indirect=True)
+async def test_a_batch_stops_looking_where_that_was_never_enough(ring):
+    """The controller answers only once everybody has gone to sleep; soon a batch sleeps at once."""
+    limit = ring.qp.spin_ns = 20_000
+    lulls = []
+    for turn in range(30):
+        task = asyncio.create_task(_await(ring.qp.batch(0, 1, struct.pack("<Q", turn), 1, None, 0, to_host=False)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        (sqe,) = ring.fetch()
+        ring.post(ring.cid(sqe))
+        ring.qp.reap()
+        await asyncio.wait_for(task, 10)
+        lulls.append(ring.qp.inspect()["lull_ns"])
+    assert lulls[-1] > limit
+    assert lulls == sorted(lulls), "nothing was learnt that isn't so"
+    assert len(set(lulls)) < 15, "it goes on looking"
+
+
+async def _await(batch):
+    return await batch
