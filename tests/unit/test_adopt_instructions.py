@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ import pytest
 EXT = Path(__file__).parents[2] / "ext"
 INSTRUCTIONS = 60_000
 NO_PTRACE = 77
+SEEDS = (1, 2, 3)
+DOORBELLS = ("register", "shadow")
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +31,25 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.parametrize("doorbells", ["register", "shadow"])
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_killed_between_any_two_instructions(program: Path, seed: int, doorbells: str) -> None:
-    result = subprocess.run([program, str(seed), str(INSTRUCTIONS), doorbells], capture_output=True, text=True, timeout=120)
+@pytest.fixture(scope="module")
+def deaths(program: Path) -> Iterator[dict[tuple[int, str], Future[subprocess.CompletedProcess[str]]]]:
+    """Of all seeds and kinds of doorbells, as many at a time as there are processors: each has a process that stops 60 000 times."""
+
+    def die(seed: int, doorbells: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, str(seed), str(INSTRUCTIONS), doorbells], capture_output=True, text=True, timeout=120)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {(seed, doorbells): pool.submit(die, seed, doorbells) for seed in SEEDS for doorbells in DOORBELLS}
+
+
+@pytest.mark.parametrize("doorbells", DOORBELLS)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_killed_between_any_two_instructions(
+    deaths: dict[tuple[int, str], Future[subprocess.CompletedProcess[str]]], seed: int, doorbells: str
+) -> None:
+    result = deaths[seed, doorbells].result()
     if result.returncode == NO_PTRACE:
         pytest.skip("processes can't be traced here")
     assert result.returncode == 0, result.stderr
-    states, _, deaths, _, commands, _ = result.stdout.split()
-    assert (int(states) > 1000, int(deaths) > 10, int(commands) > 40) == (True, True, True)
+    states, _, died, _, commands, _ = result.stdout.split()
+    assert (int(states) > 1000, int(died) > 10, int(commands) > 40) == (True, True, True)
