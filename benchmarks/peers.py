@@ -16,7 +16,10 @@ import contextlib
 import json
 import os
 import random
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -169,7 +172,25 @@ async def check(read: Read, path: str) -> None:
                 raise RuntimeError(f"block {block} is not what the file holds")
 
 
-async def measure(rounds: int, seconds: float, depths: list[int]) -> dict[str, Any]:
+async def attempt(name: str, path: str) -> None:
+    async with CONTENDERS[name](path) as read:
+        await check(read, path)
+
+
+def works(name: str, path: str, loop: str) -> str:
+    """What keeps a contender from reading the file rightly here; "" if nothing does. It tries in a process of its own, which is all that it
+    takes with it when it dies of an instruction that this processor doesn't have."""
+    command = [sys.executable, __file__, "--loop", loop, "--attempt", name, path]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except subprocess.TimeoutExpired:
+        return "no answer within 30 s"
+    if done.returncode < 0:
+        return f"killed by {signal.Signals(-done.returncode).name}"
+    return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
+
+
+async def measure(loop: str, rounds: int, seconds: float, depths: list[int]) -> dict[str, Any]:
     results: dict[str, dict[int, list[float]]] = {}
     missing: dict[str, str] = {}
     with tempfile.NamedTemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as file:
@@ -180,14 +201,11 @@ async def measure(rounds: int, seconds: float, depths: list[int]) -> dict[str, A
         async with contextlib.AsyncExitStack() as stack:
             readers = {}
             for name, make in CONTENDERS.items():
-                try:
-                    readers[name] = await stack.enter_async_context(make(file.name))
-                    await check(readers[name], file.name)
-                except Exception as error:  # a peer that isn't installed, or that this kernel refuses
-                    if name == "nvme_async":
-                        raise
-                    readers.pop(name, None)
-                    missing[name] = repr(error)
+                if name != "nvme_async" and (why := works(name, file.name, loop)):
+                    missing[name] = why  # isn't installed, or this kernel or processor refuses it
+                    continue
+                readers[name] = await stack.enter_async_context(make(file.name))
+                await check(readers[name], file.name)
             for turn in range(rounds + 1):
                 for name, read in readers.items():
                     for depth in depths:
@@ -209,9 +227,13 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="uvloop")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--attempt", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     run = uvloop.run if options.loop == "uvloop" else asyncio.run
-    result = run(measure(options.rounds, options.seconds, options.depths))
+    if options.attempt:
+        run(attempt(*options.attempt))
+        return
+    result = run(measure(options.loop, options.rounds, options.seconds, options.depths))
     if options.json:
         print(json.dumps(result, indent=2))
         return
