@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from contextlib import ExitStack
 from typing import Protocol
 
 from nvme_async.errors import QueueShutdown
@@ -37,10 +38,10 @@ def belongs_to_parent(what: str) -> QueueShutdown:
 
 
 def _after_fork() -> None:
-    owners = list(_owners)
-    _owners.clear()
-    for owner in owners:
-        owner.forget_in_child()
+    with ExitStack() as stack:  # which calls them all, whatever one of them raises
+        for owner in _owners:
+            stack.callback(owner.forget_in_child)
+        _owners.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -148,8 +148,6 @@ class Namespace(NamespaceCore):
         check: raise BatchError if any element failed; otherwise the result's `statuses` tell. Either way every element is carried through.
         The GIL is released while it works, and other tasks of the loop get their turn.
         """
-        if into is None:
-            into = bytearray(len(lbas) * blocks * self.block_size)
         return await self._many(NvmOpcode.READ, lbas, into, blocks, depth, fua, check)
 
     async def write_many(
@@ -165,11 +163,16 @@ class Namespace(NamespaceCore):
             raise ValueError(f"blocks is {blocks}, outside of 1 to {self.max_blocks} (one command of this controller)")
         if depth < 0:
             raise ValueError(f"depth is {depth}, which is negative")
+        lbas = as_lbas(lbas)
+        if data is None:
+            if opcode != NvmOpcode.READ:
+                raise TypeError("data is None, and a write needs a bytes-like object")
+            data = bytearray(memoryview(lbas).nbytes // 8 * blocks * self.block_size)
         queue = await self._queue()
         batch = queue.hot.batch(
             opcode,
             self.nsid,
-            as_lbas(lbas),
+            lbas,
             blocks,
             data,
             blocks * self.block_size,
@@ -219,6 +222,8 @@ class Namespace(NamespaceCore):
         CommandErrors in the place of those that failed. Other errors are raised.
         """
         if not isinstance(command, Command):
+            if not isinstance(command, Sequence) or not all(isinstance(one, Command) for one in command):
+                raise TypeError(f"command is {command!r:.50}, a Command of nvme_async.spec or a sequence of them is needed")
             buffers = buffer if buffer is not None else [None] * len(command)
             results = await asyncio.gather(
                 *(self.submit(one, data, tag=tag) for one, data in zip(command, buffers, strict=True)), return_exceptions=True

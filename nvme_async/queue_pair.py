@@ -136,6 +136,8 @@ class QueuePair:
         tag: the caller's; survives a servicing. internal: without a time limit. user: an admin command that isn't the driver's own.
         Raises CommandError and its kin; ValueError when data are missing or their length is not what the command says.
         """
+        if not isinstance(command, Command):
+            raise TypeError(f"command is a {type(command).__name__}, a Command of nvme_async.spec is needed")
         to_host = command.direction is Direction.CONTROLLER_TO_HOST
         nbytes = command.data_length
         if buffer is not None and nbytes:

@@ -45,6 +45,7 @@ MAX_TEXT_BYTES = POOL_TEXT_BYTES - 1
 
 cdef char *BYTES_FORMAT = "B"
 cdef size_t HUGE_PAGE = 2 << 20
+cdef uint64_t MAX_NBYTES = 1 << 46
 cdef uint64_t LAST_IOVA = 0xFFFFFFFFFFFFFFFF
 
 if forked_watch() != 0:
@@ -125,8 +126,8 @@ cdef class Pool:
         cdef bytes c_id = os.urandom(16)
         if self.base != NULL:
             raise TypeError("a pool is made once")
-        if not 3 * PAGE_SIZE <= nbytes <= 1 << 46:
-            raise ValueError(f"a pool of {nbytes} bytes: must be from {3 * PAGE_SIZE} (header, table, one page) to {1 << 46}")
+        if not 3 * PAGE_SIZE <= nbytes <= MAX_NBYTES:
+            raise ValueError(f"a pool of {nbytes} bytes: must be from {3 * PAGE_SIZE} (header, table, one page) to {MAX_NBYTES}")
         if iova < 0 or iova % PAGE_SIZE or iova + nbytes + HUGE_PAGE > LAST_IOVA:
             raise ValueError(f"pool IOVA {iova:#x} must be a multiple of {PAGE_SIZE} with {nbytes} bytes above it")
         fd, size = _new_memory(nbytes, name, hugepages)
@@ -159,8 +160,10 @@ cdef class Pool:
 
     @staticmethod
     def size_for(nbytes):
-        if not 0 < nbytes <= 1 << 46 or nbytes % PAGE_SIZE:
+        if nbytes <= 0 or nbytes % PAGE_SIZE:
             raise ValueError(f"{nbytes} bytes is not a positive multiple of {PAGE_SIZE}")
+        if nbytes > MAX_NBYTES:
+            raise OutOfDmaMemory(f"{nbytes} bytes: a pool holds {MAX_NBYTES} at most")
         return pool_bytes_for(nbytes // PAGE_SIZE)
 
     def _adopt(self, size_t nbytes):

@@ -14,7 +14,7 @@ import pytest
 from forking import in_child
 
 import nvme_async
-from nvme_async import Manager
+from nvme_async import Manager, _forks
 from nvme_async.emulator import EmulatedController
 from nvme_async.errors import ControllerGone, QueueShutdown
 from nvme_async.spec import commands
@@ -204,3 +204,22 @@ async def test_a_child_opens_controllers_of_its_own() -> None:
         pid = in_child(act)
         await check_parent(controller.namespaces[1])
         assert await ended(pid) == 0
+
+
+def test_an_owner_that_fails_in_the_child_keeps_no_other_from_letting_go() -> None:
+    class Owner:
+        forgotten = False
+
+        def forget_in_child(self) -> None:
+            self.forgotten = True
+            raise RuntimeError("on purpose")
+
+    owners = [Owner() for _ in range(3)]
+    for owner in owners:
+        _forks.watch(owner)
+
+    def act() -> None:
+        assert all(owner.forgotten for owner in owners)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(in_child(act), 0)[1]) == 0
+    assert not any(owner.forgotten for owner in owners)
