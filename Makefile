@@ -13,7 +13,7 @@ help:
 	@echo "make lint      ruff and mypy --strict"
 	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
 	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
-	@echo "make test-interop  the Linux kernel's driver on emulated controllers, in a virtual machine"
+	@echo "make test-interop  the drivers of the Linux kernel and of UEFI on emulated controllers, in virtual machines"
 	@echo "make test-qemu-server  conformance on QEMU's controllers behind QEMU's vfio-user server (NVME_ASYNC_QEMU_SERVER=its binary)"
 	@echo "make vm-compare  this driver beside fio and caio in that machine"
 	@echo "make vm-keepalive  what a hand-over costs over VFIO, in that machine"

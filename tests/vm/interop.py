@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Run the Linux kernel's NVMe driver on our emulated controllers, in a guest of a QEMU with `vfio-user-pci`.
+"""Run the NVMe drivers of the Linux kernel and of UEFI firmware on our emulated controllers, in a guest of a QEMU with `vfio-user-pci`.
 
     python tests/vm/interop.py                        everything
     python tests/vm/interop.py -- -k fio -x           with these pytest arguments
-    python tests/vm/interop.py --command 'nvme list'  a shell command in the guest instead of the tests
+    python tests/vm/interop.py --command 'nvme list'  a shell command in the Linux guest instead of the tests
 
 Results (junit, the guest's kernel log, the console, the controllers' counters) are left in results/interop.
 Where that QEMU can't be had (no network, no Debian), the run is skipped, loudly, and ends with 0; --require makes
@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from lab import emulated, image, initiator, machine, newqemu, packages, payload, results
+from lab import emulated, firmware, image, initiator, machine, newqemu, packages, payload, results
 
 KEPT = ("console.log", "qemu-stderr.log")
 SENT = {
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     with (cache / "lock").open("w") as lock, tempfile.TemporaryDirectory(prefix="nvme-async-interop-") as scratch:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one lab at a time works in this cache
         try:
-            packages.ensure()
+            packages.ensure(firmware.TOOLS)
             guest = image.ensure()
             qemu = newqemu.ensure()
         except packages.LabError as error:
@@ -85,7 +85,12 @@ def run(options: argparse.Namespace) -> int:
                 emulator=ask,
             )
             counters = {name: emulator.call("counters", {}) for name, emulator in emulators.items()}
-        return report(boot, counters, options)
+        code = report(boot, counters, options)
+        if options.command is None and not options.pytest:
+            problems = firmware.run(qemu, guest.kernel, folder, options.results)
+            print("".join(f"interop: {problem}\n" for problem in problems), end="", file=sys.stderr)
+            code = code or bool(problems)
+        return int(code)
 
 
 def complaints(counters: Mapping[str, Any]) -> list[str]:

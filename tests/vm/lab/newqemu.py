@@ -16,7 +16,7 @@ from .packages import LabError
 
 SUITE = "trixie"
 MIRROR = "http://deb.debian.org/debian"
-WANTED = "qemu-system-x86,qemu-system-data,seabios"
+WANTED = "qemu-system-x86,qemu-system-data,seabios,ovmf"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 DEVICE = "vfio-user-pci"
 FORMAT = 1  # to be counted up when the code below makes something else of the same packages

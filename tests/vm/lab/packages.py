@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Package → a program that shows it is there (none: ask dpkg).
 NEEDED = {
@@ -47,9 +47,9 @@ def _installed(package: str, program: str | None) -> bool:
     return status.stdout.endswith(" installed")
 
 
-def ensure() -> None:
-    """Install what is missing with apt-get, through sudo if we are not root."""
-    missing = [package for package, program in NEEDED.items() if not _installed(package, program)]
+def ensure(also: Mapping[str, str | None] = {}) -> None:
+    """Install what is missing, of NEEDED and `also`, with apt-get, through sudo if we are not root."""
+    missing = [package for package, program in {**NEEDED, **also}.items() if not _installed(package, program)]
     if not missing:
         return
     if shutil.which("apt-get", path=path()) is None:
