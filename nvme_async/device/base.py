@@ -37,7 +37,7 @@ class DeviceIds:
 class Doorbells:
     """Where doorbells are rung.
 
-    mmio: memory to store to, or None: ring with Device.write32().
+    mmio: memory to store to, or None: ring with Device.write32(), as those that lie beyond its end.
     offset: of the first doorbell (the admin submission queue's tail), in mmio if there is one, else in BAR0.
     kick_fd: an eventfd to write after a doorbell store that the controller asked to hear of, or -1. It
     belongs to

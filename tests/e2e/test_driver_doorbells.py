@@ -1,0 +1,103 @@
+"""Doorbells where a controller may have them: at any stride (CAP.DSTRD), in a mapped window or reached by register writes, or in part."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
+
+import pytest
+from driving import FAST, LoopThread, faults, pattern, within
+
+from nvme_async import Namespace
+from nvme_async._mmio import Mmio
+from nvme_async.controller import Controller
+from nvme_async.device import Doorbells
+from nvme_async.device.emulated import EmulatedDevice
+from nvme_async.options import Options
+
+CAP, FIRST = 0x00, 0x1000
+DSTRD = 32  # bit of CAP; 4 bits
+
+
+class Strided(EmulatedDevice):
+    """Says DSTRD = `stride`, and has its doorbells so far apart (NVMe over PCIe Transport 1.0, 3.1.2), without memory behind them."""
+
+    stride = 0
+
+    def _patched(self, cap: int) -> int:
+        assert cap >> DSTRD & 15 == 0
+        return cap | self.stride << DSTRD
+
+    def read64(self, offset: int) -> int:
+        value = super().read64(offset)
+        return self._patched(value) if offset == CAP else value
+
+    def read32(self, offset: int) -> int:
+        value = super().read32(offset)
+        return value | self.stride if offset == CAP + 4 else value
+
+    def read_many(self, registers: Sequence[tuple[int, int]]) -> list[int]:
+        values = super().read_many(registers)
+        return [self._patched(value) if register == (CAP, 8) else value for register, value in zip(registers, values, strict=True)]
+
+    def write32(self, offset: int, value: int) -> None:
+        if offset >= FIRST:
+            index, rest = divmod(offset - FIRST, 4 << self.stride)
+            assert rest == 0, f"a doorbell write at {offset:#x}"
+            offset = FIRST + 4 * index
+        super().write32(offset, value)
+
+    def doorbells(self) -> Doorbells:
+        return Doorbells(None, FIRST)
+
+
+class Narrow(EmulatedDevice):
+    """Its window has the doorbells of queue pairs 0 and 1 alone."""
+
+    _narrow: Doorbells | None = None
+
+    def doorbells(self) -> Doorbells:
+        if self._narrow is None:
+            assert self._layout.doorbells is not None
+            self._narrow = Doorbells(Mmio(self._doorbell_fd, self._layout.doorbells[0], 16), 0)
+        return self._narrow
+
+
+async def exercise(namespace: Namespace, seed: int) -> None:
+    generator = random.Random(seed)
+    for turn in range(30):
+        lba, data = 100 * seed + generator.randrange(90), pattern(4096, turn)
+        await namespace.write(lba, data)
+        assert await namespace.read(lba, 1) == data
+
+
+async def drive(device: EmulatedDevice, loops: int) -> Controller:
+    """Queue pairs of several loops at once."""
+    controller = Controller(device, Options(**FAST))
+    await controller.bring_up()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(controller.close)
+        threads = stack.enter_context(ExitStack())
+        await within(20, exercise(controller.namespaces[1], 0))
+        for seed in range(1, loops):
+            thread = threads.enter_context(LoopThread())
+            await within(20, thread.submit(exercise(controller.namespaces[1], seed)))
+        counters = faults(controller).counters()
+        assert counters["invalid_doorbells"] == counters["fatals"] == 0
+        await controller.reset()
+        await within(20, exercise(controller.namespaces[1], 0))
+        queues = controller.inspect()["io_queues"]
+        assert len(queues) == loops
+    return controller
+
+
+@pytest.mark.parametrize("stride", [0, 1, 4, 10, 15])
+async def test_any_stride(stride: int) -> None:
+    device = Strided.start("size=16MiB,block=4096,dbbuf=no")
+    device.stride = stride
+    await drive(device, 1 if stride > 9 else 2)
+
+
+async def test_doorbells_beyond_the_mapped_window_are_register_writes() -> None:
+    await drive(Narrow.start("size=16MiB,block=4096,dbbuf=no"), 4)
