@@ -6,6 +6,7 @@ cdef enum:
     ADAPTIVE = 2     # both: a bounded look at once, else the eventfd
 
 DEF EAGER_IN_A_ROW = 32   # completions without suspending, before other tasks of the loop get their turn
+DEF CREDIT_NS_BITS = 12   # what was looked for counts as one more for each 4096 ns: 131 us in a row at most, and one look
 DEF MAX_YIELDS = 6        # passes of the loop that a command waits for without a Future
 DEF MAX_PATIENCE = 64
 
@@ -16,6 +17,7 @@ cdef bint look(QueuePair qp, Request request) except -1:
     """Right after a command was posted: rings now or plans to, completes at once what the controller has answered already, and decides
     how the command is waited for. `request.yields` passes of the loop without a Future come first where recent commands were that fast."""
     cdef bint alone = qp.q.n_armed == 1 and qp.n_due == 0
+    cdef uint64_t looked = 0, cost
     cdef bint last = alone or qp.burst_over      # nobody else has something to send in this pass, as far as anybody can know
     if last or qp.q.n_unrung >= qp.ring_at:
         qp.burst_over = False
@@ -26,14 +28,15 @@ cdef bint look(QueuePair qp, Request request) except -1:
         return False
     if last and qp.spin_ns and qp.credit and (qp.ready is None or not qp.ready):
         if alone:
-            spin(qp, &qp.latency_ns)
+            looked = spin(qp, &qp.latency_ns)
         elif not qp.patience:
-            spin(qp, &qp.gap_ns)
+            looked = spin(qp, &qp.gap_ns)
     if nvq_pending(&qp.q):
         qp.reap_and_deliver(qp.reap_limit)
         if request.state == COMPLETED:
             if qp.credit:
-                qp.credit -= 1
+                cost = 1 + (looked >> CREDIT_NS_BITS)
+                qp.credit = qp.credit - <uint32_t>cost if cost < qp.credit else 0
                 return True
             # Other tasks of the loop have waited long enough: once around, and then the result.
             qp.credit = EAGER_IN_A_ROW
@@ -77,14 +80,14 @@ cdef inline void take(QueuePair qp, Request request):
         qp.burst_over = qp.n_due == 0
 
 
-cdef void spin(QueuePair qp, uint64_t *learned) except *:
-    """A bounded wait for a completion. It learns: the bound is twice what recent ones took, and it gives up where they took longer
-    than spin_ns, but for a probe now and then."""
+cdef uint64_t spin(QueuePair qp, uint64_t *learned) noexcept:
+    """A bounded wait for a completion; the nanoseconds that it took. It learns: the bound is twice what recent ones took, and it gives up
+    where they took longer than spin_ns, but for a probe now and then."""
     cdef uint64_t begin, now, bound
     cdef int turns
     qp.spins += 1
     if learned[0] > qp.spin_ns and qp.spins & 63:
-        return
+        return 0
     bound = qp.spin_ns if learned[0] * 2 + 2000 > qp.spin_ns else learned[0] * 2 + 2000
     qp.q.header.n_spins += 1
     begin = now = nvq_now_ns()
@@ -102,3 +105,4 @@ cdef void spin(QueuePair qp, uint64_t *learned) except *:
         learned[0] = (learned[0] * 7 + (now - begin)) >> 3
     else:
         learned[0] = (learned[0] * 7 + qp.spin_ns * 2) >> 3
+    return now - begin

@@ -12,6 +12,8 @@ import pytest
 from forking import in_child
 from ring_controller import flush, started
 
+from nvme_async import _hotpath
+
 PASSES = 10  # of the loop: more than a command waits for without a Future
 
 
@@ -47,12 +49,13 @@ async def _one_after_the_other(ring):
 
 
 async def _answer_late(ring):
-    """To all that are out but the first one, which stays out."""
+    """To what was sent last, once it isn't looked for any more; its identifier."""
     for _ in range(PASSES):
         await asyncio.sleep(0)
     (sqe,) = ring.fetch()
     ring.post(ring.cid(sqe))
     ring.qp.reap()
+    return ring.cid(sqe)
 
 
 @contextlib.asynccontextmanager
@@ -96,6 +99,46 @@ async def test_the_last_of_several_to_send_looks_for_whatever_comes_next(ring):
             for _ in range(3):  # the worker sends its next, and looks until the other one's answer is there
                 await asyncio.sleep(0)
             assert kept.done()
+
+
+@pytest.mark.parametrize("ring", [{"mode": "adaptive", "entries": 16}], indirect=True)
+async def test_who_has_looked_for_long_gives_way_before_it_looks_again(ring):
+    """Also on a loop that can't be asked whether others are ready."""
+    loop = asyncio.get_running_loop()
+    _hotpath.rebind(ring.qp, loop.create_future, loop.call_soon, None)
+    turns = 0
+    seen = []  # turns of others when each result came
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def worker():
+        for _ in range(5):
+            await ring.qp.request(flush())
+            seen.append(turns)
+
+    other, task = asyncio.create_task(others()), asyncio.create_task(worker())
+    try:
+        ring.qp.spin_ns = 0
+        before_last, last = await _answer_late(ring), await _answer_late(ring)
+        ring.qp.spin_ns = 20_000_000_000
+        await _answer_late(ring)  # the third; it looked for 2 us
+        spins = ring.qp.inspect()["spins"]
+        following = last + 2 * (last - before_last)  # of the same slot
+        with answered_by_the_kernel(ring, following, 0.15):
+            while len(seen) < 4:
+                await asyncio.sleep(0)
+        ring.sq_head = (ring.sq_head + 1) % ring.entries
+        await _answer_late(ring)
+        await asyncio.wait_for(task, 10)
+    finally:
+        other.cancel()
+    assert seen[3] <= seen[2] + 2, "the fourth was looked for"
+    assert seen[4] > seen[3] + 2, "others had their turns before the fifth was there"
+    assert ring.qp.inspect()["spins"] == spins + 1, "nobody looked for the fifth"
 
 
 @pytest.mark.parametrize("ring", [{"mode": "interrupt", "entries": 16}], indirect=True)
