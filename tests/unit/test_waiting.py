@@ -128,7 +128,7 @@ async def test_who_has_looked_for_long_gives_way_before_it_looks_again(ring):
         await _answer_late(ring)  # the third; it looked for 2 us
         spins = ring.qp.inspect()["spins"]
         following = last + 2 * (last - before_last)  # of the same slot
-        with answered_by_the_kernel(ring, following, 0.15):
+        with answered_by_the_kernel(ring, following, 1.0):
             while len(seen) < 4:
                 await asyncio.sleep(0)
         ring.sq_head = (ring.sq_head + 1) % ring.entries
