@@ -204,7 +204,7 @@ struct emu_ctrl {
     unsigned n_active;
     unsigned n_waiting;   /* completions in cq->waiting lists */
     uint64_t irq[2];      /* vectors to raise */
-    uint64_t irq_lost[2]; /* a fault: not to be raised in this turn */
+    uint64_t irq_lost[2]; /* a fault: not to be raised with the others */
     uint64_t moved;       /* bytes of data since interrupts were raised last */
     unsigned turn;
     uint32_t sq_incarnations;

@@ -5,6 +5,7 @@
 #ifndef NVME_ASYNC_HOTPATH_BATCH_H
 #define NVME_ASYNC_HOTPATH_BATCH_H
 
+#include "patience.h"
 #include "queue.h"
 
 struct nvb_piece {
@@ -162,33 +163,12 @@ enum nvb_why {
     NVB_FAULT,
 };
 
-/* How long a batch looks in vain before it sleeps. Learnt: twice what it took of late until something came, and no more than limit_ns. Where
- * that was never enough it doesn't look at all, but for a probe now and then. */
-struct nvb_patience {
-    uint64_t limit_ns;
-    uint64_t gap_ns; /* of recent lulls; one whose end wasn't waited for counts as four times what it was looked at */
-    uint32_t asked;
-};
-
-static inline uint64_t nvb_bound(struct nvb_patience *p)
-{
-    if (p->gap_ns > p->limit_ns)
-        return ++p->asked & 63 ? 0 : p->limit_ns;
-    const uint64_t enough = 2 * p->gap_ns + 2000;
-    return enough < p->limit_ns ? enough : p->limit_ns;
-}
-
-static inline void nvb_lull(struct nvb_patience *p, uint64_t ns)
-{
-    p->gap_ns = (p->gap_ns * 7 + ns) >> 3;
-}
-
 /* Submits, rings and reaps until done, `slice_ns` have passed, or nothing has come for as long as `patience` says. */
 static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep, uint64_t slice_ns,
-                                    struct nvb_patience *patience, unsigned *ring)
+                                    struct nvq_patience *patience, unsigned *ring)
 {
     const uint64_t begin = nvq_now_ns();
-    const uint64_t bound = nvb_bound(patience);
+    const uint64_t bound = nvq_patience_bound(patience);
     uint64_t quiet_since = 0, looked = 0;
     /* Ring for a part of the depth at a time, so that the controller works on one part while we prepare the next. */
     const uint32_t portion = b->depth > 16 ? b->depth / 4 : b->depth > 3 ? 4 : 1;
@@ -200,7 +180,7 @@ static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struc
         const unsigned reaped = nvq_reap(q, 64);
         if (reaped) {
             if (quiet_since)
-                nvb_lull(patience, looked - quiet_since);
+                nvq_patience_learn(patience, looked - quiet_since);
             quiet_since = 0;
             nvb_settle(q, slots, b);
             if (q->n_unacked >= q->entries / 4 || q->n_unacked >= 64)
@@ -229,7 +209,7 @@ static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struc
             quiet_since = now;
         if (now - quiet_since >= bound) {
             if (bound)
-                nvb_lull(patience, 4 * bound);
+                nvq_patience_learn(patience, 4 * bound);
             return NVB_QUIET;
         }
     }

@@ -21,17 +21,13 @@ cdef extern from "hotpath/batch.h":
         uint32_t element, attempts
         nvb_piece piece
 
-    struct nvb_patience:
-        uint64_t limit_ns, gap_ns
-        uint32_t asked
-
     enum: NVB_DONE, NVB_SLICE, NVB_QUIET, NVB_REGISTER, NVB_FAULT
 
     int nvb_post(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t element, const nvb_piece *piece) nogil
     bint nvb_again(nvq *q, nvb_slot *slots, const nvb_slot *old, uint32_t limit) nogil
     uint32_t nvb_fill(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep) nogil
     void nvb_finish(nvq *q, nvb_slot *slots, unsigned slot) nogil
-    int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, nvb_patience *patience, unsigned *ring) nogil
+    int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, nvq_patience *patience, unsigned *ring) nogil
 
 DEF SLICE_NS = 100_000     # one go of a batch, before other tasks of the loop get their turn
 

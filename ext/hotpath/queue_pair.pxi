@@ -41,10 +41,10 @@ cdef class QueuePair(Rings):
     cdef uint64_t unbroken_ns        # for so long batches have been pumped without a turn for others
     cdef uint32_t credit             # eager completions left until others get their turn
     cdef int patience                # > 0: recent commands completed within a few passes of the loop
-    cdef uint32_t asked, spins
-    cdef uint64_t latency_ns         # of recent lone commands
-    cdef uint64_t gap_ns             # until the next completion, where passes of the loop were too short to wait for one
-    cdef nvb_patience batch_patience # of batches
+    cdef uint32_t asked
+    cdef nvq_patience lone_patience  # for lone commands
+    cdef nvq_patience next_patience  # for the next completion, where passes of the loop were too short to wait for one
+    cdef nvq_patience batch_patience
     cdef uint32_t ack_limit          # CQEs taken before the CQ doorbell is rung while nobody sleeps
     cdef public int mode
     cdef public uint64_t spin_ns     # longest look for a completion, in nanoseconds; 0 = one look
@@ -512,7 +512,7 @@ cdef class QueuePair(Rings):
         if self.has_memory:
             found["mode"] = {POLL: "poll", INTERRUPT: "interrupt", ADAPTIVE: "adaptive"}[self.mode]
             found["waiting"] = len(self.line)
-            found["latency_ns"] = self.latency_ns
-            found["gap_ns"] = self.gap_ns
+            found["latency_ns"] = self.lone_patience.gap_ns
+            found["gap_ns"] = self.next_patience.gap_ns
             found["lull_ns"] = self.batch_patience.gap_ns
         return found

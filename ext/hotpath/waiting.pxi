@@ -1,5 +1,12 @@
 # How the answer to a command is waited for: at once, for a few passes of the loop, or asleep.
 
+cdef extern from "hotpath/patience.h" nogil:
+    ctypedef struct nvq_patience "struct nvq_patience":
+        uint64_t limit_ns, gap_ns
+
+    uint64_t nvq_patience_bound(nvq_patience *patience)
+    void nvq_patience_learn(nvq_patience *patience, uint64_t ns)
+
 cdef enum:
     POLL = 0         # completions are looked for on each pass of the loop
     INTERRUPT = 1    # only when the vector's eventfd says so
@@ -28,9 +35,9 @@ cdef bint look(QueuePair qp, Request request) except -1:
         return False
     if last and qp.spin_ns and qp.credit and (qp.ready is None or not qp.ready):
         if alone:
-            looked = spin(qp, &qp.latency_ns)
+            looked = spin(qp, &qp.lone_patience)
         elif not qp.patience:
-            looked = spin(qp, &qp.gap_ns)
+            looked = spin(qp, &qp.next_patience)
     if nvq_pending(&qp.q):
         qp.reap_and_deliver(qp.reap_limit)
         if request.state == COMPLETED:
@@ -80,15 +87,14 @@ cdef inline void take(QueuePair qp, Request request):
         qp.burst_over = qp.n_due == 0
 
 
-cdef uint64_t spin(QueuePair qp, uint64_t *learned) noexcept:
-    """A bounded wait for a completion; the nanoseconds that it took. It learns: the bound is twice what recent ones took, and it gives up
-    where they took longer than spin_ns, but for a probe now and then."""
+cdef uint64_t spin(QueuePair qp, nvq_patience *patience) noexcept:
+    """A wait for a completion, bounded by what `patience` has learnt, and by spin_ns; the nanoseconds that it took."""
     cdef uint64_t begin, now, bound
     cdef int turns
-    qp.spins += 1
-    if learned[0] > qp.spin_ns and qp.spins & 63:
+    patience.limit_ns = qp.spin_ns
+    bound = nvq_patience_bound(patience)
+    if not bound:
         return 0
-    bound = qp.spin_ns if learned[0] * 2 + 2000 > qp.spin_ns else learned[0] * 2 + 2000
     qp.q.header.n_spins += 1
     begin = now = nvq_now_ns()
     while not nvq_pending(&qp.q):
@@ -100,9 +106,6 @@ cdef uint64_t spin(QueuePair qp, uint64_t *learned) noexcept:
             now = nvq_now_ns()
             if now - begin >= bound:
                 break
-    if nvq_pending(&qp.q):
-        # Measured to within the 16 looks between two readings of the clock.
-        learned[0] = (learned[0] * 7 + (now - begin)) >> 3
-    else:
-        learned[0] = (learned[0] * 7 + qp.spin_ns * 2) >> 3
+    # Measured to within the 16 looks between two readings of the clock.
+    nvq_patience_learn(patience, now - begin if nvq_pending(&qp.q) else 2 * qp.spin_ns)
     return now - begin
