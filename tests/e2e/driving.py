@@ -16,6 +16,7 @@ from nvme_async.controller import Controller
 from nvme_async.device import Device, open_device
 from nvme_async.emulator import Faults
 from nvme_async.errors import ControllerError
+from nvme_async.namespace import Namespace
 from nvme_async.options import Options
 
 T = TypeVar("T")
@@ -69,6 +70,18 @@ def descriptors() -> dict[str, int]:
             continue
         found[kind] = found.get(kind, 0) + 1
     return found
+
+
+async def exercise(ns: Namespace, seed: int, rounds: int = 40) -> int:
+    """Writes and reads a part of the namespace that belongs to `seed`; returns its thread."""
+    size = ns.block_size
+    first = 1000 * seed
+    for i in range(rounds):
+        lbas = [first + (i * 7 + k) % 500 for k in range(5)]
+        await asyncio.gather(*(ns.write(lba, pattern(size, lba)) for lba in lbas))
+        got = await asyncio.gather(*(ns.read(lba) for lba in lbas))
+        assert got == [pattern(size, lba) for lba in lbas]
+    return threading.get_ident()
 
 
 async def eventually(true: Callable[[], Any], seconds: float = 5.0) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 
 import pytest
-from driving import FAST, LoopThread, faults, pattern, within
+from driving import FAST, LoopThread, exercise, faults, within
 
-from nvme_async import Namespace
 from nvme_async._mmio import Mmio
 from nvme_async.controller import Controller
 from nvme_async.device import Doorbells
@@ -64,15 +62,7 @@ class Narrow(EmulatedDevice):
         return self._narrow
 
 
-async def exercise(namespace: Namespace, seed: int) -> None:
-    generator = random.Random(seed)
-    for turn in range(30):
-        lba, data = 100 * seed + generator.randrange(90), pattern(4096, turn)
-        await namespace.write(lba, data)
-        assert await namespace.read(lba, 1) == data
-
-
-async def drive(device: EmulatedDevice, loops: int) -> Controller:
+async def drive(device: EmulatedDevice, loops: int) -> None:
     """Queue pairs of several loops at once."""
     controller = Controller(device, Options(**FAST))
     await controller.bring_up()
@@ -89,7 +79,6 @@ async def drive(device: EmulatedDevice, loops: int) -> Controller:
         await within(20, exercise(controller.namespaces[1], 0))
         queues = controller.inspect()["io_queues"]
         assert len(queues) == loops
-    return controller
 
 
 @pytest.mark.parametrize("stride", [0, 1, 4, 10, 15])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from driving import FAST, HASTY, LoopThread, eventually, faults, pattern, within
+from driving import FAST, HASTY, LoopThread, eventually, exercise, faults, pattern, within
 
 import nvme_async
 from nvme_async.controller import Controller
@@ -24,18 +24,6 @@ from nvme_async.spec import commands
 
 FACTORIES: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop, uvloop.new_event_loop]
 MODES = ("adaptive", "interrupt", "poll")
-
-
-async def exercise(ns: Namespace, seed: int, rounds: int = 40) -> int:
-    """Writes and reads a part of the namespace that belongs to `seed`; returns its thread."""
-    size = ns.block_size
-    first = 1000 * seed
-    for i in range(rounds):
-        lbas = [first + (i * 7 + k) % 500 for k in range(5)]
-        await asyncio.gather(*(ns.write(lba, pattern(size, lba)) for lba in lbas))
-        got = await asyncio.gather(*(ns.read(lba) for lba in lbas))
-        assert got == [pattern(size, lba) for lba in lbas]
-    return threading.get_ident()
 
 
 def in_thread(factory: Callable[[], asyncio.AbstractEventLoop], main: Callable[[], Any]) -> Any:

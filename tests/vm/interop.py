@@ -89,8 +89,8 @@ def run(options: argparse.Namespace) -> int:
         if options.command is None and not options.pytest:
             problems = firmware.run(qemu, guest.kernel, folder, options.results)
             print("".join(f"interop: {problem}\n" for problem in problems), end="", file=sys.stderr)
-            code = code or bool(problems)
-        return int(code)
+            code = 1 if problems else code
+        return code
 
 
 def complaints(counters: Mapping[str, Any]) -> list[str]:

@@ -7,10 +7,8 @@ from the firmware's.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -57,21 +55,14 @@ def _command_line(qemu: NewQemu, emulator: emulated.Emulator, variables: Path, c
 
 
 def run(qemu: NewQemu, kernel: Path, folder: Path, kept: Path) -> list[str]:
-    """What went wrong. The console is left in `kept`."""
+    """What went wrong; LabError where the firmware or its kernel came to no end. The console is left in `kept`."""
     medium, variables, console = folder / "firmware.raw", folder / "variables.fd", kept / "firmware.log"
     data = _medium(medium, kernel, folder)
     shutil.copy(qemu.root / "usr/share/OVMF/OVMF_VARS_4M.fd", variables)
     begin = time.monotonic()
     with emulated.running(folder, (ROLE,)) as emulators:
         emulator = emulators[ROLE.name]
-        try:
-            command = _command_line(qemu, emulator, variables, console)
-            environment = {**os.environ, **qemu.environment}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            return [f"firmware: not done after {TIMEOUT:.0f} s"]
-        if done.returncode:
-            return [f"firmware: QEMU ended with {done.returncode}: {done.stderr.strip()[-2000:]}"]
+        call(_command_line(qemu, emulator, variables, console), timeout=TIMEOUT, env=qemu.environment)
         seen = emulator.call("counters", {})
     text = console.read_text(errors="replace")
     problems = [f"firmware: not so: {meaning}" for sign, meaning in EXPECTED.items() if sign not in text]
