@@ -39,6 +39,7 @@ test: $(VENV)/.built
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # Objects and environment of its own: build/sanitize and $(VENV)-sanitize. SANITIZE='-k pool' passes arguments on.

@@ -13,7 +13,12 @@ from setuptools import Extension, setup
 
 CFLAGS = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 # What Cython generates is not ours to tidy.
-CYTHON_NOISE = ["-Wno-unused-function", "-Wno-missing-field-initializers", "-Wno-sign-compare", "-Wno-cast-function-type"]
+CYTHON_NOISE = [
+    "-Wno-unused-function",
+    "-Wno-missing-field-initializers",
+    "-Wno-sign-compare",
+    "-Wno-cast-function-type",
+]
 LDFLAGS: list[str] = []
 BUILD = "build"
 
@@ -27,7 +32,9 @@ if os.environ.get("NVME_ASYNC_SANITIZE") == "1":
 
 
 def extension(name: str, folder: str) -> Extension:
-    """nvme_async.NAME from every .pyx and .c in ext/FOLDER (NAME.c is what Cython makes of NAME.pyx)."""
+    """nvme_async.NAME from every .pyx and .c in ext/FOLDER (NAME.c is what Cython makes of
+    NAME.pyx).
+    """
     sources = [f"ext/{folder}/{name}.pyx"]
     sources += [source for source in sorted(glob(f"ext/{folder}/*.c")) if not source.endswith(f"/{name}.c")]
     return Extension(
@@ -50,7 +57,7 @@ setup(
                 ("_mmio", "device"),
                 ("_hotpath", "hotpath"),
                 ("_emulator", "emulator"),
-                ("_bench", "bench"),
+                ("_fio", "fio"),
             ]
             if glob(f"ext/{folder}/{name}.pyx")
         ],

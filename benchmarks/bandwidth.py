@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""128 KiB sequential reads into memory that the device reaches, against memcpy of the same size in the same run; and many 4 KiB commands.
+"""128 KiB sequential reads into memory that the device reaches, against memcpy of the same size in
+the same run; and many 4 KiB commands.
 
     python benchmarks/bandwidth.py [--rounds 7] [--json]
 
-The emulated controller copies each read once, from its RAM to the buffer, so one core's memcpy is the ceiling of its bandwidth. memcpy copies
-between two areas as large as the medium and the buffers, so that both work outside the caches alike.
+The emulated controller copies each read once, from its RAM to the buffer, so one core's memcpy is
+the ceiling of its bandwidth. memcpy copies between two areas as large as the medium and the
+buffers, so that both work outside the caches alike.
 """
 
 from __future__ import annotations
@@ -107,7 +109,8 @@ def main() -> None:
     median, spread = result["median"], result["spread"]
     low, high = result["bandwidth_ratio_spread"]
     print(
-        f"128 KiB sequential reads: {median['sequential'] / 2**30:.1f} GiB/s, memcpy {median['memcpy'] / 2**30:.1f} GiB/s: "
+        f"128 KiB sequential reads: {median['sequential'] / 2**30:.1f} GiB/s, memcpy "
+        f"{median['memcpy'] / 2**30:.1f} GiB/s: "
         f"ratio {result['bandwidth_ratio']:.2f} ({low:.2f} to {high:.2f})"
     )
     for name in ("many_ram_qd32", "many_null_qd32", "many_null_qd128"):

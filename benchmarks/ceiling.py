@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """How near an awaited I/O comes to what the event loop itself costs.
 
-The ceiling: the same number of coroutines awaiting plain futures, which a C loop resolves in batches, once on each pass of the loop. Against
-that: the same coroutines awaiting random 4 KiB reads of the null medium; and lone reads, eager and by interrupt. All alternate in one run;
+The ceiling: the same number of coroutines awaiting plain futures, which a C loop resolves in
+batches, once on each pass of the loop. Against
+that: the same coroutines awaiting random 4 KiB reads of the null medium; and lone reads, eager and
+by interrupt. All alternate in one run;
 each figure is the median of the rounds.
 
     python benchmarks/ceiling.py [--depth 32] [--rounds 7] [--loop asyncio|uvloop|both] [--json]
@@ -45,7 +47,9 @@ async def futures(mill: FutureMill, depth: int, count: int) -> float:
 
 
 async def reads(namespace: nvme_async.Namespace, depth: int, count: int) -> float:
-    """read(): a new bytes object each time, so one allocation and one copy of 4 KiB more than readinto()."""
+    """read(): a new bytes object each time, so one allocation and one copy of 4 KiB more than
+    readinto().
+    """
     blocks = random.Random(0).choices(range(namespace.blocks), k=4096)
 
     async def worker(at: int) -> None:
@@ -160,10 +164,13 @@ def main() -> None:
             into_low, into_high = result["into_ratio_spread"]
             print(
                 f"{name}: ceiling {result['ceiling_iops'] / 1e3:.0f} k/s at QD{options.depth}\n"
-                f"  readinto(): {result['into_iops'] / 1e3:.0f} k/s, ratio {result['into_ratio']:.2f} ({into_low:.2f} to {into_high:.2f})\n"
-                f"  read(): {result['awaited_iops'] / 1e3:.0f} k/s, ratio {result['ratio']:.2f} ({low:.2f} to {high:.2f})\n"
+                f"  readinto(): {result['into_iops'] / 1e3:.0f} k/s, ratio {result['into_ratio']:.2f} "
+                f"({into_low:.2f} to {into_high:.2f})\n"
+                f"  read(): {result['awaited_iops'] / 1e3:.0f} k/s, ratio {result['ratio']:.2f} "
+                f"({low:.2f} to {high:.2f})\n"
                 f"  lone read, eager: {result['eager_us']:.2f} us median, {result['eager_p99_us']:.2f} us p99\n"
-                f"  lone read, interrupt: {result['interrupt_us']:.1f} us, bare eventfd round trip {result['bare_interrupt_us']:.1f} us: "
+                f"  lone read, interrupt: {result['interrupt_us']:.1f} us, bare eventfd round trip "
+                f"{result['bare_interrupt_us']:.1f} us: "
                 f"ratio {result['interrupt_ratio']:.2f}",
                 flush=True,
             )

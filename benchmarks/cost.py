@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Instructions per I/O, counted by callgrind: the same figure whatever else the machine is doing.
 
-    python benchmarks/cost.py            compares with benchmarks/cost.json; exit code 1 if a figure grew by more than 10 %
-    python benchmarks/cost.py --record   writes it
+    python benchmarks/cost.py            compares with benchmarks/cost.json; exit code 1 if a figure
+    grew by more than 10 % python benchmarks/cost.py --record   writes it
 
-submit and reap are the C primitives (a 4 KiB read in a batch of 1 and of 32); awaited is the whole of `await read()` on stock asyncio, 32
-coroutines, with a loop-back controller in the same process. The awaited figure belongs to one version of Python.
+submit and reap are the C primitives (a 4 KiB read in a batch of 1 and of 32); awaited is the whole
+of `await read()` on stock asyncio, 32 coroutines, with a loop-back controller in the same process.
+The awaited figure belongs to one version of Python.
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ def callgrind(command: list[str], folder: str) -> str:
     """Path of the profile."""
     out = f"{folder}/callgrind.out"
     subprocess.run(
-        ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *command], check=True, capture_output=True, text=True, cwd=ROOT,
+        ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *command],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": "0"},
-    )  # fmt: skip
+    )
     return out
 
 
 def inclusive(profile: str, function: str) -> int:
     """Instructions in `function` and what it calls."""
-    listing = subprocess.run(["callgrind_annotate", "--inclusive=yes", profile], check=True, capture_output=True, text=True).stdout
+    listing = subprocess.run(
+        ["callgrind_annotate", "--inclusive=yes", profile], check=True, capture_output=True, text=True
+    ).stdout
     for line in listing.splitlines():
         if function in line:
             return int(re.sub(r"[^0-9]", "", line.split("(")[0]))
@@ -57,7 +64,7 @@ def primitives(folder: str) -> dict[str, float]:
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     if shutil.which(compiler) is None:
         compiler = "cc"
-    source = ROOT / "ext" / "hotpath" / "bench" / "cost.c"
+    source = ROOT / "benchmarks" / "native" / "cost.c"
     subprocess.run([compiler, "-O3", "-std=gnu11", f"-I{ROOT / 'ext'}", str(source), "-o", program], check=True)
     figures = {}
     for depth in (1, 32):
@@ -69,7 +76,8 @@ def primitives(folder: str) -> dict[str, float]:
 
 
 def awaited(folder: str) -> dict[str, float]:
-    # Far enough apart that the interpreter's start doesn't show, which differs from run to run by some 10 million instructions.
+    # Far enough apart that the interpreter's start doesn't show, which differs from run to run by
+    # some 10 million instructions.
     counts = (4_000, 44_000)
     totals = [total(callgrind([sys.executable, __file__, "--workload", str(count)], folder)) for count in counts]
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
-"""How long I/O pauses when a controller is handed from one process to another while it runs, against a fresh bring-up; and what a save costs.
+"""How long I/O pauses when a controller is handed from one process to another while it runs,
+against a fresh bring-up; and what a save costs.
 
     python benchmarks/keepalive.py [--uri URI] [--rounds 100] [--queues 4] [--iodepth 32] [--json]
 
-Two processes hand one controller to and fro. Each has --queues event loops, and so queue pairs: the controller's home loop, and threads; with
---iodepth random 4 KiB reads out on each. The pause of a hand-over is from the last completion that the old process got to the first command
-that the new one has sent, so with the predecessor's commands drained in between. "Answered" is until that load's first completion, "all queues"
-until each of the new process's loops has had one. "fresh" is the same without keepalive: a clean shutdown and a bring-up (--fresh rounds).
+Two processes hand one controller to and fro. Each has --queues event loops, and so queue pairs: the
+controller's home loop, and threads; with --iodepth random 4 KiB reads out on each. The pause of a
+hand-over is from the last completion that the old process got to the first command that the new one
+has sent, so with the predecessor's commands drained in between. "Answered" is until that load's
+first completion, "all queues" until each of the new process's loops has had one. "fresh" is the
+same without keepalive: a clean shutdown and a bring-up (--fresh rounds).
 
---uri: a vfio-user: or pci: device whose contents may be read; by default an emulated controller in a process of its own.
-The save is timed in one process, with one queue pair and with as many as the controller grants (--save-queues, each with a thread).
+--uri: a vfio-user: or pci: device whose contents may be read; by default an emulated controller in
+a process of its own. The save is timed in one process, with one queue pair and with as many as the
+controller grants (--save-queues, each with a thread).
 """
 
 from __future__ import annotations
@@ -44,7 +48,9 @@ WAIT = 60.0
 
 
 class Loop:
-    """An event loop, in a thread unless it is given one, with a load on whichever controller the process has."""
+    """An event loop, in a thread unless it is given one, with a load on whichever controller the
+    process has.
+    """
 
     def __init__(self, number: int, depth: int, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._depth = depth
@@ -102,7 +108,7 @@ class Loop:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(WAIT)
 
 
-# -- one of the two processes ---------------------------------------------------------------------------------------------------------------
+# -- one of the two processes ----------------------------------------------------------------------
 
 
 class Driver:
@@ -118,7 +124,9 @@ class Driver:
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(4))
-        await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.01) for _ in range(4)))  # a successor that is warm has its threads
+        await asyncio.gather(
+            *(asyncio.to_thread(time.sleep, 0.01) for _ in range(4))
+        )  # a successor that is warm has its threads
         reader = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         print(json.dumps({"ready": os.getpid()}), flush=True)
@@ -143,7 +151,9 @@ class Driver:
                 loop.start(namespace, buffers)
             else:
                 loop.start_here(namespace, buffers)
-                await asyncio.sleep(0)  # the readers' first step posts, and the doorbell follows unless the predecessor's commands are out
+                await asyncio.sleep(
+                    0
+                )  # the readers' first step posts, and the doorbell follows unless the predecessor's commands are out
                 while controller.queues.held:
                     await asyncio.sleep(0)
                 sent = time.monotonic_ns()
@@ -196,7 +206,15 @@ class Process:
     """A Driver elsewhere."""
 
     def __init__(self, queues: int, depth: int) -> None:
-        arguments = [sys.executable, os.path.abspath(__file__), "--driver", "--queues", str(queues), "--iodepth", str(depth)]
+        arguments = [
+            sys.executable,
+            os.path.abspath(__file__),
+            "--driver",
+            "--queues",
+            str(queues),
+            "--iodepth",
+            str(depth),
+        ]
         self._process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.answer()
 
@@ -228,7 +246,7 @@ class Process:
         self._process.wait()
 
 
-# -- the figures ----------------------------------------------------------------------------------------------------------------------------
+# -- the figures -----------------------------------------------------------------------------------
 
 
 def milliseconds(nanoseconds: list[float]) -> dict[str, float]:
@@ -243,7 +261,9 @@ def milliseconds(nanoseconds: list[float]) -> dict[str, float]:
     }
 
 
-def hand_to_and_fro(holder: Process, other: Process, folder: str, rounds: int, each: int, options: dict[str, Any]) -> tuple[Any, ...]:
+def hand_to_and_fro(
+    holder: Process, other: Process, folder: str, rounds: int, each: int, options: dict[str, Any]
+) -> tuple[Any, ...]:
     """({name: nanoseconds of each round}, commands adopted, commands lost, who has it now)"""
     times: dict[str, list[float]] = {"pause": [], "answered": [], "all_queues": [], "standstill": []}
     adopted = lost = 0
@@ -323,7 +343,18 @@ def emulated() -> Iterator[str]:
     """A controller in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="nvme-async-") as folder:
         path = f"{folder}/controller.sock"
-        command = [sys.executable, "-m", "nvme_async.cli.main", "emulate", "--socket", path, "--size", "64MiB", "--mdts", "128KiB"]
+        command = [
+            sys.executable,
+            "-m",
+            "nvme_async.cli.main",
+            "emulate",
+            "--socket",
+            path,
+            "--size",
+            "64MiB",
+            "--mdts",
+            "128KiB",
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None
@@ -335,7 +366,8 @@ def emulated() -> Iterator[str]:
 
 def text(report: dict[str, Any]) -> str:
     def line(name: str, figures: dict[str, Any]) -> str:
-        return f"{name:<34} median {figures['median_ms']:9.3f} ms   p99 {figures['p99_ms']:9.3f} ms   of {figures['rounds']}"
+        return f"{name:<34} median {figures['median_ms']:9.3f} ms   p99 {figures['p99_ms']:9.3f} ms   "
+        f"of {figures['rounds']}"
 
     handover = report["handovers"]
     lines = [
@@ -349,7 +381,9 @@ def text(report: dict[str, Any]) -> str:
     if "fresh" in handover:
         lines.append(line("pause at a fresh bring-up", handover["fresh"]))
         lines.append(f"a fresh bring-up takes {handover['fresh_over_handover_median']} times as long")
-    lines.append(f"{handover['commands_adopted']} commands in flight were adopted, {handover['commands_lost']} of them failed")
+    lines.append(
+        f"{handover['commands_adopted']} commands in flight were adopted, {handover['commands_lost']} of them failed"
+    )
     lines += [line(f"save with {save['queue_pairs']} I/O queue pairs", save) for save in report["saves"]]
     return "\n".join(lines)
 
@@ -361,21 +395,27 @@ def main() -> None:
     parser.add_argument("--fresh", type=int, default=20, help="fresh bring-ups, 0 for none [%(default)s]")
     parser.add_argument("--queues", type=int, default=4, help="queue pairs under load [%(default)s]")
     parser.add_argument("--iodepth", type=int, default=32, help="reads out on each [%(default)s]")
-    parser.add_argument("--each", type=int, default=200, help="reads on each queue between two hand-overs [%(default)s]")
+    parser.add_argument(
+        "--each", type=int, default=200, help="reads on each queue between two hand-overs [%(default)s]"
+    )
     parser.add_argument("--save-queues", default="1,64", help="queue pairs to time a save with [%(default)s]")
     parser.add_argument("--save-rounds", type=int, default=20, help="saves [%(default)s]")
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
     parser.add_argument("--driver", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.driver:
-        # Several loops in one process: by default a thread that has the interpreter keeps it for 5 ms before another one gets it.
+        # Several loops in one process: by default a thread that has the interpreter keeps it for 5
+        # ms before another one gets it.
         sys.setswitchinterval(0.0002)
         gc.freeze()  # what was imported needn't be looked through again
         uvloop.run(drive(arguments.queues, arguments.iodepth))
         return
     with contextlib.ExitStack() as stack:
         uri = arguments.uri or stack.enter_context(emulated())
-        report: dict[str, Any] = {"uri": arguments.uri or "emulated, in a process of its own", "handovers": handovers(uri, arguments)}
+        report: dict[str, Any] = {
+            "uri": arguments.uri or "emulated, in a process of its own",
+            "handovers": handovers(uri, arguments),
+        }
         counts = [int(count) for count in arguments.save_queues.split(",") if count]
         report["saves"] = [uvloop.run(saves(uri, count, arguments.save_rounds)) for count in counts]
     print(json.dumps(report, indent=2) if arguments.json else text(report))

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""This driver beside what a Python user would take today: 4 KiB random reads of the same RAM-backed data, awaited, on one event loop.
+"""This driver beside what a Python user would take today: 4 KiB random reads of the same RAM-backed
+data, awaited, on one event loop.
 
     pip install caio aiofile liburing      (any of them may be missing, and is then left out)
     python benchmarks/peers.py [--rounds 5] [--seconds 0.5] [--json]
 
-The peers read a file on tmpfs through the kernel; nvme_async reads the emulated controller's RAM through NVMe queues, 4 KiB copied by the
-controller and 4 KiB into the bytes object, as the peers' reads are. All take turns within each round; figures are medians over the rounds.
+The peers read a file on tmpfs through the kernel; nvme_async reads the emulated controller's RAM
+through NVMe queues, 4 KiB copied by the controller and 4 KiB into the bytes object, as the peers'
+reads are. All take turns within each round; figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -75,7 +77,9 @@ async def aiofile_(path: str) -> AsyncIterator[Read]:
 
 @contextlib.asynccontextmanager
 async def liburing_(path: str) -> AsyncIterator[Read]:
-    """The binding has no asyncio face: an eventfd, one Future for each read, submission once for each read."""
+    """The binding has no asyncio face: an eventfd, one Future for each read, submission once for
+    each read.
+    """
     import liburing
 
     loop = asyncio.get_running_loop()
@@ -178,8 +182,10 @@ async def attempt(name: str, path: str) -> None:
 
 
 def works(name: str, path: str, loop: str) -> str:
-    """What keeps a contender from reading the file rightly here; "" if nothing does. It tries in a process of its own, which is all that it
-    takes with it when it dies of an instruction that this processor doesn't have."""
+    """What keeps a contender from reading the file rightly here; "" if nothing does. It tries in a
+    process of its own, which is all that it takes with it when it dies of an instruction that this
+    processor doesn't have.
+    """
     command = [sys.executable, __file__, "--loop", loop, "--attempt", name, path]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -212,8 +218,12 @@ async def measure(loop: str, rounds: int, seconds: float, depths: list[int]) -> 
                         figure = await rate(read, depth, seconds if turn else seconds / 5, turn)
                         if turn:  # the first round warms up
                             results.setdefault(name, {}).setdefault(depth, []).append(figure)
-    table = {name: {depth: statistics.median(figures) for depth, figures in row.items()} for name, row in results.items()}
-    spread = {name: {depth: [min(figures), max(figures)] for depth, figures in row.items()} for name, row in results.items()}
+    table = {
+        name: {depth: statistics.median(figures) for depth, figures in row.items()} for name, row in results.items()
+    }
+    spread = {
+        name: {depth: [min(figures), max(figures)] for depth, figures in row.items()} for name, row in results.items()
+    }
     peers = [name for name in table if name != "nvme_async"]
     best = {depth: max(peers, key=lambda name: table[name][depth]) for depth in depths} if peers else {}
     ratios = {depth: table["nvme_async"][depth] / table[name][depth] for depth, name in best.items()}
@@ -241,7 +251,8 @@ def main() -> None:
     print(f"{'':22}" + "".join(f"{f'QD{depth}':>26}" for depth in options.depths))
     for name, row in result["iops"].items():
         cells = "".join(
-            f"{row[d] / 1e3:>10.1f} ({result['spread'][name][d][0] / 1e3:.1f} to {result['spread'][name][d][1] / 1e3:.1f})".rjust(26)
+            f"{row[d] / 1e3:>10.1f} ({result['spread'][name][d][0] / 1e3:.1f} to "
+            f"{result['spread'][name][d][1] / 1e3:.1f})".rjust(26)
             for d in options.depths
         )
         print(f"{name:22}{cells}")

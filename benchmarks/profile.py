@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Where the time of an awaited I/O goes: the benchmark under `perf record`, its job's thread by group of symbols.
+"""Where the time of an awaited I/O goes: the benchmark under `perf record`, its job's thread by
+group of symbols.
 
     python benchmarks/profile.py [options for benchmarks/fio.py]
 
@@ -17,9 +18,15 @@ from collections import Counter
 from pathlib import Path
 
 JOB = (
-    "--filename=emulated:size=256MiB", "--name=r", "--rw=randread", "--bs=4k", "--iodepth=32", "--time_based", "--runtime=5",
+    "--filename=emulated:size=256MiB",
+    "--name=r",
+    "--rw=randread",
+    "--bs=4k",
+    "--iodepth=32",
+    "--time_based",
+    "--runtime=5",
     "--ioengine=await",
-)  # fmt: skip
+)
 # The beginning of a shared object's name, and what it does on this thread.
 GROUPS = {
     "libpython": "interpreter: the benchmark's coroutine, tasks, objects",
@@ -28,7 +35,7 @@ GROUPS = {
     "_asyncio.": "event loop: uvloop, asyncio's C half",
     "_hotpath.": "hot path",
     "_dma.": "hot path",
-    "_bench.": "benchmark: offsets, histogram",
+    "_fio.": "benchmark: offsets, histogram",
     "[vdso]": "clock readings, of the benchmark and the adaptive spin",
     "[kernel": "kernel: epoll, the interrupt's eventfd",
     "libc.": "C library, for all of these",
@@ -59,7 +66,9 @@ def main() -> int:
     for one in found:
         if one["tid"] == job:
             name = Path(one["dso"]).name
-            groups[next((group for start, group in GROUPS.items() if name.startswith(start)), f"anything else: {name}")] += 1
+            groups[
+                next((group for start, group in GROUPS.items() if name.startswith(start)), f"anything else: {name}")
+            ] += 1
     print("\n| share | where |\n| ---: | --- |")
     for group, count in groups.most_common():
         print(f"| {100 * count / total:.1f} % | {group} |")

@@ -4,7 +4,8 @@
     python benchmarks/fio.py --output-format=json --output=qd32.json …
     python benchmarks/report.py qd1.json qd8.json qd32.json --output=report.png
 
-Needs matplotlib: pip install 'nvme_async[report]'. The second chart joins jobs of the same name and direction that differ in iodepth.
+Needs matplotlib: pip install 'nvme_async[report]'. The second chart joins jobs of the same name and
+direction that differ in iodepth.
 """
 
 from __future__ import annotations
@@ -80,8 +81,12 @@ def draw(found: list[dict[str, Any]], output: str) -> None:
         if points:
             label = f"{row['job']} {row['direction']} QD{row['depth']}" + (f" ({row['source']})" if several else "")
             # Percentiles by the number of nines: 90, 99, 99.9 are equally far apart.
-            left.plot([1 / (1 - min(p, 99.999) / 100) for p, _ in points], [us for _, us in points], marker=".", label=label)
-    left.set(xscale="log", yscale="log", xlabel="percentile", ylabel="completion latency, µs", title="Latency percentiles")
+            left.plot(
+                [1 / (1 - min(p, 99.999) / 100) for p, _ in points], [us for _, us in points], marker=".", label=label
+            )
+    left.set(
+        xscale="log", yscale="log", xlabel="percentile", ylabel="completion latency, µs", title="Latency percentiles"
+    )
     ticks = {2: "50", 10: "90", 100: "99", 1000: "99.9", 10000: "99.99"}
     left.set_xticks(list(ticks), list(ticks.values()))
     left.grid(alpha=0.3, which="both")
@@ -107,7 +112,9 @@ def draw(found: list[dict[str, Any]], output: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reports", nargs="+", help="files with fio's JSON output")
-    parser.add_argument("--output", default="report.png", help="picture to write; the ending chooses the format (png, svg, pdf)")
+    parser.add_argument(
+        "--output", default="report.png", help="picture to write; the ending chooses the format (png, svg, pdf)"
+    )
     options = parser.parse_args(arguments)
     try:
         found = rows(options.reports)

@@ -1,10 +1,14 @@
-"""What many controllers in one process cost: attaching them, memory, an idle manager, each I/O; and what a call across loops costs.
+"""What many controllers in one process cost: attaching them, memory, an idle manager, each I/O; and
+what a call across loops costs.
 
-    python benchmarks/scale.py [--controllers 64] [--namespaces 4] [--depth 8] [--depth 32] [--seconds 1] [-o json]
+    python benchmarks/scale.py [--controllers 64] [--namespaces 4] [--depth 8] [--depth 32]
+    [--seconds 1] [-o json]
 
-Everything runs on emulated controllers of this process, with media that store nothing, so the figures are those of the driver, the manager
-and the emulator's thread together. `driver` is the CPU time of the thread that awaits, which runs the driver and this loop only. Each count of
-controllers is compared with one controller at the same depth, and with one that has as many I/Os out as all of them together.
+Everything runs on emulated controllers of this process, with media that store nothing, so the
+figures are those of the driver, the manager and the emulator's thread together. `driver` is the CPU
+time of the thread that awaits, which runs the driver and this loop only. Each count of controllers
+is compared with one controller at the same depth, and with one that has as many I/Os out as all of
+them together.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import click
 import uvloop
 
 from nvme_async import Manager
-from nvme_async.options import MODES
+from nvme_async.driver.options import MODES
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Cns
 
@@ -49,12 +53,16 @@ def used_by_buffers(manager: Manager) -> int:
     nbytes = 0
     for device in manager.inspect()["devices"].values():
         for pool in device["controller"]["memory"]["pools"]:
-            nbytes += sum(slot["nbytes"] for slot in pool["slots"] if slot["owner"].startswith(("bounce", "application")))
+            nbytes += sum(
+                slot["nbytes"] for slot in pool["slots"] if slot["owner"].startswith(("bounce", "application"))
+            )
     return nbytes // 1024
 
 
 async def load(devices: list[tuple[Callable[[int], Any], list[Any]]], depth: int, seconds: float) -> dict[str, float]:
-    """`depth` readers for each device, given as (its alloc, its namespaces), which go round these with 4 KiB that the device reaches."""
+    """`depth` readers for each device, given as (its alloc, its namespaces), which go round these
+    with 4 KiB that the device reaches.
+    """
     done = 0
     stop = time.perf_counter() + seconds
 
@@ -79,8 +87,12 @@ async def load(devices: list[tuple[Callable[[int], Any], list[Any]]], depth: int
     }
 
 
-async def curve(counts: list[int], namespaces: int, depths: Sequence[int], seconds: float, mode: Any) -> list[dict[str, Any]]:
-    """One row for each number of controllers, all attached at the same time, with so many readers for each controller."""
+async def curve(
+    counts: list[int], namespaces: int, depths: Sequence[int], seconds: float, mode: Any
+) -> list[dict[str, Any]]:
+    """One row for each number of controllers, all attached at the same time, with so many readers
+    for each controller.
+    """
     rows = []
     for count in counts:
         gc.collect()
@@ -99,9 +111,18 @@ async def curve(counts: list[int], namespaces: int, depths: Sequence[int], secon
                 "attach_cpu_seconds": round(attach_cpu, 3),
                 "threads": threading.active_count(),
                 "descriptors_each": round((len(os.listdir("/proc/self/fd")) - descriptors) / count, 1),
-                "kib_each": round((after["anonymous"] + after["shared"] - before["anonymous"] - before["shared"]) / count),
+                "kib_each": round(
+                    (after["anonymous"] + after["shared"] - before["anonymous"] - before["shared"]) / count
+                ),
                 "kib_each_beyond_buffers": round(
-                    (after["anonymous"] + after["shared"] - before["anonymous"] - before["shared"] - used_by_buffers(manager)) / count
+                    (
+                        after["anonymous"]
+                        + after["shared"]
+                        - before["anonymous"]
+                        - before["shared"]
+                        - used_by_buffers(manager)
+                    )
+                    / count
                 ),
             }
             handles: list[tuple[Callable[[int], Any], list[Any]]] = []
@@ -159,10 +180,16 @@ async def across(seconds: float) -> dict[str, float]:
         async def nothing() -> None:
             pass
 
-        results["a coroutine on the worker's loop, awaited from ours"] = await microseconds(lambda: device.worker.call(nothing), 1000)
-        results["an operation of the mailbox"] = await microseconds(lambda: device.mailbox.call("nothing", nothing), 1000)
+        results["a coroutine on the worker's loop, awaited from ours"] = await microseconds(
+            lambda: device.worker.call(nothing), 1000
+        )
+        results["an operation of the mailbox"] = await microseconds(
+            lambda: device.mailbox.call("nothing", nothing), 1000
+        )
         identify = commands.identify(Cns.CONTROLLER)
-        results["an admin command from another loop (Identify)"] = await microseconds(lambda: controller.admin(identify), 500)
+        results["an admin command from another loop (Identify)"] = await microseconds(
+            lambda: controller.admin(identify), 500
+        )
 
         async def at_home() -> float:
             return await microseconds(lambda: controller.admin(identify), 500)
@@ -186,15 +213,26 @@ async def across(seconds: float) -> dict[str, float]:
 @click.command()
 @click.option("--controllers", type=click.IntRange(1, 256), default=64, show_default=True)
 @click.option("--namespaces", type=click.IntRange(1, 16), default=4, show_default=True)
-@click.option("--depth", "depths", type=click.IntRange(1, 256), default=(2, 8), multiple=True, show_default=True,
-              help="Readers for each controller; several are measured one after the other.")
+@click.option(
+    "--depth",
+    "depths",
+    type=click.IntRange(1, 256),
+    default=(2, 8),
+    multiple=True,
+    show_default=True,
+    help="Readers for each controller; several are measured one after the other.",
+)
 @click.option("--seconds", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="For each measurement.")
-@click.option("--mode", type=click.Choice(MODES), default="adaptive", show_default=True, help="How completions are waited for.")
+@click.option(
+    "--mode", type=click.Choice(MODES), default="adaptive", show_default=True, help="How completions are waited for."
+)
 @click.option("-o", "--output-format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def main(controllers: int, namespaces: int, depths: tuple[int, ...], seconds: float, mode: str, output: str) -> None:
     """Measure what many controllers in one process cost."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # about 50 descriptors for each controller, the emulator's included
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (hard, hard)
+    )  # about 50 descriptors for each controller, the emulator's included
     counts = [count for count in (1, 4, 16, 64, 256) if count < controllers] + [controllers]
     totals = sorted({depth * count for depth in depths for count in counts if depth * count <= MOST_OUT})
     ones = uvloop.run(concentrated(totals, seconds, mode))
@@ -207,14 +245,18 @@ def main(controllers: int, namespaces: int, depths: tuple[int, ...], seconds: fl
     for row in rows:
         click.echo(
             f"{row['controllers']:>11} {row['namespaces']:>10} {row['attach_seconds']:>8.3f} {row['kib_each']:>9} "
-            f"{row['kib_each_beyond_buffers']:>14} {row['descriptors_each']:>8} {row['threads']:>7} {row['idle_cpu_percent']:>9.3f}"
+            f"{row['kib_each_beyond_buffers']:>14} {row['descriptors_each']:>8} {row['threads']:>7} "
+            f"{row['idle_cpu_percent']:>9.3f}"
         )
-    click.echo("                                µs CPU per I/O   of one controller's, same depth   of one's with as many out")
+    click.echo(
+        "                                µs CPU per I/O   of one controller's, same depth   of one's with as many out"
+    )
     click.echo("controllers depth each     IOPS driver process             driver  process           driver  process")
     for depth in depths:
         for row in rows:
             io, alone = row["io"][depth], ones[depth]
-            line = f"{row['controllers']:>11} {depth:>10} {io['iops']:>8} {io['us_driver']:>6.2f} {io['us_process']:>7.2f} "
+            line = f"{row['controllers']:>11} {depth:>10} {io['iops']:>8} {io['us_driver']:>6.2f}"
+            line += f" {io['us_process']:>7.2f} "
             line += f"{io['us_driver'] / alone['us_driver']:>18.2f} {io['us_process'] / alone['us_process']:>8.2f}"
             one = ones.get(depth * row["controllers"])
             if one is not None:

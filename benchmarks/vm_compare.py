@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""This driver over VFIO beside fio and caio on the kernel's driver: the same drive of the same virtual machine, in one run.
+"""This driver over VFIO beside fio and caio on the kernel's driver: the same drive of the same
+virtual machine, in one run.
 
-    make vm-compare                                  boots the guest, runs this inside; results/vm/vm-compare.md
-    python benchmarks/vm_compare.py --role bench     what it runs inside
+    make vm-compare                                  boots the guest, runs this inside;
+    results/vm/vm-compare.md python benchmarks/vm_compare.py --role bench     what it runs inside
 
-All take turns within each round; figures are medians over the rounds. CPU time is the whole guest's (user, system and interrupts from
-/proc/stat, the idle loop left out), not the process's: what an interrupt handler or a kernel thread works for somebody counts as his.
+All take turns within each round; figures are medians over the rounds. CPU time is the whole guest's
+(user, system and interrupts from /proc/stat, the idle loop left out), not the process's: what an
+interrupt handler or a kernel thread works for somebody counts as his.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ WORKLOADS = (
 
 @attrs.frozen
 class Figures:
-    """Of one contender on one workload: operations a second, microseconds of latency, microseconds of CPU for one I/O."""
+    """Of one contender on one workload: operations a second, microseconds of latency, microseconds
+    of CPU for one I/O.
+    """
 
     iops: float
     mean: float
@@ -151,7 +155,9 @@ def reads_done(device: str) -> int:
 
 
 def fio(engine: str, device: str, load: Workload, seconds: float, seed: int) -> Figures:
-    """fio's own IOPS and latencies. Its CPU time is looked at while it runs, so that starting and ending it don't count."""
+    """fio's own IOPS and latencies. Its CPU time is looked at while it runs, so that starting and
+    ending it don't count.
+    """
     command = [
         *("fio", "--name=compare", f"--filename={device}", f"--ioengine={engine}", "--direct=1", "--thread"),
         *(f"--rw={'read' if load.sequential else 'randread'}", f"--bs={load.nbytes}", f"--iodepth={load.depth}"),
@@ -234,7 +240,9 @@ class Drive:
 
 
 def measure(role: str, rounds: int, seconds: float) -> dict[str, dict[str, list[Figures]]]:
-    """{workload: {contender: figures of each round}}; a contender that can't run here is left out, and said."""
+    """{workload: {contender: figures of each round}}; a contender that can't run here is left out,
+    and said.
+    """
     drive = Drive(role)
     drive.to_us()
     asyncio.run(prepare(drive.uri))
@@ -262,7 +270,9 @@ def measure(role: str, rounds: int, seconds: float) -> dict[str, dict[str, list[
 
 
 def median(figures: list[Figures]) -> Figures:
-    return Figures(*(statistics.median(values) for values in zip(*(attrs.astuple(one) for one in figures), strict=True)))
+    return Figures(
+        *(statistics.median(values) for values in zip(*(attrs.astuple(one) for one in figures), strict=True))
+    )
 
 
 def table(result: dict[str, dict[str, list[Figures]]]) -> Iterator[str]:
@@ -276,7 +286,8 @@ def table(result: dict[str, dict[str, list[Figures]]]) -> Iterator[str]:
         for name, row in medians.items():
             rounds = sorted(figures.iops for figures in rows[name])
             yield (
-                f"| {name} | {row.iops:.0f} | {rounds[0]:.0f}-{rounds[-1]:.0f} | {row.mean:.0f} | {row.p99:.0f} | {row.cpu:.1f}"
+                f"| {name} | {row.iops:.0f} | {rounds[0]:.0f}-{rounds[-1]:.0f} | {row.mean:.0f} | "
+                f"{row.p99:.0f} | {row.cpu:.1f}"
                 f" | {base.iops / row.iops:.2f} | {row.cpu / base.cpu if base.cpu else 0:.2f} |"
             )
         yield ""
@@ -291,16 +302,22 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write the table here, else it is printed")
     options = parser.parse_args()
     result = measure(options.role, options.rounds, options.seconds)
-    versions = subprocess.run(["fio", "--version"], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    versions = subprocess.run(
+        ["fio", "--version"], capture_output=True, text=True, check=True, timeout=30
+    ).stdout.strip()
     lines = [
-        f"Linux {platform.release()}, Python {platform.python_version()}, {versions}, caio {importlib.metadata.version('caio')},"
+        f"Linux {platform.release()}, Python {platform.python_version()}, {versions}, caio "
+        f"{importlib.metadata.version('caio')},"
         f" {os.cpu_count()} CPUs; {options.rounds} rounds of {options.seconds:g} s.\n",
         *table(result),
     ]
     if options.json:
         options.json.write_text(
             json.dumps(
-                {load: {name: [attrs.asdict(one) for one in rows] for name, rows in row.items()} for load, row in result.items()},
+                {
+                    load: {name: [attrs.asdict(one) for one in rows] for name, rows in row.items()}
+                    for load, row in result.items()
+                },
                 indent=2,
             )
         )

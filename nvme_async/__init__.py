@@ -1,9 +1,9 @@
 """nvme_async: an asyncio-native, usermode NVMe driver with a native hot path.
 
-    async with nvme_async.open("emulated:size=1GiB") as controller:
-        namespace = controller.namespaces[1]
-        await namespace.write(0, b"hello".ljust(namespace.block_size, b"\\0"))
-        data = await namespace.read(0)
+async with nvme_async.open("emulated:size=1GiB") as controller:
+    namespace = controller.namespaces[1]
+    await namespace.write(0, b"hello".ljust(namespace.block_size, b"\\0"))
+    data = await namespace.read(0)
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from nvme_async import errors
 from nvme_async._open import open, take_over
-from nvme_async.controller import Controller
 from nvme_async.dma import DmaBuffer
+from nvme_async.driver.batch import BatchError, Many
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.events import Event
+from nvme_async.driver.namespace import Namespace
+from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.memory import Registration
 from nvme_async.errors import *  # noqa: F403
-from nvme_async.events import Event
-from nvme_async.many import BatchError, Many
-from nvme_async.memory import Registration
-from nvme_async.namespace import Namespace
-from nvme_async.options import Options
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 
@@ -48,7 +48,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The manager brings uvloop and threads along; whoever drives one controller doesn't pay for them.
+    # The manager brings uvloop and threads along; whoever drives one controller doesn't pay for
+    # them.
     if name in ("ManagedDevice", "ManagedNamespace", "Manager", "ManagerEvent"):
         from nvme_async import manager
 

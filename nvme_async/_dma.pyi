@@ -108,12 +108,18 @@ class Pool:
         """
 
     def pause(self) -> None:
-        """Leaves the slot table alone until resume(): what is freed meanwhile goes back then, alloc() raises OutOfDmaMemory."""
+        """Leaves the slot table alone until resume(): what is freed meanwhile goes back then.
+
+        alloc() raises OutOfDmaMemory.
+        """
 
     def resume(self) -> None: ...
     def detach(self) -> None:
-        """The pool is a successor's from now on: nothing in this process touches its table again, neither free() nor garbage collection;
-        everything else raises ValueError. The mapping goes with the last buffer."""
+        """The pool is a successor's from now on: nothing in this process touches its table again.
+
+        Neither free() nor garbage collection does; everything else raises ValueError. The mapping goes with
+        the last buffer.
+        """
 
     @property
     def detached(self) -> bool: ...

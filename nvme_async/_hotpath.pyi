@@ -209,7 +209,12 @@ class NamespaceCore:
     max_blocks: int
     _gone: BaseException | None
     def _configure(
-        self, nsid: int, blocks: int, block_size: int, max_blocks: int, queues: dict[asyncio.AbstractEventLoop, QueuePair]
+        self,
+        nsid: int,
+        blocks: int,
+        block_size: int,
+        max_blocks: int,
+        queues: dict[asyncio.AbstractEventLoop, QueuePair],
     ) -> None: ...
     def _set_gone(self, exception: BaseException | None) -> None: ...
     @property

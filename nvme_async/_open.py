@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
-import threading
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any
 
-from nvme_async.controller import Controller
-from nvme_async.device import Device, open_device
-from nvme_async.options import Options
+from nvme_async.device import register_scheme
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.options import Options
 
-
-class _Opened:
-    """A device that is opened in a thread for somebody who may have gone meanwhile; then the thread closes it again."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wanted = True
-        self._device: Device | None = None
-
-    def open(self, uri: str) -> Device:
-        device = open_device(uri)
-        with self._lock:
-            self._device = device
-            wanted = self._wanted
-        if not wanted:
-            device.close()
-        return device
-
-    def give_up(self) -> None:
-        with self._lock:
-            self._wanted = False
-            device = self._device
-        if device is not None:
-            device.close()
-
-
-async def open_device_async(uri: str) -> Device:
-    """open_device() in a thread. If the caller is cancelled, nothing stays open."""
-    opened = _Opened()
-    try:
-        return await asyncio.to_thread(opened.open, uri)
-    except asyncio.CancelledError:
-        opened.give_up()
-        raise
-
-
-async def open_controller(uri: str, options: Options) -> Controller:
-    """A controller that was brought up."""
-    device = await open_device_async(uri)
-    try:
-        controller = Controller(device, options)
-    except BaseException:
-        device.close()
-        raise
-    await controller.bring_up()
-    return controller
+# The device layer reaches the emulator by name alone.
+register_scheme("emulated", "nvme_async.emulator.device")
 
 
 class Opening:
@@ -93,22 +47,29 @@ def open(
     keeper_wait: float = 0.0,
     **options: Any,
 ) -> Opening:
-    """Takes a controller over and brings it up: `async with nvme_async.open("emulated:size=1GiB") as controller: …`.
+    """Takes a controller over and brings it up: `async with nvme_async.open("emulated:size=1GiB")
+    as controller: …`.
 
-    uri: "pci:0000:01:00.0" (bound to vfio-pci), "vfio-user:/run/controller.sock", or "emulated:size=1GiB,block=4096".
+    uri: "pci:0000:01:00.0" (bound to vfio-pci), "vfio-user:/run/controller.sock", or
+        "emulated:size=1GiB,block=4096".
     options: see nvme_async.Options.
-    keepalive: whether another process may follow this one while the controller runs on: True, False, or a value as for OPENHCL_NVME_KEEP_ALIVE.
-    pool_pages: size of the private pool for that, in pages of 4 KiB, or "off". vfio: False refuses pci: devices. For these three None means:
-        as the command line, the environment or what is there has it (nvme_async.keepalive.config).
-    keeper: who holds the controller while no driver runs: the socket of an `nvme-async keeper`, "systemd", or "none"; None: systemd's store if
-        this service has one. A controller that a predecessor left there, or over an exec, is taken over as it runs; its commands that were
+    keepalive: whether another process may follow this one while the controller runs on: True,
+        False, or a value as for OPENHCL_NVME_KEEP_ALIVE.
+    pool_pages: size of the private pool for that, in pages of 4 KiB, or "off". vfio: False refuses
+        pci: devices. For these three None means: as the command line, the environment or what is
+        there has it (nvme_async.keepalive.config).
+    keeper: who holds the controller while no driver runs: the socket of an `nvme-async keeper`,
+        "systemd", or "none"; None: systemd's store if this service has one. A controller that a
+        predecessor left there, or over an exec, is taken over as it runs; its commands that were
         out are in `controller.adopted`.
     keeper_wait: seconds to wait for a predecessor that still lives.
 
-    The controller belongs to the running loop; other loops of the process may use its namespaces. Leaving the block shuts it down.
-    Raises ConfigurationError for a URI or option that makes no sense, ControllerError (ControllerGone, ControllerTimeout, ControllerFatal,
-    DeviceError) when the device can't be brought up, KeeperError when the keeper is not there or another process has the controller
-    (`code == "owned"`), InvalidSavedState when the predecessor's private pool is missing; then nothing is left behind.
+    The controller belongs to the running loop; other loops of the process may use its namespaces.
+    Leaving the block shuts it down. Raises ConfigurationError for a URI or option that makes no
+    sense, ControllerError (ControllerGone, ControllerTimeout, ControllerFatal, DeviceError) when
+    the device can't be brought up, KeeperError when the keeper is not there or another process has
+    the controller (`code == "owned"`), InvalidSavedState when the predecessor's private pool is
+    missing; then nothing is left behind.
     """
     from nvme_async.keepalive.opening import Holding, open_held
 
@@ -118,15 +79,20 @@ def open(
 
 
 def take_over(where: str | os.PathLike[str] | socket.socket, *, keeper: str | None = None, **options: Any) -> Opening:
-    """Takes a controller over from the process that offers it at `where` (Controller.handover), while it runs.
+    """Takes a controller over from the process that offers it at `where` (Controller.handover),
+    while it runs.
 
-    where: the path of the Unix socket on which it is offered, or a connected one. options: see nvme_async.Options; those not given are the
-    predecessor's. keepalive=False: the predecessor shuts the controller down, and it is brought up afresh; so also if the predecessor has no
-    keepalive. keeper: as for open(): with whom the controller is deposited from now on, once the predecessor has passed its deposit on.
+    where: the path of the Unix socket on which it is offered, or a connected one. options: see
+        nvme_async.Options; those not given are the
+    predecessor's. keepalive=False: the predecessor shuts the controller down, and it is brought up
+    afresh; so also if the predecessor has no
+    keepalive. keeper: as for open(): with whom the controller is deposited from now on, once the
+        predecessor has passed its deposit on.
 
-    The predecessor serves until this process is ready to. Its commands that are still out are in `controller.adopted`; new I/O waits for them.
-    Raises RestoreRefused when the controller can't be taken over as it runs: then the predecessor goes on; ControllerGone when nobody offers
-    one; ControllerTimeout; ConfigurationError for options.
+    The predecessor serves until this process is ready to. Its commands that are still out are in
+    `controller.adopted`; new I/O waits for them. Raises RestoreRefused when the controller can't be
+    taken over as it runs: then the predecessor goes on; ControllerGone when nobody offers one;
+    ControllerTimeout; ConfigurationError for options.
     """
     from nvme_async.keepalive import handover
 

@@ -1,25 +1,22 @@
 """Every exception that nvme_async raises.
 
-    NvmeError
-    ├─ CommandError            the controller completed a command with a status other than success
-    │  ├─ InvalidField, InvalidOpcode, InvalidNamespace, LbaOutOfRange, CapacityExceeded, NamespaceNotReady
-    │  ├─ ReservationConflict, CommandAborted, NamespaceWriteProtected
-    │  └─ MediaError
-    │     └─ WriteFault, UnrecoveredReadError, CompareFailure, AccessDenied, DeallocatedBlock
-    ├─ ControllerError         the controller as a whole failed
-    │  └─ ControllerGone, ControllerTimeout, ControllerFatal, DeviceError
-    ├─ CommandTimeout          one command had no completion in its time; it was aborted, or ended by a reset
-    ├─ HandedOver              this process gave the controller to a successor
-    ├─ KeeperError             the process that holds descriptors between two drivers is gone, silent, or refuses
-    ├─ QueueShutdown           the queue pair or controller was closed
-    ├─ InvalidSavedState       a pool or saved state is truncated, altered or foreign, and was left as it is
-    ├─ RestoreRefused          a live takeover isn't possible; the message says why, the controller was left as it was
-    ├─ ConfigurationError      a URI, option or environment variable makes no sense
-    └─ OutOfDmaMemory
+    NvmeError ├─ CommandError            the controller completed a command with a status other than
+    success │  ├─ InvalidField, InvalidOpcode, InvalidNamespace, LbaOutOfRange, CapacityExceeded,
+    NamespaceNotReady │  ├─ ReservationConflict, CommandAborted, NamespaceWriteProtected │  └─
+    MediaError │     └─ WriteFault, UnrecoveredReadError, CompareFailure, AccessDenied,
+    DeallocatedBlock ├─ ControllerError         the controller as a whole failed │  └─
+    ControllerGone, ControllerTimeout, ControllerFatal, DeviceError ├─ CommandTimeout          one
+    command had no completion in its time; it was aborted, or ended by a reset ├─ HandedOver
+    this process gave the controller to a successor ├─ KeeperError             the process that
+    holds descriptors between two drivers is gone, silent, or refuses ├─ QueueShutdown           the
+    queue pair or controller was closed ├─ InvalidSavedState       a pool or saved state is
+    truncated, altered or foreign, and was left as it is ├─ RestoreRefused          a live takeover
+    isn't possible; the message says why, the controller was left as it was ├─ ConfigurationError
+    a URI, option or environment variable makes no sense └─ OutOfDmaMemory
 
-Built-in families are joined where people already catch them: ControllerTimeout and CommandTimeout are
-TimeoutError, ControllerGone, HandedOver and KeeperError are ConnectionError, ConfigurationError and InvalidSavedState are
-ValueError, OutOfDmaMemory is MemoryError.
+Built-in families are joined where people already catch them: ControllerTimeout and CommandTimeout
+are TimeoutError, ControllerGone, HandedOver and KeeperError are ConnectionError, ConfigurationError
+and InvalidSavedState are ValueError, OutOfDmaMemory is MemoryError.
 """
 
 from __future__ import annotations
@@ -137,7 +134,9 @@ class ReservationConflict(CommandError, PermissionError):
 
 
 class CommandAborted(CommandError):
-    """The command was aborted: by request, by deletion of its queue, or because a fused partner failed."""
+    """The command was aborted: by request, by deletion of its queue, or because a fused partner
+    failed.
+    """
 
 
 class NamespaceWriteProtected(CommandError, PermissionError):
@@ -168,7 +167,9 @@ class AccessDenied(MediaError):
 
 
 class DeallocatedBlock(MediaError):
-    """Deallocated or Unwritten Logical Block, where the controller was told to report reads of those."""
+    """Deallocated or Unwritten Logical Block, where the controller was told to report reads of
+    those.
+    """
 
 
 class ControllerError(NvmeError):
@@ -180,7 +181,9 @@ class ControllerGone(ControllerError, ConnectionError):
 
 
 class ControllerTimeout(ControllerError, TimeoutError):
-    """The controller (or the device behind the seam) did not answer in its time, for example CAP.TO."""
+    """The controller (or the device behind the seam) did not answer in its time, for example
+    CAP.TO.
+    """
 
 
 class ControllerFatal(ControllerError):
@@ -188,20 +191,25 @@ class ControllerFatal(ControllerError):
 
 
 class DeviceError(ControllerError, OSError):
-    """The device layer refused: an ioctl or a vfio-user message failed. The message says which and why."""
+    """The device layer refused: an ioctl or a vfio-user message failed. The message says which and
+    why.
+    """
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class CommandTimeout(NvmeError, TimeoutError):
-    """A command had no completion within its time, and was aborted or ended by a reset. Only then are its buffers let go."""
+    """A command had no completion within its time, and was aborted or ended by a reset. Only then
+    are its buffers let go.
+    """
 
 
 class HandedOver(NvmeError, ConnectionError):
     """This process handed the controller to a successor.
 
-    sent: True: the controller has the command, and its result belongs to the successor. False: it was never sent, by nobody.
+    sent: True: the controller has the command, and its result belongs to the successor. False: it
+        was never sent, by nobody.
     """
 
     def __init__(self, message: str, *, sent: bool = False) -> None:
@@ -213,7 +221,8 @@ class KeeperError(NvmeError, ConnectionError):
     """The keeper is not there, doesn't answer, or refused.
 
     Attributes:
-        code: why it refused: "owned" (by another process that lives), "limit", "invalid"; "" when it didn't get so far.
+        code: why it refused: "owned" (by another process that lives), "limit", "invalid"; "" when
+            it didn't get so far.
         pid: the process that a refusal is about, or None.
     """
 
@@ -228,20 +237,27 @@ class QueueShutdown(NvmeError):
 
 
 class ConfigurationError(NvmeError, ValueError):
-    """A URI, an option or an environment variable that makes no sense; the message names the value and what is allowed."""
+    """A URI, an option or an environment variable that makes no sense; the message names the value
+    and what is allowed.
+    """
 
 
 class InvalidSavedState(NvmeError, ValueError):
-    """A pool or a saved state is truncated, altered, foreign or of an unknown version; it was refused, not changed."""
+    """A pool or a saved state is truncated, altered, foreign or of an unknown version; it was
+    refused, not changed.
+    """
 
 
 class RestoreRefused(NvmeError):
-    """A predecessor's controller can't be taken over as it runs: another drive, changed limits, a state that doesn't fit. The controller was
-    left as it was; the reason is in the message."""
+    """A predecessor's controller can't be taken over as it runs: another drive, changed limits, a
+    state that doesn't fit. The controller was left as it was; the reason is in the message.
+    """
 
 
 class OutOfDmaMemory(NvmeError, MemoryError):
-    """No free run of pages in the pool is long enough. The message says what was asked, free, and the longest run."""
+    """No free run of pages in the pool is long enough. The message says what was asked, free, and
+    the longest run.
+    """
 
 
 # (sct, sc) → class; NVMe Base 2.0 figures 101-105, NVM Command Set 1.0 figure 16.
@@ -268,7 +284,9 @@ _BY_STATUS: dict[tuple[int, int], type[CommandError]] = {
 
 
 def command_error(status: int, **context: object) -> CommandError:
-    """The exception for a completion's 15-bit status field (CQE dword 3 bits 31:17), with the command's context."""
+    """The exception for a completion's 15-bit status field (CQE dword 3 bits 31:17), with the
+    command's context.
+    """
     sc, sct = status & 0xFF, status >> 8 & 0x7
     cls = _BY_STATUS.get((sct, sc), MediaError if sct == 0x2 else CommandError)
     return cls(

@@ -1,9 +1,10 @@
 """The driver process: a manager, the store on one of its namespaces, and a socket for the face.
 
-    driver.py --device URI --socket PATH                  opens the device
-    driver.py --take-over PATH --device URI --socket PATH  goes on with the controller that a predecessor sends to PATH
+    driver.py --device URI --socket PATH                  opens the device driver.py --take-over
+    PATH --device URI --socket PATH  goes on with the controller that a predecessor sends to PATH
 
-Prints "ready" once it answers on its socket. It ends when it has handed the controller over, on SIGTERM, and when the face goes away.
+Prints "ready" once it answers on its socket. It ends when it has handed the controller over, on
+SIGTERM, and when the face goes away.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ OPTIONS = {"workers": 1, "keepalive": True, "pool_bytes": 16 << 20}
 
 
 class Service:
-    """Answers requests from the store until the drive has gone to a successor. Owns the manager, until close()."""
+    """Answers requests from the store until the drive has gone to a successor. Owns the manager,
+    until close().
+    """
 
     def __init__(self, manager: Manager, store: Store, device: str) -> None:
         self._manager = manager
@@ -58,7 +61,9 @@ class Service:
         writer.close()
         self.ended.set()
 
-    async def _answer(self, writer: asyncio.StreamWriter, number: int, operation: Operation, key: bytes, value: bytes) -> None:
+    async def _answer(
+        self, writer: asyncio.StreamWriter, number: int, operation: Operation, key: bytes, value: bytes
+    ) -> None:
         if operation is Operation.HAND_OVER:
             reply = await self._hand_over(value.decode())
         elif self._moved:
@@ -91,7 +96,9 @@ class Service:
         return json.dumps({"pid": os.getpid(), **self._store.inspect()}).encode()
 
     async def _hand_over(self, path: str) -> tuple[Status, bytes]:
-        """What was begun is finished and answered, the rest is the successor's. If that can't be, this process goes on."""
+        """What was begun is finished and answered, the rest is the successor's. If that can't be,
+        this process goes on.
+        """
         self._moved = True
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as successor:
@@ -112,7 +119,9 @@ class Service:
         return Status.OK, b""
 
     async def _take_back(self, saved: SavedDevices) -> None:
-        """Nobody took it. The saved controller runs on, so this process may as well be its own successor."""
+        """Nobody took it. The saved controller runs on, so this process may as well be its own
+        successor.
+        """
         await self._manager.close()
         self._manager = await Manager.restore(saved, **OPTIONS)
         self._store = await Store.open(await self._manager.namespace(self._device, 1))

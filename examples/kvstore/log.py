@@ -1,8 +1,9 @@
-"""A log of batches on one namespace: appended with one write each, found again by reading from the start.
+"""A log of batches on one namespace: appended with one write each, found again by reading from the
+start.
 
-The namespace has a superblock and two areas. One area is in use; when it is full, what is still wanted is written to the other, and the
-superblock is switched over. A batch counts when its header, its generation, its number and its checksum are right, so a torn write at the end
-is no batch.
+The namespace has a superblock and two areas. One area is in use; when it is full, what is still
+wanted is written to the other, and the superblock is switched over. A batch counts when its header,
+its generation, its number and its checksum are right, so a torn write at the end is no batch.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class LogFull(Exception):
 
 
 class Log:
-    """namespace: a nvme_async.ManagedNamespace (or Namespace). One append() at a time; reads at any time."""
+    """namespace: a nvme_async.ManagedNamespace (or Namespace). One append() at a time; reads at any
+    time.
+    """
 
     def __init__(self, namespace: Any) -> None:
         self._namespace = namespace
@@ -65,7 +68,9 @@ class Log:
         return 1 + area * self._area_blocks
 
     async def open(self) -> AsyncIterator[tuple[bytes, Place | None]]:
-        """(key, place) of every record from the oldest on, None for a deletion. A namespace without a log gets an empty one."""
+        """(key, place) of every record from the oldest on, None for a deletion. A namespace without
+        a log gets an empty one.
+        """
         block = await self._namespace.read(0)
         magic, version, area, generation, checksum = _SUPER.unpack_from(block)
         if magic != _SUPER_MAGIC or checksum != zlib.crc32(block[: _SUPER.size - 4]):
@@ -90,7 +95,11 @@ class Log:
                 ahead = await self._read_ahead(self._head, size)
             magic, generation, number, nbytes, checksum = _BATCH.unpack_from(ahead)
             blocks = -(-(_BATCH.size + nbytes) // size)
-            if (magic, generation, number) != (_BATCH_MAGIC, self.generation, self._number) or blocks > self._area_blocks - self._head:
+            if (magic, generation, number) != (
+                _BATCH_MAGIC,
+                self.generation,
+                self._number,
+            ) or blocks > self._area_blocks - self._head:
                 return
             if len(ahead) < blocks * size:
                 ahead = await self._read_ahead(self._head, blocks * size)
@@ -108,7 +117,9 @@ class Log:
         return data
 
     async def append(self, records: list[tuple[bytes, bytes | None]]) -> list[Place | None]:
-        """Writes a batch of (key, value), None to delete, so that it is on the media when this returns. LogFull if there is no room."""
+        """Writes a batch of (key, value), None to delete, so that it is on the media when this
+        returns. LogFull if there is no room.
+        """
         payload = bytearray()
         places: list[tuple[int, int]] = []
         for key, value in records:
@@ -125,7 +136,9 @@ class Log:
         self._head += blocks
         self._number += 1
         offset = lba * self._block + len(header)
-        return [None if length == DELETED else Place(offset + begin, length, self.generation) for begin, length in places]
+        return [
+            None if length == DELETED else Place(offset + begin, length, self.generation) for begin, length in places
+        ]
 
     async def read(self, place: Place) -> bytes:
         """The value at a place."""

@@ -5,9 +5,10 @@
     curl localhost:8080/keys/greeting
     curl -X POST localhost:8080/upgrade
 
-This process is the face; the driver runs in another one (driver.py), which has the drive and the store. An upgrade starts a new driver
-process, and when that one is warm has the old one hand the running controller over: no reset, nothing is lost, and requests that come meanwhile
-wait for some milliseconds. SIGHUP does the same.
+This process is the face; the driver runs in another one (driver.py), which has the drive and the
+store. An upgrade starts a new driver process, and when that one is warm has the old one hand the
+running controller over: no reset, nothing is lost, and requests that come meanwhile wait for some
+milliseconds. SIGHUP does the same.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ PATIENCE = 30.0
 
 
 class Moved(Exception):
-    """The driver process is not the one any more; the request is another's. All of ours may be made twice."""
+    """The driver process is not the one any more; the request is another's. All of ours may be made
+    twice.
+    """
 
 
 class Driver:
@@ -47,7 +50,15 @@ class Driver:
 
     @classmethod
     async def start(cls, device: str, path: str, *more: str) -> Driver:
-        command = [sys.executable, str(Path(__file__).with_name("driver.py")), "--device", device, "--socket", path, *more]
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("driver.py")),
+            "--device",
+            device,
+            "--socket",
+            path,
+            *more,
+        ]
         return cls(await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE), path)
 
     async def says(self, word: str) -> None:
@@ -153,7 +164,9 @@ class Face:
                     await self._replace(f"the driver process ended with code {driver.process.returncode}")
 
     async def _replace(self, why: str) -> None:
-        """What was acknowledged is on the drive, and what wasn't will be asked again: so a driver process that died is no loss."""
+        """What was acknowledged is on the drive, and what wasn't will be asked again: so a driver
+        process that died is no loss.
+        """
         print(f"{why}; starting another", file=sys.stderr, flush=True)
         while True:
             with contextlib.suppress(RuntimeError, OSError, TimeoutError):
@@ -163,7 +176,9 @@ class Face:
             await asyncio.sleep(0.2)
 
     async def upgrade(self) -> float:
-        """A new driver process takes the running controller over. Returns for how many seconds there was none."""
+        """A new driver process takes the running controller over. Returns for how many seconds
+        there was none.
+        """
         async with self._changing:
             old = self._driver
             assert old is not None
@@ -210,7 +225,7 @@ class Face:
         if self._driver is not None:
             await self._driver.close()
 
-    # -- HTTP --------------------------------------------------------------------------------------------------------------------------
+    # -- HTTP --------------------------------------------------------------------------------------
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=(1 << 20) + 1)
@@ -284,8 +299,12 @@ async def run(device: str, host: str, port: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A key-value store over HTTP whose driver can be upgraded while it serves")
-    parser.add_argument("--device", required=True, metavar="URI", help="pci:0000:01:00.0 or vfio-user:/run/controller.sock")
+    parser = argparse.ArgumentParser(
+        description="A key-value store over HTTP whose driver can be upgraded while it serves"
+    )
+    parser.add_argument(
+        "--device", required=True, metavar="URI", help="pci:0000:01:00.0 or vfio-user:/run/controller.sock"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080, help="0 = any that is free (default: %(default)s)")
     arguments = parser.parse_args()

@@ -17,7 +17,9 @@ class StoreFull(Exception):
 
 
 class Store:
-    """`store = await Store.open(namespace)`; on one event loop. What put() and delete() have returned from is on the media."""
+    """`store = await Store.open(namespace)`; on one event loop. What put() and delete() have
+    returned from is on the media.
+    """
 
     def __init__(self, namespace: Any) -> None:
         self._log = Log(namespace)
@@ -59,7 +61,9 @@ class Store:
 
     async def put(self, key: bytes, value: bytes) -> None:
         if not 0 < len(key) <= MAX_KEY or len(value) > MAX_VALUE:
-            raise ValueError(f"a key has 1 to {MAX_KEY} bytes, a value at most {MAX_VALUE}; these are {len(key)} and {len(value)}")
+            raise ValueError(
+                f"a key has 1 to {MAX_KEY} bytes, a value at most {MAX_VALUE}; these are {len(key)} and {len(value)}"
+            )
         await self._commit(key, value)
 
     async def delete(self, key: bytes) -> None:

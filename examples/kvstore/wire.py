@@ -1,4 +1,6 @@
-"""What the face and the driver process say to each other on a Unix socket: numbered requests and answers, in any order."""
+"""What the face and the driver process say to each other on a Unix socket: numbered requests and
+answers, in any order.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""A service that is upgraded without a pause: start the new one, and the old one hands its controller over and ends.
+"""A service that is upgraded without a pause: start the new one, and the old one hands its
+controller over and ends.
 
     python service.py URI SOCKET
 
-The first one brings the controller up. Each later one takes it over from whoever serves at SOCKET, while it runs: no reset, no lost command.
-The service counts in block 0, as fast as it can, and every process goes on where the one before stopped.
+The first one brings the controller up. Each later one takes it over from whoever serves at SOCKET,
+while it runs: no reset, no lost command.
+The service counts in block 0, as fast as it can, and every process goes on where the one before
+stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ async def controller_of(uri: str, path: str) -> nvme_async.Controller:
 
 
 async def count(namespace: nvme_async.Namespace) -> int:
-    """Until the controller is another's. Returns the last number that is certain to be on the drive."""
+    """Until the controller is another's. Returns the last number that is certain to be on the
+    drive.
+    """
     number = int.from_bytes((await namespace.read(0))[:8], "little")
     print(f"{os.getpid()}: goes on from {number}", flush=True)
     try:

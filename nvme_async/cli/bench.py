@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from nvme_async.bench.main import main
+from nvme_async.fio.main import main
 
 
 @click.command(

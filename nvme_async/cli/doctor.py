@@ -1,5 +1,5 @@
-"""nvme-async doctor: what this machine lacks for driving its NVMe controllers, and the command that mends
-it.
+"""nvme-async doctor: what this machine lacks for driving its NVMe controllers, and the command that
+mends it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nvme_async.cli.pci import output_option, system_of
 from nvme_async.device.pci import VFIO_DRIVER, Function, System, find, text
 from nvme_async.device.pci_use import openers
 from nvme_async.device.vfio_container import offenders
-from nvme_async.options import Options
+from nvme_async.driver.options import Options
 
 MIB = 1 << 20
 HUGEPAGE = 2 * MIB
@@ -59,7 +59,9 @@ def _iommu(machine: Machine) -> Iterator[Finding]:
         return
     options = (text(system.proc / "cmdline") or "").split()
     if "AuthenticAMD" in (text(system.proc / "cpuinfo") or ""):
-        fix = "turn on AMD-Vi (IOMMU) in the firmware's set-up, and remove iommu=off and amd_iommu=off if they are there"
+        fix = (
+            "turn on AMD-Vi (IOMMU) in the firmware's set-up, and remove iommu=off and amd_iommu=off if they are there"
+        )
     elif "intel_iommu=on" in options:
         fix = "turn on VT-d in the firmware's set-up"
     else:

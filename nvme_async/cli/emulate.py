@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from nvme_async._sockets import ListeningSocket
 from nvme_async.emulator import EmulatedController, EmulatorConfig
 from nvme_async.emulator.config import BLOCK_SIZES, MEDIA
 from nvme_async.emulator.control import MAX_LINE, ControlServer
+from nvme_async.runtime.sockets import ListeningSocket
 
 
 async def _serve(controller: EmulatedController, path: str, control: str | None) -> None:
@@ -58,8 +58,10 @@ async def _serve(controller: EmulatedController, path: str, control: str | None)
 def emulate(path: str, file: str | None, control: str | None, **options: Any) -> None:
     """Serve an emulated NVMe controller over vfio-user.
 
-    Clients come one at a time: this package with vfio-user:PATH, QEMU's vfio-user-pci (its guest's memory must be
-    shared: memory-backend-memfd,share=on), SPDK (trtype:VFIOUSER traddr:FOLDER, the socket being FOLDER/cntrl).
+    Clients come one at a time: this package with vfio-user:PATH, QEMU's vfio-user-pci (its guest's
+        memory must be
+    shared: memory-backend-memfd,share=on), SPDK (trtype:VFIOUSER traddr:FOLDER, the socket being
+        FOLDER/cntrl).
     Prints one line when it is ready and serves until SIGINT or SIGTERM.
     """
     if file is not None and options["medium"] is None:

@@ -129,13 +129,9 @@ def id_ctrl(device: str, output: str) -> None:
 
 @click.command("id-ns")
 @click.argument("device")
-@click.option(
-    "-n", "--namespace-id", "nsid", type=click.IntRange(min=1), help="Which namespace. [default: the first]"
-)
+@click.option("-n", "--namespace-id", "nsid", type=click.IntRange(min=1), help="Which namespace. [default: the first]")
 @_output
 def id_ns(device: str, nsid: int | None, output: str) -> None:
     """Show what a namespace of DEVICE is like (Identify Namespace)."""
     nsid, identify = uvloop.run(_identify_namespace(device, nsid))
-    click.echo(
-        json.dumps(identify.to_json(), indent=2) if output == "json" else namespace_text(nsid, identify)
-    )
+    click.echo(json.dumps(identify.to_json(), indent=2) if output == "json" else namespace_text(nsid, identify))

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from nvme_async.device import SCHEMES
+from nvme_async.device import schemes
 from nvme_async.errors import ConfigurationError
 from nvme_async.manager import Manager
 from nvme_async.manager.control import ControlClient
@@ -25,7 +25,7 @@ _target = click.argument("target")
 
 
 def _is_uri(target: str) -> bool:
-    return target.partition(":")[0].lower() in SCHEMES and ":" in target
+    return target.partition(":")[0].lower() in schemes() and ":" in target
 
 
 async def _one_shot(uris: Sequence[str], registers: bool) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _call(client: ControlClient, operation: str, **arguments: Any) -> Any:
         raise click.ClickException(str(error)) from None
 
 
-# -- a tree ----------------------------------------------------------------------------------------------------------------------------
+# -- a tree ----------------------------------------------------------------------------------------
 
 
 def _size(nbytes: int) -> str:
@@ -78,10 +78,21 @@ def _queues(queues: list[dict[str, Any]]) -> Table:
             continue
         sq, cq = queue["sq"], queue["cq"]
         values = (
-            queue["qid"], queue["depth"], queue["mode"], sq["tail"], cq["head"], cq["phase"], queue["outstanding"], queue["waiting"],
-            cq["reaped"], queue["completions_per_reap"], sq["doorbells"] + cq["doorbells"], queue["doorbells_per_command"],
-            queue["interrupts"], queue["spins"],
-        )  # fmt: skip
+            queue["qid"],
+            queue["depth"],
+            queue["mode"],
+            sq["tail"],
+            cq["head"],
+            cq["phase"],
+            queue["outstanding"],
+            queue["waiting"],
+            cq["reaped"],
+            queue["completions_per_reap"],
+            sq["doorbells"] + cq["doorbells"],
+            queue["doorbells_per_command"],
+            queue["interrupts"],
+            queue["spins"],
+        )
         table.add_row(*map(str, values))
     return table
 
@@ -91,24 +102,35 @@ def _pending(queues: list[dict[str, Any]]) -> Iterator[str]:
         for command in queue.get("pending", ()):
             nsid = f" namespace {command['nsid']} lba {command['lba']}" if command["nsid"] else ""
             orphan = ", nobody waits" if command["orphan"] else ""
-            yield f"queue {queue['qid']} cid {command['cid']}: {command['name']}{nsid}, {command['nbytes']} bytes, {command['age']} s{orphan}"
+            yield f"queue {queue['qid']} cid {command['cid']}: {command['name']}{nsid}, "
+        f"{command['nbytes']} bytes, {command['age']} s{orphan}"
 
 
 def _memory(tree: Tree, memory: dict[str, Any]) -> None:
     for pool in memory["pools"]:
         where = f"IOVA {pool['iova']:#x}, {pool['backing']}"
-        branch = tree.add(f"pool {pool['name']}: {_size(pool['used_bytes'])} used, {_size(pool['free_bytes'])} free ({where})")
+        branch = tree.add(
+            f"pool {pool['name']}: {_size(pool['used_bytes'])} used, {_size(pool['free_bytes'])} free ({where})"
+        )
         for slot in pool["slots"]:
-            branch.add(f"[dim]{slot['offset']:#x}[/] {_size(slot['nbytes'])} {_plain(slot['owner'])} tag {slot['tag']}, {slot['state']}")
+            branch.add(
+                f"[dim]{slot['offset']:#x}[/] {_size(slot['nbytes'])} {_plain(slot['owner'])} tag "
+                f"{slot['tag']}, {slot['state']}"
+            )
     for registration in memory["registered"]:
         how = "zero copy" if registration["zero_copy"] else "bounced"
         tree.add(f"registered: {_size(registration['nbytes'])} at {registration['address']:#x}, {how}")
 
 
 def _controller(tree: Tree, controller: dict[str, Any]) -> None:
-    identity = f"{_plain(controller['model'])} serial {_plain(controller['serial'])} firmware {_plain(controller['firmware'])}"
+    identity = (
+        f"{_plain(controller['model'])} serial {_plain(controller['serial'])} firmware {_plain(controller['firmware'])}"
+    )
     tree.add(f"{identity}, NVMe {controller['version']}")
-    tree.add(f"resets {controller['resets']}, timeouts {controller['timeouts']}, aborts {controller['aborts']}, events {controller['events']}")
+    tree.add(
+        f"resets {controller['resets']}, timeouts {controller['timeouts']}, aborts "
+        f"{controller['aborts']}, events {controller['events']}"
+    )
     for namespace in controller["namespaces"]:
         gone = f" [red]{_plain(namespace['gone'])}[/]" if namespace["gone"] else ""
         size = f"{_size(namespace['nbytes'])}, {namespace['blocks']} blocks of {namespace['block_size']}"
@@ -135,7 +157,10 @@ def _keepalive(state: dict[str, Any]) -> str:
         return line
     if decision["enabled"] != state["on"]:
         line += f", {'on' if decision['enabled'] else 'off'} from the next servicing on"
-    setting = f"setting {decision['setting']} ({decision['setting_source']}), pool {decision['pool_pages']} pages ({decision['pool_source']})"
+    setting = (
+        f"setting {decision['setting']} ({decision['setting_source']}), pool "
+        f"{decision['pool_pages']} pages ({decision['pool_source']})"
+    )
     return f"{line}: {_plain(decision['why'])}; {_plain(setting)}"
 
 
@@ -145,7 +170,10 @@ def as_tree(state: dict[str, Any]) -> Tree:
     tree = Tree(f"manager, pid {state['pid']}, since {since}")
     for worker in state["workers"]:
         cpus = f", CPUs {','.join(map(str, worker['cpus']))}" if worker["cpus"] else ""
-        tree.add(f"{worker['name']}: {worker['event_loop']}, {worker['devices']} devices, {worker['cpu_seconds']:.3f} s CPU{cpus}")
+        tree.add(
+            f"{worker['name']}: {worker['event_loop']}, {worker['devices']} devices, "
+            f"{worker['cpu_seconds']:.3f} s CPU{cpus}"
+        )
     for uri, device in state["devices"].items():
         branch = tree.add(f"[bold]{_plain(uri)}[/] {_state(device['state'])} on {device['worker']}")
         if device["failure"]:
@@ -155,8 +183,10 @@ def as_tree(state: dict[str, Any]) -> Tree:
             waiting = len(device["mailbox"]["waiting"])
             branch.add(f"{running['operation']} for {running['seconds']:g} s, {waiting} more wait")
         branch.add(_keepalive(device["keepalive"]))
-        branch.add(f"servicings {device['servicings']}, repairs {device['repairs']}, "
-                   f"calls waiting {device['waiting_calls']}, made again {device['retried_calls']}")  # fmt: skip
+        branch.add(
+            f"servicings {device['servicings']}, repairs {device['repairs']}, "
+            f"calls waiting {device['waiting_calls']}, made again {device['retried_calls']}"
+        )
         if device["controller"]:
             _controller(branch, device["controller"])
         registers = device.get("registers")
@@ -169,12 +199,20 @@ def as_tree(state: dict[str, Any]) -> Tree:
 
 @click.command("inspect")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
-@click.option("-o", "--output-format", "output", type=click.Choice(["tree", "json", "prometheus"]), default="tree", show_default=True)
+@click.option(
+    "-o",
+    "--output-format",
+    "output",
+    type=click.Choice(["tree", "json", "prometheus"]),
+    default="tree",
+    show_default=True,
+)
 @click.option("--registers", is_flag=True, help="Read the controllers' registers too.")
 def inspect(targets: tuple[str, ...], output: str, registers: bool) -> None:
     """Show everything about a running manager, or about devices.
 
-    TARGET is the manager's control socket (Manager(control=PATH)), or the URI of a device, or several, which are opened for the purpose.
+    TARGET is the manager's control socket (Manager(control=PATH)), or the URI of a device, or
+    several, which are opened for the purpose.
     """
     target = targets[0]
     if len(targets) > 1 and not all(map(_is_uri, targets)):
@@ -195,7 +233,7 @@ def inspect(targets: tuple[str, ...], output: str, registers: bool) -> None:
         Console(soft_wrap=True).print(as_tree(state))
 
 
-# -- a live view -----------------------------------------------------------------------------------------------------------------------
+# -- a live view -----------------------------------------------------------------------------------
 
 
 def _sum(controller: dict[str, Any] | None, value: Callable[[dict[str, Any]], float]) -> float:
@@ -212,8 +250,13 @@ _RATES: dict[str, Callable[[dict[str, Any]], float]] = {
 
 def as_table(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Table:
     """Rates between two looks."""
-    cpu = sum(worker["cpu_seconds"] for worker in now["workers"]) - sum(worker["cpu_seconds"] for worker in before["workers"])
-    title = f"manager, pid {now['pid']}: {len(now['devices'])} devices, {len(now['workers'])} workers, {100 * max(cpu, 0) / seconds:.1f} % CPU"
+    cpu = sum(worker["cpu_seconds"] for worker in now["workers"]) - sum(
+        worker["cpu_seconds"] for worker in before["workers"]
+    )
+    title = (
+        f"manager, pid {now['pid']}: {len(now['devices'])} devices, {len(now['workers'])} workers, "
+        f"{100 * max(cpu, 0) / seconds:.1f} % CPU"
+    )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", expand=False)
     table.add_column("device", no_wrap=True, overflow="ellipsis", max_width=48)
     table.add_column("state")
@@ -226,7 +269,11 @@ def as_table(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Tab
         rates = [max(0.0, _sum(controller, rate) - _sum(earlier, rate)) / seconds for rate in _RATES.values()]
         reaps = _sum(controller, lambda queue: queue["reaps"])
         done = _sum(controller, _RATES["IOPS"])
-        used = sum(pool["used_bytes"] for pool in controller["memory"]["pools"]) if controller and controller["memory"] else 0
+        used = (
+            sum(pool["used_bytes"] for pool in controller["memory"]["pools"])
+            if controller and controller["memory"]
+            else 0
+        )
         table.add_row(
             _plain(uri),
             _state(device["state"]),
@@ -243,7 +290,13 @@ def as_table(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Tab
 @click.command("top")
 @_target
 @click.option(
-    "-d", "--interval", type=click.FloatRange(0.05, 3600), default=1.0, show_default=True, metavar="SECONDS", help="Between two views."
+    "-d",
+    "--interval",
+    type=click.FloatRange(0.05, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two views.",
 )
 @click.option("-c", "--count", type=click.IntRange(1), help="End after so many views.  [default: go on until Ctrl-C]")
 def top(target: str, interval: float, count: int | None) -> None:

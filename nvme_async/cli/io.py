@@ -25,7 +25,9 @@ ALL_NAMESPACES = 0xFFFF_FFFF
 CHUNK = 1 << 20
 """Bytes of one request; the driver splits it into commands."""
 DEPTH = 8
-"""Requests at once, so that neither the controller nor the file waits for the other. Memory is bounded by both."""
+"""Requests at once, so that neither the controller nor the file waits for the other. Memory is
+bounded by both.
+"""
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -87,7 +89,9 @@ _count = click.option(
 )
 _offset = click.option("--offset", callback=_size, metavar="SIZE", help="Instead of --start-block: the first byte.")
 _fua = click.option("-f", "--force-unit-access", "fua", is_flag=True, help="Set FUA: the media itself, not a cache.")
-_output = click.option("-o", "--output-format", "output", type=click.Choice(["normal", "json"]), default="normal", show_default=True)
+_output = click.option(
+    "-o", "--output-format", "output", type=click.Choice(["normal", "json"]), default="normal", show_default=True
+)
 
 
 @asynccontextmanager
@@ -105,7 +109,9 @@ def _chosen(device: str, controller: nvme_async.Controller, nsid: int | None) ->
         nsid = min(active)
     if nsid is None or nsid not in active:
         wanted = "" if nsid is None else f" {nsid}"
-        raise click.ClickException(f"no active namespace{wanted} on {device}; active: {', '.join(map(str, active)) or 'none'}")
+        raise click.ClickException(
+            f"no active namespace{wanted} on {device}; active: {', '.join(map(str, active)) or 'none'}"
+        )
     return [nsid]
 
 
@@ -131,7 +137,8 @@ def _check(namespace: nvme_async.Namespace, offset: int, nbytes: int) -> None:
         raise click.UsageError("there is nothing to move: 0 bytes")
     if offset + nbytes > namespace.nbytes:
         raise click.UsageError(
-            f"blocks {offset // size} to {(offset + nbytes) // size - 1} are asked for, namespace {namespace.nsid} has {namespace.blocks}"
+            f"blocks {offset // size} to {(offset + nbytes) // size - 1} are asked for, namespace "
+            f"{namespace.nsid} has {namespace.blocks}"
         )
 
 
@@ -150,7 +157,9 @@ def _report(what: str, namespace: nvme_async.Namespace, offset: int, nbytes: int
         click.echo(f"{what}: Success, {nbytes} bytes", err=True)
 
 
-async def _copy_out(namespace: nvme_async.Namespace, offset: int, nbytes: int, fua: bool, put: Callable[[bytes], Any]) -> None:
+async def _copy_out(
+    namespace: nvme_async.Namespace, offset: int, nbytes: int, fua: bool, put: Callable[[bytes], Any]
+) -> None:
     size = namespace.block_size
     under_way: deque[asyncio.Task[bytes]] = deque()
     at, end = offset, offset + nbytes
@@ -168,8 +177,17 @@ async def _read_part(namespace: nvme_async.Namespace, lba: int, blocks: int, fua
     return await namespace.read(lba, blocks, fua=fua)
 
 
-async def _read(device: str, nsid: int | None, start: int | None, count: int | None, offset: int | None, length: int | None,
-                data: str, fua: bool, output: str) -> None:  # fmt: skip
+async def _read(
+    device: str,
+    nsid: int | None,
+    start: int | None,
+    count: int | None,
+    offset: int | None,
+    length: int | None,
+    data: str,
+    fua: bool,
+    output: str,
+) -> None:
     async with _namespaces(device, nsid) as namespaces:
         namespace = namespaces[0]
         first = _first_byte(namespace, start, offset)
@@ -223,17 +241,32 @@ class _Source:
         if self._left is not None:
             if len(data) < wanted:
                 if not self._pad:
-                    raise click.UsageError(f"the data end {self._left - len(data)} bytes too early; --pad fills up with zeroes")
+                    raise click.UsageError(
+                        f"the data end {self._left - len(data)} bytes too early; --pad fills up with zeroes"
+                    )
                 missing = wanted - len(data)
             self._left -= wanted
         elif missing and not self._pad:
-            raise click.UsageError(f"the data's last {len(data) % self._block_size} bytes fill no block of {self._block_size}; "
-                                   "--pad fills it up with zeroes")  # fmt: skip
+            raise click.UsageError(
+                f"the data's last {len(data) % self._block_size} bytes fill no "
+                f"block of {self._block_size}; "
+                "--pad fills it up with zeroes"
+            )
         return data + bytes(missing) if data or self._left is not None else data
 
 
-async def _write(device: str, nsid: int | None, start: int | None, count: int | None, offset: int | None, length: int | None,
-                 data: str, fua: bool, pad: bool, output: str) -> None:  # fmt: skip
+async def _write(
+    device: str,
+    nsid: int | None,
+    start: int | None,
+    count: int | None,
+    offset: int | None,
+    length: int | None,
+    data: str,
+    fua: bool,
+    pad: bool,
+    output: str,
+) -> None:
     with _origin(data) as file:
         async with _namespaces(device, nsid) as namespaces:
             namespace = namespaces[0]
@@ -254,7 +287,9 @@ async def _write(device: str, nsid: int | None, start: int | None, count: int | 
             async with asyncio.TaskGroup() as group:
                 while part := await asyncio.to_thread(source.next):
                     if at + len(part) > namespace.nbytes:
-                        raise click.UsageError(f"the data go beyond the end of namespace {namespace.nsid} at {namespace.nbytes} bytes")
+                        raise click.UsageError(
+                            f"the data go beyond the end of namespace {namespace.nsid} at {namespace.nbytes} bytes"
+                        )
                     await slots.acquire()
                     group.create_task(put(at // size, part))
                     at += len(part)
@@ -305,8 +340,17 @@ def _run(work: Any) -> None:
 @click.option("-d", "--data", "data", default="-", show_default=True, help="The file that the data go to; - is stdout.")
 @_fua
 @_output
-def read(device: str, nsid: int | None, start: int | None, count: int | None, offset: int | None, length: int | None,
-         data: str, fua: bool, output: str) -> None:  # fmt: skip
+def read(
+    device: str,
+    nsid: int | None,
+    start: int | None,
+    count: int | None,
+    offset: int | None,
+    length: int | None,
+    data: str,
+    fua: bool,
+    output: str,
+) -> None:
     """Read blocks of DEVICE."""
     if output == "json" and data == "-":
         raise click.UsageError("-o json and the data both on stdout: give --data FILE")
@@ -321,13 +365,30 @@ def read(device: str, nsid: int | None, start: int | None, count: int | None, of
 @_start
 @_count
 @_offset
-@click.option("--length", callback=_size, metavar="SIZE", help="Instead of --block-count: how many bytes.  [default: all there is]")
-@click.option("-d", "--data", "data", default="-", show_default=True, help="The file that the data come from; - is stdin.")
+@click.option(
+    "--length",
+    callback=_size,
+    metavar="SIZE",
+    help="Instead of --block-count: how many bytes.  [default: all there is]",
+)
+@click.option(
+    "-d", "--data", "data", default="-", show_default=True, help="The file that the data come from; - is stdin."
+)
 @click.option("--pad", is_flag=True, help="Fill the last block, or what is short of the length, with zeroes.")
 @_fua
 @_output
-def write(device: str, nsid: int | None, start: int | None, count: int | None, offset: int | None, length: int | None,
-          data: str, fua: bool, pad: bool, output: str) -> None:  # fmt: skip
+def write(
+    device: str,
+    nsid: int | None,
+    start: int | None,
+    count: int | None,
+    offset: int | None,
+    length: int | None,
+    data: str,
+    fua: bool,
+    pad: bool,
+    output: str,
+) -> None:
     """Write blocks of DEVICE."""
     _run(_write(device, nsid, start, count, offset, length, data, fua, pad, output))
 

@@ -1,4 +1,6 @@
-"""nvme-async keeper: a process that holds controllers' descriptors between two drivers, and what it holds."""
+"""nvme-async keeper: a process that holds controllers' descriptors between two drivers, and what it
+holds.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +40,21 @@ def status_text(deposits: list[Deposit]) -> str:
 @click.option("--socket", "path", metavar="PATH", required=True, help="Where drivers connect.")
 @click.option("--quiet", is_flag=True, help="Log warnings and errors only.")
 @click.option("--status", is_flag=True, help="Show what the keeper at PATH holds, and end.")
-@click.option("-o", "--output", type=click.Choice(["normal", "json"]), default="normal", show_default=True, help="Of --status.")
+@click.option(
+    "-o", "--output", type=click.Choice(["normal", "json"]), default="normal", show_default=True, help="Of --status."
+)
 @click.option("--drop", metavar="URI", help="Let go of a controller that waits for a successor, and end.")
 def keeper(path: str, quiet: bool, status: bool, output: str, drop: str | None) -> None:
     """Hold controllers while their drivers are replaced, restarted or killed.
 
-    Drivers deposit with nvme_async.open(uri, keeper=PATH). While a driver lives nobody else gets its controller; when it has died the next
-    one to open the same URI takes the controller over as it runs. Serves until SIGTERM or SIGINT; controllers that are held then and have no
-    driver are reset by their device.
+    Drivers deposit with nvme_async.open(uri, keeper=PATH). While a driver lives nobody else gets
+    its controller; when it has died the next one to open the same URI takes the controller over as
+    it runs. Serves until SIGTERM or SIGINT; controllers that are held then and have no driver are
+    reset by their device.
     """
     if not status and drop is None:
-        # From here on it is a program of the standard library only, which no change of this package can break.
+        # From here on it is a program of the standard library only, which no change of this package
+        # can break.
         arguments = ["--socket", path] + (["--quiet"] if quiet else [])
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-I", "-S", os.path.dirname(program.__file__), *arguments])

@@ -1,4 +1,6 @@
-"""nvme-async: the command line. Subcommands live in modules of their own and are imported when asked for."""
+"""nvme-async: the command line. Subcommands live in modules of their own and are imported when
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="nvme_async")
-@click.option("--keep-alive", metavar="SETTING", help="[disabled,](host|nohost),(privatepool|noprivatepool), enabled or disabled.")
+@click.option(
+    "--keep-alive", metavar="SETTING", help="[disabled,](host|nohost),(privatepool|noprivatepool), enabled or disabled."
+)
 @click.option("--pool-pages", metavar="COUNT", help="Of the private pool, 4 KiB each, or off.")
 @click.option("--vfio/--no-vfio", default=None, help="Whether pci: devices may be driven.")
 @click.option("--keeper", metavar="PATH", help="Deposit controllers with this keeper, and take over what it has.")
@@ -55,10 +59,11 @@ def cli(keep_alive: str | None, pool_pages: str | None, vfio: bool | None, keepe
 
     A DEVICE is a URI: pci:0000:01:00.0, vfio-user:/run/controller.sock or emulated:size=1GiB.
 
-    What isn't given comes from OPENHCL_NVME_KEEP_ALIVE, OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG and OPENHCL_NVME_VFIO, and then from what is
-    there (see docs/keepalive-keeper.md).
+    What isn't given comes from OPENHCL_NVME_KEEP_ALIVE, OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG and
+    OPENHCL_NVME_VFIO, and then from what is there (see docs/keepalive-keeper.md).
 
-    Exit codes: 0 done, 1 the device or the operation failed, 2 the command line made no sense, 130 interrupted.
+    Exit codes: 0 done, 1 the device or the operation failed, 2 the command line made no sense, 130
+        interrupted.
     """
     try:
         config.command_line.keepalive = None if keep_alive is None else config.parse_setting(keep_alive)
@@ -78,7 +83,8 @@ def in_one_line(error: click.ClickException) -> str:
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 the device or the operation failed, 2 the command line made no sense, 130 interrupted.
+    """Entry point. Exit codes: 0 done, 1 the device or the operation failed, 2 the command line
+    made no sense, 130 interrupted.
 
     Errors are one line on stderr.
     """

@@ -76,8 +76,7 @@ def table(rows: list[tuple[Function, list[Use]]]) -> str:
         cells += [("",) * (len(_COLUMNS) - 1) + (reason,) for reason in reasons[1:]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(_COLUMNS))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     )
 
 
@@ -127,8 +126,8 @@ def _report(outcome: Outcome, output: str) -> None:
 def bind(ctx: click.Context, device: str, force: bool, owner: int | None, output: str) -> None:
     """Take DEVICE (pci:0000:01:00.0) from the kernel's driver and bind it to vfio-pci. Needs root.
 
-    Refuses while one of its namespaces is mounted, used as swap, held by device-mapper, md or a file system,
-    or opened exclusively. `unbind` gives it back to the driver that it had.
+    Refuses while one of its namespaces is mounted, used as swap, held by device-mapper, md or a
+    file system, or opened exclusively. `unbind` gives it back to the driver that it had.
     """
     _report(bind_function(system_of(ctx), device, force=force, owner=owner), output)
 
@@ -138,5 +137,7 @@ def bind(ctx: click.Context, device: str, force: bool, owner: int | None, output
 @output_option
 @click.pass_context
 def unbind(ctx: click.Context, device: str, output: str) -> None:
-    """Give DEVICE (pci:0000:01:00.0) back to the kernel driver that `bind` took it from. Needs root."""
+    """Give DEVICE (pci:0000:01:00.0) back to the kernel driver that `bind` took it from. Needs
+    root.
+    """
     _report(unbind_function(system_of(ctx), device), output)

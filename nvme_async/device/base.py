@@ -26,7 +26,9 @@ class DeviceIds:
     """24 bits: base class, subclass, programming interface; 0x010802 is an NVMe I/O controller."""
     revision: int
     serial_number: int = 0
-    """Device Serial Number (PCI Express Base 4.0, 7.9.3), 64 bits; 0 = the function has no such capability."""
+    """Device Serial Number (PCI Express Base 4.0, 7.9.3), 64 bits; 0 = the function has no such
+    capability.
+    """
 
     def __str__(self) -> str:
         serial = f" serial number {self.serial_number:016x}" if self.serial_number else ""
@@ -38,8 +40,10 @@ class Doorbells:
     """Where doorbells are rung.
 
     mmio: memory to store to, or None: ring with Device.write32(), as those that lie beyond its end.
-    offset: of the first doorbell (the admin submission queue's tail), in mmio if there is one, else in BAR0.
-    kick_fd: an eventfd to write after a doorbell store that the controller asked to hear of, or -1. It
+    offset: of the first doorbell (the admin submission queue's tail), in mmio if there is one, else
+        in BAR0.
+    kick_fd: an eventfd to write after a doorbell store that the controller asked to hear of, or -1.
+        It
     belongs to
         the device: don't close it, and don't use it once the device is closed.
     """
@@ -53,9 +57,9 @@ class Doorbells:
 class Device(Protocol):
     """One PCI function with an NVMe controller behind it: BAR0, DMA mappings, interrupts, reset.
 
-    Every call may be made from any thread, blocks for a bounded time, and raises ControllerGone when the peer
-    or the function is gone, ControllerTimeout when it doesn't answer in time, DeviceError for what it
-    refused.
+    Every call may be made from any thread, blocks for a bounded time, and raises ControllerGone
+    when the peer or the function is gone, ControllerTimeout when it doesn't answer in time,
+    DeviceError for what it refused.
     """
 
     @property
@@ -64,7 +68,8 @@ class Device(Protocol):
 
     @property
     def direct(self) -> bool:
-        """True: registers are memory. False: each access is a message of up to a millisecond: call from a
+        """True: registers are memory. False: each access is a message of up to a millisecond: call
+            from a
         thread.
         """
 
@@ -85,8 +90,8 @@ class Device(Protocol):
 
     @property
     def gone_fd(self) -> int:
-        """Readable once the device is gone or somebody wants it back; -1 if nothing tells. It is the device's: don't read it, stop
-        watching it before close() or detach().
+        """Readable once the device is gone or somebody wants it back; -1 if nothing tells. It is
+        the device's: don't read it, stop watching it before close() or detach().
         """
 
     def read32(self, offset: int) -> int:
@@ -95,7 +100,9 @@ class Device(Protocol):
     def read64(self, offset: int) -> int: ...
 
     def read_many(self, registers: Sequence[tuple[int, int]]) -> list[int]:
-        """Several reads of (offset, width in bytes: 4 or 8), in this order. Where accesses are messages, all of them are one wait."""
+        """Several reads of (offset, width in bytes: 4 or 8), in this order. Where accesses are
+        messages, all of them are one wait.
+        """
 
     def write32(self, offset: int, value: int) -> None: ...
     def write64(self, offset: int, value: int) -> None: ...
@@ -106,39 +113,44 @@ class Device(Protocol):
     def map_dma(
         self, memory: Pool | int, *, iova: int, nbytes: int, file_offset: int = 0, address: int | None = None
     ) -> None:
-        """Lets the controller read and write `nbytes` of a pool or a descriptor at `iova`, page aligned.
+        """Lets the controller read and write `nbytes` of a pool or a descriptor at `iova`, page
+        aligned.
 
-        `address` is where this process has it mapped, for backends that map by address; a Pool knows its own.
-        The mapping lasts until unmap_dma() or close(), and the memory stays alive as long.
+        `address` is where this process has it mapped, for backends that map by address; a Pool
+        knows its own. The mapping lasts until unmap_dma() or close(), and the memory stays alive as
+        long.
         """
 
     def unmap_dma(self, iova: int, nbytes: int) -> None:
-        """Exactly one earlier mapping. Delete the queues in it first: some controllers don't survive
-        otherwise.
+        """Exactly one earlier mapping. Delete the queues in it first: some controllers don't
+        survive otherwise.
         """
 
     def set_interrupts(self, eventfds: Sequence[int | None]) -> None:
-        """Vector i signals eventfds[i]; None and the rest: none. An empty sequence switches interrupts off.
+        """Vector i signals eventfds[i]; None and the rest: none. An empty sequence switches
+        interrupts off.
 
         The descriptors stay the caller's and may be closed afterwards.
         """
 
     def reset(self) -> None:
-        """Function level reset if there is one; may do nothing. CC.EN=0 is the reset that can be relied on.
+        """Function level reset if there is one; may do nothing. CC.EN=0 is the reset that can be
+        relied on.
 
         DMA mappings stay. Interrupts must be set again.
         """
 
     def descriptors(self) -> dict[str, int]:
-        """The descriptors that keep the controller as it is, by name. They belong to the device; duplicate to
-        keep.
+        """The descriptors that keep the controller as it is, by name. They belong to the device;
+        duplicate to keep.
         """
 
     def save(self) -> dict[str, Any]:
         """What a successor needs beside descriptors(), in JSON's types. See resume_device()."""
 
     def park(self, parked: bool) -> None:
-        """True: calls of this process may fail (DeviceError) until park(False), where a successor's would get mixed up with them. Returns
+        """True: calls of this process may fail (DeviceError) until park(False), where a successor's
+            would get mixed up with them. Returns
         when none is in progress.
         """
 
@@ -146,7 +158,9 @@ class Device(Protocol):
         """Ends it all: the controller loses its mappings and stops. Harmless when closed already."""
 
     def detach(self) -> None:
-        """Closes this process's copies of the descriptors and touches nothing else: others may hold them."""
+        """Closes this process's copies of the descriptors and touches nothing else: others may hold
+        them.
+        """
 
 
 Saved = Mapping[str, Any]

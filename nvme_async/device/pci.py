@@ -1,7 +1,7 @@
 """NVMe functions on the PCI bus, as sysfs shows them.
 
-Everything here takes a System, whose root tests replace by a folder of their own. What uses a drive is in
-pci_use.py, taking one from the kernel and giving it back in pci_bind.py.
+Everything here takes a System, whose root tests replace by a folder of their own. What uses a drive
+is in pci_use.py, taking one from the kernel and giving it back in pci_bind.py.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from nvme_async.errors import ControllerGone, DeviceError
 NVM_SUBCLASS = 0x0108
 VFIO_DRIVER = "vfio-pci"
 
-# Some writes to sysfs last until a driver lets go, and can't be interrupted: a process of its own waits for
-# them.
+# Some writes to sysfs last until a driver lets go, and can't be interrupted: a process of its own
+# waits for them.
 _WRITER = """
 import os, sys
 try:
@@ -52,8 +52,10 @@ class Function:
         address: as in 0000:01:00.0. uri: what nvme_async.open() takes.
         driver: the kernel driver bound to it, "vfio-pci" if it is ours to take.
         iommu_group, numa_node: None where there is none.
-        controller: the kernel's name while its own driver is bound (nvme0). disks: its block devices
-        (nvme0n1). model, serial, firmware: from the kernel's driver, or remembered from when it was bound.
+        controller: the kernel's name while its own driver is bound (nvme0). disks: its block
+            devices
+        (nvme0n1). model, serial, firmware: from the kernel's driver, or remembered from when it was
+        bound.
     """
 
     address: str
@@ -102,7 +104,8 @@ class System:
         return 0
 
     def write(self, path: Path, text: str, timeout: float = 30) -> None:
-        """Write a sysfs attribute; DeviceError if the kernel refuses, or isn't done within `timeout` seconds.
+        """Write a sysfs attribute; DeviceError if the kernel refuses, or isn't done within
+        `timeout` seconds.
 
         The kernel goes on by itself in the latter case.
         """
@@ -114,18 +117,14 @@ class System:
                 check=False,
             ).returncode
         except subprocess.TimeoutExpired:
-            raise DeviceError(
-                f"writing {text.strip()!r} to {path} is not done after {timeout:.0f} s"
-            ) from None
+            raise DeviceError(f"writing {text.strip()!r} to {path} is not done after {timeout:.0f} s") from None
         if code:
             raise DeviceError(f"the kernel refused {text.strip()!r} in {path}: {os.strerror(code)}")
 
     def modprobe(self, module: str) -> str:
         """Load a module; what went wrong, or nothing."""
         try:
-            done = subprocess.run(
-                ["modprobe", module], capture_output=True, text=True, timeout=60, check=False
-            )
+            done = subprocess.run(["modprobe", module], capture_output=True, text=True, timeout=60, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
         return done.stderr.strip() if done.returncode else ""
@@ -220,8 +219,8 @@ def find(system: System | None = None) -> list[Function]:
 
 
 def function_at(system: System, address: str) -> Function:
-    """The NVMe function at an address; ControllerGone if nothing is there, DeviceError if it is something
-    else.
+    """The NVMe function at an address; ControllerGone if nothing is there, DeviceError if it is
+    something else.
     """
     path = system.function_path(address)
     if not path.exists():

@@ -21,7 +21,8 @@ class Outcome:
     """What bind() or unbind() did.
 
     Attributes:
-        function: as it is now. before: the driver it had. changed: False if there was nothing to do.
+        function: as it is now. before: the driver it had. changed: False if there was nothing to
+            do.
         broken: the uses that were broken (with force).
         hints: what still stands in the way of using it.
     """
@@ -42,12 +43,12 @@ def refusal(function: Function, found: Sequence[Use]) -> DeviceError:
 def bind(
     system: System, address: str, *, driver: str = VFIO_DRIVER, force: bool = False, owner: int | None = None
 ) -> Outcome:
-    """Give a function to vfio-pci, so that a process can drive it. Needs root; blocks while the drivers
-    change.
+    """Give a function to vfio-pci, so that a process can drive it. Needs root; blocks while the
+    drivers change.
 
-    Refuses with DeviceError while any of its namespaces is in use; `force` takes it all the same, and the
-    outcome says what that broke. The driver it had is remembered for unbind(). `owner` is a uid that the
-    group's node is given to, so that this user's processes can open it without root.
+    Refuses with DeviceError while any of its namespaces is in use; `force` takes it all the same,
+    and the outcome says what that broke. The driver it had is remembered for unbind(). `owner` is a
+    uid that the group's node is given to, so that this user's processes can open it without root.
     """
     function = function_at(system, address)
     found: tuple[Use, ...] = ()
@@ -77,9 +78,11 @@ def bind(
 
 
 def unbind(system: System, address: str, *, driver: str | None = None) -> Outcome:
-    """Give a function back to the driver that bind() took it from (`nvme` if nobody remembers). Needs root.
+    """Give a function back to the driver that bind() took it from (`nvme` if nobody remembers).
+    Needs root.
 
-    Refuses while a process has the function open: the kernel would wait for that process, for as long as it
+    Refuses while a process has the function open: the kernel would wait for that process, for as
+        long as it
     takes.
     """
     function = function_at(system, address)
@@ -104,9 +107,7 @@ def _have_driver(system: System, driver: str) -> None:
         return
     problem = system.modprobe(driver)
     if not system.driver_path(driver).is_dir():
-        raise DeviceError(
-            f"the kernel has no driver {driver}: `modprobe {driver}`{': ' if problem else ''}{problem}"
-        )
+        raise DeviceError(f"the kernel has no driver {driver}: `modprobe {driver}`{': ' if problem else ''}{problem}")
 
 
 def _move(system: System, function: Function, driver: str, override: str | None = None) -> None:
@@ -122,9 +123,7 @@ def _move(system: System, function: Function, driver: str, override: str | None 
         system.write(system.sys / "bus/pci/drivers_probe", function.address)
         got = driver_of(system, function.address)
         if got != driver:
-            raise DeviceError(
-                f"{driver} did not take {function.uri} (bound to {got or 'no driver'}; see dmesg)"
-            )
+            raise DeviceError(f"{driver} did not take {function.uri} (bound to {got or 'no driver'}; see dmesg)")
     except DeviceError:
         system.write(path / "driver_override", f"{function.driver or ''}\n")
         system.write(system.sys / "bus/pci/drivers_probe", function.address)
@@ -143,7 +142,8 @@ def _hints(system: System, function: Function) -> list[str]:
     if function.driver != VFIO_DRIVER or function.iommu_group is None:
         return []
     return [
-        f"IOMMU group {function.iommu_group} also holds {other}, which is bound to {driver}: nothing in the group can be"
+        f"IOMMU group {function.iommu_group} also holds {other}, which is bound to {driver}: nothing "
+        "in the group can be"
         " used until that is bound to vfio-pci, or to no driver"
         for other, driver in offenders(function.iommu_group, system.root)
     ]

@@ -18,7 +18,9 @@ _MAX_DEPTH = 16
 
 @attrs.frozen
 class Use:
-    """One use: `device` is a node such as /dev/nvme0n1p2, `what` a predicate such as "is mounted at /"."""
+    """One use: `device` is a node such as /dev/nvme0n1p2, `what` a predicate such as "is mounted at
+    /".
+    """
 
     device: str
     what: str
@@ -75,11 +77,7 @@ def _mount(line: str) -> _Mount | None:
 def _swaps(system: System) -> list[str]:
     """The names of the block devices that are used as swap."""
     lines = (text(system.proc / "swaps") or "").splitlines()[1:]
-    return [
-        (system.root / _unescape(line.split()[0]).lstrip("/")).resolve().name
-        for line in lines
-        if line.split()
-    ]
+    return [(system.root / _unescape(line.split()[0]).lstrip("/")).resolve().name for line in lines if line.split()]
 
 
 class _Inspector:
@@ -97,11 +95,10 @@ class _Inspector:
         block = self._system.sys / "class/block" / name
         device = text(block / "dev")
         for mount in self._mounts:
-            # Some file systems (btrfs) have device numbers of their own: those are known by their source.
+            # Some file systems (btrfs) have device numbers of their own: those are known by their
+            # source.
             source = (
-                (self._system.root / mount.source.lstrip("/")).resolve()
-                if mount.source.startswith("/dev/")
-                else None
+                (self._system.root / mount.source.lstrip("/")).resolve() if mount.source.startswith("/dev/") else None
             )
             if mount.device == device or (mount.device.startswith("0:") and source and source.name == name):
                 yield f"is mounted at {mount.target} ({mount.kind})"
@@ -120,17 +117,18 @@ class _Inspector:
         return f"md array {name} ({level})" if level else name
 
     def exclusive(self, name: str) -> bool:
-        """Whether somebody has it open with O_EXCL, as a mount, mkfs or another driver does. False if we may
-        not ask.
+        """Whether somebody has it open with O_EXCL, as a mount, mkfs or another driver does. False
+        if we may not ask.
         """
         return self._system.open_error(self._system.dev / name, os.O_RDONLY | os.O_EXCL) == errno.EBUSY
 
 
 def uses(system: System, function: Function) -> list[Use]:
-    """Everything that would break if the function were taken from the kernel's driver; empty if nothing
-    would.
+    """Everything that would break if the function were taken from the kernel's driver; empty if
+    nothing would.
 
-    As an ordinary user one sees less: exclusive use, and mounts in other namespaces, are then unknown.
+    As an ordinary user one sees less: exclusive use, and mounts in other namespaces, are then
+        unknown.
     """
     inspector = _Inspector(system)
     found: list[Use] = []
@@ -141,7 +139,8 @@ def uses(system: System, function: Function) -> list[Use]:
             if not reasons and name != disk and inspector.exclusive(name):
                 reasons.append("is opened exclusively by another process")
             found += [Use(f"/dev/{name}", reason) for reason in reasons]
-        # A disk counts as open as soon as one of its partitions is: ask for itself only if they are free.
+        # A disk counts as open as soon as one of its partitions is: ask for itself only if they are
+        # free.
         if len(found) == before and inspector.exclusive(disk):
             found.append(Use(f"/dev/{disk}", "is opened exclusively by another process"))
     return found

@@ -1,7 +1,10 @@
-"""A PCI function through the kernel's VFIO: BAR0 mapped, DMA through the IOMMU, MSI-X vectors as eventfds.
+"""A PCI function through the kernel's VFIO: BAR0 mapped, DMA through the IOMMU, MSI-X vectors as
+eventfds.
 
-NVMe over PCIe Transport 1.0. Three descriptors hold everything: the container (the IOMMU's mappings), the
-group, the device. As long as any process has them, the controller stays as it is: enabled, its queues and its
+NVMe over PCIe Transport 1.0. Three descriptors hold everything: the container (the IOMMU's
+mappings), the
+group, the device. As long as any process has them, the controller stays as it is: enabled, its
+queues and its
 memory reachable. Dropping the last one makes the kernel end its DMA and reset the function.
 """
 
@@ -16,7 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nvme_async import _forks
 from nvme_async.device import vfio_abi as abi
 from nvme_async.device.base import DeviceIds, Doorbells, Saved
 from nvme_async.device.vfio_bar import (
@@ -32,6 +34,7 @@ from nvme_async.device.vfio_container import Container, group_number, open_group
 from nvme_async.device.vfio_irq import Vectors
 from nvme_async.dma import Pool
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
+from nvme_async.runtime import forks
 
 DESCRIPTORS = ("container", "group", "device")
 
@@ -39,15 +42,19 @@ DESCRIPTORS = ("container", "group", "device")
 class VfioDevice:
     """A nvme_async.device.Device on a function that is bound to vfio-pci.
 
-    Owner: whoever opened it; close() or detach() ends it. Any thread may call anything, except that the end
-    must not race an access. No call waits for another process: each lasts as long as the kernel takes, which
+    Owner: whoever opened it; close() or detach() ends it. Any thread may call anything, except that
+        the end
+    must not race an access. No call waits for another process: each lasts as long as the kernel
+        takes, which
     is bounded (a function-level reset: about 100 ms; pinning a pool: according to its size).
 
-    Opening changes nothing but the command register (memory and bus mastering on, INTx off): a controller
+    Opening changes nothing but the command register (memory and bus mastering on, INTx off): a
+        controller
     that runs goes on running. `resume()` doesn't change even that.
 
     Attributes:
-        request_fd: an eventfd which the kernel signals when somebody wants the function back (unbinds it,
+        request_fd: an eventfd which the kernel signals when somebody wants the function back
+            (unbinds it,
         pulls it
             out), or -1. Close the device then: the kernel waits for that.
         can_reset: whether reset() does anything.
@@ -73,9 +80,7 @@ class VfioDevice:
             try:
                 device = abi.device_fd(kernel, container.group_fd, address)
             except OSError as error:
-                raise failed(
-                    address, f"VFIO_GROUP_GET_DEVICE_FD in group {container.number}", error
-                ) from error
+                raise failed(address, f"VFIO_GROUP_GET_DEVICE_FD in group {container.number}", error) from error
             self._take(address, kernel, container, device)
             try:
                 # Only MSI-X is used; an INTx line that nobody serves would be shared with others.
@@ -99,20 +104,20 @@ class VfioDevice:
         *,
         kernel: abi.Kernel | None = None,
     ) -> Self:
-        """Takes over a device from the descriptors() of a predecessor, and changes nothing about it.
+        """Takes over a device from the descriptors() of a predecessor, and changes nothing about
+        it.
 
-        The descriptors belong to the new object from here on, also if this fails. Interrupts still go to the
-        predecessor's eventfds until set_interrupts(). `saved` is what its save() gave: the mappings that
-        exist. Without it they exist all the same, and only iova_ranges doesn't know of them.
+        The descriptors belong to the new object from here on, also if this fails. Interrupts still
+        go to the predecessor's eventfds until set_interrupts(). `saved` is what its save() gave:
+        the mappings that exist. Without it they exist all the same, and only iova_ranges doesn't
+        know of them.
         """
         kernel = kernel or abi.Kernel()
         self = cls.__new__(cls)
         container: Container | None = None
         try:
             if missing := set(DESCRIPTORS) - descriptors.keys():
-                raise ConfigurationError(
-                    f"to resume {address}, descriptors are missing: {', '.join(sorted(missing))}"
-                )
+                raise ConfigurationError(f"to resume {address}, descriptors are missing: {', '.join(sorted(missing))}")
             container = Container(kernel, descriptors["container"], descriptors["group"], None)
             for iova, nbytes in (saved or {}).get("mappings", ()):
                 container.adopt(iova, nbytes)
@@ -158,7 +163,7 @@ class VfioDevice:
         self._bar0 = Bar0(fd, bar0, address, self._config.msix_pages(abi.VFIO_PCI_BAR0_REGION_INDEX))
         if requests:
             self._watch_requests()
-        _forks.watch(self)
+        forks.watch(self)
 
     def _watch_requests(self) -> None:
         self.request_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -222,8 +227,8 @@ class VfioDevice:
         """Let the device read and write memory at `iova`: a pool, or `nbytes` of a descriptor from
         `file_offset`.
 
-        `address` says where this process has that memory mapped, if it has. The pages are pinned until
-        unmap_dma(), whatever becomes of the mapping here.
+        `address` says where this process has that memory mapped, if it has. The pages are pinned
+        until unmap_dma(), whatever becomes of the mapping here.
         """
         self._check_open()
         if address is None and isinstance(memory, Pool):
@@ -235,9 +240,7 @@ class VfioDevice:
         try:
             view = mmap.mmap(fd, nbytes, offset=file_offset)
         except (OSError, ValueError) as error:
-            raise DeviceError(
-                f"can't map {nbytes} bytes of descriptor {fd} from {file_offset:#x}: {error}"
-            ) from error
+            raise DeviceError(f"can't map {nbytes} bytes of descriptor {fd} from {file_offset:#x}: {error}") from error
         with view:
             start = ctypes.c_char.from_buffer(view)
             try:
@@ -246,8 +249,8 @@ class VfioDevice:
                 del start  # an export; with it the view could not be closed
 
     def unmap_dma(self, iova: int, nbytes: int) -> None:
-        """Take a mapping from the device; an access by it is then a fault of the IOMMU, and harmless to
-        memory.
+        """Take a mapping from the device; an access by it is then a fault of the IOMMU, and
+        harmless to memory.
         """
         self._check_open()
         self._container.unmap(iova, nbytes)
@@ -255,8 +258,8 @@ class VfioDevice:
     # Interrupts and reset
 
     def set_interrupts(self, eventfds: Sequence[int | None]) -> None:
-        """Have MSI-X vector n signal eventfds[n]; None, and those beyond the end, signal nobody. [] turns all
-        off.
+        """Have MSI-X vector n signal eventfds[n]; None, and those beyond the end, signal nobody. []
+        turns all off.
 
         The descriptors stay the caller's and may be closed: the kernel keeps what is behind them.
         """
@@ -265,10 +268,11 @@ class VfioDevice:
             self._vectors.set(eventfds)
 
     def reset(self) -> None:
-        """VFIO_DEVICE_RESET (a function-level reset or what the kernel has instead); nothing where there is
-        none.
+        """VFIO_DEVICE_RESET (a function-level reset or what the kernel has instead); nothing where
+        there is none.
 
-        Registers and queues are lost, mappings and interrupts stay. Blocks the thread for some 100 ms.
+        Registers and queues are lost, mappings and interrupts stay. Blocks the thread for some 100
+        ms.
         """
         self._check_open()
         if not self.can_reset:
@@ -295,7 +299,9 @@ class VfioDevice:
         """Nothing to do: registers and ioctls don't get into a successor's way."""
 
     def detach(self) -> None:
-        """Close our copies and touch nothing else: the controller lives on with whoever has descriptors()."""
+        """Close our copies and touch nothing else: the controller lives on with whoever has
+        descriptors().
+        """
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -307,15 +313,18 @@ class VfioDevice:
         self._lock = threading.RLock()
         if not self._closed:
             self._closed = True
-            self._whose = _forks.PARENTS
-            # The windows, nobody's memory by now, stay for queue pairs that ring once more when they are dropped.
+            self._whose = forks.PARENTS
+            # The windows, nobody's memory by now, stay for queue pairs that ring once more when
+            # they are dropped.
             self._close_request()
             os.close(self._fd)
 
     def close(self) -> None:
-        """End it: no more DMA, interrupts off, all closed. The kernel resets the function if nobody else has it.
+        """End it: no more DMA, interrupts off, all closed. The kernel resets the function if nobody
+            else has it.
 
-        A function that is gone is reset as well, in vain: for a minute the kernel waits for it to come back. A thread
+        A function that is gone is reset as well, in vain: for a minute the kernel waits for it to
+            come back. A thread
         waits for the kernel then, and the process can't end before.
         """
         with self._lock:
@@ -370,13 +379,22 @@ class VfioDevice:
             raise ControllerGone(f"{self._address} {self._whose}")
 
 
-def open_vfio(address: str) -> VfioDevice:
-    """What `pci:ADDRESS` opens: DeviceError if it is not bound to vfio-pci, with the command that does it."""
+def open_uri(address: str, *, timeout: float = 0.0) -> VfioDevice:
+    """What `pci:ADDRESS` opens: DeviceError if it is not bound to vfio-pci, with the command that
+    does it.
+
+    timeout: of no use here; every call is an ioctl or a register access.
+    """
     group_number(address)
     driver = Path("/sys/bus/pci/devices") / address / "driver"
     bound = driver.resolve().name if driver.exists() else "no driver"
     if bound != "vfio-pci":
-        raise DeviceError(
-            f"{address} is bound to {bound}, not to vfio-pci: `nvme-async bind pci:{address}` (as root)"
-        )
+        raise DeviceError(f"{address} is bound to {bound}, not to vfio-pci: `nvme-async bind pci:{address}` (as root)")
     return VfioDevice(address)
+
+
+def resume_uri(
+    address: str, descriptors: Mapping[str, int], saved: Saved | None = None, *, timeout: float = 0.0
+) -> VfioDevice:
+    """The `pci:` half of resume_device()."""
+    return VfioDevice.resume(address, descriptors, saved)

@@ -1,7 +1,8 @@
-"""What linux/vfio.h says, under its own names: request numbers, flags, structures, capability chains.
+"""What linux/vfio.h says, under its own names: request numbers, flags, structures, capability
+chains.
 
-Structures are packed and unpacked with `struct`, since each is read or written once per call, in native byte
-order as the kernel's are.
+Structures are packed and unpacked with `struct`, since each is read or written once per call, in
+native byte order as the kernel's are.
 """
 
 from __future__ import annotations
@@ -112,7 +113,9 @@ _MAX_ARGSZ: Final = 1 << 20
 
 
 class Kernel:
-    """The two system calls that VFIO needs beyond reading and writing; tests put another in its place."""
+    """The two system calls that VFIO needs beyond reading and writing; tests put another in its
+    place.
+    """
 
     def open(self, path: str) -> int:
         """A descriptor, read-write and closed on exec."""
@@ -136,8 +139,8 @@ class Area:
 class Region:
     """struct vfio_region_info with its capabilities.
 
-    `areas` is what may be mapped: all of it, the areas of VFIO_REGION_INFO_CAP_SPARSE_MMAP, or nothing.
-    `offset` is where the region begins in the device's descriptor.
+    `areas` is what may be mapped: all of it, the areas of VFIO_REGION_INFO_CAP_SPARSE_MMAP, or
+    nothing. `offset` is where the region begins in the device's descriptor.
     """
 
     index: int
@@ -179,8 +182,8 @@ class IommuInfo:
 
 
 def capabilities(info: bytes | bytearray, first: int) -> Iterator[tuple[int, int, bytes]]:
-    """(id, version, what follows the header up to the buffer's end) for each capability; ends at the first
-    bad offset.
+    """(id, version, what follows the header up to the buffer's end) for each capability; ends at
+    the first bad offset.
     """
     offset = first
     for _ in range(_MAX_CAPABILITIES):
@@ -240,12 +243,9 @@ def region_info(kernel: Kernel, device: int, index: int) -> Region:
         if identifier == VFIO_REGION_INFO_CAP_SPARSE_MMAP and areas:
             count, _ = struct.unpack_from("=II", body)
             whole = [
-                struct.unpack_from("=QQ", body, 8 + 16 * number)
-                for number in range(min(count, (len(body) - 8) // 16))
+                struct.unpack_from("=QQ", body, 8 + 16 * number) for number in range(min(count, (len(body) - 8) // 16))
             ]
-            areas = tuple(
-                Area(start, length) for start, length in whole if length and start + length <= nbytes
-            )
+            areas = tuple(Area(start, length) for start, length in whole if length and start + length <= nbytes)
         elif identifier == VFIO_REGION_INFO_CAP_MSIX_MAPPABLE:
             msix_mappable = True
     return Region(index, flags, nbytes, offset, areas, msix_mappable)
@@ -288,8 +288,7 @@ def iommu_info(kernel: Kernel, container: int) -> IommuInfo:
         if identifier == VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE:
             count, _ = struct.unpack_from("=II", body)
             pairs = [
-                struct.unpack_from("=QQ", body, 8 + 16 * number)
-                for number in range(min(count, (len(body) - 8) // 16))
+                struct.unpack_from("=QQ", body, 8 + 16 * number) for number in range(min(count, (len(body) - 8) // 16))
             ]
             ranges = tuple(range(start, end + 1) for start, end in pairs)
         elif identifier == VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL:

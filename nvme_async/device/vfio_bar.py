@@ -15,8 +15,8 @@ from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Doorbells
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
 
 PAGE = mmap.PAGESIZE
-# NVMe over PCIe Transport 1.0, 3.1: VS can't be all ones, so reading that means nobody answers. It can't be zero either:
-# that is what virtual machines read where no device is any more.
+# NVMe over PCIe Transport 1.0, 3.1: VS can't be all ones, so reading that means nobody answers. It
+# can't be zero either: that is what virtual machines read where no device is any more.
 VS = 0x08
 ALL_ONES = 0xFFFF_FFFF
 NOBODY = (ALL_ONES, 0)
@@ -126,7 +126,9 @@ class Bar0:
     """The registers. Owner: its VfioDevice. Any thread; close() must not race an access."""
 
     def __init__(self, fd: int, region: abi.Region, address: str, holes: list[range]) -> None:
-        """Map what the kernel lets us, but not `holes`: the MSI-X table's pages are the kernel's to write."""
+        """Map what the kernel lets us, but not `holes`: the MSI-X table's pages are the kernel's to
+        write.
+        """
         if region.nbytes <= DOORBELL_OFFSET:
             raise DeviceError(f"{address}: BAR0 has {region.nbytes} bytes, too few for NVMe's registers")
         self._fd, self._region, self._address = fd, region, address
@@ -144,9 +146,7 @@ class Bar0:
             raise failed(address, "mapping BAR0", error) from error
         place = self._window(DOORBELL_OFFSET, 4)
         self.doorbells = (
-            Doorbells(None, DOORBELL_OFFSET)
-            if place is None
-            else Doorbells(place[1], DOORBELL_OFFSET - place[0])
+            Doorbells(None, DOORBELL_OFFSET) if place is None else Doorbells(place[1], DOORBELL_OFFSET - place[0])
         )
 
     def _map(self, start: int, stop: int) -> None:
@@ -161,8 +161,7 @@ class Bar0:
     def _window(self, offset: int, width: int) -> tuple[int, Mmio] | None:
         if offset < 0 or offset % width or offset + width > self._region.nbytes:
             raise ConfigurationError(
-                f"register {offset:#x} of {width} bytes is misaligned or outside of BAR0"
-                f" ({self._region.nbytes} bytes)"
+                f"register {offset:#x} of {width} bytes is misaligned or outside of BAR0 ({self._region.nbytes} bytes)"
             )
         for start, window in self._windows:
             if start <= offset and offset + width <= start + window.nbytes:
@@ -227,9 +226,7 @@ def region_read(fd: int, region: abi.Region, address: str, offset: int, nbytes: 
     except OSError as error:
         raise failed(address, f"reading region {region.index} at {offset:#x}", error) from error
     if len(data) != nbytes:
-        raise DeviceError(
-            f"{address}: region {region.index} gave {len(data)} of {nbytes} bytes at {offset:#x}"
-        )
+        raise DeviceError(f"{address}: region {region.index} gave {len(data)} of {nbytes} bytes at {offset:#x}")
     return data
 
 
@@ -240,6 +237,4 @@ def region_write(fd: int, region: abi.Region, address: str, offset: int, data: b
     except OSError as error:
         raise failed(address, f"writing region {region.index} at {offset:#x}", error) from error
     if written != len(data):
-        raise DeviceError(
-            f"{address}: region {region.index} took {written} of {len(data)} bytes at {offset:#x}"
-        )
+        raise DeviceError(f"{address}: region {region.index} took {written} of {len(data)} bytes at {offset:#x}")

@@ -1,9 +1,10 @@
 """An IOMMU group in a container of its own: the address space of one VFIO device.
 
-Each device gets its own container, not one for all: its IOVA space and its limits are then its own, one
-device's trouble can't reach another's memory, and it can be handed to a successor without the others. Only
-functions of one IOMMU group must share, because the kernel opens a group once and lets it into one container:
-they share through `open_group`, in one process.
+Each device gets its own container, not one for all: its IOVA space and its limits are then its own,
+one
+device's trouble can't reach another's memory, and it can be handed to a successor without the
+others. Only functions of one IOMMU group must share, because the kernel opens a group once and lets
+it into one container: they share through `open_group`, in one process.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-from nvme_async import _forks
 from nvme_async.device import vfio_abi as abi
 from nvme_async.errors import ControllerGone, DeviceError
+from nvme_async.runtime import forks
 
 # What the kernel's type 1 driver allows unless told otherwise (its parameter dma_entry_limit).
 DEFAULT_MAPPINGS = 65535
-# Where the kernel doesn't tell valid ranges: all that the narrowest IOMMU in use (39 bits) has, without the
-# window of x86's message-signalled interrupts.
+# Where the kernel doesn't tell valid ranges: all that the narrowest IOMMU in use (39 bits) has,
+# without the window of x86's message-signalled interrupts.
 DEFAULT_RANGES = (range(0xFEE0_0000), range(0xFEF0_0000, 1 << 39))
-# A group is viable if all its functions are bound to one of these, or to none (vfio_dev_driver_allowed in the
-# kernel; bridges don't count).
+# A group is viable if all its functions are bound to one of these, or to none
+# (vfio_dev_driver_allowed in the kernel; bridges don't count).
 BENIGN_DRIVERS = frozenset({"vfio-pci", "pci-stub", "pcieport", "shpchp"})
 
 _lock = threading.Lock()
@@ -43,7 +44,8 @@ os.register_at_fork(after_in_child=_forget_groups)
 
 
 class Container:
-    """A container with one group in it. Owner: the devices that acquired it; the last release() closes it.
+    """A container with one group in it. Owner: the devices that acquired it; the last release()
+    closes it.
 
     Calls may come from any thread; they last as long as the kernel needs to pin or unpin the pages.
     """
@@ -63,7 +65,7 @@ class Container:
         self.page_size = info.page_sizes & -info.page_sizes or os.sysconf("SC_PAGE_SIZE")
         self._ranges = info.iova_ranges or DEFAULT_RANGES
         self._limit = DEFAULT_MAPPINGS if info.dma_avail is None else info.dma_avail
-        _forks.watch(self)
+        forks.watch(self)
 
     @property
     def max_mappings(self) -> int:
@@ -72,7 +74,8 @@ class Container:
 
     @property
     def iova_ranges(self) -> tuple[range, ...]:
-        """Where a mapping may be placed, in order: what the IOMMU can translate, without what is mapped
+        """Where a mapping may be placed, in order: what the IOMMU can translate, without what is
+            mapped
         already.
         """
         free = list(self._ranges)
@@ -110,9 +113,7 @@ class Container:
         if error.errno == errno.ENOMEM:
             soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
             limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft} bytes"
-            reason += (
-                f": pinning {nbytes} bytes more passes the limit of locked memory ({limit}; `ulimit -l`)"
-            )
+            reason += f": pinning {nbytes} bytes more passes the limit of locked memory ({limit}; `ulimit -l`)"
         elif error.errno == errno.ENOSPC:
             reason = f"there are {len(self._mapped)} mappings, and the IOMMU driver takes {self._limit}"
         elif error.errno == errno.EEXIST:
@@ -157,8 +158,8 @@ class Container:
         self._users += 1
 
     def release(self) -> None:
-        """One user less; the last closes our descriptors of group and container. Mappings end when no process
-        has them open.
+        """One user less; the last closes our descriptors of group and container. Mappings end when
+        no process has them open.
         """
         with _lock:
             self._users -= 1
@@ -177,8 +178,8 @@ class Container:
 
 
 def group_number(address: str, root: Path = Path("/")) -> int:
-    """The IOMMU group of a PCI function; DeviceError if it has none, ControllerGone if there is no such
-    function.
+    """The IOMMU group of a PCI function; DeviceError if it has none, ControllerGone if there is no
+    such function.
     """
     function = root / "sys/bus/pci/devices" / address
     if not function.exists():
@@ -197,20 +198,17 @@ def offenders(number: int, root: Path = Path("/")) -> list[tuple[str, str]]:
     found = []
     for member in sorted((root / "sys/kernel/iommu_groups" / str(number) / "devices").iterdir()):
         driver = member.resolve() / "driver"
-        if (
-            driver.exists()
-            and (name := driver.resolve().name) not in BENIGN_DRIVERS
-            and not name.startswith("vfio")
-        ):
+        if driver.exists() and (name := driver.resolve().name) not in BENIGN_DRIVERS and not name.startswith("vfio"):
             found.append((member.name, name))
     return found
 
 
 def open_group(address: str, kernel: abi.Kernel, root: Path = Path("/")) -> Container:
-    """The container of the function's group: a new one, or that of another device of this process in the same
-    group.
+    """The container of the function's group: a new one, or that of another device of this process
+    in the same group.
 
-    DeviceError says what is missing; it names the function whose driver keeps the group from being viable.
+    DeviceError says what is missing; it names the function whose driver keeps the group from being
+    viable.
     """
     number = group_number(address, root)
     with _lock:
@@ -243,9 +241,7 @@ def _open(address: str, number: int, kernel: abi.Kernel, root: Path) -> Containe
             os.close(group)
         os.close(container)
         if isinstance(error, OSError) and not isinstance(error, DeviceError):
-            raise DeviceError(
-                f"IOMMU group {number} of {address}: {os.strerror(error.errno or 0)}"
-            ) from error
+            raise DeviceError(f"IOMMU group {number} of {address}: {os.strerror(error.errno or 0)}") from error
         raise
 
 

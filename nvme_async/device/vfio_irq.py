@@ -14,8 +14,8 @@ class Vectors:
     """Which eventfd each vector signals. Owner: its VfioDevice, which serializes the calls.
 
     All vectors that the function has are enabled at once, for VFIO can't add one later
-    (VFIO_IRQ_INFO_NORESIZE); those without an eventfd cost nothing, as the kernel requests an interrupt only
-    with an eventfd.
+    (VFIO_IRQ_INFO_NORESIZE); those without an eventfd cost nothing, as the kernel requests an
+    interrupt only with an eventfd.
     """
 
     def __init__(self, kernel: abi.Kernel, fd: int, address: str) -> None:
@@ -29,15 +29,13 @@ class Vectors:
     def set(self, eventfds: Sequence[int | None]) -> None:
         """Vector n signals eventfds[n].
 
-        All are set anew, since a number may stand for another eventfd by now. An interrupt that comes in
-        between is not
-        lost: the vector is masked, and the function sends it when that ends (PCI Local Bus 3.0, 6.8.3.5).
+        All are set anew, since a number may stand for another eventfd by now. An interrupt that
+        comes in between is not lost: the vector is masked, and the function sends it when that ends
+        (PCI Local Bus 3.0, 6.8.3.5).
         """
         wanted = [-1 if fd is None else fd for fd in eventfds]
         if len(wanted) > self.count:
-            raise ConfigurationError(
-                f"{len(wanted)} interrupts for {self._address}, which has {self.count} vectors"
-            )
+            raise ConfigurationError(f"{len(wanted)} interrupts for {self._address}, which has {self.count} vectors")
         if all(fd < 0 for fd in wanted):
             self.disable()
         elif len(wanted) <= self._enabled:
@@ -53,16 +51,15 @@ class Vectors:
         try:
             possible = self._set(padded)
         except DeviceError as error:
-            # A predecessor enabled fewer vectors than there are, which can't be told apart from here.
+            # A predecessor enabled fewer vectors than there are, which can't be told apart from
+            # here.
             if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EINVAL:
                 raise
             self.disable()
             possible = self._set(padded)
         if possible > 0:
             if possible < len(wanted):
-                raise DeviceError(
-                    f"{self._address}: the kernel has {possible} of {len(wanted)} interrupt vectors left"
-                )
+                raise DeviceError(f"{self._address}: the kernel has {possible} of {len(wanted)} interrupt vectors left")
             padded = padded[:possible]
             if self._set(padded):
                 raise DeviceError(f"{self._address}: the kernel offered {possible} vectors and has fewer")

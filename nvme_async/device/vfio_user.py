@@ -1,7 +1,8 @@
 """A device behind a vfio-user server: the built-in controller, SPDK, QEMU.
 
-Registers are messages, doorbells memory where the peer offers it. When the socket's last descriptor is closed
-the peer drops every mapping and resets the controller, so a live takeover hands the socket on; see resume().
+Registers are messages, doorbells memory where the peer offers it. When the socket's last descriptor
+is closed the peer drops every mapping and resets the controller, so a live takeover hands the
+socket on; see resume().
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any, Self
 
 import attrs
 
-from nvme_async import _forks
 from nvme_async._dma import PAGE_SIZE, Pool
 from nvme_async._mmio import Mmio
 from nvme_async.device import vfio_user_protocol as wire
@@ -37,6 +37,7 @@ from nvme_async.device.vfio_user_explore import (
 )
 from nvme_async.device.vfio_user_protocol import Command
 from nvme_async.errors import ControllerGone, DeviceError, InvalidSavedState
+from nvme_async.runtime import forks
 
 DEFAULT_TIMEOUT = 10.0
 
@@ -50,16 +51,14 @@ _MSIX_ENABLE = 0x8000
 class VfioUserDevice:
     """Device (see there) over one vfio-user connection.
 
-    It owns the socket and the descriptors it got from the peer. Every call is bounded by the timeout in
-    seconds.
+    It owns the socket and the descriptors it got from the peer. Every call is bounded by the
+    timeout in seconds.
     """
 
     direct = False
     iova_ranges = (range(1 << 64),)
 
-    def __init__(
-        self, channel: Channel, layout: Layout, *, uri: str, doorbell_fd: int = -1, kick_fd: int = -1
-    ) -> None:
+    def __init__(self, channel: Channel, layout: Layout, *, uri: str, doorbell_fd: int = -1, kick_fd: int = -1) -> None:
         """For this class's own use: connect(), from_socket() and resume() make devices."""
         self.uri = uri
         self._channel = channel
@@ -79,7 +78,7 @@ class VfioUserDevice:
             except (OSError, ValueError) as error:
                 raise DeviceError(f"{uri}: its doorbells cannot be mapped: {error}") from error
             self._doorbells = Doorbells(mmio, 0, kick_fd)
-        _forks.watch(self)  # only now: descriptors of one that could not be made are closed by who tried
+        forks.watch(self)  # only now: descriptors of one that could not be made are closed by who tried
 
     # --- making one
 
@@ -89,9 +88,7 @@ class VfioUserDevice:
         return cls._negotiate(connect(path, timeout), f"vfio-user:{path}")
 
     @classmethod
-    def from_socket(
-        cls, sock: socket.socket, *, uri: str = "vfio-user:", timeout: float = DEFAULT_TIMEOUT
-    ) -> Self:
+    def from_socket(cls, sock: socket.socket, *, uri: str = "vfio-user:", timeout: float = DEFAULT_TIMEOUT) -> Self:
         """The device at the other end of a connected stream socket, which becomes the device's own."""
         return cls._negotiate(Channel(sock, timeout), uri)
 
@@ -120,31 +117,29 @@ class VfioUserDevice:
         uri: str = "vfio-user:",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> Self:
-        """Goes on where another process stopped, which may have been killed in the middle of a call.
+        """Goes on where another process stopped, which may have been killed in the middle of a
+        call.
 
-        `descriptors` ("socket", and "doorbell" and "kick" where the device has them) become the device's own,
-        also when this fails. No handshake and no reset; with `saved` nothing is asked but one question whose
-        answer shows that the peer lives and that all replies to the predecessor are through, and who it is:
-        `ids` are the device's own. Raises InvalidSavedState when the two don't fit together.
+        `descriptors` ("socket", and "doorbell" and "kick" where the device has them) become the
+        device's own, also when this fails. No handshake and no reset; with `saved` nothing is asked
+        but one question whose answer shows that the peer lives and that all replies to the
+        predecessor are through, and who it is: `ids` are the device's own. Raises InvalidSavedState
+        when the two don't fit together.
         """
         fds = dict(descriptors)
         if "socket" not in fds:
             close_all(list(fds.values()))
-            raise InvalidSavedState(
-                f"a vfio-user device cannot be resumed without its socket, only {sorted(fds)}"
-            )
+            raise InvalidSavedState(f"a vfio-user device cannot be resumed without its socket, only {sorted(fds)}")
         try:
             sock = socket.socket(fileno=fds["socket"])
         except OSError as error:
             close_all(list(fds.values()))
-            raise InvalidSavedState(
-                f"descriptor {fds['socket']} is not a vfio-user socket: {error.strerror}"
-            ) from None
+            raise InvalidSavedState(f"descriptor {fds['socket']} is not a vfio-user socket: {error.strerror}") from None
         del fds["socket"]
         channel = Channel(sock, timeout)
         try:
-            # Its answer is the same whoever asked: should the predecessor's request have had this id too, no
-            # harm. What is asked with it is answered after it.
+            # Its answer is the same whoever asked: should the predecessor's request have had this
+            # id too, no harm. What is asked with it is answered after it.
             first = (Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
             if saved is None:
                 channel.call(*first)
@@ -157,9 +152,7 @@ class VfioUserDevice:
                 raise InvalidSavedState(
                     "the saved state tells of mapped doorbells, but there is no doorbell descriptor"
                 )
-            device = cls(
-                channel, layout, uri=uri, doorbell_fd=fds.get("doorbell", -1), kick_fd=fds.get("kick", -1)
-            )
+            device = cls(channel, layout, uri=uri, doorbell_fd=fds.get("doorbell", -1), kick_fd=fds.get("kick", -1))
             fds.pop("doorbell", None)
             fds.pop("kick", None)
             return device
@@ -179,8 +172,8 @@ class VfioUserDevice:
             raise
 
     def _enable(self) -> None:
-        """Memory accesses and DMA on, at an address; INTx off, or some controllers take a missing INTx handler for a fatal
-        error.
+        """Memory accesses and DMA on, at an address; INTx off, or some controllers take a missing
+        INTx handler for a fatal error.
         """
         assign_bar0(self._channel, self._layout.bar0_size)
         self._write_config16(_COMMAND, _COMMAND_MEMORY | _COMMAND_MASTER | _COMMAND_INTX_DISABLE)
@@ -303,12 +296,14 @@ class VfioUserDevice:
                 self._assigned.difference_update(vectors)
             start = end
         self._unmask(given)
-        # Only now: with MSI-X on and no eventfd, some controllers take the first interrupt for a fatal error.
+        # Only now: with MSI-X on and no eventfd, some controllers take the first interrupt for a
+        # fatal error.
         self._enable_msix(True)
 
     def _unmask(self, given: Sequence[range]) -> None:
-        """After a reset of the function all vectors are masked (PCI Local Bus 3.0, 6.8.2.9). A server that goes by its MSI-X table, as
-        QEMU's does, signals nobody until it is told; one that keeps no masks refuses.
+        """After a reset of the function all vectors are masked (PCI Local Bus 3.0, 6.8.2.9). A
+        server that goes by its MSI-X table, as QEMU's does, signals nobody until it is told; one
+        that keeps no masks refuses.
         """
         for vectors in given:
             if not self._has_masks:
@@ -381,3 +376,15 @@ class VfioUserDevice:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def open_uri(path: str, *, timeout: float = DEFAULT_TIMEOUT) -> VfioUserDevice:
+    """What `vfio-user:PATH` opens."""
+    return VfioUserDevice.connect(path, timeout=timeout)
+
+
+def resume_uri(
+    path: str, descriptors: Mapping[str, int], saved: Saved | None = None, *, timeout: float = DEFAULT_TIMEOUT
+) -> VfioUserDevice:
+    """The `vfio-user:` half of resume_device()."""
+    return VfioUserDevice.resume(descriptors, saved, uri=f"vfio-user:{path}", timeout=timeout)

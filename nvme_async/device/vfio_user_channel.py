@@ -1,11 +1,11 @@
 """Request and reply on a vfio-user socket: bounded, from any thread, and fit to be taken over.
 
-The process may be killed at any instruction and a successor goes on with the same socket. So nothing that
-matters is held outside the kernel between two system calls: a request is one sendmsg; a reply is looked at
-with MSG_PEEK until it is there as a whole, and then taken with one recvmsg. What the socket holds is always a
-sequence of whole messages. (A peer that sends a message with descriptors in several pieces forfeits that: the
-kernel ends a recvmsg there.) A reply that nobody waits for, of a call that timed out or of a killed
-predecessor, is taken and dropped.
+The process may be killed at any instruction and a successor goes on with the same socket. So
+nothing that matters is held outside the kernel between two system calls: a request is one sendmsg;
+a reply is looked at with MSG_PEEK until it is there as a whole, and then taken with one recvmsg.
+What the socket holds is always a sequence of whole messages. (A peer that sends a message with
+descriptors in several pieces forfeits that: the kernel ends a recvmsg there.) A reply that nobody
+waits for, of a call that timed out or of a killed predecessor, is taken and dropped.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from nvme_async import _forks
 from nvme_async.device import vfio_user_protocol as wire
 from nvme_async.errors import ControllerError, ControllerFatal, ControllerGone, ControllerTimeout, DeviceError
+from nvme_async.runtime import forks
 
 _NAP = 0.0005
-"""Seconds between looks while a peer is in the middle of a message: poll() says readable and can't wait for
+"""Seconds between looks while a peer is in the middle of a message: poll() says readable and can't
+wait for
 more.
 """
 _IN_FLIGHT = 16
@@ -38,9 +39,10 @@ _IN_FLIGHT = 16
 class Channel:
     """One connection. Owns the socket.
 
-    Calls may be made from any thread, one at a time: others wait their turn within their own timeout. Each
-    raises ControllerGone when the peer closed, ControllerTimeout, DeviceError for an error reply, and
-    ControllerFatal when the peer breaks the protocol, after which the connection is closed.
+    Calls may be made from any thread, one at a time: others wait their turn within their own
+        timeout. Each
+    raises ControllerGone when the peer closed, ControllerTimeout, DeviceError for an error reply,
+    and ControllerFatal when the peer breaks the protocol, after which the connection is closed.
     """
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
@@ -49,12 +51,12 @@ class Channel:
         self.stale_replies = 0
         self._socket = sock
         self._lock = threading.Lock()
-        # So that replies to a predecessor are told from ours; resume() also sends a request first that makes
-        # it sure.
+        # So that replies to a predecessor are told from ours; resume() also sends a request first
+        # that makes it sure.
         self._msg_id = random.SystemRandom().randrange(1 << 16)
         self._gone: str | None = None
         self._parked = False
-        _forks.watch(self)
+        forks.watch(self)
 
     @property
     def fd(self) -> int:
@@ -89,10 +91,12 @@ class Channel:
             return self._reply(msg_id, command, deadline)
 
     def call_all(self, requests: Sequence[tuple[wire.Command, bytes]], *, timeout: float | None = None) -> list[bytes]:
-        """The replies' payloads: as so many calls, but for the waiting, which is one peer's turn and not as many as there are requests.
+        """The replies' payloads: as so many calls, but for the waiting, which is one peer's turn
+        and not as many as there are requests.
 
-        All of them are sent before the first reply is taken, so they must be few and short enough for a socket's buffer (16 here). The
-        first that is refused is what is raised; the replies to those behind it are taken all the same.
+        All of them are sent before the first reply is taken, so they must be few and short enough
+        for a socket's buffer (16 here). The first that is refused is what is raised; the replies to
+        those behind it are taken all the same.
         """
         answers: list[bytes] = []
         for begin in range(0, len(requests), _IN_FLIGHT):
@@ -120,14 +124,14 @@ class Channel:
     def _request(self, command: wire.Command, payload: bytes, fds: Sequence[int], deadline: float) -> int:
         """Sends it; returns its id."""
         self._msg_id = (self._msg_id + 1) & 0xFFFF
-        header = wire.HEADER.pack(
-            self._msg_id, command, wire.HEADER.size + len(payload), wire.TYPE_COMMAND, 0
-        )
+        header = wire.HEADER.pack(self._msg_id, command, wire.HEADER.size + len(payload), wire.TYPE_COMMAND, 0)
         self._send(header + payload, fds, command, deadline)
         return self._msg_id
 
     def _reply(self, expected: int, command: wire.Command, deadline: float) -> tuple[bytes, list[int]]:
-        """The reply to that request: payload and descriptors. Whatever comes before it is dropped, or refused if it is a command."""
+        """The reply to that request: payload and descriptors. Whatever comes before it is dropped,
+        or refused if it is a command.
+        """
         while True:
             header, answer, received = self._receive(command, deadline)
             msg_id, answered, _, flags, error = wire.HEADER.unpack(header)
@@ -150,15 +154,17 @@ class Channel:
         return answer, received
 
     def park(self, parked: bool) -> None:
-        """While parked every call fails at once (DeviceError): another process uses the connection. Waits for a call in progress."""
+        """While parked every call fails at once (DeviceError): another process uses the connection.
+        Waits for a call in progress.
+        """
         if not self._lock.acquire(timeout=self.timeout):
             raise ControllerTimeout("a vfio-user call in progress took too long")
         self._parked = parked
         self._lock.release()
 
     def shut_down(self) -> None:
-        """Ends the connection for every holder of the socket; a call in progress fails. Closing is still to
-        be done.
+        """Ends the connection for every holder of the socket; a call in progress fails. Closing is
+        still to be done.
         """
         self._gone = self._gone or "the device was closed"
         try:
@@ -174,7 +180,7 @@ class Channel:
 
     def forget_in_child(self) -> None:
         self._lock = threading.Lock()
-        self._gone = f"it {_forks.PARENTS}"
+        self._gone = f"it {forks.PARENTS}"
         self._socket.close()
 
     @contextmanager
@@ -224,9 +230,7 @@ class Channel:
                 raise DeviceError(f"vfio-user {command.name} could not be sent: {error}") from error
             else:
                 if sent != len(message):
-                    raise ControllerFatal(
-                        f"vfio-user {command.name}: only {sent} of {len(message)} bytes were sent"
-                    )
+                    raise ControllerFatal(f"vfio-user {command.name}: only {sent} of {len(message)} bytes were sent")
                 return
 
     def _available(self) -> int:
@@ -256,8 +260,8 @@ class Channel:
             # Without room for control data a peeked message leaves no descriptors behind.
             header = self._socket.recv(wire.HEADER.size, socket.MSG_PEEK)
             if len(header) < wire.HEADER.size:
-                # The kernel peeks no further than a piece that carries descriptors: the peer split its
-                # header.
+                # The kernel peeks no further than a piece that carries descriptors: the peer split
+                # its header.
                 raise ControllerFatal(f"vfio-user peer split a message's header after {len(header)} bytes")
             size = wire.HEADER.unpack(header)[2]
             if not wire.HEADER.size <= size <= wire.MAX_MESSAGE_BYTES:
@@ -278,16 +282,12 @@ class Channel:
         room = socket.CMSG_SPACE(wire.MAX_MESSAGE_FDS * struct.calcsize("i"))
         try:
             while len(message) < size:  # once, unless the peer cut the message up
-                part, ancillary, flags, _ = self._socket.recvmsg(
-                    size - len(message), room, socket.MSG_CMSG_CLOEXEC
-                )
+                part, ancillary, flags, _ = self._socket.recvmsg(size - len(message), room, socket.MSG_CMSG_CLOEXEC)
                 for level, kind, data in ancillary:
                     if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                         fds += struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
                 if flags & socket.MSG_CTRUNC:
-                    raise ControllerFatal(
-                        f"vfio-user peer sent more than {wire.MAX_MESSAGE_FDS} descriptors at once"
-                    )
+                    raise ControllerFatal(f"vfio-user peer sent more than {wire.MAX_MESSAGE_FDS} descriptors at once")
                 message += part
         except BaseException:
             _close_all(fds)
@@ -295,15 +295,15 @@ class Channel:
         return message, fds
 
     def _refuse(self, header: bytes, command: wire.Command, deadline: float) -> None:
-        """Answers a command of the peer. It has no reason for one: memory is given to it as descriptors."""
+        """Answers a command of the peer. It has no reason for one: memory is given to it as
+        descriptors.
+        """
         msg_id, asked, _, flags, _ = wire.HEADER.unpack(header)
         if flags & wire.TYPE_MASK != wire.TYPE_COMMAND:
             raise ControllerFatal(f"vfio-user peer sent a message of unknown type {flags & wire.TYPE_MASK}")
         if flags & wire.FLAG_NO_REPLY:
             return
-        reply = wire.HEADER.pack(
-            msg_id, asked, wire.HEADER.size, wire.TYPE_REPLY | wire.FLAG_ERROR, errno.EOPNOTSUPP
-        )
+        reply = wire.HEADER.pack(msg_id, asked, wire.HEADER.size, wire.TYPE_REPLY | wire.FLAG_ERROR, errno.EOPNOTSUPP)
         self._send(reply, (), command, deadline)
 
 
@@ -318,14 +318,10 @@ def connect(path: str, timeout: float) -> Channel:
                 sock.connect(path)
             except BlockingIOError:  # its backlog is full
                 if time.monotonic() >= deadline:
-                    raise ControllerTimeout(
-                        f"vfio-user socket {path} accepted nobody in {timeout:g} s"
-                    ) from None
+                    raise ControllerTimeout(f"vfio-user socket {path} accepted nobody in {timeout:g} s") from None
                 time.sleep(0.01)
             except OSError as error:
-                raise ControllerGone(
-                    f"cannot connect to vfio-user socket {path}: {error.strerror or error}"
-                ) from error
+                raise ControllerGone(f"cannot connect to vfio-user socket {path}: {error.strerror or error}") from error
             else:
                 return Channel(sock, timeout)
     except ControllerError:

@@ -1,4 +1,6 @@
-"""What a vfio-user peer's device is like: asked once for everything, kept as a Layout for a successor; and its registers by message."""
+"""What a vfio-user peer's device is like: asked once for everything, kept as a Layout for a
+successor; and its registers by message.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ class Layout:
 
 
 _converter = cattrs.Converter()
-# Compiled here and not at the first use, which is a successor's and in a hurry: it takes milliseconds.
+# Compiled here and not at the first use, which is a successor's and in a hurry: it takes
+# milliseconds.
 _structure_layout = _converter.get_structure_hook(Layout)
 
 
@@ -57,17 +60,14 @@ def layout_from(saved: Saved) -> Layout:
         layout: Layout = _structure_layout(dict(saved), Layout)
         return layout
     except Exception as error:  # whatever the nested converters raise
-        reasons = (
-            "; ".join(cattrs.transform_error(error))
-            if isinstance(error, cattrs.BaseValidationError)
-            else error
-        )
+        reasons = "; ".join(cattrs.transform_error(error)) if isinstance(error, cattrs.BaseValidationError) else error
         raise InvalidSavedState(f"saved state of a vfio-user device makes no sense: {reasons}") from error
 
 
 def explore(channel: Channel, uri: str, limits: wire.Limits) -> tuple[Layout, int, int]:
-    """Asks the peer for everything, and changes nothing on the device. The layout, and the descriptors of the doorbells and of their
-    kick eventfd (-1: none), which become the caller's."""
+    """Asks the peer for everything, and changes nothing on the device. The layout, and the
+    descriptors of the doorbells and of their kick eventfd (-1: none), which become the caller's.
+    """
     answer = channel.call(Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
     _, flags, n_regions, n_irqs = _unpack(wire.DEVICE_INFO, answer, Command.DEVICE_GET_INFO)
     if not flags & wire.DEVICE_FLAG_PCI or n_regions <= wire.CONFIG_REGION:
@@ -80,9 +80,7 @@ def explore(channel: Channel, uri: str, limits: wire.Limits) -> tuple[Layout, in
     doorbells = None
     try:
         if bar0.size < DOORBELL_OFFSET + 8:
-            raise DeviceError(
-                f"{uri}: BAR0 has {bar0.size:#x} bytes, doorbells begin at {DOORBELL_OFFSET:#x}"
-            )
+            raise DeviceError(f"{uri}: BAR0 has {bar0.size:#x} bytes, doorbells begin at {DOORBELL_OFFSET:#x}")
         area = bar0.area_at(DOORBELL_OFFSET)
         if area is not None and fds:
             doorbell_fd = fds.pop(0)
@@ -107,8 +105,9 @@ def explore(channel: Channel, uri: str, limits: wire.Limits) -> tuple[Layout, in
 
 
 def assign_bar0(channel: Channel, nbytes: int) -> None:
-    """Gives BAR0 an address if it has none. Regions are reached without it, but a server that decodes its own bus, as QEMU's does, finds
-    nothing behind a BAR that was never assigned."""
+    """Gives BAR0 an address if it has none. Regions are reached without it, but a server that
+    decodes its own bus, as QEMU's does, finds nothing behind a BAR that was never assigned.
+    """
     bar = read_region(channel, wire.CONFIG_REGION, _BAR0, 4)
     wide = bar & _BAR_TYPE == _BAR_TYPE_64_BIT
     if bar & _BAR_IS_IO or bar & ~_BAR_FLAGS or (wide and read_region(channel, wire.CONFIG_REGION, _BAR0 + 4, 4)):
@@ -143,15 +142,15 @@ def read_answers(answers: Sequence[bytes], reads: Sequence[tuple[int, int, int]]
         _, _, count = _unpack(wire.REGION_ACCESS, answer, Command.REGION_READ)
         data = answer[wire.REGION_ACCESS.size :]
         if count != width or len(data) != width:
-            raise ControllerFatal(
-                f"vfio-user peer returned {len(data)} bytes (count {count}) for a read of {width}"
-            )
+            raise ControllerFatal(f"vfio-user peer returned {len(data)} bytes (count {count}) for a read of {width}")
         values.append(int.from_bytes(data, "little"))
     return values
 
 
 def read_many(channel: Channel, reads: Sequence[tuple[int, int, int]]) -> list[int]:
-    """Reads of (region, offset, width), in this order and one after the other at the device, for one wait."""
+    """Reads of (region, offset, width), in this order and one after the other at the device, for
+    one wait.
+    """
     return read_answers(channel.call_all([read_request(*read) for read in reads]), reads)
 
 
@@ -184,7 +183,9 @@ def _region(channel: Channel, index: int) -> tuple[wire.Region, list[int]]:
 
 
 def _kick_fd(channel: Channel) -> int:
-    """The eventfd that makes doorbell stores heard, -1 if the peer has none: the message is optional."""
+    """The eventfd that makes doorbell stores heard, -1 if the peer has none: the message is
+    optional.
+    """
     argsz = 256
     while True:
         try:

@@ -1,7 +1,7 @@
 """vfio-user on the wire: numbers, layouts, and parsing of what a peer may get wrong.
 
-After libvfio-user's docs/vfio-user.rst (QEMU: docs/interop/vfio-user.rst) and, for what it borrows from VFIO,
-<linux/vfio.h> and <linux/pci_regs.h>. Everything is little endian. No sockets here.
+After libvfio-user's docs/vfio-user.rst (QEMU: docs/interop/vfio-user.rst) and, for what it borrows
+from VFIO, <linux/vfio.h> and <linux/pci_regs.h>. Everything is little endian. No sockets here.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ REGION_ACCESS = struct.Struct("<QII")  # offset, region, count; then data
 
 @attrs.frozen
 class Limits:
-    """What the peer said of itself in VERSION, with the specification's defaults for what it didn't."""
+    """What the peer said of itself in VERSION, with the specification's defaults for what it
+    didn't.
+    """
 
     max_msg_fds: int = 1
     max_mappings: int = 64
@@ -100,9 +102,7 @@ def parse_version(payload: bytes) -> Limits:
         raise ControllerFatal(f"the vfio-user peer's VERSION reply has only {len(payload)} bytes")
     major, minor = VERSION.unpack_from(payload)
     if major != MAJOR or minor > MINOR:
-        raise ControllerFatal(
-            f"the vfio-user peer speaks version {major}.{minor}, this client {MAJOR}.{MINOR}"
-        )
+        raise ControllerFatal(f"the vfio-user peer speaks version {major}.{minor}, this client {MAJOR}.{MINOR}")
     text = payload[VERSION.size :].split(b"\0", 1)[0]
     if not text.strip():
         return Limits()
@@ -188,11 +188,13 @@ def _sparse_areas(payload: bytes, offset: int) -> Iterator[tuple[int, int]]:
 
 
 def doorbell_ioeventfd(payload: bytes, doorbells: int) -> int | None:
-    """Index among the received descriptors of the eventfd that stands for the doorbells from `doorbells` on.
+    """Index among the received descriptors of the eventfd that stands for the doorbells from
+    `doorbells` on.
 
-    Only one that stands for all of them counts: an entry whose span begins there or before and whose size is
-    0 (any access) or at least a page. Entries are as long as argsz and count say (libvfio-user's have 48
-    bytes, the specification's 40).
+    Only one that stands for all of them counts: an entry whose span begins there or before and
+        whose size is
+    0 (any access) or at least a page. Entries are as long as argsz and count say (libvfio-user's
+    have 48 bytes, the specification's 40).
     """
     if len(payload) < IO_FDS.size:
         return None

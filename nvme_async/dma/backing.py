@@ -6,10 +6,12 @@ import os
 
 
 def shared_backing(address: int, nbytes: int) -> tuple[int, int] | None:
-    """(descriptor, file offset) behind [address, address + nbytes), or None if it isn't one shared, writable file mapping.
+    """(descriptor, file offset) behind [address, address + nbytes), or None if it isn't one shared,
+    writable file mapping.
 
-    memfds, tmpfs and hugetlbfs files, and anonymous MAP_SHARED memory (mmap.mmap(-1, n)) have one; the heap has none. The descriptor is the
-    caller's to close. Opening it takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; without, the answer is None.
+    memfds, tmpfs and hugetlbfs files, and anonymous MAP_SHARED memory (mmap.mmap(-1, n)) have one;
+    the heap has none. The descriptor is the caller's to close. Opening it takes CAP_SYS_ADMIN or
+    CAP_CHECKPOINT_RESTORE; without, the answer is None.
     """
     with open("/proc/self/maps", encoding="ascii", errors="surrogateescape") as maps:
         for line in maps:

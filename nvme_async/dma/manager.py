@@ -1,16 +1,18 @@
 """Who may have DMA memory, of which kind, and what of it outlives the process.
 
-A client is one user of memory, usually one controller, known by a unique name. It has a pool of its own, so a
-device reaches its own client's memory and nobody else's. The policy says of which kind:
+A client is one user of memory, usually one controller, known by a unique name. It has a pool of its
+own, so a device reaches its own client's memory and nobody else's. The policy says of which kind:
 
-    private     from the configured amount, persistent: a successor finds it as it was left. Where none is
+    private     from the configured amount, persistent: a successor finds it as it was left. Where
+        none is
     configured,
                 or not enough is left, that is an error; nothing else is given instead.
     ephemeral   ends with the client and is never saved.
 
-In a successor every allocation that was found is pending-restore until the client of that name is asked for
-and its owner claims it (DmaClient.claim). What nobody claimed by validate_restore() is leaked: a controller
-may still write to it, so it stays out of use until reclaim(), which is for after that controller's reset.
+In a successor every allocation that was found is pending-restore until the client of that name is
+asked for and its owner claims it (DmaClient.claim). What nobody claimed by validate_restore() is
+leaked: a controller may still write to it, so it stays out of use until reclaim(), which is for
+after that controller's reset.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from nvme_async.errors import ConfigurationError, InvalidSavedState, OutOfDmaMem
 
 SAVED_VERSION = 1
 DEFAULT_IOVA = 0x1_0000_0000
-"""Above what 32-bit windows of a platform claim. Each device has its own addresses, so pools may share it."""
+"""Above what 32-bit windows of a platform claim. Each device has its own addresses, so pools may
+share it.
+"""
 
 
 class Policy(enum.StrEnum):
@@ -76,10 +80,18 @@ class DmaClient:
         self._manager = manager
 
     def alloc(
-        self, nbytes: int, *, owner: str = "", tag: int = 0, align: int = 4096, zero: bool = True, persistent: bool | None = None
+        self,
+        nbytes: int,
+        *,
+        owner: str = "",
+        tag: int = 0,
+        align: int = 4096,
+        zero: bool = True,
+        persistent: bool | None = None,
     ) -> DmaBuffer:
-        """As Pool.alloc(); `owner` is the client's name unless said otherwise. A private client's are persistent unless said otherwise:
-        a successor finds either kind, this process's garbage collection frees those that aren't.
+        """As Pool.alloc(); `owner` is the client's name unless said otherwise. A private client's
+        are persistent unless said otherwise: a successor finds either kind, this process's
+        garbage collection frees those that aren't.
         """
         if persistent is None:
             persistent = self.policy is Policy.PRIVATE
@@ -96,7 +108,8 @@ class DmaClient:
     def close(self) -> None:
         """Gives the memory and the name back. BufferError while a buffer is exported.
 
-        Only when no controller reaches the memory any more. To leave it to a successor, don't close: save.
+        Only when no controller reaches the memory any more. To leave it to a successor, don't
+        close: save.
         """
         self.pool.close()
         self._manager.forget(self)
@@ -118,7 +131,9 @@ class DmaClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -128,8 +143,8 @@ class DmaClient:
 class DmaManager:
     """The clients of this process, and the configured amount of private memory.
 
-    `private_bytes` bounds the sizes of all private pools together; 0 means that there is none. `hugepages` as
-    Pool's. Threads: any.
+    `private_bytes` bounds the sizes of all private pools together; 0 means that there is none.
+    `hugepages` as Pool's. Threads: any.
     """
 
     def __init__(self, private_bytes: int = 0, *, hugepages: Literal["auto", "never", "require"] = "auto") -> None:
@@ -144,9 +159,9 @@ class DmaManager:
     def client(self, name: str, policy: Policy, nbytes: int | None = None, *, iova: int = DEFAULT_IOVA) -> DmaClient:
         """A new client with room for `nbytes` of allocations, or the restored one of that name.
 
-        A restored client's size and IOVA are what they were; `nbytes` may be left out, and more than there is
-        refused. Raises ConfigurationError for a name in use and for a policy that can't be had,
-        OutOfDmaMemory when the private memory that is left doesn't suffice.
+        A restored client's size and IOVA are what they were; `nbytes` may be left out, and more
+        than there is refused. Raises ConfigurationError for a name in use and for a policy that
+        can't be had, OutOfDmaMemory when the private memory that is left doesn't suffice.
         """
         policy = Policy(policy)
         with self._lock:
@@ -155,9 +170,13 @@ class DmaManager:
             pool = self._restored.get(name)
             if pool is not None:
                 if policy is not Policy.PRIVATE:
-                    raise ConfigurationError(f"DMA client {name!r} was restored as private and is asked for as {policy.value}")
+                    raise ConfigurationError(
+                        f"DMA client {name!r} was restored as private and is asked for as {policy.value}"
+                    )
                 if nbytes is not None and nbytes > pool.free_bytes + pool.used_bytes:
-                    raise OutOfDmaMemory(f"restored DMA client {name!r} has {pool.free_bytes + pool.used_bytes} bytes, not {nbytes}")
+                    raise OutOfDmaMemory(
+                        f"restored DMA client {name!r} has {pool.free_bytes + pool.used_bytes} bytes, not {nbytes}"
+                    )
                 del self._restored[name]
             else:
                 pool = self._new_pool(name, policy, nbytes, iova)
@@ -166,9 +185,11 @@ class DmaManager:
             return client
 
     def adopt(self, pool: Pool) -> DmaClient:
-        """The private client whose pool a predecessor left, attached already; its name is the pool's. The pool is this object's from here on.
+        """The private client whose pool a predecessor left, attached already; its name is the
+        pool's. The pool is this object's from here on.
 
-        ConfigurationError for a name in use, OutOfDmaMemory if it is larger than what is configured.
+        ConfigurationError for a name in use, OutOfDmaMemory if it is larger than what is
+        configured.
         """
         with self._lock:
             if pool.name in self._clients or pool.name in self._restored:
@@ -181,11 +202,15 @@ class DmaManager:
         if nbytes is None:
             raise ConfigurationError(f"DMA client {name!r} is new and needs a size")
         if nbytes <= 0 or nbytes % Pool.page_size:
-            raise ConfigurationError(f"DMA client {name!r}: {nbytes} bytes is not a positive multiple of {Pool.page_size}")
+            raise ConfigurationError(
+                f"DMA client {name!r}: {nbytes} bytes is not a positive multiple of {Pool.page_size}"
+            )
         size = Pool.size_for(nbytes)
         if policy is Policy.PRIVATE:
             if self.private_bytes == 0:
-                raise ConfigurationError(f"DMA client {name!r} asks for private memory, and no private pool is configured")
+                raise ConfigurationError(
+                    f"DMA client {name!r} asks for private memory, and no private pool is configured"
+                )
             self._check_room(name, size)
         pool = Pool(size, iova=iova, name=name, hugepages=self._hugepages)
         if policy is Policy.PRIVATE:
@@ -200,7 +225,8 @@ class DmaManager:
         left = self.private_bytes - self._used()
         if size > left:
             raise OutOfDmaMemory(
-                f"DMA client {name!r} needs {size} bytes of private memory with its table, {left} of {self.private_bytes} are left"
+                f"DMA client {name!r} needs {size} bytes of private memory with its table, {left} of "
+                f"{self.private_bytes} are left"
             )
 
     def _used(self) -> int:
@@ -208,7 +234,9 @@ class DmaManager:
         return sum(pool.nbytes for pool in (*private, *self._restored.values()))
 
     def forget(self, client: DmaClient) -> None:
-        """Its name and its share of the private memory are free again. Its pool isn't closed: a successor has it, or its buffers live on."""
+        """Its name and its share of the private memory are free again. Its pool isn't closed: a
+        successor has it, or its buffers live on.
+        """
         with self._lock:
             if self._clients.get(client.name) is client:
                 del self._clients[client.name]
@@ -221,7 +249,9 @@ class DmaManager:
         return {"version": SAVED_VERSION, "pools": [attrs.asdict(pool) for pool in pools]}
 
     def descriptors(self) -> dict[str, int]:
-        """The private pools' descriptors by client name. They belong to the pools: duplicate to keep."""
+        """The private pools' descriptors by client name. They belong to the pools: duplicate to
+        keep.
+        """
         return {name: pool.fd for name, pool in self._persistent().items()}
 
     def _persistent(self) -> dict[str, Pool]:
@@ -238,12 +268,12 @@ class DmaManager:
         *,
         hugepages: Literal["auto", "never", "require"] = "auto",
     ) -> Self:
-        """A manager with the private memory of a predecessor, which has stopped, before anything new is
-        allocated.
+        """A manager with the private memory of a predecessor, which has stopped, before anything
+        new is allocated.
 
         All or nothing: raises InvalidSavedState when a pool is missing, damaged or another one,
-        ConfigurationError when the private memory configured now can't hold what there was. The descriptors
-        are duplicated and stay the caller's.
+        ConfigurationError when the private memory configured now can't hold what there was. The
+        descriptors are duplicated and stay the caller's.
         """
         state = _structure(saved)
         manager = cls(private_bytes, hugepages=hugepages)
@@ -264,7 +294,9 @@ class DmaManager:
                 manager._restored[expected.name] = pool
                 found = SavedPool(expected.name, pool.id, pool.nbytes, pool.iova)
                 if found != expected:
-                    raise InvalidSavedState(f"the pool of DMA client {expected.name!r} is another: {found}, saved {expected}")
+                    raise InvalidSavedState(
+                        f"the pool of DMA client {expected.name!r} is another: {found}, saved {expected}"
+                    )
         except BaseException:
             for pool in manager._restored.values():
                 pool.close()
@@ -272,7 +304,9 @@ class DmaManager:
         return manager
 
     def validate_restore(self) -> list[Unclaimed]:
-        """To be called when every client is back: what nobody claimed is leaked from now on, and returned."""
+        """To be called when every client is back: what nobody claimed is leaked from now on, and
+        returned.
+        """
         with self._lock:
             pools = {name: client.pool for name, client in self._clients.items()} | self._restored
             unclaimed = []
@@ -284,11 +318,11 @@ class DmaManager:
             return unclaimed
 
     def reclaim(self, name: str) -> int:
-        """Frees what is pending or leaked of client `name`, or all of a restored client that nobody asked
-        for.
+        """Frees what is pending or leaked of client `name`, or all of a restored client that nobody
+        asked for.
 
-        Only after the reset of the controller that used it. Returns the bytes freed. ConfigurationError for
-        an unknown name.
+        Only after the reset of the controller that used it. Returns the bytes freed.
+        ConfigurationError for an unknown name.
         """
         with self._lock:
             pool = self._restored.pop(name, None)
@@ -330,7 +364,9 @@ class DmaManager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

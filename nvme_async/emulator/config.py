@@ -111,15 +111,18 @@ class EmulatorConfig:
         size: bytes of each namespace. The default is an existing file's size, otherwise 1 GiB.
         block: logical block size in bytes, 512 or 4096.
         namespaces: 1 to 16, all alike.
-        medium: "ram" (sparse, lost at the end), "file", or "null" (no data is moved: writes vanish, reads
-            leave memory as it was).
-        path: the file of medium "file", created if need be; with several namespaces PATH.1, PATH.2, ….
+        medium: "ram" (sparse, lost at the end), "file", or "null" (no data is moved: writes vanish,
+            reads leave memory as it was).
+        path: the file of medium "file", created if need be; with several namespaces PATH.1, PATH.2,
+            ….
         queues: I/O queue pairs, 1 to 64.
         depth: entries of the longest queue (CAP.MQES + 1), 2 to 4096.
-        vectors: MSI-X vectors, 1 to 65; by default one for each queue pair and one for the admin queue.
+        vectors: MSI-X vectors, 1 to 65; by default one for each queue pair and one for the admin
+            queue.
         mdts: bytes of the longest transfer, a power of two from 8 KiB to 8 MiB.
         dbbuf: offer Doorbell Buffer Config.
-        serial, model, firmware: what Identify Controller says; 20, 40 and 8 ASCII characters at most.
+        serial, model, firmware: what Identify Controller says; 20, 40 and 8 ASCII characters at
+            most.
         reactor: "shared" (one thread for all such controllers of this process) or "own".
     """
 
@@ -137,7 +140,8 @@ class EmulatorConfig:
     model: str = attrs.field(default="nvme_async emulated controller", validator=_ascii(40))
     firmware: str = attrs.field(default="1", validator=_ascii(8))
     reactor: str = attrs.field(default="shared", validator=_one_of("shared", "own"))
-    # Numbers that are nobody's in the PCI ID list, so that no driver applies another device's quirks.
+    # Numbers that are nobody's in the PCI ID list, so that no driver applies another device's
+    # quirks.
     vendor_id: int = attrs.field(default=0x6E61, validator=_in_range(1, 0xFFFE))
     subsystem_vendor_id: int = attrs.field(default=0x6E61, validator=_in_range(0, 0xFFFF))
 
@@ -159,7 +163,8 @@ class EmulatorConfig:
     def parse(cls, options: str) -> EmulatorConfig:
         """From "size=1GiB,block=4096,…", the part of a URI after "emulated:".
 
-        Values may be percent-encoded (%2C: a comma). ConfigurationError names the option and what it may be.
+        Values may be percent-encoded (%2C: a comma). ConfigurationError names the option and what
+        it may be.
         """
         values: dict[str, str] = {}
         for option in options.split(",") if options else []:
@@ -198,7 +203,9 @@ class EmulatorConfig:
 
     @property
     def mdts_exponent(self) -> int:
-        """MDTS as Identify Controller has it: a power of two over 4 KiB, where 0 would mean no limit."""
+        """MDTS as Identify Controller has it: a power of two over 4 KiB, where 0 would mean no
+        limit.
+        """
         return (self.mdts // 4096).bit_length() - 1
 
     def paths(self) -> list[str]:

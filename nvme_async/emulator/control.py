@@ -6,9 +6,10 @@
     ← {"ok": true, "result": {"enables": 1, …}}
     ← {"ok": false, "error": "…"}
 
-The operations are the methods of nvme_async.emulator.faults.Faults, those of a rule ("hits", "wait",
-"last_command", "remove", with "rule": its number), and "stats", "reactor_stats" and "drop_client" of the
-controller. Bytes are written in hexadecimal, byte offsets as strings, a delay without end as "forever".
+The operations are the methods of nvme_async.emulator.faults.Faults, those of a rule ("hits",
+"wait", "last_command", "remove", with "rule": its number), and "stats", "reactor_stats" and
+"drop_client" of the controller. Bytes are written in hexadecimal, byte offsets as strings, a delay
+without end as "forever".
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def _encode(value: Any) -> Any:
 
 
 class ControlServer:
-    """Answers control clients for one controller, in the running event loop; what may block runs in a
-    thread."""
+    """Answers control clients for one controller, in the running event loop; what may block runs in
+    a thread.
+    """
 
     def __init__(self, controller: EmulatedController) -> None:
         self._controller = controller
@@ -149,8 +151,9 @@ class ControlServer:
 
 
 class ControlClient:
-    """The other end, blocking: `client.call("add", opcode=2, fail=0x281)`. Not for several threads at
-    once."""
+    """The other end, blocking: `client.call("add", opcode=2, fail=0x281)`. Not for several threads
+    at once.
+    """
 
     def __init__(self, path: str, timeout: float = 10.0) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -180,5 +183,7 @@ class ControlClient:
     def __enter__(self) -> ControlClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

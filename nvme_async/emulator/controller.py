@@ -8,10 +8,10 @@ import threading
 from types import TracebackType
 
 from nvme_async._emulator import Controller, Reactor
-from nvme_async._sockets import ListeningSocket
 from nvme_async.emulator.config import EmulatorConfig
 from nvme_async.emulator.faults import Faults
 from nvme_async.errors import ConfigurationError
+from nvme_async.runtime.sockets import ListeningSocket
 
 
 class _SharedReactor:
@@ -48,13 +48,15 @@ os.register_at_fork(after_in_child=_shared._forget)
 class EmulatedController:
     """An NVMe controller served by a thread of this process.
 
-    Threads: every method may be called from any thread; none waits for a client. It owns the thread it starts
-    (or a share in the common one), the medium, its sockets and descriptors; close() releases them all, and so
-    does garbage collection in the end.
+    Threads: every method may be called from any thread; none waits for a client. It owns the thread
+        it starts
+    (or a share in the common one), the medium, its sockets and descriptors; close() releases them
+    all, and so does garbage collection in the end.
 
     faults: what to make it do wrong, and what it has counted and traced.
 
-    patience: seconds that a client may leave something half done (the handshake, a message, taking a reply)
+    patience: seconds that a client may leave something half done (the handshake, a message, taking
+        a reply)
     before it is dropped; 0 = for ever.
     """
 
@@ -96,8 +98,9 @@ class EmulatedController:
             _shared.release()
 
     def connect(self) -> socket.socket:
-        """The client's end of a new connection, the caller's to close. OSError (EBUSY) while there is
-        another."""
+        """The client's end of a new connection, the caller's to close. OSError (EBUSY) while there
+        is another.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._controller.attach(theirs.detach())
@@ -127,11 +130,15 @@ class EmulatedController:
         self._controller.drop_client()
 
     def stats(self) -> dict[str, int | bool | str | None]:
-        """Counters of the transport: clients, messages, refused, interrupts, connected, last_drop, …"""
+        """Counters of the transport: clients, messages, refused, interrupts, connected, last_drop,
+        …
+        """
         return self._controller.stats()
 
     def reactor_stats(self) -> dict[str, int]:
-        """Of the thread that serves it, maybe among others: cpu_ns, sleeps, naps, controllers, active."""
+        """Of the thread that serves it, maybe among others: cpu_ns, sleeps, naps, controllers,
+        active.
+        """
         return self._controller.reactor.stats()
 
     @property
@@ -139,7 +146,9 @@ class EmulatedController:
         return self._controller.closed
 
     def close(self) -> None:
-        """Drops the client and releases everything. Harmless when repeated, and in a fork()ed child."""
+        """Drops the client and releases everything. Harmless when repeated, and in a fork()ed
+        child.
+        """
         if self._controller.closed or self._pid != os.getpid():
             return
         if self._listening is not None:
@@ -151,7 +160,9 @@ class EmulatedController:
     def __enter__(self) -> EmulatedController:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -5,8 +5,8 @@
     rule.wait(10)
     rule.remove()
 
-A rule matches commands as the controller fetches them; the first rule with hits left acts. With no action it
-only counts.
+A rule matches commands as the controller fetches them; the first rule with hits left acts. With no
+action it only counts.
 """
 
 from __future__ import annotations
@@ -52,10 +52,12 @@ class DmaRange:
 
 @attrs.frozen
 class Outstanding:
-    """A command that the controller holds: it may still touch `ranges`, and will post to the completion
+    """A command that the controller holds: it may still touch `ranges`, and will post to the
+        completion
     queue.
 
-    executed: only its completion is still due. deadline: CLOCK_MONOTONIC seconds at which it goes on by
+    executed: only its completion is still due. deadline: CLOCK_MONOTONIC seconds at which it goes
+        on by
     itself.
     """
 
@@ -98,8 +100,9 @@ class Rule:
         return self._faults.hits(self.id)[1]
 
     def wait(self, hits: int = 1, timeout: float = 5.0) -> None:
-        """Until `hits` commands have matched; TimeoutError after `timeout` seconds. Blocks the calling
-        thread."""
+        """Until `hits` commands have matched; TimeoutError after `timeout` seconds. Blocks the
+        calling thread.
+        """
         self._faults.wait(self.id, hits, timeout)
 
     def remove(self) -> None:
@@ -108,8 +111,9 @@ class Rule:
 
 
 class Faults:
-    """Every method may be called from any thread. What the reactor has to carry out is bounded by 5 s
-    (TimeoutError)."""
+    """Every method may be called from any thread. What the reactor has to carry out is bounded by 5
+    s (TimeoutError).
+    """
 
     def __init__(self, controller: _emulator.Controller) -> None:
         self._faults = _emulator.Faults(controller)
@@ -145,16 +149,23 @@ class Faults:
     ) -> Rule:
         """Adds a rule, up to 64 of them.
 
-        Which commands: queue "any", "admin" or "io"; qid of one submission queue, -1 for all; opcode, nsid,
-        cid, cdw10; match: further bytes of the command by offset. skip: how many to let pass first; count:
-        how many to act on, 0 for all.
+        Which commands: queue "any", "admin" or "io"; qid of one submission queue, -1 for all;
+            opcode, nsid,
+        cid, cdw10; match: further bytes of the command by offset. skip: how many to let pass first;
+        count: how many to act on, 0 for all.
 
-        What happens, combined where that makes sense. delay: execute that many seconds later (FOREVER: until
-        release()). delay_post: execute at once, complete later. drop: execute, never complete. discard:
-        neither. fail: complete with this status (sct << 8 | sc) and don't execute; dnr adds Do Not Retry.
-        sqe, cqe: bytes by offset that replace those of the command before, of the completion after execution
-        (its status without the phase bit). wrong_phase. duplicate: post twice. reorder: post after that many
-        later ones. payload: what admin data for the host begins with. lose_interrupt, spurious_interrupt.
+        What happens, combined where that makes sense. delay: execute that many seconds later
+            (FOREVER: until
+        release()). delay_post: execute at once, complete later. drop: execute, never complete.
+            discard:
+        neither. fail: complete with this status (sct << 8 | sc) and don't execute; dnr adds Do Not
+            Retry.
+        sqe, cqe: bytes by offset that replace those of the command before, of the completion after
+            execution
+        (its status without the phase bit). wrong_phase. duplicate: post twice. reorder: post after
+        that many
+        later ones. payload: what admin data for the host begins with. lose_interrupt,
+            spurious_interrupt.
         fatal: CSTS.CFS instead of execution. remove: surprise removal instead.
         """
         fields: dict[int, bytes] = dict(match or {})
@@ -211,8 +222,10 @@ class Faults:
         self._faults.release()
 
     def enable_delay(self, ready: float = 0.0, disabled: float = 0.0) -> None:
-        """CSTS.RDY follows CC.EN that many seconds later: `ready` after 1, `disabled` after 0. FOREVER:
-        never."""
+        """CSTS.RDY follows CC.EN that many seconds later: `ready` after 1, `disabled` after 0.
+            FOREVER:
+        never.
+        """
         self._faults.enable_delay(_nanoseconds(ready), _nanoseconds(disabled))
 
     def mqes(self, mqes: int = -1) -> None:
@@ -275,10 +288,14 @@ class Faults:
 
     def doorbells(self, start: int = 0) -> list[Doorbell]:
         """Recorded doorbells with a sequence of `start` or more, oldest first."""
-        return [Doorbell(sequence, time / 1e9, qid, is_cq, old, new) for sequence, time, qid, is_cq, old, new in self._faults.doorbells(start)]
+        return [
+            Doorbell(sequence, time / 1e9, qid, is_cq, old, new)
+            for sequence, time, qid, is_cq, old, new in self._faults.doorbells(start)
+        ]
 
     def counters(self) -> dict[str, Any]:
-        """Counts since the controller was made: enables, resets, doorbells, interrupts, errors, bytes, …
+        """Counts since the controller was made: enables, resets, doorbells, interrupts, errors,
+        bytes, …
 
         "admin" and "io" are the executed commands by opcode.
         """

@@ -1,9 +1,8 @@
 """Keepalive: replace or lose the process, keep the controller running.
 
-    restore(bundle)         goes on with a running controller; nvme_async.take_over() does it across a socket
-    Bundle                  what passes from process to process
-    Adopted                 a command of the predecessor, in controller.adopted
-    inherited()             what an exec left for this process
+restore(bundle)         goes on with a running controller; nvme_async.take_over() does it across a
+socket Bundle                  what passes from process to process Adopted                 a command
+of the predecessor, in controller.adopted inherited()             what an exec left for this process
 """
 
 from __future__ import annotations

@@ -18,15 +18,20 @@ class Adopted(AdoptedCommand):
     Attributes:
         tag: the caller's, as given to submit(tag=…); 0 if none was.
         qid, cid: the queue pair (0 = admin) and command id.
-        opcode, nsid, lba, blocks, sqe: what it was; lba and blocks are None for commands that name none. sqe: its 64 bytes.
-        sent: False: the predecessor ended before the command reached the ring. It was not and will not be executed.
+        opcode, nsid, lba, blocks, sqe: what it was; lba and blocks are None for commands that name
+            none. sqe: its 64 bytes.
+        sent: False: the predecessor ended before the command reached the ring. It was not and will
+            not be executed.
         orphan: nobody waited for it any more.
         finished: no more is to come. Then:
-        status: the completion's 15-bit status field, 0 = success; None if it never completed. dw0, dw1: of the completion.
-        data: what a successful read brought, as bytes (from the pool's pages); None for other commands, and where the predecessor had it
-            written to memory of its own outside of the pool.
+        status: the completion's 15-bit status field, 0 = success; None if it never completed. dw0,
+            dw1: of the completion.
+        data: what a successful read brought, as bytes (from the pool's pages); None for other
+            commands, and where the predecessor had it written to memory of its own outside of the
+            pool.
         data_offset, nbytes: where its data lies in the pool (None: not there), and how long it is.
-        error: the exception for a command that didn't succeed; CommandError, CommandTimeout, ControllerError.
+        error: the exception for a command that didn't succeed; CommandError, CommandTimeout,
+            ControllerError.
     """
 
     @cached_property
@@ -83,8 +88,9 @@ class Adopted(AdoptedCommand):
 
 
 class AdoptedCommands(Sequence[Adopted]):
-    """`controller.adopted`: a collection of all of them, in the order in which they were sent, queue by queue; and an async iterator that
-    yields each when it is finished, and ends after the last.
+    """`controller.adopted`: a collection of all of them, in the order in which they were sent,
+    queue by queue; and an async iterator that yields each when it is finished, and ends after
+    the last.
 
     On the controller's home loop. Empty for a controller that was brought up afresh.
     """
@@ -96,9 +102,13 @@ class AdoptedCommands(Sequence[Adopted]):
         self._changed = asyncio.Event()
         self.on_drained: Callable[[], None] | None = None
         self.pause: float | None = None
-        """Seconds from the predecessor's standstill until this process had the controller, after a hand-over between two live processes."""
+        """Seconds from the predecessor's standstill until this process had the controller, after a
+        hand-over between two live processes.
+        """
         self.lost: tuple[Adopted, ...] = ()
-        """Commands of a predecessor whose controller had to be reset: nobody knows whether they were executed."""
+        """Commands of a predecessor whose controller had to be reset: nobody knows whether they
+        were executed.
+        """
 
     def _add(self, commands: list[Adopted], own: list[Adopted]) -> None:
         self._commands += commands

@@ -1,8 +1,11 @@
-"""What keeps a controller alive while nobody drives it: descriptors, and how they pass from process to process.
+"""What keeps a controller alive while nobody drives it: descriptors, and how they pass from process
+to process.
 
-The pool's memfd holds everything else (rings, trackers, slot table, manifest), so whoever has a bundle can go on with the controller.
+The pool's memfd holds everything else (rings, trackers, slot table, manifest), so whoever has a
+bundle can go on with the controller.
 
-On a stream socket a bundle is one frame: a header, one byte for each chunk of descriptors (which ride on it as SCM_RIGHTS), and a JSON body.
+On a stream socket a bundle is one frame: a header, one byte for each chunk of descriptors (which
+ride on it as SCM_RIGHTS), and a JSON body.
 """
 
 from __future__ import annotations
@@ -37,9 +40,10 @@ class Bundle:
     """A controller between two processes.
 
     uri: the device address that it was opened with.
-    manifest: the saved state as it was when the bundle was made (JSON). The pool holds the current one; it is what a restore goes by.
-    descriptors: by name, owned by this object until close(): "pool" (the memfd), "device.…" (what Device.descriptors() says), and "irq.N"
-        (the eventfd of MSI-X vector N).
+    manifest: the saved state as it was when the bundle was made (JSON). The pool holds the current
+        one; it is what a restore goes by.
+    descriptors: by name, owned by this object until close(): "pool" (the memfd), "device.…" (what
+        Device.descriptors() says), and "irq.N" (the eventfd of MSI-X vector N).
     """
 
     uri: str
@@ -63,11 +67,15 @@ class Bundle:
         return Bundle.of(self.uri, self.manifest, self.descriptors)
 
     def part(self, prefix: str) -> dict[str, int]:
-        """Descriptors whose names begin with `prefix`, by the rest of their names. They stay the bundle's."""
+        """Descriptors whose names begin with `prefix`, by the rest of their names. They stay the
+        bundle's.
+        """
         return {name[len(prefix) :]: fd for name, fd in self.descriptors.items() if name.startswith(prefix)}
 
     def close(self) -> None:
-        """Closes the descriptors. What they stand for lives on as long as somebody else has them. Harmless when repeated."""
+        """Closes the descriptors. What they stand for lives on as long as somebody else has them.
+        Harmless when repeated.
+        """
         descriptors, self.descriptors = self.descriptors, {}
         for fd in descriptors.values():
             os.close(fd)
@@ -75,14 +83,18 @@ class Bundle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
 def send_bundle(sock: socket.socket, bundle: Bundle, *, timeout: float = 10.0) -> None:
-    """Sends a bundle over a connected Unix stream socket; the receiver gets descriptors of its own. Blocks up to `timeout` seconds.
+    """Sends a bundle over a connected Unix stream socket; the receiver gets descriptors of its own.
+    Blocks up to `timeout` seconds.
 
-    Raises ControllerTimeout when the other side doesn't take it in time, ConnectionError when it has gone.
+    Raises ControllerTimeout when the other side doesn't take it in time, ConnectionError when it
+    has gone.
     """
     deadline = time.monotonic() + timeout
     names = list(bundle.descriptors)
@@ -95,10 +107,11 @@ def send_bundle(sock: socket.socket, bundle: Bundle, *, timeout: float = 10.0) -
 
 
 def receive_bundle(sock: socket.socket, timeout: float = 10.0) -> Bundle:
-    """The next bundle from a connected Unix stream socket; its descriptors are the caller's. Blocks up to `timeout` seconds.
+    """The next bundle from a connected Unix stream socket; its descriptors are the caller's. Blocks
+    up to `timeout` seconds.
 
-    Raises InvalidSavedState for what isn't a bundle, ControllerTimeout, ConnectionError when the other side has gone; nothing stays open
-    then.
+    Raises InvalidSavedState for what isn't a bundle, ControllerTimeout, ConnectionError when the
+    other side has gone; nothing stays open then.
     """
     deadline = time.monotonic() + timeout
     magic, version, count, length = _HEADER.unpack(_receive(sock, _HEADER.size, deadline))
@@ -167,7 +180,9 @@ def _receive(sock: socket.socket, nbytes: int, deadline: float) -> bytes:
             _wait(sock, select.POLLIN, deadline)
             continue
         if not part:
-            raise ConnectionResetError(f"the other side closed its socket {len(data)} bytes into the {nbytes} that were due")
+            raise ConnectionResetError(
+                f"the other side closed its socket {len(data)} bytes into the {nbytes} that were due"
+            )
         data += part
     return bytes(data)
 
@@ -190,5 +205,7 @@ def _receive_fds(sock: socket.socket, deadline: float) -> list[int]:
             os.close(fd)
         if not data:
             raise ConnectionResetError("the other side closed its socket amid a bundle's descriptors")
-        raise InvalidSavedState("a bundle's descriptors came damaged: more in a chunk than there may be, or something else in between")
+        raise InvalidSavedState(
+            "a bundle's descriptors came damaged: more in a chunk than there may be, or something else in between"
+        )
     return fds.tolist()

@@ -1,15 +1,21 @@
-"""Whether keepalive runs, with how large a pool, and why: from arguments, command line, environment and what is there.
+"""Whether keepalive runs, with how large a pool, and why: from arguments, command line, environment
+and what is there.
 
-Precedence, for each of the three settings by itself: an argument of open() > an option of the command line > the environment > inference.
+Precedence, for each of the three settings by itself: an argument of open() > an option of the
+command line > the environment > inference.
 
-| setting     | argument       | command line     | environment                       | inferred when unset                              |
-| ----------- | -------------- | ---------------- | --------------------------------- | ------------------------------------------------ |
-| keepalive   | keepalive=     | --keep-alive     | OPENHCL_NVME_KEEP_ALIVE           | host if a holder is there, privatepool if a pool |
-| pool size   | pool_pages=    | --pool-pages     | OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG | the default size if there is a use for it        |
-| VFIO driver | vfio=          | --vfio/--no-vfio | OPENHCL_NVME_VFIO                 | used                                             |
+| setting     | argument       | command line     | environment                       | inferred
+when unset                              | | ----------- | -------------- | ---------------- |
+--------------------------------- | ------------------------------------------------ | | keepalive
+| keepalive=     | --keep-alive     | OPENHCL_NVME_KEEP_ALIVE           | host if a holder is there,
+privatepool if a pool | | pool size   | pool_pages=    | --pool-pages     |
+OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG | the default size if there is a use for it        | | VFIO driver
+| vfio=          | --vfio/--no-vfio | OPENHCL_NVME_VFIO                 | used
+|
 
-A value that makes no sense is an error where somebody just typed it (argument, command line); in the environment, which may be meant for
-another release, it switches off what it was to configure, with a warning that quotes it.
+A value that makes no sense is an error where somebody just typed it (argument, command line); in
+the environment, which may be meant for another release, it switches off what it was to configure,
+with a warning that quotes it.
 """
 
 from __future__ import annotations
@@ -60,7 +66,9 @@ DISABLED = Setting(host=False, private_pool=False, disabled=True)
 
 
 def parse_setting(text: str) -> Setting:
-    """From OPENHCL_NVME_KEEP_ALIVE's words, in any case. ConfigurationError that quotes anything else."""
+    """From OPENHCL_NVME_KEEP_ALIVE's words, in any case. ConfigurationError that quotes anything
+    else.
+    """
     words = text.lower()
     if words == "disabled" or words.startswith("disabled,"):
         return DISABLED
@@ -79,7 +87,9 @@ def parse_pool_pages(text: str | int) -> int:
             return 0
         if not re.fullmatch(r"\d{1,20}", text, re.ASCII):
             hint = f"; {text} names a size table of OpenHCL's boot shim" if text.lower() in ("debug", "release") else ""
-            raise ConfigurationError(f"{text!r} is no size of a private pool: give a count of {PAGE}-byte pages, or off{hint}")
+            raise ConfigurationError(
+                f"{text!r} is no size of a private pool: give a count of {PAGE}-byte pages, or off{hint}"
+            )
         text = int(text)
     if not 0 <= text <= MAX_POOL_PAGES:
         raise ConfigurationError(f"a private pool of {text} pages: must be 0 to {MAX_POOL_PAGES}")
@@ -96,7 +106,9 @@ def parse_vfio(text: str) -> bool:
 
 @attrs.define
 class CommandLine:
-    """What was given to the command line's own process; None: not given. Counts for every controller that the process opens."""
+    """What was given to the command line's own process; None: not given. Counts for every
+    controller that the process opens.
+    """
 
     keepalive: Setting | None = None
     pool_pages: int | None = None
@@ -117,7 +129,8 @@ class Decision:
         setting: "host,privatepool", …; setting_source: where it comes from.
         pool_pages: pages of the private pool for allocations, 0 = none; pool_source.
         vfio: pci: devices may be driven; vfio_source.
-        holder: what will hold the handles while no driver runs ("keeper /run/k.sock", "systemd"), or None.
+        holder: what will hold the handles while no driver runs ("keeper /run/k.sock", "systemd"),
+            or None.
         warnings: about values that were not understood; logged when the decision was made.
     """
 
@@ -145,7 +158,9 @@ class Decision:
 
     def inspect(self) -> dict[str, Any]:
         """The attributes as plain data."""
-        return attrs.asdict(self, value_serializer=lambda _, __, value: list(value) if isinstance(value, tuple) else value)
+        return attrs.asdict(
+            self, value_serializer=lambda _, __, value: list(value) if isinstance(value, tuple) else value
+        )
 
     def check_scheme(self, uri: str) -> None:
         """ConfigurationError if the VFIO driver is switched off and `uri` needs it."""
@@ -153,7 +168,16 @@ class Decision:
             raise ConfigurationError(f"{uri}: the VFIO driver is switched off ({self.vfio_source})")
 
 
-def _choose(name: str, argument: Any, option: Any, variable: str, environ: Mapping[str, str], parse: Any, off: Any, warnings: list[str]) -> Any:
+def _choose(
+    name: str,
+    argument: Any,
+    option: Any,
+    variable: str,
+    environ: Mapping[str, str],
+    parse: Any,
+    off: Any,
+    warnings: list[str],
+) -> Any:
     """(value or None, source): argument, command line, environment."""
     if argument is not None:
         return argument, f"argument {name}"
@@ -193,11 +217,14 @@ def decide(
     default_pool_pages: int = DEFAULT_POOL_PAGES,
     environ: Mapping[str, str] | None = None,
 ) -> Decision:
-    """Decides from the given, the environment, and what is there. Logs one line, and a warning for each value that makes no sense.
+    """Decides from the given, the environment, and what is there. Logs one line, and a warning for
+    each value that makes no sense.
 
-    keepalive: as OPENHCL_NVME_KEEP_ALIVE; True and False stand for "enabled" and "disabled". holder: what would hold the handles of this
-    controller between two drivers, in words; None if nothing was found. default_pool_pages: the pool's size where nobody names one.
-    Raises ConfigurationError for an argument that makes no sense.
+    keepalive: as OPENHCL_NVME_KEEP_ALIVE; True and False stand for "enabled" and "disabled".
+        holder: what would hold the handles of this
+    controller between two drivers, in words; None if nothing was found. default_pool_pages: the
+    pool's size where nobody names one. Raises ConfigurationError for an argument that makes no
+    sense.
     """
     environ = os.environ if environ is None else environ
     warnings: list[str] = []
@@ -225,7 +252,8 @@ def decide(
     )
     use_vfio, vfio_source = _choose("vfio", vfio, command_line.vfio, VFIO, environ, parse_vfio, False, warnings)
     if pages is None:
-        # Somebody has a use for a pool: a holder, or whoever enabled keepalive without saying how large.
+        # Somebody has a use for a pool: a holder, or whoever enabled keepalive without saying how
+        # large.
         wanted = setting.enabled if setting is not None else holder is not None
         pages = default_pool_pages if wanted else 0
     if setting is None:
@@ -261,7 +289,9 @@ class Outcome(enum.Enum):
 
 
 def outcome(*, saved: bool, pool: bool, keepalive: bool) -> Outcome:
-    """saved: the previous run left a state for this controller; pool: and its private pool; keepalive: it runs in this process."""
+    """saved: the previous run left a state for this controller; pool: and its private pool;
+    keepalive: it runs in this process.
+    """
     if not saved:
         return Outcome.FRESH
     if not pool:
@@ -270,8 +300,9 @@ def outcome(*, saved: bool, pool: bool, keepalive: bool) -> Outcome:
 
 
 def outcomes(saved: Mapping[str, bool], uris: Iterable[str], *, keepalive: bool) -> dict[str, Outcome]:
-    """For several controllers. saved: {uri: its pool is there} of those that the previous run saved; also those which nobody asks for now
-    are in the result, so that nobody's memory is leaked: they are to be reclaimed.
+    """For several controllers. saved: {uri: its pool is there} of those that the previous run
+    saved; also those which nobody asks for now are in the result, so that nobody's memory is
+    leaked: they are to be reclaimed.
     """
     wanted = dict.fromkeys(uris)
     result = {uri: outcome(saved=uri in saved, pool=saved.get(uri, False), keepalive=keepalive) for uri in wanted}

@@ -1,4 +1,6 @@
-"""One controller's deposit with whoever holds it: made, brought up to date, ended or passed on as the controller changes."""
+"""One controller's deposit with whoever holds it: made, brought up to date, ended or passed on as
+the controller changes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from nvme_async.errors import KeeperError, NvmeError
 from nvme_async.keepalive.holder import Holder
 
 if TYPE_CHECKING:
-    from nvme_async.controller import Controller
+    from nvme_async.driver.controller import Controller
 
 log = logging.getLogger("nvme_async")
 
@@ -19,8 +21,9 @@ log = logging.getLogger("nvme_async")
 class Depositor:
     """Owns the holder. On the controller's home loop.
 
-    The deposit follows the controller's bundle: there is one while the controller is kept alive; none once it is being closed, has failed or
-    was let go, though the address stays reserved for this process until end() or pass_on().
+    The deposit follows the controller's bundle: there is one while the controller is kept alive;
+    none once it is being closed, has failed or was let go, though the address stays reserved for
+    this process until end() or pass_on().
     """
 
     def __init__(self, controller: Controller, holder: Holder) -> None:
@@ -32,7 +35,9 @@ class Depositor:
         self._claiming = False
         self._ended = False
         self.stays = False
-        """What is saved is saved for this same process (an exec, or the next driver): the deposit stays."""
+        """What is saved is saved for this same process (an exec, or the next driver): the deposit
+        stays.
+        """
 
     async def start(self) -> None:
         """The first deposit. Raises KeeperError if there can't be one."""
@@ -40,8 +45,10 @@ class Depositor:
         self._controller.on_bundle_changed = self._on_changed
 
     def succeed(self, wait: float) -> None:
-        """The controller was handed over by a process that may still live: it is deposited once that has passed the address on, for which it
-        has `wait` seconds. Doesn't wait itself; should it come to nothing, a warning says so."""
+        """The controller was handed over by a process that may still live: it is deposited once
+        that has passed the address on, for which it has `wait` seconds. Doesn't wait itself;
+        should it come to nothing, a warning says so.
+        """
         self._controller.on_bundle_changed = self._on_changed
         self._claiming = True
         self._task = self._controller.loop.create_task(self._claim(wait))
@@ -73,7 +80,12 @@ class Depositor:
             try:
                 await self._deposit()
             except (NvmeError, OSError) as error:
-                log.warning("%s: the deposit with %s could not be brought up to date: %s", self._controller.uri, self._holder.words, error)
+                log.warning(
+                    "%s: the deposit with %s could not be brought up to date: %s",
+                    self._controller.uri,
+                    self._holder.words,
+                    error,
+                )
             if not self._again:
                 return
 
@@ -88,8 +100,9 @@ class Depositor:
             await self._holder.forget(controller.uri)
 
     async def suspend(self) -> None:
-        """A successor is about to take over: should both die over it, nobody is to find a deposit that may be either's. Ended by pass_on(), or
-        by the next change of the bundle."""
+        """A successor is about to take over: should both die over it, nobody is to find a deposit
+        that may be either's. Ended by pass_on(), or by the next change of the bundle.
+        """
         self._suspended = True
         try:
             await self._holder.forget(self._controller.uri)
@@ -97,7 +110,9 @@ class Depositor:
             log.warning("%s: %s", self._controller.uri, error)
 
     def leave(self) -> None:
-        """Another driver of this process has the controller, and makes its own deposit; this one stays until then."""
+        """Another driver of this process has the controller, and makes its own deposit; this one
+        stays until then.
+        """
         self._ended = True
         self._controller.on_bundle_changed = None
         if self._task is not None:

@@ -1,7 +1,7 @@
 """In-place exec: the same process, a new program, controllers that run on.
 
-The descriptors stay open across execve(); one environment variable says which they are and for which process, so that no child of the
-successor takes them for its own.
+The descriptors stay open across execve(); one environment variable says which they are and for
+which process, so that no child of the successor takes them for its own.
 """
 
 from __future__ import annotations
@@ -47,10 +47,12 @@ def _check(entry: Any) -> tuple[str, dict[str, int]]:
 
 
 def adopt_environment() -> None:
-    """Reads the variable, removes it from the environment, and makes its descriptors close-on-exec. Once: later calls find nothing.
+    """Reads the variable, removes it from the environment, and makes its descriptors close-on-exec.
+    Once: later calls find nothing.
 
-    Raises InvalidSavedState for a variable that makes no sense; nothing is closed then, as nobody knows what the numbers stand for. One that
-    is meant for another process (its parent handed the environment on) is ignored.
+    Raises InvalidSavedState for a variable that makes no sense; nothing is closed then, as nobody
+    knows what the numbers stand for. One that is meant for another process (its parent handed the
+    environment on) is ignored.
     """
     text = os.environ.pop(VARIABLE, None)
     if text is None:
@@ -82,7 +84,9 @@ def keep(bundle: Bundle) -> None:
 
 
 def inherited() -> dict[str, Bundle]:
-    """What an exec left for this process, by URI, and nobody has taken yet. The bundles become the caller's: restore or close them."""
+    """What an exec left for this process, by URI, and nobody has taken yet. The bundles become the
+    caller's: restore or close them.
+    """
     adopt_environment()
     bundles = dict(_waiting)
     _waiting.clear()
@@ -102,7 +106,9 @@ def is_waiting(uri: str) -> bool:
 
 
 def find_program(name: str, environ: Mapping[str, str]) -> str:
-    """The path of an executable, searched like a shell does. ConfigurationError if there is none: to be found out before anything stops."""
+    """The path of an executable, searched like a shell does. ConfigurationError if there is none:
+    to be found out before anything stops.
+    """
     path = shutil.which(name, path=environ.get("PATH", os.defpath))
     if path is None:
         raise ConfigurationError(f"{name!r} is no program that can be executed")
@@ -142,11 +148,14 @@ class Saves(Protocol):
 async def execute(controllers: Sequence[Saves], argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
     """Saves the controllers and becomes another program, under the same process id. Doesn't return.
 
-    argv: as for os.execvp(); env: the new environment, by default this one. The successor opens the same URIs (nvme_async.open finds what
-    it inherited), or calls inherited(). Other controllers of this process should be closed before: an exec ends them like a death.
+    argv: as for os.execvp(); env: the new environment, by default this one. The successor opens the
+        same URIs (nvme_async.open finds what
+    it inherited), or calls inherited(). Other controllers of this process should be closed before:
+        an exec ends them like a death.
 
-    Raises ConfigurationError when there is no such program, before anything has changed; what save() raises, after the controllers that had
-    been saved were taken up again; OSError when execve() fails: the controllers are let go by then, and open() in this process finds them.
+    Raises ConfigurationError when there is no such program, before anything has changed; what
+    save() raises, after the controllers that had been saved were taken up again; OSError when
+    execve() fails: the controllers are let go by then, and open() in this process finds them.
     """
     environ = dict(os.environ if env is None else env)
     if not argv:

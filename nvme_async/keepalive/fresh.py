@@ -1,4 +1,6 @@
-"""When a live restore isn't wanted or isn't possible: reset the controller FIRST, then free the predecessor's buffers, then bring it up."""
+"""When a live restore isn't wanted or isn't possible: reset the controller FIRST, then free the
+predecessor's buffers, then bring it up.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +11,31 @@ from typing import Any
 import attrs
 
 from nvme_async import _hotpath
-from nvme_async._open import open_device_async
-from nvme_async._tasks import in_thread
-from nvme_async.controller import Controller
 from nvme_async.device import Device, resume_device
 from nvme_async.dma import DmaBuffer, Pool
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.opening import open_device_async
+from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.registers import Registers
 from nvme_async.errors import ControllerError, InvalidSavedState, NvmeError
 from nvme_async.keepalive import manifest
 from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.state import State
-from nvme_async.options import Options
-from nvme_async.registers import Registers
+from nvme_async.runtime.tasks import in_thread
 
 log = logging.getLogger("nvme_async")
 
 
 async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controller:
-    """A controller that was brought up afresh, and says in `adopted.lost` which commands of the predecessor were out."""
+    """A controller that was brought up afresh, and says in `adopted.lost` which commands of the
+    predecessor were out.
+    """
     chosen = Options.of({"keepalive": True} | options)
     pool, state = _what_is_left(bundle)
-    # Held until the pool is detached: dropped before the reset, a buffer would be free for others in the pool's table.
+    # Held until the pool is detached: dropped before the reset, a buffer would be free for others
+    # in the pool's table.
     held: list[DmaBuffer] = []
     try:
         lost = _lost(pool, state, why, held)
@@ -69,18 +74,24 @@ def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None]:
 
 
 def _give_up(pool: Pool, state: State) -> None:
-    """Before the controller is touched: nobody is to go on from this saved state, should this process be killed once the controller runs again,
-    with other memory, and whoever holds the old bundle hand it to the next."""
+    """Before the controller is touched: nobody is to go on from this saved state, should this
+    process be killed once the controller runs again, with other memory, and whoever holds the
+    old bundle hand it to the next.
+    """
     offset, sequence, _ = manifest.find(pool)
     try:
         buffer = pool.claim(offset)
-        manifest.Manifest(pool, buffer, sequence).write(saved.encode(attrs.evolve(state, phase="resetting", pid=os.getpid())))
+        manifest.Manifest(pool, buffer, sequence).write(
+            saved.encode(attrs.evolve(state, phase="resetting", pid=os.getpid()))
+        )
     except (ValueError, NvmeError) as error:
         log.warning("%s: the saved state can't be marked as void: %s", pool.name, error)
 
 
 def _lost(pool: Pool | None, state: State | None, why: str, held: list[DmaBuffer]) -> list[Adopted]:
-    """The commands that the predecessor's trackers have as outstanding. held: the queues' memory is added to it."""
+    """The commands that the predecessor's trackers have as outstanding. held: the queues' memory is
+    added to it.
+    """
     lost = []
     for queue in state.queues if pool is not None and state is not None else ():
         assert pool is not None
@@ -91,7 +102,9 @@ def _lost(pool: Pool | None, state: State | None, why: str, held: list[DmaBuffer
             log.warning("%s: queue %d can't be read: %s", pool.name, queue.qid, error)
             continue
         for command in commands:
-            command.lose(ControllerError(f"{command.name}: lost, the controller was reset ({why})") if command.sent else None)
+            command.lose(
+                ControllerError(f"{command.name}: lost, the controller was reset ({why})") if command.sent else None
+            )
             lost.append(command)
     return lost
 
@@ -107,7 +120,11 @@ async def _reset(bundle: Bundle, pool: Pool | None, state: State | None) -> Devi
         if pool is None:
             raise InvalidSavedState("nobody knows what is mapped")
         mappings = [(pool.iova, pool.nbytes)]
-        mappings += [(registration.iova, registration.nbytes) for registration in state.registrations] if state is not None else []
+        mappings += (
+            [(registration.iova, registration.nbytes) for registration in state.registrations]
+            if state is not None
+            else []
+        )
         for iova, nbytes in mappings:
             await in_thread(device.unmap_dma, iova, nbytes)
         return device

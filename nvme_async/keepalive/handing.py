@@ -1,10 +1,14 @@
-"""The predecessor's half: holding a controller still, saving it, and letting go of it, or going on if nothing comes of it.
+"""The predecessor's half: holding a controller still, saving it, and letting go of it, or going on
+if nothing comes of it.
 
-    freeze   no new work; what was posted is rung; from then on nothing of this process touches the queues' memory, doorbells or interrupts
+    freeze   no new work; what was posted is rung; from then on nothing of this process touches the
+    queues' memory, doorbells or interrupts
     thaw     back to service: the successor didn't come about
-    let_go   a successor has it: waiters are told, and every object of this process that could touch the controller is dropped
+    let_go   a successor has it: waiters are told, and every object of this process that could touch
+        the controller is dropped
 
-Commands that are out are not waited for. On the controller's home loop, with its lock held from freeze to thaw or let_go.
+Commands that are out are not waited for. On the controller's home loop, with its lock held from
+freeze to thaw or let_go.
 """
 
 from __future__ import annotations
@@ -14,18 +18,20 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from nvme_async import _hotpath
+from nvme_async.driver.pcie.memory import let_go as let_go_of_pools
 from nvme_async.errors import ConfigurationError, HandedOver, NvmeError, QueueShutdown
 from nvme_async.keepalive.bundle import Bundle
-from nvme_async.memory import let_go as let_go_of_pools
 
 if TYPE_CHECKING:
-    from nvme_async.controller import Controller
-    from nvme_async.queue_pair import QueuePair
+    from nvme_async.driver.controller import Controller
+    from nvme_async.driver.pcie.loop_queue import LoopQueue
 
 log = logging.getLogger("nvme_async")
 
 _lent: list[Any] = []
-"""Requests whose memory is this process's own and the controller may still reach: kept to the process's end."""
+"""Requests whose memory is this process's own and the controller may still reach: kept to the
+process's end.
+"""
 
 
 def bundle(controller: Controller) -> Bundle:
@@ -33,7 +39,9 @@ def bundle(controller: Controller) -> Bundle:
     recorder, memory = controller.recorder, controller.memory
     if recorder is None or memory is None:
         if controller.state in ("ready", "resetting", "new"):
-            raise ConfigurationError(f"{controller.uri} was opened without keepalive: nobody can take it over while it runs")
+            raise ConfigurationError(
+                f"{controller.uri} was opened without keepalive: nobody can take it over while it runs"
+            )
         raise QueueShutdown(f"{controller.uri}: the controller is {controller.state}, there is nothing to take over")
     descriptors = {"pool": memory.pools[0].fd}
     descriptors |= {f"device.{name}": fd for name, fd in controller.device.descriptors().items()}
@@ -65,7 +73,9 @@ def check_ready(controller: Controller) -> None:
 
 
 async def freeze(controller: Controller) -> None:
-    """Stops every queue pair, each in its own thread, and writes the saved state. If that fails, service has resumed when this raises."""
+    """Stops every queue pair, each in its own thread, and writes the saved state. If that fails,
+    service has resumed when this raises.
+    """
     check_ready(controller)
     assert controller.recorder is not None
     assert controller.memory is not None
@@ -100,7 +110,7 @@ async def thaw(controller: Controller) -> None:
     for pool in controller.memory.pools if controller.memory is not None else ():
         pool.resume()
 
-    def resume(queue: QueuePair) -> None:
+    def resume(queue: LoopQueue) -> None:
         queue.thaw()
         queue.hot.hold(bool(queue.qid) and queues.held)
 
@@ -132,7 +142,7 @@ async def let_go(controller: Controller) -> None:
     memory, queues = controller.memory, controller.queues
     pools = memory.detach() if memory is not None else []
 
-    def end(queue: QueuePair) -> None:
+    def end(queue: LoopQueue) -> None:
         queue.deaf()
         _lent.extend(_hotpath.hand_over(queue.hot, sent, unsent))
 

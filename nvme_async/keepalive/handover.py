@@ -1,16 +1,19 @@
-"""Hand-over between two processes that are both alive: the successor is warm before the predecessor stops.
+"""Hand-over between two processes that are both alive: the successor is warm before the predecessor
+stops.
 
 On a Unix stream socket; every message is a length (4 bytes, little endian) and a JSON object.
 
-    successor → {"hello": 1, "pid": …, "keepalive": true}
-    predecessor → {"offer": "live", "uri": …, "direct": …} and a bundle (bundle.py), or {"offer": "fresh", …} after a clean shutdown
-    successor → {"ready": true}                      it has mapped the pool and read the saved state
-    predecessor → {"go": {"frozen": seconds}}        queues are still and rung, the saved state is final; or {"withdrawn": reason}
-    successor → {"taken": true}                      or {"refused": reason, "touched": …}
+    successor → {"hello": 1, "pid": …, "keepalive": true} predecessor → {"offer": "live", "uri": …,
+    "direct": …} and a bundle (bundle.py), or {"offer": "fresh", …} after a clean shutdown successor
+    → {"ready": true}                      it has mapped the pool and read the saved state
+    predecessor → {"go": {"frozen": seconds}}        queues are still and rung, the saved state is
+    final; or {"withdrawn": reason} successor → {"taken": true}                      or {"refused":
+    reason, "touched": …}
 
-Until "go" the predecessor serves. From "go" to "taken" it touches nothing; "refused" without "touched", and it serves again. If the successor
-ends in between, or refuses after it had begun, nobody knows what it did: then the predecessor resets the controller and goes on (commands that
-can be sent again are).
+Until "go" the predecessor serves. From "go" to "taken" it touches nothing; "refused" without
+"touched", and it serves again. If the successor ends in between, or refuses after it had begun,
+nobody knows what it did: then the predecessor resets the controller and goes on (commands that can
+be sent again are).
 """
 
 from __future__ import annotations
@@ -27,17 +30,24 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Self
 
-from nvme_async._open import open_controller
-from nvme_async._sockets import ListeningSocket
-from nvme_async._tasks import finish, in_thread
-from nvme_async.controller import Controller
-from nvme_async.errors import ConfigurationError, ControllerError, ControllerGone, ControllerTimeout, NvmeError, RestoreRefused
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.opening import open_controller
+from nvme_async.driver.options import Options
+from nvme_async.errors import (
+    ConfigurationError,
+    ControllerError,
+    ControllerGone,
+    ControllerTimeout,
+    NvmeError,
+    RestoreRefused,
+)
 from nvme_async.keepalive import handing
 from nvme_async.keepalive.bundle import receive_bundle, send_bundle
 from nvme_async.keepalive.deposit import Depositor
 from nvme_async.keepalive.holder import find_holder
 from nvme_async.keepalive.restoration import Restoration
-from nvme_async.options import Options
+from nvme_async.runtime.sockets import ListeningSocket
+from nvme_async.runtime.tasks import finish, in_thread
 
 log = logging.getLogger("nvme_async")
 
@@ -65,7 +75,9 @@ class Wire:
             await self._loop.sock_sendall(self.socket, _LENGTH.pack(len(data)) + data)
 
     def send_now(self, **message: Any) -> None:
-        """send() without a wait: for a message that fits the socket's buffer, which is empty between question and answer."""
+        """send() without a wait: for a message that fits the socket's buffer, which is empty
+        between question and answer.
+        """
         data = json.dumps(message).encode()
         self.socket.send(_LENGTH.pack(len(data)) + data, socket.MSG_NOSIGNAL)
 
@@ -75,7 +87,9 @@ class Wire:
             async with asyncio.timeout(seconds):
                 (length,) = _LENGTH.unpack(await self._exactly(_LENGTH.size))
                 if length > _MOST:
-                    raise ConnectionError(f"a message of {length} bytes: the other side of the hand-over speaks something else")
+                    raise ConnectionError(
+                        f"a message of {length} bytes: the other side of the hand-over speaks something else"
+                    )
                 message = json.loads(await self._exactly(length))
         except TimeoutError:
             raise ControllerTimeout(f"the other side of the hand-over said nothing for {seconds:g} s") from None
@@ -99,7 +113,8 @@ class Wire:
 
 
 class Offer:
-    """What controller.handover() returns: an async context manager, awaitable within: until a successor has taken over.
+    """What controller.handover() returns: an async context manager, awaitable within: until a
+        successor has taken over.
 
     Attributes:
         taken: a successor has the controller.
@@ -123,7 +138,9 @@ class Offer:
             self._task = asyncio.create_task(self._serve(self._where))
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._task is not None
         async with self._committing:
             self._task.cancel()
@@ -152,13 +169,17 @@ class Offer:
         return self._listening
 
     def _stop_listening(self) -> None:
-        """Before the controller is another's: who then offers it at the same path, and is not to find it taken or have it removed."""
+        """Before the controller is another's: who then offers it at the same path, and is not to
+        find it taken or have it removed.
+        """
         listening, self._listening = self._listening, None
         if listening is not None:
             listening.unlink()
 
     async def _one(self, wire: Wire, *, again: bool) -> None:
-        """One successor. again: others may try if it fails, as long as there is something to hand over."""
+        """One successor. again: others may try if it fails, as long as there is something to hand
+        over.
+        """
         try:
             _check_peer(wire.socket)
             hello = await wire.receive(READY_SECONDS)
@@ -222,7 +243,8 @@ class Offer:
     async def _go(self, wire: Wire) -> None:
         controller = self._controller
         if controller.depositor is not None:
-            # From here on there is a second process that may drive it; a third must not find it with the keeper.
+            # From here on there is a second process that may drive it; a third must not find it
+            # with the keeper.
             await controller.depositor.suspend()
         try:
             await handing.freeze(controller)
@@ -254,8 +276,12 @@ def _check_peer(sock: socket.socket) -> None:
         raise ConfigurationError(f"a successor of user {uid} asked for a controller of user {os.geteuid()}")
 
 
-async def take_over(where: str | os.PathLike[str] | socket.socket, options: dict[str, Any], keeper: str | None = None) -> Controller:
-    """See nvme_async.take_over(). May be cancelled: until commit() nothing has happened, and from there on nothing is waited for."""
+async def take_over(
+    where: str | os.PathLike[str] | socket.socket, options: dict[str, Any], keeper: str | None = None
+) -> Controller:
+    """See nvme_async.take_over(). May be cancelled: until commit() nothing has happened, and from
+    there on nothing is waited for.
+    """
     Options.of(options)  # a mistake is to be found before anything stops
     holder = find_holder(keeper)
     try:
@@ -303,7 +329,8 @@ async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any])
             raise ControllerError(f"the predecessor withdrew: {answer.get('withdrawn', 'no reason given')}")
         controller = await restoration.commit()
     except BaseException as error:
-        # First off the device, then the word to the predecessor: from that moment on it is the one who uses it.
+        # First off the device, then the word to the predecessor: from that moment on it is the one
+        # who uses it.
         restoration.abort()
         with contextlib.suppress(OSError):
             wire.send_now(refused=str(error) or repr(error), touched=restoration.touched)
@@ -321,5 +348,7 @@ async def _connect(path: str) -> socket.socket:
             await asyncio.get_running_loop().sock_connect(sock, path)
     except (OSError, TimeoutError) as error:
         sock.close()
-        raise ControllerGone(f"nobody offers a controller at {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise ControllerGone(
+            f"nobody offers a controller at {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
     return sock

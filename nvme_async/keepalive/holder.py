@@ -1,4 +1,6 @@
-"""Who holds a controller's descriptors while no driver runs, from the driver's side: a keeper, or systemd's descriptor store."""
+"""Who holds a controller's descriptors while no driver runs, from the driver's side: a keeper, or
+systemd's descriptor store.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,17 @@ FIRST_RETRY, LAST_RETRY = 0.1, 5.0  # seconds between attempts to reach a keeper
 
 
 class Holder(Protocol):
-    """For one controller, on its home loop; one call at a time. Every call is bounded by some seconds and raises KeeperError."""
+    """For one controller, on its home loop; one call at a time. Every call is bounded by some
+    seconds and raises KeeperError.
+    """
 
     @property
     def words(self) -> str:
         """What it is, for people."""
 
     async def take(self, uri: str, wait: float = 0.0) -> Bundle | None:
-        """The predecessor's bundle, which is this process's alone now; None: start afresh, and nobody else may meanwhile.
+        """The predecessor's bundle, which is this process's alone now; None: start afresh, and
+        nobody else may meanwhile.
 
         wait: seconds to wait for a predecessor that lives.
         """
@@ -43,7 +48,9 @@ class Holder(Protocol):
         """This process has no more use for the controller, and there is nothing to take over."""
 
     async def release(self, uri: str, pid: int | None = None) -> None:
-        """This process lets go of a controller that runs on: for whoever comes, or for process `pid`."""
+        """This process lets go of a controller that runs on: for whoever comes, or for process
+        `pid`.
+        """
 
     def close(self) -> None:
         """Lets go of this process's connection and copies; what is held stays held."""
@@ -54,7 +61,9 @@ def _put(bundle: Bundle, client: KeeperClient) -> None:
 
 
 class KeeperHolder:
-    """A keeper at a socket. Should the keeper be restarted, it is reached again and given the latest deposit."""
+    """A keeper at a socket. Should the keeper be restarted, it is reached again and given the
+    latest deposit.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -70,7 +79,9 @@ class KeeperHolder:
         return f"keeper {self.path}"
 
     async def _call(self, function: Callable[[KeeperClient], T]) -> T:
-        """One call in a thread. If the caller is cancelled the connection ends, and with it the call."""
+        """One call in a thread. If the caller is cancelled the connection ends, and with it the
+        call.
+        """
         async with self._lock:
             self._unwatch()
             if self._client is None:
@@ -91,7 +102,7 @@ class KeeperHolder:
                     self._client = None
                 self._watch()
 
-    # -- a keeper that goes away -------------------------------------------------------------------------------------------------------
+    # -- a keeper that goes away -------------------------------------------------------------------
 
     def _watch(self) -> None:
         if self._client is not None:
@@ -139,7 +150,7 @@ class KeeperHolder:
         if older is not None:
             older.close()
 
-    # -- Holder ------------------------------------------------------------------------------------------------------------------------
+    # -- Holder ------------------------------------------------------------------------------------
 
     async def take(self, uri: str, wait: float = 0.0) -> Bundle | None:
         descriptors = await self._call(lambda client: client.get(uri, wait=wait))
@@ -196,14 +207,18 @@ class SystemdHolder:
         await asyncio.to_thread(systemd.store().drop, uri)
 
     async def release(self, uri: str, pid: int | None = None) -> None:
-        """It stays in the store: the successor in the same service gets it at its start, and another process has descriptors of its own."""
+        """It stays in the store: the successor in the same service gets it at its start, and
+        another process has descriptors of its own.
+        """
 
     def close(self) -> None:
         pass
 
 
 def find_holder(keeper: str | None) -> Holder | None:
-    """keeper: a socket's path, "systemd", or "none"; None: what the command line said, else systemd's store if this service has one."""
+    """keeper: a socket's path, "systemd", or "none"; None: what the command line said, else
+    systemd's store if this service has one.
+    """
     keeper = config.command_line.keeper if keeper is None else keeper
     if keeper is None:
         return SystemdHolder() if systemd.store().available else None

@@ -1,4 +1,6 @@
-"""What a Controller has for whoever comes after it: the saved state, and the ways to hand the controller on."""
+"""What a Controller has for whoever comes after it: the saved state, and the ways to hand the
+controller on.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,18 @@ import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from nvme_async._tasks import finish
 from nvme_async.dma import DmaBuffer, Slot
+from nvme_async.driver.pcie.memory import DeviceMemory
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
 from nvme_async.keepalive import execute, handing, settle
 from nvme_async.keepalive.adopted import AdoptedCommands
 from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.manifest import Manifest, Recorder
 from nvme_async.keepalive.state import Phase, State
-from nvme_async.memory import DeviceMemory
+from nvme_async.runtime.tasks import finish
 
 if TYPE_CHECKING:
-    from nvme_async.controller import Controller
+    from nvme_async.driver.controller import Controller
     from nvme_async.keepalive.config import Decision
     from nvme_async.keepalive.deposit import Depositor
     from nvme_async.keepalive.handover import Offer
@@ -31,9 +33,11 @@ class Keeping:
 
     Attributes:
         adopted: the commands that a predecessor left; empty after a fresh bring-up.
-        settings, decision: whether keepalive runs and why, and the same in words; None and empty before it was decided.
-        on_bundle_changed: called on the home loop when bundle() has become something else: after the bring-up, and when there is none any
-            more because the controller was closed, failed or was handed over.
+        settings, decision: whether keepalive runs and why, and the same in words; None and empty
+            before it was decided.
+        on_bundle_changed: called on the home loop when bundle() has become something else: after
+            the bring-up, and when there is none any more because the controller was closed, failed
+            or was handed over.
     """
 
     uri: str
@@ -59,20 +63,24 @@ class Keeping:
         return self.recorder is not None
 
     def keep(self, manifest: Manifest | None = None, state: State | None = None) -> None:
-        """From here on the saved state is kept up to date: in `manifest`, which held a predecessor's `state`, or in a new one."""
+        """From here on the saved state is kept up to date: in `manifest`, which held a
+        predecessor's `state`, or in a new one.
+        """
         assert self.memory is not None
         self.recorder = Recorder(self._this, manifest or Manifest(self.memory.pools[0]))
         if state is None:
             self.recorder.record()
         else:
-            # What the predecessor wrote is still right in all that a restore goes by: whose I/O waits now comes first.
+            # What the predecessor wrote is still right in all that a restore goes by: whose I/O
+            # waits now comes first.
             self.recorder.inherit(state)
             self._this.loop.call_later(0.001, self.note)
         self.memory.on_mapped = self.note
         self.bundle_changed()
 
     def note(self, phase: Phase = "live", *, strictly: bool = False) -> None:
-        """Something changed that a successor must know. strictly: OutOfDmaMemory if it can't be written down; else a warning.
+        """Something changed that a successor must know. strictly: OutOfDmaMemory if it can't be
+            written down; else a warning.
 
         Whatever changes during a reset, nobody can go on with the controller before its end.
         """
@@ -102,27 +110,33 @@ class Keeping:
         self.settings, self.decision = decision, str(decision)
         self.note()
 
-    # -- handing on --------------------------------------------------------------------------------------------------------------------
+    # -- handing on --------------------------------------------------------------------------------
 
     def bundle(self) -> Bundle:
-        """What a successor needs, as it is now, with descriptors of its own; the caller's to close. On the home loop.
+        """What a successor needs, as it is now, with descriptors of its own; the caller's to close.
+        On the home loop.
 
-        QueueShutdown when there is nothing to take over (any more); ConfigurationError when the controller was opened without keepalive.
+        QueueShutdown when there is nothing to take over (any more); ConfigurationError when the
+        controller was opened without keepalive.
         """
         return handing.bundle(self._this)
 
     async def save(self) -> Bundle:
-        """Lets go of the running controller: its queues, and the commands that are out, stay as they are for whoever restores the bundle.
+        """Lets go of the running controller: its queues, and the commands that are out, stay as
+        they are for whoever restores the bundle.
 
-        Waiters end with HandedOver. Doesn't wait for the commands that are out. If it fails, the exception says why and service goes on.
-        Raises as bundle() does; ControllerError when the controller has failed; ControllerTimeout when a loop that uses it is stuck.
+        Waiters end with HandedOver. Doesn't wait for the commands that are out. If it fails, the
+        exception says why and service goes on. Raises as bundle() does; ControllerError when the
+        controller has failed; ControllerTimeout when a loop that uses it is stuck.
         """
         return await self.at_home(lambda: finish(lambda: handing.save(self._this)))
 
     async def exec(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
-        """Becomes another program, under the same process id, while the controller runs on; the program opens the same URI. Doesn't return.
+        """Becomes another program, under the same process id, while the controller runs on; the
+        program opens the same URI. Doesn't return.
 
-        argv: as for os.execvp(). env: its environment, by default this one's. See nvme_async.keepalive.execute for what is raised, and for
+        argv: as for os.execvp(). env: its environment, by default this one's. See
+            nvme_async.keepalive.execute for what is raised, and for
         several controllers.
         """
         await self.at_home(lambda: execute.execute([self], argv, env))
@@ -134,9 +148,10 @@ class Keeping:
             async with controller.handover("/run/drive.sock") as offer:
                 await offer          # until a successor has taken over
 
-        where: the path of a Unix socket to listen on, or a connected one. Service goes on until the successor is ready, and again if it
-        fails. Leaving the block before anybody came withdraws the offer. A controller without keepalive is shut down cleanly once somebody
-        came, who then brings it up afresh.
+        where: the path of a Unix socket to listen on, or a connected one. Service goes on until the
+            successor is ready, and again if it
+        fails. Leaving the block before anybody came withdraws the offer. A controller without
+        keepalive is shut down cleanly once somebody came, who then brings it up afresh.
         """
         from nvme_async.keepalive.handover import Offer
 
@@ -149,23 +164,28 @@ class Keeping:
         error = HandedOver if self.state == "handed over" else QueueShutdown
         return error(f"{self.uri}: the controller is {self.state}")
 
-    # -- a predecessor's memory --------------------------------------------------------------------------------------------------------
+    # -- a predecessor's memory --------------------------------------------------------------------
 
     def unclaimed(self) -> list[Slot]:
-        """A predecessor's memory that its alloc() gave out and nobody in this process has claimed, by offset; tags as given to alloc()."""
+        """A predecessor's memory that its alloc() gave out and nobody in this process has claimed,
+        by offset; tags as given to alloc().
+        """
         slots = [slot for pool in (self.memory.pools if self.memory is not None else ()) for slot in pool.slots()]
         return [slot for slot in slots if slot.owner == "application" and slot.state == "pending-restore"]
 
     def claim(self, slot: Slot) -> DmaBuffer:
-        """One of unclaimed(): from here on as if this process had allocated it. Don't free it before the commands in `adopted` that use it
-        are finished."""
+        """One of unclaimed(): from here on as if this process had allocated it. Don't free it
+        before the commands in `adopted` that use it are finished.
+        """
         if self.memory is None or not self.memory.pools:
             raise self.not_here()
         return self.memory.pools[0].claim(slot.offset)
 
     async def validate_restore(self) -> list[Slot]:
-        """After everything was claimed: what nobody wanted. Its pages stay out of use until the controller's next bring-up. Waits until the
-        predecessor's commands are over and its half-made queue pairs are gone."""
+        """After everything was claimed: what nobody wanted. Its pages stay out of use until the
+            controller's next bring-up. Waits until the
+        predecessor's commands are over and its half-made queue pairs are gone.
+        """
         if self.settlement is not None:
             await self.settlement.wait()
         if self.memory is None or not self.memory.pools:

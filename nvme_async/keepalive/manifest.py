@@ -1,7 +1,8 @@
 """The manifest: the saved state's place in the pool, and when it is written.
 
-It lies in pool slots of owner "manifest": two halves, written in turn, of which the one with the higher sequence and a right checksum
-counts. A half is published by the store of its sequence, the last of all, so that a process killed while it writes leaves the other half.
+It lies in pool slots of owner "manifest": two halves, written in turn, of which the one with the
+higher sequence and a right checksum counts. A half is published by the store of its sequence, the
+last of all, so that a process killed while it writes leaves the other half.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ import attrs
 from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.errors import InvalidSavedState, NvmeError
 from nvme_async.keepalive import state as saved
-from nvme_async.keepalive.state import DeviceIdentity, NamespaceState, Phase, QueueState, RegisterState, RegistrationState, State
+from nvme_async.keepalive.state import (
+    DeviceIdentity,
+    NamespaceState,
+    Phase,
+    QueueState,
+    RegisterState,
+    RegistrationState,
+    State,
+)
 
 if TYPE_CHECKING:
-    from nvme_async.controller import Controller
-    from nvme_async.queue_pair import QueuePair
+    from nvme_async.driver.controller import Controller
+    from nvme_async.driver.pcie.loop_queue import LoopQueue
 
 log = logging.getLogger("nvme_async")
 
@@ -59,7 +68,9 @@ def _read_half(half: memoryview) -> tuple[int, bytes] | str:
 
 
 def find(pool: Pool) -> tuple[int, int, bytes]:
-    """(slot offset, sequence, body) of the manifest that counts. InvalidSavedState when the pool has none. Changes nothing."""
+    """(slot offset, sequence, body) of the manifest that counts. InvalidSavedState when the pool
+    has none. Changes nothing.
+    """
     best: tuple[int, int, bytes] | None = None
     problems = []
     with memoryview(_window(pool)) as window:
@@ -97,7 +108,9 @@ class Manifest:
         self.body = body
 
     def write(self, body: bytes) -> None:
-        """Replaces what is there; OutOfDmaMemory when it has grown and the pool has no room. Killed at any instruction, either counts."""
+        """Replaces what is there; OutOfDmaMemory when it has grown and the pool has no room. Killed
+        at any instruction, either counts.
+        """
         half = self._buffer.nbytes // 2
         if len(body) + _HEADER.size > half:
             half = -(-(len(body) + _HEADER.size) * 2 // 4096) * 4096
@@ -112,7 +125,10 @@ class Manifest:
     def _write(self, body: bytes, half: int) -> None:
         sequence = self.sequence + 1
         at = (sequence & 1) * half
-        with memoryview(self._buffer)[at : at + half] as view, view[_SEQUENCE_AT : _SEQUENCE_AT + 8].cast("Q") as published:
+        with (
+            memoryview(self._buffer)[at : at + half] as view,
+            view[_SEQUENCE_AT : _SEQUENCE_AT + 8].cast("Q") as published,
+        ):
             published[0] = 0
             view[_HEADER.size : _HEADER.size + len(body)] = body
             view[:_SEQUENCE_AT] = struct.pack("<8sII", _MAGIC, _VERSION, 0)
@@ -132,7 +148,9 @@ class Recorder:
         self._identify: tuple[Any, bytes] = (None, b"")
 
     def inherit(self, state: State) -> None:
-        """What was read of a predecessor's state need not be encoded again, and what wasn't understood is to be passed on."""
+        """What was read of a predecessor's state need not be encoded again, and what wasn't
+        understood is to be passed on.
+        """
         controller = self._controller
         self.extra = state.extra
         self._identify = (controller.identify, state.identify)
@@ -142,14 +160,17 @@ class Recorder:
                 self._namespaces[described.nsid] = (namespace.identify, described)
 
     def record(self, phase: Phase = "live", *, quiesced: bool = False) -> None:
-        """Writes the state as it is now; not while the controller is being saved, then what the save wrote counts. OutOfDmaMemory if the pool
-        is full."""
+        """Writes the state as it is now; not while the controller is being saved, then what the
+        save wrote counts. OutOfDmaMemory if the pool is full.
+        """
         if self._controller.state == "saving" and not quiesced:
             return
         self.manifest.write(saved.encode(self.snapshot(phase, quiesced=quiesced)))
 
     def note(self, phase: Phase = "live") -> None:
-        """record(), where a failure must not end what is going on: what was written before still counts."""
+        """record(), where a failure must not end what is going on: what was written before still
+        counts.
+        """
         try:
             self.record(phase)
         except (NvmeError, OSError, ValueError) as error:
@@ -209,7 +230,7 @@ class Recorder:
         return known[1]
 
     @staticmethod
-    def _queue(queue: QueuePair) -> QueueState:
+    def _queue(queue: LoopQueue) -> QueueState:
         hot = queue.hot
         return QueueState(
             qid=hot.qid,

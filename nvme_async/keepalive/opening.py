@@ -1,4 +1,6 @@
-"""From a device address to a controller, by way of whoever holds it: live restore, reclaim, or a fresh bring-up; then the deposit."""
+"""From a device address to a controller, by way of whoever holds it: live restore, reclaim, or a
+fresh bring-up; then the deposit.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,9 @@ from typing import Any
 
 import attrs
 
-from nvme_async._open import open_controller
-from nvme_async.controller import Controller
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.opening import open_controller
+from nvme_async.driver.options import Options
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError, InvalidSavedState, NvmeError
 from nvme_async.keepalive import execute
 from nvme_async.keepalive.bundle import Bundle
@@ -17,7 +20,6 @@ from nvme_async.keepalive.config import PAGE, Decision, Outcome, decide, outcome
 from nvme_async.keepalive.deposit import Depositor
 from nvme_async.keepalive.holder import Holder, find_holder
 from nvme_async.keepalive.restoration import restore
-from nvme_async.options import Options
 
 log = logging.getLogger("nvme_async")
 
@@ -52,11 +54,17 @@ async def _taken(uri: str, holder: Holder | None, wait: float) -> Bundle | None:
     return inherited or held
 
 
-async def _follow(uri: str, bundle: Bundle, decision: Decision, options: dict[str, Any], holder: Holder | None) -> Controller | None:
-    """The controller of `bundle`, live or reclaimed. None when its device went away with its driver: then it is as if there were none."""
+async def _follow(
+    uri: str, bundle: Bundle, decision: Decision, options: dict[str, Any], holder: Holder | None
+) -> Controller | None:
+    """The controller of `bundle`, live or reclaimed. None when its device went away with its
+    driver: then it is as if there were none.
+    """
     what = outcome(saved=True, pool="pool" in bundle.descriptors, keepalive=decision.enabled)
     if what is Outcome.MISSING_POOL:
-        raise InvalidSavedState(f"{uri}: a predecessor left its controller without the private pool (no descriptor named pool)")
+        raise InvalidSavedState(
+            f"{uri}: a predecessor left its controller without the private pool (no descriptor named pool)"
+        )
     try:
         if what is Outcome.LIVE_RESTORE:
             return await restore(bundle, policy="fresh", **options)
@@ -71,7 +79,8 @@ async def _follow(uri: str, bundle: Bundle, decision: Decision, options: dict[st
 
 
 def choose(uri: str, options: Options, holding: Holding) -> tuple[Decision, Holder | None]:
-    """Whether keepalive runs for a controller, and who holds it meanwhile; the holder is the caller's to close. On the home loop.
+    """Whether keepalive runs for a controller, and who holds it meanwhile; the holder is the
+    caller's to close. On the home loop.
 
     ConfigurationError if its kind of device is switched off.
     """
@@ -81,7 +90,9 @@ def choose(uri: str, options: Options, holding: Holding) -> tuple[Decision, Hold
             keepalive=holding.keepalive,
             pool_pages=holding.pool_pages,
             vfio=holding.vfio,
-            holder=holder.words if holder is not None else ("the successor of an exec" if execute.is_waiting(uri) else None),
+            holder=holder.words
+            if holder is not None
+            else ("the successor of an exec" if execute.is_waiting(uri) else None),
             default_pool_pages=options.pool_bytes // PAGE,
         )
         decision.check_scheme(uri)
@@ -98,7 +109,9 @@ def with_pool(options: Options, decision: Decision) -> Options:
 
 
 async def settle_in(controller: Controller, decision: Decision, holder: Holder | None) -> None:
-    """The controller has its driver: deposits it, if it is kept alive and somebody holds it. The holder is the controller's then."""
+    """The controller has its driver: deposits it, if it is kept alive and somebody holds it. The
+    holder is the controller's then.
+    """
     controller.decided(decision)
     if holder is not None and controller.keepalive:
         controller.depositor = Depositor(controller, holder)
@@ -109,7 +122,11 @@ async def settle_in(controller: Controller, decision: Decision, holder: Holder |
 
 
 async def open_held(
-    uri: str, given: dict[str, Any], holding: Holding, *, fresh: Callable[[str, Options], Awaitable[Controller]] = open_controller
+    uri: str,
+    given: dict[str, Any],
+    holding: Holding,
+    *,
+    fresh: Callable[[str, Options], Awaitable[Controller]] = open_controller,
 ) -> Controller:
     """nvme_async.open(). given: options by name. fresh: brings a controller up that nobody left."""
     options = Options.of(given)

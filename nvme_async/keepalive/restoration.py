@@ -1,11 +1,13 @@
 """The successor's half: going on with a controller that runs, from its bundle.
 
-    prepare   the pool and the saved state, without the device: may be done while the predecessor still works
+    prepare   the pool and the saved state, without the device: may be done while the predecessor
+        still works
     connect   the device, and whether it is the one that was saved, in the state that was saved
     commit    memory, queue pairs, namespaces, the predecessor's commands; the drain barrier stands
 
-Until commit has checked everything nothing is changed, neither at the controller nor in the pool, so a refusal leaves both as they were.
-No Identify command is sent, no queue is created and CC is not written.
+Until commit has checked everything nothing is changed, neither at the controller nor in the pool,
+so a refusal leaves both as they were. No Identify command is sent, no queue is created and CC is
+not written.
 """
 
 from __future__ import annotations
@@ -17,10 +19,14 @@ from typing import Any, Literal
 import attrs
 
 from nvme_async import _hotpath
-from nvme_async._tasks import in_thread
-from nvme_async.controller import Controller
 from nvme_async.device import Device, DeviceIds, parse_uri, resume_device
 from nvme_async.dma import DmaBuffer, Pool, Slot
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.namespace import Namespace
+from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.pcie.memory import DeviceMemory, let_go
+from nvme_async.driver.pcie.registers import Registers
 from nvme_async.errors import ConfigurationError, ControllerGone, InvalidSavedState, RestoreRefused
 from nvme_async.keepalive import fresh, manifest
 from nvme_async.keepalive import state as saved
@@ -29,11 +35,7 @@ from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.manifest import Manifest
 from nvme_async.keepalive.settle import Settlement
 from nvme_async.keepalive.state import QueueState, State
-from nvme_async.memory import DeviceMemory, let_go
-from nvme_async.namespace import Namespace
-from nvme_async.options import Options
-from nvme_async.queue_pair import QueuePair
-from nvme_async.registers import Registers
+from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec import commands
 from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, IdentifyNamespace
 from nvme_async.spec.opcodes import Feature
@@ -47,15 +49,18 @@ _SETTLE_ADMIN = commands.get_features(Feature.NUMBER_OF_QUEUES).pack()
 
 
 async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Any) -> Controller:
-    """Goes on with the running controller that `bundle` stands for. The bundle stays the caller's; what is needed of it is duplicated.
+    """Goes on with the running controller that `bundle` stands for. The bundle stays the caller's;
+    what is needed of it is duplicated.
 
-    options: as for nvme_async.open(); those not given are the predecessor's. keepalive=False, or policy="fresh" where a live restore isn't
-    possible: the controller is reset first, then the predecessor's memory is freed, then the controller is brought up afresh; `adopted.lost`
+    options: as for nvme_async.open(); those not given are the predecessor's. keepalive=False, or
+        policy="fresh" where a live restore isn't
+    possible: the controller is reset first, then the predecessor's memory is freed, then the
+        controller is brought up afresh; `adopted.lost`
     says which commands were out.
     Returns at once; new I/O waits until the predecessor's has completed (`controller.adopted`).
 
-    Raises RestoreRefused with the reason, the controller left as it was; ConfigurationError for options; ControllerError when the fresh
-    bring-up fails.
+    Raises RestoreRefused with the reason, the controller left as it was; ConfigurationError for
+    options; ControllerError when the fresh bring-up fails.
     """
     if policy not in ("refuse", "fresh"):
         raise ConfigurationError(f"policy is {policy!r}, neither 'refuse' nor 'fresh'")
@@ -73,7 +78,9 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Any) 
 
 def _merge(state: State, given: dict[str, Any]) -> Options:
     known = {field.name for field in attrs.fields(Options)}
-    return Options.of({name: value for name, value in state.options.items() if name in known} | given | {"keepalive": True})
+    return Options.of(
+        {name: value for name, value in state.options.items() if name in known} | given | {"keepalive": True}
+    )
 
 
 class Restoration:
@@ -126,7 +133,7 @@ class Restoration:
     def _refuse(self, why: str) -> RestoreRefused:
         return RestoreRefused(f"{self.uri}: {why}")
 
-    # -- prepare -----------------------------------------------------------------------------------------------------------------------
+    # -- prepare -----------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Maps the pool and reads what was saved. No device is needed, and nothing is changed."""
@@ -160,15 +167,19 @@ class Restoration:
             ("firmware", state.device.firmware, identify.fr),
         ):
             if said != page:
-                raise self._refuse(f"the saved state is of two drives: {name} {said!r}, and {page!r} in its Identify data")
+                raise self._refuse(
+                    f"the saved state is of two drives: {name} {said!r}, and {page!r} in its Identify data"
+                )
         for namespace in state.namespaces:
             if namespace.identify not in self._namespaces:
                 self._namespaces[namespace.identify] = IdentifyNamespace.decode(namespace.identify)
 
-    # -- connect -----------------------------------------------------------------------------------------------------------------------
+    # -- connect -----------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Takes the device up and compares it with what was saved: ids, registers, and that it runs."""
+        """Takes the device up and compares it with what was saved: ids, registers, and that it
+        runs.
+        """
         state = self.state
         fds = {name: os.dup(fd) for name, fd in self._bundle.part("device.").items()}
         device, registers = await in_thread(self._resume, fds)
@@ -183,7 +194,9 @@ class Restoration:
         self._check_registers(registers.pop("csts"), registers)
 
     def _resume(self, fds: dict[str, int]) -> tuple[Device, dict[str, int]]:
-        """The device, and how it is set up. In a thread: it may be messages, and one trip is enough for all."""
+        """The device, and how it is set up. In a thread: it may be messages, and one trip is enough
+        for all.
+        """
         self.device = device = resume_device(self.uri, fds, self.state.device_state)
         return device, Registers(device).read_all()
 
@@ -198,9 +211,11 @@ class Restoration:
         for name, value in registers.items():
             was = getattr(self.state.registers, name)
             if value != was:
-                raise self._refuse(f"{name.upper()} reads {value:#x}, saved was {was:#x}: another controller, or other limits")
+                raise self._refuse(
+                    f"{name.upper()} reads {value:#x}, saved was {was:#x}: another controller, or other limits"
+                )
 
-    # -- commit ------------------------------------------------------------------------------------------------------------------------
+    # -- commit ------------------------------------------------------------------------------------
 
     async def commit(self) -> Controller:
         """Takes the controller over. The predecessor touches it no more."""
@@ -238,7 +253,9 @@ class Restoration:
             pool.detach()
             for queue in controller.queues.all():
                 queue.deaf()
-                _hotpath.hand_over(queue.hot, RestoreRefused("the restore failed"), RestoreRefused("the restore failed"))
+                _hotpath.hand_over(
+                    queue.hot, RestoreRefused("the restore failed"), RestoreRefused("the restore failed")
+                )
             controller.queues.maker.close_vectors()
             raise
         self.pool = self.device = None
@@ -252,11 +269,14 @@ class Restoration:
             raise self._refuse(f"the eventfds of vectors {missing} are missing")
         controller.queues.maker.adopt_vectors([os.dup(fds[str(vector)]) for vector in range(self.state.vectors)])
 
-    def _queues(self, controller: Controller, pool: Pool) -> list[QueuePair]:
+    def _queues(self, controller: Controller, pool: Pool) -> list[LoopQueue]:
         """Objects for the queue pairs, checked, and still without any effect."""
         state, queues = self.state, controller.queues
         memory = DeviceMemory(
-            controller.device, pool_bytes=controller.options.pool_bytes, hugepages=controller.options.hugepages, adopt=pool
+            controller.device,
+            pool_bytes=controller.options.pool_bytes,
+            hugepages=controller.options.hugepages,
+            adopt=pool,
         )
         memory.in_use = queues.uses
         memory.inherit([(registration.iova, registration.nbytes) for registration in state.registrations])
@@ -265,13 +285,18 @@ class Restoration:
             limit=state.queue_limit,
             max_transfer=state.max_transfer,
             used=[queue.qid for queue in [*state.queues, *state.unsettled]],
-            shadow=None if state.shadow_offset is None else self._claim(pool, state.shadow_offset, "the shadow doorbells"),
+            shadow=None
+            if state.shadow_offset is None
+            else self._claim(pool, state.shadow_offset, "the shadow doorbells"),
         )
         chunks: dict[str, list[Slot]] = {}
         for slot in pool.slots():
             if slot.owner.startswith("bounce "):
                 chunks.setdefault(slot.owner, []).append(slot)
-        found = [self._queue(controller, pool, description, chunks.get(f"bounce {description.qid}", [])) for description in state.queues]
+        found = [
+            self._queue(controller, pool, description, chunks.get(f"bounce {description.qid}", []))
+            for description in state.queues
+        ]
         admin = found[0]
         if (admin.hot.sq_iova, admin.hot.cq_iova) != (state.registers.asq, state.registers.acq):
             raise self._refuse("the controller's admin queue isn't where the saved state has it")
@@ -283,12 +308,15 @@ class Restoration:
         except ValueError as error:
             raise self._refuse(f"the memory of {what} isn't in the pool: {error}") from None
 
-    def _queue(self, controller: Controller, pool: Pool, description: QueueState, chunks: list[Slot]) -> QueuePair:
+    def _queue(self, controller: Controller, pool: Pool, description: QueueState, chunks: list[Slot]) -> LoopQueue:
         qid, queues = description.qid, controller.queues
         memory = self._claim(pool, description.offset, f"queue {qid}")
         facts = _hotpath.check_queue(memory, qid)
         if (facts["entries"], facts["vector"]) != (description.entries, description.vector):
-            raise self._refuse(f"queue {qid} has {facts['entries']} entries and vector {facts['vector']} in the pool, others were saved")
+            raise self._refuse(
+                f"queue {qid} has {facts['entries']} entries and vector {facts['vector']} in the pool, "
+                "others were saved"
+            )
         if description.vector >= self.state.vectors:
             raise self._refuse(f"queue {qid} uses vector {description.vector}, of {self.state.vectors}")
         try:
@@ -314,7 +342,9 @@ class Restoration:
             for offset in inside:
                 del owned[offset]
         if owned:
-            raise self._refuse(f"queue {qid}: commands own bounce pages that aren't in the pool: {sorted(map(hex, owned))}")
+            raise self._refuse(
+                f"queue {qid}: commands own bounce pages that aren't in the pool: {sorted(map(hex, owned))}"
+            )
         return queue
 
     def _namespaces_of(self, controller: Controller) -> None:
@@ -323,13 +353,17 @@ class Restoration:
             namespace._update(self._namespaces[description.identify])
             controller.namespaces[description.nsid] = namespace
 
-    def _adopt(self, controller: Controller, queues: list[QueuePair]) -> list[_hotpath.Request]:
-        """The predecessor's commands become ours; the admin queue first, whose completions nobody has looked at. Returns its event requests."""
+    def _adopt(self, controller: Controller, queues: list[LoopQueue]) -> list[_hotpath.Request]:
+        """The predecessor's commands become ours; the admin queue first, whose completions nobody
+        has looked at. Returns its event requests.
+        """
         events: list[_hotpath.Request] = []
         adopted = controller.adopted
         settle_io = commands.flush(min(controller.namespaces)).pack() if controller.namespaces else None
         for queue in queues:
-            found, own, requests = _hotpath.adopt(queue.hot, Adopted, adopted._finished, settle_io if queue.qid else _SETTLE_ADMIN)
+            found, own, requests = _hotpath.adopt(
+                queue.hot, Adopted, adopted._finished, settle_io if queue.qid else _SETTLE_ADMIN
+            )
             adopted._add(found, own)
             events += requests
         for queue in queues:
@@ -344,4 +378,3 @@ class Restoration:
             controller.queues.lift("drain")
         controller.queues.first_restored(controller.loop)
         return events
-

@@ -1,4 +1,6 @@
-"""What a successor tidies up while it already serves: the drain, half-made queue pairs, the predecessor's mappings, memory without an owner."""
+"""What a successor tidies up while it already serves: the drain, half-made queue pairs, the
+predecessor's mappings, memory without an owner.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from nvme_async.keepalive.state import State
 from nvme_async.spec import commands
 
 if TYPE_CHECKING:
-    from nvme_async.controller import Controller
+    from nvme_async.driver.controller import Controller
 
 log = logging.getLogger("nvme_async")
 
@@ -62,7 +64,9 @@ class Settlement:
             log.warning("%s: tidying up after the predecessor: %s", controller.uri, error)
 
     async def _until(self, done) -> None:  # type: ignore[no-untyped-def]
-        """Looks at the completion rings meanwhile: some are without interrupts, and an interrupt may have gone to the predecessor."""
+        """Looks at the completion rings meanwhile: some are without interrupts, and an interrupt
+        may have gone to the predecessor.
+        """
         pause = _FIRST_LOOK
         while not done():
             await asyncio.sleep(pause)
@@ -72,7 +76,9 @@ class Settlement:
                     queue.hot.reap()
 
     async def _undo(self, qid: int) -> None:
-        """The predecessor was creating or deleting this queue pair: whatever the controller knows of it, it is to know nothing."""
+        """The predecessor was creating or deleting this queue pair: whatever the controller knows
+        of it, it is to know nothing.
+        """
         controller = self._controller
         for command in (commands.delete_io_sq(qid), commands.delete_io_cq(qid)):
             try:
@@ -86,17 +92,23 @@ class Settlement:
         controller.note()
 
     def _free_what_nobody_used(self) -> None:
-        """Memory that the predecessor had taken for something which the controller was never told of."""
+        """Memory that the predecessor had taken for something which the controller was never told
+        of.
+        """
         known = {queue.qid for queue in [*self._state.queues, *self._state.unsettled]}
         for slot in _pending(self._pool):
             kind, _, number = slot.owner.partition(" ")
-            ours = slot.owner == manifest.OWNER or (kind in ("queue", "bounce") and number.isdigit() and int(number) not in known)
+            ours = slot.owner == manifest.OWNER or (
+                kind in ("queue", "bounce") and number.isdigit() and int(number) not in known
+            )
             if ours or (kind == "queue" and number.isdigit() and self._is_double(slot, int(number))):
                 self._pool.reclaim(slot.offset)
 
     def _is_double(self, slot: Slot, qid: int) -> bool:
         """A second allocation for a queue pair that is known to lie elsewhere."""
-        return all(slot.offset != queue.offset for queue in [*self._state.queues, *self._state.unsettled] if queue.qid == qid)
+        return all(
+            slot.offset != queue.offset for queue in [*self._state.queues, *self._state.unsettled] if queue.qid == qid
+        )
 
 
 def _pending(pool: Pool) -> list[Slot]:
@@ -104,12 +116,18 @@ def _pending(pool: Pool) -> list[Slot]:
 
 
 def validate(controller: Controller) -> list[Slot]:
-    """What nobody claimed; its pages stay out of use from now on, for a controller might still write there."""
+    """What nobody claimed; its pages stay out of use from now on, for a controller might still
+    write there.
+    """
     assert controller.memory is not None
     unclaimed = controller.memory.manager.validate_restore()
     for one in unclaimed:
         log.warning(
             "%s: %d bytes at %#x of %s are leaked: nobody claimed what the predecessor had there as %r",
-            controller.uri, one.slot.nbytes, one.slot.offset, one.client, one.slot.owner,
-        )  # fmt: skip
+            controller.uri,
+            one.slot.nbytes,
+            one.slot.offset,
+            one.client,
+            one.slot.owner,
+        )
     return [one.slot for one in unclaimed]

@@ -1,8 +1,10 @@
-"""What is saved of a controller beside the pool's own structures: static facts, as types, and as JSON text.
+"""What is saved of a controller beside the pool's own structures: static facts, as types, and as
+JSON text.
 
-The format is docs/keepalive.md's. A field that this version doesn't know is kept and written back, so that a state survives a round trip
-through an older release. `format` is raised when something is added, `readable_by` only when older releases would misunderstand the rest:
-a release reads whatever says that it is readable by its own format.
+The format is docs/keepalive.md's. A field that this version doesn't know is kept and written back,
+so that a state survives a round trip through an older release. `format` is raised when something is
+added, `readable_by` only when older releases would misunderstand the rest: a release reads whatever
+says that it is readable by its own format.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ class RegisterState(_Part):
 class QueueState(_Part):
     """One queue pair; everything that changes with each command is in its header in the pool.
 
-    offset: of its allocation in the pool. max_transfer: bytes of one command. shadow: its doorbells are in the shadow buffer.
+    offset: of its allocation in the pool. max_transfer: bytes of one command. shadow: its doorbells
+        are in the shadow buffer.
     worker: name of the thread whose loop used it.
     """
 
@@ -89,7 +92,9 @@ class NamespaceState(_Part):
 
 @attrs.frozen(kw_only=True)
 class RegistrationState(_Part):
-    """Memory of the process that wrote this, mapped at the device: to be unmapped once no command uses it."""
+    """Memory of the process that wrote this, mapped at the device: to be unmapped once no command
+    uses it.
+    """
 
     iova: int
     nbytes: int
@@ -101,14 +106,17 @@ class State(_Part):
     format, readable_by: see the module.
     uri: the device address.
     pid, written: who wrote this, and when (seconds since the epoch).
-    phase: "live", or why there can be no live restore: the writer was about to reset or close the controller, or it had failed.
+    phase: "live", or why there can be no live restore: the writer was about to reset or close the
+        controller, or it had failed.
     quiesced: written by a planned save: nothing was left half done.
     pool_id: the pool that this is about.
     decision: why keepalive ran.
-    identify, identify_nvm: Identify Controller, and that of the NVM command set (None: the controller has none).
+    identify, identify_nvm: Identify Controller, and that of the NVM command set (None: the
+        controller has none).
     queue_limit: I/O queue pairs that the controller granted.
     queues: the admin queue pair first.
-    unsettled: queue pairs that were being created or deleted: the controller may or may not know them.
+    unsettled: queue pairs that were being created or deleted: the controller may or may not know
+        them.
     shadow_offset: of the Doorbell Buffer Config memory in the pool, None = not in use.
     vectors: MSI-X vectors with an eventfd.
     options: those of the Controller.
@@ -145,7 +153,9 @@ def _make_converter() -> cattrs.Converter:
     # Identify data is mostly zeroes.
     converter.register_unstructure_hook(bytes, lambda data: base64.b64encode(zlib.compress(data)).decode())
     converter.register_structure_hook(bytes, lambda text, _: zlib.decompress(base64.b64decode(text, validate=True)))
-    converter.register_structure_hook(bytes | None, lambda text, _: None if text is None else converter.structure(text, bytes))
+    converter.register_structure_hook(
+        bytes | None, lambda text, _: None if text is None else converter.structure(text, bytes)
+    )
     converter.register_structure_hook(int | None, lambda value, _: None if value is None else int(value))
 
     def structure_part(value: Any, cls: type[T]) -> T:
@@ -196,10 +206,13 @@ def decode(text: bytes) -> State:
         raise InvalidSavedState("the saved state is no controller's state: it doesn't say who can read it")
     if plain["readable_by"] > FORMAT:
         raise InvalidSavedState(
-            f"the saved state is of format {plain.get('format')}, readable by {plain['readable_by']} and later; this release reads {FORMAT}"
+            f"the saved state is of format {plain.get('format')}, readable by {plain['readable_by']} "
+            f"and later; this release reads {FORMAT}"
         )
     try:
         return _converter.structure(plain, State)
     except Exception as error:  # whatever the converters of the parts raise
-        reason = "; ".join(cattrs.transform_error(error)) if isinstance(error, cattrs.BaseValidationError) else repr(error)
+        reason = (
+            "; ".join(cattrs.transform_error(error)) if isinstance(error, cattrs.BaseValidationError) else repr(error)
+        )
         raise InvalidSavedState(f"the saved state makes no sense: {reason}") from error

@@ -1,8 +1,11 @@
-"""systemd's file descriptor store: the service manager keeps a controller's descriptors while the service restarts.
+"""systemd's file descriptor store: the service manager keeps a controller's descriptors while the
+service restarts.
 
-The protocol of sd_notify(3) and sd_listen_fds(3), spoken directly: state lines with descriptors go to the datagram socket $NOTIFY_SOCKET;
-what is stored comes back at the next start as descriptors from 3 on, counted by $LISTEN_FDS, named by $LISTEN_FDNAMES, meant for $LISTEN_PID.
-The unit needs FileDescriptorStoreMax= (vectors + 5 for each controller); systemd 254 and later tell it in $FDSTORE.
+The protocol of sd_notify(3) and sd_listen_fds(3), spoken directly: state lines with descriptors go
+to the datagram socket $NOTIFY_SOCKET;
+what is stored comes back at the next start as descriptors from 3 on, counted by $LISTEN_FDS, named
+by $LISTEN_FDNAMES, meant for $LISTEN_PID. The unit needs FileDescriptorStoreMax= (vectors + 5 for
+each controller); systemd 254 and later tell it in $FDSTORE.
 """
 
 from __future__ import annotations
@@ -33,22 +36,31 @@ _KCMP_FILE = 0
 
 
 def check_fdname(name: str) -> str:
-    """As FDNAME= allows it: 1 to 255 ASCII characters without control characters and colons. ConfigurationError otherwise."""
+    """As FDNAME= allows it: 1 to 255 ASCII characters without control characters and colons.
+    ConfigurationError otherwise.
+    """
     if not re.fullmatch(r"[ -9;-~]{1,255}", name):
-        raise ConfigurationError(f"{name!r} is no descriptor name: 1 to {MAX_FDNAME} printable ASCII characters without a colon")
+        raise ConfigurationError(
+            f"{name!r} is no descriptor name: 1 to {MAX_FDNAME} printable ASCII characters without a colon"
+        )
     return name
 
 
 def fdname(uri: str, label: str) -> str:
-    """The name of one descriptor of a controller. URIs contain colons and may be long, so a digest stands for them."""
+    """The name of one descriptor of a controller. URIs contain colons and may be long, so a digest
+    stands for them.
+    """
     return check_fdname(f"{PREFIX}{hashlib.sha256(uri.encode(errors='surrogateescape')).hexdigest()[:16]}/{label}")
 
 
-# -- sd_notify(3) --------------------------------------------------------------------------------------------------------------------------
+# -- sd_notify(3) ----------------------------------------------------------------------------------
 
 
-def notify(state: str, fds: Iterable[int] = (), *, environ: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> bool:
-    """Sends state lines ("READY=1") and copies of `fds` to the service manager. False if there is none ($NOTIFY_SOCKET is unset).
+def notify(
+    state: str, fds: Iterable[int] = (), *, environ: Mapping[str, str] | None = None, timeout: float = TIMEOUT
+) -> bool:
+    """Sends state lines ("READY=1") and copies of `fds` to the service manager. False if there is
+    none ($NOTIFY_SOCKET is unset).
 
     KeeperError when it can't be reached or takes nothing for `timeout` seconds.
     """
@@ -63,14 +75,20 @@ def notify(state: str, fds: Iterable[int] = (), *, environ: Mapping[str, str] | 
         try:
             sock.settimeout(timeout)
             sock.connect(target)
-            sock.sendmsg([state.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else [], socket.MSG_NOSIGNAL)
+            sock.sendmsg(
+                [state.encode()],
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else [],
+                socket.MSG_NOSIGNAL,
+            )
         except OSError as error:
             raise KeeperError(f"the service manager at {address}: {error.strerror or error}") from None
     return True
 
 
 def barrier(*, environ: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> bool:
-    """Waits until the service manager has dealt with everything sent before. False if there is none, or if it doesn't say so in time."""
+    """Waits until the service manager has dealt with everything sent before. False if there is
+    none, or if it doesn't say so in time.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
         try:
@@ -86,11 +104,13 @@ def barrier(*, environ: Mapping[str, str] | None = None, timeout: float = TIMEOU
         os.close(reader)
 
 
-# -- sd_listen_fds(3) ----------------------------------------------------------------------------------------------------------------------
+# -- sd_listen_fds(3) ------------------------------------------------------------------------------
 
 
 def listen_fds(environ: Mapping[str, str] | None = None) -> list[tuple[str, int]]:
-    """(name, descriptor) of what this process was started with. Changes nothing: some may be the application's own sockets."""
+    """(name, descriptor) of what this process was started with. Changes nothing: some may be the
+    application's own sockets.
+    """
     environ = os.environ if environ is None else environ
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return []
@@ -102,7 +122,9 @@ def listen_fds(environ: Mapping[str, str] | None = None) -> list[tuple[str, int]
 
 
 def _same_file(one: int, other: int) -> bool:
-    """Whether two descriptors are of one open file, which is how the store tells them apart. False if that can't be found out."""
+    """Whether two descriptors are of one open file, which is how the store tells them apart. False
+    if that can't be found out.
+    """
     number = _KCMP.get(platform.machine())
     if number is None:
         return False
@@ -111,7 +133,8 @@ def _same_file(one: int, other: int) -> bool:
 
 
 class SystemdStore:
-    """This service's descriptor store, as far as it holds controllers. Calls block up to a few seconds; any thread, one at a time.
+    """This service's descriptor store, as far as it holds controllers. Calls block up to a few
+    seconds; any thread, one at a time.
 
     Owns the descriptors it was started with until they are taken, and copies of what it has stored.
     """
@@ -137,7 +160,9 @@ class SystemdStore:
         return bool(self._environ.get("NOTIFY_SOCKET")) and (bool(self._found) or (size.isdecimal() and int(size) > 0))
 
     def take(self, uri: str) -> Bundle | None:
-        """What the predecessor stored for this controller; its descriptors are the caller's. None if there is nothing, or not all of it."""
+        """What the predecessor stored for this controller; its descriptors are the caller's. None
+        if there is nothing, or not all of it.
+        """
         prefix = fdname(uri, "")
         with self._lock:
             labels = {name[len(prefix) :]: name for name in self._found if name.startswith(prefix)}
@@ -153,13 +178,16 @@ class SystemdStore:
             return Bundle.of(uri, b"", stored)
 
     def deposit(self, bundle: Bundle) -> None:
-        """Stores copies of the bundle's descriptors. What is there already isn't touched; one that has changed is out of the store for the
-        moment between its removal and its return. KeeperError when the service manager doesn't take them.
+        """Stores copies of the bundle's descriptors. What is there already isn't touched; one that
+        has changed is out of the store for the moment between its removal and its return.
+        KeeperError when the service manager doesn't take them.
         """
         with self._lock:
             stored = self._stored.setdefault(bundle.uri, {})
             changed = [
-                label for label, fd in stored.items() if label not in bundle.descriptors or not _same_file(fd, bundle.descriptors[label])
+                label
+                for label, fd in stored.items()
+                if label not in bundle.descriptors or not _same_file(fd, bundle.descriptors[label])
             ]
             self._remove(bundle.uri, changed)
             for label, fd in bundle.descriptors.items():

@@ -1,11 +1,13 @@
-"""A running manager, seen from other processes: JSON lines over a Unix socket that only its user may open.
+"""A running manager, seen from other processes: JSON lines over a Unix socket that only its user
+may open.
 
     → {"op": "inspect", "registers": true}
     ← {"ok": true, "result": {…}}
     → {"op": "reset", "uri": "pci:0000:01:00.0"}
     ← {"ok": false, "error": "QueueShutdown: …"}
 
-Operations: inspect, metrics (Prometheus's text), with "uri": load, unload, reset, service, and with "setting", for all devices or
+Operations: inspect, metrics (Prometheus's text), with "uri": load, unload, reset, service, and with
+"setting", for all devices or
 that of "uri": switch_keepalive.
 """
 
@@ -19,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from nvme_async._sockets import ListeningSocket
 from nvme_async.errors import ConfigurationError, ControllerGone
 from nvme_async.manager.workers import Worker
+from nvme_async.runtime.sockets import ListeningSocket
 
 if TYPE_CHECKING:
     from nvme_async.manager.manager import Manager
@@ -33,7 +35,8 @@ CLIENTS = 64
 
 
 class ControlServer:
-    """Serves one manager, on the loop of one of its workers. Threads: start() and close() from the manager's side.
+    """Serves one manager, on the loop of one of its workers. Threads: start() and close() from the
+        manager's side.
 
     ConfigurationError when the path can't be had.
     """
@@ -99,7 +102,9 @@ class ControlServer:
         if operation == "switch_keepalive":
             setting, of = request.get("setting"), request.get("uri")
             if not isinstance(setting, str | bool | None) or not isinstance(of, str | None):
-                raise ConfigurationError('switch_keepalive takes a "setting" as for OPENHCL_NVME_KEEP_ALIVE, and perhaps a device\'s "uri"')
+                raise ConfigurationError(
+                    'switch_keepalive takes a "setting" as for OPENHCL_NVME_KEEP_ALIVE, and perhaps a device\'s "uri"'
+                )
             await manager.switch_keepalive(setting, of)
             return None
         on_device: dict[str, Callable[[str], Awaitable[Any]]] = {
@@ -109,7 +114,9 @@ class ControlServer:
             "service": manager.service,
         }
         if operation not in on_device:
-            raise ConfigurationError(f"unknown operation {operation!r}; there are inspect, metrics, switch_keepalive, {', '.join(on_device)}")
+            raise ConfigurationError(
+                f"unknown operation {operation!r}; there are inspect, metrics, switch_keepalive, {', '.join(on_device)}"
+            )
         uri = request.get("uri")
         if not isinstance(uri, str):
             raise ConfigurationError(f'{operation} needs the device\'s "uri"')
@@ -120,7 +127,8 @@ class ControlServer:
 class ControlClient:
     """The other end, blocking. For one thread at a time.
 
-    Raises ControllerGone when no manager listens at `path` (any more), RuntimeError with its words when it refuses, TimeoutError.
+    Raises ControllerGone when no manager listens at `path` (any more), RuntimeError with its words
+    when it refuses, TimeoutError.
     """
 
     def __init__(self, path: str | Path, *, timeout: float = 30.0) -> None:
@@ -156,5 +164,7 @@ class ControlClient:
     def __enter__(self) -> ControlClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

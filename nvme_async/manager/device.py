@@ -1,6 +1,7 @@
 """One managed device: which driver it has at the moment, and how it gets the next one.
 
-Threads: everything that begins with an underscore runs on the device's worker, most of it as an operation of the mailbox, one at a time. The
+Threads: everything that begins with an underscore runs on the device's worker, most of it as an
+operation of the mailbox, one at a time. The
 other methods may be called from any loop.
 """
 
@@ -15,8 +16,17 @@ from typing import Any, Literal
 
 import attrs
 
-from nvme_async.controller import Controller
-from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, HandedOver, InvalidNamespace, NvmeError, QueueShutdown
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.options import Options
+from nvme_async.errors import (
+    ControllerError,
+    ControllerGone,
+    ControllerTimeout,
+    HandedOver,
+    InvalidNamespace,
+    NvmeError,
+    QueueShutdown,
+)
 from nvme_async.keepalive import Adopted, Bundle, restore
 from nvme_async.keepalive.config import Decision
 from nvme_async.keepalive.opening import choose, open_held, with_pool
@@ -27,7 +37,6 @@ from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.mailbox import Mailbox
 from nvme_async.manager.settings import split
 from nvme_async.manager.workers import Worker
-from nvme_async.options import Options
 
 log = logging.getLogger("nvme_async")
 
@@ -53,14 +62,23 @@ class ManagedDevice:
     """A device of the manager; from `await manager.load(uri)`.
 
     Attributes:
-        uri, state: "loading", "ready", "servicing" (calls wait), "failed", "gone" (calls fail) or "closed".
-        controller: the driver of the moment, or None. It lives on the worker's loop and is replaced by a servicing.
-        decision: whether keepalive runs from the next servicing or save on, and why; None before the first driver.
+        uri, state: "loading", "ready", "servicing" (calls wait), "failed", "gone" (calls fail) or
+            "closed".
+        controller: the driver of the moment, or None. It lives on the worker's loop and is replaced
+            by a servicing.
+        decision: whether keepalive runs from the next servicing or save on, and why; None before
+            the first driver.
         failure: why calls fail, or None.
     """
 
     def __init__(
-        self, uri: str, worker: Worker, options: dict[str, Any], policy: Policy, events: Events, on_dead: Callable[[ManagedDevice], None]
+        self,
+        uri: str,
+        worker: Worker,
+        options: dict[str, Any],
+        policy: Policy,
+        events: Events,
+        on_dead: Callable[[ManagedDevice], None],
     ) -> None:
         split(options)  # a wrong option is told before anything begins
         self.uri = uri
@@ -89,7 +107,7 @@ class ManagedDevice:
     def wait_limit(self) -> float:
         return self._policy.wait_limit
 
-    # -- from any loop -----------------------------------------------------------------------------------------------------------------
+    # -- from any loop -----------------------------------------------------------------------------
 
     async def load(self) -> None:
         """Opens it, unless it is open. Called again after a failure, it tries again."""
@@ -104,27 +122,33 @@ class ManagedDevice:
         await self.mailbox.call("reset", lambda: self._reset(reason))
 
     async def service(self, *, keepalive: bool | None = None, **options: Any) -> None:
-        """Replaces the driver, with other options if any are given. keepalive: True is a live takeover, in which the controller isn't touched
-        and commands that are out stay out (ConfigurationError if it was opened without). False is a shutdown, a function level reset and
-        a bring-up. None: live if keepalive runs, now and with the options given.
+        """Replaces the driver, with other options if any are given. keepalive: True is a live
+            takeover, in which the controller isn't touched
+        and commands that are out stay out (ConfigurationError if it was opened without). False is a
+        shutdown, a function level reset and a bring-up. None: live if keepalive runs, now and with
+        the options given.
 
-        Calls wait meanwhile. When it fails the device is "failed" and so are the calls; load() or service() may be tried again.
+        Calls wait meanwhile. When it fails the device is "failed" and so are the calls; load() or
+        service() may be tried again.
         """
         split({**self.options, **options})
         await self.mailbox.call("service", lambda: self._service_as(keepalive, options))
 
     async def switch_keepalive(self, setting: str | bool | None) -> None:
-        """From the next servicing, save or repair on: True, False, a value as for OPENHCL_NVME_KEEP_ALIVE, or None for what command line,
-        environment and holder say. The driver of the moment goes on as it is. Doesn't wait for operations.
+        """From the next servicing, save or repair on: True, False, a value as for
+            OPENHCL_NVME_KEEP_ALIVE, or None for what command line,
+        environment and holder say. The driver of the moment goes on as it is. Doesn't wait for
+        operations.
         """
         await self.worker.call(lambda: self._switch_keepalive(setting))
 
     async def save(self, *, timeout: float = 30.0) -> Bundle | None:
-        """Lets go of the running controller, for whoever restores the bundle, which is the caller's. Without keepalive the controller is shut
-        down and there is none. Handles raise HandedOver from then on. If it fails, the device is in service as before.
+        """Lets go of the running controller, for whoever restores the bundle, which is the
+        caller's. Without keepalive the controller is shut down and there is none. Handles raise
+        HandedOver from then on. If it fails, the device is in service as before.
 
-        ControllerTimeout when another operation holds it up for longer than `timeout` seconds. Once begun it is carried through, within the
-        driver's own limits.
+        ControllerTimeout when another operation holds it up for longer than `timeout` seconds. Once
+        begun it is carried through, within the driver's own limits.
         """
         saving = self.mailbox.post("save", self._save)
         future = asyncio.wrap_future(saving)
@@ -136,15 +160,22 @@ class ManagedDevice:
             raise
         if not future.done() and saving.cancel():
             running = self.mailbox.inspect()["running"] or {"operation": "its worker", "seconds": timeout}
-            raise ControllerTimeout(f"{self.uri}: not saved within {timeout:g} s, held up by {running['operation']} ({running['seconds']:g} s)")
+            raise ControllerTimeout(
+                f"{self.uri}: not saved within {timeout:g} s, held up by {running['operation']} "
+                f"({running['seconds']:g} s)"
+            )
         return await future
 
     async def restore(self, bundle: Bundle) -> None:
-        """Goes on with a saved controller. If that can't be, it is brought up afresh. The bundle stays the caller's."""
+        """Goes on with a saved controller. If that can't be, it is brought up afresh. The bundle
+        stays the caller's.
+        """
         await self.mailbox.call("restore", lambda: self._restore(bundle))
 
     async def namespace(self, nsid: int) -> ManagedNamespace:
-        """The handle of a namespace. InvalidNamespace if it isn't there; ControllerTimeout if the device is busy for longer than the limit."""
+        """The handle of a namespace. InvalidNamespace if it isn't there; ControllerTimeout if the
+        device is busy for longer than the limit.
+        """
         handle = self.handles.get(nsid)
         if handle is not None and self.state == "ready":
             return handle
@@ -154,10 +185,14 @@ class ManagedDevice:
         except TimeoutError as error:
             if isinstance(error, NvmeError):
                 raise
-            raise ControllerTimeout(f"{self.uri}: the device is busy ({self.state}) for more than {self.wait_limit:g} s") from None
+            raise ControllerTimeout(
+                f"{self.uri}: the device is busy ({self.state}) for more than {self.wait_limit:g} s"
+            ) from None
 
     async def adopted_result(self, controller: Controller, tag: int) -> Adopted | None:
-        """What became of a command of the driver before `controller`'s; None if there was none with that tag."""
+        """What became of a command of the driver before `controller`'s; None if there was none with
+        that tag.
+        """
         return await self.worker.call(lambda: adopted_result(controller, tag))
 
     async def registers(self) -> dict[str, str]:
@@ -187,7 +222,7 @@ class ManagedDevice:
     def __repr__(self) -> str:
         return f"<ManagedDevice {self.uri} {self.state}>"
 
-    # -- state, on the worker ----------------------------------------------------------------------------------------------------------
+    # -- state, on the worker ----------------------------------------------------------------------
 
     def _become(self, state: State, failure: NvmeError | None = None) -> None:
         """Handles first, then whoever waits. Closed is for good."""
@@ -210,7 +245,11 @@ class ManagedDevice:
             return
         assert self.controller is not None
         target = self.controller.namespaces.get(nsid)
-        missing = None if target is not None else InvalidNamespace(0, 0x0B, nsid=nsid, text="there is no such namespace", command="I/O")
+        missing = (
+            None
+            if target is not None
+            else InvalidNamespace(0, 0x0B, nsid=nsid, text="there is no such namespace", command="I/O")
+        )
         handle._bind(target, missing)
 
     def _publish(self, kind: Kind, reason: str = "") -> None:
@@ -224,7 +263,9 @@ class ManagedDevice:
             controller = self.controller
             if controller is None or nsid not in controller.namespaces:
                 there = sorted(controller.namespaces) if controller is not None else "none"
-                raise InvalidNamespace(0, 0x0B, nsid=nsid, text=f"there is no such namespace on {self.uri}, active: {there}", command="I/O")
+                raise InvalidNamespace(
+                    0, 0x0B, nsid=nsid, text=f"there is no such namespace on {self.uri}, active: {there}", command="I/O"
+                )
             handle = self.handles[nsid] = ManagedNamespace(self, nsid)
             self._bind(nsid)
         return handle
@@ -234,7 +275,7 @@ class ManagedDevice:
             raise self.failure or QueueShutdown(f"{self.uri}: the device is {self.state}")
         return self.controller
 
-    # -- operations --------------------------------------------------------------------------------------------------------------------
+    # -- operations --------------------------------------------------------------------------------
 
     async def _load(self) -> None:
         if self.state == "ready":
@@ -262,7 +303,9 @@ class ManagedDevice:
         self._publish("device-loaded")
 
     def _install(self, controller: Controller, options: dict[str, Any] | None = None) -> None:
-        """It has this driver. options: which it was made with; keepalive may have been switched since."""
+        """It has this driver. options: which it was made with; keepalive may have been switched
+        since.
+        """
         self.controller = controller
         if options is self.options:
             self.decision = controller.settings
@@ -286,7 +329,12 @@ class ManagedDevice:
     @property
     def _live(self) -> bool:
         """Does keepalive run, in the driver of the moment and by what was decided since?"""
-        return self.controller is not None and self.controller.keepalive and self.decision is not None and self.decision.enabled
+        return (
+            self.controller is not None
+            and self.controller.keepalive
+            and self.decision is not None
+            and self.decision.enabled
+        )
 
     async def _service_as(self, keepalive: bool | None, options: dict[str, Any]) -> None:
         changed = {**self.options, **options}
@@ -301,7 +349,9 @@ class ManagedDevice:
         self._become("servicing")
         try:
             self.controller = None
-            device = await self._drivers.within_limit(controller, controller.release()) if controller is not None else None
+            device = (
+                await self._drivers.within_limit(controller, controller.release()) if controller is not None else None
+            )
             self.options = changed
             given, holding = split(changed)
             options = Options.of(given)
@@ -311,7 +361,9 @@ class ManagedDevice:
             except BaseException:
                 again.close()
                 raise
-            fresh = await self._drivers.settled(self._drivers.bring_up(again, with_pool(options, decision)), decision, holder)
+            fresh = await self._drivers.settled(
+                self._drivers.bring_up(again, with_pool(options, decision)), decision, holder
+            )
         except BaseException as error:
             failure = _as_nvme_error(error, f"{self.uri}: servicing failed")
             self._become("failed", failure)
@@ -360,7 +412,9 @@ class ManagedDevice:
             given["keepalive"] = decision.enabled
             if decision.enabled:
                 given["pool_bytes"] = decision.pool_bytes
-            self._install(await self._drivers.settled(restore(bundle, policy="fresh", **given), decision, holder), before)
+            self._install(
+                await self._drivers.settled(restore(bundle, policy="fresh", **given), decision, holder), before
+            )
         except BaseException as error:
             failure = _as_nvme_error(error, f"{self.uri}: taking the controller over failed")
             self._become("failed", failure)
@@ -413,10 +467,12 @@ class ManagedDevice:
     async def _registers(self) -> dict[str, str]:
         return await self._ready().registers.snapshot()
 
-    # -- what happens by itself --------------------------------------------------------------------------------------------------------
+    # -- what happens by itself --------------------------------------------------------------------
 
     async def _follow(self, controller: Controller) -> None:
-        """Passes the driver's events on; when they end because it failed, sees to it that there is another."""
+        """Passes the driver's events on; when they end because it failed, sees to it that there is
+        another.
+        """
         async for event in controller.events():
             if event.nsid in self.handles:
                 self._bind(event.nsid)
@@ -487,7 +543,9 @@ def _forsake(saving: concurrent.futures.Future[Bundle | None]) -> None:
 
 
 async def adopted_result(controller: Controller, tag: int) -> Adopted | None:
-    """The predecessor's command with that tag, once it is finished; None if there is none. On the controller's loop."""
+    """The predecessor's command with that tag, once it is finished; None if there is none. On the
+    controller's loop.
+    """
     async for command in controller.adopted:
         if command.tag == tag:
             return command

@@ -1,4 +1,6 @@
-"""How a device gets a driver and loses it, each within a limit. Knows nothing of handles and states."""
+"""How a device gets a driver and loses it, each within a limit. Knows nothing of handles and
+states.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,14 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from nvme_async._open import open_device_async
-from nvme_async.controller import Controller
 from nvme_async.device import Device, parse_uri
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.opening import open_device_async
+from nvme_async.driver.options import Options
 from nvme_async.errors import ControllerError, ControllerGone
 from nvme_async.keepalive.config import Decision
 from nvme_async.keepalive.holder import Holder
 from nvme_async.keepalive.opening import settle_in
-from nvme_async.options import Options
 
 log = logging.getLogger("nvme_async")
 
@@ -32,7 +34,9 @@ def reachable(uri: str, root: Path = Path("/")) -> bool:
 
 
 class Drivers:
-    """Of one device, one after the other; on its worker. close_limit: seconds for an orderly shutdown before the device is taken away."""
+    """Of one device, one after the other; on its worker. close_limit: seconds for an orderly
+    shutdown before the device is taken away.
+    """
 
     def __init__(self, uri: str, close_limit: float) -> None:
         self.uri = uri
@@ -41,7 +45,9 @@ class Drivers:
     async def open(self, uri: str, options: Options) -> Controller:
         return await self.bring_up(await open_device_async(uri), options)
 
-    async def settled(self, opening: Coroutine[Any, Any, Controller], decision: Decision, holder: Holder | None) -> Controller:
+    async def settled(
+        self, opening: Coroutine[Any, Any, Controller], decision: Decision, holder: Holder | None
+    ) -> Controller:
         """The driver that comes, deposited where it is to be."""
         controller: Controller | None = None
         try:
@@ -69,7 +75,9 @@ class Drivers:
         return device
 
     async def bring_up(self, device: Device, options: Options) -> Controller:
-        """A driver for the device. If this is cancelled, everything is released, by force if need be."""
+        """A driver for the device. If this is cancelled, everything is released, by force if need
+        be.
+        """
         try:
             controller = Controller(device, options)
         except BaseException:
@@ -86,7 +94,9 @@ class Drivers:
         return controller
 
     async def within_limit(self, controller: Controller, closing: Coroutine[Any, Any, Any]) -> Any:
-        """Awaits `controller`'s close() or release(); if that takes longer than the policy's limit, by force."""
+        """Awaits `controller`'s close() or release(); if that takes longer than the policy's limit,
+        by force.
+        """
         task = asyncio.ensure_future(closing)
         try:
             await asyncio.wait([task], timeout=self.close_limit)
@@ -97,7 +107,9 @@ class Drivers:
         return task.result()
 
     async def by_force(self, controller: Controller, task: asyncio.Future[Any]) -> None:
-        """Takes the device from a controller that doesn't end `task` by itself. Raises when not even that helps."""
+        """Takes the device from a controller that doesn't end `task` by itself. Raises when not
+        even that helps.
+        """
         if task.done():
             return
         limit = self.close_limit

@@ -39,7 +39,8 @@ class ManagerEvent:
         uri: of the device.
         nsid: of the namespace, for the namespace kinds, else 0.
         reason: for people: why a device failed or is gone.
-        event: the controller's own words, for "controller-event" and for namespace kinds that an asynchronous event led to.
+        event: the controller's own words, for "controller-event" and for namespace kinds that an
+            asynchronous event led to.
     """
 
     kind: Kind
@@ -50,7 +51,9 @@ class ManagerEvent:
 
 
 class Subscription:
-    """An asynchronous iterator of events from the moment it was made until the manager is closed. On the loop that made it."""
+    """An asynchronous iterator of events from the moment it was made until the manager is closed.
+    On the loop that made it.
+    """
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -88,7 +91,9 @@ class Subscription:
 
 
 class Events:
-    """Who wants events. Publishing is possible from any thread; the lock is held for set operations only."""
+    """Who wants events. Publishing is possible from any thread; the lock is held for set operations
+    only.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,7 +1,10 @@
-"""A namespace as the manager's users have it: it stays valid while the driver behind it is reset, serviced or replaced.
+"""A namespace as the manager's users have it: it stays valid while the driver behind it is reset,
+serviced or replaced.
 
-A call is passed to the driver's Namespace of the moment, on the caller's own loop and queue pair. Only when that fails because the driver
-as a whole has gone does more happen here: the call waits for the next one, within the manager's limit, and is made again if that can do no
+A call is passed to the driver's Namespace of the moment, on the caller's own loop and queue pair.
+Only when that fails because the driver
+as a whole has gone does more happen here: the call waits for the next one, within the manager's
+limit, and is made again if that can do no
 harm. What a Namespace reports about the command itself goes straight to the caller.
 """
 
@@ -13,10 +16,18 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from nvme_async.dma import DmaBuffer
-from nvme_async.errors import CommandError, ControllerError, ControllerTimeout, HandedOver, InvalidNamespace, NvmeError, QueueShutdown
-from nvme_async.many import Many
-from nvme_async.namespace import Namespace
-from nvme_async.recovery import RETRYABLE
+from nvme_async.driver.batch import Many
+from nvme_async.driver.namespace import Namespace
+from nvme_async.driver.recovery import RETRYABLE
+from nvme_async.errors import (
+    CommandError,
+    ControllerError,
+    ControllerTimeout,
+    HandedOver,
+    InvalidNamespace,
+    NvmeError,
+    QueueShutdown,
+)
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
@@ -24,7 +35,7 @@ from nvme_async.spec.identify import IdentifyNamespace
 from nvme_async.spec.opcodes import NvmOpcode
 
 if TYPE_CHECKING:
-    from nvme_async.controller import Controller
+    from nvme_async.driver.controller import Controller
     from nvme_async.manager.device import ManagedDevice
 
 # With these a driver ends, or a reset fails what it can't repeat.
@@ -36,12 +47,15 @@ _tags = itertools.count(1 << 63)
 
 
 class ManagedNamespace:
-    """One namespace of a managed device; from `await manager.namespace(uri, nsid)`. Usable from any of the process's event loops.
+    """One namespace of a managed device; from `await manager.namespace(uri, nsid)`. Usable from any
+    of the process's event loops.
 
-    It has Namespace's methods and attributes. Calls made while the driver is serviced wait, up to the manager's `wait_limit` seconds, and
-    idempotent commands that were out (all but copy and what is no read, write, flush, compare, write zeroes, write uncorrectable, dataset
-    management or verify) are sent again. The others keep their one result where the controller went on (keepalive), and else fail with the
-    reason. A removed namespace fails at once with InvalidNamespace; it works again if the same nsid comes back.
+    It has Namespace's methods and attributes. Calls made while the driver is serviced wait, up to
+    the manager's `wait_limit` seconds, and idempotent commands that were out (all but copy and what
+    is no read, write, flush, compare, write zeroes, write uncorrectable, dataset management or
+    verify) are sent again. The others keep their one result where the controller went on
+    (keepalive), and else fail with the reason. A removed namespace fails at once with
+    InvalidNamespace; it works again if the same nsid comes back.
     """
 
     def __init__(self, device: ManagedDevice, nsid: int) -> None:
@@ -52,16 +66,18 @@ class ManagedNamespace:
         self._latest: Namespace | None = None  # the last one there was, for the attributes
         self.retried = 0
 
-    # -- the device's side, on its worker ----------------------------------------------------------------------------------------------
+    # -- the device's side, on its worker ----------------------------------------------------------
 
     def _bind(self, target: Namespace | None, failure: NvmeError | None) -> None:
-        """A driver's namespace; or none: calls wait, or with `failure` end. The device wakes who waits."""
+        """A driver's namespace; or none: calls wait, or with `failure` end. The device wakes who
+        waits.
+        """
         self._failure = failure
         self._target = target
         if target is not None:
             self._latest = target
 
-    # -- what it is --------------------------------------------------------------------------------------------------------------------
+    # -- what it is --------------------------------------------------------------------------------
 
     @property
     def nsid(self) -> int:
@@ -78,7 +94,9 @@ class ManagedNamespace:
     def _known(self) -> Namespace:
         latest = self._latest
         if latest is None:
-            raise self._failure or InvalidNamespace(0, 0x0B, nsid=self._nsid, text="there is no such namespace", command="I/O")
+            raise self._failure or InvalidNamespace(
+                0, 0x0B, nsid=self._nsid, text="there is no such namespace", command="I/O"
+            )
         return latest
 
     @property
@@ -103,18 +121,22 @@ class ManagedNamespace:
 
     @property
     def available(self) -> bool:
-        """Would a call begin at once? False while the device is serviced, and when device or namespace are gone."""
+        """Would a call begin at once? False while the device is serviced, and when device or
+        namespace are gone.
+        """
         return self._target is not None and self._target._gone is None
 
     def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
-        """Zeroed memory that the device reaches directly. It belongs to the driver of the moment: after a servicing without keepalive its
-        contents are still there, but I/O on it is copied; allocate anew for speed."""
+        """Zeroed memory that the device reaches directly. It belongs to the driver of the moment:
+            after a servicing without keepalive its
+        contents are still there, but I/O on it is copied; allocate anew for speed.
+        """
         target = self._target
         if target is None:
             raise self._failure or QueueShutdown(f"{self.uri}: the device is {self._device.state}")
         return target.controller.alloc(nbytes, tag=tag)
 
-    # -- waiting for a driver ----------------------------------------------------------------------------------------------------------
+    # -- waiting for a driver ----------------------------------------------------------------------
 
     async def _usable(self, stale: Namespace | None, limit: float) -> Namespace:
         """The driver's namespace as soon as there is another than `stale`."""
@@ -131,14 +153,20 @@ class ManagedNamespace:
                 remaining = limit - loop.time()
                 if remaining <= 0:
                     raise ControllerTimeout(
-                        f"{self.uri}: the device is {self._device.state} and was not back within {self._device.wait_limit:g} s"
+                        f"{self.uri}: the device is {self._device.state} and was not back within "
+                        f"{self._device.wait_limit:g} s"
                     )
                 await asyncio.wait([future], timeout=remaining)
             finally:
                 gate.leave(future)
 
     async def _again(
-        self, method: str, arguments: tuple[Any, ...], options: dict[str, Any], stale: Namespace | None, error: NvmeError | None
+        self,
+        method: str,
+        arguments: tuple[Any, ...],
+        options: dict[str, Any],
+        stale: Namespace | None,
+        error: NvmeError | None,
     ) -> Any:
         """The call that could not be made, or ended with its driver."""
         limit = asyncio.get_running_loop().time() + self._device.wait_limit
@@ -154,8 +182,10 @@ class ManagedNamespace:
                 stale, error = target, lost
 
     async def _once(self, command: Command, buffer: Any, tag: int) -> Completion:
-        """For what must not be sent twice. A command that was out when its driver was replaced on the running controller ends there, and has
-        its result from the next driver; with a driver that took the controller down it ends with the reason."""
+        """For what must not be sent twice. A command that was out when its driver was replaced on
+        the running controller ends there, and has its result from the next driver; with a driver
+        that took the controller down it ends with the reason.
+        """
         limit = asyncio.get_running_loop().time() + self._device.wait_limit
         target = self._target
         tag = tag or next(_tags)
@@ -169,7 +199,9 @@ class ManagedNamespace:
                     controller = (await self._usable(target, limit)).controller
                     return await self._adopted(controller, command, buffer, tag, lost)
 
-    async def _adopted(self, controller: Controller, command: Command, buffer: Any, tag: int, lost: HandedOver) -> Completion:
+    async def _adopted(
+        self, controller: Controller, command: Command, buffer: Any, tag: int, lost: HandedOver
+    ) -> Completion:
         found = await self._device.adopted_result(controller, tag)
         if found is None:
             raise lost
@@ -181,7 +213,7 @@ class ManagedNamespace:
             data = None
         return Completion(dw0=found.dw0, dw1=found.dw1, sqid=found.qid, data=data)
 
-    # -- data --------------------------------------------------------------------------------------------------------------------------
+    # -- data --------------------------------------------------------------------------------------
     # The common ones are written out: one frame more, and no other cost, while all is well.
 
     async def read(self, lba: int, blocks: int = 1, *, fua: bool = False) -> bytes:
@@ -207,7 +239,9 @@ class ManagedNamespace:
         return await self._again("readinto", (lba, buffer), {"fua": fua}, target, error)  # type: ignore[no-any-return]
 
     async def write(self, lba: int, data: Any, *, fua: bool = False) -> None:
-        """See Namespace.write(). The data must stay as they are until it returns: they may have to be sent again."""
+        """See Namespace.write(). The data must stay as they are until it returns: they may have to
+        be sent again.
+        """
         target = self._target
         error = None
         if target is not None:
@@ -292,7 +326,9 @@ class ManagedNamespace:
     @overload
     async def submit(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion: ...
     @overload
-    async def submit(self, command: Sequence[Command], buffer: Sequence[Any] | None = None, *, tag: int = 0) -> list[Completion]: ...
+    async def submit(
+        self, command: Sequence[Command], buffer: Sequence[Any] | None = None, *, tag: int = 0
+    ) -> list[Completion]: ...
 
     async def submit(self, command: Any, buffer: Any = None, *, tag: int = 0) -> Any:
         """See Namespace.submit(). Sent twice only if that does no harm (see the class)."""

@@ -1,7 +1,8 @@
 """What the kernel says of PCI functions that come and go. Needs pyudev: nvme_async[hotplug].
 
-A device that is gone and one that is wanted back the driver notices by itself, and one that is gone the manager looks for. This tells at once
-when a function is bound to vfio-pci, and of functions that nobody has loaded yet.
+A device that is gone and one that is wanted back the driver notices by itself, and one that is gone
+the manager looks for. This tells at once when a function is bound to vfio-pci, and of functions
+that nobody has loaded yet.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from nvme_async.manager.workers import Worker
 log = logging.getLogger("nvme_async")
 
 NVME_CLASS = "10802"
-"""PCI_CLASS as udev prints it: mass storage, non-volatile memory, NVMe I/O controller; without leading zeroes."""
+"""PCI_CLASS as udev prints it: mass storage, non-volatile memory, NVMe I/O controller; without
+leading zeroes.
+"""
 
 
 def _monitor() -> Any:
@@ -32,7 +35,8 @@ def _monitor() -> Any:
 
 
 class HotplugWatch:
-    """Calls `appeared(uri)` on the worker's loop for each NVMe function that is bound to vfio-pci from start() on.
+    """Calls `appeared(uri)` on the worker's loop for each NVMe function that is bound to vfio-pci
+    from start() on.
 
     Made and closed by the manager. ConfigurationError without pyudev.
     """

@@ -31,7 +31,8 @@ class _Operation:
 class Mailbox:
     """Threads: call(), post() and inspect() from any; everything else on the worker's loop.
 
-    An operation that has begun runs to its end whatever becomes of its caller: a device half loaded or half saved is no use to anybody. One
+    An operation that has begun runs to its end whatever becomes of its caller: a device half loaded
+        or half saved is no use to anybody. One
     that has not begun is dropped with its caller.
     """
 
@@ -84,8 +85,9 @@ class Mailbox:
             self._running = self._task = None
 
     async def shut(self, refusal: NvmeError, seconds: float) -> bool:
-        """No more operations: those that wait end with `refusal`, the one that runs is cancelled and gets `seconds` to clean up after itself.
-        False if it is still there then."""
+        """No more operations: those that wait end with `refusal`, the one that runs is cancelled
+        and gets `seconds` to clean up after itself. False if it is still there then.
+        """
         self._refusal = refusal
         while self._waiting:
             _end(self._waiting.popleft(), refusal)

@@ -11,8 +11,6 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from nvme_async import _forks
-from nvme_async._tasks import finish
 from nvme_async.errors import ConfigurationError, NvmeError, QueueShutdown
 from nvme_async.keepalive import Bundle
 from nvme_async.manager.control import ControlServer
@@ -24,6 +22,8 @@ from nvme_async.manager.registry import Registry, canonical
 from nvme_async.manager.servicing import SavedDevices
 from nvme_async.manager.settings import split
 from nvme_async.manager.workers import EventLoop, Pin, Worker, Workers
+from nvme_async.runtime import forks
+from nvme_async.runtime.tasks import finish
 
 log = logging.getLogger("nvme_async")
 T = TypeVar("T")
@@ -40,22 +40,31 @@ def _positive(name: str, value: float) -> float:
 
 
 class Manager:
-    """Drives many devices. `async with Manager() as manager`, or `with` from a plain thread; see the package for threads and locks.
+    """Drives many devices. `async with Manager() as manager`, or `with` from a plain thread; see
+    the package for threads and locks.
 
-    workers: how many threads controllers live on; by default 4, or the number of CPUs if that is less. They start when they are needed.
+    workers: how many threads controllers live on; by default 4, or the number of CPUs if that is
+        less. They start when they are needed.
     event_loop: "uvloop" or "asyncio", of the workers.
-    pin: None: workers run anywhere. "numa": one worker for each NUMA node (or `workers`, spread over them), on its CPUs, and PCI devices on a
-        worker of their node. Or for each worker a list of CPU numbers.
-    wait_limit: seconds that a call waits while its device is serviced, before it fails with ControllerTimeout.
+    pin: None: workers run anywhere. "numa": one worker for each NUMA node (or `workers`, spread
+        over them), on its CPUs, and PCI devices on a worker of their node. Or for each worker a
+        list of CPU numbers.
+    wait_limit: seconds that a call waits while its device is serviced, before it fails with
+        ControllerTimeout.
     close_limit: seconds for a controller's orderly shutdown, before its device is taken from it.
-    repairs: how often within a minute a controller that failed (not: that is gone) gets a new driver by itself; 0 = never.
-    hotplug: "off": a device that is gone stays so. "reload": it is loaded again when it is back. "all": so is any NVMe function that appears
-        bound to vfio-pci (needs pyudev: nvme_async[hotplug]).
-    control: a Unix socket to offer, for `nvme-async inspect` and `top` (control.py); only this user may open it.
-    options: defaults for all devices, see nvme_async.Options, and keepalive, pool_pages, vfio, keeper and keeper_wait as for nvme_async.open():
-        what isn't given is as command line, environment and what is there have it. load() may differ for one device.
+    repairs: how often within a minute a controller that failed (not: that is gone) gets a new
+        driver by itself; 0 = never.
+    hotplug: "off": a device that is gone stays so. "reload": it is loaded again when it is back.
+        "all": so is any NVMe function that appears bound to vfio-pci (needs pyudev:
+        nvme_async[hotplug]).
+    control: a Unix socket to offer, for `nvme-async inspect` and `top` (control.py); only this user
+        may open it.
+    options: defaults for all devices, see nvme_async.Options, and keepalive, pool_pages, vfio,
+        keeper and keeper_wait as for nvme_async.open(): what isn't given is as command line,
+        environment and what is there have it. load() may differ for one device.
 
-    Every method may be called from any thread. Those of a manager that is closed raise QueueShutdown.
+    Every method may be called from any thread. Those of a manager that is closed raise
+    QueueShutdown.
     """
 
     def __init__(
@@ -96,9 +105,9 @@ class Manager:
         for service in (self._hotplug, self._control):
             if service is not None:
                 service.start(self._workers.any())
-        _forks.watch(self)
+        forks.watch(self)
 
-    # -- life --------------------------------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,15 +120,18 @@ class Manager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         asyncio.run(self.close())
 
     async def close(self) -> None:
-        """Shuts down all devices at the same time and ends the workers. Late calls are refused from here on; calls that are out are given the
-        controllers' drain_timeout.
+        """Shuts down all devices at the same time and ends the workers. Late calls are refused from
+        here on; calls that are out are given the controllers' drain_timeout.
 
-        A device that doesn't end within twice close_limit is left to itself; it doesn't hold up the others. Not from a worker's loop. Runs to
-        its end also if the caller is cancelled; a second call waits for the first.
+        A device that doesn't end within twice close_limit is left to itself; it doesn't hold up the
+        others. Not from a worker's loop. Runs to its end also if the caller is cancelled; a second
+        call waits for the first.
         """
         if any(worker.current for worker in self._workers.running()):
             raise RuntimeError("a manager can't be closed from one of its own worker threads, which have to end then")
@@ -150,18 +162,20 @@ class Manager:
 
     def forget_in_child(self) -> None:
         """In a forked child: the workers are the parent's threads."""
-        reason = _forks.belongs_to_parent("the manager")
+        reason = forks.belongs_to_parent("the manager")
         for device in self._registry.forget_in_child(str(reason)).values():
             device.forget_in_child(reason)
         self._closed = threading.Event()
         self._closed.set()
 
-    # -- devices -----------------------------------------------------------------------------------------------------------------------
+    # -- devices -----------------------------------------------------------------------------------
 
     async def load(self, uri: str, **options: Any) -> ManagedDevice:
-        """The device with a driver: opened, or found open. Several callers at once share one driver, and one failure.
+        """The device with a driver: opened, or found open. Several callers at once share one
+        driver, and one failure.
 
-        options: what differs from the manager's. ConfigurationError if it is loaded with others already. A load that fails leaves nothing.
+        options: what differs from the manager's. ConfigurationError if it is loaded with others
+            already. A load that fails leaves nothing.
         """
         device = self._find(canonical(uri), {**self._options, **options})
         if {**device.options, **options} != device.options:
@@ -210,7 +224,9 @@ class Manager:
         self._loading = [task for task in self._loading if not task.done()]
 
     async def unload(self, uri: str) -> None:
-        """Shuts one device down. Its handles fail from now on, also if it is loaded again. Nothing happens if it isn't loaded."""
+        """Shuts one device down. Its handles fail from now on, also if it is loaded again. Nothing
+        happens if it isn't loaded.
+        """
         device = self._registry.get(canonical(uri))
         if device is not None:
             await device.unload()
@@ -228,7 +244,9 @@ class Manager:
         return self._registry.all()
 
     async def namespace(self, uri: str, nsid: int) -> ManagedNamespace:
-        """The handle of a namespace; its device is loaded if it isn't. InvalidNamespace if it has no such namespace."""
+        """The handle of a namespace; its device is loaded if it isn't. InvalidNamespace if it has
+        no such namespace.
+        """
         return await (await self.load(uri)).namespace(nsid)
 
     async def service(self, uri: str, *, keepalive: bool | None = None, **options: Any) -> None:
@@ -236,7 +254,9 @@ class Manager:
         await self.device(uri).service(keepalive=keepalive, **options)
 
     async def switch_keepalive(self, setting: str | bool | None, uri: str | None = None) -> None:
-        """For one device, or for all and those that are loaded from now on. See ManagedDevice.switch_keepalive()."""
+        """For one device, or for all and those that are loaded from now on. See
+        ManagedDevice.switch_keepalive().
+        """
         if uri is not None:
             await self.device(uri).switch_keepalive(setting)
             return
@@ -246,10 +266,12 @@ class Manager:
         await asyncio.gather(*(device.switch_keepalive(setting) for device in self._registry.all().values()))
 
     async def save(self, *, timeout: float = 30.0) -> SavedDevices:
-        """Lets go of all running controllers, at the same time, for a successor; see servicing.py. Their handles raise HandedOver from now on.
+        """Lets go of all running controllers, at the same time, for a successor; see servicing.py.
+        Their handles raise HandedOver from now on.
 
-        A device that can't be saved goes on as before and is in `failures`; also one whose turn doesn't come within `timeout` seconds because
-        something else that is done to it takes so long. Devices that failed or are gone are left out.
+        A device that can't be saved goes on as before and is in `failures`; also one whose turn
+        doesn't come within `timeout` seconds because something else that is done to it takes so
+        long. Devices that failed or are gone are left out.
         """
         saved = SavedDevices()
 
@@ -264,7 +286,11 @@ class Manager:
                 else:
                     saved.shut_down.append(uri)
 
-        devices = {uri: device for uri, device in self._registry.all().items() if device.state not in ("failed", "gone", "closed")}
+        devices = {
+            uri: device
+            for uri, device in self._registry.all().items()
+            if device.state not in ("failed", "gone", "closed")
+        }
         try:
             await asyncio.gather(*(save(uri, device) for uri, device in devices.items()))
         except BaseException:
@@ -274,10 +300,11 @@ class Manager:
 
     @classmethod
     async def restore(cls, saved: SavedDevices, **options: Any) -> Self:
-        """A manager that goes on with saved devices, all at the same time. options: as for Manager().
+        """A manager that goes on with saved devices, all at the same time. options: as for
+        Manager().
 
-        A device that can't be taken over is brought up afresh; if that fails too it is "failed", which doesn't harm the others. `saved` stays
-        the caller's.
+        A device that can't be taken over is brought up afresh; if that fails too it is "failed",
+        which doesn't harm the others. `saved` stays the caller's.
         """
         manager = cls(**options)
         try:
@@ -301,13 +328,15 @@ class Manager:
         """Controller reset of one device."""
         await self.device(uri).reset(reason)
 
-    # -- threads and events ------------------------------------------------------------------------------------------------------------
+    # -- threads and events ------------------------------------------------------------------------
 
     def run(self, coroutine: Coroutine[Any, Any, T], *, timeout: float | None = None) -> T:
-        """Runs a coroutine on one of the workers and waits for its result: for threads without an event loop. A thread stays with its worker,
+        """Runs a coroutine on one of the workers and waits for its result: for threads without an
+            event loop. A thread stays with its worker,
         so that it uses the same queue pairs.
 
-        Raises what the coroutine raises, and TimeoutError after `timeout` seconds; then it is cancelled.
+        Raises what the coroutine raises, and TimeoutError after `timeout` seconds; then it is
+        cancelled.
         """
         try:
             self._registry.check()
@@ -327,16 +356,19 @@ class Manager:
             raise
 
     def events(self) -> Subscription:
-        """What happens to all devices from now on: `async for event in manager.events()`. On a running loop; ends when the manager is closed.
+        """What happens to all devices from now on: `async for event in manager.events()`. On a
+        running loop; ends when the manager is closed.
 
         A subscriber that doesn't keep up misses the oldest.
         """
         return self._events.subscribe()
 
-    # -- sight -------------------------------------------------------------------------------------------------------------------------
+    # -- sight -------------------------------------------------------------------------------------
 
     def inspect(self) -> dict[str, Any]:
-        """Everything that is known, as plain data (JSON's types). From any thread; waits for nobody, also when a device hangs."""
+        """Everything that is known, as plain data (JSON's types). From any thread; waits for
+        nobody, also when a device hangs.
+        """
         return {
             "pid": os.getpid(),
             "since": self._began,
@@ -347,7 +379,9 @@ class Manager:
         }
 
     async def inspect_with_registers(self, *, timeout: float = 5.0) -> dict[str, Any]:
-        """inspect(), and what each controller's registers read as now; an error's text in their place where a device doesn't answer in time."""
+        """inspect(), and what each controller's registers read as now; an error's text in their
+        place where a device doesn't answer in time.
+        """
         state = self.inspect()
 
         async def read(device: ManagedDevice) -> dict[str, str] | str:
@@ -364,12 +398,12 @@ class Manager:
         return state
 
     def metrics(self) -> bytes:
-        """What Prometheus scrapes, as text. ConfigurationError without prometheus-client (nvme_async[metrics])."""
+        """What Prometheus scrapes, as text. ConfigurationError without prometheus-client
+        (nvme_async[metrics]).
+        """
         from nvme_async.manager.metrics import exposition
 
         return exposition(self)
 
     def __repr__(self) -> str:
         return f"<Manager of {len(self._registry.all())} devices{', closed' if self._registry.closed else ''}>"
-
-

@@ -3,8 +3,9 @@
     prometheus_client.REGISTRY.register(ManagerCollector(manager))
     prometheus_client.start_http_server(9100)
 
-Everything is read when Prometheus asks, from what is counted anyway; only latencies cost something, and are there with
-`Manager(latency=True)`. A driver that was replaced takes its counters along: they begin at zero again, which Prometheus knows how to take.
+Everything is read when Prometheus asks, from what is counted anyway; only latencies cost something,
+and are there with `Manager(latency=True)`. A driver that was replaced takes its counters along:
+they begin at zero again, which Prometheus knows how to take.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ class ManagerCollector(Collector):
 
 
 def _devices(devices: dict[str, dict[str, Any]]) -> Iterator[Metric]:
-    states = GaugeMetricFamily("nvme_async_device_state", "1 for the state that a device is in", labels=["uri", "state"])
+    states = GaugeMetricFamily(
+        "nvme_async_device_state", "1 for the state that a device is in", labels=["uri", "state"]
+    )
     waiting = GaugeMetricFamily("nvme_async_waiting_calls", "Calls that wait for a device to come back", labels=["uri"])
     for uri, device in devices.items():
         for state in STATES:
@@ -109,10 +112,16 @@ def _controllers(controllers: dict[str, dict[str, Any]]) -> Iterator[Metric]:
         for uri, controller in controllers.items():
             gauge.add_metric([uri], sum(queue[name] for queue in _open_queues(controller)))
         yield gauge
-    errors = CounterMetricFamily("nvme_async_errors", "Commands completed with an error, by status", labels=["uri", "status"])
-    pools = GaugeMetricFamily("nvme_async_pool_bytes", "Memory that the controller reaches", labels=["uri", "pool", "kind"])
+    errors = CounterMetricFamily(
+        "nvme_async_errors", "Commands completed with an error, by status", labels=["uri", "status"]
+    )
+    pools = GaugeMetricFamily(
+        "nvme_async_pool_bytes", "Memory that the controller reaches", labels=["uri", "pool", "kind"]
+    )
     sizes = GaugeMetricFamily("nvme_async_namespace_bytes", "Size of a namespace", labels=["uri", "nsid"])
-    latency = HistogramMetricFamily("nvme_async_latency_seconds", "From submission to completion of an I/O command", labels=["uri"])
+    latency = HistogramMetricFamily(
+        "nvme_async_latency_seconds", "From submission to completion of an I/O command", labels=["uri"]
+    )
     for uri, controller in controllers.items():
         for status, count in controller["errors"].items():
             errors.add_metric([uri, status], count)
@@ -133,7 +142,9 @@ def _open_queues(controller: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _histogram(recorded: list[dict[str, Any]]) -> tuple[list[tuple[str, float]], float]:
-    """Cumulative counts up to each bound, and the sum in seconds. The queue pairs' own buckets are less than 2 % wide."""
+    """Cumulative counts up to each bound, and the sum in seconds. The queue pairs' own buckets are
+    less than 2 % wide.
+    """
     bins: dict[int, int] = {}
     for one in recorded:
         for nanoseconds, count in one["bins"].items():

@@ -1,13 +1,13 @@
 """All devices of a manager between two processes.
 
-    with await manager.save() as saved:          # the predecessor; its handles raise HandedOver from now on
-        saved.check()
-        saved.send(sock)
+    with await manager.save() as saved:          # the predecessor; its handles raise HandedOver
+        from now on saved.check() saved.send(sock)
 
     with SavedDevices.receive(sock) as saved:    # the successor
         manager = await Manager.restore(saved)
 
-The controllers go on running meanwhile, as long as somebody has the descriptors: whoever holds a SavedDevices.
+The controllers go on running meanwhile, as long as somebody has the descriptors: whoever holds a
+SavedDevices.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class SavedDevices:
     Attributes:
         bundles: {uri: Bundle} of the controllers that run on, owned by this object.
         shut_down: devices without keepalive, which were shut down; a successor opens them afresh.
-        failures: {uri: exception} of devices that could not be saved. Those are in service as before.
+        failures: {uri: exception} of devices that could not be saved. Those are in service as
+            before.
     """
 
     bundles: dict[str, Bundle] = attrs.field(factory=dict)
@@ -58,7 +59,8 @@ class SavedDevices:
         return [*self.bundles, *self.shut_down]
 
     def send(self, sock: socket.socket, *, timeout: float = 30.0) -> None:
-        """To another process, over a connected Unix stream socket. Blocks; the descriptors stay open here until close().
+        """To another process, over a connected Unix stream socket. Blocks; the descriptors stay
+        open here until close().
 
         ControllerTimeout, ControllerGone when nobody takes it.
         """
@@ -73,11 +75,15 @@ class SavedDevices:
 
     @classmethod
     def receive(cls, sock: socket.socket, *, timeout: float = 30.0) -> Self:
-        """What send() sent. Blocks for at most `timeout` seconds. InvalidSavedState for anything else; then no descriptor stays open."""
+        """What send() sent. Blocks for at most `timeout` seconds. InvalidSavedState for anything
+        else; then no descriptor stays open.
+        """
         limit = time.monotonic() + timeout
         magic, version, count, nbytes = _HEADER.unpack(_exactly(sock, _HEADER.size, limit))
         if magic != _MAGIC or version != _VERSION or count > _MAX_DEVICES or nbytes > _MAX_WORDS:
-            raise InvalidSavedState(f"these are no saved devices of version {_VERSION} ({magic!r}, version {version}, {count} devices)")
+            raise InvalidSavedState(
+                f"these are no saved devices of version {_VERSION} ({magic!r}, version {version}, {count} devices)"
+            )
         try:
             shut_down = json.loads(_exactly(sock, nbytes, limit))["shut_down"]
             saved = cls(shut_down=[str(uri) for uri in shut_down])
@@ -93,14 +99,18 @@ class SavedDevices:
         return saved
 
     def close(self) -> None:
-        """Lets go of the descriptors. A controller whose last holder this was is reset by what is behind it. Harmless when repeated."""
+        """Lets go of the descriptors. A controller whose last holder this was is reset by what is
+        behind it. Harmless when repeated.
+        """
         for bundle in self.bundles.values():
             bundle.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

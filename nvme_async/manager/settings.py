@@ -1,4 +1,6 @@
-"""What a device is loaded with: the driver's options, and what is to become of the controller when its driver ends."""
+"""What a device is loaded with: the driver's options, and what is to become of the controller when
+its driver ends.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,18 @@ from typing import Any
 
 import attrs
 
+from nvme_async.driver.options import Options
 from nvme_async.keepalive.config import parse_pool_pages, parse_setting
 from nvme_async.keepalive.opening import Holding
-from nvme_async.options import Options
 
 _HOLDING = frozenset(field.name for field in attrs.fields(Holding))
 
 
 def split(given: dict[str, Any]) -> tuple[dict[str, Any], Holding]:
-    """Keyword arguments as nvme_async.open() takes them: (those of Options, what is said about keepalive). ConfigurationError for what makes
-    no sense, before anything begins."""
+    """Keyword arguments as nvme_async.open() takes them: (those of Options, what is said about
+        keepalive). ConfigurationError for what makes
+    no sense, before anything begins.
+    """
     options = {name: value for name, value in given.items() if name not in _HOLDING}
     Options.of(options)
     holding = Holding(**{name: value for name, value in given.items() if name in _HOLDING})

@@ -1,4 +1,6 @@
-"""Worker threads: each runs one event loop, on which controllers live and plain threads' coroutines run."""
+"""Worker threads: each runs one event loop, on which controllers live and plain threads' coroutines
+run.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ from typing import Any, Literal, TypeVar
 
 import uvloop
 
-from nvme_async import _forks
 from nvme_async.device import parse_uri
 from nvme_async.errors import ConfigurationError, QueueShutdown
+from nvme_async.runtime import forks
 
 log = logging.getLogger("nvme_async")
 T = TypeVar("T")
@@ -24,22 +26,25 @@ T = TypeVar("T")
 EventLoop = Literal["uvloop", "asyncio"]
 Pin = Literal["numa"] | Sequence[Sequence[int]] | None
 
-# Register accesses of vfio-user devices are calls in threads. They are made as needed, and one device that answers slowly must not keep the
-# others from theirs.
+# Register accesses of vfio-user devices are calls in threads. They are made as needed, and one
+# device that answers slowly must not keep the others from theirs.
 REGISTER_THREADS = 64
 
 
 class Worker:
     """One thread and its loop. Owned by Workers.
 
-    Threads: submit() and inspect() may be called from any; start() and stop() from the manager's side, one after the other.
+    Threads: submit() and inspect() may be called from any; start() and stop() from the manager's
+        side, one after the other.
     """
 
     def __init__(self, name: str, event_loop: EventLoop, cpus: frozenset[int] | None) -> None:
         self.name = name
         self.cpus = cpus
         self.devices = 0  # how many live here; Workers' lock guards it
-        self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop() if event_loop == "uvloop" else asyncio.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop = (
+            uvloop.new_event_loop() if event_loop == "uvloop" else asyncio.new_event_loop()
+        )
         self._executor = concurrent.futures.ThreadPoolExecutor(REGISTER_THREADS, thread_name_prefix=f"{name} registers")
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
@@ -75,10 +80,12 @@ class Worker:
         return threading.current_thread() is self._thread
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Runs a coroutine on this worker's loop. QueueShutdown if its thread has ended, or is not this process's."""
+        """Runs a coroutine on this worker's loop. QueueShutdown if its thread has ended, or is not
+        this process's.
+        """
         if not self.alive:
             coroutine.close()
-            raise QueueShutdown(f"worker {self.name} has ended, or {_forks.PARENTS}")
+            raise QueueShutdown(f"worker {self.name} has ended, or {forks.PARENTS}")
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     async def call(self, make: Callable[[], Awaitable[T]]) -> T:
@@ -136,7 +143,9 @@ def numa_nodes(root: Path = Path("/sys")) -> dict[int, frozenset[int]]:
 
 
 def numa_node_of(uri: str, root: Path = Path("/sys")) -> int | None:
-    """The node that a PCI function is near to; None for other devices and where the system doesn't say."""
+    """The node that a PCI function is near to; None for other devices and where the system doesn't
+    say.
+    """
     scheme, rest = parse_uri(uri)
     if scheme != "pci":
         return None
@@ -150,7 +159,8 @@ def numa_node_of(uri: str, root: Path = Path("/sys")) -> int | None:
 class Workers:
     """The manager's threads, started when the first device (or coroutine) needs them.
 
-    A device goes to the worker with the fewest devices, among those on its NUMA node where workers are pinned so.
+    A device goes to the worker with the fewest devices, among those on its NUMA node where workers
+    are pinned so.
     """
 
     def __init__(self, count: int | None, event_loop: EventLoop, pin: Pin) -> None:
@@ -167,7 +177,9 @@ class Workers:
         self._turn = 0
 
     def _plan(self, count: int | None, pin: Pin) -> list[frozenset[int] | None]:
-        """CPUs of each worker. By default four workers, or as many as there are CPUs if those are fewer: the GIL makes more pointless."""
+        """CPUs of each worker. By default four workers, or as many as there are CPUs if those are
+        fewer: the GIL makes more pointless.
+        """
         if pin is None:
             return [None] * (count or min(4, len(os.sched_getaffinity(0))))
         if pin == "numa":
@@ -194,7 +206,9 @@ class Workers:
         node = numa_node_of(uri) if self._nodes else None
         near = self._nodes.get(node) if node is not None else None
         with self._lock:
-            candidates = [i for i, cpus in enumerate(self._cpus) if near is None or cpus == near] or range(len(self._cpus))
+            candidates = [i for i, cpus in enumerate(self._cpus) if near is None or cpus == near] or range(
+                len(self._cpus)
+            )
             index = min(candidates, key=lambda i: self._devices[i])
             worker = self._ensure(index)
             self._devices[index] += 1
@@ -218,7 +232,9 @@ class Workers:
             return [worker for worker in self._workers if worker is not None]
 
     def stop(self, seconds: float) -> None:
-        """Ends all threads, waiting no longer than `seconds` for them together. Not from one of them."""
+        """Ends all threads, waiting no longer than `seconds` for them together. Not from one of
+        them.
+        """
         workers = self.running()
         for worker in workers:
             worker.stop()

@@ -1,9 +1,11 @@
-"""NVMe facts as types: registers, opcodes, commands, completions, status codes, identify, log and feature
+"""NVMe facts as types: registers, opcodes, commands, completions, status codes, identify, log and
+feature
 pages.
 
-Sources: NVM Express Base Specification 2.0, NVM Command Set Specification 1.0, Zoned Namespace Command Set
-Specification 1.1, written here as "Base", "NVM" and "ZNS". Docstrings cite sections, which are the same in
-2.0 and its later letters, and not figures, whose numbers are not.
+Sources: NVM Express Base Specification 2.0, NVM Command Set Specification 1.0, Zoned Namespace
+Command Set
+Specification 1.1, written here as "Base", "NVM" and "ZNS". Docstrings cite sections, which are the
+same in 2.0 and its later letters, and not figures, whose numbers are not.
 
 Nothing is imported from here; use the modules: `from nvme_async.spec import commands, registers`.
 
@@ -19,7 +21,7 @@ Nothing is imported from here; use the modules: `from nvme_async.spec import com
     reservations reservation payloads and the report
     zns          zoned namespaces: identify data, zone descriptors, reports
 
-Values keep the specification's lower-case acronyms and its encoding (`cap.to` is in 500 ms units, `mqes` is
-zero-based); properties with plain names give useful units (`cap.timeout_seconds`, `cap.max_queue_entries`).
-All types are immutable, so they may be shared between threads.
+Values keep the specification's lower-case acronyms and its encoding (`cap.to` is in 500 ms units,
+`mqes` is zero-based); properties with plain names give useful units (`cap.timeout_seconds`,
+`cap.max_queue_entries`). All types are immutable, so they may be shared between threads.
 """

@@ -18,7 +18,9 @@ _POSITION = "nvme_async.bits"
 
 
 def bits(high: int, low: int) -> int:
-    """An integer field in bits high:low, both inclusive, as the specification writes them. Defaults to 0."""
+    """An integer field in bits high:low, both inclusive, as the specification writes them. Defaults
+    to 0.
+    """
     limit = (1 << (high - low + 1)) - 1
 
     def fits(_instance: object, attribute: attrs.Attribute[Any], value: int) -> None:

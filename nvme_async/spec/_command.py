@@ -55,7 +55,9 @@ def check(name: str, value: int, low: int, high: int) -> int:
 
 
 def check_dwords(name: str, nbytes: int) -> int:
-    """The zero-based number of dwords, from a length that must be a positive multiple of 4 up to 16 GiB."""
+    """The zero-based number of dwords, from a length that must be a positive multiple of 4 up to 16
+    GiB.
+    """
     check(name, nbytes, 4, (U32 + 1) * 4)
     if nbytes % 4:
         raise ValueError(f"{name} {nbytes} is not a multiple of 4")
@@ -67,9 +69,11 @@ class Command:
     """One command, without its identifier: dword 0 bits 31:16 stay 0, the queue pair fills them.
 
     Field names and values are the specification's. Besides the 64 bytes there is:
-        data_length: bytes that the command transfers; None when it is the caller's buffer that says (read,
+        data_length: bytes that the command transfers; None when it is the caller's buffer that says
+            (read,
         write, …),
-            0 for none. With 0 the PRP fields belong to the builder (queue addresses) and must be left alone.
+            0 for none. With 0 the PRP fields belong to the builder (queue addresses) and must be
+            left alone.
         admin: whether the opcode is an admin command's.
     """
 
@@ -117,7 +121,9 @@ class Command:
 
     @property
     def blocks(self) -> int | None:
-        """The number of logical blocks (not zero-based) of an I/O command that names them, else None."""
+        """The number of logical blocks (not zero-based) of an I/O command that names them, else
+        None.
+        """
         if self.admin or self.opcode not in _WITH_LBA:
             return None
         return (self.cdw12 & U16) + 1
@@ -144,7 +150,9 @@ class Command:
 
     @classmethod
     def unpack(cls, entry: bytes | bytearray | memoryview, *, admin: bool = False) -> Command:
-        """From the 64 bytes of an entry. What is not in them is told or unknown: data_length is None."""
+        """From the 64 bytes of an entry. What is not in them is told or unknown: data_length is
+        None.
+        """
         if len(entry) != SQE_SIZE:
             raise ValueError(f"a submission queue entry has {SQE_SIZE} bytes, not {len(entry)}")
         opcode, flags, _cid, nsid, cdw2, cdw3, mptr, prp1, prp2, *cdws = _SQE.unpack(entry)

@@ -73,7 +73,8 @@ def get_log_page(
 ) -> Command:
     """Get Log Page (Base 5.16): `nbytes` (a multiple of 4) of the page, from `offset` on.
 
-    offset: in bytes, a multiple of 4; with `index_offset` an index of the page's entries. Needs LPA bit 2 if
+    offset: in bytes, a multiple of 4; with `index_offset` an index of the page's entries. Needs LPA
+        bit 2 if
     not 0.
     rae: Retain Asynchronous Event, don't re-arm the event that this page belongs to.
     """
@@ -88,9 +89,7 @@ def get_log_page(
         cdw11=numd >> 16 | check("lsi", lsi, 0, U16) << 16,
         cdw12=offset & U32,
         cdw13=offset >> 32,
-        cdw14=check("uuid_index", uuid_index, 0, _UUID_INDEX)
-        | index_offset << 23
-        | check("csi", csi, 0, U8) << 24,
+        cdw14=check("uuid_index", uuid_index, 0, _UUID_INDEX) | index_offset << 23 | check("csi", csi, 0, U8) << 24,
         data_length=nbytes,
         admin=True,
     )
@@ -127,7 +126,8 @@ def set_features(
     cdw14: int = 0,
     cdw15: int = 0,
 ) -> Command:
-    """Set Features (Base 5.27). See `features` for values; some need a data structure, see `data_length`.
+    """Set Features (Base 5.27). See `features` for values; some need a data structure, see
+    `data_length`.
 
     save: keep the value over resets and power cycles, if the controller can.
     """
@@ -146,7 +146,8 @@ def set_features(
 
 
 def create_io_cq(qid: int, entries: int, iova: int, vector: int = 0, interrupts: bool = True) -> Command:
-    """Create I/O Completion Queue (Base 5.4), physically contiguous, `entries` of 16 bytes at `iova`.
+    """Create I/O Completion Queue (Base 5.4), physically contiguous, `entries` of 16 bytes at
+    `iova`.
 
     vector: interrupt vector, used if `interrupts` is true.
     """
@@ -159,12 +160,12 @@ def create_io_cq(qid: int, entries: int, iova: int, vector: int = 0, interrupts:
     )
 
 
-def create_io_sq(
-    qid: int, entries: int, iova: int, cqid: int, priority: int = 0, nvm_set: int = 0
-) -> Command:
-    """Create I/O Submission Queue (Base 5.5), physically contiguous, `entries` of 64 bytes at `iova`.
+def create_io_sq(qid: int, entries: int, iova: int, cqid: int, priority: int = 0, nvm_set: int = 0) -> Command:
+    """Create I/O Submission Queue (Base 5.5), physically contiguous, `entries` of 64 bytes at
+    `iova`.
 
-    cqid: where completions go. priority: 0 urgent, 1 high, 2 medium, 3 low, used with weighted round robin
+    cqid: where completions go. priority: 0 urgent, 1 high, 2 medium, 3 low, used with weighted
+        round robin
     only.
     """
     return Command(
@@ -183,8 +184,8 @@ def delete_io_cq(qid: int) -> Command:
 
 
 def delete_io_sq(qid: int) -> Command:
-    """Delete I/O Submission Queue (Base 5.7); commands still in it are completed or aborted before it
-    completes.
+    """Delete I/O Submission Queue (Base 5.7); commands still in it are completed or aborted before
+    it completes.
     """
     return Command(opcode=AdminOpcode.DELETE_IO_SQ, cdw10=check("qid", qid, 1, U16), admin=True)
 
@@ -215,7 +216,9 @@ def keep_alive() -> Command:
 
 
 def doorbell_buffer_config(shadow_iova: int, eventidx_iova: int) -> Command:
-    """Doorbell Buffer Config (Base 5.8): one memory page for shadow doorbells, one for EventIdx values."""
+    """Doorbell Buffer Config (Base 5.8): one memory page for shadow doorbells, one for EventIdx
+    values.
+    """
     return Command(
         opcode=AdminOpcode.DOORBELL_BUFFER_CONFIG,
         prp1=_check_address("shadow doorbell address", shadow_iova),
@@ -229,7 +232,8 @@ def format_nvm(
 ) -> Command:
     """Format NVM (Base 5.14): destroys all data of the namespace.
 
-    lbaf: LBA format, 0..63. ses: see SecureErase. mset: metadata at the end of each block (else in a buffer
+    lbaf: LBA format, 0..63. ses: see SecureErase. mset: metadata at the end of each block (else in
+        a buffer
     of its own).
     pi: protection information type, 0 none. pil: it comes first in the metadata.
     """
@@ -276,9 +280,7 @@ def namespace_attachment(nsid: int, action: int = NamespaceAttachmentAction.ATTA
     )
 
 
-def firmware_commit(
-    slot: int, action: int = FirmwareCommitAction.REPLACE, boot_partition: int = 0
-) -> Command:
+def firmware_commit(slot: int, action: int = FirmwareCommitAction.REPLACE, boot_partition: int = 0) -> Command:
     """Firmware Commit (Base 5.12). slot: 1..7, or 0 to let the controller choose."""
     return Command(
         opcode=AdminOpcode.FIRMWARE_COMMIT,
@@ -290,7 +292,8 @@ def firmware_commit(
 
 
 def firmware_image_download(nbytes: int, offset: int) -> Command:
-    """Firmware Image Download (Base 5.13): `nbytes` of the image that belong at `offset`; both multiples of
+    """Firmware Image Download (Base 5.13): `nbytes` of the image that belong at `offset`; both
+        multiples of
     4.
     """
     numd = check_dwords("nbytes", nbytes)
@@ -310,9 +313,7 @@ def _security(opcode: int, secp: int, spsp: int, nssf: int, nbytes: int, nsid: i
     return Command(
         opcode=opcode,
         nsid=check("nsid", nsid, 0, U32),
-        cdw10=check("nssf", nssf, 0, U8)
-        | check("spsp", spsp, 0, U16) << 8
-        | check("secp", secp, 0, U8) << 24,
+        cdw10=check("nssf", nssf, 0, U8) | check("spsp", spsp, 0, U16) << 8 | check("secp", secp, 0, U8) << 24,
         cdw11=check("nbytes", nbytes, 0, U32),
         data_length=nbytes,
         admin=True,
@@ -325,29 +326,25 @@ def security_send(secp: int, spsp: int, nbytes: int, nssf: int = 0, nsid: int = 
 
 
 def security_receive(secp: int, spsp: int, nbytes: int, nssf: int = 0, nsid: int = 0) -> Command:
-    """Security Receive (Base 5.25): up to `nbytes` of security protocol `secp`, specific field `spsp`."""
+    """Security Receive (Base 5.25): up to `nbytes` of security protocol `secp`, specific field
+    `spsp`.
+    """
     return _security(AdminOpcode.SECURITY_RECEIVE, secp, spsp, nssf, nbytes, nsid)
 
 
-def _directive(
-    opcode: int, dtype: int, doper: int, dspec: int, nbytes: int, nsid: int, cdw12: int
-) -> Command:
+def _directive(opcode: int, dtype: int, doper: int, dspec: int, nbytes: int, nsid: int, cdw12: int) -> Command:
     return Command(
         opcode=opcode,
         nsid=check("nsid", nsid, 0, U32),
         cdw10=check_dwords("nbytes", nbytes) if nbytes else 0,
-        cdw11=check("doper", doper, 0, U8)
-        | check("dtype", dtype, 0, U8) << 8
-        | check("dspec", dspec, 0, U16) << 16,
+        cdw11=check("doper", doper, 0, U8) | check("dtype", dtype, 0, U8) << 8 | check("dspec", dspec, 0, U16) << 16,
         cdw12=cdw12,
         data_length=nbytes,
         admin=True,
     )
 
 
-def directive_send(
-    dtype: int, doper: int, dspec: int = 0, nbytes: int = 0, nsid: int = 0, cdw12: int = 0
-) -> Command:
+def directive_send(dtype: int, doper: int, dspec: int = 0, nbytes: int = 0, nsid: int = 0, cdw12: int = 0) -> Command:
     """Directive Send (Base 5.11)."""
     return _directive(AdminOpcode.DIRECTIVE_SEND, dtype, doper, dspec, nbytes, nsid, cdw12)
 
@@ -419,9 +416,7 @@ def get_lba_status(
     )
 
 
-def virtualization_management(
-    action: int, cntlid: int, resource_type: int = 0, resources: int = 0
-) -> Command:
+def virtualization_management(action: int, cntlid: int, resource_type: int = 0, resources: int = 0) -> Command:
     """Virtualization Management (Base 5.28). resource_type: 0 queues, 1 interrupts.
 
     See VirtualizationAction.
@@ -452,10 +447,12 @@ def capacity_management(operation: int, element: int = 0, capacity: int = 0) -> 
 
 
 def lockdown(scope: int, target: int, prohibit: bool, interface: int = 0, uuid_index: int = 0) -> Command:
-    """Lockdown (Base 5.19). scope: 0 admin opcode, 2 feature identifier, 3 and up management interfaces'
+    """Lockdown (Base 5.19). scope: 0 admin opcode, 2 feature identifier, 3 and up management
+        interfaces'
     commands.
 
-    target: the opcode or feature identifier. interface: 0 admin queue, 1 and the out-of-band endpoint, 2 that
+    target: the opcode or feature identifier. interface: 0 admin queue, 1 and the out-of-band
+        endpoint, 2 that
     alone.
     """
     return Command(

@@ -1,4 +1,6 @@
-"""Builders of I/O commands and their payloads: NVM command set (NVM 3.2), flush and reservations (Base 7)."""
+"""Builders of I/O commands and their payloads: NVM command set (NVM 3.2), flush and reservations
+(Base 7).
+"""
 
 from __future__ import annotations
 
@@ -68,9 +70,11 @@ def read(
 ) -> Command:
     """Read (NVM 3.2.4) of `blocks` (1..65536) logical blocks from `lba` on.
 
-    fua: from the media, not from a volatile cache. lr: limited retry. prinfo: PRACT << 3 | PRCHK. stc:
+    fua: from the media, not from a volatile cache. lr: limited retry. prinfo: PRACT << 3 | PRCHK.
+        stc:
     storage tag check.
-    dsm: dataset management hints. reftag, apptag, apptag_mask: expected protection information. mptr:
+    dsm: dataset management hints. reftag, apptag, apptag_mask: expected protection information.
+        mptr:
     metadata address.
     """
     return _io(
@@ -107,7 +111,8 @@ def write(
 ) -> Command:
     """Write (NVM 3.2.6) of `blocks` (1..65536) logical blocks from `lba` on.
 
-    fua: on the media before it completes. dtype, dspec: directive type and its value (a stream). The rest as
+    fua: on the media before it completes. dtype, dspec: directive type and its value (a stream).
+        The rest as
     in `read`.
     """
     return _io(
@@ -141,7 +146,8 @@ def compare(
     mptr: int = 0,
     fuse: int = 0,
 ) -> Command:
-    """Compare (NVM 3.2.1) of the buffer with `blocks` logical blocks; status Compare Failure if they differ.
+    """Compare (NVM 3.2.1) of the buffer with `blocks` logical blocks; status Compare Failure if
+    they differ.
 
     fuse: 1 for the first command of a fused compare and write. The rest as in `read`.
     """
@@ -210,7 +216,9 @@ def verify(
     apptag: int = 0,
     apptag_mask: int = 0,
 ) -> Command:
-    """Verify (NVM 3.2.5): read the blocks and check them, without data transfer. Arguments as in `read`."""
+    """Verify (NVM 3.2.5): read the blocks and check them, without data transfer. Arguments as in
+    `read`.
+    """
     return _io(
         NvmOpcode.VERIFY,
         nsid,
@@ -249,8 +257,8 @@ def dataset_management(nsid: int, ranges: int, attributes: int = DsmAttribute.DE
 
 
 def dsm_ranges(ranges: Iterable[tuple[int, int]], context: int = 0) -> bytes:
-    """The payload of Dataset Management: (lba, blocks) pairs, 16 bytes each; `context` are the context
-    attributes.
+    """The payload of Dataset Management: (lba, blocks) pairs, 16 bytes each; `context` are the
+    context attributes.
     """
     payload = bytearray()
     check("context", context, 0, U32)
@@ -273,7 +281,9 @@ def copy(
     apptag: int = 0,
     apptag_mask: int = 0,
 ) -> Command:
-    """Copy (NVM 3.2.2) to `lba` on, from so many source ranges (1..256), which `copy_descriptors` packs."""
+    """Copy (NVM 3.2.2) to `lba` on, from so many source ranges (1..256), which `copy_descriptors`
+    packs.
+    """
     check("lba", lba, 0, U64)
     check("ranges", ranges, 1, MAX_COPY_RANGES)
     return Command(
@@ -293,8 +303,8 @@ def copy(
 
 
 def copy_descriptors(ranges: Iterable[tuple[int, int]]) -> bytes:
-    """The payload of Copy: (lba, blocks) pairs as source range entries of format 0, 32 bytes each (NVM
-    3.2.2).
+    """The payload of Copy: (lba, blocks) pairs as source range entries of format 0, 32 bytes each
+    (NVM 3.2.2).
     """
     payload = bytearray()
     for lba, blocks in ranges:
@@ -304,9 +314,7 @@ def copy_descriptors(ranges: Iterable[tuple[int, int]]) -> bytes:
     return bytes(payload)
 
 
-def reservation_register(
-    nsid: int, action: int, ignore_existing_key: bool = False, cptpl: int = 0
-) -> Command:
+def reservation_register(nsid: int, action: int, ignore_existing_key: bool = False, cptpl: int = 0) -> Command:
     """Reservation Register (Base 7.3); payload: `reservation_register_payload`.
 
     See ReservationRegisterAction.

@@ -45,9 +45,11 @@ def zone_append(
 def zone_management_send(
     nsid: int, zslba: int, action: int, *, all_zones: bool = False, option: bool = False, nbytes: int = 0
 ) -> Command:
-    """Zone Management Send (ZNS 3.4.3): an action on one zone, or on all that it fits. See ZoneSendAction.
+    """Zone Management Send (ZNS 3.4.3): an action on one zone, or on all that it fits. See
+        ZoneSendAction.
 
-    option: ZSASO, the action's own option (open with a zone random write area). nbytes: of a zone descriptor
+    option: ZSASO, the action's own option (open with a zone random write area). nbytes: of a zone
+        descriptor
     extension.
     """
     check("zslba", zslba, 0, U64)

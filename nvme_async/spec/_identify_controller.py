@@ -220,7 +220,9 @@ class IdentifyController(Layout, size=4096):
         return Vs.from_int(self.ver)
 
     def max_transfer_size(self, min_page_size: int = 4096) -> int | None:
-        """Bytes that one command may transfer, None for no limit. `min_page_size`: CAP.MPSMIN in bytes."""
+        """Bytes that one command may transfer, None for no limit. `min_page_size`: CAP.MPSMIN in
+        bytes.
+        """
         return min_page_size << self.mdts if self.mdts else None
 
     @property
@@ -320,7 +322,9 @@ class IdentifyControllerNvm(Layout, size=4096):
     """Dataset Management: logical blocks in one command, 0 for no limit."""
 
     def max_write_zeroes_size(self, min_page_size: int = 4096) -> int | None:
-        """Bytes that one Write Zeroes may cover, None for no limit. `min_page_size`: CAP.MPSMIN in bytes."""
+        """Bytes that one Write Zeroes may cover, None for no limit. `min_page_size`: CAP.MPSMIN in
+        bytes.
+        """
         return min_page_size << self.wzsl if self.wzsl else None
 
     def max_verify_size(self, min_page_size: int = 4096) -> int | None:
@@ -352,7 +356,9 @@ class IdentifyControllerZns(Layout, size=4096):
 
 @attrs.frozen
 class PrimaryControllerCapabilities(Layout, size=4096):
-    """Primary controller capabilities (CNS 14h; Base 5.17.2): resources for its secondary controllers."""
+    """Primary controller capabilities (CNS 14h; Base 5.17.2): resources for its secondary
+    controllers.
+    """
 
     cntlid: int = uint(0, 2)
     portid: int = uint(2, 2)

@@ -18,7 +18,8 @@ MAX_CONTROLLERS = PAGE // 2 - 1
 
 
 def decode_namespace_list(data: Buffer) -> tuple[int, ...]:
-    """Namespace identifiers in increasing order (CNS 02h, 07h, 10h, 1Ah), at most 1024; 0 ends the list.
+    """Namespace identifiers in increasing order (CNS 02h, 07h, 10h, 1Ah), at most 1024; 0 ends the
+    list.
 
     A full list means that there may be more: ask again for those above the last one.
     """
@@ -68,8 +69,8 @@ _IDENTIFIER_SIZE = {
 
 @attrs.frozen
 class NamespaceDescriptors:
-    """Namespace identification descriptors (CNS 03h; Base 5.17.2.3). None where the controller reports
-    nothing.
+    """Namespace identification descriptors (CNS 03h; Base 5.17.2.3). None where the controller
+    reports nothing.
 
     Attributes:
         eui64, nguid: as they come, big-endian bytes.
@@ -183,8 +184,8 @@ def decode_domains(data: Buffer) -> tuple[Domain, ...]:
 
 
 def decode_endurance_groups(data: Buffer) -> tuple[int, ...]:
-    """Endurance group identifiers (CNS 19h; Base 5.17.2), at most 2047; the same layout as a controller
-    list.
+    """Endurance group identifiers (CNS 19h; Base 5.17.2), at most 2047; the same layout as a
+    controller list.
     """
     return decode_controller_list(data)
 
@@ -216,16 +217,14 @@ class NamespaceGranularityList:
         count = min(page[4] + 1, 16)
         return cls(
             nga=int.from_bytes(page[:4], "little"),
-            descriptors=tuple(
-                NamespaceGranularity.decode(page[at : at + 16]) for at in range(32, 32 + 16 * count, 16)
-            ),
+            descriptors=tuple(NamespaceGranularity.decode(page[at : at + 16]) for at in range(32, 32 + 16 * count, 16)),
         )
 
 
 @attrs.frozen
 class CommandSets(Layout, size=4096):
-    """I/O command set combinations (CNS 1Ch; Base 5.17.2): one bit per command set identifier in each
-    entry.
+    """I/O command set combinations (CNS 1Ch; Base 5.17.2): one bit per command set identifier in
+    each entry.
     """
 
     iocsc: tuple[int, ...] = uints(0, 8, 512)

@@ -1,4 +1,6 @@
-"""Identify Namespace (NVM 4.1.5.1 and 4.1.5.2; Base 5.17.2.8 for what is independent of a command set)."""
+"""Identify Namespace (NVM 4.1.5.1 and 4.1.5.2; Base 5.17.2.8 for what is independent of a command
+set).
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,9 @@ class IdentifyNamespace(Layout, size=4096):
 
     @property
     def metadata_extended(self) -> bool:
-        """Metadata follow each block's data in the same buffer, else they have a buffer of their own."""
+        """Metadata follow each block's data in the same buffer, else they have a buffer of their
+        own.
+        """
         return bool(self.flbas & 0x10) and self.metadata_size > 0
 
     @property
@@ -136,7 +140,9 @@ class IdentifyNamespace(Layout, size=4096):
 
     @property
     def supported_formats(self) -> tuple[LbaFormat, ...]:
-        """The LBA formats that a Format NVM may select, also those that only some namespaces may have."""
+        """The LBA formats that a Format NVM may select, also those that only some namespaces may
+        have.
+        """
         return self.lbafs[: self.nlbaf + self.nulbaf + 1]
 
     @property
@@ -176,16 +182,21 @@ class IdentifyNamespace(Layout, size=4096):
 
 @attrs.frozen
 class IdentifyNamespaceNvm(Layout, size=4096):
-    """Identify Namespace of the NVM command set, command set specific (CNS 05h, CSI 00h; NVM 4.1.5.2)."""
+    """Identify Namespace of the NVM command set, command set specific (CNS 05h, CSI 00h; NVM
+    4.1.5.2).
+    """
 
     lbstm: int = uint(0, 8)
     """Logical block storage tag mask."""
     pic: int = uint(8, 1)
-    """Protection information capabilities: bit 0 16b guard with storage tag, bit 1 its mask is for masking
+    """Protection information capabilities: bit 0 16b guard with storage tag, bit 1 its mask is for
+        masking
     only.
     """
     elbafs: tuple[int, ...] = uints(12, 4, 64)
-    """Extended LBA formats: storage tag size in bits 6:0, protection information format in bits 8:7."""
+    """Extended LBA formats: storage tag size in bits 6:0, protection information format in bits
+    8:7.
+    """
 
 
 @attrs.frozen

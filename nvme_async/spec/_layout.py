@@ -1,4 +1,5 @@
-"""Fixed layouts: a data structure declared once as a table of fields, decoded and encoded by that table.
+"""Fixed layouts: a data structure declared once as a table of fields, decoded and encoded by that
+table.
 
     @attrs.frozen
     class LbaFormat(Layout, size=4):
@@ -7,8 +8,10 @@
 
     LbaFormat.decode(page);   LbaFormat(ds=12).encode()
 
-Each field states byte offset and size. Bytes that no field names are reserved: ignored when decoded, zero
-when encoded. Every field has a default (zero, empty), so tests and emulations name only what they mean.
+Each field states byte offset and size. Bytes that no field names are reserved: ignored when
+decoded, zero
+when encoded. Every field has a default (zero, empty), so tests and emulations name only what they
+mean.
 """
 
 from __future__ import annotations
@@ -56,10 +59,11 @@ def uint(offset: int, size: int) -> int:
 
 
 def text(offset: int, size: int, pad: str = " ") -> str:
-    """Text padded to `size` bytes: ASCII with spaces, or UTF-8 with NULs (`pad`). The padding is not in the
-    value.
+    """Text padded to `size` bytes: ASCII with spaces, or UTF-8 with NULs (`pad`). The padding is
+    not in the value.
 
-    Bytes that are no UTF-8 are kept as surrogates, so that any content survives decoding and encoding.
+    Bytes that are no UTF-8 are kept as surrogates, so that any content survives decoding and
+    encoding.
     """
 
     def encode(value: str) -> bytes:
@@ -71,9 +75,7 @@ def text(offset: int, size: int, pad: str = " ") -> str:
     def fits(_instance: object, _attribute: attrs.Attribute[Any], value: str) -> None:
         encode(value)
 
-    spec = _Spec(
-        offset, size, lambda data: data.rstrip(pad.encode()).decode("utf-8", "surrogateescape"), encode
-    )
+    spec = _Spec(offset, size, lambda data: data.rstrip(pad.encode()).decode("utf-8", "surrogateescape"), encode)
     return cast(str, _field(spec, "", fits))
 
 
@@ -152,9 +154,7 @@ class Layout:
         if len(data) < cls.SIZE:
             raise ValueError(f"{cls.__name__} needs {cls.SIZE} bytes, not {len(data)}")
         page = bytes(data[: cls.SIZE])
-        values = {
-            name: spec.decode(page[spec.offset : spec.offset + spec.size]) for name, spec in cls._specs()
-        }
+        values = {name: spec.decode(page[spec.offset : spec.offset + spec.size]) for name, spec in cls._specs()}
         return cls(**values)
 
     def encode(self) -> bytes:

@@ -1,8 +1,7 @@
 """Identify data as nvme-cli 2.3 prints them with `-o json`, key by key and type by type.
 
-128-bit capacities are strings, identifiers are hex strings, everything else is a number. In one thing
-nvme-cli is not
-followed: it prints 32-bit values from 2**31 on as negative numbers.
+128-bit capacities are strings, identifiers are hex strings, everything else is a number. In one
+thing nvme-cli is not followed: it prints 32-bit values from 2**31 on as negative numbers.
 """
 
 from __future__ import annotations
@@ -78,7 +77,5 @@ def namespace(identify: IdentifyNamespace) -> dict[str, Any]:
             result[name] = value.hex()
         else:
             result[name] = value
-    result["lbafs"] = [
-        {"ms": lbaf.ms, "ds": lbaf.ds, "rp": lbaf.rp} for lbaf in identify.lbafs[: identify.nlbaf + 1]
-    ]
+    result["lbafs"] = [{"ms": lbaf.ms, "ds": lbaf.ds, "rp": lbaf.rp} for lbaf in identify.lbafs[: identify.nlbaf + 1]]
     return result

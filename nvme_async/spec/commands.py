@@ -1,14 +1,15 @@
-"""Commands as values: `Command` is a submission queue entry, and there is a builder for each command.
+"""Commands as values: `Command` is a submission queue entry, and there is a builder for each
+command.
 
     queue.submit(commands.read(nsid=1, lba=0, blocks=8))
     queue.submit(commands.identify(Cns.CONTROLLER))
 
-Builders check their arguments and raise ValueError naming argument, value and limits. Addresses of data are
-not theirs: the queue pair fills PRPs when it knows the buffer, except where the PRP fields are the command's
-own
-arguments (queue creation, doorbell buffers; those have `data_length` 0). Counts are plain, not zero-based:
-`blocks=1` is one
-block.
+Builders check their arguments and raise ValueError naming argument, value and limits. Addresses of
+data are
+not theirs: the queue pair fills PRPs when it knows the buffer, except where the PRP fields are the
+command's
+own arguments (queue creation, doorbell buffers; those have `data_length` 0). Counts are plain, not
+zero-based: `blocks=1` is one block.
 """
 
 from __future__ import annotations

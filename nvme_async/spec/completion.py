@@ -1,4 +1,6 @@
-"""The completion queue entry (Base 3.3.3.2), and the event that an Asynchronous Event Request reports."""
+"""The completion queue entry (Base 3.3.3.2), and the event that an Asynchronous Event Request
+reports.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ class Completion:
         cid: the command's identifier.
         status: the 15-bit status field, DW3 bits 31:17 (the phase tag is not part of it).
         phase: the phase tag, DW3 bit 16.
-        data: what the command answered with, where the driver collected that; not part of the entry.
+        data: what the command answered with, where the driver collected that; not part of the
+            entry.
     """
 
     dw0: int = 0
@@ -168,7 +171,8 @@ class AsyncEvent:
     Attributes:
         type, info: asynchronous event type and information, numbers as they came.
         lid: the log page to read, which also clears the event (unless read with RAE).
-        parameter: event specific parameter, completion dword 1 (an endurance group's identifier, for
+        parameter: event specific parameter, completion dword 1 (an endurance group's identifier,
+            for
         example).
     """
 

@@ -1,7 +1,7 @@
 """Feature values (Base 5.27.1, NVM 4.1.3), typed.
 
-A 32-bit class is both command dword 11 of Set Features and completion dword 0 of Get Features (or one of
-these where a docstring says so):
+A 32-bit class is both command dword 11 of Set Features and completion dword 0 of Get Features (or
+one of these where a docstring says so):
 
     NumberOfQueues.of(8, 8).to_int()            → cdw11
     NumberOfQueues.from_int(completion.dw0)
@@ -276,9 +276,7 @@ class Timestamp(Layout, size=8):
     @property
     def time(self) -> datetime.datetime:
         """The time in UTC; only right with origin SET_FEATURES."""
-        return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(
-            milliseconds=self.timestamp
-        )
+        return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=self.timestamp)
 
 
 @attrs.frozen

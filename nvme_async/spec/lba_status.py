@@ -46,9 +46,7 @@ class LbaStatus:
         return cls(
             nlsd=nlsd,
             cmpc=page[4],
-            descriptors=tuple(
-                LbaStatusDescriptor.decode(page[at : at + 16]) for at in range(8, 8 + 16 * count, 16)
-            ),
+            descriptors=tuple(LbaStatusDescriptor.decode(page[at : at + 16]) for at in range(8, 8 + 16 * count, 16)),
         )
 
 

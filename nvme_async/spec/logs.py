@@ -90,7 +90,9 @@ class CriticalWarning(IntFlag):
 
 @attrs.frozen
 class SmartHealth(Layout, size=512):
-    """SMART / health information (LID 02h; Base 5.16.1.3). Temperatures in kelvins, 0 for no sensor."""
+    """SMART / health information (LID 02h; Base 5.16.1.3). Temperatures in kelvins, 0 for no
+    sensor.
+    """
 
     critical_warning: int = uint(0, 1)
     temperature: int = uint(1, 2)
@@ -156,7 +158,8 @@ class FirmwareSlots(Layout, size=512):
     """Firmware slot information (LID 03h; Base 5.16.1.4)."""
 
     afi: int = uint(0, 1)
-    """Active slot in bits 2:0; the slot to be activated at the next reset in bits 6:4, 0 for none."""
+    """Active slot in bits 2:0; the slot to be activated at the next reset in bits 6:4, 0 for none.
+    """
     frs: tuple[FirmwareRevision, ...] = structs(8, FirmwareRevision, 7)
 
     @property
@@ -309,7 +312,9 @@ class SelfTestLog(Layout, size=564):
 
 @attrs.frozen
 class TelemetryHeader(Layout, size=512):
-    """Header of the telemetry log pages (LID 07h, 08h; Base 5.16.1.8, 5.16.1.9). Blocks have 512 bytes."""
+    """Header of the telemetry log pages (LID 07h, 08h; Base 5.16.1.8, 5.16.1.9). Blocks have 512
+    bytes.
+    """
 
     lid: int = uint(0, 1)
     ieee: int = uint(5, 3)
@@ -335,7 +340,9 @@ class TelemetryHeader(Layout, size=512):
 
 @attrs.frozen
 class EnduranceGroup(Layout, size=512):
-    """Endurance group information (LID 09h; Base 5.16.1.10). Units are 1,000,000,000 bytes, rounded up."""
+    """Endurance group information (LID 09h; Base 5.16.1.10). Units are 1,000,000,000 bytes, rounded
+    up.
+    """
 
     critical_warning: int = uint(0, 1)
     avl_spare: int = uint(3, 1)
@@ -367,7 +374,9 @@ class AnaState(IntEnum):
 
 @attrs.frozen
 class AnaGroup:
-    """ANA group descriptor (Base 5.16.1.13). nsids: empty if the log was asked for groups only (RGO)."""
+    """ANA group descriptor (Base 5.16.1.13). nsids: empty if the log was asked for groups only
+    (RGO).
+    """
 
     grpid: int
     chgcnt: int
@@ -384,7 +393,9 @@ class AnaLog:
 
     @classmethod
     def decode(cls, data: Buffer) -> AnaLog:
-        """Raises ValueError if the page is cut off in the middle of a group, or a state is reserved."""
+        """Raises ValueError if the page is cut off in the middle of a group, or a state is
+        reserved.
+        """
         page = bytes(data)
         try:
             chgcnt, ngrps = struct.unpack_from("<QH", page)

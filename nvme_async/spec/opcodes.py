@@ -373,8 +373,8 @@ _ACRONYMS = {
 
 
 def command_name(opcode: int, *, admin: bool) -> str:
-    """The specification's name of a command, such as "Create I/O Submission Queue"; the opcode if there is
-    none.
+    """The specification's name of a command, such as "Create I/O Submission Queue"; the opcode if
+    there is none.
     """
     enums: tuple[type[IntEnum], ...] = (AdminOpcode,) if admin else (NvmOpcode, ZnsOpcode)
     for enum in enums:

@@ -1,7 +1,8 @@
 """Controller properties (registers) of the PCIe transport: offsets and bit fields (Base 3.1.3).
 
-Everything is little-endian. A 64-bit property may be read as two 32-bit halves, lower first (`WIDE` names
-them). A value of all ones means that the function does not answer any more; `is_gone` says so.
+Everything is little-endian. A 64-bit property may be read as two 32-bit halves, lower first (`WIDE`
+names them). A value of all ones means that the function does not answer any more; `is_gone` says
+so.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def cq_doorbell(qid: int, dstrd: int) -> int:
 
 
 def is_gone(value: int, nbytes: int = 4) -> bool:
-    """True for what a read gives when nobody answers: all ones. No valid CSTS, VS or CAP reads like this."""
+    """True for what a read gives when nobody answers: all ones. No valid CSTS, VS or CAP reads like
+    this.
+    """
     return value == (1 << 8 * nbytes) - 1
 
 
@@ -91,8 +94,8 @@ class Cap(BitFields, width=64):
     cqr: bool = bit(16)
     """Contiguous queues required."""
     ams: int = bits(18, 17)
-    """Arbitration mechanisms besides round robin: bit 0 weighted round robin with urgent, bit 1 vendor
-    specific.
+    """Arbitration mechanisms besides round robin: bit 0 weighted round robin with urgent, bit 1
+    vendor specific.
     """
     to: int = bits(31, 24)
     """Timeout for CSTS.RDY to follow CC.EN, in units of 500 ms."""
@@ -101,7 +104,9 @@ class Cap(BitFields, width=64):
     nssrs: bool = bit(36)
     """NVM subsystem reset supported."""
     css: int = bits(44, 37)
-    """Command sets: bit 0 NVM, bit 6 one or more other I/O command sets (CC.CSS=6), bit 7 none but admin."""
+    """Command sets: bit 0 NVM, bit 6 one or more other I/O command sets (CC.CSS=6), bit 7 none but
+    admin.
+    """
     bps: bool = bit(45)
     """Boot partitions supported."""
     cps: int = bits(47, 46)
@@ -126,7 +131,9 @@ class Cap(BitFields, width=64):
 
     @property
     def timeout_seconds(self) -> float:
-        """How long CSTS.RDY may take to follow CC.EN. At least 0.5 s, for controllers that report nothing."""
+        """How long CSTS.RDY may take to follow CC.EN. At least 0.5 s, for controllers that report
+        nothing.
+        """
         return max(self.to, 1) * 0.5
 
     @property
@@ -207,7 +214,9 @@ class Cc(BitFields, width=32):
     mps: int = bits(10, 7)
     """Memory page size: 2 ** (12 + mps) bytes."""
     ams: int = bits(13, 11)
-    """Arbitration: 0 round robin, 1 weighted round robin with urgent priority class, 7 vendor specific."""
+    """Arbitration: 0 round robin, 1 weighted round robin with urgent priority class, 7 vendor
+    specific.
+    """
     shn: int = bits(15, 14)
     """Shutdown notification, see ShutdownNotification."""
     iosqes: int = bits(19, 16)
@@ -255,8 +264,8 @@ class Aqa(BitFields, width=32):
 
     @classmethod
     def of(cls, entries: int, cq_entries: int | None = None) -> Aqa:
-        """For queues of so many entries; the completion queue is as long as the submission queue if not said
-        otherwise.
+        """For queues of so many entries; the completion queue is as long as the submission queue if
+        not said otherwise.
         """
         cq_entries = entries if cq_entries is None else cq_entries
         for size in (entries, cq_entries):

@@ -21,7 +21,9 @@ class RegisteredController(Layout, size=24):
     """Registered controller data structure (Base 7.5)."""
 
     cntlid: int = uint(0, 2)
-    """Controller identifier; FFFFh for a controller that is not there, with a host that is not associated."""
+    """Controller identifier; FFFFh for a controller that is not there, with a host that is not
+    associated.
+    """
     rcsts: int = uint(2, 1)
     """Bit 0: holds the reservation."""
     hostid: int = uint(8, 8)
@@ -55,7 +57,8 @@ class ReservationReport:
     Attributes:
         gen: a counter that changes with every registration and every change of the reservation.
         rtype: reservation type, NONE if nobody holds one.
-        regctl: number of registered controllers; more than `registrants` if the buffer was too small.
+        regctl: number of registered controllers; more than `registrants` if the buffer was too
+            small.
         ptpls: reservations and registrations persist through power loss.
         registrants: of the one or the other type.
     """
@@ -82,8 +85,7 @@ class ReservationReport:
             regctl=regctl,
             ptpls=bool(page[9]),
             registrants=tuple(
-                kind.decode(page[at : at + kind.SIZE])
-                for at in range(start, start + kind.SIZE * count, kind.SIZE)
+                kind.decode(page[at : at + kind.SIZE]) for at in range(start, start + kind.SIZE * count, kind.SIZE)
             ),
         )
 

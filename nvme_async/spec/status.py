@@ -1,6 +1,7 @@
 """Status codes and their texts (Base 3.3.3.2.1; NVM 3, ZNS 3 for those of I/O command sets).
 
-A completion's status is a status code type (SCT) and a status code (SC) whose meaning depends on the type.
+A completion's status is a status code type (SCT) and a status code (SC) whose meaning depends on
+the type.
 """
 
 from __future__ import annotations
@@ -182,7 +183,9 @@ _VENDOR_CODES = 0xC0
 
 
 def status_code(sct: int, sc: int) -> StatusCode | None:
-    """The enumeration member, or None for codes that the specifications reserve or leave to vendors."""
+    """The enumeration member, or None for codes that the specifications reserve or leave to
+    vendors.
+    """
     codes = _TYPES.get(sct)
     member = codes._value2member_map_.get(sc) if codes else None
     return member if isinstance(member, StatusCode) else None

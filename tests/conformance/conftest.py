@@ -1,8 +1,10 @@
 """Tests of the driver that any controller must pass, written once.
 
-Elsewhere a role is an emulated controller of that kind. In the virtual machine (tests/vm, NVME_ASYNC_LAB=1) it is QEMU's
-NVMe controller of that serial number, over VFIO; then the kernel's IOMMU, QEMU's complaints and its trace are watched too.
-With NVME_ASYNC_QEMU_SERVER=/path/to/qemu-system-x86_64 it is QEMU's controller behind QEMU's vfio-user server (qemu_server.py).
+Elsewhere a role is an emulated controller of that kind. In the virtual machine (tests/vm,
+NVME_ASYNC_LAB=1) it is QEMU's NVMe controller of that serial number, over VFIO; then the kernel's
+IOMMU, QEMU's complaints and its trace are watched too. With
+NVME_ASYNC_QEMU_SERVER=/path/to/qemu-system-x86_64 it is QEMU's controller behind QEMU's vfio-user
+server (qemu_server.py).
 """
 
 from __future__ import annotations

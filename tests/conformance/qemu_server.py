@@ -1,9 +1,11 @@
-"""QEMU's NVMe controllers behind QEMU's own vfio-user server (libvfio-user): both ends of the protocol, and the controller, by others,
-and no guest. It takes a QEMU configured with --enable-vfio-user-server, which no distribution has; docs/vfio.md says how to build it.
+"""QEMU's NVMe controllers behind QEMU's own vfio-user server (libvfio-user): both ends of the
+protocol, and the controller, by others, and no guest. It takes a QEMU configured with
+--enable-vfio-user-server, which no distribution has; docs/vfio.md says how to build it.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -25,7 +27,14 @@ class QemuServer:
         self.socket = folder / "vfio-user.sock"
         self.trace = folder / "trace"
         self._errors = (folder / "stderr").open("w+b")
-        server = f'{{"qom-type":"x-vfio-user-server","id":"server","device":"drive-{role}","socket":{{"type":"unix","path":"{self.socket}"}}}}'
+        server = json.dumps(
+            {
+                "qom-type": "x-vfio-user-server",
+                "id": "server",
+                "device": f"drive-{role}",
+                "socket": {"type": "unix", "path": str(self.socket)},
+            }
+        )
         command = [qemu, "-machine", "x-remote,vfio-user=on", "-nodefaults", "-display", "none", "-monitor", "none"]
         command += ["-trace", "pci_nvme_err_*", "-trace", "pci_nvme_ub_*", "-D", str(self.trace)]
         command += [*drives.arguments((drive,), folder), "-object", server]

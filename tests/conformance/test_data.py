@@ -133,7 +133,8 @@ async def test_zeroes_and_deallocated_blocks(uri: Uri, role: str) -> None:
             expected[8 * namespace.block_size : 24 * namespace.block_size] = bytes(16 * namespace.block_size)
             assert await namespace.read(0, 64) == expected
             await namespace.deallocate([(0, 4), (40, 8)])
-            # What deallocated blocks read as is up to the controller, the others stay what they were.
+            # What deallocated blocks read as is up to the controller, the others stay what they
+            # were.
             assert (await namespace.read(4, 36)) == expected[4 * namespace.block_size : 40 * namespace.block_size]
             assert (await namespace.read(48, 16)) == expected[48 * namespace.block_size :]
 

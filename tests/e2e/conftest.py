@@ -1,7 +1,8 @@
 """Fixtures of the driver's tests: device addresses, event loops, options with short time limits.
 
-NVME_ASYNC_TEST_URIS (separated by blanks) replaces the emulated controllers by others, for example "pci:0000:01:00.0". Their contents are
-lost. Tests that need an emulated controller's faults are skipped then.
+NVME_ASYNC_TEST_URIS (separated by blanks) replaces the emulated controllers by others, for example
+"pci:0000:01:00.0". Their contents are lost. Tests that need an emulated controller's faults are
+skipped then.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from driving import FAST, leftovers
 from wire import VECTORS, Wire
 
 import nvme_async
-from nvme_async.controller import Controller
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.namespace import Namespace
 from nvme_async.emulator import EmulatedController
-from nvme_async.namespace import Namespace
 
 OVERRIDE = "NVME_ASYNC_TEST_URIS"
 
@@ -44,7 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_loops: run on asyncio's and on uvloop's event loop")
 
 
-def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     if item.get_closest_marker("both_loops"):
         return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
@@ -130,4 +133,6 @@ def _nothing_stays_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if leftovers(doorbells=False) - before:
         gc.collect()
-    assert leftovers(doorbells=False) - before == set()  # tracebacks, of logged errors for example, keep handles of devices
+    assert (
+        leftovers(doorbells=False) - before == set()
+    )  # tracebacks, of logged errors for example, keep handles of devices

@@ -12,19 +12,25 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from nvme_async.controller import Controller
 from nvme_async.device import Device, open_device
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.namespace import Namespace
+from nvme_async.driver.options import Options
 from nvme_async.emulator import Faults
 from nvme_async.errors import ControllerError
-from nvme_async.namespace import Namespace
-from nvme_async.options import Options
 
 T = TypeVar("T")
 
 # Short, but not so short that a busy machine makes commands late by itself.
 FAST: dict[str, Any] = {"command_timeout": 5.0, "admin_timeout": 5.0, "abort_timeout": 2.0, "pool_bytes": 8 << 20}
 # For tests in which something does time out.
-HASTY: dict[str, Any] = {"command_timeout": 0.2, "admin_timeout": 0.4, "abort_timeout": 0.2, "drain_timeout": 0.3, "shutdown_timeout": 0.5}
+HASTY: dict[str, Any] = {
+    "command_timeout": 0.2,
+    "admin_timeout": 0.4,
+    "abort_timeout": 0.2,
+    "drain_timeout": 0.3,
+    "shutdown_timeout": 0.5,
+}
 
 
 def faults(controller: Controller) -> Faults:
@@ -37,9 +43,11 @@ def pattern(nbytes: int, seed: int = 0) -> bytes:
 
 
 def leftovers(*, doorbells: bool = True) -> set[str]:
-    """What a driver that has let go of everything doesn't have: pools, VFIO descriptors, emulator threads.
+    """What a driver that has let go of everything doesn't have: pools, VFIO descriptors, emulator
+    threads.
 
-    doorbells: also the mapping of the doorbells, which lives as long as the handle of the device does.
+    doorbells: also the mapping of the doorbells, which lives as long as the handle of the device
+        does.
     """
     found = set()
     for fd in os.listdir("/proc/self/fd"):
@@ -149,8 +157,16 @@ class Meddler:
     def __getattr__(self, name: str) -> Any:
         target = getattr(self._device, name)
         if name not in (
-            "read32", "read64", "write32", "write64", "map_dma", "unmap_dma", "set_interrupts", "reset", "doorbells",
-        ):  # fmt: skip
+            "read32",
+            "read64",
+            "write32",
+            "write64",
+            "map_dma",
+            "unmap_dma",
+            "set_interrupts",
+            "reset",
+            "doorbells",
+        ):
             return target
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -166,7 +182,9 @@ class Meddler:
 
 
 async def open_meddled(uri: str, prepare: Callable[[Meddler], None], **options: Any) -> Controller:
-    """What nvme_async.open() does, with a Meddler in between. `prepare` is given it before the bring-up."""
+    """What nvme_async.open() does, with a Meddler in between. `prepare` is given it before the
+    bring-up.
+    """
     device = Meddler(await asyncio.to_thread(open_device, uri))
     prepare(device)
     controller = Controller(device, Options.of({**FAST, **options}))  # type: ignore[arg-type]

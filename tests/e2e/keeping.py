@@ -1,4 +1,6 @@
-"""A controller that outlives its drivers, a keeper, and drivers in processes of their own, for tests."""
+"""A controller that outlives its drivers, a keeper, and drivers in processes of their own, for
+tests.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ async def hear():
 
 
 class Driver:
-    """Another process. Its program is the body of a coroutine that knows tell(…), await hear(), uri and keeper."""
+    """Another process. Its program is the body of a coroutine that knows tell(…), await hear(), uri
+    and keeper.
+    """
 
     def __init__(self, site: Site, body: str, **environ: str) -> None:
         program = PREAMBLE + f"uri, keeper = {site.uri!r}, {site.keeper_path!r}\nasync def main():\n"
@@ -107,7 +111,9 @@ class Site:
     def lives(self) -> dict[str, int]:
         """How often the controller came and went, and was asked who it is."""
         counters = self.counters()
-        return {name: counters[name] for name in ("enables", "disables", "resets", "shutdowns", "invalid_doorbells")} | {
+        return {
+            name: counters[name] for name in ("enables", "disables", "resets", "shutdowns", "invalid_doorbells")
+        } | {
             "identify": counters["admin"].get(6, 0),
             "create_cq": counters["admin"].get(5, 0),
         }

@@ -1,4 +1,6 @@
-"""What the keepalive tests share: one emulated controller, and the drivers that follow one another on it."""
+"""What the keepalive tests share: one emulated controller, and the drivers that follow one another
+on it.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +55,11 @@ async def settle(passes: int = 10) -> None:
 
 
 def die(controller: nvme_async.Controller) -> Bundle:
-    """What SIGKILL leaves of a driver: its descriptors, held by somebody else, and the pool as it is at this instant.
+    """What SIGKILL leaves of a driver: its descriptors, held by somebody else, and the pool as it
+    is at this instant.
 
-    Its Python objects are made harmless; none of it reaches the pool or the controller. On the controller's home loop.
+    Its Python objects are made harmless; none of it reaches the pool or the controller. On the
+    controller's home loop.
     """
     bundle = controller.bundle()
     controller.state = "handed over"
@@ -165,7 +169,9 @@ async def line(emulated: str = "size=64MiB", **options: Any) -> AsyncIterator[Li
     uri = f"emulated:{emulated}"
     if "serial=" not in emulated:
         uri += f",serial=K{os.getpid()}-{next(_numbers)}"
-    drivers = Line(await nvme_async.open(uri, **({"keepalive": True, "pool_bytes": 16 << 20, "command_timeout": 30.0} | options)))
+    drivers = Line(
+        await nvme_async.open(uri, **({"keepalive": True, "pool_bytes": 16 << 20, "command_timeout": 30.0} | options))
+    )
     try:
         await drivers.listening()
         await eventually(lambda: drivers.faults.counters()["admin"].get(AER))
@@ -176,7 +182,9 @@ async def line(emulated: str = "size=64MiB", **options: Any) -> AsyncIterator[Li
 
 
 async def calling(function: Callable[..., Any], *arguments: Any) -> Any:
-    """await function(…), called where this coroutine runs: a request belongs to the loop that makes it."""
+    """await function(…), called where this coroutine runs: a request belongs to the loop that makes
+    it.
+    """
     return await function(*arguments)
 
 

@@ -16,7 +16,8 @@ from nvme_async.errors import NvmeError
 from nvme_async.manager import ManagedDevice, ManagedNamespace, Manager, ManagerEvent
 
 _numbers = itertools.count()
-# libuv opens a pipe with the first loop of a process, and keeps it: not a leak of those who count descriptors.
+# libuv opens a pipe with the first loop of a process, and keeps it: not a leak of those who count
+# descriptors.
 uvloop.new_event_loop().close()
 
 
@@ -59,7 +60,9 @@ async def became(device: ManagedDevice, state: str, seconds: float = 10.0) -> fl
 
 
 class Verifier:
-    """Load on a namespace, each task on blocks of its own: writes, and reads back what it wrote last. `done` counts, `errors` collects."""
+    """Load on a namespace, each task on blocks of its own: writes, and reads back what it wrote
+    last. `done` counts, `errors` collects.
+    """
 
     def __init__(self, namespace: ManagedNamespace, tasks: int = 8) -> None:
         self.namespace = namespace

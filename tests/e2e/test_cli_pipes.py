@@ -18,7 +18,9 @@ import pytest
     ids=" ".join,
 )
 def test_the_reader_of_stdout_has_left(arguments):
-    command = subprocess.Popen([sys.executable, "-m", "nvme_async", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "nvme_async", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     command.stdout.close()
     errors = command.stderr.read()
     command.stderr.close()

@@ -1,6 +1,8 @@
-"""The seam end to end, on the emulated controller: registers, DMA, doorbells, interrupts, reset and takeover.
+"""The seam end to end, on the emulated controller: registers, DMA, doorbells, interrupts, reset and
+takeover.
 
-No driver here: commands are put together by hand, so that a fault of the seam isn't mistaken for one of the
+No driver here: commands are put together by hand, so that a fault of the seam isn't mistaken for
+one of the
 driver.
 """
 
@@ -16,7 +18,7 @@ import pytest
 
 from nvme_async._dma import DmaBuffer, Pool
 from nvme_async.device import Device, open_device, resume_device
-from nvme_async.device.emulated import EmulatedDevice
+from nvme_async.emulator.device import EmulatedDevice
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
 
 CAP, VS, CC, CSTS, AQA, ASQ, ACQ = 0x0, 0x8, 0x14, 0x1C, 0x24, 0x28, 0x30
@@ -38,7 +40,9 @@ def pool() -> Iterator[Pool]:
 
 
 class Admin:
-    """An admin queue pair at its simplest: one command at a time, never more than ENTRIES - 1 in all."""
+    """An admin queue pair at its simplest: one command at a time, never more than ENTRIES - 1 in
+    all.
+    """
 
     def __init__(self, device: Device, pool: Pool) -> None:
         self.device, self.pool = device, pool

@@ -1,4 +1,6 @@
-"""A device that vanishes without a word: whoever waits is told in bounded time, also if nobody does any I/O."""
+"""A device that vanishes without a word: whoever waits is told in bounded time, also if nobody does
+any I/O.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ async def test_the_peer_closes_under_waiting_commands() -> None:
     async with nvme_async.open("emulated:size=16MiB") as controller:
         emulator = controller.device.emulator  # type: ignore[attr-defined]
         rule = emulator.faults.add(opcode=2, queue="io", drop=True)
-        reads = [asyncio.ensure_future(controller.namespaces[1].read(at)) for at in range(300)]  # more than the queue takes
+        reads = [
+            asyncio.ensure_future(controller.namespaces[1].read(at)) for at in range(300)
+        ]  # more than the queue takes
         await asyncio.to_thread(rule.wait, 200)
         began = time.monotonic()
         emulator.drop_client()
@@ -97,7 +101,9 @@ async def test_a_fatal_status_is_found_out_before_the_command_times_out() -> Non
 
 
 async def test_a_device_outlives_its_controller() -> None:
-    """release() and a second Controller on the same device: what was written stays, and nothing is left of the first."""
+    """release() and a second Controller on the same device: what was written stays, and nothing is
+    left of the first.
+    """
     async with nvme_async.open("emulated:size=16MiB") as first:
         await first.namespaces[1].write(7, b"x" * 4096)
         before = descriptors()

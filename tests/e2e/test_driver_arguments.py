@@ -18,9 +18,14 @@ Call = Callable[[Controller, Namespace], Any]
 
 
 def sent(controller: Controller) -> list[dict[int, int]]:
-    """Commands by opcode; without the driver's own wait for events, which may come a little after it was opened."""
+    """Commands by opcode; without the driver's own wait for events, which may come a little after
+    it was opened.
+    """
     counters = faults(controller).counters()
-    return [counters["io"], {opcode: n for opcode, n in counters["admin"].items() if opcode != AdminOpcode.ASYNC_EVENT_REQUEST}]
+    return [
+        counters["io"],
+        {opcode: n for opcode, n in counters["admin"].items() if opcode != AdminOpcode.ASYNC_EVENT_REQUEST},
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Bring-up and shutdown: what the controller sees of it, and that nothing stays behind, wherever it ends."""
+"""Bring-up and shutdown: what the controller sees of it, and that nothing stays behind, wherever it
+ends.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from driving import FAST, HASTY, Meddler, Stepped, descriptors, eventually, faul
 
 import nvme_async
 from nvme_async.device import open_device
-from nvme_async.device.emulated import EmulatedDevice
 from nvme_async.emulator import FOREVER, EmulatedController
+from nvme_async.emulator.device import EmulatedDevice
 from nvme_async.errors import (
     CommandError,
     ConfigurationError,
@@ -137,7 +139,7 @@ async def test_a_body_that_raises_still_closes(faulty: str) -> None:
     assert controller.state == "closed"
 
 
-# -- where a bring-up can end ------------------------------------------------------------------------------------------------------------
+# -- where a bring-up can end ----------------------------------------------------------------------
 
 
 async def test_cancelled_at_every_await_of_the_bring_up(emulator: EmulatedController) -> None:
@@ -146,10 +148,13 @@ async def test_cancelled_at_every_await_of_the_bring_up(emulator: EmulatedContro
     await released(emulator)
     before = descriptors()
     for n in itertools.count():
+
         async def opening(n: int = n) -> Any:
             task = asyncio.current_task()
             assert task is not None
-            return await Stepped(nvme_async.open("emulated:kept", **FAST)._open(), lambda step: step == n and task.cancel())
+            return await Stepped(
+                nvme_async.open("emulated:kept", **FAST)._open(), lambda step: step == n and task.cancel()
+            )
 
         task = asyncio.create_task(opening())
         try:
@@ -186,7 +191,9 @@ def test_the_loop_ends_in_the_middle_of_the_bring_up(emulator: EmulatedControlle
 
             async def open_() -> None:
                 nonlocal finished
-                controller = await Stepped(nvme_async.open("emulated:kept", **FAST)._open(), lambda step: step == n and there.set())
+                controller = await Stepped(
+                    nvme_async.open("emulated:kept", **FAST)._open(), lambda step: step == n and there.set()
+                )
                 finished = True
                 await controller.close()
 
@@ -240,7 +247,11 @@ def test_the_loop_ends_in_the_middle_of_the_shutdown(emulator: EmulatedControlle
     assert n >= 2
 
 
-@pytest.mark.parametrize("error", [ControllerGone("meddled"), DeviceError("meddled"), OSError(5, "meddled"), MemoryError("meddled")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [ControllerGone("meddled"), DeviceError("meddled"), OSError(5, "meddled"), MemoryError("meddled")],
+    ids=repr,
+)
 async def test_an_error_of_every_call_to_the_device(emulator: EmulatedController, error: Exception) -> None:
     for n in itertools.count():
 
@@ -259,7 +270,9 @@ async def test_an_error_of_every_call_to_the_device(emulator: EmulatedController
 
 
 async def test_an_error_status_of_every_admin_command(emulator: EmulatedController) -> None:
-    """Those that the bring-up can do without are not fatal: Doorbell Buffer Config, the limits of the command set, and events."""
+    """Those that the bring-up can do without are not fatal: Doorbell Buffer Config, the limits of
+    the command set, and events.
+    """
     fatal = []
     for n in itertools.count():
         rule = emulator.faults.add(queue="admin", skip=n, count=1, fail=0x06)
@@ -283,7 +296,9 @@ async def test_a_lost_answer_to_every_admin_command(emulator: EmulatedController
     for n in range(8):
         emulator.faults.clear()
         rule = emulator.faults.add(queue="admin", skip=n, count=1, drop=True)
-        with pytest.raises(ControllerTimeout, match=r"no completion of (Identify|Set Features|Get Features|Create|Doorbell)"):
+        with pytest.raises(
+            ControllerTimeout, match=r"no completion of (Identify|Set Features|Get Features|Create|Doorbell)"
+        ):
             await within(20, nvme_async.open("emulated:kept", **{**FAST, **HASTY, "admin_timeout": 0.1})._open())
         assert rule.hits > n
         rule.remove()
@@ -291,7 +306,9 @@ async def test_a_lost_answer_to_every_admin_command(emulator: EmulatedController
 
 
 @pytest.mark.parametrize(("fault", "error"), [("fatal", ControllerFatal), ("remove", ControllerGone)])
-async def test_a_failure_at_every_admin_command(emulator: EmulatedController, fault: str, error: type[NvmeError]) -> None:
+async def test_a_failure_at_every_admin_command(
+    emulator: EmulatedController, fault: str, error: type[NvmeError]
+) -> None:
     for n in range(8):
         rule = emulator.faults.add(queue="admin", skip=n, count=1, **{fault: True})
         with pytest.raises(error):
@@ -301,7 +318,7 @@ async def test_a_failure_at_every_admin_command(emulator: EmulatedController, fa
         await released(emulator)
 
 
-# -- what registers can say ----------------------------------------------------------------------------------------------------------------
+# -- what registers can say ------------------------------------------------------------------------
 
 
 def cap(timeout: int = 1, mqes: int = 1023, mpsmin: int = 0, css: int = 1) -> int:
@@ -322,7 +339,8 @@ async def test_a_controller_that_never_stops(emulator: EmulatedController) -> No
     # The peer's end of the connection has disabled it whatever its delay.
     with pytest.raises(ControllerTimeout, match="RDY"):
         await within(
-            10, open_meddled("emulated:kept", lambda device: device.registers.update({CAP: cap(), CSTS: 1, CC: 0x460001}))
+            10,
+            open_meddled("emulated:kept", lambda device: device.registers.update({CAP: cap(), CSTS: 1, CC: 0x460001})),
         )
 
 
@@ -361,7 +379,9 @@ async def test_registers_of_a_device_that_is_gone(emulator: EmulatedController, 
         (cap(css=0x80), r"no NVM command set \(CAP.CSS 0x80\)"),
     ],
 )
-async def test_a_controller_that_cannot_be_driven_is_refused_with_the_reason(emulator: EmulatedController, value: int, message: str) -> None:
+async def test_a_controller_that_cannot_be_driven_is_refused_with_the_reason(
+    emulator: EmulatedController, value: int, message: str
+) -> None:
     with pytest.raises(ControllerError, match=message):
         await open_meddled("emulated:kept", lambda device: device.registers.update({CAP: value}))
     assert emulator.faults.counters()["enables"] == 0
@@ -391,7 +411,9 @@ async def test_no_vectors(emulator: EmulatedController) -> None:
 
 @pytest.mark.parametrize("vectors", [1, 2, 3])
 async def test_few_vectors(vectors: int) -> None:
-    async with nvme_async.open(f"emulated:size=16MiB,block=512,vectors={vectors}", **FAST, mode="interrupt") as controller:
+    async with nvme_async.open(
+        f"emulated:size=16MiB,block=512,vectors={vectors}", **FAST, mode="interrupt"
+    ) as controller:
         ns = controller.namespaces[1]
         await within(10, asyncio.gather(*(ns.write(i, bytes(512)) for i in range(100))))
         assert (await controller.admin(commands.identify(1))).data is not None
@@ -457,7 +479,9 @@ def test_open_device_is_what_open_uses() -> None:
 
 
 async def test_a_deleted_queue_pairs_doorbells_are_left_alone(address: str) -> None:
-    """A late interrupt or a late command finds something to ring for; a doorbell of a queue that doesn't exist is the host's error."""
+    """A late interrupt or a late command finds something to ring for; a doorbell of a queue that
+    doesn't exist is the host's error.
+    """
     async with nvme_async.open(address, **FAST | {"drain_timeout": 0.1}) as controller:
         queue, namespace = controller.queues.io_queues()[0], controller.namespaces[1]
         await namespace.read(0)
@@ -469,6 +493,9 @@ async def test_a_deleted_queue_pairs_doorbells_are_left_alone(address: str) -> N
         queue.hot.more()
         queue.hot.flush()
         after = queue.hot.inspect()
-        assert (after["sq"]["doorbells"], after["cq"]["doorbells"]) == (deleted["sq"]["doorbells"], deleted["cq"]["doorbells"])
+        assert (after["sq"]["doorbells"], after["cq"]["doorbells"]) == (
+            deleted["sq"]["doorbells"],
+            deleted["cq"]["doorbells"],
+        )
     with pytest.raises(QueueShutdown):
         await late

@@ -1,4 +1,6 @@
-"""Whose memory the data are in: the driver's own, the application's, registered, aligned or not, in every shape that PRPs can have."""
+"""Whose memory the data are in: the driver's own, the application's, registered, aligned or not, in
+every shape that PRPs can have.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,10 @@ import pytest
 from driving import FAST, eventually, faults, pattern, within
 
 import nvme_async
-from nvme_async.controller import Controller
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.namespace import Namespace
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import ConfigurationError, OutOfDmaMemory
-from nvme_async.namespace import Namespace
 
 PAGE = 4096
 
@@ -33,17 +35,31 @@ def shared() -> Iterator[mmap.mmap]:
     area.close()
 
 
-# -- PRPs --------------------------------------------------------------------------------------------------------------------------------
+# -- PRPs ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.both_loops
 @pytest.mark.options(max_transfer=16 << 20)
 async def test_every_shape_of_prps(controller: Controller, ns: Namespace) -> None:
-    """One page, two, a list; beginning anywhere in a page that is dword aligned; up to the longest that the controller takes."""
+    """One page, two, a list; beginning anywhere in a page that is dword aligned; up to the longest
+    that the controller takes.
+    """
     size, most = ns.block_size, ns.max_blocks * ns.block_size
     rng = random.Random(1)
     offsets = [0, 4, 8, 512, 2048, PAGE - 512, PAGE - 4]
-    lengths = {size, 2 * size, PAGE, PAGE + size, 2 * PAGE, 2 * PAGE + size, 3 * PAGE, 64 << 10, most // 2, most - size, most}
+    lengths = {
+        size,
+        2 * size,
+        PAGE,
+        PAGE + size,
+        2 * PAGE,
+        2 * PAGE + size,
+        3 * PAGE,
+        64 << 10,
+        most // 2,
+        most - size,
+        most,
+    }
     with controller.alloc(most + 2 * PAGE) as buffer:
         data = np.asarray(buffer)
         for nbytes in sorted(n // size * size for n in lengths if size <= n <= most):
@@ -93,7 +109,7 @@ async def test_memory_of_the_pool_that_is_not_dword_aligned_is_bounced(controlle
             assert await ns.read(1) == pattern(size, at)
 
 
-# -- kinds of buffers ------------------------------------------------------------------------------------------------------------------------
+# -- kinds of buffers ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,7 +164,12 @@ async def test_reading_into_arrays(ns: Namespace, dtype: Any) -> None:
 )
 async def test_buffers_that_are_not_contiguous_are_refused(ns: Namespace, make: Callable[[int], Any]) -> None:
     buffer = make(ns.block_size)
-    for call in (lambda: ns.write(0, buffer), lambda: ns.readinto(0, buffer), lambda: ns.compare(0, buffer), lambda: ns.pwrite(buffer, 0)):
+    for call in (
+        lambda: ns.write(0, buffer),
+        lambda: ns.readinto(0, buffer),
+        lambda: ns.compare(0, buffer),
+        lambda: ns.pwrite(buffer, 0),
+    ):
         with pytest.raises(ValueError, match=r"of shape \(.*\) with strides \(.*\) is not C-contiguous"):
             await call()
     with pytest.raises(ValueError, match="not C-contiguous"):
@@ -169,7 +190,7 @@ async def test_read_only_buffers_are_written_from_and_not_read_into(ns: Namespac
         await ns.read_many([0], array)
 
 
-# -- memory that the device reaches ----------------------------------------------------------------------------------------------------------
+# -- memory that the device reaches ----------------------------------------------------------------
 
 
 @pytest.mark.both_loops
@@ -288,7 +309,9 @@ async def test_memory_of_this_process_alone_is_bounced_or_pinned(controller: Con
 
 
 async def test_a_registration_lasts_until_commands_on_it_are_over(failing: Controller, shared: mmap.mmap) -> None:
-    """Closing it takes the memory from the device only then: its device addresses must not come to mean other memory before."""
+    """Closing it takes the memory from the device only then: its device addresses must not come to
+    mean other memory before.
+    """
     ns = failing.namespaces[1]
     unmapped: list[int] = []
     original = failing.device.unmap_dma

@@ -1,4 +1,6 @@
-"""Cancelling is safe in every state: the caller is gone at once, the pages stay with the controller until it has let go of them."""
+"""Cancelling is safe in every state: the caller is gone at once, the pages stay with the controller
+until it has let go of them.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ import pytest
 from driving import FAST, HASTY, eventually, faults, pattern, within
 
 import nvme_async
-from nvme_async.controller import Controller
 from nvme_async.dma import DmaBuffer
+from nvme_async.driver.controller import Controller
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import QueueShutdown
 
@@ -21,7 +23,9 @@ MODES = ("adaptive", "interrupt", "poll")
 
 
 def reachable(controller: Controller) -> list[tuple[int, int, int]]:
-    """(first LBA of the command, begin, end) of the memory that the controller may still write for a read."""
+    """(first LBA of the command, begin, end) of the memory that the controller may still write for
+    a read.
+    """
     return [
         (int.from_bytes(held.command[40:48], "little"), data.iova, data.iova + data.nbytes)
         for held in faults(controller).outstanding()
@@ -31,10 +35,12 @@ def reachable(controller: Controller) -> list[tuple[int, int, int]]:
 
 
 class Life:
-    """Callers that come, are cancelled at any moment and free their memory at once, while the controller holds some of their commands.
+    """Callers that come, are cancelled at any moment and free their memory at once, while the
+    controller holds some of their commands.
 
-    Each LBA has contents of its own, so a page that is handed out too early shows itself as wrong data; and what the controller says it
-    may still write is compared with the memory that callers have.
+    Each LBA has contents of its own, so a page that is handed out too early shows itself as wrong
+    data; and what the controller says it may still write is compared with the memory that callers
+    have.
     """
 
     LBAS = 400
@@ -43,7 +49,9 @@ class Life:
         self.controller = controller
         self.ns = controller.namespaces[1]
         self.random = random.Random(seed)
-        self.owned: dict[int, tuple[DmaBuffer, int]] = {}  # by number of the caller: what it has, and the LBA that it reads
+        self.owned: dict[
+            int, tuple[DmaBuffer, int]
+        ] = {}  # by number of the caller: what it has, and the LBA that it reads
         self.left: list[tuple[bytearray, bytes]] = []  # buffers of cancelled callers, and what they held then
         self.finished = self.cancelled = self.looks = 0
 
@@ -153,7 +161,9 @@ async def test_cancelled_at_random_no_page_is_handed_out_early(faulty: str, mode
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_cancelled_in_each_state(faulty: str, mode: str) -> None:
-    """Before it was begun; begun, not rung; with the controller; in line for a slot; held by a reset; completed and not yet told."""
+    """Before it was begun; begun, not rung; with the controller; in line for a slot; held by a
+    reset; completed and not yet told.
+    """
     async with nvme_async.open(faulty, **FAST, mode=mode, queue_entries=4) as controller:
         ns = controller.namespaces[1]
         await ns.write(0, pattern(512))
@@ -221,7 +231,8 @@ async def test_many_in_one_await_go_on_when_others_make_room(faulty: str, mode: 
         for _ in range(5):
             await asyncio.sleep(0)
         if end == "cancelled":
-            # All who have been told to go on, and all behind them, change their minds: no pass of the loop in between.
+            # All who have been told to go on, and all behind them, change their minds: no pass of
+            # the loop in between.
             faults(controller).release()
             while queue.n_outstanding:
                 queue.reap()
@@ -264,7 +275,9 @@ async def test_pages_of_a_cancelled_read_stay_until_the_reset(failing: Controlle
 
 
 async def test_a_cancelled_write_has_its_data_until_it_is_over(failing: Controller) -> None:
-    """The caller may fill the buffer anew after freeing it; what goes to the medium is what was to be written."""
+    """The caller may fill the buffer anew after freeing it; what goes to the medium is what was to
+    be written.
+    """
     ns = failing.namespaces[1]
     rule = faults(failing).add(queue="io", opcode=1, delay=FOREVER)
     for bounced in (True, False):

@@ -1,4 +1,6 @@
-"""Doorbells where a controller may have them: at any stride (CAP.DSTRD), in a mapped window or reached by register writes, or in part."""
+"""Doorbells where a controller may have them: at any stride (CAP.DSTRD), in a mapped window or
+reached by register writes, or in part.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,19 @@ import pytest
 from driving import FAST, LoopThread, exercise, faults, within
 
 from nvme_async._mmio import Mmio
-from nvme_async.controller import Controller
 from nvme_async.device import Doorbells
-from nvme_async.device.emulated import EmulatedDevice
-from nvme_async.options import Options
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.options import Options
+from nvme_async.emulator.device import EmulatedDevice
 
 CAP, FIRST = 0x00, 0x1000
 DSTRD = 32  # bit of CAP; 4 bits
 
 
 class Strided(EmulatedDevice):
-    """Says DSTRD = `stride`, and has its doorbells so far apart (NVMe over PCIe Transport 1.0, 3.1.2), without memory behind them."""
+    """Says DSTRD = `stride`, and has its doorbells so far apart (NVMe over PCIe Transport 1.0,
+    3.1.2), without memory behind them.
+    """
 
     stride = 0
 
@@ -37,7 +41,10 @@ class Strided(EmulatedDevice):
 
     def read_many(self, registers: Sequence[tuple[int, int]]) -> list[int]:
         values = super().read_many(registers)
-        return [self._patched(value) if register == (CAP, 8) else value for register, value in zip(registers, values, strict=True)]
+        return [
+            self._patched(value) if register == (CAP, 8) else value
+            for register, value in zip(registers, values, strict=True)
+        ]
 
     def write32(self, offset: int, value: int) -> None:
         if offset >= FIRST:

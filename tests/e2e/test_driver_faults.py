@@ -1,4 +1,6 @@
-"""A controller that misbehaves under the driver: what is waited for ends in time, with data or with the error that says why."""
+"""A controller that misbehaves under the driver: what is waited for ends in time, with data or with
+the error that says why.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import pytest
 from driving import FAST, HASTY, LoopThread, eventually, faults, pattern, within
 
 import nvme_async
-from nvme_async.controller import Controller
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.namespace import Namespace
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import (
     CommandError,
@@ -21,7 +24,6 @@ from nvme_async.errors import (
     MediaError,
     QueueShutdown,
 )
-from nvme_async.namespace import Namespace
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import NvmOpcode
 
@@ -41,7 +43,9 @@ def counts(controller: Controller) -> tuple[int, int]:
 @hasty
 @pytest.mark.parametrize("fault", ["drop", "discard"])
 @pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
-async def test_a_command_without_completion_is_sent_again_after_a_reset(failing: Controller, fault: str, write: bool) -> None:
+async def test_a_command_without_completion_is_sent_again_after_a_reset(
+    failing: Controller, fault: str, write: bool
+) -> None:
     """The controller doesn't know it any more, so Abort can't help."""
     ns, text = first(failing), pattern(512)
     await ns.write(7, text)
@@ -61,7 +65,9 @@ async def test_a_command_without_completion_is_sent_again_after_a_reset(failing:
 
 @hasty
 async def test_a_command_that_takes_too_long_is_aborted_and_its_neighbours_go_on(failing: Controller) -> None:
-    """Abort is enough where the controller still has the command: no reset, and nobody else notices."""
+    """Abort is enough where the controller still has the command: no reset, and nobody else
+    notices.
+    """
     ns = first(failing)
     await ns.write(3, pattern(512, 3))
     faults(failing).add(queue="io", opcode=2, cdw10=3, count=1, delay=FOREVER)
@@ -113,7 +119,9 @@ async def test_a_command_that_never_comes_back_does_not_reset_the_controller_for
 
 @hasty
 async def test_everything_that_is_out_survives_a_reset(failing: Controller) -> None:
-    """On several loops, more than the queue takes, one of them lost: the rest is sent again with it."""
+    """On several loops, more than the queue takes, one of them lost: the rest is sent again with
+    it.
+    """
     ns = first(failing)
 
     async def work(lbas: range) -> list[bytes]:
@@ -162,8 +170,12 @@ async def test_spurious_interrupts_and_completions_in_another_order(faulty: str,
     ],
     ids=["twice", "forged"],
 )
-async def test_a_completion_of_nothing_ends_the_controller_with_the_reason(failing: Controller, fault: dict[str, Any], message: str) -> None:
-    """Whoever sends such may have written anywhere: nothing more is believed, and nothing is let go before the reset."""
+async def test_a_completion_of_nothing_ends_the_controller_with_the_reason(
+    failing: Controller, fault: dict[str, Any], message: str
+) -> None:
+    """Whoever sends such may have written anywhere: nothing more is believed, and nothing is let go
+    before the reset.
+    """
     ns = first(failing)
     faults(failing).add(queue="io", opcode=0, count=1, **fault)
     held = faults(failing).add(queue="io", opcode=2, delay=FOREVER)
@@ -190,7 +202,12 @@ async def test_a_reset_that_fails_ends_everything(failing: Controller) -> None:
     for result in await within(30, asyncio.gather(*reads, return_exceptions=True)):
         assert isinstance(result, ControllerTimeout)
     assert failing.state == "failed"
-    for operation in (lambda: ns.read(0), lambda: ns.write(0, bytes(512)), ns.flush, lambda: failing.admin(commands.identify(1, 0))):
+    for operation in (
+        lambda: ns.read(0),
+        lambda: ns.write(0, bytes(512)),
+        ns.flush,
+        lambda: failing.admin(commands.identify(1, 0)),
+    ):
         with pytest.raises(ControllerTimeout):
             await within(1, operation())
     faults(failing).enable_delay()

@@ -1,4 +1,6 @@
-"""Every command of a namespace, on every medium, in every mode, on both event loops; and arguments that make no sense."""
+"""Every command of a namespace, on every medium, in every mode, on both event loops; and arguments
+that make no sense.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import pytest
 from driving import FAST, faults, pattern, within
 
 import nvme_async
-from nvme_async.controller import Controller
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.namespace import Namespace
 from nvme_async.errors import (
     CommandError,
     CompareFailure,
@@ -20,12 +23,13 @@ from nvme_async.errors import (
     MediaError,
     UnrecoveredReadError,
 )
-from nvme_async.namespace import Namespace
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
 
 MODES = ("adaptive", "interrupt", "poll")
-ONCS_COMPARE, ONCS_UNCORRECTABLE, ONCS_DSM, ONCS_ZEROES, ONCS_VERIFY, ONCS_COPY = (1 << bit for bit in (0, 1, 2, 3, 7, 8))
+ONCS_COMPARE, ONCS_UNCORRECTABLE, ONCS_DSM, ONCS_ZEROES, ONCS_VERIFY, ONCS_COPY = (
+    1 << bit for bit in (0, 1, 2, 3, 7, 8)
+)
 
 
 def needs(controller: Controller, bit: int) -> None:
@@ -197,7 +201,7 @@ async def test_requests_over_mdts_are_split_at_it(faulty: str) -> None:
         assert await ns.read(0, 40) == pattern(20 * 1024)
 
 
-# -- commands by hand ----------------------------------------------------------------------------------------------------------------------
+# -- commands by hand ------------------------------------------------------------------------------
 
 
 @pytest.mark.both_loops
@@ -211,7 +215,8 @@ async def test_commands_by_hand(ns: Namespace, controller: Controller) -> None:
     assert (await ns.submit(commands.read(nsid, 5, 2), into)).data is None
     assert into == data
     results = await ns.submit(
-        [commands.read(nsid, 5, 1), commands.read(nsid, ns.blocks, 1), commands.flush(nsid)], [bytearray(size), bytearray(size), None]
+        [commands.read(nsid, 5, 1), commands.read(nsid, ns.blocks, 1), commands.flush(nsid)],
+        [bytearray(size), bytearray(size), None],
     )
     assert isinstance(results[1], LbaOutOfRange)
     assert results[0].dw0 == results[2].dw0 == 0
@@ -236,7 +241,7 @@ async def test_a_command_the_controller_does_not_know(ns: Namespace) -> None:
         await ns.submit(unknown)
 
 
-# -- arguments -----------------------------------------------------------------------------------------------------------------------------
+# -- arguments -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -250,16 +255,32 @@ async def test_a_command_the_controller_does_not_know(ns: Namespace) -> None:
         (lambda ns: ns.read("0"), TypeError, r"lba is a str, an integer is needed"),
         (lambda ns: ns.read(0, 1.0), TypeError, r"blocks is a float, an integer is needed"),
         (lambda ns: ns.write(None, bytes(ns.block_size)), TypeError, r"lba is a NoneType"),
-        (lambda ns: ns.readinto(0, bytearray(100)), ValueError, r"a buffer of 100 bytes is not a positive multiple of the block size of \d+"),
+        (
+            lambda ns: ns.readinto(0, bytearray(100)),
+            ValueError,
+            r"a buffer of 100 bytes is not a positive multiple of the block size of \d+",
+        ),
         (lambda ns: ns.readinto(0, bytearray()), ValueError, r"a buffer of 0 bytes is not a positive multiple"),
-        (lambda ns: ns.readinto(0, bytes(ns.block_size)), ValueError, r"the bytes is read-only, and data were to be read into it"),
+        (
+            lambda ns: ns.readinto(0, bytes(ns.block_size)),
+            ValueError,
+            r"the bytes is read-only, and data were to be read into it",
+        ),
         (lambda ns: ns.readinto(0, 4096), TypeError, r"int"),
-        (lambda ns: ns.write(0, b"abc"), ValueError, r"a buffer of 3 bytes is not a positive multiple of the block size of \d+"),
+        (
+            lambda ns: ns.write(0, b"abc"),
+            ValueError,
+            r"a buffer of 3 bytes is not a positive multiple of the block size of \d+",
+        ),
         (lambda ns: ns.write(-5, bytes(ns.block_size)), ValueError, r"lba is -5, outside of"),
         (lambda ns: ns.write(0, "text"), TypeError, r"str"),
         (lambda ns: ns.write(0, None), TypeError, r"NoneType"),
         (lambda ns: ns.compare(0, b""), ValueError, r"a buffer of 0 bytes"),
-        (lambda ns: ns.pread(100, 0), ValueError, r"offset 0 and length 100 must be positive multiples of the block size of \d+"),
+        (
+            lambda ns: ns.pread(100, 0),
+            ValueError,
+            r"offset 0 and length 100 must be positive multiples of the block size of \d+",
+        ),
         (lambda ns: ns.pread(ns.block_size, 1), ValueError, r"offset 1 and length \d+ must be positive multiples"),
         (lambda ns: ns.pread(ns.block_size, -ns.block_size), ValueError, r"offset -\d+"),
         (lambda ns: ns.pwrite(b"x", 0), ValueError, r"length 1 must be"),
@@ -273,8 +294,16 @@ async def test_a_command_the_controller_does_not_know(ns: Namespace) -> None:
         (lambda ns: ns.read_many([0], depth=-1), ValueError, r"depth is -1"),
         (lambda ns: ns.read_many([-1]), ValueError, r"lbas must be integers of 0 to 2\*\*64-1"),
         (lambda ns: ns.read_many(["x"]), ValueError, r"lbas must be integers"),
-        (lambda ns: ns.read_many([0, 1], bytearray(ns.block_size)), ValueError, r"2 elements of \d+ bytes need \d+ bytes, the buffer has"),
-        (lambda ns: ns.write_many([0], b"short"), ValueError, r"1 elements of \d+ bytes need \d+ bytes, the buffer has 5"),
+        (
+            lambda ns: ns.read_many([0, 1], bytearray(ns.block_size)),
+            ValueError,
+            r"2 elements of \d+ bytes need \d+ bytes, the buffer has",
+        ),
+        (
+            lambda ns: ns.write_many([0], b"short"),
+            ValueError,
+            r"1 elements of \d+ bytes need \d+ bytes, the buffer has 5",
+        ),
     ],
 )
 async def test_arguments_that_make_no_sense(ns: Namespace, call: Any, error: Any, message: str) -> None:
@@ -300,11 +329,16 @@ async def test_beyond_the_end(ns: Namespace) -> None:
         lambda: ns.verify(0, last + 1),
         lambda: ns.pread(ns.block_size, last * ns.block_size),
     ):
-        with pytest.raises(LbaOutOfRange, match=rf"on namespace {ns.nsid} lba \d+\+\d+: .*the namespace has {last} blocks") as caught:
+        with pytest.raises(
+            LbaOutOfRange, match=rf"on namespace {ns.nsid} lba \d+\+\d+: .*the namespace has {last} blocks"
+        ) as caught:
             await call()
         assert isinstance(caught.value, IndexError)
         assert caught.value.dnr
-    with pytest.raises(nvme_async.many.BatchError, match=r"1 of 2 commands failed, the first is element 1: Read .*(?i:LBA out of range)"):
+    with pytest.raises(
+        nvme_async.driver.batch.BatchError,
+        match=r"1 of 2 commands failed, the first is element 1: Read .*(?i:LBA out of range)",
+    ):
         await ns.read_many([0, last])
 
 
@@ -330,7 +364,10 @@ async def test_waiting_for_nothing_in_particular(ns: Namespace) -> None:
 async def test_integers_of_numpy(ns: Namespace) -> None:
     await ns.write(np.uint64(9), pattern(2 * ns.block_size))
     assert await ns.read(np.int32(9), np.uint8(2)) == pattern(2 * ns.block_size)
-    assert await ns.pread(np.int64(ns.block_size), np.int64(9 * ns.block_size)) == pattern(2 * ns.block_size)[: ns.block_size]
+    assert (
+        await ns.pread(np.int64(ns.block_size), np.int64(9 * ns.block_size))
+        == pattern(2 * ns.block_size)[: ns.block_size]
+    )
     await ns.write_zeroes(np.uint32(9), np.uint32(1))
     assert (await ns.read_many(np.array([9, 10]))).data[ns.block_size :] == pattern(2 * ns.block_size)[ns.block_size :]
 

@@ -1,4 +1,6 @@
-"""Commands that move no data and so aren't bound by MDTS: the controller's limits for them, and whole namespaces at once."""
+"""Commands that move no data and so aren't bound by MDTS: the controller's limits for them, and
+whole namespaces at once.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ async def test_a_copy_beyond_one_commands_limits_goes_in_several():
 
 async def test_a_controller_that_does_not_know_the_page_has_no_limits(tmp_path):
     with closing(served("size=16MiB")) as emulator:
-        refused = emulator.faults.add(queue="admin", opcode=IDENTIFY, cdw10=int(Cns.CSI_CONTROLLER), fail=0x002, dnr=True)
+        refused = emulator.faults.add(
+            queue="admin", opcode=IDENTIFY, cdw10=int(Cns.CSI_CONTROLLER), fail=0x002, dnr=True
+        )
         emulator.listen(str(tmp_path / "socket"))
         async with nvme_async.open(f"vfio-user:{tmp_path}/socket", **FAST) as controller:
             assert refused.hits == 1
@@ -135,7 +139,13 @@ async def test_a_namespace_that_makes_no_sense_keeps_nobody_from_the_others(tmp_
     with closing(served("size=16MiB,namespaces=3")) as emulator:
         emulator.faults.add(queue="admin", opcode=IDENTIFY, cdw10=int(Cns.NAMESPACE), nsid=2, fail=0x002)
         # Number 3 is formatted with an LBA format that doesn't exist: LBADS 0.
-        emulator.faults.add(queue="admin", opcode=IDENTIFY, cdw10=int(Cns.NAMESPACE), nsid=3, payload=struct.pack("<QQQBBB", 1, 1, 1, 0, 7, 5))
+        emulator.faults.add(
+            queue="admin",
+            opcode=IDENTIFY,
+            cdw10=int(Cns.NAMESPACE),
+            nsid=3,
+            payload=struct.pack("<QQQBBB", 1, 1, 1, 0, 7, 5),
+        )
         emulator.listen(str(tmp_path / "socket"))
         async with nvme_async.open(f"vfio-user:{tmp_path}/socket", **FAST) as controller:
             assert list(controller.namespaces) == [1]

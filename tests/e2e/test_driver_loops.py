@@ -1,4 +1,6 @@
-"""Event loops, threads and controllers in every constellation: a queue pair for each loop, as long as there are any."""
+"""Event loops, threads and controllers in every constellation: a queue pair for each loop, as long
+as there are any.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ import uvloop
 from driving import FAST, HASTY, LoopThread, eventually, exercise, faults, pattern, within
 
 import nvme_async
-from nvme_async.controller import Controller
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.namespace import Namespace
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import ConfigurationError, ControllerGone, QueueShutdown
-from nvme_async.namespace import Namespace
 from nvme_async.spec import commands
 
 FACTORIES: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -78,7 +80,10 @@ async def test_more_loops_than_queue_pairs(factory: Any) -> None:
         ns = controller.namespaces[1]
         with LoopThread(factory) as own, LoopThread(factory) as third, LoopThread(factory) as fourth:
             await own.submit(exercise(ns, 1, 2))
-            await within(20, asyncio.gather(third.submit(exercise(ns, 2, 2)), fourth.submit(exercise(ns, 3, 2)), exercise(ns, 0, 2)))
+            await within(
+                20,
+                asyncio.gather(third.submit(exercise(ns, 2, 2)), fourth.submit(exercise(ns, 3, 2)), exercise(ns, 0, 2)),
+            )
             assert controller.inspect()["loops_sharing_a_queue"] == 2
             assert len(controller.inspect()["io_queues"]) == 2
 
@@ -89,7 +94,9 @@ async def test_more_loops_than_queue_pairs(factory: Any) -> None:
                 assert await ns.readinto(5000, into) == 512
                 assert into == pattern(512)
                 await ns.compare(5000, into)
-                with pytest.raises(ConfigurationError, match=r"shares a neighbour's queue pair \(the controller has 2\)"):
+                with pytest.raises(
+                    ConfigurationError, match=r"shares a neighbour's queue pair \(the controller has 2\)"
+                ):
                     await ns.write_zeroes(0, 1)
                 with pytest.raises(nvme_async.errors.LbaOutOfRange):
                     await ns.read(ns.blocks)
@@ -115,7 +122,9 @@ async def test_a_loop_that_ends_leaves_its_queue_pair_to_others() -> None:
 @pytest.mark.parametrize("factory", FACTORIES, ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_loop_that_ends_while_commands_are_out(end: str, factory: Any, mode: str) -> None:
-    """Their memory stays with the controller; what comes of them later disturbs nobody, and the queue pair is used again."""
+    """Their memory stays with the controller; what comes of them later disturbs nobody, and the
+    queue pair is used again.
+    """
     async with nvme_async.open("emulated:size=16MiB,block=512,queues=2", **FAST, mode=mode) as controller:
         ns = controller.namespaces[1]
         await ns.write(0, pattern(512))
@@ -150,7 +159,10 @@ async def test_a_loop_that_ends_while_commands_are_out(end: str, factory: Any, m
         slots = [slot for pool in controller.inspect()["memory"]["pools"] for slot in pool["slots"]]
         for one in held:
             for piece in one.ranges:
-                assert any(0 <= piece.iova - controller.memory.pools[0].iova - slot["offset"] < slot["nbytes"] for slot in slots)  # type: ignore[union-attr]
+                assert any(
+                    0 <= piece.iova - controller.memory.pools[0].iova - slot["offset"] < slot["nbytes"]
+                    for slot in slots
+                )  # type: ignore[union-attr]
         rule.remove()
         with LoopThread() as other:
             await within(20, other.submit(exercise(ns, 3, 3)))
@@ -161,7 +173,9 @@ async def test_a_loop_that_ends_while_commands_are_out(end: str, factory: Any, m
 
 
 async def test_completions_for_a_loop_that_has_ended(faulty: str) -> None:
-    """They come before anybody takes the queue pair over, through a reset, and while the controller is closed."""
+    """They come before anybody takes the queue pair over, through a reset, and while the controller
+    is closed.
+    """
     for what in ("release", "reset", "close"):
         controller = await nvme_async.open(faulty, **FAST, drain_timeout=0.2)
         ns = controller.namespaces[1]
@@ -257,7 +271,11 @@ def test_a_home_that_has_ended_is_an_error_and_no_hang(faulty: str) -> None:
             home.close()
 
         async def elsewhere(ns: Namespace = ns, controller: Controller = controller) -> None:
-            for call in (lambda: ns.read(0), lambda: ns.write_zeroes(0, 1), lambda: controller.admin(commands.identify(1))):
+            for call in (
+                lambda: ns.read(0),
+                lambda: ns.write_zeroes(0, 1),
+                lambda: controller.admin(commands.identify(1)),
+            ):
                 with pytest.raises(QueueShutdown, match="the event loop that opened this controller doesn't run"):
                     await within(5, call())  # type: ignore[no-untyped-call]
             if controller.loop.is_closed():
@@ -277,7 +295,9 @@ def test_a_home_that_has_ended_is_an_error_and_no_hang(faulty: str) -> None:
 
 
 async def test_the_neighbour_that_is_shared_ends(faulty: str) -> None:
-    """Who used its queue pair gets an error, if a request was on its way there, and another neighbour, if there is one."""
+    """Who used its queue pair gets an error, if a request was on its way there, and another
+    neighbour, if there is one.
+    """
     async with nvme_async.open("emulated:size=16MiB,block=512,queues=1", **FAST) as controller:
         ns = controller.namespaces[1]
         with LoopThread() as guest:
@@ -353,8 +373,16 @@ async def test_a_queue_pair_that_cannot_be_created(faulty: str) -> None:
             with LoopThread() as other:
                 await within(10, other.submit(exercise(ns, 1, 1)))
         state = controller.inspect()
-        owners = [slot["owner"] for pool in state["memory"]["pools"] for slot in pool["slots"] if slot["owner"].startswith("queue")]
-        assert sorted(owners) == ["queue 0", *(f"queue {queue['qid']}" for queue in sorted(state["io_queues"], key=lambda q: q["qid"]))]
+        owners = [
+            slot["owner"]
+            for pool in state["memory"]["pools"]
+            for slot in pool["slots"]
+            if slot["owner"].startswith("queue")
+        ]
+        assert sorted(owners) == [
+            "queue 0",
+            *(f"queue {queue['qid']}" for queue in sorted(state["io_queues"], key=lambda q: q["qid"])),
+        ]
         with LoopThread() as other, LoopThread() as another:
             await within(10, other.submit(exercise(ns, 1, 1)))
             await within(10, another.submit(exercise(ns, 2, 1)))

@@ -96,7 +96,9 @@ def test_faults_and_counters_at_run_time(tmp_path):
         rule = faults.call("add", queue="admin", opcode=0x06, fail=0x006, dnr=True, count=1)
         with RawClient.dial(path) as client:
             admin = Admin(client)
-            assert admin.command(0x06, prp1=admin.IOVA + 8192, cdw10=1)[1] & ~0x2000 == 0x4006  # less More: the error log has it
+            assert (
+                admin.command(0x06, prp1=admin.IOVA + 8192, cdw10=1)[1] & ~0x2000 == 0x4006
+            )  # less More: the error log has it
             assert len(admin.identify()) == 4096
             faults.call("wait", rule=rule, hits=2, timeout=5)
             assert faults.call("hits", rule=rule) == 2

@@ -1,6 +1,8 @@
-"""What other people's vfio-user clients send and insist on, replayed against the emulated controller.
+"""What other people's vfio-user clients send and insist on, replayed against the emulated
+controller.
 
-Each class is one client, read in its source: SPDK's host driver, cloud-hypervisor's vfio_user crate, libvfio-user's
+Each class is one client, read in its source: SPDK's host driver, cloud-hypervisor's vfio_user
+crate, libvfio-user's
 own tests. QEMU is in test_emulator_qemu.py.
 """
 
@@ -71,7 +73,9 @@ from nvme_async.emulator import EmulatedController
 
 
 class TestSpdk:
-    """lib/vfio_user/host, lib/nvme/nvme_vfio_user.c, and the states of nvme_ctrlr.c. It polls and uses no interrupts."""
+    """lib/vfio_user/host, lib/nvme/nvme_vfio_user.c, and the states of nvme_ctrlr.c. It polls and
+    uses no interrupts.
+    """
 
     NBYTES = 256 << 20  # one hugetlbfs file, at an IOVA equal to its own virtual address
     IOVA = 0x2000_0020_0000
@@ -139,7 +143,9 @@ class TestSpdk:
         admin.do(command(SET_FEATURES, cdw={10: 0x0B, 11: 0x1F | 0x100}))  # critical warnings, namespace attributes
         aers = [admin.submit(command(AER)) for _ in range(min(16, aerl + 1))]
         assert admin.do(command(GET_FEATURES, cdw={10: 0x0F})) == 0  # no keep alive: it sends none
-        admin.do(command(IDENTIFY, prp1=prp, cdw={10: 6, 11: 2 << 24}), status=0x02)  # ZNS is tried, Invalid Field expected
+        admin.do(
+            command(IDENTIFY, prp1=prp, cdw={10: 6, 11: 2 << 24}), status=0x02
+        )  # ZNS is tried, Invalid Field expected
         count = admin.do(command(SET_FEATURES, cdw={10: 7, 11: 127 << 16 | 127}))
         assert admin.do(command(GET_FEATURES, cdw={10: 7})) == count
         assert count & 0xFFFF >= 1
@@ -170,7 +176,9 @@ class TestSpdk:
             admin.do(command(IDENTIFY, prp1=prp, cdw={10: cns}))
 
     def test_perf_tool(self, wire: Wire, memory: Memory, served: EmulatedController) -> None:
-        """app/spdk_nvme_perf: an I/O queue pair that is polled, up to 128 KiB by PRP lists, clean end with an UNMAP."""
+        """app/spdk_nvme_perf: an I/O queue pair that is polled, up to 128 KiB by PRP lists, clean
+        end with an UNMAP.
+        """
         doorbells = self.setup(wire, memory)
         admin = self.enable(wire, memory, doorbells)
         aers = self.initialize(admin, memory)
@@ -190,7 +198,9 @@ class TestSpdk:
             io.do(command(opcode, nsid=1, prp1=memory.iova + target, prp2=memory.iova + lists, cdw={10: 40, 12: 127}))
         assert memory.map[back : back + len(pattern)] == pattern
         for round_ in range(20):
-            cids = {io.submit(command(READ, nsid=1, prp1=memory.iova + back, cdw={10: round_, 12: 7})) for _ in range(64)}
+            cids = {
+                io.submit(command(READ, nsid=1, prp1=memory.iova + back, cdw={10: round_, 12: 7})) for _ in range(64)
+            }
             done = [io.wait() for _ in cids]
             assert {cid for cid, _, _ in done} == cids
             assert not any(status for _, status, _ in done)
@@ -217,7 +227,9 @@ class TestSpdk:
 
 
 class TestCloudHypervisor:
-    """The vfio_user crate (vfio_user/src/lib.rs): reads exactly what it expects and ignores errors until then."""
+    """The vfio_user crate (vfio_user/src/lib.rs): reads exactly what it expects and ignores errors
+    until then.
+    """
 
     def exactly(self, wire: Wire, nbytes: int) -> bytes:
         data = b""
@@ -279,20 +291,26 @@ class TestCloudHypervisor:
 
 
 class TestLibvfioUser:
-    """What libvfio-user's own tests (test/py) assert of a server, where it has a meaning for this device."""
+    """What libvfio-user's own tests (test/py) assert of a server, where it has a meaning for this
+    device.
+    """
 
     @pytest.fixture
     def ready(self, wire: Wire) -> Wire:
         capabilities(wire.call(VERSION, struct.pack("<HH", 0, 1) + b'{"capabilities":{"max_msg_fds":8}}\0').payload)
         return wire
 
-    @pytest.mark.parametrize("text", [b"", b"{}\0", b'{ "capabilities": { "max_msg_fds": 8, "max_data_xfer_size": 1048576 } }\0'])
+    @pytest.mark.parametrize(
+        "text", [b"", b"{}\0", b'{ "capabilities": { "max_msg_fds": 8, "max_data_xfer_size": 1048576 } }\0']
+    )
     def test_versions(self, wire: Wire, text: bytes) -> None:
         got = capabilities(wire.call(VERSION, struct.pack("<HH", 0, 1) + text).payload)
         assert got["max_msg_fds"] >= 8
         assert got["max_data_xfer_size"] == 1 << 20
 
-    @pytest.mark.parametrize(("code", "payload"), [(VERSION, struct.pack("<HH", 999, 1)), (VERSION, b""), (999, bytes(4))])
+    @pytest.mark.parametrize(
+        ("code", "payload"), [(VERSION, struct.pack("<HH", 999, 1)), (VERSION, b""), (999, bytes(4))]
+    )
     def test_a_bad_beginning_is_refused_and_ends_it(self, wire: Wire, code: int, payload: bytes) -> None:
         reply = wire.call(code, payload)
         assert (reply.errno, reply.payload) == (errno.EINVAL, b"")
@@ -301,7 +319,10 @@ class TestLibvfioUser:
     @pytest.mark.parametrize(
         ("code", "payload"),
         [
-            *((code, struct.pack("<II", 0, 0)) for code in (GET_INFO, REGION_INFO, IRQ_INFO, SET_IRQS, DMA_MAP, DMA_UNMAP, IO_FDS)),
+            *(
+                (code, struct.pack("<II", 0, 0))
+                for code in (GET_INFO, REGION_INFO, IRQ_INFO, SET_IRQS, DMA_MAP, DMA_UNMAP, IO_FDS)
+            ),
             *((code, b"") for code in (GET_INFO, REGION_INFO, IRQ_INFO, SET_IRQS, DMA_MAP, DMA_UNMAP, IO_FDS)),
             (GET_INFO, struct.pack("<4I", 8, 0, 0, 0)),
             (REGION_INFO, struct.pack("<IIIIQQ", 8, 0, 1, 0, 0, 0)),
@@ -340,7 +361,9 @@ class TestLibvfioUser:
             (TRIGGER | BOOL, MSIX, 0, 2, 0, b"\0"),
         ],
     )
-    def test_bad_interrupt_settings(self, ready: Wire, flags: int, index: int, start: int, count: int, n_fds: int, data: bytes) -> None:
+    def test_bad_interrupt_settings(
+        self, ready: Wire, flags: int, index: int, start: int, count: int, n_fds: int, data: bytes
+    ) -> None:
         fds = [os.eventfd(0) for _ in range(n_fds)]
         ready.fds += fds
         assert ready.set_irqs(flags, index, start, count, fds, data).errno == errno.EINVAL

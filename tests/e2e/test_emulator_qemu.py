@@ -1,7 +1,9 @@
-"""QEMU's vfio-user-pci with a Linux guest, replayed against the emulated controller: messages, registers, doorbells.
+"""QEMU's vfio-user-pci with a Linux guest, replayed against the emulated controller: messages,
+registers, doorbells.
 
-hw/vfio-user/{proxy,container,device,pci}.c; the order is a recording of QEMU 11.1.3 booting Linux 6.1, whose
-nvme_pci_enable() and nvme_reset_work() follow. The real ones are in tests/vm (make test-interop).
+hw/vfio-user/{proxy,container,device,pci}.c; the order is a recording of QEMU 11.1.3 booting Linux
+6.1, whose nvme_pci_enable() and nvme_reset_work() follow. The real ones are in tests/vm (make
+test-interop).
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ MAX_XFER_LIMIT = 1 << 20  # QEMU's VFIO_USER_DEF_MAX_XFER
 
 
 class TestQemu:
-    """hw/vfio-user/{proxy,container,device,pci}.c; the order is a recording of QEMU 11.1.3 booting Linux 6.1."""
+    """hw/vfio-user/{proxy,container,device,pci}.c; the order is a recording of QEMU 11.1.3 booting
+    Linux 6.1.
+    """
 
     CAPABILITIES = (
         b'{"capabilities": {"pgsizes": 4096, "max_msg_fds": 16, "max_dma_maps": 65535, "max_data_xfer_size": 1048576,'
@@ -85,7 +89,9 @@ class TestQemu:
 
     @staticmethod
     def ask(wire: Wire, code: int, payload: bytes = b"", fds: tuple[int, ...] = (), room: int = 0) -> bytes:
-        """vfio_user_send_wait(): a reply longer than `room`, or than the request without one, drops the connection."""
+        """vfio_user_send_wait(): a reply longer than `room`, or than the request without one, drops
+        the connection.
+        """
         reply = wire.call(code, payload, fds, msg_id=next(TestQemu.ids))
         assert reply.errno == 0
         assert reply.size <= max(room, 16 + len(payload)) if room == 0 else reply.size <= room
@@ -115,7 +121,8 @@ class TestQemu:
         return page
 
     def regions(self, wire: Wire) -> mmap.mmap:
-        # The first question has no room for capabilities; FLAG_CAPS without a valid offset is refused.
+        # The first question has no room for capabilities; FLAG_CAPS without a valid offset is
+        # refused.
         first = self.ask(wire, REGION_INFO, struct.pack("<IIIIQQ", 32, 0, BAR0, 0, 0, 0), room=48)
         argsz, flags, index, cap_offset, size, offset = struct.unpack("<IIIIQQ", first)
         assert (flags & 7, flags & 8, index, cap_offset, size, offset) == (7, 0, 0, 0, 0x2000, 0)
@@ -126,7 +133,16 @@ class TestQemu:
         assert sparse_areas(reply.payload) == [(0x1000, 0x1000)]
         (fd,) = reply.fds
         assert os.fstat(fd).st_size >= 0x2000
-        for index, (flags, size) in {1: (0, 0), 2: (0, 0), 3: (0, 0), 4: (3, 0x2000), 5: (0, 0), 6: (0, 0), 7: (3, 0x1000), 8: (0, 0)}.items():
+        for index, (flags, size) in {
+            1: (0, 0),
+            2: (0, 0),
+            3: (0, 0),
+            4: (3, 0x2000),
+            5: (0, 0),
+            6: (0, 0),
+            7: (3, 0x1000),
+            8: (0, 0),
+        }.items():
             info = self.ask(wire, REGION_INFO, struct.pack("<IIIIQQ", 32, 0, index, 0, 0, 0), room=48)
             assert struct.unpack("<IIIIQQ", info) == (32, flags, index, 0, size, 0)
         return wire.map_page(fd, 0x1000, 0x1000)
@@ -191,7 +207,9 @@ class TestQemu:
             assert (reply.errno, reply.payload) == (0, b"")
 
     def test_reset_and_memory_that_is_mapped_anew(self, wire: Wire, ram: Memory) -> None:
-        """The firmware opens and closes holes in low memory: all is unmapped and mapped again in one go, without waiting."""
+        """The firmware opens and closes holes in low memory: all is unmapped and mapped again in
+        one go, without waiting.
+        """
         self.realize(wire, ram)
         assert self.ask(wire, RESET) == b""
         low, hole = 0xC0000, 0xE0000
@@ -214,7 +232,8 @@ class TestQemu:
         assert self.ask(wire, DMA_MAP, ram.message(), (ram.fd,)) == b""
 
     def linux(self, wire: Wire, ram: Memory, page: mmap.mmap, dbbuf: bool = False) -> tuple[Queue, Queue, list[int]]:
-        """nvme_pci_enable() and nvme_reset_work() of Linux 6.1, with QEMU's messages between: admin and I/O queue, eventfds.
+        """nvme_pci_enable() and nvme_reset_work() of Linux 6.1, with QEMU's messages between: admin
+        and I/O queue, eventfds.
 
         Doorbells are stores of the guest into the page; nobody hears of them.
         """
@@ -307,7 +326,9 @@ class TestQemu:
         time.sleep(1)
         before = served.reactor_stats()["sleeps"]
         time.sleep(1)
-        assert 10 < served.reactor_stats()["sleeps"] - before < 520, "naps of 2 ms, of some 20 us of processor time each"
+        assert 10 < served.reactor_stats()["sleeps"] - before < 520, (
+            "naps of 2 ms, of some 20 us of processor time each"
+        )
 
     def test_shutdown_reset_and_a_second_boot(self, wire: Wire, ram: Memory) -> None:
         page = self.realize(wire, ram)

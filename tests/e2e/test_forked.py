@@ -1,4 +1,6 @@
-"""A fork while controllers are open: the child owns nothing of them, whatever it does, and the parent never notices."""
+"""A fork while controllers are open: the child owns nothing of them, whatever it does, and the
+parent never notices.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,10 @@ import pytest
 from forking import in_child
 
 import nvme_async
-from nvme_async import Manager, _forks
+from nvme_async import Manager
 from nvme_async.emulator import EmulatedController
 from nvme_async.errors import ControllerGone, QueueShutdown
+from nvme_async.runtime import forks
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
 
@@ -133,7 +136,9 @@ async def test_what_a_child_writes_to_a_buffer_stays_with_the_child() -> None:
 
 
 async def test_a_peer_sees_the_parents_end_though_a_child_lives(tmp_path: Any) -> None:
-    """A child holds no copy of the connection: else a server would keep a dead driver's mappings, and take no successor."""
+    """A child holds no copy of the connection: else a server would keep a dead driver's mappings,
+    and take no successor.
+    """
     path = str(tmp_path / "socket")
     emulator = EmulatedController("size=16MiB")
     try:
@@ -216,7 +221,7 @@ def test_an_owner_that_fails_in_the_child_keeps_no_other_from_letting_go() -> No
 
     owners = [Owner() for _ in range(3)]
     for owner in owners:
-        _forks.watch(owner)
+        forks.watch(owner)
 
     def act() -> None:
         assert all(owner.forgotten for owner in owners)

@@ -1,4 +1,6 @@
-"""What the hot path promises beside speed: doorbells, copies, and turns for everybody else on the loop."""
+"""What the hot path promises beside speed: doorbells, copies, and turns for everybody else on the
+loop.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 import uvloop
 
 import nvme_async
-from nvme_async.controller import Controller
+from nvme_async.driver.controller import Controller
 
 EAGER_IN_A_ROW = 32  # ext/hotpath/waiting.pxi
 
@@ -26,7 +28,9 @@ def queue(controller: Controller) -> dict[str, Any]:
     [("dbbuf=on", {}, True), ("dbbuf=off", {}, False), ("dbbuf=on", {"shadow_doorbells": False}, False)],
     ids=["offered", "not offered", "not wanted"],
 )
-async def test_doorbell_buffers_are_used_when_the_controller_offers_them(uri: str, options: dict[str, Any], used: bool) -> None:
+async def test_doorbell_buffers_are_used_when_the_controller_offers_them(
+    uri: str, options: dict[str, Any], used: bool
+) -> None:
     async with nvme_async.open(f"emulated:size=16MiB,{uri}", **options) as controller:
         namespace = controller.namespaces[1]
         for lba in range(200):
@@ -37,7 +41,8 @@ async def test_doorbell_buffers_are_used_when_the_controller_offers_them(uri: st
         assert state["shadow_doorbells"] is used
         registers = state["sq"]["doorbells"] + state["cq"]["doorbells"]
         if used:
-            # The controller looks at the buffers while there is work: most doorbells never reach a register.
+            # The controller looks at the buffers while there is work: most doorbells never reach a
+            # register.
             assert state["doorbells_saved"] > 0
         else:
             assert state["doorbells_saved"] == 0
@@ -65,7 +70,9 @@ async def test_a_read_is_copied_once_and_readinto_not_at_all() -> None:
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_a_storm_of_reads_leaves_other_tasks_their_turns(run: Callable[..., Any]) -> None:
-    """However fast the controller answers, each reader gets EAGER_IN_A_ROW results a pass at most, and then all others have their turn."""
+    """However fast the controller answers, each reader gets EAGER_IN_A_ROW results a pass at most,
+    and then all others have their turn.
+    """
     readers = 8
 
     async def storm() -> None:
@@ -92,7 +99,9 @@ def test_a_storm_of_reads_leaves_other_tasks_their_turns(run: Callable[..., Any]
 
 
 async def test_batches_one_after_the_other_leave_other_tasks_their_turns() -> None:
-    """A batch gives way after 100 us; so do short ones that come one after the other and never have to wait."""
+    """A batch gives way after 100 us; so do short ones that come one after the other and never have
+    to wait.
+    """
     async with nvme_async.open("emulated:size=64MiB,medium=null") as controller:
         namespace = controller.namespaces[1]
         lbas = array("Q", range(500))
@@ -111,7 +120,8 @@ async def test_batches_one_after_the_other_leave_other_tasks_their_turns() -> No
                 assert result.failed == 0
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        # 100 000 commands take a hundred times as long as others may be kept waiting, on any machine.
+        # 100 000 commands take a hundred times as long as others may be kept waiting, on any
+        # machine.
         assert turns >= 20
 
 

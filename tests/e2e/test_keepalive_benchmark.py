@@ -1,4 +1,6 @@
-"""The hand-over benchmark itself: it runs, loses nothing, and says what it measured. The figures are docs/performance.md's."""
+"""The hand-over benchmark itself: it runs, loses nothing, and says what it measured. The figures
+are docs/performance.md's.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,24 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks/keepalive.py"
 
 
 def test_it_hands_to_and_fro_and_reports_as_json() -> None:
-    arguments = ["--rounds", "4", "--fresh", "2", "--queues", "2", "--iodepth", "8", "--save-queues", "1,3", "--save-rounds", "2", "--json"]
-    done = subprocess.run([sys.executable, BENCHMARK, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    arguments = [
+        "--rounds",
+        "4",
+        "--fresh",
+        "2",
+        "--queues",
+        "2",
+        "--iodepth",
+        "8",
+        "--save-queues",
+        "1,3",
+        "--save-rounds",
+        "2",
+        "--json",
+    ]
+    done = subprocess.run(
+        [sys.executable, BENCHMARK, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     handovers = report["handovers"]

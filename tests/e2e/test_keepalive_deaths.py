@@ -1,4 +1,6 @@
-"""Drivers that are killed at chosen points, held by a keeper: each successor comes to a working controller, and to the data."""
+"""Drivers that are killed at chosen points, held by a keeper: each successor comes to a working
+controller, and to the data.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ async def works(controller: nvme_async.Controller, first: bytes) -> None:
 
 
 async def test_killed_after_a_fresh_bring_up_and_before_the_new_deposit(site: Site) -> None:
-    """The keeper still has the bundle of the one before: same device, same registers, and a pool that the controller doesn't use."""
+    """The keeper still has the bundle of the one before: same device, same registers, and a pool
+    that the controller doesn't use.
+    """
     driver = site.driver(FIRST)
     assert driver.hear() == "up"
     driver.kill()
@@ -64,11 +68,11 @@ async def test_killed_after_a_fresh_bring_up_and_before_the_new_deposit(site: Si
 @pytest.mark.parametrize(
     ("module", "function", "enables"),
     [
-        ("nvme_async.queues", "QueueSet.prepare_admin", 0),
-        ("nvme_async.queues", "QueueSet.negotiate", 1),
-        ("nvme_async.queue_maker", "QueueMaker.tell", 1),
-        ("nvme_async.controller", "Controller.rescan", 1),
-        ("nvme_async.controller", "Controller.keep", 1),
+        ("nvme_async.driver.pcie.queue_set", "QueueSet.prepare_admin", 0),
+        ("nvme_async.driver.pcie.queue_set", "QueueSet.negotiate", 1),
+        ("nvme_async.driver.pcie.queue_creation", "QueueMaker.tell", 1),
+        ("nvme_async.driver.controller", "Controller.rescan", 1),
+        ("nvme_async.driver.controller", "Controller.keep", 1),
         ("nvme_async.keepalive.deposit", "Depositor.start", 1),
     ],
 )
@@ -91,7 +95,7 @@ async def test_killed_during_bring_up(site: Site, module: str, function: str, en
         ("nvme_async.keepalive.restoration", "Restoration._adopt"),
         ("nvme_async.keepalive.settle", "Settlement.begin"),
         ("nvme_async.keepalive.manifest", "Manifest.write"),
-        ("nvme_async.controller", "EventListener.start"),
+        ("nvme_async.driver.controller", "EventListener.start"),
         ("nvme_async.keepalive.deposit", "Depositor.start"),
     ],
 )

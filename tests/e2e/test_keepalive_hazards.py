@@ -1,4 +1,6 @@
-"""Hazards of servicing, each found in other drivers' code, and each with the test that would find it here."""
+"""Hazards of servicing, each found in other drivers' code, and each with the test that would find
+it here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,21 @@ from pathlib import Path
 
 import pytest
 from driving import LoopThread
-from kept import READ, WAYS, WRITE, Way, all_handed_over, block, calling, descriptors, die, eventually, line, results, settle
+from kept import (
+    READ,
+    WAYS,
+    WRITE,
+    Way,
+    all_handed_over,
+    block,
+    calling,
+    descriptors,
+    die,
+    eventually,
+    line,
+    results,
+    settle,
+)
 
 import nvme_async
 from nvme_async.errors import CommandError, HandedOver, NvmeError, RestoreRefused
@@ -25,7 +41,9 @@ CC, CSTS = int(Register.CC), int(Register.CSTS)
 
 @ways
 async def test_1_pages_of_commands_in_flight_are_not_given_to_new_work(way: Way) -> None:
-    """PRP lists and bounce pages stay with their commands over a restore: no page that the controller may touch is handed out again."""
+    """PRP lists and bounce pages stay with their commands over a restore: no page that the
+    controller may touch is handed out again.
+    """
     async with line() as drivers:
         span = 128 << 10
         blocks = span // 4096
@@ -37,7 +55,11 @@ async def test_1_pages_of_commands_in_flight_are_not_given_to_new_work(way: Way)
             *(drivers.namespace.write(1000 + at * blocks, block(50 + at) * blocks) for at in range(4)),
         )
         await drivers.outstanding(8)
-        reached = [set(range(r.iova >> 12, (r.iova + r.nbytes + 4095) >> 12)) for one in drivers.faults.outstanding() for r in one.ranges]
+        reached = [
+            set(range(r.iova >> 12, (r.iova + r.nbytes + 4095) >> 12))
+            for one in drivers.faults.outstanding()
+            for r in one.ranges
+        ]
         touched = set().union(*reached)
         await drivers.succeed(way)
         taken = []
@@ -107,7 +129,9 @@ async def test_3_prp_lists_over_512_entries_are_chained_and_survive_a_takeover(w
 
 @ways
 async def test_4_a_cancelled_callers_pages_stay_with_the_controller(way: Way) -> None:
-    """Cancelled before the takeover: the successor has the command as an orphan, and its pages are still nobody else's."""
+    """Cancelled before the takeover: the successor has the command as an orphan, and its pages are
+    still nobody else's.
+    """
     async with line() as drivers:
         buffer = drivers.driver.alloc(4096, tag=1)
         await drivers.namespace.write(0, block(1))
@@ -133,12 +157,16 @@ async def test_4_a_cancelled_callers_pages_stay_with_the_controller(way: Way) ->
 def free_pages(controller: nvme_async.Controller) -> set[int]:
     """Pages of the pool that alloc() could give out now."""
     (pool,) = controller.memory.pools
-    taken = {page for slot in pool.slots() for page in range(slot.offset >> 12, (slot.offset + slot.nbytes + 4095) >> 12)}
+    taken = {
+        page for slot in pool.slots() for page in range(slot.offset >> 12, (slot.offset + slot.nbytes + 4095) >> 12)
+    }
     return {(pool.iova >> 12) + page for page in range(pool.data_offset >> 12, pool.nbytes >> 12) if page not in taken}
 
 
 async def test_5_a_queue_made_while_the_save_begins_has_an_owner_at_the_restore() -> None:
-    """Its memory is taken, the controller may or may not know it: nothing of it is without an owner, and none of it is lost."""
+    """Its memory is taken, the controller may or may not know it: nothing of it is without an
+    owner, and none of it is lost.
+    """
     async with line() as drivers:
         used = drivers.driver.memory.pools[0].used_bytes
         for step in (CREATE_CQ, CREATE_SQ):
@@ -172,7 +200,9 @@ async def test_6_a_failed_load_leaves_no_dead_entry_behind() -> None:
 
 @ways
 async def test_7_no_buffer_is_freed_before_the_controller_is_reset(way: Way) -> None:
-    """policy="fresh" with reads out that would still be written to: at the moment of the reset every page was the predecessor's."""
+    """policy="fresh" with reads out that would still be written to: at the moment of the reset
+    every page was the predecessor's.
+    """
     if way == "handover":
         pytest.skip("a live hand-over has nothing to reclaim")
     async with line() as drivers:
@@ -225,8 +255,14 @@ async def test_9_a_different_drive_in_the_slot_is_never_taken_for_the_old_one() 
         old.past.append(old.driver)
         new.past.append(new.driver)
         new.since()
-        swapped = {**bundle.descriptors, **{name: fd for name, fd in other.descriptors.items() if name.startswith("device.")}}
-        with nvme_async.keepalive.Bundle.of(bundle.uri, bundle.manifest, swapped) as wrong, pytest.raises(RestoreRefused, match="another"):
+        swapped = {
+            **bundle.descriptors,
+            **{name: fd for name, fd in other.descriptors.items() if name.startswith("device.")},
+        }
+        with (
+            nvme_async.keepalive.Bundle.of(bundle.uri, bundle.manifest, swapped) as wrong,
+            pytest.raises(RestoreRefused, match="another"),
+        ):
             await restore(wrong)
         counted = new.since()
         assert counted["admin"] == counted["io"] == {}
@@ -236,7 +272,9 @@ async def test_9_a_different_drive_in_the_slot_is_never_taken_for_the_old_one() 
 
 @ways
 async def test_10_a_command_without_an_answer_ends_after_the_takeover_too(way: Way) -> None:
-    """Timeout, Abort, reset, CAP.TO, CC.SHN: limits hold for what a predecessor left, and for the successor's own shutdown."""
+    """Timeout, Abort, reset, CAP.TO, CC.SHN: limits hold for what a predecessor left, and for the
+    successor's own shutdown.
+    """
     async with line(command_timeout=0.3, abort_timeout=0.2, retries=0) as drivers:
         drivers.faults.add(queue="io", opcode=WRITE, count=1, drop=True)
         (writing,) = drivers.start(drivers.namespace.write(0, block(1)))
@@ -259,7 +297,9 @@ async def test_10_a_command_without_an_answer_ends_after_the_takeover_too(way: W
 
 @ways
 async def test_a_completion_is_neither_lost_nor_delivered_twice(way: Way) -> None:
-    """Every tag that was sent arrives exactly once, whoever gets it: the predecessor's waiter, or the successor."""
+    """Every tag that was sent arrives exactly once, whoever gets it: the predecessor's waiter, or
+    the successor.
+    """
     async with line(queue_entries=64) as drivers:
         namespace = drivers.namespace
         answered: list[int] = []

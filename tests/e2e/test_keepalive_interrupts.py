@@ -1,4 +1,6 @@
-"""Interrupts that come while a controller stands still between two drivers belong to whoever goes on with it."""
+"""Interrupts that come while a controller stands still between two drivers belong to whoever goes
+on with it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 from driving import FAST, LoopThread, eventually, faults, within
 
 import nvme_async
-from nvme_async.controller import Controller
+from nvme_async.driver.controller import Controller
 from nvme_async.emulator import FOREVER, Rule
 from nvme_async.keepalive import handing
 from nvme_async.spec.opcodes import NvmOpcode
@@ -73,7 +75,9 @@ async def test_a_frozen_driver_leaves_them_alone(mode: str, elsewhere: bool) -> 
 async def test_a_shared_vector_too() -> None:
     """One vector for all queues: the home loop takes its interrupts, and passes them on."""
     with LoopThread() as thread:
-        async with nvme_async.open("emulated:size=16MiB,block=512,vectors=1", keepalive=True, mode="interrupt", **FAST) as controller:
+        async with nvme_async.open(
+            "emulated:size=16MiB,block=512,vectors=1", keepalive=True, mode="interrupt", **FAST
+        ) as controller:
             namespace = controller.namespaces[1]
 
             async def read() -> bytes:

@@ -254,7 +254,7 @@ async def test_a_bring_up_that_fails_lets_the_next_try(site: Site) -> None:
     assert site.deposits() == []
 
 
-# -- hand-over of a controller that a keeper holds -----------------------------------------------------------------------------------------
+# -- hand-over of a controller that a keeper holds -------------------------------------------------
 
 OFFERING = """
     from nvme_async.keepalive import handing
@@ -276,7 +276,9 @@ async def test_a_hand_over_passes_the_deposit_on(site: Site) -> None:
     assert driver.hear() == "offered"
     async with nvme_async.take_over(f"{site.keeper_path}.offer", keeper=site.keeper_path) as controller:
         assert driver.hear() == "over True"
-        await eventually(lambda: [(one.pid, one.state, one.fds > 0) for one in site.deposits()] == [(os.getpid(), "owned", True)])
+        await eventually(
+            lambda: [(one.pid, one.state, one.fds > 0) for one in site.deposits()] == [(os.getpid(), "owned", True)]
+        )
         driver.tell()
         driver.end()
         assert [one.pid for one in site.deposits()] == [os.getpid()]
@@ -286,7 +288,9 @@ async def test_a_hand_over_passes_the_deposit_on(site: Site) -> None:
 
 async def test_a_predecessor_that_dies_right_after_the_hand_over_leaves_no_second_heir(site: Site) -> None:
     driver = site.driver(
-        OFFERING.replace("{patch}", "async def die(controller): os.kill(os.getpid(), signal.SIGKILL)\n    handing.let_go = die")
+        OFFERING.replace(
+            "{patch}", "async def die(controller): os.kill(os.getpid(), signal.SIGKILL)\n    handing.let_go = die"
+        )
     )
     assert driver.hear() == "offered"
     async with nvme_async.take_over(f"{site.keeper_path}.offer", keeper="none") as controller:
@@ -296,7 +300,9 @@ async def test_a_predecessor_that_dies_right_after_the_hand_over_leaves_no_secon
         assert await controller.namespaces[1].read(0) == b"A" * BLOCK
 
 
-async def test_a_hand_over_that_fails_leaves_the_deposit_where_it_was(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hand_over_that_fails_leaves_the_deposit_where_it_was(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def refuse(self: Restoration) -> None:
         raise RestoreRefused("changed its mind")
 
@@ -306,7 +312,9 @@ async def test_a_hand_over_that_fails_leaves_the_deposit_where_it_was(site: Site
     monkeypatch.setattr(Restoration, "commit", refuse)
     with pytest.raises(RestoreRefused, match="changed its mind"):
         await nvme_async.take_over(f"{site.keeper_path}.offer", keeper=site.keeper_path)
-    await eventually(lambda: [(one.pid, one.state, one.fds > 0) for one in site.deposits()] == [(driver.pid, "owned", True)])
+    await eventually(
+        lambda: [(one.pid, one.state, one.fds > 0) for one in site.deposits()] == [(driver.pid, "owned", True)]
+    )
     monkeypatch.undo()
     driver.kill()
     async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:

@@ -1,4 +1,6 @@
-"""A controller's memory comes from DMA clients: of which policy, what is seen of it, and what becomes of it over a takeover."""
+"""A controller's memory comes from DMA clients: of which policy, what is seen of it, and what
+becomes of it over a takeover.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ async def test_with_keepalive_memory_is_private_and_nothing_else_is_given_instea
 
 @ways
 async def test_states_over_a_takeover(way: Way, caplog: pytest.LogCaptureFixture) -> None:
-    """Allocated → pending-restore → claimed by its owner, or leaked and reported; leaked stays leaked until a fresh bring-up."""
+    """Allocated → pending-restore → claimed by its owner, or leaked and reported; leaked stays
+    leaked until a fresh bring-up.
+    """
     async with line() as drivers:
         wanted, unwanted = drivers.driver.alloc(8192, tag=1), drivers.driver.alloc(16384, tag=2)
         wanted[:4] = b"mine"

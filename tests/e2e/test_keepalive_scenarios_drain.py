@@ -1,4 +1,6 @@
-"""Scenarios of servicing with work outstanding: slow, stuck and full queues, the drain barrier, a second save while it stands."""
+"""Scenarios of servicing with work outstanding: slow, stuck and full queues, the drain barrier, a
+second save while it stands.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ async def finished(controller) -> list:
 
 @ways
 async def test_a_save_does_not_wait_for_very_slow_commands(way: Way) -> None:
-    """Commands that would take an hour: the takeover is over while every one of them is still with the controller."""
+    """Commands that would take an hour: the takeover is over while every one of them is still with
+    the controller.
+    """
     async with line() as drivers:
         drivers.delay(3600.0)
         reads = drivers.start(*(drivers.namespace.read(at) for at in range(16)))
@@ -57,7 +61,9 @@ async def test_a_save_does_not_wait_for_very_slow_commands(way: Way) -> None:
 
 @ways
 async def test_a_save_with_the_io_queue_full_does_not_wait_for_room(way: Way) -> None:
-    """MQES 8: nine entries, one of them always free, one id held back; callers beyond wait in line and were never sent."""
+    """MQES 8: nine entries, one of them always free, one id held back; callers beyond wait in line
+    and were never sent.
+    """
     async with line("size=64MiB,depth=9") as drivers:
         assert drivers.driver.cap.mqes == 8
         drivers.delay()
@@ -96,7 +102,9 @@ async def test_new_io_waits_until_the_predecessors_has_completed(way: Way) -> No
 
 @ways
 async def test_a_late_write_never_lands_over_a_later_one(way: Way) -> None:
-    """w1 is out at the save, the successor sends w1 again and then w2 to the same block: what stays is w2."""
+    """w1 is out at the save, the successor sends w1 again and then w2 to the same block: what stays
+    is w2.
+    """
     async with line() as drivers:
         drivers.delay(opcode=WRITE)
         drivers.start(drivers.namespace.write(5, block(1)))
@@ -117,7 +125,9 @@ async def test_a_late_write_never_lands_over_a_later_one(way: Way) -> None:
 
 @ways
 async def test_one_queues_commands_hold_every_queue(way: Way) -> None:
-    """The barrier is the controller's, not a queue's: w2 of another worker waits for w1 of this one."""
+    """The barrier is the controller's, not a queue's: w2 of another worker waits for w1 of this
+    one.
+    """
     async with line() as drivers:
         with LoopThread() as other:
             namespace = drivers.namespace
@@ -158,7 +168,9 @@ async def test_a_queue_created_on_a_new_worker_during_the_drain_is_held_as_well(
 
 @ways
 async def test_a_second_save_while_the_first_still_drains(way: Way) -> None:
-    """Unresponsive I/O: what the first driver sent is answered to the third, with its tags; new I/O of the second was never sent."""
+    """Unresponsive I/O: what the first driver sent is answered to the third, with its tags; new I/O
+    of the second was never sent.
+    """
     async with line() as drivers:
         await drivers.namespace.write(3, block(3))
         drivers.delay()
@@ -201,7 +213,9 @@ async def test_three_cycles_while_one_command_is_out_all_the_time(way: Way) -> N
 
 @ways
 async def test_results_that_nobody_fetched_are_delivered_once_to_the_last_driver_only(way: Way) -> None:
-    """Completed in the first driver's lifetime, recorded, adopted by the second: the third hears nothing of them."""
+    """Completed in the first driver's lifetime, recorded, adopted by the second: the third hears
+    nothing of them.
+    """
     async with line() as drivers:
         drivers.delay(opcode=READ)
         drivers.start(*(drivers.namespace.submit(commands.read(1, 0, 1), tag=number) for number in range(1, 6)))
@@ -264,7 +278,9 @@ async def test_inspecting_during_slow_queue_creation_does_not_cancel_it() -> Non
             for _ in range(3):
                 seen = drivers.driver.inspect()
                 assert seen["unsettled_io_queues"] == [2]
-                assert [command["name"] for command in seen["admin_queue"]["pending"]].count("Create I/O Completion Queue") == 1
+                assert [command["name"] for command in seen["admin_queue"]["pending"]].count(
+                    "Create I/O Completion Queue"
+                ) == 1
             rule.remove()
             drivers.faults.release()
             assert await asyncio.wait_for(waiting, 10) == bytes(4096)

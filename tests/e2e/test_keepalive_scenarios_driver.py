@@ -1,4 +1,6 @@
-"""Scenarios of the driver itself, over a takeover: forged completions, long reports, bounced and direct I/O, memory that runs out."""
+"""Scenarios of the driver itself, over a takeover: forged completions, long reports, bounced and
+direct I/O, memory that runs out.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 @ways
 async def test_a_bad_command_id_after_the_takeover_fails_this_controller_and_no_other(way: Way) -> None:
-    """The completion of a predecessor's command is forged: nothing is answered with it, and the error says what came."""
+    """The completion of a predecessor's command is forged: nothing is answered with it, and the
+    error says what came.
+    """
     async with line() as drivers, line() as others:
         await others.namespace.write(0, block(1))
         drivers.faults.add(queue="io", opcode=READ, count=1, delay=float("inf"), cqe={12: b"\xfe\xca"})
@@ -42,12 +46,16 @@ async def test_a_bad_command_id_after_the_takeover_fails_this_controller_and_no_
 
 
 async def test_a_reservation_report_of_128_registrants_is_adopted_whole() -> None:
-    """A host identifier can't be changed but by a reset (Base 2.0, 5.27.1.25), so there is one for each of the 128 hosts."""
+    """A host identifier can't be changed but by a reset (Base 2.0, 5.27.1.25), so there is one for
+    each of the 128 hosts.
+    """
     async with line() as drivers:
         driver, namespace = drivers.driver, drivers.namespace
         for host in range(1, 129):
             await driver.admin(commands.set_features(Feature.HOST_IDENTIFIER, 1), host.to_bytes(16, "little"))
-            await namespace.submit(commands.reservation_register(1, 0), commands.reservation_register_payload(0, 1000 + host))
+            await namespace.submit(
+                commands.reservation_register(1, 0), commands.reservation_register_payload(0, 1000 + host)
+            )
             if host < 128:
                 await driver.reset("another host")
         await drivers.listening()
@@ -97,7 +105,9 @@ async def test_direct_and_bounced_io_are_both_adopted(way: Way) -> None:
 
 @ways
 async def test_memory_that_runs_out_early_fails_one_request_and_not_the_takeover(way: Way) -> None:
-    """The pool is full when the command is to be sent: its caller is told, and the next process has room again."""
+    """The pool is full when the command is to be sent: its caller is told, and the next process has
+    room again.
+    """
     async with line(pool_bytes=4 << 20) as drivers:
         taken = []
         for size in (1 << 20, 64 << 10, 4096):
@@ -116,7 +126,9 @@ async def test_memory_that_runs_out_early_fails_one_request_and_not_the_takeover
 
 
 async def test_memory_that_runs_out_late_fails_a_queue_pair_and_not_the_controller() -> None:
-    """No room for another worker's queue pair: it shares a neighbour's, and the controller can still be handed on."""
+    """No room for another worker's queue pair: it shares a neighbour's, and the controller can
+    still be handed on.
+    """
     async with line(pool_bytes=2 << 20) as drivers:
         await drivers.namespace.read(0)
         taken = []

@@ -1,4 +1,6 @@
-"""Scenarios of servicing around asynchronous events: namespaces that change meanwhile, an event nobody has read, one request and never two."""
+"""Scenarios of servicing around asynchronous events: namespaces that change meanwhile, an event
+nobody has read, one request and never two.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ async def test_a_namespace_added_while_saved_appears(way: Way) -> None:
 
 @ways
 async def test_a_save_between_an_event_and_its_log_page_loses_neither(way: Way) -> None:
-    """The event was taken, its log page is still being read: without another reading the controller would never send such an event again."""
+    """The event was taken, its log page is still being read: without another reading the controller
+    would never send such an event again.
+    """
     async with line() as drivers:
         held = drivers.faults.add(queue="admin", opcode=GET_LOG_PAGE, count=1, delay=float("inf"))
         drivers.faults.resize_namespace(1, "32MiB")

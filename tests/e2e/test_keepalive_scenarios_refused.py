@@ -1,5 +1,7 @@
-"""Scenarios in which the controller can't be taken over as it runs: the reason is said, and the controller is left as it was; or, where the
-caller has chosen so, it is reset before anything of the predecessor's is freed, and brought up afresh."""
+"""Scenarios in which the controller can't be taken over as it runs: the reason is said, and the
+controller is left as it was; or, where the caller has chosen so, it is reset before anything of the
+predecessor's is freed, and brought up afresh.
+"""
 
 from __future__ import annotations
 
@@ -62,14 +64,17 @@ async def goes_on(drivers: Line, bundle: Bundle) -> None:
 
 @contextlib.asynccontextmanager
 async def used_line(emulated: str = "size=16MiB", **options: object):
-    # Without shadow doorbells: there the controller itself writes to the pool, whenever it goes to sleep.
+    # Without shadow doorbells: there the controller itself writes to the pool, whenever it goes to
+    # sleep.
     async with line(f"{emulated},dbbuf=off", **options) as drivers:
         await drivers.namespace.write(0, block(7))
         yield drivers
 
 
 def rewrite(bundle: Bundle, change) -> None:
-    """Alters the saved state in the pool, with right checksums: what another program might have written."""
+    """Alters the saved state in the pool, with right checksums: what another program might have
+    written.
+    """
     with Pool.attach(bundle.descriptors["pool"]) as pool:
         offset, sequence, body = manifest.find(pool)
         plain = json.loads(body)
@@ -79,7 +84,7 @@ def rewrite(bundle: Bundle, change) -> None:
         pool.detach()
 
 
-# -- another drive, other limits, another state ---------------------------------------------------------------------------------------------
+# -- another drive, other limits, another state ----------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["vendor", "device", "subsystem_vendor", "subsystem", "class_code", "revision"])
@@ -109,7 +114,9 @@ async def test_the_ids_are_the_devices_own_and_not_what_was_saved_of_it() -> Non
 
 @pytest.mark.parametrize("what", ["serial", "model"])
 async def test_another_drive_of_the_same_make_in_the_slot_is_refused(what: str) -> None:
-    """Two drives alike but for their serial or model: the pool of the one with the descriptors of the other."""
+    """Two drives alike but for their serial or model: the pool of the one with the descriptors of
+    the other.
+    """
     one = "size=16MiB,dbbuf=off,serial=K1,model=M1"
     another = one.replace({"serial": "K1", "model": "M1"}[what], "other")
     async with line(one) as drivers, line(another) as others:
@@ -215,7 +222,7 @@ async def refused_by_phase(drivers: Line, bundle: Bundle) -> None:
     assert await drivers.namespace.read(0) == block(7)
 
 
-# -- truncated, altered, foreign ------------------------------------------------------------------------------------------------------------
+# -- truncated, altered, foreign -------------------------------------------------------------------
 
 
 async def test_a_missing_pool_is_named() -> None:
@@ -316,11 +323,13 @@ async def test_a_peer_that_has_gone_is_refused_and_opened_anew_if_policy_allows(
         assert drivers.driver.state == "ready"
 
 
-# -- keepalive off, policy "fresh" ----------------------------------------------------------------------------------------------------------
+# -- keepalive off, policy "fresh" -----------------------------------------------------------------
 
 
 async def test_keepalive_off_in_the_new_process_resets_before_anything_is_freed() -> None:
-    """CC.EN reset is seen, once; commands that were out are told as lost; no memory is written after the reset."""
+    """CC.EN reset is seen, once; commands that were out are told as lost; no memory is written
+    after the reset.
+    """
     async with used_line() as drivers:
         drivers.delay(opcode=READ)
         drivers.start(*(drivers.namespace.read(0) for _ in range(3)))
@@ -384,7 +393,7 @@ async def test_policy_fresh_resets_first_and_reports_what_was_lost() -> None:
         assert drivers.since()["disables"] == 0
 
 
-# -- contained ------------------------------------------------------------------------------------------------------------------------------
+# -- contained -------------------------------------------------------------------------------------
 
 
 async def test_one_devices_failed_restore_leaves_the_others_alone() -> None:
@@ -405,7 +414,9 @@ async def test_one_devices_failed_restore_leaves_the_others_alone() -> None:
 
 
 async def test_some_devices_restored_and_others_fresh() -> None:
-    """Keepalive on, state of some devices only: those are restored, the others brought up, nobody's memory is lost."""
+    """Keepalive on, state of some devices only: those are restored, the others brought up, nobody's
+    memory is lost.
+    """
     async with used_line() as kept, used_line(keepalive=False) as other:
         before = kept.driver.memory.pools[0].used_bytes
         await kept.succeed("save")
@@ -469,4 +480,3 @@ async def test_two_saves_at_once_are_one() -> None:
         assert sum(isinstance(outcome, nvme_async.QueueShutdown | HandedOver) for outcome in outcomes) == 1
         drivers.past.append(driver)
         await goes_on(drivers, bundles[0])
-

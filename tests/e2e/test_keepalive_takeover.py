@@ -1,4 +1,6 @@
-"""A successor goes on with a running controller: by a planned save, by hand-over between two live drivers, and after a death."""
+"""A successor goes on with a running controller: by a planned save, by hand-over between two live
+drivers, and after a death.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 @ways
 async def test_with_one_device_the_controller_is_neither_reset_nor_asked_who_it_is(way: Way) -> None:
-    """No CC.EN write, no Create I/O CQ, no Identify, no second Asynchronous Event Request: the controller's own counters say so."""
+    """No CC.EN write, no Create I/O CQ, no Identify, no second Asynchronous Event Request: the
+    controller's own counters say so.
+    """
     async with line() as drivers:
         await drivers.namespace.write(5, block(5))
         drivers.since()
@@ -192,7 +196,9 @@ async def test_the_predecessors_own_buffers_go_dead_and_free_nothing() -> None:
 
 @ways
 async def test_all_who_wait_get_an_end(way: Way) -> None:
-    """Waiters of sent commands, those in line for a command id, and whoever comes later: HandedOver, not a hang."""
+    """Waiters of sent commands, those in line for a command id, and whoever comes later:
+    HandedOver, not a hang.
+    """
     async with line("size=64MiB,depth=8") as drivers:
         drivers.delay()
         old = drivers.namespace
@@ -341,14 +347,22 @@ async def test_options_are_the_predecessors_unless_given() -> None:
 async def test_created_queues_stay_what_they_are() -> None:
     assert CREATE_CQ != CREATE_SQ != IDENTIFY
     async with line() as drivers:
-        before = drivers.driver.queues.admin.hot.sq_iova, [queue.hot.sq_iova for queue in drivers.driver.queues.io_queues()]
+        before = (
+            drivers.driver.queues.admin.hot.sq_iova,
+            [queue.hot.sq_iova for queue in drivers.driver.queues.io_queues()],
+        )
         await drivers.succeed("death")
-        after = drivers.driver.queues.admin.hot.sq_iova, [queue.hot.sq_iova for queue in drivers.driver.queues.io_queues()]
+        after = (
+            drivers.driver.queues.admin.hot.sq_iova,
+            [queue.hot.sq_iova for queue in drivers.driver.queues.io_queues()],
+        )
         assert before == after
 
 
 async def test_a_successor_offers_at_once_where_it_took_over(tmp_path) -> None:
-    """The predecessor's socket is gone before the successor has the controller, and the successor's isn't removed by the predecessor."""
+    """The predecessor's socket is gone before the successor has the controller, and the successor's
+    isn't removed by the predecessor.
+    """
     path = socket_path(tmp_path)
     async with line() as drivers:
         offer = await drivers.driver.handover(path).__aenter__()

@@ -51,7 +51,9 @@ def kill_drivers(tmp_path: Path, times: int) -> None:
             faults.call("stats")  # now our connection is among the descriptors
             before = descriptors(server.pid), memory_maps(server.pid)
             for i in range(times):
-                driver = subprocess.Popen([sys.executable, "-c", DRIVER, f"vfio-user:{path}"], stdout=subprocess.PIPE, text=True)
+                driver = subprocess.Popen(
+                    [sys.executable, "-c", DRIVER, f"vfio-user:{path}"], stdout=subprocess.PIPE, text=True
+                )
                 try:
                     assert driver.stdout.readline() == "ready\n"
                     time.sleep(0.001 * (i * 7 % 20))

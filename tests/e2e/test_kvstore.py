@@ -68,7 +68,9 @@ async def test_a_driver_process_that_is_killed_is_replaced(tmp_path: Path) -> No
                 for _ in range(2):
                     before = dict(acknowledged)
                     async with asyncio.timeout(20):
-                        while not all(acknowledged.get(str(number)) not in (None, before.get(str(number))) for number in range(8)):
+                        while not all(
+                            acknowledged.get(str(number)) not in (None, before.get(str(number))) for number in range(8)
+                        ):
                             await asyncio.sleep(0.005)
                     os.kill(pids[-1], signal.SIGKILL)
                     pids.append(await pid())
@@ -89,7 +91,9 @@ async def test_three_upgrades_under_load_lose_nothing(tmp_path: Path) -> None:
         async with service(f"vfio-user:{tmp_path}/drive.sock") as url, aiohttp.ClientSession(url) as session:
             acknowledged: dict[str, bytes] = {}
             stop = False
-            target.faults.add(queue="io", opcode=1, delay=0.02)  # so that writes are out whenever the controller is handed over
+            target.faults.add(
+                queue="io", opcode=1, delay=0.02
+            )  # so that writes are out whenever the controller is handed over
 
             async def client(number: int) -> int:
                 count = 0
@@ -129,5 +133,6 @@ async def test_three_upgrades_under_load_lose_nothing(tmp_path: Path) -> None:
                 assert answer.status == 204
             async with session.get("/keys/0-0") as answer:
                 assert answer.status == 404
-            # One bring-up in all that time: four driver processes had the controller one after the other.
+            # One bring-up in all that time: four driver processes had the controller one after the
+            # other.
             assert target.faults.counters()["enables"] == 1

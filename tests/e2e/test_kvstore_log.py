@@ -1,4 +1,6 @@
-"""examples/kvstore: the log and the store on it, against a model, across restarts, compaction and torn writes."""
+"""examples/kvstore: the log and the store on it, against a model, across restarts, compaction and
+torn writes.
+"""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ class FakeMonitor:
         return self.receive.fileno()
 
     def put(self, action: str, name: str, driver: str | None, pci_class: str) -> None:
-        self.events.append(SimpleNamespace(action=action, sys_name=name, driver=driver, properties={"PCI_CLASS": pci_class}))
+        self.events.append(
+            SimpleNamespace(action=action, sys_name=name, driver=driver, properties={"PCI_CLASS": pci_class})
+        )
         self._send.send(b"x")
 
     def poll(self, timeout: float) -> Any:

@@ -44,7 +44,11 @@ async def test_everything_is_there_as_plain_data() -> None:
         state = json.loads(json.dumps(await manager.inspect_with_registers()))
         assert state["pid"] == os.getpid()
         device = state["devices"][address]
-        assert (device["state"], device["failure"], device["mailbox"]) == ("ready", None, {"running": None, "waiting": []})
+        assert (device["state"], device["failure"], device["mailbox"]) == (
+            "ready",
+            None,
+            {"running": None, "waiting": []},
+        )
         assert device["worker"] in [worker["name"] for worker in state["workers"]]
         registers = device["registers"]
         assert int(registers["CSTS"], 16) == 1
@@ -123,7 +127,9 @@ async def test_the_control_socket(tmp_path: Path) -> None:
     assert descriptors() == before
 
 
-async def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "manager.sock"
     address = uri("size=16MiB,model=a [red]model[/red]")
     async with Manager(control=path, latency=True) as manager:
@@ -142,7 +148,14 @@ async def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
         code, out, _ = await cli("inspect", str(path), "--registers")
         assert code == 0
-        expected = (f"manager, pid {os.getpid()}", address, "ready on nvme-worker-", "a [red]model[/red]", "namespace 1: 16 MiB", "pool pool0:")
+        expected = (
+            f"manager, pid {os.getpid()}",
+            address,
+            "ready on nvme-worker-",
+            "a [red]model[/red]",
+            "namespace 1: 16 MiB",
+            "pool pool0:",
+        )
         assert [text for text in expected if text not in out] == []
         assert "registers CAP 0x" in out
         code, out, _ = await cli("inspect", str(path), "-o", "json")
@@ -179,7 +192,11 @@ def test_one_device_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert device["registers"]["VS"] == "0x20000"
     assert device["controller"]["namespaces"][0]["nbytes"] == 4 << 20
     queue = device["controller"]["admin_queue"]
-    assert queue["doorbells_per_command"] == round((queue["sq"]["doorbells"] + queue["cq"]["doorbells"]) / queue["sq"]["submitted"], 3) > 0
+    assert (
+        queue["doorbells_per_command"]
+        == round((queue["sq"]["doorbells"] + queue["cq"]["doorbells"]) / queue["sq"]["submitted"], 3)
+        > 0
+    )
     code, out, _ = run(capsys, monkeypatch, "inspect", "emulated:size=4MiB", "emulated:size=8MiB", "-o", "json")
     devices = json.loads(out)["devices"]
     assert [devices[uri]["controller"]["namespaces"][0]["nbytes"] for uri in sorted(devices)] == [4 << 20, 8 << 20]

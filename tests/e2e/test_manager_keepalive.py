@@ -1,4 +1,6 @@
-"""Who decides whether keepalive runs for managed devices: arguments, environment, a keeper; switched at run time; what a restart finds."""
+"""Who decides whether keepalive runs for managed devices: arguments, environment, a keeper;
+switched at run time; what a restart finds.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,9 @@ async def test_a_switched_off_vfio_driver_opens_no_drives(monkeypatch: pytest.Mo
 
 
 async def test_keepalive_is_switched_at_run_time() -> None:
-    """Off: the next servicing is a bring-up. On: so is the next, which has a private pool, and the ones after it are live. Load goes on."""
+    """Off: the next servicing is a bring-up. On: so is the next, which has a private pool, and the
+    ones after it are live. Load goes on.
+    """
     address = uri()
     async with Manager(keepalive=True) as manager:
         namespace = await manager.namespace(address, 1)
@@ -133,7 +137,9 @@ async def test_keepalive_is_switched_at_run_time() -> None:
             assert (saved.bundles, sorted(saved.shut_down)) == ({}, sorted([address, later.uri]))
 
 
-async def test_a_saved_device_whose_successor_has_no_keepalive_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_saved_device_whose_successor_has_no_keepalive_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with EmulatedController("size=16MiB") as target:
         target.listen(tmp_path / "c.sock")
         address = f"vfio-user:{tmp_path}/c.sock"

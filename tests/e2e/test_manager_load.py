@@ -1,4 +1,6 @@
-"""Loading, unloading and shutting down: one driver for each device, nothing left behind, nothing that hangs holds up the others."""
+"""Loading, unloading and shutting down: one driver for each device, nothing left behind, nothing
+that hangs holds up the others.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import pytest
 from managed import descriptors, emulator, eventually, uri
 
 from nvme_async.emulator import EmulatedController
-from nvme_async.errors import ConfigurationError, ControllerError, ControllerGone, ControllerTimeout, InvalidNamespace, QueueShutdown
+from nvme_async.errors import (
+    ConfigurationError,
+    ControllerError,
+    ControllerGone,
+    ControllerTimeout,
+    InvalidNamespace,
+    QueueShutdown,
+)
 from nvme_async.manager import Manager
 from nvme_async.manager.workers import _cpulist
 
@@ -122,7 +131,13 @@ async def test_operations_during_and_after_the_shutdown() -> None:
     await asyncio.to_thread(rule.wait, 1)
     closing = asyncio.ensure_future(manager.close())
     await eventually(lambda: manager.inspect()["closed"])
-    for attempt in (manager.load(address), manager.load(uri()), manager.namespace(other, 1), manager.unload(other), device.reset()):
+    for attempt in (
+        manager.load(address),
+        manager.load(uri()),
+        manager.namespace(other, 1),
+        manager.unload(other),
+        device.reset(),
+    ):
         with pytest.raises(QueueShutdown, match="closed"):
             await attempt
     with pytest.raises(QueueShutdown, match="closed"):
@@ -132,7 +147,11 @@ async def test_operations_during_and_after_the_shutdown() -> None:
     with pytest.raises(QueueShutdown):
         manager.run(asyncio.sleep(0))
     assert [event async for event in manager.events()] == []
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("nvme-worker") and "registers" not in thread.name]
+    assert not [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith("nvme-worker") and "registers" not in thread.name
+    ]
 
 
 async def test_closing_gives_everything_back() -> None:
@@ -146,7 +165,9 @@ async def test_closing_gives_everything_back() -> None:
 
 
 async def test_one_device_that_hangs_does_not_hold_up_the_others(tmp_path: Path) -> None:
-    """Its commands take minutes; others are loaded, used, looked at, unloaded and saved meanwhile, and everything is shut down in time."""
+    """Its commands take minutes; others are loaded, used, looked at, unloaded and saved meanwhile,
+    and everything is shut down in time.
+    """
     with EmulatedController("size=16MiB") as target:
         target.listen(tmp_path / "c.sock")
         hanging = f"vfio-user:{tmp_path}/c.sock"

@@ -1,4 +1,6 @@
-"""Live servicing: another driver on the running controller, in this process or in the next manager, with I/O going on."""
+"""Live servicing: another driver on the running controller, in this process or in the next manager,
+with I/O going on.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,15 @@ async def test_all_devices_are_saved_and_restored_and_a_failing_one_harms_nobody
     await second.close()
     for target in targets:
         target.close()
-    del writing, call, namespaces, namespace, servicing, saved, first  # their exceptions hold frames, which hold the first drivers
+    del (
+        writing,
+        call,
+        namespaces,
+        namespace,
+        servicing,
+        saved,
+        first,
+    )  # their exceptions hold frames, which hold the first drivers
     assert descriptors() == before
 
 

@@ -1,4 +1,6 @@
-"""Handles survive what happens to the driver behind them: resets, servicing, failures, removal and return, namespaces that come and go."""
+"""Handles survive what happens to the driver behind them: resets, servicing, failures, removal and
+return, namespaces that come and go.
+"""
 
 from __future__ import annotations
 
@@ -259,7 +261,8 @@ async def test_namespaces_are_added_resized_and_removed_under_load() -> None:
             await second.read(0)
         assert time.monotonic() - began < 0.5
         await second_load.stop()
-        # What reaches the controller before its notice reaches us, it answers itself: Invalid Field for an inactive NSID (Base 2.0, 3.2.1.4).
+        # What reaches the controller before its notice reaches us, it answers itself: Invalid Field
+        # for an inactive NSID (Base 2.0, 3.2.1.4).
         assert {type(error) for error in second_load.errors} <= {InvalidNamespace, InvalidField}
 
         await asyncio.to_thread(faults.add_namespace, 5, "4MiB")
@@ -312,7 +315,11 @@ async def test_several_loops_at_once_through_resets_and_servicing() -> None:
         try:
             for cycle in range(4):
                 before = list(counts)
-                await eventually(lambda before=before: problems or all(now > then + 20 for now, then in zip(counts, before, strict=True)))
+                await eventually(
+                    lambda before=before: (
+                        problems or all(now > then + 20 for now, then in zip(counts, before, strict=True))
+                    )
+                )
                 await (manager.reset(address) if cycle % 2 else manager.service(address))
         finally:
             stop.set()

@@ -58,7 +58,9 @@ def test_each_service_goes_on_where_the_one_before_stopped(tmp_path: Path) -> No
 def test_the_programs_of_the_documentation_run_as_printed(code: str, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(code)
-    done = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
     assert (done.returncode, done.stderr) == (0, "")
     for expected in re.findall(r"# prints (.*)", code):
         assert expected in done.stdout
@@ -67,4 +69,8 @@ def test_the_programs_of_the_documentation_run_as_printed(code: str, tmp_path: P
 def test_every_piece_of_code_in_the_documentation_compiles() -> None:
     assert len(CODE) >= 4
     for code in CODE:
-        compile("async def _():\n" + "\n".join("    " + line for line in code.splitlines()) + "\n    pass\n", "docs/keepalive.md", "exec")
+        compile(
+            "async def _():\n" + "\n".join("    " + line for line in code.splitlines()) + "\n    pass\n",
+            "docs/keepalive.md",
+            "exec",
+        )

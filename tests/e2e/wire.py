@@ -1,6 +1,8 @@
-"""vfio-user and NVMe by hand, for tests that replay what other people's clients send: nothing here comes from the package.
+"""vfio-user and NVMe by hand, for tests that replay what other people's clients send: nothing here
+comes from the package.
 
-`Wire` is the socket, `Memory` what a client lets the controller reach, `Queue` a submission and a completion queue in it.
+`Wire` is the socket, `Memory` what a client lets the controller reach, `Queue` a submission and a
+completion queue in it.
 """
 
 from __future__ import annotations
@@ -64,14 +66,18 @@ class Wire:
         for fd in self.fds:
             os.close(fd)
 
-    def send(self, command: int, payload: bytes = b"", fds: Sequence[int] = (), *, msg_id: int = 0, flags: int = 0) -> None:
+    def send(
+        self, command: int, payload: bytes = b"", fds: Sequence[int] = (), *, msg_id: int = 0, flags: int = 0
+    ) -> None:
         """One sendmsg, as every peer does."""
         message = struct.pack("<HHIII", msg_id, command, 16 + len(payload), flags, 0) + payload
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         assert self.socket.sendmsg([message], ancillary) == len(message)
 
     def receive(self) -> Reply:
-        """The header by itself with the descriptors, then the payload by one read: the way SPDK and QEMU receive."""
+        """The header by itself with the descriptors, then the payload by one read: the way SPDK and
+        QEMU receive.
+        """
         header, fds, _, _ = socket.recv_fds(self.socket, 16, 16)
         self.fds += fds
         assert len(header) == 16
@@ -118,7 +124,9 @@ class Wire:
     def region_info(self, index: int, argsz: int, nbytes: int) -> Reply:
         return self.call(REGION_INFO, struct.pack("<IIIIQQ", argsz, 0, index, 0, 0, 0).ljust(nbytes, b"\0"))
 
-    def set_irqs(self, flags: int, index: int, start: int, count: int, fds: Sequence[int] = (), data: bytes = b"") -> Reply:
+    def set_irqs(
+        self, flags: int, index: int, start: int, count: int, fds: Sequence[int] = (), data: bytes = b""
+    ) -> Reply:
         return self.call(SET_IRQS, struct.pack("<5I", 20 + len(data), flags, index, start, count) + data, fds)
 
     def map_page(self, fd: int, offset: int, nbytes: int) -> mmap.mmap:
@@ -162,7 +170,9 @@ def command(opcode: int, *, nsid: int = 0, prp1: int = 0, prp2: int = 0, cdw: di
 
 
 def store32(memory: mmap.mmap, offset: int, value: int) -> None:
-    """One store, as doorbells need it: struct writes byte by byte, and the controller may look in between."""
+    """One store, as doorbells need it: struct writes byte by byte, and the controller may look in
+    between.
+    """
     memoryview(memory).cast("I")[offset // 4] = value
 
 
@@ -223,7 +233,9 @@ def capabilities(payload: bytes, minor: int = 1) -> dict[str, object]:
 
 
 def sparse_areas(payload: bytes) -> list[tuple[int, int]]:
-    """Walks the capability chain as SPDK and QEMU do: an offset from the beginning of the region info."""
+    """Walks the capability chain as SPDK and QEMU do: an offset from the beginning of the region
+    info.
+    """
     flags, _, at = struct.unpack_from("<III", payload, 4)
     assert flags & 8
     while at:

@@ -1,10 +1,12 @@
-"""Builds ext/ with ASan and UBSan into an environment of its own, and runs the tests there (`make sanitize`).
+"""Builds ext/ with ASan and UBSan into an environment of its own, and runs the tests there (`make
+sanitize`).
 
     python tests/sanitize/run.py VENV [arguments for pytest]
 
-VENV is a virtual environment with the build dependencies. Everything that is compiled goes to build/sanitize/ and is installed into VENV, so
-that no object, and no extension module, of the ordinary build is used or replaced. An interpreter that wasn't built with sanitizers needs
-their run-time libraries preloaded; the compiler says where they are.
+VENV is a virtual environment with the build dependencies. Everything that is compiled goes to
+build/sanitize/ and is installed into VENV, so that no object, and no extension module, of the
+ordinary build is used or replaced. An interpreter that wasn't built with sanitizers needs their
+run-time libraries preloaded; the compiler says where they are.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ ASAN = {
     "allocator_may_return_null": "1",  # as malloc() does: what asks for too much has to cope
 }
 UBSAN = {"print_stacktrace": "1", "halt_on_error": "1"}
-# Not here: programs that are built without the extension modules, the first with sanitizers of its own; the second counts its
-# instructions from the start, among which the preloaded libraries' would be.
+# Not here: programs that are built without the extension modules, the first with sanitizers of its
+# own; the second counts its instructions from the start, among which the preloaded libraries' would
+# be.
 LEFT_OUT = ("tests/unit/test_emulator_core.py", "tests/unit/test_adopt_instructions.py")
 
 
@@ -38,9 +41,13 @@ def libraries() -> list[str]:
     compiler = shlex.split(os.environ.get("CC", "cc"))
     found = []
     for name in ("libasan.so", "libubsan.so"):
-        path = subprocess.run([*compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+        path = subprocess.run(
+            [*compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True, timeout=30
+        ).stdout.strip()
         if not os.path.isabs(path):
-            sys.exit(f"{shlex.join(compiler)} has no {name}: install gcc's sanitizer libraries (Debian: libasan, libubsan)")
+            sys.exit(
+                f"{shlex.join(compiler)} has no {name}: install gcc's sanitizer libraries (Debian: libasan, libubsan)"
+            )
         found.append(os.path.realpath(path))
     return found
 
@@ -53,7 +60,11 @@ def chosen(arguments: list[str]) -> list[str | Path]:
     """pytest's arguments: paths and test ids are as seen from ROOT; all tests if there are none."""
     ids = [argument for argument in arguments if (ROOT / argument.split("::")[0]).exists()]
     others = [argument for argument in arguments if argument not in ids]
-    return [*others, *(f"--ignore={ROOT / path}" for path in LEFT_OUT), *([ROOT / name for name in ids] or [ROOT / "tests"])]
+    return [
+        *others,
+        *(f"--ignore={ROOT / path}" for path in LEFT_OUT),
+        *([ROOT / name for name in ids] or [ROOT / "tests"]),
+    ]
 
 
 def main() -> int:
@@ -62,7 +73,9 @@ def main() -> int:
     environment = {**os.environ, "NVME_ASYNC_SANITIZE": "1"}
     pip = [python, "-m", "pip", "--quiet"]
     # What is there may be the same version with other contents.
-    subprocess.run([*pip, "uninstall", "--yes", "nvme_async"], cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [*pip, "uninstall", "--yes", "nvme_async"], cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL
+    )
     subprocess.run([*pip, "install", "--no-build-isolation", ".[test]"], cwd=ROOT, env=environment, check=True)
     environment |= {
         "LD_PRELOAD": " ".join(preload),

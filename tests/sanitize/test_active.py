@@ -1,4 +1,6 @@
-"""That the sanitizers are really there: a wrong access by a module of ext/ ends the process, with a report."""
+"""That the sanitizers are really there: a wrong access by a module of ext/ ends the process, with a
+report.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("_dma", "_mmio", "_hotpath", "_emulator", "_bench")
+MODULES = ("_dma", "_mmio", "_hotpath", "_emulator", "_fio")
 
 
 def origin(module: str) -> Path:
@@ -32,19 +34,21 @@ def test_modules_are_instrumented_and_not_the_ordinary_build(module: str) -> Non
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 # A view that promises more bytes than there are: the module behind it can't know.
 OVERFLOW = """
     import ctypes
-    from nvme_async import _bench
+    from nvme_async import _fio
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     view = ctypes.pythonapi.PyMemoryView_FromMemory
     view.restype, view.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
     promised = view(libc.malloc(64), 64 + {beyond}, 0x100)
-    _bench.crc32c(promised, software=True)
+    _fio.crc32c(promised, software=True)
     print("survived")
 """
 
@@ -66,11 +70,11 @@ def test_objects_have_memory_of_their_own() -> None:
     """Also those of Python's: a view past the end of bytes is seen."""
     result = run("""
         import ctypes
-        from nvme_async import _bench
+        from nvme_async import _fio
         data = bytes(100)
         view = ctypes.pythonapi.PyMemoryView_FromMemory
         view.restype, view.argtypes = ctypes.py_object, [ctypes.c_char_p, ctypes.c_ssize_t, ctypes.c_int]
-        _bench.crc32c(view(data, 200, 0x100), software=True)
+        _fio.crc32c(view(data, 200, 0x100), software=True)
     """)
     assert result.returncode == 99
     assert "heap-buffer-overflow" in result.stderr

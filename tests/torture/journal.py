@@ -1,4 +1,6 @@
-"""What the writers have promised, in memory that survives them; and blocks that tell which write they come from."""
+"""What the writers have promised, in memory that survives them; and blocks that tell which write
+they come from.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from typing import NamedTuple
 
 BLOCK = 4096
 THREADS = 4
-# Blocks of a thread's units, over and over: one page, two pages, PRP lists. None is longer than one command.
+# Blocks of a thread's units, over and over: one page, two pages, PRP lists. None is longer than one
+# command.
 SIZES = (1, 1, 2, 1, 4, 8, 1, 2, 16, 1, 3, 32)
 UNITS_PER_THREAD = 24
 
@@ -46,11 +49,13 @@ UNIT_AT = {unit.lba: unit for unit in UNITS}
 
 
 class Journal:
-    """Shared by all processes forked after it was made, or by all that map the same file. Each word is written by one store, by the one
-    process that drives the controller.
+    """Shared by all processes forked after it was made, or by all that map the same file. Each word
+    is written by one store, by the one process that drives the controller.
 
-    issued[unit]: the write that may be out, or was the last; acked[unit]: the last that was acknowledged; highest[unit]: sequence numbers
-    below have been used, perhaps by a write that never happened. last_ack[thread]: CLOCK_MONOTONIC nanoseconds. writes[thread]: acknowledged.
+    issued[unit]: the write that may be out, or was the last; acked[unit]: the last that was
+        acknowledged; highest[unit]: sequence numbers
+    below have been used, perhaps by a write that never happened. last_ack[thread]: CLOCK_MONOTONIC
+        nanoseconds. writes[thread]: acknowledged.
     """
 
     def __init__(self, fd: int = -1) -> None:
@@ -84,7 +89,9 @@ class Broken(Exception):
 
 
 def sequence_of(unit: Unit, data: bytes | bytearray | memoryview, *permitted: int) -> int:
-    """Which of the permitted writes the unit's data are from. Broken says what they are instead: lost, stale, torn, somebody else's."""
+    """Which of the permitted writes the unit's data are from. Broken says what they are instead:
+    lost, stale, torn, somebody else's.
+    """
     raw = bytes(data)
     for sequence in permitted:
         if raw == content(unit, sequence):

@@ -1,12 +1,16 @@
-"""kill -9 torture: drivers that write on four queues are killed at random instants, and their successors check what they left.
+"""kill -9 torture: drivers that write on four queues are killed at random instants, and their
+successors check what they left.
 
-    python tests/torture/kill9.py --rounds 200                  # with a keeper; fails at the first thing that is wrong
-    python tests/torture/kill9.py --rounds 50 --keepalive off   # without: what is different
+    python tests/torture/kill9.py --rounds 200                  # with a keeper; fails at the first
+    thing that is wrong python tests/torture/kill9.py --rounds 50 --keepalive off   # without: what
+    is different
 
-The controller is an emulated one in a process of its own; a keeper holds it between two drivers. Each round a driver is killed by SIGKILL,
-mostly while it writes, sometimes while it is still taking over; the next one, started before and waiting, takes the controller over. It
-checks that every acknowledged write is there, that no block is torn or stale, that commands which were out are reported truly, that no page
-of the pool has two owners or none, and (from the emulator's counters) that the controller was never reset and nothing asked it who it is.
+The controller is an emulated one in a process of its own; a keeper holds it between two drivers.
+Each round a driver is killed by SIGKILL, mostly while it writes, sometimes while it is still taking
+over; the next one, started before and waiting, takes the controller over. It checks that every
+acknowledged write is there, that no block is torn or stale, that commands which were out are
+reported truly, that no page of the pool has two owners or none, and (from the emulator's counters)
+that the controller was never reset and nothing asked it who it is.
 """
 
 from __future__ import annotations
@@ -47,7 +51,9 @@ class Failure(Exception):
 class Driver:
     """A forked process and what it tells."""
 
-    def __init__(self, plan: Any, journal: Journal, main: Callable[[Any, Journal, int, int], None] = victim.main) -> None:
+    def __init__(
+        self, plan: Any, journal: Journal, main: Callable[[Any, Journal, int, int], None] = victim.main
+    ) -> None:
         self._reader, report = os.pipe()
         go, self._go = os.pipe()
         self._text = b""
@@ -64,7 +70,9 @@ class Driver:
         return next((entry for entry in self.events if entry["event"] == event), None)
 
     def listen(self, seconds: float) -> bool:
-        """Takes what it tells within some time. False when there was nothing; Failure if it tells of an error."""
+        """Takes what it tells within some time. False when there was nothing; Failure if it tells
+        of an error.
+        """
         if not select.select([self._reader], [], [], max(0.0, seconds))[0]:
             return False
         data = os.read(self._reader, 65536)
@@ -150,7 +158,9 @@ class Torture:
         return self._plan.keeper is not None
 
     def _slow(self) -> None:
-        """Some commands are slow, before their data move or after: so that many are out when their driver dies."""
+        """Some commands are slow, before their data move or after: so that many are out when their
+        driver dies.
+        """
         for unit in random.sample(UNITS, len(UNITS) // 4):
             kind = random.choice(("delay", "delay_post"))
             self._control.call("add", queue="io", cdw10=unit.lba, **{kind: random.choice((0.002, 0.005, 0.02))})
@@ -163,11 +173,15 @@ class Torture:
             return
         for name in ("enables", "disables", "resets", "shutdowns", "fatals", "invalid_doorbells"):
             if counters[name] != self._before[name]:
-                raise Failure(f"the controller has {counters[name]} {name}, and had {self._before[name]} when it was first up")
+                raise Failure(
+                    f"the controller has {counters[name]} {name}, and had {self._before[name]} when it was first up"
+                )
         for opcode in [AdminOpcode.IDENTIFY] + ([] if self._plan.visitors else [AdminOpcode.CREATE_IO_CQ]):
             now, then = (found["admin"].get(str(int(opcode)), 0) for found in (counters, self._before))
             if now != then:
-                raise Failure(f"the controller has had {now} {opcode.name} commands, and had {then} when it was first up")
+                raise Failure(
+                    f"the controller has had {now} {opcode.name} commands, and had {then} when it was first up"
+                )
 
     def _count(self, driver: Driver, killed_at: int) -> None:
         """What a driver that has got so far has told."""
@@ -185,7 +199,9 @@ class Torture:
             self.pool.append(verified["pool"])
 
     def _queue_up(self, n: int) -> None:
-        """So many successors are started, and wait in a known order: the keeper serves who came first."""
+        """So many successors are started, and wait in a known order: the keeper serves who came
+        first.
+        """
         while len(self._line) < n:
             successor = Driver(self._plan, self._journal)
             self._line.append(successor)
@@ -257,7 +273,9 @@ class Torture:
         if third >= 5:
             early, late = max(self.pool[third : 2 * third]), max(self.pool[2 * third :])
             if late > early + SLACK:
-                raise Failure(f"the pool's use grows: {early} bytes in the second third of the rounds, {late} in the last")
+                raise Failure(
+                    f"the pool's use grows: {early} bytes in the second third of the rounds, {late} in the last"
+                )
 
     def summary(self) -> str:
         counters = self._last
@@ -273,10 +291,21 @@ class Torture:
             ("rounds", f"{self._options.rounds} in {total['seconds']} s"),
             ("killed while", ", ".join(f"{phase} {count}" for phase, count in sorted(self.phases.items()))),
             ("acknowledged writes", f"{sum(self._journal.writes)}; lost 0, torn 0, stale 0"),
-            ("commands out at death", f"{total['adopted']} given to successors ({total['unsent']} never sent, {total['failed']} failed)"),
+            (
+                "commands out at death",
+                f"{total['adopted']} given to successors ({total['unsent']} never sent, {total['failed']} failed)",
+            ),
             ("writes that nobody reported", f"{total['unreported']} had happened"),
-            ("pool in use", f"{self.pool[0] >> 10} KiB first, {self.pool[-1] >> 10} KiB last" if self._kept else "a new one each time"),
-            ("controller", f"enabled {counters['enables']} times, reset {counters['resets'] - self._before['resets']} times since"),
+            (
+                "pool in use",
+                f"{self.pool[0] >> 10} KiB first, {self.pool[-1] >> 10} KiB last"
+                if self._kept
+                else "a new one each time",
+            ),
+            (
+                "controller",
+                f"enabled {counters['enables']} times, reset {counters['resets'] - self._before['resets']} times since",
+            ),
             ("Identify, Create I/O CQ", f"{counters['admin'].get(identify, 0)}, {counters['admin'].get(created, 0)}"),
             ("invalid doorbells", str(counters["invalid_doorbells"])),
             ("from kill to open controller", times(self.opened)),
@@ -291,10 +320,24 @@ def torture(options: argparse.Namespace, *, kept: bool) -> str:
     with tempfile.TemporaryDirectory(prefix="kill9-") as folder, contextlib.ExitStack() as stack:
         device, control, keeper = (Path(folder) / name for name in ("device", "control", "keeper"))
         size = (-(-BLOCKS * BLOCK >> 20)) + 1
-        emulate = ["-m", "nvme_async.cli.main", "emulate", "--socket", str(device), "--control", str(control), "--size", f"{size}MiB"]
+        emulate = [
+            "-m",
+            "nvme_async.cli.main",
+            "emulate",
+            "--socket",
+            str(device),
+            "--control",
+            str(control),
+            "--size",
+            f"{size}MiB",
+        ]
         stack.enter_context(serving(emulate, device))
         if kept:
-            stack.enter_context(serving(["-I", "-S", os.path.dirname(keeper_program.__file__), "--socket", str(keeper), "--quiet"], keeper))
+            stack.enter_context(
+                serving(
+                    ["-I", "-S", os.path.dirname(keeper_program.__file__), "--socket", str(keeper), "--quiet"], keeper
+                )
+            )
         plan = victim.Plan(f"vfio-user:{device}", str(keeper) if kept else None, options.visitors)
         run = Torture(plan, stack.enter_context(ControlClient(str(control))), options)
         try:
@@ -314,11 +357,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--keepalive", choices=("on", "off", "both"), default="on")
-    parser.add_argument("--run", type=float, default=250, metavar="MS", help="longest life after the checks (%(default)s)")
-    parser.add_argument("--takeover", type=float, default=150, metavar="MS", help="longest life of those that die early (%(default)s)")
-    parser.add_argument("--early", type=float, default=0.3, metavar="SHARE", help="how many die before they write (%(default)s)")
-    parser.add_argument("--visitors", action="store_true", help="event loops come and go, and their queue pairs with them")
-    parser.add_argument("--seed", type=int, default=None, help="of the instants; what happens at them is never the same twice")
+    parser.add_argument(
+        "--run", type=float, default=250, metavar="MS", help="longest life after the checks (%(default)s)"
+    )
+    parser.add_argument(
+        "--takeover", type=float, default=150, metavar="MS", help="longest life of those that die early (%(default)s)"
+    )
+    parser.add_argument(
+        "--early", type=float, default=0.3, metavar="SHARE", help="how many die before they write (%(default)s)"
+    )
+    parser.add_argument(
+        "--visitors", action="store_true", help="event loops come and go, and their queue pairs with them"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=None, help="of the instants; what happens at them is never the same twice"
+    )
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4))
     print(f"seed {seed}", flush=True)

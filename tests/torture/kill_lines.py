@@ -1,9 +1,12 @@
-"""kill -9 on a line: drivers are killed on a random line of nvme_async, and each successor has to come to a working controller and its data.
+"""kill -9 on a line: drivers are killed on a random line of nvme_async, and each successor has to
+come to a working controller and its data.
 
     python tests/torture/kill_lines.py --rounds 200
 
-Where kill9.py kills at random instants of a busy driver, here every place in its life has its turn: bring-up, taking over, queue pairs that
-come and go, registered memory, controller reset, close. Each process is the successor of the one killed before it.
+Where kill9.py kills at random instants of a busy driver, here every place in its life has its turn:
+bring-up, taking over, queue pairs that
+come and go, registered memory, controller reset, close. Each process is the successor of the one
+killed before it.
 """
 
 from __future__ import annotations
@@ -84,9 +87,16 @@ def main() -> int:
         device, control, keeper = (Path(folder) / name for name in ("device", "control", "keeper"))
         emulate = ["-m", "nvme_async.cli.main", "emulate", "--socket", str(device), "--control", str(control)]
         stack.enter_context(serving([*emulate, "--size", f"{(BLOCKS * BLOCK >> 20) + 1}MiB"], device))
-        stack.enter_context(serving(["-I", "-S", os.path.dirname(keeper_program.__file__), "--socket", str(keeper), "--quiet"], keeper))
+        stack.enter_context(
+            serving(["-I", "-S", os.path.dirname(keeper_program.__file__), "--socket", str(keeper), "--quiet"], keeper)
+        )
         try:
-            print(run(f"vfio-user:{device}", str(keeper), stack.enter_context(ControlClient(str(control))), options.rounds), flush=True)
+            print(
+                run(
+                    f"vfio-user:{device}", str(keeper), stack.enter_context(ControlClient(str(control))), options.rounds
+                ),
+                flush=True,
+            )
         except Failure as failure:
             print(f"FAILED: {failure}", file=sys.stderr)
             return 1

@@ -1,4 +1,6 @@
-"""A driver process that is killed on a given line: everything that a driver does in its life, and each line of nvme_async is a place to die."""
+"""A driver process that is killed on a given line: everything that a driver does in its life, and
+each line of nvme_async is a place to die.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ class LineVictim:
     async def run(self) -> None:
         life = self._life
         self._killer.start()
-        controller = await nvme_async.open(life.uri, keeper=life.keeper, keeper_wait=WAIT, pool_pages=4096, command_timeout=10.0)
+        controller = await nvme_async.open(
+            life.uri, keeper=life.keeper, keeper_wait=WAIT, pool_pages=4096, command_timeout=10.0
+        )
         await self._inherit(controller)
         first, second, rest = UNITS[:4], UNITS[4:8], UNITS[8:12]
         await self._use(controller, first + second + rest, write=False)
@@ -110,10 +114,14 @@ class LineVictim:
         assert controller.memory is not None
         for slot in controller.memory.pools[0].slots():
             if slot.state != "allocated" or not slot.owner.startswith(KNOWN_OWNERS):
-                raise Broken(f"{slot.nbytes} bytes of the pool at {slot.offset:#x} are {slot.state}, owner {slot.owner!r}")
+                raise Broken(
+                    f"{slot.nbytes} bytes of the pool at {slot.offset:#x} are {slot.state}, owner {slot.owner!r}"
+                )
 
     async def _use(self, controller: nvme_async.Controller, units: list[Unit], *, write: bool) -> None:
-        await asyncio.gather(*(self._write(controller, unit) if write else self._read(controller, unit) for unit in units))
+        await asyncio.gather(
+            *(self._write(controller, unit) if write else self._read(controller, unit) for unit in units)
+        )
 
     async def _read(self, controller: nvme_async.Controller, unit: Unit) -> None:
         """An acknowledged write is there, one that was out as a whole or not at all."""

@@ -1,4 +1,6 @@
-"""A driver process of the torture: takes the controller over, checks everything its predecessor left, then writes until it is killed."""
+"""A driver process of the torture: takes the controller over, checks everything its predecessor
+left, then writes until it is killed.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ class Reporter:
 
 
 class Victim:
-    """Everything happens once; `report` is a pipe for JSON lines, `go` one that becomes readable when the predecessor has died."""
+    """Everything happens once; `report` is a pipe for JSON lines, `go` one that becomes readable
+    when the predecessor has died.
+    """
 
     def __init__(self, plan: Plan, journal: Journal, report: int, go: int) -> None:
         self.plan = plan
@@ -75,11 +79,18 @@ class Victim:
             opening = nvme_async.open(self.plan.uri, keepalive=False, command_timeout=5.0)
         else:
             opening = nvme_async.open(
-                self.plan.uri, keeper=self.plan.keeper, keeper_wait=WAIT, pool_pages=self.plan.pool_pages, command_timeout=5.0
+                self.plan.uri,
+                keeper=self.plan.keeper,
+                keeper_wait=WAIT,
+                pool_pages=self.plan.pool_pages,
+                command_timeout=5.0,
             )
         async with opening as controller:
             await self._take_stock(controller)
-            threads = [threading.Thread(target=self._thread, name=f"writer {number}", args=(controller, number)) for number in range(THREADS)]
+            threads = [
+                threading.Thread(target=self._thread, name=f"writer {number}", args=(controller, number))
+                for number in range(THREADS)
+            ]
             if self.plan.visitors:
                 threads.append(threading.Thread(target=self._visit, name="visitors", args=(controller,)))
             for thread in threads:
@@ -90,7 +101,8 @@ class Victim:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop.set)
             self.tell("running")
             while not self._stop.is_set():
-                # The admin queue has its share, so that processes die with admin commands out as well.
+                # The admin queue has its share, so that processes die with admin commands out as
+                # well.
                 await controller.admin(commands.get_features(Feature.TEMPERATURE_THRESHOLD))
                 await asyncio.sleep(random.uniform(0, 0.005))
             while any(thread.is_alive() for thread in threads):
@@ -109,8 +121,11 @@ class Victim:
                 unit = UNIT_AT.get(command.lba) if command.lba is not None else None
                 if command.error is not None:
                     counts["failed"] += 1
-                elif command.sent and command.opcode == NvmOpcode.READ and unit is not None and command.data is not None:
-                    # Nobody was writing what was being read; only a check may have been under way, of a write that may have happened.
+                elif (
+                    command.sent and command.opcode == NvmOpcode.READ and unit is not None and command.data is not None
+                ):
+                    # Nobody was writing what was being read; only a check may have been under way,
+                    # of a write that may have happened.
                     sequence_of(unit, command.data, self.journal.acked[unit.index], self.journal.issued[unit.index])
                 if command.opcode == NvmOpcode.WRITE and unit is not None:
                     self._adopted[unit.lba] = command
@@ -131,10 +146,12 @@ class Victim:
                 raise Broken(f"the pool's pages at {slot.offset:#x} belong to {slot.owner!r} and to another")
             end = slot.offset + slot.nbytes
             if slot.state != "allocated" or not slot.owner.startswith(KNOWN_OWNERS):
-                raise Broken(f"{slot.nbytes} bytes of the pool at {slot.offset:#x} are {slot.state}, owner {slot.owner!r}")
+                raise Broken(
+                    f"{slot.nbytes} bytes of the pool at {slot.offset:#x} are {slot.state}, owner {slot.owner!r}"
+                )
         return {"pool": pool.used_bytes, "slots": len(slots)}
 
-    # -- one of the threads ------------------------------------------------------------------------------------------------------------
+    # -- one of the threads ------------------------------------------------------------------------
 
     def _thread(self, controller: nvme_async.Controller, number: int) -> None:
         try:
@@ -169,7 +186,9 @@ class Victim:
                 tasks.create_task(self._write(controller, units[task::TASKS]))
 
     async def _verify(self, namespace: nvme_async.Namespace, unit: Unit) -> None:
-        """An acknowledged write is there; one that was out either happened or didn't, and as a whole."""
+        """An acknowledged write is there; one that was out either happened or didn't, and as a
+        whole.
+        """
         journal, index = self.journal, unit.index
         data = await namespace.read(unit.lba, unit.blocks)
         if not self._first_io:

@@ -1,5 +1,5 @@
-"""A machine's sysfs, procfs and devices in a folder, and a System that reacts to writes as the kernel
-does.
+"""A machine's sysfs, procfs and devices in a folder, and a System that reacts to writes as the
+kernel does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from nvme_async.errors import DeviceError
 class FakeSystem(System):
     """Drivers bind and unbind when their attributes are written. Every write is kept in `writes`.
 
-    `exclusive` names nodes that somebody has open with O_EXCL, `denied` those this user may not open.
+    `exclusive` names nodes that somebody has open with O_EXCL, `denied` those this user may not
+    open.
     """
 
     def __init__(self, root: Path) -> None:
@@ -40,9 +41,7 @@ class FakeSystem(System):
     def add_driver(self, name: str) -> None:
         (self.driver_path(name)).mkdir(parents=True)
 
-    def add_function(
-        self, address: str, group: int | None, driver: str | None = "nvme", **attributes: str
-    ) -> Path:
+    def add_function(self, address: str, group: int | None, driver: str | None = "nvme", **attributes: str) -> Path:
         """An NVMe function unless `attributes` say otherwise."""
         real = self.root / "sys/devices/pci0000:00" / address
         real.mkdir(parents=True)
@@ -66,9 +65,7 @@ class FakeSystem(System):
             self._attach(address, driver)
         return real
 
-    def add_controller(
-        self, address: str, name: str, model: str = "QEMU NVMe Ctrl", serial: str = "plain"
-    ) -> Path:
+    def add_controller(self, address: str, name: str, model: str = "QEMU NVMe Ctrl", serial: str = "plain") -> Path:
         path = self.function_path(address).resolve() / "nvme" / name
         path.mkdir(parents=True)
         for attribute, value in (
@@ -111,9 +108,7 @@ class FakeSystem(System):
         (below / "holders" / name).symlink_to(path)
         return path
 
-    def mount(
-        self, numbers: str, target: str, source: str, kind: str = "ext4", process: str = "self"
-    ) -> None:
+    def mount(self, numbers: str, target: str, source: str, kind: str = "ext4", process: str = "self") -> None:
         path = self.root / "proc" / process / "mountinfo"
         path.parent.mkdir(exist_ok=True)
         before = path.read_text() if path.exists() else ""

@@ -1,5 +1,5 @@
-"""A kernel that answers VFIO's calls from memory: descriptors are memfds, so that mmap, pread and pwrite are
-real.
+"""A kernel that answers VFIO's calls from memory: descriptors are memfds, so that mmap, pread and
+pwrite are real.
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ class FakeKernel(abi.Kernel):
             areas = b"".join(struct.pack("=QQ", *area) for area in self.sparse)
             # The chain's order is the kernel's: an unrelated capability comes first.
             chain = struct.pack("=HHI", abi.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, 40)
-            chain += (
-                struct.pack("=HHIII", abi.VFIO_REGION_INFO_CAP_SPARSE_MMAP, 1, 0, len(self.sparse), 0) + areas
-            )
+            chain += struct.pack("=HHIII", abi.VFIO_REGION_INFO_CAP_SPARSE_MMAP, 1, 0, len(self.sparse), 0) + areas
         needed = 32 + len(chain)
         offset = 32 if chain and argsz >= needed else 0
         struct.pack_into("=IIIIQQ", data, 0, needed, flags, index, offset, self.bar0_nbytes, 0)
@@ -163,13 +161,9 @@ class FakeKernel(abi.Kernel):
         chain = b""
         if self.dma_avail is not None:
             following = 24 + 16 if self.ranges is not None else 0
-            chain += struct.pack(
-                "=HHIII", abi.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, 1, following, self.dma_avail, 0
-            )
+            chain += struct.pack("=HHIII", abi.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, 1, following, self.dma_avail, 0)
         if self.ranges is not None:
-            chain += struct.pack(
-                "=HHIII", abi.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, 0, len(self.ranges), 0
-            )
+            chain += struct.pack("=HHIII", abi.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, 0, len(self.ranges), 0)
             chain += b"".join(struct.pack("=QQ", *pair) for pair in self.ranges)
         needed = 24 + len(chain)
         flags = abi.VFIO_IOMMU_INFO_PGSIZES | (abi.VFIO_IOMMU_INFO_CAPS if chain else 0)

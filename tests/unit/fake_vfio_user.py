@@ -1,6 +1,7 @@
 """A vfio-user server that follows a script: what a real one never does on request.
 
-It plays a small NVMe function: 32 registers of memory, configuration space, a doorbell page. `override` maps
+It plays a small NVMe function: 32 registers of memory, configuration space, a doorbell page.
+`override` maps
 a command to a function (server, message) -> None that answers in its own way.
 """
 

@@ -1,4 +1,6 @@
-"""A controller in memory with the driver's face, and faults on request: for the benchmark's own tests."""
+"""A controller in memory with the driver's face, and faults on request: for the benchmark's own
+tests.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ class Memory(bytearray):
 class MemoryNamespace:
     """Blocks in a bytearray. Every I/O suspends once, so that others run in between.
 
-    lose_writes: LBAs whose writes are acknowledged and dropped. fail_reads: LBAs that can't be read. misdirect: writes
+    lose_writes: LBAs whose writes are acknowledged and dropped. fail_reads: LBAs that can't be
+        read. misdirect: writes
     to the key's LBA go to the value's instead. delay: seconds each I/O takes.
     """
 
@@ -52,7 +55,9 @@ class MemoryNamespace:
         with memoryview(buffer) as view:
             await self._io("read", lba, len(view) // self.block_size)
             if lba in self.fail_reads:
-                raise UnrecoveredReadError(2, 0x81, nsid=1, lba=lba, blocks=1, text="Unrecovered Read Error", command="Read")
+                raise UnrecoveredReadError(
+                    2, 0x81, nsid=1, lba=lba, blocks=1, text="Unrecovered Read Error", command="Read"
+                )
             at = lba * self.block_size
             view[:] = self.data[at : at + len(view)]
             return len(view)

@@ -1,4 +1,6 @@
-"""A vfio-user client in its bare bones, for tests of the server: nothing here comes from the package."""
+"""A vfio-user client in its bare bones, for tests of the server: nothing here comes from the
+package.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,9 @@ class RawClient:
         return answer
 
     def closed_by_peer(self, timeout: float = 5.0) -> bool:
-        """Whether the server closes the connection within that time; what it still says is thrown away."""
+        """Whether the server closes the connection within that time; what it still says is thrown
+        away.
+        """
         self.sock.settimeout(timeout)
         try:
             while self.sock.recv(65536):
@@ -145,7 +149,9 @@ class RawClient:
     def dma_unmap(self, iova: int, nbytes: int, flags: int = 0) -> bytes:
         return self.call(DMA_UNMAP, struct.pack("<IIQQ", 24, flags, iova, nbytes))
 
-    def set_irqs(self, index: int, start: int, count: int, flags: int, *, data: bytes = b"", fds: tuple[int, ...] = ()) -> None:
+    def set_irqs(
+        self, index: int, start: int, count: int, flags: int, *, data: bytes = b"", fds: tuple[int, ...] = ()
+    ) -> None:
         payload = struct.pack("<IIIII", 20 + len(data), flags, index, start, count) + data
         assert self.call(SET_IRQS, payload, fds) == b""
 
@@ -168,9 +174,11 @@ class RawClient:
 
 
 class Admin:
-    """A controller brought up over a RawClient with nothing but an admin queue pair; one command at a time.
+    """A controller brought up over a RawClient with nothing but an admin queue pair; one command at
+    a time.
 
-    ring: how the doorbell is rung: "message", "page" (a silent store) or "kick" (store, then the eventfd).
+    ring: how the doorbell is rung: "message", "page" (a silent store) or "kick" (store, then the
+        eventfd).
     """
 
     IOVA = 0x10_0000_0000
@@ -233,7 +241,8 @@ class Admin:
         (status,) = struct.unpack_from("<H", self.memory, at + 14)
         if status & 1 != self.phase:
             return None
-        # Only now the rest: read together with the phase it might still be that of the entry before.
+        # Only now the rest: read together with the phase it might still be that of the entry
+        # before.
         dw0, _, _, _, cid, status = struct.unpack_from("<IIHHHH", self.memory, at)
         assert cid == self.cid
         self.head += 1

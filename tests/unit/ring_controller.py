@@ -1,6 +1,8 @@
-"""The other side of a queue pair, in slow and plain Python: what a controller sees in ring memory and doorbells.
+"""The other side of a queue pair, in slow and plain Python: what a controller sees in ring memory
+and doorbells.
 
-Written from the specification and independent of ext/emulator, so that the two can't agree on something wrong.
+Written from the specification and independent of ext/emulator, so that the two can't agree on
+something wrong.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import struct
 from nvme_async._hotpath import AddressMap, BounceCache, QueuePair, queue_memory
 from nvme_async._mmio import Mmio
 from nvme_async.dma import Pool
-from nvme_async.queue_pair import error_from
+from nvme_async.driver.pcie.loop_queue import error_from
 from nvme_async.spec import commands
 
 PAGE = 4096
@@ -31,9 +33,22 @@ async def started(*requests):
 
 
 class RingController:
-    """One queue pair with the controller's view of it. Doorbells are an Mmio page, as with a real device."""
+    """One queue pair with the controller's view of it. Doorbells are an Mmio page, as with a real
+    device.
+    """
 
-    def __init__(self, loop, *, entries=8, n_trackers=None, max_transfer=1 << 20, qid=1, mode="interrupt", pool_bytes=8 << 20, n_reserved=0):
+    def __init__(
+        self,
+        loop,
+        *,
+        entries=8,
+        n_trackers=None,
+        max_transfer=1 << 20,
+        qid=1,
+        mode="interrupt",
+        pool_bytes=8 << 20,
+        n_reserved=0,
+    ):
         self.pool = Pool(pool_bytes, iova=0x1_0000_0000, name="test", hugepages="never")
         self.address_map = AddressMap()
         self.address_map.add(self.pool.address, self.pool.nbytes, self.pool.iova, True)
@@ -122,7 +137,13 @@ class RingController:
     def entry(self, cid, status=0, dw0=0, sqid=None, phase=None):
         """The next completion queue entry."""
         return struct.pack(
-            "<IIHHHH", dw0, 0, self.sq_head, self.qid if sqid is None else sqid, cid, status << 1 | (self.phase if phase is None else phase)
+            "<IIHHHH",
+            dw0,
+            0,
+            self.sq_head,
+            self.qid if sqid is None else sqid,
+            cid,
+            status << 1 | (self.phase if phase is None else phase),
         )
 
     def post(self, cid, status=0, dw0=0, sqid=None, phase=None):

@@ -1,6 +1,7 @@
 """A successor goes on with a queue pair whose owner was killed between any two stores.
 
-Kill points are made by setting the positions and trackers to what they are at that instruction (queue.h tells the order of the stores).
+Kill points are made by setting the positions and trackers to what they are at that instruction
+(queue.h tells the order of the stores).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from ring_controller import RingController
 from nvme_async import _hotpath
 from nvme_async._hotpath import AddressMap, BounceCache, QueuePair
 from nvme_async.dma import Pool
+from nvme_async.driver.pcie.loop_queue import error_from
 from nvme_async.errors import HandedOver, LbaOutOfRange
-from nvme_async.queue_pair import error_from
 from nvme_async.spec import commands
 
 FREE, ARMED, DONE = 0, 1, 2
@@ -24,10 +25,14 @@ FLUSH = commands.flush(1).pack()
 
 
 class Successor(RingController):
-    """Takes the queue pair of `old` from its pool. The controller's side (doorbells, heads) is the same controller's."""
+    """Takes the queue pair of `old` from its pool. The controller's side (doorbells, heads) is the
+    same controller's.
+    """
 
     def __init__(self, old: RingController, loop) -> None:
-        self.__dict__.update({name: getattr(old, name) for name in ("doorbells", "qid", "entries", "sq_head", "cq_tail", "phase")})
+        self.__dict__.update(
+            {name: getattr(old, name) for name in ("doorbells", "qid", "entries", "sq_head", "cq_tail", "phase")}
+        )
         self.old = old
         self.pool = Pool.attach(old.pool.fd)
         self.address_map = AddressMap()
@@ -84,7 +89,9 @@ class Scene:
             await asyncio.sleep(0)
 
     def read(self, lba=0, nbytes=4096, tag=0):
-        return self.ring.qp.request(commands.read(1, lba, max(1, nbytes // 512)).pack(), read_nbytes=nbytes, to_host=True, tag=tag)
+        return self.ring.qp.request(
+            commands.read(1, lba, max(1, nbytes // 512)).pack(), read_nbytes=nbytes, to_host=True, tag=tag
+        )
 
     def write(self, lba, data, tag=0):
         return self.ring.qp.request(commands.write(1, lba, len(data) // 512).pack(), data, tag=tag)
@@ -107,7 +114,9 @@ class Scene:
         return struct.unpack_from("<I", self.ring.view, at)[0]
 
     def kill(self):
-        """The owner is no more. (Its objects stay, for the tests' process lives on; they touch the pool no more.)"""
+        """The owner is no more. (Its objects stay, for the tests' process lives on; they touch the
+        pool no more.)
+        """
         self.ring.pool.detach()
         self.successor = Successor(self.ring, self.loop)
         return self.successor
@@ -251,7 +260,9 @@ async def test_an_unrung_tail_is_rung(scene):
 
 @pytest.mark.parametrize("written", [False, True])
 async def test_an_uncertain_doorbell_is_settled_with_a_new_value(scene, written):
-    """Killed between `sq_ringing` and `sq_rung`: the same value must not be written twice, so a harmless command goes along."""
+    """Killed between `sq_ringing` and `sq_rung`: the same value must not be written twice, so a
+    harmless command goes along.
+    """
     await scene.send(scene.read(1), scene.read(2))
     scene.ring.doorbells.write32(0, 2 if written else 1)
     scene.poke(sq_ringing=2, sq_rung=1)
@@ -489,7 +500,8 @@ async def test_a_frozen_queue_pair_leaves_the_pool_alone(scene):
     assert scene.tasks[0].done()
     image = bytes(scene.ring.view)
     doorbells = scene.ring.doorbells.read64(0)
-    # Everything that may still happen in this process: a late look, a cancellation, the watchdog's tick, a newcomer.
+    # Everything that may still happen in this process: a late look, a cancellation, the watchdog's
+    # tick, a newcomer.
     scene.ring.post(scene.ring.cid(second))
     posted = bytes(scene.ring.view)
     scene.tasks[1].cancel()

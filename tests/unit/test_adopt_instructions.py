@@ -1,4 +1,6 @@
-"""A successor takes over whatever a driver leaves that is killed between any two instructions: ext/hotpath/bench/check_kill.c."""
+"""A successor takes over whatever a driver leaves that is killed between any two instructions:
+tests/native/hotpath/check_kill.c.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.skip("needs a C compiler")
     target = tmp_path_factory.mktemp("kill") / "check_kill"
-    source = EXT / "hotpath" / "bench" / "check_kill.c"
-    # Optimised as the extension is: the order of the stores is the compiler's choice where the code leaves it one.
+    source = Path(__file__).parents[1] / "native" / "hotpath" / "check_kill.c"
+    # Optimised as the extension is: the order of the stores is the compiler's choice where the code
+    # leaves it one.
     flags = ["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", f"-I{EXT}"]
     subprocess.run([compiler, *flags, "-o", str(target), str(source)], check=True)
     return target
@@ -33,10 +36,14 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def deaths(program: Path) -> Iterator[dict[tuple[int, str], Future[subprocess.CompletedProcess[str]]]]:
-    """Of all seeds and kinds of doorbells, as many at a time as there are processors: each has a process that stops 60 000 times."""
+    """Of all seeds and kinds of doorbells, as many at a time as there are processors: each has a
+    process that stops 60 000 times.
+    """
 
     def die(seed: int, doorbells: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([program, str(seed), str(INSTRUCTIONS), doorbells], capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [program, str(seed), str(INSTRUCTIONS), doorbells], capture_output=True, text=True, timeout=120
+        )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {(seed, doorbells): pool.submit(die, seed, doorbells) for seed in SEEDS for doorbells in DOORBELLS}

@@ -88,9 +88,7 @@ def test_a_namespace_that_is_not_there_is_named(opened: list[str]) -> None:
     assert "no active namespace 3 on emulated:; active: [2, 5]" in result.output
 
 
-def test_text_from_the_device_cannot_steer_a_terminal(
-    opened: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_from_the_device_cannot_steer_a_terminal(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     page = bytearray(qemu_controller())
     page[4:8] = b"\x1b[2J"
     monkeypatch.setitem(globals(), "qemu_controller", lambda: bytes(page))

@@ -64,9 +64,21 @@ def _command_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_command_line")
 def test_options() -> None:
-    arguments = ["--keep-alive", "Host,PrivatePool", "--pool-pages", "512", "--no-vfio", "--keeper", "/run/k.sock", "list", "--help"]
+    arguments = [
+        "--keep-alive",
+        "Host,PrivatePool",
+        "--pool-pages",
+        "512",
+        "--no-vfio",
+        "--keeper",
+        "/run/k.sock",
+        "list",
+        "--help",
+    ]
     assert CliRunner().invoke(cli, arguments).exit_code == 0
-    assert config.command_line == config.CommandLine(config.Setting(host=True, private_pool=True), 512, False, "/run/k.sock")
+    assert config.command_line == config.CommandLine(
+        config.Setting(host=True, private_pool=True), 512, False, "/run/k.sock"
+    )
     decision = config.decide(environ={})
     assert (decision.enabled, decision.pool_pages, decision.vfio) == (True, 512, False)
 

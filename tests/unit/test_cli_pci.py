@@ -91,9 +91,7 @@ def healthy(system: FakeSystem) -> None:
 def test_doctor_has_nothing_to_say_of_a_good_machine(system: FakeSystem) -> None:
     healthy(system)
     run(system, "bind", DRIVE)
-    assert [
-        found for found in examine(Machine(system, 32 * MIB, memlock=64 * MIB)) if found.level != "ok"
-    ] == []
+    assert [found for found in examine(Machine(system, 32 * MIB, memlock=64 * MIB)) if found.level != "ok"] == []
     assert run(system, "doctor", "--pool", "1").exit_code == 0
 
 
@@ -167,7 +165,5 @@ def test_doctor_only_notes_missing_huge_pages(system: FakeSystem) -> None:
     healthy(system)
     (system.proc / "meminfo").write_text("HugePages_Free:        3\n")
     assert problems(system) == []
-    (note,) = [
-        found for found in examine(Machine(system, 32 * MIB, memlock=64 * MIB)) if found.check == "hugepages"
-    ]
+    (note,) = [found for found in examine(Machine(system, 32 * MIB, memlock=64 * MIB)) if found.check == "hugepages"]
     assert (note.level, note.fix) == ("note", "echo 16 > /proc/sys/vm/nr_hugepages")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# The eventfd is written first, and the flag that tells a polling reactor is set next. Held up in between for longer than the reactor spins.
+# The eventfd is written first, and the flag that tells a polling reactor is set next. Held up in
+# between for longer than the reactor spins.
 SLOW_WRITE = """
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -44,6 +45,10 @@ def test_a_request_whose_sender_is_held_up_is_not_lost(tmp_path: Path) -> None:
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     preload = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(library)]))
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**os.environ, "LD_PRELOAD": preload}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "LD_PRELOAD": preload},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (result.stdout, result.stderr) == ("woken\n", "")

@@ -45,8 +45,10 @@ def test_a_program_becomes_another_and_keeps_its_controllers() -> None:
         assert os.getpid() == int(sys.argv[1])
         assert os.environ["MARK"] == "kept"
         rest = inherited()
-        print(os.pread(first.descriptors["pool"], 10, 0).decode(), list(rest), sorted(rest["vfio-user:/two"].descriptors))
-        assert not any(os.get_inheritable(fd) for bundle in (first, *rest.values()) for fd in bundle.descriptors.values())
+        second = rest["vfio-user:/two"]
+        print(os.pread(first.descriptors["pool"], 10, 0).decode(), list(rest), sorted(second.descriptors))
+        bundles = (first, *rest.values())
+        assert not any(os.get_inheritable(fd) for bundle in bundles for fd in bundle.descriptors.values())
         assert take("vfio-user:/two") is None and inherited() == {}
     """
     program = f"""
@@ -59,9 +61,12 @@ def test_a_program_becomes_another_and_keeps_its_controllers() -> None:
             os.write(pool, name.encode())
             bundles.append(Bundle("vfio-user:/" + name, b"", {{"pool": pool, "irq.0": os.eventfd(0)}}))
         print("before", flush=True)
-        replace(bundles, [sys.executable, "-c", {textwrap.dedent(successor)!r}, str(os.getpid())], {{**os.environ, "MARK": "kept"}})
+        command = [sys.executable, "-c", {textwrap.dedent(successor)!r}, str(os.getpid())]
+        replace(bundles, command, {{**os.environ, "MARK": "kept"}})
     """
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
+    )
     assert result.stderr == ""
     assert result.stdout.splitlines() == ["before", "one ['vfio-user:/two'] ['irq.0', 'pool']"]
 

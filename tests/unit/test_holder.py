@@ -107,7 +107,9 @@ async def test_a_successor_may_wait_and_stop_waiting(keeper: Running, bundle: Bu
     second.close()
 
 
-async def test_a_keeper_that_is_restarted_gets_the_latest_deposit_again(keeper: Running, bundle: Bundle, tmp_path: Path) -> None:
+async def test_a_keeper_that_is_restarted_gets_the_latest_deposit_again(
+    keeper: Running, bundle: Bundle, tmp_path: Path
+) -> None:
     holder = KeeperHolder(keeper.path)
     await holder.deposit(bundle)
     os.pwrite(bundle.descriptors["pool"], b"next", 0)

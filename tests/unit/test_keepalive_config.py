@@ -26,7 +26,7 @@ def decided(environ: dict[str, str] | None = None, **arguments: Any) -> Decision
     return decide(environ=environ or {}, **arguments)
 
 
-# -- OPENHCL_NVME_KEEP_ALIVE ---------------------------------------------------------------------------------------------------------------
+# -- OPENHCL_NVME_KEEP_ALIVE -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", ["host,privatepool", "enabled", "HOST,PrivatePool", "Enabled", "ENABLED"])
@@ -65,7 +65,19 @@ def test_the_values_that_switch_it_off(value: str, setting: str, reason: str) ->
 
 
 @pytest.mark.parametrize(
-    "value", ["", "1", "yes", "host", "privatepool", "privatepool,host", "host, privatepool", "host,privatepool ", "disabledx", "enabled,"]
+    "value",
+    [
+        "",
+        "1",
+        "yes",
+        "host",
+        "privatepool",
+        "privatepool,host",
+        "host, privatepool",
+        "host,privatepool ",
+        "disabledx",
+        "enabled,",
+    ],
 )
 def test_anything_else_is_off_with_a_warning_that_quotes_it(value: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "nvme_async"):
@@ -101,7 +113,7 @@ def test_it_runs_only_with_a_pool_that_has_pages() -> None:
     assert "no pages" in decision.why
 
 
-# -- the pool ------------------------------------------------------------------------------------------------------------------------------
+# -- the pool --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -116,7 +128,8 @@ def test_pool_sizes(value: str, pages: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "on", "-1", "4k", "1e3", "0x100", " 512", "1_000", "٣", "debug", "release", str((1 << 28) + 1), "9" * 30]
+    "value",
+    ["", "on", "-1", "4k", "1e3", "0x100", " 512", "1_000", "٣", "debug", "release", str((1 << 28) + 1), "9" * 30],
 )
 def test_an_invalid_pool_is_none_with_a_warning(value: str) -> None:
     decision = decided({POOL: value, KEEP_ALIVE: "enabled"}, holder="systemd")
@@ -135,10 +148,12 @@ def test_without_a_size_the_pool_has_the_default_where_it_is_of_use() -> None:
     assert decided({KEEP_ALIVE: "disabled"}, holder="systemd", default_pool_pages=77).pool_pages == 0
 
 
-# -- VFIO ----------------------------------------------------------------------------------------------------------------------------------
+# -- VFIO ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "used"), [("1", True), ("true", True), ("TRUE", True), ("0", False), ("false", False), ("False", False)])
+@pytest.mark.parametrize(
+    ("value", "used"), [("1", True), ("true", True), ("TRUE", True), ("0", False), ("false", False), ("False", False)]
+)
 def test_vfio(value: str, used: bool) -> None:
     decision = decided({VFIO: value})
     assert decision.vfio is used
@@ -159,7 +174,7 @@ def test_vfio_unset_and_invalid() -> None:
     assert "'maybe'" in decision.warnings[0]
 
 
-# -- precedence ----------------------------------------------------------------------------------------------------------------------------
+# -- precedence ------------------------------------------------------------------------------------
 
 OPPOSITE = {KEEP_ALIVE: "disabled", POOL: "7", VFIO: "0"}
 
@@ -196,7 +211,14 @@ def test_the_environment_is_not_warned_about_where_it_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"keepalive": "perhaps"}, {"keepalive": ""}, {"pool_pages": -1}, {"pool_pages": "many"}, {"pool_pages": (1 << 28) + 1}]
+    "arguments",
+    [
+        {"keepalive": "perhaps"},
+        {"keepalive": ""},
+        {"pool_pages": -1},
+        {"pool_pages": "many"},
+        {"pool_pages": (1 << 28) + 1},
+    ],
 )
 def test_an_argument_that_makes_no_sense_is_an_error(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=repr(next(iter(arguments.values())))):
@@ -209,7 +231,7 @@ def test_no_text_switches_it_on_by_accident(text: str) -> None:
     assert decision.enabled == (text.lower() in ("enabled", "host,privatepool"))
 
 
-# -- how it is told ------------------------------------------------------------------------------------------------------------------------
+# -- how it is told --------------------------------------------------------------------------------
 
 
 def test_a_decision_is_one_line_in_the_log_and_plain_data(caplog: pytest.LogCaptureFixture) -> None:
@@ -218,7 +240,15 @@ def test_a_decision_is_one_line_in_the_log_and_plain_data(caplog: pytest.LogCapt
     line = str(decision)
     assert "\n" not in line
     assert [record.getMessage() for record in caplog.records] == [line]
-    for part in ("keepalive on", "keeper /run/k.sock", "host,privatepool", KEEP_ALIVE, "512 pages", POOL, "vfio on (inferred)"):
+    for part in (
+        "keepalive on",
+        "keeper /run/k.sock",
+        "host,privatepool",
+        KEEP_ALIVE,
+        "512 pages",
+        POOL,
+        "vfio on (inferred)",
+    ):
         assert part in line
     assert json.loads(json.dumps(decision.inspect())) == {
         "enabled": True,
@@ -234,7 +264,7 @@ def test_a_decision_is_one_line_in_the_log_and_plain_data(caplog: pytest.LogCapt
     }
 
 
-# -- what becomes of what the previous run left --------------------------------------------------------------------------------------------
+# -- what becomes of what the previous run left ----------------------------------------------------
 
 
 @pytest.mark.parametrize(

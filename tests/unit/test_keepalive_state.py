@@ -1,4 +1,6 @@
-"""The saved state: each released format is still read, what isn't known is passed on, and whatever was altered is refused."""
+"""The saved state: each released format is still read, what isn't known is passed on, and whatever
+was altered is refused.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_a_state_of_an_older_release_is_read(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_what_was_read_is_written_as_it_was(path: Path) -> None:
-    """Byte for byte in meaning: an older release's fields are neither dropped nor invented but for defaults."""
+    """Byte for byte in meaning: an older release's fields are neither dropped nor invented but for
+    defaults.
+    """
     before = json.loads(path.read_bytes())
     after = json.loads(state.encode(state.decode(path.read_bytes())))
 
@@ -68,14 +72,28 @@ def test_what_was_read_is_written_as_it_was(path: Path) -> None:
 def test_unknown_fields_survive_a_round_trip_wherever_they_are(path: Path) -> None:
     plain = json.loads(path.read_bytes())
     later = {"value": [1, {"deep": None}]}
-    places = [plain, plain["device"], plain["registers"], plain["queues"][1], plain["namespaces"][0], plain["registrations"][0]]
+    places = [
+        plain,
+        plain["device"],
+        plain["registers"],
+        plain["queues"][1],
+        plain["namespaces"][0],
+        plain["registrations"][0],
+    ]
     for place in places:
         place["from a later release"] = later
     plain["format"] = state.FORMAT + 5
     found = state.decode(json.dumps(plain).encode())
     again = json.loads(state.encode(attrs.evolve(found, written=1.0)))
     assert again["format"] == state.FORMAT + 5
-    for place in (again, again["device"], again["registers"], again["queues"][1], again["namespaces"][0], again["registrations"][0]):
+    for place in (
+        again,
+        again["device"],
+        again["registers"],
+        again["queues"][1],
+        again["namespaces"][0],
+        again["registrations"][0],
+    ):
         assert place["from a later release"] == later
 
 
@@ -93,18 +111,22 @@ def test_each_missing_field_is_named(name: str) -> None:
         state.decode(json.dumps(plain).encode())
 
 
-@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"null", b"7", b'{"readable_by": "1"}', b"\xff\xfe", b'{"readable_by": 1}', b"{" * 50])
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"[]", b"null", b"7", b'{"readable_by": "1"}', b"\xff\xfe", b'{"readable_by": 1}', b"{" * 50]
+)
 def test_what_is_no_state_is_refused(text: bytes) -> None:
     with pytest.raises(InvalidSavedState):
         state.decode(text)
 
 
-# -- in the pool ----------------------------------------------------------------------------------------------------------------------------
+# -- in the pool -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def written() -> tuple[bytes, int, int, bytes]:
-    """(a pool's bytes with one half of a manifest in it, where that half begins, how long it is, the body)"""
+    """(a pool's bytes with one half of a manifest in it, where that half begins, how long it is,
+    the body)
+    """
     body = zlib.compress(GOLDEN[-1].read_bytes())  # any bytes will do, and short ones are flipped sooner
     with Pool(1 << 20, iova=1 << 32, name="m", hugepages="never") as pool:
         manifest.Manifest(pool).write(body)

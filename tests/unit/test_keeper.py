@@ -135,14 +135,17 @@ def contents(fds: dict[str, int]) -> dict[str, bytes]:
     return read
 
 
-PUT = f"a, b = os.memfd_create('a'), os.memfd_create('b'); os.write(a, b'A'); client.put({URI!r}, {{'pool': a, 'irq.0': b}})"
+PUT = (
+    "a, b = os.memfd_create('a'), os.memfd_create('b'); os.write(a, b'A'); "
+    f"client.put({URI!r}, {{'pool': a, 'irq.0': b}})"
+)
 
 
 def state(client: KeeperClient, name: str = URI) -> Deposit | None:
     return next((deposit for deposit in client.deposits() if deposit.name == name), None)
 
 
-# -- who gets what -------------------------------------------------------------------------------------------------------------------------
+# -- who gets what ---------------------------------------------------------------------------------
 
 
 def test_a_successor_gets_the_descriptors_of_a_process_that_was_killed(client: KeeperClient, other: Other) -> None:
@@ -174,7 +177,11 @@ def test_exactly_one_successor(path: str, other: Other) -> None:
         for waiting in (second, third):
             waiting.start(f"fds = client.get({URI!r}, wait=60); client.put({URI!r}, fds)")
             with KeeperClient(path) as client:
-                eventually(lambda waiting=waiting: (found := state(client)) and found.waiting == (1 if waiting is second else 2))
+                eventually(
+                    lambda waiting=waiting: (
+                        (found := state(client)) and found.waiting == (1 if waiting is second else 2)
+                    )
+                )
         other.kill()
         assert second.answer() == "done"
         with KeeperClient(path) as client:
@@ -191,7 +198,9 @@ def test_exactly_one_successor(path: str, other: Other) -> None:
         third.kill()
 
 
-def test_a_successor_that_dies_before_it_deposited_leaves_everything_to_the_next(client: KeeperClient, other: Other, path: str) -> None:
+def test_a_successor_that_dies_before_it_deposited_leaves_everything_to_the_next(
+    client: KeeperClient, other: Other, path: str
+) -> None:
     assert other.run(PUT) == "done"
     other.kill()
     second = Other(path)
@@ -209,14 +218,22 @@ def test_the_end_of_a_connection_is_not_the_end_of_its_process(client: KeeperCli
     assert found is not None
     assert found.state == "owned"
     # The process itself may come back to what it has, as after an exec.
-    assert other.run(f"client = KeeperClient({client.path!r}); fds = client.get({URI!r}); assert len(fds) == 2") == "done"
+    assert (
+        other.run(f"client = KeeperClient({client.path!r}); fds = client.get({URI!r}); assert len(fds) == 2") == "done"
+    )
     other.kill()
     wire.close_all(client.get(URI, wait=5).values())
 
 
 def test_a_child_that_keeps_the_connection_open_changes_nothing(client: KeeperClient, other: Other) -> None:
     assert other.run(PUT) == "done"
-    assert other.run("r, w = os.pipe(); child = os.fork(); child or os.close(w); child or (os.read(r, 1), os._exit(0)); os.close(r)") == "done"
+    assert (
+        other.run(
+            "r, w = os.pipe(); child = os.fork(); child or os.close(w); child or (os.read(r, 1), "
+            "os._exit(0)); os.close(r)"
+        )
+        == "done"
+    )
     other.kill()
     wire.close_all(client.get(URI, wait=5).values())
 
@@ -311,7 +328,9 @@ def test_more_descriptors_than_one_message_takes(client: KeeperClient, other: Ot
 
 def test_it_ends_by_sigterm_and_lets_go_of_everything(tmp_path: Path) -> None:
     path = str(tmp_path / "k.sock")
-    process = subprocess.Popen([sys.executable, "-I", "-S", FOLDER, "--socket", path], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", FOLDER, "--socket", path], stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     assert "ready" in process.stderr.readline()
     reader, writer = os.pipe()
@@ -330,7 +349,7 @@ def test_it_ends_by_sigterm_and_lets_go_of_everything(tmp_path: Path) -> None:
     os.close(reader)
 
 
-# -- sockets and permissions ---------------------------------------------------------------------------------------------------------------
+# -- sockets and permissions -----------------------------------------------------------------------
 
 
 def test_the_socket_file(path: str, tmp_path: Path) -> None:
@@ -344,7 +363,9 @@ def test_the_socket_file(path: str, tmp_path: Path) -> None:
     stale = str(tmp_path / "stale")
     listen(stale).close()
     listen(stale).close()
-    second = subprocess.run([sys.executable, "-I", "-S", FOLDER, "--socket", path], stderr=subprocess.PIPE, text=True, check=False)
+    second = subprocess.run(
+        [sys.executable, "-I", "-S", FOLDER, "--socket", path], stderr=subprocess.PIPE, text=True, check=False
+    )
     assert second.returncode == 1
     assert "another keeper" in second.stderr
 
@@ -382,7 +403,9 @@ def test_another_user_is_refused(tmp_path: Path) -> None:
         "print(s.recv(1000).decode()); print(s.recv(1000).decode())"
     )
     try:
-        result = subprocess.run([sys.executable, "-I", "-S", "-c", program, path], capture_output=True, text=True, check=True, timeout=30)
+        result = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", program, path], capture_output=True, text=True, check=True, timeout=30
+        )
         answer, end = result.stdout.splitlines()
         assert json.loads(answer)["ok"] is False
         assert "user 65534 may not use the keeper of user 0" in answer
@@ -392,7 +415,7 @@ def test_another_user_is_refused(tmp_path: Path) -> None:
         thread.join(10)
 
 
-# -- clients that don't behave -------------------------------------------------------------------------------------------------------------
+# -- clients that don't behave ---------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -437,7 +460,9 @@ def test_what_is_no_message_ends_the_connection(path: str, client: KeeperClient,
         {"op": "give", "name": "x", "pid": 0},
     ],
 )
-def test_what_makes_no_sense_is_refused_and_changes_nothing(path: str, client: KeeperClient, message: dict[str, object]) -> None:
+def test_what_makes_no_sense_is_refused_and_changes_nothing(
+    path: str, client: KeeperClient, message: dict[str, object]
+) -> None:
     with raw(path) as sock:
         sock.send(json.dumps(message).encode())
         answer = json.loads(sock.recv(10_000))
@@ -462,7 +487,9 @@ def _send_fds(sock: socket.socket, message: dict[str, object], fds: list[int]) -
         {"op": "put", "name": None, "fds": ["a"]},
     ],
 )
-def test_descriptors_of_a_refused_message_are_closed(path: str, client: KeeperClient, message: dict[str, object]) -> None:
+def test_descriptors_of_a_refused_message_are_closed(
+    path: str, client: KeeperClient, message: dict[str, object]
+) -> None:
     reader, writer = os.pipe()
     with raw(path) as sock:
         _send_fds(sock, message, [writer])
@@ -512,7 +539,9 @@ def test_silent_clients_lose_their_connection_and_owners_do_not(tmp_path: Path) 
     thread.start()
     try:
         program = "import socket, sys; s = socket.socket(1, 5); s.connect(sys.argv[1]); print(repr(s.recv(1)))"
-        silent = subprocess.run([sys.executable, "-I", "-S", "-c", program, path], capture_output=True, text=True, timeout=30, check=True)
+        silent = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", program, path], capture_output=True, text=True, timeout=30, check=True
+        )
         assert silent.stdout.strip() == "b''"
         with KeeperClient(path) as owner:
             put(owner, URI, pool=b"P")
@@ -524,7 +553,9 @@ def test_silent_clients_lose_their_connection_and_owners_do_not(tmp_path: Path) 
     assert not thread.is_alive()
 
 
-def test_too_many_connections_are_refused_with_the_reason(path: str, client: KeeperClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_connections_are_refused_with_the_reason(
+    path: str, client: KeeperClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(client, URI, pool=b"P")
     with contextlib.ExitStack() as stack:
         refused = b""

@@ -11,7 +11,9 @@ from nvme_async.spec import commands
 async def test_golden_bytes_of_a_queue_with_one_command_in_flight():
     ring = RingController(asyncio.get_running_loop(), entries=4, n_trackers=2, max_transfer=8192, qid=5)
     try:
-        task = asyncio.create_task(ring.qp.request(commands.read(1, 0x123456789, 2).pack(), read_nbytes=1024, to_host=True, tag=0xCAFE))
+        task = asyncio.create_task(
+            ring.qp.request(commands.read(1, 0x123456789, 2).pack(), read_nbytes=1024, to_host=True, tag=0xCAFE)
+        )
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         memory = bytes(ring.view)

@@ -4,7 +4,7 @@ import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvme_async.limits import MAX_BLOCKS, CommandLimits, copy_groups, dsm_groups, groups, pieces
+from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits, copy_groups, dsm_groups, groups, pieces
 from nvme_async.spec.identify import IdentifyControllerNvm, IdentifyNamespace
 
 RANGES = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(1, 300)), min_size=1, max_size=12)

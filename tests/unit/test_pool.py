@@ -159,7 +159,9 @@ class TestAlloc:
         kept = [pool.alloc(PAGE, owner="a") for _ in range(64)]
         for buffer in kept[::2]:
             buffer.free()
-        with pytest.raises(OutOfDmaMemory, match=rf"no run of 8192 bytes.*{32 * PAGE} bytes are free, 4096 in the longest"):
+        with pytest.raises(
+            OutOfDmaMemory, match=rf"no run of 8192 bytes.*{32 * PAGE} bytes are free, 4096 in the longest"
+        ):
             pool.alloc(2 * PAGE, owner="b")
         with pytest.raises(MemoryError) as caught:
             pool.alloc(1 << 70, owner="b")
@@ -304,7 +306,9 @@ class TestAttach:
             ]
             assert [slot.state for slot in pool.slots()] == ["allocated"] * 2, "looking changed nothing"
             assert successor.free_bytes == pool.free_bytes
-            assert successor.alloc(2 * PAGE, owner="new").offset == b.offset + 3 * PAGE, "the gap is too small, b is in use"
+            assert successor.alloc(2 * PAGE, owner="new").offset == b.offset + 3 * PAGE, (
+                "the gap is too small, b is in use"
+            )
             claimed = successor.claim(b.offset)
             assert (claimed.owner, claimed.tag, claimed.iova, claimed.nbytes) == (
                 "b",
@@ -394,7 +398,9 @@ class TestAttach:
         assert len(kept) == 2
 
     def test_golden_layout(self, pool: Pool) -> None:
-        """These bytes are read by successors of other versions: they change only with the version number."""
+        """These bytes are read by successors of other versions: they change only with the version
+        number.
+        """
         pool.alloc(PAGE, owner="gap")
         buffer = pool.alloc(5000, owner="nvme:queue", tag=0x1122334455667788, persistent=True)
         second = pool.alloc(1, owner="x")

@@ -28,7 +28,9 @@ class Model:
 
     def place(self, count: int, align: int) -> int | None:
         for page in range(PAGES - count + 1):
-            if (self.first_iova + page * PAGE) % align == 0 and not any(owner is not None for owner in self.pages[page : page + count]):
+            if (self.first_iova + page * PAGE) % align == 0 and not any(
+                owner is not None for owner in self.pages[page : page + count]
+            ):
                 return page
         return None
 
@@ -83,7 +85,9 @@ class PoolMachine(RuleBasedStateMachine):
         owner = f"n{self.number}"
         if expected is None:
             with pytest.raises(OutOfDmaMemory):
-                self.pool.alloc(nbytes, owner=owner) if align == 1 else self.pool.alloc(nbytes, owner=owner, align=align)
+                self.pool.alloc(nbytes, owner=owner) if align == 1 else self.pool.alloc(
+                    nbytes, owner=owner, align=align
+                )
             return None
         buffer = self.pool.alloc(nbytes, owner=owner, tag=self.number, align=align, persistent=persistent)
         assert buffer.offset == self.pool.data_offset + expected * PAGE
@@ -142,7 +146,9 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: not any(a.views for a in self.allocations))
     @rule(target=allocated, reclaim=st.booleans())
     def successor(self, reclaim: bool) -> Allocation | None:
-        """A new Pool on what the old one leaves behind. Closing frees nothing, whatever is dropped later."""
+        """A new Pool on what the old one leaves behind. Closing frees nothing, whatever is dropped
+        later.
+        """
         successor = Pool.attach(self.pool.fd, expect_iova=IOVA)
         self.pool.close()
         self.pool = successor

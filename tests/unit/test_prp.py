@@ -56,7 +56,9 @@ def test_a_controller_finds_exactly_the_pages_in_order(page, offset, nbytes, lis
         at += length
 
 
-@pytest.mark.parametrize(("nbytes", "prp2"), [(1, 0), (PAGE, 0), (PAGE + 1, 0x2000), (2 * PAGE, 0x2000), (2 * PAGE + 1, 0x9000)])
+@pytest.mark.parametrize(
+    ("nbytes", "prp2"), [(1, 0), (PAGE, 0), (PAGE + 1, 0x2000), (2 * PAGE, 0x2000), (2 * PAGE + 1, 0x9000)]
+)
 def test_one_page_two_pages_and_a_list(nbytes, prp2):
     entries = memoryview(bytearray(64)).cast("Q")
     assert build_prp(0x1000, nbytes, entries, 0x9000) == (0x1000, prp2)

@@ -1,4 +1,6 @@
-"""Rings, trackers and the awaitable, against a controller's view written from the specification (ring_controller.py)."""
+"""Rings, trackers and the awaitable, against a controller's view written from the specification
+(ring_controller.py).
+"""
 
 import asyncio
 import random
@@ -275,7 +277,9 @@ async def test_cancelled_waiters_leave_pages_with_the_controller_until_it_comple
     (sqe,) = ring.fetch()
     taken = struct.unpack_from("<Q", sqe, 24)[0]
     assert ring.bounce.n_taken == 1
-    others = await started(*(ring.qp.request(commands.read(1, 0, 8).pack(), read_nbytes=4096, to_host=True) for _ in range(5)))
+    others = await started(
+        *(ring.qp.request(commands.read(1, 0, 8).pack(), read_nbytes=4096, to_host=True) for _ in range(5))
+    )
     for other in ring.fetch():
         assert struct.unpack_from("<Q", other, 24)[0] != taken
         ring.post(ring.cid(other))
@@ -302,7 +306,9 @@ async def test_a_cancelled_readinto_never_touches_the_callers_buffer(ring):
 
 
 async def test_random_cancellation_never_hands_a_page_out_twice(ring):
-    """Each page that the controller may still write is its own until it completes, whatever the waiters do."""
+    """Each page that the controller may still write is its own until it completes, whatever the
+    waiters do.
+    """
     rng = random.Random(7)
     owned = {}  # iova → cid
     pending = []
@@ -310,7 +316,9 @@ async def test_random_cancellation_never_hands_a_page_out_twice(ring):
     for _ in range(2000):
         if rng.random() < 0.6:
             nbytes = rng.choice([512, 4096, 8192])
-            task = asyncio.create_task(ring.qp.request(commands.read(1, 0, 1).pack(), read_nbytes=nbytes, to_host=True, tag=nbytes))
+            task = asyncio.create_task(
+                ring.qp.request(commands.read(1, 0, 1).pack(), read_nbytes=nbytes, to_host=True, tag=nbytes)
+            )
             tasks.add(task)
         if tasks and rng.random() < 0.4:
             rng.choice(list(tasks)).cancel()
@@ -373,7 +381,9 @@ async def test_refused_queues_tell_newcomers_and_those_in_line(ring):
 
 async def test_restart_sends_retryable_commands_again_from_the_same_pages(ring):
     data = random.Random(1).randbytes(8192)
-    write, reserve = await started(ring.qp.request(commands.write(1, 0, 16).pack(), data), ring.qp.request(commands.verify(1, 0, 1).pack()))
+    write, reserve = await started(
+        ring.qp.request(commands.write(1, 0, 16).pack(), data), ring.qp.request(commands.verify(1, 0, 1).pack())
+    )
     ring.fetch()
     ring.qp.restart(frozenset({1}), CommandError(0, 7), 3)
     ring.sq_head = ring.cq_tail = 0
@@ -416,7 +426,9 @@ async def test_a_failed_waiter_is_told_and_its_pages_stay(ring):
     assert ring.bounce.n_taken == 0
 
 
-@pytest.mark.parametrize("ring", [{"entries": 2}, {"entries": 4096, "n_trackers": 4095, "max_transfer": 4096}], indirect=True)
+@pytest.mark.parametrize(
+    "ring", [{"entries": 2}, {"entries": 4096, "n_trackers": 4095, "max_transfer": 4096}], indirect=True
+)
 async def test_smallest_and_largest_queues(ring):
     tasks = await started(*(ring.qp.request(flush()) for _ in range(ring.entries + 3)))
     while not all(task.done() for task in tasks):

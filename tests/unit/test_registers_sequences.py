@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from nvme_async.driver.pcie.registers import Registers
 from nvme_async.errors import ControllerTimeout
-from nvme_async.registers import Registers
 from nvme_async.spec.registers import Cap, Cc, Register
 
 

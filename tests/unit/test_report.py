@@ -19,8 +19,11 @@ def report():
 
 def sample(depth, iops):
     side = {"total_ios": 5, "iops": iops, "clat_ns": {"percentile": {"50.000000": 1000, "99.000000": 9000}}}
-    return {"fio version": "fio-3.33", "global options": {"iodepth": str(depth)},
-            "jobs": [{"jobname": "r", "job options": {"rw": "randread"}, "read": side, "write": {"total_ios": 0}}]}
+    return {
+        "fio version": "fio-3.33",
+        "global options": {"iodepth": str(depth)},
+        "jobs": [{"jobname": "r", "job options": {"rw": "randread"}, "read": side, "write": {"total_ios": 0}}],
+    }
 
 
 def test_rows_come_from_every_direction_that_did_io(report, tmp_path):

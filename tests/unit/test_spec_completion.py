@@ -20,7 +20,8 @@ from nvme_async.spec.status import (
 
 
 def test_an_entry_byte_by_byte() -> None:
-    # dw0 01020304h, dw1 0, sqhd 5, sqid 1, cid 1234h, DW3 31:16 = DNR, more, CRD 2, SCT 2, SC 81h, phase 1
+    # dw0 01020304h, dw1 0, sqhd 5, sqid 1, cid 1234h, DW3 31:16 = DNR, more, CRD 2, SCT 2, SC 81h,
+    # phase 1
     status = 1 << 14 | 1 << 13 | 2 << 11 | 2 << 8 | 0x81
     entry = bytes.fromhex("0403020100000000050001003412") + (status << 1 | 1).to_bytes(2, "little")
     completion = Completion.unpack(entry)

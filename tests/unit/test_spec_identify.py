@@ -1,4 +1,6 @@
-"""Identify data structures: bytes from the specification's tables, QEMU's values, nvme-cli's view of them."""
+"""Identify data structures: bytes from the specification's tables, QEMU's values, nvme-cli's view
+of them.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,8 @@ def test_json_of_fields_that_come_and_go() -> None:
     assert len(IdentifyController(npss=31).to_json()["psds"]) == 32
 
 
-# Offset and size of each field in Base 2.0 and NVM 1.0, "first byte: last byte" as the tables have it.
+# Offset and size of each field in Base 2.0 and NVM 1.0, "first byte: last byte" as the tables have
+# it.
 CONTROLLER_FIELDS = """
 vid 0:1 ssvid 2:3 sn 4:23 mn 24:63 fr 64:71 rab 72:72 ieee 73:75 cmic 76:76 mdts 77:77 cntlid 78:79
 ver 80:83 rtd3r 84:87 rtd3e 88:91 oaes 92:95 ctratt 96:99 rrls 100:101 cntrltype 111:111 fguid
@@ -133,7 +136,9 @@ mssrl 74:75 mcl 76:79 msrc 80:80 nulbaf 82:82 anagrpid 92:95 nsattr 99:99 nvmset
 """
 
 
-@pytest.mark.parametrize(("kind", "table"), [(IdentifyController, CONTROLLER_FIELDS), (IdentifyNamespace, NAMESPACE_FIELDS)])
+@pytest.mark.parametrize(
+    ("kind", "table"), [(IdentifyController, CONTROLLER_FIELDS), (IdentifyNamespace, NAMESPACE_FIELDS)]
+)
 def test_fields_are_where_the_specification_has_them(kind: type[Layout], table: str) -> None:
     words = iter(table.split())
     expected = {name: tuple(map(int, next(words).split(":"))) for name in words}
@@ -248,11 +253,15 @@ def test_controller_list() -> None:
 
 def test_namespace_descriptors() -> None:
     page = bytes.fromhex(
-        "01080000" "0011223344556677"
-        "7f020000" "abcd"  # of an unknown type
-        "03100000" "00112233445566778899aabbccddeeff"
-        "04010000" "02"
-    ).ljust(4096, b"\0")  # fmt: skip
+        "01080000"
+        "0011223344556677"
+        "7f020000"
+        "abcd"  # of an unknown type
+        "03100000"
+        "00112233445566778899aabbccddeeff"
+        "04010000"
+        "02"
+    ).ljust(4096, b"\0")
     found = NamespaceDescriptors.decode(page)
     assert found == NamespaceDescriptors(
         eui64=bytes.fromhex("0011223344556677"),
@@ -299,7 +308,9 @@ def test_lists_of_sets_domains_and_groups() -> None:
     page[0] = 1
     page[128:132] = struct.pack("<HH", 3, 4)
     page[144:160] = (1 << 100).to_bytes(16, "little")
-    assert [(entry.nvmsetid, entry.endgid, entry.tnvmsetcap) for entry in identify.decode_nvm_sets(page)] == [(3, 4, 1 << 100)]
+    assert [(entry.nvmsetid, entry.endgid, entry.tnvmsetcap) for entry in identify.decode_nvm_sets(page)] == [
+        (3, 4, 1 << 100)
+    ]
     assert [(entry.domainid, entry.dcap) for entry in identify.decode_domains(page)] == [(3, 1 << 100)]
     assert identify.decode_endurance_groups(struct.pack("<3H", 2, 1, 5).ljust(4096, b"\0")) == (1, 5)
 

@@ -14,7 +14,11 @@ from nvme_async.spec import features, lba_status, logs, reservations, zns
 from nvme_async.spec._bits import BitFields
 from nvme_async.spec.opcodes import ReservationType
 
-FEATURES = [value for value in vars(features).values() if isinstance(value, type) and issubclass(value, BitFields) and value is not BitFields]
+FEATURES = [
+    value
+    for value in vars(features).values()
+    if isinstance(value, type) and issubclass(value, BitFields) and value is not BitFields
+]
 
 
 def test_smart() -> None:
@@ -299,7 +303,9 @@ def test_zone_report() -> None:
     assert (first.state, first.zcap) == (zns.ZoneState.EMPTY, 0x7000)
     assert (second.state, second.zslba, second.wp) == (zns.ZoneState.IMPLICITLY_OPENED, 0x8000, 0x8010)
     assert zns.ZoneAttribute.DESCRIPTOR_EXTENSION_VALID in second.attributes
-    extended = zns.ZoneReport.decode(struct.pack("<Q56x", 2) + zone(0, 0, 1) + b"a" * 64 + zone(8, 8, 1) + b"b" * 64, 64)
+    extended = zns.ZoneReport.decode(
+        struct.pack("<Q56x", 2) + zone(0, 0, 1) + b"a" * 64 + zone(8, 8, 1) + b"b" * 64, 64
+    )
     assert extended.extensions == (b"a" * 64, b"b" * 64)
     assert [entry.zslba for entry in extended.zones] == [0, 8]
     with pytest.raises(ValueError, match="needs 64 bytes, not 63"):

@@ -12,7 +12,9 @@ from nvme_async.spec._bits import BitFields
 from nvme_async.spec.registers import Aqa, Cap, Cc, Cmbsz, Csts, Pmrcap, Register, Vs
 
 BIT_FIELDS = [
-    value for value in vars(registers).values() if isinstance(value, type) and issubclass(value, BitFields) and value is not BitFields
+    value
+    for value in vars(registers).values()
+    if isinstance(value, type) and issubclass(value, BitFields) and value is not BitFields
 ]
 
 

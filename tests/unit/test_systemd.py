@@ -1,4 +1,6 @@
-"""The descriptor store, against a supervisor that plays systemd: its notify socket, its store, its restarts."""
+"""The descriptor store, against a supervisor that plays systemd: its notify socket, its store, its
+restarts.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,9 @@ class Supervisor:
 
 @pytest.fixture(params=["path", "abstract"])
 def supervisor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Supervisor]:
-    address = str(tmp_path / "notify") if request.param == "path" else "@" + tempfile.mktemp(dir="", prefix="nvme-async-test")
+    address = (
+        str(tmp_path / "notify") if request.param == "path" else "@" + tempfile.mktemp(dir="", prefix="nvme-async-test")
+    )
     supervisor = Supervisor(address)
     yield supervisor
     supervisor.close()
@@ -214,7 +218,11 @@ def test_names_of_listen_fds() -> None:
     environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b"}
     assert listen_fds(environ) == [("a", 3), ("b", 4), ("unknown", 5)]
     # A list of descriptors that aren't open harms nobody.
-    wrong = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "900", "LISTEN_FDNAMES": ":".join(["x"] * 899 + [fdname(URI, "pool")])}
+    wrong = {
+        "LISTEN_PID": str(os.getpid()),
+        "LISTEN_FDS": "900",
+        "LISTEN_FDNAMES": ":".join(["x"] * 899 + [fdname(URI, "pool")]),
+    }
     assert SystemdStore(wrong).take(URI) is None
 
 
@@ -242,7 +250,9 @@ def test_restarts(tmp_path: Path) -> None:
     try:
         assert supervisor.run(PROGRAM) == "fresh\n"
         assert supervisor.run(PROGRAM) == "generation 1 ['irq.0', 'pool']\n"
-        assert supervisor.run(PROGRAM + "    import sys; sys.stdout.flush(); os.kill(os.getpid(), 9)\n", kill=True).startswith("generation 2")
+        assert supervisor.run(
+            PROGRAM + "    import sys; sys.stdout.flush(); os.kill(os.getpid(), 9)\n", kill=True
+        ).startswith("generation 2")
         assert supervisor.run(PROGRAM) == "generation 3 ['irq.0', 'pool']\n"
         assert len(supervisor.store) == 2
         assert supervisor.run(PROGRAM + "    store().drop(uri)\n") == "generation 4 ['irq.0', 'pool']\n"

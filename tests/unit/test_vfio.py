@@ -1,5 +1,5 @@
-"""The VFIO device on a kernel made of memory: every refusal, every kind of region, and what hand-over must
-not do.
+"""The VFIO device on a kernel made of memory: every refusal, every kind of region, and what
+hand-over must not do.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def test_the_constants_are_the_kernels() -> None:
     assert abi.VFIO_IOMMU_UNMAP_DMA == 0x3B72
 
 
-def test_opening_enables_memory_and_mastering_and_turns_intx_off(
-    device: VfioDevice, kernel: FakeKernel
-) -> None:
+def test_opening_enables_memory_and_mastering_and_turns_intx_off(device: VfioDevice, kernel: FakeKernel) -> None:
     assert isinstance(device, Device)
     assert kernel.config(COMMAND, 2) == struct.pack("<H", 0x406)
     assert kernel.resets == 0
@@ -125,9 +123,7 @@ def test_a_region_without_mmap_goes_through_system_calls(kernel: FakeKernel, mac
         assert device.doorbells().mmio is None
 
 
-@pytest.mark.parametrize(
-    ("offset", "width"), [(-4, 4), (2, 4), (4, 8), (BAR0_NBYTES, 4), (BAR0_NBYTES - 4, 8)]
-)
+@pytest.mark.parametrize(("offset", "width"), [(-4, 4), (2, 4), (4, 8), (BAR0_NBYTES, 4), (BAR0_NBYTES - 4, 8)])
 def test_accesses_outside_of_bar0_are_refused(device: VfioDevice, offset: int, width: int) -> None:
     with pytest.raises(ConfigurationError, match="misaligned or outside"):
         (device.read32 if width == 4 else device.read64)(offset)
@@ -234,9 +230,7 @@ def test_ranges_are_the_iommus_without_what_is_mapped(device: VfioDevice) -> Non
     assert device.iova_ranges == (range(0xFEE0_0000), range(0xFEF0_0000, 1 << 39))
 
 
-def test_an_old_kernel_that_tells_no_ranges_gets_careful_ones(
-    kernel: FakeKernel, machine: FakeSystem
-) -> None:
+def test_an_old_kernel_that_tells_no_ranges_gets_careful_ones(kernel: FakeKernel, machine: FakeSystem) -> None:
     kernel.ranges, kernel.dma_avail = None, None
     with opened(kernel, machine) as device:
         assert not any(window.start <= 0xFEE0_0000 < window.stop for window in device.iova_ranges)
@@ -281,9 +275,7 @@ def test_a_mapping_that_the_kernel_refuses_says_why(
         ((1 << 39) - 4096, 8192, "outside"),
     ],
 )
-def test_a_mapping_that_can_not_be_is_refused_here(
-    device: VfioDevice, iova: int, nbytes: int, message: str
-) -> None:
+def test_a_mapping_that_can_not_be_is_refused_here(device: VfioDevice, iova: int, nbytes: int, message: str) -> None:
     with pytest.raises(DeviceError, match=message):
         device.map_dma(-1, iova=iova, nbytes=nbytes, address=0x10000)
 
@@ -340,9 +332,7 @@ def test_closing_ends_dma_and_interrupts(kernel: FakeKernel, machine: FakeSystem
         device.set_interrupts([])
 
 
-def test_a_function_that_is_gone_is_closed_by_a_thread_of_its_own(
-    kernel: FakeKernel, machine: FakeSystem
-) -> None:
+def test_a_function_that_is_gone_is_closed_by_a_thread_of_its_own(kernel: FakeKernel, machine: FakeSystem) -> None:
     device = opened(kernel, machine)
     config = kernel.config(0, 256)
     kernel.write_bar0(0x08, 0xFFFF_FFFF)
@@ -380,9 +370,7 @@ def test_handing_over_changes_nothing_about_the_device(kernel: FakeKernel, machi
         second.close()
 
 
-def test_a_successor_of_one_with_fewer_vectors_starts_the_set_again(
-    kernel: FakeKernel, machine: FakeSystem
-) -> None:
+def test_a_successor_of_one_with_fewer_vectors_starts_the_set_again(kernel: FakeKernel, machine: FakeSystem) -> None:
     first = opened(kernel, machine)
     kernel.irqs[abi.VFIO_PCI_MSIX_IRQ_INDEX] = [10, 11]
     copies = {name: os.dup(fd) for name, fd in first.descriptors().items()}

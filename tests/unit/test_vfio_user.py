@@ -186,7 +186,9 @@ class TestBringUp:
 
     @pytest.mark.parametrize("first_needs", [64, 300])
     def test_argsz_is_raised_when_too_small(self, server: FakeServer, first_needs: int) -> None:
-        """The peer asks for more room than it will use, with descriptors in the answer that doesn't count."""
+        """The peer asks for more room than it will use, with descriptors in the answer that doesn't
+        count.
+        """
 
         def answer(server: FakeServer, request: Message) -> None:
             argsz, _, index, *_ = struct.unpack("<IIIIQQ", request.payload)
@@ -316,7 +318,9 @@ class TestCalls:
             server.override[SET_IRQS] = set_irqs
             device.set_interrupts(eventfds)
             assert list(vectors()) == list(range(9))
-            assert [len(m.fds) for m in server.requests if m.command == SET_IRQS and m.fds] == [8, 1], "max_msg_fds is 8"
+            assert [len(m.fds) for m in server.requests if m.command == SET_IRQS and m.fds] == [8, 1], (
+                "max_msg_fds is 8"
+            )
             assert enabled_before == [False, False, False], "the enable bit comes last"
             assert server.config[control] == struct.pack("<H", 0x8000)
             raise_vector(8)
@@ -509,8 +513,8 @@ class TestPeersMisbehave:
             device.close()
 
     def test_peer_sends_commands(self, server: FakeServer) -> None:
-        """DMA_READ of a peer that doesn't map: refused, and the call goes on. Without a reply if it wants
-        none.
+        """DMA_READ of a peer that doesn't map: refused, and the call goes on. Without a reply if it
+        wants none.
         """
         with attach(server) as device:
 
@@ -528,7 +532,9 @@ class TestPeersMisbehave:
     @pytest.mark.parametrize("size", [0, 15, (1 << 16) + 1, (1 << 32) - 1])
     def test_impossible_sizes(self, server: FakeServer, size: int) -> None:
         with attach(server) as device:
-            server.override[REGION_READ] = lambda server, request: server.send(HEADER.pack(request.msg_id, REGION_READ, size, REPLY, 0))
+            server.override[REGION_READ] = lambda server, request: server.send(
+                HEADER.pack(request.msg_id, REGION_READ, size, REPLY, 0)
+            )
             with pytest.raises(ControllerFatal, match=f"a message of {size} bytes"):
                 device.read32(0)
             with pytest.raises(ControllerGone, match=f"a message of {size} bytes"):
@@ -536,7 +542,9 @@ class TestPeersMisbehave:
 
     def test_unknown_message_type(self, server: FakeServer) -> None:
         with attach(server) as device:
-            server.override[REGION_READ] = lambda server, request: server.send(HEADER.pack(request.msg_id, REGION_READ, 16, 5, 0))
+            server.override[REGION_READ] = lambda server, request: server.send(
+                HEADER.pack(request.msg_id, REGION_READ, 16, 5, 0)
+            )
             with pytest.raises(ControllerFatal, match="unknown type 5"):
                 device.read32(0)
 
@@ -781,7 +789,9 @@ class TestSuccessor:
         device.close()
 
     def test_killed_at_any_instant(self, server: FakeServer) -> None:
-        """The socket is worked by children that are killed; each successor must find it in a usable state."""
+        """The socket is worked by children that are killed; each successor must find it in a usable
+        state.
+        """
         device = attach(server)
         device.write32(0, 0xAAAA)
         saved, socket_fd = device.save(), os.dup(device.descriptors()["socket"])

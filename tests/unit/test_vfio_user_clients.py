@@ -1,4 +1,6 @@
-"""The vfio-user server against clients that misbehave, die, come again, idle, or were seen in the field."""
+"""The vfio-user server against clients that misbehave, die, come again, idle, or were seen in the
+field.
+"""
 
 from __future__ import annotations
 
@@ -366,8 +368,9 @@ class TestListening:
 
 
 def test_a_client_seen_in_the_field(controller):
-    """VERSION without JSON, msg_id 0 throughout, padded region queries, memory at its own address, 8-byte
-    ASQ and ACQ, no interrupts; it ends with CC.SHN, DMA_UNMAP and close."""
+    """VERSION without JSON, msg_id 0 throughout, padded region queries, memory at its own address,
+    8-byte ASQ and ACQ, no interrupts; it ends with CC.SHN, DMA_UNMAP and close.
+    """
     with RawClient(controller.connect(), handshake=False) as client:
 
         def call(command, payload, fds=()):
@@ -420,7 +423,9 @@ while True:
 def kill_clients(path, times):
     for i in range(times):
         ring = ("message", "page", "kick")[i % 3]
-        with subprocess.Popen([sys.executable, "-c", CLIENT, path, os.path.dirname(__file__), ring], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", CLIENT, path, os.path.dirname(__file__), ring], stdout=subprocess.PIPE
+        ) as process:
             try:
                 assert process.stdout.readline() == b"ready\n"
                 time.sleep(0.002 * (i % 5))
@@ -445,10 +450,14 @@ OWN = "size=1MiB,reactor=own"
 
 
 class TestIdling:
-    """Wake-ups are counted, for their number is not the machine's: one costs 17 to 27 us of processor time, more on a busy machine."""
+    """Wake-ups are counted, for their number is not the machine's: one costs 17 to 27 us of
+    processor time, more on a busy machine.
+    """
 
     def wakeups(self, controller, seconds=1.0):
-        """How often the reactor's thread woke in that time, after a second of idleness; once a second it may do so for its own clocks."""
+        """How often the reactor's thread woke in that time, after a second of idleness; once a
+        second it may do so for its own clocks.
+        """
         time.sleep(1.0)
         before = controller.reactor_stats()
         time.sleep(seconds)
@@ -476,7 +485,9 @@ class TestIdling:
             assert self.wakeups(controllers[0]) < 10
 
     def test_the_first_command_after_idling_is_quick(self):
-        """Within 200 us here as a median on a quiet machine; the best of them shows that nothing is napped through, on a busy one too."""
+        """Within 200 us here as a median on a quiet machine; the best of them shows that nothing is
+        napped through, on a busy one too.
+        """
         with EmulatedController(OWN) as controller, RawClient(controller.connect()) as client:
             admin = Admin(client, "kick")
             latencies = []

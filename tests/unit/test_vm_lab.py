@@ -79,8 +79,10 @@ def test_failures_and_errors_are_counted_by_name(boot) -> None:
 
     junit = boot.folder / "junit.xml"
     junit.write_text(
-        '<testsuites><testsuite tests="4" failures="1" errors="1" skipped="1" time="2.5"><testcase classname="m" name="good"/>'
-        '<testcase classname="m" name="bad"><failure/></testcase><testcase classname="m" name="broken"><error/></testcase>'
+        '<testsuites><testsuite tests="4" failures="1" errors="1" skipped="1" time="2.5">'
+        '<testcase classname="m" name="good"/>'
+        '<testcase classname="m" name="bad"><failure/></testcase>'
+        '<testcase classname="m" name="broken"><error/></testcase>'
         '<testcase classname="m" name="left"><skipped/></testcase></testsuite></testsuites>'
     )
     summary = results.read_junit(junit)

@@ -1,4 +1,6 @@
-"""How long is looked for an answer before somebody sleeps, against a controller written in Python (ring_controller.py)."""
+"""How long is looked for an answer before somebody sleeps, against a controller written in Python
+(ring_controller.py).
+"""
 
 import asyncio
 import contextlib
@@ -19,8 +21,10 @@ PASSES = 10  # of the loop: more than a command waits for without a Future
 
 @contextlib.contextmanager
 def answered_by_the_kernel(ring, cid, seconds):
-    """A completion after that time, also while nobody but a spinning driver has the interpreter: a thread waits in read(), which puts into the
-    ring what another process writes then."""
+    """A completion after that time, also while nobody but a spinning driver has the interpreter: a
+        thread waits in read(), which puts into the
+    ring what another process writes then.
+    """
     reader, writer = os.pipe()
     entry = ring.entry(cid)
     address = ring.pool.address + ring.cq_offset + 16 * ring.cq_tail
@@ -60,7 +64,9 @@ async def _answer_late(ring):
 
 @contextlib.asynccontextmanager
 async def one_of_two_out(ring):
-    """(The task whose command stays out, its identifier); another task sends one command after the other."""
+    """(The task whose command stays out, its identifier); another task sends one command after the
+    other.
+    """
     (kept,) = await started(ring.qp.request(flush()))
     (sqe,) = ring.fetch()
     worker = asyncio.create_task(_one_after_the_other(ring))
@@ -89,7 +95,9 @@ async def test_the_last_of_several_to_send_stops_looking_where_that_was_never_en
 
 @pytest.mark.parametrize("ring", [{"mode": "adaptive", "entries": 16}], indirect=True)
 async def test_the_last_of_several_to_send_looks_for_whatever_comes_next(ring):
-    """Where passes of the loop are too short to wait for a completion, one of them looks for it, and the loop does not sleep."""
+    """Where passes of the loop are too short to wait for a completion, one of them looks for it,
+    and the loop does not sleep.
+    """
     ring.qp.spin_ns = 20_000_000_000
     async with one_of_two_out(ring) as (kept, cid):
         while ring.qp.inspect()["gap_ns"] == 0:  # it looks for 2 us at first

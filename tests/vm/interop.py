@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Run the NVMe drivers of the Linux kernel and of UEFI firmware on our emulated controllers, in a guest of a QEMU with `vfio-user-pci`.
+"""Run the NVMe drivers of the Linux kernel and of UEFI firmware on our emulated controllers, in a
+guest of a QEMU with `vfio-user-pci`.
 
-    python tests/vm/interop.py                        everything
-    python tests/vm/interop.py -- -k fio -x           with these pytest arguments
-    python tests/vm/interop.py --command 'nvme list'  a shell command in the Linux guest instead of the tests
+    python tests/vm/interop.py                        everything python tests/vm/interop.py -- -k
+    fio -x           with these pytest arguments python tests/vm/interop.py --command 'nvme list'  a
+    shell command in the Linux guest instead of the tests
 
-Results (junit, the guest's kernel log, the console, the controllers' counters) are left in results/interop.
-Where that QEMU can't be had (no network, no Debian), the run is skipped, loudly, and ends with 0; --require makes
-that a failure.
+Results (junit, the guest's kernel log, the console, the controllers' counters) are left in
+results/interop. Where that QEMU can't be had (no network, no Debian), the run is skipped, loudly,
+and ends with 0; --require makes that a failure.
 """
 
 from __future__ import annotations
@@ -38,9 +39,13 @@ SENT = {
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--command", help="run this shell command in the guest instead of the tests")
-    parser.add_argument("--timeout", type=float, default=900, metavar="SECONDS", help="for the guest (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=900, metavar="SECONDS", help="for the guest (default: %(default)s)"
+    )
     parser.add_argument("--accelerator", choices=("tcg", "kvm"), default="tcg", help="(default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=image.TREE / "results" / "interop", help="(default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=image.TREE / "results" / "interop", help="(default: %(default)s)"
+    )
     parser.add_argument("--require", action="store_true", help="fail, not skip, where the QEMU can't be had")
     parser.add_argument("--verbose", action="store_true", help="show the guest's console while it runs")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest in the guest, after --")
@@ -49,7 +54,9 @@ def parse() -> argparse.Namespace:
 
 def skip(why: str) -> None:
     bar = "!" * 100
-    print(f"{bar}\ninterop: SKIPPED, the kernel's driver was NOT tried on our controllers: {why}\n{bar}", file=sys.stderr)
+    print(
+        f"{bar}\ninterop: SKIPPED, the kernel's driver was NOT tried on our controllers: {why}\n{bar}", file=sys.stderr
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Run the tests over VFIO in the virtual machine: build what is missing, boot, report.
 
-    python tests/vm/run.py                            everything
-    python tests/vm/run.py -- -k identify -x          with these pytest arguments
-    python tests/vm/run.py --command 'lspci -nn'      a shell command in the guest instead of the tests
+    python tests/vm/run.py                            everything python tests/vm/run.py -- -k
+    identify -x          with these pytest arguments python tests/vm/run.py --command 'lspci -nn'
+    a shell command in the guest instead of the tests
 
 Results (junit.xml, the guest's dmesg, QEMU's trace, the console) are left in results/vm.
 """
@@ -30,7 +30,9 @@ KEPT = ("console.log", "qemu-trace.log", "qemu-stderr.log")
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--command", help="run this shell command in the guest instead of the tests")
-    parser.add_argument("--timeout", type=float, default=1500, metavar="SECONDS", help="for the guest (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=1500, metavar="SECONDS", help="for the guest (default: %(default)s)"
+    )
     parser.add_argument("--accelerator", choices=("tcg", "kvm"), default="tcg", help="(default: %(default)s)")
     parser.add_argument("--results", type=Path, default=image.TREE / "results" / "vm", help="(default: %(default)s)")
     parser.add_argument("--verbose", action="store_true", help="show the guest's console while it runs")

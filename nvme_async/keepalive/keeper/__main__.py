@@ -3,7 +3,8 @@
 import os
 import sys
 
-# The folder itself is on the path when it is run like this; its modules are to be found as one package, and to shadow nobody's.
+# The folder itself is on the path when it is run like this; its modules are to be found as one
+# package, and to shadow nobody's.
 del sys.path[0]
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 

@@ -24,9 +24,11 @@ class Deposit:
     """What the keeper says of one deposit.
 
     Attributes:
-        name: the device URI. state: "owned", "orphaned", "claimed" or "reserved". pid: the owner's process, None if it is orphaned.
+        name: the device URI. state: "owned", "orphaned", "claimed" or "reserved". pid: the owner's
+            process, None if it is orphaned.
         fds: how many descriptors. seconds: since the state or the owner last changed.
-        deposits: how often it was put. successors: to how many successors it was given. waiting: how many wait for it.
+        deposits: how often it was put. successors: to how many successors it was given. waiting:
+            how many wait for it.
     """
 
     name: str
@@ -40,10 +42,12 @@ class Deposit:
 
 
 class KeeperClient:
-    """A connection to a keeper. Every call is bounded by `timeout` seconds (and what a get waits), and raises KeeperError when the keeper is
-    gone, doesn't answer, or refuses; after the first two the connection is closed.
+    """A connection to a keeper. Every call is bounded by `timeout` seconds (and what a get waits),
+    and raises KeeperError when the keeper is gone, doesn't answer, or refuses; after the first
+    two the connection is closed.
 
-    Threads: any, one call at a time; a get that waits makes others wait. After a fork() it is the parent's.
+    Threads: any, one call at a time; a get that waits makes others wait. After a fork() it is the
+        parent's.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = TIMEOUT) -> None:
@@ -66,16 +70,21 @@ class KeeperClient:
         return self._socket.fileno()
 
     def put(self, name: str, fds: Mapping[str, int]) -> None:
-        """Deposits copies of `fds`, by label, in place of what was deposited before. None at all: only reserves the name."""
+        """Deposits copies of `fds`, by label, in place of what was deposited before. None at all:
+        only reserves the name.
+        """
         with self._lock:
             deadline = time.monotonic() + self._timeout
             for labels, more in wire.chunked(list(fds), wire.MAX_FDS):
-                self._send({"op": "put", "name": name, "fds": labels, "more": more}, [fds[label] for label in labels], deadline)
+                self._send(
+                    {"op": "put", "name": name, "fds": labels, "more": more}, [fds[label] for label in labels], deadline
+                )
             self._answer(deadline)
 
     def get(self, name: str, *, wait: float = 0) -> dict[str, int]:
-        """Its descriptors by label, close-on-exec, the caller's; the caller owns the deposit now. {} when there is nothing: then the name is
-        reserved for the caller. KeeperError with code "owned" when another process has it, and still has it after `wait` seconds.
+        """Its descriptors by label, close-on-exec, the caller's; the caller owns the deposit now.
+        {} when there is nothing: then the name is reserved for the caller. KeeperError with code
+        "owned" when another process has it, and still has it after `wait` seconds.
         """
         with self._lock:
             deadline = time.monotonic() + self._timeout + wait
@@ -120,7 +129,9 @@ class KeeperClient:
                     return deposits
 
     def close(self) -> None:
-        """What is deposited stays with this process until it gives it up or dies. Harmless when repeated."""
+        """What is deposited stays with this process until it gives it up or dies. Harmless when
+        repeated.
+        """
         self._socket.close()
 
     def abort(self) -> None:
@@ -133,10 +144,12 @@ class KeeperClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
-    # -- one message -------------------------------------------------------------------------------------------------------------------
+    # -- one message -------------------------------------------------------------------------------
 
     def _call(self, message: dict[str, Any]) -> dict[str, Any]:
         with self._lock:

@@ -33,10 +33,14 @@ class Refused(Exception):
 
 
 class Process:
-    """A client process, watched by a pidfd (-1: there are none, and its connection's end is what tells)."""
+    """A client process, watched by a pidfd (-1: there are none, and its connection's end is what
+    tells).
+    """
 
     def __init__(self, pid: int) -> None:
-        """ProcessLookupError when it is dead already; OSError when there are no descriptors to be had."""
+        """ProcessLookupError when it is dead already; OSError when there are no descriptors to be
+        had.
+        """
         self.pid = pid
         self.dead = False
         self.connections = 0
@@ -94,7 +98,8 @@ class Deposit:
 class Deposits:
     """All deposits. Owns their descriptors, and what clients have sent in part.
 
-    answer(client, message, fds): sends or queues; raises when that client can't be served any more. hang_up(client) ends its connection.
+    answer(client, message, fds): sends or queues; raises when that client can't be served any more.
+        hang_up(client) ends its connection.
     find_process(pid): the Process of a pid; OSError when there is none.
     """
 
@@ -120,7 +125,7 @@ class Deposits:
             "release": self._release,
         }
 
-    # -- what happens to clients -------------------------------------------------------------------------------------------------------
+    # -- what happens to clients -------------------------------------------------------------------
 
     def request(self, client: Client, message: dict[str, Any], fds: list[int]) -> None:
         """Does what a message asks for. The descriptors become ours, also when it is refused."""
@@ -177,7 +182,7 @@ class Deposits:
             close_all(deposit.fds.values())
         self._deposits.clear()
 
-    # -- the operations ----------------------------------------------------------------------------------------------------------------
+    # -- the operations ----------------------------------------------------------------------------
 
     @staticmethod
     def _name(message: dict[str, Any]) -> str:
@@ -205,7 +210,9 @@ class Deposits:
         name = self._name(message)
         labels = message.get("fds")
         if not isinstance(labels, list) or len(labels) != len(fds) or not all(map(is_label, labels)):
-            raise Refused("invalid", f"{len(fds)} descriptors came without as many labels of 1 to {MAX_LABEL} ASCII characters")
+            raise Refused(
+                "invalid", f"{len(fds)} descriptors came without as many labels of 1 to {MAX_LABEL} ASCII characters"
+            )
         started, before = client.upload or (name, {})
         if started != name or len(set(labels) | set(before)) != len(labels) + len(before):
             raise Refused("invalid", "one deposit at a time, and each label once")

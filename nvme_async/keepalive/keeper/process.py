@@ -19,7 +19,9 @@ log = logging.getLogger("keeper")
 
 
 def listen(path: str) -> socket.socket:
-    """A listening socket at `path`, for this user only. A socket file that nobody listens on is replaced; OSError for anything else there."""
+    """A listening socket at `path`, for this user only. A socket file that nobody listens on is
+    replaced; OSError for anything else there.
+    """
     if os.path.lexists(path):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise OSError(errno.EEXIST, "exists and is not a socket", path)
@@ -34,7 +36,8 @@ def listen(path: str) -> socket.socket:
             else:
                 raise OSError(errno.EADDRINUSE, "another keeper listens there", path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    # It appears under its name when it is ready, so that nobody is turned away, or takes it for stale, in between.
+    # It appears under its name when it is ready, so that nobody is turned away, or takes it for
+    # stale, in between.
     preliminary = f"{path}.{os.getpid()}"
     try:
         listening.bind(preliminary)
@@ -53,11 +56,15 @@ def listen(path: str) -> socket.socket:
 
 def main(arguments: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT. Returns 1 when the socket can't be had."""
-    parser = argparse.ArgumentParser(prog="keeper", description="Hold the descriptors of NVMe controllers for their drivers.")
+    parser = argparse.ArgumentParser(
+        prog="keeper", description="Hold the descriptors of NVMe controllers for their drivers."
+    )
     parser.add_argument("--socket", required=True, metavar="PATH")
     parser.add_argument("--quiet", action="store_true", help="warnings and errors only")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING if options.quiet else logging.INFO, format="keeper: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING if options.quiet else logging.INFO, format="keeper: %(message)s", stream=sys.stderr
+    )
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

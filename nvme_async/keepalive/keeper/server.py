@@ -1,4 +1,6 @@
-"""The keeper's loop: connections, who may connect, processes that die, clients that don't behave. Standard library only."""
+"""The keeper's loop: connections, who may connect, processes that die, clients that don't behave.
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,11 @@ class Connection:
 
 
 class Keeper:
-    """Serves one listening socket, which it owns, in the thread that calls run(). No client can make it wait.
+    """Serves one listening socket, which it owns, in the thread that calls run(). No client can
+    make it wait.
 
-    patience: seconds for a client that owns nothing to say something, or for any to take an answer or go on with a deposit in parts.
+    patience: seconds for a client that owns nothing to say something, or for any to take an answer
+        or go on with a deposit in parts.
     """
 
     def __init__(self, listening: socket.socket, *, patience: float = PATIENCE, uid: int | None = None) -> None:
@@ -56,7 +60,10 @@ class Keeper:
         self._clients: set[Connection] = set()
         self._processes: set[Process] = set()
         self._deposits = Deposits(
-            self._answer, self._hang_up, self._process, max_fds=resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FDS
+            self._answer,
+            self._hang_up,
+            self._process,
+            max_fds=resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FDS,
         )
         self._deaf_until = 0.0
         self._stopping = False
@@ -96,7 +103,7 @@ class Keeper:
         for sock in (self._listening, self._wake, self._woken):
             sock.close()
 
-    # -- by the clock ------------------------------------------------------------------------------------------------------------------
+    # -- by the clock ------------------------------------------------------------------------------
 
     def _deadline(self, client: Connection) -> float | None:
         if client.outgoing or client.upload is not None:
@@ -127,7 +134,7 @@ class Keeper:
                 log.info("process %d: silent for %g s", client.process.pid, self._patience)
                 self._hang_up(client)
 
-    # -- connections and processes -----------------------------------------------------------------------------------------------------
+    # -- connections and processes -----------------------------------------------------------------
 
     def _accept(self, _: int) -> None:
         try:
@@ -135,7 +142,8 @@ class Keeper:
         except (BlockingIOError, ConnectionError):
             return
         except OSError as error:
-            # Out of descriptors or memory: connections wait in the backlog for a moment instead of waking us all the time.
+            # Out of descriptors or memory: connections wait in the backlog for a moment instead of
+            # waking us all the time.
             log.error("accept: %s", error)
             self._deaf_until = time.monotonic() + 0.2
             self._selector.unregister(self._listening)
@@ -203,7 +211,7 @@ class Keeper:
         elif not self._deposits.owns(process):
             self._forget(process)
 
-    # -- messages ----------------------------------------------------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------------
 
     def _guarded(self, client: Connection, function: Any) -> None:
         """One client's trouble ends that client's connection and nothing else."""

@@ -35,7 +35,9 @@ def send(sock: socket.socket, message: dict[str, Any], fds: Iterable[int] = ()) 
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """One message and its descriptors, the caller's from now on; None at the end of the connection. Misbehaved for what isn't one."""
+    """One message and its descriptors, the caller's from now on; None at the end of the connection.
+    Misbehaved for what isn't one.
+    """
     fds = array.array("i")
     room = socket.CMSG_SPACE(MAX_FDS * fds.itemsize)
     data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)

@@ -37,8 +37,16 @@ def drive(host: Host) -> Callable[[str], Drive]:
 
 
 def kernel_log() -> list[str]:
-    """The kernel's warnings and errors so far, of drives and of its own health, the harmless ones left out."""
-    done = subprocess.run(["dmesg", "--level=emerg,alert,crit,err,warn", "--notime"], capture_output=True, text=True, timeout=60, check=True)
+    """The kernel's warnings and errors so far, of drives and of its own health, the harmless ones
+    left out.
+    """
+    done = subprocess.run(
+        ["dmesg", "--level=emerg,alert,crit,err,warn", "--notime"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     return [line for line in done.stdout.splitlines() if SERIOUS.search(line) and not HARMLESS.search(line)]
 
 

@@ -21,7 +21,9 @@ DBBUF, FLUSH, WRITE, WRITE_ZEROES, DSM = 0x7C, 0x00, 0x01, 0x08, 0x09
 
 def sh(*command: str | Path, timeout: float = 60, check: bool = True) -> str:
     """Run a program; its output. Fails the test with all it said."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, errors="replace", timeout=timeout, check=False
+    )
     if check:
         assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr

@@ -62,7 +62,9 @@ def test_identify(drive: Find, role: str) -> None:
     assert "uuid" in described
     listed = json.loads(sh("nvme", "list", "-o", "json"))
     assert role in {entry["SerialNumber"] for entry in listed["Devices"]}
-    assert [entry["nsid"] for entry in json_of("nvme", "list-ns", it.controller)["nsid_list"]] == ([1, 2] if role == "one-queue" else [1])
+    assert [entry["nsid"] for entry in json_of("nvme", "list-ns", it.controller)["nsid_list"]] == (
+        [1, 2] if role == "one-queue" else [1]
+    )
 
 
 @pytest.mark.parametrize("role", ["ram-4k", "file-512"])
@@ -88,7 +90,9 @@ def test_logs(drive: Find, role: str) -> None:
 def test_every_feature_is_there_if_and_only_if_the_log_says_so(drive: Find, role: str) -> None:
     it = drive(role)
     raw = sh("nvme", "get-log", it.controller, "-i", str(FEATURE_LOG), "-l", "1024")
-    data = bytes.fromhex("".join(re.findall(r"^[0-9a-f]{4}: ((?:[0-9a-f]{2} ){1,16})", raw, re.MULTILINE)).replace(" ", ""))
+    data = bytes.fromhex(
+        "".join(re.findall(r"^[0-9a-f]{4}: ((?:[0-9a-f]{2} ){1,16})", raw, re.MULTILINE)).replace(" ", "")
+    )
     promised = {fid for fid in range(256) if data[4 * fid] & 1}
     assert {1, 2, 4, 5, 7, 8, 9, 0xA, 0xB} <= promised
     found = set()

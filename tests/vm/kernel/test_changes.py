@@ -1,4 +1,6 @@
-"""What happens to a controller in use: resets, new and resized namespaces, formats, the driver going and coming."""
+"""What happens to a controller in use: resets, new and resized namespaces, formats, the driver
+going and coming.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,15 @@ def test_resets_in_the_middle_of_verified_io(drive: Find, role: str) -> None:
     it = drive(role)
     job = subprocess.Popen(
         [
-            *("fio", "--name=job", f"--filename={it.node()}", "--direct=1", "--rw=randwrite", "--bs=16k", "--iodepth=16"),
+            *(
+                "fio",
+                "--name=job",
+                f"--filename={it.node()}",
+                "--direct=1",
+                "--rw=randwrite",
+                "--bs=16k",
+                "--iodepth=16",
+            ),
             *("--ioengine=libaio", "--size=32M", "--verify=crc32c", "--verify_fatal=1", "--time_based", "--runtime=4"),
         ],
         stdout=subprocess.PIPE,
@@ -140,8 +150,18 @@ def test_format_to_the_other_block_size_and_back(drive: Find) -> None:
         until(lambda block=block: it.queue("logical_block_size") == block, f"the kernel sees blocks of {block}")
         assert it.nbytes() == 64 << 20
         assert not any(content(it.node()))
-        sh("fio", "--name=job", f"--filename={it.node()}", "--direct=1", "--rw=randwrite", f"--bs={block}", "--size=2M",
-           "--ioengine=libaio", "--iodepth=16", "--verify=crc32c")  # fmt: skip
+        sh(
+            "fio",
+            "--name=job",
+            f"--filename={it.node()}",
+            "--direct=1",
+            "--rw=randwrite",
+            f"--bs={block}",
+            "--size=2M",
+            "--ioengine=libaio",
+            "--iodepth=16",
+            "--verify=crc32c",
+        )
 
 
 def test_all_controllers_at_once(drive: Find) -> None:
@@ -151,8 +171,19 @@ def test_all_controllers_at_once(drive: Find) -> None:
     def work(role: str) -> None:
         try:
             verify = () if role == "null" else ("--verify=crc32c", "--verify_fatal=1")
-            sh("fio", "--name=job", f"--filename={drive(role).node()}", "--direct=1", "--rw=randwrite", "--bs=4k", "--size=6M",
-               "--ioengine=libaio", "--iodepth=8", *verify, timeout=100)  # fmt: skip
+            sh(
+                "fio",
+                "--name=job",
+                f"--filename={drive(role).node()}",
+                "--direct=1",
+                "--rw=randwrite",
+                "--bs=4k",
+                "--size=6M",
+                "--ioengine=libaio",
+                "--iodepth=8",
+                *verify,
+                timeout=100,
+            )
         except AssertionError as error:
             failures.append(f"{role}: {error}")
 

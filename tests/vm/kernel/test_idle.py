@@ -27,8 +27,9 @@ def test_an_idle_controller_costs_next_to_nothing(drive: Find) -> None:
 
 @pytest.mark.parametrize("role", ["ram-4k", "ram-512"])
 def test_the_first_command_after_a_rest_is_not_late(drive: Find, role: str) -> None:
-    """With and without shadow doorbells. A nap is at most 2 ms; the guest's own way through the block layer and
-    its interrupt, under emulation, is most of what is measured."""
+    """With and without shadow doorbells. A nap is at most 2 ms; the guest's own way through the
+    block layer and its interrupt, under emulation, is most of what is measured.
+    """
     fd = os.open(drive(role).node(), os.O_RDONLY | os.O_DIRECT)
     try:
         page = mmap.mmap(-1, 4096)

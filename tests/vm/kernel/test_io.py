@@ -46,7 +46,15 @@ def test_fio_verifies_on_polled_queues(drive: Find, role: str) -> None:
 
 
 def test_fio_on_the_null_medium(drive: Find) -> None:
-    fio(drive("null").node(), "--rw=randrw", "--bs=4k", "--ioengine=libaio", "--iodepth=32", "--size=64M", "--io_size=16M")
+    fio(
+        drive("null").node(),
+        "--rw=randrw",
+        "--bs=4k",
+        "--ioengine=libaio",
+        "--iodepth=32",
+        "--size=64M",
+        "--io_size=16M",
+    )
 
 
 @pytest.mark.parametrize("role", KEEPS_DATA)

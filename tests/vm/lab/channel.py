@@ -1,13 +1,15 @@
-"""What the guest may ask of the host, over its second serial port: one JSON object a line, one answer a line.
+"""What the guest may ask of the host, over its second serial port: one JSON object a line, one
+answer a line.
 
-    {"trace": "mark"}                              → {"ok": 12345}          where QEMU's trace stands now
-    {"trace": "events", "since": 12345}            → {"ok": [[event, text], …]}
-    {"qmp": "device_del", "arguments": {…}}        → {"ok": …}              any QMP command
-    {"copy": "plain-1", "offset": 0, "nbytes": 16} → {"ok": "hex"}          a medium, as the host sees it
-    {"emulator": "ram-4k", "op": "counters"}       → {"ok": …}              the control socket of one of ours
-    anything that fails                            → {"error": "why"}
+    {"trace": "mark"}                              → {"ok": 12345}          where QEMU's trace
+    stands now {"trace": "events", "since": 12345}            → {"ok": [[event, text], …]} {"qmp":
+    "device_del", "arguments": {…}}        → {"ok": …}              any QMP command {"copy":
+    "plain-1", "offset": 0, "nbytes": 16} → {"ok": "hex"}          a medium, as the host sees it
+    {"emulator": "ram-4k", "op": "counters"}       → {"ok": …}              the control socket of
+    one of ours anything that fails                            → {"error": "why"}
 
-So a test inside can prove what the controller saw by a witness that the driver under test can't reach.
+So a test inside can prove what the controller saw by a witness that the driver under test can't
+reach.
 """
 
 from __future__ import annotations

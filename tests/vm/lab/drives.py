@@ -1,4 +1,5 @@
-"""The controllers of the guest. Each has its role as its serial number: that is how the tests inside find it.
+"""The controllers of the guest. Each has its role as its serial number: that is how the tests
+inside find it.
 
 All are QEMU's own `-device nvme`: a controller that nobody here wrote.
 """
@@ -54,7 +55,8 @@ DRIVES = (
     Drive("one-vector", "msix_qsize=1"),
     Drive("cmb", "cmb_size_mb=16"),
     Drive("metadata", namespaces=(Namespace(1, options="ms=8"), Namespace(2, options="ms=8,mset=1"))),
-    # Two functions of one slot: QEMU gives them no ACS, so the kernel puts them into one IOMMU group.
+    # Two functions of one slot: QEMU gives them no ACS, so the kernel puts them into one IOMMU
+    # group.
     Drive("twin-a", "multifunction=on,addr=1c.0"),
     Drive("twin-b", "addr=1c.1"),
     Drive("pullable", bus="port1"),
@@ -82,7 +84,8 @@ def arguments(drives: tuple[Drive, ...], folder: Path) -> list[str]:
                 file.truncate(namespace.size)
             blockdev = f"{name}-{namespace.nsid}"
             extra = f",{namespace.options}" if namespace.options else ""
-            # cache=unsafe: the media live as long as the guest, and its flushes need not reach our disk.
+            # cache=unsafe: the media live as long as the guest, and its flushes need not reach our
+            # disk.
             result += ["-drive", f"id={blockdev},file={medium},format=raw,if=none,cache=unsafe,discard=unmap"]
             result += ["-device", f"nvme-ns,drive={blockdev},bus={name},nsid={namespace.nsid}{extra}"]
     return result

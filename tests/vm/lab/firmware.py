@@ -1,7 +1,8 @@
-"""UEFI firmware (EDK2) as the host of an emulated controller: a third driver beside Linux' and QEMU's, which polls.
+"""UEFI firmware (EDK2) as the host of an emulated controller: a third driver beside Linux' and
+QEMU's, which polls.
 
-Its shell copies a file on the controller and compares the two; then it loads a kernel from there, whose own driver takes the controller over
-from the firmware's.
+Its shell copies a file on the controller and compares the two; then it loads a kernel from there,
+whose own driver takes the controller over from the firmware's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ TOOLS = {"mtools": "mcopy"}
 ROLE = emulated.Role("firmware", "--path {folder}/firmware.raw --block 512 --mdts 8KiB")
 SIZE = 96 << 20
 DATA = 8 << 20
-SCRIPT = ("map -r", "fs0:", "cp data.bin copy.bin", "comp data.bin copy.bin", "vmlinuz.efi console=ttyS0 panic=-1 root=/dev/none")
+SCRIPT = (
+    "map -r",
+    "fs0:",
+    "cp data.bin copy.bin",
+    "comp data.bin copy.bin",
+    "vmlinuz.efi console=ttyS0 panic=-1 root=/dev/none",
+)
 TIMEOUT = 180.0
 EXPECTED = {
     "no differences encountered": "the shell found its copy like the original",
@@ -55,7 +62,9 @@ def _command_line(qemu: NewQemu, emulator: emulated.Emulator, variables: Path, c
 
 
 def run(qemu: NewQemu, kernel: Path, folder: Path, kept: Path) -> list[str]:
-    """What went wrong; LabError where the firmware or its kernel came to no end. The console is left in `kept`."""
+    """What went wrong; LabError where the firmware or its kernel came to no end. The console is
+    left in `kept`.
+    """
     medium, variables, console = folder / "firmware.raw", folder / "variables.fd", kept / "firmware.log"
     data = _medium(medium, kernel, folder)
     shutil.copy(qemu.root / "usr/share/OVMF/OVMF_VARS_4M.fd", variables)
@@ -66,10 +75,15 @@ def run(qemu: NewQemu, kernel: Path, folder: Path, kept: Path) -> list[str]:
         seen = emulator.call("counters", {})
     text = console.read_text(errors="replace")
     problems = [f"firmware: not so: {meaning}" for sign, meaning in EXPECTED.items() if sign not in text]
-    problems += [f"firmware: {name} is {seen[name]}" for name in ("fatals", "invalid_doorbells", "errors") if seen[name]]
+    problems += [
+        f"firmware: {name} is {seen[name]}" for name in ("fatals", "invalid_doorbells", "errors") if seen[name]
+    ]
     copy = folder / "copy.bin"
     call(["mcopy", "-i", medium, "::/copy.bin", copy])
     if copy.read_bytes() != data:
         problems.append("firmware: the file that it wrote is not what the medium holds")
-    print(f"interop: UEFI firmware: {seen['commands_read']} reads, {seen['commands_written']} writes, {time.monotonic() - begin:.0f} s")
+    print(
+        f"interop: UEFI firmware: {seen['commands_read']} reads, {seen['commands_written']} writes, "
+        f"{time.monotonic() - begin:.0f} s"
+    )
     return problems

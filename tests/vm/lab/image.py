@@ -1,6 +1,8 @@
-"""The guest: a Debian 12 root disk and kernel, built once, cached by a hash of all that goes into them.
+"""The guest: a Debian 12 root disk and kernel, built once, cached by a hash of all that goes into
+them.
 
-The cache holds one folder per recipe: `rootfs/` (also the place where wheels for the guest are built),
+The cache holds one folder per recipe: `rootfs/` (also the place where wheels for the guest are
+built),
 `root.img`, `vmlinuz`.
 Without root the same steps run in a user namespace, in which this user looks like root.
 """
@@ -27,7 +29,10 @@ GUEST = Path(__file__).resolve().parents[1] / "guest"
 SUITE = "bookworm"
 # gcc and python3-dev build the wheel; mdadm and dmsetup hold drives in the tests; fio and nvme-cli
 # are what we compare with.
-GUEST_PACKAGES = "python3,python3-venv,python3-dev,gcc,libc6-dev,kmod,pciutils,procps,util-linux,fio,nvme-cli,mdadm,dmsetup,e2fsprogs"
+GUEST_PACKAGES = (
+    "python3,python3-venv,python3-dev,gcc,libc6-dev,kmod,pciutils,procps,util-linux,"
+    "fio,nvme-cli,mdadm,dmsetup,e2fsprogs"
+)
 # Beside pyproject.toml's own dependencies and its test extra.
 GUEST_PYTHON = ("caio", "Cython>=3.0", "setuptools>=77", "wheel")
 NOT_IN_GUEST = ("mypy", "ruff")
@@ -106,7 +111,8 @@ def run(command: Sequence[str | Path], *, timeout: float = 900, env: dict[str, s
 
 def in_guest_root(rootfs: Path, script: str, *, timeout: float = 900) -> str:
     """Run a shell script with the guest's files as its root (no network, no /proc)."""
-    # The host's environment (CC, CFLAGS, PYTHONPATH, …) speaks of programs and folders that the guest doesn't have.
+    # The host's environment (CC, CFLAGS, PYTHONPATH, …) speaks of programs and folders that the
+    # guest doesn't have.
     environment = ["env", "-i", "HOME=/root", "LC_ALL=C.UTF-8", "PATH=/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
     return run(as_root(["chroot", rootfs, *environment, "/bin/sh", "-euc", script]), timeout=timeout)
 
@@ -120,7 +126,9 @@ def ensure() -> Image:
     try:
         _build(image)
     except LabError as error:
-        raise LabError(f"the guest can't be built (it takes Debian's archive and PyPI, by network, once): {error}") from None
+        raise LabError(
+            f"the guest can't be built (it takes Debian's archive and PyPI, by network, once): {error}"
+        ) from None
     return image
 
 
@@ -156,7 +164,8 @@ def _build(image: Image) -> None:
 
 
 def _bootstrap(image: Image) -> None:
-    # A tar in between: mmdebstrap without root can only write archives, whose owners it maps by itself.
+    # A tar in between: mmdebstrap without root can only write archives, whose owners it maps by
+    # itself.
     archive = image.folder / "rootfs.tar"
     run(
         [
@@ -174,7 +183,9 @@ def _bootstrap(image: Image) -> None:
 
 
 def _kernel(image: Image) -> None:
-    """Unpack Debian's cloud kernel: NVMe and ext4 are built in (no initramfs), VFIO and virtio modules."""
+    """Unpack Debian's cloud kernel: NVMe and ext4 are built in (no initramfs), VFIO and virtio
+    modules.
+    """
     name = _kernel_package()
     if name is None:
         update()
@@ -241,7 +252,8 @@ def _python(image: Image) -> None:
     names = " ".join(sorted(name.name for name in wheels.glob("*.whl")))
     in_guest_root(
         image.rootfs,
-        f"python3 -m venv /venv; cd /wheels; /venv/bin/python -m pip install --quiet --no-index --no-deps {names}; cd /; rm -r /wheels",
+        "python3 -m venv /venv; cd /wheels; /venv/bin/python -m pip install --quiet --no-index "
+        f"--no-deps {names}; cd /; rm -r /wheels",
     )
     shutil.rmtree(wheels)
     shutil.rmtree(image.folder / "pip", ignore_errors=True)
@@ -253,7 +265,9 @@ def _remove(folder: Path) -> None:
 
 
 def _forget_older(image: Image) -> None:
-    """Keep two recipes: going back and forth between branches doesn't rebuild, and the cache stays small."""
+    """Keep two recipes: going back and forth between branches doesn't rebuild, and the cache stays
+    small.
+    """
     others = [folder for folder in image.folder.parent.iterdir() if folder != image.folder and folder.is_dir()]
     others = [folder for folder in others if re.fullmatch(r"[0-9a-f]{16}", folder.name)]
     for folder in sorted(others, key=lambda entry: entry.stat().st_mtime, reverse=True)[1:]:

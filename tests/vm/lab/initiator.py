@@ -1,7 +1,8 @@
-"""A Linux guest whose own NVMe driver works on our emulated controllers, through QEMU's `vfio-user-pci`.
+"""A Linux guest whose own NVMe driver works on our emulated controllers, through QEMU's
+`vfio-user-pci`.
 
-QEMU hands the guest's memory to each controller and maps its doorbell page into the guest, so that nothing of
-ours is between the kernel's driver and the controller.
+QEMU hands the guest's memory to each controller and maps its doorbell page into the guest, so that
+nothing of ours is between the kernel's driver and the controller.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from .machine import Boot
 from .newqemu import DEVICE, NewQemu
 
 MEMORY = "1G"
-# A polled queue beside those with interrupts. No panic=: a guest that can't go on shall show why, and not boot for ever.
+# A polled queue beside those with interrupts. No panic=: a guest that can't go on shall show why,
+# and not boot for ever.
 KERNEL_LINE = "root=/dev/nvme0n1 rootwait rw console=ttyS0 init=/init.sh quiet loglevel=5 nvme.poll_queues=1"
 
 
-def command_line(qemu: NewQemu, image: Image, payload: Path, boot: Boot, emulators: Mapping[str, Emulator], accelerator: str) -> list[str]:
+def command_line(
+    qemu: NewQemu, image: Image, payload: Path, boot: Boot, emulators: Mapping[str, Emulator], accelerator: str
+) -> list[str]:
     """QEMU's arguments: the root disk is its own NVMe controller and comes first, then ours."""
     folder = boot.folder
     processor = ["-cpu", "host"] if accelerator == "kvm" else ["-cpu", "max,la57=off"]

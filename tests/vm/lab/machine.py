@@ -32,7 +32,9 @@ TRACED = (
     "vtd_err*",
     "vtd_dmar_fault",
 )
-KERNEL_LINE = "root=/dev/nvme0n1 rootwait rw console=ttyS0 init=/init.sh intel_iommu=on iommu=pt panic=-1 quiet loglevel=4"
+KERNEL_LINE = (
+    "root=/dev/nvme0n1 rootwait rw console=ttyS0 init=/init.sh intel_iommu=on iommu=pt panic=-1 quiet loglevel=4"
+)
 RESULT_SIZE = 64 << 20
 
 

@@ -1,6 +1,8 @@
-"""A QEMU that has `vfio-user-pci` (10.1 and newer), from Debian 13's backports, unpacked beside the guest's image.
+"""A QEMU that has `vfio-user-pci` (10.1 and newer), from Debian 13's backports, unpacked beside the
+guest's image.
 
-Nothing of it is installed or runs as root: its programs are started by its own dynamic loader with its own
+Nothing of it is installed or runs as root: its programs are started by its own dynamic loader with
+its own
 libraries, so sockets and files are the host's.
 """
 
@@ -24,7 +26,9 @@ FORMAT = 1  # to be counted up when the code below makes something else of the s
 
 @dataclass(frozen=True)
 class NewQemu:
-    """The unpacked program: `command` begins its command line, `environment` is to be added to ours."""
+    """The unpacked program: `command` begins its command line, `environment` is to be added to
+    ours.
+    """
 
     root: Path
 

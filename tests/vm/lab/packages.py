@@ -53,10 +53,15 @@ def ensure(also: Mapping[str, str | None] = {}) -> None:
     if not missing:
         return
     if shutil.which("apt-get", path=path()) is None:
-        raise LabError(f"the VM lab needs these programs, and there is no apt-get to install them: {', '.join(missing)}")
+        raise LabError(
+            f"the VM lab needs these programs, and there is no apt-get to install them: {', '.join(missing)}"
+        )
     if os.geteuid() != 0 and shutil.which("sudo", path=path()) is None:
         names = " ".join(missing)
-        raise LabError(f"the VM lab needs packages; once, as root: apt-get update && apt-get install --no-install-recommends {names}")
+        raise LabError(
+            "the VM lab needs packages; once, as root: apt-get update && apt-get install "
+            f"--no-install-recommends {names}"
+        )
     print(f"vm: installing {' '.join(missing)}", flush=True)
     update()
     _apt(["install", "--no-install-recommends", *missing])
@@ -76,9 +81,19 @@ def _apt(arguments: Sequence[str]) -> None:
     # An archive that can't be reached is an error, and not only a warning with the old lists kept.
     command += ["--option", "APT::Update::Error-Mode=any", "--option", "Acquire::Retries=3"]
     try:
-        done = subprocess.run(command, timeout=900, check=False, text=True, errors="replace", capture_output=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command,
+            timeout=900,
+            check=False,
+            text=True,
+            errors="replace",
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+        )
     except subprocess.TimeoutExpired:
         raise LabError(f"{' '.join(command)} took longer than 900 s: is there a network?") from None
     if done.returncode:
         said = "\n".join((done.stdout + done.stderr).splitlines()[-12:])
-        raise LabError(f"{' '.join(command)} failed with {done.returncode} (is there a network? are you root?):\n{said}")
+        raise LabError(
+            f"{' '.join(command)} failed with {done.returncode} (is there a network? are you root?):\n{said}"
+        )

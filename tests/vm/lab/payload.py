@@ -1,4 +1,6 @@
-"""The disk that takes the wheel, the tests and the command into the guest: a plain tar, for raw disks."""
+"""The disk that takes the wheel, the tests and the command into the guest: a plain tar, for raw
+disks.
+"""
 
 from __future__ import annotations
 

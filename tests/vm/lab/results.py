@@ -27,7 +27,9 @@ class Summary:
 
 
 def unpack(boot: Boot, target: Path) -> bool:
-    """Take the guest's files out of its results disk; False if it never wrote them (then the disk is all zeroes)."""
+    """Take the guest's files out of its results disk; False if it never wrote them (then the disk
+    is all zeroes).
+    """
     target.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(boot.results, "r:") as archive:  # not compressed: zeroes are five million empty lzma files

@@ -22,7 +22,9 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture(scope="session")
 def baseline() -> dict[str, Any]:
-    """nvme-cli's words on every controller, by role, from before anything was taken from the kernel."""
+    """nvme-cli's words on every controller, by role, from before anything was taken from the
+    kernel.
+    """
     return take_baseline()
 
 

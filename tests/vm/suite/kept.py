@@ -1,10 +1,13 @@
-"""A driver process of the keepalive tests: the torture's writers, on a controller that is handed on in every way there is.
+"""A driver process of the keepalive tests: the torture's writers, on a controller that is handed on
+in every way there is.
 
-    python kept.py URI JOURNAL new                      opens the controller afresh, on blocks that it zeroes
-    python kept.py URI JOURNAL open [--keeper SOCKET]   finds what a predecessor left: over an exec, or with the keeper
-    python kept.py URI JOURNAL take --socket PATH       takes over from a predecessor that offers it
+    python kept.py URI JOURNAL new                      opens the controller afresh, on blocks that
+    it zeroes python kept.py URI JOURNAL open [--keeper SOCKET]   finds what a predecessor left:
+    over an exec, or with the keeper python kept.py URI JOURNAL take --socket PATH       takes over
+    from a predecessor that offers it
 
-Tells events as lines of JSON on standard output, and hears what to do next on standard input: "write", then "handover PATH", "exec" or "close".
+Tells events as lines of JSON on standard output, and hears what to do next on standard input:
+"write", then "handover PATH", "exec" or "close".
 """
 
 from __future__ import annotations
@@ -56,11 +59,16 @@ class Kept(Victim):
             if self._arguments.how == "new":
                 await controller.namespaces[1].write_zeroes(0, BLOCKS)
             await self._take_stock(controller)
-            threads = [threading.Thread(target=self._thread, name=f"writer {number}", args=(controller, number)) for number in range(THREADS)]
+            threads = [
+                threading.Thread(target=self._thread, name=f"writer {number}", args=(controller, number))
+                for number in range(THREADS)
+            ]
             for thread in threads:
                 thread.start()
             await asyncio.to_thread(self._verified.wait)
-            self.tell("verified", first_io=self._first_io, queues=len(controller.queues.io_queues()), **self._pool(controller))
+            self.tell(
+                "verified", first_io=self._first_io, queues=len(controller.queues.io_queues()), **self._pool(controller)
+            )
             # Not before the predecessor's threads have taken note of their last acknowledgements.
             assert await self._hear() == "write"
             await asyncio.to_thread(self._verified.wait)

@@ -1,4 +1,6 @@
-"""What tests in the guest know of it: controllers by role, the host's witness, binding by plain sysfs."""
+"""What tests in the guest know of it: controllers by role, the host's witness, binding by plain
+sysfs.
+"""
 
 from __future__ import annotations
 
@@ -101,9 +103,7 @@ def take_baseline() -> dict[str, Any]:
         result[role] = {
             "address": (entry / "address").read_text().strip(),
             "controller": _json("nvme", "id-ctrl", node, "-o", "json"),
-            "namespaces": {
-                str(nsid): _json("nvme", "id-ns", node, "-n", str(nsid), "-o", "json") for nsid in nsids
-            },
+            "namespaces": {str(nsid): _json("nvme", "id-ns", node, "-n", str(nsid), "-o", "json") for nsid in nsids},
         }
     BASELINE.parent.mkdir(exist_ok=True)
     BASELINE.write_text(json.dumps(result))

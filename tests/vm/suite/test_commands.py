@@ -118,9 +118,7 @@ def test_exclusive_use_is_refused_until_it_ends(kernels: Callable[[str], tuple[s
     assert driver(place) == "vfio-pci"
 
 
-def test_force_takes_a_mounted_drive_and_says_so(
-    kernels: Callable[[str], tuple[str, Path]], tmp_path: Path
-) -> None:
+def test_force_takes_a_mounted_drive_and_says_so(kernels: Callable[[str], tuple[str, Path]], tmp_path: Path) -> None:
     place, device = kernels("second")
     run("mkfs.ext4", "-q", "-F", str(device))
     run("mount", str(device), str(tmp_path))
@@ -149,10 +147,10 @@ def test_list_bind_and_unbind(kernels: Callable[[str], tuple[str, Path]], baseli
 
 
 def test_unbind_refuses_while_a_process_drives_it(address: Callable[[str], str]) -> None:
-    from nvme_async.device.vfio import open_vfio
+    from nvme_async.device.vfio import open_uri
 
     place = address("plain")
-    with open_vfio(place):
+    with open_uri(place):
         result = nvme_async("unbind", place)
         assert result.returncode == 1
         assert f"({os.getpid()})" in result.stderr
@@ -196,7 +194,16 @@ def test_an_ordinary_user_drives_it_once_the_node_is_theirs(
     kernels: Callable[[str], tuple[str, Path]],
 ) -> None:
     place, _ = kernels("plain")
-    command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "python", "-c", DRIVE_IT, f"pci:{place}"]
+    command = [
+        "setpriv",
+        f"--reuid={USER}",
+        f"--regid={USER}",
+        "--clear-groups",
+        "python",
+        "-c",
+        DRIVE_IT,
+        f"pci:{place}",
+    ]
     with owned(place) as node:
         assert node.owner() == USER
         limited = ["prlimit", "--memlock=67108864:67108864", *command]

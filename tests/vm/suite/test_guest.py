@@ -1,4 +1,6 @@
-"""The guest is what the other tests take for granted: an IOMMU, VFIO, and a controller for every role."""
+"""The guest is what the other tests take for granted: an IOMMU, VFIO, and a controller for every
+role.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ from pathlib import Path
 
 
 def test_the_iommu_is_on_and_every_controller_has_a_group() -> None:
-    functions = [path for path in Path("/sys/bus/pci/devices").iterdir() if (path / "class").read_text() == "0x010802\n"]
+    functions = [
+        path for path in Path("/sys/bus/pci/devices").iterdir() if (path / "class").read_text() == "0x010802\n"
+    ]
     assert len(functions) > 10
     assert all((path / "iommu_group").exists() for path in functions)
 

@@ -1,4 +1,6 @@
-"""Identify as our driver decodes it, against nvme-cli's words on the same controller under the kernel's driver."""
+"""Identify as our driver decodes it, against nvme-cli's words on the same controller under the
+kernel's driver.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Drivers follow one another on a running controller, with writers and their checks running across each change. QEMU's trace is the witness:
-one start, no stop, no reset, no queue made anew; and the journal of the writers: no acknowledged write lost, no block torn or stale.
+"""Drivers follow one another on a running controller, with writers and their checks running across
+each change. QEMU's trace is the witness: one start, no stop, no reset, no queue made anew; and the
+journal of the writers: no acknowledged write lost, no block torn or stale.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Process:
         self._log = journal.with_name(f"{how}-{time.monotonic_ns()}.log")
         with self._log.open("wb") as log:
             self.popen = subprocess.Popen(
-                [sys.executable, KEPT, uri, journal, how, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+                [sys.executable, KEPT, uri, journal, how, *more],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
         self._text = b""
 
@@ -148,11 +152,15 @@ def lives(seen: Witness) -> dict[str, int]:
     """From when the controller was enabled; opening a function of vfio-pci resets it, before that."""
     names = seen.names()
     names = names[names.index("pci_nvme_mmio_start_success") :]
-    return {name: names.count(f"pci_nvme_mmio_{name}") for name in LIVES} | {"pci_reset": names.count("pci_nvme_pci_reset")}
+    return {name: names.count(f"pci_nvme_mmio_{name}") for name in LIVES} | {
+        "pci_reset": names.count("pci_nvme_pci_reset")
+    }
 
 
 @pytest.mark.parametrize("way", ["handover", "exec", "death"])
-def test_three_cycles_in_a_row(way: str, address: Callable[[str], str], host: Host, tmp_path: Path, keeper: Path) -> None:
+def test_three_cycles_in_a_row(
+    way: str, address: Callable[[str], str], host: Host, tmp_path: Path, keeper: Path
+) -> None:
     line = Line(f"pci:{address('second')}", tmp_path, keeper)
     with host.witness() as seen:
         try:
@@ -178,12 +186,17 @@ def test_three_cycles_in_a_row(way: str, address: Callable[[str], str], host: Ho
         after = lives(seen)
         assert (after["start_success"], after["shutdown_set"], after["stopped"]) == (1, 1, 1)
         assert seen.complaints() == []
-    print(f"{way}: {line.adopted} commands taken over; milliseconds from the last I/O or the kill to the next: {line.pauses}")
+    print(
+        f"{way}: {line.adopted} commands taken over; milliseconds from the last I/O or the kill to the "
+        f"next: {line.pauses}"
+    )
     assert line.adopted > 0
 
 
 def test_without_a_keeper_death_is_a_reset(address: Callable[[str], str], host: Host, tmp_path: Path) -> None:
-    """The kernel resets the function once nobody holds it, before memory is taken from it: no DMA goes astray, and no acknowledged write."""
+    """The kernel resets the function once nobody holds it, before memory is taken from it: no DMA
+    goes astray, and no acknowledged write.
+    """
     line = Line(f"pci:{address('second')}", tmp_path, tmp_path / "none")
     with host.witness() as seen:
         try:

@@ -1,4 +1,6 @@
-"""What our driver writes the kernel's driver reads, and the other way round; QEMU's medium is asked as well."""
+"""What our driver writes the kernel's driver reads, and the other way round; QEMU's medium is asked
+as well.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,9 @@ async def test_a_file_system_made_by_the_kernel_is_read_by_us(address: Callable[
 
 
 def vector_counts(address: str) -> list[int]:
-    """How often each MSI-X vector of a function interrupted, by /proc/interrupts; only those in use are there."""
+    """How often each MSI-X vector of a function interrupted, by /proc/interrupts; only those in use
+    are there.
+    """
     lines = [line for line in Path("/proc/interrupts").read_text().splitlines() if f"({address})" in line]
     counts = {}
     for line in lines:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from lab import Host, driver
 
-from nvme_async.device.vfio import VfioDevice, open_vfio
+from nvme_async.device.vfio import VfioDevice, open_uri
 from nvme_async.dma import Pool
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
 
@@ -26,7 +26,7 @@ IDENTIFY = 0x06
 
 @pytest.fixture
 def device(address: Callable[[str], str]) -> Iterator[VfioDevice]:
-    with open_vfio(address("plain")) as opened:
+    with open_uri(address("plain")) as opened:
         yield opened
 
 
@@ -214,12 +214,12 @@ def test_a_successor_goes_on_without_a_reset(address: Callable[[str], str], host
 def test_one_function_of_a_shared_group_names_the_other(address: Callable[[str], str], baseline: Any) -> None:
     first, second = address("twin-a"), baseline["twin-b"]["address"]
     with pytest.raises(DeviceError, match=rf"not viable: it holds {second} \(bound to nvme\)"):
-        open_vfio(first)
+        open_uri(first)
 
 
 def test_two_functions_of_one_group_share_a_container(address: Callable[[str], str]) -> None:
-    with open_vfio(_both(address)) as first:
-        second = open_vfio(address("twin-b"))
+    with open_uri(_both(address)) as first:
+        second = open_uri(address("twin-b"))
         with second, Pool(2 << 20, iova=IOVA, name="raw") as pool:
             first.map_dma(pool, iova=IOVA, nbytes=pool.nbytes)
             assert not any(window.start <= IOVA < window.stop for window in second.iova_ranges)
@@ -237,9 +237,9 @@ def test_a_function_of_the_kernel_is_refused_with_the_command(baseline: dict[str
     place = baseline["plain"]["address"]
     assert driver(place) == "nvme"
     with pytest.raises(DeviceError, match=f"bound to nvme, not to vfio-pci: `nvme-async bind pci:{place}`"):
-        open_vfio(place)
+        open_uri(place)
     with pytest.raises(ControllerGone, match=r"no PCI function 0000:7f:00\.0"):
-        open_vfio("0000:7f:00.0")
+        open_uri("0000:7f:00.0")
 
 
 def test_an_open_group_is_refused_to_another_process(device: VfioDevice) -> None:
@@ -249,7 +249,7 @@ def test_an_open_group_is_refused_to_another_process(device: VfioDevice) -> None
 
         vfio_container._groups.clear()  # as in a process that knows nothing of this one's
         try:
-            open_vfio(device.uri.removeprefix("pci:"))
+            open_uri(device.uri.removeprefix("pci:"))
         except DeviceError as error:
             os._exit(0 if "another process has it open" in str(error) else 2)
         os._exit(1)
@@ -258,7 +258,7 @@ def test_an_open_group_is_refused_to_another_process(device: VfioDevice) -> None
 
 def test_the_kernel_asks_for_the_function_back(address: Callable[[str], str]) -> None:
     place = address("plain")
-    device = open_vfio(place)
+    device = open_uri(place)
     assert device.request_fd >= 0
     # Not a fork: a child with copies of the descriptors would keep the device open itself.
     script = f"from lab import rebind; rebind({place!r}, 'nvme')"

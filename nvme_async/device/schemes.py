@@ -1,0 +1,99 @@
+"""URI schemes: which module opens which kind of device.
+
+A scheme is registered by name, with the module that serves it. The module is imported when the
+first URI with that scheme is opened, so a layer below may be reached from here without being
+imported by this one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+from nvme_async.device.base import Device, Saved
+from nvme_async.errors import ConfigurationError
+
+DEFAULT_TIMEOUT = 10.0
+"""Seconds: bounds connecting, and each later call where calls are messages."""
+
+_PCI_ADDRESS = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE)
+
+
+class Scheme(Protocol):
+    """What a module that serves a scheme defines. Both functions block: call them from a thread."""
+
+    def open_uri(self, rest: str, *, timeout: float) -> Device:
+        """Opens the device; `rest` is what follows the colon, as parse_uri() returns it."""
+
+    def resume_uri(self, rest: str, descriptors: Mapping[str, int], saved: Saved | None, *, timeout: float) -> Device:
+        """Goes on with a device that another process opened; see resume_device()."""
+
+
+_modules: dict[str, str] = {"pci": "nvme_async.device.vfio", "vfio-user": "nvme_async.device.vfio_user"}
+
+
+def register_scheme(name: str, module: str) -> None:
+    """URIs that begin with `name:` are served by `module` (see Scheme), which is imported at first
+    use.
+    """
+    _modules[name] = module
+
+
+def schemes() -> tuple[str, ...]:
+    """The schemes that are known, the kernel's first."""
+    return tuple(_modules)
+
+
+def parse_uri(uri: str) -> tuple[str, str]:
+    """(scheme, the rest), checked as far as it can be without looking at the system; a PCI address
+    is completed.
+
+    Raises ConfigurationError that quotes the URI and says what is allowed.
+    """
+    scheme, colon, rest = uri.partition(":")
+    scheme = scheme.lower()
+    if not colon or scheme not in _modules:
+        forms = ", ".join(f"{name}:" for name in _modules)
+        raise ConfigurationError(f"device URI {uri!r} must begin with one of {forms}")
+    if scheme == "pci":
+        match = _PCI_ADDRESS.fullmatch(rest)
+        if match is None:
+            raise ConfigurationError(f"device URI {uri!r}: {rest!r} is not a PCI address like 0000:01:00.0")
+        domain, bus, slot, function = match.groups(default="0000")
+        return scheme, f"{domain}:{bus}:{slot}.{function}".lower()
+    if scheme == "vfio-user":
+        if not rest or "\0" in rest:
+            raise ConfigurationError(f"device URI {uri!r} names no socket; it is vfio-user:PATH")
+        if len(rest.encode()) > 107:
+            raise ConfigurationError(f"device URI {uri!r}: a socket's path has at most 107 bytes")
+    return scheme, rest
+
+
+def _scheme(name: str) -> Scheme:
+    return cast(Scheme, importlib.import_module(_modules[name]))
+
+
+def open_device(uri: str, *, timeout: float = DEFAULT_TIMEOUT) -> Device:
+    """Opens the device that the URI names. Blocks: call it from a thread.
+
+    `timeout`, in seconds, bounds connecting and each later call where calls are messages. Raises
+    ConfigurationError for the URI itself, ControllerGone when nothing is there, and what Device
+    says.
+    """
+    scheme, rest = parse_uri(uri)
+    return _scheme(scheme).open_uri(rest, timeout=timeout)
+
+
+def resume_device(
+    uri: str, descriptors: Mapping[str, int], saved: Saved | None = None, *, timeout: float = DEFAULT_TIMEOUT
+) -> Device:
+    """Goes on with a device that another process opened, left running and handed on.
+
+    `descriptors` and `saved` are what its descriptors() and save() gave; the descriptors become the
+    device's own. Without `saved`, what can be asked of the device is asked again. The controller
+    isn't reset.
+    """
+    scheme, rest = parse_uri(uri)
+    return _scheme(scheme).resume_uri(rest, descriptors, saved, timeout=timeout)

@@ -1,0 +1,3 @@
+"""One NVMe controller: lifecycle, namespaces, discovery, events, recovery, and the transports
+below.
+"""

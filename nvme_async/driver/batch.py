@@ -1,0 +1,70 @@
+"""What becomes of many commands that were awaited as one."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+from nvme_async import _hotpath
+from nvme_async.driver.pcie.loop_queue import error_from
+from nvme_async.errors import NvmeError
+
+
+def as_lbas(lbas: Any) -> Any:
+    """`lbas` as a buffer of 64-bit unsigned integers; ValueError names what doesn't fit."""
+    try:
+        view = memoryview(lbas)
+    except TypeError:
+        pass
+    else:
+        if view.format in ("Q", "L", "q", "l", "<Q", "<q", "=Q", "=q") and view.itemsize == 8 and view.contiguous:
+            return lbas
+        lbas = view.tolist()
+    try:
+        return array("Q", lbas)
+    except (OverflowError, TypeError) as error:
+        raise ValueError(f"lbas must be integers of 0 to 2**64-1: {error}") from None
+
+
+class Many:
+    """The result of read_many() or write_many().
+
+    Attributes:
+        statuses: array("H") with each element's 15-bit status field, 0 = success.
+        failed: how many elements failed.
+        data: the buffer that was read into or written from.
+    """
+
+    __slots__ = ("_batch", "data", "failed", "statuses")
+
+    def __init__(self, batch: _hotpath.Batch, data: Any) -> None:
+        self._batch = batch
+        self.statuses: array[int] = batch.statuses
+        self.failed = batch.failed
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    def error(self, element: int) -> NvmeError | None:
+        """The exception that awaiting this element alone would have raised."""
+        status = self.statuses[element]
+        return error_from(status, 0, self._batch.command(element), False, False) if status else None
+
+    def errors(self) -> dict[int, NvmeError]:
+        """{element: exception} of those that failed."""
+        return {i: error_from(s, 0, self._batch.command(i), False, False) for i, s in enumerate(self.statuses) if s}
+
+    def __repr__(self) -> str:
+        return f"<Many of {len(self)}: {self.failed} failed>"
+
+
+class BatchError(NvmeError):
+    """Some elements of a batch failed; all others were carried out. result: the Many, whose
+    errors() says which and why.
+    """
+
+    def __init__(self, result: Many) -> None:
+        self.result = result
+        first, error = next(iter(result.errors().items()))
+        super().__init__(f"{result.failed} of {len(result)} commands failed, the first is element {first}: {error}")

@@ -1,0 +1,513 @@
+"""One NVMe controller: bring-up, queue pairs for the loops that use it, admin commands, reset and
+shutdown.
+
+Threads: a controller lives on the loop that opened it (`loop`, its home). Admin work happens there,
+whoever asks. I/O happens on the loop that
+awaits it, each with a queue pair of its own; nothing of one loop's queue pair is touched from
+another thread, except through on_owner().
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from nvme_async.device import Device
+from nvme_async.dma import DmaBuffer
+from nvme_async.driver import discovery
+from nvme_async.driver.events import Event, EventListener
+from nvme_async.driver.namespace import Namespace
+from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.pcie.memory import DeviceMemory, Registration
+from nvme_async.driver.pcie.queue_set import QueueSet
+from nvme_async.driver.pcie.registers import Registers, check_supported
+from nvme_async.driver.recovery import RETRYABLE, Recovery
+from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, NvmeError, QueueShutdown
+from nvme_async.keepalive.keeping import Keeping
+from nvme_async.runtime import forks, loops
+from nvme_async.runtime.tasks import finish, in_thread
+from nvme_async.spec.commands import Command
+from nvme_async.spec.completion import AsyncEvent, Completion
+from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm
+from nvme_async.spec.registers import Cap, Vs
+
+log = logging.getLogger("nvme_async")
+T = TypeVar("T")
+
+PAGE = 4096
+
+
+class Controller(Keeping):
+    """An NVMe controller that this process drives. Made by nvme_async.open(); an async context
+    manager that shuts it down.
+
+    Attributes:
+        uri: the device address it was opened with.
+        state: "new", "ready", "resetting", "saving", "failed", "closing", "closed", or "handed
+            over" to a successor.
+        cap, vs: registers read at bring-up.
+        identify: Identify Controller (an attrs object with the specification's field names).
+        identify_nvm: Identify Controller of the NVM command set, None where the controller has
+            none.
+        namespaces: {nsid: Namespace}, the active ones, in ascending order.
+        options: what it was opened with.
+        loop: its home.
+        adopted, decision, on_bundle_changed: see nvme_async.keepalive.keeping.Keeping.
+    """
+
+    def __init__(self, device: Device, options: Options) -> None:
+        super().__init__()
+        self.device = device
+        self.options = options
+        self.uri = device.uri
+        self.state = "new"
+        self.loop = asyncio.get_running_loop()
+        self.registers = Registers(device)
+        self.cap = Cap()
+        self.vs = Vs()
+        self.identify: IdentifyController = None  # type: ignore[assignment]  # known once the bring-up is over
+        self.identify_nvm: IdentifyControllerNvm | None = None
+        self.namespaces: dict[int, Namespace] = {}
+        self.memory: DeviceMemory | None = None
+        self.queues = QueueSet(self)
+        self.recovery = Recovery(self)
+        self.listener = EventListener(self)
+        self.failure: NvmeError | None = None
+        self.resets = 0
+        self._lock = asyncio.Lock()  # reset and close, one at a time
+        self._watched = -1  # the descriptor that tells of the device's disappearance
+        self._closing = False
+        self._telling: asyncio.Task[None] | None = None
+        self._forked: NvmeError | None = None
+        forks.watch(self)
+
+    # -- life --------------------------------------------------------------------------------------
+
+    async def bring_up(self) -> None:
+        """From any state of the hardware to ready (Base 2.0, 3.5.1). On failure everything is
+        released before the exception goes on.
+        """
+        try:
+            await self._bring_up()
+        except BaseException:
+            await finish(self._abandon)
+            raise
+
+    async def _bring_up(self) -> None:
+        options, registers = self.options, self.registers
+        self.watch(True)
+        self.cap = await registers.cap()
+        self.vs = await registers.vs()
+        check_supported(self.cap, self.uri)
+        await registers.disable(self.cap)
+        await self._call(self._make_memory)
+        await self._call(self.queues.maker.open_vectors)
+        await self._enable()
+        self.identify = await discovery.identify_controller(self)
+        self.identify_nvm = await discovery.identify_command_set(self)
+        mdts = self.identify.max_transfer_size(self.cap.min_page_size) or options.max_transfer
+        self.queues.maker.max_transfer = min(options.max_transfer, mdts)
+        await self.queues.negotiate()
+        await self.queues.create(self.loop)  # the first eagerly: a controller without a working queue fails here
+        await self.rescan()
+        if self.failure is not None:
+            raise self.failure
+        self.state = "ready"
+        self.listener.start()
+        if self.options.keepalive:
+            self.keep()
+
+    def _make_memory(self) -> None:
+        self.memory = DeviceMemory(
+            self.device,
+            pool_bytes=self.options.pool_bytes,
+            hugepages=self.options.hugepages,
+            fixed=self.options.keepalive,
+        )
+        self.memory.in_use = self.queues.uses
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        """A call into the device layer: on the loop if that is only memory and ioctls, in a thread
+        if it is messages.
+        """
+        return function() if self.device.direct else await in_thread(function)
+
+    async def _enable(self) -> None:
+        admin = self.queues.prepare_admin()
+        await self.registers.enable(self.cap, entries=admin.hot.entries, asq=admin.hot.sq_iova, acq=admin.hot.cq_iova)
+        admin.hot.silence(False)
+
+    def watch(self, on: bool) -> None:
+        """Looks out for the device's disappearance, or no more: before the device is closed or
+        handed on. On the home loop.
+        """
+        fd = self.device.gone_fd if on else self._watched
+        if on and fd >= 0:
+            self.loop.add_reader(fd, self._on_gone)
+            self._watched = fd
+        elif not on and fd >= 0:
+            self.loop.remove_reader(fd)
+            self._watched = -1
+
+    def _on_gone(self) -> None:
+        self.watch(False)
+        error = ControllerGone(f"{self.uri}: the device is gone, or somebody wants it back")
+        if self.state == "closing":
+            self._telling = self.loop.create_task(self.queues.fail(error))
+        self.fail(error)
+
+    async def hurry(self, error: NvmeError) -> None:
+        """Ends every wait of a close() or reset() that takes too long: waiters get `error` and the
+            device is closed, so that its mappings
+        are gone and nothing waits for it any more. close() has to follow, if it isn't under way. On
+        the home loop.
+        """
+        self.watch(False)
+        await self._call(self.device.close)
+        await self.queues.fail(error)
+
+    async def release(self) -> Device | None:
+        """Shuts down like close(), but leaves the device open and gives it back, for another
+        Controller. None if the controller can't be
+        stopped, or was closed before: then the device is closed.
+        """
+        self._closing = True
+        return await self.at_home(lambda: finish(lambda: self._close(keep_device=True)))
+
+    async def close(self) -> None:
+        """Shuts down: no new commands, those that are out get `drain_timeout`, queues deleted,
+        CC.SHN, CC.EN=0, memory and device released.
+
+        Waiters that are still there when the reset is over end with QueueShutdown; until then no
+        buffer is let go. Runs to its end even if the caller is cancelled. Closing twice is fine.
+        From any loop, also when the controller's own was closed.
+        """
+        self._closing = True
+        if self._forked is not None:
+            return
+        if self.loop.is_closed():
+            self._inherit()
+        await self.at_home(lambda: finish(self._close))
+
+    def forget_in_child(self) -> None:
+        """A forked child: the controller is the parent's, and its rings are out of reach."""
+        self._forked = self.failure = reason = forks.belongs_to_parent(self.uri)
+        self.state = "closed"
+        for namespace in self.namespaces.values():
+            namespace._set_gone(reason)
+        for queue in self.queues.all():
+            queue.hot.refuse(reason)
+
+    def _inherit(self) -> None:
+        """The home has ended without closing the controller: the running loop has to do it, without
+            the queues, whose futures were that
+        loop's.
+        """
+        self.loop = asyncio.get_running_loop()
+        self._lock = asyncio.Lock()
+        self._watched = -1
+        self.recovery = Recovery(self)
+        self.listener.forget()
+        if self.state != "closed":
+            self.state = "failed"
+            self.failure = QueueShutdown(f"{self.uri}: the event loop that opened this controller has ended")
+
+    async def _close(self, keep_device: bool = False) -> Device | None:
+        try:
+            return await self._shut_down(keep_device)
+        finally:
+            if self.depositor is not None:
+                await self.depositor.end()
+
+    async def _shut_down(self, keep_device: bool) -> Device | None:
+        async with self._lock:
+            if self.state in ("closed", "handed over"):
+                return None
+            was_ready = self.state == "ready"
+            self.state = "closing"
+            self.stop_keeping("closing")
+            reason = QueueShutdown(f"{self.uri}: the controller is closed")
+            for namespace in self.namespaces.values():
+                namespace._set_gone(reason)
+            await self.queues.refuse(reason)
+            if was_ready:
+                await self.queues.drain(self.options.drain_timeout)
+            await self.recovery.stop()
+            await self.listener.stop()
+            await self.queues.fail(reason, admin=False)
+            if self.settlement is not None:
+                await self.settlement.stop()
+            if was_ready:
+                try:
+                    async with asyncio.timeout(self.options.shutdown_timeout):
+                        await self.queues.delete_all()
+                except (NvmeError, TimeoutError) as error:
+                    log.warning("%s: deleting the I/O queues: %s", self.uri, str(error) or "no answer")
+                try:
+                    await self.registers.shut_down(self._shutdown_seconds())
+                except NvmeError as error:
+                    log.warning("%s: %s", self.uri, error)
+            return await self._let_go(reason, keep_device)
+
+    async def _abandon(self) -> None:
+        """After a failed bring-up."""
+        async with self._lock:
+            if self.state == "closed":
+                return
+            self.state = "closing"
+            await self.recovery.stop()
+            await self.listener.stop()
+            await self._let_go(QueueShutdown(f"{self.uri}: the bring-up failed"))
+
+    async def _let_go(self, reason: NvmeError, keep_device: bool = False) -> Device | None:
+        """Makes sure that the controller reaches no memory any more; only then releases buffers,
+        pools and the device. May be repeated.
+        """
+        quiet = False
+        self.watch(False)
+        try:
+            # From here on a doorbell is an error at best, and a store into an unmapped page once
+            # the device is closed.
+            await self.queues.silence()
+        except Exception as error:
+            log.warning("%s: %s", self.uri, error)
+        try:
+            await self.registers.disable(self.cap)
+            quiet = True
+        except Exception as error:
+            log.warning("%s: %s", self.uri, error)
+        steps: list[Callable[[], Awaitable[None]]] = [lambda: self.queues.release(reason), self._release_memory]
+        if not quiet:
+            # Its mappings go with the device; from then on the IOMMU (or the peer's missing
+            # mapping) stops it.
+            steps.insert(0, self._close_device)
+        elif keep_device:
+            steps.append(lambda: self._call(lambda: self.device.set_interrupts(())))
+        else:
+            steps.append(self._close_device)
+        for step in steps:
+            try:
+                await step()
+            except Exception:
+                # What remains has to be released none the less.
+                log.exception("%s: an error while closing", self.uri)
+                if keep_device and quiet:
+                    quiet = False
+                    steps.append(self._close_device)
+        self.queues.maker.close_vectors()
+        self.listener.end()
+        self.state = "closed"
+        return self.device if keep_device and quiet else None
+
+    async def _close_device(self) -> None:
+        await self._call(self.device.close)
+
+    async def _release_memory(self) -> None:
+        if self.memory is not None:
+            await self._call(self.memory.close)
+
+    def _shutdown_seconds(self) -> float:
+        rtd3e = self.identify.rtd3e / 1e6 if self.identify is not None else 0.0
+        return max(self.options.shutdown_timeout, rtd3e)
+
+    async def __aenter__(self) -> Controller:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def fail(self, error: NvmeError) -> None:
+        """The controller is beyond help: everybody gets `error`, now and from now on. Pages stay
+        owned until close(). On the home loop.
+        """
+        if self.state in ("closing", "closed", "failed", "handed over"):
+            return
+        self.stop_keeping("failed")
+        self.state = "failed"
+        self.failure = error
+        log.error("%s: %s", self.uri, error)
+        for namespace in self.namespaces.values():
+            namespace._set_gone(error)
+        self._telling = self.loop.create_task(self.queues.fail(error))
+        self.listener.end()
+
+    async def reset(self, reason: str = "requested") -> None:
+        """Controller reset (CC.EN 1→0→1): queues are made anew, retryable commands that were out
+        are sent again, others fail.
+
+        Callers of I/O wait meanwhile. ControllerGone or ControllerTimeout when the controller
+        doesn't come back; then it has failed.
+        """
+        await self.at_home(lambda: finish(lambda: self._reset(reason)))
+
+    async def _reset(self, reason: str) -> None:
+        async with self._lock:
+            if self.state != "ready" or self._closing:
+                raise self.failure or QueueShutdown(
+                    f"{self.uri}: the controller is {'closed' if self._closing else self.state}"
+                )
+            log.warning("%s: controller reset (%s)", self.uri, reason)
+            self.state = "resetting"
+            self.resets += 1
+            self.note("resetting")
+            await self.listener.stop()
+            try:
+                await self.queues.hold("reset")
+                await self.queues.silence()
+                await self._disable_or_reset_device()
+                # The controller has let go of everything: what was out may be sent again from the
+                # same pages.
+                await self.queues.restart(
+                    RETRYABLE, ControllerError(f"{self.uri}: the controller was reset ({reason})")
+                )
+                await self._enable()
+                self.queues.admin.hot.silence(False)
+                await self.queues.negotiate(again=True)
+                await self.queues.recreate_all()
+                if self.failure is not None:
+                    raise self.failure
+                self.state = "ready"
+                self.note()
+                await self.queues.unhold("reset")
+                await self.rescan()
+                self.listener.start()
+                self.note()
+            except BaseException as error:
+                failure = (
+                    error
+                    if isinstance(error, NvmeError)
+                    else ControllerError(f"{self.uri}: the reset failed: {error!r}")
+                )
+                self.state = "ready"  # so that fail() takes it from here
+                self.fail(failure)
+                raise
+
+    async def until_ready(self) -> None:
+        """Waits for the end of a reset or save that is under way. Raises why the controller takes
+        no commands, if it doesn't.
+        """
+        while self.state in ("resetting", "saving"):
+            async with self._lock:
+                pass
+        if self.state not in ("ready", "new"):
+            raise self.failure or self.not_here()
+
+    async def _disable_or_reset_device(self) -> None:
+        try:
+            await self.registers.disable(self.cap)
+        except ControllerTimeout:
+            await self._call(self.device.reset)
+            await self.registers.disable(self.cap)
+
+    # -- threads -----------------------------------------------------------------------------------
+
+    async def at_home(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Runs make()'s coroutine on the home loop, from whichever loop."""
+        if self._forked is not None:
+            raise self._forked
+        if asyncio.get_running_loop() is self.loop:
+            return await make()
+        return await self.elsewhere(self.loop, make, "the event loop that opened this controller")
+
+    async def elsewhere(
+        self, loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]], whose: str
+    ) -> T:
+        """Runs make()'s coroutine on another thread's loop. QueueShutdown if that loop doesn't run,
+        or ends before the coroutine does.
+        """
+        return await loops.on_loop(loop, make, ended=QueueShutdown(f"{self.uri}: {whose} doesn't run"))
+
+    async def on_owner(self, queue: LoopQueue, function: Callable[[], T], *, timeout: float = 10.0) -> T:
+        """Runs function() in the thread of the queue pair's loop; here, if that loop doesn't run.
+
+        ControllerTimeout if that thread is stuck; then function() won't be run.
+        """
+        stuck = ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s")
+        return await loops.in_thread_of(queue.loop, function, timeout=timeout, stuck=stuck)
+
+    # -- commands ----------------------------------------------------------------------------------
+
+    @property
+    def admin_queue(self) -> LoopQueue:
+        return self.queues.admin
+
+    async def admin(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion:
+        """Sends an admin command (see nvme_async.spec.commands). Answers of known length come as
+        Completion.data, others in `buffer`.
+        """
+        return await self.at_home(lambda: self._admin(command, buffer, tag))
+
+    async def _admin(self, command: Command, buffer: Any, tag: int) -> Completion:
+        await self.until_ready()
+        return await self.admin_queue.submit(command, buffer, tag=tag, user=True)
+
+    async def rescan(self, cause: AsyncEvent | None = None) -> None:
+        """Reads the active namespaces again: new ones appear in `namespaces`, changed ones change
+        in place, removed ones fail from now on.
+        """
+        await discovery.rescan(self, cause)
+
+    def events(self) -> AsyncIterator[Event]:
+        """Asynchronous events of the controller (namespaces changed, errors, SMART warnings), as
+        they come; ends with the controller.
+        """
+        return self.listener.subscribe()
+
+    # -- memory ------------------------------------------------------------------------------------
+
+    def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
+        """Zeroed memory that the device reaches directly: a writable buffer of `nbytes`, page
+        aligned; free() it or use it in `with`.
+
+        OutOfDmaMemory if there is none to be had. From any thread.
+        """
+        if self.memory is None or self.state in ("closing", "closed", "handed over"):
+            raise self.not_here()
+        if nbytes <= 0:
+            raise ValueError(f"nbytes is {nbytes}, at least 1 is needed")
+        return self.memory.alloc(nbytes, owner="application", tag=tag)
+
+    def register(self, buffer: Any) -> Registration:
+        """Makes existing memory (an array, an mmap) reachable for the device in place, so that
+        readinto and write copy nothing.
+
+        On the home loop's thread. The registration holds the buffer until it is closed (`with`, or
+        with the controller).
+        """
+        if self.memory is None or self.state in ("closing", "closed", "saving", "handed over"):
+            raise self.not_here()
+        return self.memory.register(buffer)
+
+    # -- sight -------------------------------------------------------------------------------------
+
+    def inspect(self) -> dict[str, Any]:
+        """Everything that is known about this controller as plain data: state, queues, pending
+        commands, memory, namespaces, counters.
+        """
+        identify = self.identify
+        return {
+            "uri": self.uri,
+            "state": self.state,
+            "pid": os.getpid(),
+            "model": identify.mn if identify else None,
+            "serial": identify.sn if identify else None,
+            "firmware": identify.fr if identify else None,
+            "version": str(self.vs),
+            "failure": str(self.failure) if self.failure else None,
+            "resets": self.resets,
+            "timeouts": self.recovery.timeouts,
+            "aborts": self.recovery.aborts,
+            "events": self.listener.seen,
+            "keepalive": self._inspect_keepalive(),
+            "namespaces": [namespace.inspect() for namespace in list(self.namespaces.values())],
+            **self.queues.inspect(),
+            "memory": self.memory.inspect() if self.memory else None,
+        }
+
+    def __repr__(self) -> str:
+        what = f" {self.identify.mn.strip()}" if self.identify else ""
+        return f"<Controller {self.uri}{what} {self.state}>"

@@ -1,0 +1,139 @@
+"""What there is behind a controller, by Identify (Base 2.0, 5.17): itself, the limits of its
+command set, its namespaces.
+
+On the controller's home loop. Every function raises CommandError for what the controller refuses,
+and ControllerError when it fails.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nvme_async.driver.events import Event, Kind
+from nvme_async.driver.namespace import Namespace
+from nvme_async.errors import CommandError, ControllerError, InvalidNamespace
+from nvme_async.spec import commands
+from nvme_async.spec.completion import AsyncEvent
+from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, IdentifyNamespace, decode_namespace_list
+from nvme_async.spec.opcodes import Cns
+from nvme_async.spec.status import CommandSpecificStatus, GenericStatus, StatusCodeType
+
+if TYPE_CHECKING:
+    from nvme_async.driver.controller import Controller
+
+log = logging.getLogger("nvme_async")
+
+VS_1_1, VS_1_4 = 0x10100, 0x10400
+_NO_MORE = 0xFFFF_FFFE  # from here on an nsid asks for no list (Base 2.0, 5.17.2.2)
+# How Identify Namespace is refused for a namespace of a command set that it doesn't know.
+NOT_OF_NVM = {
+    (StatusCodeType.GENERIC, GenericStatus.INVALID_FIELD),
+    (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.COMMAND_SET_NOT_SUPPORTED),
+    (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.COMMAND_SET_NOT_ENABLED),
+    (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.INVALID_COMMAND_SET),
+}
+
+
+async def _identify(controller: Controller, cns: Cns, nsid: int = 0) -> bytes:
+    completion = await controller.admin_queue.submit(commands.identify(cns, nsid))
+    assert completion.data is not None
+    return completion.data
+
+
+_WHAT_FOR = {2: "a discovery controller", 3: "an administrative controller"}
+"""CNTRLTYPE of those that have no I/O queues (Base 2.0, 3.1.2)."""
+
+
+async def identify_controller(controller: Controller) -> IdentifyController:
+    """ControllerError for one that this driver can do nothing with."""
+    identify = IdentifyController.decode(await _identify(controller, Cns.CONTROLLER))
+    if identify.cntrltype in _WHAT_FOR:
+        raise ControllerError(
+            f"{controller.uri}: {_WHAT_FOR[identify.cntrltype]} (CNTRLTYPE {identify.cntrltype}) has no I/O queues"
+        )
+    for what, needed, ours in (("submission", identify.sq_entry_size, 64), ("completion", identify.cq_entry_size, 16)):
+        if needed > ours:
+            raise ControllerError(
+                f"{controller.uri}: needs {what} queue entries of {needed} bytes at least, this driver's have {ours}"
+            )
+    return identify
+
+
+async def identify_command_set(controller: Controller) -> IdentifyControllerNvm | None:
+    """Limits of commands that move no data. Older controllers don't know the page, and it is
+    optional for younger ones.
+    """
+    if controller.vs.to_int() < VS_1_4:
+        return None
+    try:
+        return IdentifyControllerNvm.decode(await _identify(controller, Cns.CSI_CONTROLLER))
+    except CommandError as error:
+        log.debug("%s: no limits for the NVM command set: %s", controller.uri, error)
+        return None
+
+
+async def active_namespaces(controller: Controller) -> Sequence[int]:
+    """Their ids, ascending (CNS 02h, Base 2.0, 5.17.2.2)."""
+    if controller.vs.to_int() < VS_1_1:
+        return range(1, controller.identify.nn + 1)  # there is no list: Identify Namespace tells of each
+    active: set[int] = set()
+    last = 0
+    while True:
+        page = decode_namespace_list(await _identify(controller, Cns.ACTIVE_NAMESPACES, last))
+        active.update(page)
+        # A full page without anything new comes from a controller that doesn't look at what it is
+        # asked; a list must not go on for ever.
+        if len(page) < 1024 or max(page) <= last or max(page) >= _NO_MORE:
+            return sorted(active)
+        last = max(page)
+
+
+async def identify_namespace(controller: Controller, nsid: int) -> IdentifyNamespace | None:
+    """None for one that isn't there (any more), is of another command set, or has blocks that make
+    no sense: it keeps nobody from the others.
+    """
+    try:
+        identify = IdentifyNamespace.decode(await _identify(controller, Cns.NAMESPACE, nsid))
+    except InvalidNamespace:
+        return None
+    except CommandError as error:
+        if (error.sct, error.sc) not in NOT_OF_NVM:
+            raise
+        log.warning("%s: namespace %d is left out: %s", controller.uri, nsid, error)
+        return None
+    if identify.active and identify.block_size < 512:
+        log.warning("%s: namespace %d is left out: its blocks have %d bytes", controller.uri, nsid, identify.block_size)
+        return None
+    return identify if identify.active else None
+
+
+async def rescan(controller: Controller, cause: AsyncEvent | None = None) -> None:
+    """Brings `controller.namespaces` up to date and publishes what has changed."""
+    found = {}
+    changes: list[tuple[Kind, int]] = []
+    for nsid in await active_namespaces(controller):
+        identify = await identify_namespace(controller, nsid)
+        if identify is None:
+            continue
+        namespace = controller.namespaces.get(nsid)
+        if namespace is None:
+            namespace = Namespace(controller, nsid)
+            namespace._update(identify)
+            changes.append(("namespace-added", nsid))
+        elif namespace._update(identify):
+            changes.append(("namespace-changed", nsid))
+        found[nsid] = namespace
+    for nsid, namespace in list(controller.namespaces.items()):
+        if nsid not in found:
+            del controller.namespaces[nsid]
+            namespace._remove()
+            changes.append(("namespace-removed", nsid))
+    for nsid in sorted(found):
+        controller.namespaces.pop(nsid, None)
+        controller.namespaces[nsid] = found[nsid]
+    if changes:
+        controller.note()
+    for kind, nsid in changes:
+        controller.listener.publish(Event(kind, controller.uri, nsid, cause))

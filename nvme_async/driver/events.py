@@ -1,0 +1,174 @@
+"""Asynchronous events of a controller: one Asynchronous Event Request is always out, and what it
+brings becomes Event objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+from nvme_async._hotpath import Request
+from nvme_async.errors import CommandError, NvmeError
+from nvme_async.spec import commands
+from nvme_async.spec.completion import AsyncEvent, AsyncEventType, NoticeEvent
+from nvme_async.spec.opcodes import Feature, LogPage
+
+if TYPE_CHECKING:
+    from nvme_async.driver.controller import Controller
+
+log = logging.getLogger("nvme_async")
+
+Kind = Literal["namespace-added", "namespace-removed", "namespace-changed", "controller-event"]
+
+# Bytes of the log pages whose reading clears an event (Base 2.0, 5.2.1). Others are read with 512
+# bytes.
+_LOG_BYTES = {LogPage.ERROR_INFORMATION: 64, LogPage.CHANGED_NAMESPACES: 4096}
+# Namespace Attribute Notices and Firmware Activation Notices: the same bits in Identify's OAES and
+# in the feature.
+_NOTICES = 1 << 8 | 1 << 9
+# More events than a subscriber leaves lying about are dropped, the oldest first.
+BACKLOG = 1024
+
+
+@attrs.frozen
+class Event:
+    """Something happened to a controller.
+
+    Attributes:
+        kind: what. The namespace kinds come after `controller.namespaces` was brought up to date.
+        nsid: of the namespace, else 0.
+        event: the controller's own words (type, information, log page), for "controller-event" and
+            those that led to a rescan.
+        uri: the controller's.
+    """
+
+    kind: Kind
+    uri: str
+    nsid: int = 0
+    event: AsyncEvent | None = None
+
+
+class EventListener:
+    """Owner of the Asynchronous Event Request (Base 2.0, 5.2). On the controller's home loop."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._task: asyncio.Task[None] | None = None
+        self._subscribers: set[asyncio.Queue[Event | None]] = set()
+        self._ended = False
+        self.seen = 0
+
+    async def enable(self) -> None:
+        """Has namespace and firmware notices sent (Asynchronous Event Configuration, 5.27.1.8);
+        what else is sent stays the controller's choice. After each reset.
+        """
+        controller = self._controller
+        wanted = controller.identify.oaes & _NOTICES
+        if wanted:
+            now = (await controller.admin_queue.submit(commands.get_features(Feature.ASYNC_EVENT_CONFIGURATION))).dw0
+            if now & wanted != wanted:
+                await controller.admin_queue.submit(
+                    commands.set_features(Feature.ASYNC_EVENT_CONFIGURATION, now | wanted)
+                )
+
+    def start(self, adopted: list[Request] | None = None) -> None:
+        """adopted: the requests that a predecessor left with the controller, so that there is never
+        a second one. None of them: it was busy with an event that nobody else knows of.
+        """
+        if self._task is None:
+            self._task = self._controller.loop.create_task(self._listen(adopted), name=f"{self._controller.uri} events")
+
+    async def stop(self) -> None:
+        """Nobody waits for the request any more. The request itself stays with the controller; only
+        a reset or an event ends it.
+        """
+        task, self._task = self._task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def forget(self) -> None:
+        """The loop that it ran on was closed, and its task and its subscribers with it."""
+        self._task = None
+        self._subscribers.clear()
+
+    def end(self) -> None:
+        """Subscribers' iterations end."""
+        self._ended = True
+        for queue in self._subscribers:
+            queue.put_nowait(None)
+
+    async def _listen(self, adopted: list[Request] | None) -> None:
+        controller = self._controller
+        left = list(adopted or ())
+        catch_up = adopted is not None and not adopted
+        while True:
+            try:
+                if catch_up:
+                    catch_up = False
+                    await self._catch_up()
+                if left:
+                    dw0, dw1, _ = await left.pop(0)
+                else:
+                    completion = await controller.admin_queue.submit(commands.async_event_request(), internal=True)
+                    dw0, dw1 = completion.dw0, completion.dw1
+            except NvmeError as error:
+                # The controller is being reset or closed, or takes no such request.
+                log.debug("%s: no more asynchronous events: %s", controller.uri, error)
+                return
+            event = AsyncEvent.from_dw0(dw0, dw1)
+            self.seen += 1
+            log.info("%s: %s", controller.uri, event.name)
+            try:
+                await self._handle(event)
+            except NvmeError as error:
+                log.warning("%s: %s: %s", controller.uri, event.name, error)
+
+    async def _catch_up(self) -> None:
+        """The predecessor ended between an event and its next request. What it was is known to no
+        one, so every log page that holds an event back is read, and the namespaces once more.
+        """
+        controller = self._controller
+        for lid in (LogPage.ERROR_INFORMATION, LogPage.SMART_HEALTH, LogPage.CHANGED_NAMESPACES):
+            try:
+                await controller.admin_queue.submit(commands.get_log_page(lid, _LOG_BYTES.get(lid, 512)))
+            except CommandError as error:
+                log.warning("%s: log page %#x: %s", controller.uri, lid, error)
+        await controller.rescan()
+
+    async def _handle(self, event: AsyncEvent) -> None:
+        controller = self._controller
+        if event.type == AsyncEventType.IMMEDIATE:
+            self.publish(Event("controller-event", controller.uri, event=event))
+            return
+        # Reading the log page clears the event; without that there won't be another of its kind.
+        nbytes = _LOG_BYTES.get(event.lid, 512)  # type: ignore[call-overload]
+        await controller.admin_queue.submit(commands.get_log_page(event.lid, nbytes))
+        if event.type == AsyncEventType.NOTICE and event.info == NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED:
+            # The list says which, or FFFFFFFFh for too many; the active list is the truth either
+            # way, and covers changes made meanwhile.
+            await controller.rescan(event)
+        else:
+            self.publish(Event("controller-event", controller.uri, event=event))
+
+    def publish(self, event: Event) -> None:
+        for queue in self._subscribers:
+            if queue.qsize() >= BACKLOG:
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+    async def subscribe(self) -> AsyncIterator[Event]:
+        """Events from now on, until the controller is closed or has failed. On the home loop."""
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        if self._ended:
+            return
+        self._subscribers.add(queue)
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._subscribers.discard(queue)

@@ -1,0 +1,356 @@
+"""A namespace: blocks that can be read and written by awaiting.
+
+The path of one I/O that fits one command is in ext/hotpath (NamespaceCore); here is what goes
+beyond: requests over MDTS, byte addresses, the other commands, and loops that have no queue pair
+yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import attrs
+
+from nvme_async._hotpath import NamespaceCore, byte_view
+from nvme_async.driver.batch import BatchError, Many, as_lbas
+from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits, copy_groups, dsm_groups, pieces
+from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.errors import CommandError, ConfigurationError, InvalidNamespace, LbaOutOfRange, NvmeError
+from nvme_async.spec import commands
+from nvme_async.spec.commands import Command
+from nvme_async.spec.completion import Completion
+from nvme_async.spec.identify import IdentifyNamespace
+from nvme_async.spec.opcodes import Direction, NvmOpcode, command_name
+
+if TYPE_CHECKING:
+    from nvme_async.driver.controller import Controller
+
+
+async def together(parts: Iterable[Any]) -> list[Any]:
+    """Awaits all parts, also after one has failed, so that nothing goes on behind the caller's
+    back; then raises the first failure.
+    """
+    results = await asyncio.gather(*parts, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+class Namespace(NamespaceCore):
+    """One namespace of a controller; from `controller.namespaces`. Usable from any of the process's
+    event loops.
+
+    Attributes:
+        nsid, blocks (its size, NSZE), block_size and nbytes in bytes, max_blocks (of one command).
+        limits: what one command may cover that moves no data. Beyond it several are sent.
+        identify: Identify Namespace, with the specification's field names.
+        controller: where it is.
+
+    All methods that move data raise CommandError and its kin for what the controller reports
+    (LbaOutOfRange, MediaError, …), ControllerError when the controller failed as a whole,
+    CommandTimeout, and ValueError for arguments that make no sense. Cancelling is safe at any time:
+    the command's memory stays reserved until the controller has let go of it.
+    """
+
+    identify: IdentifyNamespace
+    limits: CommandLimits
+    controller: Controller
+
+    def __init__(self, controller: Controller, nsid: int) -> None:
+        self.controller = controller
+        self._nsid = nsid
+
+    def _update(self, identify: IdentifyNamespace) -> bool:
+        """Takes over what Identify says; True if something that matters to I/O has changed."""
+        queues = self.controller.queues
+        block_size = identify.block_size
+        before = (self.blocks, self.block_size)
+        self.identify = identify
+        controller = self.controller
+        max_blocks = max(1, min(MAX_BLOCKS, queues.maker.max_transfer // block_size))
+        self.limits = CommandLimits.of(
+            controller.identify_nvm,
+            block_size=block_size,
+            min_page_size=controller.cap.min_page_size,
+            max_blocks=max_blocks,
+        )
+        self._configure(self._nsid, identify.nsze, block_size, max_blocks, queues.hot)
+        self._set_gone(None)
+        if identify.metadata_size:
+            self._set_gone(
+                ConfigurationError(
+                    f"namespace {self._nsid} has {identify.metadata_size} bytes of metadata per block, "
+                    "which this driver does not move; "
+                    "format it without"
+                )
+            )
+        return before != (self.blocks, self.block_size)
+
+    def _remove(self) -> None:
+        self._set_gone(InvalidNamespace(0, 0x0B, nsid=self._nsid, text="the namespace was removed", command="I/O"))
+
+    # -- what NamespaceCore leaves to us -----------------------------------------------------------
+
+    def _out_of_range(self, opcode: int, lba: int, blocks: int) -> NvmeError:
+        return LbaOutOfRange(
+            0,
+            0x80,
+            dnr=True,
+            opcode=opcode,
+            nsid=self.nsid,
+            lba=lba,
+            blocks=blocks,
+            text=f"LBA out of range, the namespace has {self.blocks} blocks",
+            command=command_name(opcode, admin=False),
+        )
+
+    async def _slow(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """This loop has no queue pair yet, or shares a neighbour's."""
+        queues = self.controller.queues
+        if await queues.for_this_loop() is not None:
+            return await getattr(self, method)(*arguments, **options)
+        neighbour = queues.neighbours[asyncio.get_running_loop()]
+
+        async def there() -> Any:
+            return await getattr(self, method)(*arguments, **options)
+
+        return await self.controller.elsewhere(neighbour.loop, there, "the event loop whose queue pair this one shares")
+
+    async def _split(self, method: str, lba: int, what: Any, fua: bool) -> Any:
+        """More than one command may move: the parts run at the same time."""
+        step = self.max_blocks
+        if method == "read":
+            parts = [self.read(at, min(step, lba + what - at), fua=fua) for at in range(lba, lba + what, step)]
+            return b"".join(await together(parts))
+        view = byte_view(what, writable=method == "readinto")
+        operation = getattr(self, method)
+        nbytes = step * self.block_size
+        await together(
+            operation(lba + at // self.block_size, view[at : at + nbytes], fua=fua)
+            for at in range(0, view.nbytes, nbytes)
+        )
+        return view.nbytes if method == "readinto" else None
+
+    async def _queue(self) -> LoopQueue:
+        """The queue pair for commands of this loop."""
+        queues = self.controller.queues
+        queue = await queues.for_this_loop()
+        if queue is None:
+            raise ConfigurationError(
+                f"this event loop shares a neighbour's queue pair (the controller has {queues.limit}), "
+                "and can only read, write and flush"
+            )
+        return queue
+
+    # -- many at once ------------------------------------------------------------------------------
+
+    async def read_many(
+        self, lbas: Any, into: Any = None, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
+    ) -> Many:
+        """Reads `blocks` blocks at each of `lbas` with one await; element i goes to into[i * blocks
+        * block_size:].
+
+        lbas: a buffer of 64-bit integers (a NumPy array, array("Q")) or a sequence of ints.
+        into: writable buffer of len(lbas) * blocks * block_size bytes; memory that the device
+            reaches is filled in place. Without it the result's `data` is a new bytearray.
+        depth: how many commands are out at once; 0 = as many as the queue pair takes.
+        check: raise BatchError if any element failed; otherwise the result's `statuses` tell.
+            Either way every element is carried through.
+        The GIL is released while it works, and other tasks of the loop get their turn.
+        """
+        return await self._many(NvmOpcode.READ, lbas, into, blocks, depth, fua, check)
+
+    async def write_many(
+        self, lbas: Any, data: Any, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
+    ) -> Many:
+        """Writes `blocks` blocks at each of `lbas` with one await; element i comes from data[i *
+        blocks * block_size:]. See read_many().
+        """
+        return await self._many(NvmOpcode.WRITE, lbas, data, blocks, depth, fua, check)
+
+    async def _many(self, opcode: int, lbas: Any, data: Any, blocks: int, depth: int, fua: bool, check: bool) -> Many:
+        if self._gone is not None:
+            raise self._gone
+        if not 1 <= blocks <= self.max_blocks:
+            raise ValueError(f"blocks is {blocks}, outside of 1 to {self.max_blocks} (one command of this controller)")
+        if depth < 0:
+            raise ValueError(f"depth is {depth}, which is negative")
+        lbas = as_lbas(lbas)
+        if data is None:
+            if opcode != NvmOpcode.READ:
+                raise TypeError("data is None, and a write needs a bytes-like object")
+            data = bytearray(memoryview(lbas).nbytes // 8 * blocks * self.block_size)
+        queue = await self._queue()
+        batch = queue.hot.batch(
+            opcode,
+            self.nsid,
+            lbas,
+            blocks,
+            data,
+            blocks * self.block_size,
+            to_host=opcode == NvmOpcode.READ,
+            depth=min(depth, queue.hot.entries),
+            flags=fua << 30,
+        )
+        await batch
+        result = Many(batch, data)
+        if batch.failed and check:
+            raise BatchError(result)
+        return result
+
+    # -- bytes -------------------------------------------------------------------------------------
+
+    def _blocks_of(self, offset: int, nbytes: int) -> tuple[int, int]:
+        size = self.block_size
+        if offset % size or nbytes % size or nbytes <= 0 or offset < 0:
+            raise ValueError(
+                f"offset {offset} and length {nbytes} must be positive multiples of the block size of {size} bytes"
+            )
+        return offset // size, nbytes // size
+
+    async def pread(self, nbytes: int, offset: int) -> bytes:
+        """Reads `nbytes` from byte `offset`, like os.pread; both multiples of the block size."""
+        lba, blocks = self._blocks_of(offset, nbytes)
+        return await self.read(lba, blocks)
+
+    async def pwrite(self, data: Any, offset: int, *, fua: bool = False) -> int:
+        """Writes `data` at byte `offset`, like os.pwrite; both multiples of the block size. Returns
+        the bytes written: all of them.
+        """
+        nbytes = byte_view(data).nbytes
+        lba, _ = self._blocks_of(offset, nbytes)
+        await self.write(lba, data, fua=fua)
+        return nbytes
+
+    # -- the other commands ------------------------------------------------------------------------
+
+    @overload
+    async def submit(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion: ...
+    @overload
+    async def submit(
+        self, command: Sequence[Command], buffer: Sequence[Any] | None = None, *, tag: int = 0
+    ) -> list[Completion]: ...
+
+    async def submit(self, command: Any, buffer: Any = None, *, tag: int = 0) -> Any:
+        """Sends any I/O command of nvme_async.spec.commands. Data come and go in `buffer`; the
+        answer of a read may also come as bytes.
+
+        The command's nsid must be this namespace's. `tag` is the caller's and survives a servicing
+        (keepalive).
+
+        A sequence of commands (and of buffers, None where there is none) is sent at once; the
+        result is the list of completions, with CommandErrors in the place of those that failed.
+        Other errors are raised.
+        """
+        if not isinstance(command, Command):
+            if not isinstance(command, Sequence) or not all(isinstance(one, Command) for one in command):
+                raise TypeError(
+                    f"command is {command!r:.50}, a Command of nvme_async.spec or a sequence of them is needed"
+                )
+            buffers = buffer if buffer is not None else [None] * len(command)
+            results = await asyncio.gather(
+                *(self.submit(one, data, tag=tag) for one, data in zip(command, buffers, strict=True)),
+                return_exceptions=True,
+            )
+            for result in results:
+                if isinstance(result, BaseException) and not isinstance(result, CommandError):
+                    raise result
+            return results
+        if command.nsid != self.nsid:
+            raise ValueError(f"the command is for namespace {command.nsid}, this is {self.nsid}")
+        if self._gone is not None:
+            raise self._gone
+        queue = await self._queue()
+        if (
+            buffer is None
+            and command.data_length is None
+            and command.direction is Direction.CONTROLLER_TO_HOST
+            and command.blocks
+        ):
+            command = attrs.evolve(command, data_length=command.blocks * self.block_size)
+        return await queue.submit(command, buffer, tag=tag)
+
+    async def _ranges(self, opcode: int, lba: int, blocks: int) -> None:
+        if blocks <= 0 or lba < 0:
+            raise ValueError(f"lba {lba}, blocks {blocks}: at least one block from a block that exists is needed")
+        if lba + blocks > self.blocks:
+            raise self._out_of_range(opcode, lba, blocks)
+
+    async def write_zeroes(self, lba: int, blocks: int, *, deallocate: bool = False, fua: bool = False) -> None:
+        """Makes the blocks read as zeroes without sending any (NVM Command Set 1.0, 3.2.8).
+        deallocate: the controller may deallocate them.
+        """
+        await self._ranges(NvmOpcode.WRITE_ZEROES, lba, blocks)
+        await together(
+            self.submit(commands.write_zeroes(self.nsid, at, count, deac=deallocate, fua=fua))
+            for at, count in pieces(lba, blocks, self.limits.write_zeroes)
+        )
+
+    async def verify(self, lba: int, blocks: int) -> None:
+        """Has the controller read the blocks and check them, without moving data (NVM Command Set
+        1.0, 3.2.5).
+        """
+        await self._ranges(NvmOpcode.VERIFY, lba, blocks)
+        await together(
+            self.submit(commands.verify(self.nsid, at, count)) for at, count in pieces(lba, blocks, self.limits.verify)
+        )
+
+    async def write_uncorrectable(self, lba: int, blocks: int) -> None:
+        """Marks blocks as invalid: reading them fails until they are written (NVM Command Set 1.0,
+        3.2.7).
+        """
+        await self._ranges(NvmOpcode.WRITE_UNCORRECTABLE, lba, blocks)
+        await together(
+            self.submit(commands.write_uncorrectable(self.nsid, at, count))
+            for at, count in pieces(lba, blocks, self.limits.write_uncorrectable)
+        )
+
+    async def deallocate(self, lba: int | Iterable[tuple[int, int]], blocks: int | None = None) -> None:
+        """Tells the controller that blocks are not needed: deallocate(lba, blocks), or
+            deallocate([(lba, blocks), …]), any number of ranges
+        (Dataset Management, NVM Command Set 1.0, 3.2.3). What they read as afterwards is Identify's
+        DLFEAT's to say.
+        """
+        if isinstance(lba, int):
+            if blocks is None:
+                raise ValueError("deallocate(lba, blocks) needs blocks")
+            ranges = [(lba, blocks)]
+        else:
+            ranges = list(lba)
+        for first, count in ranges:
+            await self._ranges(NvmOpcode.DATASET_MANAGEMENT, first, count)
+        await together(
+            self.submit(commands.dataset_management(self.nsid, len(part)), commands.dsm_ranges(part))
+            for part in dsm_groups(ranges, self.limits)
+        )
+
+    async def copy(self, sources: Iterable[tuple[int, int]], lba: int) -> None:
+        """Copies the source ranges [(lba, blocks), …] one after the other to `lba` on, inside the
+        controller (NVM Command Set 1.0, 3.2.2).
+
+        More than one command may copy (MSSRL, MCL, MSRC) goes in several, one after the other.
+        """
+        ranges = list(sources)
+        total = sum(count for _, count in ranges)
+        for first, count in ranges:
+            await self._ranges(NvmOpcode.COPY, first, count)
+        await self._ranges(NvmOpcode.COPY, lba, total)
+        for part in copy_groups(ranges, self.identify):
+            await self.submit(commands.copy(self.nsid, lba, len(part)), commands.copy_descriptors(part))
+            lba += sum(count for _, count in part)
+
+    def inspect(self) -> dict[str, Any]:
+        return {
+            "nsid": self.nsid,
+            "blocks": self.blocks,
+            "block_size": self.block_size,
+            "nbytes": self.nbytes,
+            "max_blocks": self.max_blocks,
+            "gone": str(self._gone) if self._gone is not None else None,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Namespace {self.nsid} of {self.controller.uri}: {self.blocks} blocks of {self.block_size} bytes>"

@@ -1,0 +1,99 @@
+"""What can be chosen when a controller is opened."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import attrs
+
+from nvme_async.errors import ConfigurationError
+
+Mode = Literal["adaptive", "interrupt", "poll"]
+MODES: tuple[Mode, ...] = ("adaptive", "interrupt", "poll")
+
+PAGE = 4096
+
+
+def _between(low: float, high: float) -> Any:
+    def check(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+        if not low <= value <= high:
+            raise ConfigurationError(f"{attribute.name} is {value}, outside of {low} to {high}")
+
+    return check
+
+
+def _one_of(*allowed: str) -> Any:
+    def check(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
+        if value not in allowed:
+            raise ConfigurationError(f"{attribute.name} is {value!r}, not one of {', '.join(allowed)}")
+
+    return check
+
+
+def _pages(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
+    if value <= 0 or value % PAGE:
+        raise ConfigurationError(f"{attribute.name} is {value}, not a positive multiple of {PAGE} bytes")
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """How a controller is driven.
+
+    Attributes:
+        mode: how completions are waited for. "adaptive" looks for a bounded time, then sleeps on
+            the interrupt; "interrupt" only sleeps; "poll" looks on each pass of the event loop and
+            never sleeps while commands are out.
+        spin_us: longest look for a completion in adaptive mode, in microseconds, by a lone command
+            or by the last of several to be sent; 0 is one look. It learns: where twice the recent
+            wait is shorter, that is the bound, and where it is longer nobody looks.
+        io_queues: most I/O queue pairs, one per event loop that uses the controller.
+        queue_entries: of an I/O queue, 2 to 4096; never more than the controller has (CAP.MQES).
+        admin_entries: of the admin queue, 2 to 4096.
+        max_transfer: bytes of one command; never more than the controller takes (MDTS).
+        pool_bytes: first size of the memory that the controller can reach; it grows by as much when
+            it is full.
+        hugepages: "auto", "never" or "require", for that memory.
+        command_timeout: seconds for an I/O command before it is aborted and, failing that, the
+            controller reset. 0 = no limit.
+        admin_timeout: the same for admin commands (Format and Sanitize have none).
+        abort_timeout: seconds for an Abort to help, before the controller is reset.
+        drain_timeout: seconds that close() waits for commands which are out.
+        shutdown_timeout: seconds for CSTS.SHST after CC.SHN; RTD3E of the controller if that is
+            longer.
+        shadow_doorbells: use Doorbell Buffer Config where the controller offers it.
+        latency: record a latency histogram for each I/O queue pair (fio's buckets; in inspect()).
+        keepalive: keep everything that a successor needs in one private pool of fixed size
+            (pool_bytes), so that another process can take the controller over while it runs. Memory
+            beyond the pool is refused then (OutOfDmaMemory).
+        retries: how often the controller is reset for one and the same command before that command
+            fails.
+    """
+
+    mode: Mode = attrs.field(default="adaptive", validator=_one_of(*MODES))
+    spin_us: float = attrs.field(default=20.0, validator=_between(0, 1000))
+    io_queues: int = attrs.field(default=16, validator=_between(1, 65535))
+    queue_entries: int = attrs.field(default=256, validator=_between(2, 4096))
+    admin_entries: int = attrs.field(default=64, validator=_between(2, 4096))
+    max_transfer: int = attrs.field(default=1 << 20, validator=[_pages, _between(PAGE, 16 << 20)])
+    pool_bytes: int = attrs.field(default=32 << 20, validator=_pages)
+    hugepages: Literal["auto", "never", "require"] = attrs.field(
+        default="auto", validator=_one_of("auto", "never", "require")
+    )
+    command_timeout: float = attrs.field(default=30.0, validator=_between(0, 86400))
+    admin_timeout: float = attrs.field(default=60.0, validator=_between(0, 86400))
+    abort_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
+    drain_timeout: float = attrs.field(default=5.0, validator=_between(0, 3600))
+    shutdown_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
+    shadow_doorbells: bool = True
+    latency: bool = False
+    keepalive: bool = False
+    retries: int = attrs.field(default=3, validator=_between(0, 100))
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Options:
+        """From keyword arguments; ConfigurationError names an unknown one."""
+        known = {field.name for field in attrs.fields(cls)}
+        for name in options:
+            if name not in known:
+                raise ConfigurationError(f"unknown option {name!r}; there are {', '.join(sorted(known))}")
+        return cls(**options)

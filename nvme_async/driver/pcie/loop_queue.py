@@ -1,0 +1,216 @@
+"""A queue pair on an event loop: the native rings, their interrupt, and the watchdog over commands
+that take too long.
+
+Admin and I/O queues are one class; only their doorbells, depth and owner differ.
+
+Threads: everything here belongs to the thread of `loop`. Other threads may call inspect().
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from nvme_async import _hotpath
+from nvme_async.errors import CommandTimeout, NvmeError, command_error
+from nvme_async.spec.commands import Command
+from nvme_async.spec.completion import Completion
+from nvme_async.spec.opcodes import Direction, command_name
+from nvme_async.spec.status import GenericStatus, status_text
+
+# The watchdog looks so many times within one command timeout.
+LOOKS = 8
+
+
+def error_from(status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
+    """The exception for a completed command; `timed_out` if the driver had asked to abort it."""
+    command = Command.unpack(sqe, admin=admin)
+    lba, blocks = command.lba, command.blocks
+    if timed_out and status & 0x7FF == GenericStatus.ABORT_REQUESTED:
+        where = "" if lba is None else f" lba {lba}+{blocks}"
+        return CommandTimeout(
+            f"{command.name} on namespace {command.nsid}{where}: no completion in time; it was "
+            "aborted, or ended by a reset"
+        )
+    return command_error(
+        status,
+        opcode=command.opcode,
+        nsid=command.nsid,
+        lba=lba,
+        blocks=blocks,
+        admin=admin,
+        dw0=dw0,
+        text=status_text(status >> 8 & 7, status & 0xFF),
+        command=command_name(command.opcode, admin=admin),
+    )
+
+
+class LoopQueue:
+    """One queue pair and the loop that it is used from.
+
+    hot: the native half; the hot path of Namespace talks to it directly.
+    on_timeout(queue, [(cid, sqe)]): called by the watchdog, on the loop, for commands that are out
+        longer than `timeout` seconds.
+    on_slow(): the same, at each of its looks that finds a command which was out at the look before.
+    """
+
+    def __init__(
+        self,
+        hot: _hotpath.QueuePair,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        vector: int,
+        event_fd: int,
+        interrupts: bool,
+        timeout: float,
+        on_timeout: Callable[[LoopQueue, list[tuple[int, bytes]]], None],
+        on_slow: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.hot = hot
+        self.loop = loop
+        self.vector = vector
+        self.event_fd = event_fd
+        self.interrupts = interrupts
+        self.worker = ""  # name of the thread that uses it
+        self.timeout = timeout
+        self._on_timeout = on_timeout
+        self._on_slow = on_slow
+        self._timer: asyncio.TimerHandle | None = None
+        self._on_interrupt: Callable[[], None] | None = None  # while it takes interrupts
+        hot.set_event_fd(event_fd)
+        if timeout:
+            hot.on_busy = self._watch
+
+    @property
+    def qid(self) -> int:
+        return self.hot.qid
+
+    def listen(self, *others: LoopQueue) -> None:
+        """Takes interrupts through the loop. `others` share the vector (and the loop)."""
+        self.worker = threading.current_thread().name
+        callbacks = [queue.hot.more for queue in others]
+
+        def on_interrupt() -> None:
+            self.hot.on_interrupt()
+            for callback in callbacks:
+                callback()
+
+        self._on_interrupt = on_interrupt if callbacks else self.hot.on_interrupt
+        self.loop.add_reader(self.event_fd, self._on_interrupt)
+
+    def freeze(self) -> None:
+        """Until thaw() nothing of this process touches the queue pair: neither memory nor
+        doorbells, nor the interrupts, which are a successor's from here on. What has completed
+        by now is taken. Thread: as deaf().
+        """
+        if self._on_interrupt is not None and not self.loop.is_closed():
+            self.loop.remove_reader(self.event_fd)
+        _hotpath.freeze(self.hot)
+
+    def thaw(self) -> None:
+        """Goes on where freeze() stopped. The caller still has to end the hold."""
+        _hotpath.thaw(self.hot)
+        if self._on_interrupt is not None and not self.loop.is_closed():
+            self.loop.add_reader(self.event_fd, self._on_interrupt)
+
+    def deaf(self) -> None:
+        """Stops taking interrupts and watching. From the loop's thread, or after the loop has
+        ended.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._on_interrupt is not None and not self.loop.is_closed():
+            self.loop.remove_reader(self.event_fd)
+        self._on_interrupt = None
+
+    def watch(self) -> None:
+        """Commands are out that this process didn't send: the watchdog looks after them too."""
+        if self.timeout:
+            self.hot.watched = True
+            self._watch()
+
+    def close(self) -> None:
+        """Lets go of loop and memory; nothing may be out any more."""
+        self.deaf()
+        self.hot.on_busy = None
+        self.hot.close()
+
+    async def submit(
+        self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False
+    ) -> Completion:
+        """One command; its answer's data, if any, is in Completion.data as bytes, or in `buffer`.
+
+        buffer: what to send, or where the answer goes; for commands whose length is known
+            (identify, log pages, features) it may be left out.
+        tag: the caller's; survives a servicing. internal: without a time limit. user: an admin
+            command that isn't the driver's own.
+        Raises CommandError and its kin; ValueError when data are missing or their length is not
+        what the command says.
+        """
+        if not isinstance(command, Command):
+            raise TypeError(f"command is a {type(command).__name__}, a Command of nvme_async.spec is needed")
+        to_host = command.direction is Direction.CONTROLLER_TO_HOST
+        nbytes = command.data_length
+        if buffer is not None and nbytes:
+            length = _hotpath.byte_view(buffer).nbytes
+            if length != nbytes:
+                raise ValueError(f"{command.name} moves {nbytes} bytes, the buffer has {length}")
+        if buffer is None and nbytes and not to_host:
+            raise ValueError(f"{command.name} sends {nbytes} bytes, and no buffer was given")
+        if (
+            buffer is None
+            and nbytes is None
+            and command.direction in (Direction.HOST_TO_CONTROLLER, Direction.CONTROLLER_TO_HOST)
+        ):
+            raise ValueError(f"{command.name} moves data, and no buffer was given")
+        dw0, dw1, data = await self.hot.request(
+            command.pack(),
+            buffer,
+            read_nbytes=nbytes if buffer is None and nbytes and to_host else -1,
+            to_host=to_host,
+            tag=tag,
+            internal=internal,
+            driver=self.qid == 0 and not user,
+        )
+        return Completion(dw0=dw0, dw1=dw1, sqid=self.qid, data=data if isinstance(data, bytes) else None)
+
+    def _watch(self) -> None:
+        """Starts the watchdog; it runs while commands are out and stops by itself, so that an idle
+        queue costs nothing.
+        """
+        if self._timer is None and not self.hot.closed:
+            self._timer = self.loop.call_later(self.timeout / LOOKS, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        hot = self.hot
+        if hot.closed:
+            return
+        epoch = hot.tick()
+        if hot.n_outstanding == 0:
+            hot.watched = False
+            return
+        # Perhaps only the interrupt was lost.
+        hot.reap()
+        late = hot.older_than(epoch - LOOKS) if epoch > LOOKS else []
+        if late:
+            self._on_timeout(self, late)
+        elif hot.older_than(epoch - 1):
+            self._on_slow()
+        self._watch()
+
+    def inspect(self) -> dict[str, Any]:
+        """Positions, counters and pending commands with their age in seconds."""
+        state: dict[str, Any] = self.hot.inspect()
+        epoch = state.pop("epoch", 0)
+        for command in state.get("pending", ()):
+            command["age"] = round((epoch - command.pop("epoch")) * self.timeout / LOOKS, 3)
+            command["name"] = command_name(command["opcode"], admin=self.qid == 0)
+        if "sq" in state:
+            submitted = state["sq"]["submitted"]
+            rung = state["sq"]["doorbells"] + state["cq"]["doorbells"]
+            state["doorbells_per_command"] = round(rung / submitted, 3) if submitted else 0.0
+        return state

@@ -1,0 +1,287 @@
+"""One queue pair at a time: its memory, its vector, its doorbells, and what the controller is told
+of it.
+
+On the controller's home loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from nvme_async import _hotpath
+from nvme_async.dma import DmaBuffer
+from nvme_async.driver.pcie.loop_queue import LoopQueue, error_from
+from nvme_async.errors import CommandError, ControllerError, ControllerFatal, NvmeError
+from nvme_async.spec import commands
+from nvme_async.spec.registers import cq_doorbell, sq_doorbell
+from nvme_async.spec.status import status_text
+
+if TYPE_CHECKING:
+    from nvme_async.driver.controller import Controller
+
+log = logging.getLogger("nvme_async")
+PAGE = 4096
+FIRST_DOORBELL = 0x1000
+
+
+class QueueMaker:
+    """Attributes:
+    max_transfer: bytes of one I/O command.
+    errors: how many commands failed that somebody waited for, by status.
+    """
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.max_transfer = PAGE
+        self.errors: Counter[str] = Counter()
+        self._event_fds: list[int] = []
+        self._memory: dict[int, tuple[DmaBuffer, _hotpath.BounceCache]] = {}  # by qid
+        self._shadow: DmaBuffer | None = None
+
+    # -- interrupts --------------------------------------------------------------------------------
+
+    def open_vectors(self) -> None:
+        """One eventfd for each vector that could be used: vector 0 is the admin queue's, the others
+            the I/O queues'.
+
+        ControllerError for a device without MSI-X: the admin queue could not sleep.
+        """
+        device = self._controller.device
+        if device.n_vectors < 1:
+            raise ControllerError(f"{device.uri}: no MSI-X vectors, at least one is needed")
+        wanted = min(device.n_vectors, self._controller.options.io_queues + 1)
+        self._event_fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(wanted)]
+        device.set_interrupts(self._event_fds)
+
+    def adopt_vectors(self, event_fds: list[int]) -> None:
+        """The eventfds that a predecessor set; they become this object's, and stay what the device
+        signals.
+        """
+        self._event_fds = event_fds
+
+    def close_vectors(self) -> None:
+        for fd in self._event_fds:
+            os.close(fd)
+        self._event_fds.clear()
+
+    @property
+    def event_fds(self) -> tuple[int, ...]:
+        """By vector."""
+        return tuple(self._event_fds)
+
+    def _vector(self, qid: int) -> int:
+        # With a single vector the only I/O queue shares it with the admin queue.
+        return qid if qid < len(self._event_fds) else 0
+
+    def _interrupts(self, qid: int) -> bool:
+        return qid == 0 or self._controller.options.mode != "poll"
+
+    # -- making ------------------------------------------------------------------------------------
+
+    def make(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> LoopQueue:
+        """The host's side of a queue pair: memory, rings, doorbells. The controller doesn't know of
+        it yet. Ends with forget().
+        """
+        controller = self._controller
+        assert controller.memory is not None
+        max_transfer = self.max_transfer if qid else PAGE * 16
+        n_trackers = entries - 1
+        memory = controller.memory.alloc(
+            _hotpath.queue_memory(entries, n_trackers, max_transfer), owner=f"queue {qid}", tag=qid
+        )
+        facts = {
+            "qid": qid,
+            "entries": entries,
+            "n_trackers": n_trackers,
+            # One id is held back: a successor may have to send a command of its own past a full set
+            # (keepalive).
+            "n_reserved": min(1, n_trackers - 1),
+            "vector": self._vector(qid),
+            "interrupts": self._interrupts(qid),
+        }
+        try:
+            return self.wrap(memory, facts, max_transfer, loop)
+        except BaseException:
+            memory.free()
+            raise
+
+    def wrap(
+        self,
+        memory: DmaBuffer,
+        facts: dict[str, Any],
+        max_transfer: int,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        attach: bool = False,
+    ) -> LoopQueue:
+        """The objects for a queue pair in `memory`. facts: arguments of the native LoopQueue.
+        attach: a predecessor made it.
+        """
+        controller = self._controller
+        options = controller.options
+        assert controller.memory is not None
+        qid = facts["qid"]
+        bounce = _hotpath.BounceCache(controller.memory.chunk_source(f"bounce {qid}"))
+        hot = _hotpath.QueuePair(
+            memory,
+            **facts,
+            max_transfer=max_transfer,
+            attach=attach,
+            address_map=controller.memory.address_map,
+            bounce=bounce,
+            create_future=loop.create_future,
+            call_soon=loop.call_soon,
+            command_error=self._error,
+            on_fault=self._on_fault,
+            ready=getattr(loop, "_ready", None),
+        )
+        try:
+            self._connect_doorbells(hot)
+        except BaseException:
+            hot.close()
+            raise
+        # Without interrupts (a predecessor's choice) there is but one way to wait.
+        hot.mode = _hotpath.MODES["interrupt" if qid == 0 else options.mode if facts["interrupts"] else "poll"]
+        hot.spin_ns = int(options.spin_us * 1000)
+        if qid and options.latency:
+            hot.record_latency(True)
+        self._memory[qid] = (memory, bounce)
+        return self.face(hot, loop, facts["vector"], facts["interrupts"])
+
+    def face(
+        self, hot: _hotpath.QueuePair, loop: asyncio.AbstractEventLoop, vector: int, interrupts: bool
+    ) -> LoopQueue:
+        """The Python half for use on `loop`."""
+        controller = self._controller
+        return LoopQueue(
+            hot,
+            loop,
+            vector=vector,
+            event_fd=self._event_fds[vector],
+            interrupts=interrupts,
+            timeout=controller.options.command_timeout if hot.qid else controller.options.admin_timeout,
+            on_timeout=controller.recovery.on_timeout,
+            on_slow=controller.recovery.on_slow,
+        )
+
+    def _connect_doorbells(self, hot: _hotpath.QueuePair) -> None:
+        device = self._controller.device
+        doorbells = device.doorbells()
+        dstrd = self._controller.cap.dstrd
+        sq, cq = sq_doorbell(hot.qid, dstrd), cq_doorbell(hot.qid, dstrd)
+        base = doorbells.offset - FIRST_DOORBELL
+        mmio = doorbells.mmio
+        if mmio is not None and base + cq + 4 > mmio.nbytes:
+            mmio = None  # the window ends before them, as one of a page does before a wide stride's: they are registers
+        hot.set_doorbells(
+            mmio,
+            base + sq,
+            base + cq,
+            kick_fd=-1 if doorbells.kick_fd is None else doorbells.kick_fd,
+            write32=device.write32,
+            sq_register=sq,
+            cq_register=cq,
+        )
+
+    def _error(self, status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
+        text = status_text(status >> 8 & 7, status & 0xFF)
+        self.errors[f"{status & 0x7FF:#05x} {text}"] += 1
+        return error_from(status, dw0, sqe, admin, timed_out)
+
+    def _on_fault(self, text: str) -> None:
+        controller = self._controller
+        error = ControllerFatal(f"{controller.uri}: {text}")
+        if not controller.loop.is_closed():
+            controller.loop.call_soon_threadsafe(controller.fail, error)
+
+    def bounce_of(self, qid: int) -> _hotpath.BounceCache:
+        return self._memory[qid][1]
+
+    def forget(self, queue: LoopQueue) -> None:
+        """Everything of it goes back to its owner. The controller doesn't know it, or was reset."""
+        queue.close()
+        memory, bounce = self._memory.pop(queue.qid, (None, None))
+        if bounce is not None:
+            bounce.close()
+        if memory is not None:
+            memory.free()
+
+    # -- telling the controller --------------------------------------------------------------------
+
+    async def tell(self, queue: LoopQueue) -> None:
+        """Create I/O Completion Queue, then Create I/O Submission Queue (5.4, 5.5)."""
+        hot, admin = queue.hot, self._controller.admin_queue
+        create_cq = commands.create_io_cq(hot.qid, hot.entries, hot.cq_iova, queue.vector, interrupts=queue.interrupts)
+        create_sq = commands.create_io_sq(hot.qid, hot.entries, hot.sq_iova, hot.qid)
+        self.use_shadow(hot)
+        await admin.submit(create_cq)
+        try:
+            await admin.submit(create_sq)
+        except CommandError:
+            try:
+                await admin.submit(commands.delete_io_cq(hot.qid))
+            except CommandError:
+                pass
+            raise
+
+    async def delete(self, queue: LoopQueue) -> None:
+        """Submission queue first (3.3.1.3): a completion queue with a user can't be deleted."""
+        controller, hot = self._controller, queue.hot
+        await controller.admin_queue.submit(commands.delete_io_sq(queue.qid))
+
+        def last() -> None:
+            """No more completions come. What was reaped may not have been acknowledged yet, and the
+            next interrupt would do so too late: a doorbell of a queue that doesn't exist is the
+            host's error (Base 2.0, 5.2: Write to Invalid Doorbell Register).
+            """
+            hot.reap()
+            hot.silence(True)
+
+        await controller.on_owner(queue, last)
+        await controller.admin_queue.submit(commands.delete_io_cq(queue.qid))
+
+    # -- Doorbell Buffer Config --------------------------------------------------------------------
+
+    @property
+    def shadow_offset(self) -> int | None:
+        """Of its memory in the pool; None: not in use."""
+        return None if self._shadow is None else self._shadow.offset
+
+    async def configure_shadow(self, queues: list[LoopQueue]) -> None:
+        """Doorbell Buffer Config (5.8); `queues` do without if the controller refuses."""
+        controller = self._controller
+        assert controller.memory is not None
+        if self._shadow is None:
+            self._shadow = controller.memory.alloc(2 * PAGE, owner="shadow doorbells")
+        try:
+            await controller.admin_queue.submit(
+                commands.doorbell_buffer_config(self._shadow.iova, self._shadow.iova + PAGE)
+            )
+        except CommandError as error:
+            log.warning("%s: Doorbell Buffer Config refused: %s", controller.uri, error)
+            for queue in queues:
+                await controller.on_owner(queue, queue.hot.drop_shadow_doorbells)
+            self.free_shadow()
+
+    def adopt_shadow(self, memory: DmaBuffer | None) -> None:
+        """What a predecessor had configured."""
+        self._shadow = memory
+
+    def use_shadow(self, hot: _hotpath.QueuePair) -> None:
+        """The queue pair's doorbells go through that memory, where it is in use and has a place for
+        them.
+        """
+        if self._shadow is not None:
+            dstrd = self._controller.cap.dstrd
+            sq, cq = sq_doorbell(hot.qid, dstrd) - FIRST_DOORBELL, cq_doorbell(hot.qid, dstrd) - FIRST_DOORBELL
+            if cq + 4 <= PAGE:
+                hot.set_shadow_doorbells(self._shadow, sq, cq, PAGE)
+
+    def free_shadow(self) -> None:
+        shadow, self._shadow = self._shadow, None
+        if shadow is not None:
+            shadow.free()

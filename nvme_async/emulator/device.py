@@ -1,0 +1,95 @@
+"""A controller of the device's own, in this process: what an `emulated:` URI names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Self
+
+from nvme_async.device.base import Saved
+from nvme_async.device.vfio_user import DEFAULT_TIMEOUT, VfioUserDevice
+from nvme_async.emulator import EmulatedController, EmulatorConfig
+
+# By the identity of the client's socket, which survives duplication: a device that is handed on
+# within this process finds its controller.
+_running: dict[tuple[int, int], EmulatedController] = {}
+
+
+# In a forked child there is no thread to serve them.
+os.register_at_fork(after_in_child=_running.clear)
+
+
+def _end_abandoned() -> None:
+    """Controllers that were handed on, and that nobody in any process holds any more."""
+    for identity, emulator in list(_running.items()):
+        if not emulator.closed and not emulator.stats()["connected"]:
+            del _running[identity]
+            emulator.close()
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+class EmulatedDevice(VfioUserDevice):
+    """Reached as any vfio-user device is; close() ends the controller too, detach() does not: it
+    lives as long as this process.
+
+    emulator: the controller, for faults and counters; None where it runs in another process, and
+        after detach().
+    """
+
+    emulator: EmulatedController | None = None
+
+    @classmethod
+    def start(cls, options: str, *, timeout: float = DEFAULT_TIMEOUT) -> Self:
+        """Starts a controller as `options` say (see EmulatorConfig.parse) and connects to it."""
+        _end_abandoned()
+        emulator = EmulatedController(EmulatorConfig.parse(options))
+        try:
+            device = cls.from_socket(emulator.connect(), uri=f"emulated:{options}", timeout=timeout)
+        except BaseException:
+            emulator.close()
+            raise
+        device.emulator = emulator
+        _running[_identity(device.descriptors()["socket"])] = emulator
+        return device
+
+    @classmethod
+    def resume(
+        cls,
+        descriptors: Mapping[str, int],
+        saved: Saved | None = None,
+        *,
+        uri: str = "emulated:",
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Self:
+        device = super().resume(descriptors, saved, uri=uri, timeout=timeout)
+        device.emulator = _running.get(_identity(device.descriptors()["socket"]))
+        return device
+
+    def close(self) -> None:
+        emulator = self.emulator
+        super().close()
+        self.emulator = emulator
+        if self.emulator is not None:
+            for identity in [identity for identity, running in _running.items() if running is self.emulator]:
+                del _running[identity]
+            self.emulator.close()
+
+    def detach(self) -> None:
+        self.emulator = None
+        super().detach()
+
+
+def open_uri(options: str, *, timeout: float = DEFAULT_TIMEOUT) -> EmulatedDevice:
+    """What `emulated:OPTIONS` opens: a controller in this process."""
+    return EmulatedDevice.start(options, timeout=timeout)
+
+
+def resume_uri(
+    options: str, descriptors: Mapping[str, int], saved: Saved | None = None, *, timeout: float = DEFAULT_TIMEOUT
+) -> EmulatedDevice:
+    """The `emulated:` half of resume_device(): a controller of this process or of another."""
+    return EmulatedDevice.resume(descriptors, saved, uri=f"emulated:{options}", timeout=timeout)

@@ -1,0 +1,264 @@
+"""The loops that await I/O: the plain ones, as thin as a loop can be, and the one for everything
+else.
+
+A job of iodepth N on one device is N coroutines which take I/Os from one generator and await each
+by itself, the way an application does. All of a job runs on one event loop in one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from nvme_async._fio import READ, TRIM, WRITE, Generator, Recorder, Slot, fill_random
+from nvme_async.fio.device import BenchController, BenchNamespace
+from nvme_async.fio.options import Options
+from nvme_async.fio.pacing import Gate, Pace
+from nvme_async.fio.plan import Region, is_plain
+from nvme_async.fio.verifying import VerifyState
+
+
+@attrs.define
+class Target:
+    """One namespace that a job works on, and where."""
+
+    uri: str
+    controller: BenchController
+    namespace: BenchNamespace
+    region: Region
+    generator: Generator
+    verify: VerifyState | None = None
+
+
+async def plain_reads(slot: Slot, readinto: Callable[[int, Any], Any], buffer: Any) -> None:
+    for lba in slot:
+        await readinto(lba, buffer)
+
+
+async def plain_writes(slot: Slot, write: Callable[[int, Any], Any], data: Any) -> None:
+    for lba in slot:
+        await write(~lba, data)
+
+
+async def plain_mix(
+    slot: Slot,
+    readinto: Callable[[int, Any], Any],
+    buffer: Any,
+    write: Callable[[int, Any], Any],
+    data: Any,
+) -> None:
+    for lba in slot:
+        if lba >= 0:
+            await readinto(lba, buffer)
+        else:
+            await write(~lba, data)
+
+
+class Buffers:
+    """Memory of one coroutine that the device reaches, and views of it of each size that is asked
+    for.
+    """
+
+    def __init__(self, controller: BenchController, nbytes: int, options: Options, key: int) -> None:
+        self._memory = controller.alloc(nbytes)
+        self._nbytes = nbytes
+        self._views: dict[int, memoryview] = {}
+        with memoryview(self._memory) as whole:
+            self.fill(whole, options, key)
+
+    @staticmethod
+    def fill(view: memoryview, options: Options, key: int) -> None:
+        if options.zero_buffers:
+            return
+        if options.buffer_pattern:
+            pattern = options.buffer_pattern
+            view[:] = (pattern * (len(view) // len(pattern) + 1))[: len(view)]
+        else:
+            fill_random(view, key % 2**64)
+
+    def of(self, nbytes: int) -> Any:
+        """The first `nbytes`; the memory itself if that is all of it, which is the cheapest to
+        pass.
+        """
+        return self._memory if nbytes == self._nbytes else self.view(nbytes)
+
+    def view(self, nbytes: int) -> memoryview:
+        view = self._views.get(nbytes)
+        if view is None:
+            view = self._views[nbytes] = memoryview(self._memory)[:nbytes]
+        return view
+
+    def free(self) -> None:
+        """Gives the memory back. No I/O on it may be in flight."""
+        for view in self._views.values():
+            view.release()
+        self._views.clear()
+        self._memory.free()
+
+
+class Engine:
+    """Runs a job's I/O: `run()` until the limits of the recorder, any number of times."""
+
+    def __init__(self, options: Options, recorder: Recorder, targets: list[Target], seed: int) -> None:
+        self.options, self.recorder, self.targets = options, recorder, targets
+        self._buffers: list[Buffers] = []
+        self._slots: list[tuple[Target, Buffers]] = []
+        self._writes = 0
+        self._fills = seed
+        self._sync_every = options.fsync or options.fdatasync
+        self._fua = options.sync not in ("none", "0")
+        paced = any(options.rate) or any(options.rate_iops) or options.thinktime
+        self._pace = Pace(options, self.should_stop) if paced else None
+        group = max(
+            options.iodepth_batch_submit,
+            options.iodepth_batch_complete_min,
+            options.iodepth - options.iodepth_low if options.iodepth_low else 1,
+        )
+        self._group = min(group, options.iodepth)
+
+    def prepare(self) -> None:
+        """Allocates a buffer for each coroutine. Raises OutOfDmaMemory."""
+        for index in range(self.options.iodepth):
+            target = self.targets[index % len(self.targets)]
+            buffers = Buffers(target.controller, target.region.largest, self.options, self._fills + index)
+            self._buffers.append(buffers)
+            self._slots.append((target, buffers))
+
+    def close(self) -> None:
+        while self._buffers:
+            self._buffers.pop().free()
+
+    def should_stop(self) -> bool:
+        deadline = self.recorder.deadline
+        return self.recorder.stopped or (deadline is not None and time.monotonic_ns() >= deadline)
+
+    async def run(self) -> None:
+        """Does the job's I/O once. Raises the first error of an I/O, when all others have come
+        back.
+        """
+        gate = Gate(self._group, len(self._slots)) if self._group > 1 else None
+        plain = is_plain(self.options)
+        if self._pace is not None:
+            self._pace = Pace(self.options, self.should_stop)  # due times count from here
+        coroutines = []
+        for target, buffers in self._slots:
+            trims = self.options.rw.trim_then_write
+            slot = Slot(self.recorder, target.generator, trim_then_write=trims)
+            loop = self._plain(slot, target, buffers) if plain else self._any(slot, target, buffers, gate)
+            coroutines.append(self._guard(slot, loop))
+        await _all(coroutines)
+
+    async def _guard(self, slot: Slot, loop: Any) -> None:
+        """One failure stops the job: the others finish what they have begun, and begin nothing
+        more.
+        """
+        try:
+            await loop
+        except BaseException:
+            slot.abandon()
+            self.recorder.stop()
+            raise
+
+    def _plain(self, slot: Slot, target: Target, buffers: Buffers) -> Any:
+        namespace, sizes, pattern = target.namespace, target.region.sizes, self.options.rw
+        into, data = buffers.of(sizes[READ][0][0]), buffers.of(sizes[WRITE][0][0])
+        if pattern.mixed:
+            return plain_mix(slot, namespace.readinto, into, namespace.write, data)
+        if pattern.writes:
+            return plain_writes(slot, namespace.write, data)
+        return plain_reads(slot, namespace.readinto, into)
+
+    async def _any(self, slot: Slot, target: Target, buffers: Buffers, gate: Gate | None) -> None:
+        namespace, verify, pace = target.namespace, target.verify, self._pace
+        try:
+            while True:
+                if verify is not None:
+                    claimed = await verify.claim(slot)
+                else:
+                    claimed = slot.claim()
+                if claimed < 0:
+                    return
+                if pace is not None and not await pace.wait(claimed, slot.nbytes):
+                    if verify is not None:
+                        verify.release(slot)
+                    return
+                try:
+                    await self._one(slot, claimed, namespace, verify, buffers)
+                finally:
+                    if verify is not None:
+                        verify.release(slot)
+                if verify is not None:
+                    await verify.after(slot, namespace, buffers.view)
+                if pace is not None:
+                    pace.done()
+                if claimed == WRITE and self._sync_every:
+                    self._writes += 1
+                    if self._writes % self._sync_every == 0:
+                        await self.flush(namespace)
+                if gate is not None:
+                    await gate.arrive()
+        finally:
+            if gate is not None:
+                gate.leave()
+
+    async def _one(
+        self,
+        slot: Slot,
+        direction: int,
+        namespace: BenchNamespace,
+        verify: VerifyState | None,
+        buffers: Buffers,
+    ) -> None:
+        if direction == READ:
+            slot.begin()
+            await namespace.readinto(slot.lba, buffers.of(slot.nbytes))
+            slot.end()
+            if verify is not None:
+                verify.check(slot, buffers.view(slot.nbytes))
+        elif direction == TRIM:
+            slot.begin()
+            await namespace.deallocate([(slot.lba, slot.blocks)])
+            slot.end()
+        else:
+            if verify is not None:
+                verify.stamp(slot, buffers.view(slot.nbytes))
+            elif self.options.refill_buffers:
+                self._fills += 1
+                Buffers.fill(buffers.view(slot.nbytes), self.options, self._fills)
+            slot.begin()
+            await namespace.write(slot.lba, buffers.of(slot.nbytes), fua=self._fua)
+            slot.end()
+
+    async def flush(self, namespace: BenchNamespace) -> None:
+        began = time.monotonic_ns()
+        await namespace.flush()
+        self.recorder.record_sync(time.monotonic_ns() - began)
+
+    async def verify_pass(self, target: Target) -> None:
+        """Reads back what the job wrote to `target`, with all coroutines; those that are bad are in
+        target.verify.
+        """
+        verify = target.verify
+        assert verify is not None
+        pieces = verify.pieces(target.region.largest)
+        coroutines = []
+        for owner, buffers in self._slots:
+            if owner is target:
+                slot = Slot(self.recorder, target.generator)
+                reading = verify.read_back(slot, target.namespace, buffers.view, pieces)
+                coroutines.append(self._guard(slot, reading))
+        await _all(coroutines)
+
+
+async def _all(coroutines: list[Any]) -> None:
+    """Awaits all, also after a failure, so that no I/O is left on a buffer; raises the first
+    failure then.
+    """
+    results = await asyncio.gather(*coroutines, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

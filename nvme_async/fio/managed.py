@@ -1,0 +1,58 @@
+"""Several devices at once: a manager has them, and the jobs use its handles, each from its own loop
+and queue pair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any
+
+from nvme_async.errors import ControllerGone
+from nvme_async.fio.device import BenchController
+from nvme_async.manager import ManagedDevice, ManagedNamespace, Manager
+
+
+class ManagedController:
+    """A managed device as the benchmark wants a controller. The manager closes it."""
+
+    def __init__(self, device: ManagedDevice, namespaces: Mapping[int, ManagedNamespace]) -> None:
+        self.device = device
+        self.namespaces = namespaces
+
+    def alloc(self, nbytes: int) -> Any:
+        controller = self.device.controller
+        if controller is None:
+            raise self.device.failure or ControllerGone(f"{self.device.uri}: the device is {self.device.state}")
+        return controller.alloc(nbytes)
+
+    async def __aenter__(self) -> ManagedController:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+@asynccontextmanager
+async def open_managed(modes: Mapping[str, str]) -> AsyncIterator[dict[str, BenchController]]:
+    """{uri: mode of waiting, or "" for the driver's own} → {uri: controller}, all brought up at the
+    same time.
+
+    A device that fails stays so: its jobs are to say it, and not to measure the repair.
+    """
+    async with Manager(repairs=0, hotplug="off") as manager:
+
+        async def load(uri: str, mode: str) -> ManagedController:
+            device = await manager.load(uri, **({"mode": mode} if mode else {}))
+            controller = device.controller
+            active = sorted(controller.namespaces) if controller is not None else []
+            return ManagedController(device, {nsid: await device.namespace(nsid) for nsid in active})
+
+        # All of them, also if one fails: what is half open can't be closed in order.
+        tasks = [asyncio.ensure_future(load(uri, mode)) for uri, mode in modes.items()]
+        await asyncio.wait(tasks)
+        yield {uri: task.result() for uri, task in zip(modes, tasks, strict=True)}

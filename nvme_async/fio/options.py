@@ -1,0 +1,285 @@
+# ruff: noqa: RUF009  (an attrs field is made by a call)
+"""Every job option: one field of `Options` gives its name, type, default, parser and help.
+
+Options that fio has and this program has not are in `known.py`, so that they can be refused by
+name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from nvme_async.errors import ConfigurationError
+from nvme_async.fio import parsers as p
+from nvme_async.fio.known import ACCEPTED, KNOWN_TO_FIO
+from nvme_async.fio.units import parse_size
+from nvme_async.fio.verify import CHECKSUMS
+
+
+def option(
+    default: Any,
+    parse: Callable[[str], Any],
+    help: str,
+    *aliases: str,
+    flag: bool = False,
+    default_text: str = "",
+) -> Any:
+    """A field of Options. `flag`: the bare name means 1."""
+    metadata = {"parse": parse, "help": help, "aliases": aliases, "flag": flag, "default": default_text}
+    return attrs.field(default=default, metadata=metadata)
+
+
+def flag(help: str, *aliases: str, default: bool = False) -> Any:
+    return option(default, p.boolean, help, *aliases, flag=True)
+
+
+@attrs.define
+class Options:
+    """The options of one job, parsed. Times are seconds, sizes bytes."""
+
+    # what and where
+    name: str = option("", p.text_value, "name of the job; on the command line it begins one")
+    description: str = option("", p.text_value, "text shown with the results")
+    filename: tuple[str, ...] = option((), p.filenames, "device URI, or several separated by | (or : before a scheme)")
+    nsid: int = option(1, p.integer(1, 0xFFFFFFFE), "namespace")
+    ioengine: str = option("await", p.choice("await", "many"), "await: one await for one I/O; many: one for a batch")
+    loop: str = option("uvloop", p.choice("uvloop", "asyncio"), "event loop of the job's thread")
+    mode: str = option(
+        "", p.choice("adaptive", "interrupt", "poll"), "how the driver waits (its own default: adaptive)"
+    )
+    rw: p.Pattern = option(p.PATTERNS["read"], p.pattern, ", ".join(p.PATTERNS), "readwrite", default_text="read")
+    bs: p.PerDirection[p.Sizes] = option(
+        (((4096, 1.0),),) * 3,
+        p.per_direction(p.block_size, ((4096, 1.0),)),
+        "block size, or one each for reads,writes,trims",
+        "blocksize",
+        default_text="4k",
+    )
+    bsrange: p.PerDirection[p.Sizes] | None = option(
+        None,
+        p.per_direction(p.block_range, ((4096, 1.0),)),
+        "block sizes from-to, evenly spread",
+        "blocksize_range",
+    )
+    bssplit: p.PerDirection[p.Sizes] | None = option(
+        None, p.per_direction(p.block_split, ((4096, 1.0),)), "block sizes and their shares: 4k/60:64k/40"
+    )
+    blockalign: int = option(0, parse_size, "alignment of random offsets (the smallest block size)", "ba")
+    size: p.Extent = option(p.Percent(100.0), p.extent, "region to work on, and how much to transfer (the device)")
+    io_size: int = option(0, parse_size, "how much to transfer, if not `size`", "io_limit")
+    offset: p.Extent = option(0, p.extent, "where the region begins", "fileoffset")
+    offset_increment: p.Extent = option(0, p.extent, "added to offset for each further clone of numjobs")
+    number_ios: int = option(0, p.integer(), "at most this many I/Os")
+    loops: int = option(1, p.integer(1), "how often to do it all")
+
+    # depth and threads
+    iodepth: int = option(1, p.integer(1, 65535), "I/Os in flight: so many coroutines")
+    iodepth_batch_submit: int = option(
+        1, p.integer(0, 65535), "submit so many together (many: the size of a batch)", "iodepth_batch"
+    )
+    iodepth_batch_complete_min: int = option(
+        1, p.integer(0, 65535), "go on when so many have completed", "iodepth_batch_complete"
+    )
+    iodepth_batch_complete_max: int = option(
+        0, p.integer(0, 65535), "checked against the minimum; the loop takes what there is"
+    )
+    iodepth_low: int = option(0, p.integer(0, 65535), "let the depth fall to this before filling up again")
+    numjobs: int = option(1, p.integer(1, 1024), "clones, each a thread with a loop and queue pair of its own")
+    cpus_allowed: frozenset[int] | None = option(None, p.cpus, "CPUs of the job's thread: 0,2-3")
+
+    # time and order
+    runtime: float = option(0.0, p.seconds(), "time limit", "timeout")
+    time_based: bool = flag("go on until runtime is over, however often the region is done")
+    ramp_time: float = option(0.0, p.seconds(), "run this long before measuring")
+    startdelay: float = option(0.0, p.seconds(), "begin this much later")
+    stonewall: bool = flag("begin when all jobs before are done", "wait_for_previous")
+    new_group: bool = flag("begin a new reporting group")
+    exitall: bool = flag("stop all jobs when this one ends")
+    exitall_on_error: bool = flag("stop all jobs when this one fails")
+    rate: p.PerDirection[int] = option((0, 0, 0), p.per_direction(parse_size, 0), "bytes a second, at most")
+    rate_iops: p.PerDirection[int] = option((0, 0, 0), p.per_direction(p.integer(), 0), "I/Os a second, at most")
+    rate_process: str = option("linear", p.choice("linear", "poisson"), "linear or poisson arrivals")
+    thinktime: float = option(0.0, p.seconds("us"), "pause after thinktime_blocks I/Os")
+    thinktime_spin: float = option(0.0, p.seconds("us"), "the part of thinktime spent computing")
+    thinktime_blocks: int = option(1, p.integer(1), "I/Os between pauses")
+
+    # mix and randomness
+    rwmixread: int = option(50, p.integer(0, 100), "percent of reads in a mix")
+    rwmixwrite: int = option(-1, p.integer(0, 100), "percent of writes in a mix")
+    norandommap: bool = flag("random blocks may come twice before all have come once")
+    randrepeat: bool = flag("same random numbers in each run", "allrandrepeat", default=True)
+    randseed: int = option(0x89, p.integer(0, 2**64 - 1), "seed of the random numbers")
+    random_distribution: p.Distribution = option(
+        p.Distribution(), p.distribution, "random, zipf:theta, pareto:h or normal:percent"
+    )
+
+    # durability
+    fsync: int = option(0, p.integer(), "flush after so many writes")
+    fdatasync: int = option(0, p.integer(), "the same: NVMe has one flush")
+    end_fsync: bool = flag("flush at the end", "fsync_on_close")
+    sync: str = option("none", p.choice("none", "0", "1", "sync", "dsync"), "1, sync, dsync: Force Unit Access")
+
+    # data
+    buffer_pattern: bytes = option(b"", p.byte_pattern, "what to write: 0x… bytes, text in quotes, a number")
+    zero_buffers: bool = flag("write zeroes")
+    refill_buffers: bool = flag("new random data for each write")
+    verify: str = option(
+        "none",
+        p.choice("none", "0", *CHECKSUMS, "crc32c-intel", "pattern"),
+        "write blocks that prove themselves, and read them back",
+    )
+    do_verify: bool = flag("read back after writing", default=True)
+    verify_interval: int = option(0, parse_size, "bytes between headers (the smallest block size)", "header_interval")
+    verify_pattern: bytes = option(b"", p.byte_pattern, "what to fill blocks with")
+    verify_fatal: bool = flag("stop at the first bad block")
+    verify_backlog: int = option(0, p.integer(), "read back after so many writes, not at the end")
+    verify_backlog_batch: int = option(0, p.integer(), "read back so many at a time")
+    verify_only: bool = flag("write nothing: check what an earlier run of this job wrote")
+
+    # reporting
+    steadystate: p.SteadyState | None = option(None, p.steady_state, "stop when iops:5% or bw_slope:1% holds", "ss")
+    steadystate_duration: float = option(0.0, p.seconds(), "for so long", "ss_dur")
+    steadystate_ramp_time: float = option(0.0, p.seconds(), "not looking at the first so much", "ss_ramp")
+    group_reporting: bool = flag("one result for all jobs of a group")
+    percentile_list: tuple[float, ...] = option(
+        (
+            1.0,
+            5.0,
+            10.0,
+            20.0,
+            30.0,
+            40.0,
+            50.0,
+            60.0,
+            70.0,
+            80.0,
+            90.0,
+            95.0,
+            99.0,
+            99.5,
+            99.9,
+            99.95,
+            99.99,
+        ),
+        p.percentiles,
+        "percentiles to report, 20 at most, separated by :",
+        default_text="1:5:10:20:…:99.99",
+    )
+    clat_percentiles: bool = flag("report percentiles of completion latency", default=True)
+    lat_percentiles: bool = flag("report percentiles of total latency")
+    disable_lat: bool = flag("no total latency")
+    disable_clat: bool = flag("no completion latency")
+    disable_slat: bool = flag("no submission latency (an await has none of its own anyway)")
+    disable_bw_measurement: bool = flag("no bandwidth samples", "disable_bw")
+    gtod_reduce: bool = flag("all four of these: the clock is read for one I/O in 32")
+    write_bw_log: str = option("", p.text_value, "write NAME_bw.N.log")
+    write_lat_log: str = option("", p.text_value, "write NAME_lat.N.log, _clat and _slat")
+    write_iops_log: str = option("", p.text_value, "write NAME_iops.N.log")
+    log_avg_msec: int = option(0, p.integer(), "average log entries over so many milliseconds (0: every I/O)")
+    log_max_value: bool = flag("log the maximum of that time, not the mean")
+    log_offset: bool = flag("log offsets")
+    per_job_logs: bool = flag("log files with the job's number", default=True)
+    bwavgtime: int = option(500, p.integer(1), "milliseconds between bandwidth samples")
+    iopsavgtime: int = option(500, p.integer(1), "milliseconds between IOPS samples")
+
+
+_FIELDS = {field.name: field for field in attrs.fields(Options)}
+_NAMES = {alias: name for name, field in _FIELDS.items() for alias in (name, *field.metadata["aliases"])}
+
+
+def canonical(name: str) -> str:
+    """The name of an option from any of its spellings, or an error which says whether fio has it."""
+    if name in _NAMES:
+        return _NAMES[name]
+    if name in ACCEPTED:
+        return name
+    if name in KNOWN_TO_FIO:
+        raise ConfigurationError(f"option {name!r} is known to fio, not supported here")
+    raise ConfigurationError(f"unknown option {name!r}")
+
+
+def is_flag(name: str) -> bool:
+    """Whether the option may stand without a value."""
+    known = canonical(name)
+    return known in ACCEPTED or bool(_FIELDS[known].metadata["flag"])
+
+
+def resolve(texts: dict[str, str]) -> Options:
+    """Options from canonical names and their texts. Raises ConfigurationError naming option and
+    value.
+    """
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        try:
+            if name in ACCEPTED:
+                ACCEPTED[name].check(text)
+            else:
+                values[name] = _FIELDS[name].metadata["parse"](text)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{name}={text}: {error}") from None
+    options = Options(**values)
+    _check(options)
+    return options
+
+
+def _check(options: Options) -> None:
+    """What no single option can see. Amends what follows from other options."""
+
+    def refuse(condition: object, message: str) -> None:
+        if condition:
+            raise ConfigurationError(message)
+
+    if options.rwmixwrite >= 0:
+        options.rwmixread = 100 - options.rwmixwrite
+    if options.gtod_reduce:
+        options.disable_lat = options.disable_clat = options.disable_slat = True
+        options.disable_bw_measurement = True
+    options.verify = {"0": "none", "crc32c-intel": "crc32c"}.get(options.verify, options.verify)
+    pattern = options.rw
+    refuse(not options.filename, "filename=<device URI> is missing (for example emulated:size=1GiB)")
+    refuse(options.time_based and not options.runtime, "time_based needs runtime")
+    refuse(options.steadystate and not options.steadystate_duration, "steadystate needs steadystate_duration")
+    refuse(options.iodepth_low > options.iodepth, f"iodepth_low={options.iodepth_low} is above iodepth")
+    refuse(
+        0 < options.iodepth_batch_complete_max < options.iodepth_batch_complete_min,
+        f"iodepth_batch_complete_max={options.iodepth_batch_complete_max} is below the minimum",
+    )
+    refuse(
+        len(options.filename) > options.iodepth,
+        f"iodepth={options.iodepth} is less than the number of filenames ({len(options.filename)})",
+    )
+    refuse(options.thinktime_spin > options.thinktime, "thinktime_spin is longer than thinktime")
+    if options.verify != "none":
+        refuse(pattern.trims, f"verify and rw={pattern.name} don't go together")
+        without = options.verify == "pattern" and not options.verify_pattern
+        refuse(without, "verify=pattern needs verify_pattern")
+        several = options.verify_only and len(options.filename) > 1
+        refuse(several, "verify_only can't know how a run was spread over several devices")
+        endless = options.verify_only and options.time_based
+        refuse(endless, "verify_only can't know how far a time_based run came")
+        refuse(options.verify_only and not options.randrepeat, "verify_only needs randrepeat=1")
+    refuse(options.verify_only and options.verify == "none", "verify_only needs verify")
+    if options.ioengine == "many":
+        simple = all(len(sizes) == 1 for sizes in options.bs) and not (options.bsrange or options.bssplit)
+        refuse(not simple, "ioengine=many has one block size for each direction")
+        refuse(pattern.trims, f"ioengine=many does not do rw={pattern.name}")
+        refuse(options.verify != "none", "ioengine=many does not verify")
+        paced = any(options.rate) or any(options.rate_iops) or options.thinktime
+        refuse(paced, "ioengine=many has no rate or thinktime")
+        refuse(options.fsync or options.fdatasync, "ioengine=many has no fsync in between")
+        refuse(options.sync not in ("none", "0"), "ioengine=many has no sync writes")
+
+
+def help_lines() -> list[str]:
+    """One line for each option: name, aliases, what it is, default."""
+    lines = []
+    for name, field in _FIELDS.items():
+        spelled = ", ".join([name, *field.metadata["aliases"]])
+        plain = field.default if isinstance(field.default, str | int | float) else ""
+        default = field.metadata["default"] or (int(plain) if isinstance(plain, bool) else plain)
+        shown = "" if default in ("", 0, -1) else f" [{default}]"
+        lines.append(f"  {spelled:<32}  {field.metadata['help']}{shown}")
+    return lines

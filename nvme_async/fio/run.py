@@ -1,0 +1,308 @@
+"""All jobs of a run: controllers opened, phases one after the other, threads started, watched,
+stopped, collected.
+
+Everything here happens on the main thread's event loop, which also is the home of the controllers.
+Jobs have threads of their own; they are asked to stop, never cancelled, so that no I/O is lost in
+flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import attrs
+
+from nvme_async.errors import ConfigurationError
+from nvme_async.fio.device import BenchController
+from nvme_async.fio.eta import EtaLine, eta_line
+from nvme_async.fio.jobfile import Job
+from nvme_async.fio.logs import write_logs
+from nvme_async.fio.stats import JobStats, merge_groups
+from nvme_async.fio.steadystate import SteadyStateWatch
+from nvme_async.fio.worker import Worker
+
+_TICK = 0.1
+_ETA_EVERY = 1.0
+
+Opener = Callable[[str, str], contextlib.AbstractAsyncContextManager[BenchController]]
+
+
+@attrs.define
+class Outcome:
+    """What came of a run. `interrupted`: by a signal; then there are results of what was done until
+    then.
+    """
+
+    stats: list[JobStats]
+    interrupted: bool
+
+    @property
+    def failed(self) -> bool:
+        return any(job.error or job.verify_failures for job in self.stats)
+
+
+def open_device(uri: str, mode: str) -> contextlib.AbstractAsyncContextManager[BenchController]:
+    """The driver's own open(); its mode is left to it if empty. Several devices are opened by a
+    manager instead.
+    """
+    import nvme_async
+
+    return nvme_async.open(uri, mode=mode) if mode else nvme_async.open(uri)
+
+
+def group_ids(jobs: Sequence[Job]) -> list[int]:
+    """A new reporting group begins with stonewall or new_group."""
+    ids: list[int] = []
+    for index, job in enumerate(jobs):
+        fresh = index > 0 and (job.options.stonewall or job.options.new_group)
+        ids.append((ids[-1] if ids else 0) + fresh)
+    return ids
+
+
+def thread_count(jobs: Sequence[Job]) -> int:
+    return sum(job.options.numjobs for job in jobs)
+
+
+class Run:
+    """One run of jobs. `await run()` once. log: where lines for people go while it runs."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        *,
+        opener: Opener = open_device,
+        eta: EtaLine | None = None,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        self._jobs, self._opener, self._eta = jobs, opener, eta or EtaLine("never")
+        self._log_line = log
+        self._began = time.monotonic()
+        self._workers: list[Worker] = []
+        self._finished: dict[Worker, float] = {}
+        self._watches: dict[int, SteadyStateWatch] = {}
+        self._stopping = False
+        self._interrupted = False
+        self._eta_shown = 0.0
+        self._eta_totals: tuple[float, list[int], list[int]] = (0.0, [0] * 3, [0] * 3)
+
+    async def run(self) -> Outcome:
+        """Raises ConfigurationError for jobs that don't fit their device, and NvmeError if it can't
+        be opened.
+        """
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not in a thread
+            for number in signals:
+                loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                controllers = await self._open(stack)
+                phases = self._make_workers(controllers)
+                try:
+                    for workers in phases:
+                        if self._stopping:
+                            break
+                        await self._phase(workers)
+                finally:
+                    await self._stop_all()
+                self._eta.clear()
+                self._write_logs()
+                return Outcome(self._collect(), self._interrupted)
+        finally:
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                for number in signals:
+                    loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Ends all jobs as if their time were up."""
+        self._stopping = True
+        for worker in self._workers:
+            worker.stop()
+
+    def _on_signal(self, number: int) -> None:
+        self._eta.clear()
+        self._log(f"fio: terminating on signal {number}")
+        self._interrupted = True
+        # A second one is not ours to handle.
+        with contextlib.suppress(ValueError):
+            asyncio.get_running_loop().remove_signal_handler(number)
+        self.stop()
+
+    def _log(self, line: str) -> None:
+        self._eta.clear()
+        self._log_line(line)
+
+    # -- making ------------------------------------------------------------------------------------
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> dict[str, BenchController]:
+        modes: dict[str, str] = {}
+        for job in self._jobs:
+            for uri in job.options.filename:
+                if modes.setdefault(uri, job.options.mode) != job.options.mode:
+                    raise ConfigurationError(f"job {job.name!r}: {uri} is used with another mode by another job")
+        if len(modes) > 1 and self._opener is open_device:
+            from nvme_async.fio.managed import open_managed
+
+            return await stack.enter_async_context(open_managed(modes))
+        controllers = {}
+        for uri, mode in modes.items():
+            controllers[uri] = await stack.enter_async_context(self._opener(uri, mode))
+        return controllers
+
+    def _make_workers(self, controllers: Mapping[str, BenchController]) -> list[list[Worker]]:
+        phases: list[list[Worker]] = [[]]
+        for job, groupid in zip(self._jobs, group_ids(self._jobs), strict=True):
+            if job.options.stonewall and phases[-1]:
+                phases.append([])
+            for clone in range(job.options.numjobs):
+                worker = Worker(job, clone, len(self._workers) + 1, groupid, controllers, self._log)
+                self._workers.append(worker)
+                phases[-1].append(worker)
+        for workers in phases:
+            _refuse_overlaps(workers)
+        return phases
+
+    # -- a phase -----------------------------------------------------------------------------------
+
+    async def _phase(self, workers: list[Worker]) -> None:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(ended.set)
+
+        for worker in workers:
+            wanted = worker.options.steadystate
+            if wanted is not None and id(worker.job) not in self._watches:
+                watch = SteadyStateWatch(
+                    wanted, worker.options.steadystate_duration, worker.options.steadystate_ramp_time
+                )
+                self._watches[id(worker.job)] = watch
+            worker.on_done = wake
+            worker.start()
+        running = list(workers)
+        while running:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), _TICK)
+            ended.clear()
+            now = time.monotonic()
+            for worker in [worker for worker in running if worker.done.is_set()]:
+                running.remove(worker)
+                self._end(worker, now)
+            for worker in running:
+                worker.sample(now)
+            self._watch_steady_states(running, now)
+            self._show_eta(now, workers)
+
+    def _end(self, worker: Worker, now: float) -> None:
+        worker.join()
+        self._finished[worker] = now - self._began
+        options = worker.options
+        if options.exitall or (options.exitall_on_error and worker.error is not None):
+            self.stop()
+
+    def _watch_steady_states(self, running: list[Worker], now: float) -> None:
+        for key, watch in self._watches.items():
+            clones = [worker for worker in running if id(worker.job) == key and worker.recorder.began is not None]
+            if not clones or watch.result.attained:
+                continue
+            ios = sum(sum(worker.recorder.ios) for worker in clones)
+            nbytes = sum(sum(worker.recorder.nbytes) for worker in clones)
+            if watch.feed(now, ios, nbytes):
+                for worker in clones:
+                    worker.end_phase()
+
+    async def _stop_all(self) -> None:
+        """After a failure of our own: no thread may outlive the controllers."""
+        started = [worker for worker in self._workers if worker.started]
+        for worker in started:
+            worker.stop()
+        for worker in started:
+            while not worker.done.is_set():
+                await asyncio.sleep(0.01)
+            worker.join()
+            self._finished.setdefault(worker, time.monotonic() - self._began)
+
+    # -- what is shown -----------------------------------------------------------------------------
+
+    def _show_eta(self, now: float, workers: list[Worker]) -> None:
+        if not self._eta.enabled or now - self._eta_shown < _ETA_EVERY:
+            return
+        before, old_bytes, old_ios = self._eta_totals
+        nbytes = [sum(worker.recorder.nbytes[i] for worker in self._workers) for i in range(3)]
+        ios = [sum(worker.recorder.ios[i] for worker in self._workers) for i in range(3)]
+        elapsed = now - (before or self._began)
+        self._eta_totals, self._eta_shown = (now, nbytes, ios), now
+        if not before:
+            return
+        share, eta = self._outlook(now)
+        line = eta_line(
+            [worker.phase for worker in self._workers],
+            len({uri for worker in workers for uri in worker.options.filename}),
+            share,
+            eta,
+            [(new - old) / elapsed for new, old in zip(nbytes, old_bytes, strict=True)],
+            [(new - old) / elapsed for new, old in zip(ios, old_ios, strict=True)],
+        )
+        self._eta.show(line)
+
+    def _outlook(self, now: float) -> tuple[float | None, float | None]:
+        """Share of all that is done, and seconds to go. Jobs that only an amount ends are known
+        when they run.
+        """
+        left, waiting = 0.0, 0.0
+        for worker in self._workers:
+            done = worker.progress()
+            if done is None:
+                waiting += worker.options.runtime + worker.options.ramp_time
+            elif done <= 0.0:
+                return None, None
+            elif done < 1.0 and worker.began_at is not None:
+                left = max(left, (now - worker.began_at) * (1.0 - done) / done)
+        left += waiting
+        elapsed = now - self._began
+        return elapsed / (elapsed + left), left
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def _write_logs(self) -> None:
+        for worker in self._finished:
+            options = worker.options
+            began = worker.recorder.began
+            if began is not None and (options.write_bw_log or options.write_lat_log or options.write_iops_log):
+                write_logs(options, worker.number, began, worker.recorder.log_entries())
+
+    def _collect(self) -> list[JobStats]:
+        results = []
+        for worker in self._workers:
+            if worker not in self._finished:
+                continue
+            stats = worker.stats(self._finished[worker])
+            watch = self._watches.get(id(worker.job))
+            if watch is not None and worker.clone == 0:
+                stats.steady = watch.result
+            results.append((stats, worker.options.group_reporting))
+        return merge_groups(results)
+
+
+def _refuse_overlaps(workers: Sequence[Worker]) -> None:
+    """A verify job can't tell another job's writes from damage."""
+    for worker in workers:
+        if worker.options.verify == "none" or not worker.options.rw.writes:
+            continue
+        for other in workers:
+            writes = other.options.rw.writes or other.options.rw.trims
+            if other is worker or not writes or other.options.nsid != worker.options.nsid:
+                continue
+            for mine in worker.targets:
+                for theirs in other.targets:
+                    a, b = mine.region, theirs.region
+                    apart = a.start + a.length <= b.start or b.start + b.length <= a.start
+                    if mine.uri == theirs.uri and not apart:
+                        raise ConfigurationError(
+                            f"job {worker.options.name!r} verifies a region that job {other.options.name!r} writes to "
+                            "at the same time; use size with offset or offset_increment, or stonewall"
+                        )

@@ -1,0 +1,314 @@
+"""One job at work: a thread, its event loop, and what it measured."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import uvloop
+
+from nvme_async._fio import READ, TRIM, WRITE
+from nvme_async.errors import ConfigurationError, NvmeError
+from nvme_async.fio.device import BenchController
+from nvme_async.fio.engine import Engine, Target
+from nvme_async.fio.jobfile import Job
+from nvme_async.fio.many import ManyEngine
+from nvme_async.fio.plan import make_generator, make_recorder, plan_region, seed_of
+from nvme_async.fio.stats import JobStats, Samples
+from nvme_async.fio.verify import BadBlock
+from nvme_async.fio.verifying import VerifyFailed, VerifyState
+
+_LETTERS = {
+    "read": "R",
+    "randread": "r",
+    "write": "W",
+    "randwrite": "w",
+    "rw": "M",
+    "randrw": "m",
+    "trim": "D",
+    "randtrim": "d",
+    "trimwrite": "D",
+    "randtrimwrite": "d",
+}
+_MAX_SHOWN = 10
+
+
+class Worker:
+    """A job, or one clone of it. The thread is started by start() and ends by itself; stop() makes
+    it end soon.
+
+    The main thread may call stop(), progress() and sample() at any time, and stats() when it is
+    `done`.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        clone: int,
+        number: int,
+        groupid: int,
+        controllers: Mapping[str, BenchController],
+        log: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    ) -> None:
+        options = job.options
+        self.job, self.options, self.clone, self.number, self.groupid = job, options, clone, number, groupid
+        self.log = log
+        self.done = threading.Event()
+        self.on_done: Callable[[], None] = lambda: None  # called in the job's thread when all is over
+        self.phase = "P"  # of the ETA line: pending, running (by pattern), verifying, flushing, ended
+        self.error: BaseException | None = None
+        self.verify_failures = 0
+        self.thread_id = 0
+        self.began_at: float | None = None
+        self.bandwidth = (Samples(), Samples(), Samples())
+        self.iops = (Samples(), Samples(), Samples())
+        self._sampled = [(0.0, (0, 0, 0)), (0.0, (0, 0, 0))]
+        self._runtimes = [0, 0, 0]
+        self._usage = [0.0] * 6
+        self._elapsed_ms = 0
+        self._thread: threading.Thread | None = None
+        self.targets = self._plan(controllers)
+        limits = [target.region.limit for target in self.targets]
+        self.limit_bytes = None if options.time_based else sum(limit or 0 for limit in limits)
+        if options.io_size and self.limit_bytes is not None:
+            self.limit_bytes //= len(self.targets)
+        self.recorder = make_recorder(options, self.limit_bytes)
+
+    def _plan(self, controllers: Mapping[str, BenchController]) -> list[Target]:
+        options = self.options
+        targets = []
+        for index, uri in enumerate(options.filename):
+            controller = controllers[uri]
+            namespace = controller.namespaces.get(options.nsid)
+            if namespace is None:
+                there = ", ".join(map(str, sorted(controller.namespaces))) or "none"
+                raise ConfigurationError(f"job {options.name!r}: nsid={options.nsid} is not on {uri} (there: {there})")
+            block = namespace.block_size
+            region = plan_region(options, self.clone, namespace.nbytes, block)
+            seed = seed_of(options, self.clone + (index << 16))
+            targets.append(Target(uri, controller, namespace, region, make_generator(options, region, seed, block)))
+        return targets
+
+    # -- for the main thread -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._main, name=f"{self.options.name}.{self.clone}", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def stop(self) -> None:
+        """No new I/O; what is in flight comes back first. From any thread."""
+        self.recorder.stop()
+
+    def end_phase(self) -> None:
+        """Ends the I/O as if its time were up; a verify job goes on to read back. From any thread."""
+        self.recorder.expire()
+
+    @property
+    def started(self) -> bool:
+        return self._thread is not None
+
+    def progress(self) -> float | None:
+        """How much of the job is done, 0 to 1; None if it has not begun."""
+        if self.done.is_set():
+            return 1.0
+        if self.began_at is None:
+            return None
+        options, shares = self.options, [0.0]
+        total = options.ramp_time + options.runtime
+        if options.runtime:
+            shares.append((time.monotonic() - self.began_at) / total)
+        claimed_bytes, claimed_ios = self.recorder.claimed
+        if self.limit_bytes:
+            shares.append(claimed_bytes / self.limit_bytes / options.loops)
+        if options.number_ios:
+            shares.append(claimed_ios / options.number_ios / options.loops)
+        return min(max(shares), 1.0)
+
+    def sample(self, now: float) -> None:
+        """Takes a bandwidth and an IOPS sample where one is due."""
+        recorder = self.recorder
+        if self.options.disable_bw_measurement or recorder.began is None or self.done.is_set():
+            return
+        kinds = (
+            (self.options.bwavgtime, recorder.nbytes, self.bandwidth, 1024),
+            (self.options.iopsavgtime, recorder.ios, self.iops, 1),
+        )
+        for index, (milliseconds, counts, samples, divisor) in enumerate(kinds):
+            before, earlier = self._sampled[index]
+            if not before:
+                self._sampled[index] = (now, counts)
+            elif now - before >= milliseconds / 1000:
+                self._sampled[index] = (now, counts)
+                for count, old, sink in zip(counts, earlier, samples, strict=True):
+                    if count > old:
+                        sink.add((count - old) / (now - before) / divisor)
+
+    # -- the thread --------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        self.thread_id = threading.get_native_id()
+        factory = uvloop.new_event_loop if self.options.loop == "uvloop" else asyncio.new_event_loop
+        try:
+            if self.options.cpus_allowed is not None:
+                os.sched_setaffinity(0, self.options.cpus_allowed)
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(self._work())
+        except VerifyFailed as error:
+            self.error = self.error or error
+        except (NvmeError, OSError, MemoryError, ValueError) as error:
+            self.error = error
+            self.log(f"fio: job {self.options.name!r}, number {self.number}: {type(error).__name__}: {error}")
+        except BaseException as error:
+            self.error = error
+            raise
+        finally:
+            self.phase = "_"
+            self.done.set()
+            self.on_done()
+
+    async def _work(self) -> None:
+        options = self.options
+        if not await self._sleep(options.startdelay):
+            return
+        # The first I/O of a loop makes a queue pair. That is not what is measured.
+        for target in self.targets:
+            await target.namespace.read(target.region.start // target.namespace.block_size, 1)
+        kind = ManyEngine if options.ioengine == "many" else Engine
+        engine = kind(options, self.recorder, self.targets, seed_of(options, self.clone))
+        if options.verify != "none":
+            for target in self.targets:
+                target.verify = VerifyState(
+                    options, target.region, self.number, self._on_bad, lambda: self.recorder.stopped
+                )
+        try:
+            engine.prepare()
+            now = time.monotonic_ns()
+            measure_from = now + int(options.ramp_time * 1e9)
+            deadline = measure_from + int(options.runtime * 1e9) if options.runtime else None
+            self.recorder.arm(measure_from=measure_from, deadline=deadline)
+            self.began_at = time.monotonic()
+            before = _usage()
+            try:
+                await self._phases(engine)
+            finally:
+                self._usage = [after - start for after, start in zip(_usage(), before, strict=True)]
+        finally:
+            engine.close()
+            for target in self.targets:
+                if target.verify is not None:
+                    target.verify.close()
+
+    async def _phases(self, engine: Engine | ManyEngine) -> None:
+        options, recorder = self.options, self.recorder
+        if options.verify_only:
+            for target in self.targets:
+                assert target.verify is not None
+                replayed = make_recorder(options, target.region.limit)
+                target.verify.replay(target.generator, replayed)
+        else:
+            self.phase = _LETTERS[options.rw.name]
+            for _ in range(options.loops):
+                began = time.monotonic_ns()
+                recorder.renew()
+                try:
+                    await engine.run()
+                finally:
+                    self._add_runtime(max(began, recorder.began or 0), (READ, WRITE, TRIM))
+            if options.end_fsync and options.rw.writes and isinstance(engine, Engine):
+                self.phase = "F"
+                for target in self.targets:
+                    await engine.flush(target.namespace)
+        verifying = options.verify != "none" and (options.do_verify or options.verify_only) and options.rw.writes
+        if verifying and isinstance(engine, Engine) and not recorder.stopped:
+            self.phase = "V"
+            began = time.monotonic_ns()
+            for target in self.targets:
+                await engine.verify_pass(target)
+            self._add_runtime(began, (READ,))
+
+    def _add_runtime(self, began: int, directions: tuple[int, ...]) -> None:
+        milliseconds = max(1, (time.monotonic_ns() - began) // 1_000_000)
+        self._elapsed_ms += milliseconds
+        for direction in directions:
+            if self.recorder.ios[direction]:
+                self._runtimes[direction] += milliseconds
+
+    async def _sleep(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self.recorder.stopped:
+                return False
+            await asyncio.sleep(min(left, 0.05))
+        return True
+
+    def _on_bad(self, bad: BadBlock) -> None:
+        self.verify_failures += 1
+        if self.error is None:
+            self.error = VerifyFailed(str(bad))
+        if self.verify_failures <= _MAX_SHOWN:
+            names = " ".join(self.options.filename)
+            block = self.targets[0].namespace.block_size
+            self.log(
+                f"verify: job {self.options.name!r}, {names}, nsid {self.options.nsid}, "
+                f"lba {bad.offset // block}: {bad}"
+            )
+        elif self.verify_failures == _MAX_SHOWN + 1:
+            self.log(f"verify: job {self.options.name!r}: further bad blocks are only counted")
+
+    # -- the result --------------------------------------------------------------------------------
+
+    def stats(self, elapsed: float) -> JobStats:
+        """What the job measured. `elapsed`: seconds since the program began."""
+        options, recorder = self.options, self.recorder
+        stats = JobStats(options.name, self.groupid, self.thread_id, description=options.description)
+        stats.options = dict(self.job.texts)
+        stats.elapsed = max(1, int(elapsed) + 1)
+        stats.depth = options.iodepth
+        stats.percentiles, stats.clat_percentiles = options.percentile_list, options.clat_percentiles
+        stats.lat_percentiles = options.lat_percentiles
+        stats.show_clat, stats.show_lat = not options.disable_clat, not options.disable_lat
+        stats.show_bandwidth = not options.disable_bw_measurement
+        for direction, result in enumerate(stats.directions):
+            result.ios, result.nbytes = recorder.ios[direction], recorder.nbytes[direction]
+            result.runtime = self._runtimes[direction]
+            result.latency = recorder.latency(direction)
+            result.bandwidth, result.iops = self.bandwidth[direction], self.iops[direction]
+        stats.sync = recorder.latency(3)
+        stats.issued, stats.depths = list(recorder.issued), list(recorder.depths)
+        submits, completes = recorder.batches
+        stats.submits, stats.completes = list(submits), list(completes)
+        stats.job_runtime = self._elapsed_ms
+        stats.user_ms, stats.system_ms = self._usage[0] * 1000, self._usage[1] * 1000
+        stats.context_switches = int(self._usage[2] + self._usage[3])
+        stats.major_faults, stats.minor_faults = int(self._usage[4]), int(self._usage[5])
+        stats.verify_failures = self.verify_failures
+        if self.error is not None:
+            stats.error = _errno_of(self.error)
+            stats.error_text = f"{type(self.error).__name__}: {self.error}"
+        return stats
+
+
+def _usage() -> list[float]:
+    """User and system seconds, voluntary and other context switches, faults, of this thread."""
+    usage = resource.getrusage(resource.RUSAGE_THREAD)
+    return [usage.ru_utime, usage.ru_stime, usage.ru_nvcsw, usage.ru_nivcsw, usage.ru_majflt, usage.ru_minflt]
+
+
+def _errno_of(error: BaseException) -> int:
+    """fio's number for bad data is EILSEQ."""
+    if isinstance(error, VerifyFailed):
+        return errno.EILSEQ
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    number = getattr(error, "errno", None)
+    return number if isinstance(number, int) and number > 0 else errno.EIO

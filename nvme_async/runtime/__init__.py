@@ -1,0 +1,1 @@
+"""Helpers for event loops, threads, forks and sockets; nothing here knows NVMe."""

@@ -1,0 +1,50 @@
+"""A forked child owns nothing of what its parent has open.
+
+ext/forked.h takes the shared memory from it: rings, doorbells, buffers. What else reaches a device
+or tells others that the parent lives
+(sockets, VFIO's descriptors) is let go here, in the child, right after the fork. The child is
+refused with the reason; the parent never notices.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from contextlib import ExitStack
+from typing import Protocol
+
+from nvme_async.errors import QueueShutdown
+
+
+class Owner(Protocol):
+    def forget_in_child(self) -> None:
+        """In a forked child, where only the forking thread goes on and every lock may be held for
+            ever: closes this process's descriptors,
+        touches nothing else, and refuses from now on.
+        """
+
+
+_owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+
+
+def watch(owner: Owner) -> None:
+    """forget_in_child() is called in every child forked from now on, as long as the owner exists."""
+    _owners.add(owner)
+
+
+PARENTS = "belongs to the process that has forked this one"
+
+
+def belongs_to_parent(what: str) -> QueueShutdown:
+    """In a child: the reason."""
+    return QueueShutdown(f"{what} belongs to process {os.getppid()}, which has forked this one; open it after the fork")
+
+
+def _after_fork() -> None:
+    with ExitStack() as stack:  # which calls them all, whatever one of them raises
+        for owner in _owners:
+            stack.callback(owner.forget_in_child)
+        _owners.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

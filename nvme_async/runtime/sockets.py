@@ -1,0 +1,89 @@
+"""A listening Unix socket that cleans up after itself and after predecessors that didn't."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+
+from nvme_async.errors import ConfigurationError
+from nvme_async.runtime import forks
+
+BACKLOG = 16
+
+
+def _remove_stale(path: str) -> None:
+    """Unlinks a socket that nobody listens on; ConfigurationError when it is anything else."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigurationError(f"{path} exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError:
+            pass  # BlockingIOError: its backlog is full, so somebody is there
+    raise ConfigurationError(f"{path} is in use: another process listens on it")
+
+
+class ListeningSocket:
+    """Bound, for this user only, and listening. unlink() removes the path, unless it has become
+    somebody else's.
+
+    A loop may accept from `socket`, which stays this object's.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        try:
+            _remove_stale(self.path)
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                self.socket.bind(self.path)
+                # Nobody can connect between bind() and listen(), so the mode is right before it
+                # matters.
+                os.chmod(self.path, 0o600)
+                self.socket.listen(BACKLOG)
+            except BaseException:
+                self.socket.close()
+                raise
+        except OSError as error:
+            raise ConfigurationError(f"cannot listen on {self.path}: {error.strerror or error}") from None
+        self._identity = self._stat()
+        forks.watch(self)
+
+    def forget_in_child(self) -> None:
+        self._identity = None  # the path is the parent's
+        # Not close(), which waits until no loop refers to the socket.
+        if self.socket.fileno() >= 0:
+            os.close(self.socket.detach())
+
+    def _stat(self) -> tuple[int, int] | None:
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def accept(self) -> socket.socket:
+        return self.socket.accept()[0]
+
+    def detach(self) -> int:
+        """The descriptor, the caller's from now on."""
+        return self.socket.detach()
+
+    def unlink(self) -> None:
+        """Closes the socket if it wasn't detached, and removes its path."""
+        self.socket.close()
+        if self._identity is not None and self._stat() == self._identity:
+            os.unlink(self.path)
+        self._identity = None
