@@ -1,4 +1,4 @@
-# Everything from a fresh clone: `make bench` and `make test` need a C compiler, Python 3.11+ (with venv) and make.
+# Everything from a fresh clone. What that needs is named by the first lines of README.md, and checked before the build.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -19,8 +19,11 @@ help:
 	@echo "make vm-keepalive  what a hand-over costs over VFIO, in that machine"
 	@echo "make torture   kill -9 at random instants and lines, 200 rounds of each kind (about three minutes); ROUNDS=2000 by hand"
 
+# A venv that is half made would be taken for one.
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@command -v $(PYTHON) >/dev/null || { echo "The build cannot start: $(PYTHON) is missing; apt install make gcc python3-dev python3-venv (Debian, Ubuntu), dnf install make gcc python3-devel (Fedora)." >&2; exit 2; }
+	@$(PYTHON) .ci/prerequisites.py
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # setuptools is pinned to what can build editable; Cython is a build dependency, kept in the venv so that a rebuild is fast.
 $(VENV)/.deps: pyproject.toml | $(BIN)/python

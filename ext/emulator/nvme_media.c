@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/falloc.h> /* FALLOC_FL_*: glibc's fcntl.h has them too, musl's has not */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>

@@ -427,10 +427,20 @@ static bool doorbell_exists(const struct emu_ctrl *ctrl, uint32_t index)
     return qid < N_QUEUES && (index & 1 ? ctrl->cqs[qid].created : ctrl->sqs[qid].created);
 }
 
-/* Doorbells that belong to no queue and have been written through the shared page. */
+/*
+ * What no command brings to light: doorbells of no queue that have been written through the shared page, and the head doorbells of
+ * completion queues that have nothing to post.
+ */
 unsigned doorbells_scan(struct emu_ctrl *ctrl)
 {
     unsigned work = 0;
+    for (unsigned qid = 0; qid < N_QUEUES && ctrl->running; qid++) {
+        struct cq *cq = &ctrl->cqs[qid];
+        if (!cq->created || cq->stalled || *cq->head_db == cq->head)
+            continue;
+        cq_room(ctrl, cq);
+        work += cq->stalled;
+    }
     for (uint32_t i = 0; i < N_DOORBELLS && ctrl->running; i++) {
         if (UNLIKELY(ctrl->doorbells[i]) && !doorbell_exists(ctrl, i)) {
             ctrl->doorbells[i] = 0;

@@ -180,13 +180,28 @@ static uint16_t resv_release(struct emu_ctrl *ctrl, struct ns *ns, const struct 
     return SC_SUCCESS;
 }
 
+/*
+ * Whether the host's identifiers, and those of the registrants, fit the data structure that is asked for (Base 2.0, 7.5 and
+ * 8.19): a host that has set none yet may ask for either, unless 64 bits would cut a registrant's identifier.
+ */
+static bool format_fits(const struct emu_ctrl *ctrl, const struct reservation *resv, bool extended)
+{
+    static const uint8_t none[16];
+    if (memcmp(ctrl->hostid, none, sizeof(none)))
+        return extended == ctrl->hostid_extended;
+    for (unsigned i = 0; i < resv->n_registrants && !extended; i++)
+        if (memcmp(resv->registrants[i].hostid + 8, none, 8))
+            return false;
+    return true;
+}
+
 /* Reservation Status: 24 bytes of header and 24 for each registrant, or 64 and 64 in the extended structure. */
 static uint16_t resv_report(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe)
 {
     const struct reservation *resv = &ns->resv;
     uint8_t page[64 + 64 * MAX_REGISTRANTS] = {0};
     bool extended = sqe->cdw11 & 1;
-    if (extended != ctrl->hostid_extended)
+    if (!format_fits(ctrl, resv, extended))
         return SC_HOST_ID_INCONSISTENT;
     unsigned header = extended ? 64 : 24, entry = header;
     memcpy(page, &resv->generation, 4);

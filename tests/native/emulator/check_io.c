@@ -230,6 +230,19 @@ static void become_host(struct bed *bed, uint64_t id)
     EQUAL(bed_admin(bed, sqe, NULL), 0);
 }
 
+TEST(a_reservation_report_before_any_host_identifier_has_either_format)
+{
+    struct bed bed;
+    bed_open(&bed);
+    struct nvme_sqe report = {.opcode = IO_RESV_REPORT, .nsid = 1, .prp1 = fh_iova(&bed.host, bed.data), .cdw10 = 1023};
+    EQUAL(bed_io(&bed, report), 0);
+    report.cdw11 = 1; /* EDS */
+    EQUAL(bed_io(&bed, report), 0);
+    become_host(&bed, 0xa);
+    EQUAL(bed_io(&bed, report), SC_HOST_ID_INCONSISTENT);
+    bed_close(&bed);
+}
+
 TEST(reservations_keep_other_hosts_out)
 {
     struct bed bed;

@@ -235,6 +235,22 @@ TEST(a_completion_head_beyond_what_was_posted_is_invalid)
     bed_close(&bed);
 }
 
+TEST(an_idle_queues_completion_head_out_of_range_is_invalid)
+{
+    struct bed bed;
+    bed_open(&bed);
+    bed_aer(&bed);
+    EQUAL(bed_write(&bed, 0, 1, 1), 0);
+    bed.host.doorbells[3] = 5; /* no command follows */
+    emu_ctrl_arm(bed.host.ctrl);
+    EQUAL(bed_event(&bed), LOG_ERROR << 16 | ERROR_INVALID_DOORBELL_VALUE << 8 | EVENT_ERROR);
+    emu_ctrl_arm(bed.host.ctrl); /* reported once */
+    struct emu_counters counters;
+    emu_counters(bed.host.ctrl, &counters);
+    EQUAL(counters.invalid_doorbells, 1);
+    bed_close(&bed);
+}
+
 TEST(doorbells_work_as_register_writes)
 {
     struct bed bed;

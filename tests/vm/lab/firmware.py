@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import emulated
 from .image import run as call
+from .machine import TIMER
 from .newqemu import DEVICE, NewQemu
 
 TOOLS = {"mtools": "mcopy"}
@@ -26,7 +27,7 @@ SCRIPT = (
     "fs0:",
     "cp data.bin copy.bin",
     "comp data.bin copy.bin",
-    "vmlinuz.efi console=ttyS0 panic=-1 root=/dev/none",
+    f"vmlinuz.efi console=ttyS0 panic=-1 root=/dev/none {TIMER}",
 )
 TIMEOUT = 180.0
 EXPECTED = {

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from .emulated import Emulator
 from .image import Image
-from .machine import Boot
+from .machine import TIMER, Boot
 from .newqemu import DEVICE, NewQemu
 
 MEMORY = "1G"
 # A polled queue beside those with interrupts. No panic=: a guest that can't go on shall show why,
 # and not boot for ever.
-KERNEL_LINE = "root=/dev/nvme0n1 rootwait rw console=ttyS0 init=/init.sh quiet loglevel=5 nvme.poll_queues=1"
+KERNEL_LINE = f"root=/dev/nvme0n1 rootwait rw console=ttyS0 init=/init.sh quiet loglevel=5 nvme.poll_queues=1 {TIMER}"
 
 
 def command_line(
