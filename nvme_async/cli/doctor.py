@@ -46,8 +46,15 @@ class Machine:
 
     system: System
     pool_bytes: int
-    memlock: int = attrs.field(factory=lambda: resource.getrlimit(resource.RLIMIT_MEMLOCK)[0])
+    memlock: int = attrs.field()
     uid: int = attrs.field(factory=os.geteuid)
+
+    @memlock.default
+    def _limit(self) -> int:
+        """The soft limit of memory that this process may lock, bytes."""
+        limits = text(self.system.proc / "self/limits") or ""
+        found = re.search(r"^Max locked memory\s+(\d+|unlimited)", limits, re.MULTILINE)
+        return int(found[1]) if found and found[1] != "unlimited" else resource.RLIM_INFINITY
 
 
 def _iommu(machine: Machine) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 
@@ -10,8 +11,11 @@ def shared_backing(address: int, nbytes: int) -> tuple[int, int] | None:
     writable file mapping.
 
     memfds, tmpfs and hugetlbfs files, and anonymous MAP_SHARED memory (mmap.mmap(-1, n)) have one;
-    the heap has none. The descriptor is the caller's to close. Opening it takes CAP_SYS_ADMIN or
-    CAP_CHECKPOINT_RESTORE; without, the answer is None.
+    the heap has none. The descriptor is the caller's to close.
+
+    A file that this process still has open for reading and writing, as Python's mmap objects have,
+    is found by any process. The others, anonymous MAP_SHARED memory among them, take CAP_SYS_ADMIN
+    or CAP_CHECKPOINT_RESTORE; without, the answer is None.
     """
     with open("/proc/self/maps", encoding="ascii", errors="surrogateescape") as maps:
         for line in maps:
@@ -24,6 +28,25 @@ def shared_backing(address: int, nbytes: int) -> tuple[int, int] | None:
             try:
                 fd = os.open(f"/proc/self/map_files/{begin:x}-{end:x}", os.O_RDWR | os.O_CLOEXEC)
             except OSError:
-                return None
+                found = _open_here(fields[3], int(fields[4]))
+                if found is None:
+                    return None
+                fd = found
             return fd, int(fields[2], 16) + (address - begin)
+    return None
+
+
+def _open_here(device: str, inode: int) -> int | None:
+    """A copy of one of this process's descriptors of that file; `device` as in maps, 00:01."""
+    major, minor = (int(part, 16) for part in device.split(":"))
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            fd = fcntl.fcntl(int(name), fcntl.F_DUPFD_CLOEXEC, 0)
+        except OSError:  # closed since, by another thread, or that of the listing
+            continue
+        found = os.fstat(fd)
+        same = (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino) == (major, minor, inode)
+        if same and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+            return fd
+        os.close(fd)
     return None

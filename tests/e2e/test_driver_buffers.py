@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import os
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +29,19 @@ def bounced(controller: Controller) -> int:
     return sum(queue["bounced"] for queue in controller.inspect()["io_queues"])
 
 
+def mapped(nbytes: int) -> mmap.mmap:
+    """Memory that a peer can be given, by a process without capabilities too: shared, of a file that is open."""
+    fd = os.memfd_create("shared")
+    try:
+        os.truncate(fd, nbytes)
+        return mmap.mmap(fd, nbytes)  # which keeps a descriptor of its own
+    finally:
+        os.close(fd)
+
+
 @pytest.fixture
 def shared() -> Iterator[mmap.mmap]:
-    """Memory that a peer can be given: shared, and with a file behind it."""
-    area = mmap.mmap(-1, 4 << 20)
+    area = mapped(4 << 20)
     yield area
     area.close()
 
@@ -279,6 +290,20 @@ async def test_registered_memory_is_reached_in_place(controller: Controller, ns:
     view.release()
 
 
+async def test_anonymous_shared_memory_is_reached_in_place_where_the_process_may_open_it(
+    controller: Controller,
+) -> None:
+    with mmap.mmap(-1, 1 << 20) as anonymous, controller.register(anonymous) as registration:
+        assert registration.zero_copy is (may_open_any_mapping() or controller.device.direct)
+
+
+def may_open_any_mapping() -> bool:
+    """CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE: what /proc/self/map_files asks for."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(next(line for line in status.splitlines() if line.startswith("CapEff")).split()[1], 16)
+    return bool(effective & (1 << 21 | 1 << 40))
+
+
 async def test_part_of_a_mapping_is_registered(controller: Controller, ns: Namespace, shared: mmap.mmap) -> None:
     size = ns.block_size
     whole = memoryview(shared)
@@ -330,14 +355,14 @@ async def test_a_registration_lasts_until_commands_on_it_are_over(failing: Contr
     await eventually(lambda: rule.hits)
     registration.close()
     assert unmapped == []
-    with mmap.mmap(-1, 1 << 20) as other, failing.register(other) as second:
+    with mapped(1 << 20) as other, failing.register(other) as second:
         assert second.iova != iova
     assert iova not in unmapped
     faults(failing).release()
     assert await within(10, task) == 512
     assert view[:512] == pattern(512)
     view.release()
-    with mmap.mmap(-1, 1 << 20) as other, failing.register(other):
+    with mapped(1 << 20) as other, failing.register(other):
         assert iova in unmapped
 
 

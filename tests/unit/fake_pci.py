@@ -34,6 +34,8 @@ class FakeSystem(System):
         ):
             (root / folder).mkdir(parents=True)
         (root / "proc/self/mountinfo").write_text("")
+        limits = "Max locked memory         {0}             {0}             bytes"
+        (root / "proc/self/limits").write_text(limits.format(64 << 20))
         (root / "dev/vfio/vfio").write_text("")
 
     # Building

@@ -95,6 +95,15 @@ def test_doctor_has_nothing_to_say_of_a_good_machine(system: FakeSystem) -> None
     assert run(system, "doctor", "--pool", "1").exit_code == 0
 
 
+def test_doctor_reads_the_lock_limit_of_the_machine_it_examines(system: FakeSystem) -> None:
+    healthy(system)
+    run(system, "bind", DRIVE)
+    for limit, exit_code in (("65536", 1), ("unlimited", 0), (str(2 * MIB), 0)):
+        (system.proc / "self/limits").write_text(f"Max locked memory         {limit}   unlimited   bytes\n")
+        result = run(system, "doctor", "--pool", "1")
+        assert result.exit_code == exit_code, result.output
+
+
 def test_doctor_names_the_missing_module_and_the_command(system: FakeSystem) -> None:
     (system.dev / "vfio/vfio").unlink()
     checks = [(found.check, (found.fix or "").split(" &&")[0]) for found in problems(system)]
