@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-NATIVE  = $(shell find ext -name '*.pyx' -o -name '*.h' -o -name '*.c' -o -name '*.pxi') $(wildcard nvme_async/*.pxd)
+NATIVE  = $(shell find ext -name '*.pyx' -o -name '*.h' -o -name '*.c' -o -name '*.pxi') $(wildcard nvme_async/native/*.pxd)
 
 .PHONY: all bench test lint sanitize test-vm test-interop test-qemu-server vm-compare vm-keepalive torture clean help
 all: $(VENV)/.built
@@ -42,6 +42,7 @@ test: $(VENV)/.built
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
+	$(BIN)/python tests/layers.py
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
@@ -84,7 +85,7 @@ torture: $(VENV)/.built
 	$(BIN)/python tests/torture/kill_lines.py --rounds $(ROUNDS)
 
 clean:
-	rm -rf build $(VENV) $(VENV)-sanitize *.egg-info nvme_async/*.so
+	rm -rf build $(VENV) $(VENV)-sanitize *.egg-info nvme_async/native/*.so
 
 .PHONY: cost
 cost: $(VENV)/.built

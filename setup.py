@@ -32,15 +32,17 @@ if os.environ.get("NVME_ASYNC_SANITIZE") == "1":
 
 
 def extension(name: str, folder: str) -> Extension:
-    """nvme_async.NAME from every .pyx and .c in ext/FOLDER (NAME.c is what Cython makes of
+    """nvme_async.native.NAME from every .pyx and .c in ext/FOLDER (NAME.c is what Cython makes of
     NAME.pyx).
     """
     sources = [f"ext/{folder}/{name}.pyx"]
     sources += [source for source in sorted(glob(f"ext/{folder}/*.c")) if not source.endswith(f"/{name}.c")]
     return Extension(
-        f"nvme_async.{name}",
+        f"nvme_async.native.{name}",
         sources,
-        depends=glob("ext/**/*.h", recursive=True) + glob("ext/**/*.pxi", recursive=True) + glob("nvme_async/*.pxd"),
+        depends=glob("ext/**/*.h", recursive=True)
+        + glob("ext/**/*.pxi", recursive=True)
+        + glob("nvme_async/native/*.pxd"),
         include_dirs=["ext"],
         extra_compile_args=CFLAGS + CYTHON_NOISE,
         extra_link_args=LDFLAGS,

@@ -24,8 +24,8 @@ from typing import Any
 import uvloop
 
 import nvme_async
-from nvme_async._hotpath import FutureMill
 from nvme_async.dma import DmaBuffer
+from nvme_async.native._hotpath import FutureMill
 
 NULL = "emulated:size=1GiB,medium=null"
 

@@ -87,7 +87,7 @@ def awaited(folder: str) -> dict[str, float]:
 def workload(count: int) -> None:
     import asyncio
 
-    from nvme_async._hotpath import LoopBack
+    from nvme_async.native._hotpath import LoopBack
 
     async def main() -> None:
         device = LoopBack(asyncio.get_running_loop())

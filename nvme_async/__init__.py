@@ -14,12 +14,12 @@ from nvme_async import errors
 from nvme_async._open import open, take_over
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.batch import BatchError, Many
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.events import Event
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.memory import Registration
 from nvme_async.errors import *  # noqa: F403
+from nvme_async.keepalive.controller import Controller
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 

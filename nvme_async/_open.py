@@ -9,8 +9,10 @@ from types import TracebackType
 from typing import Any
 
 from nvme_async.device import register_scheme
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.options import Options
+from nvme_async.keepalive import takeover
+from nvme_async.keepalive.controller import Controller
+from nvme_async.keepalive.opening import KeepaliveOptions, open_with_keepalive
 
 # The device layer reaches the emulator by name alone.
 register_scheme("emulated", "nvme_async.emulator.device")
@@ -71,11 +73,11 @@ def open(
     the controller (`code == "owned"`), InvalidSavedState when the predecessor's private pool is
     missing; then nothing is left behind.
     """
-    from nvme_async.keepalive.opening import Holding, open_held
-
     Options.of(options)
-    holding = Holding(keepalive=keepalive, pool_pages=pool_pages, vfio=vfio, keeper=keeper, keeper_wait=keeper_wait)
-    return Opening(lambda: open_held(uri, options, holding))
+    keepalive_options = KeepaliveOptions(
+        keepalive=keepalive, pool_pages=pool_pages, vfio=vfio, keeper=keeper, keeper_wait=keeper_wait
+    )
+    return Opening(lambda: open_with_keepalive(uri, options, keepalive_options))
 
 
 def take_over(where: str | os.PathLike[str] | socket.socket, *, keeper: str | None = None, **options: Any) -> Opening:
@@ -94,6 +96,4 @@ def take_over(where: str | os.PathLike[str] | socket.socket, *, keeper: str | No
     taken over as it runs: then the predecessor goes on; ControllerGone when nobody offers one;
     ControllerTimeout; ConfigurationError for options.
     """
-    from nvme_async.keepalive import handover
-
-    return Opening(lambda: handover.take_over(where, options, keeper))
+    return Opening(lambda: takeover.take_over(where, options, keeper))

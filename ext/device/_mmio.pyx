@@ -7,7 +7,7 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 from posix.stat cimport S_ISREG, fstat, struct_stat
 from posix.types cimport off_t
 
-from nvme_async._forked cimport forked_add, forked_remove, forked_watch
+from nvme_async.native._forked cimport forked_add, forked_remove, forked_watch
 
 cdef extern from *:
     """

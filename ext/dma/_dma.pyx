@@ -1,4 +1,4 @@
-"""Pool and DmaBuffer: Python's face of pool.c. What the classes promise is in nvme_async/_dma.pyi, how the memory is laid out in pool.h."""
+"""Pool and DmaBuffer: Python's face of pool.c. What the classes promise is in nvme_async/native/_dma.pyi, how the memory is laid out in pool.h."""
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
@@ -6,7 +6,7 @@ from cpython.exc cimport PyErr_SetFromErrno
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport close
 
-from nvme_async._forked cimport forked_add, forked_generation, forked_remove, forked_watch
+from nvme_async.native._forked cimport forked_add, forked_generation, forked_remove, forked_watch
 
 import errno
 import fcntl

@@ -20,7 +20,7 @@ from array import array
 from collections import deque
 
 cimport cython
-from nvme_async._mmio cimport Mmio
+from nvme_async.native._mmio cimport Mmio
 
 cdef extern from "common/histogram.h":
     enum: HISTOGRAM_SIZE

@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
-from nvme_async._dma import Pool
-from nvme_async._mmio import Mmio
+from nvme_async.native._dma import Pool
+from nvme_async.native._mmio import Mmio
 
 DOORBELL_OFFSET = 0x1000
 """Of the doorbells in BAR0 (NVMe over PCIe Transport 1.0, 3.1.1)."""

@@ -9,10 +9,10 @@ import mmap
 import os
 import struct
 
-from nvme_async._mmio import Mmio
 from nvme_async.device import vfio_abi as abi
 from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Doorbells
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
+from nvme_async.native._mmio import Mmio
 
 PAGE = mmap.PAGESIZE
 # NVMe over PCIe Transport 1.0, 3.1: VS can't be all ones, so reading that means nobody answers. It

@@ -16,8 +16,6 @@ from typing import Any, Self
 
 import attrs
 
-from nvme_async._dma import PAGE_SIZE, Pool
-from nvme_async._mmio import Mmio
 from nvme_async.device import vfio_user_protocol as wire
 from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Doorbells, Saved
 from nvme_async.device.vfio_user_channel import Channel, connect
@@ -37,6 +35,8 @@ from nvme_async.device.vfio_user_explore import (
 )
 from nvme_async.device.vfio_user_protocol import Command
 from nvme_async.errors import ControllerGone, DeviceError, InvalidSavedState
+from nvme_async.native._dma import PAGE_SIZE, Pool
+from nvme_async.native._mmio import Mmio
 from nvme_async.runtime import forks
 
 DEFAULT_TIMEOUT = 10.0

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from nvme_async._dma import PAGE_SIZE, DmaBuffer, Pool, Slot
+from nvme_async.native._dma import PAGE_SIZE, DmaBuffer, Pool, Slot
 
 __all__ = ["PAGE_SIZE", "DmaBuffer", "Pool", "Slot"]

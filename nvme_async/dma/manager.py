@@ -26,8 +26,8 @@ from typing import Any, Literal, Self
 import attrs
 import cattrs
 
-from nvme_async._dma import DmaBuffer, Pool, Slot
 from nvme_async.errors import ConfigurationError, InvalidSavedState, OutOfDmaMemory
+from nvme_async.native._dma import DmaBuffer, Pool, Slot
 
 SAVED_VERSION = 1
 DEFAULT_IOVA = 0x1_0000_0000

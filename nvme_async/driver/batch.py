@@ -5,9 +5,9 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from nvme_async import _hotpath
 from nvme_async.driver.pcie.loop_queue import error_from
 from nvme_async.errors import NvmeError
+from nvme_async.native import _hotpath
 
 
 def as_lbas(lbas: Any) -> Any:

@@ -19,6 +19,7 @@ from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver import discovery
 from nvme_async.driver.events import Event, EventListener
+from nvme_async.driver.hooks import LifecycleHooks
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.loop_queue import LoopQueue
@@ -26,8 +27,7 @@ from nvme_async.driver.pcie.memory import DeviceMemory, Registration
 from nvme_async.driver.pcie.queue_set import QueueSet
 from nvme_async.driver.pcie.registers import Registers, check_supported
 from nvme_async.driver.recovery import RETRYABLE, Recovery
-from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, NvmeError, QueueShutdown
-from nvme_async.keepalive.keeping import Keeping
+from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, HandedOver, NvmeError, QueueShutdown
 from nvme_async.runtime import forks, loops
 from nvme_async.runtime.tasks import finish, in_thread
 from nvme_async.spec.commands import Command
@@ -41,7 +41,7 @@ T = TypeVar("T")
 PAGE = 4096
 
 
-class Controller(Keeping):
+class Controller(LifecycleHooks):
     """An NVMe controller that this process drives. Made by nvme_async.open(); an async context
     manager that shuts it down.
 
@@ -56,11 +56,9 @@ class Controller(Keeping):
         namespaces: {nsid: Namespace}, the active ones, in ascending order.
         options: what it was opened with.
         loop: its home.
-        adopted, decision, on_bundle_changed: see nvme_async.keepalive.keeping.Keeping.
     """
 
     def __init__(self, device: Device, options: Options) -> None:
-        super().__init__()
         self.device = device
         self.options = options
         self.uri = device.uri
@@ -118,8 +116,7 @@ class Controller(Keeping):
             raise self.failure
         self.state = "ready"
         self.listener.start()
-        if self.options.keepalive:
-            self.keep()
+        self.brought_up()
 
     def _make_memory(self) -> None:
         self.memory = DeviceMemory(
@@ -220,8 +217,7 @@ class Controller(Keeping):
         try:
             return await self._shut_down(keep_device)
         finally:
-            if self.depositor is not None:
-                await self.depositor.end()
+            await self.closed()
 
     async def _shut_down(self, keep_device: bool) -> Device | None:
         async with self._lock:
@@ -229,7 +225,7 @@ class Controller(Keeping):
                 return None
             was_ready = self.state == "ready"
             self.state = "closing"
-            self.stop_keeping("closing")
+            self.became_unusable()
             reason = QueueShutdown(f"{self.uri}: the controller is closed")
             for namespace in self.namespaces.values():
                 namespace._set_gone(reason)
@@ -239,8 +235,7 @@ class Controller(Keeping):
             await self.recovery.stop()
             await self.listener.stop()
             await self.queues.fail(reason, admin=False)
-            if self.settlement is not None:
-                await self.settlement.stop()
+            await self.stop_background_work()
             if was_ready:
                 try:
                     async with asyncio.timeout(self.options.shutdown_timeout):
@@ -326,8 +321,8 @@ class Controller(Keeping):
         """
         if self.state in ("closing", "closed", "failed", "handed over"):
             return
-        self.stop_keeping("failed")
         self.state = "failed"
+        self.became_unusable()
         self.failure = error
         log.error("%s: %s", self.uri, error)
         for namespace in self.namespaces.values():
@@ -353,7 +348,7 @@ class Controller(Keeping):
             log.warning("%s: controller reset (%s)", self.uri, reason)
             self.state = "resetting"
             self.resets += 1
-            self.note("resetting")
+            self.changed()
             await self.listener.stop()
             try:
                 await self.queues.hold("reset")
@@ -371,11 +366,11 @@ class Controller(Keeping):
                 if self.failure is not None:
                     raise self.failure
                 self.state = "ready"
-                self.note()
+                self.changed()
                 await self.queues.unhold("reset")
                 await self.rescan()
                 self.listener.start()
-                self.note()
+                self.changed()
             except BaseException as error:
                 failure = (
                     error
@@ -428,6 +423,13 @@ class Controller(Keeping):
         """
         stuck = ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s")
         return await loops.in_thread_of(queue.loop, function, timeout=timeout, stuck=stuck)
+
+    def not_here(self) -> NvmeError:
+        """Why it takes no commands any more."""
+        if self._forked is not None:
+            return self._forked
+        error = HandedOver if self.state == "handed over" else QueueShutdown
+        return error(f"{self.uri}: the controller is {self.state}")
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -502,7 +504,7 @@ class Controller(Keeping):
             "timeouts": self.recovery.timeouts,
             "aborts": self.recovery.aborts,
             "events": self.listener.seen,
-            "keepalive": self._inspect_keepalive(),
+            **self.inspect_hooks(),
             "namespaces": [namespace.inspect() for namespace in list(self.namespaces.values())],
             **self.queues.inspect(),
             "memory": self.memory.inspect() if self.memory else None,

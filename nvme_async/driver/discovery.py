@@ -134,6 +134,6 @@ async def rescan(controller: Controller, cause: AsyncEvent | None = None) -> Non
         controller.namespaces.pop(nsid, None)
         controller.namespaces[nsid] = found[nsid]
     if changes:
-        controller.note()
+        controller.changed()
     for kind, nsid in changes:
         controller.listener.publish(Event(kind, controller.uri, nsid, cause))

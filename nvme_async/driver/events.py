@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from nvme_async._hotpath import Request
 from nvme_async.errors import CommandError, NvmeError
+from nvme_async.native._hotpath import Request
 from nvme_async.spec import commands
 from nvme_async.spec.completion import AsyncEvent, AsyncEventType, NoticeEvent
 from nvme_async.spec.opcodes import Feature, LogPage

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 import attrs
 
-from nvme_async._hotpath import NamespaceCore, byte_view
 from nvme_async.driver.batch import BatchError, Many, as_lbas
 from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits, copy_groups, dsm_groups, pieces
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.errors import CommandError, ConfigurationError, InvalidNamespace, LbaOutOfRange, NvmeError
+from nvme_async.native._hotpath import NamespaceCore, byte_view
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import TypeVar
 
 from nvme_async.device import Device, open_device
 from nvme_async.driver.controller import Controller
 from nvme_async.driver.options import Options
+
+C = TypeVar("C", bound=Controller)
 
 
 class _Opened:
@@ -47,11 +50,11 @@ async def open_device_async(uri: str) -> Device:
         raise
 
 
-async def open_controller(uri: str, options: Options) -> Controller:
-    """A controller that was brought up."""
+async def open_controller(uri: str, options: Options, make: type[C] = Controller) -> C:  # type: ignore[assignment]
+    """A controller that was brought up. make: its class."""
     device = await open_device_async(uri)
     try:
-        controller = Controller(device, options)
+        controller = make(device, options)
     except BaseException:
         device.close()
         raise

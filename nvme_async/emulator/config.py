@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import attrs
 
-from nvme_async._emulator import MAX_IO_QUEUES, MAX_NAMESPACES, MAX_VECTORS
 from nvme_async.errors import ConfigurationError
+from nvme_async.native._emulator import MAX_IO_QUEUES, MAX_NAMESPACES, MAX_VECTORS
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(ib)?", re.IGNORECASE)

@@ -7,10 +7,10 @@ import socket
 import threading
 from types import TracebackType
 
-from nvme_async._emulator import Controller, Reactor
 from nvme_async.emulator.config import EmulatorConfig
 from nvme_async.emulator.faults import Faults
 from nvme_async.errors import ConfigurationError
+from nvme_async.native._emulator import Controller, Reactor
 from nvme_async.runtime.sockets import ListeningSocket
 
 

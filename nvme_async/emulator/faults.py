@@ -16,9 +16,9 @@ from typing import Any
 
 import attrs
 
-from nvme_async import _emulator
 from nvme_async.emulator.config import Medium, parse_size
 from nvme_async.errors import ConfigurationError
+from nvme_async.native import _emulator
 
 FOREVER = math.inf
 _FOREVER_NS = (1 << 64) - 1

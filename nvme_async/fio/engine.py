@@ -14,12 +14,12 @@ from typing import Any
 
 import attrs
 
-from nvme_async._fio import READ, TRIM, WRITE, Generator, Recorder, Slot, fill_random
 from nvme_async.fio.device import BenchController, BenchNamespace
 from nvme_async.fio.options import Options
 from nvme_async.fio.pacing import Gate, Pace
 from nvme_async.fio.plan import Region, is_plain
 from nvme_async.fio.verifying import VerifyState
+from nvme_async.native._fio import READ, TRIM, WRITE, Generator, Recorder, Slot, fill_random
 
 
 @attrs.define

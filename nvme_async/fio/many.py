@@ -12,9 +12,9 @@ import asyncio
 from array import array
 from typing import Any
 
-from nvme_async._fio import READ, WRITE, Batch, Recorder
 from nvme_async.fio.engine import Buffers, Target
 from nvme_async.fio.options import Options
+from nvme_async.native._fio import READ, WRITE, Batch, Recorder
 
 _DEFAULT_BATCHES_OF_DEPTH = 16
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from nvme_async._fio import Histogram
 from nvme_async.fio.stats import (
     DIRECTIONS,
     LATENCY_LIMITS,
@@ -17,6 +16,7 @@ from nvme_async.fio.stats import (
     JobStats,
     collect_groups,
 )
+from nvme_async.native._fio import Histogram
 
 # The version whose format this is. Readers look at it, and at nothing else, to know what to expect.
 FIO_VERSION = "fio-3.33"

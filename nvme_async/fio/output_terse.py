@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nvme_async._fio import Histogram
 from nvme_async.fio.output_json import FIO_VERSION
 from nvme_async.fio.stats import DirectionStats, GroupStats, JobStats, collect_groups
+from nvme_async.native._fio import Histogram
 
 _PERCENTILE_FIELDS = 20
 

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 
-from nvme_async._fio import Histogram
 from nvme_async.fio.options import Options
 from nvme_async.fio.stats import (
     LATENCY_LIMITS,
@@ -17,6 +16,7 @@ from nvme_async.fio.stats import (
     collect_groups,
 )
 from nvme_async.fio.units import format_number, format_rate, format_size
+from nvme_async.native._fio import Histogram
 
 _DEPTHS = ("1", "2", "4", "8", "16", "32", ">=64")
 _BATCHES = ("0", "4", "8", "16", "32", "64", ">=64")

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import attrs
 
-from nvme_async._fio import READ, TRIM, WRITE, Generator, Recorder
 from nvme_async.errors import ConfigurationError
 from nvme_async.fio.options import Options
 from nvme_async.fio.parsers import Extent, Percent, PerDirection, Sizes
+from nvme_async.native._fio import READ, TRIM, WRITE, Generator, Recorder
 
 
 @attrs.frozen

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-from nvme_async._fio import Histogram
+from nvme_async.native._fio import Histogram
 
 DIRECTIONS = ("read", "write", "trim")
 

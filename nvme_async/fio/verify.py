@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
-from nvme_async._fio import crc32c, fill_random, xxh64
+from nvme_async.native._fio import crc32c, fill_random, xxh64
 
 MAGIC = 0x4E564D56
 _HEADER = struct.Struct("<IHHIIQQQ")

@@ -9,12 +9,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from nvme_async._fio import READ, WRITE, Generator, Recorder, Slot
 from nvme_async.fio.device import BenchNamespace
 from nvme_async.fio.options import Options
 from nvme_async.fio.pacing import Claims
 from nvme_async.fio.plan import Region
 from nvme_async.fio.verify import BadBlock, Verifier, Written
+from nvme_async.native._fio import READ, WRITE, Generator, Recorder, Slot
 
 
 class VerifyFailed(Exception):

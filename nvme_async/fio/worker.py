@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 
 import uvloop
 
-from nvme_async._fio import READ, TRIM, WRITE
 from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.fio.device import BenchController
 from nvme_async.fio.engine import Engine, Target
@@ -23,6 +22,7 @@ from nvme_async.fio.plan import make_generator, make_recorder, plan_region, seed
 from nvme_async.fio.stats import JobStats, Samples
 from nvme_async.fio.verify import BadBlock
 from nvme_async.fio.verifying import VerifyFailed, VerifyState
+from nvme_async.native._fio import READ, TRIM, WRITE
 
 _LETTERS = {
     "read": "R",

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, overload
 
-from nvme_async._hotpath import AdoptedCommand
+from nvme_async.native._hotpath import AdoptedCommand
 from nvme_async.spec.commands import Command
 from nvme_async.spec.opcodes import command_name
 

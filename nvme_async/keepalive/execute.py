@@ -18,7 +18,7 @@ from nvme_async.errors import ConfigurationError, InvalidSavedState
 from nvme_async.keepalive.bundle import Bundle
 
 if TYPE_CHECKING:
-    from nvme_async.keepalive.deposit import Depositor
+    from nvme_async.keepalive.depositor import Depositor
 
 log = logging.getLogger("nvme_async")
 

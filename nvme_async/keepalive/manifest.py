@@ -140,8 +140,9 @@ class Manifest:
 class Recorder:
     """Keeps a controller's manifest up to date. On its home loop."""
 
-    def __init__(self, controller: Controller, manifest: Manifest) -> None:
+    def __init__(self, controller: Controller, manifest: Manifest, decision: str = "") -> None:
         self._controller = controller
+        self.decision = decision  # about keepalive, in words
         self.manifest = manifest
         self.extra: dict[str, Any] = {}
         self._namespaces: dict[int, tuple[Any, NamespaceState]] = {}
@@ -187,7 +188,7 @@ class Recorder:
             phase=phase,
             quiesced=quiesced,
             pool_id=memory.pools[0].id,
-            decision=controller.decision,
+            decision=self.decision,
             device=DeviceIdentity(
                 vendor=ids.vendor,
                 device=ids.device,

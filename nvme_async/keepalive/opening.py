@@ -10,22 +10,22 @@ from typing import Any
 
 import attrs
 
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.opening import open_controller
 from nvme_async.driver.options import Options
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError, InvalidSavedState, NvmeError
 from nvme_async.keepalive import execute
 from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.config import PAGE, Decision, Outcome, decide, outcome
-from nvme_async.keepalive.deposit import Depositor
-from nvme_async.keepalive.holder import Holder, find_holder
+from nvme_async.keepalive.controller import Controller
+from nvme_async.keepalive.custodian import Custodian, find_custodian
+from nvme_async.keepalive.depositor import Depositor
 from nvme_async.keepalive.restoration import restore
 
 log = logging.getLogger("nvme_async")
 
 
 @attrs.frozen(kw_only=True)
-class Holding:
+class KeepaliveOptions:
     """What open() is told about keepalive; see nvme_async.open()."""
 
     keepalive: str | bool | None = None
@@ -40,11 +40,11 @@ class Holding:
             raise ConfigurationError(f"keeper_wait is {value}, outside of 0 to 86400 seconds")
 
 
-async def _taken(uri: str, holder: Holder | None, wait: float) -> Bundle | None:
-    """What the predecessor left: over an exec, or with the holder."""
+async def _taken(uri: str, custodian: Custodian | None, wait: float) -> Bundle | None:
+    """What the predecessor left: over an exec, or with the custodian."""
     inherited = execute.take(uri)
     try:
-        held = await holder.take(uri, wait) if holder is not None else None
+        held = await custodian.take(uri, wait) if custodian is not None else None
     except BaseException:
         if inherited is not None:
             execute.keep(inherited)
@@ -55,7 +55,7 @@ async def _taken(uri: str, holder: Holder | None, wait: float) -> Bundle | None:
 
 
 async def _follow(
-    uri: str, bundle: Bundle, decision: Decision, options: dict[str, Any], holder: Holder | None
+    uri: str, bundle: Bundle, decision: Decision, options: dict[str, Any], custodian: Custodian | None
 ) -> Controller | None:
     """The controller of `bundle`, live or reclaimed. None when its device went away with its
     driver: then it is as if there were none.
@@ -71,36 +71,36 @@ async def _follow(
         return await restore(bundle, **{**options, "keepalive": False})
     except (ControllerGone, DeviceError) as error:
         log.warning("%s: what the predecessor left is of no use any more (%s); opened anew", uri, error)
-        if holder is not None:
-            await holder.forget(uri)
+        if custodian is not None:
+            await custodian.forget(uri)
         return None
     finally:
         bundle.close()
 
 
-def choose(uri: str, options: Options, holding: Holding) -> tuple[Decision, Holder | None]:
-    """Whether keepalive runs for a controller, and who holds it meanwhile; the holder is the
+def choose(uri: str, options: Options, keepalive_options: KeepaliveOptions) -> tuple[Decision, Custodian | None]:
+    """Whether keepalive runs for a controller, and who holds it meanwhile; the custodian is the
     caller's to close. On the home loop.
 
     ConfigurationError if its kind of device is switched off.
     """
-    holder = find_holder(holding.keeper)
+    custodian = find_custodian(keepalive_options.keeper)
     try:
         decision = decide(
-            keepalive=holding.keepalive,
-            pool_pages=holding.pool_pages,
-            vfio=holding.vfio,
-            holder=holder.words
-            if holder is not None
+            keepalive=keepalive_options.keepalive,
+            pool_pages=keepalive_options.pool_pages,
+            vfio=keepalive_options.vfio,
+            holder=custodian.words
+            if custodian is not None
             else ("the successor of an exec" if execute.is_waiting(uri) else None),
             default_pool_pages=options.pool_bytes // PAGE,
         )
         decision.check_scheme(uri)
     except BaseException:
-        if holder is not None:
-            holder.close()
+        if custodian is not None:
+            custodian.close()
         raise
-    return decision, holder
+    return decision, custodian
 
 
 def with_pool(options: Options, decision: Decision) -> Options:
@@ -108,52 +108,56 @@ def with_pool(options: Options, decision: Decision) -> Options:
     return attrs.evolve(options, keepalive=True, pool_bytes=decision.pool_bytes) if decision.enabled else options
 
 
-async def settle_in(controller: Controller, decision: Decision, holder: Holder | None) -> None:
+async def settle_in(controller: Controller, decision: Decision, custodian: Custodian | None) -> None:
     """The controller has its driver: deposits it, if it is kept alive and somebody holds it. The
-    holder is the controller's then.
+    custodian is the controller's then.
     """
     controller.decided(decision)
-    if holder is not None and controller.keepalive:
-        controller.depositor = Depositor(controller, holder)
+    if custodian is not None and controller.keepalive:
+        controller.depositor = Depositor(controller, custodian)
         await controller.depositor.start()
-    elif holder is not None:
-        await holder.drop(controller.uri)
-        holder.close()
+    elif custodian is not None:
+        await custodian.drop(controller.uri)
+        custodian.close()
 
 
-async def open_held(
+async def _bring_up(uri: str, options: Options) -> Controller:
+    return await open_controller(uri, options, Controller)
+
+
+async def open_with_keepalive(
     uri: str,
     given: dict[str, Any],
-    holding: Holding,
+    keepalive_options: KeepaliveOptions,
     *,
-    fresh: Callable[[str, Options], Awaitable[Controller]] = open_controller,
+    fresh: Callable[[str, Options], Awaitable[Controller]] | None = None,
 ) -> Controller:
     """nvme_async.open(). given: options by name. fresh: brings a controller up that nobody left."""
     options = Options.of(given)
-    decision, holder = choose(uri, options, holding)
+    decision, custodian = choose(uri, options, keepalive_options)
     controller: Controller | None = None
     try:
-        bundle = await _taken(uri, holder, holding.keeper_wait)
+        bundle = await _taken(uri, custodian, keepalive_options.keeper_wait)
         if bundle is not None:
-            controller = await _follow(uri, bundle, decision, given, holder)
+            controller = await _follow(uri, bundle, decision, given, custodian)
         if controller is None:
-            controller = await fresh(uri, with_pool(options, decision))
-        await settle_in(controller, decision, holder)
+            controller = await (fresh or _bring_up)(uri, with_pool(options, decision))
+        await settle_in(controller, decision, custodian)
     except BaseException as error:
         if controller is not None:
             await controller.close()
-        if holder is not None:
-            await _give_up(uri, holder, error)
+        if custodian is not None:
+            await _give_up(uri, custodian, error)
         raise
     return controller
 
 
-async def _give_up(uri: str, holder: Holder, error: BaseException) -> None:
+async def _give_up(uri: str, custodian: Custodian, error: BaseException) -> None:
     """What is reserved for this process, or was left in its hands, is for the next to try."""
     try:
         if getattr(error, "code", "") != "owned":
-            await holder.release(uri)
+            await custodian.release(uri)
     except NvmeError as trouble:
         log.warning("%s: %s", uri, trouble)
     finally:
-        holder.close()
+        custodian.close()

@@ -18,23 +18,23 @@ from typing import Any, Literal
 
 import attrs
 
-from nvme_async import _hotpath
 from nvme_async.device import Device, DeviceIds, parse_uri, resume_device
 from nvme_async.dma import DmaBuffer, Pool, Slot
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.memory import DeviceMemory, let_go
 from nvme_async.driver.pcie.registers import Registers
 from nvme_async.errors import ConfigurationError, ControllerGone, InvalidSavedState, RestoreRefused
-from nvme_async.keepalive import fresh, manifest
+from nvme_async.keepalive import manifest, reclaim
 from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.cleanup import PredecessorCleanup
+from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.manifest import Manifest
-from nvme_async.keepalive.settle import Settlement
 from nvme_async.keepalive.state import QueueState, State
+from nvme_async.native import _hotpath
 from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec import commands
 from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, IdentifyNamespace
@@ -65,7 +65,7 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Any) 
     if policy not in ("refuse", "fresh"):
         raise ConfigurationError(f"policy is {policy!r}, neither 'refuse' nor 'fresh'")
     if options.get("keepalive", True) is False:
-        return await fresh.reclaim(bundle, options, "keepalive is off in the new process")
+        return await reclaim.reclaim(bundle, options, "keepalive is off in the new process")
     restoration = Restoration(bundle.duplicate(), options)
     try:
         return await restoration.run()
@@ -73,7 +73,7 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Any) 
         if policy == "refuse" or "pool" not in bundle.descriptors:
             raise
         log.warning("%s: %s; brought up afresh", bundle.uri, refused)
-        return await fresh.reclaim(bundle, options, str(refused))
+        return await reclaim.reclaim(bundle, options, str(refused))
 
 
 def _merge(state: State, given: dict[str, Any]) -> Options:
@@ -245,7 +245,8 @@ class Restoration:
             controller.state = "ready"
             self._namespaces_of(controller)
             events = self._adopt(controller, queues)
-            Settlement(controller, state).begin()
+            controller.cleanup = PredecessorCleanup(controller, controller.adopted, state)
+            controller.cleanup.begin()
             controller.keep(Manifest(pool, buffer, self._found[1], self._body), state)
             controller.listener.start(events)
             controller.watch(True)

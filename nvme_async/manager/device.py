@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import attrs
 
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.options import Options
 from nvme_async.errors import (
     ControllerError,
@@ -29,7 +28,8 @@ from nvme_async.errors import (
 )
 from nvme_async.keepalive import Adopted, Bundle, restore
 from nvme_async.keepalive.config import Decision
-from nvme_async.keepalive.opening import choose, open_held, with_pool
+from nvme_async.keepalive.controller import Controller
+from nvme_async.keepalive.opening import choose, open_with_keepalive, with_pool
 from nvme_async.manager.drivers import Drivers, reachable
 from nvme_async.manager.events import Events, Kind, ManagerEvent
 from nvme_async.manager.gate import Gate
@@ -137,7 +137,7 @@ class ManagedDevice:
     async def switch_keepalive(self, setting: str | bool | None) -> None:
         """From the next servicing, save or repair on: True, False, a value as for
             OPENHCL_NVME_KEEP_ALIVE, or None for what command line,
-        environment and holder say. The driver of the moment goes on as it is. Doesn't wait for
+        environment and custodian say. The driver of the moment goes on as it is. Doesn't wait for
         operations.
         """
         await self.worker.call(lambda: self._switch_keepalive(setting))
@@ -288,8 +288,8 @@ class ManagedDevice:
         try:
             await self._drop()
             given = self.options
-            options, holding = split(given)
-            controller = await open_held(self.uri, options, holding, fresh=self._drivers.open)
+            options, keepalive_options = split(given)
+            controller = await open_with_keepalive(self.uri, options, keepalive_options, fresh=self._drivers.open)
         except BaseException as error:
             failure = _as_nvme_error(error, f"{self.uri}: loading failed")
             if self._loaded_once:
@@ -320,10 +320,10 @@ class ManagedDevice:
 
     async def _switch_keepalive(self, setting: str | bool | None) -> None:
         changed = {**self.options, "keepalive": setting}
-        options, holding = split(changed)
-        decision, holder = choose(self.uri, Options.of(options), holding)
-        if holder is not None:
-            holder.close()
+        options, keepalive_options = split(changed)
+        decision, custodian = choose(self.uri, Options.of(options), keepalive_options)
+        if custodian is not None:
+            custodian.close()
         self.options, self.decision = changed, decision
 
     @property
@@ -353,16 +353,16 @@ class ManagedDevice:
                 await self._drivers.within_limit(controller, controller.release()) if controller is not None else None
             )
             self.options = changed
-            given, holding = split(changed)
+            given, keepalive_options = split(changed)
             options = Options.of(given)
             again = await self._drivers.device_again(device)
             try:
-                decision, holder = choose(self.uri, options, holding)
+                decision, custodian = choose(self.uri, options, keepalive_options)
             except BaseException:
                 again.close()
                 raise
             fresh = await self._drivers.settled(
-                self._drivers.bring_up(again, with_pool(options, decision)), decision, holder
+                self._drivers.bring_up(again, with_pool(options, decision)), decision, custodian
             )
         except BaseException as error:
             failure = _as_nvme_error(error, f"{self.uri}: servicing failed")
@@ -407,13 +407,13 @@ class ManagedDevice:
         self._become("servicing" if self._loaded_once else "loading")
         try:
             before = self.options
-            given, holding = split(before)
-            decision, holder = choose(self.uri, Options.of(given), holding)
+            given, keepalive_options = split(before)
+            decision, custodian = choose(self.uri, Options.of(given), keepalive_options)
             given["keepalive"] = decision.enabled
             if decision.enabled:
                 given["pool_bytes"] = decision.pool_bytes
             self._install(
-                await self._drivers.settled(restore(bundle, policy="fresh", **given), decision, holder), before
+                await self._drivers.settled(restore(bundle, policy="fresh", **given), decision, custodian), before
             )
         except BaseException as error:
             failure = _as_nvme_error(error, f"{self.uri}: taking the controller over failed")

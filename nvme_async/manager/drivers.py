@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from nvme_async.device import Device, parse_uri
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.opening import open_device_async
 from nvme_async.driver.options import Options
 from nvme_async.errors import ControllerError, ControllerGone
 from nvme_async.keepalive.config import Decision
-from nvme_async.keepalive.holder import Holder
+from nvme_async.keepalive.controller import Controller
+from nvme_async.keepalive.custodian import Custodian
 from nvme_async.keepalive.opening import settle_in
 
 log = logging.getLogger("nvme_async")
@@ -46,18 +46,18 @@ class Drivers:
         return await self.bring_up(await open_device_async(uri), options)
 
     async def settled(
-        self, opening: Coroutine[Any, Any, Controller], decision: Decision, holder: Holder | None
+        self, opening: Coroutine[Any, Any, Controller], decision: Decision, custodian: Custodian | None
     ) -> Controller:
         """The driver that comes, deposited where it is to be."""
         controller: Controller | None = None
         try:
             controller = await opening
-            await settle_in(controller, decision, holder)
+            await settle_in(controller, decision, custodian)
         except BaseException:
             if controller is not None:
                 await controller.close()
-            if holder is not None:
-                holder.close()
+            if custodian is not None:
+                custodian.close()
             raise
         return controller
 

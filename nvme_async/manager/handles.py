@@ -28,6 +28,7 @@ from nvme_async.errors import (
     NvmeError,
     QueueShutdown,
 )
+from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
@@ -35,7 +36,6 @@ from nvme_async.spec.identify import IdentifyNamespace
 from nvme_async.spec.opcodes import NvmOpcode
 
 if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
     from nvme_async.manager.device import ManagedDevice
 
 # With these a driver ends, or a reset fails what it can't repeat.
@@ -197,6 +197,7 @@ class ManagedNamespace:
             except HandedOver as lost:
                 if lost.sent:
                     controller = (await self._usable(target, limit)).controller
+                    assert isinstance(controller, Controller)
                     return await self._adopted(controller, command, buffer, tag, lost)
 
     async def _adopted(

@@ -10,21 +10,21 @@ import attrs
 
 from nvme_async.driver.options import Options
 from nvme_async.keepalive.config import parse_pool_pages, parse_setting
-from nvme_async.keepalive.opening import Holding
+from nvme_async.keepalive.opening import KeepaliveOptions
 
-_HOLDING = frozenset(field.name for field in attrs.fields(Holding))
+_KEEPALIVE_OPTIONS = frozenset(field.name for field in attrs.fields(KeepaliveOptions))
 
 
-def split(given: dict[str, Any]) -> tuple[dict[str, Any], Holding]:
+def split(given: dict[str, Any]) -> tuple[dict[str, Any], KeepaliveOptions]:
     """Keyword arguments as nvme_async.open() takes them: (those of Options, what is said about
         keepalive). ConfigurationError for what makes
     no sense, before anything begins.
     """
-    options = {name: value for name, value in given.items() if name not in _HOLDING}
+    options = {name: value for name, value in given.items() if name not in _KEEPALIVE_OPTIONS}
     Options.of(options)
-    holding = Holding(**{name: value for name, value in given.items() if name in _HOLDING})
-    if isinstance(holding.keepalive, str):
-        parse_setting(holding.keepalive)
-    if holding.pool_pages is not None:
-        parse_pool_pages(holding.pool_pages)
-    return options, holding
+    keepalive_options = KeepaliveOptions(**{name: value for name, value in given.items() if name in _KEEPALIVE_OPTIONS})
+    if isinstance(keepalive_options.keepalive, str):
+        parse_setting(keepalive_options.keepalive)
+    if keepalive_options.pool_pages is not None:
+        parse_pool_pages(keepalive_options.pool_pages)
+    return options, keepalive_options

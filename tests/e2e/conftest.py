@@ -20,9 +20,9 @@ from driving import FAST, leftovers
 from wire import VECTORS, Wire
 
 import nvme_async
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.namespace import Namespace
 from nvme_async.emulator import EmulatedController
+from nvme_async.keepalive.controller import Controller
 
 OVERRIDE = "NVME_ASYNC_TEST_URIS"
 

@@ -13,11 +13,11 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from nvme_async.device import Device, open_device
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
 from nvme_async.emulator import Faults
 from nvme_async.errors import ControllerError
+from nvme_async.keepalive.controller import Controller
 
 T = TypeVar("T")
 

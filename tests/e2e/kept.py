@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import nvme_async
-from nvme_async import _hotpath
 from nvme_async.emulator import EmulatedController
 from nvme_async.errors import HandedOver
 from nvme_async.keepalive import Bundle, restore
+from nvme_async.native import _hotpath
 
 READ, WRITE, FLUSH = 0x02, 0x01, 0x00
 CREATE_CQ, CREATE_SQ, DELETE_CQ, DELETE_SQ = 0x05, 0x01, 0x04, 0x00

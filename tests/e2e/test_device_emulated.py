@@ -16,10 +16,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from nvme_async._dma import DmaBuffer, Pool
 from nvme_async.device import Device, open_device, resume_device
 from nvme_async.emulator.device import EmulatedDevice
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
+from nvme_async.native._dma import DmaBuffer, Pool
 
 CAP, VS, CC, CSTS, AQA, ASQ, ACQ = 0x0, 0x8, 0x14, 0x1C, 0x24, 0x28, 0x30
 ENTRIES = 8

@@ -17,10 +17,10 @@ import pytest
 from driving import FAST, eventually, faults, pattern, within
 
 import nvme_async
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.namespace import Namespace
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import ConfigurationError, OutOfDmaMemory
+from nvme_async.keepalive.controller import Controller
 
 PAGE = 4096
 

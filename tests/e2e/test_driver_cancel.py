@@ -15,9 +15,9 @@ from driving import FAST, HASTY, eventually, faults, pattern, within
 
 import nvme_async
 from nvme_async.dma import DmaBuffer
-from nvme_async.driver.controller import Controller
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import QueueShutdown
+from nvme_async.keepalive.controller import Controller
 
 MODES = ("adaptive", "interrupt", "poll")
 

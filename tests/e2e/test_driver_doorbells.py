@@ -10,11 +10,11 @@ from contextlib import AsyncExitStack, ExitStack
 import pytest
 from driving import FAST, LoopThread, exercise, faults, within
 
-from nvme_async._mmio import Mmio
 from nvme_async.device import Doorbells
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.options import Options
 from nvme_async.emulator.device import EmulatedDevice
+from nvme_async.keepalive.controller import Controller
+from nvme_async.native._mmio import Mmio
 
 CAP, FIRST = 0x00, 0x1000
 DSTRD = 32  # bit of CAP; 4 bits

@@ -11,7 +11,6 @@ import pytest
 from driving import FAST, HASTY, LoopThread, eventually, faults, pattern, within
 
 import nvme_async
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.namespace import Namespace
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import (
@@ -24,6 +23,7 @@ from nvme_async.errors import (
     MediaError,
     QueueShutdown,
 )
+from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import NvmOpcode
 

@@ -12,7 +12,6 @@ import pytest
 from driving import FAST, faults, pattern, within
 
 import nvme_async
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.namespace import Namespace
 from nvme_async.errors import (
     CommandError,
@@ -23,6 +22,7 @@ from nvme_async.errors import (
     MediaError,
     UnrecoveredReadError,
 )
+from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
 

@@ -18,10 +18,10 @@ import uvloop
 from driving import FAST, HASTY, LoopThread, eventually, exercise, faults, pattern, within
 
 import nvme_async
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.namespace import Namespace
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import ConfigurationError, ControllerGone, QueueShutdown
+from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 
 FACTORIES: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop, uvloop.new_event_loop]

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 import nvme_async
-from nvme_async.driver.controller import Controller
+from nvme_async.keepalive.controller import Controller
 
 EAGER_IN_A_ROW = 32  # ext/hotpath/waiting.pxi
 

@@ -56,7 +56,7 @@ async def test_killed_after_a_fresh_bring_up_and_before_the_new_deposit(site: Si
     assert driver.hear() == "up"
     driver.kill()
     site.controller.faults.fatal()
-    second = site.driver(DIES_IN.format(module="nvme_async.keepalive.deposit", function="Depositor.start"))
+    second = site.driver(DIES_IN.format(module="nvme_async.keepalive.depositor", function="Depositor.start"))
     second.popen.wait(20)
     assert site.lives()["enables"] == 2
     async with await opened(site) as controller:
@@ -72,8 +72,8 @@ async def test_killed_after_a_fresh_bring_up_and_before_the_new_deposit(site: Si
         ("nvme_async.driver.pcie.queue_set", "QueueSet.negotiate", 1),
         ("nvme_async.driver.pcie.queue_creation", "QueueMaker.tell", 1),
         ("nvme_async.driver.controller", "Controller.rescan", 1),
-        ("nvme_async.driver.controller", "Controller.keep", 1),
-        ("nvme_async.keepalive.deposit", "Depositor.start", 1),
+        ("nvme_async.keepalive.kept", "KeptController.keep", 1),
+        ("nvme_async.keepalive.depositor", "Depositor.start", 1),
     ],
 )
 async def test_killed_during_bring_up(site: Site, module: str, function: str, enables: int) -> None:
@@ -93,10 +93,10 @@ async def test_killed_during_bring_up(site: Site, module: str, function: str, en
         ("nvme_async.keepalive.restoration", "Restoration.connect"),
         ("nvme_async.keepalive.restoration", "Restoration._namespaces_of"),
         ("nvme_async.keepalive.restoration", "Restoration._adopt"),
-        ("nvme_async.keepalive.settle", "Settlement.begin"),
+        ("nvme_async.keepalive.cleanup", "Settlement.begin"),
         ("nvme_async.keepalive.manifest", "Manifest.write"),
         ("nvme_async.driver.controller", "EventListener.start"),
-        ("nvme_async.keepalive.deposit", "Depositor.start"),
+        ("nvme_async.keepalive.depositor", "Depositor.start"),
     ],
 )
 async def test_two_successors_killed_while_they_take_over(site: Site, module: str, function: str) -> None:

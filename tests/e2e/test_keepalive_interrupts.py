@@ -13,9 +13,9 @@ import pytest
 from driving import FAST, LoopThread, eventually, faults, within
 
 import nvme_async
-from nvme_async.driver.controller import Controller
 from nvme_async.emulator import FOREVER, Rule
-from nvme_async.keepalive import handing
+from nvme_async.keepalive import saving
+from nvme_async.keepalive.controller import Controller
 from nvme_async.spec.opcodes import NvmOpcode
 
 
@@ -39,11 +39,11 @@ async def complete(controller: Controller, rule: Rule) -> None:
 async def standing_still(controller: Controller) -> AsyncIterator[None]:
     """Between "go" and "taken" of a hand-over, which then comes to nothing."""
     async with controller._lock:
-        await handing.freeze(controller)
+        await saving.suspend(controller)
         try:
             yield
         finally:
-            await handing.thaw(controller)
+            await saving.resume(controller)
 
 
 @pytest.mark.parametrize("mode", ["interrupt", "adaptive"])

@@ -257,7 +257,7 @@ async def test_a_bring_up_that_fails_lets_the_next_try(site: Site) -> None:
 # -- hand-over of a controller that a keeper holds -------------------------------------------------
 
 OFFERING = """
-    from nvme_async.keepalive import handing
+    from nvme_async.keepalive import saving
     {patch}
     controller = await nvme_async.open(uri, keeper=keeper)
     await controller.namespaces[1].write(0, b"A" * 4096)
@@ -289,7 +289,7 @@ async def test_a_hand_over_passes_the_deposit_on(site: Site) -> None:
 async def test_a_predecessor_that_dies_right_after_the_hand_over_leaves_no_second_heir(site: Site) -> None:
     driver = site.driver(
         OFFERING.replace(
-            "{patch}", "async def die(controller): os.kill(os.getpid(), signal.SIGKILL)\n    handing.let_go = die"
+            "{patch}", "async def die(controller): os.kill(os.getpid(), signal.SIGKILL)\n    saving.release = die"
         )
     )
     assert driver.hear() == "offered"

@@ -17,7 +17,6 @@ import pytest
 from kept import FLUSH, READ, WRITE, Line, all_handed_over, block, die, eventually, line, results
 
 import nvme_async
-from nvme_async import _hotpath
 from nvme_async.device import resume_device
 from nvme_async.dma import Pool
 from nvme_async.emulator import EmulatedController
@@ -25,6 +24,7 @@ from nvme_async.errors import ControllerTimeout, HandedOver, OutOfDmaMemory, Res
 from nvme_async.keepalive import Bundle, manifest, restore
 from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.manifest import Manifest
+from nvme_async.native import _hotpath
 from nvme_async.spec.registers import Register
 
 CC = int(Register.CC)

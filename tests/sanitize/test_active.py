@@ -17,7 +17,7 @@ MODULES = ("_dma", "_mmio", "_hotpath", "_emulator", "_fio")
 
 
 def origin(module: str) -> Path:
-    spec = find_spec(f"nvme_async.{module}")
+    spec = find_spec(f"nvme_async.native.{module}")
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin)
@@ -26,7 +26,7 @@ def origin(module: str) -> Path:
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_instrumented_and_not_the_ordinary_build(module: str) -> None:
     path = origin(module)
-    assert path.parent != ROOT / "nvme_async"
+    assert path.parent != ROOT / "nvme_async" / "native"
     text = path.read_bytes()
     assert b"__asan_init" in text
     assert b"__asan_report_" in text
@@ -42,7 +42,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 # A view that promises more bytes than there are: the module behind it can't know.
 OVERFLOW = """
     import ctypes
-    from nvme_async import _fio
+    from nvme_async.native import _fio
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     view = ctypes.pythonapi.PyMemoryView_FromMemory
@@ -70,7 +70,7 @@ def test_objects_have_memory_of_their_own() -> None:
     """Also those of Python's: a view past the end of bytes is seen."""
     result = run("""
         import ctypes
-        from nvme_async import _fio
+        from nvme_async.native import _fio
         data = bytes(100)
         view = ctypes.pythonapi.PyMemoryView_FromMemory
         view.restype, view.argtypes = ctypes.py_object, [ctypes.c_char_p, ctypes.c_ssize_t, ctypes.c_int]

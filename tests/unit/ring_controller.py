@@ -11,10 +11,10 @@ import asyncio
 import os
 import struct
 
-from nvme_async._hotpath import AddressMap, BounceCache, QueuePair, queue_memory
-from nvme_async._mmio import Mmio
 from nvme_async.dma import Pool
 from nvme_async.driver.pcie.loop_queue import error_from
+from nvme_async.native._hotpath import AddressMap, BounceCache, QueuePair, queue_memory
+from nvme_async.native._mmio import Mmio
 from nvme_async.spec import commands
 
 PAGE = 4096

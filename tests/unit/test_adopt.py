@@ -12,11 +12,11 @@ import struct
 import pytest
 from ring_controller import RingController
 
-from nvme_async import _hotpath
-from nvme_async._hotpath import AddressMap, BounceCache, QueuePair
 from nvme_async.dma import Pool
 from nvme_async.driver.pcie.loop_queue import error_from
 from nvme_async.errors import HandedOver, LbaOutOfRange
+from nvme_async.native import _hotpath
+from nvme_async.native._hotpath import AddressMap, BounceCache, QueuePair
 from nvme_async.spec import commands
 
 FREE, ARMED, DONE = 0, 1, 2

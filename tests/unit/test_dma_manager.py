@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from nvme_async._dma import Pool
 from nvme_async.dma.manager import DmaManager, Policy, Unclaimed
 from nvme_async.errors import ConfigurationError, InvalidSavedState, OutOfDmaMemory
+from nvme_async.native._dma import Pool
 
 MIB = 1 << 20
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvme_async._fio import Histogram
 from nvme_async.fio import output_json, output_terse, output_text
 from nvme_async.fio.stats import DirectionStats, JobStats, Samples, SteadyStateResult, merge_groups
+from nvme_async.native._fio import Histogram
 
 DATA = Path(__file__).parent.parent / "data"
 SAMPLE = json.loads((DATA / "fio-3.33.json").read_text())

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvme_async._fio import Batch, Generator, Recorder, Slot, clock_ns, crc32c, fill_random, xxh64
 from nvme_async.fio.eta import EtaLine, eta_line, run_string
 from nvme_async.fio.pacing import Claims, Gate
 from nvme_async.fio.parsers import SteadyState
 from nvme_async.fio.steadystate import SteadyStateWatch
+from nvme_async.native._fio import Batch, Generator, Recorder, Slot, clock_ns, crc32c, fill_random, xxh64
 
 SIZES = (((4096, 1.0),),) * 3
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvme_async._dma import Pool
 from nvme_async.errors import InvalidSavedState
 from nvme_async.keepalive import manifest, state
 from nvme_async.keepalive.state import State
+from nvme_async.native._dma import Pool
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = sorted(DATA.glob("keepalive-state-*.json"))

@@ -574,9 +574,9 @@ def test_too_many_connections_are_refused_with_the_reason(
 
 
 def test_a_deposit_has_a_limit(path: str, client: KeeperClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nvme_async.keepalive.keeper import deposits
+    from nvme_async.keepalive.keeper import ledger
 
-    monkeypatch.setattr(deposits, "MAX_DEPOSITS", 3)
+    monkeypatch.setattr(ledger, "MAX_DEPOSITS", 3)
     own = str(Path(path).parent / "own.sock")
     keeper = Keeper(listen(own))
     thread = threading.Thread(target=keeper.run)

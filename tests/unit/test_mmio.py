@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nvme_async._mmio import Mmio
+from nvme_async.native._mmio import Mmio
 
 
 @pytest.fixture

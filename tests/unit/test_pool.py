@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nvme_async._dma import MAX_TEXT_BYTES, DmaBuffer, Pool, Slot
 from nvme_async.errors import InvalidSavedState, NvmeError, OutOfDmaMemory
+from nvme_async.native._dma import MAX_TEXT_BYTES, DmaBuffer, Pool, Slot
 
 IOVA = 0x1_0000_0000
 PAGE = 4096

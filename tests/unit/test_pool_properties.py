@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from nvme_async._dma import DmaBuffer, Pool
 from nvme_async.errors import OutOfDmaMemory
+from nvme_async.native._dma import DmaBuffer, Pool
 
 PAGE = 4096
 PAGES = 40

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvme_async._hotpath import build_prp, list_bytes
+from nvme_async.native._hotpath import build_prp, list_bytes
 
 PAGE = 4096
 POISON = 0xDEADBEEFDEADBEEF

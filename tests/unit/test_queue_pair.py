@@ -9,8 +9,8 @@ import struct
 import pytest
 from ring_controller import PAGE, flush, started
 
-from nvme_async import _hotpath
 from nvme_async.errors import CommandError, LbaOutOfRange
+from nvme_async.native import _hotpath
 from nvme_async.spec import commands
 
 

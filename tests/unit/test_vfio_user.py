@@ -37,7 +37,6 @@ from fake_vfio_user import (
     Message,
 )
 
-from nvme_async._dma import Pool
 from nvme_async.device import Device, DeviceIds, open_device, parse_uri, resume_device
 from nvme_async.device.vfio_user import VfioUserDevice
 from nvme_async.device.vfio_user_protocol import Command
@@ -49,6 +48,7 @@ from nvme_async.errors import (
     DeviceError,
     InvalidSavedState,
 )
+from nvme_async.native._dma import Pool
 
 
 def open_fds() -> set[str]:

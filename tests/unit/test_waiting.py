@@ -14,7 +14,7 @@ import pytest
 from forking import in_child
 from ring_controller import flush, started
 
-from nvme_async import _hotpath
+from nvme_async.native import _hotpath
 
 PASSES = 10  # of the loop: more than a command waits for without a Future
 

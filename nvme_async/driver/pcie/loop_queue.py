@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from nvme_async import _hotpath
 from nvme_async.errors import CommandTimeout, NvmeError, command_error
+from nvme_async.native import _hotpath
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.opcodes import Direction, command_name

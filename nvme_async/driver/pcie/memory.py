@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from nvme_async._hotpath import AddressMap, address_of, byte_view
 from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.dma.backing import shared_backing
 from nvme_async.dma.manager import DmaClient, DmaManager, Policy
 from nvme_async.errors import ConfigurationError, DeviceError, OutOfDmaMemory
+from nvme_async.native._hotpath import AddressMap, address_of, byte_view
 
 # Above everything that a 32-bit device or a platform's reserved windows (MSI at FEE0_0000h) claim.
 FIRST_IOVA = 0x1_0000_0000

@@ -12,10 +12,10 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from nvme_async import _hotpath
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.pcie.loop_queue import LoopQueue, error_from
 from nvme_async.errors import CommandError, ControllerError, ControllerFatal, NvmeError
+from nvme_async.native import _hotpath
 from nvme_async.spec import commands
 from nvme_async.spec.registers import cq_doorbell, sq_doorbell
 from nvme_async.spec.status import status_text

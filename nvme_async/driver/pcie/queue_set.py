@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nvme_async import _hotpath
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.queue_creation import QueueMaker
@@ -26,6 +25,7 @@ from nvme_async.errors import (
     OutOfDmaMemory,
     QueueShutdown,
 )
+from nvme_async.native import _hotpath
 from nvme_async.runtime.tasks import finish
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
@@ -136,7 +136,7 @@ class QueueSet:
             if queue is not None:
                 self.io[loop] = queue
                 queue.worker = worker
-                controller.note()
+                controller.changed()
                 if loop is controller.loop:
                     self.adopt(queue)
             return queue
@@ -156,7 +156,7 @@ class QueueSet:
         self.unsettled.append(queue)
         try:
             # Known to a successor before the controller knows it.
-            controller.note(strictly=True)
+            controller.changed(strictly=True)
             await self.maker.tell(queue)
         except (CommandError, OutOfDmaMemory):
             self._settle(queue)
@@ -174,7 +174,7 @@ class QueueSet:
         for queue in settled:
             self.unsettled.remove(queue)
         # Before the memory goes: what the saved state tells of has to be there.
-        self._controller.note()
+        self._controller.changed()
         for queue in settled:
             queue.hot.release_all()
             self.maker.forget(queue)
@@ -209,7 +209,7 @@ class QueueSet:
             self.unsettled.append(queue)
             try:
                 # A successor must not take for whole what the controller may know no more.
-                self._controller.note(strictly=True)
+                self._controller.changed(strictly=True)
                 await self.maker.delete(queue)
             except (CommandError, OutOfDmaMemory) as error:
                 # Perhaps half of it is gone: neither used nor tried again before a reset.

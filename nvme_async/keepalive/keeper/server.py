@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from .deposits import Deposits, Process, Refused
+from .ledger import Deposits, Process, Refused
 from .wire import Misbehaved, close_all, receive, send
 
 log = logging.getLogger("keeper")

@@ -1,4 +1,4 @@
-from nvme_async._forked cimport forked_mapping
+from nvme_async.native._forked cimport forked_mapping
 
 
 cdef class Mmio:

@@ -13,7 +13,7 @@ import pytest
 from nvme_async.errors import KeeperError
 from nvme_async.keepalive import config
 from nvme_async.keepalive.bundle import Bundle
-from nvme_async.keepalive.holder import KeeperHolder, SystemdHolder, find_holder
+from nvme_async.keepalive.custodian import KeeperCustodian, SystemdCustodian, find_custodian
 from nvme_async.keepalive.keeper.client import Deposit, KeeperClient
 from nvme_async.keepalive.keeper.process import listen
 from nvme_async.keepalive.keeper.server import Keeper
@@ -60,7 +60,7 @@ def open_descriptors() -> int:
 
 async def test_deposit_take_release_and_drop(keeper: Running, bundle: Bundle) -> None:
     before = open_descriptors()
-    first, second = KeeperHolder(keeper.path), KeeperHolder(keeper.path)
+    first, second = KeeperCustodian(keeper.path), KeeperCustodian(keeper.path)
     assert first.words == f"keeper {keeper.path}"
     assert await first.take(URI) is None
     with pytest.raises(KeeperError, match="belongs to"):
@@ -86,7 +86,7 @@ async def test_deposit_take_release_and_drop(keeper: Running, bundle: Bundle) ->
 
 
 async def test_a_successor_may_wait_and_stop_waiting(keeper: Running, bundle: Bundle) -> None:
-    first, second = KeeperHolder(keeper.path), KeeperHolder(keeper.path)
+    first, second = KeeperCustodian(keeper.path), KeeperCustodian(keeper.path)
     await first.deposit(bundle)
     waiting = asyncio.create_task(second.take(URI, wait=60))
     while not (keeper.deposits()[0].waiting):
@@ -110,8 +110,8 @@ async def test_a_successor_may_wait_and_stop_waiting(keeper: Running, bundle: Bu
 async def test_a_keeper_that_is_restarted_gets_the_latest_deposit_again(
     keeper: Running, bundle: Bundle, tmp_path: Path
 ) -> None:
-    holder = KeeperHolder(keeper.path)
-    await holder.deposit(bundle)
+    custodian = KeeperCustodian(keeper.path)
+    await custodian.deposit(bundle)
     os.pwrite(bundle.descriptors["pool"], b"next", 0)
     keeper.stop()
     os.unlink(keeper.path)
@@ -120,33 +120,33 @@ async def test_a_keeper_that_is_restarted_gets_the_latest_deposit_again(
     async with asyncio.timeout(20):
         while [(deposit.name, deposit.state, deposit.fds) for deposit in keeper.deposits()] != [(URI, "owned", 2)]:
             await asyncio.sleep(0.02)
-    await holder.release(URI)
+    await custodian.release(URI)
     with KeeperClient(keeper.path) as client:
         fds = client.get(URI)
         assert os.pread(fds["pool"], 10, 0) == b"next"
         for fd in fds.values():
             os.close(fd)
-    holder.close()
+    custodian.close()
 
 
 async def test_a_keeper_that_is_not_there(tmp_path: Path, bundle: Bundle) -> None:
-    holder = KeeperHolder(str(tmp_path / "nothing"))
+    custodian = KeeperCustodian(str(tmp_path / "nothing"))
     with pytest.raises(KeeperError, match="no keeper"):
-        await holder.take(URI)
+        await custodian.take(URI)
     with pytest.raises(KeeperError, match="no keeper"):
-        await holder.deposit(bundle)
-    holder.close()
+        await custodian.deposit(bundle)
+    custodian.close()
 
 
 async def test_which_holder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "command_line", config.CommandLine())
-    assert find_holder(None) is None
-    assert find_holder("none") is None
-    assert isinstance(find_holder("systemd"), SystemdHolder)
-    path = find_holder("/run/k.sock")
-    assert isinstance(path, KeeperHolder)
+    assert find_custodian(None) is None
+    assert find_custodian("none") is None
+    assert isinstance(find_custodian("systemd"), SystemdCustodian)
+    path = find_custodian("/run/k.sock")
+    assert isinstance(path, KeeperCustodian)
     config.command_line.keeper = "/run/other.sock"
-    other = find_holder(None)
-    assert isinstance(other, KeeperHolder)
+    other = find_custodian(None)
+    assert isinstance(other, KeeperCustodian)
     assert other.path == "/run/other.sock"
-    assert find_holder("none") is None
+    assert find_custodian("none") is None

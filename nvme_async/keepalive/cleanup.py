@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
 
 from nvme_async.dma import Pool, Slot
+from nvme_async.dma.manager import DmaManager
+from nvme_async.driver.controller import Controller
 from nvme_async.errors import CommandError, NvmeError
 from nvme_async.keepalive import manifest
+from nvme_async.keepalive.adopted import AdoptedCommands
 from nvme_async.keepalive.state import State
 from nvme_async.spec import commands
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
 
 log = logging.getLogger("nvme_async")
 
@@ -23,11 +22,12 @@ _FIRST_LOOK = 0.0005
 _LAST_LOOK = 0.05
 
 
-class Settlement:
+class PredecessorCleanup:
     """Of one restored controller, on its home loop; ends by itself, or with stop()."""
 
-    def __init__(self, controller: Controller, state: State) -> None:
+    def __init__(self, controller: Controller, adopted: AdoptedCommands, state: State) -> None:
         self._controller = controller
+        self._adopted = adopted
         self._state = state
         self._task: asyncio.Task[None] | None = None
         assert controller.memory is not None
@@ -37,8 +37,7 @@ class Settlement:
         """After the predecessor's commands were adopted."""
         self._free_what_nobody_used()
         self._controller.queues.inherited = {queue.qid: queue for queue in self._state.unsettled}
-        self._controller.settlement = self
-        self._task = self._controller.loop.create_task(self._run(), name=f"{self._controller.uri} settlement")
+        self._task = self._controller.loop.create_task(self._run(), name=f"{self._controller.uri} cleanup")
 
     async def wait(self) -> None:
         """Until all is tidy, or the controller is no more."""
@@ -54,10 +53,10 @@ class Settlement:
     async def _run(self) -> None:
         controller = self._controller
         try:
-            await self._until(lambda: not controller.adopted.draining)
+            await self._until(lambda: not self._adopted.draining)
             if controller.memory is not None:
                 controller.memory.forget_inherited()
-            await self._until(lambda: controller.adopted.settled)
+            await self._until(lambda: self._adopted.settled)
             for qid in list(controller.queues.inherited):
                 await self._undo(qid)
         except NvmeError as error:
@@ -89,7 +88,7 @@ class Settlement:
             if slot.owner in (f"queue {qid}", f"bounce {qid}") and slot.state == "pending-restore":
                 self._pool.reclaim(slot.offset)
         controller.queues.give_back(qid)
-        controller.note()
+        controller.changed()
 
     def _free_what_nobody_used(self) -> None:
         """Memory that the predecessor had taken for something which the controller was never told
@@ -115,16 +114,15 @@ def _pending(pool: Pool) -> list[Slot]:
     return [slot for slot in pool.slots() if slot.state == "pending-restore"]
 
 
-def validate(controller: Controller) -> list[Slot]:
+def validate(uri: str, manager: DmaManager) -> list[Slot]:
     """What nobody claimed; its pages stay out of use from now on, for a controller might still
     write there.
     """
-    assert controller.memory is not None
-    unclaimed = controller.memory.manager.validate_restore()
+    unclaimed = manager.validate_restore()
     for one in unclaimed:
         log.warning(
             "%s: %d bytes at %#x of %s are leaked: nobody claimed what the predecessor had there as %r",
-            controller.uri,
+            uri,
             one.slot.nbytes,
             one.slot.offset,
             one.client,

@@ -6,16 +6,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from nvme_async.errors import KeeperError, NvmeError
-from nvme_async.keepalive.holder import Holder
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
+from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.custodian import Custodian
 
 log = logging.getLogger("nvme_async")
+
+
+class Deposited(Protocol):
+    """A controller, as far as its deposit is concerned."""
+
+    uri: str
+    loop: asyncio.AbstractEventLoop
+    on_bundle_changed: Callable[[], None] | None
+
+    @property
+    def keepalive(self) -> bool: ...
+
+    def bundle(self) -> Bundle: ...
 
 
 class Depositor:
@@ -26,7 +37,7 @@ class Depositor:
     this process until end() or pass_on().
     """
 
-    def __init__(self, controller: Controller, holder: Holder) -> None:
+    def __init__(self, controller: Deposited, holder: Custodian) -> None:
         self._controller = controller
         self._holder = holder
         self._task: asyncio.Task[None] | None = None

@@ -7,9 +7,9 @@ from typing import Any, TypeVar, final
 
 from typing_extensions import Buffer
 
-from nvme_async._mmio import Mmio
 from nvme_async.dma import DmaBuffer
 from nvme_async.errors import NvmeError
+from nvme_async.native._mmio import Mmio
 
 MODES: dict[str, int]
 _A = TypeVar("_A", bound=AdoptedCommand)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0  # seconds between attempts to reach a keeper again
 
 
-class Holder(Protocol):
+class Custodian(Protocol):
     """For one controller, on its home loop; one call at a time. Every call is bounded by some
     seconds and raises KeeperError.
     """
@@ -60,7 +60,7 @@ def _put(bundle: Bundle, client: KeeperClient) -> None:
     client.put(bundle.uri, bundle.descriptors)
 
 
-class KeeperHolder:
+class KeeperCustodian:
     """A keeper at a socket. Should the keeper be restarted, it is reached again and given the
     latest deposit.
     """
@@ -150,7 +150,7 @@ class KeeperHolder:
         if older is not None:
             older.close()
 
-    # -- Holder ------------------------------------------------------------------------------------
+    # -- Custodian ------------------------------------------------------------------------------------
 
     async def take(self, uri: str, wait: float = 0.0) -> Bundle | None:
         descriptors = await self._call(lambda client: client.get(uri, wait=wait))
@@ -188,7 +188,7 @@ class KeeperHolder:
             self._client = None
 
 
-class SystemdHolder:
+class SystemdCustodian:
     """The descriptor store of this service."""
 
     words = "systemd's descriptor store"
@@ -215,13 +215,13 @@ class SystemdHolder:
         pass
 
 
-def find_holder(keeper: str | None) -> Holder | None:
+def find_custodian(keeper: str | None) -> Custodian | None:
     """keeper: a socket's path, "systemd", or "none"; None: what the command line said, else
     systemd's store if this service has one.
     """
     keeper = config.command_line.keeper if keeper is None else keeper
     if keeper is None:
-        return SystemdHolder() if systemd.store().available else None
+        return SystemdCustodian() if systemd.store().available else None
     if keeper == "none":
         return None
-    return SystemdHolder() if keeper == "systemd" else KeeperHolder(keeper)
+    return SystemdCustodian() if keeper == "systemd" else KeeperCustodian(keeper)

@@ -10,10 +10,8 @@ from typing import Any
 
 import attrs
 
-from nvme_async import _hotpath
 from nvme_async.device import Device, resume_device
 from nvme_async.dma import DmaBuffer, Pool
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.opening import open_device_async
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.registers import Registers
@@ -22,7 +20,9 @@ from nvme_async.keepalive import manifest
 from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.state import State
+from nvme_async.native import _hotpath
 from nvme_async.runtime.tasks import in_thread
 
 log = logging.getLogger("nvme_async")

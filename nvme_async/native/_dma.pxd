@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from nvme_async._forked cimport forked_mapping
+from nvme_async.native._forked cimport forked_mapping
 
 cdef extern from "dma/pool.h" nogil:
     ctypedef struct pool_header "struct pool_header":

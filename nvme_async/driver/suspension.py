@@ -1,0 +1,114 @@
+"""KeepaliveOptions a controller still while it runs on, for another process to continue with it.
+
+    suspend   no new work; what was posted is rung; from then on nothing of this process touches the
+              queues' memory, doorbells or interrupts
+    resume    back to service
+    release   another process has the controller: waiters end with HandedOver, and every object of this
+              process that could touch the controller is dropped
+
+Commands in flight are not waited for. On the controller's home loop, with its lock held from suspend to
+resume or release.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.pcie.memory import let_go as let_go_of_pools
+from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
+from nvme_async.native import _hotpath
+
+log = logging.getLogger("nvme_async")
+
+_lent: list[Any] = []
+"""Requests whose memory is this process's own and that the controller may still reach: kept until the
+process ends."""
+
+
+async def suspend(controller: Controller, record: Callable[[], None]) -> None:
+    """Stops every queue pair, each in its own thread, and calls record() once nothing moves any more.
+
+    If any of that fails, service has resumed when this raises.
+    """
+    assert controller.memory is not None
+    controller.state = "saving"
+    try:
+        await controller.recovery.stop()  # the watchdog will find late commands again
+        queues = controller.queues.all()
+        # The home loop's own first and at once, others at the same time.
+        results = await asyncio.gather(
+            *(controller.on_owner(queue, lambda queue=queue: queue.freeze()) for queue in queues),  # type: ignore[misc]
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        if controller.state != "saving":
+            raise controller.failure or QueueShutdown(f"{controller.uri}: the controller is {controller.state}")
+        record()
+        for pool in controller.memory.pools:
+            pool.pause()
+        await controller._call(lambda: controller.device.park(True))
+    except BaseException as error:
+        log.warning("%s: the save failed, service goes on: %r", controller.uri, error)
+        await resume(controller)
+        raise
+
+
+async def resume(controller: Controller) -> None:
+    """Service continues where suspend() stopped it."""
+    queues = controller.queues
+    controller.device.park(False)
+    for pool in controller.memory.pools if controller.memory is not None else ():
+        pool.resume()
+
+    def thaw(queue: LoopQueue) -> None:
+        queue.thaw()
+        queue.hot.hold(bool(queue.qid) and queues.held)
+
+    for queue in queues.all():
+        try:
+            await controller.on_owner(queue, lambda queue=queue: thaw(queue))  # type: ignore[misc]
+        except NvmeError as error:
+            log.warning("%s: queue %d: %s", controller.uri, queue.qid, error)
+            if queue.loop.is_running():
+                # Its loop is stuck, and runs this when it continues.
+                queue.loop.call_soon_threadsafe(thaw, queue)
+    if controller.state == "saving":
+        controller.state = "ready"
+    controller.changed()
+
+
+async def release(controller: Controller) -> None:
+    """Another process has the controller, or will have it. Touches neither the controller nor the pool."""
+    controller.state = "handed over"
+    sent = HandedOver(f"{controller.uri}: handed over to a successor, which gets the command's result", sent=True)
+    unsent = HandedOver(f"{controller.uri}: handed over to a successor; the command was not sent")
+    for namespace in controller.namespaces.values():
+        namespace._set_gone(unsent)
+    controller.watch(False)
+    memory, queues = controller.memory, controller.queues
+    pools = memory.detach() if memory is not None else []
+
+    def end(queue: LoopQueue) -> None:
+        queue.deaf()
+        _lent.extend(_hotpath.hand_over(queue.hot, sent, unsent))
+
+    for queue in queues.all():
+        try:
+            await controller.on_owner(queue, lambda queue=queue: end(queue))  # type: ignore[misc]
+        except NvmeError as error:
+            log.warning("%s: queue %d: %s", controller.uri, queue.qid, error)
+    queues.forget_all()
+    await controller.recovery.stop()
+    await controller.listener.stop()
+    await controller.stop_background_work()
+    controller.listener.end()
+    controller.device.detach()
+    queues.maker.close_vectors()
+    let_go_of_pools(pools)

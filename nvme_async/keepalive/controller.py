@@ -1,0 +1,53 @@
+"""nvme_async.Controller: the driver's controller, and the ways to hand it to another process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from nvme_async.keepalive import execute, saving
+from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.kept import KeptController
+from nvme_async.keepalive.offer import Offer
+from nvme_async.runtime.tasks import finish
+
+
+class Controller(KeptController):
+    __doc__ = (
+        KeptController.__mro__[1].__doc__ or ""
+    ) + "    adopted, decision, on_bundle_changed: see KeptController.\n"
+
+    async def save(self) -> Bundle:
+        """Lets go of the running controller: its queues, and the commands in flight, stay as they are for the
+        process that restores the bundle.
+
+        Waiters end with HandedOver. Doesn't wait for the commands in flight. If it fails, the exception says why
+        and service goes on. Raises as bundle() does; ControllerError when the controller has failed;
+        ControllerTimeout when a loop that uses it is stuck.
+        """
+        return await self.at_home(lambda: finish(lambda: saving.save(self)))
+
+    async def exec(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
+        """Becomes another program, under the same process id, while the controller runs on; the program opens the
+        same URI. Doesn't return.
+
+        argv: as for os.execvp(). env: its environment, by default this one's. See nvme_async.keepalive.execute
+            for what is raised, and for several controllers.
+        """
+        await self.at_home(lambda: execute.execute([self], argv, env))
+        raise AssertionError("execve() has returned")
+
+    def handover(self, where: str | os.PathLike[str] | socket.socket) -> Offer:
+        """Offers the running controller to a successor that calls nvme_async.take_over(where):
+
+            async with controller.handover("/run/drive.sock") as offer:
+                await offer          # until a successor has taken over
+
+        where: the path of a Unix socket to listen on, or a connected one. Service goes on until the successor is
+            ready, and again if it fails. Leaving the block before a successor came withdraws the offer. A
+            controller without keepalive is shut down cleanly once a successor came, which then brings it up
+            afresh.
+        """
+        return Offer(self, where)

@@ -1,0 +1,86 @@
+"""Messages between the two processes of a hand-over.
+
+On a Unix stream socket; every message is a length (4 bytes, little endian) and a JSON object.
+
+    successor    {"hello": 1, "pid": …, "keepalive": true}
+    predecessor  {"offer": "live", "uri": …, "direct": …} and a bundle (bundle.py),
+                 or {"offer": "fresh", …} after a clean shutdown
+    successor    {"ready": true}                  it has mapped the pool and read the saved state
+    predecessor  {"go": {"frozen": seconds}}      queues are still and rung, the saved state is final;
+                 or {"withdrawn": reason}
+    successor    {"taken": true}                  or {"refused": reason, "touched": …}
+
+Until "go" the predecessor serves. From "go" to "taken" it touches nothing; after "refused" without "touched" it
+serves again. If the successor ends in between, or refuses after it had begun, what it did is unknown: then the
+predecessor resets the controller and goes on (commands that can be sent again are).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from typing import Any
+
+from nvme_async.errors import ControllerTimeout
+
+VERSION = 1
+READY_SECONDS = 30.0
+"""For each step during which both sides may still serve."""
+TAKEN_SECONDS = 10.0
+"""From "go" to "taken"."""
+
+_LENGTH = struct.Struct("<I")
+_MOST = 1 << 20
+
+
+class Wire:
+    """Messages on one socket. On the loop that made it; owner of the socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+        self._loop = asyncio.get_running_loop()
+
+    async def send(self, **message: Any) -> None:
+        data = json.dumps(message).encode()
+        async with asyncio.timeout(READY_SECONDS):
+            await self._loop.sock_sendall(self.socket, _LENGTH.pack(len(data)) + data)
+
+    def send_now(self, **message: Any) -> None:
+        """send() without a wait: for a message that fits the socket's buffer, which is empty
+        between question and answer.
+        """
+        data = json.dumps(message).encode()
+        self.socket.send(_LENGTH.pack(len(data)) + data, socket.MSG_NOSIGNAL)
+
+    async def receive(self, seconds: float) -> dict[str, Any]:
+        """The next message. ConnectionError when the other side has gone, ControllerTimeout."""
+        try:
+            async with asyncio.timeout(seconds):
+                (length,) = _LENGTH.unpack(await self._exactly(_LENGTH.size))
+                if length > _MOST:
+                    raise ConnectionError(
+                        f"a message of {length} bytes: the other side of the hand-over speaks something else"
+                    )
+                message = json.loads(await self._exactly(length))
+        except TimeoutError:
+            raise ControllerTimeout(f"the other side of the hand-over said nothing for {seconds:g} s") from None
+        except ValueError as error:
+            raise ConnectionError(f"the other side of the hand-over speaks something else: {error}") from None
+        if not isinstance(message, dict):
+            raise ConnectionError("the other side of the hand-over speaks something else")
+        return message
+
+    async def _exactly(self, nbytes: int) -> bytes:
+        data = b""
+        while len(data) < nbytes:
+            part = await self._loop.sock_recv(self.socket, nbytes - len(data))
+            if not part:
+                raise ConnectionResetError("the other side of the hand-over has gone")
+            data += part
+        return data
+
+    def close(self) -> None:
+        self.socket.close()

@@ -1,0 +1,161 @@
+"""A controller that another process can continue with: the saved state, and memory that outlives this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nvme_async.device import Device
+from nvme_async.dma import DmaBuffer, Slot
+from nvme_async.driver.controller import Controller as DriverController
+from nvme_async.driver.options import Options
+from nvme_async.errors import ConfigurationError, QueueShutdown
+from nvme_async.keepalive import cleanup
+from nvme_async.keepalive.adopted import AdoptedCommands
+from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.config import Decision
+from nvme_async.keepalive.depositor import Depositor
+from nvme_async.keepalive.manifest import Manifest, Recorder
+from nvme_async.keepalive.state import Phase, State
+
+
+class KeptController(DriverController):
+    """The driver's controller, with its hooks filled in. On the controller's home loop, unless said otherwise.
+
+    Attributes:
+        adopted: the commands that a predecessor left; empty after a fresh bring-up.
+        settings, decision: whether keepalive runs and why, and the same as text; None and empty before it was
+            decided.
+        on_bundle_changed: called on the home loop when bundle() has become something else: after the bring-up,
+            and when there is none any more because the controller was closed, has failed or was handed over.
+        recorder: keeps the saved state up to date, with options.keepalive.
+        depositor: keeps a copy of the descriptors with a custodian.
+    """
+
+    def __init__(self, device: Device, options: Options) -> None:
+        super().__init__(device, options)
+        self.adopted = AdoptedCommands()
+        self.decision = ""
+        self.on_bundle_changed: Callable[[], None] | None = None
+        self.cleanup: cleanup.PredecessorCleanup | None = None
+        self.recorder: Recorder | None = None
+        self.depositor: Depositor | None = None
+        self.settings: Decision | None = None
+
+    @property
+    def keepalive(self) -> bool:
+        """Can a successor take the running controller over?"""
+        return self.recorder is not None
+
+    def keep(self, manifest: Manifest | None = None, state: State | None = None) -> None:
+        """From here on the saved state is kept up to date: in `manifest`, which held a predecessor's `state`, or
+        in a new one."""
+        assert self.memory is not None
+        self.recorder = Recorder(self, manifest or Manifest(self.memory.pools[0]), self.decision)
+        if state is None:
+            self.recorder.record()
+        else:
+            # What the predecessor wrote is still right in all that a restore needs: the callers whose I/O waits
+            # now come first.
+            self.recorder.inherit(state)
+            self.loop.call_later(0.001, self.changed)
+        self.memory.on_mapped = self.changed
+        self.bundle_changed()
+
+    def bundle_changed(self) -> None:
+        """Notifies the owner of the deposited copy."""
+        if self.on_bundle_changed is not None:
+            self.on_bundle_changed()
+
+    def decided(self, decision: Decision) -> None:
+        """What was decided about keepalive, for inspect() and the saved state."""
+        self.settings, self.decision = decision, str(decision)
+        if self.recorder is not None:
+            self.recorder.decision = self.decision
+        self.changed()
+
+    def bundle(self) -> Bundle:
+        """What a successor needs, as it is now, with descriptors of its own; the caller closes it.
+
+        Raises QueueShutdown when there is nothing to take over (any more), ConfigurationError when the controller
+        was opened without keepalive.
+        """
+        recorder, memory = self.recorder, self.memory
+        if recorder is None or memory is None:
+            if self.state in ("ready", "resetting", "new"):
+                raise ConfigurationError(
+                    f"{self.uri} was opened without keepalive: it cannot be taken over while it runs"
+                )
+            raise QueueShutdown(f"{self.uri}: the controller is {self.state}, there is nothing to take over")
+        descriptors = {"pool": memory.pools[0].fd}
+        descriptors |= {f"device.{name}": fd for name, fd in self.device.descriptors().items()}
+        descriptors |= {f"irq.{vector}": fd for vector, fd in enumerate(self.queues.maker.event_fds)}
+        return Bundle.of(self.uri, recorder.manifest.body, descriptors)
+
+    # -- hooks of the driver -----------------------------------------------------------------------
+
+    def brought_up(self) -> None:
+        if self.options.keepalive:
+            self.keep()
+
+    def changed(self, *, strictly: bool = False) -> None:
+        if self.recorder is None:
+            return
+        # Whatever changes during a reset, no other process can go on with the controller before its end.
+        phase: Phase = "resetting" if self.state == "resetting" else "live"
+        self.recorder.record(phase) if strictly else self.recorder.note(phase)
+
+    def became_unusable(self) -> None:
+        recorder, self.recorder = self.recorder, None
+        if recorder is not None:
+            recorder.note("closing" if self.state == "closing" else "failed")
+            self.bundle_changed()
+
+    async def stop_background_work(self) -> None:
+        if self.cleanup is not None:
+            await self.cleanup.stop()
+
+    async def closed(self) -> None:
+        if self.depositor is not None:
+            await self.depositor.end()
+
+    def inspect_hooks(self) -> dict[str, Any]:
+        return {
+            "keepalive": {
+                "on": self.keepalive,
+                "decision": self.decision,
+                "settings": self.settings.inspect() if self.settings else None,
+                "saved": self.recorder.manifest.sequence if self.recorder else 0,
+                "adopted": self.adopted.inspect(),
+            }
+        }
+
+    # -- a predecessor's memory --------------------------------------------------------------------
+
+    def unclaimed(self) -> list[Slot]:
+        """A predecessor's memory that its alloc() gave out and that this process has not claimed yet, by offset;
+        tags as given to alloc().
+        """
+        slots = [slot for pool in (self.memory.pools if self.memory is not None else ()) for slot in pool.slots()]
+        return [slot for slot in slots if slot.owner == "application" and slot.state == "pending-restore"]
+
+    def claim(self, slot: Slot) -> DmaBuffer:
+        """One of unclaimed(): from here on as if this process had allocated it.
+
+        Don't free it before the commands in `adopted` that use it are finished.
+        """
+        if self.memory is None or not self.memory.pools:
+            raise self.not_here()
+        return self.memory.pools[0].claim(slot.offset)
+
+    async def validate_restore(self) -> list[Slot]:
+        """After everything was claimed: what was not. Its pages stay out of use until the controller's next
+        bring-up.
+
+        Waits until the predecessor's commands are over and its half-made queue pairs are gone.
+        """
+        if self.cleanup is not None:
+            await self.cleanup.wait()
+        if self.memory is None or not self.memory.pools:
+            raise self.not_here()
+        return cleanup.validate(self.uri, self.memory.manager)

@@ -1,0 +1,191 @@
+"""The predecessor's side of a hand-over: offers a running controller until a successor has taken it over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import Generator
+from types import TracebackType
+from typing import Any, Self
+
+from nvme_async.errors import ConfigurationError, ControllerGone, ControllerTimeout, NvmeError, RestoreRefused
+from nvme_async.keepalive import saving
+from nvme_async.keepalive.bundle import send_bundle
+from nvme_async.keepalive.handover_wire import READY_SECONDS, TAKEN_SECONDS, VERSION, Wire
+from nvme_async.keepalive.kept import KeptController
+from nvme_async.runtime.sockets import ListeningSocket
+from nvme_async.runtime.tasks import finish, in_thread
+
+log = logging.getLogger("nvme_async")
+
+
+class Offer:
+    """What controller.handover() returns: an async context manager, awaitable within: until a
+        successor has taken over.
+
+    Attributes:
+        taken: a successor has the controller.
+        failures: attempts that came to nothing, as exceptions.
+    """
+
+    def __init__(self, controller: KeptController, where: str | os.PathLike[str] | socket.socket) -> None:
+        self._controller = controller
+        self._where = where
+        self._task: asyncio.Task[None] | None = None
+        self._listening: ListeningSocket | None = None
+        self._committing = asyncio.Lock()  # held while a successor may have it
+        self.failures: list[BaseException] = []
+        self.taken = False
+
+    async def __aenter__(self) -> Self:
+        if isinstance(self._where, socket.socket):
+            self._task = asyncio.create_task(self._one(Wire(self._where), again=False))
+        else:
+            self._listen(self._where)
+            self._task = asyncio.create_task(self._serve(self._where))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._task is not None
+        async with self._committing:
+            self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> None:
+        """Until a successor has taken over. On a connected socket: raises what kept it from that."""
+        if self._task is None:
+            raise ConfigurationError("an offer is to be entered first: async with controller.handover(…) as offer")
+        await asyncio.shield(self._task)
+
+    async def _serve(self, path: str | os.PathLike[str]) -> None:
+        try:
+            while not self.taken:
+                sock, _ = await asyncio.get_running_loop().sock_accept((self._listening or self._listen(path)).socket)
+                await self._one(Wire(sock), again=True)
+        finally:
+            self._stop_listening()
+
+    def _listen(self, path: str | os.PathLike[str]) -> ListeningSocket:
+        self._listening = ListeningSocket(path)
+        self._listening.socket.setblocking(False)
+        return self._listening
+
+    def _stop_listening(self) -> None:
+        """Before the controller is another's: who then offers it at the same path, and is not to
+        find it taken or have it removed.
+        """
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.unlink()
+
+    async def _one(self, wire: Wire, *, again: bool) -> None:
+        """One successor. again: others may try if it fails, as long as there is something to hand
+        over.
+        """
+        try:
+            _check_peer(wire.socket)
+            hello = await wire.receive(READY_SECONDS)
+            if hello.get("hello") != VERSION:
+                await wire.send(withdrawn=f"this side speaks version {VERSION}")
+                raise ConfigurationError(f"a successor that speaks version {hello.get('hello')} of the hand-over")
+            if self._controller.keepalive and hello.get("keepalive") is True:
+                pid = hello.get("pid")
+                await self._live(wire, pid if isinstance(pid, int) and pid > 0 else None)
+            else:
+                await self._fresh(wire)
+        except (NvmeError, OSError) as error:
+            self.failures.append(error)
+            log.warning("%s: a hand-over came to nothing: %s", self._controller.uri, error)
+            if not again or self._controller.state != "ready":
+                raise
+        finally:
+            wire.close()
+
+    async def _fresh(self, wire: Wire) -> None:
+        """Without keepalive: shut down cleanly, and let the successor bring it up."""
+        controller = self._controller
+        async with self._committing:
+            self._stop_listening()
+            await controller.close()
+            self.taken = True
+            await wire.send(offer="fresh", uri=controller.uri)
+
+    async def _live(self, wire: Wire, successor_pid: int | None) -> None:
+        controller = self._controller
+        await wire.send(offer="live", uri=controller.uri, direct=controller.device.direct)
+        with controller.bundle() as bundle:
+            await in_thread(lambda: send_bundle(wire.socket, bundle, timeout=READY_SECONDS))
+        answer = await wire.receive(READY_SECONDS)
+        if not answer.get("ready"):
+            raise RestoreRefused(f"the successor refused: {answer.get('refused', 'no reason given')}")
+        async with self._committing:
+            self._stop_listening()
+            await finish(lambda: self._commit(wire, successor_pid))
+
+    async def _commit(self, wire: Wire, successor_pid: int | None) -> None:
+        """From "ready" to the end. Goes on where it was if it is called again: see finish()."""
+        controller = self._controller
+        async with controller._lock:
+            if controller.state != "handed over":
+                if controller.state != "saving":
+                    await self._go(wire)
+                answer = await self._answer(wire)
+                self.taken = bool(answer.get("taken"))
+            if self.taken:
+                await saving.release(controller)
+                if controller.depositor is not None:
+                    if successor_pid is None:
+                        await controller.depositor.end()
+                    else:
+                        await controller.depositor.pass_on(successor_pid)
+                return
+            await saving.resume(controller)
+        reason = f"the successor refused: {answer.get('refused', 'no reason given')}"
+        if answer.get("touched", True):
+            await controller.reset(reason)
+        raise RestoreRefused(reason)
+
+    async def _go(self, wire: Wire) -> None:
+        controller = self._controller
+        if controller.depositor is not None:
+            # From here on there is a second process that may drive it; a third must not find it
+            # with the keeper.
+            await controller.depositor.suspend()
+        try:
+            await saving.suspend(controller)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                wire.send_now(withdrawn=str(error) or repr(error))
+            raise
+        try:
+            wire.send_now(go={"frozen": time.monotonic()})
+        except OSError as error:
+            await saving.resume(controller)
+            raise ControllerGone(f"the successor has gone: {error}") from error
+
+    async def _answer(self, wire: Wire) -> dict[str, Any]:
+        try:
+            return await wire.receive(TAKEN_SECONDS)
+        except ControllerTimeout as error:
+            # It lives and has the controller; two drivers would be worse than a slow one.
+            log.warning("%s: %s; it has the controller", self._controller.uri, error)
+            return {"taken": True}
+        except OSError:
+            return {"refused": "it ended while taking over", "touched": True}
+
+
+def _check_peer(sock: socket.socket) -> None:
+    """Descriptors of a controller go to the same user only, or to root."""
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (os.geteuid(), 0):
+        raise ConfigurationError(f"a successor of user {uid} asked for a controller of user {os.geteuid()}")

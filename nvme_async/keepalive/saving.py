@@ -1,0 +1,61 @@
+"""The predecessor's half: saving a running controller, and letting go of it or going on.
+
+On the controller's home loop, with its lock held from suspend to resume or release.
+"""
+
+from __future__ import annotations
+
+from nvme_async.driver import suspension
+from nvme_async.errors import QueueShutdown
+from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.kept import KeptController
+
+
+async def save(controller: KeptController) -> Bundle:
+    """See Controller.save()."""
+    async with controller._lock:
+        await suspend(controller)
+        try:
+            saved = controller.bundle()
+        except BaseException:
+            await resume(controller)
+            raise
+        await release(controller)
+        return saved
+
+
+def check_ready(controller: KeptController) -> None:
+    """Raises why the controller cannot be saved now."""
+    if controller.state == "failed":
+        raise controller.failure or QueueShutdown(f"{controller.uri}: the controller has failed")
+    if controller.recorder is None:
+        controller.bundle().close()  # raises, and says why
+    if controller.state != "ready":
+        raise QueueShutdown(f"{controller.uri}: the controller is {controller.state}")
+
+
+async def suspend(controller: KeptController) -> None:
+    """Stops the controller's queues and writes the saved state. If that fails, service has resumed
+    when this raises."""
+    check_ready(controller)
+    recorder = controller.recorder
+    assert recorder is not None
+    try:
+        await suspension.suspend(controller, lambda: recorder.record(quiesced=True))
+    except BaseException:
+        controller.bundle_changed()
+        raise
+
+
+async def resume(controller: KeptController) -> None:
+    """No successor took over: service continues."""
+    await suspension.resume(controller)
+    controller.bundle_changed()  # it may be deposited again
+
+
+async def release(controller: KeptController) -> None:
+    """A successor has the controller, or will have it."""
+    controller.recorder = None
+    controller.adopted.on_drained = None
+    await suspension.release(controller)
+    controller.bundle_changed()

@@ -1,0 +1,99 @@
+"""The successor's side of a hand-over: takes a running controller over from the process that offers it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from typing import Any
+
+from nvme_async.driver.opening import open_controller
+from nvme_async.driver.options import Options
+from nvme_async.errors import ControllerError, ControllerGone, NvmeError, RestoreRefused
+from nvme_async.keepalive.bundle import receive_bundle
+from nvme_async.keepalive.controller import Controller
+from nvme_async.keepalive.custodian import find_custodian
+from nvme_async.keepalive.depositor import Depositor
+from nvme_async.keepalive.handover_wire import READY_SECONDS, VERSION, Wire
+from nvme_async.keepalive.restoration import Restoration
+from nvme_async.runtime.tasks import in_thread
+
+
+async def take_over(
+    where: str | os.PathLike[str] | socket.socket, options: dict[str, Any], keeper: str | None = None
+) -> Controller:
+    """See nvme_async.take_over(). May be cancelled: until commit() nothing has happened, and from
+    there on nothing is waited for.
+    """
+    Options.of(options)  # a mistake is to be found before anything stops
+    custodian = find_custodian(keeper)
+    try:
+        controller = await _take_over(where, options)
+    except BaseException:
+        if custodian is not None:
+            custodian.close()
+        raise
+    if custodian is not None and controller.keepalive:
+        controller.depositor = Depositor(controller, custodian)
+        controller.depositor.succeed(READY_SECONDS)
+    elif custodian is not None:
+        custodian.close()
+    return controller
+
+
+async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dict[str, Any]) -> Controller:
+    wire = Wire(where if isinstance(where, socket.socket) else await _connect(os.fspath(where)))
+    try:
+        await wire.send(hello=VERSION, pid=os.getpid(), keepalive=options.get("keepalive", True) is True)
+        offer = await wire.receive(60.0)
+        if offer.get("offer") == "live":
+            return await _take_live(wire, offer, options)
+        if offer.get("offer") == "fresh":
+            return await open_controller(str(offer.get("uri")), Options.of(options), Controller)
+        raise RestoreRefused(f"the predecessor withdrew: {offer.get('withdrawn', 'no reason given')}")
+    except ConnectionError as error:
+        if isinstance(error, NvmeError):
+            raise
+        raise ControllerGone(f"the hand-over came to nothing: {error}") from error
+    finally:
+        wire.close()
+
+
+async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any]) -> Controller:
+    bundle = await in_thread(receive_bundle, wire.socket, READY_SECONDS)
+    restoration = Restoration(bundle, options)
+    try:
+        restoration.prepare()
+        if offer.get("direct"):
+            await restoration.connect()
+        await wire.send(ready=True)
+        answer = await wire.receive(READY_SECONDS)
+        if "go" not in answer:
+            raise ControllerError(f"the predecessor withdrew: {answer.get('withdrawn', 'no reason given')}")
+        controller = await restoration.commit()
+    except BaseException as error:
+        # First off the device, then the word to the predecessor: from that moment on it is the one
+        # who uses it.
+        restoration.abort()
+        with contextlib.suppress(OSError):
+            wire.send_now(refused=str(error) or repr(error), touched=restoration.touched)
+        raise restoration.refusal(error) from error
+    wire.send_now(taken=True)
+    controller.adopted.pause = max(0.0, time.monotonic() - float(answer["go"].get("frozen", 0.0)))
+    return controller
+
+
+async def _connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            await asyncio.get_running_loop().sock_connect(sock, path)
+    except (OSError, TimeoutError) as error:
+        sock.close()
+        raise ControllerGone(
+            f"nobody offers a controller at {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    return sock

@@ -1,0 +1,1 @@
+"""The compiled modules (built from ext/). Raw pointers exist only there."""

@@ -1,0 +1,100 @@
+"""The layers of nvme_async, and the check of `make lint` that each module imports downwards only.
+
+Every import statement counts, also late ones and those under TYPE_CHECKING. Within a layer modules may import
+each other.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+PACKAGE = "nvme_async"
+
+# From the bottom up: a module may import its own entry and those before it.
+LAYERS = (
+    ("errors", "native"),
+    ("spec",),
+    ("runtime",),
+    ("dma",),
+    ("device",),
+    ("driver",),
+    ("keepalive",),
+    ("sharing",),
+    ("manager",),
+    ("emulator",),
+    ("export",),
+    ("_open", ""),  # what `import nvme_async` offers
+    ("fio",),
+    ("cli", "__main__"),
+)
+# The keeper runs alone, without the rest of the package: it must import nothing of it.
+ALONE = f"{PACKAGE}.keepalive.keeper"
+ALONE_BUT = (f"{PACKAGE}.keepalive.keeper.client",)
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Module name → file, for every module of the package."""
+    found = {}
+    for path in sorted((root / PACKAGE).rglob("*.py")):
+        parts = list(path.relative_to(root).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """The package's modules that a module names in its import statements."""
+    here = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            named.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: len(here) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            for alias in node.names:
+                named.add(f"{module}.{alias.name}" if f"{module}.{alias.name}" in known else module)
+    found = set()
+    for target in named:
+        while target and target not in known:
+            target = target.rpartition(".")[0]
+        if target and target != name:
+            found.add(target)
+    return found
+
+
+def layer(name: str) -> int:
+    """The position of a module's layer. ValueError for a module that no layer holds."""
+    head = name.split(".")[1] if "." in name else ""
+    for position, heads in enumerate(LAYERS):
+        if head in heads:
+            return position
+    raise ValueError(f"{name} belongs to no layer of tests/layers.py")
+
+
+def problems(root: Path) -> list[str]:
+    """What is wrong with the package below `root`, a line each."""
+    known = modules(root)
+    edges = {name: imports(name, path, known) for name, path in known.items()}
+    found = []
+    for name, targets in edges.items():
+        for target in sorted(targets):
+            try:
+                if layer(target) > layer(name):
+                    found.append(f"{name} imports {target}, which is of a higher layer")
+            except ValueError as error:
+                found.append(str(error))
+            if name.startswith(ALONE) and name not in ALONE_BUT and not target.startswith(ALONE):
+                found.append(f"{name} imports {target}: the keeper runs without the rest of the package")
+    return found
+
+
+def main() -> int:
+    found = problems(Path(__file__).resolve().parents[1])
+    print("\n".join(found) if found else f"{len(LAYERS)} layers, no upward import")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
