@@ -20,9 +20,19 @@ cdef extern from "emulator/ctrl.h" nogil:
         EMU_MEDIUM_RAM
         EMU_MEDIUM_FILE
         EMU_MEDIUM_NULL
+    enum: EMU_MAX_FORMATS
+    struct emu_format:
+        uint32_t block_size
+        uint16_t metadata
+        uint8_t pif
+        uint8_t sts
     struct emu_ns_config:
         uint64_t nbytes
         uint32_t block_size
+        uint16_t metadata
+        uint8_t pif
+        uint8_t dps
+        bint extended
         emu_medium medium
         const char *path
     struct emu_config:
@@ -33,6 +43,10 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint32_t mqes
         uint32_t mdts
         bint dbbuf
+        bint no_effects
+        unsigned n_formats
+        emu_format formats[16]
+        uint64_t format_ns
         uint16_t vendor_id
         uint16_t subsystem_vendor_id
         char serial[21]
@@ -152,6 +166,10 @@ cdef int fill_namespace(emu_ns_config *to, medium, list keep) except -1:
     memset(to, 0, sizeof(emu_ns_config))
     to.nbytes = medium.nbytes
     to.block_size = medium.block_size
+    to.metadata = medium.metadata
+    to.pif = medium.pif
+    to.dps = medium.dps
+    to.extended = medium.extended
     if medium.kind == "ram":
         to.medium = EMU_MEDIUM_RAM
     elif medium.kind == "null":
@@ -161,6 +179,22 @@ cdef int fill_namespace(emu_ns_config *to, medium, list keep) except -1:
         keep.append(text)
         to.medium = EMU_MEDIUM_FILE
         to.path = text
+    return 0
+
+
+cdef int fill_features(emu_config *to, config) except -1:
+    """What a controller may have beyond a plain drive."""
+    cdef unsigned i
+    to.no_effects = not config.effects
+    to.format_ns = <uint64_t>(config.format_time * 1e9)
+    to.n_formats = len(config.formats)
+    if to.n_formats > EMU_MAX_FORMATS:
+        raise ConfigurationError(f"{len(config.formats)} LBA formats: at most {EMU_MAX_FORMATS} are possible")
+    for i, form in enumerate(config.formats):
+        to.formats[i].block_size = form.block_size
+        to.formats[i].metadata = form.metadata
+        to.formats[i].pif = form.pif
+        to.formats[i].sts = form.storage_tag_bits
     return 0
 
 
@@ -179,6 +213,7 @@ cdef int fill_config(emu_config *to, config, list keep) except -1:
     to.mqes = config.depth - 1
     to.mdts = config.mdts_exponent
     to.dbbuf = config.dbbuf
+    fill_features(to, config)
     to.vendor_id = config.vendor_id
     to.subsystem_vendor_id = config.subsystem_vendor_id
     for name, value, limit in (("serial", config.serial, 20), ("model", config.model, 40), ("firmware", config.firmware, 8)):

@@ -19,11 +19,26 @@
 
 enum emu_medium { EMU_MEDIUM_RAM, EMU_MEDIUM_FILE, EMU_MEDIUM_NULL };
 
-struct emu_ns_config {
-    uint64_t nbytes;
+#define EMU_MAX_FORMATS 16
+#define EMU_MAX_METADATA 128
+
+/* An LBA format: what a block is. Without protection information pif and sts say nothing. */
+struct emu_format {
     uint32_t block_size; /* 512 or 4096 */
+    uint16_t metadata;   /* bytes, 0 to EMU_MAX_METADATA */
+    uint8_t pif;         /* Protection Information Format: 0 = 16b, 1 = 32b, 2 = 64b guard */
+    uint8_t sts;         /* Storage Tag Size in bits */
+};
+
+struct emu_ns_config {
+    uint64_t nbytes;         /* of data, metadata not counted */
+    uint32_t block_size;     /* together with metadata and pif one of the controller's formats */
+    uint16_t metadata;
+    uint8_t pif;
+    uint8_t dps;             /* as in Identify Namespace: PIT 2:0, PIP 3 */
+    bool extended;           /* metadata at the end of each block, not in a buffer of its own */
     enum emu_medium medium;
-    const char *path; /* EMU_MEDIUM_FILE */
+    const char *path; /* EMU_MEDIUM_FILE; metadata is in PATH.meta */
 };
 
 struct emu_config {
@@ -34,6 +49,10 @@ struct emu_config {
     uint32_t mqes;        /* 0-based, as in CAP */
     uint32_t mdts;        /* exponent over 4 KiB; 0 = no limit */
     bool dbbuf;           /* offer Doorbell Buffer Config */
+    bool no_effects;      /* no Commands Supported and Effects log */
+    unsigned n_formats;   /* 0: 512 and 4096 bytes without metadata */
+    struct emu_format formats[EMU_MAX_FORMATS];
+    uint64_t format_ns;   /* what a Format takes: it completes that much later, with progress in Identify */
     uint16_t vendor_id, subsystem_vendor_id;
     char serial[20 + 1], model[40 + 1], firmware[8 + 1];
 };

@@ -83,6 +83,9 @@ int emu_ns_add(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_config 
                uint64_t timeout_ns);
 int emu_ns_remove(struct emu_ctrl *ctrl, uint32_t nsid, bool notice, uint64_t timeout_ns);
 int emu_ns_resize(struct emu_ctrl *ctrl, uint32_t nsid, uint64_t nbytes, bool notice, uint64_t timeout_ns);
+/* Other names: 16 bytes of NGUID, 8 of EUI-64, 16 of UUID; NULL: as it is, zeroes: none. */
+int emu_ns_identity(struct emu_ctrl *ctrl, uint32_t nsid, const uint8_t *nguid, const uint8_t *eui64, const uint8_t *uuid,
+                    bool notice, uint64_t timeout_ns);
 
 /* A range of the client's memory. */
 struct emu_dma_range {

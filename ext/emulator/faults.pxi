@@ -54,6 +54,8 @@ cdef extern from "emulator/faults.h" nogil:
     int emu_ns_add(emu_ctrl *ctrl, uint32_t nsid, const emu_ns_config *config, bint notice, char *err, uint64_t timeout_ns)
     int emu_ns_remove(emu_ctrl *ctrl, uint32_t nsid, bint notice, uint64_t timeout_ns)
     int emu_ns_resize(emu_ctrl *ctrl, uint32_t nsid, uint64_t nbytes, bint notice, uint64_t timeout_ns)
+    int emu_ns_identity(emu_ctrl *ctrl, uint32_t nsid, const uint8_t *nguid, const uint8_t *eui64, const uint8_t *uuid,
+                        bint notice, uint64_t timeout_ns)
     struct emu_dma_range:
         uint64_t iova
         uint64_t nbytes
@@ -301,6 +303,27 @@ cdef class Faults:
             result = emu_ns_resize(ctrl, nsid, nbytes, notice, self.timeout_ns)
         self._leave()
         fault_check(result, f"namespace {nsid} to {nbytes} bytes")
+
+    def namespace_identity(self, uint32_t nsid, bytes nguid, bytes eui64, bytes uuid, bint notice):
+        cdef emu_ctrl *ctrl
+        cdef int result
+        cdef const uint8_t *n = NULL
+        cdef const uint8_t *e = NULL
+        cdef const uint8_t *u = NULL
+        for name, value, size in (("nguid", nguid, 16), ("eui64", eui64, 8), ("uuid", uuid, 16)):
+            if value is not None and len(value) != size:
+                raise ValueError(f"{name} of {len(value)} bytes: {size} are needed")
+        if nguid is not None:
+            n = <const uint8_t *><const char *>nguid
+        if eui64 is not None:
+            e = <const uint8_t *><const char *>eui64
+        if uuid is not None:
+            u = <const uint8_t *><const char *>uuid
+        ctrl = self._enter()
+        with nogil:
+            result = emu_ns_identity(ctrl, nsid, n, e, u, notice, self.timeout_ns)
+        self._leave()
+        fault_check(result, f"namespace {nsid}")
 
     def outstanding(self):
         cdef emu_outstanding_command *commands = NULL

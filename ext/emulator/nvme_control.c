@@ -139,6 +139,31 @@ int emu_ns_resize(struct emu_ctrl *ctrl, uint32_t nsid, uint64_t nbytes, bool no
     return mail_send(ctrl, &mail, timeout_ns);
 }
 
+static void run_ns_identity(struct emu_ctrl *ctrl, struct mail *mail)
+{
+    struct ns *ns = ctrl->namespaces[mail->nsid - 1];
+    if (!ns) {
+        mail->rc = -ENOENT;
+        return;
+    }
+    if (mail->nguid)
+        memcpy(ns->nguid, mail->nguid, sizeof(ns->nguid));
+    if (mail->eui64)
+        memcpy(ns->eui64, mail->eui64, sizeof(ns->eui64));
+    if (mail->uuid)
+        memcpy(ns->uuid, mail->uuid, sizeof(ns->uuid));
+    ns_changed(ctrl, mail->nsid, mail->notice);
+}
+
+int emu_ns_identity(struct emu_ctrl *ctrl, uint32_t nsid, const uint8_t *nguid, const uint8_t *eui64, const uint8_t *uuid,
+                    bool notice, uint64_t timeout_ns)
+{
+    if (nsid - 1 >= EMU_MAX_NAMESPACES)
+        return -EINVAL;
+    struct mail mail = {.run = run_ns_identity, .nsid = nsid, .nguid = nguid, .eui64 = eui64, .uuid = uuid, .notice = notice};
+    return mail_send(ctrl, &mail, timeout_ns);
+}
+
 static void run_outstanding(struct emu_ctrl *ctrl, struct mail *mail)
 {
     uint32_t n = 0, ranges = 0;

@@ -28,7 +28,7 @@
 #define SQ_HELD_MAX 65536 /* commands of one SQ that may be held back; then it is not fetched from */
 #define MPS_MAX 4         /* CAP.MPSMAX: 64 KiB */
 #define N_WINDOWS 8
-#define MAX_SEGMENTS 65537 /* the largest transfer, 65536 blocks of 4 KiB, at an odd offset */
+#define MAX_SEGMENTS 67585 /* the largest transfer, 65536 blocks of 4 KiB with 128 bytes of metadata, at an odd offset */
 #define DOORBELL_PAGE 0x1000
 #define N_DOORBELLS (DOORBELL_PAGE / 4)
 
@@ -94,7 +94,7 @@ struct held {
 /* Work of the helper thread: an fdatasync, then a completion. */
 struct job {
     struct job *next;
-    int fds[EMU_MAX_NAMESPACES]; /* owned duplicates */
+    int fds[2 * EMU_MAX_NAMESPACES]; /* owned duplicates, of data and of metadata */
     uint32_t nsids[EMU_MAX_NAMESPACES];
     unsigned n_fds;
     bool failed; /* by fdatasync */
@@ -116,6 +116,7 @@ struct mail {
     uint64_t value;
     bool notice;
     struct emu_ns_config ns;
+    const uint8_t *nguid, *eui64, *uuid;
     char *err;
     struct emu_outstanding *out;
     struct emu_dma_range *ranges;
@@ -157,12 +158,24 @@ struct reservation {
     uint32_t mask; /* Feature 82h */
 };
 
+/* Something that takes its time: due at `due`, begun at `started`; due == 0: nothing is under way. */
+struct op {
+    uint64_t started, due;
+};
+
 struct ns {
     uint32_t nsid;
     uint8_t lbads;
+    uint8_t format;  /* index of the LBA format */
+    uint8_t pif, sts;
+    uint8_t dps;     /* PIT 2:0, PIP 3 */
+    bool extended;   /* FLBAS bit 4 */
+    uint16_t ms;     /* metadata bytes of a block */
     uint64_t nblocks;
-    struct media media;
-    uint8_t nguid[16], uuid[16];
+    struct media media, meta; /* meta: ms bytes a block, only with ms */
+    char *path;      /* of a file medium */
+    bool formatting; /* a Format of it is under way */
+    uint8_t nguid[16], eui64[8], uuid[16];
     uint64_t *bad; /* one bit a block: Write Uncorrectable; reserved address space, filled on demand */
     size_t bad_nbytes;
     uint64_t n_bad; /* bits set; 0 is the fast path */
@@ -211,7 +224,8 @@ struct emu_ctrl {
     struct emu_window windows[N_WINDOWS];
     unsigned next_window;
     struct iovec *iov; /* MAX_SEGMENTS; the command being executed */
-    uint8_t *bounce;   /* BOUNCE_SIZE, for media that are no memory */
+    uint8_t *bounce;   /* BOUNCE_SIZE, for media that are no memory, and for blocks with metadata */
+    uint8_t *bounce_meta; /* the metadata of BOUNCE_SIZE of data */
 
     /* Doorbell Buffer Config */
     bool dbbuf;
@@ -228,6 +242,11 @@ struct emu_ctrl {
     unsigned n_events;
     uint32_t events_masked;      /* by type */
     const struct effect *effect; /* of the command being executed, or NULL */
+
+    /* Operations that take their time; a Controller Level Reset does not end them, only the command that waits is forgotten. */
+    struct op format_op;
+    struct nvme_sqe format_sqe; /* the Format under way */
+    bool format_waits;          /* its command has not been completed */
 
     /* Features */
     uint32_t features[256];
@@ -252,6 +271,8 @@ struct emu_ctrl {
     struct error_entry errors[ERROR_LOG_ENTRIES];
     uint64_t n_errors;
     uint16_t error_location;              /* of the command being executed */
+    bool error_at_lba;                    /* it failed at error_lba, not at its first block */
+    uint64_t error_lba;
     uint64_t blocks_read, blocks_written; /* in 512 B units */
     uint64_t media_errors, unsafe_shutdowns, power_on_at;
     uint8_t critical_warning;
@@ -264,6 +285,7 @@ struct emu_ctrl {
 };
 
 #define BOUNCE_SIZE 65536u
+#define BOUNCE_META (BOUNCE_SIZE / 512 * EMU_MAX_METADATA)
 #define VSL 10         /* Verify Size Limit: 4 MiB, as an exponent over 4 KiB; what a Verify may keep the reactor */
 #define COPY_MSRC 127u /* Copy: source ranges (0-based), blocks in one, blocks in all */
 #define COPY_MSSRL 4096u
@@ -365,7 +387,6 @@ int ns_resize(struct ns *ns, uint64_t nbytes);
 void ns_changed(struct emu_ctrl *ctrl, uint32_t nsid, bool notice);
 void ns_cache_changed(struct emu_ctrl *ctrl);
 uint16_t ns_find(struct emu_ctrl *ctrl, uint32_t nsid, struct ns **ns);
-uint16_t admin_format(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 
 /* nvme_media.c: offsets and lengths inside the medium, checked by the caller. The status of the command, or success */
 int media_open(struct media *media, const struct emu_ns_config *config, char *err);
@@ -407,6 +428,8 @@ void faults_trace(struct emu_ctrl *ctrl, uint16_t doorbell, uint32_t old, uint32
 uint32_t faults_mqes(const struct emu_ctrl *ctrl);
 uint64_t faults_ready_delay(const struct emu_ctrl *ctrl);
 uint64_t faults_disable_delay(const struct emu_ctrl *ctrl);
+
+#include "nvme_manage.h"
 
 static inline const struct emu_window *window_find(struct emu_ctrl *ctrl, uint64_t iova, uint64_t nbytes, bool write)
 {

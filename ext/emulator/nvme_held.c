@@ -52,7 +52,7 @@ static uint64_t transfer_nbytes(struct emu_ctrl *ctrl, const struct sq *sq, cons
         return 0;
     *write = sqe->opcode == IO_READ;
     if (sqe->opcode == IO_READ || sqe->opcode == IO_WRITE || sqe->opcode == IO_COMPARE)
-        return ((uint64_t)(sqe->cdw12 & 0xffff) + 1) << ns->lbads;
+        return ((uint64_t)(sqe->cdw12 & 0xffff) + 1) * ((1u << ns->lbads) + (ns->extended ? ns->ms : 0));
     if (sqe->opcode == IO_DSM)
         return ((sqe->cdw10 & 0xff) + 1) * 16u;
     return 0;

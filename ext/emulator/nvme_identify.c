@@ -60,7 +60,7 @@ static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
     p[258] = 3;                                             /* ACL, 0-based */
     p[259] = AERL;
     p[260] = 1u << 1 | 1u;                /* FRMW: one slot, read-only */
-    p[261] = 1u << 1 | 1u << 2 | 1u << 5; /* LPA: effects, extended offsets, pages 00h, 12h and 13h */
+    p[261] = (config->no_effects ? 0 : 1u << 1) | 1u << 2 | 1u << 5; /* LPA: effects, extended offsets, pages 00h, 12h and 13h */
     p[262] = ERROR_LOG_ENTRIES - 1;       /* ELPE */
     put16(p, 266, 343);                   /* WCTEMP */
     put16(p, 268, 353);                   /* CCTEMP */
@@ -81,23 +81,36 @@ static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
     put16(p, 2048, 2500); /* PSD0.MP: 25 W */
 }
 
-static void identify_namespace(const struct ns *ns, uint8_t *p)
+/* NLBAF, MC, DPC and the table of LBA formats: what is common to all namespaces. */
+static void identify_formats(const struct emu_config *config, uint8_t *p)
+{
+    p[25] = (uint8_t)(config->n_formats - 1); /* NLBAF, 0-based */
+    for (unsigned i = 0; i < config->n_formats; i++) {
+        const struct emu_format *format = &config->formats[i];
+        put32(p, 128 + 4 * i, (format->block_size == 512 ? 9u : 12u) << 16 | format->metadata);
+        if (format->metadata)
+            p[27] = 3; /* MC: extended blocks, separate buffer */
+    }
+}
+
+static void identify_namespace(const struct emu_ctrl *ctrl, const struct ns *ns, uint8_t *p)
 {
     put64(p, 0, ns->nblocks);  /* NSZE */
     put64(p, 8, ns->nblocks);  /* NCAP */
     put64(p, 16, ns->nblocks); /* NUSE */
     p[24] = 0;                 /* NSFEAT: no thin provisioning, no preferred sizes */
-    p[25] = 1;                 /* NLBAF, 0-based */
-    p[26] = ns->lbads == 12;   /* FLBAS */
+    identify_formats(&ctrl->config, p);
+    p[26] = (uint8_t)(ns->format | (ns->extended ? 1u << 4 : 0)); /* FLBAS */
+    p[29] = ns->dps;
     p[31] = RESCAP;
+    if (ctrl->config.format_ns) /* FPI: what remains */
+        p[32] = (uint8_t)(0x80 | (ns->formatting ? 100 - op_percent(&ctrl->format_op, now_ns()) : 0));
     p[33] = 1u << 3 | 1; /* DLFEAT: Write Zeroes deallocates; deallocated blocks read as zeroes */
     put16(p, 74, COPY_MSSRL);
     put32(p, 76, COPY_MCL);
     p[80] = COPY_MSRC;
     memcpy(p + 104, ns->nguid, 16);
-    memcpy(p + 120, ns->nguid, 8); /* EUI64 */
-    put32(p, 128, 9u << 16);       /* LBAF0 */
-    put32(p, 132, 12u << 16);      /* LBAF1 */
+    memcpy(p + 120, ns->eui64, 8);
 }
 
 /* CNS 08h, I/O Command Set independent. */
@@ -118,7 +131,7 @@ static unsigned put_descriptor(uint8_t *p, unsigned at, uint8_t type, const void
 static void identify_descriptors(const struct ns *ns, uint8_t *p)
 {
     uint8_t csi = 0;
-    unsigned at = put_descriptor(p, 0, 1, ns->nguid, 8);
+    unsigned at = put_descriptor(p, 0, 1, ns->eui64, 8);
     at = put_descriptor(p, at, 2, ns->nguid, 16);
     at = put_descriptor(p, at, 3, ns->uuid, 16);
     put_descriptor(p, at, 4, &csi, 1);
@@ -185,7 +198,7 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     case 0x11:
         status = page_of(ctrl, sqe->nsid, &ns);
         if (!status && ns)
-            identify_namespace(ns, p);
+            identify_namespace(ctrl, ns, p);
         return status;
     case 0x01:
         identify_controller(ctrl, p);

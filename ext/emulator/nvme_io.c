@@ -22,6 +22,8 @@ static inline uint16_t extent_check(struct emu_ctrl *ctrl, const struct ns *ns, 
     e->blocks = (sqe->cdw12 & 0xffff) + 1;
     e->nbytes = (uint64_t)e->blocks << ns->lbads;
     e->offset = e->lba << ns->lbads;
+    if (UNLIKELY(ns->formatting))
+        return SC_FORMAT_IN_PROGRESS;
     if (UNLIKELY(e->nbytes > limit)) {
         ctrl->error_location = 48;
         return SC_INVALID_FIELD;
@@ -58,12 +60,12 @@ static uint16_t io_read(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, con
     uint16_t status = extent_check(ctrl, ns, sqe, ctrl->mdts_nbytes, &e);
     if (UNLIKELY(status))
         return status;
-    status = prp_map(ctrl, sqe, e.nbytes, true, &n);
+    status = ns->ms ? SC_SUCCESS : prp_map(ctrl, sqe, e.nbytes, true, &n);
     if (UNLIKELY(status))
         return status;
     if (UNLIKELY(ns->n_bad && bad_overlaps(ns, e.lba, e.blocks)))
         return media_failed(ctrl, SC_READ_ERROR);
-    status = media_read(&ns->media, e.offset, ctrl->iov, n);
+    status = UNLIKELY(ns->ms) ? meta_execute(ctrl, ns, sqe, e.lba, e.blocks) : media_read(&ns->media, e.offset, ctrl->iov, n);
     if (UNLIKELY(status))
         return media_failed(ctrl, status);
     ctrl->counters.commands_read++;
@@ -86,10 +88,14 @@ static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, co
         ctrl->error_location = 50;
         return SC_INVALID_FIELD;
     }
-    status = prp_map(ctrl, sqe, e.nbytes, false, &n);
-    if (UNLIKELY(status))
-        return status;
-    status = media_write(&ns->media, e.offset, ctrl->iov, n);
+    if (UNLIKELY(ns->ms)) {
+        status = meta_execute(ctrl, ns, sqe, e.lba, e.blocks);
+    } else {
+        status = prp_map(ctrl, sqe, e.nbytes, false, &n);
+        if (UNLIKELY(status))
+            return status;
+        status = media_write(&ns->media, e.offset, ctrl->iov, n);
+    }
     if (UNLIKELY(status))
         return media_failed(ctrl, status);
     if (UNLIKELY(ns->n_bad))
@@ -107,7 +113,7 @@ static uint16_t io_compare(struct emu_ctrl *ctrl, struct ns *ns, const struct nv
     struct extent e;
     unsigned n;
     uint16_t status = extent_check(ctrl, ns, sqe, ctrl->mdts_nbytes, &e);
-    if (!status)
+    if (!status && !ns->ms)
         status = prp_map(ctrl, sqe, e.nbytes, false, &n);
     if (status)
         return status;
@@ -115,6 +121,8 @@ static uint16_t io_compare(struct emu_ctrl *ctrl, struct ns *ns, const struct nv
         return media_failed(ctrl, SC_READ_ERROR);
     ctrl->counters.commands_read++; /* the SMART log's host reads: Compare is one, Verify is not, and both read data units */
     ctrl->blocks_read += e.nbytes >> 9;
+    if (ns->ms)
+        return media_failed(ctrl, meta_execute(ctrl, ns, sqe, e.lba, e.blocks));
     return media_failed(ctrl, media_compare(ctrl, &ns->media, e.offset, ctrl->iov, n));
 }
 
@@ -124,6 +132,8 @@ static uint16_t io_write_zeroes(struct emu_ctrl *ctrl, struct sq *sq, struct ns 
     uint16_t status = extent_check(ctrl, ns, sqe, UINT64_MAX, &e);
     if (!status)
         status = media_zero(&ns->media, e.offset, e.nbytes, sqe->cdw12 & CDW12_DEAC);
+    if (!status)
+        status = meta_zero(ns, e.lba, e.blocks);
     if (status)
         return media_failed(ctrl, status);
     if (ns->n_bad)
@@ -140,6 +150,8 @@ static uint16_t io_verify(struct emu_ctrl *ctrl, struct ns *ns, const struct nvm
     if (ns->n_bad && bad_overlaps(ns, e.lba, e.blocks))
         return media_failed(ctrl, SC_READ_ERROR);
     ctrl->blocks_read += e.nbytes >> 9;
+    if (ns->ms)
+        return media_failed(ctrl, meta_execute(ctrl, ns, sqe, e.lba, e.blocks));
     return media_failed(ctrl, media_verify(ctrl, &ns->media, e.offset, e.nbytes));
 }
 

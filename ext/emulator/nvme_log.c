@@ -23,10 +23,11 @@ void log_error(struct emu_ctrl *ctrl, uint16_t sqid, const struct nvme_sqe *sqe,
         .cid = sqe->cid,
         .status = (uint16_t)(status << 1),
         .location = SC_CODE(status) == SC_CODE(SC_INVALID_FIELD) && ctrl->error_location ? ctrl->error_location : 0xffff,
-        .lba = io ? (uint64_t)sqe->cdw11 << 32 | sqe->cdw10 : 0,
+        .lba = !io ? 0 : ctrl->error_at_lba ? ctrl->error_lba : (uint64_t)sqe->cdw11 << 32 | sqe->cdw10,
         .nsid = sqe->nsid,
     };
     ctrl->error_location = 0;
+    ctrl->error_at_lba = false;
 }
 
 static unsigned error_page(const struct emu_ctrl *ctrl, uint8_t *p)
@@ -112,12 +113,14 @@ static unsigned effects_page(const struct emu_ctrl *ctrl, uint8_t *p)
     return 4096;
 }
 
-static unsigned supported_page(uint8_t *p)
+static unsigned supported_page(const struct emu_ctrl *ctrl, uint8_t *p)
 {
     static const uint8_t pages[] = {LOG_SUPPORTED, LOG_ERROR,    LOG_SMART,      LOG_FIRMWARE,   LOG_CHANGED_NS,
                                     LOG_EFFECTS,   LOG_FEATURES, LOG_MI_EFFECTS, LOG_RESERVATION};
     for (unsigned i = 0; i < sizeof(pages); i++)
         put32(p, pages[i] * 4u, 1); /* LSUPP */
+    if (ctrl->config.no_effects)
+        put32(p, LOG_EFFECTS * 4u, 0);
     return 1024;
 }
 
@@ -144,7 +147,7 @@ static unsigned build(const struct emu_ctrl *ctrl, uint8_t lid, uint8_t *p)
 {
     switch (lid) {
     case LOG_SUPPORTED:
-        return supported_page(p);
+        return supported_page(ctrl, p);
     case LOG_ERROR:
         return error_page(ctrl, p);
     case LOG_SMART:
@@ -154,7 +157,7 @@ static unsigned build(const struct emu_ctrl *ctrl, uint8_t lid, uint8_t *p)
     case LOG_CHANGED_NS:
         return changed_page(ctrl, p);
     case LOG_EFFECTS:
-        return effects_page(ctrl, p);
+        return ctrl->config.no_effects ? 0 : effects_page(ctrl, p);
     case LOG_FEATURES:
         return features_page(ctrl, p);
     case LOG_MI_EFFECTS: /* no management interface, so nothing is supported */

@@ -30,6 +30,7 @@ static int open_file(struct media *media, const struct emu_ns_config *config, ch
         snprintf(err, 256, "%.150s: cannot be %llu bytes long: %s", config->path, (unsigned long long)config->nbytes,
                  strerror(error));
         close(media->fd);
+        media->fd = -1;
         return -error;
     }
     return 0;

@@ -1,4 +1,4 @@
-/* Namespaces: their identity, size and life, and Format NVM (Base 2.0, 5.23 in its NVM form). */
+/* Namespaces: their identity, size and life. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>
@@ -44,6 +44,7 @@ static void name(const struct emu_ctrl *ctrl, struct ns *ns)
         uint64_t h = hash(serial_hash(ctrl, i), key, sizeof(key));
         memcpy(ns->nguid + 8 * i, &h, 8);
     }
+    memcpy(ns->eui64, ns->nguid, sizeof(ns->eui64));
     uuid_of(ctrl, key, ns->uuid);
 }
 
@@ -64,8 +65,15 @@ static int bad_reserve(struct ns *ns, uint64_t nbytes)
 
 struct ns *ns_new(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_config *config, char *err)
 {
-    if (config->block_size != 512 && config->block_size != 4096) {
-        snprintf(err, 256, "namespace %u: block size %u is neither 512 nor 4096", nsid, config->block_size);
+    int index = format_find(&ctrl->config, config);
+    if (index < 0) {
+        snprintf(err, 256, "namespace %u: no LBA format has %u bytes of data and %u of metadata", nsid, config->block_size,
+                 config->metadata);
+        return NULL;
+    }
+    const char *objection = format_objection(&ctrl->config, (unsigned)index, config->dps);
+    if (objection) {
+        snprintf(err, 256, "namespace %u: %s", nsid, objection);
         return NULL;
     }
     if (config->nbytes < config->block_size || config->nbytes % 4096 || config->nbytes > NS_MAX) {
@@ -79,15 +87,22 @@ struct ns *ns_new(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_conf
         return NULL;
     }
     ns->nsid = nsid;
-    ns->lbads = config->block_size == 512 ? 9 : 12;
-    ns->nblocks = config->nbytes >> ns->lbads;
+    ns->media.fd = ns->meta.fd = -1;
     resv_init(&ns->resv);
     name(ctrl, ns);
-    if (media_open(&ns->media, config, err)) {
-        free(ns);
+    if (config->path && !(ns->path = strdup(config->path))) {
+        snprintf(err, 256, "namespace %u: out of memory", nsid);
+        ns_free(ns);
         return NULL;
     }
-    int rc = bad_reserve(ns, config->nbytes);
+    if (media_open(&ns->media, config, err)) {
+        ns->media.fd = -1;
+        ns_free(ns);
+        return NULL;
+    }
+    int rc = format_apply(ctrl, ns, (unsigned)index, config->extended, config->dps);
+    if (!rc)
+        rc = bad_reserve(ns, config->nbytes);
     if (rc) {
         snprintf(err, 256, "namespace %u: %s", nsid, strerror(-rc));
         ns_free(ns);
@@ -101,8 +116,10 @@ void ns_free(struct ns *ns)
     if (!ns)
         return;
     media_close(&ns->media);
+    media_close(&ns->meta);
     if (ns->bad)
         munmap(ns->bad, ns->bad_nbytes);
+    free(ns->path);
     free(ns);
 }
 
@@ -111,11 +128,13 @@ int ns_resize(struct ns *ns, uint64_t nbytes)
     if (nbytes < 4096 || nbytes % 4096 || nbytes > NS_MAX)
         return -EINVAL;
     int rc = bad_reserve(ns, nbytes);
+    uint64_t nblocks = nbytes >> ns->lbads;
+    if (!rc && ns->ms)
+        rc = media_resize(&ns->meta, nblocks * ns->ms);
     if (!rc)
         rc = media_resize(&ns->media, nbytes);
     if (rc)
         return rc;
-    uint64_t nblocks = nbytes >> ns->lbads;
     if (nblocks < ns->nblocks)
         bad_clear(ns, nblocks, ns->nblocks - nblocks);
     ns->nblocks = nblocks;
@@ -149,47 +168,6 @@ uint16_t ns_find(struct emu_ctrl *ctrl, uint32_t nsid, struct ns **ns)
     if (UNLIKELY(!*ns)) {
         ctrl->error_location = 4;
         return SC_INVALID_FIELD;
-    }
-    return SC_SUCCESS;
-}
-
-static uint16_t format(struct ns *ns, uint8_t lbads)
-{
-    uint16_t status = media_zero(&ns->media, 0, ns->media.nbytes, true);
-    if (status)
-        return status;
-    ns->lbads = lbads;
-    ns->nblocks = ns->media.nbytes >> lbads;
-    if (ns->n_bad) {
-        if (madvise(ns->bad, ns->bad_nbytes, MADV_DONTNEED)) /* not memset: it may be gigabytes, of which few exist */
-            return SC_INTERNAL;
-        ns->n_bad = 0;
-    }
-    return SC_SUCCESS;
-}
-
-/* LBA format 0 is 512 B, 1 is 4096 B; no metadata, no protection information. Deallocating is the erase. */
-uint16_t admin_format(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
-{
-    uint32_t lbaf = (sqe->cdw10 & 15) | (sqe->cdw10 >> 12 & 3) << 4, ses = sqe->cdw10 >> 9 & 7;
-    if (lbaf > 1 || (sqe->cdw10 & 0x1f0) || ses > 2)
-        return SC_FORMAT_INVALID;
-    if (ses == 2) /* cryptographic erase: FNA says there is none */
-        return SC_INVALID_FIELD;
-    uint8_t lbads = lbaf ? 12 : 9;
-    struct ns *ns;
-    if (sqe->nsid != NSID_ALL) {
-        uint16_t status = ns_find(ctrl, sqe->nsid, &ns);
-        if (!status && resv_conflict(ctrl, ns, IO_WRITE))
-            status = SC_RESERVATION_CONFLICT;
-        return status ? status : format(ns, lbads);
-    }
-    for (unsigned i = 0; i < EMU_MAX_NAMESPACES; i++) {
-        if (!ctrl->namespaces[i])
-            continue;
-        uint16_t status = format(ctrl->namespaces[i], lbads);
-        if (status)
-            return status;
     }
     return SC_SUCCESS;
 }

@@ -372,7 +372,7 @@ static unsigned sq_run(struct emu_ctrl *ctrl, struct sq *sq)
 static unsigned timers(struct emu_ctrl *ctrl)
 {
     uint64_t now = now_ns();
-    unsigned work = regs_tick(ctrl, now);
+    unsigned work = regs_tick(ctrl, now) + ops_tick(ctrl, now);
     if (!ctrl->running)
         return work;
     if (UNLIKELY(now >= ctrl->keep_alive_at)) {
@@ -411,7 +411,9 @@ unsigned emu_ctrl_poll(struct emu_ctrl *ctrl)
 
 uint64_t emu_ctrl_deadline(const struct emu_ctrl *ctrl)
 {
-    uint64_t deadline = regs_deadline(ctrl);
+    uint64_t deadline = regs_deadline(ctrl), operation = ops_deadline(ctrl);
+    if (operation < deadline)
+        deadline = operation;
     if (!ctrl->running)
         return deadline;
     if (ctrl->keep_alive_at < deadline)

@@ -61,6 +61,8 @@ uint16_t io_dsm(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe
 {
     struct dsm_range ranges[256];
     unsigned n = (sqe->cdw10 & 0xff) + 1;
+    if (ns->formatting)
+        return SC_FORMAT_IN_PROGRESS;
     uint16_t status = copy_from_host(ctrl, sqe, ranges, n * sizeof(ranges[0]));
     if (status)
         return status;
@@ -71,6 +73,8 @@ uint16_t io_dsm(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe
         return SC_SUCCESS;
     for (unsigned i = 0; i < n && !status; i++) {
         status = media_zero(&ns->media, ranges[i].lba << ns->lbads, (uint64_t)ranges[i].blocks << ns->lbads, true);
+        if (!status)
+            status = meta_zero(ns, ranges[i].lba, ranges[i].blocks);
         if (ns->n_bad)
             bad_clear(ns, ranges[i].lba, ranges[i].blocks);
     }
@@ -101,6 +105,8 @@ uint16_t io_copy(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sq
     uint64_t to = sqe->cdw10 | (uint64_t)sqe->cdw11 << 32;
     if (n > COPY_MSRC + 1)
         return SC_COMMAND_SIZE;
+    if (ns->formatting)
+        return SC_FORMAT_IN_PROGRESS;
     if ((sqe->cdw12 >> 8 & 15) || (sqe->cdw12 >> 20 & 15)) { /* descriptor format 0, no directives */
         ctrl->error_location = 49;
         return SC_INVALID_FIELD;
@@ -116,6 +122,8 @@ uint16_t io_copy(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sq
         if (ns->n_bad && bad_overlaps(ns, ranges[i].lba, blocks))
             return SC_READ_ERROR;
         status = media_move(ctrl, &ns->media, ranges[i].lba << ns->lbads, to << ns->lbads, (uint64_t)blocks << ns->lbads);
+        if (ns->ms && !status)
+            status = media_move(ctrl, &ns->meta, ranges[i].lba * ns->ms, to * ns->ms, (uint64_t)blocks * ns->ms);
         if (ns->n_bad && !status)
             bad_clear(ns, to, blocks);
         to += blocks;

@@ -51,6 +51,7 @@ static void controller_level_reset(struct emu_ctrl *ctrl)
     dbbuf_off(ctrl);
     features_reset(ctrl);
     ctrl->n_aer = ctrl->n_events = 0;
+    ctrl->format_waits = false;
     ctrl->events_masked = 0;
     ctrl->csts = 0;
     ctrl->intms = 0;
@@ -372,6 +373,12 @@ struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_
         return NULL;
     }
     ctrl->config = *config;
+    objection = formats_objection(&ctrl->config);
+    if (objection) {
+        snprintf(err, 256, "%s", objection);
+        free(ctrl);
+        return NULL;
+    }
     ctrl->host = *host;
     ctrl->page_size = 4096;
     ctrl->mdts_nbytes = config->mdts ? 4096ull << config->mdts : UINT64_MAX;
@@ -382,7 +389,8 @@ struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_
     held_init(ctrl);
     ctrl->iov = malloc(MAX_SEGMENTS * sizeof(*ctrl->iov));
     ctrl->bounce = aligned_alloc(4096, BOUNCE_SIZE);
-    int rc = !ctrl->iov || !ctrl->bounce ? -ENOMEM : faults_init(ctrl);
+    ctrl->bounce_meta = malloc(BOUNCE_META);
+    int rc = !ctrl->iov || !ctrl->bounce || !ctrl->bounce_meta ? -ENOMEM : faults_init(ctrl);
     if (!rc)
         rc = wake_init(&ctrl->wake);
     if (!rc)
@@ -421,6 +429,7 @@ void emu_ctrl_free(struct emu_ctrl *ctrl)
         ns_free(ctrl->namespaces[i]);
     faults_destroy(ctrl);
     free(ctrl->bounce);
+    free(ctrl->bounce_meta);
     free(ctrl->iov);
     free(ctrl);
 }

@@ -124,10 +124,13 @@ static int job_add_ns(struct job *job, const struct ns *ns)
     if (!ns || ns->media.kind != EMU_MEDIUM_FILE)
         return 0;
     /* A descriptor of its own: the namespace may be removed before the helper gets there. */
-    int fd = dup(ns->media.fd);
-    if (fd < 0)
-        return -errno;
-    job->fds[job->n_fds++] = fd;
+    const int fds[] = {ns->media.fd, ns->meta.fd};
+    for (unsigned i = 0; i < 2 && fds[i] >= 0; i++) {
+        int fd = dup(fds[i]);
+        if (fd < 0)
+            return -errno;
+        job->fds[job->n_fds++] = fd;
+    }
     return 0;
 }
 

@@ -54,8 +54,16 @@ async def _serve(controller: EmulatedController, path: str, control: str | None)
 @click.option("--dbbuf/--no-dbbuf", default=True, help="Offer Doorbell Buffer Config.", show_default=True)
 @click.option("--serial", help="Serial number.")
 @click.option("--model", help="Model number.")
+@click.option(
+    "-o",
+    "--option",
+    "more",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Any option of an emulated: URI, as formats=512/4096+8 or format_time=5. May be repeated.",
+)
 @click.option("--control", metavar="PATH", help="A socket for faults and counters at run time, JSON lines.")
-def emulate(path: str, file: str | None, control: str | None, **options: Any) -> None:
+def emulate(path: str, file: str | None, control: str | None, more: tuple[str, ...], **options: Any) -> None:
     """Serve an emulated NVMe controller over vfio-user.
 
     Clients come one at a time: this package with vfio-user:PATH, QEMU's vfio-user-pci (its guest's
@@ -66,6 +74,7 @@ def emulate(path: str, file: str | None, control: str | None, **options: Any) ->
     """
     if file is not None and options["medium"] is None:
         options["medium"] = "file"
-    config = EmulatorConfig.from_options({**options, "path": file, "reactor": "own"})
+    given = EmulatorConfig.split(",".join(more))
+    config = EmulatorConfig.from_options({**options, "path": file, "reactor": "own", **given})
     with EmulatedController(config) as controller:
         asyncio.run(_serve(controller, path, control))

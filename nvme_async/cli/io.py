@@ -17,7 +17,7 @@ import click
 import uvloop
 
 import nvme_async
-from nvme_async.emulator.config import parse_size
+from nvme_async.emulator.parsing import parse_size
 from nvme_async.errors import ConfigurationError
 from nvme_async.manager import Manager
 

@@ -8,9 +8,11 @@ controller.close()
 
 from __future__ import annotations
 
-from nvme_async.emulator.config import EmulatorConfig, Medium, parse_size
+from nvme_async.emulator.config import EmulatorConfig, Medium
 from nvme_async.emulator.controller import EmulatedController
 from nvme_async.emulator.faults import FOREVER, DmaRange, Doorbell, Faults, Outstanding, Rule
+from nvme_async.emulator.formats import LbaFormat
+from nvme_async.emulator.parsing import parse_size
 
 __all__ = [
     "FOREVER",
@@ -19,6 +21,7 @@ __all__ = [
     "EmulatedController",
     "EmulatorConfig",
     "Faults",
+    "LbaFormat",
     "Medium",
     "Outstanding",
     "Rule",

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-from fractions import Fraction
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
 import attrs
 
+from nvme_async.emulator.formats import GUARDS, LbaFormat, format_names, parse_formats
+from nvme_async.emulator.parsing import ascii_text, in_range, one_of, parse_bool, parse_int, parse_seconds, parse_size
 from nvme_async.errors import ConfigurationError
 from nvme_async.native._emulator import MAX_IO_QUEUES, MAX_NAMESPACES, MAX_VECTORS
 
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(ib)?", re.IGNORECASE)
 _DEFAULT_SIZE = 1 << 30
 _MAX_SIZE = 1 << 50
 
@@ -24,83 +23,55 @@ MIN_MDTS, MAX_MDTS = 8192, 8 << 20
 MIN_DEPTH, MAX_DEPTH = 2, 4096
 
 
-def parse_size(text: str | int, name: str = "size") -> int:
-    """Bytes from "4096", "128KiB", "1.5GiB", "64k", "1g": units are powers of 1024, in either case.
-
-    Raises ConfigurationError for anything else, decimal units (kB, MB) among them.
-    """
-    if isinstance(text, int):
-        return text
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or (match[3] and not match[2]):
-        raise ConfigurationError(f"{name}={text!r} is no size: give bytes, or a number with KiB, MiB, GiB or k, m, g")
-    nbytes = Fraction(match[1]) * _UNITS[match[2].lower()]
-    if nbytes.denominator != 1:
-        raise ConfigurationError(f"{name}={text!r} is no whole number of bytes")
-    return int(nbytes)
-
-
-def _parse_int(text: str | int, name: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigurationError(f"{name}={text!r} is no whole number") from None
-
-
-def _parse_bool(text: str | bool, name: str) -> bool:
-    if isinstance(text, bool):
-        return text
-    words = {
-        "on": True,
-        "yes": True,
-        "true": True,
-        "1": True,
-        "off": False,
-        "no": False,
-        "false": False,
-        "0": False,
-    }
-    try:
-        return words[text.lower()]
-    except KeyError:
-        raise ConfigurationError(f"{name}={text!r} is neither on nor off") from None
-
-
-def _in_range(low: int, high: int) -> Any:
-    def check(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
-        if not low <= value <= high:
-            raise ConfigurationError(f"{attribute.name}={value}: must be {low} to {high}")
-
-    return check
-
-
-def _one_of(*choices: object) -> Any:
-    def check(instance: object, attribute: attrs.Attribute[object], value: object) -> None:
-        if value not in choices:
-            allowed = ", ".join(str(choice) for choice in choices)
-            raise ConfigurationError(f"{attribute.name}={value!r}: must be one of {allowed}")
-
-    return check
-
-
-def _ascii(limit: int) -> Any:
-    def check(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
-        if not value.isascii() or not value.isprintable():
-            raise ConfigurationError(f"{attribute.name}={value!r}: must be printable ASCII")
-        if len(value) > limit:
-            raise ConfigurationError(f"{attribute.name}={value!r} has {len(value)} characters: at most {limit}")
-
-    return check
+_PARSERS: dict[str, Callable[[Any, str], Any]] = {
+    "size": parse_size,
+    "mdts": parse_size,
+    "block": parse_size,
+    "namespaces": parse_int,
+    "queues": parse_int,
+    "depth": parse_int,
+    "vectors": parse_int,
+    "dbbuf": parse_bool,
+    "formats": parse_formats,
+    "metadata": parse_int,
+    "guard": parse_int,
+    "extended": parse_bool,
+    "pi": parse_int,
+    "pi_first": parse_bool,
+    "format_time": parse_seconds,
+    "effects": parse_bool,
+}
+_TEXTS = ("medium", "path", "serial", "model", "firmware", "reactor")
 
 
 @attrs.frozen
 class Medium:
-    """What one namespace stores its blocks on. nbytes is a multiple of block_size."""
+    """What one namespace stores its blocks on, and what a block is. nbytes is a multiple of block_size.
+
+    metadata: bytes of metadata of each block. extended: it comes at the end of each block, not in a
+        buffer of its own. pi: type of protection information, 0 for none; pi_first: in the first
+        bytes of the metadata. guard: bits of its guard, 16, 32 or 64.
+    """
 
     kind: str
     nbytes: int
     block_size: int
     path: str = ""
+    metadata: int = 0
+    extended: bool = False
+    pi: int = 0
+    pi_first: bool = False
+    guard: int = 16
+
+    @property
+    def pif(self) -> int:
+        """Protection Information Format, as in the Extended LBA Format."""
+        return GUARDS.index(self.guard)
+
+    @property
+    def dps(self) -> int:
+        """End-to-end Data Protection Type Settings, as in Identify Namespace."""
+        return self.pi | self.pi_first << 3 if self.pi else 0
 
 
 @attrs.frozen(kw_only=True)
@@ -121,39 +92,73 @@ class EmulatorConfig:
             queue.
         mdts: bytes of the longest transfer, a power of two from 8 KiB to 8 MiB.
         dbbuf: offer Doorbell Buffer Config.
+        formats: the LBA formats that Format NVM can choose from, as "512/4096/4096+8/4096+16g64":
+            bytes of data, of metadata, bits of the guard if not 16.
+        metadata, guard: of the format in which the namespaces begin, together with `block`.
+        extended: metadata at the end of each block (on) or in a buffer of its own (off).
+        pi: protection information of type 1, 2 or 3; 0: none. pi_first: in the first bytes of the
+            metadata.
+        format_time: seconds that Format NVM takes; it reports progress meanwhile.
+        effects: have the Commands Supported and Effects log page.
         serial, model, firmware: what Identify Controller says; 20, 40 and 8 ASCII characters at
             most.
         reactor: "shared" (one thread for all such controllers of this process) or "own".
     """
 
-    size: int = attrs.field(default=0, validator=_in_range(0, _MAX_SIZE))
-    block: int = attrs.field(default=4096, validator=_one_of(*BLOCK_SIZES))
-    namespaces: int = attrs.field(default=1, validator=_in_range(1, MAX_NAMESPACES))
-    medium: str = attrs.field(default="ram", validator=_one_of(*MEDIA))
+    size: int = attrs.field(default=0, validator=in_range(0, _MAX_SIZE))
+    block: int = attrs.field(default=4096, validator=one_of(*BLOCK_SIZES))
+    namespaces: int = attrs.field(default=1, validator=in_range(1, MAX_NAMESPACES))
+    medium: str = attrs.field(default="ram", validator=one_of(*MEDIA))
     path: str = ""
-    queues: int = attrs.field(default=MAX_IO_QUEUES, validator=_in_range(1, MAX_IO_QUEUES))
-    depth: int = attrs.field(default=1024, validator=_in_range(MIN_DEPTH, MAX_DEPTH))
-    vectors: int = attrs.field(validator=_in_range(1, MAX_VECTORS))
-    mdts: int = attrs.field(default=128 << 10, validator=_in_range(MIN_MDTS, MAX_MDTS))
+    queues: int = attrs.field(default=MAX_IO_QUEUES, validator=in_range(1, MAX_IO_QUEUES))
+    depth: int = attrs.field(default=1024, validator=in_range(MIN_DEPTH, MAX_DEPTH))
+    vectors: int = attrs.field(validator=in_range(1, MAX_VECTORS))
+    mdts: int = attrs.field(default=128 << 10, validator=in_range(MIN_MDTS, MAX_MDTS))
     dbbuf: bool = True
-    serial: str = attrs.field(default="NVMEASYNC0001", validator=_ascii(20))
-    model: str = attrs.field(default="nvme_async emulated controller", validator=_ascii(40))
-    firmware: str = attrs.field(default="1", validator=_ascii(8))
-    reactor: str = attrs.field(default="shared", validator=_one_of("shared", "own"))
+    metadata: int = attrs.field(default=0, validator=in_range(0, 128))
+    guard: int = attrs.field(default=16, validator=one_of(*GUARDS))
+    extended: bool = False
+    pi: int = attrs.field(default=0, validator=in_range(0, 3))
+    pi_first: bool = False
+    formats: tuple[LbaFormat, ...] = attrs.field(converter=tuple)
+    format_time: float = 0.0
+    effects: bool = True
+    serial: str = attrs.field(default="NVMEASYNC0001", validator=ascii_text(20))
+    model: str = attrs.field(default="nvme_async emulated controller", validator=ascii_text(40))
+    firmware: str = attrs.field(default="1", validator=ascii_text(8))
+    reactor: str = attrs.field(default="shared", validator=one_of("shared", "own"))
     # Numbers that are nobody's in the PCI ID list, so that no driver applies another device's
     # quirks.
-    vendor_id: int = attrs.field(default=0x6E61, validator=_in_range(1, 0xFFFE))
-    subsystem_vendor_id: int = attrs.field(default=0x6E61, validator=_in_range(0, 0xFFFF))
+    vendor_id: int = attrs.field(default=0x6E61, validator=in_range(1, 0xFFFE))
+    subsystem_vendor_id: int = attrs.field(default=0x6E61, validator=in_range(0, 0xFFFF))
 
     @vectors.default
     def _vectors(self) -> int:
         return self.queues + 1
 
+    @formats.default
+    def _formats(self) -> tuple[LbaFormat, ...]:
+        """512 and 4096 bytes, which every drive has, and what the namespaces begin with."""
+        if self.block not in BLOCK_SIZES:
+            return ()  # the validator of `block` refuses it
+        plain = (LbaFormat(512), LbaFormat(4096))
+        first = LbaFormat(self.block, self.metadata, self.guard)
+        return plain if first in plain else (*plain, first)
+
     def __attrs_post_init__(self) -> None:
-        if self.mdts & (self.mdts - 1):
-            raise ConfigurationError(f"mdts={self.mdts}: must be a power of two from {MIN_MDTS} to {MAX_MDTS}")
         if self.size % self.block:
             raise ConfigurationError(f"size={self.size}: must be a multiple of block={self.block}")
+        first = LbaFormat(self.block, self.metadata, self.guard)
+        if not any(first.same_blocks(one) for one in self.formats):
+            raise ConfigurationError(
+                f"formats={format_names(self.formats)!r} has no {first}, which block= and metadata= ask for"
+            )
+        if self.pi and self.metadata < first.pi_bytes:
+            raise ConfigurationError(f"pi={self.pi} needs metadata={first.pi_bytes} or more, not {self.metadata}")
+        if self.extended and not self.metadata:
+            raise ConfigurationError("extended=on needs metadata=")
+        if self.mdts & (self.mdts - 1):
+            raise ConfigurationError(f"mdts={self.mdts}: must be a power of two from {MIN_MDTS} to {MAX_MDTS}")
         if self.medium == "file" and not self.path:
             raise ConfigurationError("medium=file needs a path=")
         if self.medium != "file" and self.path:
@@ -166,6 +171,11 @@ class EmulatorConfig:
         Values may be percent-encoded (%2C: a comma). ConfigurationError names the option and what
         it may be.
         """
+        return cls.from_options(cls.split(options))
+
+    @staticmethod
+    def split(options: str) -> dict[str, str]:
+        """Options by name; ConfigurationError for what has no form or is given twice."""
         values: dict[str, str] = {}
         for option in options.split(",") if options else []:
             key, equals, value = option.partition("=")
@@ -174,29 +184,18 @@ class EmulatorConfig:
             if key in values:
                 raise ConfigurationError(f"{key} is given twice: {values[key]!r} and {value!r}")
             values[key] = unquote(value)
-        return cls.from_options(values)
+        return values
 
     @classmethod
     def from_options(cls, values: dict[str, Any]) -> EmulatorConfig:
         """From options by name, values as text or of their own type. None stands for the default."""
-        parsers = {
-            "size": parse_size,
-            "mdts": parse_size,
-            "block": parse_size,
-            "namespaces": _parse_int,
-            "queues": _parse_int,
-            "depth": _parse_int,
-            "vectors": _parse_int,
-            "dbbuf": _parse_bool,
-        }
-        texts = ("medium", "path", "serial", "model", "firmware", "reactor")
         arguments: dict[str, Any] = {}
         for key, value in values.items():
-            if key not in parsers and key not in texts:
-                known = ", ".join(sorted([*parsers, *texts]))
+            if key not in _PARSERS and key not in _TEXTS:
+                known = ", ".join(sorted([*_PARSERS, *_TEXTS]))
                 raise ConfigurationError(f"unknown option {key!r} of an emulated controller; there are {known}")
             if value is not None:
-                arguments[key] = parsers[key](value, key) if key in parsers else value
+                arguments[key] = _PARSERS[key](value, key) if key in _PARSERS else value
         if arguments.get("size") == 0:
             raise ConfigurationError(f"size={values['size']!r}: a namespace needs at least one block")
         return cls(**arguments)
@@ -220,8 +219,21 @@ class EmulatorConfig:
     def media(self) -> list[Medium]:
         """The namespaces' media; looks at the files' sizes where `size` was left open."""
         if self.medium != "file":
-            return [Medium(self.medium, self.size or _DEFAULT_SIZE, self.block)] * self.namespaces
-        return [Medium("file", self.size or self._file_size(path), self.block, path) for path in self.paths()]
+            return [self._medium(self.size or _DEFAULT_SIZE)] * self.namespaces
+        return [self._medium(self.size or self._file_size(path), path) for path in self.paths()]
+
+    def _medium(self, nbytes: int, path: str = "") -> Medium:
+        return Medium(
+            self.medium,
+            nbytes,
+            self.block,
+            path,
+            metadata=self.metadata,
+            extended=self.extended,
+            pi=self.pi,
+            pi_first=self.pi_first,
+            guard=self.guard,
+        )
 
     def _file_size(self, path: str) -> int:
         try:

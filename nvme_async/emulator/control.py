@@ -31,6 +31,7 @@ from nvme_async.errors import ConfigurationError
 MAX_LINE = 1 << 20
 _DELAYS = ("delay", "delay_post", "ready", "disabled")
 _OFFSETS = ("match", "sqe", "cqe")
+_HEXADECIMAL = ("payload", "nguid", "eui64", "uuid")
 
 
 def _decode(args: dict[str, Any]) -> dict[str, Any]:
@@ -42,8 +43,9 @@ def _decode(args: dict[str, Any]) -> dict[str, Any]:
     for key in _OFFSETS:
         if decoded.get(key) is not None:
             decoded[key] = {int(offset): bytes.fromhex(data) for offset, data in decoded[key].items()}
-    if decoded.get("payload") is not None:
-        decoded["payload"] = bytes.fromhex(decoded["payload"])
+    for key in _HEXADECIMAL:
+        if decoded.get(key) is not None:
+            decoded[key] = bytes.fromhex(decoded[key])
     return decoded
 
 
@@ -75,6 +77,7 @@ class ControlServer:
             name: getattr(faults, name)
             for name in (
                 "add_namespace",
+                "change_identity",
                 "counters",
                 "doorbells",
                 "enable_delay",

@@ -16,7 +16,8 @@ from typing import Any
 
 import attrs
 
-from nvme_async.emulator.config import Medium, parse_size
+from nvme_async.emulator.config import Medium
+from nvme_async.emulator.parsing import parse_size
 from nvme_async.errors import ConfigurationError
 from nvme_async.native import _emulator
 
@@ -256,16 +257,39 @@ class Faults:
         block: int = 4096,
         medium: str = "ram",
         path: str = "",
+        metadata: int = 0,
+        extended: bool = False,
+        pi: int = 0,
+        guard: int = 16,
         notice: bool = True,
     ) -> None:
-        """A new namespace. notice: the host is told (Changed Namespace List, asynchronous event)."""
-        self._faults.namespace_add(nsid, Medium(medium, parse_size(size), block, path), notice)
+        """A new namespace. notice: the host is told (Changed Namespace List, asynchronous event).
+
+        Block size, metadata and guard must be one of the controller's LBA formats.
+        """
+        what = Medium(medium, parse_size(size), block, path, metadata=metadata, extended=extended, pi=pi, guard=guard)
+        self._faults.namespace_add(nsid, what, notice)
 
     def remove_namespace(self, nsid: int, *, notice: bool = True) -> None:
         self._faults.namespace_remove(nsid, notice)
 
     def resize_namespace(self, nsid: int, size: int | str, *, notice: bool = True) -> None:
         self._faults.namespace_resize(nsid, parse_size(size), notice)
+
+    def change_identity(
+        self,
+        nsid: int,
+        *,
+        nguid: bytes | None = None,
+        eui64: bytes | None = None,
+        uuid: bytes | None = None,
+        notice: bool = True,
+    ) -> None:
+        """Gives a namespace other names, as if another disk were under its nsid. None: it stays; zeroes: none."""
+        for name, value, size in (("nguid", nguid, 16), ("eui64", eui64, 8), ("uuid", uuid, 16)):
+            if value is not None and len(value) != size:
+                raise ConfigurationError(f"{name} of {len(value)} bytes: must have {size}")
+        self._faults.namespace_identity(nsid, nguid, eui64, uuid, notice)
 
     def outstanding(self) -> list[Outstanding]:
         """The commands that the controller holds, with the memory it may still touch for them."""

@@ -53,6 +53,16 @@ def test_defaults():
     assert config.reactor == "shared"
 
 
+def test_formats():
+    config = EmulatorConfig.parse("formats=512/4096/512+8/4096+16g64s16,block=512,metadata=8,extended=on")
+    assert [str(one) for one in config.formats] == ["512", "4096", "512+8", "4096+16g64s16"]
+    assert [one.pif for one in config.formats] == [0, 0, 0, 2]
+    (medium,) = config.media
+    assert (medium.block_size, medium.metadata, medium.extended, medium.dps) == (512, 8, True, 0)
+    assert [str(one) for one in EmulatorConfig.parse("block=4096,metadata=64").formats] == ["512", "4096", "4096+64"]
+    assert EmulatorConfig.parse("format_time=1.5,effects=off").format_time == 1.5
+
+
 def test_everything_at_once():
     config = EmulatorConfig.parse(
         "size=16MiB,block=512,namespaces=3,medium=file,path=/tmp/a%2Cb,queues=4,depth=4096,vectors=3,mdts=1MiB,"
@@ -76,6 +86,16 @@ def test_vectors_follow_queues():
         ("size", ["size", "key=value"]),
         ("size=1GiB,size=2GiB", ["size", "twice"]),
         ("size=0", ["size", "at least one block"]),
+        ("formats=512/x", ["formats=", "'x'", "4096+8"]),
+        ("formats=512/512", ["formats=", "twice"]),
+        ("formats=512", ["formats=", "4096", "block="]),
+        ("formats=512/4096/1024", ["block_size=1024", "512, 4096"]),
+        ("formats=512/4096/4096+200", ["metadata=200", "0 to 128"]),
+        ("formats=512/4096/4096+8g64", ["4096+8g64", "16 bytes"]),
+        ("formats=512/4096/4096+8s33", ["33 bits", "0 to 32"]),
+        ("pi=1", ["pi=1", "metadata=8"]),
+        ("extended=on", ["extended=on", "metadata="]),
+        ("format_time=long", ["format_time=", "seconds"]),
         ("size=5000", ["size=5000", "block=4096"]),
         ("size=3PiB", ["size="]),
         ("block=1024", ["block=1024", "512, 4096"]),

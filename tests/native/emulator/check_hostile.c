@@ -31,8 +31,8 @@ TEST(a_hostile_client_does_no_harm)
     struct emu_config config = fh_config(EMU_MEDIUM_RAM, 16u << 20, 512);
     config.mdts = 0;
     config.n_namespaces = 3;
-    config.namespaces[1] = (struct emu_ns_config){1u << 20, 4096, EMU_MEDIUM_RAM, NULL};
-    config.namespaces[2] = (struct emu_ns_config){1ull << 45, 512, EMU_MEDIUM_NULL, NULL};
+    config.namespaces[1] = (struct emu_ns_config){.nbytes = 1u << 20, .block_size = 4096, .medium = EMU_MEDIUM_RAM, .path = NULL};
+    config.namespaces[2] = (struct emu_ns_config){.nbytes = 1ull << 45, .block_size = 512, .medium = EMU_MEDIUM_NULL, .path = NULL};
     struct bed bed;
     bed_open_with(&bed, &config);
     struct fake_host *host = &bed.host;
