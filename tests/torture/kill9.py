@@ -210,9 +210,9 @@ class Torture:
                 continue
             limit = time.monotonic() + PATIENCE
             with KeeperClient(self._plan.keeper) as keeper:
-                while [deposit.waiting for deposit in keeper.ledger()] != [len(self._line)]:
+                while [deposit.waiting for deposit in keeper.deposits()] != [len(self._line)]:
                     if time.monotonic() > limit:
-                        raise Failure(f"process {successor.pid} isn't in line at the keeper: {keeper.ledger()}")
+                        raise Failure(f"process {successor.pid} isn't in line at the keeper: {keeper.deposits()}")
                     time.sleep(0.001)
 
     def _kill_sometime(self, driver: Driver) -> int:
