@@ -19,19 +19,29 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from nvme_async.errors import ConfigurationError, ControllerGone
 from nvme_async.manager.workers import Worker
 from nvme_async.runtime.sockets import ListeningSocket
 
-if TYPE_CHECKING:
-    from nvme_async.manager.manager import Manager
-
 MAX_REQUEST = 1 << 20
 MAX_ANSWER = 256 << 20
 CLIENTS = 64
 """At once; more are hung up on."""
+
+
+class Controlled(Protocol):
+    """A manager, as far as its control socket is concerned."""
+
+    def inspect(self) -> dict[str, Any]: ...
+    async def inspect_with_registers(self) -> dict[str, Any]: ...
+    def metrics(self) -> bytes: ...
+    async def switch_keepalive(self, setting: str | bool | None, uri: str | None = None) -> None: ...
+    async def load(self, uri: str) -> Any: ...
+    async def unload(self, uri: str) -> None: ...
+    async def reset(self, uri: str) -> None: ...
+    async def service(self, uri: str) -> None: ...
 
 
 class ControlServer:
@@ -41,7 +51,7 @@ class ControlServer:
     ConfigurationError when the path can't be had.
     """
 
-    def __init__(self, manager: Manager, path: str | Path) -> None:
+    def __init__(self, manager: Controlled, path: str | Path) -> None:
         self._manager = manager
         self._worker: Worker | None = None
         self._listening = ListeningSocket(path)

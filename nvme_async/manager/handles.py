@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, Protocol, overload
 
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.batch import Many
@@ -28,15 +28,14 @@ from nvme_async.errors import (
     NvmeError,
     QueueShutdown,
 )
+from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.controller import Controller
+from nvme_async.manager.gate import Gate
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyNamespace
 from nvme_async.spec.opcodes import NvmOpcode
-
-if TYPE_CHECKING:
-    from nvme_async.manager.device import ManagedDevice
 
 # With these a driver ends, or a reset fails what it can't repeat.
 LOST = (QueueShutdown, HandedOver, ControllerError)
@@ -44,6 +43,21 @@ LOST = (QueueShutdown, HandedOver, ControllerError)
 GOING_ON = ("ready", "resetting")
 # Of commands that nobody gave a tag and whose results are to be found again.
 _tags = itertools.count(1 << 63)
+
+
+class DriverSource(Protocol):
+    """A managed device, as far as its namespaces' handles are concerned."""
+
+    uri: str
+    failure: NvmeError | None
+    gate: Gate
+
+    @property
+    def wait_limit(self) -> float: ...
+    @property
+    def state(self) -> str: ...
+    def inspect(self) -> dict[str, Any]: ...
+    async def adopted_result(self, controller: Controller, tag: int) -> Adopted | None: ...
 
 
 class ManagedNamespace:
@@ -58,7 +72,7 @@ class ManagedNamespace:
     InvalidNamespace; it works again if the same nsid comes back.
     """
 
-    def __init__(self, device: ManagedDevice, nsid: int) -> None:
+    def __init__(self, device: DriverSource, nsid: int) -> None:
         self._device = device
         self._nsid = nsid
         self._target: Namespace | None = None
@@ -88,7 +102,7 @@ class ManagedNamespace:
         return self._device.uri
 
     @property
-    def device(self) -> ManagedDevice:
+    def device(self) -> DriverSource:
         return self._device
 
     def _known(self) -> Namespace:

@@ -11,7 +11,7 @@ they begin at zero again, which Prometheus knows how to take.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from nvme_async.errors import ConfigurationError
 
@@ -21,9 +21,6 @@ try:
     from prometheus_client.registry import Collector
 except ImportError as error:
     raise ConfigurationError("metrics need prometheus-client: install nvme_async[metrics]") from error
-
-if TYPE_CHECKING:
-    from nvme_async.manager.manager import Manager
 
 STATES = ("loading", "ready", "servicing", "failed", "gone", "closed")
 
@@ -61,10 +58,16 @@ def _dig(value: Any, path: tuple[str, ...]) -> Any:
     return value
 
 
+class Inspected(Protocol):
+    """A manager, as far as its metrics are concerned."""
+
+    def inspect(self) -> dict[str, Any]: ...
+
+
 class ManagerCollector(Collector):
     """A prometheus_client collector of one manager; from any thread."""
 
-    def __init__(self, manager: Manager) -> None:
+    def __init__(self, manager: Inspected) -> None:
         self._manager = manager
 
     def collect(self) -> Iterator[Metric]:
@@ -161,7 +164,7 @@ def _histogram(recorded: list[dict[str, Any]]) -> tuple[list[tuple[str, float]],
     return cumulative, sum(one["sum"] for one in recorded) / 1e9
 
 
-def exposition(manager: Manager) -> bytes:
+def exposition(manager: Inspected) -> bytes:
     """The text that Prometheus scrapes."""
     registry = CollectorRegistry()
     registry.register(ManagerCollector(manager))
