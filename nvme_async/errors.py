@@ -1,18 +1,27 @@
 """Every exception that nvme_async raises.
 
-    NvmeError ├─ CommandError            the controller completed a command with a status other than
-    success │  ├─ InvalidField, InvalidOpcode, InvalidNamespace, LbaOutOfRange, CapacityExceeded,
-    NamespaceNotReady │  ├─ ReservationConflict, CommandAborted, NamespaceWriteProtected │  └─
-    MediaError │     └─ WriteFault, UnrecoveredReadError, CompareFailure, AccessDenied,
-    DeallocatedBlock ├─ ControllerError         the controller as a whole failed │  └─
-    ControllerGone, ControllerTimeout, ControllerFatal, DeviceError ├─ CommandTimeout          one
-    command had no completion in its time; it was aborted, or ended by a reset ├─ HandedOver
-    this process gave the controller to a successor ├─ KeeperError             the process that
-    holds descriptors between two drivers is gone, silent, or refuses ├─ QueueShutdown           the
-    queue pair or controller was closed ├─ InvalidSavedState       a pool or saved state is
-    truncated, altered or foreign, and was left as it is ├─ RestoreRefused          a live takeover
-    isn't possible; the message says why, the controller was left as it was ├─ ConfigurationError
-    a URI, option or environment variable makes no sense └─ OutOfDmaMemory
+    NvmeError
+    ├─ CommandError            the controller completed a command with a status other than success
+    │  ├─ InvalidField, InvalidOpcode, InvalidNamespace, LbaOutOfRange, CapacityExceeded,
+    │  │  NamespaceNotReady, ReservationConflict, CommandAborted, NamespaceWriteProtected
+    │  └─ MediaError
+    │     └─ WriteFault, UnrecoveredReadError, CompareFailure, AccessDenied, DeallocatedBlock
+    ├─ ControllerError         the controller as a whole failed
+    │  └─ ControllerGone, ControllerTimeout, ControllerFatal, DeviceError, ControllerReplaced
+    ├─ CommandTimeout          one command had no completion in its time; it was aborted, or ended
+    │                          by a reset
+    ├─ NamespaceChanged        the namespace has another format than the request was made for
+    │  └─ NamespaceReplaced    another namespace has its number
+    ├─ HandedOver              this process gave the controller to a successor
+    ├─ KeeperError             the process that holds descriptors between two drivers is gone,
+    │                          silent, or refuses
+    ├─ QueueShutdown           the queue pair or controller was closed
+    ├─ InvalidSavedState       a pool or saved state is truncated, altered or foreign, and was left
+    │                          as it is
+    ├─ RestoreRefused          a live takeover isn't possible; the message says why, the controller
+    │                          was left as it was
+    ├─ ConfigurationError      a URI, option or environment variable makes no sense
+    └─ OutOfDmaMemory
 
 Built-in families are joined where people already catch them: ControllerTimeout and CommandTimeout
 are TimeoutError, ControllerGone, HandedOver and KeeperError are ConnectionError, ConfigurationError
@@ -32,6 +41,7 @@ __all__ = [
     "ControllerError",
     "ControllerFatal",
     "ControllerGone",
+    "ControllerReplaced",
     "ControllerTimeout",
     "DeallocatedBlock",
     "DeviceError",
@@ -43,7 +53,9 @@ __all__ = [
     "KeeperError",
     "LbaOutOfRange",
     "MediaError",
+    "NamespaceChanged",
     "NamespaceNotReady",
+    "NamespaceReplaced",
     "NamespaceWriteProtected",
     "NvmeError",
     "OutOfDmaMemory",
@@ -197,6 +209,26 @@ class DeviceError(ControllerError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class ControllerReplaced(ControllerError):
+    """Another controller is at the address: serial number, model, subsystem NQN, controller id or
+    PCI ids differ. Nothing meant for the first one was sent to it; open it, or ask the manager for
+    a new handle.
+    """
+
+
+class NamespaceChanged(NvmeError):
+    """The namespace has been formatted: a request that was made for the old format (block size,
+    metadata, protection) ended without a result. It was not sent, or its outcome is unknown because
+    the format changed while it was out. New requests are for the new format.
+    """
+
+
+class NamespaceReplaced(NamespaceChanged):
+    """Another namespace has this one's number: NGUID, EUI-64 or UUID differ. The handle is of no
+    use any more; the new namespace has a handle of its own.
+    """
 
 
 class CommandTimeout(NvmeError, TimeoutError):

@@ -16,6 +16,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
+import os
 from array import array
 from collections import deque
 
@@ -111,6 +112,11 @@ cdef extern from "hotpath/queue.h":
     int prp_build(uint64_t *prp, uint64_t iova, uint64_t nbytes, uint64_t *list, uint64_t list_iova, uint32_t list_bytes) nogil
     uint32_t prp_list_bytes(uint32_t entries) nogil
 
+cdef extern from "hotpath/short.h":
+    void nvs_set_mark(uint64_t mark) nogil
+    void nvs_prepare(uint8_t *data, uint64_t nbytes) nogil
+    uint16_t nvs_finish(uint8_t *data, uint64_t nbytes) nogil
+
 cdef extern from "hotpath/adopt.h":
     enum: NVQ_ERROR_BYTES
 
@@ -142,6 +148,8 @@ cdef extern from "pythread.h":
 cdef extern from "<unistd.h>" nogil:
     ssize_t c_read "read"(int fd, void *buf, size_t n)
 
+nvs_set_mark(int.from_bytes(os.urandom(8), "little"))
+
 include "memory.pxi"
 include "waiting.pxi"
 include "request.pxi"
@@ -150,5 +158,6 @@ include "rings.pxi"
 include "queue_pair.pxi"
 include "reset.pxi"
 include "adopt.pxi"
+include "geometry.pxi"
 include "namespace.pxi"
 include "probe.pxi"

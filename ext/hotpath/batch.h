@@ -7,6 +7,7 @@
 
 #include "patience.h"
 #include "queue.h"
+#include "short.h"
 
 struct nvb_piece {
     uint8_t *data;
@@ -72,6 +73,8 @@ static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_bat
             slots[slot].piece = *piece;
             if (b->flags & NVQ_FROM_HOST)
                 memcpy(piece->data, b->data + at, b->nbytes);
+            else
+                nvs_prepare(piece->data, b->nbytes);
             iova = piece->iova;
             t->data_offset = piece->offset;
         } else {
@@ -127,11 +130,14 @@ static inline void nvb_finish(struct nvq *q, struct nvb_slot *slots, unsigned sl
     struct nvb_batch *b = slots[slot].batch;
     const struct nvq_tracker *t = &q->trackers[slot];
     const uint32_t element = slots[slot].element;
-    b->status[element] = t->status;
-    if (t->status)
+    uint16_t status = t->status;
+    if (!status && b->bounced && (b->flags & NVQ_TO_HOST))
+        status = nvs_finish(slots[slot].piece.data, b->nbytes);
+    b->status[element] = status;
+    if (status)
         b->failed++;
     if (b->bounced) {
-        if (!t->status && (b->flags & NVQ_TO_HOST) && !b->stopped)
+        if (!status && (b->flags & NVQ_TO_HOST) && !b->stopped)
             memcpy(b->data + (uint64_t)element * b->nbytes, slots[slot].piece.data, b->nbytes);
         b->pieces[b->n_pieces++] = slots[slot].piece;
     }

@@ -42,6 +42,7 @@ cdef class Batch:
 
     cdef nvb_batch b
     cdef QueuePair qp
+    cdef Geometry geometry             # of the namespace that it was sized for, or None
     cdef object future
     cdef object failure
     cdef Py_buffer lbas_view
@@ -178,10 +179,11 @@ cdef class Batch:
 
 
 cdef Batch make_batch(QueuePair qp, uint8_t opcode, uint32_t nsid, lbas, uint32_t blocks, data, uint32_t nbytes, bint to_host,
-                      uint32_t depth, uint32_t flags):
+                      uint32_t depth, uint32_t flags, Geometry geometry):
     cdef Batch batch = Batch.__new__(Batch)
     qp.check_open()
     batch.qp = qp
+    batch.geometry = geometry
     export(lbas, &batch.lbas_view, False)
     batch.has_lbas = True
     if batch.lbas_view.itemsize != 8 and batch.lbas_view.itemsize != 1 or batch.lbas_view.len % 8:
@@ -228,6 +230,7 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
     if self.future is not None and not self.future.done():
         return suspend(self.future, result)
     self.future = None
+    forbid(self)
     if self.failure is not None:
         self.detach()
         raise self.failure
@@ -241,7 +244,7 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
         qp.batches.append(self)
         qp.plan_watch()
     begin = nvq_now_ns()
-    while not qp.held and self.b.done < self.b.n:
+    while not qp.held and self.b.done < self.b.n and not forbid(self):
         qp.batch_patience.limit_ns = qp.spin_ns if qp.mode != INTERRUPT else 0
         keep = <uint32_t>(qp.n_granted + len(qp.line))
         with nogil:
@@ -290,6 +293,15 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
     return 1
 
 
+cdef bint forbid(Batch batch) except -1:
+    """Must nothing more of the batch be sent for now? Where its namespace has changed, it fails."""
+    if batch.geometry is None or not batch.geometry.state:
+        return False
+    if batch.geometry.state == EXPIRED and batch.failure is None and batch.b.done < batch.b.n:
+        batch.fail(batch.geometry.error)
+    return True
+
+
 cdef void go_on_with_batches(QueuePair qp) except *:
     """Elements of sleeping batches have completed: the next ones are sent; who is done wakes up."""
     cdef Batch batch
@@ -297,7 +309,7 @@ cdef void go_on_with_batches(QueuePair qp) except *:
         if batch.b.stopped:
             leave_batches(qp, batch)
         elif batch.future is not None:
-            if not qp.held:
+            if not qp.held and not forbid(batch):
                 nvb_fill(&qp.q, qp.slots, &batch.b, <uint32_t>(qp.n_granted + len(qp.line)))
             if batch.b.done == batch.b.n:
                 batch.wake()

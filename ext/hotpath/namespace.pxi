@@ -14,6 +14,7 @@ cdef class NamespaceCore:
 
     Everything else a subclass does by overriding: _slow(method, args, kwargs) for a loop that has no queue pair yet, and
     _split(method, lba, buffer-or-blocks, fua) for requests over max_blocks. Both return awaitables.
+    Each request remembers the geometry that it was sized for (geometry.pxi).
     """
 
     cdef readonly uint32_t nsid
@@ -23,18 +24,26 @@ cdef class NamespaceCore:
     cdef int block_shift
     cdef dict queues                       # loop → QueuePair; the controller's, shared by its namespaces
     cdef readonly object _gone             # exception, once removed
+    cdef readonly Geometry geometry        # what requests are sized for
     cdef QueuePair last                    # the queue pair used last, a cache in front of `queues`
 
     def _configure(self, uint32_t nsid, uint64_t blocks, uint32_t block_size, uint32_t max_blocks, dict queues):
         if block_size < 512 or block_size & (block_size - 1):
             raise ValueError(f"a block size of {block_size} bytes is not a power of two of at least 512")
         self.nsid, self.blocks, self.block_size, self.max_blocks, self.queues = nsid, blocks, block_size, max_blocks, queues
+        if self.geometry is None or self.geometry.state == EXPIRED:
+            self.geometry = Geometry.__new__(Geometry)
         self.block_shift = 0
         while (1 << self.block_shift) < block_size:
             self.block_shift += 1
 
     def _set_gone(self, exception):
+        """New requests fail with `exception`, those that were made go on. None: new ones are possible again."""
         self._gone = exception
+
+    def _expire(self, exception):
+        """Requests that were made fail with `exception`, sent or not. New ones need _configure() first, which begins a new geometry."""
+        self.geometry.expire(exception)
 
     @property
     def nbytes(self):
@@ -57,6 +66,8 @@ cdef class NamespaceCore:
             return None
         request = Request.__new__(Request)
         request.qp = qp
+        # Before the sizes: should the format change meanwhile, this is the one that has expired.
+        request.geometry = self.geometry
         # Request.__new__ zeroes; the freelist does too.
         request.sqe.opcode = opcode
         request.sqe.nsid = self.nsid

@@ -67,6 +67,7 @@ cdef class LoopBack:
     cdef uint32_t *doorbells
     cdef uint32_t sq_head, cq_tail
     cdef uint16_t phase
+    cdef uint64_t address, iova      # of the pool
     cdef nvq_sqe *sq
     cdef nvq_cqe *cq
     cdef bint closed
@@ -76,6 +77,7 @@ cdef class LoopBack:
         from nvme_async.dma import Pool
         self.loop = loop
         self.pool = Pool(8 << 20, iova=1 << 32, name="loop back", hugepages="never")
+        self.address, self.iova = self.pool.address, self.pool.iova
         addresses = AddressMap()
         pool = self.pool
         bounce = BounceCache(lambda nbytes, tag: pool.alloc(nbytes, owner="bounce", tag=tag))
@@ -104,11 +106,16 @@ cdef class LoopBack:
 
     def answer(self):
         cdef nvq_cqe *cqe
+        cdef char *data
         if self.closed:
             return
         while self.sq_head != self.doorbells[0]:
             cqe = &self.cq[self.cq_tail]
             cqe.dw0 = cqe.dw1 = 0
+            # Moves data where reads have their marks (short.h); a whole page would count as the host's instructions.
+            data = <char *><uintptr_t>(self.address + self.sq[self.sq_head].prp1 - self.iova)
+            memset(data + 504, 0, 8)
+            memset(data + 4088, 0, 8)
             cqe.sqhd = <uint16_t>self.sq_head
             cqe.sqid = 1
             cqe.cid = self.sq[self.sq_head].cid

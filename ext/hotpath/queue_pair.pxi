@@ -29,6 +29,7 @@ cdef class QueuePair(Rings):
     cdef object is_running           # the loop's, where it doesn't show its thread (uvloop)
     cdef object create_future, call_soon, command_error, on_fault
     cdef object line             # deque of futures: who waits for a free command id
+    cdef list parked             # futures: whose namespace is held
     cdef int n_granted           # of those, how many were told to go on and have not yet
     cdef object refusal          # exception for new commands, or None
     cdef bint held               # new commands wait (drain barrier, reset)
@@ -68,6 +69,7 @@ cdef class QueuePair(Rings):
         self.command_error = command_error
         self.on_fault = on_fault
         self.line = deque()
+        self.parked = []
         self.flush_callback = self.flush
         self.poll_callback = self.poll
         self.more_callback = self.more
@@ -211,6 +213,11 @@ cdef class QueuePair(Rings):
         request.offset = request.piece.offset
         if request.kind == WRITE_FROM:
             memcpy(request.piece.data, request.view.buf, request.nbytes)
+        elif request.raw:
+            # Answers may be shorter than the place for them: the rest is zeroes, not what another command left there.
+            memset(request.piece.data, 0, request.nbytes)
+        else:
+            nvs_prepare(<uint8_t *>request.piece.data, request.nbytes)
         self.q.header.n_bounced += 1
         return 0
 
@@ -295,7 +302,13 @@ cdef class QueuePair(Rings):
             request.dw0 = tracker.dw0
             request.dw1 = tracker.dw1
             if request.state == SENT and not request.failed:
-                if request.status == 0:
+                if request.status == 0 and request.bounced and not request.raw and request.kind != WRITE_FROM:
+                    request.status = nvs_finish(<uint8_t *>request.piece.data, request.nbytes)
+                if request.geometry is not None and request.geometry.state == EXPIRED:
+                    # Sized for another format, or meant for another namespace: what it did or read is not what was asked for.
+                    request.failed = True
+                    request.result = request.geometry.error
+                elif request.status == 0:
                     self.take_result(request)
                 request.let_go()
                 request.state = COMPLETED
@@ -402,6 +415,7 @@ cdef class QueuePair(Rings):
                 if not future.done():
                     self.n_granted += 1      # they see the refusal when they take their turn
                     wake(future)
+            wake_parked(self)
 
     def hold(self, bint held):
         """New commands wait in line while held."""
@@ -409,6 +423,12 @@ cdef class QueuePair(Rings):
         self.grant()
         if not held:
             go_on_with_batches(self)
+
+    def go_on(self):
+        """Geometries were held, released or expired: requests and batches that waited for that look again whether they may be sent. From
+        here on no command of this queue pair is sent that a held or expired geometry forbids."""
+        wake_parked(self)
+        go_on_with_batches(self)
 
     def fail_waiters(self, exception):
         """Everybody who waits for a sent command gets `exception`; the commands and their pages stay with the controller."""
@@ -484,26 +504,28 @@ cdef class QueuePair(Rings):
     # -- making requests ---------------------------------------------------------------------------------------------------------------
 
     def request(self, sqe, buffer=None, *, Py_ssize_t read_nbytes=-1, bint to_host=False, uint64_t tag=0, bint internal=False,
-                bint driver=False):
+                bint driver=False, Geometry geometry=None):
         """A command as an awaitable whose result is (dw0, dw1, data).
 
         sqe          64 bytes; the command id and PRPs are filled in here
         buffer       data to send, or with to_host the place for the answer (then data is its nbytes)
         read_nbytes  the answer comes as a new bytes object of that length
         internal     nobody's but the driver's, and without a time limit; driver: only the former
+        geometry     what the command was sized for: it waits while that is held, and fails once it has expired
         """
-        return make_request(self, sqe, buffer, read_nbytes, to_host, tag, internal, driver)
+        return make_request(self, sqe, buffer, read_nbytes, to_host, tag, internal, driver, geometry)
 
     def batch(self, uint8_t opcode, uint32_t nsid, lbas, uint32_t blocks, data, uint32_t nbytes, *, bint to_host, uint32_t depth=0,
-              uint32_t flags=0):
+              uint32_t flags=0, Geometry geometry=None):
         """len(lbas) commands of `blocks` blocks each, as an awaitable.
 
         lbas   a buffer of 64-bit unsigned integers (held meanwhile)
         data   buffer of len(lbas) * nbytes bytes, or None for commands without data
         depth  how many are out at once; 0 = as many as the queue takes
         flags  bits for command dword 12 (FUA is bit 30)
+        geometry  as for request()
         """
-        return make_batch(self, opcode, nsid, lbas, blocks, data, nbytes, to_host, depth, flags)
+        return make_batch(self, opcode, nsid, lbas, blocks, data, nbytes, to_host, depth, flags, geometry)
 
     def inspect(self):
         """As Rings.inspect(), and who waits: "waiting" for a command id; and what it has learnt of the time until a lone command
@@ -512,6 +534,7 @@ cdef class QueuePair(Rings):
         if self.has_memory:
             found["mode"] = {POLL: "poll", INTERRUPT: "interrupt", ADAPTIVE: "adaptive"}[self.mode]
             found["waiting"] = len(self.line)
+            found["held"] = len(self.parked)
             found["latency_ns"] = self.lone_patience.gap_ns
             found["gap_ns"] = self.next_patience.gap_ns
             found["lull_ns"] = self.batch_patience.gap_ns

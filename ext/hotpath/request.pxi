@@ -15,6 +15,7 @@ cdef enum:
     COMPLETED      # status and result are here
     FINISHED       # the awaiter has the result
     DETACHED       # the controller has it, and nobody waits any more
+    PARKED         # not sent: its namespace is held (geometry.pxi)
 
 
 cdef void wake(future) except *:
@@ -36,6 +37,7 @@ cdef class Request:
     """
 
     cdef QueuePair qp
+    cdef Geometry geometry   # of the namespace that it was sized for, or None
     cdef object future
     cdef object result       # or the exception, when `failed`
     cdef nvq_sqe sqe
@@ -95,7 +97,7 @@ cdef class Request:
             PyBuffer_Release(&self.view)
 
     def __repr__(self):
-        names = ["new", "queued", "sent", "completed", "finished", "detached"]
+        names = ["new", "queued", "sent", "completed", "finished", "detached", "parked"]
         return f"<Request opcode={self.sqe.opcode:#04x} nsid={self.sqe.nsid} qid={self.qp.qid} {names[self.state]}>"
 
     cdef void hold(self, buffer, bint writable) except *:
@@ -120,6 +122,12 @@ cdef class Request:
             self.state = FINISHED
             self.let_go()
             self.qp.leave_line(self.future)
+            self.future = None
+        elif self.state == PARKED:
+            self.state = FINISHED
+            self.let_go()
+            if self.future in self.qp.parked:
+                self.qp.parked.remove(self.future)
             self.future = None
         elif self.state == COMPLETED or (self.state == SENT and self.answered):
             self.state = FINISHED
@@ -146,13 +154,15 @@ cdef class Request:
         self.wake()
 
 
-cdef Request make_request(QueuePair qp, sqe, buffer, Py_ssize_t read_nbytes, bint to_host, uint64_t tag, bint internal, bint driver):
+cdef Request make_request(QueuePair qp, sqe, buffer, Py_ssize_t read_nbytes, bint to_host, uint64_t tag, bint internal, bint driver,
+                          Geometry geometry):
     cdef Request request = Request.__new__(Request)
     cdef const unsigned char[::1] raw = sqe
     if raw.shape[0] != 64:
         raise ValueError(f"a command is 64 bytes long, not {raw.shape[0]}")
     memcpy(&request.sqe, &raw[0], 64)
     request.qp = qp
+    request.geometry = geometry
     request.tag = tag
     request.raw = True
     request.flags = (NVQ_INTERNAL if internal else 0) | (NVQ_DRIVER if driver else 0)
@@ -175,7 +185,15 @@ cdef int request_send(Request self, PyObject **result) except -1:
     cdef QueuePair qp = self.qp
     if self.state != NEW:
         qp.credit = EAGER_IN_A_ROW      # the loop has come round
+    if self.state == PARKED:
+        if not self.future.done():
+            return suspend(self.future, result)
+        self.future = None
+        self.state = NEW
     if self.state == NEW and not self.failed:
+        if self.geometry is not None and self.geometry.state:
+            park(qp, self)
+            return suspend(self.future, result)
         if not qp.admit(self):
             self.state = QUEUED
             self.future = qp.stand_in_line()
@@ -191,6 +209,10 @@ cdef int request_send(Request self, PyObject **result) except -1:
             return suspend(self.future, result)
         self.future = None
         qp.take_turn()
+        if self.geometry is not None and self.geometry.state:
+            qp.pass_on()
+            park(qp, self)
+            return suspend(self.future, result)
         if qp.refusal is None and (qp.held or qp.q.n_free == 0):
             # Held, or reset, between the word to go on and now.
             self.future = qp.stand_in_line()

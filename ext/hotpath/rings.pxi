@@ -192,6 +192,17 @@ cdef class Rings:
         """Commands with the controller, those whose waiter is gone included."""
         return self.q.n_armed
 
+    def outstanding_of(self, nsids=None):
+        """How many commands with the controller concern these namespaces, or may concern them (nsid 0 and FFFFFFFFh); None: all."""
+        cdef uint32_t i, count = 0
+        if nsids is None or not self.has_memory:
+            return self.q.n_armed if self.has_memory else 0
+        for i in range(self.q.n_trackers):
+            if self.q.trackers[i].state == NVQ_ARMED and (self.q.trackers[i].sqe.nsid in (0, 0xffffffff)
+                                                          or self.q.trackers[i].sqe.nsid in nsids):
+                count += 1
+        return count
+
     @property
     def n_free(self):
         return self.q.n_free

@@ -8,7 +8,7 @@ yet.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import attrs
@@ -16,16 +16,30 @@ import attrs
 from nvme_async.driver.batch import BatchError, Many, as_lbas
 from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits, copy_groups, dsm_groups, pieces
 from nvme_async.driver.pcie.loop_queue import LoopQueue
-from nvme_async.errors import CommandError, ConfigurationError, InvalidNamespace, LbaOutOfRange, NvmeError
-from nvme_async.native._hotpath import NamespaceCore, byte_view
+from nvme_async.errors import (
+    CommandError,
+    ConfigurationError,
+    InvalidNamespace,
+    LbaOutOfRange,
+    NamespaceChanged,
+    NamespaceReplaced,
+    NvmeError,
+)
+from nvme_async.native._hotpath import Geometry, NamespaceCore, byte_view
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyNamespace
-from nvme_async.spec.opcodes import Direction, NvmOpcode, command_name
+from nvme_async.spec.identity import NamespaceIdentity
+from nvme_async.spec.opcodes import Direction, NvmOpcode, ZnsOpcode, command_name
 
 if TYPE_CHECKING:
     from nvme_async.driver.controller import Controller
+
+
+# Commands that move exactly the blocks which they name: with a buffer of another length the
+# controller would reach memory that isn't the command's.
+_MOVES_ITS_BLOCKS = (NvmOpcode.READ, NvmOpcode.WRITE, NvmOpcode.COMPARE, ZnsOpcode.ZONE_APPEND)
 
 
 async def together(parts: Iterable[Any]) -> list[Any]:
@@ -39,6 +53,21 @@ async def together(parts: Iterable[Any]) -> list[Any]:
     return results
 
 
+def _format_of(identify: IdentifyNamespace) -> tuple[int, ...]:
+    """What a request's data depend on."""
+    return (
+        identify.block_size,
+        identify.metadata_size,
+        identify.flbas >> 4 & 1,  # metadata at the end of each block
+        identify.dps,
+    )
+
+
+def _words(identify: IdentifyNamespace) -> str:
+    metadata = f" and {identify.metadata_size} of metadata" if identify.metadata_size else ""
+    return f"blocks of {identify.block_size} bytes{metadata}"
+
+
 class Namespace(NamespaceCore):
     """One namespace of a controller; from `controller.namespaces`. Usable from any of the process's
     event loops.
@@ -47,6 +76,7 @@ class Namespace(NamespaceCore):
         nsid, blocks (its size, NSZE), block_size and nbytes in bytes, max_blocks (of one command).
         limits: what one command may cover that moves no data. Beyond it several are sent.
         identify: Identify Namespace, with the specification's field names.
+        identity: what tells it from any other namespace.
         controller: where it is.
 
     All methods that move data raise CommandError and its kin for what the controller reports
@@ -56,6 +86,7 @@ class Namespace(NamespaceCore):
     """
 
     identify: IdentifyNamespace
+    identity: NamespaceIdentity
     limits: CommandLimits
     controller: Controller
 
@@ -63,13 +94,24 @@ class Namespace(NamespaceCore):
         self.controller = controller
         self._nsid = nsid
 
-    def _update(self, identify: IdentifyNamespace) -> bool:
-        """Takes over what Identify says; True if something that matters to I/O has changed."""
-        queues = self.controller.queues
+    def _update(self, identify: IdentifyNamespace, identity: NamespaceIdentity | None = None) -> bool:
+        """Takes over what Identify says; True if something that matters to I/O has changed. Requests
+        that were made for another format end with NamespaceChanged.
+        """
+        controller = self.controller
+        queues = controller.queues
         block_size = identify.block_size
         before = (self.blocks, self.block_size)
+        if before[1] and _format_of(self.identify) != _format_of(identify):
+            self._expire(
+                NamespaceChanged(
+                    f"namespace {self._nsid} of {controller.uri} was formatted: {_words(self.identify)} became "
+                    f"{_words(identify)}; the request was made for the old format"
+                )
+            )
         self.identify = identify
-        controller = self.controller
+        found = identity if identity is not None else NamespaceIdentity.of(identify)
+        self.identity = found.merged(self.identity) if before[1] else found
         max_blocks = max(1, min(MAX_BLOCKS, queues.maker.max_transfer // block_size))
         self.limits = CommandLimits.of(
             controller.identify_nvm,
@@ -89,8 +131,22 @@ class Namespace(NamespaceCore):
             )
         return before != (self.blocks, self.block_size)
 
+    def _end(self, reason: NvmeError) -> None:
+        """This handle is of no use any more: new requests, those that wait and those that are out
+        fail with `reason`. On the home loop; the queue pairs' go_on() wakes who waits.
+        """
+        self._set_gone(reason)
+        self._expire(reason)
+
     def _remove(self) -> None:
-        self._set_gone(InvalidNamespace(0, 0x0B, nsid=self._nsid, text="the namespace was removed", command="I/O"))
+        self._end(InvalidNamespace(0, 0x0B, nsid=self._nsid, text="the namespace was removed", command="I/O"))
+
+    def _replace(self, by: NamespaceIdentity) -> None:
+        self._end(
+            NamespaceReplaced(
+                f"namespace {self._nsid} of {self.controller.uri} is another one now: {self.identity} became {by}"
+            )
+        )
 
     # -- what NamespaceCore leaves to us -----------------------------------------------------------
 
@@ -107,20 +163,31 @@ class Namespace(NamespaceCore):
             command=command_name(opcode, admin=False),
         )
 
-    async def _slow(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _slow(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         """This loop has no queue pair yet, or shares a neighbour's."""
+        return self._slowly(self.geometry, method, arguments, options)
+
+    async def _slowly(
+        self, geometry: Geometry, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
         queues = self.controller.queues
         if await queues.for_this_loop() is not None:
+            geometry.check()
             return await getattr(self, method)(*arguments, **options)
         neighbour = queues.neighbours[asyncio.get_running_loop()]
 
         async def there() -> Any:
+            geometry.check()
             return await getattr(self, method)(*arguments, **options)
 
         return await self.controller.elsewhere(neighbour.loop, there, "the event loop whose queue pair this one shares")
 
-    async def _split(self, method: str, lba: int, what: Any, fua: bool) -> Any:
+    def _split(self, method: str, lba: int, what: Any, fua: bool) -> Coroutine[Any, Any, Any]:
         """More than one command may move: the parts run at the same time."""
+        return self._in_parts(self.geometry, method, lba, what, fua)
+
+    async def _in_parts(self, geometry: Geometry, method: str, lba: int, what: Any, fua: bool) -> Any:
+        geometry.check()
         step = self.max_blocks
         if method == "read":
             parts = [self.read(at, min(step, lba + what - at), fua=fua) for at in range(lba, lba + what, step)]
@@ -178,11 +245,13 @@ class Namespace(NamespaceCore):
             raise ValueError(f"blocks is {blocks}, outside of 1 to {self.max_blocks} (one command of this controller)")
         if depth < 0:
             raise ValueError(f"depth is {depth}, which is negative")
+        geometry = self.geometry
+        nbytes = blocks * self.block_size
         lbas = as_lbas(lbas)
         if data is None:
             if opcode != NvmOpcode.READ:
                 raise TypeError("data is None, and a write needs a bytes-like object")
-            data = bytearray(memoryview(lbas).nbytes // 8 * blocks * self.block_size)
+            data = bytearray(memoryview(lbas).nbytes // 8 * nbytes)
         queue = await self._queue()
         batch = queue.hot.batch(
             opcode,
@@ -190,10 +259,11 @@ class Namespace(NamespaceCore):
             lbas,
             blocks,
             data,
-            blocks * self.block_size,
+            nbytes,
             to_host=opcode == NvmOpcode.READ,
             depth=min(depth, queue.hot.entries),
             flags=fua << 30,
+            geometry=geometry,
         )
         await batch
         result = Many(batch, data)
@@ -259,19 +329,28 @@ class Namespace(NamespaceCore):
                 if isinstance(result, BaseException) and not isinstance(result, CommandError):
                     raise result
             return results
+        return await self._send(self.geometry, command, buffer, tag)
+
+    async def _send(self, geometry: Geometry, command: Command, buffer: Any = None, tag: int = 0) -> Completion:
+        """One command that was sized for `geometry`."""
         if command.nsid != self.nsid:
             raise ValueError(f"the command is for namespace {command.nsid}, this is {self.nsid}")
         if self._gone is not None:
             raise self._gone
-        queue = await self._queue()
-        if (
+        geometry.check()
+        if command.data_length is None and command.blocks and command.opcode in _MOVES_ITS_BLOCKS:
+            nbytes = command.blocks * self.block_size
+            if buffer is not None or command.direction is Direction.CONTROLLER_TO_HOST:
+                command = attrs.evolve(command, data_length=nbytes)  # a buffer of another length is refused
+        elif (
             buffer is None
             and command.data_length is None
             and command.direction is Direction.CONTROLLER_TO_HOST
             and command.blocks
         ):
             command = attrs.evolve(command, data_length=command.blocks * self.block_size)
-        return await queue.submit(command, buffer, tag=tag)
+        queue = await self._queue()
+        return await queue.submit(command, buffer, tag=tag, geometry=geometry)
 
     async def _ranges(self, opcode: int, lba: int, blocks: int) -> None:
         if blocks <= 0 or lba < 0:
@@ -283,9 +362,10 @@ class Namespace(NamespaceCore):
         """Makes the blocks read as zeroes without sending any (NVM Command Set 1.0, 3.2.8).
         deallocate: the controller may deallocate them.
         """
+        geometry = self.geometry
         await self._ranges(NvmOpcode.WRITE_ZEROES, lba, blocks)
         await together(
-            self.submit(commands.write_zeroes(self.nsid, at, count, deac=deallocate, fua=fua))
+            self._send(geometry, commands.write_zeroes(self.nsid, at, count, deac=deallocate, fua=fua))
             for at, count in pieces(lba, blocks, self.limits.write_zeroes)
         )
 
@@ -293,18 +373,21 @@ class Namespace(NamespaceCore):
         """Has the controller read the blocks and check them, without moving data (NVM Command Set
         1.0, 3.2.5).
         """
+        geometry = self.geometry
         await self._ranges(NvmOpcode.VERIFY, lba, blocks)
         await together(
-            self.submit(commands.verify(self.nsid, at, count)) for at, count in pieces(lba, blocks, self.limits.verify)
+            self._send(geometry, commands.verify(self.nsid, at, count))
+            for at, count in pieces(lba, blocks, self.limits.verify)
         )
 
     async def write_uncorrectable(self, lba: int, blocks: int) -> None:
         """Marks blocks as invalid: reading them fails until they are written (NVM Command Set 1.0,
         3.2.7).
         """
+        geometry = self.geometry
         await self._ranges(NvmOpcode.WRITE_UNCORRECTABLE, lba, blocks)
         await together(
-            self.submit(commands.write_uncorrectable(self.nsid, at, count))
+            self._send(geometry, commands.write_uncorrectable(self.nsid, at, count))
             for at, count in pieces(lba, blocks, self.limits.write_uncorrectable)
         )
 
@@ -320,10 +403,11 @@ class Namespace(NamespaceCore):
             ranges = [(lba, blocks)]
         else:
             ranges = list(lba)
+        geometry = self.geometry
         for first, count in ranges:
             await self._ranges(NvmOpcode.DATASET_MANAGEMENT, first, count)
         await together(
-            self.submit(commands.dataset_management(self.nsid, len(part)), commands.dsm_ranges(part))
+            self._send(geometry, commands.dataset_management(self.nsid, len(part)), commands.dsm_ranges(part))
             for part in dsm_groups(ranges, self.limits)
         )
 
@@ -334,12 +418,13 @@ class Namespace(NamespaceCore):
         More than one command may copy (MSSRL, MCL, MSRC) goes in several, one after the other.
         """
         ranges = list(sources)
+        geometry = self.geometry
         total = sum(count for _, count in ranges)
         for first, count in ranges:
             await self._ranges(NvmOpcode.COPY, first, count)
         await self._ranges(NvmOpcode.COPY, lba, total)
         for part in copy_groups(ranges, self.identify):
-            await self.submit(commands.copy(self.nsid, lba, len(part)), commands.copy_descriptors(part))
+            await self._send(geometry, commands.copy(self.nsid, lba, len(part)), commands.copy_descriptors(part))
             lba += sum(count for _, count in part)
 
     def inspect(self) -> dict[str, Any]:
@@ -349,6 +434,8 @@ class Namespace(NamespaceCore):
             "block_size": self.block_size,
             "nbytes": self.nbytes,
             "max_blocks": self.max_blocks,
+            "identity": str(self.identity),
+            "held": self.geometry.held,
             "gone": str(self._gone) if self._gone is not None else None,
         }
 

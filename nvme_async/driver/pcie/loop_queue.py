@@ -139,14 +139,21 @@ class LoopQueue:
         self.hot.close()
 
     async def submit(
-        self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False
+        self,
+        command: Command,
+        buffer: Any = None,
+        *,
+        tag: int = 0,
+        internal: bool = False,
+        user: bool = False,
+        geometry: _hotpath.Geometry | None = None,
     ) -> Completion:
         """One command; its answer's data, if any, is in Completion.data as bytes, or in `buffer`.
 
         buffer: what to send, or where the answer goes; for commands whose length is known
             (identify, log pages, features) it may be left out.
         tag: the caller's; survives a servicing. internal: without a time limit. user: an admin
-            command that isn't the driver's own.
+            command that isn't the driver's own. geometry: the format that it was sized for.
         Raises CommandError and its kin; ValueError when data are missing or their length is not
         what the command says.
         """
@@ -174,6 +181,7 @@ class LoopQueue:
             tag=tag,
             internal=internal,
             driver=self.qid == 0 and not user,
+            geometry=geometry,
         )
         return Completion(dw0=dw0, dw1=dw1, sqid=self.qid, data=data if isinstance(data, bytes) else None)
 

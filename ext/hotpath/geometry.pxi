@@ -1,0 +1,74 @@
+# Whether a request still means what it meant when it was made: the format of its namespace at that time.
+
+cdef enum:
+    SOUND      # requests made for it may be sent
+    HELD       # they wait: a command that may change the namespace is out
+    EXPIRED    # they end with `error`: the namespace has another format, or is another one
+
+
+@cython.final
+cdef class Geometry:
+    """The format that a namespace's requests were sized for. A namespace has one at a time and never goes back to an old one.
+
+    Changed on the controller's home thread only. Other threads see it at their next command; QueuePair.go_on() on each of them is the
+    barrier after which none has missed it.
+    """
+
+    cdef int state
+    cdef object error
+
+    def hold(self):
+        """Requests that were not sent wait from now on, until release() or expire() and go_on() of their queue pair."""
+        if self.state == SOUND:
+            self.state = HELD
+
+    def release(self):
+        """Nothing has changed: requests go on."""
+        if self.state == HELD:
+            self.state = SOUND
+
+    def expire(self, exception):
+        """Requests that were not sent, and those that are out, end with `exception`. For good."""
+        if self.state != EXPIRED:
+            self.state = EXPIRED
+            self.error = exception
+
+    @property
+    def held(self):
+        return self.state == HELD
+
+    @property
+    def expired(self):
+        return self.state == EXPIRED
+
+    def check(self):
+        """Raises what ends requests of this format, if they can't be sent any more."""
+        if self.state == EXPIRED:
+            raise self.error.with_traceback(None)
+
+
+cdef int park(QueuePair qp, Request request) except -1:
+    """The request's namespace is held, or has changed: it waits unsent, or ends."""
+    try:
+        if qp.refusal is not None:
+            raise qp.refusal
+        request.geometry.check()
+        qp.check_thread()
+    except BaseException:
+        request.state = FINISHED
+        request.let_go()
+        raise
+    request.state = PARKED
+    request.future = qp.create_future()
+    qp.parked.append(request.future)
+    qp.ring_now()
+    return 0
+
+
+cdef int wake_parked(QueuePair qp) except -1:
+    """Each looks for itself whether it may go on."""
+    parked, qp.parked = qp.parked, []
+    for future in parked:
+        if not future.done():
+            wake(future)
+    return 0
