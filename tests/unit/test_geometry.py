@@ -8,8 +8,8 @@ import struct
 import pytest
 from ring_controller import started
 
-from nvme_async.native import _hotpath
 from nvme_async.errors import CommandError, NamespaceChanged
+from nvme_async.native import _hotpath
 
 CHANGED = NamespaceChanged("the namespace was formatted")
 
