@@ -47,6 +47,9 @@ cdef extern from "emulator/ctrl.h" nogil:
         unsigned n_formats
         emu_format formats[16]
         uint64_t format_ns
+        bint adaptive_irqs
+        uint8_t aggregation_threshold
+        uint8_t aggregation_time
         uint16_t vendor_id
         uint16_t subsystem_vendor_id
         char serial[21]
@@ -186,6 +189,9 @@ cdef int fill_features(emu_config *to, config) except -1:
     """What a controller may have beyond a plain drive."""
     cdef unsigned i
     to.no_effects = not config.effects
+    to.adaptive_irqs = config.moderation == "adaptive"
+    to.aggregation_threshold = config.aggregation_threshold - 1
+    to.aggregation_time = config.aggregation_time // 100
     to.format_ns = <uint64_t>(config.format_time * 1e9)
     to.n_formats = len(config.formats)
     if to.n_formats > EMU_MAX_FORMATS:

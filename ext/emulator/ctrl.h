@@ -53,6 +53,8 @@ struct emu_config {
     unsigned n_formats;   /* 0: 512 and 4096 bytes without metadata */
     struct emu_format formats[EMU_MAX_FORMATS];
     uint64_t format_ns;   /* what a Format takes: it completes that much later, with progress in Identify */
+    bool adaptive_irqs;   /* an interrupt only where the CQ head stands still: see nvme_irq.c */
+    uint8_t aggregation_threshold, aggregation_time; /* feature 08h after a reset: 0-based entries, units of 100 us */
     uint16_t vendor_id, subsystem_vendor_id;
     char serial[20 + 1], model[40 + 1], firmware[8 + 1];
 };

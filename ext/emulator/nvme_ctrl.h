@@ -43,6 +43,7 @@ struct cq {
     unsigned n_sqs;
     uint64_t iova;
     uint64_t posted;                        /* entries ever posted: what a reorder fault counts */
+    uint32_t irq_tail, irq_head;            /* adaptive interrupts: tail at the last one, head when it was last compared */
     struct waiting *waiting, **waiting_end; /* completions that found the queue full, oldest first */
 };
 
@@ -89,6 +90,12 @@ struct held {
     struct effect effect;
     unsigned n_ranges; /* the client's memory which it may still touch */
     struct emu_dma_range ranges[];
+};
+
+/* An interrupt that waits for more completions, or for the aggregation time (feature 08h). */
+struct held_irq {
+    uint32_t entries;  /* posted since the last one; 0 = none waits */
+    uint64_t deadline; /* CLOCK_MONOTONIC ns */
 };
 
 /* Work of the helper thread: an fdatasync, then a completion. */
@@ -219,6 +226,10 @@ struct emu_ctrl {
     uint64_t irq[2];      /* vectors to raise */
     uint64_t irq_lost[2]; /* a fault: not to be raised with the others */
     uint64_t moved;       /* bytes of data since interrupts were raised last */
+    bool irq_moderated;   /* some completions raise no interrupt at once (nvme_irq.c) */
+    uint64_t irq_compare_at; /* adaptive: when the CQ heads are compared next */
+    unsigned n_held_irqs; /* vectors that hold one back */
+    struct held_irq held_irqs[EMU_MAX_VECTORS];
     unsigned turn;
     uint32_t sq_incarnations;
     struct emu_window windows[N_WINDOWS];
@@ -321,8 +332,19 @@ void doorbell_written(struct emu_ctrl *ctrl, uint32_t offset, uint32_t value);
 void complete(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint32_t result, uint16_t status,
               const struct effect *effect);
 void post_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_cqe *cqe, const struct effect *effect);
+
+/* nvme_irq.c */
 void irq_raise(struct emu_ctrl *ctrl, unsigned vector);
+/* An entry was posted to a CQ with interrupts enabled, and some are moderated; failed: its status isn't success. */
+void irq_posted(struct emu_ctrl *ctrl, struct cq *cq, bool failed);
+/* Features 08h or 09h changed. */
+void irq_configure(struct emu_ctrl *ctrl);
+/* Compares the CQ heads of a controller with adaptive interrupts; true if one is to be compared again. */
+bool irq_compare(struct emu_ctrl *ctrl);
+unsigned irq_tick(struct emu_ctrl *ctrl, uint64_t now);
+uint64_t irq_deadline(const struct emu_ctrl *ctrl);
 void irq_tell(struct emu_ctrl *ctrl);
+void irq_reset(struct emu_ctrl *ctrl);
 
 void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced, const struct effect *effect);
 

@@ -52,6 +52,8 @@ static uint32_t default_value(const struct emu_ctrl *ctrl, uint8_t fid, uint32_t
         return 1;
     case FEAT_QUEUES:
         return (ctrl->config.n_io_queues - 1) | (ctrl->config.n_io_queues - 1) << 16;
+    case FEAT_COALESCING: /* as if they had been saved once */
+        return ctrl->config.aggregation_threshold | (uint32_t)ctrl->config.aggregation_time << 8;
     case FEAT_VECTOR:
         return cdw11 & 0xffff;
     default:
@@ -74,6 +76,7 @@ void features_reset(struct emu_ctrl *ctrl)
     ctrl->timestamp_at = now_ns();
     ctrl->timestamp_origin = 0;
     ctrl->keep_alive_at = UINT64_MAX;
+    irq_configure(ctrl);
 }
 
 /* Base 2.0, 5.27.1.10: 48 bits of milliseconds, then whether they were set by the host. */
@@ -272,8 +275,10 @@ uint16_t admin_set_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
         return set_plain(ctrl, fid, value, 1);
     case FEAT_QUEUES:
         return set_queues(ctrl, value, result);
-    case FEAT_COALESCING: /* a recommendation to the controller, which raises one interrupt a batch and never waits */
-        return set_plain(ctrl, fid, value, 0xffff);
+    case FEAT_COALESCING:
+        ctrl->features[fid] = value & 0xffff;
+        irq_configure(ctrl);
+        return SC_SUCCESS;
     case FEAT_VECTOR:
         if ((value & 0xffff) >= ctrl->config.n_vectors)
             return SC_INVALID_FIELD;

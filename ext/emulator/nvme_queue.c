@@ -90,7 +90,7 @@ void queues_reset(struct emu_ctrl *ctrl)
         ctrl->sqs[i].created = false;
     }
     ctrl->n_active = 0;
-    ctrl->irq[0] = ctrl->irq[1] = 0;
+    irq_reset(ctrl);
     for (unsigned i = 0; i < N_DOORBELLS; i++)
         ctrl->doorbells[i] = 0;
 }
@@ -168,7 +168,11 @@ static inline void cq_write(struct emu_ctrl *ctrl, struct cq *cq, const struct n
         cq->phase ^= 1;
     }
     cq->posted++;
-    if (cq->ien)
+    if (!cq->ien)
+        return;
+    if (UNLIKELY(ctrl->irq_moderated))
+        irq_posted(ctrl, cq, cqe->status >> 1);
+    else
         irq_raise(ctrl, cq->vector);
 }
 
@@ -379,7 +383,7 @@ static unsigned timers(struct emu_ctrl *ctrl)
         ctrl_fatal(ctrl, "the keep alive timer expired");
         return work + 1;
     }
-    return work + held_run(ctrl, now);
+    return work + irq_tick(ctrl, now) + held_run(ctrl, now);
 }
 
 unsigned emu_ctrl_poll(struct emu_ctrl *ctrl)
@@ -389,7 +393,7 @@ unsigned emu_ctrl_poll(struct emu_ctrl *ctrl)
         work += wake_drain(ctrl);
     if (UNLIKELY(!ctrl->running || ctrl->removed))
         return work + (emu_ctrl_deadline(ctrl) == UINT64_MAX || ctrl->removed ? 0 : timers(ctrl));
-    if (UNLIKELY(ctrl->n_held))
+    if (UNLIKELY(ctrl->n_held | ctrl->n_held_irqs))
         work += timers(ctrl);
     if (UNLIKELY(ctrl->dbbuf && !ctrl->shadow))
         dbbuf_translate(ctrl);
@@ -398,6 +402,8 @@ unsigned emu_ctrl_poll(struct emu_ctrl *ctrl)
         work += sq_run(ctrl, ctrl->active[i]);
     if (UNLIKELY(ctrl->n_waiting && ctrl->running))
         work += post_waiting(ctrl);
+    if (UNLIKELY(ctrl->config.adaptive_irqs))
+        irq_compare(ctrl);
     if (ctrl->irq[0] | ctrl->irq[1])
         irq_tell(ctrl);
     /* The clock and the doorbells of queues that don't exist are looked at now and then, and by arm(). */
@@ -420,6 +426,8 @@ uint64_t emu_ctrl_deadline(const struct emu_ctrl *ctrl)
         deadline = ctrl->keep_alive_at;
     if (ctrl->n_held && ctrl->held.next->deadline < deadline)
         deadline = ctrl->held.next->deadline;
+    if (ctrl->n_held_irqs && irq_deadline(ctrl) < deadline)
+        deadline = irq_deadline(ctrl);
     return deadline;
 }
 
@@ -476,6 +484,8 @@ static bool sq_has_work(struct emu_ctrl *ctrl, struct sq *sq)
 /* Whether poll() would find something, the clock excepted. */
 bool queues_have_work(struct emu_ctrl *ctrl)
 {
+    if (ctrl->config.adaptive_irqs && irq_compare(ctrl))
+        return true;
     if (ctrl->irq[0] | ctrl->irq[1])
         return true;
     if (sq_has_work(ctrl, &ctrl->sqs[0]))

@@ -66,7 +66,7 @@ cdef extern from "hotpath/queue.h":
         uint32_t list_bytes, interrupts
         uint64_t submitted, sq_ringing, sq_rung, reaped, cq_ringing, cq_rung, epoch
         uint64_t n_reaps, n_sq_doorbells, n_cq_doorbells, n_shadow_only, n_errors, n_orphans, n_interrupts, n_spins, n_eager, n_full
-        uint64_t n_bounced, max_batch
+        uint64_t n_bounced, max_batch, n_missed
 
     struct nvq_cqe:
         uint32_t dw0, dw1
@@ -103,6 +103,7 @@ cdef extern from "hotpath/queue.h":
     bint nvq_ring_cq(nvq *q) nogil
     void nvq_rang_sq(nvq *q) nogil
     void nvq_rang_cq(nvq *q) nogil
+    void nvq_before_last_poll() nogil
     bint nvq_pending(const nvq *q) nogil
     unsigned nvq_reap(nvq *q, unsigned limit) nogil
     uint64_t *nvq_list(nvq *q, unsigned slot) nogil
@@ -144,6 +145,10 @@ cdef extern from "hotpath/send.h":
 
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
+
+cdef extern from "Python.h":
+    int PyErr_WarnEx(object category, const char *message, Py_ssize_t stack_level) noexcept
+    void PyErr_WriteUnraisable(object where) noexcept
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t c_read "read"(int fd, void *buf, size_t n)

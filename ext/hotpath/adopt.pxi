@@ -185,6 +185,8 @@ def adopt(QueuePair qp, factory, on_finished, settle):
             nvq_retire(&qp.q, i)
     ring_adopted(qp, &found, settle)
     qp.reap_and_deliver(qp.q.n_trackers)
+    if qp.q.n_armed:
+        qp.guard()
     return commands, own, events
 
 
@@ -302,7 +304,7 @@ def rebind(QueuePair qp, create_future, call_soon, ready):
         raise RuntimeError(f"queue {qp.qid} is in use")
     qp.create_future, qp.call_soon, qp.ready = create_future, call_soon, ready
     qp.flush_planned = qp.poll_planned = False
-    qp.watched = False
+    qp.watched = qp.guarded = False
 
 
 # -- handing on ------------------------------------------------------------------------------------------------------------------------
@@ -342,7 +344,7 @@ def hand_over(QueuePair qp, sent, unsent):
     if not qp.has_memory:
         return lent
     qp.refuse(unsent)
-    qp.on_idle = qp.on_busy = None
+    qp.on_idle = qp.on_busy = qp.on_sleep = None
     for i in range(qp.q.n_trackers):
         if qp.waiters[i] == NULL:
             continue

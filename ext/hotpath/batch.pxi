@@ -50,7 +50,7 @@ cdef class Batch:
     cdef Py_buffer status_view
     cdef bint has_lbas, has_data, has_status
     cdef int bounce_class
-    cdef bint started, finished
+    cdef bint made, started, finished
     cdef bint answered                 # over, but for a pass of the loop that others get first
     cdef readonly object statuses      # array of uint16, one for each element: 0 = success, else the 15-bit status field
 
@@ -115,6 +115,8 @@ cdef class Batch:
         if self.has_status:
             PyBuffer_Release(&self.status_view)
         free(self.b.pieces)
+        if self.made and not self.started and not self.finished:
+            never_awaited("QueuePair.batch")
 
     cdef int begin(self) except -1:
         """Bounce pages for as many as can be out at once, or the place of the buffer where the device reaches it."""
@@ -158,12 +160,15 @@ cdef class Batch:
             self.b.data = NULL
 
     cdef void detach(self) except *:
-        if self.finished:
+        """The awaiter goes away; as Request.detach()."""
+        if self.finished or (self.started and self.qp.ask_owner(self.close)):
             return
         self.finished = True
         self.b.stopped = True
         self.future = None
         leave_batches(self.qp, self)
+        if self.b.out:
+            self.qp.guard()
 
     cdef void fail(self, exception) except *:
         self.failure = exception
@@ -211,15 +216,16 @@ cdef Batch make_batch(QueuePair qp, uint8_t opcode, uint32_t nsid, lbas, uint32_
     PyObject_GetBuffer(batch.statuses, &batch.status_view, PyBUF_WRITABLE)
     batch.has_status = True
     batch.b.status = <uint16_t *>batch.status_view.buf
+    batch.made = True
     return batch
 
 
 cdef int batch_send(Batch self, PyObject **result) except -1:
     cdef QueuePair qp = self.qp
     cdef unsigned ring = 0
-    cdef int why
+    cdef int why = NVB_QUIET
     cdef uint64_t begin
-    cdef uint32_t keep
+    cdef uint32_t keep, done
     if self.answered:
         self.answered = False
         Py_INCREF(self)
@@ -227,6 +233,8 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
         return 1
     if self.finished:
         raise RuntimeError("cannot reuse already awaited Batch")
+    if self.started:
+        qp.check_thread()
     if self.future is not None and not self.future.done():
         return suspend(self.future, result)
     self.future = None
@@ -244,39 +252,46 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
         qp.batches.append(self)
         qp.plan_watch()
     begin = nvq_now_ns()
-    while not qp.held and self.b.done < self.b.n and not forbid(self):
-        qp.batch_patience.limit_ns = qp.spin_ns if qp.mode != INTERRUPT else 0
-        keep = <uint32_t>(qp.n_granted + len(qp.line))
-        with nogil:
-            why = nvb_pump(&qp.q, qp.slots, &self.b, keep, SLICE_NS, &qp.batch_patience, &ring)
-        if ring & 1:
-            qp.doorbell_write(qp.sq_doorbell_offset, qp.q.sq_tail)
-            nvq_rang_sq(&qp.q)
-        if ring & 2:
-            qp.doorbell_write(qp.cq_doorbell_offset, qp.q.cq_head)
-            nvq_rang_cq(&qp.q)
-        if qp.q.n_done:
-            qp.deliver()
-        if why == NVB_FAULT:
-            qp.report_fault()
+    while self.b.done < self.b.n:
+        if not qp.held and not forbid(self):
+            qp.batch_patience.limit_ns = qp.spin_ns if qp.mode != INTERRUPT else 0
+            keep = <uint32_t>(qp.n_granted + len(qp.line))
+            with nogil:
+                why = nvb_pump(&qp.q, qp.slots, &self.b, keep, SLICE_NS, &qp.batch_patience, &ring)
+            if ring & 1:
+                qp.doorbell_write(qp.sq_doorbell_offset, qp.q.sq_tail)
+                nvq_rang_sq(&qp.q)
+            if ring & 2:
+                qp.doorbell_write(qp.cq_doorbell_offset, qp.q.cq_head)
+                nvq_rang_cq(&qp.q)
+            if qp.q.n_done:
+                qp.deliver()
+            if why == NVB_FAULT:
+                qp.report_fault()
+                break
+            if why == NVB_SLICE and self.b.done < self.b.n:
+                qp.ring_now()
+                qp.unbroken_ns = 0
+                Py_INCREF(None)
+                result[0] = <PyObject *>None
+                return 0
+        else:
+            why = NVB_QUIET
+        if self.failure is not None:
             break
-        if why == NVB_SLICE and self.b.done < self.b.n:
-            qp.ring_now()
-            qp.unbroken_ns = 0
-            Py_INCREF(None)
-            result[0] = <PyObject *>None
-            return 0
         if why == NVB_QUIET:
-            break
+            done = self.b.done
+            qp.ring_now()
+            if qp.mode == POLL:
+                qp.plan_poll()
+            qp.before_sleep()
+            if self.b.done == done:
+                break
     if self.failure is not None:
         self.detach()
         raise self.failure
     if self.b.done < self.b.n:
-        qp.ring_now()
-        if qp.mode == POLL:
-            qp.plan_poll()
         self.future = qp.create_future()
-        qp.before_sleep()
         return suspend(self.future, result)
     qp.acknowledge()
     self.detach()
@@ -314,8 +329,10 @@ cdef void go_on_with_batches(QueuePair qp) except *:
             if batch.b.done == batch.b.n:
                 batch.wake()
     qp.ring_now()
-    if qp.mode == POLL and qp.q.n_armed:
-        qp.plan_poll()
+    if qp.q.n_armed:
+        qp.guard()
+        if qp.mode == POLL:
+            qp.plan_poll()
 
 
 cdef void leave_batches(QueuePair qp, Batch batch) except *:

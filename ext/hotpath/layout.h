@@ -132,9 +132,11 @@ struct nvq_header {
     uint64_t n_full;  /* awaits that had to wait for a free command id */
     uint64_t n_bounced;
     uint64_t max_batch;
+    uint64_t n_missed; /* sleeps that an early poll ended, and no interrupt */
 };
 _Static_assert(offsetof(struct nvq_header, submitted) == 128, "header");
 _Static_assert(offsetof(struct nvq_header, n_reaps) == 192, "header");
+_Static_assert(offsetof(struct nvq_header, n_missed) == 288, "header");
 _Static_assert(sizeof(struct nvq_header) <= NVQ_PAGE, "the header is one page");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "positions are shared across processes");
 

@@ -4,7 +4,10 @@ cdef enum:
     OPC_FLUSH = 0x00
     OPC_WRITE = 0x01
     OPC_READ = 0x02
+    OPC_WRITE_UNCORRECTABLE = 0x04
     OPC_COMPARE = 0x05
+    OPC_WRITE_ZEROES = 0x08
+    OPC_VERIFY = 0x0c
 
 cdef object get_running_loop
 
@@ -103,6 +106,7 @@ cdef class NamespaceCore:
         request.flags = NVQ_TO_HOST
         if fua:
             request.sqe.cdw12 |= 1u << 30
+        request.state = NEW
         return request
 
     def readinto(self, lba, buffer, *, bint fua=False):
@@ -144,6 +148,7 @@ cdef class NamespaceCore:
         request.nbytes = nbytes
         request.kind = kind
         request.flags = flags
+        request.state = NEW
         return request
 
     def flush(self):
@@ -154,6 +159,7 @@ cdef class NamespaceCore:
         if request is None:
             return self._slow("flush", (), {})
         request.nbytes = 0
+        request.state = NEW
         return request
 
 

@@ -297,9 +297,9 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
         }
     }
     ++*counter;
+    nvq_before_doorbell(); /* also where the caller writes it: the register may be memory, in a window of its own */
     if (!doorbell)
         return true;
-    nvq_before_doorbell();
     *doorbell = value;
     if (q->kick_fd >= 0) {
         const uint64_t one = 1;
@@ -338,7 +338,14 @@ static inline bool nvq_ring_cq(struct nvq *q)
     return by_register;
 }
 
-/* Is there a completion that nobody has looked at? */
+/* Between the completion doorbell and one more poll before sleeping: the controller stores an entry and then reads the doorbell, we store
+ * the doorbell and then read the entry, and one of us sees the other. */
+static inline void nvq_before_last_poll(void)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+/* Is there a completion that was not polled yet? */
 static inline bool nvq_pending(const struct nvq *q)
 {
     return (*(volatile uint16_t *)&q->cq[q->cq_head].status & 1) == q->cq_phase;

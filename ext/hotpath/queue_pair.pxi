@@ -54,6 +54,12 @@ cdef class QueuePair(Rings):
     cdef readonly object on_idle     # called when the last command completed, if not None
     cdef public object on_busy       # given to the loop at the first command after `watched` was cleared, if not None
     cdef public bint watched
+    cdef public object on_sleep      # called when a sleep begins and `guarded` is not set: early polls are wanted
+    cdef public bint guarded         # early_poll() will be called, until it returns -1
+    cdef uint64_t guarded_reaped     # header.reaped at the last early poll
+    cdef bint suspicious             # the last early poll found completions, and no interrupt has come since
+    cdef uint32_t n_delivered        # of the slots in q.done_slots
+    cdef list leaving                # [(set of cids, callback)]: see when_gone(); or None
 
     def __cinit__(self):
         self.event_fd = -1
@@ -114,14 +120,18 @@ cdef class QueuePair(Rings):
         if not silent and self.has_memory:
             self.ring_now()
             self.acknowledge()
-            if self.mode == POLL and self.q.n_armed:
-                self.plan_poll()
+            if self.q.n_armed:
+                self.guard()
+                if self.mode == POLL:
+                    self.plan_poll()
 
     def flush(self):
         """Rings for all that was posted. The loop calls it once on each pass that posted something."""
         self.flush_planned = False
         if self.has_memory:
             self.ring_late()
+            if self.guarded:
+                self.acknowledge()
 
     cdef inline void ring_late(self) except *:
         """A pass has gone by since something was posted: nobody rings for it any more, whoever is still due."""
@@ -145,11 +155,24 @@ cdef class QueuePair(Rings):
             raise RuntimeError("a request is awaited on the event loop that it was made on, and this one is another thread's")
         return 0
 
+    cdef bint ask_owner(self, callback) except -1:
+        """In another thread than the queue pair's: callback() is given to its loop, and True. False: here, or that loop has ended."""
+        if not self.thread or self.loop is None or PyThread_get_thread_ident() == self.thread:
+            return False
+        try:
+            self.loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise
+            return False
+        return True
+
     cdef object stand_in_line(self):
         future = self.create_future()
         self.line.append(future)
         self.q.header.n_full += 1
         self.ring_now()
+        self.guard()
         return future
 
     cdef void take_turn(self) except *:
@@ -260,16 +283,61 @@ cdef class QueuePair(Rings):
         self.soon(self.flush_callback)
 
     cdef void before_sleep(self) except *:
-        """A waiter goes to sleep on a Future: what was posted must be rung, and what was reaped acknowledged, by somebody else than it."""
+        """A waiter is about to sleep on a Future. What was posted will be rung, what was reaped is acknowledged, and then the ring is polled
+        once more: a controller that moderates its interrupts may have seen the host polling, and sent none. What it holds back longer is
+        found by early polls. The caller checks whether there is still something to wait for."""
         if self.q.n_unacked:
             self.acknowledge()
+            nvq_before_last_poll()
+        if nvq_pending(&self.q) and self.q.fault == NVQ_OK:
+            self.more()
         if self.q.n_unrung and not self.flush_planned:
             self.plan_flush()
+        self.guard()
+
+    cdef inline void guard(self) except *:
+        """Commands are out whose completions nobody polls for: should no interrupt come, early polls find them."""
+        if not self.guarded and self.mode != POLL:
+            self.guarded = True
+            if self.on_sleep is not None:
+                self.on_sleep()
+
+    def early_poll(self, bint last):
+        """Polls for what no interrupt has announced. 1: something was completed since the last time, by whatever way; 0: nothing;
+        -1: nothing is out any more (with `last`: but commands without a time limit, such as event requests), and `guarded` is cleared.
+
+        What is found here counts as a missed interrupt, unless one comes afterwards and finds nothing."""
+        cdef bint moved
+        if not self.has_memory or self.q.fault != NVQ_OK or not self.q.n_armed or (last and self.only_internal()):
+            self.guarded = False
+            return -1
+        self.ring_late()
+        if nvq_pending(&self.q):
+            self.q.header.n_missed += 1
+            self.suspicious = True
+            self.reap_and_deliver(self.reap_limit)
+            if nvq_pending(&self.q):
+                self.soon(self.more_callback)
+        self.acknowledge()
+        moved = self.q.header.reaped != self.guarded_reaped
+        self.guarded_reaped = self.q.header.reaped
+        return moved
+
+    cdef bint only_internal(self) noexcept:
+        """Are the driver's own commands without a time limit all that is out?"""
+        cdef uint32_t i
+        for i in range(self.q.n_trackers):
+            if self.q.trackers[i].state == NVQ_ARMED and not self.q.trackers[i].flags & NVQ_INTERNAL:
+                return False
+        return True
 
     # -- completing --------------------------------------------------------------------------------------------------------------------
 
     cdef unsigned reap_and_deliver(self, unsigned limit) except? 0xffffffff:
-        cdef unsigned n = nvq_reap(&self.q, limit)
+        cdef unsigned n
+        if self.n_delivered:      # inside of deliver(): no more than done_slots has room for
+            limit = min(limit, self.q.n_trackers - self.q.n_done)
+        n = nvq_reap(&self.q, limit)
         if self.q.n_unacked >= self.ack_limit:
             self.acknowledge()
         if self.q.n_done:
@@ -279,55 +347,78 @@ cdef class QueuePair(Rings):
         return n
 
     cdef void deliver(self) except *:
-        """Gives what was reaped to those who wait."""
-        cdef uint32_t i, n = self.q.n_done
-        cdef unsigned slot
+        """Gives what was reaped to those who wait: all of it, whatever one of them raises.
+
+        It may be called again from inside (by a callback that polls): then the inner call delivers what is left."""
+        cdef object failure = None
+        while self.n_delivered < self.q.n_done:
+            try:
+                while self.n_delivered < self.q.n_done:
+                    self.n_delivered += 1
+                    self.deliver_one(self.q.done_slots[self.n_delivered - 1])
+            except BaseException as error:
+                failure = error if failure is None or not isinstance(error, Exception) else failure
+        self.n_delivered = self.q.n_done = 0
+        try:
+            if self.line:
+                self.grant()
+            if self.batches:
+                # Also those of which nothing is among the reaped: they may have had no command id at all.
+                go_on_with_batches(self)
+            if self.leaving is not None:
+                self.see_off()
+            if self.q.n_armed == 0 and self.on_idle is not None:
+                callback, self.on_idle = self.on_idle, None
+                callback()
+        except BaseException as error:
+            failure = error if failure is None or not isinstance(error, Exception) else failure
+        if failure is not None:
+            self.report(failure)
+
+    cdef inline int deliver_one(self, unsigned slot) except -1:
         cdef Request request
         cdef nvq_tracker *tracker
         cdef PyObject *waiter
-        self.q.n_done = 0
-        for i in range(n):
-            slot = self.q.done_slots[i]
-            if self.slots[slot].batch != NULL:
-                nvb_finish(&self.q, self.slots, slot)
-                continue
-            tracker = &self.q.trackers[slot]
-            waiter = self.waiters[slot]
-            self.waiters[slot] = NULL
-            if waiter == NULL:
-                nvq_retire(&self.q, slot)
-                continue
-            request = <Request>waiter
-            request.status = tracker.status
-            request.dw0 = tracker.dw0
-            request.dw1 = tracker.dw1
-            if request.state == SENT and not request.failed:
-                if request.status == 0 and request.bounced and not request.raw and request.kind != WRITE_FROM:
-                    request.status = nvs_finish(<uint8_t *>request.piece.data, request.nbytes)
-                if request.geometry is not None and request.geometry.state == EXPIRED:
-                    # Sized for another format, or meant for another namespace: what it did or read is not what was asked for.
-                    request.failed = True
-                    request.result = request.geometry.error
-                elif request.status == 0:
-                    self.take_result(request)
-                request.let_go()
-                request.state = COMPLETED
-                self.n_due += 1
-                nvq_put(&self.q, slot)
-                request.wake()
-            else:
-                request.let_go()
-                request.state = FINISHED
-                nvq_put(&self.q, slot)
-            Py_DECREF(request)
-        if self.line:
-            self.grant()
-        if self.batches:
-            # Also those of which nothing is among the reaped: they may have had no command id at all.
-            go_on_with_batches(self)
-        if self.q.n_armed == 0 and self.on_idle is not None:
-            callback, self.on_idle = self.on_idle, None
-            callback()
+        if self.slots[slot].batch != NULL:
+            nvb_finish(&self.q, self.slots, slot)
+            return 0
+        tracker = &self.q.trackers[slot]
+        waiter = self.waiters[slot]
+        self.waiters[slot] = NULL
+        if waiter == NULL:
+            nvq_retire(&self.q, slot)
+            return 0
+        request = <Request>waiter
+        Py_DECREF(request)       # the queue pair's reference; `request` is another
+        request.status = tracker.status
+        request.dw0 = tracker.dw0
+        request.dw1 = tracker.dw1
+        if request.state == SENT and not request.failed:
+            if request.status == 0 and request.bounced and not request.raw and request.kind != WRITE_FROM:
+                request.status = nvs_finish(<uint8_t *>request.piece.data, request.nbytes)
+            if request.geometry is not None and request.geometry.state == EXPIRED:
+                # Sized for another format, or meant for another namespace: what it did or read is not what was asked for.
+                request.failed = True
+                request.result = request.geometry.error
+            elif request.status == 0:
+                self.take_result(request)
+            request.let_go()
+            request.state = COMPLETED
+            self.n_due += 1
+            nvq_put(&self.q, slot)
+            request.wake()
+        else:
+            request.let_go()
+            request.state = FINISHED
+            nvq_put(&self.q, slot)
+        return 0
+
+    cdef void report(self, failure) except *:
+        """An exception out of a callback: it is the loop's to show, not that of the awaiter in whose step the completion was found."""
+        if self.loop is None or not isinstance(failure, Exception):
+            raise failure
+        self.loop.call_exception_handler({"message": f"queue pair {self.qid}: exception while completions were delivered",
+                                          "exception": failure})
 
     cdef inline void plan_watch(self) except *:
         if not self.watched:
@@ -336,20 +427,19 @@ cdef class QueuePair(Rings):
                 self.soon(self.on_busy)
 
     cdef inline void take_result(self, Request request) except *:
-        if request.kind == READ_BYTES:
-            try:
+        try:
+            if request.kind == READ_BYTES:
                 request.result = PyBytes_FromStringAndSize(request.piece.data, request.nbytes)
-            except MemoryError as error:
-                # Its own misfortune: the others that were reaped with it get their results.
-                request.failed = True
-                request.result = error
-                return
-        elif request.kind == READ_INTO:
-            if request.bounced:
-                memcpy(request.view.buf, request.piece.data, request.nbytes)
-            request.result = request.nbytes
-        if request.raw:
-            request.result = (request.dw0, request.dw1, request.result)
+            elif request.kind == READ_INTO:
+                if request.bounced:
+                    memcpy(request.view.buf, request.piece.data, request.nbytes)
+                request.result = request.nbytes
+            if request.raw:
+                request.result = (request.dw0, request.dw1, request.result)
+        except MemoryError as error:
+            # Of this command alone: the others that were reaped with it get their results.
+            request.failed = True
+            request.result = error
 
     def reap(self, unsigned limit=0xffff):
         """Handles up to `limit` completions that are there; returns how many. Rings first for what was posted: who looks again and again
@@ -373,8 +463,12 @@ cdef class QueuePair(Rings):
     def more(self):
         """Drains the ring, in bounded portions so that other tasks of the loop get their turn."""
         if self.has_memory:
-            self.reap_and_deliver(self.reap_limit)
-            self.acknowledge()
+            if self.reap_and_deliver(self.reap_limit) == 0 and self.suspicious:
+                self.q.header.n_missed -= 1      # it was late, and not missed
+            self.suspicious = False
+            if self.q.n_unacked:
+                self.acknowledge()
+                nvq_before_last_poll()
             if nvq_pending(&self.q) and self.q.fault == NVQ_OK:
                 self.soon(self.more_callback)
 
@@ -462,6 +556,7 @@ cdef class QueuePair(Rings):
         self.close_memory()
         self.mmio = self.memory = self.shadow = self.doorbell_write = None
         self.flush_callback = self.poll_callback = self.more_callback = None
+        self.on_sleep = self.on_busy = None
 
     cdef Request find(self, uint16_t cid):
         cdef unsigned slot = cid & ((1 << self.q.slot_bits) - 1)
@@ -493,6 +588,49 @@ cdef class QueuePair(Rings):
                     if request.nbytes and request.iova < iova + nbytes and iova < request.iova + request.nbytes:
                         return True
         return False
+
+    def left_behind(self, uint32_t nsid, uint64_t lba, uint64_t blocks):
+        """Command ids of those with the controller that nobody waits for any more (cancelled, timed out) and that may still change one of
+        these blocks: a write, and any command of which this isn't known (one for the namespace, or for all namespaces)."""
+        cdef uint32_t i
+        cdef nvq_tracker *t
+        cdef Request request
+        found = []
+        if not self.has_memory:
+            return found
+        for i in range(self.q.n_trackers):
+            t = &self.q.trackers[i]
+            if t.state != NVQ_ARMED or t.flags & NVQ_INTERNAL or not changes(&t.sqe, nsid, lba, blocks):
+                continue
+            if self.slots[i].batch != NULL:
+                forgotten = self.slots[i].batch.stopped
+            elif self.waiters[i] != NULL:
+                request = <Request>self.waiters[i]
+                forgotten = request.state != SENT or request.failed or t.flags & NVQ_ORPHAN
+            else:
+                forgotten = True
+            if forgotten:
+                found.append(t.cid)
+        return found
+
+    def when_gone(self, cids, callback):
+        """callback() once, when none of these commands is with the controller any more: completed, or ended by a reset. Now, if none is.
+        Not after a hand-over: then they are the successor's."""
+        if self.leaving is None:
+            self.leaving = []
+        self.leaving.append((set(cids), callback))
+        self.see_off()
+
+    cdef void see_off(self) except *:
+        leaving, self.leaving = self.leaving, None
+        staying = []
+        gone = []
+        for cids, callback in leaving:
+            (staying if any([self.is_out(cid) for cid in cids]) else gone).append((cids, callback))
+        if staying:
+            self.leaving = staying
+        for _, callback in gone:
+            callback()
 
     def when_idle(self, callback):
         """callback() once, when the last outstanding command completed; now, if nothing is out."""
@@ -539,3 +677,19 @@ cdef class QueuePair(Rings):
             found["gap_ns"] = self.next_patience.gap_ns
             found["lull_ns"] = self.batch_patience.gap_ns
         return found
+
+
+cdef enum:
+    NSID_ALL = 0xffffffff
+
+
+cdef bint changes(nvq_sqe *sqe, uint32_t nsid, uint64_t lba, uint64_t blocks) noexcept:
+    """May this I/O command change one of the blocks? True where it can't be known (NVM Command Set 1.0, 3.2)."""
+    cdef uint64_t first = sqe.cdw10 | <uint64_t>sqe.cdw11 << 32
+    if sqe.nsid != nsid and sqe.nsid != NSID_ALL:
+        return False
+    if sqe.opcode in (OPC_READ, OPC_COMPARE, OPC_FLUSH, OPC_VERIFY):
+        return False
+    if sqe.opcode in (OPC_WRITE, OPC_WRITE_UNCORRECTABLE, OPC_WRITE_ZEROES):
+        return first < lba + blocks and lba < first + (sqe.cdw12 & 0xffff) + 1
+    return True

@@ -9,6 +9,7 @@ cdef enum:
 
 cdef enum:
     # A Request's life, in this order
+    BLANK          # is being made
     NEW            # nothing was sent
     QUEUED         # waits for a free command id
     SENT           # the controller has it
@@ -95,9 +96,11 @@ cdef class Request:
         # A Request that the controller still has is referenced by its queue pair, so nothing of it can be freed here too early.
         if self.has_view:
             PyBuffer_Release(&self.view)
+        if self.state == NEW:
+            never_awaited(call_name(self))
 
     def __repr__(self):
-        names = ["new", "queued", "sent", "completed", "finished", "detached", "parked"]
+        names = ["blank", "new", "queued", "sent", "completed", "finished", "detached", "parked"]
         return f"<Request opcode={self.sqe.opcode:#04x} nsid={self.sqe.nsid} qid={self.qp.qid} {names[self.state]}>"
 
     cdef void hold(self, buffer, bint writable) except *:
@@ -115,9 +118,13 @@ cdef class Request:
             self.has_view = False
 
     cdef void detach(self) except *:
+        """The awaiter goes away. From another thread than the queue pair's (garbage collection closes coroutines in any) it is asked of that
+        thread's loop; once that has ended, nothing runs there."""
         if self.state == NEW:
             self.state = FINISHED
             self.let_go()
+        elif self.state != FINISHED and self.state != DETACHED and self.qp.ask_owner(self.close):
+            pass
         elif self.state == QUEUED:
             self.state = FINISHED
             self.let_go()
@@ -139,6 +146,7 @@ cdef class Request:
             self.qp.q.header.n_orphans += 1
             self.qp.q.trackers[self.slot].flags |= NVQ_ORPHAN
             self.qp.ring_now()
+            self.qp.guard()
 
     cdef inline void wake(self) except *:
         future = self.future
@@ -177,13 +185,32 @@ cdef Request make_request(QueuePair qp, sqe, buffer, Py_ssize_t read_nbytes, bin
         request.nbytes = read_nbytes
         request.kind = READ_BYTES
         request.flags |= NVQ_TO_HOST
+    request.state = NEW
     return request
+
+
+cdef str call_name(Request request):
+    """Of the call that made it, for messages."""
+    if request.raw:
+        return "QueuePair.request"
+    return "Namespace." + {OPC_READ: "readinto" if request.kind == READ_INTO else "read", OPC_WRITE: "write", OPC_COMPARE: "compare",
+                           OPC_FLUSH: "flush"}.get(request.sqe.opcode, "submit")
+
+
+cdef int never_awaited(str name) except -1:
+    """Warns like a coroutine that is dropped before it ran. From __dealloc__: where warnings are errors, the error goes to
+    sys.unraisablehook."""
+    cdef bytes message = f"coroutine '{name}' was never awaited".encode()
+    if PyErr_WarnEx(RuntimeWarning, message, 1) < 0:
+        PyErr_WriteUnraisable(name)
+    return 0
 
 
 cdef int request_send(Request self, PyObject **result) except -1:
     """One step of the awaitable. 1: *result is the command's result. 0: *result is to be yielded to the Task."""
     cdef QueuePair qp = self.qp
     if self.state != NEW:
+        qp.check_thread()
         qp.credit = EAGER_IN_A_ROW      # the loop has come round
     if self.state == PARKED:
         if not self.future.done():
@@ -219,6 +246,8 @@ cdef int request_send(Request self, PyObject **result) except -1:
             return suspend(self.future, result)
         qp.start(self)
         look(qp, self)
+    if self.state == SENT and self.future is None and not self.yields and not self.failed:
+        qp.before_sleep()
     if self.failed:
         exception, self.result = self.result, None
         if self.state == SENT:
@@ -246,7 +275,6 @@ cdef int request_send(Request self, PyObject **result) except -1:
                 result[0] = <PyObject *>None
                 return 0
             self.future = qp.create_future()
-            qp.before_sleep()
         return suspend(self.future, result)
     raise RuntimeError("cannot reuse already awaited Request")
 

@@ -68,6 +68,8 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
         request.state = FINISHED
         request.let_go()
     qp.grant()
+    if qp.leaving is not None:
+        qp.see_off()
     return count
 
 
@@ -94,5 +96,8 @@ cdef int release_queue(QueuePair qp) except -1:
         batch.b.stopped = True
         leave_batches(qp, batch)
     nvq_reset(&qp.q)
+    qp.n_delivered = 0
     qp.grant()
+    if qp.leaving is not None:
+        qp.see_off()
     return 0

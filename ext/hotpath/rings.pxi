@@ -252,5 +252,5 @@ cdef class Rings:
             "outstanding": self.q.n_armed, "free": self.q.n_free,
             "reaps": h.n_reaps, "completions_per_reap": round(<double>h.reaped / <double>h.n_reaps, 2) if h.n_reaps else 0.0, "max_batch": h.max_batch,
             "interrupts": h.n_interrupts, "spins": h.n_spins, "eager": h.n_eager, "full": h.n_full, "bounced": h.n_bounced,
-            "errors": h.n_errors, "orphans": h.n_orphans, "epoch": h.epoch, "pending": pending, "latency": self.latency(),
+            "errors": h.n_errors, "missed_interrupts": h.n_missed, "orphans": h.n_orphans, "epoch": h.epoch, "pending": pending, "latency": self.latency(),
         }

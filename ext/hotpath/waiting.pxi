@@ -40,6 +40,8 @@ cdef bint look(QueuePair qp, Request request) except -1:
             looked = spin(qp, &qp.next_patience)
     if nvq_pending(&qp.q):
         qp.reap_and_deliver(qp.reap_limit)
+        if qp.guarded and qp.q.n_unacked and not qp.flush_planned:
+            qp.plan_flush()         # others sleep, and nothing may stay unacknowledged meanwhile
         if request.state == COMPLETED:
             if qp.credit:
                 cost = 1 + (looked >> CREDIT_NS_BITS)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nvme_async.emulator import EmulatedController, EmulatorConfig
-from nvme_async.emulator.config import BLOCK_SIZES, MEDIA
+from nvme_async.emulator.config import BLOCK_SIZES, MEDIA, MODERATIONS
 from nvme_async.emulator.control import MAX_LINE, ControlServer
 from nvme_async.runtime.sockets import ListeningSocket
 
@@ -52,6 +52,11 @@ async def _serve(controller: EmulatedController, path: str, control: str | None)
 @click.option("--vectors", type=int, help="MSI-X vectors. [default: one for each queue pair and the admin queue]")
 @click.option("--mdts", metavar="SIZE", help="The longest transfer. [default: 128KiB]")
 @click.option("--dbbuf/--no-dbbuf", default=True, help="Offer Doorbell Buffer Config.", show_default=True)
+@click.option(
+    "--moderation", type=click.Choice(MODERATIONS), help="Adaptive: no interrupts while the host polls. [default: none]"
+)
+@click.option("--aggregation-threshold", type=int, help="Completions that an interrupt waits for. [default: 1]")
+@click.option("--aggregation-time", type=int, metavar="US", help="For so long, a multiple of 100 us. [default: 0]")
 @click.option("--serial", help="Serial number.")
 @click.option("--model", help="Model number.")
 @click.option(

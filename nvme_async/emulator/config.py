@@ -21,7 +21,8 @@ MEDIA = ("ram", "file", "null")
 BLOCK_SIZES = (512, 4096)
 MIN_MDTS, MAX_MDTS = 8192, 8 << 20
 MIN_DEPTH, MAX_DEPTH = 2, 4096
-
+MODERATIONS = ("none", "adaptive")
+AGGREGATION_UNIT_US = 100
 
 _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "size": parse_size,
@@ -32,6 +33,8 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "depth": parse_int,
     "vectors": parse_int,
     "dbbuf": parse_bool,
+    "aggregation_threshold": parse_int,
+    "aggregation_time": parse_int,
     "formats": parse_formats,
     "metadata": parse_int,
     "guard": parse_int,
@@ -41,7 +44,7 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "format_time": parse_seconds,
     "effects": parse_bool,
 }
-_TEXTS = ("medium", "path", "serial", "model", "firmware", "reactor")
+_TEXTS = ("moderation", "medium", "path", "serial", "model", "firmware", "reactor")
 
 
 @attrs.frozen
@@ -100,6 +103,13 @@ class EmulatorConfig:
             metadata.
         format_time: seconds that Format NVM takes; it reports progress meanwhile.
         effects: have the Commands Supported and Effects log page.
+        moderation: "none" (each turn that posts completions raises their vector) or "adaptive", as
+            SPDK's vfio-user target does: an interrupt only where the host has stopped taking
+            completions, and none for a queue tail at which one was sent already.
+        aggregation_threshold, aggregation_time: what Interrupt Coalescing (feature 08h) says after
+            a reset: entries that an interrupt of an I/O queue waits for, 1 to 256, and for how
+            long, in microseconds, a multiple of 100 up to 25500. By default it doesn't wait. The
+            host may change it by Set Features, and except a vector by feature 09h.
         serial, model, firmware: what Identify Controller says; 20, 40 and 8 ASCII characters at
             most.
         reactor: "shared" (one thread for all such controllers of this process) or "own".
@@ -123,6 +133,9 @@ class EmulatorConfig:
     formats: tuple[LbaFormat, ...] = attrs.field(converter=tuple)
     format_time: float = 0.0
     effects: bool = True
+    moderation: str = attrs.field(default="none", validator=one_of(*MODERATIONS))
+    aggregation_threshold: int = attrs.field(default=1, validator=in_range(1, 256))
+    aggregation_time: int = attrs.field(default=0, validator=in_range(0, 255 * AGGREGATION_UNIT_US))
     serial: str = attrs.field(default="NVMEASYNC0001", validator=ascii_text(20))
     model: str = attrs.field(default="nvme_async emulated controller", validator=ascii_text(40))
     firmware: str = attrs.field(default="1", validator=ascii_text(8))
@@ -159,6 +172,10 @@ class EmulatorConfig:
             raise ConfigurationError("extended=on needs metadata=")
         if self.mdts & (self.mdts - 1):
             raise ConfigurationError(f"mdts={self.mdts}: must be a power of two from {MIN_MDTS} to {MAX_MDTS}")
+        if self.aggregation_time % AGGREGATION_UNIT_US:
+            raise ConfigurationError(
+                f"aggregation_time={self.aggregation_time}: must be a multiple of {AGGREGATION_UNIT_US} microseconds"
+            )
         if self.medium == "file" and not self.path:
             raise ConfigurationError("medium=file needs a path=")
         if self.medium != "file" and self.path:

@@ -22,6 +22,10 @@ from nvme_async.spec.status import GenericStatus, status_text
 
 # The watchdog looks so many times within one command timeout.
 LOOKS = 8
+# While commands are out and a coroutine sleeps, the ring is polled early, for the interrupt that
+# does not come: so many seconds after the last completion, each counted from the poll before, and the
+# last one again and again.
+EARLY_POLLS = (0.001, 0.004, 0.016, 0.064, 0.256, 1.0)
 
 
 def error_from(status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
@@ -78,8 +82,11 @@ class LoopQueue:
         self._on_timeout = on_timeout
         self._on_slow = on_slow
         self._timer: asyncio.TimerHandle | None = None
+        self._early: asyncio.TimerHandle | None = None
+        self._rung = 0  # which of EARLY_POLLS is next
         self._on_interrupt: Callable[[], None] | None = None  # while it takes interrupts
         hot.set_event_fd(event_fd)
+        hot.on_sleep = self._guard
         if timeout:
             hot.on_busy = self._watch
 
@@ -107,6 +114,7 @@ class LoopQueue:
         """
         if self._on_interrupt is not None and not self.loop.is_closed():
             self.loop.remove_reader(self.event_fd)
+        self._cancel_early_polls()
         _hotpath.freeze(self.hot)
 
     def thaw(self) -> None:
@@ -114,6 +122,8 @@ class LoopQueue:
         _hotpath.thaw(self.hot)
         if self._on_interrupt is not None and not self.loop.is_closed():
             self.loop.add_reader(self.event_fd, self._on_interrupt)
+        if self.hot.guarded:
+            self._guard()
 
     def deaf(self) -> None:
         """Stops taking interrupts and watching. From the loop's thread, or after the loop has
@@ -122,6 +132,7 @@ class LoopQueue:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._cancel_early_polls()
         if self._on_interrupt is not None and not self.loop.is_closed():
             self.loop.remove_reader(self.event_fd)
         self._on_interrupt = None
@@ -135,7 +146,7 @@ class LoopQueue:
     def close(self) -> None:
         """Lets go of loop and memory; nothing may be out any more."""
         self.deaf()
-        self.hot.on_busy = None
+        self.hot.on_busy = self.hot.on_sleep = None
         self.hot.close()
 
     async def submit(
@@ -209,6 +220,30 @@ class LoopQueue:
         elif hot.older_than(epoch - 1):
             self._on_slow()
         self._watch()
+
+    def _guard(self) -> None:
+        """A sleep begins that a missed interrupt could make too long: early polls go on until nothing
+        is out. They cost one timer a millisecond while there are sleeps, and nothing for each I/O.
+        """
+        self._rung = 0
+        self._plan_early_poll()
+
+    def _plan_early_poll(self) -> None:
+        if self._early is None and not self.hot.closed and not self.loop.is_closed():
+            self._early = self.loop.call_later(EARLY_POLLS[self._rung], self._poll_early)
+
+    def _cancel_early_polls(self) -> None:
+        if self._early is not None:
+            self._early.cancel()
+            self._early = None
+
+    def _poll_early(self) -> None:
+        self._early = None
+        last = len(EARLY_POLLS) - 1
+        found = self.hot.early_poll(self._rung == last)
+        if found >= 0:
+            self._rung = 0 if found else min(self._rung + 1, last)
+            self._plan_early_poll()
 
     def inspect(self) -> dict[str, Any]:
         """Positions, counters and pending commands with their age in seconds."""
