@@ -34,6 +34,8 @@ from nvme_async.spec.identity import NamespaceIdentity
 from nvme_async.spec.opcodes import Direction, NvmOpcode, ZnsOpcode, command_name
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from nvme_async.driver.controller import Controller
 
 
@@ -286,7 +288,7 @@ class Namespace(NamespaceCore):
         lba, blocks = self._blocks_of(offset, nbytes)
         return await self.read(lba, blocks)
 
-    async def pwrite(self, data: Any, offset: int, *, fua: bool = False) -> int:
+    async def pwrite(self, data: Buffer, offset: int, *, fua: bool = False) -> int:
         """Writes `data` at byte `offset`, like os.pwrite; both multiples of the block size. Returns
         the bytes written: all of them.
         """

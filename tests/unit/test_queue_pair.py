@@ -495,3 +495,68 @@ async def test_latencies_are_recorded_only_when_asked_for(ring):
     ring.qp.record_latency(False)
     await one()
     assert ring.qp.latency() is None
+
+
+class Breaks(Exception):
+    pass
+
+
+async def test_all_that_was_reaped_is_delivered_whatever_one_of_them_raises(ring):
+    """The other completions reach their awaiters, and the exception the loop's handler."""
+    loop = asyncio.get_running_loop()
+    shown, made = [], []
+
+    class Breaking(asyncio.Future):
+        def set_result(self, result):
+            raise Breaks
+
+    def create_future():
+        made.append((Breaking if len(made) == 2 else asyncio.Future)())
+        return made[-1]
+
+    loop.set_exception_handler(lambda loop, context: shown.append(context["exception"]))
+    ring.qp.bind(loop)
+    _hotpath.rebind(ring.qp, create_future, loop.call_soon, None)
+    tasks = await started(*(ring.qp.request(flush()) for _ in range(5)))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    for sqe in ring.fetch():
+        ring.post(ring.cid(sqe))
+    ring.qp.more()
+    done, left = await asyncio.wait(tasks, timeout=0.2)
+    assert (len(done), len(left)) == (4, 1)
+    assert [type(error) for error in shown] == [Breaks]
+    assert ring.qp.n_outstanding == 0
+    for task in left:
+        task.cancel()
+
+
+async def test_a_callback_that_polls_finds_the_rest_delivered(ring):
+    """Delivering may be entered again from inside: nothing is lost, and nothing is delivered twice."""
+    loop = asyncio.get_running_loop()
+    ring.qp.bind(loop)
+    inner = []
+
+    class Polling(asyncio.Future):
+        def set_result(self, result):
+            for sqe in ring.fetch():
+                ring.post(ring.cid(sqe))
+            inner.append(ring.qp.reap())
+            super().set_result(result)
+
+    _hotpath.rebind(ring.qp, Polling, loop.call_soon, None)
+    tasks = await started(*(ring.qp.request(flush()) for _ in range(4)))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    first, *rest = ring.fetch()
+    ring.post(ring.cid(first))
+    for sqe in rest[:2]:
+        ring.post(ring.cid(sqe))
+    tasks += await started(ring.qp.request(flush()), ring.qp.request(flush()))
+    ring.post(ring.cid(rest[2]))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    ring.qp.more()
+    assert sum(inner) >= 1
+    await asyncio.wait_for(asyncio.gather(*tasks), 1)
+    assert ring.qp.n_outstanding == 0
