@@ -142,14 +142,17 @@ cdef class Rings:
         return self.q.header.epoch
 
     def older_than(self, uint64_t epoch):
-        """[(cid, sqe)] of the commands with the controller that were sent before `epoch`, AERs and other internal ones left out."""
+        """[(cid, sqe)] of the commands with the controller that were sent before `epoch`. Left out are those that somebody else limits:
+        AERs and other internal ones, and the driver's own, unless a predecessor has sent them."""
         cdef uint32_t i
         cdef nvq_tracker *tracker
         found = []
         if self.has_memory:
             for i in range(self.q.n_trackers):
                 tracker = &self.q.trackers[i]
-                if tracker.state == NVQ_ARMED and tracker.epoch < epoch and not tracker.flags & NVQ_INTERNAL:
+                if tracker.flags & NVQ_INTERNAL or (tracker.flags & NVQ_DRIVER and not tracker.flags & NVQ_ADOPTED):
+                    continue
+                if tracker.state == NVQ_ARMED and tracker.epoch < epoch:
                     found.append((tracker.cid, PyBytes_FromStringAndSize(<char *>&tracker.sqe, 64)))
         return found
 

@@ -140,6 +140,11 @@ class Device(Protocol):
         DMA mappings stay. Interrupts must be set again.
         """
 
+    def enable_bus_mastering(self) -> None:
+        """Memory accesses and DMA on, INTx off (PCI command register), where anybody has switched
+        them off. Before each CC.EN=1.
+        """
+
     def descriptors(self) -> dict[str, int]:
         """The descriptors that keep the controller as it is, by name. They belong to the device;
         duplicate to keep.

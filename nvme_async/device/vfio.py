@@ -83,8 +83,7 @@ class VfioDevice:
                 raise failed(address, f"VFIO_GROUP_GET_DEVICE_FD in group {container.number}", error) from error
             self._take(address, kernel, container, device)
             try:
-                # Only MSI-X is used; an INTx line that nobody serves would be shared with others.
-                self._config.command(on=PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE)
+                self.enable_bus_mastering()
             except BaseException:
                 self._closed = True
                 self._let_go()
@@ -282,6 +281,11 @@ class VfioDevice:
                 self._kernel.ioctl(self._fd, abi.VFIO_DEVICE_RESET)
             except OSError as error:
                 raise failed(self._address, "VFIO_DEVICE_RESET", error) from error
+
+    def enable_bus_mastering(self) -> None:
+        # Only MSI-X is used; an INTx line that nobody serves would be shared with others.
+        self._check_open()
+        self._config.command(on=PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE)
 
     # End and hand-over
 

@@ -176,7 +176,7 @@ class VfioUserDevice:
         INTx handler for a fatal error.
         """
         assign_bar0(self._channel, self._layout.bar0_size)
-        self._write_config16(_COMMAND, _COMMAND_MEMORY | _COMMAND_MASTER | _COMMAND_INTX_DISABLE)
+        self.enable_bus_mastering()
 
     # --- what it is
 
@@ -330,6 +330,9 @@ class VfioUserDevice:
         if self._layout.can_reset:
             self._channel.call(Command.DEVICE_RESET)
             self._enable()
+
+    def enable_bus_mastering(self) -> None:
+        self._write_config16(_COMMAND, _COMMAND_MEMORY | _COMMAND_MASTER | _COMMAND_INTX_DISABLE)
 
     # --- handing on and ending
 

@@ -18,15 +18,18 @@ from typing import Any, TypeVar
 from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver import discovery
+from nvme_async.driver.admin_queue import AdminQueue
+from nvme_async.driver.bringup import BringUp
 from nvme_async.driver.events import Event, EventListener
 from nvme_async.driver.hooks import LifecycleHooks
+from nvme_async.driver.lifecycle import ENDING, FINAL, Lifecycle, State
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.memory import DeviceMemory, Registration
 from nvme_async.driver.pcie.queue_set import QueueSet
-from nvme_async.driver.pcie.registers import Registers, check_supported
-from nvme_async.driver.recovery import RETRYABLE, Recovery
+from nvme_async.driver.pcie.registers import Registers
+from nvme_async.driver.recovery import Recovery
 from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, HandedOver, NvmeError, QueueShutdown
 from nvme_async.runtime import forks, loops
 from nvme_async.runtime.tasks import finish, in_thread
@@ -38,7 +41,8 @@ from nvme_async.spec.registers import Cap, Vs
 log = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
-PAGE = 4096
+SHUTDOWN_SECONDS = (5.0, 60.0)
+"""At least and at most, where no `shutdown_timeout` is given: RTD3E is 32 bits of microseconds."""
 
 
 class Controller(LifecycleHooks):
@@ -47,8 +51,10 @@ class Controller(LifecycleHooks):
 
     Attributes:
         uri: the device address it was opened with.
-        state: "new", "ready", "resetting", "saving", "failed", "closing", "closed", or "handed
-            over" to a successor.
+        state: a nvme_async.driver.lifecycle.State, which compares equal to its text: "new",
+            "ready", "resetting", "saving", "failed", "closing", "closed", or "handed over" to a
+            successor.
+        failure: why it failed, or None.
         cap, vs: registers read at bring-up.
         identify: Identify Controller (an attrs object with the specification's field names).
         identify_nvm: Identify Controller of the NVM command set, None where the controller has
@@ -62,7 +68,7 @@ class Controller(LifecycleHooks):
         self.device = device
         self.options = options
         self.uri = device.uri
-        self.state = "new"
+        self.lifecycle = Lifecycle(device.uri)
         self.loop = asyncio.get_running_loop()
         self.registers = Registers(device)
         self.cap = Cap()
@@ -74,11 +80,11 @@ class Controller(LifecycleHooks):
         self.queues = QueueSet(self)
         self.recovery = Recovery(self)
         self.listener = EventListener(self)
-        self.failure: NvmeError | None = None
+        self.admin_queue = AdminQueue(self)
+        self.bringup = BringUp(self)
         self.resets = 0
         self._lock = asyncio.Lock()  # reset and close, one at a time
         self._watched = -1  # the descriptor that tells of the device's disappearance
-        self._closing = False
         self._telling: asyncio.Task[None] | None = None
         self._forked: NvmeError | None = None
         forks.watch(self)
@@ -89,34 +95,30 @@ class Controller(LifecycleHooks):
         """From any state of the hardware to ready (Base 2.0, 3.5.1). On failure everything is
         released before the exception goes on.
         """
+        limit = self.options.open_timeout or None
         try:
-            await self._bring_up()
-        except BaseException:
+            async with asyncio.timeout(limit) as timer:
+                await self._bring_up()
+        except BaseException as error:
+            at = self.bringup.at
             await finish(self._abandon)
+            if isinstance(error, TimeoutError) and not isinstance(error, NvmeError) and timer.expired():
+                raise ControllerTimeout(
+                    f"{self.uri}: the bring-up took longer than {limit:g} s (open_timeout); it was at: {at}"
+                ) from None
             raise
 
     async def _bring_up(self) -> None:
-        options, registers = self.options, self.registers
         self.watch(True)
-        self.cap = await registers.cap()
-        self.vs = await registers.vs()
-        check_supported(self.cap, self.uri)
-        await registers.disable(self.cap)
-        await self._call(self._make_memory)
-        await self._call(self.queues.maker.open_vectors)
-        await self._enable()
-        self.identify = await discovery.identify_controller(self)
-        self.identify_nvm = await discovery.identify_command_set(self)
-        mdts = self.identify.max_transfer_size(self.cap.min_page_size) or options.max_transfer
-        self.queues.maker.max_transfer = min(options.max_transfer, mdts)
-        await self.queues.negotiate()
-        await self.queues.create(self.loop)  # the first eagerly: a controller without a working queue fails here
-        await self.rescan()
-        if self.failure is not None:
-            raise self.failure
-        self.state = "ready"
+        await self.bringup.first()
+        self.lifecycle.to(State.READY)
         self.listener.start()
         self.brought_up()
+
+    async def make_memory(self) -> None:
+        """The pool, and an eventfd for each vector. Once, with the controller disabled."""
+        await self.call(self._make_memory)
+        await self.call(self.queues.maker.open_vectors)
 
     def _make_memory(self) -> None:
         self.memory = DeviceMemory(
@@ -127,16 +129,29 @@ class Controller(LifecycleHooks):
         )
         self.memory.in_use = self.queues.uses
 
-    async def _call(self, function: Callable[[], T]) -> T:
+    def identified(self, identify: IdentifyController) -> None:
+        """What Identify Controller says, at bring-up and after each reset: firmware may have changed
+        it. New limits count from here on.
+        """
+        self.identify = identify
+        mdts = identify.max_transfer_size(self.cap.min_page_size) or self.options.max_transfer
+        if self.queues.maker.limit_transfer(min(self.options.max_transfer, mdts)):
+            for namespace in self.namespaces.values():
+                namespace._update(namespace.identify)
+
+    async def call(self, function: Callable[[], T]) -> T:
         """A call into the device layer: on the loop if that is only memory and ioctls, in a thread
         if it is messages.
         """
         return function() if self.device.direct else await in_thread(function)
 
-    async def _enable(self) -> None:
-        admin = self.queues.prepare_admin()
-        await self.registers.enable(self.cap, entries=admin.hot.entries, asq=admin.hot.sq_iova, acq=admin.hot.cq_iova)
-        admin.hot.silence(False)
+    @property
+    def state(self) -> State:
+        return self.lifecycle.state
+
+    @property
+    def failure(self) -> NvmeError | None:
+        return self.lifecycle.failure
 
     def watch(self, on: bool) -> None:
         """Looks out for the device's disappearance, or no more: before the device is closed or
@@ -153,7 +168,7 @@ class Controller(LifecycleHooks):
     def _on_gone(self) -> None:
         self.watch(False)
         error = ControllerGone(f"{self.uri}: the device is gone, or somebody wants it back")
-        if self.state == "closing":
+        if self.state is State.CLOSING:
             self._telling = self.loop.create_task(self.queues.fail(error))
         self.fail(error)
 
@@ -164,7 +179,7 @@ class Controller(LifecycleHooks):
         the home loop.
         """
         self.watch(False)
-        await self._call(self.device.close)
+        await self.call(self.device.close)
         await self.queues.fail(error)
 
     async def release(self) -> Device | None:
@@ -172,7 +187,7 @@ class Controller(LifecycleHooks):
         Controller. None if the controller can't be
         stopped, or was closed before: then the device is closed.
         """
-        self._closing = True
+        self.lifecycle.closing = True
         return await self.at_home(lambda: finish(lambda: self._close(keep_device=True)))
 
     async def close(self) -> None:
@@ -183,7 +198,7 @@ class Controller(LifecycleHooks):
         buffer is let go. Runs to its end even if the caller is cancelled. Closing twice is fine.
         From any loop, also when the controller's own was closed.
         """
-        self._closing = True
+        self.lifecycle.closing = True
         if self._forked is not None:
             return
         if self.loop.is_closed():
@@ -192,8 +207,8 @@ class Controller(LifecycleHooks):
 
     def forget_in_child(self) -> None:
         """A forked child: the controller is the parent's, and its rings are out of reach."""
-        self._forked = self.failure = reason = forks.belongs_to_parent(self.uri)
-        self.state = "closed"
+        self._forked = reason = forks.belongs_to_parent(self.uri)
+        self.lifecycle.disown(reason)
         for namespace in self.namespaces.values():
             namespace._set_gone(reason)
         for queue in self.queues.all():
@@ -209,9 +224,7 @@ class Controller(LifecycleHooks):
         self._watched = -1
         self.recovery = Recovery(self)
         self.listener.forget()
-        if self.state != "closed":
-            self.state = "failed"
-            self.failure = QueueShutdown(f"{self.uri}: the event loop that opened this controller has ended")
+        self.lifecycle.orphan(QueueShutdown(f"{self.uri}: the event loop that opened this controller has ended"))
 
     async def _close(self, keep_device: bool = False) -> Device | None:
         try:
@@ -221,10 +234,10 @@ class Controller(LifecycleHooks):
 
     async def _shut_down(self, keep_device: bool) -> Device | None:
         async with self._lock:
-            if self.state in ("closed", "handed over"):
+            if self.state in FINAL:
                 return None
-            was_ready = self.state == "ready"
-            self.state = "closing"
+            was_ready = self.state is State.READY
+            self.lifecycle.to(State.CLOSING)
             self.became_unusable()
             reason = QueueShutdown(f"{self.uri}: the controller is closed")
             for namespace in self.namespaces.values():
@@ -238,7 +251,7 @@ class Controller(LifecycleHooks):
             await self.stop_background_work()
             if was_ready:
                 try:
-                    async with asyncio.timeout(self.options.shutdown_timeout):
+                    async with asyncio.timeout(self._shutdown_seconds()):
                         await self.queues.delete_all()
                 except (NvmeError, TimeoutError) as error:
                     log.warning("%s: deleting the I/O queues: %s", self.uri, str(error) or "no answer")
@@ -251,9 +264,9 @@ class Controller(LifecycleHooks):
     async def _abandon(self) -> None:
         """After a failed bring-up."""
         async with self._lock:
-            if self.state == "closed":
+            if self.state is State.CLOSED:
                 return
-            self.state = "closing"
+            self.lifecycle.to(State.CLOSING)
             await self.recovery.stop()
             await self.listener.stop()
             await self._let_go(QueueShutdown(f"{self.uri}: the bring-up failed"))
@@ -281,7 +294,7 @@ class Controller(LifecycleHooks):
             # mapping) stops it.
             steps.insert(0, self._close_device)
         elif keep_device:
-            steps.append(lambda: self._call(lambda: self.device.set_interrupts(())))
+            steps.append(lambda: self.call(lambda: self.device.set_interrupts(())))
         else:
             steps.append(self._close_device)
         for step in steps:
@@ -295,19 +308,22 @@ class Controller(LifecycleHooks):
                     steps.append(self._close_device)
         self.queues.maker.close_vectors()
         self.listener.end()
-        self.state = "closed"
+        self.lifecycle.to(State.CLOSED)
         return self.device if keep_device and quiet else None
 
     async def _close_device(self) -> None:
-        await self._call(self.device.close)
+        await self.call(self.device.close)
 
     async def _release_memory(self) -> None:
         if self.memory is not None:
-            await self._call(self.memory.close)
+            await self.call(self.memory.close)
 
     def _shutdown_seconds(self) -> float:
+        """What the caller has chosen, or what the controller asks for, within reason."""
+        if self.options.shutdown_timeout is not None:
+            return self.options.shutdown_timeout
         rtd3e = self.identify.rtd3e / 1e6 if self.identify is not None else 0.0
-        return max(self.options.shutdown_timeout, rtd3e)
+        return min(max(SHUTDOWN_SECONDS[0], rtd3e), SHUTDOWN_SECONDS[1])
 
     async def __aenter__(self) -> Controller:
         return self
@@ -319,11 +335,9 @@ class Controller(LifecycleHooks):
         """The controller is beyond help: everybody gets `error`, now and from now on. Pages stay
         owned until close(). On the home loop.
         """
-        if self.state in ("closing", "closed", "failed", "handed over"):
+        if not self.lifecycle.fail(error):
             return
-        self.state = "failed"
         self.became_unusable()
-        self.failure = error
         log.error("%s: %s", self.uri, error)
         for namespace in self.namespaces.values():
             namespace._set_gone(error)
@@ -339,64 +353,50 @@ class Controller(LifecycleHooks):
         """
         await self.at_home(lambda: finish(lambda: self._reset(reason)))
 
-    async def _reset(self, reason: str) -> None:
+    async def reset_once(self, reason: str, resets: int) -> None:
+        """reset(), unless there was one since there were `resets` of them. On the home loop."""
+        await finish(lambda: self._reset(reason, resets))
+
+    async def _reset(self, reason: str, resets: int | None = None) -> None:
+        lifecycle = self.lifecycle
         async with self._lock:
-            if self.state != "ready" or self._closing:
+            if resets is not None and resets != self.resets:
+                return
+            if lifecycle.state is not State.READY or lifecycle.closing:
                 raise self.failure or QueueShutdown(
-                    f"{self.uri}: the controller is {'closed' if self._closing else self.state}"
+                    f"{self.uri}: the controller is {'closed' if lifecycle.closing else self.state}"
                 )
             log.warning("%s: controller reset (%s)", self.uri, reason)
-            self.state = "resetting"
+            lifecycle.to(State.RESETTING)
             self.resets += 1
             self.changed()
-            await self.listener.stop()
             try:
+                await self.listener.stop()
                 await self.queues.hold("reset")
                 await self.queues.silence()
-                await self._disable_or_reset_device()
-                # The controller has let go of everything: what was out may be sent again from the
-                # same pages.
-                await self.queues.restart(
-                    RETRYABLE, ControllerError(f"{self.uri}: the controller was reset ({reason})")
-                )
-                await self._enable()
-                self.queues.admin.hot.silence(False)
-                await self.queues.negotiate(again=True)
-                await self.queues.recreate_all()
+                await self.bringup.again(reason)
+                await self.queues.unhold("reset")
+                # Unless it failed meanwhile.
                 if self.failure is not None:
                     raise self.failure
-                self.state = "ready"
-                self.changed()
-                await self.queues.unhold("reset")
-                await self.rescan()
-                self.listener.start()
-                self.changed()
             except BaseException as error:
                 failure = (
                     error
                     if isinstance(error, NvmeError)
                     else ControllerError(f"{self.uri}: the reset failed: {error!r}")
                 )
-                self.state = "ready"  # so that fail() takes it from here
                 self.fail(failure)
                 raise
+            lifecycle.to(State.READY)
+            self.listener.start()
+            self.changed()
 
     async def until_ready(self) -> None:
         """Waits for the end of a reset or save that is under way. Raises why the controller takes
         no commands, if it doesn't.
         """
-        while self.state in ("resetting", "saving"):
-            async with self._lock:
-                pass
-        if self.state not in ("ready", "new"):
+        if await self.lifecycle.settled() not in (State.READY, State.NEW):
             raise self.failure or self.not_here()
-
-    async def _disable_or_reset_device(self) -> None:
-        try:
-            await self.registers.disable(self.cap)
-        except ControllerTimeout:
-            await self._call(self.device.reset)
-            await self.registers.disable(self.cap)
 
     # -- threads -----------------------------------------------------------------------------------
 
@@ -428,14 +428,10 @@ class Controller(LifecycleHooks):
         """Why it takes no commands any more."""
         if self._forked is not None:
             return self._forked
-        error = HandedOver if self.state == "handed over" else QueueShutdown
+        error = HandedOver if self.state is State.HANDED_OVER else QueueShutdown
         return error(f"{self.uri}: the controller is {self.state}")
 
     # -- commands ----------------------------------------------------------------------------------
-
-    @property
-    def admin_queue(self) -> LoopQueue:
-        return self.queues.admin
 
     async def admin(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion:
         """Sends an admin command (see nvme_async.spec.commands). Answers of known length come as
@@ -467,7 +463,7 @@ class Controller(LifecycleHooks):
 
         OutOfDmaMemory if there is none to be had. From any thread.
         """
-        if self.memory is None or self.state in ("closing", "closed", "handed over"):
+        if self.memory is None or self.state in ENDING:
             raise self.not_here()
         if nbytes <= 0:
             raise ValueError(f"nbytes is {nbytes}, at least 1 is needed")
@@ -480,7 +476,7 @@ class Controller(LifecycleHooks):
         On the home loop's thread. The registration holds the buffer until it is closed (`with`, or
         with the controller).
         """
-        if self.memory is None or self.state in ("closing", "closed", "saving", "handed over"):
+        if self.memory is None or self.state in ENDING or self.state is State.SAVING:
             raise self.not_here()
         return self.memory.register(buffer)
 
@@ -493,7 +489,7 @@ class Controller(LifecycleHooks):
         identify = self.identify
         return {
             "uri": self.uri,
-            "state": self.state,
+            "state": str(self.state),
             "pid": os.getpid(),
             "model": identify.mn if identify else None,
             "serial": identify.sn if identify else None,
@@ -504,6 +500,7 @@ class Controller(LifecycleHooks):
             "timeouts": self.recovery.timeouts,
             "aborts": self.recovery.aborts,
             "events": self.listener.seen,
+            "degraded": dict(self.bringup.degraded.reasons),
             **self.inspect_hooks(),
             "namespaces": [namespace.inspect() for namespace in list(self.namespaces.values())],
             **self.queues.inspect(),

@@ -55,11 +55,14 @@ class Options:
         hugepages: "auto", "never" or "require", for that memory.
         command_timeout: seconds for an I/O command before it is aborted and, failing that, the
             controller reset. 0 = no limit.
-        admin_timeout: the same for admin commands (Format and Sanitize have none).
+        admin_timeout: the same for admin commands. 0 is for the application's; the driver's own
+            have 60 s then.
         abort_timeout: seconds for an Abort to help, before the controller is reset.
         drain_timeout: seconds that close() waits for commands which are out.
-        shutdown_timeout: seconds for CSTS.SHST after CC.SHN; RTD3E of the controller if that is
-            longer.
+        shutdown_timeout: seconds for CSTS.SHST after CC.SHN; None: what the controller asks for
+            (RTD3E), 5 to 60.
+        open_timeout: seconds for open() from the device to the last namespace; then
+            ControllerTimeout says what it was at. 0 = no limit but those of the single steps.
         shadow_doorbells: use Doorbell Buffer Config where the controller offers it.
         latency: record a latency histogram for each I/O queue pair (fio's buckets; in inspect()).
         keepalive: keep everything that a successor needs in one private pool of fixed size
@@ -83,7 +86,10 @@ class Options:
     admin_timeout: float = attrs.field(default=60.0, validator=_between(0, 86400))
     abort_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
     drain_timeout: float = attrs.field(default=5.0, validator=_between(0, 3600))
-    shutdown_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
+    shutdown_timeout: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_between(0.01, 3600))
+    )
+    open_timeout: float = attrs.field(default=300.0, validator=_between(0, 86400))
     shadow_doorbells: bool = True
     latency: bool = False
     keepalive: bool = False

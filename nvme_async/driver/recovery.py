@@ -10,21 +10,16 @@ mappings are gone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
+from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.loop_queue import LoopQueue
-from nvme_async.errors import (
-    CommandError,
-    ControllerError,
-    ControllerFatal,
-    ControllerGone,
-    ControllerTimeout,
-    NvmeError,
-)
+from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerTimeout, NvmeError
 from nvme_async.spec import commands
-from nvme_async.spec.commands import Command
-from nvme_async.spec.opcodes import NvmOpcode
+from nvme_async.spec.opcodes import AdminOpcode, NvmOpcode
 
 if TYPE_CHECKING:
     from nvme_async.driver.controller import Controller
@@ -48,93 +43,120 @@ RETRYABLE = frozenset(
 )
 
 
+# Admin commands of the application that take as long as they take (Base 2.0, 5.14 and 5.24).
+UNLIMITED = frozenset({int(AdminOpcode.FORMAT_NVM), int(AdminOpcode.SANITIZE)})
+
+RESCAN_PAUSES = (0.2, 1.0, 5.0, 30.0)
+"""Seconds before each further attempt to read the namespaces that a bring-up or reset could not."""
+
+
 class Recovery:
-    """The escalation of one controller. On the controller's own loop; one at a time."""
+    """The escalation of one controller. On the controller's own loop; one at a time.
+
+    It takes the controller's lock, and nothing that holds the lock waits for it.
+    """
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._task: asyncio.Task[None] | None = None
-        self._telling: asyncio.Task[None] | None = None
+        self._rescan: asyncio.Task[None] | None = None
         self.aborts = 0
         self.timeouts = 0
 
     def on_timeout(self, queue: LoopQueue, late: list[tuple[int, bytes]]) -> None:
         """From a queue's watchdog, on that queue's loop."""
+        if not queue.qid:
+            late = [(cid, sqe) for cid, sqe in late if sqe[0] not in UNLIMITED]
         home = self._controller.loop
-        if not home.is_closed():
-            home.call_soon_threadsafe(self._start, queue, late)
-
-    def _start(self, queue: LoopQueue, late: list[tuple[int, bytes]]) -> None:
-        controller = self._controller
-        if controller.state == "ready":
-            if self._task is None or self._task.done():
-                self._task = controller.loop.create_task(self._escalate(queue, late))
-        elif queue.qid == 0 and (self._telling is None or self._telling.done()):
-            # Bring-up, reset or shutdown wait for this answer, and decide themselves what becomes
-            # of it.
-            self._telling = controller.loop.create_task(self._tell(queue, late))
+        if late and not home.is_closed():
+            home.call_soon_threadsafe(self._begin, lambda: self._escalate(queue, late))
 
     def on_slow(self) -> None:
         """From a watchdog: a command is out for a while, not yet for too long. Is the controller
-        still there?
+        still there, and as it was left?
         """
         home = self._controller.loop
         if not home.is_closed():
-            home.call_soon_threadsafe(self._ask)
+            home.call_soon_threadsafe(self._begin, self._look_after)
 
-    def _ask(self) -> None:
-        if (self._task is None or self._task.done()) and self._controller.state == "ready":
-            self._task = self._controller.loop.create_task(self._look_after())
+    def request(self, reason: str) -> None:
+        """A reset, unless a recovery is under way or the controller isn't ready."""
+        self._begin(lambda: self._reset(reason, self._controller.resets))
 
-    async def _look_after(self) -> None:
+    def _begin(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         controller = self._controller
-        try:
-            if (await controller.registers.csts()).cfs:
-                await controller._reset("CSTS.CFS is set")
-        except (ControllerGone, ControllerTimeout) as error:
-            controller.fail(error)
-        except NvmeError as error:
-            log.warning("%s: %s", controller.uri, error)
+        if controller.state is State.READY and (self._task is None or self._task.done()):
+            self._task = controller.loop.create_task(make(), name=f"{controller.uri} recovery")
+
+    async def over(self) -> None:
+        """Until the recovery that is under way has ended, whichever way."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def rescan_later(self) -> None:
+        """The namespaces could not be read completely: again, a few times, once the controller is
+        ready.
+        """
+        if self._rescan is None or self._rescan.done():
+            self._rescan = self._controller.loop.create_task(
+                self._read_namespaces(), name=f"{self._controller.uri} namespaces"
+            )
+
+    async def _read_namespaces(self) -> None:
+        controller = self._controller
+        for pause in RESCAN_PAUSES:
+            await asyncio.sleep(pause)
+            try:
+                await controller.until_ready()
+                await controller.rescan()
+            except NvmeError as error:
+                log.debug("%s: the namespaces once more: %s", controller.uri, error)
+            else:
+                controller.bringup.degraded.clear("namespaces")
+                return
 
     async def stop(self) -> None:
         """Ends a recovery that is under way. The controller's lock is held, so it isn't in the
         middle of a reset.
         """
-        for task in (self._task, self._telling):
+        for task in (self._task, self._rescan):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        self._task = self._telling = None
+        self._task = self._rescan = None
+
+    async def _reset(self, reason: str, resets: int) -> None:
+        """A reset for what was found when there had been `resets` of them; if there was one
+        meanwhile, it is dealt with. The controller has failed if it doesn't come back.
+        """
+        with contextlib.suppress(NvmeError):
+            await self._controller.reset_once(reason, resets)
+
+    async def _look_after(self) -> None:
+        controller = self._controller
+        resets = controller.resets
+        try:
+            if reason := await controller.registers.lost():
+                await self._reset(reason, resets)
+        except (ControllerGone, ControllerTimeout) as error:
+            controller.fail(error)
+        except NvmeError as error:
+            log.warning("%s: %s", controller.uri, error)
 
     async def _escalate(self, queue: LoopQueue, late: list[tuple[int, bytes]]) -> None:
         controller = self._controller
+        resets = controller.resets
         self.timeouts += len(late)
         log.warning(
             "%s: queue %d: %d commands without completion for %g s", controller.uri, queue.qid, len(late), queue.timeout
         )
         try:
-            csts = await controller.registers.csts()
-            if csts.rdy and not csts.cfs and await self._abort(queue, late):
+            reason = await controller.registers.lost()
+            if not reason and await self._abort(queue, late):
                 return
-            await controller._reset("commands timed out")
+            await self._reset(reason or "commands timed out", resets)
         except NvmeError as error:
             controller.fail(error)
-
-    async def _tell(self, queue: LoopQueue, late: list[tuple[int, bytes]]) -> None:
-        """Those who wait for these admin commands get to know that there won't be an answer, and
-        why.
-        """
-        self.timeouts += len(late)
-        uri = self._controller.uri
-        names = ", ".join(sorted({Command.unpack(sqe, admin=True).name for _, sqe in late}))
-        error: NvmeError = ControllerTimeout(f"{uri}: no completion of {names} for {queue.timeout:g} s")
-        try:
-            if (await self._controller.registers.csts()).cfs:
-                error = ControllerFatal(f"{uri}: CSTS.CFS is set, no completion of {names}")
-        except NvmeError as gone:
-            error = gone
-        if not queue.hot.closed:
-            queue.hot.fail_waiters(error)
 
     async def _abort(self, queue: LoopQueue, late: list[tuple[int, bytes]]) -> bool:
         """Asks the controller to abort them; True when none of them is out any more in time."""

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nvme_async.driver.controller import Controller
+from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.memory import let_go as let_go_of_pools
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
@@ -36,7 +37,7 @@ async def suspend(controller: Controller, record: Callable[[], None]) -> None:
     If any of that fails, service has resumed when this raises.
     """
     assert controller.memory is not None
-    controller.state = "saving"
+    controller.lifecycle.to(State.SAVING)
     try:
         await controller.recovery.stop()  # the watchdog will find late commands again
         queues = controller.queues.all()
@@ -48,12 +49,12 @@ async def suspend(controller: Controller, record: Callable[[], None]) -> None:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-        if controller.state != "saving":
+        if controller.state is not State.SAVING:
             raise controller.failure or QueueShutdown(f"{controller.uri}: the controller is {controller.state}")
         record()
         for pool in controller.memory.pools:
             pool.pause()
-        await controller._call(lambda: controller.device.park(True))
+        await controller.call(lambda: controller.device.park(True))
     except BaseException as error:
         log.warning("%s: the save failed, service goes on: %r", controller.uri, error)
         await resume(controller)
@@ -79,14 +80,14 @@ async def resume(controller: Controller) -> None:
             if queue.loop.is_running():
                 # Its loop is stuck, and runs this when it continues.
                 queue.loop.call_soon_threadsafe(thaw, queue)
-    if controller.state == "saving":
-        controller.state = "ready"
+    if controller.state is State.SAVING:
+        controller.lifecycle.to(State.READY)
     controller.changed()
 
 
 async def release(controller: Controller) -> None:
     """Another process has the controller, or will have it. Touches neither the controller nor the pool."""
-    controller.state = "handed over"
+    controller.lifecycle.to(State.HANDED_OVER)
     sent = HandedOver(f"{controller.uri}: handed over to a successor, which gets the command's result", sent=True)
     unsent = HandedOver(f"{controller.uri}: handed over to a successor; the command was not sent")
     for namespace in controller.namespaces.values():

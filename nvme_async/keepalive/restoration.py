@@ -20,6 +20,7 @@ import attrs
 
 from nvme_async.device import Device, DeviceIds, parse_uri, resume_device
 from nvme_async.dma import DmaBuffer, Pool, Slot
+from nvme_async.driver.lifecycle import State as Stage
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.loop_queue import LoopQueue
@@ -242,7 +243,7 @@ class Restoration:
             queues = self._queues(controller, pool)
             # From here on the pool and the rings are changed.
             self.touched = True
-            controller.state = "ready"
+            controller.lifecycle.to(Stage.READY)
             self._namespaces_of(controller)
             events = self._adopt(controller, queues)
             controller.cleanup = PredecessorCleanup(controller, controller.adopted, state)

@@ -85,6 +85,7 @@ class LoopQueue:
         self._early: asyncio.TimerHandle | None = None
         self._rung = 0  # which of EARLY_POLLS is next
         self._on_interrupt: Callable[[], None] | None = None  # while it takes interrupts
+        self._silent = False
         hot.set_event_fd(event_fd)
         hot.on_sleep = self._guard
         if timeout:
@@ -136,6 +137,13 @@ class LoopQueue:
         if self._on_interrupt is not None and not self.loop.is_closed():
             self.loop.remove_reader(self.event_fd)
         self._on_interrupt = None
+
+    def silence(self, silent: bool) -> None:
+        """Rings no doorbell until it is called again: the controller is being reset. What is out
+        grows no older meanwhile.
+        """
+        self._silent = silent
+        self.hot.silence(silent)
 
     def watch(self) -> None:
         """Commands are out that this process didn't send: the watchdog looks after them too."""
@@ -207,6 +215,9 @@ class LoopQueue:
         self._timer = None
         hot = self.hot
         if hot.closed:
+            return
+        if self._silent:
+            self._watch()
             return
         epoch = hot.tick()
         if hot.n_outstanding == 0:

@@ -31,12 +31,15 @@ FIRST_DOORBELL = 0x1000
 class QueueMaker:
     """Attributes:
     max_transfer: bytes of one I/O command.
+    capacity: bytes that one command of a queue pair can move at most. Set once: a controller that
+        takes more after a reset is not given more.
     errors: how many commands failed that somebody waited for, by status.
     """
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self.max_transfer = PAGE
+        self.capacity = 0
         self.errors: Counter[str] = Counter()
         self._event_fds: list[int] = []
         self._memory: dict[int, tuple[DmaBuffer, _hotpath.BounceCache]] = {}  # by qid
@@ -56,6 +59,11 @@ class QueueMaker:
         wanted = min(device.n_vectors, self._controller.options.io_queues + 1)
         self._event_fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(wanted)]
         device.set_interrupts(self._event_fds)
+
+    def set_vectors_again(self) -> None:
+        """After a reset of the function, which takes them away."""
+        if self._event_fds:
+            self._controller.device.set_interrupts(self._event_fds)
 
     def adopt_vectors(self, event_fds: list[int]) -> None:
         """The eventfds that a predecessor set; they become this object's, and stay what the device
@@ -88,7 +96,7 @@ class QueueMaker:
         """
         controller = self._controller
         assert controller.memory is not None
-        max_transfer = self.max_transfer if qid else PAGE * 16
+        max_transfer = self.capacity if qid else PAGE * 16
         n_trackers = entries - 1
         memory = controller.memory.alloc(
             _hotpath.queue_memory(entries, n_trackers, max_transfer), owner=f"queue {qid}", tag=qid
@@ -198,6 +206,12 @@ class QueueMaker:
         if not controller.loop.is_closed():
             controller.loop.call_soon_threadsafe(controller.fail, error)
 
+    def limit_transfer(self, nbytes: int) -> bool:
+        """One command moves `nbytes` at most from now on; True if that is another limit than before."""
+        self.capacity = self.capacity or nbytes
+        before, self.max_transfer = self.max_transfer, min(nbytes, self.capacity)
+        return self.max_transfer != before
+
     def bounce_of(self, qid: int) -> _hotpath.BounceCache:
         return self._memory[qid][1]
 
@@ -263,9 +277,13 @@ class QueueMaker:
             )
         except CommandError as error:
             log.warning("%s: Doorbell Buffer Config refused: %s", controller.uri, error)
-            for queue in queues:
-                await controller.on_owner(queue, queue.hot.drop_shadow_doorbells)
-            self.free_shadow()
+            await self.drop_shadow(queues)
+
+    async def drop_shadow(self, queues: list[LoopQueue]) -> None:
+        """The controller doesn't use the memory (any more); neither do `queues`."""
+        for queue in queues:
+            await self._controller.on_owner(queue, queue.hot.drop_shadow_doorbells)
+        self.free_shadow()
 
     def adopt_shadow(self, memory: DmaBuffer | None) -> None:
         """What a predecessor had configured."""

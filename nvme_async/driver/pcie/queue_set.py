@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.queue_creation import QueueMaker
+from nvme_async.driver.steps import Degraded, patiently
 from nvme_async.errors import (
     CommandError,
     ControllerError,
-    ControllerFatal,
     ControllerTimeout,
     NvmeError,
     OutOfDmaMemory,
@@ -63,6 +63,7 @@ class QueueSet:
         self.inherited: dict[int, Any] = {}
         self._admin: LoopQueue | None = None
         self._free_qids: list[int] = []
+        self._assumed = False  # the limit is a guess
         self._holds: set[str] = set()
         self._creating = asyncio.Lock()
         self._making: dict[
@@ -92,25 +93,37 @@ class QueueSet:
             self._admin.listen()
         return self._admin
 
-    async def negotiate(self, *, again: bool = False) -> None:
-        """Number of Queues (5.27.1.5), and Doorbell Buffer Config where offered (5.8)."""
-        controller = self._controller
-        options = controller.options
-        vectors = len(self.maker.event_fds)
-        wanted = min(options.io_queues, max(1, vectors - 1))
+    @property
+    def _wanted(self) -> int:
+        """With a single vector the only I/O queue shares it with the admin queue."""
+        return min(self._controller.options.io_queues, max(1, len(self.maker.event_fds) - 1))
+
+    async def negotiate(self) -> None:
+        """Number of Queues (5.27.1.5). After each reset: it may be another."""
+        wanted = self._wanted
         feature = commands.set_features(Feature.NUMBER_OF_QUEUES, (wanted - 1) << 16 | (wanted - 1))
-        granted = (await self.admin.submit(feature)).dw0
-        limit = min(wanted, (granted & 0xFFFF) + 1, (granted >> 16) + 1)
-        if not again:
-            self.limit = limit
-            self._free_qids = list(range(limit, 0, -1))
-        elif limit < len(self.io_queues()):
-            raise ControllerFatal(
-                f"{controller.uri}: {limit} queues after the reset, {len(self.io_queues())} are needed"
-            )
-        await controller.listener.enable()
-        if options.shadow_doorbells and controller.identify.oacs & 1 << 8:
-            await self.maker.configure_shadow(self.io_queues())
+        granted = (await self._controller.admin_queue.submit(feature)).dw0
+        self._grant(min(wanted, (granted & 0xFFFF) + 1, (granted >> 16) + 1))
+        self._assumed = False
+
+    def assume(self) -> str:
+        """Nobody knows how many there may be: the first that is refused is one too many."""
+        self._grant(self._wanted)
+        self._assumed = True
+        return f"up to {self.limit} queue pairs are tried"
+
+    def _grant(self, limit: int) -> None:
+        self.limit = limit
+        taken = {queue.qid for queue in [*self.io_queues(), *self.unsettled]} | set(self.inherited)
+        self._free_qids = [qid for qid in range(limit, 0, -1) if qid not in taken]
+
+    def _refused(self) -> None:
+        """The controller didn't take one more queue pair. If the number was a guess, it is known
+        now.
+        """
+        if self._assumed:
+            self._free_qids.clear()
+            self.limit = max(1, len(self.io_queues()))
 
     async def create(self, loop: asyncio.AbstractEventLoop, worker: str = "") -> LoopQueue | None:
         """A queue pair for `loop`, made on the home loop. None when the controller has no more. The
@@ -158,8 +171,10 @@ class QueueSet:
             # Known to a successor before the controller knows it.
             controller.changed(strictly=True)
             await self.maker.tell(queue)
-        except (CommandError, OutOfDmaMemory):
+        except (CommandError, OutOfDmaMemory) as error:
             self._settle(queue)
+            if isinstance(error, CommandError):
+                self._refused()
             raise
         if queue not in self.unsettled:
             raise ControllerError(f"{controller.uri}: the controller was reset while queue {qid} was created")
@@ -274,7 +289,8 @@ class QueueSet:
         """Instead of negotiate(): what the controller granted the predecessor. New I/O is held for
         the drain.
         """
-        self.limit, self.maker.max_transfer = limit, max_transfer
+        self.limit = limit
+        self.maker.limit_transfer(max_transfer)
         self.maker.adopt_shadow(shadow)
         self._free_qids = [qid for qid in range(limit, 0, -1) if qid not in used]
         self._holds.add("drain")
@@ -318,11 +334,18 @@ class QueueSet:
 
     # -- all of them -------------------------------------------------------------------------------
 
-    async def _each(self, action: str, *arguments: Any, admin: bool = True) -> None:
-        controller = self._controller
-        for queue in self.all():
-            if admin or queue.qid:
-                await controller.on_owner(queue, lambda q=queue: getattr(q.hot, action)(*arguments))  # type: ignore[misc]
+    async def _on_each(self, what: Callable[[LoopQueue], object], *, admin: bool = True) -> None:
+        """what(queue) on every owner's thread, at the same time. ControllerTimeout when one of them
+        is stuck.
+        """
+        queues = [queue for queue in self.all() if admin or queue.qid]
+        results = await asyncio.gather(
+            *(self._controller.on_owner(queue, lambda queue=queue: what(queue)) for queue in queues),  # type: ignore[misc]
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def refuse(self, error: NvmeError) -> None:
         """New I/O fails with `error`."""
@@ -357,12 +380,12 @@ class QueueSet:
     async def hold(self, reason: str) -> None:
         """New I/O waits, until unhold() or lift() for each reason that there is."""
         self._holds.add(reason)
-        await self._each("hold", True, admin=False)
+        await self._on_each(lambda queue: queue.hot.hold(True), admin=False)
 
     async def unhold(self, reason: str) -> None:
         """New I/O goes on, if nothing else holds it."""
         self._holds.discard(reason)
-        await self._each("hold", bool(self._holds), admin=False)
+        await self._on_each(lambda queue: queue.hot.hold(bool(self._holds)), admin=False)
 
     def lift(self, reason: str) -> None:
         """unhold() without waiting for other loops to hear of it."""
@@ -386,7 +409,7 @@ class QueueSet:
         """Before a reset: a controller that is disabled, or doesn't know a queue yet, must not hear
         doorbells.
         """
-        await self._each("silence", True)
+        await self._on_each(lambda queue: queue.silence(True))
 
     async def drain(self, seconds: float) -> bool:
         """Waits until no I/O is out; False when that took too long."""
@@ -405,20 +428,81 @@ class QueueSet:
         """The controller is disabled: rings to their start, retryable commands posted again (and
         not rung), others fail with `error`.
         """
-        controller = self._controller
-        limit = controller.options.retries
-        for queue in self.all():
-            opcodes = retryable if queue.qid else frozenset()
-            await controller.on_owner(queue, lambda q=queue, o=opcodes: q.hot.restart(o, error, limit))  # type: ignore[misc]
+        limit = self._controller.options.retries
+
+        def restart(queue: LoopQueue) -> None:
+            queue.hot.restart(retryable if queue.qid else frozenset(), error, limit)
+
+        await self._on_each(restart)
         self._settle(*self.unsettled)
 
-    async def recreate_all(self) -> None:
-        """After a reset: the controller learns of the I/O queues again, and of what is in their
-        rings.
+    async def create_all(self, degraded: Degraded) -> None:
+        """The controller, which was enabled, learns of the I/O queues (again); their doorbells stay
+        silent. One is required, the home loop's if there is none yet. What it doesn't take is given
+        up, and its loop shares another's.
         """
+        controller = self._controller
+        failure: NvmeError | None = None
+        made = 0
         for queue in self.io_queues():
-            await self.maker.tell(queue)
-            await self._controller.on_owner(queue, lambda q=queue: q.hot.silence(False))  # type: ignore[misc]
+            if queue.qid > self.limit:
+                failure = ControllerError(f"{controller.uri}: {self.limit} I/O queue pairs are left after the reset")
+                await self._give_up(queue, failure, known=False)
+                continue
+            try:
+                await patiently(lambda queue=queue: self.maker.tell(queue))  # type: ignore[misc]
+                made += 1
+            except ControllerTimeout as error:
+                if not made:
+                    raise
+                failure = error
+                await self._give_up(queue, error, known=True)
+            except CommandError as error:
+                failure = error
+                await self._give_up(queue, error, known=False)
+        if failure is None:
+            degraded.clear("I/O queue pairs")
+        else:
+            degraded.add("I/O queue pairs", failure, "loops share those that are left")
+        if not made:
+            first = await self._create(controller.loop)
+            if first is None:
+                raise failure or ControllerError(f"{controller.uri}: no I/O queue pair is to be had")
+            self.io[controller.loop] = first
+            first.worker = threading.current_thread().name
+            self.adopt(first)
+            first.silence(True)
+
+    async def _give_up(self, queue: LoopQueue, error: NvmeError, *, known: bool) -> None:
+        """A loop loses its queue pair; commands of its that were out end with `error`, and new ones
+        go through a neighbour's. known: the controller may know it, so that its memory stays.
+        """
+        controller = self._controller
+        for loop in [loop for loop, its in self.io.items() if its is queue]:
+            del self.io[loop]
+            self.hot.pop(loop, None)
+        if queue in self.spare:
+            self.spare.remove(queue)
+
+        def end() -> None:
+            queue.hot.refuse(error)
+            queue.hot.fail_waiters(error)
+            queue.deaf()
+            if not known:
+                queue.hot.release_all()
+
+        await controller.on_owner(queue, end)
+        if known:
+            self.unsettled.append(queue)
+            return
+        controller.changed()
+        self.maker.forget(queue)
+        if queue.qid <= self.limit:
+            self._free_qids.append(queue.qid)
+
+    async def ring_again(self) -> None:
+        """What is in the I/O rings goes to the controller, which knows them."""
+        await self._on_each(lambda queue: queue.silence(False), admin=False)
 
     async def delete_all(self) -> None:
         """Deletes the I/O queues from the controller; their memory stays until release()."""

@@ -41,6 +41,25 @@ class Registers:
         """What the controller runs with since enable(): cap, vs, cc, aqa, asq, acq as they read."""
         self._with_media = 0.0
 
+    @property
+    def all_command_sets(self) -> bool:
+        """Does the controller run with CC.CSS=110b, so that Identify by command set can be used?"""
+        return Cc.from_int(self.programmed.get("cc", 0)).css == CommandSetSelected.ALL_SUPPORTED
+
+    async def lost(self) -> str:
+        """Why the controller isn't as enable() left it, or "": somebody else has reset it, or it
+        has failed. ControllerGone if registers read all-ones.
+        """
+        csts, cc = await self.csts(), (await self.cc()).to_int()
+        if csts.cfs:
+            return "CSTS.CFS is set"
+        if not csts.rdy:
+            return f"CSTS.RDY is 0 without our doing (CSTS {csts.to_int():#x})"
+        programmed = self.programmed.get("cc", cc)
+        if cc != programmed:
+            return f"CC reads {cc:#x}, {programmed:#x} was written"
+        return ""
+
     async def _call(self, function: Callable[..., T], *arguments: int) -> T:
         if self.device.direct:
             return function(*arguments)
@@ -138,14 +157,17 @@ class Registers:
             await self.write32(Register.CC, value)
         await self.wait(lambda csts: not csts.rdy, self.ready_seconds(cap), "CSTS.RDY=0 after CC.EN=0", fatal=False)
 
-    async def enable(self, cap: Cap, *, entries: int, asq: int, acq: int) -> None:
-        """AQA, ASQ, ACQ, CC, then CSTS.RDY must become 1 within ready_seconds (3.5.1 steps 3 to 6)."""
+    async def enable(self, cap: Cap, *, entries: int, asq: int, acq: int, all_command_sets: bool = False) -> None:
+        """AQA, ASQ, ACQ, CC, then CSTS.RDY must become 1 within ready_seconds (3.5.1 steps 3 to 6).
+
+        all_command_sets: CC.CSS=110b, else the NVM command set alone (3.1.3.5).
+        """
         await self.write32(Register.AQA, Aqa.of(entries).to_int())
         await self.write64(Register.ASQ, asq)
         await self.write64(Register.ACQ, acq)
         # IOSQES 6 and IOCQES 4: entries of 64 and 16 bytes; MPS 0: pages of 4 KiB; AMS 0: round
-        # robin; the NVM command set alone where that can be chosen (3.1.3.5, CSS).
-        css = CommandSetSelected.NVM if cap.nvm_command_set else CommandSetSelected.ALL_SUPPORTED
+        # robin.
+        css = CommandSetSelected.ALL_SUPPORTED if all_command_sets else CommandSetSelected.NVM
         cc = Cc(en=False, css=css, mps=0, ams=0, shn=0, iosqes=6, iocqes=4)
         await self.write32(Register.CC, cc.to_int())
         await self.write32(Register.CC, cc.to_int() | 1)

@@ -1,0 +1,82 @@
+"""The admin queue as the driver itself uses it: no command is waited for without a limit, in
+whichever state the controller is.
+
+A command that isn't answered ends with an exception for whoever sent it. While the controller is
+ready its loss also leads to a reset, once: bring-up, reset and shutdown decide for themselves what
+becomes of a loss, and a command that is lost again after the reset that it has cost is the
+controller's way; resetting it for ever would help nobody.
+
+On the controller's home loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from nvme_async.driver.lifecycle import State
+from nvme_async.errors import ControllerFatal, ControllerTimeout, NvmeError
+from nvme_async.spec.commands import Command
+from nvme_async.spec.completion import Completion
+
+if TYPE_CHECKING:
+    from nvme_async.driver.controller import Controller
+
+DEFAULT_LIMIT = 60.0
+"""Seconds for the driver's own commands where `admin_timeout` is 0 (no limit for the
+application's).
+"""
+
+
+class AdminQueue:
+    """Sends the driver's admin commands."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._lost: set[tuple[int, int, int]] = set()  # not answered when they were last sent
+
+    @property
+    def limit(self) -> float:
+        """Seconds for one command of the driver's own."""
+        return self._controller.options.admin_timeout or DEFAULT_LIMIT
+
+    async def submit(
+        self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False
+    ) -> Completion:
+        """As LoopQueue.submit(). Raises ControllerTimeout (ControllerFatal where CSTS.CFS says why,
+        ControllerGone) when a command of the driver's own isn't answered in time; its pages stay
+        its own until the controller answers or is reset.
+
+        internal: an Asynchronous Event Request or Abort, limited by whoever sends it. user: the
+            application's, limited by the watchdog.
+        """
+        queue = self._controller.queues.admin
+        if internal or user:
+            return await queue.submit(command, buffer, tag=tag, internal=internal, user=user)
+        limit = self.limit
+        key = (command.opcode, command.nsid, command.cdw10)
+        try:
+            async with asyncio.timeout(limit) as timer:
+                completion = await queue.submit(command, buffer, tag=tag)
+        except TimeoutError as error:
+            if not timer.expired() or isinstance(error, NvmeError):
+                raise
+        else:
+            self._lost.discard(key)
+            return completion
+        again = key in self._lost
+        self._lost.add(key)
+        raise await self._why(command, limit, again)
+
+    async def _why(self, command: Command, limit: float, again: bool) -> NvmeError:
+        """What to raise for a command that wasn't answered."""
+        controller = self._controller
+        controller.recovery.timeouts += 1
+        try:
+            if (await controller.registers.csts()).cfs:
+                return ControllerFatal(f"{controller.uri}: CSTS.CFS is set, no completion of {command.name}")
+        except NvmeError as gone:
+            return gone
+        if controller.state is State.READY and not again:
+            controller.recovery.request(f"no completion of {command.name}")
+        return ControllerTimeout(f"{controller.uri}: no completion of {command.name} for {limit:g} s")
