@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from nvme_async.driver.lifecycle import State
 from nvme_async.errors import ControllerFatal, ControllerTimeout, NvmeError
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
@@ -74,9 +73,10 @@ class AdminQueue:
         controller.recovery.timeouts += 1
         try:
             if (await controller.registers.csts()).cfs:
+                controller.recovery.request("CSTS.CFS is set")
                 return ControllerFatal(f"{controller.uri}: CSTS.CFS is set, no completion of {command.name}")
         except NvmeError as gone:
             return gone
-        if controller.state is State.READY and not again:
+        if not again:
             controller.recovery.request(f"no completion of {command.name}")
         return ControllerTimeout(f"{controller.uri}: no completion of {command.name} for {limit:g} s")

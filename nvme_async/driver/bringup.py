@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nvme_async")
 
 ATTEMPTS = 3
-NAMESPACES_LIMITS = 2
+NAMESPACES_LIMITS = 5
 """How many times the limit of one command Identify of all namespaces may take, before service
 begins without those that are missing.
 """
@@ -64,9 +64,7 @@ class BringUp:
         await self._attempts(ControllerError(f"{self._controller.uri}: the bring-up was begun anew"))
 
     async def again(self, reason: str) -> None:
-        """A reset. The I/O queues are silent and held when it begins, and silent no more at the
-        end.
-        """
+        """A reset. The I/O queues are silent and held when it begins, and still so at the end."""
         await self._attempts(ControllerError(f"{self._controller.uri}: the controller was reset ({reason})"))
 
     async def _attempts(self, error: NvmeError) -> None:
@@ -120,7 +118,6 @@ class BringUp:
             Step(_DOORBELL_BUFFERS, self._shadow_doorbells),
             Step("I/O queue pairs", lambda: queues.create_all(self.degraded)),
             Step("namespaces", self._namespaces, self._namespaces_later),
-            Step("I/O", queues.ring_again, repeatable=False),
         ]
 
     async def _read_registers(self) -> None:
@@ -195,7 +192,7 @@ class BringUp:
         limit = NAMESPACES_LIMITS * controller.admin_queue.limit
         try:
             async with asyncio.timeout(limit) as timer:
-                await controller.rescan()
+                await discovery.rescan(controller)
         except TimeoutError as error:
             if isinstance(error, NvmeError) or not timer.expired():
                 raise

@@ -112,6 +112,7 @@ class Controller(LifecycleHooks):
         self.watch(True)
         await self.bringup.first()
         self.lifecycle.to(State.READY)
+        await self.queues.go()
         self.listener.start()
         self.brought_up()
 
@@ -375,10 +376,9 @@ class Controller(LifecycleHooks):
                 await self.queues.hold("reset")
                 await self.queues.silence()
                 await self.bringup.again(reason)
-                await self.queues.unhold("reset")
-                # Unless it failed meanwhile.
-                if self.failure is not None:
-                    raise self.failure
+                lifecycle.to(State.READY)
+                self.changed()
+                await self.queues.go()
             except BaseException as error:
                 failure = (
                     error
@@ -387,9 +387,7 @@ class Controller(LifecycleHooks):
                 )
                 self.fail(failure)
                 raise
-            lifecycle.to(State.READY)
             self.listener.start()
-            self.changed()
 
     async def until_ready(self) -> None:
         """Waits for the end of a reset or save that is under way. Raises why the controller takes

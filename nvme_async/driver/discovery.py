@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from nvme_async.driver.events import Event, Kind
 from nvme_async.driver.namespace import Namespace
-from nvme_async.errors import CommandError, ControllerError, InvalidNamespace
+from nvme_async.driver.steps import patiently
+from nvme_async.errors import CommandError, ControllerError, ControllerTimeout, InvalidNamespace
 from nvme_async.spec import commands
 from nvme_async.spec.completion import AsyncEvent
 from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, IdentifyNamespace, decode_namespace_list
@@ -27,6 +28,11 @@ log = logging.getLogger("nvme_async")
 
 VS_1_1, VS_1_4 = 0x10100, 0x10400
 _NO_MORE = 0xFFFF_FFFE  # from here on an nsid asks for no list (Base 2.0, 5.17.2.2)
+MAX_ACTIVE = 1 << 16
+"""Namespaces that one controller may have here."""
+MAX_SCAN = 1024
+"""Ids that are tried one by one where there is no list."""
+_LIST = "list of active namespaces"
 # How Identify Namespace is refused for a namespace of a command set that it doesn't know.
 NOT_OF_NVM = {
     (StatusCodeType.GENERIC, GenericStatus.INVALID_FIELD),
@@ -40,6 +46,14 @@ async def _identify(controller: Controller, cns: Cns, nsid: int = 0) -> bytes:
     completion = await controller.admin_queue.submit(commands.identify(cns, nsid))
     assert completion.data is not None
     return completion.data
+
+
+async def _identify_surely(controller: Controller, cns: Cns, nsid: int) -> bytes:
+    """An answer that is lost, or refused without Do Not Retry, must not cost a namespace."""
+    try:
+        return await patiently(lambda: _identify(controller, cns, nsid))
+    except ControllerTimeout:
+        return await _identify(controller, cns, nsid)
 
 
 _WHAT_FOR = {2: "a discovery controller", 3: "an administrative controller"}
@@ -75,19 +89,34 @@ async def identify_command_set(controller: Controller) -> IdentifyControllerNvm 
 
 
 async def active_namespaces(controller: Controller) -> Sequence[int]:
-    """Their ids, ascending (CNS 02h, Base 2.0, 5.17.2.2)."""
+    """Their ids, ascending (CNS 02h, Base 2.0, 5.17.2.2). Where there is no such list, or the
+    controller refuses it, all that there could be, up to MAX_SCAN: Identify Namespace tells of each.
+
+    Nothing above NN counts, and no list is longer than MAX_ACTIVE: it must not go on for ever.
+    """
+    degraded, nn = controller.bringup.degraded, controller.identify.nn
     if controller.vs.to_int() < VS_1_1:
-        return range(1, controller.identify.nn + 1)  # there is no list: Identify Namespace tells of each
-    active: set[int] = set()
+        return range(1, min(nn, MAX_SCAN) + 1)
+    active: list[int] = []
     last = 0
-    while True:
-        page = decode_namespace_list(await _identify(controller, Cns.ACTIVE_NAMESPACES, last))
-        active.update(page)
-        # A full page without anything new comes from a controller that doesn't look at what it is
-        # asked; a list must not go on for ever.
-        if len(page) < 1024 or max(page) <= last or max(page) >= _NO_MORE:
-            return sorted(active)
-        last = max(page)
+    try:
+        while last < min(nn, _NO_MORE - 1) and len(active) < MAX_ACTIVE:
+            found = decode_namespace_list(await _identify_surely(controller, Cns.ACTIVE_NAMESPACES, last))
+            # A page without anything new comes from a controller that doesn't look at what it is
+            # asked.
+            new = sorted({nsid for nsid in found if last < nsid <= nn})
+            active += new
+            if len(found) < 1024 or not new:
+                break
+            last = new[-1]
+    except CommandError as error:
+        degraded.add(_LIST, error, f"the first {min(nn, MAX_SCAN)} ids are tried")
+        return range(1, min(nn, MAX_SCAN) + 1)
+    if len(active) > MAX_ACTIVE:
+        degraded.add(_LIST, f"more than {MAX_ACTIVE} namespaces", "the others are left out")
+        return active[:MAX_ACTIVE]
+    degraded.clear(_LIST)
+    return active
 
 
 async def identify_namespace(controller: Controller, nsid: int) -> IdentifyNamespace | None:
@@ -95,7 +124,7 @@ async def identify_namespace(controller: Controller, nsid: int) -> IdentifyNames
     no sense: it keeps nobody from the others.
     """
     try:
-        identify = IdentifyNamespace.decode(await _identify(controller, Cns.NAMESPACE, nsid))
+        identify = IdentifyNamespace.decode(await _identify_surely(controller, Cns.NAMESPACE, nsid))
     except InvalidNamespace:
         return None
     except CommandError as error:
@@ -109,15 +138,30 @@ async def identify_namespace(controller: Controller, nsid: int) -> IdentifyNames
     return identify if identify.active else None
 
 
-async def rescan(controller: Controller, cause: AsyncEvent | None = None) -> None:
-    """Brings `controller.namespaces` up to date and publishes what has changed."""
-    found = {}
+async def rescan(controller: Controller, cause: AsyncEvent | None = None) -> bool:
+    """Brings `controller.namespaces` up to date and publishes what has changed. False: some could
+    not be identified; they stay as they were, and are read again later.
+    """
+    found: dict[int, Namespace] = {}
     changes: list[tuple[Kind, int]] = []
+    degraded = controller.bringup.degraded
+    failed = unanswered = False
     for nsid in await active_namespaces(controller):
-        identify = await identify_namespace(controller, nsid)
+        namespace = controller.namespaces.get(nsid)
+        try:
+            if unanswered:
+                raise ControllerTimeout(f"{controller.uri}: other namespaces' Identify was not answered")
+            identify = await identify_namespace(controller, nsid)
+        except (CommandError, ControllerTimeout) as error:
+            failed = True
+            unanswered = unanswered or isinstance(error, ControllerTimeout)
+            degraded.add(f"namespace {nsid}", error, "left as it was" if namespace is not None else "left out for now")
+            if namespace is not None:
+                found[nsid] = namespace
+            continue
+        degraded.clear(f"namespace {nsid}")
         if identify is None:
             continue
-        namespace = controller.namespaces.get(nsid)
         if namespace is None:
             namespace = Namespace(controller, nsid)
             namespace._update(identify)
@@ -137,3 +181,6 @@ async def rescan(controller: Controller, cause: AsyncEvent | None = None) -> Non
         controller.changed()
     for kind, nsid in changes:
         controller.listener.publish(Event(kind, controller.uri, nsid, cause))
+    if failed:
+        controller.recovery.rescan_later()
+    return not failed

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from nvme_async.driver import discovery
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerTimeout, NvmeError
@@ -108,12 +109,11 @@ class Recovery:
             await asyncio.sleep(pause)
             try:
                 await controller.until_ready()
-                await controller.rescan()
+                if await discovery.rescan(controller):
+                    controller.bringup.degraded.clear("namespaces")
+                    return
             except NvmeError as error:
                 log.debug("%s: the namespaces once more: %s", controller.uri, error)
-            else:
-                controller.bringup.degraded.clear("namespaces")
-                return
 
     async def stop(self) -> None:
         """Ends a recovery that is under way. The controller's lock is held, so it isn't in the

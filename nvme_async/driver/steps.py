@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import attrs
 
-from nvme_async.errors import CommandError, ControllerGone, NvmeError, QueueShutdown
+from nvme_async.errors import CommandError, ControllerFatal, ControllerGone, NvmeError, QueueShutdown
 
 log = logging.getLogger("nvme_async")
 T = TypeVar("T")
@@ -85,7 +85,8 @@ class Plan:
             try:
                 await patiently(step.run)
             except NvmeError as error:
-                if step.fallback is None or isinstance(error, (ControllerGone, QueueShutdown)):
+                # CSTS.CFS is no step's failure but the controller's.
+                if step.fallback is None or isinstance(error, (ControllerGone, ControllerFatal, QueueShutdown)):
                     raise
                 self._degraded.add(step.name, error, step.fallback())
             else:

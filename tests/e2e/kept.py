@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import nvme_async
+from nvme_async.driver.lifecycle import State
 from nvme_async.emulator import EmulatedController
 from nvme_async.errors import HandedOver
 from nvme_async.keepalive import Bundle, restore
@@ -62,7 +63,7 @@ def die(controller: nvme_async.Controller) -> Bundle:
     controller's home loop.
     """
     bundle = controller.bundle()
-    controller.state = "handed over"
+    controller.lifecycle._enter(State.HANDED_OVER)
     controller.recorder = None
     dead, unsent = HandedOver("killed", sent=True), HandedOver("killed")
     for namespace in controller.namespaces.values():

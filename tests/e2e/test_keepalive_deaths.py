@@ -71,7 +71,7 @@ async def test_killed_after_a_fresh_bring_up_and_before_the_new_deposit(site: Si
         ("nvme_async.driver.pcie.queue_set", "QueueSet.prepare_admin", 0),
         ("nvme_async.driver.pcie.queue_set", "QueueSet.negotiate", 1),
         ("nvme_async.driver.pcie.queue_creation", "QueueMaker.tell", 1),
-        ("nvme_async.driver.controller", "Controller.rescan", 1),
+        ("nvme_async.driver.bringup", "BringUp._namespaces", 1),
         ("nvme_async.keepalive.kept", "KeptController.keep", 1),
         ("nvme_async.keepalive.depositor", "Depositor.start", 1),
     ],
@@ -117,13 +117,14 @@ async def test_two_successors_killed_while_they_take_over(site: Site, module: st
 @pytest.mark.parametrize(
     ("function", "again"),
     [
-        ("_disable_or_reset_device", 1),
-        ("_enable", 1),
+        ("bringup._disable", 1),
+        ("bringup._enable", 1),
         ("queues.negotiate", 1),
-        ("queues.recreate_all", 1),
+        ("queues.create_all", 1),
+        ("bringup._namespaces", 1),
         # From here on the controller is whole again.
-        ("queues.unhold", 0),
-        ("rescan", 0),
+        ("queues.go", 0),
+        ("listener.start", 0),
     ],
 )
 async def test_killed_during_a_reset(site: Site, function: str, again: int) -> None:

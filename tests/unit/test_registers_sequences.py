@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from nvme_async.driver import command_sets
 from nvme_async.driver.pcie.registers import Registers
 from nvme_async.errors import ControllerTimeout
 from nvme_async.spec.registers import Cap, Cc, Register
@@ -41,12 +42,35 @@ def cap(**fields: int) -> int:
     return Cap(**({"mqes": 63, "cqr": True, "css": 1} | fields)).to_int()
 
 
-@pytest.mark.parametrize(("css", "chosen"), [(0x01, 0), (0x41, 0), (0x40, 6), (0xC0, 6)])
-async def test_the_nvm_command_set_alone_where_that_can_be_chosen(css, chosen):
-    bank = Bank(cap(css=css, to=1))
-    registers = Registers(bank)
-    await registers.enable(await registers.cap(), entries=64, asq=0x1000, acq=0x2000)
-    assert Cc.from_int(bank.values[Register.CC]).css == chosen
+@pytest.mark.parametrize(("css", "tried"), [(0x01, [0]), (0x41, [6, 0]), (0x40, [6]), (0xC0, [6])])
+async def test_all_command_sets_where_they_can_be_chosen(css, tried):
+    """The NVM command set alone where the controller has no other, or refuses."""
+    found = []
+    for all_command_sets in command_sets.to_try(Cap.from_int(cap(css=css))):
+        bank = Bank(cap(css=css, to=1))
+        registers = Registers(bank)
+        await registers.enable(
+            await registers.cap(), entries=64, asq=0x1000, acq=0x2000, all_command_sets=all_command_sets
+        )
+        found.append(Cc.from_int(bank.values[Register.CC]).css)
+        assert registers.all_command_sets is all_command_sets
+    assert found == tried
+
+
+@pytest.mark.parametrize(
+    ("combinations", "enabled", "chosen"),
+    [
+        ((0b001, 0b101, 0), 0, 1),
+        ((0b101, 0b001, 0), 0, 0),
+        ((0b110, 0b001, 0), 0, 1),  # the NVM command set counts most
+        ((0b011, 0b101, 0), 1, 1),  # as good as another: left alone
+        ((0b001, 0b111, 0b101, 0), 2, 1),
+        ((0, 0), 5, 5),
+        ((0b001, 0b011), 7, 1),  # an index that there isn't
+    ],
+)
+def test_the_combination_with_the_most_command_sets(combinations, enabled, chosen):
+    assert command_sets.best(combinations, enabled) == chosen
 
 
 async def test_crto_counts_where_it_is_longer_than_cap_to():

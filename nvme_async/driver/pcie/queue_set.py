@@ -500,9 +500,17 @@ class QueueSet:
         if queue.qid <= self.limit:
             self._free_qids.append(queue.qid)
 
-    async def ring_again(self) -> None:
-        """What is in the I/O rings goes to the controller, which knows them."""
-        await self._on_each(lambda queue: queue.silence(False), admin=False)
+    async def go(self) -> None:
+        """What is in the I/O rings goes to the controller, which knows them; new I/O too, if nothing
+        else holds it.
+        """
+        self._holds.discard("reset")
+
+        def go(queue: LoopQueue) -> None:
+            queue.silence(False)
+            queue.hot.hold(bool(self._holds))
+
+        await self._on_each(go, admin=False)
 
     async def delete_all(self) -> None:
         """Deletes the I/O queues from the controller; their memory stays until release()."""
