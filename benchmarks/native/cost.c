@@ -79,6 +79,7 @@ int main(int argc, char **argv)
     b.nbytes = 4096;
     b.n = rounds * depth;
     b.flags = NVQ_TO_HOST;
+    nvb_sum(&b);
     for (uint32_t i = 0; i < rounds; i++) {
         cost_submit(&b, depth);
         answer();

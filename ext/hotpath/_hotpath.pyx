@@ -35,7 +35,7 @@ cdef extern from "common/histogram.h":
     double histogram_deviation(const histogram *h) nogil
 
 cdef extern from "hotpath/queue.h":
-    enum: NVQ_MAGIC, NVQ_LAYOUT_VERSION, NVQ_PAGE, NVQ_MAX_ENTRIES
+    enum: NVQ_MAGIC, NVQ_LAYOUT_VERSION, NVQ_PAGE, NVQ_MAX_ENTRIES, NVQ_SUMS
     enum: NVQ_FREE, NVQ_ARMED, NVQ_DONE
     enum: NVQ_TO_HOST, NVQ_FROM_HOST, NVQ_BOUNCE, NVQ_ORPHAN, NVQ_ADOPTED, NVQ_INTERNAL, NVQ_DRIVER
     enum: NVQ_OK, NVQ_BAD_CID, NVQ_BAD_SQID
@@ -54,7 +54,7 @@ cdef extern from "hotpath/queue.h":
         uint16_t cid, flags
         uint64_t position, tag, data_offset
         uint32_t data_nbytes
-        uint16_t status
+        uint16_t status, sum
         uint32_t dw0, dw1
         uint64_t epoch
 
@@ -63,7 +63,7 @@ cdef extern from "hotpath/queue.h":
         uint16_t qid, vector
         uint32_t entries, n_trackers, slot_bits, n_reserved
         uint64_t sq_offset, cq_offset, trackers_offset, lists_offset
-        uint32_t list_bytes, interrupts
+        uint32_t list_bytes, interrupts, sums
         uint64_t submitted, sq_ringing, sq_rung, reaped, cq_ringing, cq_rung, epoch
         uint64_t n_reaps, n_sq_doorbells, n_cq_doorbells, n_shadow_only, n_errors, n_orphans, n_interrupts, n_spins, n_eager, n_full
         uint64_t n_bounced, max_batch, n_missed
@@ -99,6 +99,7 @@ cdef extern from "hotpath/queue.h":
     int nvq_take(nvq *q) nogil
     void nvq_put(nvq *q, unsigned slot) nogil
     void nvq_post(nvq *q, unsigned slot) nogil
+    void nvq_orphan(nvq_tracker *t) nogil
     bint nvq_ring_sq(nvq *q) nogil
     bint nvq_ring_cq(nvq *q) nogil
     void nvq_rang_sq(nvq *q) nogil
@@ -121,6 +122,11 @@ cdef extern from "hotpath/short.h":
 cdef extern from "hotpath/adopt.h":
     enum: NVQ_ERROR_BYTES
 
+    struct nvq_measure:
+        uint64_t pool_iova, pool_nbytes, max_transfer
+        bint sums
+        uint64_t *scratch
+
     struct nvq_found:
         uint32_t in_flight, done, unsent
         bint skip_cqe, unrung, uncertain
@@ -129,8 +135,9 @@ cdef extern from "hotpath/adopt.h":
         uint8_t *copy
 
     int nvq_check_header(const nvq_header *h, uint64_t nbytes, uint16_t qid, char *error) nogil
-    int nvq_inspect(const nvq *q, nvq_found *found, char *error) nogil
-    void nvq_adopt(nvq *q, const nvq_found *found) nogil
+    int nvq_inspect(const nvq *q, const nvq_measure *m, nvq_found *found, char *error) nogil
+    void nvq_adopt(nvq *q, const nvq_measure *m, const nvq_found *found) nogil
+    bint nvq_has_data(const nvq_tracker *t) nogil
     int nvq_take_reserved(nvq *q) nogil
     void nvq_retire(nvq *q, unsigned slot) nogil
     bint nvq_ring_sq_surely(nvq *q) nogil

@@ -18,9 +18,10 @@
 #ifndef NVME_ASYNC_HOTPATH_ADOPT_H
 #define NVME_ASYNC_HOTPATH_ADOPT_H
 
-#include <stdio.h>
-
 #include "queue.h"
+#include "verify.h"
+
+#define NVQ_OLDEST (1u << 20) /* ticks of header.epoch that a command's age may have */
 
 struct nvq_found {
     uint32_t in_flight; /* with the controller, rung or not */
@@ -30,8 +31,6 @@ struct nvq_found {
     bool unrung;    /* entries that were certainly not rung */
     bool uncertain; /* the last SQ doorbell may have been written or not, and nothing was posted since */
 };
-
-#define NVQ_ERROR_BYTES 160
 
 /* Is this header one that nvq_open() may trust? 0, or -1 and the reason. `nbytes` is what the allocation has. */
 static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, uint16_t qid, char error[NVQ_ERROR_BYTES])
@@ -49,9 +48,9 @@ static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, 
         return -1;
     }
     if (h->entries < 2 || h->entries > NVQ_MAX_ENTRIES || h->n_trackers < 1 || h->n_trackers >= h->entries ||
-        h->n_reserved >= h->n_trackers) {
-        snprintf(error, NVQ_ERROR_BYTES, "%u entries, %u trackers, %u of them reserved make no sense", h->entries, h->n_trackers,
-                 h->n_reserved);
+        h->n_reserved >= h->n_trackers || h->interrupts > 1 || (h->sums && h->sums != NVQ_SUMS)) {
+        snprintf(error, NVQ_ERROR_BYTES, "%u entries, %u trackers, %u of them reserved (interrupts %#x, sums %#x) make no sense", h->entries,
+                 h->n_trackers, h->n_reserved, h->interrupts, h->sums);
         return -1;
     }
     struct nvq_header expected;
@@ -66,8 +65,8 @@ static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, 
     return 0;
 }
 
-/* Reads what the predecessor left, for a queue that nvq_open() has opened. Changes nothing. 0, or -1 and the reason. */
-static inline int nvq_inspect(const struct nvq *q, struct nvq_found *found, char error[NVQ_ERROR_BYTES])
+/* Reads and verifies what the predecessor left, for a queue that nvq_open() has opened. Changes nothing. 0, or -1 and the reason. */
+static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, struct nvq_found *found, char error[NVQ_ERROR_BYTES])
 {
     const struct nvq_header *h = q->header;
     const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_acquire);
@@ -86,21 +85,19 @@ static inline int nvq_inspect(const struct nvq *q, struct nvq_found *found, char
     }
     const volatile struct nvq_cqe *next = &q->cq[reaped % h->entries];
     const bool there = (next->status & 1) == !((reaped / h->entries) & 1);
+    uint64_t due = 0; /* of the commands that are out, those whose doorbell may be owed */
     for (uint32_t i = 0; i < h->n_trackers; i++) {
         const struct nvq_tracker *t = &q->trackers[i];
         const uint32_t state = atomic_load_explicit(&t->state, memory_order_acquire);
-        if (state == NVQ_FREE)
-            continue;
-        if (state > NVQ_DONE || (t->cid & ((1u << q->slot_bits) - 1)) != i) {
-            snprintf(error, NVQ_ERROR_BYTES, "tracker %u has state %u and command id %#x", i, state, t->cid);
+        if (nvq_verify_tracker(q, i, submitted, m, error))
             return -1;
-        }
         if (state == NVQ_DONE) {
             found->done++;
             found->skip_cqe = found->skip_cqe || (there && next->cid == t->cid);
-        } else if (t->position < submitted) {
+        } else if (state == NVQ_ARMED && t->position < submitted) {
             found->in_flight++;
-        } else {
+            due += t->position >= sq_rung;
+        } else if (state == NVQ_ARMED) {
             found->unsent++;
         }
     }
@@ -109,13 +106,30 @@ static inline int nvq_inspect(const struct nvq *q, struct nvq_found *found, char
                  (unsigned long long)(submitted - reaped - found->skip_cqe));
         return -1;
     }
+    /* Entries that no tracker knows would be executed a second time. */
+    if (due != submitted - sq_rung) {
+        snprintf(error, NVQ_ERROR_BYTES, "%llu commands wait for their doorbell, but the ring says %llu", (unsigned long long)due,
+                 (unsigned long long)(submitted - sq_rung));
+        return -1;
+    }
     found->unrung = submitted > sq_ringing;
     found->uncertain = submitted == sq_ringing && sq_ringing != sq_rung;
     return 0;
 }
 
-/* Takes positions, free slots and sequence numbers over. What was never sent is freed; what is with the controller is marked as adopted. */
-static inline void nvq_adopt(struct nvq *q, const struct nvq_found *found)
+/* A command that is with the controller. Its age can't be checked: one that makes no sense begins anew. */
+static inline void nvq_take_on(struct nvq_tracker *t, uint64_t epoch, bool sums)
+{
+    if (sums && nvq_sum_sent(t, t->flags | NVQ_ORPHAN) == t->sum)
+        t->flags |= NVQ_ORPHAN; /* the predecessor was killed in the middle of nvq_orphan() */
+    t->sum = nvq_sum_sent(t, t->flags); /* and not that of a result which was not recorded to the end */
+    if (t->epoch > epoch || epoch - t->epoch > NVQ_OLDEST)
+        t->epoch = epoch;
+    t->flags |= NVQ_ADOPTED;
+}
+
+/* Takes positions, free slots and command ids over. What was never sent is freed; what is with the controller is marked as adopted. */
+static inline void nvq_adopt(struct nvq *q, const struct nvq_measure *m, const struct nvq_found *found)
 {
     struct nvq_header *h = q->header;
     const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_relaxed);
@@ -136,15 +150,18 @@ static inline void nvq_adopt(struct nvq *q, const struct nvq_found *found)
     for (uint32_t i = h->n_trackers; i-- > 0;) {
         struct nvq_tracker *t = &q->trackers[i];
         const uint32_t state = atomic_load_explicit(&t->state, memory_order_relaxed);
-        const uint16_t sequence = (uint16_t)(t->cid >> q->slot_bits);
-        q->sequence[i] = sequence >= q->max_sequence ? 0 : (uint16_t)(sequence + 1);
+        /* Its copy of the command keeps the id of a tracker that is free. */
+        q->next_cid[i] = nvq_proper_cid(q, (uint16_t)((t->sqe.cid & ~(q->cid_step - 1u)) + q->cid_step + i));
         if (state == NVQ_ARMED && t->position < submitted)
-            t->flags |= NVQ_ADOPTED;
-        else if (state == NVQ_ARMED)
-            atomic_store_explicit(&t->state, NVQ_FREE, memory_order_release);
+            nvq_take_on(t, h->epoch, m->sums);
+        else if (state == NVQ_DONE)
+            t->sum = m->sums ? t->sum : nvq_sum_sent(t, t->flags) ^ nvq_sum_done(t->status, nvq_result(t));
+        else
+            nvq_free(t); /* never sent, or half filled */
         if (atomic_load_explicit(&t->state, memory_order_relaxed) == NVQ_FREE && i < nvq_usable(q))
             q->free_slots[q->n_free++] = (uint16_t)i;
     }
+    h->sums = NVQ_SUMS;
 }
 
 /* A free slot for the command that settles an uncertain doorbell, or -1: even the reserved one is out. */
@@ -162,7 +179,7 @@ static inline void nvq_retire(struct nvq *q, unsigned slot)
     if (slot < nvq_usable(q))
         nvq_put(q, slot);
     else
-        atomic_store_explicit(&q->trackers[slot].state, NVQ_FREE, memory_order_release);
+        nvq_free(&q->trackers[slot]);
 }
 
 /* As nvq_ring_sq(), and the register is written whatever EventIdx says: nobody knows whether the predecessor came to look at it. */

@@ -84,46 +84,72 @@ def check_queue(memory, uint16_t qid):
         PyBuffer_Release(&view)
 
 
-def look_at_queue(QueuePair qp):
-    """What a predecessor left in a queue pair made with attach=True: its commands, and which bounce pages belong to them (pool offsets).
+cdef int inspect_queue(QueuePair qp, bint sums, nvq_measure *measure, nvq_found *found) except -1:
+    """Verifies and counts what a predecessor left; QueueStateError if it is damaged. Changes nothing. sums: see look_at_queue()."""
+    cdef char error[NVQ_ERROR_BYTES]
+    cdef int failed
+    qp.check_open()
+    measure.pool_iova = qp.memory.pool.iova
+    measure.pool_nbytes = qp.memory.pool.nbytes
+    measure.max_transfer = qp.max_transfer
+    measure.sums = sums and qp.q.header.sums == NVQ_SUMS
+    measure.scratch = <uint64_t *>malloc(qp.q.list_bytes)
+    if measure.scratch == NULL:
+        raise MemoryError()
+    failed = nvq_inspect(&qp.q, measure, found, error)
+    free(measure.scratch)
+    measure.scratch = NULL
+    if failed:
+        raise_state(error)
+    return 0
 
-    QueueStateError if that makes no sense. Changes nothing, so that a restore can still be refused.
+
+def look_at_queue(QueuePair qp, *, bint sums=True):
+    """What a predecessor left in a queue pair made with attach=True: its commands, and where their data lie.
+
+    sums: the trackers' checksums count; False where a release wrote them that knew none, perhaps after one that did.
+
+    Of the dictionary's entries, "bounce" has {pool offset: size class} of the bounce pages that belong to commands, "inside" [(pool offset,
+    bytes)] of other data in the pool, and "outside" [(device address, bytes)] of data in the predecessor's own memory.
+    QueueStateError if it is damaged. Changes nothing, so that a restore can still be refused.
     """
     cdef nvq_found found
-    cdef char error[NVQ_ERROR_BYTES]
+    cdef nvq_measure measure
     cdef uint32_t i
     cdef nvq_tracker *t
-    cdef uint64_t pool_bytes = qp.memory.pool.nbytes
-    qp.check_open()
-    if nvq_inspect(&qp.q, &found, error):
-        raise_state(error)
+    inspect_queue(qp, sums, &measure, &found)
     bounce = {}
+    inside = []
+    outside = []
     for i in range(qp.q.n_trackers):
         t = &qp.q.trackers[i]
-        if t.state == NVQ_FREE or t.data_offset == NVQ_NO_OFFSET:
+        if t.state == NVQ_FREE or not nvq_has_data(t):
             continue
-        if t.data_offset > pool_bytes or t.data_nbytes > pool_bytes - t.data_offset or t.data_nbytes > qp.max_transfer:
-            raise QueueStateError(f"command {t.cid:#x} names {t.data_nbytes} bytes at {t.data_offset:#x}, which its pool doesn't have")
-        if t.flags & NVQ_BOUNCE:
-            if t.data_offset in bounce:
-                raise QueueStateError(f"commands {t.cid:#x} and {bounce[t.data_offset][0]:#x} own the same bounce page")
-            bounce[t.data_offset] = (t.cid, BounceCache.size_class(t.data_nbytes))
+        if t.data_offset == NVQ_NO_OFFSET:
+            outside.append((t.sqe.prp1, t.data_nbytes))
+        elif not t.flags & NVQ_BOUNCE:
+            inside.append((t.data_offset, t.data_nbytes))
+        elif t.data_offset in bounce:
+            raise QueueStateError(f"command {t.cid:#x} and another own the same bounce page")
+        else:
+            bounce[t.data_offset] = BounceCache.size_class(t.data_nbytes)
     return {"in_flight": found.in_flight, "done": found.done, "unsent": found.unsent, "unrung": bool(found.unrung),
-            "uncertain": bool(found.uncertain), "bounce": {offset: k for offset, (_, k) in bounce.items()}}
+            "uncertain": bool(found.uncertain), "bounce": bounce, "inside": inside, "outside": outside}
 
 
-def adopt(QueuePair qp, factory, on_finished, settle):
+def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
     """Goes on with a queue pair that look_at_queue() found sound, its bounce pages and doorbells in place. The queue is held afterwards.
 
     factory      a subclass of AdoptedCommand
     on_finished  called with each command that was with the controller when it completes, or can't any more
     settle       64 bytes: a harmless command, sent if nobody can know whether the last doorbell was rung
+    sums         as for look_at_queue(); afterwards the trackers have right ones
 
     Returns (commands, the driver's own commands, asynchronous event requests). A command whose result the predecessor had recorded, or that it never sent, is finished
     already. The event requests are awaitable. Then looks at the completion ring: on_finished may be called before this returns.
     """
     cdef nvq_found found
-    cdef char error[NVQ_ERROR_BYTES]
+    cdef nvq_measure measure
     cdef uint32_t i
     cdef uint64_t submitted
     cdef uint32_t state
@@ -131,9 +157,7 @@ def adopt(QueuePair qp, factory, on_finished, settle):
     cdef Request request
     cdef AdoptedCommand command
     cdef char *pool = <char *>qp.memory_view.buf - <uint64_t>qp.memory.offset
-    qp.check_open()
-    if nvq_inspect(&qp.q, &found, error):
-        raise_state(error)
+    inspect_queue(qp, sums, &measure, &found)
     qp.held = True
     submitted = qp.q.header.submitted
     commands = []
@@ -157,7 +181,7 @@ def adopt(QueuePair qp, factory, on_finished, settle):
     commands.sort(key=position_of)
     commands = [command for _, command in commands]
     own = [command for _, command in own]
-    nvq_adopt(&qp.q, &found)
+    nvq_adopt(&qp.q, &measure, &found)
     for command in commands + own:
         request = command.request
         t = &qp.q.trackers[request.slot]

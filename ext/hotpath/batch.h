@@ -22,6 +22,7 @@ struct nvb_batch {
     uint8_t *data;    /* NULL: commands without data */
     uint64_t iova;    /* of data, where the device reaches it; else `pieces` are used */
     uint64_t offset;  /* of data in the pool, or NVQ_NO_OFFSET */
+    uint64_t sum;     /* what the trackers' sums have in common: nvb_sum() */
     struct nvb_piece *pieces; /* free bounce pieces, a stack of up to `depth` */
     uint32_t n_pieces;
     uint32_t nbytes; /* of one element */
@@ -46,6 +47,12 @@ struct nvb_slot {
 
 /* "Command Aborted By Host", the status of elements that were sent again too often (Base 2.0, figure 105). */
 #define NVB_GIVEN_UP 0x371
+
+/* To be called once, after all the above was set. */
+static inline void nvb_sum(struct nvb_batch *b)
+{
+    b->sum = nvq_sum_rest(&b->command, b->flags, b->nbytes);
+}
 
 /* Sends an element; its slot, or -1 when no id is free. */
 static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t element, const struct nvb_piece *piece)
@@ -82,10 +89,15 @@ static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_bat
             if (b->offset != NVQ_NO_OFFSET)
                 t->data_offset = b->offset + at;
         }
-        /* Cannot fail: the batch was checked against the queue's longest list. */
-        (void)prp_build(&t->sqe.prp1, iova, b->nbytes, nvq_list(q, slot), nvq_list_iova(q, slot), q->list_bytes);
+        if (prp_pages(iova, b->nbytes) == 1) {
+            t->sqe.prp1 = iova;
+            t->sqe.prp2 = 0;
+        } else {
+            /* Cannot fail: the batch was checked against the queue's longest list. */
+            (void)prp_build(&t->sqe.prp1, iova, b->nbytes, nvq_list(q, slot), nvq_list_iova(q, slot), q->list_bytes);
+        }
     }
-    nvq_post(q, slot);
+    nvq_post_summed(q, slot, b->sum + nvq_sum_lba(lba) + nvq_sum_tag(element));
     b->out++;
     return taken;
 }

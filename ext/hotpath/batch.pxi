@@ -23,6 +23,7 @@ cdef extern from "hotpath/batch.h":
 
     enum: NVB_DONE, NVB_SLICE, NVB_QUIET, NVB_REGISTER, NVB_FAULT
 
+    void nvb_sum(nvb_batch *b) nogil
     int nvb_post(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t element, const nvb_piece *piece) nogil
     bint nvb_again(nvq *q, nvb_slot *slots, const nvb_slot *old, uint32_t limit) nogil
     uint32_t nvb_fill(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep) nogil
@@ -128,15 +129,18 @@ cdef class Batch:
         qp.check_thread()
         self.started = True
         if self.b.data == NULL:
+            nvb_sum(&self.b)
             return 0
         if not <uintptr_t>self.b.data & 3:
             mapping = qp.address_map.find(self.b.data, <uint64_t>self.b.nbytes * self.b.n)
         if mapping != NULL:
             self.b.iova = mapping.iova + (<uintptr_t>self.b.data - mapping.begin)
             self.b.offset = <uintptr_t>self.b.data - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
+            nvb_sum(&self.b)
             return 0
         self.b.bounced = True
         self.b.flags |= NVQ_BOUNCE
+        nvb_sum(&self.b)
         self.bounce_class = BounceCache.size_class(self.b.nbytes)
         self.b.pieces = <nvb_piece *>calloc(self.b.depth, sizeof(nvb_piece))
         if self.b.pieces == NULL:

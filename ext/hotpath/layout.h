@@ -20,6 +20,7 @@
 #define NVQ_MAGIC 0x31515651u /* "QVQ1" */
 #define NVQ_LAYOUT_VERSION 1u
 #define NVQ_PAGE 4096u
+#define NVQ_SUMS 0x534d5553u /* "SUMS" */
 #define NVQ_NO_OFFSET UINT64_MAX
 /* Poison of list entries that a command doesn't use: not page aligned and outside of any IOVA, so a controller that follows one fails. */
 #define NVQ_POISON 0xdeadbeefdeadbeefull
@@ -83,7 +84,7 @@ struct nvq_tracker {
     uint64_t data_offset; /* pool offset of the first data byte; NVQ_NO_OFFSET: none, or not in the pool */
     uint32_t data_nbytes;
     uint16_t status; /* the CQE's 15-bit status field, once DONE */
-    uint16_t reserved;
+    uint16_t sum;    /* see sum.h; means something where header.sums says so */
     uint32_t dw0;
     uint32_t dw1;
     uint64_t epoch; /* nvq_header.epoch at submission */
@@ -92,7 +93,12 @@ struct nvq_tracker {
 _Static_assert(sizeof(struct nvq_tracker) == 128, "a tracker is two cache lines");
 _Static_assert(offsetof(struct nvq_tracker, state) == 64, "tracker");
 _Static_assert(offsetof(struct nvq_tracker, data_offset) == 88, "tracker");
-_Static_assert(offsetof(struct nvq_tracker, epoch) == 112, "tracker");
+_Static_assert(offsetof(struct nvq_tracker, cid) == 68 && offsetof(struct nvq_tracker, flags) == 70, "tracker");
+_Static_assert(offsetof(struct nvq_tracker, position) == 72 && offsetof(struct nvq_tracker, tag) == 80, "tracker");
+_Static_assert(offsetof(struct nvq_tracker, data_nbytes) == 96 && offsetof(struct nvq_tracker, status) == 100, "tracker");
+_Static_assert(offsetof(struct nvq_tracker, sum) == 102 && offsetof(struct nvq_tracker, dw0) == 104, "tracker");
+_Static_assert(offsetof(struct nvq_tracker, dw1) == 108 && offsetof(struct nvq_tracker, epoch) == 112, "tracker");
+_Static_assert(offsetof(struct nvq_tracker, sent_ns) == 120, "tracker");
 
 struct nvq_header {
     uint32_t magic;
@@ -106,7 +112,8 @@ struct nvq_header {
     uint32_t list_bytes;
     uint32_t interrupts; /* CQ created with IEN */
     uint32_t n_reserved; /* of the trackers, the last ones: held back for a successor (adopt.h) */
-    uint8_t reserved0[60];
+    uint32_t sums;       /* NVQ_SUMS: trackers have right sums; 0: the release that made them knew none */
+    uint8_t reserved0[56];
 
     /* Positions count entries since the queue was created; ring index = position % entries. A killed process leaves each of them either
      * before or after a step, never between. */
@@ -134,7 +141,17 @@ struct nvq_header {
     uint64_t max_batch;
     uint64_t n_missed; /* sleeps that an early poll ended, and no interrupt */
 };
-_Static_assert(offsetof(struct nvq_header, submitted) == 128, "header");
+_Static_assert(offsetof(struct nvq_header, qid) == 8 && offsetof(struct nvq_header, vector) == 10, "header");
+_Static_assert(offsetof(struct nvq_header, entries) == 12 && offsetof(struct nvq_header, n_trackers) == 16, "header");
+_Static_assert(offsetof(struct nvq_header, slot_bits) == 20 && offsetof(struct nvq_header, sq_offset) == 24, "header");
+_Static_assert(offsetof(struct nvq_header, cq_offset) == 32 && offsetof(struct nvq_header, trackers_offset) == 40, "header");
+_Static_assert(offsetof(struct nvq_header, lists_offset) == 48 && offsetof(struct nvq_header, list_bytes) == 56, "header");
+_Static_assert(offsetof(struct nvq_header, interrupts) == 60 && offsetof(struct nvq_header, n_reserved) == 64, "header");
+_Static_assert(offsetof(struct nvq_header, sums) == 68, "header");
+_Static_assert(offsetof(struct nvq_header, submitted) == 128 && offsetof(struct nvq_header, sq_ringing) == 136, "header");
+_Static_assert(offsetof(struct nvq_header, sq_rung) == 144 && offsetof(struct nvq_header, reaped) == 152, "header");
+_Static_assert(offsetof(struct nvq_header, cq_ringing) == 160 && offsetof(struct nvq_header, cq_rung) == 168, "header");
+_Static_assert(offsetof(struct nvq_header, epoch) == 176, "header");
 _Static_assert(offsetof(struct nvq_header, n_reaps) == 192, "header");
 _Static_assert(offsetof(struct nvq_header, n_missed) == 288, "header");
 _Static_assert(sizeof(struct nvq_header) <= NVQ_PAGE, "the header is one page");

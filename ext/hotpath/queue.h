@@ -11,11 +11,11 @@
  * trackers are shared with the future (see layout.h), with the controller only the rings and doorbells.
  *
  * A process may be killed between any two stores, and its successor reads the pool. So each step publishes with one release store, last:
- *   post:   tracker fields → tracker.state = ARMED → ring entry → header.submitted
+ *   post:   tracker fields, tracker.sum → tracker.state = ARMED → ring entry → header.submitted
  *   ring:   header.sq_ringing → doorbell → header.sq_rung
- *   reap:   tracker.status → tracker.state = DONE → header.reaped
+ *   reap:   tracker.status, tracker.sum → tracker.state = DONE → header.reaped
  *   ring:   header.cq_ringing → doorbell → header.cq_rung
- *   put:    tracker.state = FREE
+ *   put:    tracker.state = FREE, cid = flags = 0, in one store
  * An ARMED tracker whose position is not below header.submitted was never sent. A CQE at header.reaped whose tracker is DONE was recorded
  * already.
  */
@@ -32,6 +32,7 @@
 #include "common/histogram.h"
 #include "layout.h"
 #include "prp.h"
+#include "sum.h"
 
 #define NVQ_MAX_ENTRIES 4096u
 
@@ -60,12 +61,12 @@ struct nvq {
     uint32_t n_unrung;  /* of those, not yet rung */
     uint32_t n_unacked; /* CQEs taken, CQ doorbell not yet rung */
     uint16_t qid;
-    uint16_t max_sequence; /* the highest is left out, so that no cid is FFFFh (Base 2.0, figure 87) */
+    uint16_t cid_step; /* from one command of a slot to its next */
     uint8_t *lists;
     uint64_t lists_iova;
     uint32_t list_bytes;
     uint32_t n_trackers;
-    uint16_t *sequence; /* a slot's next */
+    uint16_t *next_cid; /* of each slot */
 
     /* Doorbells. NULL: the device maps none, nvq_ring_* return true and the caller writes the register. */
     volatile uint32_t *sq_doorbell;
@@ -118,6 +119,14 @@ static inline uint64_t nvq_layout(struct nvq_header *h, uint32_t entries, uint32
     return nvq_layout_of(h, entries, n_trackers, prp_list_bytes(list_entries ? list_entries : 1));
 }
 
+/*
+ * The next id of the same slot, where `cid` is one that no command has: FFFFh (Base 2.0, figure 87) and 0, which is a free tracker's (sum.h).
+ */
+static inline uint16_t nvq_proper_cid(const struct nvq *q, uint16_t cid)
+{
+    return (uint16_t)(cid - 1) >= 0xfffe ? (uint16_t)(cid + q->cid_step) : cid;
+}
+
 /* Points `q` at the memory of a laid out queue pair. Returns 0, or -1 out of memory. */
 static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
 {
@@ -133,18 +142,20 @@ static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
     q->entries = h->entries;
     q->n_trackers = h->n_trackers;
     q->slot_bits = (uint16_t)h->slot_bits;
-    q->max_sequence = (uint16_t)((1u << (16 - h->slot_bits)) - 2);
+    q->cid_step = (uint16_t)(1u << h->slot_bits);
     q->qid = h->qid;
     q->kick_fd = -1;
     q->free_slots = calloc(h->n_trackers, sizeof *q->free_slots);
     q->done_slots = calloc(h->n_trackers, sizeof *q->done_slots);
-    q->sequence = calloc(h->n_trackers, sizeof *q->sequence);
-    if (!q->free_slots || !q->done_slots || !q->sequence) {
+    q->next_cid = calloc(h->n_trackers, sizeof *q->next_cid);
+    if (!q->free_slots || !q->done_slots || !q->next_cid) {
         free(q->free_slots);
         free(q->done_slots);
-        free(q->sequence);
+        free(q->next_cid);
         return -1;
     }
+    for (uint32_t i = 0; i < h->n_trackers; i++)
+        q->next_cid[i] = nvq_proper_cid(q, (uint16_t)i);
     return 0;
 }
 
@@ -152,7 +163,7 @@ static inline void nvq_close(struct nvq *q)
 {
     free(q->free_slots);
     free(q->done_slots);
-    free(q->sequence);
+    free(q->next_cid);
     free(q->latency);
     memset(q, 0, sizeof *q);
     q->kick_fd = -1;
@@ -162,6 +173,12 @@ static inline void nvq_close(struct nvq *q)
 static inline uint32_t nvq_usable(const struct nvq *q)
 {
     return q->n_trackers - q->header->n_reserved;
+}
+
+/* `state`, `cid` and `flags` in one store: neither a lost result nor one that comes a second time passes for what it isn't (sum.h). */
+static inline void nvq_free(struct nvq_tracker *t)
+{
+    __atomic_store_n((nvq_word *)&t->state, 0, __ATOMIC_RELEASE);
 }
 
 /* All slots free, both rings empty: a queue that was just created, or whose controller was just reset. */
@@ -175,7 +192,7 @@ static inline void nvq_reset(struct nvq *q)
     for (uint32_t i = 0; i < q->n_free; i++)
         q->free_slots[i] = (uint16_t)(q->n_free - 1 - i);
     for (uint32_t i = 0; i < q->n_trackers; i++)
-        atomic_store_explicit(&q->trackers[i].state, NVQ_FREE, memory_order_relaxed);
+        nvq_free(&q->trackers[i]);
     q->n_done = q->n_armed = q->n_unrung = q->n_unacked = 0;
     q->sq_tail = q->cq_head = 0;
     q->cq_phase = 1;
@@ -224,7 +241,7 @@ static inline int nvq_take(struct nvq *q)
 
 static inline void nvq_put(struct nvq *q, unsigned slot)
 {
-    atomic_store_explicit(&q->trackers[slot].state, NVQ_FREE, memory_order_release);
+    nvq_free(&q->trackers[slot]);
     q->free_slots[q->n_free++] = (uint16_t)slot;
 }
 
@@ -241,25 +258,36 @@ static inline uint64_t nvq_list_iova(const struct nvq *q, unsigned slot)
 /*
  * Puts the command that was written to trackers[slot].sqe into the ring. The SQ has room whenever a slot was free: there are fewer trackers
  * than entries, and a tracker is only free once its command was fetched and completed. The controller sees nothing until nvq_ring_sq.
+ *
+ * sum: as nvq_sum_sent() adds it up, before it is folded.
  */
-static inline void nvq_post(struct nvq *q, unsigned slot)
+static inline void nvq_post_summed(struct nvq *q, unsigned slot, uint64_t sum)
 {
     struct nvq_tracker *t = &q->trackers[slot];
     struct nvq_header *h = q->header;
     const uint64_t position = atomic_load_explicit(&h->submitted, memory_order_relaxed);
-    const uint16_t sequence = q->sequence[slot];
-    q->sequence[slot] = sequence >= q->max_sequence ? 0 : (uint16_t)(sequence + 1);
-    t->cid = t->sqe.cid = (uint16_t)(sequence << q->slot_bits | slot);
+    const uint32_t tail = q->sq_tail;
+    const uint16_t cid = q->next_cid[slot];
+    q->next_cid[slot] = nvq_proper_cid(q, (uint16_t)(cid + q->cid_step));
+    t->cid = t->sqe.cid = cid;
     t->position = position;
     t->epoch = h->epoch;
     t->sent_ns = q->latency ? nvq_now_ns() : 0;
+    atomic_signal_fence(memory_order_release); /* a sum that fits has its position beside it: see nvq_verify_tracker() */
+    t->sum = nvq_sum_fold(sum) ^ cid;
     atomic_store_explicit(&t->state, NVQ_ARMED, memory_order_release);
-    memcpy(&q->sq[q->sq_tail], &t->sqe, sizeof t->sqe);
-    if (++q->sq_tail == q->entries)
-        q->sq_tail = 0;
+    memcpy(&q->sq[tail], &t->sqe, sizeof t->sqe);
+    q->sq_tail = tail + 1 == q->entries ? 0 : tail + 1;
     q->n_armed++;
-    q->n_unrung++;
     atomic_store_explicit(&h->submitted, position + 1, memory_order_release);
+    q->n_unrung++;
+}
+
+static inline void nvq_post(struct nvq *q, unsigned slot)
+{
+    const struct nvq_tracker *t = &q->trackers[slot];
+    nvq_post_summed(q, slot, nvq_sum_rest(&t->sqe, t->flags, t->data_nbytes) + nvq_sum_lba(((const nvq_word *)&t->sqe)[5]) +
+                                 nvq_sum_tag(t->tag));
 }
 
 /* virtio's test, as Base 2.0 5.8 has it: does going from `old` to `new` step over event_idx? */
@@ -363,7 +391,7 @@ static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
     uint64_t now = 0;
     while (n < limit) {
         volatile struct nvq_cqe *cqe = &q->cq[q->cq_head];
-        const uint16_t status = cqe->status;
+        const uint32_t status = cqe->status;
         if ((status & 1) != q->cq_phase)
             break;
         nvq_after_phase();
@@ -386,9 +414,11 @@ static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
             q->fault_cid = cid;
             break;
         }
-        t->status = status >> 1;
-        t->dw0 = cqe->dw0;
-        t->dw1 = cqe->dw1;
+        const uint64_t result = *(volatile nvq_word *)&cqe->dw0; /* and dw1 */
+        const uint32_t field = status >> 1;
+        t->status = (uint16_t)field;
+        *(nvq_word *)&t->dw0 = result;
+        t->sum ^= nvq_sum_done(field, result);
         if (t->sent_ns && q->latency) {
             if (!now)
                 now = nvq_now_ns(); /* once a reap: reading the clock is not free */
@@ -401,11 +431,11 @@ static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
             q->cq_phase ^= 1;
         }
         atomic_store_explicit(&h->reaped, atomic_load_explicit(&h->reaped, memory_order_relaxed) + 1, memory_order_release);
-        q->n_armed--;
-        q->n_unacked++;
         n++;
     }
     if (n) {
+        q->n_armed -= n;
+        q->n_unacked += n;
         h->n_reaps++;
         if (n > h->max_batch)
             h->max_batch = n;

@@ -144,7 +144,7 @@ cdef class Request:
             self.state = DETACHED
             self.future = None
             self.qp.q.header.n_orphans += 1
-            self.qp.q.trackers[self.slot].flags |= NVQ_ORPHAN
+            nvq_orphan(&self.qp.q.trackers[self.slot])
             self.qp.ring_now()
             self.qp.guard()
 

@@ -61,6 +61,7 @@ cdef class Rings:
             raise MemoryError()
         if not attach:
             nvq_reset(&self.q)
+            header.sums = NVQ_SUMS
             header.version = NVQ_LAYOUT_VERSION
             header.magic = NVQ_MAGIC
         return 0

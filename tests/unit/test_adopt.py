@@ -11,6 +11,7 @@ import struct
 
 import pytest
 from ring_controller import RingController
+from tracker_sum import tracker_sum
 
 from nvme_async.dma import Pool
 from nvme_async.driver.pcie.loop_queue import error_from
@@ -112,6 +113,11 @@ class Scene:
         if value is not None:
             struct.pack_into("<I", self.ring.view, at, value)
         return struct.unpack_from("<I", self.ring.view, at)[0]
+
+    def seal(self, slot):
+        """The tracker's checksum is right again after it was changed."""
+        at = self.tracker(slot)
+        struct.pack_into("<H", self.ring.view, at + 102, tracker_sum(bytes(self.ring.view[at : at + 128])))
 
     def kill(self):
         """The owner is no more. (Its objects stay, for the tests' process lives on; they touch the
@@ -403,6 +409,7 @@ async def test_a_recorded_event_is_not_lost(scene):
     scene.ring.post(scene.ring.cid(event), dw0=0x00040002)
     scene.state(0, DONE)
     struct.pack_into("<I", scene.ring.view, scene.tracker(0) + 104, 0x00040002)
+    scene.seal(0)
     scene.poke(reaped=1)
     successor = scene.kill()
     assert successor.adopt() == []
@@ -481,13 +488,16 @@ async def test_trackers_that_make_no_sense_are_refused(scene):
 async def test_data_outside_of_the_pool_is_refused(scene):
     await scene.send(scene.read(1), scene.read(2))
     struct.pack_into("<Q", scene.ring.view, scene.tracker(1) + 88, 1 << 40)
-    await refused(scene, "its pool doesn't have")
+    await refused(scene, "beyond the end of the pool")
 
 
 async def test_a_page_owned_twice_is_refused(scene):
     await scene.send(scene.read(1), scene.read(2))
-    offset = struct.unpack_from("<Q", scene.ring.view, scene.tracker(0) + 88)[0]
-    struct.pack_into("<Q", scene.ring.view, scene.tracker(1) + 88, offset)
+    view, entry = scene.ring.view, scene.ring.sq_offset - scene.ring.base + 64
+    first, second = scene.tracker(0), scene.tracker(1)
+    view[second + 88 : second + 96] = view[first + 88 : first + 96]
+    view[second + 24 : second + 32] = view[first + 24 : first + 32]
+    view[entry + 24 : entry + 32] = view[first + 24 : first + 32]
     await refused(scene, "the same bounce page")
 
 

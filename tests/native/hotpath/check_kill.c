@@ -182,10 +182,11 @@ static void reap(struct nvq *q, struct world *w, unsigned limit)
 
 static void take_over(struct nvq *q, struct world *w)
 {
+    const struct nvq_measure measure = {.pool_nbytes = UINT64_MAX, .max_transfer = NVQ_PAGE, .sums = true};
     struct nvq_found found;
     char error[NVQ_ERROR_BYTES];
     open_queue(q, w);
-    if (nvq_check_header(q->header, QUEUE_BYTES, 1, error) || nvq_inspect(q, &found, error))
+    if (nvq_check_header(q->header, QUEUE_BYTES, 1, error) || nvq_inspect(q, &measure, &found, error))
         die(error, 0);
     const uint64_t submitted = atomic_load(&q->header->submitted);
     for (uint32_t i = 0; i < TRACKERS; i++) {
@@ -193,7 +194,7 @@ static void take_over(struct nvq *q, struct world *w)
         if (t->state == NVQ_ARMED && t->position >= submitted && !(t->flags & NVQ_INTERNAL))
             w->fate[t->tag] = UNSENT;
     }
-    nvq_adopt(q, &found);
+    nvq_adopt(q, &measure, &found);
     for (uint32_t i = 0; i < TRACKERS; i++)
         if (q->trackers[i].state == NVQ_DONE)
             give(q, w, i);
@@ -360,6 +361,7 @@ int main(int argc, char **argv)
     w->next_tag = 1;
     open_queue(&q, w);
     nvq_reset(&q);
+    h->sums = NVQ_SUMS;
     nvq_close(&q);
     long steps = atol(argv[2]), deaths = 0, states = 0, left = 200;
     pid_t pid = start(w, false);
