@@ -31,6 +31,8 @@ cdef extern from "dma/pool.h" nogil:
     uint64_t pool_bytes_for(uint64_t pages)
     bint pool_format(char *base, uint64_t nbytes, uint64_t iova, const uint8_t *id, const char *name)
     bint pool_open(pool_t *space, char *base, uint64_t nbytes, char *error)
+    bint pool_verify(pool_t *space, char *error)
+    void pool_seal(pool_t *space)
     void pool_fini(pool_t *space)
     int64_t pool_alloc(pool_t *space, uint64_t nbytes, uint64_t align, const char *owner, uint64_t tag, uint32_t flags, bint zero)
     void pool_release(pool_t *space, uint64_t page)
@@ -356,6 +358,16 @@ cdef class Pool:
             fresh.view[page] = POOL_VIEW_HELD
         pool_fini(&self.space)
         self.space = fresh
+
+    def verify(self):
+        cdef char error[256]
+        self._usable()
+        if not pool_verify(&self.space, error):
+            raise InvalidSavedState(f"pool {self.name!r} is damaged: {(<bytes>error).decode(errors='replace')}")
+
+    def seal(self):
+        self._usable()
+        pool_seal(&self.space)
 
     def pause(self):
         self._usable()

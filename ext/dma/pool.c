@@ -137,6 +137,112 @@ static bool append_free(struct pool *pool, uint64_t page, uint64_t pages)
     return true;
 }
 
+typedef uint64_t __attribute__((may_alias)) word_t;
+
+/* `state` and `flags`, which change together. */
+union state_word {
+    struct {
+        uint32_t state, flags;
+    } part;
+    uint64_t both;
+};
+
+static void store_state(struct pool_slot *slot, uint32_t state, uint32_t flags)
+{
+    const union state_word word = {.part = {state, flags}};
+    __atomic_store_n((word_t *)slot, word.both, __ATOMIC_RELEASE);
+}
+
+static union state_word load_state(const struct pool_slot *slot)
+{
+    return (union state_word){.both = __atomic_load_n((const word_t *)slot, __ATOMIC_ACQUIRE)};
+}
+
+/* Killed in between, or with a mark that no check goes with: the whole table is read. */
+static void store_high_water(struct pool_header *header, uint64_t high_water)
+{
+    __atomic_store_n(&header->high_water, high_water, __ATOMIC_RELEASE);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    __atomic_store_n(&header->high_water_check, pool_high_water_check(high_water), __ATOMIC_RELEASE);
+}
+
+static uint64_t word_of(const void *at)
+{
+    uint64_t word;
+    memcpy(&word, at, sizeof word);
+    return word;
+}
+
+static bool has_sum(const struct pool_slot *slot)
+{
+    return memchr(slot->owner, 0, POOL_SUMMED_TEXT_BYTES) != NULL;
+}
+
+/* Of all but the state. */
+static uint32_t slot_sum(const struct pool_slot *slot)
+{
+    uint32_t last;
+    memcpy(&last, slot->owner + 24, sizeof last);
+    const uint64_t words[] = {slot->offset,           slot->nbytes,       slot->tag, word_of(slot->owner), word_of(slot->owner + 8),
+                              word_of(slot->owner + 16), (uint64_t)slot->flags << 32 | last};
+    uint64_t sum = 0;
+
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        sum = (sum ^ words[i]) * 0x9e3779b97f4a7c15ull;
+        sum ^= sum >> 32;
+    }
+    return (uint32_t)sum;
+}
+
+static uint32_t stored_sum(const struct pool_slot *slot)
+{
+    uint32_t sum;
+    memcpy(&sum, slot->owner + POOL_SUMMED_TEXT_BYTES, sizeof sum);
+    return sum;
+}
+
+static void store_sum(struct pool_slot *slot)
+{
+    uint32_t sum = slot_sum(slot);
+    if (has_sum(slot))
+        memcpy(slot->owner + POOL_SUMMED_TEXT_BYTES, &sum, sizeof sum);
+}
+
+bool pool_verify(const struct pool *pool, char error[256])
+{
+    uint64_t high_water = pool_high_water(pool);
+
+    for (uint64_t page = 0; page < high_water; page++) {
+        const struct pool_slot *slot = &pool->slots[page];
+        const union state_word word = load_state(slot); /* of one moment: its process may be allocating */
+
+        if (word.part.state == POOL_FREE) {
+            if (word.part.flags != POOL_FREED && (word.part.flags || slot->offset))
+                return fail(error, "slot %" PRIu64 " is free, but has the flags %#x of one in use", page, word.part.flags);
+        } else if (has_sum(slot) && slot_sum(slot) != stored_sum(slot)) {
+            return fail(error, "slot %" PRIu64 " differs from its checksum", page);
+        }
+    }
+    return true;
+}
+
+void pool_seal(struct pool *pool)
+{
+    uint64_t high_water = pool_high_water(pool);
+
+    for (uint64_t page = 0; page < high_water; page++) {
+        struct pool_slot *slot = &pool->slots[page];
+
+        if (pool_state(pool, page) != POOL_FREE)
+            store_sum(slot);
+        else if (slot->offset)
+            store_state(slot, POOL_FREE, POOL_FREED);
+    }
+    while (high_water && pool->slots[high_water - 1].offset == 0)
+        high_water--;
+    store_high_water(pool->header, high_water);
+}
+
 static bool read_table(struct pool *pool, char error[256])
 {
     uint64_t end = 0; /* of the live slots so far */
@@ -244,16 +350,16 @@ int64_t pool_alloc(struct pool *pool, uint64_t nbytes, uint64_t align, const cha
     uint64_t offset = pool->data_offset + (uint64_t)page * POOL_PAGE_SIZE;
     if (zero)
         memset(pool->base + offset, 0, pages * POOL_PAGE_SIZE);
-    slot->flags = flags;
-    slot->offset = offset;
-    slot->nbytes = nbytes;
-    slot->tag = tag;
-    memset(slot->owner, 0, sizeof slot->owner);
-    memcpy(slot->owner, owner, strnlen(owner, sizeof slot->owner - 1));
+    store_state(slot, POOL_FREE, POOL_FREED);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    struct pool_slot filled = {.flags = flags, .offset = offset, .nbytes = nbytes, .tag = tag};
+    memcpy(filled.owner, owner, strnlen(owner, sizeof filled.owner - 1));
+    store_sum(&filled);
+    memcpy(&slot->offset, &filled.offset, sizeof filled - offsetof(struct pool_slot, offset));
     /* Readers look below the mark only: it must be up before the slot can be seen as live. */
-    if (pool->header->high_water <= (uint64_t)page)
-        __atomic_store_n(&pool->header->high_water, (uint64_t)page + 1, __ATOMIC_RELEASE);
-    __atomic_store_n(&slot->state, POOL_ALLOCATED, __ATOMIC_RELEASE);
+    if (pool_high_water(pool) <= (uint64_t)page)
+        store_high_water(pool->header, (uint64_t)page + 1);
+    store_state(slot, POOL_ALLOCATED, flags);
     pool->view[page] = POOL_VIEW_HELD;
     pool->live_slots++;
     return page;
@@ -265,7 +371,7 @@ void pool_release(struct pool *pool, uint64_t page)
     uint64_t pages = pool_pages(slot->nbytes);
     size_t low = 0, high = pool->n_extents;
 
-    __atomic_store_n(&slot->state, POOL_FREE, __ATOMIC_RELEASE);
+    store_state(slot, POOL_FREE, POOL_FREED);
     pool->view[page] = POOL_VIEW_NONE;
     pool->live_slots--;
     pool->free_pages += pages;

@@ -16,7 +16,12 @@
  *             sees the fields and the zeroes. `high_water` is raised, with a release store, before the slot
  * is published.
  *   free      `state` becomes FREE with a release store; the fields stay and mean nothing.
- *   persist   `flags` are written before the publication and never change while the slot is live.
+ *   persist   `flags` never change while the slot is live.
+ *
+ * Damage. pool_verify() tells a damaged table from a whole one: a live slot has a checksum; `state` and `flags` are one store, and the
+ * flags of a free slot are POOL_FREED, so that neither a live slot that lost its state nor a free one that gained one passes for what it isn't;
+ * high_water has a check of its own, and where they differ the whole table is read. Releases before 0.2 wrote none of these:
+ * pool_seal() makes their tables into one that can be verified.
  * The header is immutable but for `high_water`; its magic is stored last (release), so that a half-made pool
  * isn't one. Free space is derived from the live slots, never stored. A killed process's stores are not lost
  * (the memory is shared and coherent): the release order matters to a reader that runs at the same time, and
@@ -50,6 +55,9 @@ enum pool_state {
 
 #define POOL_FLAG_PERSISTENT 1u /* outlives the Python object that stands for it; only an explicit free returns its pages */
 #define POOL_FLAGS_KNOWN POOL_FLAG_PERSISTENT
+#define POOL_FREED 0x45455246u /* "FREE": flags of a slot that was freed, or is being filled. A slot never used is zero */
+/* An owner so long leaves no room for the slot's checksum. */
+#define POOL_SUMMED_TEXT_BYTES 28
 
 struct pool_header {
     uint64_t magic; /* stored last */
@@ -65,7 +73,7 @@ struct pool_header {
     uint64_t high_water; /* no slot at or above this index was ever published: a bound for readers, not a count. Only grows */
     uint8_t id[POOL_ID_BYTES]; /* random: tells this pool from any other */
     char name[POOL_TEXT_BYTES];
-    uint64_t reserved2;
+    uint64_t high_water_check; /* pool_high_water_check(high_water) */
 };
 
 struct pool_slot {
@@ -74,7 +82,7 @@ struct pool_slot {
     uint64_t offset; /* of the allocation from the pool's beginning: data_offset + index * page_size; redundant, checked by readers */
     uint64_t nbytes; /* as asked for; it owns this many bytes rounded up to pages */
     uint64_t tag;    /* the owner's own */
-    char owner[POOL_TEXT_BYTES];
+    char owner[POOL_TEXT_BYTES]; /* of the last four bytes a checksum, if it is shorter than POOL_SUMMED_TEXT_BYTES */
 };
 
 static_assert(sizeof(struct pool_slot) == 64, "a slot is one cache line");
@@ -87,7 +95,7 @@ static_assert(offsetof(struct pool_header, nbytes) == 16 && offsetof(struct pool
 static_assert(offsetof(struct pool_header, table_offset) == 32 && offsetof(struct pool_header, data_offset) == 40, "header layout");
 static_assert(offsetof(struct pool_header, data_pages) == 48 && offsetof(struct pool_header, slot_bytes) == 56, "header layout");
 static_assert(offsetof(struct pool_header, high_water) == 64 && offsetof(struct pool_header, id) == 72, "header layout");
-static_assert(offsetof(struct pool_header, name) == 88, "header layout");
+static_assert(offsetof(struct pool_header, name) == 88 && offsetof(struct pool_header, high_water_check) == 120, "header layout");
 
 /* What this process knows of the allocation that begins at a data page. */
 enum pool_view {
@@ -123,6 +131,12 @@ bool pool_format(char *base, uint64_t nbytes, uint64_t iova, const uint8_t id[PO
 bool pool_open(struct pool *pool, char *base, uint64_t nbytes, char error[256]);
 void pool_fini(struct pool *pool);
 
+/* Is the table whole? Only for a pool that is written by releases which seal theirs. False, and a message in error[256]. Changes nothing. */
+bool pool_verify(const struct pool *pool, char error[256]);
+
+/* Makes a table that another release wrote, and that is known to be right, into one that pool_verify() accepts. */
+void pool_seal(struct pool *pool);
+
 enum { POOL_NO_ROOM = -1, POOL_NO_HEAP = -2 };
 /* First fit: the data page at which `nbytes` now begin, or one of the above. `align` is a power of two >=
  * POOL_PAGE_SIZE, and counts for the IOVA. The slot is published before this returns. */
@@ -140,9 +154,17 @@ static inline uint32_t pool_state(const struct pool *pool, uint64_t page)
     return __atomic_load_n(&pool->slots[page].state, __ATOMIC_ACQUIRE);
 }
 
+/* As far from one another as two values of high_water can be. */
+static inline uint64_t pool_high_water_check(uint64_t high_water)
+{
+    return high_water * 0x9e3779b97f4a7c15ull;
+}
+
+/* No slot at or above this index is live. Another process that allocates raises it. */
 static inline uint64_t pool_high_water(const struct pool *pool)
 {
-    return __atomic_load_n(&pool->header->high_water, __ATOMIC_ACQUIRE);
+    uint64_t high_water = __atomic_load_n(&pool->header->high_water, __ATOMIC_ACQUIRE);
+    return pool->header->high_water_check == pool_high_water_check(high_water) ? high_water : pool->data_pages;
 }
 
 uint64_t pool_longest_run(const struct pool *pool); /* pages */

@@ -144,7 +144,7 @@ def _body(raw: bytes) -> tuple[str, bytes, list[str]]:
     try:
         body: Any = json.loads(raw)
         uri, manifest, names = body["uri"], body["manifest"].encode(), body["descriptors"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidSavedState(f"a bundle's body makes no sense: {error!r}") from None
     if not isinstance(uri, str) or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InvalidSavedState("a bundle's body makes no sense: uri and descriptor names are to be text")

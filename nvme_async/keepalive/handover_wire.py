@@ -67,7 +67,7 @@ class Wire:
                 message = json.loads(await self._exactly(length))
         except TimeoutError:
             raise ControllerTimeout(f"the other side of the hand-over said nothing for {seconds:g} s") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConnectionError(f"the other side of the hand-over speaks something else: {error}") from None
         if not isinstance(message, dict):
             raise ConnectionError("the other side of the hand-over speaks something else")

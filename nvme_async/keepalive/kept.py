@@ -15,7 +15,7 @@ from nvme_async.keepalive.adopted import AdoptedCommands
 from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.config import Decision
 from nvme_async.keepalive.depositor import Depositor
-from nvme_async.keepalive.manifest import Manifest, Recorder
+from nvme_async.keepalive.manifest import Manifest, Recorder, descriptors_of
 from nvme_async.keepalive.state import Phase, State
 
 
@@ -87,10 +87,7 @@ class KeptController(DriverController):
                     f"{self.uri} was opened without keepalive: it cannot be taken over while it runs"
                 )
             raise QueueShutdown(f"{self.uri}: the controller is {self.state}, there is nothing to take over")
-        descriptors = {"pool": memory.pools[0].fd}
-        descriptors |= {f"device.{name}": fd for name, fd in self.device.descriptors().items()}
-        descriptors |= {f"irq.{vector}": fd for vector, fd in enumerate(self.queues.maker.event_fds)}
-        return Bundle.of(self.uri, recorder.manifest.body, descriptors)
+        return Bundle.of(self.uri, recorder.manifest.body, {"pool": memory.pools[0].fd} | descriptors_of(self))
 
     # -- hooks of the driver -----------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import attrs
 from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.errors import InvalidSavedState, NvmeError
 from nvme_async.keepalive import state as saved
+from nvme_async.keepalive.descriptors import identity
 from nvme_async.keepalive.state import (
     DeviceIdentity,
     NamespaceState,
@@ -50,43 +51,69 @@ def _digest(sequence: int, body: Any) -> bytes:
     return digest.digest()
 
 
-def _read_half(half: memoryview) -> tuple[int, bytes] | str:
-    """(sequence, body), or what is wrong with it."""
-    magic, version, _, sequence, length, digest = _HEADER.unpack_from(half)
-    if magic != _MAGIC:
-        return "it is no manifest"
-    if sequence == 0:
-        return "it was being written"
-    if version != _VERSION:
-        return f"it has version {version}, this release knows {_VERSION}"
-    if length > len(half) - _HEADER.size:
-        return f"it is truncated: {length} bytes in {len(half)}"
-    body = bytes(half[_HEADER.size : _HEADER.size + length])
-    if _digest(sequence, body) != digest:
-        return "its checksum is wrong: it was altered"
-    return sequence, body
+class _Half:
+    """One half as it lies in the pool."""
+
+    def __init__(self, offset: int, half: memoryview) -> None:
+        self.offset = offset  # of its slot
+        self._half = half
+        self.magic, self.version, _, self.sequence, self.length, self.digest = _HEADER.unpack_from(half)
+
+    @property
+    def untouched(self) -> bool:
+        return bool(self.magic == bytes(8) and self.sequence == 0)
+
+    def body(self, sequence: int) -> bytes | str:
+        """What it says, if it was written as number `sequence`; else what is wrong with it."""
+        if self.magic != _MAGIC:
+            return "it is no manifest"
+        if self.version != _VERSION:
+            return f"it has version {self.version}, this release knows {_VERSION}"
+        if self.length > len(self._half) - _HEADER.size:
+            return f"it is truncated: {self.length} bytes in {len(self._half)}"
+        body = bytes(self._half[_HEADER.size : _HEADER.size + self.length])
+        if _digest(sequence, body) != self.digest:
+            return "its checksum is wrong: it was altered"
+        return body
 
 
 def find(pool: Pool) -> tuple[int, int, bytes]:
-    """(slot offset, sequence, body) of the manifest that counts. InvalidSavedState when the pool
-    has none. Changes nothing.
+    """(slot offset, sequence, body) of the manifest that counts. Changes nothing.
+
+    InvalidSavedState when the pool has none, and when a half that had been written to its end is damaged: it may
+    have been the newer one, and the older one tell of a controller as it no longer is.
     """
     best: tuple[int, int, bytes] | None = None
+    unfinished = []
     problems = []
     with memoryview(_window(pool)) as window:
         for slot in pool.slots():
             if slot.owner != OWNER:
                 continue
-            half = slot.nbytes // 2
-            for at in (slot.offset, slot.offset + half):
-                found = _read_half(window[at : at + half])
-                if isinstance(found, str):
-                    problems.append(found)
-                elif best is None or found[0] > best[1]:
-                    best = (slot.offset, *found)
-    if best is None:
+            size = slot.nbytes // 2
+            for at in (slot.offset, slot.offset + size):
+                half = _Half(slot.offset, window[at : at + size])
+                if half.sequence == 0:
+                    if not half.untouched:
+                        unfinished.append(half)
+                    continue
+                body = half.body(half.sequence)
+                if isinstance(body, str):
+                    problems.append(body)
+                elif best is None or half.sequence > best[1]:
+                    best = (slot.offset, half.sequence, body)
+        if not problems:
+            # Killed before the last store of all, or that one was damaged: the newest, if it is complete.
+            number = best[1] + 1 if best is not None else 1
+            for half in unfinished:
+                body = half.body(number)
+                if isinstance(body, bytes):
+                    best = (half.offset, number, body)
+                elif best is None:
+                    problems.append("it was being written")
+    if problems or best is None:
         why = f" ({'; '.join(dict.fromkeys(problems))})" if problems else ""
-        raise InvalidSavedState(f"pool {pool.name!r} has no manifest{why}")
+        raise InvalidSavedState(f"pool {pool.name!r} has no manifest that can be relied on{why}")
     return best
 
 
@@ -137,6 +164,12 @@ class Manifest:
         self.sequence = sequence
 
 
+def descriptors_of(controller: Controller) -> dict[str, int]:
+    """What a bundle has beside the pool, by name; they stay the controller's."""
+    found = {f"device.{name}": fd for name, fd in controller.device.descriptors().items()}
+    return found | {f"irq.{vector}": fd for vector, fd in enumerate(controller.queues.maker.event_fds)}
+
+
 class Recorder:
     """Keeps a controller's manifest up to date. On its home loop."""
 
@@ -145,6 +178,7 @@ class Recorder:
         self.decision = decision  # about keepalive, in words
         self.manifest = manifest
         self.extra: dict[str, Any] = {}
+        self._descriptors: dict[str, tuple[int, str]] = {}
         self._namespaces: dict[int, tuple[Any, NamespaceState]] = {}
         self._identify: tuple[Any, bytes] = (None, b"")
 
@@ -214,8 +248,17 @@ class Recorder:
             registrations=[RegistrationState(iova=iova, nbytes=nbytes) for iova, nbytes in memory.foreign_mappings()],
             options=attrs.asdict(controller.options),
             device_state=controller.device.save(),
+            descriptors=self._identities(),
             extra=self.extra,
         )
+
+    def _identities(self) -> dict[str, str]:
+        """Of the bundle's descriptors; they stay open as long as this controller."""
+        known = self._descriptors
+        for name, fd in descriptors_of(self._controller).items():
+            if name not in known or known[name][0] != fd:
+                known[name] = (fd, identity(fd))
+        return {name: told for name, (_, told) in known.items() if told}
 
     def _identify_bytes(self) -> bytes:
         identify = self._controller.identify

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import attrs
 
 from nvme_async.device import Device, DeviceIds, parse_uri, resume_device
-from nvme_async.dma import DmaBuffer, Pool, Slot
+from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.driver.lifecycle import State as Stage
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
@@ -33,7 +33,9 @@ from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.cleanup import PredecessorCleanup
 from nvme_async.keepalive.controller import Controller
+from nvme_async.keepalive.descriptors import mixed_up
 from nvme_async.keepalive.manifest import Manifest
+from nvme_async.keepalive.ownership import Ownership
 from nvme_async.keepalive.state import QueueState, State
 from nvme_async.native import _hotpath
 from nvme_async.runtime.tasks import in_thread
@@ -147,14 +149,26 @@ class Restoration:
     def _read(self, pool: Pool) -> None:
         offset, sequence, body = manifest.find(pool)
         self._found = (offset, sequence)
-        if body == self._body:
-            return
+        if body != self._body:
+            self._understand(pool, body)
+        if self._has_checksums:
+            pool.verify()
+
+    @property
+    def _has_checksums(self) -> bool:
+        """False: the last that wrote into the pool is of a release that knew none."""
+        return self.state.format >= saved.CHECKSUMS
+
+    def _understand(self, pool: Pool, body: bytes) -> None:
         self.state, self._body = saved.decode(body), body
         state = self.state
         if state.pool_id != pool.id:
             raise self._refuse(f"the saved state is about pool {state.pool_id}, this is pool {pool.id}")
         if parse_uri(state.uri) != parse_uri(self.uri):
             raise self._refuse(f"the saved state is about {state.uri}")
+        mixed = mixed_up(self._bundle.descriptors, state.descriptors)
+        if mixed is not None:
+            raise self._refuse(f"descriptor {mixed} of the bundle is another's than the one that was saved")
         if state.phase != "live":
             raise self._refuse(f"the predecessor (pid {state.pid}) ended with its controller {state.phase}")
         if not state.queues or state.queues[0].qid != 0:
@@ -243,6 +257,8 @@ class Restoration:
             queues = self._queues(controller, pool)
             # From here on the pool and the rings are changed.
             self.touched = True
+            if not self._has_checksums:
+                pool.seal()
             controller.lifecycle.to(Stage.READY)
             self._namespaces_of(controller)
             events = self._adopt(controller, queues)
@@ -291,14 +307,8 @@ class Restoration:
             if state.shadow_offset is None
             else self._claim(pool, state.shadow_offset, "the shadow doorbells"),
         )
-        chunks: dict[str, list[Slot]] = {}
-        for slot in pool.slots():
-            if slot.owner.startswith("bounce "):
-                chunks.setdefault(slot.owner, []).append(slot)
-        found = [
-            self._queue(controller, pool, description, chunks.get(f"bounce {description.qid}", []))
-            for description in state.queues
-        ]
+        ownership = Ownership(pool.slots(), state.registrations)
+        found = [self._queue(controller, pool, description, ownership) for description in state.queues]
         admin = found[0]
         if (admin.hot.sq_iova, admin.hot.cq_iova) != (state.registers.asq, state.registers.acq):
             raise self._refuse("the controller's admin queue isn't where the saved state has it")
@@ -310,14 +320,15 @@ class Restoration:
         except ValueError as error:
             raise self._refuse(f"the memory of {what} isn't in the pool: {error}") from None
 
-    def _queue(self, controller: Controller, pool: Pool, description: QueueState, chunks: list[Slot]) -> LoopQueue:
+    def _queue(self, controller: Controller, pool: Pool, description: QueueState, ownership: Ownership) -> LoopQueue:
         qid, queues = description.qid, controller.queues
         memory = self._claim(pool, description.offset, f"queue {qid}")
         facts = _hotpath.check_queue(memory, qid)
-        if (facts["entries"], facts["vector"]) != (description.entries, description.vector):
+        stable = (description.entries, description.vector, description.interrupts)
+        if (facts["entries"], facts["vector"], facts["interrupts"]) != stable:
             raise self._refuse(
-                f"queue {qid} has {facts['entries']} entries and vector {facts['vector']} in the pool, "
-                "others were saved"
+                f"queue {qid} has {facts['entries']} entries and vector {facts['vector']} in the pool "
+                f"(interrupts {'on' if facts['interrupts'] else 'off'}), others were saved"
             )
         if description.vector >= self.state.vectors:
             raise self._refuse(f"queue {qid} uses vector {description.vector}, of {self.state.vectors}")
@@ -330,23 +341,13 @@ class Restoration:
         if description.shadow:
             queues.maker.use_shadow(queue.hot)
         try:
-            found = _hotpath.look_at_queue(queue.hot)
+            found = _hotpath.look_at_queue(queue.hot, sums=self._has_checksums)
+            pieces = ownership.pieces(qid, found)
         except _hotpath.QueueStateError as error:
             raise self._refuse(f"queue {qid}: {error}") from None
-        owned: dict[int, int] = found["bounce"]
         bounce = queues.maker.bounce_of(qid)
-        for slot in chunks:
-            size = 4096 << slot.tag
-            inside = {offset for offset in owned if slot.offset <= offset < slot.offset + slot.nbytes}
-            if slot.tag > 12 or any(owned[offset] != slot.tag or (offset - slot.offset) % size for offset in inside):
-                raise self._refuse(f"queue {qid}: bounce pages at {slot.offset:#x} aren't cut as its commands have it")
-            bounce.add_chunk(pool.claim(slot.offset), slot.tag, slot.nbytes // size, inside)
-            for offset in inside:
-                del owned[offset]
-        if owned:
-            raise self._refuse(
-                f"queue {qid}: commands own bounce pages that aren't in the pool: {sorted(map(hex, owned))}"
-            )
+        for slot, count, inside in pieces:
+            bounce.add_chunk(pool.claim(slot.offset), slot.tag, count, inside)
         return queue
 
     def _namespaces_of(self, controller: Controller) -> None:
@@ -364,7 +365,11 @@ class Restoration:
         settle_io = commands.flush(min(controller.namespaces)).pack() if controller.namespaces else None
         for queue in queues:
             found, own, requests = _hotpath.adopt(
-                queue.hot, Adopted, adopted._finished, settle_io if queue.qid else _SETTLE_ADMIN
+                queue.hot,
+                Adopted,
+                adopted._finished,
+                settle_io if queue.qid else _SETTLE_ADMIN,
+                sums=self._has_checksums,
             )
             adopted._add(found, own)
             events += requests

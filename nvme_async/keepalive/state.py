@@ -19,8 +19,10 @@ import cattrs
 
 from nvme_async.errors import InvalidSavedState
 
-FORMAT = 2
+FORMAT = 3
 READABLE_BY = 1
+CHECKSUMS = 3
+"""From this format on the writer keeps checksums in the pool's slot table and in the trackers."""
 
 Phase = Literal["live", "resetting", "failed", "closing"]
 T = TypeVar("T")
@@ -121,6 +123,7 @@ class State(_Part):
     vectors: MSI-X vectors with an eventfd.
     options: those of the Controller.
     device_state: what Device.save() said.
+    descriptors: which files the bundle's descriptors are, by name (descriptors.py; format 3).
     """
 
     format: int = FORMAT
@@ -146,6 +149,7 @@ class State(_Part):
     options: dict[str, Any] = attrs.field(factory=dict)
     device_state: dict[str, Any] = attrs.field(factory=dict)
     identify_nvm: bytes | None = None
+    descriptors: dict[str, str] = attrs.field(factory=dict)
 
 
 def _make_converter() -> cattrs.Converter:
@@ -200,7 +204,7 @@ def decode(text: bytes) -> State:
     """From JSON. InvalidSavedState that says what is wrong with it."""
     try:
         plain = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidSavedState(f"the saved state is no JSON: {error}") from None
     if not isinstance(plain, dict) or not isinstance(plain.get("readable_by"), int):
         raise InvalidSavedState("the saved state is no controller's state: it doesn't say who can read it")

@@ -107,6 +107,19 @@ class Pool:
         Raises InvalidSavedState, with nothing changed, when an allocation that this process holds isn't there any more.
         """
 
+    def verify(self) -> None:
+        """Raises InvalidSavedState when the slot table is damaged: a slot differs from its checksum, or its state and
+        flags from one another.
+
+        For a pool whose last writer kept checksums; seal() makes one of what a release before 0.2 left. An owner of
+        more than 27 bytes leaves its slot no room for one.
+        """
+
+    def seal(self) -> None:
+        """Gives a table that another release wrote, and that is known to be right, the checksums that
+        verify() wants.
+        """
+
     def pause(self) -> None:
         """Leaves the slot table alone until resume(): what is freed meanwhile goes back then.
 

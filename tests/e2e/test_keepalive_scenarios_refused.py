@@ -125,8 +125,25 @@ async def test_another_drive_of_the_same_make_in_the_slot_is_refused(what: str) 
         ours, theirs = await bundle_of(drivers), await bundle_of(others)
         with Bundle.of(ours.uri, ours.manifest, {**ours.descriptors, **device_of(theirs)}) as mixed:
             others.since()
+            await refused(drivers, mixed, r"descriptor device\.\w+ of the bundle is another's")
+            # As it was before descriptors had identities, and is where the same one leads to another drive.
+            rewrite(ours, lambda plain: plain["descriptors"].clear())
             await refused(drivers, mixed, "another device is there")
             assert others.since()["disables"] == 0
+        with theirs:
+            others.driver = await restore(theirs)
+        await goes_on(drivers, ours)
+
+
+@pytest.mark.parametrize("name", ["device.doorbell", "irq.1"])
+async def test_another_controllers_descriptor_in_a_bundle_is_refused(name: str) -> None:
+    """All else is right: its doorbells would be rung, or its interrupts taken."""
+    options = "size=16MiB,dbbuf=off"
+    async with line(options) as drivers, line(options) as others:
+        await drivers.namespace.write(0, block(7))
+        ours, theirs = await bundle_of(drivers), await bundle_of(others)
+        with Bundle.of(ours.uri, ours.manifest, {**ours.descriptors, name: theirs.descriptors[name]}) as mixed:
+            await refused(drivers, mixed, f"descriptor {name} of the bundle is another's")
         with theirs:
             others.driver = await restore(theirs)
         await goes_on(drivers, ours)

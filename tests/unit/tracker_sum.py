@@ -18,7 +18,9 @@ def fold(value: int) -> int:
 def tracker_sum(raw: bytes) -> int:
     """What bytes 102 and 103 of a live tracker are to be."""
     word = struct.unpack_from("<8Q", raw)
-    state, cid, flags, _position, tag, _offset, nbytes, status, _sum, result = struct.unpack_from("<IHHQQQIHHQ", raw, 64)
+    state, cid, flags, _position, tag, _offset, nbytes, status, _sum, result = struct.unpack_from(
+        "<IHHQQQIHHQ", raw, 64
+    )
     value = (word[0] & ~0xFFFF0000) * 0x7FEB352D
     value += word[1] * 0x31848BAB + word[2] * 0x297A2D39 + word[6] * 0x1B873593 + word[7] * 0x5BD1E995
     value += ((flags & ~ADOPTED) << 32 | nbytes) * 0x4CF5AD43 + word[5] * 0x45D9F3B1 + tag * 0x2C1B3C6D
