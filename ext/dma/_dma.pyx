@@ -3,8 +3,9 @@
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
 from cpython.exc cimport PyErr_SetFromErrno
+from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.unistd cimport close
+from posix.unistd cimport close, usleep
 
 from nvme_async.native._forked cimport forked_add, forked_generation, forked_remove, forked_watch
 
@@ -34,7 +35,10 @@ cdef extern from "dma/pool.h" nogil:
     bint pool_verify(pool_t *space, char *error)
     void pool_seal(pool_t *space)
     void pool_fini(pool_t *space)
-    int64_t pool_alloc(pool_t *space, uint64_t nbytes, uint64_t align, const char *owner, uint64_t tag, uint32_t flags, bint zero)
+    int64_t pool_reserve(pool_t *space, uint64_t nbytes, uint64_t align)
+    void pool_publish(pool_t *space, uint64_t page, uint64_t nbytes, const char *owner, uint64_t tag, uint32_t flags)
+    void pool_unreserve(pool_t *space, uint64_t page, uint64_t nbytes)
+    uint64_t pool_dirty_bytes(const pool_t *space, uint64_t page, uint64_t nbytes)
     void pool_release(pool_t *space, uint64_t page)
     void pool_set_state(pool_t *space, uint64_t page, uint32_t state)
     uint32_t pool_state(pool_t *space, uint64_t page)
@@ -47,6 +51,7 @@ MAX_TEXT_BYTES = POOL_TEXT_BYTES - 1
 
 cdef char *BYTES_FORMAT = "B"
 cdef size_t HUGE_PAGE = 2 << 20
+cdef uint64_t CLEAR_AT_ONCE = 1 << 20     # a memset of some 100 us
 cdef uint64_t MAX_NBYTES = 1 << 46
 cdef uint64_t LAST_IOVA = 0xFFFFFFFFFFFFFFFF
 
@@ -93,11 +98,15 @@ def _new_memory(nbytes, name, hugepages):
                     f"no {size // HUGE_PAGE} free huge pages of 2 MiB for pool {name!r} ({error.strerror}; see vm.nr_hugepages)"
                 ) from None
     size = -(-nbytes // PAGE_SIZE) * PAGE_SIZE
-    fd = os.memfd_create(name, flags)
+    fd = -1
     try:
+        fd = os.memfd_create(name, flags)
         os.truncate(fd, size)
-    except BaseException:
-        os.close(fd)
+    except BaseException as error:
+        if fd >= 0:
+            os.close(fd)
+        if isinstance(error, OSError):
+            raise OutOfDmaMemory(f"no memory of {size} bytes for pool {name!r}: {error.strerror}") from error
         raise
     return fd, size
 
@@ -140,6 +149,7 @@ cdef class Pool:
         if not pool_format(self.base, size, iova, c_id, c_name):
             raise ValueError(f"a pool of {size} bytes has no room for a page")
         self._open()
+        self.space.touched = 0
 
     @staticmethod
     def attach(int fd, *, expect_iova=None):
@@ -153,7 +163,10 @@ cdef class Pool:
             raise InvalidSavedState(f"descriptor {fd} is not a pool: it isn't sealed against shrinking")
         if size < 3 * PAGE_SIZE:
             raise InvalidSavedState(f"descriptor {fd} is not a pool: it has only {size} bytes")
-        self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        try:
+            self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        except OSError as error:
+            raise OutOfDmaMemory(f"no descriptor for a pool of {size} bytes: {error.strerror}") from error
         self._adopt(size)
         self._open()
         if expect_iova is not None and self.iova != expect_iova:
@@ -170,7 +183,10 @@ cdef class Pool:
 
     def _adopt(self, size_t nbytes):
         """Maps the descriptor."""
-        self.base = <char *><size_t>_map(self._fd, nbytes)
+        try:
+            self.base = <char *><size_t>_map(self._fd, nbytes)
+        except OSError as error:
+            raise OutOfDmaMemory(f"a pool of {nbytes} bytes can't be mapped: {error.strerror}") from error
         self.nbytes = nbytes
         forked_add(&self.mapping, self.base, nbytes, self._fd)
         # A hugetlb file's preferred block is its page.
@@ -252,7 +268,7 @@ cdef class Pool:
             raise OutOfDmaMemory(f"pool {self.name!r} is being handed to a successor")
         if align < POOL_PAGE_SIZE:
             align = POOL_PAGE_SIZE
-        page = pool_alloc(&self.space, nbytes, align, c_owner, tag, flags, zero)
+        page = pool_reserve(&self.space, nbytes, align)
         if page == POOL_NO_ROOM:
             raise OutOfDmaMemory(
                 f"pool {self.name!r} has no run of {nbytes} bytes aligned to {align} for {owner!r}: {self.free_bytes} bytes are "
@@ -260,7 +276,41 @@ cdef class Pool:
             )
         if page < 0:
             raise MemoryError
+        if zero:
+            self._clear(page, nbytes)
+        pool_publish(&self.space, page, nbytes, c_owner, tag, flags)
         return self._buffer(page)
+
+    cdef int _clear(self, uint64_t page, uint64_t nbytes) except -1:
+        """Zeroes what an earlier allocation may have left in reserved pages; gives them back and raises if the pool is handed on meanwhile."""
+        cdef char *at = self.base + self.space.data_offset + page * POOL_PAGE_SIZE
+        cdef uint64_t left = pool_dirty_bytes(&self.space, page, nbytes)
+        cdef size_t n
+        if left <= CLEAR_AT_ONCE:
+            memset(at, 0, left)
+            return 0
+        self.n_exports += 1      # keeps the mapping
+        self.n_clearing += 1
+        while left and self.deferred is None and not self.is_detached:
+            n = min(left, CLEAR_AT_ONCE)
+            with nogil:
+                memset(at, 0, n)
+            at += n
+            left -= n
+        if left:
+            pool_unreserve(&self.space, page, nbytes)
+        self.n_clearing -= 1
+        self.n_exports -= 1
+        if left:
+            self._usable()
+            raise OutOfDmaMemory(f"pool {self.name!r} is being handed to a successor")
+        return 0
+
+    cdef void _settle(self) noexcept:
+        """Waits for the threads that are in _clear(): each stops after a part once the pool is paused or detached."""
+        while self.n_clearing:
+            with nogil:
+                usleep(50)
 
     cdef DmaBuffer _buffer(self, uint64_t page):
         """The object for the live slot at `page`, which becomes held."""
@@ -373,6 +423,7 @@ cdef class Pool:
         self._usable()
         if self.deferred is None:
             self.deferred = []
+        self._settle()
 
     def resume(self):
         self._usable()
@@ -383,6 +434,7 @@ cdef class Pool:
     def detach(self):
         self._usable()
         self.is_detached = True
+        self._settle()
         self.deferred = None
 
     @property

@@ -279,6 +279,7 @@ bool pool_open(struct pool *pool, char *base, uint64_t nbytes, char error[256])
     pool->data_offset = header->data_offset;
     pool->data_pages = header->data_pages;
     pool->iova = header->iova;
+    pool->touched = pool->data_pages; /* what lies in the pages of a pool that was found is not known */
     pool->view = calloc(pool->data_pages, 1);
     if (pool->view == NULL)
         return fail(error, "out of memory");
@@ -335,44 +336,47 @@ static int64_t take_first_fit(struct pool *pool, uint64_t pages, uint64_t align)
     return POOL_NO_ROOM;
 }
 
-int64_t pool_alloc(struct pool *pool, uint64_t nbytes, uint64_t align, const char *owner, uint64_t tag, uint32_t flags, bool zero)
+int64_t pool_reserve(struct pool *pool, uint64_t nbytes, uint64_t align)
 {
-    uint64_t pages = pool_pages(nbytes);
-
     /* n live slots leave at most n + 1 gaps between them: with this one more, and one to spare. */
     if (!reserve_extents(pool, pool->live_slots + 3))
         return POOL_NO_HEAP;
-    int64_t page = take_first_fit(pool, pages, align);
-    if (page < 0)
-        return page;
-
-    struct pool_slot *slot = &pool->slots[page];
-    uint64_t offset = pool->data_offset + (uint64_t)page * POOL_PAGE_SIZE;
-    if (zero)
-        memset(pool->base + offset, 0, pages * POOL_PAGE_SIZE);
-    store_state(slot, POOL_FREE, POOL_FREED);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    struct pool_slot filled = {.flags = flags, .offset = offset, .nbytes = nbytes, .tag = tag};
-    memcpy(filled.owner, owner, strnlen(owner, sizeof filled.owner - 1));
-    store_sum(&filled);
-    memcpy(&slot->offset, &filled.offset, sizeof filled - offsetof(struct pool_slot, offset));
-    /* Readers look below the mark only: it must be up before the slot can be seen as live. */
-    if (pool_high_water(pool) <= (uint64_t)page)
-        store_high_water(pool->header, (uint64_t)page + 1);
-    store_state(slot, POOL_ALLOCATED, flags);
-    pool->view[page] = POOL_VIEW_HELD;
-    pool->live_slots++;
+    const int64_t page = take_first_fit(pool, pool_pages(nbytes), align);
+    if (page >= 0)
+        pool->live_slots++;
     return page;
 }
 
-void pool_release(struct pool *pool, uint64_t page)
+uint64_t pool_dirty_bytes(const struct pool *pool, uint64_t page, uint64_t nbytes)
+{
+    const uint64_t end = page + pool_pages(nbytes);
+    return page >= pool->touched ? 0 : ((end < pool->touched ? end : pool->touched) - page) * POOL_PAGE_SIZE;
+}
+
+void pool_publish(struct pool *pool, uint64_t page, uint64_t nbytes, const char *owner, uint64_t tag, uint32_t flags)
 {
     struct pool_slot *slot = &pool->slots[page];
-    uint64_t pages = pool_pages(slot->nbytes);
+    store_state(slot, POOL_FREE, POOL_FREED);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    struct pool_slot filled = {
+        .flags = flags, .offset = pool->data_offset + page * POOL_PAGE_SIZE, .nbytes = nbytes, .tag = tag};
+    memcpy(filled.owner, owner, strnlen(owner, sizeof filled.owner - 1));
+    store_sum(&filled);
+    memcpy(&slot->offset, &filled.offset, sizeof filled - offsetof(struct pool_slot, offset));
+    if (pool->touched < page + pool_pages(nbytes))
+        pool->touched = page + pool_pages(nbytes);
+    /* Readers look below the mark only: it must be up before the slot can be seen as live. */
+    if (pool_high_water(pool) <= page)
+        store_high_water(pool->header, page + 1);
+    store_state(slot, POOL_ALLOCATED, flags);
+    pool->view[page] = POOL_VIEW_HELD;
+}
+
+/* Pages that no slot describes any more, or that none has described yet, can be had again. */
+static void give_back(struct pool *pool, uint64_t page, uint64_t pages)
+{
     size_t low = 0, high = pool->n_extents;
 
-    store_state(slot, POOL_FREE, POOL_FREED);
-    pool->view[page] = POOL_VIEW_NONE;
     pool->live_slots--;
     pool->free_pages += pages;
 
@@ -398,6 +402,21 @@ void pool_release(struct pool *pool, uint64_t page)
     } else {
         insert_extent(pool, low, (struct pool_extent){page, pages});
     }
+}
+
+void pool_unreserve(struct pool *pool, uint64_t page, uint64_t nbytes)
+{
+    give_back(pool, page, pool_pages(nbytes));
+}
+
+void pool_release(struct pool *pool, uint64_t page)
+{
+    struct pool_slot *slot = &pool->slots[page];
+    const uint64_t pages = pool_pages(slot->nbytes);
+
+    store_state(slot, POOL_FREE, POOL_FREED);
+    pool->view[page] = POOL_VIEW_NONE;
+    give_back(pool, page, pages);
 }
 
 void pool_set_state(struct pool *pool, uint64_t page, uint32_t state)

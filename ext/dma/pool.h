@@ -114,7 +114,8 @@ struct pool {
     struct pool_header *header;
     struct pool_slot *slots;
     uint64_t data_offset, data_pages, iova;
-    uint64_t free_pages, live_slots;
+    uint64_t free_pages, live_slots; /* reserved ones included */
+    uint64_t touched; /* data pages from here on were never handed out since the memory was made */
     uint8_t *view; /* enum pool_view by data page */
     struct pool_extent *extents;
     size_t n_extents, extents_capacity;
@@ -138,9 +139,19 @@ bool pool_verify(const struct pool *pool, char error[256]);
 void pool_seal(struct pool *pool);
 
 enum { POOL_NO_ROOM = -1, POOL_NO_HEAP = -2 };
-/* First fit: the data page at which `nbytes` now begin, or one of the above. `align` is a power of two >=
- * POOL_PAGE_SIZE, and counts for the IOVA. The slot is published before this returns. */
-int64_t pool_alloc(struct pool *pool, uint64_t nbytes, uint64_t align, const char *owner, uint64_t tag, uint32_t flags, bool zero);
+/* An allocation has three steps, so that a long zeroing can run without Python's global lock:
+ *   reserve   first fit: the data page at which `nbytes` can begin, or one of the above. `align` is a power of two
+ *             >= POOL_PAGE_SIZE, and counts for the IOVA. The pages are out of the free list, and a killed
+ *             process has not allocated them;
+ *   (zero)    the caller clears the pages, or only the first pool_dirty_bytes() of them;
+ *   publish   the slot becomes ALLOCATED. unreserve() instead gives the pages back. */
+int64_t pool_reserve(struct pool *pool, uint64_t nbytes, uint64_t align);
+void pool_publish(struct pool *pool, uint64_t page, uint64_t nbytes, const char *owner, uint64_t tag, uint32_t flags);
+void pool_unreserve(struct pool *pool, uint64_t page, uint64_t nbytes);
+
+/* How many of `nbytes` from `page` on may hold what an earlier allocation left; the rest was never handed out and is
+ * zero, as a new memfd's pages are. */
+uint64_t pool_dirty_bytes(const struct pool *pool, uint64_t page, uint64_t nbytes);
 
 /* The allocation that begins at `page` ends and its pages can be had again. Cannot fail. */
 void pool_release(struct pool *pool, uint64_t page);

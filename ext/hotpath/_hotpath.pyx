@@ -23,6 +23,8 @@ from collections import deque
 cimport cython
 from nvme_async.native._mmio cimport Mmio
 
+from nvme_async.errors import OutOfDmaMemory
+
 cdef extern from "common/histogram.h":
     enum: HISTOGRAM_SIZE
 
@@ -168,6 +170,7 @@ include "request.pxi"
 include "batch.pxi"
 include "rings.pxi"
 include "queue_pair.pxi"
+include "starving.pxi"
 include "reset.pxi"
 include "adopt.pxi"
 include "geometry.pxi"

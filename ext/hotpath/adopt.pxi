@@ -324,7 +324,7 @@ cdef int ring_adopted(QueuePair qp, nvq_found *found, settle) except -1:
 
 def rebind(QueuePair qp, create_future, call_soon, ready):
     """Another loop uses this queue pair from now on (arguments as for QueuePair). Nothing of the old one's is out or waits."""
-    if qp.q.n_armed or qp.line:
+    if qp.q.n_armed or qp.line or qp.starved:
         raise RuntimeError(f"queue {qp.qid} is in use")
     qp.create_future, qp.call_soon, qp.ready = create_future, call_soon, ready
     qp.flush_planned = qp.poll_planned = False

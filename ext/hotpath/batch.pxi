@@ -30,6 +30,8 @@ cdef extern from "hotpath/batch.h":
     void nvb_finish(nvq *q, nvb_slot *slots, unsigned slot) nogil
     int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, nvq_patience *patience, unsigned *ring) nogil
 
+DEF BOUNCE_BYTES = 8 << 20 # bounce pages of a batch whose depth is left to us: more of them out at once move data no faster
+DEF BOUNCE_PIECES = 32     # but so many at least, and with fewer a batch doesn't begin while the memory can grow
 DEF SLICE_NS = 100_000     # one go of a batch, before other tasks of the loop get their turn
 
 
@@ -52,6 +54,8 @@ cdef class Batch:
     cdef bint has_lbas, has_data, has_status
     cdef int bounce_class
     cdef bint made, started, finished
+    cdef bint starving                 # waits for bounce pages before the first command
+    cdef bint any_depth
     cdef bint answered                 # over, but for a pass of the loop that others get first
     cdef readonly object statuses      # array of uint16, one for each element: 0 = success, else the 15-bit status field
 
@@ -116,40 +120,49 @@ cdef class Batch:
         if self.has_status:
             PyBuffer_Release(&self.status_view)
         free(self.b.pieces)
-        if self.made and not self.started and not self.finished:
+        if self.made and not self.started and not self.starving and not self.finished:
             never_awaited("QueuePair.batch")
 
-    cdef int begin(self) except -1:
-        """Bounce pages for as many as can be out at once, or the place of the buffer where the device reaches it."""
+    cdef bint begin(self) except -1:
+        """Bounce pages for as many as can be out at once, or the place of the buffer where the device reaches it. False: waits for pages."""
         cdef Mapping *mapping = NULL
         cdef Piece piece
         cdef QueuePair qp = self.qp
+        cdef uint32_t wanted = min(self.b.depth, self.b.n)
         if qp.refusal is not None:
             raise qp.refusal
         qp.check_thread()
-        self.started = True
-        if self.b.data == NULL:
+        if self.b.data == NULL or wanted == 0:
             nvb_sum(&self.b)
-            return 0
+            return True
         if not <uintptr_t>self.b.data & 3:
             mapping = qp.address_map.find(self.b.data, <uint64_t>self.b.nbytes * self.b.n)
-        if mapping != NULL:
+        if mapping != NULL and self.b.pieces == NULL:
             self.b.iova = mapping.iova + (<uintptr_t>self.b.data - mapping.begin)
             self.b.offset = <uintptr_t>self.b.data - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
             nvb_sum(&self.b)
-            return 0
-        self.b.bounced = True
-        self.b.flags |= NVQ_BOUNCE
-        nvb_sum(&self.b)
+            return True
         self.bounce_class = BounceCache.size_class(self.b.nbytes)
-        self.b.pieces = <nvb_piece *>calloc(self.b.depth, sizeof(nvb_piece))
+        if self.any_depth:
+            wanted = min(wanted, max(BOUNCE_PIECES, BOUNCE_BYTES >> (12 + self.bounce_class)))
         if self.b.pieces == NULL:
-            raise MemoryError()
-        while self.b.n_pieces < self.b.depth:
-            qp.bounce.take(self.bounce_class, &piece)
+            self.b.pieces = <nvb_piece *>calloc(wanted, sizeof(nvb_piece))
+            if self.b.pieces == NULL:
+                raise MemoryError()
+            self.b.bounced = True
+            self.b.flags |= NVQ_BOUNCE
+            nvb_sum(&self.b)
+        while self.b.n_pieces < wanted and qp.bounce.take(self.bounce_class, &piece):
             self.b.pieces[self.b.n_pieces] = nvb_piece(<uint8_t *>piece.data, piece.iova, piece.offset)
             self.b.n_pieces += 1
-        return 0
+        if self.b.n_pieces < min(wanted, BOUNCE_PIECES):
+            self.future = starve(qp, self.bounce_class, self.b.n_pieces > 0)
+            if self.future is not None:
+                self.starving = True
+                return False
+        if self.b.n_pieces < min(self.b.depth, self.b.n):
+            self.b.depth = self.b.n_pieces
+        return True
 
     cdef void let_go(self) noexcept:
         """Nothing is out any more: pages and buffers go back."""
@@ -165,14 +178,28 @@ cdef class Batch:
 
     cdef void detach(self) except *:
         """The awaiter goes away; as Request.detach()."""
-        if self.finished or (self.started and self.qp.ask_owner(self.close)):
+        if self.finished or ((self.started or self.starving) and self.qp.ask_owner(self.close)):
             return
         self.finished = True
         self.b.stopped = True
+        if self.starving:
+            self.starving = False
+            self.qp.leave_line(self.future)
         self.future = None
-        leave_batches(self.qp, self)
-        if self.b.out:
-            self.qp.guard()
+        if self.started:
+            leave_batches(self.qp, self)
+            if self.b.out:
+                self.qp.guard()
+        else:
+            self.give_up()
+
+    cdef void give_up(self) except *:
+        """Nothing was sent."""
+        cdef Py_ssize_t n = self.b.n_pieces
+        self.finished = True
+        self.let_go()
+        if n:
+            feed(self.qp, n)
 
     cdef void fail(self, exception) except *:
         self.failure = exception
@@ -203,6 +230,7 @@ cdef Batch make_batch(QueuePair qp, uint8_t opcode, uint32_t nsid, lbas, uint32_
     batch.b.lbas = <const uint64_t *>batch.lbas_view.buf
     batch.b.nbytes = nbytes
     batch.b.depth = min(depth, qp.q.n_trackers) if depth else qp.q.n_trackers
+    batch.any_depth = depth == 0
     if data is not None:
         if nbytes > qp.max_transfer or nbytes == 0:
             raise ValueError(f"a transfer of {nbytes} bytes is outside of 1 to this queue's limit of {qp.max_transfer}")
@@ -242,17 +270,21 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
     if self.future is not None and not self.future.done():
         return suspend(self.future, result)
     self.future = None
+    if self.starving:
+        self.starving = False
+        qp.take_turn()
     forbid(self)
     if self.failure is not None:
         self.detach()
         raise self.failure
     if not self.started:
         try:
-            self.begin()
+            if not self.begin():
+                return suspend(self.future, result)
         except BaseException:
-            self.finished = True
-            self.let_go()
+            self.give_up()
             raise
+        self.started = True
         qp.batches.append(self)
         qp.plan_watch()
     begin = nvq_now_ns()
@@ -341,9 +373,12 @@ cdef void go_on_with_batches(QueuePair qp) except *:
 
 cdef void leave_batches(QueuePair qp, Batch batch) except *:
     """A batch that is over, or whose awaiter is gone, is kept until nothing of it is out."""
+    cdef Py_ssize_t n = batch.b.n_pieces
     if batch.b.out == 0 and batch in qp.batches:
         qp.batches.remove(batch)
         batch.let_go()
+        if qp.starved:
+            feed(qp, n)
 
 
 nva_batch_install(Batch, <void *>batch_send)

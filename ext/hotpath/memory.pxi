@@ -113,19 +113,22 @@ cdef struct Piece:
 cdef struct PieceStack:
     Piece *pieces
     int n
+    int total            # pieces of this class that exist, whoever has them
     int capacity
 
 
 cdef class BounceCache:
     """Pool pages for data that the device can't reach where it is: free lists by power-of-two size, filled from the pool in chunks.
 
-    `alloc(nbytes, tag)` gets a chunk from the pool as a DmaBuffer; the tag is the size class, so that a successor can cut the chunk up the
-    same way. A piece is owned by one command until that completes. Chunks go back when the cache is closed. Same thread as its queue pair.
+    `alloc(nbytes, tag)` gets a chunk from the pool as a DmaBuffer, without waiting for memory to grow: None or OutOfDmaMemory if there is
+    none now. The tag is the size class, so that a successor can cut the chunk up the same way. A piece is owned by one command until that
+    completes. Chunks go back when the cache is closed, and those of which every piece is free when the pool has nothing else to give.
+    Same thread as its queue pair.
     """
 
     cdef PieceStack stacks[N_CLASSES]
     cdef object alloc
-    cdef list chunks
+    cdef list chunks             # (chunk, class, address)
     cdef readonly int n_taken
 
     def __init__(self, alloc):
@@ -147,19 +150,64 @@ cdef class BounceCache:
     cdef int reserve(self, int k, int count) except -1:
         """Room for `count` more pieces, so that give() can't fail."""
         cdef PieceStack *stack = &self.stacks[k]
-        cdef Piece *grown = <Piece *>realloc(stack.pieces, (stack.capacity + count) * sizeof(Piece))
-        if grown == NULL:
-            raise MemoryError()
-        stack.pieces = grown
-        stack.capacity += count
+        cdef Piece *grown
+        if stack.total + count > stack.capacity:
+            grown = <Piece *>realloc(stack.pieces, (stack.total + count) * sizeof(Piece))
+            if grown == NULL:
+                raise MemoryError()
+            stack.pieces = grown
+            stack.capacity = stack.total + count
+        stack.total += count
         return 0
 
-    cdef int refill(self, int k) except -1:
+    cdef object chunk_of(self, uint64_t nbytes, int k):
+        try:
+            return self.alloc(nbytes, k)
+        except OutOfDmaMemory:
+            return None
+
+    cdef bint refill(self, int k) except? False:
+        """False: the pool has no room, and no idle pieces of other sizes can make any."""
         cdef uint64_t size = <uint64_t>4096 << k
-        # Small ones by the dozen, large ones one at a time: a chunk is never given back while the queue lives.
+        # Small ones by the dozen, large ones one at a time.
         cdef int count = <int>max(1, min(64, (256 * 1024) // size))
-        self.add_chunk(self.alloc(size * count, k), k, count)
-        return 0
+        chunk = self.chunk_of(size * count, k)
+        if chunk is None and count > 1:
+            count = 1
+            chunk = self.chunk_of(size, k)
+        if chunk is None and self.trim():
+            chunk = self.chunk_of(size, k)
+        if chunk is None:
+            return False
+        self.add_chunk(chunk, k, count)
+        return True
+
+    cdef bint trim(self) except? False:
+        """Gives chunks back to the pool of which no command has a piece; False if there is none."""
+        cdef uintptr_t begin, end
+        cdef PieceStack *stack
+        cdef int k, i, n
+        kept = []
+        for chunk, k, begin in self.chunks:
+            end = begin + <size_t>chunk.nbytes
+            stack = &self.stacks[k]
+            n = 0
+            for i in range(stack.n):
+                n += begin <= <uintptr_t>stack.pieces[i].data < end
+            if n << (12 + k) != chunk.nbytes:
+                kept.append((chunk, k, begin))
+                continue
+            n = 0
+            for i in range(stack.n):
+                if not begin <= <uintptr_t>stack.pieces[i].data < end:
+                    stack.pieces[n] = stack.pieces[i]
+                    n += 1
+            stack.total -= stack.n - n
+            stack.n = n
+            chunk.free()
+        freed = len(kept) < len(self.chunks)
+        self.chunks = kept
+        return freed
 
     def add_chunk(self, chunk, int k, int count, taken=()):
         """Cuts `chunk` into `count` pieces of class `k`; those at the pool offsets in `taken` stay with their commands."""
@@ -173,23 +221,24 @@ cdef class BounceCache:
         PyBuffer_Release(&view)
         piece.iova = chunk.iova
         piece.offset = chunk.offset
-        self.chunks.append(chunk)
+        self.chunks.append((chunk, k, <uintptr_t>piece.data))
         for i in range(count - 1, -1, -1):
             self.n_taken += 1
             if piece.offset + i * size not in taken:
                 self.give(k, Piece(piece.data + i * size, piece.iova + i * size, piece.offset + i * size))
 
-    cdef inline int take(self, int k, Piece *piece) except -1:
+    cdef inline bint take(self, int k, Piece *piece) except? False:
+        """False: there is none now; see starve()."""
         cdef PieceStack *stack
         if k >= N_CLASSES:
             raise ValueError(f"a bounced transfer of {<uint64_t>4096 << k} bytes is over the limit of 16 MiB")
         stack = &self.stacks[k]
-        if stack.n == 0:
-            self.refill(k)
+        if stack.n == 0 and not self.refill(k):
+            return False
         stack.n -= 1
         piece[0] = stack.pieces[stack.n]
         self.n_taken += 1
-        return 0
+        return True
 
     cdef inline void give(self, int k, Piece piece) noexcept:
         # add_chunk() reserved the room.
@@ -204,12 +253,12 @@ cdef class BounceCache:
         if self.n_taken:
             raise RuntimeError(f"{self.n_taken} pieces still belong to commands")
         for k in range(N_CLASSES):
-            self.stacks[k].n = 0
-        for chunk in self.chunks:
+            self.stacks[k].n = self.stacks[k].total = 0
+        for chunk, _, _ in self.chunks:
             chunk.free()
         self.chunks.clear()
 
     @property
     def nbytes(self):
         """Pool memory held, in bytes."""
-        return sum([chunk.nbytes for chunk in self.chunks])
+        return sum([chunk.nbytes for chunk, _, _ in self.chunks])

@@ -30,7 +30,10 @@ cdef class QueuePair(Rings):
     cdef object create_future, call_soon, command_error, on_fault
     cdef object line             # deque of futures: who waits for a free command id
     cdef list parked             # futures: whose namespace is held
-    cdef int n_granted           # of those, how many were told to go on and have not yet
+    cdef int n_granted           # of those, and of the starved, how many were told to go on and have not yet
+    cdef object starved          # deque of futures: who waits for a bounce page
+    cdef bint growing            # on_starved() was called, and fed() is to follow
+    cdef public object on_starved    # called with a number of bytes when the pool has no such bounce page: lets the memory grow, or raises
     cdef object refusal          # exception for new commands, or None
     cdef bint held               # new commands wait (drain barrier, reset)
     cdef bint flush_planned, poll_planned
@@ -76,6 +79,7 @@ cdef class QueuePair(Rings):
         self.on_fault = on_fault
         self.line = deque()
         self.parked = []
+        self.starved = deque()
         self.flush_callback = self.flush
         self.poll_callback = self.poll
         self.more_callback = self.more
@@ -182,10 +186,11 @@ cdef class QueuePair(Rings):
         if future is None or (future.done() and not future.cancelled()):
             self.n_granted -= 1      # its turn goes to the next
         else:
-            try:
-                self.line.remove(future)
-            except ValueError:
-                pass
+            for line in (self.line, self.starved):
+                try:
+                    line.remove(future)
+                except ValueError:
+                    pass
         self.pass_on()
 
     cdef void grant(self) except *:
@@ -197,39 +202,47 @@ cdef class QueuePair(Rings):
                 wake(future)
 
     cdef void pass_on(self) except *:
-        """A command id that somebody had a right to isn't taken: it is the next one's."""
+        """A command id, or a bounce page, that somebody had a right to isn't taken: it is the next one's."""
+        if self.starved:
+            feed(self, 1)
         self.grant()
         if self.batches:
             go_on_with_batches(self)
 
-    cdef int start(self, Request request) except -1:
-        """Sends a command for which there is a free id. Raises with nothing sent and nothing kept."""
+    cdef bint start(self, Request request) except -1:
+        """Sends a command for which there is a free id. False: it waits in line for a bounce page. Raises with nothing sent and nothing
+        kept."""
         try:
             if self.refusal is not None:
                 raise self.refusal
             if request.kind != NO_DATA:
                 if request.nbytes > self.max_transfer:
                     raise ValueError(f"a transfer of {request.nbytes} bytes is over this queue's limit of {self.max_transfer}")
-                self.place(request)
+                if not self.place(request):
+                    request.future = starve(self, request.bounce_class, False)
+                    request.state = QUEUED
+                    self.grant()
+                    return False
             self.send(request)
         except BaseException:
             request.state = FINISHED
             request.let_go()
             self.pass_on()
             raise
-        return 0
+        return True
 
-    cdef inline int place(self, Request request) except -1:
-        """Finds where the device reaches the data: in place, or in bounce pages."""
+    cdef inline bint place(self, Request request) except -1:
+        """Finds where the device reaches the data: in place, or in bounce pages. False: there is no page for it now."""
         cdef Mapping *mapping = NULL
         if request.has_view and not <uintptr_t>request.view.buf & 3:      # PRPs are dword aligned (Base 2.0, 4.1.1)
             mapping = self.address_map.find(request.view.buf, request.nbytes)
         if mapping != NULL:
             request.iova = mapping.iova + (<uintptr_t>request.view.buf - mapping.begin)
             request.offset = <uintptr_t>request.view.buf - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
-            return 0
+            return True
         request.bounce_class = BounceCache.size_class(request.nbytes)
-        self.bounce.take(request.bounce_class, &request.piece)
+        if not self.bounce.take(request.bounce_class, &request.piece):
+            return False
         request.bounced = True
         request.flags |= NVQ_BOUNCE
         request.iova = request.piece.iova
@@ -242,7 +255,7 @@ cdef class QueuePair(Rings):
         else:
             nvs_prepare(<uint8_t *>request.piece.data, request.nbytes)
         self.q.header.n_bounced += 1
-        return 0
+        return True
 
     cdef inline int send(self, Request request) except -1:
         cdef int slot = nvq_take(&self.q)
@@ -351,6 +364,7 @@ cdef class QueuePair(Rings):
 
         It may be called again from inside (by a callback that polls): then the inner call delivers what is left."""
         cdef object failure = None
+        cdef Py_ssize_t n
         while self.n_delivered < self.q.n_done:
             try:
                 while self.n_delivered < self.q.n_done:
@@ -358,8 +372,11 @@ cdef class QueuePair(Rings):
                     self.deliver_one(self.q.done_slots[self.n_delivered - 1])
             except BaseException as error:
                 failure = error if failure is None or not isinstance(error, Exception) else failure
+        n = self.q.n_done
         self.n_delivered = self.q.n_done = 0
         try:
+            if self.starved:
+                feed(self, n)
             if self.line:
                 self.grant()
             if self.batches:
@@ -510,6 +527,7 @@ cdef class QueuePair(Rings):
                     self.n_granted += 1      # they see the refusal when they take their turn
                     wake(future)
             wake_parked(self)
+            feed(self, len(self.starved))
 
     def hold(self, bint held):
         """New commands wait in line while held."""
@@ -671,7 +689,8 @@ cdef class QueuePair(Rings):
         found = Rings.inspect(self)
         if self.has_memory:
             found["mode"] = {POLL: "poll", INTERRUPT: "interrupt", ADAPTIVE: "adaptive"}[self.mode]
-            found["waiting"] = len(self.line)
+            found["waiting"] = len(self.line) + len(self.starved)
+            found["waiting_for_memory"] = len(self.starved)
             found["held"] = len(self.parked)
             found["latency_ns"] = self.lone_patience.gap_ns
             found["gap_ns"] = self.next_patience.gap_ns

@@ -11,7 +11,7 @@ cdef enum:
     # A Request's life, in this order
     BLANK          # is being made
     NEW            # nothing was sent
-    QUEUED         # waits for a free command id
+    QUEUED         # waits for a free command id or a bounce page
     SENT           # the controller has it
     COMPLETED      # status and result are here
     FINISHED       # the awaiter has the result
@@ -225,7 +225,8 @@ cdef int request_send(Request self, PyObject **result) except -1:
             self.state = QUEUED
             self.future = qp.stand_in_line()
             return suspend(self.future, result)
-        qp.start(self)
+        if not qp.start(self):
+            return suspend(self.future, result)
         if look(qp, self):
             qp.q.header.n_eager += 1
     elif self.state == SENT and not self.failed:
@@ -244,7 +245,8 @@ cdef int request_send(Request self, PyObject **result) except -1:
             # Held, or reset, between the word to go on and now.
             self.future = qp.stand_in_line()
             return suspend(self.future, result)
-        qp.start(self)
+        if not qp.start(self):
+            return suspend(self.future, result)
         look(qp, self)
     if self.state == SENT and self.future is None and not self.yields and not self.failed:
         qp.before_sleep()

@@ -67,6 +67,7 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
         # Its slot is another's from now on: an awaiter that comes late must find nothing to detach from.
         request.state = FINISHED
         request.let_go()
+    feed(qp, len(qp.starved))
     qp.grant()
     if qp.leaving is not None:
         qp.see_off()
@@ -97,6 +98,7 @@ cdef int release_queue(QueuePair qp) except -1:
         leave_batches(qp, batch)
     nvq_reset(&qp.q)
     qp.n_delivered = 0
+    feed(qp, len(qp.starved))
     qp.grant()
     if qp.leaving is not None:
         qp.see_off()

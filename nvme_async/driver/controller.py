@@ -24,7 +24,7 @@ from nvme_async.driver.events import Event, EventListener
 from nvme_async.driver.hooks import LifecycleHooks
 from nvme_async.driver.lifecycle import ENDING, FINAL, Lifecycle, State
 from nvme_async.driver.namespace import Namespace
-from nvme_async.driver.options import Options
+from nvme_async.driver.options import DEFAULT_POOL, Options
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.memory import DeviceMemory, Registration
 from nvme_async.driver.pcie.queue_set import QueueSet
@@ -118,7 +118,7 @@ class Controller(LifecycleHooks):
 
     async def make_memory(self) -> None:
         """The pool, and an eventfd for each vector. Once, with the controller disabled."""
-        await self.call(self._make_memory)
+        await in_thread(self._make_memory)
         await self.call(self.queues.maker.open_vectors)
 
     def _make_memory(self) -> None:
@@ -127,6 +127,8 @@ class Controller(LifecycleHooks):
             pool_bytes=self.options.pool_bytes,
             hugepages=self.options.hugepages,
             fixed=self.options.keepalive,
+            limit=self.options.memory_limit,
+            flexible=self.options.pool_bytes == DEFAULT_POOL,
         )
         self.memory.in_use = self.queues.uses
 
@@ -317,7 +319,7 @@ class Controller(LifecycleHooks):
 
     async def _release_memory(self) -> None:
         if self.memory is not None:
-            await self.call(self.memory.close)
+            await in_thread(self.memory.close)
 
     def _shutdown_seconds(self) -> float:
         """What the caller has chosen, or what the controller asks for, within reason."""
@@ -459,13 +461,34 @@ class Controller(LifecycleHooks):
         """Zeroed memory that the device reaches directly: a writable buffer of `nbytes`, page
         aligned; free() it or use it in `with`.
 
-        OutOfDmaMemory if there is none to be had. From any thread.
+        OutOfDmaMemory if there is none to be had: the options pool_bytes (with keepalive) and
+        memory_limit, the memory that is available, and the limit of locked memory bound it. From any
+        thread. Blocks while the memory has to grow, or much of it to be cleared; buffer() doesn't.
         """
+        return self._reachable().alloc(self._positive(nbytes), owner="application", tag=tag)
+
+    async def buffer(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
+        """alloc() for large buffers on an event loop, which goes on meanwhile. From any loop."""
+        memory, nbytes = self._reachable(), self._positive(nbytes)
+        made: list[DmaBuffer] = []
+        try:
+            await in_thread(lambda: made.append(memory.alloc(nbytes, owner="application", tag=tag)))
+        except asyncio.CancelledError:
+            for buffer in made:
+                buffer.free()
+            raise
+        return made[0]
+
+    def _reachable(self) -> DeviceMemory:
         if self.memory is None or self.state in ENDING:
             raise self.not_here()
+        return self.memory
+
+    @staticmethod
+    def _positive(nbytes: int) -> int:
         if nbytes <= 0:
             raise ValueError(f"nbytes is {nbytes}, at least 1 is needed")
-        return self.memory.alloc(nbytes, owner="application", tag=tag)
+        return nbytes
 
     def register(self, buffer: Any) -> Registration:
         """Makes existing memory (an array, an mmap) reachable for the device in place, so that

@@ -12,6 +12,7 @@ Mode = Literal["adaptive", "interrupt", "poll"]
 MODES: tuple[Mode, ...] = ("adaptive", "interrupt", "poll")
 
 PAGE = 4096
+DEFAULT_POOL = 32 << 20
 
 
 def _between(low: float, high: float) -> Any:
@@ -51,7 +52,11 @@ class Options:
         admin_entries: of the admin queue, 2 to 4096.
         max_transfer: bytes of one command; never more than the controller takes (MDTS).
         pool_bytes: first size of the memory that the controller can reach; it grows by as much when
-            it is full.
+            it is full. The default is cut down where limits forbid so much (the log and inspect()
+            say so).
+        memory_limit: most bytes of that memory, all of it together. None: half of the machine's
+            memory, or of what the process's control groups allow. Whatever it is, no more is taken
+            than is available at the time.
         hugepages: "auto", "never" or "require", for that memory.
         command_timeout: seconds for an I/O command before it is aborted and, failing that, the
             controller reset. 0 = no limit.
@@ -78,7 +83,8 @@ class Options:
     queue_entries: int = attrs.field(default=256, validator=_between(2, 4096))
     admin_entries: int = attrs.field(default=64, validator=_between(2, 4096))
     max_transfer: int = attrs.field(default=1 << 20, validator=[_pages, _between(PAGE, 16 << 20)])
-    pool_bytes: int = attrs.field(default=32 << 20, validator=_pages)
+    pool_bytes: int = attrs.field(default=DEFAULT_POOL, validator=_pages)
+    memory_limit: int | None = attrs.field(default=None, validator=attrs.validators.optional(_pages))
     hugepages: Literal["auto", "never", "require"] = attrs.field(
         default="auto", validator=_one_of("auto", "never", "require")
     )

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 
 from nvme_async.dma import Pool, Slot
-from nvme_async.dma.manager import DmaManager
+from nvme_async.dma.manager import DmaClient
 from nvme_async.driver.controller import Controller
 from nvme_async.errors import CommandError, NvmeError
 from nvme_async.keepalive import manifest
@@ -114,18 +115,20 @@ def _pending(pool: Pool) -> list[Slot]:
     return [slot for slot in pool.slots() if slot.state == "pending-restore"]
 
 
-def validate(uri: str, manager: DmaManager) -> list[Slot]:
+def validate(uri: str, clients: Iterable[DmaClient]) -> list[Slot]:
     """What nobody claimed; its pages stay out of use from now on, for a controller might still
     write there.
     """
-    unclaimed = manager.validate_restore()
-    for one in unclaimed:
-        log.warning(
-            "%s: %d bytes at %#x of %s are leaked: nobody claimed what the predecessor had there as %r",
-            uri,
-            one.slot.nbytes,
-            one.slot.offset,
-            one.client,
-            one.slot.owner,
-        )
-    return [one.slot for one in unclaimed]
+    unclaimed = []
+    for client in clients:
+        for slot in client.mark_unclaimed():
+            unclaimed.append(slot)
+            log.warning(
+                "%s: %d bytes at %#x of %s are leaked: nobody claimed what the predecessor had there as %r",
+                uri,
+                slot.nbytes,
+                slot.offset,
+                client.name,
+                slot.owner,
+            )
+    return unclaimed

@@ -155,4 +155,4 @@ class KeptController(DriverController):
             await self.cleanup.wait()
         if self.memory is None or not self.memory.pools:
             raise self.not_here()
-        return cleanup.validate(self.uri, self.memory.manager)
+        return cleanup.validate(self.uri, self.memory.clients)

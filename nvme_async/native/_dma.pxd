@@ -22,6 +22,7 @@ cdef extern from "dma/pool.h" nogil:
         uint64_t data_offset
         uint64_t data_pages
         uint64_t free_pages
+        uint64_t touched
 
 
 cdef class Pool:
@@ -35,12 +36,15 @@ cdef class Pool:
     cdef list deferred                  # data pages to release after resume(); None: not paused
     cdef bint is_detached               # handed to a successor: the table is that one's
     cdef size_t n_exports               # of all its buffers
+    cdef int n_clearing                 # threads that write zeroes without the global lock just now
     cdef readonly str name
     cdef readonly str backing
     cdef readonly str id
     cdef object __weakref__
 
     cdef int _usable(self) except -1
+    cdef int _clear(self, uint64_t page, uint64_t nbytes) except -1
+    cdef void _settle(self) noexcept
     cdef int64_t _page_at(self, offset) except -1
     cdef DmaBuffer _buffer(self, uint64_t page)
     # alloc() for other extension modules. `owner` at most 31 bytes of UTF-8, `align` a power of two.

@@ -10,9 +10,8 @@ import pytest
 from kept import WAYS, Way, line
 
 import nvme_async
-from nvme_async.dma import Pool
-from nvme_async.dma.manager import DmaManager, Policy
-from nvme_async.errors import ConfigurationError, OutOfDmaMemory
+from nvme_async.dma.manager import Policy
+from nvme_async.errors import OutOfDmaMemory
 from nvme_async.keepalive import restore
 
 ways = pytest.mark.parametrize("way", WAYS)
@@ -97,22 +96,3 @@ async def test_a_save_holds_no_memory_back() -> None:
             await drivers.succeed("save")
             await drivers.namespace.read(0)
         assert clients(drivers.driver)[0]["states"]["free"] == free
-
-
-def test_a_predecessors_pool_is_adopted_under_its_name_and_within_what_is_configured() -> None:
-    with Pool(2 * MIB, iova=1 << 32, name="pool0", hugepages="never") as pool:
-        pool.alloc(4096, owner="x", persistent=True)
-        with DmaManager(MIB) as small, pytest.raises(OutOfDmaMemory, match="'pool0' needs"):
-            small.adopt(Pool.attach(pool.fd))
-        with DmaManager(4 * MIB) as manager:
-            client = manager.adopt(Pool.attach(pool.fd))
-            assert (client.name, client.policy) == ("pool0", Policy.PRIVATE)
-            assert client.states()["pending-restore"] == {"slots": 1, "nbytes": 4096}
-            with pytest.raises(ConfigurationError, match="exists already"):
-                manager.client("pool0", Policy.EPHEMERAL, MIB)
-            with pytest.raises(ConfigurationError, match="exists already"), Pool.attach(pool.fd) as again:
-                manager.adopt(again)
-            assert manager.validate_restore()[0].client == "pool0"
-            manager.forget(client)
-            client.pool.detach()
-            client.pool.close()

@@ -1,31 +1,52 @@
 """The memory that one controller reaches: pools and registered user buffers, mapped at its IOMMU
 and known to its queue pairs.
+
+Pools are made one after the other under a lock, in whichever thread finds that there is no room.
+An event loop doesn't wait for that: it asks make_room() or, for bounce pages, on_starved(), and the
+pool is made in a thread.
 """
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from nvme_async.device import Device
-from nvme_async.dma import DmaBuffer, Pool
+from nvme_async.dma import PAGE_SIZE, DmaBuffer, Pool
 from nvme_async.dma.backing import shared_backing
+from nvme_async.dma.budget import Budget
 from nvme_async.dma.manager import DmaClient, DmaManager, Policy
-from nvme_async.errors import ConfigurationError, DeviceError, OutOfDmaMemory
-from nvme_async.native._hotpath import AddressMap, address_of, byte_view
+from nvme_async.errors import ConfigurationError, DeviceError, NvmeError, OutOfDmaMemory
+from nvme_async.native._hotpath import AddressMap, QueuePair, address_of, byte_view, fed
+from nvme_async.runtime.tasks import in_thread
 
-# Above everything that a 32-bit device or a platform's reserved windows (MSI at FEE0_0000h) claim.
+log = logging.getLogger("nvme_async")
+
+# Above everything that a 32-bit device or a platform's reserved windows (MSI at FEE0_0000h) claim;
+# below only where the IOMMU translates nothing above.
 FIRST_IOVA = 0x1_0000_0000
 ALIGN = 2 << 20
+SMALLEST_POOL = 2 << 20
+"""Bytes of a first pool that was cut down to a limit: admin queue, one I/O queue, some data."""
+_REFUSED_SECONDS = 0.5
+"""For so long a failure to grow counts, before it is tried again."""
 
 
 class DeviceMemory:
     """Pools of a controller, and where they lie for it.
 
-    Owner: its Controller, on whose loop's thread everything here is called, except alloc(), which
-        any of the controller's loops calls under
-    the GIL. Closed after the controller was reset, before the device is.
+    Owner: its Controller, on whose loop's thread everything here is called, except alloc(), find(),
+    make_room() and what feeder() returns: any of the controller's loops and threads calls those.
+    Closed after the controller was reset, before the device is.
+
+    Attributes:
+        note: why the first pool is smaller than asked for, or None.
     """
 
     def __init__(
@@ -36,91 +57,225 @@ class DeviceMemory:
         hugepages: Literal["auto", "never", "require"],
         fixed: bool = False,
         adopt: Pool | None = None,
+        limit: int | None = None,
+        flexible: bool = False,
     ) -> None:
         """fixed: one private pool, and no more. adopt: that one, which a predecessor has mapped at
         the device already.
+
+        limit: bytes of all pools together; None: half of the memory that the process can have.
+        flexible: the first pool may be smaller where limits, or the IOMMU's windows, don't let it
+        have pool_bytes.
         """
         self.device = device
         self.address_map = AddressMap()
-        self._fixed = fixed or adopt is not None
-        private = 0
-        if self._fixed:
-            # As much as the pool takes with its table, and with huge pages.
-            private = adopt.nbytes if adopt is not None else _aligned(Pool.size_for(_aligned(pool_bytes)))
-        self.manager = DmaManager(private, hugepages=hugepages)
-        self._clients: list[DmaClient] = []
+        self.note: str | None = None
         self.registrations: dict[int, Registration] = {}
-        self._pool_bytes = pool_bytes
-        self._mapped: list[tuple[int, int]] = []  # (iova, nbytes)
-        self._inherited: list[tuple[int, int]] = []  # a predecessor's registrations
-        self._retired: list[tuple[int, int]] = []  # closed registrations that a command may still use
         self.in_use: Callable[[int, int], bool] = lambda iova, nbytes: False
         self.on_mapped: Callable[[], None] = lambda: (
             None
         )  # a mapping of user memory is about to be made, was made, or was removed
+        self._fixed = fixed or adopt is not None
+        self._budget = Budget(limit, hugepages=hugepages, locked=device.direct)
+        self._pool_bytes = pool_bytes
+        self._clients: list[DmaClient] = []
+        self._names = itertools.count()
+        self._growing = threading.Lock()
+        self._placing = threading.Lock()
+        self._closed = False
+        self._refused: tuple[float, NvmeError] | None = None
+        self._mapped: list[tuple[int, int]] = []  # (iova, nbytes)
+        self._inherited: list[tuple[int, int]] = []  # a predecessor's registrations
+        self._retired: list[tuple[int, int]] = []  # closed registrations that a command may still use
+        self.manager = DmaManager(0 if adopt is None else adopt.nbytes, hugepages=hugepages)
         if adopt is not None:
-            self._know(self.manager.adopt(adopt))
+            client = self.manager.adopt(adopt)
+            self._mapped.append((adopt.iova, adopt.nbytes))
+            self._know(client)
         else:
-            self.grow(pool_bytes)
+            needed = min(SMALLEST_POOL, pool_bytes) if flexible else pool_bytes
+            self._grow(_pages(needed), seen=0)
 
     @property
     def pools(self) -> list[Pool]:
         """Of its DMA clients, the first one first. With keepalive there is one, and it is private."""
         return [client.pool for client in self._clients]
 
-    def place(self, nbytes: int) -> int:
-        """A free IOVA range of `nbytes` that the device can reach; OutOfDmaMemory if there is none."""
-        nbytes = _aligned(nbytes)
-        taken = sorted(self._mapped)
-        for window in self.device.iova_ranges:
-            at = -(-max(window.start, FIRST_IOVA) // ALIGN) * ALIGN
-            for iova, length in taken:
-                if iova < at + nbytes and at < iova + length:
-                    at = -(-(iova + length) // ALIGN) * ALIGN
-            if at + nbytes <= window.stop:
-                return at
-        raise OutOfDmaMemory(f"no {nbytes} bytes of IOVA space are free; the device reaches {self.device.iova_ranges}")
+    @property
+    def clients(self) -> tuple[DmaClient, ...]:
+        """In the order of `pools`."""
+        return tuple(self._clients)
 
-    def grow(self, nbytes: int) -> DmaClient:
-        """One more client with room for `nbytes` of allocations at least: the private one where the
-        pool is fixed, else an ephemeral one.
+    # -- where it lies -----------------------------------------------------------------------------
+
+    def reserve(self, nbytes: int) -> int:
+        """A free IOVA range of `nbytes` that the device can reach, taken from here on.
+        OutOfDmaMemory if there is none, or no mapping left.
         """
-        if len(self._mapped) >= self.device.max_mappings:
-            raise OutOfDmaMemory(f"the device takes no more than {self.device.max_mappings} mappings")
-        size = max(self._pool_bytes, _aligned(nbytes))
-        policy = Policy.PRIVATE if self._fixed else Policy.EPHEMERAL
-        client = self.manager.client(f"pool{len(self._clients)}", policy, size, iova=self.place(Pool.size_for(size)))
-        try:
-            self.device.map_dma(client.pool, iova=client.pool.iova, nbytes=client.pool.nbytes)
-        except BaseException:
-            client.close()
-            raise
-        self._know(client)
-        return client
+        with self._placing:
+            if len(self._mapped) >= self.device.max_mappings:
+                raise OutOfDmaMemory(f"the device takes no more than {self.device.max_mappings} mappings")
+            iova = self._place(_aligned(nbytes))
+            self._mapped.append((iova, nbytes))
+            return iova
+
+    def release(self, iova: int, nbytes: int) -> None:
+        """The range is not mapped, or not any more."""
+        with self._placing:
+            if (iova, nbytes) in self._mapped:
+                self._mapped.remove((iova, nbytes))
+
+    def _place(self, nbytes: int) -> int:
+        ranges = self.device.iova_ranges
+        taken = sorted(self._mapped)
+        # Address 0 is never used: some controllers take it for "none".
+        for lowest in (FIRST_IOVA, ALIGN):
+            for window in ranges:
+                at = _aligned(max(window.start, lowest))
+                for iova, length in taken:
+                    if iova < at + nbytes and at < iova + length:
+                        at = _aligned(iova + length)
+                if at + nbytes <= window.stop:
+                    return at
+        windows = ", ".join(f"{window.start:#x}-{window.stop - 1:#x}" for window in ranges[:8])
+        raise OutOfDmaMemory(
+            f"no {nbytes} bytes of IOVA space are free; the device reaches {windows or 'nothing more'}"
+            + (f" and {len(ranges) - 8} more windows" if len(ranges) > 8 else "")
+        )
+
+    # -- pools -------------------------------------------------------------------------------------
+
+    def alloc(self, nbytes: int, *, owner: str, tag: int = 0) -> DmaBuffer:
+        """Zeroed memory that the device reaches, from the first pool with room, or from a new one:
+        then it blocks until that is made. From any thread.
+
+        OutOfDmaMemory if a fixed pool has none, or a limit forbids one more.
+        """
+        while True:
+            clients = list(self._clients)
+            for client in clients:
+                try:
+                    return client.alloc(nbytes, owner=owner, tag=tag)
+                except OutOfDmaMemory as full:
+                    if self._fixed:
+                        raise
+                    log.debug("%s: %s", self.device.uri, full)
+            self._grow(_pages(nbytes), seen=len(clients))
+
+    def find(self, nbytes: int, *, owner: str, tag: int = 0) -> DmaBuffer | None:
+        """alloc() from the pools that there are; None if none has room."""
+        for client in list(self._clients):
+            try:
+                return client.alloc(nbytes, owner=owner, tag=tag)
+            except OutOfDmaMemory:
+                continue
+        return None
+
+    async def make_room(self, nbytes: int) -> None:
+        """Lets the memory grow, in a thread, until an alloc() of `nbytes` need not. (Another
+        thread may be quicker to take the room.) Raises what alloc() would.
+        """
+        room = self.find(nbytes, owner="room")
+        if room is None:
+            room = await in_thread(lambda: self.alloc(nbytes, owner="room"))
+        room.free()
+
+    def chunk_source(self, owner: str) -> Callable[[int, int], DmaBuffer | None]:
+        """find() as BounceCache wants it."""
+        return lambda nbytes, tag: self.find(nbytes, owner=owner, tag=tag)
+
+    def feeder(self, hot: QueuePair, loop: asyncio.AbstractEventLoop) -> Callable[[int], None]:
+        """What QueuePair.on_starved is to be: called on `loop`, lets the memory grow in a thread and
+        has fed(hot) called afterwards; or raises OutOfDmaMemory at once.
+        """
+
+        def grow(nbytes: int, seen: int) -> None:
+            try:
+                self._grow(nbytes, seen=seen)
+            except NvmeError as error:
+                self._refused = (time.monotonic(), error)
+            try:
+                loop.call_soon_threadsafe(fed, hot)
+            except RuntimeError:
+                pass  # the loop has ended, and with it who waited
+
+        def on_starved(nbytes: int) -> None:
+            if self._fixed:
+                raise OutOfDmaMemory(
+                    f"{self.device.uri}: the pool of {self.pools[0].nbytes} bytes has no {nbytes} bytes for a "
+                    "transfer, and does not grow (keepalive); the option pool_bytes makes it larger"
+                )
+            refused = self._refused
+            if refused is not None and time.monotonic() - refused[0] < _REFUSED_SECONDS:
+                raise OutOfDmaMemory(f"{self.device.uri}: no {nbytes} bytes for a transfer: {refused[1]}")
+            arguments = (_pages(nbytes), len(self._clients))
+            threading.Thread(target=grow, args=arguments, name="nvme memory", daemon=True).start()
+
+        return on_starved
+
+    def _grow(self, needed: int, *, seen: int) -> None:
+        """One more client with room for `needed` bytes at least, and up to pool_bytes: the private
+        one where the pool is fixed, else an ephemeral one. Nothing, if there are other than `seen`
+        clients by now.
+        """
+        with self._growing:
+            if len(self._clients) != seen:
+                return
+            if self._closed:
+                raise OutOfDmaMemory(f"{self.device.uri}: the controller is closed")
+            wanted = max(self._pool_bytes, _aligned(needed))
+            iova, size = self._fit(needed, wanted, first=not seen)
+            length = _aligned(Pool.size_for(size))
+            if self._fixed:
+                self.manager.private_bytes = length
+            policy = Policy.PRIVATE if self._fixed else Policy.EPHEMERAL
+            client = None
+            try:
+                client = self.manager.client(f"pool{next(self._names)}", policy, size, iova=iova)
+                self.device.map_dma(client.pool, iova=iova, nbytes=client.pool.nbytes)
+                with self._placing:
+                    self._mapped[self._mapped.index((iova, length))] = (iova, client.pool.nbytes)
+            except BaseException as error:
+                self.release(iova, length)
+                if client is not None:
+                    client.close()
+                if seen and isinstance(error, DeviceError):
+                    text = f"{self.device.uri}: the device can't be given more memory: {error}"
+                    raise OutOfDmaMemory(text) from error
+                raise
+            self._know(client)
+
+    def _fit(self, needed: int, wanted: int, *, first: bool) -> tuple[int, int]:
+        """Where the next pool goes, and how many bytes of allocations it is for: `wanted`, or what
+        limits and windows leave of that, but no less than `needed`.
+        """
+        bound = self._budget.room(self.pools, Pool.size_for(wanted))
+        # The table takes 1/65; whole 64 KiB, so that repeated growth doesn't end in crumbs.
+        size = min(wanted, bound.nbytes * 64 // 65 - PAGE_SIZE & ~0xFFFF)
+        if size < needed:
+            raise OutOfDmaMemory(f"{self.device.uri}: no {needed} bytes more for the device: {bound.reason}")
+        reason = bound.reason
+        while True:
+            try:
+                iova = self.reserve(_aligned(Pool.size_for(size)))
+                break
+            except OutOfDmaMemory as error:
+                if size == needed:
+                    raise
+                reason = str(error)
+                size = max(needed, _pages(size // 2))
+        if first and size < self._pool_bytes:
+            self.note = f"a pool of {size} bytes instead of {self._pool_bytes}: {reason}"
+            log.warning("%s: %s", self.device.uri, self.note)
+        return iova, size
 
     def _know(self, client: DmaClient) -> None:
         pool = client.pool
-        self._mapped.append((pool.iova, pool.nbytes))
+        self._budget.count(pool)
         self.address_map.add(pool.address, pool.nbytes, pool.iova, True)
         self._clients.append(client)
 
-    def alloc(self, nbytes: int, *, owner: str, tag: int = 0) -> DmaBuffer:
-        """Zeroed memory that the device reaches, from the first pool with room. OutOfDmaMemory if a
-        fixed pool has none.
-        """
-        error: OutOfDmaMemory | None = None
-        for client in self._clients:
-            try:
-                return client.alloc(nbytes, owner=owner, tag=tag, persistent=False)
-            except OutOfDmaMemory as full:
-                error = full
-        if self._fixed and error is not None:
-            raise error
-        return self.grow(nbytes).alloc(nbytes, owner=owner, tag=tag, persistent=False)
-
-    def chunk_source(self, owner: str) -> Callable[[int, int], DmaBuffer]:
-        """alloc() as BounceCache wants it."""
-        return lambda nbytes, tag: self.alloc(nbytes, owner=owner, tag=tag)
+    # -- registered memory -------------------------------------------------------------------------
 
     def register(self, buffer: Any) -> Registration:
         """Makes existing memory reachable, in place."""
@@ -151,7 +306,8 @@ class DeviceMemory:
 
     def inherit(self, mappings: list[tuple[int, int]]) -> None:
         """Mappings of a predecessor's memory: their IOVAs are in use until forget_inherited()."""
-        self._mapped += mappings
+        with self._placing:
+            self._mapped += mappings
         self._inherited = list(mappings)
 
     def forget_inherited(self) -> None:
@@ -167,6 +323,8 @@ class DeviceMemory:
         the pools, to be let_go().
         """
         self.in_use = lambda iova, nbytes: True
+        with self._growing:
+            self._closed = True
         pools = self.pools
         for client in self._clients:
             client.pool.detach()
@@ -182,6 +340,8 @@ class DeviceMemory:
         reach a page of this any more.
         """
         self.in_use = lambda iova, nbytes: False
+        with self._growing:
+            self._closed = True
         for registration in list(self.registrations.values()):
             registration.close()
         self.sweep()
@@ -201,13 +361,13 @@ class DeviceMemory:
             self.device.unmap_dma(iova, nbytes)
         except (DeviceError, ConnectionError, TimeoutError):
             pass
-        if (iova, nbytes) in self._mapped:
-            self._mapped.remove((iova, nbytes))
+        self.release(iova, nbytes)
 
     def inspect(self) -> dict[str, Any]:
         """DMA clients with their slots' states, pools with their slots, registrations."""
         return {
             "private_bytes": self.manager.private_bytes,
+            "note": self.note,
             "clients": [
                 {"name": client.name, "policy": client.policy.value, "states": client.states()}
                 for client in self._clients
@@ -222,6 +382,10 @@ class DeviceMemory:
 
 def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGN) * ALIGN
+
+
+def _pages(nbytes: int) -> int:
+    return -(-nbytes // PAGE_SIZE) * PAGE_SIZE
 
 
 def let_go(pools: Iterable[Pool]) -> None:
@@ -261,18 +425,21 @@ class Registration:
         if self.address in memory.registrations:
             self._view.release()
             raise ConfigurationError(f"the memory at {self.address:#x} is registered already")
-        iova = memory.place(end - begin)
-        # Known before it is made: should this process be killed in between, a successor unmaps it.
-        memory._mapped.append((iova, end - begin))
+        try:
+            # Known before it is made: should this process be killed in between, a successor unmaps it.
+            iova = memory.reserve(end - begin)
+        except BaseException:
+            self._view.release()
+            raise
         try:
             memory.on_mapped()
             mapped = self._map(memory.device, iova)
         except BaseException:
-            memory._mapped.remove((iova, end - begin))
+            memory.release(iova, end - begin)
             self._view.release()
             raise
         if not mapped:
-            memory._mapped.remove((iova, end - begin))
+            memory.release(iova, end - begin)
         memory.on_mapped()
         if mapped:
             self.iova = iova + (self.address - begin)

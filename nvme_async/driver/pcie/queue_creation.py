@@ -90,17 +90,22 @@ class QueueMaker:
 
     # -- making ------------------------------------------------------------------------------------
 
+    def memory_for(self, qid: int, entries: int) -> int:
+        """The bytes that a queue pair needs in the pool."""
+        return _hotpath.queue_memory(entries, entries - 1, self._max_transfer(qid))
+
+    def _max_transfer(self, qid: int) -> int:
+        return self.capacity if qid else PAGE * 16
+
     def make(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> LoopQueue:
         """The host's side of a queue pair: memory, rings, doorbells. The controller doesn't know of
         it yet. Ends with forget().
         """
         controller = self._controller
         assert controller.memory is not None
-        max_transfer = self.capacity if qid else PAGE * 16
+        max_transfer = self._max_transfer(qid)
         n_trackers = entries - 1
-        memory = controller.memory.alloc(
-            _hotpath.queue_memory(entries, n_trackers, max_transfer), owner=f"queue {qid}", tag=qid
-        )
+        memory = controller.memory.alloc(self.memory_for(qid, entries), owner=f"queue {qid}", tag=qid)
         facts = {
             "qid": qid,
             "entries": entries,
@@ -165,6 +170,8 @@ class QueueMaker:
     ) -> LoopQueue:
         """The Python half for use on `loop`."""
         controller = self._controller
+        assert controller.memory is not None
+        hot.on_starved = controller.memory.feeder(hot, loop)
         return LoopQueue(
             hot,
             loop,

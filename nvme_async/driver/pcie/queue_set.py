@@ -162,6 +162,8 @@ class QueueSet:
         qid = self._free_qids.pop()
         entries = min(controller.options.queue_entries, controller.cap.mqes + 1, 4096)
         try:
+            assert controller.memory is not None
+            await controller.memory.make_room(self.maker.memory_for(qid, entries))
             queue = self.maker.make(qid, entries, loop)
         except BaseException:
             self._free_qids.append(qid)
