@@ -35,6 +35,22 @@ cdef extern from "emulator/ctrl.h" nogil:
         bint extended
         emu_medium medium
         const char *path
+    struct emu_extras:
+        uint64_t capacity
+        emu_medium medium
+        const char *path
+        bint self_test
+        bint sanitize
+        bint lba_status
+        bint endurance
+        bint telemetry
+        bint persistent_events
+        bint security
+        bint write_cache
+        uint64_t self_test_ns
+        uint64_t sanitize_ns
+        unsigned firmware_slots
+        unsigned ana_groups
     struct emu_config:
         unsigned n_namespaces
         emu_ns_config namespaces[16]
@@ -46,6 +62,7 @@ cdef extern from "emulator/ctrl.h" nogil:
         bint no_effects
         unsigned n_formats
         emu_format formats[16]
+        emu_extras extras
         uint64_t format_ns
         bint adaptive_irqs
         uint8_t aggregation_threshold
@@ -185,9 +202,37 @@ cdef int fill_namespace(emu_ns_config *to, medium, list keep) except -1:
     return 0
 
 
-cdef int fill_features(emu_config *to, config) except -1:
+cdef emu_medium medium_of(str kind):
+    return {"ram": EMU_MEDIUM_RAM, "null": EMU_MEDIUM_NULL}.get(kind, EMU_MEDIUM_FILE)
+
+
+cdef int fill_extras(emu_extras *to, config, list keep) except -1:
+    extras = config.extras
+    to.capacity = extras.capacity
+    to.medium = medium_of(config.medium)
+    if config.path:
+        text = os.fsencode(config.path)
+        keep.append(text)
+        to.path = text
+    to.self_test = extras.self_test > 0
+    to.self_test_ns = <uint64_t>(extras.self_test * 1e9)
+    to.sanitize = extras.sanitize > 0
+    to.sanitize_ns = <uint64_t>(extras.sanitize * 1e9)
+    to.lba_status = extras.lba_status
+    to.endurance = extras.endurance
+    to.telemetry = extras.telemetry
+    to.persistent_events = extras.persistent_events
+    to.security = extras.security
+    to.write_cache = extras.write_cache
+    to.firmware_slots = extras.firmware_slots
+    to.ana_groups = extras.ana
+    return 0
+
+
+cdef int fill_features(emu_config *to, config, list keep) except -1:
     """What a controller may have beyond a plain drive."""
     cdef unsigned i
+    fill_extras(&to.extras, config, keep)
     to.no_effects = not config.effects
     to.adaptive_irqs = config.moderation == "adaptive"
     to.aggregation_threshold = config.aggregation_threshold - 1
@@ -219,7 +264,7 @@ cdef int fill_config(emu_config *to, config, list keep) except -1:
     to.mqes = config.depth - 1
     to.mdts = config.mdts_exponent
     to.dbbuf = config.dbbuf
-    fill_features(to, config)
+    fill_features(to, config, keep)
     to.vendor_id = config.vendor_id
     to.subsystem_vendor_id = config.subsystem_vendor_id
     for name, value, limit in (("serial", config.serial, 20), ("model", config.model, 40), ("firmware", config.firmware, 8)):

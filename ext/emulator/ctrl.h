@@ -41,6 +41,19 @@ struct emu_ns_config {
     const char *path; /* EMU_MEDIUM_FILE; metadata is in PATH.meta */
 };
 
+/* What a plain drive doesn't have; zero: not offered. */
+struct emu_extras {
+    uint64_t capacity;       /* Namespace Management: bytes of all namespaces together */
+    enum emu_medium medium;  /* of the namespaces that are created */
+    const char *path;        /* for EMU_MEDIUM_FILE: PATH.NSID */
+    bool self_test, sanitize, lba_status, endurance, telemetry, persistent_events, security;
+    bool write_cache;        /* RAM media have a volatile write cache, which a power loss empties */
+    uint64_t self_test_ns;   /* a short one; an extended one takes twice as long */
+    uint64_t sanitize_ns;
+    unsigned firmware_slots; /* 2 to 7; 0: one that can't be written */
+    unsigned ana_groups;     /* namespaces are in them by turns */
+};
+
 struct emu_config {
     unsigned n_namespaces;
     struct emu_ns_config namespaces[EMU_MAX_NAMESPACES];
@@ -52,6 +65,7 @@ struct emu_config {
     bool no_effects;      /* no Commands Supported and Effects log */
     unsigned n_formats;   /* 0: 512 and 4096 bytes without metadata */
     struct emu_format formats[EMU_MAX_FORMATS];
+    struct emu_extras extras;
     uint64_t format_ns;   /* what a Format takes: it completes that much later, with progress in Identify */
     bool adaptive_irqs;   /* an interrupt only where the CQ head stands still: see nvme_irq.c */
     uint8_t aggregation_threshold, aggregation_time; /* feature 08h after a reset: 0-based entries, units of 100 us */

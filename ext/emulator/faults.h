@@ -74,6 +74,12 @@ int emu_fault_fatal(struct emu_ctrl *ctrl, uint64_t timeout_ns);
 int emu_fault_removed(struct emu_ctrl *ctrl, bool removed, uint64_t timeout_ns);
 /* A spurious interrupt. Waits for the reactor. */
 int emu_fault_interrupt(struct emu_ctrl *ctrl, unsigned vector, uint64_t timeout_ns);
+/* The power fails: as a removal, and what volatile write caches held is lost. emu_fault_removed(false) brings it back. Waits. */
+int emu_fault_power_loss(struct emu_ctrl *ctrl, uint64_t timeout_ns);
+/* The next sanitize fails. Waits for the reactor. */
+int emu_fault_sanitize(struct emu_ctrl *ctrl, uint64_t timeout_ns);
+/* The state of an ANA group, with its event. -EINVAL when there is no such group or state. Waits for the reactor. */
+int emu_ana_state(struct emu_ctrl *ctrl, uint32_t group, uint8_t state, uint64_t timeout_ns);
 /* The composite temperature in kelvin (SMART, the temperature threshold's event). Waits for the reactor. */
 int emu_fault_temperature(struct emu_ctrl *ctrl, uint16_t kelvin, uint64_t timeout_ns);
 

@@ -107,6 +107,9 @@ uint16_t admin_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_s
         ctrl->error_location = 1;
         return SC_INVALID_FIELD;
     }
+    uint16_t forbidden = extras_forbid(ctrl, sqe, true);
+    if (forbidden)
+        return forbidden;
     switch (sqe->opcode) {
     case ADMIN_DELETE_SQ:
         return admin_delete_sq(ctrl, sqe);
@@ -135,6 +138,6 @@ uint16_t admin_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_s
     case ADMIN_FORMAT:
         return admin_format(ctrl, sqe);
     default:
-        return SC_INVALID_OPCODE;
+        return extras_admin(ctrl, sqe, result);
     }
 }

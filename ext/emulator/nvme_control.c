@@ -73,7 +73,7 @@ int emu_fault_temperature(struct emu_ctrl *ctrl, uint16_t kelvin, uint64_t timeo
 
 static void run_ns_add(struct emu_ctrl *ctrl, struct mail *mail)
 {
-    if (ctrl->namespaces[mail->nsid - 1]) {
+    if (ns_allocated(ctrl, mail->nsid)) {
         snprintf(mail->err, 256, "namespace %u is there already", mail->nsid);
         mail->rc = -EEXIST;
         return;
@@ -136,6 +136,49 @@ int emu_ns_resize(struct emu_ctrl *ctrl, uint32_t nsid, uint64_t nbytes, bool no
     if (nsid - 1 >= EMU_MAX_NAMESPACES)
         return -EINVAL;
     struct mail mail = {.run = run_ns_resize, .nsid = nsid, .value = nbytes, .notice = notice};
+    return mail_send(ctrl, &mail, timeout_ns);
+}
+
+/* The power fails and comes back only with emu_fault_removed(false): what a volatile write cache held is lost. */
+static void run_power_loss(struct emu_ctrl *ctrl, struct mail *mail)
+{
+    (void)mail;
+    for (uint32_t nsid = 1; nsid <= EMU_MAX_NAMESPACES; nsid++) {
+        struct ns *ns = ns_allocated(ctrl, nsid);
+        if (ns)
+            undo_restore(&ns->media);
+    }
+    ctrl->running = false;
+    ctrl->removed = true;
+    ctrl->unsafe_shutdowns++;
+}
+
+int emu_fault_power_loss(struct emu_ctrl *ctrl, uint64_t timeout_ns)
+{
+    struct mail mail = {.run = run_power_loss};
+    return mail_send(ctrl, &mail, timeout_ns);
+}
+
+static void run_ana(struct emu_ctrl *ctrl, struct mail *mail)
+{
+    mail->rc = ana_set(ctrl, mail->nsid, (uint8_t)mail->value);
+}
+
+int emu_ana_state(struct emu_ctrl *ctrl, uint32_t group, uint8_t state, uint64_t timeout_ns)
+{
+    struct mail mail = {.run = run_ana, .nsid = group, .value = state};
+    return mail_send(ctrl, &mail, timeout_ns);
+}
+
+static void run_sanitize_fails(struct emu_ctrl *ctrl, struct mail *mail)
+{
+    (void)mail;
+    ctrl->extras.sanitize.fails = true;
+}
+
+int emu_fault_sanitize(struct emu_ctrl *ctrl, uint64_t timeout_ns)
+{
+    struct mail mail = {.run = run_sanitize_fails};
     return mail_send(ctrl, &mail, timeout_ns);
 }
 

@@ -142,9 +142,12 @@ struct wake {
     pthread_t helper;
 };
 
+struct undo;
+
 struct media {
     enum emu_medium kind;
     uint64_t nbytes;
+    struct undo *undo; /* what a volatile write cache holds back from the medium, or NULL */
     uint8_t *ram;
     int fd;
 };
@@ -165,6 +168,8 @@ struct reservation {
     uint32_t mask; /* Feature 82h */
 };
 
+enum { OP_FORMAT, OP_SELF_TEST, OP_SANITIZE, N_OPS };
+
 /* Something that takes its time: due at `due`, begun at `started`; due == 0: nothing is under way. */
 struct op {
     uint64_t started, due;
@@ -179,6 +184,8 @@ struct ns {
     bool extended;   /* FLBAS bit 4 */
     uint16_t ms;     /* metadata bytes of a block */
     uint64_t nblocks;
+    uint64_t nbytes; /* of data, as asked for: the medium may be longer */
+    uint32_t anagrpid;
     struct media media, meta; /* meta: ms bytes a block, only with ms */
     char *path;      /* of a file medium */
     bool formatting; /* a Format of it is under way */
@@ -188,6 +195,8 @@ struct ns {
     uint64_t n_bad; /* bits set; 0 is the fast path */
     struct reservation resv;
 };
+
+#include "nvme_extra.h"
 
 struct error_entry {
     uint64_t count;
@@ -255,9 +264,11 @@ struct emu_ctrl {
     const struct effect *effect; /* of the command being executed, or NULL */
 
     /* Operations that take their time; a Controller Level Reset does not end them, only the command that waits is forgotten. */
-    struct op format_op;
+    struct op ops[N_OPS];
     struct nvme_sqe format_sqe; /* the Format under way */
     bool format_waits;          /* its command has not been completed */
+
+    struct extras extras;
 
     /* Features */
     uint32_t features[256];
@@ -274,6 +285,7 @@ struct emu_ctrl {
 
     /* Namespaces */
     struct ns *namespaces[EMU_MAX_NAMESPACES]; /* by nsid - 1; NULL = inactive */
+    struct ns *detached[EMU_MAX_NAMESPACES];   /* allocated and not attached */
     uint32_t incarnations[EMU_MAX_NAMESPACES];
     uint32_t changed; /* bit nsid - 1: Changed Namespace List */
     bool has_cache;   /* some medium has a volatile write cache */

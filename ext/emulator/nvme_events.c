@@ -8,7 +8,7 @@ static bool wanted(const struct emu_ctrl *ctrl, uint8_t type, uint8_t info)
     if (type == EVENT_SMART)
         return config & (info == SMART_TEMPERATURE ? 1u << 1 : 1u << 0);
     if (type == EVENT_NOTICE)
-        return config & 1u << 8; /* namespace attribute notices: the only ones we have */
+        return config & 1u << (8 + info); /* bit 8 is the first of the notices, in their order */
     return true;
 }
 
@@ -47,15 +47,32 @@ void events_send(struct emu_ctrl *ctrl)
     }
 }
 
+/* The types of events that a log page explains. */
+static uint32_t types_of(uint8_t log)
+{
+    switch (log) {
+    case LOG_ERROR:
+        return 1u << EVENT_ERROR;
+    case LOG_SMART:
+        return 1u << EVENT_SMART;
+    case LOG_CHANGED_NS:
+    case LOG_FIRMWARE:
+    case LOG_TELEMETRY_CONTROLLER:
+    case LOG_ANA:
+    case LOG_LBA_STATUS:
+        return 1u << EVENT_NOTICE;
+    case LOG_RESERVATION:
+    case LOG_SANITIZE:
+        return 1u << EVENT_IO;
+    default:
+        return 0;
+    }
+}
+
 /* The host read that log page without RAE: the type is unmasked, and what the page already told needs no event any more. */
 void event_cleared(struct emu_ctrl *ctrl, uint8_t log)
 {
-    uint32_t types = log == LOG_ERROR         ? 1u << EVENT_ERROR
-                     : log == LOG_SMART       ? 1u << EVENT_SMART
-                     : log == LOG_CHANGED_NS  ? 1u << EVENT_NOTICE
-                     : log == LOG_RESERVATION ? 1u << EVENT_IO
-                                              : 0;
-    ctrl->events_masked &= ~types;
+    ctrl->events_masked &= ~types_of(log);
     unsigned kept = 0;
     for (unsigned i = 0; i < ctrl->n_events; i++)
         if (ctrl->events[i].log != log)

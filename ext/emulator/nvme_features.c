@@ -26,6 +26,10 @@ static int capabilities(const struct emu_ctrl *ctrl, uint8_t fid)
     case FEAT_HOST_BEHAVIOUR:
     case FEAT_HOST_ID:
         return CHANGEABLE;
+    case FEAT_LBA_STATUS:
+        return ctrl->config.extras.lba_status ? (int)CHANGEABLE : -1;
+    case FEAT_ENDURANCE:
+        return ctrl->config.extras.endurance ? (int)CHANGEABLE : -1;
     case FEAT_COMMAND_SET:
         return CC_CSS(ctrl->cc) == CC_CSS_ALL ? (int)CHANGEABLE : -1;
     case FEAT_WRITE_CACHE:
@@ -80,7 +84,7 @@ void features_reset(struct emu_ctrl *ctrl)
 }
 
 /* Base 2.0, 5.27.1.10: 48 bits of milliseconds, then whether they were set by the host. */
-static uint64_t timestamp(const struct emu_ctrl *ctrl)
+uint64_t timestamp(const struct emu_ctrl *ctrl)
 {
     uint64_t ms = ctrl->timestamp + (now_ns() - ctrl->timestamp_at) / 1000000;
     return (ms & 0xffffffffffffull) | (uint64_t)ctrl->timestamp_origin << 49;
@@ -247,7 +251,16 @@ static uint16_t set_plain(struct emu_ctrl *ctrl, uint8_t fid, uint32_t value, ui
     return SC_SUCCESS;
 }
 
-uint16_t admin_set_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result)
+/* Switching it off writes it back (Base 2.1, 5.1.25.1.4). */
+static uint16_t set_write_cache(struct emu_ctrl *ctrl, uint32_t value)
+{
+    for (unsigned i = 0; i < EMU_MAX_NAMESPACES && !(value & 1); i++)
+        if (ctrl->namespaces[i] && ctrl->namespaces[i]->media.undo)
+            undo_flush(&ctrl->namespaces[i]->media);
+    return set_plain(ctrl, FEAT_WRITE_CACHE, value, 1);
+}
+
+static uint16_t set_feature(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result)
 {
     uint8_t fid = (uint8_t)sqe->cdw10;
     uint32_t value = sqe->cdw11;
@@ -272,7 +285,11 @@ uint16_t admin_set_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
     case FEAT_ERROR_RECOVERY:
         return set_error_recovery(ctrl, sqe);
     case FEAT_WRITE_CACHE:
-        return set_plain(ctrl, fid, value, 1);
+        return set_write_cache(ctrl, value);
+    case FEAT_LBA_STATUS:
+        return set_plain(ctrl, fid, value, 0xffffffff);
+    case FEAT_ENDURANCE:
+        return (value & 0xffff) != 1 ? SC_INVALID_FIELD : set_plain(ctrl, fid, value, 0xffffff);
     case FEAT_QUEUES:
         return set_queues(ctrl, value, result);
     case FEAT_COALESCING:
@@ -287,7 +304,7 @@ uint16_t admin_set_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
     case FEAT_ATOMICITY:
         return set_plain(ctrl, fid, value, 1);
     case FEAT_ASYNC_EVENT:
-        return set_plain(ctrl, fid, value, 0x1ff);
+        return set_plain(ctrl, fid, value, 0x1ff | extras_events(ctrl));
     case FEAT_TIMESTAMP:
         return set_timestamp(ctrl, sqe);
     case FEAT_KEEP_ALIVE: /* rounded up to KAS, 100 ms */
@@ -304,4 +321,20 @@ uint16_t admin_set_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
     default:
         return set_resv_mask(ctrl, sqe);
     }
+}
+
+uint16_t admin_set_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result)
+{
+    uint8_t fid = (uint8_t)sqe->cdw10;
+    uint64_t before = fid == FEAT_TIMESTAMP ? timestamp(ctrl) : 0;
+    uint16_t status = set_feature(ctrl, sqe, result);
+    if (status)
+        return status;
+    uint64_t moment[2] = {before, (now_ns() - ctrl->power_on_at) / 1000000};
+    uint32_t event[4] = {2, sqe->cdw10, sqe->cdw11, 0}; /* two dwords of the command */
+    if (fid == FEAT_TIMESTAMP)
+        persistent_add(ctrl, PEL_TIMESTAMP, moment, sizeof(moment));
+    else
+        persistent_add(ctrl, PEL_SET_FEATURE, event, 12);
+    return status;
 }

@@ -60,7 +60,7 @@ int format_apply(struct emu_ctrl *ctrl, struct ns *ns, unsigned index, bool exte
 {
     const struct emu_format *format = &ctrl->config.formats[index];
     uint8_t lbads = format->block_size == 512 ? 9 : 12;
-    uint64_t nblocks = ns->media.nbytes >> lbads;
+    uint64_t nblocks = ns->nbytes >> lbads;
     struct media meta = {.fd = -1, .kind = EMU_MEDIUM_NULL};
     if (format->metadata) {
         char path[4096 + 8], err[256];
@@ -85,22 +85,27 @@ int format_apply(struct emu_ctrl *ctrl, struct ns *ns, unsigned index, bool exte
     return 0;
 }
 
-static uint16_t format(struct emu_ctrl *ctrl, struct ns *ns, uint32_t cdw10)
+/* Deallocates everything. */
+uint16_t ns_erase(struct ns *ns)
 {
-    uint8_t dps = (uint8_t)((cdw10 >> 5 & 7) | (cdw10 & 1u << 8 ? 8 : 0));
     uint16_t status = media_zero(&ns->media, 0, ns->media.nbytes, true);
-    if (status)
-        return status;
-    if (ns->ms) /* its file may be the next format's too */
-        media_zero(&ns->meta, 0, ns->meta.nbytes, true);
-    if (format_apply(ctrl, ns, cdw10 & 15, cdw10 & 1u << 4, dps))
-        return SC_INTERNAL;
-    if (ns->n_bad) {
+    if (!status && ns->ms)
+        status = media_zero(&ns->meta, 0, ns->meta.nbytes, true);
+    if (!status && ns->n_bad) {
         if (madvise(ns->bad, ns->bad_nbytes, MADV_DONTNEED)) /* not memset: it may be gigabytes, of which few exist */
             return SC_INTERNAL;
         ns->n_bad = 0;
     }
-    return SC_SUCCESS;
+    return status;
+}
+
+static uint16_t format(struct emu_ctrl *ctrl, struct ns *ns, uint32_t cdw10)
+{
+    uint8_t dps = (uint8_t)((cdw10 >> 5 & 7) | (cdw10 & 1u << 8 ? 8 : 0));
+    uint16_t status = ns_erase(ns); /* its metadata first: the file may be the next format's too */
+    if (!status && format_apply(ctrl, ns, cdw10 & 15, cdw10 & 1u << 4, dps))
+        status = SC_INTERNAL;
+    return status;
 }
 
 static bool concerns(const struct nvme_sqe *sqe, const struct ns *ns)
@@ -111,9 +116,13 @@ static bool concerns(const struct nvme_sqe *sqe, const struct ns *ns)
 static uint16_t format_all(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
 {
     uint16_t status = SC_SUCCESS;
+    uint32_t started[3] = {sqe->nsid, 0, sqe->cdw10}, completed[3] = {sqe->nsid, 0, 0};
+    persistent_add(ctrl, PEL_FORMAT_START, started, sizeof(started));
     for (unsigned i = 0; i < EMU_MAX_NAMESPACES && !status; i++)
         if (concerns(sqe, ctrl->namespaces[i]))
             status = format(ctrl, ctrl->namespaces[i], sqe->cdw10);
+    completed[2] = (uint32_t)status << 1;
+    persistent_add(ctrl, PEL_FORMAT_COMPLETION, completed, sizeof(completed));
     return status;
 }
 
@@ -141,7 +150,7 @@ uint16_t admin_format(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
         return SC_FORMAT_INVALID; /* MSET without metadata */
     if (ses == 2) /* cryptographic erase: FNA says there is none */
         return SC_INVALID_FIELD;
-    if (op_active(&ctrl->format_op))
+    if (op_active(&ctrl->ops[OP_FORMAT]))
         return SC_FORMAT_IN_PROGRESS;
     if (sqe->nsid != NSID_ALL) {
         struct ns *ns;
@@ -151,6 +160,8 @@ uint16_t admin_format(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
         if (status)
             return status;
     }
+    if (op_active(&ctrl->ops[OP_SELF_TEST]))
+        self_test_end(ctrl, SELF_TEST_ABORTED_FORMAT);
     if (!ctrl->config.format_ns)
         return format_all(ctrl, sqe);
     for (unsigned i = 0; i < EMU_MAX_NAMESPACES; i++)
@@ -158,6 +169,6 @@ uint16_t admin_format(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
             ctrl->namespaces[i]->formatting = true;
     ctrl->format_sqe = *sqe;
     ctrl->format_waits = true;
-    op_start(&ctrl->format_op, ctrl->config.format_ns);
+    op_start(&ctrl->ops[OP_FORMAT], ctrl->config.format_ns);
     return SC_ASYNC;
 }

@@ -9,28 +9,6 @@
 #define PAGE 4096
 #define RESCAP 0x7e /* all reservation types; none persists through power loss */
 
-static void put16(uint8_t *page, unsigned at, uint16_t value)
-{
-    memcpy(page + at, &value, 2);
-}
-
-static void put32(uint8_t *page, unsigned at, uint32_t value)
-{
-    memcpy(page + at, &value, 4);
-}
-
-static void put64(uint8_t *page, unsigned at, uint64_t value)
-{
-    memcpy(page + at, &value, 8);
-}
-
-/* ASCII fields are left-justified and padded with spaces. */
-static void put_text(uint8_t *page, unsigned at, unsigned nbytes, const char *text)
-{
-    memset(page + at, ' ', nbytes);
-    memcpy(page + at, text, strnlen(text, nbytes));
-}
-
 /* SUBNQN in the form that anybody may use: by UUID (Base 2.0, 4.5). nsid 0 is nobody's, so its key is free for the subsystem. */
 static void put_nqn(const struct emu_ctrl *ctrl, uint8_t *at)
 {
@@ -78,6 +56,7 @@ static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
     put32(p, 536, 0);                             /* SGLS: none */
     put32(p, 540, EMU_MAX_NAMESPACES);            /* MNAN */
     put_nqn(ctrl, p + 768);
+    extras_identify(ctrl, p);
     put16(p, 2048, 2500); /* PSD0.MP: 25 W */
 }
 
@@ -104,18 +83,22 @@ static void identify_namespace(const struct emu_ctrl *ctrl, const struct ns *ns,
     p[29] = ns->dps;
     p[31] = RESCAP;
     if (ctrl->config.format_ns) /* FPI: what remains */
-        p[32] = (uint8_t)(0x80 | (ns->formatting ? 100 - op_percent(&ctrl->format_op, now_ns()) : 0));
+        p[32] = (uint8_t)(0x80 | (ns->formatting ? 100 - op_parts(&ctrl->ops[OP_FORMAT], now_ns(), 100) : 0));
     p[33] = 1u << 3 | 1; /* DLFEAT: Write Zeroes deallocates; deallocated blocks read as zeroes */
     put16(p, 74, COPY_MSSRL);
     put32(p, 76, COPY_MCL);
     p[80] = COPY_MSRC;
+    put64(p, 48, ns->media.nbytes); /* NVMCAP */
+    put32(p, 92, ns->anagrpid);
+    put16(p, 102, ctrl->config.extras.endurance); /* ENDGID */
     memcpy(p + 104, ns->nguid, 16);
     memcpy(p + 120, ns->eui64, 8);
 }
 
 /* CNS 08h, I/O Command Set independent. */
-static void identify_independent(uint8_t *p)
+static void identify_independent(const struct ns *ns, uint8_t *p)
 {
+    put32(p, 8, ns->anagrpid);
     p[2] = RESCAP;
     p[14] = 1; /* NSTAT.NRDY */
 }
@@ -137,24 +120,24 @@ static void identify_descriptors(const struct ns *ns, uint8_t *p)
     put_descriptor(p, at, 4, &csi, 1);
 }
 
-static void namespace_list(const struct emu_ctrl *ctrl, uint32_t after, uint8_t *p)
+static void namespace_list(const struct emu_ctrl *ctrl, uint32_t after, bool allocated, uint8_t *p)
 {
     unsigned at = 0;
     for (uint32_t nsid = 1; nsid <= EMU_MAX_NAMESPACES; nsid++) {
-        if (nsid > after && ctrl->namespaces[nsid - 1]) {
+        if (nsid > after && (allocated ? ns_allocated(ctrl, nsid) : ctrl->namespaces[nsid - 1])) {
             put32(p, at, nsid);
             at += 4;
         }
     }
 }
 
-static uint16_t list(struct emu_ctrl *ctrl, uint32_t after, uint8_t *p)
+static uint16_t list(struct emu_ctrl *ctrl, uint32_t after, bool allocated, uint8_t *p)
 {
     if (after >= 0xfffffffe) {
         ctrl->error_location = 4;
         return SC_INVALID_NAMESPACE;
     }
-    namespace_list(ctrl, after, p);
+    namespace_list(ctrl, after, allocated, p);
     return SC_SUCCESS;
 }
 
@@ -165,14 +148,28 @@ static void controller_list(uint16_t from, uint8_t *p)
         put16(p, 0, 1); /* count; entry 0 is CNTLID 0 */
 }
 
-/* The pages of one namespace: *ns is NULL for an inactive nsid, of which all pages are zeroes. FFFFFFFFh would ask for what is
- * common to all namespaces, which only controllers with Namespace Management tell. */
-static uint16_t page_of(struct emu_ctrl *ctrl, uint32_t nsid, struct ns **ns)
+/* The pages of one namespace: *ns is NULL for an inactive nsid, of which all pages are zeroes. */
+static uint16_t page_of(struct emu_ctrl *ctrl, uint32_t nsid, bool allocated, struct ns **ns)
 {
     if (nsid - 1 >= EMU_MAX_NAMESPACES)
         return SC_INVALID_NAMESPACE;
-    *ns = ctrl->namespaces[nsid - 1];
+    *ns = allocated ? ns_allocated(ctrl, nsid) : ctrl->namespaces[nsid - 1];
     return SC_SUCCESS;
+}
+
+/* CNS 00h and 11h. FFFFFFFFh asks for what is common to all namespaces, which controllers with Namespace Management have. */
+static uint16_t identify_one(struct emu_ctrl *ctrl, uint32_t nsid, bool allocated, uint8_t *p)
+{
+    struct ns *ns = NULL;
+    if (nsid == NSID_ALL && ctrl->config.extras.capacity && !allocated) {
+        identify_formats(&ctrl->config, p);
+        p[31] = RESCAP;
+        return SC_SUCCESS;
+    }
+    uint16_t status = page_of(ctrl, nsid, allocated, &ns);
+    if (!status && ns)
+        identify_namespace(ctrl, ns, p);
+    return status;
 }
 
 static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t *p)
@@ -196,18 +193,16 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     switch (cns) {
     case 0x00:
     case 0x11:
-        status = page_of(ctrl, sqe->nsid, &ns);
-        if (!status && ns)
-            identify_namespace(ctrl, ns, p);
-        return status;
+        return identify_one(ctrl, sqe->nsid, cns == 0x11, p);
     case 0x01:
         identify_controller(ctrl, p);
         return SC_SUCCESS;
-    case 0x02: /* active, allocated: all namespaces are attached */
+    case 0x02:
     case 0x07:
+        return list(ctrl, sqe->nsid, false, p);
     case 0x10:
     case 0x1a:
-        return list(ctrl, sqe->nsid, p);
+        return list(ctrl, sqe->nsid, true, p);
     case 0x03:
         status = ns_find(ctrl, sqe->nsid, &ns);
         if (!status)
@@ -215,20 +210,28 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
         return status;
     case 0x05: /* NVM: no end-to-end protection, so nothing but zeroes */
     case 0x1b:
-        return page_of(ctrl, sqe->nsid, &ns);
+        return page_of(ctrl, sqe->nsid, cns == 0x1b, &ns);
     case 0x06: /* NVM: WZSL, WUSL, DMRL, DMRSL and DMSL are all "no limit" */
         p[0] = VSL;
         return SC_SUCCESS;
     case 0x08:
-        status = page_of(ctrl, sqe->nsid, &ns);
+        status = page_of(ctrl, sqe->nsid, false, &ns);
         if (!status && ns)
-            identify_independent(p);
+            identify_independent(ns, p);
         return status;
     case 0x12:
-        status = ns_find(ctrl, sqe->nsid, &ns);
-        if (!status)
+        status = page_of(ctrl, sqe->nsid, true, &ns);
+        if (!status && !ns)
+            return SC_INVALID_FIELD;
+        if (!status && ctrl->namespaces[sqe->nsid - 1])
             controller_list(cntid, p);
         return status;
+    case 0x19: /* endurance groups: one, or none */
+        if (!ctrl->config.extras.endurance)
+            return SC_INVALID_FIELD;
+        put16(p, 0, (sqe->cdw11 & 0xffff) <= 1);
+        put16(p, 2, (sqe->cdw11 & 0xffff) <= 1);
+        return SC_SUCCESS;
     case 0x13:
         controller_list(cntid, p);
         return SC_SUCCESS;

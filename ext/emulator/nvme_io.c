@@ -37,12 +37,17 @@ static inline uint16_t extent_check(struct emu_ctrl *ctrl, const struct ns *ns, 
 }
 
 /* After a change of a file: to the disk before the completion, if the command or the cache's setting asks for it. */
-static inline uint16_t durable(struct emu_ctrl *ctrl, struct ns *ns, struct sq *sq, const struct nvme_sqe *sqe)
+static inline uint16_t durable(struct emu_ctrl *ctrl, struct ns *ns, struct sq *sq, const struct nvme_sqe *sqe,
+                               uint64_t offset, uint64_t nbytes)
 {
-    if (LIKELY(ns->media.kind != EMU_MEDIUM_FILE))
+    if (LIKELY(ns->media.kind != EMU_MEDIUM_FILE && !ns->media.undo))
         return SC_SUCCESS;
     if (!(sqe->cdw12 & CDW12_FUA) && ctrl->features[FEAT_WRITE_CACHE])
         return SC_SUCCESS;
+    if (ns->media.undo) {
+        undo_commit(&ns->media, offset, nbytes);
+        return SC_SUCCESS;
+    }
     return sync_start(ctrl, ns, sq, sqe, false);
 }
 
@@ -74,7 +79,7 @@ static uint16_t io_read(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, con
         ctrl->moved += e.nbytes;
     ctrl->blocks_read += e.nbytes >> 9;
     /* FUA on a read: what was read must be on the medium, not in the cache alone. */
-    return UNLIKELY(sqe->cdw12 & CDW12_FUA) ? durable(ctrl, ns, sq, sqe) : SC_SUCCESS;
+    return UNLIKELY(sqe->cdw12 & CDW12_FUA) ? durable(ctrl, ns, sq, sqe, e.offset, e.nbytes) : SC_SUCCESS;
 }
 
 static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe)
@@ -105,7 +110,7 @@ static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, co
     if (ns->media.kind != EMU_MEDIUM_NULL)
         ctrl->moved += e.nbytes;
     ctrl->blocks_written += e.nbytes >> 9;
-    return durable(ctrl, ns, sq, sqe);
+    return durable(ctrl, ns, sq, sqe, e.offset, e.nbytes);
 }
 
 static uint16_t io_compare(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe)
@@ -138,7 +143,7 @@ static uint16_t io_write_zeroes(struct emu_ctrl *ctrl, struct sq *sq, struct ns 
         return media_failed(ctrl, status);
     if (ns->n_bad)
         bad_clear(ns, e.lba, e.blocks);
-    return durable(ctrl, ns, sq, sqe);
+    return durable(ctrl, ns, sq, sqe, e.offset, e.nbytes);
 }
 
 static uint16_t io_verify(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe)
@@ -169,10 +174,17 @@ uint16_t io_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
         ctrl->error_location = 1;
         return SC_INVALID_FIELD;
     }
+    if (UNLIKELY(ctrl->extras.sanitize.state > 1)) {
+        uint16_t forbidden = extras_forbid(ctrl, sqe, false);
+        if (forbidden)
+            return forbidden;
+    }
     if (sqe->opcode == IO_FLUSH && sqe->nsid == NSID_ALL)
         return sync_start(ctrl, NULL, sq, sqe, false);
     uint16_t status = ns_find(ctrl, sqe->nsid, &ns);
     if (UNLIKELY(status))
+        return status;
+    if (UNLIKELY(ns->anagrpid) && (status = ana_status(ctrl, ns)))
         return status;
     if (UNLIKELY(ns->resv.n_registrants) && resv_conflict(ctrl, ns, sqe->opcode))
         return SC_RESERVATION_CONFLICT;
@@ -195,7 +207,7 @@ uint16_t io_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
         return io_verify(ctrl, ns, sqe);
     case IO_COPY:
         status = io_copy(ctrl, ns, sqe, result);
-        return status ? status : durable(ctrl, ns, sq, sqe);
+        return status ? status : durable(ctrl, ns, sq, sqe, 0, ns->nbytes);
     case IO_RESV_REGISTER:
     case IO_RESV_REPORT:
     case IO_RESV_ACQUIRE:

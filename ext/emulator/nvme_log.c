@@ -1,17 +1,9 @@
 /* Get Log Page (Base 2.0, 5.16) and the collecting of error information. */
+#include <stdlib.h>
+
 #include "nvme_ctrl.h"
 
 #define LOG_MAX 4096 /* the largest page we have; what lies beyond a page's end reads as zeroes */
-
-static void put32(uint8_t *page, unsigned at, uint32_t value)
-{
-    memcpy(page + at, &value, 4);
-}
-
-static void put64(uint8_t *page, unsigned at, uint64_t value)
-{
-    memcpy(page + at, &value, 8);
-}
 
 void log_error(struct emu_ctrl *ctrl, uint16_t sqid, const struct nvme_sqe *sqe, uint16_t status)
 {
@@ -47,7 +39,7 @@ static unsigned error_page(const struct emu_ctrl *ctrl, uint8_t *p)
     return ERROR_LOG_ENTRIES * 64;
 }
 
-static unsigned smart_page(const struct emu_ctrl *ctrl, uint8_t *p)
+unsigned smart_page(const struct emu_ctrl *ctrl, uint8_t *p)
 {
     uint64_t up = now_ns() - ctrl->power_on_at;
     p[0] = ctrl->critical_warning;
@@ -63,14 +55,6 @@ static unsigned smart_page(const struct emu_ctrl *ctrl, uint8_t *p)
     put64(p, 144, ctrl->unsafe_shutdowns);
     put64(p, 160, ctrl->media_errors);
     put64(p, 176, ctrl->n_errors);
-    return 512;
-}
-
-static unsigned firmware_page(const struct emu_ctrl *ctrl, uint8_t *p)
-{
-    p[0] = 1; /* slot 1 is active */
-    memset(p + 8, ' ', 8);
-    memcpy(p + 8, ctrl->config.firmware, strnlen(ctrl->config.firmware, 8));
     return 512;
 }
 
@@ -106,6 +90,7 @@ static unsigned effects_page(const struct emu_ctrl *ctrl, uint8_t *p)
     if (ctrl->config.dbbuf)
         put32(p, ADMIN_DBBUF * 4u, CSUPP);
     put32(p, ADMIN_FORMAT * 4u, CSUPP | LBCC | NCC | 1u << 16); /* CSE: not with other commands on that namespace */
+    extras_effects(ctrl, p);
     for (unsigned i = 0; i < sizeof(plain); i++)
         put32(p, 1024 + plain[i] * 4u, CSUPP);
     for (unsigned i = 0; i < sizeof(writes); i++)
@@ -121,6 +106,9 @@ static unsigned supported_page(const struct emu_ctrl *ctrl, uint8_t *p)
         put32(p, pages[i] * 4u, 1); /* LSUPP */
     if (ctrl->config.no_effects)
         put32(p, LOG_EFFECTS * 4u, 0);
+    for (unsigned lid = 0; lid < 256; lid++)
+        if (extras_log_offered(ctrl, (uint8_t)lid))
+            put32(p, lid * 4u, 1);
     return 1024;
 }
 
@@ -139,6 +127,10 @@ static unsigned features_page(const struct emu_ctrl *ctrl, uint8_t *p)
         put32(p, FEAT_WRITE_CACHE * 4u, 1u | 1u << 21);
     if (CC_CSS(ctrl->cc) == CC_CSS_ALL)
         put32(p, FEAT_COMMAND_SET * 4u, 1u | 1u << 21);
+    if (ctrl->config.extras.lba_status)
+        put32(p, FEAT_LBA_STATUS * 4u, 1u | 1u << 21);
+    if (ctrl->config.extras.endurance)
+        put32(p, FEAT_ENDURANCE * 4u, 1u | 1u << 22);
     return 1024;
 }
 
@@ -153,7 +145,8 @@ static unsigned build(const struct emu_ctrl *ctrl, uint8_t lid, uint8_t *p)
     case LOG_SMART:
         return smart_page(ctrl, p);
     case LOG_FIRMWARE:
-        return firmware_page(ctrl, p);
+        firmware_page(ctrl, p);
+        return 512;
     case LOG_CHANGED_NS:
         return changed_page(ctrl, p);
     case LOG_EFFECTS:
@@ -171,7 +164,7 @@ static unsigned build(const struct emu_ctrl *ctrl, uint8_t lid, uint8_t *p)
 
 uint16_t admin_get_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
 {
-    uint8_t page[LOG_MAX] = {0};
+    uint8_t ours[LOG_MAX] = {0}, *extra = NULL, *page = ours;
     uint8_t lid = (uint8_t)sqe->cdw10;
     bool retain = sqe->cdw10 & 1u << 15; /* RAE */
     uint64_t nbytes = (((uint64_t)(sqe->cdw11 & 0xffff) << 16 | sqe->cdw10 >> 16) + 1) * 4;
@@ -185,13 +178,20 @@ uint16_t admin_get_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
     if (lid == LOG_SMART && sqe->nsid && sqe->nsid != NSID_ALL)
         return SC_INVALID_FIELD; /* LPA: there is none by namespace */
 
-    unsigned length = build(ctrl, lid, page);
-    if (!length)
-        return SC_LOG_PAGE_INVALID;
-    if (offset > length)
+    size_t length = build(ctrl, lid, page);
+    uint16_t status = SC_SUCCESS;
+    if (!length) {
+        page = extra = extras_log(ctrl, sqe, &length, &status);
+        if (!extra)
+            return status;
+    }
+    if (offset > length) {
+        free(extra);
         return SC_INVALID_FIELD;
+    }
     uint64_t valid = length - offset < nbytes ? length - offset : nbytes;
-    uint16_t status = copy_to_host_padded(ctrl, sqe, page + offset, valid, nbytes);
+    status = copy_to_host_padded(ctrl, sqe, page + offset, valid, nbytes);
+    free(extra);
     /* Only what the host has got is cleared. */
     if (!status && !retain) {
         if (lid == LOG_CHANGED_NS)

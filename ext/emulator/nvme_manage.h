@@ -1,11 +1,33 @@
-/* What the parts of the emulated controller that change namespaces offer each other. Included by nvme_ctrl.h. */
+/* What the parts of the emulated controller beyond a plain drive offer each other. Included by nvme_ctrl.h. */
 #ifndef NVME_ASYNC_EMULATOR_NVME_MANAGE_H
 #define NVME_ASYNC_EMULATOR_NVME_MANAGE_H
+
+static inline void put16(uint8_t *page, unsigned at, uint16_t value)
+{
+    memcpy(page + at, &value, 2);
+}
+
+static inline void put32(uint8_t *page, unsigned at, uint32_t value)
+{
+    memcpy(page + at, &value, 4);
+}
+
+static inline void put64(uint8_t *page, unsigned at, uint64_t value)
+{
+    memcpy(page + at, &value, 8);
+}
+
+/* ASCII fields are left-justified and padded with spaces. */
+static inline void put_text(uint8_t *page, unsigned at, unsigned nbytes, const char *text)
+{
+    memset(page + at, ' ', nbytes);
+    memcpy(page + at, text, strnlen(text, nbytes));
+}
 
 /* nvme_ops.c: operations that take their time */
 void op_start(struct op *op, uint64_t duration);
 bool op_active(const struct op *op);
-unsigned op_percent(const struct op *op, uint64_t now);
+uint32_t op_parts(const struct op *op, uint64_t now, uint32_t of);
 unsigned ops_tick(struct emu_ctrl *ctrl, uint64_t now);
 uint64_t ops_deadline(const struct emu_ctrl *ctrl);
 
@@ -16,9 +38,77 @@ const char *format_objection(const struct emu_config *config, unsigned index, ui
 int format_apply(struct emu_ctrl *ctrl, struct ns *ns, unsigned index, bool extended, uint8_t dps);
 uint16_t admin_format(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 void format_done(struct emu_ctrl *ctrl);
+uint16_t ns_erase(struct ns *ns);
 
 /* nvme_meta.c: blocks with metadata */
 uint16_t meta_execute(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba, uint32_t blocks);
 uint16_t meta_zero(struct ns *ns, uint64_t lba, uint64_t blocks);
+
+/* nvme_extra.c: which of the following are offered, and what they add to admin commands, Identify and log pages */
+const char *extras_objection(const struct emu_config *config);
+void extras_init(struct emu_ctrl *ctrl);
+void extras_free(struct emu_ctrl *ctrl);
+void extras_reset(struct emu_ctrl *ctrl);
+uint16_t extras_admin(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result);
+uint16_t extras_forbid(const struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, bool admin);
+void extras_identify(const struct emu_ctrl *ctrl, uint8_t *p);
+uint32_t extras_events(const struct emu_ctrl *ctrl);
+bool extras_log_offered(const struct emu_ctrl *ctrl, uint8_t lid);
+void extras_effects(const struct emu_ctrl *ctrl, uint8_t *p);
+/* A page of the log, allocated (the caller frees it), of *nbytes bytes; or a status. NULL without one: there is no such page. */
+uint8_t *extras_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes, uint16_t *status);
+
+/* nvme_manage.c */
+struct ns *ns_allocated(const struct emu_ctrl *ctrl, uint32_t nsid);
+uint64_t capacity_left(const struct emu_ctrl *ctrl);
+uint16_t admin_ns_management(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result);
+uint16_t admin_ns_attachment(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+
+/* nvme_selftest.c */
+uint16_t admin_self_test(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+void self_test_end(struct emu_ctrl *ctrl, uint8_t result);
+void self_test_page(const struct emu_ctrl *ctrl, uint8_t *p);
+
+/* nvme_sanitize.c */
+uint16_t admin_sanitize(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+void sanitize_done(struct emu_ctrl *ctrl);
+void sanitize_page(const struct emu_ctrl *ctrl, uint8_t *p);
+
+/* nvme_firmware.c */
+void firmware_init(struct emu_ctrl *ctrl);
+void firmware_reset(struct emu_ctrl *ctrl);
+void firmware_page(const struct emu_ctrl *ctrl, uint8_t *p);
+uint16_t admin_firmware_download(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+uint16_t admin_firmware_commit(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result);
+
+/* nvme_telemetry.c */
+uint8_t *telemetry_page(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes);
+void telemetry_fatal(struct emu_ctrl *ctrl);
+
+/* nvme_persistent.c */
+void persistent_add(struct emu_ctrl *ctrl, uint8_t type, const void *data, size_t nbytes);
+uint8_t *persistent_page(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes, uint16_t *status);
+uint64_t timestamp(const struct emu_ctrl *ctrl);
+unsigned smart_page(const struct emu_ctrl *ctrl, uint8_t *p);
+
+/* nvme_ana.c */
+uint16_t ana_status(const struct emu_ctrl *ctrl, const struct ns *ns);
+uint8_t *ana_page(const struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes);
+int ana_set(struct emu_ctrl *ctrl, uint32_t group, uint8_t state);
+
+/* nvme_lba_status.c */
+uint16_t admin_lba_status(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+uint8_t *lba_status_page(const struct emu_ctrl *ctrl, size_t *nbytes);
+
+/* nvme_security.c */
+uint16_t admin_security(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+
+/* nvme_cache.c: a volatile write cache over RAM */
+int undo_new(struct media *media);
+void undo_free(struct media *media);
+void undo_note(struct media *media, uint64_t offset, uint64_t nbytes);
+void undo_commit(struct media *media, uint64_t offset, uint64_t nbytes);
+void undo_flush(struct media *media);
+void undo_restore(struct media *media);
 
 #endif

@@ -63,6 +63,7 @@ int media_open(struct media *media, const struct emu_ns_config *config, char *er
 
 void media_close(struct media *media)
 {
+    undo_free(media);
     if (media->ram)
         munmap(media->ram, media->nbytes);
     if (media->fd >= 0)
@@ -131,6 +132,12 @@ uint16_t media_write(struct media *media, uint64_t offset, struct iovec *iov, un
         return !rc ? SC_SUCCESS : rc == -ENOSPC || rc == -EDQUOT ? SC_CAPACITY_EXCEEDED : SC_WRITE_FAULT;
     }
     uint8_t *to = media->ram + offset;
+    if (UNLIKELY(media->undo)) {
+        uint64_t nbytes = 0;
+        for (unsigned i = 0; i < n; i++)
+            nbytes += iov[i].iov_len;
+        undo_note(media, offset, nbytes);
+    }
     for (unsigned i = 0; i < n; i++) {
         memcpy(to, iov[i].iov_base, iov[i].iov_len);
         to += iov[i].iov_len;
@@ -155,6 +162,7 @@ static int write_zeroes(struct media *media, uint64_t offset, uint64_t nbytes)
 
 static void zero_ram(struct media *media, uint64_t offset, uint64_t nbytes)
 {
+    undo_note(media, offset, nbytes);
     uint64_t begin = (offset + 4095) & ~4095ull, end = (offset + nbytes) & ~4095ull;
     if (nbytes < DONTNEED_FROM || madvise(media->ram + begin, end - begin, MADV_DONTNEED)) {
         memset(media->ram + offset, 0, nbytes);
@@ -231,6 +239,8 @@ uint16_t media_verify(struct emu_ctrl *ctrl, struct media *media, uint64_t offse
 /* Copies inside the medium; the ranges may overlap. */
 uint16_t media_move(struct emu_ctrl *ctrl, struct media *media, uint64_t from, uint64_t to, uint64_t nbytes)
 {
+    if (media->kind == EMU_MEDIUM_RAM)
+        undo_note(media, to, nbytes);
     if (media->kind == EMU_MEDIUM_RAM)
         memmove(media->ram + to, media->ram + from, nbytes);
     if (media->kind != EMU_MEDIUM_FILE)

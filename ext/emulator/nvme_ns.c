@@ -87,6 +87,8 @@ struct ns *ns_new(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_conf
         return NULL;
     }
     ns->nsid = nsid;
+    ns->nbytes = config->nbytes;
+    ns->anagrpid = ctrl->config.extras.ana_groups ? (nsid - 1) % ctrl->config.extras.ana_groups + 1 : 0;
     ns->media.fd = ns->meta.fd = -1;
     resv_init(&ns->resv);
     name(ctrl, ns);
@@ -100,7 +102,9 @@ struct ns *ns_new(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_conf
         ns_free(ns);
         return NULL;
     }
-    int rc = format_apply(ctrl, ns, (unsigned)index, config->extended, config->dps);
+    int rc = ctrl->config.extras.write_cache && config->medium == EMU_MEDIUM_RAM ? undo_new(&ns->media) : 0;
+    if (!rc)
+        rc = format_apply(ctrl, ns, (unsigned)index, config->extended, config->dps);
     if (!rc)
         rc = bad_reserve(ns, config->nbytes);
     if (rc) {
@@ -129,6 +133,7 @@ int ns_resize(struct ns *ns, uint64_t nbytes)
         return -EINVAL;
     int rc = bad_reserve(ns, nbytes);
     uint64_t nblocks = nbytes >> ns->lbads;
+    undo_flush(&ns->media);
     if (!rc && ns->ms)
         rc = media_resize(&ns->meta, nblocks * ns->ms);
     if (!rc)
@@ -138,6 +143,7 @@ int ns_resize(struct ns *ns, uint64_t nbytes)
     if (nblocks < ns->nblocks)
         bad_clear(ns, nblocks, ns->nblocks - nblocks);
     ns->nblocks = nblocks;
+    ns->nbytes = nbytes;
     return 0;
 }
 
@@ -155,7 +161,7 @@ void ns_cache_changed(struct emu_ctrl *ctrl)
 {
     ctrl->has_cache = false;
     for (unsigned i = 0; i < EMU_MAX_NAMESPACES; i++)
-        if (ctrl->namespaces[i] && ctrl->namespaces[i]->media.kind == EMU_MEDIUM_FILE)
+        if (ctrl->namespaces[i] && (ctrl->namespaces[i]->media.kind == EMU_MEDIUM_FILE || ctrl->namespaces[i]->media.undo))
             ctrl->has_cache = true;
 }
 

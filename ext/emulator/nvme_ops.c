@@ -15,26 +15,39 @@ bool op_active(const struct op *op)
     return op->due;
 }
 
-/* How much is done: 0 to 99 while it is under way. */
-unsigned op_percent(const struct op *op, uint64_t now)
+/* How much is done, in parts of a whole `of`: 0 to of - 1 while it is under way. */
+uint32_t op_parts(const struct op *op, uint64_t now, uint32_t of)
 {
     if (!op->due)
-        return 100;
+        return of;
     if (now >= op->due)
-        return 99;
-    return (unsigned)((now - op->started) * 100 / (op->due - op->started));
+        return of - 1;
+    return (uint32_t)((double)(now - op->started) * of / (double)(op->due - op->started));
 }
 
 uint64_t ops_deadline(const struct emu_ctrl *ctrl)
 {
-    return ctrl->format_op.due ? ctrl->format_op.due : UINT64_MAX;
+    uint64_t deadline = UINT64_MAX;
+    for (unsigned i = 0; i < N_OPS; i++)
+        if (ctrl->ops[i].due && ctrl->ops[i].due < deadline)
+            deadline = ctrl->ops[i].due;
+    return deadline;
 }
 
 unsigned ops_tick(struct emu_ctrl *ctrl, uint64_t now)
 {
-    if (!ctrl->format_op.due || now < ctrl->format_op.due)
-        return 0;
-    ctrl->format_op = (struct op){0};
-    format_done(ctrl);
-    return 1;
+    unsigned work = 0;
+    for (unsigned i = 0; i < N_OPS; i++) {
+        if (!ctrl->ops[i].due || now < ctrl->ops[i].due)
+            continue;
+        ctrl->ops[i] = (struct op){0};
+        work++;
+        if (i == OP_FORMAT)
+            format_done(ctrl);
+        else if (i == OP_SELF_TEST)
+            self_test_end(ctrl, 0);
+        else
+            sanitize_done(ctrl);
+    }
+    return work;
 }

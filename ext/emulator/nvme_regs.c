@@ -39,6 +39,7 @@ void ctrl_fatal(struct emu_ctrl *ctrl, const char *why)
     ctrl->csts |= CSTS_CFS;
     ctrl->running = false;
     ctrl->counters.fatals++;
+    telemetry_fatal(ctrl);
 }
 
 /* What every Controller Level Reset does (Base 2.0, 3.7.2), AQA, ASQ and ACQ excepted. */
@@ -51,7 +52,7 @@ static void controller_level_reset(struct emu_ctrl *ctrl)
     dbbuf_off(ctrl);
     features_reset(ctrl);
     ctrl->n_aer = ctrl->n_events = 0;
-    ctrl->format_waits = false;
+    extras_reset(ctrl);
     ctrl->events_masked = 0;
     ctrl->csts = 0;
     ctrl->intms = 0;
@@ -374,6 +375,8 @@ struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_
     }
     ctrl->config = *config;
     objection = formats_objection(&ctrl->config);
+    if (!objection)
+        objection = extras_objection(&ctrl->config);
     if (objection) {
         snprintf(err, 256, "%s", objection);
         free(ctrl);
@@ -387,6 +390,7 @@ struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_
     ctrl->power_on_at = now_ns();
     ctrl->temperature = 313; /* 40 C */
     held_init(ctrl);
+    extras_init(ctrl);
     ctrl->iov = malloc(MAX_SEGMENTS * sizeof(*ctrl->iov));
     ctrl->bounce = aligned_alloc(4096, BOUNCE_SIZE);
     ctrl->bounce_meta = malloc(BOUNCE_META);
@@ -427,6 +431,9 @@ void emu_ctrl_free(struct emu_ctrl *ctrl)
         close(ctrl->doorbell_fd);
     for (unsigned i = 0; i < EMU_MAX_NAMESPACES; i++)
         ns_free(ctrl->namespaces[i]);
+    for (unsigned i = 0; i < EMU_MAX_NAMESPACES; i++)
+        ns_free(ctrl->detached[i]);
+    extras_free(ctrl);
     faults_destroy(ctrl);
     free(ctrl->bounce);
     free(ctrl->bounce_meta);

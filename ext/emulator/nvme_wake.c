@@ -137,6 +137,9 @@ static int job_add_ns(struct job *job, const struct ns *ns)
 /* SC_ASYNC: the command (or the shutdown) completes when all is on the disk. SC_SUCCESS: there is nothing to wait for. */
 uint16_t sync_start(struct emu_ctrl *ctrl, struct ns *ns, struct sq *sq, const struct nvme_sqe *sqe, bool shutdown)
 {
+    for (unsigned i = 0; i < EMU_MAX_NAMESPACES && ctrl->config.extras.write_cache; i++)
+        if (ctrl->namespaces[i] && (!ns || ctrl->namespaces[i] == ns))
+            undo_flush(&ctrl->namespaces[i]->media);
     if (ns ? ns->media.kind != EMU_MEDIUM_FILE : !ctrl->has_cache)
         return SC_SUCCESS;
     struct job *job = calloc(1, sizeof(*job));

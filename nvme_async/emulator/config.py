@@ -9,6 +9,8 @@ from urllib.parse import unquote
 
 import attrs
 
+from nvme_async.emulator.extras import PARSERS as EXTRAS
+from nvme_async.emulator.extras import Extras
 from nvme_async.emulator.formats import GUARDS, LbaFormat, format_names, parse_formats
 from nvme_async.emulator.parsing import ascii_text, in_range, one_of, parse_bool, parse_int, parse_seconds, parse_size
 from nvme_async.errors import ConfigurationError
@@ -110,6 +112,7 @@ class EmulatorConfig:
             a reset: entries that an interrupt of an I/O queue waits for, 1 to 256, and for how
             long, in microseconds, a multiple of 100 up to 25500. By default it doesn't wait. The
             host may change it by Set Features, and except a vector by feature 09h.
+        extras: features beyond a plain drive's; their options stand beside these, see Extras.
         serial, model, firmware: what Identify Controller says; 20, 40 and 8 ASCII characters at
             most.
         reactor: "shared" (one thread for all such controllers of this process) or "own".
@@ -136,6 +139,7 @@ class EmulatorConfig:
     moderation: str = attrs.field(default="none", validator=one_of(*MODERATIONS))
     aggregation_threshold: int = attrs.field(default=1, validator=in_range(1, 256))
     aggregation_time: int = attrs.field(default=0, validator=in_range(0, 255 * AGGREGATION_UNIT_US))
+    extras: Extras = attrs.field(factory=Extras)
     serial: str = attrs.field(default="NVMEASYNC0001", validator=ascii_text(20))
     model: str = attrs.field(default="nvme_async emulated controller", validator=ascii_text(40))
     firmware: str = attrs.field(default="1", validator=ascii_text(8))
@@ -159,6 +163,9 @@ class EmulatorConfig:
         return plain if first in plain else (*plain, first)
 
     def __attrs_post_init__(self) -> None:
+        used = self.size * self.namespaces
+        if self.extras.capacity and used > self.extras.capacity:
+            raise ConfigurationError(f"capacity={self.extras.capacity}: the namespaces take {used} bytes already")
         if self.size % self.block:
             raise ConfigurationError(f"size={self.size}: must be a multiple of block={self.block}")
         first = LbaFormat(self.block, self.metadata, self.guard)
@@ -207,15 +214,20 @@ class EmulatorConfig:
     def from_options(cls, values: dict[str, Any]) -> EmulatorConfig:
         """From options by name, values as text or of their own type. None stands for the default."""
         arguments: dict[str, Any] = {}
+        extras: dict[str, Any] = {}
         for key, value in values.items():
+            if key in EXTRAS:
+                if value is not None:
+                    extras[key] = EXTRAS[key](value, key)
+                continue
             if key not in _PARSERS and key not in _TEXTS:
-                known = ", ".join(sorted([*_PARSERS, *_TEXTS]))
+                known = ", ".join(sorted([*_PARSERS, *_TEXTS, *EXTRAS]))
                 raise ConfigurationError(f"unknown option {key!r} of an emulated controller; there are {known}")
             if value is not None:
                 arguments[key] = _PARSERS[key](value, key) if key in _PARSERS else value
         if arguments.get("size") == 0:
             raise ConfigurationError(f"size={values['size']!r}: a namespace needs at least one block")
-        return cls(**arguments)
+        return cls(**arguments, extras=Extras(**extras))
 
     @property
     def mdts_exponent(self) -> int:

@@ -77,6 +77,7 @@ class ControlServer:
             name: getattr(faults, name)
             for name in (
                 "add_namespace",
+                "ana_state",
                 "change_identity",
                 "counters",
                 "doorbells",
@@ -85,10 +86,12 @@ class ControlServer:
                 "interrupt",
                 "mqes",
                 "outstanding",
+                "power_loss",
                 "release",
                 "remove_device",
                 "remove_namespace",
                 "resize_namespace",
+                "sanitize_fails",
                 "temperature",
                 "trace",
             )

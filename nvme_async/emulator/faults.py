@@ -249,6 +249,23 @@ class Faults:
         """The composite temperature that the SMART log tells; may cause its event."""
         self._faults.temperature(kelvin)
 
+    def power_loss(self) -> None:
+        """The power fails: a surprise removal, and what volatile write caches held is lost.
+
+        remove_device(False) brings the controller back.
+        """
+        self._faults.power_loss()
+
+    def sanitize_fails(self) -> None:
+        """The next sanitize operation fails."""
+        self._faults.sanitize_fails()
+
+    def ana_state(self, group: int, state: int) -> None:
+        """Puts an ANA group into a state: 1 optimized, 2 non-optimized, 3 inaccessible, 4 persistent
+        loss, 15 change.
+        """
+        self._faults.ana_state(group, state)
+
     def add_namespace(
         self,
         nsid: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,6 +64,15 @@ def test_formats():
     assert EmulatorConfig.parse("format_time=1.5,effects=off").format_time == 1.5
 
 
+def test_extras():
+    extras = EmulatorConfig.parse("capacity=4GiB,self_test=2.5,sanitize=on,firmware_slots=3,telemetry=on,ana=2").extras
+    assert (extras.capacity, extras.self_test, extras.firmware_slots) == (4 << 30, 2.5, 3)
+    assert extras.sanitize > 0
+    assert (extras.telemetry, extras.ana, extras.security) == (True, 2, False)
+    plain = EmulatorConfig.parse("self_test=off").extras
+    assert not any(attrs.astuple(plain))
+
+
 def test_everything_at_once():
     config = EmulatorConfig.parse(
         "size=16MiB,block=512,namespaces=3,medium=file,path=/tmp/a%2Cb,queues=4,depth=4096,vectors=3,mdts=1MiB,"
@@ -95,6 +105,10 @@ def test_vectors_follow_queues():
         ("formats=512/4096/4096+8s33", ["33 bits", "0 to 32"]),
         ("pi=1", ["pi=1", "metadata=8"]),
         ("extended=on", ["extended=on", "metadata="]),
+        ("firmware_slots=9", ["firmware_slots=9", "2 to 7"]),
+        ("capacity=1MiB,size=1MiB,namespaces=2", ["capacity=", "2097152"]),
+        ("self_test=soon", ["self_test=", "seconds"]),
+        ("ana=17", ["ana=17", "0 to 16"]),
         ("format_time=long", ["format_time=", "seconds"]),
         ("size=5000", ["size=5000", "block=4096"]),
         ("size=3PiB", ["size="]),

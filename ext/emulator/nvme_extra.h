@@ -1,0 +1,67 @@
+/* State of what a plain drive doesn't have. Included by nvme_ctrl.h. */
+#ifndef NVME_ASYNC_EMULATOR_NVME_EXTRA_H
+#define NVME_ASYNC_EMULATOR_NVME_EXTRA_H
+
+#define MAX_IMAGE (8u << 20) /* of firmware */
+#define IMAGE_PIECE 4096u    /* FWUG */
+#define PEL_EVENTS 64
+
+struct self_test {
+    uint8_t code;
+    uint32_t nsid;
+    unsigned n; /* results, newest first */
+    uint8_t results[20][28];
+};
+
+struct sanitize {
+    uint32_t cdw10, cdw11;
+    uint8_t state;   /* SSTAT 2:0 */
+    bool fails;      /* a fault: the next one fails */
+    uint64_t clean;  /* blocks_written when it was over: as long as they are the same, all data is erased */
+};
+
+struct firmware {
+    char slots[8][8 + 1]; /* revisions, by slot; empty: none */
+    uint8_t active, next;
+    uint8_t *image;       /* what has been downloaded, NULL: nothing */
+    uint32_t nbytes;      /* its end */
+    uint64_t pieces[MAX_IMAGE / IMAGE_PIECE / 64];
+};
+
+struct telemetry {
+    uint8_t host_generation, controller_generation;
+    bool available; /* controller-initiated data */
+};
+
+struct persistent_event {
+    uint8_t type, revision;
+    uint16_t nbytes;
+    uint64_t timestamp;
+    uint8_t data[512];
+};
+
+struct persistent_events {
+    struct persistent_event events[PEL_EVENTS];
+    uint64_t n; /* ever */
+    uint8_t *context;
+    size_t context_nbytes;
+    uint16_t generation;
+};
+
+struct ana {
+    uint8_t states[EMU_MAX_NAMESPACES + 1]; /* by group */
+    uint64_t changes[EMU_MAX_NAMESPACES + 1], change;
+};
+
+struct extras {
+    struct self_test self_test;
+    struct sanitize sanitize;
+    struct firmware firmware;
+    struct telemetry telemetry;
+    struct persistent_events persistent;
+    struct ana ana;
+    uint32_t lba_status_interval, endurance_config;
+    uint16_t lba_status_generation;
+};
+
+#endif
