@@ -117,6 +117,11 @@ class BringUp:
             ),
             Step(_DOORBELL_BUFFERS, self._shadow_doorbells),
             Step("I/O queue pairs", lambda: queues.create_all(self.degraded)),
+            Step(
+                "Commands Supported and Effects log",
+                controller.effects.read,
+                lambda: "commands have the effects that the specification says",
+            ),
             Step("namespaces", self._namespaces, self._namespaces_later),
         ]
 
@@ -192,12 +197,12 @@ class BringUp:
         limit = NAMESPACES_LIMITS * controller.admin_queue.limit
         try:
             async with asyncio.timeout(limit) as timer:
-                await discovery.rescan(controller)
+                await controller.scanner.scan()
         except TimeoutError as error:
             if isinstance(error, NvmeError) or not timer.expired():
                 raise
             raise ControllerTimeout(f"{controller.uri}: Identify of its namespaces took over {limit:g} s") from None
 
     def _namespaces_later(self) -> str:
-        self._controller.recovery.rescan_later()
+        self._controller.scanner.later("not read at the bring-up")
         return "those that were known stay, and they are read again later"

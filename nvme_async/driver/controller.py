@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer
-from nvme_async.driver import discovery
 from nvme_async.driver.admin_queue import AdminQueue
 from nvme_async.driver.bringup import BringUp
+from nvme_async.driver.effects import Effects
 from nvme_async.driver.events import Event, EventListener
 from nvme_async.driver.hooks import LifecycleHooks
 from nvme_async.driver.lifecycle import ENDING, FINAL, Lifecycle, State
@@ -30,12 +30,14 @@ from nvme_async.driver.pcie.memory import DeviceMemory, Registration
 from nvme_async.driver.pcie.queue_set import QueueSet
 from nvme_async.driver.pcie.registers import Registers
 from nvme_async.driver.recovery import Recovery
+from nvme_async.driver.scanner import Scanner
 from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, HandedOver, NvmeError, QueueShutdown
 from nvme_async.runtime import forks, loops
 from nvme_async.runtime.tasks import finish, in_thread
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import AsyncEvent, Completion
 from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm
+from nvme_async.spec.identity import ControllerIdentity
 from nvme_async.spec.registers import Cap, Vs
 
 log = logging.getLogger("nvme_async")
@@ -59,6 +61,7 @@ class Controller(LifecycleHooks):
         identify: Identify Controller (an attrs object with the specification's field names).
         identify_nvm: Identify Controller of the NVM command set, None where the controller has
             none.
+        identity: what tells it from any other controller; None before Identify.
         namespaces: {nsid: Namespace}, the active ones, in ascending order.
         options: what it was opened with.
         loop: its home.
@@ -75,7 +78,10 @@ class Controller(LifecycleHooks):
         self.vs = Vs()
         self.identify: IdentifyController = None  # type: ignore[assignment]  # known once the bring-up is over
         self.identify_nvm: IdentifyControllerNvm | None = None
+        self.identity: ControllerIdentity | None = None
         self.namespaces: dict[int, Namespace] = {}
+        self.scanner = Scanner(self)
+        self.effects = Effects(self)
         self.memory: DeviceMemory | None = None
         self.queues = QueueSet(self)
         self.recovery = Recovery(self)
@@ -140,7 +146,7 @@ class Controller(LifecycleHooks):
         mdts = identify.max_transfer_size(self.cap.min_page_size) or self.options.max_transfer
         if self.queues.maker.limit_transfer(min(self.options.max_transfer, mdts)):
             for namespace in self.namespaces.values():
-                namespace._update(namespace.identify)
+                namespace._limit()
 
     async def call(self, function: Callable[[], T]) -> T:
         """A call into the device layer: on the loop if that is only memory and ioctls, in a thread
@@ -226,6 +232,7 @@ class Controller(LifecycleHooks):
         self._lock = asyncio.Lock()
         self._watched = -1
         self.recovery = Recovery(self)
+        self.scanner, self.effects = Scanner(self), Effects(self)
         self.listener.forget()
         self.lifecycle.orphan(QueueShutdown(f"{self.uri}: the event loop that opened this controller has ended"))
 
@@ -250,6 +257,7 @@ class Controller(LifecycleHooks):
                 await self.queues.drain(self.options.drain_timeout)
             await self.recovery.stop()
             await self.listener.stop()
+            await self.scanner.stop()
             await self.queues.fail(reason, admin=False)
             await self.stop_background_work()
             if was_ready:
@@ -272,6 +280,7 @@ class Controller(LifecycleHooks):
             self.lifecycle.to(State.CLOSING)
             await self.recovery.stop()
             await self.listener.stop()
+            await self.scanner.stop()
             await self._let_go(QueueShutdown(f"{self.uri}: the bring-up failed"))
 
     async def _let_go(self, reason: NvmeError, keep_device: bool = False) -> Device | None:
@@ -436,18 +445,28 @@ class Controller(LifecycleHooks):
     async def admin(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion:
         """Sends an admin command (see nvme_async.spec.commands). Answers of known length come as
         Completion.data, others in `buffer`.
+
+        Around a command that changes namespaces or the controller (Format NVM, Namespace Management
+        and Attachment, Sanitize, firmware activation, and what the controller's Commands Supported
+        and Effects log says so of) I/O that would be hurt is held and drained, and Identify is read
+        again before it goes on: see docs/commands-with-effects.md. ControllerTimeout, and the command
+        was not sent, if that I/O doesn't end in time.
         """
         return await self.at_home(lambda: self._admin(command, buffer, tag))
 
     async def _admin(self, command: Command, buffer: Any, tag: int) -> Completion:
         await self.until_ready()
-        return await self.admin_queue.submit(command, buffer, tag=tag, user=True)
+        return await self.effects.submit(command, buffer, tag)
 
     async def rescan(self, cause: AsyncEvent | None = None) -> None:
         """Reads the active namespaces again: new ones appear in `namespaces`, changed ones change
-        in place, removed ones fail from now on.
+        in place (requests made for another format end with NamespaceChanged), removed ones fail from
+        now on. One that is another disk under its old number is a new Namespace, and the old one
+        fails with NamespaceReplaced.
+
+        A namespace whose Identify fails stays as it is and is read again in the background.
         """
-        await discovery.rescan(self, cause)
+        await self.at_home(lambda: self.scanner.scan(cause))
 
     def events(self) -> AsyncIterator[Event]:
         """Asynchronous events of the controller (namespaces changed, errors, SMART warnings), as
@@ -522,6 +541,9 @@ class Controller(LifecycleHooks):
             "aborts": self.recovery.aborts,
             "events": self.listener.seen,
             "degraded": dict(self.bringup.degraded.reasons),
+            "event_requests": self.listener.inspect(),
+            "rescan": self.scanner.inspect(),
+            "effects": self.effects.inspect(),
             **self.inspect_hooks(),
             "namespaces": [namespace.inspect() for namespace in list(self.namespaces.values())],
             **self.queues.inspect(),

@@ -11,13 +11,17 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nvme_async.driver.events import Event, Kind
-from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.steps import patiently
-from nvme_async.errors import CommandError, ControllerError, ControllerTimeout, InvalidNamespace
+from nvme_async.errors import CommandError, ControllerError, ControllerReplaced, ControllerTimeout, InvalidNamespace
 from nvme_async.spec import commands
-from nvme_async.spec.completion import AsyncEvent
-from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, IdentifyNamespace, decode_namespace_list
+from nvme_async.spec.identify import (
+    IdentifyController,
+    IdentifyControllerNvm,
+    IdentifyNamespace,
+    NamespaceDescriptors,
+    decode_namespace_list,
+)
+from nvme_async.spec.identity import ControllerIdentity, NamespaceIdentity
 from nvme_async.spec.opcodes import Cns
 from nvme_async.spec.status import CommandSpecificStatus, GenericStatus, StatusCodeType
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nvme_async")
 
-VS_1_1, VS_1_4 = 0x10100, 0x10400
+VS_1_1, VS_1_3, VS_1_4 = 0x10100, 0x10300, 0x10400
 _NO_MORE = 0xFFFF_FFFE  # from here on an nsid asks for no list (Base 2.0, 5.17.2.2)
 MAX_ACTIVE = 1 << 16
 """Namespaces that one controller may have here."""
@@ -61,7 +65,9 @@ _WHAT_FOR = {2: "a discovery controller", 3: "an administrative controller"}
 
 
 async def identify_controller(controller: Controller) -> IdentifyController:
-    """ControllerError for one that this driver can do nothing with."""
+    """ControllerError for one that this driver can do nothing with; ControllerReplaced if it isn't
+    the one that was identified before.
+    """
     identify = IdentifyController.decode(await _identify(controller, Cns.CONTROLLER))
     if identify.cntrltype in _WHAT_FOR:
         raise ControllerError(
@@ -72,6 +78,10 @@ async def identify_controller(controller: Controller) -> IdentifyController:
             raise ControllerError(
                 f"{controller.uri}: needs {what} queue entries of {needed} bytes at least, this driver's have {ours}"
             )
+    identity = ControllerIdentity.of(identify, controller.device.ids)
+    if controller.identity is not None and (differences := controller.identity.differences(identity)):
+        raise ControllerReplaced(f"{controller.uri}: another controller answers: {differences}")
+    controller.identity = identity
     return identify
 
 
@@ -138,49 +148,24 @@ async def identify_namespace(controller: Controller, nsid: int) -> IdentifyNames
     return identify if identify.active else None
 
 
-async def rescan(controller: Controller, cause: AsyncEvent | None = None) -> bool:
-    """Brings `controller.namespaces` up to date and publishes what has changed. False: some could
-    not be identified; they stay as they were, and are read again later.
+async def identify_descriptors(controller: Controller, nsid: int) -> NamespaceDescriptors | None:
+    """CNS 03h, for the namespace's UUID; None where the controller doesn't tell (before NVMe 1.3, or
+    it refuses).
     """
-    found: dict[int, Namespace] = {}
-    changes: list[tuple[Kind, int]] = []
-    degraded = controller.bringup.degraded
-    failed = unanswered = False
-    for nsid in await active_namespaces(controller):
-        namespace = controller.namespaces.get(nsid)
-        try:
-            if unanswered:
-                raise ControllerTimeout(f"{controller.uri}: other namespaces' Identify was not answered")
-            identify = await identify_namespace(controller, nsid)
-        except (CommandError, ControllerTimeout) as error:
-            failed = True
-            unanswered = unanswered or isinstance(error, ControllerTimeout)
-            degraded.add(f"namespace {nsid}", error, "left as it was" if namespace is not None else "left out for now")
-            if namespace is not None:
-                found[nsid] = namespace
-            continue
-        degraded.clear(f"namespace {nsid}")
-        if identify is None:
-            continue
-        if namespace is None:
-            namespace = Namespace(controller, nsid)
-            namespace._update(identify)
-            changes.append(("namespace-added", nsid))
-        elif namespace._update(identify):
-            changes.append(("namespace-changed", nsid))
-        found[nsid] = namespace
-    for nsid, namespace in list(controller.namespaces.items()):
-        if nsid not in found:
-            del controller.namespaces[nsid]
-            namespace._remove()
-            changes.append(("namespace-removed", nsid))
-    for nsid in sorted(found):
-        controller.namespaces.pop(nsid, None)
-        controller.namespaces[nsid] = found[nsid]
-    if changes:
-        controller.changed()
-    for kind, nsid in changes:
-        controller.listener.publish(Event(kind, controller.uri, nsid, cause))
-    if failed:
-        controller.recovery.rescan_later()
-    return not failed
+    if controller.vs.to_int() < VS_1_3:
+        return None
+    try:
+        return NamespaceDescriptors.decode(await _identify(controller, Cns.NAMESPACE_DESCRIPTORS, nsid))
+    except CommandError as error:
+        log.debug("%s: namespace %d: no identification descriptors: %s", controller.uri, nsid, error)
+        return None
+
+
+async def examine(controller: Controller, nsid: int) -> tuple[IdentifyNamespace, NamespaceIdentity] | None:
+    """A namespace's format and identity; None for one that isn't there or can't be driven.
+    CommandError when the controller doesn't say.
+    """
+    identify = await identify_namespace(controller, nsid)
+    if identify is None:
+        return None
+    return identify, NamespaceIdentity.of(identify, await identify_descriptors(controller, nsid))

@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from nvme_async.errors import CommandError, NvmeError
+from nvme_async.errors import CommandError, InvalidOpcode, NvmeError
 from nvme_async.native._hotpath import Request
 from nvme_async.spec import commands
 from nvme_async.spec.completion import AsyncEvent, AsyncEventType, NoticeEvent
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nvme_async")
 
-Kind = Literal["namespace-added", "namespace-removed", "namespace-changed", "controller-event"]
+Kind = Literal["namespace-added", "namespace-removed", "namespace-changed", "namespace-replaced", "controller-event"]
+# After a request that ended with an error, the next is sent so many seconds later: at first, at
+# most, and how often in a row.
+FIRST_PAUSE, LONGEST_PAUSE, RETRIES = 0.1, 5.0, 10
 
 # Bytes of the log pages whose reading clears an event (Base 2.0, 5.2.1). Others are read with 512
 # bytes.
@@ -40,6 +43,7 @@ class Event:
 
     Attributes:
         kind: what. The namespace kinds come after `controller.namespaces` was brought up to date.
+            "namespace-replaced": another namespace has the number; its handle is a new one.
         nsid: of the namespace, else 0.
         event: the controller's own words (type, information, log page), for "controller-event" and
             those that led to a rescan.
@@ -61,6 +65,9 @@ class EventListener:
         self._subscribers: set[asyncio.Queue[Event | None]] = set()
         self._ended = False
         self.seen = 0
+        self.failures = 0
+        self.refusal = ""
+        """Why there are no events (any more), or the last error that a request ended with."""
 
     async def enable(self) -> None:
         """Has namespace and firmware notices sent (Asynchronous Event Configuration, 5.27.1.8);
@@ -106,6 +113,8 @@ class EventListener:
         controller = self._controller
         left = list(adopted or ())
         catch_up = adopted is not None and not adopted
+        in_a_row = 0
+        self.refusal = ""
         while True:
             try:
                 if catch_up:
@@ -116,10 +125,23 @@ class EventListener:
                 else:
                     completion = await controller.admin_queue.submit(commands.async_event_request(), internal=True)
                     dw0, dw1 = completion.dw0, completion.dw1
+            except CommandError as error:
+                self.failures += 1
+                in_a_row += 1
+                self.refusal = str(error)
+                if in_a_row > RETRIES or isinstance(error, InvalidOpcode):
+                    log.error("%s: no more asynchronous events: %s", controller.uri, error)
+                    return
+                log.warning("%s: an Asynchronous Event Request failed: %s", controller.uri, error)
+                await asyncio.sleep(min(FIRST_PAUSE * 2 ** (in_a_row - 1), LONGEST_PAUSE))
+                catch_up = True  # perhaps an event went with it
+                continue
             except NvmeError as error:
-                # The controller is being reset or closed, or takes no such request.
+                # The controller is being reset or closed.
                 log.debug("%s: no more asynchronous events: %s", controller.uri, error)
                 return
+            in_a_row = 0
+            self.refusal = ""
             event = AsyncEvent.from_dw0(dw0, dw1)
             self.seen += 1
             log.info("%s: %s", controller.uri, event.name)
@@ -128,9 +150,17 @@ class EventListener:
             except NvmeError as error:
                 log.warning("%s: %s: %s", controller.uri, event.name, error)
 
+    def inspect(self) -> dict[str, Any]:
+        return {
+            "waiting": self._task is not None and not self._task.done(),
+            "failures": self.failures,
+            "refusal": self.refusal or None,
+        }
+
     async def _catch_up(self) -> None:
-        """The predecessor ended between an event and its next request. What it was is known to no
-        one, so every log page that holds an event back is read, and the namespaces once more.
+        """An event may have been lost: a predecessor ended between it and its next request, or a
+        request ended with an error. Every log page that holds an event back is read, and the
+        namespaces once more.
         """
         controller = self._controller
         for lid in (LogPage.ERROR_INFORMATION, LogPage.SMART_HEALTH, LogPage.CHANGED_NAMESPACES):
@@ -138,7 +168,16 @@ class EventListener:
                 await controller.admin_queue.submit(commands.get_log_page(lid, _LOG_BYTES.get(lid, 512)))
             except CommandError as error:
                 log.warning("%s: log page %#x: %s", controller.uri, lid, error)
-        await controller.rescan()
+        await self._rescan(None)
+
+    async def _rescan(self, event: AsyncEvent | None) -> None:
+        """A scan that fails isn't dropped."""
+        controller = self._controller
+        try:
+            await controller.rescan(event)
+        except CommandError as error:
+            log.warning("%s: rescan: %s", controller.uri, error)
+            controller.scanner.later(str(error))
 
     async def _handle(self, event: AsyncEvent) -> None:
         controller = self._controller
@@ -147,11 +186,14 @@ class EventListener:
             return
         # Reading the log page clears the event; without that there won't be another of its kind.
         nbytes = _LOG_BYTES.get(event.lid, 512)  # type: ignore[call-overload]
-        await controller.admin_queue.submit(commands.get_log_page(event.lid, nbytes))
+        try:
+            await controller.admin_queue.submit(commands.get_log_page(event.lid, nbytes))
+        except CommandError as error:
+            log.warning("%s: %s: log page %#x: %s", controller.uri, event.name, event.lid, error)
         if event.type == AsyncEventType.NOTICE and event.info == NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED:
             # The list says which, or FFFFFFFFh for too many; the active list is the truth either
             # way, and covers changes made meanwhile.
-            await controller.rescan(event)
+            await self._rescan(event)
         else:
             self.publish(Event("controller-event", controller.uri, event=event))
 

@@ -101,8 +101,6 @@ class Namespace(NamespaceCore):
         that were made for another format end with NamespaceChanged.
         """
         controller = self.controller
-        queues = controller.queues
-        block_size = identify.block_size
         before = (self.blocks, self.block_size)
         if before[1] and _format_of(self.identify) != _format_of(identify):
             self._expire(
@@ -114,14 +112,7 @@ class Namespace(NamespaceCore):
         self.identify = identify
         found = identity if identity is not None else NamespaceIdentity.of(identify)
         self.identity = found.merged(self.identity) if before[1] else found
-        max_blocks = max(1, min(MAX_BLOCKS, queues.maker.max_transfer // block_size))
-        self.limits = CommandLimits.of(
-            controller.identify_nvm,
-            block_size=block_size,
-            min_page_size=controller.cap.min_page_size,
-            max_blocks=max_blocks,
-        )
-        self._configure(self._nsid, identify.nsze, block_size, max_blocks, queues.hot)
+        self._reconfigure()
         self._set_gone(None)
         if identify.metadata_size:
             self._set_gone(
@@ -133,12 +124,39 @@ class Namespace(NamespaceCore):
             )
         return before != (self.blocks, self.block_size)
 
+    def _reconfigure(self) -> None:
+        controller, identify = self.controller, self.identify
+        queues, block_size = controller.queues, identify.block_size
+        max_blocks = max(1, min(MAX_BLOCKS, queues.maker.max_transfer // block_size))
+        self.limits = CommandLimits.of(
+            controller.identify_nvm,
+            block_size=block_size,
+            min_page_size=controller.cap.min_page_size,
+            max_blocks=max_blocks,
+        )
+        self._configure(self._nsid, identify.nsze, block_size, max_blocks, queues.hot)
+
+    def _limit(self) -> None:
+        """The controller's limits have changed. One that isn't known now gets them with _update()."""
+        if not self.geometry.expired:
+            self._reconfigure()
+
     def _end(self, reason: NvmeError) -> None:
         """This handle is of no use any more: new requests, those that wait and those that are out
         fail with `reason`. On the home loop; the queue pairs' go_on() wakes who waits.
         """
         self._set_gone(reason)
         self._expire(reason)
+
+    def _unknown(self) -> None:
+        """A command that may have changed it was sent, and Identify could not be read since: nothing
+        is sent until _update().
+        """
+        self._end(
+            NamespaceChanged(
+                f"namespace {self._nsid} of {self.controller.uri} may have changed, and Identify could not be read yet"
+            )
+        )
 
     def _remove(self) -> None:
         self._end(InvalidNamespace(0, 0x0B, nsid=self._nsid, text="the namespace was removed", command="I/O"))

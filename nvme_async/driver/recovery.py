@@ -15,7 +15,6 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from nvme_async.driver import discovery
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerTimeout, NvmeError
@@ -47,9 +46,6 @@ RETRYABLE = frozenset(
 # Admin commands of the application that take as long as they take (Base 2.0, 5.14 and 5.24).
 UNLIMITED = frozenset({int(AdminOpcode.FORMAT_NVM), int(AdminOpcode.SANITIZE)})
 
-RESCAN_PAUSES = (0.2, 1.0, 5.0, 30.0)
-"""Seconds before each further attempt to read the namespaces that a bring-up or reset could not."""
-
 
 class Recovery:
     """The escalation of one controller. On the controller's own loop; one at a time.
@@ -60,7 +56,6 @@ class Recovery:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._task: asyncio.Task[None] | None = None
-        self._rescan: asyncio.Task[None] | None = None
         self.aborts = 0
         self.timeouts = 0
 
@@ -94,36 +89,14 @@ class Recovery:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    def rescan_later(self) -> None:
-        """The namespaces could not be read completely: again, a few times, once the controller is
-        ready.
-        """
-        if self._rescan is None or self._rescan.done():
-            self._rescan = self._controller.loop.create_task(
-                self._read_namespaces(), name=f"{self._controller.uri} namespaces"
-            )
-
-    async def _read_namespaces(self) -> None:
-        controller = self._controller
-        for pause in RESCAN_PAUSES:
-            await asyncio.sleep(pause)
-            try:
-                await controller.until_ready()
-                if await discovery.rescan(controller):
-                    controller.bringup.degraded.clear("namespaces")
-                    return
-            except NvmeError as error:
-                log.debug("%s: the namespaces once more: %s", controller.uri, error)
-
     async def stop(self) -> None:
         """Ends a recovery that is under way. The controller's lock is held, so it isn't in the
         middle of a reset.
         """
-        for task in (self._task, self._rescan):
-            if task is not None and task is not asyncio.current_task():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        self._task = self._rescan = None
+        task, self._task = self._task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _reset(self, reason: str, resets: int) -> None:
         """A reset for what was found when there had been `resets` of them; if there was one

@@ -23,9 +23,11 @@ Kind = Literal[
     "device-gone",
     "device-serviced",
     "device-appeared",
+    "device-replaced",
     "namespace-added",
     "namespace-removed",
     "namespace-changed",
+    "namespace-replaced",
     "controller-event",
 ]
 

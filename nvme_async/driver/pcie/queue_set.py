@@ -413,11 +413,27 @@ class QueueSet:
         """
         await self._on_each(lambda queue: queue.silence(True))
 
-    async def drain(self, seconds: float) -> bool:
-        """Waits until no I/O is out; False when that took too long."""
+    async def go_on(self, *, strictly: bool = False) -> None:
+        """Geometries of namespaces were held, released or expired: every I/O queue pair looks again
+        at what waits for that. From here on none sends what they forbid. strictly: ControllerTimeout
+        if a queue pair's thread is stuck; else that is logged.
+        """
+
+        def go_on(hot: _hotpath.QueuePair) -> None:
+            if not hot.closed:
+                hot.go_on()
+
+        if not strictly:
+            await self._tell(go_on, admin=False)
+            return
+        for queue in self.io_queues():
+            await self._controller.on_owner(queue, lambda queue=queue: go_on(queue.hot))  # type: ignore[misc]
+
+    async def drain(self, seconds: float, nsids: frozenset[int] | None = None) -> bool:
+        """Waits until no I/O is out, of these namespaces or of any; False when that took too long."""
         loop = asyncio.get_running_loop()
         limit = loop.time() + seconds
-        while any(queue.hot.n_outstanding for queue in self.io_queues()):
+        while any(queue.hot.outstanding_of(nsids) for queue in self.io_queues()):
             if loop.time() >= limit:
                 return False
             for queue in self.io_queues():

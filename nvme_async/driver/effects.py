@@ -1,0 +1,270 @@
+"""Admin commands that change namespaces or the controller, and what the driver does around them.
+
+Format NVM, Namespace Management, Sanitize, a firmware activation or a vendor's command may change
+what a request means that was made before: its block size, its namespace, its largest transfer. What
+a command does is known from the Commands Supported and Effects log (LID 05h; Base 2.0, 5.16.1.6),
+where the controller has it, together with what the specification says of the command. I/O that
+would be hurt is held on all loops and drained, then the command is sent, then Identify is read
+again, and only then I/O goes on. Requests that were made for an old format end with
+NamespaceChanged; they are never sent.
+
+On the controller's home loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from nvme_async.errors import ControllerReplaced, ControllerTimeout, NvmeError
+from nvme_async.spec import commands
+from nvme_async.spec.commands import Command
+from nvme_async.spec.completion import Completion
+from nvme_async.spec.logs import CommandsSupported
+from nvme_async.spec.opcodes import (
+    NSID_ALL,
+    AdminOpcode,
+    Feature,
+    FirmwareCommitAction,
+    LogPage,
+    NamespaceManagementAction,
+)
+
+if TYPE_CHECKING:
+    from nvme_async.driver.controller import Controller
+    from nvme_async.driver.namespace import Namespace
+
+log = logging.getLogger("nvme_async")
+
+
+@attrs.frozen
+class Effect:
+    """What a command may change.
+
+    Attributes:
+        holds: whose I/O must not be out meanwhile: of no namespace, the command's, or all.
+        namespaces: the active namespaces are to be read again.
+        controller: so is Identify Controller.
+    """
+
+    holds: int = 0
+    namespaces: bool = False
+    controller: bool = False
+
+    def __or__(self, other: Effect) -> Effect:
+        return Effect(
+            max(self.holds, other.holds), self.namespaces or other.namespaces, self.controller or other.controller
+        )
+
+    def __bool__(self) -> bool:
+        return self != Effect()
+
+
+NONE, ITS_NAMESPACE, ALL = 0, 1, 2
+
+# They change nothing, whatever a controller's log says of them.
+_HARMLESS = frozenset(
+    {
+        AdminOpcode.IDENTIFY,
+        AdminOpcode.GET_LOG_PAGE,
+        AdminOpcode.GET_FEATURES,
+        AdminOpcode.ABORT,
+        AdminOpcode.ASYNC_EVENT_REQUEST,
+        AdminOpcode.KEEP_ALIVE,
+    }
+)
+_EVERYTHING = Effect(ALL, namespaces=True, controller=True)
+_FEATURES = {
+    Feature.HOST_BEHAVIOR: _EVERYTHING,  # LBA formats beyond the first 16 (LBAFEE)
+    Feature.COMMAND_SET_PROFILE: _EVERYTHING,
+    Feature.NAMESPACE_WRITE_PROTECTION: Effect(namespaces=True),
+}
+# FNA bit 0: a format applies to all namespaces; bit 1: so does a secure erase.
+_FORMATS_ALL, _ERASES_ALL = 1 << 0, 1 << 1
+
+
+def _known(command: Command, fna: int) -> Effect:
+    """What the specification says that a command does."""
+    match command.opcode:
+        case AdminOpcode.FORMAT_NVM:
+            erases = command.cdw10 >> 9 & 7
+            whole = fna & _FORMATS_ALL or (erases and fna & _ERASES_ALL)
+            return Effect(ALL if whole else ITS_NAMESPACE, namespaces=True)
+        case AdminOpcode.SANITIZE:
+            return Effect(ALL, namespaces=True)
+        case AdminOpcode.NAMESPACE_MANAGEMENT:
+            creates = command.cdw10 & 0xF == NamespaceManagementAction.CREATE
+            return Effect(NONE if creates else ITS_NAMESPACE, namespaces=True)
+        case AdminOpcode.NAMESPACE_ATTACHMENT:
+            return Effect(ITS_NAMESPACE, namespaces=True)
+        case AdminOpcode.CAPACITY_MANAGEMENT:
+            return Effect(ALL, namespaces=True, controller=True)
+        case AdminOpcode.VIRTUALIZATION_MANAGEMENT:
+            return Effect(controller=True)
+        case AdminOpcode.FIRMWARE_COMMIT:
+            # Other actions take effect at a reset, which reads everything again by itself.
+            at_once = command.cdw10 >> 3 & 7 == FirmwareCommitAction.REPLACE_AND_ACTIVATE_NOW
+            return _EVERYTHING if at_once else Effect()
+        case AdminOpcode.SET_FEATURES:
+            fid = command.cdw10 & 0xFF
+            return _FEATURES.get(Feature(fid), Effect()) if fid in Feature._value2member_map_ else Effect()
+    return Effect()
+
+
+def effect_of(command: Command, supported: CommandsSupported | None = None, *, fna: int = 0) -> Effect:
+    """What an admin command may change. supported: the controller's log, if it has one. fna: Format
+    NVM Attributes of Identify Controller.
+
+    An empty Effect (false) for a command that changes nothing that I/O depends on.
+    """
+    if command.opcode in _HARMLESS:
+        return Effect()
+    effect = _known(command, fna)
+    if supported is not None:
+        said = supported.admin(command.opcode)
+        if said.csupp:
+            holds = ALL if said.cse >= 2 else ITS_NAMESPACE if said.cse or said.lbcc or said.ncc else NONE
+            effect |= Effect(holds, namespaces=bool(said.ncc or said.nic), controller=bool(said.ccc))
+    if effect.holds == ITS_NAMESPACE and command.nsid in (0, NSID_ALL):
+        effect |= Effect(ALL)
+    return effect
+
+
+class Effects:
+    """Admin commands of one controller, each with its effects.
+
+    Attributes:
+        supported: Commands Supported and Effects, None where the controller has no such log.
+        running: names of the commands that I/O is held for.
+    """
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.supported: CommandsSupported | None = None
+        self.running: list[str] = []
+        self._tasks: set[asyncio.Task[Completion]] = set()
+
+    async def read(self) -> None:
+        """Reads the log, where Identify Controller says that there is one (LPA bit 1). Raises
+        CommandError, ControllerError; then only what the specification says counts.
+        """
+        controller = self._controller
+        self.supported = None
+        if not controller.identify.lpa & 1 << 1:
+            return
+        page = await controller.admin_queue.submit(commands.get_log_page(LogPage.COMMANDS_SUPPORTED_AND_EFFECTS, 4096))
+        assert page.data is not None
+        self.supported = CommandsSupported.decode(page.data)
+
+    def of(self, command: Command) -> Effect:
+        """What this controller does at that command."""
+        return effect_of(command, self.supported, fna=self._controller.identify.fna)
+
+    async def submit(self, command: Command, buffer: Any = None, tag: int = 0) -> Completion:
+        """Sends an admin command of the user's. Its effects are over when this returns.
+
+        When the caller is cancelled the command goes on, and so does what has to follow it.
+        ControllerTimeout when I/O that is out doesn't end within its limit; then the command was
+        not sent.
+        """
+        effect = self.of(command) if isinstance(command, Command) else Effect()
+        if not effect:
+            return await self._send(command, buffer, tag)
+        task = self._controller.loop.create_task(self._with_effects(effect, command, buffer, tag))
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+        return await asyncio.shield(task)
+
+    def _over(self, task: asyncio.Task[Completion]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller's, if there still is one
+
+    async def _send(self, command: Command, buffer: Any, tag: int) -> Completion:
+        return await self._controller.admin_queue.submit(command, buffer, tag=tag, user=True)
+
+    async def _with_effects(self, effect: Effect, command: Command, buffer: Any, tag: int) -> Completion:
+        controller = self._controller
+        async with controller.scanner.alone():
+            self.running.append(command.name)
+            concerned = self._concerned(effect, command)
+            try:
+                with _Held(concerned) as held:
+                    await self._drain(command, concerned)
+                    try:
+                        return await self._send(command, buffer, tag)
+                    finally:
+                        # Also after an error: nobody knows how far the controller got.
+                        held.changed = True
+                        held.changed = not await self._read_again(effect, concerned)
+            finally:
+                self.running.remove(command.name)
+                await controller.queues.go_on()
+
+    def _concerned(self, effect: Effect, command: Command) -> list[Namespace]:
+        return [
+            namespace
+            for nsid, namespace in self._controller.namespaces.items()
+            if effect.holds == ALL or (effect.holds == ITS_NAMESPACE and nsid == command.nsid)
+        ]
+
+    async def _drain(self, command: Command, concerned: list[Namespace]) -> None:
+        controller = self._controller
+        if not concerned:
+            return
+        await controller.queues.go_on(strictly=True)  # from here on every loop has seen the hold
+        options = controller.options
+        limit = options.command_timeout + options.abort_timeout if options.command_timeout else options.drain_timeout
+        if not await controller.queues.drain(limit, frozenset(namespace.nsid for namespace in concerned)):
+            raise ControllerTimeout(
+                f"{controller.uri}: {command.name} was not sent: I/O of the namespaces that it changes has not "
+                f"ended within {limit:g} s"
+            )
+
+    async def _read_again(self, effect: Effect, concerned: list[Namespace]) -> bool:
+        """True when everything that may have changed is known again. What isn't is read later."""
+        controller = self._controller
+        if controller.state != "ready":
+            return False
+        try:
+            if effect.controller:
+                await controller.scanner.controller_again()
+            if effect.namespaces or effect.holds:
+                return await controller.scanner.namespaces_again(concerned)
+        except ControllerReplaced as error:
+            controller.fail(error)
+            return False
+        except NvmeError as error:
+            log.warning("%s: %s", controller.uri, error)
+            controller.scanner.later(str(error))
+            return False
+        return True
+
+    def inspect(self) -> dict[str, Any]:
+        return {"log": self.supported is not None, "running": list(self.running)}
+
+
+class _Held:
+    """Requests of these namespaces are not sent within the block.
+
+    changed: nothing is known of the namespaces at its end; then their requests end with an error,
+        and new ones fail until Identify was read.
+    """
+
+    def __init__(self, namespaces: list[Namespace]) -> None:
+        self._namespaces = [(namespace, namespace.geometry) for namespace in namespaces]
+        self.changed = False
+
+    def __enter__(self) -> _Held:
+        for _, geometry in self._namespaces:
+            geometry.hold()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for namespace, geometry in self._namespaces:
+            if self.changed and namespace.geometry is geometry:
+                namespace._unknown()
+            geometry.release()
