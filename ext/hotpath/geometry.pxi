@@ -65,6 +65,39 @@ cdef int park(QueuePair qp, Request request) except -1:
     return 0
 
 
+cdef int defuse(QueuePair qp) except -1:
+    """After a reset, before the controller hears of the commands that are sent again: those whose geometry has expired since become
+    Flush commands in their place in the ring, and their awaiters get the geometry's error when these complete."""
+    cdef uint32_t i
+    cdef nvq_tracker *t
+    cdef nvq_sqe *sqe
+    cdef Batch batch
+    cdef bint expired
+    for i in range(qp.q.n_trackers):
+        t = &qp.q.trackers[i]
+        if t.state != NVQ_ARMED:
+            continue
+        expired = False
+        if qp.waiters[i] != NULL:
+            geometry = (<Request>qp.waiters[i]).geometry
+            expired = geometry is not None and (<Geometry>geometry).state == EXPIRED
+        elif qp.slots[i].batch != NULL:
+            for batch in qp.batches:
+                if qp.slots[i].batch == &batch.b:
+                    expired = batch.geometry is not None and batch.geometry.state == EXPIRED
+        sqe = &qp.q.sq[t.position % qp.q.entries]
+        if expired and sqe.cid == t.cid:
+            as_flush(sqe)
+            as_flush(&t.sqe)
+    return 0
+
+
+cdef inline void as_flush(nvq_sqe *sqe) noexcept:
+    """The command id, nsid and (unused) PRPs stay."""
+    sqe.opcode = OPC_FLUSH
+    sqe.cdw2 = sqe.cdw3 = sqe.cdw10 = sqe.cdw11 = sqe.cdw12 = sqe.cdw13 = sqe.cdw14 = sqe.cdw15 = 0
+
+
 cdef int wake_parked(QueuePair qp) except -1:
     """Each looks for itself whether it may go on."""
     parked, qp.parked = qp.parked, []

@@ -539,6 +539,8 @@ cdef class QueuePair(Rings):
     def go_on(self):
         """Geometries were held, released or expired: requests and batches that waited for that look again whether they may be sent. From
         here on no command of this queue pair is sent that a held or expired geometry forbids."""
+        if self.has_memory and self.q.silent:
+            defuse(self)
         wake_parked(self)
         go_on_with_batches(self)
 

@@ -275,3 +275,30 @@ async def test_what_was_removed_and_came_back_is_the_same_disk_only_by_its_ident
     await eventually(lambda: 2 in two.namespaces)
     with pytest.raises(InvalidNamespace):
         await old.read(0)
+
+
+async def test_a_write_that_a_reset_would_send_again_does_not_reach_another_disk(two: Controller) -> None:
+    old = two.namespaces[2]
+    lost = faults(two).add(queue="io", opcode=1, nsid=2, discard=True, count=1)
+    write = asyncio.create_task(old.write(7, b"meant for the old disk".ljust(4096)))
+    await asyncio.to_thread(lost.wait)
+    faults(two).remove_namespace(2, notice=False)
+    faults(two).add_namespace(2, "16MiB", notice=False)
+    await two.reset()
+    with pytest.raises(nvme_async.errors.NamespaceReplaced):
+        await within(5, write)
+    assert await two.namespaces[2].read(7) == bytes(4096)
+
+
+async def test_another_controller_after_a_reset_is_a_failure_and_gets_no_io(two: Controller) -> None:
+    ns = two.namespaces[1]
+    page = (await two.admin(commands.identify(1))).data
+    assert page is not None
+    stranger = page[:4] + b"SOMEBODY ELSE'S".ljust(20) + page[24:1024]
+    faults(two).add(queue="admin", opcode=6, cdw10=1, payload=stranger)
+    writes = faults(two).add(queue="io", opcode=1)
+    with pytest.raises(nvme_async.errors.ControllerReplaced, match="SOMEBODY ELSE"):
+        await two.reset()
+    with pytest.raises(nvme_async.errors.ControllerReplaced):
+        await ns.write(0, b"x" * 4096)
+    assert writes.hits == 0

@@ -182,6 +182,35 @@ async def test_commands_are_counted_by_the_namespace_that_they_concern(ring, ns)
     assert ring.qp.outstanding_of((1,)) == 0
 
 
+async def test_commands_that_a_reset_sends_again_become_harmless_when_the_format_changed_meanwhile(ring, ns):
+    (write,) = await started(ns.write(3, b"x" * 4096))
+    batch = ring.qp.batch(1, 1, struct.pack("<2Q", 1, 2), 1, b"y" * 8192, 4096, to_host=False, geometry=ns.geometry)
+
+    async def run():
+        return await batch
+
+    many = asyncio.create_task(run())
+    (other,) = await started(namespace(ring).write(9, b"z" * 4096))
+    assert len(ring.fetch()) == 4
+    ring.qp.silence(True)
+    ring.sq_head = ring.cq_tail = 0
+    ring.phase = 1
+    ring.qp.restart(frozenset({1}), CommandError(0, 7), 3)
+    reformat(ns, ring, 512)
+    ring.doorbells.write32(0, 0)
+    ring.qp.silence(False)
+    sqes = ring.fetch()
+    assert sorted(sqe[0] for sqe in sqes) == [0, 0, 0, 1]
+    assert [struct.unpack_from("<Q", sqe, 40)[0] for sqe in sqes if sqe[0] == 1] == [9]
+    for sqe in sqes:
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    for task in (write, many):
+        with pytest.raises(NamespaceChanged):
+            await task
+    await other
+
+
 def fill(ring, sqe, of, moved):
     """The controller moves `moved` bytes of the command's `of`."""
     for iova, length in ring.walk(sqe, of):
