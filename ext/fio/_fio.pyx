@@ -9,6 +9,8 @@ from libc.string cimport memset
 cdef extern from "fio/checksum.h":
     uint32_t _crc32c "crc32c" (uint32_t crc, const unsigned char *p, size_t n, bint software) nogil
     uint64_t _xxh64 "xxh64" (uint64_t seed, const unsigned char *p, size_t n) nogil
+    uint64_t _crc64 "crc64" (const unsigned char *p, size_t n) nogil
+    unsigned char _crc7 "crc7" (const unsigned char *p, size_t n) nogil
     void _fill_random "fill_random" (unsigned char *p, size_t n, uint64_t key) nogil
 
 cdef extern from "common/histogram.h":
@@ -43,8 +45,10 @@ cdef extern from "fio/generator.h":
         io_order order
         bint mixed
         uint32_t direction
+        int steer
         uint64_t read_below, start, length, align, units, step, skip, passes
         uint32_t run
+        uint64_t *random_below
         double parameter
     void generator_start(generator *g, uint64_t seed)
     void generator_next(generator *g, io *io)
@@ -52,7 +56,7 @@ cdef extern from "fio/generator.h":
 cdef extern from "fio/recorder.h":
     enum: MAP_SIZE
     struct log_entry:
-        uint64_t time, latency, nbytes, ios, offset
+        uint64_t time, latency, slat, nbytes, ios, offset
         uint32_t direction
     struct io_log:
         bint enabled, keep_max
@@ -60,9 +64,9 @@ cdef extern from "fio/recorder.h":
         log_entry *entries
         size_t count
     struct recorder:
-        bint stop, recording, timed, histograms
+        bint stop, measuring, timed, histograms
         uint32_t in_flight
-        uint64_t now, measure_from, deadline, began, limit_bytes, limit_ios, claimed_bytes, claimed_ios
+        uint64_t now, armed, measure_from, deadline, began, limit_bytes, limit_ios, claimed_bytes, claimed_ios
         uint64_t *ios
         uint64_t *nbytes
         uint64_t *issued
@@ -71,6 +75,8 @@ cdef extern from "fio/recorder.h":
         uint64_t *completes
         uint64_t submit_calls, complete_calls
         histogram *latency
+        histogram *slat
+        histogram *clat
         io_log log
     uint64_t now_ns()
     uint64_t recorder_clock(recorder *r)
@@ -78,7 +84,7 @@ cdef extern from "fio/recorder.h":
     unsigned batch_bucket(uint32_t n)
     bint recorder_claim(recorder *r, generator *g, io *io, uint64_t now)
     void recorder_start(recorder *r, const io *io, uint64_t now)
-    int recorder_finish(recorder *r, const io *io, uint64_t started, uint64_t now) except -1
+    int recorder_finish(recorder *r, const io *io, uint64_t started, uint64_t submitted, uint64_t now) except -1
     int log_close_window(io_log *log) except -1
 
 READ, WRITE, TRIM, SYNC = DIRECTION_READ, DIRECTION_WRITE, DIRECTION_TRIM, DIRECTION_SYNC

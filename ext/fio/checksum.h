@@ -110,6 +110,54 @@ static uint64_t xxh64(uint64_t seed, const unsigned char *p, size_t n)
     return hash ^ hash >> 32;
 }
 
+/* One byte at a time through a table of 256 entries of the width that the CRC has. */
+static uint64_t crc64_table[256];
+static unsigned char crc7_table[256];
+
+static void crc_fill_tables(void)
+{
+    for (unsigned i = 0; i < 256; i++) {
+        uint64_t wide = i;
+        unsigned char narrow = (unsigned char)i;
+
+        for (int bit = 0; bit < 8; bit++) {
+            wide = (wide >> 1) ^ (wide & 1 ? 0xC96C5795D7870F42u : 0);
+            narrow = (unsigned char)((narrow << 1) ^ (narrow & 0x80 ? 0x12 : 0));
+        }
+        crc64_table[i] = wide;
+        crc7_table[i] = narrow;
+    }
+}
+
+static void crc_need_tables(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+    pthread_once(&once, crc_fill_tables);
+}
+
+/* CRC-64/XZ: ECMA-182's polynomial, reflected. */
+static uint64_t crc64(const unsigned char *p, size_t n)
+{
+    uint64_t crc = UINT64_MAX;
+
+    crc_need_tables();
+    while (n--)
+        crc = crc64_table[(crc ^ *p++) & 0xFF] ^ (crc >> 8);
+    return ~crc;
+}
+
+/* CRC-7/MMC: x^7 + x^3 + 1; kept in the upper seven bits while it is computed. */
+static unsigned char crc7(const unsigned char *p, size_t n)
+{
+    unsigned char crc = 0;
+
+    crc_need_tables();
+    while (n--)
+        crc = crc7_table[crc ^ *p++];
+    return crc >> 1;
+}
+
 /* Pseudo-random bytes that anybody can produce again from the key: xorshift, eight bytes a step. */
 static void fill_random(unsigned char *p, size_t n, uint64_t key)
 {

@@ -26,9 +26,11 @@ struct generator {
     enum io_order order;
     bool mixed;
     uint32_t direction;        /* when not mixed */
+    int steer;                 /* mixed: the direction that the next one must have, where rates decide; -1: drawn */
     uint64_t read_below;       /* share of reads, of 2^32 */
-    uint64_t start, length, align, units, step;    /* units: how many starting points there are */
+    uint64_t start, length, align, units, step;    /* units: of starting points; step: what a cut I/O is a multiple of */
     uint64_t skip;             /* sequential: a hole after each I/O */
+    uint64_t random_below[DIRECTIONS];    /* random: the share of I/Os that are, of 2^32; the others follow the one before */
     uint32_t run;              /* random: this many I/Os in sequence, then a new place */
     uint32_t run_left[DIRECTIONS];
     uint64_t position[DIRECTIONS];
@@ -101,10 +103,13 @@ static inline void generator_next(struct generator *g, struct io *io)
 
     if (g->mixed)
         direction = (rng_next(&g->directions_rng) >> 32) < g->read_below ? DIRECTION_READ : DIRECTION_WRITE;
+    if (g->mixed && g->steer >= 0)
+        direction = (uint32_t)g->steer;
     io->direction = direction;
     io->nbytes = sizes_next(&g->sizes[direction], &g->sizes_rng);
 
-    if (g->order == ORDER_SEQUENTIAL || g->run_left[direction]) {
+    if (g->order == ORDER_SEQUENTIAL || g->run_left[direction]
+        || (g->random_below[direction] >> 32 == 0 && (rng_next(&g->directions_rng) >> 32) >= g->random_below[direction])) {
         at = g->position[direction];
         if (at + g->sizes[direction].min > g->length)
             at = 0;                      /* wrapped around */

@@ -39,6 +39,10 @@ cdef class Histogram:
         cdef unsigned i
         return {histogram_value(i): self.h.bucket[i] for i in range(HISTOGRAM_SIZE) if self.h.bucket[i]}
 
+    def counts(self):
+        cdef unsigned i
+        return [self.h.bucket[i] for i in range(HISTOGRAM_SIZE)]
+
     def percentiles(self, wanted):
         cdef unsigned i = 0
         cdef uint64_t seen = self.h.bucket[0]

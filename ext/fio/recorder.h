@@ -18,7 +18,7 @@
 enum { MAP_SIZE = 7, CLOCK_EVERY = 32 };
 
 struct log_entry {
-    uint64_t time, latency, nbytes, ios, offset;    /* latency: of the I/O, or the window's mean or maximum, ns */
+    uint64_t time, latency, slat, nbytes, ios, offset;    /* latencies: of the I/O, or the window's mean or maximum, ns */
     uint32_t direction;
 };
 
@@ -32,15 +32,16 @@ struct io_log {
 };
 
 struct recorder {
-    bool stop, recording, timed, histograms;
+    bool stop, measuring, timed, histograms;
     uint32_t ticks, in_flight;
     uint64_t now;                                   /* the last clock reading */
-    uint64_t measure_from, deadline;                /* ns on CLOCK_MONOTONIC */
-    uint64_t began;                                 /* when recording did: after the ramp */
+    uint64_t armed, measure_from, deadline;         /* ns on CLOCK_MONOTONIC */
+    uint64_t began;                                 /* the first I/O, or the end of the ramp */
     uint64_t limit_bytes, limit_ios, claimed_bytes, claimed_ios;
     uint64_t ios[DIRECTIONS], nbytes[DIRECTIONS], issued[DIRECTIONS + 1];
     uint64_t depths[MAP_SIZE], submits[MAP_SIZE], completes[MAP_SIZE], submit_calls, complete_calls;
     struct histogram latency[DIRECTIONS + 1];       /* the last is that of flushes */
+    struct histogram slat[DIRECTIONS], clat[DIRECTIONS];    /* its two parts, where submission is timed */
     struct io_log log;
 };
 
@@ -114,8 +115,10 @@ static int log_close_window(struct io_log *log)
         if (open->ios) {
             open->time = log->window_end;
             open->direction = d;
-            if (!log->keep_max)
+            if (!log->keep_max) {
                 open->latency /= open->ios;
+                open->slat /= open->ios;
+            }
             if (log_append(log, open))
                 return -1;
         }
@@ -124,12 +127,12 @@ static int log_close_window(struct io_log *log)
     return 0;
 }
 
-static int log_add(struct io_log *log, const struct io *io, uint64_t latency, uint64_t now)
+static int log_add(struct io_log *log, const struct io *io, uint64_t latency, uint64_t slat, uint64_t now)
 {
     struct log_entry *open = &log->open[io->direction];
 
     if (!log->window) {
-        struct log_entry entry = { now, latency, io->nbytes, 1, io->offset, io->direction };
+        struct log_entry entry = { now, latency, slat, io->nbytes, 1, io->offset, io->direction };
 
         return log_append(log, &entry);
     }
@@ -138,42 +141,72 @@ static int log_add(struct io_log *log, const struct io *io, uint64_t latency, ui
             return -1;
         log->window_end += ((now - log->window_end) / log->window + 1) * log->window;
     }
-    if (!log->keep_max)
+    if (!log->keep_max) {
         open->latency += latency;
-    else if (latency > open->latency)
-        open->latency = latency;
+        open->slat += slat;
+    } else {
+        open->latency = latency > open->latency ? latency : open->latency;
+        open->slat = slat > open->slat ? slat : open->slat;
+    }
     open->nbytes += io->nbytes;
     open->ios++;
     return 0;
 }
 
-static inline void recorder_start(struct recorder *r, const struct io *io, uint64_t now)
+/*
+ * The first I/O, or the first one after the ramp. What the ramp did is forgotten only now: a job that ends in its ramp reports it
+ * all, as fio does.
+ */
+static void recorder_measure(struct recorder *r, uint64_t now)
 {
-    if (!r->recording && now >= r->measure_from) {
-        r->recording = true;
-        r->began = now;
-        r->log.window_end = now + r->log.window;
-    }
-    r->in_flight++;
-    if (r->recording) {
-        r->issued[io->direction]++;
-        r->depths[depth_bucket(r->in_flight)]++;
+    r->measuring = now >= r->measure_from;
+    if (r->began && !r->measuring)
+        return;
+    r->began = r->measuring && r->measure_from > r->armed ? r->measure_from : now;
+    r->log.window_end = r->began + r->log.window;
+    r->log.count = 0;
+    memset(r->log.open, 0, sizeof r->log.open);
+    memset(r->ios, 0, sizeof r->ios);
+    memset(r->nbytes, 0, sizeof r->nbytes);
+    memset(r->issued, 0, sizeof r->issued);
+    memset(r->depths, 0, sizeof r->depths);
+    memset(r->submits, 0, sizeof r->submits);
+    memset(r->completes, 0, sizeof r->completes);
+    r->submit_calls = r->complete_calls = 0;
+    for (int d = 0; d < DIRECTIONS + 1; d++)
+        histogram_clear(&r->latency[d]);
+    for (int d = 0; d < DIRECTIONS; d++) {
+        histogram_clear(&r->slat[d]);
+        histogram_clear(&r->clat[d]);
     }
 }
 
-/* An I/O of `r` that came back well, `now`, having been started at `started`. */
-static inline int recorder_finish(struct recorder *r, const struct io *io, uint64_t started, uint64_t now)
+static inline void recorder_start(struct recorder *r, const struct io *io, uint64_t now)
 {
+    if (__builtin_expect(!r->measuring, 0))
+        recorder_measure(r, now);
+    r->in_flight++;
+    r->issued[io->direction]++;
+    r->depths[depth_bucket(r->in_flight)]++;
+}
+
+/* An I/O of `r` that came back well, `now`, having been started at `started`; `submitted`: 0 where that is not timed. */
+static inline int recorder_finish(struct recorder *r, const struct io *io, uint64_t started, uint64_t submitted, uint64_t now)
+{
+    uint64_t slat = submitted ? submitted - started : 0;
+
     r->in_flight--;
-    if (!r->recording)
-        return 0;
     r->ios[io->direction]++;
     r->nbytes[io->direction] += io->nbytes;
     if (r->timed) {
         if (r->histograms)
             histogram_add_many(&r->latency[io->direction], now - started, 1);
+        if (submitted) {
+            histogram_add_many(&r->slat[io->direction], slat, 1);
+            histogram_add_many(&r->clat[io->direction], now - submitted, 1);
+        }
         if (r->log.enabled)
-            return log_add(&r->log, io, now - started, now);
+            return log_add(&r->log, io, now - started, slat, now);
     }
     return 0;
 }

@@ -5,7 +5,7 @@ cdef class Generator:
 
     def __init__(
         self, *, seed, start, length, block_size, sizes, order="sequential", parameter=0.0, direction=0,
-        read_share=None, align=0, skip=0, run=1,
+        read_share=None, align=0, skip=0, run=1, step=0, random_shares=None,
     ):
         cdef uint32_t d
         cdef uint64_t below
@@ -18,7 +18,10 @@ cdef class Generator:
         self.g.mixed = read_share is not None
         self.g.read_below = <uint64_t>((read_share or 0.0) * 4294967296.0)
         self.g.direction = direction
-        self.g.start, self.g.length, self.g.step = start, length, block_size
+        self.g.start, self.g.length, self.g.step = start, length, step or block_size
+        self.g.steer = -1
+        for d in range(DIRECTIONS):
+            self.g.random_below[d] = <uint64_t>((1.0 if random_shares is None else random_shares[d]) * 4294967296.0)
         self.g.skip, self.g.run = skip, run
         if len(sizes) != DIRECTIONS:
             raise ValueError(f"sizes of {DIRECTIONS} directions are needed, not {len(sizes)}")
@@ -74,6 +77,9 @@ cdef class Recorder:
         memset(&self.r, 0, sizeof(self.r))
         for d in range(DIRECTIONS + 1):
             histogram_clear(&self.r.latency[d])
+        for d in range(DIRECTIONS):
+            histogram_clear(&self.r.slat[d])
+            histogram_clear(&self.r.clat[d])
         self.r.timed, self.r.histograms = timed, histograms
         self.r.limit_bytes = UINT64_MAX if limit_bytes is None else limit_bytes
         self.r.limit_ios = UINT64_MAX if limit_ios is None else limit_ios
@@ -84,7 +90,7 @@ cdef class Recorder:
         free(self.r.log.entries)
 
     def arm(self, *, measure_from=0, deadline=None):
-        self.r.measure_from = measure_from
+        self.r.armed, self.r.measure_from = now_ns(), measure_from
         self.r.deadline = UINT64_MAX if deadline is None else deadline
 
     def stop(self):
@@ -106,7 +112,11 @@ cdef class Recorder:
 
     @property
     def began(self):
-        return self.r.began if self.r.recording else None
+        return self.r.began or None
+
+    @property
+    def measuring(self):
+        return self.r.measuring
 
     @property
     def deadline(self):
@@ -148,11 +158,18 @@ cdef class Recorder:
         histogram_merge(&copy.h, &self.r.latency[direction])
         return copy
 
+    def submission(self, int direction):
+        cdef Histogram slat = Histogram(), clat = Histogram()
+        if not 0 <= direction < DIRECTIONS:
+            raise ValueError(f"direction {direction} is not 0 to {DIRECTIONS - 1}")
+        histogram_merge(&slat.h, &self.r.slat[direction])
+        histogram_merge(&clat.h, &self.r.clat[direction])
+        return slat, clat
+
     def record_sync(self, uint64_t ns):
-        if self.r.recording:
-            self.r.issued[DIRECTION_SYNC] += 1
-            if self.r.timed:
-                histogram_add_many(&self.r.latency[DIRECTION_SYNC], ns, 1)
+        self.r.issued[DIRECTION_SYNC] += 1
+        if self.r.timed:
+            histogram_add_many(&self.r.latency[DIRECTION_SYNC], ns, 1)
 
     def log_entries(self):
         cdef size_t i
@@ -164,7 +181,7 @@ cdef class Recorder:
         entries = []
         for i in range(self.r.log.count):
             e = &self.r.log.entries[i]
-            entries.append((e.time, e.latency, e.nbytes, e.ios, e.offset, e.direction))
+            entries.append((e.time, e.latency, e.slat, e.nbytes, e.ios, e.offset, e.direction))
         return entries
 
 
@@ -173,7 +190,7 @@ cdef class Slot:
     cdef Recorder recorder
     cdef Generator generator
     cdef io io
-    cdef uint64_t started
+    cdef uint64_t started, submitted_at
     cdef bint busy
     cdef public bint retrim            # rw=trimwrite: each trim is followed by a write of the same blocks
     cdef bint owes_write
@@ -193,7 +210,7 @@ cdef class Slot:
         cdef int64_t lba
         if self.busy:
             self.busy = False
-            recorder_finish(r, &self.io, self.started, now)
+            recorder_finish(r, &self.io, self.started, 0, now)
         if not recorder_claim(r, &self.generator.g, &self.io, now):
             raise StopIteration
         self.busy = True
@@ -202,8 +219,9 @@ cdef class Slot:
         lba = <int64_t>(self.io.offset >> self.generator.shift)
         return lba if self.io.direction == DIRECTION_READ else ~lba
 
-    def claim(self):
+    def claim(self, int direction=-1):
         cdef recorder *r = &self.recorder.r
+        self.generator.g.steer = direction
         if self.owes_write:
             self.owes_write = False
             self.io.direction = DIRECTION_WRITE
@@ -221,13 +239,17 @@ cdef class Slot:
 
     def begin(self):
         self.started = recorder_clock(&self.recorder.r)
+        self.submitted_at = 0
         self.busy = True
         recorder_start(&self.recorder.r, &self.io, self.started)
+
+    def submitted(self):
+        self.submitted_at = now_ns()
 
     def end(self):
         if self.busy:
             self.busy = False
-            recorder_finish(&self.recorder.r, &self.io, self.started, recorder_clock(&self.recorder.r))
+            recorder_finish(&self.recorder.r, &self.io, self.started, self.submitted_at, recorder_clock(&self.recorder.r))
 
     def abandon(self):
         if self.busy:
@@ -295,8 +317,6 @@ cdef class Batch:
         cdef uint32_t n, d
         cdef io io
         r.in_flight = 0
-        if not r.recording:
-            return
         for d in range(2):
             n = self.count[d]
             if not n:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Awaitable, Callable
+from collections.abc import Generator as Steps
 from typing import Any
 
 import attrs
@@ -17,7 +19,7 @@ import attrs
 from nvme_async.fio.device import BenchController, BenchNamespace
 from nvme_async.fio.options import Options
 from nvme_async.fio.pacing import Gate, Pace
-from nvme_async.fio.plan import Region, is_plain
+from nvme_async.fio.plan import Region, is_plain, steered, times_submission
 from nvme_async.fio.verifying import VerifyState
 from nvme_async.native._fio import READ, TRIM, WRITE, Generator, Recorder, Slot, fill_random
 
@@ -31,6 +33,7 @@ class Target:
     namespace: BenchNamespace
     region: Region
     generator: Generator
+    plan: int = 0
     verify: VerifyState | None = None
 
 
@@ -56,6 +59,28 @@ async def plain_mix(
             await readinto(lba, buffer)
         else:
             await write(~lba, data)
+
+
+@types.coroutine
+def until_submitted(slot: Slot, call: Awaitable[Any]) -> Steps[Any, Any, Any]:
+    """Awaits `call`, and notes when it first suspended: then its command is with the device."""
+    steps = call.__await__()
+    try:
+        pending = next(steps)
+    except StopIteration as done:
+        slot.submitted()
+        return done.value
+    slot.submitted()
+    while True:
+        try:
+            try:
+                yield pending
+            except BaseException as error:
+                pending = steps.throw(error)
+            else:
+                pending = next(steps)
+        except StopIteration as done:
+            return done.value
 
 
 class Buffers:
@@ -113,6 +138,8 @@ class Engine:
         self._fua = options.sync not in ("none", "0")
         paced = any(options.rate) or any(options.rate_iops) or options.thinktime
         self._pace = Pace(options, self.should_stop) if paced else None
+        self._steered = steered(options)
+        self._times_submission = times_submission(options)
         group = max(
             options.iodepth_batch_submit,
             options.iodepth_batch_complete_min,
@@ -176,10 +203,11 @@ class Engine:
         namespace, verify, pace = target.namespace, target.verify, self._pace
         try:
             while True:
+                steer = pace.steer() if pace is not None and self._steered else -1
                 if verify is not None:
-                    claimed = await verify.claim(slot)
+                    claimed = await verify.claim(slot, steer)
                 else:
-                    claimed = slot.claim()
+                    claimed = slot.claim(steer)
                 if claimed < 0:
                     return
                 if pace is not None and not await pace.wait(claimed, slot.nbytes):
@@ -215,23 +243,26 @@ class Engine:
     ) -> None:
         if direction == READ:
             slot.begin()
-            await namespace.readinto(slot.lba, buffers.of(slot.nbytes))
+            await self._timed(slot, namespace.readinto(slot.lba, buffers.of(slot.nbytes)))
             slot.end()
             if verify is not None:
-                verify.check(slot, buffers.view(slot.nbytes))
+                await verify.check(slot, buffers.view(slot.nbytes))
         elif direction == TRIM:
             slot.begin()
-            await namespace.deallocate([(slot.lba, slot.blocks)])
+            await self._timed(slot, namespace.deallocate([(slot.lba, slot.blocks)]))
             slot.end()
         else:
             if verify is not None:
-                verify.stamp(slot, buffers.view(slot.nbytes))
+                await verify.stamp(slot, buffers.view(slot.nbytes))
             elif self.options.refill_buffers:
                 self._fills += 1
                 Buffers.fill(buffers.view(slot.nbytes), self.options, self._fills)
             slot.begin()
-            await namespace.write(slot.lba, buffers.of(slot.nbytes), fua=self._fua)
+            await self._timed(slot, namespace.write(slot.lba, buffers.of(slot.nbytes), fua=self._fua))
             slot.end()
+
+    def _timed(self, slot: Slot, call: Awaitable[Any]) -> Awaitable[Any]:
+        return until_submitted(slot, call) if self._times_submission else call
 
     async def flush(self, namespace: BenchNamespace) -> None:
         began = time.monotonic_ns()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -46,17 +47,28 @@ def eta_line(
 
 
 class EtaLine:
-    """Draws the line over itself on a terminal. when: "auto" (a terminal only), "always", "never"."""
+    """Draws the line over itself on a terminal. when: "auto" (a terminal only), "always", "never".
 
-    def __init__(self, when: str = "auto", stream: TextIO | None = None) -> None:
+    every: seconds between two. newline: a line of its own each so many seconds; 0: never.
+    """
+
+    def __init__(
+        self, when: str = "auto", stream: TextIO | None = None, *, newline: float = 0.0, every: float = 1.0
+    ) -> None:
         self._stream = stream or sys.stderr
         self.enabled = when == "always" or (when == "auto" and self._stream.isatty())
+        self.every = every
         self._width = 0
+        self._newline, self._kept = newline, time.monotonic()
 
     def show(self, line: str) -> None:
-        if self.enabled:
-            print(f"\r{line:<{self._width}}", end="", file=self._stream, flush=True)
-            self._width = len(line)
+        if not self.enabled:
+            return
+        print(f"\r{line:<{self._width}}", end="", file=self._stream, flush=True)
+        self._width = len(line)
+        if self._newline and time.monotonic() - self._kept >= self._newline:
+            print(file=self._stream, flush=True)
+            self._width, self._kept = 0, time.monotonic()
 
     def clear(self) -> None:
         """Before other output."""

@@ -26,51 +26,86 @@ class Accepted:
             raise ConfigurationError(f"not supported here: {self.because}")
 
 
+def _none(text: str) -> bool:
+    return text in ("none", "0", "no", "false", "")
+
+
+NO_CACHE = "there is no page cache, I/O is always direct; --direct=1 on the command line overrides the file"
+ON_DEVICE = Accepted()  # what a regular file has, and a device has not
+
 ACCEPTED = {
-    "direct": Accepted("there is no page cache, I/O is always direct", boolean),
-    "buffered": Accepted("there is no page cache, I/O is always direct", lambda text: not boolean(text)),
-    "thread": Accepted("jobs are always threads", boolean),
-    "invalidate": Accepted(),
-    "create_serialize": Accepted(),
-    "create_fsync": Accepted(),
-    "create_on_open": Accepted(),
-    "fallocate": Accepted(),
-    "allow_file_create": Accepted(),
-    "overwrite": Accepted(),
-    "scramble_buffers": Accepted(),
+    "direct": Accepted(NO_CACHE, boolean),
+    "buffered": Accepted(NO_CACHE, lambda text: not boolean(text)),
+    "thread": Accepted(),  # jobs are threads, which share no lock in the I/O path
+    "disable_util": ON_DEVICE,
     "disk_util": Accepted("the kernel has no statistics of this device", lambda text: not boolean(text)),
-    "mem": Accepted(),
-    "iomem": Accepted(),
-    "clocksource": Accepted("the clock is CLOCK_MONOTONIC", lambda text: text == "clock_gettime"),
-    "group_id": Accepted(),
-}
+    "clocksource": Accepted(
+        "the clock is CLOCK_MONOTONIC", lambda text: text in ("clock_gettime", "cpu", "gettimeofday")
+    ),
+    "verify_state_load": Accepted("there is no saved state; verify_only repeats what a job wrote", _none),
+    "experimental_verify": Accepted("the job's table of writes is what decides", lambda text: not boolean(text)),
+    "header_offset": Accepted("a header begins its interval", _none),
+    "verify_offset": Accepted("a header begins its interval", _none),
+    "io_submit_mode": Accepted("the coroutine that awaits an I/O submits it", lambda text: text == "inline"),
+    "continue_on_error": Accepted("the first error ends a job", _none),
+    "ignore_error": Accepted("the first error ends a job", _none),
+    "pre_read": ON_DEVICE,  # into the page cache
+    "ioscheduler": ON_DEVICE,  # the kernel's
+    "kb_base": Accepted("sizes are powers of 1024", lambda text: text == "1024"),
+    "unit_base": Accepted("results are in bytes", lambda text: text in ("0", "8", "auto", "bytes")),
+    "significant_figures": Accepted("results have four", lambda text: text == "4"),
+    "zonemode": Accepted("no zone is managed here", _none),
+    "ignore_zone_limits": ON_DEVICE,
+    "write_hint": Accepted("no lifetime is passed on", _none),
+    "rw_sequencer": Accepted("random offsets are drawn for each I/O", lambda text: text == "random"),
+    "dedupe_percentage": Accepted("data are random throughout", _none),
+    "buffer_compress_percentage": Accepted("data are random throughout", _none),
+    "trim_percentage": Accepted("rw=trimwrite and rw=randtrimwrite trim", _none),
+    "trim_backlog": Accepted("rw=trimwrite and rw=randtrimwrite trim", _none),
+    "log_store_compressed": Accepted("log files are plain text", _none),
+    "log_window_value": Accepted("log_max_value logs maxima", lambda text: text in ("avg", "average")),
+    "log_prio": Accepted("an await has no priority", _none),
+    "log_issue_time": Accepted("a line's time is that of the completion", _none),
+    "block_error_percentiles": Accepted("the first error ends a job", _none),
+    "error_dump": Accepted(),
+    "stats": Accepted("a job without results is not run", boolean),
+    "serialize_overlap": Accepted("overlapping I/Os are kept apart with verify only", _none),
+    "profile": Accepted("there are no profiles", _none),
+    "lockfile": Accepted("a device has one owner anyway", _none),
+    "numa_mem_policy": Accepted(
+        "memory of devices is where the kernel places it", lambda text: text in ("default", "local")
+    ),
+} | dict.fromkeys(
+    """
+    allow_file_create allow_mounted_write create_fsync create_on_open create_only create_serialize directory
+    fadvise fadvise_hint fallocate file_append file_service_type filename_format filesize fsync_on_close_only
+    invalidate nrfiles nr_files opendir openfiles overwrite unique_filename unlink unlink_each_loop
+    write_barrier sync_file_range hugepage-size iomem iomem_align mem mem_align lockmem scramble_buffers
+    softrandommap random_generator gtod_cpu group_id log_compression log_compression_cpus log_entries
+    verify_async verify_async_cpus verify_state_save verify_header_seed verify_table
+    userspace_reap registerfiles fixedbufs sqthread_poll sqthread_poll_cpu nonvectored uncached nowait force_async
+    cmd_type hipri_percentage hipri exit_what prio prioclass
+    """.split(),  # noqa: SIM905
+    ON_DEVICE,
+)
+"""Files, the kernel's caches, its ways in and its schedulers: nothing of them is between an await and a
+drive, so they change nothing that is measured. What the others ask for is so anyway, or refused.
+"""
 
 KNOWN_TO_FIO = frozenset(
     """
-    wait_for lockfile directory filename_format unique_filename opendir bs_unaligned bsunaligned
-    blocksize_unaligned ignore_error rw_sequencer serialize_overlap io_submit_mode fill_device fill_fs
-    filesize file_append offset_align random_generator percentage_random nrfiles file_service_type
-    openfiles fadvise_hint fadvise write_barrier sync_file_range atomic verify_offset header_offset
-    verify_dump verify_async verify_async_cpus experimental_verify verify_state_load verify_state_save
-    verify_write_sequence verify_header_seed verify_table trim_percentage trim_verify_zero trim_backlog
-    trim_backlog_batch write_iolog read_iolog read_iolog_chunked replay_no_stall replay_redirect
-    replay_scale replay_align replay_time_scale replay_skip merge_blktrace_file merge_blktrace_scalars
-    merge_blktrace_iters exec_prerun exec_postrun ioscheduler zonemode zonesize zone_size zonecapacity
-    zone_capacity zonerange zone_range zoneskip zone_skip read_beyond_wp max_open_zones job_max_open_zones
-    ignore_zone_limits zone_reset_threshold zone_reset_frequency lockmem nice prio prioclass prio_split
-    cmdprio cmdprio_percentage cmdprio_class cmdprio_bssplit thinkcycles thinktime_blocks_type
-    thinktime_iotime rate_min ratemin rate_cycle ratecycle rate_iops_min rate_ignore_thinktime max_latency
-    latency_target latency_window latency_percentile latency_run write_hint create_only
-    allow_mounted_write pre_read cpumask cpus_allowed_policy numa_cpu_nodes numa_mem_policy unlink
-    unlink_each_loop exit_what log_entries log_hist_msec log_hist_coarseness write_hist_log log_prio
-    log_window_value log_compression log_compression_cpus log_store_compressed log_unix_epoch
-    log_alternate_epoch log_alternate_epoch_clock_id log_issue_time block_error_percentiles stats
-    buffer_compress_percentage buffer_compress_chunk dedupe_percentage dedupe_mode
-    dedupe_working_set_percentage dedupe_global slat_percentiles significant_figures gtod_cpu
-    unified_rw_reporting continue_on_error error_dump profile cgroup cgroup_nodelete cgroup_weight uid gid
-    kb_base unit_base hugepage-size flow_id flow flow_watermark flow_sleep fdp fdp_pli plid_select
-    dp_scheme ss_check_interval steadystate_check_interval num_range userspace_reap hipri registerfiles
-    fixedbufs sqthread_poll sqthread_poll_cpu nonvectored uncached nowait cmd_type hostname port protocol
-    startdelay_range
+    apptag apptag_mask atomic blocksize_unaligned bs_unaligned bsunaligned buffer_compress_chunk cgroup
+    cgroup_nodelete cgroup_weight cmdprio cmdprio_bssplit cmdprio_class cmdprio_percentage dataplacement
+    dedupe_global dedupe_mode dedupe_working_set_percentage dp_scheme exec_postrun exec_prerun fdp fdp_pli
+    flow flow_id flow_sleep flow_watermark gid hostname job_max_open_zones latency_percentile latency_run
+    latency_target latency_window log_alternate_epoch_clock_id max_latency max_open_zones md_per_io_size
+    merge_blktrace_file merge_blktrace_iters merge_blktrace_scalars num_range numa_cpu_nodes offset_align
+    pi_act pi_chk plid_select plids port prio_split protocol rate_cycle rate_ignore_thinktime rate_iops_min
+    rate_min ratecycle ratemin read_beyond_wp read_iolog read_iolog_chunked replay_align replay_no_stall
+    replay_redirect replay_scale replay_skip replay_time_scale spr_over_provisioning sprandom sqe_group
+    ss_check_interval startdelay_range steadystate_check_interval thinkcycles thinktime_blocks_type
+    thinktime_iotime trim_backlog_batch trim_verify_zero uid wait_for write_iolog write_mode zone_capacity
+    zone_range zone_reset_frequency zone_reset_threshold zone_size zone_skip zonecapacity zonerange zonesize
+    zoneskip
     """.split()  # noqa: SIM905
 )

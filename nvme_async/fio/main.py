@@ -7,57 +7,23 @@ import importlib.metadata
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
+import attrs
 import uvloop
 
 from nvme_async.errors import ConfigurationError, NvmeError
-from nvme_async.fio import output_json, output_terse, output_text
+from nvme_async.fio import engines, output_json, output_terse, output_text
+from nvme_async.fio.commandline import Job, command_line, load_jobs, parse_arguments
 from nvme_async.fio.eta import EtaLine
-from nvme_async.fio.jobfile import Job, command_line, load_jobs, parse_arguments
-from nvme_async.fio.options import help_lines
+from nvme_async.fio.help import option_help, program_help
+from nvme_async.fio.logs import AggregateLog
 from nvme_async.fio.run import Opener, Outcome, Run, group_ids, open_device, thread_count
+from nvme_async.fio.stats import JobStats
+from nvme_async.fio.units import parse_size, parse_time
 
 FORMATS = ("normal", "terse", "json", "json+")
-
-HELP = """\
-A benchmark with fio's job language and fio's reports, which awaits each I/O from asyncio.
-
-  fio.py [options] [job options] <job file(s)>
-
-  fio.py --filename=emulated:size=1GiB --name=r --rw=randread --bs=4k --iodepth=32 --time_based --runtime=5
-  fio.py --filename=pci:0000:01:00.0 --name=w --rw=randwrite --size=1g --verify=crc32c --output-format=json
-  fio.py benchmarks/jobs/quick.fio
-
-Devices are URIs: pci:0000:01:00.0, vfio-user:/run/controller.sock, emulated:size=1GiB. Several in one job are
-separated by |, or by : where the next one's scheme follows. With several devices, in one job or in all, a manager has
-them (nvme_async.Manager) and the jobs use its handles. WRITING JOBS DESTROY WHAT IS ON THE DEVICE.
-
-Engines: --ioengine=await has iodepth coroutines, each awaiting one I/O at a time, the way an application does;
---ioengine=many awaits batches. Each job, and each of its numjobs clones, is a thread with an event loop and an I/O
-queue pair of its own. A job file has [sections] like fio's; sizes are powers of 1024. Options that fio has and
-this program has not are refused by name.
-
-Where it differs from fio: an await is submission and completion in one, so there is no slat and lat equals clat;
-direct=1 and thread=1 always; verify checks everything that was written, whatever the runtime, and goes on after a
-bad block unless verify_fatal is set; verify_only needs a job that was ended by its size or number_ios; Ki and KiB
-are 1024.
-
-Exit code: 0 done, 1 an error, bad options or bad data, 130 interrupted (with results of what was done).
-
-Program options:
-  --output=FILE            write the report there
-  --output-format=FORMAT   normal, terse, json or json+, several separated by commas [normal]
-  --eta=WHEN               auto (on a terminal), always, never
-  --section=NAME           run only that section of the job files
-  --readonly               refuse jobs that write or trim
-  --parse-only, --showcmd  check the jobs; print them as command lines
-  --version, --help
-  --minimal                the same as --output-format=terse
-
-Job options [default]:
-"""
 
 
 def version() -> str:
@@ -94,14 +60,20 @@ def _main(arguments: Sequence[str], opener: Opener, out: TextIO) -> int:
     if "version" in program:
         print(f"{output_json.FIO_VERSION} (nvme_async {version()})", file=out)
         return 0
-    if "help" in program or "cmdhelp" in program:
-        print(HELP + "\n".join(help_lines()), file=out)
+    if "help" in program:
+        print(program_help(), file=out)
         return 0
-    formats = _formats(program)
-    eta = EtaLine(_choice(program, "eta", "auto", ("auto", "always", "never")))
+    if "cmdhelp" in program:
+        print(option_help(program["cmdhelp"]), file=out)
+        return 0
+    if "enghelp" in program:
+        print(engines.help_text(program["enghelp"]), file=out)
+        return 0
+    report = Report.of(program)
     jobs, defaults = load_jobs(line)
     if not jobs:
         raise ConfigurationError("No job(s) defined (--help tells how)")
+    _check_number(jobs, program.get("max-jobs"))
     if "showcmd" in program:
         for job in jobs:
             print(f"fio.py {command_line(job)}", file=out)
@@ -113,35 +85,94 @@ def _main(arguments: Sequence[str], opener: Opener, out: TextIO) -> int:
     with contextlib.ExitStack() as stack:
         if program.get("output"):
             out = stack.enter_context(open(program["output"], "w"))
-        return _run(jobs, defaults, formats, eta, opener, out)
+        if program.get("aux-path"):
+            stack.enter_context(contextlib.chdir(program["aux-path"]))
+        return _run(jobs, defaults, report, opener, out)
+
+
+@attrs.define
+class Report:
+    """What the program's own options want to be shown, and how."""
+
+    formats: list[str]
+    terse_version: int
+    eta: EtaLine
+    status_interval: float
+    aggregate: AggregateLog | None
+
+    @classmethod
+    def of(cls, program: dict[str, str]) -> Report:
+        newline = _seconds(program, "eta-newline")
+        when = _choice(program, "eta", "auto", ("auto", "always", "never"))
+        every = _seconds(program, "eta-interval", 0.25) or 1.0
+        return cls(
+            _formats(program),
+            int(_choice(program, "terse-version", "3", ("2", "3", "4", "5"))),
+            EtaLine("always" if newline and when == "auto" else when, newline=newline, every=every),
+            _seconds(program, "status-interval", 0.1),
+            AggregateLog() if "bandwidth-log" in program else None,
+        )
+
+    def write(self, stats: list[JobStats], defaults: dict[str, str], when: float, out: TextIO) -> None:
+        """All formats, the text last, as people read from the end."""
+        if "terse" in self.formats and "normal" not in self.formats:
+            out.write(output_terse.render(stats, self.terse_version))
+        for name in ("json", "json+"):
+            if name in self.formats:
+                out.write(output_json.render(stats, defaults, when, bins=name == "json+"))
+        if "normal" in self.formats:
+            out.write(output_text.render(stats, when))
+            if "terse" in self.formats:
+                out.write(output_terse.render(stats, self.terse_version))
+        out.flush()
 
 
 def _run(
     jobs: list[Job],
     defaults: dict[str, str],
-    formats: list[str],
-    eta: EtaLine,
+    report: Report,
     opener: Opener,
     out: TextIO,
 ) -> int:
-    text = "normal" in formats
+    text = "normal" in report.formats
 
     def log(message: str) -> None:
         print(message, file=out if text else sys.stderr, flush=True)
 
     if text:
         _print_banner(jobs, log)
-    outcome = uvloop.run(Run(jobs, opener=opener, eta=eta, log=log).run())
-    when = time.time()
-    if "terse" in formats:
-        out.write(output_terse.render(outcome.stats))
-    for name in ("json", "json+"):
-        if name in formats:
-            out.write(output_json.render(outcome.stats, defaults, when, bins=name == "json+"))
-    if text:
-        out.write(output_text.render(outcome.stats, when))
-    out.flush()
+    for note in dict.fromkeys(_notes(jobs)):
+        print(f"fio: {note}", file=sys.stderr, flush=True)
+
+    def status(stats: list[JobStats]) -> None:
+        report.write(stats, defaults, time.time(), out)
+
+    run = Run(
+        jobs,
+        opener=opener,
+        eta=report.eta,
+        log=log,
+        status=status if report.status_interval else None,
+        status_interval=report.status_interval,
+        aggregate=report.aggregate,
+    )
+    outcome = uvloop.run(run.run())
+    report.write(outcome.stats, defaults, time.time(), out)
     return _exit_code(outcome)
+
+
+def _notes(jobs: list[Job]) -> Iterator[str]:
+    """What is taken in another way than it was written, each once."""
+    for job in jobs:
+        texts = job.defaults | job.texts
+        asked = job.options.asked_engine
+        if note := engines.note(asked, parse_size(texts.get("iodepth", "1"))):
+            yield note
+
+
+def _check_number(jobs: list[Job], most: str | None) -> None:
+    if most is not None and thread_count(jobs) > parse_size(most):
+        raise ConfigurationError(f"maximum number of jobs ({most}) reached: {thread_count(jobs)} are defined")
 
 
 def _exit_code(outcome: Outcome) -> int:
@@ -162,13 +193,27 @@ def _print_banner(jobs: list[Job], log: Callable[[str], None]) -> None:
 def _formats(program: dict[str, str]) -> list[str]:
     if "minimal" in program:
         return ["terse"]
-    if program.get("terse-version", "3") != "3":
-        raise ConfigurationError(f"terse-version={program['terse-version']}: only 3 is supported here")
     formats = program.get("output-format", "normal").split(",")
     for name in formats:
         if name not in FORMATS:
             raise ConfigurationError(f"output-format={name}: not one of {', '.join(FORMATS)}")
+    if "append-terse" in program and "terse" not in formats:
+        formats.append("terse")
     return formats
+
+
+def _seconds(program: dict[str, str], name: str, least: float = 0.0) -> float:
+    """0 where it isn't given. A number without a unit: seconds; of fio's --eta-interval: milliseconds."""
+    text = program.get(name)
+    if text is None:
+        return 0.0
+    try:
+        seconds = parse_time(text, "ms" if name == "eta-interval" else "s")
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}={text}: {error}") from None
+    if seconds < least:
+        raise ConfigurationError(f"{name}={text}: less than {least:g} s")
+    return seconds
 
 
 def _choice(program: dict[str, str], name: str, default: str, allowed: Sequence[str]) -> str:

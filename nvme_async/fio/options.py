@@ -7,16 +7,18 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
 
 from nvme_async.errors import ConfigurationError
+from nvme_async.fio import engines
 from nvme_async.fio import parsers as p
 from nvme_async.fio.known import ACCEPTED, KNOWN_TO_FIO
 from nvme_async.fio.units import parse_size
-from nvme_async.fio.verify import CHECKSUMS
+from nvme_async.fio.verify import VERIFY_KINDS
 
 
 def option(
@@ -24,16 +26,16 @@ def option(
     parse: Callable[[str], Any],
     help: str,
     *aliases: str,
-    flag: bool = False,
+    bare: str | None = None,
     default_text: str = "",
 ) -> Any:
-    """A field of Options. `flag`: the bare name means 1."""
-    metadata = {"parse": parse, "help": help, "aliases": aliases, "flag": flag, "default": default_text}
+    """A field of Options. `bare`: what the name alone means."""
+    metadata = {"parse": parse, "help": help, "aliases": aliases, "bare": bare, "default": default_text}
     return attrs.field(default=default, metadata=metadata)
 
 
 def flag(help: str, *aliases: str, default: bool = False) -> Any:
-    return option(default, p.boolean, help, *aliases, flag=True)
+    return option(default, p.boolean, help, *aliases, bare="1")
 
 
 @attrs.define
@@ -45,7 +47,9 @@ class Options:
     description: str = option("", p.text_value, "text shown with the results")
     filename: tuple[str, ...] = option((), p.filenames, "device URI, or several separated by | (or : before a scheme)")
     nsid: int = option(1, p.integer(1, 0xFFFFFFFE), "namespace")
-    ioengine: str = option("await", p.choice("await", "many"), "await: one await for one I/O; many: one for a batch")
+    ioengine: str = option(
+        "await", engines.engine, "await: one await for one I/O; many: one for a batch; kernel engines: as await"
+    )
     loop: str = option("uvloop", p.choice("uvloop", "asyncio"), "event loop of the job's thread")
     mode: str = option(
         "", p.choice("adaptive", "interrupt", "poll"), "how the driver waits (its own default: adaptive)"
@@ -69,9 +73,10 @@ class Options:
     )
     blockalign: int = option(0, parse_size, "alignment of random offsets (the smallest block size)", "ba")
     size: p.Extent = option(p.Percent(100.0), p.extent, "region to work on, and how much to transfer (the device)")
-    io_size: int = option(0, parse_size, "how much to transfer, if not `size`", "io_limit")
+    io_size: p.Extent = option(0, p.extent, "how much to transfer, if not `size`", "io_limit")
     offset: p.Extent = option(0, p.extent, "where the region begins", "fileoffset")
     offset_increment: p.Extent = option(0, p.extent, "added to offset for each further clone of numjobs")
+    fill_device: bool = flag("write to the end of the device, whatever size says", "fill_fs")
     number_ios: int = option(0, p.integer(), "at most this many I/Os")
     loops: int = option(1, p.integer(1), "how often to do it all")
 
@@ -89,6 +94,9 @@ class Options:
     iodepth_low: int = option(0, p.integer(0, 65535), "let the depth fall to this before filling up again")
     numjobs: int = option(1, p.integer(1, 1024), "clones, each a thread with a loop and queue pair of its own")
     cpus_allowed: frozenset[int] | None = option(None, p.cpus, "CPUs of the job's thread: 0,2-3")
+    cpumask: frozenset[int] | None = option(None, p.cpu_mask, "the same as a mask")
+    cpus_allowed_policy: str = option("shared", p.choice("shared", "split"), "split: one of them for each clone")
+    nice: int = option(0, p.integer(-20, 19), "nice value of the job's thread")
 
     # time and order
     runtime: float = option(0.0, p.seconds(), "time limit", "timeout")
@@ -109,9 +117,12 @@ class Options:
     # mix and randomness
     rwmixread: int = option(50, p.integer(0, 100), "percent of reads in a mix")
     rwmixwrite: int = option(-1, p.integer(0, 100), "percent of writes in a mix")
+    percentage_random: p.PerDirection[int] = option(
+        (100, 100, 100), p.per_direction(p.integer(0, 100), 100), "percent of a random job's I/Os that are random"
+    )
     norandommap: bool = flag("random blocks may come twice before all have come once")
     randrepeat: bool = flag("same random numbers in each run", "allrandrepeat", default=True)
-    randseed: int = option(0x89, p.integer(0, 2**64 - 1), "seed of the random numbers")
+    randseed: int = option(-1, p.integer(0, 2**64 - 1), "seed of the random numbers")
     random_distribution: p.Distribution = option(
         p.Distribution(), p.distribution, "random, zipf:theta, pareto:h or normal:percent"
     )
@@ -128,7 +139,7 @@ class Options:
     refill_buffers: bool = flag("new random data for each write")
     verify: str = option(
         "none",
-        p.choice("none", "0", *CHECKSUMS, "crc32c-intel", "pattern"),
+        p.choice("none", "0", *VERIFY_KINDS, "crc32c-intel"),
         "write blocks that prove themselves, and read them back",
     )
     do_verify: bool = flag("read back after writing", default=True)
@@ -138,11 +149,16 @@ class Options:
     verify_backlog: int = option(0, p.integer(), "read back after so many writes, not at the end")
     verify_backlog_batch: int = option(0, p.integer(), "read back so many at a time")
     verify_only: bool = flag("write nothing: check what an earlier run of this job wrote")
+    verify_write_sequence: bool = flag("check the order of writes too", default=True)
+    verify_dump: bool = flag("write bad blocks, as read and as expected, to files in the current folder")
 
     # reporting
     steadystate: p.SteadyState | None = option(None, p.steady_state, "stop when iops:5% or bw_slope:1% holds", "ss")
     steadystate_duration: float = option(0.0, p.seconds(), "for so long", "ss_dur")
     steadystate_ramp_time: float = option(0.0, p.seconds(), "not looking at the first so much", "ss_ramp")
+    unified_rw_reporting: str = option(
+        "none", p.unified, "mixed: one result for reads, writes and trims; both: that one, too"
+    )
     group_reporting: bool = flag("one result for all jobs of a group")
     percentile_list: tuple[float, ...] = option(
         (
@@ -170,14 +186,19 @@ class Options:
     )
     clat_percentiles: bool = flag("report percentiles of completion latency", default=True)
     lat_percentiles: bool = flag("report percentiles of total latency")
+    slat_percentiles: bool = flag("measure and report submission latency: until an await first suspends")
     disable_lat: bool = flag("no total latency")
     disable_clat: bool = flag("no completion latency")
-    disable_slat: bool = flag("no submission latency (an await has none of its own anyway)")
+    disable_slat: bool = flag("no submission latency (measured for slat_percentiles and write_lat_log only)")
     disable_bw_measurement: bool = flag("no bandwidth samples", "disable_bw")
     gtod_reduce: bool = flag("all four of these: the clock is read for one I/O in 32")
-    write_bw_log: str = option("", p.text_value, "write NAME_bw.N.log")
-    write_lat_log: str = option("", p.text_value, "write NAME_lat.N.log, _clat and _slat")
-    write_iops_log: str = option("", p.text_value, "write NAME_iops.N.log")
+    write_bw_log: str = option("", p.text_value, "write NAME_bw.N.log", bare="$jobname")
+    write_lat_log: str = option("", p.text_value, "write NAME_lat.N.log, _clat and _slat", bare="$jobname")
+    write_iops_log: str = option("", p.text_value, "write NAME_iops.N.log", bare="$jobname")
+    write_hist_log: str = option("", p.text_value, "write NAME_clat_hist.N.log", bare="$jobname")
+    log_hist_msec: int = option(0, p.integer(), "milliseconds between its lines (log_avg_msec)")
+    log_hist_coarseness: int = option(0, p.integer(0, 6), "join 2^N of its buckets")
+    log_unix_epoch: bool = flag("times of log files since 1970, not since the job's begin", "log_alternate_epoch")
     log_avg_msec: int = option(0, p.integer(), "average log entries over so many milliseconds (0: every I/O)")
     log_max_value: bool = flag("log the maximum of that time, not the mean")
     log_offset: bool = flag("log offsets")
@@ -185,26 +206,34 @@ class Options:
     bwavgtime: int = option(500, p.integer(1), "milliseconds between bandwidth samples")
     iopsavgtime: int = option(500, p.integer(1), "milliseconds between IOPS samples")
 
+    asked_engine: str = ""  # the ioengine as it was written
 
-_FIELDS = {field.name: field for field in attrs.fields(Options)}
+
+_FIELDS = {field.name: field for field in attrs.fields(Options) if field.metadata}
 _NAMES = {alias: name for name, field in _FIELDS.items() for alias in (name, *field.metadata["aliases"])}
 
 
-def canonical(name: str) -> str:
-    """The name of an option from any of its spellings, or an error which says whether fio has it."""
+def canonical(name: str, others: Iterable[str] = ()) -> str:
+    """The name of an option from any of its spellings, or an error which says whether fio has it,
+    and which one is nearest; `others` may be meant as well.
+    """
     if name in _NAMES:
         return _NAMES[name]
     if name in ACCEPTED:
         return name
     if name in KNOWN_TO_FIO:
         raise ConfigurationError(f"option {name!r} is known to fio, not supported here")
-    raise ConfigurationError(f"unknown option {name!r}")
+    near = difflib.get_close_matches(name, [*_NAMES, *ACCEPTED, *KNOWN_TO_FIO, *others], 1, 0.7)
+    raise ConfigurationError(f"unknown option {name!r}" + (f". Did you mean {near[0]}?" if near else ""))
 
 
-def is_flag(name: str) -> bool:
-    """Whether the option may stand without a value."""
+def bare_text(name: str) -> str | None:
+    """What the option means where it stands without a value; None where it can't."""
     known = canonical(name)
-    return known in ACCEPTED or bool(_FIELDS[known].metadata["flag"])
+    if known in ACCEPTED:
+        return "1"
+    bare: str | None = _FIELDS[known].metadata["bare"]
+    return bare
 
 
 def resolve(texts: dict[str, str]) -> Options:
@@ -220,7 +249,7 @@ def resolve(texts: dict[str, str]) -> Options:
                 values[name] = _FIELDS[name].metadata["parse"](text)
         except ConfigurationError as error:
             raise ConfigurationError(f"{name}={text}: {error}") from None
-    options = Options(**values)
+    options = Options(**values, asked_engine=texts.get("ioengine", ""))
     _check(options)
     return options
 
@@ -234,12 +263,17 @@ def _check(options: Options) -> None:
 
     if options.rwmixwrite >= 0:
         options.rwmixread = 100 - options.rwmixwrite
+    if options.asked_engine in engines.ONE_AT_A_TIME:
+        options.iodepth = 1
+    for log in ("write_bw_log", "write_lat_log", "write_iops_log", "write_hist_log"):
+        setattr(options, log, getattr(options, log).replace("$jobname", options.name))
+    options.cpus_allowed = options.cpus_allowed or options.cpumask
     if options.gtod_reduce:
         options.disable_lat = options.disable_clat = options.disable_slat = True
         options.disable_bw_measurement = True
     options.verify = {"0": "none", "crc32c-intel": "crc32c"}.get(options.verify, options.verify)
     pattern = options.rw
-    refuse(not options.filename, "filename=<device URI> is missing (for example emulated:size=1GiB)")
+    refuse(not options.filename, "no device: --filename=<device URI> is missing (for example emulated:size=1GiB)")
     refuse(options.time_based and not options.runtime, "time_based needs runtime")
     refuse(options.steadystate and not options.steadystate_duration, "steadystate needs steadystate_duration")
     refuse(options.iodepth_low > options.iodepth, f"iodepth_low={options.iodepth_low} is above iodepth")
@@ -254,8 +288,8 @@ def _check(options: Options) -> None:
     refuse(options.thinktime_spin > options.thinktime, "thinktime_spin is longer than thinktime")
     if options.verify != "none":
         refuse(pattern.trims, f"verify and rw={pattern.name} don't go together")
-        without = options.verify == "pattern" and not options.verify_pattern
-        refuse(without, "verify=pattern needs verify_pattern")
+        without = options.verify in ("pattern", "pattern_hdr") and not options.verify_pattern
+        refuse(without, f"verify={options.verify} needs verify_pattern")
         several = options.verify_only and len(options.filename) > 1
         refuse(several, "verify_only can't know how a run was spread over several devices")
         endless = options.verify_only and options.time_based
@@ -273,13 +307,20 @@ def _check(options: Options) -> None:
         refuse(options.sync not in ("none", "0"), "ioengine=many has no sync writes")
 
 
+def describe(name: str) -> tuple[str, tuple[str, ...], str, str | None]:
+    """Help, aliases, default and meaning when bare, of an option by its canonical name."""
+    field = _FIELDS[name]
+    plain = field.default if isinstance(field.default, str | int | float) else ""
+    default = field.metadata["default"] or (int(plain) if isinstance(plain, bool) else plain)
+    shown = "" if default in ("", 0, -1) else str(default)
+    return field.metadata["help"], field.metadata["aliases"], shown, field.metadata["bare"]
+
+
 def help_lines() -> list[str]:
     """One line for each option: name, aliases, what it is, default."""
     lines = []
-    for name, field in _FIELDS.items():
-        spelled = ", ".join([name, *field.metadata["aliases"]])
-        plain = field.default if isinstance(field.default, str | int | float) else ""
-        default = field.metadata["default"] or (int(plain) if isinstance(plain, bool) else plain)
-        shown = "" if default in ("", 0, -1) else f" [{default}]"
-        lines.append(f"  {spelled:<32}  {field.metadata['help']}{shown}")
+    for name in _FIELDS:
+        text, aliases, default, _ = describe(name)
+        shown = f" [{default}]" if default else ""
+        lines.append(f"  {', '.join([name, *aliases]):<32}  {text}{shown}")
     return lines

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from nvme_async.fio.stats import (
-    DIRECTIONS,
     LATENCY_LIMITS,
     MILLISECOND_LIMITS,
     DirectionStats,
@@ -45,14 +44,14 @@ def render(jobs: Sequence[JobStats], global_options: dict[str, str], when: float
     return json.dumps(document(jobs, global_options, when, bins=bins), indent=2) + "\n"
 
 
-def _job(job: JobStats, group: list[GroupStats], bins: bool) -> dict[str, Any]:
+def _job(job: JobStats, group: dict[str, GroupStats], bins: bool) -> dict[str, Any]:
     nanoseconds, microseconds, milliseconds = job.latency_shares()
     out: dict[str, Any] = {"jobname": job.name, "groupid": job.groupid, "error": job.error}
     if job.description:
         out["desc"] = job.description
     out |= {"eta": 0, "elapsed": job.elapsed, "job options": job.options}
-    for name, direction, total in zip(DIRECTIONS, job.directions, group, strict=True):
-        out[name] = _direction(job, direction, total, bins)
+    for name, direction in job.reported():
+        out[name] = _direction(job, direction, group[name], bins)
     out["sync"] = {"total_ios": job.issued[3], "lat_ns": _latency(job, job.sync, True, bins)}
     out |= {
         "job_runtime": job.job_runtime,
@@ -91,8 +90,8 @@ def _direction(job: JobStats, stats: DirectionStats, group: GroupStats, bins: bo
         "total_ios": stats.ios,
         "short_ios": 0,
         "drop_ios": 0,
-        "slat_ns": _latency(job, empty, False, False),
-        "clat_ns": _latency(job, stats.latency if job.show_clat else empty, job.clat_percentiles, bins),
+        "slat_ns": _latency(job, stats.submission, job.slat_percentiles, bins),
+        "clat_ns": _latency(job, stats.completion if job.show_clat else empty, job.clat_percentiles, bins),
         "lat_ns": _latency(job, stats.latency if job.show_lat else empty, job.lat_percentiles, bins),
         "bw_min": bandwidth.min,
         "bw_max": bandwidth.max,

@@ -46,22 +46,18 @@ def render(jobs: Sequence[JobStats], when: float) -> str:
         lines += _job(job, groups[job.groupid], when)
     for groupid, group in groups.items():
         lines += ["", f"Run status group {groupid} (all jobs):"]
-        lines += [
-            _group_line(label, total)
-            for label, total in zip(("READ", "WRITE", "TRIM"), group, strict=True)
-            if total.max_runtime
-        ]
+        lines += [_group_line(name.upper(), total) for name, total in group.items() if total.max_runtime]
     return "\n".join(lines) + "\n"
 
 
-def _job(job: JobStats, group: list[GroupStats], when: float) -> list[str]:
+def _job(job: JobStats, group: dict[str, GroupStats], when: float) -> list[str]:
     error = f"{job.error:2d}" + (f" ({job.error_text})" if job.error else "")
     stamp = time.strftime("%a %b %e %H:%M:%S %Y", time.localtime(when))
     lines = [f"{job.name}: (groupid={job.groupid}, jobs={job.members}): err={error}: pid={job.pid}: {stamp}"]
     if job.description:
         lines.append(f"  Description  : [{job.description}]")
-    for name, direction, total in zip(("read", "write", "trim"), job.directions, group, strict=True):
-        lines += _direction(job, name, direction, total)
+    for name, direction in job.reported():
+        lines += _direction(job, name, direction, group[name])
     for unit, limits, shares in zip(
         ("nsec", "usec", "msec"),
         (LATENCY_LIMITS, LATENCY_LIMITS, MILLISECOND_LIMITS),
@@ -100,13 +96,18 @@ def _direction(job: JobStats, name: str, stats: DirectionStats, group: GroupStat
         f"({format_size(stats.nbytes)[0]}/{stats.runtime}msec){zones}"
     ]
     if stats.latency.count:
-        # One await is submission and completion in one: there is no slat, and lat is clat.
+        # One await is submission and completion in one: unless submission is timed by itself, there is
+        # no slat, and lat is clat.
+        if stats.submission.count:
+            lines.append(f"    {_latency_line('slat', stats.submission)}")
         if job.show_clat:
-            lines.append(f"    {_latency_line('clat', stats.latency)}")
+            lines.append(f"    {_latency_line('clat', stats.completion)}")
         if job.show_lat:
             lines.append(f"    {_latency_line(' lat', stats.latency)}")
+        if stats.submission.count and job.slat_percentiles:
+            lines += _percentiles("slat", stats.submission, job.percentiles)
         if job.show_clat and job.clat_percentiles:
-            lines += _percentiles("clat", stats.latency, job.percentiles)
+            lines += _percentiles("clat", stats.completion, job.percentiles)
         if job.show_lat and job.lat_percentiles:
             lines += _percentiles(" lat", stats.latency, job.percentiles)
     if job.show_bandwidth and stats.bandwidth.count:

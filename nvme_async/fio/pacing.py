@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from nvme_async.fio.options import Options
+from nvme_async.native._fio import READ, WRITE
 
 # The longest sleep that a stop has to wait for.
 _SLICE = 0.05
@@ -20,11 +21,21 @@ class Pace:
 
     def __init__(self, options: Options, stopped: Callable[[], bool]) -> None:
         self._rates, self._iops = options.rate, options.rate_iops
-        self._random = random.Random(options.randseed) if options.rate_process == "poisson" else None
+        self._random = random.Random(max(0, options.randseed)) if options.rate_process == "poisson" else None
         self._think, self._spin = options.thinktime, options.thinktime_spin
         self._think_blocks, self._done, self._think_until = options.thinktime_blocks, 0, 0.0
         self._stopped = stopped
         self._due = [time.monotonic()] * 3
+
+    def steer(self) -> int:
+        """Which direction of a mix is next: that which is behind its rate, or will be first; -1 where the mix may
+        decide. So rate_iops=500,200 gives 500 reads and 200 writes a second whatever the mix, as in fio.
+        """
+        now = time.monotonic()
+        reads, writes = (self._due[i] if self._rates[i] or self._iops[i] else 0.0 for i in (READ, WRITE))
+        if reads <= now and writes <= now:
+            return -1
+        return READ if reads <= writes else WRITE
 
     async def wait(self, direction: int, nbytes: int) -> bool:
         """Sleeps until an I/O of that kind is due. False if the job is to stop instead."""

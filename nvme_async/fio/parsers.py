@@ -283,6 +283,19 @@ def cpus(text: str) -> frozenset[int]:
     return frozenset(chosen)
 
 
+def cpu_mask(text: str) -> frozenset[int]:
+    """`3`, `0xff`: a bit for each CPU."""
+    mask = parse_size(text)
+    if not mask:
+        raise ConfigurationError(f"{text!r} leaves no CPU")
+    return frozenset(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1)
+
+
+def unified(text: str) -> str:
+    """none, mixed or both; fio's older 0, 1 and 2 as well."""
+    return choice("none", "mixed", "both")({"0": "none", "1": "mixed", "2": "both"}.get(text, text))
+
+
 _BETWEEN_URIS = re.compile(rf"\||(?<!\\):(?=(?:{'|'.join(map(re.escape, schemes()))}):)")
 
 

@@ -4,8 +4,9 @@ limits, seeds.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
-import zlib
 from collections.abc import Sequence
 
 import attrs
@@ -13,7 +14,10 @@ import attrs
 from nvme_async.errors import ConfigurationError
 from nvme_async.fio.options import Options
 from nvme_async.fio.parsers import Extent, Percent, PerDirection, Sizes
+from nvme_async.fio.verify import header_size
 from nvme_async.native._fio import READ, TRIM, WRITE, Generator, Recorder
+
+_SEED = 0x89  # of jobs that give none
 
 
 @attrs.frozen
@@ -26,6 +30,7 @@ class Region:
     sizes: PerDirection[Sizes]
     align: int
     interval: int  # between verify headers; 0 without verify
+    grain: int  # with verify: what all offsets from start are multiples of
 
     @property
     def largest(self) -> int:
@@ -62,13 +67,12 @@ def plan_region(options: Options, clone: int, nbytes: int, block: int) -> Region
     )
     if start >= nbytes:
         raise ConfigurationError(f"job {options.name!r}: offset {start} is not inside the namespace of {nbytes} bytes")
+    # As fio has it: several devices share what is given as a number, and a device ends where it ends.
     size = resolve(options.size)
-    if isinstance(options.size, Percent):
-        size = min(size, nbytes - start)
-    if start + size > nbytes:
-        raise ConfigurationError(
-            f"job {options.name!r}: offset {start} and size {size} reach beyond the namespace of {nbytes} bytes"
-        )
+    if not isinstance(options.size, Percent) and len(options.filename) > 1:
+        size = size // len(options.filename) // block * block
+    there = (nbytes - start) // block * block
+    size = there if options.fill_device and options.rw.writes else min(size, there)
     # Directions that are not used must not constrain the others.
     used = used_directions(options)
     given = block_sizes(options)
@@ -81,37 +85,69 @@ def plan_region(options: Options, clone: int, nbytes: int, block: int) -> Region
     if size < largest:
         raise ConfigurationError(f"job {options.name!r}: size {size} is less than one block of {largest} bytes")
     align = aligned("blockalign", options.blockalign) or smallest
+    skip = options.rw.sequence if not options.rw.random else 0
+    if skip % block:
+        raise ConfigurationError(
+            f"job {options.name!r}: rw={options.rw.name}:{skip}: a hole of {skip} bytes is no multiple of the block "
+            f"size, {block}"
+        )
     limit: int | None = None
     if not options.time_based:
-        limit = options.io_size or size // smallest * smallest
+        io_size = options.io_size
+        if isinstance(io_size, Percent):
+            io_size = io_size.of(size, smallest)
+        elif len(options.filename) > 1:
+            io_size //= len(options.filename)
+        limit = io_size or size // smallest * smallest
         limit *= 2 if options.rw.trim_then_write else 1
-    interval = _interval(options, tables, align) if options.verify != "none" else 0
-    return Region(start, size, limit, (tables[0], tables[1], tables[2]), align, interval)
+    interval = grain = 0
+    if options.verify != "none":
+        interval = _interval(options, tables)
+        # What is written begins at such places only, and is a number of whole intervals.
+        grain = math.gcd(interval, align if options.rw.random else 0, skip)
+    return Region(start, size, limit, (tables[0], tables[1], tables[2]), align, interval, grain)
 
 
-def _interval(options: Options, tables: Sequence[Sizes], align: int) -> int:
-    from nvme_async.fio.verify import header_size
-
-    smallest = min(min(bs for bs, _ in table) for table in tables)
-    interval = options.verify_interval or smallest
+def _interval(options: Options, tables: Sequence[Sizes]) -> int:
+    """verify_interval, which divides all sizes of the direction that counts; fio has it so too."""
+    direction = WRITE if options.rw.writes else READ
+    sizes = [size for size, _ in tables[direction]]
+    interval = options.verify_interval
+    if not interval or any(size % interval for size in sizes):
+        interval = math.gcd(*sizes)
     if interval <= header_size(options.verify):
         raise ConfigurationError(
             f"job {options.name!r}: verify_interval={interval} has no room for contents behind a "
             f"header of {header_size(options.verify)} bytes"
         )
-    if align % interval or any(bs % interval for table in tables for bs, _ in table):
-        raise ConfigurationError(
-            f"job {options.name!r}: with verify, block sizes and blockalign must be multiples of {interval} bytes "
-            "(the smallest, or verify_interval)"
-        )
     return interval
 
 
-def seed_of(options: Options, clone: int) -> int:
-    """The same for the same job in each run (randrepeat), different for its clones."""
-    if not options.randrepeat:
+def seed_of(options: Options, number: int, target: int = 0) -> int:
+    """The same for the same place of a job among all jobs in each run (randrepeat, or a randseed that
+    was given), whatever its name; different for its clones and for each of its devices.
+
+    number: of the job, from 1, its clones counted.
+    """
+    given = options.randseed >= 0
+    if not options.randrepeat and not given:
         return int.from_bytes(os.urandom(8), "little")
-    return (options.randseed * 0x9E3779B97F4A7C15 + zlib.crc32(options.name.encode()) + (clone << 32)) % 2**64
+    return ((options.randseed if given else _SEED) * 0x9E3779B97F4A7C15 + (number << 32) + (target << 16)) % 2**64
+
+
+def plan_number(options: Options, region: Region, seed: int, block: int) -> int:
+    """One number for all that decides which write is the n-th of a job and where it goes."""
+    if steered(options):
+        return int.from_bytes(os.urandom(8), "little")  # rates decide, which no other run repeats
+    ruling = attrs.astuple(region, recurse=False)[:5], seed, block, options.rw, options.random_distribution
+    limits = options.number_ios, options.loops, options.rwmixread, options.norandommap, options.percentage_random
+    digest = hashlib.blake2b(repr((ruling, limits)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def steered(options: Options) -> bool:
+    """Whether rates decide between reads and writes, not the mix."""
+    return options.rw.mixed and (any(options.rate[:2]) or any(options.rate_iops[:2]))
 
 
 def make_generator(options: Options, region: Region, seed: int, block: int) -> Generator:
@@ -121,8 +157,6 @@ def make_generator(options: Options, region: Region, seed: int, block: int) -> G
         order = {"random": "uniform" if options.norandommap else "permuted"}.get(distribution.name, distribution.name)
         parameter = distribution.parameter
     if order == "pareto":  # a share h of the blocks gets 1 - h of the I/O
-        import math
-
         parameter = math.log(parameter) / math.log(1.0 - parameter)
     if order == "normal":
         parameter = max(1.0, region.length // region.align * parameter / 100.0)
@@ -141,6 +175,8 @@ def make_generator(options: Options, region: Region, seed: int, block: int) -> G
             align=region.align,
             skip=0 if pattern.random else pattern.sequence,
             run=max(1, pattern.sequence) if pattern.random else 1,
+            step=math.lcm(region.interval or block, block),
+            random_shares=[share / 100.0 for share in options.percentage_random],
         )
     except ValueError as error:
         raise ConfigurationError(f"job {options.name!r}: {error}") from None
@@ -148,7 +184,7 @@ def make_generator(options: Options, region: Region, seed: int, block: int) -> G
 
 def make_recorder(options: Options, limit: int | None) -> Recorder:
     logs = bool(options.write_bw_log or options.write_lat_log or options.write_iops_log)
-    histograms = not (options.disable_clat and options.disable_lat)
+    histograms = not (options.disable_clat and options.disable_lat) or bool(options.write_hist_log)
     return Recorder(
         timed=histograms or logs,
         histograms=histograms,
@@ -158,6 +194,11 @@ def make_recorder(options: Options, limit: int | None) -> Recorder:
         log_window_ns=options.log_avg_msec * 1_000_000,
         log_max=options.log_max_value,
     )
+
+
+def times_submission(options: Options) -> bool:
+    """Whether the part of submission in an await is wanted by itself."""
+    return bool(options.slat_percentiles or options.write_lat_log) and not options.disable_slat
 
 
 def is_plain(options: Options) -> bool:
@@ -172,6 +213,7 @@ def is_plain(options: Options) -> bool:
         or options.fdatasync
         or options.sync not in ("none", "0")
         or options.refill_buffers
+        or times_submission(options)
         or options.iodepth_batch_submit > 1
         or options.iodepth_batch_complete_min > 1
         or options.iodepth_low

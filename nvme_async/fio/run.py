@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 
 from nvme_async.errors import ConfigurationError
+from nvme_async.fio.commandline import Job
 from nvme_async.fio.device import BenchController
 from nvme_async.fio.eta import EtaLine, eta_line
-from nvme_async.fio.jobfile import Job
-from nvme_async.fio.logs import write_logs
+from nvme_async.fio.logs import AggregateLog, write_logs
 from nvme_async.fio.stats import JobStats, merge_groups
 from nvme_async.fio.steadystate import SteadyStateWatch
 from nvme_async.fio.worker import Worker
 
 _TICK = 0.1
-_ETA_EVERY = 1.0
 
 Opener = Callable[[str, str], contextlib.AbstractAsyncContextManager[BenchController]]
 
@@ -68,7 +68,9 @@ def thread_count(jobs: Sequence[Job]) -> int:
 
 
 class Run:
-    """One run of jobs. `await run()` once. log: where lines for people go while it runs."""
+    """One run of jobs. `await run()` once. log: where lines for people go while it runs. status: is given the results
+    so far each `status_interval` seconds.
+    """
 
     def __init__(
         self,
@@ -77,9 +79,14 @@ class Run:
         opener: Opener = open_device,
         eta: EtaLine | None = None,
         log: Callable[[str], None] = print,
+        status: Callable[[list[JobStats]], None] | None = None,
+        status_interval: float = 0.0,
+        aggregate: AggregateLog | None = None,
     ) -> None:
         self._jobs, self._opener, self._eta = jobs, opener, eta or EtaLine("never")
         self._log_line = log
+        self._status, self._status_interval, self._status_shown = status, status_interval, time.monotonic()
+        self._aggregate = aggregate
         self._began = time.monotonic()
         self._workers: list[Worker] = []
         self._finished: dict[Worker, float] = {}
@@ -155,15 +162,17 @@ class Run:
 
     def _make_workers(self, controllers: Mapping[str, BenchController]) -> list[list[Worker]]:
         phases: list[list[Worker]] = [[]]
+        run_number = int.from_bytes(os.urandom(8), "little") | 1
         for job, groupid in zip(self._jobs, group_ids(self._jobs), strict=True):
             if job.options.stonewall and phases[-1]:
                 phases.append([])
             for clone in range(job.options.numjobs):
                 worker = Worker(job, clone, len(self._workers) + 1, groupid, controllers, self._log)
+                worker.run_number = run_number
                 self._workers.append(worker)
                 phases[-1].append(worker)
         for workers in phases:
-            _refuse_overlaps(workers)
+            _mark_shared(workers, self._log)
         return phases
 
     # -- a phase -----------------------------------------------------------------------------------
@@ -184,9 +193,10 @@ class Run:
             worker.on_done = wake
             worker.start()
         running = list(workers)
+        tick = min([_TICK, *(worker.histogram_log.every / 2 for worker in workers if worker.histogram_log)])
         while running:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), _TICK)
+                await asyncio.wait_for(ended.wait(), tick)
             ended.clear()
             now = time.monotonic()
             for worker in [worker for worker in running if worker.done.is_set()]:
@@ -196,6 +206,15 @@ class Run:
                 worker.sample(now)
             self._watch_steady_states(running, now)
             self._show_eta(now, workers)
+            self._show_status(now)
+            if self._aggregate is not None:
+                self._aggregate.sample(now - self._began, [worker.recorder.nbytes for worker in self._workers])
+
+    def _show_status(self, now: float) -> None:
+        if self._status is not None and now - self._status_shown >= self._status_interval:
+            self._status_shown = now
+            self._eta.clear()
+            self._status(self._collect(now))
 
     def _end(self, worker: Worker, now: float) -> None:
         worker.join()
@@ -206,7 +225,7 @@ class Run:
 
     def _watch_steady_states(self, running: list[Worker], now: float) -> None:
         for key, watch in self._watches.items():
-            clones = [worker for worker in running if id(worker.job) == key and worker.recorder.began is not None]
+            clones = [worker for worker in running if id(worker.job) == key and worker.recorder.measuring]
             if not clones or watch.result.attained:
                 continue
             ios = sum(sum(worker.recorder.ios) for worker in clones)
@@ -229,7 +248,7 @@ class Run:
     # -- what is shown -----------------------------------------------------------------------------
 
     def _show_eta(self, now: float, workers: list[Worker]) -> None:
-        if not self._eta.enabled or now - self._eta_shown < _ETA_EVERY:
+        if not self._eta.enabled or now - self._eta_shown < self._eta.every:
             return
         before, old_bytes, old_ios = self._eta_totals
         nbytes = [sum(worker.recorder.nbytes[i] for worker in self._workers) for i in range(3)]
@@ -274,13 +293,19 @@ class Run:
             began = worker.recorder.began
             if began is not None and (options.write_bw_log or options.write_lat_log or options.write_iops_log):
                 write_logs(options, worker.number, began, worker.recorder.log_entries())
+            if worker.histogram_log is not None:
+                worker.histogram_log.write(worker.recorder)
+        if self._aggregate is not None:
+            self._aggregate.write()
 
-    def _collect(self) -> list[JobStats]:
+    def _collect(self, now: float | None = None) -> list[JobStats]:
+        """Results of what has ended; `now`: of what runs, too."""
         results = []
         for worker in self._workers:
-            if worker not in self._finished:
+            ended = self._finished.get(worker, None if now is None or not worker.started else now - self._began)
+            if ended is None:
                 continue
-            stats = worker.stats(self._finished[worker])
+            stats = worker.stats(ended)
             watch = self._watches.get(id(worker.job))
             if watch is not None and worker.clone == 0:
                 stats.steady = watch.result
@@ -288,21 +313,31 @@ class Run:
         return merge_groups(results)
 
 
-def _refuse_overlaps(workers: Sequence[Worker]) -> None:
-    """A verify job can't tell another job's writes from damage."""
+def _mark_shared(workers: Sequence[Worker], log: Callable[[str], None]) -> None:
+    """What another job writes at the same time to blocks that a job verifies counts as good; as fio
+    does, it is said once that two writes at once may mix in one block.
+    """
     for worker in workers:
         if worker.options.verify == "none" or not worker.options.rw.writes:
             continue
-        for other in workers:
-            writes = other.options.rw.writes or other.options.rw.trims
-            if other is worker or not writes or other.options.nsid != worker.options.nsid:
-                continue
-            for mine in worker.targets:
-                for theirs in other.targets:
-                    a, b = mine.region, theirs.region
-                    apart = a.start + a.length <= b.start or b.start + b.length <= a.start
-                    if mine.uri == theirs.uri and not apart:
-                        raise ConfigurationError(
-                            f"job {worker.options.name!r} verifies a region that job {other.options.name!r} writes to "
-                            "at the same time; use size with offset or offset_increment, or stonewall"
-                        )
+        others = [other for other in workers if other is not worker and _overlap(worker, other)]
+        if others and not any(other.shared for other in workers):
+            log(
+                f"fio: job {worker.options.name!r} verifies a region that job {others[0].options.name!r} writes to at "
+                "the same time: what both write at once can look damaged (size with offset or offset_increment, or "
+                "stonewall, keep them apart)"
+            )
+        worker.shared = bool(others)
+
+
+def _overlap(worker: Worker, writer: Worker) -> bool:
+    writes = writer.options.rw.writes or writer.options.rw.trims
+    if not writes or writer.options.nsid != worker.options.nsid:
+        return False
+    return any(
+        mine.uri == theirs.uri
+        and mine.region.start < theirs.region.start + theirs.region.length
+        and theirs.region.start < mine.region.start + mine.region.length
+        for mine in worker.targets
+        for theirs in writer.targets
+    )

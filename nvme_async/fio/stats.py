@@ -57,9 +57,16 @@ class DirectionStats:
     ios: int = 0
     nbytes: int = 0
     runtime: int = 0
-    latency: Histogram = attrs.Factory(Histogram)
+    latency: Histogram = attrs.Factory(Histogram)  # all of an I/O
+    submission: Histogram = attrs.Factory(Histogram)  # empty where it is not timed
+    after_submission: Histogram = attrs.Factory(Histogram)  # the rest of it
     bandwidth: Samples = attrs.Factory(Samples)
     iops: Samples = attrs.Factory(Samples)
+
+    @property
+    def completion(self) -> Histogram:
+        """clat: all of an I/O where submission is not timed by itself."""
+        return self.after_submission if self.after_submission.count else self.latency
 
     @property
     def bytes_per_second(self) -> float:
@@ -73,7 +80,12 @@ class DirectionStats:
         self.ios += other.ios
         self.nbytes += other.nbytes
         self.runtime = max(self.runtime, other.runtime)
-        self.latency.merge(other.latency)
+        for mine, theirs in (
+            (self.latency, other.latency),
+            (self.submission, other.submission),
+            (self.after_submission, other.after_submission),
+        ):
+            mine.merge(theirs)
         self.bandwidth.merge(other.bandwidth)
         self.iops.merge(other.iops)
 
@@ -124,6 +136,8 @@ class JobStats:
     percentiles: tuple[float, ...] = ()
     clat_percentiles: bool = True
     lat_percentiles: bool = False
+    slat_percentiles: bool = False
+    unified: str = "none"
     show_clat: bool = True
     show_lat: bool = True
     show_bandwidth: bool = True
@@ -153,6 +167,16 @@ class JobStats:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.verify_failures += other.verify_failures
         self.steady = self.steady or other.steady
+
+    def reported(self) -> list[tuple[str, DirectionStats]]:
+        """What is shown, by name: reads, writes and trims, or all of them as one (unified_rw_reporting), or both."""
+        shown = list(zip(DIRECTIONS, self.directions, strict=True))
+        if self.unified == "none":
+            return shown
+        mixed = DirectionStats()
+        for direction in self.directions:
+            mixed.merge(direction)
+        return [("mixed", mixed)] if self.unified == "mixed" else [*shown, ("mixed", mixed)]
 
     @property
     def user_percent(self) -> float:
@@ -233,13 +257,13 @@ class GroupStats:
         return self.nbytes * 1000 / self.max_runtime if self.max_runtime else 0.0
 
 
-def collect_groups(jobs: Iterable[JobStats]) -> dict[int, list[GroupStats]]:
-    """Run status groups by id, a GroupStats for each direction."""
-    groups: dict[int, list[GroupStats]] = {}
+def collect_groups(jobs: Iterable[JobStats]) -> dict[int, dict[str, GroupStats]]:
+    """Run status groups by id, a GroupStats for each direction that is reported, by its name."""
+    groups: dict[int, dict[str, GroupStats]] = {}
     for job in jobs:
-        group = groups.setdefault(job.groupid, [GroupStats() for _ in DIRECTIONS])
-        for total, direction in zip(group, job.directions, strict=True):
-            total.add(direction)
+        group = groups.setdefault(job.groupid, {})
+        for name, direction in job.reported():
+            group.setdefault(name, GroupStats()).add(direction)
     return groups
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from nvme_async.errors import ConfigurationError
+from nvme_async.fio.expressions import evaluate
 
 _POWERS: dict[str, int] = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?|0x[0-9a-f]+)\s*([kmgtp]?)(?:i?b|i)?", re.IGNORECASE)
@@ -23,9 +24,16 @@ _SECONDS = {
 }
 
 
+def _computed(text: str) -> str:
+    """(4*1024): what stands in parentheses is computed, as in fio."""
+    text = text.strip()
+    return evaluate(text) if text.startswith("(") else text
+
+
 def parse_size(text: str) -> int:
     """Bytes from `4096`, `4k`, `1.5m`, `1GiB`, `0x1000`. k, m, g, t, p are powers of 1024."""
-    match = _SIZE.fullmatch(text.strip())
+    text = _computed(text)
+    match = _SIZE.fullmatch(text)
     if match is None:
         raise ConfigurationError(f"{text!r} is not a size (a number, and k, m, g, t or p for powers of 1024)")
     number, suffix = match.groups()
@@ -37,7 +45,8 @@ def parse_size(text: str) -> int:
 
 def parse_time(text: str, unit: str = "s") -> float:
     """Seconds from `10`, `10s`, `5m`, `250ms`, `100us`; a number without a unit counts in `unit`."""
-    match = _TIME.fullmatch(text.strip())
+    text = _computed(text)
+    match = _TIME.fullmatch(text)
     scale = _SECONDS.get(match.group(2).lower() or unit) if match else None
     if match is None or scale is None:
         raise ConfigurationError(f"{text!r} is not a time (a number, and d, h, m, s, ms, us or ns)")

@@ -2,49 +2,42 @@
 
 Each verify_interval begins with a header, little-endian and packed:
 
-    magic u32, checksum kind u16, job u16, length u32, CRC-32C of the header with this field zero
-    u32, run u64, offset u64, sequence u64, digest of the rest of the interval (0 to 64 bytes)
+    magic u32, checksum kind u16, job u16, length u32, CRC-32C of the header with this field zero u32,
+    run u64, plan u64, offset u64, sequence u64, digest of the rest of the interval (0 to 64 bytes)
 
-`offset` finds a block that went to another place. `sequence` counts the job's writes, and the job
-remembers the
-last one of every interval: an older one is a stale block, a write that was acknowledged and lost.
-`run` is a random
-number, so that data of an earlier run are never taken for this one's. The contents follow from run,
+A header is enough for any reader to check the block by itself: `offset` finds a block that went to
+another place, `length` and kind one that other settings wrote, the digest any damage. The rest is
+for those who know more. The writer remembers the `sequence` of its last write to every interval,
+and `run`, a random number of the program's run: an older one is a stale block, a write that was
+acknowledged and lost. verify_only repeats in mind what a job with the same `plan` (its order,
+sizes and limits in one number) wrote, and knows sequences from that. Data of other plans, other
+jobs and other runs are as good as they prove themselves to be. The contents follow from run,
 offset and sequence, which is why a report can name the first wrong byte.
 """
 
 from __future__ import annotations
 
-import hashlib
-import mmap
 import struct
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 
 import attrs
 
-from nvme_async.native._fio import crc32c, fill_random, xxh64
+from nvme_async.fio.checksums import CHECKSUMS, DIGEST_SIZES, KINDS
+from nvme_async.fio.written import Written
+from nvme_async.native._fio import crc32c, fill_random
 
-MAGIC = 0x4E564D56
-_HEADER = struct.Struct("<IHHIIQQQ")
-_PREFIX, _CRC = struct.Struct("<IHHI"), struct.Struct("<I")
+MAGIC = 0x4E564D57
+_HEADER = struct.Struct("<IHHIIQQQQ")
+_CRC = struct.Struct("<I")
 _CRC_AT = 12
 
-CHECKSUMS: dict[str, Callable[[memoryview], bytes]] = {
-    "crc32c": lambda data: _CRC.pack(crc32c(data)),
-    "crc32": lambda data: _CRC.pack(zlib.crc32(data)),
-    "xxhash": lambda data: struct.pack("<Q", xxh64(data)),
-} | {
-    name: (lambda data, name=name: hashlib.new(name, data, usedforsecurity=False).digest())
-    for name in ("md5", "sha1", "sha256", "sha512", "sha3-224", "sha3-256", "sha3-384", "sha3-512")
-}
-_KINDS = {name: number for number, name in enumerate(CHECKSUMS, 1)}
-_DIGEST_SIZES = {name: len(function(memoryview(b""))) for name, function in CHECKSUMS.items()}
+# Without a digest: a header alone; a header and a pattern; a pattern alone; nothing at all.
+VERIFY_KINDS = (*CHECKSUMS, "meta", "pattern_hdr", "pattern", "null")
 
 
 def header_size(kind: str) -> int:
     """Bytes of an interval that are not contents."""
-    return 0 if kind == "pattern" else _HEADER.size + _DIGEST_SIZES[kind]
+    return 0 if kind in ("pattern", "null") else _HEADER.size + DIGEST_SIZES.get(kind, 0)
 
 
 @attrs.frozen
@@ -61,54 +54,13 @@ class BadBlock:
         return f"{self.reason} at offset {self.offset}, length {self.nbytes}: expected {self.expected}, got {self.got}"
 
 
-class Written:
-    """The sequence number of the last write to each interval of a region; 0 where none was.
-
-    Eight bytes an interval, in anonymous memory that the kernel gives out when it is touched.
-    """
-
-    def __init__(self, start: int, length: int, interval: int) -> None:
-        self.start, self.interval = start, interval
-        self.units = max(1, -(-length // interval))
-        self._memory = mmap.mmap(-1, self.units * 8)
-        self._table = memoryview(self._memory).cast("Q")
-
-    def unit(self, offset: int) -> int:
-        return (offset - self.start) // self.interval
-
-    def note(self, offset: int, nbytes: int, sequence: int) -> None:
-        first = self.unit(offset)
-        for unit in range(first, first + nbytes // self.interval):
-            self._table[unit] = sequence
-
-    def sequence(self, offset: int) -> int:
-        return self._table[self.unit(offset)]
-
-    def runs(self, max_nbytes: int) -> Iterator[tuple[int, int]]:
-        """(offset, bytes) of everything written, in order, in pieces of at most `max_nbytes`."""
-        table, most, unit = self._table, max(1, max_nbytes // self.interval), 0
-        while unit < self.units:
-            if not table[unit]:
-                unit += 1
-                continue
-            end = unit + 1
-            while end < self.units and end - unit < most and table[end]:
-                end += 1
-            yield self.start + unit * self.interval, (end - unit) * self.interval
-            unit = end
-
-    def close(self) -> None:
-        self._table.release()
-        self._memory.close()
-
-
 @attrs.define
 class Verifier:
-    """Makes and checks the intervals of one job.
+    """Makes and checks the intervals of one job. May be used from any one thread at a time.
 
-    kind: of CHECKSUMS, or "pattern": no header, the whole is `pattern`. run: None learns it from
-        the first block
-    that is checked (verify_only). pattern: contents; random if empty.
+    kind: of VERIFY_KINDS. run: of the writer's program run; None for a job that reads what others
+    wrote. plan: see the module. shared: other jobs of this run write to the same blocks, and
+    theirs count. pattern: contents; random if empty.
     """
 
     kind: str
@@ -116,6 +68,8 @@ class Verifier:
     run: int | None
     job: int = 0
     pattern: bytes = b""
+    plan: int = 0
+    shared: bool = False
     _filled: bytes = attrs.field(init=False, default=b"")
 
     def __attrs_post_init__(self) -> None:
@@ -124,11 +78,12 @@ class Verifier:
 
     def stamp(self, view: memoryview, offset: int, sequence: int) -> None:
         """Fills `view`, which goes to `offset`, with contents and headers."""
+        if self.kind == "null":
+            return
         for at in range(0, len(view), self.interval):
-            self._stamp(view[at : at + self.interval], offset + at, sequence)
+            self._stamp(view[at : at + self.interval], offset + at, self.run or 0, self.job, self.plan, sequence)
 
-    def _stamp(self, part: memoryview, offset: int, sequence: int) -> None:
-        run = self.run or 0
+    def _stamp(self, part: memoryview, offset: int, run: int, job: int, plan: int, sequence: int) -> None:
         if self.kind == "pattern":
             part[:] = self._filled
             return
@@ -138,25 +93,28 @@ class Verifier:
             contents[:] = self._filled[begin:]
         else:
             fill_random(contents, _key(run, offset, sequence))
-        _HEADER.pack_into(part, 0, MAGIC, _KINDS[self.kind], self.job, self.interval, 0, run, offset, sequence)
-        part[_HEADER.size : begin] = CHECKSUMS[self.kind](contents)
+        _HEADER.pack_into(part, 0, MAGIC, KINDS[self.kind], job, self.interval, 0, run, plan, offset, sequence)
+        if self.kind in CHECKSUMS:
+            part[_HEADER.size : begin] = CHECKSUMS[self.kind](contents)
         _CRC.pack_into(part, _CRC_AT, crc32c(part[:begin]))
 
     def check(self, view: memoryview, offset: int, written: Written | None) -> list[BadBlock]:
-        """What is wrong with data read from `offset`. `written`: what to expect, None if unknown;
-            intervals that
-        were never written are passed over.
+        """What is wrong with data read from `offset`. `written`: what to expect; what was never
+        written, or overwritten in part, is passed over. None: every interval must prove itself.
         """
+        if self.kind == "null":
+            return []
+        if written is None:
+            places = ((offset + at, None) for at in range(0, len(view) - self.interval + 1, self.interval))
+            return self._bad(view, offset, places)
+        return self._bad(view, offset, written.whole(offset, len(view)))
+
+    def _bad(self, view: memoryview, offset: int, places: Iterable[tuple[int, int | None]]) -> list[BadBlock]:
         bad = []
-        for at in range(0, len(view), self.interval):
-            sequence = None
-            if written is not None:
-                sequence = written.sequence(offset + at)
-                if not sequence:
-                    continue
-            found = self._check(view[at : at + self.interval], offset + at, sequence)
+        for place, sequence in places:
+            found = self._check(view[place - offset : place - offset + self.interval], place, sequence)
             if found is not None:
-                bad.append(BadBlock(offset + at, self.interval, *found))
+                bad.append(BadBlock(place, self.interval, *found))
         return bad
 
     def _check(self, part: memoryview, offset: int, sequence: int | None) -> tuple[str, str, str] | None:
@@ -165,37 +123,54 @@ class Verifier:
                 return None
             return "pattern mismatch", *_first_difference(memoryview(self._filled), part)
         begin = header_size(self.kind)
-        magic, kind, job, length, header_crc, run, place, number = _HEADER.unpack_from(part)
+        magic, kind, job, length, header_crc, run, plan, place, number = _HEADER.unpack_from(part)
         if magic != MAGIC:
             return "no verify header", f"magic {MAGIC:#x}", f"{magic:#x}"
-        # The damage may be in the header: its CRC comes before what it says is believed.
-        unsigned = bytearray(part[:begin])
+        # The damage may be in the header: its CRC comes before what it says is believed. It covers
+        # the digest, of which a header of another kind may have less or more.
+        known = {number: name for name, number in KINDS.items()}.get(kind)
+        unsigned = bytearray(part[: header_size(known) if known else begin])
         _CRC.pack_into(unsigned, _CRC_AT, 0)
         if (crc := crc32c(unsigned)) != header_crc:
             return "damaged verify header", f"header CRC {crc:#010x}", f"{header_crc:#010x}"
         if place != offset:
             return "misplaced block", f"offset {offset}", f"data of offset {place}"
-        if kind != _KINDS[self.kind] or length != self.interval:
+        if known != self.kind or length != self.interval:
             wanted = f"{self.kind} over {self.interval} bytes"
-            return "other verify settings", wanted, f"checksum kind {kind} over {length} bytes"
-        if self.run is None:
-            self.run = run
+            return "other verify settings", wanted, f"{known or f'checksum kind {kind}'} over {length} bytes"
+        if sequence is not None and (wrong := self._older(run, plan, job, number, sequence)):
+            return wrong
+        return self._check_contents(part, (offset, run, job, plan, number))
+
+    def _older(self, run: int, plan: int, job: int, number: int, sequence: int) -> tuple[str, str, str] | None:
+        """What a job that knows write `sequence` to be the last one thinks of another."""
+        if self.run is None:  # verify_only
+            if plan != self.plan or number == sequence:
+                return None
+            return "stale block", f"write {sequence}", f"write {number}"
         if run != self.run:
             return "stale block", f"run {self.run:#x}", f"data of another run, {run:#x}"
-        if sequence is not None and (number != sequence or job != self.job):
-            wanted = f"write {sequence} of job {self.job}"
-            return (
-                "stale block" if number < sequence else "foreign block",
-                wanted,
-                f"write {number} of job {job}",
-            )
-        contents = part[begin:]
-        digest = CHECKSUMS[self.kind](contents)
+        if job == self.job and number == sequence:
+            return None
+        if job != self.job and self.shared:
+            return None
+        reason = "stale block" if number < sequence else "foreign block"
+        return reason, f"write {sequence} of job {self.job}", f"write {number} of job {job}"
+
+    def _check_contents(self, part: memoryview, written: tuple[int, int, int, int, int]) -> tuple[str, str, str] | None:
+        begin = header_size(self.kind)
+        if self.kind == "meta":
+            return None
+        if self.kind == "pattern_hdr":
+            if part[begin:] == self._filled[begin:]:
+                return None
+            return "pattern mismatch", *_first_difference(memoryview(self._filled)[begin:], part[begin:], begin)
+        digest = CHECKSUMS[self.kind](part[begin:])
         stored = bytes(part[_HEADER.size : begin])
         if digest == stored:
             return None
         whole = memoryview(bytearray(self.interval))
-        self._stamp(whole, offset, number)
+        self._stamp(whole, *written)
         wrong = _first_difference(whole, part)
         return f"{self.kind} mismatch", f"{stored.hex()} ({wrong[0]})", f"{digest.hex()} ({wrong[1]})"
 
@@ -205,8 +180,8 @@ def _key(run: int, offset: int, sequence: int) -> int:
     return (run + offset * 0x9E3779B97F4A7C15 + sequence * 0xC2B2AE3D27D4EB4F) & 0xFFFFFFFFFFFFFFFF
 
 
-def _first_difference(wanted: memoryview, got: memoryview) -> tuple[str, str]:
-    for at, (a, b) in enumerate(zip(wanted, got, strict=True)):
+def _first_difference(wanted: memoryview, got: memoryview, begin: int = 0) -> tuple[str, str]:
+    for at, (a, b) in enumerate(zip(wanted, got, strict=True), begin):
         if a != b:
             return f"byte {at} is {a:#04x}", f"{b:#04x}"
     return "no byte differs", "its digest does"

@@ -5,16 +5,20 @@ it back.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from nvme_async.fio.device import BenchNamespace
 from nvme_async.fio.options import Options
 from nvme_async.fio.pacing import Claims
 from nvme_async.fio.plan import Region
-from nvme_async.fio.verify import BadBlock, Verifier, Written
+from nvme_async.fio.verify import BadBlock, Verifier
+from nvme_async.fio.written import Written
 from nvme_async.native._fio import READ, WRITE, Generator, Recorder, Slot
+
+T = TypeVar("T")
 
 
 class VerifyFailed(Exception):
@@ -25,7 +29,7 @@ class VerifyState:
     """What one job knows of what it wrote to one namespace. Belongs to the job's event loop.
 
     Attributes:
-        bad: the bad blocks found, in order.
+        bad: the bad blocks found, in order. run: a number of the program's run, see verify.py.
         on_bad: called with each as it is found. stopped: asked between two reads.
     """
 
@@ -34,36 +38,55 @@ class VerifyState:
         options: Options,
         region: Region,
         job: int,
+        run: int,
         on_bad: Callable[[BadBlock], None],
         stopped: Callable[[], bool] = lambda: False,
+        *,
+        plan: int = 0,
+        shared: bool = False,
     ) -> None:
         self.options, self.region, self.on_bad, self._stopped = options, region, on_bad, stopped
         writes = options.rw.writes
-        run = int.from_bytes(os.urandom(8), "little") if writes and not options.verify_only else None
-        self.verifier = Verifier(options.verify, region.interval, run, job, options.verify_pattern)
+        own = run if writes and not options.verify_only else None
+        pattern = options.verify_pattern
+        self.verifier = Verifier(options.verify, region.interval, own, job & 0xFFFF, pattern, plan, shared)
         # A job that only reads does not know what it should find, beyond that a block must agree
         # with itself.
-        self.written = Written(region.start, region.length, region.interval) if writes else None
+        self.written = Written(region.start, region.length, region.interval, region.grain) if writes else None
         self.bad: list[BadBlock] = []
         self._claims = Claims()
         self._sequence = 0
         self._numbers: dict[Slot, int] = {}  # of writes that are claimed and not yet begun
         self._backlog: deque[tuple[int, int]] = deque()
+        # Checksums beside the loop, or whatever completes meanwhile would look slow. A job with one
+        # I/O at a time has nothing that completes meanwhile.
+        self._aside = ThreadPoolExecutor(1, f"{options.name}-verify") if options.iodepth > 1 else None
 
     def close(self) -> None:
+        if self._aside is not None:
+            self._aside.shutdown()
         if self.written is not None:
             self.written.close()
+
+    async def _beside(self, work: Callable[..., T], *arguments: object) -> T:
+        """work(*arguments) in the job's other thread; the memory that it is about stays in use until
+        it returns, whatever happens to the caller.
+        """
+        if self._aside is None:
+            return work(*arguments)
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._aside, work, *arguments))
 
     # -- one I/O of the job ------------------------------------------------------------------------
 
     def _units(self, offset: int, nbytes: int) -> range:
-        first = (offset - self.region.start) // self.region.interval
-        return range(first, first + nbytes // self.region.interval)
+        grain = self.region.grain
+        first = (offset - self.region.start) // grain
+        return range(first, first + -(-nbytes // grain))
 
-    async def claim(self, slot: Slot) -> int:
-        """slot.claim(), and its blocks for this coroutine alone until release()."""
+    async def claim(self, slot: Slot, steer: int = -1) -> int:
+        """slot.claim(steer), and its blocks for this coroutine alone until release()."""
         async with self._claims.turn:
-            direction = slot.claim()
+            direction = slot.claim(steer)
             if direction >= 0:
                 await self._claims.take(self._units(slot.offset, slot.nbytes))
                 if direction == WRITE:
@@ -74,16 +97,16 @@ class VerifyState:
     def release(self, slot: Slot) -> None:
         self._claims.release(self._units(slot.offset, slot.nbytes))
 
-    def stamp(self, slot: Slot, view: memoryview) -> None:
+    async def stamp(self, slot: Slot, view: memoryview) -> None:
         """Fills what is about to be written; from here on the blocks must read so."""
         assert self.written is not None
         sequence = self._numbers.pop(slot)
         self.written.note(slot.offset, slot.nbytes, sequence)
-        self.verifier.stamp(view, slot.offset, sequence)
+        await self._beside(self.verifier.stamp, view, slot.offset, sequence)
 
-    def check(self, slot: Slot, view: memoryview) -> None:
+    async def check(self, slot: Slot, view: memoryview) -> None:
         """Holds what was read against what it should be. Raises VerifyFailed with verify_fatal."""
-        for bad in self.verifier.check(view, slot.offset, self.written):
+        for bad in await self._beside(self.verifier.check, view, slot.offset, self.written):
             self.bad.append(bad)
             self.on_bad(bad)
             if self.options.verify_fatal:
@@ -130,10 +153,10 @@ class VerifyState:
                 slot.begin()
                 await namespace.readinto(slot.lba, buffer)
                 slot.end()
-                self.check(slot, buffer)
+                await self.check(slot, buffer)
             finally:
                 self._claims.release(units)
-            # Checksums take long enough for others to starve, should each read be there at once.
+            # Others would starve, should each read be there at once.
             await asyncio.sleep(0)
 
     def replay(self, generator: Generator, recorder: Recorder) -> None:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 import uvloop
 
 from nvme_async.errors import ConfigurationError, NvmeError
+from nvme_async.fio.commandline import Job
 from nvme_async.fio.device import BenchController
 from nvme_async.fio.engine import Engine, Target
-from nvme_async.fio.jobfile import Job
+from nvme_async.fio.logs import HistogramLog
 from nvme_async.fio.many import ManyEngine
-from nvme_async.fio.plan import make_generator, make_recorder, plan_region, seed_of
+from nvme_async.fio.plan import make_generator, make_recorder, plan_number, plan_region, seed_of
 from nvme_async.fio.stats import JobStats, Samples
 from nvme_async.fio.verify import BadBlock
 from nvme_async.fio.verifying import VerifyFailed, VerifyState
@@ -64,20 +65,22 @@ class Worker:
         self.phase = "P"  # of the ETA line: pending, running (by pattern), verifying, flushing, ended
         self.error: BaseException | None = None
         self.verify_failures = 0
+        self.run_number = 1  # of the program's run: for headers of verify
+        self.shared = False  # others may write to the blocks that this job verifies
         self.thread_id = 0
         self.began_at: float | None = None
         self.bandwidth = (Samples(), Samples(), Samples())
         self.iops = (Samples(), Samples(), Samples())
         self._sampled = [(0.0, (0, 0, 0)), (0.0, (0, 0, 0))]
         self._runtimes = [0, 0, 0]
+        self._under_way: tuple[int, tuple[int, ...]] | None = None  # since when, and which directions
+        self.histogram_log = HistogramLog(options, self.number) if options.write_hist_log else None
         self._usage = [0.0] * 6
         self._elapsed_ms = 0
         self._thread: threading.Thread | None = None
         self.targets = self._plan(controllers)
         limits = [target.region.limit for target in self.targets]
         self.limit_bytes = None if options.time_based else sum(limit or 0 for limit in limits)
-        if options.io_size and self.limit_bytes is not None:
-            self.limit_bytes //= len(self.targets)
         self.recorder = make_recorder(options, self.limit_bytes)
 
     def _plan(self, controllers: Mapping[str, BenchController]) -> list[Target]:
@@ -91,8 +94,10 @@ class Worker:
                 raise ConfigurationError(f"job {options.name!r}: nsid={options.nsid} is not on {uri} (there: {there})")
             block = namespace.block_size
             region = plan_region(options, self.clone, namespace.nbytes, block)
-            seed = seed_of(options, self.clone + (index << 16))
-            targets.append(Target(uri, controller, namespace, region, make_generator(options, region, seed, block)))
+            seed = seed_of(options, self.number, index)
+            generator = make_generator(options, region, seed, block)
+            plan = plan_number(options, region, seed, block)
+            targets.append(Target(uri, controller, namespace, region, generator, plan))
         return targets
 
     # -- for the main thread -----------------------------------------------------------------------
@@ -137,7 +142,9 @@ class Worker:
     def sample(self, now: float) -> None:
         """Takes a bandwidth and an IOPS sample where one is due."""
         recorder = self.recorder
-        if self.options.disable_bw_measurement or recorder.began is None or self.done.is_set():
+        if self.histogram_log is not None and recorder.measuring:
+            self.histogram_log.sample(now, recorder)
+        if self.options.disable_bw_measurement or not recorder.measuring or self.done.is_set():
             return
         kinds = (
             (self.options.bwavgtime, recorder.nbytes, self.bandwidth, 1024),
@@ -160,7 +167,9 @@ class Worker:
         factory = uvloop.new_event_loop if self.options.loop == "uvloop" else asyncio.new_event_loop
         try:
             if self.options.cpus_allowed is not None:
-                os.sched_setaffinity(0, self.options.cpus_allowed)
+                os.sched_setaffinity(0, self._cpus(self.options.cpus_allowed))
+            if self.options.nice:
+                os.setpriority(os.PRIO_PROCESS, self.thread_id, self.options.nice)
             with asyncio.Runner(loop_factory=factory) as runner:
                 runner.run(self._work())
         except VerifyFailed as error:
@@ -176,6 +185,12 @@ class Worker:
             self.done.set()
             self.on_done()
 
+    def _cpus(self, allowed: frozenset[int]) -> set[int]:
+        """cpus_allowed_policy=split gives each clone one, in turn."""
+        if self.options.cpus_allowed_policy == "split":
+            return {sorted(allowed)[self.clone % len(allowed)]}
+        return set(allowed)
+
     async def _work(self) -> None:
         options = self.options
         if not await self._sleep(options.startdelay):
@@ -184,11 +199,18 @@ class Worker:
         for target in self.targets:
             await target.namespace.read(target.region.start // target.namespace.block_size, 1)
         kind = ManyEngine if options.ioengine == "many" else Engine
-        engine = kind(options, self.recorder, self.targets, seed_of(options, self.clone))
+        engine = kind(options, self.recorder, self.targets, seed_of(options, self.number))
         if options.verify != "none":
             for target in self.targets:
                 target.verify = VerifyState(
-                    options, target.region, self.number, self._on_bad, lambda: self.recorder.stopped
+                    options,
+                    target.region,
+                    self.number,
+                    self.run_number,
+                    self._on_bad,
+                    lambda: self.recorder.stopped,
+                    plan=target.plan,
+                    shared=self.shared,
                 )
         try:
             engine.prepare()
@@ -218,12 +240,12 @@ class Worker:
         else:
             self.phase = _LETTERS[options.rw.name]
             for _ in range(options.loops):
-                began = time.monotonic_ns()
                 recorder.renew()
+                self._under_way = (time.monotonic_ns(), (READ, WRITE, TRIM))
                 try:
                     await engine.run()
                 finally:
-                    self._add_runtime(max(began, recorder.began or 0), (READ, WRITE, TRIM))
+                    self._add_runtime()
             if options.end_fsync and options.rw.writes and isinstance(engine, Engine):
                 self.phase = "F"
                 for target in self.targets:
@@ -231,17 +253,26 @@ class Worker:
         verifying = options.verify != "none" and (options.do_verify or options.verify_only) and options.rw.writes
         if verifying and isinstance(engine, Engine) and not recorder.stopped:
             self.phase = "V"
-            began = time.monotonic_ns()
+            self._under_way = (time.monotonic_ns(), (READ,))
             for target in self.targets:
                 await engine.verify_pass(target)
-            self._add_runtime(began, (READ,))
+            self._add_runtime()
 
-    def _add_runtime(self, began: int, directions: tuple[int, ...]) -> None:
-        milliseconds = max(1, (time.monotonic_ns() - began) // 1_000_000)
-        self._elapsed_ms += milliseconds
+    def _add_runtime(self) -> None:
+        self._runtimes, self._elapsed_ms = self._times_so_far()
+        self._under_way = None
+
+    def _times_so_far(self) -> tuple[list[int], int]:
+        """Milliseconds of each direction and of all I/O, what is under way counted in."""
+        runtimes, under_way = list(self._runtimes), self._under_way
+        if under_way is None:
+            return runtimes, self._elapsed_ms
+        began, directions = under_way
+        milliseconds = max(1, (time.monotonic_ns() - max(began, self.recorder.began or 0)) // 1_000_000)
         for direction in directions:
             if self.recorder.ios[direction]:
-                self._runtimes[direction] += milliseconds
+                runtimes[direction] += milliseconds
+        return runtimes, self._elapsed_ms + milliseconds
 
     async def _sleep(self, seconds: float) -> bool:
         until = time.monotonic() + seconds
@@ -268,26 +299,29 @@ class Worker:
     # -- the result --------------------------------------------------------------------------------
 
     def stats(self, elapsed: float) -> JobStats:
-        """What the job measured. `elapsed`: seconds since the program began."""
+        """What the job measured, so far if it still runs. `elapsed`: seconds since the program began."""
         options, recorder = self.options, self.recorder
+        runtimes, runtime = self._times_so_far()
         stats = JobStats(options.name, self.groupid, self.thread_id, description=options.description)
         stats.options = dict(self.job.texts)
         stats.elapsed = max(1, int(elapsed) + 1)
         stats.depth = options.iodepth
         stats.percentiles, stats.clat_percentiles = options.percentile_list, options.clat_percentiles
-        stats.lat_percentiles = options.lat_percentiles
+        stats.lat_percentiles, stats.slat_percentiles = options.lat_percentiles, options.slat_percentiles
+        stats.unified = options.unified_rw_reporting
         stats.show_clat, stats.show_lat = not options.disable_clat, not options.disable_lat
         stats.show_bandwidth = not options.disable_bw_measurement
         for direction, result in enumerate(stats.directions):
             result.ios, result.nbytes = recorder.ios[direction], recorder.nbytes[direction]
-            result.runtime = self._runtimes[direction]
+            result.runtime = runtimes[direction]
             result.latency = recorder.latency(direction)
+            result.submission, result.after_submission = recorder.submission(direction)
             result.bandwidth, result.iops = self.bandwidth[direction], self.iops[direction]
         stats.sync = recorder.latency(3)
         stats.issued, stats.depths = list(recorder.issued), list(recorder.depths)
         submits, completes = recorder.batches
         stats.submits, stats.completes = list(submits), list(completes)
-        stats.job_runtime = self._elapsed_ms
+        stats.job_runtime = runtime
         stats.user_ms, stats.system_ms = self._usage[0] * 1000, self._usage[1] * 1000
         stats.context_switches = int(self._usage[2] + self._usage[3])
         stats.major_faults, stats.minor_faults = int(self._usage[4]), int(self._usage[5])

@@ -23,6 +23,12 @@ def crc32c(data: Buffer, crc: int = 0, *, software: bool = False) -> int:
 def xxh64(data: Buffer, seed: int = 0) -> int:
     """XXH64 of `data`."""
 
+def crc64(data: Buffer) -> int:
+    """CRC-64/XZ of `data`."""
+
+def crc7(data: Buffer) -> int:
+    """CRC-7/MMC of `data`."""
+
 def fill_random(data: Buffer, key: int) -> None:
     """Overwrites `data` with pseudo-random bytes, the same for the same key."""
 
@@ -51,6 +57,8 @@ class Histogram:
     def merge(self, other: Histogram) -> None: ...
     def bins(self) -> dict[int, int]:
         """The buckets that are not empty, by the value that stands for each."""
+    def counts(self) -> list[int]:
+        """All 29 x 64 buckets in their order, empty ones too."""
     def percentiles(self, wanted: Sequence[float]) -> list[int]:
         """The value below or at which so many percent lie; `wanted` ascending."""
 
@@ -61,7 +69,9 @@ class Generator:
     sizes: for reads, writes and trims each, a table of (bytes, share of 1), or two entries with share None for
     all multiples of the first up to the second. order: sequential, permuted (each place once before any twice),
     uniform, zipf, pareto, normal. read_share: of 1, for a mix; else all I/O goes in `direction`. skip: a hole
-    behind each I/O. run: so many I/Os in sequence at each random place.
+    behind each I/O. run: so many I/Os in sequence at each random place. step: an I/O that the end of the region
+    cuts is a multiple of this many bytes (block_size). random_shares: of 1, for each direction: how many of a
+    random order's I/Os are random; the others follow the one before.
 
     Raises ValueError when sizes, start or align are no multiples of block_size, or the region is too small.
     """
@@ -82,6 +92,8 @@ class Generator:
         align: int = 0,
         skip: int = 0,
         run: int = 1,
+        step: int = 0,
+        random_shares: Sequence[float] | None = None,
     ) -> None: ...
     @property
     def units(self) -> int:
@@ -110,7 +122,7 @@ class Recorder:
         log_max: bool = False,
     ) -> None: ...
     def arm(self, *, measure_from: int = 0, deadline: int | None = None) -> None:
-        """Sets the times: nothing is recorded before the first, nothing started from the second on."""
+        """Sets the times: recording begins anew at the first, nothing is started from the second on."""
     def stop(self) -> None:
         """Gives out no more I/O. From any thread."""
     def expire(self) -> None:
@@ -123,7 +135,10 @@ class Recorder:
     def in_flight(self) -> int: ...
     @property
     def began(self) -> int | None:
-        """When recording began."""
+        """The first I/O; once the ramp is over, the end of the ramp."""
+    @property
+    def measuring(self) -> bool:
+        """Whether what is recorded now will be reported. What was recorded before the ramp's end is forgotten then."""
     @property
     def deadline(self) -> int | None: ...
     @property
@@ -143,9 +158,11 @@ class Recorder:
         """Calls that submitted, and that completed, 0, 1-4, 5-8, 9-16, 17-32, 33-64, more I/Os."""
     def latency(self, direction: int) -> Histogram:
         """A copy of the histogram."""
+    def submission(self, direction: int) -> tuple[Histogram, Histogram]:
+        """Copies of the latencies of submission, and of what came after, of I/Os whose submission was timed."""
     def record_sync(self, ns: int) -> None: ...
-    def log_entries(self) -> list[tuple[int, int, int, int, int, int]]:
-        """(time, latency, bytes, I/Os, offset, direction) in order of time."""
+    def log_entries(self) -> list[tuple[int, int, int, int, int, int, int]]:
+        """(time, latency, submission's part of it, bytes, I/Os, offset, direction) in order of time."""
 
 @final
 class Slot:
@@ -158,11 +175,14 @@ class Slot:
     def __init__(self, recorder: Recorder, generator: Generator, *, trim_then_write: bool = False) -> None: ...
     def __iter__(self) -> Self: ...
     def __next__(self) -> int: ...
-    def claim(self) -> int:
-        """Takes the next I/O and gives its direction; -1 when there is none to be done."""
+    def claim(self, direction: int = -1) -> int:
+        """Takes the next I/O and gives its direction; -1 when there is none to be done. `direction`: what an
+        I/O of a mix must be, where that is not to be drawn."""
     def aim(self, direction: int, offset: int, nbytes: int) -> None:
         """Sets the I/O by hand, outside of the budget."""
     def begin(self) -> None: ...
+    def submitted(self) -> None:
+        """The I/O is on its way: submission ends and completion begins."""
     def end(self) -> None: ...
     def abandon(self) -> None:
         """The I/O failed: it counts for nothing."""

@@ -192,7 +192,7 @@ def test_the_script_and_the_subcommand_are_the_same_program():
         timeout=60,
         cwd=ROOT,
     )
-    assert (bad.returncode, bad.stdout, bad.stderr) == (1, "", "fio: unknown option 'bad'\n")
+    assert (bad.returncode, bad.stdout, bad.stderr) == (1, "", "fio: unknown option 'bad'. Did you mean ba?\n")
 
 
 def test_a_device_that_is_not_there_is_an_error_and_no_traceback():

@@ -3,7 +3,7 @@
 import pytest
 
 from nvme_async.errors import ConfigurationError
-from nvme_async.fio.jobfile import command_line, load_jobs, parse_arguments
+from nvme_async.fio.commandline import command_line, load_jobs, parse_arguments
 from nvme_async.fio.known import ACCEPTED, KNOWN_TO_FIO
 from nvme_async.fio.options import canonical, help_lines
 from nvme_async.fio.parsers import Percent, byte_pattern, filenames
@@ -124,19 +124,20 @@ def test_a_job_file_error_names_file_line_and_option(tmp_path):
         load_jobs(parse_arguments([str(path)]))
     with pytest.raises(ConfigurationError, match=r"unable to open 'none\.fio' job file"):
         load_jobs(parse_arguments(["none.fio"]))
-    path.write_text("[j]\nbs=${NO_SUCH_VARIABLE}\n")
-    with pytest.raises(ConfigurationError, match="NO_SUCH_VARIABLE is not set"):
-        load_jobs(parse_arguments([str(path)]))
     path.write_text("[j]\ninclude bad.fio\n")
     with pytest.raises(ConfigurationError, match="files include each other"):
         load_jobs(parse_arguments([str(path)]))
 
 
 def test_unknown_and_unsupported_options_are_told_apart():
-    with pytest.raises(ConfigurationError, match=r"^unknown option 'bad'$"):
-        parse_arguments(["--name=j", "--bad=3"])
-    with pytest.raises(ConfigurationError, match=r"^option 'zonemode' is known to fio, not supported here$"):
-        parse_arguments(["--name=j", "--zonemode=zbd"])
+    with pytest.raises(ConfigurationError, match=r"^unknown option 'wobble'$"):
+        parse_arguments(["--name=j", "--wobble=3"])
+    with pytest.raises(ConfigurationError, match=r"^unknown option 'iodpth'\. Did you mean iodepth\?$"):
+        parse_arguments(["--name=j", "--iodpth=3"])
+    with pytest.raises(ConfigurationError, match=r"Did you mean output-format\?"):
+        parse_arguments(["--output-formt=json"])
+    with pytest.raises(ConfigurationError, match=r"^option 'max_latency' is known to fio, not supported here$"):
+        parse_arguments(["--name=j", "--max_latency=1s"])
     with pytest.raises(ConfigurationError, match=r"^option '--server' is known to fio, not supported here$"):
         parse_arguments(["--server"])
 
@@ -171,7 +172,8 @@ def test_the_options_that_scripts_use_are_there(name):
         ("--rw=foo", "rw=foo: 'foo' is not one of read, write, trim"),
         ("--bs=abc", "bs=abc: 'abc' is not a size"),
         ("--iodepth=0", r"iodepth=0: 0 is out of range \(1 to 65535\)"),
-        ("--ioengine=libaio", "'libaio' is not one of await, many"),
+        ("--ioengine=libfoo", "'libfoo' is not one of await, many"),
+        ("--ioengine=rados", "'rados' is known to fio, not supported here: it drives no block device"),
         ("--runtime=x", "runtime=x: 'x' is not a time"),
         ("--bssplit=4k/60:8k/60", "add up to 120 %"),
         ("--random_distribution=zoned:1", "known to fio"),
@@ -189,7 +191,7 @@ def test_a_value_that_makes_no_sense_is_named_with_what_is_allowed(argument, mes
 
 
 def test_a_job_without_a_device_is_refused():
-    with pytest.raises(ConfigurationError, match="job 'j': filename"):
+    with pytest.raises(ConfigurationError, match="job 'j': no device: --filename="):
         load_jobs(parse_arguments(["--name=j"]))
     with pytest.raises(ConfigurationError, match="--name=NAME is missing"):
         load_jobs(parse_arguments(["--rw=read"]))

@@ -3,8 +3,11 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nvme_async.fio.verify import CHECKSUMS, Verifier, Written, header_size
+from nvme_async.fio.verify import VERIFY_KINDS, Verifier, header_size
+from nvme_async.fio.written import Written
 
 INTERVAL = 512
 
@@ -12,7 +15,7 @@ INTERVAL = 512
 def written_block(
     kind: str = "crc32c", *, offset: int = 8192, sequence: int = 7
 ) -> tuple[Verifier, bytearray, Written]:
-    verifier = Verifier(kind, INTERVAL, run=0x1234, job=3, pattern=b"\x5a\xa5" if kind == "pattern" else b"")
+    verifier = Verifier(kind, INTERVAL, run=0x1234, job=3, pattern=b"\x5a\xa5" if "pattern" in kind else b"")
     block = bytearray(4 * INTERVAL)
     verifier.stamp(memoryview(block), offset, sequence)
     table = Written(4096, 64 * INTERVAL, INTERVAL)
@@ -20,17 +23,18 @@ def written_block(
     return verifier, block, table
 
 
-@pytest.mark.parametrize("kind", [*CHECKSUMS, "pattern"])
+@pytest.mark.parametrize("kind", [kind for kind in VERIFY_KINDS if kind != "null"])
 def test_an_intact_block_passes_with_every_checksum(kind):
     verifier, block, table = written_block(kind)
     assert verifier.check(memoryview(block), 8192, table) == []
 
 
-@pytest.mark.parametrize("kind", [*CHECKSUMS, "pattern"])
+@pytest.mark.parametrize("kind", [kind for kind in VERIFY_KINDS if kind != "null"])
 def test_any_flipped_bit_is_found_and_its_interval_named(kind):
     verifier, block, table = written_block(kind)
     rng = random.Random(kind)
-    for at in [*range(0, header_size(kind), 3), *(rng.randrange(len(block)) for _ in range(40))]:
+    contents = 0 if kind == "meta" else 40  # of which meta, as in fio, knows nothing
+    for at in [*range(0, header_size(kind), 3), *(rng.randrange(len(block)) for _ in range(contents))]:
         block[at] ^= 1 << rng.randrange(8)
         bad = verifier.check(memoryview(block), 8192, table)
         assert [b.offset for b in bad] == [8192 + at // INTERVAL * INTERVAL], at
@@ -78,14 +82,69 @@ def test_a_block_never_written_is_not_checked_and_zeroes_in_place_of_data_are_fo
     assert {bad.reason for bad in verifier.check(zeroes, 8192, table)} == {"no verify header"}
 
 
-def test_verify_only_learns_the_run_from_the_first_block_and_holds_the_others_to_it():
-    _, block, table = written_block()
-    fresh = Verifier("crc32c", INTERVAL, run=None, job=3)
-    assert fresh.check(memoryview(block), 8192, table) == []
-    assert fresh.run == 0x1234
-    other = bytearray(INTERVAL)
-    Verifier("crc32c", INTERVAL, run=0x77, job=3).stamp(memoryview(other), 8192, 7)
-    assert [bad.reason for bad in fresh.check(memoryview(other), 8192, table)] == ["stale block"]
+def test_a_reader_takes_data_of_any_writer_that_prove_themselves():
+    """Two writers, and a later run of one of them, have a part of the region each."""
+    reader = Verifier("crc32c", INTERVAL, run=None, job=3)
+    region = bytearray(4 * INTERVAL)
+    for index, (run, job, plan) in enumerate([(1, 1, 5), (1, 2, 6), (2, 1, 5), (3, 9, 9)]):
+        part = memoryview(region)[index * INTERVAL : (index + 1) * INTERVAL]
+        Verifier("crc32c", INTERVAL, run=run, job=job, plan=plan).stamp(part, 8192 + index * INTERVAL, index + 1)
+    assert reader.check(memoryview(region), 8192, None) == []
+    region[INTERVAL + 300] ^= 1
+    assert [bad.reason for bad in reader.check(memoryview(region), 8192, None)] == ["crc32c mismatch"]
+
+
+def test_verify_only_holds_its_own_plan_to_the_sequence_and_others_to_their_digests():
+    table = Written(4096, 64 * INTERVAL, INTERVAL)
+    table.note(8192, INTERVAL, 7)
+    fresh = Verifier("crc32c", INTERVAL, run=None, job=1, plan=0xABC)
+    block = bytearray(INTERVAL)
+    for plan, sequence, reasons in [(0xABC, 7, []), (0xABC, 6, ["stale block"]), (0xDEF, 6, [])]:
+        Verifier("crc32c", INTERVAL, run=0x77, job=3, plan=plan).stamp(memoryview(block), 8192, sequence)
+        assert [bad.reason for bad in fresh.check(memoryview(block), 8192, table)] == reasons
+
+
+def test_another_jobs_data_count_where_it_writes_to_the_same_blocks_and_nowhere_else():
+    block = bytearray(INTERVAL)
+    Verifier("crc32c", INTERVAL, run=1, job=2).stamp(memoryview(block), 8192, 3)
+    table = Written(4096, 64 * INTERVAL, INTERVAL)
+    table.note(8192, INTERVAL, 7)
+    for shared, reasons in [(True, []), (False, ["stale block"])]:
+        verifier = Verifier("crc32c", INTERVAL, run=1, job=1, shared=shared)
+        assert [bad.reason for bad in verifier.check(memoryview(block), 8192, table)] == reasons
+
+
+def test_other_settings_are_named_by_what_the_header_says():
+    _, block, _ = written_block("sha512")
+    other = Verifier("crc32c", INTERVAL, run=None)
+    (bad, *_) = other.check(memoryview(block), 8192, None)
+    assert (bad.reason, bad.got) == ("other verify settings", f"sha512 over {INTERVAL} bytes")
+
+
+@given(
+    writes=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 3)), max_size=12),
+    ratio=st.sampled_from([1, 2, 3, 8]),
+    piece=st.integers(1, 40),
+)
+def test_whole_intervals_are_those_that_no_later_write_cut(writes, ratio, piece):
+    grain, start = 512, 8192
+    interval = grain * ratio
+    table = Written(start, 128 * grain, interval, grain)
+    model: dict[int, tuple[int, int]] = {}  # grain → (sequence, where its interval begins)
+    for sequence, (at, count) in enumerate(writes, 1):
+        table.note(start + at * grain, count * interval, sequence)
+        for unit in range(at, at + count * ratio):
+            model[unit] = (sequence, unit - (unit - at) % ratio)
+    whole = {
+        start + begin * grain: sequence
+        for sequence, begin in set(model.values())
+        if all(model.get(unit) == (sequence, begin) for unit in range(begin, begin + ratio))
+    }
+    assert dict(table.whole(start, 128 * grain)) == whole
+    listed = list(table.runs(piece * grain))
+    assert [offset + at for offset, nbytes in listed for at in range(0, nbytes, interval)] == sorted(whole)
+    assert all(nbytes <= max(interval, piece * grain) for _, nbytes in listed)
+    table.close()
 
 
 def test_what_was_written_is_listed_in_order_and_in_pieces():

@@ -1,0 +1,299 @@
+"""Published job files and wrappers' command lines: what the kernel's world writes runs here, or is refused by name."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_fio_run import Bench
+
+from nvme_async.errors import ConfigurationError
+from nvme_async.fio.commandline import load_jobs, parse_arguments
+from nvme_async.fio.engines import MAPPED, ONE_AT_A_TIME
+from nvme_async.fio.expressions import evaluate, substitute
+from nvme_async.fio.main import main
+from nvme_async.fio.units import parse_size, parse_time
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def jobs_of(*arguments: str):
+    return load_jobs(parse_arguments(list(arguments)))[0]
+
+
+def program(*arguments: str, bench: Bench) -> tuple[int, str]:
+    out = io.StringIO()
+    return main(list(arguments), opener=bench.opener, stdout=out), out.getvalue()
+
+
+# -- job files -------------------------------------------------------------------------------------
+
+
+def test_an_include_goes_on_in_its_section(tmp_path, monkeypatch):
+    write(tmp_path / "part.fio", "bs=128k\niodepth=4\n")
+    path = write(
+        tmp_path / "all.fio", "[rand-read]\nrw=randread\ninclude part.fio\nsize=4m\n[next]\ninclude part.fio\n"
+    )
+    first, second = jobs_of("--filename=mem", path)
+    assert (first.name, first.options.bs[0][0][0], first.options.iodepth, first.options.size) == (
+        *("rand-read", 131072, 4),
+        4 << 20,
+    )
+    assert second.options.iodepth == 4
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    there = write(tmp_path / "sub/far.fio", "[j]\ninclude part.fio\n")
+    assert jobs_of("--filename=mem", there)[0].options.iodepth == 4, "or else where the program runs"
+    bad = write(tmp_path / "sub/bad.fio", "[j]\ninclude gone.fio\n")
+    with pytest.raises(ConfigurationError, match=r"bad\.fio:2: unable to open '.*gone\.fio'"):
+        jobs_of("--filename=mem", bad)
+
+
+def test_variables_keywords_and_arithmetic(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTH", "16")
+    monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
+    cpus = len(os.sched_getaffinity(0))
+    path = write(
+        tmp_path / "j.fio",
+        "[j]\niodepth=${DEPTH}\nnumjobs=$ncpus\nbs=$pagesize\nsize=(4*1024)\ndescription=x${NO_SUCH_VARIABLE}y\n"
+        "number_ios=2*$ncpus\nruntime=(2*3)\n",
+    )
+    (job,) = jobs_of("--filename=mem", path)
+    options = job.options
+    assert (options.iodepth, options.numjobs, options.description) == (16, cpus, "xy")
+    assert options.bs[0][0][0] == os.sysconf("SC_PAGE_SIZE")
+    assert (options.size, options.number_ios, options.runtime) == (4096, 2 * cpus, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("(1+2*3)", 7), ("(2^10)", 1024), ("(4k*2)", 8192), ("(-1+3)", 2), ("(1m/2)", 524288), ("(7%4)", 3)],
+)
+def test_what_stands_in_parentheses_is_computed(text, value):
+    assert parse_size(text) == value
+    assert parse_time("(1.5*2)") == 3.0
+
+
+@pytest.mark.parametrize("text", ["(1+)", "(__import__('os'))", "(2^9999)", "(9^9^9^9)", "(1/0)", "(" * 500, "(1,2)"])
+def test_nothing_else_is(text):
+    with pytest.raises(ConfigurationError, match="can't be computed"):
+        evaluate(text)
+
+
+def test_text_with_a_keyword_is_no_arithmetic():
+    assert substitute("log-$ncpus.txt") == f"log-{len(os.sched_getaffinity(0))}.txt"
+    assert substitute("$ncpusX $other") == "$ncpusX $other"
+
+
+def test_several_sections_run_and_one_that_is_not_there_is_named(tmp_path):
+    path = write(tmp_path / "j.fio", "[a]\nrw=read\n[b]\nrw=write\n[c]\nrw=trim\n")
+    assert [job.name for job in jobs_of("--filename=m", "--section=a", "--section=c", path)] == ["a", "c"]
+    with pytest.raises(ConfigurationError, match=r"no section 'aa' in .*j\.fio; did you mean a\?"):
+        jobs_of("--filename=m", "--section=aa", path)
+
+
+def test_a_job_file_may_be_standard_input(bench):
+    command = [sys.executable, "-m", "nvme_async.fio.main", "--parse-only", "--filename=emulated:size=1MiB", "-"]
+    source = "import sys; from nvme_async.fio.main import main; sys.exit(main())"
+    command[1:3] = ["-c", source]
+    done = subprocess.run(command, input="[j]\nrw=randread\n", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run(command, input="[j]\nfoo=1\n", capture_output=True, text=True)
+    assert done.stderr == "fio: standard input:2: unknown option 'foo'\n"
+
+
+def test_the_command_line_overrides_the_file_and_its_device_replaces_the_files(tmp_path):
+    path = write(
+        tmp_path / "j.fio",
+        "[global]\nfilename=/dev/nvme0n1\nbs=4k\ndirect=0\n[a]\niodepth=64\nfilename=/dev/sdb\n[b]\n",
+    )
+    a, b = jobs_of("--filename=mem", "--direct", "1", "--iodepth=2", path)
+    for job in (a, b):
+        assert (job.options.filename, job.options.iodepth, job.options.bs[0][0][0]) == (("mem",), 2, 4096)
+    assert "filename" not in a.texts
+    with pytest.raises(ConfigurationError, match="--direct=1 on the command line overrides the file"):
+        jobs_of("--filename=mem", path)
+
+
+def test_a_bare_log_option_takes_the_jobs_name(tmp_path):
+    path = write(tmp_path / "j.fio", "[steady]\nwrite_bw_log\nwrite_lat_log=own\n")
+    (job,) = jobs_of("--filename=mem", path)
+    assert (job.options.write_bw_log, job.options.write_lat_log) == ("steady", "own")
+    (job,) = jobs_of("--filename=mem", "--name=x", "--write_iops_log", "--time_based=0")
+    assert job.options.write_iops_log == "x"
+
+
+# -- the kernel's world ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", sorted(MAPPED))
+def test_engines_of_the_kernels_world_are_one_await_for_each_io(bench, engine, capsys):
+    job = bench("--name=j", f"--ioengine={engine}", "--rw=randread", "--bs=4k", "--iodepth=8", "--size=64k")
+    line, *more = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fio: ioengine={engine}: each I/O is awaited")
+    assert not more
+    capped = engine in ONE_AT_A_TIME
+    assert ("capped at 1" in line) is capped
+    assert job["iodepth_level"]["1" if capped else "8"] > 0
+    assert (job["iodepth_level"]["1"] == 100.0) is capped
+    assert job["job options"]["ioengine"] == engine
+
+
+def test_options_of_files_and_of_the_kernel_change_nothing(bench):
+    files = "directory=/mnt nrfiles=8 filesize=1g openfiles=4 file_service_type=random fallocate=none unlink=1"
+    kernel = (
+        "cpumask=1 hipri=1 registerfiles=1 fixedbufs=1 sqthread_poll=1 ioscheduler=none prio=0 invalidate=1 mem=mmap"
+    )
+    arguments = [f"--{option}" for option in f"{files} {kernel}".split()]
+    job = bench("--name=j", "--rw=randread", "--bs=4k", "--size=64k", "--nice=0", *arguments)
+    assert job["read"]["total_ios"] == 16
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("direct=0", "buffered=1", "zonemode=zbd", "write_iolog=x", "dedupe_percentage=50", "continue_on_error=all"),
+        *("latency_target=1ms", "cmdprio_percentage=50", "fdp=1", "rate_min=1m", "flow=1", "kb_base=1000"),
+    ],
+)
+def test_what_would_change_the_measurement_is_refused_by_name(option):
+    with pytest.raises(ConfigurationError, match=re.escape(option.partition("=")[0])):
+        jobs_of("--filename=mem", "--name=j", f"--{option}")
+
+
+def test_fill_device_writes_to_the_end(bench):
+    assert bench("--name=j", "--rw=write", "--bs=64k", "--size=4k", "--fill_device=1")["write"]["io_bytes"] == 1 << 20
+
+
+@pytest.mark.parametrize("share", [0, 30, 100])
+def test_percentage_random(bench, share):
+    bench("--name=j", "--rw=randread", "--bs=4k", "--norandommap", f"--percentage_random={share}", "--io_size=4m")
+    offsets = bench.offsets("read")
+    follows = sum(
+        new == old + 4096 or (new == 0 and old == 0xFF000) for old, new in zip(offsets, offsets[1:], strict=False)
+    )
+    assert abs(follows / len(offsets) - (1 - share / 100)) < 0.06
+
+
+def test_clones_may_have_a_cpu_each(bench):
+    cpus = sorted(os.sched_getaffinity(0))
+    text = ",".join(map(str, cpus))
+    bench("--name=j", f"--cpus_allowed={text}", "--cpus_allowed_policy=split", "--numjobs=3", "--size=64k", "--nice=1")
+    assert sorted(os.sched_getaffinity(0)) == cpus
+
+
+# -- reports ---------------------------------------------------------------------------------------
+
+
+def test_submission_is_a_part_of_its_own_where_it_is_asked_for(bench):
+    bench.namespace.delay = 0.002
+    plain = bench("--name=j", "--rw=randread", "--bs=4k", "--number_ios=8")
+    assert plain["read"]["slat_ns"]["N"] == 0
+    read = bench(
+        "--name=j", "--rw=randread", "--bs=4k", "--number_ios=8", "--slat_percentiles=1", "--lat_percentiles=1"
+    )["read"]
+    slat, clat, lat = (read[f"{kind}_ns"] for kind in ("slat", "clat", "lat"))
+    assert (slat["N"], clat["N"], lat["N"]) == (8, 8, 8)
+    assert "50.000000" in slat["percentile"]
+    assert slat["mean"] + clat["mean"] == pytest.approx(lat["mean"])
+    assert 0 < slat["mean"] < 1_000_000 < 2_000_000 <= clat["min"]
+    code, text = program("--filename=mem", "--name=j", "--number_ios=8", "--slat_percentiles=1", bench=bench)
+    assert code == 0
+    assert re.search(r"^    slat \(\w+\): min=.*\n    clat", text, re.MULTILINE)
+    assert "    slat percentiles (" in text
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"), [("none", "read write trim"), ("mixed", "mixed"), ("2", "read write trim mixed")]
+)
+def test_unified_reports(bench, mode, names):
+    job = bench("--name=j", "--rw=randrw", "--bs=4k", "--size=256k", f"--unified_rw_reporting={mode}")
+    assert [name for name in ("read", "write", "trim", "mixed") if name in job] == names.split()
+    if "mixed" in job:
+        assert job["mixed"]["total_ios"] == 64
+    _, text = program("--filename=mem", "--name=j", "--rw=randrw", f"--unified_rw_reporting={mode}", bench=bench)
+    assert ("  mixed: IOPS=" in text) is ("mixed" in names)
+    assert ("  MIXED: bw=" in text) is ("mixed" in names)
+    assert ("  read: IOPS=" in text) is ("read" in names)
+
+
+@pytest.mark.parametrize(("version", "fields"), [("2", 161), ("3", 121), ("4", 162), ("5", 180)])
+def test_terse_versions_have_fios_number_of_fields(bench, version, fields):
+    """Counted on fio 3.33 with ioengine=null, which has no disk statistics either."""
+    arguments = ["--filename=mem", "--name=j", "--size=64k", f"--terse-version={version}"]
+    _, text = program(*arguments, "--minimal", bench=bench)
+    assert text.startswith(f"{version};")
+    assert len(text.strip().split(";")) == fields
+    code, text = program(*arguments, "--append-terse", bench=bench)
+    assert code == 0
+    assert text.index("Run status group 0") < text.index(f"\n{version};")
+
+
+def test_a_status_is_reported_while_jobs_run(bench):
+    out = io.StringIO()
+    arguments = ["--filename=mem", "--name=j", "--time_based", "--runtime=1", "--status-interval=300ms"]
+    assert main([*arguments, "--output-format=json", "--rate_iops=100"], opener=bench.opener, stdout=out) == 0
+    decoder, text, seen = json.JSONDecoder(), out.getvalue(), []
+    while text.strip():
+        document, end = decoder.raw_decode(text)
+        seen.append(document["jobs"][0]["read"])
+        text = text[end:].lstrip()
+    assert len(seen) == 4
+    assert [read["total_ios"] for read in seen] == sorted(read["total_ios"] for read in seen)
+    assert 90 < seen[0]["iops"] < 120
+
+
+def test_histogram_and_aggregate_logs(bench, tmp_path):
+    arguments = [*("--filename=mem", "--name=j", "--rw=randrw", "--bs=4k,8k", "--time_based", "--runtime=1200ms")]
+    logs = [
+        "--write_hist_log",
+        "--log_hist_msec=200",
+        "--log_hist_coarseness=3",
+        "--bandwidth-log",
+        f"--aux-path={tmp_path}",
+    ]
+    _, text = program(*arguments, *logs, "--output-format=json", bench=bench)
+    (job,) = json.loads(text)["jobs"]
+    rows = [list(map(int, line.split(", "))) for line in (tmp_path / "j_clat_hist.1.log").read_text().splitlines()]
+    assert {len(row) for row in rows} == {3 + (1856 >> 3)}
+    assert len({row[0] for row in rows}) >= 5
+    for direction, (name, size) in enumerate([("read", 4096), ("write", 8192)]):
+        mine = [row for row in rows if row[1] == direction]
+        assert sum(sum(row[3:]) for row in mine) == job[name]["total_ios"]
+        assert {row[2] for row in mine} == {size}
+    aggregate = (tmp_path / "agg-read_bw.log").read_text().splitlines()
+    assert [line.split(", ")[2] for line in aggregate] == ["0"]
+    assert (tmp_path / "agg-trim_bw.log").read_text() == ""
+
+
+def test_help_of_one_option_and_of_the_engines(bench):
+    assert "blocksize" in program("--cmdhelp=bs", bench=bench)[1]
+    assert program("--cmdhelp=direct", bench=bench)[1].startswith(
+        "              direct: accepted; there is no page cache"
+    )
+    assert "libaio" in program("--cmdhelp=ioengine", bench=bench)[1]
+    assert "\tlibaio" in program("--enghelp", bench=bench)[1]
+    assert "taken as await" in program("--enghelp=libaio", bench=bench)[1]
+    assert program("--cmdhelp=iodpth", bench=bench)[0] == 1
+
+
+def test_program_options_of_wrappers(bench, capsys):
+    wrapper = ["--max-jobs=4", "--eta-newline=1", "--eta-interval=500", "--alloc-size=65536", "--debug=io"]
+    wrapper.append("--warnings-fatal")
+    assert program("--filename=mem", *wrapper, "--name=j", "--size=64k", bench=bench)[0] == 0
+    assert program("--filename=mem", "--max-jobs=4", "--name=j", "--size=64k", "--numjobs=5", bench=bench)[0] == 1
+    assert "maximum number of jobs (4) reached: 5 are defined" in capsys.readouterr().err
+    assert program("--filename=mem", "--status-interval=x", "--name=j", bench=bench)[0] == 1
+    assert "status-interval=x: 'x' is not a time" in capsys.readouterr().err
