@@ -118,7 +118,7 @@ def test_a_job_that_ends_in_its_ramp_reports_all_of_it(bench):
 
 def test_the_ramp_is_not_measured(bench):
     bench.namespace.delay = 0.005
-    job = bench("--name=j", "--bs=4k", "--time_based", "--runtime=100ms", "--ramp_time=150ms")
+    job = bench("--name=j", "--bs=4k", "--time_based", "--runtime=600ms", "--ramp_time=150ms")
     assert 0 < job["read"]["total_ios"] < bench.namespace.calls["read"]
 
 
