@@ -8,6 +8,7 @@ cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strncpy
+from posix.unistd cimport getpid
 
 from nvme_async.errors import ConfigurationError
 
@@ -413,13 +414,16 @@ cdef class Controller:
         }
 
     def close(self):
-        cdef emu_endpoint *endpoint = self.endpoint
-        cdef vfu_server *server = self.server
-        if endpoint is NULL or self.closing or self._reactor.pid != os.getpid():
+        if self.endpoint is NULL or self.closing or self._reactor.pid != getpid():
             return  # a fork()ed child leaves the parent's controller alone
         self.closing = True
         while self.calls:
             time.sleep(0.001)  # each is bounded; those that wait for something look at `closing`
+        self._end()
+
+    cdef void _end(self) noexcept:
+        cdef emu_endpoint *endpoint = self.endpoint
+        cdef vfu_server *server = self.server
         self.endpoint = NULL
         self.server = NULL
         with nogil:
@@ -428,8 +432,9 @@ cdef class Controller:
         self._reactor.users -= 1
 
     def __dealloc__(self):
-        if self.endpoint is not NULL and self._reactor is not None:
-            self.close()
+        # Nothing of Python's is called: the interpreter may be at its end. No call is under way, for it would refer to this object.
+        if self.endpoint is not NULL and self._reactor is not None and self._reactor.pid == getpid():
+            self._end()
 
 
 include "faults.pxi"

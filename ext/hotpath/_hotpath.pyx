@@ -152,6 +152,9 @@ cdef extern from "hotpath/send.h":
     void nva_request_install(object type_, void *impl)
     void nva_batch_install(object type_, void *impl)
 
+cdef extern from "hotpath/collect.h":
+    void nva_traverse_install(object type_, size_t waiters_at, size_t count_at)
+
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
 

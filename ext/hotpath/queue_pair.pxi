@@ -714,3 +714,11 @@ cdef bint changes(nvq_sqe *sqe, uint32_t nsid, uint64_t lba, uint64_t blocks) no
     if sqe.opcode in (OPC_WRITE, OPC_WRITE_UNCORRECTABLE, OPC_WRITE_ZEROES):
         return first < lba + blocks and lba < first + (sqe.cdw12 & 0xffff) + 1
     return True
+
+
+cdef void show_waiters() except *:
+    cdef QueuePair blank = QueuePair.__new__(QueuePair)
+    cdef char *at = <char *><PyObject *>blank
+    nva_traverse_install(QueuePair, <char *>&blank.waiters - at, <char *>&blank.q.n_trackers - at)
+
+show_waiters()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -213,6 +214,27 @@ class Controller(LifecycleHooks):
         if self.loop.is_closed():
             self._inherit()
         await self.at_home(lambda: finish(self._close))
+
+    def __del__(self) -> None:
+        """Dropped without close(), after its loop has ended (a running one refers to it): a warning, and
+        the descriptors are closed. The device comes first: pools are unmapped when their objects are
+        freed, which is after this.
+        """
+        lifecycle = getattr(self, "lifecycle", None)
+        if lifecycle is None or lifecycle.state in FINAL or lifecycle.state is State.NEW or self._forked is not None:
+            return
+        self.lifecycle = Lifecycle(self.uri)
+        try:
+            self.drop_device()
+        finally:
+            self.queues.maker.close_vectors()
+            warnings.warn(
+                f"unclosed controller {self.uri}: await its close()", ResourceWarning, stacklevel=2, source=self
+            )
+
+    def drop_device(self) -> None:
+        """Lets go of the device without a word to the controller, whose memory it reaches no more then."""
+        self.device.close()
 
     def forget_in_child(self) -> None:
         """A forked child: the controller is the parent's, and its rings are out of reach."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping
 from typing import Self
@@ -17,6 +18,15 @@ _running: dict[tuple[int, int], EmulatedController] = {}
 
 # In a forked child there is no thread to serve them.
 os.register_at_fork(after_in_child=_running.clear)
+
+
+def _end_all() -> None:
+    """Those that were handed on and not taken up by the end of this process, whose threads end with it."""
+    while _running:
+        _running.popitem()[1].close()
+
+
+atexit.register(_end_all)
 
 
 def _end_abandoned() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import resource
 import select
 import socket
 import struct
@@ -35,6 +36,19 @@ _MAX_DESCRIPTORS = 4096
 _MAX_BODY = 64 << 20
 
 
+def duplicates(descriptors: dict[str, int]) -> dict[str, int]:
+    """Of all of them, close-on-exec, the caller's; OSError, and none, where one can't be had."""
+    made: dict[str, int] = {}
+    try:
+        for name, fd in descriptors.items():
+            made[name] = os.dup(fd)
+    except BaseException:
+        for fd in made.values():
+            os.close(fd)
+        raise
+    return made
+
+
 @attrs.define
 class Bundle:
     """A controller between two processes.
@@ -53,14 +67,7 @@ class Bundle:
     @classmethod
     def of(cls, uri: str, manifest: bytes, descriptors: dict[str, int]) -> Self:
         """With duplicates of `descriptors`, close-on-exec."""
-        bundle = cls(uri, manifest, {})
-        try:
-            for name, fd in descriptors.items():
-                bundle.descriptors[name] = os.dup(fd)
-        except BaseException:
-            bundle.close()
-            raise
-        return bundle
+        return cls(uri, manifest, duplicates(descriptors))
 
     def duplicate(self) -> Bundle:
         """Another one with descriptors of its own."""
@@ -206,6 +213,9 @@ def _receive_fds(sock: socket.socket, deadline: float) -> list[int]:
         if not data:
             raise ConnectionResetError("the other side closed its socket amid a bundle's descriptors")
         raise InvalidSavedState(
-            "a bundle's descriptors came damaged: more in a chunk than there may be, or something else in between"
+            "a bundle's descriptors came damaged: more than this process may have open "
+            f"(RLIMIT_NOFILE is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"
+            if flags & socket.MSG_CTRUNC
+            else "a bundle's descriptors came damaged: something else is in between"
         )
     return fds.tolist()

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import struct
 from typing import Any
 
-from nvme_async.errors import ControllerTimeout
+from nvme_async.errors import ConfigurationError, ControllerTimeout
 
 VERSION = 1
 READY_SECONDS = 30.0
@@ -84,3 +85,15 @@ class Wire:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def check_peer(sock: socket.socket, what: str) -> None:
+    """Each side deals with this user and with root only: what a bundle holds is the controller, and a process that
+    takes one up follows what is in its memory. ConfigurationError for any other user.
+    """
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (os.geteuid(), 0):
+        raise ConfigurationError(
+            f"a process of user {uid} {what}; a hand-over is between processes of one user (here {os.geteuid()}), or "
+            "with root"
+        )

@@ -127,6 +127,16 @@ class KeptController(DriverController):
             }
         }
 
+    def drop_device(self) -> None:
+        if self.depositor is None:
+            super().drop_device()
+            return
+        # The custodian has descriptors of its own, so for the next process the controller runs on: its memory stays
+        # as it is.
+        for pool in self.memory.pools if self.memory is not None else ():
+            pool.detach()
+        self.device.detach()
+
     # -- a predecessor's memory --------------------------------------------------------------------
 
     def unclaimed(self) -> list[Slot]:

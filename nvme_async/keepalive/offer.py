@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import socket
-import struct
 import time
 from collections.abc import Generator
 from types import TracebackType
@@ -16,7 +15,7 @@ from typing import Any, Self
 from nvme_async.errors import ConfigurationError, ControllerGone, ControllerTimeout, NvmeError, RestoreRefused
 from nvme_async.keepalive import saving
 from nvme_async.keepalive.bundle import send_bundle
-from nvme_async.keepalive.handover_wire import READY_SECONDS, TAKEN_SECONDS, VERSION, Wire
+from nvme_async.keepalive.handover_wire import READY_SECONDS, TAKEN_SECONDS, VERSION, Wire, check_peer
 from nvme_async.keepalive.kept import KeptController
 from nvme_async.runtime.sockets import ListeningSocket
 from nvme_async.runtime.tasks import finish, in_thread
@@ -93,7 +92,8 @@ class Offer:
         over.
         """
         try:
-            _check_peer(wire.socket)
+            # Descriptors of a controller go to this user only, or to root.
+            check_peer(wire.socket, "asks for this controller")
             hello = await wire.receive(READY_SECONDS)
             if hello.get("hello") != VERSION:
                 await wire.send(withdrawn=f"this side speaks version {VERSION}")
@@ -182,10 +182,3 @@ class Offer:
             return {"taken": True}
         except OSError:
             return {"refused": "it ended while taking over", "touched": True}
-
-
-def _check_peer(sock: socket.socket) -> None:
-    """Descriptors of a controller go to the same user only, or to root."""
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid not in (os.geteuid(), 0):
-        raise ConfigurationError(f"a successor of user {uid} asked for a controller of user {os.geteuid()}")

@@ -19,7 +19,7 @@ from nvme_async.errors import ControllerError, InvalidSavedState, NvmeError
 from nvme_async.keepalive import manifest
 from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.adopted import Adopted
-from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.bundle import Bundle, duplicates
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.state import State
 from nvme_async.native import _hotpath
@@ -111,7 +111,7 @@ def _lost(pool: Pool | None, state: State | None, why: str, held: list[DmaBuffer
 
 async def _reset(bundle: Bundle, pool: Pool | None, state: State | None) -> Device:
     """The device, its controller disabled and none of the predecessor's memory mapped any more."""
-    fds = {name: os.dup(fd) for name, fd in bundle.part("device.").items()}
+    fds = duplicates(bundle.part("device."))
     device: Device | None = None
     try:
         device = await in_thread(resume_device, bundle.uri, fds, state.device_state if state is not None else None)

@@ -13,7 +13,6 @@ not written.
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any, Literal
 
 import attrs
@@ -30,7 +29,7 @@ from nvme_async.errors import ConfigurationError, ControllerGone, InvalidSavedSt
 from nvme_async.keepalive import manifest, reclaim
 from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.adopted import Adopted
-from nvme_async.keepalive.bundle import Bundle
+from nvme_async.keepalive.bundle import Bundle, duplicates
 from nvme_async.keepalive.cleanup import PredecessorCleanup
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.descriptors import mixed_up
@@ -38,6 +37,7 @@ from nvme_async.keepalive.manifest import Manifest
 from nvme_async.keepalive.ownership import Ownership
 from nvme_async.keepalive.state import QueueState, State
 from nvme_async.native import _hotpath
+from nvme_async.runtime.limits import shortage
 from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec import commands
 from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, IdentifyNamespace
@@ -69,7 +69,10 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Any) 
         raise ConfigurationError(f"policy is {policy!r}, neither 'refuse' nor 'fresh'")
     if options.get("keepalive", True) is False:
         return await reclaim.reclaim(bundle, options, "keepalive is off in the new process")
-    restoration = Restoration(bundle.duplicate(), options)
+    try:
+        restoration = Restoration(bundle.duplicate(), options)
+    except OSError as error:
+        raise RestoreRefused(f"{bundle.uri}: {shortage(error) or error}") from error
     try:
         return await restoration.run()
     except RestoreRefused as refused:
@@ -117,9 +120,12 @@ class Restoration:
 
     def refusal(self, error: BaseException) -> BaseException:
         """What to raise for what went wrong: RestoreRefused where nothing was changed."""
-        if isinstance(error, (InvalidSavedState, _hotpath.QueueStateError, ControllerGone)) and not self.touched:
+        if self.touched:
+            return error
+        if isinstance(error, (InvalidSavedState, _hotpath.QueueStateError, ControllerGone)):
             return RestoreRefused(f"{self.uri}: {error}")
-        return error
+        missing = shortage(error)
+        return RestoreRefused(f"{self.uri}: {missing}") if missing else error
 
     def abort(self) -> None:
         """Drops what was taken up; the controller and the pool stay as they are."""
@@ -196,7 +202,7 @@ class Restoration:
         runs.
         """
         state = self.state
-        fds = {name: os.dup(fd) for name, fd in self._bundle.part("device.").items()}
+        fds = duplicates(self._bundle.part("device."))
         device, registers = await in_thread(self._resume, fds)
         ids = state.device
         # Saved by a release that didn't look for it: then it tells nothing.
@@ -213,6 +219,7 @@ class Restoration:
         for all.
         """
         self.device = device = resume_device(self.uri, fds, self.state.device_state)
+        _ = device.gone_fd  # may need a descriptor of its own, and must not lack it once something was changed
         return device, Registers(device).read_all()
 
     def _check_registers(self, csts: int, registers: dict[str, int]) -> None:
@@ -285,7 +292,8 @@ class Restoration:
         missing = [vector for vector in range(self.state.vectors) if str(vector) not in fds]
         if missing:
             raise self._refuse(f"the eventfds of vectors {missing} are missing")
-        controller.queues.maker.adopt_vectors([os.dup(fds[str(vector)]) for vector in range(self.state.vectors)])
+        mine = duplicates({str(vector): fds[str(vector)] for vector in range(self.state.vectors)})
+        controller.queues.maker.adopt_vectors(list(mine.values()))
 
     def _queues(self, controller: Controller, pool: Pool) -> list[LoopQueue]:
         """Objects for the queue pairs, checked, and still without any effect."""

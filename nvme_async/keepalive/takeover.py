@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -16,9 +17,12 @@ from nvme_async.keepalive.bundle import receive_bundle
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.custodian import find_custodian
 from nvme_async.keepalive.depositor import Depositor
-from nvme_async.keepalive.handover_wire import READY_SECONDS, VERSION, Wire
+from nvme_async.keepalive.handover_wire import READY_SECONDS, VERSION, Wire, check_peer
 from nvme_async.keepalive.restoration import Restoration
+from nvme_async.runtime.limits import shortage
 from nvme_async.runtime.tasks import in_thread
+
+log = logging.getLogger("nvme_async")
 
 
 async def take_over(
@@ -46,6 +50,7 @@ async def take_over(
 async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dict[str, Any]) -> Controller:
     wire = Wire(where if isinstance(where, socket.socket) else await _connect(os.fspath(where)))
     try:
+        check_peer(wire.socket, "offers a controller")
         await wire.send(hello=VERSION, pid=os.getpid(), keepalive=options.get("keepalive", True) is True)
         offer = await wire.receive(60.0)
         if offer.get("offer") == "live":
@@ -53,10 +58,15 @@ async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dic
         if offer.get("offer") == "fresh":
             return await open_controller(str(offer.get("uri")), Options.of(options), Controller)
         raise RestoreRefused(f"the predecessor withdrew: {offer.get('withdrawn', 'no reason given')}")
+    except NvmeError:
+        raise
     except ConnectionError as error:
-        if isinstance(error, NvmeError):
-            raise
         raise ControllerGone(f"the hand-over came to nothing: {error}") from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        missing = shortage(error)
+        if missing is None:
+            raise
+        raise RestoreRefused(f"the hand-over came to nothing: {missing}") from error
     finally:
         wire.close()
 
@@ -80,13 +90,20 @@ async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any])
         with contextlib.suppress(OSError):
             wire.send_now(refused=str(error) or repr(error), touched=restoration.touched)
         raise restoration.refusal(error) from error
-    wire.send_now(taken=True)
+    try:
+        wire.send_now(taken=True)
+    except OSError as error:
+        # It was killed after "go". What it left is all here, so nothing is lost by it.
+        log.warning("%s: the predecessor ended during the hand-over (%s); this process goes on", controller.uri, error)
     controller.adopted.pause = max(0.0, time.monotonic() - float(answer["go"].get("frozen", 0.0)))
     return controller
 
 
 async def _connect(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise RestoreRefused(f"no socket for the hand-over: {shortage(error) or error}") from None
     sock.setblocking(False)
     try:
         async with asyncio.timeout(READY_SECONDS):

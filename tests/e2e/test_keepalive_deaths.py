@@ -4,12 +4,17 @@ controller, and to the data.
 
 from __future__ import annotations
 
+import asyncio
+import struct
 import sys
 from pathlib import Path
 
 import pytest
 
 import nvme_async
+from nvme_async.errors import ConfigurationError
+from nvme_async.keepalive import handover_wire
+from nvme_async.keepalive.restoration import Restoration
 
 sys.path.insert(0, str(Path(__file__).parent))
 from keeping import Site, settings, site
@@ -179,3 +184,66 @@ async def test_killed_while_a_queue_pair_comes_or_goes(site: Site, opcode: int, 
         known = {f"{kind} {queue.qid}" for queue in controller.queues.all() for kind in ("queue", "bounce")}
         assert {slot.owner for slot in pool.slots()} <= {"manifest", "shadow doorbells", *known}
         assert all(slot.state == "allocated" for slot in pool.slots())
+
+
+OFFERS = """
+    controller = await nvme_async.open(uri, keepalive=True, keeper=keeper)
+    await controller.namespaces[1].write(0, b"A" * 4096)
+    async with controller.handover(f"{keeper}.offer") as offer:
+        tell("offered")
+        await offer
+"""
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_a_predecessor_killed_between_go_and_taken_costs_nothing(
+    site: Site, held: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The successor has the whole controller by then. held: the keeper has the descriptors too."""
+    driver = site.driver(OFFERS if held else OFFERS.replace("keeper=keeper", "keeper='none'"))
+    assert driver.hear() == "offered"
+    commit = Restoration.commit
+
+    async def killed(self: Restoration) -> nvme_async.Controller:
+        controller = await commit(self)
+        driver.kill()
+        return controller
+
+    monkeypatch.setattr(Restoration, "commit", killed)
+    before = site.lives()
+    controller = await nvme_async.take_over(f"{site.keeper_path}.offer", keeper=site.keeper_path if held else "none")
+    async with controller:
+        await works(controller, b"A")
+        assert site.lives() == before
+        assert "the predecessor ended during the hand-over" in caplog.text
+
+
+async def test_a_hand_over_is_between_processes_of_one_user(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each side asks the kernel who the other is, before it says or believes anything."""
+    async with await opened(site) as controller:
+        monkeypatch.setattr(handover_wire, "struct", _Another)
+        async with controller.handover(f"{site.keeper_path}.offer") as offer:
+            with pytest.raises(ConfigurationError, match="a process of user 4711 offers a controller"):
+                await nvme_async.take_over(f"{site.keeper_path}.offer")
+            for _ in range(200):
+                if offer.failures:
+                    break
+                await asyncio.sleep(0.01)
+            assert "a process of user 4711 asks for this controller" in str(offer.failures[0])
+        await works_alone(controller)
+
+
+async def works_alone(controller: nvme_async.Controller) -> None:
+    await controller.namespaces[1].write(0, b"B" * BLOCK)
+    assert await controller.namespaces[1].read(0) == b"B" * BLOCK
+
+
+class _Another:
+    """In struct's place: SO_PEERCRED tells of another user."""
+
+    Struct = struct.Struct
+
+    @staticmethod
+    def unpack(form: str, data: bytes) -> tuple[int, ...]:
+        pid, _, gid = struct.unpack(form, data)
+        return pid, 4711, gid

@@ -1,0 +1,29 @@
+"""Which limit of the process an error is about."""
+
+from __future__ import annotations
+
+import errno
+import resource
+
+
+def shortage(error: BaseException) -> str | None:
+    """What the process has too little of, with the limit that says so; None for any other error."""
+    if isinstance(error, MemoryError):
+        return f"out of memory{_limit('RLIMIT_AS')}"
+    if isinstance(error, RuntimeError) and "new thread" in str(error):
+        return f"{error}{_limit('RLIMIT_NPROC')}"
+    if not isinstance(error, OSError):
+        return None
+    match error.errno:
+        case errno.EMFILE:
+            return f"too many open files{_limit('RLIMIT_NOFILE')}"
+        case errno.ENFILE:
+            return "too many open files in the system (fs.file-max)"
+        case errno.ENOMEM:
+            return f"out of memory{_limit('RLIMIT_AS')}"
+    return None
+
+
+def _limit(name: str) -> str:
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return "" if soft == resource.RLIM_INFINITY else f" ({name} is {soft})"
