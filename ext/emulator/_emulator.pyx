@@ -109,6 +109,8 @@ cdef extern from "emulator/reactor.h" nogil:
         uint64_t sleeps
         uint64_t naps
         uint64_t cpu_ns
+        uint64_t yields
+        uint64_t dear_yields
         unsigned endpoints
         unsigned active
     emu_reactor *emu_reactor_new(const char *name, char *err)
@@ -162,6 +164,8 @@ cdef class Reactor:
             "sleeps": stats.sleeps,
             "naps": stats.naps,
             "cpu_ns": stats.cpu_ns,
+            "yields": stats.yields,
+            "dear_yields": stats.dear_yields,
             "controllers": stats.endpoints,
             "active": stats.active,
         }

@@ -33,6 +33,8 @@ struct emu_reactor_stats {
     uint64_t sleeps;     /* times the thread waited, naps included */
     uint64_t naps;       /* of which for a controller that can't wake it */
     uint64_t cpu_ns;     /* the thread's processor time */
+    uint64_t yields;     /* of the processor, while there was nothing to do */
+    uint64_t dear_yields; /* of which took as long as a neighbour's time slice */
     unsigned endpoints, active;
 };
 

@@ -91,7 +91,8 @@ class Reactor:
     @property
     def closed(self) -> bool: ...
     def stats(self) -> dict[str, int]:
-        """sleeps, naps (sleeps for a controller that can't wake the thread), cpu_ns, controllers, active."""
+        """sleeps, naps (sleeps for a controller that can't wake the thread), cpu_ns, controllers, active; yields of the
+        processor, and of these dear_yields, which took as long as a neighbour's time slice."""
 
     def close(self) -> None:
         """Ends the thread. ValueError while it serves controllers."""
