@@ -11,6 +11,7 @@ cdef class QueuePair(Rings):
     n_reserved    of these, held back for a successor
     attach        go on with what a predecessor left in memory: check_queue() before, adopt() after
     max_transfer  bytes of one command's data, a multiple of 4096
+    spare_entries of the longest PRP list, so many at the end of its page stay free
     address_map   which user memory the device reaches
     bounce        pool pages for the rest
     create_future, call_soon      of the loop that this queue pair belongs to
@@ -69,8 +70,8 @@ cdef class QueuePair(Rings):
 
     def __init__(self, memory, *, uint16_t qid, uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, AddressMap address_map,
                  BounceCache bounce, create_future, call_soon, command_error, on_fault, uint16_t vector=0, bint interrupts=True,
-                 bint attach=False, uint32_t n_reserved=0, ready=None):
-        self.open_memory(memory, qid, entries, n_trackers, max_transfer, vector, interrupts, attach, n_reserved)
+                 bint attach=False, uint32_t n_reserved=0, ready=None, uint32_t spare_entries=0):
+        self.open_memory(memory, qid, entries, n_trackers, max_transfer, vector, interrupts, attach, n_reserved, spare_entries)
         self.address_map = address_map
         self.bounce = bounce
         self.create_future = create_future

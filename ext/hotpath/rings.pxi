@@ -1,10 +1,19 @@
 # The half of a queue pair that the controller sees: rings, trackers, doorbells, and what is counted and told about them.
 
-def queue_memory(uint32_t entries, uint32_t n_trackers, uint64_t max_transfer):
+def queue_memory(uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, uint32_t spare_entries=0):
     """Bytes of pool memory that such a queue pair takes, rings, trackers and PRP lists included."""
     cdef nvq_header header
     memset(&header, 0, sizeof(header))
-    return nvq_layout(&header, entries, n_trackers, <uint32_t>(max_transfer // NVQ_PAGE))
+    return nvq_layout(&header, entries, n_trackers, longest_list(max_transfer, spare_entries))
+
+
+cdef uint32_t longest_list(uint64_t max_transfer, uint32_t spare_entries) except 0:
+    """Entries to make room for: what a transfer that begins within a page takes, and `spare_entries` that stay free behind it. A list with
+    any has one page at most, so that it never reaches the end of one."""
+    cdef uint64_t entries = max_transfer // NVQ_PAGE + spare_entries
+    if spare_entries and entries > NVQ_PAGE // 8:
+        raise ValueError(f"max_transfer is {max_transfer}, more than {NVQ_PAGE // 8 - spare_entries} pages, which one page of PRP list covers")
+    return <uint32_t>entries
 
 
 cdef class Rings:
@@ -30,7 +39,8 @@ cdef class Rings:
 
     @cython.final
     cdef int open_memory(self, memory, uint16_t qid, uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, uint16_t vector,
-                         bint interrupts, bint attach, uint32_t n_reserved) except -1:
+                         bint interrupts, bint attach, uint32_t n_reserved, uint32_t spare_entries) except -1:
+        cdef uint32_t list_entries
         if not 2 <= entries <= NVQ_MAX_ENTRIES:
             raise ValueError(f"entries is {entries}, outside of 2 to {NVQ_MAX_ENTRIES}")
         if not 1 <= n_trackers < entries:
@@ -39,6 +49,7 @@ cdef class Rings:
             raise ValueError(f"n_reserved is {n_reserved}, of {n_trackers} trackers")
         if max_transfer == 0 or max_transfer % NVQ_PAGE:
             raise ValueError(f"max_transfer is {max_transfer}, not a positive multiple of {NVQ_PAGE}")
+        list_entries = longest_list(max_transfer, spare_entries)
         PyObject_GetBuffer(memory, &self.memory_view, PyBUF_WRITABLE)
         self.has_memory = True
         cdef nvq_header *header = <nvq_header *>self.memory_view.buf
@@ -48,10 +59,10 @@ cdef class Rings:
             header.vector = vector
             header.interrupts = interrupts
             header.n_reserved = n_reserved
-            needed = nvq_layout(header, entries, n_trackers, <uint32_t>(max_transfer // NVQ_PAGE))
+            needed = nvq_layout(header, entries, n_trackers, list_entries)
             if <uint64_t>self.memory_view.len < needed:
                 raise ValueError(f"the queue pair needs {needed} bytes, its memory has {self.memory_view.len}")
-        elif prp_list_bytes(<uint32_t>(max_transfer // NVQ_PAGE)) != header.list_bytes:
+        elif prp_list_bytes(list_entries) > header.list_bytes:
             raise ValueError(f"a queue pair with PRP lists of {header.list_bytes} bytes isn't one for transfers of {max_transfer} bytes")
         self.memory = memory
         self.qid = qid

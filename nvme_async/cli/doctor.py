@@ -128,6 +128,9 @@ def _functions(machine: Machine) -> Iterator[Finding]:
         )
     for function in ours:
         yield from _bound(machine, function)
+    for function in functions:
+        for quirk, reason in function.quirks.inspect().items():
+            yield Finding("quirks", "ok", f"{function.uri} gets {quirk}, for it is: {reason}")
 
 
 def _bound(machine: Machine, function: Function) -> Iterator[Finding]:

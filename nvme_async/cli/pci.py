@@ -19,7 +19,7 @@ from nvme_async.device.pci_use import Use, uses
 output_option = click.option(
     "-o", "--output", "output", type=click.Choice(["normal", "json"]), default="normal", show_default=True
 )
-_COLUMNS = ("ADDRESS", "IDS", "MODEL", "SERIAL", "DRIVER", "GROUP", "NUMA", "IN USE")
+_COLUMNS = ("ADDRESS", "IDS", "MODEL", "SERIAL", "DRIVER", "GROUP", "NUMA", "QUIRKS", "IN USE")
 
 
 def _address(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -53,7 +53,12 @@ def to_json(function: Function, in_use: list[Use]) -> dict[str, Any]:
     for name in ("vendor", "device", "subsystem_vendor", "subsystem_device"):
         data[name] = f"{data[name]:04x}"
     data["class_code"] = f"{function.class_code:06x}"
-    return {"uri": function.uri, **data, "in_use": [attrs.asdict(use) for use in in_use]}
+    return {
+        "uri": function.uri,
+        **data,
+        "quirks": function.quirks.inspect(),
+        "in_use": [attrs.asdict(use) for use in in_use],
+    }
 
 
 def table(rows: list[tuple[Function, list[Use]]]) -> str:
@@ -70,6 +75,7 @@ def table(rows: list[tuple[Function, list[Use]]]) -> str:
                 function.driver or "-",
                 "-" if function.iommu_group is None else str(function.iommu_group),
                 "-" if function.numa_node is None else str(function.numa_node),
+                ",".join(function.quirks.inspect()) or "-",
                 reasons[0],
             )
         )

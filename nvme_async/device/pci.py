@@ -15,6 +15,8 @@ from typing import Any
 
 import attrs
 
+from nvme_async.device.base import DeviceIds
+from nvme_async.device.quirks import Quirks, quirks_of
 from nvme_async.errors import ControllerGone, DeviceError
 
 # PCI Code and ID Assignment 1.11: mass storage, non-volatile memory controller (of any programming
@@ -77,6 +79,19 @@ class Function:
     @property
     def uri(self) -> str:
         return f"pci:{self.address}"
+
+    @property
+    def quirks(self) -> Quirks:
+        """What it needs that others don't, as far as an option of open() doesn't say otherwise."""
+        ids = DeviceIds(
+            vendor=self.vendor,
+            device=self.device,
+            subsystem_vendor=self.subsystem_vendor,
+            subsystem=self.subsystem_device,
+            class_code=self.class_code,
+            revision=self.revision,
+        )
+        return quirks_of(ids, model=self.model or "", firmware=self.firmware or "")
 
 
 class System:

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nvme_async.device.quirks import Quirk
 from nvme_async.driver import command_sets, discovery
 from nvme_async.driver.pcie.registers import check_supported
 from nvme_async.driver.recovery import RETRYABLE
@@ -127,6 +128,7 @@ class BringUp:
 
     async def _read_registers(self) -> None:
         controller = self._controller
+        await controller.registers.settle()
         controller.cap = await controller.registers.cap()
         controller.vs = await controller.registers.vs()
         check_supported(controller.cap, controller.uri)
@@ -184,7 +186,8 @@ class BringUp:
         """
         controller = self._controller
         queues = controller.queues
-        if not controller.options.shadow_doorbells or not controller.identify.oacs & 1 << 8:
+        offered = controller.identify.oacs & 1 << 8 and Quirk.NO_DOORBELL_BUFFER not in controller.quirks
+        if not controller.options.shadow_doorbells or not offered:
             return
         if _DOORBELL_BUFFERS in self._without:
             await queues.maker.drop_shadow(queues.io_queues())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nvme_async.device.quirks import Quirk
 from nvme_async.spec import commands
 from nvme_async.spec.identify import CommandSets
 from nvme_async.spec.opcodes import Cns, Feature
@@ -49,7 +50,7 @@ async def choose(controller: Controller) -> None:
     """Has the controller enable the combination with the most command sets. Nothing to do where
     CC.CSS isn't 110b or there is but one.
     """
-    if not controller.registers.all_command_sets:
+    if not controller.registers.all_command_sets or Quirk.IDENTIFY_CNS in controller.quirks:
         return
     submit = controller.admin_queue.submit
     completion = await submit(commands.identify(Cns.COMMAND_SETS, cntid=_THIS_CONTROLLER))

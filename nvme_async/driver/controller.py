@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from nvme_async.device import Device
+from nvme_async.device.quirks import quirks_of
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.admin_queue import AdminQueue
 from nvme_async.driver.bringup import BringUp
@@ -66,6 +67,7 @@ class Controller(LifecycleHooks):
         namespaces: {nsid: Namespace}, the active ones, in ascending order.
         options: what it was opened with.
         loop: its home.
+        quirks: what it needs that others don't (device/quirks.py).
     """
 
     def __init__(self, device: Device, options: Options) -> None:
@@ -74,7 +76,8 @@ class Controller(LifecycleHooks):
         self.uri = device.uri
         self.lifecycle = Lifecycle(device.uri)
         self.loop = asyncio.get_running_loop()
-        self.registers = Registers(device)
+        self.quirks = quirks_of(device.ids, override=options.quirks)
+        self.registers = Registers(device, self.quirks)
         self.cap = Cap()
         self.vs = Vs()
         self.identify: IdentifyController = None  # type: ignore[assignment]  # known once the bring-up is over
@@ -557,6 +560,7 @@ class Controller(LifecycleHooks):
             "serial": identify.sn if identify else None,
             "firmware": identify.fr if identify else None,
             "version": str(self.vs),
+            "quirks": self.quirks.inspect(),
             "failure": str(self.failure) if self.failure else None,
             "resets": self.resets,
             "timeouts": self.recovery.timeouts,

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nvme_async.device.quirks import Quirk, quirks_of
 from nvme_async.driver.steps import patiently
 from nvme_async.errors import CommandError, ControllerError, ControllerReplaced, ControllerTimeout, InvalidNamespace
 from nvme_async.spec import commands
@@ -69,6 +70,12 @@ async def identify_controller(controller: Controller) -> IdentifyController:
     the one that was identified before.
     """
     identify = IdentifyController.decode(await _identify(controller, Cns.CONTROLLER))
+    controller.quirks = quirks_of(
+        controller.device.ids,
+        model=identify.mn.strip(),
+        firmware=identify.fr.strip(),
+        override=controller.options.quirks,
+    )
     if identify.cntrltype in _WHAT_FOR:
         raise ControllerError(
             f"{controller.uri}: {_WHAT_FOR[identify.cntrltype]} (CNTRLTYPE {identify.cntrltype}) has no I/O queues"
@@ -89,7 +96,7 @@ async def identify_command_set(controller: Controller) -> IdentifyControllerNvm 
     """Limits of commands that move no data. Older controllers don't know the page, and it is
     optional for younger ones.
     """
-    if controller.vs.to_int() < VS_1_4:
+    if controller.vs.to_int() < VS_1_4 or Quirk.IDENTIFY_CNS in controller.quirks:
         return None
     try:
         return IdentifyControllerNvm.decode(await _identify(controller, Cns.CSI_CONTROLLER))
@@ -105,7 +112,7 @@ async def active_namespaces(controller: Controller) -> Sequence[int]:
     Nothing above NN counts, and no list is longer than MAX_ACTIVE: it must not go on for ever.
     """
     degraded, nn = controller.bringup.degraded, controller.identify.nn
-    if controller.vs.to_int() < VS_1_1:
+    if controller.vs.to_int() < VS_1_1 or Quirk.IDENTIFY_CNS in controller.quirks:
         return range(1, min(nn, MAX_SCAN) + 1)
     active: list[int] = []
     last = 0

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import attrs
 
+from nvme_async.device import quirks
 from nvme_async.errors import ConfigurationError
 
 Mode = Literal["adaptive", "interrupt", "poll"]
@@ -34,6 +35,10 @@ def _one_of(*allowed: str) -> Any:
 def _pages(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
     if value <= 0 or value % PAGE:
         raise ConfigurationError(f"{attribute.name} is {value}, not a positive multiple of {PAGE} bytes")
+
+
+def _quirks(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    quirks.check(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -75,6 +80,8 @@ class Options:
             beyond the pool is refused then (OutOfDmaMemory).
         retries: how often the controller is reset for one and the same command before that command
             fails.
+        quirks: instead of what the table of quirks says of this device (device/quirks.py): "none",
+            names, or "+name" and "-name" to add and to take away.
     """
 
     mode: Mode = attrs.field(default="adaptive", validator=_one_of(*MODES))
@@ -100,6 +107,7 @@ class Options:
     latency: bool = False
     keepalive: bool = False
     retries: int = attrs.field(default=3, validator=_between(0, 100))
+    quirks: str = attrs.field(default="", validator=_quirks)
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> Options:

@@ -50,7 +50,7 @@ class Batch(Coroutine[Any, Any, "Batch"]):
     def command(self, element: int) -> bytes: ...
 
 def fed(qp: QueuePair) -> None: ...
-def queue_memory(entries: int, n_trackers: int, max_transfer: int) -> int: ...
+def queue_memory(entries: int, n_trackers: int, max_transfer: int, spare_entries: int = 0) -> int: ...
 
 @final
 class Geometry:
@@ -94,6 +94,7 @@ class QueuePair:
         attach: bool = False,
         n_reserved: int = 0,
         ready: Any = None,
+        spare_entries: int = 0,
     ) -> None: ...
     def set_doorbells(
         self,

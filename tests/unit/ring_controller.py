@@ -48,13 +48,14 @@ class RingController:
         mode="interrupt",
         pool_bytes=8 << 20,
         n_reserved=0,
+        spare_entries=0,
     ):
         self.pool = Pool(pool_bytes, iova=0x1_0000_0000, name="test", hugepages="never")
         self.address_map = AddressMap()
         self.address_map.add(self.pool.address, self.pool.nbytes, self.pool.iova, True)
         self.bounce = BounceCache(lambda nbytes, tag: self.pool.alloc(nbytes, owner="bounce", tag=tag))
         n_trackers = entries - 1 if n_trackers is None else n_trackers
-        self.memory = self.pool.alloc(queue_memory(entries, n_trackers, max_transfer), owner="queue")
+        self.memory = self.pool.alloc(queue_memory(entries, n_trackers, max_transfer, spare_entries), owner="queue")
         self.faults = []
         self.qp = QueuePair(
             self.memory,
@@ -63,6 +64,7 @@ class RingController:
             n_trackers=n_trackers,
             n_reserved=n_reserved,
             max_transfer=max_transfer,
+            spare_entries=spare_entries,
             address_map=self.address_map,
             bounce=self.bounce,
             create_future=loop.create_future,

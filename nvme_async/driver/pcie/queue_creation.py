@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.pcie.loop_queue import LoopQueue, error_from
 from nvme_async.errors import CommandError, ControllerError, ControllerFatal, NvmeError
@@ -57,6 +58,8 @@ class QueueMaker:
         if device.n_vectors < 1:
             raise ControllerError(f"{device.uri}: no MSI-X vectors, at least one is needed")
         wanted = min(device.n_vectors, self._controller.options.io_queues + 1)
+        if Quirk.SINGLE_VECTOR in self._controller.quirks:
+            wanted = 1
         self._event_fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(wanted)]
         device.set_interrupts(self._event_fds)
 
@@ -88,11 +91,21 @@ class QueueMaker:
     def _interrupts(self, qid: int) -> bool:
         return qid == 0 or self._controller.options.mode != "poll"
 
+    @property
+    def _spare_entries(self) -> int:
+        """How many entries the longest PRP list leaves free at the end of its page."""
+        return int(Quirk.PRP_LAST_ENTRY in self._controller.quirks)
+
+    @property
+    def longest_transfer(self) -> int:
+        """Bytes of one command that PRP lists can describe."""
+        return (PAGE // 8 - self._spare_entries) * PAGE if self._spare_entries else 16 << 20
+
     # -- making ------------------------------------------------------------------------------------
 
     def memory_for(self, qid: int, entries: int) -> int:
         """The bytes that a queue pair needs in the pool."""
-        return _hotpath.queue_memory(entries, entries - 1, self._max_transfer(qid))
+        return _hotpath.queue_memory(entries, entries - 1, self._max_transfer(qid), self._spare_entries)
 
     def _max_transfer(self, qid: int) -> int:
         return self.capacity if qid else PAGE * 16
@@ -143,6 +156,7 @@ class QueueMaker:
             memory,
             **facts,
             max_transfer=max_transfer,
+            spare_entries=self._spare_entries,
             attach=attach,
             address_map=controller.memory.address_map,
             bounce=bounce,
@@ -215,6 +229,7 @@ class QueueMaker:
 
     def limit_transfer(self, nbytes: int) -> bool:
         """One command moves `nbytes` at most from now on; True if that is another limit than before."""
+        nbytes = min(nbytes, self.longest_transfer)
         self.capacity = self.capacity or nbytes
         before, self.max_transfer = self.max_transfer, min(nbytes, self.capacity)
         return self.max_transfer != before

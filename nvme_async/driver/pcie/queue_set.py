@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.queue_creation import QueueMaker
@@ -96,6 +97,8 @@ class QueueSet:
     @property
     def _wanted(self) -> int:
         """With a single vector the only I/O queue shares it with the admin queue."""
+        if Quirk.QUEUE_DEPTH_ONE in self._controller.quirks:
+            return 1
         return min(self._controller.options.io_queues, max(1, len(self.maker.event_fds) - 1))
 
     async def negotiate(self) -> None:
@@ -161,6 +164,8 @@ class QueueSet:
         controller = self._controller
         qid = self._free_qids.pop()
         entries = min(controller.options.queue_entries, controller.cap.mqes + 1, 4096)
+        if Quirk.QUEUE_DEPTH_ONE in controller.quirks:
+            entries = 2  # one is always free: one command
         try:
             assert controller.memory is not None
             await controller.memory.make_room(self.maker.memory_for(qid, entries))

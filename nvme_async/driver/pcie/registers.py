@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from nvme_async.device import Device
+from nvme_async.device.quirks import NO_QUIRKS, Quirk, Quirks
 from nvme_async.errors import ControllerError, ControllerFatal, ControllerGone, ControllerTimeout
 from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec.registers import (
@@ -27,6 +28,9 @@ from nvme_async.spec.registers import (
 
 T = TypeVar("T")
 ALL_ONES = 0xFFFF_FFFF
+# Seconds, for the quirks of these names.
+DELAY_BEFORE_INIT = 2.0
+DELAY_BEFORE_READY = 2.3
 SHOWN = (Register.CAP, Register.VS, Register.CC, Register.CSTS, Register.AQA, Register.ASQ, Register.ACQ)
 
 
@@ -35,8 +39,9 @@ class Registers:
     thread, never on the loop.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, quirks: Quirks = NO_QUIRKS) -> None:
         self.device = device
+        self.quirks = quirks
         self.programmed: dict[str, int] = {}
         """What the controller runs with since enable(): cap, vs, cc, aqa, asq, acq as they read."""
         self._with_media = 0.0
@@ -76,6 +81,16 @@ class Registers:
 
     async def write64(self, offset: int, value: int) -> None:
         await self._call(self.device.write64, offset, value)
+
+    async def settle(self) -> None:
+        """After the device was opened, before its first register."""
+        if Quirk.DELAY_BEFORE_INIT in self.quirks:
+            await asyncio.sleep(DELAY_BEFORE_INIT)
+        if Quirk.LARGE_SQE in self.quirks:
+            raise ControllerError(
+                f"{self.device.uri}: {self.quirks.reasons[Quirk.LARGE_SQE]}: submission queue entries of 128 bytes "
+                "are not supported"
+            )
 
     async def cap(self) -> Cap:
         """CAP; ControllerGone if it reads all-ones."""
@@ -155,6 +170,8 @@ class Registers:
             # SHN cleared too, or a controller that was shut down would not start again.
             value = cc.to_int() & ~1 & ~(3 << 14)
             await self.write32(Register.CC, value)
+            if Quirk.DELAY_BEFORE_READY in self.quirks:
+                await asyncio.sleep(DELAY_BEFORE_READY)
         await self.wait(lambda csts: not csts.rdy, self.ready_seconds(cap), "CSTS.RDY=0 after CC.EN=0", fatal=False)
 
     async def enable(self, cap: Cap, *, entries: int, asq: int, acq: int, all_command_sets: bool = False) -> None:
