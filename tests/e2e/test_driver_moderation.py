@@ -75,7 +75,7 @@ async def test_interrupts_that_were_missed_are_counted() -> None:
         namespace = controller.namespaces[1]
         await namespace.read(0)
         assert queue(controller)["missed_interrupts"] == 0
-        controller.device.emulator.faults.add(queue="io", opcode=2, count=3, lose_interrupt=True)
+        controller.device.emulator.faults.add(queue="io", opcode=2, count=3, lose_interrupt=True, delay=0.003)
         for lba in range(3):
             begin = time.monotonic()
             await namespace.read(lba)
@@ -88,7 +88,7 @@ async def test_interrupts_that_were_missed_are_counted() -> None:
 
 async def test_the_admin_queue_does_not_wait_for_a_lost_interrupt() -> None:
     async with nvme_async.open("emulated:size=16MiB") as controller:
-        controller.device.emulator.faults.add(queue="admin", opcode=6, count=1, lose_interrupt=True)
+        controller.device.emulator.faults.add(queue="admin", opcode=6, count=1, lose_interrupt=True, delay=0.003)
         begin = time.monotonic()
         await controller.admin(commands.identify(1))
         assert time.monotonic() - begin < LONGEST
