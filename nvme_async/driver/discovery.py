@@ -159,7 +159,7 @@ async def identify_descriptors(controller: Controller, nsid: int) -> NamespaceDe
     """CNS 03h, for the namespace's UUID; None where the controller doesn't tell (before NVMe 1.3, or
     it refuses).
     """
-    if controller.vs.to_int() < VS_1_3:
+    if controller.vs.to_int() < VS_1_3 or Quirk.IDENTIFY_CNS in controller.quirks:
         return None
     try:
         return NamespaceDescriptors.decode(await _identify(controller, Cns.NAMESPACE_DESCRIPTORS, nsid))
@@ -175,4 +175,6 @@ async def examine(controller: Controller, nsid: int) -> tuple[IdentifyNamespace,
     identify = await identify_namespace(controller, nsid)
     if identify is None:
         return None
+    if Quirk.BOGUS_IDS in controller.quirks:
+        return identify, NamespaceIdentity()
     return identify, NamespaceIdentity.of(identify, await identify_descriptors(controller, nsid))

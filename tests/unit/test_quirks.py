@@ -163,6 +163,13 @@ async def test_identify_cns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(asked) == {0, 1}
 
 
+async def test_bogus_ids() -> None:
+    async with await opened("bogus-ids") as controller:
+        assert not any(namespace.identity.known for namespace in controller.namespaces.values())
+    async with await opened("") as controller:
+        assert all(namespace.identity.known for namespace in controller.namespaces.values())
+
+
 async def test_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registers, "DELAY_BEFORE_INIT", 0.1)
     monkeypatch.setattr(registers, "DELAY_BEFORE_READY", 0.1)
