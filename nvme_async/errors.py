@@ -57,6 +57,7 @@ __all__ = [
     "NamespaceNotReady",
     "NamespaceReplaced",
     "NamespaceWriteProtected",
+    "NoSuchNamespace",
     "NvmeError",
     "OutOfDmaMemory",
     "QueueShutdown",
@@ -229,6 +230,15 @@ class NamespaceReplaced(NamespaceChanged):
     """Another namespace has this one's number: NGUID, EUI-64 or UUID differ. The handle is of no
     use any more; the new namespace has a handle of its own.
     """
+
+
+class NoSuchNamespace(NvmeError, KeyError):
+    """`controller.namespaces` has no active namespace of that number; the message says which there
+    are.
+    """
+
+    def __str__(self) -> str:  # KeyError would quote it
+        return str(self.args[0])
 
 
 class CommandTimeout(NvmeError, TimeoutError):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, BinaryIO
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any
 
 import click
 import uvloop
 
 import nvme_async
+from nvme_async.cli.blocking import beside, read_up_to, write_all
 from nvme_async.emulator.parsing import parse_size
 from nvme_async.errors import ConfigurationError
 from nvme_async.manager import Manager
@@ -170,7 +171,7 @@ async def _copy_out(
                 under_way.append(group.create_task(_read_part(namespace, at // size, part // size, fua)))
                 at += part
             data = await under_way.popleft()
-            await asyncio.to_thread(put, data)
+            await beside(partial(put, data))
 
 
 async def _read_part(namespace: nvme_async.Namespace, lba: int, blocks: int, fua: bool) -> bytes:
@@ -195,48 +196,55 @@ async def _read(
         nbytes = namespace.block_size if nbytes is None else nbytes
         _check(namespace, first, nbytes)
         began = time.monotonic()
-        with _destination(data) as file:
-            await _copy_out(namespace, first, nbytes, fua, file.write)
-            file.flush()
+        with _destination(data) as fd:
+            await _copy_out(namespace, first, nbytes, fua, partial(write_all, fd))
         _report("read", namespace, first, nbytes, time.monotonic() - began, output)
 
 
-def _destination(path: str) -> BinaryIO:
-    return open(os.dup(sys.stdout.fileno()) if path == "-" else path, "wb")
+@contextmanager
+def _opened(path: str, standard: int, flags: int) -> Iterator[int]:
+    """A descriptor, without a buffer: closing one waits for the thread that is in it.
+
+    After a failure it stays open, as a thread may still be in it, and must not meet another file
+    under its number; the program ends soon.
+    """
+    fd = os.dup(standard) if path == "-" else os.open(path, flags | os.O_CLOEXEC, 0o666)
+    yield fd
+    os.close(fd)
 
 
-def _origin(path: str) -> BinaryIO:
-    return open(os.dup(sys.stdin.fileno()) if path == "-" else path, "rb")
+def _destination(path: str) -> AbstractContextManager[int]:
+    return _opened(path, sys.stdout.fileno() if path == "-" else -1, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+
+def _origin(path: str) -> AbstractContextManager[int]:
+    return _opened(path, sys.stdin.fileno() if path == "-" else -1, os.O_RDONLY)
 
 
 class _Source:
     """What is written: whole blocks from a file or a pipe, in chunks."""
 
-    def __init__(self, file: BinaryIO, nbytes: int | None, block_size: int, pad: bool) -> None:
-        self._file = file
+    def __init__(self, fd: int, nbytes: int | None, block_size: int, pad: bool) -> None:
+        self._fd = fd
         self._left = nbytes
         self._block_size = block_size
         self._pad = pad
-        self.known = self._size_of(file) if nbytes is None else nbytes
+        self.known = self._size_of(fd) if nbytes is None else nbytes
 
-    def _size_of(self, file: BinaryIO) -> int | None:
+    def _size_of(self, fd: int) -> int | None:
         """Bytes up to the end, padding included; None where only reading will tell."""
         try:
-            nbytes = os.fstat(file.fileno()).st_size - file.tell()
-            file.seek(0, os.SEEK_CUR)
-        except (OSError, io.UnsupportedOperation):
+            at = os.lseek(fd, 0, os.SEEK_CUR)
+            nbytes = os.lseek(fd, 0, os.SEEK_END) - at
+            os.lseek(fd, at, os.SEEK_SET)
+        except OSError:
             return None
         return -(-nbytes // self._block_size) * self._block_size if self._pad else nbytes
 
     def next(self) -> bytes:
         """Empty at the end. Blocks: call it from a thread."""
         wanted = CHUNK if self._left is None else min(CHUNK, self._left)
-        data = b""
-        while len(data) < wanted:  # a pipe gives what it has
-            part = self._file.read(wanted - len(data))
-            if not part:
-                break
-            data += part
+        data = read_up_to(self._fd, wanted)
         missing = (-len(data)) % self._block_size
         if self._left is not None:
             if len(data) < wanted:
@@ -267,12 +275,12 @@ async def _write(
     pad: bool,
     output: str,
 ) -> None:
-    with _origin(data) as file:
+    with _origin(data) as fd:
         async with _namespaces(device, nsid) as namespaces:
             namespace = namespaces[0]
             size = namespace.block_size
             first = _first_byte(namespace, start, offset)
-            source = _Source(file, _nbytes(namespace, count, length), size, pad)
+            source = _Source(fd, _nbytes(namespace, count, length), size, pad)
             _check(namespace, first, size if source.known is None else source.known)
             began = time.monotonic()
             at = first
@@ -285,7 +293,7 @@ async def _write(
                     slots.release()
 
             async with asyncio.TaskGroup() as group:
-                while part := await asyncio.to_thread(source.next):
+                while part := await beside(source.next):
                     if at + len(part) > namespace.nbytes:
                         raise click.UsageError(
                             f"the data go beyond the end of namespace {namespace.nsid} at {namespace.nbytes} bytes"

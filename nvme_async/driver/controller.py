@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from nvme_async.device import Device
 from nvme_async.device.quirks import quirks_of
 from nvme_async.dma import DmaBuffer
+from nvme_async.driver.active import ActiveNamespaces
 from nvme_async.driver.admin_queue import AdminQueue
 from nvme_async.driver.bringup import BringUp
 from nvme_async.driver.effects import Effects
@@ -83,7 +84,7 @@ class Controller(LifecycleHooks):
         self.identify: IdentifyController = None  # type: ignore[assignment]  # known once the bring-up is over
         self.identify_nvm: IdentifyControllerNvm | None = None
         self.identity: ControllerIdentity | None = None
-        self.namespaces: dict[int, Namespace] = {}
+        self.namespaces: dict[int, Namespace] = ActiveNamespaces(self.uri)
         self.scanner = Scanner(self)
         self.effects = Effects(self)
         self.memory: DeviceMemory | None = None

@@ -295,10 +295,11 @@ class Namespace(NamespaceCore):
 
     def _blocks_of(self, offset: int, nbytes: int) -> tuple[int, int]:
         size = self.block_size
-        if offset % size or nbytes % size or nbytes <= 0 or offset < 0:
-            raise ValueError(
-                f"offset {offset} and length {nbytes} must be positive multiples of the block size of {size} bytes"
-            )
+        if nbytes == 0:
+            raise ValueError(f"the length is 0, one block of {size} bytes is the least")
+        for name, value in (("offset", offset), ("length", nbytes)):
+            if value < 0 or value % size:
+                raise ValueError(f"{name} {value} is not a multiple of the block size of {size} bytes")
         return offset // size, nbytes // size
 
     async def pread(self, nbytes: int, offset: int) -> bytes:

@@ -24,6 +24,18 @@ def _between(low: float, high: float) -> Any:
     return check
 
 
+def _limit(high: float) -> Any:
+    """A number of seconds, of which 0 means none: where others have a largest number for that
+    (nvme_core.io_timeout=4294967295), the message says so.
+    """
+
+    def check(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+        if not 0 <= value <= high:
+            raise ConfigurationError(f"{attribute.name} is {value}, outside of 0 to {high}; 0 means no limit")
+
+    return check
+
+
 def _one_of(*allowed: str) -> Any:
     def check(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
         if value not in allowed:
@@ -95,14 +107,14 @@ class Options:
     hugepages: Literal["auto", "never", "require"] = attrs.field(
         default="auto", validator=_one_of("auto", "never", "require")
     )
-    command_timeout: float = attrs.field(default=30.0, validator=_between(0, 86400))
-    admin_timeout: float = attrs.field(default=60.0, validator=_between(0, 86400))
+    command_timeout: float = attrs.field(default=30.0, validator=_limit(86400))
+    admin_timeout: float = attrs.field(default=60.0, validator=_limit(86400))
     abort_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
     drain_timeout: float = attrs.field(default=5.0, validator=_between(0, 3600))
     shutdown_timeout: float | None = attrs.field(
         default=None, validator=attrs.validators.optional(_between(0.01, 3600))
     )
-    open_timeout: float = attrs.field(default=300.0, validator=_between(0, 86400))
+    open_timeout: float = attrs.field(default=300.0, validator=_limit(86400))
     shadow_doorbells: bool = True
     latency: bool = False
     keepalive: bool = False

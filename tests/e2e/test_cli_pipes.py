@@ -1,7 +1,11 @@
-"""What every command does when whoever reads its output has left, as `| head` does."""
+"""Commands at the end of pipes: the reader of their output has left, as `| head` does; the other side never moves and
+Ctrl-C must end them.
+"""
 
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -26,3 +30,33 @@ def test_the_reader_of_stdout_has_left(arguments):
     command.stderr.close()
     assert command.wait(60) == 1
     assert errors == b""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["write", "emulated:size=16MiB"],
+        ["write", "emulated:size=16MiB", "--length", "1MiB", "-o", "json"],
+        ["read", "emulated:size=16MiB", "--length", "16MiB"],
+    ],
+    ids=" ".join,
+)
+def test_ctrl_c_ends_what_waits_for_a_pipe(arguments):
+    command = subprocess.Popen(
+        [sys.executable, "-m", "nvme_async", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with command:
+        if arguments[0] == "read":
+            assert command.stdout.read(4096) == bytes(4096)  # it writes; from here on nothing is read
+        else:
+            command.stdin.write(bytes(4096))
+            command.stdin.flush()
+        time.sleep(1.0)
+        assert command.poll() is None
+        command.send_signal(signal.SIGINT)
+        assert command.wait(10) == 130
+        assert command.stderr.read() == b"\n"  # behind the terminal's ^C

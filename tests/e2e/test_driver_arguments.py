@@ -10,7 +10,7 @@ from driving import FAST, faults
 
 import nvme_async
 from nvme_async import Controller, Namespace
-from nvme_async.errors import OutOfDmaMemory
+from nvme_async.errors import NvmeError, OutOfDmaMemory
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import AdminOpcode
 
@@ -67,3 +67,12 @@ async def test_more_memory_than_there_can_be_is_told_from_a_bad_size() -> None:
         with pytest.raises(ValueError, match="nbytes is 0"):
             controller.alloc(0)
         controller.alloc(4096).free()
+
+
+async def test_a_namespace_that_is_not_there_is_named_with_those_that_are() -> None:
+    async with nvme_async.open("emulated:size=16MiB,namespaces=3") as controller:
+        assert list(controller.namespaces) == [1, 2, 3]
+        with pytest.raises(KeyError, match=r"^namespace 4 is not active on emulated:.*; active: 1, 2, 3$") as caught:
+            controller.namespaces[4]
+        assert isinstance(caught.value, NvmeError)
+        assert controller.namespaces.get(4) is None
