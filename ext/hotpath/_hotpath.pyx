@@ -40,7 +40,6 @@ cdef extern from "hotpath/queue.h":
     enum: NVQ_MAGIC, NVQ_LAYOUT_VERSION, NVQ_PAGE, NVQ_MAX_ENTRIES, NVQ_SUMS
     enum: NVQ_FREE, NVQ_ARMED, NVQ_DONE
     enum: NVQ_TO_HOST, NVQ_FROM_HOST, NVQ_BOUNCE, NVQ_ORPHAN, NVQ_ADOPTED, NVQ_INTERNAL, NVQ_DRIVER
-    enum: NVQ_OK, NVQ_BAD_CID, NVQ_BAD_SQID
     uint64_t NVQ_NO_OFFSET, NVQ_POISON
 
     struct nvq_sqe:
@@ -74,6 +73,10 @@ cdef extern from "hotpath/queue.h":
         uint32_t dw0, dw1
         uint16_t sqhd, sqid, cid, status
 
+    struct nvq_strays:
+        uint32_t n, n_sqid
+        uint16_t cid, sqid
+
     struct nvq:
         nvq_sqe *sq
         nvq_cqe *cq
@@ -91,8 +94,7 @@ cdef extern from "hotpath/queue.h":
         uint32_t *sq_eventidx
         uint32_t *cq_eventidx
         histogram *latency
-        int fault
-        uint16_t fault_cid
+        nvq_strays strays
 
     uint64_t nvq_layout(nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_entries) nogil
     int nvq_open(nvq *q, uint8_t *memory, uint64_t iova) nogil

@@ -146,7 +146,7 @@ static inline void nvq_adopt(struct nvq *q, const struct nvq_measure *m, const s
      * completion. That one comes: see nvq_resume_doorbells() for a ring without room for it. */
     q->n_unacked = (uint32_t)(reaped - cq_ringing);
     q->n_free = q->n_done = 0;
-    q->fault = NVQ_OK;
+    memset(&q->strays, 0, sizeof q->strays);
     for (uint32_t i = h->n_trackers; i-- > 0;) {
         struct nvq_tracker *t = &q->trackers[i];
         const uint32_t state = atomic_load_explicit(&t->state, memory_order_relaxed);

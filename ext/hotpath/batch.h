@@ -178,7 +178,7 @@ enum nvb_why {
     NVB_SLICE,    /* enough for one go */
     NVB_QUIET,    /* nothing came for spin_ns: better to sleep */
     NVB_REGISTER, /* a doorbell has to be written as a register: sq in *ring & 1, cq in *ring & 2 */
-    NVB_FAULT,
+    NVB_STRAYS,   /* completions of nothing: they are to be reported */
 };
 
 /* Submits, rings and reaps until done, `slice_ns` have passed, or nothing has come for as long as `patience` says. */
@@ -204,8 +204,8 @@ static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struc
             if (q->n_unacked >= q->entries / 4 || q->n_unacked >= 64)
                 *ring |= nvq_ring_cq(q) ? 2 : 0;
         }
-        if (q->fault != NVQ_OK)
-            return NVB_FAULT;
+        if (q->strays.n)
+            return NVB_STRAYS;
         if (b->done == b->n)
             return NVB_DONE;
         if (*ring)

@@ -21,7 +21,7 @@ cdef extern from "hotpath/batch.h":
         uint32_t element, attempts
         nvb_piece piece
 
-    enum: NVB_DONE, NVB_SLICE, NVB_QUIET, NVB_REGISTER, NVB_FAULT
+    enum: NVB_DONE, NVB_SLICE, NVB_QUIET, NVB_REGISTER, NVB_STRAYS
 
     void nvb_sum(nvb_batch *b) nogil
     int nvb_post(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t element, const nvb_piece *piece) nogil
@@ -302,9 +302,9 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
                 nvq_rang_cq(&qp.q)
             if qp.q.n_done:
                 qp.deliver()
-            if why == NVB_FAULT:
-                qp.report_fault()
-                break
+            if why == NVB_STRAYS:
+                qp.report_strays()
+                why = NVB_SLICE
             if why == NVB_SLICE and self.b.done < self.b.n:
                 qp.ring_now()
                 qp.unbroken_ns = 0

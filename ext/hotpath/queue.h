@@ -36,10 +36,14 @@
 
 #define NVQ_MAX_ENTRIES 4096u
 
-enum nvq_fault {
-    NVQ_OK = 0,
-    NVQ_BAD_CID,  /* a completion for a command that isn't outstanding */
-    NVQ_BAD_SQID, /* a completion for another queue */
+/*
+ * Stray completions: entries of the completion ring that answer no command of this queue pair that is out. They are taken off the ring,
+ * counted, and release nothing: a page belongs to its command until an entry says without doubt that this command is over.
+ */
+struct nvq_strays {
+    uint32_t n;        /* since they were reported */
+    uint32_t n_sqid;   /* of those, with the id of an outstanding command and of another submission queue */
+    uint16_t cid, sqid; /* of the last one */
 };
 
 struct nvq {
@@ -80,8 +84,7 @@ struct nvq {
     volatile uint32_t *cq_eventidx;
 
     struct histogram *latency; /* from nvq_post to nvq_reap, in nanoseconds; NULL = not recorded */
-    enum nvq_fault fault;
-    uint16_t fault_cid;
+    struct nvq_strays strays;
 };
 
 static inline uint64_t nvq_now_ns(void)
@@ -196,7 +199,7 @@ static inline void nvq_reset(struct nvq *q)
     q->n_done = q->n_armed = q->n_unrung = q->n_unacked = 0;
     q->sq_tail = q->cq_head = 0;
     q->cq_phase = 1;
-    q->fault = NVQ_OK;
+    memset(&q->strays, 0, sizeof q->strays);
     atomic_store_explicit(&h->sq_ringing, 0, memory_order_relaxed);
     atomic_store_explicit(&h->sq_rung, 0, memory_order_relaxed);
     atomic_store_explicit(&h->cq_ringing, 0, memory_order_relaxed);
@@ -379,9 +382,30 @@ static inline bool nvq_pending(const struct nvq *q)
     return (*(volatile uint16_t *)&q->cq[q->cq_head].status & 1) == q->cq_phase;
 }
 
+/* One entry of the completion ring was dealt with. */
+static inline void nvq_consume(struct nvq *q)
+{
+    struct nvq_header *h = q->header;
+    if (++q->cq_head == q->entries) {
+        q->cq_head = 0;
+        q->cq_phase ^= 1;
+    }
+    atomic_store_explicit(&h->reaped, atomic_load_explicit(&h->reaped, memory_order_relaxed) + 1, memory_order_release);
+}
+
+static __attribute__((noinline, cold)) void nvq_stray(struct nvq *q, uint16_t cid, uint16_t sqid, bool outstanding)
+{
+    q->strays.n++;
+    q->strays.n_sqid += outstanding;
+    q->strays.cid = cid;
+    q->strays.sqid = sqid;
+    q->n_unacked++;
+    nvq_consume(q);
+}
+
 /*
- * Records up to `limit` completions in their trackers and appends their slots to done_slots. Sets q->fault and stops at a completion that
- * belongs to no outstanding command. Needs no interpreter.
+ * Takes up to `limit` entries off the ring: records completions in their trackers and appends their slots to done_slots; returns how many.
+ * Strays are noted in q->strays. Needs no interpreter.
  */
 static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
 {
@@ -389,7 +413,7 @@ static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
     const uint32_t mask = (1u << q->slot_bits) - 1;
     unsigned n = 0;
     uint64_t now = 0;
-    while (n < limit) {
+    for (; limit; limit--) {
         volatile struct nvq_cqe *cqe = &q->cq[q->cq_head];
         const uint32_t status = cqe->status;
         if ((status & 1) != q->cq_phase)
@@ -397,22 +421,12 @@ static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
         nvq_after_phase();
         const uint16_t cid = cqe->cid;
         const unsigned slot = cid & mask;
-        if (slot >= q->n_trackers || q->trackers[slot].cid != cid) {
-            q->fault = NVQ_BAD_CID;
-            q->fault_cid = cid;
-            break;
-        }
-        if (cqe->sqid != q->qid) {
-            q->fault = NVQ_BAD_SQID;
-            q->fault_cid = cid;
-            break;
-        }
         struct nvq_tracker *t = &q->trackers[slot];
-        const uint32_t state = atomic_load_explicit(&t->state, memory_order_relaxed);
-        if (state != NVQ_ARMED) {
-            q->fault = NVQ_BAD_CID;
-            q->fault_cid = cid;
-            break;
+        const bool outstanding =
+            slot < q->n_trackers && t->cid == cid && atomic_load_explicit(&t->state, memory_order_relaxed) == NVQ_ARMED;
+        if (!outstanding || cqe->sqid != q->qid) {
+            nvq_stray(q, cid, cqe->sqid, outstanding);
+            continue;
         }
         const uint64_t result = *(volatile nvq_word *)&cqe->dw0; /* and dw1 */
         const uint32_t field = status >> 1;
@@ -426,11 +440,7 @@ static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
         }
         atomic_store_explicit(&t->state, NVQ_DONE, memory_order_release);
         q->done_slots[q->n_done++] = (uint16_t)slot;
-        if (++q->cq_head == q->entries) {
-            q->cq_head = 0;
-            q->cq_phase ^= 1;
-        }
-        atomic_store_explicit(&h->reaped, atomic_load_explicit(&h->reaped, memory_order_relaxed) + 1, memory_order_release);
+        nvq_consume(q);
         n++;
     }
     if (n) {

@@ -17,7 +17,8 @@ cdef class QueuePair(Rings):
     create_future, call_soon      of the loop that this queue pair belongs to
     command_error(status, dw0, sqe, admin) -> exception
     ready                         that loop's collection of ready callbacks, if it shows one
-    on_fault(text)                called once when the controller breaks the protocol
+    on_stray(qid, n, n_sqid, cid, sqid)   called for n completions that answer nothing which is out; n_sqid of them have the id of an
+                                  outstanding command, and of another submission queue; cid, sqid: of the last
     """
 
     cdef PyObject **waiters      # a Request for each slot that is with the controller; owned references
@@ -28,7 +29,7 @@ cdef class QueuePair(Rings):
     cdef object loop
     cdef unsigned long thread        # where that loop runs
     cdef object is_running           # the loop's, where it doesn't show its thread (uvloop)
-    cdef object create_future, call_soon, command_error, on_fault
+    cdef object create_future, call_soon, command_error, on_stray
     cdef object line             # deque of futures: who waits for a free command id
     cdef list parked             # futures: whose namespace is held
     cdef int n_granted           # of those, and of the starved, how many were told to go on and have not yet
@@ -69,7 +70,7 @@ cdef class QueuePair(Rings):
         self.event_fd = -1
 
     def __init__(self, memory, *, uint16_t qid, uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, AddressMap address_map,
-                 BounceCache bounce, create_future, call_soon, command_error, on_fault, uint16_t vector=0, bint interrupts=True,
+                 BounceCache bounce, create_future, call_soon, command_error, on_stray, uint16_t vector=0, bint interrupts=True,
                  bint attach=False, uint32_t n_reserved=0, ready=None, uint32_t spare_entries=0):
         self.open_memory(memory, qid, entries, n_trackers, max_transfer, vector, interrupts, attach, n_reserved, spare_entries)
         self.address_map = address_map
@@ -77,7 +78,7 @@ cdef class QueuePair(Rings):
         self.create_future = create_future
         self.call_soon = call_soon
         self.command_error = command_error
-        self.on_fault = on_fault
+        self.on_stray = on_stray
         self.line = deque()
         self.parked = []
         self.starved = deque()
@@ -303,7 +304,7 @@ cdef class QueuePair(Rings):
         if self.q.n_unacked:
             self.acknowledge()
             nvq_before_last_poll()
-        if nvq_pending(&self.q) and self.q.fault == NVQ_OK:
+        if nvq_pending(&self.q):
             self.more()
         if self.q.n_unrung and not self.flush_planned:
             self.plan_flush()
@@ -322,7 +323,7 @@ cdef class QueuePair(Rings):
 
         What is found here counts as a missed interrupt, unless one comes afterwards and finds nothing."""
         cdef bint moved
-        if not self.has_memory or self.q.fault != NVQ_OK or not self.q.n_armed or (last and self.only_internal()):
+        if not self.has_memory or not self.q.n_armed or (last and self.only_internal()):
             self.guarded = False
             return -1
         self.ring_late()
@@ -356,8 +357,8 @@ cdef class QueuePair(Rings):
             self.acknowledge()
         if self.q.n_done:
             self.deliver()
-        if self.q.fault != NVQ_OK:
-            self.report_fault()
+        if self.q.strays.n:
+            self.report_strays()
         return n
 
     cdef void deliver(self) except *:
@@ -487,7 +488,7 @@ cdef class QueuePair(Rings):
             if self.q.n_unacked:
                 self.acknowledge()
                 nvq_before_last_poll()
-            if nvq_pending(&self.q) and self.q.fault == NVQ_OK:
+            if nvq_pending(&self.q):
                 self.soon(self.more_callback)
 
     def set_event_fd(self, int fd):
@@ -502,7 +503,7 @@ cdef class QueuePair(Rings):
     def poll(self):
         """In poll mode: looks once on each pass of the loop while commands are out."""
         self.poll_planned = False
-        if self.has_memory and self.q.fault == NVQ_OK:
+        if self.has_memory:
             self.ring_now()
             self.reap_and_deliver(self.reap_limit)
             if self.q.n_armed:
@@ -510,11 +511,11 @@ cdef class QueuePair(Rings):
             else:
                 self.acknowledge()
 
-    cdef void report_fault(self) except *:
-        if self.on_fault is not None:
-            callback, self.on_fault = self.on_fault, None
-            what = "unknown or stale command id" if self.q.fault == NVQ_BAD_CID else "wrong submission queue id"
-            callback(f"queue {self.qid}: completion with {what} {self.q.fault_cid:#06x}")
+    cdef void report_strays(self) except *:
+        cdef nvq_strays strays = self.q.strays
+        memset(&self.q.strays, 0, sizeof(self.q.strays))
+        if self.on_stray is not None:
+            self.on_stray(self.qid, strays.n, strays.n_sqid, strays.cid, strays.sqid)
 
     # -- the end, and exceptions to the rule -------------------------------------------------------------------------------------------
 

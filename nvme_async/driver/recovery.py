@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.loop_queue import LoopQueue
-from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerTimeout, NvmeError
+from nvme_async.errors import (
+    CommandError,
+    ControllerError,
+    ControllerFatal,
+    ControllerGone,
+    ControllerTimeout,
+    NvmeError,
+)
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import AdminOpcode, NvmOpcode
 
@@ -46,6 +53,10 @@ RETRYABLE = frozenset(
 # Admin commands of the application that take as long as they take (Base 2.0, 5.14 and 5.24).
 UNLIMITED = frozenset({int(AdminOpcode.FORMAT_NVM), int(AdminOpcode.SANITIZE)})
 
+STRAYS = 64
+"""Completions that answer nothing, since the last reset, for which the controller is reset."""
+MAX_STRAY_RESETS = 3
+
 
 class Recovery:
     """The escalation of one controller. On the controller's own loop; one at a time.
@@ -56,6 +67,7 @@ class Recovery:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._task: asyncio.Task[None] | None = None
+        self._strays = self._strays_of = self._stray_resets = 0
         self.aborts = 0
         self.timeouts = 0
 
@@ -74,6 +86,23 @@ class Recovery:
         home = self._controller.loop
         if not home.is_closed():
             home.call_soon_threadsafe(self._begin, self._look_after)
+
+    def on_stray(self, n: int, what: str, ambiguous: bool) -> None:
+        """A completion that answers nothing. Many, or one that may have been the answer to a command
+        of another queue, are a reason to begin anew; and when that doesn't help, to give up.
+        """
+        controller = self._controller
+        if controller.resets != self._strays_of:
+            self._strays, self._strays_of = 0, controller.resets
+        self._strays += n
+        under_way = self._task is not None and not self._task.done()
+        if (self._strays < STRAYS and not ambiguous) or under_way or controller.state is not State.READY:
+            return
+        self._stray_resets += 1
+        if self._stray_resets > MAX_STRAY_RESETS:
+            controller.fail(ControllerFatal(f"{controller.uri}: {what}, again after {MAX_STRAY_RESETS} resets"))
+        else:
+            self.request(what)
 
     def request(self, reason: str) -> None:
         """A reset, unless a recovery is under way or the controller isn't ready."""

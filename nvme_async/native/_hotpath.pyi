@@ -88,7 +88,7 @@ class QueuePair:
         create_future: Callable[[], asyncio.Future[Any]],
         call_soon: Callable[..., Any],
         command_error: Callable[[int, int, bytes, bool, bool], NvmeError],
-        on_fault: Callable[[str], None],
+        on_stray: Callable[[int, int, int, int, int], None],
         vector: int = 0,
         interrupts: bool = True,
         attach: bool = False,

@@ -56,7 +56,7 @@ class RingController:
         self.bounce = BounceCache(lambda nbytes, tag: self.pool.alloc(nbytes, owner="bounce", tag=tag))
         n_trackers = entries - 1 if n_trackers is None else n_trackers
         self.memory = self.pool.alloc(queue_memory(entries, n_trackers, max_transfer, spare_entries), owner="queue")
-        self.faults = []
+        self.strays = []
         self.qp = QueuePair(
             self.memory,
             qid=qid,
@@ -70,7 +70,7 @@ class RingController:
             create_future=loop.create_future,
             call_soon=loop.call_soon,
             command_error=error_from,
-            on_fault=self.faults.append,
+            on_stray=lambda *stray: self.strays.append(stray),
         )
         self.qp.mode = {"poll": 0, "interrupt": 1, "adaptive": 2}[mode]
         fd = os.memfd_create("doorbells")

@@ -41,7 +41,7 @@ class Successor(RingController):
         self.bounce = BounceCache(lambda nbytes, tag: self.pool.alloc(nbytes, owner="bounce", tag=tag))
         self.memory = self.pool.claim(old.memory.offset)
         facts = _hotpath.check_queue(self.memory, old.qid)
-        self.faults = []
+        self.strays = []
         self.qp = QueuePair(
             self.memory,
             **facts,
@@ -51,7 +51,7 @@ class Successor(RingController):
             create_future=loop.create_future,
             call_soon=loop.call_soon,
             command_error=error_from,
-            on_fault=self.faults.append,
+            on_stray=lambda *stray: self.strays.append(stray),
             attach=True,
         )
         self.qp.mode = 1
@@ -226,7 +226,7 @@ async def test_a_completion_recorded_before_the_position_was_raised_is_taken_onc
     assert [one.tag for one in adopted] == [5, 6]
     assert all(one.finished for one in adopted)
     assert scene.position("reaped") == 2
-    assert not successor.faults
+    assert not successor.strays
     assert successor.doorbells.read32(4) == 2
 
 
@@ -283,7 +283,7 @@ async def test_an_uncertain_doorbell_is_settled_with_a_new_value(scene, written)
     successor.qp.reap()
     assert len(successor.finished) == 2
     assert successor.qp.n_outstanding == 0
-    assert not successor.faults
+    assert not successor.strays
 
 
 async def test_the_reserved_slot_settles_a_doorbell_when_the_queue_is_full():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.pcie.loop_queue import LoopQueue, error_from
-from nvme_async.errors import CommandError, ControllerError, ControllerFatal, NvmeError
+from nvme_async.errors import CommandError, ControllerError, NvmeError
 from nvme_async.native import _hotpath
 from nvme_async.spec import commands
 from nvme_async.spec.registers import cq_doorbell, sq_doorbell
@@ -34,6 +34,7 @@ class QueueMaker:
     max_transfer: bytes of one I/O command.
     capacity: bytes that one command of a queue pair can move at most. Set once: a controller that
         takes more after a reset is not given more.
+    strays: completions that answered nothing.
     errors: how many commands failed that somebody waited for, by status.
     """
 
@@ -41,6 +42,7 @@ class QueueMaker:
         self._controller = controller
         self.max_transfer = PAGE
         self.capacity = 0
+        self.strays = 0
         self.errors: Counter[str] = Counter()
         self._event_fds: list[int] = []
         self._memory: dict[int, tuple[DmaBuffer, _hotpath.BounceCache]] = {}  # by qid
@@ -163,7 +165,7 @@ class QueueMaker:
             create_future=loop.create_future,
             call_soon=loop.call_soon,
             command_error=self._error,
-            on_fault=self._on_fault,
+            on_stray=self._on_stray,
             ready=getattr(loop, "_ready", None),
         )
         try:
@@ -221,11 +223,20 @@ class QueueMaker:
         self.errors[f"{status & 0x7FF:#05x} {text}"] += 1
         return error_from(status, dw0, sqe, admin, timed_out)
 
-    def _on_fault(self, text: str) -> None:
+    def _on_stray(self, qid: int, n: int, n_sqid: int, cid: int, sqid: int) -> None:
+        """Completions that answer nothing which is out, on the queue's loop; docs/design.md says why
+        they are no more than this.
+        """
         controller = self._controller
-        error = ControllerFatal(f"{controller.uri}: {text}")
+        before, self.strays = self.strays, self.strays + n
+        if n_sqid:
+            what = f"completion of command {cid:#06x} names submission queue {sqid}"
+        else:
+            what = f"completion with unknown or stale command id {cid:#06x} (submission queue {sqid})"
+        if self.strays.bit_length() != before.bit_length():  # the 1st, 2nd, 4th, 8th …
+            log.warning("%s: queue %d: %s; %d such in all", controller.uri, qid, what, self.strays)
         if not controller.loop.is_closed():
-            controller.loop.call_soon_threadsafe(controller.fail, error)
+            controller.loop.call_soon_threadsafe(controller.recovery.on_stray, n, f"queue {qid}: {what}", n_sqid > 0)
 
     def limit_transfer(self, nbytes: int) -> bool:
         """One command moves `nbytes` at most from now on; True if that is another limit than before."""

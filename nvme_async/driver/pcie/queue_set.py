@@ -589,6 +589,7 @@ class QueueSet:
             "loops_sharing_a_queue": self.shared,
             "vectors": len(self.maker.event_fds),
             "errors": dict(self.maker.errors),
+            "stray_completions": self.maker.strays,
         }
 
 

@@ -173,8 +173,8 @@ static void give(struct nvq *q, struct world *w, unsigned slot)
 static void reap(struct nvq *q, struct world *w, unsigned limit)
 {
     nvq_reap(q, limit);
-    if (q->fault)
-        die("a completion for nobody", q->fault_cid);
+    if (q->strays.n)
+        die("a completion for nobody", q->strays.cid);
     for (uint32_t i = 0; i < q->n_done; i++)
         give(q, w, q->done_slots[i]);
     q->n_done = 0;
