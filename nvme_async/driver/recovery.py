@@ -87,16 +87,23 @@ class Recovery:
         if not home.is_closed():
             home.call_soon_threadsafe(self._begin, self._look_after)
 
-    def on_stray(self, n: int, what: str, ambiguous: bool) -> None:
-        """A completion that answers nothing. Many, or one that may have been the answer to a command
-        of another queue, are a reason to begin anew; and when that doesn't help, to give up.
+    def on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None:
+        """Completions that answer nothing, after so many resets. Many, or one that may have been the
+        answer to a command of another queue, are a reason to begin anew; and when that doesn't help,
+        to give up.
         """
         controller = self._controller
-        if controller.resets != self._strays_of:
-            self._strays, self._strays_of = 0, controller.resets
+        if resets != controller.resets:
+            return  # from before the last one
+        if resets != self._strays_of:
+            self._strays, self._strays_of = 0, resets
         self._strays += n
-        under_way = self._task is not None and not self._task.done()
-        if (self._strays < STRAYS and not ambiguous) or under_way or controller.state is not State.READY:
+        if self._strays < STRAYS and not ambiguous:
+            return
+        if self._task is not None and not self._task.done():
+            self._task.add_done_callback(lambda _: self.on_stray(0, what, ambiguous, resets))
+            return
+        if controller.state is not State.READY:
             return
         self._stray_resets += 1
         if self._stray_resets > MAX_STRAY_RESETS:

@@ -139,7 +139,9 @@ async def test_calls_made_meanwhile_wait_and_not_for_ever(tmp_path: Path) -> Non
 
 
 async def test_a_controller_that_fails_gets_another_driver(tmp_path: Path) -> None:
-    """A forged completion ends the driver; the manager repairs that, up to a limit."""
+    """Completions that name another queue, however often it is reset, end the driver; the manager
+    repairs that, up to a limit.
+    """
     address = uri()
     async with Manager(repairs=2, drain_timeout=0.1) as manager:
         events = Events(manager)
@@ -148,12 +150,12 @@ async def test_a_controller_that_fails_gets_another_driver(tmp_path: Path) -> No
         await namespace.write(1, b"1" * 4096)
         faults = emulator(manager, address).faults
         for cycle in (1, 2):
-            faults.add(queue="io", opcode=2, count=1, cqe={12: b"\xff\xff"})
+            faults.add(queue="io", opcode=2, count=4, cqe={10: b"\x07\x00"})
             assert await namespace.read(1) == b"1" * 4096
             await became(device, "ready")
             assert device.repairs == cycle
-        faults.add(queue="io", opcode=2, count=1, cqe={12: b"\xff\xff"})
-        with pytest.raises(ControllerFatal, match="command id"):
+        faults.add(queue="io", opcode=2, count=4, cqe={10: b"\x07\x00"})
+        with pytest.raises(ControllerFatal, match="names submission queue 7, again after 3 resets"):
             await namespace.read(1)
         assert device.state == "failed"
         await eventually(lambda: [event.kind for event in events.seen].count("device-failed") == 3)

@@ -236,7 +236,9 @@ class QueueMaker:
         if self.strays.bit_length() != before.bit_length():  # the 1st, 2nd, 4th, 8th …
             log.warning("%s: queue %d: %s; %d such in all", controller.uri, qid, what, self.strays)
         if not controller.loop.is_closed():
-            controller.loop.call_soon_threadsafe(controller.recovery.on_stray, n, f"queue {qid}: {what}", n_sqid > 0)
+            controller.loop.call_soon_threadsafe(
+                controller.recovery.on_stray, n, f"queue {qid}: {what}", n_sqid > 0, controller.resets
+            )
 
     def limit_transfer(self, nbytes: int) -> bool:
         """One command moves `nbytes` at most from now on; True if that is another limit than before."""
