@@ -17,7 +17,7 @@ help:
 	@echo "make test-qemu-server  conformance on QEMU's controllers behind QEMU's vfio-user server (NVME_ASYNC_QEMU_SERVER=its binary)"
 	@echo "make vm-compare  this driver beside fio and caio in that machine"
 	@echo "make vm-keepalive  what a hand-over costs over VFIO, in that machine"
-	@echo "make torture   kill -9 at random instants and lines, 200 rounds of each kind (about three minutes); ROUNDS=2000 by hand"
+	@echo "make torture   kill -9 at random instants and lines, 200 rounds of each kind, and flipped bits (about four minutes); ROUNDS=2000 by hand"
 
 # A venv that is half made would be taken for one.
 $(BIN)/python:
@@ -83,6 +83,7 @@ torture: $(VENV)/.built
 	$(BIN)/python tests/torture/kill9.py --rounds $(ROUNDS) $(TORTURE)
 	$(BIN)/python tests/torture/kill9.py --rounds $(ROUNDS) --visitors $(TORTURE)
 	$(BIN)/python tests/torture/kill_lines.py --rounds $(ROUNDS)
+	$(BIN)/python tests/torture/bitflips.py --flips 2000
 
 clean:
 	rm -rf build $(VENV) $(VENV)-sanitize *.egg-info nvme_async/native/*.so

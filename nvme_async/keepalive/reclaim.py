@@ -70,6 +70,11 @@ def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None]:
         return pool, saved.decode(manifest.find(pool)[2])
     except InvalidSavedState as error:
         log.warning("%s: %s", bundle.uri, error)
+    try:
+        # Older, but good enough for what is asked of it here: what is mapped at the device, and where the queues were.
+        state = saved.decode(bundle.manifest)
+        return pool, state if state.pool_id == pool.id else None
+    except InvalidSavedState:
         return pool, None
 
 
@@ -78,7 +83,10 @@ def _give_up(pool: Pool, state: State) -> None:
     process be killed once the controller runs again, with other memory, and whoever holds the
     old bundle hand it to the next.
     """
-    offset, sequence, _ = manifest.find(pool)
+    try:
+        offset, sequence, _ = manifest.find(pool)
+    except InvalidSavedState:
+        return  # nobody goes on from it as it is
     try:
         buffer = pool.claim(offset)
         manifest.Manifest(pool, buffer, sequence).write(
