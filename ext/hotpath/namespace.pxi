@@ -121,6 +121,8 @@ cdef class NamespaceCore:
         """Writes `data` (any buffer, a multiple of the block size) from `lba` on (NVM Command Set 1.0, 3.2.6). fua: Force Unit Access.
 
         Memory that the device reaches is read in place and must not be changed meanwhile; anything else is copied when the write starts.
+        Cancelling it (wait_for, a task group) doesn't take it back: it may still be carried out, also after a newer write to the same blocks
+        was acknowledged. Await settled(lba, blocks) before writing them again.
         """
         return self.transfer("write", OPC_WRITE, WRITE_FROM, NVQ_FROM_HOST, lba, data, fua)
 

@@ -16,6 +16,7 @@ import attrs
 from nvme_async.driver.batch import BatchError, Many, as_lbas
 from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits, copy_groups, dsm_groups, pieces
 from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.settling import settled
 from nvme_async.errors import (
     CommandError,
     ConfigurationError,
@@ -84,7 +85,9 @@ class Namespace(NamespaceCore):
     All methods that move data raise CommandError and its kin for what the controller reports
     (LbaOutOfRange, MediaError, …), ControllerError when the controller failed as a whole,
     CommandTimeout, and ValueError for arguments that make no sense. Cancelling is safe at any time:
-    the command's memory stays reserved until the controller has let go of it.
+    the command's memory stays reserved until the controller has let go of it. But it doesn't call the
+    command back: a cancelled write, and one that ended with CommandTimeout, may still be carried out,
+    also over a newer write that was acknowledged. settled() waits until that can't happen.
     """
 
     identify: IdentifyNamespace
@@ -290,6 +293,35 @@ class Namespace(NamespaceCore):
         if batch.failed and check:
             raise BatchError(result)
         return result
+
+    # -- order -------------------------------------------------------------------------------------
+
+    async def settled(self, lba: int = 0, blocks: int | None = None) -> None:
+        """Waits until no command that was cancelled or timed out before this call, in whichever loop
+        of this process, can still change these blocks (by default all of the namespace).
+
+        A write whose caller has gone is not undone: the controller may carry it out later, also after
+        a newer write to the same blocks was acknowledged. To write such blocks again:
+
+            try:
+                await asyncio.wait_for(ns.write(lba, old), 0.1)
+            except TimeoutError:
+                await ns.settled(lba, blocks)
+                await ns.write(lba, new)
+
+        Commands of which it isn't known what they change (Dataset Management, Copy, vendors' own)
+        count as well. Commands that somebody awaits don't: those are ordered by awaiting them. It
+        takes as long as such a command does: the driver's own limits end them (`command_timeout`,
+        then an abort, then a reset). Cancelling it is safe.
+
+        Raises HandedOver or QueueShutdown if another process has the controller now: what was out
+        is its to wait for.
+        """
+        if blocks is None:
+            blocks = max(self.blocks - lba, 0)
+        if lba < 0 or blocks < 0 or lba + blocks > 1 << 64:
+            raise ValueError(f"lba {lba}, blocks {blocks}: no range of blocks")
+        await settled(self.controller, self._nsid, lba, blocks)
 
     # -- bytes -------------------------------------------------------------------------------------
 

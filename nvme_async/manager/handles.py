@@ -313,6 +313,12 @@ class ManagedNamespace:
         """See Namespace.write_many(). If the driver ends meanwhile, all elements are written again."""
         return await self._call("write_many", lbas, data, blocks=blocks, depth=depth, fua=fua, check=check)  # type: ignore[no-any-return]
 
+    async def settled(self, lba: int = 0, blocks: int | None = None) -> None:
+        """See Namespace.settled(). With a driver that ended, and took the controller down, its commands
+        have ended too.
+        """
+        await self._call("settled", lba, blocks)
+
     async def write_zeroes(self, lba: int, blocks: int, *, deallocate: bool = False, fua: bool = False) -> None:
         """See Namespace.write_zeroes()."""
         await self._call("write_zeroes", lba, blocks, deallocate=deallocate, fua=fua)

@@ -1,0 +1,66 @@
+"""Waiting for commands that their callers have left behind.
+
+NVMe orders nothing between commands that are out at the same time (Base 2.0, 3.3.2), and one that
+was sent can't be called back: Abort is best effort. So a write whose caller was cancelled, or got a
+CommandTimeout, may still reach the media, also after a newer write to the same blocks was
+acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nvme_async.driver.lifecycle import State
+from nvme_async.driver.pcie.loop_queue import LoopQueue
+
+if TYPE_CHECKING:
+    from nvme_async.driver.controller import Controller
+
+# Seconds between polls of a queue pair whose loop doesn't run; the last one again and again.
+_PAUSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+# The same while its loop runs, and reports by itself.
+_CHECK = 1.0
+
+
+async def settled(controller: Controller, nsid: int, lba: int, blocks: int) -> None:
+    """Returns once no command of this process that was left behind before this call, and may change
+    one of these blocks, is with the controller. Raises what not_here() says if they have become
+    another process's meanwhile.
+    """
+    queues = controller.queues
+    known = [*queues.io_queues(), *(queue for queue in queues.unsettled if queue.qid)]
+    await asyncio.gather(*(_settled(controller, queue, nsid, lba, blocks) for queue in known))
+
+
+async def _settled(controller: Controller, queue: LoopQueue, nsid: int, lba: int, blocks: int) -> None:
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+
+    def report() -> None:
+        """In the thread of the queue pair's loop, or of the controller's home."""
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(gone.set)
+
+    def begin() -> bool:
+        cids = queue.hot.left_behind(nsid, lba, blocks)
+        if cids:
+            queue.hot.when_gone(cids, report)
+        return bool(cids)
+
+    if not await controller.on_owner(queue, begin):
+        return
+    pauses = iter(_PAUSES)
+    while not gone.is_set():
+        running = queue.loop.is_running()
+        pause = _CHECK if running else next(pauses, _PAUSES[-1])
+        try:
+            async with asyncio.timeout(pause):
+                await gone.wait()
+        except TimeoutError:
+            if queue.hot.closed:
+                break
+            if not running:
+                await controller.on_owner(queue, lambda: queue.hot.reap())
+    if controller.state is State.HANDED_OVER:
+        raise controller.not_here()
