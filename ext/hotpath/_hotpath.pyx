@@ -118,6 +118,9 @@ cdef extern from "hotpath/queue.h":
     int prp_build(uint64_t *prp, uint64_t iova, uint64_t nbytes, uint64_t *list, uint64_t list_iova, uint32_t list_bytes) nogil
     uint32_t prp_list_bytes(uint32_t entries) nogil
 
+cdef extern from "hotpath/defuse.h":
+    void nvd_defuse(nvq *q, unsigned slot) nogil
+
 cdef extern from "hotpath/short.h":
     void nvs_set_mark(uint64_t mark) nogil
     void nvs_prepare(uint8_t *data, uint64_t nbytes) nogil

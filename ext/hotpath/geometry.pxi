@@ -69,13 +69,10 @@ cdef int defuse(QueuePair qp) except -1:
     """After a reset, before the controller hears of the commands that are sent again: those whose geometry has expired since become
     Flush commands in their place in the ring, and their awaiters get the geometry's error when these complete."""
     cdef uint32_t i
-    cdef nvq_tracker *t
-    cdef nvq_sqe *sqe
     cdef Batch batch
     cdef bint expired
     for i in range(qp.q.n_trackers):
-        t = &qp.q.trackers[i]
-        if t.state != NVQ_ARMED:
+        if qp.q.trackers[i].state != NVQ_ARMED:
             continue
         expired = False
         if qp.waiters[i] != NULL:
@@ -85,17 +82,9 @@ cdef int defuse(QueuePair qp) except -1:
             for batch in qp.batches:
                 if qp.slots[i].batch == &batch.b:
                     expired = batch.geometry is not None and batch.geometry.state == EXPIRED
-        sqe = &qp.q.sq[t.position % qp.q.entries]
-        if expired and sqe.cid == t.cid:
-            as_flush(sqe)
-            as_flush(&t.sqe)
+        if expired:
+            nvd_defuse(&qp.q, i)
     return 0
-
-
-cdef inline void as_flush(nvq_sqe *sqe) noexcept:
-    """The command id, nsid and (unused) PRPs stay."""
-    sqe.opcode = OPC_FLUSH
-    sqe.cdw2 = sqe.cdw3 = sqe.cdw10 = sqe.cdw11 = sqe.cdw12 = sqe.cdw13 = sqe.cdw14 = sqe.cdw15 = 0
 
 
 cdef int wake_parked(QueuePair qp) except -1:

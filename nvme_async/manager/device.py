@@ -8,18 +8,14 @@ other methods may be called from any loop.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-import attrs
-
+from nvme_async.driver.events import Event
 from nvme_async.driver.options import Options
 from nvme_async.errors import (
-    ControllerError,
-    ControllerGone,
+    ControllerReplaced,
     ControllerTimeout,
     HandedOver,
     InvalidNamespace,
@@ -30,32 +26,20 @@ from nvme_async.keepalive import Adopted, Bundle, restore
 from nvme_async.keepalive.config import Decision
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.opening import choose, open_with_keepalive, with_pool
-from nvme_async.manager.drivers import Drivers, reachable
+from nvme_async.manager.drivers import Drivers
 from nvme_async.manager.events import Events, Kind, ManagerEvent
 from nvme_async.manager.gate import Gate
 from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.mailbox import Mailbox
-from nvme_async.manager.settings import split
+from nvme_async.manager.outcomes import adopted_result, as_nvme_error, forsake
+from nvme_async.manager.settings import Policy, split
+from nvme_async.manager.upkeep import Upkeep
 from nvme_async.manager.workers import Worker
+from nvme_async.spec.identity import ControllerIdentity
 
 log = logging.getLogger("nvme_async")
 
 State = Literal["new", "loading", "ready", "servicing", "failed", "gone", "closed"]
-
-# Repairs are counted within so many seconds.
-REPAIR_WINDOW = 60.0
-# How often a device that is gone is looked for, in seconds: at first, and at most.
-FIRST_LOOK, SLOWEST_LOOK = 0.1, 2.0
-
-
-@attrs.frozen
-class Policy:
-    """What the manager does by itself. See Manager."""
-
-    wait_limit: float
-    close_limit: float
-    repairs: int
-    reload: bool
 
 
 class ManagedDevice:
@@ -69,6 +53,7 @@ class ManagedDevice:
         decision: whether keepalive runs from the next servicing or save on, and why; None before
             the first driver.
         failure: why calls fail, or None.
+        identity: of the controller that the handles are for; None before the first driver.
     """
 
     def __init__(
@@ -98,10 +83,8 @@ class ManagedDevice:
         self._events = events
         self._on_dead = on_dead
         self._loaded_once = False
-        self._repaired: list[float] = []
-        self._follower: asyncio.Task[None] | None = None
-        self._followed: Controller | None = None
-        self._searcher: asyncio.Task[None] | None = None
+        self.identity: ControllerIdentity | None = None
+        self._upkeep = Upkeep(self, repairs=policy.repairs, reload=policy.reload)
 
     @property
     def wait_limit(self) -> float:
@@ -156,7 +139,7 @@ class ManagedDevice:
             await asyncio.wait([future], timeout=timeout)
         except asyncio.CancelledError:
             if not saving.cancel():
-                saving.add_done_callback(_forsake)
+                saving.add_done_callback(forsake)
             raise
         if not future.done() and saving.cancel():
             running = self.mailbox.inspect()["running"] or {"operation": "its worker", "seconds": timeout}
@@ -230,27 +213,34 @@ class ManagedDevice:
             return
         self.state = state
         self.failure = failure
-        for nsid in list(self.handles):
-            self._bind(nsid)
+        replaced = [nsid for nsid in list(self.handles) if not self._bind(nsid)]
         self.gate.wake()
+        for nsid in replaced:
+            self._events.publish(ManagerEvent("namespace-replaced", self.uri, nsid))
 
     def forget_in_child(self, reason: NvmeError) -> None:
         self.gate = Gate()
         self._become("closed", reason)
 
-    def _bind(self, nsid: int) -> None:
+    def _bind(self, nsid: int) -> bool:
+        """False: another disk has the number; the handle has ended, and the next namespace() gives
+        another.
+        """
         handle = self.handles[nsid]
         if self.state != "ready":
-            handle._bind(None, self.failure)
-            return
+            return handle._bind(None, self.failure)
         assert self.controller is not None
         target = self.controller.namespaces.get(nsid)
-        missing = (
-            None
-            if target is not None
-            else InvalidNamespace(0, 0x0B, nsid=nsid, text="there is no such namespace", command="I/O")
-        )
-        handle._bind(target, missing)
+        if target is None and nsid in self.controller.scanner.unread:
+            return handle._bind(None, None)  # not ready yet: calls wait for it, within their limit
+        if target is None:
+            return handle._bind(
+                None, InvalidNamespace(0, 0x0B, nsid=nsid, text="there is no such namespace", command="I/O")
+            )
+        if handle._bind(target, None):
+            return True
+        del self.handles[nsid]
+        return False
 
     def _publish(self, kind: Kind, reason: str = "") -> None:
         self._events.publish(ManagerEvent(kind, self.uri, reason=reason))
@@ -291,7 +281,7 @@ class ManagedDevice:
             options, keepalive_options = split(given)
             controller = await open_with_keepalive(self.uri, options, keepalive_options, fresh=self._drivers.open)
         except BaseException as error:
-            failure = _as_nvme_error(error, f"{self.uri}: loading failed")
+            failure = as_nvme_error(error, f"{self.uri}: loading failed")
             if self._loaded_once:
                 self._become("gone" if before == "gone" else "failed", failure)
             else:
@@ -307,13 +297,30 @@ class ManagedDevice:
         since.
         """
         self.controller = controller
+        self._identify(controller)
         if options is self.options:
             self.decision = controller.settings
         self._loaded_once = True
         self._become("ready")
-        if self._followed is not controller:
-            self._followed = controller
-            self._follower = controller.loop.create_task(self._follow(controller), name=f"{self.uri} follower")
+        self._upkeep.follow(controller)
+
+    def _identify(self, controller: Controller) -> None:
+        """Is it the controller that the handles are for? If it isn't, they end here, and the next
+        namespace() gives new ones.
+        """
+        before, self.identity = self.identity, controller.identity
+        if before is None or controller.identity is None:
+            return
+        differences = before.differences(controller.identity, connected_anew=True)
+        if not differences:
+            return
+        reason = ControllerReplaced(f"{self.uri}: another controller is there: {differences}")
+        log.warning("%s", reason)
+        handles, self.handles = self.handles, {}
+        for handle in handles.values():
+            handle._end(reason)
+        self.gate.wake()
+        self._publish("device-replaced", str(reason))
 
     async def _reset(self, reason: str) -> None:
         await self._ready().reset(reason)
@@ -343,32 +350,34 @@ class ManagedDevice:
         await (self._service_live(changed) if keepalive else self._service(changed))
 
     async def _service(self, changed: dict[str, Any]) -> None:
-        controller = self.controller
         if self.state == "closed":
             raise self.failure or QueueShutdown(f"{self.uri}: the device is closed")
-        self._become("servicing")
         try:
-            self.controller = None
-            device = (
-                await self._drivers.within_limit(controller, controller.release()) if controller is not None else None
-            )
-            self.options = changed
-            given, keepalive_options = split(changed)
-            options = Options.of(given)
-            again = await self._drivers.device_again(device)
-            try:
-                decision, custodian = choose(self.uri, options, keepalive_options)
-            except BaseException:
-                again.close()
-                raise
-            fresh = await self._drivers.settled(
-                self._drivers.bring_up(again, with_pool(options, decision)), decision, custodian
-            )
+            await self._replace(changed)
         except BaseException as error:
-            failure = _as_nvme_error(error, f"{self.uri}: servicing failed")
+            failure = as_nvme_error(error, f"{self.uri}: servicing failed")
             self._become("failed", failure)
             self._publish("device-failed", str(failure))
             raise
+
+    async def _replace(self, changed: dict[str, Any]) -> None:
+        """The driver is shut down, the device reset, and another driver brought up."""
+        controller = self.controller
+        self._become("servicing")
+        self.controller = None
+        device = await self._drivers.within_limit(controller, controller.release()) if controller is not None else None
+        self.options = changed
+        given, keepalive_options = split(changed)
+        options = Options.of(given)
+        again = await self._drivers.device_again(device)
+        try:
+            decision, custodian = choose(self.uri, options, keepalive_options)
+        except BaseException:
+            again.close()
+            raise
+        fresh = await self._drivers.settled(
+            self._drivers.bring_up(again, with_pool(options, decision)), decision, custodian
+        )
         self.servicings += 1
         self._install(fresh, changed)
         self._publish("device-serviced")
@@ -416,7 +425,7 @@ class ManagedDevice:
                 await self._drivers.settled(restore(bundle, policy="fresh", **given), decision, custodian), before
             )
         except BaseException as error:
-            failure = _as_nvme_error(error, f"{self.uri}: taking the controller over failed")
+            failure = as_nvme_error(error, f"{self.uri}: taking the controller over failed")
             self._become("failed", failure)
             self._publish("device-failed", str(failure))
             raise
@@ -451,9 +460,7 @@ class ManagedDevice:
         """Closes it for good."""
         self._become("closed", reason)
         self._on_dead(self)
-        for task in (self._follower, self._searcher):
-            if task is not None and task is not asyncio.current_task():
-                task.cancel()
+        self._upkeep.stop()
         if await self._drop():
             self._publish("device-unloaded")
 
@@ -467,90 +474,31 @@ class ManagedDevice:
     async def _registers(self) -> dict[str, str]:
         return await self._ready().registers.snapshot()
 
-    # -- what happens by itself --------------------------------------------------------------------
+    # -- what its upkeep needs ---------------------------------------------------------------------
 
-    async def _follow(self, controller: Controller) -> None:
-        """Passes the driver's events on; when they end because it failed, sees to it that there is
-        another.
+    def pass_on(self, event: Event) -> None:
+        """One of the driver's: handles first, then who listens."""
+        kind: Kind = event.kind
+        if event.nsid in self.handles:
+            if not self._bind(event.nsid):
+                kind = "namespace-replaced"  # also when it was removed before, and this one was added
+            self.gate.wake()
+        self._events.publish(ManagerEvent(kind, self.uri, event.nsid, event=event.event))
+
+    def out_of_order(self, state: State, failure: NvmeError, kind: Kind | None = None) -> None:
+        """ "servicing": calls wait for the next driver; else they fail with `failure`."""
+        self._become(state, failure if state != "servicing" else None)
+        if kind is not None:
+            self._publish(kind, str(failure))
+
+    async def replace_driver(self) -> None:
+        """Shut down, reset, brought up anew, with the options that it has. Raises NvmeError; what
+        becomes of the device then is the caller's to say.
         """
-        async for event in controller.events():
-            if event.nsid in self.handles:
-                self._bind(event.nsid)
-                self.gate.wake()
-            self._events.publish(ManagerEvent(event.kind, self.uri, event.nsid, event=event.event))
-        if controller is self.controller and controller.failure is not None and self.state == "ready":
-            self._failed(controller.failure)
-
-    def _failed(self, failure: NvmeError) -> None:
-        now = time.monotonic()
-        self._repaired = [then for then in self._repaired if now - then < REPAIR_WINDOW]
-        if isinstance(failure, ControllerGone):
-            self._become("gone", failure)
-            self._publish("device-gone", str(failure))
-            self.mailbox.post("reclaim", self._reclaim)
-        elif len(self._repaired) < self._policy.repairs:
-            self._repaired.append(now)
-            self._become("servicing")
-            self._publish("device-failed", str(failure))
-            self.mailbox.post("repair", self._repair)
-        else:
-            self._become("failed", failure)
-            self._publish("device-failed", str(failure))
-            self.mailbox.post("reclaim", self._reclaim)
-
-    async def _repair(self) -> None:
-        self.repairs += 1
         try:
-            await self._service(self.options)
-        except NvmeError as error:
-            log.error("%s: %s", self.uri, error)
+            await self._replace(self.options)
+        except Exception as error:
+            raise as_nvme_error(error, f"{self.uri}: the repair failed") from error
 
-    async def _reclaim(self) -> None:
-        """What is gone reaches no memory: everything is freed."""
-        if self.state not in ("gone", "failed"):
-            return  # somebody was quicker
-        await self._drop()
-        if self.state == "gone" and self._policy.reload and self._searcher is None:
-            self._searcher = asyncio.ensure_future(self._search())
-
-    async def _search(self) -> None:
-        """Looks for a device that is gone until it is back."""
-        pause = FIRST_LOOK
-        try:
-            while self.state == "gone":
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.5, SLOWEST_LOOK)
-                if await asyncio.to_thread(reachable, self.uri):
-                    await self._appeared()
-        finally:
-            self._searcher = None
-
-    async def _appeared(self) -> None:
-        """There is something at the address again: loads it if that is still wanted."""
-        if self.state == "gone":
-            try:
-                await self.load()
-            except (NvmeError, OSError) as error:
-                log.info("%s: not back yet: %s", self.uri, error)
-
-
-def _forsake(saving: concurrent.futures.Future[Bundle | None]) -> None:
-    """Who asked for the bundle went away: the controller ends with its descriptors."""
-    if not saving.cancelled() and saving.exception() is None:
-        bundle = saving.result()
-        if bundle is not None:
-            bundle.close()
-
-
-async def adopted_result(controller: Controller, tag: int) -> Adopted | None:
-    """The predecessor's command with that tag, once it is finished; None if there is none. On the
-    controller's loop.
-    """
-    async for command in controller.adopted:
-        if command.tag == tag:
-            return command
-    return None
-
-
-def _as_nvme_error(error: BaseException, what: str) -> NvmeError:
-    return error if isinstance(error, NvmeError) else ControllerError(f"{what}: {error!r}")
+    async def drop_driver(self) -> bool:
+        return await self._drop()

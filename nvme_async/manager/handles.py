@@ -25,6 +25,8 @@ from nvme_async.errors import (
     ControllerTimeout,
     HandedOver,
     InvalidNamespace,
+    NamespaceChanged,
+    NamespaceReplaced,
     NvmeError,
     QueueShutdown,
 )
@@ -35,10 +37,13 @@ from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyNamespace
+from nvme_async.spec.identity import NamespaceIdentity
 from nvme_async.spec.opcodes import NvmOpcode
 
 # With these a driver ends, or a reset fails what it can't repeat.
 LOST = (QueueShutdown, HandedOver, ControllerError)
+# These mean the same whatever the block size is.
+BYTES = ("pread", "pwrite", "flush")
 # A controller in these states is the one that goes on: its errors are the command's.
 GOING_ON = ("ready", "resetting")
 # Of commands that nobody gave a tag and whose results are to be found again.
@@ -69,7 +74,12 @@ class ManagedNamespace:
     is no read, write, flush, compare, write zeroes, write uncorrectable, dataset management or
     verify) are sent again. The others keep their one result where the controller went on
     (keepalive), and else fail with the reason. A removed namespace fails at once with
-    InvalidNamespace; it works again if the same nsid comes back.
+    InvalidNamespace; it works again if the same one comes back under its nsid.
+
+    A handle is for one disk. When another controller answers at the address it fails with
+    ControllerReplaced, when another namespace has the nsid with NamespaceReplaced; both for good,
+    and manager.namespace() then gives a new handle. A call that waited while the namespace got
+    another block size ends with NamespaceChanged.
     """
 
     def __init__(self, device: DriverSource, nsid: int) -> None:
@@ -78,18 +88,33 @@ class ManagedNamespace:
         self._target: Namespace | None = None
         self._failure: NvmeError | None = None
         self._latest: Namespace | None = None  # the last one there was, for the attributes
+        self.identity = NamespaceIdentity()
+        """Of the disk that this handle is for."""
         self.retried = 0
 
     # -- the device's side, on its worker ----------------------------------------------------------
 
-    def _bind(self, target: Namespace | None, failure: NvmeError | None) -> None:
+    def _bind(self, target: Namespace | None, failure: NvmeError | None) -> bool:
         """A driver's namespace; or none: calls wait, or with `failure` end. The device wakes who
-        waits.
+        waits. False: the namespace is another disk's, and this handle has ended.
         """
+        if target is not None and self.identity.is_other(target.identity):
+            self._end(
+                NamespaceReplaced(
+                    f"namespace {self._nsid} of {self.uri} is another one now: {self.identity} became {target.identity}"
+                )
+            )
+            return False
         self._failure = failure
         self._target = target
         if target is not None:
             self._latest = target
+            self.identity = target.identity.merged(self.identity)
+        return True
+
+    def _end(self, reason: NvmeError) -> None:
+        """Its disk isn't there any more, another one is: calls fail with `reason`, for good."""
+        self._target, self._failure = None, reason
 
     # -- what it is --------------------------------------------------------------------------------
 
@@ -184,16 +209,27 @@ class ManagedNamespace:
     ) -> Any:
         """The call that could not be made, or ended with its driver."""
         limit = asyncio.get_running_loop().time() + self._device.wait_limit
+        made_for = stale if stale is not None else self._latest
+        size = made_for.block_size if made_for is not None and method not in BYTES else 0
         while True:
             if stale is not None and error is not None:
                 if stale.controller.state in GOING_ON:
                     raise error
                 self.retried += 1
             target = await self._usable(stale, limit)
+            self._check_size(target, size)
             try:
                 return await getattr(target, method)(*arguments, **options)
             except LOST as lost:
                 stale, error = target, lost
+
+    def _check_size(self, target: Namespace, size: int) -> None:
+        """A call that was made for blocks of `size` bytes (0: of any) is not repeated with others."""
+        if size and target.block_size != size:
+            raise NamespaceChanged(
+                f"namespace {self._nsid} of {self.uri} was formatted while the call waited: blocks of {size} bytes "
+                f"became blocks of {target.block_size} bytes"
+            )
 
     async def _once(self, command: Command, buffer: Any, tag: int) -> Completion:
         """For what must not be sent twice. A command that was out when its driver was replaced on
@@ -202,10 +238,13 @@ class ManagedNamespace:
         """
         limit = asyncio.get_running_loop().time() + self._device.wait_limit
         target = self._target
+        made_for = target if target is not None else self._latest
+        size = made_for.block_size if made_for is not None else 0
         tag = tag or next(_tags)
         while True:
             if target is None or target._gone is not None:
                 target = await self._usable(target, limit)
+                self._check_size(target, size)
             try:
                 return await target.submit(command, buffer, tag=tag)
             except HandedOver as lost:

@@ -14,13 +14,13 @@ from typing import Any, Literal, Self, TypeVar
 from nvme_async.errors import ConfigurationError, NvmeError, QueueShutdown
 from nvme_async.keepalive import Bundle
 from nvme_async.manager.control import ControlServer
-from nvme_async.manager.device import ManagedDevice, Policy
+from nvme_async.manager.device import ManagedDevice
 from nvme_async.manager.events import Events, ManagerEvent, Subscription
 from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.hotplug import HotplugWatch
 from nvme_async.manager.registry import Registry, canonical
 from nvme_async.manager.servicing import SavedDevices
-from nvme_async.manager.settings import split
+from nvme_async.manager.settings import Policy, split
 from nvme_async.manager.workers import EventLoop, Pin, Worker, Workers
 from nvme_async.runtime import forks
 from nvme_async.runtime.tasks import finish

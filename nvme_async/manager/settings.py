@@ -15,6 +15,16 @@ from nvme_async.keepalive.opening import KeepaliveOptions
 _KEEPALIVE_OPTIONS = frozenset(field.name for field in attrs.fields(KeepaliveOptions))
 
 
+@attrs.frozen
+class Policy:
+    """What the manager does by itself. See Manager."""
+
+    wait_limit: float
+    close_limit: float
+    repairs: int
+    reload: bool
+
+
 def split(given: dict[str, Any]) -> tuple[dict[str, Any], KeepaliveOptions]:
     """Keyword arguments as nvme_async.open() takes them: (those of Options, what is said about
         keepalive). ConfigurationError for what makes

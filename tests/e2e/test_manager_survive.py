@@ -21,6 +21,7 @@ from nvme_async.errors import (
     InvalidField,
     InvalidNamespace,
     LbaOutOfRange,
+    NamespaceReplaced,
     QueueShutdown,
 )
 from nvme_async.manager import Manager
@@ -268,9 +269,13 @@ async def test_namespaces_are_added_resized_and_removed_under_load() -> None:
         assert {type(error) for error in second_load.errors} <= {InvalidNamespace, InvalidField}
 
         await asyncio.to_thread(faults.add_namespace, 5, "4MiB")
-        await eventually(lambda: second.available)
-        assert await second.read(0) == bytes(4096)
-        assert second.nbytes == 4 << 20
+        # Another disk under the number: the old handle is not for it.
+        await events.wait("namespace-replaced")
+        with pytest.raises(NamespaceReplaced):
+            await second.read(0)
+        third = await manager.namespace(address, 5)
+        assert await third.read(0) == bytes(4096)
+        assert third.nbytes == 4 << 20
         await load.more(30)
         await load.stop()
         assert load.errors == []

@@ -202,6 +202,8 @@ async def test_commands_that_a_reset_sends_again_become_harmless_when_the_format
     sqes = ring.fetch()
     assert sorted(sqe[0] for sqe in sqes) == [0, 0, 0, 1]
     assert [struct.unpack_from("<Q", sqe, 40)[0] for sqe in sqes if sqe[0] == 1] == [9]
+    # A successor would still find every tracker whole, and equal to its ring entry.
+    assert _hotpath.look_at_queue(ring.qp)["in_flight"] == 4
     for sqe in sqes:
         ring.post(ring.cid(sqe))
     ring.qp.reap()

@@ -1,0 +1,29 @@
+/* A command that waits in the ring and must not be carried out any more. */
+#ifndef NVME_ASYNC_HOTPATH_DEFUSE_H
+#define NVME_ASYNC_HOTPATH_DEFUSE_H
+
+#include "queue.h"
+
+static inline void nvd_as_flush(struct nvq_sqe *sqe)
+{
+    sqe->opcode = 0x00; /* Flush; command id, nsid and (unused) PRPs stay */
+    sqe->cdw2 = sqe->cdw3 = 0;
+    sqe->cdw10 = sqe->cdw11 = sqe->cdw12 = sqe->cdw13 = sqe->cdw14 = sqe->cdw15 = 0;
+}
+
+/*
+ * Makes a Flush of an armed command whose doorbell was not rung since the queue began anew: nothing of the ring may have been fetched. The
+ * tracker says the same as the ring, with a sum that fits.
+ */
+static inline void nvd_defuse(struct nvq *q, unsigned slot)
+{
+    struct nvq_tracker *t = &q->trackers[slot];
+    struct nvq_sqe *sqe = &q->sq[t->position % q->entries];
+    if (sqe->cid != t->cid)
+        return;
+    nvd_as_flush(sqe);
+    nvd_as_flush(&t->sqe);
+    t->sum = nvq_sum_sent(t, t->flags);
+}
+
+#endif
