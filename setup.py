@@ -60,6 +60,7 @@ setup(
                 ("_hotpath", "hotpath"),
                 ("_emulator", "emulator"),
                 ("_fio", "fio"),
+                ("_tcp", "tcp"),
             ]
             if glob(f"ext/{folder}/{name}.pyx")
         ],

@@ -11,6 +11,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.long cimport PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -35,6 +36,17 @@ cdef extern from "common/histogram.h":
     void histogram_clear(histogram *h) nogil
     uint64_t histogram_value(unsigned index) nogil
     double histogram_deviation(const histogram *h) nogil
+
+cdef extern from "hotpath/transport.h":
+    const char *NVQ_BINDING
+
+    struct nvq_transport:
+        bint (*abandon)(nvq *q, unsigned slot) noexcept
+
+    struct nvq_binding:
+        const nvq_transport *transport
+        void *link
+        nvq **queue
 
 cdef extern from "hotpath/queue.h":
     enum: NVQ_MAGIC, NVQ_LAYOUT_VERSION, NVQ_PAGE, NVQ_MAX_ENTRIES, NVQ_SUMS
@@ -95,6 +107,8 @@ cdef extern from "hotpath/queue.h":
         uint32_t *cq_eventidx
         histogram *latency
         nvq_strays strays
+        const nvq_transport *transport
+        void *link
 
     uint64_t nvq_layout(nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_entries) nogil
     int nvq_open(nvq *q, uint8_t *memory, uint64_t iova) nogil

@@ -135,6 +135,11 @@ cdef class Batch:
         if self.b.data == NULL or wanted == 0:
             nvb_sum(&self.b)
             return True
+        if qp.q.transport != NULL:
+            self.b.iova = <uintptr_t>self.b.data
+            self.b.offset = NVQ_NO_OFFSET
+            nvb_sum(&self.b)
+            return True
         if not <uintptr_t>self.b.data & 3:
             mapping = qp.address_map.find(self.b.data, <uint64_t>self.b.nbytes * self.b.n)
         if mapping != NULL and self.b.pieces == NULL:

@@ -33,6 +33,7 @@
 #include "layout.h"
 #include "prp.h"
 #include "sum.h"
+#include "transport.h"
 
 #define NVQ_MAX_ENTRIES 4096u
 
@@ -82,6 +83,9 @@ struct nvq {
     volatile uint32_t *cq_shadow;
     volatile uint32_t *sq_eventidx;
     volatile uint32_t *cq_eventidx;
+
+    const struct nvq_transport *transport; /* NULL: the rings are shared with the device */
+    void *link;                            /* the transport's own */
 
     struct histogram *latency; /* from nvq_post to nvq_reap, in nanoseconds; NULL = not recorded */
     struct nvq_strays strays;
@@ -164,6 +168,8 @@ static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
 
 static inline void nvq_close(struct nvq *q)
 {
+    if (q->transport)
+        q->transport->unbind(q);
     free(q->free_slots);
     free(q->done_slots);
     free(q->next_cid);
@@ -188,6 +194,8 @@ static inline void nvq_free(struct nvq_tracker *t)
 static inline void nvq_reset(struct nvq *q)
 {
     struct nvq_header *h = q->header;
+    if (q->transport)
+        q->transport->reset(q);
     memset(q->sq, 0, 64ull * q->entries);
     memset((void *)q->cq, 0, 16ull * q->entries); /* phase bits 0: the first pass posts 1 (Base 2.0, 3.3.3.2) */
     memset(q->lists, 0xef, (size_t)q->list_bytes * q->n_trackers);
@@ -329,8 +337,13 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
     }
     ++*counter;
     nvq_before_doorbell(); /* also where the caller writes it: the register may be memory, in a window of its own */
-    if (!doorbell)
-        return true;
+    if (!doorbell) {
+        if (!q->transport)
+            return true;
+        if (counter == &q->header->n_sq_doorbells)
+            q->transport->submit(q);
+        return false;
+    }
     *doorbell = value;
     if (q->kick_fd >= 0) {
         const uint64_t one = 1;
@@ -379,7 +392,9 @@ static inline void nvq_before_last_poll(void)
 /* Is there a completion that was not polled yet? */
 static inline bool nvq_pending(const struct nvq *q)
 {
-    return (*(volatile uint16_t *)&q->cq[q->cq_head].status & 1) == q->cq_phase;
+    if ((*(volatile uint16_t *)&q->cq[q->cq_head].status & 1) == q->cq_phase)
+        return true;
+    return __builtin_expect(q->transport != NULL, 0) && q->transport->poll((struct nvq *)q);
 }
 
 /* One entry of the completion ring was dealt with. */
@@ -407,7 +422,7 @@ static __attribute__((noinline, cold)) void nvq_stray(struct nvq *q, uint16_t ci
  * Takes up to `limit` entries off the ring: records completions in their trackers and appends their slots to done_slots; returns how many.
  * Strays are noted in q->strays. Needs no interpreter.
  */
-static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
+static inline unsigned nvq_reap_ring(struct nvq *q, unsigned limit)
 {
     struct nvq_header *h = q->header;
     const uint32_t mask = (1u << q->slot_bits) - 1;
@@ -451,6 +466,17 @@ static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
             h->max_batch = n;
     }
     return n;
+}
+
+static __attribute__((noinline, unused)) unsigned nvq_reap_polled(struct nvq *q, unsigned limit)
+{
+    return q->transport->poll(q) ? nvq_reap_ring(q, limit) : 0;
+}
+
+static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
+{
+    const unsigned n = nvq_reap_ring(q, limit);
+    return !n && q->transport ? nvq_reap_polled(q, limit) : n;
 }
 
 static inline void nvq_relax(void)

@@ -236,6 +236,8 @@ cdef class QueuePair(Rings):
     cdef inline bint place(self, Request request) except -1:
         """Finds where the device reaches the data: in place, or in bounce pages. False: there is no page for it now."""
         cdef Mapping *mapping = NULL
+        if self.q.transport != NULL:
+            return self.place_for_transport(request)
         if request.has_view and not <uintptr_t>request.view.buf & 3:      # PRPs are dword aligned (Base 2.0, 4.1.1)
             mapping = self.address_map.find(request.view.buf, request.nbytes)
         if mapping != NULL:
@@ -259,13 +261,27 @@ cdef class QueuePair(Rings):
         self.q.header.n_bounced += 1
         return True
 
+    cdef bint place_for_transport(self, Request request) except -1:
+        """A transport reaches all memory: the caller's buffer, or the bytes object that is going to be the result."""
+        if request.kind == READ_BYTES:
+            request.bytes = PyBytes_FromStringAndSize(NULL, request.nbytes)
+            request.iova = <uintptr_t>PyBytes_AS_STRING(request.bytes)
+        else:
+            request.iova = <uintptr_t>request.view.buf
+        request.offset = NVQ_NO_OFFSET
+        return True
+
     cdef inline int send(self, Request request) except -1:
         cdef int slot = nvq_take(&self.q)
         cdef nvq_tracker *tracker
         if slot < 0:
             raise RuntimeError(f"queue {self.qid}: no command id is free")
         tracker = &self.q.trackers[slot]
-        if request.kind != NO_DATA:
+        if request.kind != NO_DATA and self.q.transport != NULL:
+            request.sqe.prp1 = request.iova
+            request.sqe.prp2 = 0
+            tracker.data_offset = NVQ_NO_OFFSET
+        elif request.kind != NO_DATA:
             if prp_build(&request.sqe.prp1, request.iova, request.nbytes, nvq_list(&self.q, slot), nvq_list_iova(&self.q, slot),
                          self.q.list_bytes):
                 nvq_put(&self.q, slot)
@@ -447,7 +463,9 @@ cdef class QueuePair(Rings):
 
     cdef inline void take_result(self, Request request) except *:
         try:
-            if request.kind == READ_BYTES:
+            if request.kind == READ_BYTES and request.bytes is not None:
+                request.result = request.bytes
+            elif request.kind == READ_BYTES:
                 request.result = PyBytes_FromStringAndSize(request.piece.data, request.nbytes)
             elif request.kind == READ_INTO:
                 if request.bounced:
@@ -576,7 +594,7 @@ cdef class QueuePair(Rings):
         self.waiters = NULL
         self.slots = NULL
         self.close_memory()
-        self.mmio = self.memory = self.shadow = self.doorbell_write = None
+        self.mmio = self.memory = self.shadow = self.doorbell_write = self.transport = None
         self.flush_callback = self.poll_callback = self.more_callback = None
         self.on_sleep = self.on_busy = None
 

@@ -41,6 +41,7 @@ cdef class Request:
     cdef Geometry geometry   # of the namespace that it was sized for, or None
     cdef object future
     cdef object result       # or the exception, when `failed`
+    cdef object bytes        # what a transport reads into, of READ_BYTES
     cdef nvq_sqe sqe
     cdef Py_buffer view      # holds the caller's buffer until the completion
     cdef bint has_view
@@ -113,6 +114,7 @@ cdef class Request:
         if self.bounced:
             self.qp.bounce.give(self.bounce_class, self.piece)
             self.bounced = False
+        self.bytes = None
         if self.has_view:
             PyBuffer_Release(&self.view)
             self.has_view = False
@@ -147,6 +149,8 @@ cdef class Request:
             nvq_orphan(&self.qp.q.trackers[self.slot])
             self.qp.ring_now()
             self.qp.guard()
+            if self.qp.q.transport != NULL and self.qp.q.transport.abandon(&self.qp.q, self.slot):
+                self.let_go()
 
     cdef inline void wake(self) except *:
         future = self.future

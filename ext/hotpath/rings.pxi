@@ -36,6 +36,7 @@ cdef class Rings:
     cdef object shadow
     cdef Py_buffer shadow_view
     cdef bint has_shadow
+    cdef object transport        # owner of what q.link points to
 
     @cython.final
     cdef int open_memory(self, memory, uint16_t qid, uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, uint16_t vector,
@@ -111,6 +112,18 @@ cdef class Rings:
         else:
             self.q.sq_doorbell = <uint32_t *>mmio._at(sq_offset, 4, True)
             self.q.cq_doorbell = <uint32_t *>mmio._at(cq_offset, 4, True)
+
+    def set_transport(self, transport):
+        """A transport carries the commands, in the place of doorbells and DMA (hotpath/transport.h): `transport.binding` is the capsule that
+        it gives for that. Held until close(). Before anything is submitted."""
+        cdef nvq_binding *binding = <nvq_binding *>PyCapsule_GetPointer(transport.binding, NVQ_BINDING)
+        self.check_open()
+        if binding.queue[0] != NULL:
+            raise ValueError("the transport has a queue pair already")
+        binding.queue[0] = &self.q
+        self.q.link = binding.link
+        self.q.transport = binding.transport
+        self.transport = transport
 
     def set_shadow_doorbells(self, shadow, uint64_t sq_offset, uint64_t cq_offset, uint64_t eventidx_offset):
         """Doorbell Buffer Config is in use: the buffer, this queue's two places in it, and where in it the EventIdx page begins."""

@@ -96,6 +96,7 @@ class QueuePair:
         ready: Any = None,
         spare_entries: int = 0,
     ) -> None: ...
+    def set_transport(self, transport: Any) -> None: ...
     def set_doorbells(
         self,
         mmio: Mmio | None,

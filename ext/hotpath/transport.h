@@ -1,0 +1,39 @@
+/*
+ * Where a queue's entries do not lie in memory that a device reads, a transport carries them: it takes commands out of the
+ * submission ring when the doorbell would be rung, and enters completions into the completion ring when somebody looks for
+ * them. Everything above (who waits, cancellation, batches, back-pressure, what is sent again after a reset) is the same.
+ * A transport that fails makes its own descriptor readable, and says so to whoever listens there.
+ *
+ * A command's data are where prp1 says, as a pointer, for tracker.data_nbytes: the address map of such a queue is the identity.
+ */
+#ifndef NVME_ASYNC_HOTPATH_TRANSPORT_H
+#define NVME_ASYNC_HOTPATH_TRANSPORT_H
+
+#include <stdbool.h>
+
+struct nvq;
+
+/* Called with the queue's thread alone, with or without the GIL. None may block. */
+struct nvq_transport {
+    /* Sends what was posted since the last call. */
+    void (*submit)(struct nvq *q);
+    /* Looks for completions. True: there is something to reap. */
+    bool (*poll)(struct nvq *q);
+    /* The rings are at their start again: every command is forgotten, and no memory of one is touched any more. */
+    void (*reset)(struct nvq *q);
+    /* Nobody waits for this command any more. True: its memory is not touched from here on, though it is still out. */
+    bool (*abandon)(struct nvq *q, unsigned slot);
+    /* The queue is closed, or another transport takes over. */
+    void (*unbind)(struct nvq *q);
+};
+
+/* What a capsule named NVQ_BINDING holds, from the transport's extension module to the queue pair's. */
+#define NVQ_BINDING "nvme_async.transport"
+
+struct nvq_binding {
+    const struct nvq_transport *transport;
+    void *link;
+    struct nvq **queue; /* where the transport learns of the queue */
+};
+
+#endif
