@@ -12,14 +12,13 @@ On the controller's home loop.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nvme_async.driver.context import ControllerContext
+from nvme_async.driver.options import Options
 from nvme_async.errors import ControllerFatal, ControllerTimeout, NvmeError
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
 
 DEFAULT_LIMIT = 60.0
 """Seconds for the driver's own commands where `admin_timeout` is 0 (no limit for the
@@ -27,17 +26,22 @@ application's).
 """
 
 
+def admin_limit(options: Options) -> float:
+    """Seconds for one command of the driver's own."""
+    return options.admin_timeout or DEFAULT_LIMIT
+
+
 class AdminQueue:
     """Sends the driver's admin commands."""
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: ControllerContext) -> None:
         self._controller = controller
         self._lost: set[tuple[int, int, int]] = set()  # not answered when they were last sent
 
     @property
     def limit(self) -> float:
         """Seconds for one command of the driver's own."""
-        return self._controller.options.admin_timeout or DEFAULT_LIMIT
+        return admin_limit(self._controller.options)
 
     async def submit(
         self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False
@@ -49,7 +53,7 @@ class AdminQueue:
         internal: an Asynchronous Event Request or Abort, limited by whoever sends it. user: the
             application's, limited by the watchdog.
         """
-        queue = self._controller.queues.admin
+        queue = self._controller.transport.queues.admin
         if internal or user:
             return await queue.submit(command, buffer, tag=tag, internal=internal, user=user)
         limit = self.limit
@@ -70,13 +74,13 @@ class AdminQueue:
     async def _why(self, command: Command, limit: float, again: bool) -> NvmeError:
         """What to raise for a command that wasn't answered."""
         controller = self._controller
-        controller.recovery.timeouts += 1
+        controller.timed_out(1)
         try:
-            if (await controller.registers.csts()).cfs:
-                controller.recovery.request("CSTS.CFS is set")
+            if await controller.transport.has_failed():
+                controller.request_reset("CSTS.CFS is set")
                 return ControllerFatal(f"{controller.uri}: CSTS.CFS is set, no completion of {command.name}")
         except NvmeError as gone:
             return gone
         if not again:
-            controller.recovery.request(f"no completion of {command.name}")
+            controller.request_reset(f"no completion of {command.name}")
         return ControllerTimeout(f"{controller.uri}: no completion of {command.name} for {limit:g} s")

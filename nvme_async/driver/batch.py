@@ -5,9 +5,9 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from nvme_async.driver.pcie.loop_queue import error_from
+from nvme_async.driver.completions import error_from
+from nvme_async.driver.transport import BatchOfCommands
 from nvme_async.errors import NvmeError
-from nvme_async.native import _hotpath
 
 
 def as_lbas(lbas: Any) -> Any:
@@ -37,7 +37,7 @@ class Many:
 
     __slots__ = ("_batch", "data", "failed", "statuses")
 
-    def __init__(self, batch: _hotpath.Batch, data: Any) -> None:
+    def __init__(self, batch: BatchOfCommands, data: Any) -> None:
         self._batch = batch
         self.statuses: array[int] = batch.statuses
         self.failed = batch.failed

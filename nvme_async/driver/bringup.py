@@ -14,24 +14,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from nvme_async.device.quirks import Quirk
 from nvme_async.driver import command_sets, discovery
-from nvme_async.driver.pcie.registers import check_supported
-from nvme_async.driver.recovery import RETRYABLE
-from nvme_async.driver.steps import Degraded, Plan, Step
+from nvme_async.driver.admin_queue import admin_limit
+from nvme_async.driver.context import ControllerContext
+from nvme_async.driver.effects import Effects
+from nvme_async.driver.scanner import Scanner
+from nvme_async.driver.steps import Plan, Step
 from nvme_async.errors import (
     ControllerError,
-    ControllerFatal,
     ControllerGone,
     ControllerTimeout,
     NvmeError,
     QueueShutdown,
 )
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
 
 log = logging.getLogger("nvme_async")
 
@@ -40,7 +36,6 @@ NAMESPACES_LIMITS = 5
 """How many times the limit of one command Identify of all namespaces may take, before service
 begins without those that are missing.
 """
-_DOORBELL_BUFFERS = "Doorbell Buffer Config"
 
 
 class BringUp:
@@ -48,9 +43,11 @@ class BringUp:
     degraded: what the controller does without.
     """
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: ControllerContext, scanner: Scanner, effects: Effects) -> None:
         self._controller = controller
-        self.degraded = Degraded(controller.uri)
+        self._scanner = scanner
+        self._effects = effects
+        self.degraded = controller.degraded
         self._plan = Plan(self.degraded)
         self._without: set[str] = set()  # steps whose loss has cost an attempt
 
@@ -61,7 +58,7 @@ class BringUp:
 
     async def first(self) -> None:
         """At open(). What it has made is the controller's to release if this raises."""
-        await self._plan.run([Step("registers", self._read_registers, repeatable=False)])
+        await self._plan.run(self._controller.transport.open_steps())
         await self._attempts(ControllerError(f"{self._controller.uri}: the bring-up was begun anew"))
 
     async def again(self, reason: str) -> None:
@@ -92,17 +89,12 @@ class BringUp:
                 log.warning("%s: attempt %d: %s: %s", controller.uri, attempt, self.at, failure)
                 if step is not None:
                     self._without.add(step.name)
-                await controller.queues.silence()
+                await controller.transport.queues.silence()
 
     def _steps(self, error: NvmeError) -> Sequence[Step]:
-        controller = self._controller
-        queues = controller.queues
+        controller, transport = self._controller, self._controller.transport
         return [
-            Step("CC.EN=0", self._disable, repeatable=False),
-            # The controller has let go of everything: what was out may be sent again from the same
-            # pages.
-            Step("queue memory", lambda: self._prepare(error), repeatable=False),
-            Step("CC.EN=1", self._enable, repeatable=False),
+            *transport.connect_steps(self.degraded, error),
             Step("Identify Controller", self._identify),
             Step("limits of the NVM command set", self._identify_nvm, lambda: "those of the commands' fields count"),
             Step(
@@ -110,66 +102,19 @@ class BringUp:
                 lambda: command_sets.choose(controller),
                 lambda: "the command sets are those that the controller has enabled",
             ),
-            Step("Number of Queues", queues.negotiate, queues.assume),
             Step(
                 "Asynchronous Event Configuration",
-                controller.listener.enable,
+                controller.enable_events,
                 lambda: "the controller reports what it likes",
             ),
-            Step(_DOORBELL_BUFFERS, self._shadow_doorbells),
-            Step("I/O queue pairs", lambda: queues.create_all(self.degraded)),
+            *transport.queue_steps(self.degraded, self._without),
             Step(
                 "Commands Supported and Effects log",
-                controller.effects.read,
+                self._effects.read,
                 lambda: "commands have the effects that the specification says",
             ),
             Step("namespaces", self._namespaces, self._namespaces_later),
         ]
-
-    async def _read_registers(self) -> None:
-        controller = self._controller
-        await controller.registers.settle()
-        controller.cap = await controller.registers.cap()
-        controller.vs = await controller.registers.vs()
-        check_supported(controller.cap, controller.uri)
-
-    async def _disable(self) -> None:
-        """CC.EN=0, or the device's own reset where that doesn't help (3.7.2)."""
-        controller = self._controller
-        try:
-            await controller.registers.disable(controller.cap)
-        except ControllerTimeout:
-            await controller.call(controller.device.reset)
-            await controller.call(controller.queues.maker.set_vectors_again)
-            await controller.registers.disable(controller.cap)
-
-    async def _prepare(self, error: NvmeError) -> None:
-        controller = self._controller
-        if controller.memory is None:
-            await controller.make_memory()
-        else:
-            await controller.queues.restart(RETRYABLE, error)
-
-    async def _enable(self) -> None:
-        controller = self._controller
-        await controller.call(controller.device.enable_bus_mastering)
-        admin = controller.queues.prepare_admin()
-        for all_command_sets in command_sets.to_try(controller.cap):
-            try:
-                await controller.registers.enable(
-                    controller.cap,
-                    entries=admin.hot.entries,
-                    asq=admin.hot.sq_iova,
-                    acq=admin.hot.cq_iova,
-                    all_command_sets=all_command_sets,
-                )
-                break
-            except (ControllerFatal, ControllerTimeout) as error:
-                if not all_command_sets or not controller.cap.nvm_command_set:
-                    raise
-                self.degraded.add("CC.CSS=110b", error, "the NVM command set alone")
-                await self._disable()
-        admin.silence(False)
 
     async def _identify(self) -> None:
         controller = self._controller
@@ -180,32 +125,17 @@ class BringUp:
         controller.identify_nvm = None
         controller.identify_nvm = await discovery.identify_command_set(controller)
 
-    async def _shadow_doorbells(self) -> None:
-        """Its refusal is dealt with where it is sent. A lost one is not optional: nobody knows
-        whether the controller still listens to the doorbells, so that is begun anew without.
-        """
-        controller = self._controller
-        queues = controller.queues
-        offered = controller.identify.oacs & 1 << 8 and Quirk.NO_DOORBELL_BUFFER not in controller.quirks
-        if not controller.options.shadow_doorbells or not offered:
-            return
-        if _DOORBELL_BUFFERS in self._without:
-            await queues.maker.drop_shadow(queues.io_queues())
-            self.degraded.add(_DOORBELL_BUFFERS, "no answer", "doorbells are registers")
-            return
-        await queues.maker.configure_shadow(queues.io_queues())
-
     async def _namespaces(self) -> None:
         controller = self._controller
-        limit = NAMESPACES_LIMITS * controller.admin_queue.limit
+        limit = NAMESPACES_LIMITS * admin_limit(controller.options)
         try:
             async with asyncio.timeout(limit) as timer:
-                await controller.scanner.scan()
+                await self._scanner.scan()
         except TimeoutError as error:
             if isinstance(error, NvmeError) or not timer.expired():
                 raise
             raise ControllerTimeout(f"{controller.uri}: Identify of its namespaces took over {limit:g} s") from None
 
     def _namespaces_later(self) -> str:
-        self._controller.scanner.later("not read at the bring-up")
+        self._scanner.later("not read at the bring-up")
         return "those that were known stay, and they are read again later"

@@ -7,16 +7,12 @@ can be used beside those of the NVM command set; with CC.CSS=000b their commands
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nvme_async.device.quirks import Quirk
+from nvme_async.driver.context import ControllerContext
 from nvme_async.spec import commands
 from nvme_async.spec.identify import CommandSets
 from nvme_async.spec.opcodes import Cns, Feature
 from nvme_async.spec.registers import Cap
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
 
 _THIS_CONTROLLER = 0xFFFF
 _NVM = 1 << 0
@@ -46,13 +42,13 @@ def best(combinations: tuple[int, ...], enabled: int) -> int:
     return enabled if enabled < used and worth(enabled) >= worth(chosen) else chosen
 
 
-async def choose(controller: Controller) -> None:
+async def choose(controller: ControllerContext) -> None:
     """Has the controller enable the combination with the most command sets. Nothing to do where
     CC.CSS isn't 110b or there is but one.
     """
-    if not controller.registers.all_command_sets or Quirk.IDENTIFY_CNS in controller.quirks:
+    if not controller.transport.all_command_sets or Quirk.IDENTIFY_CNS in controller.quirks:
         return
-    submit = controller.admin_queue.submit
+    submit = controller.submit_admin
     completion = await submit(commands.identify(Cns.COMMAND_SETS, cntid=_THIS_CONTROLLER))
     assert completion.data is not None
     combinations = CommandSets.decode(completion.data).iocsc

@@ -13,35 +13,31 @@ import asyncio
 import logging
 import os
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
-from nvme_async.device import Device
-from nvme_async.device.quirks import quirks_of
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.active import ActiveNamespaces
 from nvme_async.driver.admin_queue import AdminQueue
 from nvme_async.driver.bringup import BringUp
+from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.effects import Effects
 from nvme_async.driver.events import Event, EventListener
-from nvme_async.driver.hooks import LifecycleHooks
 from nvme_async.driver.lifecycle import ENDING, FINAL, Lifecycle, State
 from nvme_async.driver.namespace import Namespace
-from nvme_async.driver.options import DEFAULT_POOL, Options
-from nvme_async.driver.pcie.loop_queue import LoopQueue
-from nvme_async.driver.pcie.memory import DeviceMemory, Registration
-from nvme_async.driver.pcie.queue_set import QueueSet
-from nvme_async.driver.pcie.registers import Registers
+from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.memory import Registration
 from nvme_async.driver.recovery import Recovery
 from nvme_async.driver.scanner import Scanner
-from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, HandedOver, NvmeError, QueueShutdown
-from nvme_async.runtime import forks, loops
+from nvme_async.driver.steps import Degraded
+from nvme_async.driver.transport import CommandQueue, Transport
+from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, NvmeError, QueueShutdown
+from nvme_async.runtime import forks
 from nvme_async.runtime.tasks import finish, in_thread
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import AsyncEvent, Completion
 from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm
 from nvme_async.spec.identity import ControllerIdentity
-from nvme_async.spec.registers import Cap, Vs
 
 log = logging.getLogger("nvme_async")
 T = TypeVar("T")
@@ -50,7 +46,7 @@ SHUTDOWN_SECONDS = (5.0, 60.0)
 """At least and at most, where no `shutdown_timeout` is given: RTD3E is 32 bits of microseconds."""
 
 
-class Controller(LifecycleHooks):
+class Controller(ControllerContext):
     """An NVMe controller that this process drives. Made by nvme_async.open(); an async context
     manager that shuts it down.
 
@@ -71,33 +67,29 @@ class Controller(LifecycleHooks):
         quirks: what it needs that others don't (device/quirks.py).
     """
 
-    def __init__(self, device: Device, options: Options) -> None:
-        self.device = device
+    def __init__(self, transport: Transport, options: Options) -> None:
+        self.transport = transport
         self.options = options
-        self.uri = device.uri
-        self.lifecycle = Lifecycle(device.uri)
+        self.uri = transport.uri
+        self.lifecycle = Lifecycle(transport.uri)
         self.loop = asyncio.get_running_loop()
-        self.quirks = quirks_of(device.ids, override=options.quirks)
-        self.registers = Registers(device, self.quirks)
-        self.cap = Cap()
-        self.vs = Vs()
         self.identify: IdentifyController = None  # type: ignore[assignment]  # known once the bring-up is over
         self.identify_nvm: IdentifyControllerNvm | None = None
         self.identity: ControllerIdentity | None = None
         self.namespaces: dict[int, Namespace] = ActiveNamespaces(self.uri)
+        self.resets = 0
+        self.degraded = Degraded(self.uri)
         self.scanner = Scanner(self)
-        self.effects = Effects(self)
-        self.memory: DeviceMemory | None = None
-        self.queues = QueueSet(self)
+        self.effects = Effects(self, self.scanner)
         self.recovery = Recovery(self)
         self.listener = EventListener(self)
         self.admin_queue = AdminQueue(self)
-        self.bringup = BringUp(self)
-        self.resets = 0
+        self.bringup = BringUp(self, self.scanner, self.effects)
         self._lock = asyncio.Lock()  # reset and close, one at a time
-        self._watched = -1  # the descriptor that tells of the device's disappearance
         self._telling: asyncio.Task[None] | None = None
         self._forked: NvmeError | None = None
+        transport.attach(self)
+        self.quirks = transport.quirks
         forks.watch(self)
 
     # -- life --------------------------------------------------------------------------------------
@@ -120,70 +112,27 @@ class Controller(LifecycleHooks):
             raise
 
     async def _bring_up(self) -> None:
-        self.watch(True)
+        self.transport.watch(self._on_gone)
         await self.bringup.first()
         self.lifecycle.to(State.READY)
-        await self.queues.go()
+        await self.transport.queues.go()
         self.listener.start()
         self.brought_up()
-
-    async def make_memory(self) -> None:
-        """The pool, and an eventfd for each vector. Once, with the controller disabled."""
-        await in_thread(self._make_memory)
-        await self.call(self.queues.maker.open_vectors)
-
-    def _make_memory(self) -> None:
-        self.memory = DeviceMemory(
-            self.device,
-            pool_bytes=self.options.pool_bytes,
-            hugepages=self.options.hugepages,
-            fixed=self.options.keepalive,
-            limit=self.options.memory_limit,
-            flexible=self.options.pool_bytes == DEFAULT_POOL,
-        )
-        self.memory.in_use = self.queues.uses
 
     def identified(self, identify: IdentifyController) -> None:
         """What Identify Controller says, at bring-up and after each reset: firmware may have changed
         it. New limits count from here on.
         """
         self.identify = identify
-        mdts = identify.max_transfer_size(self.cap.min_page_size) or self.options.max_transfer
-        if self.queues.maker.limit_transfer(min(self.options.max_transfer, mdts)):
+        if self.transport.limit_transfer(identify.max_transfer_size(self.cap.min_page_size) or 0):
             for namespace in self.namespaces.values():
                 namespace._limit()
 
-    async def call(self, function: Callable[[], T]) -> T:
-        """A call into the device layer: on the loop if that is only memory and ioctls, in a thread
-        if it is messages.
-        """
-        return function() if self.device.direct else await in_thread(function)
-
-    @property
-    def state(self) -> State:
-        return self.lifecycle.state
-
-    @property
-    def failure(self) -> NvmeError | None:
-        return self.lifecycle.failure
-
-    def watch(self, on: bool) -> None:
-        """Looks out for the device's disappearance, or no more: before the device is closed or
-        handed on. On the home loop.
-        """
-        fd = self.device.gone_fd if on else self._watched
-        if on and fd >= 0:
-            self.loop.add_reader(fd, self._on_gone)
-            self._watched = fd
-        elif not on and fd >= 0:
-            self.loop.remove_reader(fd)
-            self._watched = -1
-
     def _on_gone(self) -> None:
-        self.watch(False)
+        self.transport.watch(None)
         error = ControllerGone(f"{self.uri}: the device is gone, or somebody wants it back")
         if self.state is State.CLOSING:
-            self._telling = self.loop.create_task(self.queues.fail(error))
+            self._telling = self.loop.create_task(self.transport.queues.fail(error))
         self.fail(error)
 
     async def hurry(self, error: NvmeError) -> None:
@@ -192,17 +141,16 @@ class Controller(LifecycleHooks):
         are gone and nothing waits for it any more. close() has to follow, if it isn't under way. On
         the home loop.
         """
-        self.watch(False)
-        await self.call(self.device.close)
-        await self.queues.fail(error)
+        self.transport.watch(None)
+        await self.transport.cut_off()
+        await self.transport.queues.fail(error)
 
-    async def release(self) -> Device | None:
-        """Shuts down like close(), but leaves the device open and gives it back, for another
-        Controller. None if the controller can't be
-        stopped, or was closed before: then the device is closed.
+    async def release(self) -> Transport | None:
+        """Shuts down like close(), but leaves the way to the controller open, and returns it for another
+        Controller. None if the controller can't be stopped, or was closed before: then the way is closed.
         """
         self.lifecycle.closing = True
-        return await self.at_home(lambda: finish(lambda: self._close(keep_device=True)))
+        return await self.at_home(lambda: finish(lambda: self._close(keep=True)))
 
     async def close(self) -> None:
         """Shuts down: no new commands, those that are out get `drain_timeout`, queues deleted,
@@ -231,14 +179,13 @@ class Controller(LifecycleHooks):
         try:
             self.drop_device()
         finally:
-            self.queues.maker.close_vectors()
             warnings.warn(
                 f"unclosed controller {self.uri}: await its close()", ResourceWarning, stacklevel=2, source=self
             )
 
     def drop_device(self) -> None:
-        """Lets go of the device without a word to the controller, whose memory it reaches no more then."""
-        self.device.close()
+        """Closes the way to the controller, which is sent nothing and reaches no memory any more."""
+        self.transport.drop()
 
     def forget_in_child(self) -> None:
         """A forked child: the controller is the parent's, and its rings are out of reach."""
@@ -246,8 +193,7 @@ class Controller(LifecycleHooks):
         self.lifecycle.disown(reason)
         for namespace in self.namespaces.values():
             namespace._set_gone(reason)
-        for queue in self.queues.all():
-            queue.hot.refuse(reason)
+        self.transport.queues.refuse_in_child(reason)
 
     def _inherit(self) -> None:
         """The home has ended without closing the controller: the running loop has to do it, without
@@ -256,19 +202,20 @@ class Controller(LifecycleHooks):
         """
         self.loop = asyncio.get_running_loop()
         self._lock = asyncio.Lock()
-        self._watched = -1
+        self.transport.watch(None)
         self.recovery = Recovery(self)
-        self.scanner, self.effects = Scanner(self), Effects(self)
+        self.scanner = Scanner(self)
+        self.effects = Effects(self, self.scanner)
         self.listener.forget()
         self.lifecycle.orphan(QueueShutdown(f"{self.uri}: the event loop that opened this controller has ended"))
 
-    async def _close(self, keep_device: bool = False) -> Device | None:
+    async def _close(self, keep: bool = False) -> Transport | None:
         try:
-            return await self._shut_down(keep_device)
+            return await self._shut_down(keep)
         finally:
             await self.closed()
 
-    async def _shut_down(self, keep_device: bool) -> Device | None:
+    async def _shut_down(self, keep: bool) -> Transport | None:
         async with self._lock:
             if self.state in FINAL:
                 return None
@@ -278,25 +225,20 @@ class Controller(LifecycleHooks):
             reason = QueueShutdown(f"{self.uri}: the controller is closed")
             for namespace in self.namespaces.values():
                 namespace._set_gone(reason)
-            await self.queues.refuse(reason)
+            await self.transport.queues.refuse(reason)
             if was_ready:
-                await self.queues.drain(self.options.drain_timeout)
+                await self.transport.queues.drain(self.options.drain_timeout)
             await self.recovery.stop()
             await self.listener.stop()
             await self.scanner.stop()
-            await self.queues.fail(reason, admin=False)
+            await self.transport.queues.fail(reason, admin=False)
             await self.stop_background_work()
             if was_ready:
                 try:
-                    async with asyncio.timeout(self._shutdown_seconds()):
-                        await self.queues.delete_all()
+                    await self.transport.shut_down(self._shutdown_seconds())
                 except (NvmeError, TimeoutError) as error:
-                    log.warning("%s: deleting the I/O queues: %s", self.uri, str(error) or "no answer")
-                try:
-                    await self.registers.shut_down(self._shutdown_seconds())
-                except NvmeError as error:
-                    log.warning("%s: %s", self.uri, error)
-            return await self._let_go(reason, keep_device)
+                    log.warning("%s: the shutdown: %s", self.uri, str(error) or "no answer")
+            return await self._let_go(reason, keep)
 
     async def _abandon(self) -> None:
         """After a failed bring-up."""
@@ -309,52 +251,13 @@ class Controller(LifecycleHooks):
             await self.scanner.stop()
             await self._let_go(QueueShutdown(f"{self.uri}: the bring-up failed"))
 
-    async def _let_go(self, reason: NvmeError, keep_device: bool = False) -> Device | None:
-        """Makes sure that the controller reaches no memory any more; only then releases buffers,
-        pools and the device. May be repeated.
-        """
-        quiet = False
-        self.watch(False)
-        try:
-            # From here on a doorbell is an error at best, and a store into an unmapped page once
-            # the device is closed.
-            await self.queues.silence()
-        except Exception as error:
-            log.warning("%s: %s", self.uri, error)
-        try:
-            await self.registers.disable(self.cap)
-            quiet = True
-        except Exception as error:
-            log.warning("%s: %s", self.uri, error)
-        steps: list[Callable[[], Awaitable[None]]] = [lambda: self.queues.release(reason), self._release_memory]
-        if not quiet:
-            # Its mappings go with the device; from then on the IOMMU (or the peer's missing
-            # mapping) stops it.
-            steps.insert(0, self._close_device)
-        elif keep_device:
-            steps.append(lambda: self.call(lambda: self.device.set_interrupts(())))
-        else:
-            steps.append(self._close_device)
-        for step in steps:
-            try:
-                await step()
-            except Exception:
-                # What remains has to be released none the less.
-                log.exception("%s: an error while closing", self.uri)
-                if keep_device and quiet:
-                    quiet = False
-                    steps.append(self._close_device)
-        self.queues.maker.close_vectors()
+    async def _let_go(self, reason: NvmeError, keep: bool = False) -> Transport | None:
+        """The controller reaches no memory any more; then everything is released. May be repeated."""
+        self.transport.watch(None)
+        kept = await self.transport.release(reason, keep=keep)
         self.listener.end()
         self.lifecycle.to(State.CLOSED)
-        return self.device if keep_device and quiet else None
-
-    async def _close_device(self) -> None:
-        await self.call(self.device.close)
-
-    async def _release_memory(self) -> None:
-        if self.memory is not None:
-            await in_thread(self.memory.close)
+        return kept
 
     def _shutdown_seconds(self) -> float:
         """What the caller has chosen, or what the controller asks for, within reason."""
@@ -379,7 +282,7 @@ class Controller(LifecycleHooks):
         log.error("%s: %s", self.uri, error)
         for namespace in self.namespaces.values():
             namespace._set_gone(error)
-        self._telling = self.loop.create_task(self.queues.fail(error))
+        self._telling = self.loop.create_task(self.transport.queues.fail(error))
         self.listener.end()
 
     async def reset(self, reason: str = "requested") -> None:
@@ -410,12 +313,12 @@ class Controller(LifecycleHooks):
             self.changed()
             try:
                 await self.listener.stop()
-                await self.queues.hold("reset")
-                await self.queues.silence()
+                await self.transport.queues.hold("reset")
+                await self.transport.queues.silence()
                 await self.bringup.again(reason)
                 lifecycle.to(State.READY)
                 self.changed()
-                await self.queues.go()
+                await self.transport.queues.go()
             except BaseException as error:
                 failure = (
                     error
@@ -425,46 +328,6 @@ class Controller(LifecycleHooks):
                 self.fail(failure)
                 raise
             self.listener.start()
-
-    async def until_ready(self) -> None:
-        """Waits for the end of a reset or save that is under way. Raises why the controller takes
-        no commands, if it doesn't.
-        """
-        if await self.lifecycle.settled() not in (State.READY, State.NEW):
-            raise self.failure or self.not_here()
-
-    # -- threads -----------------------------------------------------------------------------------
-
-    async def at_home(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Runs make()'s coroutine on the home loop, from whichever loop."""
-        if self._forked is not None:
-            raise self._forked
-        if asyncio.get_running_loop() is self.loop:
-            return await make()
-        return await self.elsewhere(self.loop, make, "the event loop that opened this controller")
-
-    async def elsewhere(
-        self, loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]], whose: str
-    ) -> T:
-        """Runs make()'s coroutine on another thread's loop. QueueShutdown if that loop doesn't run,
-        or ends before the coroutine does.
-        """
-        return await loops.on_loop(loop, make, ended=QueueShutdown(f"{self.uri}: {whose} doesn't run"))
-
-    async def on_owner(self, queue: LoopQueue, function: Callable[[], T], *, timeout: float = 10.0) -> T:
-        """Runs function() in the thread of the queue pair's loop; here, if that loop doesn't run.
-
-        ControllerTimeout if that thread is stuck; then function() won't be run.
-        """
-        stuck = ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s")
-        return await loops.in_thread_of(queue.loop, function, timeout=timeout, stuck=stuck)
-
-    def not_here(self) -> NvmeError:
-        """Why it takes no commands any more."""
-        if self._forked is not None:
-            return self._forked
-        error = HandedOver if self.state is State.HANDED_OVER else QueueShutdown
-        return error(f"{self.uri}: the controller is {self.state}")
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -483,6 +346,12 @@ class Controller(LifecycleHooks):
     async def _admin(self, command: Command, buffer: Any, tag: int) -> Completion:
         await self.until_ready()
         return await self.effects.submit(command, buffer, tag)
+
+    async def submit_admin(
+        self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False
+    ) -> Completion:
+        """The driver's own admin commands; see AdminQueue.submit(). On the home loop."""
+        return await self.admin_queue.submit(command, buffer, tag=tag, internal=internal, user=user)
 
     async def rescan(self, cause: AsyncEvent | None = None) -> None:
         """Reads the active namespaces again: new ones appear in `namespaces`, changed ones change
@@ -510,24 +379,24 @@ class Controller(LifecycleHooks):
         memory_limit, the memory that is available, and the limit of locked memory bound it. From any
         thread. Blocks while the memory has to grow, or much of it to be cleared; buffer() doesn't.
         """
-        return self._reachable().alloc(self._positive(nbytes), owner="application", tag=tag)
+        return self._reachable().alloc(self._positive(nbytes), tag=tag)
 
     async def buffer(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
         """alloc() for large buffers on an event loop, which goes on meanwhile. From any loop."""
-        memory, nbytes = self._reachable(), self._positive(nbytes)
+        transport, nbytes = self._reachable(), self._positive(nbytes)
         made: list[DmaBuffer] = []
         try:
-            await in_thread(lambda: made.append(memory.alloc(nbytes, owner="application", tag=tag)))
+            await in_thread(lambda: made.append(transport.alloc(nbytes, tag=tag)))
         except asyncio.CancelledError:
             for buffer in made:
                 buffer.free()
             raise
         return made[0]
 
-    def _reachable(self) -> DeviceMemory:
-        if self.memory is None or self.state in ENDING:
+    def _reachable(self) -> Transport:
+        if self.state in ENDING:
             raise self.not_here()
-        return self.memory
+        return self.transport
 
     @staticmethod
     def _positive(nbytes: int) -> int:
@@ -542,9 +411,36 @@ class Controller(LifecycleHooks):
         On the home loop's thread. The registration holds the buffer until it is closed (`with`, or
         with the controller).
         """
-        if self.memory is None or self.state in ENDING or self.state is State.SAVING:
+        if self.state in ENDING or self.state is State.SAVING:
             raise self.not_here()
-        return self.memory.register(buffer)
+        registration: Registration = self.transport.register(buffer)
+        return registration
+
+    # -- what the driver's parts ask of each other -------------------------------------------------
+
+    async def enable_events(self) -> None:
+        await self.listener.enable()
+
+    def publish(self, event: Event) -> None:
+        self.listener.publish(event)
+
+    def rescan_later(self, why: str) -> None:
+        self.scanner.later(why)
+
+    def request_reset(self, reason: str) -> None:
+        self.recovery.request(reason)
+
+    def timed_out(self, commands: int) -> None:
+        self.recovery.timeouts += commands
+
+    def on_timeout(self, queue: CommandQueue, late: list[tuple[int, bytes]]) -> None:
+        self.recovery.on_timeout(queue, late)
+
+    def on_slow(self) -> None:
+        self.recovery.on_slow()
+
+    def on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None:
+        self.recovery.on_stray(n, what, ambiguous, resets)
 
     # -- sight -------------------------------------------------------------------------------------
 
@@ -555,6 +451,7 @@ class Controller(LifecycleHooks):
         identify = self.identify
         return {
             "uri": self.uri,
+            "transport": self.transport.kind,
             "state": str(self.state),
             "pid": os.getpid(),
             "model": identify.mn if identify else None,
@@ -567,14 +464,13 @@ class Controller(LifecycleHooks):
             "timeouts": self.recovery.timeouts,
             "aborts": self.recovery.aborts,
             "events": self.listener.seen,
-            "degraded": dict(self.bringup.degraded.reasons),
+            "degraded": dict(self.degraded.reasons),
             "event_requests": self.listener.inspect(),
             "rescan": self.scanner.inspect(),
             "effects": self.effects.inspect(),
             **self.inspect_hooks(),
             "namespaces": [namespace.inspect() for namespace in list(self.namespaces.values())],
-            **self.queues.inspect(),
-            "memory": self.memory.inspect() if self.memory else None,
+            **self.transport.inspect(),
         }
 
     def __repr__(self) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from nvme_async.device.quirks import Quirk, quirks_of
+from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.steps import patiently
 from nvme_async.errors import CommandError, ControllerError, ControllerReplaced, ControllerTimeout, InvalidNamespace
 from nvme_async.spec import commands
@@ -25,9 +25,6 @@ from nvme_async.spec.identify import (
 from nvme_async.spec.identity import ControllerIdentity, NamespaceIdentity
 from nvme_async.spec.opcodes import Cns
 from nvme_async.spec.status import CommandSpecificStatus, GenericStatus, StatusCodeType
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
 
 log = logging.getLogger("nvme_async")
 
@@ -47,13 +44,13 @@ NOT_OF_NVM = {
 }
 
 
-async def _identify(controller: Controller, cns: Cns, nsid: int = 0) -> bytes:
-    completion = await controller.admin_queue.submit(commands.identify(cns, nsid))
+async def _identify(controller: ControllerContext, cns: Cns, nsid: int = 0) -> bytes:
+    completion = await controller.submit_admin(commands.identify(cns, nsid))
     assert completion.data is not None
     return completion.data
 
 
-async def _identify_surely(controller: Controller, cns: Cns, nsid: int) -> bytes:
+async def _identify_surely(controller: ControllerContext, cns: Cns, nsid: int) -> bytes:
     """An answer that is lost, or refused without Do Not Retry, must not cost a namespace."""
     try:
         return await patiently(lambda: _identify(controller, cns, nsid))
@@ -65,17 +62,18 @@ _WHAT_FOR = {2: "a discovery controller", 3: "an administrative controller"}
 """CNTRLTYPE of those that have no I/O queues (Base 2.0, 3.1.2)."""
 
 
-async def identify_controller(controller: Controller) -> IdentifyController:
+async def identify_controller(controller: ControllerContext) -> IdentifyController:
     """ControllerError for one that this driver can do nothing with; ControllerReplaced if it isn't
     the one that was identified before.
     """
     identify = IdentifyController.decode(await _identify(controller, Cns.CONTROLLER))
-    controller.quirks = quirks_of(
-        controller.device.ids,
-        model=identify.mn.strip(),
-        firmware=identify.fr.strip(),
-        override=controller.options.quirks,
-    )
+    if controller.transport.ids is not None:
+        controller.quirks = quirks_of(
+            controller.transport.ids,
+            model=identify.mn.strip(),
+            firmware=identify.fr.strip(),
+            override=controller.options.quirks,
+        )
     if identify.cntrltype in _WHAT_FOR:
         raise ControllerError(
             f"{controller.uri}: {_WHAT_FOR[identify.cntrltype]} (CNTRLTYPE {identify.cntrltype}) has no I/O queues"
@@ -85,14 +83,14 @@ async def identify_controller(controller: Controller) -> IdentifyController:
             raise ControllerError(
                 f"{controller.uri}: needs {what} queue entries of {needed} bytes at least, this driver's have {ours}"
             )
-    identity = ControllerIdentity.of(identify, controller.device.ids)
+    identity = ControllerIdentity.of(identify, controller.transport.ids)
     if controller.identity is not None and (differences := controller.identity.differences(identity)):
         raise ControllerReplaced(f"{controller.uri}: another controller answers: {differences}")
     controller.identity = identity
     return identify
 
 
-async def identify_command_set(controller: Controller) -> IdentifyControllerNvm | None:
+async def identify_command_set(controller: ControllerContext) -> IdentifyControllerNvm | None:
     """Limits of commands that move no data. Older controllers don't know the page, and it is
     optional for younger ones.
     """
@@ -105,13 +103,13 @@ async def identify_command_set(controller: Controller) -> IdentifyControllerNvm 
         return None
 
 
-async def active_namespaces(controller: Controller) -> Sequence[int]:
+async def active_namespaces(controller: ControllerContext) -> Sequence[int]:
     """Their ids, ascending (CNS 02h, Base 2.0, 5.17.2.2). Where there is no such list, or the
     controller refuses it, all that there could be, up to MAX_SCAN: Identify Namespace tells of each.
 
     Nothing above NN counts, and no list is longer than MAX_ACTIVE: it must not go on for ever.
     """
-    degraded, nn = controller.bringup.degraded, controller.identify.nn
+    degraded, nn = controller.degraded, controller.identify.nn
     if controller.vs.to_int() < VS_1_1 or Quirk.IDENTIFY_CNS in controller.quirks:
         return range(1, min(nn, MAX_SCAN) + 1)
     active: list[int] = []
@@ -136,7 +134,7 @@ async def active_namespaces(controller: Controller) -> Sequence[int]:
     return active
 
 
-async def identify_namespace(controller: Controller, nsid: int) -> IdentifyNamespace | None:
+async def identify_namespace(controller: ControllerContext, nsid: int) -> IdentifyNamespace | None:
     """None for one that isn't there (any more), is of another command set, or has blocks that make
     no sense: it keeps nobody from the others.
     """
@@ -155,7 +153,7 @@ async def identify_namespace(controller: Controller, nsid: int) -> IdentifyNames
     return identify if identify.active else None
 
 
-async def identify_descriptors(controller: Controller, nsid: int) -> NamespaceDescriptors | None:
+async def identify_descriptors(controller: ControllerContext, nsid: int) -> NamespaceDescriptors | None:
     """CNS 03h, for the namespace's UUID; None where the controller doesn't tell (before NVMe 1.3, or
     it refuses).
     """
@@ -168,7 +166,7 @@ async def identify_descriptors(controller: Controller, nsid: int) -> NamespaceDe
         return None
 
 
-async def examine(controller: Controller, nsid: int) -> tuple[IdentifyNamespace, NamespaceIdentity] | None:
+async def examine(controller: ControllerContext, nsid: int) -> tuple[IdentifyNamespace, NamespaceIdentity] | None:
     """A namespace's format and identity; None for one that isn't there or can't be driven.
     CommandError when the controller doesn't say.
     """

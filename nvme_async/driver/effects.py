@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
+from nvme_async.driver.context import ControllerContext
+from nvme_async.driver.namespace import Namespace
+from nvme_async.driver.scanner import Scanner
 from nvme_async.errors import ControllerReplaced, ControllerTimeout, NvmeError
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
@@ -32,10 +35,6 @@ from nvme_async.spec.opcodes import (
     LogPage,
     NamespaceManagementAction,
 )
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
-    from nvme_async.driver.namespace import Namespace
 
 log = logging.getLogger("nvme_async")
 
@@ -141,8 +140,9 @@ class Effects:
         running: names of the commands that I/O is held for.
     """
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: ControllerContext, scanner: Scanner) -> None:
         self._controller = controller
+        self._scanner = scanner
         self.supported: CommandsSupported | None = None
         self.running: list[str] = []
         self._tasks: set[asyncio.Task[Completion]] = set()
@@ -155,7 +155,7 @@ class Effects:
         self.supported = None
         if not controller.identify.lpa & 1 << 1:
             return
-        page = await controller.admin_queue.submit(commands.get_log_page(LogPage.COMMANDS_SUPPORTED_AND_EFFECTS, 4096))
+        page = await controller.submit_admin(commands.get_log_page(LogPage.COMMANDS_SUPPORTED_AND_EFFECTS, 4096))
         assert page.data is not None
         self.supported = CommandsSupported.decode(page.data)
 
@@ -184,11 +184,11 @@ class Effects:
             task.exception()  # the caller's, if there still is one
 
     async def _send(self, command: Command, buffer: Any, tag: int) -> Completion:
-        return await self._controller.admin_queue.submit(command, buffer, tag=tag, user=True)
+        return await self._controller.submit_admin(command, buffer, tag=tag, user=True)
 
     async def _with_effects(self, effect: Effect, command: Command, buffer: Any, tag: int) -> Completion:
         controller = self._controller
-        async with controller.scanner.alone():
+        async with self._scanner.alone():
             self.running.append(command.name)
             concerned = self._concerned(effect, command)
             try:
@@ -202,7 +202,7 @@ class Effects:
                         held.changed = not await self._read_again(effect, concerned)
             finally:
                 self.running.remove(command.name)
-                await controller.queues.go_on()
+                await controller.transport.queues.go_on()
 
     def _concerned(self, effect: Effect, command: Command) -> list[Namespace]:
         return [
@@ -215,10 +215,10 @@ class Effects:
         controller = self._controller
         if not concerned:
             return
-        await controller.queues.go_on(strictly=True)  # from here on every loop has seen the hold
+        await controller.transport.queues.go_on(strictly=True)  # from here on every loop has seen the hold
         options = controller.options
         limit = options.command_timeout + options.abort_timeout if options.command_timeout else options.drain_timeout
-        if not await controller.queues.drain(limit, frozenset(namespace.nsid for namespace in concerned)):
+        if not await controller.transport.queues.drain(limit, frozenset(namespace.nsid for namespace in concerned)):
             raise ControllerTimeout(
                 f"{controller.uri}: {command.name} was not sent: I/O of the namespaces that it changes has not "
                 f"ended within {limit:g} s"
@@ -231,15 +231,15 @@ class Effects:
             return False
         try:
             if effect.controller:
-                await controller.scanner.controller_again()
+                await self._scanner.controller_again()
             if effect.namespaces or effect.holds:
-                return await controller.scanner.namespaces_again(concerned)
+                return await self._scanner.namespaces_again(concerned)
         except ControllerReplaced as error:
             controller.fail(error)
             return False
         except NvmeError as error:
             log.warning("%s: %s", controller.uri, error)
-            controller.scanner.later(str(error))
+            self._scanner.later(str(error))
             return False
         return True
 

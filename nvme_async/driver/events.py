@@ -6,19 +6,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, Literal
 
 import attrs
 
+from nvme_async.driver.context import ControllerContext
 from nvme_async.errors import CommandError, InvalidOpcode, NvmeError
-from nvme_async.native._hotpath import Request
 from nvme_async.spec import commands
 from nvme_async.spec.completion import AsyncEvent, AsyncEventType, NoticeEvent
 from nvme_async.spec.opcodes import Feature, LogPage
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
 
 log = logging.getLogger("nvme_async")
 
@@ -59,7 +56,7 @@ class Event:
 class EventListener:
     """Owner of the Asynchronous Event Request (Base 2.0, 5.2). On the controller's home loop."""
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: ControllerContext) -> None:
         self._controller = controller
         self._task: asyncio.Task[None] | None = None
         self._subscribers: set[asyncio.Queue[Event | None]] = set()
@@ -76,13 +73,11 @@ class EventListener:
         controller = self._controller
         wanted = controller.identify.oaes & _NOTICES
         if wanted:
-            now = (await controller.admin_queue.submit(commands.get_features(Feature.ASYNC_EVENT_CONFIGURATION))).dw0
+            now = (await controller.submit_admin(commands.get_features(Feature.ASYNC_EVENT_CONFIGURATION))).dw0
             if now & wanted != wanted:
-                await controller.admin_queue.submit(
-                    commands.set_features(Feature.ASYNC_EVENT_CONFIGURATION, now | wanted)
-                )
+                await controller.submit_admin(commands.set_features(Feature.ASYNC_EVENT_CONFIGURATION, now | wanted))
 
-    def start(self, adopted: list[Request] | None = None) -> None:
+    def start(self, adopted: Sequence[Awaitable[Any]] | None = None) -> None:
         """adopted: the requests that a predecessor left with the controller, so that there is never
         a second one. None of them: it was busy with an event that nobody else knows of.
         """
@@ -109,7 +104,7 @@ class EventListener:
         for queue in self._subscribers:
             queue.put_nowait(None)
 
-    async def _listen(self, adopted: list[Request] | None) -> None:
+    async def _listen(self, adopted: Sequence[Awaitable[Any]] | None) -> None:
         controller = self._controller
         left = list(adopted or ())
         catch_up = adopted is not None and not adopted
@@ -123,7 +118,7 @@ class EventListener:
                 if left:
                     dw0, dw1, _ = await left.pop(0)
                 else:
-                    completion = await controller.admin_queue.submit(commands.async_event_request(), internal=True)
+                    completion = await controller.submit_admin(commands.async_event_request(), internal=True)
                     dw0, dw1 = completion.dw0, completion.dw1
             except CommandError as error:
                 self.failures += 1
@@ -165,7 +160,7 @@ class EventListener:
         controller = self._controller
         for lid in (LogPage.ERROR_INFORMATION, LogPage.SMART_HEALTH, LogPage.CHANGED_NAMESPACES):
             try:
-                await controller.admin_queue.submit(commands.get_log_page(lid, _LOG_BYTES.get(lid, 512)))
+                await controller.submit_admin(commands.get_log_page(lid, _LOG_BYTES.get(lid, 512)))
             except CommandError as error:
                 log.warning("%s: log page %#x: %s", controller.uri, lid, error)
         await self._rescan(None)
@@ -177,7 +172,7 @@ class EventListener:
             await controller.rescan(event)
         except CommandError as error:
             log.warning("%s: rescan: %s", controller.uri, error)
-            controller.scanner.later(str(error))
+            controller.rescan_later(str(error))
 
     async def _handle(self, event: AsyncEvent) -> None:
         controller = self._controller
@@ -187,7 +182,7 @@ class EventListener:
         # Reading the log page clears the event; without that there won't be another of its kind.
         nbytes = _LOG_BYTES.get(event.lid, 512)  # type: ignore[call-overload]
         try:
-            await controller.admin_queue.submit(commands.get_log_page(event.lid, nbytes))
+            await controller.submit_admin(commands.get_log_page(event.lid, nbytes))
         except CommandError as error:
             log.warning("%s: %s: log page %#x: %s", controller.uri, event.name, event.lid, error)
         if event.type == AsyncEventType.NOTICE and event.info == NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, overload
 import attrs
 
 from nvme_async.driver.batch import BatchError, Many, as_lbas
+from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits, copy_groups, dsm_groups, pieces
-from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.settling import settled
+from nvme_async.driver.transport import CommandQueue
 from nvme_async.errors import (
     CommandError,
     ConfigurationError,
@@ -36,8 +37,6 @@ from nvme_async.spec.opcodes import Direction, NvmOpcode, ZnsOpcode, command_nam
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-    from nvme_async.driver.controller import Controller
 
 
 # Commands that move exactly the blocks which they name: with a buffer of another length the
@@ -93,9 +92,9 @@ class Namespace(NamespaceCore):
     identify: IdentifyNamespace
     identity: NamespaceIdentity
     limits: CommandLimits
-    controller: Controller
+    controller: ControllerContext
 
-    def __init__(self, controller: Controller, nsid: int) -> None:
+    def __init__(self, controller: ControllerContext, nsid: int) -> None:
         self.controller = controller
         self._nsid = nsid
 
@@ -129,8 +128,8 @@ class Namespace(NamespaceCore):
 
     def _reconfigure(self) -> None:
         controller, identify = self.controller, self.identify
-        queues, block_size = controller.queues, identify.block_size
-        max_blocks = max(1, min(MAX_BLOCKS, queues.maker.max_transfer // block_size))
+        queues, block_size = controller.transport.queues, identify.block_size
+        max_blocks = max(1, min(MAX_BLOCKS, controller.transport.max_transfer // block_size))
         self.limits = CommandLimits.of(
             controller.identify_nvm,
             block_size=block_size,
@@ -193,10 +192,11 @@ class Namespace(NamespaceCore):
     async def _slowly(
         self, geometry: Geometry, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
-        queues = self.controller.queues
-        if await queues.for_this_loop() is not None:
+        queues = self.controller.transport.queues
+        queue = await queues.for_this_loop()
+        if queue is not None:
             geometry.check()
-            return await getattr(self, method)(*arguments, **options)
+            return await queue.io(self, method, arguments, options)
         neighbour = queues.neighbours[asyncio.get_running_loop()]
 
         async def there() -> Any:
@@ -224,9 +224,9 @@ class Namespace(NamespaceCore):
         )
         return view.nbytes if method == "readinto" else None
 
-    async def _queue(self) -> LoopQueue:
+    async def _queue(self) -> CommandQueue:
         """The queue pair for commands of this loop."""
-        queues = self.controller.queues
+        queues = self.controller.transport.queues
         queue = await queues.for_this_loop()
         if queue is None:
             raise ConfigurationError(
@@ -276,7 +276,7 @@ class Namespace(NamespaceCore):
                 raise TypeError("data is None, and a write needs a bytes-like object")
             data = bytearray(memoryview(lbas).nbytes // 8 * nbytes)
         queue = await self._queue()
-        batch = queue.hot.batch(
+        batch = queue.batch(
             opcode,
             self.nsid,
             lbas,
@@ -284,7 +284,7 @@ class Namespace(NamespaceCore):
             data,
             nbytes,
             to_host=opcode == NvmOpcode.READ,
-            depth=min(depth, queue.hot.entries),
+            depth=min(depth, queue.entries),
             flags=fua << 30,
             geometry=geometry,
         )

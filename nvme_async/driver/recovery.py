@@ -13,10 +13,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.lifecycle import State
-from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.transport import CommandQueue
 from nvme_async.errors import (
     CommandError,
     ControllerError,
@@ -27,9 +28,6 @@ from nvme_async.errors import (
 )
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import AdminOpcode, NvmOpcode
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
 
 log = logging.getLogger("nvme_async")
 
@@ -64,14 +62,14 @@ class Recovery:
     It takes the controller's lock, and nothing that holds the lock waits for it.
     """
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: ControllerContext) -> None:
         self._controller = controller
         self._task: asyncio.Task[None] | None = None
         self._strays = self._strays_of = self._stray_resets = 0
         self.aborts = 0
         self.timeouts = 0
 
-    def on_timeout(self, queue: LoopQueue, late: list[tuple[int, bytes]]) -> None:
+    def on_timeout(self, queue: CommandQueue, late: list[tuple[int, bytes]]) -> None:
         """From a queue's watchdog, on that queue's loop."""
         if not queue.qid:
             late = [(cid, sqe) for cid, sqe in late if sqe[0] not in UNLIMITED]
@@ -145,14 +143,14 @@ class Recovery:
         controller = self._controller
         resets = controller.resets
         try:
-            if reason := await controller.registers.lost():
+            if reason := await controller.transport.lost():
                 await self._reset(reason, resets)
         except (ControllerGone, ControllerTimeout) as error:
             controller.fail(error)
         except NvmeError as error:
             log.warning("%s: %s", controller.uri, error)
 
-    async def _escalate(self, queue: LoopQueue, late: list[tuple[int, bytes]]) -> None:
+    async def _escalate(self, queue: CommandQueue, late: list[tuple[int, bytes]]) -> None:
         controller = self._controller
         resets = controller.resets
         self.timeouts += len(late)
@@ -160,32 +158,32 @@ class Recovery:
             "%s: queue %d: %d commands without completion for %g s", controller.uri, queue.qid, len(late), queue.timeout
         )
         try:
-            reason = await controller.registers.lost()
+            reason = await controller.transport.lost()
             if not reason and await self._abort(queue, late):
                 return
             await self._reset(reason or "commands timed out", resets)
         except NvmeError as error:
             controller.fail(error)
 
-    async def _abort(self, queue: LoopQueue, late: list[tuple[int, bytes]]) -> bool:
+    async def _abort(self, queue: CommandQueue, late: list[tuple[int, bytes]]) -> bool:
         """Asks the controller to abort them; True when none of them is out any more in time."""
         controller = self._controller
         if queue.qid == 0:
             return False  # an admin queue that doesn't answer won't answer an Abort either
         cids = [cid for cid, _ in late]
-        await controller.on_owner(queue, lambda: queue.hot.mark_timed_out(cids))
+        await controller.on_owner(queue, lambda: queue.mark_timed_out(cids))
         # No more at once than the controller takes (ACL is zero-based).
         limit = (controller.identify.acl if controller.identify is not None else 0) + 1
 
         async def one(cid: int) -> None:
             self.aborts += 1
-            await controller.admin_queue.submit(commands.abort(queue.qid, cid), internal=True)
+            await controller.submit_admin(commands.abort(queue.qid, cid), internal=True)
 
         try:
             async with asyncio.timeout(controller.options.abort_timeout):
                 for at in range(0, len(cids), limit):
                     await asyncio.gather(*(one(cid) for cid in cids[at : at + limit]))
-                while await controller.on_owner(queue, lambda: queue.hot.still_out(cids)):
+                while await controller.on_owner(queue, lambda: queue.still_out(cids)):
                     await asyncio.sleep(0.01)
         except (TimeoutError, CommandError, ControllerError):
             return False

@@ -15,18 +15,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nvme_async.driver import discovery
+from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.events import Event, Kind
 from nvme_async.driver.namespace import Namespace
 from nvme_async.errors import CommandError, ControllerTimeout, NvmeError
 from nvme_async.spec.completion import AsyncEvent
 from nvme_async.spec.identify import IdentifyNamespace
 from nvme_async.spec.identity import NamespaceIdentity
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
 
 log = logging.getLogger("nvme_async")
 
@@ -41,7 +39,7 @@ class Scanner:
     scans, retries: how many there were, and how many of them because something could not be read.
     """
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: ControllerContext) -> None:
         self._controller = controller
         self._lock = asyncio.Lock()
         self._asked = 0
@@ -104,7 +102,7 @@ class Scanner:
             raise
         found: dict[int, tuple[IdentifyNamespace, NamespaceIdentity]] = {}
         unread: dict[int, str] = {}
-        degraded = controller.bringup.degraded
+        degraded = controller.degraded
         unanswered: ControllerTimeout | None = None
         for nsid in listed:
             try:
@@ -172,8 +170,8 @@ class Scanner:
         if changes:
             controller.changed()
             for kind, nsid in changes:
-                controller.listener.publish(Event(kind, controller.uri, nsid, cause))
-            await controller.queues.go_on()
+                controller.publish(Event(kind, controller.uri, nsid, cause))
+            await controller.transport.queues.go_on()
 
     # -- what could not be read --------------------------------------------------------------------
 

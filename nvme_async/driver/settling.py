@@ -9,13 +9,10 @@ acknowledged.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
+from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.lifecycle import State
-from nvme_async.driver.pcie.loop_queue import LoopQueue
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
+from nvme_async.driver.transport import CommandQueue
 
 # Seconds between polls of a queue pair whose loop doesn't run; the last one again and again.
 _PAUSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
@@ -23,17 +20,16 @@ _PAUSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 _CHECK = 1.0
 
 
-async def settled(controller: Controller, nsid: int, lba: int, blocks: int) -> None:
+async def settled(controller: ControllerContext, nsid: int, lba: int, blocks: int) -> None:
     """Returns once no command of this process that was left behind before this call, and may change
     one of these blocks, is with the controller. Raises what not_here() says if they have become
     another process's meanwhile.
     """
-    queues = controller.queues
-    known = [*queues.io_queues(), *(queue for queue in queues.unsettled if queue.qid)]
+    known = controller.transport.queues.with_commands()
     await asyncio.gather(*(_settled(controller, queue, nsid, lba, blocks) for queue in known))
 
 
-async def _settled(controller: Controller, queue: LoopQueue, nsid: int, lba: int, blocks: int) -> None:
+async def _settled(controller: ControllerContext, queue: CommandQueue, nsid: int, lba: int, blocks: int) -> None:
     loop = asyncio.get_running_loop()
     gone = asyncio.Event()
 
@@ -43,9 +39,9 @@ async def _settled(controller: Controller, queue: LoopQueue, nsid: int, lba: int
             loop.call_soon_threadsafe(gone.set)
 
     def begin() -> bool:
-        cids = queue.hot.left_behind(nsid, lba, blocks)
+        cids = queue.left_behind(nsid, lba, blocks)
         if cids:
-            queue.hot.when_gone(cids, report)
+            queue.when_gone(cids, report)
         return bool(cids)
 
     if not await controller.on_owner(queue, begin):
@@ -58,9 +54,9 @@ async def _settled(controller: Controller, queue: LoopQueue, nsid: int, lba: int
             async with asyncio.timeout(pause):
                 await gone.wait()
         except TimeoutError:
-            if queue.hot.closed:
+            if queue.closed:
                 break
             if not running:
-                await controller.on_owner(queue, lambda: queue.hot.reap())
+                await controller.on_owner(queue, queue.poll)
     if controller.state is State.HANDED_OVER:
         raise controller.not_here()

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from nvme_async.dma import Pool, Slot
 from nvme_async.dma.manager import DmaClient
 from nvme_async.driver.controller import Controller
+from nvme_async.driver.pcie.transport import pcie
 from nvme_async.errors import CommandError, NvmeError
 from nvme_async.keepalive import manifest
 from nvme_async.keepalive.adopted import AdoptedCommands
@@ -31,13 +32,14 @@ class PredecessorCleanup:
         self._adopted = adopted
         self._state = state
         self._task: asyncio.Task[None] | None = None
-        assert controller.memory is not None
-        self._pool = controller.memory.pools[0]
+        self._transport = pcie(controller.transport)
+        assert self._transport.memory is not None
+        self._pool = self._transport.memory.pools[0]
 
     def begin(self) -> None:
         """After the predecessor's commands were adopted."""
         self._free_what_nobody_used()
-        self._controller.queues.inherited = {queue.qid: queue for queue in self._state.unsettled}
+        self._transport.queues.inherited = {queue.qid: queue for queue in self._state.unsettled}
         self._task = self._controller.loop.create_task(self._run(), name=f"{self._controller.uri} cleanup")
 
     async def wait(self) -> None:
@@ -55,10 +57,10 @@ class PredecessorCleanup:
         controller = self._controller
         try:
             await self._until(lambda: not self._adopted.draining)
-            if controller.memory is not None:
-                controller.memory.forget_inherited()
+            if self._transport.memory is not None:
+                self._transport.memory.forget_inherited()
             await self._until(lambda: self._adopted.settled)
-            for qid in list(controller.queues.inherited):
+            for qid in list(self._transport.queues.inherited):
                 await self._undo(qid)
         except NvmeError as error:
             log.warning("%s: tidying up after the predecessor: %s", controller.uri, error)
@@ -71,7 +73,7 @@ class PredecessorCleanup:
         while not done():
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LAST_LOOK)
-            for queue in self._controller.queues.all():
+            for queue in self._transport.queues.all():
                 if queue.loop is self._controller.loop:
                     queue.hot.reap()
 
@@ -88,7 +90,7 @@ class PredecessorCleanup:
         for slot in self._pool.slots():
             if slot.owner in (f"queue {qid}", f"bounce {qid}") and slot.state == "pending-restore":
                 self._pool.reclaim(slot.offset)
-        controller.queues.give_back(qid)
+        self._transport.queues.give_back(qid)
         controller.changed()
 
     def _free_what_nobody_used(self) -> None:

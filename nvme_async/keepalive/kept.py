@@ -9,6 +9,11 @@ from nvme_async.device import Device
 from nvme_async.dma import DmaBuffer, Slot
 from nvme_async.driver.controller import Controller as DriverController
 from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.memory import DeviceMemory
+from nvme_async.driver.pcie.queue_set import QueueSet
+from nvme_async.driver.pcie.registers import Registers
+from nvme_async.driver.pcie.transport import PcieTransport, pcie
+from nvme_async.driver.transport import Transport
 from nvme_async.errors import ConfigurationError, QueueShutdown
 from nvme_async.keepalive import cleanup
 from nvme_async.keepalive.adopted import AdoptedCommands
@@ -32,8 +37,8 @@ class KeptController(DriverController):
         depositor: keeps a copy of the descriptors with a custodian.
     """
 
-    def __init__(self, device: Device, options: Options) -> None:
-        super().__init__(device, options)
+    def __init__(self, transport: Transport, options: Options) -> None:
+        super().__init__(transport, options)
         self.adopted = AdoptedCommands()
         self.decision = ""
         self.on_bundle_changed: Callable[[], None] | None = None
@@ -41,6 +46,35 @@ class KeptController(DriverController):
         self.recorder: Recorder | None = None
         self.depositor: Depositor | None = None
         self.settings: Decision | None = None
+
+    # -- over PCIe: ConfigurationError for controllers that are reached another way ----------------
+
+    @property
+    def pcie(self) -> PcieTransport:
+        """The transport of a PCI function."""
+        return pcie(self.transport)
+
+    @property
+    def device(self) -> Device:
+        """The PCI function."""
+        return self.pcie.device
+
+    @property
+    def registers(self) -> Registers:
+        """Its registers."""
+        return self.pcie.registers
+
+    @property
+    def memory(self) -> DeviceMemory | None:
+        """What the controller reaches; None before the bring-up."""
+        return self.pcie.memory
+
+    @property
+    def queues(self) -> QueueSet:
+        """Its queue pairs."""
+        return self.pcie.queues
+
+    # -- keepalive ---------------------------------------------------------------------------------
 
     @property
     def keepalive(self) -> bool:
@@ -136,6 +170,7 @@ class KeptController(DriverController):
         for pool in self.memory.pools if self.memory is not None else ():
             pool.detach()
         self.device.detach()
+        self.queues.maker.close_vectors()
 
     # -- a predecessor's memory --------------------------------------------------------------------
 

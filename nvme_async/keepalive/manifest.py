@@ -12,11 +12,14 @@ import logging
 import os
 import struct
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import attrs
 
 from nvme_async.dma import DmaBuffer, Pool
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.pcie.transport import pcie
 from nvme_async.errors import InvalidSavedState, NvmeError
 from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.descriptors import identity
@@ -29,10 +32,6 @@ from nvme_async.keepalive.state import (
     RegistrationState,
     State,
 )
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
-    from nvme_async.driver.pcie.loop_queue import LoopQueue
 
 log = logging.getLogger("nvme_async")
 
@@ -166,8 +165,9 @@ class Manifest:
 
 def descriptors_of(controller: Controller) -> dict[str, int]:
     """What a bundle has beside the pool, by name; they stay the controller's."""
-    found = {f"device.{name}": fd for name, fd in controller.device.descriptors().items()}
-    return found | {f"irq.{vector}": fd for vector, fd in enumerate(controller.queues.maker.event_fds)}
+    transport = pcie(controller.transport)
+    found = {f"device.{name}": fd for name, fd in transport.device.descriptors().items()}
+    return found | {f"irq.{vector}": fd for vector, fd in enumerate(transport.queues.maker.event_fds)}
 
 
 class Recorder:
@@ -213,7 +213,9 @@ class Recorder:
 
     def snapshot(self, phase: Phase = "live", *, quiesced: bool = False) -> State:
         controller = self._controller
-        queues, memory, identify, ids = controller.queues, controller.memory, controller.identify, controller.device.ids
+        transport = pcie(controller.transport)
+        queues, memory, identify = transport.queues, transport.memory, controller.identify
+        ids = transport.device.ids
         assert memory is not None
         return State(
             uri=controller.uri,
@@ -235,7 +237,7 @@ class Recorder:
                 model=identify.mn,
                 firmware=identify.fr,
             ),
-            registers=RegisterState(**cast(Any, controller.registers.programmed)),
+            registers=RegisterState(**cast(Any, transport.registers.programmed)),
             identify=self._identify_bytes(),
             identify_nvm=controller.identify_nvm.encode() if controller.identify_nvm is not None else None,
             namespaces=[self._namespace(namespace) for namespace in controller.namespaces.values()],
@@ -247,7 +249,7 @@ class Recorder:
             vectors=len(queues.maker.event_fds),
             registrations=[RegistrationState(iova=iova, nbytes=nbytes) for iova, nbytes in memory.foreign_mappings()],
             options=attrs.asdict(controller.options),
-            device_state=controller.device.save(),
+            device_state=transport.device.save(),
             descriptors=self._identities(),
             extra=self.extra,
         )

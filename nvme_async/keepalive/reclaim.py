@@ -12,9 +12,10 @@ import attrs
 
 from nvme_async.device import Device, resume_device
 from nvme_async.dma import DmaBuffer, Pool
-from nvme_async.driver.opening import open_device_async
 from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.opening import open_device_async
 from nvme_async.driver.pcie.registers import Registers
+from nvme_async.driver.pcie.transport import PcieTransport
 from nvme_async.errors import ControllerError, InvalidSavedState, NvmeError
 from nvme_async.keepalive import manifest
 from nvme_async.keepalive import state as saved
@@ -48,7 +49,7 @@ async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controll
             held.clear()
             pool.close()
     try:
-        controller = Controller(device, chosen)
+        controller = Controller(PcieTransport(device), chosen)
     except BaseException:
         device.close()
         raise

@@ -25,6 +25,7 @@ from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.memory import DeviceMemory, let_go
 from nvme_async.driver.pcie.registers import Registers
+from nvme_async.driver.pcie.transport import PcieTransport
 from nvme_async.errors import ConfigurationError, ControllerGone, InvalidSavedState, RestoreRefused
 from nvme_async.keepalive import manifest, reclaim
 from nvme_async.keepalive import state as saved
@@ -250,8 +251,9 @@ class Restoration:
             device = self.device
         assert device is not None
         state = self.state
-        controller = Controller(device, _merge(state, self._given))
-        controller.cap, controller.vs = Cap.from_int(state.registers.cap), Vs.from_int(state.registers.vs)
+        transport = PcieTransport(device)
+        transport.cap, transport.vs = Cap.from_int(state.registers.cap), Vs.from_int(state.registers.vs)
+        controller = Controller(transport, _merge(state, self._given))
         controller.registers.programmed = attrs.asdict(state.registers, filter=lambda field, _: field.name != "extra")
         assert self._identify is not None
         controller.identify = self._identify
@@ -273,7 +275,7 @@ class Restoration:
             controller.cleanup.begin()
             controller.keep(Manifest(pool, buffer, self._found[1], self._body), state)
             controller.listener.start(events)
-            controller.watch(True)
+            transport.watch(controller._on_gone)
         except BaseException:
             pool.detach()
             for queue in controller.queues.all():
@@ -306,7 +308,7 @@ class Restoration:
         )
         memory.in_use = queues.uses
         memory.inherit([(registration.iova, registration.nbytes) for registration in state.registrations])
-        controller.memory = memory
+        controller.pcie.memory = memory
         queues.begin_restored(
             limit=state.queue_limit,
             max_transfer=state.max_transfer,

@@ -5,7 +5,7 @@ On the controller's home loop, with its lock held from suspend to resume or rele
 
 from __future__ import annotations
 
-from nvme_async.driver import suspension
+from nvme_async.driver.pcie import suspension
 from nvme_async.errors import QueueShutdown
 from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.kept import KeptController

@@ -365,15 +365,15 @@ class ManagedDevice:
         controller = self.controller
         self._become("servicing")
         self.controller = None
-        device = await self._drivers.within_limit(controller, controller.release()) if controller is not None else None
+        left = await self._drivers.within_limit(controller, controller.release()) if controller is not None else None
         self.options = changed
         given, keepalive_options = split(changed)
         options = Options.of(given)
-        again = await self._drivers.device_again(device)
+        again = await self._drivers.transport_again(left, options)
         try:
             decision, custodian = choose(self.uri, options, keepalive_options)
         except BaseException:
-            again.close()
+            again.abandon()
             raise
         fresh = await self._drivers.settled(
             self._drivers.bring_up(again, with_pool(options, decision)), decision, custodian

@@ -10,9 +10,10 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from nvme_async.device import Device, parse_uri
-from nvme_async.driver.opening import open_device_async
 from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.transport import PcieTransport
+from nvme_async.driver.schemes import open_transport, parse_uri
+from nvme_async.driver.transport import Transport
 from nvme_async.errors import ControllerError, ControllerGone
 from nvme_async.keepalive.config import Decision
 from nvme_async.keepalive.controller import Controller
@@ -43,7 +44,7 @@ class Drivers:
         self.close_limit = close_limit
 
     async def open(self, uri: str, options: Options) -> Controller:
-        return await self.bring_up(await open_device_async(uri), options)
+        return await self.bring_up(await open_transport(uri, options), options)
 
     async def settled(
         self, opening: Coroutine[Any, Any, Controller], decision: Decision, custodian: Custodian | None
@@ -61,27 +62,24 @@ class Drivers:
             raise
         return controller
 
-    async def device_again(self, device: Device | None) -> Device:
-        """The device that the last driver left, reset; if it left none, opened again."""
-        if device is None:
+    async def transport_again(self, left: Transport | None, options: Options) -> Transport:
+        """The way that the last driver left, its function reset; if it left none, opened again."""
+        if left is None:
             if parse_uri(self.uri)[0] == "emulated":
                 raise ControllerGone(f"{self.uri}: the emulated controller ended with its device")
-            return await open_device_async(self.uri)
-        try:
-            await asyncio.to_thread(device.reset)
-        except BaseException:
-            device.close()
-            raise
-        return device
+            return await open_transport(self.uri, options)
+        if isinstance(left, PcieTransport):
+            await left.reset_function()
+        return left
 
-    async def bring_up(self, device: Device, options: Options) -> Controller:
+    async def bring_up(self, transport: Transport, options: Options) -> Controller:
         """A driver for the device. If this is cancelled, everything is released, by force if need
         be.
         """
         try:
-            controller = Controller(device, options)
+            controller = Controller(transport, options)
         except BaseException:
-            device.close()
+            transport.abandon()
             raise
         task = asyncio.ensure_future(controller.bring_up())
         try:

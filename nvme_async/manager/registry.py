@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from nvme_async.device import parse_uri
+from nvme_async.driver.schemes import parse_uri
 from nvme_async.errors import QueueShutdown
 from nvme_async.manager.device import ManagedDevice
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import uvloop
 
-from nvme_async.device import parse_uri
+from nvme_async.driver.schemes import parse_uri
 from nvme_async.errors import ConfigurationError, QueueShutdown
 from nvme_async.runtime import forks
 

@@ -121,17 +121,18 @@ class ControllerIdentity:
     serial_number: int = 0
 
     @classmethod
-    def of(cls, identify: IdentifyController, ids: PciIds) -> ControllerIdentity:
+    def of(cls, identify: IdentifyController, ids: PciIds | None) -> ControllerIdentity:
+        """ids: of the PCI function; None for a controller that isn't one."""
         return cls(
             serial=identify.sn.strip(),
             model=identify.mn.strip(),
             subnqn=identify.subnqn,
             cntlid=identify.cntlid,
-            vendor=ids.vendor,
-            device=ids.device,
-            subsystem_vendor=ids.subsystem_vendor,
-            subsystem=ids.subsystem,
-            serial_number=ids.serial_number,
+            vendor=ids.vendor if ids else 0,
+            device=ids.device if ids else 0,
+            subsystem_vendor=ids.subsystem_vendor if ids else 0,
+            subsystem=ids.subsystem if ids else 0,
+            serial_number=ids.serial_number if ids else 0,
         )
 
     def is_other(self, other: ControllerIdentity, *, connected_anew: bool = False) -> bool:

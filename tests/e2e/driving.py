@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from nvme_async.device import Device, open_device
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.transport import PcieTransport
 from nvme_async.emulator import Faults
 from nvme_async.errors import ControllerError
 from nvme_async.keepalive.controller import Controller
@@ -187,7 +188,7 @@ async def open_meddled(uri: str, prepare: Callable[[Meddler], None], **options: 
     """
     device = Meddler(await asyncio.to_thread(open_device, uri))
     prepare(device)
-    controller = Controller(device, Options.of({**FAST, **options}))  # type: ignore[arg-type]
+    controller = Controller(PcieTransport(device), Options.of({**FAST, **options}))  # type: ignore[arg-type]
     await controller.bring_up()
     return controller
 

@@ -68,7 +68,7 @@ def die(controller: nvme_async.Controller) -> Bundle:
     dead, unsent = HandedOver("killed", sent=True), HandedOver("killed")
     for namespace in controller.namespaces.values():
         namespace._set_gone(unsent)
-    controller.watch(False)
+    controller.transport.watch(None)
     controller.adopted.on_drained = None
     assert controller.memory is not None
     controller.memory.detach()

@@ -107,9 +107,9 @@ async def test_a_device_outlives_its_controller() -> None:
     async with nvme_async.open("emulated:size=16MiB") as first:
         await first.namespaces[1].write(7, b"x" * 4096)
         before = descriptors()
-        device = await first.release()
-        assert device is not None
-        second = nvme_async.Controller(device, first.options)
+        transport = await first.release()
+        assert transport is not None
+        second = nvme_async.Controller(transport, first.options)
         await second.bring_up()
         assert await second.namespaces[1].read(7) == b"x" * 4096
         assert descriptors() == before

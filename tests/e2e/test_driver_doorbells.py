@@ -12,6 +12,7 @@ from driving import FAST, LoopThread, exercise, faults, within
 
 from nvme_async.device import Doorbells
 from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.transport import PcieTransport
 from nvme_async.emulator.device import EmulatedDevice
 from nvme_async.keepalive.controller import Controller
 from nvme_async.native._mmio import Mmio
@@ -71,7 +72,7 @@ class Narrow(EmulatedDevice):
 
 async def drive(device: EmulatedDevice, loops: int) -> None:
     """Queue pairs of several loops at once."""
-    controller = Controller(device, Options(**FAST))
+    controller = Controller(PcieTransport(device), Options(**FAST))
     await controller.bring_up()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(controller.close)

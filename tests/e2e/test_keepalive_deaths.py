@@ -122,8 +122,8 @@ async def test_two_successors_killed_while_they_take_over(site: Site, module: st
 @pytest.mark.parametrize(
     ("function", "again"),
     [
-        ("bringup._disable", 1),
-        ("bringup._enable", 1),
+        ("transport._disable", 1),
+        ("transport._enable", 1),
         ("queues.negotiate", 1),
         ("queues.create_all", 1),
         ("bringup._namespaces", 1),

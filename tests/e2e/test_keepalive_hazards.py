@@ -289,10 +289,10 @@ async def test_10_a_command_without_an_answer_ends_after_the_takeover_too(way: W
         assert drivers.driver.inspect()["aborts"] >= 1
         drivers.since()
         async with asyncio.timeout(10):
-            device = await drivers.driver.release()
+            transport = await drivers.driver.release()
         assert drivers.since()["shutdowns"] == 1
-        assert device is not None
-        device.close()
+        assert transport is not None
+        transport.abandon()
 
 
 @ways

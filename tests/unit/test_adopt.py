@@ -14,7 +14,7 @@ from ring_controller import RingController
 from tracker_sum import tracker_sum
 
 from nvme_async.dma import Pool
-from nvme_async.driver.pcie.loop_queue import error_from
+from nvme_async.driver.completions import error_from
 from nvme_async.errors import HandedOver, LbaOutOfRange
 from nvme_async.native import _hotpath
 from nvme_async.native._hotpath import AddressMap, BounceCache, QueuePair

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from nvme_async.errors import CommandTimeout, NvmeError, command_error
 from nvme_async.native import _hotpath
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.opcodes import Direction, command_name
-from nvme_async.spec.status import GenericStatus, status_text
 
 # The watchdog looks so many times within one command timeout.
 LOOKS = 8
@@ -26,29 +24,6 @@ LOOKS = 8
 # does not come: so many seconds after the last completion, each counted from the poll before, and the
 # last one again and again.
 EARLY_POLLS = (0.001, 0.004, 0.016, 0.064, 0.256, 1.0)
-
-
-def error_from(status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
-    """The exception for a completed command; `timed_out` if the driver had asked to abort it."""
-    command = Command.unpack(sqe, admin=admin)
-    lba, blocks = command.lba, command.blocks
-    if timed_out and status & 0x7FF == GenericStatus.ABORT_REQUESTED:
-        where = "" if lba is None else f" lba {lba}+{blocks}"
-        return CommandTimeout(
-            f"{command.name} on namespace {command.nsid}{where}: no completion in time; it was "
-            "aborted, or ended by a reset"
-        )
-    return command_error(
-        status,
-        opcode=command.opcode,
-        nsid=command.nsid,
-        lba=lba,
-        blocks=blocks,
-        admin=admin,
-        dw0=dw0,
-        text=status_text(status >> 8 & 7, status & 0xFF),
-        command=command_name(command.opcode, admin=admin),
-    )
 
 
 class LoopQueue:
@@ -94,6 +69,48 @@ class LoopQueue:
     @property
     def qid(self) -> int:
         return self.hot.qid
+
+    @property
+    def entries(self) -> int:
+        """Of each ring; one more than the commands in flight at most."""
+        return self.hot.entries
+
+    @property
+    def in_flight(self) -> int:
+        """Commands that the controller has not answered yet."""
+        return self.hot.n_outstanding
+
+    async def io(self, namespace: Any, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """The namespace's own fast path, which finds this queue pair now."""
+        return await getattr(namespace, method)(*arguments, **options)
+
+    def batch(self, *arguments: Any, **options: Any) -> _hotpath.Batch:
+        """See CommandQueue.batch()."""
+        return self.hot.batch(*arguments, **options)
+
+    def left_behind(self, nsid: int, lba: int, blocks: int) -> list[int]:
+        """See CommandQueue.left_behind()."""
+        return self.hot.left_behind(nsid, lba, blocks)
+
+    def when_gone(self, cids: list[int], callback: Callable[[], None]) -> None:
+        """See CommandQueue.when_gone()."""
+        self.hot.when_gone(cids, callback)
+
+    def poll(self) -> None:
+        """Takes the completions that are there."""
+        self.hot.reap()
+
+    @property
+    def closed(self) -> bool:
+        return self.hot.closed
+
+    def mark_timed_out(self, cids: Sequence[int]) -> None:
+        """See CommandQueue.mark_timed_out()."""
+        self.hot.mark_timed_out(list(cids))
+
+    def still_out(self, cids: Sequence[int]) -> bool:
+        """See CommandQueue.still_out()."""
+        return bool(self.hot.still_out(list(cids)))
 
     def listen(self, *others: LoopQueue) -> None:
         """Takes interrupts through the loop. `others` share the vector (and the loop)."""

@@ -10,23 +10,32 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from nvme_async.device import Device
 from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
-from nvme_async.driver.pcie.loop_queue import LoopQueue, error_from
+from nvme_async.driver.completions import error_from
+from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.pcie.memory import DeviceMemory
+from nvme_async.driver.transport import Owner
 from nvme_async.errors import CommandError, ControllerError, NvmeError
 from nvme_async.native import _hotpath
 from nvme_async.spec import commands
-from nvme_async.spec.registers import cq_doorbell, sq_doorbell
+from nvme_async.spec.registers import Cap, cq_doorbell, sq_doorbell
 from nvme_async.spec.status import status_text
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
 
 log = logging.getLogger("nvme_async")
 PAGE = 4096
 FIRST_DOORBELL = 0x1000
+
+
+class PciePieces(Protocol):
+    """The PCIe transport, as far as its queues are concerned."""
+
+    device: Device
+    memory: DeviceMemory | None
+    cap: Cap
 
 
 class QueueMaker:
@@ -38,8 +47,9 @@ class QueueMaker:
     errors: how many commands failed that somebody waited for, by status.
     """
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Owner, transport: PciePieces) -> None:
         self._controller = controller
+        self._transport = transport
         self.max_transfer = PAGE
         self.capacity = 0
         self.strays = 0
@@ -56,7 +66,7 @@ class QueueMaker:
 
         ControllerError for a device without MSI-X: the admin queue could not sleep.
         """
-        device = self._controller.device
+        device = self._transport.device
         if device.n_vectors < 1:
             raise ControllerError(f"{device.uri}: no MSI-X vectors, at least one is needed")
         wanted = min(device.n_vectors, self._controller.options.io_queues + 1)
@@ -68,7 +78,7 @@ class QueueMaker:
     def set_vectors_again(self) -> None:
         """After a reset of the function, which takes them away."""
         if self._event_fds:
-            self._controller.device.set_interrupts(self._event_fds)
+            self._transport.device.set_interrupts(self._event_fds)
 
     def adopt_vectors(self, event_fds: list[int]) -> None:
         """The eventfds that a predecessor set; they become this object's, and stay what the device
@@ -116,11 +126,10 @@ class QueueMaker:
         """The host's side of a queue pair: memory, rings, doorbells. The controller doesn't know of
         it yet. Ends with forget().
         """
-        controller = self._controller
-        assert controller.memory is not None
+        assert self._transport.memory is not None
         max_transfer = self._max_transfer(qid)
         n_trackers = entries - 1
-        memory = controller.memory.alloc(self.memory_for(qid, entries), owner=f"queue {qid}", tag=qid)
+        memory = self._transport.memory.alloc(self.memory_for(qid, entries), owner=f"queue {qid}", tag=qid)
         facts = {
             "qid": qid,
             "entries": entries,
@@ -151,16 +160,16 @@ class QueueMaker:
         """
         controller = self._controller
         options = controller.options
-        assert controller.memory is not None
+        assert self._transport.memory is not None
         qid = facts["qid"]
-        bounce = _hotpath.BounceCache(controller.memory.chunk_source(f"bounce {qid}"))
+        bounce = _hotpath.BounceCache(self._transport.memory.chunk_source(f"bounce {qid}"))
         hot = _hotpath.QueuePair(
             memory,
             **facts,
             max_transfer=max_transfer,
             spare_entries=self._spare_entries,
             attach=attach,
-            address_map=controller.memory.address_map,
+            address_map=self._transport.memory.address_map,
             bounce=bounce,
             create_future=loop.create_future,
             call_soon=loop.call_soon,
@@ -186,8 +195,8 @@ class QueueMaker:
     ) -> LoopQueue:
         """The Python half for use on `loop`."""
         controller = self._controller
-        assert controller.memory is not None
-        hot.on_starved = controller.memory.feeder(hot, loop)
+        assert self._transport.memory is not None
+        hot.on_starved = self._transport.memory.feeder(hot, loop)
         return LoopQueue(
             hot,
             loop,
@@ -195,14 +204,14 @@ class QueueMaker:
             event_fd=self._event_fds[vector],
             interrupts=interrupts,
             timeout=controller.options.command_timeout if hot.qid else controller.options.admin_timeout,
-            on_timeout=controller.recovery.on_timeout,
-            on_slow=controller.recovery.on_slow,
+            on_timeout=controller.on_timeout,
+            on_slow=controller.on_slow,
         )
 
     def _connect_doorbells(self, hot: _hotpath.QueuePair) -> None:
-        device = self._controller.device
+        device = self._transport.device
         doorbells = device.doorbells()
-        dstrd = self._controller.cap.dstrd
+        dstrd = self._transport.cap.dstrd
         sq, cq = sq_doorbell(hot.qid, dstrd), cq_doorbell(hot.qid, dstrd)
         base = doorbells.offset - FIRST_DOORBELL
         mmio = doorbells.mmio
@@ -237,7 +246,7 @@ class QueueMaker:
             log.warning("%s: queue %d: %s; %d such in all", controller.uri, qid, what, self.strays)
         if not controller.loop.is_closed():
             controller.loop.call_soon_threadsafe(
-                controller.recovery.on_stray, n, f"queue {qid}: {what}", n_sqid > 0, controller.resets
+                controller.on_stray, n, f"queue {qid}: {what}", n_sqid > 0, controller.resets
             )
 
     def limit_transfer(self, nbytes: int) -> bool:
@@ -263,16 +272,16 @@ class QueueMaker:
 
     async def tell(self, queue: LoopQueue) -> None:
         """Create I/O Completion Queue, then Create I/O Submission Queue (5.4, 5.5)."""
-        hot, admin = queue.hot, self._controller.admin_queue
+        hot, submit = queue.hot, self._controller.submit_admin
         create_cq = commands.create_io_cq(hot.qid, hot.entries, hot.cq_iova, queue.vector, interrupts=queue.interrupts)
         create_sq = commands.create_io_sq(hot.qid, hot.entries, hot.sq_iova, hot.qid)
         self.use_shadow(hot)
-        await admin.submit(create_cq)
+        await submit(create_cq)
         try:
-            await admin.submit(create_sq)
+            await submit(create_sq)
         except CommandError:
             try:
-                await admin.submit(commands.delete_io_cq(hot.qid))
+                await submit(commands.delete_io_cq(hot.qid))
             except CommandError:
                 pass
             raise
@@ -280,7 +289,7 @@ class QueueMaker:
     async def delete(self, queue: LoopQueue) -> None:
         """Submission queue first (3.3.1.3): a completion queue with a user can't be deleted."""
         controller, hot = self._controller, queue.hot
-        await controller.admin_queue.submit(commands.delete_io_sq(queue.qid))
+        await controller.submit_admin(commands.delete_io_sq(queue.qid))
 
         def last() -> None:
             """No more completions come. What was reaped may not have been acknowledged yet, and the
@@ -291,7 +300,7 @@ class QueueMaker:
             hot.silence(True)
 
         await controller.on_owner(queue, last)
-        await controller.admin_queue.submit(commands.delete_io_cq(queue.qid))
+        await controller.submit_admin(commands.delete_io_cq(queue.qid))
 
     # -- Doorbell Buffer Config --------------------------------------------------------------------
 
@@ -303,13 +312,11 @@ class QueueMaker:
     async def configure_shadow(self, queues: list[LoopQueue]) -> None:
         """Doorbell Buffer Config (5.8); `queues` do without if the controller refuses."""
         controller = self._controller
-        assert controller.memory is not None
+        assert self._transport.memory is not None
         if self._shadow is None:
-            self._shadow = controller.memory.alloc(2 * PAGE, owner="shadow doorbells")
+            self._shadow = self._transport.memory.alloc(2 * PAGE, owner="shadow doorbells")
         try:
-            await controller.admin_queue.submit(
-                commands.doorbell_buffer_config(self._shadow.iova, self._shadow.iova + PAGE)
-            )
+            await controller.submit_admin(commands.doorbell_buffer_config(self._shadow.iova, self._shadow.iova + PAGE))
         except CommandError as error:
             log.warning("%s: Doorbell Buffer Config refused: %s", controller.uri, error)
             await self.drop_shadow(queues)
@@ -329,7 +336,7 @@ class QueueMaker:
         them.
         """
         if self._shadow is not None:
-            dstrd = self._controller.cap.dstrd
+            dstrd = self._transport.cap.dstrd
             sq, cq = sq_doorbell(hot.qid, dstrd) - FIRST_DOORBELL, cq_doorbell(hot.qid, dstrd) - FIRST_DOORBELL
             if cq + 4 <= PAGE:
                 hot.set_shadow_doorbells(self._shadow, sq, cq, PAGE)

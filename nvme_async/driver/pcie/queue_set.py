@@ -11,13 +11,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.pcie.loop_queue import LoopQueue
-from nvme_async.driver.pcie.queue_creation import QueueMaker
+from nvme_async.driver.pcie.queue_creation import PciePieces, QueueMaker
 from nvme_async.driver.steps import Degraded, patiently
+from nvme_async.driver.transport import Owner
 from nvme_async.errors import (
     CommandError,
     ControllerError,
@@ -30,9 +31,6 @@ from nvme_async.native import _hotpath
 from nvme_async.runtime.tasks import finish
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
-
-if TYPE_CHECKING:
-    from nvme_async.driver.controller import Controller
 
 log = logging.getLogger("nvme_async")
 
@@ -51,9 +49,10 @@ class QueueSet:
     maker: makes them.
     """
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Owner, transport: PciePieces) -> None:
         self._controller = controller
-        self.maker = QueueMaker(controller)
+        self._transport = transport
+        self.maker = QueueMaker(controller, transport)
         self.io: dict[asyncio.AbstractEventLoop, LoopQueue] = {}
         self.hot: dict[asyncio.AbstractEventLoop, _hotpath.QueuePair] = {}
         self.neighbours: dict[asyncio.AbstractEventLoop, LoopQueue] = {}
@@ -81,6 +80,10 @@ class QueueSet:
         """Admin first."""
         return ([self._admin] if self._admin is not None else []) + self.io_queues()
 
+    def with_commands(self) -> list[LoopQueue]:
+        """All I/O queue pairs that may have commands in flight."""
+        return [*self.io_queues(), *(queue for queue in self.unsettled if queue.qid)]
+
     def io_queues(self) -> list[LoopQueue]:
         """Those that loops use, then the spare ones."""
         return list(self.io.values()) + self.spare
@@ -105,7 +108,7 @@ class QueueSet:
         """Number of Queues (5.27.1.5). After each reset: it may be another."""
         wanted = self._wanted
         feature = commands.set_features(Feature.NUMBER_OF_QUEUES, (wanted - 1) << 16 | (wanted - 1))
-        granted = (await self._controller.admin_queue.submit(feature)).dw0
+        granted = (await self._controller.submit_admin(feature)).dw0
         self._grant(min(wanted, (granted & 0xFFFF) + 1, (granted >> 16) + 1))
         self._assumed = False
 
@@ -163,12 +166,12 @@ class QueueSet:
             return None
         controller = self._controller
         qid = self._free_qids.pop()
-        entries = min(controller.options.queue_entries, controller.cap.mqes + 1, 4096)
+        entries = min(controller.options.queue_entries, self._transport.cap.mqes + 1, 4096)
         if Quirk.QUEUE_DEPTH_ONE in controller.quirks:
             entries = 2  # one is always free: one command
         try:
-            assert controller.memory is not None
-            await controller.memory.make_room(self.maker.memory_for(qid, entries))
+            assert self._transport.memory is not None
+            await self._transport.memory.make_room(self.maker.memory_for(qid, entries))
             queue = self.maker.make(qid, entries, loop)
         except BaseException:
             self._free_qids.append(qid)
@@ -576,6 +579,11 @@ class QueueSet:
     def uses(self, iova: int, nbytes: int) -> bool:
         """Does a command that is out move data within these device addresses?"""
         return any(queue.hot.uses(iova, nbytes) for queue in [*self.all(), *self.unsettled])
+
+    def refuse_in_child(self, error: NvmeError) -> None:
+        """In a forked child: the rings are the parent's."""
+        for queue in self.all():
+            queue.hot.refuse(error)
 
     def inspect(self) -> dict[str, Any]:
         queues = self.all()

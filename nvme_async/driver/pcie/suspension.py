@@ -1,4 +1,4 @@
-"""KeepaliveOptions a controller still while it runs on, for another process to continue with it.
+"""Holding a controller still while it runs on, for another process to continue with it.
 
     suspend   no new work; what was posted is rung; from then on nothing of this process touches the
               queues' memory, doorbells or interrupts
@@ -21,6 +21,7 @@ from nvme_async.driver.controller import Controller
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.memory import let_go as let_go_of_pools
+from nvme_async.driver.pcie.transport import pcie
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
 from nvme_async.native import _hotpath
 
@@ -36,11 +37,12 @@ async def suspend(controller: Controller, record: Callable[[], None]) -> None:
 
     If any of that fails, service has resumed when this raises.
     """
-    assert controller.memory is not None
+    transport = pcie(controller.transport)
+    assert transport.memory is not None
     controller.lifecycle.to(State.SAVING)
     try:
         await controller.recovery.stop()  # the watchdog will find late commands again
-        queues = controller.queues.all()
+        queues = transport.queues.all()
         # The home loop's own first and at once, others at the same time.
         results = await asyncio.gather(
             *(controller.on_owner(queue, lambda queue=queue: queue.freeze()) for queue in queues),  # type: ignore[misc]
@@ -52,9 +54,9 @@ async def suspend(controller: Controller, record: Callable[[], None]) -> None:
         if controller.state is not State.SAVING:
             raise controller.failure or QueueShutdown(f"{controller.uri}: the controller is {controller.state}")
         record()
-        for pool in controller.memory.pools:
+        for pool in transport.memory.pools:
             pool.pause()
-        await controller.call(lambda: controller.device.park(True))
+        await transport.call(lambda: transport.device.park(True))
     except BaseException as error:
         log.warning("%s: the save failed, service goes on: %r", controller.uri, error)
         await resume(controller)
@@ -63,9 +65,10 @@ async def suspend(controller: Controller, record: Callable[[], None]) -> None:
 
 async def resume(controller: Controller) -> None:
     """Service continues where suspend() stopped it."""
-    queues = controller.queues
-    controller.device.park(False)
-    for pool in controller.memory.pools if controller.memory is not None else ():
+    transport = pcie(controller.transport)
+    queues = transport.queues
+    transport.device.park(False)
+    for pool in transport.memory.pools if transport.memory is not None else ():
         pool.resume()
 
     def thaw(queue: LoopQueue) -> None:
@@ -92,8 +95,9 @@ async def release(controller: Controller) -> None:
     unsent = HandedOver(f"{controller.uri}: handed over to a successor; the command was not sent")
     for namespace in controller.namespaces.values():
         namespace._set_gone(unsent)
-    controller.watch(False)
-    memory, queues = controller.memory, controller.queues
+    transport = pcie(controller.transport)
+    transport.watch(None)
+    memory, queues = transport.memory, transport.queues
     pools = memory.detach() if memory is not None else []
 
     def end(queue: LoopQueue) -> None:
@@ -110,6 +114,6 @@ async def release(controller: Controller) -> None:
     await controller.listener.stop()
     await controller.stop_background_work()
     controller.listener.end()
-    controller.device.detach()
+    transport.device.detach()
     queues.maker.close_vectors()
     let_go_of_pools(pools)

@@ -1,0 +1,182 @@
+"""What the parts of one controller's driver know of each other.
+
+The parts (bring-up, discovery, events, recovery, namespaces) are given this; the Controller is one. So they need
+not import the module that puts them together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from nvme_async.device.quirks import Quirks
+from nvme_async.dma import DmaBuffer
+from nvme_async.driver.hooks import LifecycleHooks
+from nvme_async.driver.lifecycle import Lifecycle, State
+from nvme_async.driver.options import Options
+from nvme_async.driver.steps import Degraded
+from nvme_async.driver.transport import Transport
+from nvme_async.errors import ControllerTimeout, HandedOver, NvmeError, QueueShutdown
+from nvme_async.runtime import loops
+from nvme_async.spec.commands import Command
+from nvme_async.spec.completion import AsyncEvent, Completion
+from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm
+from nvme_async.spec.identity import ControllerIdentity
+from nvme_async.spec.registers import Cap, Vs
+
+T = TypeVar("T")
+
+
+class OfLoop(Protocol):
+    """Something that belongs to one event loop's thread."""
+
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def qid(self) -> int: ...
+
+
+class ControllerContext(LifecycleHooks):
+    """Attributes: see nvme_async.driver.controller.Controller."""
+
+    uri: str
+    options: Options
+    transport: Transport
+    lifecycle: Lifecycle
+    loop: asyncio.AbstractEventLoop
+    identify: IdentifyController
+    identify_nvm: IdentifyControllerNvm | None
+    identity: ControllerIdentity | None
+    namespaces: dict[int, Any]
+    resets: int
+    degraded: Degraded
+    quirks: Quirks
+    _forked: NvmeError | None
+
+    # -- what it is --------------------------------------------------------------------------------
+
+    @property
+    def cap(self) -> Cap:
+        """CAP, read at bring-up."""
+        return self.transport.cap
+
+    @property
+    def vs(self) -> Vs:
+        """VS, read at bring-up."""
+        return self.transport.vs
+
+    @property
+    def state(self) -> State:
+        """Compares equal to its text: "new", "ready", "resetting", "saving", "failed", "closing", "closed",
+        "handed over"."""
+        return self.lifecycle.state
+
+    @property
+    def failure(self) -> NvmeError | None:
+        """Why it failed, or None."""
+        return self.lifecycle.failure
+
+    def not_here(self) -> NvmeError:
+        """Why it takes no commands any more."""
+        if self._forked is not None:
+            return self._forked
+        error = HandedOver if self.state is State.HANDED_OVER else QueueShutdown
+        return error(f"{self.uri}: the controller is {self.state}")
+
+    async def until_ready(self) -> None:
+        """Waits for the end of a reset or save that is under way. Raises why the controller takes no commands, if
+        it doesn't.
+        """
+        if await self.lifecycle.settled() not in (State.READY, State.NEW):
+            raise self.failure or self.not_here()
+
+    # -- threads -----------------------------------------------------------------------------------
+
+    async def at_home(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Runs make()'s coroutine on the home loop, from any loop."""
+        if self._forked is not None:
+            raise self._forked
+        if asyncio.get_running_loop() is self.loop:
+            return await make()
+        return await self.elsewhere(self.loop, make, "the event loop that opened this controller")
+
+    async def elsewhere(
+        self, loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]], whose: str
+    ) -> T:
+        """Runs make()'s coroutine on another thread's loop. QueueShutdown if that loop doesn't run, or ends before
+        the coroutine does.
+        """
+        return await loops.on_loop(loop, make, ended=QueueShutdown(f"{self.uri}: {whose} doesn't run"))
+
+    async def on_owner(self, queue: OfLoop, function: Callable[[], T], *, timeout: float = 10.0) -> T:
+        """Runs function() in the thread of the queue's loop; here, if that loop doesn't run.
+
+        ControllerTimeout if that thread is stuck; then function() won't be run.
+        """
+        stuck = ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s")
+        return await loops.in_thread_of(queue.loop, function, timeout=timeout, stuck=stuck)
+
+    # -- what the parts ask of each other, through the controller ----------------------------------
+
+    @abstractmethod
+    async def submit_admin(
+        self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False
+    ) -> Completion:
+        """See AdminQueue.submit()."""
+
+    @abstractmethod
+    def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
+        """See Controller.alloc()."""
+
+    @abstractmethod
+    async def rescan(self, cause: AsyncEvent | None = None) -> None:
+        """Reads the active namespaces again."""
+
+    @abstractmethod
+    def rescan_later(self, why: str) -> None:
+        """The namespaces could not be read completely: again, a few times, once the controller is ready."""
+
+    @abstractmethod
+    async def enable_events(self) -> None:
+        """Asynchronous Event Configuration."""
+
+    @abstractmethod
+    def publish(self, event: Any) -> None:
+        """An Event for those who listen."""
+
+    @abstractmethod
+    def identified(self, identify: IdentifyController) -> None:
+        """What Identify Controller says, at bring-up and after each reset."""
+
+    @abstractmethod
+    def fail(self, error: NvmeError) -> None:
+        """The controller is beyond help: all waits end with `error`, now and from now on."""
+
+    @abstractmethod
+    def request_reset(self, reason: str) -> None:
+        """A reset, unless a recovery is under way or the controller isn't ready."""
+
+    @abstractmethod
+    async def reset_once(self, reason: str, resets: int) -> None:
+        """reset(), unless there was one since there were `resets` of them."""
+
+    @abstractmethod
+    def timed_out(self, commands: int) -> None:
+        """Counts commands that were not answered in time."""
+
+    @abstractmethod
+    def on_timeout(self, queue: Any, late: list[tuple[int, bytes]]) -> None:
+        """From a queue's watchdog, on that queue's loop."""
+
+    @abstractmethod
+    def on_slow(self) -> None:
+        """From a queue's watchdog: a command is out for a while, not yet for too long."""
+
+    @abstractmethod
+    def on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None:
+        """`n` completions answered nothing, when there had been `resets` resets. On the home loop.
+
+        ambiguous: which command was answered is uncertain.
+        """

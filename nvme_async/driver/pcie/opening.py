@@ -1,0 +1,50 @@
+"""From a device address to a PCIe transport, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from nvme_async.device import Device, open_device
+from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.transport import PcieTransport
+
+
+class _Opening:
+    """A device that is opened in a thread. If its caller has gone meanwhile, the thread closes it again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = True
+        self._device: Device | None = None
+
+    def open(self, uri: str) -> Device:
+        device = open_device(uri)
+        with self._lock:
+            self._device = device
+            wanted = self._wanted
+        if not wanted:
+            device.close()
+        return device
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._wanted = False
+            device = self._device
+        if device is not None:
+            device.close()
+
+
+async def open_device_async(uri: str) -> Device:
+    """open_device() in a thread. If the caller is cancelled, nothing stays open."""
+    opening = _Opening()
+    try:
+        return await asyncio.to_thread(opening.open, uri)
+    except asyncio.CancelledError:
+        opening.give_up()
+        raise
+
+
+async def open_transport(uri: str, options: Options) -> PcieTransport:
+    """What a URI of the device layer opens. Raises as open_device() does."""
+    return PcieTransport(await open_device_async(uri))

@@ -1,0 +1,275 @@
+"""The PCIe transport: a PCI function's registers, queue pairs in DMA memory, interrupts as eventfds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from nvme_async.device import Device, DeviceIds
+from nvme_async.device.quirks import Quirk, quirks_of
+from nvme_async.dma import DmaBuffer
+from nvme_async.driver import command_sets
+from nvme_async.driver.options import DEFAULT_POOL
+from nvme_async.driver.pcie.memory import DeviceMemory, Registration
+from nvme_async.driver.pcie.queue_set import QueueSet
+from nvme_async.driver.pcie.registers import Registers, check_supported
+from nvme_async.driver.recovery import RETRYABLE
+from nvme_async.driver.steps import Degraded, Step
+from nvme_async.driver.transport import Owner, Transport
+from nvme_async.errors import ConfigurationError, ControllerFatal, ControllerTimeout, NvmeError
+from nvme_async.runtime.tasks import in_thread
+from nvme_async.spec.registers import Cap, Vs
+
+log = logging.getLogger("nvme_async")
+T = TypeVar("T")
+
+_DOORBELL_BUFFERS = "Doorbell Buffer Config"
+
+
+class PcieTransport(Transport):
+    """Owner of the device, and of everything that the controller can reach in this process's memory.
+
+    Attributes:
+        device: the PCI function.
+        registers: its properties, awaitable.
+        memory: pools and mappings, once the connect steps are over; None before.
+        queues: the queue pairs.
+    """
+
+    kind = "pcie"
+    queues: QueueSet
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.uri = device.uri
+        self.registers = Registers(device)
+        self.cap = Cap()
+        self.vs = Vs()
+        self.memory: DeviceMemory | None = None
+        self._watched = -1  # the descriptor that shows the device's disappearance
+
+    def attach(self, owner: Owner) -> None:
+        self._owner = owner
+        self.quirks = self.registers.quirks = quirks_of(self.device.ids, override=owner.options.quirks)
+        self.queues = QueueSet(owner, self)
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """A call into the device layer: on the loop if that is only memory and ioctls, in a thread if it is
+        messages.
+        """
+        return function() if self.device.direct else await in_thread(function)
+
+    # -- bring-up and reset ------------------------------------------------------------------------
+
+    def open_steps(self) -> Sequence[Step]:
+        return [Step("registers", self._read_registers, repeatable=False)]
+
+    def connect_steps(self, degraded: Degraded, error: NvmeError) -> Sequence[Step]:
+        return [
+            Step("CC.EN=0", self._disable, repeatable=False),
+            # The controller has released everything: what was in flight may be sent again from the same pages.
+            Step("queue memory", lambda: self._prepare(error), repeatable=False),
+            Step("CC.EN=1", lambda: self._enable(degraded), repeatable=False),
+        ]
+
+    def queue_steps(self, degraded: Degraded, lost: set[str]) -> Sequence[Step]:
+        return [
+            Step("Number of Queues", self.queues.negotiate, self.queues.assume),
+            Step(_DOORBELL_BUFFERS, lambda: self._shadow_doorbells(degraded, _DOORBELL_BUFFERS in lost)),
+            Step("I/O queue pairs", lambda: self.queues.create_all(degraded)),
+        ]
+
+    async def _read_registers(self) -> None:
+        await self.registers.settle()
+        self.cap = await self.registers.cap()
+        self.vs = await self.registers.vs()
+        check_supported(self.cap, self.uri)
+
+    async def _disable(self) -> None:
+        """CC.EN=0, or the device's own reset where that doesn't help (3.7.2)."""
+        try:
+            await self.registers.disable(self.cap)
+        except ControllerTimeout:
+            await self.call(self.device.reset)
+            await self.call(self.queues.maker.set_vectors_again)
+            await self.registers.disable(self.cap)
+
+    async def _prepare(self, error: NvmeError) -> None:
+        if self.memory is None:
+            await in_thread(self._make_memory)
+            await self.call(self.queues.maker.open_vectors)
+        else:
+            await self.queues.restart(RETRYABLE, error)
+
+    def _make_memory(self) -> None:
+        options = self._owner.options
+        self.memory = DeviceMemory(
+            self.device,
+            pool_bytes=options.pool_bytes,
+            hugepages=options.hugepages,
+            fixed=options.keepalive,
+            limit=options.memory_limit,
+            flexible=options.pool_bytes == DEFAULT_POOL,
+        )
+        self.memory.in_use = self.queues.uses
+
+    async def _enable(self, degraded: Degraded) -> None:
+        await self.call(self.device.enable_bus_mastering)
+        admin = self.queues.prepare_admin()
+        for all_command_sets in command_sets.to_try(self.cap):
+            try:
+                await self.registers.enable(
+                    self.cap,
+                    entries=admin.hot.entries,
+                    asq=admin.hot.sq_iova,
+                    acq=admin.hot.cq_iova,
+                    all_command_sets=all_command_sets,
+                )
+                break
+            except (ControllerFatal, ControllerTimeout) as error:
+                if not all_command_sets or not self.cap.nvm_command_set:
+                    raise
+                degraded.add("CC.CSS=110b", error, "the NVM command set alone")
+                await self._disable()
+        admin.silence(False)
+
+    @property
+    def ids(self) -> DeviceIds:
+        return self.device.ids
+
+    @property
+    def all_command_sets(self) -> bool:
+        return self.registers.all_command_sets
+
+    async def _shadow_doorbells(self, degraded: Degraded, lost: bool) -> None:
+        """A refusal is dealt with where the command is sent. A lost command is not optional: whether the
+        controller still reads the doorbells is unknown, so the bring-up begins anew without it.
+        """
+        offered = self._owner.identify.oacs & 1 << 8 and Quirk.NO_DOORBELL_BUFFER not in self._owner.quirks
+        if not self._owner.options.shadow_doorbells or not offered:
+            return
+        if lost:
+            await self.queues.maker.drop_shadow(self.queues.io_queues())
+            degraded.add(_DOORBELL_BUFFERS, "no answer", "doorbells are registers")
+            return
+        await self.queues.maker.configure_shadow(self.queues.io_queues())
+
+    def limit_transfer(self, mdts: int) -> bool:
+        limit = self._owner.options.max_transfer
+        return self.queues.maker.limit_transfer(min(limit, mdts or limit))
+
+    @property
+    def max_transfer(self) -> int:
+        return self.queues.maker.max_transfer
+
+    # -- health ------------------------------------------------------------------------------------
+
+    async def lost(self) -> str:
+        return await self.registers.lost()
+
+    async def has_failed(self) -> bool:
+        return bool((await self.registers.csts()).cfs)
+
+    def watch(self, on_gone: Callable[[], None] | None) -> None:
+        loop = self._owner.loop
+        if on_gone is not None and self.device.gone_fd >= 0:
+            self._watched = self.device.gone_fd
+            loop.add_reader(self._watched, on_gone)
+        elif on_gone is None and self._watched >= 0:
+            if not loop.is_closed():
+                loop.remove_reader(self._watched)
+            self._watched = -1
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def shut_down(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self.queues.delete_all()
+        except (NvmeError, TimeoutError) as error:
+            log.warning("%s: deleting the I/O queues: %s", self.uri, str(error) or "no answer")
+        await self.registers.shut_down(seconds)
+
+    async def release(self, reason: NvmeError, *, keep: bool = False) -> PcieTransport | None:
+        quiet = False
+        try:
+            # From here on a doorbell is an error at best, and a store into an unmapped page once the device is
+            # closed.
+            await self.queues.silence()
+        except Exception as error:
+            log.warning("%s: %s", self.uri, error)
+        try:
+            await self.registers.disable(self.cap)
+            quiet = True
+        except Exception as error:
+            log.warning("%s: %s", self.uri, error)
+        steps: list[Callable[[], Awaitable[None]]] = [lambda: self.queues.release(reason), self._release_memory]
+        if not quiet:
+            # Its mappings go with the device; from then on the IOMMU (or the peer's missing mapping) stops it.
+            steps.insert(0, self.close_device)
+        elif keep:
+            steps.append(lambda: self.call(lambda: self.device.set_interrupts(())))
+        else:
+            steps.append(self.close_device)
+        for step in steps:
+            try:
+                await step()
+            except Exception:
+                # What remains has to be released none the less.
+                log.exception("%s: an error while closing", self.uri)
+                if keep and quiet:
+                    quiet = False
+                    steps.append(self.close_device)
+        self.queues.maker.close_vectors()
+        return PcieTransport(self.device) if keep and quiet else None
+
+    async def cut_off(self) -> None:
+        await self.close_device()
+
+    async def close_device(self) -> None:
+        await self.call(self.device.close)
+
+    async def _release_memory(self) -> None:
+        if self.memory is not None:
+            await in_thread(self.memory.close)
+
+    def drop(self) -> None:
+        try:
+            self.device.close()
+        finally:
+            self.queues.maker.close_vectors()
+
+    def abandon(self) -> None:
+        self.device.close()
+
+    async def reset_function(self) -> None:
+        """A function level reset, with no controller attached. On failure the device is closed."""
+        try:
+            await in_thread(self.device.reset)
+        except BaseException:
+            self.device.close()
+            raise
+
+    # -- memory ------------------------------------------------------------------------------------
+
+    def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
+        if self.memory is None:
+            raise self._owner.not_here()
+        return self.memory.alloc(nbytes, owner="application", tag=tag)
+
+    def register(self, buffer: Any) -> Registration:
+        if self.memory is None:
+            raise self._owner.not_here()
+        return self.memory.register(buffer)
+
+    def inspect(self) -> dict[str, Any]:
+        return {**self.queues.inspect(), "memory": self.memory.inspect() if self.memory else None}
+
+
+def pcie(transport: Transport) -> PcieTransport:
+    """`transport`, if it is one over PCIe. ConfigurationError for any other."""
+    if not isinstance(transport, PcieTransport):
+        raise ConfigurationError(f"{transport.uri}: a controller reached over {transport.kind} has no PCI function")
+    return transport

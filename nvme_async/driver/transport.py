@@ -1,0 +1,333 @@
+"""The transport seam: what lies between one controller's driver and the controller itself.
+
+Above the seam everything is the same for all transports: lifecycle, Identify, namespaces, events, recovery's
+decisions, the manager, the command line. Below it a transport knows how commands reach the controller:
+
+    pcie      rings, doorbells and PRPs in DMA memory (nvme_async.driver.pcie), over VFIO or vfio-user
+    others    registered by URI scheme, see nvme_async.driver.schemes
+
+A transport makes queues, one for the admin commands and one for each event loop that does I/O. What it cannot do
+(registers, zero copy, keepalive) its methods refuse with ConfigurationError; nothing is emulated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from nvme_async.device.quirks import NO_QUIRKS, Quirks
+from nvme_async.dma import DmaBuffer
+from nvme_async.driver.lifecycle import Lifecycle
+from nvme_async.driver.options import Options
+from nvme_async.driver.steps import Degraded, Step
+from nvme_async.errors import ConfigurationError, NvmeError
+from nvme_async.spec.commands import Command
+from nvme_async.spec.completion import Completion
+from nvme_async.spec.identify import IdentifyController
+from nvme_async.spec.identity import PciIds
+from nvme_async.spec.registers import Cap, Vs
+
+T = TypeVar("T")
+
+
+class BatchOfCommands(Protocol):
+    """Many commands as one awaitable, from CommandQueue.batch(). Complete once it was awaited."""
+
+    statuses: Any
+    """array("H"): each element's 15-bit status field, 0 = success."""
+
+    @property
+    def failed(self) -> int: ...
+    def command(self, element: int) -> bytes:
+        """The 64 bytes of one element's command."""
+
+    def __len__(self) -> int: ...
+    def __await__(self) -> Any: ...
+
+
+class CommandQueue(Protocol):
+    """The way of one event loop to the controller. Everything on that loop, unless said otherwise."""
+
+    loop: asyncio.AbstractEventLoop
+    timeout: float
+    """Seconds after which a command is late; 0: never."""
+    worker: str
+    """Name of the thread that uses it."""
+
+    @property
+    def qid(self) -> int:
+        """0 is the admin queue."""
+
+    @property
+    def entries(self) -> int:
+        """One more than the commands in flight at most."""
+
+    @property
+    def in_flight(self) -> int:
+        """Commands that the controller has not answered yet. From any thread."""
+
+    async def submit(
+        self,
+        command: Command,
+        buffer: Any = None,
+        *,
+        tag: int = 0,
+        internal: bool = False,
+        user: bool = False,
+        geometry: Any = None,
+    ) -> Completion:
+        """One command; the data of its answer, if any, is in Completion.data as bytes, or in `buffer`.
+
+        buffer: what to send, or where the answer goes; held until the controller is done with it.
+        internal: without a time limit. user: an admin command of the application. geometry: the format that
+            the buffer was sized for (Namespace.geometry): its check() raises if it is not the present one.
+        Raises CommandError and its kin; ValueError when data are missing or of the wrong length.
+        """
+
+    async def io(self, namespace: Any, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """The Namespace method `method` on this queue, for a namespace whose own fast path did not find it.
+
+        nvme_async.driver.command_io has what a transport needs that only has submit().
+        """
+
+    def batch(
+        self,
+        opcode: int,
+        nsid: int,
+        lbas: Any,
+        blocks: int,
+        data: Any,
+        nbytes: int,
+        *,
+        to_host: bool,
+        depth: int = 0,
+        flags: int = 0,
+        geometry: Any = None,
+    ) -> BatchOfCommands:
+        """Many reads or writes of `blocks` blocks and `nbytes` bytes each, at most `depth` in flight.
+
+        flags: of command dword 12. Where memory must be waited for, the awaitable does so.
+        """
+
+    def mark_timed_out(self, cids: Sequence[int]) -> None:
+        """These commands are about to be aborted: should they end so, their waiters get CommandTimeout."""
+
+    def still_out(self, cids: Sequence[int]) -> bool:
+        """Has one of them not completed yet?"""
+
+    def left_behind(self, nsid: int, lba: int, blocks: int) -> list[int]:
+        """Commands whose callers have gone and that may still change one of these blocks."""
+
+    def when_gone(self, cids: list[int], callback: Callable[[], None]) -> None:
+        """Calls callback() in this loop's thread once none of them is with the controller any more."""
+
+    def poll(self) -> None:
+        """Takes the completions that are there. For a loop that doesn't run."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    def inspect(self) -> dict[str, Any]:
+        """Counters and pending commands, as plain data. From any thread."""
+
+
+class QueueGroup(Protocol):
+    """The queues of one controller. On the controller's home loop, unless said otherwise."""
+
+    hot: dict[asyncio.AbstractEventLoop, Any]
+    """{loop: native queue pair}, for the namespaces' fast path; empty where a transport has none."""
+    limit: int
+    """I/O queues that there may be."""
+
+    @property
+    def neighbours(self) -> dict[asyncio.AbstractEventLoop, Any]:
+        """{loop: another loop's queue, which it has to share}."""
+
+    @property
+    def admin(self) -> CommandQueue: ...
+    def all(self) -> Sequence[CommandQueue]:
+        """The admin queue first."""
+
+    def with_commands(self) -> Sequence[CommandQueue]:
+        """All I/O queues that may have commands in flight."""
+
+    async def for_this_loop(self) -> CommandQueue | None:
+        """The running loop's own queue, made at first use; None if it shares a neighbour's. From any loop."""
+
+    async def hold(self, reason: str) -> None:
+        """New I/O waits, until unhold() for each reason that there is."""
+
+    async def unhold(self, reason: str) -> None:
+        """New I/O goes on, if nothing else holds it."""
+
+    async def refuse(self, error: NvmeError) -> None:
+        """New I/O fails with `error`."""
+
+    async def fail(self, error: NvmeError, *, admin: bool = True) -> None:
+        """All waits end with `error`. Memory stays with the controller. admin: the admin queue's too."""
+
+    async def drain(self, seconds: float, nsids: frozenset[int] | None = None) -> bool:
+        """Waits until no I/O is in flight, of these namespaces or of any; False when that took too long."""
+
+    async def go_on(self, *, strictly: bool = False) -> None:
+        """Geometries of namespaces were held, released or expired: each queue checks again what waits for that.
+
+        From here on none sends what they forbid. strictly: ControllerTimeout if a queue's thread is stuck.
+        """
+
+    async def silence(self) -> None:
+        """Before a reset: nothing more is sent, until go()."""
+
+    async def go(self) -> None:
+        """After bring-up or reset: what waits in the queues goes to the controller, new I/O too, if nothing else
+        holds it.
+        """
+
+    def refuse_in_child(self, error: NvmeError) -> None:
+        """In a forked child: all calls are refused from now on, and nothing is touched."""
+
+    def inspect(self) -> dict[str, Any]: ...
+
+
+class Owner(Protocol):
+    """What a transport needs of its controller."""
+
+    uri: str
+    options: Options
+    loop: asyncio.AbstractEventLoop
+    lifecycle: Lifecycle
+    identify: IdentifyController
+    resets: int
+    quirks: Quirks
+
+    async def at_home(self, make: Callable[[], Any]) -> Any: ...
+    async def on_owner(self, queue: Any, function: Callable[[], T], *, timeout: float = 10.0) -> T: ...
+    async def until_ready(self) -> None: ...
+    async def submit_admin(self, command: Command, buffer: Any = None) -> Completion: ...
+    def not_here(self) -> NvmeError: ...
+    def changed(self, *, strictly: bool = False) -> None: ...
+    def fail(self, error: NvmeError) -> None: ...
+    def on_timeout(self, queue: Any, late: list[tuple[int, bytes]]) -> None: ...
+    def on_slow(self) -> None: ...
+    def on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None: ...
+
+
+class Transport(ABC):
+    """One way to one controller. Made by nvme_async.driver.schemes.open_transport(), before the controller.
+
+    Attributes:
+        kind: "pcie", "tcp", …
+        uri: the address it was opened with.
+        cap, vs: the properties of those names (Base 2.0, 3.1.3), once the open steps are over.
+        quirks: what the device needs that others don't, by its PCI ids, from attach() on.
+        queues: the controller's queues, from attach() on.
+    """
+
+    kind: str
+    uri: str
+    cap: Cap = Cap()
+    vs: Vs = Vs()
+    quirks: Quirks = NO_QUIRKS
+    queues: QueueGroup
+
+    @property
+    def ids(self) -> PciIds | None:
+        """What identifies the PCI function, where there is one."""
+        return None
+
+    @property
+    def all_command_sets(self) -> bool:
+        """Does the controller run with CC.CSS=110b, so that Identify by command set can be used (3.1.3.5)?"""
+        return False
+
+    @abstractmethod
+    def attach(self, owner: Owner) -> None:
+        """Called once, when the controller object is made. On its home loop."""
+
+    # -- bring-up and reset: parts of the table in nvme_async.driver.bringup -----------------------
+
+    @abstractmethod
+    def open_steps(self) -> Sequence[Step]:
+        """At open() only: what has to be known first (`cap`, `vs`), and whether the controller is supported."""
+
+    @abstractmethod
+    def connect_steps(self, degraded: Degraded, error: NvmeError) -> Sequence[Step]:
+        """From any state of the controller to an admin queue that works.
+
+        error: what commands that were in flight, and may not be sent again, end with.
+        """
+
+    @abstractmethod
+    def queue_steps(self, degraded: Degraded, lost: set[str]) -> Sequence[Step]:
+        """After Identify Controller: the I/O queues. lost: names of steps whose loss has cost an attempt."""
+
+    def limit_transfer(self, mdts: int) -> bool:
+        """What Identify says of one command's data in bytes (0: no limit). True if the limit has changed."""
+        return False
+
+    @property
+    @abstractmethod
+    def max_transfer(self) -> int:
+        """Bytes of one I/O command."""
+
+    # -- health ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def lost(self) -> str:
+        """Why the controller must be reset, by its own status; empty if it need not.
+
+        Raises ControllerGone when it is not there any more, ControllerTimeout.
+        """
+
+    @abstractmethod
+    async def has_failed(self) -> bool:
+        """CSTS.CFS, where there is such a thing. Raises as lost()."""
+
+    @abstractmethod
+    def watch(self, on_gone: Callable[[], None] | None) -> None:
+        """Calls on_gone() once on the home loop when the controller disappears; None: no longer."""
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def shut_down(self, seconds: float) -> None:
+        """Deletes the I/O queues and has the controller shut down (Base 2.0, 3.6). NvmeError, TimeoutError."""
+
+    @abstractmethod
+    async def release(self, reason: NvmeError, *, keep: bool = False) -> Transport | None:
+        """Makes sure that the controller reaches no memory any more; only then gives memory back and closes.
+
+        Waiters that are left end with `reason`. keep: leaves the way open and returns a transport for another
+        controller object; None where that cannot be. May be called again when it was interrupted.
+        """
+
+    @abstractmethod
+    async def cut_off(self) -> None:
+        """Ends the way to the controller at once, whatever waits for it. release() follows."""
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Without a loop: closes everything at once, sends nothing. For a controller that was never closed."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Closes a transport that no controller was made for."""
+
+    # -- memory ------------------------------------------------------------------------------------
+
+    def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
+        """Memory that the device reaches directly. See Controller.alloc()."""
+        self._cannot("direct memory access")
+
+    def register(self, buffer: Any) -> Any:
+        """See Controller.register()."""
+        self._cannot("direct memory access")
+
+    def inspect(self) -> dict[str, Any]:
+        """Keys for Controller.inspect(): at least what QueueGroup.inspect() has."""
+        return self.queues.inspect()
+
+    def _cannot(self, what: str) -> NoReturn:
+        raise ConfigurationError(f"{self.uri}: a controller reached over {self.kind} has no {what}")
