@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
+from nvme_async.device.base import DeviceIds
 from nvme_async.device.quirks import NO_QUIRKS, Quirks
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.lifecycle import Lifecycle
@@ -26,7 +27,6 @@ from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyController
-from nvme_async.spec.identity import PciIds
 from nvme_async.spec.registers import Cap, Vs
 
 T = TypeVar("T")
@@ -233,7 +233,7 @@ class Transport(ABC):
     queues: QueueGroup
 
     @property
-    def ids(self) -> PciIds | None:
+    def ids(self) -> DeviceIds | None:
         """What identifies the PCI function, where there is one."""
         return None
 
