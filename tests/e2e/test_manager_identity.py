@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from managed import Events, became, emulator, eventually, uri
 
+from nvme_async.driver.options import Options
 from nvme_async.emulator import EmulatedController
 from nvme_async.errors import ControllerReplaced, NamespaceChanged, NamespaceReplaced
 from nvme_async.manager import Manager
@@ -70,18 +71,18 @@ async def test_calls_that_wait_for_a_driver_do_not_go_to_another_drive(tmp_path:
             await handle.write(3, b"a" * 4096)
             # The address is another drive's while the driver is replaced.
             replacing = threading.Event()
-            again = device._drivers.device_again
+            again = device._drivers.transport_again
 
-            async def elsewhere(left: object) -> object:
+            async def elsewhere(left: object, options: Options) -> object:
                 if left is not None:
-                    left.close()  # type: ignore[attr-defined]
+                    left.abandon()  # type: ignore[attr-defined]
                 first.close()
                 path.unlink(missing_ok=True)
                 second.listen(path)
                 await asyncio.to_thread(replacing.wait, 10)
-                return await again(None)
+                return await again(None, options)
 
-            device._drivers.device_again = elsewhere  # type: ignore[assignment,method-assign]
+            device._drivers.transport_again = elsewhere  # type: ignore[assignment,method-assign]
             servicing = asyncio.create_task(manager.service(address))
             await became(device, "servicing")
             waiting = [asyncio.create_task(handle.write(lba, b"for A".ljust(4096))) for lba in range(4)]
@@ -162,7 +163,7 @@ async def test_a_repair_that_fails_is_tried_again_and_calls_wait_for_it(tmp_path
             device = manager.device(address)
             await handle.write(1, b"1" * 4096)
             identify = target.faults.add(queue="admin", opcode=6, cdw10=1, fail=0x06, dnr=True)
-            target.faults.add(queue="io", opcode=2, count=1, cqe={12: b"\xff\xff"})
+            target.faults.add(queue="io", opcode=2, count=1, cqe={10: b"\x07\x00"})
             read = asyncio.create_task(handle.read(1))
             await eventually(lambda: device.repairs >= 2)
             assert not read.done()
@@ -198,7 +199,7 @@ async def test_repairs_end_with_the_failure_when_the_minute_has_had_its_share(tm
             handle = await manager.namespace(address, 1)
             device = manager.device(address)
             target.faults.add(queue="admin", opcode=6, cdw10=1, fail=0x06, dnr=True)
-            target.faults.add(queue="io", opcode=2, count=1, cqe={12: b"\xff\xff"})
+            target.faults.add(queue="io", opcode=2, count=1, cqe={10: b"\x07\x00"})
             with pytest.raises(Exception, match=r"Internal Error|command id"):
                 await asyncio.wait_for(handle.read(1), 10)
             assert (device.state, device.repairs) == ("failed", 2)
