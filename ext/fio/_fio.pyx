@@ -32,7 +32,7 @@ cdef extern from "fio/generator.h":
     enum: DIRECTION_TRIM
     enum: DIRECTION_SYNC
     enum io_order:
-        ORDER_SEQUENTIAL, ORDER_PERMUTED, ORDER_UNIFORM, ORDER_ZIPF, ORDER_PARETO, ORDER_NORMAL
+        ORDER_SEQUENTIAL, ORDER_PERMUTED, ORDER_UNIFORM, ORDER_ZIPF, ORDER_PARETO, ORDER_NORMAL, ORDER_ZONED
     struct io:
         uint64_t offset
         uint32_t nbytes, direction
@@ -40,13 +40,24 @@ cdef extern from "fio/generator.h":
         uint32_t min, max, step, splits
         uint32_t *nbytes
         uint64_t *below
+    enum: ZONES
+    struct zones:
+        uint32_t count
+        uint64_t *below
+        uint64_t *first
+        uint64_t *units
+    struct strides:
+        uint64_t size, range, stride, start, end
     struct generator:
         sizes *sizes
         io_order order
         bint mixed
         uint32_t direction
         int steer
-        uint64_t read_below, start, length, align, units, step, skip, passes
+        uint64_t read_below, start, length, align, units, step, passes
+        int64_t skip
+        zones zones
+        strides strides
         uint32_t run
         uint64_t *random_below
         double parameter
@@ -91,8 +102,9 @@ READ, WRITE, TRIM, SYNC = DIRECTION_READ, DIRECTION_WRITE, DIRECTION_TRIM, DIREC
 ORDERS = {
     "sequential": ORDER_SEQUENTIAL, "permuted": ORDER_PERMUTED, "uniform": ORDER_UNIFORM,
     "zipf": ORDER_ZIPF, "pareto": ORDER_PARETO, "normal": ORDER_NORMAL,
+    "zoned": ORDER_ZONED,
 }
-MAX_SPLITS = SPLITS
+MAX_SPLITS, MAX_ZONES = SPLITS, ZONES
 
 include "data.pxi"
 include "histogram.pxi"

@@ -6,6 +6,7 @@ cdef class Generator:
     def __init__(
         self, *, seed, start, length, block_size, sizes, order="sequential", parameter=0.0, direction=0,
         read_share=None, align=0, skip=0, run=1, step=0, random_shares=None,
+        zones=(), strides=None,
     ):
         cdef uint32_t d
         cdef uint64_t below
@@ -52,7 +53,30 @@ cdef class Generator:
         if length < largest_min:
             raise ValueError(f"the region of {length} bytes is smaller than one block of {largest_min} bytes")
         self.g.units = (length - largest_min) // self.g.align + 1
+        if order == "zoned":
+            self._set_zones(zones)
+        if strides is not None:
+            size, zone_range, stride = strides
+            self.g.strides.size, self.g.strides.range, self.g.strides.stride = size, zone_range, stride
+            self.g.strides.start, self.g.strides.end = start, start + length
+            self.g.length = zone_range
+            self.g.units = (zone_range - largest_min) // self.g.align + 1
         generator_start(&self.g, seed)
+
+    cdef _set_zones(self, zones):
+        cdef uint64_t below = 0, first = 0, n
+        if not 0 < len(zones) <= ZONES:
+            raise ValueError(f"{len(zones)} zones given, 1 to {ZONES} are possible")
+        for share, part in zones:
+            n = <uint64_t>(part * <double>self.g.units)
+            n = min(max(1, n), self.g.units - first)
+            if not n:
+                raise ValueError(f"{len(zones)} zones are too many for {self.g.units} places")
+            below += <uint64_t>(share * 4294967296.0)
+            self.g.zones.below[self.g.zones.count] = below
+            self.g.zones.first[self.g.zones.count], self.g.zones.units[self.g.zones.count] = first, n
+            self.g.zones.count += 1
+            first += n
 
     @property
     def units(self):

@@ -18,7 +18,7 @@ import attrs
 
 from nvme_async.fio.device import BenchController, BenchNamespace
 from nvme_async.fio.options import Options
-from nvme_async.fio.pacing import Gate, Pace
+from nvme_async.fio.pacing import Gate, Overlaps, Pace
 from nvme_async.fio.plan import Region, is_plain, steered, times_submission
 from nvme_async.fio.verifying import VerifyState
 from nvme_async.native._fio import READ, TRIM, WRITE, Generator, Recorder, Slot, fill_random
@@ -35,6 +35,7 @@ class Target:
     generator: Generator
     plan: int = 0
     verify: VerifyState | None = None
+    overlaps: Overlaps | None = None
 
 
 async def plain_reads(slot: Slot, readinto: Callable[[int, Any], Any], buffer: Any) -> None:
@@ -201,24 +202,22 @@ class Engine:
 
     async def _any(self, slot: Slot, target: Target, buffers: Buffers, gate: Gate | None) -> None:
         namespace, verify, pace = target.namespace, target.verify, self._pace
+        claims = verify or target.overlaps
         try:
             while True:
                 steer = pace.steer() if pace is not None and self._steered else -1
-                if verify is not None:
-                    claimed = await verify.claim(slot, steer)
-                else:
-                    claimed = slot.claim(steer)
+                claimed = await claims.claim(slot, steer) if claims is not None else slot.claim(steer)
                 if claimed < 0:
                     return
                 if pace is not None and not await pace.wait(claimed, slot.nbytes):
-                    if verify is not None:
-                        verify.release(slot)
+                    if claims is not None:
+                        claims.release(slot)
                     return
                 try:
                     await self._one(slot, claimed, namespace, verify, buffers)
                 finally:
-                    if verify is not None:
-                        verify.release(slot)
+                    if claims is not None:
+                        claims.release(slot)
                 if verify is not None:
                     await verify.after(slot, namespace, buffers.view)
                 if pace is not None:

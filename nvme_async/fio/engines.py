@@ -21,6 +21,7 @@ OTHERS = frozenset(
     """
     cpuio net netsplice rdma falloc ftruncate e4defrag rbd http gfapi gfapi_async libhdfs mtd dev-dax filecreate
     filestat filedelete dircreate dirstat dirdelete libpmem ime_psync ime_psyncv ime_aio nbd libzbc exec nfs
+    page_fault cpp_null pmemblk fusion-aw-sync
     libiscsi rados binject external dfs librpma_apm_server librpma_gpspm_server
     """.split()  # noqa: SIM905
 )

@@ -54,7 +54,6 @@ ACCEPTED = {
     "kb_base": Accepted("sizes are powers of 1024", lambda text: text == "1024"),
     "unit_base": Accepted("results are in bytes", lambda text: text in ("0", "8", "auto", "bytes")),
     "significant_figures": Accepted("results have four", lambda text: text == "4"),
-    "zonemode": Accepted("no zone is managed here", _none),
     "ignore_zone_limits": ON_DEVICE,
     "write_hint": Accepted("no lifetime is passed on", _none),
     "rw_sequencer": Accepted("random offsets are drawn for each I/O", lambda text: text == "random"),
@@ -69,7 +68,6 @@ ACCEPTED = {
     "block_error_percentiles": Accepted("the first error ends a job", _none),
     "error_dump": Accepted(),
     "stats": Accepted("a job without results is not run", boolean),
-    "serialize_overlap": Accepted("overlapping I/Os are kept apart with verify only", _none),
     "profile": Accepted("there are no profiles", _none),
     "lockfile": Accepted("a device has one owner anyway", _none),
     "numa_mem_policy": Accepted(
@@ -77,14 +75,14 @@ ACCEPTED = {
     ),
 } | dict.fromkeys(
     """
-    allow_file_create allow_mounted_write create_fsync create_on_open create_only create_serialize directory
-    fadvise fadvise_hint fallocate file_append file_service_type filename_format filesize fsync_on_close_only
-    invalidate nrfiles nr_files opendir openfiles overwrite unique_filename unlink unlink_each_loop
-    write_barrier sync_file_range hugepage-size iomem iomem_align mem mem_align lockmem scramble_buffers
-    softrandommap random_generator gtod_cpu group_id log_compression log_compression_cpus log_entries
-    verify_async verify_async_cpus verify_state_save verify_header_seed verify_table
-    userspace_reap registerfiles fixedbufs sqthread_poll sqthread_poll_cpu nonvectored uncached nowait force_async
-    cmd_type hipri_percentage hipri exit_what prio prioclass
+    allow_file_create allow_mounted_write cmd_type create_fsync create_on_open create_only create_serialize
+    directory exit_what fadvise fadvise_hint fallocate file_append file_service_type filename_format filesize
+    fixedbufs force_async fsync_on_close_only group_id gtod_cpu hipri hipri_percentage hugepage-size
+    invalidate iomem iomem_align lockmem log_compression log_compression_cpus log_entries mem mem_align
+    nonvectored nowait nr_files nrfiles opendir openfiles overwrite prio prioclass random_generator
+    registerfiles scramble_buffers softrandommap sqthread_poll sqthread_poll_cpu sync_file_range threads
+    uncached unique_filename unlink unlink_each_loop userspace_reap verify_async verify_async_cpus
+    verify_header_seed verify_state_save verify_table write_barrier
     """.split(),  # noqa: SIM905
     ON_DEVICE,
 )
@@ -94,18 +92,21 @@ drive, so they change nothing that is measured. What the others ask for is so an
 
 KNOWN_TO_FIO = frozenset(
     """
-    apptag apptag_mask atomic blocksize_unaligned bs_unaligned bsunaligned buffer_compress_chunk cgroup
-    cgroup_nodelete cgroup_weight cmdprio cmdprio_bssplit cmdprio_class cmdprio_percentage dataplacement
-    dedupe_global dedupe_mode dedupe_working_set_percentage dp_scheme exec_postrun exec_prerun fdp fdp_pli
-    flow flow_id flow_sleep flow_watermark gid hostname job_max_open_zones latency_percentile latency_run
-    latency_target latency_window log_alternate_epoch_clock_id max_latency max_open_zones md_per_io_size
-    merge_blktrace_file merge_blktrace_iters merge_blktrace_scalars num_range numa_cpu_nodes offset_align
-    pi_act pi_chk plid_select plids port prio_split protocol rate_cycle rate_ignore_thinktime rate_iops_min
-    rate_min ratecycle ratemin read_beyond_wp read_iolog read_iolog_chunked replay_align replay_no_stall
-    replay_redirect replay_scale replay_skip replay_time_scale spr_over_provisioning sprandom sqe_group
-    ss_check_interval startdelay_range steadystate_check_interval thinkcycles thinktime_blocks_type
-    thinktime_iotime trim_backlog_batch trim_verify_zero uid wait_for write_iolog write_mode zone_capacity
-    zone_range zone_reset_frequency zone_reset_threshold zone_size zone_skip zonecapacity zonerange zonesize
-    zoneskip
+    apptag apptag_mask arguments atomic bindname blocksize_unaligned brick bs_unaligned bsunaligned
+    buffer_compress_chunk busy_poll cgroup cgroup_nodelete cgroup_weight chunk_size clientname clustername
+    cmdprio cmdprio_bssplit cmdprio_class cmdprio_percentage cpuchunks cpuload cpumode dataplacement
+    dedupe_global dedupe_mode dedupe_working_set_percentage donorname dp_scheme exec_postrun exec_prerun
+    exit_on_io_done fdp fdp_pli flow flow_id flow_sleep flow_watermark gid grace_time hostname http_host https
+    inplace interface job_max_open_zones latency_percentile latency_run latency_target latency_window listen
+    log_alternate_epoch_clock_id max_latency max_open_zones md_per_io_size merge_blktrace_file
+    merge_blktrace_iters merge_blktrace_scalars mss namenode nfs_url nodelay num_range offset_align pi_act
+    pi_chk pingpong plid_select plids pool port prio_split program protocol rate_cycle rate_ignore_thinktime
+    rate_iops_min rate_min ratecycle ratemin rbdname read_beyond_wp read_iolog read_iolog_chunked readfua
+    replay_align replay_no_stall replay_redirect replay_scale replay_skip replay_time_scale sg_write_mode
+    single_instance_on_node skip_bad spr_over_provisioning sprandom sqe_group ss_check_interval
+    startdelay_range std_redirect steadystate_check_interval stonewall_on_error thinkcycles
+    thinktime_blocks_type thinktime_iotime trim_backlog_batch trim_verify_zero ttl uid uri verb_op volume
+    window_size write_iolog write_mode writefua zone_capacity zone_reset_frequency zone_reset_threshold
+    zonecapacity
     """.split()  # noqa: SIM905
 )

@@ -135,7 +135,8 @@ class HistogramLog:
 class AggregateLog:
     """--bandwidth-log: what all jobs together do each second, in KiB/s, a file for each direction."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str = "") -> None:
+        self._folder = Path(folder)
         self._last: tuple[float, list[int]] = (0.0, [0, 0, 0])
         self._lines: tuple[list[str], list[str], list[str]] = ([], [], [])
 
@@ -154,4 +155,4 @@ class AggregateLog:
     def write(self) -> None:
         """agg-read_bw.log and its kin. Raises OSError."""
         for name, lines in zip(("read", "write", "trim"), self._lines, strict=True):
-            Path(f"agg-{name}_bw.log").write_text("".join(line + "\n" for line in lines))
+            (self._folder / f"agg-{name}_bw.log").write_text("".join(line + "\n" for line in lines))

@@ -74,6 +74,8 @@ def _main(arguments: Sequence[str], opener: Opener, out: TextIO) -> int:
     if not jobs:
         raise ConfigurationError("No job(s) defined (--help tells how)")
     _check_number(jobs, program.get("max-jobs"))
+    for job in jobs:
+        job.options.place_logs(program.get("aux-path", ""))
     if "showcmd" in program:
         for job in jobs:
             print(f"fio.py {command_line(job)}", file=out)
@@ -85,9 +87,7 @@ def _main(arguments: Sequence[str], opener: Opener, out: TextIO) -> int:
     with contextlib.ExitStack() as stack:
         if program.get("output"):
             out = stack.enter_context(open(program["output"], "w"))
-        if program.get("aux-path"):
-            stack.enter_context(contextlib.chdir(program["aux-path"]))
-        return _run(jobs, defaults, report, opener, out)
+        return _run(jobs, defaults, report, opener, out, apart=bool(program.get("output")))
 
 
 @attrs.define
@@ -110,7 +110,7 @@ class Report:
             int(_choice(program, "terse-version", "3", ("2", "3", "4", "5"))),
             EtaLine("always" if newline and when == "auto" else when, newline=newline, every=every),
             _seconds(program, "status-interval", 0.1),
-            AggregateLog() if "bandwidth-log" in program else None,
+            AggregateLog(program.get("aux-path", "")) if "bandwidth-log" in program else None,
         )
 
     def write(self, stats: list[JobStats], defaults: dict[str, str], when: float, out: TextIO) -> None:
@@ -133,6 +133,8 @@ def _run(
     report: Report,
     opener: Opener,
     out: TextIO,
+    *,
+    apart: bool,
 ) -> int:
     text = "normal" in report.formats
 
@@ -141,8 +143,10 @@ def _run(
 
     if text:
         _print_banner(jobs, log)
+    # Beside a report for machines, not in it, and not among errors if there is another place.
+    beside = out if text else sys.stdout if apart else sys.stderr
     for note in dict.fromkeys(_notes(jobs)):
-        print(f"fio: {note}", file=sys.stderr, flush=True)
+        print(f"fio: {note}", file=beside, flush=True)
 
     def status(stats: list[JobStats]) -> None:
         report.write(stats, defaults, time.time(), out)

@@ -8,6 +8,7 @@ name.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,7 +58,7 @@ class Options:
     rw: p.Pattern = option(p.PATTERNS["read"], p.pattern, ", ".join(p.PATTERNS), "readwrite", default_text="read")
     bs: p.PerDirection[p.Sizes] = option(
         (((4096, 1.0),),) * 3,
-        p.per_direction(p.block_size, ((4096, 1.0),)),
+        p.block_sizes,
         "block size, or one each for reads,writes,trims",
         "blocksize",
         default_text="4k",
@@ -95,6 +96,7 @@ class Options:
     numjobs: int = option(1, p.integer(1, 1024), "clones, each a thread with a loop and queue pair of its own")
     cpus_allowed: frozenset[int] | None = option(None, p.cpus, "CPUs of the job's thread: 0,2-3")
     cpumask: frozenset[int] | None = option(None, p.cpu_mask, "the same as a mask")
+    numa_cpu_nodes: frozenset[int] | None = option(None, p.numa_cpus, "the CPUs of these nodes: 0,2-3")
     cpus_allowed_policy: str = option("shared", p.choice("shared", "split"), "split: one of them for each clone")
     nice: int = option(0, p.integer(-20, 19), "nice value of the job's thread")
 
@@ -103,6 +105,7 @@ class Options:
     time_based: bool = flag("go on until runtime is over, however often the region is done")
     ramp_time: float = option(0.0, p.seconds(), "run this long before measuring")
     startdelay: float = option(0.0, p.seconds(), "begin this much later")
+    wait_for: str = option("", p.text_value, "begin when all of the job of that name are done")
     stonewall: bool = flag("begin when all jobs before are done", "wait_for_previous")
     new_group: bool = flag("begin a new reporting group")
     exitall: bool = flag("stop all jobs when this one ends")
@@ -124,8 +127,16 @@ class Options:
     randrepeat: bool = flag("same random numbers in each run", "allrandrepeat", default=True)
     randseed: int = option(-1, p.integer(0, 2**64 - 1), "seed of the random numbers")
     random_distribution: p.Distribution = option(
-        p.Distribution(), p.distribution, "random, zipf:theta, pareto:h or normal:percent"
+        p.Distribution(),
+        p.distribution,
+        "random, zipf:theta, pareto:h, normal:percent, zoned:50/5:30/15:20/",
     )
+
+    serialize_overlap: bool = flag("an I/O waits for those in flight on the same blocks")
+    zonemode: str = option("none", p.choice("none", "strided"), "strided: zonesize of I/O, then zoneskip further")
+    zonesize: int = option(0, parse_size, "bytes of I/O in each zone", "zone_size")
+    zonerange: int = option(0, parse_size, "bytes of a zone (zonesize)", "zone_range")
+    zoneskip: int = option(0, parse_size, "bytes between zones", "zone_skip")
 
     # durability
     fsync: int = option(0, p.integer(), "flush after so many writes")
@@ -207,6 +218,16 @@ class Options:
     iopsavgtime: int = option(500, p.integer(1), "milliseconds between IOPS samples")
 
     asked_engine: str = ""  # the ioengine as it was written
+    asked_zonemode: str | None = None
+
+    def place_logs(self, folder: str) -> None:
+        """Log files go to `folder`, unless they have a place of their own."""
+        for log in _LOGS:
+            if name := getattr(self, log):
+                setattr(self, log, os.path.join(folder, name))
+
+
+_LOGS = ("write_bw_log", "write_lat_log", "write_iops_log", "write_hist_log")
 
 
 _FIELDS = {field.name: field for field in attrs.fields(Options) if field.metadata}
@@ -249,7 +270,7 @@ def resolve(texts: dict[str, str]) -> Options:
                 values[name] = _FIELDS[name].metadata["parse"](text)
         except ConfigurationError as error:
             raise ConfigurationError(f"{name}={text}: {error}") from None
-    options = Options(**values, asked_engine=texts.get("ioengine", ""))
+    options = Options(**values, asked_engine=texts.get("ioengine", ""), asked_zonemode=texts.get("zonemode"))
     _check(options)
     return options
 
@@ -265,16 +286,20 @@ def _check(options: Options) -> None:
         options.rwmixread = 100 - options.rwmixwrite
     if options.asked_engine in engines.ONE_AT_A_TIME:
         options.iodepth = 1
-    for log in ("write_bw_log", "write_lat_log", "write_iops_log", "write_hist_log"):
+    for log in _LOGS:
         setattr(options, log, getattr(options, log).replace("$jobname", options.name))
-    options.cpus_allowed = options.cpus_allowed or options.cpumask
+    options.cpus_allowed = options.cpus_allowed or options.cpumask or options.numa_cpu_nodes
     if options.gtod_reduce:
         options.disable_lat = options.disable_clat = options.disable_slat = True
         options.disable_bw_measurement = True
     options.verify = {"0": "none", "crc32c-intel": "crc32c"}.get(options.verify, options.verify)
     pattern = options.rw
     refuse(not options.filename, "no device: --filename=<device URI> is missing (for example emulated:size=1GiB)")
-    refuse(options.time_based and not options.runtime, "time_based needs runtime")
+    if options.zonesize and options.asked_zonemode is None:
+        options.zonemode = "strided"  # as it was before fio had a zonemode
+    refuse(options.zonemode == "strided" and not options.zonesize, "zonemode=strided needs zonesize")
+    if not options.runtime:
+        options.time_based = False  # fio ignores it, too
     refuse(options.steadystate and not options.steadystate_duration, "steadystate needs steadystate_duration")
     refuse(options.iodepth_low > options.iodepth, f"iodepth_low={options.iodepth_low} is above iodepth")
     refuse(
@@ -305,6 +330,7 @@ def _check(options: Options) -> None:
         refuse(paced, "ioengine=many has no rate or thinktime")
         refuse(options.fsync or options.fdatasync, "ioengine=many has no fsync in between")
         refuse(options.sync not in ("none", "0"), "ioengine=many has no sync writes")
+        refuse(options.serialize_overlap, "ioengine=many does not keep overlapping I/Os apart")
 
 
 def describe(name: str) -> tuple[str, tuple[str, ...], str, str | None]:

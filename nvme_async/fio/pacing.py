@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from nvme_async.fio.options import Options
-from nvme_async.native._fio import READ, WRITE
+from nvme_async.native._fio import READ, WRITE, Slot
 
 # The longest sleep that a stop has to wait for.
 _SLICE = 0.05
@@ -120,3 +120,26 @@ class Claims:
         for future in waiters:
             if not future.done():
                 future.set_result(None)
+
+
+class Overlaps:
+    """serialize_overlap: an I/O begins when none is in flight on its blocks. Offsets are multiples of
+    `grain`.
+    """
+
+    def __init__(self, grain: int) -> None:
+        self._grain, self._claims = grain, Claims()
+
+    def units(self, slot: Slot) -> range:
+        return range(slot.offset // self._grain, -(-(slot.offset + slot.nbytes) // self._grain))
+
+    async def claim(self, slot: Slot, steer: int = -1) -> int:
+        """slot.claim(steer), and its blocks for this coroutine alone until release()."""
+        async with self._claims.turn:
+            direction = slot.claim(steer)
+            if direction >= 0:
+                await self._claims.take(self.units(slot))
+            return direction
+
+    def release(self, slot: Slot) -> None:
+        self._claims.release(self.units(slot))

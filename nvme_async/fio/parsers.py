@@ -4,8 +4,10 @@ allowed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import attrs
@@ -13,6 +15,7 @@ import attrs
 from nvme_async.device import schemes
 from nvme_async.errors import ConfigurationError
 from nvme_async.fio.units import parse_size, parse_time
+from nvme_async.native._fio import MAX_ZONES
 
 T = TypeVar("T")
 
@@ -38,7 +41,7 @@ class Pattern:
     """rw=: which directions, in what order, and the number behind a colon.
 
     `sequence`: `randread:8` means eight I/Os in sequence at each random place; `read:4k` a hole of
-    4 KiB behind each I/O.
+    4 KiB behind each I/O; `read:-8k` back by so much after each, from the end.
     """
 
     name: str
@@ -80,6 +83,8 @@ class Distribution:
 
     name: str = "random"
     parameter: float = 0.0
+    zones: tuple[tuple[float, float], ...] = ()  # zoned: shares of the I/Os, and of the region, of 1
+    extents: tuple[tuple[float, int], ...] = ()  # zoned_abs: shares of the I/Os, and bytes
 
 
 @attrs.frozen
@@ -138,7 +143,7 @@ def choice(*allowed: str) -> Callable[[str], str]:
 def extent(text: str) -> Extent:
     if not text.endswith("%"):
         return parse_size(text)
-    share = number(0.0, 100.0)(text[:-1])
+    share = number(0.0, 100.0)(text.rstrip("%"))  # templates write 100%%
     return Percent(share)
 
 
@@ -179,6 +184,11 @@ def block_size(text: str) -> Sizes:
     return ((size, 1.0),)
 
 
+def block_sizes(text: str) -> PerDirection[Sizes]:
+    """bs=: `4k`, `4k,8k,16k`; fio takes `4k-512k` for `4k,512k`."""
+    return _spread(text.replace("-", ","), block_size, ((4096, 1.0),))
+
+
 def block_range(text: str) -> Sizes:
     """`4k-16k`: two sizes with no share, which means everything from one to the other."""
     low, separator, high = text.replace(":", "-").partition("-")
@@ -210,7 +220,7 @@ def pattern(text: str) -> Pattern:
     found = PATTERNS[name]
     if not separator:
         return found
-    sequence = parse_size(modifier)
+    sequence = -parse_size(modifier[1:]) if modifier.startswith("-") else parse_size(modifier)
     if found.random and sequence < 1:
         raise ConfigurationError(f"{text!r}: at least one I/O for each place")
     return attrs.evolve(found, sequence=sequence)
@@ -222,11 +232,41 @@ def distribution(text: str) -> Distribution:
     if name == "random":
         return Distribution()
     if name in ("zoned", "zoned_abs"):
-        raise ConfigurationError(f"{name!r} is known to fio, not supported here")
+        return _zones(text, name, parameter)
     if name not in limits:
-        raise ConfigurationError(f"{name!r} is not one of random, zipf, pareto, normal")
+        raise ConfigurationError(f"{name!r} is not one of random, zipf, pareto, normal, zoned, zoned_abs")
     default, low, high = limits[name]
     return Distribution(name, number(low, high)(parameter.rstrip("%")) if parameter else default)
+
+
+def _zones(text: str, name: str, parameter: str) -> Distribution:
+    """`zoned:50/5:30/15:20/` gives half of the I/Os to the first 5 % of the region, and the last fifth
+    of them to what is left; `zoned_abs:60/10g:40/20g` says so in bytes. One list for all directions.
+    """
+    if "," in parameter:
+        raise ConfigurationError(f"{text!r}: one list for all directions is supported here")
+    shares: list[float] = []
+    sizes: list[str] = []
+    for part in parameter.split(":"):
+        share, _, size = part.partition("/")
+        shares.append(number(0, 100)(share.rstrip("%")))
+        sizes.append(size.rstrip("%"))
+    if len(shares) > MAX_ZONES:
+        raise ConfigurationError(f"{len(shares)} zones given, {MAX_ZONES} at most")
+    if abs(sum(shares) - 100.0) > 0.01:
+        raise ConfigurationError(f"{text!r}: the shares of the I/Os add up to {sum(shares):g} %, not to 100 %")
+    if name == "zoned_abs":
+        extents = tuple((share / 100, parse_size(size)) for share, size in zip(shares, sizes, strict=True))
+        return Distribution(name, extents=extents)
+    parts = [number(0, 100)(size) if size else None for size in sizes]
+    given = sum(part for part in parts if part is not None)
+    if given > 100.01:
+        raise ConfigurationError(f"{text!r}: the parts of the region add up to {given:g} %")
+    rest = (100.0 - given) / max(1, parts.count(None))
+    zones = tuple(
+        (share / 100, (rest if part is None else part) / 100) for share, part in zip(shares, parts, strict=True)
+    )
+    return Distribution("zoned", zones=zones)
 
 
 def percentiles(text: str) -> tuple[float, ...]:
@@ -294,6 +334,20 @@ def cpu_mask(text: str) -> frozenset[int]:
 def unified(text: str) -> str:
     """none, mixed or both; fio's older 0, 1 and 2 as well."""
     return choice("none", "mixed", "both")({"0": "none", "1": "mixed", "2": "both"}.get(text, text))
+
+
+def numa_cpus(text: str) -> frozenset[int]:
+    """numa_cpu_nodes: the CPUs of nodes 0,2-3; `all` leaves all of them."""
+    if text == "all":
+        return frozenset(os.sched_getaffinity(0))
+    chosen: set[int] = set()
+    for node in cpus(text):
+        try:
+            listed = Path(f"/sys/devices/system/node/node{node}/cpulist").read_text().strip()
+        except OSError:
+            raise ConfigurationError(f"{text!r}: this machine has no node {node}") from None
+        chosen |= cpus(listed) if listed else set()
+    return frozenset(chosen)
 
 
 _BETWEEN_URIS = re.compile(rf"\||(?<!\\):(?=(?:{'|'.join(map(re.escape, schemes()))}):)")

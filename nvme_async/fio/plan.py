@@ -104,7 +104,9 @@ def plan_region(options: Options, clone: int, nbytes: int, block: int) -> Region
     if options.verify != "none":
         interval = _interval(options, tables)
         # What is written begins at such places only, and is a number of whole intervals.
-        grain = math.gcd(interval, align if options.rw.random else 0, skip)
+        grain = math.gcd(interval, align if options.rw.random else 0, abs(skip))
+    elif options.serialize_overlap:
+        grain = block
     return Region(start, size, limit, (tables[0], tables[1], tables[2]), align, interval, grain)
 
 
@@ -141,7 +143,8 @@ def plan_number(options: Options, region: Region, seed: int, block: int) -> int:
         return int.from_bytes(os.urandom(8), "little")  # rates decide, which no other run repeats
     ruling = attrs.astuple(region, recurse=False)[:5], seed, block, options.rw, options.random_distribution
     limits = options.number_ios, options.loops, options.rwmixread, options.norandommap, options.percentage_random
-    digest = hashlib.blake2b(repr((ruling, limits)).encode(), digest_size=8).digest()
+    strides = options.zonemode, options.zonesize, options.zonerange, options.zoneskip
+    digest = hashlib.blake2b(repr((ruling, limits, strides)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
@@ -160,6 +163,10 @@ def make_generator(options: Options, region: Region, seed: int, block: int) -> G
         parameter = math.log(parameter) / math.log(1.0 - parameter)
     if order == "normal":
         parameter = max(1.0, region.length // region.align * parameter / 100.0)
+    zones = distribution.zones
+    if order == "zoned_abs":
+        order = "zoned"
+        zones = tuple((share, nbytes / region.length) for share, nbytes in distribution.extents)
     direction = TRIM if pattern.trims else WRITE if pattern.writes else READ
     try:
         return Generator(
@@ -176,10 +183,27 @@ def make_generator(options: Options, region: Region, seed: int, block: int) -> G
             skip=0 if pattern.random else pattern.sequence,
             run=max(1, pattern.sequence) if pattern.random else 1,
             step=math.lcm(region.interval or block, block),
+            zones=zones,
+            strides=_strides(options, region, block),
             random_shares=[share / 100.0 for share in options.percentage_random],
         )
     except ValueError as error:
         raise ConfigurationError(f"job {options.name!r}: {error}") from None
+
+
+def _strides(options: Options, region: Region, block: int) -> tuple[int, int, int] | None:
+    """zonemode=strided: bytes of I/O in each zone, of a zone, and from zone to zone."""
+    if options.zonemode != "strided":
+        return None
+    reach = min(options.zonerange or options.zonesize, region.length)
+    for name, value in (("zonerange", reach), ("zoneskip", options.zoneskip)):
+        if value % block:
+            raise ConfigurationError(f"job {options.name!r}: {name}={value} is no multiple of the block size, {block}")
+    if reach < region.largest:
+        raise ConfigurationError(
+            f"job {options.name!r}: zonerange={reach} is less than a block of {region.largest} bytes"
+        )
+    return options.zonesize, reach, reach + options.zoneskip
 
 
 def make_recorder(options: Options, limit: int | None) -> Recorder:
@@ -213,6 +237,7 @@ def is_plain(options: Options) -> bool:
         or options.fdatasync
         or options.sync not in ("none", "0")
         or options.refill_buffers
+        or options.serialize_overlap
         or times_submission(options)
         or options.iodepth_batch_submit > 1
         or options.iodepth_batch_complete_min > 1

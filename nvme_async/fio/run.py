@@ -171,6 +171,7 @@ class Run:
                 worker.run_number = run_number
                 self._workers.append(worker)
                 phases[-1].append(worker)
+        _check_waits(self._workers)
         for workers in phases:
             _mark_shared(workers, self._log)
         return phases
@@ -191,7 +192,7 @@ class Run:
                 )
                 self._watches[id(worker.job)] = watch
             worker.on_done = wake
-            worker.start()
+        self._start_due(workers)
         running = list(workers)
         tick = min([_TICK, *(worker.histogram_log.every / 2 for worker in workers if worker.histogram_log)])
         while running:
@@ -202,6 +203,9 @@ class Run:
             for worker in [worker for worker in running if worker.done.is_set()]:
                 running.remove(worker)
                 self._end(worker, now)
+            self._start_due(running)
+            if self._stopping:
+                running = [worker for worker in running if worker.started]
             for worker in running:
                 worker.sample(now)
             self._watch_steady_states(running, now)
@@ -209,6 +213,15 @@ class Run:
             self._show_status(now)
             if self._aggregate is not None:
                 self._aggregate.sample(now - self._began, [worker.recorder.nbytes for worker in self._workers])
+
+    def _start_due(self, workers: Sequence[Worker]) -> None:
+        """Starts what waits for nothing any more (wait_for)."""
+        for worker in workers:
+            if worker.started or self._stopping:
+                continue
+            awaited = worker.options.wait_for
+            if all(other.done.is_set() for other in self._workers if other.options.name == awaited):
+                worker.start()
 
     def _show_status(self, now: float) -> None:
         if self._status is not None and now - self._status_shown >= self._status_interval:
@@ -311,6 +324,19 @@ class Run:
                 stats.steady = watch.result
             results.append((stats, worker.options.group_reporting))
         return merge_groups(results)
+
+
+def _check_waits(workers: Sequence[Worker]) -> None:
+    """wait_for names a job before; a circle, or a name that is none, would never begin."""
+    names: list[str] = []
+    for worker in workers:
+        awaited = worker.options.wait_for
+        if awaited and awaited not in names:
+            before = ", ".join(dict.fromkeys(names)) or "none"
+            raise ConfigurationError(
+                f"job {worker.options.name!r}: wait_for={awaited}: no such job before it ({before})"
+            )
+        names.append(worker.options.name)
 
 
 def _mark_shared(workers: Sequence[Worker], log: Callable[[str], None]) -> None:

@@ -19,6 +19,7 @@ from nvme_async.fio.device import BenchController
 from nvme_async.fio.engine import Engine, Target
 from nvme_async.fio.logs import HistogramLog
 from nvme_async.fio.many import ManyEngine
+from nvme_async.fio.pacing import Overlaps
 from nvme_async.fio.plan import make_generator, make_recorder, plan_number, plan_region, seed_of
 from nvme_async.fio.stats import JobStats, Samples
 from nvme_async.fio.verify import BadBlock
@@ -97,7 +98,8 @@ class Worker:
             seed = seed_of(options, self.number, index)
             generator = make_generator(options, region, seed, block)
             plan = plan_number(options, region, seed, block)
-            targets.append(Target(uri, controller, namespace, region, generator, plan))
+            overlaps = Overlaps(region.grain) if options.serialize_overlap else None
+            targets.append(Target(uri, controller, namespace, region, generator, plan, overlaps=overlaps))
         return targets
 
     # -- for the main thread -----------------------------------------------------------------------

@@ -16,6 +16,7 @@ TRIM: int
 SYNC: int
 ORDERS: dict[str, int]
 MAX_SPLITS: int
+MAX_ZONES: int
 
 def crc32c(data: Buffer, crc: int = 0, *, software: bool = False) -> int:
     """CRC-32C; `crc` continues an earlier one. `software`: without the processor's instruction."""
@@ -68,10 +69,11 @@ class Generator:
 
     sizes: for reads, writes and trims each, a table of (bytes, share of 1), or two entries with share None for
     all multiples of the first up to the second. order: sequential, permuted (each place once before any twice),
-    uniform, zipf, pareto, normal. read_share: of 1, for a mix; else all I/O goes in `direction`. skip: a hole
-    behind each I/O. run: so many I/Os in sequence at each random place. step: an I/O that the end of the region
-    cuts is a multiple of this many bytes (block_size). random_shares: of 1, for each direction: how many of a
-    random order's I/Os are random; the others follow the one before.
+    uniform, zipf, pareto, normal, zoned (`zones`: shares of the I/Os and of the places, of 1). read_share: of 1,
+    for a mix; else all I/O goes in `direction`. skip: a hole behind each I/O; negative: backwards, from the end.
+    run: so many I/Os in sequence at each random place. step: an I/O that the end of the region cuts is a multiple
+    of this many bytes (block_size). random_shares: of 1, for each direction: how many of a random order's I/Os are
+    random; the others follow the one before. strides: bytes of I/O in a zone, of a zone, and from zone to zone.
 
     Raises ValueError when sizes, start or align are no multiples of block_size, or the region is too small.
     """
@@ -94,6 +96,8 @@ class Generator:
         run: int = 1,
         step: int = 0,
         random_shares: Sequence[float] | None = None,
+        zones: Sequence[tuple[float, float]] = (),
+        strides: tuple[int, int, int] | None = None,
     ) -> None: ...
     @property
     def units(self) -> int:

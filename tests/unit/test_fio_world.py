@@ -164,7 +164,15 @@ def test_options_of_files_and_of_the_kernel_change_nothing(bench):
 @pytest.mark.parametrize(
     "option",
     [
-        *("direct=0", "buffered=1", "zonemode=zbd", "write_iolog=x", "dedupe_percentage=50", "continue_on_error=all"),
+        *(
+            "direct=0",
+            "buffered=1",
+            "zonemode=zbd",
+            "numa_mem_policy=bind:0",
+            "write_iolog=x",
+            "dedupe_percentage=50",
+            "continue_on_error=all",
+        ),
         *("latency_target=1ms", "cmdprio_percentage=50", "fdp=1", "rate_min=1m", "flow=1", "kb_base=1000"),
     ],
 )
@@ -192,6 +200,81 @@ def test_clones_may_have_a_cpu_each(bench):
     text = ",".join(map(str, cpus))
     bench("--name=j", f"--cpus_allowed={text}", "--cpus_allowed_policy=split", "--numjobs=3", "--size=64k", "--nice=1")
     assert sorted(os.sched_getaffinity(0)) == cpus
+
+
+def test_a_negative_hole_goes_backwards_from_the_end(bench):
+    bench("--name=j", "--rw=read:-8k", "--bs=4k", "--size=64k")
+    assert bench.offsets("read") == [(15 - n) * 4096 - 4096 if n < 15 else 57344 for n in range(16)]
+
+
+def test_zones_of_random_offsets(bench):
+    for text in ("zoned:50/5:30/15:20/", "zoned:50/5:30/15:20/80", "zoned_abs:50/52k:30/156k:20/10g"):
+        bench("--name=j", "--rw=randread", "--bs=1k", f"--random_distribution={text}", "--io_size=4m")
+        offsets = bench.offsets("read")
+        parts = [
+            sum(low <= at / (1 << 20) < high for at in offsets) for low, high in ((0, 0.05), (0.05, 0.2), (0.2, 1))
+        ]
+        assert [round(part / len(offsets), 1) for part in parts] == [0.5, 0.3, 0.2]
+
+
+@pytest.mark.parametrize(
+    "text", ["zoned:50/5:40/5", "zoned:x/5", "zoned:50/60:50/60", "zoned:100/5,100/6", "zoned_abs:9"]
+)
+def test_zones_that_make_no_sense(text):
+    with pytest.raises(ConfigurationError, match="random_distribution=zoned"):
+        jobs_of("--filename=mem", "--name=j", f"--random_distribution={text}")
+
+
+def test_strides_work_on_a_part_of_each_zone(bench):
+    zone = ["--zonemode=strided", "--zonerange=64k", "--zonesize=8k", "--zoneskip=64k"]
+    bench("--name=j", "--rw=read", "--bs=4k", "--size=512k", "--io_size=40k", *zone)
+    assert bench.offsets("read") == [0, 4096, 131072, 135168, 262144, 266240, 393216, 397312, 0, 4096]
+    bench("--name=j", "--rw=randread", "--bs=4k", "--size=512k", "--io_size=32k", *zone)
+    assert [offset // 131072 for offset in bench.offsets("read")] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert all(offset % 131072 < 65536 for offset in bench.offsets("read"))
+
+
+def test_a_job_waits_for_another(bench, capsys):
+    bench("--name=a", "--rw=write", "--bs=64k", "--thinktime=5ms", "--name=b", "--wait_for=a", "--rw=read", "--bs=64k")
+    kinds = [kind for kind, _, _ in bench.namespace.history if kind != "first"]
+    assert kinds == ["write"] * 16 + ["read"] * 16
+    bench("--name=a", "--wait_for=b", "--name=b", "--wait_for=a", code=1)
+    assert "job 'a': wait_for=b: no such job before it (none)" in capsys.readouterr().err
+
+
+def test_overlapping_ios_are_kept_apart_on_request(bench):
+    bench.namespace.delay = 0.001
+    job = ("--name=j", "--rw=randwrite", "--bs=8k", "--blockalign=4k", "--norandommap", "--size=32k", "--number_ios=60")
+    flying: dict[int, int] = {}
+    clashes = 0
+    original = bench.namespace.write
+
+    async def write(lba, data, *, fua=False):
+        nonlocal clashes
+        blocks = range(lba, lba + 16)
+        clashes += any(flying.get(block) for block in blocks)
+        for block in blocks:
+            flying[block] = flying.get(block, 0) + 1
+        try:
+            await original(lba, data, fua=fua)
+        finally:
+            for block in blocks:
+                flying[block] -= 1
+
+    bench.namespace.write = write
+    bench(*job, "--iodepth=4")
+    assert clashes > 0
+    clashes = 0
+    bench(*job, "--iodepth=4", "--serialize_overlap=1")
+    assert clashes == 0
+
+
+def test_small_liberties_of_published_files(bench, tmp_path):
+    path = write(tmp_path / "j.fio", "[j]\nsize=100%%\ntime_based\nbs=4k-8k\nthreads=1\nrw=write\n")
+    (job,) = jobs_of("--filename=mem", path)
+    assert [sizes[0][0] for sizes in job.options.bs] == [4096, 8192, 8192]
+    assert not job.options.time_based, "no runtime: fio ignores it, too"
+    assert bench("--name=j", "--numa_cpu_nodes=0", "--size=64k")["read"]["total_ios"] == 16
 
 
 # -- reports ---------------------------------------------------------------------------------------
