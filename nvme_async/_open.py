@@ -45,6 +45,9 @@ def open(
     keepalive: str | bool | None = None,
     pool_pages: int | str | None = None,
     vfio: bool | None = None,
+    disable_keepalive: bool | None = None,
+    pool_numa: str | None = None,
+    always_flr: bool | None = None,
     keeper: str | None = None,
     keeper_wait: float = 0.0,
     **options: Any,
@@ -57,8 +60,11 @@ def open(
     options: see nvme_async.Options.
     keepalive: whether another process may follow this one while the controller runs on: True,
         False, or a value as for OPENHCL_NVME_KEEP_ALIVE.
-    pool_pages: size of the private pool for that, in pages of 4 KiB, or "off". vfio: False refuses
-        pci: devices. For these three None means: as the command line, the environment or what is
+    pool_pages: size of the private pool for that, in pages of 4 KiB; "off"; or "release" or
+        "debug": worked out (nvme_async.keepalive.sizing). vfio: False refuses pci: devices.
+        disable_keepalive: True: no keepalive, whatever else says so. pool_numa: "split": the pool
+        is spread over the NUMA nodes. always_flr: True: a function level reset whenever the device
+        is opened afresh. For these None means: as the command line, the environment or what is
         there has it (nvme_async.keepalive.config).
     keeper: who holds the controller while no driver runs: the socket of an `nvme-async keeper`,
         "systemd", or "none"; None: systemd's store if this service has one. A controller that a
@@ -75,7 +81,14 @@ def open(
     """
     Options.of(options)
     keepalive_options = KeepaliveOptions(
-        keepalive=keepalive, pool_pages=pool_pages, vfio=vfio, keeper=keeper, keeper_wait=keeper_wait
+        keepalive=keepalive,
+        pool_pages=pool_pages,
+        vfio=vfio,
+        disable_keepalive=disable_keepalive,
+        pool_numa=pool_numa,
+        always_flr=always_flr,
+        keeper=keeper,
+        keeper_wait=keeper_wait,
     )
     return Opening(lambda: open_with_keepalive(uri, options, keepalive_options))
 

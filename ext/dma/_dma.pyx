@@ -16,6 +16,15 @@ from typing import NamedTuple
 
 from nvme_async.errors import InvalidSavedState, OutOfDmaMemory
 
+cdef extern from "<sys/syscall.h>" nogil:
+    long SYS_mbind
+
+cdef extern from "<unistd.h>" nogil:
+    long syscall(long number, ...)
+
+cdef enum:
+    MPOL_PREFERRED = 1
+
 cdef extern from "dma/pool.h" nogil:
     enum:
         POOL_PAGE_SIZE
@@ -122,9 +131,33 @@ def _unmap(size_t address, size_t nbytes):
     munmap(<void *>address, nbytes)
 
 
+def _spread(size_t address, size_t nbytes, nodes):
+    """Equal parts of untouched shared memory prefer one NUMA node each, in order: [(node, offset, bytes)]. Empty where the kernel
+    can't. Only a preference: on a node that is full, memory comes from elsewhere instead of not at all."""
+    cdef unsigned long mask[16]
+    cdef size_t unit = HUGE_PAGE if nbytes >= HUGE_PAGE * len(nodes) else PAGE_SIZE
+    cdef size_t at = 0, end
+    cdef int node, i, count = len(nodes)
+    found = []
+    for i in range(count):
+        node = nodes[i]
+        if not 0 <= node < 1024:
+            raise ValueError(f"NUMA node {node} is outside of 0 to 1023")
+        end = nbytes if i == count - 1 else nbytes * (i + 1) // count // unit * unit
+        if end == at:
+            continue
+        memset(mask, 0, sizeof(mask))
+        mask[node // 64] = 1ul << (node % 64)
+        if syscall(SYS_mbind, address + at, end - at, MPOL_PREFERRED, mask, 1025, 0):
+            return ()
+        found.append((node, at, end - at))
+        at = end
+    return tuple(found)
+
+
 @cython.final
 cdef class Pool:
-    """Pool(nbytes, *, iova, name="pool", hugepages="auto")"""
+    """Pool(nbytes, *, iova, name="pool", hugepages="auto", nodes=())"""
 
     page_size = POOL_PAGE_SIZE
 
@@ -132,7 +165,7 @@ cdef class Pool:
         self._fd = -1
         self.generation = forked_generation
 
-    def __init__(self, nbytes, *, iova, str name="pool", str hugepages="auto"):
+    def __init__(self, nbytes, *, iova, str name="pool", str hugepages="auto", nodes=()):
         cdef bytes c_name = _text(name, "pool name")
         cdef bytes c_id = os.urandom(16)
         if self.base != NULL:
@@ -146,6 +179,7 @@ cdef class Pool:
         self._fd = fd
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._adopt(size)
+        self.nodes = _spread(<size_t>self.base, size, nodes)
         if not pool_format(self.base, size, iova, c_id, c_name):
             raise ValueError(f"a pool of {size} bytes has no room for a page")
         self._open()
@@ -154,6 +188,7 @@ cdef class Pool:
     @staticmethod
     def attach(int fd, *, expect_iova=None):
         cdef Pool self = Pool.__new__(Pool)
+        self.nodes = ()
         size = os.fstat(fd).st_size
         try:
             seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -385,6 +420,7 @@ cdef class Pool:
             "nbytes": self.nbytes,
             "iova": self.iova,
             "backing": self.backing,
+            "nodes": [{"node": node, "offset": offset, "nbytes": nbytes} for node, offset, nbytes in self.nodes],
             "free_bytes": self.free_bytes,
             "used_bytes": self.used_bytes,
             "longest_free_run": pool_longest_run(&self.space) * POOL_PAGE_SIZE,

@@ -21,6 +21,10 @@ from nvme_async.device.pci import VFIO_DRIVER, Function, System, find, text
 from nvme_async.device.pci_use import openers
 from nvme_async.device.vfio_container import offenders
 from nvme_async.driver.options import Options
+from nvme_async.errors import NvmeError
+from nvme_async.keepalive import config
+from nvme_async.keepalive.custodian import find_custodian
+from nvme_async.keepalive.sizing import Wanted
 
 MIB = 1 << 20
 HUGEPAGE = 2 * MIB
@@ -209,6 +213,23 @@ def _hugepages(machine: Machine) -> Iterator[Finding]:
         )
 
 
+def _servicing(machine: Machine) -> Iterator[Finding]:
+    """What open() of a pci: device would decide about keepalive now; the command line counts."""
+    try:
+        custodian = find_custodian(config.command_line.keeper)
+        words = None if custodian is None else custodian.words
+        if custodian is not None:
+            custodian.close()
+    except NvmeError as error:
+        yield Finding("keepalive", "problem", str(error), "nvme-async keeper --help")
+        return
+    decision = config.decide(holder=words, wanted=Wanted(locked=True), default_pool_pages=machine.pool_bytes // 4096)
+    for warning in decision.warnings:
+        variable = warning.partition(":")[0]
+        yield Finding("keepalive", "problem", warning, f"unset {variable}   # or give it a value that it may have")
+    yield Finding("keepalive", "ok", str(decision))
+
+
 CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _iommu,
     _modules,
@@ -216,6 +237,7 @@ CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _functions,
     _memlock,
     _hugepages,
+    _servicing,
 )
 
 

@@ -157,11 +157,7 @@ def _keepalive(state: dict[str, Any]) -> str:
         return line
     if decision["enabled"] != state["on"]:
         line += f", {'on' if decision['enabled'] else 'off'} from the next servicing on"
-    setting = (
-        f"setting {decision['setting']} ({decision['setting_source']}), pool "
-        f"{decision['pool_pages']} pages ({decision['pool_source']})"
-    )
-    return f"{line}: {_plain(decision['why'])}; {_plain(setting)}"
+    return f"{line}: {_plain(decision['why'])}; {_plain(decision['settings'])}"
 
 
 def as_tree(state: dict[str, Any]) -> Tree:

@@ -51,16 +51,34 @@ class LazyGroup(click.Group):
 @click.option(
     "--keep-alive", metavar="SETTING", help="[disabled,](host|nohost),(privatepool|noprivatepool), enabled or disabled."
 )
-@click.option("--pool-pages", metavar="COUNT", help="Of the private pool, 4 KiB each, or off.")
+@click.option("--disable-keep-alive/--no-disable-keep-alive", default=None, help="No keepalive, whatever else says so.")
+@click.option(
+    "--pool-pages",
+    metavar="COUNT",
+    help="Of the private pool, 4 KiB each; off; or release or debug: worked out from processors and queue depth.",
+)
+@click.option("--pool-numa", metavar="split", help="Spread the pool over the NUMA nodes.")
 @click.option("--vfio/--no-vfio", default=None, help="Whether pci: devices may be driven.")
+@click.option("--always-flr/--no-always-flr", default=None, help="A function level reset whenever a device is opened.")
 @click.option("--keeper", metavar="PATH", help="Deposit controllers with this keeper, and take over what it has.")
-def cli(keep_alive: str | None, pool_pages: str | None, vfio: bool | None, keeper: str | None) -> None:
+def cli(
+    keep_alive: str | None,
+    disable_keep_alive: bool | None,
+    pool_pages: str | None,
+    pool_numa: str | None,
+    vfio: bool | None,
+    always_flr: bool | None,
+    keeper: str | None,
+) -> None:
     """Drive NVMe controllers from this process, without the kernel's block layer.
 
     A DEVICE is a URI: pci:0000:01:00.0, vfio-user:/run/controller.sock or emulated:size=1GiB.
 
-    What isn't given comes from OPENHCL_NVME_KEEP_ALIVE, OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG and
-    OPENHCL_NVME_VFIO, and then from what is there (see docs/keepalive-keeper.md).
+    What isn't given comes from the environment (OPENHCL_NVME_KEEP_ALIVE,
+    OPENHCL_DISABLE_NVME_KEEP_ALIVE, OPENHCL_ENABLE_VTL2_GPA_POOL,
+    OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG, OPENHCL_VTL2_GPA_POOL_NUMA, OPENHCL_NVME_VFIO,
+    OPENHCL_NVME_ALWAYS_FLR), and then from what is there (see docs/keepalive-keeper.md);
+    `nvme-async doctor` shows what comes of it.
 
     Exit codes: 0 done, 1 the device or the operation failed, 2 the command line made no sense, 130
         interrupted.
@@ -68,9 +86,12 @@ def cli(keep_alive: str | None, pool_pages: str | None, vfio: bool | None, keepe
     try:
         config.command_line.keepalive = None if keep_alive is None else config.parse_setting(keep_alive)
         config.command_line.pool_pages = None if pool_pages is None else config.parse_pool_pages(pool_pages)
+        config.command_line.pool_numa = None if pool_numa is None else config.parse_numa(pool_numa)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from None
     config.command_line.vfio = vfio
+    config.command_line.disable_keepalive = disable_keep_alive
+    config.command_line.always_flr = always_flr
     config.command_line.keeper = keeper
 
 

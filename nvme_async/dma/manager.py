@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import enum
 import threading
+from collections.abc import Sequence
 from typing import Literal
 
 from nvme_async.errors import ConfigurationError, OutOfDmaMemory
@@ -89,14 +90,21 @@ class DmaManager:
     """The clients of one controller, and the configured amount of private memory.
 
     `private_bytes` bounds the sizes of all private pools together; 0 means that there is none.
-    `hugepages` as Pool's. Threads: any.
+    `hugepages` and `nodes` as Pool's. Threads: any.
     """
 
-    def __init__(self, private_bytes: int = 0, *, hugepages: Literal["auto", "never", "require"] = "auto") -> None:
+    def __init__(
+        self,
+        private_bytes: int = 0,
+        *,
+        hugepages: Literal["auto", "never", "require"] = "auto",
+        nodes: Sequence[int] = (),
+    ) -> None:
         if private_bytes < 0:
             raise ConfigurationError(f"private memory of {private_bytes} bytes: must be 0 (none) or more")
         self.private_bytes = private_bytes
         self._hugepages: Literal["auto", "never", "require"] = hugepages
+        self._nodes = tuple(nodes)
         self._lock = threading.Lock()
         self._clients: dict[str, DmaClient] = {}
 
@@ -139,7 +147,7 @@ class DmaManager:
                     f"DMA client {name!r} asks for private memory, and no private pool is configured"
                 )
             self._check_room(name, size)
-        pool = Pool(size, iova=iova, name=name, hugepages=self._hugepages)
+        pool = Pool(size, iova=iova, name=name, hugepages=self._hugepages, nodes=self._nodes)
         if policy is Policy.PRIVATE:
             try:
                 self._check_room(name, pool.nbytes)  # huge pages round up

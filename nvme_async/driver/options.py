@@ -75,6 +75,10 @@ class Options:
             memory, or of what the process's control groups allow. Whatever it is, no more is taken
             than is available at the time.
         hugepages: "auto", "never" or "require", for that memory.
+        numa: "split": each pool is spread evenly over the NUMA nodes that have memory, in order; ""
+            = wherever the kernel puts it.
+        always_flr: a function level reset whenever the device is opened, where it has one. Not at a
+            live restore.
         command_timeout: seconds for an I/O command before it is aborted and, failing that, the
             controller reset. 0 = no limit.
         admin_timeout: the same for admin commands. 0 is for the application's; the driver's own
@@ -107,6 +111,8 @@ class Options:
     hugepages: Literal["auto", "never", "require"] = attrs.field(
         default="auto", validator=_one_of("auto", "never", "require")
     )
+    numa: Literal["", "split"] = attrs.field(default="", validator=_one_of("", "split"))
+    always_flr: bool = False
     command_timeout: float = attrs.field(default=30.0, validator=_limit(86400))
     admin_timeout: float = attrs.field(default=60.0, validator=_limit(86400))
     abort_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))

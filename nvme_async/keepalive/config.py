@@ -1,17 +1,21 @@
 """Whether keepalive runs, with how large a pool, and why: from arguments, command line, environment
 and what is there.
 
-Precedence, for each of the three settings by itself: an argument of open() > an option of the
-command line > the environment > inference.
+Precedence, for each of the settings by itself: an argument of open() > an option of the command
+line > the environment > inference.
 
-| setting     | argument       | command line     | environment                       | inferred
-when unset                              | | ----------- | -------------- | ---------------- |
---------------------------------- | ------------------------------------------------ | | keepalive
-| keepalive=     | --keep-alive     | OPENHCL_NVME_KEEP_ALIVE           | host if a holder is there,
-privatepool if a pool | | pool size   | pool_pages=    | --pool-pages     |
-OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG | the default size if there is a use for it        | | VFIO driver
-| vfio=          | --vfio/--no-vfio | OPENHCL_NVME_VFIO                 | used
-|
+| setting        | argument           | command line           | environment                       |
+| -------------- | ------------------ | ---------------------- | --------------------------------- |
+| keepalive      | keepalive=         | --keep-alive           | OPENHCL_NVME_KEEP_ALIVE           |
+| off in any case| disable_keepalive= | --disable-keep-alive   | OPENHCL_DISABLE_NVME_KEEP_ALIVE   |
+| pool size      | pool_pages=        | --pool-pages           | OPENHCL_ENABLE_VTL2_GPA_POOL, else|
+|                |                    |                        | OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG |
+| pool's nodes   | pool_numa=         | --pool-numa            | OPENHCL_VTL2_GPA_POOL_NUMA        |
+| VFIO driver    | vfio=              | --vfio/--no-vfio       | OPENHCL_NVME_VFIO                 |
+| FLR at open    | always_flr=        | --always-flr/--no-...  | OPENHCL_NVME_ALWAYS_FLR           |
+
+Inferred where unset: keepalive "host" if a holder is there and "privatepool" if a pool is; a pool
+of the default size if there is a use for it; on no particular nodes; VFIO used; no FLR.
 
 A value that makes no sense is an error where somebody just typed it (argument, command line); in
 the environment, which may be meant for another release, it switches off what it was to configure,
@@ -24,18 +28,24 @@ import enum
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from nvme_async.errors import ConfigurationError
+from nvme_async.keepalive.sizing import DRIVES, Wanted, size_pool
 
 log = logging.getLogger("nvme_async")
 
 KEEP_ALIVE = "OPENHCL_NVME_KEEP_ALIVE"
 VFIO = "OPENHCL_NVME_VFIO"
 POOL = "OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG"
+POOL_OVERRIDE = "OPENHCL_ENABLE_VTL2_GPA_POOL"
+DISABLE = "OPENHCL_DISABLE_NVME_KEEP_ALIVE"
+NUMA = "OPENHCL_VTL2_GPA_POOL_NUMA"
+ALWAYS_FLR = "OPENHCL_NVME_ALWAYS_FLR"
+VARIABLES = (KEEP_ALIVE, DISABLE, POOL_OVERRIDE, POOL, NUMA, VFIO, ALWAYS_FLR)
 
 PAGE = 4096
 DEFAULT_POOL_PAGES = 8192
@@ -80,20 +90,42 @@ def parse_setting(text: str) -> Setting:
     return Setting(host=match[1] is None, private_pool=match[2] is None)
 
 
-def parse_pool_pages(text: str | int) -> int:
-    """From a count of 4 KiB pages or "off". ConfigurationError that quotes anything else."""
+def parse_pool_pages(text: str | int) -> int | str:
+    """From a count of 4 KiB pages, "off" (0), or the name of a rule that works it out: "release",
+    "debug". ConfigurationError that quotes anything else.
+    """
     if isinstance(text, str):
         if text.lower() == "off":
             return 0
+        if text.lower() in DRIVES:
+            return text.lower()
         if not re.fullmatch(r"\d{1,20}", text, re.ASCII):
-            hint = f"; {text} names a size table of OpenHCL's boot shim" if text.lower() in ("debug", "release") else ""
             raise ConfigurationError(
-                f"{text!r} is no size of a private pool: give a count of {PAGE}-byte pages, or off{hint}"
+                f"{text!r} is no size of a private pool: give a count of {PAGE}-byte pages, off, release or debug"
             )
         text = int(text)
     if not 0 <= text <= MAX_POOL_PAGES:
         raise ConfigurationError(f"a private pool of {text} pages: must be 0 to {MAX_POOL_PAGES}")
     return text
+
+
+def parse_disable(text: str) -> bool:
+    """Any value but 0 switches keepalive off."""
+    return text != "0"
+
+
+def parse_numa(text: str) -> str:
+    """From "split", in any case. ConfigurationError that quotes anything else."""
+    if text.lower() != "split":
+        raise ConfigurationError(f"{text!r} is no way to spread a pool over NUMA nodes; there is split")
+    return "split"
+
+
+def parse_always_flr(text: str) -> bool:
+    """From 1 or 0. ConfigurationError that quotes anything else."""
+    if text not in ("0", "1"):
+        raise ConfigurationError(f"{text!r} is neither 1 (a function level reset at each open) nor 0")
+    return text == "1"
 
 
 def parse_vfio(text: str) -> bool:
@@ -111,9 +143,12 @@ class CommandLine:
     """
 
     keepalive: Setting | None = None
-    pool_pages: int | None = None
+    pool_pages: int | str | None = None
     vfio: bool | None = None
     keeper: str | None = None
+    disable_keepalive: bool | None = None
+    pool_numa: str | None = None
+    always_flr: bool | None = None
 
 
 command_line = CommandLine()
@@ -127,7 +162,10 @@ class Decision:
         enabled: keepalive runs: the setting enables it, and the pool has pages.
         why: in words.
         setting: "host,privatepool", …; setting_source: where it comes from.
-        pool_pages: pages of the private pool for allocations, 0 = none; pool_source.
+        pool_pages: pages of the private pool for allocations, 0 = none; pool_source; pool_how: it
+            was come to, if it was worked out.
+        pool_numa: "split" evenly over the NUMA nodes, or "" = wherever the kernel likes; numa_source.
+        always_flr: a function level reset whenever the device is opened; always_flr_source.
         vfio: pci: devices may be driven; vfio_source.
         holder: what will hold the handles while no driver runs ("keeper /run/k.sock", "systemd"),
             or None.
@@ -144,23 +182,40 @@ class Decision:
     vfio_source: str = "inferred"
     holder: str | None = None
     warnings: tuple[str, ...] = ()
+    pool_how: str = ""
+    pool_numa: str = ""
+    numa_source: str = "inferred"
+    always_flr: bool = False
+    always_flr_source: str = "inferred"
 
     @property
     def pool_bytes(self) -> int:
         return self.pool_pages * PAGE
 
     def __str__(self) -> str:
-        return (
-            f"keepalive {'on' if self.enabled else 'off'}: {self.why}"
-            f" [setting {self.setting} ({self.setting_source}), pool {self.pool_pages} pages ({self.pool_source}),"
-            f" vfio {'on' if self.vfio else 'off'} ({self.vfio_source})]"
-        )
+        return f"keepalive {'on' if self.enabled else 'off'}: {self.why} [{self.settings}]"
+
+    @property
+    def settings(self) -> str:
+        """Each with where it comes from; NUMA and FLR only where they are asked for."""
+        how = f", {self.pool_how}" if self.pool_how else ""
+        parts = [
+            f"setting {self.setting} ({self.setting_source})",
+            f"pool {self.pool_pages} pages ({self.pool_source}{how})",
+            f"vfio {'on' if self.vfio else 'off'} ({self.vfio_source})",
+        ]
+        if self.pool_numa:
+            parts.append(f"pool {self.pool_numa} over NUMA nodes ({self.numa_source})")
+        if self.always_flr:
+            parts.append(f"always a function level reset at open ({self.always_flr_source})")
+        return ", ".join(parts)
 
     def inspect(self) -> dict[str, Any]:
-        """The attributes as plain data."""
-        return attrs.asdict(
+        """The attributes as plain data, and `settings` in words."""
+        plain = attrs.asdict(
             self, value_serializer=lambda _, __, value: list(value) if isinstance(value, tuple) else value
         )
+        return plain | {"settings": self.settings}
 
     def check_scheme(self, uri: str) -> None:
         """ConfigurationError if the VFIO driver is switched off and `uri` needs it."""
@@ -168,29 +223,31 @@ class Decision:
             raise ConfigurationError(f"{uri}: the VFIO driver is switched off ({self.vfio_source})")
 
 
-def _choose(
-    name: str,
-    argument: Any,
-    option: Any,
-    variable: str,
-    environ: Mapping[str, str],
-    parse: Any,
-    off: Any,
-    warnings: list[str],
-) -> Any:
-    """(value or None, source): argument, command line, environment."""
-    if argument is not None:
-        return argument, f"argument {name}"
-    if option is not None:
-        return option, "command line"
-    text = environ.get(variable)
-    if text is None:
+class _Chooser:
+    """Argument, command line, environment: the first that is given."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.warnings: list[str] = []
+
+    def __call__(
+        self, name: str, argument: Any, option: Any, variables: Sequence[str], parse: Callable[[str], Any], off: Any
+    ) -> tuple[Any, str]:
+        """(value or None, source). off: what a variable that makes no sense comes to."""
+        if argument is not None:
+            return argument, f"argument {name}"
+        if option is not None:
+            return option, "command line"
+        for variable in variables:
+            text = self._environ.get(variable)
+            if text is None:
+                continue
+            try:
+                return parse(text), f"environment {variable}"
+            except ConfigurationError as error:
+                self.warnings.append(f"{variable}: {error}; switched off")
+                return off, f"environment {variable}, not understood"
         return None, "inferred"
-    try:
-        return parse(text), f"environment {variable}"
-    except ConfigurationError as error:
-        warnings.append(f"{variable}: {error}; switched off")
-        return off, f"environment {variable}, not understood"
 
 
 def _reason(setting: Setting, pages: int, holder: str | None) -> str:
@@ -213,49 +270,49 @@ def decide(
     keepalive: str | bool | None = None,
     pool_pages: int | str | None = None,
     vfio: bool | None = None,
+    disable_keepalive: bool | None = None,
+    pool_numa: str | None = None,
+    always_flr: bool | None = None,
     holder: str | None = None,
     default_pool_pages: int = DEFAULT_POOL_PAGES,
+    wanted: Wanted | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Decision:
     """Decides from the given, the environment, and what is there. Logs one line, and a warning for
     each value that makes no sense.
 
     keepalive: as OPENHCL_NVME_KEEP_ALIVE; True and False stand for "enabled" and "disabled".
-        holder: what would hold the handles of this
-    controller between two drivers, in words; None if nothing was found. default_pool_pages: the
-    pool's size where nobody names one. Raises ConfigurationError for an argument that makes no
-    sense.
+    disable_keepalive: True: off, whatever keepalive says. holder: what would hold the handles of
+    this controller between two drivers, in words; None if nothing was found. default_pool_pages:
+    the pool's size where nobody names one. wanted: what "release" and "debug" work it out from.
+    Raises ConfigurationError for an argument that makes no sense.
     """
-    environ = os.environ if environ is None else environ
-    warnings: list[str] = []
+    choose = _Chooser(os.environ if environ is None else environ)
+    given = command_line
     if isinstance(keepalive, bool):
         keepalive = "enabled" if keepalive else "disabled"
-    setting, setting_source = _choose(
-        "keepalive",
-        None if keepalive is None else parse_setting(keepalive),
-        command_line.keepalive,
-        KEEP_ALIVE,
-        environ,
-        parse_setting,
-        DISABLED,
-        warnings,
+    argument: Any = None if keepalive is None else parse_setting(keepalive)
+    setting, setting_source = choose("keepalive", argument, given.keepalive, [KEEP_ALIVE], parse_setting, DISABLED)
+    off, off_source = choose(
+        "disable_keepalive", disable_keepalive, given.disable_keepalive, [DISABLE], parse_disable, True
     )
-    pages, pool_source = _choose(
-        "pool_pages",
-        None if pool_pages is None else parse_pool_pages(pool_pages),
-        command_line.pool_pages,
-        POOL,
-        environ,
-        parse_pool_pages,
-        0,
-        warnings,
-    )
-    use_vfio, vfio_source = _choose("vfio", vfio, command_line.vfio, VFIO, environ, parse_vfio, False, warnings)
+    if off:
+        setting, setting_source = DISABLED, off_source
+    argument = None if pool_pages is None else parse_pool_pages(pool_pages)
+    pages, pool_source = choose("pool_pages", argument, given.pool_pages, [POOL_OVERRIDE, POOL], parse_pool_pages, 0)
+    argument = None if pool_numa is None else parse_numa(pool_numa)
+    numa, numa_source = choose("pool_numa", argument, given.pool_numa, [NUMA], parse_numa, "")
+    use_vfio, vfio_source = choose("vfio", vfio, given.vfio, [VFIO], parse_vfio, False)
+    flr, flr_source = choose("always_flr", always_flr, given.always_flr, [ALWAYS_FLR], parse_always_flr, False)
     if pages is None:
         # Somebody has a use for a pool: a holder, or whoever enabled keepalive without saying how
         # large.
-        wanted = setting.enabled if setting is not None else holder is not None
-        pages = default_pool_pages if wanted else 0
+        useful = setting.enabled if setting is not None else holder is not None
+        pages = default_pool_pages if useful else 0
+    how = ""
+    if isinstance(pages, str):
+        size = size_pool(pages, wanted or Wanted())
+        pages, how = size.pages, size.how
     if setting is None:
         setting = Setting(host=holder is not None, private_pool=pages > 0)
     decision = Decision(
@@ -265,12 +322,17 @@ def decide(
         setting_source=setting_source,
         pool_pages=pages,
         pool_source=pool_source,
+        pool_how=how,
+        pool_numa=numa or "",
+        numa_source=numa_source,
         vfio=True if use_vfio is None else use_vfio,
         vfio_source=vfio_source,
+        always_flr=bool(flr),
+        always_flr_source=flr_source,
         holder=holder,
-        warnings=tuple(warnings),
+        warnings=tuple(choose.warnings),
     )
-    for warning in warnings:
+    for warning in choose.warnings:
         log.warning("%s", warning)
     log.info("%s", decision)
     return decision

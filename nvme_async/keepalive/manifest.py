@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import os
 import struct
 import time
@@ -118,8 +119,6 @@ def find(pool: Pool) -> tuple[int, int, bytes]:
 
 def _window(pool: Pool) -> Any:
     """The whole pool, read only."""
-    import mmap
-
     return mmap.mmap(pool.fd, pool.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
 
 

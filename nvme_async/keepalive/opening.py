@@ -20,6 +20,7 @@ from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.custodian import Custodian, find_custodian
 from nvme_async.keepalive.depositor import Depositor
 from nvme_async.keepalive.restoration import restore
+from nvme_async.keepalive.sizing import Wanted
 
 log = logging.getLogger("nvme_async")
 
@@ -31,6 +32,9 @@ class KeepaliveOptions:
     keepalive: str | bool | None = None
     pool_pages: int | str | None = None
     vfio: bool | None = None
+    disable_keepalive: bool | None = None
+    pool_numa: str | None = None
+    always_flr: bool | None = None
     keeper: str | None = None
     keeper_wait: float = attrs.field(default=0.0)
 
@@ -90,10 +94,20 @@ def choose(uri: str, options: Options, keepalive_options: KeepaliveOptions) -> t
             keepalive=keepalive_options.keepalive,
             pool_pages=keepalive_options.pool_pages,
             vfio=keepalive_options.vfio,
+            disable_keepalive=keepalive_options.disable_keepalive,
+            pool_numa=keepalive_options.pool_numa,
+            always_flr=keepalive_options.always_flr,
             holder=custodian.words
             if custodian is not None
             else ("the successor of an exec" if execute.is_waiting(uri) else None),
             default_pool_pages=options.pool_bytes // PAGE,
+            wanted=Wanted(
+                queue_entries=options.queue_entries,
+                admin_entries=options.admin_entries,
+                max_transfer=options.max_transfer,
+                io_queues=options.io_queues,
+                locked=uri.partition(":")[0].lower() == "pci",
+            ),
         )
         decision.check_scheme(uri)
     except BaseException:
@@ -105,6 +119,10 @@ def choose(uri: str, options: Options, keepalive_options: KeepaliveOptions) -> t
 
 def with_pool(options: Options, decision: Decision) -> Options:
     """The options of a fresh driver."""
+    if decision.always_flr:
+        options = attrs.evolve(options, always_flr=True)
+    if decision.pool_numa:
+        options = attrs.evolve(options, numa="split")
     return attrs.evolve(options, keepalive=True, pool_bytes=decision.pool_bytes) if decision.enabled else options
 
 

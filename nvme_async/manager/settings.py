@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from nvme_async.driver.options import Options
-from nvme_async.keepalive.config import parse_pool_pages, parse_setting
+from nvme_async.keepalive.config import parse_numa, parse_pool_pages, parse_setting
 from nvme_async.keepalive.opening import KeepaliveOptions
 
 _KEEPALIVE_OPTIONS = frozenset(field.name for field in attrs.fields(KeepaliveOptions))
@@ -37,4 +37,6 @@ def split(given: dict[str, Any]) -> tuple[dict[str, Any], KeepaliveOptions]:
         parse_setting(keepalive_options.keepalive)
     if keepalive_options.pool_pages is not None:
         parse_pool_pages(keepalive_options.pool_pages)
+    if keepalive_options.pool_numa is not None:
+        parse_numa(keepalive_options.pool_numa)
     return options, keepalive_options

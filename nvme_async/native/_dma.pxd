@@ -40,6 +40,7 @@ cdef class Pool:
     cdef readonly str name
     cdef readonly str backing
     cdef readonly str id
+    cdef readonly tuple nodes           # (NUMA node, offset, bytes) of each part that prefers one
     cdef object __weakref__
 
     cdef int _usable(self) except -1

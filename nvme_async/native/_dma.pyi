@@ -1,5 +1,6 @@
 """Memory that a device may reach. Layout and crash consistency: ext/dma/pool.h."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, SupportsIndex, final, overload
 
@@ -25,6 +26,8 @@ class Pool:
     `nbytes` counts everything, the pool's own header and table (about 1/64) included; it is rounded up to the
     page size of the backing. With hugepages="auto" 2 MiB huge pages are used if the machine has enough free
     ones, "require" fails without them (OutOfDmaMemory), "never" doesn't try. `iova` is a multiple of 4096.
+    `nodes`: equal parts of the pool prefer these NUMA nodes, in order (mbind(2), MPOL_PREFERRED); the attribute
+    says which part (node, offset, bytes) does, and is empty for an attached pool or where the kernel can't.
 
     The descriptor is sealed against shrinking, so that no holder of it can make another's access fail
     (SIGBUS). Methods may be called from any thread under the global lock (a free-threaded interpreter turns
@@ -36,6 +39,7 @@ class Pool:
     iova: int
     name: str
     backing: str
+    nodes: tuple[tuple[int, int, int], ...]
     id: str
     page_size: int
     def __init__(
@@ -45,6 +49,7 @@ class Pool:
         iova: int,
         name: str = "pool",
         hugepages: Literal["auto", "never", "require"] = "auto",
+        nodes: Sequence[int] = (),
     ) -> None: ...
     @staticmethod
     def attach(fd: int, *, expect_iova: int | None = None) -> Pool:

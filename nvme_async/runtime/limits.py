@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import resource
 
+from nvme_async.errors import OutOfDmaMemory
+
 
 def shortage(error: BaseException) -> str | None:
     """What the process has too little of, with the limit that says so; None for any other error."""
+    if isinstance(error, OutOfDmaMemory):
+        return str(error)
     if isinstance(error, MemoryError):
         return f"out of memory{_limit('RLIMIT_AS')}"
     if isinstance(error, RuntimeError) and "new thread" in str(error):

@@ -133,7 +133,7 @@ class Site:
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is around has no say in whether keepalive runs."""
     monkeypatch.setattr(config, "command_line", config.CommandLine())
-    for name in (config.KEEP_ALIVE, config.POOL, config.VFIO):
+    for name in config.VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 

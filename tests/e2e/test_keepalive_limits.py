@@ -66,12 +66,12 @@ async def test_a_restore_with_one_descriptor_too_few_is_refused_wherever_it_is_m
                         drivers.driver = await restore(bundle)
                     break
                 except RestoreRefused as error:
-                    reasons.add(str(error).partition(": ")[2].rpartition(" is ")[0])
+                    reasons.add("too many open files" in str(error).lower())
                     refusals += 1
                 assert descriptors() == before
                 assert refusals < 200
         assert refusals > 10
-        assert reasons == {"too many open files (RLIMIT_NOFILE"}
+        assert reasons == {True}
         assert await drivers.namespace.read(0) == block(7)
         assert drivers.since()["disables"] == 0
 
@@ -80,7 +80,7 @@ async def test_a_restore_with_one_descriptor_too_few_is_refused_wherever_it_is_m
     ("limit", "values", "says"),
     [
         ("RLIMIT_NOFILE", [8, 9, 10, 12, 14, 17, 20, 24, 28, 32, 40], "open"),
-        ("RLIMIT_AS", [0], "out of memory|new thread"),
+        ("RLIMIT_AS", [0], "out of memory|Cannot allocate memory|new thread"),
     ],
 )
 async def test_take_over_says_which_limit_stopped_it_and_the_predecessor_serves_on(

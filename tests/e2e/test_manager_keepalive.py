@@ -20,7 +20,7 @@ from nvme_async.manager import Manager
 
 @pytest.fixture(autouse=True)
 def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (config.KEEP_ALIVE, config.POOL, config.VFIO):
+    for name in config.VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 

@@ -81,10 +81,17 @@ def test_options() -> None:
     )
     decision = config.decide(environ={})
     assert (decision.enabled, decision.pool_pages, decision.vfio) == (True, 512, False)
+    more = ["--pool-pages", "release", "--pool-numa", "split", "--always-flr", "--disable-keep-alive"]
+    assert CliRunner().invoke(cli, [*more, "keeper", "list", "--help"]).exit_code == 0
+    decision = config.decide(environ={config.DISABLE: "0", config.ALWAYS_FLR: "0"}, keepalive=True)
+    assert (decision.enabled, decision.pool_numa, decision.always_flr) == (False, "split", True)
+    assert decision.pool_how.startswith("release: ")
 
 
 @pytest.mark.usefixtures("_command_line")
-@pytest.mark.parametrize("arguments", [["--keep-alive", "maybe"], ["--pool-pages", "-3"], ["--pool-pages", "debug"]])
+@pytest.mark.parametrize(
+    "arguments", [["--keep-alive", "maybe"], ["--pool-pages", "-3"], ["--pool-pages", "many"], ["--pool-numa", "x"]]
+)
 def test_options_that_make_no_sense(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli, [*arguments, "list"])
     assert result.exit_code == 2

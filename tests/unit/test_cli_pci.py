@@ -96,6 +96,22 @@ def test_doctor_has_nothing_to_say_of_a_good_machine(system: FakeSystem) -> None
     assert run(system, "doctor", "--pool", "1").exit_code == 0
 
 
+def test_doctor_shows_what_would_be_decided_about_keepalive(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy(system)
+    run(system, "bind", DRIVE)
+    monkeypatch.setenv("OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG", "release")
+    monkeypatch.setenv("OPENHCL_VTL2_GPA_POOL_NUMA", "scatter")
+    result = run(system, "doctor", "--pool", "1")
+    assert result.exit_code == 1
+    assert "OPENHCL_VTL2_GPA_POOL_NUMA: 'scatter' is no way to spread" in result.stdout
+    assert "-> unset OPENHCL_VTL2_GPA_POOL_NUMA" in result.stdout
+    assert "pages (environment OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG, release: 1 drive x (" in " ".join(
+        result.stdout.split()
+    )
+
+
 def test_doctor_reads_the_lock_limit_of_the_machine_it_examines(system: FakeSystem) -> None:
     healthy(system)
     run(system, "bind", DRIVE)

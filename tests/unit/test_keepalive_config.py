@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvme_async.errors import ConfigurationError
-from nvme_async.keepalive import config
-from nvme_async.keepalive.config import KEEP_ALIVE, POOL, VFIO, Decision, Outcome, decide, outcome, outcomes
+from nvme_async.keepalive import config, sizing
+from nvme_async.keepalive.config import (
+    ALWAYS_FLR,
+    DISABLE,
+    KEEP_ALIVE,
+    NUMA,
+    POOL,
+    POOL_OVERRIDE,
+    VFIO,
+    Decision,
+    Outcome,
+    decide,
+    outcome,
+    outcomes,
+)
+from nvme_async.keepalive.sizing import Wanted, size_pool
 
 POOLED = {POOL: "512"}
 
@@ -129,7 +145,7 @@ def test_pool_sizes(value: str, pages: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "on", "-1", "4k", "1e3", "0x100", " 512", "1_000", "٣", "debug", "release", str((1 << 28) + 1), "9" * 30],
+    ["", "on", "-1", "4k", "1e3", "0x100", " 512", "1_000", "٣", "release ", str((1 << 28) + 1), "9" * 30],
 )
 def test_an_invalid_pool_is_none_with_a_warning(value: str) -> None:
     decision = decided({POOL: value, KEEP_ALIVE: "enabled"}, holder="systemd")
@@ -146,6 +162,141 @@ def test_without_a_size_the_pool_has_the_default_where_it_is_of_use() -> None:
     assert decided({}, keepalive=True, default_pool_pages=77).pool_pages == 77
     assert decided({}, default_pool_pages=77).pool_pages == 0
     assert decided({KEEP_ALIVE: "disabled"}, holder="systemd", default_pool_pages=77).pool_pages == 0
+
+
+# -- the rules "release" and "debug" ---------------------------------------------------------------
+
+
+@pytest.fixture
+def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "memory_left", lambda: None)
+    monkeypatch.setattr(sizing, "lockable", lambda: None)
+
+
+def test_a_queue_pair_of_256_entries_takes_69_pages() -> None:
+    """4 of submission queue, 1 of completion queue, 64 of data: OpenHCL's figure."""
+    assert sizing.queue_pair_pages(256) == 69
+    assert sizing.queue_pair_pages(1024) == 16 + 4 + 256
+    assert sizing.queue_pair_pages(2) == 1 + 1 + 1
+
+
+@pytest.mark.usefixtures("unbounded")
+@pytest.mark.parametrize("value", ["release", "debug", "RELEASE", "Debug"])
+@pytest.mark.parametrize("variable", [POOL, POOL_OVERRIDE])
+def test_the_rules_size_a_pool(value: str, variable: str) -> None:
+    decision = decided({variable: value}, holder="systemd")
+    assert decision.enabled
+    assert decision.pool_pages == size_pool(value.lower(), Wanted()).pages
+    assert decision.pool_pages % 512 == 0
+    assert decision.pool_source == f"environment {variable}"
+    assert decision.warnings == ()
+    for text in (decision.pool_how, str(decision), decision.inspect()["pool_how"]):
+        assert f"{value.lower()}: " in text
+        assert "69 +" in text
+
+
+@pytest.mark.usefixtures("unbounded")
+@pytest.mark.parametrize(("rule", "drives"), [("release", 1), ("debug", 3)])
+@pytest.mark.parametrize("cpus", [1, 2, 4, 16])
+def test_one_queue_pair_for_each_processor_and_drive(rule: str, drives: int, cpus: int) -> None:
+    size = size_pool(rule, Wanted(), cpus=cpus)
+    assert size.pages >= drives * cpus * 69
+    one = 69 + 137  # and what this driver keeps beside: trackers and PRP lists
+    assert 0 <= size.pages - drives * (cpus * one + 41) < 512
+    assert f"{drives} drive" in size.how
+    assert f"({cpus} queue pair" in size.how
+
+
+@pytest.mark.usefixtures("unbounded")
+def test_not_more_queue_pairs_than_the_driver_makes_and_as_deep_as_they_are() -> None:
+    assert size_pool("release", Wanted(io_queues=4), cpus=64).pages == size_pool("release", Wanted(), cpus=4).pages
+    assert (
+        size_pool("release", Wanted(queue_entries=1024), cpus=8).pages
+        > 3 * size_pool("release", Wanted(), cpus=8).pages
+    )
+
+
+def test_no_more_than_may_be_locked_or_is_there_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "memory_left", lambda: None)
+    monkeypatch.setattr(sizing, "lockable", lambda: sizing.Bound(8 << 20, "this process may lock 8388608 bytes"))
+    whole, cut = size_pool("release", Wanted(), cpus=16), size_pool("release", Wanted(locked=True), cpus=16)
+    assert "cut down" not in whole.how
+    assert cut.how == f"{whole.how}, cut down to {cut.pages} pages: this process may lock 8388608 bytes"
+    assert cut.pages == 3 * 512
+    monkeypatch.setattr(sizing, "memory_left", lambda: sizing.Bound(1 << 20, "the control group /x is limited"))
+    assert "control group /x" in size_pool("debug", Wanted()).how
+    assert 0 < size_pool("debug", Wanted()).pages < 256
+    monkeypatch.setattr(sizing, "memory_left", lambda: sizing.Bound(100, "nothing is left"))
+    assert size_pool("debug", Wanted()).pages == 0
+
+
+def test_processors_by_affinity_and_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert sizing.processors(tmp_path) == 8
+    group = tmp_path / "sys/fs/cgroup/a/b"
+    group.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
+    (group / "cpu.max").write_text("max 100000\n")
+    assert sizing.processors(tmp_path) == 8
+    (group.parent / "cpu.max").write_text("250000 100000\n")
+    assert sizing.processors(tmp_path) == 3
+    (group / "cpu.max").write_text("1000 100000\n")
+    assert sizing.processors(tmp_path) == 1
+
+
+# -- the settings that existing OpenHCL environments carry -----------------------------------------
+
+TABLE: list[tuple[dict[str, str], dict[str, Any], str | None]] = [
+    # environment, what comes of it, part of a warning
+    ({POOL: "512"}, {"pool_pages": 512, "enabled": True}, None),
+    ({POOL: "off"}, {"pool_pages": 0, "enabled": False}, None),
+    ({POOL: "0"}, {"pool_pages": 0, "enabled": False}, None),
+    ({POOL: "asdf"}, {"pool_pages": 0, "enabled": False}, "'asdf'"),
+    ({POOL: "release"}, {"enabled": True, "pool_source": f"environment {POOL}"}, None),
+    ({POOL: "debug"}, {"enabled": True, "pool_source": f"environment {POOL}"}, None),
+    ({}, {"pool_pages": 8192, "pool_source": "inferred", "enabled": True}, None),
+    ({POOL_OVERRIDE: "512", POOL: "off"}, {"pool_pages": 512, "pool_source": f"environment {POOL_OVERRIDE}"}, None),
+    ({POOL_OVERRIDE: "off", POOL: "512"}, {"pool_pages": 0, "enabled": False}, None),
+    ({POOL_OVERRIDE: "debug", POOL: "release"}, {"enabled": True, "pool_source": f"environment {POOL_OVERRIDE}"}, None),
+    ({POOL_OVERRIDE: "x", POOL: "512"}, {"pool_pages": 0, "enabled": False}, "'x'"),
+    ({POOL_OVERRIDE: "", POOL: "512"}, {"pool_pages": 0, "enabled": False}, POOL_OVERRIDE),
+    ({POOL_OVERRIDE: "512"}, {"pool_pages": 512, "enabled": True}, None),
+    ({DISABLE: "1"}, {"enabled": False, "setting": "disabled", "setting_source": f"environment {DISABLE}"}, None),
+    ({DISABLE: "yes"}, {"enabled": False, "setting": "disabled"}, None),
+    ({DISABLE: ""}, {"enabled": False, "setting": "disabled"}, None),
+    ({DISABLE: "00"}, {"enabled": False, "setting": "disabled"}, None),
+    ({DISABLE: "0"}, {"enabled": True, "setting": "host,privatepool", "setting_source": "inferred"}, None),
+    ({DISABLE: "1", KEEP_ALIVE: "host,privatepool", POOL: "512"}, {"enabled": False, "pool_pages": 512}, None),
+    ({DISABLE: "0", KEEP_ALIVE: "disabled"}, {"enabled": False, "setting_source": f"environment {KEEP_ALIVE}"}, None),
+    ({NUMA: "split"}, {"pool_numa": "split", "numa_source": f"environment {NUMA}", "enabled": True}, None),
+    ({NUMA: "SPLIT"}, {"pool_numa": "split"}, None),
+    ({NUMA: "interleave"}, {"pool_numa": "", "enabled": True}, "'interleave'"),
+    ({NUMA: ""}, {"pool_numa": ""}, NUMA),
+    ({}, {"pool_numa": "", "numa_source": "inferred"}, None),
+    ({ALWAYS_FLR: "1"}, {"always_flr": True, "always_flr_source": f"environment {ALWAYS_FLR}", "enabled": True}, None),
+    ({ALWAYS_FLR: "0"}, {"always_flr": False}, None),
+    ({ALWAYS_FLR: "true"}, {"always_flr": False}, "'true'"),
+    ({}, {"always_flr": False, "always_flr_source": "inferred"}, None),
+]
+
+
+@pytest.mark.parametrize(("environ", "expected", "warning"), TABLE)
+def test_each_row_of_the_table(environ: dict[str, str], expected: dict[str, Any], warning: str | None) -> None:
+    decision = decided(environ, holder="systemd")
+    assert {name: getattr(decision, name) for name in expected} == expected
+    assert [warning in text for text in decision.warnings] == ([True] if warning else [])
+
+
+def test_switched_off_for_all_wins_over_whatever_is_said_elsewhere() -> None:
+    for arguments in ({"keepalive": True}, {"keepalive": "host,privatepool", "pool_pages": 64}):
+        decision = decided({DISABLE: "1"}, holder="systemd", **arguments)
+        assert not decision.enabled
+        assert decision.setting_source == f"environment {DISABLE}"
+        assert decided({DISABLE: "1"}, disable_keepalive=False, **arguments).enabled
+        assert not decided({}, disable_keepalive=True, **arguments).enabled
+    config.command_line.disable_keepalive = True
+    assert decided({}, keepalive=True).setting_source == "command line"
 
 
 # -- VFIO ------------------------------------------------------------------------------------------
@@ -176,16 +327,20 @@ def test_vfio_unset_and_invalid() -> None:
 
 # -- precedence ------------------------------------------------------------------------------------
 
-OPPOSITE = {KEEP_ALIVE: "disabled", POOL: "7", VFIO: "0"}
+OPPOSITE = {KEEP_ALIVE: "disabled", POOL_OVERRIDE: "7", POOL: "6", VFIO: "0", ALWAYS_FLR: "0", NUMA: "no"}
 
 
 def test_the_command_line_comes_before_the_environment() -> None:
     config.command_line.keepalive = config.parse_setting("enabled")
     config.command_line.pool_pages = 9
     config.command_line.vfio = True
+    config.command_line.pool_numa = "split"
+    config.command_line.always_flr = True
     decision = decided(OPPOSITE)
     assert (decision.enabled, decision.pool_pages, decision.vfio) == (True, 9, True)
-    assert {decision.setting_source, decision.pool_source, decision.vfio_source} == {"command line"}
+    assert (decision.pool_numa, decision.always_flr) == ("split", True)
+    sources = {decision.setting_source, decision.pool_source, decision.vfio_source}
+    assert sources | {decision.numa_source, decision.always_flr_source} == {"command line"}
 
 
 def test_arguments_come_before_the_command_line() -> None:
@@ -197,6 +352,12 @@ def test_arguments_come_before_the_command_line() -> None:
     assert decision.setting_source == "argument keepalive"
     assert decision.pool_source == "argument pool_pages"
     assert decision.vfio_source == "argument vfio"
+    decision = decided(OPPOSITE, pool_numa="split", always_flr=True, pool_pages="debug")
+    assert (decision.numa_source, decision.always_flr_source) == ("argument pool_numa", "argument always_flr")
+    assert decision.pool_source == "argument pool_pages"
+    line = str(decision)
+    assert "pool split over NUMA nodes (argument pool_numa)" in line
+    assert "always a function level reset at open (argument always_flr)" in line
 
 
 def test_each_setting_has_a_precedence_of_its_own() -> None:
@@ -217,6 +378,7 @@ def test_the_environment_is_not_warned_about_where_it_does_not_count() -> None:
         {"keepalive": ""},
         {"pool_pages": -1},
         {"pool_pages": "many"},
+        {"pool_numa": "interleave"},
         {"pool_pages": (1 << 28) + 1},
     ],
 )
@@ -261,6 +423,13 @@ def test_a_decision_is_one_line_in_the_log_and_plain_data(caplog: pytest.LogCapt
         "vfio_source": "inferred",
         "holder": "keeper /run/k.sock",
         "warnings": [],
+        "pool_how": "",
+        "pool_numa": "",
+        "numa_source": "inferred",
+        "always_flr": False,
+        "always_flr_source": "inferred",
+        "settings": f"setting host,privatepool (environment {KEEP_ALIVE}), pool 512 pages (environment {POOL}), "
+        "vfio on (inferred)",
     }
 
 

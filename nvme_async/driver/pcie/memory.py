@@ -22,6 +22,7 @@ from nvme_async.dma import PAGE_SIZE, DmaBuffer, Pool
 from nvme_async.dma.backing import shared_backing
 from nvme_async.dma.budget import Budget
 from nvme_async.dma.manager import DmaClient, DmaManager, Policy
+from nvme_async.dma.numa import memory_nodes
 from nvme_async.errors import ConfigurationError, DeviceError, NvmeError, OutOfDmaMemory
 from nvme_async.native._hotpath import AddressMap, QueuePair, address_of, byte_view, fed
 from nvme_async.runtime.tasks import in_thread
@@ -55,6 +56,7 @@ class DeviceMemory:
         *,
         pool_bytes: int,
         hugepages: Literal["auto", "never", "require"],
+        numa: str = "",
         fixed: bool = False,
         adopt: Pool | None = None,
         limit: int | None = None,
@@ -64,6 +66,7 @@ class DeviceMemory:
         the device already.
 
         limit: bytes of all pools together; None: half of the memory that the process can have.
+        numa: "split": pools are spread over the NUMA nodes.
         flexible: the first pool may be smaller where limits, or the IOMMU's windows, don't let it
         have pool_bytes.
         """
@@ -87,7 +90,11 @@ class DeviceMemory:
         self._mapped: list[tuple[int, int]] = []  # (iova, nbytes)
         self._inherited: list[tuple[int, int]] = []  # a predecessor's registrations
         self._retired: list[tuple[int, int]] = []  # closed registrations that a command may still use
-        self.manager = DmaManager(0 if adopt is None else adopt.nbytes, hugepages=hugepages)
+        self.manager = DmaManager(
+            0 if adopt is None else adopt.nbytes,
+            hugepages=hugepages,
+            nodes=memory_nodes() if numa == "split" else (),
+        )
         if adopt is not None:
             client = self.manager.adopt(adopt)
             self._mapped.append((adopt.iova, adopt.nbytes))

@@ -64,7 +64,11 @@ class PcieTransport(Transport):
     # -- bring-up and reset ------------------------------------------------------------------------
 
     def open_steps(self) -> Sequence[Step]:
-        return [Step("registers", self._read_registers, repeatable=False)]
+        steps = [Step("registers", self._read_registers, repeatable=False)]
+        if self._owner.options.always_flr:
+            # The device layer does nothing where the function has no reset.
+            steps.insert(0, Step("function level reset", self._reset_function, lambda: "the device is as it was found"))
+        return steps
 
     def connect_steps(self, degraded: Degraded, error: NvmeError) -> Sequence[Step]:
         return [
@@ -80,6 +84,9 @@ class PcieTransport(Transport):
             Step(_DOORBELL_BUFFERS, lambda: self._shadow_doorbells(degraded, _DOORBELL_BUFFERS in lost)),
             Step("I/O queue pairs", lambda: self.queues.create_all(degraded)),
         ]
+
+    async def _reset_function(self) -> None:
+        await self.call(self.device.reset)
 
     async def _read_registers(self) -> None:
         await self.registers.settle()
@@ -109,6 +116,7 @@ class PcieTransport(Transport):
             self.device,
             pool_bytes=options.pool_bytes,
             hugepages=options.hugepages,
+            numa=options.numa,
             fixed=options.keepalive,
             limit=options.memory_limit,
             flexible=options.pool_bytes == DEFAULT_POOL,
