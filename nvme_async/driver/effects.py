@@ -20,9 +20,10 @@ from typing import Any
 import attrs
 
 from nvme_async.driver.context import ControllerContext
+from nvme_async.driver.lifecycle import State
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.scanner import Scanner
-from nvme_async.errors import ControllerReplaced, ControllerTimeout, NvmeError
+from nvme_async.errors import CommandError, ControllerReplaced, ControllerTimeout, NvmeError
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
@@ -145,6 +146,7 @@ class Effects:
         self._scanner = scanner
         self.supported: CommandsSupported | None = None
         self.running: list[str] = []
+        self._asked = False  # for the log; a restored controller wasn't
         self._tasks: set[asyncio.Task[Completion]] = set()
 
     async def read(self) -> None:
@@ -153,6 +155,7 @@ class Effects:
         """
         controller = self._controller
         self.supported = None
+        self._asked = True
         if not controller.identify.lpa & 1 << 1:
             return
         page = await controller.submit_admin(commands.get_log_page(LogPage.COMMANDS_SUPPORTED_AND_EFFECTS, 4096))
@@ -170,7 +173,14 @@ class Effects:
         ControllerTimeout when I/O that is out doesn't end within its limit; then the command was
         not sent.
         """
-        effect = self.of(command) if isinstance(command, Command) else Effect()
+        if not isinstance(command, Command) or command.opcode in _HARMLESS:
+            return await self._send(command, buffer, tag)
+        if not self._asked:
+            try:
+                await self.read()
+            except CommandError as error:
+                log.warning("%s: no Commands Supported and Effects log: %s", self._controller.uri, error)
+        effect = self.of(command)
         if not effect:
             return await self._send(command, buffer, tag)
         task = self._controller.loop.create_task(self._with_effects(effect, command, buffer, tag))
@@ -189,9 +199,11 @@ class Effects:
     async def _with_effects(self, effect: Effect, command: Command, buffer: Any, tag: int) -> Completion:
         controller = self._controller
         async with self._scanner.alone():
-            self.running.append(command.name)
             concerned = self._concerned(effect, command)
+            self.running.append(command.name)
             try:
+                # A successor must know before the controller does: it would trust the saved namespaces.
+                controller.changed(strictly=True)
                 with _Held(concerned) as held:
                     await self._drain(command, concerned)
                     try:
@@ -202,6 +214,8 @@ class Effects:
                         held.changed = not await self._read_again(effect, concerned)
             finally:
                 self.running.remove(command.name)
+                if controller.state is State.READY:
+                    controller.changed()
                 await controller.transport.queues.go_on()
 
     def _concerned(self, effect: Effect, command: Command) -> list[Namespace]:
@@ -227,7 +241,7 @@ class Effects:
     async def _read_again(self, effect: Effect, concerned: list[Namespace]) -> bool:
         """True when everything that may have changed is known again. What isn't is read later."""
         controller = self._controller
-        if controller.state != "ready":
+        if controller.state is not State.READY:
             return False
         try:
             if effect.controller:
@@ -242,6 +256,13 @@ class Effects:
             self._scanner.later(str(error))
             return False
         return True
+
+    @property
+    def unverified(self) -> bool:
+        """Is it unknown at present what the namespaces are? Any of them may have changed."""
+        return bool(self.running) or any(
+            namespace.geometry.expired for namespace in self._controller.namespaces.values()
+        )
 
     def inspect(self) -> dict[str, Any]:
         return {"log": self.supported is not None, "running": list(self.running)}

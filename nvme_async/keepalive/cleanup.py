@@ -32,12 +32,16 @@ class PredecessorCleanup:
         self._adopted = adopted
         self._state = state
         self._task: asyncio.Task[None] | None = None
+        self._verify = False
         self._transport = pcie(controller.transport)
         assert self._transport.memory is not None
         self._pool = self._transport.memory.pools[0]
 
-    def begin(self) -> None:
-        """After the predecessor's commands were adopted."""
+    def begin(self, *, verify: bool = False) -> None:
+        """After the predecessor's commands were adopted. verify: the namespaces are to be read again,
+        and "drain", which holds new I/O, ends only then.
+        """
+        self._verify = verify
         self._free_what_nobody_used()
         self._transport.queues.inherited = {queue.qid: queue for queue in self._state.unsettled}
         self._task = self._controller.loop.create_task(self._run(), name=f"{self._controller.uri} cleanup")
@@ -60,10 +64,30 @@ class PredecessorCleanup:
             if self._transport.memory is not None:
                 self._transport.memory.forget_inherited()
             await self._until(lambda: self._adopted.settled)
+            if self._verify:
+                await self._read_namespaces()
             for qid in list(self._transport.queues.inherited):
                 await self._undo(qid)
         except NvmeError as error:
             log.warning("%s: tidying up after the predecessor: %s", controller.uri, error)
+
+    async def _read_namespaces(self) -> None:
+        """The predecessor's Format, for example, is over: what are its namespaces now? One that
+        can't be read takes no I/O until it can.
+        """
+        controller = self._controller
+        namespaces = list(controller.namespaces.values())
+        try:
+            async with controller.scanner.alone():
+                await controller.scanner.namespaces_again(namespaces)
+        except NvmeError as error:
+            log.warning("%s: the namespaces could not be read again: %s", controller.uri, error)
+            for namespace in namespaces:
+                namespace._unknown()
+            controller.scanner.later(str(error))
+        await self._transport.queues.go_on()
+        self._transport.queues.lift("drain")
+        controller.changed()
 
     async def _until(self, done) -> None:  # type: ignore[no-untyped-def]
         """Looks at the completion rings meanwhile: some are without interrupts, and an interrupt

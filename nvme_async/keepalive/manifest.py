@@ -216,7 +216,10 @@ class Recorder:
         queues, memory, identify = transport.queues, transport.memory, controller.identify
         ids = transport.device.ids
         assert memory is not None
+        unverified = controller.effects.unverified
         return State(
+            readable_by=saved.DOUBTFUL if unverified else saved.READABLE_BY,
+            unverified=unverified,
             uri=controller.uri,
             pid=os.getpid(),
             written=round(time.time(), 3),
@@ -268,10 +271,11 @@ class Recorder:
         return self._identify[1]
 
     def _namespace(self, namespace: Any) -> NamespaceState:
+        uuid = str(namespace.identity.uuid or "")
         known = self._namespaces.get(namespace.nsid)
-        if known is None or known[0] is not namespace.identify:
-            known = (namespace.identify, NamespaceState(nsid=namespace.nsid, identify=namespace.identify.encode()))
-            self._namespaces[namespace.nsid] = known
+        if known is None or known[0] is not namespace.identify or known[1].uuid != uuid:
+            described = NamespaceState(nsid=namespace.nsid, identify=namespace.identify.encode(), uuid=uuid)
+            known = self._namespaces[namespace.nsid] = (namespace.identify, described)
         return known[1]
 
     @staticmethod

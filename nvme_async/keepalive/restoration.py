@@ -13,6 +13,7 @@ not written.
 from __future__ import annotations
 
 import logging
+import uuid
 from typing import Any, Literal
 
 import attrs
@@ -36,12 +37,19 @@ from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.descriptors import mixed_up
 from nvme_async.keepalive.manifest import Manifest
 from nvme_async.keepalive.ownership import Ownership
-from nvme_async.keepalive.state import QueueState, State
+from nvme_async.keepalive.state import NamespaceState, QueueState, State
 from nvme_async.native import _hotpath
 from nvme_async.runtime.limits import shortage
 from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec import commands
-from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, IdentifyNamespace
+from nvme_async.spec.commands import Command
+from nvme_async.spec.identify import (
+    IdentifyController,
+    IdentifyControllerNvm,
+    IdentifyNamespace,
+    NamespaceDescriptors,
+)
+from nvme_async.spec.identity import ControllerIdentity, NamespaceIdentity
 from nvme_async.spec.opcodes import Feature
 from nvme_async.spec.registers import Cap, Csts, Vs
 
@@ -257,6 +265,7 @@ class Restoration:
         controller.registers.programmed = attrs.asdict(state.registers, filter=lambda field, _: field.name != "extra")
         assert self._identify is not None
         controller.identify = self._identify
+        controller.identity = ControllerIdentity.of(self._identify, device.ids)
         if state.identify_nvm is not None:
             controller.identify_nvm = IdentifyControllerNvm.decode(state.identify_nvm)
         controller.decision = state.decision
@@ -272,7 +281,7 @@ class Restoration:
             self._namespaces_of(controller)
             events = self._adopt(controller, queues)
             controller.cleanup = PredecessorCleanup(controller, controller.adopted, state)
-            controller.cleanup.begin()
+            controller.cleanup.begin(verify=self._in_doubt(controller))
             controller.keep(Manifest(pool, buffer, self._found[1], self._body), state)
             controller.listener.start(events)
             transport.watch(controller._on_gone)
@@ -363,8 +372,26 @@ class Restoration:
     def _namespaces_of(self, controller: Controller) -> None:
         for description in self.state.namespaces:
             namespace = Namespace(controller, description.nsid)
-            namespace._update(self._namespaces[description.identify])
+            identify = self._namespaces[description.identify]
+            namespace._update(identify, NamespaceIdentity.of(identify, self._descriptors(description)))
             controller.namespaces[description.nsid] = namespace
+
+    @staticmethod
+    def _descriptors(description: NamespaceState) -> NamespaceDescriptors:
+        try:
+            return NamespaceDescriptors(uuid=uuid.UUID(description.uuid) if description.uuid else None)
+        except ValueError:
+            return NamespaceDescriptors()
+
+    def _in_doubt(self, controller: Controller) -> bool:
+        """May the namespaces be others than was saved? The predecessor says so, or a command of its
+        that changes them is still out.
+        """
+        return self.state.unverified or any(
+            controller.effects.of(Command.unpack(command.sqe, admin=True))
+            for command in controller.adopted
+            if command.qid == 0
+        )
 
     def _adopt(self, controller: Controller, queues: list[LoopQueue]) -> list[_hotpath.Request]:
         """The predecessor's commands become ours; the admin queue first, whose completions nobody
@@ -388,7 +415,9 @@ class Restoration:
             queue.hot.reap()
             queue.watch()
         controller.queues.admin.hot.hold(False)
-        if adopted.draining:
+        if self._in_doubt(controller):
+            log.info("%s: new I/O waits until the namespaces were read again", controller.uri)
+        elif adopted.draining:
             log.info("%s: new I/O waits for %d commands of the predecessor", controller.uri, len(adopted._out))
             adopted.on_drained = lambda: controller.queues.lift("drain")
         else:

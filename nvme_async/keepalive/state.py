@@ -19,8 +19,10 @@ import cattrs
 
 from nvme_async.errors import InvalidSavedState
 
-FORMAT = 3
+FORMAT = 4
 READABLE_BY = 1
+DOUBTFUL = 4
+"""What a state with `unverified` says that it is readable by: older releases would trust its namespaces."""
 CHECKSUMS = 3
 """From this format on the writer keeps checksums in the pool's slot table and in the trackers."""
 
@@ -86,10 +88,11 @@ class QueueState(_Part):
 
 @attrs.frozen(kw_only=True)
 class NamespaceState(_Part):
-    """identify: Identify Namespace, 4096 bytes."""
+    """identify: Identify Namespace, 4096 bytes. uuid: "" = it has none, or it isn't known (format 4)."""
 
     nsid: int
     identify: bytes
+    uuid: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -111,6 +114,8 @@ class State(_Part):
     phase: "live", or why there can be no live restore: the writer was about to reset or close the
         controller, or it had failed.
     quiesced: written by a planned save: nothing was left half done.
+    unverified: a command that may change namespaces was out, or Identify had not been read since:
+        no I/O before that was done (format 4).
     pool_id: the pool that this is about.
     decision: why keepalive ran.
     identify, identify_nvm: Identify Controller, and that of the NVM command set (None: the
@@ -133,6 +138,7 @@ class State(_Part):
     written: float
     phase: Phase = "live"
     quiesced: bool = False
+    unverified: bool = False
     pool_id: str
     decision: str = ""
     device: DeviceIdentity
