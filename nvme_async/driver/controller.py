@@ -31,7 +31,7 @@ from nvme_async.driver.recovery import Recovery
 from nvme_async.driver.scanner import Scanner
 from nvme_async.driver.steps import Degraded
 from nvme_async.driver.transport import CommandQueue, Transport
-from nvme_async.errors import ControllerError, ControllerGone, ControllerTimeout, NvmeError, QueueShutdown
+from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerTimeout, NvmeError, QueueShutdown
 from nvme_async.runtime import forks
 from nvme_async.runtime.tasks import finish, in_thread
 from nvme_async.spec.commands import Command
@@ -320,10 +320,11 @@ class Controller(ControllerContext):
                 self.changed()
                 await self.transport.queues.go()
             except BaseException as error:
+                # A refused Identify is no waiting read's own status: its caller must see that the controller failed.
                 failure = (
                     error
-                    if isinstance(error, NvmeError)
-                    else ControllerError(f"{self.uri}: the reset failed: {error!r}")
+                    if isinstance(error, NvmeError) and not isinstance(error, CommandError)
+                    else ControllerError(f"{self.uri}: the reset failed: {str(error) or repr(error)}")
                 )
                 self.fail(failure)
                 raise

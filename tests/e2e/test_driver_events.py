@@ -13,6 +13,7 @@ from driving import FAST, eventually, faults, within
 import nvme_async
 from nvme_async.driver import events
 from nvme_async.driver.controller import Controller
+from nvme_async.errors import CommandError, ControllerError
 
 AER, GET_LOG_PAGE, IDENTIFY = 0x0C, 0x02, 0x06
 
@@ -108,3 +109,14 @@ async def test_the_controller_forgets_no_task_when_it_is_closed_while_it_reads_a
         await controller.rescan()
         assert controller.inspect()["rescan"]["retrying"]
     assert not [task for task in asyncio.all_tasks() if "rescan" in task.get_name()]
+
+
+async def test_a_refused_identify_in_a_reset_is_not_taken_for_a_reads_own_status(controller: Controller) -> None:
+    lost = faults(controller).add(queue="io", opcode=2, discard=True)
+    read = asyncio.create_task(controller.namespaces[1].read(0))
+    await asyncio.to_thread(lost.wait)
+    faults(controller).add(queue="admin", opcode=IDENTIFY, cdw10=1, fail=0x06, dnr=True)
+    with pytest.raises(CommandError, match="Identify"):
+        await controller.reset()
+    with pytest.raises(ControllerError, match=r"the reset failed: Identify"):
+        await within(5, read)
