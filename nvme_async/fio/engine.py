@@ -8,6 +8,7 @@ by itself, the way an application does. All of a job runs on one event loop in o
 from __future__ import annotations
 
 import asyncio
+import mmap
 import time
 import types
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 import attrs
 
+from nvme_async.errors import ConfigurationError
 from nvme_async.fio.device import BenchController, BenchNamespace
 from nvme_async.fio.options import Options
 from nvme_async.fio.pacing import Gate, Overlaps, Pace
@@ -84,13 +86,21 @@ def until_submitted(slot: Slot, call: Awaitable[Any]) -> Steps[Any, Any, Any]:
             return done.value
 
 
+def _reachable(controller: BenchController, nbytes: int) -> Any:
+    """Memory that the device reaches; page-aligned memory of the process where a transport has no DMA."""
+    try:
+        return controller.alloc(nbytes)
+    except ConfigurationError:
+        return mmap.mmap(-1, nbytes)
+
+
 class Buffers:
     """Memory of one coroutine that the device reaches, and views of it of each size that is asked
     for.
     """
 
     def __init__(self, controller: BenchController, nbytes: int, options: Options, key: int) -> None:
-        self._memory = controller.alloc(nbytes)
+        self._memory = _reachable(controller, nbytes)
         self._nbytes = nbytes
         self._views: dict[int, memoryview] = {}
         with memoryview(self._memory) as whole:
@@ -123,7 +133,10 @@ class Buffers:
         for view in self._views.values():
             view.release()
         self._views.clear()
-        self._memory.free()
+        if isinstance(self._memory, mmap.mmap):
+            self._memory.close()
+        else:
+            self._memory.free()
 
 
 class Engine:
