@@ -213,8 +213,9 @@ cdef int never_awaited(str name) except -1:
 cdef int request_send(Request self, PyObject **result) except -1:
     """One step of the awaitable. 1: *result is the command's result. 0: *result is to be yielded to the Task."""
     cdef QueuePair qp = self.qp
-    if self.state != NEW:
+    if self.future is not None:
         qp.check_thread()
+    if self.state != NEW:
         qp.credit = EAGER_IN_A_ROW      # the loop has come round
     if self.state == PARKED:
         if not self.future.done():
