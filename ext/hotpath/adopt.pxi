@@ -210,7 +210,7 @@ def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
     ring_adopted(qp, &found, settle)
     qp.reap_and_deliver(qp.q.n_trackers)
     if qp.q.n_armed:
-        qp.guard()
+        guard(qp)
     return commands, own, events
 
 
@@ -287,7 +287,7 @@ cdef int complete_recorded(QueuePair qp, Request request, nvq_tracker *t) except
     """The predecessor took this completion off the ring, and gave it to nobody."""
     request.status, request.dw0, request.dw1 = t.status, t.dw0, t.dw1
     if request.status == 0:
-        qp.take_result(request)
+        take_result(qp, request)
     request.let_go()
     request.state = COMPLETED
     nvq_retire(&qp.q, request.slot)
@@ -327,8 +327,8 @@ def rebind(QueuePair qp, create_future, call_soon, ready):
     if qp.q.n_armed or qp.line or qp.starved:
         raise RuntimeError(f"queue {qp.qid} is in use")
     qp.create_future, qp.call_soon, qp.ready = create_future, call_soon, ready
-    qp.flush_planned = qp.poll_planned = False
-    qp.watched = qp.guarded = False
+    qp.waiting.flush_planned = qp.waiting.poll_planned = False
+    qp.watched = qp.waiting.guarded = False
 
 
 # -- handing on ------------------------------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def freeze(QueuePair qp):
         return
     qp.held = True
     qp.ring_now()
-    while qp.reap_and_deliver(qp.reap_limit):
+    while qp.reap_and_deliver(qp.waiting.reap_limit):
         pass
     qp.acknowledge()
     qp.ring_now()
@@ -353,7 +353,7 @@ def thaw(QueuePair qp):
     """Nobody took it: goes on where freeze() stopped. The caller still has to end the hold."""
     if qp.frozen.copy != NULL:
         nvq_thaw(&qp.q, &qp.frozen)
-        qp.reap_and_deliver(qp.reap_limit)
+        qp.reap_and_deliver(qp.waiting.reap_limit)
 
 
 def hand_over(QueuePair qp, sent, unsent):

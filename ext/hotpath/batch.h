@@ -5,9 +5,9 @@
 #ifndef NVME_ASYNC_HOTPATH_BATCH_H
 #define NVME_ASYNC_HOTPATH_BATCH_H
 
-#include "patience.h"
 #include "queue.h"
 #include "short.h"
+#include "waiting.h"
 
 struct nvb_piece {
     uint8_t *data;
@@ -181,12 +181,12 @@ enum nvb_why {
     NVB_STRAYS,   /* completions of nothing: they are to be reported */
 };
 
-/* Submits, rings and reaps until done, `slice_ns` have passed, or nothing has come for as long as `patience` says. */
+/* Submits, rings and reaps until done, `slice_ns` have passed, or nothing has come for as long as `budget` says. */
 static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep, uint64_t slice_ns,
-                                    struct nvq_patience *patience, unsigned *ring)
+                                    struct nvw_budget *budget, unsigned *ring)
 {
     const uint64_t begin = nvq_now_ns();
-    const uint64_t bound = nvq_patience_bound(patience);
+    const uint64_t bound = nvw_budget_ns(budget);
     uint64_t quiet_since = 0, looked = 0;
     /* Ring for a part of the depth at a time, so that the controller works on one part while we prepare the next. */
     const uint32_t portion = b->depth > 16 ? b->depth / 4 : b->depth > 3 ? 4 : 1;
@@ -198,7 +198,7 @@ static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struc
         const unsigned reaped = nvq_reap(q, 64);
         if (reaped) {
             if (quiet_since)
-                nvq_patience_learn(patience, looked - quiet_since);
+                nvw_budget_learn(budget, looked - quiet_since);
             quiet_since = 0;
             nvb_settle(q, slots, b);
             if (q->n_unacked >= q->entries / 4 || q->n_unacked >= 64)
@@ -227,7 +227,7 @@ static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struc
             quiet_since = now;
         if (now - quiet_since >= bound) {
             if (bound)
-                nvq_patience_learn(patience, 4 * bound);
+                nvw_budget_learn(budget, 4 * bound);
             return NVB_QUIET;
         }
     }

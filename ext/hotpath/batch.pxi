@@ -28,7 +28,7 @@ cdef extern from "hotpath/batch.h":
     bint nvb_again(nvq *q, nvb_slot *slots, const nvb_slot *old, uint32_t limit) nogil
     uint32_t nvb_fill(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep) nogil
     void nvb_finish(nvq *q, nvb_slot *slots, unsigned slot) nogil
-    int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, nvq_patience *patience, unsigned *ring) nogil
+    int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, nvw_budget *budget, unsigned *ring) nogil
 
 DEF BOUNCE_BYTES = 8 << 20 # bounce pages of a batch whose depth is left to us: more of them out at once move data no faster
 DEF BOUNCE_PIECES = 32     # but so many at least, and with fewer a batch doesn't begin while the memory can grow
@@ -194,7 +194,7 @@ cdef class Batch:
         if self.started:
             leave_batches(self.qp, self)
             if self.b.out:
-                self.qp.guard()
+                guard(self.qp)
         else:
             self.give_up()
 
@@ -295,10 +295,10 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
     begin = nvq_now_ns()
     while self.b.done < self.b.n:
         if not qp.held and not forbid(self):
-            qp.batch_patience.limit_ns = qp.spin_ns if qp.mode != INTERRUPT else 0
+            qp.waiting.batch.limit_ns = qp.waiting.spin_ns if qp.waiting.mode != NVW_INTERRUPT else 0
             keep = <uint32_t>(qp.n_granted + len(qp.line))
             with nogil:
-                why = nvb_pump(&qp.q, qp.slots, &self.b, keep, SLICE_NS, &qp.batch_patience, &ring)
+                why = nvb_pump(&qp.q, qp.slots, &self.b, keep, SLICE_NS, &qp.waiting.batch, &ring)
             if ring & 1:
                 qp.doorbell_write(qp.sq_doorbell_offset, qp.q.sq_tail)
                 nvq_rang_sq(&qp.q)
@@ -306,13 +306,13 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
                 qp.doorbell_write(qp.cq_doorbell_offset, qp.q.cq_head)
                 nvq_rang_cq(&qp.q)
             if qp.q.n_done:
-                qp.deliver()
+                deliver(qp)
             if why == NVB_STRAYS:
                 qp.report_strays()
                 why = NVB_SLICE
             if why == NVB_SLICE and self.b.done < self.b.n:
                 qp.ring_now()
-                qp.unbroken_ns = 0
+                qp.waiting.pumped_ns = 0
                 Py_INCREF(None)
                 result[0] = <PyObject *>None
                 return 0
@@ -323,9 +323,9 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
         if why == NVB_QUIET:
             done = self.b.done
             qp.ring_now()
-            if qp.mode == POLL:
+            if qp.waiting.mode == NVW_POLL:
                 qp.plan_poll()
-            qp.before_sleep()
+            before_sleep(qp)
             if self.b.done == done:
                 break
     if self.failure is not None:
@@ -336,10 +336,10 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
         return suspend(self.future, result)
     qp.acknowledge()
     self.detach()
-    qp.unbroken_ns += nvq_now_ns() - begin
-    if qp.unbroken_ns >= SLICE_NS:
+    qp.waiting.pumped_ns += nvq_now_ns() - begin
+    if qp.waiting.pumped_ns >= SLICE_NS:
         # Short batches, one after the other, that never had to wait: no less a storm than a long one.
-        qp.unbroken_ns = 0
+        qp.waiting.pumped_ns = 0
         self.answered = True
         Py_INCREF(None)
         result[0] = <PyObject *>None
@@ -371,8 +371,8 @@ cdef void go_on_with_batches(QueuePair qp) except *:
                 batch.wake()
     qp.ring_now()
     if qp.q.n_armed:
-        qp.guard()
-        if qp.mode == POLL:
+        guard(qp)
+        if qp.waiting.mode == NVW_POLL:
             qp.plan_poll()
 
 

@@ -38,31 +38,14 @@ cdef class QueuePair(Rings):
     cdef public object on_starved    # called with a number of bytes when the pool has no such bounce page: lets the memory grow, or raises
     cdef object refusal          # exception for new commands, or None
     cdef bint held               # new commands wait (drain barrier, reset)
-    cdef bint flush_planned, poll_planned
     cdef object flush_callback, poll_callback, more_callback
     cdef int event_fd
     cdef object ready                # the loop's queue of ready callbacks, where it shows one (stock asyncio)
-    cdef uint32_t n_due              # results that are here, and whose awaiters have not come round for them yet
-    cdef bint burst_over             # the last of those has come, and nothing was rung since
-    cdef uint64_t unbroken_ns        # for so long batches have been pumped without a turn for others
-    cdef uint32_t credit             # eager completions left until others get their turn
-    cdef int patience                # > 0: recent commands completed within a few passes of the loop
-    cdef uint32_t asked
-    cdef nvq_patience lone_patience  # for lone commands
-    cdef nvq_patience next_patience  # for the next completion, where passes of the loop were too short to wait for one
-    cdef nvq_patience batch_patience
-    cdef uint32_t ack_limit          # CQEs taken before the CQ doorbell is rung while nobody sleeps
-    cdef public int mode
-    cdef public uint64_t spin_ns     # longest look for a completion, in nanoseconds; 0 = one look
-    cdef public uint32_t ring_at     # ring at once when so many are posted
-    cdef public uint32_t reap_limit  # completions handled in one go, before other tasks of the loop get their turn
+    cdef nvw_waiting waiting         # how answers are waited for
     cdef readonly object on_idle     # called when the last command completed, if not None
     cdef public object on_busy       # given to the loop at the first command after `watched` was cleared, if not None
     cdef public bint watched
     cdef public object on_sleep      # called when a sleep begins and `guarded` is not set: early polls are wanted
-    cdef public bint guarded         # early_poll() will be called, until it returns -1
-    cdef uint64_t guarded_reaped     # header.reaped at the last early poll
-    cdef bint suspicious             # the last early poll found completions, and no interrupt has come since
     cdef uint32_t n_delivered        # of the slots in q.done_slots
     cdef list leaving                # [(set of cids, callback)]: see when_gone(); or None
 
@@ -85,12 +68,7 @@ cdef class QueuePair(Rings):
         self.flush_callback = self.flush
         self.poll_callback = self.poll
         self.more_callback = self.more
-        self.mode = ADAPTIVE
-        self.ring_at = 64
-        self.reap_limit = 256
-        self.ack_limit = entries // 8 if entries >= 16 else 1
-        self.credit = EAGER_IN_A_ROW
-        self.patience = MAX_PATIENCE // 2
+        nvw_init(&self.waiting, entries)
         self.ready = ready
         self.waiters = <PyObject **>calloc(n_trackers, sizeof(PyObject *))
         self.slots = <nvb_slot *>calloc(n_trackers, sizeof(nvb_slot))
@@ -114,6 +92,47 @@ cdef class QueuePair(Rings):
             return self.is_running()
         return self.loop._thread_id is not None
 
+    @property
+    def mode(self):
+        """How completions are waited for: one of MODES."""
+        return self.waiting.mode
+
+    @mode.setter
+    def mode(self, int mode):
+        self.waiting.mode = mode
+
+    @property
+    def spin_ns(self):
+        """The longest spin for a completion, in nanoseconds; 0 = one poll."""
+        return self.waiting.spin_ns
+
+    @spin_ns.setter
+    def spin_ns(self, uint64_t ns):
+        self.waiting.spin_ns = ns
+
+    @property
+    def ring_at(self):
+        """The doorbell is rung at once when so many are posted."""
+        return self.waiting.ring_at
+
+    @ring_at.setter
+    def ring_at(self, uint32_t n):
+        self.waiting.ring_at = n
+
+    @property
+    def reap_limit(self):
+        """Completions handled in one go, before other tasks of the loop get their turn."""
+        return self.waiting.reap_limit
+
+    @reap_limit.setter
+    def reap_limit(self, uint32_t n):
+        self.waiting.reap_limit = n
+
+    @property
+    def guarded(self):
+        """early_poll() will be called, until it returns -1."""
+        return self.waiting.guarded
+
     def bind(self, loop):
         """From the thread of `loop`, which is running: this is where the queue pair is used."""
         self.loop = loop
@@ -127,22 +146,22 @@ cdef class QueuePair(Rings):
             self.ring_now()
             self.acknowledge()
             if self.q.n_armed:
-                self.guard()
-                if self.mode == POLL:
+                guard(self)
+                if self.waiting.mode == NVW_POLL:
                     self.plan_poll()
 
     def flush(self):
         """Rings for all that was posted. The loop calls it once on each pass that posted something."""
-        self.flush_planned = False
+        self.waiting.flush_planned = False
         if self.has_memory:
             self.ring_late()
-            if self.guarded:
+            if self.waiting.guarded:
                 self.acknowledge()
 
     cdef inline void ring_late(self) except *:
         """A pass has gone by since something was posted: nobody rings for it any more, whoever is still due."""
         if self.q.n_unrung:
-            self.n_due = 0
+            self.waiting.due = 0
             self.ring_now()
 
     # -- sending -----------------------------------------------------------------------------------------------------------------------
@@ -178,7 +197,7 @@ cdef class QueuePair(Rings):
         self.line.append(future)
         self.q.header.n_full += 1
         self.ring_now()
-        self.guard()
+        guard(self)
         return future
 
     cdef void take_turn(self) except *:
@@ -211,96 +230,6 @@ cdef class QueuePair(Rings):
         if self.batches:
             go_on_with_batches(self)
 
-    cdef bint start(self, Request request) except -1:
-        """Sends a command for which there is a free id. False: it waits in line for a bounce page. Raises with nothing sent and nothing
-        kept."""
-        try:
-            if self.refusal is not None:
-                raise self.refusal
-            if request.kind != NO_DATA:
-                if request.nbytes > self.max_transfer:
-                    raise ValueError(f"a transfer of {request.nbytes} bytes is over this queue's limit of {self.max_transfer}")
-                if not self.place(request):
-                    request.future = starve(self, request.bounce_class, False)
-                    request.state = QUEUED
-                    self.grant()
-                    return False
-            self.send(request)
-        except BaseException:
-            request.state = FINISHED
-            request.let_go()
-            self.pass_on()
-            raise
-        return True
-
-    cdef inline bint place(self, Request request) except -1:
-        """Finds where the device reaches the data: in place, or in bounce pages. False: there is no page for it now."""
-        cdef Mapping *mapping = NULL
-        if self.q.transport != NULL:
-            return self.place_for_transport(request)
-        if request.has_view and not <uintptr_t>request.view.buf & 3:      # PRPs are dword aligned (Base 2.0, 4.1.1)
-            mapping = self.address_map.find(request.view.buf, request.nbytes)
-        if mapping != NULL:
-            request.iova = mapping.iova + (<uintptr_t>request.view.buf - mapping.begin)
-            request.offset = <uintptr_t>request.view.buf - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
-            return True
-        request.bounce_class = BounceCache.size_class(request.nbytes)
-        if not self.bounce.take(request.bounce_class, &request.piece):
-            return False
-        request.bounced = True
-        request.flags |= NVQ_BOUNCE
-        request.iova = request.piece.iova
-        request.offset = request.piece.offset
-        if request.kind == WRITE_FROM:
-            memcpy(request.piece.data, request.view.buf, request.nbytes)
-        elif request.raw:
-            # Answers may be shorter than the place for them: the rest is zeroes, not what another command left there.
-            memset(request.piece.data, 0, request.nbytes)
-        else:
-            nvs_prepare(<uint8_t *>request.piece.data, request.nbytes)
-        self.q.header.n_bounced += 1
-        return True
-
-    cdef bint place_for_transport(self, Request request) except -1:
-        """A transport reaches all memory: the caller's buffer, or the bytes object that is going to be the result."""
-        if request.kind == READ_BYTES:
-            request.bytes = PyBytes_FromStringAndSize(NULL, request.nbytes)
-            request.iova = <uintptr_t>PyBytes_AS_STRING(request.bytes)
-        else:
-            request.iova = <uintptr_t>request.view.buf
-        request.offset = NVQ_NO_OFFSET
-        return True
-
-    cdef inline int send(self, Request request) except -1:
-        cdef int slot = nvq_take(&self.q)
-        cdef nvq_tracker *tracker
-        if slot < 0:
-            raise RuntimeError(f"queue {self.qid}: no command id is free")
-        tracker = &self.q.trackers[slot]
-        if request.kind != NO_DATA and self.q.transport != NULL:
-            request.sqe.prp1 = request.iova
-            request.sqe.prp2 = 0
-            tracker.data_offset = NVQ_NO_OFFSET
-        elif request.kind != NO_DATA:
-            if prp_build(&request.sqe.prp1, request.iova, request.nbytes, nvq_list(&self.q, slot), nvq_list_iova(&self.q, slot),
-                         self.q.list_bytes):
-                nvq_put(&self.q, slot)
-                raise ValueError(f"a transfer of {request.nbytes} bytes needs a longer PRP list than {self.q.list_bytes} bytes")
-            tracker.data_offset = request.offset
-        else:
-            tracker.data_offset = NVQ_NO_OFFSET
-        tracker.sqe = request.sqe
-        tracker.flags = request.flags
-        tracker.tag = request.tag
-        tracker.data_nbytes = <uint32_t>request.nbytes
-        nvq_post(&self.q, slot)
-        request.slot = slot
-        request.state = SENT
-        Py_INCREF(request)
-        self.waiters[slot] = <PyObject *>request
-        self.plan_watch()
-        return 0
-
     cdef void soon(self, callback) except *:
         try:
             self.call_soon(callback)
@@ -310,57 +239,8 @@ cdef class QueuePair(Rings):
                 raise
 
     cdef void plan_flush(self) except *:
-        self.flush_planned = True
+        self.waiting.flush_planned = True
         self.soon(self.flush_callback)
-
-    cdef void before_sleep(self) except *:
-        """A waiter is about to sleep on a Future. What was posted will be rung, what was reaped is acknowledged, and then the ring is polled
-        once more: a controller that moderates its interrupts may have seen the host polling, and sent none. What it holds back longer is
-        found by early polls. The caller checks whether there is still something to wait for."""
-        if self.q.n_unacked:
-            self.acknowledge()
-            nvq_before_last_poll()
-        if nvq_pending(&self.q):
-            self.more()
-        if self.q.n_unrung and not self.flush_planned:
-            self.plan_flush()
-        self.guard()
-
-    cdef inline void guard(self) except *:
-        """Commands are out whose completions nobody polls for: should no interrupt come, early polls find them."""
-        if not self.guarded and self.mode != POLL:
-            self.guarded = True
-            if self.on_sleep is not None:
-                self.on_sleep()
-
-    def early_poll(self, bint last):
-        """Polls for what no interrupt has announced. 1: something was completed since the last time, by whatever way; 0: nothing;
-        -1: nothing is out any more (with `last`: but commands without a time limit, such as event requests), and `guarded` is cleared.
-
-        What is found here counts as a missed interrupt, unless one comes afterwards and finds nothing."""
-        cdef bint moved
-        if not self.has_memory or not self.q.n_armed or (last and self.only_internal()):
-            self.guarded = False
-            return -1
-        self.ring_late()
-        if nvq_pending(&self.q):
-            self.q.header.n_missed += 1
-            self.suspicious = True
-            self.reap_and_deliver(self.reap_limit)
-            if nvq_pending(&self.q):
-                self.soon(self.more_callback)
-        self.acknowledge()
-        moved = self.q.header.reaped != self.guarded_reaped
-        self.guarded_reaped = self.q.header.reaped
-        return moved
-
-    cdef bint only_internal(self) noexcept:
-        """Are the driver's own commands without a time limit all that is out?"""
-        cdef uint32_t i
-        for i in range(self.q.n_trackers):
-            if self.q.trackers[i].state == NVQ_ARMED and not self.q.trackers[i].flags & NVQ_INTERNAL:
-                return False
-        return True
 
     # -- completing --------------------------------------------------------------------------------------------------------------------
 
@@ -369,114 +249,19 @@ cdef class QueuePair(Rings):
         if self.n_delivered:      # inside of deliver(): no more than done_slots has room for
             limit = min(limit, self.q.n_trackers - self.q.n_done)
         n = nvq_reap(&self.q, limit)
-        if self.q.n_unacked >= self.ack_limit:
+        if self.q.n_unacked >= self.waiting.ack_limit:
             self.acknowledge()
         if self.q.n_done:
-            self.deliver()
+            deliver(self)
         if self.q.strays.n:
             self.report_strays()
         return n
-
-    cdef void deliver(self) except *:
-        """Gives what was reaped to those who wait: all of it, whatever one of them raises.
-
-        It may be called again from inside (by a callback that polls): then the inner call delivers what is left."""
-        cdef object failure = None
-        cdef Py_ssize_t n
-        while self.n_delivered < self.q.n_done:
-            try:
-                while self.n_delivered < self.q.n_done:
-                    self.n_delivered += 1
-                    self.deliver_one(self.q.done_slots[self.n_delivered - 1])
-            except BaseException as error:
-                failure = error if failure is None or not isinstance(error, Exception) else failure
-        n = self.q.n_done
-        self.n_delivered = self.q.n_done = 0
-        try:
-            if self.starved:
-                feed(self, n)
-            if self.line:
-                self.grant()
-            if self.batches:
-                # Also those of which nothing is among the reaped: they may have had no command id at all.
-                go_on_with_batches(self)
-            if self.leaving is not None:
-                self.see_off()
-            if self.q.n_armed == 0 and self.on_idle is not None:
-                callback, self.on_idle = self.on_idle, None
-                callback()
-        except BaseException as error:
-            failure = error if failure is None or not isinstance(error, Exception) else failure
-        if failure is not None:
-            self.report(failure)
-
-    cdef inline int deliver_one(self, unsigned slot) except -1:
-        cdef Request request
-        cdef nvq_tracker *tracker
-        cdef PyObject *waiter
-        if self.slots[slot].batch != NULL:
-            nvb_finish(&self.q, self.slots, slot)
-            return 0
-        tracker = &self.q.trackers[slot]
-        waiter = self.waiters[slot]
-        self.waiters[slot] = NULL
-        if waiter == NULL:
-            nvq_retire(&self.q, slot)
-            return 0
-        request = <Request>waiter
-        Py_DECREF(request)       # the queue pair's reference; `request` is another
-        request.status = tracker.status
-        request.dw0 = tracker.dw0
-        request.dw1 = tracker.dw1
-        if request.state == SENT and not request.failed:
-            if request.status == 0 and request.bounced and not request.raw and request.kind != WRITE_FROM:
-                request.status = nvs_finish(<uint8_t *>request.piece.data, request.nbytes)
-            if request.geometry is not None and request.geometry.state == EXPIRED:
-                # Sized for another format, or meant for another namespace: what it did or read is not what was asked for.
-                request.failed = True
-                request.result = request.geometry.error
-            elif request.status == 0:
-                self.take_result(request)
-            request.let_go()
-            request.state = COMPLETED
-            self.n_due += 1
-            nvq_put(&self.q, slot)
-            request.wake()
-        else:
-            request.let_go()
-            request.state = FINISHED
-            nvq_put(&self.q, slot)
-        return 0
-
-    cdef void report(self, failure) except *:
-        """An exception out of a callback: it is the loop's to show, not that of the awaiter in whose step the completion was found."""
-        if self.loop is None or not isinstance(failure, Exception):
-            raise failure
-        self.loop.call_exception_handler({"message": f"queue pair {self.qid}: exception while completions were delivered",
-                                          "exception": failure})
 
     cdef inline void plan_watch(self) except *:
         if not self.watched:
             self.watched = True
             if self.on_busy is not None:
                 self.soon(self.on_busy)
-
-    cdef inline void take_result(self, Request request) except *:
-        try:
-            if request.kind == READ_BYTES and request.bytes is not None:
-                request.result = request.bytes
-            elif request.kind == READ_BYTES:
-                request.result = PyBytes_FromStringAndSize(request.piece.data, request.nbytes)
-            elif request.kind == READ_INTO:
-                if request.bounced:
-                    memcpy(request.view.buf, request.piece.data, request.nbytes)
-                request.result = request.nbytes
-            if request.raw:
-                request.result = (request.dw0, request.dw1, request.result)
-        except MemoryError as error:
-            # Of this command alone: the others that were reaped with it get their results.
-            request.failed = True
-            request.result = error
 
     def reap(self, unsigned limit=0xffff):
         """Handles up to `limit` completions that are there; returns how many. Rings first for what was posted: who looks again and again
@@ -495,14 +280,16 @@ cdef class QueuePair(Rings):
             return
         if c_read(self.event_fd, &count, sizeof(count)) == sizeof(count):
             self.q.header.n_interrupts += count
+            if nvq_pending(&self.q):
+                nvw_interrupted(&self.waiting)
         self.more()
 
     def more(self):
         """Drains the ring, in bounded portions so that other tasks of the loop get their turn."""
         if self.has_memory:
-            if self.reap_and_deliver(self.reap_limit) == 0 and self.suspicious:
+            if self.reap_and_deliver(self.waiting.reap_limit) == 0 and self.waiting.suspicious:
                 self.q.header.n_missed -= 1      # it was late, and not missed
-            self.suspicious = False
+            self.waiting.suspicious = False
             if self.q.n_unacked:
                 self.acknowledge()
                 nvq_before_last_poll()
@@ -514,17 +301,25 @@ cdef class QueuePair(Rings):
         self.event_fd = fd
 
     cdef inline void plan_poll(self) except *:
-        if not self.poll_planned:
-            self.poll_planned = True
+        if not self.waiting.poll_planned:
+            self.waiting.poll_planned = True
             self.soon(self.poll_callback)
 
+    def early_poll(self, bint last):
+        """Polls for what no interrupt has announced. 1: something was completed since the last time, by whatever way; 0: nothing; -1: nothing
+        is out any more (with `last`: but commands without a time limit, such as event requests), and `guarded` is cleared.
+
+        What is found here counts as a missed interrupt, unless one has come already, or comes afterwards and finds nothing."""
+        return poll_early(self, last)
+
     def poll(self):
-        """In poll mode: looks once on each pass of the loop while commands are out."""
-        self.poll_planned = False
+        """Polls once on each iteration of the loop while commands are out: in poll mode, and at the beginning of a sleep where interrupts
+        are distrusted."""
+        self.waiting.poll_planned = False
         if self.has_memory:
             self.ring_now()
-            self.reap_and_deliver(self.reap_limit)
-            if self.q.n_armed:
+            self.reap_and_deliver(self.waiting.reap_limit)
+            if self.q.n_armed and (self.waiting.mode == NVW_POLL or nvq_now_ns() < self.waiting.polled_until):
                 self.plan_poll()
             else:
                 self.acknowledge()
@@ -632,26 +427,7 @@ cdef class QueuePair(Rings):
     def left_behind(self, uint32_t nsid, uint64_t lba, uint64_t blocks):
         """Command ids of those with the controller that nobody waits for any more (cancelled, timed out) and that may still change one of
         these blocks: a write, and any command of which this isn't known (one for the namespace, or for all namespaces)."""
-        cdef uint32_t i
-        cdef nvq_tracker *t
-        cdef Request request
-        found = []
-        if not self.has_memory:
-            return found
-        for i in range(self.q.n_trackers):
-            t = &self.q.trackers[i]
-            if t.state != NVQ_ARMED or t.flags & NVQ_INTERNAL or not changes(&t.sqe, nsid, lba, blocks):
-                continue
-            if self.slots[i].batch != NULL:
-                forgotten = self.slots[i].batch.stopped
-            elif self.waiters[i] != NULL:
-                request = <Request>self.waiters[i]
-                forgotten = request.state != SENT or request.failed or t.flags & NVQ_ORPHAN
-            else:
-                forgotten = True
-            if forgotten:
-                found.append(t.cid)
-        return found
+        return left_behind(self, nsid, lba, blocks)
 
     def when_gone(self, cids, callback):
         """callback() once, when none of these commands is with the controller any more: completed, or ended by a reset. Now, if none is.
@@ -659,18 +435,7 @@ cdef class QueuePair(Rings):
         if self.leaving is None:
             self.leaving = []
         self.leaving.append((set(cids), callback))
-        self.see_off()
-
-    cdef void see_off(self) except *:
-        leaving, self.leaving = self.leaving, None
-        staying = []
-        gone = []
-        for cids, callback in leaving:
-            (staying if any([self.is_out(cid) for cid in cids]) else gone).append((cids, callback))
-        if staying:
-            self.leaving = staying
-        for _, callback in gone:
-            callback()
+        see_off(self)
 
     def when_idle(self, callback):
         """callback() once, when the last outstanding command completed; now, if nothing is out."""
@@ -710,35 +475,11 @@ cdef class QueuePair(Rings):
         ("latency_ns"), the next of several ("gap_ns"), and a batch ("lull_ns") get an answer."""
         found = Rings.inspect(self)
         if self.has_memory:
-            found["mode"] = {POLL: "poll", INTERRUPT: "interrupt", ADAPTIVE: "adaptive"}[self.mode]
+            found["mode"] = MODE_NAMES[self.waiting.mode]
             found["waiting"] = len(self.line) + len(self.starved)
             found["waiting_for_memory"] = len(self.starved)
             found["held"] = len(self.parked)
-            found["latency_ns"] = self.lone_patience.gap_ns
-            found["gap_ns"] = self.next_patience.gap_ns
-            found["lull_ns"] = self.batch_patience.gap_ns
+            found["latency_ns"] = self.waiting.lone.gap_ns
+            found["gap_ns"] = self.waiting.next.gap_ns
+            found["lull_ns"] = self.waiting.batch.gap_ns
         return found
-
-
-cdef enum:
-    NSID_ALL = 0xffffffff
-
-
-cdef bint changes(nvq_sqe *sqe, uint32_t nsid, uint64_t lba, uint64_t blocks) noexcept:
-    """May this I/O command change one of the blocks? True where it can't be known (NVM Command Set 1.0, 3.2)."""
-    cdef uint64_t first = sqe.cdw10 | <uint64_t>sqe.cdw11 << 32
-    if sqe.nsid != nsid and sqe.nsid != NSID_ALL:
-        return False
-    if sqe.opcode in (OPC_READ, OPC_COMPARE, OPC_FLUSH, OPC_VERIFY):
-        return False
-    if sqe.opcode in (OPC_WRITE, OPC_WRITE_UNCORRECTABLE, OPC_WRITE_ZEROES):
-        return first < lba + blocks and lba < first + (sqe.cdw12 & 0xffff) + 1
-    return True
-
-
-cdef void show_waiters() except *:
-    cdef QueuePair blank = QueuePair.__new__(QueuePair)
-    cdef char *at = <char *><PyObject *>blank
-    nva_traverse_install(QueuePair, <char *>&blank.waiters - at, <char *>&blank.q.n_trackers - at)
-
-show_waiters()

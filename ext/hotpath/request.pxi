@@ -148,7 +148,7 @@ cdef class Request:
             self.qp.q.header.n_orphans += 1
             nvq_orphan(&self.qp.q.trackers[self.slot])
             self.qp.ring_now()
-            self.qp.guard()
+            guard(self.qp)
             if self.qp.q.transport != NULL and self.qp.q.transport.abandon(&self.qp.q, self.slot):
                 self.let_go()
 
@@ -216,7 +216,7 @@ cdef int request_send(Request self, PyObject **result) except -1:
     if self.future is not None:
         qp.check_thread()
     if self.state != NEW:
-        qp.credit = EAGER_IN_A_ROW      # the loop has come round
+        qp.waiting.eager = NVW_EAGER_IN_A_ROW      # the loop has come round
     if self.state == PARKED:
         if not self.future.done():
             return suspend(self.future, result)
@@ -230,13 +230,13 @@ cdef int request_send(Request self, PyObject **result) except -1:
             self.state = QUEUED
             self.future = qp.stand_in_line()
             return suspend(self.future, result)
-        if not qp.start(self):
+        if not start(qp, self):
             return suspend(self.future, result)
-        if look(qp, self):
+        if after_post(qp, self):
             qp.q.header.n_eager += 1
     elif self.state == SENT and not self.failed:
         if self.future is None:
-            look_again(qp, self)
+            after_yield(qp, self)
     elif self.state == QUEUED and not self.failed:
         if self.future is not None and not self.future.done():
             return suspend(self.future, result)
@@ -250,11 +250,11 @@ cdef int request_send(Request self, PyObject **result) except -1:
             # Held, or reset, between the word to go on and now.
             self.future = qp.stand_in_line()
             return suspend(self.future, result)
-        if not qp.start(self):
+        if not start(qp, self):
             return suspend(self.future, result)
-        look(qp, self)
+        after_post(qp, self)
     if self.state == SENT and self.future is None and not self.yields and not self.failed:
-        qp.before_sleep()
+        before_sleep(qp)
     if self.failed:
         exception, self.result = self.result, None
         if self.state == SENT:

@@ -58,7 +58,7 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
         if request.state == SENT and not request.failed and request.sqe.opcode in retryable and request.attempts < limit:
             request.attempts += 1
             request.timed_out = False
-            qp.send(request)
+            send(qp, request)
             count += 1
             continue
         if request.state == SENT and not request.failed:
@@ -70,7 +70,7 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
     feed(qp, len(qp.starved))
     qp.grant()
     if qp.leaving is not None:
-        qp.see_off()
+        see_off(qp)
     return count
 
 
@@ -101,5 +101,5 @@ cdef int release_queue(QueuePair qp) except -1:
     feed(qp, len(qp.starved))
     qp.grant()
     if qp.leaving is not None:
-        qp.see_off()
+        see_off(qp)
     return 0

@@ -1,100 +1,106 @@
-# How the answer to a command is waited for: at once, for a few passes of the loop, or asleep.
+# How the answer to a command is waited for: what waiting.h decides is done here.
 
-cdef extern from "hotpath/patience.h" nogil:
-    ctypedef struct nvq_patience "struct nvq_patience":
+cdef extern from "hotpath/waiting.h" nogil:
+    enum: NVW_POLL, NVW_INTERRUPT, NVW_ADAPTIVE, NVW_EAGER_IN_A_ROW, NVW_DISTRUST
+
+    ctypedef struct nvw_budget "struct nvw_budget":
         uint64_t limit_ns, gap_ns
 
-    uint64_t nvq_patience_bound(nvq_patience *patience)
-    void nvq_patience_learn(nvq_patience *patience, uint64_t ns)
+    ctypedef struct nvw_waiting "struct nvw_waiting":
+        int mode
+        uint64_t spin_ns
+        uint32_t ring_at, reap_limit, ack_limit, due
+        bint burst_over
+        uint32_t eager
+        uint64_t pumped_ns
+        int yield_score
+        nvw_budget lone, next, batch
+        bint flush_planned, poll_planned, guarded, suspicious
+        uint64_t guarded_reaped
+        uint32_t distrust
+        uint64_t polled_until
 
-cdef enum:
-    POLL = 0         # completions are looked for on each pass of the loop
-    INTERRUPT = 1    # only when the vector's eventfd says so
-    ADAPTIVE = 2     # both: a bounded look at once, else the eventfd
+    uint64_t nvw_budget_ns(nvw_budget *budget)
+    void nvw_budget_learn(nvw_budget *budget, uint64_t ns)
+    void nvw_init(nvw_waiting *w, uint32_t entries)
+    bint nvw_eager(nvw_waiting *w, uint64_t spun_ns)
+    unsigned nvw_yields(nvw_waiting *w)
+    void nvw_yielded_in_vain(nvw_waiting *w)
+    void nvw_came(nvw_waiting *w, bint yielding)
+    bint nvw_poll_first(nvw_waiting *w, uint64_t now_ns)
+    void nvw_missed(nvw_waiting *w)
+    void nvw_interrupted(nvw_waiting *w)
 
-DEF EAGER_IN_A_ROW = 32   # completions without suspending, before other tasks of the loop get their turn
-DEF CREDIT_NS_BITS = 12   # what was looked for counts as one more for each 4096 ns: 131 us in a row at most, and one look
-DEF MAX_YIELDS = 6        # passes of the loop that a command waits for without a Future
-DEF MAX_PATIENCE = 64
-
-MODES = {"poll": POLL, "interrupt": INTERRUPT, "adaptive": ADAPTIVE}
+MODES = {"poll": NVW_POLL, "interrupt": NVW_INTERRUPT, "adaptive": NVW_ADAPTIVE}
+MODE_NAMES = {mode: name for name, mode in MODES.items()}
 
 
-cdef bint look(QueuePair qp, Request request) except -1:
+cdef bint after_post(QueuePair qp, Request request) except -1:
     """Right after a command was posted: rings now or plans to, completes at once what the controller has answered already, and decides
-    how the command is waited for. `request.yields` passes of the loop without a Future come first where recent commands were that fast."""
-    cdef bint alone = qp.q.n_armed == 1 and qp.n_due == 0
-    cdef uint64_t looked = 0, cost
-    cdef bint last = alone or qp.burst_over      # nobody else has something to send in this pass, as far as anybody can know
-    if last or qp.q.n_unrung >= qp.ring_at:
-        qp.burst_over = False
+    how the command is waited for. `request.yields` iterations without a Future come first where recent commands were that fast."""
+    cdef nvw_waiting *w = &qp.waiting
+    cdef bint alone = qp.q.n_armed == 1 and w.due == 0
+    cdef uint64_t spun = 0
+    cdef bint last = alone or w.burst_over      # nothing else has something to send in this iteration, as far as can be known
+    if last or qp.q.n_unrung >= w.ring_at:
+        w.burst_over = False
         qp.ring_now()
-    elif not qp.flush_planned and qp.mode == INTERRUPT:
+    elif not w.flush_planned and w.mode == NVW_INTERRUPT:
         qp.plan_flush()
-    if qp.mode == INTERRUPT:
+    if w.mode == NVW_INTERRUPT:
         return False
-    if last and qp.spin_ns and qp.credit and (qp.ready is None or not qp.ready):
+    if last and w.spin_ns and w.eager and (qp.ready is None or not qp.ready):
         if alone:
-            looked = spin(qp, &qp.lone_patience)
-        elif not qp.patience:
-            looked = spin(qp, &qp.next_patience)
+            spun = spin(qp, &w.lone)
+        elif not w.yield_score:
+            spun = spin(qp, &w.next)
     if nvq_pending(&qp.q):
-        qp.reap_and_deliver(qp.reap_limit)
-        if qp.guarded and qp.q.n_unacked and not qp.flush_planned:
+        qp.reap_and_deliver(w.reap_limit)
+        if w.guarded and qp.q.n_unacked and not w.flush_planned:
             qp.plan_flush()         # others sleep, and nothing may stay unacknowledged meanwhile
         if request.state == COMPLETED:
-            if qp.credit:
-                cost = 1 + (looked >> CREDIT_NS_BITS)
-                qp.credit = qp.credit - <uint32_t>cost if cost < qp.credit else 0
+            if nvw_eager(w, spun):
                 return True
-            # Other tasks of the loop have waited long enough: once around, and then the result.
-            qp.credit = EAGER_IN_A_ROW
+            # Other tasks of the loop have waited long enough: one iteration, and then the result.
             request.state = SENT
             request.answered = True
             request.yields = 1
             return False
-    if qp.mode == POLL:
+    if w.mode == NVW_POLL:
         qp.plan_poll()
-    qp.asked += 1
-    if qp.patience or not qp.asked & 63:
-        request.yields = MAX_YIELDS
-    elif not qp.flush_planned:
+    request.yields = <uint8_t>nvw_yields(w)
+    if not request.yields and not w.flush_planned:
         qp.plan_flush()
     return False
 
 
-cdef bint look_again(QueuePair qp, Request request) except -1:
+cdef bint after_yield(QueuePair qp, Request request) except -1:
     """The loop has come round to a command that waits without a Future."""
     if request.answered:
         request.state = COMPLETED
         return True
     qp.ring_late()
     if nvq_pending(&qp.q):
-        qp.reap_and_deliver(qp.reap_limit)
+        qp.reap_and_deliver(qp.waiting.reap_limit)
     if request.state == COMPLETED:
         return True
     if request.yields == 0:
-        # It takes longer than a few passes: the next ones sleep at once, but for a probe now and then.
-        qp.patience = qp.patience - 16 if qp.patience > 16 else 0
+        nvw_yielded_in_vain(&qp.waiting)
     return False
 
 
-cdef inline void take(QueuePair qp, Request request):
-    """An awaiter has come for its result. The last of those that are due, who is the last to send something in this pass as far as anybody
-    can know, rings for all of them: once a pass, and no pass later."""
-    if request.yields and qp.patience < MAX_PATIENCE:
-        qp.patience += 1       # it was worth the passes
-    if qp.n_due:
-        qp.n_due -= 1
-        qp.burst_over = qp.n_due == 0
+cdef inline void take(QueuePair qp, Request request) noexcept:
+    """An awaiter has come for its result. The last of those that are due, which is the last to send something in this iteration as far as
+    can be known, rings for all of them: once an iteration, and no iteration later."""
+    nvw_came(&qp.waiting, request.yields)
 
 
-cdef uint64_t spin(QueuePair qp, nvq_patience *patience) noexcept:
-    """A wait for a completion, bounded by what `patience` has learnt, and by spin_ns; the nanoseconds that it took."""
+cdef uint64_t spin(QueuePair qp, nvw_budget *budget) noexcept:
+    """Polls for a completion within a budget, and within spin_ns; the nanoseconds that it took."""
     cdef uint64_t begin, now, bound
     cdef int turns
-    patience.limit_ns = qp.spin_ns
-    bound = nvq_patience_bound(patience)
+    budget.limit_ns = qp.waiting.spin_ns
+    bound = nvw_budget_ns(budget)
     if not bound:
         return 0
     qp.q.header.n_spins += 1
@@ -108,6 +114,6 @@ cdef uint64_t spin(QueuePair qp, nvq_patience *patience) noexcept:
             now = nvq_now_ns()
             if now - begin >= bound:
                 break
-    # Measured to within the 16 looks between two readings of the clock.
-    nvq_patience_learn(patience, now - begin if nvq_pending(&qp.q) else 2 * qp.spin_ns)
+    # Measured to within the 16 polls between two readings of the clock.
+    nvw_budget_learn(budget, now - begin if nvq_pending(&qp.q) else 2 * qp.waiting.spin_ns)
     return now - begin

@@ -74,7 +74,8 @@ class QueuePair:
     on_busy: Callable[[], None] | None
     watched: bool
     on_sleep: Callable[[], None] | None
-    guarded: bool
+    @property
+    def guarded(self) -> bool: ...
     def __init__(
         self,
         memory: DmaBuffer,

@@ -15,7 +15,7 @@ import uvloop
 import nvme_async
 from nvme_async.keepalive.controller import Controller
 
-EAGER_IN_A_ROW = 32  # ext/hotpath/waiting.pxi
+EAGER_IN_A_ROW = 32  # ext/hotpath/waiting.h
 
 
 def queue(controller: Controller) -> dict[str, Any]:

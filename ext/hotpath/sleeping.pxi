@@ -1,0 +1,72 @@
+# Before a sleep, and the polls that end one for which no interrupt comes (waiting.h).
+
+cdef extern from "<poll.h>" nogil:
+    enum: POLLIN
+
+    struct pollfd:
+        int fd
+        short events, revents
+
+    int poll(pollfd *fds, unsigned long n, int timeout)
+
+
+cdef void before_sleep(QueuePair qp) except *:
+    """A waiter is about to sleep on a Future. What was posted will be rung, what was reaped is acknowledged, and then the ring is polled
+    once more: a controller that moderates its interrupts may have seen the host polling, and sent none. What it holds back longer is
+    found by early polls. The caller checks whether there is still something to wait for."""
+    if qp.q.n_unacked:
+        qp.acknowledge()
+        nvq_before_last_poll()
+    if nvq_pending(&qp.q):
+        qp.more()
+    if qp.q.n_unrung and not qp.waiting.flush_planned:
+        qp.plan_flush()
+    guard(qp)
+
+
+cdef inline void guard(QueuePair qp) except *:
+    """Commands are out, and what waits for them is asleep or goes to sleep: should no interrupt come, early polls find the completions.
+    Where that was so of late, polling begins at once."""
+    if qp.waiting.distrust >= NVW_DISTRUST and qp.waiting.mode == NVW_ADAPTIVE and nvw_poll_first(&qp.waiting, nvq_now_ns()):
+        qp.plan_poll()
+    if not qp.waiting.guarded and qp.waiting.mode != NVW_POLL:
+        qp.waiting.guarded = True
+        if qp.on_sleep is not None:
+            qp.on_sleep()
+
+
+cdef bint only_internal(QueuePair qp) noexcept:
+    """Are the driver's own commands without a time limit all that is out?"""
+    cdef uint32_t i
+    for i in range(qp.q.n_trackers):
+        if qp.q.trackers[i].state == NVQ_ARMED and not qp.q.trackers[i].flags & NVQ_INTERNAL:
+            return False
+    return True
+
+
+cdef bint readable(int fd) noexcept:
+    """Has an interrupt come that wasn't taken yet?"""
+    cdef pollfd entry
+    entry.fd = fd
+    entry.events = POLLIN
+    entry.revents = 0
+    return poll(&entry, 1, 0) == 1
+
+
+cdef int poll_early(QueuePair qp, bint last) except -2:
+    cdef bint moved
+    if not qp.has_memory or not qp.q.n_armed or (last and only_internal(qp)):
+        qp.waiting.guarded = False
+        return -1
+    qp.ring_late()
+    if nvq_pending(&qp.q):
+        if not readable(qp.event_fd):
+            qp.q.header.n_missed += 1
+            nvw_missed(&qp.waiting)
+        qp.reap_and_deliver(qp.waiting.reap_limit)
+        if nvq_pending(&qp.q):
+            qp.soon(qp.more_callback)
+    qp.acknowledge()
+    moved = qp.q.header.reaped != qp.waiting.guarded_reaped
+    qp.waiting.guarded_reaped = qp.q.header.reaped
+    return moved
