@@ -1,0 +1,86 @@
+"""Namespace management, sanitize and firmware activation through controller.admin(), beside I/O on
+the other namespaces: `controller.namespaces` is up to date when the command returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+from driving import FAST, eventually, faults
+
+import nvme_async
+from nvme_async.driver.controller import Controller
+from nvme_async.errors import CommandError, InvalidNamespace
+from nvme_async.spec import commands
+from nvme_async.spec.identify import encode_controller_list
+from nvme_async.spec.opcodes import SanitizeAction
+
+SELF = encode_controller_list([0])
+
+
+@pytest.fixture
+async def controller() -> AsyncIterator[Controller]:
+    async with nvme_async.open(
+        "emulated:size=16MiB,namespaces=2,capacity=64MiB,sanitize=0.1,firmware_slots=3", **FAST
+    ) as controller:
+        yield controller
+
+
+async def test_namespaces_are_created_attached_detached_and_deleted(controller: Controller) -> None:
+    page = bytearray(4096)
+    struct.pack_into("<QQ", page, 0, 2048, 2048)  # NSZE, NCAP
+    page[26] = 1  # FLBAS: 4096 bytes
+    nsid = (await controller.admin(commands.namespace_management(0), page)).dw0
+    assert nsid not in controller.namespaces  # allocated, not attached
+    await controller.admin(commands.namespace_attachment(nsid, 0), SELF)
+    ns = controller.namespaces[nsid]
+    assert ns.nbytes == 8 << 20
+    await ns.write(5, b"x" * 4096)
+    await controller.admin(commands.namespace_attachment(nsid, 1), SELF)
+    assert nsid not in controller.namespaces
+    with pytest.raises(InvalidNamespace):
+        await ns.read(5)
+    await controller.admin(commands.namespace_management(1, nsid))
+    with pytest.raises(CommandError):
+        await controller.admin(commands.namespace_attachment(nsid, 0), SELF)
+
+
+async def test_io_that_waits_for_the_end_of_its_namespace_ends_with_it(controller: Controller) -> None:
+    ns, neighbour = controller.namespaces[2], controller.namespaces[1]
+    faults(controller).add(queue="admin", opcode=0x15, delay=0.2, count=1)
+    detaching = asyncio.create_task(controller.admin(commands.namespace_attachment(2, 1), SELF))
+    await eventually(lambda: ns.geometry.held)
+    waiting = asyncio.create_task(ns.write(0, b"x" * 4096))
+    # This controller's log says CSE=010b of the command: nothing of any namespace beside it.
+    beside = asyncio.create_task(neighbour.write(0, b"n" * 4096))
+    await asyncio.sleep(0.02)
+    assert neighbour.geometry.held
+    assert not beside.done()
+    await detaching
+    await beside
+    with pytest.raises(InvalidNamespace):
+        await waiting
+
+
+async def test_sanitize_holds_all_io_until_it_has_begun(controller: Controller) -> None:
+    await controller.namespaces[1].write(0, b"x" * 4096)
+    faults(controller).add(queue="admin", opcode=0x84, delay=0.2, count=1)
+    sanitizing = asyncio.create_task(controller.admin(commands.sanitize(SanitizeAction.BLOCK_ERASE)))
+    await eventually(lambda: all(ns.geometry.held for ns in controller.namespaces.values()))
+    read = asyncio.create_task(controller.namespaces[1].read(0))
+    await sanitizing
+    (outcome,) = await asyncio.gather(read, return_exceptions=True)
+    assert outcome == bytes(4096) or getattr(outcome, "sc", None) == 0x1D, outcome  # Sanitize In Progress
+    await asyncio.sleep(0.3)
+    assert await controller.namespaces[1].read(0) == bytes(4096)
+    assert controller.state == "ready"
+
+
+async def test_effects_come_from_the_controllers_log_too(controller: Controller) -> None:
+    supported = controller.effects.supported
+    assert supported is not None
+    assert supported.admin(0x80).ncc
+    assert controller.effects.of(commands.format_nvm(1, 0)).holds == 1
