@@ -37,6 +37,7 @@ def extension(name: str, folder: str) -> Extension:
     """
     sources = [f"ext/{folder}/{name}.pyx"]
     sources += [source for source in sorted(glob(f"ext/{folder}/*.c")) if not source.endswith(f"/{name}.c")]
+    sources += sorted(glob("ext/pi/*.c")) if folder == "emulator" else []
     return Extension(
         f"nvme_async.native.{name}",
         sources,
@@ -61,6 +62,7 @@ setup(
                 ("_emulator", "emulator"),
                 ("_fio", "fio"),
                 ("_tcp", "tcp"),
+                ("_pi", "pi"),
             ]
             if glob(f"ext/{folder}/{name}.pyx")
         ],

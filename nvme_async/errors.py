@@ -175,6 +175,51 @@ class CompareFailure(MediaError):
     """Compare Failure: what is on the media differs from what was sent."""
 
 
+class PiError(MediaError):
+    """A block's end-to-end protection information is wrong (NVM Command Set 1.1, 5.3).
+
+    Attributes:
+        tag: which part: "guard", "application tag", "reference tag" or "storage tag".
+        block: the LBA of the block; None if the controller reported the error and its error log
+            does not say where.
+        found, expected: what this process found and computed; None where the controller checked.
+    """
+
+    tag = ""
+    block: int | None = None
+    found: int | None = None
+    expected: int | None = None
+
+    def __str__(self) -> str:
+        where = f"; it is block {self.block}" if self.block is not None else ""
+        values = f": found {self.found:#x}, expected {self.expected:#x}" if self.found is not None else ""
+        return f"{self.args[0]}{where}{values}"
+
+
+class GuardError(PiError):
+    """End-to-end Guard Check Error: the data are not what was protected."""
+
+    tag = "guard"
+
+
+class ApplicationTagError(PiError):
+    """End-to-end Application Tag Check Error."""
+
+    tag = "application tag"
+
+
+class ReferenceTagError(PiError):
+    """End-to-end Reference Tag Check Error: the data are another block's."""
+
+    tag = "reference tag"
+
+
+class StorageTagError(PiError):
+    """End-to-end Storage Tag Check Error."""
+
+    tag = "storage tag"
+
+
 class AccessDenied(MediaError):
     """Access Denied to the namespace or LBA range."""
 
@@ -319,9 +364,13 @@ _BY_STATUS: dict[tuple[int, int], type[CommandError]] = {
     (0x1, 0x82): NamespaceWriteProtected,
     (0x2, 0x80): WriteFault,
     (0x2, 0x81): UnrecoveredReadError,
+    (0x2, 0x82): GuardError,
+    (0x2, 0x83): ApplicationTagError,
+    (0x2, 0x84): ReferenceTagError,
     (0x2, 0x85): CompareFailure,
     (0x2, 0x86): AccessDenied,
     (0x2, 0x87): DeallocatedBlock,
+    (0x2, 0x88): StorageTagError,
 }
 
 

@@ -50,8 +50,8 @@ const char *format_objection(const struct emu_config *config, unsigned index, ui
         return "there is no such LBA format";
     if ((dps & 7) > 3 || dps & ~15u)
         return "protection information is of type 1, 2 or 3";
-    if (dps & 7)
-        return "protection information is not offered";
+    if (dps & 7 && config->formats[index].metadata < PI_BYTES[config->formats[index].pif])
+        return "that LBA format has no room for protection information";
     return NULL;
 }
 

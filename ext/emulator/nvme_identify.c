@@ -20,6 +20,14 @@ static void put_nqn(const struct emu_ctrl *ctrl, uint8_t *at)
              u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
 }
 
+static bool extended_formats(const struct emu_config *config)
+{
+    for (unsigned i = 0; i < config->n_formats; i++)
+        if (config->formats[i].pif || config->formats[i].sts)
+            return true;
+    return false;
+}
+
 static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
 {
     const struct emu_config *config = &ctrl->config;
@@ -32,7 +40,7 @@ static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
     put16(p, 78, 0); /* CNTLID */
     put32(p, 80, NVME_VERSION);
     put32(p, 92, 1u << 8);                                  /* OAES: namespace attribute notices */
-    put32(p, 96, 1u << 0);                                  /* CTRATT: 128-bit host identifier */
+    put32(p, 96, 1u << 0 | (extended_formats(config) ? 1u << 15 : 0)); /* CTRATT: 128-bit host identifier, ELBAS */
     p[111] = 1;                                             /* CNTRLTYPE: I/O controller */
     put16(p, 256, 1u << 1 | (config->dbbuf ? 1u << 8 : 0)); /* OACS: Format NVM, Doorbell Buffer Config */
     p[258] = 3;                                             /* ACL, 0-based */
@@ -69,6 +77,8 @@ static void identify_formats(const struct emu_config *config, uint8_t *p)
         put32(p, 128 + 4 * i, (format->block_size == 512 ? 9u : 12u) << 16 | format->metadata);
         if (format->metadata)
             p[27] = 3; /* MC: extended blocks, separate buffer */
+        if (format->metadata >= 8)
+            p[28] = 0x1f; /* DPC: types 1, 2 and 3, at the beginning and at the end */
     }
 }
 
@@ -93,6 +103,16 @@ static void identify_namespace(const struct emu_ctrl *ctrl, const struct ns *ns,
     put16(p, 102, ctrl->config.extras.endurance); /* ENDGID */
     memcpy(p + 104, ns->nguid, 16);
     memcpy(p + 120, ns->eui64, 8);
+}
+
+/* CNS 05h of the NVM command set: masks of the storage tag, and what extends the LBA formats. */
+static void identify_nvm(const struct emu_config *config, const struct ns *ns, uint8_t *p)
+{
+    put64(p, 0, ns && ns->sts && ns->sts < 64 ? (1ull << ns->sts) - 1 : ns && ns->sts ? UINT64_MAX : 0); /* LBSTM */
+    for (unsigned i = 0; i < config->n_formats; i++) {
+        put32(p, 12 + 4 * i, config->formats[i].sts | (uint32_t)config->formats[i].pif << 7);
+    }
+    p[8] = extended_formats(config) ? 1u << 0 | 1u << 1 : 0; /* PIC: 16b guard with storage tags, masks */
 }
 
 /* CNS 08h, I/O Command Set independent. */
@@ -208,9 +228,12 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
         if (!status)
             identify_descriptors(ns, p);
         return status;
-    case 0x05: /* NVM: no end-to-end protection, so nothing but zeroes */
+    case 0x05:
     case 0x1b:
-        return page_of(ctrl, sqe->nsid, cns == 0x1b, &ns);
+        status = page_of(ctrl, sqe->nsid, cns == 0x1b, &ns);
+        if (!status && ns)
+            identify_nvm(&ctrl->config, ns, p);
+        return status;
     case 0x06: /* NVM: WZSL, WUSL, DMRL, DMRSL and DMSL are all "no limit" */
         p[0] = VSL;
         return SC_SUCCESS;

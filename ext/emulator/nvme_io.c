@@ -30,9 +30,12 @@ static inline uint16_t extent_check(struct emu_ctrl *ctrl, const struct ns *ns, 
     }
     if (UNLIKELY(e->lba >= ns->nblocks || e->blocks > ns->nblocks - e->lba))
         return SC_LBA_RANGE;
-    /* Namespaces have no protection information, so its checks can't be asked for. */
-    if (UNLIKELY(sqe->cdw12 & CDW12_PRINFO))
+    /* Without protection information its checks can't be asked for. */
+    if (UNLIKELY(sqe->cdw12 & CDW12_PRINFO && !ns->dps))
         return SC_PROTECTION_INFO;
+    /* Formats beyond the first 16-bit one are for hosts that know them (NVM Command Set 1.1, 5.3.1.4). */
+    if (UNLIKELY(ns->pif && !ctrl->host_behaviour[HOST_BEHAVIOUR_LBAFEE]))
+        return SC_INVALID_NAMESPACE;
     return SC_SUCCESS;
 }
 
@@ -139,6 +142,8 @@ static uint16_t io_write_zeroes(struct emu_ctrl *ctrl, struct sq *sq, struct ns 
         status = media_zero(&ns->media, e.offset, e.nbytes, sqe->cdw12 & CDW12_DEAC);
     if (!status)
         status = meta_zero(ns, e.lba, e.blocks);
+    if (!status && ns->dps)
+        status = meta_protect_zeroes(ctrl, ns, sqe, e.lba, e.blocks);
     if (status)
         return media_failed(ctrl, status);
     if (ns->n_bad)

@@ -42,6 +42,7 @@ uint16_t ns_erase(struct ns *ns);
 
 /* nvme_meta.c: blocks with metadata */
 uint16_t meta_execute(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba, uint32_t blocks);
+uint16_t meta_protect_zeroes(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba, uint64_t blocks);
 uint16_t meta_zero(struct ns *ns, uint64_t lba, uint64_t blocks);
 
 /* nvme_extra.c: which of the following are offered, and what they add to admin commands, Identify and log pages */

@@ -1,8 +1,15 @@
 /*
  * Blocks with metadata (NVM Command Set 1.1, 5.2): at the end of each block in the data buffer, or in a buffer of its own. What is
  * stored is data and metadata apart, so that a command goes through both in pieces of the bounce buffer.
+ *
+ * With protection information (5.3) the metadata is stored inverted, so that a block that was never written, or was deallocated, reads
+ * with all ones there: the tags that say "don't check".
  */
 #include "nvme_ctrl.h"
+#include "pi/pi.h"
+
+#define PRACT 8u
+#define STC (1u << 24) /* storage tag check */
 
 /* A walk through the host's buffers: ctrl->iov, or the one piece that MPTR names. */
 struct cursor {
@@ -81,53 +88,162 @@ static uint16_t walk_begin(struct emu_ctrl *ctrl, struct walk *walk, const struc
     return walk->separate.iov_base ? SC_SUCCESS : SC_DATA_TRANSFER;
 }
 
+static void invert(const struct ns *ns, uint8_t *meta, size_t nbytes)
+{
+    for (size_t i = 0; ns->dps && i < nbytes; i++)
+        meta[i] = (uint8_t)~meta[i];
+}
+
 static uint16_t load(struct ns *ns, uint8_t *data, uint8_t *meta, uint64_t lba, unsigned blocks)
 {
     struct iovec whole = {data, (size_t)blocks << ns->lbads}, rest = {meta, (size_t)blocks * ns->ms};
     uint16_t status = media_read(&ns->media, lba << ns->lbads, &whole, 1);
-    return status ? status : media_read(&ns->meta, lba * ns->ms, &rest, 1);
+    if (!status)
+        status = media_read(&ns->meta, lba * ns->ms, &rest, 1);
+    invert(ns, meta, (size_t)blocks * ns->ms);
+    return status;
 }
 
 static uint16_t store(struct ns *ns, uint8_t *data, uint8_t *meta, uint64_t lba, unsigned blocks)
 {
     struct iovec whole = {data, (size_t)blocks << ns->lbads}, rest = {meta, (size_t)blocks * ns->ms};
     uint16_t status = media_write(&ns->media, lba << ns->lbads, &whole, 1);
+    invert(ns, meta, (size_t)blocks * ns->ms);
     return status ? status : media_write(&ns->meta, lba * ns->ms, &rest, 1);
 }
 
+/* Protection information is checked, not compared (3.3.1). */
 static uint16_t compare(struct emu_ctrl *ctrl, struct ns *ns, uint64_t lba, unsigned blocks)
 {
     uint8_t data[4096], meta[EMU_MAX_METADATA];
-    size_t size = 1u << ns->lbads;
+    size_t size = 1u << ns->lbads, pi = ns->dps ? pi_nbytes(ns->pif) : 0;
+    size_t from = ns->dps & 8 ? pi : 0, length = ns->ms - pi;
     for (unsigned i = 0; i < blocks; i++) {
         uint16_t status = load(ns, data, meta, lba + i, 1);
         if (status)
             return status;
-        if (memcmp(data, ctrl->bounce + i * size, size) || memcmp(meta, ctrl->bounce_meta + (size_t)i * ns->ms, ns->ms))
+        if (memcmp(data, ctrl->bounce + i * size, size) || memcmp(meta + from, ctrl->bounce_meta + (size_t)i * ns->ms + from, length))
             return SC_COMPARE_FAILURE;
     }
     return SC_SUCCESS;
+}
+
+static struct pi_format pi_of(const struct ns *ns)
+{
+    return (struct pi_format){
+        .block_size = 1u << ns->lbads,
+        .metadata = ns->ms,
+        .pif = ns->pif,
+        .sts = ns->sts,
+        .type = ns->dps & 7,
+        .first = ns->dps & 8,
+    };
+}
+
+/* What the command says of the tags: LBST and ILBRT in dwords 2, 3 and 14, LBAT and LBATM in dword 15 (NVM Command Set 1.1, 3.3.4). */
+static struct pi_tags tags_of(const struct ns *ns, const struct nvme_sqe *sqe)
+{
+    pi_space space = sqe->cdw14;
+    if (ns->pif == 1)
+        space |= (pi_space)sqe->cdw3 << 32 | (pi_space)(sqe->cdw2 & 0xffff) << 64;
+    else if (ns->pif == 2)
+        space |= (pi_space)(sqe->cdw3 & 0xffff) << 32;
+    return (struct pi_tags){(uint16_t)sqe->cdw15, (uint16_t)(sqe->cdw15 >> 16), space};
+}
+
+/* PRINFO as far as it can be refused before anything is moved. */
+static uint16_t pi_objection(const struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba)
+{
+    unsigned prinfo = sqe->cdw12 >> 26 & 15;
+    struct pi_format format = pi_of(ns);
+    if (!format.type)
+        return prinfo ? SC_PROTECTION_INFO : SC_SUCCESS;
+    if (!(prinfo & PI_CHECK_REF))
+        return SC_SUCCESS;
+    if (format.type == 3)
+        return SC_PROTECTION_INFO; /* its reference tag is the application's */
+    if (format.type == 1) { /* the reference tag is the LBA, as far as it has room */
+        unsigned bits = pi_space_bits(format.pif) - format.sts;
+        pi_space mask = (((pi_space)1 << bits) - 1) & UINT64_MAX;
+        if ((tags_of(ns, sqe).space & mask) != (lba & mask))
+            return SC_PROTECTION_INFO;
+    }
+    return SC_SUCCESS;
+}
+
+static uint16_t pi_verify(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, const struct pi_tags *tags,
+                          uint64_t lba, const struct pi_blocks *blocks)
+{
+    struct pi_format format = pi_of(ns);
+    unsigned checks = (sqe->cdw12 >> 26 & 7) | (sqe->cdw12 & STC && ns->sts ? PI_CHECK_STORAGE : 0);
+    struct pi_failure failure = pi_check(&format, blocks, tags, checks);
+    if (!failure.what)
+        return SC_SUCCESS;
+    ctrl->error_at_lba = true;
+    ctrl->error_lba = lba + failure.block;
+    return failure.what == PI_CHECK_GUARD   ? SC_GUARD
+           : failure.what == PI_CHECK_APP   ? SC_APPLICATION_TAG
+           : failure.what == PI_CHECK_REF   ? SC_REFERENCE_TAG
+                                            : SC_STORAGE_TAG;
 }
 
 /* Read, Write, Compare or Verify of blocks that exist. */
 uint16_t meta_execute(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba, uint32_t blocks)
 {
     struct walk walk = {.ns = ns, .carries = true, .to_host = sqe->opcode == IO_READ};
-    bool moves = sqe->opcode != IO_VERIFY;
-    uint16_t status = moves ? walk_begin(ctrl, &walk, sqe, blocks) : SC_SUCCESS;
+    struct pi_format format = pi_of(ns);
+    struct pi_tags tags = tags_of(ns, sqe);
+    bool moves = sqe->opcode != IO_VERIFY, acts = format.type && sqe->cdw12 >> 26 & PRACT;
+    uint16_t status = pi_objection(ns, sqe, lba);
+    if (acts && ns->ms == pi_nbytes(ns->pif))
+        walk.carries = false; /* inserted here, stripped here */
+    if (!status && moves)
+        status = walk_begin(ctrl, &walk, sqe, blocks);
     uint32_t piece = BOUNCE_SIZE >> ns->lbads;
     for (uint32_t done = 0; done < blocks && !status; done += piece) {
         unsigned now = blocks - done < piece ? blocks - done : piece;
-        if (!walk.to_host && moves)
+        struct pi_blocks bounce = {ctrl->bounce, ctrl->bounce_meta, format.block_size, ns->ms, now};
+        bool ours = sqe->opcode == IO_READ || sqe->opcode == IO_VERIFY;
+        if (ours)
+            status = load(ns, ctrl->bounce, ctrl->bounce_meta, lba + done, now);
+        else
             walk_move(ctrl, &walk, now);
+        if (!status && acts && sqe->opcode == IO_WRITE)
+            pi_generate(&format, &bounce, &tags);
+        else if (!status && format.type)
+            status = pi_verify(ctrl, ns, sqe, &tags, lba + done, &bounce);
+        tags.space = pi_space_after(&format, tags.space, now);
+        if (status)
+            break;
         if (sqe->opcode == IO_WRITE)
             status = store(ns, ctrl->bounce, ctrl->bounce_meta, lba + done, now);
         else if (sqe->opcode == IO_COMPARE)
             status = compare(ctrl, ns, lba + done, now);
-        else
-            status = load(ns, ctrl->bounce, ctrl->bounce_meta, lba + done, now);
-        if (walk.to_host && !status)
+        else if (walk.to_host)
             walk_move(ctrl, &walk, now);
+    }
+    return status;
+}
+
+/* Write Zeroes with PRACT: zeroes with valid protection information. */
+uint16_t meta_protect_zeroes(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba, uint64_t blocks)
+{
+    struct pi_format format = pi_of(ns);
+    struct pi_tags tags = tags_of(ns, sqe);
+    uint16_t status = pi_objection(ns, sqe, lba);
+    if (!format.type || !(sqe->cdw12 >> 26 & PRACT) || status)
+        return status;
+    uint32_t piece = BOUNCE_SIZE >> ns->lbads;
+    for (uint64_t done = 0; done < blocks && !status; done += piece) {
+        unsigned now = (unsigned)(blocks - done < piece ? blocks - done : piece);
+        struct pi_blocks bounce = {ctrl->bounce, ctrl->bounce_meta, format.block_size, ns->ms, now};
+        memset(ctrl->bounce, 0, (size_t)now << ns->lbads);
+        memset(ctrl->bounce_meta, 0, (size_t)now * ns->ms);
+        pi_generate(&format, &bounce, &tags);
+        tags.space = pi_space_after(&format, tags.space, now);
+        invert(ns, ctrl->bounce_meta, (size_t)now * ns->ms);
+        struct iovec rest = {ctrl->bounce_meta, (size_t)now * ns->ms};
+        status = media_write(&ns->meta, (lba + done) * ns->ms, &rest, 1);
     }
     return status;
 }

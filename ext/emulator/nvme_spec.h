@@ -235,6 +235,10 @@ enum {
 
     SC_WRITE_FAULT = 0x280,
     SC_READ_ERROR = 0x281,
+    SC_GUARD = 0x282 | SC_DNR,
+    SC_APPLICATION_TAG = 0x283 | SC_DNR,
+    SC_REFERENCE_TAG = 0x284 | SC_DNR,
+    SC_STORAGE_TAG = 0x288 | SC_DNR,
     SC_COMPARE_FAILURE = 0x285 | SC_DNR,
 
     SC_ASYNC = 0xffff, /* ours, never posted: the command completes later */
@@ -246,6 +250,8 @@ enum { ERROR_INVALID_DOORBELL = 0, ERROR_INVALID_DOORBELL_VALUE = 1 };
 enum { SMART_TEMPERATURE = 1 };
 enum { NOTICE_NAMESPACE = 0, NOTICE_FIRMWARE = 1, NOTICE_TELEMETRY = 2, NOTICE_ANA = 3, NOTICE_LBA_STATUS = 5 };
 enum { IO_EVENT_RESERVATION = 0, IO_EVENT_SANITIZED = 1 };
+
+#define HOST_BEHAVIOUR_LBAFEE 2 /* byte of feature 16h: LBA Format Extension Enable */
 
 #define NSID_ALL 0xffffffffu
 

@@ -24,6 +24,7 @@ cdef class NamespaceCore:
     cdef readonly uint64_t blocks          # NSZE
     cdef readonly uint32_t block_size      # bytes
     cdef readonly uint32_t max_blocks      # of one command
+    cdef readonly bint has_metadata        # each block has some: _moved() does the rest
     cdef int block_shift
     cdef dict queues                       # loop → QueuePair; the controller's, shared by its namespaces
     cdef readonly object _gone             # exception, once removed
@@ -39,6 +40,9 @@ cdef class NamespaceCore:
         self.block_shift = 0
         while (1 << self.block_shift) < block_size:
             self.block_shift += 1
+
+    def _set_metadata(self, bint has_metadata):
+        self.has_metadata = has_metadata
 
     def _set_gone(self, exception):
         """New requests fail with `exception`, those that were made go on. None: new ones are possible again."""
@@ -89,14 +93,17 @@ cdef class NamespaceCore:
             raise self._out_of_range(opcode, lba, blocks)
         return 0
 
-    def read(self, lba, blocks=1, *, bint fua=False):
+    def read(self, lba, blocks=1, *, bint fua=False, metadata=None, protect=None):
         """Reads `blocks` logical blocks from `lba`; the result is a new bytes object of blocks * block_size bytes.
 
-        fua: Force Unit Access. More than max_blocks are read by several commands at once (NVM Command Set 1.0, 3.2.4).
+        fua: Force Unit Access. metadata: a writable buffer for the blocks' metadata. protect: a Protect, for namespaces with
+        protection information; without it the controller checks it and strips it. More than max_blocks are read by several commands at once (NVM Command Set 1.0, 3.2.4).
         Raises LbaOutOfRange, MediaError and other CommandErrors, ControllerError, CommandTimeout.
         """
         cdef uint64_t first = check_u64(lba, "lba"), count = check_u64(blocks, "blocks")
         self.check_range(first, count, OPC_READ)
+        if self.has_metadata or metadata is not None or protect is not None:
+            return self._moved("read", first, count, fua, metadata, protect)
         if count > self.max_blocks:
             return self._split("read", lba, blocks, fua)
         cdef Request request = self.make(OPC_READ, first, count)
@@ -109,26 +116,36 @@ cdef class NamespaceCore:
         request.state = NEW
         return request
 
-    def readinto(self, lba, buffer, *, bint fua=False):
+    def readinto(self, lba, buffer, *, bint fua=False, metadata=None, protect=None):
         """Fills `buffer` (writable, C-contiguous, a multiple of the block size) from `lba` on; the result is its length in bytes.
 
         Memory from controller.alloc() or registered with the controller is written by the device itself; anything else goes through a
         bounce page and is touched only on success. The buffer is held until the controller is done with it, also when the awaiter is gone.
         """
+        if self.has_metadata or metadata is not None or protect is not None:
+            return self._moved("readinto", check_u64(lba, "lba"), buffer, fua, metadata, protect)
         return self.transfer("readinto", OPC_READ, READ_INTO, NVQ_TO_HOST, lba, buffer, fua)
 
-    def write(self, lba, data, *, bint fua=False):
+    def write(self, lba, data, *, bint fua=False, metadata=None, protect=None):
         """Writes `data` (any buffer, a multiple of the block size) from `lba` on (NVM Command Set 1.0, 3.2.6). fua: Force Unit Access.
 
         Memory that the device reaches is read in place and must not be changed meanwhile; anything else is copied when the write starts.
         Cancelling it (wait_for, a task group) doesn't take it back: it may still be carried out, also after a newer write to the same blocks
         was acknowledged. Await settled(lba, blocks) before writing them again.
         """
+        if self.has_metadata or metadata is not None or protect is not None:
+            return self._moved("write", check_u64(lba, "lba"), data, fua, metadata, protect)
         return self.transfer("write", OPC_WRITE, WRITE_FROM, NVQ_FROM_HOST, lba, data, fua)
 
-    def compare(self, lba, data, *, bint fua=False):
+    def compare(self, lba, data, *, bint fua=False, metadata=None, protect=None):
         """Compares `data` with what is on the media from `lba` on (NVM Command Set 1.0, 3.2.1). CompareFailure if they differ."""
+        if self.has_metadata or metadata is not None or protect is not None:
+            return self._moved("compare", check_u64(lba, "lba"), data, fua, metadata, protect)
         return self.transfer("compare", OPC_COMPARE, WRITE_FROM, NVQ_FROM_HOST, lba, data, fua)
+
+    def _check(self, uint8_t opcode, uint64_t lba, uint64_t blocks):
+        """What read() and its kin raise for blocks that aren't there."""
+        self.check_range(lba, blocks, opcode)
 
     cdef object transfer(self, str method, uint8_t opcode, uint8_t kind, uint16_t flags, lba, buffer, bint fua):
         cdef uint64_t first = check_u64(lba, "lba")

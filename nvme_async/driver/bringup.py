@@ -28,6 +28,9 @@ from nvme_async.errors import (
     NvmeError,
     QueueShutdown,
 )
+from nvme_async.spec import commands
+from nvme_async.spec.features import HostBehavior
+from nvme_async.spec.opcodes import Feature
 
 log = logging.getLogger("nvme_async")
 
@@ -103,6 +106,11 @@ class BringUp:
                 lambda: "the command sets are those that the controller has enabled",
             ),
             Step(
+                "LBA Format Extension Enable",
+                self._extended_formats,
+                lambda: "namespaces with a guard of 32 or 64 bits, or with storage tags, can't be used",
+            ),
+            Step(
                 "Asynchronous Event Configuration",
                 controller.enable_events,
                 lambda: "the controller reports what it likes",
@@ -124,6 +132,15 @@ class BringUp:
         controller = self._controller
         controller.identify_nvm = None
         controller.identify_nvm = await discovery.identify_command_set(controller)
+
+    async def _extended_formats(self) -> None:
+        """Formats beyond the 16-bit guard are for hosts that say that they know them (NVM Command Set
+        1.1, 5.3.1.4).
+        """
+        controller = self._controller
+        if controller.identify.ctratt & 1 << 15:
+            command = commands.set_features(Feature.HOST_BEHAVIOR)
+            await controller.submit_admin(command, HostBehavior(lbafee=1).encode())
 
     async def _namespaces(self) -> None:
         controller = self._controller

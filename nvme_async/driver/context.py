@@ -127,6 +127,14 @@ class ControllerContext(LifecycleHooks):
         """See AdminQueue.submit()."""
 
     @abstractmethod
+    async def admin(self, command: Command, buffer: Any = None, *, tag: int = 0, unlimited: bool = False) -> Completion:
+        """See Controller.admin()."""
+
+    @abstractmethod
+    async def buffer(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
+        """See Controller.buffer()."""
+
+    @abstractmethod
     def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
         """See Controller.alloc()."""
 

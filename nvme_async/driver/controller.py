@@ -332,7 +332,7 @@ class Controller(ControllerContext):
 
     # -- commands ----------------------------------------------------------------------------------
 
-    async def admin(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion:
+    async def admin(self, command: Command, buffer: Any = None, *, tag: int = 0, unlimited: bool = False) -> Completion:
         """Sends an admin command (see nvme_async.spec.commands). Answers of known length come as
         Completion.data, others in `buffer`.
 
@@ -341,12 +341,15 @@ class Controller(ControllerContext):
         and Effects log says so of) I/O that would be hurt is held and drained, and Identify is read
         again before it goes on: see docs/commands-with-effects.md. ControllerTimeout, and the command
         was not sent, if that I/O doesn't end in time.
-        """
-        return await self.at_home(lambda: self._admin(command, buffer, tag))
 
-    async def _admin(self, command: Command, buffer: Any, tag: int) -> Completion:
+        unlimited: `admin_timeout` doesn't count for this command, which may take hours (Format NVM);
+        the caller limits it.
+        """
+        return await self.at_home(lambda: self._admin(command, buffer, tag, unlimited))
+
+    async def _admin(self, command: Command, buffer: Any, tag: int, unlimited: bool) -> Completion:
         await self.until_ready()
-        return await self.effects.submit(command, buffer, tag)
+        return await self.effects.submit(command, buffer, tag, unlimited)
 
     async def submit_admin(
         self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False

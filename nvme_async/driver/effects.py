@@ -166,7 +166,7 @@ class Effects:
         """What this controller does at that command."""
         return effect_of(command, self.supported, fna=self._controller.identify.fna)
 
-    async def submit(self, command: Command, buffer: Any = None, tag: int = 0) -> Completion:
+    async def submit(self, command: Command, buffer: Any = None, tag: int = 0, unlimited: bool = False) -> Completion:
         """Sends an admin command of the user's. Its effects are over when this returns.
 
         When the caller is cancelled the command goes on, and so does what has to follow it.
@@ -182,8 +182,8 @@ class Effects:
                 log.warning("%s: no Commands Supported and Effects log: %s", self._controller.uri, error)
         effect = self.of(command)
         if not effect:
-            return await self._send(command, buffer, tag)
-        task = self._controller.loop.create_task(self._with_effects(effect, command, buffer, tag))
+            return await self._send(command, buffer, tag, unlimited)
+        task = self._controller.loop.create_task(self._with_effects(effect, command, buffer, tag, unlimited))
         self._tasks.add(task)
         task.add_done_callback(self._over)
         return await asyncio.shield(task)
@@ -193,10 +193,12 @@ class Effects:
         if not task.cancelled():
             task.exception()  # the caller's, if there still is one
 
-    async def _send(self, command: Command, buffer: Any, tag: int) -> Completion:
-        return await self._controller.submit_admin(command, buffer, tag=tag, user=True)
+    async def _send(self, command: Command, buffer: Any, tag: int, unlimited: bool) -> Completion:
+        return await self._controller.submit_admin(command, buffer, tag=tag, internal=unlimited, user=True)
 
-    async def _with_effects(self, effect: Effect, command: Command, buffer: Any, tag: int) -> Completion:
+    async def _with_effects(
+        self, effect: Effect, command: Command, buffer: Any, tag: int, unlimited: bool
+    ) -> Completion:
         controller = self._controller
         async with self._scanner.alone():
             concerned = self._concerned(effect, command)
@@ -207,7 +209,7 @@ class Effects:
                 with _Held(concerned) as held:
                     await self._drain(command, concerned)
                     try:
-                        return await self._send(command, buffer, tag)
+                        return await self._send(command, buffer, tag, unlimited)
                     finally:
                         # Also after an error: nobody knows how far the controller got.
                         held.changed = True

@@ -16,6 +16,8 @@ import attrs
 from nvme_async.driver.batch import BatchError, Many, as_lbas
 from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits, copy_groups, dsm_groups, pieces
+from nvme_async.driver.metadata import format_of, move, protected
+from nvme_async.driver.protection import PRACT, Format, Protect
 from nvme_async.driver.settling import settled
 from nvme_async.driver.transport import CommandQueue
 from nvme_async.errors import (
@@ -93,6 +95,7 @@ class Namespace(NamespaceCore):
     identity: NamespaceIdentity
     limits: CommandLimits
     controller: ControllerContext
+    _format: tuple[IdentifyNamespace, Format] | None = None
 
     def __init__(self, controller: ControllerContext, nsid: int) -> None:
         self.controller = controller
@@ -115,15 +118,8 @@ class Namespace(NamespaceCore):
         found = identity if identity is not None else NamespaceIdentity.of(identify)
         self.identity = found.merged(self.identity) if before[1] else found
         self._reconfigure()
+        self._set_metadata(identify.metadata_size > 0)
         self._set_gone(None)
-        if identify.metadata_size:
-            self._set_gone(
-                ConfigurationError(
-                    f"namespace {self._nsid} has {identify.metadata_size} bytes of metadata per block, "
-                    "which this driver does not move; "
-                    "format it without"
-                )
-            )
         return before != (self.blocks, self.block_size)
 
     def _reconfigure(self) -> None:
@@ -205,6 +201,31 @@ class Namespace(NamespaceCore):
 
         return await self.controller.elsewhere(neighbour.loop, there, "the event loop whose queue pair this one shares")
 
+    def _moved(
+        self, method: str, lba: int, what: Any, fua: bool, metadata: Any, protect: Protect | None
+    ) -> Coroutine[Any, Any, Any]:
+        """Blocks with metadata."""
+        return self._with_metadata(self.geometry, method, lba, what, fua, metadata, protect)
+
+    async def _with_metadata(
+        self,
+        geometry: Geometry,
+        method: str,
+        lba: int,
+        what: Any,
+        fua: bool,
+        metadata: Any,
+        protect: Protect | None,
+    ) -> Any:
+        if self._gone is not None:
+            raise self._gone
+        queues = self.controller.transport.queues
+        if await queues.for_this_loop() is None:
+            options = {"fua": fua, "metadata": metadata, "protect": protect}
+            return await self._slowly(geometry, method, (lba, what), options)
+        geometry.check()
+        return await move(self, geometry, method, lba, what, fua=fua, metadata=metadata, protect=protect)
+
     def _split(self, method: str, lba: int, what: Any, fua: bool) -> Coroutine[Any, Any, Any]:
         """More than one command may move: the parts run at the same time."""
         return self._in_parts(self.geometry, method, lba, what, fua)
@@ -264,6 +285,11 @@ class Namespace(NamespaceCore):
     async def _many(self, opcode: int, lbas: Any, data: Any, blocks: int, depth: int, fua: bool, check: bool) -> Many:
         if self._gone is not None:
             raise self._gone
+        if self.has_metadata:
+            raise ConfigurationError(
+                f"namespace {self.nsid} has {self.identify.metadata_size} bytes of metadata per block: "
+                "use read() and write()"
+            )
         if not 1 <= blocks <= self.max_blocks:
             raise ValueError(f"blocks is {blocks}, outside of 1 to {self.max_blocks} (one command of this controller)")
         if depth < 0:
@@ -392,7 +418,10 @@ class Namespace(NamespaceCore):
             raise self._gone
         geometry.check()
         if command.data_length is None and command.blocks and command.opcode in _MOVES_ITS_BLOCKS:
-            nbytes = command.blocks * self.block_size
+            step = self.block_size
+            if self.has_metadata:
+                step = (await format_of(self)).data_step(act=bool(command.cdw12 >> 26 & PRACT))
+            nbytes = command.blocks * step
             if buffer is not None or command.direction is Direction.CONTROLLER_TO_HOST:
                 command = attrs.evolve(command, data_length=nbytes)  # a buffer of another length is refused
         elif (
@@ -417,8 +446,11 @@ class Namespace(NamespaceCore):
         """
         geometry = self.geometry
         await self._ranges(NvmOpcode.WRITE_ZEROES, lba, blocks)
+        form = await format_of(self)
         await together(
-            self._send(geometry, commands.write_zeroes(self.nsid, at, count, deac=deallocate, fua=fua))
+            self._send(
+                geometry, protected(form, commands.write_zeroes(self.nsid, at, count, deac=deallocate, fua=fua), at)
+            )
             for at, count in pieces(lba, blocks, self.limits.write_zeroes)
         )
 
@@ -428,8 +460,9 @@ class Namespace(NamespaceCore):
         """
         geometry = self.geometry
         await self._ranges(NvmOpcode.VERIFY, lba, blocks)
+        form = await format_of(self)
         await together(
-            self._send(geometry, commands.verify(self.nsid, at, count))
+            self._send(geometry, protected(form, commands.verify(self.nsid, at, count), at))
             for at, count in pieces(lba, blocks, self.limits.verify)
         )
 

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 
 def compile_program(target: Path, programs: list[Path], *flags: str) -> Path:
     assert COMPILER is not None
-    sources = sorted(map(str, [*programs, CHECKS / "fake_host.c", *(EXT / "emulator").glob("nvme_*.c")]))
+    sources = sorted(
+        map(str, [*programs, CHECKS / "fake_host.c", *(EXT / "emulator").glob("nvme_*.c"), *(EXT / "pi").glob("*.c")])
+    )
     command = [
         COMPILER,
         f"-I{EXT}",
