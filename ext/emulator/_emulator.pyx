@@ -52,6 +52,12 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint64_t sanitize_ns
         unsigned firmware_slots
         unsigned ana_groups
+        bint zoned
+        uint64_t zone_nbytes
+        uint64_t zone_capacity_nbytes
+        uint32_t max_open
+        uint32_t max_active
+        uint8_t zasl
     struct emu_config:
         unsigned n_namespaces
         emu_ns_config namespaces[16]
@@ -231,6 +237,11 @@ cdef int fill_extras(emu_extras *to, config, list keep) except -1:
     to.write_cache = extras.write_cache
     to.firmware_slots = extras.firmware_slots
     to.ana_groups = extras.ana
+    to.zoned = extras.zoned
+    to.zone_nbytes = extras.zone_size
+    to.zone_capacity_nbytes = extras.zone_capacity
+    to.max_open, to.max_active = extras.max_open, extras.max_active
+    to.zasl = extras.zasl
     return 0
 
 

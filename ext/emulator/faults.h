@@ -78,6 +78,8 @@ int emu_fault_interrupt(struct emu_ctrl *ctrl, unsigned vector, uint64_t timeout
 int emu_fault_power_loss(struct emu_ctrl *ctrl, uint64_t timeout_ns);
 /* The next sanitize fails. Waits for the reactor. */
 int emu_fault_sanitize(struct emu_ctrl *ctrl, uint64_t timeout_ns);
+/* A zone becomes read only (Dh), full (Eh) or offline (Fh), with its event. -ENOENT, -EINVAL. Waits for the reactor. */
+int emu_zone_state(struct emu_ctrl *ctrl, uint32_t nsid, uint64_t index, uint8_t state, uint64_t timeout_ns);
 /* The state of an ANA group, with its event. -EINVAL when there is no such group or state. Waits for the reactor. */
 int emu_ana_state(struct emu_ctrl *ctrl, uint32_t group, uint8_t state, uint64_t timeout_ns);
 /* The composite temperature in kelvin (SMART, the temperature threshold's event). Waits for the reactor. */

@@ -53,6 +53,7 @@ cdef extern from "emulator/faults.h" nogil:
     int emu_fault_temperature(emu_ctrl *ctrl, uint16_t kelvin, uint64_t timeout_ns)
     int emu_fault_power_loss(emu_ctrl *ctrl, uint64_t timeout_ns)
     int emu_fault_sanitize(emu_ctrl *ctrl, uint64_t timeout_ns)
+    int emu_zone_state(emu_ctrl *ctrl, uint32_t nsid, uint64_t index, uint8_t state, uint64_t timeout_ns)
     int emu_ana_state(emu_ctrl *ctrl, uint32_t group, uint8_t state, uint64_t timeout_ns)
     int emu_ns_add(emu_ctrl *ctrl, uint32_t nsid, const emu_ns_config *config, bint notice, char *err, uint64_t timeout_ns)
     int emu_ns_remove(emu_ctrl *ctrl, uint32_t nsid, bint notice, uint64_t timeout_ns)
@@ -301,6 +302,14 @@ cdef class Faults:
             result = emu_ana_state(ctrl, group, state, self.timeout_ns)
         self._leave()
         fault_check(result, f"ANA group {group}, state {state}")
+
+    def zone_state(self, uint32_t nsid, uint64_t index, uint8_t state):
+        cdef emu_ctrl *ctrl = self._enter()
+        cdef int result
+        with nogil:
+            result = emu_zone_state(ctrl, nsid, index, state, self.timeout_ns)
+        self._leave()
+        fault_check(result, f"namespace {nsid}, zone {index}, state {state}")
 
     def namespace_add(self, uint32_t nsid, medium, bint notice):
         cdef emu_ns_config config

@@ -170,6 +170,17 @@ int emu_ana_state(struct emu_ctrl *ctrl, uint32_t group, uint8_t state, uint64_t
     return mail_send(ctrl, &mail, timeout_ns);
 }
 
+static void run_zone(struct emu_ctrl *ctrl, struct mail *mail)
+{
+    mail->rc = zones_change(ctrl, mail->nsid, mail->value >> 8, (uint8_t)mail->value);
+}
+
+int emu_zone_state(struct emu_ctrl *ctrl, uint32_t nsid, uint64_t index, uint8_t state, uint64_t timeout_ns)
+{
+    struct mail mail = {.run = run_zone, .nsid = nsid, .value = index << 8 | state};
+    return mail_send(ctrl, &mail, timeout_ns);
+}
+
 static void run_sanitize_fails(struct emu_ctrl *ctrl, struct mail *mail)
 {
     (void)mail;

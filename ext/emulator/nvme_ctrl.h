@@ -188,6 +188,7 @@ struct ns {
     uint32_t anagrpid;
     struct media media, meta; /* meta: ms bytes a block, only with ms */
     char *path;      /* of a file medium */
+    struct zones *zones; /* of a zoned one */
     bool formatting; /* a Format of it is under way */
     uint8_t nguid[16], eui64[8], uuid[16];
     uint64_t *bad; /* one bit a block: Write Uncorrectable; reserved address space, filled on demand */
@@ -294,6 +295,7 @@ struct emu_ctrl {
     struct error_entry errors[ERROR_LOG_ENTRIES];
     uint64_t n_errors;
     uint16_t error_location;              /* of the command being executed */
+    uint32_t result_high;                 /* dword 1 of its completion */
     bool error_at_lba;                    /* it failed at error_lba, not at its first block */
     uint64_t error_lba;
     uint64_t blocks_read, blocks_written; /* in 512 B units */

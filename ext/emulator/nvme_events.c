@@ -8,7 +8,7 @@ static bool wanted(const struct emu_ctrl *ctrl, uint8_t type, uint8_t info)
     if (type == EVENT_SMART)
         return config & (info == SMART_TEMPERATURE ? 1u << 1 : 1u << 0);
     if (type == EVENT_NOTICE)
-        return config & 1u << (8 + info); /* bit 8 is the first of the notices, in their order */
+        return info == NOTICE_ZONES ? config & 1u << 27 : config & 1u << (8 + info); /* bit 8 is the first of the notices, in their order */
     return true;
 }
 
@@ -60,6 +60,7 @@ static uint32_t types_of(uint8_t log)
     case LOG_TELEMETRY_CONTROLLER:
     case LOG_ANA:
     case LOG_LBA_STATUS:
+    case LOG_CHANGED_ZONES:
         return 1u << EVENT_NOTICE;
     case LOG_RESERVATION:
     case LOG_SANITIZE:

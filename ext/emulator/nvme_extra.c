@@ -150,7 +150,7 @@ uint32_t extras_events(const struct emu_ctrl *ctrl)
 {
     const struct emu_extras *extras = &ctrl->config.extras;
     return (extras->firmware_slots ? 1u << 9 : 0) | (extras->telemetry ? 1u << 10 : 0) | (extras->ana_groups ? 1u << 11 : 0) |
-           (extras->lba_status ? 1u << 13 : 0) | (extras->endurance ? 1u << 14 : 0);
+           (extras->lba_status ? 1u << 13 : 0) | (extras->endurance ? 1u << 14 : 0) | (extras->zoned ? 1u << 27 : 0);
 }
 
 void extras_identify(const struct emu_ctrl *ctrl, uint8_t *p)
@@ -216,6 +216,8 @@ bool extras_log_offered(const struct emu_ctrl *ctrl, uint8_t lid)
         return extras->lba_status;
     case LOG_SANITIZE:
         return extras->sanitize;
+    case LOG_CHANGED_ZONES:
+        return extras->zoned;
     default:
         return false;
     }
@@ -254,6 +256,8 @@ uint8_t *extras_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *n
         return persistent_page(ctrl, sqe, nbytes, status);
     case LOG_LBA_STATUS:
         return lba_status_page(ctrl, nbytes);
+    case LOG_CHANGED_ZONES:
+        return zones_changed_page(ctrl, sqe, nbytes, status);
     case LOG_ENDURANCE:
         if (sqe->cdw11 >> 16 != 1) { /* the endurance group */
             *status = SC_INVALID_FIELD;

@@ -82,7 +82,8 @@ int format_apply(struct emu_ctrl *ctrl, struct ns *ns, unsigned index, bool exte
     ns->sts = format->sts;
     ns->extended = extended && format->metadata;
     ns->dps = dps & 7 ? dps : 0;
-    return 0;
+    char message[256];
+    return ctrl->config.extras.zoned ? zones_new(ctrl, ns, message) : 0;
 }
 
 /* Deallocates everything. */
@@ -96,6 +97,7 @@ uint16_t ns_erase(struct ns *ns)
             return SC_INTERNAL;
         ns->n_bad = 0;
     }
+    zones_reset(ns);
     return status;
 }
 

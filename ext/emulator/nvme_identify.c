@@ -133,7 +133,7 @@ static unsigned put_descriptor(uint8_t *p, unsigned at, uint8_t type, const void
 
 static void identify_descriptors(const struct ns *ns, uint8_t *p)
 {
-    uint8_t csi = 0;
+    uint8_t csi = ns->zones ? CSI_ZNS : CSI_NVM;
     unsigned at = put_descriptor(p, 0, 1, ns->eui64, 8);
     at = put_descriptor(p, at, 2, ns->nguid, 16);
     at = put_descriptor(p, at, 3, ns->uuid, 16);
@@ -207,7 +207,7 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     case 0x07:
     case 0x1a:
     case 0x1b:
-        if (csi) /* NVM is the only command set */
+        if (csi != CSI_NVM && !(csi == CSI_ZNS && ctrl->config.extras.zoned))
             return SC_INVALID_FIELD;
     }
     switch (cns) {
@@ -217,12 +217,14 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     case 0x01:
         identify_controller(ctrl, p);
         return SC_SUCCESS;
-    case 0x02:
-    case 0x07:
-        return list(ctrl, sqe->nsid, false, p);
-    case 0x10:
+    case 0x07: /* all namespaces are of one command set */
     case 0x1a:
-        return list(ctrl, sqe->nsid, true, p);
+        if ((csi == CSI_ZNS) != ctrl->config.extras.zoned)
+            return SC_SUCCESS;
+        return list(ctrl, sqe->nsid, cns == 0x1a, p);
+    case 0x02:
+    case 0x10:
+        return list(ctrl, sqe->nsid, cns == 0x10, p);
     case 0x03:
         status = ns_find(ctrl, sqe->nsid, &ns);
         if (!status)
@@ -231,11 +233,13 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     case 0x05:
     case 0x1b:
         status = page_of(ctrl, sqe->nsid, cns == 0x1b, &ns);
-        if (!status && ns)
+        if (!status && ns && csi == CSI_ZNS)
+            zones_identify(ctrl, ns, p);
+        else if (!status && ns)
             identify_nvm(&ctrl->config, ns, p);
         return status;
     case 0x06: /* NVM: WZSL, WUSL, DMRL, DMRSL and DMSL are all "no limit" */
-        p[0] = VSL;
+        p[0] = csi == CSI_ZNS ? ctrl->config.extras.zasl : VSL;
         return SC_SUCCESS;
     case 0x08:
         status = page_of(ctrl, sqe->nsid, false, &ns);
@@ -258,10 +262,10 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     case 0x13:
         controller_list(cntid, p);
         return SC_SUCCESS;
-    case 0x1c: /* I/O Command Set combinations: one, and NVM is all it holds */
+    case 0x1c: /* I/O Command Set combinations: one */
         if (cntid != 0 && cntid != 0xffff)
             return SC_INVALID_FIELD;
-        put64(p, 0, 1);
+        put64(p, 0, 1u << CSI_NVM | (ctrl->config.extras.zoned ? 1u << CSI_ZNS : 0));
         return SC_SUCCESS;
     default:
         return SC_INVALID_FIELD;

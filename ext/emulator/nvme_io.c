@@ -71,6 +71,8 @@ static uint16_t io_read(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, con
     status = ns->ms ? SC_SUCCESS : prp_map(ctrl, sqe, e.nbytes, true, &n);
     if (UNLIKELY(status))
         return status;
+    if (UNLIKELY(ns->zones) && (status = zones_read(ns, e.lba, e.blocks)))
+        return status;
     if (UNLIKELY(ns->n_bad && bad_overlaps(ns, e.lba, e.blocks)))
         return media_failed(ctrl, SC_READ_ERROR);
     status = UNLIKELY(ns->ms) ? meta_execute(ctrl, ns, sqe, e.lba, e.blocks) : media_read(&ns->media, e.offset, ctrl->iov, n);
@@ -85,7 +87,7 @@ static uint16_t io_read(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, con
     return UNLIKELY(sqe->cdw12 & CDW12_FUA) ? durable(ctrl, ns, sq, sqe, e.offset, e.nbytes) : SC_SUCCESS;
 }
 
-static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe)
+static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe, uint32_t *result)
 {
     struct extent e;
     unsigned n;
@@ -96,14 +98,22 @@ static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, co
         ctrl->error_location = 50;
         return SC_INVALID_FIELD;
     }
-    if (UNLIKELY(ns->ms)) {
-        status = meta_execute(ctrl, ns, sqe, e.lba, e.blocks);
-    } else {
+    if (LIKELY(!ns->ms)) {
         status = prp_map(ctrl, sqe, e.nbytes, false, &n);
         if (UNLIKELY(status))
             return status;
-        status = media_write(&ns->media, e.offset, ctrl->iov, n);
     }
+    if (UNLIKELY(ns->zones)) {
+        status = zones_write(ctrl, ns, &e.lba, e.blocks, sqe->opcode == IO_ZONE_APPEND);
+        if (status)
+            return status;
+        e.offset = e.lba << ns->lbads;
+        if (sqe->opcode == IO_ZONE_APPEND) {
+            *result = (uint32_t)e.lba;
+            ctrl->result_high = (uint32_t)(e.lba >> 32);
+        }
+    }
+    status = UNLIKELY(ns->ms) ? meta_execute(ctrl, ns, sqe, e.lba, e.blocks) : media_write(&ns->media, e.offset, ctrl->iov, n);
     if (UNLIKELY(status))
         return media_failed(ctrl, status);
     if (UNLIKELY(ns->n_bad))
@@ -138,6 +148,8 @@ static uint16_t io_write_zeroes(struct emu_ctrl *ctrl, struct sq *sq, struct ns 
 {
     struct extent e;
     uint16_t status = extent_check(ctrl, ns, sqe, UINT64_MAX, &e);
+    if (!status && ns->zones)
+        status = zones_write(ctrl, ns, &e.lba, e.blocks, false);
     if (!status)
         status = media_zero(&ns->media, e.offset, e.nbytes, sqe->cdw12 & CDW12_DEAC);
     if (!status)
@@ -169,7 +181,29 @@ static uint16_t write_uncorrectable(struct emu_ctrl *ctrl, struct ns *ns, const 
 {
     struct extent e;
     uint16_t status = extent_check(ctrl, ns, sqe, UINT64_MAX, &e);
+    if (!status && ns->zones)
+        status = zones_write(ctrl, ns, &e.lba, e.blocks, false);
     return status ? status : io_write_uncorrectable(ns, e.lba, e.blocks);
+}
+
+/* What the zoned command set adds. */
+static uint16_t io_zoned(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe, uint32_t *result)
+{
+    uint64_t nbytes = ((uint64_t)(sqe->cdw12 & 0xffff) + 1) << ns->lbads;
+    switch (sqe->opcode) {
+    case IO_ZONE_SEND:
+        return zones_send(ctrl, ns, sqe);
+    case IO_ZONE_RECEIVE:
+        return zones_receive(ctrl, ns, sqe);
+    case IO_ZONE_APPEND:
+        if (ctrl->config.extras.zasl && nbytes > 4096ull << ctrl->config.extras.zasl) {
+            ctrl->error_location = 48;
+            return SC_INVALID_FIELD;
+        }
+        return io_write(ctrl, sq, ns, sqe, result);
+    default:
+        return SC_INVALID_OPCODE;
+    }
 }
 
 uint16_t io_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint32_t *result)
@@ -197,7 +231,7 @@ uint16_t io_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
     case IO_READ:
         return io_read(ctrl, sq, ns, sqe);
     case IO_WRITE:
-        return io_write(ctrl, sq, ns, sqe);
+        return io_write(ctrl, sq, ns, sqe, result);
     case IO_FLUSH:
         return sync_start(ctrl, ns, sq, sqe, false);
     case IO_WRITE_UNCORRECTABLE:
@@ -219,6 +253,6 @@ uint16_t io_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
     case IO_RESV_RELEASE:
         return io_reservation(ctrl, ns, sqe);
     default:
-        return SC_INVALID_OPCODE;
+        return ns->zones && CC_CSS(ctrl->cc) == CC_CSS_ALL ? io_zoned(ctrl, sq, ns, sqe, result) : SC_INVALID_OPCODE;
     }
 }

@@ -101,6 +101,17 @@ int ana_set(struct emu_ctrl *ctrl, uint32_t group, uint8_t state);
 uint16_t admin_lba_status(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 uint8_t *lba_status_page(const struct emu_ctrl *ctrl, size_t *nbytes);
 
+/* nvme_zns.c */
+int zones_new(struct emu_ctrl *ctrl, struct ns *ns, char *err);
+void zones_reset(struct ns *ns);
+uint16_t zones_write(struct emu_ctrl *ctrl, struct ns *ns, uint64_t *lba, uint32_t blocks, bool append);
+uint16_t zones_read(const struct ns *ns, uint64_t lba, uint32_t blocks);
+uint16_t zones_send(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe);
+uint16_t zones_receive(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe);
+void zones_identify(const struct emu_ctrl *ctrl, const struct ns *ns, uint8_t *p);
+int zones_change(struct emu_ctrl *ctrl, uint32_t nsid, uint64_t index, uint8_t state);
+uint8_t *zones_changed_page(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes, uint16_t *status);
+
 /* nvme_security.c */
 uint16_t admin_security(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 

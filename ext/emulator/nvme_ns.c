@@ -123,6 +123,7 @@ void ns_free(struct ns *ns)
     media_close(&ns->meta);
     if (ns->bad)
         munmap(ns->bad, ns->bad_nbytes);
+    free(ns->zones);
     free(ns->path);
     free(ns);
 }
@@ -132,6 +133,8 @@ int ns_resize(struct ns *ns, uint64_t nbytes)
     if (nbytes < 4096 || nbytes % 4096 || nbytes > NS_MAX)
         return -EINVAL;
     int rc = bad_reserve(ns, nbytes);
+    if (ns->zones)
+        return -EOPNOTSUPP;
     uint64_t nblocks = nbytes >> ns->lbads;
     undo_flush(&ns->media);
     if (!rc && ns->ms)

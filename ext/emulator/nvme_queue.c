@@ -271,11 +271,13 @@ void complete(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, 
 {
     struct nvme_cqe cqe = {
         .result = result,
+        .dw1 = ctrl->result_high,
         .sqhd = (uint16_t)sq->head,
         .sqid = sq->qid,
         .cid = sqe->cid,
         .status = (uint16_t)(status << 1),
     };
+    ctrl->result_high = 0;
     if (LIKELY(!status && !effect))
         cq_post(ctrl, sq->cq, &cqe);
     else

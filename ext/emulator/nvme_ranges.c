@@ -97,6 +97,14 @@ static uint16_t copy_check(const struct ns *ns, const struct copy_range *ranges,
     return inside(ns, to, total) ? SC_SUCCESS : SC_LBA_RANGE;
 }
 
+static uint32_t total_of(const struct copy_range *ranges, unsigned n)
+{
+    uint32_t total = 0;
+    for (unsigned i = 0; i < n; i++)
+        total += ranges[i].nlb + 1u;
+    return total;
+}
+
 /* NVM Command Set 1.0, 3.2.2. On failure the result is the number of the first source range that wasn't copied. */
 uint16_t io_copy(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint32_t *result)
 {
@@ -117,6 +125,8 @@ uint16_t io_copy(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sq
     uint16_t status = copy_from_host(ctrl, sqe, ranges, n * sizeof(ranges[0]));
     if (!status)
         status = copy_check(ns, ranges, n, to, result);
+    if (!status && ns->zones)
+        status = zones_write(ctrl, ns, &to, total_of(ranges, n), false);
     for (unsigned i = 0; i < n && !status; i++) {
         uint32_t blocks = ranges[i].nlb + 1u;
         *result = i;

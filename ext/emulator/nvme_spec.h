@@ -115,6 +115,9 @@ enum {
     IO_RESV_ACQUIRE = 0x11,
     IO_RESV_RELEASE = 0x15,
     IO_COPY = 0x19,
+    IO_ZONE_SEND = 0x79,
+    IO_ZONE_RECEIVE = 0x7a,
+    IO_ZONE_APPEND = 0x7d,
 };
 
 enum {
@@ -158,6 +161,7 @@ enum {
     LOG_MI_EFFECTS = 0x13,
     LOG_RESERVATION = 0x80,
     LOG_SANITIZE = 0x81,
+    LOG_CHANGED_ZONES = 0xbf,
 };
 
 /* Results of a self-test and events of the Persistent Event log that others cause. */
@@ -228,6 +232,14 @@ enum {
     SC_SELF_TEST_IN_PROGRESS = 0x11d | SC_DNR,
     SC_PROTECTION_INFO = 0x181 | SC_DNR,
     SC_COMMAND_SIZE = 0x183 | SC_DNR,
+    SC_ZONE_BOUNDARY = 0x1b8 | SC_DNR,
+    SC_ZONE_FULL = 0x1b9 | SC_DNR,
+    SC_ZONE_READ_ONLY = 0x1ba | SC_DNR,
+    SC_ZONE_OFFLINE = 0x1bb | SC_DNR,
+    SC_ZONE_INVALID_WRITE = 0x1bc | SC_DNR,
+    SC_TOO_MANY_ACTIVE = 0x1bd | SC_DNR,
+    SC_TOO_MANY_OPEN = 0x1be | SC_DNR,
+    SC_ZONE_TRANSITION = 0x1bf | SC_DNR,
 
     SC_ANA_PERSISTENT_LOSS = 0x301 | SC_DNR,
     SC_ANA_INACCESSIBLE = 0x302,
@@ -248,10 +260,12 @@ enum {
 enum { EVENT_ERROR = 0, EVENT_SMART = 1, EVENT_NOTICE = 2, EVENT_IO = 6 };
 enum { ERROR_INVALID_DOORBELL = 0, ERROR_INVALID_DOORBELL_VALUE = 1 };
 enum { SMART_TEMPERATURE = 1 };
-enum { NOTICE_NAMESPACE = 0, NOTICE_FIRMWARE = 1, NOTICE_TELEMETRY = 2, NOTICE_ANA = 3, NOTICE_LBA_STATUS = 5 };
+enum { NOTICE_NAMESPACE = 0, NOTICE_FIRMWARE = 1, NOTICE_TELEMETRY = 2, NOTICE_ANA = 3, NOTICE_LBA_STATUS = 5, NOTICE_ZONES = 0xef };
 enum { IO_EVENT_RESERVATION = 0, IO_EVENT_SANITIZED = 1 };
 
 #define HOST_BEHAVIOUR_LBAFEE 2 /* byte of feature 16h: LBA Format Extension Enable */
+
+enum { CSI_NVM = 0, CSI_KV = 1, CSI_ZNS = 2 }; /* I/O command sets */
 
 #define NSID_ALL 0xffffffffu
 

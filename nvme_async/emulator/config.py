@@ -163,6 +163,8 @@ class EmulatorConfig:
         return plain if first in plain else (*plain, first)
 
     def __attrs_post_init__(self) -> None:
+        if self.extras.zoned and (self.size or _DEFAULT_SIZE) % self.extras.zone_size:
+            raise ConfigurationError(f"size={self.size}: must be a multiple of zone_size={self.extras.zone_size}")
         used = self.size * self.namespaces
         if self.extras.capacity and used > self.extras.capacity:
             raise ConfigurationError(f"capacity={self.extras.capacity}: the namespaces take {used} bytes already")

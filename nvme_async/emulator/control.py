@@ -94,6 +94,7 @@ class ControlServer:
                 "sanitize_fails",
                 "temperature",
                 "trace",
+                "zone_state",
             )
         }
         self._operations |= {

@@ -39,6 +39,9 @@ class Extras:
         security: Security Send and Receive, as far as TCG's level 0 discovery.
         write_cache: RAM media have a volatile write cache of 64 MiB, which Faults.power_loss()
             empties.
+        zoned: the namespaces are zoned; zone_size, zone_capacity: bytes of a zone, and of it that can
+            be written (by default 1 MiB, and all of it). max_open, max_active: zones, 0 for no
+            limit. zasl: limit of Zone Append, a power of two over 4 KiB, 0 for MDTS.
         ana: number of ANA groups, which the namespaces are in by turns.
     """
 
@@ -52,11 +55,36 @@ class Extras:
     persistent_events: bool = False
     security: bool = False
     write_cache: bool = False
+    zoned: bool = False
+    zone_size: int = attrs.field(default=0, validator=in_range(0, 1 << 40))
+    zone_capacity: int = 0
+    max_open: int = attrs.field(default=0, validator=in_range(0, 1 << 20))
+    max_active: int = attrs.field(default=0, validator=in_range(0, 1 << 20))
+    zasl: int = attrs.field(default=0, validator=in_range(0, 11))
     ana: int = attrs.field(default=0, validator=in_range(0, 16))
 
     def __attrs_post_init__(self) -> None:
+        self._check_zones()
         if self.firmware_slots and not 2 <= self.firmware_slots <= 7:
             raise ConfigurationError(f"firmware_slots={self.firmware_slots}: must be 0 or 2 to 7")
+
+    def _check_zones(self) -> None:
+        zones = ("zone_size", "zone_capacity", "max_open", "max_active", "zasl")
+        if not self.zoned:
+            for name in zones:
+                if getattr(self, name):
+                    raise ConfigurationError(f"{name}={getattr(self, name)} needs zoned=on")
+            return
+        object.__setattr__(self, "zone_size", self.zone_size or 1 << 20)
+        object.__setattr__(self, "zone_capacity", self.zone_capacity or self.zone_size)
+        if self.zone_size % 4096 or self.zone_capacity % 4096:
+            raise ConfigurationError(
+                f"zone_size={self.zone_size}, zone_capacity={self.zone_capacity}: must be multiples of 4096"
+            )
+        if self.zone_capacity > self.zone_size:
+            raise ConfigurationError(f"zone_capacity={self.zone_capacity}: must be at most zone_size={self.zone_size}")
+        if self.max_open and self.max_active and self.max_open > self.max_active:
+            raise ConfigurationError(f"max_open={self.max_open}: must be at most max_active={self.max_active}")
 
 
 PARSERS: dict[str, Callable[[Any, str], Any]] = {
@@ -70,5 +98,11 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "persistent_events": parse_bool,
     "security": parse_bool,
     "write_cache": parse_bool,
+    "zoned": parse_bool,
+    "zone_size": parse_size,
+    "zone_capacity": parse_size,
+    "max_open": parse_int,
+    "max_active": parse_int,
+    "zasl": parse_int,
     "ana": parse_int,
 }

@@ -260,6 +260,10 @@ class Faults:
         """The next sanitize operation fails."""
         self._faults.sanitize_fails()
 
+    def zone_state(self, nsid: int, zone: int, state: int) -> None:
+        """A zone (by number) becomes read only (Dh), full (Eh) or offline (Fh), with its event."""
+        self._faults.zone_state(nsid, zone, state)
+
     def ana_state(self, group: int, state: int) -> None:
         """Puts an ANA group into a state: 1 optimized, 2 non-optimized, 3 inaccessible, 4 persistent
         loss, 15 change.
