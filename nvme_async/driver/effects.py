@@ -174,7 +174,7 @@ class Effects:
         not sent.
         """
         if not isinstance(command, Command) or command.opcode in _HARMLESS:
-            return await self._send(command, buffer, tag)
+            return await self._send(command, buffer, tag, unlimited)
         if not self._asked:
             try:
                 await self.read()
