@@ -8,7 +8,7 @@ class QueueStateError(ValueError):
     """Memory that should hold a queue pair holds something that makes no sense; it was not changed."""
 
 
-cdef class AdoptedCommand:
+cdef class AdoptedCommand(Observer):
     """A predecessor's command, from its tracker: what it was, and what became of it. nvme_async.keepalive gives it a face."""
 
     cdef readonly uint16_t qid
@@ -25,18 +25,13 @@ cdef class AdoptedCommand:
     cdef readonly object error          # exception, when it didn't succeed
     cdef readonly bint finished         # no more is to come
     cdef object on_finished             # called with this object, once
-    cdef Request request
+    cdef Request request                # until it is answered
 
-    # What Request.wake() and Request.fail() ask of whoever waits.
-
-    def done(self):
+    cdef bint over(self) noexcept:
         return self.finished
 
-    def set_result(self, _):
-        cdef Request request = self.request
+    cdef int answered(self, Request request) except -1:
         self.request = None
-        if request is None:
-            return
         take(request.qp, request)
         if request.failed:
             self.error, request.result = request.result, None
@@ -48,6 +43,7 @@ cdef class AdoptedCommand:
                 self.data = request.result[2] if request.kind == READ_BYTES else None
             request.result = None
         self.finish()
+        return 0
 
     def lose(self, error):
         """Nothing will be heard of it any more."""
@@ -176,7 +172,7 @@ def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
             continue
         command = described(factory, qp.qid, t, submitted)
         command.request = request
-        request.future = command
+        request.observer = command
         (own if t.flags & NVQ_DRIVER else commands).append((t.position, command))
     commands.sort(key=position_of)
     commands = [command for _, command in commands]
@@ -188,7 +184,8 @@ def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
         if not command.sent:
             request.let_go()
             request.state = FINISHED
-            command.request = request.future = None
+            command.request = None
+            request.observer = None
             command.finish()
         elif t.state == NVQ_DONE:
             complete_recorded(qp, request, t)

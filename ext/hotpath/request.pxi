@@ -28,6 +28,18 @@ cdef void wake(future) except *:
             raise
 
 
+cdef class Observer:
+    """What is told of a Request that no coroutine awaits."""
+
+    cdef bint over(self) noexcept:
+        """Does it want to hear nothing more?"""
+        return True
+
+    cdef int answered(self, Request request) except -1:
+        """The request has completed, or failed (request.failed). Called once; what it raises goes to the loop's exception handler."""
+        return 0
+
+
 @cython.final
 @cython.freelist(512)
 cdef class Request:
@@ -39,7 +51,8 @@ cdef class Request:
 
     cdef QueuePair qp
     cdef Geometry geometry   # of the namespace that it was sized for, or None
-    cdef object future
+    cdef object future       # that its awaiter sleeps on
+    cdef Observer observer   # instead of an awaiter; or None
     cdef object result       # or the exception, when `failed`
     cdef object bytes        # what a transport reads into, of READ_BYTES
     cdef nvq_sqe sqe
@@ -158,6 +171,10 @@ cdef class Request:
             self.future = None
             if not future.done():
                 wake(future)
+        elif self.observer is not None:
+            observer, self.observer = self.observer, None
+            if not observer.over():
+                observer.answered(self)
 
     cdef void fail(self, exception) except *:
         """Ends the wait with an exception; what the controller holds stays."""

@@ -113,9 +113,11 @@ class LoopQueue:
         return bool(self.hot.still_out(list(cids)))
 
     def listen(self, *others: LoopQueue) -> None:
-        """Takes interrupts through the loop. `others` share the vector (and the loop)."""
+        """Takes interrupts through the loop. `others` share the vector; those of other loops have
+        them passed on.
+        """
         self.worker = threading.current_thread().name
-        callbacks = [queue.hot.more for queue in others]
+        callbacks = [queue.hot.more if queue.loop is self.loop else queue.poll_soon for queue in others]
 
         def on_interrupt() -> None:
             self.hot.on_interrupt()
@@ -124,6 +126,11 @@ class LoopQueue:
 
         self._on_interrupt = on_interrupt if callbacks else self.hot.on_interrupt
         self.loop.add_reader(self.event_fd, self._on_interrupt)
+
+    def poll_soon(self) -> None:
+        """Its vector was signalled, and another loop took the interrupt. From any thread."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.hot.more)
 
     def freeze(self) -> None:
         """Until thaw() nothing of this process touches the queue pair: neither memory nor

@@ -218,11 +218,8 @@ class QueueSet:
         """Takes the queue pair's interrupts, on its loop."""
         if queue is self._admin or queue.event_fd != self.admin.event_fd:
             queue.listen()
-        elif queue.loop is self.admin.loop:
-            self.admin.listen(queue)
         else:
-            # One vector for two loops: the home loop takes the interrupt and passes it on.
-            self.admin.listen(_Relay(queue))  # type: ignore[arg-type]
+            self.admin.listen(queue)
 
     async def _take_from_closed_loops(self) -> None:
         """Queue pairs whose loop has ended are deleted, so that their ids can be used again."""
@@ -599,15 +596,3 @@ class QueueSet:
             "errors": dict(self.maker.errors),
             "stray_completions": self.maker.strays,
         }
-
-
-class _Relay:
-    """Passes an interrupt on to a queue pair of another loop."""
-
-    def __init__(self, queue: LoopQueue) -> None:
-        self._queue = queue
-        self.hot = self
-
-    def more(self) -> None:
-        if not self._queue.loop.is_closed():
-            self._queue.loop.call_soon_threadsafe(self._queue.hot.more)
