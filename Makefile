@@ -11,6 +11,7 @@ help:
 	@echo "make bench     build, then run benchmarks/jobs/quick.fio on an emulated controller (about 20 s)"
 	@echo "make test      build, then run the tests"
 	@echo "make lint      ruff and mypy --strict"
+	@echo "make man       man pages and shell completion in build/share;  make wheel  a wheel with them in dist/"
 	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
 	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
 	@echo "make test-interop  the drivers of the Linux kernel and of UEFI on emulated controllers, in virtual machines"
@@ -84,6 +85,16 @@ torture: $(VENV)/.built
 	$(BIN)/python tests/torture/kill9.py --rounds $(ROUNDS) --visitors $(TORTURE)
 	$(BIN)/python tests/torture/kill_lines.py --rounds $(ROUNDS)
 	$(BIN)/python tests/torture/bitflips.py --flips 2000
+
+# Man pages and shell completion, which setup.py puts into a wheel.
+.PHONY: man wheel
+man: $(VENV)/.built
+	rm -rf build/share
+	$(BIN)/python -m nvme_async.cli.manpages build/share
+
+# In dist/, for this Python.
+wheel: man
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
 	rm -rf build $(VENV) $(VENV)-sanitize *.egg-info nvme_async/native/*.so

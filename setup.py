@@ -31,6 +31,16 @@ if os.environ.get("NVME_ASYNC_SANITIZE") == "1":
     BUILD = "build/sanitize"  # never an object of one build in the other
 
 
+def shared() -> list[tuple[str, list[str]]]:
+    """Man pages and shell completion, where `make man` has made them."""
+    files = [path for path in glob("build/share/**/*", recursive=True) if os.path.isfile(path)]
+    folders = sorted({os.path.dirname(path) for path in files})
+    return [
+        (os.path.relpath(folder, "build"), sorted(path for path in files if os.path.dirname(path) == folder))
+        for folder in folders
+    ]
+
+
 def extension(name: str, folder: str) -> Extension:
     """nvme_async.native.NAME from every .pyx and .c in ext/FOLDER (NAME.c is what Cython makes of
     NAME.pyx).
@@ -78,4 +88,5 @@ setup(
         build_dir=f"{BUILD}/cython",
     ),
     options={"build": {"build_base": BUILD}},
+    data_files=shared(),
 )

@@ -16,7 +16,9 @@ from typing import Literal
 import attrs
 import click
 
-from nvme_async.cli.pci import output_option, system_of
+from nvme_async.cli.columns import indented, terminal_width
+from nvme_async.cli.output import output_option
+from nvme_async.cli.pci import system_of
 from nvme_async.device.pci import VFIO_DRIVER, Function, System, find, text
 from nvme_async.device.pci_use import openers
 from nvme_async.device.vfio_container import offenders
@@ -255,7 +257,7 @@ def examine(machine: Machine) -> list[Finding]:
     metavar="MIB",
     help="How much memory for devices a process is going to have.",
 )
-@output_option
+@output_option()
 @click.pass_context
 def doctor(ctx: click.Context, pool: int, output: str) -> None:
     """Say what this machine lacks for driving its NVMe controllers, and what mends it.
@@ -266,9 +268,10 @@ def doctor(ctx: click.Context, pool: int, output: str) -> None:
     if output == "json":
         click.echo(json.dumps([attrs.asdict(finding) for finding in findings], indent=2))
     else:
+        width = terminal_width()
         for finding in findings:
-            click.echo(f"{finding.level:<8} {finding.message}")
+            click.echo(indented(f"{finding.level:<8} ", finding.message, width))
             if finding.fix:
-                click.echo(f"{'':<8} -> {finding.fix}")
+                click.echo(f"{'':<8} -> {finding.fix}")  # on one line, to be copied
     if any(finding.level == "problem" for finding in findings):
         sys.exit(1)

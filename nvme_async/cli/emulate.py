@@ -72,10 +72,8 @@ def emulate(path: str, file: str | None, control: str | None, more: tuple[str, .
     """Serve an emulated NVMe controller over vfio-user.
 
     Clients come one at a time: this package with vfio-user:PATH, QEMU's vfio-user-pci (its guest's
-        memory must be
-    shared: memory-backend-memfd,share=on), SPDK (trtype:VFIOUSER traddr:FOLDER, the socket being
-        FOLDER/cntrl).
-    Prints one line when it is ready and serves until SIGINT or SIGTERM.
+    memory must be shared: memory-backend-memfd,share=on), SPDK (trtype:VFIOUSER traddr:FOLDER, the
+    socket being FOLDER/cntrl). Prints one line when it is ready and serves until SIGINT or SIGTERM.
     """
     if file is not None and options["medium"] is None:
         options["medium"] = "file"

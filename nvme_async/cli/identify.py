@@ -11,6 +11,7 @@ import click
 import uvloop
 
 import nvme_async
+from nvme_async.cli.output import output_option
 from nvme_async.spec.identify import IdentifyController, IdentifyNamespace, PowerState
 
 # Shown in hexadecimal, as nvme-cli does; everything else is decimal.
@@ -25,15 +26,7 @@ _HEX = frozenset({
 _WORKLOADS = {0: "-", 1: "1MiB 32 RW, 30s idle", 2: "80K 128KiB SW"}
 _WIDTH = 10
 
-_output = click.option(
-    "-o",
-    "--output",
-    "output",
-    type=click.Choice(["normal", "json"]),
-    default="normal",
-    show_default=True,
-    help="json has nvme-cli's keys and types.",
-)
+_output = output_option(help="json has nvme-cli's keys and types.")
 
 
 def _printable(value: str) -> str:

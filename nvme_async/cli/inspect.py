@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from nvme_async.cli.columns import Column, elided, table, terminal_width
+from nvme_async.cli.keys import keys
+from nvme_async.cli.output import output_option
 from nvme_async.device import schemes
 from nvme_async.errors import ConfigurationError
+from nvme_async.fio.units import format_number
 from nvme_async.manager import Manager
 from nvme_async.manager.control import ControlClient
 
+_TREE_INDENT = 12
+"""Of the queues' table in the tree, and a column for the terminal's edge."""
+_ENDLESS = 4096
 _STYLES = {"ready": "green", "servicing": "yellow", "loading": "yellow"}
 _target = click.argument("target")
 
@@ -62,17 +69,36 @@ def _state(state: str) -> str:
     return f"[{style}]{state}[/]"
 
 
+def _printable(value: Any) -> str:
+    """Text from devices and errors, without what a terminal would take for commands."""
+    return "".join(char if char.isprintable() else "?" for char in str(value).split("\0", 1)[0].strip())
+
+
 def _plain(value: Any) -> str:
-    """Text from devices and errors, without what a terminal or rich would take for commands."""
-    text = "".join(char if char.isprintable() else "?" for char in str(value).split("\0", 1)[0].strip())
-    return text.replace("[", "\\[")
+    """The same without what rich would take for markup."""
+    return _printable(value).replace("[", "\\[")
 
 
-def _queues(queues: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    names = "qid depth mode SQ_tail CQ_head phase out waiting done per_reap doorbells per_command intr spins"
-    for name in names.replace("_", "\xa0").split(" "):
-        table.add_column(name, justify="left" if name == "mode" else "right")
+_QUEUE_COLUMNS = (
+    Column("qid"),
+    Column("depth", 4),
+    Column("mode", 5, right=False),
+    Column("SQ tail", 6),
+    Column("CQ head", 7),
+    Column("phase", 12),
+    Column("out"),
+    Column("waiting", 2),
+    Column("done"),
+    Column("per reap", 8),
+    Column("doorbells", 10),
+    Column("per command", 11),
+    Column("intr", 1),
+    Column("spins", 9),
+)
+
+
+def _queues(queues: list[dict[str, Any]], width: int | None) -> list[str]:
+    rows = []
     for queue in queues:
         if queue.get("closed"):
             continue
@@ -93,8 +119,8 @@ def _queues(queues: list[dict[str, Any]]) -> Table:
             queue["interrupts"],
             queue["spins"],
         )
-        table.add_row(*map(str, values))
-    return table
+        rows.append([str(value) for value in values])
+    return table(_QUEUE_COLUMNS, rows, width)
 
 
 def _pending(queues: list[dict[str, Any]]) -> Iterator[str]:
@@ -102,8 +128,8 @@ def _pending(queues: list[dict[str, Any]]) -> Iterator[str]:
         for command in queue.get("pending", ()):
             nsid = f" namespace {command['nsid']} lba {command['lba']}" if command["nsid"] else ""
             orphan = ", nobody waits" if command["orphan"] else ""
-            yield f"queue {queue['qid']} cid {command['cid']}: {command['name']}{nsid}, "
-        f"{command['nbytes']} bytes, {command['age']} s{orphan}"
+            what = f"{command['name']}{nsid}, {command['nbytes']} bytes, {command['age']} s{orphan}"
+            yield f"queue {queue['qid']} cid {command['cid']}: {what}"
 
 
 def _memory(tree: Tree, memory: dict[str, Any]) -> None:
@@ -122,7 +148,7 @@ def _memory(tree: Tree, memory: dict[str, Any]) -> None:
         tree.add(f"registered: {_size(registration['nbytes'])} at {registration['address']:#x}, {how}")
 
 
-def _controller(tree: Tree, controller: dict[str, Any]) -> None:
+def _controller(tree: Tree, controller: dict[str, Any], width: int | None) -> None:
     identity = (
         f"{_plain(controller['model'])} serial {_plain(controller['serial'])} firmware {_plain(controller['firmware'])}"
     )
@@ -136,7 +162,8 @@ def _controller(tree: Tree, controller: dict[str, Any]) -> None:
         size = f"{_size(namespace['nbytes'])}, {namespace['blocks']} blocks of {namespace['block_size']}"
         tree.add(f"namespace {namespace['nsid']}: {size}{gone}")
     queues = [queue for queue in (controller["admin_queue"], *controller["io_queues"]) if queue]
-    tree.add(Group(Text("queues"), _queues(queues)))
+    lines = _queues(queues, None if width is None else width - _TREE_INDENT)
+    tree.add(Text("\n".join(["queues", *lines]), no_wrap=True))
     pending = list(_pending(queues))
     if pending:
         branch = tree.add("pending commands")
@@ -160,8 +187,8 @@ def _keepalive(state: dict[str, Any]) -> str:
     return f"{line}: {_plain(decision['why'])}; {_plain(decision['settings'])}"
 
 
-def as_tree(state: dict[str, Any]) -> Tree:
-    """What inspect() says, for people."""
+def as_tree(state: dict[str, Any], width: int | None = None) -> Tree:
+    """What inspect() says, for people. width: of the terminal; None: all columns."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["since"]))
     tree = Tree(f"manager, pid {state['pid']}, since {since}")
     for worker in state["workers"]:
@@ -184,7 +211,7 @@ def as_tree(state: dict[str, Any]) -> Tree:
             f"calls waiting {device['waiting_calls']}, made again {device['retried_calls']}"
         )
         if device["controller"]:
-            _controller(branch, device["controller"])
+            _controller(branch, device["controller"], width)
         registers = device.get("registers")
         if isinstance(registers, dict):
             branch.add("registers " + " ".join(f"{name} {value}" for name, value in registers.items()))
@@ -193,16 +220,21 @@ def as_tree(state: dict[str, Any]) -> Tree:
     return tree
 
 
+def show_tree(state: dict[str, Any]) -> None:
+    """On stdout: as wide as the terminal, in a pipe as wide as it comes."""
+    width = terminal_width()
+    if width is not None:
+        Console().print(as_tree(state, width))
+        return
+    console = Console(width=_ENDLESS, force_terminal=False)
+    with console.capture() as capture:
+        console.print(as_tree(state))
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
 @click.command("inspect")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
-@click.option(
-    "-o",
-    "--output-format",
-    "output",
-    type=click.Choice(["tree", "json", "prometheus"]),
-    default="tree",
-    show_default=True,
-)
+@output_option("prometheus", help="normal is for people, json and prometheus for programs.")
 @click.option("--registers", is_flag=True, help="Read the controllers' registers too.")
 def inspect(targets: tuple[str, ...], output: str, registers: bool) -> None:
     """Show everything about a running manager, or about devices.
@@ -226,7 +258,7 @@ def inspect(targets: tuple[str, ...], output: str, registers: bool) -> None:
     if output == "json":
         click.echo(json.dumps(state, indent=2))
     else:
-        Console(soft_wrap=True).print(as_tree(state))
+        show_tree(state)
 
 
 # -- a live view -----------------------------------------------------------------------------------
@@ -244,8 +276,23 @@ _RATES: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 
 
-def as_table(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Table:
-    """Rates between two looks."""
+_TOP_COLUMNS = (
+    Column("device", right=False, elastic=True, least=28),
+    Column("state", right=False),
+    *(Column(name, rank) for name, rank in zip(_RATES, (0, 3, 8, 2), strict=True)),
+    Column("out", 1),
+    Column("waiting", 5),
+    Column("per reap", 7),
+    Column("resets", 4),
+    Column("memory", 6),
+)
+_HEADINGS = 2  # lines above the devices
+
+
+def as_lines(
+    before: dict[str, Any], now: dict[str, Any], seconds: float, width: int | None = None, height: int | None = None
+) -> list[str]:
+    """Rates between two looks, busiest device first where not all of them fit into `height` lines."""
     cpu = sum(worker["cpu_seconds"] for worker in now["workers"]) - sum(
         worker["cpu_seconds"] for worker in before["workers"]
     )
@@ -253,11 +300,7 @@ def as_table(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Tab
         f"manager, pid {now['pid']}: {len(now['devices'])} devices, {len(now['workers'])} workers, "
         f"{100 * max(cpu, 0) / seconds:.1f} % CPU"
     )
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", expand=False)
-    table.add_column("device", no_wrap=True, overflow="ellipsis", max_width=48)
-    table.add_column("state")
-    for name in (*_RATES, "out", "waiting", "per reap", "resets", "memory"):
-        table.add_column(name, justify="right")
+    rows: list[tuple[float, list[str]]] = []
     for uri, device in now["devices"].items():
         controller = device["controller"]
         earlier = before["devices"].get(uri, {}).get("controller")
@@ -270,17 +313,25 @@ def as_table(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Tab
             if controller and controller["memory"]
             else 0
         )
-        table.add_row(
-            _plain(uri),
-            _state(device["state"]),
-            *(f"{rate:,.0f}" for rate in rates),
+        waiting = _sum(controller, lambda queue: queue["waiting"]) + device["waiting_calls"]
+        row = [
+            _printable(uri),
+            device["state"],
+            *(format_number(rate) if width else f"{rate:.0f}" for rate in rates),
             f"{_sum(controller, lambda queue: queue['outstanding']):.0f}",
-            f"{_sum(controller, lambda queue: queue['waiting']) + device['waiting_calls']:.0f}",
+            f"{waiting:.0f}",
             f"{done / reaps:.1f}" if reaps else "-",
             str(controller["resets"]) if controller else "-",
             _size(used),
-        )
-    return table
+        ]
+        rows.append((rates[0], row))
+    room = None if height is None else max(1, height - _HEADINGS - 1)
+    more = []
+    if room is not None and len(rows) > room:
+        rows.sort(key=lambda pair: -pair[0])
+        more = [f"and {len(rows) - room + 1} more"]
+        rows = rows[: room - 1]
+    return [elided(title, width) if width else title, *table(_TOP_COLUMNS, [row for _, row in rows], width), *more]
 
 
 @click.command("top")
@@ -294,23 +345,40 @@ def as_table(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Tab
     metavar="SECONDS",
     help="Between two views.",
 )
-@click.option("-c", "--count", type=click.IntRange(1), help="End after so many views.  [default: go on until Ctrl-C]")
+@click.option("-c", "--count", type=click.IntRange(1), help="End after so many views.  [default: go on until q]")
 def top(target: str, interval: float, count: int | None) -> None:
-    """Watch a running manager's devices. TARGET is its control socket."""
+    """Watch a running manager's devices. TARGET is its control socket. q or Ctrl-C ends it."""
     if _is_uri(target):
         raise ConfigurationError(f"{target} is a device; top watches a running manager, by its control socket")
-    console = Console()
-    with ControlClient(target) as client:
+    with ControlClient(target) as client, keys() as key, _screen() as show:
         before, at = _call(client, "inspect"), time.monotonic()
-        with Live(console=console, auto_refresh=False, transient=False) as live:
-            shown = 0
-            while count is None or shown < count:
-                time.sleep(interval)
-                now, then = _call(client, "inspect"), time.monotonic()
-                table = as_table(before, now, then - at)
-                if console.is_terminal:
-                    live.update(table, refresh=True)
-                else:
-                    console.print(table, soft_wrap=True)
-                before, at = now, then
-                shown += 1
+        shown = 0
+        while count is None or shown < count:
+            until = time.monotonic() + interval
+            while (left := until - time.monotonic()) > 0:
+                if key(left) in ("q", "Q"):
+                    return
+            now, then = _call(client, "inspect"), time.monotonic()
+            show(before, now, then - at)
+            before, at = now, then
+            shown += 1
+
+
+@contextlib.contextmanager
+def _screen() -> Iterator[Callable[[dict[str, Any], dict[str, Any], float], None]]:
+    """How one view is shown: in place of the last one on a terminal, below it in a pipe."""
+    console = Console()
+    if not console.is_terminal:
+        yield lambda before, now, seconds: click.echo("\n".join(as_lines(before, now, seconds)))
+        return
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+
+        def show(before: dict[str, Any], now: dict[str, Any], seconds: float) -> None:
+            lines = as_lines(before, now, seconds, console.width, console.height)
+            text = Text("\n".join(lines), no_wrap=True, overflow="crop")
+            for state, style in {**_STYLES, "failed": "red"}.items():
+                text.highlight_words([f" {state} "], style)
+            text.highlight_regex(r"\A.*\n.*", "bold")
+            live.update(text, refresh=True)
+
+        yield show

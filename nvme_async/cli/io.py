@@ -18,6 +18,7 @@ import uvloop
 
 import nvme_async
 from nvme_async.cli.blocking import beside, read_up_to, write_all
+from nvme_async.cli.output import output_option
 from nvme_async.emulator.parsing import parse_size
 from nvme_async.errors import ConfigurationError
 from nvme_async.manager import Manager
@@ -90,9 +91,7 @@ _count = click.option(
 )
 _offset = click.option("--offset", callback=_size, metavar="SIZE", help="Instead of --start-block: the first byte.")
 _fua = click.option("-f", "--force-unit-access", "fua", is_flag=True, help="Set FUA: the media itself, not a cache.")
-_output = click.option(
-    "-o", "--output-format", "output", type=click.Choice(["normal", "json"]), default="normal", show_default=True
-)
+_output = output_option()
 
 
 @asynccontextmanager

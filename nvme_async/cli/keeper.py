@@ -12,6 +12,7 @@ import attrs
 import click
 
 import nvme_async.keepalive.keeper as program
+from nvme_async.cli.output import output_option
 from nvme_async.keepalive.keeper.client import Deposit, KeeperClient
 
 _STATES = {
@@ -40,9 +41,7 @@ def status_text(deposits: list[Deposit]) -> str:
 @click.option("--socket", "path", metavar="PATH", required=True, help="Where drivers connect.")
 @click.option("--quiet", is_flag=True, help="Log warnings and errors only.")
 @click.option("--status", is_flag=True, help="Show what the keeper at PATH holds, and end.")
-@click.option(
-    "-o", "--output", type=click.Choice(["normal", "json"]), default="normal", show_default=True, help="Of --status."
-)
+@output_option(help="Of --status.")
 @click.option("--drop", metavar="URI", help="Let go of a controller that waits for a successor, and end.")
 def keeper(path: str, quiet: bool, status: bool, output: str, drop: str | None) -> None:
     """Hold controllers while their drivers are replaced, restarted or killed.

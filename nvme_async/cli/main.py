@@ -4,11 +4,11 @@ asked for.
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import click
 
+from nvme_async.cli.grouped import LazyGroup
 from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.keepalive import config
 
@@ -31,22 +31,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group whose subcommands cost nothing until they are used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute = COMMANDS[cmd_name].split(":")
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command)
-        return command
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="nvme_async")
 @click.option(
     "--keep-alive", metavar="SETTING", help="[disabled,](host|nohost),(privatepool|noprivatepool), enabled or disabled."
@@ -74,14 +59,8 @@ def cli(
 
     A DEVICE is a URI: pci:0000:01:00.0, vfio-user:/run/controller.sock or emulated:size=1GiB.
 
-    What isn't given comes from the environment (OPENHCL_NVME_KEEP_ALIVE,
-    OPENHCL_DISABLE_NVME_KEEP_ALIVE, OPENHCL_ENABLE_VTL2_GPA_POOL,
-    OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG, OPENHCL_VTL2_GPA_POOL_NUMA, OPENHCL_NVME_VFIO,
-    OPENHCL_NVME_ALWAYS_FLR), and then from what is there (see docs/keepalive-keeper.md);
-    `nvme-async doctor` shows what comes of it.
-
-    Exit codes: 0 done, 1 the device or the operation failed, 2 the command line made no sense, 130
-        interrupted.
+    What isn't given comes from the environment, and then from what is there (see
+    docs/keepalive-keeper.md); `nvme-async doctor` shows what comes of it.
     """
     try:
         config.command_line.keepalive = None if keep_alive is None else config.parse_setting(keep_alive)

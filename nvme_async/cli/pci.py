@@ -9,6 +9,9 @@ from typing import Any
 import attrs
 import click
 
+from nvme_async.cli.columns import Column, indented, terminal_width
+from nvme_async.cli.columns import table as columns_table
+from nvme_async.cli.output import output_option
 from nvme_async.device import parse_uri
 from nvme_async.device.pci import Function, System, find
 from nvme_async.device.pci_bind import Outcome
@@ -16,10 +19,17 @@ from nvme_async.device.pci_bind import bind as bind_function
 from nvme_async.device.pci_bind import unbind as unbind_function
 from nvme_async.device.pci_use import Use, uses
 
-output_option = click.option(
-    "-o", "--output", "output", type=click.Choice(["normal", "json"]), default="normal", show_default=True
+_COLUMNS = (
+    Column("ADDRESS", right=False),
+    Column("IDS", 2, right=False),
+    Column("MODEL", right=False, elastic=True),
+    Column("SERIAL", 1, right=False),
+    Column("DRIVER", right=False),
+    Column("GROUP", 3),
+    Column("NUMA", 4),
+    Column("QUIRKS", 5, right=False),
+    Column("IN USE", right=False),
 )
-_COLUMNS = ("ADDRESS", "IDS", "MODEL", "SERIAL", "DRIVER", "GROUP", "NUMA", "QUIRKS", "IN USE")
 
 
 def _address(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -61,33 +71,40 @@ def to_json(function: Function, in_use: list[Use]) -> dict[str, Any]:
     }
 
 
-def table(rows: list[tuple[Function, list[Use]]]) -> str:
-    """Aligned columns, a line for each function, further uses on lines of their own."""
-    cells: list[tuple[str, ...]] = [_COLUMNS]
-    for function, in_use in rows:
-        reasons = [str(use) for use in in_use] or ["-"]
-        cells.append(
-            (
-                function.address,
-                f"{function.vendor:04x}:{function.device:04x}",
-                function.model or "-",
-                function.serial or "-",
-                function.driver or "-",
-                "-" if function.iommu_group is None else str(function.iommu_group),
-                "-" if function.numa_node is None else str(function.numa_node),
-                ",".join(function.quirks.inspect()) or "-",
-                reasons[0],
-            )
+def table(rows: list[tuple[Function, list[Use]]], width: int | None = None) -> str:
+    """Aligned columns, a line for each function, further uses on lines of their own. Where that is
+    wider than the terminal, all uses stand below their function, and columns are left out.
+    """
+    cells = [
+        (
+            function.address,
+            f"{function.vendor:04x}:{function.device:04x}",
+            function.model or "-",
+            function.serial or "-",
+            function.driver or "-",
+            "-" if function.iommu_group is None else str(function.iommu_group),
+            "-" if function.numa_node is None else str(function.numa_node),
+            ",".join(function.quirks.inspect()) or "-",
+            str(in_use[0]) if in_use else "-",
         )
-        cells += [("",) * (len(_COLUMNS) - 1) + (reason,) for reason in reasons[1:]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(_COLUMNS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-    )
+        for function, in_use in rows
+    ]
+    header, *lines = columns_table(_COLUMNS, cells)
+    below = [[str(use) for use in in_use[1:]] for _, in_use in rows]
+    place = header.index("IN USE")
+    if width is not None and max(map(len, [header, *lines])) > width:
+        brief = [(*row[:-1], "yes" if in_use else "-") for row, (_, in_use) in zip(cells, rows, strict=True)]
+        header, *lines = columns_table(_COLUMNS, brief, width)
+        below = [[str(use) for use in in_use] for _, in_use in rows]
+        place = 4
+    out = [header]
+    for line, more in zip(lines, below, strict=True):
+        out += [line, *(indented(" " * place, reason, width) for reason in more)]
+    return "\n".join(out)
 
 
 @click.command("list")
-@output_option
+@output_option()
 @click.pass_context
 def list_devices(ctx: click.Context, output: str) -> None:
     """Show every NVMe function of this machine: who drives it, and what uses it."""
@@ -96,7 +113,7 @@ def list_devices(ctx: click.Context, output: str) -> None:
     if output == "json":
         click.echo(json.dumps([to_json(*row) for row in rows], indent=2))
     elif rows:
-        click.echo(table(rows))
+        click.echo(table(rows, terminal_width()))
     else:
         click.echo("There is no NVMe function on this machine's PCI bus.")
 
@@ -127,7 +144,7 @@ def _report(outcome: Outcome, output: str) -> None:
 @click.argument("device", callback=_address)
 @click.option("--force", is_flag=True, help="Take it even if it is in use; what that breaks is listed.")
 @click.option("--owner", metavar="USER", callback=_uid, help="Let this user open it without root.")
-@output_option
+@output_option()
 @click.pass_context
 def bind(ctx: click.Context, device: str, force: bool, owner: int | None, output: str) -> None:
     """Take DEVICE (pci:0000:01:00.0) from the kernel's driver and bind it to vfio-pci. Needs root.
@@ -140,7 +157,7 @@ def bind(ctx: click.Context, device: str, force: bool, owner: int | None, output
 
 @click.command("unbind")
 @click.argument("device", callback=_address)
-@output_option
+@output_option()
 @click.pass_context
 def unbind(ctx: click.Context, device: str, output: str) -> None:
     """Give DEVICE (pci:0000:01:00.0) back to the kernel driver that `bind` took it from. Needs

@@ -2,9 +2,12 @@
 Ctrl-C must end them.
 """
 
+import fcntl
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -32,6 +35,11 @@ def test_the_reader_of_stdout_has_left(arguments):
     assert errors == b""
 
 
+def unread(pipe: int) -> int:
+    """Bytes in a pipe."""
+    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -55,7 +63,9 @@ def test_ctrl_c_ends_what_waits_for_a_pipe(arguments):
         else:
             command.stdin.write(bytes(4096))
             command.stdin.flush()
-        time.sleep(1.0)
+            while unread(command.stdin.fileno()):  # once it has been read, the loop runs and wants more
+                time.sleep(0.05)
+        time.sleep(0.3)
         assert command.poll() is None
         command.send_signal(signal.SIGINT)
         assert command.wait(10) == 130

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import pty
 import stat
+import struct
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -220,3 +224,24 @@ async def test_metrics_of_errors_and_repairs() -> None:
         text = manager.metrics().decode()
         assert f'nvme_async_servicings_total{{uri="{address}"}} 1.0' in text
         assert f'nvme_async_device_state{{state="ready",uri="{address}"}} 1.0' in text
+
+
+async def test_q_ends_top_and_the_terminal_is_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    async with Manager(control=path) as manager:
+        await manager.load("emulated:size=16MiB")
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        before = termios.tcgetattr(theirs)
+        command = [sys.executable, "-m", "nvme_async", "top", str(path), "--interval", "0.2"]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+        )
+        text = b""
+        while b"emulated:size=16MiB" not in text:
+            text += await asyncio.wait_for(asyncio.to_thread(os.read, ours, 65536), 20)
+        os.write(ours, b"q")
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert termios.tcgetattr(theirs) == before
+        os.close(theirs)
+        os.close(ours)

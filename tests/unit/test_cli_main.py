@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
+from nvme_async.cli.grouped import OPENHCL, SECTIONS
 from nvme_async.cli.main import COMMANDS, cli, main
+from nvme_async.keepalive import config
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -46,13 +50,47 @@ def test_errors_are_one_line(
     assert message in err
 
 
-def test_help_names_every_command_in_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_command_once_in_its_section_with_a_whole_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert run(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
     assert text.startswith("Usage: nvme-async [OPTIONS] COMMAND")
-    assert "Exit codes: 0 done" in text
-    listed = [line.split()[0] for line in text.partition("Commands:\n")[2].splitlines()]
-    assert listed == sorted(COMMANDS)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "..." not in text.partition("Options:")[2], "no summary is cut"
+    commands = text[text.index("\nDrives:\n") : text.index("OpenHCL's names, from the environment:")]
+    listed = [line.split()[0] for line in commands.splitlines() if line.startswith("  ") and line[2] != " "]
+    assert sorted(listed) == sorted(COMMANDS)
+    for title in SECTIONS:
+        assert f"\n{title}:\n" in text
+    assert "OPENHCL_" not in text[: text.index("OpenHCL's names")]
+    assert "  130  Interrupted." in text
+
+
+def test_help_has_every_environment_variable_that_there_is() -> None:
+    names = set(re.findall(r"OPENHCL_\w+", Path(config.__file__).read_text()))
+    assert {name for name, _ in OPENHCL} == names
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"bench"}))
+def test_the_output_option_is_the_same_everywhere(command: str) -> None:
+    found = cli.get_command(click.Context(cli), command)
+    assert found is not None
+    for parameter in found.params:
+        if parameter.name == "output":
+            assert parameter.opts == ["-o", "--output-format", "--output"]
+            assert parameter.default == "normal"
+            assert str(parameter.metavar).startswith("normal|json")
+            assert run_check(found, "-o", "nonsense").endswith("'nonsense' is not one of normal, json")
+
+
+def run_check(command: click.Command, *arguments: str) -> str:
+    """What is said of an output format that there is not."""
+    option = next(parameter for parameter in command.params if parameter.name == "output")
+    with pytest.raises(click.BadParameter) as caught:
+        option.callback(click.Context(command), option, arguments[1])  # type: ignore[misc]
+    return caught.value.message.removesuffix(", prometheus")
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"bench"}))

@@ -11,6 +11,9 @@ from fake_pci import FakeSystem
 
 from nvme_async.cli.doctor import Finding, Machine, examine
 from nvme_async.cli.main import cli
+from nvme_async.cli.pci import table
+from nvme_async.device.pci import find
+from nvme_async.device.pci_use import uses
 
 DRIVE = "0000:00:05.0"
 MIB = 1 << 20
@@ -34,7 +37,7 @@ def test_list_as_a_table(system: FakeSystem) -> None:
     header, first, second = run(system, "list").output.splitlines()
     assert header.split() == ["ADDRESS", "IDS", "MODEL", "SERIAL", "DRIVER", "GROUP", "NUMA", "QUIRKS", "IN", "USE"]
     assert first.split()[:2] == [DRIVE, "1b36:0010"]
-    assert first.endswith("plain   nvme    5      -     bogus-ids  /dev/nvme0n1 is mounted at /data (ext4)")
+    assert first.endswith("plain   nvme        5     -  bogus-ids  /dev/nvme0n1 is mounted at /data (ext4)")
     assert second.split() == ["0000:00:06.0", "1b36:0010", *"-----", "bogus-ids", "-"]
 
 
@@ -59,6 +62,17 @@ def test_bind_and_unbind(system: FakeSystem) -> None:
     assert "already" in run(system, "bind", DRIVE).output
     back = json.loads(run(system, "unbind", "00:05.0", "-o", "json").output)
     assert (back["before"], back["driver"], back["changed"]) == ("vfio-pci", "nvme", True)
+
+
+def test_list_on_a_narrow_terminal_has_fewer_columns_and_every_use(system: FakeSystem) -> None:
+    system.mount("259:0", "/data", "/dev/nvme0n1")
+    rows = [(function, uses(system, function)) for function in find(system)]
+    header, first, use = table(rows, 80).splitlines()
+    assert header.split()[:2] == ["ADDRESS", "IDS"]
+    assert "QUIRKS" not in header
+    assert max(map(len, (header, first, use))) <= 80
+    assert first.endswith("yes")
+    assert use.strip() == "/dev/nvme0n1 is mounted at /data (ext4)"
 
 
 def test_bind_refuses_and_force_says_what_broke(system: FakeSystem) -> None:

@@ -1,0 +1,87 @@
+"""The group of all subcommands: imported when asked for, listed in sections, with whole sentences."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+
+import click
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Drives": ("list", "id-ctrl", "id-ns", "bind", "unbind", "doctor"),
+    "Data": ("read", "write", "flush"),
+    "Servicing": ("inspect", "top", "keeper"),
+    "Benchmark": ("bench", "emulate"),
+}
+OTHERS = "More"
+"""Where commands stand that no section names."""
+
+OPENHCL = (
+    ("OPENHCL_NVME_KEEP_ALIVE", "--keep-alive"),
+    ("OPENHCL_DISABLE_NVME_KEEP_ALIVE", "--disable-keep-alive: any value but 0"),
+    ("OPENHCL_ENABLE_VTL2_GPA_POOL", "--pool-pages"),
+    ("OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG", "--pool-pages, where the one before is not set"),
+    ("OPENHCL_VTL2_GPA_POOL_NUMA", "--pool-numa"),
+    ("OPENHCL_NVME_VFIO", "--vfio, --no-vfio: 1, 0"),
+    ("OPENHCL_NVME_ALWAYS_FLR", "--always-flr, --no-always-flr: 1, 0"),
+)
+"""Environment variables, and which option each stands for where that is not given."""
+
+EXIT_CODES = (
+    ("0", "Done."),
+    ("1", "The device or the operation failed."),
+    ("2", "The command line made no sense."),
+    ("130", "Interrupted."),
+)
+
+
+def first_sentence(command: click.Command) -> str:
+    """Of the help text, on one line."""
+    text = " ".join((command.help or "").split("\n\n")[0].split())
+    end = text.find(". ")
+    return (text if end < 0 else text[: end + 1]).rstrip(".")
+
+
+class LazyGroup(click.Group):
+    """Subcommands as `module:attribute`, by name: they cost nothing until they are used."""
+
+    def __init__(self, *args: object, table: Mapping[str, str], **more: object) -> None:
+        self.table = table
+        super().__init__(*args, **more)  # type: ignore[arg-type]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.table:
+            return None
+        module, attribute = self.table[cmd_name].split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def sections(self) -> Iterator[tuple[str, list[str]]]:
+        """Names of all commands by section, each in one."""
+        placed = {name for names in SECTIONS.values() for name in names}
+        for title, names in SECTIONS.items():
+            yield title, [name for name in names if name in self.table]
+        rest = sorted(set(self.table) - placed)
+        if rest:
+            yield OTHERS, rest
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.table))
+        for title, names in self.sections():
+            rows = []
+            for name in names:
+                command = self.get_command(ctx, name)
+                assert command is not None
+                rows.append((name.ljust(width), first_sentence(command)))
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("OpenHCL's names, from the environment"):
+            formatter.write_dl(list(OPENHCL), col_max=40)
+        with formatter.section("Exit codes"):
+            formatter.write_dl(list(EXIT_CODES))

@@ -1,0 +1,45 @@
+"""Man pages and completion scripts come from the commands, and the tools that read them have nothing to say."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nvme_async.cli.main import COMMANDS
+from nvme_async.cli.manpages import COMPLETIONS, completion, escaped, pages, write
+
+
+def test_each_command_has_a_page_with_its_options(tmp_path: Path) -> None:
+    write(tmp_path)
+    found = {path.name for path in (tmp_path / "man/man1").iterdir()}
+    assert found == {"nvme-async.1", *(f"nvme-async-{name}.1" for name in COMMANDS)}
+    text = (tmp_path / "man/man1/nvme-async-read.1").read_text()
+    assert "\\-\\-block\\-count" in text
+    main = (tmp_path / "man/man1/nvme-async.1").read_text()
+    assert "OPENHCL_NVME_KEEP_ALIVE" in main
+    assert main.count("\\fR(1)") == len(COMMANDS)
+
+
+def test_text_means_itself_in_roff() -> None:
+    assert escaped(".no request\n'nor this -\\") == "\\&.no request\n\\&'nor this \\-\\e"
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+@pytest.mark.parametrize("name", ["nvme-async.1", "nvme-async-read.1", "nvme-async-emulate.1"])
+def test_groff_has_no_warning(name: str) -> None:
+    command = ["groff", "-man", "-Tutf8", "-ww"]
+    done = subprocess.run(command, input=dict(pages())[name], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("shell", COMPLETIONS)
+def test_completion_scripts_are_what_the_shell_can_read(shell: str, tmp_path: Path) -> None:
+    script = completion(shell)
+    assert "_NVME_ASYNC_COMPLETE" in script
+    if shutil.which(shell):
+        path = tmp_path / "script"
+        path.write_text(script)
+        assert subprocess.run([shell, "-n", str(path)], capture_output=True).returncode == 0
