@@ -8,7 +8,7 @@ on the command line, and override what job files say: so a published file runs o
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 
@@ -16,6 +16,7 @@ from nvme_async.errors import ConfigurationError
 from nvme_async.fio.expressions import substitute
 from nvme_async.fio.jobfile import read_sections
 from nvme_async.fio.options import Options, bare_text, canonical, resolve
+from nvme_async.fio.parsers import steady_state
 
 
 @attrs.define
@@ -170,3 +171,12 @@ def command_line(job: Job) -> str:
     """The job as options of a command line (--showcmd)."""
     texts = {"name": job.name} | job.defaults | job.texts
     return " ".join(f"--{name}={value}" for name, value in texts.items())
+
+
+def debug_lines(line: CommandLine) -> Iterator[str]:
+    """--debug=parse: each option of the command line as it was taken; of steadystate, in fio's words."""
+    for texts in (line.defaults, *line.sections):
+        for name, text in texts.items():
+            yield f"parse    {name}={text}"
+            if name == "steadystate":
+                yield f"parse    set steady state {steady_state(text).threshold}"

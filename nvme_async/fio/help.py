@@ -51,6 +51,7 @@ Program options:
   --max-jobs=N             refuse more jobs than that, clones counted
   --readonly               refuse jobs that write or trim
   --parse-only, --showcmd  check the jobs; print them as command lines
+  --debug=parse,random     print options as they are taken, and the seeds of jobs
   --cmdhelp=OPTION         explain one job option, or list them all; --enghelp: the engines
   --version, --help
   --minimal                the same as --output-format=terse

@@ -103,8 +103,8 @@ KNOWN_TO_FIO = frozenset(
     pi_chk pingpong plid_select plids pool port prio_split program protocol rate_cycle rate_ignore_thinktime
     rate_iops_min rate_min ratecycle ratemin rbdname read_beyond_wp read_iolog read_iolog_chunked readfua
     replay_align replay_no_stall replay_redirect replay_scale replay_skip replay_time_scale sg_write_mode
-    single_instance_on_node skip_bad spr_over_provisioning sprandom sqe_group ss_check_interval
-    startdelay_range std_redirect steadystate_check_interval stonewall_on_error thinkcycles
+    single_instance_on_node skip_bad spr_over_provisioning sprandom sqe_group
+    startdelay_range std_redirect stonewall_on_error thinkcycles
     thinktime_blocks_type thinktime_iotime trim_backlog_batch trim_verify_zero ttl uid uri verb_op volume
     window_size write_iolog write_mode writefua zone_capacity zone_reset_frequency zone_reset_threshold
     zonecapacity

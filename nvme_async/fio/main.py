@@ -15,7 +15,7 @@ import uvloop
 
 from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.fio import engines, output_json, output_terse, output_text
-from nvme_async.fio.commandline import Job, command_line, load_jobs, parse_arguments
+from nvme_async.fio.commandline import Job, command_line, debug_lines, load_jobs, parse_arguments
 from nvme_async.fio.eta import EtaLine
 from nvme_async.fio.help import option_help, program_help
 from nvme_async.fio.logs import AggregateLog
@@ -70,6 +70,10 @@ def _main(arguments: Sequence[str], opener: Opener, out: TextIO) -> int:
         print(engines.help_text(program["enghelp"]), file=out)
         return 0
     report = Report.of(program)
+    if "parse" in report.debug:
+        print(*debug_lines(line), sep="\n", file=out)
+    if "parse-only" in program and not line.files and not line.sections:
+        return 0
     jobs, defaults = load_jobs(line)
     if not jobs:
         raise ConfigurationError("No job(s) defined (--help tells how)")
@@ -99,6 +103,7 @@ class Report:
     eta: EtaLine
     status_interval: float
     aggregate: AggregateLog | None
+    debug: frozenset[str]
 
     @classmethod
     def of(cls, program: dict[str, str]) -> Report:
@@ -111,6 +116,7 @@ class Report:
             EtaLine("always" if newline and when == "auto" else when, newline=newline, every=every),
             _seconds(program, "status-interval", 0.1),
             AggregateLog(program.get("aux-path", "")) if "bandwidth-log" in program else None,
+            frozenset(program.get("debug", "").split(",")),
         )
 
     def write(self, stats: list[JobStats], defaults: dict[str, str], when: float, out: TextIO) -> None:
@@ -159,6 +165,7 @@ def _run(
         status=status if report.status_interval else None,
         status_interval=report.status_interval,
         aggregate=report.aggregate,
+        debug=report.debug,
     )
     outcome = uvloop.run(run.run())
     report.write(outcome.stats, defaults, time.time(), out)

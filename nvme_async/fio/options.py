@@ -166,6 +166,7 @@ class Options:
     # reporting
     steadystate: p.SteadyState | None = option(None, p.steady_state, "stop when iops:5% or bw_slope:1% holds", "ss")
     steadystate_duration: float = option(0.0, p.seconds(), "for so long", "ss_dur")
+    steadystate_check_interval: float = option(1.0, p.seconds(), "seconds from value to value", "ss_interval")
     steadystate_ramp_time: float = option(0.0, p.seconds(), "not looking at the first so much", "ss_ramp")
     unified_rw_reporting: str = option(
         "none", p.unified, "mixed: one result for reads, writes and trims; both: that one, too"
@@ -301,6 +302,7 @@ def _check(options: Options) -> None:
     if not options.runtime:
         options.time_based = False  # fio ignores it, too
     refuse(options.steadystate and not options.steadystate_duration, "steadystate needs steadystate_duration")
+    refuse(options.steadystate_check_interval < 0.1, "steadystate_check_interval is less than 0.1 s")
     refuse(options.iodepth_low > options.iodepth, f"iodepth_low={options.iodepth_low} is above iodepth")
     refuse(
         0 < options.iodepth_batch_complete_max < options.iodepth_batch_complete_min,

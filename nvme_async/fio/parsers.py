@@ -96,6 +96,13 @@ class SteadyState:
     limit: float
     percent: bool
 
+    @property
+    def threshold(self) -> str:
+        """As fio's --debug=parse has it."""
+        if self.percent:
+            return f"threshold to {self.limit:f}%"
+        return f"IOPS threshold to {self.limit:f}" if self.metric == "iops" else f"BW threshold to {self.limit:.0f}"
+
     def __str__(self) -> str:
         return f"{self.metric}{'_slope' if self.slope else ''}:{self.limit:f}{'%' if self.percent else ''}"
 

@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
 
@@ -82,11 +82,12 @@ class Run:
         status: Callable[[list[JobStats]], None] | None = None,
         status_interval: float = 0.0,
         aggregate: AggregateLog | None = None,
+        debug: Collection[str] = (),
     ) -> None:
         self._jobs, self._opener, self._eta = jobs, opener, eta or EtaLine("never")
         self._log_line = log
         self._status, self._status_interval, self._status_shown = status, status_interval, time.monotonic()
-        self._aggregate = aggregate
+        self._aggregate, self._debug = aggregate, debug
         self._began = time.monotonic()
         self._workers: list[Worker] = []
         self._finished: dict[Worker, float] = {}
@@ -170,6 +171,10 @@ class Run:
                 worker = Worker(job, clone, len(self._workers) + 1, groupid, controllers, self._log)
                 worker.run_number = run_number
                 self._workers.append(worker)
+                if "random" in self._debug:
+                    self._log(f"random   {worker.number} FIO_RAND_NR_OFFS={len(worker.seeds)}")
+                    for index, seed in enumerate(worker.seeds):
+                        self._log(f"random   {worker.number} rand_seeds[{index}]={seed}")
                 phases[-1].append(worker)
         _check_waits(self._workers)
         for workers in phases:
@@ -188,7 +193,10 @@ class Run:
             wanted = worker.options.steadystate
             if wanted is not None and id(worker.job) not in self._watches:
                 watch = SteadyStateWatch(
-                    wanted, worker.options.steadystate_duration, worker.options.steadystate_ramp_time
+                    wanted,
+                    worker.options.steadystate_duration,
+                    worker.options.steadystate_ramp_time,
+                    worker.options.steadystate_check_interval,
                 )
                 self._watches[id(worker.job)] = watch
             worker.on_done = wake

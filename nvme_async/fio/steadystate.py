@@ -11,13 +11,16 @@ from nvme_async.fio.stats import SteadyStateResult
 
 
 class SteadyStateWatch:
-    """Feed it totals once a second; `attained` tells when the criterion holds over a full window."""
+    """Feed it totals; it takes a value each `interval` seconds. `attained` says when the criterion
+    holds over a full window.
+    """
 
-    def __init__(self, wanted: SteadyState, duration: float, ramp: float) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: SteadyState, duration: float, ramp: float, interval: float = 1.0) -> None:
+        self.wanted, self._interval = wanted, interval
         seconds = max(2, round(duration))
-        self._iops: deque[int] = deque(maxlen=seconds)
-        self._bandwidth: deque[int] = deque(maxlen=seconds)
+        self._values = max(2, round(duration / interval))
+        self._iops: deque[int] = deque(maxlen=self._values)
+        self._bandwidth: deque[int] = deque(maxlen=self._values)
         self._ramp_left = ramp
         self._last: tuple[float, int, int] | None = None
         self.result = SteadyStateResult(str(wanted), seconds, percent=wanted.percent)
@@ -28,7 +31,7 @@ class SteadyStateWatch:
         if last is None:
             self._last = (now, ios, nbytes)
             return False
-        if now - last[0] < 1.0:
+        if now - last[0] < self._interval:
             return self.result.attained
         elapsed = now - last[0]
         self._last = (now, ios, nbytes)
@@ -43,7 +46,7 @@ class SteadyStateWatch:
         values = list(self._iops if self.wanted.metric == "iops" else self._bandwidth)
         result = self.result
         result.iops, result.bandwidth = list(self._iops), list(self._bandwidth)
-        if len(values) < result.duration:
+        if len(values) < self._values:
             return False
         mean = sum(values) / len(values)
         result.slope = _slope(values)

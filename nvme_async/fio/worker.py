@@ -79,6 +79,7 @@ class Worker:
         self._usage = [0.0] * 6
         self._elapsed_ms = 0
         self._thread: threading.Thread | None = None
+        self.seeds: list[int] = []  # of each target
         self.targets = self._plan(controllers)
         limits = [target.region.limit for target in self.targets]
         self.limit_bytes = None if options.time_based else sum(limit or 0 for limit in limits)
@@ -96,6 +97,7 @@ class Worker:
             block = namespace.block_size
             region = plan_region(options, self.clone, namespace.nbytes, block)
             seed = seed_of(options, self.number, index)
+            self.seeds.append(seed)
             generator = make_generator(options, region, seed, block)
             plan = plan_number(options, region, seed, block)
             overlaps = Overlaps(region.grain) if options.serialize_overlap else None

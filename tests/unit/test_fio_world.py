@@ -380,3 +380,24 @@ def test_program_options_of_wrappers(bench, capsys):
     assert "maximum number of jobs (4) reached: 5 are defined" in capsys.readouterr().err
     assert program("--filename=mem", "--status-interval=x", "--name=j", bench=bench)[0] == 1
     assert "status-interval=x: 'x' is not a time" in capsys.readouterr().err
+
+
+def test_debug_output_of_options_and_seeds(bench):
+    code, text = program("--parse-only", "--debug=parse", "--ss_dur=10s", "--ss=bw:.1%", bench=bench)
+    assert code == 0
+    assert "set steady state threshold to 0.100000%" in text
+    seeds = []
+    for extra in (["--randseed=1"], ["--randseed=1"], ["--randseed=2"], ["--randrepeat=0"], ["--randrepeat=0"]):
+        code, text = program("--filename=mem", "--debug=random", "--name=j", "--size=64k", *extra, bench=bench)
+        assert "FIO_RAND_NR_OFFS=1\n" in text
+        seeds.append(re.search(r"^random .*rand_seeds\[0\]=(\d+)$", text, re.MULTILINE)[1])
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds)) == 4
+
+
+def test_the_steady_states_interval(bench):
+    arguments = ["--ss=iops:99%", "--ss_dur=600ms", "--ss_interval=200ms", "--time_based", "--runtime=30"]
+    job = bench("--name=j", "--rate_iops=200", *arguments)
+    assert job["steadystate"]["attained"] == 1
+    assert job["read"]["runtime"] < 10000
+    assert len(job["steadystate"]["data"]["iops"]) == 3
