@@ -45,6 +45,7 @@ __all__ = [
     "ControllerTimeout",
     "DeallocatedBlock",
     "DeviceError",
+    "DeviceTimeout",
     "HandedOver",
     "InvalidField",
     "InvalidNamespace",
@@ -241,6 +242,12 @@ class ControllerGone(ControllerError, ConnectionError):
 class ControllerTimeout(ControllerError, TimeoutError):
     """The controller (or the device behind the seam) did not answer in its time, for example
     CAP.TO.
+    """
+
+
+class DeviceTimeout(ControllerTimeout):
+    """The device layer had no answer in time: a vfio-user peer that has stopped, or is overwhelmed.
+    Registers can't be reached then.
     """
 
 

@@ -23,17 +23,30 @@ cdef extern from *:
     void mmio_store32(char *address, uint32_t value) nogil
     void mmio_store64(char *address, uint64_t value) nogil
 
+cdef extern from "<sys/vfs.h>" nogil:
+    cdef struct struct_statfs "statfs":
+        long f_type
+    int c_fstatfs "fstatfs"(int fd, struct_statfs *info)
+
 cdef size_t PAGE = 4096
 
 if forked_watch() != 0:
     raise MemoryError("pthread_atfork failed")
 
 
+def file_system(int fd):
+    """The magic number of the file system that `fd` is in (statfs(2))."""
+    cdef struct_statfs info
+    if c_fstatfs(fd, &info) != 0:
+        PyErr_SetFromErrno(OSError)
+    return info.f_type & 0xffffffff
+
+
 @cython.final
 cdef class Mmio:
-    """Mmio(fd, file_offset, nbytes, *, writable=True)"""
+    """Mmio(fd, file_offset, nbytes, *, writable=True, lost_fd=-1)"""
 
-    def __cinit__(self, int fd, file_offset, nbytes, *, bint writable=True):
+    def __cinit__(self, int fd, file_offset, nbytes, *, bint writable=True, int lost_fd=-1):
         cdef struct_stat info
         cdef void *mapping
         cdef size_t length
@@ -53,9 +66,11 @@ cdef class Mmio:
         self.base = <char *>mapping
         self.nbytes = length
         forked_add(&self.mapping, mapping, length, -1)
+        sigbus_guard(&self.window, mapping, length, lost_fd)
         self.writable = writable
 
     def __dealloc__(self):
+        sigbus_forget(&self.window)
         forked_remove(&self.mapping)
         if self.base != NULL:
             munmap(self.base, self.nbytes)
@@ -75,6 +90,18 @@ cdef class Mmio:
     def closed(self):
         return self.base == NULL
 
+    @property
+    def lost(self):
+        return bool(self.window.lost)
+
+    @property
+    def lost_fd(self):
+        return self.window.lost_fd
+
+    @lost_fd.setter
+    def lost_fd(self, int fd):
+        self.window.lost_fd = fd
+
     def read32(self, Py_ssize_t offset):
         return mmio_load32(self._at(offset, 4, False))
 
@@ -92,6 +119,7 @@ cdef class Mmio:
         cdef char *base = self.base
         if base != NULL:
             self.base = NULL
+            sigbus_forget(&self.window)
             forked_remove(&self.mapping)
             munmap(base, self.nbytes)
 

@@ -225,7 +225,10 @@ cdef class Pool:
         self.nbytes = nbytes
         forked_add(&self.mapping, self.base, nbytes, self._fd)
         # A hugetlb file's preferred block is its page.
-        self.backing = "hugetlb-2MiB" if os.fstat(self._fd).st_blksize == HUGE_PAGE else "memfd"
+        self.backing = "memfd"
+        if os.fstat(self._fd).st_blksize == HUGE_PAGE:
+            self.backing = "hugetlb-2MiB"
+            sigbus_guard(&self.window, self.base, nbytes, -1)
 
     def _open(self):
         """Reads header and table."""
@@ -240,6 +243,7 @@ cdef class Pool:
 
     def __dealloc__(self):
         # Every buffer holds a reference to its pool, so there are none left.
+        sigbus_forget(&self.window)
         forked_remove(&self.mapping)
         if self.base != NULL:
             pool_fini(&self.space)
@@ -483,6 +487,7 @@ cdef class Pool:
             return
         if self.generation == forked_generation and self.n_exports:
             raise BufferError(f"pool {self.name!r} has {self.n_exports} exported buffers")
+        sigbus_forget(&self.window)
         forked_remove(&self.mapping)
         munmap(self.base, self.nbytes)
         self.base = NULL

@@ -167,6 +167,9 @@ cdef extern from "hotpath/adopt.h":
     int nvq_freeze(nvq *q, nvq_frozen *frozen) nogil
     void nvq_thaw(nvq *q, nvq_frozen *frozen) nogil
 
+cdef extern from "device/kick.h":
+    void kick_prepare()
+
 cdef extern from "hotpath/send.h":
     void nva_request_install(object type_, void *impl)
     void nva_batch_install(object type_, void *impl)

@@ -310,12 +310,10 @@ cdef int ring_adopted(QueuePair qp, nvq_found *found, settle) except -1:
             nvq_post(&qp.q, slot)
     if found.uncertain or found.unrung:
         if nvq_ring_sq_surely(&qp.q):
-            qp.doorbell_write(qp.sq_doorbell_offset, qp.q.sq_tail)
-            nvq_rang_sq(&qp.q)
+            qp.write_sq()
     if nvq_cq_must_ring(&qp.q):
         if nvq_ring_cq_surely(&qp.q):
-            qp.doorbell_write(qp.cq_doorbell_offset, qp.q.cq_head)
-            nvq_rang_cq(&qp.q)
+            qp.write_cq()
     return 0
 
 

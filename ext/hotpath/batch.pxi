@@ -300,11 +300,9 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
             with nogil:
                 why = nvb_pump(&qp.q, qp.slots, &self.b, keep, SLICE_NS, &qp.waiting.batch, &ring)
             if ring & 1:
-                qp.doorbell_write(qp.sq_doorbell_offset, qp.q.sq_tail)
-                nvq_rang_sq(&qp.q)
+                qp.write_sq()
             if ring & 2:
-                qp.doorbell_write(qp.cq_doorbell_offset, qp.q.cq_head)
-                nvq_rang_cq(&qp.q)
+                qp.write_cq()
             if qp.q.n_done:
                 deliver(qp)
             if why == NVB_STRAYS:

@@ -29,6 +29,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "device/kick.h"
+
 #include "common/histogram.h"
 #include "layout.h"
 #include "prp.h"
@@ -280,8 +282,9 @@ static inline void nvq_post_summed(struct nvq *q, unsigned slot, uint64_t sum)
     const uint32_t tail = q->sq_tail;
     const uint16_t cid = q->next_cid[slot];
     q->next_cid[slot] = nvq_proper_cid(q, (uint16_t)(cid + q->cid_step));
-    t->cid = t->sqe.cid = cid;
     t->position = position;
+    atomic_signal_fence(memory_order_release); /* a free tracker with an id has this position: see nvq_verify_tracker() */
+    t->cid = t->sqe.cid = cid;
     t->epoch = h->epoch;
     t->sent_ns = q->latency ? nvq_now_ns() : 0;
     atomic_signal_fence(memory_order_release); /* a sum that fits has its position beside it: see nvq_verify_tracker() */
@@ -345,12 +348,8 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
         return false;
     }
     *doorbell = value;
-    if (q->kick_fd >= 0) {
-        const uint64_t one = 1;
-        /* Only a full counter can refuse, and then the peer has yet to wake up anyway. */
-        ssize_t ignored = write(q->kick_fd, &one, sizeof one);
-        (void)ignored;
-    }
+    if (q->kick_fd >= 0)
+        kick_eventfd(q->kick_fd);
     return false;
 }
 

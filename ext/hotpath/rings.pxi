@@ -32,6 +32,7 @@ cdef class Rings:
     cdef readonly uint64_t max_transfer
     cdef Mmio mmio
     cdef object doorbell_write   # callable(offset, value), where doorbells are not mapped
+    cdef bint rings_later        # and it returns before the controller has the value
     cdef uint32_t sq_doorbell_offset, cq_doorbell_offset
     cdef object shadow
     cdef Py_buffer shadow_view
@@ -101,11 +102,17 @@ cdef class Rings:
     # -- doorbells ---------------------------------------------------------------------------------------------------------------------
 
     def set_doorbells(self, Mmio mmio, uint64_t sq_offset, uint64_t cq_offset, *, int kick_fd=-1, write32=None,
-                      uint32_t sq_register=0, uint32_t cq_register=0):
-        """Where the doorbells are: in a mapped window, or (mmio None) reached by write32(register, value)."""
+                      uint32_t sq_register=0, uint32_t cq_register=0, bint later=False):
+        """Where the doorbells are: in a mapped window, or (mmio None) reached by write32(register, value).
+
+        later: write32() returns before the controller has the value. Then a successor can't rely on any doorbell having been rung.
+        """
         self.mmio = mmio
         self.doorbell_write = write32
+        self.rings_later = later
         self.sq_doorbell_offset, self.cq_doorbell_offset = sq_register, cq_register
+        if kick_fd >= 0:
+            kick_prepare()
         self.q.kick_fd = kick_fd
         if mmio is None:
             self.q.sq_doorbell = self.q.cq_doorbell = NULL
@@ -147,16 +154,30 @@ cdef class Rings:
             self.shadow = None
 
     @cython.final
+    cdef int write_sq(self) except -1:
+        """The submission doorbell, where nvq_ring_sq() left it to us."""
+        self.doorbell_write(self.sq_doorbell_offset, self.q.sq_tail)
+        if not self.rings_later:
+            nvq_rang_sq(&self.q)
+        return 0
+
+    @cython.final
+    cdef int write_cq(self) except -1:
+        """The completion doorbell, likewise."""
+        self.doorbell_write(self.cq_doorbell_offset, self.q.cq_head)
+        if not self.rings_later:
+            nvq_rang_cq(&self.q)
+        return 0
+
+    @cython.final
     cdef inline void ring_now(self) except *:
         if nvq_ring_sq(&self.q):
-            self.doorbell_write(self.sq_doorbell_offset, self.q.sq_tail)
-            nvq_rang_sq(&self.q)
+            self.write_sq()
 
     @cython.final
     cdef inline void acknowledge(self) except *:
         if nvq_ring_cq(&self.q):
-            self.doorbell_write(self.cq_doorbell_offset, self.q.cq_head)
-            nvq_rang_cq(&self.q)
+            self.write_cq()
 
     # -- the watchdog's view -----------------------------------------------------------------------------------------------------------
 

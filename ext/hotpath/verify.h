@@ -62,8 +62,8 @@ static inline int nvq_verify_tracker(const struct nvq *q, uint32_t slot, uint64_
     const uint32_t state = atomic_load_explicit(&t->state, memory_order_acquire);
     const char *what = NULL;
     if (state == NVQ_FREE) {
-        /* Cleared but for the copy of the command; or half filled, with another's sum; or filled, for the position that is next. */
-        if (!m->sums || (!t->cid && !t->flags) || t->cid != t->sqe.cid || t->position >= submitted || !nvq_sum_fits(t, NVQ_DONE))
+        /* Cleared but for the copy of the command; or half filled, without an id; or with one, for the position that is next. */
+        if (!m->sums || !t->cid || t->cid != t->sqe.cid || t->position >= submitted || !nvq_sum_fits(t, NVQ_DONE))
             return 0;
         what = "lost its state, and holds a result";
     } else if (state > NVQ_DONE || (t->cid & (q->cid_step - 1u)) != slot || t->cid != t->sqe.cid || (m->sums && !t->cid)) {

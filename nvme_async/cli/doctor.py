@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import re
 import resource
@@ -21,7 +22,8 @@ from nvme_async.cli.output import output_option
 from nvme_async.cli.pci import system_of
 from nvme_async.device.pci import VFIO_DRIVER, Function, System, find, text
 from nvme_async.device.pci_use import openers
-from nvme_async.device.vfio_container import offenders
+from nvme_async.device.vfio_container import is_noiommu, offenders
+from nvme_async.dma import PAGE_SIZE
 from nvme_async.driver.options import Options
 from nvme_async.errors import NvmeError
 from nvme_async.keepalive import config
@@ -54,6 +56,7 @@ class Machine:
     pool_bytes: int
     memlock: int = attrs.field()
     uid: int = attrs.field(factory=os.geteuid)
+    page_size: int = mmap.PAGESIZE
 
     @memlock.default
     def _limit(self) -> int:
@@ -66,7 +69,18 @@ class Machine:
 def _iommu(machine: Machine) -> Iterator[Finding]:
     system = machine.system
     groups = system.sys / "kernel/iommu_groups"
-    count = len(list(groups.iterdir())) if groups.is_dir() else 0
+    numbers = [int(group.name) for group in groups.iterdir()] if groups.is_dir() else []
+    bare = [number for number in numbers if is_noiommu(number, system.root)]
+    count = len(numbers) - len(bare)
+    unsafe = text(system.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode")
+    if bare or unsafe in ("Y", "1"):
+        groups_text = f" (groups {', '.join(map(str, sorted(bare)))})" if bare else ""
+        yield Finding(
+            "noiommu",
+            "problem" if not count else "note",
+            f"VFIO is in no-IOMMU mode{groups_text}: devices there could reach any memory, and are refused",
+            "echo N > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode   # and turn the IOMMU on",
+        )
     if count:
         yield Finding("iommu", "ok", f"the IOMMU is on: {count} groups")
         return
@@ -83,6 +97,18 @@ def _iommu(machine: Machine) -> Iterator[Finding]:
             "   # and VT-d on in the firmware's set-up"
         )
     yield Finding("iommu", "problem", "the IOMMU is off: no device could be kept from other memory", fix)
+
+
+def _pages(machine: Machine) -> Iterator[Finding]:
+    if machine.page_size == PAGE_SIZE:
+        yield Finding("pages", "ok", f"memory pages have {PAGE_SIZE} bytes")
+    else:
+        yield Finding(
+            "pages",
+            "problem",
+            f"memory pages have {machine.page_size} bytes, {PAGE_SIZE} are needed",
+            "a kernel with pages of 4 KiB (on AArch64: CONFIG_ARM64_4K_PAGES)",
+        )
 
 
 def _modules(machine: Machine) -> Iterator[Finding]:
@@ -233,6 +259,7 @@ def _servicing(machine: Machine) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
+    _pages,
     _iommu,
     _modules,
     _container,

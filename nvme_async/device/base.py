@@ -66,6 +66,9 @@ class Device(Protocol):
     def uri(self) -> str:
         """As given to open_device()."""
 
+    timeout: float
+    """Seconds that one call may take, where calls are messages. May be changed."""
+
     @property
     def direct(self) -> bool:
         """True: registers are memory. False: each access is a message of up to a millisecond: call
@@ -90,9 +93,17 @@ class Device(Protocol):
 
     @property
     def gone_fd(self) -> int:
-        """Readable once the device is gone or somebody wants it back; -1 if nothing tells. It is
-        the device's: don't read it, stop watching it before close() or detach().
+        """Readable once the device is gone, or wanted back by the system; -1 if nothing tells. It
+        is the device's: don't read it, stop watching it before close() or detach().
         """
+
+    @property
+    def trouble(self) -> str | None:
+        """Why gone_fd is readable, where the device layer knows."""
+
+    @property
+    def bar0_nbytes(self) -> int:
+        """Size of BAR0: doorbells beyond it don't exist."""
 
     def read32(self, offset: int) -> int:
         """BAR0, one access of this width. `offset` in bytes, aligned to the width."""
@@ -106,6 +117,11 @@ class Device(Protocol):
 
     def write32(self, offset: int, value: int) -> None: ...
     def write64(self, offset: int, value: int) -> None: ...
+
+    def ring(self, offset: int, value: int) -> None:
+        """write32() of a doorbell, from an event loop: where registers are messages, a thread sends
+        it, before any later access of a register. What goes wrong then is seen at gone_fd.
+        """
 
     def doorbells(self) -> Doorbells:
         """The same object each time."""
@@ -126,9 +142,10 @@ class Device(Protocol):
         survive otherwise.
         """
 
-    def set_interrupts(self, eventfds: Sequence[int | None]) -> None:
+    def set_interrupts(self, eventfds: Sequence[int | None]) -> int:
         """Vector i signals eventfds[i]; None and the rest: none. An empty sequence switches
-        interrupts off.
+        interrupts off. Returns how many of `eventfds` are signalled: all, but for a system that has
+        fewer vectors left than the function.
 
         The descriptors stay the caller's and may be closed afterwards.
         """
@@ -158,6 +175,9 @@ class Device(Protocol):
             would get mixed up with them. Returns
         when none is in progress.
         """
+
+    def inspect(self) -> dict[str, Any]:
+        """What there is to see of the device layer, in JSON's types."""
 
     def close(self) -> None:
         """Ends it all: the controller loses its mappings and stops. Harmless when closed already."""

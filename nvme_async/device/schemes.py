@@ -8,12 +8,14 @@ imported by this one.
 from __future__ import annotations
 
 import importlib
+import mmap
 import re
 from collections.abc import Mapping
 from typing import Protocol, cast
 
 from nvme_async.device.base import Device, Saved
-from nvme_async.errors import ConfigurationError
+from nvme_async.errors import ConfigurationError, DeviceError
+from nvme_async.native._dma import PAGE_SIZE
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds: bounds connecting, and each later call where calls are messages."""
@@ -71,6 +73,17 @@ def parse_uri(uri: str) -> tuple[str, str]:
     return scheme, rest
 
 
+def _check_pages(uri: str) -> None:
+    """The pool's pages are a controller's (CC.MPS 0), and what is mapped for it must be whole pages
+    of the machine too.
+    """
+    if mmap.PAGESIZE != PAGE_SIZE:
+        raise DeviceError(
+            f"{uri}: this machine's memory pages have {mmap.PAGESIZE} bytes; this driver works with pages of "
+            f"{PAGE_SIZE} only (on AArch64 the kernel's configuration chooses, CONFIG_ARM64_4K_PAGES)"
+        )
+
+
 def _scheme(name: str) -> Scheme:
     return cast(Scheme, importlib.import_module(_modules[name]))
 
@@ -83,6 +96,7 @@ def open_device(uri: str, *, timeout: float = DEFAULT_TIMEOUT) -> Device:
     says.
     """
     scheme, rest = parse_uri(uri)
+    _check_pages(uri)
     return _scheme(scheme).open_uri(rest, timeout=timeout)
 
 
@@ -96,4 +110,5 @@ def resume_device(
     isn't reset.
     """
     scheme, rest = parse_uri(uri)
+    _check_pages(uri)
     return _scheme(scheme).resume_uri(rest, descriptors, saved, timeout=timeout)

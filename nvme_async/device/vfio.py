@@ -53,14 +53,14 @@ class VfioDevice:
     that runs goes on running. `resume()` doesn't change even that.
 
     Attributes:
-        request_fd: an eventfd which the kernel signals when somebody wants the function back
-            (unbinds it,
-        pulls it
-            out), or -1. Close the device then: the kernel waits for that.
+        request_fd: an eventfd which the kernel signals when the function is wanted back (it is
+            unbound or pulled out): close the device then, the kernel waits for that; and which is
+            signalled when the mapped registers are lost. -1 once closed.
         can_reset: whether reset() does anything.
     """
 
     direct = True
+    timeout = 0.0  # calls are no messages
     uri: str
     ids: DeviceIds
     n_vectors: int
@@ -71,6 +71,16 @@ class VfioDevice:
     @property
     def gone_fd(self) -> int:
         return self.request_fd
+
+    @property
+    def trouble(self) -> str | None:
+        if any(window.lost for window in self._bar0.windows):
+            return "its registers can't be reached any more (an access raised SIGBUS)"
+        return "the system wants it back (it is being unbound or removed)"
+
+    @property
+    def bar0_nbytes(self) -> int:
+        return self._bar0.nbytes
 
     def __init__(self, address: str, *, kernel: abi.Kernel | None = None, root: Path = Path("/")) -> None:
         kernel = kernel or abi.Kernel()
@@ -159,17 +169,25 @@ class VfioDevice:
         self.n_vectors = self._vectors.count
         self._config = Config(fd, config, address)
         self.ids = self._config.ids()
-        self._bar0 = Bar0(fd, bar0, address, self._config.msix_pages(abi.VFIO_PCI_BAR0_REGION_INDEX))
-        if requests:
-            self._watch_requests()
+        try:
+            self.request_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError as error:
+            raise failed(address, "watching for its removal", error) from error
+        try:
+            holes = self._config.msix_pages(abi.VFIO_PCI_BAR0_REGION_INDEX)
+            self._bar0 = Bar0(fd, bar0, address, holes, self.request_fd)
+            if requests:
+                self._watch_requests()
+        except BaseException:
+            self._close_request()
+            raise
         forks.watch(self)
 
     def _watch_requests(self) -> None:
-        self.request_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             abi.set_eventfds(self._kernel, self._fd, abi.VFIO_PCI_REQ_IRQ_INDEX, 0, [self.request_fd])
         except OSError as error:
-            self._let_go()
+            self._bar0.close()
             raise failed(self._address, "VFIO_DEVICE_SET_IRQS (device request)", error) from error
 
     # Registers
@@ -197,6 +215,10 @@ class VfioDevice:
         """Write a 64-bit register of BAR0, in one access."""
         self._check_open()
         self._bar0.write64(offset, value)
+
+    def ring(self, offset: int, value: int) -> None:
+        """write32(): it is over at once."""
+        self.write32(offset, value)
 
     def doorbells(self) -> Doorbells:
         """Where the doorbells are mapped, or that they are to be written with write32()."""
@@ -256,15 +278,15 @@ class VfioDevice:
 
     # Interrupts and reset
 
-    def set_interrupts(self, eventfds: Sequence[int | None]) -> None:
-        """Have MSI-X vector n signal eventfds[n]; None, and those beyond the end, signal nobody. []
-        turns all off.
+    def set_interrupts(self, eventfds: Sequence[int | None]) -> int:
+        """Have MSI-X vector n signal eventfds[n]; None, and those beyond the end, signal nothing. []
+        turns all off. Returns how many of them do, if the kernel has fewer vectors left.
 
         The descriptors stay the caller's and may be closed: the kernel keeps what is behind them.
         """
         self._check_open()
         with self._lock:
-            self._vectors.set(eventfds)
+            return self._vectors.set(eventfds)
 
     def reset(self) -> None:
         """VFIO_DEVICE_RESET (a function-level reset or what the kernel has instead); nothing where
@@ -299,6 +321,16 @@ class VfioDevice:
         """What resume() wants beside descriptors(), in JSON's types."""
         return {"mappings": [list(mapping) for mapping in self._container.mappings]}
 
+    def inspect(self) -> dict[str, Any]:
+        """Which parts of BAR0 are mapped; accesses of mapped registers that faulted; DMA mappings."""
+        return {
+            "ids": str(self.ids),
+            "vectors": self.n_vectors,
+            "mapped": [[part.start, part.stop] for part in self._bar0.mapped],
+            "faults": self._bar0.faults,
+            "dma_mappings": len(self._container.mappings),
+        }
+
     def park(self, parked: bool) -> None:
         """Nothing to do: registers and ioctls don't get into a successor's way."""
 
@@ -320,6 +352,8 @@ class VfioDevice:
             self._whose = forks.PARENTS
             # The windows, nobody's memory by now, stay for queue pairs that ring once more when
             # they are dropped.
+            for window in self._bar0.windows:
+                window.lost_fd = -1
             self._close_request()
             os.close(self._fd)
 

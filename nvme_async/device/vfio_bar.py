@@ -5,6 +5,7 @@ elsewhere.
 from __future__ import annotations
 
 import errno
+import logging
 import mmap
 import os
 import struct
@@ -13,6 +14,8 @@ from nvme_async.device import vfio_abi as abi
 from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Doorbells
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
 from nvme_async.native._mmio import Mmio
+
+log = logging.getLogger("nvme_async")
 
 PAGE = mmap.PAGESIZE
 # NVMe over PCIe Transport 1.0, 3.1: VS can't be all ones, so reading that means nobody answers. It
@@ -123,16 +126,22 @@ class Config:
 
 
 class Bar0:
-    """The registers. Owner: its VfioDevice. Any thread; close() must not race an access."""
+    """The registers. Owner: its VfioDevice. Any thread; close() must not race an access.
 
-    def __init__(self, fd: int, region: abi.Region, address: str, holes: list[range]) -> None:
+    faults: accesses of mapped registers that raised SIGBUS (in a confidential virtual machine, or
+        with the function's memory disabled). The window is given up then, and system calls are used.
+    """
+
+    def __init__(self, fd: int, region: abi.Region, address: str, holes: list[range], lost_fd: int = -1) -> None:
         """Map what the kernel lets us, but not `holes`: the MSI-X table's pages are the kernel's to
-        write.
+        write. lost_fd: an eventfd to signal when mapped doorbells are lost; not ours.
         """
+        self.faults = 0
         if region.nbytes <= DOORBELL_OFFSET:
             raise DeviceError(f"{address}: BAR0 has {region.nbytes} bytes, too few for NVMe's registers")
         self._fd, self._region, self._address = fd, region, address
         self._windows: list[tuple[int, Mmio]] = []
+        self._lost: list[Mmio] = []  # kept: queue pairs may ring there still, to no effect
         try:
             for area in region.areas:
                 start, stop = -(-area.offset // PAGE) * PAGE, (area.offset + area.nbytes) // PAGE * PAGE
@@ -144,6 +153,12 @@ class Bar0:
         except OSError as error:
             self.close()
             raise failed(address, "mapping BAR0", error) from error
+        self._read32(VS)
+        if self.faults:
+            # Whatever forbids this access forbids the others too: better found out now.
+            self.close()
+        for _, window in self._windows:
+            window.lost_fd = lost_fd
         place = self._window(DOORBELL_OFFSET, 4)
         self.doorbells = (
             Doorbells(None, DOORBELL_OFFSET) if place is None else Doorbells(place[1], DOORBELL_OFFSET - place[0])
@@ -152,6 +167,14 @@ class Bar0:
     def _map(self, start: int, stop: int) -> None:
         if start < stop:
             self._windows.append((start, Mmio(self._fd, self._region.offset + start, stop - start)))
+
+    @property
+    def nbytes(self) -> int:
+        return self._region.nbytes
+
+    @property
+    def windows(self) -> tuple[Mmio, ...]:
+        return (*(window for _, window in self._windows), *self._lost)
 
     @property
     def mapped(self) -> tuple[range, ...]:
@@ -178,29 +201,43 @@ class Bar0:
     def read64(self, offset: int) -> int:
         """One access. ControllerGone if nobody answers."""
         place = self._window(offset, 8)
-        value = self._slow_read(offset, 8) if place is None else place[1].read64(offset - place[0])
+        value = 0 if place is None else place[1].read64(offset - place[0])
+        if place is None or self._is_lost(place):
+            value = self._slow_read(offset, 8)
         if value & ALL_ONES in NOBODY:
             self._check_present(offset)
         return value
 
     def write32(self, offset: int, value: int) -> None:
-        place = self._window(offset, 4)
-        if place is None:
-            region_write(self._fd, self._region, self._address, offset, value.to_bytes(4, "little"))
-        else:
-            place[1].write32(offset - place[0], value)
+        self._write(offset, value, 4)
 
     def write64(self, offset: int, value: int) -> None:
         """One access."""
-        place = self._window(offset, 8)
-        if place is None:
-            region_write(self._fd, self._region, self._address, offset, value.to_bytes(8, "little"))
-        else:
-            place[1].write64(offset - place[0], value)
+        self._write(offset, value, 8)
+
+    def _write(self, offset: int, value: int, width: int) -> None:
+        place = self._window(offset, width)
+        if place is not None:
+            start, window = place
+            (window.write32 if width == 4 else window.write64)(offset - start, value)
+        if place is None or self._is_lost(place):
+            region_write(self._fd, self._region, self._address, offset, value.to_bytes(width, "little"))
 
     def _read32(self, offset: int) -> int:
         place = self._window(offset, 4)
-        return self._slow_read(offset, 4) if place is None else place[1].read32(offset - place[0])
+        value = 0 if place is None else place[1].read32(offset - place[0])
+        return self._slow_read(offset, 4) if place is None or self._is_lost(place) else value
+
+    def _is_lost(self, place: tuple[int, Mmio]) -> bool:
+        """Did the access just made fault? Then the window is not used any more."""
+        if not place[1].lost:
+            return False
+        self.faults += 1
+        if place in self._windows:
+            self._windows.remove(place)
+            self._lost.append(place[1])
+            log.warning("%s: an access of its mapped registers faults; system calls are used", self._address)
+        return True
 
     def _slow_read(self, offset: int, width: int) -> int:
         return int.from_bytes(region_read(self._fd, self._region, self._address, offset, width), "little")
@@ -214,9 +251,10 @@ class Bar0:
 
     def close(self) -> None:
         """Unmap; doorbells() of this device are dead from here on."""
-        for _, window in self._windows:
+        for window in self.windows:
             window.close()
         self._windows.clear()
+        self._lost.clear()
 
 
 def region_read(fd: int, region: abi.Region, address: str, offset: int, nbytes: int) -> bytes:

@@ -193,6 +193,17 @@ def group_number(address: str, root: Path = Path("/")) -> int:
     return int(link.resolve().name)
 
 
+def is_noiommu(number: int, root: Path = Path("/")) -> bool:
+    """Whether VFIO made this group itself, for a function without an IOMMU (the kernel's "no-IOMMU
+    mode"): its DMA reaches all memory.
+    """
+    name = root / "sys/kernel/iommu_groups" / str(number) / "name"
+    try:
+        return name.read_text().strip() == "vfio-noiommu"
+    except OSError:
+        return (root / f"dev/vfio/noiommu-{number}").exists()
+
+
 def offenders(number: int, root: Path = Path("/")) -> list[tuple[str, str]]:
     """(address, driver) of the functions that keep a group from being viable."""
     found = []
@@ -211,6 +222,12 @@ def open_group(address: str, kernel: abi.Kernel, root: Path = Path("/")) -> Cont
     viable.
     """
     number = group_number(address, root)
+    if is_noiommu(number, root):
+        raise DeviceError(
+            f"{address} is in VFIO's no-IOMMU mode: nothing would keep it from any memory of the machine, and IOVAs"
+            " would have to be physical addresses, so this driver refuses it. Turn the IOMMU on (`nvme-async doctor`"
+            " tells how), or give it back: `nvme-async unbind pci:" + address + "`"
+        )
     with _lock:
         if number in _groups:
             _groups[number].acquire()
@@ -253,7 +270,7 @@ def _open_node(kernel: abi.Kernel, node: Path, remedy: str) -> int:
             errno.ENOENT: f"it is not there; `{remedy}` makes it",
             errno.ENODEV: f"no driver behind it; `{remedy}`",
             errno.EACCES: f"it is not this user's; as root: `chown {os.geteuid()} {node}`",
-            errno.EPERM: "not permitted; a group without an IOMMU is not supported here",
+            errno.EPERM: "not permitted (a group in no-IOMMU mode takes CAP_SYS_RAWIO, and isn't supported here)",
             errno.EBUSY: "another process has it open; a group can be used by one at a time",
         }
         reason = reasons.get(error.errno or 0, os.strerror(error.errno or 0))

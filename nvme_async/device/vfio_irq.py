@@ -26,8 +26,9 @@ class Vectors:
             raise failed(address, "VFIO_DEVICE_GET_IRQ_INFO", error) from error
         self._enabled = 0
 
-    def set(self, eventfds: Sequence[int | None]) -> None:
-        """Vector n signals eventfds[n].
+    def set(self, eventfds: Sequence[int | None]) -> int:
+        """Vector n signals eventfds[n]. Returns how many do: fewer where the kernel has no more
+        vectors left; DeviceError if it has none.
 
         All are set anew, since a number may stand for another eventfd by now. An interrupt that
         comes in between is not lost: the vector is masked, and the function sends it when that ends
@@ -38,13 +39,15 @@ class Vectors:
             raise ConfigurationError(f"{len(wanted)} interrupts for {self._address}, which has {self.count} vectors")
         if all(fd < 0 for fd in wanted):
             self.disable()
-        elif len(wanted) <= self._enabled:
+            return len(wanted)
+        if len(wanted) <= self._enabled:
             self._set(wanted + [-1] * (self._enabled - len(wanted)))
         else:
             if self._enabled:
                 # The kernel had fewer than the function has: start again with what is wanted now.
                 self.disable()
             self._enable(wanted)
+        return min(len(wanted), self._enabled)
 
     def _enable(self, wanted: list[int]) -> None:
         padded = wanted + [-1] * (self.count - len(wanted))
@@ -57,12 +60,13 @@ class Vectors:
                 raise
             self.disable()
             possible = self._set(padded)
-        if possible > 0:
-            if possible < len(wanted):
-                raise DeviceError(f"{self._address}: the kernel has {possible} of {len(wanted)} interrupt vectors left")
+        while possible > 0:
+            # Between its answer and the next request others may have taken some: fewer each time, so
+            # this ends.
+            if possible >= len(padded):
+                raise DeviceError(f"{self._address}: the kernel refused {len(padded)} vectors and offered {possible}")
             padded = padded[:possible]
-            if self._set(padded):
-                raise DeviceError(f"{self._address}: the kernel offered {possible} vectors and has fewer")
+            possible = self._set(padded)
         self._enabled = len(padded)
 
     def _set(self, fds: list[int]) -> int:

@@ -18,7 +18,7 @@ import attrs
 
 from nvme_async.device import vfio_user_protocol as wire
 from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Doorbells, Saved
-from nvme_async.device.vfio_user_channel import Channel, connect
+from nvme_async.device.vfio_user_channel import Channel, busy, connect
 from nvme_async.device.vfio_user_explore import (
     Layout,
     assign_bar0,
@@ -34,7 +34,8 @@ from nvme_async.device.vfio_user_explore import (
     write_region,
 )
 from nvme_async.device.vfio_user_protocol import Command
-from nvme_async.errors import ControllerGone, DeviceError, InvalidSavedState
+from nvme_async.device.vfio_user_ring import Ringer
+from nvme_async.errors import ControllerGone, DeviceError, DeviceTimeout, InvalidSavedState
 from nvme_async.native._dma import PAGE_SIZE, Pool
 from nvme_async.native._mmio import Mmio
 from nvme_async.runtime import forks
@@ -67,17 +68,25 @@ class VfioUserDevice:
         self._kick_fd = kick_fd
         self._closing = threading.Lock()
         self._hang_up: select.epoll | None = None
+        self._trouble: str | None = None
+        self._trouble_fd = -1
+        self._ringer = Ringer(self.write32, lambda error: self._fail(str(error)))
         # Vectors that may have an eventfd; a predecessor may have set any.
         self._assigned = set(range(layout.n_vectors))
         self._has_masks = True  # until it says that it hasn't
-        if layout.doorbells is None:
-            self._doorbells = Doorbells(None, DOORBELL_OFFSET)
-        else:
-            try:
-                mmio = Mmio(doorbell_fd, *layout.doorbells)
-            except (OSError, ValueError) as error:
-                raise DeviceError(f"{uri}: its doorbells cannot be mapped: {error}") from error
-            self._doorbells = Doorbells(mmio, 0, kick_fd)
+        try:
+            self._trouble_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._hang_up = select.epoll()
+            self._hang_up.register(channel.fd, select.EPOLLRDHUP)
+            self._hang_up.register(self._trouble_fd, select.EPOLLIN)
+            if layout.doorbells is None:
+                self._doorbells = Doorbells(None, DOORBELL_OFFSET)
+            else:
+                mmio = Mmio(doorbell_fd, *layout.doorbells, lost_fd=self._trouble_fd)
+                self._doorbells = Doorbells(mmio, 0, kick_fd)
+        except (OSError, ValueError) as error:
+            self._close_watch()
+            raise DeviceError(f"{uri}: its doorbells cannot be mapped and watched: {error}") from error
         forks.watch(self)  # only now: descriptors of one that could not be made are closed by who tried
 
     # --- making one
@@ -95,7 +104,11 @@ class VfioUserDevice:
     @classmethod
     def _negotiate(cls, channel: Channel, uri: str) -> Self:
         try:
-            limits = wire.parse_version(channel.call(Command.VERSION, wire.version_request()))
+            try:
+                answer = channel.call(Command.VERSION, wire.version_request())
+            except DeviceTimeout as error:
+                raise DeviceTimeout(f"{uri}: {error}{busy(uri.partition(':')[2])}") from None
+            limits = wire.parse_version(answer)
             device = cls._explored(channel, uri, limits)
         except BaseException:
             channel.close()
@@ -193,17 +206,36 @@ class VfioUserDevice:
         return self._layout.limits.max_mappings
 
     @property
+    def bar0_nbytes(self) -> int:
+        return self._layout.bar0_size
+
+    @property
     def gone_fd(self) -> int:
         """An epoll descriptor, for the peer's hanging up is of interest and its replies are not."""
         with self._closing:
-            if self._hang_up is None and self._channel.fd >= 0:
-                self._hang_up = select.epoll()
-                self._hang_up.register(self._channel.fd, select.EPOLLRDHUP)
             return -1 if self._hang_up is None else self._hang_up.fileno()
+
+    @property
+    def trouble(self) -> str | None:
+        mmio = self._doorbells.mmio
+        if mmio is not None and mmio.lost:
+            return "the peer has taken the memory of its doorbells away"
+        return self._trouble
+
+    def _fail(self, why: str) -> None:
+        """Makes gone_fd readable. Any thread."""
+        with self._closing:
+            self._trouble = self._trouble or why
+            if self._trouble_fd >= 0:
+                os.eventfd_write(self._trouble_fd, 1)
 
     @property
     def timeout(self) -> float:
         return self._channel.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._channel.timeout = seconds
 
     def doorbells(self) -> Doorbells:
         return self._doorbells
@@ -223,10 +255,15 @@ class VfioUserDevice:
     def read_many(self, registers: Sequence[tuple[int, int]]) -> list[int]:
         for offset, width in registers:
             self._check_register(offset, width)
+        self._ringer.settle(self.timeout)
         return read_many(self._channel, [(wire.BAR0_REGION, *register) for register in registers])
 
     def write32(self, offset: int, value: int) -> None:
         self._write(offset, value, 4)
+
+    def ring(self, offset: int, value: int) -> None:
+        self._check_register(offset, 4)
+        self._ringer.ring(offset, value)
 
     def write64(self, offset: int, value: int) -> None:
         self._write(offset, value, 8)
@@ -240,10 +277,12 @@ class VfioUserDevice:
 
     def _read(self, offset: int, width: int) -> int:
         self._check_register(offset, width)
+        self._ringer.settle(self.timeout)
         return read_region(self._channel, wire.BAR0_REGION, offset, width)
 
     def _write(self, offset: int, value: int, width: int) -> None:
         self._check_register(offset, width)
+        self._ringer.settle(self.timeout)
         write_region(self._channel, wire.BAR0_REGION, offset, value, width)
 
     # --- memory
@@ -266,7 +305,7 @@ class VfioUserDevice:
 
     # --- interrupts and reset
 
-    def set_interrupts(self, eventfds: Sequence[int | None]) -> None:
+    def set_interrupts(self, eventfds: Sequence[int | None]) -> int:
         if len(eventfds) > self.n_vectors:
             raise ValueError(f"{len(eventfds)} interrupts asked for, the device has {self.n_vectors} vectors")
         wanted = dict(enumerate(eventfds))
@@ -274,7 +313,7 @@ class VfioUserDevice:
             self._enable_msix(False)
             self._set_irqs(0, 0, wire.IRQ_SET_DATA_NONE)
             self._assigned.clear()
-            return
+            return len(eventfds)
         most = max(1, self._layout.limits.max_msg_fds)
         given: list[range] = []
         start = 0
@@ -299,6 +338,7 @@ class VfioUserDevice:
         # Only now: with MSI-X on and no eventfd, some controllers take the first interrupt for a
         # fatal error.
         self._enable_msix(True)
+        return len(eventfds)
 
     def _unmask(self, given: Sequence[range]) -> None:
         """After a reset of the function all vectors are masked (PCI Local Bus 3.0, 6.8.2.9). A
@@ -352,22 +392,45 @@ class VfioUserDevice:
         self._channel.shut_down()
         self.detach()
 
+    def inspect(self) -> dict[str, Any]:
+        """How its doorbells are rung, and replies that nothing waited for any more."""
+        mmio, kick = self._doorbells.mmio, self._doorbells.kick_fd >= 0
+        return {
+            "ids": str(self.ids),
+            "vectors": self.n_vectors,
+            "doorbells": "messages" if mmio is None else "mapped, with an eventfd" if kick else "mapped",
+            "stale_replies": self._channel.stale_replies,
+            "timeout": self.timeout,
+        }
+
     def park(self, parked: bool) -> None:
+        self._ringer.settle(self.timeout)
         self._channel.park(parked)
 
     def detach(self) -> None:
+        self._ringer.close()
         with self._closing:
             self._channel.close()
             self._close_descriptors()
 
     def forget_in_child(self) -> None:
         self._closing = threading.Lock()
+        self._ringer = Ringer(self.write32, lambda error: None)
+        self._ringer.close()
         self._close_descriptors()
 
-    def _close_descriptors(self) -> None:
+    def _close_watch(self) -> None:
         if self._hang_up is not None:
             self._hang_up.close()
             self._hang_up = None
+        if self._trouble_fd >= 0:
+            os.close(self._trouble_fd)
+            self._trouble_fd = -1
+
+    def _close_descriptors(self) -> None:
+        if self._doorbells.mmio is not None:
+            self._doorbells.mmio.lost_fd = -1
+        self._close_watch()
         # Mapped doorbells stay for whoever still refers to them: a late store then reaches nobody.
         for fd in (self._doorbell_fd, self._kick_fd):
             if fd >= 0:

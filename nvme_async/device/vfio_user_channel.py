@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from nvme_async.device import vfio_user_protocol as wire
-from nvme_async.errors import ControllerError, ControllerFatal, ControllerGone, ControllerTimeout, DeviceError
+from nvme_async.errors import ControllerError, ControllerFatal, ControllerGone, DeviceError, DeviceTimeout
 from nvme_async.runtime import forks
 
 _NAP = 0.0005
@@ -41,7 +41,7 @@ class Channel:
 
     Calls may be made from any thread, one at a time: others wait their turn within their own
         timeout. Each
-    raises ControllerGone when the peer closed, ControllerTimeout, DeviceError for an error reply,
+    raises ControllerGone when the peer closed, DeviceTimeout, DeviceError for an error reply,
     and ControllerFatal when the peer breaks the protocol, after which the connection is closed.
     """
 
@@ -139,16 +139,18 @@ class Channel:
                 break
             _close_all(received)
             if time.monotonic() >= deadline:
-                raise ControllerTimeout(f"vfio-user peer sends everything but the reply to {command.name}")
+                raise DeviceTimeout(f"vfio-user peer sends everything but the reply to {command.name}")
             if flags & wire.TYPE_MASK == wire.TYPE_REPLY:
                 self.stale_replies += 1
             else:
                 self._refuse(header, command, deadline)
         if flags & wire.FLAG_ERROR:
             _close_all(received)
-            name = errno.errorcode.get(error, str(error)) if error else "no reason given"
-            text = f" ({os.strerror(error)})" if error else ""
-            failure = DeviceError(f"vfio-user peer refused {command.name}: {name}{text}")
+            if error in errno.errorcode:
+                reason = f"{errno.errorcode[error]} ({os.strerror(error)})"
+            else:
+                reason = f"with the unknown error {error:#x}" if error else "no reason given"
+            failure = DeviceError(f"vfio-user peer refused {command.name}: {reason}")
             failure.errno = error or errno.EIO
             raise failure
         return answer, received
@@ -158,7 +160,7 @@ class Channel:
         Waits for a call in progress.
         """
         if not self._lock.acquire(timeout=self.timeout):
-            raise ControllerTimeout("a vfio-user call in progress took too long")
+            raise DeviceTimeout("a vfio-user call in progress took too long")
         self._parked = parked
         self._lock.release()
 
@@ -186,7 +188,7 @@ class Channel:
     @contextmanager
     def _turn(self, command: wire.Command, deadline: float) -> Iterator[None]:
         if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise ControllerTimeout(f"vfio-user {command.name} had to wait too long for other calls")
+            raise DeviceTimeout(f"vfio-user {command.name} had to wait too long for other calls")
         try:
             if self._gone is not None:
                 raise ControllerGone(f"vfio-user {command.name}: {self._gone}")
@@ -207,7 +209,7 @@ class Channel:
         poll.register(self._socket, event | select.POLLRDHUP)
         ready = poll.poll(max(0.0, remaining) * 1000)
         if not ready:
-            raise ControllerTimeout(f"vfio-user peer did not answer {command.name} in time")
+            raise DeviceTimeout(f"vfio-user peer did not answer {command.name} in time")
         return ready[0][1]
 
     def _lost(self, command: wire.Command, why: str) -> ControllerGone:
@@ -247,7 +249,7 @@ class Channel:
                 where = f"{available} bytes into a message" if available else "between messages"
                 raise self._lost(command, where)
             if time.monotonic() >= deadline:
-                raise ControllerTimeout(
+                raise DeviceTimeout(
                     f"vfio-user peer sent {available} of {nbytes} bytes of a message and stopped, "
                     f"{command.name} waits for its reply"
                 )
@@ -318,15 +320,32 @@ def connect(path: str, timeout: float) -> Channel:
                 sock.connect(path)
             except BlockingIOError:  # its backlog is full
                 if time.monotonic() >= deadline:
-                    raise ControllerTimeout(f"vfio-user socket {path} accepted nobody in {timeout:g} s") from None
+                    raise DeviceTimeout(
+                        f"vfio-user socket {path} has not accepted a connection in {timeout:g} s{busy(path)}"
+                    ) from None
                 time.sleep(0.01)
             except OSError as error:
-                raise ControllerGone(f"cannot connect to vfio-user socket {path}: {error.strerror or error}") from error
+                raise ControllerGone(
+                    f"cannot connect to vfio-user socket {path}: {error.strerror or error}{busy(path)}"
+                ) from error
             else:
                 return Channel(sock, timeout)
     except ControllerError:
         sock.close()
         raise
+
+
+def busy(path: str, proc: str = "/proc/net/unix") -> str:
+    """For messages: whether a server's socket has another client, whom it may be serving alone."""
+    try:
+        with open(proc, encoding="utf-8", errors="surrogateescape") as lines:
+            # Num RefCount Protocol Flags Type St Inode Path; connections that wait in the backlog
+            # have no inode.
+            fields = [line.split(maxsplit=7) for line in lines]
+    except OSError:
+        return ""
+    connected = [one for one in fields if len(one) == 8 and one[5] == "03" and one[6] != "0" and one[7].strip() == path]
+    return ": another client is connected to it, and a server may take one at a time" if connected else ""
 
 
 def _close_all(fds: Sequence[int]) -> None:

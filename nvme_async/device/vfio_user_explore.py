@@ -5,6 +5,7 @@ successor; and its registers by message.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,9 @@ from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Saved
 from nvme_async.device.vfio_user_channel import Channel
 from nvme_async.device.vfio_user_protocol import Command
 from nvme_async.errors import ControllerFatal, DeviceError, InvalidSavedState
+from nvme_async.native._mmio import file_system
+
+log = logging.getLogger("nvme_async")
 
 # Configuration space (PCI Local Bus 3.0, 6.1, 6.2.5.1 and 6.8.2).
 _COMMAND = 0x04
@@ -29,6 +33,8 @@ _EXTENDED_SERIAL_NUMBER = 0x0003
 _FIRST_CAPABILITY = 0x40
 _BAR0 = 0x10
 _BAR_IS_IO, _BAR_TYPE, _BAR_TYPE_64_BIT, _BAR_FLAGS = 0x1, 0x6, 0x4, 0xF
+# statfs(2): a process behind the mount, or another machine, answers page faults there.
+_SLOW_FILE_SYSTEMS = {0x65735546: "FUSE", 0x6969: "NFS", 0x01021997: "9P", 0xFF534D42: "CIFS", 0xFE534D42: "SMB"}
 _BAR_ADDRESS, _BAR_END, _BAR_HIGH_ADDRESS = 0xE0000000, 0xFE000000, 1 << 40
 
 
@@ -82,10 +88,10 @@ def explore(channel: Channel, uri: str, limits: wire.Limits) -> tuple[Layout, in
         if bar0.size < DOORBELL_OFFSET + 8:
             raise DeviceError(f"{uri}: BAR0 has {bar0.size:#x} bytes, doorbells begin at {DOORBELL_OFFSET:#x}")
         area = bar0.area_at(DOORBELL_OFFSET)
-        if area is not None and fds:
+        if area is not None and fds and _is_memory(fds[0], uri):
             doorbell_fd = fds.pop(0)
             doorbells = (bar0.file_offset + area[0], area[1])
-            kick_fd = _kick_fd(channel)
+            kick_fd = _kick_fd(channel, uri)
         layout = Layout(
             ids=ids,
             limits=limits,
@@ -182,7 +188,20 @@ def _region(channel: Channel, index: int) -> tuple[wire.Region, list[int]]:
         argsz = needed
 
 
-def _kick_fd(channel: Channel) -> int:
+def _is_memory(fd: int, uri: str) -> bool:
+    """Whether a store to a mapping of `fd` is over at once: not where another process serves the
+    pages, and may take as long as it likes.
+    """
+    try:
+        name = _SLOW_FILE_SYSTEMS.get(file_system(fd))
+    except OSError as error:
+        name = f"a file system that can't be told ({error.strerror})"
+    if name is not None:
+        log.warning("%s: its doorbells are in a file of %s; they go by message instead", uri, name)
+    return name is None
+
+
+def _kick_fd(channel: Channel, uri: str) -> int:
     """The eventfd that makes doorbell stores heard, -1 if the peer has none: the message is
     optional.
     """
@@ -202,6 +221,10 @@ def _kick_fd(channel: Channel) -> int:
         index = wire.doorbell_ioeventfd(answer, DOORBELL_OFFSET)
         kick = fds.pop(index) if index is not None and index < len(fds) else -1
         close_all(fds)
+        if kick >= 0 and os.readlink(f"/proc/self/fd/{kick}") != "anon_inode:[eventfd]":
+            log.warning("%s: what should make its doorbells heard is no eventfd; it is left alone", uri)
+            os.close(kick)
+            kick = -1
         return kick
 
 

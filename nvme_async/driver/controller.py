@@ -130,7 +130,7 @@ class Controller(ControllerContext):
 
     def _on_gone(self) -> None:
         self.transport.watch(None)
-        error = ControllerGone(f"{self.uri}: the device is gone, or somebody wants it back")
+        error = ControllerGone(f"{self.uri}: {self.transport.trouble or 'the device is gone'}")
         if self.state is State.CLOSING:
             self._telling = self.loop.create_task(self.transport.queues.fail(error))
         self.fail(error)

@@ -7,17 +7,20 @@ from typing import TypeVar
 from nvme_async.driver.controller import Controller
 from nvme_async.driver.options import Options
 from nvme_async.driver.schemes import open_transport
+from nvme_async.driver.transport import system_errors
 
 C = TypeVar("C", bound=Controller)
 
 
 async def open_controller(uri: str, options: Options, make: type[C] = Controller) -> C:  # type: ignore[assignment]
     """A controller that was brought up. make: its class."""
-    transport = await open_transport(uri, options)
+    with system_errors(uri):
+        transport = await open_transport(uri, options)
     try:
         controller = make(transport, options)
     except BaseException:
         transport.abandon()
         raise
-    await controller.bring_up()
+    with system_errors(uri):
+        await controller.bring_up()
     return controller

@@ -89,6 +89,8 @@ class Options:
             (RTD3E), 5 to 60.
         open_timeout: seconds for open() from the device to the last namespace; then
             ControllerTimeout says what it was at. 0 = no limit but those of the single steps.
+        device_timeout: seconds for the answer to one register access, or other call, of a device
+            that is reached by messages (vfio-user).
         shadow_doorbells: use Doorbell Buffer Config where the controller offers it.
         latency: record a latency histogram for each I/O queue pair (fio's buckets; in inspect()).
         keepalive: keep everything that a successor needs in one private pool of fixed size
@@ -121,6 +123,7 @@ class Options:
         default=None, validator=attrs.validators.optional(_between(0.01, 3600))
     )
     open_timeout: float = attrs.field(default=300.0, validator=_limit(86400))
+    device_timeout: float = attrs.field(default=10.0, validator=_between(0.01, 3600))
     shadow_doorbells: bool = True
     latency: bool = False
     keepalive: bool = False

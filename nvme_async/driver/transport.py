@@ -13,8 +13,10 @@ A transport makes queues, one for the admin commands and one for each event loop
 from __future__ import annotations
 
 import asyncio
+import errno
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from nvme_async.device.base import DeviceIds
@@ -23,13 +25,27 @@ from nvme_async.dma import DmaBuffer
 from nvme_async.driver.lifecycle import Lifecycle
 from nvme_async.driver.options import Options
 from nvme_async.driver.steps import Degraded, Step
-from nvme_async.errors import ConfigurationError, NvmeError
+from nvme_async.errors import ConfigurationError, DeviceError, NvmeError
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyController
 from nvme_async.spec.registers import Cap, Vs
 
 T = TypeVar("T")
+
+
+@contextmanager
+def system_errors(uri: str) -> Iterator[None]:
+    """What the operating system refuses (descriptors, threads, memory) becomes a DeviceError."""
+    try:
+        yield
+    except NvmeError:
+        raise
+    except OSError as error:
+        hint = " (`ulimit -n`)" if error.errno == errno.EMFILE else ""
+        failure = DeviceError(f"{uri}: {error.strerror or error}{hint}")
+        failure.errno = error.errno
+        raise failure from error
 
 
 class BatchOfCommands(Protocol):
@@ -284,6 +300,11 @@ class Transport(ABC):
     @abstractmethod
     async def has_failed(self) -> bool:
         """CSTS.CFS, where there is such a thing. Raises as lost()."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why on_gone() was called, where the transport knows."""
+        return None
 
     @abstractmethod
     def watch(self, on_gone: Callable[[], None] | None) -> None:

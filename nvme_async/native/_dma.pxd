@@ -2,6 +2,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from nvme_async.native._forked cimport forked_mapping
 
+cdef extern from "device/sigbus.h":
+    struct sigbus_window:
+        int lost_fd
+
+    bint sigbus_guard(sigbus_window *window, void *base, size_t nbytes, int lost_fd)
+    void sigbus_forget(sigbus_window *window)
+
 cdef extern from "dma/pool.h" nogil:
     ctypedef struct pool_header "struct pool_header":
         uint64_t iova
@@ -31,6 +38,7 @@ cdef class Pool:
     cdef readonly uint64_t iova
     cdef pool_t space
     cdef forked_mapping mapping
+    cdef sigbus_window window           # huge pages that a peer punches out of the file may not be had again
     cdef int _fd
     cdef int generation                 # of forks: a pool belongs to the process that mapped it
     cdef list deferred                  # data pages to release after resume(); None: not paused

@@ -4,6 +4,9 @@ width."""
 from types import TracebackType
 from typing import Self, final
 
+def file_system(fd: int) -> int:
+    """The magic number of the file system that `fd` is in (statfs(2))."""
+
 @final
 class Mmio:
     """`nbytes` bytes of `fd` from `file_offset` (a multiple of the page size), mapped shared.
@@ -12,13 +15,22 @@ class Mmio:
     split or merged; their order against other memory is the caller's to arrange. From any thread; close()
     must not race an access by another thread's C code.
 
+    Memory that is taken away (a peer truncates the file, the kernel refuses the access) doesn't end the
+    process: zeroes come in its place, `lost` becomes true, and the eventfd `lost_fd`, if there is one, is
+    signalled. That eventfd is the caller's, non-blocking, and stays open until close(), or until `lost_fd`
+    is set to another (-1: none).
+
     Raises ValueError for a window that is empty, misaligned or longer than a regular file behind it, OSError
     when mmap fails.
     """
 
     nbytes: int
     writable: bool
-    def __init__(self, fd: int, file_offset: int, nbytes: int, *, writable: bool = True) -> None: ...
+    lost_fd: int
+    def __init__(self, fd: int, file_offset: int, nbytes: int, *, writable: bool = True, lost_fd: int = -1) -> None: ...
+    @property
+    def lost(self) -> bool:
+        """Whether an access found the memory gone: accesses reach nothing since then."""
     @property
     def closed(self) -> bool: ...
     def read32(self, offset: int) -> int: ...

@@ -54,6 +54,14 @@ class Strided(EmulatedDevice):
             offset = FIRST + 4 * index
         super().write32(offset, value)
 
+    @property
+    def bar0_nbytes(self) -> int:
+        return 1 << 24
+
+    def _check_register(self, offset: int, width: int) -> None:
+        if offset < FIRST:
+            super()._check_register(offset, width)
+
     def doorbells(self) -> Doorbells:
         return Doorbells(None, FIRST)
 

@@ -16,11 +16,12 @@ from fake_pci import FakeSystem
 from fake_vfio import BAR0_NBYTES, FakeKernel
 from forking import in_child
 
-from nvme_async.device import Device
+from nvme_async.device import Device, vfio_bar
 from nvme_async.device import vfio_abi as abi
 from nvme_async.device.vfio import VfioDevice
 from nvme_async.dma import Pool
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
+from nvme_async.native._mmio import Mmio
 
 DRIVE = "0000:00:05.0"
 IOVA = 0x1_0000_0000
@@ -168,7 +169,7 @@ def test_a_group_that_is_not_viable_names_the_sibling(kernel: FakeKernel, machin
         ("5", errno.ENOENT, "nvme-async bind pci:0000:00:05.0"),
         ("5", errno.EACCES, "chown"),
         ("5", errno.EBUSY, "another process has it open"),
-        ("5", errno.EPERM, "without an IOMMU"),
+        ("5", errno.EPERM, "no-IOMMU mode"),
         ("5", errno.EIO, "Input/output error"),
     ],
 )
@@ -303,12 +304,38 @@ def test_all_vectors_are_enabled_at_once_and_changed_later(device: VfioDevice, k
         device.set_interrupts([1] * 9)
 
 
-def test_a_kernel_short_of_vectors_gives_what_it_has(device: VfioDevice, kernel: FakeKernel) -> None:
-    kernel.free_vectors = 2
-    device.set_interrupts([10])
-    assert vectors(kernel) == [10, -1]
-    with pytest.raises(DeviceError, match="2 of 3 interrupt vectors"):
+@pytest.mark.parametrize(("free", "given"), [(8, 5), (5, 5), (4, 4), (2, 2), (1, 1)])
+def test_a_kernel_short_of_vectors_gives_what_it_has(
+    device: VfioDevice, kernel: FakeKernel, free: int, given: int
+) -> None:
+    kernel.free_vectors = free
+    assert device.set_interrupts([10, 11, 12, 13, 14]) == given
+    assert vectors(kernel)[:given] == [10, 11, 12, 13, 14][:given]
+    assert device.set_interrupts([20]) == 1
+    assert device.set_interrupts([]) == 0
+
+
+def test_vectors_that_others_take_meanwhile(
+    device: VfioDevice, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer is out of date when it is used."""
+    offers = [6, 4, 1, 0]
+    monkeypatch.setattr(abi, "set_eventfds", lambda *_: offers.pop(0))
+    assert device.set_interrupts([10, 11, 12]) == 1
+    offers = [6, 6]
+    device.set_interrupts([])
+    with pytest.raises(DeviceError, match="refused 6 vectors and offered 6"):
         device.set_interrupts([10, 11, 12])
+
+
+def test_a_group_in_no_iommu_mode_is_refused_by_that_name(kernel: FakeKernel, machine: FakeSystem) -> None:
+    (machine.sys / "kernel/iommu_groups/5/name").write_text("vfio-noiommu\n")
+    with pytest.raises(DeviceError, match="no-IOMMU mode: nothing would keep it"):
+        opened(kernel, machine)
+    (machine.sys / "kernel/iommu_groups/5/name").unlink()
+    (machine.dev / "vfio/noiommu-5").write_text("")
+    with pytest.raises(DeviceError, match="no-IOMMU mode"):
+        opened(kernel, machine)
 
 
 def test_the_kernels_request_has_an_eventfd(device: VfioDevice, kernel: FakeKernel) -> None:
@@ -439,3 +466,76 @@ def test_a_capability_chain_that_loops_or_leaves_the_buffer_ends() -> None:
     assert len(list(abi.capabilities(looping, 8))) == 64
     assert list(abi.capabilities(looping, 20)) == []
     assert list(abi.capabilities(b"", 4)) == []
+
+
+# Registers whose mapping faults
+
+
+class Windows:
+    """Makes windows of a file of their own, which can be cut off below them: the next access is a
+    SIGBUS.
+    """
+
+    def __init__(self, *, lost: bool) -> None:
+        self.files: list[int] = []
+        self.lost = lost
+
+    def __call__(self, fd: int, file_offset: int, nbytes: int, **named: int) -> Mmio:
+        file = os.memfd_create("window")
+        self.files.append(file)
+        os.truncate(file, nbytes)
+        os.pwrite(file, os.pread(fd, nbytes, file_offset), 0)
+        window = Mmio(file, 0, nbytes, **named)
+        if self.lost:
+            self.lose()
+        return window
+
+    def lose(self) -> None:
+        for file in self.files:
+            os.truncate(file, 0)
+
+    def close(self) -> None:
+        for file in self.files:
+            os.close(file)
+
+
+@pytest.fixture
+def windows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Windows]:
+    windows = Windows(lost=request.param)
+    monkeypatch.setattr(vfio_bar, "Mmio", windows)
+    yield windows
+    windows.close()
+
+
+@pytest.mark.parametrize("windows", [True], indirect=True)
+def test_registers_that_can_not_be_touched_go_through_the_descriptor(
+    windows: Windows, kernel: FakeKernel, machine: FakeSystem
+) -> None:
+    """A confidential virtual machine: mapped, and SIGBUS at the first access."""
+    with opened(kernel, machine) as device:
+        assert windows.files
+        assert device.mapped == ()
+        assert device.doorbells().mmio is None
+        assert device.inspect()["faults"] == 1
+        assert device.read32(8) == 0x0001_0400
+        device.write64(0x28, 0x1234_5678_9ABC)
+        assert device.read64(0x28) == 0x1234_5678_9ABC
+        device.ring(0x1000, 7)
+        assert kernel.bar0(0x1000) == 7
+
+
+@pytest.mark.parametrize("windows", [False], indirect=True)
+def test_registers_that_are_lost_later_go_through_the_descriptor_and_it_is_said(
+    windows: Windows, kernel: FakeKernel, machine: FakeSystem
+) -> None:
+    with opened(kernel, machine) as device:
+        assert device.doorbells().mmio is not None
+        assert device.inspect()["faults"] == 0
+        windows.lose()
+        device.write32(0x14, 5)
+        assert kernel.bar0(0x14) == 5
+        assert device.read32(0x14) == 5
+        assert device.read64(0x08) == 0x0001_0400
+        assert device.inspect()["faults"] == len(windows.files)
+        assert os.eventfd_read(device.gone_fd) >= 1
+        assert "SIGBUS" in (device.trouble or "")

@@ -359,7 +359,7 @@ class TestCalls:
             device.reset()
             assert RESET not in server.commands()
 
-    @pytest.mark.parametrize("error", [errno.EINVAL, 0, 99999])
+    @pytest.mark.parametrize("error", [errno.EINVAL, 0, 99999, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
     def test_error_replies(self, server: FakeServer, error: int) -> None:
         with attach(server) as device:
             server.override[REGION_READ] = lambda server, request: server.refuse(request, error)
@@ -508,7 +508,7 @@ class TestPeersMisbehave:
                         server.send(HEADER.pack(request.msg_id ^ 1, REGION_READ, 16, REPLY, 0))
 
             server.override[REGION_READ] = answer
-            with pytest.raises(ControllerTimeout, match="everything but the reply"):
+            with pytest.raises(ControllerTimeout, match=r"everything but the reply|did not answer"):
                 device.read32(0)
             device.close()
 
@@ -653,7 +653,7 @@ class TestConnect:
             listener.bind(str(tmp_path / "busy"))
             listener.listen(0)
             first.connect(str(tmp_path / "busy"))
-            with pytest.raises(ControllerTimeout, match=r"accepted nobody in 0\.1 s"):
+            with pytest.raises(ControllerTimeout, match=r"not accepted a connection in 0\.1 s"):
                 open_device(f"vfio-user:{tmp_path}/busy", timeout=0.1)
 
     @pytest.mark.parametrize(

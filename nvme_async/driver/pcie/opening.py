@@ -6,8 +6,10 @@ import asyncio
 import threading
 
 from nvme_async.device import Device, open_device
+from nvme_async.device.schemes import DEFAULT_TIMEOUT
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.transport import PcieTransport
+from nvme_async.driver.transport import system_errors
 
 
 class _Opening:
@@ -18,8 +20,9 @@ class _Opening:
         self._wanted = True
         self._device: Device | None = None
 
-    def open(self, uri: str) -> Device:
-        device = open_device(uri)
+    def open(self, uri: str, timeout: float) -> Device:
+        with system_errors(uri):
+            device = open_device(uri, timeout=timeout)
         with self._lock:
             self._device = device
             wanted = self._wanted
@@ -35,11 +38,11 @@ class _Opening:
             device.close()
 
 
-async def open_device_async(uri: str) -> Device:
+async def open_device_async(uri: str, timeout: float = DEFAULT_TIMEOUT) -> Device:
     """open_device() in a thread. If the caller is cancelled, nothing stays open."""
     opening = _Opening()
     try:
-        return await asyncio.to_thread(opening.open, uri)
+        return await asyncio.to_thread(opening.open, uri, timeout)
     except asyncio.CancelledError:
         opening.give_up()
         raise
@@ -47,4 +50,4 @@ async def open_device_async(uri: str) -> Device:
 
 async def open_transport(uri: str, options: Options) -> PcieTransport:
     """What a URI of the device layer opens. Raises as open_device() does."""
-    return PcieTransport(await open_device_async(uri))
+    return PcieTransport(await open_device_async(uri, options.device_timeout))

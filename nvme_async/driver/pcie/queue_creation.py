@@ -18,8 +18,9 @@ from nvme_async.dma import DmaBuffer
 from nvme_async.driver.completions import error_from
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.memory import DeviceMemory
+from nvme_async.driver.pcie.registers import FIRST_DOORBELL
 from nvme_async.driver.transport import Owner
-from nvme_async.errors import CommandError, ControllerError, NvmeError
+from nvme_async.errors import CommandError, ControllerError, DeviceError, NvmeError
 from nvme_async.native import _hotpath
 from nvme_async.spec import commands
 from nvme_async.spec.registers import Cap, cq_doorbell, sq_doorbell
@@ -27,7 +28,6 @@ from nvme_async.spec.status import status_text
 
 log = logging.getLogger("nvme_async")
 PAGE = 4096
-FIRST_DOORBELL = 0x1000
 
 
 class PciePieces(Protocol):
@@ -62,7 +62,7 @@ class QueueMaker:
 
     def open_vectors(self) -> None:
         """One eventfd for each vector that could be used: vector 0 is the admin queue's, the others
-            the I/O queues'.
+        the I/O queues'. Fewer where the system has no more vectors left.
 
         ControllerError for a device without MSI-X: the admin queue could not sleep.
         """
@@ -72,13 +72,27 @@ class QueueMaker:
         wanted = min(device.n_vectors, self._controller.options.io_queues + 1)
         if Quirk.SINGLE_VECTOR in self._controller.quirks:
             wanted = 1
-        self._event_fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(wanted)]
-        device.set_interrupts(self._event_fds)
+        try:
+            for _ in range(wanted):
+                self._event_fds.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        except OSError as error:
+            made = len(self._event_fds)
+            self.close_vectors()
+            raise DeviceError(
+                f"{device.uri}: no eventfd for interrupt vector {made} of {wanted}: {error.strerror} (`ulimit -n`)"
+            ) from error
+        given = device.set_interrupts(self._event_fds)
+        if given < wanted:
+            log.warning("%s: %d of %d interrupt vectors are to be had", device.uri, given, wanted)
+            for fd in self._event_fds[given:]:
+                os.close(fd)
+            del self._event_fds[given:]
 
     def set_vectors_again(self) -> None:
         """After a reset of the function, which takes them away."""
-        if self._event_fds:
-            self._transport.device.set_interrupts(self._event_fds)
+        device, wanted = self._transport.device, len(self._event_fds)
+        if wanted and (given := device.set_interrupts(self._event_fds)) < wanted:
+            raise DeviceError(f"{device.uri}: only {given} of {wanted} interrupt vectors are left after the reset")
 
     def adopt_vectors(self, event_fds: list[int]) -> None:
         """The eventfds that a predecessor set; they become this object's, and stay what the device
@@ -222,7 +236,8 @@ class QueueMaker:
             base + sq,
             base + cq,
             kick_fd=-1 if doorbells.kick_fd is None else doorbells.kick_fd,
-            write32=device.write32,
+            write32=device.ring,
+            later=not device.direct,
             sq_register=sq,
             cq_register=cq,
         )

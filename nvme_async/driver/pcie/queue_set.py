@@ -17,6 +17,7 @@ from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.queue_creation import PciePieces, QueueMaker
+from nvme_async.driver.pcie.registers import doorbell_pairs
 from nvme_async.driver.steps import Degraded, patiently
 from nvme_async.driver.transport import Owner
 from nvme_async.errors import (
@@ -102,7 +103,9 @@ class QueueSet:
         """With a single vector the only I/O queue shares it with the admin queue."""
         if Quirk.QUEUE_DEPTH_ONE in self._controller.quirks:
             return 1
-        return min(self._controller.options.io_queues, max(1, len(self.maker.event_fds) - 1))
+        transport = self._transport
+        doorbells = doorbell_pairs(transport.cap, transport.device.bar0_nbytes) - 1
+        return min(self._controller.options.io_queues, max(1, len(self.maker.event_fds) - 1), max(1, doorbells))
 
     async def negotiate(self) -> None:
         """Number of Queues (5.27.1.5). After each reset: it may be another."""

@@ -28,6 +28,7 @@ from nvme_async.spec.registers import (
 
 T = TypeVar("T")
 ALL_ONES = 0xFFFF_FFFF
+FIRST_DOORBELL = 0x1000
 # Seconds, for the quirks of these names.
 DELAY_BEFORE_INIT = 2.0
 DELAY_BEFORE_READY = 2.3
@@ -208,8 +209,20 @@ class Registers:
         )
 
 
-def check_supported(cap: Cap, uri: str) -> None:
+def doorbell_pairs(cap: Cap, bar0_nbytes: int) -> int:
+    """For how many queue pairs, the admin queue's included, BAR0 has doorbells (PCIe Transport 1.0,
+    3.1.2).
+    """
+    return max(0, (bar0_nbytes - FIRST_DOORBELL) // (2 * (4 << cap.dstrd)))
+
+
+def check_supported(cap: Cap, uri: str, bar0_nbytes: int) -> None:
     """Raises ControllerError for a controller that this driver can't drive, with the reason."""
+    if doorbell_pairs(cap, bar0_nbytes) < 2:
+        raise ControllerError(
+            f"{uri}: BAR0 of {bar0_nbytes:#x} bytes has no doorbells for an I/O queue pair, as they are "
+            f"{4 << cap.dstrd} bytes apart (CAP.DSTRD {cap.dstrd})"
+        )
     if cap.mpsmin > 0:
         raise ControllerError(
             f"{uri}: the smallest memory page is {cap.min_page_size} bytes (CAP.MPSMIN), 4096 are needed"

@@ -18,7 +18,7 @@ from nvme_async.driver.pcie.registers import Registers, check_supported
 from nvme_async.driver.recovery import RETRYABLE
 from nvme_async.driver.steps import Degraded, Step
 from nvme_async.driver.transport import Owner, Transport
-from nvme_async.errors import ConfigurationError, ControllerFatal, ControllerTimeout, NvmeError
+from nvme_async.errors import ConfigurationError, ControllerFatal, ControllerTimeout, DeviceTimeout, NvmeError
 from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec.registers import Cap, Vs
 
@@ -92,12 +92,14 @@ class PcieTransport(Transport):
         await self.registers.settle()
         self.cap = await self.registers.cap()
         self.vs = await self.registers.vs()
-        check_supported(self.cap, self.uri)
+        check_supported(self.cap, self.uri, self.device.bar0_nbytes)
 
     async def _disable(self) -> None:
         """CC.EN=0, or the device's own reset where that doesn't help (3.7.2)."""
         try:
             await self.registers.disable(self.cap)
+        except DeviceTimeout:
+            raise  # its reset would be a message as well
         except ControllerTimeout:
             await self.call(self.device.reset)
             await self.call(self.queues.maker.set_vectors_again)
@@ -180,6 +182,10 @@ class PcieTransport(Transport):
     async def has_failed(self) -> bool:
         return bool((await self.registers.csts()).cfs)
 
+    @property
+    def trouble(self) -> str | None:
+        return self.device.trouble
+
     def watch(self, on_gone: Callable[[], None] | None) -> None:
         loop = self._owner.loop
         if on_gone is not None and self.device.gone_fd >= 0:
@@ -198,7 +204,13 @@ class PcieTransport(Transport):
                 await self.queues.delete_all()
         except (NvmeError, TimeoutError) as error:
             log.warning("%s: deleting the I/O queues: %s", self.uri, str(error) or "no answer")
-        await self.registers.shut_down(seconds)
+        self.device.timeout = min(self.device.timeout, seconds)
+        try:
+            await self.registers.shut_down(seconds)
+        except DeviceTimeout:
+            # Nothing more is heard from its registers, so its mappings have to go first.
+            await self.close_device()
+            raise
 
     async def release(self, reason: NvmeError, *, keep: bool = False) -> PcieTransport | None:
         quiet = False
@@ -218,7 +230,7 @@ class PcieTransport(Transport):
             # Its mappings go with the device; from then on the IOMMU (or the peer's missing mapping) stops it.
             steps.insert(0, self.close_device)
         elif keep:
-            steps.append(lambda: self.call(lambda: self.device.set_interrupts(())))
+            steps.append(self._without_interrupts)
         else:
             steps.append(self.close_device)
         for step in steps:
@@ -238,6 +250,9 @@ class PcieTransport(Transport):
 
     async def close_device(self) -> None:
         await self.call(self.device.close)
+
+    async def _without_interrupts(self) -> None:
+        await self.call(lambda: self.device.set_interrupts(()))
 
     async def _release_memory(self) -> None:
         if self.memory is not None:
@@ -273,7 +288,11 @@ class PcieTransport(Transport):
         return self.memory.register(buffer)
 
     def inspect(self) -> dict[str, Any]:
-        return {**self.queues.inspect(), "memory": self.memory.inspect() if self.memory else None}
+        return {
+            **self.queues.inspect(),
+            "memory": self.memory.inspect() if self.memory else None,
+            "device": self.device.inspect(),
+        }
 
 
 def pcie(transport: Transport) -> PcieTransport:

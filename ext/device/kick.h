@@ -1,0 +1,98 @@
+/*
+ * Signalling an eventfd that a peer gave us, without ever waiting for that peer. write() blocks while the counter is full and the
+ * description is not non-blocking, and both are the peer's to choose at any time. What the kernel signals on its own account
+ * never blocks: so a read of 0 bytes is submitted as asynchronous I/O whose completion signals the eventfd (io_submit(2),
+ * IOCB_FLAG_RESFD); it is over, with EINVAL, before the call returns. Where a sandbox has no asynchronous I/O, poll() says
+ * first whether write() would block; that protects from a peer that has stopped, not from one that aims at the instant between.
+ */
+#ifndef NVME_ASYNC_DEVICE_KICK_H
+#define NVME_ASYNC_DEVICE_KICK_H
+
+#include <errno.h>
+#include <linux/aio_abi.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define KICK_DEPTH 64
+
+enum kick_way {
+    KICK_UNKNOWN, /* not asked for yet; in a forked child that is for good, unless it opens something itself */
+    KICK_AIO,
+    KICK_WRITE,
+};
+
+static aio_context_t kick_context; /* the process's; submitting needs no lock */
+static enum kick_way kick_way;
+
+static inline long kick_submit(int fd)
+{
+    struct iocb request = {
+        .aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = (uint32_t)fd, .aio_flags = IOCB_FLAG_RESFD, .aio_resfd = (uint32_t)fd};
+    struct iocb *list[] = {&request};
+
+    return syscall(SYS_io_submit, kick_context, 1, list);
+}
+
+static void kick_in_child(void)
+{
+    kick_way = KICK_UNKNOWN; /* the context is the parent's memory's */
+    kick_context = 0;
+}
+
+/* Finds out how it can be done here. Once, and again after a fork; under the global lock. */
+static inline void kick_prepare(void)
+{
+    static int watched;
+    uint64_t count;
+    int fd;
+
+    if (kick_way != KICK_UNKNOWN)
+        return;
+    if (!watched)
+        watched = pthread_atfork(NULL, NULL, kick_in_child) == 0;
+    kick_way = KICK_WRITE;
+    fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0)
+        return;
+    if (watched && syscall(SYS_io_setup, KICK_DEPTH, &kick_context) == 0) {
+        if (kick_submit(fd) == 1 && read(fd, &count, sizeof count) == sizeof count && count == 1)
+            kick_way = KICK_AIO;
+        else
+            syscall(SYS_io_destroy, kick_context);
+    }
+    close(fd);
+}
+
+/* Adds 1 to an eventfd; a full one stays full. Never blocks, and keeps errno. */
+static __attribute__((noinline, cold, unused)) void kick_eventfd(int fd)
+{
+    const int saved = errno;
+
+    if (kick_way == KICK_AIO) {
+        /* Completions collect in the context; one call takes them all. */
+        if (kick_submit(fd) < 0 && errno == EAGAIN) {
+            struct io_event events[KICK_DEPTH];
+            struct timespec now = {0, 0};
+
+            while (syscall(SYS_io_getevents, kick_context, 0, KICK_DEPTH, events, &now) == KICK_DEPTH)
+                ;
+            kick_submit(fd);
+        }
+    } else if (kick_way == KICK_WRITE) {
+        const uint64_t one = 1;
+        struct pollfd room = {.fd = fd, .events = POLLOUT};
+
+        if (poll(&room, 1, 0) == 1 && room.revents & POLLOUT) {
+            ssize_t ignored = write(fd, &one, sizeof one);
+            (void)ignored;
+        }
+    }
+    errno = saved;
+}
+
+#endif

@@ -1,0 +1,287 @@
+"""A vfio-user peer that is broken, or means ill: it neither ends this process nor keeps an event
+loop waiting.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from fake_vfio_user import GET_INFO, REGION_INFO, REGION_READ, REGION_WRITE, VERSION, FakeServer
+from ring_controller import flush, started
+
+from nvme_async.device import open_device, resume_device
+from nvme_async.device.vfio_user import VfioUserDevice
+from nvme_async.device.vfio_user_channel import busy
+from nvme_async.errors import ControllerGone, DeviceError, DeviceTimeout, NvmeError
+
+FULL = 0xFFFFFFFFFFFFFFFE
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as server:
+        yield server
+
+
+def readable(fd: int, seconds: float = 0.0) -> bool:
+    return bool(select.select([fd], [], [], seconds)[0])
+
+
+# -- memory that is taken away ---------------------------------------------------------------------
+
+
+def test_doorbells_whose_file_is_cut_off(server: FakeServer) -> None:
+    with VfioUserDevice.from_socket(server.client) as device:
+        mmio = device.doorbells().mmio
+        assert mmio is not None
+        mmio.write32(0, 1)
+        assert not readable(device.gone_fd)
+        os.truncate(server.page, 0)
+        for value in range(3):
+            mmio.write32(0, value)
+        assert mmio.lost
+        assert readable(device.gone_fd)
+        assert "doorbells away" in (device.trouble or "")
+    mmio.write32(4, 9)  # a queue pair that rings once more reaches nothing
+
+
+def test_a_bus_error_elsewhere_still_ends_the_process() -> None:
+    """What is not a register window goes to the handler that was there before, or is deadly."""
+    program = """
+import faulthandler, mmap, os, sys
+from nvme_async.native._mmio import Mmio
+if sys.argv[1] == "faulthandler": faulthandler.enable()
+page = os.memfd_create("page"); os.truncate(page, 4096)
+window = Mmio(page, 0, 4096)
+other = os.memfd_create("other"); os.truncate(other, 4096)
+view = mmap.mmap(other, 4096)
+os.truncate(page, 0)
+window.write32(0, 1)
+assert window.lost
+print("alive", flush=True)
+os.truncate(other, 0)
+view[0] = 1
+"""
+    for handler in ("none", "faulthandler"):
+        result = subprocess.run(
+            [sys.executable, "-c", program, handler], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert result.stdout == "alive\n"
+        assert result.returncode == -7, result.stderr
+        assert ("Bus error" in result.stderr) == (handler == "faulthandler")
+
+
+# -- the eventfd that makes doorbells heard --------------------------------------------------------
+
+
+def kicking(ring, kick: int) -> None:
+    ring.qp.set_doorbells(ring.doorbells, 0, 4, kick_fd=kick)
+
+
+@pytest.mark.parametrize("how", ["blocking", "changed later"])
+async def test_a_full_eventfd_keeps_nobody_waiting(ring, how: str) -> None:
+    kick = os.eventfd(0, 0 if how == "blocking" else os.EFD_NONBLOCK)
+    kicking(ring, kick)
+    os.eventfd_write(kick, FULL)
+    os.set_blocking(kick, True)
+
+    async def go() -> None:
+        for _ in range(300):
+            (task,) = await started(ring.qp.request(flush()))
+            for sqe in ring.fetch():
+                ring.post(ring.cid(sqe))
+            ring.qp.reap()
+            await task
+
+    watchdog = threading.Timer(20, os._exit, (9,))  # a blocked loop could not end this test
+    watchdog.start()
+    await go()
+    watchdog.cancel()
+    assert os.eventfd_read(kick) >= FULL
+    os.close(kick)
+
+
+async def test_every_kick_counts(ring) -> None:
+    """More of them than the kernel's queue of completions holds."""
+    kick = os.eventfd(0, os.EFD_NONBLOCK)
+    kicking(ring, kick)
+    rung = 0
+    for _ in range(400):
+        (task,) = await started(ring.qp.request(flush()))
+        for sqe in ring.fetch():
+            ring.post(ring.cid(sqe))
+        ring.qp.reap()
+        await task
+    queue = ring.qp.inspect()
+    rung = queue["sq"]["doorbells"] + queue["cq"]["doorbells"]
+    assert rung >= 400
+    assert os.eventfd_read(kick) == rung
+    os.close(kick)
+
+
+def test_a_kick_that_is_no_eventfd_is_left_alone(server: FakeServer) -> None:
+    reading, writing = os.pipe()
+    kick, server.kick = server.kick, writing
+    with VfioUserDevice.from_socket(server.client) as device:
+        assert device.doorbells().kick_fd == -1
+        assert device.inspect()["doorbells"] == "mapped"
+    os.close(reading)
+    os.close(kick)
+
+
+# -- doorbells that are messages -------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(server: FakeServer) -> Iterator[VfioUserDevice]:
+    """A device without mapped doorbells."""
+    server.mappable = False
+    with VfioUserDevice.from_socket(server.client) as device:
+        assert device.doorbells().mmio is None
+        yield device
+
+
+def doorbell_writes(server: FakeServer) -> list[tuple[int, int]]:
+    found = []
+    for message in list(server.requests):
+        if message.command == REGION_WRITE:
+            offset, region, _ = struct.unpack_from("<QII", message.payload)
+            if region == 0 and offset >= 0x1000:
+                found.append((offset, int.from_bytes(message.payload[16:], "little")))
+    return found
+
+
+def acknowledge(server: FakeServer, message) -> None:
+    server.reply(message, message.payload[:16])
+
+
+def test_doorbells_by_message_keep_no_caller_waiting(server: FakeServer, slow: VfioUserDevice) -> None:
+    go_on = threading.Event()
+    server.override[REGION_WRITE] = lambda server, message: (go_on.wait(10), acknowledge(server, message))
+    began = time.monotonic()
+    for value in range(1, 100):
+        slow.ring(0x1000, value)
+        slow.ring(0x1004, value)
+    assert time.monotonic() - began < 1
+    go_on.set()
+    slow.read32(8)  # a register access comes after all that was rung before it
+    writes = doorbell_writes(server)
+    assert writes[0][0] == 0x1000
+    assert {(0x1000, 99), (0x1004, 99)} <= set(writes[-2:])
+    assert len(writes) < 20, "values that were overtaken are not sent"
+    for offset in (0x1000, 0x1004):
+        values = [value for at, value in writes if at == offset]
+        assert values == sorted(values)
+
+
+def test_a_peer_that_takes_no_doorbell_is_gone(server: FakeServer, slow: VfioUserDevice) -> None:
+    server.override[REGION_WRITE] = lambda server, message: None
+    slow.timeout = 0.3
+    slow.ring(0x1000, 1)
+    assert readable(slow.gone_fd, 10)
+    assert "did not answer REGION_WRITE" in (slow.trouble or "")
+    slow.ring(0x1000, 2)  # dropped
+    slow.read32(8)
+
+
+def test_a_doorbell_that_is_refused_is_not_the_end(server: FakeServer, slow: VfioUserDevice) -> None:
+    server.override[REGION_WRITE] = lambda server, message: server.refuse(message, 22)
+    slow.ring(0x1000, 1)
+    slow.read32(8)
+    assert not readable(slow.gone_fd)
+
+
+def test_parking_waits_for_the_doorbells(server: FakeServer, slow: VfioUserDevice) -> None:
+    server.override[REGION_WRITE] = lambda server, message: (time.sleep(0.1), acknowledge(server, message))
+    for value in range(3):
+        slow.ring(0x1000 + 4 * value, value)
+    slow.park(True)
+    assert len(doorbell_writes(server)) == 3
+    slow.park(False)
+
+
+# -- sockets that are taken, machines that don't fit -----------------------------------------------
+
+
+def test_a_busy_socket_says_so(tmp_path) -> None:
+    path = str(tmp_path / "controller.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(4)
+        assert busy(path) == ""
+        with pytest.raises(DeviceTimeout) as alone:
+            VfioUserDevice.connect(path, timeout=0.2)
+        assert "another client" not in str(alone.value)
+        listener.accept()[0].close()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(path)
+            with listener.accept()[0], pytest.raises(DeviceTimeout, match="another client is connected to it"):
+                VfioUserDevice.connect(path, timeout=0.2)
+            other.close()
+    with pytest.raises(ControllerGone, match=r"Connection refused$"):
+        VfioUserDevice.connect(path, timeout=0.2)
+
+
+def test_pages_of_another_size_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "PAGESIZE", 65536)
+    for refuse in (
+        lambda: open_device("emulated:size=1MiB"),
+        lambda: resume_device("vfio-user:/x", {}),
+    ):
+        with pytest.raises(DeviceError, match="pages have 65536 bytes; this driver works with pages of 4096 only"):
+            refuse()
+
+
+# -- anything at all -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_replies_of_random_bytes(seed: int) -> None:
+    """Whatever a reply holds: a device, or an error of this package; and in time."""
+    import random
+
+    rng = random.Random(seed)
+    victim = rng.choice([VERSION, GET_INFO, REGION_INFO, REGION_READ, 6, 7, 8])
+    hit = rng.randrange(1, 4)
+    seen = [0]
+
+    def answer(server: FakeServer, message) -> None:
+        seen[0] += 1
+        if seen[0] != hit:
+            server.answer(message)
+            return
+        payload = bytearray(rng.randbytes(rng.choice([0, 3, 4, 8, 16, 20, 32, 64, 100])))
+        if rng.random() < 0.5 and len(payload) >= 4:
+            struct.pack_into("<I", payload, 0, rng.choice([0, 16, 64, len(payload), 1 << 31]))
+        flags = rng.choice([1, 1, 1, 0x21, 0, 2, 0xFFFFFFFF])
+        server.send(
+            server.message(message, bytes(payload), flags=flags, error=rng.choice([0, 22, 0xFFFFFFFF, 1 << 31]))
+        )
+
+    with FakeServer() as server:
+        server.override[victim] = answer
+        server.override[-victim] = lambda server, message: None  # our refusal of what it asked
+        before = len(os.listdir("/proc/self/fd"))
+        device = None
+        try:
+            device = VfioUserDevice.from_socket(server.client, timeout=1.0)
+            device.timeout = 1.0
+            device.read32(8)
+            device.read_many([(0, 8), (8, 4)])
+            device.set_interrupts([None] * min(device.n_vectors, 3))
+        except NvmeError:
+            pass
+        finally:
+            if device is not None:
+                device.close()
+        assert len(os.listdir("/proc/self/fd")) <= before
