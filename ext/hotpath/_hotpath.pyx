@@ -122,6 +122,8 @@ cdef extern from "hotpath/queue.h":
     bint nvq_ring_cq(nvq *q) nogil
     void nvq_rang_sq(nvq *q) nogil
     void nvq_rang_cq(nvq *q) nogil
+    void nvq_rang_sq_to(nvq *q, uint32_t value) nogil
+    void nvq_rang_cq_to(nvq *q, uint32_t value) nogil
     void nvq_before_last_poll() nogil
     bint nvq_pending(const nvq *q) nogil
     unsigned nvq_reap(nvq *q, unsigned limit) nogil

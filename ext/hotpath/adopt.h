@@ -76,8 +76,9 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
     const uint64_t cq_ringing = atomic_load_explicit(&h->cq_ringing, memory_order_relaxed);
     const uint64_t cq_rung = atomic_load_explicit(&h->cq_rung, memory_order_relaxed);
     memset(found, 0, sizeof *found);
-    if (sq_rung > sq_ringing || sq_ringing > submitted || submitted - sq_rung >= h->entries || cq_rung > cq_ringing ||
-        cq_ringing > reaped || reaped > submitted || submitted - reaped >= h->entries || reaped - cq_rung >= h->entries) {
+    /* The controller may have seen the value that was about to be rung, and gone on by as much as the ring holds from there. */
+    if (sq_rung > sq_ringing || sq_ringing > submitted || submitted - sq_ringing >= h->entries || cq_rung > cq_ringing ||
+        cq_ringing > reaped || reaped > submitted || submitted - reaped >= h->entries || reaped - cq_ringing >= h->entries) {
         snprintf(error, NVQ_ERROR_BYTES, "its positions make no sense: submitted %llu ringing %llu rung %llu, reaped %llu %llu %llu",
                  (unsigned long long)submitted, (unsigned long long)sq_ringing, (unsigned long long)sq_rung,
                  (unsigned long long)reaped, (unsigned long long)cq_ringing, (unsigned long long)cq_rung);

@@ -323,6 +323,25 @@ static inline void nvq_rang_cq(struct nvq *q)
     atomic_store_explicit(&h->cq_rung, atomic_load_explicit(&h->cq_ringing, memory_order_relaxed), memory_order_release);
 }
 
+/* The same for a register that was written meanwhile, by another thread: the last position at or before `ringing` that `value` stands for. */
+static inline void nvq_rang_to(const struct nvq_header *h, const _Atomic uint64_t *ringing, _Atomic uint64_t *rung, uint32_t value)
+{
+    const uint64_t latest = atomic_load_explicit(ringing, memory_order_acquire);
+    const uint64_t behind = (latest + h->entries - value % h->entries) % h->entries;
+    if (behind <= latest && latest - behind > atomic_load_explicit(rung, memory_order_relaxed))
+        atomic_store_explicit(rung, latest - behind, memory_order_release);
+}
+
+static inline void nvq_rang_sq_to(struct nvq *q, uint32_t value)
+{
+    nvq_rang_to(q->header, &q->header->sq_ringing, &q->header->sq_rung, value);
+}
+
+static inline void nvq_rang_cq_to(struct nvq *q, uint32_t value)
+{
+    nvq_rang_to(q->header, &q->header->cq_ringing, &q->header->cq_rung, value);
+}
+
 /* Returns true when the caller has to write the register itself, because the device maps no doorbells. */
 static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, volatile uint32_t *shadow, volatile uint32_t *eventidx,
                                 uint32_t value, uint64_t *counter)

@@ -105,7 +105,7 @@ cdef class Rings:
                       uint32_t sq_register=0, uint32_t cq_register=0, bint later=False):
         """Where the doorbells are: in a mapped window, or (mmio None) reached by write32(register, value).
 
-        later: write32() returns before the controller has the value. Then a successor can't rely on any doorbell having been rung.
+        later: write32() returns before the controller has the value; rang() says that it has.
         """
         self.mmio = mmio
         self.doorbell_write = write32
@@ -152,6 +152,15 @@ cdef class Rings:
             PyBuffer_Release(&self.shadow_view)
             self.has_shadow = False
             self.shadow = None
+
+    def rang(self, uint32_t register, uint32_t value):
+        """The controller has the value that was given to write32(register, value). From any thread, before anything else is done to it."""
+        if not self.has_memory:
+            return
+        if register == self.sq_doorbell_offset:
+            nvq_rang_sq_to(&self.q, value)
+        elif register == self.cq_doorbell_offset:
+            nvq_rang_cq_to(&self.q, value)
 
     @cython.final
     cdef int write_sq(self) except -1:

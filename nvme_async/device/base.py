@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
@@ -118,9 +118,10 @@ class Device(Protocol):
     def write32(self, offset: int, value: int) -> None: ...
     def write64(self, offset: int, value: int) -> None: ...
 
-    def ring(self, offset: int, value: int) -> None:
+    def ring(self, offset: int, value: int, done: Callable[[], None]) -> None:
         """write32() of a doorbell, from an event loop: where registers are messages, a thread sends
-        it, before any later access of a register. What goes wrong then is seen at gone_fd.
+        it, before any later access of a register. done(): called once the device has the value, in
+        any thread; not for a value that a later one overtook. What goes wrong is seen at gone_fd.
         """
 
     def doorbells(self) -> Doorbells:

@@ -14,7 +14,7 @@ import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -216,9 +216,10 @@ class VfioDevice:
         self._check_open()
         self._bar0.write64(offset, value)
 
-    def ring(self, offset: int, value: int) -> None:
+    def ring(self, offset: int, value: int, done: Callable[[], None]) -> None:
         """write32(): it is over at once."""
         self.write32(offset, value)
+        done()
 
     def doorbells(self) -> Doorbells:
         """Where the doorbells are mapped, or that they are to be written with write32()."""

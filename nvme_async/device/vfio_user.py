@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import attrs
@@ -261,9 +261,9 @@ class VfioUserDevice:
     def write32(self, offset: int, value: int) -> None:
         self._write(offset, value, 4)
 
-    def ring(self, offset: int, value: int) -> None:
+    def ring(self, offset: int, value: int, done: Callable[[], None]) -> None:
         self._check_register(offset, 4)
-        self._ringer.ring(offset, value)
+        self._ringer.ring(offset, value, done)
 
     def write64(self, offset: int, value: int) -> None:
         self._write(offset, value, 8)

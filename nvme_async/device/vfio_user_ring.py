@@ -25,17 +25,19 @@ class Ringer:
         self._write = write
         self._on_failure = on_failure
         self._changed = threading.Condition()
-        self._due: dict[int, int] = {}
+        self._due: dict[int, tuple[int, Callable[[], None]]] = {}
         self._writing = False
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def ring(self, offset: int, value: int) -> None:
-        """Has `value` written to the doorbell soon. Never waits for the peer."""
+    def ring(self, offset: int, value: int, done: Callable[[], None]) -> None:
+        """Has `value` written to the doorbell soon. Never waits for the peer. done(): called in the
+        thread once the peer has it.
+        """
         with self._changed:
             if self._closed:
                 return
-            self._due[offset] = value
+            self._due[offset] = value, done
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="nvme doorbells", daemon=True)
                 self._thread.start()
@@ -65,11 +67,12 @@ class Ringer:
                 if self._closed:
                     return
                 offset = next(iter(self._due))
-                value = self._due.pop(offset)
+                value, done = self._due.pop(offset)
                 self._writing = True
             began = time.monotonic()
             try:
                 self._write(offset, value)
+                done()
             except DeviceError as error:
                 log.warning("the doorbell at %#x was refused: %s", offset, error)
             except ControllerError as error:

@@ -33,6 +33,10 @@ def server() -> Iterator[FakeServer]:
         yield server
 
 
+def nothing() -> None:
+    pass
+
+
 def readable(fd: int, seconds: float = 0.0) -> bool:
     return bool(select.select([fd], [], [], seconds)[0])
 
@@ -170,14 +174,18 @@ def test_doorbells_by_message_keep_no_caller_waiting(server: FakeServer, slow: V
     server.override[REGION_WRITE] = lambda server, message: (go_on.wait(10), acknowledge(server, message))
     began = time.monotonic()
     for value in range(1, 100):
-        slow.ring(0x1000, value)
-        slow.ring(0x1004, value)
+        slow.ring(0x1000, value, nothing)
+        slow.ring(0x1004, value, nothing)
     assert time.monotonic() - began < 1
+    done: list[int] = []
+    slow.ring(0x1008, 5, lambda: done.append(5))
+    assert not done
     go_on.set()
     slow.read32(8)  # a register access comes after all that was rung before it
     writes = doorbell_writes(server)
     assert writes[0][0] == 0x1000
-    assert {(0x1000, 99), (0x1004, 99)} <= set(writes[-2:])
+    assert done == [5]
+    assert {(0x1000, 99), (0x1004, 99), (0x1008, 5)} <= set(writes[-3:])
     assert len(writes) < 20, "values that were overtaken are not sent"
     for offset in (0x1000, 0x1004):
         values = [value for at, value in writes if at == offset]
@@ -187,16 +195,16 @@ def test_doorbells_by_message_keep_no_caller_waiting(server: FakeServer, slow: V
 def test_a_peer_that_takes_no_doorbell_is_gone(server: FakeServer, slow: VfioUserDevice) -> None:
     server.override[REGION_WRITE] = lambda server, message: None
     slow.timeout = 0.3
-    slow.ring(0x1000, 1)
+    slow.ring(0x1000, 1, nothing)
     assert readable(slow.gone_fd, 10)
     assert "did not answer REGION_WRITE" in (slow.trouble or "")
-    slow.ring(0x1000, 2)  # dropped
+    slow.ring(0x1000, 2, nothing)  # dropped
     slow.read32(8)
 
 
 def test_a_doorbell_that_is_refused_is_not_the_end(server: FakeServer, slow: VfioUserDevice) -> None:
     server.override[REGION_WRITE] = lambda server, message: server.refuse(message, 22)
-    slow.ring(0x1000, 1)
+    slow.ring(0x1000, 1, nothing)
     slow.read32(8)
     assert not readable(slow.gone_fd)
 
@@ -204,7 +212,7 @@ def test_a_doorbell_that_is_refused_is_not_the_end(server: FakeServer, slow: Vfi
 def test_parking_waits_for_the_doorbells(server: FakeServer, slow: VfioUserDevice) -> None:
     server.override[REGION_WRITE] = lambda server, message: (time.sleep(0.1), acknowledge(server, message))
     for value in range(3):
-        slow.ring(0x1000 + 4 * value, value)
+        slow.ring(0x1000 + 4 * value, value, nothing)
     slow.park(True)
     assert len(doorbell_writes(server)) == 3
     slow.park(False)

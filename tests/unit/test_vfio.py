@@ -520,7 +520,7 @@ def test_registers_that_can_not_be_touched_go_through_the_descriptor(
         assert device.read32(8) == 0x0001_0400
         device.write64(0x28, 0x1234_5678_9ABC)
         assert device.read64(0x28) == 0x1234_5678_9ABC
-        device.ring(0x1000, 7)
+        device.ring(0x1000, 7, lambda: None)
         assert kernel.bar0(0x1000) == 7
 
 

@@ -231,12 +231,16 @@ class QueueMaker:
         mmio = doorbells.mmio
         if mmio is not None and base + cq + 4 > mmio.nbytes:
             mmio = None  # the window ends before them, as one of a page does before a wide stride's: they are registers
+
+        def ring(register: int, value: int) -> None:
+            device.ring(register, value, lambda: hot.rang(register, value))
+
         hot.set_doorbells(
             mmio,
             base + sq,
             base + cq,
             kick_fd=-1 if doorbells.kick_fd is None else doorbells.kick_fd,
-            write32=device.ring,
+            write32=device.write32 if device.direct else ring,
             later=not device.direct,
             sq_register=sq,
             cq_register=cq,
