@@ -65,6 +65,28 @@ static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, 
     return 0;
 }
 
+/* How far the controller has taken entries from the submission ring, by its latest completion. A doorbell that a thread writes is noted
+ * later than that. */
+static inline uint64_t nvq_taken_up_to(const struct nvq *q, uint64_t reaped, uint64_t sq_ringing)
+{
+    const uint32_t entries = q->header->entries;
+    if (!reaped)
+        return 0;
+    const uint64_t behind = (sq_ringing + entries - q->cq[(reaped - 1) % entries].sqhd % entries) % entries;
+    return behind <= sq_ringing ? sq_ringing - behind : 0;
+}
+
+/* The number of commands that are out from that position on; -1 if not all of them are. */
+static inline int64_t nvq_due_from(const struct nvq *q, uint64_t submitted, uint64_t position)
+{
+    uint64_t due = 0;
+    for (uint32_t i = 0; i < q->header->n_trackers; i++) {
+        const struct nvq_tracker *t = &q->trackers[i];
+        due += atomic_load_explicit(&t->state, memory_order_acquire) == NVQ_ARMED && t->position >= position && t->position < submitted;
+    }
+    return due == submitted - position ? (int64_t)due : -1;
+}
+
 /* Reads and verifies what the predecessor left, for a queue that nvq_open() has opened. Changes nothing. 0, or -1 and the reason. */
 static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, struct nvq_found *found, char error[NVQ_ERROR_BYTES])
 {
@@ -107,8 +129,8 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
                  (unsigned long long)(submitted - reaped - found->skip_cqe));
         return -1;
     }
-    /* Entries that no tracker knows would be executed a second time. */
-    if (due != submitted - sq_rung) {
+    /* Entries that no tracker knows would be executed a second time; not those that the controller has taken. */
+    if (due != submitted - sq_rung && nvq_due_from(q, submitted, nvq_taken_up_to(q, reaped, sq_ringing)) < 0) {
         snprintf(error, NVQ_ERROR_BYTES, "%llu commands wait for their doorbell, but the ring says %llu", (unsigned long long)due,
                  (unsigned long long)(submitted - sq_rung));
         return -1;
