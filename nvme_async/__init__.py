@@ -18,6 +18,8 @@ from nvme_async.driver.events import Event
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.memory import Registration
+from nvme_async.driver.protection import Check, Protect
+from nvme_async.driver.zoned import ZonedNamespace
 from nvme_async.errors import *  # noqa: F403
 from nvme_async.keepalive.controller import Controller
 from nvme_async.spec.commands import Command
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchError",
+    "Check",
     "Command",
     "Completion",
     "Controller",
@@ -40,7 +43,9 @@ __all__ = [
     "Many",
     "Namespace",
     "Options",
+    "Protect",
     "Registration",
+    "ZonedNamespace",
     "open",
     "take_over",
     *errors.__all__,

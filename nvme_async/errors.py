@@ -32,6 +32,7 @@ from __future__ import annotations
 
 __all__ = [
     "AccessDenied",
+    "ApplicationTagError",
     "CapacityExceeded",
     "CommandAborted",
     "CommandError",
@@ -46,13 +47,16 @@ __all__ = [
     "DeallocatedBlock",
     "DeviceError",
     "DeviceTimeout",
+    "GuardError",
     "HandedOver",
     "InvalidField",
     "InvalidNamespace",
     "InvalidOpcode",
     "InvalidSavedState",
+    "InvalidZoneTransition",
     "KeeperError",
     "LbaOutOfRange",
+    "ManagementError",
     "MediaError",
     "NamespaceChanged",
     "NamespaceNotReady",
@@ -61,11 +65,22 @@ __all__ = [
     "NoSuchNamespace",
     "NvmeError",
     "OutOfDmaMemory",
+    "PiError",
     "QueueShutdown",
+    "ReferenceTagError",
     "ReservationConflict",
     "RestoreRefused",
+    "StorageTagError",
+    "TooManyActiveZones",
+    "TooManyOpenZones",
     "UnrecoveredReadError",
     "WriteFault",
+    "ZoneBoundaryError",
+    "ZoneError",
+    "ZoneFull",
+    "ZoneInvalidWrite",
+    "ZoneOffline",
+    "ZoneReadOnly",
     "command_error",
 ]
 
@@ -231,6 +246,48 @@ class DeallocatedBlock(MediaError):
     """
 
 
+class ZoneError(CommandError):
+    """A zone did not let the command pass (ZNS Command Set 1.1, 2.1.1)."""
+
+
+class ZoneBoundaryError(ZoneError):
+    """Zoned Boundary Error: beyond what the zone can hold."""
+
+
+class ZoneFull(ZoneError):
+    """Zone Is Full."""
+
+
+class ZoneReadOnly(ZoneError):
+    """Zone Is Read Only."""
+
+
+class ZoneOffline(ZoneError):
+    """Zone Is Offline."""
+
+
+class ZoneInvalidWrite(ZoneError):
+    """Zone Invalid Write: not at the write pointer."""
+
+
+class TooManyActiveZones(ZoneError):
+    """Too Many Active Zones (MAR)."""
+
+
+class TooManyOpenZones(ZoneError):
+    """Too Many Open Zones (MOR)."""
+
+
+class InvalidZoneTransition(ZoneError):
+    """Invalid Zone State Transition."""
+
+
+class ManagementError(NvmeError):
+    """A management operation was carried out by the controller, without success. The message says
+    which, and what that means.
+    """
+
+
 class ControllerError(NvmeError):
     """The controller as a whole failed; every command on it fails with this."""
 
@@ -369,6 +426,14 @@ _BY_STATUS: dict[tuple[int, int], type[CommandError]] = {
     (0x0, 0x82): NamespaceNotReady,
     (0x0, 0x83): ReservationConflict,
     (0x1, 0x82): NamespaceWriteProtected,
+    (0x1, 0xB8): ZoneBoundaryError,
+    (0x1, 0xB9): ZoneFull,
+    (0x1, 0xBA): ZoneReadOnly,
+    (0x1, 0xBB): ZoneOffline,
+    (0x1, 0xBC): ZoneInvalidWrite,
+    (0x1, 0xBD): TooManyActiveZones,
+    (0x1, 0xBE): TooManyOpenZones,
+    (0x1, 0xBF): InvalidZoneTransition,
     (0x2, 0x80): WriteFault,
     (0x2, 0x81): UnrecoveredReadError,
     (0x2, 0x82): GuardError,

@@ -25,7 +25,7 @@ LAYERS = (
     ("manager",),
     ("emulator",),
     ("export",),
-    ("_open", ""),  # what `import nvme_async` offers
+    ("_open", "management", ""),  # what `import nvme_async` offers
     ("fio",),
     ("cli", "__main__"),
 )

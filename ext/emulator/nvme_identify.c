@@ -118,7 +118,7 @@ static void identify_nvm(const struct emu_config *config, const struct ns *ns, u
 /* CNS 08h, I/O Command Set independent. */
 static void identify_independent(const struct ns *ns, uint8_t *p)
 {
-    put32(p, 8, ns->anagrpid);
+    put32(p, 4, ns->anagrpid);
     p[2] = RESCAP;
     p[14] = 1; /* NSTAT.NRDY */
 }

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping
 
 import click
 
+from nvme_async.cli.nvme.names import NVME
+
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Drives": ("list", "id-ctrl", "id-ns", "bind", "unbind", "doctor"),
     "Data": ("read", "write", "flush"),
     "Servicing": ("inspect", "top", "keeper"),
     "Benchmark": ("bench", "emulate"),
+    "The rest of nvme-cli": tuple(sorted(NVME)),
 }
 OTHERS = "More"
 """Where commands stand that no section names."""

@@ -9,6 +9,7 @@ import sys
 import click
 
 from nvme_async.cli.grouped import LazyGroup
+from nvme_async.cli.nvme.names import NVME
 from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.keepalive import config
 
@@ -28,6 +29,7 @@ COMMANDS = {
     "top": "nvme_async.cli.inspect:top",
     "unbind": "nvme_async.cli.pci:unbind",
     "write": "nvme_async.cli.io:write",
+    **{name: f"nvme_async.cli.nvme.commands:{name}" for name in NVME},
 }
 
 
@@ -45,14 +47,20 @@ COMMANDS = {
 @click.option("--pool-numa", metavar="split", help="Spread the pool over the NUMA nodes.")
 @click.option("--vfio/--no-vfio", default=None, help="Whether pci: devices may be driven.")
 @click.option("--always-flr/--no-always-flr", default=None, help="A function level reset whenever a device is opened.")
+@click.option(
+    "--attach", metavar="SOCKET", help="Talk to the manager there, which has the device: nvme-cli's commands."
+)
 @click.option("--keeper", metavar="PATH", help="Deposit controllers with this keeper, and take over what it has.")
+@click.pass_context
 def cli(
+    ctx: click.Context,
     keep_alive: str | None,
     disable_keep_alive: bool | None,
     pool_pages: str | None,
     pool_numa: str | None,
     vfio: bool | None,
     always_flr: bool | None,
+    attach: str | None,
     keeper: str | None,
 ) -> None:
     """Drive NVMe controllers from this process, without the kernel's block layer.
@@ -68,6 +76,7 @@ def cli(
         config.command_line.pool_numa = None if pool_numa is None else config.parse_numa(pool_numa)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from None
+    ctx.meta["nvme_async.attach"] = attach
     config.command_line.vfio = vfio
     config.command_line.disable_keepalive = disable_keep_alive
     config.command_line.always_flr = always_flr

@@ -27,9 +27,11 @@ FIRST_PAUSE, LONGEST_PAUSE, RETRIES = 0.1, 5.0, 10
 # Bytes of the log pages whose reading clears an event (Base 2.0, 5.2.1). Others are read with 512
 # bytes.
 _LOG_BYTES = {LogPage.ERROR_INFORMATION: 64, LogPage.CHANGED_NAMESPACES: 4096}
-# Namespace Attribute Notices and Firmware Activation Notices: the same bits in Identify's OAES and
-# in the feature.
-_NOTICES = 1 << 8 | 1 << 9
+# Namespace Attribute, Firmware Activation, ANA and Zone Descriptor notices: the same bits in
+# Identify's OAES and in the feature.
+_NOTICES = 1 << 8 | 1 << 9 | 1 << 11 | 1 << 27
+# SMART / health critical warnings: every controller has them.
+_SMART = 0x1F
 # More events than a subscriber leaves lying about are dropped, the oldest first.
 BACKLOG = 1024
 
@@ -67,15 +69,15 @@ class EventListener:
         """Why there are no events (any more), or the last error that a request ended with."""
 
     async def enable(self) -> None:
-        """Has namespace and firmware notices sent (Asynchronous Event Configuration, 5.27.1.8);
+        """Has SMART warnings and notices of namespaces, firmware, ANA and zones sent (Asynchronous
+        Event Configuration, 5.27.1.8);
         what else is sent stays the controller's choice. After each reset.
         """
         controller = self._controller
-        wanted = controller.identify.oaes & _NOTICES
-        if wanted:
-            now = (await controller.submit_admin(commands.get_features(Feature.ASYNC_EVENT_CONFIGURATION))).dw0
-            if now & wanted != wanted:
-                await controller.submit_admin(commands.set_features(Feature.ASYNC_EVENT_CONFIGURATION, now | wanted))
+        wanted = controller.identify.oaes & _NOTICES | _SMART
+        now = (await controller.submit_admin(commands.get_features(Feature.ASYNC_EVENT_CONFIGURATION))).dw0
+        if now & wanted != wanted:
+            await controller.submit_admin(commands.set_features(Feature.ASYNC_EVENT_CONFIGURATION, now | wanted))
 
     def start(self, adopted: Sequence[Awaitable[Any]] | None = None) -> None:
         """adopted: the requests that a predecessor left with the controller, so that there is never
@@ -176,7 +178,8 @@ class EventListener:
 
     async def _handle(self, event: AsyncEvent) -> None:
         controller = self._controller
-        if event.type == AsyncEventType.IMMEDIATE:
+        # Which zones changed is for ZonedNamespace.changed() to read: that clears list and event.
+        if event.type == AsyncEventType.IMMEDIATE or event.lid == LogPage.CHANGED_ZONES:
             self.publish(Event("controller-event", controller.uri, event=event))
             return
         # Reading the log page clears the event; without that there won't be another of its kind.

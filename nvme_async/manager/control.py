@@ -8,7 +8,8 @@ may open.
 
 Operations: inspect, metrics (Prometheus's text), with "uri": load, unload, reset, service, and with
 "setting", for all devices or
-that of "uri": switch_keepalive.
+that of "uri": switch_keepalive. "command" carries out one NVMe command ("entry": its 64 bytes in
+hexadecimal, "admin", "nbytes", "data" in base64) and answers with "status", "dw0", "dw1", "data".
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from nvme_async.errors import ConfigurationError, ControllerGone
+from nvme_async.manager.device import ManagedDevice
+from nvme_async.manager.passthrough import carry_out
 from nvme_async.manager.workers import Worker
 from nvme_async.runtime.sockets import ListeningSocket
 
@@ -37,6 +40,7 @@ class Controlled(Protocol):
     def inspect(self) -> dict[str, Any]: ...
     async def inspect_with_registers(self) -> dict[str, Any]: ...
     def metrics(self) -> bytes: ...
+    def device(self, uri: str) -> ManagedDevice: ...
     async def switch_keepalive(self, setting: str | bool | None, uri: str | None = None) -> None: ...
     async def load(self, uri: str) -> Any: ...
     async def unload(self, uri: str) -> None: ...
@@ -105,6 +109,10 @@ class ControlServer:
     async def _execute(self, request: dict[str, Any]) -> Any:
         manager = self._manager
         operation = request.get("op")
+        if operation == "command":
+            if not isinstance(request.get("uri"), str):
+                raise ConfigurationError('command needs the device\'s "uri"')
+            return await carry_out(manager.device(request["uri"]), request)
         if operation == "inspect":
             return await manager.inspect_with_registers() if request.get("registers") else manager.inspect()
         if operation == "metrics":
@@ -125,7 +133,8 @@ class ControlServer:
         }
         if operation not in on_device:
             raise ConfigurationError(
-                f"unknown operation {operation!r}; there are inspect, metrics, switch_keepalive, {', '.join(on_device)}"
+                f"unknown operation {operation!r}; there are inspect, metrics, switch_keepalive, command, "
+                f"{', '.join(on_device)}"
             )
         uri = request.get("uri")
         if not isinstance(uri, str):

@@ -6,13 +6,9 @@ thing nvme-cli is not followed: it prints 32-bit values from 2**31 on as negativ
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
-
-if TYPE_CHECKING:
-    from nvme_async.spec._identify_controller import IdentifyController, PowerState
-    from nvme_async.spec._identify_namespace import IdentifyNamespace
 
 _CAPACITIES = frozenset({"tnvmcap", "unvmcap", "megcap", "maxdna", "nvmcap"})
 _PADDED = {"sn": 20, "mn": 40, "fr": 8}
@@ -24,7 +20,7 @@ def c_string(value: str) -> str:
     return value.split("\0", 1)[0]
 
 
-def _power_state(state: PowerState) -> dict[str, int]:
+def _power_state(state: Any) -> dict[str, int]:
     return {
         "max_power": state.mp,
         "flags": state.flags,
@@ -42,8 +38,8 @@ def _power_state(state: PowerState) -> dict[str, int]:
     }
 
 
-def controller(identify: IdentifyController) -> dict[str, Any]:
-    """What `nvme id-ctrl -o json` prints."""
+def controller(identify: Any) -> dict[str, Any]:
+    """What `nvme id-ctrl -o json` prints of an IdentifyController."""
     result: dict[str, Any] = {}
     for field in attrs.fields(type(identify)):
         name, value = field.name, getattr(identify, field.name)
@@ -62,8 +58,8 @@ def controller(identify: IdentifyController) -> dict[str, Any]:
     return result
 
 
-def namespace(identify: IdentifyNamespace) -> dict[str, Any]:
-    """What `nvme id-ns -o json` prints."""
+def namespace(identify: Any) -> dict[str, Any]:
+    """What `nvme id-ns -o json` prints of an IdentifyNamespace."""
     result: dict[str, Any] = {}
     for field in attrs.fields(type(identify)):
         name, value = field.name, getattr(identify, field.name)

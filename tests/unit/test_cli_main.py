@@ -90,7 +90,7 @@ def run_check(command: click.Command, *arguments: str) -> str:
     option = next(parameter for parameter in command.params if parameter.name == "output")
     with pytest.raises(click.BadParameter) as caught:
         option.callback(click.Context(command), option, arguments[1])  # type: ignore[misc]
-    return caught.value.message.removesuffix(", prometheus")
+    return caught.value.message.removesuffix(", prometheus").removesuffix(", binary, tabular")
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"bench"}))

@@ -1,0 +1,157 @@
+"""What a command talks to: a controller of its own, or one that another process has."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import attrs
+import click
+import uvloop
+
+import nvme_async
+from nvme_async.errors import ControllerError, command_error
+from nvme_async.manager.control import ControlClient
+from nvme_async.spec import commands
+from nvme_async.spec.commands import Command
+from nvme_async.spec.completion import Completion
+from nvme_async.spec.identify import IdentifyController, IdentifyNamespace, decode_namespace_list
+from nvme_async.spec.opcodes import Cns, Direction, command_name
+from nvme_async.spec.status import status_text
+
+ATTACH = "nvme_async.attach"  # in click's meta: the path of a control socket
+_MOST = 256 << 10  # bytes of one command to another process
+
+
+class RemoteNamespace:
+    """A namespace of a controller that another process has."""
+
+    def __init__(self, controller: RemoteController, nsid: int, identify: IdentifyNamespace) -> None:
+        self.controller, self.nsid, self.identify = controller, nsid, identify
+        self.block_size, self.blocks = identify.block_size, identify.nsze
+        self.has_metadata = identify.metadata_size > 0
+        self.max_blocks = max(1, _MOST // identify.block_size)
+
+    async def submit(self, command: Command, buffer: Any = None) -> Completion:
+        if command.data_length is None and command.blocks:
+            command = attrs.evolve(command, data_length=command.blocks * self.block_size)
+        return await self.controller.send(command, buffer)
+
+
+class RemoteController:
+    """A controller that another process has, through the control socket of its manager: commands
+    are carried out there, so that a look at the drive doesn't bring it up and down.
+    """
+
+    def __init__(self, client: ControlClient, uri: str) -> None:
+        self._client, self.uri = client, uri
+        self.transport = SimpleNamespace(max_transfer=_MOST)
+        self.namespaces: dict[int, RemoteNamespace] = {}
+        self.identify: IdentifyController
+
+    async def _identify(self, cns: int, nsid: int = 0) -> bytes:
+        completion = await self.admin(commands.identify(cns, nsid))
+        assert completion.data is not None
+        return completion.data
+
+    async def start(self) -> None:
+        self.identify = IdentifyController.decode(await self._identify(Cns.CONTROLLER))
+        for nsid in decode_namespace_list(await self._identify(Cns.ACTIVE_NAMESPACES)):
+            identify = IdentifyNamespace.decode(await self._identify(Cns.NAMESPACE, nsid))
+            self.namespaces[nsid] = RemoteNamespace(self, nsid, identify)
+
+    async def admin(self, command: Command, buffer: Any = None, *, unlimited: bool = False) -> Completion:
+        return await self.send(command, buffer)
+
+    async def send(self, command: Command, buffer: Any) -> Completion:
+        to_host = command.direction is Direction.CONTROLLER_TO_HOST
+        data = None if buffer is None or to_host else base64.b64encode(bytes(buffer)).decode()
+        nbytes = command.data_length or (len(memoryview(buffer)) if buffer is not None else 0)
+        answer = await asyncio.to_thread(
+            self._client.call,
+            "command",
+            uri=self.uri,
+            entry=command.pack().hex(),
+            admin=command.admin,
+            nbytes=nbytes,
+            data=data,
+        )
+        if answer["status"]:
+            raise command_error(
+                answer["status"],
+                opcode=command.opcode,
+                nsid=command.nsid,
+                lba=command.lba,
+                blocks=command.blocks,
+                admin=command.admin,
+                dw0=answer["dw0"],
+                text=status_text(answer["status"] >> 8 & 7, answer["status"] & 0xFF),
+                command=command_name(command.opcode, admin=command.admin),
+            )
+        came = base64.b64decode(answer["data"]) if answer["data"] is not None else None
+        if buffer is not None and to_host and came is not None:
+            memoryview(buffer)[: len(came)] = came
+        return Completion(dw0=answer["dw0"], dw1=answer["dw1"], sqid=0, data=came)
+
+    async def reset(self, reason: str = "requested") -> None:
+        await asyncio.to_thread(self._client.call, "reset", uri=self.uri)
+
+    async def rescan(self) -> None:
+        self.namespaces.clear()
+        await self.start()
+
+
+@asynccontextmanager
+async def opened(device: str | None) -> AsyncIterator[Any]:
+    """The controller at DEVICE; with --attach that of the manager there, DEVICE being its URI, which
+    need not be given if it has but one.
+    """
+    attach = click.get_current_context().find_root().meta.get(ATTACH)
+    if attach is None:
+        if device is None:
+            raise click.UsageError("a DEVICE is needed, or --attach SOCKET before the command")
+        async with nvme_async.open(device) as controller:
+            yield controller
+        return
+    with ControlClient(attach) as client:
+        known = list(client.call("inspect")["devices"])
+        if device is None:
+            if len(known) != 1:
+                raise click.UsageError(
+                    f"the manager at {attach} has {len(known)} devices: {', '.join(known) or 'none'}"
+                )
+            device = known[0]
+        elif device not in known:
+            raise click.UsageError(
+                f"the manager at {attach} does not have {device}; it has {', '.join(known) or 'none'}"
+            )
+        remote = RemoteController(client, device)
+        try:
+            await remote.start()
+            yield remote
+        except RuntimeError as error:
+            raise ControllerError(f"{device}: {error}") from error
+
+
+def run(device: str | None, operation: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Opens, does it, closes."""
+
+    async def whole() -> Any:
+        async with opened(device) as controller:
+            return await operation(controller)
+
+    return uvloop.run(whole())
+
+
+def first_namespace(controller: Any, nsid: int | None) -> int:
+    """The namespace asked for, by default the first."""
+    if nsid is not None:
+        return nsid
+    if not controller.namespaces:
+        raise click.ClickException(f"{controller.uri} has no active namespace; name one with -n")
+    chosen: int = min(controller.namespaces)
+    return chosen

@@ -1,0 +1,65 @@
+"""Management of a controller and its namespaces: coroutines that wait for the end, say how far it
+is, and are cancellable where the specification lets them be.
+
+    from nvme_async import management
+    await management.format_namespace(controller, 1, block_size=4096, progress=print)
+    nsid = await management.create_namespace(controller, nbytes=1 << 30)
+
+Each goes through controller.admin(), so that I/O which would be hurt is held meanwhile and Identify
+is read again afterwards (docs/commands-with-effects.md). `progress` is called with a fraction from
+0.0 to 1.0, on the caller's loop. They raise CommandError and its kin for what the controller
+refuses, and ManagementError for what it carried out without success.
+"""
+
+from nvme_async.driver.management.firmware import (
+    Activation,
+    commit_firmware,
+    download_firmware,
+    update_firmware,
+)
+from nvme_async.driver.management.formats import find_format, format_namespace
+from nvme_async.driver.management.logs import (
+    persistent_event_log,
+    read_log,
+    read_typed_log,
+    telemetry_log,
+)
+from nvme_async.driver.management.media import lba_status, sanitize, self_test
+from nvme_async.driver.management.namespaces import (
+    attach_namespace,
+    create_namespace,
+    delete_namespace,
+    detach_namespace,
+)
+from nvme_async.driver.management.security import (
+    discover_security,
+    receive_security,
+    security_protocols,
+    send_security,
+)
+from nvme_async.driver.management.waiting import Progress
+
+__all__ = [
+    "Activation",
+    "Progress",
+    "attach_namespace",
+    "commit_firmware",
+    "create_namespace",
+    "delete_namespace",
+    "detach_namespace",
+    "discover_security",
+    "download_firmware",
+    "find_format",
+    "format_namespace",
+    "lba_status",
+    "persistent_event_log",
+    "read_log",
+    "read_typed_log",
+    "receive_security",
+    "sanitize",
+    "security_protocols",
+    "self_test",
+    "send_security",
+    "telemetry_log",
+    "update_firmware",
+]

@@ -1,0 +1,83 @@
+"""Waiting for what takes its time, and saying how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from nvme_async.errors import CommandError, CommandTimeout
+
+T = TypeVar("T")
+Progress = Callable[[float], object]
+
+DAY = 86400.0
+"""Seconds that an operation may take if nothing else is said."""
+INTERVAL = 0.5
+"""Seconds between two looks at the progress."""
+
+
+async def until(
+    look: Callable[[], Awaitable[float | None]],
+    what: str,
+    *,
+    progress: Progress | None,
+    interval: float,
+    timeout: float,
+) -> None:
+    """Calls look() until it returns None: it is over. Otherwise what it returns is the progress.
+    CommandTimeout after `timeout` seconds; the operation goes on.
+    """
+    try:
+        async with asyncio.timeout(timeout) as limit:
+            while (done := await look()) is not None:
+                if progress is not None:
+                    progress(done)
+                await asyncio.sleep(interval)
+    except TimeoutError:
+        if limit.expired():
+            raise CommandTimeout(f"{what} is not over after {timeout:g} s; it goes on in the controller") from None
+        raise
+    if progress is not None:
+        progress(1.0)
+
+
+async def watched(
+    operation: Awaitable[T],
+    look: Callable[[], Awaitable[float | None]],
+    what: str,
+    *,
+    progress: Progress | None,
+    interval: float,
+    timeout: float,
+) -> T:
+    """The result of a command that completes when all is over, with the progress meanwhile.
+
+    CommandTimeout after `timeout` seconds. When the caller is cancelled, or that time is over, the
+    command stays with the controller, which can't be stopped.
+    """
+    task = asyncio.ensure_future(operation)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+    try:
+        while True:
+            left = end - loop.time()
+            done, _ = await asyncio.wait({task}, timeout=max(0.0, min(interval, left)))
+            if done:
+                break
+            if left <= 0:
+                raise CommandTimeout(f"{what} is not over after {timeout:g} s; it goes on in the controller")
+            if progress is not None:
+                try:
+                    fraction = await look()
+                except CommandError:
+                    continue  # it can't say so just now
+                if fraction is not None and not task.done():
+                    progress(fraction)
+        result = task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+    if progress is not None:
+        progress(1.0)
+    return result

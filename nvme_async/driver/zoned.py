@@ -1,0 +1,203 @@
+"""Zoned namespaces (ZNS Command Set 1.1): what a namespace of zones can do beyond reading."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from typing_extensions import Buffer
+
+from nvme_async.errors import CommandError, ConfigurationError
+from nvme_async.native._hotpath import byte_view
+from nvme_async.spec import commands
+from nvme_async.spec.opcodes import Cns, Csi, LogPage, ZoneReportOption, ZoneSendAction
+from nvme_async.spec.zns import ChangedZones, IdentifyControllerZns, IdentifyNamespaceZns, ZoneDescriptor, ZoneReport
+
+if TYPE_CHECKING:
+    from nvme_async.driver.namespace import Namespace
+
+_REPORT_BYTES = 64 << 10
+_CHANGED_BYTES = 4096
+
+
+class ZonedNamespace:
+    """A namespace whose blocks are written zone by zone, each at its write pointer.
+
+        zoned = await ZonedNamespace.of(controller.namespaces[1])
+        async for zone in zoned.zones(): …
+        lba = await zoned.append(zone.zslba, data)     # where it went
+
+    Zones are named by their first block. Usable from any loop, as the namespace is.
+
+    Attributes:
+        namespace: reads go through it, and writes at write pointers may.
+        identify: Identify Namespace of the zoned command set.
+        zone_size: blocks from one zone to the next.
+        max_open, max_active: zones in these states at once; None for no limit (MOR, MAR).
+        max_append: blocks of one append (ZASL).
+
+    Methods raise what those of Namespace do, and where a zone doesn't let a write pass:
+    ZoneBoundaryError, ZoneFull, ZoneReadOnly, ZoneOffline, ZoneInvalidWrite, TooManyActiveZones,
+    TooManyOpenZones, InvalidZoneTransition.
+    """
+
+    def __init__(
+        self, namespace: Namespace, identify: IdentifyNamespaceZns, controller: IdentifyControllerZns | None
+    ) -> None:
+        self.namespace = namespace
+        self.identify = identify
+        self.zone_size = identify.zone_size(namespace.identify.lbaf_index)
+        self.max_open = identify.max_open_zones
+        self.max_active = identify.max_active_zones
+        self.max_append = namespace.max_blocks
+        if controller is not None and controller.zasl:
+            limit = namespace.controller.cap.min_page_size << controller.zasl
+            self.max_append = min(self.max_append, max(1, limit // namespace.block_size))
+
+    @classmethod
+    async def of(cls, namespace: Namespace) -> ZonedNamespace:
+        """Asks the controller what the zones are like. ConfigurationError for a namespace that isn't
+        zoned.
+        """
+        admin = namespace.controller.admin
+        try:
+            page = await admin(commands.identify(Cns.CSI_NAMESPACE, namespace.nsid, csi=Csi.ZNS))
+            assert page.data is not None
+            identify = IdentifyNamespaceZns.decode(page.data)
+            if not identify.zone_size(namespace.identify.lbaf_index):
+                raise ConfigurationError(f"namespace {namespace.nsid} is not zoned")
+        except CommandError as error:
+            raise ConfigurationError(f"namespace {namespace.nsid} is not zoned: {error}") from error
+        controller = None
+        try:
+            page = await admin(commands.identify(Cns.CSI_CONTROLLER, csi=Csi.ZNS))
+            assert page.data is not None
+            controller = IdentifyControllerZns.decode(page.data)
+        except CommandError:
+            pass  # no limit of its own
+        return cls(namespace, identify, controller)
+
+    @property
+    def zone_count(self) -> int:
+        return self.namespace.blocks // self.zone_size
+
+    def zone_of(self, lba: int) -> int:
+        """The first block of the zone that `lba` is in."""
+        return lba - lba % self.zone_size
+
+    def _zone(self, zslba: int) -> int:
+        if zslba < 0 or zslba % self.zone_size or zslba >= self.namespace.blocks:
+            raise ValueError(
+                f"no zone begins at block {zslba}: zones have {self.zone_size} blocks, "
+                f"the namespace {self.namespace.blocks}"
+            )
+        return zslba
+
+    # -- what there is -----------------------------------------------------------------------------
+
+    async def report(
+        self, lba: int = 0, *, option: ZoneReportOption = ZoneReportOption.ALL, limit: int | None = None
+    ) -> ZoneReport:
+        """One report of zones from the one with `lba` on, at most `limit` of them, or what one
+        command brings. Its `nzones` counts all that match.
+        """
+        most = min(_REPORT_BYTES, self.namespace.controller.transport.max_transfer)
+        nbytes = most if limit is None else min(most, 64 + 64 * max(1, limit))
+        completion = await self.namespace.submit(
+            commands.zone_management_receive(self.namespace.nsid, lba, nbytes, option=option)
+        )
+        assert completion.data is not None
+        return ZoneReport.decode(completion.data)
+
+    async def zones(
+        self, lba: int = 0, *, option: ZoneReportOption = ZoneReportOption.ALL
+    ) -> AsyncIterator[ZoneDescriptor]:
+        """Every zone from the one with `lba` on, as it was when its report was made; as many reports
+        as it takes.
+        """
+        at = self.zone_of(lba)
+        while at < self.namespace.blocks:
+            found = await self.report(at, option=option)
+            for zone in found.zones:
+                yield zone
+            if not found.zones or found.nzones <= len(found.zones):
+                return
+            at = found.zones[-1].zslba + self.zone_size
+
+    async def zone(self, zslba: int) -> ZoneDescriptor:
+        """One zone as it is now."""
+        return (await self.report(self._zone(zslba), limit=1)).zones[0]
+
+    async def changed(self) -> ChangedZones:
+        """The zones that the controller has changed by itself since this was asked last (LID BFh);
+        a "controller-event" says when to ask.
+        """
+        completion = await self.namespace.controller.admin(
+            commands.get_log_page(LogPage.CHANGED_ZONES, _CHANGED_BYTES, self.namespace.nsid)
+        )
+        assert completion.data is not None
+        return ChangedZones.decode(completion.data)
+
+    # -- what can be done --------------------------------------------------------------------------
+
+    async def _act(self, action: ZoneSendAction, zslba: int | None) -> None:
+        zone = 0 if zslba is None else self._zone(zslba)
+        await self.namespace.submit(
+            commands.zone_management_send(self.namespace.nsid, zone, action, all_zones=zslba is None)
+        )
+
+    async def open(self, zslba: int | None) -> None:
+        """Opens a zone explicitly; None: all closed ones."""
+        await self._act(ZoneSendAction.OPEN, zslba)
+
+    async def close(self, zslba: int | None) -> None:
+        """Closes a zone; None: all open ones."""
+        await self._act(ZoneSendAction.CLOSE, zslba)
+
+    async def finish(self, zslba: int | None) -> None:
+        """Makes a zone full; None: all open and closed ones."""
+        await self._act(ZoneSendAction.FINISH, zslba)
+
+    async def reset(self, zslba: int | None) -> None:
+        """Makes a zone empty, its data are lost; None: all that are not."""
+        await self._act(ZoneSendAction.RESET, zslba)
+
+    async def offline(self, zslba: int | None) -> None:
+        """Takes a read only zone offline, its data are lost; None: all read only ones."""
+        await self._act(ZoneSendAction.OFFLINE, zslba)
+
+    async def append(self, zslba: int, data: Buffer, *, fua: bool = False) -> int:
+        """Writes `data` at the zone's write pointer, wherever that is, and returns the block it went
+        to (Zone Append). Several at once are what it is for. At most max_append blocks.
+        """
+        namespace = self.namespace
+        if namespace.has_metadata:
+            raise ConfigurationError(f"namespace {namespace.nsid} has metadata: use submit() with zone_append()")
+        nbytes, size = byte_view(data).nbytes, namespace.block_size
+        if nbytes == 0 or nbytes % size:
+            raise ValueError(f"a buffer of {nbytes} bytes is not a positive multiple of the block size of {size}")
+        blocks = nbytes // size
+        if blocks > self.max_append:
+            raise ValueError(f"{blocks} blocks in one append: at most {self.max_append}")
+        completion = await namespace.submit(
+            commands.zone_append(namespace.nsid, self._zone(zslba), blocks, fua=fua), data
+        )
+        return completion.dw1 << 32 | completion.dw0
+
+    async def write(self, lba: int, data: Buffer, *, fua: bool = False) -> None:
+        """Writes at a zone's write pointer, one command after the other. ZoneInvalidWrite anywhere
+        else.
+        """
+        view, size = byte_view(data), self.namespace.block_size
+        step = self.namespace.max_blocks * size
+        if not view.nbytes or view.nbytes % size:
+            raise ValueError(f"a buffer of {view.nbytes} bytes is not a positive multiple of the block size of {size}")
+        for at in range(0, view.nbytes, step):
+            await self.namespace.write(lba + at // size, view[at : at + step], fua=fua)
+
+    async def read(self, lba: int, blocks: int = 1) -> bytes:
+        """As Namespace.read(). Blocks beyond a write pointer read as zeroes."""
+        return await self.namespace.read(lba, blocks)
+
+    def __repr__(self) -> str:
+        return f"<ZonedNamespace {self.namespace.nsid}: {self.zone_count} zones of {self.zone_size} blocks>"

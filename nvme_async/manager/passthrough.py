@@ -1,0 +1,78 @@
+"""Commands of other processes on a device of this one: what `nvme-async --attach` sends."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+import attrs
+
+from nvme_async.errors import CommandError, ConfigurationError, QueueShutdown
+from nvme_async.manager.device import ManagedDevice
+from nvme_async.spec.commands import Command
+from nvme_async.spec.completion import Completion
+from nvme_async.spec.opcodes import AdminOpcode, Direction
+
+MOST = 512 << 10
+"""Bytes that one command may move here: a line of the control socket holds no more."""
+# The driver's own: queues, events and doorbells are not for others to change.
+_FORBIDDEN = frozenset(
+    {
+        AdminOpcode.DELETE_IO_SQ,
+        AdminOpcode.CREATE_IO_SQ,
+        AdminOpcode.DELETE_IO_CQ,
+        AdminOpcode.CREATE_IO_CQ,
+        AdminOpcode.ABORT,
+        AdminOpcode.ASYNC_EVENT_REQUEST,
+        AdminOpcode.DOORBELL_BUFFER_CONFIG,
+    }
+)
+
+
+def _decode(request: dict[str, Any]) -> tuple[Command, bytes | None]:
+    """ConfigurationError for what is no command."""
+    try:
+        entry = bytes.fromhex(request["entry"])
+        nbytes = request.get("nbytes", 0)
+        data = request.get("data")
+        payload = None if data is None else base64.b64decode(data, validate=True)
+        command = Command.unpack(entry, admin=bool(request["admin"]))
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise ConfigurationError(
+            f"a command has entry (64 bytes, hexadecimal), admin, nbytes and data: {error}"
+        ) from None
+    if not isinstance(nbytes, int) or not 0 <= nbytes <= MOST:
+        raise ConfigurationError(f"nbytes is {nbytes!r}, must be 0 to {MOST}")
+    if command.admin and command.opcode in _FORBIDDEN:
+        raise ConfigurationError(f"{command.name} is the driver's own")
+    # Addresses are the driver's to fill in.
+    command = attrs.evolve(command, data_length=nbytes, mptr=0, prp1=0, prp2=0, psdt=0)
+    if command.direction is Direction.HOST_TO_CONTROLLER and (payload is None or len(payload) != nbytes):
+        raise ConfigurationError(
+            f"{command.name} sends {nbytes} bytes, {0 if payload is None else len(payload)} were given"
+        )
+    return command, payload
+
+
+async def carry_out(device: ManagedDevice, request: dict[str, Any]) -> dict[str, Any]:
+    """One command of a request; what its completion says, also if that is an error of the controller's."""
+    command, payload = _decode(request)
+
+    async def there() -> Completion:
+        controller = device.controller
+        if device.state != "ready" or controller is None:
+            raise device.failure or QueueShutdown(f"{device.uri}: the device is {device.state}")
+        if command.admin:
+            return await controller.admin(command, payload)
+        if command.nsid not in controller.namespaces:
+            raise ConfigurationError(f"{device.uri} has no active namespace {command.nsid}")
+        return await controller.namespaces[command.nsid].submit(command, payload)
+
+    try:
+        completion = await device.worker.call(there)
+    except CommandError as error:
+        status = error.sct << 8 | error.sc | error.dnr << 14
+        return {"status": status, "dw0": error.dw0, "dw1": 0, "data": None}
+    data = None if completion.data is None else base64.b64encode(completion.data).decode()
+    return {"status": 0, "dw0": completion.dw0, "dw1": completion.dw1, "data": data}

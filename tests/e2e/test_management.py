@@ -1,0 +1,218 @@
+"""Management: what takes its time is waited for, says how far it is, and leaves I/O whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from driving import FAST, exercise, faults, pattern, within
+
+import nvme_async
+from nvme_async import management
+from nvme_async.errors import (
+    CommandError,
+    CommandTimeout,
+    ConfigurationError,
+    InvalidNamespace,
+    ManagementError,
+    NamespaceChanged,
+)
+from nvme_async.management import Activation
+from nvme_async.spec import commands
+from nvme_async.spec.logs import SanitizeState, SelfTestResultCode
+from nvme_async.spec.opcodes import FirmwareCommitAction, LogPage, SanitizeAction, SelfTest
+from nvme_async.spec.persistent import PersistentEventType
+
+QUICK = {"interval": 0.01}
+ADDRESS = (
+    "emulated:size=16MiB,capacity=64MiB,self_test=0.1,sanitize=0.1,format_time=0.1,firmware_slots=3,lba_status=on,"
+    "telemetry=on,persistent_events=on,security=on,formats=512/4096/512+8"
+)
+
+
+@pytest.fixture
+async def controller() -> AsyncIterator[nvme_async.Controller]:
+    async with nvme_async.open(ADDRESS, **FAST) as opened:
+        yield opened
+
+
+async def test_format_with_progress(controller: nvme_async.Controller) -> None:
+    ns = controller.namespaces[1]
+    await ns.write(0, pattern(4096))
+    seen: list[float] = []
+    await management.format_namespace(controller, 1, block_size=512, progress=seen.append, **QUICK)
+    assert (ns.block_size, ns.blocks) == (512, (16 << 20) // 512)
+    assert await ns.read(0) == bytes(512)
+    assert seen == sorted(seen)
+    assert len(seen) > 3
+    assert seen[-1] == 1.0
+    with pytest.raises(ConfigurationError, match=r"4096\+0"):
+        await management.format_namespace(controller, 1, block_size=1024)
+    with pytest.raises(CommandTimeout, match="goes on"):
+        await management.format_namespace(controller, 1, 1, timeout=0.02, **QUICK)
+    while ns.block_size != 4096:  # it went on, and the driver has noticed
+        await asyncio.sleep(0.01)
+
+
+async def test_io_beside_a_format_is_held_or_told(controller: nvme_async.Controller) -> None:
+    """Writers of the old format never write the new one."""
+    ns = controller.namespaces[1]
+    outcomes: set[str] = set()
+
+    async def writer(first: int) -> None:
+        while not done.is_set():
+            size = ns.block_size
+            try:
+                await ns.write(first, pattern(size, first))
+                assert await ns.read(first) in (pattern(size, first), bytes(size))
+                outcomes.add("written")
+            except NamespaceChanged:
+                outcomes.add("changed")
+            except ValueError:
+                outcomes.add("size")  # the format changed between looking and writing
+            await asyncio.sleep(0)
+
+    done = asyncio.Event()
+    writers = [asyncio.ensure_future(writer(lba)) for lba in range(8)]
+    for lbaf in (0, 1, 0):
+        await within(10, management.format_namespace(controller, 1, lbaf, **QUICK))
+    done.set()
+    await within(10, asyncio.gather(*writers))
+    assert "written" in outcomes
+    assert ns.block_size == 512
+
+
+async def test_sanitize_of_every_kind(controller: nvme_async.Controller) -> None:
+    ns = controller.namespaces[1]
+    for action in (SanitizeAction.BLOCK_ERASE, SanitizeAction.CRYPTO_ERASE, SanitizeAction.OVERWRITE):
+        await ns.write(0, pattern(4096))
+        seen: list[float] = []
+        status = await management.sanitize(
+            controller, action, pattern=0x5A5A5A5A, keep_allocated=True, progress=seen.append, **QUICK
+        )
+        assert status.state == SanitizeState.COMPLETED
+        assert seen[-1] == 1.0
+        expected = b"\x5a" * 4096 if action == SanitizeAction.OVERWRITE else bytes(4096)
+        assert await ns.read(0) == expected
+    await exercise(ns, 1, rounds=3)
+
+
+async def test_a_sanitize_that_fails(controller: nvme_async.Controller) -> None:
+    faults(controller).sanitize_fails()
+    with pytest.raises(ManagementError, match="failed"):
+        await management.sanitize(controller, unrestricted=True, **QUICK)
+    with pytest.raises(CommandError):
+        await controller.namespaces[1].read(0)
+    await management.sanitize(controller, SanitizeAction.EXIT_FAILURE_MODE)
+    await controller.namespaces[1].read(0)
+
+
+async def test_a_self_test_and_one_that_is_cancelled(controller: nvme_async.Controller) -> None:
+    result = await management.self_test(controller, SelfTest.SHORT, **QUICK)
+    assert (result.result, result.code) == (SelfTestResultCode.PASSED, SelfTest.SHORT)
+    running = asyncio.ensure_future(management.self_test(controller, SelfTest.EXTENDED, **QUICK))
+    await asyncio.sleep(0.03)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    result = await management.self_test(controller, SelfTest.SHORT, **QUICK)  # none is in the way
+    assert result.result == SelfTestResultCode.PASSED
+    with pytest.raises(CommandTimeout):
+        await management.self_test(controller, SelfTest.EXTENDED, timeout=0.02, **QUICK)
+    log = await management.read_typed_log(controller, type(await _self_tests(controller)), LogPage.DEVICE_SELF_TEST)
+    assert [one.result for one in log.valid_results[:3]] == [
+        SelfTestResultCode.ABORTED_BY_COMMAND,
+        SelfTestResultCode.PASSED,
+        SelfTestResultCode.ABORTED_BY_COMMAND,
+    ]
+
+
+async def _self_tests(controller: nvme_async.Controller) -> object:
+    from nvme_async.spec.logs import SelfTestLog
+
+    return SelfTestLog.decode(await management.read_log(controller, LogPage.DEVICE_SELF_TEST, SelfTestLog.SIZE))
+
+
+async def test_namespaces_come_and_go(controller: nvme_async.Controller) -> None:
+    nsid = await management.create_namespace(controller, nbytes=8 << 20, block_size=4096)
+    ns = controller.namespaces[nsid]
+    await exercise(ns, 0, rounds=2)
+    await management.detach_namespace(controller, nsid)
+    assert nsid not in controller.namespaces
+    with pytest.raises(InvalidNamespace):
+        await ns.read(0)
+    await management.attach_namespace(controller, nsid)
+    assert await controller.namespaces[nsid].read(0) == pattern(4096, 0)
+    await management.delete_namespace(controller, nsid)
+    assert list(controller.namespaces) == [1]
+    with pytest.raises(CommandError):
+        await management.create_namespace(controller, nbytes=1 << 30, block_size=4096)
+    with pytest.raises(ConfigurationError, match="one of blocks and nbytes"):
+        await management.create_namespace(controller)
+    with pytest.raises(ConfigurationError, match="multiple"):
+        await management.create_namespace(controller, nbytes=1000, block_size=512)
+    # A namespace that can't be attached is not left behind.
+    rule = faults(controller).add(opcode=0x15, queue="admin", count=1, fail=0x119)
+    with pytest.raises(CommandError):
+        await management.create_namespace(controller, blocks=100)
+    rule.remove()
+    listed = await controller.admin(commands.identify(0x10))
+    assert listed.data is not None
+    assert listed.data[:8] == b"\1\0\0\0\0\0\0\0"
+
+
+async def test_firmware(controller: nvme_async.Controller) -> None:
+    image = b"FW2     " + pattern(300_000 - 8)
+    seen: list[float] = []
+    assert await management.update_firmware(controller, image, 2, progress=seen.append) is Activation.NONE
+    assert seen[-1] == 1.0
+    assert controller.identify.fr.strip() == "FW2"
+    await management.download_firmware(controller, b"FW3     " + bytes(4096))
+    assert await management.commit_firmware(controller, 3) is Activation.CONTROLLER_RESET
+    await controller.reset()
+    assert controller.identify.fr.strip() == "FW3"
+    assert (
+        await management.commit_firmware(controller, 1, FirmwareCommitAction.REPLACE_AND_ACTIVATE_NOW)
+        is Activation.NONE
+    )
+    faults(controller).add(opcode=0x10, queue="admin", count=1, fail=0x110)
+    await management.download_firmware(controller, image)
+    assert await management.commit_firmware(controller, 2) is Activation.SUBSYSTEM_RESET
+    with pytest.raises(ConfigurationError, match="multiple of 4"):
+        await management.download_firmware(controller, b"abc")
+    with pytest.raises(ConfigurationError, match="FWUG"):
+        await management.download_firmware(controller, image, chunk=512)
+
+
+async def test_logs_that_take_several_commands(controller: nvme_async.Controller) -> None:
+    first = await management.telemetry_log(controller)
+    assert len(first) == 512 * 11
+    assert (await management.telemetry_log(controller))[512:] != first[512:]
+    await management.format_namespace(controller, 1, **QUICK)
+    log = await management.persistent_event_log(controller)
+    kinds = [event.type for event in log.events]
+    assert kinds[:3] == [
+        PersistentEventType.SMART_SNAPSHOT,
+        PersistentEventType.FORMAT_COMPLETION,
+        PersistentEventType.FORMAT_START,
+    ]
+    assert set(kinds) <= log.header.supported
+    assert (await management.persistent_event_log(controller)).header.gen_number == log.header.gen_number + 1
+
+
+async def test_blocks_that_can_not_be_read(controller: nvme_async.Controller) -> None:
+    ns = controller.namespaces[1]
+    for lba in range(0, 3000, 4):
+        await ns.write_uncorrectable(lba, 2)
+    found = await management.lba_status(controller, 1)
+    assert [(one.dslba, one.nlb) for one in found] == [(lba, 1) for lba in range(0, 3000, 4)]
+    assert len(await management.lba_status(controller, 1, 100, 8)) == 2
+
+
+async def test_security(controller: nvme_async.Controller) -> None:
+    assert await management.security_protocols(controller) == (0, 1)
+    found = await management.discover_security(controller)
+    assert [feature.name for feature in found.features] == ["TPer", "Locking", "Geometry", "Opal SSC V2"]
+    assert (found.locking_enabled, found.locked) == (False, False)
+    await management.send_security(controller, 1, 0x07FE, bytes(512))
