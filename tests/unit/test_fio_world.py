@@ -401,3 +401,19 @@ def test_the_steady_states_interval(bench):
     assert job["steadystate"]["attained"] == 1
     assert job["read"]["runtime"] < 10000
     assert len(job["steadystate"]["data"]["iops"]) == 3
+
+
+def refused_by_the_docs() -> list[str]:
+    """What the first column of docs/benchmark.md's table names; not what ends with a star."""
+    page = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith(("| `", "| engines"))]
+    names = [(row.lstrip().startswith("engines"), name) for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    options = [f"ioengine={name}" if engine else name for engine, name in names if "*" not in name]
+    return [option if option.startswith("--") else f"--{option}" for option in options]
+
+
+@pytest.mark.parametrize("option", refused_by_the_docs())
+def test_what_the_docs_call_refused_is_refused_by_name(option):
+    option = option if "=" in option else f"{option}=1"
+    with pytest.raises(ConfigurationError, match=re.escape(option.lstrip("-").partition("=")[0])):
+        jobs_of("--filename=mem", "--name=j", option)
