@@ -258,6 +258,21 @@ def _servicing(machine: Machine) -> Iterator[Finding]:
     yield Finding("keepalive", "ok", str(decision))
 
 
+def _affinity(machine: Machine) -> Iterator[Finding]:
+    folder = machine.system.proc / "irq"
+    if not folder.is_dir():
+        return
+    if machine.system.open_error(folder / "default_smp_affinity", os.O_WRONLY) == 0:
+        yield Finding("affinity", "ok", "interrupts can be sent to the CPU of the loop that waits for them")
+    else:
+        yield Finding(
+            "affinity",
+            "note",
+            "this user can't send interrupts to the CPU of the loop that waits for them (/proc/irq is root's)",
+            "run as root, or set them from outside; all works without",
+        )
+
+
 CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _pages,
     _iommu,

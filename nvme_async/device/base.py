@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
@@ -149,6 +149,11 @@ class Device(Protocol):
         fewer vectors left than the function.
 
         The descriptors stay the caller's and may be closed afterwards.
+        """
+
+    def steer(self, vector: int, cpus: Collection[int]) -> bool:
+        """Has a vector delivered to one of `cpus`; False where that isn't possible. Any time after
+        set_interrupts(), also of a device that was closed meanwhile.
         """
 
     def reset(self) -> None:

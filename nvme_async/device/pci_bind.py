@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import attrs
 
+from nvme_async.device.patience import patiently
 from nvme_async.device.pci import VFIO_DRIVER, Function, Record, System, driver_of, function_at, text
 from nvme_async.device.pci_use import Use, openers, uses
 from nvme_async.device.vfio_container import offenders
@@ -72,7 +73,11 @@ def bind(
         )
         _move(system, function, driver)
     if owner is not None:
-        os.chown(_node(system, function), owner, -1)
+        node = _node(system, function)  # which udev makes, soon
+        try:
+            patiently(f"giving {node} to user {owner}", lambda: os.chown(node, owner, -1))
+        except OSError as error:
+            raise DeviceError(f"{function.uri}: {node} can't be given to user {owner}: {error.strerror}") from error
     now = function_at(system, address)
     return Outcome(now, function.driver, changed, found, tuple(_hints(system, now)))
 

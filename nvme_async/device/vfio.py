@@ -11,16 +11,20 @@ memory reachable. Dropping the last one makes the kernel end its DMA and reset t
 from __future__ import annotations
 
 import ctypes
+import logging
 import mmap
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from nvme_async.device import vfio_abi as abi
+from nvme_async.device.affinity import steer
 from nvme_async.device.base import DeviceIds, Doorbells, Saved
+from nvme_async.device.patience import patiently
 from nvme_async.device.vfio_bar import (
     PCI_COMMAND_INTX_DISABLE,
     PCI_COMMAND_MASTER,
@@ -36,7 +40,37 @@ from nvme_async.dma import Pool
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
 from nvme_async.runtime import forks
 
+log = logging.getLogger("nvme_async")
+
 DESCRIPTORS = ("container", "group", "device")
+
+
+@contextmanager
+def flr_first(address: str, root: Path = Path("/")) -> Iterator[str]:
+    """Within, the kernel resets this function by FLR where it has one, whatever comes first in its
+    reset_method attribute (Linux 5.15), which is then as it was. Yields the method that is used.
+    """
+    path = root / "sys/bus/pci/devices" / address / "reset_method"
+    try:
+        before = path.read_text().split()
+    except OSError:
+        yield "by the kernel's choice"
+        return
+    if not before or before[0] == "flr" or "flr" not in before:
+        yield before[0] if before else "no method"
+        return
+    try:
+        path.write_text("flr\n")
+    except OSError:
+        yield before[0]  # not this user's to change
+        return
+    try:
+        yield "flr"
+    finally:
+        try:
+            path.write_text(" ".join(before) + "\n")
+        except OSError as error:
+            log.warning("%s: its reset_method stays flr, it was %s: %s", address, " ".join(before), error.strerror)
 
 
 class VfioDevice:
@@ -67,6 +101,7 @@ class VfioDevice:
     request_fd: int
     _config: Config
     can_reset: bool
+    _root = Path("/")
 
     @property
     def gone_fd(self) -> int:
@@ -88,9 +123,11 @@ class VfioDevice:
         device = -1
         try:
             try:
-                device = abi.device_fd(kernel, container.group_fd, address)
+                group = container.group_fd
+                device = patiently(f"{address}: its descriptor", lambda: abi.device_fd(kernel, group, address))
             except OSError as error:
                 raise failed(address, f"VFIO_GROUP_GET_DEVICE_FD in group {container.number}", error) from error
+            self._root = root
             self._take(address, kernel, container, device)
             try:
                 self.enable_bus_mastering()
@@ -299,11 +336,12 @@ class VfioDevice:
         self._check_open()
         if not self.can_reset:
             return
-        with self._lock:
+        with self._lock, flr_first(self._address, self._root) as method:
             try:
                 self._kernel.ioctl(self._fd, abi.VFIO_DEVICE_RESET)
             except OSError as error:
                 raise failed(self._address, "VFIO_DEVICE_RESET", error) from error
+        log.info("%s was reset (%s)", self._address, method)
 
     def enable_bus_mastering(self) -> None:
         # Only MSI-X is used; an INTx line that nobody serves would be shared with others.
@@ -331,6 +369,9 @@ class VfioDevice:
             "faults": self._bar0.faults,
             "dma_mappings": len(self._container.mappings),
         }
+
+    def steer(self, vector: int, cpus: Collection[int]) -> bool:
+        return steer(self._address, vector, cpus, self._root)
 
     def park(self, parked: bool) -> None:
         """Nothing to do: registers and ioctls don't get into a successor's way."""

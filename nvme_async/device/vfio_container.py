@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nvme_async.device import vfio_abi as abi
+from nvme_async.device.patience import patiently
 from nvme_async.errors import ControllerGone, DeviceError
 from nvme_async.runtime import forks
 
@@ -242,7 +243,7 @@ def _open(address: str, number: int, kernel: abi.Kernel, root: Path) -> Containe
     group = -1
     try:
         _check_container(kernel, container)
-        group = _open_node(kernel, root / f"dev/vfio/{number}", f"nvme-async bind pci:{address}")
+        group = _open_node(kernel, root / f"dev/vfio/{number}", f"nvme-async bind pci:{address}", patient=True)
         if not abi.group_flags(kernel, group) & abi.VFIO_GROUP_FLAGS_VIABLE:
             others = [f"{name} (bound to {driver})" for name, driver in offenders(number, root)]
             raise DeviceError(
@@ -262,9 +263,12 @@ def _open(address: str, number: int, kernel: abi.Kernel, root: Path) -> Containe
         raise
 
 
-def _open_node(kernel: abi.Kernel, node: Path, remedy: str) -> int:
-    try:
+def _open_node(kernel: abi.Kernel, node: Path, remedy: str, *, patient: bool = False) -> int:
+    def opened() -> int:
         return kernel.open(str(node))
+
+    try:
+        return patiently(f"opening {node}", opened) if patient else opened()
     except OSError as error:
         reasons = {
             errno.ENOENT: f"it is not there; `{remedy}` makes it",

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Self
 
 import attrs
@@ -391,6 +391,10 @@ class VfioUserDevice:
     def close(self) -> None:
         self._channel.shut_down()
         self.detach()
+
+    def steer(self, vector: int, cpus: Collection[int]) -> bool:
+        """An eventfd of another process's, which has no CPU."""
+        return False
 
     def inspect(self) -> dict[str, Any]:
         """How its doorbells are rung, and replies that nothing waited for any more."""

@@ -52,6 +52,7 @@ class LoopQueue:
         self.vector = vector
         self.event_fd = event_fd
         self.interrupts = interrupts
+        self.cpus: list[int] | None = None  # where its interrupts are delivered, if that was chosen
         self.worker = ""  # name of the thread that uses it
         self.timeout = timeout
         self._on_timeout = on_timeout
@@ -291,4 +292,5 @@ class LoopQueue:
             submitted = state["sq"]["submitted"]
             rung = state["sq"]["doorbells"] + state["cq"]["doorbells"]
             state["doorbells_per_command"] = round(rung / submitted, 3) if submitted else 0.0
+        state["interrupt_cpus"] = self.cpus
         return state

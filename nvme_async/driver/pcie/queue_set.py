@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -221,8 +222,23 @@ class QueueSet:
         """Takes the queue pair's interrupts, on its loop."""
         if queue is self._admin or queue.event_fd != self.admin.event_fd:
             queue.listen()
+            self._steer(queue)
         else:
             self.admin.listen(queue)
+
+    def _steer(self, queue: LoopQueue) -> None:
+        """Its interrupts go to the CPUs of the loop's thread, where that is bound to some. On the
+        loop; the files that it takes are written in a thread.
+        """
+        cpus = os.sched_getaffinity(0)
+        if not queue.interrupts or not queue.qid or len(cpus) >= (os.cpu_count() or 1):
+            return
+        device, vector = self._transport.device, queue.vector
+
+        def steer() -> None:
+            queue.cpus = sorted(cpus) if device.steer(vector, cpus) else None
+
+        asyncio.get_running_loop().run_in_executor(None, steer)
 
     async def _take_from_closed_loops(self) -> None:
         """Queue pairs whose loop has ended are deleted, so that their ids can be used again."""
