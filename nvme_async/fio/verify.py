@@ -60,7 +60,7 @@ class Verifier:
 
     kind: of VERIFY_KINDS. run: of the writer's program run; None for a job that reads what others
     wrote. plan: see the module. shared: other jobs of this run write to the same blocks, and
-    theirs count. pattern: contents; random if empty.
+    theirs count. ordered: which write is the last one counts. pattern: contents; random if empty.
     """
 
     kind: str
@@ -70,6 +70,7 @@ class Verifier:
     pattern: bytes = b""
     plan: int = 0
     shared: bool = False
+    ordered: bool = True
     _filled: bytes = attrs.field(init=False, default=b"")
 
     def __attrs_post_init__(self) -> None:
@@ -97,6 +98,14 @@ class Verifier:
         if self.kind in CHECKSUMS:
             part[_HEADER.size : begin] = CHECKSUMS[self.kind](contents)
         _CRC.pack_into(part, _CRC_AT, crc32c(part[:begin]))
+
+    def expected(self, offset: int, sequence: int) -> bytes | None:
+        """The interval as this job's write `sequence` left it; None where another run wrote it."""
+        if self.run is None and self.kind != "pattern":
+            return None
+        part = bytearray(self.interval)
+        self.stamp(memoryview(part), offset, sequence)
+        return bytes(part)
 
     def check(self, view: memoryview, offset: int, written: Written | None) -> list[BadBlock]:
         """What is wrong with data read from `offset`. `written`: what to expect; what was never
@@ -138,7 +147,7 @@ class Verifier:
         if known != self.kind or length != self.interval:
             wanted = f"{self.kind} over {self.interval} bytes"
             return "other verify settings", wanted, f"{known or f'checksum kind {kind}'} over {length} bytes"
-        if sequence is not None and (wrong := self._older(run, plan, job, number, sequence)):
+        if self.ordered and sequence is not None and (wrong := self._older(run, plan, job, number, sequence)):
             return wrong
         return self._check_contents(part, (offset, run, job, plan, number))
 

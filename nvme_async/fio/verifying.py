@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from nvme_async.fio.device import BenchNamespace
@@ -49,7 +50,8 @@ class VerifyState:
         writes = options.rw.writes
         own = run if writes and not options.verify_only else None
         pattern = options.verify_pattern
-        self.verifier = Verifier(options.verify, region.interval, own, job & 0xFFFF, pattern, plan, shared)
+        ordered = options.verify_write_sequence
+        self.verifier = Verifier(options.verify, region.interval, own, job & 0xFFFF, pattern, plan, shared, ordered)
         # A job that only reads does not know what it should find, beyond that a block must agree
         # with itself.
         self.written = Written(region.start, region.length, region.interval, region.grain) if writes else None
@@ -109,8 +111,19 @@ class VerifyState:
         for bad in await self._beside(self.verifier.check, view, slot.offset, self.written):
             self.bad.append(bad)
             self.on_bad(bad)
+            if self.options.verify_dump:
+                self._dump(bad, view[bad.offset - slot.offset :][: bad.nbytes])
             if self.options.verify_fatal:
                 raise VerifyFailed(str(bad))
+
+    def _dump(self, bad: BadBlock, received: memoryview) -> None:
+        """verify_dump: NAME.OFFSET.received and, where it is known, NAME.OFFSET.expected. Raises OSError."""
+        stem = f"{self.options.name}.{bad.offset}"
+        Path(f"{stem}.received").write_bytes(received)
+        sequence = dict(self.written.whole(bad.offset, bad.nbytes)).get(bad.offset, 0) if self.written else 0
+        expected = self.verifier.expected(bad.offset, sequence) if sequence else None
+        if expected is not None:
+            Path(f"{stem}.expected").write_bytes(expected)
 
     async def after(self, slot: Slot, namespace: BenchNamespace, view: Callable[[int], memoryview]) -> None:
         """verify_backlog: remembers a write, and reads some back when there are enough."""

