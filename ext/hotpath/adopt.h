@@ -108,7 +108,7 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
     }
     const volatile struct nvq_cqe *next = &q->cq[reaped % h->entries];
     const bool there = (next->status & 1) == !((reaped / h->entries) & 1);
-    uint64_t due = 0; /* of the commands that are out, those whose doorbell may be owed */
+    uint64_t due = 0; /* of the commands that are out, those that were certainly not rung */
     for (uint32_t i = 0; i < h->n_trackers; i++) {
         const struct nvq_tracker *t = &q->trackers[i];
         const uint32_t state = atomic_load_explicit(&t->state, memory_order_acquire);
@@ -119,7 +119,7 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
             found->skip_cqe = found->skip_cqe || (there && next->cid == t->cid);
         } else if (state == NVQ_ARMED && t->position < submitted) {
             found->in_flight++;
-            due += t->position >= sq_rung;
+            due += t->position >= sq_ringing;
         } else if (state == NVQ_ARMED) {
             found->unsent++;
         }
@@ -132,7 +132,7 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
     /* Entries that no tracker knows would be executed a second time; not those that the controller has taken. */
     if (due != submitted - sq_rung && nvq_due_from(q, submitted, nvq_taken_up_to(q, reaped, sq_ringing)) < 0) {
         snprintf(error, NVQ_ERROR_BYTES, "%llu commands wait for their doorbell, but the ring says %llu", (unsigned long long)due,
-                 (unsigned long long)(submitted - sq_rung));
+                 (unsigned long long)(submitted - sq_ringing));
         return -1;
     }
     found->unrung = submitted > sq_ringing;
@@ -254,8 +254,9 @@ static inline bool nvq_ring_cq_surely(struct nvq *q)
 
 /*
  * A queue pair that is being handed over, while this process waits to hear whether the successor took it. Nothing this process still does
- * with it (late flushes, cancellations, a look at the completion ring) may reach the pool: `q` looks at a private copy of header and
- * trackers, and at a completion ring in which nothing ever comes.
+ * with it (late flushes, cancellations, a look at the completion ring) may write to the pool: `q` looks at a private copy of the header and of
+ * the trackers in use, and at a completion ring in which nothing ever comes. An idle queue pair has none in use, and its free trackers are
+ * never written while new commands are held: they need no copy, so that idle queue pairs cost next to nothing.
  */
 struct nvq_frozen {
     uint8_t *copy; /* NULL: not frozen */
@@ -267,18 +268,30 @@ struct nvq_frozen {
 /* Everything posted was rung and everything reaped acknowledged. 0, or -1 out of memory with nothing changed. */
 static inline int nvq_freeze(struct nvq *q, struct nvq_frozen *frozen)
 {
-    const size_t trackers = sizeof(struct nvq_tracker) * (size_t)q->n_trackers;
-    const size_t ring = 16 * (size_t)q->entries;
-    uint8_t *copy = aligned_alloc(64, (NVQ_PAGE + trackers + ring + 63) & ~(size_t)63);
+    const size_t header = (sizeof(struct nvq_header) + 63) & ~(size_t)63;
+    const bool busy = q->n_armed || q->n_done;
+    const size_t trackers = busy ? sizeof(struct nvq_tracker) * (size_t)q->n_trackers : 0;
+    uint8_t *copy = aligned_alloc(64, header + 64 + trackers);
     if (!copy)
         return -1;
-    memcpy(copy, q->header, NVQ_PAGE);
-    memcpy(copy + NVQ_PAGE, q->trackers, trackers);
-    memset(copy + NVQ_PAGE + trackers, q->cq_phase ? 0 : 0xff, ring); /* every phase bit is the old one */
+    memcpy(copy, q->header, sizeof(struct nvq_header));
+    /* The entry at cq_head, which stays where it is: its phase bit is the old one. */
+    volatile struct nvq_cqe *next = (volatile struct nvq_cqe *)(copy + header);
+    next->status = !q->cq_phase;
     *frozen = (struct nvq_frozen){copy, q->header, q->trackers, q->cq};
     q->header = (struct nvq_header *)copy;
-    q->trackers = (struct nvq_tracker *)(copy + NVQ_PAGE);
-    q->cq = (volatile struct nvq_cqe *)(copy + NVQ_PAGE + trackers);
+    q->cq = (volatile struct nvq_cqe *)((uintptr_t)next - sizeof(struct nvq_cqe) * q->cq_head);
+    if (busy) {
+        struct nvq_tracker *mine = (struct nvq_tracker *)(copy + header + 64);
+        for (uint32_t i = 0; i < q->n_trackers; i++) {
+            const uint32_t state = atomic_load_explicit(&q->trackers[i].state, memory_order_relaxed);
+            if (state != NVQ_FREE)
+                memcpy(&mine[i], &q->trackers[i], sizeof *mine);
+            else
+                atomic_init(&mine[i].state, NVQ_FREE);
+        }
+        q->trackers = mine;
+    }
     return 0;
 }
 

@@ -344,6 +344,37 @@ def freeze(QueuePair qp):
         raise MemoryError()
 
 
+cdef bint at_rest(QueuePair qp):
+    """Nothing is out, is waited for, or is being given out at this moment by its own thread."""
+    cdef uint32_t i
+    if qp.q.n_armed or qp.q.n_done or qp.q.n_unrung or qp.line or qp.starved or qp.batches or qp.q.sq_doorbell == NULL:
+        return False
+    for i in range(qp.q.n_trackers):
+        if qp.q.trackers[i].state != NVQ_FREE or qp.waiters[i] != NULL:
+            return False
+    return True
+
+
+def freeze_at_rest(QueuePair qp):
+    """freeze() from another thread, with the interpreter's lock: where nothing is out and nobody waits, it touches nothing of the loop's.
+    False, and nothing is changed, where something is."""
+    qp.check_open()
+    if qp.frozen.copy != NULL:
+        return True
+    if not at_rest(qp):
+        return False
+    qp.held = True
+    qp.acknowledge()
+    if nvq_freeze(&qp.q, &qp.frozen):
+        raise MemoryError()
+    return True
+
+
+def is_at_rest(QueuePair qp):
+    """May hand_over() be called from another thread? Frozen, and nobody waits."""
+    return qp.has_memory and qp.frozen.copy != NULL and at_rest(qp)
+
+
 def thaw(QueuePair qp):
     """Nobody took it: goes on where freeze() stopped. The caller still has to end the hold."""
     if qp.frozen.copy != NULL:

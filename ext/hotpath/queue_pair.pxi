@@ -276,7 +276,7 @@ cdef class QueuePair(Rings):
     def on_interrupt(self):
         """The eventfd of this queue's vector is readable."""
         cdef uint64_t count
-        if not self.has_memory:
+        if not self.has_memory or self.frozen.copy != NULL:
             return
         if c_read(self.event_fd, &count, sizeof(count)) == sizeof(count):
             self.q.header.n_interrupts += count
@@ -345,7 +345,9 @@ cdef class QueuePair(Rings):
             feed(self, len(self.starved))
 
     def hold(self, bint held):
-        """New commands wait in line while held."""
+        """New commands wait in line while held. A frozen queue pair stays held: who thaws it says anew."""
+        if not self.has_memory or self.frozen.copy != NULL:
+            return
         self.held = held
         self.grant()
         if not held:

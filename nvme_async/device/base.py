@@ -176,10 +176,10 @@ class Device(Protocol):
     def save(self) -> dict[str, Any]:
         """What a successor needs beside descriptors(), in JSON's types. See resume_device()."""
 
-    def park(self, parked: bool) -> None:
+    def park(self, parked: bool, *, wait: bool = True) -> bool:
         """True: calls of this process may fail (DeviceError) until park(False), where a successor's
-            would get mixed up with them. Returns
-        when none is in progress.
+        would get mixed up with them. Returns when none is in progress; with wait=False at once, and
+        False, with nothing changed, if one is.
         """
 
     def inspect(self) -> dict[str, Any]:

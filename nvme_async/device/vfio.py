@@ -373,8 +373,9 @@ class VfioDevice:
     def steer(self, vector: int, cpus: Collection[int]) -> bool:
         return steer(self._address, vector, cpus, self._root)
 
-    def park(self, parked: bool) -> None:
+    def park(self, parked: bool, *, wait: bool = True) -> bool:
         """Nothing to do: registers and ioctls don't get into a successor's way."""
+        return True
 
     def detach(self) -> None:
         """Close our copies and touch nothing else: the controller lives on with whoever has

@@ -64,6 +64,7 @@ class VfioUserDevice:
         self.uri = uri
         self._channel = channel
         self._layout = layout
+        self._saved: dict[str, Any] | None = None
         self._doorbell_fd = doorbell_fd
         self._kick_fd = kick_fd
         self._closing = threading.Lock()
@@ -383,10 +384,11 @@ class VfioUserDevice:
         return {name: fd for name, fd in fds.items() if fd >= 0}
 
     def save(self) -> dict[str, Any]:
-        saved: dict[str, Any] = attrs.asdict(self._layout)
-        if self._layout.doorbells is not None:
-            saved["doorbells"] = list(self._layout.doorbells)
-        return saved
+        if self._saved is None:  # it never changes
+            self._saved = attrs.asdict(self._layout)
+            if self._layout.doorbells is not None:
+                self._saved["doorbells"] = list(self._layout.doorbells)
+        return self._saved
 
     def close(self) -> None:
         self._channel.shut_down()
@@ -407,9 +409,12 @@ class VfioUserDevice:
             "timeout": self.timeout,
         }
 
-    def park(self, parked: bool) -> None:
-        self._ringer.settle(self.timeout)
-        self._channel.park(parked)
+    def park(self, parked: bool, *, wait: bool = True) -> bool:
+        if wait:
+            self._ringer.settle(self.timeout)
+        elif not self._ringer.settled:
+            return False
+        return self._channel.park(parked, wait=wait)
 
     def detach(self) -> None:
         self._ringer.close()

@@ -155,14 +155,17 @@ class Channel:
             raise failure
         return answer, received
 
-    def park(self, parked: bool) -> None:
+    def park(self, parked: bool, *, wait: bool = True) -> bool:
         """While parked every call fails at once (DeviceError): another process uses the connection.
-        Waits for a call in progress.
+        Waits for a call in progress; without wait: False, and nothing is changed, if there is one.
         """
-        if not self._lock.acquire(timeout=self.timeout):
-            raise DeviceTimeout("a vfio-user call in progress took too long")
+        if not self._lock.acquire(timeout=self.timeout if wait else 0):
+            if wait:
+                raise DeviceTimeout("a vfio-user call in progress took too long")
+            return False
         self._parked = parked
         self._lock.release()
+        return True
 
     def shut_down(self) -> None:
         """Ends the connection for every holder of the socket; a call in progress fails. Closing is

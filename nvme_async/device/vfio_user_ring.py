@@ -53,6 +53,12 @@ class Ringer:
             if not self._changed.wait_for(lambda: self._closed or not (self._due or self._writing), timeout):
                 raise DeviceTimeout(f"vfio-user peer has not taken a doorbell for {timeout:g} s")
 
+    @property
+    def settled(self) -> bool:
+        """Is all that was rung written?"""
+        with self._changed:
+            return self._closed or not (self._due or self._writing)
+
     def close(self) -> None:
         """What is still due is dropped; a write in progress ends with the connection."""
         with self._changed:

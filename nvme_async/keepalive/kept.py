@@ -92,9 +92,13 @@ class KeptController(DriverController):
             # What the predecessor wrote is still right in all that a restore needs: the callers whose I/O waits
             # now come first.
             self.recorder.inherit(state)
-            self.loop.call_later(0.001, self.changed)
+            self.loop.call_later(0.001, self._renew)
         self.memory.on_mapped = self.changed
         self.bundle_changed()
+
+    def _renew(self) -> None:
+        if self.recorder is not None:
+            self.recorder.renew()
 
     def bundle_changed(self) -> None:
         """Notifies the owner of the deposited copy."""

@@ -169,6 +169,11 @@ def descriptors_of(controller: Controller) -> dict[str, int]:
     return found | {f"irq.{vector}": fd for vector, fd in enumerate(transport.queues.maker.event_fds)}
 
 
+def _facts(queue: LoopQueue) -> tuple[Any, ...]:
+    """Of a queue pair; the rest of its description is its native half's, and that one's for life."""
+    return queue.hot, queue.vector, queue.interrupts, queue.worker, queue.hot.has_shadow_doorbells
+
+
 class Recorder:
     """Keeps a controller's manifest up to date. On its home loop."""
 
@@ -178,6 +183,8 @@ class Recorder:
         self.manifest = manifest
         self.extra: dict[str, Any] = {}
         self._descriptors: dict[str, tuple[int, str]] = {}
+        self._written: tuple[Any, ...] | None = None
+        """What the manifest as it is was made from; None: it has to be written."""
         self._namespaces: dict[int, tuple[Any, NamespaceState]] = {}
         self._identify: tuple[Any, bytes] = (None, b"")
 
@@ -192,14 +199,50 @@ class Recorder:
             namespace = controller.namespaces.get(described.nsid)
             if namespace is not None:
                 self._namespaces[described.nsid] = (namespace.identify, described)
+        # What the predecessor wrote is right in all that a restore needs, so a save has nothing to add.
+        self._written = self._inputs("live")
 
-    def record(self, phase: Phase = "live", *, quiesced: bool = False) -> None:
-        """Writes the state as it is now; not while the controller is being saved, then what the
-        save wrote counts. OutOfDmaMemory if the pool is full.
+    def renew(self) -> None:
+        """In this process's name, and in its format, though nothing has changed."""
+        self._written = None
+        self.note()
+
+    def record(self, phase: Phase = "live", *, saving: bool = False) -> None:
+        """Writes the state if it has changed since it was written; not while the controller is
+        being saved, then what the save wrote counts. OutOfDmaMemory if the pool is full.
         """
-        if self._controller.state == "saving" and not quiesced:
+        if self._controller.state == "saving" and not saving:
             return
-        self.manifest.write(saved.encode(self.snapshot(phase, quiesced=quiesced)))
+        inputs = self._inputs(phase)
+        if inputs != self._written:
+            self.manifest.write(saved.encode(self.snapshot(phase)))
+            self._written = inputs
+
+    def _inputs(self, phase: Phase) -> tuple[Any, ...]:
+        """All that snapshot() reads and that may change. Much cheaper than to encode it."""
+        controller = self._controller
+        transport = pcie(controller.transport)
+        queues, memory = transport.queues, transport.memory
+        assert memory is not None
+        return (
+            phase,
+            self.decision,
+            controller.effects.unverified,
+            controller.identify,
+            controller.identify_nvm,
+            [(space.nsid, space.identify, space.identity.uuid) for space in controller.namespaces.values()],
+            dict(transport.registers.programmed),
+            queues.limit,
+            queues.maker.max_transfer,
+            queues.maker.shadow_offset,
+            queues.maker.event_fds,
+            [_facts(queue) for queue in queues.all()],
+            [_facts(queue) for queue in queues.unsettled],
+            list(queues.inherited),
+            memory.foreign_mappings(),
+            controller.options,
+            transport.device.save(),
+        )
 
     def note(self, phase: Phase = "live") -> None:
         """record(), where a failure must not end what is going on: what was written before still
@@ -210,7 +253,7 @@ class Recorder:
         except (NvmeError, OSError, ValueError) as error:
             log.warning("%s: the saved state could not be brought up to date: %s", self._controller.uri, error)
 
-    def snapshot(self, phase: Phase = "live", *, quiesced: bool = False) -> State:
+    def snapshot(self, phase: Phase = "live") -> State:
         controller = self._controller
         transport = pcie(controller.transport)
         queues, memory, identify = transport.queues, transport.memory, controller.identify
@@ -224,7 +267,6 @@ class Recorder:
             pid=os.getpid(),
             written=round(time.time(), 3),
             phase=phase,
-            quiesced=quiesced,
             pool_id=memory.pools[0].id,
             decision=self.decision,
             device=DeviceIdentity(

@@ -41,7 +41,7 @@ async def suspend(controller: KeptController) -> None:
     recorder = controller.recorder
     assert recorder is not None
     try:
-        await suspension.suspend(controller, lambda: recorder.record(quiesced=True))
+        await suspension.suspend(controller, lambda: recorder.record(saving=True))
     except BaseException:
         controller.bundle_changed()
         raise

@@ -113,7 +113,7 @@ class State(_Part):
     pid, written: who wrote this, and when (seconds since the epoch).
     phase: "live", or why there can be no live restore: the writer was about to reset or close the
         controller, or it had failed.
-    quiesced: written by a planned save: nothing was left half done.
+    quiesced: of releases before 0.2: written by a planned save.
     unverified: a command that may change namespaces was out, or Identify had not been read since:
         no I/O before that was done (format 4).
     pool_id: the pool that this is about.

@@ -286,6 +286,31 @@ async def test_an_uncertain_doorbell_is_settled_with_a_new_value(scene, written)
     assert not successor.strays
 
 
+async def test_a_doorbell_noted_later_than_its_completions_is_no_damage(scene):
+    """Where doorbells are messages, completions may be taken before the message's answer is noted."""
+    await scene.send(scene.read(1), scene.read(2))
+    for sqe in scene.ring.fetch():
+        scene.ring.post(scene.ring.cid(sqe))
+    scene.ring.qp.reap()
+    await scene.send()
+    scene.poke(sq_rung=1)
+    successor = scene.kill()
+    assert successor.found["uncertain"]
+    assert successor.adopt() == []
+
+
+async def test_entries_that_no_command_stands_for_are_not_rung(scene):
+    """Two flipped bits, and old commands would be executed a second time."""
+    for lba in range(4):
+        await scene.send(scene.read(lba))
+        (sqe,) = scene.ring.fetch()
+        scene.ring.post(scene.ring.cid(sqe))
+        scene.ring.qp.reap()
+    scene.poke(submitted=6, reaped=6)
+    with pytest.raises(_hotpath.QueueStateError, match="0 commands wait for their doorbell, but the ring says 2"):
+        scene.kill()
+
+
 async def test_the_reserved_slot_settles_a_doorbell_when_the_queue_is_full():
     scene = Scene(entries=8, n_trackers=7, n_reserved=1)
     try:

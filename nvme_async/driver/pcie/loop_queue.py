@@ -60,6 +60,7 @@ class LoopQueue:
         self._timer: asyncio.TimerHandle | None = None
         self._early: asyncio.TimerHandle | None = None
         self._rung = 0  # which of EARLY_POLLS is next
+        self._frozen = False
         self._on_interrupt: Callable[[], None] | None = None  # while it takes interrupts
         self._silent = False
         hot.set_event_fd(event_fd)
@@ -126,7 +127,8 @@ class LoopQueue:
                 callback()
 
         self._on_interrupt = on_interrupt if callbacks else self.hot.on_interrupt
-        self.loop.add_reader(self.event_fd, self._on_interrupt)
+        if not self._frozen:
+            self.loop.add_reader(self.event_fd, self._on_interrupt)
 
     def poll_soon(self) -> None:
         """Its vector was signalled, and another loop took the interrupt. From any thread."""
@@ -138,13 +140,34 @@ class LoopQueue:
         doorbells, nor the interrupts, which are a successor's from here on. What has completed
         by now is taken. Thread: as deaf().
         """
+        self._frozen = True
         if self._on_interrupt is not None and not self.loop.is_closed():
             self.loop.remove_reader(self.event_fd)
         self._cancel_early_polls()
         _hotpath.freeze(self.hot)
 
+    def freeze_from_afar(self) -> bool:
+        """freeze() without a trip to the loop's thread: where it is at rest, and its loop is one of the standard
+        library's, whose readers may be taken away under the interpreter's lock. False: make the trip.
+        """
+        if not isinstance(self.loop, asyncio.SelectorEventLoop) or not _hotpath.freeze_at_rest(self.hot):
+            return False
+        self._frozen = True
+        if self._on_interrupt is not None and not self.loop.is_closed():
+            self.loop.remove_reader(self.event_fd)
+        return True
+
+    def hand_over_from_afar(self, sent: BaseException, unsent: BaseException) -> bool:
+        """deaf() and the native hand_over() after freeze_from_afar(), likewise."""
+        if not isinstance(self.loop, asyncio.SelectorEventLoop) or not _hotpath.is_at_rest(self.hot):
+            return False
+        self._on_interrupt = None
+        _hotpath.hand_over(self.hot, sent, unsent)
+        return True
+
     def thaw(self) -> None:
         """Goes on where freeze() stopped. The caller still has to end the hold."""
+        self._frozen = False
         _hotpath.thaw(self.hot)
         if self._on_interrupt is not None and not self.loop.is_closed():
             self.loop.add_reader(self.event_fd, self._on_interrupt)

@@ -213,6 +213,8 @@ class QueueSet:
         """On the owner's loop: from here on it is used."""
         if queue.loop in self.hot:
             return
+        if queue.closed:
+            raise self._controller.not_here()  # handed over before its loop came round
         queue.hot.hold(bool(self._holds))
         self.listen(queue)
         queue.hot.bind(queue.loop)

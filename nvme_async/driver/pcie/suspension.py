@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nvme_async.driver.controller import Controller
@@ -42,25 +42,55 @@ async def suspend(controller: Controller, record: Callable[[], None]) -> None:
     controller.lifecycle.to(State.SAVING)
     try:
         await controller.recovery.stop()  # the watchdog will find late commands again
-        queues = transport.queues.all()
-        # The home loop's own first and at once, others at the same time.
-        results = await asyncio.gather(
-            *(controller.on_owner(queue, lambda queue=queue: queue.freeze()) for queue in queues),  # type: ignore[misc]
-            return_exceptions=True,
-        )
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        await _everywhere(controller, transport.queues.all(), LoopQueue.freeze, LoopQueue.freeze_from_afar)
         if controller.state is not State.SAVING:
             raise controller.failure or QueueShutdown(f"{controller.uri}: the controller is {controller.state}")
         record()
         for pool in transport.memory.pools:
             pool.pause()
-        await transport.call(lambda: transport.device.park(True))
+        if not transport.device.park(True, wait=False):
+            await transport.call(lambda: transport.device.park(True))
     except BaseException as error:
         log.warning("%s: the save failed, service goes on: %r", controller.uri, error)
         await resume(controller)
         raise
+
+
+async def _everywhere(
+    controller: Controller,
+    queues: Sequence[LoopQueue],
+    function: Callable[[LoopQueue], None],
+    from_afar: Callable[[LoopQueue], bool],
+) -> None:
+    """function(queue) for each in its own thread; one trip to each loop, the home loop's own first and at once. No
+    trip for queues of other loops for which from_afar() does the same. The first exception is raised when all have
+    been tried.
+    """
+    by_loop: dict[asyncio.AbstractEventLoop, list[LoopQueue]] = {}
+    for queue in queues:
+        if queue.loop is controller.loop or not queue.loop.is_running() or not from_afar(queue):
+            by_loop.setdefault(queue.loop, []).append(queue)
+    errors: list[BaseException] = []
+
+    def all_of(several: list[LoopQueue]) -> None:
+        for queue in several:
+            try:
+                function(queue)
+            except BaseException as error:
+                errors.append(error)
+
+    here = [loop for loop in by_loop if loop is controller.loop or not loop.is_running()]
+    for loop in here:
+        all_of(by_loop.pop(loop))
+    if by_loop:
+        trips = (
+            controller.on_owner(several[0], lambda several=several: all_of(several))  # type: ignore[misc]
+            for several in by_loop.values()
+        )
+        results = await asyncio.gather(*trips, return_exceptions=True)
+        errors += [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        raise errors[0]
 
 
 async def resume(controller: Controller) -> None:
@@ -104,11 +134,10 @@ async def release(controller: Controller) -> None:
         queue.deaf()
         _lent.extend(_hotpath.hand_over(queue.hot, sent, unsent))
 
-    for queue in queues.all():
-        try:
-            await controller.on_owner(queue, lambda queue=queue: end(queue))  # type: ignore[misc]
-        except NvmeError as error:
-            log.warning("%s: queue %d: %s", controller.uri, queue.qid, error)
+    try:
+        await _everywhere(controller, queues.all(), end, lambda queue: queue.hand_over_from_afar(sent, unsent))
+    except NvmeError as error:
+        log.warning("%s: %s", controller.uri, error)
     queues.forget_all()
     await controller.recovery.stop()
     await controller.listener.stop()
@@ -116,4 +145,5 @@ async def release(controller: Controller) -> None:
     controller.listener.end()
     transport.device.detach()
     queues.maker.close_vectors()
-    let_go_of_pools(pools)
+    # To unmap a pool takes longer than all the rest.
+    controller.loop.call_soon(let_go_of_pools, pools)

@@ -1,0 +1,158 @@
+"""What a save costs: counted, not timed. Nothing is encoded that has not changed, idle queue pairs of other loops
+need no trip to their threads, and those in use are still frozen by their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kept import block, descriptors, eventually, line
+
+from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
+from nvme_async.keepalive import restore
+from nvme_async.keepalive import state as saved
+
+
+class Loops:
+    """Event loops in threads of their own."""
+
+    def __init__(self) -> None:
+        self.loops: list[asyncio.AbstractEventLoop] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self, count: int) -> None:
+        for number in range(count):
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=loop.run_forever, name=f"worker {number}", daemon=True)
+            thread.start()
+            self.loops.append(loop)
+            self._threads.append(thread)
+
+    async def on_each(self, make: Any) -> list[Any]:
+        async def made() -> Any:
+            return await make()  # in the loop's own thread
+
+        futures = [asyncio.run_coroutine_threadsafe(made(), loop) for loop in self.loops]
+        return await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+
+    def stop(self) -> None:
+        for loop, thread in zip(self.loops, self._threads, strict=True):
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(10)
+            loop.close()
+
+
+@pytest.fixture
+def loops() -> Iterator[Loops]:
+    loops = Loops()
+    yield loops
+    loops.stop()
+
+
+async def test_a_save_writes_what_has_changed_and_visits_no_idle_loop(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: Counter[str] = Counter()
+
+    def count(where: Any, name: str) -> None:
+        real = getattr(where, name)
+
+        def counting(*arguments: Any, **named: Any) -> Any:
+            counted[name] += 1
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(where, name, counting)
+
+    async with line("size=64MiB,queues=8") as drivers:
+        loops.start(3)
+        await drivers.namespace.write(0, block(1))
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [block(1)] * 3
+        before = drivers.driver.recorder.manifest.sequence
+        count(saved, "encode")
+        for loop in loops.loops:
+            count(loop, "call_soon_threadsafe")
+        count(asyncio.get_running_loop(), "run_in_executor")
+        bundle = await drivers.driver.save()
+        assert counted == {}
+        drivers.driver = await restore(bundle)
+        bundle.close()
+        # Nothing was written in the successor's name yet: there is nothing to write either.
+        bundle = await drivers.driver.save()
+        assert counted["encode"] == 0
+        drivers.driver = await restore(bundle)
+        bundle.close()
+        await eventually(lambda: counted["encode"])
+        assert drivers.driver.recorder.manifest.sequence == before + 1
+        # Something that a successor must know is written at once, and no more at the save.
+        counted.clear()
+        memory = drivers.driver.alloc(4096)
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [block(1)] * 3
+        changes = counted["encode"]
+        (await drivers.driver.save()).close()
+        assert counted["encode"] <= changes + 1  # which loop has which of the predecessor's queue pairs
+        memory.free()
+
+
+async def test_what_is_only_known_at_the_save_is_written_then() -> None:
+    """The recorder was not told of a change: a save compares all the same."""
+    async with line() as drivers:
+        drivers.driver.recorder.decision = "something else"
+        with await drivers.driver.save() as bundle:
+            assert saved.decode(bundle.manifest).decision == "something else"
+            drivers.driver = await restore(bundle)
+            assert drivers.driver.decision == "something else"
+
+
+@pytest.mark.slow
+async def test_saves_while_other_loops_come_go_and_send(loops: Loops) -> None:
+    """Frozen from afar or by their own threads: no read brings other data, none is forgotten, none waits for ever."""
+    chance = random.Random(3)
+    loops.start(3)
+    async with line("size=64MiB,queues=8") as drivers:
+        for lba in range(64):
+            await drivers.namespace.write(lba, block(lba))
+        counted: Counter[str] = Counter()
+        stopping = False
+
+        async def reader() -> None:
+            while not stopping:
+                lba = chance.randrange(64)
+                try:
+                    data = await drivers.namespace.read(lba)
+                except (HandedOver, QueueShutdown) as error:
+                    counted[type(error).__name__] += 1
+                    await asyncio.sleep(0.001)
+                    continue
+                assert data == block(lba)
+                counted["read"] += 1
+                if chance.random() < 0.3:
+                    await asyncio.sleep(chance.random() * 0.002)
+
+        async def several() -> None:
+            await asyncio.gather(*(reader() for _ in range(2)))
+
+        readers = [asyncio.run_coroutine_threadsafe(several(), loop) for loop in loops.loops]
+        before = descriptors()
+        for _ in range(60):
+            await asyncio.sleep(chance.random() * 0.004)
+            try:
+                bundle = await drivers.driver.save()
+            except NvmeError as error:
+                raise AssertionError(f"a save failed: {error}") from error
+            drivers.driver = await restore(bundle)
+            bundle.close()
+            async with asyncio.timeout(10):
+                await drivers.driver.adopted.wait()
+            assert all(command.status == 0 for command in drivers.driver.adopted)
+        stopping = True
+        for one in readers:
+            await asyncio.wait_for(asyncio.wrap_future(one), 20)
+        assert counted["read"] > 100
+        await eventually(lambda: descriptors() <= before)
+        assert drivers.since()["disables"] == 0
