@@ -107,13 +107,24 @@ def look_at_queue(QueuePair qp, *, bint sums=True):
 
     Of the dictionary's entries, "bounce" has {pool offset: size class} of the bounce pages that belong to commands, "inside" [(pool offset,
     bytes)] of other data in the pool, and "outside" [(device address, bytes)] of data in the predecessor's own memory.
+    "arrived" has [(head, phase, command id, status field)] of the completions that nobody has taken.
     QueueStateError if it is damaged. Changes nothing, so that a restore can still be refused.
     """
     cdef nvq_found found
     cdef nvq_measure measure
-    cdef uint32_t i
+    cdef uint32_t i, head
+    cdef uint64_t position
     cdef nvq_tracker *t
+    cdef nvq_cqe *cqe
     inspect_queue(qp, sums, &measure, &found)
+    arrived = []
+    position = qp.q.header.reaped + found.skip_cqe
+    for i in range(found.in_flight):
+        head = (position + i) % qp.q.entries
+        cqe = &qp.q.cq[head]
+        if (cqe.status & 1) == (((position + i) // qp.q.entries) & 1):
+            break
+        arrived.append((head, cqe.status & 1, cqe.cid, cqe.status >> 1))
     bounce = {}
     inside = []
     outside = []
@@ -130,7 +141,7 @@ def look_at_queue(QueuePair qp, *, bint sums=True):
         else:
             bounce[t.data_offset] = BounceCache.size_class(t.data_nbytes)
     return {"in_flight": found.in_flight, "done": found.done, "unsent": found.unsent, "unrung": bool(found.unrung),
-            "uncertain": bool(found.uncertain), "bounce": bounce, "inside": inside, "outside": outside}
+            "uncertain": bool(found.uncertain), "bounce": bounce, "inside": inside, "outside": outside, "arrived": arrived}
 
 
 def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):

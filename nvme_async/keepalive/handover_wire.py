@@ -6,7 +6,8 @@ On a Unix stream socket; every message is a length (4 bytes, little endian) and 
     predecessor  {"offer": "live", "uri": …, "direct": …} and a bundle (bundle.py),
                  or {"offer": "fresh", …} after a clean shutdown
     successor    {"ready": true}                  it has mapped the pool and read the saved state
-    predecessor  {"go": {"frozen": seconds}}      queues are still and rung, the saved state is final;
+    predecessor  {"go": {"frozen": seconds, "phases": {name: seconds, …}}}
+                                                  queues are still and rung, the saved state is final;
                  or {"withdrawn": reason}
     successor    {"taken": true}                  or {"refused": reason, "touched": …}
 

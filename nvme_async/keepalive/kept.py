@@ -21,6 +21,7 @@ from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.config import Decision
 from nvme_async.keepalive.depositor import Depositor
 from nvme_async.keepalive.manifest import Manifest, Recorder, descriptors_of
+from nvme_async.keepalive.phases import Phases
 from nvme_async.keepalive.state import Phase, State
 
 
@@ -35,6 +36,7 @@ class KeptController(DriverController):
             and when there is none any more because the controller was closed, has failed or was handed over.
         recorder: keeps the saved state up to date, with options.keepalive.
         depositor: keeps a copy of the descriptors with a custodian.
+        phases: how long the parts of the last save or restore took (nvme_async.keepalive.phases).
     """
 
     def __init__(self, transport: Transport, options: Options) -> None:
@@ -46,6 +48,7 @@ class KeptController(DriverController):
         self.recorder: Recorder | None = None
         self.depositor: Depositor | None = None
         self.settings: Decision | None = None
+        self.phases: Phases | None = None
 
     # -- over PCIe: ConfigurationError for controllers that are reached another way ----------------
 
@@ -161,6 +164,7 @@ class KeptController(DriverController):
                 "decision": self.decision,
                 "settings": self.settings.inspect() if self.settings else None,
                 "saved": self.recorder.manifest.sequence if self.recorder else 0,
+                "phases": dict(self.phases.seconds) if self.phases else {},
                 "adopted": self.adopted.inspect(),
             }
         }

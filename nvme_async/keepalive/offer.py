@@ -168,7 +168,8 @@ class Offer:
                 wire.send_now(withdrawn=str(error) or repr(error))
             raise
         try:
-            wire.send_now(go={"frozen": time.monotonic()})
+            phases = controller.phases.seconds if controller.phases is not None else {}
+            wire.send_now(go={"frozen": time.monotonic(), "phases": phases})
         except OSError as error:
             await saving.resume(controller)
             raise ControllerGone(f"the successor has gone: {error}") from error

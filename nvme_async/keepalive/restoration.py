@@ -13,6 +13,7 @@ not written.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.descriptors import mixed_up
 from nvme_async.keepalive.manifest import Manifest
 from nvme_async.keepalive.ownership import Ownership
+from nvme_async.keepalive.phases import Phases
 from nvme_async.keepalive.state import NamespaceState, QueueState, State
 from nvme_async.native import _hotpath
 from nvme_async.runtime.limits import shortage
@@ -55,6 +57,9 @@ from nvme_async.spec.registers import Cap, Csts, Vs
 
 log = logging.getLogger("nvme_async")
 Policy = Literal["refuse", "fresh"]
+
+_ARRIVED_TOLD = 8
+"""Completions of a queue that are logged one by one."""
 
 # A harmless command for each kind of queue: see ext/hotpath/adopt.h.
 _SETTLE_ADMIN = commands.get_features(Feature.NUMBER_OF_QUEUES).pack()
@@ -108,6 +113,7 @@ class Restoration:
         self.pool: Pool | None = None
         self.device: Device | None = None
         self.state: State = None  # type: ignore[assignment]  # known after prepare()
+        self.phases = Phases(bundle.uri)
         self.touched = False
         """Has commit begun to change something? Then only a reset helps if it fails."""
         self._body = b""
@@ -155,6 +161,21 @@ class Restoration:
 
     def prepare(self) -> None:
         """Maps the pool and reads what was saved. No device is needed, and nothing is changed."""
+        with self.phases.of("attach"):
+            self._prepare()
+
+    def heard(self, go: Any) -> None:
+        """The predecessor's word, and how long its own part took."""
+        if not isinstance(go, dict):
+            return
+        told = go.get("phases")
+        for name, seconds in told.items() if isinstance(told, dict) else ():
+            if name in ("suspend", "write") and isinstance(seconds, (int, float)):
+                self.phases.add(name, float(seconds))
+        if isinstance(go.get("frozen"), (int, float)):
+            self.phases.add("pass", max(0.0, time.monotonic() - float(go["frozen"])))
+
+    def _prepare(self) -> None:
         fd = self._bundle.descriptors.get("pool")
         if fd is None:
             raise self._refuse("the private pool is missing: there is no descriptor named pool beside the controller's")
@@ -210,6 +231,10 @@ class Restoration:
         """Takes the device up and compares it with what was saved: ids, registers, and that it
         runs.
         """
+        with self.phases.of("attach"):
+            await self._connect()
+
+    async def _connect(self) -> None:
         state = self.state
         fds = duplicates(self._bundle.part("device."))
         device, registers = await in_thread(self._resume, fds)
@@ -252,8 +277,9 @@ class Restoration:
         """Takes the controller over. The predecessor touches it no more."""
         pool, device = self.pool, self.device
         assert pool is not None
-        pool.refresh()
-        self._read(pool)
+        with self.phases.of("verify"):
+            pool.refresh()
+            self._read(pool)
         if device is None:
             await self.connect()
             device = self.device
@@ -272,14 +298,16 @@ class Restoration:
         self._vectors(controller)
         try:
             buffer = pool.claim(self._found[0])
-            queues = self._queues(controller, pool)
+            with self.phases.of("verify"):
+                queues = self._queues(controller, pool)
             # From here on the pool and the rings are changed.
             self.touched = True
             if not self._has_checksums:
                 pool.seal()
             controller.lifecycle.to(Stage.READY)
             self._namespaces_of(controller)
-            events = self._adopt(controller, queues)
+            with self.phases.of("adopt"):
+                events = self._adopt(controller, queues)
             controller.cleanup = PredecessorCleanup(controller, controller.adopted, state)
             controller.cleanup.begin(verify=self._in_doubt(controller))
             controller.keep(Manifest(pool, buffer, self._found[1], self._body), state)
@@ -296,7 +324,16 @@ class Restoration:
             raise
         self.pool = self.device = None
         self._bundle.close()
+        self._taken(controller)
         return controller
+
+    def _taken(self, controller: Controller) -> None:
+        phases = controller.phases = self.phases
+        phases.record("pass", "attach", "verify", "adopt")
+        log.info("%s: taken over: %s", self.uri, phases)
+        if not controller.adopted.draining:
+            phases.add("drain", 0.0)
+            phases.record("drain")
 
     def _vectors(self, controller: Controller) -> None:
         fds = self._bundle.part("irq.")
@@ -362,12 +399,28 @@ class Restoration:
         try:
             found = _hotpath.look_at_queue(queue.hot, sums=self._has_checksums)
             pieces = ownership.pieces(qid, found)
+            self._tell_arrived(qid, found["arrived"])
         except _hotpath.QueueStateError as error:
             raise self._refuse(f"queue {qid}: {error}") from None
         bounce = queues.maker.bounce_of(qid)
         for slot, count, inside in pieces:
             bounce.add_chunk(pool.claim(slot.offset), slot.tag, count, inside)
         return queue
+
+    def _tell_arrived(self, qid: int, arrived: list[tuple[int, int, int, int]]) -> None:
+        for head, phase, cid, status in arrived[:_ARRIVED_TOLD]:
+            log.info(
+                "%s: queue %d: completion at head %d, phase %d, command id %#x, status %#x arrived while no driver "
+                "was looking",
+                self.uri,
+                qid,
+                head,
+                phase,
+                cid,
+                status,
+            )
+        if len(arrived) > _ARRIVED_TOLD:
+            log.info("%s: queue %d: and %d more", self.uri, qid, len(arrived) - _ARRIVED_TOLD)
 
     def _namespaces_of(self, controller: Controller) -> None:
         for description in self.state.namespaces:
@@ -419,7 +472,15 @@ class Restoration:
             log.info("%s: new I/O waits until the namespaces were read again", controller.uri)
         elif adopted.draining:
             log.info("%s: new I/O waits for %d commands of the predecessor", controller.uri, len(adopted._out))
-            adopted.on_drained = lambda: controller.queues.lift("drain")
+            began = time.perf_counter()
+
+            def drained() -> None:
+                controller.queues.lift("drain")
+                self.phases.add("drain", time.perf_counter() - began)
+                self.phases.record("drain")
+                log.info("%s: the predecessor's commands are over: %s", controller.uri, self.phases)
+
+            adopted.on_drained = drained
         else:
             controller.queues.lift("drain")
         controller.queues.first_restored(controller.loop)

@@ -5,10 +5,15 @@ On the controller's home loop, with its lock held from suspend to resume or rele
 
 from __future__ import annotations
 
+import logging
+
 from nvme_async.driver.pcie import suspension
 from nvme_async.errors import QueueShutdown
 from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.kept import KeptController
+from nvme_async.keepalive.phases import Phases
+
+log = logging.getLogger("nvme_async")
 
 
 async def save(controller: KeptController) -> Bundle:
@@ -40,8 +45,16 @@ async def suspend(controller: KeptController) -> None:
     check_ready(controller)
     recorder = controller.recorder
     assert recorder is not None
+    phases = controller.phases = Phases(controller.uri)
+
+    def write() -> None:
+        with phases.of("write"):
+            recorder.record(saving=True)
+
     try:
-        await suspension.suspend(controller, lambda: recorder.record(saving=True))
+        with phases.of("suspend"):
+            await suspension.suspend(controller, write)
+        phases.add("suspend", -phases.seconds["write"])
     except BaseException:
         controller.bundle_changed()
         raise
@@ -56,6 +69,9 @@ async def resume(controller: KeptController) -> None:
 async def release(controller: KeptController) -> None:
     """A successor has the controller, or will have it."""
     controller.recorder = None
+    if controller.phases is not None:
+        controller.phases.record("suspend", "write")
+        log.info("%s: saved: %s", controller.uri, controller.phases)
     controller.adopted.on_drained = None
     await suspension.release(controller)
     controller.bundle_changed()

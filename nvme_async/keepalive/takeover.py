@@ -82,6 +82,7 @@ async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any])
         answer = await wire.receive(READY_SECONDS)
         if "go" not in answer:
             raise ControllerError(f"the predecessor withdrew: {answer.get('withdrawn', 'no reason given')}")
+        restoration.heard(answer["go"])
         controller = await restoration.commit()
     except BaseException as error:
         # First off the device, then the word to the predecessor: from that moment on it is the one

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from nvme_async.errors import ConfigurationError
+from nvme_async.keepalive import phases
 
 try:
     from prometheus_client import CollectorRegistry, generate_latest
@@ -58,6 +59,20 @@ def _dig(value: Any, path: tuple[str, ...]) -> Any:
     return value
 
 
+def _phases() -> HistogramMetricFamily:
+    """Of all servicings that this process took part in; see nvme_async.keepalive.phases."""
+    family = HistogramMetricFamily(
+        "nvme_async_servicing_seconds", "How long the parts of a servicing took", labels=["device", "phase"]
+    )
+    for (uri, phase), (counts, total) in phases.recorded().items():
+        buckets, so_far = [], 0
+        for bound, count in zip((*map(repr, phases.BUCKETS), "+Inf"), counts, strict=True):
+            so_far += count
+            buckets.append((bound, so_far))
+        family.add_metric([uri, phase], buckets, sum_value=total)
+    return family
+
+
 class Inspected(Protocol):
     """A manager, as far as its metrics are concerned."""
 
@@ -75,6 +90,7 @@ class ManagerCollector(Collector):
         devices: dict[str, dict[str, Any]] = state["devices"]
         yield from _devices(devices)
         yield from _controllers({uri: device["controller"] for uri, device in devices.items() if device["controller"]})
+        yield _phases()
         cpu = CounterMetricFamily("nvme_async_worker_cpu_seconds", "CPU time of the worker threads", labels=["worker"])
         for worker in state["workers"]:
             cpu.add_metric([worker["name"]], worker["cpu_seconds"])

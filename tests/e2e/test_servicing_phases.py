@@ -1,0 +1,125 @@
+"""How long each part of a servicing took is told where people look: log, inspect(), Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kept import block, eventually, line, settle, socket_path
+
+import nvme_async
+from nvme_async.keepalive import phases, restore
+from nvme_async.keepalive.phases import BUCKETS, NAMES, Histogram, Phases
+
+AFTER_SAVE = {"suspend", "write"}
+AFTER_RESTORE = {"attach", "verify", "adopt", "drain"}
+
+
+def told(controller: nvme_async.Controller) -> dict[str, float]:
+    found: dict[str, float] = controller.inspect()["keepalive"]["phases"]
+    assert all(0 <= seconds < 10 for seconds in found.values()), found
+    return found
+
+
+async def test_of_a_save_and_a_restore(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "nvme_async")
+    async with line() as drivers:
+        await drivers.namespace.write(0, block(1))
+        assert told(drivers.driver) == {}
+        before = phases.recorded()
+        predecessor = drivers.driver
+        with await predecessor.save() as bundle:
+            assert told(predecessor).keys() == AFTER_SAVE
+            drivers.driver = await restore(bundle)
+        assert told(drivers.driver).keys() == AFTER_RESTORE
+        assert "saved: suspend " in caplog.text
+        assert "taken over: attach " in caplog.text
+        counted = {
+            phase: sum(counts) - sum(before.get((uri, phase), ([0], 0.0))[0])
+            for (uri, phase), (counts, _) in phases.recorded().items()
+            if uri == drivers.driver.uri
+        }
+        assert counted == dict.fromkeys(AFTER_SAVE | AFTER_RESTORE, 1)
+
+
+async def test_of_a_hand_over_the_predecessors_come_along(tmp_path: Path) -> None:
+    async with line() as drivers:
+        where = socket_path(tmp_path)
+        async with drivers.driver.handover(where) as offer:
+            drivers.driver = await nvme_async.take_over(where)
+            await offer
+        found = told(drivers.driver)
+        assert found.keys() == AFTER_SAVE | AFTER_RESTORE | {"pass"}
+        pause = drivers.driver.adopted.pause
+        assert pause is not None
+        assert found["pass"] + found["verify"] + found["adopt"] <= pause
+
+
+async def test_the_drain_lasts_until_the_last_command(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "nvme_async")
+    async with line() as drivers:
+        drivers.faults.add(queue="io", opcode=2, delay=0.2)
+        task = asyncio.ensure_future(drivers.namespace.read(0))
+        await settle()
+        with await drivers.driver.save() as bundle:
+            drivers.driver = await restore(bundle)
+        assert "drain" not in told(drivers.driver)
+        await asyncio.gather(task, return_exceptions=True)
+        await drivers.driver.adopted.wait()
+        await eventually(lambda: "drain" in told(drivers.driver))
+        assert 0.01 < told(drivers.driver)["drain"] < 5
+        assert "the predecessor's commands are over" in caplog.text
+
+
+async def test_completions_that_arrived_meanwhile_are_told_with_their_place(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "nvme_async")
+    async with line() as drivers:
+        drivers.faults.add(queue="io", opcode=2, delay=0.05)
+        tasks = [asyncio.ensure_future(drivers.namespace.read(lba)) for lba in range(12)]
+        await settle()
+        with await drivers.driver.save() as bundle:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0.2)
+            drivers.driver = await restore(bundle)
+            await drivers.driver.adopted.wait()
+        lines = [record.getMessage() for record in caplog.records if "no driver was looking" in record.getMessage()]
+        assert len(lines) == 8
+        assert all("queue 1: completion at head " in text and "status 0x0 arrived" in text for text in lines)
+        assert "queue 1: and 4 more" in caplog.text
+
+
+def test_histograms() -> None:
+    histogram = Histogram()
+    for seconds in (0.0, 1e-5, 1.1e-5, 0.003, 1e6):
+        histogram.add(seconds)
+    assert sum(histogram.counts) == 5
+    assert histogram.counts[0] == 2
+    assert histogram.counts[1] == 1
+    assert histogram.counts[BUCKETS.index(0.005)] == 1
+    assert histogram.counts[-1] == 1
+    taken = Phases("x:")
+    for name in reversed(NAMES):
+        taken.add(name, 0.001)
+    assert str(taken) == ", ".join(f"{name} 1.000 ms" for name in NAMES)
+
+
+async def test_prometheus_has_them() -> None:
+    client = pytest.importorskip("prometheus_client")
+    from nvme_async.manager.metrics import ManagerCollector
+
+    class Manager:
+        def inspect(self) -> dict[str, Any]:
+            return {"devices": {}, "workers": []}
+
+    async with line() as drivers:
+        with await drivers.driver.save() as bundle:
+            drivers.driver = await restore(bundle)
+        registry = client.CollectorRegistry()
+        registry.register(ManagerCollector(Manager()))
+        labels = {"device": drivers.driver.uri, "phase": "verify"}
+        assert registry.get_sample_value("nvme_async_servicing_seconds_count", labels) == 1
+        assert registry.get_sample_value("nvme_async_servicing_seconds_bucket", labels | {"le": "+Inf"}) == 1
+        assert (registry.get_sample_value("nvme_async_servicing_seconds_sum", labels) or 0) > 0
