@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 
-from nvme_async.errors import OutOfDmaMemory
+from nvme_async.errors import DeviceError, OutOfDmaMemory
 
 
 def shortage(error: BaseException) -> str | None:
@@ -16,6 +16,9 @@ def shortage(error: BaseException) -> str | None:
         return f"out of memory{_limit('RLIMIT_AS')}"
     if isinstance(error, RuntimeError) and "new thread" in str(error):
         return f"{error}{_limit('RLIMIT_NPROC')}"
+    if isinstance(error, DeviceError):
+        cause = error.__cause__ or error.__context__
+        return f"{error}" if cause is not None and shortage(cause) else None
     if not isinstance(error, OSError):
         return None
     match error.errno:
