@@ -108,7 +108,7 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
     }
     const volatile struct nvq_cqe *next = &q->cq[reaped % h->entries];
     const bool there = (next->status & 1) == !((reaped / h->entries) & 1);
-    uint64_t due = 0; /* of the commands that are out, those that were certainly not rung */
+    uint64_t due = 0; /* of the commands that are out, those whose doorbell may be owed */
     for (uint32_t i = 0; i < h->n_trackers; i++) {
         const struct nvq_tracker *t = &q->trackers[i];
         const uint32_t state = atomic_load_explicit(&t->state, memory_order_acquire);
@@ -119,7 +119,7 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
             found->skip_cqe = found->skip_cqe || (there && next->cid == t->cid);
         } else if (state == NVQ_ARMED && t->position < submitted) {
             found->in_flight++;
-            due += t->position >= sq_ringing;
+            due += t->position >= sq_rung;
         } else if (state == NVQ_ARMED) {
             found->unsent++;
         }
@@ -132,7 +132,7 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
     /* Entries that no tracker knows would be executed a second time; not those that the controller has taken. */
     if (due != submitted - sq_rung && nvq_due_from(q, submitted, nvq_taken_up_to(q, reaped, sq_ringing)) < 0) {
         snprintf(error, NVQ_ERROR_BYTES, "%llu commands wait for their doorbell, but the ring says %llu", (unsigned long long)due,
-                 (unsigned long long)(submitted - sq_ringing));
+                 (unsigned long long)(submitted - sq_rung));
         return -1;
     }
     found->unrung = submitted > sq_ringing;
