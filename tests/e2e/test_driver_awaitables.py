@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import nvme_async
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.namespace import Namespace
+from nvme_async.keepalive.controller import Controller
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,8 +12,8 @@ import pytest
 from driving import FAST, eventually, faults
 
 import nvme_async
-from nvme_async.driver.controller import Controller
 from nvme_async.errors import CommandError, InvalidNamespace
+from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 from nvme_async.spec.identify import encode_controller_list
 from nvme_async.spec.opcodes import SanitizeAction

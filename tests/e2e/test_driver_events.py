@@ -12,8 +12,8 @@ from driving import FAST, eventually, faults, within
 
 import nvme_async
 from nvme_async.driver import events
-from nvme_async.driver.controller import Controller
 from nvme_async.errors import CommandError, ControllerError
+from nvme_async.keepalive.controller import Controller
 
 AER, GET_LOG_PAGE, IDENTIFY = 0x0C, 0x02, 0x06
 

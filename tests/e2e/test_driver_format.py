@@ -13,7 +13,6 @@ import pytest
 from driving import FAST, LoopThread, eventually, faults, within
 
 import nvme_async
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.namespace import Namespace
 from nvme_async.errors import (
     CommandError,
@@ -22,6 +21,7 @@ from nvme_async.errors import (
     NamespaceChanged,
     NvmeError,
 )
+from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 
 GUARD = 0x5A

@@ -15,8 +15,8 @@ import nvme_async
 from nvme_async.device import Device
 from nvme_async.dma import limits
 from nvme_async.dma.limits import Bound
-from nvme_async.driver.controller import Controller
 from nvme_async.errors import OutOfDmaMemory
+from nvme_async.keepalive.controller import Controller
 
 MIB = 1 << 20
 URI = "emulated:size=64MiB,block=4096"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import nvme_async
-from nvme_async.driver.controller import Controller
+from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 
 SECONDS, LONGEST = (float(part) for part in os.environ.get("NVME_ASYNC_MODERATION", "1,1").split(","))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from nvme_async.driver.pcie.loop_queue import error_from
+from nvme_async.driver.completions import error_from
 from nvme_async.native import _hotpath, _tcp
 
 

@@ -14,9 +14,9 @@ from ring_controller import PAGE, RingController
 import nvme_async
 from nvme_async.device.base import DeviceIds
 from nvme_async.device.quirks import TABLE, Entry, Quirk, Quirks, quirks_of
-from nvme_async.driver.controller import Controller
 from nvme_async.driver.pcie import registers
 from nvme_async.errors import ConfigurationError, ControllerError
+from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 
 
