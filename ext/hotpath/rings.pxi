@@ -262,6 +262,16 @@ cdef class Rings:
         return count
 
     @property
+    def n_interrupts(self):
+        """Interrupts taken through this queue pair's eventfd."""
+        return self.q.header.n_interrupts if self.has_memory else 0
+
+    @property
+    def n_missed(self):
+        """Early polls that found completions which no interrupt had announced."""
+        return self.q.header.n_missed if self.has_memory else 0
+
+    @property
     def n_free(self):
         return self.q.n_free
 

@@ -58,24 +58,31 @@ class AdminQueue:
             return await queue.submit(command, buffer, tag=tag, internal=internal, user=user)
         limit = self.limit
         key = (command.opcode, command.nsid, command.cdw10)
+        answer = asyncio.ensure_future(queue.submit(command, buffer, tag=tag))
         try:
-            async with asyncio.timeout(limit) as timer:
-                completion = await queue.submit(command, buffer, tag=tag)
-        except TimeoutError as error:
-            if not timer.expired() or isinstance(error, NvmeError):
-                raise
-        else:
-            self._lost.discard(key)
-            return completion
-        again = key in self._lost
+            error: NvmeError | None = None
+            while error is None:
+                await asyncio.wait([answer], timeout=limit)
+                if answer.done():
+                    self._lost.discard(key)
+                    return answer.result()
+                error = await self._why(command, limit, key in self._lost)
+        finally:
+            if not answer.done():
+                answer.cancel()
+                await asyncio.wait([answer])
         self._lost.add(key)
-        raise await self._why(command, limit, again)
+        raise error
 
-    async def _why(self, command: Command, limit: float, again: bool) -> NvmeError:
-        """What to raise for a command that wasn't answered."""
+    async def _why(self, command: Command, limit: float, again: bool) -> NvmeError | None:
+        """What to raise for a command that wasn't answered; None where the controller had paused, so
+        that it gets its time once more.
+        """
         controller = self._controller
-        controller.timed_out(1)
         try:
+            if await controller.sit_out():
+                return None
+            controller.timed_out(1)
             if await controller.transport.has_failed():
                 controller.request_reset("CSTS.CFS is set")
                 return ControllerFatal(f"{controller.uri}: CSTS.CFS is set, no completion of {command.name}")

@@ -171,6 +171,14 @@ class ControllerContext(LifecycleHooks):
         """reset(), unless there was one since there were `resets` of them."""
 
     @abstractmethod
+    async def sit_out(self) -> bool:
+        """Waits while the controller has paused its processing; False if it hasn't, or for too long."""
+
+    @abstractmethod
+    async def identify_again(self) -> None:
+        """Identify Controller once more: other firmware may run now."""
+
+    @abstractmethod
     def timed_out(self, commands: int) -> None:
         """Counts commands that were not answered in time."""
 

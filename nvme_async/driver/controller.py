@@ -31,7 +31,7 @@ from nvme_async.driver.recovery import Recovery
 from nvme_async.driver.scanner import Scanner
 from nvme_async.driver.steps import Degraded
 from nvme_async.driver.transport import CommandQueue, Transport
-from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerTimeout, NvmeError, QueueShutdown
+from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerReplaced, ControllerTimeout, NvmeError, QueueShutdown
 from nvme_async.runtime import forks
 from nvme_async.runtime.tasks import finish, in_thread
 from nvme_async.spec.commands import Command
@@ -295,8 +295,10 @@ class Controller(ControllerContext):
         await self.at_home(lambda: finish(lambda: self._reset(reason)))
 
     async def reset_once(self, reason: str, resets: int) -> None:
-        """reset(), unless there was one since there were `resets` of them. On the home loop."""
-        await finish(lambda: self._reset(reason, resets))
+        """reset(), unless there was one since there were `resets` of them. For the recovery: it can be
+        cancelled while it waits for the lock. On the home loop.
+        """
+        await self._reset(reason, resets)
 
     async def _reset(self, reason: str, resets: int | None = None) -> None:
         lifecycle = self.lifecycle
@@ -433,6 +435,16 @@ class Controller(ControllerContext):
 
     def request_reset(self, reason: str) -> None:
         self.recovery.request(reason)
+
+    async def sit_out(self) -> bool:
+        return await self.recovery.sit_out()
+
+    async def identify_again(self) -> None:
+        try:
+            async with self.scanner.alone():
+                await self.scanner.controller_again()
+        except ControllerReplaced as error:
+            self.fail(error)
 
     def timed_out(self, commands: int) -> None:
         self.recovery.timeouts += commands

@@ -182,12 +182,18 @@ class EventListener:
         if event.type == AsyncEventType.IMMEDIATE or event.lid == LogPage.CHANGED_ZONES:
             self.publish(Event("controller-event", controller.uri, event=event))
             return
+        activation = event.type == AsyncEventType.NOTICE and event.info == NoticeEvent.FIRMWARE_ACTIVATION_STARTING
+        if activation:
+            # Its processing pauses meanwhile, that of the next command too (5.12.1).
+            await controller.sit_out()
         # Reading the log page clears the event; without that there won't be another of its kind.
         nbytes = _LOG_BYTES.get(event.lid, 512)  # type: ignore[call-overload]
         try:
             await controller.submit_admin(commands.get_log_page(event.lid, nbytes))
         except CommandError as error:
             log.warning("%s: %s: log page %#x: %s", controller.uri, event.name, event.lid, error)
+        if activation:
+            await controller.identify_again()
         if event.type == AsyncEventType.NOTICE and event.info == NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED:
             # The list says which, or FFFFFFFFh for too many; the active list is the truth either
             # way, and covers changes made meanwhile.

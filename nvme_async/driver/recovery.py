@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from nvme_async.driver.admin_queue import admin_limit
 from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.transport import CommandQueue
@@ -139,10 +140,21 @@ class Recovery:
         with contextlib.suppress(NvmeError):
             await self._controller.reset_once(reason, resets)
 
+    async def sit_out(self) -> bool:
+        """Waits while the controller has paused its processing, as for the activation of firmware
+        without a reset, and holds I/O meanwhile. False if it hasn't paused, or not within its own
+        limit (MTFA): then it is to be treated as if it hadn't. Raises as Transport.lost() does.
+        """
+        identify = self._controller.identify
+        mtfa = identify.mtfa / 10 if identify is not None else 0.0
+        return await self._controller.transport.sit_out(mtfa or admin_limit(self._controller.options))
+
     async def _look_after(self) -> None:
         controller = self._controller
         resets = controller.resets
         try:
+            if await self.sit_out():
+                return
             if reason := await controller.transport.lost():
                 await self._reset(reason, resets)
         except (ControllerGone, ControllerTimeout) as error:
@@ -158,6 +170,8 @@ class Recovery:
             "%s: queue %d: %d commands without completion for %g s", controller.uri, queue.qid, len(late), queue.timeout
         )
         try:
+            if await self.sit_out() and await self._over_within(queue, late, queue.timeout):
+                return
             reason = await controller.transport.lost()
             if not reason and await self._abort(queue, late):
                 return
@@ -183,8 +197,20 @@ class Recovery:
             async with asyncio.timeout(controller.options.abort_timeout):
                 for at in range(0, len(cids), limit):
                     await asyncio.gather(*(one(cid) for cid in cids[at : at + limit]))
-                while await controller.on_owner(queue, lambda: queue.still_out(cids)):
-                    await asyncio.sleep(0.01)
+                await self._until_over(queue, cids)
         except (TimeoutError, CommandError, ControllerError):
             return False
         return True
+
+    async def _over_within(self, queue: CommandQueue, late: list[tuple[int, bytes]], seconds: float) -> bool:
+        """Is none of them out any more within that time?"""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._until_over(queue, [cid for cid, _ in late])
+        except TimeoutError:
+            return False
+        return True
+
+    async def _until_over(self, queue: CommandQueue, cids: list[int]) -> None:
+        while await self._controller.on_owner(queue, lambda: queue.still_out(cids)):
+            await asyncio.sleep(0.01)

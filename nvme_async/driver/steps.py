@@ -90,5 +90,6 @@ class Plan:
                     raise
                 self._degraded.add(step.name, error, step.fallback())
             else:
-                self._degraded.clear(step.name)
+                if step.fallback is not None:
+                    self._degraded.clear(step.name)
         self.current = None

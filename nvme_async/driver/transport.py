@@ -217,6 +217,7 @@ class Owner(Protocol):
     identify: IdentifyController
     resets: int
     quirks: Quirks
+    degraded: Degraded
 
     async def at_home(self, make: Callable[[], Any]) -> Any: ...
     async def on_owner(self, queue: Any, function: Callable[[], T], *, timeout: float = 10.0) -> T: ...
@@ -296,6 +297,12 @@ class Transport(ABC):
 
         Raises ControllerGone when it is not there any more, ControllerTimeout.
         """
+
+    async def sit_out(self, seconds: float) -> bool:
+        """Waits while the controller has paused its processing and says so, with I/O held; False if it
+        hasn't, or for longer than `seconds`. Raises as lost(), and ControllerFatal.
+        """
+        return False
 
     @abstractmethod
     async def has_failed(self) -> bool:

@@ -24,6 +24,8 @@ LOOKS = 8
 # does not come: so many seconds after the last completion, each counted from the poll before, and the
 # last one again and again.
 EARLY_POLLS = (0.001, 0.004, 0.016, 0.064, 0.256, 1.0)
+# So many of them in a row have found something, and not one interrupt came: none will.
+DEAD_VECTOR = 8
 
 
 class LoopQueue:
@@ -32,7 +34,9 @@ class LoopQueue:
     hot: the native half; the hot path of Namespace talks to it directly.
     on_timeout(queue, [(cid, sqe)]): called by the watchdog, on the loop, for commands that are out
         longer than `timeout` seconds.
-    on_slow(): the same, at each of its looks that finds a command which was out at the look before.
+    on_slow(): the same, at each of its looks that finds a command which was out at the look before,
+        and at each early poll after a second in which nothing has completed.
+    on_dead_vector(queue): no interrupt arrives; it is polled from now on.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class LoopQueue:
         timeout: float,
         on_timeout: Callable[[LoopQueue, list[tuple[int, bytes]]], None],
         on_slow: Callable[[], None] = lambda: None,
+        on_dead_vector: Callable[[LoopQueue], None] = lambda queue: None,
     ) -> None:
         self.hot = hot
         self.loop = loop
@@ -57,12 +62,16 @@ class LoopQueue:
         self.timeout = timeout
         self._on_timeout = on_timeout
         self._on_slow = on_slow
+        self._on_dead_vector = on_dead_vector
+        self._sharing: tuple[LoopQueue, ...] = ()  # its vector
+        self._interrupts = self._missed = 0  # at the last interrupt
+        self._dead_vector = False
         self._timer: asyncio.TimerHandle | None = None
         self._early: asyncio.TimerHandle | None = None
         self._rung = 0  # which of EARLY_POLLS is next
         self._frozen = False
         self._on_interrupt: Callable[[], None] | None = None  # while it takes interrupts
-        self._silent = False
+        self._paused = False
         hot.set_event_fd(event_fd)
         hot.on_sleep = self._guard
         if timeout:
@@ -120,6 +129,10 @@ class LoopQueue:
         """
         self.worker = threading.current_thread().name
         callbacks = [queue.hot.more if queue.loop is self.loop else queue.poll_soon for queue in others]
+        self._sharing = others
+        if self._dead_vector:
+            for queue in others:
+                queue.poll()
 
         def on_interrupt() -> None:
             self.hot.on_interrupt()
@@ -190,8 +203,14 @@ class LoopQueue:
         """Rings no doorbell until it is called again: the controller is being reset. What is out
         grows no older meanwhile.
         """
-        self._silent = silent
+        self._paused = silent
         self.hot.silence(silent)
+
+    def pause(self, paused: bool) -> None:
+        """What is out grows no older until it is called again: the controller does nothing meanwhile
+        and has said so.
+        """
+        self._paused = paused
 
     def watch(self) -> None:
         """Commands are out that this process didn't send: the watchdog looks after them too."""
@@ -264,7 +283,7 @@ class LoopQueue:
         hot = self.hot
         if hot.closed:
             return
-        if self._silent:
+        if self._paused:
             self._watch()
             return
         epoch = hot.tick()
@@ -300,9 +319,34 @@ class LoopQueue:
         self._early = None
         last = len(EARLY_POLLS) - 1
         found = self.hot.early_poll(self._rung == last)
+        if found > 0:
+            self._check_vector()
+        elif found == 0 and self._rung == last:
+            self._on_slow()
         if found >= 0:
             self._rung = 0 if found else min(self._rung + 1, last)
             self._plan_early_poll()
+
+    def _check_vector(self) -> None:
+        """Do interrupts arrive at all? If not, the ring is polled at each event-loop iteration while
+        commands are out; so are those that share the vector.
+        """
+        hot = self.hot
+        if self._on_interrupt is None or hot.n_interrupts != self._interrupts:
+            self._interrupts, self._missed = hot.n_interrupts, hot.n_missed
+        elif hot.n_missed - self._missed >= DEAD_VECTOR:
+            self._missed = hot.n_missed
+            self._dead_vector = True
+            for queue in (self, *self._sharing):
+                queue.poll()
+            self._on_dead_vector(self)
+
+    def poll(self) -> None:
+        """No interrupt is waited for any more. The admin queue's early polls do for what few
+        commands it has.
+        """
+        if self.qid:
+            self.hot.mode = _hotpath.MODES["poll"]
 
     def inspect(self) -> dict[str, Any]:
         """Positions, counters and pending commands with their age in seconds."""

@@ -16,7 +16,7 @@ from nvme_async.device import Device
 from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.completions import error_from
-from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.pcie.loop_queue import DEAD_VECTOR, LoopQueue
 from nvme_async.driver.pcie.memory import DeviceMemory
 from nvme_async.driver.pcie.registers import FIRST_DOORBELL
 from nvme_async.driver.transport import Owner
@@ -220,6 +220,7 @@ class QueueMaker:
             timeout=controller.options.command_timeout if hot.qid else controller.options.admin_timeout,
             on_timeout=controller.on_timeout,
             on_slow=controller.on_slow,
+            on_dead_vector=self._on_dead_vector,
         )
 
     def _connect_doorbells(self, hot: _hotpath.QueuePair) -> None:
@@ -274,6 +275,17 @@ class QueueMaker:
         self.capacity = self.capacity or nbytes
         before, self.max_transfer = self.max_transfer, min(nbytes, self.capacity)
         return self.max_transfer != before
+
+    def _on_dead_vector(self, queue: LoopQueue) -> None:
+        """From a queue pair, on its loop: no interrupt comes, and it has begun to poll."""
+        controller = self._controller
+        if not controller.loop.is_closed():
+            controller.loop.call_soon_threadsafe(
+                controller.degraded.add,
+                f"interrupts of vector {queue.vector}",
+                f"none has come for {DEAD_VECTOR} completions in a row",
+                "completions are polled for, which keeps a core busy while commands are out",
+            )
 
     def bounce_of(self, qid: int) -> _hotpath.BounceCache:
         return self._memory[qid][1]

@@ -410,6 +410,20 @@ class QueueSet:
         self._holds.add(reason)
         await self._on_each(lambda queue: queue.hot.hold(True), admin=False)
 
+    async def pause(self, paused: bool) -> None:
+        """The controller does nothing for a while: what is out isn't late, and new I/O waits."""
+        if paused:
+            self._holds.add("paused")
+        else:
+            self._holds.discard("paused")
+
+        def pause(queue: LoopQueue) -> None:
+            queue.pause(paused)
+            if queue.qid:
+                queue.hot.hold(bool(self._holds))
+
+        await self._on_each(pause)
+
     async def unhold(self, reason: str) -> None:
         """New I/O goes on, if nothing else holds it."""
         self._holds.discard(reason)

@@ -48,6 +48,8 @@ class PcieTransport(Transport):
         self.cap = Cap()
         self.vs = Vs()
         self.memory: DeviceMemory | None = None
+        self._pausing = asyncio.Lock()
+        self._ignore_pause = False  # the present one has lasted too long
         self._watched = -1  # the descriptor that shows the device's disappearance
 
     def attach(self, owner: Owner) -> None:
@@ -178,6 +180,26 @@ class PcieTransport(Transport):
 
     async def lost(self) -> str:
         return await self.registers.lost()
+
+    async def sit_out(self, seconds: float) -> bool:
+        """CSTS.PP (Base 2.0, 3.1.3.6)."""
+        async with self._pausing:
+            if not (await self.registers.csts()).pp:
+                self._ignore_pause = False
+                return False
+            if self._ignore_pause:
+                return False
+            log.warning("%s: processing is paused (CSTS.PP); it has %g s", self.uri, seconds)
+            await self.queues.pause(True)
+            try:
+                await self.registers.wait(lambda csts: not csts.pp, seconds, "CSTS.PP=0", fatal=True)
+            except ControllerTimeout as error:
+                log.warning("%s", error)
+                self._ignore_pause = True
+                return False
+            finally:
+                await self.queues.pause(False)
+            return True
 
     async def has_failed(self) -> bool:
         return bool((await self.registers.csts()).cfs)

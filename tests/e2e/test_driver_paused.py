@@ -1,0 +1,180 @@
+"""A controller that pauses, that somebody else resets, or whose interrupts don't arrive: noticed, and
+answered with no more than that needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import pytest
+from driving import FAST, HASTY, eventually, faults, pattern, within
+
+import nvme_async
+from nvme_async.device.vfio_user import VfioUserDevice
+from nvme_async.driver.controller import Controller
+from nvme_async.driver.pcie.transport import pcie
+from nvme_async.emulator import FOREVER
+from nvme_async.spec.registers import Register
+
+hasty = pytest.mark.options(**HASTY)
+PAUSED = 1 << 5
+# A notice (type 2) that firmware activation starts (information 1), to be cleared by log page 3.
+ACTIVATION_STARTS = (2 | 1 << 8 | 3 << 16).to_bytes(4, "little")
+
+
+@contextmanager
+def reading(controller: Controller, register: int, change: Any) -> Iterator[None]:
+    """A register reads as `change(value)` within the block."""
+    device: Any = pcie(controller.transport).device
+    before = device.read32
+
+    def read32(offset: int) -> int:
+        value: int = before(offset)
+        return int(change(value)) if offset == register else value
+
+    device.read32 = read32
+    try:
+        yield
+    finally:
+        del device.read32
+
+
+@contextmanager
+def paused(controller: Controller) -> Iterator[None]:
+    """CSTS.PP, and no command is executed."""
+    rule = faults(controller).add(delay=FOREVER)
+    with reading(controller, Register.CSTS, lambda value: value | PAUSED):
+        yield
+    rule.remove()
+    faults(controller).release()
+
+
+@pytest.mark.options(**{**HASTY, "admin_timeout": 5.0})
+async def test_a_pause_longer_than_the_time_limit_is_sat_out(failing: Controller) -> None:
+    ns = failing.namespaces[1]
+    await ns.write(1, pattern(512))
+    with paused(failing):
+        read = asyncio.ensure_future(ns.read(1))
+        await eventually(lambda: failing.inspect()["held"] == ["paused"])
+        later = asyncio.ensure_future(ns.read(1))
+        await asyncio.sleep(0.6)
+        assert not read.done()
+        assert failing.inspect()["io_queues"][0]["waiting"] == 1, "what is new waits"
+    assert await within(5, read) == pattern(512)
+    assert await within(5, later) == pattern(512)
+    state = failing.inspect()
+    assert (state["resets"], state["aborts"], state["held"]) == (0, 0, [])
+
+
+@hasty
+async def test_an_admin_command_of_the_driver_sits_it_out_too(failing: Controller) -> None:
+    """MTFA says how long that may take, here 3 s."""
+    failing.identify = attrs.evolve(failing.identify, mtfa=30)
+    with paused(failing):
+        scan = asyncio.ensure_future(failing.rescan())
+        await asyncio.sleep(1.0)
+        assert not scan.done()
+    await within(5, scan)
+    assert failing.resets == 0
+
+
+@pytest.mark.options(**{**HASTY, "admin_timeout": 0.3})
+async def test_a_pause_has_its_limit(failing: Controller) -> None:
+    """MTFA, or where there is none the limit of an admin command; then it is a timeout like any other."""
+    ns = failing.namespaces[1]
+    faults(failing).add(queue="io", opcode=2, count=1, drop=True)
+    with reading(failing, Register.CSTS, lambda value: value | PAUSED):
+        assert await within(10, ns.read(0)) == bytes(512)
+        assert failing.resets == 1
+        began = time.monotonic()
+        faults(failing).add(queue="io", opcode=2, count=1, drop=True)
+        assert await within(10, ns.read(0)) == bytes(512)
+        assert failing.resets == 2
+        assert time.monotonic() - began < 2
+    await eventually(lambda: failing.state == "ready")
+    assert failing.inspect()["held"] == []
+
+
+async def test_the_event_before_an_activation(failing: Controller) -> None:
+    """I/O is held before anything is late, the log that clears the event is read afterwards, and
+    Identify Controller with it.
+    """
+    aer = faults(failing).add(queue="admin", opcode=0x0C, count=1, cqe={0: ACTIVATION_STARTS})
+    log = faults(failing).add(queue="admin", opcode=0x02, match={40: b"\x03"})
+    identify = faults(failing).add(queue="admin", opcode=0x06, cdw10=1)
+    faults(failing).add_namespace(2, "1MiB", block=512)  # ends the request that is out; the rule is for the next
+    await eventually(lambda: failing.inspect()["events"] == 1)
+    await eventually(lambda: aer.hits == 1)
+    with reading(failing, Register.CSTS, lambda value: value | PAUSED):
+        faults(failing).resize_namespace(2, "2MiB")
+        await eventually(lambda: failing.inspect()["held"] == ["paused"])
+        assert (log.hits, identify.hits) == (0, 0)
+    await eventually(lambda: failing.inspect()["held"] == [])
+    await eventually(lambda: (log.hits, identify.hits) == (1, 1))
+    assert failing.resets == 0
+
+
+@pytest.mark.parametrize(
+    ("register", "change", "reason"),
+    [
+        (Register.CSTS, lambda value: value & ~1, "CSTS.RDY is 0 without our doing"),
+        (Register.CC, lambda value: value & ~1, r"CC reads 0x46.{3}, 0x46.{3} was written"),
+    ],
+    ids=["RDY", "CC"],
+)
+async def test_a_reset_by_somebody_else_is_noticed_soon(
+    faulty: str, caplog: pytest.LogCaptureFixture, register: int, change: Any, reason: str
+) -> None:
+    """Seconds, not the command's time limit, after which the command is sent again."""
+    async with nvme_async.open(faulty) as controller:
+        ns = controller.namespaces[1]
+        faults(controller).add(queue="io", opcode=2, count=1, drop=True)
+        began = time.monotonic()
+        with reading(controller, register, change):
+            read = asyncio.ensure_future(ns.read(0))
+            await eventually(lambda: controller.resets == 1, 8)
+        assert await within(5, read) == bytes(512)
+        assert time.monotonic() - began < 8
+        assert controller.options.command_timeout == 30
+        assert any(reason.split(" ")[0] in record.message for record in caplog.records)
+
+
+async def test_registers_of_all_ones_are_noticed_soon(faulty: str) -> None:
+    async with nvme_async.open(faulty, drain_timeout=0.1) as controller:
+        faults(controller).add(queue="io", opcode=2, count=1, drop=True)
+        with reading(controller, Register.CSTS, lambda value: 0xFFFFFFFF):
+            with pytest.raises(nvme_async.ControllerGone):
+                await within(8, controller.namespaces[1].read(0))
+            assert controller.state == "failed"
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+@pytest.mark.parametrize("mode", ["adaptive", "interrupt"])
+async def test_interrupts_that_never_arrive(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str, vectors: int
+) -> None:
+    """Said once for each vector, and then completions are polled for."""
+    monkeypatch.setattr(VfioUserDevice, "set_interrupts", lambda self, fds: None)
+    uri = f"emulated:size=16MiB,block=512,vectors={vectors}"
+    async with nvme_async.open(uri, **FAST, mode=mode, spin_us=0) as controller:
+        ns = controller.namespaces[1]
+        rule = faults(controller).add(queue="io", opcode=2, delay=0.002)
+        for lba in range(12):
+            assert await within(5, ns.read(lba)) == bytes(512)
+        rule.remove()
+        state = controller.inspect()
+        (queue,) = state["io_queues"]
+        assert (queue["mode"], queue["interrupts"]) == ("poll", 0)
+        assert queue["missed_interrupts"] + state["admin_queue"]["missed_interrupts"] >= 8
+        told = [name for name in state["degraded"] if name.startswith("interrupts of vector")]
+        assert f"interrupts of vector {0 if vectors == 1 else 1}" in told
+        for lba in range(200):
+            await within(5, ns.read(lba))
+        said = [record for record in caplog.records if "interrupts of vector" in record.message]
+        assert len(said) == len(told)
+        assert controller.inspect()["io_queues"][0]["missed_interrupts"] == queue["missed_interrupts"]
