@@ -31,7 +31,15 @@ from nvme_async.driver.recovery import Recovery
 from nvme_async.driver.scanner import Scanner
 from nvme_async.driver.steps import Degraded
 from nvme_async.driver.transport import CommandQueue, Transport
-from nvme_async.errors import CommandError, ControllerError, ControllerGone, ControllerReplaced, ControllerTimeout, NvmeError, QueueShutdown
+from nvme_async.errors import (
+    CommandError,
+    ControllerError,
+    ControllerGone,
+    ControllerReplaced,
+    ControllerTimeout,
+    NvmeError,
+    QueueShutdown,
+)
 from nvme_async.runtime import forks
 from nvme_async.runtime.tasks import finish, in_thread
 from nvme_async.spec.commands import Command

@@ -132,7 +132,7 @@ class LoopQueue:
         self._sharing = others
         if self._dead_vector:
             for queue in others:
-                queue.poll()
+                queue.without_interrupts()
 
         def on_interrupt() -> None:
             self.hot.on_interrupt()
@@ -338,15 +338,15 @@ class LoopQueue:
             self._missed = hot.n_missed
             self._dead_vector = True
             for queue in (self, *self._sharing):
-                queue.poll()
+                queue.without_interrupts()
             self._on_dead_vector(self)
 
-    def poll(self) -> None:
-        """No interrupt is waited for any more. The admin queue's early polls do for what few
-        commands it has.
+    def without_interrupts(self) -> None:
+        """None is waited for any more. The admin queue's early polls do for what few commands it has.
+        From any thread.
         """
-        if self.qid:
-            self.hot.mode = _hotpath.MODES["poll"]
+        if self.qid and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(setattr, self.hot, "mode", _hotpath.MODES["poll"])
 
     def inspect(self) -> dict[str, Any]:
         """Positions, counters and pending commands with their age in seconds."""
