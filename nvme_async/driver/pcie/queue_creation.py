@@ -340,8 +340,10 @@ class QueueMaker:
         """Of its memory in the pool; None: not in use."""
         return None if self._shadow is None else self._shadow.offset
 
-    async def configure_shadow(self, queues: list[LoopQueue]) -> None:
-        """Doorbell Buffer Config (5.8); `queues` do without if the controller refuses."""
+    async def configure_shadow(self, queues: list[LoopQueue]) -> str:
+        """Doorbell Buffer Config (5.8). Why the controller refuses it, if it does; then `queues` do
+        without.
+        """
         controller = self._controller
         assert self._transport.memory is not None
         if self._shadow is None:
@@ -349,8 +351,9 @@ class QueueMaker:
         try:
             await controller.submit_admin(commands.doorbell_buffer_config(self._shadow.iova, self._shadow.iova + PAGE))
         except CommandError as error:
-            log.warning("%s: Doorbell Buffer Config refused: %s", controller.uri, error)
             await self.drop_shadow(queues)
+            return str(error)
+        return ""
 
     async def drop_shadow(self, queues: list[LoopQueue]) -> None:
         """The controller doesn't use the memory (any more); neither do `queues`."""

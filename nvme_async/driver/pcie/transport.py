@@ -166,7 +166,10 @@ class PcieTransport(Transport):
             await self.queues.maker.drop_shadow(self.queues.io_queues())
             degraded.add(_DOORBELL_BUFFERS, "no answer", "doorbells are registers")
             return
-        await self.queues.maker.configure_shadow(self.queues.io_queues())
+        if refusal := await self.queues.maker.configure_shadow(self.queues.io_queues()):
+            degraded.add(_DOORBELL_BUFFERS, refusal, "doorbells are registers")
+        else:
+            degraded.clear(_DOORBELL_BUFFERS)
 
     def limit_transfer(self, mdts: int) -> bool:
         limit = self._owner.options.max_transfer
