@@ -84,6 +84,7 @@ torture: $(VENV)/.built
 	$(BIN)/python tests/torture/kill9.py --rounds $(ROUNDS) $(TORTURE)
 	$(BIN)/python tests/torture/kill9.py --rounds $(ROUNDS) --visitors $(TORTURE)
 	$(BIN)/python tests/torture/kill_lines.py --rounds $(ROUNDS)
+	$(BIN)/python tests/torture/lost_commands.py --rounds $(ROUNDS)
 	$(BIN)/python tests/torture/bitflips.py --flips 2000
 
 # Man pages and shell completion, which setup.py puts into a wheel.

@@ -105,7 +105,8 @@ async def identify_command_set(controller: ControllerContext) -> IdentifyControl
 
 async def active_namespaces(controller: ControllerContext) -> Sequence[int]:
     """Their ids, ascending (CNS 02h, Base 2.0, 5.17.2.2). Where there is no such list, or the
-    controller refuses it, all that there could be, up to MAX_SCAN: Identify Namespace tells of each.
+    controller refuses it or doesn't answer, all that there could be, up to MAX_SCAN: Identify
+    Namespace tells of each.
 
     Nothing above NN counts, and no list is longer than MAX_ACTIVE: it must not go on for ever.
     """
@@ -124,9 +125,9 @@ async def active_namespaces(controller: ControllerContext) -> Sequence[int]:
             if len(found) < 1024 or not new:
                 break
             last = new[-1]
-    except CommandError as error:
+    except (CommandError, ControllerTimeout) as error:
         degraded.add(_LIST, error, f"the first {min(nn, MAX_SCAN)} ids are tried")
-        return range(1, min(nn, MAX_SCAN) + 1)
+        return sorted({*range(1, min(nn, MAX_SCAN) + 1), *controller.namespaces})
     if len(active) > MAX_ACTIVE:
         degraded.add(_LIST, f"more than {MAX_ACTIVE} namespaces", "the others are left out")
         return active[:MAX_ACTIVE]

@@ -30,6 +30,8 @@ log = logging.getLogger("nvme_async")
 
 # Seconds before what could not be read is read again: at first, at most, and how often in a row.
 FIRST_PAUSE, LONGEST_PAUSE, RETRIES = 0.05, 5.0, 20
+# Namespaces of one scan whose Identify is not answered; then the others' is not sent.
+MAX_UNANSWERED = 2
 
 
 class Scanner:
@@ -103,14 +105,15 @@ class Scanner:
         found: dict[int, tuple[IdentifyNamespace, NamespaceIdentity]] = {}
         unread: dict[int, str] = {}
         degraded = controller.degraded
-        unanswered: ControllerTimeout | None = None
+        unanswered: list[ControllerTimeout] = []
         for nsid in listed:
             try:
-                if unanswered is not None:
-                    raise unanswered  # one that is lost costs its time limit; not one for each
+                if len(unanswered) >= MAX_UNANSWERED:
+                    raise unanswered[0]  # each that is lost costs its time limits
                 examined = await discovery.examine(controller, nsid)
             except (CommandError, ControllerTimeout) as error:
-                unanswered = error if isinstance(error, ControllerTimeout) else unanswered
+                if isinstance(error, ControllerTimeout):
+                    unanswered.append(error)
                 unread[nsid] = str(error)
                 known = nsid in controller.namespaces
                 degraded.add(f"namespace {nsid}", error, "left as it was" if known else "left out for now")

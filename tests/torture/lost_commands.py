@@ -316,6 +316,7 @@ async def torture(
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(16))
     tally: Counter[str] = Counter()
     longest: Counter[str] = Counter()
+    failures: list[WrongError] = []
     numbers = iter([only] if only is not None else range(rounds))
     began = time.monotonic()
 
@@ -331,18 +332,18 @@ async def torture(
                 this = Round(f"{seed}/{number}", emulator, tally, longest)
                 try:
                     await this.run()
-                except BaseException as error:
-                    if isinstance(error, asyncio.CancelledError):
-                        raise
-                    raise WrongError(f"round {number} of seed {seed}: {this}: {error}") from error
+                except Exception as error:
+                    failures.append(WrongError(f"round {number} of seed {seed}: {this}: {error!r}"))
+                if failures:
+                    return
                 tally["rounds"] += 1
                 tally[this.when] += 1
                 if tally["rounds"] % 1000 == 0:
                     told(f"{tally['rounds']} rounds, {time.monotonic() - began:.0f} s; longest in ms: {dict(longest)}")
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(1 if only is not None else min(parallel, rounds)):
-            group.create_task(work())
+    await asyncio.gather(*(work() for _ in range(1 if only is not None else min(parallel, rounds))))
+    if failures:
+        raise failures[0]
     told(f"{time.monotonic() - began:.0f} s: {dict(tally)}; longest in ms: {dict(longest)}")
 
 
@@ -364,10 +365,8 @@ def main() -> None:
     before = len(os.listdir("/proc/self/fd"))
     try:
         asyncio.run(torture(arguments.rounds, arguments.seed, parallel=arguments.parallel, only=arguments.only))
-    except* WrongError as errors:
-        for error in errors.exceptions:
-            print(error, file=sys.stderr)
-        sys.exit(1)
+    except WrongError as error:
+        sys.exit(str(error))
     after = len(os.listdir("/proc/self/fd"))
     if after > before:
         sys.exit(f"{after - before} descriptors were left")
