@@ -15,10 +15,12 @@ from nvme_async._open import open, take_over
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.batch import BatchError, Many
 from nvme_async.driver.events import Event
+from nvme_async.driver.keyvalue import KeyValueNamespace
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.memory import Registration
 from nvme_async.driver.protection import Check, Protect
+from nvme_async.driver.reservations import Reservations
 from nvme_async.driver.zoned import ZonedNamespace
 from nvme_async.errors import *  # noqa: F403
 from nvme_async.keepalive.controller import Controller
@@ -40,11 +42,13 @@ __all__ = [
     "ManagedNamespace",
     "Manager",
     "ManagerEvent",
+    "KeyValueNamespace",
     "Many",
     "Namespace",
     "Options",
     "Protect",
     "Registration",
+    "Reservations",
     "ZonedNamespace",
     "open",
     "take_over",

@@ -55,6 +55,8 @@ __all__ = [
     "InvalidSavedState",
     "InvalidZoneTransition",
     "KeeperError",
+    "KeyDoesNotExist",
+    "KeyExists",
     "LbaOutOfRange",
     "ManagementError",
     "MediaError",
@@ -246,6 +248,16 @@ class DeallocatedBlock(MediaError):
     """
 
 
+class KeyDoesNotExist(CommandError, KeyError):
+    """Key Does Not Exist (Key Value Command Set)."""
+
+    __str__ = CommandError.__str__
+
+
+class KeyExists(CommandError):
+    """Key Exists, and was not to be replaced (Key Value Command Set)."""
+
+
 class ZoneError(CommandError):
     """A zone did not let the command pass (ZNS Command Set 1.1, 2.1.1)."""
 
@@ -426,6 +438,8 @@ _BY_STATUS: dict[tuple[int, int], type[CommandError]] = {
     (0x0, 0x82): NamespaceNotReady,
     (0x0, 0x83): ReservationConflict,
     (0x1, 0x82): NamespaceWriteProtected,
+    (0x1, 0x87): KeyDoesNotExist,
+    (0x1, 0x89): KeyExists,
     (0x1, 0xB8): ZoneBoundaryError,
     (0x1, 0xB9): ZoneFull,
     (0x1, 0xBA): ZoneReadOnly,

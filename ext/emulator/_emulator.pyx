@@ -52,6 +52,7 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint64_t sanitize_ns
         unsigned firmware_slots
         unsigned ana_groups
+        bint key_value
         bint zoned
         uint64_t zone_nbytes
         uint64_t zone_capacity_nbytes
@@ -237,6 +238,7 @@ cdef int fill_extras(emu_extras *to, config, list keep) except -1:
     to.write_cache = extras.write_cache
     to.firmware_slots = extras.firmware_slots
     to.ana_groups = extras.ana
+    to.key_value = extras.key_value
     to.zoned = extras.zoned
     to.zone_nbytes = extras.zone_size
     to.zone_capacity_nbytes = extras.zone_capacity

@@ -52,6 +52,7 @@ struct emu_extras {
     uint64_t sanitize_ns;
     unsigned firmware_slots; /* 2 to 7; 0: one that can't be written */
     unsigned ana_groups;     /* namespaces are in them by turns */
+    bool key_value;          /* all namespaces hold keys and values, not blocks */
     bool zoned;              /* all namespaces */
     uint64_t zone_nbytes, zone_capacity_nbytes;
     uint32_t max_open, max_active; /* 0: no limit */

@@ -12,6 +12,8 @@ const char *extras_objection(const struct emu_config *config)
         return "at most 16 ANA groups can be had";
     if (extras->capacity && extras->medium == EMU_MEDIUM_FILE && !extras->path)
         return "namespaces on files need a path";
+    if (extras->key_value && extras->zoned)
+        return "namespaces are zoned or hold keys and values";
     return NULL;
 }
 

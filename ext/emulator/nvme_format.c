@@ -98,6 +98,7 @@ uint16_t ns_erase(struct ns *ns)
         ns->n_bad = 0;
     }
     zones_reset(ns);
+    kv_clear(ns);
     return status;
 }
 

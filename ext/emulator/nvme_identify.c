@@ -133,7 +133,7 @@ static unsigned put_descriptor(uint8_t *p, unsigned at, uint8_t type, const void
 
 static void identify_descriptors(const struct ns *ns, uint8_t *p)
 {
-    uint8_t csi = ns->zones ? CSI_ZNS : CSI_NVM;
+    uint8_t csi = ns->kv ? CSI_KV : ns->zones ? CSI_ZNS : CSI_NVM;
     unsigned at = put_descriptor(p, 0, 1, ns->eui64, 8);
     at = put_descriptor(p, at, 2, ns->nguid, 16);
     at = put_descriptor(p, at, 3, ns->uuid, 16);
@@ -187,6 +187,8 @@ static uint16_t identify_one(struct emu_ctrl *ctrl, uint32_t nsid, bool allocate
         return SC_SUCCESS;
     }
     uint16_t status = page_of(ctrl, nsid, allocated, &ns);
+    if (!status && ns && ns->kv)
+        return SC_INVALID_FIELD; /* the page is the NVM command set's */
     if (!status && ns)
         identify_namespace(ctrl, ns, p);
     return status;
@@ -207,7 +209,7 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     case 0x07:
     case 0x1a:
     case 0x1b:
-        if (csi != CSI_NVM && !(csi == CSI_ZNS && ctrl->config.extras.zoned))
+        if (csi != CSI_NVM && !(csi == CSI_ZNS && ctrl->config.extras.zoned) && !(csi == CSI_KV && ctrl->config.extras.key_value))
             return SC_INVALID_FIELD;
     }
     switch (cns) {
@@ -219,7 +221,7 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
         return SC_SUCCESS;
     case 0x07: /* all namespaces are of one command set */
     case 0x1a:
-        if ((csi == CSI_ZNS) != ctrl->config.extras.zoned)
+        if ((csi == CSI_ZNS) != ctrl->config.extras.zoned || (csi == CSI_KV) != ctrl->config.extras.key_value)
             return SC_SUCCESS;
         return list(ctrl, sqe->nsid, cns == 0x1a, p);
     case 0x02:
@@ -233,7 +235,9 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     case 0x05:
     case 0x1b:
         status = page_of(ctrl, sqe->nsid, cns == 0x1b, &ns);
-        if (!status && ns && csi == CSI_ZNS)
+        if (!status && ns && csi == CSI_KV)
+            kv_identify(ns, p);
+        else if (!status && ns && csi == CSI_ZNS)
             zones_identify(ctrl, ns, p);
         else if (!status && ns)
             identify_nvm(&ctrl->config, ns, p);
@@ -265,7 +269,8 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     case 0x1c: /* I/O Command Set combinations: one */
         if (cntid != 0 && cntid != 0xffff)
             return SC_INVALID_FIELD;
-        put64(p, 0, 1u << CSI_NVM | (ctrl->config.extras.zoned ? 1u << CSI_ZNS : 0));
+        put64(p, 0, 1u << CSI_NVM | (ctrl->config.extras.zoned ? 1u << CSI_ZNS : 0) |
+                        (ctrl->config.extras.key_value ? 1u << CSI_KV : 0));
         return SC_SUCCESS;
     default:
         return SC_INVALID_FIELD;

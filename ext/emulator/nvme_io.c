@@ -227,6 +227,8 @@ uint16_t io_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
         return status;
     if (UNLIKELY(ns->resv.n_registrants) && resv_conflict(ctrl, ns, sqe->opcode))
         return SC_RESERVATION_CONFLICT;
+    if (UNLIKELY(ns->kv))
+        return CC_CSS(ctrl->cc) == CC_CSS_ALL ? io_key_value(ctrl, sq, ns, sqe, result) : SC_INVALID_OPCODE;
     switch (sqe->opcode) {
     case IO_READ:
         return io_read(ctrl, sq, ns, sqe);

@@ -112,6 +112,13 @@ void zones_identify(const struct emu_ctrl *ctrl, const struct ns *ns, uint8_t *p
 int zones_change(struct emu_ctrl *ctrl, uint32_t nsid, uint64_t index, uint8_t state);
 uint8_t *zones_changed_page(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes, uint16_t *status);
 
+/* nvme_kv.c */
+int kv_new(struct ns *ns);
+void kv_clear(struct ns *ns);
+void kv_free(struct ns *ns);
+uint16_t io_key_value(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe, uint32_t *result);
+void kv_identify(const struct ns *ns, uint8_t *p);
+
 /* nvme_security.c */
 uint16_t admin_security(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 

@@ -103,6 +103,8 @@ struct ns *ns_new(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_conf
         return NULL;
     }
     int rc = ctrl->config.extras.write_cache && config->medium == EMU_MEDIUM_RAM ? undo_new(&ns->media) : 0;
+    if (!rc && ctrl->config.extras.key_value && kv_new(ns))
+        rc = -ENOMEM;
     if (!rc)
         rc = format_apply(ctrl, ns, (unsigned)index, config->extended, config->dps);
     if (!rc)
@@ -123,6 +125,7 @@ void ns_free(struct ns *ns)
     media_close(&ns->meta);
     if (ns->bad)
         munmap(ns->bad, ns->bad_nbytes);
+    kv_free(ns);
     free(ns->zones);
     free(ns->path);
     free(ns);

@@ -120,6 +120,9 @@ enum {
     IO_ZONE_APPEND = 0x7d,
 };
 
+/* Of the key value command set. */
+enum { KV_STORE = 0x01, KV_RETRIEVE = 0x02, KV_LIST = 0x06, KV_DELETE = 0x10, KV_EXIST = 0x14 };
+
 enum {
     FEAT_ARBITRATION = 0x01,
     FEAT_POWER = 0x02,
@@ -232,6 +235,10 @@ enum {
     SC_SELF_TEST_IN_PROGRESS = 0x11d | SC_DNR,
     SC_PROTECTION_INFO = 0x181 | SC_DNR,
     SC_COMMAND_SIZE = 0x183 | SC_DNR,
+    SC_KV_VALUE_SIZE = 0x185 | SC_DNR,
+    SC_KV_KEY_SIZE = 0x186 | SC_DNR,
+    SC_KV_NO_KEY = 0x187 | SC_DNR,
+    SC_KV_EXISTS = 0x189 | SC_DNR,
     SC_ZONE_BOUNDARY = 0x1b8 | SC_DNR,
     SC_ZONE_FULL = 0x1b9 | SC_DNR,
     SC_ZONE_READ_ONLY = 0x1ba | SC_DNR,

@@ -39,6 +39,7 @@ class Extras:
         security: Security Send and Receive, as far as TCG's level 0 discovery.
         write_cache: RAM media have a volatile write cache of 64 MiB, which Faults.power_loss()
             empties.
+        key_value: the namespaces hold keys of up to 16 bytes and values of up to 1 MiB, not blocks.
         zoned: the namespaces are zoned; zone_size, zone_capacity: bytes of a zone, and of it that can
             be written (by default 1 MiB, and all of it). max_open, max_active: zones, 0 for no
             limit. zasl: limit of Zone Append, a power of two over 4 KiB, 0 for MDTS.
@@ -55,6 +56,7 @@ class Extras:
     persistent_events: bool = False
     security: bool = False
     write_cache: bool = False
+    key_value: bool = False
     zoned: bool = False
     zone_size: int = attrs.field(default=0, validator=in_range(0, 1 << 40))
     zone_capacity: int = 0
@@ -65,6 +67,8 @@ class Extras:
 
     def __attrs_post_init__(self) -> None:
         self._check_zones()
+        if self.key_value and self.zoned:
+            raise ConfigurationError("key_value=on and zoned=on exclude each other")
         if self.firmware_slots and not 2 <= self.firmware_slots <= 7:
             raise ConfigurationError(f"firmware_slots={self.firmware_slots}: must be 0 or 2 to 7")
 
@@ -98,6 +102,7 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "persistent_events": parse_bool,
     "security": parse_bool,
     "write_cache": parse_bool,
+    "key_value": parse_bool,
     "zoned": parse_bool,
     "zone_size": parse_size,
     "zone_capacity": parse_size,
