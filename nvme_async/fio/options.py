@@ -124,6 +124,11 @@ class Options:
         (100, 100, 100), p.per_direction(p.integer(0, 100), 100), "percent of a random job's I/Os that are random"
     )
     norandommap: bool = flag("random blocks may come twice before all have come once")
+    random_generator: str = option(
+        "tausworthe",
+        p.choice("tausworthe", "lfsr", "tausworthe64"),
+        "lfsr: each block once, with norandommap too; the others: the same",
+    )
     randrepeat: bool = flag("same random numbers in each run", "allrandrepeat", default=True)
     randseed: int = option(-1, p.integer(0, 2**64 - 1), "seed of the random numbers")
     random_distribution: p.Distribution = option(

@@ -294,8 +294,8 @@ def steady_state(text: str) -> SteadyState:
 
 
 def byte_pattern(text: str) -> bytes:
-    """`0xdeadbeef` (bytes in that order), `"text"`, a number, or several of these one after
-    another.
+    """`0xdeadbeef` (bytes in that order), `"text"`, a number, `'file'` for what it holds, or several
+    of these one after another.
     """
     out = bytearray()
     rest = text.strip()
@@ -305,17 +305,26 @@ def byte_pattern(text: str) -> bytes:
             out += bytes.fromhex(digits if len(digits) % 2 == 0 else "0" + digits)
         elif match := re.match(r'"([^"]*)"', rest):
             out += match.group(1).encode()
-        elif match := re.match(r"-?[0-9]+", rest):
+        elif match := re.match(r"'([^']+)'", rest):
+            out += _contents(match.group(1))
+        elif match := re.match(r"-?[0-9]+?(?=0x|[^0-9]|$)", rest):
             value = int(match.group(0))
             out += (value & (1 << 8 * max(1, (value.bit_length() + 7) // 8)) - 1).to_bytes(
                 max(1, (value.bit_length() + 7) // 8), "little"
             )
         else:
-            raise ConfigurationError(f'{text!r} is not a pattern (0x… bytes, "text", or a number)')
+            raise ConfigurationError(f"{text!r} is not a pattern (0x… bytes, \"text\", 'file', or a number)")
         rest = rest[match.end() :]
     if not 0 < len(out) <= 512:
         raise ConfigurationError(f"a pattern has 1 to 512 bytes, {text!r} has {len(out)}")
     return bytes(out)
+
+
+def _contents(name: str) -> bytes:
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"pattern file {name!r}: {error.strerror}") from None
 
 
 def cpus(text: str) -> frozenset[int]:

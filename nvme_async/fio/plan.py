@@ -142,7 +142,7 @@ def plan_number(options: Options, region: Region, seed: int, block: int) -> int:
     if steered(options):
         return int.from_bytes(os.urandom(8), "little")  # rates decide, which no other run repeats
     ruling = attrs.astuple(region, recurse=False)[:5], seed, block, options.rw, options.random_distribution
-    limits = options.number_ios, options.loops, options.rwmixread, options.norandommap, options.percentage_random
+    limits = options.number_ios, options.loops, options.rwmixread, every_block_once(options), options.percentage_random
     strides = options.zonemode, options.zonesize, options.zonerange, options.zoneskip
     digest = hashlib.blake2b(repr((ruling, limits, strides)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
@@ -153,11 +153,18 @@ def steered(options: Options) -> bool:
     return options.rw.mixed and (any(options.rate[:2]) or any(options.rate_iops[:2]))
 
 
+def every_block_once(options: Options) -> bool:
+    """Whether a random order comes to no block twice before it came to all."""
+    return not options.norandommap or options.random_generator == "lfsr"
+
+
 def make_generator(options: Options, region: Region, seed: int, block: int) -> Generator:
     pattern, distribution = options.rw, options.random_distribution
     order, parameter = "sequential", 0.0
     if pattern.random:
-        order = {"random": "uniform" if options.norandommap else "permuted"}.get(distribution.name, distribution.name)
+        order = {"random": "permuted" if every_block_once(options) else "uniform"}.get(
+            distribution.name, distribution.name
+        )
         parameter = distribution.parameter
     if order == "pareto":  # a share h of the blocks gets 1 - h of the I/O
         parameter = math.log(parameter) / math.log(1.0 - parameter)

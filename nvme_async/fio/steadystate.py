@@ -24,6 +24,8 @@ class SteadyStateWatch:
         self._ramp_left = ramp
         self._last: tuple[float, int, int] | None = None
         self.result = SteadyStateResult(str(wanted), seconds, percent=wanted.percent)
+        # A job that ends in its ramp reports a window of nothing, as fio does.
+        self.result.iops, self.result.bandwidth = [0] * self._values, [0] * self._values
 
     def feed(self, now: float, ios: int, nbytes: int) -> bool:
         """Totals at `now` (seconds). True when steady state is attained."""

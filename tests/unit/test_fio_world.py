@@ -269,6 +269,20 @@ def test_overlapping_ios_are_kept_apart_on_request(bench):
     assert clashes == 0
 
 
+def test_patterns_of_files_and_of_several_parts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.bin").write_bytes(b"contents")
+    parts = jobs_of("--filename=mem", "--name=j", "--buffer_pattern=\"abcd\"-120xdeadface'p.bin'")[0].options
+    assert parts.buffer_pattern == b"abcd" + b"\xf4" + bytes.fromhex("deadface") + b"contents"
+    with pytest.raises(ConfigurationError, match="pattern file 'gone': No such file"):
+        jobs_of("--filename=mem", "--name=j", "--buffer_pattern='gone'")
+
+
+def test_lfsr_visits_each_block_once_without_a_map_too(bench):
+    bench("--name=j", "--rw=randread", "--bs=4k", "--norandommap=1", "--random_generator=lfsr")
+    assert sorted(bench.offsets("read")) == list(range(0, 1 << 20, 4096))
+
+
 def test_small_liberties_of_published_files(bench, tmp_path):
     path = write(tmp_path / "j.fio", "[j]\nsize=100%%\ntime_based\nbs=4k-8k\nthreads=1\nrw=write\n")
     (job,) = jobs_of("--filename=mem", path)
