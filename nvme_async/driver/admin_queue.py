@@ -1,10 +1,10 @@
 """The admin queue as the driver itself uses it: no command is waited for without a limit, in
 whichever state the controller is.
 
-A command that isn't answered ends with an exception for whoever sent it. While the controller is
+A command that isn't answered ends with an exception for its sender. While the controller is
 ready its loss also leads to a reset, once: bring-up, reset and shutdown decide for themselves what
 becomes of a loss, and a command that is lost again after the reset that it has cost is the
-controller's way; resetting it for ever would help nobody.
+controller's way, which no further reset would change.
 
 On the controller's home loop.
 """
@@ -50,7 +50,7 @@ class AdminQueue:
         ControllerGone) when a command of the driver's own isn't answered in time; its pages stay
         its own until the controller answers or is reset.
 
-        internal: an Asynchronous Event Request or Abort, limited by whoever sends it. user: the
+        internal: an Asynchronous Event Request or Abort, limited by its sender. user: the
             application's, limited by the watchdog.
         """
         queue = self._controller.transport.queues.admin

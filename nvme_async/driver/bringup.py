@@ -21,13 +21,7 @@ from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.effects import Effects
 from nvme_async.driver.scanner import Scanner
 from nvme_async.driver.steps import Plan, Step
-from nvme_async.errors import (
-    ControllerError,
-    ControllerGone,
-    ControllerTimeout,
-    NvmeError,
-    QueueShutdown,
-)
+from nvme_async.errors import CommandError, ControllerError, ControllerFatal, ControllerTimeout, NvmeError
 from nvme_async.spec import commands
 from nvme_async.spec.features import HostBehavior
 from nvme_async.spec.opcodes import Feature
@@ -86,7 +80,7 @@ class BringUp:
                     attempt == ATTEMPTS
                     or controller.lifecycle.closing
                     or (step is not None and not step.repeatable)
-                    or isinstance(failure, (ControllerGone, QueueShutdown))
+                    or not isinstance(failure, (CommandError, ControllerTimeout, ControllerFatal))
                 ):
                     raise
                 log.warning("%s: attempt %d: %s: %s", controller.uri, attempt, self.at, failure)

@@ -99,6 +99,8 @@ async def identify_command_set(controller: ControllerContext) -> IdentifyControl
     try:
         return IdentifyControllerNvm.decode(await _identify(controller, Cns.CSI_CONTROLLER))
     except CommandError as error:
+        if (error.sct, error.sc) != (StatusCodeType.GENERIC, GenericStatus.INVALID_FIELD):
+            raise
         log.debug("%s: no limits for the NVM command set: %s", controller.uri, error)
         return None
 
@@ -135,19 +137,30 @@ async def active_namespaces(controller: ControllerContext) -> Sequence[int]:
     return active
 
 
+def _is_not_of_nvm(error: CommandError) -> bool:
+    return (error.sct, error.sc) in NOT_OF_NVM
+
+
 async def identify_namespace(controller: ControllerContext, nsid: int) -> IdentifyNamespace | None:
     """None for one that isn't there (any more), is of another command set, or has blocks that make
     no sense: it keeps nobody from the others.
     """
     try:
-        identify = IdentifyNamespace.decode(await _identify_surely(controller, Cns.NAMESPACE, nsid))
+        try:
+            page = await _identify_surely(controller, Cns.NAMESPACE, nsid)
+        except CommandError as error:
+            if not _is_not_of_nvm(error):
+                raise
+            page = await _identify(controller, Cns.NAMESPACE, nsid)  # said twice, it is meant
     except InvalidNamespace:
         return None
     except CommandError as error:
-        if (error.sct, error.sc) not in NOT_OF_NVM:
+        # One that was driven before is of this command set, whatever it says now.
+        if not _is_not_of_nvm(error) or nsid in controller.namespaces:
             raise
         log.warning("%s: namespace %d is left out: %s", controller.uri, nsid, error)
         return None
+    identify = IdentifyNamespace.decode(page)
     if identify.active and identify.block_size < 512:
         log.warning("%s: namespace %d is left out: its blocks have %d bytes", controller.uri, nsid, identify.block_size)
         return None

@@ -10,7 +10,7 @@
     every other ► closing ──► closed
 
 `ready` is entered when nothing that the driver itself waits for is left: bring-up and reset stay
-in their state until the rescan has finished or failed within its limit. Whoever holds the
+in their state until the rescan has finished or failed within its limit. The holder of the
 controller's lock awaits only what ends by a limit of its own, never what a recovery would have to
 end, because the recovery needs the lock.
 
@@ -105,7 +105,7 @@ class Lifecycle:
         self._state = State.CLOSED
 
     def orphan(self, error: NvmeError) -> None:
-        """The home loop has ended, and whoever waited on it."""
+        """The home loop has ended, and all that waited on it."""
         self._changed = None
         if self._state not in ENDING:
             self.failure = error

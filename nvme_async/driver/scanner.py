@@ -79,7 +79,10 @@ class Scanner:
         """
         controller = self._controller
         identify = await discovery.identify_controller(controller)
-        controller.identify_nvm = await discovery.identify_command_set(controller)
+        try:
+            controller.identify_nvm = await discovery.identify_command_set(controller)
+        except CommandError as error:
+            log.warning("%s: limits of the NVM command set: %s; they stay as they were", controller.uri, error)
         controller.identified(identify)
 
     async def namespaces_again(self, concerned: Iterable[Namespace]) -> bool:

@@ -1,4 +1,4 @@
-"""A controller that pauses, that somebody else resets, or whose interrupts don't arrive: noticed, and
+"""A controller that pauses, that another party resets, or whose interrupts don't arrive: noticed, and
 answered with no more than that needs.
 """
 
@@ -127,7 +127,7 @@ async def test_the_event_before_an_activation(failing: Controller) -> None:
     ],
     ids=["RDY", "CC"],
 )
-async def test_a_reset_by_somebody_else_is_noticed_soon(
+async def test_a_foreign_reset_is_noticed_soon(
     faulty: str, caplog: pytest.LogCaptureFixture, register: int, change: Any, reason: str
 ) -> None:
     """Seconds, not the command's time limit, after which the command is sent again."""
@@ -171,10 +171,10 @@ async def test_interrupts_that_never_arrive(
         (queue,) = state["io_queues"]
         assert (queue["mode"], queue["interrupts"]) == ("poll", 0)
         assert queue["missed_interrupts"] + state["admin_queue"]["missed_interrupts"] >= 8
-        told = [name for name in state["degraded"] if name.startswith("interrupts of vector")]
-        assert f"interrupts of vector {0 if vectors == 1 else 1}" in told
+        named = [name for name in state["degraded"] if name.startswith("interrupts of vector")]
+        assert f"interrupts of vector {0 if vectors == 1 else 1}" in named
         for lba in range(200):
             await within(5, ns.read(lba))
         said = [record for record in caplog.records if "interrupts of vector" in record.message]
-        assert len(said) == len(told)
+        assert len(said) == len(named)
         assert controller.inspect()["io_queues"][0]["missed_interrupts"] == queue["missed_interrupts"]

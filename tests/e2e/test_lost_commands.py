@@ -16,5 +16,5 @@ from lost_commands import torture
 @pytest.mark.timeout(300)
 async def test_every_wait_ends_and_what_could_work_works() -> None:
     said: list[str] = []
-    await torture(150, seed=2026, parallel=24, told=said.append)
+    await torture(150, seed=2026, parallel=24, report=said.append)
     assert "'rounds': 150" in said[-1]

@@ -310,7 +310,7 @@ class Round:
 
 
 async def torture(
-    rounds: int, seed: int, *, parallel: int = 32, only: int | None = None, told: Callable[[str], None] = print
+    rounds: int, seed: int, *, parallel: int = 32, only: int | None = None, report: Callable[[str], None] = print
 ) -> None:
     """WrongError for the first round in which something is wrong."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(16))
@@ -339,12 +339,14 @@ async def torture(
                 tally["rounds"] += 1
                 tally[this.when] += 1
                 if tally["rounds"] % 1000 == 0:
-                    told(f"{tally['rounds']} rounds, {time.monotonic() - began:.0f} s; longest in ms: {dict(longest)}")
+                    report(
+                        f"{tally['rounds']} rounds, {time.monotonic() - began:.0f} s; longest in ms: {dict(longest)}"
+                    )
 
     await asyncio.gather(*(work() for _ in range(1 if only is not None else min(parallel, rounds))))
     if failures:
         raise failures[0]
-    told(f"{time.monotonic() - began:.0f} s: {dict(tally)}; longest in ms: {dict(longest)}")
+    report(f"{time.monotonic() - began:.0f} s: {dict(tally)}; longest in ms: {dict(longest)}")
 
 
 async def fresh(emulator: EmulatedController) -> Controller:

@@ -117,7 +117,7 @@ class QueueSet:
         self._assumed = False
 
     def assume(self) -> str:
-        """Nobody knows how many there may be: the first that is refused is one too many."""
+        """How many there may be is unknown: the first that is refused is one too many."""
         self._grant(self._wanted)
         self._assumed = True
         return f"up to {self.limit} queue pairs are tried"

@@ -53,7 +53,7 @@ class Registers:
         return Cc.from_int(self.programmed.get("cc", 0)).css == CommandSetSelected.ALL_SUPPORTED
 
     async def lost(self) -> str:
-        """Why the controller isn't as enable() left it, or "": somebody else has reset it, or it
+        """Why the controller isn't as enable() left it, or "": another party has reset it, or it
         has failed. ControllerGone if registers read all-ones.
         """
         csts, cc = await self.csts(), (await self.cc()).to_int()
