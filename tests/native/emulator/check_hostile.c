@@ -32,7 +32,7 @@ static unsigned mistreat(struct bed *bed, unsigned rounds, bool all_command_sets
     struct fake_host *host = &bed->host;
     static const uint8_t admin[] = {0,    1,    2,    4,    5,    6,    8,    9,    0xa,  0xc,  0x18, 0x7c, 0x80,
                                     0x55, 0x0d, 0x10, 0x11, 0x14, 0x15, 0x81, 0x82, 0x84, 0x86};
-    static const uint8_t io[] = {0, 1, 2, 4, 5, 8, 9, 0xc, 0xd, 0xe, 0x11, 0x15, 0x19, 0x33, 0x79, 0x7a, 0x7d};
+    static const uint8_t io[] = {0, 1, 2, 4, 5, 8, 9, 0xc, 0xd, 0xe, 0x11, 0x15, 0x19, 0x33, 0x79, 0x7a, 0x7d, 0x06, 0x10, 0x14};
     unsigned resets = 0, silent = 0;
     for (unsigned round = 0; round < rounds; round++) {
         for (unsigned q = 0; q < 2; q++) {
@@ -109,7 +109,7 @@ TEST(a_hostile_client_does_no_harm)
 }
 
 /* Every feature, and formats of every kind. */
-static struct emu_config everything(bool zoned)
+static struct emu_config everything(bool zoned, bool key_value)
 {
     struct emu_config config = fh_config(EMU_MEDIUM_RAM, 1u << 20, 512);
     config.mdts = 0;
@@ -137,6 +137,7 @@ static struct emu_config everything(bool zoned)
         .write_cache = true,
         .ana_groups = 2,
         .zoned = zoned,
+        .key_value = key_value,
         .zone_nbytes = 64u << 10,
         .zone_capacity_nbytes = 48u << 10,
         .max_open = 3,
@@ -146,12 +147,15 @@ static struct emu_config everything(bool zoned)
     return config;
 }
 
-static void mistreat_everything(bool zoned)
+static void mistreat_everything(bool zoned, bool key_value)
 {
-    struct emu_config config = everything(zoned);
+    struct emu_config config = everything(zoned, key_value);
     struct bed bed;
     bed_open_with(&bed, &config);
-    CHECK(mistreat(&bed, 60000, zoned) > 10);
+    CHECK(mistreat(&bed, 60000, zoned || key_value) > 10);
+    struct emu_counters counters;
+    emu_counters(bed.host.ctrl, &counters);
+    CHECK(counters.io[IO_WRITE] > 500 && counters.admin[ADMIN_GET_LOG_PAGE] > 500); /* commands did get through */
     EQUAL(fh_enable(&bed.host, 32), CSTS_RDY); /* and it still answers */
     bed.data = fh_alloc(&bed.host, 64 * 4096);
     EQUAL(bed_log(&bed, LOG_SMART, 512, true), 0);
@@ -160,10 +164,15 @@ static void mistreat_everything(bool zoned)
 
 TEST(a_hostile_client_does_no_harm_to_any_feature)
 {
-    mistreat_everything(false);
+    mistreat_everything(false, false);
 }
 
 TEST(a_hostile_client_does_no_harm_to_zones)
 {
-    mistreat_everything(true);
+    mistreat_everything(true, false);
+}
+
+TEST(a_hostile_client_does_no_harm_to_keys_and_values)
+{
+    mistreat_everything(false, true);
 }
