@@ -164,6 +164,7 @@ static inline void nvq_adopt(struct nvq *q, const struct nvq_measure *m, const s
     q->cq_head = (uint32_t)(reaped % h->entries);
     q->cq_phase = !((reaped / h->entries) & 1);
     q->n_armed = found->in_flight;
+    NVP_PROBE3(take_over, q->qid, found->in_flight, found->done);
     q->n_unrung = (uint32_t)(submitted - atomic_load_explicit(&h->sq_ringing, memory_order_relaxed));
     /* From `ringing` and not from `rung`: a doorbell that may have been written is written again only with a new value, after the next
      * completion. That one comes: see nvq_resume_doorbells() for a ring without room for it. */
@@ -268,6 +269,7 @@ struct nvq_frozen {
 /* Everything posted was rung and everything reaped acknowledged. 0, or -1 out of memory with nothing changed. */
 static inline int nvq_freeze(struct nvq *q, struct nvq_frozen *frozen)
 {
+    NVP_PROBE2(hand_over, q->qid, q->n_armed);
     const size_t header = (sizeof(struct nvq_header) + 63) & ~(size_t)63;
     const bool busy = q->n_armed || q->n_done;
     const size_t trackers = busy ? sizeof(struct nvq_tracker) * (size_t)q->n_trackers : 0;

@@ -32,6 +32,7 @@
 #include "device/kick.h"
 
 #include "common/histogram.h"
+#include "common/probes.h"
 #include "layout.h"
 #include "prp.h"
 #include "sum.h"
@@ -196,6 +197,7 @@ static inline void nvq_free(struct nvq_tracker *t)
 static inline void nvq_reset(struct nvq *q)
 {
     struct nvq_header *h = q->header;
+    NVP_PROBE2(reset, q->qid, q->n_armed);
     if (q->transport)
         q->transport->reset(q);
     memset(q->sq, 0, 64ull * q->entries);
@@ -295,6 +297,7 @@ static inline void nvq_post_summed(struct nvq *q, unsigned slot, uint64_t sum)
     q->n_armed++;
     atomic_store_explicit(&h->submitted, position + 1, memory_order_release);
     q->n_unrung++;
+    NVP_PROBE2(post, q->qid, (const void *)t); /* a tracker begins with the 64 bytes of its command */
 }
 
 static inline void nvq_post(struct nvq *q, unsigned slot)
@@ -380,6 +383,7 @@ static inline bool nvq_ring_sq(struct nvq *q)
         return false;
     atomic_store_explicit(&h->sq_ringing, submitted, memory_order_release);
     const bool by_register = nvq_doorbell(q, q->sq_doorbell, q->sq_shadow, q->sq_eventidx, q->sq_tail, &h->n_sq_doorbells);
+    NVP_PROBE2(ring_sq, q->qid, q->n_unrung);
     q->n_unrung = 0;
     if (!by_register)
         atomic_store_explicit(&h->sq_rung, submitted, memory_order_release);
@@ -392,6 +396,7 @@ static inline bool nvq_ring_cq(struct nvq *q)
     const uint64_t reaped = atomic_load_explicit(&h->reaped, memory_order_relaxed);
     if (!q->n_unacked || q->silent)
         return false;
+    NVP_PROBE2(ring_cq, q->qid, q->n_unacked);
     atomic_store_explicit(&h->cq_ringing, reaped, memory_order_release);
     const bool by_register = nvq_doorbell(q, q->cq_doorbell, q->cq_shadow, q->cq_eventidx, q->cq_head, &h->n_cq_doorbells);
     q->n_unacked = 0;
@@ -466,6 +471,7 @@ static inline unsigned nvq_reap_ring(struct nvq *q, unsigned limit)
         t->status = (uint16_t)field;
         *(nvq_word *)&t->dw0 = result;
         t->sum ^= nvq_sum_done(field, result);
+        NVP_PROBE2(complete, q->qid, (const void *)t);
         if (t->sent_ns && q->latency) {
             if (!now)
                 now = nvq_now_ns(); /* once a reap: reading the clock is not free */
@@ -479,6 +485,7 @@ static inline unsigned nvq_reap_ring(struct nvq *q, unsigned limit)
     if (n) {
         q->n_armed -= n;
         q->n_unacked += n;
+        NVP_PROBE2(reap, q->qid, n);
         h->n_reaps++;
         if (n > h->max_batch)
             h->max_batch = n;
