@@ -10,12 +10,17 @@ from typing import Any
 
 from nvme_async.device import register_scheme
 from nvme_async.driver.options import Options
+from nvme_async.driver.schemes import register_transport
 from nvme_async.keepalive import takeover
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.opening import KeepaliveOptions, open_with_keepalive
+from nvme_async.runtime import late
 
 # The device layer reaches the emulator by name alone.
 register_scheme("emulated", "nvme_async.emulator.device")
+# So are layers that not every program needs.
+register_transport("shared", "nvme_async.sharing.worker")
+late.register("share", "nvme_async.sharing.owner:share")
 
 
 class Opening:
@@ -56,7 +61,8 @@ def open(
     as controller: …`.
 
     uri: "pci:0000:01:00.0" (bound to vfio-pci), "vfio-user:/run/controller.sock", or
-        "emulated:size=1GiB,block=4096".
+        "emulated:size=1GiB,block=4096", or "shared:/run/nvme.sock": a controller that another process
+        has and shares (Controller.share).
     options: see nvme_async.Options.
     keepalive: whether another process may follow this one while the controller runs on: True,
         False, or a value as for OPENHCL_NVME_KEEP_ALIVE.

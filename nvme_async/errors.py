@@ -15,6 +15,7 @@
     ├─ HandedOver              this process gave the controller to a successor
     ├─ KeeperError             the process that holds descriptors between two drivers is gone,
     │                          silent, or refuses
+    ├─ LeaseError              the process that shares its controller refused
     ├─ QueueShutdown           the queue pair or controller was closed
     ├─ InvalidSavedState       a pool or saved state is truncated, altered or foreign, and was left
     │                          as it is
@@ -58,6 +59,7 @@ __all__ = [
     "KeyDoesNotExist",
     "KeyExists",
     "LbaOutOfRange",
+    "LeaseError",
     "ManagementError",
     "MediaError",
     "NamespaceChanged",
@@ -393,6 +395,21 @@ class KeeperError(NvmeError, ConnectionError):
         super().__init__(text)
         self.code = code
         self.pid = pid
+
+
+class LeaseError(NvmeError, PermissionError):
+    """The process that shares a controller (nvme_async.sharing) refused what a worker asked for.
+
+    Attributes:
+        code: why: "full" (no more workers or queue pairs), "quota" (bytes or entries), "policy" (an admin command
+            that workers may not send), "unknown" (it knows no such lease), "revoked", "stale" (the controller was
+            reset meanwhile), "invalid" (the message makes no sense), "version" (of the protocol), "failed" (the
+            controller).
+    """
+
+    def __init__(self, text: str, *, code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class QueueShutdown(NvmeError):

@@ -96,6 +96,8 @@ cdef extern from "hotpath/queue.h":
         nvq_header *header
         uint16_t *done_slots
         bint silent
+        uint32_t life
+        const uint32_t *stop_word
         uint32_t n_free, n_done, entries, sq_tail, cq_head, n_armed, n_unrung, n_unacked, n_trackers, list_bytes
         uint16_t cq_phase, qid, slot_bits
         uint32_t *sq_doorbell
@@ -118,6 +120,7 @@ cdef extern from "hotpath/queue.h":
     void nvq_put(nvq *q, unsigned slot) nogil
     void nvq_post(nvq *q, unsigned slot) nogil
     void nvq_orphan(nvq_tracker *t) nogil
+    bint nvq_stopped(const nvq *q) nogil
     bint nvq_ring_sq(nvq *q) nogil
     bint nvq_ring_cq(nvq *q) nogil
     void nvq_rang_sq(nvq *q) nogil

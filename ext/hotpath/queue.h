@@ -81,6 +81,8 @@ struct nvq {
     volatile uint32_t *cq_doorbell;
     int kick_fd; /* an eventfd that wakes a sleeping peer, -1 = none */
     bool silent; /* nothing is rung: the controller is being reset and doesn't know of this queue */
+    uint32_t life; /* of a lent queue pair: it is over once its lender has stored another number in the stop word */
+    const volatile uint32_t *stop_word;
     /* Doorbell Buffer Config (Base 2.0, 5.8): NULL = not in use. */
     volatile uint32_t *sq_shadow;
     volatile uint32_t *cq_shadow;
@@ -93,6 +95,13 @@ struct nvq {
     struct histogram *latency; /* from nvq_post to nvq_reap, in nanoseconds; NULL = not recorded */
     struct nvq_strays strays;
 };
+
+static const volatile uint32_t nvq_own = 0; /* the stop word of queue pairs that are not lent */
+
+static inline bool nvq_stopped(const struct nvq *q) /* doorbells are to be left alone */
+{
+    return __builtin_expect(q->silent | (*q->stop_word != q->life), 0);
+}
 
 static inline uint64_t nvq_now_ns(void)
 {
@@ -155,6 +164,7 @@ static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
     q->cid_step = (uint16_t)(1u << h->slot_bits);
     q->qid = h->qid;
     q->kick_fd = -1;
+    q->stop_word = &nvq_own;
     q->free_slots = calloc(h->n_trackers, sizeof *q->free_slots);
     q->done_slots = calloc(h->n_trackers, sizeof *q->done_slots);
     q->next_cid = calloc(h->n_trackers, sizeof *q->next_cid);
@@ -379,7 +389,7 @@ static inline bool nvq_ring_sq(struct nvq *q)
 {
     struct nvq_header *h = q->header;
     const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_relaxed);
-    if (!q->n_unrung || q->silent)
+    if (!q->n_unrung || nvq_stopped(q))
         return false;
     atomic_store_explicit(&h->sq_ringing, submitted, memory_order_release);
     const bool by_register = nvq_doorbell(q, q->sq_doorbell, q->sq_shadow, q->sq_eventidx, q->sq_tail, &h->n_sq_doorbells);
@@ -394,7 +404,7 @@ static inline bool nvq_ring_cq(struct nvq *q)
 {
     struct nvq_header *h = q->header;
     const uint64_t reaped = atomic_load_explicit(&h->reaped, memory_order_relaxed);
-    if (!q->n_unacked || q->silent)
+    if (!q->n_unacked || nvq_stopped(q))
         return false;
     NVP_PROBE2(ring_cq, q->qid, q->n_unacked);
     atomic_store_explicit(&h->cq_ringing, reaped, memory_order_release);

@@ -391,7 +391,7 @@ cdef class QueuePair(Rings):
         self.waiters = NULL
         self.slots = NULL
         self.close_memory()
-        self.mmio = self.memory = self.shadow = self.doorbell_write = self.transport = None
+        self.mmio = self.stop_page = self.memory = self.shadow = self.doorbell_write = self.transport = None
         self.flush_callback = self.poll_callback = self.more_callback = None
         self.on_sleep = self.on_busy = None
 

@@ -31,6 +31,7 @@ cdef class Rings:
     cdef readonly uint32_t entries
     cdef readonly uint64_t max_transfer
     cdef Mmio mmio
+    cdef Mmio stop_page
     cdef object doorbell_write   # callable(offset, value), where doorbells are not mapped
     cdef bint rings_later        # and it returns before the controller has the value
     cdef uint32_t sq_doorbell_offset, cq_doorbell_offset
@@ -119,6 +120,20 @@ cdef class Rings:
         else:
             self.q.sq_doorbell = <uint32_t *>mmio._at(sq_offset, 4, True)
             self.q.cq_doorbell = <uint32_t *>mmio._at(cq_offset, 4, True)
+
+    def set_stop_word(self, Mmio page, uint64_t offset, uint32_t life):
+        """The queue pair is lent by another process: doorbells are rung only while the word at `offset` of its page is `life`. Between a reset
+        and the queue's creation, or before anything is submitted. The page is held until close()."""
+        self.check_open()
+        word = page._at(offset, 4, False)
+        self.q.life = life
+        self.q.stop_word = <const uint32_t *>word
+        self.stop_page = page
+
+    @property
+    def stopped(self):
+        """Are doorbells left alone, because the controller is being reset or its owner has taken the queue pair back?"""
+        return self.has_memory and nvq_stopped(&self.q)
 
     def set_transport(self, transport):
         """A transport carries the commands, in the place of doorbells and DMA (hotpath/transport.h): `transport.binding` is the capsule that

@@ -42,6 +42,8 @@ class Doorbells:
     mmio: memory to store to, or None: ring with Device.write32(), as those that lie beyond its end.
     offset: of the first doorbell (the admin submission queue's tail), in mmio if there is one, else
         in BAR0.
+    window: (descriptor, offset, bytes) of that memory, for another process to map; the descriptor is the
+        device's. None: there is none.
     kick_fd: an eventfd to write after a doorbell store that the controller asked to hear of, or -1.
         It
     belongs to
@@ -51,6 +53,7 @@ class Doorbells:
     mmio: Mmio | None
     offset: int
     kick_fd: int = -1
+    window: tuple[int, int, int] | None = None
 
 
 @runtime_checkable

@@ -160,9 +160,11 @@ class Bar0:
         for _, window in self._windows:
             window.lost_fd = lost_fd
         place = self._window(DOORBELL_OFFSET, 4)
-        self.doorbells = (
-            Doorbells(None, DOORBELL_OFFSET) if place is None else Doorbells(place[1], DOORBELL_OFFSET - place[0])
-        )
+        self.doorbells = Doorbells(None, DOORBELL_OFFSET)
+        if place is not None:
+            start, window = place
+            where = (self._fd, self._region.offset + start, window.nbytes)
+            self.doorbells = Doorbells(window, DOORBELL_OFFSET - start, window=where)
 
     def _map(self, start: int, stop: int) -> None:
         if start < stop:

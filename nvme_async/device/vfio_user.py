@@ -84,7 +84,7 @@ class VfioUserDevice:
                 self._doorbells = Doorbells(None, DOORBELL_OFFSET)
             else:
                 mmio = Mmio(doorbell_fd, *layout.doorbells, lost_fd=self._trouble_fd)
-                self._doorbells = Doorbells(mmio, 0, kick_fd)
+                self._doorbells = Doorbells(mmio, 0, kick_fd, (doorbell_fd, *layout.doorbells))
         except (OSError, ValueError) as error:
             self._close_watch()
             raise DeviceError(f"{uri}: its doorbells cannot be mapped and watched: {error}") from error

@@ -132,7 +132,7 @@ class BringUp:
         1.1, 5.3.1.4).
         """
         controller = self._controller
-        if controller.identify.ctratt & 1 << 15:
+        if controller.transport.configured and controller.identify.ctratt & 1 << 15:
             command = commands.set_features(Feature.HOST_BEHAVIOR)
             await controller.submit_admin(command, HostBehavior(lbafee=1).encode())
 

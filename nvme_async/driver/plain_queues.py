@@ -49,6 +49,11 @@ class InFlight:
     callbacks: list[Callable[[], None]] = attrs.field(factory=list)
 
 
+def _retrieve(task: asyncio.Task[Completion]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
 class PlainQueue:
     """One loop's queue. See nvme_async.driver.transport.CommandQueue."""
 
@@ -129,6 +134,7 @@ class PlainQueue:
         self._out[cid] = out = InFlight(command, time.monotonic())
         self.submitted += 1
         task = self.loop.create_task(self._run(cid, command, view, nbytes))
+        task.add_done_callback(_retrieve)  # its waiter may have gone
         waiter = asyncio.shield(task)
         self._waiters.add(waiter)
         limit = None if internal else self.timeout or None

@@ -247,6 +247,8 @@ class Transport(ABC):
     cap: Cap = Cap()
     vs: Vs = Vs()
     quirks: Quirks = NO_QUIRKS
+    configured: bool = True
+    """Are the controller's features this driver's to set? False: another process has done so."""
     queues: QueueGroup
 
     @property

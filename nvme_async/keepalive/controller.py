@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nvme_async.keepalive import execute, saving
 from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.kept import KeptController
 from nvme_async.keepalive.offer import Offer
+from nvme_async.runtime import late
 from nvme_async.runtime.tasks import finish
 
 
@@ -51,3 +52,15 @@ class Controller(KeptController):
             afresh.
         """
         return Offer(self, where)
+
+    def share(self, path: str | os.PathLike[str], **policy: Any) -> Any:
+        """Lets other processes use the controller, which stays this one's: they open "shared:PATH", get queue pairs
+        of their own, and do I/O without asking this process.
+
+            await controller.share("/run/nvme.sock")
+
+        Returns a nvme_async.sharing.Share, to be awaited (sharing ends with the controller) or entered (it ends with
+        the block). policy: see nvme_async.sharing.Policy. ConfigurationError for options, a path that is in use, and
+        controllers that cannot be shared.
+        """
+        return late.call("share", self, path, **policy)

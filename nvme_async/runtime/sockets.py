@@ -12,7 +12,7 @@ from nvme_async.runtime import forks
 BACKLOG = 16
 
 
-def _remove_stale(path: str) -> None:
+def _remove_stale(path: str, kind: socket.SocketKind) -> None:
     """Unlinks a socket that nobody listens on; ConfigurationError when it is anything else."""
     try:
         mode = os.lstat(path).st_mode
@@ -20,7 +20,7 @@ def _remove_stale(path: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise ConfigurationError(f"{path} exists and is not a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
@@ -39,17 +39,19 @@ class ListeningSocket:
     A loop may accept from `socket`, which stays this object's.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], kind: socket.SocketKind = socket.SOCK_STREAM, *, backlog: int = BACKLOG
+    ) -> None:
         self.path = os.fspath(path)
         try:
-            _remove_stale(self.path)
-            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            _remove_stale(self.path, kind)
+            self.socket = socket.socket(socket.AF_UNIX, kind)
             try:
                 self.socket.bind(self.path)
                 # Nobody can connect between bind() and listen(), so the mode is right before it
                 # matters.
                 os.chmod(self.path, 0o600)
-                self.socket.listen(BACKLOG)
+                self.socket.listen(backlog)
             except BaseException:
                 self.socket.close()
                 raise

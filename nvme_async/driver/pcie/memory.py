@@ -89,6 +89,8 @@ class DeviceMemory:
         self._refused: tuple[float, NvmeError] | None = None
         self._mapped: list[tuple[int, int]] = []  # (iova, nbytes)
         self._inherited: list[tuple[int, int]] = []  # a predecessor's registrations
+        self.windows: list[range] = []  # addresses that are not this process's to map at
+        self.lent_mappings = 0  # within those
         self._retired: list[tuple[int, int]] = []  # closed registrations that a command may still use
         self.manager = DmaManager(
             0 if adopt is None else adopt.nbytes,
@@ -120,11 +122,28 @@ class DeviceMemory:
         OutOfDmaMemory if there is none, or no mapping left.
         """
         with self._placing:
-            if len(self._mapped) >= self.device.max_mappings:
+            if len(self._mapped) + self.lent_mappings >= self.device.max_mappings:
                 raise OutOfDmaMemory(f"the device takes no more than {self.device.max_mappings} mappings")
             iova = self._place(_aligned(nbytes))
             self._mapped.append((iova, nbytes))
             return iova
+
+    def reserve_window(self, nbytes: int) -> range:
+        """Device addresses that another process's memory will be mapped at; nothing of this one's is. Ends with
+        release_window(). OutOfDmaMemory if so much is not free.
+        """
+        with self._placing:
+            nbytes = _aligned(nbytes)
+            iova = self._place(nbytes)
+            window = range(iova, iova + nbytes)
+            self.windows.append(window)
+            return window
+
+    def release_window(self, window: range) -> None:
+        """Nothing is mapped there any more."""
+        with self._placing:
+            if window in self.windows:
+                self.windows.remove(window)
 
     def release(self, iova: int, nbytes: int) -> None:
         """The range is not mapped, or not any more."""
@@ -134,7 +153,7 @@ class DeviceMemory:
 
     def _place(self, nbytes: int) -> int:
         ranges = self.device.iova_ranges
-        taken = sorted(self._mapped)
+        taken = sorted([*self._mapped, *((window.start, len(window)) for window in self.windows)])
         # Address 0 is never used: some controllers take it for "none".
         for lowest in (FIRST_IOVA, ALIGN):
             for window in ranges:

@@ -16,6 +16,7 @@ from typing import Any
 
 from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
+from nvme_async.driver.pcie.lending import Lender
 from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.queue_creation import PciePieces, QueueMaker
 from nvme_async.driver.pcie.registers import doorbell_pairs
@@ -48,6 +49,7 @@ class QueueSet:
     unsettled: being created or deleted: the controller may know them, so their memory stays until
         that is certain, or it was reset.
     inherited: {qid: saved description} of those that a predecessor left so.
+    lender: who lends queue pairs to other processes, or None; lent: their ids.
     maker: makes them.
     """
 
@@ -63,6 +65,8 @@ class QueueSet:
         self.spare: list[LoopQueue] = []
         self.unsettled: list[LoopQueue] = []
         self.inherited: dict[int, Any] = {}
+        self.lender: Lender | None = None
+        self.lent: set[int] = set()
         self._admin: LoopQueue | None = None
         self._free_qids: list[int] = []
         self._assumed = False  # the limit is a guess
@@ -124,8 +128,27 @@ class QueueSet:
 
     def _grant(self, limit: int) -> None:
         self.limit = limit
-        taken = {queue.qid for queue in [*self.io_queues(), *self.unsettled]} | set(self.inherited)
+        taken = {queue.qid for queue in [*self.io_queues(), *self.unsettled]} | set(self.inherited) | self.lent
         self._free_qids = [qid for qid in range(limit, 0, -1) if qid not in taken]
+
+    def lend(self) -> int | None:
+        """The id of a queue pair with an interrupt vector of its own, for someone else to create; None if there is
+        none left. Back by return_lent().
+        """
+        own = [qid for qid in self._free_qids if 0 < qid < len(self.maker.event_fds)]
+        # The home loop has one, and another loop of this process may still want one.
+        if not own:
+            return None
+        qid = max(own)
+        self._free_qids.remove(qid)
+        self.lent.add(qid)
+        return qid
+
+    def return_lent(self, qid: int) -> None:
+        """The controller knows no queue of this id, and nobody else rings its doorbells."""
+        self.lent.discard(qid)
+        if qid <= self.limit and qid not in self._free_qids:
+            self._free_qids.append(qid)
 
     def _refused(self) -> None:
         """The controller didn't take one more queue pair. If the number was a guess, it is known
@@ -391,6 +414,8 @@ class QueueSet:
             hot.fail_waiters(error)
 
         await self._tell(tell, admin=admin)
+        if admin and self.lender is not None:
+            await self.lender.fail(error)
 
     async def _tell(self, what: Callable[[_hotpath.QueuePair], None], *, admin: bool) -> None:
         """what(queue) on every owner's thread, at the same time: one that is stuck keeps no other
@@ -451,6 +476,8 @@ class QueueSet:
         """Before a reset: a controller that is disabled, or doesn't know a queue yet, must not hear
         doorbells.
         """
+        if self.lender is not None:
+            await self.lender.stop()
         await self._on_each(lambda queue: queue.silence(True))
 
     async def go_on(self, *, strictly: bool = False) -> None:
@@ -465,6 +492,8 @@ class QueueSet:
 
         if not strictly:
             await self._tell(go_on, admin=False)
+            if self.lender is not None:
+                await self.lender.unhold()
             return
         for queue in self.io_queues():
             await self._controller.on_owner(queue, lambda queue=queue: go_on(queue.hot))  # type: ignore[misc]
@@ -473,6 +502,8 @@ class QueueSet:
         """Waits until no I/O is out, of these namespaces or of any; False when that took too long."""
         loop = asyncio.get_running_loop()
         limit = loop.time() + seconds
+        if nsids is not None and self.lender is not None and not await self.lender.hold(nsids, seconds):
+            return False
         while any(queue.hot.outstanding_of(nsids) for queue in self.io_queues()):
             if loop.time() >= limit:
                 return False
@@ -493,6 +524,8 @@ class QueueSet:
 
         await self._on_each(restart)
         self._settle(*self.unsettled)
+        if self.lender is not None:
+            self.lender.disabled()
 
     async def create_all(self, degraded: Degraded) -> None:
         """The controller, which was enabled, learns of the I/O queues (again); their doorbells stay
@@ -569,9 +602,13 @@ class QueueSet:
             queue.hot.hold(bool(self._holds))
 
         await self._on_each(go, admin=False)
+        if self.lender is not None:
+            await self.lender.go()
 
     async def delete_all(self) -> None:
         """Deletes the I/O queues from the controller; their memory stays until release()."""
+        if self.lender is not None:
+            await self.lender.take_back()
         for queue in self.io_queues():
             await self.maker.delete(queue)
 
@@ -595,6 +632,8 @@ class QueueSet:
                 # Its thread does so itself, once it comes round; the memory stays until then.
                 log.warning("%s", error)
                 queue.loop.call_soon_threadsafe(end)
+        if self.lender is not None:
+            await self.lender.release()
         self.forget_all()
         self.maker.free_shadow()
 
@@ -607,6 +646,9 @@ class QueueSet:
         self.neighbours.clear()
         self.inherited.clear()
         self._admin = None
+        lender, self.lender = self.lender, None
+        if lender is not None:
+            lender.forget()
 
     def uses(self, iova: int, nbytes: int) -> bool:
         """Does a command that is out move data within these device addresses?"""
@@ -626,6 +668,8 @@ class QueueSet:
             "unsettled_io_queues": sorted([*(queue.qid for queue in self.unsettled), *self.inherited]),
             "held": sorted(self._holds),
             "io_queue_limit": self.limit,
+            "lent_io_queues": sorted(self.lent),
+            "leases": self.lender.inspect() if self.lender is not None else [],
             "loops_sharing_a_queue": self.shared,
             "vectors": len(self.maker.event_fds),
             "errors": dict(self.maker.errors),

@@ -162,6 +162,10 @@ class PcieTransport(Transport):
         offered = self._owner.identify.oacs & 1 << 8 and Quirk.NO_DOORBELL_BUFFER not in self._owner.quirks
         if not self._owner.options.shadow_doorbells or not offered:
             return
+        if self.queues.lender is not None or self.queues.lent:
+            # It would hold for lent queue pairs too, and its memory is this process's own.
+            await self.queues.maker.drop_shadow(self.queues.io_queues())
+            return
         if lost:
             await self.queues.maker.drop_shadow(self.queues.io_queues())
             degraded.add(_DOORBELL_BUFFERS, "no answer", "doorbells are registers")

@@ -1,0 +1,165 @@
+"""One worker's lease, as its owner has it: queue pairs, mapped memory, stop word, process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import mmap
+import os
+import stat
+import time
+from enum import StrEnum
+from typing import Any
+
+import attrs
+
+from nvme_async.device import Device
+from nvme_async.errors import LeaseError
+from nvme_async.native._hotpath import address_of
+from nvme_async.sharing.channel import Channel
+
+PAGE = 4096
+
+
+class QueueIs(StrEnum):
+    """What the controller knows of one I/O queue pair."""
+
+    ABSENT = "absent"
+    UNCERTAIN = "uncertain"
+    """Being created or deleted, or that has failed: only a deletion or a reset makes certain."""
+    PRESENT = "present"
+
+
+@attrs.define(eq=False)
+class Mapping:
+    """Memory of the worker that the controller reaches.
+
+    view: this process's mapping of it, where the device maps by address.
+    """
+
+    iova: int
+    nbytes: int
+    view: mmap.mmap | None = None
+
+    def covers(self, iova: int, nbytes: int) -> bool:
+        return self.iova <= iova and iova + nbytes <= self.iova + self.nbytes
+
+    def overlaps(self, iova: int, nbytes: int) -> bool:
+        return self.iova < iova + nbytes and iova < self.iova + self.nbytes
+
+
+def process_of(pid: int) -> tuple[str, int]:
+    """(command name, start time in clock ticks since boot) of a process; ("", 0) where there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            text = file.read()
+    except OSError:
+        return "", 0
+    name, _, rest = text.rpartition(")")
+    return name.partition("(")[2], int(rest.split()[19])
+
+
+@attrs.define(eq=False)
+class Lease:
+    """On the controller's home loop.
+
+    Attributes:
+        number, token: what the worker names it by.
+        pid, command, started: its process; pidfd: readable once that has ended, -1: not watched.
+        queues: {queue id: what the controller knows of it}.
+        window: device addresses that its memory may be mapped at.
+        slot: its word of the stop page. life: of its queues.
+        confirmed: the latest life of which the worker has said that it rings no doorbell of an earlier one.
+        ending: why it is being taken back, or "".
+        channel: the connection, or None. absent_since: since when there is none.
+    """
+
+    number: int
+    token: str
+    pid: int
+    command: str
+    started: int
+    window: range
+    slot: int
+    life: int
+    confirmed: int
+    queues: dict[int, QueueIs]
+    pidfd: int = -1
+    mappings: list[Mapping] = attrs.field(factory=list)
+    channel: Channel | None = None
+    absent_since: float | None = None
+    ending: str = ""
+    dead: bool = False
+    holding: int = 0
+    held: int = 0
+    began: float = attrs.field(factory=time.time)
+    lock: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    settled: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    @property
+    def pool_bytes(self) -> int:
+        return sum(mapping.nbytes for mapping in self.mappings)
+
+    @property
+    def present(self) -> list[int]:
+        """Ids of queues that the controller knows, or may know."""
+        return [qid for qid, what in self.queues.items() if what is not QueueIs.ABSENT]
+
+    def notify(self, kind: str, **body: Any) -> None:
+        """A notice, if there is a connection."""
+        if self.channel is not None:
+            self.channel.send(kind, body)
+
+    def check_life(self, life: int) -> None:
+        """LeaseError with code "stale" unless that is the present one."""
+        if life != self.life or self.ending:
+            raise LeaseError(
+                self.ending or f"life {life} of the queues is over, this is {self.life}: the controller was reset",
+                code="revoked" if self.ending else "stale",
+            )
+
+    def check_ring(self, what: str, iova: int, nbytes: int) -> None:
+        """LeaseError unless the ring is page aligned and within one mapping of the worker's."""
+        if iova % PAGE or not any(mapping.covers(iova, nbytes) for mapping in self.mappings):
+            raise LeaseError(
+                f"the {what} queue of {nbytes} bytes at {iova:#x} is not page aligned memory that is mapped",
+                code="invalid",
+            )
+
+    def inspect(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "lease": self.number,
+            "pid": self.pid,
+            "command": self.command,
+            "queues": {qid: str(what) for qid, what in self.queues.items()},
+            "pool_bytes": self.pool_bytes,
+            "mappings": len(self.mappings),
+            "age": round(time.time() - self.began, 3),
+            "life": self.life,
+            "connected": self.channel is not None,
+            "state": self.ending or ("lives" if not self.dead else "dead"),
+        }
+
+
+def check_memory(fd: int, iova: int, nbytes: int, offset: int) -> None:
+    """LeaseError unless the descriptor has so much memory to map; it is kept from shrinking, where it can be."""
+    if not nbytes or (iova | nbytes | offset) % PAGE:
+        raise LeaseError(f"map: {nbytes} bytes from {offset:#x} at {iova:#x} are not whole pages", code="invalid")
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or offset + nbytes > status.st_size:
+        raise LeaseError(f"map: the descriptor is no memory of {offset + nbytes} bytes", code="invalid")
+    # Not every file can be sealed; a worker that truncates one has the controller's mapping of it go.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+
+
+def map_memory(device: Device, mapping: Mapping, fd: int, offset: int) -> None:
+    """Maps a worker's memory at the device. Blocks; DeviceError and what the system raises."""
+    if not device.direct:
+        device.map_dma(fd, iova=mapping.iova, nbytes=mapping.nbytes, file_offset=offset)
+        return
+    mapping.view = mmap.mmap(fd, mapping.nbytes, offset=offset)
+    address = address_of(mapping.view)
+    device.map_dma(fd, iova=mapping.iova, nbytes=mapping.nbytes, file_offset=offset, address=address)

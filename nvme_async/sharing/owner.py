@@ -1,0 +1,469 @@
+"""The owner's side: lends queue pairs of one controller to worker processes, and takes them back.
+
+Everything is on the controller's home loop. docs/sharing.md has the rules, protocol.py the messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable, Generator
+from types import TracebackType
+from typing import Any
+
+from nvme_async.driver.events import Event
+from nvme_async.driver.pcie.transport import PcieTransport, pcie
+from nvme_async.errors import ConfigurationError, LeaseError, NvmeError, OutOfDmaMemory
+from nvme_async.keepalive.controller import Controller
+from nvme_async.runtime.sockets import ListeningSocket
+from nvme_async.runtime.tasks import finish
+from nvme_async.sharing.channel import check_peer, prepare
+from nvme_async.sharing.connection import Connection
+from nvme_async.sharing.lease import Lease, QueueIs, process_of
+from nvme_async.sharing.policy import Policy
+from nvme_async.sharing.protocol import MAX_QUEUES, Message
+from nvme_async.sharing.requests import MAX_MAPPINGS, Requests
+from nvme_async.sharing.stop_page import StopPage
+from nvme_async.sharing.taking_back import TakingBack
+from nvme_async.spec.completion import AsyncEvent, AsyncEventType
+from nvme_async.spec.opcodes import LogPage
+
+log = logging.getLogger("nvme_async")
+
+_NAMESPACES_CHANGED = AsyncEvent(type=AsyncEventType.NOTICE, info=0, lid=LogPage.CHANGED_NAMESPACES)
+_WINDOW_FACTOR = 4
+"""Addresses of a lease for each byte that it may map: pools are aligned, and come and go."""
+
+
+class Share:
+    """A controller that other processes may use: what `controller.share(path)` returns. An async context manager, and
+    awaitable where it is to last as long as the controller.
+
+    Attributes:
+        path: of the socket. policy: what workers may have.
+        leases: {number: Lease}, as they are now.
+        killed, revoked: how many leases ended because their process did, or were taken back.
+    """
+
+    def __init__(self, controller: Controller, path: str | os.PathLike[str], options: dict[str, Any]) -> None:
+        self.controller = controller
+        self.path = os.path.abspath(os.fspath(path))
+        self.policy = Policy.of(options)
+        self.leases: dict[int, Lease] = {}
+        self.killed = self.revoked = 0
+        self._numbers = itertools.count(1)
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._listening: ListeningSocket | None = None
+        self._events: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._holding = itertools.count(1)
+        self._is_held = False
+        self._stops: StopPage | None = None
+        self._requests = Requests(self)
+
+    # -- beginning and end -------------------------------------------------------------------------
+
+    def __await__(self) -> Generator[Any, None, Share]:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> Share:
+        return await self._start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def transport(self) -> PcieTransport:
+        return pcie(self.controller.transport)
+
+    @property
+    def stops(self) -> StopPage:
+        assert self._stops is not None
+        return self._stops
+
+    async def _start(self) -> Share:
+        await self.controller.at_home(lambda: finish(self._begin))
+        return self
+
+    async def _begin(self) -> None:
+        controller, transport = self.controller, self.transport
+        await controller.until_ready()
+        doorbells, queues = transport.device.doorbells(), transport.queues
+        if doorbells.window is None:
+            raise ConfigurationError(f"{controller.uri}: its doorbells are no memory, so it cannot be shared")
+        if queues.lender is not None:
+            raise ConfigurationError(f"{controller.uri} is shared already")
+        self._listening = ListeningSocket(self.path, socket.SOCK_SEQPACKET, backlog=self.policy.workers)
+        self._stops = StopPage()
+        queues.lender = self
+        try:
+            if queues.maker.shadow_offset is not None:
+                # Doorbell Buffer Config is for all queues and lies in the owner's own memory; only a reset ends it.
+                await controller.reset("its doorbells are shared, which needs the registers")
+        except BaseException:
+            self.forget()
+            queues.lender = None
+            raise
+        sock = self._listening.socket
+        sock.setblocking(False)
+        controller.loop.add_reader(sock.fileno(), self._accept)
+        self._events = controller.loop.create_task(self._forward_events(), name=f"{controller.uri} shared events")
+        log.info("%s: shared at %s", controller.uri, self.path)
+
+    async def close(self) -> None:
+        """Takes all leases back, and ends sharing: workers' controllers fail with ControllerGone. The controller goes
+        on. Does nothing after the controller's own end.
+        """
+        await self.controller.at_home(lambda: finish(self._close))
+
+    async def _close(self) -> None:
+        queues = self.transport.queues
+        if queues.lender is not self:
+            return
+        self._stop_listening()
+        for lease in self.leases.values():
+            lease.notify("closed", text=f"{self.controller.uri} is not shared any more")
+        await self.stop(notify=False)
+        await asyncio.gather(*(self.take_back_one(lease, "sharing has ended") for lease in list(self.leases.values())))
+        queues.lender = None
+        self.forget()
+
+    def _stop_listening(self) -> None:
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            if not self.controller.loop.is_closed() and listening.fileno() >= 0:
+                self.controller.loop.remove_reader(listening.fileno())
+            listening.unlink()
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        assert self._listening is not None
+        while True:
+            try:
+                sock, _ = self._listening.socket.accept()
+            except OSError:  # BlockingIOError: that was all; or no descriptor is left
+                return
+            try:
+                pid = check_peer(sock)
+                if len(self._connections) >= 2 * self.policy.workers + 16:
+                    raise LeaseError("too many connections", code="full")
+                self._connections.add(Connection(self, prepare(sock), pid))
+            except (LeaseError, OSError) as error:
+                log.warning("%s: %s: %s", self.controller.uri, self.path, error)
+                sock.close()
+
+    def spawn(self, work: Callable[[], Any]) -> None:
+        """Runs a coroutine that nobody waits for."""
+        task = self.controller.loop.create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def forget_connection(self, connection: Connection) -> None:
+        """It has ended."""
+        self._connections.discard(connection)
+        lease = connection.lease
+        if lease is None or lease.channel is not connection.channel:
+            return
+        lease.channel = None
+        self._changed.set()
+        if lease.ending:
+            return
+        if not lease.present and not lease.mappings:
+            self.spawn(lambda: self.take_back_one(lease, "it was given up before it was used"))
+            return
+        lease.absent_since = since = self.controller.loop.time()
+        self.controller.loop.call_later(self.policy.absent_seconds, self._absent, lease, since)
+
+    def _absent(self, lease: Lease, since: float) -> None:
+        if lease.absent_since == since and self.leases.get(lease.number) is lease and not lease.ending:
+            self.spawn(lambda: self.take_back_one(lease, f"no connection for {self.policy.absent_seconds:g} s"))
+
+    async def handle(self, connection: Connection, message: Message) -> tuple[dict[str, Any], bytes]:
+        """The answer to a request. LeaseError and others of NvmeError for a refusal."""
+        return await self._requests.handle(connection, message)
+
+    def notice(self, connection: Connection, message: Message) -> None:
+        """A message without an answer."""
+        lease = connection.lease
+        if lease is None:
+            raise LeaseError(f"a notice {message.kind!r} without a lease", code="invalid")
+        if message.kind == "stopped":
+            lease.confirmed = max(lease.confirmed, min(message.number("life"), lease.life))
+        elif message.kind == "held":
+            lease.held = message.number("hold")
+        self._changed.set()
+
+    # -- leases ------------------------------------------------------------------------------------
+
+    async def lend(self, connection: Connection, message: Message) -> tuple[dict[str, Any], list[int]]:
+        """The answer to "lease", and the descriptors that go with it."""
+        if connection.lease is not None:
+            raise LeaseError("this connection has a lease already", code="invalid")
+        wanted = min(message.number("queues", 1, MAX_QUEUES), self.policy.queues)
+        await self.controller.until_ready()
+        transport, policy = self.transport, self.policy
+        if len(self.leases) >= policy.workers:
+            raise LeaseError(f"{policy.workers} workers have a lease, which is the limit (workers)", code="full")
+        memory, queues, doorbells = transport.memory, transport.queues, transport.device.doorbells()
+        assert memory is not None
+        assert doorbells.window is not None
+        fd, offset, nbytes = doorbells.window
+        qids = [qid for _ in range(wanted) if (qid := queues.lend()) is not None]
+        try:
+            if not qids:
+                raise LeaseError(
+                    f"all {queues.limit} I/O queue pairs are taken: {len(queues.lent)} are lent, the owner has "
+                    f"{len(queues.io_queues())}",
+                    code="full",
+                )
+            slot = self.stops.take()
+        except BaseException:
+            for qid in qids:
+                queues.return_lent(qid)
+            raise
+        try:
+            window = memory.reserve_window(max(64 << 20, _WINDOW_FACTOR * policy.pool_bytes))
+            pidfd = os.pidfd_open(connection.pid)
+        except (OutOfDmaMemory, OSError) as error:
+            for qid in qids:
+                queues.return_lent(qid)
+            self.stops.give(slot)
+            if isinstance(error, OSError):
+                raise LeaseError(f"process {connection.pid} has ended", code="invalid") from None
+            raise
+        command, started = process_of(connection.pid)
+        life = self.stops.life(slot)
+        lease = Lease(
+            number=next(self._numbers),
+            token=secrets.token_hex(16),
+            pid=connection.pid,
+            command=command,
+            started=started,
+            window=window,
+            slot=slot,
+            life=life,
+            confirmed=life,
+            queues=dict.fromkeys(qids, QueueIs.ABSENT),
+            pidfd=pidfd,
+            channel=connection.channel,
+        )
+        self.leases[lease.number] = lease
+        connection.lease = lease
+        self.controller.loop.add_reader(pidfd, self._died, lease)
+        self.controller.changed()
+        ids = transport.device.ids
+        body = {
+            "lease": lease.number,
+            "token": lease.token,
+            "life": life,
+            "slot": slot,
+            "qids": qids,
+            "window": (window.start, len(window)),
+            "pool_bytes": policy.pool_bytes,
+            "max_mappings": MAX_MAPPINGS,
+            "entries": policy.entries,
+            "max_transfer": transport.max_transfer,
+            "uri": self.controller.uri,
+            "cap": transport.cap.to_int(),
+            "vs": transport.vs.to_int(),
+            "ids": [
+                ids.vendor,
+                ids.device,
+                ids.subsystem_vendor,
+                ids.subsystem,
+                ids.class_code,
+                ids.revision,
+                ids.serial_number,
+            ],
+            "quirks": self.controller.options.quirks,
+            "all_command_sets": transport.all_command_sets,
+            "doorbells": (offset, nbytes, doorbells.offset),
+            "descriptors": [
+                "stop",
+                "doorbells",
+                *(["kick"] if doorbells.kick_fd >= 0 else []),
+                *(f"irq.{qid}" for qid in qids),
+            ],
+        }
+        fds = [self.stops.read_only, fd, *([doorbells.kick_fd] if doorbells.kick_fd >= 0 else [])]
+        return body, [*fds, *(queues.maker.event_fds[qid] for qid in qids)]
+
+    def _died(self, lease: Lease) -> None:
+        """Its process has ended: all its threads have, so no store of it is to come."""
+        self.controller.loop.remove_reader(lease.pidfd)
+        os.close(lease.pidfd)
+        lease.pidfd, lease.dead = -1, True
+        lease.confirmed = lease.life
+        self._changed.set()
+        self.killed += not lease.ending
+        self.spawn(lambda: self.take_back_one(lease, f"process {lease.pid} has ended"))
+
+    async def take_back_one(self, lease: Lease, why: str) -> None:
+        """Ends a lease. Its ids are lent again once its process has ended, or has said that it rings no more."""
+        first, lease.ending = not lease.ending, lease.ending or why
+        if first:
+            log.info("%s: the lease of process %d (%s) ends: %s", self.controller.uri, lease.pid, lease.command, why)
+            lease.life = self.stops.end_life(lease.slot)
+            if not lease.dead:
+                lease.notify("revoked", text=why)
+        taking_back = TakingBack(self.controller, self.transport)
+        async with lease.lock:
+            if self.leases.get(lease.number) is not lease or self._stops is None:
+                return
+            if not await taking_back.delete_queues(lease):
+                return  # disabled() tries again
+            await taking_back.unmap(lease)
+            if not lease.dead and lease.confirmed < lease.life:
+                return  # _died() or a confirmation tries again
+            del self.leases[lease.number]
+            if lease.pidfd >= 0:
+                self.controller.loop.remove_reader(lease.pidfd)
+                os.close(lease.pidfd)
+                lease.pidfd = -1
+            taking_back.return_ids(lease)
+            self.stops.give(lease.slot)
+            channel, lease.channel = lease.channel, None
+            if channel is not None:
+                self.controller.loop.call_later(1.0, channel.close)
+            self.controller.changed()
+
+    async def revoke(self, pid: int) -> int:
+        """Takes back what the process has; how many leases that were. Its controllers fail with LeaseError."""
+        leases = [lease for lease in self.leases.values() if lease.pid == pid and not lease.ending]
+        self.revoked += len(leases)
+        await asyncio.gather(*(self.take_back_one(lease, "revoked") for lease in leases))
+        return len(leases)
+
+    # -- what the controller goes through (nvme_async.driver.pcie.lending.Lender) -------------------
+
+    async def stop(self, notify: bool = True) -> None:
+        for lease in self.leases.values():
+            lease.life = self.stops.end_life(lease.slot)
+            if lease.dead:
+                lease.confirmed = lease.life
+            elif notify:
+                lease.notify("stop", life=lease.life, reason="the controller is being reset")
+        await self._until(lambda lease: lease.confirmed >= lease.life, self.policy.stop_seconds)
+
+    async def _until(self, true: Callable[[Lease], bool], seconds: float) -> bool:
+        """Waits until that is so of every lease with a connection; False when it took too long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not all(true(lease) or lease.channel is None for lease in list(self.leases.values())):
+                    self._changed.clear()
+                    await self._changed.wait()
+                return True
+        return False
+
+    def disabled(self) -> None:
+        for lease in list(self.leases.values()):
+            for qid in lease.queues:
+                lease.queues[qid] = QueueIs.ABSENT
+            lease.settled.set()
+            if lease.ending:
+                self.spawn(functools.partial(self.take_back_one, lease, lease.ending))
+
+    async def go(self) -> None:
+        for lease in self.leases.values():
+            lease.notify("ready", life=lease.life)
+
+    async def hold(self, nsids: frozenset[int] | None, seconds: float) -> bool:
+        number = next(self._holding)
+        self._is_held = True
+        for lease in self.leases.values():
+            lease.holding = number
+            lease.notify("hold", hold=number, nsids=sorted(nsids) if nsids is not None else None)
+        # A worker without a connection can't be asked: the command is not sent then.
+        if any(lease.channel is None and not lease.dead for lease in self.leases.values()):
+            return False
+        return await self._until(lambda lease: lease.held >= number or lease.dead or bool(lease.ending), seconds)
+
+    async def unhold(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            for lease in self.leases.values():
+                lease.notify("unhold")
+
+    async def fail(self, error: NvmeError) -> None:
+        for lease in self.leases.values():
+            lease.life = self.stops.end_life(lease.slot)
+            lease.notify("failed", text=str(error))
+
+    async def take_back(self) -> None:
+        self._stop_listening()
+        for lease in self.leases.values():
+            lease.notify("closed", text=f"{self.controller.uri} is closed")
+        await self.stop(notify=False)
+        taking_back = TakingBack(self.controller, self.transport)
+        for lease in list(self.leases.values()):
+            async with lease.lock:
+                await taking_back.delete_queues(lease)
+
+    async def release(self) -> None:
+        taking_back = TakingBack(self.controller, self.transport)
+        for lease in list(self.leases.values()):
+            await taking_back.unmap(lease)
+
+    def forget(self) -> None:
+        self._stop_listening()
+        loop = self.controller.loop
+        for task in [*self._tasks, self._events]:
+            if task is not None and not loop.is_closed() and task is not asyncio.current_task():
+                task.cancel()
+        for lease in self.leases.values():
+            if lease.pidfd >= 0:
+                if not loop.is_closed():
+                    loop.remove_reader(lease.pidfd)
+                os.close(lease.pidfd)
+                lease.pidfd = -1
+            for mapping in lease.mappings:
+                if mapping.view is not None:
+                    mapping.view.close()
+            lease.channel = None
+        self.leases.clear()
+        for connection in list(self._connections):
+            connection.channel.close()
+        self._connections.clear()
+        stops, self._stops = self._stops, None
+        if stops is not None:
+            stops.close()
+
+    def inspect(self) -> list[dict[str, Any]]:
+        return [lease.inspect() for lease in list(self.leases.values())]
+
+    # -- events ------------------------------------------------------------------------------------
+
+    async def _forward_events(self) -> None:
+        async for event in self.controller.events():
+            self._forward(event)
+
+    def _forward(self, event: Event) -> None:
+        told = event.event or _NAMESPACES_CHANGED
+        for lease in self.leases.values():
+            lease.notify("event", dw0=told.to_dw0(), dw1=told.parameter)
+
+
+def share(controller: Controller, path: str | os.PathLike[str], **policy: Any) -> Share:
+    """Lets other processes of this user open "shared:PATH":
+
+        async with nvme_async.open("pci:0000:01:00.0") as controller:
+            await controller.share("/run/nvme.sock")
+
+    path: of the Unix socket to listen on, which only this user may use. policy: see Policy; unknown or impossible
+    options raise ConfigurationError, as does a controller that is shared already, or one whose doorbells are no
+    memory. Sharing ends with the controller, or when the returned object's block is left. Doorbell Buffer Config is
+    not used with a shared controller; if it is in use, the controller is reset once.
+
+    Workers of one controller trust each other and the owner: see docs/sharing.md.
+    """
+    return Share(controller, path, policy)

@@ -1,0 +1,70 @@
+"""Admin commands that a worker asks the owner to send."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from nvme_async.driver.context import ControllerContext
+from nvme_async.errors import CommandError, LeaseError
+from nvme_async.sharing.policy import Policy
+from nvme_async.sharing.protocol import COMMAND_BYTES, MAX_DATA, Message
+from nvme_async.spec.commands import Command
+from nvme_async.spec.opcodes import AdminOpcode, Direction
+
+_PAGE = 4096
+
+
+def _dwords(command: Command) -> int | None:
+    """Bytes that the controller moves, where the command itself says so; None: it does not."""
+    opcode = command.opcode
+    if opcode == AdminOpcode.IDENTIFY:
+        return _PAGE
+    if opcode == AdminOpcode.GET_LOG_PAGE:
+        return ((command.cdw10 >> 16 | (command.cdw11 & 0xFFFF) << 16) + 1) * 4
+    if opcode == AdminOpcode.GET_LBA_STATUS:
+        return (command.cdw12 + 1) * 4
+    if opcode in (AdminOpcode.DIRECTIVE_RECEIVE, AdminOpcode.DIRECTIVE_SEND):
+        return (command.cdw10 + 1) * 4
+    return None
+
+
+def check(message: Message) -> tuple[Command, bytes]:
+    """The command, without addresses, and the data that it sends. LeaseError with code "invalid".
+
+    The owner gives the memory; what the controller would move beyond it is refused.
+    """
+    if len(message.data) < COMMAND_BYTES:
+        raise LeaseError(f"admin: {len(message.data)} bytes are no command", code="invalid")
+    nbytes = message.number("nbytes", 0, MAX_DATA)
+    command = Command.unpack(message.data[:COMMAND_BYTES], admin=True)
+    data = message.data[COMMAND_BYTES:]
+    sends = command.direction is Direction.HOST_TO_CONTROLLER
+    if command.direction is Direction.NONE and nbytes:
+        raise LeaseError(f"admin: {command.name} moves no data", code="invalid")
+    if command.direction is Direction.BIDIRECTIONAL:
+        raise LeaseError(f"admin: {command.name} moves data both ways", code="invalid")
+    said = _dwords(command)
+    if said is not None and nbytes != said:
+        raise LeaseError(f"admin: {command.name} moves {said} bytes, not {nbytes}", code="invalid")
+    if (len(data) != nbytes) if sends else data:
+        raise LeaseError(f"admin: {len(data)} bytes came with a command for {nbytes}", code="invalid")
+    return attrs.evolve(command, mptr=0, prp1=0, prp2=0, fuse=0, psdt=0, data_length=nbytes), data
+
+
+async def execute(
+    controller: ControllerContext, policy: Policy, qids: set[int], message: Message
+) -> tuple[dict[str, Any], bytes]:
+    """The answer. LeaseError for what the policy forbids, NvmeError of the controller."""
+    command, data = check(message)
+    policy.check_admin(command, qids)
+    try:
+        if command.opcode == AdminOpcode.ABORT:
+            completion = await controller.submit_admin(command, internal=True)
+        else:
+            completion = await controller.admin(command, data or None)
+    except CommandError as error:
+        status = error.status | error.crd << 11 | error.more << 13 | error.dnr << 14
+        return {"status": status, "dw0": error.dw0}, b""
+    return {"dw0": completion.dw0, "dw1": completion.dw1}, completion.data or b""

@@ -1,0 +1,461 @@
+"""The worker's side: the transport of "shared:PATH" URIs, and this process's lease.
+
+I/O goes through native queue pairs in this process's memory, without a message. The connection to the owner is for
+everything else. It may be lost, because the owner is being replaced: then I/O goes on, and the connection is made
+again; admin commands and resets wait for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from nvme_async.device import DeviceIds
+from nvme_async.device.quirks import Quirks, quirks_of
+from nvme_async.dma import DmaBuffer
+from nvme_async.driver.context import ControllerContext
+from nvme_async.driver.lifecycle import State
+from nvme_async.driver.options import DEFAULT_POOL, Options
+from nvme_async.driver.pcie.memory import DeviceMemory, Registration
+from nvme_async.driver.recovery import RETRYABLE
+from nvme_async.driver.steps import Degraded, Step
+from nvme_async.driver.transport import Owner, Transport
+from nvme_async.errors import (
+    CommandError,
+    ConfigurationError,
+    ControllerError,
+    ControllerGone,
+    ControllerTimeout,
+    LeaseError,
+    NvmeError,
+)
+from nvme_async.runtime.tasks import in_thread
+from nvme_async.sharing.channel import Channel, connect
+from nvme_async.sharing.leased_device import LeasedDevice
+from nvme_async.sharing.leased_queues import LeasedQueues
+from nvme_async.sharing.protocol import MAX_QUEUES, Message
+from nvme_async.spec.registers import Cap, Vs
+
+log = logging.getLogger("nvme_async")
+
+OPEN_SECONDS = 10.0
+"""For the owner to listen, and to answer."""
+OWNER_SECONDS = 60.0
+"""For an owner to be there, and ready, where nothing goes on without one: in a reset, or for an admin command."""
+
+_unreturned: list[Any] = []
+"""Memory of leases whose owner could not be asked to unmap it: kept until this process ends."""
+
+
+def parse(rest: str) -> str:
+    """PATH of the owner's socket."""
+    if not rest or len(os.fsencode(os.path.abspath(rest))) > 107:
+        raise ConfigurationError(f"shared:{rest}: the path of a Unix socket has 1 to 107 bytes")
+    return os.path.abspath(rest)
+
+
+async def open_transport(uri: str, options: Options) -> SharedTransport:
+    """Takes a lease. Raises LeaseError when the owner refuses, ControllerGone when there is none, ControllerTimeout."""
+    path = parse(uri.partition(":")[2])
+    sock = await connect(path, OPEN_SECONDS)
+    inbox: list[Message] = []
+    channel = Channel(sock, inbox.append)
+    try:
+        wanted = {"queues": min(options.io_queues, MAX_QUEUES), "command": ""}
+        try:
+            answer = await channel.request("lease", wanted, seconds=OPEN_SECONDS)
+        except ConnectionResetError as error:
+            raise ControllerGone(f"{uri}: {error}") from None
+        return SharedTransport(uri, LeasedDevice(path, answer), channel, inbox)
+    except BaseException:
+        channel.close()
+        raise
+
+
+class SharedTransport(Transport):
+    """Attributes:
+    device: doorbells, vectors and addresses of the lease.
+    memory: this process's pools, once the connect steps are over; None before.
+    life: of the queues, as they were created last; stopped: the latest that the owner has announced to be next;
+    ready: the latest in which it takes requests for queues.
+    """
+
+    kind = "shared"
+    configured = False
+    queues: LeasedQueues
+
+    def __init__(self, uri: str, device: LeasedDevice, channel: Channel, inbox: list[Message]) -> None:
+        grant = device.grant
+        self.uri = uri
+        self.device = device
+        cap = Cap.from_int(grant.cap)
+        self.cap = Cap.from_int(grant.cap & ~0xFFFF | min(cap.mqes, grant.entries - 1))
+        self.vs = Vs.from_int(grant.vs)
+        self.memory: DeviceMemory | None = None
+        self.life = self.stopped = self.ready = grant.life
+        self._changed = asyncio.Event()
+        self._connected = asyncio.Event()
+        self._connected.set()
+        self._ending = False
+        self._on_gone: Callable[[], None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._early = inbox
+        self._channel = channel
+        self.reconnections = 0
+
+    def attach(self, owner: Owner) -> None:
+        self._owner = cast(ControllerContext, owner)
+        own = owner.options.quirks or self.device.grant.quirks
+        self.quirks: Quirks = quirks_of(self.device.ids, override=own)
+        self.queues = LeasedQueues(owner, self)
+        self._use(self._channel)
+        for message in self._early:
+            self._on_message(message)
+        self._early = []
+
+    @property
+    def ids(self) -> DeviceIds:
+        return self.device.ids
+
+    @property
+    def all_command_sets(self) -> bool:
+        return self.device.grant.all_command_sets
+
+    # -- the connection ----------------------------------------------------------------------------
+
+    def _use(self, channel: Channel) -> None:
+        self._channel = channel
+        channel._on_message = self._on_message
+        channel._on_closed = self._on_closed
+        if channel.closed:
+            self._on_closed("it was closed")
+
+    def _spawn(self, work: Callable[[], Any], name: str) -> None:
+        task = self._owner.loop.create_task(work(), name=f"{self.uri} {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _on_closed(self, reason: str) -> None:
+        if self._ending or self._owner.loop.is_closed():
+            return
+        log.info("%s: the owner is away (%s); I/O goes on", self.uri, reason)
+        self._connected.clear()
+        self._spawn(self._reconnect, "reconnection")
+
+    async def _reconnect(self) -> None:
+        grant = self.device.grant
+        while not self._ending:
+            try:
+                channel = Channel(await connect(self.device.path, 3600.0), self._on_message, self._on_closed_early)
+            except (LeaseError, ControllerGone, ConfigurationError) as error:
+                log.warning("%s: %s", self.uri, error)
+                await asyncio.sleep(1.0)
+                continue
+            try:
+                body = {"lease": grant.lease, "token": grant.token}
+                answer = await channel.request("attach", body, seconds=OPEN_SECONDS)
+            except LeaseError as error:
+                channel.close()
+                if error.code in ("unknown", "revoked", "version"):
+                    self._lost(error)
+                    return
+                await asyncio.sleep(0.1)
+                continue
+            except (ConnectionError, ControllerTimeout):
+                channel.close()
+                await asyncio.sleep(0.01)
+                continue
+            self._use(channel)
+            if channel.closed:
+                return
+            self.reconnections += 1
+            self._connected.set()
+            self._stop(answer.number("life"))
+            if answer.body.get("ready"):
+                self._set_ready(answer.number("life"))
+            # What happened meanwhile is unknown.
+            if self._owner.state is State.READY:
+                self._owner.rescan_later("the owner was away")
+            return
+
+    @staticmethod
+    def _on_closed_early(reason: str) -> None:
+        """The request that is out ends with it."""
+
+    async def request(self, kind: str, body: dict[str, Any] | None = None, *, data: bytes = b"") -> Message:
+        """The owner's answer, of whichever owner there will be within OWNER_SECONDS."""
+        limit = self._owner.loop.time() + OWNER_SECONDS
+        while True:
+            left = limit - self._owner.loop.time()
+            if left <= 0 or self._ending:
+                raise ControllerTimeout(f"{self.uri}: no owner has answered {kind!r} for {OWNER_SECONDS:g} s")
+            try:
+                async with asyncio.timeout(left):
+                    await self._connected.wait()
+            except TimeoutError:
+                continue
+            try:
+                return await self._channel.request(kind, body, data=data, seconds=left)
+            except ConnectionResetError:
+                await asyncio.sleep(0)  # what was asked may have been done; each request bears that
+            except LeaseError as error:
+                if error.code == "stale":
+                    raise ControllerError(f"{self.uri}: {error}") from error
+                if error.code == "failed":
+                    raise ControllerError(f"{self.uri}: {error}") from error
+                raise
+
+    def _on_message(self, message: Message) -> None:
+        message.close()
+        try:
+            self._heed(message)
+        except LeaseError as error:
+            log.warning("%s: %s", self.uri, error)
+
+    def _heed(self, message: Message) -> None:
+        kind = message.kind
+        if kind == "stop":
+            self._stop(message.number("life"))
+        elif kind == "ready":
+            self._set_ready(message.number("life"))
+        elif kind == "event":
+            self.queues.event(message.number("dw0"), message.number("dw1"))
+        elif kind == "hold":
+            hold = message.number("hold")
+            self._spawn(lambda: self._hold(hold), "hold")
+        elif kind == "unhold":
+            self._spawn(self._unhold, "hold")
+        elif kind in ("failed", "closed"):
+            self._lost(ControllerGone(f"{self.uri}: {message.text('text', 1000)}"))
+        elif kind == "revoked":
+            self._lost(LeaseError(f"{self.uri}: the owner has taken the lease back: {message.text('text')}", code=kind))
+
+    # -- stopping and going on ---------------------------------------------------------------------
+
+    def _lost(self, error: NvmeError) -> None:
+        """There is no lease any more: everybody gets `error`, and nothing is rung."""
+        if self._ending:
+            return
+        if self._owner.state not in (State.CLOSING, State.CLOSED):
+            self._owner.fail(error)
+        self._spawn(self._confirm, "end")
+
+    async def _confirm(self) -> None:
+        """Each thread has seen that nothing is to be rung: the owner may lend the ids again."""
+        try:
+            await self.queues.silence()
+            self._channel.send("stopped", {"life": 0xFFFF_FFFF})
+        except NvmeError as error:
+            log.warning("%s: %s", self.uri, error)
+
+    def _stop(self, life: int) -> None:
+        if life > self.stopped:
+            self.stopped = life
+            self._changed.set()
+            self._spawn(self._obey, "stop")
+
+    def _set_ready(self, life: int) -> None:
+        self.ready = max(self.ready, life)
+        self._changed.set()
+
+    async def _obey(self) -> None:
+        """The owner resets the controller: no queue pair rings any more, then that is confirmed, and then this driver
+        goes through its own reset, in which its queues are created again.
+        """
+        owner = self._owner
+        resets = owner.resets
+        try:
+            await self.queues.silence()
+            self._confirm_life()
+            if await owner.lifecycle.settled() is State.READY and self.life < self.stopped:
+                await owner.reset_once("the owner resets the controller", max(resets, owner.resets))
+        except NvmeError as error:
+            log.warning("%s: %s", self.uri, error)
+
+    def _confirm_life(self) -> None:
+        if self._connected.is_set():
+            self._channel.send("stopped", {"life": self.stopped})
+
+    async def _new_life(self) -> None:
+        """The controller knows none of this lease's queues, and doesn't reach their memory any more. All are silent."""
+        while True:
+            if self.stopped > self.life:
+                self._confirm_life()
+                try:
+                    async with asyncio.timeout(OWNER_SECONDS):
+                        while self.ready < self.stopped:
+                            self._changed.clear()
+                            await self._changed.wait()
+                except TimeoutError:
+                    raise ControllerTimeout(
+                        f"{self.uri}: the owner's controller is not ready again after {OWNER_SECONDS:g} s"
+                    ) from None
+                self.life = self.ready
+                return
+            life = self.life
+            (await self.request("renew")).close()
+            if self.stopped == life:
+                return
+
+    async def _hold(self, number: int) -> None:
+        """An admin command of another process changes namespaces: nothing is sent until unhold."""
+        try:
+            await self.queues.hold("owner")
+            if await self.queues.drain(OWNER_SECONDS):
+                self._channel.send("held", {"hold": number})
+        except NvmeError as error:
+            log.warning("%s: %s", self.uri, error)
+
+    async def _unhold(self) -> None:
+        try:
+            if self._owner.state is State.READY:
+                await self._owner.rescan()
+        except NvmeError as error:
+            log.warning("%s: %s", self.uri, error)
+            self._owner.rescan_later(str(error))
+        finally:
+            await self.queues.unhold("owner")
+
+    # -- bring-up and reset ------------------------------------------------------------------------
+
+    def open_steps(self) -> Sequence[Step]:
+        return []
+
+    def connect_steps(self, degraded: Degraded, error: NvmeError) -> Sequence[Step]:
+        return [Step("queue pairs of the lease", lambda: self._prepare(error), repeatable=False)]
+
+    async def _prepare(self, error: NvmeError) -> None:
+        if self.memory is None:
+            await in_thread(self._make_memory)
+            self.queues.maker.open_vectors()
+            return
+        await self._new_life()
+        await self.queues.restart(RETRYABLE, error)
+
+    def _make_memory(self) -> None:
+        options, grant = self._owner.options, self.device.grant
+        limit = min(options.memory_limit or grant.pool_bytes, grant.pool_bytes)
+        self.memory = DeviceMemory(
+            self.device,  # type: ignore[arg-type]  # less of a device is enough
+            pool_bytes=options.pool_bytes,
+            hugepages=options.hugepages,
+            numa=options.numa,
+            limit=limit,
+            flexible=options.pool_bytes == DEFAULT_POOL,
+        )
+        self.memory.in_use = self.queues.uses
+
+    def queue_steps(self, degraded: Degraded, lost: set[str]) -> Sequence[Step]:
+        return [
+            Step("queues of the lease", self.queues.negotiate),
+            Step("I/O queue pairs", lambda: self.queues.create_all(degraded)),
+        ]
+
+    def limit_transfer(self, mdts: int) -> bool:
+        limit = min(self._owner.options.max_transfer, self.device.grant.max_transfer)
+        return self.queues.maker.limit_transfer(min(limit, mdts or limit))
+
+    @property
+    def max_transfer(self) -> int:
+        return self.queues.maker.max_transfer
+
+    # -- health ------------------------------------------------------------------------------------
+
+    async def lost(self) -> str:
+        if not self._connected.is_set():
+            return ""  # nobody can tell
+        answer = await self.request("health")
+        return str(answer.body.get("lost", ""))
+
+    async def has_failed(self) -> bool:
+        return False
+
+    def watch(self, on_gone: Callable[[], None] | None) -> None:
+        self._on_gone = on_gone
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def shut_down(self, seconds: float) -> None:
+        await self.queues.silence()
+        async with asyncio.timeout(seconds):
+            await self._detach()
+
+    async def _detach(self) -> None:
+        if not self.device.ended:
+            try:
+                (await self.request("detach")).close()
+            except (LeaseError, CommandError) as error:
+                if not isinstance(error, LeaseError) or error.code not in ("unknown", "revoked"):
+                    raise
+            self.device.ended = True
+
+    async def release(self, reason: NvmeError, *, keep: bool = False) -> None:
+        try:
+            await self.queues.silence()
+            if self._connected.is_set():
+                async with asyncio.timeout(5.0):
+                    await self._detach()
+        except Exception as error:
+            log.warning("%s: %s", self.uri, str(error) or "the owner has not answered")
+        self._ending = True
+        if not self.device.ended and self.memory is not None:
+            # The controller may still write to it.
+            _unreturned.append(self.memory)
+            self.memory = None
+        await self.queues.release(reason)
+        if self.memory is not None:
+            await in_thread(self.memory.close)
+        self._drop()
+
+    def _drop(self) -> None:
+        self._ending = True
+        for task in self._tasks:
+            if task is not asyncio.current_task() if not self._owner.loop.is_closed() else True:
+                task.cancel()
+        self._channel.close()
+        self.queues.maker.close_vectors()
+        self.device.close()
+
+    async def cut_off(self) -> None:
+        self._ending = True
+        self._channel.close()
+
+    def drop(self) -> None:
+        self._ending = True
+        self._channel.close()
+        self.queues.maker.close_vectors()
+        self.device.close()
+
+    def abandon(self) -> None:
+        self._channel.close()
+        self.device.close()
+
+    # -- memory ------------------------------------------------------------------------------------
+
+    def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
+        if self.memory is None:
+            raise self._owner.not_here()
+        return self.memory.alloc(nbytes, owner="application", tag=tag)
+
+    def register(self, buffer: Any) -> Registration:
+        if self.memory is None:
+            raise self._owner.not_here()
+        return self.memory.register(buffer)
+
+    def inspect(self) -> dict[str, Any]:
+        grant = self.device.grant
+        return {
+            **self.queues.inspect(),
+            "memory": self.memory.inspect() if self.memory else None,
+            "lease": {
+                "number": grant.lease,
+                "owner_uri": grant.uri,
+                "life": self.life,
+                "connected": self._connected.is_set(),
+                "reconnections": self.reconnections,
+                "pool_bytes": grant.pool_bytes,
+            },
+        }
