@@ -28,6 +28,7 @@ from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 
 if TYPE_CHECKING:
+    from nvme_async.driver.tcp.discovery import discover
     from nvme_async.manager import ManagedDevice, ManagedNamespace, Manager, ManagerEvent
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Registration",
     "Reservations",
     "ZonedNamespace",
+    "discover",
     "open",
     "take_over",
     *errors.__all__,
@@ -63,4 +65,8 @@ def __getattr__(name: str) -> Any:
         from nvme_async import manager
 
         return getattr(manager, name)
+    if name == "discover":
+        from nvme_async.driver.tcp.discovery import discover
+
+        return discover
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

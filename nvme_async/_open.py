@@ -21,6 +21,8 @@ register_scheme("emulated", "nvme_async.emulator.device")
 # So are layers that not every program needs.
 register_transport("shared", "nvme_async.sharing.worker")
 late.register("share", "nvme_async.sharing.owner:share")
+register_transport("tcp", "nvme_async.driver.tcp.transport")
+register_transport("emulated-tcp", "nvme_async.emulator.tcp_transport")
 
 
 class Opening:

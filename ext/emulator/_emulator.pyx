@@ -107,6 +107,23 @@ cdef extern from "emulator/vfu_server.h" nogil:
     vfu_server *vfu_server_new(const emu_config *config, uint64_t patience_ns, char *err)
     void vfu_server_free(vfu_server *server)
 
+cdef extern from "emulator/tcp_target.h" nogil:
+    enum: TCP_NQN_MAX, TCP_MAX_PORTS, TCP_MAX_REFERRALS
+    struct emu_tcp_referral:
+        char *traddr
+        char *trsvcid
+    struct emu_tcp_config:
+        char *nqn
+        uint32_t in_capsule, max_h2c, r2t_bytes, c2h_bytes
+        uint8_t cpda
+        bint no_header_digest, no_data_digest, always_success
+        unsigned n_referrals
+        emu_tcp_referral *referrals
+    struct emu_tcp_stats:
+        uint64_t connections, associations, refused, commands, header_digest_errors, data_digest_errors, protocol_errors
+        uint64_t keep_alive_timeouts
+        unsigned open_connections, controllers
+
 cdef extern from "emulator/reactor.h" nogil:
     struct emu_reactor:
         pass
@@ -128,6 +145,9 @@ cdef extern from "emulator/reactor.h" nogil:
     int emu_endpoint_attach(emu_endpoint *endpoint, int fd)
     int emu_endpoint_listen(emu_endpoint *endpoint, int fd)
     void emu_endpoint_drop(emu_endpoint *endpoint)
+    int emu_endpoint_tcp(emu_endpoint *endpoint, const emu_tcp_config *config, uint64_t patience_ns, const int *fds, unsigned n)
+    void emu_endpoint_tcp_drop(emu_endpoint *endpoint)
+    void emu_endpoint_tcp_stats(emu_endpoint *endpoint, emu_tcp_stats *stats)
     void emu_endpoint_call(emu_endpoint *endpoint, void (*fn)(void *arg) noexcept nogil, void *arg)
 
 
@@ -409,6 +429,61 @@ cdef class Controller:
         with nogil:
             emu_endpoint_drop(endpoint)
         self._leave()
+
+    def serve_tcp(self, config, fds, *, double patience=3.0):
+        cdef emu_endpoint *endpoint = NULL
+        cdef emu_tcp_config c
+        cdef int numbers[16]
+        cdef int error
+        cdef unsigned i, n = len(fds)
+        cdef bytes text
+        cdef uint64_t patience_ns = <uint64_t>(patience * 1e9)
+        try:
+            memset(&c, 0, sizeof(c))
+            if not 1 <= n <= TCP_MAX_PORTS:
+                raise ConfigurationError(f"{n} TCP ports: 1 to {TCP_MAX_PORTS} are possible")
+            text = config.nqn.encode()
+            if not 1 <= len(text) < TCP_NQN_MAX:
+                raise ConfigurationError(f"nqn {config.nqn!r} has {len(text)} bytes: 1 to {TCP_NQN_MAX - 1} are possible")
+            strncpy(c.nqn, text, TCP_NQN_MAX - 1)
+            c.in_capsule, c.max_h2c = config.in_capsule, config.max_h2c
+            c.r2t_bytes, c.c2h_bytes, c.cpda = config.r2t_bytes, config.c2h_bytes, config.alignment // 4 - 1
+            c.no_header_digest, c.no_data_digest = not config.header_digest, not config.data_digest
+            c.always_success = config.always_success
+            if len(config.referrals) > TCP_MAX_REFERRALS:
+                raise ConfigurationError(f"{len(config.referrals)} referrals: at most {TCP_MAX_REFERRALS} are possible")
+            c.n_referrals = len(config.referrals)
+            for i, (address, port) in enumerate(config.referrals):
+                text = address.encode()
+                strncpy(c.referrals[i].traddr, text, 255)
+                text = str(port).encode()
+                strncpy(c.referrals[i].trsvcid, text, 31)
+            for i in range(n):
+                numbers[i] = fds[i]
+            endpoint = self._enter()
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        with nogil:
+            error = emu_endpoint_tcp(endpoint, &c, patience_ns, numbers, n)
+        self._leave()
+        if error:
+            raise OSError(error, f"cannot serve NVMe/TCP: {os.strerror(error)}")
+
+    def drop_tcp(self):
+        cdef emu_endpoint *endpoint = self._enter()
+        with nogil:
+            emu_endpoint_tcp_drop(endpoint)
+        self._leave()
+
+    def tcp_stats(self):
+        cdef emu_endpoint *endpoint = self._enter()
+        cdef emu_tcp_stats stats
+        with nogil:
+            emu_endpoint_tcp_stats(endpoint, &stats)
+        self._leave()
+        return stats
 
     def stats(self):
         cdef emu_endpoint *endpoint = self._enter()

@@ -134,6 +134,27 @@ uint64_t emu_ctrl_deadline(const struct emu_ctrl *ctrl);
  * faults.h came in. To be watched whenever the reactor sleeps, with or without a client; poll() drains it. Never -1. */
 int emu_ctrl_wake_fd(const struct emu_ctrl *ctrl);
 
+/* -- for transports whose queues come by Connect (nvme_fabrics.c) -- */
+
+/* Another controller of the same subsystem: `first`'s namespaces and faults, and its own registers, queues, features. `first` must outlive
+ * it. NULL with a message in err[256]. */
+struct emu_ctrl *emu_ctrl_new_sibling(struct emu_ctrl *first, const struct emu_host *host, char *err);
+void emu_ctrl_free_sibling(struct emu_ctrl *ctrl);
+/* Takes over what changed at `first`; before each poll(). notice: the host is told of namespaces by an event. */
+void emu_ctrl_share(struct emu_ctrl *ctrl, struct emu_ctrl *first, bool notice);
+/* An I/O queue pair of `size` entries each; the rings lie at these addresses. -1: not with that qid, or not now. */
+int emu_ctrl_add_queue(struct emu_ctrl *ctrl, uint16_t qid, uint64_t sq, uint64_t cq, uint32_t size);
+void emu_ctrl_remove_queue(struct emu_ctrl *ctrl, uint16_t qid);
+const struct emu_config *emu_ctrl_config(const struct emu_ctrl *ctrl);
+bool emu_ctrl_running(const struct emu_ctrl *ctrl);
+/* The Keep Alive Timeout as Connect has it, in milliseconds; 0 = none. The clock starts now. */
+void emu_ctrl_keep_alive(struct emu_ctrl *ctrl, uint32_t kato_ms);
+uint32_t emu_ctrl_kato(const struct emu_ctrl *ctrl);
+bool emu_ctrl_has_namespace(const struct emu_ctrl *ctrl, uint32_t nsid);
+void emu_ctrl_set_host(struct emu_ctrl *ctrl, const uint8_t hostid[16]);
+/* Bytes that the command (64 bytes) moves by what its own fields say; 0: none, or not known. */
+uint64_t emu_ctrl_transfer(struct emu_ctrl *ctrl, uint16_t qid, const void *sqe);
+
 /* Mappings changed: forget every pointer from host->dma(). */
 void emu_ctrl_dma_changed(struct emu_ctrl *ctrl);
 /* Controller level reset as by CC.EN=0, plus registers to their power-on values. The client left, or asked for DEVICE_RESET. */

@@ -114,6 +114,9 @@ static void call_remove(void *arg)
 
     stop_listening(endpoint);
     emu_drop_client(endpoint, "the controller was closed");
+    if (endpoint->tcp != NULL)
+        emu_tcp_free(endpoint->tcp);
+    endpoint->tcp = NULL;
     if (wake_fd >= 0)
         emu_unwatch_fd(reactor, wake_fd);
     emu_set_state(endpoint, ASLEEP);
@@ -225,4 +228,72 @@ void emu_endpoint_call(struct emu_endpoint *endpoint, void (*fn)(void *arg), voi
     struct request request = {.endpoint = endpoint, .fn = fn, .arg = arg};
 
     emu_reactor_call(endpoint->reactor, call_endpoint, &request);
+}
+
+/* What emu_endpoint_tcp*() ask of the thread. */
+struct tcp_request {
+    struct emu_endpoint *endpoint;
+    const struct emu_tcp_config *config;
+    struct emu_tcp_stats *stats;
+    uint64_t patience;
+    const int *fds;
+    unsigned n;
+    int error;
+};
+
+static void call_tcp(void *arg)
+{
+    struct tcp_request *request = arg;
+    struct emu_endpoint *endpoint = request->endpoint;
+
+    if (endpoint->tcp != NULL)
+        request->error = EBUSY;
+    else if ((endpoint->tcp = emu_tcp_new(endpoint, endpoint->server->ctrl, request->config, request->patience)) == NULL)
+        request->error = ENOMEM;
+    for (unsigned i = 0; i < request->n; i++) {
+        if (request->error != 0)
+            close(request->fds[i]);
+        else
+            request->error = emu_tcp_listen(endpoint->tcp, request->fds[i]);
+    }
+    emu_activate(endpoint);
+}
+
+int emu_endpoint_tcp(struct emu_endpoint *endpoint, const struct emu_tcp_config *config, uint64_t patience_ns, const int *fds, unsigned n)
+{
+    struct tcp_request request = {.endpoint = endpoint, .config = config, .patience = patience_ns, .fds = fds, .n = n};
+
+    emu_reactor_call(endpoint->reactor, call_tcp, &request);
+    return request.error;
+}
+
+static void call_tcp_drop(void *arg)
+{
+    struct tcp_request *request = arg;
+
+    if (request->endpoint->tcp != NULL)
+        emu_tcp_drop(request->endpoint->tcp, "dropped by the owner");
+}
+
+void emu_endpoint_tcp_drop(struct emu_endpoint *endpoint)
+{
+    struct tcp_request request = {.endpoint = endpoint};
+
+    emu_reactor_call(endpoint->reactor, call_tcp_drop, &request);
+}
+
+static void call_tcp_stats(void *arg)
+{
+    struct tcp_request *request = arg;
+
+    if (request->endpoint->tcp != NULL)
+        emu_tcp_stats(request->endpoint->tcp, request->stats);
+}
+
+void emu_endpoint_tcp_stats(struct emu_endpoint *endpoint, struct emu_tcp_stats *stats)
+{
+    struct tcp_request request = {.endpoint = endpoint, .stats = stats};
+
+    *stats = (struct emu_tcp_stats){0};
+    emu_reactor_call(endpoint->reactor, call_tcp_stats, &request);
 }

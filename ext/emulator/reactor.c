@@ -147,7 +147,7 @@ void emu_serve_client(struct emu_endpoint *endpoint)
     }
 }
 
-static void handle_event(struct emu_reactor *reactor, const struct emu_watch *watch)
+static void handle_event(struct emu_reactor *reactor, struct emu_watch *watch, uint32_t events)
 {
     uint64_t count;
 
@@ -170,6 +170,12 @@ static void handle_event(struct emu_reactor *reactor, const struct emu_watch *wa
         vfu_guard_enter(&watch->endpoint->server->dma);
         vfu_irqs_unmask_intx(&watch->endpoint->server->irqs);
         vfu_guard_enter(NULL);
+        break;
+    case SOCKET_LISTEN:
+        emu_tcp_accept(watch->endpoint->tcp, watch);
+        break;
+    case SOCKET_CONN:
+        emu_tcp_event(watch, events);
         break;
     default:
         break;
@@ -215,7 +221,7 @@ static void wait_events(struct emu_reactor *reactor, uint64_t until, uint64_t no
             reactor->no_pwait2 = true;
     }
     for (int i = 0; i < n; i++)
-        handle_event(reactor, events[i].data.ptr);
+        handle_event(reactor, events[i].data.ptr, events[i].events);
 }
 
 /* True when it had work. */
@@ -228,6 +234,8 @@ static bool poll_endpoint(struct emu_endpoint *endpoint)
     vfu_guard_enter(NULL);
     if (endpoint->server->dma.broken)
         emu_drop_client(endpoint, "a mapped file was truncated");
+    if (endpoint->tcp != NULL)
+        work += emu_tcp_poll(endpoint->tcp);
     if (work == 0)
         return false;
     endpoint->idle_since = 0;
@@ -262,6 +270,11 @@ static void put_to_sleep(struct emu_endpoint *endpoint, uint64_t now)
         endpoint->wake_at = now + nap;
     }
     deadline = emu_ctrl_deadline(server->ctrl);
+    if (endpoint->tcp != NULL) {
+        uint64_t tcp_deadline = emu_tcp_deadline(endpoint->tcp);
+
+        deadline = tcp_deadline < deadline ? tcp_deadline : deadline;
+    }
     if (deadline < endpoint->wake_at)
         endpoint->wake_at = deadline;
     if (endpoint->wake_at < endpoint->reactor->look_at)

@@ -7,9 +7,10 @@
 #include <sys/types.h>
 
 #include "emulator/reactor.h"
+#include "emulator/tcp_target.h"
 
 enum emu_state { ACTIVE, ASLEEP, NAPPING };
-enum emu_source { CONTROL, LISTEN, CLIENT, KICK, WAKE, UNMASK };
+enum emu_source { CONTROL, LISTEN, CLIENT, KICK, WAKE, UNMASK, SOCKET_LISTEN, SOCKET_CONN, SIBLING_WAKE };
 
 /* What an epoll event refers to. */
 struct emu_watch {
@@ -28,6 +29,7 @@ struct emu_endpoint {
     uint64_t accept_at; /* when to try accept() again; UINT64_MAX = whenever the socket is ready */
     uint32_t client_events;
     struct emu_watch listen, client, kick, wake, unmask;
+    struct emu_tcp *tcp; /* or NULL */
 };
 
 struct emu_call {

@@ -12,10 +12,14 @@ import click
 from nvme_async.emulator import EmulatedController, EmulatorConfig
 from nvme_async.emulator.config import BLOCK_SIZES, MEDIA, MODERATIONS
 from nvme_async.emulator.control import MAX_LINE, ControlServer
+from nvme_async.emulator.parsing import parse_size
+from nvme_async.emulator.tcp import TcpConfig, parse_endpoint
 from nvme_async.runtime.sockets import ListeningSocket
 
 
-async def _serve(controller: EmulatedController, path: str, control: str | None) -> None:
+async def _serve(
+    controller: EmulatedController, path: str | None, control: str | None, tcp: list[tuple[str, int]], nvme: TcpConfig
+) -> None:
     """Until SIGINT or SIGTERM."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -31,13 +35,23 @@ async def _serve(controller: EmulatedController, path: str, control: str | None)
                 limit=MAX_LINE,
             )
             stack.callback(server.close)
-        controller.listen(path)
-        click.echo(f"nvme-async emulate: ready on {path}")
+        where = []
+        if path is not None:
+            controller.listen(path)
+            where.append(path)
+        if tcp:
+            for host, port in controller.serve_tcp(*tcp, config=nvme):
+                where.append(f"tcp:[{host}]:{port}/{nvme.nqn}" if ":" in host else f"tcp:{host}:{port}/{nvme.nqn}")
+        click.echo(f"nvme-async emulate: ready on {', '.join(where)}")
         await stop.wait()
 
 
 @click.command()
-@click.option("--socket", "path", metavar="PATH", required=True, help="Where clients connect: vfio-user:PATH.")
+@click.option("--socket", "path", metavar="PATH", help="Where clients connect: vfio-user:PATH.")
+@click.option("--tcp", metavar="ADDR[:PORT]", multiple=True, help="Serve NVMe/TCP there [port: 4420]. May be repeated.")
+@click.option("--nqn", metavar="NQN", help=f"Of the NVMe/TCP subsystem. [default: {TcpConfig().nqn}]")
+@click.option("--in-capsule", metavar="SIZE", help="Write data that an NVMe/TCP command may carry. [default: 8KiB]")
+@click.option("--referral", metavar="ADDR:PORT", multiple=True, help="Another discovery service to name in the log.")
 @click.option("--size", metavar="SIZE", help="Of each namespace: 4096, 512MiB, 1g. [default: 1GiB, or the file's]")
 @click.option(
     "--block",
@@ -68,16 +82,38 @@ async def _serve(controller: EmulatedController, path: str, control: str | None)
     help="Any option of an emulated: URI, as formats=512/4096+8 or format_time=5. May be repeated.",
 )
 @click.option("--control", metavar="PATH", help="A socket for faults and counters at run time, JSON lines.")
-def emulate(path: str, file: str | None, control: str | None, more: tuple[str, ...], **options: Any) -> None:
-    """Serve an emulated NVMe controller over vfio-user.
+def emulate(
+    path: str | None,
+    file: str | None,
+    control: str | None,
+    more: tuple[str, ...],
+    tcp: tuple[str, ...],
+    nqn: str | None,
+    in_capsule: str | None,
+    referral: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Serve an emulated NVMe controller over vfio-user (--socket), NVMe/TCP (--tcp), or both.
 
-    Clients come one at a time: this package with vfio-user:PATH, QEMU's vfio-user-pci (its guest's
-    memory must be shared: memory-backend-memfd,share=on), SPDK (trtype:VFIOUSER traddr:FOLDER, the
-    socket being FOLDER/cntrl). Prints one line when it is ready and serves until SIGINT or SIGTERM.
+    Over NVMe/TCP any number of hosts may come at once: this package with tcp:ADDR:PORT/NQN, Linux
+    (nvme connect -t tcp), SPDK (trtype:TCP); a discovery service answers on the same ports. Over
+    vfio-user clients come one at a time: this package with vfio-user:PATH, QEMU's vfio-user-pci (its
+    guest's memory must be shared: memory-backend-memfd,share=on), SPDK (trtype:VFIOUSER
+    traddr:FOLDER, the socket being FOLDER/cntrl). Prints one line when it is ready and serves until
+    SIGINT or SIGTERM.
     """
     if file is not None and options["medium"] is None:
         options["medium"] = "file"
+    if path is None and not tcp:
+        raise click.UsageError("give --socket, --tcp, or both: nobody could connect otherwise")
+    endpoints = [parse_endpoint(one) for one in tcp]
+    words: dict[str, Any] = {"referrals": tuple(parse_endpoint(one, 8009) for one in referral)}
+    if nqn is not None:
+        words["nqn"] = nqn
+    if in_capsule is not None:
+        words["in_capsule"] = parse_size(in_capsule, "in-capsule")
+    nvme = TcpConfig(**words)
     given = EmulatorConfig.split(",".join(more))
     config = EmulatorConfig.from_options({**options, "path": file, "reactor": "own", **given})
     with EmulatedController(config) as controller:
-        asyncio.run(_serve(controller, path, control))
+        asyncio.run(_serve(controller, path, control, endpoints, nvme))

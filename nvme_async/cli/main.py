@@ -17,6 +17,7 @@ from nvme_async.keepalive import config
 COMMANDS = {
     "bench": "nvme_async.cli.bench:bench",
     "bind": "nvme_async.cli.pci:bind",
+    "discover": "nvme_async.cli.discover:discover",
     "doctor": "nvme_async.cli.doctor:doctor",
     "emulate": "nvme_async.cli.emulate:emulate",
     "flush": "nvme_async.cli.io:flush",
@@ -65,7 +66,8 @@ def cli(
 ) -> None:
     """Drive NVMe controllers from this process, without the kernel's block layer.
 
-    A DEVICE is a URI: pci:0000:01:00.0, vfio-user:/run/controller.sock or emulated:size=1GiB.
+    A DEVICE is a URI: pci:0000:01:00.0, vfio-user:/run/controller.sock, tcp:192.0.2.7:4420/nqn.… or
+    emulated:size=1GiB.
 
     What isn't given comes from the environment, and then from what is there (see
     docs/keepalive-keeper.md); `nvme-async doctor` shows what comes of it.

@@ -12,6 +12,7 @@ On the controller's home loop, with its lock held or before anything else knows 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Sequence
 
@@ -66,7 +67,7 @@ class BringUp:
         """error: what commands that were out, and aren't sent again, end with."""
         controller = self._controller
         self._without.clear()
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in itertools.count(1):
             try:
                 await self._plan.run(self._steps(error))
                 if controller.failure is not None:
@@ -77,7 +78,7 @@ class BringUp:
                 if controller.failure is not None:
                     raise controller.failure from None
                 if (
-                    attempt == ATTEMPTS
+                    not controller.transport.another_attempt(attempt < ATTEMPTS)
                     or controller.lifecycle.closing
                     or (step is not None and not step.repeatable)
                     or not isinstance(failure, (CommandError, ControllerTimeout, ControllerFatal))

@@ -84,7 +84,10 @@ async def identify_controller(controller: ControllerContext) -> IdentifyControll
                 f"{controller.uri}: needs {what} queue entries of {needed} bytes at least, this driver's have {ours}"
             )
     identity = ControllerIdentity.of(identify, controller.transport.ids)
-    if controller.identity is not None and (differences := controller.identity.differences(identity)):
+    # Over a fabric the controller identifier is the association's, and a new one has another.
+    anew = controller.transport.ids is None
+    known = controller.identity
+    if known is not None and (differences := known.differences(identity, connected_anew=anew)):
         raise ControllerReplaced(f"{controller.uri}: another controller answers: {differences}")
     controller.identity = identity
     return identify

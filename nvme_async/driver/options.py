@@ -98,6 +98,18 @@ class Options:
             beyond the pool is refused then (OutOfDmaMemory).
         retries: how often the controller is reset for one and the same command before that command
             fails.
+        hostnqn, hostid: who this host is to an NVMe/TCP controller, a name and a UUID; empty: as
+            /etc/nvme/hostnqn and /etc/nvme/hostid say.
+        hdr_digest, data_digest: CRC32C over headers and over data of NVMe/TCP, where the controller
+            agrees.
+        dhchap_secret, dhchap_ctrl_secret: DH-HMAC-CHAP, "DHHC-1:HH:BASE64:": the secret that this host
+            proves to an NVMe/TCP controller which asks, and the one that the controller must prove.
+        keep_alive_tmo: seconds without a Keep Alive after which an NVMe/TCP association ends, for
+            both sides. 0 = never.
+        connect_timeout: seconds for one NVMe/TCP connection.
+        reconnect_delay: longest pause between two attempts to reach a lost NVMe/TCP controller, in
+            seconds.
+        ctrl_loss_tmo: seconds that a lost NVMe/TCP controller is waited for, before it has failed.
         quirks: instead of what the table of quirks says of this device (device/quirks.py): "none",
             names, or "+name" and "-name" to add and to take away.
     """
@@ -128,6 +140,16 @@ class Options:
     latency: bool = False
     keepalive: bool = False
     retries: int = attrs.field(default=3, validator=_between(0, 100))
+    hostnqn: str = ""
+    hostid: str = ""
+    hdr_digest: bool = False
+    data_digest: bool = False
+    dhchap_secret: str = attrs.field(default="", repr=False)
+    dhchap_ctrl_secret: str = attrs.field(default="", repr=False)
+    keep_alive_tmo: float = attrs.field(default=15.0, validator=_limit(86400))
+    connect_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
+    reconnect_delay: float = attrs.field(default=2.0, validator=_between(0.01, 3600))
+    ctrl_loss_tmo: float = attrs.field(default=600.0, validator=_between(0, 86400))
     quirks: str = attrs.field(default="", validator=_quirks)
 
     @classmethod

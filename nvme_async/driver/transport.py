@@ -229,6 +229,7 @@ class Owner(Protocol):
     def on_timeout(self, queue: Any, late: list[tuple[int, bytes]]) -> None: ...
     def on_slow(self) -> None: ...
     def on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None: ...
+    def request_reset(self, reason: str) -> None: ...
 
 
 class Transport(ABC):
@@ -281,6 +282,10 @@ class Transport(ABC):
     @abstractmethod
     def queue_steps(self, degraded: Degraded, lost: set[str]) -> Sequence[Step]:
         """After Identify Controller: the I/O queues. lost: names of steps whose loss has cost an attempt."""
+
+    def another_attempt(self, usual: bool) -> bool:
+        """After an attempt that failed: is there to be another? usual: by the number of attempts alone."""
+        return usual
 
     def limit_transfer(self, mdts: int) -> bool:
         """What Identify says of one command's data in bytes (0: no limit). True if the limit has changed."""

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from nvme_async.emulator.config import EmulatorConfig
 from nvme_async.emulator.faults import Faults
+from nvme_async.emulator.tcp import TcpConfig, listening_socket
 from nvme_async.errors import ConfigurationError
 from nvme_async.native._emulator import Controller, Reactor
 from nvme_async.runtime.sockets import ListeningSocket
@@ -63,6 +64,7 @@ class EmulatedController:
     def __init__(self, config: EmulatorConfig | str = "", *, patience: float = 3.0) -> None:
         self.config = EmulatorConfig.parse(config) if isinstance(config, str) else config
         self._pid = os.getpid()
+        self._patience = patience
         self._listening: ListeningSocket | None = None
         self._create_files()
         own = self.config.reactor == "own"
@@ -124,6 +126,36 @@ class EmulatedController:
             listening.unlink()
             raise
         self._listening = listening
+
+    def serve_tcp(self, *endpoints: tuple[str, int], config: TcpConfig | None = None) -> list[tuple[str, int]]:
+        """Serves NVMe/TCP too, on these (address, port)s: any number of hosts at once, each with a
+        controller of its own in one subsystem, and the discovery service. Once.
+
+        Returns the addresses with the ports as they are (0 takes a free one). ConfigurationError
+        when one of them can't be had.
+        """
+        sockets: list[socket.socket] = []
+        try:
+            for host, port in endpoints:
+                sockets.append(listening_socket(host, port))
+            names = [one.getsockname()[:2] for one in sockets]
+            self._controller.serve_tcp(
+                config or TcpConfig(), [one.detach() for one in sockets], patience=self._patience
+            )
+        finally:
+            for one in sockets:
+                one.close()
+        return names
+
+    def drop_tcp(self) -> None:
+        """Cuts every NVMe/TCP connection; hosts may come back."""
+        self._controller.drop_tcp()
+
+    def tcp_stats(self) -> dict[str, int]:
+        """Counters of NVMe/TCP: connections, associations, commands, digest errors, …; and what is
+        open now.
+        """
+        return self._controller.tcp_stats()
 
     def drop_client(self) -> None:
         """Closes the connection of the present client, if there is one."""

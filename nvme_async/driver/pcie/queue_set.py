@@ -53,10 +53,11 @@ class QueueSet:
     maker: makes them.
     """
 
-    def __init__(self, controller: Owner, transport: PciePieces) -> None:
+    def __init__(self, controller: Owner, transport: Any, maker: Any = None) -> None:
+        """maker: what makes queue pairs that are not PCIe's (driver/tcp/queues.py)."""
         self._controller = controller
-        self._transport = transport
-        self.maker = QueueMaker(controller, transport)
+        self._transport: PciePieces = transport
+        self.maker: QueueMaker = maker or QueueMaker(controller, transport)
         self.io: dict[asyncio.AbstractEventLoop, LoopQueue] = {}
         self.hot: dict[asyncio.AbstractEventLoop, _hotpath.QueuePair] = {}
         self.neighbours: dict[asyncio.AbstractEventLoop, LoopQueue] = {}
@@ -385,7 +386,7 @@ class QueueSet:
 
     # -- all of them -------------------------------------------------------------------------------
 
-    async def _on_each(self, what: Callable[[LoopQueue], object], *, admin: bool = True) -> None:
+    async def on_each(self, what: Callable[[LoopQueue], object], *, admin: bool = True) -> None:
         """what(queue) on every owner's thread, at the same time. ControllerTimeout when one of them
         is stuck.
         """
@@ -433,7 +434,7 @@ class QueueSet:
     async def hold(self, reason: str) -> None:
         """New I/O waits, until unhold() or lift() for each reason that there is."""
         self._holds.add(reason)
-        await self._on_each(lambda queue: queue.hot.hold(True), admin=False)
+        await self.on_each(lambda queue: queue.hot.hold(True), admin=False)
 
     async def pause(self, paused: bool) -> None:
         """The controller does nothing for a while: what is out isn't late, and new I/O waits."""
@@ -447,12 +448,12 @@ class QueueSet:
             if queue.qid:
                 queue.hot.hold(bool(self._holds))
 
-        await self._on_each(pause)
+        await self.on_each(pause)
 
     async def unhold(self, reason: str) -> None:
         """New I/O goes on, if nothing else holds it."""
         self._holds.discard(reason)
-        await self._on_each(lambda queue: queue.hot.hold(bool(self._holds)), admin=False)
+        await self.on_each(lambda queue: queue.hot.hold(bool(self._holds)), admin=False)
 
     def lift(self, reason: str) -> None:
         """unhold() without waiting for other loops to hear of it."""
@@ -478,7 +479,7 @@ class QueueSet:
         """
         if self.lender is not None:
             await self.lender.stop()
-        await self._on_each(lambda queue: queue.silence(True))
+        await self.on_each(lambda queue: queue.silence(True))
 
     async def go_on(self, *, strictly: bool = False) -> None:
         """Geometries of namespaces were held, released or expired: every I/O queue pair looks again
@@ -522,7 +523,7 @@ class QueueSet:
         def restart(queue: LoopQueue) -> None:
             queue.hot.restart(retryable if queue.qid else frozenset(), error, limit)
 
-        await self._on_each(restart)
+        await self.on_each(restart)
         self._settle(*self.unsettled)
         if self.lender is not None:
             self.lender.disabled()
@@ -601,7 +602,7 @@ class QueueSet:
             queue.silence(False)
             queue.hot.hold(bool(self._holds))
 
-        await self._on_each(go, admin=False)
+        await self.on_each(go, admin=False)
         if self.lender is not None:
             await self.lender.go()
 

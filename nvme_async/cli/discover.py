@@ -1,0 +1,79 @@
+"""nvme-async discover: which NVMe/TCP subsystems there are, in nvme-cli's words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+import uvloop
+
+import nvme_async
+from nvme_async.cli.output import output_option
+from nvme_async.spec.discovery import FAMILIES, SUBSYSTEMS, TRANSPORTS, DiscoveryEntry
+
+_SECURITY = {0: "none", 1: "tls", 2: "tls13"}
+_TREQ = {0: "not specified", 1: "required", 2: "not required"}
+
+
+def _fields(entry: DiscoveryEntry) -> dict[str, Any]:
+    treq = _TREQ.get(entry.treq & 3, "reserved")
+    if entry.treq & 4:
+        treq += ", sq flow control disable supported"
+    return {
+        "trtype": TRANSPORTS.get(entry.trtype, f"{entry.trtype}"),
+        "adrfam": FAMILIES.get(entry.adrfam, f"{entry.adrfam}"),
+        "subtype": SUBSYSTEMS.get(entry.subtype, f"{entry.subtype}"),
+        "treq": treq,
+        "portid": entry.portid,
+        "trsvcid": entry.trsvcid,
+        "subnqn": entry.subnqn,
+        "traddr": entry.traddr,
+        "eflags": entry.eflags,
+        "sectype": _SECURITY.get(entry.sectype, f"{entry.sectype}"),
+    }
+
+
+@click.command()
+@click.argument("uri", required=False)
+@click.option("-t", "--transport", type=click.Choice(["tcp"]), default="tcp", help="The only one is tcp.")
+@click.option("-a", "--traddr", metavar="ADDR", help="Of the discovery service, in the place of URI.")
+@click.option("-s", "--trsvcid", metavar="PORT", help="Its port. [default: 8009]")
+@click.option("-q", "--hostnqn", default="", help="[default: /etc/nvme/hostnqn, else this machine's own]")
+@click.option("-I", "--hostid", default="", help="[default: /etc/nvme/hostid, else this machine's own]")
+@click.option("-S", "--dhchap-secret", default="", metavar="DHHC-1:…", help="DH-HMAC-CHAP: what this host proves.")
+@click.option("-C", "--dhchap-ctrl-secret", default="", metavar="DHHC-1:…", help="What the service must prove.")
+@click.option("--referrals/--no-referrals", default=True, help="Ask the services that it refers to. [default: yes]")
+@click.option("-g", "--hdr-digest", is_flag=True, help="CRC32C over headers.")
+@click.option("-G", "--data-digest", is_flag=True, help="CRC32C over data.")
+@output_option(help="json has nvme-cli's keys.")
+def discover(
+    uri: str | None,
+    transport: str,
+    traddr: str | None,
+    trsvcid: str | None,
+    referrals: bool,
+    output: str,
+    **options: Any,
+) -> None:
+    """What a discovery service knows: URI is tcp:ADDR[:PORT].
+
+    Each subsystem's line `uri` is a DEVICE for the other commands.
+    """
+    if (uri is None) == (traddr is None):
+        raise click.UsageError("give a URI (tcp:ADDR:PORT), or --traddr and --trsvcid")
+    if traddr is not None:
+        host = f"[{traddr}]" if ":" in traddr else traddr
+        uri = f"{transport}:{host}" + (f":{trsvcid}" if trsvcid else "")
+    assert uri is not None
+    entries = uvloop.run(nvme_async.discover(uri, referrals=referrals, **options))
+    if output == "json":
+        click.echo(json.dumps({"records": [_fields(entry) for entry in entries]}, indent=2))
+        return
+    click.echo(f"Discovery Log Number of Records {len(entries)}")
+    for number, entry in enumerate(entries):
+        click.echo(f"=====Discovery Log Entry {number}======")
+        for name, value in _fields(entry).items():
+            click.echo(f"{name + ':':<9}{value}")
+        if entry.uri is not None:
+            click.echo(f"{'uri:':<9}{entry.uri}")

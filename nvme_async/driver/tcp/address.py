@@ -1,0 +1,77 @@
+"""Where an NVMe/TCP controller is: tcp:HOST[:PORT]/SUBSYSTEM-NQN."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import attrs
+
+from nvme_async.errors import ConfigurationError
+
+DEFAULT_PORT = 4420
+DISCOVERY_PORT = 8009
+DISCOVERY_NQN = "nqn.2014-08.org.nvmexpress.discovery"
+MAX_NQN = 223
+
+
+def check_nqn(nqn: str) -> str:
+    """`nqn`, or ConfigurationError: "nqn." and 223 bytes at most (Base 2.0, 4.5)."""
+    if not nqn.startswith("nqn.") or not nqn.isprintable() or len(nqn.encode()) > MAX_NQN:
+        raise ConfigurationError(
+            f"{nqn!r} is no NVMe Qualified Name: it begins with nqn. and has {MAX_NQN} bytes at most"
+        )
+    return nqn
+
+
+@attrs.frozen
+class Address:
+    """Attributes:
+    host: a name, or an IPv4 or IPv6 address without brackets.
+    port: of TCP.
+    nqn: of the subsystem.
+    """
+
+    host: str
+    port: int
+    nqn: str
+
+    @property
+    def endpoint(self) -> str:
+        """HOST:PORT, as in a URI."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.endpoint}/{self.nqn}"
+
+    @classmethod
+    def parse(cls, text: str, *, port: int = DEFAULT_PORT, nqn: str | None = None) -> Address:
+        """From what follows "tcp:". port, nqn: where the text has none. ConfigurationError."""
+        endpoint, slash, name = text.partition("/")
+        if not slash and nqn is None:
+            raise ConfigurationError(f"tcp:{text}: HOST[:PORT]/NQN is needed, and the name of the subsystem is missing")
+        host, number = _split(endpoint, text)
+        if number is not None:
+            if not number.isdecimal() or not 1 <= int(number) <= 65535:
+                raise ConfigurationError(f"tcp:{text}: port {number!r} is not 1 to 65535")
+            port = int(number)
+        return cls(host, port, check_nqn(name if slash else nqn or ""))
+
+
+def _split(endpoint: str, text: str) -> tuple[str, str | None]:
+    number: str | None = None
+    if endpoint.startswith("["):
+        host, bracket, rest = endpoint[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ConfigurationError(f"tcp:{text}: an IPv6 address is written [ADDRESS]:PORT")
+        number = rest[1:] if rest else None
+        try:
+            host = str(ipaddress.IPv6Address(host))
+        except ValueError:
+            raise ConfigurationError(f"tcp:{text}: {host!r} is no IPv6 address") from None
+        return host, number
+    if endpoint.count(":") > 1:
+        raise ConfigurationError(f"tcp:{text}: an IPv6 address is written [ADDRESS]:PORT")
+    host, colon, rest = endpoint.partition(":")
+    if not host or not all(part and part.replace("-", "a").replace("_", "a").isalnum() for part in host.split(".")):
+        raise ConfigurationError(f"tcp:{text}: {host!r} is no host name or address")
+    return host, rest if colon else None

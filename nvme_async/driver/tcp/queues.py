@@ -1,0 +1,243 @@
+"""The queues of an NVMe/TCP controller: the same native queue pairs as for PCIe, whose transport is a
+connection each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from nvme_async.driver.completions import error_from
+from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.tcp.handshake import Connection
+from nvme_async.driver.transport import Owner
+from nvme_async.errors import NvmeError
+from nvme_async.native import _hotpath, _tcp
+from nvme_async.spec.registers import Cap
+from nvme_async.spec.status import status_text
+
+log = logging.getLogger("nvme_async")
+PAGE = 4096
+ADMIN_TRANSFER = 1 << 20
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class TcpQueue(LoopQueue):
+    """A queue pair over a connection, which may be lost and made anew.
+
+    on_broken(queue, why): called on the queue's loop, once for each connection that fails.
+    """
+
+    def __init__(self, *arguments: Any, link: _tcp.Link, on_broken: Callable[[TcpQueue, str], None], **options: Any):
+        super().__init__(*arguments, event_fd=link.room_fd, **options)
+        self.link = link
+        self._on_broken = on_broken
+        self._socket: socket.socket | None = None
+        self._reading = False
+
+    @property
+    def connected(self) -> bool:
+        """Is there a connection that has not failed? From any thread."""
+        return self.link.connected and not self.link.broken
+
+    def listen(self, *others: LoopQueue) -> None:
+        self.worker = threading.current_thread().name
+        self._on_interrupt = self.link.flush
+        self.loop.add_reader(self.event_fd, self.link.flush)
+        self._read(True)
+
+    def _read(self, on: bool) -> None:
+        sock = self._socket
+        if sock is None or self.loop.is_closed() or on == self._reading:
+            return
+        self._reading = on
+        if on:
+            self.loop.add_reader(sock.fileno(), self._readable)
+        else:
+            self.loop.remove_reader(sock.fileno())
+
+    def _readable(self) -> None:
+        self.hot.more()
+        if self.link.broken:
+            self._read(False)
+            self._on_broken(self, self.link.error or "the connection is lost")
+
+    def connect(self, connection: Connection) -> None:
+        """From here on the queue goes over this connection, which is its own. In the loop's thread; silent."""
+        limits = connection.limits
+        self.link.attach(
+            connection.sock,
+            in_capsule=limits.in_capsule,
+            max_h2c=limits.max_h2c,
+            alignment=limits.alignment,
+            header_digest=limits.header_digest,
+            data_digest=limits.data_digest,
+        )
+        self._socket = connection.sock
+        if self._on_interrupt is not None:
+            self._read(True)
+
+    def disconnect(self) -> None:
+        """Nothing more goes over the connection; what the controller has not read yet it won't. In the loop's
+        thread, or after the loop has ended.
+        """
+        sock = self._socket
+        if sock is None:
+            return
+        self._read(False)
+        self.link.detach()
+        self._socket = None
+        self._reading = False
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        except OSError:
+            pass
+        sock.close()
+
+    def cut(self) -> None:
+        """Ends the connection, from any thread; the queue's loop notices."""
+        sock = self._socket
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        self.disconnect()
+        super().close()
+
+    def inspect(self) -> dict[str, Any]:
+        return {**super().inspect(), "connection": self.link.inspect()}
+
+
+class NoMemory:
+    """In the place of pools: a socket reaches all memory."""
+
+    async def make_room(self, nbytes: int) -> None:
+        """There always is."""
+
+
+class TcpPieces(Protocol):
+    """The TCP transport, as far as its queues are concerned."""
+
+    cap: Cap
+
+    async def connect_io(self, qid: int, entries: int) -> Connection: ...
+    def connection_lost(self, queue: TcpQueue, why: str) -> None: ...
+
+
+class TcpMaker:
+    """In the place of nvme_async.driver.pcie.queue_creation.QueueMaker.
+
+    Attributes:
+        max_transfer: bytes of one I/O command. capacity: the most that it ever was allowed to be.
+        errors: how many commands failed that somebody waited for, by status.
+        strays: always 0: a completion that answers nothing ends its connection.
+    """
+
+    def __init__(self, controller: Owner, transport: TcpPieces) -> None:
+        self._controller = controller
+        self._transport = transport
+        self.max_transfer = PAGE
+        self.capacity = 0
+        self.strays = 0
+        self.errors: Counter[str] = Counter()
+
+    @property
+    def event_fds(self) -> range:
+        """One for each queue that there may be: connections are no vectors that run out."""
+        return range(self._controller.options.io_queues + 1)
+
+    def memory_for(self, qid: int, entries: int) -> int:
+        return _hotpath.queue_memory(entries, entries - 1, self._max_transfer(qid))
+
+    def _max_transfer(self, qid: int) -> int:
+        return self.capacity if qid else ADMIN_TRANSFER
+
+    def make(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> TcpQueue:
+        """Rings and link, without a connection. Ends with forget()."""
+        options = self._controller.options
+        link = _tcp.Link()
+        hot = _hotpath.QueuePair(
+            _tcp.HostMemory(self.memory_for(qid, entries)),  # type: ignore[arg-type]
+            qid=qid,
+            entries=entries,
+            n_trackers=entries - 1,
+            max_transfer=self._max_transfer(qid),
+            address_map=_hotpath.AddressMap(),
+            bounce=_hotpath.BounceCache(_no_bounce),
+            create_future=loop.create_future,
+            call_soon=loop.call_soon,
+            command_error=self._error,
+            on_stray=self._on_stray,
+            ready=getattr(loop, "_ready", None),
+        )
+        hot.set_transport(link)
+        hot.mode = _hotpath.MODES["interrupt" if qid == 0 else options.mode]
+        hot.spin_ns = int(options.spin_us * 1000)
+        if qid and options.latency:
+            hot.record_latency(True)
+        return TcpQueue(
+            hot,
+            loop,
+            vector=qid,
+            interrupts=True,
+            timeout=options.command_timeout if qid else options.admin_timeout,
+            on_timeout=self._controller.on_timeout,
+            on_slow=self._controller.on_slow,
+            link=link,
+            on_broken=self._transport.connection_lost,
+        )
+
+    def _error(self, status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
+        text = status_text(status >> 8 & 7, status & 0xFF)
+        self.errors[f"{status & 0x7FF:#05x} {text}"] += 1
+        return error_from(status, dw0, sqe, admin, timed_out)
+
+    def _on_stray(self, qid: int, n: int, n_sqid: int, cid: int, sqid: int) -> None:
+        log.error("%s: queue %d: the link let a completion with id %#06x through", self._controller.uri, qid, cid)
+
+    async def tell(self, queue: TcpQueue) -> None:
+        """Connect (Base 2.0, 6.3) on a connection of its own."""
+        await self.on(queue, lambda: queue.disconnect())
+        connection = await self._transport.connect_io(queue.qid, queue.entries)
+        try:
+            await self.on(queue, lambda: queue.connect(connection))
+        except BaseException:
+            connection.sock.close()
+            raise
+
+    def on(self, queue: TcpQueue, what: Callable[[], None]) -> Awaitable[None]:
+        """what() in the thread of the queue's loop."""
+        return self._controller.on_owner(queue, what)
+
+    async def delete(self, queue: TcpQueue) -> None:
+        """The end of its connection is the end of a queue."""
+        await self.on(queue, queue.disconnect)
+
+    def forget(self, queue: LoopQueue) -> None:
+        """Everything of it goes back to its owner."""
+        queue.close()
+
+    def limit_transfer(self, nbytes: int) -> bool:
+        """One command moves `nbytes` at most from now on; True if that is another limit than before."""
+        self.capacity = self.capacity or nbytes
+        before, self.max_transfer = self.max_transfer, min(nbytes, self.capacity)
+        return self.max_transfer != before
+
+    def adopt_shadow(self, memory: Any) -> None:
+        """There are no doorbells."""
+
+    def free_shadow(self) -> None:
+        """There are no doorbells."""
+
+
+def _no_bounce(nbytes: int, tag: int) -> Any:
+    raise AssertionError("a link copies nothing through bounce pages")

@@ -1,0 +1,371 @@
+"""The NVMe/TCP transport: an association with a controller somewhere else, a connection for each queue.
+
+A connection that is lost leads to a reset, as a command that is not answered does: the association is made anew,
+with back-off and for `ctrl_loss_tmo` at most, and then what was in flight and may be sent again goes over the new
+connections, before anything newer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nvme_async.driver import command_sets
+from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.pcie.queue_set import QueueSet
+from nvme_async.driver.recovery import RETRYABLE
+from nvme_async.driver.steps import Degraded, Step
+from nvme_async.driver.tcp import handshake
+from nvme_async.driver.tcp.address import Address
+from nvme_async.driver.tcp.handshake import Connection, Wishes
+from nvme_async.driver.tcp.host import this_host
+from nvme_async.driver.tcp.keep_alive import KeepAlive
+from nvme_async.driver.tcp.properties import Properties
+from nvme_async.driver.tcp.queues import NoMemory, TcpMaker, TcpQueue
+from nvme_async.driver.transport import Owner, Transport
+from nvme_async.errors import (
+    CommandError,
+    ConfigurationError,
+    ControllerError,
+    ControllerFatal,
+    ControllerGone,
+    ControllerTimeout,
+    NvmeError,
+    QueueShutdown,
+)
+
+log = logging.getLogger("nvme_async")
+
+FIRST_PAUSE = 0.05
+"""Seconds before the second attempt to reach a lost controller; each pause is twice the one before."""
+
+
+class TcpQueueSet(QueueSet):
+    """Queues over connections."""
+
+    def __init__(self, owner: Owner, transport: TcpTransport) -> None:
+        super().__init__(owner, transport, TcpMaker(owner, transport))
+        self._tcp = transport
+
+    @property
+    def _wanted(self) -> int:
+        return self._tcp.owner.options.io_queues
+
+    async def go(self) -> None:
+        await super().go()
+        self._tcp.serves()
+
+
+class TcpTransport(Transport):
+    """Attributes:
+    address: of the controller. host: who we are to it.
+    cntlid: of the controller, from Connect on; it may be another after each reset.
+    reconnects: associations after the first.
+    """
+
+    kind = "tcp"
+    queues: QueueSet
+
+    def __init__(self, address: Address, options: Options) -> None:
+        self.address = address
+        self.uri = f"tcp:{address}"
+        self.host = this_host(options.hostnqn, options.hostid)
+        self.cntlid = handshake.ANY_CONTROLLER
+        self.reconnects = -1
+        self.memory = NoMemory()
+        self.wishes = Wishes.of(options, kato=options.keep_alive_tmo)
+        self.properties = Properties(self.uri, self._admin)
+        self.keep_alive = KeepAlive(options.keep_alive_tmo)
+        self._timeout = options.connect_timeout
+        self._fresh = False  # the association is new, and nothing was in flight on it
+        self._all_command_sets = False
+        self._lost_at: float | None = None
+        self._served = False  # it was ready once
+        self._next_pause = FIRST_PAUSE
+
+    def attach(self, owner: Owner) -> None:
+        if owner.options.keepalive:
+            raise ConfigurationError(
+                f"{self.uri}: keepalive is for PCI functions; what is in flight here is drained instead"
+            )
+        self.owner = owner
+        self.queues = TcpQueueSet(owner, self)
+
+    def _admin(self) -> TcpQueue:
+        queue = self.queues.admin
+        assert isinstance(queue, TcpQueue)
+        return queue
+
+    # -- bring-up and reset ------------------------------------------------------------------------
+
+    def open_steps(self) -> Sequence[Step]:
+        return [
+            Step("Connect", self._first_association, repeatable=False),
+            Step("properties", self._read_properties, repeatable=False),
+        ]
+
+    def connect_steps(self, degraded: Degraded, error: NvmeError) -> Sequence[Step]:
+        return [
+            Step("Connect", lambda: self._association(error), repeatable=False),
+            Step("CC.EN=1", lambda: self._enable(degraded)),
+        ]
+
+    def queue_steps(self, degraded: Degraded, lost: set[str]) -> Sequence[Step]:
+        return [
+            Step("Number of Queues", self.queues.negotiate, self.queues.assume),
+            Step("I/O queues", lambda: self.queues.create_all(degraded)),
+        ]
+
+    async def _first_association(self) -> None:
+        self.queues.prepare_admin()
+        try:
+            await self._associate()
+        except CommandError as error:
+            raise ControllerError(str(error)) from error
+
+    async def _associate(self) -> None:
+        """An admin connection; the admin queue, at its start, goes over it."""
+        queue = self._admin()
+        queue.silence(True)
+        queue.hot.refuse(None)
+        connection = await handshake.connect(
+            self.address, self.host, self.wishes, qid=0, entries=queue.entries, seconds=self._timeout
+        )
+        try:
+            queue.connect(connection)
+        except BaseException:
+            connection.sock.close()
+            raise
+        self.cntlid = connection.cntlid
+        self.reconnects += 1
+        self._fresh = True
+        queue.silence(False)
+
+    async def _association(self, error: NvmeError) -> None:
+        """A new association, unless the one there is was made for this. With back-off, for ctrl_loss_tmo."""
+        if self._fresh:
+            self._fresh = False
+            return
+        await self._end_association(error)
+        while True:
+            await self._pause()
+            try:
+                await self._associate()
+                self._fresh = False
+                return
+            except (ControllerError, CommandError) as failure:
+                if isinstance(failure, CommandError) and failure.dnr:
+                    raise ControllerError(str(failure)) from failure
+                if not self._served:
+                    raise
+                if not self._in_time():
+                    raise ControllerGone(
+                        f"{self.uri}: lost, and not back within {self.owner.options.ctrl_loss_tmo:g} s "
+                        f"(ctrl_loss_tmo): {failure}"
+                    ) from None
+                log.info("%s: %s", self.uri, failure)
+
+    def _in_time(self) -> bool:
+        lost_at = self._lost_at
+        return lost_at is not None and time.monotonic() - lost_at < self.owner.options.ctrl_loss_tmo
+
+    def another_attempt(self, usual: bool) -> bool:
+        """A connection that was lost again counts for nothing, within ctrl_loss_tmo of the first loss."""
+        return usual or (self._served and bool(self._broken()) and self._in_time())
+
+    async def _pause(self) -> None:
+        """None before the first attempt, then each twice the one before, until the controller serves again."""
+        lifecycle = self.owner.lifecycle
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+            self._next_pause = FIRST_PAUSE
+            return
+        until = time.monotonic() + self._next_pause
+        self._next_pause = min(2 * self._next_pause, self.owner.options.reconnect_delay)
+        while (left := until - time.monotonic()) > 0 and not lifecycle.closing:
+            await asyncio.sleep(min(left, 0.1))
+        if lifecycle.closing:
+            raise QueueShutdown(f"{self.uri}: the controller is closed")
+
+    def serves(self) -> None:
+        """Bring-up or reset is over. What broke meanwhile is found now."""
+        self._lost_at = None
+        self._served = True
+        if broken := self._broken():
+            self.owner.loop.call_soon(self.owner.request_reset, broken)
+
+    async def _end_association(self, error: NvmeError) -> None:
+        """What the controller still executes would come after what is sent again: where it can be reached, it is
+        disabled first, which ends all that.
+        """
+        self.keep_alive.stop()
+        admin = self._admin()
+        if admin.connected:
+            try:
+                admin.silence(False)
+                await self.properties.disable(self.cap)
+            except NvmeError as failure:
+                log.warning("%s: disabling the controller: %s", self.uri, failure)
+            finally:
+                admin.silence(True)
+        await self.queues.on_each(_disconnect)
+        await self.queues.restart(RETRYABLE, error)
+
+    async def _read_properties(self) -> None:
+        self.cap = await self.properties.cap()
+        self.vs = await self.properties.vs()
+        if not self.cap.nvm_command_set and not self.cap.multiple_command_sets:
+            raise ControllerError(f"{self.uri}: no NVM command set (CAP.CSS {self.cap.css:#x})")
+
+    async def _enable(self, degraded: Degraded) -> None:
+        for all_command_sets in command_sets.to_try(self.cap):
+            try:
+                await self.properties.enable(self.cap, all_command_sets=all_command_sets)
+                self._all_command_sets = all_command_sets
+                break
+            except (ControllerFatal, ControllerTimeout, CommandError) as error:
+                if not all_command_sets or not self.cap.nvm_command_set:
+                    raise
+                degraded.add("CC.CSS=110b", error, "the NVM command set alone")
+                await self.properties.disable(self.cap)
+        self.keep_alive.start(self._admin(), self.owner)
+
+    async def connect_io(self, qid: int, entries: int) -> Connection:
+        """A connection for an I/O queue. ControllerTimeout, ControllerError, CommandError."""
+        identify = self.owner.identify
+        if identify.icdoff:
+            raise ControllerError(f"{self.uri}: ICDOFF is {identify.icdoff}, and must be 0 over TCP")
+        try:
+            return await handshake.connect(
+                self.address,
+                self.host,
+                self.wishes,
+                qid=qid,
+                entries=entries,
+                seconds=self._timeout,
+                cntlid=self.cntlid,
+                in_capsule=max(0, identify.ioccsz * 16 - 64),
+            )
+        except CommandError as error:
+            if (error.sct, error.sc) == handshake.INVALID_PARAMETERS:
+                # The association is gone, and not this queue alone refused.
+                raise ControllerError(str(error)) from error
+            raise
+
+    @property
+    def all_command_sets(self) -> bool:
+        return self._all_command_sets
+
+    def limit_transfer(self, mdts: int) -> bool:
+        limit = self.owner.options.max_transfer
+        return self.queues.maker.limit_transfer(min(limit, mdts or limit))
+
+    @property
+    def max_transfer(self) -> int:
+        return self.queues.maker.max_transfer
+
+    # -- health ------------------------------------------------------------------------------------
+
+    def connection_lost(self, queue: TcpQueue, why: str) -> None:
+        """From a queue's loop."""
+        error = ControllerError(f"{self.uri}: queue {queue.qid}: {why}")
+        home = self.owner.loop
+        if queue.qid == 0:
+            # An admin command is never sent again: who waits for an answer, a reset among them, learns it now.
+            queue.hot.refuse(error)
+            queue.hot.fail_waiters(error)
+        if not home.is_closed():
+            home.call_soon_threadsafe(self._lost, str(error))
+
+    def _lost(self, why: str) -> None:
+        log.warning("%s", why)
+        self.owner.request_reset(why)
+
+    def _broken(self) -> str:
+        for queue in self.queues.all():
+            if isinstance(queue, TcpQueue) and not queue.connected and not queue.closed:
+                return queue.link.error or f"queue {queue.qid} has no connection"
+        return ""
+
+    async def lost(self) -> str:
+        if broken := self._broken():
+            return broken
+        csts = await self.properties.csts()
+        if csts.cfs:
+            return "CSTS.CFS is set"
+        return "" if csts.rdy else f"CSTS.RDY is 0 without our doing (CSTS {csts.to_int():#x})"
+
+    async def has_failed(self) -> bool:
+        if broken := self._broken():
+            raise ControllerError(f"{self.uri}: {broken}")
+        return bool((await self.properties.csts()).cfs)
+
+    def watch(self, on_gone: Callable[[], None] | None) -> None:
+        """A lost connection is not the end: see connection_lost()."""
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def shut_down(self, seconds: float) -> None:
+        self.keep_alive.stop()
+        await self.queues.on_each(_disconnect, admin=False)
+        if self._admin().connected:
+            await self.properties.shut_down(seconds)
+
+    async def release(self, reason: NvmeError, *, keep: bool = False) -> Transport | None:
+        self.keep_alive.stop()
+        try:
+            await self.queues.on_each(_disconnect)
+        except NvmeError as error:
+            # A stuck thread's connection is cut from here; the rest it does itself, once it goes on.
+            log.warning("%s: %s", self.uri, error)
+            await self.cut_off()
+        await self.queues.release(reason)
+        return None
+
+    async def cut_off(self) -> None:
+        self._cut()
+
+    def _cut(self) -> None:
+        for queue in [*self.queues.all(), *self.queues.unsettled]:
+            if isinstance(queue, TcpQueue):
+                queue.cut()
+
+    def drop(self) -> None:
+        self._cut()
+        for queue in [*self.queues.all(), *self.queues.unsettled]:
+            if isinstance(queue, TcpQueue):
+                queue.disconnect()
+
+    def abandon(self) -> None:
+        """Nothing is open before attach()."""
+
+    def inspect(self) -> dict[str, Any]:
+        return {
+            **self.queues.inspect(),
+            "memory": None,
+            "association": {
+                "cntlid": self.cntlid,
+                "hostnqn": self.host.nqn,
+                "reconnects": max(0, self.reconnects),
+                "keep_alives": self.keep_alive.sent,
+            },
+        }
+
+
+def _disconnect(queue: LoopQueue) -> None:
+    if isinstance(queue, TcpQueue):
+        queue.disconnect()
+
+
+def parse(rest: str) -> str:
+    """The canonical form of what follows "tcp:"."""
+    return str(Address.parse(rest))
+
+
+async def open_transport(uri: str, options: Options) -> TcpTransport:
+    """The connection is made by the first step of the bring-up."""
+    return TcpTransport(Address.parse(uri.partition(":")[2]), options)

@@ -1,0 +1,140 @@
+"""Discovery over NVMe/TCP: the log, referrals, the command line, and a controller that stays connected."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+
+import pytest
+from click.testing import CliRunner
+
+import nvme_async
+from nvme_async.cli.main import cli
+from nvme_async.driver.tcp.address import Address
+from nvme_async.driver.tcp.host import this_host
+from nvme_async.emulator import EmulatedController
+from nvme_async.emulator.tcp import TcpConfig
+from nvme_async.errors import ConfigurationError, ControllerGone
+from nvme_async.spec.discovery import DiscoveryEntry, decode_header
+
+NQN = "nqn.2024-01.io.example:"
+
+
+@pytest.fixture
+def services():
+    """Two targets; the first refers to the second, which refers back."""
+    with EmulatedController("size=1MiB") as one, EmulatedController("size=1MiB,serial=TWO") as two:
+        port_two = two.serve_tcp(("127.0.0.1", 0), config=TcpConfig(nqn=NQN + "two"))[0][1]
+        config = TcpConfig(nqn=NQN + "one", referrals=(("127.0.0.1", port_two), ("127.0.0.1", 1)))
+        ports = [port for _, port in one.serve_tcp(("127.0.0.1", 0), ("0.0.0.0", 0), config=config)]
+        yield ports, port_two
+
+
+def uris(entries):
+    return sorted(entry.uri for entry in entries if entry.uri)
+
+
+@pytest.mark.parametrize("digests", [False, True])
+async def test_the_log_names_every_port_and_what_it_refers_to(services, digests):
+    ports, port_two = services
+    entries = await nvme_async.discover(f"tcp:127.0.0.1:{ports[0]}", hdr_digest=digests, data_digest=digests)
+    assert uris(entries) == sorted(
+        [*(f"tcp:127.0.0.1:{port}/{NQN}one" for port in ports), f"tcp:127.0.0.1:{port_two}/{NQN}two"]
+    )
+    for uri in uris(entries):
+        async with nvme_async.open(uri) as controller:
+            await controller.namespaces[1].read(0)
+
+
+async def test_referrals_may_be_left_alone(services):
+    ports, port_two = services
+    entries = await nvme_async.discover(f"tcp:127.0.0.1:{ports[0]}", referrals=False)
+    assert {entry.trsvcid for entry in entries if entry.subtype == 1} == {str(port_two), "1"}
+    assert len(uris(entries)) == 2
+
+
+def test_the_command_line(services):
+    ports, _ = services
+    runner = CliRunner()
+    result = runner.invoke(cli, ["discover", "--traddr", "127.0.0.1", "--trsvcid", str(ports[0]), "-o", "json"])
+    assert result.exit_code == 0, result.output
+    records = json.loads(result.stdout)["records"]
+    assert {"trtype", "adrfam", "subtype", "treq", "portid", "trsvcid", "subnqn", "traddr", "eflags", "sectype"} == set(
+        records[0]
+    )
+    result = runner.invoke(cli, ["discover", f"tcp:127.0.0.1:{ports[0]}"])
+    assert f"uri:     tcp:127.0.0.1:{ports[0]}/{NQN}one" in result.stdout
+    assert runner.invoke(cli, ["discover"]).exit_code == 2
+
+
+async def test_a_persistent_controller_stays_and_its_loss_is_told(services):
+    from nvme_async.driver.tcp.discovery import watch_discovery
+
+    ports, _ = services
+    logs = watch_discovery(f"tcp:127.0.0.1:{ports[0]}", keep_alive_tmo=0.6)
+    assert len(uris(await anext(logs))) == 2
+    waiting = asyncio.ensure_future(anext(logs))
+    done, _ = await asyncio.wait([waiting], timeout=1.5)  # longer than the Keep Alive Timeout
+    assert not done
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await logs.aclose()
+
+
+async def test_nothing_there():
+    with pytest.raises(ControllerGone):
+        await nvme_async.discover("tcp:127.0.0.1:1")
+    with pytest.raises(ConfigurationError):
+        await nvme_async.discover("pci:0000:01:00.0")
+
+
+def test_an_entry_byte_by_byte():
+    """As nvmet of Linux 6.1 fills one in (drivers/nvme/target/discovery.c), written out by hand."""
+    raw = bytearray(1024)
+    raw[0:4] = bytes([3, 1, 2, 0x04])
+    struct.pack_into("<HHHH", raw, 4, 1, 0xFFFF, 32, 0)
+    raw[32:36] = b"4420"
+    raw[256:279] = b"nqn.2024-01.io.linux:t1".ljust(23)
+    raw[512:521] = b"192.0.2.7"
+    entry = DiscoveryEntry.decode(bytes(raw))
+    assert entry.uri == "tcp:192.0.2.7:4420/nqn.2024-01.io.linux:t1"
+    assert (entry.cntlid, entry.asqsz, entry.portid, entry.treq) == (0xFFFF, 32, 1, 4)
+    assert decode_header(struct.pack("<QQH", 7, 1, 0)) == (7, 1)
+    with pytest.raises(ValueError, match="format 3"):
+        decode_header(struct.pack("<QQH", 7, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("192.0.2.7/nqn.x", "192.0.2.7", 4420),
+        ("host.example:1/nqn.x", "host.example", 1),
+        ("[2001:db8::1]:9/nqn.x", "2001:db8::1", 9),
+        ("[::1]/nqn.x", "::1", 4420),
+    ],
+)
+def test_addresses(text, host, port):
+    address = Address.parse(text)
+    assert (address.host, address.port) == (host, port)
+    assert Address.parse(str(address)) == address
+
+
+def test_who_this_host_is(tmp_path, monkeypatch):
+    import nvme_async.driver.tcp.host as module
+
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
+    own = this_host()
+    assert own == this_host()
+    assert own.nqn.startswith("nqn.2014-08.org.nvmexpress:uuid:")
+    uuid = "2cd2c43b-a90a-45c1-a8cd-86b33ab273b5"
+    (tmp_path / "hostnqn").write_text(f"nqn.2014-08.org.nvmexpress:uuid:{uuid}\n")
+    assert this_host().hostid.hex() == uuid.replace("-", "")
+    (tmp_path / "hostid").write_text("11111111-2222-3333-4444-555555555555\n")
+    assert this_host().hostid.hex() == "11111111222233334444555555555555"
+    assert this_host("nqn.x", uuid).nqn == "nqn.x"
+    (tmp_path / "hostid").write_text("nonsense")
+    with pytest.raises(ConfigurationError, match="hostid"):
+        this_host()
+    with pytest.raises(ConfigurationError, match="zeroes"):
+        this_host(hostid="00000000-0000-0000-0000-000000000000")
