@@ -77,11 +77,11 @@ class BringUp:
                 step = self._plan.current
                 if controller.failure is not None:
                     raise controller.failure from None
+                may_help = isinstance(failure, (CommandError, ControllerTimeout, ControllerFatal))
                 if (
-                    not controller.transport.another_attempt(attempt < ATTEMPTS)
+                    not controller.transport.another_attempt(may_help and attempt < ATTEMPTS)
                     or controller.lifecycle.closing
                     or (step is not None and not step.repeatable)
-                    or not isinstance(failure, (CommandError, ControllerTimeout, ControllerFatal))
                 ):
                     raise
                 log.warning("%s: attempt %d: %s: %s", controller.uri, attempt, self.at, failure)

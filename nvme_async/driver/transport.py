@@ -284,7 +284,7 @@ class Transport(ABC):
         """After Identify Controller: the I/O queues. lost: names of steps whose loss has cost an attempt."""
 
     def another_attempt(self, usual: bool) -> bool:
-        """After an attempt that failed: is there to be another? usual: by the number of attempts alone."""
+        """After an attempt that failed: is there to be another? usual: by the failure and the number of attempts."""
         return usual
 
     def limit_transfer(self, mdts: int) -> bool:

@@ -85,6 +85,7 @@ class TcpTransport(Transport):
         self._all_command_sets = False
         self._lost_at: float | None = None
         self._served = False  # it was ready once
+        self._gone = ""  # why an I/O queue of this association could not be connected
         self._next_pause = FIRST_PAUSE
 
     def attach(self, owner: Owner) -> None:
@@ -141,6 +142,7 @@ class TcpTransport(Transport):
             connection.sock.close()
             raise
         self.cntlid = connection.cntlid
+        self._gone = ""
         self.reconnects += 1
         self._fresh = True
         queue.silence(False)
@@ -175,7 +177,7 @@ class TcpTransport(Transport):
 
     def another_attempt(self, usual: bool) -> bool:
         """A connection that was lost again counts for nothing, within ctrl_loss_tmo of the first loss."""
-        return usual or (self._served and bool(self._broken()) and self._in_time())
+        return usual or (self._served and bool(self._broken() or self._gone) and self._in_time())
 
     async def _pause(self) -> None:
         """None before the first attempt, then each twice the one before, until the controller serves again."""
@@ -250,11 +252,13 @@ class TcpTransport(Transport):
                 cntlid=self.cntlid,
                 in_capsule=max(0, identify.ioccsz * 16 - 64),
             )
-        except CommandError as error:
-            if (error.sct, error.sc) == handshake.INVALID_PARAMETERS:
-                # The association is gone, and not this queue alone refused.
-                raise ControllerError(str(error)) from error
-            raise
+        except (CommandError, ControllerError) as error:
+            if isinstance(error, CommandError) and (error.sct, error.sc) != handshake.INVALID_PARAMETERS:
+                raise  # this queue alone is refused
+            # The association is gone, though its admin connection may not show it yet.
+            self._gone = f"queue {qid}: {error}"
+            self.owner.request_reset(self._gone)
+            raise ControllerError(f"{self.uri}: {self._gone}") from error
 
     @property
     def all_command_sets(self) -> bool:
