@@ -80,14 +80,14 @@ class AdminQueue:
         """
         controller = self._controller
         try:
-            if await controller.sit_out():
+            if await controller._sit_out():
                 return None
-            controller.timed_out(1)
+            controller._timed_out(1)
             if await controller.transport.has_failed():
-                controller.request_reset("CSTS.CFS is set")
+                controller._request_reset("CSTS.CFS is set")
                 return ControllerFatal(f"{controller.uri}: CSTS.CFS is set, no completion of {command.name}")
         except NvmeError as gone:
             return gone
         if not again:
-            controller.request_reset(f"no completion of {command.name}")
+            controller._request_reset(f"no completion of {command.name}")
         return ControllerTimeout(f"{controller.uri}: no completion of {command.name} for {limit:g} s")

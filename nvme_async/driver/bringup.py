@@ -107,7 +107,7 @@ class BringUp:
             ),
             Step(
                 "Asynchronous Event Configuration",
-                controller.enable_events,
+                controller._enable_events,
                 lambda: "the controller reports what it likes",
             ),
             *transport.queue_steps(self.degraded, self._without),
@@ -121,7 +121,7 @@ class BringUp:
 
     async def _identify(self) -> None:
         controller = self._controller
-        controller.identified(await discovery.identify_controller(controller))
+        controller._identified(await discovery.identify_controller(controller))
 
     async def _identify_nvm(self) -> None:
         controller = self._controller
@@ -135,7 +135,7 @@ class BringUp:
         controller = self._controller
         if controller.transport.configured and controller.identify.ctratt & 1 << 15:
             command = commands.set_features(Feature.HOST_BEHAVIOR)
-            await controller.submit_admin(command, HostBehavior(lbafee=1).encode())
+            await controller._submit_admin(command, HostBehavior(lbafee=1).encode())
 
     async def _namespaces(self) -> None:
         controller = self._controller

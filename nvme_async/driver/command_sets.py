@@ -48,7 +48,7 @@ async def choose(controller: ControllerContext) -> None:
     """
     if not controller.transport.all_command_sets or Quirk.IDENTIFY_CNS in controller.quirks:
         return
-    submit = controller.submit_admin
+    submit = controller._submit_admin
     completion = await submit(commands.identify(Cns.COMMAND_SETS, cntid=_THIS_CONTROLLER))
     assert completion.data is not None
     combinations = CommandSets.decode(completion.data).iocsc

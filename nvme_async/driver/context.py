@@ -78,31 +78,31 @@ class ControllerContext(LifecycleHooks):
         """Why it failed, or None."""
         return self.lifecycle.failure
 
-    def not_here(self) -> NvmeError:
+    def _not_here(self) -> NvmeError:
         """Why it takes no commands any more."""
         if self._forked is not None:
             return self._forked
         error = HandedOver if self.state is State.HANDED_OVER else QueueShutdown
         return error(f"{self.uri}: the controller is {self.state}")
 
-    async def until_ready(self) -> None:
+    async def _until_ready(self) -> None:
         """Waits for the end of a reset or save that is under way. Raises why the controller takes no commands, if
         it doesn't.
         """
         if await self.lifecycle.settled() not in (State.READY, State.NEW):
-            raise self.failure or self.not_here()
+            raise self.failure or self._not_here()
 
     # -- threads -----------------------------------------------------------------------------------
 
-    async def at_home(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _at_home(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Runs make()'s coroutine on the home loop, from any loop."""
         if self._forked is not None:
             raise self._forked
         if asyncio.get_running_loop() is self.loop:
             return await make()
-        return await self.elsewhere(self.loop, make, "the event loop that opened this controller")
+        return await self._elsewhere(self.loop, make, "the event loop that opened this controller")
 
-    async def elsewhere(
+    async def _elsewhere(
         self, loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]], whose: str
     ) -> T:
         """Runs make()'s coroutine on another thread's loop. QueueShutdown if that loop doesn't run, or ends before
@@ -110,7 +110,7 @@ class ControllerContext(LifecycleHooks):
         """
         return await loops.on_loop(loop, make, ended=QueueShutdown(f"{self.uri}: {whose} doesn't run"))
 
-    async def on_owner(self, queue: OfLoop, function: Callable[[], T], *, timeout: float = 10.0) -> T:
+    async def _on_owner(self, queue: OfLoop, function: Callable[[], T], *, timeout: float = 10.0) -> T:
         """Runs function() in the thread of the queue's loop; here, if that loop doesn't run.
 
         ControllerTimeout if that thread is stuck; then function() won't be run.
@@ -121,7 +121,7 @@ class ControllerContext(LifecycleHooks):
     # -- what the parts ask of each other, through the controller ----------------------------------
 
     @abstractmethod
-    async def submit_admin(
+    async def _submit_admin(
         self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False
     ) -> Completion:
         """See AdminQueue.submit()."""
@@ -143,55 +143,55 @@ class ControllerContext(LifecycleHooks):
         """Reads the active namespaces again."""
 
     @abstractmethod
-    def rescan_later(self, why: str) -> None:
+    def _rescan_later(self, why: str) -> None:
         """The namespaces could not be read completely: again, a few times, once the controller is ready."""
 
     @abstractmethod
-    async def enable_events(self) -> None:
+    async def _enable_events(self) -> None:
         """Asynchronous Event Configuration."""
 
     @abstractmethod
-    def publish(self, event: Any) -> None:
+    def _publish(self, event: Any) -> None:
         """An Event for those who listen."""
 
     @abstractmethod
-    def identified(self, identify: IdentifyController) -> None:
+    def _identified(self, identify: IdentifyController) -> None:
         """What Identify Controller says, at bring-up and after each reset."""
 
     @abstractmethod
-    def fail(self, error: NvmeError) -> None:
+    def _fail(self, error: NvmeError) -> None:
         """The controller is beyond help: all waits end with `error`, now and from now on."""
 
     @abstractmethod
-    def request_reset(self, reason: str) -> None:
+    def _request_reset(self, reason: str) -> None:
         """A reset, unless a recovery is under way or the controller isn't ready."""
 
     @abstractmethod
-    async def reset_once(self, reason: str, resets: int) -> None:
+    async def _reset_once(self, reason: str, resets: int) -> None:
         """reset(), unless there was one since there were `resets` of them."""
 
     @abstractmethod
-    async def sit_out(self) -> bool:
+    async def _sit_out(self) -> bool:
         """Waits while the controller has paused its processing; False if it hasn't, or for too long."""
 
     @abstractmethod
-    async def identify_again(self) -> None:
+    async def _identify_again(self) -> None:
         """Identify Controller once more: other firmware may run now."""
 
     @abstractmethod
-    def timed_out(self, commands: int) -> None:
+    def _timed_out(self, commands: int) -> None:
         """Counts commands that were not answered in time."""
 
     @abstractmethod
-    def on_timeout(self, queue: Any, late: list[tuple[int, bytes]]) -> None:
+    def _on_timeout(self, queue: Any, late: list[tuple[int, bytes]]) -> None:
         """From a queue's watchdog, on that queue's loop."""
 
     @abstractmethod
-    def on_slow(self) -> None:
+    def _on_slow(self) -> None:
         """From a queue's watchdog: a command is out for a while, not yet for too long."""
 
     @abstractmethod
-    def on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None:
+    def _on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None:
         """`n` completions answered nothing, when there had been `resets` resets. On the home loop.
 
         ambiguous: which command was answered is uncertain.

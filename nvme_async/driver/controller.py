@@ -4,7 +4,7 @@ shutdown.
 Threads: a controller lives on the loop that opened it (`loop`, its home). Admin work happens there,
 whoever asks. I/O happens on the loop that
 awaits it, each with a queue pair of its own; nothing of one loop's queue pair is touched from
-another thread, except through on_owner().
+another thread, except through _on_owner().
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ class Controller(ControllerContext):
         self.lifecycle.to(State.READY)
         await self.transport.queues.go()
         self.listener.start()
-        self.brought_up()
+        self._brought_up()
 
-    def identified(self, identify: IdentifyController) -> None:
+    def _identified(self, identify: IdentifyController) -> None:
         """What Identify Controller says, at bring-up and after each reset: firmware may have changed
         it. New limits count from here on.
         """
@@ -141,9 +141,9 @@ class Controller(ControllerContext):
         error = ControllerGone(f"{self.uri}: {self.transport.trouble or 'the device is gone'}")
         if self.state is State.CLOSING:
             self._telling = self.loop.create_task(self.transport.queues.fail(error))
-        self.fail(error)
+        self._fail(error)
 
-    async def hurry(self, error: NvmeError) -> None:
+    async def _cut_off(self, error: NvmeError) -> None:
         """Ends every wait of a close() or reset() that takes too long: waiters get `error` and the
             device is closed, so that its mappings
         are gone and nothing waits for it any more. close() has to follow, if it isn't under way. On
@@ -158,7 +158,7 @@ class Controller(ControllerContext):
         Controller. None if the controller can't be stopped, or was closed before: then the way is closed.
         """
         self.lifecycle.closing = True
-        return await self.at_home(lambda: finish(lambda: self._close(keep=True)))
+        return await self._at_home(lambda: finish(lambda: self._close(keep=True)))
 
     async def close(self) -> None:
         """Shuts down: no new commands, those that are out get `drain_timeout`, queues deleted,
@@ -173,7 +173,7 @@ class Controller(ControllerContext):
             return
         if self.loop.is_closed():
             self._inherit()
-        await self.at_home(lambda: finish(self._close))
+        await self._at_home(lambda: finish(self._close))
 
     def __del__(self) -> None:
         """Dropped without close(), after its loop has ended (a running one refers to it): a warning, and
@@ -185,13 +185,13 @@ class Controller(ControllerContext):
             return
         self.lifecycle = Lifecycle(self.uri)
         try:
-            self.drop_device()
+            self._drop_device()
         finally:
             warnings.warn(
                 f"unclosed controller {self.uri}: await its close()", ResourceWarning, stacklevel=2, source=self
             )
 
-    def drop_device(self) -> None:
+    def _drop_device(self) -> None:
         """Closes the way to the controller, which is sent nothing and reaches no memory any more."""
         self.transport.drop()
 
@@ -221,7 +221,7 @@ class Controller(ControllerContext):
         try:
             return await self._shut_down(keep)
         finally:
-            await self.closed()
+            await self._was_closed()
 
     async def _shut_down(self, keep: bool) -> Transport | None:
         async with self._lock:
@@ -229,7 +229,7 @@ class Controller(ControllerContext):
                 return None
             was_ready = self.state is State.READY
             self.lifecycle.to(State.CLOSING)
-            self.became_unusable()
+            self._became_unusable()
             reason = QueueShutdown(f"{self.uri}: the controller is closed")
             for namespace in self.namespaces.values():
                 namespace._set_gone(reason)
@@ -240,7 +240,7 @@ class Controller(ControllerContext):
             await self.listener.stop()
             await self.scanner.stop()
             await self.transport.queues.fail(reason, admin=False)
-            await self.stop_background_work()
+            await self._stop_background_work()
             if was_ready:
                 try:
                     await self.transport.shut_down(self._shutdown_seconds())
@@ -280,13 +280,13 @@ class Controller(ControllerContext):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def fail(self, error: NvmeError) -> None:
+    def _fail(self, error: NvmeError) -> None:
         """The controller is beyond help: everybody gets `error`, now and from now on. Pages stay
         owned until close(). On the home loop.
         """
         if not self.lifecycle.fail(error):
             return
-        self.became_unusable()
+        self._became_unusable()
         log.error("%s: %s", self.uri, error)
         for namespace in self.namespaces.values():
             namespace._set_gone(error)
@@ -300,9 +300,9 @@ class Controller(ControllerContext):
         Callers of I/O wait meanwhile. ControllerGone or ControllerTimeout when the controller
         doesn't come back; then it has failed.
         """
-        await self.at_home(lambda: finish(lambda: self._reset(reason)))
+        await self._at_home(lambda: finish(lambda: self._reset(reason)))
 
-    async def reset_once(self, reason: str, resets: int) -> None:
+    async def _reset_once(self, reason: str, resets: int) -> None:
         """reset(), unless there was one since there were `resets` of them. For the recovery: it can be
         cancelled while it waits for the lock. On the home loop.
         """
@@ -320,14 +320,14 @@ class Controller(ControllerContext):
             log.warning("%s: controller reset (%s)", self.uri, reason)
             lifecycle.to(State.RESETTING)
             self.resets += 1
-            self.changed()
+            self._changed()
             try:
                 await self.listener.stop()
                 await self.transport.queues.hold("reset")
                 await self.transport.queues.silence()
                 await self.bringup.again(reason)
                 lifecycle.to(State.READY)
-                self.changed()
+                self._changed()
                 await self.transport.queues.go()
             except BaseException as error:
                 # A refused Identify is no waiting read's own status: its caller must see that the controller failed.
@@ -336,7 +336,7 @@ class Controller(ControllerContext):
                     if isinstance(error, NvmeError) and not isinstance(error, CommandError)
                     else ControllerError(f"{self.uri}: the reset failed: {str(error) or repr(error)}")
                 )
-                self.fail(failure)
+                self._fail(failure)
                 raise
             self.listener.start()
 
@@ -355,13 +355,13 @@ class Controller(ControllerContext):
         unlimited: `admin_timeout` doesn't count for this command, which may take hours (Format NVM);
         the caller limits it.
         """
-        return await self.at_home(lambda: self._admin(command, buffer, tag, unlimited))
+        return await self._at_home(lambda: self._admin(command, buffer, tag, unlimited))
 
     async def _admin(self, command: Command, buffer: Any, tag: int, unlimited: bool) -> Completion:
-        await self.until_ready()
+        await self._until_ready()
         return await self.effects.submit(command, buffer, tag, unlimited)
 
-    async def submit_admin(
+    async def _submit_admin(
         self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False
     ) -> Completion:
         """The driver's own admin commands; see AdminQueue.submit(). On the home loop."""
@@ -375,7 +375,7 @@ class Controller(ControllerContext):
 
         A namespace whose Identify fails stays as it is and is read again in the background.
         """
-        await self.at_home(lambda: self.scanner.scan(cause))
+        await self._at_home(lambda: self.scanner.scan(cause))
 
     def events(self) -> AsyncIterator[Event]:
         """Asynchronous events of the controller (namespaces changed, errors, SMART warnings), as
@@ -409,7 +409,7 @@ class Controller(ControllerContext):
 
     def _reachable(self) -> Transport:
         if self.state in ENDING:
-            raise self.not_here()
+            raise self._not_here()
         return self.transport
 
     @staticmethod
@@ -426,44 +426,44 @@ class Controller(ControllerContext):
         with the controller).
         """
         if self.state in ENDING or self.state is State.SAVING:
-            raise self.not_here()
+            raise self._not_here()
         registration: Registration = self.transport.register(buffer)
         return registration
 
     # -- what the driver's parts ask of each other -------------------------------------------------
 
-    async def enable_events(self) -> None:
+    async def _enable_events(self) -> None:
         await self.listener.enable()
 
-    def publish(self, event: Event) -> None:
+    def _publish(self, event: Event) -> None:
         self.listener.publish(event)
 
-    def rescan_later(self, why: str) -> None:
+    def _rescan_later(self, why: str) -> None:
         self.scanner.later(why)
 
-    def request_reset(self, reason: str) -> None:
+    def _request_reset(self, reason: str) -> None:
         self.recovery.request(reason)
 
-    async def sit_out(self) -> bool:
+    async def _sit_out(self) -> bool:
         return await self.recovery.sit_out()
 
-    async def identify_again(self) -> None:
+    async def _identify_again(self) -> None:
         try:
             async with self.scanner.alone():
                 await self.scanner.controller_again()
         except ControllerReplaced as error:
-            self.fail(error)
+            self._fail(error)
 
-    def timed_out(self, commands: int) -> None:
+    def _timed_out(self, commands: int) -> None:
         self.recovery.timeouts += commands
 
-    def on_timeout(self, queue: CommandQueue, late: list[tuple[int, bytes]]) -> None:
+    def _on_timeout(self, queue: CommandQueue, late: list[tuple[int, bytes]]) -> None:
         self.recovery.on_timeout(queue, late)
 
-    def on_slow(self) -> None:
+    def _on_slow(self) -> None:
         self.recovery.on_slow()
 
-    def on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None:
+    def _on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None:
         self.recovery.on_stray(n, what, ambiguous, resets)
 
     # -- sight -------------------------------------------------------------------------------------
@@ -492,7 +492,7 @@ class Controller(ControllerContext):
             "event_requests": self.listener.inspect(),
             "rescan": self.scanner.inspect(),
             "effects": self.effects.inspect(),
-            **self.inspect_hooks(),
+            **self._inspect_hooks(),
             "namespaces": [namespace.inspect() for namespace in list(self.namespaces.values())],
             **self.transport.inspect(),
         }

@@ -45,7 +45,7 @@ NOT_OF_NVM = {
 
 
 async def _identify(controller: ControllerContext, cns: Cns, nsid: int = 0) -> bytes:
-    completion = await controller.submit_admin(commands.identify(cns, nsid))
+    completion = await controller._submit_admin(commands.identify(cns, nsid))
     assert completion.data is not None
     return completion.data
 

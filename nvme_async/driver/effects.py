@@ -158,7 +158,7 @@ class Effects:
         self._asked = True
         if not controller.identify.lpa & 1 << 1:
             return
-        page = await controller.submit_admin(commands.get_log_page(LogPage.COMMANDS_SUPPORTED_AND_EFFECTS, 4096))
+        page = await controller._submit_admin(commands.get_log_page(LogPage.COMMANDS_SUPPORTED_AND_EFFECTS, 4096))
         assert page.data is not None
         self.supported = CommandsSupported.decode(page.data)
 
@@ -194,7 +194,7 @@ class Effects:
             task.exception()  # the caller's, if there still is one
 
     async def _send(self, command: Command, buffer: Any, tag: int, unlimited: bool) -> Completion:
-        return await self._controller.submit_admin(command, buffer, tag=tag, internal=unlimited, user=True)
+        return await self._controller._submit_admin(command, buffer, tag=tag, internal=unlimited, user=True)
 
     async def _with_effects(
         self, effect: Effect, command: Command, buffer: Any, tag: int, unlimited: bool
@@ -205,7 +205,7 @@ class Effects:
             self.running.append(command.name)
             try:
                 # A successor must know before the controller does: it would trust the saved namespaces.
-                controller.changed(strictly=True)
+                controller._changed(strictly=True)
                 with _Held(concerned) as held:
                     await self._drain(command, concerned)
                     try:
@@ -217,7 +217,7 @@ class Effects:
             finally:
                 self.running.remove(command.name)
                 if controller.state is State.READY:
-                    controller.changed()
+                    controller._changed()
                 await controller.transport.queues.go_on()
 
     def _concerned(self, effect: Effect, command: Command) -> list[Namespace]:
@@ -251,7 +251,7 @@ class Effects:
             if effect.namespaces or effect.holds:
                 return await self._scanner.namespaces_again(concerned)
         except ControllerReplaced as error:
-            controller.fail(error)
+            controller._fail(error)
             return False
         except NvmeError as error:
             log.warning("%s: %s", controller.uri, error)

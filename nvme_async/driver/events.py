@@ -75,9 +75,9 @@ class EventListener:
         """
         controller = self._controller
         wanted = controller.identify.oaes & _NOTICES | _SMART
-        now = (await controller.submit_admin(commands.get_features(Feature.ASYNC_EVENT_CONFIGURATION))).dw0
+        now = (await controller._submit_admin(commands.get_features(Feature.ASYNC_EVENT_CONFIGURATION))).dw0
         if now & wanted != wanted:
-            await controller.submit_admin(commands.set_features(Feature.ASYNC_EVENT_CONFIGURATION, now | wanted))
+            await controller._submit_admin(commands.set_features(Feature.ASYNC_EVENT_CONFIGURATION, now | wanted))
 
     def start(self, adopted: Sequence[Awaitable[Any]] | None = None) -> None:
         """adopted: the requests that a predecessor left with the controller, so that there is never
@@ -120,7 +120,7 @@ class EventListener:
                 if left:
                     dw0, dw1, _ = await left.pop(0)
                 else:
-                    completion = await controller.submit_admin(commands.async_event_request(), internal=True)
+                    completion = await controller._submit_admin(commands.async_event_request(), internal=True)
                     dw0, dw1 = completion.dw0, completion.dw1
             except CommandError as error:
                 self.failures += 1
@@ -162,7 +162,7 @@ class EventListener:
         controller = self._controller
         for lid in (LogPage.ERROR_INFORMATION, LogPage.SMART_HEALTH, LogPage.CHANGED_NAMESPACES):
             try:
-                await controller.submit_admin(commands.get_log_page(lid, _LOG_BYTES.get(lid, 512)))
+                await controller._submit_admin(commands.get_log_page(lid, _LOG_BYTES.get(lid, 512)))
             except CommandError as error:
                 log.warning("%s: log page %#x: %s", controller.uri, lid, error)
         await self._rescan(None)
@@ -174,7 +174,7 @@ class EventListener:
             await controller.rescan(event)
         except CommandError as error:
             log.warning("%s: rescan: %s", controller.uri, error)
-            controller.rescan_later(str(error))
+            controller._rescan_later(str(error))
 
     async def _handle(self, event: AsyncEvent) -> None:
         controller = self._controller
@@ -185,15 +185,15 @@ class EventListener:
         activation = event.type == AsyncEventType.NOTICE and event.info == NoticeEvent.FIRMWARE_ACTIVATION_STARTING
         if activation:
             # Its processing pauses meanwhile, that of the next command too (5.12.1).
-            await controller.sit_out()
+            await controller._sit_out()
         # Reading the log page clears the event; without that there won't be another of its kind.
         nbytes = _LOG_BYTES.get(event.lid, 512)  # type: ignore[call-overload]
         try:
-            await controller.submit_admin(commands.get_log_page(event.lid, nbytes))
+            await controller._submit_admin(commands.get_log_page(event.lid, nbytes))
         except CommandError as error:
             log.warning("%s: %s: log page %#x: %s", controller.uri, event.name, event.lid, error)
         if activation:
-            await controller.identify_again()
+            await controller._identify_again()
         if event.type == AsyncEventType.NOTICE and event.info == NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED:
             # The list says which, or FFFFFFFFh for too many; the active list is the truth either
             # way, and covers changes made meanwhile.

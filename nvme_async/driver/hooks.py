@@ -12,25 +12,25 @@ from typing import Any
 class LifecycleHooks:
     """Called by the driver on the controller's home loop, unless said otherwise."""
 
-    def brought_up(self) -> None:
+    def _brought_up(self) -> None:
         """The bring-up is over and the controller is ready."""
 
-    def changed(self, *, strictly: bool = False) -> None:
+    def _changed(self, *, strictly: bool = False) -> None:
         """Something changed that a process which continues with this controller must know.
 
         That is: the lifecycle state, a queue pair, a namespace, or memory that the device can reach.
         strictly: the change must not be made if it cannot be recorded; then this raises OutOfDmaMemory.
         """
 
-    def became_unusable(self) -> None:
+    def _became_unusable(self) -> None:
         """The controller is being closed, or has failed: no other process can continue with it."""
 
-    async def stop_background_work(self) -> None:
+    async def _stop_background_work(self) -> None:
         """Ends tasks that use the queues. Called before they are deleted or given up."""
 
-    async def closed(self) -> None:
+    async def _was_closed(self) -> None:
         """The controller is closed and its memory is released. Called once for every close(), in any state."""
 
-    def inspect_hooks(self) -> dict[str, Any]:
+    def _inspect_hooks(self) -> dict[str, Any]:
         """Keys that are added to Controller.inspect()."""
         return {}

@@ -199,7 +199,8 @@ class Namespace(NamespaceCore):
             geometry.check()
             return await getattr(self, method)(*arguments, **options)
 
-        return await self.controller.elsewhere(neighbour.loop, there, "the event loop whose queue pair this one shares")
+        whose = "the event loop whose queue pair this one shares"
+        return await self.controller._elsewhere(neighbour.loop, there, whose)
 
     def _moved(
         self, method: str, lba: int, what: Any, fua: bool, metadata: Any, protect: Protect | None

@@ -278,7 +278,7 @@ class PlainQueues:
         loop = asyncio.get_running_loop()
         queue = self._io.get(loop)
         if queue is None:
-            await self._owner.until_ready()
+            await self._owner._until_ready()
             with self._lock:
                 for ended in [one for one in self._io if one.is_closed()]:
                     del self._io[ended]
@@ -294,7 +294,7 @@ class PlainQueues:
     async def _each(self, what: Callable[[PlainQueue], None], *, admin: bool) -> None:
         for queue in self.all() if admin else self.with_commands():
             if not queue.loop.is_closed():
-                await self._owner.on_owner(queue, lambda queue=queue: what(queue))  # type: ignore[misc]
+                await self._owner._on_owner(queue, lambda queue=queue: what(queue))  # type: ignore[misc]
 
     async def hold(self, reason: str) -> None:
         self._holds.add(reason)

@@ -106,7 +106,7 @@ class Recovery:
             return
         self._stray_resets += 1
         if self._stray_resets > MAX_STRAY_RESETS:
-            controller.fail(ControllerFatal(f"{controller.uri}: {what}, again after {MAX_STRAY_RESETS} resets"))
+            controller._fail(ControllerFatal(f"{controller.uri}: {what}, again after {MAX_STRAY_RESETS} resets"))
         else:
             self.request(what)
 
@@ -138,7 +138,7 @@ class Recovery:
         meanwhile, it is dealt with. The controller has failed if it doesn't come back.
         """
         with contextlib.suppress(NvmeError):
-            await self._controller.reset_once(reason, resets)
+            await self._controller._reset_once(reason, resets)
 
     async def sit_out(self) -> bool:
         """Waits while the controller has paused its processing, as for the activation of firmware
@@ -158,7 +158,7 @@ class Recovery:
             if reason := await controller.transport.lost():
                 await self._reset(reason, resets)
         except (ControllerGone, ControllerTimeout) as error:
-            controller.fail(error)
+            controller._fail(error)
         except NvmeError as error:
             log.warning("%s: %s", controller.uri, error)
 
@@ -177,7 +177,7 @@ class Recovery:
                 return
             await self._reset(reason or "commands timed out", resets)
         except NvmeError as error:
-            controller.fail(error)
+            controller._fail(error)
 
     async def _abort(self, queue: CommandQueue, late: list[tuple[int, bytes]]) -> bool:
         """Asks the controller to abort them; True when none of them is out any more in time."""
@@ -185,13 +185,13 @@ class Recovery:
         if queue.qid == 0:
             return False  # an admin queue that doesn't answer won't answer an Abort either
         cids = [cid for cid, _ in late]
-        await controller.on_owner(queue, lambda: queue.mark_timed_out(cids))
+        await controller._on_owner(queue, lambda: queue.mark_timed_out(cids))
         # No more at once than the controller takes (ACL is zero-based).
         limit = (controller.identify.acl if controller.identify is not None else 0) + 1
 
         async def one(cid: int) -> None:
             self.aborts += 1
-            await controller.submit_admin(commands.abort(queue.qid, cid), internal=True)
+            await controller._submit_admin(commands.abort(queue.qid, cid), internal=True)
 
         try:
             async with asyncio.timeout(controller.options.abort_timeout):
@@ -212,5 +212,5 @@ class Recovery:
         return True
 
     async def _until_over(self, queue: CommandQueue, cids: list[int]) -> None:
-        while await self._controller.on_owner(queue, lambda: queue.still_out(cids)):
+        while await self._controller._on_owner(queue, lambda: queue.still_out(cids)):
             await asyncio.sleep(0.01)

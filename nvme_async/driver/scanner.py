@@ -83,7 +83,7 @@ class Scanner:
             controller.identify_nvm = await discovery.identify_command_set(controller)
         except CommandError as error:
             log.warning("%s: limits of the NVM command set: %s; they stay as they were", controller.uri, error)
-        controller.identified(identify)
+        controller._identified(identify)
 
     async def namespaces_again(self, concerned: Iterable[Namespace]) -> bool:
         """A scan after a command that may have changed these namespaces. True if all of them are
@@ -128,9 +128,10 @@ class Scanner:
         for nsid in unread:
             if nsid in changed and nsid in controller.namespaces:
                 controller.namespaces[nsid]._unknown()
-        for nsid in controller.namespaces:
-            if nsid not in found and nsid not in unread:
-                degraded.clear(f"namespace {nsid}")
+        # Also of those that were only tried for want of a list.
+        for name in list(degraded.reasons):
+            if name.startswith("namespace ") and int(name.split()[1]) not in unread:
+                degraded.clear(name)
         if not unread:
             degraded.clear("namespaces")
         await self._apply(found, cause)
@@ -174,9 +175,9 @@ class Scanner:
             for nsid in after:
                 before[nsid] = before.pop(nsid)
         if changes:
-            controller.changed()
+            controller._changed()
             for kind, nsid in changes:
-                controller.publish(Event(kind, controller.uri, nsid, cause))
+                controller._publish(Event(kind, controller.uri, nsid, cause))
             await controller.transport.queues.go_on()
 
     # -- what could not be read --------------------------------------------------------------------

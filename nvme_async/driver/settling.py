@@ -22,7 +22,7 @@ _CHECK = 1.0
 
 async def settled(controller: ControllerContext, nsid: int, lba: int, blocks: int) -> None:
     """Returns once no command of this process that was left behind before this call, and may change
-    one of these blocks, is with the controller. Raises what not_here() says if they have become
+    one of these blocks, is with the controller. Raises what _not_here() says if they have become
     another process's meanwhile.
     """
     known = controller.transport.queues.with_commands()
@@ -44,7 +44,7 @@ async def _settled(controller: ControllerContext, queue: CommandQueue, nsid: int
             queue.when_gone(cids, report)
         return bool(cids)
 
-    if not await controller.on_owner(queue, begin):
+    if not await controller._on_owner(queue, begin):
         return
     pauses = iter(_PAUSES)
     while not gone.is_set():
@@ -57,6 +57,6 @@ async def _settled(controller: ControllerContext, queue: CommandQueue, nsid: int
             if queue.closed:
                 break
             if not running:
-                await controller.on_owner(queue, queue.poll)
+                await controller._on_owner(queue, queue.poll)
     if controller.state is State.HANDED_OVER:
-        raise controller.not_here()
+        raise controller._not_here()

@@ -87,7 +87,7 @@ class PredecessorCleanup:
             controller.scanner.later(str(error))
         await self._transport.queues.go_on()
         self._transport.queues.lift("drain")
-        controller.changed()
+        controller._changed()
 
     async def _until(self, done) -> None:  # type: ignore[no-untyped-def]
         """Looks at the completion rings meanwhile: some are without interrupts, and an interrupt
@@ -115,7 +115,7 @@ class PredecessorCleanup:
             if slot.owner in (f"queue {qid}", f"bounce {qid}") and slot.state == "pending-restore":
                 self._pool.reclaim(slot.offset)
         self._transport.queues.give_back(qid)
-        controller.changed()
+        controller._changed()
 
     def _free_what_nobody_used(self) -> None:
         """Memory that the predecessor had taken for something which the controller was never told

@@ -28,7 +28,7 @@ class Controller(KeptController):
         and service goes on. Raises as bundle() does; ControllerError when the controller has failed;
         ControllerTimeout when a loop that uses it is stuck.
         """
-        return await self.at_home(lambda: finish(lambda: saving.save(self)))
+        return await self._at_home(lambda: finish(lambda: saving.save(self)))
 
     async def exec(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
         """Becomes another program, under the same process id, while the controller runs on; the program opens the
@@ -37,7 +37,7 @@ class Controller(KeptController):
         argv: as for os.execvp(). env: its environment, by default this one's. See nvme_async.keepalive.execute
             for what is raised, and for several controllers.
         """
-        await self.at_home(lambda: execute.execute([self], argv, env))
+        await self._at_home(lambda: execute.execute([self], argv, env))
         raise AssertionError("execve() has returned")
 
     def handover(self, where: str | os.PathLike[str] | socket.socket) -> Offer:

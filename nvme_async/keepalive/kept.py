@@ -84,7 +84,7 @@ class KeptController(DriverController):
         """Can a successor take the running controller over?"""
         return self.recorder is not None
 
-    def keep(self, manifest: Manifest | None = None, state: State | None = None) -> None:
+    def _keep(self, manifest: Manifest | None = None, state: State | None = None) -> None:
         """From here on the saved state is kept up to date: in `manifest`, which held a predecessor's `state`, or
         in a new one."""
         assert self.memory is not None
@@ -96,24 +96,24 @@ class KeptController(DriverController):
             # now come first.
             self.recorder.inherit(state)
             self.loop.call_later(0.001, self._renew)
-        self.memory.on_mapped = self.changed
-        self.bundle_changed()
+        self.memory.on_mapped = self._changed
+        self._bundle_changed()
 
     def _renew(self) -> None:
         if self.recorder is not None:
             self.recorder.renew()
 
-    def bundle_changed(self) -> None:
+    def _bundle_changed(self) -> None:
         """Notifies the owner of the deposited copy."""
         if self.on_bundle_changed is not None:
             self.on_bundle_changed()
 
-    def decided(self, decision: Decision) -> None:
+    def _decided(self, decision: Decision) -> None:
         """What was decided about keepalive, for inspect() and the saved state."""
         self.settings, self.decision = decision, str(decision)
         if self.recorder is not None:
             self.recorder.decision = self.decision
-        self.changed()
+        self._changed()
 
     def bundle(self) -> Bundle:
         """What a successor needs, as it is now, with descriptors of its own; the caller closes it.
@@ -132,32 +132,32 @@ class KeptController(DriverController):
 
     # -- hooks of the driver -----------------------------------------------------------------------
 
-    def brought_up(self) -> None:
+    def _brought_up(self) -> None:
         if self.options.keepalive:
-            self.keep()
+            self._keep()
 
-    def changed(self, *, strictly: bool = False) -> None:
+    def _changed(self, *, strictly: bool = False) -> None:
         if self.recorder is None:
             return
         # Whatever changes during a reset, no other process can go on with the controller before its end.
         phase: Phase = "resetting" if self.state == "resetting" else "live"
         self.recorder.record(phase) if strictly else self.recorder.note(phase)
 
-    def became_unusable(self) -> None:
+    def _became_unusable(self) -> None:
         recorder, self.recorder = self.recorder, None
         if recorder is not None:
             recorder.note("closing" if self.state == "closing" else "failed")
-            self.bundle_changed()
+            self._bundle_changed()
 
-    async def stop_background_work(self) -> None:
+    async def _stop_background_work(self) -> None:
         if self.cleanup is not None:
             await self.cleanup.stop()
 
-    async def closed(self) -> None:
+    async def _was_closed(self) -> None:
         if self.depositor is not None:
             await self.depositor.end()
 
-    def inspect_hooks(self) -> dict[str, Any]:
+    def _inspect_hooks(self) -> dict[str, Any]:
         return {
             "keepalive": {
                 "on": self.keepalive,
@@ -169,9 +169,9 @@ class KeptController(DriverController):
             }
         }
 
-    def drop_device(self) -> None:
+    def _drop_device(self) -> None:
         if self.depositor is None:
-            super().drop_device()
+            super()._drop_device()
             return
         # The custodian has descriptors of its own, so for the next process the controller runs on: its memory stays
         # as it is.
@@ -195,7 +195,7 @@ class KeptController(DriverController):
         Don't free it before the commands in `adopted` that use it are finished.
         """
         if self.memory is None or not self.memory.pools:
-            raise self.not_here()
+            raise self._not_here()
         return self.memory.pools[0].claim(slot.offset)
 
     async def validate_restore(self) -> list[Slot]:
@@ -207,5 +207,5 @@ class KeptController(DriverController):
         if self.cleanup is not None:
             await self.cleanup.wait()
         if self.memory is None or not self.memory.pools:
-            raise self.not_here()
+            raise self._not_here()
         return cleanup.validate(self.uri, self.memory.clients)

@@ -130,7 +130,7 @@ async def settle_in(controller: Controller, decision: Decision, custodian: Custo
     """The controller has its driver: deposits it, if it is kept alive and somebody holds it. The
     custodian is the controller's then.
     """
-    controller.decided(decision)
+    controller._decided(decision)
     if custodian is not None and controller.keepalive:
         controller.depositor = Depositor(controller, custodian)
         await controller.depositor.start()

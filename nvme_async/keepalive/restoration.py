@@ -310,7 +310,7 @@ class Restoration:
                 events = self._adopt(controller, queues)
             controller.cleanup = PredecessorCleanup(controller, controller.adopted, state)
             controller.cleanup.begin(verify=self._in_doubt(controller))
-            controller.keep(Manifest(pool, buffer, self._found[1], self._body), state)
+            controller._keep(Manifest(pool, buffer, self._found[1], self._body), state)
             controller.listener.start(events)
             transport.watch(controller._on_gone)
         except BaseException:

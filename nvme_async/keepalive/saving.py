@@ -56,14 +56,14 @@ async def suspend(controller: KeptController) -> None:
             await suspension.suspend(controller, write)
         phases.add("suspend", -phases.seconds["write"])
     except BaseException:
-        controller.bundle_changed()
+        controller._bundle_changed()
         raise
 
 
 async def resume(controller: KeptController) -> None:
     """No successor took over: service continues."""
     await suspension.resume(controller)
-    controller.bundle_changed()  # it may be deposited again
+    controller._bundle_changed()  # it may be deposited again
 
 
 async def release(controller: KeptController) -> None:
@@ -74,4 +74,4 @@ async def release(controller: KeptController) -> None:
         log.info("%s: saved: %s", controller.uri, controller.phases)
     controller.adopted.on_drained = None
     await suspension.release(controller)
-    controller.bundle_changed()
+    controller._bundle_changed()

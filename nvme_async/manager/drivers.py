@@ -113,7 +113,7 @@ class Drivers:
         limit = self.close_limit
         reason = ControllerError(f"{self.uri}: the controller was not shut down in time, its device was closed")
         log.error("%s", reason)
-        hurry = asyncio.ensure_future(controller.hurry(reason))
-        await asyncio.wait([hurry, task], timeout=limit, return_when=asyncio.ALL_COMPLETED)
+        forced = asyncio.ensure_future(controller._cut_off(reason))
+        await asyncio.wait([forced, task], timeout=limit, return_when=asyncio.ALL_COMPLETED)
         if not task.done():
             raise reason

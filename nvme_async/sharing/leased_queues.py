@@ -74,7 +74,7 @@ class LeasedQueueMaker(QueueMaker):
             queue.hot.reap()
             queue.hot.silence(True)
 
-        await self._controller.on_owner(queue, last)
+        await self._controller._on_owner(queue, last)
         await self._leased.request("delete", {"qid": queue.qid})
 
 
@@ -82,7 +82,7 @@ class LeasedQueues(QueueSet):
     """See QueueSet. There is no native admin queue: all() has the I/O queues only."""
 
     def __init__(self, controller: Owner, transport: Leased) -> None:
-        super().__init__(controller, transport)  # type: ignore[arg-type]
+        super().__init__(controller, transport)
         self._leased = transport
         self.maker: LeasedQueueMaker = LeasedQueueMaker(controller, transport)
         self._events: deque[tuple[int, int]] = deque(maxlen=_EVENTS)

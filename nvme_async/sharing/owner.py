@@ -91,12 +91,12 @@ class Share:
         return self._stops
 
     async def _start(self) -> Share:
-        await self.controller.at_home(lambda: finish(self._begin))
+        await self.controller._at_home(lambda: finish(self._begin))
         return self
 
     async def _begin(self) -> None:
         controller, transport = self.controller, self.transport
-        await controller.until_ready()
+        await controller._until_ready()
         doorbells, queues = transport.device.doorbells(), transport.queues
         if doorbells.window is None:
             raise ConfigurationError(f"{controller.uri}: its doorbells are no memory, so it cannot be shared")
@@ -123,7 +123,7 @@ class Share:
         """Takes all leases back, and ends sharing: workers' controllers fail with ControllerGone. The controller goes
         on. Does nothing after the controller's own end.
         """
-        await self.controller.at_home(lambda: finish(self._close))
+        await self.controller._at_home(lambda: finish(self._close))
 
     async def _close(self) -> None:
         queues = self.transport.queues
@@ -210,7 +210,7 @@ class Share:
         if connection.lease is not None:
             raise LeaseError("this connection has a lease already", code="invalid")
         wanted = min(message.number("queues", 1, MAX_QUEUES), self.policy.queues)
-        await self.controller.until_ready()
+        await self.controller._until_ready()
         transport, policy = self.transport, self.policy
         if len(self.leases) >= policy.workers:
             raise LeaseError(f"{policy.workers} workers have a lease, which is the limit (workers)", code="full")
@@ -260,7 +260,7 @@ class Share:
         self.leases[lease.number] = lease
         connection.lease = lease
         self.controller.loop.add_reader(pidfd, self._died, lease)
-        self.controller.changed()
+        self.controller._changed()
         ids = transport.device.ids
         body = {
             "lease": lease.number,
@@ -335,7 +335,7 @@ class Share:
             channel, lease.channel = lease.channel, None
             if channel is not None:
                 self.controller.loop.call_later(1.0, channel.close)
-            self.controller.changed()
+            self.controller._changed()
 
     async def revoke(self, pid: int) -> int:
         """Takes back what the process has; how many leases that were. Its controllers fail with LeaseError."""

@@ -61,7 +61,7 @@ async def execute(
     policy.check_admin(command, qids)
     try:
         if command.opcode == AdminOpcode.ABORT:
-            completion = await controller.submit_admin(command, internal=True)
+            completion = await controller._submit_admin(command, internal=True)
         else:
             completion = await controller.admin(command, data or None)
     except CommandError as error:

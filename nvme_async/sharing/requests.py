@@ -117,7 +117,7 @@ class Requests:
             mapping = Mapping(iova, nbytes)
             lease.mappings.append(mapping)
             memory.lent_mappings += 1
-            self._share.controller.changed()
+            self._share.controller._changed()
             try:
                 await in_thread(map_memory, self._share.transport.device, mapping, fd, offset)
             except (NvmeError, OSError, ValueError) as error:
@@ -133,7 +133,7 @@ class Requests:
             self._lease(connection, message)
             found = [mapping for mapping in lease.mappings if (mapping.iova, mapping.nbytes) == (iova, nbytes)]
             await TakingBack(self._share.controller, self._share.transport).unmap(lease, found)
-        self._share.controller.changed()
+        self._share.controller._changed()
         return {}, b""
 
     async def _create(self, connection: Connection, message: Message) -> Answer:
@@ -148,19 +148,19 @@ class Requests:
         async with lease.lock, self._admin:
             lease.check_ring("completion", cq, 16 * entries)
             lease.check_ring("submission", sq, 64 * entries)
-            await controller.until_ready()
+            await controller._until_ready()
             lease.check_life(life)
             if lease.queues[qid] is not QueueIs.ABSENT:
                 raise LeaseError(f"create: queue {qid} is {lease.queues[qid]} already", code="invalid")
             lease.confirmed = lease.life
             lease.queues[qid] = QueueIs.UNCERTAIN
-            controller.changed()
-            await controller.submit_admin(commands.create_io_cq(qid, entries, cq, qid, interrupts=interrupts))
+            controller._changed()
+            await controller._submit_admin(commands.create_io_cq(qid, entries, cq, qid, interrupts=interrupts))
             lease.check_life(life)
-            await controller.submit_admin(commands.create_io_sq(qid, entries, sq, qid))
+            await controller._submit_admin(commands.create_io_sq(qid, entries, sq, qid))
             lease.check_life(life)
             lease.queues[qid] = QueueIs.PRESENT
-        controller.changed()
+        controller._changed()
         return {}, b""
 
     async def _delete(self, connection: Connection, message: Message) -> Answer:
@@ -180,7 +180,7 @@ class Requests:
                 gone = await TakingBack(self._share.controller, self._share.transport).delete_queues(lease)
             finally:
                 lease.queues |= rest
-        self._share.controller.changed()
+        self._share.controller._changed()
         if not gone:
             raise LeaseError("the queues could not be deleted, and no reset came", code="failed")
         return {}, b""
@@ -192,7 +192,7 @@ class Requests:
 
     async def _health(self, connection: Connection, message: Message) -> Answer:
         self._lease(connection, message)
-        await self._share.controller.until_ready()
+        await self._share.controller._until_ready()
         return {"lost": await self._share.transport.lost()}, b""
 
     async def _detach(self, connection: Connection, message: Message) -> Answer:

@@ -48,7 +48,7 @@ class TakingBack:
         controller = self._controller
         try:
             async with self._deleting:
-                await controller.until_ready()
+                await controller._until_ready()
                 if lease.queues[qid] is QueueIs.ABSENT:
                     return True  # there was a reset meanwhile
                 for command in (commands.delete_io_sq(qid), commands.delete_io_cq(qid)):
@@ -67,7 +67,7 @@ class TakingBack:
 
     async def _submit(self, command: commands.Command) -> None:
         try:
-            await self._controller.submit_admin(command)
+            await self._controller._submit_admin(command)
         except CommandError as error:
             if error.status == _INVALID_QUEUE:
                 raise _NoSuchQueue from None
@@ -77,7 +77,7 @@ class TakingBack:
         """The last resort. disabled() of the owner settles the lease."""
         controller = self._controller
         if controller.state is State.READY:
-            controller.request_reset(f"queue {qid} of a worker could not be deleted: {reason}")
+            controller._request_reset(f"queue {qid} of a worker could not be deleted: {reason}")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LIMIT):
                 await lease.settled.wait()

@@ -178,7 +178,7 @@ class SharedTransport(Transport):
                 self._set_ready(answer.number("life"))
             # What happened meanwhile is unknown.
             if self._owner.state is State.READY:
-                self._owner.rescan_later("the owner was away")
+                self._owner._rescan_later("the owner was away")
             return
 
     @staticmethod
@@ -240,7 +240,7 @@ class SharedTransport(Transport):
         if self._ending:
             return
         if self._owner.state not in (State.CLOSING, State.CLOSED):
-            self._owner.fail(error)
+            self._owner._fail(error)
         self._spawn(self._confirm, "end")
 
     async def _confirm(self) -> None:
@@ -271,7 +271,7 @@ class SharedTransport(Transport):
             await self.queues.silence()
             self._confirm_life()
             if await owner.lifecycle.settled() is State.READY and self.life < self.stopped:
-                await owner.reset_once("the owner resets the controller", max(resets, owner.resets))
+                await owner._reset_once("the owner resets the controller", max(resets, owner.resets))
         except NvmeError as error:
             log.warning("%s: %s", self.uri, error)
 
@@ -315,7 +315,7 @@ class SharedTransport(Transport):
                 await self._owner.rescan()
         except NvmeError as error:
             log.warning("%s: %s", self.uri, error)
-            self._owner.rescan_later(str(error))
+            self._owner._rescan_later(str(error))
         finally:
             await self.queues.unhold("owner")
 
@@ -437,12 +437,12 @@ class SharedTransport(Transport):
 
     def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
         if self.memory is None:
-            raise self._owner.not_here()
+            raise self._owner._not_here()
         return self.memory.alloc(nbytes, owner="application", tag=tag)
 
     def register(self, buffer: Any) -> Registration:
         if self.memory is None:
-            raise self._owner.not_here()
+            raise self._owner._not_here()
         return self.memory.register(buffer)
 
     def inspect(self) -> dict[str, Any]:

@@ -126,6 +126,6 @@ async def test_a_close_that_hangs_can_be_hurried() -> None:
         assert not closing.done()
         assert await read == bytes(4096)
         began = time.monotonic()
-        await controller.hurry(ControllerError("no time"))
+        await controller._cut_off(ControllerError("no time"))
         await closing
         assert time.monotonic() - began < 2.0

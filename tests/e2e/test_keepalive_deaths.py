@@ -77,7 +77,7 @@ async def test_killed_after_a_fresh_bring_up_and_before_the_new_deposit(site: Si
         ("nvme_async.driver.pcie.queue_set", "QueueSet.negotiate", 1),
         ("nvme_async.driver.pcie.queue_creation", "QueueMaker.tell", 1),
         ("nvme_async.driver.bringup", "BringUp._namespaces", 1),
-        ("nvme_async.keepalive.kept", "KeptController.keep", 1),
+        ("nvme_async.keepalive.kept", "KeptController._keep", 1),
         ("nvme_async.keepalive.depositor", "Depositor.start", 1),
     ],
 )

@@ -218,8 +218,8 @@ class QueueMaker:
             event_fd=self._event_fds[vector],
             interrupts=interrupts,
             timeout=controller.options.command_timeout if hot.qid else controller.options.admin_timeout,
-            on_timeout=controller.on_timeout,
-            on_slow=controller.on_slow,
+            on_timeout=controller._on_timeout,
+            on_slow=controller._on_slow,
             on_dead_vector=self._on_dead_vector,
         )
 
@@ -266,7 +266,7 @@ class QueueMaker:
             log.warning("%s: queue %d: %s; %d such in all", controller.uri, qid, what, self.strays)
         if not controller.loop.is_closed():
             controller.loop.call_soon_threadsafe(
-                controller.on_stray, n, f"queue {qid}: {what}", n_sqid > 0, controller.resets
+                controller._on_stray, n, f"queue {qid}: {what}", n_sqid > 0, controller.resets
             )
 
     def limit_transfer(self, nbytes: int) -> bool:
@@ -303,7 +303,7 @@ class QueueMaker:
 
     async def tell(self, queue: LoopQueue) -> None:
         """Create I/O Completion Queue, then Create I/O Submission Queue (5.4, 5.5)."""
-        hot, submit = queue.hot, self._controller.submit_admin
+        hot, submit = queue.hot, self._controller._submit_admin
         create_cq = commands.create_io_cq(hot.qid, hot.entries, hot.cq_iova, queue.vector, interrupts=queue.interrupts)
         create_sq = commands.create_io_sq(hot.qid, hot.entries, hot.sq_iova, hot.qid)
         self.use_shadow(hot)
@@ -320,7 +320,7 @@ class QueueMaker:
     async def delete(self, queue: LoopQueue) -> None:
         """Submission queue first (3.3.1.3): a completion queue with a user can't be deleted."""
         controller, hot = self._controller, queue.hot
-        await controller.submit_admin(commands.delete_io_sq(queue.qid))
+        await controller._submit_admin(commands.delete_io_sq(queue.qid))
 
         def last() -> None:
             """No more completions come. What was reaped may not have been acknowledged yet, and the
@@ -330,8 +330,8 @@ class QueueMaker:
             hot.reap()
             hot.silence(True)
 
-        await controller.on_owner(queue, last)
-        await controller.submit_admin(commands.delete_io_cq(queue.qid))
+        await controller._on_owner(queue, last)
+        await controller._submit_admin(commands.delete_io_cq(queue.qid))
 
     # -- Doorbell Buffer Config --------------------------------------------------------------------
 
@@ -349,7 +349,7 @@ class QueueMaker:
         if self._shadow is None:
             self._shadow = self._transport.memory.alloc(2 * PAGE, owner="shadow doorbells")
         try:
-            await controller.submit_admin(commands.doorbell_buffer_config(self._shadow.iova, self._shadow.iova + PAGE))
+            await controller._submit_admin(commands.doorbell_buffer_config(self._shadow.iova, self._shadow.iova + PAGE))
         except CommandError as error:
             await self.drop_shadow(queues)
             return str(error)
@@ -358,7 +358,7 @@ class QueueMaker:
     async def drop_shadow(self, queues: list[LoopQueue]) -> None:
         """The controller doesn't use the memory (any more); neither do `queues`."""
         for queue in queues:
-            await self._controller.on_owner(queue, queue.hot.drop_shadow_doorbells)
+            await self._controller._on_owner(queue, queue.hot.drop_shadow_doorbells)
         self.free_shadow()
 
     def adopt_shadow(self, memory: DmaBuffer | None) -> None:

@@ -2,7 +2,7 @@
 through a reset or a change of process.
 
 A queue pair belongs to the thread of its loop. Whatever is done to one from the controller's home
-goes through Controller.on_owner().
+goes through Controller._on_owner().
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class QueueSet:
     @property
     def admin(self) -> LoopQueue:
         if self._admin is None:
-            raise self._controller.not_here()
+            raise self._controller._not_here()
         return self._admin
 
     def all(self) -> list[LoopQueue]:
@@ -117,7 +117,7 @@ class QueueSet:
         """Number of Queues (5.27.1.5). After each reset: it may be another."""
         wanted = self._wanted
         feature = commands.set_features(Feature.NUMBER_OF_QUEUES, (wanted - 1) << 16 | (wanted - 1))
-        granted = (await self._controller.submit_admin(feature)).dw0
+        granted = (await self._controller._submit_admin(feature)).dw0
         self._grant(min(wanted, (granted & 0xFFFF) + 1, (granted >> 16) + 1))
         self._assumed = False
 
@@ -169,7 +169,7 @@ class QueueSet:
         controller = self._controller
         async with self._creating:
             while True:
-                await controller.until_ready()
+                await controller._until_ready()
                 if loop in self.io:
                     return self.io[loop]
                 resets = controller.resets
@@ -183,7 +183,7 @@ class QueueSet:
             if queue is not None:
                 self.io[loop] = queue
                 queue.worker = worker
-                controller.changed()
+                controller._changed()
                 if loop is controller.loop:
                     self.adopt(queue)
             return queue
@@ -207,7 +207,7 @@ class QueueSet:
         self.unsettled.append(queue)
         try:
             # Known to a successor before the controller knows it.
-            controller.changed(strictly=True)
+            controller._changed(strictly=True)
             await self.maker.tell(queue)
         except (CommandError, OutOfDmaMemory) as error:
             self._settle(queue)
@@ -227,7 +227,7 @@ class QueueSet:
         for queue in settled:
             self.unsettled.remove(queue)
         # Before the memory goes: what the saved state tells of has to be there.
-        self._controller.changed()
+        self._controller._changed()
         for queue in settled:
             queue.hot.release_all()
             self.maker.forget(queue)
@@ -238,7 +238,7 @@ class QueueSet:
         if queue.loop in self.hot:
             return
         if queue.closed:
-            raise self._controller.not_here()  # handed over before its loop came round
+            raise self._controller._not_here()  # handed over before its loop came round
         queue.hot.hold(bool(self._holds))
         self.listen(queue)
         queue.hot.bind(queue.loop)
@@ -276,7 +276,7 @@ class QueueSet:
             self.unsettled.append(queue)
             try:
                 # A successor must not take for whole what the controller may know no more.
-                self._controller.changed(strictly=True)
+                self._controller._changed(strictly=True)
                 await self.maker.delete(queue)
             except (CommandError, OutOfDmaMemory) as error:
                 # Perhaps half of it is gone: neither used nor tried again before a reset.
@@ -306,7 +306,7 @@ class QueueSet:
             try:
                 # To its end also if the caller is cancelled: a controller that was told of half a
                 # queue pair is no use to anybody.
-                queue = await self._controller.at_home(lambda: finish(lambda: self.create(loop, worker)))
+                queue = await self._controller._at_home(lambda: finish(lambda: self.create(loop, worker)))
             except (CommandError, OutOfDmaMemory) as error:
                 if not self.io:
                     raise
@@ -392,7 +392,7 @@ class QueueSet:
         """
         queues = [queue for queue in self.all() if admin or queue.qid]
         results = await asyncio.gather(
-            *(self._controller.on_owner(queue, lambda queue=queue: what(queue)) for queue in queues),  # type: ignore[misc]
+            *(self._controller._on_owner(queue, lambda queue=queue: what(queue)) for queue in queues),  # type: ignore[misc]
             return_exceptions=True,
         )
         for result in results:
@@ -425,7 +425,7 @@ class QueueSet:
 
         async def one(queue: LoopQueue) -> None:
             try:
-                await self._controller.on_owner(queue, lambda: what(queue.hot))
+                await self._controller._on_owner(queue, lambda: what(queue.hot))
             except ControllerTimeout as error:
                 log.warning("%s", error)
 
@@ -497,7 +497,7 @@ class QueueSet:
                 await self.lender.unhold()
             return
         for queue in self.io_queues():
-            await self._controller.on_owner(queue, lambda queue=queue: go_on(queue.hot))  # type: ignore[misc]
+            await self._controller._on_owner(queue, lambda queue=queue: go_on(queue.hot))  # type: ignore[misc]
 
     async def drain(self, seconds: float, nsids: frozenset[int] | None = None) -> bool:
         """Waits until no I/O is out, of these namespaces or of any; False when that took too long."""
@@ -583,11 +583,11 @@ class QueueSet:
             if not known:
                 queue.hot.release_all()
 
-        await controller.on_owner(queue, end)
+        await controller._on_owner(queue, end)
         if known:
             self.unsettled.append(queue)
             return
-        controller.changed()
+        controller._changed()
         self.maker.forget(queue)
         if queue.qid <= self.limit:
             self._free_qids.append(queue.qid)
@@ -628,7 +628,7 @@ class QueueSet:
                 self.maker.forget(queue)
 
             try:
-                await controller.on_owner(queue, end)
+                await controller._on_owner(queue, end)
             except ControllerTimeout as error:
                 # Its thread does so itself, once it comes round; the memory stays until then.
                 log.warning("%s", error)

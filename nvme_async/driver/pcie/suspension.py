@@ -84,7 +84,7 @@ async def _everywhere(
         all_of(by_loop.pop(loop))
     if by_loop:
         trips = (
-            controller.on_owner(several[0], lambda several=several: all_of(several))  # type: ignore[misc]
+            controller._on_owner(several[0], lambda several=several: all_of(several))  # type: ignore[misc]
             for several in by_loop.values()
         )
         results = await asyncio.gather(*trips, return_exceptions=True)
@@ -107,7 +107,7 @@ async def resume(controller: Controller) -> None:
 
     for queue in queues.all():
         try:
-            await controller.on_owner(queue, lambda queue=queue: thaw(queue))  # type: ignore[misc]
+            await controller._on_owner(queue, lambda queue=queue: thaw(queue))  # type: ignore[misc]
         except NvmeError as error:
             log.warning("%s: queue %d: %s", controller.uri, queue.qid, error)
             if queue.loop.is_running():
@@ -115,7 +115,7 @@ async def resume(controller: Controller) -> None:
                 queue.loop.call_soon_threadsafe(thaw, queue)
     if controller.state is State.SAVING:
         controller.lifecycle.to(State.READY)
-    controller.changed()
+    controller._changed()
 
 
 async def release(controller: Controller) -> None:
@@ -141,7 +141,7 @@ async def release(controller: Controller) -> None:
     queues.forget_all()
     await controller.recovery.stop()
     await controller.listener.stop()
-    await controller.stop_background_work()
+    await controller._stop_background_work()
     controller.listener.end()
     transport.device.detach()
     queues.maker.close_vectors()

@@ -308,12 +308,12 @@ class PcieTransport(Transport):
 
     def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
         if self.memory is None:
-            raise self._owner.not_here()
+            raise self._owner._not_here()
         return self.memory.alloc(nbytes, owner="application", tag=tag)
 
     def register(self, buffer: Any) -> Registration:
         if self.memory is None:
-            raise self._owner.not_here()
+            raise self._owner._not_here()
         return self.memory.register(buffer)
 
     def inspect(self) -> dict[str, Any]:

@@ -39,6 +39,6 @@ class KeepAlive:
                 async with asyncio.timeout(self.seconds):
                     await queue.submit(keep_alive(), internal=True)
             except (NvmeError, TimeoutError) as error:
-                owner.request_reset(f"Keep Alive: {str(error) or f'no answer for {self.seconds:g} s'}")
+                owner._request_reset(f"Keep Alive: {str(error) or f'no answer for {self.seconds:g} s'}")
                 return
             self.sent += 1

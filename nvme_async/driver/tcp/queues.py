@@ -190,8 +190,8 @@ class TcpMaker:
             vector=qid,
             interrupts=True,
             timeout=options.command_timeout if qid else options.admin_timeout,
-            on_timeout=self._controller.on_timeout,
-            on_slow=self._controller.on_slow,
+            on_timeout=self._controller._on_timeout,
+            on_slow=self._controller._on_slow,
             link=link,
             on_broken=self._transport.connection_lost,
         )
@@ -216,7 +216,7 @@ class TcpMaker:
 
     def on(self, queue: TcpQueue, what: Callable[[], None]) -> Awaitable[None]:
         """what() in the thread of the queue's loop."""
-        return self._controller.on_owner(queue, what)
+        return self._controller._on_owner(queue, what)
 
     async def delete(self, queue: TcpQueue) -> None:
         """The end of its connection is the end of a queue."""

@@ -198,7 +198,7 @@ class TcpTransport(Transport):
         self._lost_at = None
         self._served = True
         if broken := self._broken():
-            self.owner.loop.call_soon(self.owner.request_reset, broken)
+            self.owner.loop.call_soon(self.owner._request_reset, broken)
 
     async def _end_association(self, error: NvmeError) -> None:
         """What the controller still executes would come after what is sent again: where it can be reached, it is
@@ -257,7 +257,7 @@ class TcpTransport(Transport):
                 raise  # this queue alone is refused
             # The association is gone, though its admin connection may not show it yet.
             self._gone = f"queue {qid}: {error}"
-            self.owner.request_reset(self._gone)
+            self.owner._request_reset(self._gone)
             raise ControllerError(f"{self.uri}: {self._gone}") from error
 
     @property
@@ -287,7 +287,7 @@ class TcpTransport(Transport):
 
     def _lost(self, why: str) -> None:
         log.warning("%s", why)
-        self.owner.request_reset(why)
+        self.owner._request_reset(why)
 
     def _broken(self) -> str:
         for queue in self.queues.all():

@@ -1,0 +1,23 @@
+"""What an application sees of a controller: few methods, in groups; everything else is the driver's own."""
+
+from __future__ import annotations
+
+import inspect
+
+import nvme_async
+
+GROUPS = {
+    "life": {"bring_up", "close", "release", "reset", "forget_in_child"},
+    "commands": {"admin", "rescan", "events"},
+    "memory": {"alloc", "buffer", "register", "unclaimed", "claim", "validate_restore"},
+    "successors": {"bundle", "save", "exec", "handover"},
+    "state": {"inspect"},
+}
+
+
+def test_the_public_methods() -> None:
+    methods = {
+        name for name, _ in inspect.getmembers(nvme_async.Controller, inspect.isfunction) if not name.startswith("_")
+    }
+    assert methods == set().union(*GROUPS.values())
+    assert len(methods) <= 20
