@@ -84,7 +84,7 @@ cdef class LoopBack:
         memory = pool.alloc(queue_memory(256, 254, 1 << 20), owner="queue")
         self.qp = QueuePair(memory, qid=1, entries=256, n_trackers=254, max_transfer=1 << 20, address_map=addresses, bounce=bounce,
                             create_future=loop.create_future, call_soon=loop.call_soon, command_error=None, on_stray=None)
-        self.qp.bind(loop)
+        self.qp.bind(loop, True)
         fd = os.memfd_create("doorbells")
         os.ftruncate(fd, 4096)
         self.page = Mmio(fd, 0, 4096)

@@ -133,11 +133,12 @@ cdef class QueuePair(Rings):
         """early_poll() will be called, until it returns -1."""
         return self.waiting.guarded
 
-    def bind(self, loop):
-        """From the thread of `loop`, which is running: this is where the queue pair is used."""
+    def bind(self, loop, bint shows_thread=False):
+        """From the thread of `loop`, which is running: this is where the queue pair is used. shows_thread: what
+        nvme_async.runtime.loop_internals says of the loop."""
         self.loop = loop
         self.thread = PyThread_get_thread_ident()
-        self.is_running = None if hasattr(loop, "_thread_id") else loop.is_running
+        self.is_running = None if shows_thread else loop.is_running
 
     def silence(self, bint silent):
         """Doorbells are left alone from now on; False: those are rung that are due, once the controller knows the queue (again)."""

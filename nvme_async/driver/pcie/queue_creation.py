@@ -22,6 +22,7 @@ from nvme_async.driver.pcie.registers import FIRST_DOORBELL
 from nvme_async.driver.transport import Owner
 from nvme_async.errors import CommandError, ControllerError, DeviceError, NvmeError
 from nvme_async.native import _hotpath
+from nvme_async.runtime import loop_internals
 from nvme_async.spec import commands
 from nvme_async.spec.registers import Cap, cq_doorbell, sq_doorbell
 from nvme_async.spec.status import status_text
@@ -189,7 +190,7 @@ class QueueMaker:
             call_soon=loop.call_soon,
             command_error=self._error,
             on_stray=self._on_stray,
-            ready=getattr(loop, "_ready", None),
+            ready=loop_internals.ready_callbacks(loop),
         )
         try:
             self._connect_doorbells(hot)

@@ -31,6 +31,7 @@ from nvme_async.errors import (
     QueueShutdown,
 )
 from nvme_async.native import _hotpath
+from nvme_async.runtime import loop_internals
 from nvme_async.runtime.tasks import finish
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
@@ -241,7 +242,7 @@ class QueueSet:
             raise self._controller._not_here()  # handed over before its loop came round
         queue.hot.hold(bool(self._holds))
         self.listen(queue)
-        queue.hot.bind(queue.loop)
+        queue.hot.bind(queue.loop, loop_internals.shows_thread(queue.loop))
         self.hot[queue.loop] = queue.hot
 
     def listen(self, queue: LoopQueue) -> None:
@@ -361,7 +362,7 @@ class QueueSet:
             queue = min(self.spare, key=lambda queue: queue.worker != worker)
             self.spare.remove(queue)
             queue.worker = worker
-            queue.hot.bind(loop)
+            queue.hot.bind(loop, loop_internals.shows_thread(loop))
             self.io[loop], self.hot[loop] = queue, queue.hot
 
     def _take_spare(self, loop: asyncio.AbstractEventLoop, worker: str) -> LoopQueue | None:
@@ -374,7 +375,7 @@ class QueueSet:
         spare = min(idle, key=lambda queue: queue.worker != worker)
         self.spare.remove(spare)
         spare.deaf()
-        _hotpath.rebind(spare.hot, loop.create_future, loop.call_soon, getattr(loop, "_ready", None))
+        _hotpath.rebind(spare.hot, loop.create_future, loop.call_soon, loop_internals.ready_callbacks(loop))
         return self.maker.face(spare.hot, loop, spare.vector, spare.interrupts)
 
     def give_back(self, qid: int) -> None:
