@@ -1,7 +1,7 @@
 """The layers of nvme_async, and the check of `make lint` that each module imports downwards only.
 
 Every import statement counts, also late ones and those under TYPE_CHECKING. Within a layer modules may import
-each other.
+each other, but not in a circle.
 """
 
 from __future__ import annotations
@@ -73,6 +73,28 @@ def layer(name: str) -> int:
     raise ValueError(f"{name} belongs to no layer of tests/layers.py")
 
 
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """One import circle, or nothing."""
+    done: set[str] = set()
+    for start in edges:
+        path: list[str] = []
+        stack = [(start, iter(edges[start]))] if start not in done else []
+        path += [start] if stack else []
+        while stack:
+            module, targets = stack[-1]
+            target = next(targets, None)
+            if target is None:
+                done.add(module)
+                stack.pop()
+                path.pop()
+            elif target in path:
+                return [*path[path.index(target) :], target]
+            elif target not in done:
+                path.append(target)
+                stack.append((target, iter(edges[target])))
+    return []
+
+
 def problems(root: Path) -> list[str]:
     """What is wrong with the package below `root`, a line each."""
     known = modules(root)
@@ -87,12 +109,15 @@ def problems(root: Path) -> list[str]:
                 found.append(str(error))
             if name.startswith(ALONE) and name not in ALONE_BUT and not target.startswith(ALONE):
                 found.append(f"{name} imports {target}: the keeper runs without the rest of the package")
+    around = circle(edges)
+    if around:
+        found.append("import circle: " + " → ".join(around))
     return found
 
 
 def main() -> int:
     found = problems(Path(__file__).resolve().parents[1])
-    print("\n".join(found) if found else f"{len(LAYERS)} layers, no upward import")
+    print("\n".join(found) if found else f"{len(LAYERS)} layers, no upward import, no circle")
     return bool(found)
 
 

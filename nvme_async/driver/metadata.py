@@ -7,7 +7,7 @@ controller is done, whatever becomes of the awaiter.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -17,12 +17,9 @@ from nvme_async.native import _pi
 from nvme_async.native._hotpath import Geometry, byte_view
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
-from nvme_async.spec.identify import IdentifyNamespaceNvm
+from nvme_async.spec.identify import IdentifyNamespace, IdentifyNamespaceNvm
 from nvme_async.spec.logs import decode_error_log
 from nvme_async.spec.opcodes import Cns, Csi, LogPage, NvmOpcode
-
-if TYPE_CHECKING:
-    from nvme_async.driver.namespace import Namespace
 
 _OPCODES = {
     "read": NvmOpcode.READ,
@@ -130,7 +127,20 @@ def _take(plan: Plan, memory: memoryview, data: memoryview, metadata: memoryview
         raise pi_error(failure, opcode=plan.opcode, nsid=nsid, lba=lba, blocks=blocks)
 
 
-async def _locate(ns: Namespace, error: PiError) -> None:
+class WithMetadata(Protocol):
+    """A Namespace, as far as its metadata are concerned."""
+
+    nsid: int
+    max_blocks: int
+    identify: IdentifyNamespace
+    controller: Any
+    _format: tuple[IdentifyNamespace, Format] | None
+
+    def _check(self, opcode: int, lba: int, blocks: int) -> None: ...
+    async def _queue(self) -> Any: ...
+
+
+async def _locate(ns: WithMetadata, error: PiError) -> None:
     """The block that the controller's error log names (Base 2.1, 5.1.12.1.2)."""
     try:
         page = await ns.controller.admin(
@@ -151,7 +161,7 @@ async def _locate(ns: Namespace, error: PiError) -> None:
             return
 
 
-async def format_of(ns: Namespace) -> Format:
+async def format_of(ns: WithMetadata) -> Format:
     """What its blocks are now. Where there may be more than the 16-bit guard without storage tags,
     the controller is asked (CNS 05h), once for each format.
     """
@@ -169,7 +179,7 @@ async def format_of(ns: Namespace) -> Format:
 
 
 async def _command(
-    ns: Namespace, geometry: Geometry, plan: Plan, lba: int, data: memoryview, metadata: memoryview, fua: bool
+    ns: WithMetadata, geometry: Geometry, plan: Plan, lba: int, data: memoryview, metadata: memoryview, fua: bool
 ) -> None:
     """One command's worth."""
     size, extra = plan.format.size, plan.format.metadata if plan.carries else 0
@@ -198,7 +208,7 @@ async def _command(
 
 
 async def move(
-    ns: Namespace,
+    ns: WithMetadata,
     geometry: Geometry,
     method: str,
     lba: int,
