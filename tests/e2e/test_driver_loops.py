@@ -315,12 +315,12 @@ async def test_the_neighbour_that_is_shared_ends(faulty: str) -> None:
 
 
 async def test_a_thread_that_is_stuck_holds_up_nobody_for_long(faulty: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Controller.on_owner
+    original = Controller._on_owner
 
     async def on_owner(self: Controller, queue: Any, function: Any, *, timeout: float = 10.0) -> Any:
         return await original(self, queue, function, timeout=0.2)
 
-    monkeypatch.setattr(Controller, "on_owner", on_owner)
+    monkeypatch.setattr(Controller, "_on_owner", on_owner)
     controller = await nvme_async.open(faulty, **{**FAST, **HASTY})
     ns = controller.namespaces[1]
     with LoopThread() as stuck:

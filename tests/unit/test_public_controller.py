@@ -10,7 +10,7 @@ GROUPS = {
     "life": {"bring_up", "close", "release", "reset", "forget_in_child"},
     "commands": {"admin", "rescan", "events"},
     "memory": {"alloc", "buffer", "register", "unclaimed", "claim", "validate_restore"},
-    "successors": {"bundle", "save", "exec", "handover"},
+    "other processes": {"bundle", "save", "exec", "handover", "share"},
     "state": {"inspect"},
 }
 
