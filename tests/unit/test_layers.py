@@ -43,7 +43,14 @@ def test_a_planted_upward_import_is_found(copy: Path, module: str, statement: st
     path = copy / "nvme_async" / module
     path.write_text(path.read_text() + "\n" + statement + "\n")
     name = "nvme_async." + module.removesuffix(".py").replace("/", ".")
-    assert layers.problems(copy) == [f"{name} imports {target}, which is of a higher layer"]
+    assert f"{name} imports {target}, which is of a higher layer" in layers.problems(copy)
+
+
+def test_a_circle_is_found(copy: Path) -> None:
+    path = copy / "nvme_async" / "driver" / "options.py"
+    path.write_text(path.read_text() + "\n\ndef late():\n    from nvme_async.driver.controller import Controller\n")
+    (problem,) = layers.problems(copy)
+    assert problem.startswith("import circle: nvme_async.driver.")
 
 
 def test_a_module_without_a_layer_is_found(copy: Path) -> None:
