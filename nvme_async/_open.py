@@ -23,6 +23,8 @@ register_transport("shared", "nvme_async.sharing.worker")
 late.register("share", "nvme_async.sharing.owner:share")
 register_transport("tcp", "nvme_async.driver.tcp.transport")
 register_transport("emulated-tcp", "nvme_async.emulator.tcp_transport")
+late.register("resume sharing", "nvme_async.sharing.succession:resume")
+late.register("end sharing", "nvme_async.sharing.succession:end")
 
 
 class Opening:

@@ -97,7 +97,7 @@ cdef extern from "hotpath/queue.h":
         uint16_t *done_slots
         bint silent
         uint32_t life
-        const uint32_t *stop_word
+        const uint32_t *lent_word
         uint32_t n_free, n_done, entries, sq_tail, cq_head, n_armed, n_unrung, n_unacked, n_trackers, list_bytes
         uint16_t cq_phase, qid, slot_bits
         uint32_t *sq_doorbell
@@ -121,6 +121,7 @@ cdef extern from "hotpath/queue.h":
     void nvq_post(nvq *q, unsigned slot) nogil
     void nvq_orphan(nvq_tracker *t) nogil
     bint nvq_stopped(const nvq *q) nogil
+    void nvq_silent(nvq *q, bint silent) nogil
     bint nvq_ring_sq(nvq *q) nogil
     bint nvq_ring_cq(nvq *q) nogil
     void nvq_rang_sq(nvq *q) nogil

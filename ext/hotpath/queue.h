@@ -80,9 +80,9 @@ struct nvq {
     volatile uint32_t *sq_doorbell;
     volatile uint32_t *cq_doorbell;
     int kick_fd; /* an eventfd that wakes a sleeping peer, -1 = none */
-    bool silent; /* nothing is rung: the controller is being reset and doesn't know of this queue */
-    uint32_t life; /* of a lent queue pair: it is over once its lender has stored another number in the stop word */
-    const volatile uint32_t *stop_word;
+    bool silent; /* nothing is rung: the controller is being reset and doesn't know of this queue. Set by nvq_silent() */
+    uint32_t life; /* of a lent queue pair: it is over once its lender has stored another number in lent_word */
+    const volatile uint32_t *stop_word, *lent_word;
     /* Doorbell Buffer Config (Base 2.0, 5.8): NULL = not in use. */
     volatile uint32_t *sq_shadow;
     volatile uint32_t *cq_shadow;
@@ -96,11 +96,18 @@ struct nvq {
     struct nvq_strays strays;
 };
 
-static const volatile uint32_t nvq_own = 0; /* the stop word of queue pairs that are not lent */
+static const volatile uint32_t nvq_own = 1;    /* the stop word of queue pairs that are not lent */
+static const volatile uint32_t nvq_silence = 0; /* of those that are silent: no life has this number */
 
 static inline bool nvq_stopped(const struct nvq *q) /* doorbells are to be left alone */
 {
-    return __builtin_expect(q->silent | (*q->stop_word != q->life), 0);
+    return __builtin_expect(*q->stop_word != q->life, 0);
+}
+
+static inline void nvq_silent(struct nvq *q, bool silent)
+{
+    q->silent = silent;
+    q->stop_word = silent ? &nvq_silence : q->lent_word;
 }
 
 static inline uint64_t nvq_now_ns(void)
@@ -164,7 +171,8 @@ static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
     q->cid_step = (uint16_t)(1u << h->slot_bits);
     q->qid = h->qid;
     q->kick_fd = -1;
-    q->stop_word = &nvq_own;
+    q->stop_word = q->lent_word = &nvq_own;
+    q->life = nvq_own;
     q->free_slots = calloc(h->n_trackers, sizeof *q->free_slots);
     q->done_slots = calloc(h->n_trackers, sizeof *q->done_slots);
     q->next_cid = calloc(h->n_trackers, sizeof *q->next_cid);

@@ -142,7 +142,7 @@ cdef class QueuePair(Rings):
 
     def silence(self, bint silent):
         """Doorbells are left alone from now on; False: those are rung that are due, once the controller knows the queue (again)."""
-        self.q.silent = silent
+        nvq_silent(&self.q, silent)
         if not silent and self.has_memory:
             self.ring_now()
             self.acknowledge()

@@ -127,7 +127,8 @@ cdef class Rings:
         self.check_open()
         word = page._at(offset, 4, False)
         self.q.life = life
-        self.q.stop_word = <const uint32_t *>word
+        self.q.lent_word = <const uint32_t *>word
+        nvq_silent(&self.q, self.q.silent)
         self.stop_page = page
 
     @property

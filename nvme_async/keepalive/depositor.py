@@ -85,6 +85,12 @@ class Depositor:
         else:
             self._again = True
 
+    async def update(self) -> None:
+        """Deposits the bundle as it is now; returns once that was done, or has failed with a warning."""
+        self._on_changed()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     async def _follow(self) -> None:
         while True:
             self._again = False

@@ -166,7 +166,9 @@ def descriptors_of(controller: Controller) -> dict[str, int]:
     """What a bundle has beside the pool, by name; they stay the controller's."""
     transport = pcie(controller.transport)
     found = {f"device.{name}": fd for name, fd in transport.device.descriptors().items()}
-    return found | {f"irq.{vector}": fd for vector, fd in enumerate(transport.queues.maker.event_fds)}
+    found |= {f"irq.{vector}": fd for vector, fd in enumerate(transport.queues.maker.event_fds)}
+    lender = transport.queues.lender
+    return found | ({"sharing.stop": lender.stop_fd} if lender is not None and lender.stop_fd >= 0 else {})
 
 
 def _facts(queue: LoopQueue) -> tuple[Any, ...]:
@@ -240,6 +242,7 @@ class Recorder:
             [_facts(queue) for queue in queues.unsettled],
             list(queues.inherited),
             memory.foreign_mappings(),
+            queues.lender.save() if queues.lender is not None else {},
             controller.options,
             transport.device.save(),
         )
@@ -260,8 +263,10 @@ class Recorder:
         ids = transport.device.ids
         assert memory is not None
         unverified = controller.effects.unverified
+        sharing = queues.lender.save() if queues.lender is not None else {}
         return State(
-            readable_by=saved.DOUBTFUL if unverified else saved.READABLE_BY,
+            readable_by=saved.SHARED if sharing else saved.DOUBTFUL if unverified else saved.READABLE_BY,
+            sharing=sharing,
             unverified=unverified,
             uri=controller.uri,
             pid=os.getpid(),

@@ -24,6 +24,7 @@ from nvme_async.keepalive.bundle import Bundle, duplicates
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.state import State
 from nvme_async.native import _hotpath
+from nvme_async.runtime import late
 from nvme_async.runtime.tasks import in_thread
 
 log = logging.getLogger("nvme_async")
@@ -42,6 +43,7 @@ async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controll
         lost = _lost(pool, state, why, held)
         if pool is not None and state is not None:
             _give_up(pool, state)
+        stale = _end_sharing(bundle, state)
         device = await _reset(bundle, pool, state)
     finally:
         if pool is not None:
@@ -53,11 +55,23 @@ async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controll
     except BaseException:
         device.close()
         raise
+    # Workers of the predecessor that still live may yet ring these queues' doorbells.
+    controller.queues.lent |= stale
     await controller.bring_up()
     controller.adopted.lost = tuple(lost)
     if lost:
         log.warning("%s: %d commands of the predecessor are lost", bundle.uri, len(lost))
     return controller
+
+
+def _end_sharing(bundle: Bundle, state: State | None) -> set[int]:
+    """Stops the predecessor's workers before the reset; the ids of queues that live ones had."""
+    sharing = state.sharing if state is not None else {}
+    fd = bundle.descriptors.get("sharing.stop")
+    if fd is None and not sharing:
+        return set()
+    stale: set[int] = late.call("end sharing", -1 if fd is None else os.dup(fd), sharing)
+    return stale
 
 
 def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None]:
@@ -134,6 +148,8 @@ async def _reset(bundle: Bundle, pool: Pool | None, state: State | None) -> Devi
             if state is not None
             else []
         )
+        for lease in state.sharing.get("leases", ()) if state is not None else ():
+            mappings += [(int(iova), int(nbytes)) for iova, nbytes in lease["mappings"]]
         for iova, nbytes in mappings:
             await in_thread(device.unmap_dma, iova, nbytes)
         return device

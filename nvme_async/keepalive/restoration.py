@@ -13,6 +13,7 @@ not written.
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from typing import Any, Literal
@@ -41,6 +42,7 @@ from nvme_async.keepalive.ownership import Ownership
 from nvme_async.keepalive.phases import Phases
 from nvme_async.keepalive.state import NamespaceState, QueueState, State
 from nvme_async.native import _hotpath
+from nvme_async.runtime import late
 from nvme_async.runtime.limits import shortage
 from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec import commands
@@ -212,6 +214,8 @@ class Restoration:
         if self._identify is None or state.identify != self._identified:
             self._identify, self._identified = IdentifyController.decode(state.identify), state.identify
         identify = self._identify
+        if state.sharing and "sharing.stop" not in self._bundle.descriptors:
+            raise self._refuse("the controller is shared, and the descriptor sharing.stop is missing")
         for name, said, page in (
             ("serial", state.device.serial, identify.sn),
             ("model", state.device.model, identify.mn),
@@ -315,6 +319,8 @@ class Restoration:
             transport.watch(controller._on_gone)
         except BaseException:
             pool.detach()
+            if controller.queues.lender is not None:
+                controller.queues.lender.forget()
             for queue in controller.queues.all():
                 queue.deaf()
                 _hotpath.hand_over(
@@ -326,6 +332,14 @@ class Restoration:
         self._bundle.close()
         self._taken(controller)
         return controller
+
+    def _go_on_sharing(self, controller: Controller) -> None:
+        """Workers have queues of their own, and notice nothing. Nothing is changed yet; they are answered once the
+        controller has been taken over.
+        """
+        fd = self._bundle.descriptors.get("sharing.stop")
+        if self.state.sharing and fd is not None:
+            late.call("resume sharing", controller, self.state.sharing, os.dup(fd))
 
     def _taken(self, controller: Controller) -> None:
         phases = controller.phases = self.phases
@@ -368,6 +382,7 @@ class Restoration:
         admin = found[0]
         if (admin.hot.sq_iova, admin.hot.cq_iova) != (state.registers.asq, state.registers.acq):
             raise self._refuse("the controller's admin queue isn't where the saved state has it")
+        self._go_on_sharing(controller)
         return found
 
     def _claim(self, pool: Pool, offset: int, what: str) -> DmaBuffer:

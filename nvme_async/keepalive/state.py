@@ -19,8 +19,10 @@ import cattrs
 
 from nvme_async.errors import InvalidSavedState
 
-FORMAT = 4
+FORMAT = 5
 READABLE_BY = 1
+SHARED = 5
+"""What a state with `sharing` says that it is readable by: older releases would reset the controller below workers."""
 DOUBTFUL = 4
 """What a state with `unverified` says that it is readable by: older releases would trust its namespaces."""
 CHECKSUMS = 3
@@ -129,6 +131,8 @@ class State(_Part):
     options: those of the Controller.
     device_state: what Device.save() said.
     descriptors: which files the bundle's descriptors are, by name (descriptors.py; format 3).
+    sharing: what worker processes have of the controller, as nvme_async.sharing wrote it; empty: it is not shared
+        (format 5).
     """
 
     format: int = FORMAT
@@ -156,6 +160,7 @@ class State(_Part):
     device_state: dict[str, Any] = attrs.field(factory=dict)
     identify_nvm: bytes | None = None
     descriptors: dict[str, str] = attrs.field(factory=dict)
+    sharing: dict[str, Any] = attrs.field(factory=dict)
 
 
 def _make_converter() -> cattrs.Converter:

@@ -40,18 +40,27 @@ class ListeningSocket:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], kind: socket.SocketKind = socket.SOCK_STREAM, *, backlog: int = BACKLOG
+        self,
+        path: str | os.PathLike[str],
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+        *,
+        backlog: int = BACKLOG,
+        replace: bool = False,
     ) -> None:
+        """replace: in the place of a predecessor's, which may still listen; there is always one at the path."""
         self.path = os.fspath(path)
+        place = f"{self.path}.{os.getpid()}" if replace else self.path
         try:
-            _remove_stale(self.path, kind)
+            _remove_stale(place, kind)
             self.socket = socket.socket(socket.AF_UNIX, kind)
             try:
-                self.socket.bind(self.path)
+                self.socket.bind(place)
                 # Nobody can connect between bind() and listen(), so the mode is right before it
                 # matters.
-                os.chmod(self.path, 0o600)
+                os.chmod(place, 0o600)
                 self.socket.listen(backlog)
+                if replace:
+                    os.rename(place, self.path)
             except BaseException:
                 self.socket.close()
                 raise

@@ -127,6 +127,56 @@ class Lease:
                 code="invalid",
             )
 
+    def save(self) -> dict[str, Any]:
+        """For a successor, in JSON's types; of() is the way back."""
+        return {
+            "number": self.number,
+            "token": self.token,
+            "pid": self.pid,
+            "command": self.command,
+            "started": self.started,
+            "window": [self.window.start, len(self.window)],
+            "slot": self.slot,
+            "confirmed": self.confirmed,
+            "queues": {str(qid): str(what) for qid, what in self.queues.items()},
+            "mappings": [[mapping.iova, mapping.nbytes] for mapping in self.mappings],
+            "ending": self.ending,
+            "began": round(self.began, 3),
+        }
+
+    @classmethod
+    def of(cls, saved: dict[str, Any], life: int) -> Lease:
+        """What a predecessor saved; life: as the stop page has it. KeyError, TypeError or ValueError for what is none.
+
+        A process that has ended meanwhile is `dead`; of one that lives, pidfd is open.
+        """
+        start, length = saved["window"]
+        lease = cls(
+            number=int(saved["number"]),
+            token=str(saved["token"]),
+            pid=int(saved["pid"]),
+            command=str(saved["command"]),
+            started=int(saved["started"]),
+            window=range(start, start + length),
+            slot=int(saved["slot"]),
+            life=life,
+            confirmed=int(saved["confirmed"]),
+            queues={int(qid): QueueIs(what) for qid, what in saved["queues"].items()},
+            mappings=[Mapping(int(iova), int(nbytes)) for iova, nbytes in saved["mappings"]],
+            ending=str(saved["ending"]),
+            began=float(saved["began"]),
+        )
+        try:
+            lease.pidfd = os.pidfd_open(lease.pid)
+        except OSError:
+            lease.dead = True
+        if not lease.dead and process_of(lease.pid)[1] != lease.started:
+            os.close(lease.pidfd)
+            lease.pidfd, lease.dead = -1, True
+        if lease.dead:
+            lease.confirmed = life
+        return lease
+
     def inspect(self) -> dict[str, Any]:
         """As plain data."""
         return {

@@ -17,7 +17,10 @@ from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any
 
+import attrs
+
 from nvme_async.driver.events import Event
+from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.transport import PcieTransport, pcie
 from nvme_async.errors import ConfigurationError, LeaseError, NvmeError, OutOfDmaMemory
 from nvme_async.keepalive.controller import Controller
@@ -48,6 +51,7 @@ class Share:
     Attributes:
         path: of the socket. policy: what workers may have.
         leases: {number: Lease}, as they are now.
+        resumed: it goes on with a predecessor's leases.
         killed, revoked: how many leases ended because their process did, or were taken back.
     """
 
@@ -57,6 +61,7 @@ class Share:
         self.policy = Policy.of(options)
         self.leases: dict[int, Lease] = {}
         self.killed = self.revoked = 0
+        self.resumed = False
         self._numbers = itertools.count(1)
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -96,6 +101,8 @@ class Share:
 
     async def _begin(self) -> None:
         controller, transport = self.controller, self.transport
+        if self._stops is not None:
+            return  # it has begun, in a predecessor
         await controller._until_ready()
         doorbells, queues = transport.device.doorbells(), transport.queues
         if doorbells.window is None:
@@ -109,15 +116,73 @@ class Share:
             if queues.maker.shadow_offset is not None:
                 # Doorbell Buffer Config is for all queues and lies in the owner's own memory; only a reset ends it.
                 await controller.reset("its doorbells are shared, which needs the registers")
+            controller._changed(strictly=True)
+            if controller.depositor is not None:
+                # Before there are leases, whoever holds the controller must have the stop page.
+                await controller.depositor.update()
         except BaseException:
             self.forget()
             queues.lender = None
             raise
+        self._serve()
+
+    def _serve(self) -> None:
+        controller = self.controller
+        assert self._listening is not None
         sock = self._listening.socket
         sock.setblocking(False)
         controller.loop.add_reader(sock.fileno(), self._accept)
         self._events = controller.loop.create_task(self._forward_events(), name=f"{controller.uri} shared events")
+        controller._changed()
         log.info("%s: shared at %s", controller.uri, self.path)
+
+    def resume(self, stops: StopPage, leases: list[Lease]) -> None:
+        """Goes on with a predecessor's leases; nothing of them has changed."""
+        queues, memory = self.transport.queues, self.transport.memory
+        assert memory is not None
+        self.resumed, self._stops = True, stops
+        queues.lender = self
+        loop = self.controller.loop
+        for lease in leases:
+            self.leases[lease.number] = lease
+            queues.reserve_lent(lease.queues)
+            memory.windows.append(lease.window)
+            memory.lent_mappings += len(lease.mappings)
+            self._numbers = itertools.count(max(self.leases) + 1)
+            if lease.pidfd >= 0:
+                loop.add_reader(lease.pidfd, self._died, lease)
+                lease.absent_since = since = loop.time()
+                loop.call_later(self.policy.absent_seconds, self._absent, lease, since)
+            if lease.dead or lease.ending:
+                self.spawn(functools.partial(self.take_back_one, lease, lease.ending or "its process has ended"))
+        loop.call_soon(self._replace)
+
+    def _replace(self) -> None:
+        """Listens in the place of the predecessor, once the controller was taken over."""
+        if self.controller.state is not State.READY or self.transport.queues.lender is not self:
+            return
+        try:
+            self._listening = ListeningSocket(
+                self.path, socket.SOCK_SEQPACKET, backlog=self.policy.workers, replace=True
+            )
+        except ConfigurationError as error:
+            # Workers go on; they can't ask for anything.
+            log.error("%s: %s", self.controller.uri, error)
+            return
+        self._serve()
+
+    @property
+    def stop_fd(self) -> int:
+        return self._stops.fd if self._stops is not None else -1
+
+    def save(self) -> dict[str, Any]:
+        if self._stops is None:
+            return {}
+        return {
+            "path": self.path,
+            "policy": attrs.asdict(self.policy),
+            "leases": [lease.save() for lease in self.leases.values()],
+        }
 
     async def close(self) -> None:
         """Takes all leases back, and ends sharing: workers' controllers fail with ControllerGone. The controller goes
@@ -136,6 +201,8 @@ class Share:
         await asyncio.gather(*(self.take_back_one(lease, "sharing has ended") for lease in list(self.leases.values())))
         queues.lender = None
         self.forget()
+        self.controller._changed()
+        self.controller._bundle_changed()
 
     def _stop_listening(self) -> None:
         listening, self._listening = self._listening, None
@@ -462,8 +529,14 @@ def share(controller: Controller, path: str | os.PathLike[str], **policy: Any) -
     path: of the Unix socket to listen on, which only this user may use. policy: see Policy; unknown or impossible
     options raise ConfigurationError, as does a controller that is shared already, or one whose doorbells are no
     memory. Sharing ends with the controller, or when the returned object's block is left. Doorbell Buffer Config is
-    not used with a shared controller; if it is in use, the controller is reset once.
+    not used with a shared controller; if it is in use, the controller is reset once. A controller that was taken
+    over while it was shared is shared on, at the same path; then this returns what there is, with the new policy.
 
     Workers of one controller trust each other and the owner: see docs/sharing.md.
     """
-    return Share(controller, path, policy)
+    chosen = Share(controller, path, policy)
+    lender = controller.queues.lender
+    if isinstance(lender, Share) and lender.resumed and lender.path == chosen.path:
+        lender.policy = chosen.policy
+        return lender
+    return chosen

@@ -68,6 +68,9 @@ class Requests:
         handler = self._handlers.get(message.kind)
         if handler is None:
             raise LeaseError(f"there is no request {message.kind!r}", code="invalid")
+        if message.kind not in ("list", "attach"):
+            # While the controller is saved for a successor, nothing of the saved state may change.
+            await self._share.controller._until_ready()
         return await handler(connection, message)
 
     def _lease(self, connection: Connection, message: Message) -> Lease:

@@ -78,6 +78,11 @@ class StopPage:
         self._words[slot] = life = self._words[slot] % 0xFFFF_FFFF + 1
         return life
 
+    def end_all(self) -> None:
+        """end_life() of every word."""
+        for slot in range(FIRST, WORDS):
+            self.end_life(slot)
+
     def close(self) -> None:
         """Lets go of it, and changes no word."""
         if self.fd >= 0:

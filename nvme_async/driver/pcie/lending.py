@@ -47,5 +47,12 @@ class Lender(Protocol):
     def forget(self) -> None:
         """A successor has the controller, or it is closed: lets go of everything, and touches no queue."""
 
+    @property
+    def stop_fd(self) -> int:
+        """A descriptor that a successor needs with save(); it stays the lender's. -1: none."""
+
+    def save(self) -> dict[str, Any]:
+        """What a successor needs to go on, in JSON's types; {} before anything can be lent."""
+
     def inspect(self) -> list[dict[str, Any]]:
         """What is lent to whom, as plain data. From any thread."""

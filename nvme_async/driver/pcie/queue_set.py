@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from nvme_async.device.quirks import Quirk
@@ -145,6 +145,11 @@ class QueueSet:
         self._free_qids.remove(qid)
         self.lent.add(qid)
         return qid
+
+    def reserve_lent(self, qids: Iterable[int]) -> None:
+        """These are lent already, by a predecessor."""
+        self.lent.update(qids)
+        self._free_qids = [qid for qid in self._free_qids if qid not in self.lent]
 
     def return_lent(self, qid: int) -> None:
         """The controller knows no queue of this id, and nobody else rings its doorbells."""
