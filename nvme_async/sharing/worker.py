@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -97,6 +98,7 @@ class SharedTransport(Transport):
         self.memory: DeviceMemory | None = None
         self.life = self.stopped = self.ready = grant.life
         self._changed = asyncio.Event()
+        self._stale_since = -math.inf  # the loop's time at which the owner refused what was of an earlier life
         self._connected = asyncio.Event()
         self._connected.set()
         self._ending = False
@@ -203,6 +205,7 @@ class SharedTransport(Transport):
                 await asyncio.sleep(0)  # what was asked may have been done; each request bears that
             except LeaseError as error:
                 if error.code == "stale":
+                    self._stale_since = self._owner.loop.time()
                     raise ControllerError(f"{self.uri}: {error}") from error
                 if error.code == "failed":
                     raise ControllerError(f"{self.uri}: {error}") from error
@@ -323,6 +326,12 @@ class SharedTransport(Transport):
 
     def open_steps(self) -> Sequence[Step]:
         return []
+
+    def another_attempt(self, usual: bool) -> bool:
+        """The owner may reset the controller again while the queues are made again: that costs no attempt, as
+        long as the owner answers.
+        """
+        return usual or self._owner.loop.time() - self._stale_since < 1.0
 
     def connect_steps(self, degraded: Degraded, error: NvmeError) -> Sequence[Step]:
         return [Step("queue pairs of the lease", lambda: self._prepare(error), repeatable=False)]
