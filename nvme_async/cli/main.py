@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": "nvme_async.cli.inspect:inspect",
     "list": "nvme_async.cli.pci:list_devices",
     "read": "nvme_async.cli.io:read",
+    "share": "nvme_async.cli.share:share",
     "top": "nvme_async.cli.inspect:top",
     "unbind": "nvme_async.cli.pci:unbind",
     "write": "nvme_async.cli.io:write",
