@@ -315,8 +315,8 @@ def byte_pattern(text: str) -> bytes:
         else:
             raise ConfigurationError(f"{text!r} is not a pattern (0x… bytes, \"text\", 'file', or a number)")
         rest = rest[match.end() :]
-    if not 0 < len(out) <= 512:
-        raise ConfigurationError(f"a pattern has 1 to 512 bytes, {text!r} has {len(out)}")
+    if not 0 < len(out) <= 64 << 10:
+        raise ConfigurationError(f"a pattern has 1 byte to 64 KiB, {text!r} has {len(out)}")
     return bytes(out)
 
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -144,6 +145,11 @@ class Run:
         self._eta.clear()
         self._log_line(line)
 
+    def _log_error(self, line: str) -> None:
+        """What a job found bad: on stderr, whatever the report is, as in fio."""
+        self._eta.clear()
+        print(line, file=sys.stderr, flush=True)
+
     # -- making ------------------------------------------------------------------------------------
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> dict[str, BenchController]:
@@ -168,7 +174,7 @@ class Run:
             if job.options.stonewall and phases[-1]:
                 phases.append([])
             for clone in range(job.options.numjobs):
-                worker = Worker(job, clone, len(self._workers) + 1, groupid, controllers, self._log)
+                worker = Worker(job, clone, len(self._workers) + 1, groupid, controllers, self._log_error)
                 worker.run_number = run_number
                 self._workers.append(worker)
                 if "random" in self._debug:

@@ -7,6 +7,7 @@ import pytest
 from test_fio_run import Bench
 
 from nvme_async.fio import checksums
+from nvme_async.fio.main import main
 
 
 @pytest.fixture
@@ -151,3 +152,13 @@ def test_the_order_of_writes_need_not_count(bench):
     bench(*job, "--verify_write_sequence=0")
     bench.namespace.data[5000] ^= 1
     bench(*job, "--verify_write_sequence=0", code=1)
+
+
+def test_bad_blocks_are_named_on_stderr_whatever_the_report(bench, capsys):
+    bench("--name=j", "--rw=write", "--bs=512", "--size=16k", "--verify=md5")
+    arguments = ["--filename=mem", "--name=r", "--rw=read", "--bs=16k", "--size=16k", "--verify=md5"]
+    assert main(arguments, opener=bench.opener) == 1
+    out, err = capsys.readouterr()
+    assert "other verify settings" in err
+    assert "err=84" in out
+    assert "verify: job" not in out
