@@ -56,6 +56,8 @@ def test_ctrl_c_ends_what_waits_for_a_pipe(arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        # A test run in the background may itself ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with command:
         if arguments[0] == "read":
