@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from nvme_async.driver.management.waiting import Progress
-from nvme_async.errors import CommandError, ConfigurationError
+from nvme_async.errors import CommandError, CommandTimeout, ConfigurationError, NvmeError
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import FirmwareCommitAction
 
 if TYPE_CHECKING:
     from nvme_async.driver.controller import Controller
+
+COMMIT_SECONDS = 600.0
+"""For one Firmware Commit, where nothing else is asked for."""
 
 _UNIT = 4096  # of FWUG
 _UNKNOWN, _ANY = 0x00, 0xFF
@@ -75,12 +79,21 @@ async def commit_firmware(
     action: FirmwareCommitAction = FirmwareCommitAction.REPLACE_AND_ACTIVATE,
     *,
     boot_partition: int = 0,
+    timeout: float = COMMIT_SECONDS,
 ) -> Activation:
     """Stores the image that was downloaded in a slot (0: the controller chooses), or activates one
     that is there. Returns what it still takes for it to run.
+
+    timeout: seconds, then CommandTimeout; the commit goes on in the controller.
     """
+    command = commands.firmware_commit(slot, action, boot_partition)
     try:
-        await controller.admin(commands.firmware_commit(slot, action, boot_partition), unlimited=True)
+        async with asyncio.timeout(timeout) as limit:
+            await controller.admin(command, unlimited=True)
+    except TimeoutError as error:
+        if isinstance(error, NvmeError) or not limit.expired():
+            raise
+        raise CommandTimeout(f"{command.name} is not over after {timeout:g} s; it goes on in the controller") from None
     except CommandError as error:
         if error.sct == 1 and error.sc in _RESETS:
             return _RESETS[error.sc]
