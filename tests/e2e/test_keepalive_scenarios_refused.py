@@ -466,10 +466,10 @@ async def test_a_failed_save_resumes_service(where: str, monkeypatch: pytest.Mon
             def full(*_: object, **__: object) -> None:
                 raise OutOfDmaMemory("no room for the saved state")
 
-            monkeypatch.setattr(driver.recorder.manifest, "write", full)
+            monkeypatch.setattr(driver.recorder, "record", full)
             expected: type[Exception] = OutOfDmaMemory
         elif where == "park":
-            monkeypatch.setattr(driver.device, "park", lambda parked: raise_if(parked))
+            monkeypatch.setattr(driver.device, "park", lambda parked, wait=True: raise_if(parked))
             expected = ControllerTimeout
         else:
 
@@ -490,9 +490,10 @@ async def test_a_failed_save_resumes_service(where: str, monkeypatch: pytest.Mon
         assert drivers.since()["disables"] == 0
 
 
-def raise_if(parked: bool) -> None:
+def raise_if(parked: bool) -> bool:
     if parked:
         raise ControllerTimeout("the device doesn't answer")
+    return True
 
 
 async def test_two_saves_at_once_are_one() -> None:

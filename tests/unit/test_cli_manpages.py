@@ -30,7 +30,7 @@ def test_text_means_itself_in_roff() -> None:
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
 @pytest.mark.parametrize("name", ["nvme-async.1", "nvme-async-read.1", "nvme-async-emulate.1"])
 def test_groff_has_no_warning(name: str) -> None:
-    command = ["groff", "-man", "-Tutf8", "-ww"]
+    command = ["groff", "-K", "utf8", "-man", "-Tutf8", "-ww"]
     done = subprocess.run(command, input=dict(pages())[name], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

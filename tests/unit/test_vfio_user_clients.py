@@ -159,7 +159,8 @@ class TestBadClients:
 
     def test_a_reply_ends_the_connection(self, path):
         with RawClient.dial(path) as client:
-            client.send(GET_INFO, bytes(16), flags=1)
+            with contextlib.suppress(BrokenPipeError):  # the header is enough for the server
+                client.send(GET_INFO, bytes(16), flags=1)
             assert client.closed_by_peer()
         assert_next_is_served(path)
 
