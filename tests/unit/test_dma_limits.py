@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nvme_async.dma import Pool, limits
+from nvme_async.dma import budget as budget_module
 from nvme_async.dma.budget import Budget
 from nvme_async.dma.limits import Bound
 
@@ -91,7 +92,7 @@ def test_locked_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_that_was_promised_and_not_touched_is_not_promised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "memory_left", lambda: Bound(80 * MIB, "the group"))
     monkeypatch.setattr(limits, "memory_size", lambda: 1 << 40)
-    monkeypatch.setattr(budgets, "_pools", weakref.WeakSet())  # other tests' pools are not counted here
+    monkeypatch.setattr(budget_module, "_pools", weakref.WeakSet())  # other tests' pools are not counted here
     budget = Budget(None, hugepages="never", locked=False)
     assert budget.room((), MIB).nbytes == 70 * MIB
     with Pool(32 * MIB, iova=0, hugepages="never") as pool:

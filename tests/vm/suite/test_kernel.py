@@ -132,13 +132,16 @@ async def test_each_queue_has_an_interrupt_of_its_own(address: Callable[[str], s
         assert rises.count(0) == 1
 
 
-async def test_a_namespace_with_metadata_is_refused_in_plain_words(address: Callable[[str], str]) -> None:
+async def test_a_namespace_with_metadata_keeps_data_and_metadata(address: Callable[[str], str]) -> None:
     async with nvme_async.open(f"pci:{address('metadata')}") as controller:
-        for namespace in controller.namespaces.values():
-            with pytest.raises(nvme_async.ConfigurationError, match="8 bytes of metadata per block"):
-                await namespace.read(0)
-            with pytest.raises(nvme_async.ConfigurationError, match="8 bytes of metadata per block"):
-                await namespace.write(0, bytes(512))
+        for nsid, namespace in controller.namespaces.items():
+            data = bytes([nsid, 1, 2, 3]) * (3 * namespace.block_size // 4)
+            metadata = bytes(range(nsid, nsid + 24))
+            await namespace.write(5, data, metadata=metadata)
+            found = bytearray(24)
+            assert await namespace.read(5, 3, metadata=found) == data
+            assert found == metadata
+            assert await namespace.read(6) == data[namespace.block_size : 2 * namespace.block_size]
 
 
 async def test_shutdown_is_announced_and_then_the_controller_is_disabled(
