@@ -163,7 +163,8 @@ static uint8_t *arena_room(struct tcp_conn *conn, uint32_t nbytes)
 static bool add_output(struct tcp_conn *conn, struct tcp_output output)
 {
     if (conn->first_output + conn->n_output == conn->max_output) {
-        memmove(conn->output, conn->output + conn->first_output, conn->n_output * sizeof(*conn->output));
+        if (conn->n_output)
+            memmove(conn->output, conn->output + conn->first_output, conn->n_output * sizeof(*conn->output));
         conn->first_output = 0;
         if (conn->n_output == conn->max_output) {
             const uint32_t size = conn->max_output ? 2 * conn->max_output : 64;

@@ -93,7 +93,8 @@ static void add_pdu(struct tcp_link *link, void *header, uint32_t hlen, unsigned
         digest = ~crc32c(CRC32C_INIT, data, nbytes);
     link->counters.pdus_sent++;
     if (copied || !nbytes) {
-        memcpy(at + begin, data, nbytes);
+        if (nbytes)
+            memcpy(at + begin, data, nbytes);
         memcpy(at + begin + nbytes, &digest, tail);
         link->counters.copied += copied;
         arena_add(link, begin + nbytes + tail);
