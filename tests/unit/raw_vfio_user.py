@@ -72,7 +72,8 @@ class RawClient:
         header = HEADER.pack(self.msg_id, command, HEADER.size + len(payload), flags, 0)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self.sock.sendmsg([header + payload], ancillary)
-        self.sock.sendall((header + payload)[sent:])  # more than the socket's buffer takes at once
+        if sent < len(header + payload):
+            self.sock.sendall((header + payload)[sent:])  # more than the socket's buffer takes at once
 
     def _exactly(self, nbytes: int) -> bytes:
         data = b""

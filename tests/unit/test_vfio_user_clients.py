@@ -479,10 +479,12 @@ class TestIdling:
 
     def test_many_idle_controllers_cost_nothing(self):
         with contextlib.ExitStack() as stack:
-            controllers = [stack.enter_context(EmulatedController("size=1MiB")) for _ in range(64)]
+            controllers = [stack.enter_context(EmulatedController("size=1MiB"))]
+            others = controllers[0].reactor_stats()["controllers"] - 1  # of drivers that were dropped
+            controllers += [stack.enter_context(EmulatedController("size=1MiB")) for _ in range(63)]
             for controller in controllers:
                 Admin(stack.enter_context(RawClient(controller.connect())), "kick").identify()
-            assert controllers[0].reactor_stats()["controllers"] == 64
+            assert controllers[0].reactor_stats()["controllers"] == 64 + others
             assert self.wakeups(controllers[0]) < 10
 
     def test_the_first_command_after_idling_is_quick(self):
