@@ -283,7 +283,8 @@ cdef int request_send(Request self, PyObject **result) except -1:
         self.state = FINISHED
         take(qp, self)
         if self.status:
-            qp.q.header.n_errors += 1
+            if qp.has_memory:      # not if the queue pair was handed over since
+                qp.q.header.n_errors += 1
             raise qp.command_error(self.status, self.dw0, PyBytes_FromStringAndSize(<char *>&self.sqe, 64), qp.qid == 0, self.timed_out)
         value = self.result
         self.result = None
