@@ -112,19 +112,17 @@ def look_at_queue(QueuePair qp, *, bint sums=True):
     """
     cdef nvq_found found
     cdef nvq_measure measure
-    cdef uint32_t i, head
+    cdef uint32_t i
     cdef uint64_t position
     cdef nvq_tracker *t
-    cdef nvq_cqe *cqe
+    cdef nvq_cqe cqe
     inspect_queue(qp, sums, &measure, &found)
     arrived = []
     position = qp.q.header.reaped + found.skip_cqe
     for i in range(found.in_flight):
-        head = (position + i) % qp.q.entries
-        cqe = &qp.q.cq[head]
-        if (cqe.status & 1) == (((position + i) // qp.q.entries) & 1):
+        if not nvq_completion_at(&qp.q, position + i, &cqe):
             break
-        arrived.append((head, cqe.status & 1, cqe.cid, cqe.status >> 1))
+        arrived.append(((position + i) % qp.q.entries, cqe.status & 1, cqe.cid, cqe.status >> 1))
     bounce = {}
     inside = []
     outside = []

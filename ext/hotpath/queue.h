@@ -430,6 +430,22 @@ static inline void nvq_before_last_poll(void)
     atomic_thread_fence(memory_order_seq_cst);
 }
 
+/*
+ * Copies the completion at `position` (completions counted since the queue was created) into *copy. False: the controller has not posted it,
+ * which the phase tag of that round says. The queue itself does not change.
+ */
+static inline bool nvq_completion_at(const struct nvq *q, uint64_t position, struct nvq_cqe *copy)
+{
+    volatile struct nvq_cqe *cqe = &q->cq[position % q->entries];
+    const uint16_t status = cqe->status;
+    if ((status & 1) == ((position / q->entries) & 1))
+        return false;
+    nvq_after_phase();
+    *copy = *cqe;
+    copy->status = status;
+    return true;
+}
+
 /* Is there a completion that was not polled yet? */
 static inline bool nvq_pending(const struct nvq *q)
 {
