@@ -26,7 +26,7 @@ enum {
     EMU_FAULT_WRONG_PHASE = 1 << 7,
     EMU_FAULT_DUPLICATE = 1 << 8,      /* the completion is posted twice */
     EMU_FAULT_REORDER = 1 << 9,        /* posted after `distance` later completions of its CQ, or after delay_ns */
-    EMU_FAULT_PAYLOAD = 1 << 10,       /* admin data to the host begins with `payload` */
+    EMU_FAULT_PAYLOAD = 1 << 10,       /* the data of a command begin with `payload`: see nvme_io.c */
     EMU_FAULT_LOSE_INTERRUPT = 1 << 11, /* posted, but nothing is raised on that vector in this turn */
     EMU_FAULT_SPURIOUS_INTERRUPT = 1 << 12, /* the vector is raised also when the completion isn't posted */
     EMU_FAULT_FATAL = 1 << 13,         /* CSTS.CFS instead of execution */
@@ -74,8 +74,12 @@ int emu_fault_fatal(struct emu_ctrl *ctrl, uint64_t timeout_ns);
 int emu_fault_removed(struct emu_ctrl *ctrl, bool removed, uint64_t timeout_ns);
 /* A spurious interrupt. Waits for the reactor. */
 int emu_fault_interrupt(struct emu_ctrl *ctrl, unsigned vector, uint64_t timeout_ns);
-/* The power fails: as a removal, and what volatile write caches held is lost. emu_fault_removed(false) brings it back. Waits. */
-int emu_fault_power_loss(struct emu_ctrl *ctrl, uint64_t timeout_ns);
+/*
+ * The power fails: as a removal, and what volatile write caches held is lost: all of it, or with `tear` each logical block or not, as
+ * `seed` has it. With `tear` also writes that are held, and were not executed, reach some of their blocks. One block is never torn
+ * (AWUPF 0). emu_fault_removed(false) brings it back. Waits.
+ */
+int emu_fault_power_loss(struct emu_ctrl *ctrl, bool tear, uint64_t seed, uint64_t timeout_ns);
 /* The next sanitize fails. Waits for the reactor. */
 int emu_fault_sanitize(struct emu_ctrl *ctrl, uint64_t timeout_ns);
 /* A zone becomes read only (Dh), full (Eh) or offline (Fh), with its event. -ENOENT, -EINVAL. Waits for the reactor. */

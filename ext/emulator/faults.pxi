@@ -51,7 +51,7 @@ cdef extern from "emulator/faults.h" nogil:
     int emu_fault_removed(emu_ctrl *ctrl, bint removed, uint64_t timeout_ns)
     int emu_fault_interrupt(emu_ctrl *ctrl, unsigned vector, uint64_t timeout_ns)
     int emu_fault_temperature(emu_ctrl *ctrl, uint16_t kelvin, uint64_t timeout_ns)
-    int emu_fault_power_loss(emu_ctrl *ctrl, uint64_t timeout_ns)
+    int emu_fault_power_loss(emu_ctrl *ctrl, bint tear, uint64_t seed, uint64_t timeout_ns)
     int emu_fault_sanitize(emu_ctrl *ctrl, uint64_t timeout_ns)
     int emu_zone_state(emu_ctrl *ctrl, uint32_t nsid, uint64_t index, uint8_t state, uint64_t timeout_ns)
     int emu_ana_state(emu_ctrl *ctrl, uint32_t group, uint8_t state, uint64_t timeout_ns)
@@ -279,11 +279,11 @@ cdef class Faults:
         self._leave()
         fault_check(result, f"temperature {kelvin}")
 
-    def power_loss(self):
+    def power_loss(self, bint tear, uint64_t seed):
         cdef emu_ctrl *ctrl = self._enter()
         cdef int result
         with nogil:
-            result = emu_fault_power_loss(ctrl, self.timeout_ns)
+            result = emu_fault_power_loss(ctrl, tear, seed, self.timeout_ns)
         self._leave()
         fault_check(result, "power loss")
 

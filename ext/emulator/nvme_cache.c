@@ -93,12 +93,17 @@ void undo_commit(struct media *media, uint64_t offset, uint64_t nbytes)
     }
 }
 
-/* The power fails: the medium is what it was at the last flush. */
-void undo_restore(struct media *media)
+/* The power fails: each block is what it was at the last flush, or what was written since, as the outage has it. */
+void undo_restore(struct media *media, const struct outage *outage, uint32_t nsid, unsigned lbads)
 {
     struct undo *undo = media->undo;
-    for (unsigned i = 0; undo && i < SLOTS; i++)
-        if (undo->keys[i] && (undo->keys[i] - 1) * PAGE < media->nbytes)
-            memcpy(media->ram + (undo->keys[i] - 1) * PAGE, undo->pages[i], page_nbytes(media, undo->keys[i] - 1));
+    size_t block = lbads < 12 ? (size_t)1 << lbads : PAGE;
+    for (unsigned i = 0; undo && i < SLOTS; i++) {
+        uint64_t at = undo->keys[i] ? (undo->keys[i] - 1) * PAGE : media->nbytes;
+        size_t nbytes = at < media->nbytes ? page_nbytes(media, undo->keys[i] - 1) : 0;
+        for (size_t done = 0; done < nbytes; done += block)
+            if (!outage_keeps(outage, nsid, (at + done) >> lbads, 0))
+                memcpy(media->ram + at + done, undo->pages[i] + done, block < nbytes - done ? block : nbytes - done);
+    }
     undo_flush(media);
 }

@@ -139,23 +139,19 @@ int emu_ns_resize(struct emu_ctrl *ctrl, uint32_t nsid, uint64_t nbytes, bool no
     return mail_send(ctrl, &mail, timeout_ns);
 }
 
-/* The power fails and comes back only with emu_fault_removed(false): what a volatile write cache held is lost. */
+/* The power fails and comes back only with emu_fault_removed(false). */
 static void run_power_loss(struct emu_ctrl *ctrl, struct mail *mail)
 {
-    (void)mail;
-    for (uint32_t nsid = 1; nsid <= EMU_MAX_NAMESPACES; nsid++) {
-        struct ns *ns = ns_allocated(ctrl, nsid);
-        if (ns)
-            undo_restore(&ns->media);
-    }
+    struct outage outage = {.tear = mail->notice, .seed = mail->value};
+    outage_strike(ctrl, &outage);
     ctrl->running = false;
     ctrl->removed = true;
     ctrl->unsafe_shutdowns++;
 }
 
-int emu_fault_power_loss(struct emu_ctrl *ctrl, uint64_t timeout_ns)
+int emu_fault_power_loss(struct emu_ctrl *ctrl, bool tear, uint64_t seed, uint64_t timeout_ns)
 {
-    struct mail mail = {.run = run_power_loss};
+    struct mail mail = {.run = run_power_loss, .notice = tear, .value = seed};
     return mail_send(ctrl, &mail, timeout_ns);
 }
 

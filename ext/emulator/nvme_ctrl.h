@@ -366,6 +366,7 @@ void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe
 /* nvme_prp.c */
 void *dma_at(struct emu_ctrl *ctrl, uint64_t iova, uint64_t nbytes, bool write);
 uint16_t prp_map_list(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes, bool to_host, unsigned *n);
+void forge(struct emu_ctrl *ctrl, unsigned n, const uint8_t *payload, size_t nbytes);
 uint16_t copy_to_host(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, const void *data, uint64_t nbytes);
 uint16_t copy_to_host_padded(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, const void *data, uint64_t valid,
                              uint64_t nbytes);

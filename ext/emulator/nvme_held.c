@@ -163,6 +163,14 @@ unsigned held_run(struct emu_ctrl *ctrl, uint64_t now)
     return work;
 }
 
+/* Those that have not been executed, and are not only to be failed. */
+void held_each_waiting(struct emu_ctrl *ctrl, void (*each)(struct emu_ctrl *, const struct nvme_sqe *, void *), void *arg)
+{
+    for (struct held *held = ctrl->held.next; held != &ctrl->held; held = held->next)
+        if (held->sq->qid && !held->executed && !held->forced)
+            each(ctrl, &held->sqe, arg);
+}
+
 /* All are due at the next held_run(). */
 void held_release(struct emu_ctrl *ctrl)
 {

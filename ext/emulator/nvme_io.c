@@ -61,6 +61,31 @@ static uint16_t media_failed(struct emu_ctrl *ctrl, uint16_t status)
     return status;
 }
 
+/*
+ * A fault's payload is what the data begin with: for the host where it reads them, on the medium where it writes them. The host's
+ * own memory is not touched by a write.
+ */
+static uint16_t forge_read(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes)
+{
+    unsigned n;
+    uint16_t status = prp_map(ctrl, sqe, nbytes, true, &n);
+    if (!status)
+        forge(ctrl, n, ctrl->effect->payload, ctrl->effect->payload_len);
+    return status;
+}
+
+static uint16_t forge_write(struct emu_ctrl *ctrl, struct ns *ns, const struct extent *e)
+{
+    size_t nbytes = ctrl->effect->payload_len < e->nbytes ? ctrl->effect->payload_len : (size_t)e->nbytes;
+    struct iovec iov = {(void *)ctrl->effect->payload, nbytes};
+    return nbytes ? media_write(&ns->media, e->offset, &iov, 1) : SC_SUCCESS;
+}
+
+static inline bool forges(const struct emu_ctrl *ctrl)
+{
+    return UNLIKELY(ctrl->effect != NULL) && ctrl->effect->payload;
+}
+
 static uint16_t io_read(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe)
 {
     struct extent e;
@@ -76,6 +101,8 @@ static uint16_t io_read(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, con
     if (UNLIKELY(ns->n_bad && bad_overlaps(ns, e.lba, e.blocks)))
         return media_failed(ctrl, SC_READ_ERROR);
     status = UNLIKELY(ns->ms) ? meta_execute(ctrl, ns, sqe, e.lba, e.blocks) : media_read(&ns->media, e.offset, ctrl->iov, n);
+    if (forges(ctrl) && !status)
+        status = forge_read(ctrl, sqe, e.nbytes);
     if (UNLIKELY(status))
         return media_failed(ctrl, status);
     ctrl->counters.commands_read++;
@@ -114,6 +141,8 @@ static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, co
         }
     }
     status = UNLIKELY(ns->ms) ? meta_execute(ctrl, ns, sqe, e.lba, e.blocks) : media_write(&ns->media, e.offset, ctrl->iov, n);
+    if (forges(ctrl) && !status)
+        status = forge_write(ctrl, ns, &e);
     if (UNLIKELY(status))
         return media_failed(ctrl, status);
     if (UNLIKELY(ns->n_bad))

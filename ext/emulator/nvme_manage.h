@@ -122,12 +122,22 @@ void kv_identify(const struct ns *ns, uint8_t *p);
 /* nvme_security.c */
 uint16_t admin_security(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 
+/* nvme_outage.c: what a power loss leaves */
+struct outage {
+    bool tear; /* some of what was not on the medium is there; false: none of it */
+    uint64_t seed;
+};
+bool outage_keeps(const struct outage *outage, uint32_t nsid, uint64_t lba, unsigned attempt);
+void outage_strike(struct emu_ctrl *ctrl, const struct outage *outage);
+void held_each_waiting(struct emu_ctrl *ctrl, void (*each)(struct emu_ctrl *, const struct nvme_sqe *, void *), void *arg);
+
 /* nvme_cache.c: a volatile write cache over RAM */
 int undo_new(struct media *media);
 void undo_free(struct media *media);
 void undo_note(struct media *media, uint64_t offset, uint64_t nbytes);
 void undo_commit(struct media *media, uint64_t offset, uint64_t nbytes);
 void undo_flush(struct media *media);
-void undo_restore(struct media *media);
+void undo_restore(struct media *media, const struct outage *outage, uint32_t nsid, unsigned lbads);
+
 
 #endif

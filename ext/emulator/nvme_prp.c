@@ -76,8 +76,8 @@ uint16_t prp_map_list(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_
     return SC_SUCCESS;
 }
 
-/* A fault's payload over the beginning of what has been sent. */
-static void forge(struct emu_ctrl *ctrl, unsigned n, const uint8_t *payload, size_t nbytes)
+/* A fault's payload over the beginning of what has been sent: ctrl->iov[0..n). */
+void forge(struct emu_ctrl *ctrl, unsigned n, const uint8_t *payload, size_t nbytes)
 {
     for (unsigned i = 0; i < n && nbytes; i++) {
         size_t part = ctrl->iov[i].iov_len < nbytes ? ctrl->iov[i].iov_len : nbytes;
@@ -124,5 +124,7 @@ uint16_t copy_from_host(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, void 
         memcpy(to, ctrl->iov[i].iov_base, ctrl->iov[i].iov_len);
         to += ctrl->iov[i].iov_len;
     }
+    if (ctrl->effect && ctrl->effect->payload)
+        memcpy(data, ctrl->effect->payload, ctrl->effect->payload_len < nbytes ? ctrl->effect->payload_len : nbytes);
     return SC_SUCCESS;
 }

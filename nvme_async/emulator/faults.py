@@ -20,9 +20,15 @@ from nvme_async.emulator.config import Medium
 from nvme_async.emulator.parsing import parse_size
 from nvme_async.errors import ConfigurationError
 from nvme_async.native import _emulator
+from nvme_async.spec.opcodes import NvmOpcode
 
 FOREVER = math.inf
 _FOREVER_NS = (1 << 64) - 1
+
+
+_WITHOUT_PAYLOAD = frozenset(
+    (NvmOpcode.FLUSH, NvmOpcode.WRITE_UNCORRECTABLE, NvmOpcode.WRITE_ZEROES, NvmOpcode.VERIFY, NvmOpcode.COMPARE)
+)
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -165,7 +171,8 @@ class Faults:
             execution
         (its status without the phase bit). wrong_phase. duplicate: post twice. reorder: post after
         that many
-        later ones. payload: what admin data for the host begins with. lose_interrupt,
+        later ones. payload: what the data begin with: for the host where it reads them, on the medium where it
+        writes them, its own memory left alone; a command without data cannot have one. lose_interrupt,
             spurious_interrupt.
         fatal: CSTS.CFS instead of execution. remove: surprise removal instead.
         """
@@ -178,6 +185,8 @@ class Faults:
             raise ConfigurationError("delay and delay_post exclude each other")
         if payload is not None and len(payload) > _emulator.FAULT_PAYLOAD_MAX:
             raise ConfigurationError(f"a payload of {len(payload)} bytes: at most {_emulator.FAULT_PAYLOAD_MAX}")
+        if payload is not None and queue == "io" and opcode in _WITHOUT_PAYLOAD:
+            raise ConfigurationError(f"a payload for opcode {opcode:#04x}: no data of it can be replaced")
         chosen = {
             "delay": delay is not None,
             "delay_post": delay_post is not None,
@@ -249,12 +258,18 @@ class Faults:
         """The composite temperature that the SMART log tells; may cause its event."""
         self._faults.temperature(kelvin)
 
-    def power_loss(self) -> None:
-        """The power fails: a surprise removal, and what volatile write caches held is lost.
+    def power_loss(self, seed: int | None = None) -> None:
+        """The power fails: a surprise removal, and what was not on the medium is lost: all that volatile write caches
+        (`write_cache=on`) held, and every write that was not executed.
+
+        seed: then each logical block is lost or not by itself, whether it was in a cache or in a write under way
+            (one that a rule delays). A block is never torn (AWUPF 0); the same seed has the same outcome.
 
         remove_device(False) brings the controller back.
         """
-        self._faults.power_loss()
+        if seed is not None and not 0 <= seed < 1 << 64:
+            raise ConfigurationError(f"a seed of {seed}: must be from 0 to 2**64 - 1")
+        self._faults.power_loss(seed is not None, seed or 0)
 
     def sanitize_fails(self) -> None:
         """The next sanitize operation fails."""

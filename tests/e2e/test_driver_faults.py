@@ -17,6 +17,7 @@ from nvme_async.emulator import FOREVER
 from nvme_async.errors import (
     CommandError,
     CommandTimeout,
+    ConfigurationError,
     ControllerError,
     ControllerFatal,
     ControllerTimeout,
@@ -303,3 +304,20 @@ async def test_closing_while_commands_never_come_back(failing: Controller) -> No
     await within(10, failing.close())
     for result in await asyncio.gather(*reads, return_exceptions=True):
         assert isinstance(result, QueueShutdown)
+
+
+async def test_payloads_replace_the_data_of_reads_and_writes(controller: Controller) -> None:
+    namespace = first(controller)
+    size = namespace.block_size
+    await namespace.write(0, b"\1" * size)
+    forged = faults(controller).add(queue="io", opcode=NvmOpcode.READ, payload=b"FORGED", count=1)
+    assert await namespace.read(0) == b"FORGED".ljust(size, b"\1")
+    assert await namespace.read(0) == b"\1" * size
+    forged.remove()
+    faults(controller).add(queue="io", opcode=NvmOpcode.WRITE, payload=b"ROTTEN", count=1)
+    data = bytearray(b"\2" * size)
+    await namespace.write(0, data)
+    assert data == b"\2" * size
+    assert await namespace.read(0) == b"ROTTEN".ljust(size, b"\2")
+    with pytest.raises(ConfigurationError, match="opcode 0x00"):
+        faults(controller).add(queue="io", opcode=NvmOpcode.FLUSH, payload=b"x")

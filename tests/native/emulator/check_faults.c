@@ -295,6 +295,34 @@ TEST(commands_and_admin_data_are_replaced)
     live_close(&live);
 }
 
+TEST(data_of_reads_and_writes_are_replaced)
+{
+    struct live live;
+    live_open(&live);
+    struct bed *bed = &live.bed;
+    EQUAL(bed_write(bed, 3, 1, 0x33), 0);
+    struct emu_fault fault = rule(IO_READ, EMU_FAULT_PAYLOAD);
+    fault.count = 1;
+    fault.payload = "forged";
+    fault.payload_len = 6;
+    emu_fault_add(bed->host.ctrl, &fault);
+    EQUAL(bed_io(bed, read_one(&live, 3)), 0);
+    CHECK(!memcmp(bed->data, "forged\x33", 7) && bed->data[511] == 0x33);
+    CHECK(bed_reads(bed, 3, 1, 0x33)); /* the medium has what was written */
+    static uint8_t longer[1024];
+    memset(longer, 0x55, sizeof(longer));
+    fault = rule(IO_WRITE, EMU_FAULT_PAYLOAD);
+    fault.count = 1;
+    fault.payload = longer;
+    fault.payload_len = sizeof(longer); /* more than is written */
+    emu_fault_add(bed->host.ctrl, &fault);
+    EQUAL(bed_write(bed, 3, 1, 0x44), 0);
+    EQUAL(bed->data[0], 0x44); /* the host's memory is its own */
+    CHECK(bed_reads(bed, 3, 1, 0x55));
+    CHECK(bed_reads(bed, 4, 1, 0));
+    live_close(&live);
+}
+
 TEST(fatal_status_and_surprise_removal)
 {
     struct live live;
