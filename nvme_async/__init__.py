@@ -18,8 +18,8 @@ from nvme_async.driver.events import Event
 from nvme_async.driver.keyvalue import KeyValueNamespace
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
-from nvme_async.driver.pcie.memory import Registration
 from nvme_async.driver.protection import Check, Protect
+from nvme_async.driver.registration import Registration
 from nvme_async.driver.reservations import Reservations
 from nvme_async.driver.zoned import ZonedNamespace
 from nvme_async.errors import *  # noqa: F403

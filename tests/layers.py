@@ -1,7 +1,7 @@
 """The layers of nvme_async, and the check of `make lint` that each module imports downwards only.
 
 Every import statement counts, also late ones and those under TYPE_CHECKING. Within a layer modules may import
-each other, but not in a circle.
+each other, but not in a circle; the transports do not import each other.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ LAYERS = (
     ("fio",),
     ("cli", "__main__"),
 )
+# Each is a way to a controller. What they share is in driver/; only the registry of URI schemes names one.
+TRANSPORTS = tuple(f"{PACKAGE}.driver.{name}" for name in ("pcie", "tcp", "kernel"))
+NAMES_TRANSPORTS = f"{PACKAGE}.driver.schemes"
 # The keeper runs alone, without the rest of the package: it must import nothing of it.
 ALONE = f"{PACKAGE}.keepalive.keeper"
 ALONE_BUT = (f"{PACKAGE}.keepalive.keeper.client",)
@@ -95,6 +98,11 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
     return []
 
 
+def transport(name: str) -> str:
+    """The transport that a module is part of, or ""."""
+    return next((one for one in TRANSPORTS if name == one or name.startswith(f"{one}.")), "")
+
+
 def problems(root: Path) -> list[str]:
     """What is wrong with the package below `root`, a line each."""
     known = modules(root)
@@ -107,6 +115,9 @@ def problems(root: Path) -> list[str]:
                     found.append(f"{name} imports {target}, which is of a higher layer")
             except ValueError as error:
                 found.append(str(error))
+            if layer(name) == layer(TRANSPORTS[0]) and name != NAMES_TRANSPORTS:
+                if transport(target) not in ("", transport(name)):
+                    found.append(f"{name} imports {target}, which is part of a transport")
             if name.startswith(ALONE) and name not in ALONE_BUT and not target.startswith(ALONE):
                 found.append(f"{name} imports {target}: the keeper runs without the rest of the package")
     around = circle(edges)

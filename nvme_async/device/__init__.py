@@ -9,11 +9,10 @@ A device is named by a URI:
 
 from __future__ import annotations
 
-from nvme_async.device.base import DOORBELL_OFFSET, Device, DeviceIds, Doorbells, Saved
+from nvme_async.device.base import Device, DeviceIds, Doorbells, Saved
 from nvme_async.device.schemes import open_device, parse_uri, register_scheme, resume_device, schemes
 
 __all__ = [
-    "DOORBELL_OFFSET",
     "Device",
     "DeviceIds",
     "Doorbells",

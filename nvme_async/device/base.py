@@ -10,9 +10,6 @@ import attrs
 from nvme_async.native._dma import Pool
 from nvme_async.native._mmio import Mmio
 
-DOORBELL_OFFSET = 0x1000
-"""Of the doorbells in BAR0 (NVMe over PCIe Transport 1.0, 3.1.1)."""
-
 
 @attrs.frozen
 class DeviceIds:

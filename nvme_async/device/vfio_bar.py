@@ -11,13 +11,14 @@ import os
 import struct
 
 from nvme_async.device import vfio_abi as abi
-from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Doorbells
+from nvme_async.device.base import DeviceIds, Doorbells
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
 from nvme_async.native._mmio import Mmio
+from nvme_async.spec.registers import DOORBELL_BASE
 
 log = logging.getLogger("nvme_async")
 
-PAGE = mmap.PAGESIZE
+HOST_PAGE = mmap.PAGESIZE
 # NVMe over PCIe Transport 1.0, 3.1: VS can't be all ones, so reading that means nobody answers. It
 # can't be zero either: that is what virtual machines read where no device is any more.
 VS = 0x08
@@ -121,8 +122,8 @@ class Config:
         for place, nbytes in ((table, vectors * MSIX_ENTRY), (pending, -(-vectors // 64) * 8)):
             if place & 7 == bar:
                 offset = place & ~7
-                pages |= set(range(offset // PAGE * PAGE, offset + nbytes, PAGE))
-        return [range(page, page + PAGE) for page in sorted(pages)]
+                pages |= set(range(offset // HOST_PAGE * HOST_PAGE, offset + nbytes, HOST_PAGE))
+        return [range(page, page + HOST_PAGE) for page in sorted(pages)]
 
 
 class Bar0:
@@ -137,14 +138,17 @@ class Bar0:
         write. lost_fd: an eventfd to signal when mapped doorbells are lost; not ours.
         """
         self.faults = 0
-        if region.nbytes <= DOORBELL_OFFSET:
+        if region.nbytes <= DOORBELL_BASE:
             raise DeviceError(f"{address}: BAR0 has {region.nbytes} bytes, too few for NVMe's registers")
         self._fd, self._region, self._address = fd, region, address
         self._windows: list[tuple[int, Mmio]] = []
         self._lost: list[Mmio] = []  # kept: queue pairs may ring there still, to no effect
         try:
             for area in region.areas:
-                start, stop = -(-area.offset // PAGE) * PAGE, (area.offset + area.nbytes) // PAGE * PAGE
+                start, stop = (
+                    -(-area.offset // HOST_PAGE) * HOST_PAGE,
+                    (area.offset + area.nbytes) // HOST_PAGE * HOST_PAGE,
+                )
                 for hole in holes:
                     if start < hole.stop and hole.start < stop:
                         self._map(start, hole.start)
@@ -159,12 +163,12 @@ class Bar0:
             self.close()
         for _, window in self._windows:
             window.lost_fd = lost_fd
-        place = self._window(DOORBELL_OFFSET, 4)
-        self.doorbells = Doorbells(None, DOORBELL_OFFSET)
+        place = self._window(DOORBELL_BASE, 4)
+        self.doorbells = Doorbells(None, DOORBELL_BASE)
         if place is not None:
             start, window = place
             where = (self._fd, self._region.offset + start, window.nbytes)
-            self.doorbells = Doorbells(window, DOORBELL_OFFSET - start, window=where)
+            self.doorbells = Doorbells(window, DOORBELL_BASE - start, window=where)
 
     def _map(self, start: int, stop: int) -> None:
         if start < stop:

@@ -17,7 +17,7 @@ from typing import Any, Self
 import attrs
 
 from nvme_async.device import vfio_user_protocol as wire
-from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Doorbells, Saved
+from nvme_async.device.base import DeviceIds, Doorbells, Saved
 from nvme_async.device.vfio_user_channel import Channel, busy, connect
 from nvme_async.device.vfio_user_explore import (
     Layout,
@@ -39,6 +39,7 @@ from nvme_async.errors import ControllerGone, DeviceError, DeviceTimeout, Invali
 from nvme_async.native._dma import PAGE_SIZE, Pool
 from nvme_async.native._mmio import Mmio
 from nvme_async.runtime import forks
+from nvme_async.spec.registers import DOORBELL_BASE
 
 DEFAULT_TIMEOUT = 10.0
 
@@ -81,7 +82,7 @@ class VfioUserDevice:
             self._hang_up.register(channel.fd, select.EPOLLRDHUP)
             self._hang_up.register(self._trouble_fd, select.EPOLLIN)
             if layout.doorbells is None:
-                self._doorbells = Doorbells(None, DOORBELL_OFFSET)
+                self._doorbells = Doorbells(None, DOORBELL_BASE)
             else:
                 mmio = Mmio(doorbell_fd, *layout.doorbells, lost_fd=self._trouble_fd)
                 self._doorbells = Doorbells(mmio, 0, kick_fd, (doorbell_fd, *layout.doorbells))

@@ -14,11 +14,12 @@ import attrs
 import cattrs
 
 from nvme_async.device import vfio_user_protocol as wire
-from nvme_async.device.base import DOORBELL_OFFSET, DeviceIds, Saved
+from nvme_async.device.base import DeviceIds, Saved
 from nvme_async.device.vfio_user_channel import Channel
 from nvme_async.device.vfio_user_protocol import Command
 from nvme_async.errors import ControllerFatal, DeviceError, InvalidSavedState
 from nvme_async.native._mmio import file_system
+from nvme_async.spec.registers import DOORBELL_BASE
 
 log = logging.getLogger("nvme_async")
 
@@ -85,9 +86,9 @@ def explore(channel: Channel, uri: str, limits: wire.Limits) -> tuple[Layout, in
     doorbell_fd = kick_fd = -1
     doorbells = None
     try:
-        if bar0.size < DOORBELL_OFFSET + 8:
-            raise DeviceError(f"{uri}: BAR0 has {bar0.size:#x} bytes, doorbells begin at {DOORBELL_OFFSET:#x}")
-        area = bar0.area_at(DOORBELL_OFFSET)
+        if bar0.size < DOORBELL_BASE + 8:
+            raise DeviceError(f"{uri}: BAR0 has {bar0.size:#x} bytes, doorbells begin at {DOORBELL_BASE:#x}")
+        area = bar0.area_at(DOORBELL_BASE)
         if area is not None and fds and _is_memory(fds[0], uri):
             doorbell_fd = fds.pop(0)
             doorbells = (bar0.file_offset + area[0], area[1])
@@ -218,7 +219,7 @@ def _kick_fd(channel: Channel, uri: str) -> int:
             close_all(fds)
             argsz = needed
             continue
-        index = wire.doorbell_ioeventfd(answer, DOORBELL_OFFSET)
+        index = wire.doorbell_ioeventfd(answer, DOORBELL_BASE)
         kick = fds.pop(index) if index is not None and index < len(fds) else -1
         close_all(fds)
         if kick >= 0 and os.readlink(f"/proc/self/fd/{kick}") != "anon_inode:[eventfd]":

@@ -26,8 +26,8 @@ from nvme_async.driver.events import Event, EventListener
 from nvme_async.driver.lifecycle import ENDING, FINAL, Lifecycle, State
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
-from nvme_async.driver.pcie.memory import Registration
 from nvme_async.driver.recovery import Recovery
+from nvme_async.driver.registration import Registration
 from nvme_async.driver.scanner import Scanner
 from nvme_async.driver.steps import Degraded
 from nvme_async.driver.transport import CommandQueue, Transport
@@ -427,8 +427,7 @@ class Controller(ControllerContext):
         """
         if self.state in ENDING or self.state is State.SAVING:
             raise self._not_here()
-        registration: Registration = self.transport.register(buffer)
-        return registration
+        return self.transport.register(buffer)
 
     # -- what the driver's parts ask of each other -------------------------------------------------
 

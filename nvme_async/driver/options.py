@@ -8,11 +8,11 @@ import attrs
 
 from nvme_async.device import quirks
 from nvme_async.errors import ConfigurationError
+from nvme_async.spec.registers import PAGE
 
 Mode = Literal["adaptive", "interrupt", "poll"]
 MODES: tuple[Mode, ...] = ("adaptive", "interrupt", "poll")
 
-PAGE = 4096
 DEFAULT_POOL = 32 << 20
 
 

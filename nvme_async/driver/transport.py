@@ -24,6 +24,7 @@ from nvme_async.device.quirks import NO_QUIRKS, Quirks
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.lifecycle import Lifecycle
 from nvme_async.driver.options import Options
+from nvme_async.driver.registration import Registration
 from nvme_async.driver.steps import Degraded, Step
 from nvme_async.errors import ConfigurationError, DeviceError, NvmeError
 from nvme_async.spec.commands import Command
@@ -356,7 +357,7 @@ class Transport(ABC):
         """Memory that the device reaches directly. See Controller.alloc()."""
         self._cannot("direct memory access")
 
-    def register(self, buffer: Any) -> Any:
+    def register(self, buffer: Any) -> Registration:
         """See Controller.register()."""
         self._cannot("direct memory access")
 

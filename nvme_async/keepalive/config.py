@@ -35,6 +35,7 @@ import attrs
 
 from nvme_async.errors import ConfigurationError
 from nvme_async.keepalive.sizing import DRIVES, Wanted, size_pool
+from nvme_async.spec.registers import PAGE
 
 log = logging.getLogger("nvme_async")
 
@@ -47,7 +48,6 @@ NUMA = "OPENHCL_VTL2_GPA_POOL_NUMA"
 ALWAYS_FLR = "OPENHCL_NVME_ALWAYS_FLR"
 VARIABLES = (KEEP_ALIVE, DISABLE, POOL_OVERRIDE, POOL, NUMA, VFIO, ALWAYS_FLR)
 
-PAGE = 4096
 DEFAULT_POOL_PAGES = 8192
 MAX_POOL_PAGES = 1 << 28  # 1 TiB
 

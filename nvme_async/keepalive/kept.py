@@ -10,7 +10,7 @@ from nvme_async.dma import DmaBuffer, Slot
 from nvme_async.driver.controller import Controller as DriverController
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.memory import DeviceMemory
-from nvme_async.driver.pcie.queue_set import QueueSet
+from nvme_async.driver.pcie.queue_set import PcieQueueSet
 from nvme_async.driver.pcie.registers import Registers
 from nvme_async.driver.pcie.transport import PcieTransport, pcie
 from nvme_async.driver.transport import Transport
@@ -73,7 +73,7 @@ class KeptController(DriverController):
         return self.pcie.memory
 
     @property
-    def queues(self) -> QueueSet:
+    def queues(self) -> PcieQueueSet:
         """Its queue pairs."""
         return self.pcie.queues
 

@@ -19,8 +19,8 @@ import attrs
 
 from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.driver.controller import Controller
-from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.transport import pcie
+from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.errors import InvalidSavedState, NvmeError
 from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.descriptors import identity

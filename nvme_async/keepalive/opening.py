@@ -15,12 +15,13 @@ from nvme_async.driver.options import Options
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError, InvalidSavedState, NvmeError
 from nvme_async.keepalive import execute
 from nvme_async.keepalive.bundle import Bundle
-from nvme_async.keepalive.config import PAGE, Decision, Outcome, decide, outcome
+from nvme_async.keepalive.config import Decision, Outcome, decide, outcome
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.custodian import Custodian, find_custodian
 from nvme_async.keepalive.depositor import Depositor
 from nvme_async.keepalive.restoration import restore
 from nvme_async.keepalive.sizing import Wanted
+from nvme_async.spec.registers import PAGE
 
 log = logging.getLogger("nvme_async")
 

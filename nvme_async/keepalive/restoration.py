@@ -25,10 +25,10 @@ from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.driver.lifecycle import State as Stage
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
-from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.memory import DeviceMemory, let_go
 from nvme_async.driver.pcie.registers import Registers
 from nvme_async.driver.pcie.transport import PcieTransport
+from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.errors import ConfigurationError, ControllerGone, InvalidSavedState, RestoreRefused
 from nvme_async.keepalive import manifest, reclaim
 from nvme_async.keepalive import state as saved
@@ -322,7 +322,7 @@ class Restoration:
             if controller.queues.lender is not None:
                 controller.queues.lender.forget()
             for queue in controller.queues.all():
-                queue.deaf()
+                queue.stop_listening()
                 _hotpath.hand_over(
                     queue.hot, RestoreRefused("the restore failed"), RestoreRefused("the restore failed")
                 )

@@ -18,8 +18,8 @@ import attrs
 from nvme_async.dma.limits import Bound, lockable, memory_left
 from nvme_async.native._dma import Pool
 from nvme_async.native._hotpath import queue_memory
+from nvme_async.spec.registers import PAGE
 
-PAGE = 4096
 HUGE_PAGES = (2 << 20) // PAGE
 DRIVES = {"release": 1, "debug": 3}
 """Of each rule."""

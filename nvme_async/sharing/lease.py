@@ -18,8 +18,7 @@ from nvme_async.device import Device
 from nvme_async.errors import LeaseError
 from nvme_async.native._hotpath import address_of
 from nvme_async.sharing.channel import Channel
-
-PAGE = 4096
+from nvme_async.spec.registers import PAGE
 
 
 class QueueIs(StrEnum):

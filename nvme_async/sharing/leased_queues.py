@@ -7,11 +7,11 @@ from collections import deque
 from typing import Any, Protocol
 
 from nvme_async.driver.completions import error_from
-from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.memory import DeviceMemory
-from nvme_async.driver.pcie.queue_creation import QueueMaker
-from nvme_async.driver.pcie.queue_set import QueueSet
+from nvme_async.driver.pcie.queue_maker import PcieQueueMaker
 from nvme_async.driver.plain_queues import PlainQueue
+from nvme_async.driver.queues.loop_queue import LoopQueue
+from nvme_async.driver.queues.queue_set import QueueSet
 from nvme_async.driver.transport import Owner
 from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.sharing.leased_device import LeasedDevice
@@ -36,7 +36,7 @@ class Leased(Protocol):
     async def request(self, kind: str, body: dict[str, Any] | None = None, *, data: bytes = b"") -> Message: ...
 
 
-class LeasedQueueMaker(QueueMaker):
+class LeasedQueueMaker(PcieQueueMaker):
     """Vectors are those of the lease, by index; creation and deletion are requests."""
 
     def __init__(self, controller: Owner, transport: Leased) -> None:
@@ -52,7 +52,7 @@ class LeasedQueueMaker(QueueMaker):
     def _vector(self, qid: int) -> int:
         return self._qids.index(qid)
 
-    async def tell(self, queue: LoopQueue) -> None:
+    async def create(self, queue: LoopQueue) -> None:
         """Create I/O Completion and Submission Queue, by the owner."""
         hot, leased = queue.hot, self._leased
         life = leased.life
@@ -81,10 +81,11 @@ class LeasedQueueMaker(QueueMaker):
 class LeasedQueues(QueueSet):
     """See QueueSet. There is no native admin queue: all() has the I/O queues only."""
 
+    maker: LeasedQueueMaker
+
     def __init__(self, controller: Owner, transport: Leased) -> None:
-        super().__init__(controller, transport)
+        super().__init__(controller, transport, LeasedQueueMaker(controller, transport))
         self._leased = transport
-        self.maker: LeasedQueueMaker = LeasedQueueMaker(controller, transport)
         self._events: deque[tuple[int, int]] = deque(maxlen=_EVENTS)
         self._waiting_for_events: deque[asyncio.Future[tuple[int, int]]] = deque()
         self._messages = PlainQueue(0, controller.loop, self._execute, ADMIN_DEPTH, controller.options.admin_timeout)

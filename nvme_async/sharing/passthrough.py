@@ -12,15 +12,14 @@ from nvme_async.sharing.policy import Policy
 from nvme_async.sharing.protocol import COMMAND_BYTES, MAX_DATA, Message
 from nvme_async.spec.commands import Command
 from nvme_async.spec.opcodes import AdminOpcode, Direction
-
-_PAGE = 4096
+from nvme_async.spec.registers import PAGE
 
 
 def _dwords(command: Command) -> int | None:
     """Bytes that the controller moves, where the command itself says so; None: it does not."""
     opcode = command.opcode
     if opcode == AdminOpcode.IDENTIFY:
-        return _PAGE
+        return PAGE
     if opcode == AdminOpcode.GET_LOG_PAGE:
         return ((command.cdw10 >> 16 | (command.cdw11 & 0xFFFF) << 16) + 1) * 4
     if opcode == AdminOpcode.GET_LBA_STATUS:

@@ -20,8 +20,9 @@ from nvme_async.dma import DmaBuffer
 from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.options import DEFAULT_POOL, Options
-from nvme_async.driver.pcie.memory import DeviceMemory, Registration
+from nvme_async.driver.pcie.memory import DeviceMemory
 from nvme_async.driver.recovery import RETRYABLE
+from nvme_async.driver.registration import Registration
 from nvme_async.driver.steps import Degraded, Step
 from nvme_async.driver.transport import Owner, Transport
 from nvme_async.errors import (

@@ -14,7 +14,6 @@ SQE_SIZE = 64
 assert _SQE.size == SQE_SIZE
 
 U8, U16, U32, U64 = 0xFF, 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
-PAGE = 4096
 
 _LIMITS = {
     "opcode": U8,

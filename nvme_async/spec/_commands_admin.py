@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvme_async.spec._command import PAGE, U8, U16, U32, U64, Command, check, check_dwords
+from nvme_async.spec._command import U8, U16, U32, U64, Command, check, check_dwords
 from nvme_async.spec.opcodes import (
     NSID_ALL,
     AdminOpcode,
@@ -14,6 +14,7 @@ from nvme_async.spec.opcodes import (
     NamespaceManagementAction,
     SanitizeAction,
 )
+from nvme_async.spec.registers import PAGE
 
 IDENTIFY_SIZE = 4096
 _UUID_INDEX = 127

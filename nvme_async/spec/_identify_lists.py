@@ -11,8 +11,8 @@ import attrs
 
 from nvme_async.spec._identify_controller import SecondaryController
 from nvme_async.spec._layout import Buffer, Layout, uint, uints
+from nvme_async.spec.registers import PAGE
 
-PAGE = 4096
 MAX_NAMESPACES = PAGE // 4
 MAX_CONTROLLERS = PAGE // 2 - 1
 

@@ -50,6 +50,9 @@ class Register(IntEnum):
 WIDE = frozenset({Register.CAP, Register.ASQ, Register.ACQ, Register.BPMBL, Register.CMBMSC})
 """The 64-bit properties; all others have 32 bits."""
 
+PAGE = 4096
+"""Bytes of a memory page with CC.MPS = 0, which this driver sets for all controllers."""
+
 DOORBELL_BASE = 0x1000
 """Where the doorbells begin in BAR0 (NVMe over PCIe Transport 1.0, 3.1.2)."""
 

@@ -74,9 +74,9 @@ def die(controller: nvme_async.Controller) -> Bundle:
     controller.memory.detach()
     for queue in controller.queues.all():
         if queue.loop is controller.loop:
-            queue.deaf()
+            queue.stop_listening()
         else:
-            queue.loop.call_soon_threadsafe(queue.deaf)
+            queue.loop.call_soon_threadsafe(queue.stop_listening)
         _hotpath.hand_over(queue.hot, dead, unsent)
     controller.queues.forget_all()
     controller.device.detach()

@@ -73,9 +73,9 @@ async def test_killed_after_a_fresh_bring_up_and_before_the_new_deposit(site: Si
 @pytest.mark.parametrize(
     ("module", "function", "enables"),
     [
-        ("nvme_async.driver.pcie.queue_set", "QueueSet.prepare_admin", 0),
-        ("nvme_async.driver.pcie.queue_set", "QueueSet.negotiate", 1),
-        ("nvme_async.driver.pcie.queue_creation", "QueueMaker.tell", 1),
+        ("nvme_async.driver.queues.queue_set", "QueueSet.prepare_admin", 0),
+        ("nvme_async.driver.queues.queue_set", "QueueSet.negotiate", 1),
+        ("nvme_async.driver.pcie.queue_maker", "PcieQueueMaker.create", 1),
         ("nvme_async.driver.bringup", "BringUp._namespaces", 1),
         ("nvme_async.keepalive.kept", "KeptController._keep", 1),
         ("nvme_async.keepalive.depositor", "Depositor.start", 1),

@@ -46,6 +46,22 @@ def test_a_planted_upward_import_is_found(copy: Path, module: str, statement: st
     assert f"{name} imports {target}, which is of a higher layer" in layers.problems(copy)
 
 
+@pytest.mark.parametrize(
+    ("module", "target"),
+    [
+        ("driver/tcp/queues.py", "nvme_async.driver.pcie.queue_set"),
+        ("driver/pcie/queue_maker.py", "nvme_async.driver.tcp.queues"),
+        ("driver/controller.py", "nvme_async.driver.pcie.memory"),
+        ("driver/queues/queue_set.py", "nvme_async.driver.tcp.address"),
+    ],
+)
+def test_a_transport_is_imported_by_its_own_modules_only(copy: Path, module: str, target: str) -> None:
+    path = copy / "nvme_async" / module
+    path.write_text(path.read_text() + f"\n\ndef late():\n    import {target}\n")
+    name = "nvme_async." + module.removesuffix(".py").replace("/", ".")
+    assert f"{name} imports {target}, which is part of a transport" in layers.problems(copy)
+
+
 def test_a_circle_is_found(copy: Path) -> None:
     path = copy / "nvme_async" / "driver" / "options.py"
     path.write_text(path.read_text() + "\n\ndef late():\n    from nvme_async.driver.controller import Controller\n")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -19,27 +18,24 @@ from typing import Any, Literal
 
 from nvme_async.device import Device
 from nvme_async.dma import PAGE_SIZE, DmaBuffer, Pool
-from nvme_async.dma.backing import shared_backing
 from nvme_async.dma.budget import Budget
 from nvme_async.dma.manager import DmaClient, DmaManager, Policy
 from nvme_async.dma.numa import memory_nodes
-from nvme_async.errors import ConfigurationError, DeviceError, NvmeError, OutOfDmaMemory
-from nvme_async.native._hotpath import AddressMap, QueuePair, address_of, byte_view, fed
+from nvme_async.driver.pcie.iovas import IovaSpace, aligned
+from nvme_async.driver.pcie.mapped_buffer import MappedBuffer
+from nvme_async.errors import DeviceError, NvmeError, OutOfDmaMemory
+from nvme_async.native._hotpath import AddressMap, QueuePair, fed
 from nvme_async.runtime.tasks import in_thread
 
 log = logging.getLogger("nvme_async")
 
-# Above everything that a 32-bit device or a platform's reserved windows (MSI at FEE0_0000h) claim;
-# below only where the IOMMU translates nothing above.
-FIRST_IOVA = 0x1_0000_0000
-ALIGN = 2 << 20
 SMALLEST_POOL = 2 << 20
 """Bytes of a first pool that was cut down to a limit: admin queue, one I/O queue, some data."""
 _REFUSED_SECONDS = 0.5
 """For so long a failure to grow counts, before it is tried again."""
 
 
-class DeviceMemory:
+class DeviceMemory(IovaSpace):
     """Pools of a controller, and where they lie for it.
 
     Owner: its Controller, on whose loop's thread everything here is called, except alloc(), find(),
@@ -70,10 +66,10 @@ class DeviceMemory:
         flexible: the first pool may be smaller where limits, or the IOMMU's windows, don't let it
         have pool_bytes.
         """
-        self.device = device
+        super().__init__(device)
         self.address_map = AddressMap()
         self.note: str | None = None
-        self.registrations: dict[int, Registration] = {}
+        self.registrations: dict[int, MappedBuffer] = {}
         self.in_use: Callable[[int, int], bool] = lambda iova, nbytes: False
         self.on_mapped: Callable[[], None] = lambda: (
             None
@@ -84,13 +80,9 @@ class DeviceMemory:
         self._clients: list[DmaClient] = []
         self._names = itertools.count()
         self._growing = threading.Lock()
-        self._placing = threading.Lock()
         self._closed = False
         self._refused: tuple[float, NvmeError] | None = None
-        self._mapped: list[tuple[int, int]] = []  # (iova, nbytes)
         self._inherited: list[tuple[int, int]] = []  # a predecessor's registrations
-        self.windows: list[range] = []  # addresses that are not this process's to map at
-        self.lent_mappings = 0  # within those
         self._retired: list[tuple[int, int]] = []  # closed registrations that a command may still use
         self.manager = DmaManager(
             0 if adopt is None else adopt.nbytes,
@@ -99,7 +91,7 @@ class DeviceMemory:
         )
         if adopt is not None:
             client = self.manager.adopt(adopt)
-            self._mapped.append((adopt.iova, adopt.nbytes))
+            self.reserve_at([(adopt.iova, adopt.nbytes)])
             self._know(client)
         else:
             needed = min(SMALLEST_POOL, pool_bytes) if flexible else pool_bytes
@@ -114,60 +106,6 @@ class DeviceMemory:
     def clients(self) -> tuple[DmaClient, ...]:
         """In the order of `pools`."""
         return tuple(self._clients)
-
-    # -- where it lies -----------------------------------------------------------------------------
-
-    def reserve(self, nbytes: int) -> int:
-        """A free IOVA range of `nbytes` that the device can reach, taken from here on.
-        OutOfDmaMemory if there is none, or no mapping left.
-        """
-        with self._placing:
-            if len(self._mapped) + self.lent_mappings >= self.device.max_mappings:
-                raise OutOfDmaMemory(f"the device takes no more than {self.device.max_mappings} mappings")
-            iova = self._place(_aligned(nbytes))
-            self._mapped.append((iova, nbytes))
-            return iova
-
-    def reserve_window(self, nbytes: int) -> range:
-        """Device addresses that another process's memory will be mapped at; nothing of this one's is. Ends with
-        release_window(). OutOfDmaMemory if so much is not free.
-        """
-        with self._placing:
-            nbytes = _aligned(nbytes)
-            iova = self._place(nbytes)
-            window = range(iova, iova + nbytes)
-            self.windows.append(window)
-            return window
-
-    def release_window(self, window: range) -> None:
-        """Nothing is mapped there any more."""
-        with self._placing:
-            if window in self.windows:
-                self.windows.remove(window)
-
-    def release(self, iova: int, nbytes: int) -> None:
-        """The range is not mapped, or not any more."""
-        with self._placing:
-            if (iova, nbytes) in self._mapped:
-                self._mapped.remove((iova, nbytes))
-
-    def _place(self, nbytes: int) -> int:
-        ranges = self.device.iova_ranges
-        taken = sorted([*self._mapped, *((window.start, len(window)) for window in self.windows)])
-        # Address 0 is never used: some controllers take it for "none".
-        for lowest in (FIRST_IOVA, ALIGN):
-            for window in ranges:
-                at = _aligned(max(window.start, lowest))
-                for iova, length in taken:
-                    if iova < at + nbytes and at < iova + length:
-                        at = _aligned(iova + length)
-                if at + nbytes <= window.stop:
-                    return at
-        windows = ", ".join(f"{window.start:#x}-{window.stop - 1:#x}" for window in ranges[:8])
-        raise OutOfDmaMemory(
-            f"no {nbytes} bytes of IOVA space are free; the device reaches {windows or 'nothing more'}"
-            + (f" and {len(ranges) - 8} more windows" if len(ranges) > 8 else "")
-        )
 
     # -- pools -------------------------------------------------------------------------------------
 
@@ -249,9 +187,9 @@ class DeviceMemory:
                 return
             if self._closed:
                 raise OutOfDmaMemory(f"{self.device.uri}: the controller is closed")
-            wanted = max(self._pool_bytes, _aligned(needed))
+            wanted = max(self._pool_bytes, aligned(needed))
             iova, size = self._fit(needed, wanted, first=not seen)
-            length = _aligned(Pool.size_for(size))
+            length = aligned(Pool.size_for(size))
             if self._fixed:
                 self.manager.private_bytes = length
             policy = Policy.PRIVATE if self._fixed else Policy.EPHEMERAL
@@ -259,8 +197,7 @@ class DeviceMemory:
             try:
                 client = self.manager.client(f"pool{next(self._names)}", policy, size, iova=iova)
                 self.device.map_dma(client.pool, iova=iova, nbytes=client.pool.nbytes)
-                with self._placing:
-                    self._mapped[self._mapped.index((iova, length))] = (iova, client.pool.nbytes)
+                self.shrink(iova, length, client.pool.nbytes)
             except BaseException as error:
                 self.release(iova, length)
                 if client is not None:
@@ -283,7 +220,7 @@ class DeviceMemory:
         reason = bound.reason
         while True:
             try:
-                iova = self.reserve(_aligned(Pool.size_for(size)))
+                iova = self.reserve(aligned(Pool.size_for(size)))
                 break
             except OutOfDmaMemory as error:
                 if size == needed:
@@ -303,10 +240,10 @@ class DeviceMemory:
 
     # -- registered memory -------------------------------------------------------------------------
 
-    def register(self, buffer: Any) -> Registration:
+    def register(self, buffer: Any) -> MappedBuffer:
         """Makes existing memory reachable, in place."""
         self.sweep()
-        registration = Registration(self, buffer)
+        registration = MappedBuffer(self, buffer)
         self.registrations[registration.address] = registration
         return registration
 
@@ -332,8 +269,7 @@ class DeviceMemory:
 
     def inherit(self, mappings: list[tuple[int, int]]) -> None:
         """Mappings of a predecessor's memory: their IOVAs are in use until forget_inherited()."""
-        with self._placing:
-            self._mapped += mappings
+        self.reserve_at(mappings)
         self._inherited = list(mappings)
 
     def forget_inherited(self) -> None:
@@ -406,10 +342,6 @@ class DeviceMemory:
         }
 
 
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGN) * ALIGN
-
-
 def _pages(nbytes: int) -> int:
     return -(-nbytes // PAGE_SIZE) * PAGE_SIZE
 
@@ -423,89 +355,3 @@ def let_go(pools: Iterable[Pool]) -> None:
             # The application still looks at a buffer of this pool; its memory lives on until it
             # stops.
             pass
-
-
-class Registration:
-    """User memory that the device reaches in place (`controller.register(buffer)`); a context
-    manager, closed with its controller.
-
-    Attributes:
-        address, nbytes: the registered memory, which is the page-aligned hull of the buffer if the
-            device can map that.
-        zero_copy: False where the device can't reach it (memory that a vfio-user peer can't be
-            given): then I/O is bounced as for any other.
-        iova: its device address, or None.
-    """
-
-    def __init__(self, memory: DeviceMemory, buffer: Any) -> None:
-        self._memory = memory
-        self._view: memoryview | None = byte_view(buffer)
-        if self._view.nbytes == 0:
-            raise ConfigurationError("a buffer of 0 bytes can't be registered")
-        self.address = address_of(self._view)
-        self.nbytes = self._view.nbytes
-        self.iova: int | None = None
-        begin = self.address & ~4095
-        end = (self.address + self.nbytes + 4095) & ~4095
-        self._hull = (begin, end - begin)
-        if self.address in memory.registrations:
-            self._view.release()
-            raise ConfigurationError(f"the memory at {self.address:#x} is registered already")
-        try:
-            # Known before it is made: should this process be killed in between, a successor unmaps it.
-            iova = memory.reserve(end - begin)
-        except BaseException:
-            self._view.release()
-            raise
-        try:
-            memory.on_mapped()
-            mapped = self._map(memory.device, iova)
-        except BaseException:
-            memory.release(iova, end - begin)
-            self._view.release()
-            raise
-        if not mapped:
-            memory.release(iova, end - begin)
-        memory.on_mapped()
-        if mapped:
-            self.iova = iova + (self.address - begin)
-            memory.address_map.add(self.address, self.nbytes, self.iova)
-
-    def _map(self, device: Device, iova: int) -> bool:
-        address, nbytes = self._hull
-        if device.direct:
-            device.map_dma(-1, iova=iova, nbytes=nbytes, address=address)
-            return True
-        backing = shared_backing(address, nbytes)
-        if backing is None:
-            return False
-        fd, offset = backing
-        try:
-            device.map_dma(fd, iova=iova, nbytes=nbytes, file_offset=offset)
-        finally:
-            os.close(fd)
-        return True
-
-    @property
-    def zero_copy(self) -> bool:
-        return self.iova is not None
-
-    def close(self) -> None:
-        """Takes the memory from the device: new I/O on it is bounced; it stays mapped until the
-        last command that uses it completed.
-        """
-        if self._view is None:
-            return
-        self._memory.registrations.pop(self.address, None)
-        if self.iova is not None:
-            self._memory.address_map.remove(self.address)
-            self._memory.retire(self.iova - (self.address - self._hull[0]), self._hull[1])
-            self.iova = None
-        self._view.release()
-        self._view = None
-
-    def __enter__(self) -> Registration:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

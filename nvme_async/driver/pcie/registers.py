@@ -13,6 +13,7 @@ from nvme_async.device.quirks import NO_QUIRKS, Quirk, Quirks
 from nvme_async.errors import ControllerError, ControllerFatal, ControllerGone, ControllerTimeout
 from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec.registers import (
+    DOORBELL_BASE,
     WIDE,
     Aqa,
     Cap,
@@ -28,7 +29,6 @@ from nvme_async.spec.registers import (
 
 T = TypeVar("T")
 ALL_ONES = 0xFFFF_FFFF
-FIRST_DOORBELL = 0x1000
 # Seconds, for the quirks of these names.
 DELAY_BEFORE_INIT = 2.0
 DELAY_BEFORE_READY = 2.3
@@ -213,7 +213,7 @@ def doorbell_pairs(cap: Cap, bar0_nbytes: int) -> int:
     """For how many queue pairs, the admin queue's included, BAR0 has doorbells (PCIe Transport 1.0,
     3.1.2).
     """
-    return max(0, (bar0_nbytes - FIRST_DOORBELL) // (2 * (4 << cap.dstrd)))
+    return max(0, (bar0_nbytes - DOORBELL_BASE) // (2 * (4 << cap.dstrd)))
 
 
 def check_supported(cap: Cap, uri: str, bar0_nbytes: int) -> None:

@@ -19,9 +19,9 @@ from typing import Any
 
 from nvme_async.driver.controller import Controller
 from nvme_async.driver.lifecycle import State
-from nvme_async.driver.pcie.loop_queue import LoopQueue
 from nvme_async.driver.pcie.memory import let_go as let_go_of_pools
 from nvme_async.driver.pcie.transport import pcie
+from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
 from nvme_async.native import _hotpath
 
@@ -131,7 +131,7 @@ async def release(controller: Controller) -> None:
     pools = memory.detach() if memory is not None else []
 
     def end(queue: LoopQueue) -> None:
-        queue.deaf()
+        queue.stop_listening()
         _lent.extend(_hotpath.hand_over(queue.hot, sent, unsent))
 
     try:

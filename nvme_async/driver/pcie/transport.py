@@ -12,10 +12,11 @@ from nvme_async.device.quirks import Quirk, quirks_of
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver import command_sets
 from nvme_async.driver.options import DEFAULT_POOL
-from nvme_async.driver.pcie.memory import DeviceMemory, Registration
-from nvme_async.driver.pcie.queue_set import QueueSet
+from nvme_async.driver.pcie.memory import DeviceMemory
+from nvme_async.driver.pcie.queue_set import PcieQueueSet
 from nvme_async.driver.pcie.registers import Registers, check_supported
 from nvme_async.driver.recovery import RETRYABLE
+from nvme_async.driver.registration import Registration
 from nvme_async.driver.steps import Degraded, Step
 from nvme_async.driver.transport import Owner, Transport
 from nvme_async.errors import ConfigurationError, ControllerFatal, ControllerTimeout, DeviceTimeout, NvmeError
@@ -39,7 +40,7 @@ class PcieTransport(Transport):
     """
 
     kind = "pcie"
-    queues: QueueSet
+    queues: PcieQueueSet
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -55,7 +56,7 @@ class PcieTransport(Transport):
     def attach(self, owner: Owner) -> None:
         self._owner = owner
         self.quirks = self.registers.quirks = quirks_of(self.device.ids, override=owner.options.quirks)
-        self.queues = QueueSet(owner, self)
+        self.queues = PcieQueueSet(owner, self)
 
     async def call(self, function: Callable[[], T]) -> T:
         """A call into the device layer: on the loop if that is only memory and ioctls, in a thread if it is

@@ -9,22 +9,17 @@ import logging
 import socket
 import struct
 import threading
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from nvme_async.driver.completions import error_from
-from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.queues.loop_queue import LoopQueue
+from nvme_async.driver.queues.queue_maker import QueueMaker
 from nvme_async.driver.tcp.handshake import Connection
 from nvme_async.driver.transport import Owner
-from nvme_async.errors import NvmeError
 from nvme_async.native import _hotpath, _tcp
 from nvme_async.spec.registers import Cap
-from nvme_async.spec.status import status_text
 
 log = logging.getLogger("nvme_async")
-PAGE = 4096
-ADMIN_TRANSFER = 1 << 20
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -117,13 +112,6 @@ class TcpQueue(LoopQueue):
         return {**super().inspect(), "connection": self.link.inspect()}
 
 
-class NoMemory:
-    """In the place of pools: a socket reaches all memory."""
-
-    async def make_room(self, nbytes: int) -> None:
-        """There always is."""
-
-
 class TcpPieces(Protocol):
     """The TCP transport, as far as its queues are concerned."""
 
@@ -133,80 +121,51 @@ class TcpPieces(Protocol):
     def connection_lost(self, queue: TcpQueue, why: str) -> None: ...
 
 
-class TcpMaker:
-    """In the place of nvme_async.driver.pcie.queue_creation.QueueMaker.
+class TcpQueueMaker(QueueMaker):
+    """Each queue pair has a connection; a completion that answers nothing ends it."""
 
-    Attributes:
-        max_transfer: bytes of one I/O command. capacity: the most that it ever was allowed to be.
-        errors: how many commands failed that somebody waited for, by status.
-        strays: always 0: a completion that answers nothing ends its connection.
-    """
+    ADMIN_TRANSFER = 1 << 20
 
     def __init__(self, controller: Owner, transport: TcpPieces) -> None:
-        self._controller = controller
+        super().__init__(controller)
         self._transport = transport
-        self.max_transfer = PAGE
-        self.capacity = 0
-        self.strays = 0
-        self.errors: Counter[str] = Counter()
 
-    @property
-    def event_fds(self) -> range:
-        """One for each queue that there may be: connections are no vectors that run out."""
-        return range(self._controller.options.io_queues + 1)
-
-    def memory_for(self, qid: int, entries: int) -> int:
-        return _hotpath.queue_memory(entries, entries - 1, self._max_transfer(qid))
-
-    def _max_transfer(self, qid: int) -> int:
-        return self.capacity if qid else ADMIN_TRANSFER
+    async def make_room(self, qid: int, entries: int) -> None:
+        """A socket reaches all memory."""
 
     def make(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> TcpQueue:
         """Rings and link, without a connection. Ends with forget()."""
-        options = self._controller.options
         link = _tcp.Link()
-        hot = _hotpath.QueuePair(
-            _tcp.HostMemory(self.memory_for(qid, entries)),  # type: ignore[arg-type]
+        max_transfer = self._max_transfer(qid)
+        hot = self._native(
+            _tcp.HostMemory(_hotpath.queue_memory(entries, entries - 1, max_transfer)),
+            loop,
             qid=qid,
             entries=entries,
             n_trackers=entries - 1,
-            max_transfer=self._max_transfer(qid),
+            max_transfer=max_transfer,
             address_map=_hotpath.AddressMap(),
             bounce=_hotpath.BounceCache(_no_bounce),
-            create_future=loop.create_future,
-            call_soon=loop.call_soon,
-            command_error=self._error,
-            on_stray=self._on_stray,
-            ready=getattr(loop, "_ready", None),
         )
         hot.set_transport(link)
-        hot.mode = _hotpath.MODES["interrupt" if qid == 0 else options.mode]
-        hot.spin_ns = int(options.spin_us * 1000)
-        if qid and options.latency:
-            hot.record_latency(True)
+        self._set_waiting(hot)
         return TcpQueue(
             hot,
             loop,
             vector=qid,
             interrupts=True,
-            timeout=options.command_timeout if qid else options.admin_timeout,
-            on_timeout=self._controller._on_timeout,
-            on_slow=self._controller._on_slow,
             link=link,
             on_broken=self._transport.connection_lost,
+            **self._watching(qid),
         )
-
-    def _error(self, status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
-        text = status_text(status >> 8 & 7, status & 0xFF)
-        self.errors[f"{status & 0x7FF:#05x} {text}"] += 1
-        return error_from(status, dw0, sqe, admin, timed_out)
 
     def _on_stray(self, qid: int, n: int, n_sqid: int, cid: int, sqid: int) -> None:
         log.error("%s: queue %d: the link let a completion with id %#06x through", self._controller.uri, qid, cid)
 
-    async def tell(self, queue: TcpQueue) -> None:
+    async def create(self, queue: LoopQueue) -> None:
         """Connect (Base 2.0, 6.3) on a connection of its own."""
-        await self.on(queue, lambda: queue.disconnect())
+        assert isinstance(queue, TcpQueue)
+        await self.on(queue, queue.disconnect)
         connection = await self._transport.connect_io(queue.qid, queue.entries)
         try:
             await self.on(queue, lambda: queue.connect(connection))
@@ -218,25 +177,10 @@ class TcpMaker:
         """what() in the thread of the queue's loop."""
         return self._controller._on_owner(queue, what)
 
-    async def delete(self, queue: TcpQueue) -> None:
+    async def delete(self, queue: LoopQueue) -> None:
         """The end of its connection is the end of a queue."""
+        assert isinstance(queue, TcpQueue)
         await self.on(queue, queue.disconnect)
-
-    def forget(self, queue: LoopQueue) -> None:
-        """Everything of it goes back to its owner."""
-        queue.close()
-
-    def limit_transfer(self, nbytes: int) -> bool:
-        """One command moves `nbytes` at most from now on; True if that is another limit than before."""
-        self.capacity = self.capacity or nbytes
-        before, self.max_transfer = self.max_transfer, min(nbytes, self.capacity)
-        return self.max_transfer != before
-
-    def adopt_shadow(self, memory: Any) -> None:
-        """There are no doorbells."""
-
-    def free_shadow(self) -> None:
-        """There are no doorbells."""
 
 
 def _no_bounce(nbytes: int, tag: int) -> Any:

@@ -15,8 +15,8 @@ from typing import Any
 
 from nvme_async.driver import command_sets
 from nvme_async.driver.options import Options
-from nvme_async.driver.pcie.loop_queue import LoopQueue
-from nvme_async.driver.pcie.queue_set import QueueSet
+from nvme_async.driver.queues.loop_queue import LoopQueue
+from nvme_async.driver.queues.queue_set import QueueSet
 from nvme_async.driver.recovery import RETRYABLE
 from nvme_async.driver.steps import Degraded, Step
 from nvme_async.driver.tcp import handshake
@@ -25,7 +25,7 @@ from nvme_async.driver.tcp.handshake import Connection, Wishes
 from nvme_async.driver.tcp.host import this_host
 from nvme_async.driver.tcp.keep_alive import KeepAlive
 from nvme_async.driver.tcp.properties import Properties
-from nvme_async.driver.tcp.queues import NoMemory, TcpMaker, TcpQueue
+from nvme_async.driver.tcp.queues import TcpQueue, TcpQueueMaker
 from nvme_async.driver.transport import Owner, Transport
 from nvme_async.errors import (
     CommandError,
@@ -48,12 +48,8 @@ class TcpQueueSet(QueueSet):
     """Queues over connections."""
 
     def __init__(self, owner: Owner, transport: TcpTransport) -> None:
-        super().__init__(owner, transport, TcpMaker(owner, transport))
+        super().__init__(owner, transport, TcpQueueMaker(owner, transport))
         self._tcp = transport
-
-    @property
-    def _wanted(self) -> int:
-        return self._tcp.owner.options.io_queues
 
     async def go(self) -> None:
         await super().go()
@@ -76,7 +72,6 @@ class TcpTransport(Transport):
         self.host = this_host(options.hostnqn, options.hostid)
         self.cntlid = handshake.ANY_CONTROLLER
         self.reconnects = -1
-        self.memory = NoMemory()
         self.wishes = Wishes.of(options, kato=options.keep_alive_tmo)
         self.properties = Properties(self.uri, self._admin)
         self.keep_alive = KeepAlive(options.keep_alive_tmo)

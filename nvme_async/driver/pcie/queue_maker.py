@@ -1,5 +1,5 @@
-"""One queue pair at a time: its memory, its vector, its doorbells, and what the controller is told
-of it.
+"""A queue pair over PCIe: its memory, its vector, its doorbells, and the commands that create and
+delete it.
 
 On the controller's home loop.
 """
@@ -9,26 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import Counter
 from typing import Any, Protocol
 
 from nvme_async.device import Device
 from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
-from nvme_async.driver.completions import error_from
-from nvme_async.driver.pcie.loop_queue import DEAD_VECTOR, LoopQueue
 from nvme_async.driver.pcie.memory import DeviceMemory
-from nvme_async.driver.pcie.registers import FIRST_DOORBELL
+from nvme_async.driver.queues.loop_queue import DEAD_VECTOR, LoopQueue
+from nvme_async.driver.queues.queue_maker import QueueMaker
 from nvme_async.driver.transport import Owner
-from nvme_async.errors import CommandError, ControllerError, DeviceError, NvmeError
+from nvme_async.errors import CommandError, ControllerError, DeviceError
 from nvme_async.native import _hotpath
-from nvme_async.runtime import loop_internals
 from nvme_async.spec import commands
-from nvme_async.spec.registers import Cap, cq_doorbell, sq_doorbell
-from nvme_async.spec.status import status_text
+from nvme_async.spec.registers import DOORBELL_BASE, PAGE, Cap, cq_doorbell, sq_doorbell
 
 log = logging.getLogger("nvme_async")
-PAGE = 4096
 
 
 class PciePieces(Protocol):
@@ -39,22 +34,14 @@ class PciePieces(Protocol):
     cap: Cap
 
 
-class QueueMaker:
-    """Attributes:
-    max_transfer: bytes of one I/O command.
-    capacity: bytes that one command of a queue pair can move at most. Set once: a controller that
-        takes more after a reset is not given more.
-    strays: completions that answered nothing.
-    errors: how many commands failed that somebody waited for, by status.
-    """
+class PcieQueueMaker(QueueMaker):
+    """Owner of the interrupt vectors' eventfds, of the queue pairs' memory and of the shadow doorbells."""
+
+    ADMIN_TRANSFER = 16 * PAGE
 
     def __init__(self, controller: Owner, transport: PciePieces) -> None:
-        self._controller = controller
+        super().__init__(controller)
         self._transport = transport
-        self.max_transfer = PAGE
-        self.capacity = 0
-        self.strays = 0
-        self.errors: Counter[str] = Counter()
         self._event_fds: list[int] = []
         self._memory: dict[int, tuple[DmaBuffer, _hotpath.BounceCache]] = {}  # by qid
         self._shadow: DmaBuffer | None = None
@@ -134,13 +121,12 @@ class QueueMaker:
         """The bytes that a queue pair needs in the pool."""
         return _hotpath.queue_memory(entries, entries - 1, self._max_transfer(qid), self._spare_entries)
 
-    def _max_transfer(self, qid: int) -> int:
-        return self.capacity if qid else PAGE * 16
+    async def make_room(self, qid: int, entries: int) -> None:
+        assert self._transport.memory is not None
+        await self._transport.memory.make_room(self.memory_for(qid, entries))
 
     def make(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> LoopQueue:
-        """The host's side of a queue pair: memory, rings, doorbells. The controller doesn't know of
-        it yet. Ends with forget().
-        """
+        """Memory, rings, doorbells."""
         assert self._transport.memory is not None
         max_transfer = self._max_transfer(qid)
         n_trackers = entries - 1
@@ -170,46 +156,34 @@ class QueueMaker:
         *,
         attach: bool = False,
     ) -> LoopQueue:
-        """The objects for a queue pair in `memory`. facts: arguments of the native LoopQueue.
+        """The objects for a queue pair in `memory`. facts: arguments of the native QueuePair.
         attach: a predecessor made it.
         """
-        controller = self._controller
-        options = controller.options
         assert self._transport.memory is not None
         qid = facts["qid"]
         bounce = _hotpath.BounceCache(self._transport.memory.chunk_source(f"bounce {qid}"))
-        hot = _hotpath.QueuePair(
+        hot = self._native(
             memory,
+            loop,
             **facts,
             max_transfer=max_transfer,
             spare_entries=self._spare_entries,
             attach=attach,
             address_map=self._transport.memory.address_map,
             bounce=bounce,
-            create_future=loop.create_future,
-            call_soon=loop.call_soon,
-            command_error=self._error,
-            on_stray=self._on_stray,
-            ready=loop_internals.ready_callbacks(loop),
         )
         try:
             self._connect_doorbells(hot)
         except BaseException:
             hot.close()
             raise
-        # Without interrupts (a predecessor's choice) there is but one way to wait.
-        hot.mode = _hotpath.MODES["interrupt" if qid == 0 else options.mode if facts["interrupts"] else "poll"]
-        hot.spin_ns = int(options.spin_us * 1000)
-        if qid and options.latency:
-            hot.record_latency(True)
+        self._set_waiting(hot, interrupts=facts["interrupts"])
         self._memory[qid] = (memory, bounce)
         return self.face(hot, loop, facts["vector"], facts["interrupts"])
 
     def face(
         self, hot: _hotpath.QueuePair, loop: asyncio.AbstractEventLoop, vector: int, interrupts: bool
     ) -> LoopQueue:
-        """The Python half for use on `loop`."""
-        controller = self._controller
         assert self._transport.memory is not None
         hot.on_starved = self._transport.memory.feeder(hot, loop)
         return LoopQueue(
@@ -218,10 +192,8 @@ class QueueMaker:
             vector=vector,
             event_fd=self._event_fds[vector],
             interrupts=interrupts,
-            timeout=controller.options.command_timeout if hot.qid else controller.options.admin_timeout,
-            on_timeout=controller._on_timeout,
-            on_slow=controller._on_slow,
             on_dead_vector=self._on_dead_vector,
+            **self._watching(hot.qid),
         )
 
     def _connect_doorbells(self, hot: _hotpath.QueuePair) -> None:
@@ -229,7 +201,7 @@ class QueueMaker:
         doorbells = device.doorbells()
         dstrd = self._transport.cap.dstrd
         sq, cq = sq_doorbell(hot.qid, dstrd), cq_doorbell(hot.qid, dstrd)
-        base = doorbells.offset - FIRST_DOORBELL
+        base = doorbells.offset - DOORBELL_BASE
         mmio = doorbells.mmio
         if mmio is not None and base + cq + 4 > mmio.nbytes:
             mmio = None  # the window ends before them, as one of a page does before a wide stride's: they are registers
@@ -248,34 +220,8 @@ class QueueMaker:
             cq_register=cq,
         )
 
-    def _error(self, status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
-        text = status_text(status >> 8 & 7, status & 0xFF)
-        self.errors[f"{status & 0x7FF:#05x} {text}"] += 1
-        return error_from(status, dw0, sqe, admin, timed_out)
-
-    def _on_stray(self, qid: int, n: int, n_sqid: int, cid: int, sqid: int) -> None:
-        """Completions that answer nothing which is out, on the queue's loop; docs/design.md says why
-        they are no more than this.
-        """
-        controller = self._controller
-        before, self.strays = self.strays, self.strays + n
-        if n_sqid:
-            what = f"completion of command {cid:#06x} names submission queue {sqid}"
-        else:
-            what = f"completion with unknown or stale command id {cid:#06x} (submission queue {sqid})"
-        if self.strays.bit_length() != before.bit_length():  # the 1st, 2nd, 4th, 8th …
-            log.warning("%s: queue %d: %s; %d such in all", controller.uri, qid, what, self.strays)
-        if not controller.loop.is_closed():
-            controller.loop.call_soon_threadsafe(
-                controller._on_stray, n, f"queue {qid}: {what}", n_sqid > 0, controller.resets
-            )
-
     def limit_transfer(self, nbytes: int) -> bool:
-        """One command moves `nbytes` at most from now on; True if that is another limit than before."""
-        nbytes = min(nbytes, self.longest_transfer)
-        self.capacity = self.capacity or nbytes
-        before, self.max_transfer = self.max_transfer, min(nbytes, self.capacity)
-        return self.max_transfer != before
+        return super().limit_transfer(min(nbytes, self.longest_transfer))
 
     def _on_dead_vector(self, queue: LoopQueue) -> None:
         """From a queue pair, on its loop: no interrupt comes, and it has begun to poll."""
@@ -292,17 +238,16 @@ class QueueMaker:
         return self._memory[qid][1]
 
     def forget(self, queue: LoopQueue) -> None:
-        """Everything of it goes back to its owner. The controller doesn't know it, or was reset."""
-        queue.close()
+        super().forget(queue)
         memory, bounce = self._memory.pop(queue.qid, (None, None))
         if bounce is not None:
             bounce.close()
         if memory is not None:
             memory.free()
 
-    # -- telling the controller --------------------------------------------------------------------
+    # -- the commands ------------------------------------------------------------------------------
 
-    async def tell(self, queue: LoopQueue) -> None:
+    async def create(self, queue: LoopQueue) -> None:
         """Create I/O Completion Queue, then Create I/O Submission Queue (5.4, 5.5)."""
         hot, submit = queue.hot, self._controller._submit_admin
         create_cq = commands.create_io_cq(hot.qid, hot.entries, hot.cq_iova, queue.vector, interrupts=queue.interrupts)
@@ -372,7 +317,7 @@ class QueueMaker:
         """
         if self._shadow is not None:
             dstrd = self._transport.cap.dstrd
-            sq, cq = sq_doorbell(hot.qid, dstrd) - FIRST_DOORBELL, cq_doorbell(hot.qid, dstrd) - FIRST_DOORBELL
+            sq, cq = sq_doorbell(hot.qid, dstrd) - DOORBELL_BASE, cq_doorbell(hot.qid, dstrd) - DOORBELL_BASE
             if cq + 4 <= PAGE:
                 hot.set_shadow_doorbells(self._shadow, sq, cq, PAGE)
 

@@ -18,8 +18,8 @@ from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.opcodes import Direction, command_name
 
-# The watchdog looks so many times within one command timeout.
-LOOKS = 8
+# How often the watchdog checks within one command timeout.
+CHECKS = 8
 # While commands are out and a coroutine sleeps, the ring is polled early, for the interrupt that
 # does not come: so many seconds after the last completion, each counted from the poll before, and the
 # last one again and again.
@@ -34,7 +34,7 @@ class LoopQueue:
     hot: the native half; the hot path of Namespace talks to it directly.
     on_timeout(queue, [(cid, sqe)]): called by the watchdog, on the loop, for commands that are out
         longer than `timeout` seconds.
-    on_slow(): the same, at each of its looks that finds a command which was out at the look before,
+    on_slow(): the same, at each of its checks that finds a command which was out at the check before,
         and at each early poll after a second in which nothing has completed.
     on_dead_vector(queue): no interrupt arrives; it is polled from now on.
     """
@@ -151,7 +151,7 @@ class LoopQueue:
     def freeze(self) -> None:
         """Until thaw() nothing of this process touches the queue pair: neither memory nor
         doorbells, nor the interrupts, which are a successor's from here on. What has completed
-        by now is taken. Thread: as deaf().
+        by now is taken. Thread: as stop_listening().
         """
         self._frozen = True
         if self._on_interrupt is not None and not self.loop.is_closed():
@@ -171,7 +171,7 @@ class LoopQueue:
         return True
 
     def hand_over_from_afar(self, sent: BaseException, unsent: BaseException) -> bool:
-        """deaf() and the native hand_over() after freeze_from_afar(), likewise."""
+        """stop_listening() and the native hand_over() after freeze_from_afar(), likewise."""
         if not isinstance(self.loop, asyncio.SelectorEventLoop) or not _hotpath.is_at_rest(self.hot):
             return False
         self._on_interrupt = None
@@ -187,7 +187,7 @@ class LoopQueue:
         if self.hot.guarded:
             self._guard()
 
-    def deaf(self) -> None:
+    def stop_listening(self) -> None:
         """Stops taking interrupts and watching. From the loop's thread, or after the loop has
         ended.
         """
@@ -220,7 +220,7 @@ class LoopQueue:
 
     def close(self) -> None:
         """Lets go of loop and memory; nothing may be out any more."""
-        self.deaf()
+        self.stop_listening()
         self.hot.on_busy = self.hot.on_sleep = None
         self.hot.close()
 
@@ -276,9 +276,9 @@ class LoopQueue:
         queue costs nothing.
         """
         if self._timer is None and not self.hot.closed:
-            self._timer = self.loop.call_later(self.timeout / LOOKS, self._look)
+            self._timer = self.loop.call_later(self.timeout / CHECKS, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         hot = self.hot
         if hot.closed:
@@ -292,7 +292,7 @@ class LoopQueue:
             return
         # Perhaps only the interrupt was lost.
         hot.reap()
-        late = hot.older_than(epoch - LOOKS) if epoch > LOOKS else []
+        late = hot.older_than(epoch - CHECKS) if epoch > CHECKS else []
         if late:
             self._on_timeout(self, late)
         elif hot.older_than(epoch - 1):
@@ -353,7 +353,7 @@ class LoopQueue:
         state: dict[str, Any] = self.hot.inspect()
         epoch = state.pop("epoch", 0)
         for command in state.get("pending", ()):
-            command["age"] = round((epoch - command.pop("epoch")) * self.timeout / LOOKS, 3)
+            command["age"] = round((epoch - command.pop("epoch")) * self.timeout / CHECKS, 3)
             command["name"] = command_name(command["opcode"], admin=self.qid == 0)
         if "sq" in state:
             submitted = state["sq"]["submitted"]

@@ -1,0 +1,125 @@
+"""One queue pair at a time: how a transport makes it, and how the controller learns of it.
+
+On the controller's home loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from typing import Any
+
+from nvme_async.driver.completions import error_from
+from nvme_async.driver.queues.loop_queue import LoopQueue
+from nvme_async.driver.transport import Owner
+from nvme_async.errors import NvmeError
+from nvme_async.native import _hotpath
+from nvme_async.runtime import loop_internals
+from nvme_async.spec.registers import PAGE
+from nvme_async.spec.status import status_text
+
+log = logging.getLogger("nvme_async")
+
+
+class QueueMaker(ABC):
+    """Attributes:
+    max_transfer: bytes of one I/O command.
+    capacity: bytes that one command of a queue pair can move at most. Set once: a controller that
+        takes more after a reset is not given more.
+    strays: completions that answered nothing.
+    errors: how many commands failed that a caller waited for, by status.
+    """
+
+    ADMIN_TRANSFER: int
+    """Bytes of one admin command."""
+
+    def __init__(self, controller: Owner) -> None:
+        self._controller = controller
+        self.max_transfer = PAGE
+        self.capacity = 0
+        self.strays = 0
+        self.errors: Counter[str] = Counter()
+
+    @abstractmethod
+    async def make_room(self, qid: int, entries: int) -> None:
+        """Memory for one more queue pair is there when this returns. OutOfDmaMemory."""
+
+    @abstractmethod
+    def make(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> LoopQueue:
+        """The host's side of a queue pair. The controller doesn't know of it yet. Ends with forget()."""
+
+    @abstractmethod
+    async def create(self, queue: LoopQueue) -> None:
+        """The controller learns of the queue pair. CommandError if it refuses."""
+
+    @abstractmethod
+    async def delete(self, queue: LoopQueue) -> None:
+        """The controller knows it no more; its memory stays until forget()."""
+
+    def forget(self, queue: LoopQueue) -> None:
+        """Everything of it goes back to its owner. The controller doesn't know it, or was reset."""
+        queue.close()
+
+    def limit_transfer(self, nbytes: int) -> bool:
+        """One command moves `nbytes` at most from now on; True if that is another limit than before."""
+        self.capacity = self.capacity or nbytes
+        before, self.max_transfer = self.max_transfer, min(nbytes, self.capacity)
+        return self.max_transfer != before
+
+    def _max_transfer(self, qid: int) -> int:
+        return self.capacity if qid else self.ADMIN_TRANSFER
+
+    # -- what all native queue pairs have ----------------------------------------------------------
+
+    def _native(self, memory: Any, loop: asyncio.AbstractEventLoop, **facts: Any) -> _hotpath.QueuePair:
+        """The native half. facts: what this transport's differ in."""
+        return _hotpath.QueuePair(
+            memory,
+            **facts,
+            create_future=loop.create_future,
+            call_soon=loop.call_soon,
+            command_error=self._error,
+            on_stray=self._on_stray,
+            ready=loop_internals.ready_callbacks(loop),
+        )
+
+    def _set_waiting(self, hot: _hotpath.QueuePair, *, interrupts: bool = True) -> None:
+        """How its callers wait. Without interrupts there is but one way."""
+        options = self._controller.options
+        hot.mode = _hotpath.MODES["interrupt" if hot.qid == 0 else options.mode if interrupts else "poll"]
+        hot.spin_ns = int(options.spin_us * 1000)
+        if hot.qid and options.latency:
+            hot.record_latency(True)
+
+    def _watching(self, qid: int) -> dict[str, Any]:
+        """Arguments of a LoopQueue: after how long commands are late, and what happens then."""
+        controller = self._controller
+        return {
+            "timeout": controller.options.command_timeout if qid else controller.options.admin_timeout,
+            "on_timeout": controller._on_timeout,
+            "on_slow": controller._on_slow,
+        }
+
+    def _error(self, status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
+        text = status_text(status >> 8 & 7, status & 0xFF)
+        self.errors[f"{status & 0x7FF:#05x} {text}"] += 1
+        return error_from(status, dw0, sqe, admin, timed_out)
+
+    def _on_stray(self, qid: int, n: int, n_sqid: int, cid: int, sqid: int) -> None:
+        """Completions that answer nothing which is out, on the queue's loop; docs/design.md says why
+        they are no more than this.
+        """
+        controller = self._controller
+        before, self.strays = self.strays, self.strays + n
+        if n_sqid:
+            what = f"completion of command {cid:#06x} names submission queue {sqid}"
+        else:
+            what = f"completion with unknown or stale command id {cid:#06x} (submission queue {sqid})"
+        if self.strays.bit_length() != before.bit_length():  # the 1st, 2nd, 4th, 8th …
+            log.warning("%s: queue %d: %s; %d such in all", controller.uri, qid, what, self.strays)
+        if not controller.loop.is_closed():
+            controller.loop.call_soon_threadsafe(
+                controller._on_stray, n, f"queue {qid}: {what}", n_sqid > 0, controller.resets
+            )

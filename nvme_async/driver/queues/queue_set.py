@@ -1,0 +1,395 @@
+"""Which loop has which queue pair, and how they come and go.
+
+On the controller's home loop, but for what says otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Any, Protocol
+
+from nvme_async.device.quirks import Quirk
+from nvme_async.driver.queues.collection import QueueCollection
+from nvme_async.driver.queues.loop_queue import LoopQueue
+from nvme_async.driver.queues.queue_maker import QueueMaker
+from nvme_async.driver.steps import Degraded, patiently
+from nvme_async.driver.transport import Owner
+from nvme_async.errors import (
+    CommandError,
+    ControllerError,
+    ControllerTimeout,
+    NvmeError,
+    OutOfDmaMemory,
+    QueueShutdown,
+)
+from nvme_async.runtime import loop_internals
+from nvme_async.runtime.tasks import finish
+from nvme_async.spec import commands
+from nvme_async.spec.opcodes import Feature
+from nvme_async.spec.registers import Cap
+
+log = logging.getLogger("nvme_async")
+
+
+class RingTransport(Protocol):
+    """A transport whose commands live in rings, as far as its queue set is concerned."""
+
+    cap: Cap
+
+
+class QueueSet(QueueCollection):
+    """Attributes, besides those of QueueCollection:
+    maker: makes queue pairs.
+    limit: I/O queue pairs that the controller granted.
+    shared: how many loops use a neighbour's queue pair because the controller had no more.
+    neighbours: {loop: the queue pair of another loop that it uses}.
+    """
+
+    def __init__(self, controller: Owner, transport: RingTransport, maker: QueueMaker) -> None:
+        super().__init__(controller)
+        self.maker = maker
+        self.neighbours: dict[asyncio.AbstractEventLoop, LoopQueue] = {}
+        self.shared = 0
+        self.limit = 0
+        self._transport = transport
+        self._free_qids: list[int] = []
+        self._assumed = False  # the limit is a guess
+        self._creating = asyncio.Lock()
+        self._making: dict[
+            asyncio.AbstractEventLoop, asyncio.Future[None]
+        ] = {}  # until a task of that loop has what it asked for
+
+    # -- how many ----------------------------------------------------------------------------------
+
+    @property
+    def _wanted(self) -> int:
+        """I/O queue pairs to ask the controller for."""
+        return self._controller.options.io_queues
+
+    async def negotiate(self) -> None:
+        """Number of Queues (5.27.1.5). After each reset: it may be another."""
+        wanted = self._wanted
+        feature = commands.set_features(Feature.NUMBER_OF_QUEUES, (wanted - 1) << 16 | (wanted - 1))
+        granted = (await self._controller._submit_admin(feature)).dw0
+        self._grant(min(wanted, (granted & 0xFFFF) + 1, (granted >> 16) + 1))
+        self._assumed = False
+
+    def assume(self) -> str:
+        """How many there may be is unknown: the first that is refused is one too many."""
+        self._grant(self._wanted)
+        self._assumed = True
+        return f"up to {self.limit} queue pairs are tried"
+
+    def _grant(self, limit: int) -> None:
+        self.limit = limit
+        taken = self._taken()
+        self._free_qids = [qid for qid in range(limit, 0, -1) if qid not in taken]
+
+    def _taken(self) -> set[int]:
+        """Ids that no new queue pair gets."""
+        return {queue.qid for queue in [*self.io_queues(), *self.unsettled]}
+
+    def _refused(self) -> None:
+        """The controller didn't take one more queue pair. If the number was a guess, it is known
+        now.
+        """
+        if self._assumed:
+            self._free_qids.clear()
+            self.limit = max(1, len(self.io_queues()))
+
+    # -- coming and going --------------------------------------------------------------------------
+
+    def prepare_admin(self) -> LoopQueue:
+        """The admin queue, rings at their start, listening. The controller is disabled."""
+        if self._admin is None:
+            self._admin = self.maker.make(0, self._controller.options.admin_entries, self._controller.loop)
+            self._admin.listen()
+        return self._admin
+
+    async def create(self, loop: asyncio.AbstractEventLoop, worker: str = "") -> LoopQueue | None:
+        """A queue pair for `loop`, made on the home loop. None when the controller has no more. The
+        owner's loop has to call adopt().
+
+        worker: name of the loop's thread. Not to be cancelled half-way: see finish(). Should a
+            reset come in between, it is made once more.
+        """
+        controller = self._controller
+        async with self._creating:
+            while True:
+                await controller._until_ready()
+                if loop in self.io:
+                    return self.io[loop]
+                resets = controller.resets
+                try:
+                    queue = self._take_spare(loop, worker) or await self._create(loop)
+                except NvmeError:
+                    if controller.resets != resets:
+                        continue
+                    raise
+                break
+            if queue is not None:
+                self.io[loop] = queue
+                queue.worker = worker
+                controller._changed()
+                if loop is controller.loop:
+                    self.adopt(queue)
+            return queue
+
+    def _take_spare(self, loop: asyncio.AbstractEventLoop, worker: str) -> LoopQueue | None:
+        """One that there is already and no loop has, for `loop`."""
+        return None
+
+    async def _create(self, loop: asyncio.AbstractEventLoop) -> LoopQueue | None:
+        await self._take_from_closed_loops()
+        if not self._free_qids:
+            return None
+        controller = self._controller
+        qid = self._free_qids.pop()
+        entries = min(controller.options.queue_entries, self._transport.cap.mqes + 1, 4096)
+        if Quirk.QUEUE_DEPTH_ONE in controller.quirks:
+            entries = 2  # one is always free: one command
+        try:
+            await self.maker.make_room(qid, entries)
+            queue = self.maker.make(qid, entries, loop)
+        except BaseException:
+            self._free_qids.append(qid)
+            raise
+        self.unsettled.append(queue)
+        try:
+            # Known to a successor before the controller knows it.
+            controller._changed(strictly=True)
+            await self.maker.create(queue)
+        except (CommandError, OutOfDmaMemory) as error:
+            self._settle(queue)
+            if isinstance(error, CommandError):
+                self._refused()
+            raise
+        if queue not in self.unsettled:
+            raise ControllerError(f"{controller.uri}: the controller was reset while queue {qid} was created")
+        self.unsettled.remove(queue)
+        return queue
+
+    def _settle(self, *queues: LoopQueue) -> None:
+        """The controller knows none of these queues for certain: neither id nor vector nor memory
+        is lost.
+        """
+        settled = [queue for queue in queues if queue in self.unsettled]
+        for queue in settled:
+            self.unsettled.remove(queue)
+        # Before the memory goes: what the saved state tells of has to be there.
+        self._controller._changed()
+        for queue in settled:
+            queue.hot.release_all()
+            self.maker.forget(queue)
+            self._free_qids.append(queue.qid)
+
+    def adopt(self, queue: LoopQueue) -> None:
+        """On the owner's loop: from here on it is used."""
+        if queue.loop in self.hot:
+            return
+        if queue.closed:
+            raise self._controller._not_here()  # handed over before its loop came round
+        queue.hot.hold(bool(self._holds))
+        self.listen(queue)
+        queue.hot.bind(queue.loop, loop_internals.shows_thread(queue.loop))
+        self.hot[queue.loop] = queue.hot
+
+    def listen(self, queue: LoopQueue) -> None:
+        """Takes the queue pair's interrupts, on its loop."""
+        if queue is self._admin or queue.event_fd != self.admin.event_fd:
+            queue.listen()
+        else:
+            self.admin.listen(queue)
+
+    async def _take_from_closed_loops(self) -> None:
+        """Queue pairs whose loop has ended are deleted, so that their ids can be used again."""
+        for loop, queue in list(self.io.items()):
+            if not loop.is_closed():
+                continue
+            del self.io[loop]
+            self.hot.pop(loop, None)
+            self.unsettled.append(queue)
+            try:
+                # A successor must not take for whole what the controller may no longer know.
+                self._controller._changed(strictly=True)
+                await self.maker.delete(queue)
+            except (CommandError, OutOfDmaMemory) as error:
+                # Perhaps half of it is gone: neither used nor tried again before a reset.
+                log.warning("%s: queue %d of an ended loop: %s", self._controller.uri, queue.qid, error)
+                continue
+            # Its commands have ended with it: Delete I/O Submission Queue completes after they have
+            # completed or were aborted (5.7).
+            self._settle(queue)
+
+    async def for_this_loop(self) -> LoopQueue | None:
+        """The running loop's own queue pair, made at first use; None if it has to share a
+        neighbour's.
+        """
+        loop = asyncio.get_running_loop()
+        queue = self.io.get(loop)
+        while queue is None and (making := self._making.get(loop)) is not None:
+            # One of this loop's tasks asks for it already.
+            await asyncio.wait([making])
+            queue = self.io.get(loop)
+        if queue is None:
+            neighbour = self.neighbours.get(loop)
+            if neighbour is not None and neighbour.loop.is_running() and not self._has_more():
+                return None
+            worker = threading.current_thread().name
+            made = self._making[loop] = loop.create_future()
+            try:
+                # To its end also if the caller is cancelled: half a queue pair would stay in the
+                # controller.
+                queue = await self._controller._at_home(lambda: finish(lambda: self.create(loop, worker)))
+            except (CommandError, OutOfDmaMemory) as error:
+                if not self.io:
+                    raise
+                log.warning("%s: no queue pair for another loop: %s", self._controller.uri, error)
+            finally:
+                del self._making[loop]
+                made.set_result(None)
+        if queue is None:
+            self._share(loop)
+            return None
+        self.neighbours.pop(loop, None)
+        self.adopt(queue)
+        return queue
+
+    def _has_more(self) -> bool:
+        """Could there be a queue pair for one more loop?"""
+        return bool(self._free_qids) or any(loop.is_closed() for loop in list(self.io))
+
+    def _share(self, loop: asyncio.AbstractEventLoop) -> None:
+        for ended in [one for one in self.neighbours if one.is_closed()]:
+            del self.neighbours[ended]
+        for queue in list(self.io.values()):
+            if queue.loop.is_running():
+                self.shared += loop not in self.neighbours
+                self.neighbours[loop] = queue
+                return
+        raise QueueShutdown(f"{self._controller.uri}: its {self.limit} queue pairs are taken, by loops that don't run")
+
+    # -- reset and end -----------------------------------------------------------------------------
+
+    async def restart(self, retryable: frozenset[int], error: NvmeError) -> None:
+        """The controller is disabled: rings to their start, retryable commands posted again (and
+        not rung), others fail with `error`.
+        """
+        limit = self._controller.options.retries
+
+        def restart(queue: LoopQueue) -> None:
+            queue.hot.restart(retryable if queue.qid else frozenset(), error, limit)
+
+        await self.on_each(restart)
+        self._settle(*self.unsettled)
+
+    async def create_all(self, degraded: Degraded) -> None:
+        """The controller, which was enabled, learns of the I/O queues (again); their doorbells stay
+        silent. One is required, the home loop's if there is none yet. What it doesn't take is given
+        up, and its loop shares another's.
+        """
+        controller = self._controller
+        failure: NvmeError | None = None
+        made = 0
+        for queue in self.io_queues():
+            if queue.qid > self.limit:
+                failure = ControllerError(f"{controller.uri}: {self.limit} I/O queue pairs are left after the reset")
+                await self._give_up(queue, failure, known=False)
+                continue
+            try:
+                await patiently(lambda queue=queue: self.maker.create(queue))  # type: ignore[misc]
+                made += 1
+            except ControllerTimeout as error:
+                if not made:
+                    raise
+                failure = error
+                await self._give_up(queue, error, known=True)
+            except CommandError as error:
+                failure = error
+                await self._give_up(queue, error, known=False)
+        if failure is None:
+            degraded.clear("I/O queue pairs")
+        else:
+            degraded.add("I/O queue pairs", failure, "loops share those that are left")
+        if not made:
+            first = await self._create(controller.loop)
+            if first is None:
+                raise failure or ControllerError(f"{controller.uri}: no I/O queue pair is to be had")
+            self.io[controller.loop] = first
+            first.worker = threading.current_thread().name
+            self.adopt(first)
+            first.silence(True)
+
+    async def _give_up(self, queue: LoopQueue, error: NvmeError, *, known: bool) -> None:
+        """A loop loses its queue pair; commands of its that were out end with `error`, and new ones
+        go through a neighbour's. known: the controller may know it, so that its memory stays.
+        """
+        controller = self._controller
+        for loop in [loop for loop, its in self.io.items() if its is queue]:
+            del self.io[loop]
+            self.hot.pop(loop, None)
+        if queue in self.spare:
+            self.spare.remove(queue)
+
+        def end() -> None:
+            queue.hot.refuse(error)
+            queue.hot.fail_waiters(error)
+            queue.stop_listening()
+            if not known:
+                queue.hot.release_all()
+
+        await controller._on_owner(queue, end)
+        if known:
+            self.unsettled.append(queue)
+            return
+        controller._changed()
+        self.maker.forget(queue)
+        if queue.qid <= self.limit:
+            self._free_qids.append(queue.qid)
+
+    async def delete_all(self) -> None:
+        """Deletes the I/O queues from the controller; their memory stays until release()."""
+        for queue in self.io_queues():
+            await self.maker.delete(queue)
+
+    async def release(self, reason: NvmeError) -> None:
+        """Everything goes back to its owner. The controller can't reach memory any more: reset, or
+        without mappings.
+        """
+        controller = self._controller
+        for queue in [*self.all(), *self.unsettled]:
+
+            def end(queue: LoopQueue = queue) -> None:
+                queue.hot.refuse(reason)
+                queue.hot.silence(True)
+                queue.hot.fail_waiters(reason)
+                queue.hot.release_all()
+                self.maker.forget(queue)
+
+            try:
+                await controller._on_owner(queue, end)
+            except ControllerTimeout as error:
+                # Its thread does so itself, once it comes round; the memory stays until then.
+                log.warning("%s", error)
+                queue.loop.call_soon_threadsafe(end)
+        self.forget_all()
+
+    def forget_all(self) -> None:
+        super().forget_all()
+        self.neighbours.clear()
+
+    def inspect(self) -> dict[str, Any]:
+        queues = self.all()
+        return {
+            "admin_queue": queues[0].inspect() if queues else None,
+            "io_queues": [queue.inspect() for queue in queues[1:]],
+            "spare_io_queues": len(self.spare),
+            "unsettled_io_queues": sorted(queue.qid for queue in self.unsettled),
+            "held": sorted(self._holds),
+            "io_queue_limit": self.limit,
+            "loops_sharing_a_queue": self.shared,
+            "errors": dict(self.maker.errors),
+            "stray_completions": self.maker.strays,
+        }
