@@ -115,7 +115,7 @@ def problems(root: Path) -> list[str]:
                     found.append(f"{name} imports {target}, which is of a higher layer")
             except ValueError as error:
                 found.append(str(error))
-            if layer(name) == layer(TRANSPORTS[0]) and name != NAMES_TRANSPORTS:
+            if name.startswith(f"{PACKAGE}.driver.") and name != NAMES_TRANSPORTS:
                 if transport(target) not in ("", transport(name)):
                     found.append(f"{name} imports {target}, which is part of a transport")
             if name.startswith(ALONE) and name not in ALONE_BUT and not target.startswith(ALONE):
