@@ -115,9 +115,9 @@ def problems(root: Path) -> list[str]:
                     found.append(f"{name} imports {target}, which is of a higher layer")
             except ValueError as error:
                 found.append(str(error))
-            if name.startswith(f"{PACKAGE}.driver.") and name != NAMES_TRANSPORTS:
-                if transport(target) not in ("", transport(name)):
-                    found.append(f"{name} imports {target}, which is part of a transport")
+            foreign = transport(target) not in ("", transport(name))
+            if foreign and name.startswith(f"{PACKAGE}.driver.") and name != NAMES_TRANSPORTS:
+                found.append(f"{name} imports {target}, which is part of a transport")
             if name.startswith(ALONE) and name not in ALONE_BUT and not target.startswith(ALONE):
                 found.append(f"{name} imports {target}: the keeper runs without the rest of the package")
     around = circle(edges)
