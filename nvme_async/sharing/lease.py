@@ -69,6 +69,7 @@ class Lease:
         queues: {queue id: what the controller knows of it}.
         window: device addresses that its memory may be mapped at.
         slot: its word of the stop page. life: of its queues.
+        rings: the controller may have been asked for one of its queues, so its process may ring doorbells.
         confirmed: the latest life of which the worker has said that it rings no doorbell of an earlier one.
         ending: why it is being taken back, or "".
         channel: the connection, or None. absent_since: since when there is none.
@@ -90,6 +91,7 @@ class Lease:
     absent_since: float | None = None
     ending: str = ""
     dead: bool = False
+    rings: bool = False
     holding: int = 0
     held: int = 0
     began: float = attrs.field(factory=time.time)
@@ -104,6 +106,11 @@ class Lease:
     def present(self) -> list[int]:
         """Ids of queues that the controller knows, or may know."""
         return [qid for qid, what in self.queues.items() if what is not QueueIs.ABSENT]
+
+    @property
+    def silent(self) -> bool:
+        """No doorbell store for the queues of an earlier life is to come from its process."""
+        return self.dead or not self.rings or self.confirmed >= self.life
 
     def notify(self, kind: str, **body: Any) -> None:
         """A notice, if there is a connection."""
@@ -140,6 +147,7 @@ class Lease:
             "queues": {str(qid): str(what) for qid, what in self.queues.items()},
             "mappings": [[mapping.iova, mapping.nbytes] for mapping in self.mappings],
             "ending": self.ending,
+            "rings": self.rings,
             "began": round(self.began, 3),
         }
 
@@ -163,6 +171,7 @@ class Lease:
             queues={int(qid): QueueIs(what) for qid, what in saved["queues"].items()},
             mappings=[Mapping(int(iova), int(nbytes)) for iova, nbytes in saved["mappings"]],
             ending=str(saved["ending"]),
+            rings=bool(saved.get("rings", True)),
             began=float(saved["began"]),
         )
         try:

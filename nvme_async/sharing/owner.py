@@ -266,6 +266,8 @@ class Share:
             raise LeaseError(f"a notice {message.kind!r} without a lease", code="invalid")
         if message.kind == "stopped":
             lease.confirmed = max(lease.confirmed, min(message.number("life"), lease.life))
+            if lease.ending and lease.silent:
+                self.spawn(functools.partial(self.take_back_one, lease, lease.ending))
         elif message.kind == "held":
             lease.held = message.number("hold")
         self._changed.set()
@@ -390,8 +392,8 @@ class Share:
             if not await taking_back.delete_queues(lease):
                 return  # disabled() tries again
             await taking_back.unmap(lease)
-            if not lease.dead and lease.confirmed < lease.life:
-                return  # _died() or a confirmation tries again
+            if not lease.silent:
+                return  # _died() or notice() tries again
             del self.leases[lease.number]
             if lease.pidfd >= 0:
                 self.controller.loop.remove_reader(lease.pidfd)
@@ -420,7 +422,7 @@ class Share:
                 lease.confirmed = lease.life
             elif notify:
                 lease.notify("stop", life=lease.life, reason="the controller is being reset")
-        await self._until(lambda lease: lease.confirmed >= lease.life, self.policy.stop_seconds)
+        await self._until(lambda lease: lease.silent, self.policy.stop_seconds)
 
     async def _until(self, true: Callable[[Lease], bool], seconds: float) -> bool:
         """Waits until that is so of every lease with a connection; False when it took too long."""

@@ -77,20 +77,28 @@ class Requests:
         """Whose request it is: by the connection, or named with its secret."""
         lease = connection.lease
         if lease is None or "token" in message.body:
-            lease = self._share.leases.get(message.number("lease"))
-            if lease is None or not secrets.compare_digest(lease.token.encode(), message.text("token").encode()):
-                raise LeaseError("the owner knows no such lease", code="unknown")
+            lease = self._named(message)
         if lease.ending:
             raise LeaseError(lease.ending, code="revoked")
         return lease
 
+    def _named(self, message: Message) -> Lease:
+        lease = self._share.leases.get(message.number("lease"))
+        token = message.text("token").encode(errors="replace")
+        if lease is None or not secrets.compare_digest(lease.token.encode(), token):
+            raise LeaseError("the owner knows no such lease", code="unknown")
+        return lease
+
     async def _attach(self, connection: Connection, message: Message) -> Answer:
-        lease = self._lease(connection, message)
+        lease = self._named(message)
         if connection.pid != lease.pid:
             raise LeaseError(f"the lease is of process {lease.pid}, not {connection.pid}", code="unknown")
         before, lease.channel, connection.lease = lease.channel, connection.channel, lease
         if before is not None and before is not connection.channel:
             before.close()
+        if lease.ending:
+            # All that it can still do is to confirm that it rings no more.
+            raise LeaseError(lease.ending, code="revoked")
         lease.absent_since = None
         ready = self._share.controller.state is State.READY
         return {"life": lease.life, "ready": ready}, b""
@@ -155,7 +163,7 @@ class Requests:
             lease.check_life(life)
             if lease.queues[qid] is not QueueIs.ABSENT:
                 raise LeaseError(f"create: queue {qid} is {lease.queues[qid]} already", code="invalid")
-            lease.confirmed = lease.life
+            lease.confirmed, lease.rings = lease.life, True
             lease.queues[qid] = QueueIs.UNCERTAIN
             controller._changed()
             await controller._submit_admin(commands.create_io_cq(qid, entries, cq, qid, interrupts=interrupts))

@@ -161,8 +161,13 @@ class SharedTransport(Transport):
                 body = {"lease": grant.lease, "token": grant.token}
                 answer = await channel.request("attach", body, seconds=OPEN_SECONDS)
             except LeaseError as error:
+                if error.code == "revoked":
+                    # The owner waits for the word that nothing is rung any more.
+                    self._use(channel)
+                    self._lost(error)
+                    return
                 channel.close()
-                if error.code in ("unknown", "revoked", "version"):
+                if error.code in ("unknown", "version"):
                     self._lost(error)
                     return
                 await asyncio.sleep(0.1)

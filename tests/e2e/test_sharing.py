@@ -26,7 +26,7 @@ from nvme_async.errors import (
     OutOfDmaMemory,
 )
 from nvme_async.sharing import Share
-from nvme_async.sharing.channel import call_once
+from nvme_async.sharing.channel import Channel, call_once
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
 
@@ -256,3 +256,46 @@ async def test_nothing_is_left_behind(tmp_path: Path) -> None:
         assert (memory.windows, memory.lent_mappings, own.queues.lent) == ([], 0, set())
         assert len(share.stops._free) == 1024 - 16
     assert not (tmp_path / "s").exists()
+
+
+async def test_a_live_worker_whose_lease_was_taken_for_absence_gives_its_ids_back(tmp_path: Path) -> None:
+    async with owner(tmp_path / "s", absent_seconds=0.1) as (own, share), worker(share) as controller:
+        [lease] = share.leases.values()
+        # Its connection ends, and it can't come back in time.
+        listening, share._listening = share._listening, None
+        assert listening is not None
+        own.loop.remove_reader(listening.socket.fileno())
+        assert lease.channel is not None
+        lease.channel.close()
+        share.forget_connection(next(iter(share._connections)))
+        await eventually(lambda: lease.ending and not lease.present)
+        assert own.queues.lent == set(lease.queues)  # its process may still be about to ring
+        share._listening = listening
+        own.loop.add_reader(listening.socket.fileno(), share._accept)
+        await eventually(lambda: not share.leases and not own.queues.lent)
+        with pytest.raises(LeaseError, match="no connection for 0.1 s"):
+            await controller.namespaces[1].read(0)
+
+
+async def test_a_confirmation_that_is_late_gives_the_ids_back(tmp_path: Path) -> None:
+    async with owner(tmp_path / "s") as (own, share), worker(share) as controller:
+        [lease] = share.leases.values()
+        transport = controller.transport
+        send = transport._channel.send  # type: ignore[attr-defined]
+        late: list[tuple[object, ...]] = []
+        transport._channel.send = lambda *message, **more: late.append(message)  # type: ignore[attr-defined]
+        assert await share.revoke(os.getpid()) == 1
+        await eventually(lambda: late)
+        assert (share.leases, own.queues.lent) == ({lease.number: lease}, set(lease.queues))
+        send(*late[0])
+        await eventually(lambda: not share.leases and not own.queues.lent)
+
+
+async def test_a_lease_without_a_queue_is_over_with_its_connection(shared: Pair) -> None:
+    own, share = shared
+    sock = await nvme_async.sharing.channel.connect(share.path, 1.0)  # type: ignore[attr-defined]
+    channel = Channel(sock, lambda message: None)
+    (await channel.request("lease", {"queues": 2})).close()
+    assert len(own.queues.lent) == 2
+    channel.close()
+    await eventually(lambda: not share.leases and not own.queues.lent)
