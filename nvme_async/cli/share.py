@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,7 @@ from nvme_async.cli.output import output_option
 from nvme_async.errors import ConfigurationError
 from nvme_async.sharing import Policy, Share
 from nvme_async.sharing.channel import call_once
-
-
-def place_of(uri: str, path: str, several: bool) -> str:
-    """The socket of one device: PATH itself, or, of several, a name below the directory PATH that tells them apart."""
-    if not several:
-        return path
-    return os.path.join(path, re.sub(r"[^A-Za-z0-9._-]+", "_", uri).strip("_")[-80:] + ".sock")
+from nvme_async.sharing.places import parse, place_of
 
 
 def leases_text(answer: dict[str, Any]) -> str:
@@ -41,7 +33,9 @@ def leases_text(answer: dict[str, Any]) -> str:
 
 @click.command()
 @click.argument("uris", metavar="[DEVICE]...", nargs=-1)
-@click.option("--socket", "path", metavar="PATH", required=True, help="Where workers connect; of several, a directory.")
+@click.option(
+    "--socket", "path", metavar="PATH", required=True, help="Where workers connect; of several devices, a directory."
+)
 @click.option("--workers", type=int, default=64, show_default=True, help="Leases at the same time.")
 @click.option("--queues", type=int, default=1, show_default=True, help="I/O queue pairs of one worker.")
 @click.option("--pool-mib", type=int, default=256, show_default=True, help="Memory of one worker, in MiB.")
@@ -70,11 +64,12 @@ def share(
 ) -> None:
     """Own controllers, and lend their queue pairs to worker processes of this user.
 
-    A worker opens shared:PATH instead of the device, and does I/O on queue pairs of its own. With --keeper (before
-    `share`) this process may be killed and started again while workers go on. Serves until SIGTERM or SIGINT.
-    See docs/sharing.md.
+    A worker opens shared:PATH instead of the device (of several, shared:PATH?device=DEVICE), and does
+    I/O on queue pairs of its own. With --keeper (before `share`) this process may be killed and started
+    again while workers go on. Serves until SIGTERM or SIGINT. See docs/sharing.md.
     """
     if listing or revoke is not None:
+        path = parse(path)
         if revoke is not None:
             revoked = call_once(path, "revoke", {"pid": revoke}).body["revoked"]
             if not revoked:

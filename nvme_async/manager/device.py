@@ -33,6 +33,7 @@ from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.mailbox import Mailbox
 from nvme_async.manager.outcomes import adopted_result, as_nvme_error, forsake
 from nvme_async.manager.settings import Policy, split
+from nvme_async.manager.sharing import ManagerShare
 from nvme_async.manager.upkeep import Upkeep
 from nvme_async.manager.workers import Worker
 from nvme_async.spec.identity import ControllerIdentity
@@ -83,6 +84,9 @@ class ManagedDevice:
         self._events = events
         self._on_dead = on_dead
         self._loaded_once = False
+        self.sharing: ManagerShare | None = None
+        self._share: Any = None  # of the driver of the moment
+        self.share_failure = ""
         self.identity: ControllerIdentity | None = None
         self._upkeep = Upkeep(self, repairs=policy.repairs, reload=policy.reload)
 
@@ -124,6 +128,10 @@ class ManagedDevice:
         operations.
         """
         await self.worker.call(lambda: self._switch_keepalive(setting))
+
+    async def share(self, sharing: ManagerShare | None) -> None:
+        """Lends its queue pairs from now on, or, with None, no more. ConfigurationError if it can't be shared."""
+        await self.mailbox.call("share", lambda: self._share_from_now_on(sharing))
 
     async def save(self, *, timeout: float = 30.0) -> Bundle | None:
         """Lets go of the running controller, for whoever restores the bundle, which is the
@@ -199,6 +207,8 @@ class ManagedDevice:
             },
             "servicings": self.servicings,
             "repairs": self.repairs,
+            "shared": self.sharing.place(self.uri) if self.sharing is not None and not self.share_failure else None,
+            "share_failure": self.share_failure,
             "controller": controller.inspect() if controller is not None else None,
         }
 
@@ -290,6 +300,7 @@ class ManagedDevice:
                 self._on_dead(self)
             raise
         self._install(controller, given)
+        await self._lend()
         self._publish("device-loaded")
 
     def _install(self, controller: Controller, options: dict[str, Any] | None = None) -> None:
@@ -380,6 +391,7 @@ class ManagedDevice:
         )
         self.servicings += 1
         self._install(fresh, changed)
+        await self._lend()
         self._publish("device-serviced")
 
     async def _service_live(self, changed: dict[str, Any]) -> None:
@@ -429,6 +441,25 @@ class ManagedDevice:
             self._become("failed", failure)
             self._publish("device-failed", str(failure))
             raise
+        await self._lend()
+
+    async def _share_from_now_on(self, sharing: ManagerShare | None) -> None:
+        self.sharing, self.share_failure = sharing, ""
+        if sharing is None:
+            share, self._share = self._share, None
+            if share is not None:
+                await share.close()
+        elif self.state == "ready" and self.controller is not None:
+            self._share = await self.controller.share(sharing.place(self.uri), **sharing.policy)
+
+    async def _lend(self) -> None:
+        """The driver is new. Where it can't be shared, it serves this process at least."""
+        if self.sharing is not None:
+            try:
+                await self._share_from_now_on(self.sharing)
+            except NvmeError as error:
+                self.share_failure = str(error)
+                log.error("%s can't be shared: %s", self.uri, error)
 
     async def _save(self) -> Bundle | None:
         controller = self._ready()

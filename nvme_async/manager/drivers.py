@@ -26,7 +26,7 @@ log = logging.getLogger("nvme_async")
 def reachable(uri: str, root: Path = Path("/")) -> bool:
     """Might open() succeed? Looks, without touching the device."""
     scheme, rest = parse_uri(uri)
-    if scheme == "vfio-user":
+    if scheme in ("vfio-user", "shared"):
         return Path(rest).is_socket()
     if scheme == "pci":
         driver = root / "sys/bus/pci/devices" / rest / "driver"
@@ -64,6 +64,10 @@ class Drivers:
 
     async def transport_again(self, left: Transport | None, options: Options) -> Transport:
         """The way that the last driver left, its function reset; if it left none, opened again."""
+        if left is not None and left.kind == "shared":
+            # A lease ends with its driver; the next one has another.
+            left.abandon()
+            left = None
         if left is None:
             if parse_uri(self.uri)[0] == "emulated":
                 raise ControllerGone(f"{self.uri}: the emulated controller ended with its device")

@@ -21,6 +21,7 @@ from nvme_async.manager.hotplug import HotplugWatch
 from nvme_async.manager.registry import Registry, canonical
 from nvme_async.manager.servicing import SavedDevices
 from nvme_async.manager.settings import Policy, split
+from nvme_async.manager.sharing import ManagerShare
 from nvme_async.manager.workers import EventLoop, Pin, Worker, Workers
 from nvme_async.runtime import forks
 from nvme_async.runtime.tasks import finish
@@ -98,6 +99,7 @@ class Manager:
         self._own_worker = threading.local()
         self._closed = threading.Event()
         self._loading: list[asyncio.Task[None]] = []  # what hot plug brought; asyncio keeps no reference
+        self._sharing: ManagerShare | None = None
         self._began = time.time()
         # What may fail comes first; threads start last.
         self._hotplug = HotplugWatch(self._appeared) if hotplug == "all" else None
@@ -189,7 +191,9 @@ class Manager:
         def make() -> ManagedDevice:
             worker = self._workers.place(key)
             try:
-                return ManagedDevice(key, worker, wanted, self._policy, self._events, self._forget)
+                made = ManagedDevice(key, worker, wanted, self._policy, self._events, self._forget)
+                made.sharing = self._sharing
+                return made
             except BaseException:
                 self._workers.leave(worker)
                 raise
@@ -327,6 +331,41 @@ class Manager:
     async def reset(self, uri: str, reason: str = "requested") -> None:
         """Controller reset of one device."""
         await self.device(uri).reset(reason)
+
+    def share(self, path: str | os.PathLike[str], **policy: Any) -> ManagerShare:
+        """Lends queue pairs of all devices to other processes of this user, also of devices that are loaded later:
+
+            async with Manager() as manager, manager.share("/run/nvme"):
+                await manager.load("pci:0000:01:00.0")
+
+        path: of a directory, made if it isn't there, with a socket for each device. A worker opens
+        "shared:PATH?device=URI" with nvme_async.open() or with a Manager of its own. policy: as for
+        Controller.share(). A servicing with keepalive goes unnoticed by workers; one without ends their leases.
+
+        Raises ConfigurationError for options, when the manager is shared already, or when one of the devices can't
+        be shared; then none is.
+        """
+        return ManagerShare(path, policy, self._share)
+
+    async def _share(self, sharing: ManagerShare | None) -> None:
+        if sharing is not None:
+            self._registry.check()
+            if self._sharing is not None:
+                raise ConfigurationError(f"the manager is shared already, at {self._sharing.path}")
+        try:
+            await self._share_all(sharing)
+        except BaseException:
+            await self._share_all(None)
+            raise
+
+    async def _share_all(self, sharing: ManagerShare | None) -> None:
+        self._sharing = sharing
+        devices = self._registry.all().values()
+        outcomes = await asyncio.gather(*(device.share(sharing) for device in devices), return_exceptions=True)
+        for outcome in outcomes:
+            # A device that ends meanwhile isn't shared any more.
+            if isinstance(outcome, BaseException) and not (sharing is None and isinstance(outcome, NvmeError)):
+                raise outcome
 
     # -- threads and events ------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -38,6 +37,7 @@ from nvme_async.runtime.tasks import in_thread
 from nvme_async.sharing.channel import Channel, connect
 from nvme_async.sharing.leased_device import LeasedDevice
 from nvme_async.sharing.leased_queues import LeasedQueues
+from nvme_async.sharing.places import parse
 from nvme_async.sharing.protocol import MAX_QUEUES, Message
 from nvme_async.spec.registers import Cap, Vs
 
@@ -50,13 +50,6 @@ OWNER_SECONDS = 60.0
 
 _unreturned: list[Any] = []
 """Memory of leases whose owner could not be asked to unmap it: kept until this process ends."""
-
-
-def parse(rest: str) -> str:
-    """PATH of the owner's socket."""
-    if not rest or len(os.fsencode(os.path.abspath(rest))) > 107:
-        raise ConfigurationError(f"shared:{rest}: the path of a Unix socket has 1 to 107 bytes")
-    return os.path.abspath(rest)
 
 
 async def open_transport(uri: str, options: Options) -> SharedTransport:

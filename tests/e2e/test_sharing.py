@@ -273,7 +273,7 @@ async def test_a_live_worker_whose_lease_was_taken_for_absence_gives_its_ids_bac
         share._listening = listening
         own.loop.add_reader(listening.socket.fileno(), share._accept)
         await eventually(lambda: not share.leases and not own.queues.lent)
-        with pytest.raises(LeaseError, match="no connection for 0.1 s"):
+        with pytest.raises(LeaseError, match="no connection for"):
             await controller.namespaces[1].read(0)
 
 

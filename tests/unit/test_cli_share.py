@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 import nvme_async
 from nvme_async.cli.main import cli
-from nvme_async.cli.share import leases_text, place_of
+from nvme_async.cli.share import leases_text
 from nvme_async.errors import LeaseError
+from nvme_async.sharing.places import place_of
 
 
 async def test_it_serves_lists_revokes_and_ends(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ SENT = {
     "tests/conformance": "tests/conformance",
     "tests/torture/journal.py": "tests/torture/journal.py",
     "tests/torture/victim.py": "tests/torture/victim.py",
+    "tests/e2e/shared_worker.py": "tests/e2e/shared_worker.py",
     "benchmarks": "benchmarks",
     "pyproject.toml": "pyproject.toml",
 }

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import nvme_async.keepalive.keeper
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -42,3 +47,18 @@ def address(baseline: dict[str, Any]) -> Iterator[Callable[[str], str]]:
     yield take
     for place in taken:
         rebind(place, "nvme")
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "keeper"
+    folder = Path(nvme_async.keepalive.keeper.__file__).parent
+    with subprocess.Popen([sys.executable, "-I", "-S", folder, "--socket", place, "--quiet"]) as process:
+        limit = time.monotonic() + 60.0
+        while not place.exists():
+            assert process.poll() is None, "the keeper ended"
+            assert time.monotonic() < limit, "the keeper made no socket"
+            time.sleep(0.05)
+        yield place
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60.0) == 0

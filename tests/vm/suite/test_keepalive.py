@@ -8,18 +8,15 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lab import Host, Witness
-
-import nvme_async.keepalive.keeper
 
 KEPT = Path(__file__).with_name("kept.py")
 PATIENCE = 90.0  # seconds, for anything
@@ -131,21 +128,6 @@ class Line:
     def close(self) -> None:
         for process in self._processes:
             process.kill()
-
-
-@pytest.fixture
-def keeper(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "keeper"
-    folder = Path(nvme_async.keepalive.keeper.__file__).parent
-    with subprocess.Popen([sys.executable, "-I", "-S", folder, "--socket", place, "--quiet"]) as process:
-        limit = time.monotonic() + PATIENCE
-        while not place.exists():
-            assert process.poll() is None, "the keeper ended"
-            assert time.monotonic() < limit, "the keeper made no socket"
-            time.sleep(0.05)
-        yield place
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
 
 
 def lives(seen: Witness) -> dict[str, int]:
