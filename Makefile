@@ -10,7 +10,7 @@ all: $(VENV)/.built
 help:
 	@echo "make bench     build, then run benchmarks/jobs/quick.fio on an emulated controller (about 20 s)"
 	@echo "make test      build, then run the tests"
-	@echo "make lint      ruff and mypy --strict"
+	@echo "make lint      ruff, mypy --strict, import layers, prose"
 	@echo "make man       man pages and shell completion in build/share;  make wheel  a wheel with them in dist/"
 	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
 	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
@@ -44,6 +44,7 @@ test: $(VENV)/.built
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/python tests/layers.py
+	$(BIN)/python tests/prose.py
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
