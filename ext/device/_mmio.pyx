@@ -9,15 +9,7 @@ from posix.types cimport off_t
 
 from nvme_async.native._forked cimport forked_add, forked_remove, forked_watch
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    /* One access of exactly that width: volatile forbids the compiler to split, merge or drop it. */
-    static inline uint32_t mmio_load32(const char *address) { return *(const volatile uint32_t *)address; }
-    static inline uint64_t mmio_load64(const char *address) { return *(const volatile uint64_t *)address; }
-    static inline void mmio_store32(char *address, uint32_t value) { *(volatile uint32_t *)address = value; }
-    static inline void mmio_store64(char *address, uint64_t value) { *(volatile uint64_t *)address = value; }
-    """
+cdef extern from "common/mmio.h":
     uint32_t mmio_load32(const char *address) nogil
     uint64_t mmio_load64(const char *address) nogil
     void mmio_store32(char *address, uint32_t value) nogil

@@ -212,9 +212,8 @@ static inline bool nvq_ring_sq_surely(struct nvq *q)
     struct nvq_header *h = q->header;
     const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_relaxed);
     atomic_store_explicit(&h->sq_ringing, submitted, memory_order_release);
-    nvq_before_doorbell();
     if (q->sq_shadow) {
-        *q->sq_shadow = q->sq_tail;
+        mmio_store32(q->sq_shadow, q->sq_tail);
         atomic_thread_fence(memory_order_seq_cst);
     }
     const bool by_register = nvq_doorbell(q, q->sq_doorbell, NULL, NULL, q->sq_tail, &h->n_sq_doorbells);
@@ -243,7 +242,7 @@ static inline bool nvq_ring_cq_surely(struct nvq *q)
     const uint64_t reaped = atomic_load_explicit(&h->reaped, memory_order_relaxed);
     atomic_store_explicit(&h->cq_ringing, reaped, memory_order_release);
     if (q->cq_shadow) {
-        *q->cq_shadow = q->cq_head;
+        mmio_store32(q->cq_shadow, q->cq_head);
         atomic_thread_fence(memory_order_seq_cst);
     }
     const bool by_register = nvq_doorbell(q, q->cq_doorbell, NULL, NULL, q->cq_head, &h->n_cq_doorbells);

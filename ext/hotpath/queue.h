@@ -32,6 +32,7 @@
 #include "device/kick.h"
 
 #include "common/histogram.h"
+#include "common/mmio.h"
 #include "common/probes.h"
 #include "layout.h"
 #include "prp.h"
@@ -240,32 +241,6 @@ static inline void nvq_reset(struct nvq *q)
         *q->sq_shadow = *q->cq_shadow = *q->sq_eventidx = *q->cq_eventidx = 0;
 }
 
-/*
- * Between ring memory and a doorbell: the device must see the entries that a doorbell value covers (Base 2.0, 3.3.3.1: the host updates the
- * entries, then the doorbell). x86 keeps stores in order, those to uncached memory included, so the compiler alone has to be held back.
- * On AArch64 the doorbell is Device memory and its reader lies outside the inner shareable domain.
- */
-static inline void nvq_before_doorbell(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    atomic_signal_fence(memory_order_seq_cst);
-#elif defined(__aarch64__)
-    __asm__ volatile("dmb oshst" ::: "memory");
-#else
-    atomic_thread_fence(memory_order_seq_cst);
-#endif
-}
-
-/* Between a phase bit and what came before it: the rest of the entry, and the data (Base 2.0, 3.3.3.2: the phase tag is written last). */
-static inline void nvq_after_phase(void)
-{
-#if defined(__aarch64__)
-    __asm__ volatile("dmb oshld" ::: "memory");
-#else
-    atomic_thread_fence(memory_order_acquire);
-#endif
-}
-
 /* A free slot, or -1. */
 static inline int nvq_take(struct nvq *q)
 {
@@ -370,8 +345,7 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
     if (shadow) {
         const uint32_t old = *shadow;
         /* The ring entries before the shadow doorbell, the shadow doorbell before the look at EventIdx (5.8: else both sides may sleep). */
-        nvq_before_doorbell();
-        *shadow = value;
+        mmio_store32(shadow, value);
         atomic_thread_fence(memory_order_seq_cst);
         if (!nvq_needs_event((uint16_t)*eventidx, (uint16_t)value, (uint16_t)old)) {
             q->header->n_shadow_only++;
@@ -379,7 +353,6 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
         }
     }
     ++*counter;
-    nvq_before_doorbell(); /* also where the caller writes it: the register may be memory, in a window of its own */
     if (!doorbell) {
         if (!q->transport)
             return true;
@@ -387,7 +360,7 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
             q->transport->submit(q);
         return false;
     }
-    *doorbell = value;
+    mmio_store32(doorbell, value);
     if (q->kick_fd >= 0)
         kick_eventfd(q->kick_fd);
     return false;
@@ -440,7 +413,7 @@ static inline bool nvq_completion_at(const struct nvq *q, uint64_t position, str
     const uint16_t status = cqe->status;
     if ((status & 1) == ((position / q->entries) & 1))
         return false;
-    nvq_after_phase();
+    mmio_after_load();
     *copy = *cqe;
     copy->status = status;
     return true;
@@ -490,7 +463,7 @@ static inline unsigned nvq_reap_ring(struct nvq *q, unsigned limit)
         const uint32_t status = cqe->status;
         if ((status & 1) != q->cq_phase)
             break;
-        nvq_after_phase();
+        mmio_after_load();
         const uint16_t cid = cqe->cid;
         const unsigned slot = cid & mask;
         struct nvq_tracker *t = &q->trackers[slot];

@@ -60,7 +60,8 @@ cdef int poll_early(QueuePair qp, bint last) except -2:
         return -1
     qp.ring_late()
     if nvq_pending(&qp.q):
-        if not readable(qp.event_fd):
+        # In poll mode, which may have begun after the sleep, no interrupt is waited for.
+        if qp.waiting.mode != NVW_POLL and not readable(qp.event_fd):
             qp.q.header.n_missed += 1
             nvw_missed(&qp.waiting)
         qp.reap_and_deliver(qp.waiting.reap_limit)

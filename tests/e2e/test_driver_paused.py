@@ -164,8 +164,11 @@ async def test_interrupts_that_never_arrive(
     async with nvme_async.open(uri, **FAST, mode=mode, spin_us=0) as controller:
         ns = controller.namespaces[1]
         rule = faults(controller).add(queue="io", opcode=2, delay=0.002)
-        for lba in range(12):
-            assert await within(5, ns.read(lba)) == bytes(512)
+        reads = 0
+        # On a busy machine some are over before there is a sleep.
+        while controller.inspect()["io_queues"][0]["mode"] != "poll" and reads < 500:
+            assert await within(5, ns.read(reads)) == bytes(512)
+            reads += 1
         rule.remove()
         state = controller.inspect()
         (queue,) = state["io_queues"]
@@ -177,5 +180,17 @@ async def test_interrupts_that_never_arrive(
             await within(5, ns.read(lba))
         said = [record for record in caplog.records if "interrupts of vector" in record.message]
         assert len(said) == len(named)
-        # A poll that was planned before the change of mode may find one more.
-        assert controller.inspect()["io_queues"][0]["missed_interrupts"] <= queue["missed_interrupts"] + 1
+        assert controller.inspect()["io_queues"][0]["missed_interrupts"] == queue["missed_interrupts"]
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "interrupt"])
+async def test_a_shared_vector_that_falls_silent_later(mode: str) -> None:
+    """The admin queue takes its interrupts, and has no commands that would miss any."""
+    async with nvme_async.open("emulated:size=16MiB,block=512,vectors=1", **FAST, mode=mode, spin_us=0) as controller:
+        ns = controller.namespaces[1]
+        faults(controller).add(queue="io", opcode=2, delay=0.002, lose_interrupt=True)
+        reads = 0
+        while controller.inspect()["io_queues"][0]["mode"] != "poll" and reads < 500:
+            await within(5, ns.read(reads))
+            reads += 1
+        assert "interrupts of vector 0" in controller.inspect()["degraded"], reads

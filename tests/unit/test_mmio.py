@@ -1,8 +1,12 @@
 """Register windows: width, bounds, lifetime."""
 
 import os
+import re
+import shutil
 import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +93,56 @@ def test_bad_windows(page: int, offset: int, nbytes: int) -> None:
 def test_bad_descriptor() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         Mmio(-1, 0, 4096)
+
+
+EXT = Path(__file__).parents[2] / "ext"
+COMPILER = shutil.which("cc")
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
+@pytest.mark.parametrize("width", [32, 64])
+def test_order_on_aarch64(width: int) -> None:
+    """A store follows a barrier, for what the device will read is in memory by then; a load is followed
+    by one. The compiler is made to believe in the other architecture: inline assembly is but text to it.
+    """
+    program = f"""
+    #include "common/mmio.h"
+    void store(void *at, uint{width}_t value) {{ mmio_store{width}(at, value); }}
+    uint{width}_t load(void *at) {{ return mmio_load{width}(at); }}
+    """
+    command = [
+        str(COMPILER),
+        "-ffreestanding",
+        "-O2",
+        "-S",
+        "-o",
+        "-",
+        "-U__x86_64__",
+        "-D__aarch64__",
+        f"-I{EXT}",
+        "-xc",
+        "-",
+    ]
+    assembly = subprocess.run(command, input=program, capture_output=True, text=True, check=True).stdout
+    functions = {
+        name: [line.strip() for line in body.splitlines() if re.match(r"\s+(dmb|mov|ldr|str)", line)]
+        for name, body in re.findall(r"^(store|load):\n(.*?)\tret\n", assembly, re.M | re.S)
+    }
+    barrier, access = functions["store"]
+    assert (barrier, access[:3]) == ("dmb oshst", "mov"), assembly
+    access, barrier = functions["load"]
+    assert (access[:3], barrier) == ("mov", "dmb oshld"), assembly
+
+
+def test_no_other_store_to_registers() -> None:
+    """Doorbells, their shadows and registers are stored to by common/mmio.h alone; what nvq_reset() clears
+    no controller reads.
+    """
+    stores = [
+        f"{path.name}: {line.strip()}"
+        for path in EXT.rglob("*.[hcp]*")
+        if not path.is_relative_to(EXT / "emulator") and path.suffix in {".h", ".c", ".pxi", ".pyx"}
+        for line in path.read_text().splitlines()
+        if re.search(r"\*\s*(\w+(->|\.))*(\w*doorbell|\w*shadow|mmio\w*)\b( = |\[)", line)
+    ]
+    assert [store.split()[-1] for store in stores] == ["0;"], stores

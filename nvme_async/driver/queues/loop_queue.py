@@ -64,6 +64,7 @@ class LoopQueue:
         self._on_slow = on_slow
         self._on_dead_vector = on_dead_vector
         self._sharing: tuple[LoopQueue, ...] = ()  # its vector
+        self._listener = self  # takes the vector's interrupts
         self._interrupts = self._missed = 0  # at the last interrupt
         self._dead_vector = False
         self._timer: asyncio.TimerHandle | None = None
@@ -130,8 +131,9 @@ class LoopQueue:
         self.worker = threading.current_thread().name
         callbacks = [queue.hot.more if queue.loop is self.loop else queue.poll_soon for queue in others]
         self._sharing = others
-        if self._dead_vector:
-            for queue in others:
+        for queue in others:
+            queue._listener = self
+            if self._dead_vector:
                 queue.without_interrupts()
 
         def on_interrupt() -> None:
@@ -331,13 +333,14 @@ class LoopQueue:
         """Do interrupts arrive at all? If not, the ring is polled at each event-loop iteration while
         commands are out; so are those that share the vector.
         """
-        hot = self.hot
-        if self._on_interrupt is None or hot.n_interrupts != self._interrupts:
-            self._interrupts, self._missed = hot.n_interrupts, hot.n_missed
+        hot, listener = self.hot, self._listener
+        taken = listener.hot.n_interrupts
+        if listener._on_interrupt is None or taken != self._interrupts:
+            self._interrupts, self._missed = taken, hot.n_missed
         elif hot.n_missed - self._missed >= DEAD_VECTOR:
             self._missed = hot.n_missed
-            self._dead_vector = True
-            for queue in (self, *self._sharing):
+            listener._dead_vector = True
+            for queue in (listener, *listener._sharing):
                 queue.without_interrupts()
             self._on_dead_vector(self)
 
