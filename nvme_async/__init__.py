@@ -8,22 +8,26 @@ async with nvme_async.open("emulated:size=1GiB") as controller:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nvme_async import errors
 from nvme_async._open import open, take_over
 from nvme_async.dma import DmaBuffer
+from nvme_async.driver.async_namespace import AsyncNamespace
 from nvme_async.driver.batch import BatchError, Many
+from nvme_async.driver.byte_stream import ByteStream
 from nvme_async.driver.events import Event
 from nvme_async.driver.keyvalue import KeyValueNamespace
 from nvme_async.driver.namespace import Namespace
-from nvme_async.driver.options import Options
+from nvme_async.driver.namespace_file import NamespaceFile
+from nvme_async.driver.options import DriverOptions, Options, TakeOverOptions
 from nvme_async.driver.protection import Check, Protect
 from nvme_async.driver.registration import Registration
 from nvme_async.driver.reservations import Reservations
 from nvme_async.driver.zoned import ZonedNamespace
 from nvme_async.errors import *  # noqa: F403
 from nvme_async.keepalive.controller import Controller
+from nvme_async.keepalive.opening import OpenOptions
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 
@@ -32,12 +36,15 @@ if TYPE_CHECKING:
     from nvme_async.manager import ManagedDevice, ManagedNamespace, Manager, ManagerEvent
 
 __all__ = [
+    "AsyncNamespace",
     "BatchError",
+    "ByteStream",
     "Check",
     "Command",
     "Completion",
     "Controller",
     "DmaBuffer",
+    "DriverOptions",
     "Event",
     "ManagedDevice",
     "ManagedNamespace",
@@ -46,10 +53,13 @@ __all__ = [
     "KeyValueNamespace",
     "Many",
     "Namespace",
+    "NamespaceFile",
+    "OpenOptions",
     "Options",
     "Protect",
     "Registration",
     "Reservations",
+    "TakeOverOptions",
     "ZonedNamespace",
     "discover",
     "open",
@@ -58,7 +68,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # The manager brings uvloop and threads along; whoever drives one controller doesn't pay for
     # them.
     if name in ("ManagedDevice", "ManagedNamespace", "Manager", "ManagerEvent"):

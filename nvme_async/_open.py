@@ -6,10 +6,10 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from nvme_async.device import register_scheme
-from nvme_async.driver.options import Options
+from nvme_async.driver.options import DriverOptions, Options, TakeOverOptions
 from nvme_async.driver.schemes import register_transport
 from nvme_async.keepalive import takeover
 from nvme_async.keepalive.controller import Controller
@@ -59,7 +59,7 @@ def open(
     always_flr: bool | None = None,
     keeper: str | None = None,
     keeper_wait: float = 0.0,
-    **options: Any,
+    **options: Unpack[DriverOptions],
 ) -> Opening:
     """Takes a controller over and brings it up: `async with nvme_async.open("emulated:size=1GiB")
     as controller: …`.
@@ -100,10 +100,12 @@ def open(
         keeper=keeper,
         keeper_wait=keeper_wait,
     )
-    return Opening(lambda: open_with_keepalive(uri, options, keepalive_options))
+    return Opening(lambda: open_with_keepalive(uri, {**options}, keepalive_options))
 
 
-def take_over(where: str | os.PathLike[str] | socket.socket, *, keeper: str | None = None, **options: Any) -> Opening:
+def take_over(
+    where: str | os.PathLike[str] | socket.socket, *, keeper: str | None = None, **options: Unpack[TakeOverOptions]
+) -> Opening:
     """Takes a controller over from the process that offers it at `where` (Controller.handover),
     while it runs.
 
@@ -119,4 +121,4 @@ def take_over(where: str | os.PathLike[str] | socket.socket, *, keeper: str | No
     taken over as it runs: then the predecessor goes on; ControllerGone when nobody offers one;
     ControllerTimeout; ConfigurationError for options.
     """
-    return Opening(lambda: takeover.take_over(where, options, keeper))
+    return Opening(lambda: takeover.take_over(where, {**options}, keeper))

@@ -592,6 +592,27 @@ cdef class DmaBuffer:
         if self.is_freed and self.exports == 0:
             self._return_pages()
 
+    # No "data" with the address: NumPy takes the memory through the buffer protocol then, which counts as an export, so
+    # that free() can't take it away below an array.
+    @property
+    def __array_interface__(self):
+        self._usable()
+        return {"version": 3, "shape": (self.nbytes,), "typestr": "|u1"}
+
+    def _as_array(self):
+        from nvme_async.errors import ConfigurationError
+        try:
+            from numpy import frombuffer
+        except ImportError:
+            raise ConfigurationError("DLPack needs NumPy: pip install nvme_async[numpy]") from None
+        return frombuffer(self, "u1")
+
+    def __dlpack__(self, **options):
+        return self._as_array().__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return (1, 0)       # kDLCPU
+
     def __len__(self):
         return self.nbytes
 

@@ -99,6 +99,7 @@ async def _serve(uris: tuple[str, ...], path: str, policy: dict[str, Any], io_qu
     async with contextlib.AsyncExitStack() as stack:
         for uri, place in places.items():
             controller = await stack.enter_async_context(nvme_async.open(uri, io_queues=io_queues, keeper_wait=10.0))
-            shared: Share = await controller.share(place, **policy)
+            shared = await controller.share(place, **policy)
+            assert isinstance(shared, Share)
             click.echo(f"{uri}: shared at {shared.path}")
         await ended.wait()

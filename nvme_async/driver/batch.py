@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Generic, TypeAlias, TypeVar
 
+from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.completions import error_from
 from nvme_async.driver.transport import BatchOfCommands
 from nvme_async.errors import NvmeError
 
+D = TypeVar("D", bound=BufferLike, covariant=True)
+Integers: TypeAlias = "BufferLike | Sequence[int]"
+"""Block numbers: a buffer of 64-bit integers (a NumPy array, array("Q")) or a sequence of ints."""
 
-def as_lbas(lbas: Any) -> Any:
+
+def as_lbas(lbas: Any) -> BufferLike:
     """`lbas` as a buffer of 64-bit unsigned integers; ValueError names what doesn't fit."""
     try:
         view = memoryview(lbas)
@@ -18,7 +24,8 @@ def as_lbas(lbas: Any) -> Any:
         pass
     else:
         if view.format in ("Q", "L", "q", "l", "<Q", "<q", "=Q", "=q") and view.itemsize == 8 and view.contiguous:
-            return lbas
+            numbers: BufferLike = lbas
+            return numbers
         lbas = view.tolist()
     try:
         return array("Q", lbas)
@@ -26,7 +33,7 @@ def as_lbas(lbas: Any) -> Any:
         raise ValueError(f"lbas must be integers of 0 to 2**64-1: {error}") from None
 
 
-class Many:
+class Many(Generic[D]):
     """The result of read_many() or write_many().
 
     Attributes:
@@ -37,11 +44,11 @@ class Many:
 
     __slots__ = ("_batch", "data", "failed", "statuses")
 
-    def __init__(self, batch: BatchOfCommands, data: Any) -> None:
+    def __init__(self, batch: BatchOfCommands, data: D) -> None:
         self._batch = batch
         self.statuses: array[int] = batch.statuses
         self.failed = batch.failed
-        self.data = data
+        self.data: D = data
 
     def __len__(self) -> int:
         return len(self._batch)
@@ -60,11 +67,11 @@ class Many:
 
 
 class BatchError(NvmeError):
-    """Some elements of a batch failed; all others were carried out. result: the Many, whose
+    """Some elements of a batch failed; all others were carried out. Attribute result: the Many, whose
     errors() says which and why.
     """
 
-    def __init__(self, result: Many) -> None:
+    def __init__(self, result: Many[BufferLike]) -> None:
         self.result = result
         first, error = next(iter(result.errors().items()))
         super().__init__(f"{result.failed} of {len(result)} commands failed, the first is element {first}: {error}")

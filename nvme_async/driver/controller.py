@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from nvme_async.dma import DmaBuffer
+from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.active import ActiveNamespaces
 from nvme_async.driver.admin_queue import AdminQueue
 from nvme_async.driver.bringup import BringUp
@@ -342,7 +343,9 @@ class Controller(ControllerContext):
 
     # -- commands ----------------------------------------------------------------------------------
 
-    async def admin(self, command: Command, buffer: Any = None, *, tag: int = 0, unlimited: bool = False) -> Completion:
+    async def admin(
+        self, command: Command, buffer: BufferLike | None = None, *, tag: int = 0, unlimited: bool = False
+    ) -> Completion:
         """Sends an admin command (see nvme_async.spec.commands). Answers of known length come as
         Completion.data, others in `buffer`.
 
@@ -357,12 +360,18 @@ class Controller(ControllerContext):
         """
         return await self._at_home(lambda: self._admin(command, buffer, tag, unlimited))
 
-    async def _admin(self, command: Command, buffer: Any, tag: int, unlimited: bool) -> Completion:
+    async def _admin(self, command: Command, buffer: BufferLike | None, tag: int, unlimited: bool) -> Completion:
         await self._until_ready()
         return await self.effects.submit(command, buffer, tag, unlimited)
 
     async def _submit_admin(
-        self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False
+        self,
+        command: Command,
+        buffer: BufferLike | None = None,
+        *,
+        tag: int = 0,
+        internal: bool = False,
+        user: bool = False,
     ) -> Completion:
         """The driver's own admin commands; see AdminQueue.submit(). On the home loop."""
         return await self.admin_queue.submit(command, buffer, tag=tag, internal=internal, user=user)
@@ -418,7 +427,7 @@ class Controller(ControllerContext):
             raise ValueError(f"nbytes is {nbytes}, at least 1 is needed")
         return nbytes
 
-    def register(self, buffer: Any) -> Registration:
+    def register(self, buffer: BufferLike) -> Registration:
         """Makes existing memory (an array, an mmap) reachable for the device in place, so that
         readinto and write copy nothing.
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, TypeVar, overload
 
 import attrs
 
-from nvme_async.driver.batch import BatchError, Many, as_lbas
+from nvme_async.dma.buffers import BufferLike
+from nvme_async.driver.batch import BatchError, Integers, Many, as_lbas
+from nvme_async.driver.byte_access import ByteAccess
 from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits, copy_groups, dsm_groups, pieces
 from nvme_async.driver.metadata import format_of, move, protected
@@ -29,7 +31,8 @@ from nvme_async.errors import (
     NamespaceReplaced,
     NvmeError,
 )
-from nvme_async.native._hotpath import Geometry, NamespaceCore, byte_view
+from nvme_async.native._hotpath import Geometry, byte_view
+from nvme_async.runtime.tasks import together
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
@@ -37,24 +40,11 @@ from nvme_async.spec.identify import IdentifyNamespace
 from nvme_async.spec.identity import NamespaceIdentity
 from nvme_async.spec.opcodes import Direction, NvmOpcode, ZnsOpcode, command_name
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
+B = TypeVar("B", bound=BufferLike)
 
 # Commands that move exactly the blocks which they name: with a buffer of another length the
 # controller would reach memory that isn't the command's.
 _MOVES_ITS_BLOCKS = (NvmOpcode.READ, NvmOpcode.WRITE, NvmOpcode.COMPARE, ZnsOpcode.ZONE_APPEND)
-
-
-async def together(parts: Iterable[Any]) -> list[Any]:
-    """Awaits all parts, also after one has failed, so that nothing goes on behind the caller's
-    back; then raises the first failure.
-    """
-    results = await asyncio.gather(*parts, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
 
 
 def _format_of(identify: IdentifyNamespace) -> tuple[int, ...]:
@@ -72,7 +62,7 @@ def _words(identify: IdentifyNamespace) -> str:
     return f"blocks of {identify.block_size} bytes{metadata}"
 
 
-class Namespace(NamespaceCore):
+class Namespace(ByteAccess):
     """One namespace of a controller; from `controller.namespaces`. Usable from any of the process's
     event loops.
 
@@ -259,9 +249,25 @@ class Namespace(NamespaceCore):
 
     # -- many at once ------------------------------------------------------------------------------
 
+    @overload
+    async def read_many(
+        self,
+        lbas: Integers,
+        into: None = None,
+        *,
+        blocks: int = 1,
+        depth: int = 0,
+        fua: bool = False,
+        check: bool = True,
+    ) -> Many[bytearray]: ...
+    @overload
+    async def read_many(
+        self, lbas: Integers, into: B, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
+    ) -> Many[B]: ...
+
     async def read_many(
         self, lbas: Any, into: Any = None, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
-    ) -> Many:
+    ) -> Many[Any]:
         """Reads `blocks` blocks at each of `lbas` with one await; element i goes to into[i * blocks
         * block_size:].
 
@@ -276,14 +282,16 @@ class Namespace(NamespaceCore):
         return await self._many(NvmOpcode.READ, lbas, into, blocks, depth, fua, check)
 
     async def write_many(
-        self, lbas: Any, data: Any, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
-    ) -> Many:
+        self, lbas: Integers, data: B, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
+    ) -> Many[B]:
         """Writes `blocks` blocks at each of `lbas` with one await; element i comes from data[i *
         blocks * block_size:]. See read_many().
         """
         return await self._many(NvmOpcode.WRITE, lbas, data, blocks, depth, fua, check)
 
-    async def _many(self, opcode: int, lbas: Any, data: Any, blocks: int, depth: int, fua: bool, check: bool) -> Many:
+    async def _many(
+        self, opcode: int, lbas: Integers, data: Any, blocks: int, depth: int, fua: bool, check: bool
+    ) -> Many[Any]:
         if self._gone is not None:
             raise self._gone
         if self.has_metadata:
@@ -297,16 +305,16 @@ class Namespace(NamespaceCore):
             raise ValueError(f"depth is {depth}, which is negative")
         geometry = self.geometry
         nbytes = blocks * self.block_size
-        lbas = as_lbas(lbas)
+        numbers = as_lbas(lbas)
         if data is None:
             if opcode != NvmOpcode.READ:
                 raise TypeError("data is None, and a write needs a bytes-like object")
-            data = bytearray(memoryview(lbas).nbytes // 8 * nbytes)
+            data = bytearray(byte_view(numbers).nbytes // 8 * nbytes)
         queue = await self._queue()
         batch = queue.batch(
             opcode,
             self.nsid,
-            lbas,
+            numbers,
             blocks,
             data,
             nbytes,
@@ -350,39 +358,14 @@ class Namespace(NamespaceCore):
             raise ValueError(f"lba {lba}, blocks {blocks}: no range of blocks")
         await settled(self.controller, self._nsid, lba, blocks)
 
-    # -- bytes -------------------------------------------------------------------------------------
-
-    def _blocks_of(self, offset: int, nbytes: int) -> tuple[int, int]:
-        size = self.block_size
-        if nbytes == 0:
-            raise ValueError(f"the length is 0, one block of {size} bytes is the least")
-        for name, value in (("offset", offset), ("length", nbytes)):
-            if value < 0 or value % size:
-                raise ValueError(f"{name} {value} is not a multiple of the block size of {size} bytes")
-        return offset // size, nbytes // size
-
-    async def pread(self, nbytes: int, offset: int) -> bytes:
-        """Reads `nbytes` from byte `offset`, like os.pread; both multiples of the block size."""
-        lba, blocks = self._blocks_of(offset, nbytes)
-        return await self.read(lba, blocks)
-
-    async def pwrite(self, data: Buffer, offset: int, *, fua: bool = False) -> int:
-        """Writes `data` at byte `offset`, like os.pwrite; both multiples of the block size. Returns
-        the bytes written: all of them.
-        """
-        nbytes = byte_view(data).nbytes
-        lba, _ = self._blocks_of(offset, nbytes)
-        await self.write(lba, data, fua=fua)
-        return nbytes
-
     # -- the other commands ------------------------------------------------------------------------
 
     @overload
-    async def submit(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion: ...
+    async def submit(self, command: Command, buffer: BufferLike | None = None, *, tag: int = 0) -> Completion: ...
     @overload
     async def submit(
-        self, command: Sequence[Command], buffer: Sequence[Any] | None = None, *, tag: int = 0
-    ) -> list[Completion]: ...
+        self, command: Sequence[Command], buffer: Sequence[BufferLike | None] | None = None, *, tag: int = 0
+    ) -> list[Completion | CommandError]: ...
 
     async def submit(self, command: Any, buffer: Any = None, *, tag: int = 0) -> Any:
         """Sends any I/O command of nvme_async.spec.commands. Data come and go in `buffer`; the
@@ -411,7 +394,9 @@ class Namespace(NamespaceCore):
             return results
         return await self._send(self.geometry, command, buffer, tag)
 
-    async def _send(self, geometry: Geometry, command: Command, buffer: Any = None, tag: int = 0) -> Completion:
+    async def _send(
+        self, geometry: Geometry, command: Command, buffer: BufferLike | None = None, tag: int = 0
+    ) -> Completion:
         """One command that was sized for `geometry`."""
         if command.nsid != self.nsid:
             raise ValueError(f"the command is for namespace {command.nsid}, this is {self.nsid}")

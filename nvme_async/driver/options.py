@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
 
 import attrs
 
@@ -12,6 +13,15 @@ from nvme_async.spec.registers import PAGE
 
 Mode = Literal["adaptive", "interrupt", "poll"]
 MODES: tuple[Mode, ...] = ("adaptive", "interrupt", "poll")
+
+
+def mode_of(text: str) -> Mode:
+    """`text` as a mode; ConfigurationError for another word."""
+    for mode in MODES:
+        if mode == text:
+            return mode
+    raise ConfigurationError(f"mode is {text!r}, not one of {', '.join(MODES)}")
+
 
 DEFAULT_POOL = 32 << 20
 
@@ -153,10 +163,55 @@ class Options:
     quirks: str = attrs.field(default="", validator=_quirks)
 
     @classmethod
-    def of(cls, options: dict[str, Any]) -> Options:
+    def of(cls, options: Mapping[str, Any]) -> Options:
         """From keyword arguments; ConfigurationError names an unknown one."""
         known = {field.name for field in attrs.fields(cls)}
         for name in options:
             if name not in known:
                 raise ConfigurationError(f"unknown option {name!r}; there are {', '.join(sorted(known))}")
         return cls(**options)
+
+
+class DriverOptions(TypedDict, total=False):
+    """The keyword arguments that become Options; `keepalive` and `always_flr` are arguments of their
+    own wherever these are taken.
+    """
+
+    mode: Mode
+    spin_us: float
+    io_queues: int
+    queue_entries: int
+    admin_entries: int
+    max_transfer: int
+    pool_bytes: int
+    memory_limit: int | None
+    hugepages: Literal["auto", "never", "require"]
+    numa: Literal["", "split"]
+    command_timeout: float
+    admin_timeout: float
+    abort_timeout: float
+    drain_timeout: float
+    shutdown_timeout: float | None
+    open_timeout: float
+    device_timeout: float
+    shadow_doorbells: bool
+    latency: bool
+    retries: int
+    hostnqn: str
+    hostid: str
+    hdr_digest: bool
+    data_digest: bool
+    dhchap_secret: str
+    dhchap_ctrl_secret: str
+    keep_alive_tmo: float
+    connect_timeout: float
+    reconnect_delay: float
+    ctrl_loss_tmo: float
+    quirks: str
+
+
+class TakeOverOptions(DriverOptions, total=False):
+    """The keyword arguments of nvme_async.take_over() and nvme_async.keepalive.restore()."""
+
+    keepalive: bool
+    always_flr: bool

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
 
+from nvme_async.driver.options import mode_of
 from nvme_async.errors import ControllerGone
 from nvme_async.fio.device import BenchController
 from nvme_async.manager import ManagedDevice, ManagedNamespace, Manager
@@ -47,7 +48,7 @@ async def open_managed(modes: Mapping[str, str]) -> AsyncIterator[dict[str, Benc
     async with Manager(repairs=0, hotplug="off") as manager:
 
         async def load(uri: str, mode: str) -> ManagedController:
-            device = await manager.load(uri, **({"mode": mode} if mode else {}))
+            device = await (manager.load(uri, mode=mode_of(mode)) if mode else manager.load(uri))
             controller = device.controller
             active = sorted(controller.namespaces) if controller is not None else []
             return ManagedController(device, {nsid: await device.namespace(nsid) for nsid in active})

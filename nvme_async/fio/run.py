@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
 
+from nvme_async.driver.options import mode_of
 from nvme_async.errors import ConfigurationError
 from nvme_async.fio.commandline import Job
 from nvme_async.fio.device import BenchController
@@ -52,7 +53,7 @@ def open_device(uri: str, mode: str) -> contextlib.AbstractAsyncContextManager[B
     """
     import nvme_async
 
-    return nvme_async.open(uri, mode=mode) if mode else nvme_async.open(uri)
+    return nvme_async.open(uri, mode=mode_of(mode)) if mode else nvme_async.open(uri)
 
 
 def group_ids(jobs: Sequence[Job]) -> list[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Generator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Protocol, Self
 
 from nvme_async.keepalive import execute, saving
 from nvme_async.keepalive.bundle import Bundle
@@ -13,6 +14,19 @@ from nvme_async.keepalive.kept import KeptController
 from nvme_async.keepalive.offer import Offer
 from nvme_async.runtime import late
 from nvme_async.runtime.tasks import finish
+
+
+class SharedController(Protocol):
+    """What share() returns: a nvme_async.sharing.Share, which has more."""
+
+    path: str
+
+    def __await__(self) -> Generator[Any, None, Self]: ...
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    async def close(self) -> None: ...
 
 
 class Controller(KeptController):
@@ -53,7 +67,7 @@ class Controller(KeptController):
         """
         return Offer(self, where)
 
-    def share(self, path: str | os.PathLike[str], **policy: Any) -> Any:
+    def share(self, path: str | os.PathLike[str], **policy: int | float | str) -> SharedController:
         """Lets other processes use the controller, which stays this one's: they open "shared:PATH", get queue pairs
         of their own, and do I/O without asking this process.
 
@@ -63,4 +77,5 @@ class Controller(KeptController):
         the block). policy: see nvme_async.sharing.Policy. ConfigurationError for options, a path that is in use, and
         controllers that cannot be shared.
         """
-        return late.call("share", self, path, **policy)
+        share: SharedController = late.call("share", self, path, **policy)
+        return share

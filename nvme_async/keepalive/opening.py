@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from nvme_async.driver.opening import open_controller
-from nvme_async.driver.options import Options
+from nvme_async.driver.options import DriverOptions, Options
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError, InvalidSavedState, NvmeError
 from nvme_async.keepalive import execute
 from nvme_async.keepalive.bundle import Bundle
@@ -24,6 +24,19 @@ from nvme_async.keepalive.sizing import Wanted
 from nvme_async.spec.registers import PAGE
 
 log = logging.getLogger("nvme_async")
+
+
+class OpenOptions(DriverOptions, total=False):
+    """The keyword arguments of nvme_async.open()."""
+
+    keepalive: str | bool | None
+    pool_pages: int | str | None
+    vfio: bool | None
+    disable_keepalive: bool | None
+    pool_numa: str | None
+    always_flr: bool | None
+    keeper: str | None
+    keeper_wait: float
 
 
 @attrs.frozen(kw_only=True)

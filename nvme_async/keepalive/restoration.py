@@ -16,7 +16,7 @@ import logging
 import os
 import time
 import uuid
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import attrs
 
@@ -24,7 +24,7 @@ from nvme_async.device import Device, DeviceIds, parse_uri, resume_device
 from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.driver.lifecycle import State as Stage
 from nvme_async.driver.namespace import Namespace
-from nvme_async.driver.options import Options
+from nvme_async.driver.options import Options, TakeOverOptions
 from nvme_async.driver.pcie.memory import DeviceMemory, let_go
 from nvme_async.driver.pcie.registers import Registers
 from nvme_async.driver.pcie.transport import PcieTransport
@@ -67,7 +67,7 @@ _ARRIVED_TOLD = 8
 _SETTLE_ADMIN = commands.get_features(Feature.NUMBER_OF_QUEUES).pack()
 
 
-async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Any) -> Controller:
+async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Unpack[TakeOverOptions]) -> Controller:
     """Goes on with the running controller that `bundle` stands for. The bundle stays the caller's;
     what is needed of it is duplicated.
 
@@ -83,10 +83,11 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Any) 
     """
     if policy not in ("refuse", "fresh"):
         raise ConfigurationError(f"policy is {policy!r}, neither 'refuse' nor 'fresh'")
+    given: dict[str, Any] = {**options}
     if options.get("keepalive", True) is False:
-        return await reclaim.reclaim(bundle, options, "keepalive is off in the new process")
+        return await reclaim.reclaim(bundle, given, "keepalive is off in the new process")
     try:
-        restoration = Restoration(bundle.duplicate(), options)
+        restoration = Restoration(bundle.duplicate(), given)
     except OSError as error:
         raise RestoreRefused(f"{bundle.uri}: {shortage(error) or error}") from error
     try:
@@ -95,7 +96,7 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Any) 
         if policy == "refuse" or "pool" not in bundle.descriptors:
             raise
         log.warning("%s: %s; brought up afresh", bundle.uri, refused)
-        return await reclaim.reclaim(bundle, options, str(refused))
+        return await reclaim.reclaim(bundle, given, str(refused))
 
 
 def _merge(state: State, given: dict[str, Any]) -> Options:

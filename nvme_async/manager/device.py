@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from nvme_async.driver.events import Event
 from nvme_async.driver.options import Options
@@ -32,7 +32,7 @@ from nvme_async.manager.gate import Gate
 from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.mailbox import Mailbox
 from nvme_async.manager.outcomes import adopted_result, as_nvme_error, forsake
-from nvme_async.manager.settings import Policy, split
+from nvme_async.manager.settings import Policy, ServiceOptions, split
 from nvme_async.manager.sharing import ManagerShare
 from nvme_async.manager.upkeep import Upkeep
 from nvme_async.manager.workers import Worker
@@ -108,7 +108,7 @@ class ManagedDevice:
         """Controller reset. Calls wait, idempotent commands that are out are sent again."""
         await self.mailbox.call("reset", lambda: self._reset(reason))
 
-    async def service(self, *, keepalive: bool | None = None, **options: Any) -> None:
+    async def service(self, *, keepalive: bool | None = None, **options: Unpack[ServiceOptions]) -> None:
         """Replaces the driver, with other options if any are given. keepalive: True is a live
             takeover, in which the controller isn't touched
         and commands that are out stay out (ConfigurationError if it was opened without). False is a
@@ -119,7 +119,7 @@ class ManagedDevice:
         service() may be tried again.
         """
         split({**self.options, **options})
-        await self.mailbox.call("service", lambda: self._service_as(keepalive, options))
+        await self.mailbox.call("service", lambda: self._service_as(keepalive, {**options}))
 
     async def switch_keepalive(self, setting: str | bool | None) -> None:
         """From the next servicing, save or repair on: True, False, a value as for

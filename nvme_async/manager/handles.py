@@ -13,11 +13,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from nvme_async.dma import DmaBuffer
-from nvme_async.driver.batch import Many
+from nvme_async.dma.buffers import BufferLike
+from nvme_async.driver.batch import Integers, Many
+from nvme_async.driver.byte_stream import DEFAULT_AHEAD, DEFAULT_CHUNK, ByteStream
 from nvme_async.driver.namespace import Namespace
+from nvme_async.driver.namespace_file import NamespaceFile
 from nvme_async.driver.recovery import RETRYABLE
 from nvme_async.errors import (
     CommandError,
@@ -33,6 +36,7 @@ from nvme_async.errors import (
 from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.controller import Controller
 from nvme_async.manager.gate import Gate
+from nvme_async.native._hotpath import byte_view
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
@@ -40,10 +44,12 @@ from nvme_async.spec.identify import IdentifyNamespace
 from nvme_async.spec.identity import NamespaceIdentity
 from nvme_async.spec.opcodes import NvmOpcode
 
+B = TypeVar("B", bound=BufferLike)
+
 # With these a driver ends, or a reset fails what it can't repeat.
 LOST = (QueueShutdown, HandedOver, ControllerError)
 # These mean the same whatever the block size is.
-BYTES = ("pread", "pwrite", "flush")
+BYTES = ("pread", "pwrite", "readv", "writev", "flush")
 # A controller in these states is the one that goes on: its errors are the command's.
 GOING_ON = ("ready", "resetting")
 # Of commands that nobody gave a tag and whose results are to be found again.
@@ -231,7 +237,7 @@ class ManagedNamespace:
                 f"became blocks of {target.block_size} bytes"
             )
 
-    async def _once(self, command: Command, buffer: Any, tag: int) -> Completion:
+    async def _once(self, command: Command, buffer: BufferLike | None, tag: int) -> Completion:
         """For what must not be sent twice. A command that was out when its driver was replaced on
         the running controller ends there, and has its result from the next driver; with a driver
         that took the controller down it ends with the reason.
@@ -254,7 +260,7 @@ class ManagedNamespace:
                     return await self._adopted(controller, command, buffer, tag, lost)
 
     async def _adopted(
-        self, controller: Controller, command: Command, buffer: Any, tag: int, lost: HandedOver
+        self, controller: Controller, command: Command, buffer: BufferLike | None, tag: int, lost: HandedOver
     ) -> Completion:
         found = await self._device.adopted_result(controller, tag)
         if found is None:
@@ -263,7 +269,7 @@ class ManagedNamespace:
             raise found.error
         data = found.data
         if data is not None and buffer is not None:
-            memoryview(buffer).cast("B")[: len(data)] = data
+            byte_view(buffer, writable=True)[: len(data)] = data
             data = None
         return Completion(dw0=found.dw0, dw1=found.dw1, sqid=found.qid, data=data)
 
@@ -281,7 +287,7 @@ class ManagedNamespace:
                 error = lost
         return await self._again("read", (lba, blocks), {"fua": fua}, target, error)  # type: ignore[no-any-return]
 
-    async def readinto(self, lba: int, buffer: Any, *, fua: bool = False) -> int:
+    async def readinto(self, lba: int, buffer: BufferLike, *, fua: bool = False) -> int:
         """See Namespace.readinto()."""
         target = self._target
         error = None
@@ -292,7 +298,7 @@ class ManagedNamespace:
                 error = lost
         return await self._again("readinto", (lba, buffer), {"fua": fua}, target, error)  # type: ignore[no-any-return]
 
-    async def write(self, lba: int, data: Any, *, fua: bool = False) -> None:
+    async def write(self, lba: int, data: BufferLike, *, fua: bool = False) -> None:
         """See Namespace.write(). The data must stay as they are until it returns: they may have to
         be sent again.
         """
@@ -328,7 +334,7 @@ class ManagedNamespace:
                 error = lost
         return await self._again(method, arguments, options, target, error)
 
-    async def compare(self, lba: int, data: Any, *, fua: bool = False) -> None:
+    async def compare(self, lba: int, data: BufferLike, *, fua: bool = False) -> None:
         """See Namespace.compare()."""
         await self._call("compare", lba, data, fua=fua)
 
@@ -336,19 +342,53 @@ class ManagedNamespace:
         """See Namespace.pread()."""
         return await self._call("pread", nbytes, offset)  # type: ignore[no-any-return]
 
-    async def pwrite(self, data: Any, offset: int, *, fua: bool = False) -> int:
+    async def pwrite(self, data: BufferLike, offset: int, *, fua: bool = False) -> int:
         """See Namespace.pwrite()."""
         return await self._call("pwrite", data, offset, fua=fua)  # type: ignore[no-any-return]
 
+    async def readv(self, buffers: Sequence[BufferLike], offset: int) -> int:
+        """See Namespace.readv()."""
+        return await self._call("readv", buffers, offset)  # type: ignore[no-any-return]
+
+    async def writev(self, buffers: Sequence[BufferLike], offset: int, *, fua: bool = False) -> int:
+        """See Namespace.writev()."""
+        return await self._call("writev", buffers, offset, fua=fua)  # type: ignore[no-any-return]
+
+    def stream(
+        self, offset: int = 0, nbytes: int | None = None, *, chunk: int = DEFAULT_CHUNK, ahead: int = DEFAULT_AHEAD
+    ) -> ByteStream:
+        """See Namespace.stream()."""
+        return ByteStream(self.pread, self.nbytes, offset, nbytes, chunk, ahead)
+
+    def file(self, offset: int = 0, nbytes: int | None = None) -> NamespaceFile:
+        """See Namespace.file()."""
+        return NamespaceFile(self, offset, nbytes)
+
+    @overload
+    async def read_many(
+        self,
+        lbas: Integers,
+        into: None = None,
+        *,
+        blocks: int = 1,
+        depth: int = 0,
+        fua: bool = False,
+        check: bool = True,
+    ) -> Many[bytearray]: ...
+    @overload
+    async def read_many(
+        self, lbas: Integers, into: B, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
+    ) -> Many[B]: ...
+
     async def read_many(
         self, lbas: Any, into: Any = None, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
-    ) -> Many:
+    ) -> Any:
         """See Namespace.read_many(). If the driver ends meanwhile, all elements are read again."""
-        return await self._call("read_many", lbas, into, blocks=blocks, depth=depth, fua=fua, check=check)  # type: ignore[no-any-return]
+        return await self._call("read_many", lbas, into, blocks=blocks, depth=depth, fua=fua, check=check)
 
     async def write_many(
-        self, lbas: Any, data: Any, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
-    ) -> Many:
+        self, lbas: Integers, data: B, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
+    ) -> Many[B]:
         """See Namespace.write_many(). If the driver ends meanwhile, all elements are written again."""
         return await self._call("write_many", lbas, data, blocks=blocks, depth=depth, fua=fua, check=check)  # type: ignore[no-any-return]
 
@@ -384,11 +424,11 @@ class ManagedNamespace:
         await self.submit(commands.copy(self._nsid, lba, len(ranges)), commands.copy_descriptors(ranges))
 
     @overload
-    async def submit(self, command: Command, buffer: Any = None, *, tag: int = 0) -> Completion: ...
+    async def submit(self, command: Command, buffer: BufferLike | None = None, *, tag: int = 0) -> Completion: ...
     @overload
     async def submit(
-        self, command: Sequence[Command], buffer: Sequence[Any] | None = None, *, tag: int = 0
-    ) -> list[Completion]: ...
+        self, command: Sequence[Command], buffer: Sequence[BufferLike | None] | None = None, *, tag: int = 0
+    ) -> list[Completion | CommandError]: ...
 
     async def submit(self, command: Any, buffer: Any = None, *, tag: int = 0) -> Any:
         """See Namespace.submit(). Sent twice only if that does no harm (see the class)."""

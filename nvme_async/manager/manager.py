@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from nvme_async.errors import ConfigurationError, NvmeError, QueueShutdown
 from nvme_async.keepalive import Bundle
+from nvme_async.keepalive.opening import OpenOptions
 from nvme_async.manager.control import ControlServer
 from nvme_async.manager.device import ManagedDevice
 from nvme_async.manager.events import Events, ManagerEvent, Subscription
@@ -20,7 +21,7 @@ from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.hotplug import HotplugWatch
 from nvme_async.manager.registry import Registry, canonical
 from nvme_async.manager.servicing import SavedDevices
-from nvme_async.manager.settings import Policy, split
+from nvme_async.manager.settings import HotPlug, ManagerOptions, Policy, ServiceOptions, split
 from nvme_async.manager.sharing import ManagerShare
 from nvme_async.manager.workers import EventLoop, Pin, Worker, Workers
 from nvme_async.runtime import forks
@@ -29,7 +30,6 @@ from nvme_async.runtime.tasks import finish
 log = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
-HotPlug = Literal["off", "reload", "all"]
 # For the worker threads to end, when all devices are closed.
 JOIN_SECONDS = 5.0
 
@@ -79,14 +79,14 @@ class Manager:
         repairs: int = 3,
         hotplug: HotPlug = "reload",
         control: str | os.PathLike[str] | None = None,
-        **options: Any,
+        **options: Unpack[OpenOptions],
     ) -> None:
         if hotplug not in ("off", "reload", "all"):
             raise ConfigurationError(f"hotplug is {hotplug!r}, not one of off, reload, all")
         if not 0 <= repairs <= 1000:
             raise ConfigurationError(f"repairs is {repairs}, outside of 0 to 1000")
         split(options)
-        self._options = options
+        self._options: dict[str, Any] = {**options}
         self._policy = Policy(
             wait_limit=_positive("wait_limit", wait_limit),
             close_limit=_positive("close_limit", close_limit),
@@ -172,7 +172,7 @@ class Manager:
 
     # -- devices -----------------------------------------------------------------------------------
 
-    async def load(self, uri: str, **options: Any) -> ManagedDevice:
+    async def load(self, uri: str, **options: Unpack[OpenOptions]) -> ManagedDevice:
         """The device with a driver: opened, or found open. Several callers at once share one
         driver, and one failure.
 
@@ -253,7 +253,7 @@ class Manager:
         """
         return await (await self.load(uri)).namespace(nsid)
 
-    async def service(self, uri: str, *, keepalive: bool | None = None, **options: Any) -> None:
+    async def service(self, uri: str, *, keepalive: bool | None = None, **options: Unpack[ServiceOptions]) -> None:
         """Replaces a device's driver. See ManagedDevice.service()."""
         await self.device(uri).service(keepalive=keepalive, **options)
 
@@ -303,7 +303,7 @@ class Manager:
         return saved
 
     @classmethod
-    async def restore(cls, saved: SavedDevices, **options: Any) -> Self:
+    async def restore(cls, saved: SavedDevices, **options: Unpack[ManagerOptions]) -> Self:
         """A manager that goes on with saved devices, all at the same time. options: as for
         Manager().
 

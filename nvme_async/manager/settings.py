@@ -4,15 +4,46 @@ its driver ends.
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import attrs
 
-from nvme_async.driver.options import Options
+from nvme_async.driver.options import DriverOptions, Options
 from nvme_async.keepalive.config import parse_numa, parse_pool_pages, parse_setting
-from nvme_async.keepalive.opening import KeepaliveOptions
+from nvme_async.keepalive.opening import KeepaliveOptions, OpenOptions
+from nvme_async.manager.workers import EventLoop, Pin
 
 _KEEPALIVE_OPTIONS = frozenset(field.name for field in attrs.fields(KeepaliveOptions))
+
+
+HotPlug = Literal["off", "reload", "all"]
+
+
+class ServiceOptions(DriverOptions, total=False):
+    """The keyword arguments of Manager.service() besides keepalive."""
+
+    pool_pages: int | str | None
+    vfio: bool | None
+    disable_keepalive: bool | None
+    pool_numa: str | None
+    always_flr: bool | None
+    keeper: str | None
+    keeper_wait: float
+
+
+class ManagerOptions(OpenOptions, total=False):
+    """The keyword arguments of Manager()."""
+
+    workers: int | None
+    event_loop: EventLoop
+    pin: Pin
+    wait_limit: float
+    close_limit: float
+    repairs: int
+    hotplug: HotPlug
+    control: str | os.PathLike[str] | None
 
 
 @attrs.frozen
@@ -25,7 +56,7 @@ class Policy:
     reload: bool
 
 
-def split(given: dict[str, Any]) -> tuple[dict[str, Any], KeepaliveOptions]:
+def split(given: Mapping[str, Any]) -> tuple[dict[str, Any], KeepaliveOptions]:
     """Keyword arguments as nvme_async.open() takes them: (those of Options, what is said about
         keepalive). ConfigurationError for what makes
     no sense, before anything begins.

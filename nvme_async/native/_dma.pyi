@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, SupportsIndex, final, overload
 
+from typing_extensions import Buffer
+
 PAGE_SIZE: int
 MAX_TEXT_BYTES: int
 
@@ -183,7 +185,25 @@ class DmaBuffer:
     @overload
     def __setitem__(self, key: SupportsIndex, value: int) -> None: ...
     @overload
-    def __setitem__(self, key: slice, value: Any) -> None: ...
+    def __setitem__(self, key: slice, value: Buffer) -> None: ...
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """For NumPy and what follows its protocol: bytes, one dimension. An array made of it is an export."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """(1, 0): memory of the CPU, which the NVMe controller reaches too."""
+
+    def __dlpack__(
+        self,
+        *,
+        stream: None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object:
+        """A DLPack capsule of its bytes, without copying: torch.from_dlpack(buffer). It is an export until the
+        consumer drops it. ConfigurationError without NumPy, which makes it."""
+
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, view: memoryview, /) -> None: ...
     def __enter__(self) -> Self: ...

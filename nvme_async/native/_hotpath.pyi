@@ -8,6 +8,7 @@ from typing import Any, TypeVar, final
 from typing_extensions import Buffer
 
 from nvme_async.dma import DmaBuffer
+from nvme_async.dma.buffers import BufferLike
 from nvme_async.errors import NvmeError
 from nvme_async.native._mmio import Mmio
 
@@ -160,7 +161,7 @@ class QueuePair:
     def request(
         self,
         sqe: bytes,
-        buffer: Buffer | None = None,
+        buffer: BufferLike | None = None,
         *,
         read_nbytes: int = -1,
         to_host: bool = False,
@@ -264,23 +265,41 @@ class NamespaceCore:
     @property
     def nbytes(self) -> int: ...
     def read(
-        self, lba: int, blocks: int = 1, *, fua: bool = False, metadata: Buffer | None = None, protect: Any = None
+        self, lba: int, blocks: int = 1, *, fua: bool = False, metadata: BufferLike | None = None, protect: Any = None
     ) -> Coroutine[Any, Any, bytes]: ...
     def readinto(
-        self, lba: int, buffer: Buffer, *, fua: bool = False, metadata: Buffer | None = None, protect: Any = None
+        self,
+        lba: int,
+        buffer: BufferLike,
+        *,
+        fua: bool = False,
+        metadata: BufferLike | None = None,
+        protect: Any = None,
     ) -> Coroutine[Any, Any, int]: ...
     def write(
-        self, lba: int, data: Buffer, *, fua: bool = False, metadata: Buffer | None = None, protect: Any = None
+        self,
+        lba: int,
+        data: BufferLike,
+        *,
+        fua: bool = False,
+        metadata: BufferLike | None = None,
+        protect: Any = None,
     ) -> Coroutine[Any, Any, None]: ...
     def compare(
-        self, lba: int, data: Buffer, *, fua: bool = False, metadata: Buffer | None = None, protect: Any = None
+        self,
+        lba: int,
+        data: BufferLike,
+        *,
+        fua: bool = False,
+        metadata: BufferLike | None = None,
+        protect: Any = None,
     ) -> Coroutine[Any, Any, None]: ...
     def flush(self) -> Coroutine[Any, Any, None]: ...
 
 def build_prp(iova: int, nbytes: int, list_buffer: Buffer, list_iova: int) -> tuple[int, int]: ...
 def list_bytes(entries: int) -> int: ...
-def address_of(buffer: Buffer) -> int: ...
-def byte_view(buffer: Buffer, *, writable: bool = False) -> memoryview: ...
+def address_of(buffer: BufferLike) -> int: ...
+def byte_view(buffer: BufferLike, *, writable: bool = False) -> memoryview: ...
 
 class FutureMill:
     resolved: int

@@ -5,7 +5,7 @@ cancelled meanwhile.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -56,3 +56,16 @@ async def _settle(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
         except asyncio.CancelledError as error:
             cancelled = error
     return cancelled
+
+
+async def together(parts: Iterable[Awaitable[T]]) -> list[T]:
+    """Awaits all parts, also after one has failed, so that nothing goes on behind the caller's
+    back; then raises the first failure.
+    """
+    results = await asyncio.gather(*parts, return_exceptions=True)
+    values: list[T] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        values.append(result)
+    return values

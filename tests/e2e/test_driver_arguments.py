@@ -45,7 +45,7 @@ def sent(controller: Controller) -> list[dict[int, int]]:
         (lambda c, n: n.write(0, None), TypeError, "NoneType"),
         (lambda c, n: n.write(0, bytes(100)), ValueError, "100 bytes"),
         (lambda c, n: n.readinto(0, bytes(4096)), ValueError, "read-only"),
-        (lambda c, n: n.pread(4096, 5), ValueError, "offset 5"),
+        (lambda c, n: n.pread(4096, -5), ValueError, "offset -5 is negative"),
         (lambda c, n: n.deallocate([(0, 0)]), ValueError, "at least one block"),
         (lambda c, n: c.admin(5), TypeError, "command is a int"),
     ],

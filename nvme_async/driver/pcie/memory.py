@@ -19,6 +19,7 @@ from typing import Any, Literal
 from nvme_async.device import Device
 from nvme_async.dma import PAGE_SIZE, DmaBuffer, Pool
 from nvme_async.dma.budget import Budget
+from nvme_async.dma.buffers import BufferLike
 from nvme_async.dma.manager import DmaClient, DmaManager, Policy
 from nvme_async.dma.numa import memory_nodes
 from nvme_async.driver.pcie.iovas import IovaSpace, aligned
@@ -240,7 +241,7 @@ class DeviceMemory(IovaSpace):
 
     # -- registered memory -------------------------------------------------------------------------
 
-    def register(self, buffer: Any) -> MappedBuffer:
+    def register(self, buffer: BufferLike) -> MappedBuffer:
         """Makes existing memory reachable, in place."""
         self.sweep()
         registration = MappedBuffer(self, buffer)

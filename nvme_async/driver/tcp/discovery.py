@@ -10,9 +10,10 @@ import logging
 import struct
 from collections.abc import AsyncIterator
 from types import TracebackType
+from typing import Unpack
 
 from nvme_async.driver.completions import error_from
-from nvme_async.driver.options import Options
+from nvme_async.driver.options import DriverOptions, Options
 from nvme_async.driver.tcp import handshake, pdu
 from nvme_async.driver.tcp.address import DISCOVERY_NQN, DISCOVERY_PORT, Address
 from nvme_async.driver.tcp.handshake import Connection, Wishes
@@ -201,7 +202,7 @@ def _service(uri: str) -> Address:
     return Address.parse(rest, port=DISCOVERY_PORT, nqn=DISCOVERY_NQN)
 
 
-async def discover(uri: str, *, referrals: bool = True, **options: object) -> list[DiscoveryEntry]:
+async def discover(uri: str, *, referrals: bool = True, **options: Unpack[DriverOptions]) -> list[DiscoveryEntry]:
     """What the discovery service at `uri` ("tcp:192.0.2.7:8009") knows, and what those know that it refers to.
 
     referrals: ask those too, each once; one that does not answer is logged and left out.
@@ -209,7 +210,7 @@ async def discover(uri: str, *, referrals: bool = True, **options: object) -> li
     Raises ConfigurationError, ControllerGone when nothing answers, ControllerTimeout, CommandError,
     ControllerError for what breaks the protocol.
     """
-    chosen = Options.of(dict(options))
+    chosen = Options.of(options)
     first = _service(uri)
     waiting = [first]
     asked: set[Address] = set()
@@ -237,11 +238,11 @@ async def discover(uri: str, *, referrals: bool = True, **options: object) -> li
     return found
 
 
-async def watch_discovery(uri: str, **options: object) -> AsyncIterator[list[DiscoveryEntry]]:
+async def watch_discovery(uri: str, **options: Unpack[DriverOptions]) -> AsyncIterator[list[DiscoveryEntry]]:
     """The log of one discovery service, and again after each change, over one connection that stays. Ends with
     ControllerGone when that is lost.
     """
-    async with DiscoveryController(_service(uri), Options.of(dict(options)), persistent=True) as controller:
+    async with DiscoveryController(_service(uri), Options.of(options), persistent=True) as controller:
         async for entries in controller.changes():
             yield entries
     raise ControllerGone(f"{uri}: the discovery controller is gone")

@@ -1,0 +1,21 @@
+"""What counts as a buffer, for type checkers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc.Buffer, also for Python 3.11
+
+
+class ArrayInterface(Protocol):
+    """An array of NumPy: its type stubs say only from Python 3.12 on that it is a Buffer."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+
+BufferLike: TypeAlias = "Buffer | ArrayInterface"
+"""bytes, bytearray, memoryview, mmap, array, DmaBuffer, NumPy arrays: whatever has the buffer
+protocol.
+"""

@@ -1,0 +1,250 @@
+"""Byte addresses on top of blocks: any offset, any length.
+
+Whole blocks go straight to read() and write(). A read of part of a block reads the block and cuts
+it. A write of part of a block reads the block, changes it and writes it back: not atomic, neither
+for other processes nor over a power failure, which leaves each block old or new. Within the process
+the guard of the Namespace object (byte_guard.py) keeps byte accesses to one block apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nvme_async.dma.buffers import BufferLike
+from nvme_async.driver.byte_guard import ByteGuard
+from nvme_async.driver.byte_stream import DEFAULT_AHEAD, DEFAULT_CHUNK, ByteStream
+from nvme_async.driver.namespace_file import NamespaceFile
+from nvme_async.driver.protection import Protect
+from nvme_async.native._hotpath import NamespaceCore, byte_view
+from nvme_async.runtime.tasks import together
+
+
+class ByteAccess(NamespaceCore):
+    """Blocks and bytes of a namespace. The calls for blocks are native (ext/hotpath/namespace.pxi).
+
+    Offsets and lengths are bytes. Nothing is cut short at the end of the namespace: what doesn't
+    fit raises LbaOutOfRange, and nothing is moved. Negative numbers raise ValueError, lengths of 0
+    move nothing. Other errors, cancelling and loops: as for read() and write().
+    """
+
+    if TYPE_CHECKING:  # how type checkers and editors see the native calls
+
+        def read(
+            self,
+            lba: int,
+            blocks: int = 1,
+            *,
+            fua: bool = False,
+            metadata: BufferLike | None = None,
+            protect: Protect | None = None,
+        ) -> Coroutine[Any, Any, bytes]:
+            """Reads `blocks` logical blocks from `lba` (NVM Command Set 1.0, 3.2.4); the result is a
+            new bytes object of blocks * block_size bytes.
+
+            fua: Force Unit Access. metadata: a writable buffer for the blocks' metadata. protect: for
+            namespaces with protection information; without it the controller checks and strips it.
+            More than max_blocks are read by several commands at once. Raises LbaOutOfRange,
+            MediaError and other CommandErrors, ControllerError, CommandTimeout.
+            """
+
+        def readinto(
+            self,
+            lba: int,
+            buffer: BufferLike,
+            *,
+            fua: bool = False,
+            metadata: BufferLike | None = None,
+            protect: Protect | None = None,
+        ) -> Coroutine[Any, Any, int]:
+            """Fills `buffer` (writable, C-contiguous, a multiple of the block size) from `lba` on; the
+            result is its length in bytes.
+
+            Memory from controller.alloc() or registered with the controller is written by the device
+            itself; anything else goes through a bounce page and is touched only on success. The
+            buffer is held until the controller is done with it, also when the awaiter is gone.
+            """
+
+        def write(
+            self,
+            lba: int,
+            data: BufferLike,
+            *,
+            fua: bool = False,
+            metadata: BufferLike | None = None,
+            protect: Protect | None = None,
+        ) -> Coroutine[Any, Any, None]:
+            """Writes `data` (a multiple of the block size) from `lba` on (NVM Command Set 1.0, 3.2.6).
+
+            Memory that the device reaches is read in place and must not be changed meanwhile;
+            anything else is copied when the write starts. Cancelling doesn't take the write back: it
+            may still be carried out, also after a newer write to the same blocks was acknowledged.
+            Await settled(lba, blocks) before writing them again.
+            """
+
+        def compare(
+            self,
+            lba: int,
+            data: BufferLike,
+            *,
+            fua: bool = False,
+            metadata: BufferLike | None = None,
+            protect: Protect | None = None,
+        ) -> Coroutine[Any, Any, None]:
+            """Compares `data` with what is on the media from `lba` on (NVM Command Set 1.0, 3.2.1).
+            CompareFailure if they differ.
+            """
+
+        def flush(self) -> Coroutine[Any, Any, None]:
+            """Commits what was written, and acknowledged before this call, to non-volatile media
+            (Base 2.0, 7.1).
+            """
+
+        async def settled(self, lba: int = 0, blocks: int | None = None) -> None: ...
+
+    def _guard(self) -> ByteGuard:
+        guard: ByteGuard = self.__dict__.setdefault("_byte_guard", ByteGuard())
+        return guard
+
+    def _blocks_around(self, opcode: int, offset: int, nbytes: int) -> tuple[int, int]:
+        """The blocks that `nbytes` (more than 0) from `offset` touch: (first, count)."""
+        first = offset // self.block_size
+        count = (offset + nbytes - 1) // self.block_size - first + 1
+        self._check(opcode, first, count)
+        return first, count
+
+    async def pread(self, nbytes: int, offset: int) -> bytes:
+        """Reads `nbytes` bytes from byte `offset`, like os.pread. Whole blocks are read without a
+        copy in between.
+        """
+        _natural(offset, nbytes)
+        if nbytes == 0:
+            return b""
+        size = self.block_size
+        first, count = self._blocks_around(READ, offset, nbytes)
+        data = await self.read(first, count)
+        skip = offset - first * size
+        return data if len(data) == nbytes else data[skip : skip + nbytes]
+
+    async def pwrite(self, data: BufferLike, offset: int, *, fua: bool = False) -> int:
+        """Writes `data` at byte `offset`, like os.pwrite. Returns the bytes written: all of them.
+
+        Where `data` begins or ends inside a block, that block is read, changed and written back.
+        This isn't atomic; but byte accesses (pwrite, writev, files) of this process through one
+        controller object wait for each other where they share such a block, and for a cancelled or
+        timed-out one until it can't land any more. write() and other processes are not kept out.
+        """
+        view = byte_view(data)
+        _natural(offset, view.nbytes)
+        if view.nbytes == 0:
+            return 0
+        size = self.block_size
+        first, count = self._blocks_around(WRITE, offset, view.nbytes)
+        whole = offset % size == 0 and view.nbytes % size == 0
+        async with self._guard().writing(first, count, alone=not whole, settled=self.settled):
+            await self.write(first, view if whole else await self._merged(view, offset, first, count), fua=fua)
+        return view.nbytes
+
+    async def _merged(self, view: memoryview, offset: int, first: int, count: int) -> bytearray:
+        """Whole blocks: `view` at its place, and around it what is on the disk."""
+        size = self.block_size
+        blocks = bytearray(count * size)
+        edges = memoryview(blocks)
+        begin = offset - first * size
+        end = begin + view.nbytes
+        head, tail = begin > 0, end < len(blocks)
+        last = (count - 1) * size
+        parts: list[Coroutine[Any, Any, int]] = []
+        if head or (tail and count == 1):
+            parts.append(self.readinto(first, edges[:size]))
+        if tail and count > 1:
+            parts.append(self.readinto(first + count - 1, edges[last:]))
+        await together(parts)
+        edges[begin:end] = view
+        return blocks
+
+    async def readv(self, buffers: Sequence[BufferLike], offset: int) -> int:
+        """Fills writable buffers one after the other from byte `offset`, like os.preadv. Returns the
+        bytes read: the sum of their lengths.
+
+        Where offset and lengths are multiples of the block size, each buffer is filled as by
+        readinto(), without a copy where the device reaches it; all at the same time.
+        """
+        views = [byte_view(buffer, writable=True) for buffer in buffers]
+        total = sum(view.nbytes for view in views)
+        _natural(offset, total)
+        if total == 0:
+            return 0
+        size = self.block_size
+        first, _ = self._blocks_around(READ, offset, total)
+        views = [view for view in views if view.nbytes]
+        if offset % size == 0 and not any(view.nbytes % size for view in views):
+            await together([self.readinto(lba, view) for lba, view in _placed(first, views, size)])
+            return total
+        data = memoryview(await self.pread(total, offset))
+        for view in views:
+            view[:] = data[: view.nbytes]
+            data = data[view.nbytes :]
+        return total
+
+    async def writev(self, buffers: Sequence[BufferLike], offset: int, *, fua: bool = False) -> int:
+        """Writes buffers one after the other from byte `offset`, like os.pwritev. Returns the bytes
+        written: the sum of their lengths.
+
+        Where offset and lengths are multiples of the block size, the buffers are written as by
+        write(), all at the same time; otherwise they are joined, and written as by pwrite().
+        """
+        views = [byte_view(buffer) for buffer in buffers]
+        total = sum(view.nbytes for view in views)
+        _natural(offset, total)
+        if total == 0:
+            return 0
+        size = self.block_size
+        views = [view for view in views if view.nbytes]
+        if offset % size or any(view.nbytes % size for view in views):
+            return await self.pwrite(b"".join(views), offset, fua=fua)
+        first, count = self._blocks_around(WRITE, offset, total)
+        async with self._guard().writing(first, count, alone=False, settled=self.settled):
+            await together([self.write(lba, view, fua=fua) for lba, view in _placed(first, views, size)])
+        return total
+
+    def stream(
+        self, offset: int = 0, nbytes: int | None = None, *, chunk: int = DEFAULT_CHUNK, ahead: int = DEFAULT_AHEAD
+    ) -> ByteStream:
+        """Reads one part after the other, and the next ones ahead:
+
+            async with ns.stream(0, 1 << 30, chunk=1 << 20) as chunks:
+                async for data in chunks:
+                    ...
+
+        offset, nbytes: what is read; None: to the end of the namespace. chunk: bytes of each part
+        but the last; a multiple of the block size is fastest. ahead: how many parts are read at the
+        same time, which bounds the memory: ahead * chunk bytes. Nothing new is read while the
+        consumer keeps `ahead` parts waiting. Leaving the block cancels what is out.
+        """
+        return ByteStream(self.pread, self.nbytes, offset, nbytes, chunk, ahead)
+
+    def file(self, offset: int = 0, nbytes: int | None = None) -> NamespaceFile:
+        """Bytes of the namespace as a file with a position, with aiofiles' methods: read, readinto,
+        write, seek, tell, flush, close; `async with` closes it. It never grows.
+
+        offset, nbytes: which part it is; None: to the end of the namespace.
+        """
+        return NamespaceFile(self, offset, nbytes)
+
+
+# Opcodes of NVM Command Set 1.0, 3.2, for what is refused before anything is sent.
+READ, WRITE = 0x02, 0x01
+
+
+def _natural(offset: int, nbytes: int) -> None:
+    for name, value in (("offset", offset), ("length", nbytes)):
+        if value < 0:
+            raise ValueError(f"{name} {value} is negative")
+
+
+def _placed(first: int, views: Sequence[memoryview], size: int) -> Iterator[tuple[int, memoryview]]:
+    """Each view, and the block where it begins."""
+    for view in views:
+        yield first, view
+        first += view.nbytes // size
