@@ -24,10 +24,10 @@ from store import Store, StoreFull
 from wire import Operation, Status, answer, read_request
 
 from nvme_async import Manager, NvmeError
-from nvme_async.manager import SavedDevices
+from nvme_async.manager import ManagerOptions, SavedDevices
 
 # One loop, so that I/O stays on it; and little memory, for it is all that a successor gets.
-OPTIONS = {"workers": 1, "keepalive": True, "pool_bytes": 16 << 20}
+OPTIONS: ManagerOptions = {"workers": 1, "keepalive": True, "pool_bytes": 16 << 20}
 
 
 class Service:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import AsyncIterator
-from typing import Any
 
 import attrs
+
+from nvme_async import AsyncNamespace
 
 # magic, version, area, generation, checksum of the fields before
 _SUPER = struct.Struct("<8sIIQI")
@@ -42,11 +43,9 @@ class LogFull(Exception):
 
 
 class Log:
-    """namespace: a nvme_async.ManagedNamespace (or Namespace). One append() at a time; reads at any
-    time.
-    """
+    """One append() at a time; reads at any time."""
 
-    def __init__(self, namespace: Any) -> None:
+    def __init__(self, namespace: AsyncNamespace) -> None:
         self._namespace = namespace
         self._block = namespace.block_size
         self._area_blocks = (namespace.blocks - 1) // 2
@@ -172,7 +171,7 @@ class Log:
 
 def _records(payload: bytes) -> list[tuple[bytes, int, int]]:
     """(key, where its value begins, its length) of each record."""
-    records = []
+    records: list[tuple[bytes, int, int]] = []
     at = 0
     while at < len(payload):
         key_nbytes, length = _RECORD.unpack_from(payload, at)

@@ -264,7 +264,7 @@ class Face:
         await self._ask(Operation.DELETE, request)
         return web.Response(status=204)
 
-    async def _stats(self, _: web.Request) -> web.Response:
+    async def _stats(self, request: web.Request) -> web.Response:
         _, stats = await self.call(Operation.STATS)
         return web.Response(body=stats, content_type="application/json")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from typing import Any
 
 from log import MAX_KEY, MAX_VALUE, Log, LogFull, Place
+
+from nvme_async import AsyncNamespace
 
 BATCH = 512 << 10
 """Bytes that are committed with one write, unless a single value is larger."""
@@ -21,7 +22,7 @@ class Store:
     returned from is on the media.
     """
 
-    def __init__(self, namespace: Any) -> None:
+    def __init__(self, namespace: AsyncNamespace) -> None:
         self._log = Log(namespace)
         self._index: dict[bytes, Place] = {}
         self._live = 0  # bytes of keys and values that count
@@ -31,7 +32,7 @@ class Store:
         self.commits = 0
 
     @classmethod
-    async def open(cls, namespace: Any) -> Store:
+    async def open(cls, namespace: AsyncNamespace) -> Store:
         store = cls(namespace)
         async for key, place in store._log.open():
             store._set(key, place)

@@ -9,7 +9,7 @@ the guard of the Namespace object (byte_guard.py) keeps byte accesses to one blo
 from __future__ import annotations
 
 from collections.abc import Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.byte_guard import ByteGuard
@@ -38,7 +38,7 @@ class ByteAccess(NamespaceCore):
             fua: bool = False,
             metadata: BufferLike | None = None,
             protect: Protect | None = None,
-        ) -> Coroutine[Any, Any, bytes]:
+        ) -> Coroutine[object, None, bytes]:
             """Reads `blocks` logical blocks from `lba` (NVM Command Set 1.0, 3.2.4); the result is a
             new bytes object of blocks * block_size bytes.
 
@@ -56,7 +56,7 @@ class ByteAccess(NamespaceCore):
             fua: bool = False,
             metadata: BufferLike | None = None,
             protect: Protect | None = None,
-        ) -> Coroutine[Any, Any, int]:
+        ) -> Coroutine[object, None, int]:
             """Fills `buffer` (writable, C-contiguous, a multiple of the block size) from `lba` on; the
             result is its length in bytes.
 
@@ -73,7 +73,7 @@ class ByteAccess(NamespaceCore):
             fua: bool = False,
             metadata: BufferLike | None = None,
             protect: Protect | None = None,
-        ) -> Coroutine[Any, Any, None]:
+        ) -> Coroutine[object, None, None]:
             """Writes `data` (a multiple of the block size) from `lba` on (NVM Command Set 1.0, 3.2.6).
 
             Memory that the device reaches is read in place and must not be changed meanwhile;
@@ -90,12 +90,12 @@ class ByteAccess(NamespaceCore):
             fua: bool = False,
             metadata: BufferLike | None = None,
             protect: Protect | None = None,
-        ) -> Coroutine[Any, Any, None]:
+        ) -> Coroutine[object, None, None]:
             """Compares `data` with what is on the media from `lba` on (NVM Command Set 1.0, 3.2.1).
             CompareFailure if they differ.
             """
 
-        def flush(self) -> Coroutine[Any, Any, None]:
+        def flush(self) -> Coroutine[object, None, None]:
             """Commits what was written, and acknowledged before this call, to non-volatile media
             (Base 2.0, 7.1).
             """
@@ -154,7 +154,7 @@ class ByteAccess(NamespaceCore):
         end = begin + view.nbytes
         head, tail = begin > 0, end < len(blocks)
         last = (count - 1) * size
-        parts: list[Coroutine[Any, Any, int]] = []
+        parts: list[Coroutine[object, None, int]] = []
         if head or (tail and count == 1):
             parts.append(self.readinto(first, edges[:size]))
         if tail and count > 1:

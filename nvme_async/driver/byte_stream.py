@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 DEFAULT_CHUNK = 1 << 20
 DEFAULT_AHEAD = 4
@@ -28,7 +28,7 @@ class ByteStream:
 
     def __init__(
         self,
-        pread: Callable[[int, int], Coroutine[Any, Any, bytes]],
+        pread: Callable[[int, int], Coroutine[object, None, bytes]],
         size: int,
         offset: int,
         nbytes: int | None,

@@ -32,5 +32,14 @@ from nvme_async.manager.events import ManagerEvent, Subscription
 from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.manager import Manager
 from nvme_async.manager.servicing import SavedDevices
+from nvme_async.manager.settings import ManagerOptions
 
-__all__ = ["ManagedDevice", "ManagedNamespace", "Manager", "ManagerEvent", "SavedDevices", "Subscription"]
+__all__ = [
+    "ManagedDevice",
+    "ManagedNamespace",
+    "Manager",
+    "ManagerEvent",
+    "ManagerOptions",
+    "SavedDevices",
+    "Subscription",
+]

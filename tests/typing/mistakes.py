@@ -42,7 +42,7 @@ async def moving(ns: Namespace) -> None:
     await ns.read_many([0.5])  # type: ignore[list-item]  # pyright: ignore
     await ns.submit(b"\2" * 64)  # type: ignore[arg-type]  # pyright: ignore
     text: str = await ns.read(0)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
-    task: asyncio.Task[str] = asyncio.create_task(ns.read(0))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportAssignmentType]
+    task: asyncio.Task[str] = asyncio.create_task(ns.read(0))  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType]
     print(text, task)
     ns.write(0, b"")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
 

@@ -7,6 +7,7 @@ npx pyright --verifytypes nvme_async --ignoreexternal.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -25,8 +26,10 @@ ROOT = HERE.parents[1]
 
 
 def mypy(*paths: Path, version: str = "3.12") -> str:
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--python-version", version, "--explicit-package-bases"]
-    done = subprocess.run([*command, *map(str, paths)], capture_output=True, text=True, cwd=ROOT, check=False)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--explicit-package-bases"]
+    command += ["--python-version", version, *map(str, paths)]
+    environment = {**os.environ, "MYPYPATH": str(ROOT / "examples" / "kvstore")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
