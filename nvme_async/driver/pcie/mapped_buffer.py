@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from nvme_async.device import Device
 from nvme_async.dma.backing import shared_backing
+from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.registration import Registration
 from nvme_async.errors import ConfigurationError
 from nvme_async.native._hotpath import AddressMap, address_of, byte_view
@@ -30,7 +31,7 @@ class Mapper(Protocol):
 class MappedBuffer(Registration):
     """Mapped at the device, at an address of its own."""
 
-    def __init__(self, memory: Mapper, buffer: Any) -> None:
+    def __init__(self, memory: Mapper, buffer: BufferLike) -> None:
         self._memory = memory
         self._view: memoryview | None = byte_view(buffer)
         if self._view.nbytes == 0:
