@@ -332,7 +332,7 @@ class Manager:
         """Controller reset of one device."""
         await self.device(uri).reset(reason)
 
-    def share(self, path: str | os.PathLike[str], **policy: Any) -> ManagerShare:
+    def share(self, path: str | os.PathLike[str], **policy: int | float | str) -> ManagerShare:
         """Lends queue pairs of all devices to other processes of this user, also of devices that are loaded later:
 
             async with Manager() as manager, manager.share("/run/nvme"):
