@@ -15,7 +15,7 @@ from pathlib import Path
 COLUMNS = 100
 
 # What is checked, as path prefixes.
-CHECKED = ("README.md", "docs/")
+CHECKED = ("README.md", "docs/", "tests/e2e/")
 # Files that quote what this check rejects.
 QUOTING = ("tests/prose.py", "tests/unit/test_prose.py")
 
@@ -58,7 +58,7 @@ def comments(text: str, language: re.Pattern[str]) -> Iterator[Line]:
             continue
         start = text.rfind("\n", 0, match.start()) + 1
         alone = not text[start : match.start()].strip()
-        if found.get("docstring") and not alone:
+        if found.get("docstring") and (not alone or text[: match.start()].rstrip().endswith(tuple("(,=[{+"))):
             continue  # a string of several lines that the program uses
         first = text.count("\n", 0, match.start()) + 1
         for number, line in enumerate(match.group().split("\n"), first):

@@ -82,7 +82,7 @@ async def test_buffers_at_every_kind_of_offset(uri: Uri, role: str) -> None:
                     assert bytes(buffer[:offset]) == bytes(offset)
 
 
-async def test_registered_memory_is_reached_in_place(uri: Uri, role: str) -> None:
+async def test_registered_memory_is_accessed_in_place(uri: Uri, role: str) -> None:
     async with nvme_async.open(uri(role)) as controller:
         namespace = next(iter(controller.namespaces.values()))
         nbytes = 64 << 10
@@ -150,7 +150,7 @@ async def test_compare_tells_equal_from_different(uri: Uri) -> None:
             await namespace.compare(0, bytes(4096))
 
 
-async def test_what_the_controller_refuses_is_an_exception(uri: Uri) -> None:
+async def test_a_refusal_by_the_controller_is_an_exception(uri: Uri) -> None:
     async with nvme_async.open(uri("plain")) as controller:
         namespace = controller.namespaces[1]
         with pytest.raises(LbaOutOfRange, match="LBA out of range"):

@@ -16,7 +16,7 @@ from nvme_async.errors import QueueShutdown
 Uri = Callable[[str], str]
 
 
-async def test_opening_and_closing_again_and_again(uri: Uri) -> None:
+async def test_repeated_opening_and_closing(uri: Uri) -> None:
     place = uri("plain")
     if place.startswith("vfio-user:"):
         pytest.skip("QEMU's vfio-user server ends with its first client")
@@ -42,7 +42,7 @@ async def test_two_controllers_at_once_keep_their_own_data(uri: Uri) -> None:
         await asyncio.gather(*(work(namespace, worker) for namespace in both for worker in range(4)))
 
 
-async def test_a_reset_in_the_middle_of_work_loses_nothing(uri: Uri) -> None:
+async def test_a_reset_under_load_loses_nothing(uri: Uri) -> None:
     async with nvme_async.open(uri("plain")) as controller:
         namespace = controller.namespaces[1]
         blocks = [random.Random(number).randbytes(4096) for number in range(64)]
@@ -59,7 +59,7 @@ async def test_a_reset_in_the_middle_of_work_loses_nothing(uri: Uri) -> None:
         assert controller.resets == 1
 
 
-async def test_cancelled_commands_leave_their_neighbours_alone(uri: Uri) -> None:
+async def test_cancelled_commands_do_not_affect_others(uri: Uri) -> None:
     async with nvme_async.open(uri("plain"), mode="interrupt") as controller:
         namespace = controller.namespaces[1]
         data = random.Random(9).randbytes(128 << 10)
@@ -111,7 +111,7 @@ async def on_loops(controller: Any, count: int) -> None:
     await asyncio.to_thread(run_loops, count, work)
 
 
-async def test_each_event_loop_has_a_queue_pair_of_its_own(uri: Uri) -> None:
+async def test_each_event_loop_has_its_own_queue_pair(uri: Uri) -> None:
     async with nvme_async.open(uri("plain"), mode="interrupt") as controller:
         await on_loops(controller, 3)
         pairs = controller.inspect()["io_queues"]
@@ -120,7 +120,7 @@ async def test_each_event_loop_has_a_queue_pair_of_its_own(uri: Uri) -> None:
 
 
 @pytest.mark.parametrize("role", ["one-queue", "one-vector"])
-async def test_a_controller_with_one_of_it_serves_many_loops(uri: Uri, role: str) -> None:
+async def test_a_controller_with_one_queue_or_vector_serves_many_loops(uri: Uri, role: str) -> None:
     async with nvme_async.open(uri(role), mode="interrupt") as controller:
         await on_loops(controller, 3)
         if role == "one-queue":

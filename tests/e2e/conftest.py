@@ -1,8 +1,8 @@
 """Fixtures of the driver's tests: device addresses, event loops, options with short time limits.
 
 NVME_ASYNC_TEST_URIS (separated by blanks) replaces the emulated controllers by others, for example
-"pci:0000:01:00.0". Their contents are lost. Tests that need an emulated controller's faults are
-skipped then.
+"pci:0000:01:00.0". Their contents are lost, and tests that need an emulated controller's faults are
+skipped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MEDIA = {
     "null4096": "emulated:size=64MiB,block=4096,medium=null",
 }
 DEFAULT_MEDIA = ("512", "4096")
-# What tests of errors run on: only an emulated controller can be told to fail.
+# The address that error tests use: only an emulated controller can be made to fail.
 FAULTY = "emulated:size=64MiB,block=512"
 
 
@@ -72,7 +72,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def faulty() -> str:
-    """The address of a controller that can be told to fail."""
+    """The address of a controller that can be made to fail."""
     override = os.environ.get(OVERRIDE)
     if override:
         for uri in override.split():
@@ -84,7 +84,7 @@ def faulty() -> str:
 
 @pytest.fixture
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Short time limits, and what the test's `options` marker says."""
+    """Short timeouts, and the options of the test's `options` marker."""
     marker = request.node.get_closest_marker("options")
     return {**FAST, **(marker.kwargs if marker else {})}
 
@@ -103,16 +103,16 @@ def ns(controller: Controller) -> Namespace:
 
 @pytest.fixture
 async def failing(faulty: str, options: dict[str, Any]) -> AsyncIterator[Controller]:
-    """A controller whose `faults()` are at the test's disposal."""
+    """A controller whose `faults()` the test may use."""
     async with nvme_async.open(faulty, **options) as controller:
         yield controller
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[EmulatedController]:
-    """An emulated controller on a socket, for the tests that replay other people's clients."""
+    """An emulated controller on a socket, for tests that replay other projects' clients."""
     with EmulatedController(f"size=64MiB,block=512,queues=2,vectors={VECTORS},reactor=own") as controller:
-        # SPDK wants a folder, in which the socket has this name.
+        # SPDK expects a directory in which the socket has this name.
         controller.listen(str(tmp_path / "cntrl"))
         yield controller
 
@@ -135,4 +135,4 @@ def _nothing_stays_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         gc.collect()
     assert (
         leftovers(doorbells=False) - before == set()
-    )  # tracebacks, of logged errors for example, keep handles of devices
+    )  # tracebacks, for example of logged errors, keep device handles alive

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 # Short, but not so short that a busy machine makes commands late by itself.
 FAST: dict[str, Any] = {"command_timeout": 5.0, "admin_timeout": 5.0, "abort_timeout": 2.0, "pool_bytes": 8 << 20}
-# For tests in which something does time out.
+# For tests in which a timeout is expected.
 HASTY: dict[str, Any] = {
     "command_timeout": 0.2,
     "admin_timeout": 0.4,
@@ -44,11 +44,9 @@ def pattern(nbytes: int, seed: int = 0) -> bytes:
 
 
 def leftovers(*, doorbells: bool = True) -> set[str]:
-    """What a driver that has let go of everything doesn't have: pools, VFIO descriptors, emulator
-    threads.
+    """The resources that a driver must have released: pools, VFIO descriptors, emulator threads.
 
-    doorbells: also the mapping of the doorbells, which lives as long as the handle of the device
-        does.
+    doorbells: also the mapping of the doorbells, which exists as long as the device handle.
     """
     found = set()
     for fd in os.listdir("/proc/self/fd"):
@@ -94,7 +92,7 @@ async def exercise(ns: Namespace, seed: int, rounds: int = 40) -> int:
 
 
 async def eventually(true: Callable[[], Any], seconds: float = 5.0) -> None:
-    """Waits until true(); AssertionError after `seconds`."""
+    """Waits until true() holds; AssertionError after `seconds`."""
     limit = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < limit, f"not within {seconds} s"
@@ -102,7 +100,7 @@ async def eventually(true: Callable[[], Any], seconds: float = 5.0) -> None:
 
 
 async def within(seconds: float, awaitable: Awaitable[T]) -> T:
-    """The result; AssertionError if that takes longer: something hangs."""
+    """Returns the result; AssertionError if it takes longer, because something hangs."""
     try:
         async with asyncio.timeout(seconds) as limit:
             return await awaitable
@@ -113,7 +111,7 @@ async def within(seconds: float, awaitable: Awaitable[T]) -> T:
 
 
 class LoopThread:
-    """An event loop in a thread of its own, until the block is left."""
+    """An event loop in its own thread, until the block is left."""
 
     def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> None:
         self._started: Future[asyncio.AbstractEventLoop] = Future()
@@ -140,12 +138,12 @@ class LoopThread:
         assert not self._thread.is_alive()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-        """Runs it there; awaitable here."""
+        """Runs the coroutine there; the result is awaitable here."""
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
 
 
 class Meddler:
-    """A device that passes calls on, counts them, and fails or lies as told."""
+    """A device that passes calls on, counts them, and fails or returns wrong values on request."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -183,7 +181,7 @@ class Meddler:
 
 
 async def open_meddled(uri: str, prepare: Callable[[Meddler], None], **options: Any) -> Controller:
-    """What nvme_async.open() does, with a Meddler in between. `prepare` is given it before the
+    """Opens as nvme_async.open() does, with a Meddler in between. `prepare` gets it before the
     bring-up.
     """
     device = Meddler(await asyncio.to_thread(open_device, uri))

@@ -1,5 +1,5 @@
-"""A controller that outlives its drivers, a keeper, and drivers in processes of their own, for
-tests.
+"""For tests: a controller that outlives its drivers, a keeper, and drivers in separate
+processes.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ import asyncio, os, signal, sys
 import nvme_async
 from nvme_async.errors import *
 
-def tell(*what):
+def report(*what):
     print(*what, flush=True)
 
-async def hear():
+async def next_line():
     return (await asyncio.to_thread(sys.stdin.readline)).strip()
 """
 
 
 class Driver:
-    """Another process. Its program is the body of a coroutine that knows tell(…), await hear(), uri
-    and keeper.
+    """Another process. Its program is the body of a coroutine that can use `report(…)`,
+    `await next_line()`, `uri` and `keeper`.
     """
 
     def __init__(self, site: Site, body: str, **environ: str) -> None:
@@ -53,7 +53,7 @@ class Driver:
         )
         self.pid = self.popen.pid
 
-    def hear(self) -> str:
+    def receive(self) -> str:
         assert self.popen.stdout is not None
         line = self.popen.stdout.readline().strip()
         if not line:
@@ -61,7 +61,7 @@ class Driver:
             raise AssertionError(f"the driver ended: {errors}")
         return line
 
-    def tell(self, line: str = "") -> None:
+    def send(self, line: str = "") -> None:
         assert self.popen.stdin is not None
         self.popen.stdin.write(line + "\n")
         self.popen.stdin.flush()
@@ -72,7 +72,7 @@ class Driver:
         self.popen.communicate(timeout=20)
 
     def end(self) -> None:
-        """It ends by itself, well."""
+        """It ends by itself, without an error."""
         _, errors = self.popen.communicate(timeout=30)
         assert (self.popen.returncode, errors) == (0, ""), errors
 
@@ -109,7 +109,7 @@ class Site:
         return self.controller.faults.counters()
 
     def lives(self) -> dict[str, int]:
-        """How often the controller came and went, and was asked who it is."""
+        """How often the controller was enabled and disabled, and got Identify Controller."""
         counters = self.counters()
         return {
             name: counters[name] for name in ("enables", "disables", "resets", "shutdowns", "invalid_doorbells")
@@ -131,7 +131,7 @@ class Site:
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is around has no say in whether keepalive runs."""
+    """The environment does not influence whether keepalive is on."""
     monkeypatch.setattr(config, "command_line", config.CommandLine())
     for name in config.VARIABLES:
         monkeypatch.delenv(name, raising=False)

@@ -1,6 +1,4 @@
-"""What the keepalive tests share: one emulated controller, and the drivers that follow one another
-on it.
-"""
+"""Shared by the keepalive tests: one emulated controller, and successive drivers of it."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ _numbers = itertools.count()
 
 
 def block(number: int, nbytes: int = 4096) -> bytes:
-    """Content that tells one block from another."""
+    """Content that differs from block to block."""
     return (b"%016d" % number * (nbytes // 16))[:nbytes]
 
 
@@ -42,7 +40,7 @@ def descriptors() -> int:
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> float:
-    """Waits for it; how long it took."""
+    """Waits until it holds; returns how long that took."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < seconds, "it didn't happen"
@@ -56,10 +54,10 @@ async def settle(passes: int = 10) -> None:
 
 
 def die(controller: nvme_async.Controller) -> Bundle:
-    """What SIGKILL leaves of a driver: its descriptors, held by somebody else, and the pool as it
-    is at this instant.
+    """What SIGKILL leaves of a driver: its descriptors, held by another process, and the pool's
+    present content.
 
-    Its Python objects are made harmless; none of it reaches the pool or the controller. On the
+    Its Python objects are disarmed, so that none reaches the pool or the controller. Call it on the
     controller's home loop.
     """
     bundle = controller.bundle()
@@ -87,7 +85,7 @@ def die(controller: nvme_async.Controller) -> Bundle:
 class Line:
     """Drivers of one controller, one after the other, in this process.
 
-    driver: the present one. emulator: the controller, faults: its faults handle.
+    driver: the current one. emulator: the controller. faults: its faults handle.
     """
 
     def __init__(self, driver: nvme_async.Controller) -> None:
@@ -103,26 +101,28 @@ class Line:
         return self.driver.namespaces[1]
 
     def start(self, *operations: Any) -> list[asyncio.Task[Any]]:
-        """I/O that goes on by itself; collected at the end."""
+        """Background I/O; its results are collected at the end."""
         tasks = [asyncio.ensure_future(operation) for operation in operations]
         self.tasks += tasks
         return tasks
 
     def delay(self, seconds: float = float("inf"), *, opcode: int | None = None, **match: Any) -> Any:
-        """I/O commands take that long from now on; without end: until release()."""
+        """I/O commands take this long from now on; without a value, until release()."""
         return self.faults.add(queue="io", opcode=opcode, delay=seconds, **match)
 
     def release(self) -> None:
-        """Commands that are held go on, and later ones aren't held."""
+        """Held commands continue, and later ones aren't held."""
         self.faults.clear()
         self.faults.release()
 
     async def listening(self) -> None:
-        """Until the driver's event request is with the controller, and nothing else of its own."""
+        """Waits until the controller has the driver's event request, and no other command of the
+        driver's own.
+        """
         await eventually(lambda: self.driver.queues.admin.hot.n_outstanding == 1)
 
     async def outstanding(self, count: int) -> None:
-        """Until the controller holds that many commands."""
+        """Waits until the controller holds that many commands."""
         await eventually(lambda: len(self.faults.outstanding()) >= count)
 
     async def succeed(self, way: Way = "save", **options: Any) -> nvme_async.Controller:
@@ -141,7 +141,7 @@ class Line:
         return self.driver
 
     def since(self) -> dict[str, Any]:
-        """What the controller counted since the last call, or since the first driver was ready."""
+        """The controller's counts since the last call, or since the first driver was ready."""
         now, before = self.faults.counters(), self._baseline
         self._baseline = now
         difference: dict[str, Any] = {}
@@ -183,14 +183,14 @@ async def line(emulated: str = "size=64MiB", **options: Any) -> AsyncIterator[Li
 
 
 async def calling(function: Callable[..., Any], *arguments: Any) -> Any:
-    """await function(…), called where this coroutine runs: a request belongs to the loop that makes
-    it.
+    """Awaits function(…), called where this coroutine runs: a request belongs to the loop that
+    makes it.
     """
     return await function(*arguments)
 
 
 async def results(tasks: Iterable[asyncio.Task[Any]]) -> list[Any]:
-    """Of all, exceptions among them; within ten seconds."""
+    """The results of all, including exceptions, within ten seconds."""
     async with asyncio.timeout(10):
         return await asyncio.gather(*tasks, return_exceptions=True)
 

@@ -1,4 +1,4 @@
-"""What the manager's tests share."""
+"""Helpers of the manager's tests."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from nvme_async.errors import NvmeError
 from nvme_async.manager import ManagedDevice, ManagedNamespace, Manager, ManagerEvent
 
 _numbers = itertools.count()
-# libuv opens a pipe with the first loop of a process, and keeps it: not a leak of those who count
-# descriptors.
+# libuv opens a pipe with the first loop of a process and keeps it; this is not a leak.
 uvloop.new_event_loop().close()
 
 
 def uri(options: str = "size=16MiB") -> str:
-    """Of an emulated controller that nobody else has."""
+    """The URI of an emulated controller that no other test uses."""
     return f"emulated:{options},serial=S{os.getpid()}-{next(_numbers)}"
 
 
@@ -35,19 +34,19 @@ def emulator(manager: Manager, address: str) -> EmulatedController:
 
 
 def descriptors() -> list[str]:
-    """What this process has open, by kind, so that a difference tells what leaks."""
+    """The open descriptors of this process by kind, so that a difference shows what leaks."""
     gc.collect()
     found = []
     for fd in os.listdir("/proc/self/fd"):
         try:
             found.append(os.readlink(f"/proc/self/fd/{fd}").split(":[")[0])
         except FileNotFoundError:
-            pass  # the listing's own
+            pass  # the descriptor of the listing itself
     return sorted(found)
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> float:
-    """Waits for it; how long it took."""
+    """Waits until it holds; returns how long that took."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < seconds, "it didn't happen"
@@ -60,8 +59,8 @@ async def became(device: ManagedDevice, state: str, seconds: float = 10.0) -> fl
 
 
 class Verifier:
-    """Load on a namespace, each task on blocks of its own: writes, and reads back what it wrote
-    last. `done` counts, `errors` collects.
+    """Load on a namespace, each task on its own blocks: writes, and reads back its last write.
+    `done` counts rounds, `errors` collects errors.
     """
 
     def __init__(self, namespace: ManagedNamespace, tasks: int = 8) -> None:
@@ -87,7 +86,7 @@ class Verifier:
                         assert found == written[lba], f"block {lba}: {found[:16]!r} instead of {written[lba][:16]!r}"
                     count += 1
                     data = f"{lba} {count} ".encode().ljust(size, b".")
-                    # Until the write is acknowledged, either may be there.
+                    # Until the write is acknowledged, the block may hold either version.
                     written.pop(lba, None)
                     await namespace.write(lba, data)
                     written[lba] = data
@@ -97,7 +96,7 @@ class Verifier:
                     await asyncio.sleep(0.01)
 
     async def more(self, count: int, seconds: float = 10.0) -> None:
-        """Until so many more writes are through."""
+        """Waits until that many more writes have completed."""
         wanted = self.done + count
         await eventually(lambda: self.done >= wanted or any(task.done() for task in self._tasks), seconds)
         for task in self._tasks:

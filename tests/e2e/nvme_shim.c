@@ -1,7 +1,8 @@
 /*
- * LD_PRELOAD: a program that opens /dev/nvme0 or /dev/nvme0n1 talks to a Unix socket (NVME_SHIM) instead of the kernel. Requests:
- * the passthrough structure (80 bytes) with a 32-bit request number before it, then the data to the controller; answers: 32-bit
- * result, 64-bit result value, and as many bytes of data as were asked for.
+ * LD_PRELOAD: a program that opens /dev/nvme0 or /dev/nvme0n1 talks to a Unix socket (NVME_SHIM)
+ * instead of the kernel. Requests: the passthrough structure (80 bytes) with a 32-bit request
+ * number before it, then the data to the controller; answers: 32-bit result, 64-bit result value,
+ * and as many bytes of data as were asked for.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

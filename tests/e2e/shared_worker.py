@@ -1,10 +1,10 @@
-"""A worker process for the tests of sharing: writes and reads blocks of its own, and checks each byte.
+"""A worker process for the tests of sharing: writes and reads its own blocks, and checks each byte.
 
     python shared_worker.py PATH SEED [OPTION=VALUE …]
 
-It prints "ready", then a line "N" for N verified rounds now and then, until it reads a line or its input ends; then
-"done ROUNDS GAP", where GAP is the longest time between two completed rounds in milliseconds. Whatever is wrong is
-printed as "wrong …" and ends it with 1.
+It prints "ready", then from time to time a line "N" for N verified rounds, until it reads a line or
+its input ends; then "done ROUNDS GAP", where GAP is the longest time between two completed rounds
+in milliseconds. It prints an error as "wrong …" and exits with status 1.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Worker:
 
     @classmethod
     async def start(cls, path: Path, seed: int, *options: str) -> Worker:
-        """Once it has begun its I/O."""
+        """Waits until it has started its I/O."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(WORKER), str(path), str(seed), "pool_bytes=4194304", *options,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -57,10 +57,10 @@ class Worker:
             return (await self.process.stdout.readline()).decode().strip()
 
     async def progress(self) -> int:
-        """The next number of rounds that it prints: all that it had said before is passed over."""
+        """The next number of rounds that it prints; earlier output is skipped."""
         assert self.process.stdout is not None
         self.process.stdout._buffer.clear()  # type: ignore[attr-defined]
-        await self.line()  # perhaps a half
+        await self.line()  # possibly half a line
         return int(await self.line())
 
     async def stop(self) -> tuple[int, float, int]:

@@ -1,4 +1,6 @@
-"""A proxy between an NVMe/TCP host and its target that does to the stream what networks and bugs do."""
+"""A proxy between an NVMe/TCP host and its target that damages the stream as networks and bugs
+do.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,14 @@ import attrs
 
 @attrs.define
 class Mischief:
-    """What happens to each connection, in bytes from its start, handshake included. None: nothing.
+    """The faults of one connection, in bytes from its start, including the handshake. None: no
+    fault.
 
     Attributes:
-        piece: the stream goes on in pieces of at most this, each by itself.
+        piece: the stream is passed on in separate pieces of at most this size.
         delay: seconds before each piece.
         cut_after: the connection ends when so many bytes have gone towards the host.
-        flip_after: one bit is flipped in what goes towards the host ("down") or the target ("up"),
+        flip_after: one bit is flipped in the stream towards the host ("down") or the target ("up"),
             so many bytes after the handshake.
     """
 
@@ -29,13 +32,13 @@ class Mischief:
     flip: str = "down"
 
 
-HANDSHAKE = 2048  # ICReq and Connect, or ICResp and its response, are well within
+HANDSHAKE = 2048  # more than ICReq and Connect, or ICResp and its response
 
 
 class Proxy:
-    """Listens on `port` of 127.0.0.1, in a thread of its own.
+    """Listens on `port` of 127.0.0.1, in its own thread.
 
-    mischief: for the next connection; a callable of its number, or None for none.
+    mischief: the faults of the next connection; a callable that takes its number, or None.
     """
 
     def __init__(self, target: tuple[str, int], mischief=None) -> None:
@@ -107,7 +110,7 @@ class Proxy:
                     await writer.drain()
 
     def cut_all(self) -> None:
-        """Every connection ends now."""
+        """Ends every connection now."""
 
         def cut() -> None:
             self.cuts += len(self._writers) // 2
@@ -122,7 +125,7 @@ class Proxy:
 
 
 def some_mischief(random: random.Random, number: int) -> Mischief | None:
-    """One of each kind, and now and then none."""
+    """One of each kind, and sometimes none."""
     kind = random.randrange(5)
     if kind == 0:
         return Mischief(cut_after=random.randrange(100, 60_000))

@@ -1,5 +1,5 @@
-"""The short version of tests/torture/bitflips.py. In processes of their own: drivers that are killed
-in place leave their memory mapped.
+"""The short version of tests/torture/bitflips.py. The rounds run in separate processes, because
+drivers that are killed in place leave their memory mapped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nvme_async.keepalive.restoration import Restoration
 
 
 def flip(flips: int, seed: int, checksums: bool) -> Counter[str] | str:
-    """The outcomes, or the name of what was raised."""
+    """The outcomes, or the name of the exception."""
     if not checksums:
         Restoration._has_checksums = False  # type: ignore[assignment, method-assign]
     try:
@@ -42,5 +42,5 @@ def test_flipped_bits_in_a_live_pool_are_refused_or_harmless(seed: int) -> None:
     assert outcomes["harmless"] > 5
 
 
-def test_without_the_checksums_it_would_be_noticed() -> None:
+def test_without_checksums_flipped_bits_go_unnoticed_by_the_restore() -> None:
     assert in_a_process(600, 1, checksums=False) in ("Wrong", "TimeoutError")

@@ -62,7 +62,7 @@ def test_write_from_stdin_and_from_a_file(media: Path, tmp_path: Path) -> None:
     assert media.read_bytes() == expected
 
 
-def test_length_bounds_what_is_taken_from_the_data(media: Path) -> None:
+def test_data_size_limits_the_bytes_taken_from_the_input(media: Path) -> None:
     result = cli("write", uri(media), "--length", "4k", data=b"x" * 3 * BLOCK)
     assert result.returncode == 0, result.stderr
     assert media.read_bytes()[: 2 * BLOCK] == b"x" * BLOCK + bytes([1]) * BLOCK
@@ -112,7 +112,7 @@ def test_flush_of_several_devices_reaches_each(tmp_path: Path) -> None:
         (("write", "-d", "/nonexistent/file"), 1, "No such file"),
     ],
 )
-def test_mistakes_change_nothing_and_are_told_in_a_line(
+def test_invalid_arguments_change_nothing_and_print_one_line(
     media: Path,
     arguments: tuple[str, ...],
     code: int,
@@ -131,7 +131,7 @@ def test_mistakes_change_nothing_and_are_told_in_a_line(
     assert media.read_bytes() == before
 
 
-def test_data_that_fill_no_block(media: Path) -> None:
+def test_data_shorter_than_a_block_are_refused(media: Path) -> None:
     before = media.read_bytes()
     result = cli("write", uri(media), data=b"x" * 5000)
     assert result.returncode == 2
@@ -139,7 +139,7 @@ def test_data_that_fill_no_block(media: Path) -> None:
     assert media.read_bytes() == before
 
 
-def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_device_is_an_error(tmp_path: Path) -> None:
     result = cli("read", f"vfio-user:{tmp_path}/nobody.sock")
     assert result.returncode == 1
     assert result.stderr.count(b"\n") == 1

@@ -1,5 +1,5 @@
-"""Commands at the end of pipes: the reader of their output has left, as `| head` does; the other side never moves and
-Ctrl-C must end them.
+"""Commands with pipes: the reader of their output has closed it, as `| head` does, or the other
+side never moves and Ctrl-C must end them.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ import pytest
     ],
     ids=" ".join,
 )
-def test_the_reader_of_stdout_has_left(arguments):
+def test_a_closed_stdout_pipe_ends_quietly(arguments):
     command = subprocess.Popen(
         [sys.executable, "-m", "nvme_async", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -49,26 +49,26 @@ def unread(pipe: int) -> int:
     ],
     ids=" ".join,
 )
-def test_ctrl_c_ends_what_waits_for_a_pipe(arguments):
+def test_ctrl_c_ends_a_command_that_waits_for_a_pipe(arguments):
     command = subprocess.Popen(
         [sys.executable, "-m", "nvme_async", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        # A test run in the background may itself ignore SIGINT, and children inherit that.
+        # A test run in the background may ignore SIGINT, which children inherit.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with command:
         if arguments[0] == "read":
-            assert command.stdout.read(4096) == bytes(4096)  # it writes; from here on nothing is read
+            assert command.stdout.read(4096) == bytes(4096)  # it has started to write; from here on nothing is read
         else:
             command.stdin.write(bytes(4096))
             command.stdin.flush()
-            while unread(command.stdin.fileno()):  # once it has been read, the loop runs and wants more
+            while unread(command.stdin.fileno()):  # once this has been read, the loop runs and waits for more
                 time.sleep(0.05)
         time.sleep(0.3)
         assert command.poll() is None
         command.send_signal(signal.SIGINT)
         assert command.wait(10) == 130
-        assert command.stderr.read() == b"\n"  # behind the terminal's ^C
+        assert command.stderr.read() == b"\n"  # after the terminal's ^C

@@ -1,9 +1,8 @@
-"""The seam end to end, on the emulated controller: registers, DMA, doorbells, interrupts, reset and
-takeover.
+"""The device seam end to end, on the emulated controller: registers, DMA, doorbells, interrupts,
+reset and takeover.
 
-No driver here: commands are put together by hand, so that a fault of the seam isn't mistaken for
-one of the
-driver.
+There is no driver here: commands are built by hand, so that a fault of the seam isn't mistaken for
+a fault of the driver.
 """
 
 from __future__ import annotations
@@ -78,10 +77,10 @@ class Admin:
         self.tail += 1
 
     def completion(self, index: int) -> tuple[int, int] | None:
-        """(cid, status) once the phase bit says that it is there."""
+        """(cid, status) of the next completion, once the phase bit shows it."""
         if not self.cq[index * 16 + 14] & 1:
             return None
-        # Read only now: the controller may have written between two reads.
+        # Read only after the phase: the controller may have written between two reads.
         cid, status = struct.unpack("<HH", self.cq[index * 16 + 12 : index * 16 + 16])
         return cid, status >> 1
 
@@ -151,7 +150,9 @@ def test_reset_disables_the_controller(device: EmulatedDevice, pool: Pool) -> No
 
 
 def test_takeover(device: EmulatedDevice, pool: Pool) -> None:
-    """A command in the ring, the bell not rung: the successor rings it and finds the completion."""
+    """A command is in the ring, its doorbell not rung: the successor rings it and finds the
+    completion.
+    """
     device.map_dma(pool, iova=pool.iova, nbytes=pool.nbytes)
     admin = Admin(device, pool)
     admin.enable()
@@ -162,7 +163,7 @@ def test_takeover(device: EmulatedDevice, pool: Pool) -> None:
     with Pool.attach(pool.fd, expect_iova=pool.iova) as successors_pool:
         device.detach()
         successor = resume_device("emulated:", descriptors, saved)
-        assert successor.read32(CSTS) & 1 == 1, "nobody stopped it"
+        assert successor.read32(CSTS) & 1 == 1, "the controller was stopped"
         doorbells = successor.doorbells()
         assert doorbells.mmio is not None
         doorbells.mmio.write32(doorbells.offset, 1)

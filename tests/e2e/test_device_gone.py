@@ -1,5 +1,5 @@
-"""A device that vanishes without a word: whoever waits is told in bounded time, also if nobody does
-any I/O.
+"""A device vanishes without notice: all waiters get an error within a limit, even if no I/O is
+running.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> flo
     return time.monotonic() - began
 
 
-async def test_the_peer_closes_while_nobody_does_anything() -> None:
+async def test_a_closed_peer_is_noticed_without_io() -> None:
     with EmulatedController("size=16MiB") as emulator:
         before = descriptors()
         device = Path(f"/tmp/nvme-async-test-{os.getpid()}.sock")
@@ -49,7 +49,7 @@ async def test_the_peer_closes_while_nobody_does_anything() -> None:
         assert descriptors() == before + 1  # the listening socket
 
 
-async def test_the_peer_closes_under_waiting_commands() -> None:
+async def test_a_closed_peer_fails_waiting_commands() -> None:
     async with nvme_async.open("emulated:size=16MiB") as controller:
         emulator = controller.device.emulator  # type: ignore[attr-defined]
         rule = emulator.faults.add(opcode=2, queue="io", drop=True)
@@ -64,7 +64,7 @@ async def test_the_peer_closes_under_waiting_commands() -> None:
         assert {type(result) for result in results} == {ControllerGone}
 
 
-async def test_the_peer_closes_in_the_middle_of_the_bring_up() -> None:
+async def test_a_peer_that_closes_during_bring_up_fails_open() -> None:
     with EmulatedController("size=16MiB") as emulator:
         path = f"/tmp/nvme-async-test-{os.getpid()}.sock"
         emulator.listen(path)
@@ -80,7 +80,7 @@ async def test_the_peer_closes_in_the_middle_of_the_bring_up() -> None:
         assert descriptors() == before
 
 
-async def test_registers_of_all_ones_are_found_out_before_the_command_times_out() -> None:
+async def test_all_ones_registers_are_noticed_before_the_command_times_out() -> None:
     async with nvme_async.open("emulated:size=16MiB", command_timeout=8.0) as controller:
         controller.device.emulator.faults.remove_device()  # type: ignore[attr-defined]
         began = time.monotonic()
@@ -89,7 +89,7 @@ async def test_registers_of_all_ones_are_found_out_before_the_command_times_out(
         assert time.monotonic() - began < 4.0
 
 
-async def test_a_fatal_status_is_found_out_before_the_command_times_out() -> None:
+async def test_a_fatal_status_is_noticed_before_the_command_times_out() -> None:
     async with nvme_async.open("emulated:size=16MiB", command_timeout=8.0) as controller:
         namespace = controller.namespaces[1]
         await namespace.write(3, b"f" * 4096)
@@ -101,8 +101,8 @@ async def test_a_fatal_status_is_found_out_before_the_command_times_out() -> Non
 
 
 async def test_a_device_outlives_its_controller() -> None:
-    """release() and a second Controller on the same device: what was written stays, and nothing is
-    left of the first.
+    """release() and a second Controller on the same device: written data stays, and the first
+    leaves nothing behind.
     """
     async with nvme_async.open("emulated:size=16MiB") as first:
         await first.namespaces[1].write(7, b"x" * 4096)
@@ -117,7 +117,7 @@ async def test_a_device_outlives_its_controller() -> None:
         assert await second.release() is None
 
 
-async def test_a_close_that_hangs_can_be_hurried() -> None:
+async def test_a_hanging_close_can_be_cut_short() -> None:
     async with nvme_async.open("emulated:size=16MiB", admin_timeout=60.0) as controller:
         controller.device.emulator.faults.add(queue="admin", discard=True)  # type: ignore[attr-defined]
         read = asyncio.ensure_future(controller.namespaces[1].read(0))

@@ -1,4 +1,4 @@
-"""Bad arguments are refused by name, and the controller gets nothing of them."""
+"""Bad arguments are refused by name, and no command reaches the controller."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Call = Callable[[Controller, Namespace], Any]
 
 
 def sent(controller: Controller) -> list[dict[int, int]]:
-    """Commands by opcode; without the driver's own wait for events, which may come a little after
-    it was opened.
+    """Commands by opcode, without the driver's event request, which may arrive shortly after
+    open().
     """
     counters = faults(controller).counters()
     return [
@@ -50,7 +50,7 @@ def sent(controller: Controller) -> list[dict[int, int]]:
         (lambda c, n: c.admin(5), TypeError, "command is a int"),
     ],
 )
-async def test_bad_arguments(call: Call, error: type[Exception], text: str) -> None:
+async def test_bad_arguments_are_refused(call: Call, error: type[Exception], text: str) -> None:
     async with nvme_async.open("emulated:size=16MiB,block=4096", **FAST) as controller:
         namespace = controller.namespaces[1]
         before = sent(controller)
@@ -60,7 +60,7 @@ async def test_bad_arguments(call: Call, error: type[Exception], text: str) -> N
         await namespace.read(0, 1)
 
 
-async def test_more_memory_than_there_can_be_is_told_from_a_bad_size() -> None:
+async def test_too_much_memory_and_a_bad_size_are_different_errors() -> None:
     async with nvme_async.open("emulated:size=16MiB", **FAST) as controller:
         with pytest.raises(OutOfDmaMemory, match=f"{1 << 50} bytes: a pool holds {1 << 46} at most"):
             controller.alloc(1 << 50)
@@ -69,7 +69,7 @@ async def test_more_memory_than_there_can_be_is_told_from_a_bad_size() -> None:
         controller.alloc(4096).free()
 
 
-async def test_a_namespace_that_is_not_there_is_named_with_those_that_are() -> None:
+async def test_the_error_for_a_missing_namespace_lists_the_existing_ones() -> None:
     async with nvme_async.open("emulated:size=16MiB,namespaces=3") as controller:
         assert list(controller.namespaces) == [1, 2, 3]
         with pytest.raises(KeyError, match=r"^namespace 4 is not active on emulated:.*; active: 1, 2, 3$") as caught:

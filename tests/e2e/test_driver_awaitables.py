@@ -1,4 +1,6 @@
-"""read(), write() and the like as coroutines: dropped, closed in another thread, and for type checkers."""
+"""read(), write() and other calls as coroutines: dropped, closed in another thread, and for type
+checkers.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,12 @@ CALLS: dict[str, Callable[[Namespace], Coroutine[Any, Any, Any]]] = {
 async def test_a_forgotten_await_warns_and_names_the_call(name: str) -> None:
     async with nvme_async.open("emulated:size=16MiB") as controller:
         namespace = controller.namespaces[1]
-        await namespace.read(0)  # from here on this loop has a queue pair
+        await namespace.read(0)  # from now on this loop has a queue pair
         with pytest.warns(RuntimeWarning, match=rf"coroutine 'Namespace\.{name}' was never awaited"):
             CALLS[name](namespace)
 
 
-async def test_what_was_awaited_closed_or_refused_does_not_warn() -> None:
+async def test_awaited_closed_or_refused_calls_do_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         async with nvme_async.open("emulated:size=16MiB") as controller:
@@ -58,7 +60,7 @@ async def test_what_was_awaited_closed_or_refused_does_not_warn() -> None:
             gc.collect()
 
 
-async def test_where_warnings_are_errors_a_forgotten_await_is_unraisable(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_with_warnings_as_errors_a_forgotten_await_is_unraisable(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
     async with nvme_async.open("emulated:size=16MiB") as controller:
@@ -73,7 +75,7 @@ async def test_where_warnings_are_errors_a_forgotten_await_is_unraisable(monkeyp
     assert unraisable.object == "Namespace.flush"
 
 
-def test_type_checkers_take_them_as_coroutines(tmp_path: Path) -> None:
+def test_type_checkers_accept_the_awaitables_as_coroutines(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import asyncio\n"
@@ -99,7 +101,7 @@ def rung(controller: Controller) -> int:
     return int(queue["sq"]["rung"])
 
 
-async def test_closing_in_another_thread_is_left_to_the_owner() -> None:
+async def test_closing_in_another_thread_is_passed_to_the_owner() -> None:
     """Garbage collection closes coroutines in whichever thread it runs."""
     async with nvme_async.open("emulated:size=16MiB", mode="interrupt") as controller:
         namespace = controller.namespaces[1]

@@ -1,5 +1,5 @@
-"""Bring-up and shutdown: what the controller sees of it, and that nothing stays behind, wherever it
-ends.
+"""Bring-up and shutdown: what the controller sees, and that nothing is left behind wherever they
+end.
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ async def test_the_controller_is_shut_down_and_then_disabled(emulator: EmulatedC
     await eventually(lambda: not emulator.stats()["connected"])
 
 
-async def test_a_controller_that_was_left_enabled_is_reset_first(emulator: EmulatedController) -> None:
+async def test_an_enabled_controller_is_reset_first(emulator: EmulatedController) -> None:
     first = await nvme_async.open("emulated:kept", **{**FAST, **HASTY})
     await first.namespaces[1].write(0, b"\x55" * 512)
     device = first.device
-    # As a process that was killed: no CC.SHN, the queues are still there.
+    # Like a killed process: no CC.SHN, the queues still exist.
     await asyncio.to_thread(device.detach)
     await eventually(lambda: not emulator.stats()["connected"])
     await first.close()
@@ -141,7 +141,7 @@ async def test_a_body_that_raises_still_closes(faulty: str) -> None:
 # -- where a bring-up can end ----------------------------------------------------------------------
 
 
-async def test_cancelled_at_every_await_of_the_bring_up(emulator: EmulatedController) -> None:
+async def test_cancelling_any_await_of_the_bring_up_releases_everything(emulator: EmulatedController) -> None:
     async with nvme_async.open("emulated:kept", **FAST):
         pass
     await released(emulator)
@@ -159,7 +159,7 @@ async def test_cancelled_at_every_await_of_the_bring_up(emulator: EmulatedContro
         try:
             controller = await within(10, task)
         except asyncio.CancelledError:
-            # What the opening thread was at may come to its end a little later.
+            # The opening thread's current operation may end a little later.
             await released(emulator)
         else:
             await controller.close()
@@ -172,13 +172,13 @@ async def test_cancelled_at_every_await_of_the_bring_up(emulator: EmulatedContro
 
 
 async def released(emulator: EmulatedController) -> None:
-    """No connection, and no memory but the emulator's own."""
+    """No connection, and no memory except the emulator's own."""
     await eventually(lambda: not emulator.stats()["connected"])
     assert {entry for entry in leftovers(doorbells=False) if "thread" not in entry} == set()
 
 
-def test_the_loop_ends_in_the_middle_of_the_bring_up(emulator: EmulatedController) -> None:
-    """asyncio.run() cancels every task there is, the driver's own among them."""
+def test_a_loop_that_ends_during_bring_up_releases_everything(emulator: EmulatedController) -> None:
+    """asyncio.run() cancels all tasks, including the driver's own."""
     with asyncio.Runner() as runner:
         runner.run(asyncio.sleep(0))
     before = descriptors()
@@ -210,7 +210,7 @@ def test_the_loop_ends_in_the_middle_of_the_bring_up(emulator: EmulatedControlle
     assert n >= 15
 
 
-def test_the_loop_ends_in_the_middle_of_the_shutdown(emulator: EmulatedController) -> None:
+def test_a_loop_that_ends_during_shutdown_releases_everything(emulator: EmulatedController) -> None:
     with asyncio.Runner() as runner:
         runner.run(asyncio.sleep(0))
     before = descriptors()
@@ -251,7 +251,7 @@ def test_the_loop_ends_in_the_middle_of_the_shutdown(emulator: EmulatedControlle
     [ControllerGone("meddled"), DeviceError("meddled"), OSError(5, "meddled"), MemoryError("meddled")],
     ids=repr,
 )
-async def test_an_error_of_every_call_to_the_device(emulator: EmulatedController, error: Exception) -> None:
+async def test_a_failure_of_any_device_call_releases_everything(emulator: EmulatedController, error: Exception) -> None:
     for n in itertools.count():
 
         def prepare(meddler: Meddler, n: int = n) -> None:
@@ -268,8 +268,8 @@ async def test_an_error_of_every_call_to_the_device(emulator: EmulatedController
     assert n >= 13
 
 
-async def test_an_error_status_of_every_admin_command(emulator: EmulatedController) -> None:
-    """Once: the bring-up tries again, or does without."""
+async def test_bring_up_survives_one_error_status_of_any_admin_command(emulator: EmulatedController) -> None:
+    """It fails once: the bring-up retries, or continues without the feature."""
     fatal = []
     for n in itertools.count():
         rule = emulator.faults.add(queue="admin", skip=n, count=1, fail=0x06)
@@ -288,8 +288,8 @@ async def test_an_error_status_of_every_admin_command(emulator: EmulatedControll
     assert fatal == []
 
 
-async def test_an_admin_command_that_always_fails(emulator: EmulatedController) -> None:
-    """Required are Identify Controller and an I/O queue pair; what is done without the others stays
+async def test_only_required_admin_commands_fail_the_bring_up(emulator: EmulatedController) -> None:
+    """Identify Controller and an I/O queue pair are required; the other missing features stay
     visible.
     """
     cases: dict[str, dict[str, int]] = {
@@ -327,8 +327,10 @@ QUICK = {**FAST, **HASTY, "admin_timeout": 0.1}
 
 
 @pytest.mark.parametrize("fault", ["drop", "discard", "fatal"])
-async def test_a_lost_answer_to_every_admin_command(emulator: EmulatedController, fault: str) -> None:
-    """Once: the bring-up begins anew, or does without."""
+async def test_bring_up_survives_one_lost_completion_of_any_admin_command(
+    emulator: EmulatedController, fault: str
+) -> None:
+    """It is lost once: the bring-up restarts, or continues without the feature."""
     for n in range(12):
         emulator.faults.clear()
         rule = emulator.faults.add(queue="admin", skip=n, count=1, **{fault: True})  # type: ignore[arg-type]
@@ -347,7 +349,7 @@ async def test_a_lost_answer_to_every_admin_command(emulator: EmulatedController
         ({"opcode": 0x01}, "no completion of Create I/O Submission Queue for 0.1 s"),
     ],
 )
-async def test_a_required_command_that_is_always_lost(
+async def test_a_required_command_that_is_always_lost_fails_the_bring_up(
     emulator: EmulatedController, command: dict[str, int], message: str
 ) -> None:
     rule = emulator.faults.add(queue="admin", drop=True, **command)
@@ -358,7 +360,7 @@ async def test_a_required_command_that_is_always_lost(
     await released(emulator)
 
 
-async def test_open_as_a_whole_has_a_limit(emulator: EmulatedController) -> None:
+async def test_open_timeout_limits_the_whole_open(emulator: EmulatedController) -> None:
     emulator.faults.add(queue="admin", opcode=0x06, cdw10=1, drop=True)
     with pytest.raises(ControllerTimeout, match=r"longer than 0.3 s \(open_timeout\); it was at: Identify Controller"):
         await within(5, nvme_async.open("emulated:kept", **FAST, open_timeout=0.3)._open())
@@ -366,7 +368,7 @@ async def test_open_as_a_whole_has_a_limit(emulator: EmulatedController) -> None
     await released(emulator)
 
 
-async def test_a_removal_at_every_admin_command(emulator: EmulatedController) -> None:
+async def test_a_removal_at_any_admin_command_fails_the_bring_up(emulator: EmulatedController) -> None:
     for n in range(11):
         rule = emulator.faults.add(queue="admin", skip=n, count=1, remove=True)
         with pytest.raises(ControllerGone):
@@ -376,25 +378,25 @@ async def test_a_removal_at_every_admin_command(emulator: EmulatedController) ->
         await released(emulator)
 
 
-# -- what registers can say ------------------------------------------------------------------------
+# -- register values ------------------------------------------------------------------------
 
 
 def cap(timeout: int = 1, mqes: int = 1023, mpsmin: int = 0, css: int = 1) -> int:
     return mqes | timeout << 24 | css << 37 | mpsmin << 48 | 4 << 52
 
 
-async def test_a_controller_that_never_becomes_ready(emulator: EmulatedController) -> None:
+async def test_a_controller_that_never_becomes_ready_times_out(emulator: EmulatedController) -> None:
     emulator.faults.enable_delay(ready=FOREVER)
     with pytest.raises(ControllerTimeout, match=r"CSTS.RDY=1 after CC.EN=1 took longer than 0.5 s"):
         await within(10, open_meddled("emulated:kept", lambda device: device.registers.update({CAP: cap()})))
 
 
-async def test_a_controller_that_never_stops(emulator: EmulatedController) -> None:
+async def test_a_controller_that_never_stops_times_out(emulator: EmulatedController) -> None:
     async with nvme_async.open("emulated:kept", **FAST) as first:
         emulator.faults.enable_delay(disabled=FOREVER)
         first.registers.disable = lambda cap: asyncio.sleep(0)  # type: ignore[assignment]
         await first.close()
-    # The peer's end of the connection has disabled it whatever its delay.
+    # The end of the connection has disabled it regardless of its delay.
     with pytest.raises(ControllerTimeout, match="RDY"):
         await within(
             10,
@@ -402,13 +404,13 @@ async def test_a_controller_that_never_stops(emulator: EmulatedController) -> No
         )
 
 
-async def test_ready_takes_its_time_within_the_limit(emulator: EmulatedController) -> None:
+async def test_a_slow_ready_within_the_limit_succeeds(emulator: EmulatedController) -> None:
     emulator.faults.enable_delay(ready=0.3, disabled=0.1)
     async with nvme_async.open("emulated:kept", **FAST) as controller:
         await controller.namespaces[1].read(0)
 
 
-async def test_fatal_status_while_waiting_for_ready(emulator: EmulatedController) -> None:
+async def test_a_fatal_status_ends_the_wait_for_ready(emulator: EmulatedController) -> None:
     emulator.faults.enable_delay(ready=FOREVER)
 
     def prepare(device: Meddler) -> None:
@@ -423,7 +425,7 @@ async def test_fatal_status_while_waiting_for_ready(emulator: EmulatedController
 
 
 @pytest.mark.parametrize("register", ["CAP", "CSTS", "CC"])
-async def test_registers_of_a_device_that_is_gone(emulator: EmulatedController, register: str) -> None:
+async def test_all_ones_registers_at_open_mean_a_missing_device(emulator: EmulatedController, register: str) -> None:
     ones = {"CAP": {CAP: (1 << 64) - 1}, "CSTS": {CSTS: 0xFFFFFFFF}, "CC": {CC: 0xFFFFFFFF}}[register]
     with pytest.raises(ControllerGone, match="all-ones"):
         await within(10, open_meddled("emulated:kept", lambda device: device.registers.update(ones)))
@@ -448,7 +450,7 @@ async def test_a_controller_that_cannot_be_driven_is_refused_with_the_reason(
 @pytest.mark.both_loops
 @pytest.mark.parametrize("mqes", [1, 2, 3, 65535])
 @pytest.mark.parametrize("mode", MODES)
-async def test_shortest_and_longest_queues(emulator: EmulatedController, mqes: int, mode: str) -> None:
+async def test_the_shortest_and_longest_queues_work(emulator: EmulatedController, mqes: int, mode: str) -> None:
     emulator.faults.mqes(mqes)
     async with nvme_async.open("emulated:kept", **FAST, mode=mode, queue_entries=4096) as controller:
         queue = controller.inspect()["io_queues"][0]
@@ -461,14 +463,14 @@ async def test_shortest_and_longest_queues(emulator: EmulatedController, mqes: i
     assert emulator.faults.counters()["invalid_doorbells"] == 0
 
 
-async def test_no_vectors(emulator: EmulatedController) -> None:
+async def test_a_device_without_vectors_is_refused(emulator: EmulatedController) -> None:
     with pytest.raises(ControllerError, match="emulated:kept: no MSI-X vectors, at least one is needed"):
         await within(10, open_meddled("emulated:kept", lambda device: setattr(device, "n_vectors", 0)))
     await released(emulator)
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 3])
-async def test_few_vectors(vectors: int) -> None:
+async def test_few_vectors_are_shared(vectors: int) -> None:
     async with nvme_async.open(
         f"emulated:size=16MiB,block=512,vectors={vectors}", **FAST, mode="interrupt"
     ) as controller:
@@ -489,18 +491,18 @@ async def test_few_vectors(vectors: int) -> None:
         ({"colour": "blue"}, r"unknown option 'colour'; there are abort_timeout, "),
     ],
 )
-async def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+async def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         await nvme_async.open("emulated:size=16MiB", **options)
 
 
 @pytest.mark.parametrize("uri", ["", "emulated", "nvme:0", "vfio-user:", "emulated:size=no"])
-async def test_addresses_that_make_no_sense(uri: str) -> None:
+async def test_invalid_addresses_are_refused(uri: str) -> None:
     with pytest.raises(ConfigurationError):
         await nvme_async.open(uri)
 
 
-async def test_nobody_at_the_socket() -> None:
+async def test_a_socket_without_a_listener_is_an_error() -> None:
     with pytest.raises(ControllerGone, match=r"/nowhere/there\.sock"):
         await nvme_async.open("vfio-user:/nowhere/there.sock")
 
@@ -519,7 +521,7 @@ async def test_a_closed_controller_ends_waiters_of_every_kind(faulty: str) -> No
             await task
 
 
-async def test_closing_waits_for_commands_that_are_out(faulty: str) -> None:
+async def test_closing_waits_for_commands_in_flight(faulty: str) -> None:
     controller = await nvme_async.open(faulty, **FAST)
     ns = controller.namespaces[1]
     await ns.write(7, b"\x07" * 512)
@@ -537,9 +539,9 @@ def test_open_device_is_what_open_uses() -> None:
     device.close()
 
 
-async def test_a_deleted_queue_pairs_doorbells_are_left_alone(address: str) -> None:
-    """A late interrupt or a late command finds something to ring for; a doorbell of a queue that
-    doesn't exist is the host's error.
+async def test_doorbells_of_a_deleted_queue_pair_are_not_rung(address: str) -> None:
+    """A late interrupt or a late command would ring; a doorbell of a queue that doesn't exist is an
+    error of the host.
     """
     async with nvme_async.open(address, **FAST | {"drain_timeout": 0.1}) as controller:
         queue, namespace = controller.queues.io_queues()[0], controller.namespaces[1]

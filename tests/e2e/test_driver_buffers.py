@@ -1,5 +1,5 @@
-"""Whose memory the data are in: the driver's own, the application's, registered, aligned or not, in
-every shape that PRPs can have.
+"""The kinds of data memory: the driver's own, the application's, registered, aligned or not, with
+every form of PRPs.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ def bounced(controller: Controller) -> int:
 
 
 def mapped(nbytes: int) -> mmap.mmap:
-    """Memory that a peer can be given, by a process without capabilities too: shared, of a file that is open."""
+    """Memory that even a process without capabilities can pass to a peer: a shared mapping of an
+    open file.
+    """
     fd = os.memfd_create("shared")
     try:
         os.truncate(fd, nbytes)
-        return mmap.mmap(fd, nbytes)  # which keeps a descriptor of its own
+        return mmap.mmap(fd, nbytes)  # which keeps its own descriptor
     finally:
         os.close(fd)
 
@@ -51,9 +53,9 @@ def shared() -> Iterator[mmap.mmap]:
 
 @pytest.mark.both_loops
 @pytest.mark.options(max_transfer=16 << 20)
-async def test_every_shape_of_prps(controller: Controller, ns: Namespace) -> None:
-    """One page, two, a list; beginning anywhere in a page that is dword aligned; up to the longest
-    that the controller takes.
+async def test_transfers_with_every_form_of_prps(controller: Controller, ns: Namespace) -> None:
+    """One page, two pages, or a list, starting at any dword-aligned offset in a page, up to the
+    controller's longest transfer.
     """
     size, most = ns.block_size, ns.max_blocks * ns.block_size
     rng = random.Random(1)
@@ -109,7 +111,7 @@ async def test_bounced_transfers_of_every_size(controller: Controller, ns: Names
     assert bounced(controller) > 0
 
 
-async def test_memory_of_the_pool_that_is_not_dword_aligned_is_bounced(controller: Controller, ns: Namespace) -> None:
+async def test_pool_memory_that_is_not_dword_aligned_is_bounced(controller: Controller, ns: Namespace) -> None:
     size = ns.block_size
     with controller.alloc(size + PAGE) as buffer, memoryview(buffer) as whole:
         for at in (1, 2, 3, 5):
@@ -138,8 +140,10 @@ async def test_memory_of_the_pool_that_is_not_dword_aligned_is_bounced(controlle
     ],
     ids=["bytes", "bytearray", "memoryview", "uint8", "2-D", "big-endian", "structured", "float", "copy"],
 )
-async def test_kinds_of_buffers(controller: Controller, ns: Namespace, make: Callable[[bytes], Any]) -> None:
-    for blocks in (1, ns.max_blocks + 3):  # the latter is split
+async def test_every_kind_of_buffer_is_accepted(
+    controller: Controller, ns: Namespace, make: Callable[[bytes], Any]
+) -> None:
+    for blocks in (1, ns.max_blocks + 3):  # the last one is split
         data = pattern(blocks * ns.block_size)
         await ns.write(2, make(data))
         assert await ns.read(2, blocks) == data
@@ -158,7 +162,7 @@ async def test_reading_into_arrays(ns: Namespace, dtype: Any) -> None:
         square = np.zeros((4, array.size // 4), dtype=dtype)
         await ns.readinto(0, square)
         assert square.tobytes() == data
-        await ns.readinto(1, square[1:3])  # rows follow one another
+        await ns.readinto(1, square[1:3])  # contiguous rows
         assert square[1:3].tobytes() == data[ns.block_size : ns.block_size + square[1:3].nbytes]
 
 
@@ -189,7 +193,7 @@ async def test_buffers_that_are_not_contiguous_are_refused(ns: Namespace, make: 
         ns.controller.register(buffer)
 
 
-async def test_read_only_buffers_are_written_from_and_not_read_into(ns: Namespace) -> None:
+async def test_read_only_buffers_can_be_written_but_not_read_into(ns: Namespace) -> None:
     array = np.frombuffer(pattern(ns.block_size), dtype=np.uint8)
     assert not array.flags.writeable
     await ns.write(0, array)
@@ -201,7 +205,8 @@ async def test_read_only_buffers_are_written_from_and_not_read_into(ns: Namespac
         await ns.read_many([0], array)
 
 
-# -- memory that the device reaches ----------------------------------------------------------------
+# -- memory that the device can access
+# ----------------------------------------------------------------
 
 
 @pytest.mark.both_loops
@@ -228,7 +233,7 @@ async def test_allocated_memory(controller: Controller, ns: Namespace) -> None:
         controller.alloc(0)
 
 
-async def test_memory_grows_with_what_is_asked_for(controller: Controller, ns: Namespace) -> None:
+async def test_memory_grows_with_demand(controller: Controller, ns: Namespace) -> None:
     buffers = [controller.alloc(3 << 20) for _ in range(8)]  # the pool has 8 MiB
     assert len(controller.inspect()["memory"]["pools"]) > 1
     for i, buffer in enumerate(buffers):
@@ -243,7 +248,7 @@ async def test_memory_grows_with_what_is_asked_for(controller: Controller, ns: N
         buffer.free()
 
 
-async def test_a_freed_buffer_keeps_its_pages_until_the_command_is_over(failing: Controller) -> None:
+async def test_a_freed_buffer_keeps_its_pages_until_its_command_completes(failing: Controller) -> None:
     ns = failing.namespaces[1]
     rule = faults(failing).add(queue="io", opcode=0x02, delay=FOREVER)
     buffer = failing.alloc(4 * PAGE)
@@ -266,7 +271,7 @@ async def test_a_freed_buffer_keeps_its_pages_until_the_command_is_over(failing:
 
 
 @pytest.mark.both_loops
-async def test_registered_memory_is_reached_in_place(controller: Controller, ns: Namespace, shared: mmap.mmap) -> None:
+async def test_registered_memory_is_accessed_in_place(controller: Controller, ns: Namespace, shared: mmap.mmap) -> None:
     size = ns.block_size
     with controller.register(shared) as registration:
         assert registration.zero_copy
@@ -290,7 +295,7 @@ async def test_registered_memory_is_reached_in_place(controller: Controller, ns:
     view.release()
 
 
-async def test_anonymous_shared_memory_is_reached_in_place_where_the_process_may_open_it(
+async def test_anonymous_shared_memory_is_accessed_in_place_if_the_process_may_open_it(
     controller: Controller,
 ) -> None:
     with mmap.mmap(-1, 1 << 20) as anonymous, controller.register(anonymous) as registration:
@@ -298,13 +303,15 @@ async def test_anonymous_shared_memory_is_reached_in_place_where_the_process_may
 
 
 def may_open_any_mapping() -> bool:
-    """CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE: what /proc/self/map_files asks for."""
+    """Whether it has CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, which /proc/self/map_files
+    requires.
+    """
     status = Path("/proc/self/status").read_text()
     effective = int(next(line for line in status.splitlines() if line.startswith("CapEff")).split()[1], 16)
     return bool(effective & (1 << 21 | 1 << 40))
 
 
-async def test_part_of_a_mapping_is_registered(controller: Controller, ns: Namespace, shared: mmap.mmap) -> None:
+async def test_part_of_a_mapping_can_be_registered(controller: Controller, ns: Namespace, shared: mmap.mmap) -> None:
     size = ns.block_size
     whole = memoryview(shared)
     part = whole[PAGE + 512 : PAGE + 512 + 8 * size]
@@ -313,17 +320,17 @@ async def test_part_of_a_mapping_is_registered(controller: Controller, ns: Names
         part[:] = pattern(8 * size)
         await ns.write(0, part)
         assert bounced(controller) == 0
-        await ns.write(8, whole[:size])  # outside of what was registered
+        await ns.write(8, whole[:size])  # outside the registered range
         assert bounced(controller) == 1
         assert await ns.read(0, 8) == pattern(8 * size)
     part.release()
     whole.release()
 
 
-async def test_memory_of_this_process_alone_is_bounced_or_pinned(controller: Controller, ns: Namespace) -> None:
+async def test_private_memory_is_bounced_or_pinned(controller: Controller, ns: Namespace) -> None:
     array = np.frombuffer(bytearray(pattern(16 * PAGE)), dtype=np.uint8)
     with controller.register(array) as registration:
-        assert registration.zero_copy is controller.device.direct  # VFIO pins it; another process can't be given it
+        assert registration.zero_copy is controller.device.direct  # VFIO pins it; it can't be passed to another process
         await ns.write(0, array)
         assert (bounced(controller) == 0) is registration.zero_copy
         array[:] = 0
@@ -333,9 +340,9 @@ async def test_memory_of_this_process_alone_is_bounced_or_pinned(controller: Con
         controller.register(b"")
 
 
-async def test_a_registration_lasts_until_commands_on_it_are_over(failing: Controller, shared: mmap.mmap) -> None:
-    """Closing it takes the memory from the device only then: its device addresses must not come to
-    mean other memory before.
+async def test_a_registration_lasts_until_its_commands_complete(failing: Controller, shared: mmap.mmap) -> None:
+    """Closing unmaps the memory only then: its device addresses must not be reused for other memory
+    before.
     """
     ns = failing.namespaces[1]
     unmapped: list[int] = []
@@ -366,7 +373,7 @@ async def test_a_registration_lasts_until_commands_on_it_are_over(failing: Contr
         assert iova in unmapped
 
 
-async def test_a_controller_that_closes_takes_registrations_back(faulty: str, shared: mmap.mmap) -> None:
+async def test_closing_the_controller_ends_its_registrations(faulty: str, shared: mmap.mmap) -> None:
     async with nvme_async.open(faulty, **FAST) as controller:
         registration = controller.register(shared)
         buffer = controller.alloc(PAGE)
@@ -374,5 +381,5 @@ async def test_a_controller_that_closes_takes_registrations_back(faulty: str, sh
         array[:] = 7
     assert not registration.zero_copy
     registration.close()
-    assert (array == 7).all()  # views live on; the device can't reach them any more
+    assert (array == 7).all()  # views stay valid; the device can no longer access them
     del array, buffer

@@ -1,5 +1,5 @@
-"""Cancelling is safe in every state: the caller is gone at once, the pages stay with the controller
-until it has let go of them.
+"""Cancelling is safe in every state: the caller ends at once; the pages stay with the controller
+until it no longer uses them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODES = ("adaptive", "interrupt", "poll")
 
 
 def reachable(controller: Controller) -> list[tuple[int, int, int]]:
-    """(first LBA of the command, begin, end) of the memory that the controller may still write for
+    """(first LBA of the command, start, end) of the memory that the controller may still write for
     a read.
     """
     return [
@@ -34,13 +34,12 @@ def reachable(controller: Controller) -> list[tuple[int, int, int]]:
     ]
 
 
-class Life:
-    """Callers that come, are cancelled at any moment and free their memory at once, while the
-    controller holds some of their commands.
+class Callers:
+    """Callers that are cancelled at any moment and free their memory at once, while the controller
+    holds some of their commands.
 
-    Each LBA has contents of its own, so a page that is handed out too early shows itself as wrong
-    data; and what the controller says it may still write is compared with the memory that callers
-    have.
+    Each LBA has unique content, so a page that is handed out too early shows up as wrong data. The
+    memory that the controller may still write is also compared with the memory that callers have.
     """
 
     LBAS = 400
@@ -49,11 +48,9 @@ class Life:
         self.controller = controller
         self.ns = controller.namespaces[1]
         self.random = random.Random(seed)
-        self.owned: dict[
-            int, tuple[DmaBuffer, int]
-        ] = {}  # by number of the caller: what it has, and the LBA that it reads
-        self.left: list[tuple[bytearray, bytes]] = []  # buffers of cancelled callers, and what they held then
-        self.finished = self.cancelled = self.looks = 0
+        self.owned: dict[int, tuple[DmaBuffer, int]] = {}  # by caller number: its buffer, and the LBA that it reads
+        self.left: list[tuple[bytearray, bytes]] = []  # buffers of cancelled callers, and their content at that time
+        self.finished = self.cancelled = self.checks = 0
 
     async def prepare(self) -> None:
         data = b"".join(pattern(512, lba) for lba in range(self.LBAS + 16))
@@ -73,7 +70,8 @@ class Life:
             try:
                 await self.ns.readinto(lba, into)
             except asyncio.CancelledError:
-                # Untouched, or over before the cancellation came; and so it stays.
+                # The buffer is unchanged, or the read completed before the cancellation; it must
+                # stay that way.
                 assert into in (bytes(len(into)), self.contents(lba, blocks))
                 self.left.append((into, bytes(into)))
                 raise
@@ -84,7 +82,7 @@ class Life:
             assert result.data == self.contents(lba, blocks)
         else:
             with self.controller.alloc(512 * blocks) as buffer:
-                assert bytes(buffer) == bytes(512 * blocks), "new memory is zeroed, and nobody writes it"
+                assert bytes(buffer) == bytes(512 * blocks), "new memory is zeroed, and not written to"
                 self.owned[number] = buffer, lba
                 try:
                     await self.ns.readinto(lba, buffer)
@@ -92,9 +90,11 @@ class Life:
                 finally:
                     del self.owned[number]
 
-    def look(self) -> None:
-        """No memory that the controller may write for one command belongs to the caller of another."""
-        self.looks += 1
+    def check(self) -> None:
+        """No memory that the controller may write for one command belongs to another command's
+        caller.
+        """
+        self.checks += 1
         for lba, begin, end in reachable(self.controller):
             for buffer, reads in self.owned.values():
                 overlap = begin < buffer.iova + buffer.nbytes and buffer.iova < end
@@ -118,7 +118,7 @@ class Life:
                 tasks.pop(task)
                 self.count(task)
             if number % 20 == 0:
-                await asyncio.to_thread(self.look)
+                await asyncio.to_thread(self.check)
             if number % 50 == 49:
                 await asyncio.to_thread(faults(self.controller).release)
         faults(self.controller).clear()
@@ -139,30 +139,30 @@ class Life:
 @pytest.mark.both_loops
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("entries", [8, 64])
-async def test_cancelled_at_random_no_page_is_handed_out_early(faulty: str, mode: str, entries: int) -> None:
+async def test_random_cancellation_hands_out_no_page_early(faulty: str, mode: str, entries: int) -> None:
     async with nvme_async.open(faulty, **FAST, mode=mode, queue_entries=entries) as controller:
-        life = Life(controller, seed=entries * 10 + MODES.index(mode))
-        await life.prepare()
-        # Every fifth command is held by the controller until it is told to go on; others are late.
+        callers = Callers(controller, seed=entries * 10 + MODES.index(mode))
+        await callers.prepare()
+        # The controller holds every fifth command until it is released; others are late.
         for skip in range(2, 400, 10):
             faults(controller).add(queue="io", opcode=2, skip=skip, count=1, delay=FOREVER)
         faults(controller).add(queue="io", opcode=2, skip=1, count=100, delay=0.002)
-        await life.run(400, at_once=3 * entries)
-        assert life.cancelled > 50
-        assert life.finished > 50
-        assert life.looks >= 20
+        await callers.run(400, at_once=3 * entries)
+        assert callers.cancelled > 50
+        assert callers.finished > 50
+        assert callers.checks >= 20
         await eventually(lambda: all(queue["outstanding"] == 0 for queue in controller.inspect()["io_queues"]))
-        assert await life.ns.read(0, life.LBAS) == life.contents(0, life.LBAS)
-        assert life.left
-        assert all(into == then for into, then in life.left), "nobody's any more, and written"
+        assert await callers.ns.read(0, callers.LBAS) == callers.contents(0, callers.LBAS)
+        assert callers.left
+        assert all(into == then for into, then in callers.left), "a buffer of a cancelled caller was written"
         assert controller.state == "ready"
         assert controller.inspect()["resets"] == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_cancelled_in_each_state(faulty: str, mode: str) -> None:
-    """Before it was begun; begun, not rung; with the controller; in line for a slot; held by a
-    reset; completed and not yet told.
+async def test_cancellation_in_each_state_is_safe(faulty: str, mode: str) -> None:
+    """Not started; started, not rung; with the controller; in line for a slot; held by a reset;
+    completed but not delivered.
     """
     async with nvme_async.open(faulty, **FAST, mode=mode, queue_entries=4) as controller:
         ns = controller.namespaces[1]
@@ -215,8 +215,8 @@ async def test_cancelled_in_each_state(faulty: str, mode: str) -> None:
 @pytest.mark.both_loops
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("end", ["complete", "cancelled"])
-async def test_many_in_one_await_go_on_when_others_make_room(faulty: str, mode: str, end: str) -> None:
-    """A batch that has nothing out, because others had all command ids, or stood in line for them."""
+async def test_a_batch_continues_when_others_free_command_ids(faulty: str, mode: str, end: str) -> None:
+    """A batch with nothing in flight, because others had all command ids or waited for them."""
     async with nvme_async.open(faulty, **FAST, mode=mode, queue_entries=4) as controller:
         ns = controller.namespaces[1]
         await ns.write(0, b"".join(pattern(512, lba) for lba in range(20)))
@@ -231,8 +231,8 @@ async def test_many_in_one_await_go_on_when_others_make_room(faulty: str, mode: 
         for _ in range(5):
             await asyncio.sleep(0)
         if end == "cancelled":
-            # All who have been told to go on, and all behind them, change their minds: no pass of
-            # the loop in between.
+            # All callers that were resumed, and all in line behind them, are cancelled within one
+            # event-loop iteration.
             faults(controller).release()
             while queue.n_outstanding:
                 queue.reap()
@@ -248,7 +248,9 @@ async def test_many_in_one_await_go_on_when_others_make_room(faulty: str, mode: 
 
 @pytest.mark.options(**{**HASTY, "command_timeout": 30.0})
 async def test_pages_of_a_cancelled_read_stay_until_the_reset(failing: Controller) -> None:
-    """The completion was lost: only the end of the controller's right to write frees them."""
+    """The completion was lost: the pages are free only once the controller may no longer write to
+    them.
+    """
     ns = failing.namespaces[1]
     rule = faults(failing).add(queue="io", opcode=2, delay=FOREVER)
     buffer = failing.alloc(8192)
@@ -266,7 +268,7 @@ async def test_pages_of_a_cancelled_read_stay_until_the_reset(failing: Controlle
     assert all(other.iova + 8192 <= iova or iova + 8192 <= other.iova for other in others)
     rule.remove()
     await failing.reset()
-    # A read is sent again after a reset, from the same pages, although nobody waits for it.
+    # A read is resent after a reset into the same pages, although no caller waits for it.
     await eventually(lambda: not failing.queues.uses(iova, 8192))
     again = failing.alloc(8192)
     assert again.iova == iova
@@ -274,10 +276,8 @@ async def test_pages_of_a_cancelled_read_stay_until_the_reset(failing: Controlle
         one.free()
 
 
-async def test_a_cancelled_write_has_its_data_until_it_is_over(failing: Controller) -> None:
-    """The caller may fill the buffer anew after freeing it; what goes to the medium is what was to
-    be written.
-    """
+async def test_a_cancelled_write_keeps_its_data_until_it_completes(failing: Controller) -> None:
+    """The caller may refill the buffer after freeing it; the medium gets the original data."""
     ns = failing.namespaces[1]
     rule = faults(failing).add(queue="io", opcode=1, delay=FOREVER)
     for bounced in (True, False):
@@ -301,7 +301,7 @@ async def test_a_cancelled_write_has_its_data_until_it_is_over(failing: Controll
         assert await ns.read(8, 8) == text
 
 
-async def test_cancelling_all_and_closing_lets_go_of_everything(failing: Controller) -> None:
+async def test_cancelling_all_and_closing_releases_everything(failing: Controller) -> None:
     ns = failing.namespaces[1]
     rule = faults(failing).add(queue="io", opcode=2, delay=FOREVER)
     tasks = [asyncio.ensure_future(ns.read(lba, 16)) for lba in range(400)]

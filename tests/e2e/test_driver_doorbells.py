@@ -1,5 +1,5 @@
-"""Doorbells where a controller may have them: at any stride (CAP.DSTRD), in a mapped window or
-reached by register writes, or in part.
+"""All places for doorbells: at any stride (CAP.DSTRD), in a mapped window, reached by register
+writes, or a mixture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DSTRD = 32  # bit of CAP; 4 bits
 
 
 class Strided(EmulatedDevice):
-    """Says DSTRD = `stride`, and has its doorbells so far apart (NVMe over PCIe Transport 1.0,
+    """Reports DSTRD = `stride` and has its doorbells that far apart (NVMe over PCIe Transport 1.0,
     3.1.2), without memory behind them.
     """
 
@@ -67,7 +67,7 @@ class Strided(EmulatedDevice):
 
 
 class Narrow(EmulatedDevice):
-    """Its window has the doorbells of queue pairs 0 and 1 alone."""
+    """Its window has only the doorbells of queue pairs 0 and 1."""
 
     _narrow: Doorbells | None = None
 
@@ -98,7 +98,7 @@ async def drive(device: EmulatedDevice, loops: int) -> None:
 
 
 @pytest.mark.parametrize("stride", [0, 1, 4, 10, 15])
-async def test_any_stride(stride: int) -> None:
+async def test_any_doorbell_stride_works(stride: int) -> None:
     device = Strided.start("size=16MiB,block=4096,dbbuf=no")
     device.stride = stride
     await drive(device, 1 if stride > 9 else 2)

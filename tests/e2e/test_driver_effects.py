@@ -1,5 +1,5 @@
-"""Namespace management, sanitize and firmware activation through controller.admin(), beside I/O on
-the other namespaces: `controller.namespaces` is up to date when the command returns.
+"""Namespace management, sanitize and firmware activation through controller.admin(), during I/O on
+other namespaces: `controller.namespaces` is up to date when the command returns.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ async def test_namespaces_are_created_attached_detached_and_deleted(controller: 
         await controller.admin(commands.namespace_attachment(nsid, 0), SELF)
 
 
-async def test_io_that_waits_for_the_end_of_its_namespace_ends_with_it(controller: Controller) -> None:
+async def test_io_that_waits_for_a_deletion_ends_with_its_namespace(controller: Controller) -> None:
     ns, neighbour = controller.namespaces[2], controller.namespaces[1]
     faults(controller).add(queue="admin", opcode=0x15, delay=0.2, count=1)
     detaching = asyncio.create_task(controller.admin(commands.namespace_attachment(2, 1), SELF))
     await eventually(lambda: ns.geometry.held)
     waiting = asyncio.create_task(ns.write(0, b"x" * 4096))
-    # This controller's log says CSE=010b of the command: nothing of any namespace beside it.
+    # This controller's log reports CSE=010b for the command: no I/O of any namespace runs at the
+    # same time.
     beside = asyncio.create_task(neighbour.write(0, b"n" * 4096))
     await asyncio.sleep(0.02)
     assert neighbour.geometry.held
@@ -79,7 +80,7 @@ async def test_sanitize_holds_all_io_until_it_has_begun(controller: Controller) 
     assert controller.state == "ready"
 
 
-async def test_effects_come_from_the_controllers_log_too(controller: Controller) -> None:
+async def test_effects_also_come_from_the_controllers_log(controller: Controller) -> None:
     supported = controller.effects.supported
     assert supported is not None
     assert supported.admin(0x80).ncc

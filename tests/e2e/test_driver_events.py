@@ -1,5 +1,5 @@
-"""Events and rescans go on after failures: of an Asynchronous Event Request, of the log page that
-belongs to an event, of Identify, and with several rescans at once.
+"""Events and rescans continue after failures of an Asynchronous Event Request, of an event's log
+page, and of Identify, and with several rescans at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ async def controller() -> AsyncIterator[Controller]:
 
 async def test_an_event_request_that_ends_with_an_error_is_sent_again(controller: Controller) -> None:
     faults(controller).add(queue="admin", opcode=AER, fail=0x06, count=3)
-    faults(controller).add_namespace(3, "16MiB")  # the request that is out brings this one
+    faults(controller).add_namespace(3, "16MiB")  # the outstanding request returns this one
     await eventually(lambda: controller.inspect()["event_requests"]["failures"] == 3)
     assert "Internal Error" in controller.inspect()["event_requests"]["refusal"]
     faults(controller).add_namespace(4, "16MiB")
@@ -37,7 +37,7 @@ async def test_an_event_request_that_ends_with_an_error_is_sent_again(controller
     await eventually(lambda: controller.inspect()["event_requests"]["refusal"] is None)
 
 
-async def test_event_requests_that_always_fail_end_and_a_reset_begins_anew(
+async def test_event_requests_stop_after_repeated_failures_and_resume_after_a_reset(
     controller: Controller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "FIRST_PAUSE", 0.001)
@@ -86,8 +86,8 @@ async def test_a_namespace_whose_identify_fails_keeps_its_handle_and_stays_usabl
     await eventually(lambda: controller.inspect()["rescan"]["unread"] == {})
 
 
-async def test_rescans_at_once_agree_with_the_last_state(controller: Controller) -> None:
-    """A slow scan that began before a change must not undo what a later one has found."""
+async def test_concurrent_rescans_agree_with_the_latest_state(controller: Controller) -> None:
+    """A slow scan that started before a change must not undo the result of a later one."""
     for turn in range(20):
         slow = faults(controller).add(queue="admin", opcode=IDENTIFY, cdw10=2, delay_post=0.01, count=1)
         scans = [asyncio.create_task(controller.rescan()) for _ in range(3)]
@@ -103,7 +103,7 @@ async def test_rescans_at_once_agree_with_the_last_state(controller: Controller)
     assert controller.scanner.scans < 20 * 7 + 1  # callers share
 
 
-async def test_the_controller_forgets_no_task_when_it_is_closed_while_it_reads_again() -> None:
+async def test_closing_during_a_rescan_leaves_no_task() -> None:
     async with nvme_async.open("emulated:size=16MiB", **FAST) as controller:
         faults(controller).add(queue="admin", opcode=IDENTIFY, nsid=1, cdw10=0, fail=0x06)
         await controller.rescan()
@@ -111,7 +111,7 @@ async def test_the_controller_forgets_no_task_when_it_is_closed_while_it_reads_a
     assert not [task for task in asyncio.all_tasks() if "rescan" in task.get_name()]
 
 
-async def test_a_refused_identify_in_a_reset_is_not_taken_for_a_reads_own_status(controller: Controller) -> None:
+async def test_a_refused_identify_in_a_reset_is_not_reported_as_a_reads_status(controller: Controller) -> None:
     lost = faults(controller).add(queue="io", opcode=2, discard=True)
     read = asyncio.create_task(controller.namespaces[1].read(0))
     await asyncio.to_thread(lost.wait)

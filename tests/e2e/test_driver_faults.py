@@ -1,6 +1,4 @@
-"""A controller that misbehaves under the driver: what is waited for ends in time, with data or with
-the error that says why.
-"""
+"""A controller misbehaves: every wait ends in time, with data or with an error that says why."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ def first(controller: Controller) -> Namespace:
 
 
 def counts(controller: Controller) -> tuple[int, int]:
-    """Aborts sent and resets made."""
+    """The numbers of Aborts sent and resets made."""
     state = controller.inspect()
     return state["aborts"], state["resets"]
 
@@ -45,10 +43,10 @@ def counts(controller: Controller) -> tuple[int, int]:
 @hasty
 @pytest.mark.parametrize("fault", ["drop", "discard"])
 @pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
-async def test_a_command_without_completion_is_sent_again_after_a_reset(
+async def test_a_command_without_completion_is_resent_after_a_reset(
     failing: Controller, fault: str, write: bool
 ) -> None:
-    """The controller doesn't know it any more, so Abort can't help."""
+    """The controller no longer has the command, so Abort can't help."""
     ns, text = first(failing), pattern(512)
     await ns.write(7, text)
     rule = faults(failing).add(queue="io", opcode=1 if write else 2, count=1, **{fault: True})  # type: ignore[arg-type]
@@ -66,9 +64,9 @@ async def test_a_command_without_completion_is_sent_again_after_a_reset(
 
 
 @hasty
-async def test_a_command_that_takes_too_long_is_aborted_and_its_neighbours_go_on(failing: Controller) -> None:
-    """Abort is enough where the controller still has the command: no reset, and nobody else
-    notices.
+async def test_a_command_that_takes_too_long_is_aborted_and_others_continue(failing: Controller) -> None:
+    """Abort is enough if the controller still has the command: no reset, and no effect on
+    others.
     """
     ns = first(failing)
     await ns.write(3, pattern(512, 3))
@@ -85,8 +83,10 @@ async def test_a_command_that_takes_too_long_is_aborted_and_its_neighbours_go_on
 
 
 @hasty
-async def test_commands_that_may_not_be_sent_twice_fail_with_the_reset(failing: Controller) -> None:
-    """A copy may overlap with itself. One that was late itself says so, others tell why they ended."""
+async def test_commands_that_must_not_be_sent_twice_fail_with_the_reset(failing: Controller) -> None:
+    """A copy may overlap with itself. The late one reports its timeout, the others why they
+    ended.
+    """
     ns = first(failing)
     await ns.write(0, pattern(512))
     rule = faults(failing).add(queue="io", opcode=int(NvmOpcode.COPY), count=1, drop=True)
@@ -107,7 +107,7 @@ async def test_commands_that_may_not_be_sent_twice_fail_with_the_reset(failing: 
 
 
 @pytest.mark.options(**{**HASTY, "retries": 1})
-async def test_a_command_that_never_comes_back_does_not_reset_the_controller_for_ever(failing: Controller) -> None:
+async def test_a_command_that_never_completes_does_not_reset_the_controller_forever(failing: Controller) -> None:
     ns = first(failing)
     rule = faults(failing).add(queue="io", opcode=2, cdw10=9, drop=True)
     with pytest.raises(CommandTimeout, match=r"Read on namespace 1 lba 9\+1: no completion in time"):
@@ -120,10 +120,8 @@ async def test_a_command_that_never_comes_back_does_not_reset_the_controller_for
 
 
 @hasty
-async def test_everything_that_is_out_survives_a_reset(failing: Controller) -> None:
-    """On several loops, more than the queue takes, one of them lost: the rest is sent again with
-    it.
-    """
+async def test_all_commands_in_flight_survive_a_reset(failing: Controller) -> None:
+    """On several loops, more commands than the queue holds, one of them lost: all are resent."""
     ns = first(failing)
 
     async def work(lbas: range) -> list[bytes]:
@@ -142,7 +140,7 @@ async def test_everything_that_is_out_survives_a_reset(failing: Controller) -> N
 
 @hasty
 @pytest.mark.options(**{**HASTY, "mode": "interrupt"})
-async def test_a_lost_interrupt_costs_time_and_nothing_else(failing: Controller) -> None:
+async def test_a_lost_interrupt_only_costs_time(failing: Controller) -> None:
     ns = first(failing)
     await ns.write(0, pattern(512))
     faults(failing).add(queue="io", opcode=2, count=1, lose_interrupt=True)
@@ -151,7 +149,7 @@ async def test_a_lost_interrupt_costs_time_and_nothing_else(failing: Controller)
 
 
 @pytest.mark.parametrize("mode", ["adaptive", "interrupt", "poll"])
-async def test_spurious_interrupts_and_completions_in_another_order(faulty: str, mode: str) -> None:
+async def test_spurious_interrupts_and_reordered_completions_are_harmless(faulty: str, mode: str) -> None:
     async with nvme_async.open(faulty, **FAST, mode=mode) as controller:
         ns = first(controller)
         await asyncio.gather(*(ns.write(lba, pattern(512, lba)) for lba in range(64)))
@@ -173,10 +171,12 @@ async def test_spurious_interrupts_and_completions_in_another_order(faulty: str,
     ],
     ids=["twice", "forged"],
 )
-async def test_a_completion_of_nothing_is_logged_and_releases_nothing(
+async def test_a_stray_completion_is_logged_and_releases_nothing(
     failing: Controller, caplog: pytest.LogCaptureFixture, fault: dict[str, Any], message: str
 ) -> None:
-    """Others go on undisturbed; a command whose answer it should have been is found by its time."""
+    """Other commands continue; a command whose completion it should have been is found by its
+    timeout.
+    """
     ns = first(failing)
     faults(failing).add(queue="io", opcode=0, count=1, **fault)
     held = faults(failing).add(queue="io", opcode=2, cdw10=5, count=1, delay=FOREVER)
@@ -194,10 +194,10 @@ async def test_a_completion_of_nothing_is_logged_and_releases_nothing(
 
 
 @hasty
-async def test_a_completion_that_names_another_queue_is_not_believed(
+async def test_a_completion_that_names_another_queue_leads_to_a_reset(
     failing: Controller, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may be the answer to a command of that queue: both sides begin anew."""
+    """It may be the completion of a command of that queue: both sides start again."""
     ns = first(failing)
     await ns.write(5, pattern(512))
     faults(failing).add(queue="io", opcode=2, count=1, cqe={10: b"\x07\x00"})
@@ -208,7 +208,7 @@ async def test_a_completion_that_names_another_queue_is_not_believed(
 
 
 @hasty
-async def test_a_controller_that_never_stops_sending_them_is_given_up(failing: Controller) -> None:
+async def test_endless_stray_completions_fail_the_controller(failing: Controller) -> None:
     ns = first(failing)
     faults(failing).add(queue="io", opcode=2, cqe={10: b"\x07\x00"})
     with pytest.raises(ControllerFatal, match="names submission queue 7, again after 3 resets"):
@@ -238,8 +238,10 @@ async def test_a_reset_that_fails_ends_everything(failing: Controller) -> None:
 
 
 @hasty
-async def test_a_lost_admin_command_is_found_out_too(failing: Controller) -> None:
-    """Admin commands aren't sent twice: the caller hears of the reset, and the next one works."""
+async def test_a_lost_admin_command_leads_to_a_reset(failing: Controller) -> None:
+    """Admin commands aren't sent twice: the caller gets an error for the reset, and the next
+    command works.
+    """
     faults(failing).add(queue="admin", opcode=0x06, count=1, drop=True)
     with pytest.raises(ControllerError, match="was reset"):
         await within(20, failing.admin(commands.identify(1, 0)))
@@ -249,8 +251,8 @@ async def test_a_lost_admin_command_is_found_out_too(failing: Controller) -> Non
 
 
 @hasty
-async def test_a_reset_in_the_middle_of_a_request_of_many_parts(failing: Controller) -> None:
-    """Requests over MDTS: parts that were through stay so, the others are sent again."""
+async def test_a_split_request_survives_a_reset(failing: Controller) -> None:
+    """Requests over MDTS: completed parts stay completed, the others are resent."""
     ns, text = first(failing), pattern(1 << 20)
     faults(failing).add(queue="io", opcode=1, skip=3, count=1, drop=True)
     await within(20, ns.write(64, text))
@@ -259,7 +261,7 @@ async def test_a_reset_in_the_middle_of_a_request_of_many_parts(failing: Control
     assert counts(failing)[1] == 2
 
 
-async def test_one_failed_part_fails_the_request_and_the_others_are_awaited(failing: Controller) -> None:
+async def test_a_failed_part_fails_a_split_request_after_all_parts_ended(failing: Controller) -> None:
     ns, text = first(failing), bytearray(pattern(1 << 20))
     await ns.write(0, text)
     rule = faults(failing).add(queue="io", opcode=2, skip=1, count=1, fail=0x281)
@@ -295,8 +297,8 @@ async def test_every_status_is_an_exception_that_names_the_command(
 
 
 @pytest.mark.options(**{**HASTY, "command_timeout": 30.0})
-async def test_closing_while_commands_never_come_back(failing: Controller) -> None:
-    """close() gives them its time, resets, and only then tells the callers."""
+async def test_closing_ends_although_commands_never_complete(failing: Controller) -> None:
+    """close() waits for its limit, resets, and only then ends the callers."""
     ns = first(failing)
     rule = faults(failing).add(queue="io", opcode=2, drop=True)
     reads = [asyncio.ensure_future(ns.read(lba)) for lba in range(5)]

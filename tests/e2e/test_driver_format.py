@@ -1,5 +1,5 @@
-"""Commands that change a namespace's format while I/O runs, on the driver's own loop and on others:
-nothing is moved that the format of the moment doesn't ask for.
+"""Commands that change a namespace's format during I/O, on the driver's own loop and on others:
+nothing is transferred in another format than the current one.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ GUARD = 0x5A
 
 
 def block_of(lba: int, size: int) -> bytes:
-    """What a block holds: its number and the block size that it was written with, all over."""
+    """The content of a block: its number and the block size that it was written with, repeated."""
     return struct.pack("<QQ", lba, size) * (size // 16)
 
 
 class Load:
-    """Writes and reads of one loop. Each read either fails or gives blocks that were written in the
-    format of that call. Buffers that the device reaches lie between guards.
+    """Writes and reads of one loop. Each read either fails or returns blocks that were written in
+    the format of that call. Buffers that the device can access lie between guards.
     """
 
     def __init__(self, controller: Controller, first: int) -> None:
@@ -56,14 +56,14 @@ class Load:
                     await self._once(ns, lba, size, kind, memory)
                     self.done += 1
                 except (NamespaceChanged, ValueError):
-                    # ValueError: the buffer was cut for the block size of an instant ago.
+                    # ValueError: the buffer has the size for the previous block size.
                     self.changed += 1
                 assert bytes(memory[:65536]) == bytes(memory[2 * 65536 :]) == bytes([GUARD]) * 65536
                 await asyncio.sleep(0)
 
     async def _once(self, ns: Namespace, lba: int, size: int, kind: int, memory: Any) -> None:
         await ns.write(lba, block_of(lba, size) + block_of(lba + 1, size))
-        size = ns.block_size  # of the read, which is made before anything else can happen
+        size = ns.block_size  # of the read, which is made before anything else can run
         if kind % 3 == 0:
             got = await ns.read(lba, 2)
         elif kind % 3 == 1:
@@ -117,7 +117,7 @@ async def test_io_waits_for_the_end_of_a_format_and_ends_with_an_error(two: Cont
         for call in (ns.read(0), ns.read_many(range(8)), ns.submit(commands.read(1, 0, 1)), ns.write_zeroes(0, 4))
     ]
     big = asyncio.ensure_future(ns.read(0, 1024))
-    await neighbour.write(0, b"n" * 4096)  # not held up
+    await neighbour.write(0, b"n" * 4096)  # not delayed
     assert not format_.done()
     await format_
     for call in (*waiting, big, unsent):
@@ -128,7 +128,7 @@ async def test_io_waits_for_the_end_of_a_format_and_ends_with_an_error(two: Cont
     assert await neighbour.read(0) == b"n" * 4096
 
 
-async def test_a_format_that_changes_nothing_lets_io_go_on(two: Controller) -> None:
+async def test_io_continues_after_a_format_that_changes_nothing(two: Controller) -> None:
     ns = two.namespaces[1]
     faults(two).add(queue="admin", opcode=0x80, delay=0.2, count=1)
     format_ = asyncio.create_task(two.admin(commands.format_nvm(1, 1)))
@@ -139,7 +139,7 @@ async def test_a_format_that_changes_nothing_lets_io_go_on(two: Controller) -> N
     assert await ns.read(0) == b"y" * 4096
 
 
-async def test_a_refused_format_lets_io_go_on(two: Controller) -> None:
+async def test_io_continues_after_a_refused_format(two: Controller) -> None:
     ns = two.namespaces[1]
     with pytest.raises(CommandError):
         await two.admin(commands.format_nvm(1, 5))
@@ -147,7 +147,7 @@ async def test_a_refused_format_lets_io_go_on(two: Controller) -> None:
     assert not ns.geometry.held
 
 
-async def test_who_gives_up_a_format_does_not_let_io_go_on_before_its_end(two: Controller) -> None:
+async def test_cancelling_a_format_holds_io_until_the_format_ends(two: Controller) -> None:
     ns = two.namespaces[1]
     faults(two).add(queue="admin", opcode=0x80, delay=0.3, count=1)
     format_ = asyncio.create_task(two.admin(commands.format_nvm(1, 0)))
@@ -161,7 +161,7 @@ async def test_who_gives_up_a_format_does_not_let_io_go_on_before_its_end(two: C
     assert ns.block_size == 512
 
 
-async def test_a_format_is_not_sent_while_io_does_not_end() -> None:
+async def test_a_format_is_not_sent_while_io_is_stuck() -> None:
     options = {**FAST, "command_timeout": 0, "drain_timeout": 0.2}
     async with nvme_async.open("emulated:size=16MiB", **options) as controller:
         ns = controller.namespaces[1]
@@ -176,7 +176,7 @@ async def test_a_format_is_not_sent_while_io_does_not_end() -> None:
         await ns.write(0, b"x" * 4096)
 
 
-async def test_nothing_is_sent_to_a_namespace_of_which_identify_could_not_be_read_after_a_format(
+async def test_no_io_is_sent_while_identify_fails_after_a_format(
     two: Controller,
 ) -> None:
     ns = two.namespaces[1]
@@ -204,14 +204,14 @@ async def test_a_reset_during_a_format_ends_the_hold(two: Controller) -> None:
     await within(5, ns.write(0, b"x" * ns.block_size))
 
 
-async def test_a_block_size_that_another_host_changes_ends_requests_of_the_old_one(two: Controller) -> None:
+async def test_a_block_size_changed_by_another_host_ends_requests_of_the_old_one(two: Controller) -> None:
     ns = two.namespaces[1]
     late = ns.write(0, b"x" * 4096)
     batch = ns.read_many(range(4))
     faults(two).add(queue="io", opcode=2, nsid=1, delay_post=0.4, count=1)
     out = asyncio.create_task(ns.read(1))
     await asyncio.sleep(0)
-    # As another host's Format: the driver is told only by the notice.
+    # Like another host's Format: the driver learns of it only from the event.
     await two.admin_queue.submit(commands.format_nvm(1, 0))
     await two.rescan()
     with pytest.raises(NamespaceChanged):
@@ -224,7 +224,7 @@ async def test_a_block_size_that_another_host_changes_ends_requests_of_the_old_o
 
 
 @pytest.mark.parametrize("nbytes", [512, 8192])
-async def test_a_buffer_that_is_not_what_the_command_moves_is_refused(two: Controller, nbytes: int) -> None:
+async def test_a_buffer_of_the_wrong_size_for_the_command_is_refused(two: Controller, nbytes: int) -> None:
     ns = two.namespaces[1]
     with pytest.raises(ValueError, match="moves 4096 bytes"):
         await ns.submit(commands.read(1, 0, 1), bytearray(nbytes))
@@ -265,7 +265,7 @@ async def test_a_reset_notices_a_namespace_that_was_replaced_meanwhile(two: Cont
     await two.namespaces[2].read(0)
 
 
-async def test_what_was_removed_and_came_back_is_the_same_disk_only_by_its_identity(two: Controller) -> None:
+async def test_a_namespace_that_returns_is_the_same_disk_only_with_the_same_identity(two: Controller) -> None:
     old = two.namespaces[2]
     faults(two).remove_namespace(2)
     await eventually(lambda: 2 not in two.namespaces)
@@ -277,7 +277,7 @@ async def test_what_was_removed_and_came_back_is_the_same_disk_only_by_its_ident
         await old.read(0)
 
 
-async def test_a_write_that_a_reset_would_send_again_does_not_reach_another_disk(two: Controller) -> None:
+async def test_a_write_resent_by_a_reset_does_not_reach_another_disk(two: Controller) -> None:
     old = two.namespaces[2]
     lost = faults(two).add(queue="io", opcode=1, nsid=2, discard=True, count=1)
     write = asyncio.create_task(old.write(7, b"meant for the old disk".ljust(4096)))
@@ -290,7 +290,7 @@ async def test_a_write_that_a_reset_would_send_again_does_not_reach_another_disk
     assert await two.namespaces[2].read(7) == bytes(4096)
 
 
-async def test_another_controller_after_a_reset_is_a_failure_and_gets_no_io(two: Controller) -> None:
+async def test_another_controller_after_a_reset_fails_and_gets_no_io(two: Controller) -> None:
     ns = two.namespaces[1]
     page = (await two.admin(commands.identify(1))).data
     assert page is not None

@@ -1,5 +1,5 @@
-"""Every command of a namespace, on every medium, in every mode, on both event loops; and arguments
-that make no sense.
+"""Every command of a namespace, on every medium, in every mode, on both event loops; and invalid
+arguments.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def needs(controller: Controller, bit: int) -> None:
 @pytest.mark.both_loops
 @pytest.mark.media("512", "4096", "file512", "file4096", "null512", "null4096")
 @pytest.mark.parametrize("mode", MODES)
-async def test_what_was_written_is_read(address: str, mode: str) -> None:
+async def test_written_data_is_read_back(address: str, mode: str) -> None:
     async with nvme_async.open(address, **FAST, mode=mode) as controller:
         ns = controller.namespaces[min(controller.namespaces)]
         size = ns.block_size
@@ -63,7 +63,7 @@ async def test_what_was_written_is_read(address: str, mode: str) -> None:
 
 
 @pytest.mark.media("file512", "file4096")
-async def test_a_file_has_what_was_written_and_flushed(address: str) -> None:
+async def test_a_file_medium_holds_flushed_data(address: str) -> None:
     if "path=" not in address:
         pytest.skip("needs to see the medium")
     async with nvme_async.open(address, **FAST) as controller:
@@ -77,7 +77,7 @@ async def test_a_file_has_what_was_written_and_flushed(address: str) -> None:
             assert file.read(2 * ns.block_size) == pattern(2 * ns.block_size)
             file.seek(9 * ns.block_size)
             assert file.read(ns.block_size) == pattern(ns.block_size, 1)
-    # And it is there for the next one who opens it.
+    # The next process that opens the file finds it.
     async with nvme_async.open(address, **FAST) as controller:
         assert await controller.namespaces[1].read(9) == pattern(ns.block_size, 1)
 
@@ -104,7 +104,7 @@ async def test_zeroes(ns: Namespace, controller: Controller) -> None:
     assert await ns.read(0, 2) == bytes(2 * size)
     if ns.blocks > 65536 + 100:
         await ns.write(65536 + 99, pattern(size))
-        await ns.write_zeroes(0, 65536 + 100)  # more than one command can name
+        await ns.write_zeroes(0, 65536 + 100)  # more than one command can cover
         assert await ns.read(65536 + 99) == bytes(size)
 
 
@@ -151,7 +151,7 @@ async def test_verify_and_uncorrectable_blocks(ns: Namespace, controller: Contro
     into = bytearray(b"\x11" * ns.block_size)
     with pytest.raises(UnrecoveredReadError):
         await ns.readinto(51, into)
-    assert into == b"\x11" * ns.block_size  # untouched where it failed
+    assert into == b"\x11" * ns.block_size  # unchanged where it failed
     await ns.write(51, bytes(2 * ns.block_size))
     await ns.verify(50, 4)
 
@@ -167,7 +167,7 @@ async def test_copy(ns: Namespace, controller: Controller) -> None:
 
 
 @pytest.mark.both_loops
-async def test_more_than_one_command_can_move(ns: Namespace, controller: Controller) -> None:
+async def test_transfers_over_the_limit_of_one_command(ns: Namespace, controller: Controller) -> None:
     size = ns.block_size
     for blocks in (ns.max_blocks, ns.max_blocks + 1, 3 * ns.max_blocks - 1, 5 * ns.max_blocks + 7):
         data = pattern(blocks * size, blocks)
@@ -184,7 +184,7 @@ async def test_more_than_one_command_can_move(ns: Namespace, controller: Control
 
 
 @pytest.mark.options(max_transfer=8192)
-async def test_max_transfer_is_kept(ns: Namespace) -> None:
+async def test_max_transfer_is_respected(ns: Namespace) -> None:
     assert ns.max_blocks == 8192 // ns.block_size
     data = pattern(100 * 1024 // ns.block_size * ns.block_size)
     await ns.write(0, data)
@@ -235,7 +235,7 @@ async def test_commands_by_hand(ns: Namespace, controller: Controller) -> None:
     assert isinstance(caught.value, InvalidField)
 
 
-async def test_a_command_the_controller_does_not_know(ns: Namespace) -> None:
+async def test_an_unknown_command_is_an_error(ns: Namespace) -> None:
     unknown = nvme_async.spec.commands.Command(opcode=0x7F, nsid=ns.nsid, data_length=0)
     with pytest.raises(InvalidOpcode, match=r"7f.*Invalid Command Opcode"):
         await ns.submit(unknown)
@@ -302,7 +302,7 @@ async def test_a_command_the_controller_does_not_know(ns: Namespace) -> None:
         ),
     ],
 )
-async def test_arguments_that_make_no_sense(ns: Namespace, call: Any, error: Any, message: str) -> None:
+async def test_invalid_arguments_are_refused(ns: Namespace, call: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         await call(ns)
     assert await ns.read(0) is not None
@@ -310,7 +310,7 @@ async def test_arguments_that_make_no_sense(ns: Namespace, call: Any, error: Any
 
 
 @pytest.mark.both_loops
-async def test_beyond_the_end(ns: Namespace) -> None:
+async def test_requests_beyond_the_end_are_refused(ns: Namespace) -> None:
     last = ns.blocks
     for call in (
         lambda: ns.read(last),
@@ -338,8 +338,8 @@ async def test_beyond_the_end(ns: Namespace) -> None:
         await ns.read_many([0, last])
 
 
-async def test_waiting_for_nothing_in_particular(ns: Namespace) -> None:
-    """Requests in all the ways in which asyncio takes coroutines."""
+async def test_requests_work_with_gather_wait_and_tasks(ns: Namespace) -> None:
+    """Requests are used in all the ways in which asyncio accepts coroutines."""
     await ns.write(0, pattern(ns.block_size))
     expected = pattern(ns.block_size)
     assert await asyncio.create_task(ns.read(0)) == expected
@@ -357,7 +357,7 @@ async def test_waiting_for_nothing_in_particular(ns: Namespace) -> None:
         assert await ns.read(0) == expected
 
 
-async def test_integers_of_numpy(ns: Namespace) -> None:
+async def test_numpy_integers_are_accepted(ns: Namespace) -> None:
     await ns.write(np.uint64(9), pattern(2 * ns.block_size))
     assert await ns.read(np.int32(9), np.uint8(2)) == pattern(2 * ns.block_size)
     assert (
@@ -368,14 +368,14 @@ async def test_integers_of_numpy(ns: Namespace) -> None:
     assert (await ns.read_many(np.array([9, 10]))).data[ns.block_size :] == pattern(2 * ns.block_size)[ns.block_size :]
 
 
-async def test_a_request_is_awaited_once(ns: Namespace) -> None:
+async def test_a_request_can_be_awaited_only_once(ns: Namespace) -> None:
     request = ns.read(0)
     await request
     with pytest.raises(RuntimeError, match="cannot reuse already awaited"):
         await request
 
 
-def test_in_debug_mode(faulty: str) -> None:
+def test_io_works_in_asyncio_debug_mode(faulty: str) -> None:
     async def main() -> None:
         async with nvme_async.open(faulty, **FAST) as controller:
             ns = controller.namespaces[1]
@@ -385,7 +385,7 @@ def test_in_debug_mode(faulty: str) -> None:
     asyncio.run(main(), debug=True)
 
 
-async def test_namespaces_of_one_controller(faulty: str) -> None:
+async def test_namespaces_of_one_controller_are_independent(faulty: str) -> None:
     async with nvme_async.open("emulated:size=4MiB,block=512,namespaces=4", **FAST) as controller:
         assert list(controller.namespaces) == [1, 2, 3, 4]
         await asyncio.gather(*(ns.write(9, bytes([nsid]) * 512) for nsid, ns in controller.namespaces.items()))

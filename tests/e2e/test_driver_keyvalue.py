@@ -1,4 +1,4 @@
-"""Key value namespaces: what is stored is retrieved, listed and deleted."""
+"""Key value namespaces: stored values are retrieved, listed and deleted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_values_of_all_sizes_come_back() -> None:
         assert await values.exists(b"key-3")
 
 
-async def test_what_is_not_there_and_what_is() -> None:
+async def test_missing_and_existing_keys() -> None:
     async with nvme_async.open(ADDRESS, **FAST) as controller:
         values = await KeyValueNamespace.of(controller, 1)
         for call in (values.retrieve, values.delete):

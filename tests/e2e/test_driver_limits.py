@@ -1,5 +1,5 @@
-"""Commands that move no data and so aren't bound by MDTS: the controller's limits for them, and
-whole namespaces at once.
+"""Commands without data, which MDTS doesn't limit: the controller's own limits for them, and whole
+namespaces at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def served(options: str) -> EmulatedController:
     return EmulatedController(EmulatorConfig.parse(options))
 
 
-async def test_every_limit_that_the_controller_names_is_kept(tmp_path):
+async def test_every_limit_of_the_controller_is_respected(tmp_path):
     with closing(served("size=16MiB,block=4096")) as emulator:
         limits = IdentifyControllerNvm(vsl=4, wzsl=3, wusl=2, dmrl=2, dmrsl=5, dmsl=8)
         emulator.faults.add(queue="admin", opcode=IDENTIFY, cdw10=int(Cns.CSI_CONTROLLER), payload=limits.encode()[:16])
@@ -60,7 +60,7 @@ async def test_every_limit_that_the_controller_names_is_kept(tmp_path):
             assert await namespace.read(0, 64) == bytes(expected)
 
 
-async def test_a_copy_beyond_one_commands_limits_goes_in_several():
+async def test_a_copy_over_the_limits_is_split_into_several_commands():
     async with nvme_async.open("emulated:size=128MiB,block=512", **FAST) as controller:
         namespace = controller.namespaces[1]
         identify = namespace.identify
@@ -72,7 +72,7 @@ async def test_a_copy_beyond_one_commands_limits_goes_in_several():
         assert faults(controller).counters()["io"][NvmOpcode.COPY] == 2
 
 
-async def test_a_controller_that_does_not_know_the_page_has_no_limits(tmp_path):
+async def test_without_the_limits_page_there_are_no_limits(tmp_path):
     with closing(served("size=16MiB")) as emulator:
         refused = emulator.faults.add(
             queue="admin", opcode=IDENTIFY, cdw10=int(Cns.CSI_CONTROLLER), fail=0x002, dnr=True
@@ -83,7 +83,7 @@ async def test_a_controller_that_does_not_know_the_page_has_no_limits(tmp_path):
             assert controller.identify_nvm is None
             namespace = controller.namespaces[1]
             assert namespace.limits.verify == 65536
-            # As Linux does it: firmware of that age has been seen to bind Write Zeroes to MDTS.
+            # As in Linux, because firmware of that age is known to apply MDTS to Write Zeroes.
             assert namespace.limits.write_zeroes == namespace.max_blocks == 32
             data = pattern(100 * 4096)
             await namespace.write(0, data)
@@ -101,7 +101,7 @@ async def test_a_controller_that_does_not_know_the_page_has_no_limits(tmp_path):
         (111, 3, "an administrative controller"),
     ],
 )
-async def test_a_controller_for_something_else_is_refused_and_says_what_it_is(tmp_path, at, value, message):
+async def test_a_controller_without_io_queues_is_refused_with_its_type(tmp_path, at, value, message):
     with closing(served("size=16MiB")) as emulator:
         async with nvme_async.open(open_at(emulator, tmp_path), **FAST) as controller:
             page = bytearray(controller.identify.encode())
@@ -120,12 +120,12 @@ def open_at(emulator, folder):
 @pytest.mark.parametrize(
     ("listed", "asked"),
     [
-        (range(1, 1025), 1),  # the same full page, whatever is asked for
-        ([*range(1, 1024), 0xFFFFFFFF], 1),  # there can be none above that
+        (range(1, 1025), 1),  # the same full page for every request
+        ([*range(1, 1024), 0xFFFFFFFF], 1),  # no id can be higher
         (range(1024, 0, -1), 1),  # not ascending
     ],
 )
-async def test_a_list_of_namespaces_that_never_ends_is_not_waited_for(tmp_path, listed, asked):
+async def test_an_endless_list_of_namespaces_ends_the_scan(tmp_path, listed, asked):
     with closing(served("size=16MiB")) as emulator:
         rule = emulator.faults.add(
             queue="admin", opcode=IDENTIFY, cdw10=int(Cns.ACTIVE_NAMESPACES), payload=struct.pack("<1024I", *listed)
@@ -135,7 +135,7 @@ async def test_a_list_of_namespaces_that_never_ends_is_not_waited_for(tmp_path, 
             assert rule.hits == asked
 
 
-async def test_a_namespace_that_makes_no_sense_keeps_nobody_from_the_others(tmp_path, caplog):
+async def test_an_invalid_namespace_does_not_affect_the_others(tmp_path, caplog):
     with closing(served("size=16MiB,namespaces=3")) as emulator:
         emulator.faults.add(queue="admin", opcode=IDENTIFY, cdw10=int(Cns.NAMESPACE), nsid=2, fail=0x002)
         # Number 3 is formatted with an LBA format that doesn't exist: LBADS 0.

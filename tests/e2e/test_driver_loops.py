@@ -1,5 +1,5 @@
-"""Event loops, threads and controllers in every constellation: a queue pair for each loop, as long
-as there are any.
+"""Event loops, threads and controllers in every combination: one queue pair per loop, as long as
+the controller has any.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODES = ("adaptive", "interrupt", "poll")
 
 
 def in_thread(factory: Callable[[], asyncio.AbstractEventLoop], main: Callable[[], Any]) -> Any:
-    """asyncio.run() in a thread of its own; a concurrent Future of main()'s result."""
+    """Runs asyncio.run() in its own thread; returns a concurrent Future of main()'s result."""
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def run() -> None:
@@ -46,7 +46,7 @@ def in_thread(factory: Callable[[], asyncio.AbstractEventLoop], main: Callable[[
 
 @pytest.mark.both_loops
 @pytest.mark.parametrize("mode", MODES)
-async def test_many_loops_in_many_threads(address: str, mode: str) -> None:
+async def test_many_loops_in_many_threads_do_io(address: str, mode: str) -> None:
     async with nvme_async.open(address, **FAST, mode=mode) as controller:
         ns = controller.namespaces[min(controller.namespaces)]
         count = min(5, controller.inspect()["io_queue_limit"] - 1)
@@ -74,8 +74,8 @@ async def test_each_loop_has_its_own_queue_pair(faulty: str) -> None:
 
 
 @pytest.mark.parametrize("factory", FACTORIES, ids=["asyncio", "uvloop"])
-async def test_more_loops_than_queue_pairs(factory: Any) -> None:
-    """Those that come too late use a neighbour's, which is slower, and counted."""
+async def test_more_loops_than_queue_pairs_share(factory: Any) -> None:
+    """Later loops use another loop's queue pair, which is slower, and counted."""
     async with nvme_async.open("emulated:size=16MiB,block=512,queues=2", **FAST) as controller:
         ns = controller.namespaces[1]
         with LoopThread(factory) as own, LoopThread(factory) as third, LoopThread(factory) as fourth:
@@ -107,7 +107,7 @@ async def test_more_loops_than_queue_pairs(factory: Any) -> None:
             await within(10, third.submit(others()))
 
 
-async def test_a_loop_that_ends_leaves_its_queue_pair_to_others() -> None:
+async def test_a_queue_pair_is_reused_after_its_loop_has_ended() -> None:
     async with nvme_async.open("emulated:size=16MiB,block=512,queues=2", **FAST) as controller:
         ns = controller.namespaces[1]
         for i in range(6):
@@ -121,9 +121,9 @@ async def test_a_loop_that_ends_leaves_its_queue_pair_to_others() -> None:
 @pytest.mark.parametrize("end", ["run", "bare"])
 @pytest.mark.parametrize("factory", FACTORIES, ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_loop_that_ends_while_commands_are_out(end: str, factory: Any, mode: str) -> None:
-    """Their memory stays with the controller; what comes of them later disturbs nobody, and the
-    queue pair is used again.
+async def test_a_loop_that_ends_with_commands_in_flight_disturbs_no_other(end: str, factory: Any, mode: str) -> None:
+    """Their memory stays with the controller; late completions disturb no other command, and the
+    queue pair is reused.
     """
     async with nvme_async.open("emulated:size=16MiB,block=512,queues=2", **FAST, mode=mode) as controller:
         ns = controller.namespaces[1]
@@ -143,7 +143,7 @@ async def test_a_loop_that_ends_while_commands_are_out(end: str, factory: Any, m
                 with asyncio.Runner(loop_factory=factory) as runner:
                     runner.run(main())
                 return
-            # Without asyncio.run()'s care: nobody cancels the tasks.
+            # Without asyncio.run(), so the tasks aren't cancelled.
             loop = factory()
             loop.run_until_complete(main())
             for task in tasks:
@@ -172,9 +172,9 @@ async def test_a_loop_that_ends_while_commands_are_out(end: str, factory: Any, m
         del before
 
 
-async def test_completions_for_a_loop_that_has_ended(faulty: str) -> None:
-    """They come before anybody takes the queue pair over, through a reset, and while the controller
-    is closed.
+async def test_completions_for_an_ended_loop_are_harmless(faulty: str) -> None:
+    """They arrive before another loop takes the queue pair over, in a reset, and while the
+    controller is being closed.
     """
     for what in ("release", "reset", "close"):
         controller = await nvme_async.open(faulty, **FAST, drain_timeout=0.2)
@@ -208,7 +208,7 @@ async def test_completions_for_a_loop_that_has_ended(faulty: str) -> None:
         await within(10, controller.close())
 
 
-async def test_several_controllers_in_one_loop(faulty: str) -> None:
+async def test_several_controllers_work_in_one_loop(faulty: str) -> None:
     async with (
         nvme_async.open("emulated:size=8MiB,block=512,serial=A", **FAST) as a,
         nvme_async.open("emulated:size=8MiB,block=4096,serial=B", **FAST, mode="poll") as b,
@@ -222,21 +222,21 @@ async def test_several_controllers_in_one_loop(faulty: str) -> None:
             await a.namespaces[1].read(0)
 
 
-def test_one_run_after_the_other_with_a_controller_of_another_thread(faulty: str) -> None:
+def test_successive_loops_use_a_controller_of_another_thread(faulty: str) -> None:
     with LoopThread() as home:
         controller = asyncio.run_coroutine_threadsafe(nvme_async.open(faulty, **FAST)._open(), home.loop).result(10)
         try:
             ns = controller.namespaces[1]
             for i in range(4):
                 asyncio.run(exercise(ns, i, 3))
-                assert len(controller.inspect()["io_queues"]) == 2  # the home's, and the one that is handed on
+                assert len(controller.inspect()["io_queues"]) == 2  # the home loop's, and the one that is passed on
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(exercise(ns, 5, 3))
         finally:
             asyncio.run_coroutine_threadsafe(controller.close(), home.loop).result(10)
 
 
-async def test_admin_commands_and_the_end_from_another_loop(faulty: str) -> None:
+async def test_admin_commands_and_close_work_from_another_loop(faulty: str) -> None:
     controller = await nvme_async.open(faulty, **FAST)
     ns = controller.namespaces[1]
     with LoopThread() as other:
@@ -259,7 +259,7 @@ async def test_admin_commands_and_the_end_from_another_loop(faulty: str) -> None
     assert controller.state == "closed"
 
 
-def test_a_home_that_has_ended_is_an_error_and_no_hang(faulty: str) -> None:
+def test_an_ended_home_loop_is_an_error_not_a_hang(faulty: str) -> None:
     async def open_() -> Controller:
         return await nvme_async.open(faulty, **FAST)
 
@@ -294,9 +294,9 @@ def test_a_home_that_has_ended_is_an_error_and_no_hang(faulty: str) -> None:
             home.close()
 
 
-async def test_the_neighbour_that_is_shared_ends(faulty: str) -> None:
-    """Who used its queue pair gets an error, if a request was on its way there, and another
-    neighbour, if there is one.
+async def test_sharers_survive_the_end_of_the_shared_loop(faulty: str) -> None:
+    """A loop that shared its queue pair gets an error for a request on its way there, and another
+    queue pair to share, if there is one.
     """
     async with nvme_async.open("emulated:size=16MiB,block=512,queues=1", **FAST) as controller:
         ns = controller.namespaces[1]
@@ -314,7 +314,7 @@ async def test_the_neighbour_that_is_shared_ends(faulty: str) -> None:
             await guest.submit(exercise(ns, 1, 1))
 
 
-async def test_a_thread_that_is_stuck_holds_up_nobody_for_long(faulty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stuck_thread_delays_others_only_briefly(faulty: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Controller._on_owner
 
     async def on_owner(self: Controller, queue: Any, function: Any, *, timeout: float = 10.0) -> Any:
@@ -333,13 +333,13 @@ async def test_a_thread_that_is_stuck_holds_up_nobody_for_long(faulty: str, monk
         assert controller.state == "closed"
         with pytest.raises(QueueShutdown):
             await ns.read(0)
-        # Its thread comes round in the end, and lets go of what it had.
+        # Its thread resumes in the end and releases its resources.
         with pytest.raises(QueueShutdown):
             await within(10, stuck.submit(ns._slow("read", (0,), {})))
 
 
-async def test_queues_are_created_while_loops_come_and_go(faulty: str) -> None:
-    """Cancelled at any moment: a creation that was begun comes to its end, and nothing is lost."""
+async def test_queue_creation_survives_loops_that_come_and_go(faulty: str) -> None:
+    """Cancelled at any moment: a creation that has started finishes, and nothing is lost."""
     rng = random.Random(4)
     async with nvme_async.open("emulated:size=16MiB,block=512,queues=4", **FAST) as controller:
         ns = controller.namespaces[1]
@@ -359,8 +359,8 @@ async def test_queues_are_created_while_loops_come_and_go(faulty: str) -> None:
     assert controller.state == "closed"
 
 
-async def test_a_queue_pair_that_cannot_be_created(faulty: str) -> None:
-    """A neighbour's is used; and no id, vector or memory is lost."""
+async def test_a_failed_queue_creation_leads_to_sharing(faulty: str) -> None:
+    """Another loop's is shared, and no id, vector or memory is lost."""
     async with nvme_async.open("emulated:size=16MiB,block=512,queues=3", **FAST) as controller:
         ns = controller.namespaces[1]
         for opcode in (0x05, 0x01):
@@ -389,7 +389,7 @@ async def test_a_queue_pair_that_cannot_be_created(faulty: str) -> None:
             assert sorted(queue["qid"] for queue in controller.inspect()["io_queues"]) == [1, 2, 3]
 
 
-async def test_the_controller_fails_while_a_queue_pair_is_created(faulty: str) -> None:
+async def test_a_controller_failure_during_queue_creation_ends_in_an_error(faulty: str) -> None:
     controller = await nvme_async.open(faulty, **{**FAST, **HASTY})
     ns = controller.namespaces[1]
     faults(controller).add(queue="admin", opcode=0x05, remove=True)
@@ -398,7 +398,7 @@ async def test_the_controller_fails_while_a_queue_pair_is_created(faulty: str) -
     await within(10, controller.close())
 
 
-async def test_a_reset_while_a_queue_pair_is_created(faulty: str) -> None:
+async def test_a_reset_during_queue_creation(faulty: str) -> None:
     for opcode in (0x05, 0x01):
         async with nvme_async.open(faulty, **FAST) as controller:
             ns = controller.namespaces[1]

@@ -1,4 +1,4 @@
-"""The controller's memory grows off the event loop, once for all who need it, and within bounds."""
+"""The controller's memory grows outside the event loop, once for all waiters, and within limits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def used(controller: Controller) -> int:
 
 
 class Slow:
-    """Makes a device's map_dma() take its time; how often it was called."""
+    """Slows down a device's map_dma(); counts its calls."""
 
     def __init__(self, device: Device, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
@@ -50,7 +50,7 @@ class Slow:
 
 
 async def longest_gap(stop: asyncio.Event) -> float:
-    """The longest time in which the loop didn't come round."""
+    """The longest time between two iterations of the loop."""
     longest, last = 0.0, time.monotonic()
     while not stop.is_set():
         await asyncio.sleep(0.005)
@@ -60,7 +60,7 @@ async def longest_gap(stop: asyncio.Event) -> float:
 
 
 @pytest.mark.parametrize("how", ["read", "read_many", "buffer"])
-async def test_the_loop_goes_on_while_the_memory_grows(
+async def test_memory_growth_does_not_block_the_loop(
     small: Controller, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     ns = small.namespaces[1]
@@ -97,7 +97,7 @@ async def test_a_cancelled_buffer_is_freed(small: Controller, monkeypatch: pytes
     assert used(small) == before
 
 
-async def test_alloc_from_many_threads(small: Controller) -> None:
+async def test_alloc_works_from_many_threads(small: Controller) -> None:
     kept: list[Any] = []
     errors: list[BaseException] = []
 
@@ -112,13 +112,13 @@ async def test_alloc_from_many_threads(small: Controller) -> None:
     for thread in threads:
         thread.start()
     await asyncio.to_thread(lambda: [thread.join() for thread in threads])
-    # A vfio-user peer takes 64 mappings at least; each of these needs one.
+    # A vfio-user peer accepts at least 64 mappings; each of these needs one.
     assert all(isinstance(error, OutOfDmaMemory) for error in errors)
     assert len(kept) >= 60
     assert len({buffer.iova for buffer in kept}) == len(kept)
 
 
-async def test_four_loops_that_outgrow_the_pool_at_once(small: Controller) -> None:
+async def test_four_loops_outgrow_the_pool_at_once(small: Controller) -> None:
     ns = small.namespaces[1]
     data = pattern(128 << 10)
     await ns.write(0, data)
@@ -154,8 +154,8 @@ async def test_a_batch_takes_memory_in_proportion(keepalive: bool) -> None:
         assert len(controller.inspect()["memory"]["pools"]) == 1
 
 
-async def test_a_batch_larger_than_a_fixed_pool_makes_do_with_it() -> None:
-    """With keepalive the pool doesn't grow: commands wait for pages of those before them."""
+async def test_a_batch_larger_than_a_fixed_pool_completes() -> None:
+    """With keepalive the pool doesn't grow: commands wait for pages of earlier ones."""
     async with nvme_async.open(URI, hugepages="never", keepalive=True, **{**FAST, "pool_bytes": 3 * MIB}) as controller:
         ns = controller.namespaces[1]
         data = pattern(8 * MIB)
@@ -185,13 +185,14 @@ async def test_memory_limit_is_an_option() -> None:
         with pytest.raises(OutOfDmaMemory, match="of 20971520 bytes, the option memory_limit"):
             controller.alloc(16 * MIB)
         with controller.alloc(8 * MIB):
-            # The rest is for bounce pages, which wait for one another when that is used up as well.
+            # The rest is for bounce pages; when that is used up too, commands wait for each other's
+            # pages.
             ns = controller.namespaces[1]
             parts = await within(20, asyncio.gather(*(ns.read(0, ns.max_blocks) for _ in range(250))))
             assert len(parts) == 250
 
 
-async def test_fresh_memory_is_zero_and_costs_nothing_until_it_is_touched(small: Controller) -> None:
+async def test_fresh_memory_is_zero_and_uncommitted_until_touched(small: Controller) -> None:
     began = time.monotonic()
     with small.alloc(1 << 30) as buffer:
         assert time.monotonic() - began < 0.25

@@ -1,5 +1,5 @@
-"""Namespaces with metadata and protection information: every way to move them, and what is wrong is
-found where it is.
+"""Namespaces with metadata and protection information: every way to transfer them, and errors name
+the right block.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def address(**options: object) -> str:
 
 @pytest.mark.parametrize("extended", ["off", "on"])
 @pytest.mark.parametrize(("block", "metadata"), [(512, 8), (4096, 8), (4096, 64)])
-async def test_metadata_comes_back(block: int, metadata: int, extended: str) -> None:
+async def test_metadata_is_read_back(block: int, metadata: int, extended: str) -> None:
     async with nvme_async.open(address(block=block, metadata=metadata, extended=extended), **FAST) as controller:
         ns = controller.namespaces[1]
-        # Two blocks of 4 KiB: their PRPs have another form than those of three.
+        # Two blocks of 4 KiB use another form of PRPs than three.
         for lba, blocks in [(0, 1), (20, 2), (7, 3), (ns.blocks - 1, 1), (100, 200_000 // block)]:
             data, meta = pattern(blocks * block, lba), pattern(blocks * metadata, lba + 1)
             await ns.write(lba, data, metadata=meta)
@@ -84,7 +84,9 @@ async def test_protected_by_controller_or_host(metadata: int, guard: int, kind: 
     ("offset", "kind", "error"),
     [(0, "guard", GuardError), (2, "app", ApplicationTagError), (7, "ref", ReferenceTagError)],
 )
-async def test_the_controller_names_the_block(offset: int, kind: str, error: type[PiError], extended: str) -> None:
+async def test_errors_found_by_the_controller_name_the_block(
+    offset: int, kind: str, error: type[PiError], extended: str
+) -> None:
     async with nvme_async.open(address(block=512, metadata=8, pi=1, extended=extended), **FAST) as controller:
         ns = controller.namespaces[1]
         data, meta = bytearray(pattern(512 * 8)), bytearray(64)
@@ -99,14 +101,14 @@ async def test_the_controller_names_the_block(offset: int, kind: str, error: typ
         with pytest.raises(error) as caught:
             await ns.read(50, 8, protect=Protect(app_tag=5, checks=Check(7)))
         assert caught.value.block == 55
-        # The controller is told not to look: this process does.
+        # The controller doesn't check; this process does.
         found = bytearray(64)
         assert await ns.read(50, 8, metadata=found, protect=Protect(by="none", checks=Check(0))) == data
         assert found == meta
 
 
-async def test_the_host_names_the_block() -> None:
-    """What is damaged between controller and host: the data are changed on their way."""
+async def test_errors_found_by_the_host_name_the_block() -> None:
+    """The data are damaged between controller and host."""
     async with nvme_async.open(address(block=512, metadata=8, pi=1), **FAST) as controller:
         ns = controller.namespaces[1]
         good = Protect(by="host")
@@ -116,7 +118,7 @@ async def test_the_host_names_the_block() -> None:
         await ns.read(50, 8, metadata=meta, protect=Protect(by="none"))
         meta[3 * 8 + 7] ^= 1
         await ns.write(50, data, metadata=meta, protect=Protect(by="none", checks=Check(0)))
-        # checks=0 towards the controller is not possible with by="host"; its answer comes first.
+        # by="host" can't be combined with checks=0 for the controller, whose check comes first.
         with pytest.raises(ReferenceTagError) as caught:
             await ns.read(50, 8, protect=good)
         assert caught.value.block == 53
@@ -135,7 +137,7 @@ async def test_storage_tags_and_the_extended_formats() -> None:
         assert caught.value.tag == "storage tag"
 
 
-async def test_what_makes_no_sense() -> None:
+async def test_invalid_requests_are_refused() -> None:
     async with nvme_async.open(address(block=4096, metadata=64, pi=1), **FAST) as controller:
         ns = controller.namespaces[1]
         with pytest.raises(ValueError, match="by is 'nobody'"):
@@ -159,8 +161,8 @@ async def test_submit_works_on_any_namespace() -> None:
         assert completion.data == whole
 
 
-async def test_other_loops_and_cancellation() -> None:
-    """A read that is cancelled leaves its memory with the controller until it is done."""
+async def test_metadata_io_on_other_loops_and_cancellation() -> None:
+    """A cancelled read leaves its memory with the controller until it completes."""
     async with nvme_async.open(address(block=4096, metadata=64), **FAST) as controller:
         ns = controller.namespaces[1]
         with LoopThread() as other:

@@ -1,7 +1,8 @@
-"""Sleeps that no interrupt ends: controllers that moderate their interrupts, and lost ones.
+"""Sleeps that no interrupt ends: controllers that moderate their interrupts, and lost interrupts.
 
-The limits are far below the watchdog's first poll (command_timeout / 8 = 3.75 s), and far above what a
-busy machine needs. By hand, for a minute on a quiet one, with the limit that is promised:
+The limits are far below the watchdog's first poll (command_timeout / 8 = 3.75 s), and far above
+what a busy machine needs. To run it by hand, for a minute on an idle machine, with the documented
+limit:
 
     NVME_ASYNC_MODERATION=60,0.05 pytest tests/e2e/test_driver_moderation.py -k batch
 """
@@ -53,7 +54,7 @@ async def test_no_batch_waits_for_the_watchdog(moderation: str, depth: int) -> N
 
 @pytest.mark.parametrize("mode", ["adaptive", "interrupt"])
 @pytest.mark.parametrize("moderation", MODERATED)
-async def test_single_awaits_get_their_answers_soon(moderation: str, mode: Any) -> None:
+async def test_single_awaits_complete_soon(moderation: str, mode: Any) -> None:
     longest = 0.0
 
     async def reader(first: int) -> None:
@@ -70,7 +71,7 @@ async def test_single_awaits_get_their_answers_soon(moderation: str, mode: Any) 
     assert longest < LONGEST, f"the longest took {longest * 1e3:.1f} ms"
 
 
-async def test_interrupts_that_were_missed_are_counted() -> None:
+async def test_missed_interrupts_are_counted() -> None:
     async with nvme_async.open("emulated:size=16MiB", mode="interrupt") as controller:
         namespace = controller.namespaces[1]
         await namespace.read(0)
@@ -95,8 +96,8 @@ async def test_the_admin_queue_does_not_wait_for_a_lost_interrupt() -> None:
         assert controller.inspect()["admin_queue"]["missed_interrupts"] == 1
 
 
-async def test_a_cancelled_command_does_not_keep_its_place_for_want_of_an_interrupt() -> None:
-    """One id in all: the next command needs the one that a cancelled command still has."""
+async def test_a_cancelled_command_frees_its_id_without_an_interrupt() -> None:
+    """There is only one id: the next command needs the one that a cancelled command still has."""
     async with nvme_async.open("emulated:size=16MiB,depth=2", mode="interrupt") as controller:
         namespace = controller.namespaces[1]
         controller.device.emulator.faults.add(queue="io", opcode=2, count=1, lose_interrupt=True, delay=0.02)
@@ -108,7 +109,7 @@ async def test_a_cancelled_command_does_not_keep_its_place_for_want_of_an_interr
 
 
 async def test_coalescing_follows_the_features() -> None:
-    """Aggregation threshold and time (feature 08h), and a vector that is left out (09h, CD)."""
+    """Aggregation threshold and time (feature 08h), and an exempted vector (09h, CD)."""
     async with nvme_async.open("emulated:size=16MiB", mode="interrupt") as controller:
         namespace = controller.namespaces[1]
         faults = controller.device.emulator.faults

@@ -1,5 +1,5 @@
-"""A controller that pauses, that another party resets, or whose interrupts don't arrive: noticed, and
-answered with no more than that needs.
+"""A controller pauses, is reset by another party, or loses its interrupts: the driver notices,
+and reacts no more than needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nvme_async.spec.registers import Register
 
 hasty = pytest.mark.options(**HASTY)
 PAUSED = 1 << 5
-# A notice (type 2) that firmware activation starts (information 1), to be cleared by log page 3.
+# The notice (type 2) that firmware activation starts (information 1), cleared by log page 3.
 ACTIVATION_STARTS = (2 | 1 << 8 | 3 << 16).to_bytes(4, "little")
 
 
@@ -55,7 +55,7 @@ def paused(controller: Controller) -> Iterator[None]:
 
 
 @pytest.mark.options(**{**HASTY, "admin_timeout": 5.0})
-async def test_a_pause_longer_than_the_time_limit_is_sat_out(failing: Controller) -> None:
+async def test_the_driver_waits_out_a_pause_longer_than_the_timeout(failing: Controller) -> None:
     ns = failing.namespaces[1]
     await ns.write(1, pattern(512))
     with paused(failing):
@@ -72,8 +72,8 @@ async def test_a_pause_longer_than_the_time_limit_is_sat_out(failing: Controller
 
 
 @hasty
-async def test_an_admin_command_of_the_driver_sits_it_out_too(failing: Controller) -> None:
-    """MTFA says how long that may take, here 3 s."""
+async def test_the_drivers_admin_commands_wait_out_a_pause(failing: Controller) -> None:
+    """MTFA limits the pause, here to 3 s."""
     failing.identify = attrs.evolve(failing.identify, mtfa=30)
     with paused(failing):
         scan = asyncio.ensure_future(failing.rescan())
@@ -84,8 +84,10 @@ async def test_an_admin_command_of_the_driver_sits_it_out_too(failing: Controlle
 
 
 @pytest.mark.options(**{**HASTY, "admin_timeout": 0.3})
-async def test_a_pause_has_its_limit(failing: Controller) -> None:
-    """MTFA, or where there is none the limit of an admin command; then it is a timeout like any other."""
+async def test_a_pause_is_limited_by_mtfa(failing: Controller) -> None:
+    """MTFA, or without it the limit of an admin command; after that it is a timeout like any
+    other.
+    """
     ns = failing.namespaces[1]
     faults(failing).add(queue="io", opcode=2, count=1, drop=True)
     with reading(failing, Register.CSTS, lambda value: value | PAUSED):
@@ -100,14 +102,14 @@ async def test_a_pause_has_its_limit(failing: Controller) -> None:
     assert failing.inspect()["held"] == []
 
 
-async def test_the_event_before_an_activation(failing: Controller) -> None:
-    """I/O is held before anything is late, the log that clears the event is read afterwards, and
-    Identify Controller with it.
+async def test_the_firmware_activation_event_holds_io(failing: Controller) -> None:
+    """I/O is held before any command is late; afterwards the log page that clears the event is
+    read, and Identify Controller.
     """
     aer = faults(failing).add(queue="admin", opcode=0x0C, count=1, cqe={0: ACTIVATION_STARTS})
     log = faults(failing).add(queue="admin", opcode=0x02, match={40: b"\x03"})
     identify = faults(failing).add(queue="admin", opcode=0x06, cdw10=1)
-    faults(failing).add_namespace(2, "1MiB", block=512)  # ends the request that is out; the rule is for the next
+    faults(failing).add_namespace(2, "1MiB", block=512)  # ends the outstanding request; the rule is for the next
     await eventually(lambda: failing.inspect()["events"] == 1)
     await eventually(lambda: aer.hits == 1)
     with reading(failing, Register.CSTS, lambda value: value | PAUSED):
@@ -127,10 +129,10 @@ async def test_the_event_before_an_activation(failing: Controller) -> None:
     ],
     ids=["RDY", "CC"],
 )
-async def test_a_foreign_reset_is_noticed_soon(
+async def test_a_reset_by_another_party_is_noticed_soon(
     faulty: str, caplog: pytest.LogCaptureFixture, register: int, change: Any, reason: str
 ) -> None:
-    """Seconds, not the command's time limit, after which the command is sent again."""
+    """Noticed within seconds, not after the command's timeout; then the command is resent."""
     async with nvme_async.open(faulty) as controller:
         ns = controller.namespaces[1]
         faults(controller).add(queue="io", opcode=2, count=1, drop=True)
@@ -144,7 +146,7 @@ async def test_a_foreign_reset_is_noticed_soon(
         assert any(reason.split(" ")[0] in record.message for record in caplog.records)
 
 
-async def test_registers_of_all_ones_are_noticed_soon(faulty: str) -> None:
+async def test_all_ones_registers_are_noticed_soon(faulty: str) -> None:
     async with nvme_async.open(faulty, drain_timeout=0.1) as controller:
         faults(controller).add(queue="io", opcode=2, count=1, drop=True)
         with reading(controller, Register.CSTS, lambda value: 0xFFFFFFFF):
@@ -155,10 +157,10 @@ async def test_registers_of_all_ones_are_noticed_soon(faulty: str) -> None:
 
 @pytest.mark.parametrize("vectors", [1, 3])
 @pytest.mark.parametrize("mode", ["adaptive", "interrupt"])
-async def test_interrupts_that_never_arrive(
+async def test_missing_interrupts_are_logged_once_and_polled_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str, vectors: int
 ) -> None:
-    """Said once for each vector, and then completions are polled for."""
+    """Logged once per vector; then completions are polled for."""
     monkeypatch.setattr(VfioUserDevice, "set_interrupts", lambda self, fds: len(fds))
     uri = f"emulated:size=16MiB,block=512,vectors={vectors}"
     async with nvme_async.open(uri, **FAST, mode=mode, spin_us=0) as controller:

@@ -20,7 +20,7 @@ async def become(controller: nvme_async.Controller, host: int) -> None:
     await controller.admin(commands.set_features(Feature.HOST_IDENTIFIER, 1), host.to_bytes(16, "little"))
 
 
-async def test_two_hosts_and_one_namespace() -> None:
+async def test_two_hosts_share_reservations_on_one_namespace() -> None:
     async with nvme_async.open("emulated:size=16MiB", **FAST) as controller:
         ns = controller.namespaces[1]
         reservations = Reservations(ns)

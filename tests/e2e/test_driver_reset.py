@@ -1,4 +1,4 @@
-"""What a reset makes of a controller that comes back another, or not at once."""
+"""Resets after which a controller has changed, or does not come back at once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ QUICK: dict[str, Any] = {**FAST, **HASTY, "admin_timeout": 0.1}
 
 @hasty
 @pytest.mark.parametrize("fault", ["drop", "discard"])
-async def test_an_admin_command_lost_in_a_reset(failing: Controller, fault: str) -> None:
-    """Each in turn, once: the reset comes to its end, and so do I/O and close()."""
+async def test_a_reset_survives_the_loss_of_any_admin_command(failing: Controller, fault: str) -> None:
+    """Each is lost once: the reset ends, and so do I/O and close()."""
     ns = failing.namespaces[1]
     await ns.write(0, pattern(512))
     for n in range(13):
@@ -35,8 +35,8 @@ async def test_an_admin_command_lost_in_a_reset(failing: Controller, fault: str)
 
 
 @hasty
-async def test_an_identify_that_is_always_lost_after_a_reset(failing: Controller) -> None:
-    """The namespaces stay as they were known, and what may still be missing stays visible."""
+async def test_namespaces_stay_when_identify_is_always_lost_after_a_reset(failing: Controller) -> None:
+    """The namespaces stay as they were, and what could not be read stays visible."""
     ns = failing.namespaces[1]
     await ns.write(0, pattern(512))
     rule = faults(failing).add(queue="admin", opcode=0x06, nsid=1, drop=True)
@@ -49,7 +49,7 @@ async def test_an_identify_that_is_always_lost_after_a_reset(failing: Controller
 
 
 @hasty
-async def test_a_reset_whose_identify_controller_is_always_lost(failing: Controller) -> None:
+async def test_a_reset_without_identify_controller_fails(failing: Controller) -> None:
     ns = failing.namespaces[1]
     faults(failing).add(queue="admin", opcode=0x06, cdw10=1, drop=True)
     read = asyncio.ensure_future(ns.read(0))
@@ -63,8 +63,10 @@ async def test_a_reset_whose_identify_controller_is_always_lost(failing: Control
 
 
 @hasty
-async def test_a_rescan_whose_commands_are_lost(failing: Controller) -> None:
-    """Once: a reset, and it is done there. For ever: one reset, and from then on without the list."""
+async def test_a_rescan_with_lost_commands_resets_at_most_once(failing: Controller) -> None:
+    """Lost once: the reset repeats the scan. Lost always: one reset, then the driver continues
+    without the list.
+    """
     rule = faults(failing).add(queue="admin", opcode=0x06, cdw10=2, count=1, drop=True)
     await asyncio.gather(within(5, failing.rescan()), return_exceptions=True)
     await eventually(lambda: failing.resets == 1 and failing.state == "ready")
@@ -80,8 +82,8 @@ async def test_a_rescan_whose_commands_are_lost(failing: Controller) -> None:
     assert "list of active namespaces" in failing.inspect()["degraded"]
 
 
-async def test_a_queue_pair_whose_creation_is_lost(faulty: str) -> None:
-    """Its loop has one after the reset that this costs."""
+async def test_a_lost_queue_creation_succeeds_after_a_reset(faulty: str) -> None:
+    """Its loop has one after the resulting reset."""
     async with nvme_async.open(faulty, **QUICK) as controller:
         ns = controller.namespaces[1]
         faults(controller).add(queue="admin", opcode=0x05, count=1, drop=True)
@@ -122,7 +124,7 @@ async def test_fewer_queue_pairs_after_a_reset_are_shared(faulty: str, lose: str
             assert controller.inspect()["degraded"] == {}
 
 
-async def test_commands_of_a_queue_pair_that_is_lost_say_so(faulty: str) -> None:
+async def test_commands_of_a_lost_queue_pair_end_with_the_reason(faulty: str) -> None:
     async with nvme_async.open(faulty, **FAST) as controller:
         ns = controller.namespaces[1]
 
@@ -143,7 +145,7 @@ async def test_commands_of_a_queue_pair_that_is_lost_say_so(faulty: str) -> None
 
 
 def changed(identify: Any, **fields: bytes) -> bytes:
-    """The beginning of Identify Controller with other bytes: at 64 FR, at 77 MDTS."""
+    """The start of Identify Controller with changed bytes: FR at 64, MDTS at 77."""
     page = bytearray(identify.encode()[:128])
     for name, data in fields.items():
         at = {"fr": 64, "mdts": 77}[name]
@@ -151,8 +153,8 @@ def changed(identify: Any, **fields: bytes) -> bytes:
     return bytes(page)
 
 
-async def test_new_limits_after_a_reset_count(failing: Controller) -> None:
-    """A smaller MDTS cuts requests smaller; a larger one than at the beginning is not used."""
+async def test_new_limits_apply_after_a_reset(failing: Controller) -> None:
+    """A smaller MDTS splits requests further; a larger one than at first is not used."""
     ns, text = failing.namespaces[1], pattern(256 << 10)
     before = ns.max_blocks
     for mdts, blocks in ((1, 16), (0xA, before), (2, 32)):
@@ -172,14 +174,14 @@ async def test_new_limits_after_a_reset_count(failing: Controller) -> None:
 
 
 @pytest.mark.parametrize(("given", "rtd3e", "seconds"), [(None, 0, 5), (None, 2**32 - 1, 60), (0.3, 2**32 - 1, 0.3)])
-async def test_how_long_a_shutdown_may_take(faulty: str, given: float | None, rtd3e: int, seconds: float) -> None:
+async def test_the_shutdown_limit(faulty: str, given: float | None, rtd3e: int, seconds: float) -> None:
     async with nvme_async.open(faulty, **FAST, shutdown_timeout=given) as controller:
         controller.identify = attrs.evolve(controller.identify, rtd3e=rtd3e)
         assert controller._shutdown_seconds() == seconds
 
 
-async def test_a_list_of_namespaces_that_lies_about_everything(tmp_path: Path) -> None:
-    """Full pages of new ids for ever: nothing above NN counts, and open() ends."""
+async def test_a_bogus_endless_namespace_list_does_not_block_open(tmp_path: Path) -> None:
+    """Endless full pages of new ids: ids above NN are ignored, and open() ends."""
     uri = "emulated:size=16MiB,block=512"
     async with nvme_async.open(uri, **FAST) as controller:
         page = b"".join((1 + n).to_bytes(4, "little") for n in range(16))

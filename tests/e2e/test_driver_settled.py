@@ -1,4 +1,4 @@
-"""Writes that their callers have left: they may land later, and settled() waits for them."""
+"""Abandoned writes: they may land later, and settled() waits for them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nvme_async.errors import CommandTimeout
 from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 
-LATE = 0.3  # seconds that the controller takes for a command which the tests leave
-SOON = 0.15  # what doesn't wait for it is over by then
+LATE = 0.3  # seconds that the controller takes for a command that a test abandons
+SOON = 0.15  # calls that don't wait for it have ended by then
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def block(namespace: Namespace, fill: bytes) -> bytes:
 
 
 async def test_a_cancelled_write_may_land_over_a_newer_one(controller: Controller) -> None:
-    """What the docstrings warn of, and what settled() is for."""
+    """The case that the docstrings warn of, and that settled() handles."""
     namespace = controller.namespaces[1]
     faults(controller).add(queue="io", opcode=1, count=1, delay=LATE)
     await leave(namespace.write(0, block(namespace, b"A")))
@@ -81,8 +81,8 @@ LEFT: dict[str, tuple[int, Callable[[Namespace], Awaitable[Any]], bool]] = {
 
 
 @pytest.mark.parametrize("left", LEFT)
-async def test_what_it_waits_for(controller: Controller, left: str) -> None:
-    """settled(8, 2), with such a command left behind."""
+async def test_settled_waits_for_overlapping_abandoned_writes(controller: Controller, left: str) -> None:
+    """settled(8, 2), with such a command abandoned."""
     namespace = controller.namespaces[1]
     opcode, call, waits = LEFT[left]
     faults(controller).add(queue="io", opcode=opcode, delay=LATE)
@@ -96,7 +96,7 @@ async def test_what_it_waits_for(controller: Controller, left: str) -> None:
     assert controller.inspect()["io_queues"][0]["outstanding"] == 0 or not waits
 
 
-async def test_what_is_awaited_is_not_waited_for(controller: Controller) -> None:
+async def test_settled_does_not_wait_for_awaited_commands(controller: Controller) -> None:
     namespace = controller.namespaces[1]
     faults(controller).add(queue="io", opcode=1, count=1, delay=LATE)
     task = asyncio.create_task(namespace.write(0, block(namespace, b"A")))
@@ -105,8 +105,8 @@ async def test_what_is_awaited_is_not_waited_for(controller: Controller) -> None
     await task
 
 
-async def test_commands_of_other_loops_count(controller: Controller) -> None:
-    """Those of a loop that runs, and of one that has ended."""
+async def test_settled_includes_commands_of_other_loops(controller: Controller) -> None:
+    """Commands of a running loop, and of one that has ended."""
     namespace = controller.namespaces[1]
 
     async def elsewhere(stay: float) -> None:
@@ -160,6 +160,6 @@ async def test_cancelling_the_wait_leaves_nothing(controller: Controller) -> Non
 
 
 @pytest.mark.parametrize(("lba", "blocks"), [(-1, 1), (0, -1), (1 << 64, 1)])
-async def test_ranges_that_make_no_sense(controller: Controller, lba: int, blocks: int) -> None:
+async def test_invalid_ranges_are_refused(controller: Controller, lba: int, blocks: int) -> None:
     with pytest.raises(ValueError, match="no range of blocks"):
         await controller.namespaces[1].settled(lba, blocks)

@@ -1,4 +1,4 @@
-"""Zoned namespaces: reports, appends from many tasks, limits, and what a zone refuses."""
+"""Zoned namespaces: reports, appends from many tasks, limits, and errors."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ async def test_every_zone_is_reported_once() -> None:
         assert [zone async for zone in zoned.zones(option=ZoneReportOption.FULL)] == []
 
 
-async def test_sixteen_append_at_once_and_nothing_is_lost() -> None:
-    """A log: every record says where it is, and is read back from there."""
+async def test_sixteen_concurrent_appends_lose_nothing() -> None:
+    """A log: every record contains its position, and is read back from there."""
     async with nvme_async.open(ADDRESS, **FAST) as controller:
         zoned = await ZonedNamespace.of(controller.namespaces[1])
         assert zoned.max_append == 16
@@ -58,7 +58,7 @@ async def test_sixteen_append_at_once_and_nothing_is_lost() -> None:
                         lba = await zoned.append(zone, record)
                         break
                     except (ZoneBoundaryError, ZoneFull):
-                        if current[0] == zone:  # the first to notice goes on with the next zone
+                        if current[0] == zone:  # the first task to notice moves to the next zone
                             current[0] = zone + ZONE
                 assert lba not in written
                 written[lba] = record
@@ -72,7 +72,7 @@ async def test_sixteen_append_at_once_and_nothing_is_lost() -> None:
             assert await zoned.read(lba, len(record) // 4096) == record
 
 
-async def test_what_a_zone_refuses() -> None:
+async def test_zone_errors() -> None:
     async with nvme_async.open(ADDRESS, **FAST) as controller:
         zoned = await ZonedNamespace.of(controller.namespaces[1])
         block = bytes(4096)
@@ -114,7 +114,7 @@ async def test_open_and_active_zones_are_limited() -> None:
             await zoned.open(6 * ZONE)
 
 
-async def test_zones_that_the_controller_changes() -> None:
+async def test_zones_changed_by_the_controller_are_reported() -> None:
     async with nvme_async.open(ADDRESS, **FAST) as controller:
         zoned = await ZonedNamespace.of(controller.namespaces[1])
         events = controller.events()
@@ -136,7 +136,7 @@ async def test_zones_that_the_controller_changes() -> None:
         await events.aclose()
 
 
-async def test_a_namespace_without_zones() -> None:
+async def test_a_namespace_without_zones_is_refused() -> None:
     async with nvme_async.open("emulated:size=16MiB", **FAST) as controller:
         with pytest.raises(ConfigurationError, match="not zoned"):
             await ZonedNamespace.of(controller.namespaces[1])

@@ -1,4 +1,6 @@
-"""A controller that nobody closed: its end is told, its descriptors are closed, and nobody's memory is written to."""
+"""A controller that was dropped without close(): it warns, its descriptors are closed, and no
+memory is corrupted.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ def open_descriptors() -> int:
 
 
 async def forget(**options: object) -> None:
-    """Reads under way, an event request out, and no close()."""
+    """Reads and an event request in flight, and no close()."""
     controller = await nvme_async.open("emulated:size=16MiB", **options)
     await controller.namespaces[1].write(0, b"x" * 4096)
     emulator = controller.device.emulator  # type: ignore[attr-defined]
@@ -33,7 +35,7 @@ async def forget(**options: object) -> None:
 
 
 @pytest.mark.parametrize("keepalive", [False, True])
-def test_one_that_is_dropped_warns_and_frees_its_descriptors(keepalive: bool) -> None:
+def test_a_dropped_controller_warns_and_frees_its_descriptors(keepalive: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         asyncio.run(forget())
@@ -44,7 +46,7 @@ def test_one_that_is_dropped_warns_and_frees_its_descriptors(keepalive: bool) ->
     assert open_descriptors() == before
 
 
-def test_one_that_was_closed_or_handed_on_does_not_warn() -> None:
+def test_a_closed_or_handed_over_controller_does_not_warn() -> None:
     async def used(saved: bool) -> None:
         controller = await nvme_async.open("emulated:size=16MiB", keepalive=True)
         if saved:
@@ -62,21 +64,21 @@ def test_one_that_was_closed_or_handed_on_does_not_warn() -> None:
 DROPPED = """
     controller = await nvme_async.open(uri, keeper=keeper)
     await controller.namespaces[1].write(3, b"3" * 4096)
-    tell("written")
+    report("written")
 """
 TAKEN = """
     async with nvme_async.open(uri, keeper=keeper) as controller:
-        tell((await controller.namespaces[1].read(3))[:2].decode(), controller.adopted.lost)
+        report((await controller.namespaces[1].read(3))[:2].decode(), controller.adopted.lost)
 """
 
 
-def test_one_that_a_keeper_holds_runs_on_for_the_next_process(site: Site) -> None:  # noqa: F811
+def test_a_dropped_controller_held_by_a_keeper_keeps_running(site: Site) -> None:  # noqa: F811
     first = site.driver(DROPPED, PYTHONWARNINGS="default::ResourceWarning")
-    assert first.hear() == "written"
+    assert first.receive() == "written"
     first.popen.wait(20)
     before = site.lives()
     second = site.driver(TAKEN)
-    assert second.hear() == "33 ()"
+    assert second.receive() == "33 ()"
     assert site.lives()["enables"] == before["enables"]
 
 

@@ -1,4 +1,6 @@
-"""`nvme-async emulate` as a process of its own: its life, its sockets, its control socket."""
+"""`nvme-async emulate` as a separate process: its start and end, its sockets, its control
+socket.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ class Process:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_told_to_end(tmp_path, number):
+def test_it_serves_until_it_is_stopped(tmp_path, number):
     path, control = str(tmp_path / "c.sock"), str(tmp_path / "control.sock")
     with Process("--socket", path, "--size", "8MiB", "--serial", "ABC", "--control", control) as process:
         assert process.ready == f"nvme-async emulate: ready on {path}\n"
@@ -49,7 +51,7 @@ def test_it_serves_until_told_to_end(tmp_path, number):
     assert os.listdir(tmp_path) == []
 
 
-def test_it_replaces_what_a_killed_predecessor_left(tmp_path):
+def test_it_replaces_a_killed_predecessors_sockets(tmp_path):
     path = str(tmp_path / "c.sock")
     for _ in range(2):
         with Process("--socket", path, "--size", "8MiB") as process:
@@ -98,7 +100,7 @@ def test_faults_and_counters_at_run_time(tmp_path):
             admin = Admin(client)
             assert (
                 admin.command(0x06, prp1=admin.IOVA + 8192, cdw10=1)[1] & ~0x2000 == 0x4006
-            )  # less More: the error log has it
+            )  # without the More bit: the error log has it
             assert len(admin.identify()) == 4096
             faults.call("wait", rule=rule, hits=2, timeout=5)
             assert faults.call("hits", rule=rule) == 2
@@ -116,7 +118,7 @@ def test_faults_and_counters_at_run_time(tmp_path):
             assert client.closed_by_peer()
 
 
-def test_nonsense_on_the_control_socket(tmp_path):
+def test_invalid_control_requests_are_refused(tmp_path):
     path, control = str(tmp_path / "c.sock"), str(tmp_path / "control.sock")
     with Process("--socket", path, "--size", "8MiB", "--control", control):
         with ControlClient(control) as faults:

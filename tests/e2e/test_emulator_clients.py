@@ -1,9 +1,8 @@
-"""What other people's vfio-user clients send and insist on, replayed against the emulated
+"""The messages and requirements of other vfio-user clients, replayed against the emulated
 controller.
 
-Each class is one client, read in its source: SPDK's host driver, cloud-hypervisor's vfio_user
-crate, libvfio-user's
-own tests. QEMU is in test_emulator_qemu.py.
+Each class is one client, modelled on its source: SPDK's host driver, cloud-hypervisor's vfio_user
+crate, libvfio-user's own tests. QEMU is in test_emulator_qemu.py.
 """
 
 from __future__ import annotations
@@ -122,7 +121,7 @@ class TestSpdk:
         assert wire.get32(VS) == 0x20000
         cap = int.from_bytes(wire.read(BAR0, CAP, 8), "little")
         assert cap & 0xFFFF >= entries - 1
-        assert cap >> 24 & 0xFF > 0  # TO: its patience
+        assert cap >> 24 & 0xFF > 0  # CAP.TO: how long it waits
         assert wire.get32(CC) & 1 == 0
         admin = Queue(memory, 0, entries, ring)
         wire.write(BAR0, ASQ, (memory.iova + admin.sq).to_bytes(8, "little"))
@@ -176,8 +175,8 @@ class TestSpdk:
             admin.do(command(IDENTIFY, prp1=prp, cdw={10: cns}))
 
     def test_perf_tool(self, wire: Wire, memory: Memory, served: EmulatedController) -> None:
-        """app/spdk_nvme_perf: an I/O queue pair that is polled, up to 128 KiB by PRP lists, clean
-        end with an UNMAP.
+        """app/spdk_nvme_perf: a polled I/O queue pair, up to 128 KiB by PRP lists, a clean end with
+        UNMAP.
         """
         doorbells = self.setup(wire, memory)
         admin = self.enable(wire, memory, doorbells)
@@ -206,19 +205,19 @@ class TestSpdk:
             assert not any(status for _, status, _ in done)
         admin.do(command(DELETE_SQ, cdw={10: 1}))
         admin.do(command(DELETE_CQ, cdw={10: 1}))
-        assert admin.completion() is None  # the event requests stay out
+        assert admin.completion() is None  # the event requests stay outstanding
         wire.set32(CC, wire.get32(CC) & ~(3 << 14) | 1 << 14)
         wire.wait32(CSTS, 0xC, 8)
         wire.set32(CC, 0)
         wire.wait32(CSTS, 1, 0)
         assert aers == 4
-        # The unmap carries the descriptor again, and what it answers is thrown away.
+        # The unmap carries the descriptor again, and its reply is ignored.
         unmapped = wire.call(DMA_UNMAP, struct.pack("<IIQQ", 24, 0, memory.iova, memory.nbytes), (memory.fd,))
         assert unmapped.errno == 0
         counters = served.faults.counters()
         assert (counters["fatals"], counters["invalid_doorbells"], counters["shutdowns"]) == (0, 0, 1)
 
-    def test_the_next_process_finds_a_controller_at_rest(self, wire: Wire, memory: Memory, tmp_path: Path) -> None:
+    def test_the_next_process_finds_an_idle_controller(self, wire: Wire, memory: Memory, tmp_path: Path) -> None:
         self.enable(wire, memory, self.setup(wire, memory))
         wire.socket.close()  # killed
         with Memory(self.IOVA + (1 << 30), 16 << 20) as other, Wire(str(tmp_path / "cntrl")) as again:
@@ -248,7 +247,7 @@ class TestCloudHypervisor:
         self.send(wire, next(numbers), VERSION, struct.pack("<HH", 0, 1) + text)
         version = self.exactly(wire, 20)
         rest = self.exactly(wire, struct.unpack_from("<I", version, 4)[0] - 20)
-        # Fields that the crate doesn't know are skipped; what it knows must have its type.
+        # The crate skips unknown fields; known ones must have the right type.
         parsed = json.loads(rest[:-1])
         assert isinstance(parsed, dict)
         assert isinstance(parsed.get("max_msg_fds", 1), int)
@@ -291,7 +290,7 @@ class TestCloudHypervisor:
 
 
 class TestLibvfioUser:
-    """What libvfio-user's own tests (test/py) assert of a server, where it has a meaning for this
+    """What libvfio-user's own tests (test/py) assert about a server, as far as it applies to this
     device.
     """
 
@@ -311,7 +310,7 @@ class TestLibvfioUser:
     @pytest.mark.parametrize(
         ("code", "payload"), [(VERSION, struct.pack("<HH", 999, 1)), (VERSION, b""), (999, bytes(4))]
     )
-    def test_a_bad_beginning_is_refused_and_ends_it(self, wire: Wire, code: int, payload: bytes) -> None:
+    def test_a_bad_first_message_ends_the_connection(self, wire: Wire, code: int, payload: bytes) -> None:
         reply = wire.call(code, payload)
         assert (reply.errno, reply.payload) == (errno.EINVAL, b"")
         assert wire.socket.recv(1) == b""
@@ -337,7 +336,7 @@ class TestLibvfioUser:
             (IO_FDS, struct.pack("<4I", 512, 0, 512, 0)),
         ],
     )
-    def test_bad_arguments(self, ready: Wire, code: int, payload: bytes) -> None:
+    def test_bad_arguments_are_refused(self, ready: Wire, code: int, payload: bytes) -> None:
         reply = ready.call(code, payload)
         assert (reply.errno, reply.payload) == (errno.EINVAL, b"")
         assert ready.call(GET_INFO, struct.pack("<4I", 16, 0, 0, 0)).errno == 0, "and the connection goes on"
@@ -368,7 +367,7 @@ class TestLibvfioUser:
         ready.fds += fds
         assert ready.set_irqs(flags, index, start, count, fds, data).errno == errno.EINVAL
 
-    def test_triggering_adds_to_the_eventfds(self, ready: Wire) -> None:
+    def test_triggering_signals_the_eventfds(self, ready: Wire) -> None:
         fds = [os.eventfd(4), os.eventfd(8)]
         ready.fds += fds
         assert ready.set_irqs(TRIGGER | EVENTFD, MSIX, 0, 2, fds).errno == 0

@@ -33,7 +33,7 @@ async def test_format_chooses_among_the_configured_formats() -> None:
         assert (after.lbaf_index, after.extended_block_size, after.nsze) == (3, 4160, before.nsze)
 
 
-async def test_a_namespace_gets_other_names() -> None:
+async def test_namespace_identifiers_can_be_configured() -> None:
     async with nvme_async.open(ADDRESS, **FAST) as controller:
         before = await identify(controller)
         faults(controller).change_identity(1, nguid=bytes(range(16)), eui64=bytes(8))

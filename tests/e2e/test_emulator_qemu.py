@@ -112,7 +112,7 @@ class TestQemu:
         """Everything up to the first instruction of the guest; the doorbell page."""
         self.negotiate(wire)
         assert self.ask(wire, DMA_MAP, ram.message(), (ram.fd,)) == b""
-        # The firmware: memory without a descriptor, which can't be reached by us.
+        # The firmware: memory without a descriptor, which the server can't access.
         assert self.ask(wire, DMA_MAP, struct.pack("<IIQQQ", 32, 1, 0, 0xFFFC0000, 0x40000)) == b""
         info = self.ask(wire, GET_INFO, struct.pack("<4I", 16, 0, 0, 0))
         assert struct.unpack("<4I", info) == (16, 0x3, 9, 5)
@@ -121,7 +121,7 @@ class TestQemu:
         return page
 
     def regions(self, wire: Wire) -> mmap.mmap:
-        # The first question has no room for capabilities; FLAG_CAPS without a valid offset is
+        # The first request has no room for capabilities; FLAG_CAPS without a valid offset is
         # refused.
         first = self.ask(wire, REGION_INFO, struct.pack("<IIIIQQ", 32, 0, BAR0, 0, 0, 0), room=48)
         argsz, flags, index, cap_offset, size, offset = struct.unpack("<IIIIQQ", first)
@@ -170,7 +170,7 @@ class TestQemu:
         control, table, pending = struct.unpack_from("<HII", config, msix + 2)
         assert control & 0x7FF == VECTORS - 1
         assert (table & 7, table & ~7, pending & 7, pending & ~7) == (MSIX_BAR, 0, MSIX_BAR, 0x1000)
-        # The expansion ROM is tried and not there; the BARs are sized, 64 bits each.
+        # QEMU tries the expansion ROM, which doesn't exist; it sizes the BARs, 64 bits each.
         wire.write(CONFIG, 0x30, b"\x00\xf8\xff\xff")
         assert wire.read(CONFIG, 0x30, 4) == bytes(4)
         for bar, size in ((0x10, 0x2000), (0x20, 0x2000)):
@@ -179,7 +179,7 @@ class TestQemu:
             value = int.from_bytes(wire.read(CONFIG, bar, 8), "little")
             assert value & 0xF == 4
             assert (~(value & ~0xF) & (1 << 64) - 1) + 1 == size
-        # After a reset it zeroes the BARs, each by itself.
+        # After a reset it zeroes each BAR separately.
         for bar in range(0x10, 0x28, 4):
             wire.write(CONFIG, bar, bytes(4))
         assert wire.read(CONFIG, 0x10, 8) == b"\x04" + bytes(7)
@@ -206,9 +206,9 @@ class TestQemu:
             reply = wire.set_irqs(flags, index, start, count, given)
             assert (reply.errno, reply.payload) == (0, b"")
 
-    def test_reset_and_memory_that_is_mapped_anew(self, wire: Wire, ram: Memory) -> None:
-        """The firmware opens and closes holes in low memory: all is unmapped and mapped again in
-        one go, without waiting.
+    def test_reset_and_remapped_memory(self, wire: Wire, ram: Memory) -> None:
+        """The firmware opens and closes holes in low memory: everything is unmapped and remapped at
+        once, without waiting.
         """
         self.realize(wire, ram)
         assert self.ask(wire, RESET) == b""
@@ -226,7 +226,7 @@ class TestQemu:
             reply = wire.receive()
             assert (reply.msg_id, reply.command, reply.errno) == (100 + number, code, 0)
             assert reply.payload == (payload if code == DMA_UNMAP else b"")
-        # Unmapping one by one needs just what was mapped; with FLAG_ALL, nothing.
+        # A single unmap must name exactly what was mapped; with FLAG_ALL, nothing.
         assert wire.call(DMA_UNMAP, struct.pack("<IIQQ", 24, 0, 0, self.RAM)).errno == errno.ENOENT
         assert wire.call(DMA_UNMAP, struct.pack("<IIQQ", 24, 2, 0, 0)).errno == 0
         assert self.ask(wire, DMA_MAP, ram.message(), (ram.fd,)) == b""
@@ -235,7 +235,7 @@ class TestQemu:
         """nvme_pci_enable() and nvme_reset_work() of Linux 6.1, with QEMU's messages between: admin
         and I/O queue, eventfds.
 
-        Doorbells are stores of the guest into the page; nobody hears of them.
+        Doorbells are the guest's stores to the page; no message announces them.
         """
         ram.alloc(1 << 20)
         fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
@@ -259,9 +259,9 @@ class TestQemu:
         for register, offset in ((ASQ, admin.sq), (ACQ, admin.cq)):
             wire.set32(register, offset)
             wire.set32(register + 4, 0)
-        wire.set32(CC, 0x460060)  # configured first, enabled by a write of its own
+        wire.set32(CC, 0x460060)  # configured first, enabled by a separate write
         assert wire.get32(CC) == 0x460060
-        assert wire.get32(0x68) & 0xFFFF > 0  # CRTO, because CAP.CRMS says so
+        assert wire.get32(0x68) & 0xFFFF > 0  # CRTO, because CAP.CRMS is set
         wire.set32(CC, 0x460061)
         wire.wait32(CSTS, 3, 1)
         assert wire.set_irqs(EVENTFD | TRIGGER, MSIX, 0, 1, fds[:1]).errno == 0
@@ -275,7 +275,7 @@ class TestQemu:
         if oncs & 0x40:
             struct.pack_into("<Q", ram.map, data, int(time.time() * 1000))
             admin.do(command(SET_FEATURES, prp1=data, cdw={10: 0x0E}))
-        admin.do(command(IDENTIFY, prp1=data, cdw={10: 6}))  # WZSL, DMRL and their kin
+        admin.do(command(IDENTIFY, prp1=data, cdw={10: 6}))  # WZSL, DMRL and other limits
         buffers = ram.alloc(2 * 4096)
         if dbbuf:
             admin.do(command(DBBUF, prp1=buffers, prp2=buffers + 4096))
@@ -302,7 +302,7 @@ class TestQemu:
         return admin, io, fds
 
     @pytest.mark.parametrize("dbbuf", [False, True], ids=["doorbells", "shadow-doorbells"])
-    def test_linux_behind_it_is_served_although_it_rings_silently(
+    def test_a_linux_guest_is_served_without_kicks(
         self, wire: Wire, ram: Memory, served: EmulatedController, dbbuf: bool
     ) -> None:
         page = self.realize(wire, ram)
@@ -314,7 +314,7 @@ class TestQemu:
             begin = time.monotonic()
             io.do(command(READ, nsid=1, prp1=data, cdw={10: number, 12: 0}))
             times.append(time.monotonic() - begin)
-        # Naps are at most 2 ms; the rest is this machine's, which may be busy with something else.
+        # Sleeps are at most 2 ms; the rest is due to this machine, which may be busy.
         assert min(times) < 0.01, times
         assert os.eventfd_read(fds[1]) >= 1
         for number in range(300):  # round the ring several times, many at once

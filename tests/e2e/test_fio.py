@@ -1,5 +1,5 @@
-"""The benchmark on the emulated controller: the program as users start it, and what it finds on a
-damaged medium.
+"""The benchmark on the emulated controller: the program as users start it, and its verification of
+a damaged medium.
 """
 
 import io
@@ -70,7 +70,7 @@ def test_verify_on_a_controller_that_several_threads_share(mode):
 
 
 @pytest.mark.parametrize("block", [512, 4096])
-def test_the_engine_many_does_the_same_work(block):
+def test_the_many_engine_does_the_same_work(block):
     (mixed, failing) = bench(
         f"--filename=emulated:size=8MiB,block={block}",
         "--ioengine=many",
@@ -90,7 +90,7 @@ def test_the_engine_many_does_the_same_work(block):
     assert failing["error"] == 5
 
 
-def test_requests_beyond_mdts_are_benchmarked_too():
+def test_requests_over_mdts_can_be_benchmarked():
     (job,) = bench("--filename=emulated:size=16MiB,mdts=128KiB", "--name=b", "--rw=write", "--bs=1m", "--verify=xxhash")
     assert (job["write"]["total_ios"], job["write"]["io_bytes"]) == (16, 16 << 20)
 
@@ -163,7 +163,7 @@ def test_several_devices_are_driven_by_a_manager(engine, between, monkeypatch):
     assert sum(done) >= 4096 + 2048
 
 
-def test_one_of_several_devices_that_is_not_there_leaves_nothing_open():
+def test_a_missing_device_among_several_leaves_nothing_open():
     before = descriptors()
     out = io.StringIO()
     names = "emulated:size=8MiB|vfio-user:/nonexistent/socket"
@@ -195,14 +195,14 @@ def test_the_script_and_the_subcommand_are_the_same_program():
     assert (bad.returncode, bad.stdout, bad.stderr) == (1, "", "fio: unknown option 'bad'. Did you mean ba?\n")
 
 
-def test_a_device_that_is_not_there_is_an_error_and_no_traceback():
+def test_a_missing_device_is_an_error_without_traceback():
     done = run_script("--filename=vfio-user:/nonexistent/socket", "--name=j", "--rw=read")
     assert done.returncode == 1
     assert "fio: ControllerGone: " in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_control_c_prints_what_was_done_so_far():
+def test_control_c_prints_the_results_so_far():
     process = subprocess.Popen(
         [
             sys.executable,

@@ -1,5 +1,5 @@
-"""A fork while controllers are open: the child owns nothing of them, whatever it does, and the
-parent never notices.
+"""A fork while controllers are open: the child owns none of their resources, and nothing it does
+affects the parent.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ BLOCK = 4096
 
 
 async def ended(pid: int) -> int:
-    """Its exit status, while the loop goes on."""
+    """Its exit status, while the loop continues."""
     limit = time.monotonic() + 20
     while True:
-        done, status = os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it doesn't wait
+        done, status = os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it doesn't block
         if done:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() > limit:
@@ -80,8 +80,10 @@ async def test_a_child_is_refused_with_the_reason_and_may_close() -> None:
         await controller.rescan()
 
 
-async def test_a_child_that_drops_everything_in_the_middle_of_io() -> None:
-    """Coroutines are closed, buffers and queue pairs dropped while the parent's commands are out."""
+async def test_a_child_that_drops_everything_during_io_does_not_affect_the_parent() -> None:
+    """Coroutines are closed, buffers and queue pairs dropped while the parent's commands are in
+    flight.
+    """
     async with nvme_async.open("emulated:size=16MiB", mode="interrupt") as controller:
         namespace = controller.namespaces[1]
         images = [random.Random(number).randbytes(BLOCK) for number in range(64)]
@@ -118,7 +120,7 @@ async def test_a_child_that_drops_everything_in_the_middle_of_io() -> None:
         await check_parent(namespace)
 
 
-async def test_what_a_child_writes_to_a_buffer_stays_with_the_child() -> None:
+async def test_a_childs_writes_to_a_buffer_do_not_reach_the_parent() -> None:
     async with nvme_async.open("emulated:size=16MiB") as controller:
         with controller.alloc(BLOCK) as buffer:
             buffer[:4] = b"mine"
@@ -135,22 +137,22 @@ async def test_what_a_child_writes_to_a_buffer_stays_with_the_child() -> None:
         await check_parent(controller.namespaces[1])
 
 
-async def test_a_peer_sees_the_parents_end_though_a_child_lives(tmp_path: Any) -> None:
-    """A child holds no copy of the connection: else a server would keep a dead driver's mappings,
-    and take no successor.
+async def test_a_peer_notices_the_parents_death_while_a_child_is_alive(tmp_path: Any) -> None:
+    """A child holds no copy of the connection: otherwise a server would keep a dead driver's
+    mappings, and accept no successor.
     """
     path = str(tmp_path / "socket")
     emulator = EmulatedController("size=16MiB")
     try:
         emulator.listen(path)
-        ready, told = os.pipe()
+        ready, pipe_end = os.pipe()
 
         def drive() -> None:
             async def main() -> None:
                 controller = await nvme_async.open(f"vfio-user:{path}")
                 await controller.namespaces[1].read(0)
                 child = in_child(lambda: time.sleep(60))
-                os.write(told, f"{child}\n".encode())
+                os.write(pipe_end, f"{child}\n".encode())
                 await asyncio.sleep(60)
 
             asyncio.run(main())
@@ -164,13 +166,13 @@ async def test_a_peer_sees_the_parents_end_though_a_child_lives(tmp_path: Any) -
                 await check_parent(controller.namespaces[1])
         finally:
             os.kill(child, signal.SIGKILL)
-        for fd in (ready, told):
+        for fd in (ready, pipe_end):
             os.close(fd)
     finally:
         emulator.close()
 
 
-async def test_a_manager_in_a_child_waits_for_nobody() -> None:
+async def test_closing_a_manager_in_a_child_does_not_wait() -> None:
     async with Manager(workers=2) as manager:
         device = await manager.load("emulated:size=16MiB")
         namespace = await device.namespace(1)
@@ -196,7 +198,7 @@ async def test_a_manager_in_a_child_waits_for_nobody() -> None:
             assert await namespace.read(0) == bytes(BLOCK)
 
 
-async def test_a_child_opens_controllers_of_its_own() -> None:
+async def test_a_child_can_open_its_own_controllers() -> None:
     async with nvme_async.open("emulated:size=16MiB") as controller:
 
         def act() -> None:
@@ -211,7 +213,7 @@ async def test_a_child_opens_controllers_of_its_own() -> None:
         assert await ended(pid) == 0
 
 
-def test_an_owner_that_fails_in_the_child_keeps_no_other_from_letting_go() -> None:
+def test_a_failing_owner_in_the_child_does_not_stop_the_others() -> None:
     class Owner:
         forgotten = False
 

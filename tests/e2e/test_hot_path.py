@@ -1,5 +1,5 @@
-"""What the hot path promises beside speed: doorbells, copies, and turns for everybody else on the
-loop.
+"""What the hot path guarantees besides speed: doorbells, copies, and turns for all other tasks on
+the loop.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def queue(controller: Controller) -> dict[str, Any]:
     [("dbbuf=on", {}, True), ("dbbuf=off", {}, False), ("dbbuf=on", {"shadow_doorbells": False}, False)],
     ids=["offered", "not offered", "not wanted"],
 )
-async def test_doorbell_buffers_are_used_when_the_controller_offers_them(
-    uri: str, options: dict[str, Any], used: bool
-) -> None:
+async def test_doorbell_buffers_are_used_if_offered(uri: str, options: dict[str, Any], used: bool) -> None:
     async with nvme_async.open(f"emulated:size=16MiB,{uri}", **options) as controller:
         namespace = controller.namespaces[1]
         for lba in range(200):
@@ -41,7 +39,7 @@ async def test_doorbell_buffers_are_used_when_the_controller_offers_them(
         assert state["shadow_doorbells"] is used
         registers = state["sq"]["doorbells"] + state["cq"]["doorbells"]
         if used:
-            # The controller looks at the buffers while there is work: most doorbells never reach a
+            # The controller polls the buffers while there is work: most doorbells never reach a
             # register.
             assert state["doorbells_saved"] > 0
         else:
@@ -50,7 +48,7 @@ async def test_doorbell_buffers_are_used_when_the_controller_offers_them(
         assert state["doorbells_per_command"] == pytest.approx(registers / state["sq"]["submitted"], abs=0.001)
 
 
-async def test_a_read_is_copied_once_and_readinto_not_at_all() -> None:
+async def test_read_copies_once_and_readinto_never() -> None:
     async with nvme_async.open("emulated:size=16MiB") as controller:
         namespace = controller.namespaces[1]
         own = bytearray(namespace.block_size)
@@ -69,9 +67,9 @@ async def test_a_read_is_copied_once_and_readinto_not_at_all() -> None:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_a_storm_of_reads_leaves_other_tasks_their_turns(run: Callable[..., Any]) -> None:
-    """However fast the controller answers, each reader gets EAGER_IN_A_ROW results a pass at most,
-    and then all others have their turn.
+def test_many_readers_let_other_tasks_run(run: Callable[..., Any]) -> None:
+    """However fast the controller is, each reader gets at most EAGER_IN_A_ROW results per
+    event-loop iteration, then all others have their turn.
     """
     readers = 8
 
@@ -98,10 +96,8 @@ def test_a_storm_of_reads_leaves_other_tasks_their_turns(run: Callable[..., Any]
     run(storm())
 
 
-async def test_batches_one_after_the_other_leave_other_tasks_their_turns() -> None:
-    """A batch gives way after 100 us; so do short ones that come one after the other and never have
-    to wait.
-    """
+async def test_consecutive_batches_let_other_tasks_run() -> None:
+    """A batch yields after 100 us; so do consecutive short ones that never have to wait."""
     async with nvme_async.open("emulated:size=64MiB,medium=null") as controller:
         namespace = controller.namespaces[1]
         lbas = array("Q", range(500))
@@ -120,12 +116,12 @@ async def test_batches_one_after_the_other_leave_other_tasks_their_turns() -> No
                 assert result.failed == 0
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        # 100 000 commands take a hundred times as long as others may be kept waiting, on any
-        # machine.
+        # On any machine, 100 000 commands take a hundred times as long as other tasks may be
+        # delayed.
         assert turns >= 20
 
 
-async def test_more_depth_than_the_queue_has_is_all_that_it_has() -> None:
+async def test_depth_is_limited_by_the_queue() -> None:
     async with nvme_async.open("emulated:size=16MiB") as controller:
         namespace = controller.namespaces[1]
         for depth in (4097, 1 << 40):

@@ -1,5 +1,5 @@
-"""The hand-over benchmark itself: it runs, loses nothing, and says what it measured. The figures
-are docs/performance.md's.
+"""The hand-over benchmark itself: it runs, loses nothing, and reports its measurements.
+docs/performance.md has the figures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/keepalive.py"
 
 
-def test_it_hands_to_and_fro_and_reports_as_json() -> None:
+def test_it_hands_back_and_forth_and_reports_as_json() -> None:
     arguments = [
         "--rounds",
         "4",

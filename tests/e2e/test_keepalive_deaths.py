@@ -1,5 +1,5 @@
-"""Drivers that are killed at chosen points, held by a keeper: each successor comes to a working
-controller, and to the data.
+"""Drivers with a keeper are killed at chosen points: each successor gets a working controller and
+the data.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ BLOCK = 4096
 FIRST = """
     controller = await nvme_async.open(uri, keeper=keeper)
     await controller.namespaces[1].write(0, b"A" * 4096)
-    tell("up")
-    await hear()
+    report("up")
+    await next_line()
 """
 
-# Python is stopped for good on entering that function.
+# The process stops forever on entering that function.
 DIES_IN = """
     import {module} as module
     def dies(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
     module.{function} = dies
     await nvme_async.open(uri, keeper=keeper, keeper_wait=10)
-    tell("survived")
+    report("survived")
 """
 
 
@@ -53,12 +53,12 @@ async def works(controller: nvme_async.Controller, first: bytes) -> None:
     assert await namespace.read(1) == b"Z" * BLOCK
 
 
-async def test_killed_after_a_fresh_bring_up_and_before_the_new_deposit(site: Site) -> None:
-    """The keeper still has the bundle of the one before: same device, same registers, and a pool
+async def test_killed_between_a_fresh_bring_up_and_the_new_deposit(site: Site) -> None:
+    """The keeper still has the previous driver's bundle: same device, same registers, and a pool
     that the controller doesn't use.
     """
     driver = site.driver(FIRST)
-    assert driver.hear() == "up"
+    assert driver.receive() == "up"
     driver.kill()
     site.controller.faults.fatal()
     second = site.driver(DIES_IN.format(module="nvme_async.keepalive.depositor", function="Depositor.start"))
@@ -104,9 +104,9 @@ async def test_killed_during_bring_up(site: Site, module: str, function: str, en
         ("nvme_async.keepalive.depositor", "Depositor.start"),
     ],
 )
-async def test_two_successors_killed_while_they_take_over(site: Site, module: str, function: str) -> None:
+async def test_two_successors_killed_during_the_takeover(site: Site, module: str, function: str) -> None:
     driver = site.driver(FIRST)
-    assert driver.hear() == "up"
+    assert driver.receive() == "up"
     lives = site.lives()
     driver.kill()
     for _ in range(2):
@@ -127,7 +127,7 @@ async def test_two_successors_killed_while_they_take_over(site: Site, module: st
         ("queues.negotiate", 1),
         ("queues.create_all", 1),
         ("bringup._namespaces", 1),
-        # From here on the controller is whole again.
+        # From here on the controller works again.
         ("queues.go", 0),
         ("listener.start", 0),
     ],
@@ -138,7 +138,7 @@ async def test_killed_during_a_reset(site: Site, function: str, again: int) -> N
         await controller.namespaces[1].write(0, b"A" * 4096)
         controller.{function} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         await controller.reset()
-        tell("survived")
+        report("survived")
     """)
     driver.popen.wait(20)
     enables = site.lives()["enables"]
@@ -152,22 +152,24 @@ async def test_killed_during_a_reset(site: Site, function: str, again: int) -> N
 # Opcodes of Base 2.0, figure 138: Create I/O CQ and SQ, Delete I/O SQ and CQ.
 @pytest.mark.parametrize("opcode", [5, 1, 0, 4])
 @pytest.mark.parametrize("executed", [False, True])
-async def test_killed_while_a_queue_pair_comes_or_goes(site: Site, opcode: int, executed: bool) -> None:
-    driver = site.driver("""
+async def test_killed_during_creation_or_deletion_of_a_queue_pair(site: Site, opcode: int, executed: bool) -> None:
+    driver = site.driver(
+        """
         controller = await nvme_async.open(uri, keeper=keeper)
         await controller.namespaces[1].write(0, b"A" * 4096)
-        tell("up")
-        await hear()
-        async def look():
+        report("up")
+        await next_line()
+        async def connect():
             await controller.namespaces[1].read(0)
         while True:
             # Each loop gets a queue pair of its own, for which that of the loop before is deleted.
-            await asyncio.to_thread(lambda: asyncio.run(look()))
-    """)
-    assert driver.hear() == "up"
+            await asyncio.to_thread(lambda: asyncio.run(connect()))
+    """
+    )
+    assert driver.receive() == "up"
     kind = "delay_post" if executed else "delay"
     rule = site.controller.faults.add(queue="admin", opcode=opcode, **{kind: 3600.0})
-    driver.tell()
+    driver.send()
     rule.wait(timeout=20)
     before = site.lives()
     driver.kill()
@@ -190,7 +192,7 @@ OFFERS = """
     controller = await nvme_async.open(uri, keepalive=True, keeper=keeper)
     await controller.namespaces[1].write(0, b"A" * 4096)
     async with controller.handover(f"{keeper}.offer") as offer:
-        tell("offered")
+        report("offered")
         await offer
 """
 
@@ -201,7 +203,7 @@ async def test_a_predecessor_killed_between_go_and_taken_costs_nothing(
 ) -> None:
     """The successor has the whole controller by then. held: the keeper has the descriptors too."""
     driver = site.driver(OFFERS if held else OFFERS.replace("keeper=keeper", "keeper='none'"))
-    assert driver.hear() == "offered"
+    assert driver.receive() == "offered"
     commit = Restoration.commit
 
     async def killed(self: Restoration) -> nvme_async.Controller:
@@ -219,7 +221,7 @@ async def test_a_predecessor_killed_between_go_and_taken_costs_nothing(
 
 
 async def test_a_hand_over_is_between_processes_of_one_user(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each side asks the kernel who the other is, before it says or believes anything."""
+    """Each side asks the kernel for the peer's user before it sends or trusts anything."""
     async with await opened(site) as controller:
         monkeypatch.setattr(handover_wire, "struct", _Another)
         async with controller.handover(f"{site.keeper_path}.offer") as offer:
@@ -239,7 +241,7 @@ async def works_alone(controller: nvme_async.Controller) -> None:
 
 
 class _Another:
-    """In struct's place: SO_PEERCRED tells of another user."""
+    """Replaces struct: SO_PEERCRED reports another user."""
 
     Struct = struct.Struct
 

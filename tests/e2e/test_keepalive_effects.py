@@ -1,5 +1,5 @@
-"""A hand-over, or a death, while a command is out that changes a namespace: the successor sends no
-I/O before it knows what the namespace is now. And identities reach the successor.
+"""A hand-over, or a death, while a command that changes a namespace is in flight: the successor
+sends no I/O before it knows the namespace's new state. Identities reach the successor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 
 @ways
-async def test_a_format_that_is_out(way: Way) -> None:
+async def test_handing_over_while_a_format_is_in_flight(way: Way) -> None:
     async with line() as drivers:
         old = drivers.namespace
         await old.write(0, b"a" * 4096)
@@ -49,7 +49,7 @@ async def test_a_format_that_is_out(way: Way) -> None:
 
 
 @ways
-async def test_a_format_that_is_over_and_identify_was_not_read_yet(way: Way) -> None:
+async def test_handing_over_between_a_format_and_its_identify(way: Way) -> None:
     async with line() as drivers:
         rule = drivers.faults.add(queue="admin", opcode=6, nsid=1, cdw10=0, delay=0.3, count=1)
         formatting = asyncio.create_task(drivers.driver.admin(commands.format_nvm(1, 0)))

@@ -1,4 +1,4 @@
-"""In-place exec and systemd's store, with a controller that counts its lives."""
+"""In-place exec and systemd's store, with a controller that counts how often it was enabled."""
 
 from __future__ import annotations
 
@@ -35,53 +35,55 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("keeper", ["'none'", "keeper"])
-def test_exec(site: Site, keeper: str) -> None:
+def test_exec_keeps_the_controller_running(site: Site, keeper: str) -> None:
     driver = site.driver(f"""
         holder = {keeper}
         controller = await nvme_async.open(uri, keepalive="enabled", keeper=holder)
         namespace = controller.namespaces[1]
         await namespace.write(0, b"A" * 4096)
-        tell("up")
-        await hear()
+        report("up")
+        await next_line()
         waiting = asyncio.ensure_future(namespace.write(1, b"B" * 8192))
-        waiting.add_done_callback(lambda task: tell(type(task.exception()).__name__))
+        waiting.add_done_callback(lambda task: report(type(task.exception()).__name__))
         await asyncio.sleep(0.05)
         await controller.exec([sys.executable, "-c", {SUCCESSOR!r}, uri, str(os.getpid()), holder])
     """)
-    assert driver.hear() == "up"
+    assert driver.receive() == "up"
     lives = site.lives()
     site.controller.faults.add(queue="io", delay=0.8, count=1)
-    driver.tell()
-    assert driver.hear() == "HandedOver"
-    assert driver.hear() == "[('Write', 1, 0)] b'A' b'B'"
-    assert "keepalive on" in driver.hear()
+    driver.send()
+    assert driver.receive() == "HandedOver"
+    assert driver.receive() == "[('Write', 1, 0)] b'A' b'B'"
+    assert "keepalive on" in driver.receive()
     assert site.lives() == lives
     if keeper == "keeper":
         [deposit] = site.deposits()
         assert (deposit.state, deposit.pid) == ("owned", driver.pid)
-    driver.tell()
+    driver.send()
     driver.end()
     assert site.lives()["shutdowns"] == 1
     assert site.deposits() == []
 
 
-def test_exec_of_a_program_that_is_not_there(site: Site) -> None:
-    driver = site.driver("""
+def test_exec_of_a_missing_program_is_refused(site: Site) -> None:
+    driver = site.driver(
+        """
         async with nvme_async.open(uri, keepalive="enabled") as controller:
             try:
                 await controller.exec(["/no/such/program"])
             except ConfigurationError as error:
-                tell(error)
+                report(error)
             await controller.namespaces[1].write(0, bytes(4096))
-            tell(controller.state)
-    """)
-    assert "/no/such/program" in driver.hear()
-    assert driver.hear() == "ready"
+            report(controller.state)
+    """
+    )
+    assert "/no/such/program" in driver.receive()
+    assert driver.receive() == "ready"
     driver.end()
     assert site.lives()["enables"] == 1
 
 
-def test_exec_that_fails_can_be_taken_back(site: Site, tmp_path: Path) -> None:
+def test_a_failed_exec_can_be_restored(site: Site, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_bytes(b"\x7fELF nothing more")
     broken.chmod(0o755)
@@ -90,13 +92,13 @@ def test_exec_that_fails_can_be_taken_back(site: Site, tmp_path: Path) -> None:
         try:
             await controller.exec([{str(broken)!r}])
         except OSError as error:
-            tell(type(error).__name__)
+            report(type(error).__name__)
         async with nvme_async.open(uri, keeper="none") as controller:
             await controller.namespaces[1].write(0, bytes(4096))
-            tell(controller.state)
+            report(controller.state)
     """)
-    assert driver.hear() == "OSError"
-    assert driver.hear() == "ready"
+    assert driver.receive() == "OSError"
+    assert driver.receive() == "ready"
     driver.end()
     assert site.lives()["enables"] == 1
 
@@ -109,7 +111,7 @@ def test_a_service_under_systemd(site: Site, tmp_path: Path) -> None:
         END
         runpy.run_path({str(SERVICE)!r}, run_name="__main__")
     """
-    # The first ends by SIGTERM, the second by SIGKILL, the third closes its controller.
+    # The first process ends by SIGTERM, the second by SIGKILL, the third closes its controller.
     end = "import os, signal, threading; threading.Timer(1.5, os.kill, (os.getpid(), signal.{})).start()"
     try:
         first = supervisor.run(program.replace("END", end.format("SIGTERM")))

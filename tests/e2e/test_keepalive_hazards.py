@@ -1,4 +1,4 @@
-"""Hazards of servicing, each found in other drivers' code, and each with the test that would find
+"""Hazards of servicing that were found in other drivers' code, each with the test that would find
 it here.
 """
 
@@ -40,9 +40,9 @@ CC, CSTS = int(Register.CC), int(Register.CSTS)
 
 
 @ways
-async def test_1_pages_of_commands_in_flight_are_not_given_to_new_work(way: Way) -> None:
-    """PRP lists and bounce pages stay with their commands over a restore: no page that the
-    controller may touch is handed out again.
+async def test_1_pages_of_commands_in_flight_are_not_reused(way: Way) -> None:
+    """PRP lists and bounce pages stay with their commands across a restore: no page that the
+    controller may access is handed out again.
     """
     async with line() as drivers:
         span = 128 << 10
@@ -86,11 +86,13 @@ async def test_1_pages_of_commands_in_flight_are_not_given_to_new_work(way: Way)
 
 
 @ways
-async def test_2_a_tail_that_was_not_rung_is_rung_and_the_drain_ends(way: Way) -> None:
-    """Commands are posted in one pass of the loop and rung at its end; the save comes in between."""
+async def test_2_an_unrung_tail_is_rung_and_the_drain_ends(way: Way) -> None:
+    """Commands are posted in one event-loop iteration and rung at its end; the save comes in
+    between.
+    """
     async with line() as drivers:
         await drivers.namespace.write(8, block(8))
-        # Requests are sent by their first step; the doorbell follows after this pass.
+        # Requests are sent by their first step; the doorbell follows after this iteration.
         drivers.start(*(drivers.namespace.submit(commands.read(1, 8, 1), tag=1 + at) for at in range(5)))
         await asyncio.sleep(0)
         await drivers.succeed(way)
@@ -130,7 +132,7 @@ async def test_3_prp_lists_over_512_entries_are_chained_and_survive_a_takeover(w
 @ways
 async def test_4_a_cancelled_callers_pages_stay_with_the_controller(way: Way) -> None:
     """Cancelled before the takeover: the successor has the command as an orphan, and its pages are
-    still nobody else's.
+    not reused.
     """
     async with line() as drivers:
         buffer = drivers.driver.alloc(4096, tag=1)
@@ -155,7 +157,7 @@ async def test_4_a_cancelled_callers_pages_stay_with_the_controller(way: Way) ->
 
 
 def free_pages(controller: nvme_async.Controller) -> set[int]:
-    """Pages of the pool that alloc() could give out now."""
+    """Pages of the pool that alloc() could hand out now."""
     (pool,) = controller.memory.pools
     taken = {
         page for slot in pool.slots() for page in range(slot.offset >> 12, (slot.offset + slot.nbytes + 4095) >> 12)
@@ -163,9 +165,9 @@ def free_pages(controller: nvme_async.Controller) -> set[int]:
     return {(pool.iova >> 12) + page for page in range(pool.data_offset >> 12, pool.nbytes >> 12) if page not in taken}
 
 
-async def test_5_a_queue_made_while_the_save_begins_has_an_owner_at_the_restore() -> None:
-    """Its memory is taken, the controller may or may not know it: nothing of it is without an
-    owner, and none of it is lost.
+async def test_5_a_queue_created_as_the_save_starts_has_an_owner_at_the_restore() -> None:
+    """Its memory is allocated, and the controller may or may not know the queue: all of the memory
+    has an owner, and none is lost.
     """
     async with line() as drivers:
         used = drivers.driver.memory.pools[0].used_bytes
@@ -200,8 +202,8 @@ async def test_6_a_failed_load_leaves_no_dead_entry_behind() -> None:
 
 @ways
 async def test_7_no_buffer_is_freed_before_the_controller_is_reset(way: Way) -> None:
-    """policy="fresh" with reads out that would still be written to: at the moment of the reset
-    every page was the predecessor's.
+    """policy="fresh" with reads in flight into pages: at the moment of the reset the predecessor
+    still owns every page.
     """
     if way == "handover":
         pytest.skip("a live hand-over has nothing to reclaim")
@@ -229,14 +231,14 @@ async def test_7_no_buffer_is_freed_before_the_controller_is_reset(way: Way) -> 
         assert len(drivers.driver.adopted.lost) == 8
 
 
-async def test_8_failed_queue_creations_burn_neither_ids_nor_vectors() -> None:
+async def test_8_failed_queue_creations_leak_neither_ids_nor_vectors() -> None:
     async with line() as drivers:
         await drivers.namespace.read(0)  # takes bounce pages
         used = drivers.driver.memory.pools[0].used_bytes
         for opcode in (CREATE_CQ, CREATE_SQ) * 3:
             rule = drivers.faults.add(queue="admin", opcode=opcode, count=1, fail=0x101, dnr=True)
             with LoopThread() as other:
-                assert await other.submit(calling(drivers.namespace.read, 0)) == bytes(4096)  # shares a neighbour's
+                assert await other.submit(calling(drivers.namespace.read, 0)) == bytes(4096)  # shares another loop's
             assert rule.hits == 1
             rule.remove()
         assert drivers.driver.memory.pools[0].used_bytes == used
@@ -248,7 +250,7 @@ async def test_8_failed_queue_creations_burn_neither_ids_nor_vectors() -> None:
         assert drivers.since()["disables"] == 0
 
 
-async def test_9_a_different_drive_in_the_slot_is_never_taken_for_the_old_one() -> None:
+async def test_9_a_different_drive_in_the_slot_is_recognized() -> None:
     """The same PCI ids, registers, sizes and addresses; only its serial number differs."""
     async with line("size=16MiB,dbbuf=off,serial=OLD") as old, line("size=16MiB,dbbuf=off,serial=NEW") as new:
         bundle, other = await old.driver.save(), await new.driver.save()
@@ -271,9 +273,9 @@ async def test_9_a_different_drive_in_the_slot_is_never_taken_for_the_old_one() 
 
 
 @ways
-async def test_10_a_command_without_an_answer_ends_after_the_takeover_too(way: Way) -> None:
-    """Timeout, Abort, reset, CAP.TO, CC.SHN: limits hold for what a predecessor left, and for the
-    successor's own shutdown.
+async def test_10_a_command_without_completion_ends_after_the_takeover(way: Way) -> None:
+    """Timeout, Abort, reset, CAP.TO, CC.SHN: the limits apply to the predecessor's commands, and to
+    the successor's own shutdown.
     """
     async with line(command_timeout=0.3, abort_timeout=0.2, retries=0) as drivers:
         drivers.faults.add(queue="io", opcode=WRITE, count=1, drop=True)
@@ -297,8 +299,8 @@ async def test_10_a_command_without_an_answer_ends_after_the_takeover_too(way: W
 
 @ways
 async def test_a_completion_is_neither_lost_nor_delivered_twice(way: Way) -> None:
-    """Every tag that was sent arrives exactly once, whoever gets it: the predecessor's waiter, or
-    the successor.
+    """Every tag that was sent arrives exactly once, either at the predecessor's waiter or at the
+    successor.
     """
     async with line(queue_entries=64) as drivers:
         namespace = drivers.namespace
@@ -310,7 +312,7 @@ async def test_a_completion_is_neither_lost_nor_delivered_twice(way: Way) -> Non
                 answered.append(tag)
             except HandedOver as error:
                 if not error.sent:
-                    answered.append(-tag)  # nobody will answer it: it was never sent
+                    answered.append(-tag)  # it has no completion, since it was never sent
             except CommandError:
                 answered.append(tag)
 
@@ -325,7 +327,7 @@ async def test_a_completion_is_neither_lost_nor_delivered_twice(way: Way) -> Non
             await drivers.driver.adopted.wait()
         adopted = [command.tag for command in drivers.driver.adopted if command.sent]
         if way == "death":
-            # die() tells all waiters alike; which were sent is known from the pool alone.
+            # die() ends all waiters in the same way; only the pool shows which commands were sent.
             answered = [tag for tag in answered if tag > 0]
             assert len(answered) == len(set(answered))
             assert not set(answered) & set(adopted)
@@ -335,13 +337,13 @@ async def test_a_completion_is_neither_lost_nor_delivered_twice(way: Way) -> Non
         assert len(adopted) == len(set(adopted))
 
 
-async def test_a_handed_over_pool_is_unmapped_at_once_and_not_when_garbage_is_collected() -> None:
+async def test_a_handed_over_pool_is_unmapped_at_once() -> None:
     def pools() -> int:
         maps = Path("/proc/self/maps").read_text().splitlines()
         return sum("memfd:" in line and "doorbells" not in line for line in maps)
 
     async with line() as drivers:
-        descriptors()  # collects what is left of other tests
+        descriptors()  # collects the leftovers of other tests
         before = pools()
         predecessor = drivers.driver
         for _ in range(3):

@@ -1,5 +1,5 @@
-"""Interrupts that come while a controller stands still between two drivers belong to whoever goes
-on with it.
+"""Interrupts that arrive while a controller is frozen between two drivers belong to the driver that
+continues.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def signalled(fd: int) -> bool:
 
 
 async def complete(controller: Controller, rule: Rule) -> None:
-    """What the rule holds completes; every loop has the time to take the interrupt, if it wants to."""
+    """The held commands complete; every loop has time to consume the interrupt, if it would."""
     emulator = faults(controller)
     before = emulator.counters()["interrupts"]
     rule.remove()
@@ -37,7 +37,7 @@ async def complete(controller: Controller, rule: Rule) -> None:
 
 @contextlib.asynccontextmanager
 async def standing_still(controller: Controller) -> AsyncIterator[None]:
-    """Between "go" and "taken" of a hand-over, which then comes to nothing."""
+    """Between "go" and "taken" of a hand-over that then fails."""
     async with controller._lock:
         await saving.suspend(controller)
         try:
@@ -48,8 +48,8 @@ async def standing_still(controller: Controller) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("mode", ["interrupt", "adaptive"])
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["home", "another-loop"])
-async def test_a_frozen_driver_leaves_them_alone(mode: str, elsewhere: bool) -> None:
-    """It would take the only word of a completion that its successor has not seen yet."""
+async def test_a_frozen_driver_does_not_consume_interrupts(mode: str, elsewhere: bool) -> None:
+    """It would consume the only signal of a completion that its successor has not seen yet."""
     with LoopThread() as thread:
         async with nvme_async.open("emulated:size=16MiB,block=512", keepalive=True, mode=mode, **FAST) as controller:
             namespace = controller.namespaces[1]
@@ -67,13 +67,13 @@ async def test_a_frozen_driver_leaves_them_alone(mode: str, elsewhere: bool) -> 
                 await complete(controller, rule)
                 assert signalled(queue.event_fd), "the frozen driver has taken the interrupt"
                 assert not reading.done()
-            assert await within(2, reading) == b"5" * 512, "whoever goes on has it"
+            assert await within(2, reading) == b"5" * 512, "the driver that continues has it"
             assert await within(2, read()) == b"5" * 512
             assert await within(2, asyncio.ensure_future(thread.submit(read()))) == b"5" * 512
 
 
-async def test_a_shared_vector_too() -> None:
-    """One vector for all queues: the home loop takes its interrupts, and passes them on."""
+async def test_a_frozen_driver_does_not_consume_interrupts_of_a_shared_vector() -> None:
+    """One vector for all queues: the home loop consumes its interrupts and passes them on."""
     with LoopThread() as thread:
         async with nvme_async.open(
             "emulated:size=16MiB,block=512,vectors=1", keepalive=True, mode="interrupt", **FAST

@@ -1,4 +1,4 @@
-"""A controller that is held by a keeper while its drivers are killed, closed, and started again."""
+"""A keeper holds a controller while its drivers are killed, closed, and started again."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ WRITER = """
     controller = await nvme_async.open(uri, keeper=keeper)
     namespace = controller.namespaces[1]
     await namespace.write(0, b"A" * 4096)
-    tell("written", os.getpid())
-    await hear()
+    report("written", os.getpid())
+    await next_line()
     asyncio.create_task(namespace.write(1, b"B" * 8192))
     asyncio.create_task(namespace.read(0, 1))
     await asyncio.sleep(0.05)
-    tell("out")
-    await hear()
+    report("out")
+    await next_line()
 """
 
 
-async def test_a_killed_driver_is_followed_with_what_it_had_out(site: Site) -> None:
+async def test_the_successor_of_a_killed_driver_gets_its_commands(site: Site) -> None:
     driver = site.driver(WRITER)
-    assert driver.hear() == f"written {driver.pid}"
+    assert driver.receive() == f"written {driver.pid}"
     before = site.lives()
-    # Both are held until long after the death; then their data move.
+    # The controller holds both until long after the death; then their data are transferred.
     site.controller.faults.add(queue="io", delay=0.5)
-    driver.tell()
-    assert driver.hear() == "out"
+    driver.send()
+    assert driver.receive() == "out"
     driver.kill()
     async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
         assert "keepalive on" in controller.decision
@@ -68,7 +68,7 @@ async def test_a_killed_driver_is_followed_with_what_it_had_out(site: Site) -> N
     assert site.lives()["shutdowns"] == 1
 
 
-async def test_three_deaths_in_a_row(site: Site) -> None:
+async def test_three_consecutive_deaths(site: Site) -> None:
     lives = None
     for number in range(3):
         driver = site.driver(f"""
@@ -76,10 +76,10 @@ async def test_three_deaths_in_a_row(site: Site) -> None:
             namespace = controller.namespaces[1]
             found = (await namespace.read(0))[:1]
             await namespace.write(0, bytes([{number} + 65]) * 4096)
-            tell(found, len(controller.adopted))
-            await hear()
+            report(found, len(controller.adopted))
+            await next_line()
         """)
-        assert driver.hear() == f"{bytes([number + 64]) if number else bytes(1)!r} 0"
+        assert driver.receive() == f"{bytes([number + 64]) if number else bytes(1)!r} 0"
         lives = lives or site.lives()
         driver.kill()
     async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
@@ -87,7 +87,7 @@ async def test_three_deaths_in_a_row(site: Site) -> None:
         assert site.lives() == lives
 
 
-async def test_a_clean_close_leaves_nothing_to_follow(site: Site) -> None:
+async def test_a_clean_close_leaves_nothing_to_restore(site: Site) -> None:
     async with nvme_async.open(site.uri, keeper=site.keeper_path):
         [deposit] = site.deposits()
         assert (deposit.name, deposit.state, deposit.pid) == (site.uri, "owned", os.getpid())
@@ -98,20 +98,20 @@ async def test_a_clean_close_leaves_nothing_to_follow(site: Site) -> None:
     assert site.lives()["enables"] == 2
 
 
-async def test_a_driver_that_lives_is_not_followed(site: Site) -> None:
+async def test_a_living_drivers_controller_is_not_handed_out(site: Site) -> None:
     driver = site.driver(WRITER)
-    driver.hear()
+    driver.receive()
     with pytest.raises(KeeperError, match=f"process {driver.pid}"):
         await nvme_async.open(site.uri, keeper=site.keeper_path)
     [deposit] = site.deposits()
     assert (deposit.state, deposit.pid) == ("owned", driver.pid)
 
 
-async def test_a_warm_standby(site: Site) -> None:
+async def test_a_warm_standby_takes_over(site: Site) -> None:
     driver = site.driver(WRITER)
-    assert driver.hear() == f"written {driver.pid}"
-    driver.tell()
-    assert driver.hear() == "out"
+    assert driver.receive() == f"written {driver.pid}"
+    driver.send()
+    assert driver.receive() == "out"
     lives = site.lives()
     standby = asyncio.ensure_future(_open(site, keeper_wait=30.0))
     while not site.deposits()[0].waiting:
@@ -130,9 +130,9 @@ async def _open(site: Site, **options: object) -> nvme_async.Controller:
     return await nvme_async.open(site.uri, keeper=site.keeper_path, **options)
 
 
-async def test_a_standby_that_gives_up_leaves_its_place(site: Site) -> None:
+async def test_a_standby_that_gives_up_leaves_the_waiting_line(site: Site) -> None:
     driver = site.driver(WRITER)
-    driver.hear()
+    driver.receive()
     standby = asyncio.ensure_future(_open(site, keeper_wait=30.0))
     while not site.deposits()[0].waiting:
         await asyncio.sleep(0.01)
@@ -146,11 +146,11 @@ async def test_a_standby_that_gives_up_leaves_its_place(site: Site) -> None:
         assert controller.state == "ready"
 
 
-async def test_a_restarted_keeper_is_as_good_as_the_old_one(site: Site) -> None:
+async def test_a_restarted_keeper_gets_all_deposits_again(site: Site) -> None:
     driver = site.driver(WRITER)
-    assert driver.hear() == f"written {driver.pid}"
-    driver.tell()
-    assert driver.hear() == "out"
+    assert driver.receive() == f"written {driver.pid}"
+    driver.send()
+    assert driver.receive() == "out"
     lives = site.lives()
     site.stop_keeper()
     site.start_keeper()
@@ -163,9 +163,9 @@ async def test_a_restarted_keeper_is_as_good_as_the_old_one(site: Site) -> None:
         assert site.lives() == lives
 
 
-async def test_a_device_that_died_too_is_brought_up_afresh(site: Site) -> None:
+async def test_a_device_that_died_with_the_driver_is_brought_up_afresh(site: Site) -> None:
     driver = site.driver(WRITER)
-    driver.hear()
+    driver.receive()
     site.controller.drop_client()
     driver.kill()
     async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
@@ -176,12 +176,12 @@ async def test_a_device_that_died_too_is_brought_up_afresh(site: Site) -> None:
         assert deposit.state == "owned"
 
 
-async def test_keepalive_off_now_reclaims_what_is_there(site: Site) -> None:
+async def test_with_keepalive_off_the_controller_is_reset_and_reclaimed(site: Site) -> None:
     driver = site.driver(WRITER)
-    assert driver.hear() == f"written {driver.pid}"
+    assert driver.receive() == f"written {driver.pid}"
     site.controller.faults.add(queue="io", delay=60)
-    driver.tell()
-    assert driver.hear() == "out"
+    driver.send()
+    assert driver.receive() == "out"
     driver.kill()
     async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5, keepalive=False) as controller:
         assert "keepalive off" in controller.decision
@@ -193,7 +193,7 @@ async def test_keepalive_off_now_reclaims_what_is_there(site: Site) -> None:
         assert site.deposits() == []
 
 
-async def test_off_by_the_environment(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_environment_switches_keepalive_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(config.KEEP_ALIVE, "disabled,host,privatepool")
     async with nvme_async.open(site.uri, keeper=site.keeper_path) as controller:
         assert "disabled" in controller.decision
@@ -203,9 +203,9 @@ async def test_off_by_the_environment(site: Site, monkeypatch: pytest.MonkeyPatc
 
 async def test_the_decision_is_in_inspect(site: Site) -> None:
     async with nvme_async.open(site.uri, keeper=site.keeper_path, pool_pages=4096) as controller:
-        told = controller.inspect()["keepalive"]["settings"]
+        settings = controller.inspect()["keepalive"]["settings"]
         assert (
-            told.items()
+            settings.items()
             >= {
                 "enabled": True,
                 "why": f"keeper {site.keeper_path} can take over, and a private pool of 4096 pages is there",
@@ -223,20 +223,22 @@ async def test_the_decision_is_in_inspect(site: Site) -> None:
         assert pool.nbytes >= 4096 * 4096
 
 
-async def test_a_successor_that_dies_while_it_takes_over(site: Site) -> None:
+async def test_a_successor_that_dies_during_the_takeover(site: Site) -> None:
     driver = site.driver(WRITER)
-    assert driver.hear() == f"written {driver.pid}"
+    assert driver.receive() == f"written {driver.pid}"
     site.controller.faults.add(queue="io", delay=1.5)
-    driver.tell()
-    assert driver.hear() == "out"
+    driver.send()
+    assert driver.receive() == "out"
     lives = site.lives()
     driver.kill()
-    second = site.driver("""
+    second = site.driver(
+        """
         controller = await nvme_async.open(uri, keeper=keeper, keeper_wait=5)
-        tell(len(controller.adopted), controller.adopted.draining)
-        await hear()
-    """)
-    assert second.hear() == "2 True"
+        report(len(controller.adopted), controller.adopted.draining)
+        await next_line()
+    """
+    )
+    assert second.receive() == "2 True"
     second.kill()
     async with nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=5) as controller:
         assert len([command async for command in controller.adopted]) == 2
@@ -245,13 +247,13 @@ async def test_a_successor_that_dies_while_it_takes_over(site: Site) -> None:
         assert site.lives() == lives
 
 
-async def test_no_keeper_is_an_error(tmp_path: Path, site: Site) -> None:
+async def test_a_missing_keeper_is_an_error(tmp_path: Path, site: Site) -> None:
     with pytest.raises(KeeperError, match="no keeper"):
         await nvme_async.open(site.uri, keeper=str(tmp_path / "none"))
     assert site.lives()["enables"] == 0
 
 
-async def test_a_bring_up_that_fails_lets_the_next_try(site: Site) -> None:
+async def test_after_a_failed_bring_up_the_next_process_may_try(site: Site) -> None:
     site.controller.faults.enable_delay(ready=60.0)
     with pytest.raises(nvme_async.ControllerError):
         await nvme_async.open(site.uri, keeper=site.keeper_path)
@@ -266,37 +268,37 @@ OFFERING = """
     controller = await nvme_async.open(uri, keeper=keeper)
     await controller.namespaces[1].write(0, b"A" * 4096)
     async with controller.handover(keeper + ".offer") as offer:
-        tell("offered")
+        report("offered")
         try:
             await asyncio.wait_for(asyncio.shield(offer._wait()), 60)
         finally:
-            tell("over", offer.taken)
-    await hear()
+            report("over", offer.taken)
+    await next_line()
 """
 
 
 async def test_a_hand_over_passes_the_deposit_on(site: Site) -> None:
     driver = site.driver(OFFERING.replace("{patch}", ""))
-    assert driver.hear() == "offered"
+    assert driver.receive() == "offered"
     async with nvme_async.take_over(f"{site.keeper_path}.offer", keeper=site.keeper_path) as controller:
-        assert driver.hear() == "over True"
+        assert driver.receive() == "over True"
         await eventually(
             lambda: [(one.pid, one.state, one.fds > 0) for one in site.deposits()] == [(os.getpid(), "owned", True)]
         )
-        driver.tell()
+        driver.send()
         driver.end()
         assert [one.pid for one in site.deposits()] == [os.getpid()]
         assert await controller.namespaces[1].read(0) == b"A" * BLOCK
     assert site.deposits() == []
 
 
-async def test_a_predecessor_that_dies_right_after_the_hand_over_leaves_no_second_heir(site: Site) -> None:
+async def test_a_predecessor_that_dies_after_the_hand_over_leaves_one_successor(site: Site) -> None:
     driver = site.driver(
         OFFERING.replace(
             "{patch}", "async def die(controller): os.kill(os.getpid(), signal.SIGKILL)\n    saving.release = die"
         )
     )
-    assert driver.hear() == "offered"
+    assert driver.receive() == "offered"
     async with nvme_async.take_over(f"{site.keeper_path}.offer", keeper="none") as controller:
         await asyncio.to_thread(driver.popen.wait, 20)
         await eventually(lambda: all(one.pid != driver.pid for one in site.deposits()))
@@ -304,14 +306,12 @@ async def test_a_predecessor_that_dies_right_after_the_hand_over_leaves_no_secon
         assert await controller.namespaces[1].read(0) == b"A" * BLOCK
 
 
-async def test_a_hand_over_that_fails_leaves_the_deposit_where_it_was(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_hand_over_keeps_the_deposit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(self: Restoration) -> None:
         raise RestoreRefused("changed its mind")
 
     driver = site.driver(OFFERING.replace("{patch}", ""))
-    assert driver.hear() == "offered"
+    assert driver.receive() == "offered"
     before = site.lives()
     monkeypatch.setattr(Restoration, "commit", refuse)
     with pytest.raises(RestoreRefused, match="changed its mind"):

@@ -1,5 +1,5 @@
-"""A successor that lacks descriptors, memory or threads says so, and leaves the controller to the predecessor or to
-the next that tries.
+"""A successor that lacks descriptors, memory or threads reports it, and leaves the controller to
+the predecessor or to the next attempt.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def open_files(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_a_restore_with_one_descriptor_too_few_is_refused_wherever_it_is_missed() -> None:
+async def test_a_restore_with_too_few_descriptors_is_refused_at_any_point() -> None:
     async with line() as drivers:
         await drivers.namespace.write(0, block(7))
         await asyncio.to_thread(int)
         with await drivers.driver.save() as bundle:
             before = descriptors()
-            lowest = os.dup(0)  # numbers from here on are free, or are used by what is open
+            lowest = os.dup(0)  # descriptor numbers from here on are free, or in use
             os.close(lowest)
             refusals, reasons = 0, set()
             while True:
@@ -83,7 +83,7 @@ async def test_a_restore_with_one_descriptor_too_few_is_refused_wherever_it_is_m
         ("RLIMIT_AS", [0], "out of memory|Cannot allocate memory|new thread"),
     ],
 )
-async def test_take_over_says_which_limit_stopped_it_and_the_predecessor_serves_on(
+async def test_take_over_names_the_limit_and_the_predecessor_continues(
     limit: str, values: list[int], says: str, tmp_path: Path
 ) -> None:
     async with line() as drivers:

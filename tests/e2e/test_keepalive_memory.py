@@ -1,5 +1,5 @@
-"""A controller's memory comes from DMA clients: of which policy, what is seen of it, and what
-becomes of it over a takeover.
+"""A controller's memory comes from DMA clients: their policy, what inspect() shows, and their state
+after a takeover.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def test_without_keepalive_memory_is_ephemeral_and_grows_by_clients() -> N
         del buffers
 
 
-async def test_with_keepalive_memory_is_private_and_nothing_else_is_given_instead() -> None:
+async def test_with_keepalive_memory_is_private_without_fallback() -> None:
     async with line(pool_bytes=4 * MIB) as drivers:
         driver = drivers.driver
         (client,) = clients(driver)
@@ -54,8 +54,8 @@ async def test_with_keepalive_memory_is_private_and_nothing_else_is_given_instea
 
 
 @ways
-async def test_states_over_a_takeover(way: Way, caplog: pytest.LogCaptureFixture) -> None:
-    """Allocated → pending-restore → claimed by its owner, or leaked and reported; leaked stays
+async def test_slot_states_across_a_takeover(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+    """Allocated → pending-restore → claimed by its owner, or leaked and reported; leaked slots stay
     leaked until a fresh bring-up.
     """
     async with line() as drivers:
@@ -77,7 +77,7 @@ async def test_states_over_a_takeover(way: Way, caplog: pytest.LogCaptureFixture
         assert clients(driver)[0]["states"]["leaked"] == {"slots": 1, "nbytes": 16384}
         assert await driver.validate_restore() == []
         claimed.free()
-        # Its pages are nobody's in the next process either, and come back with a reset.
+        # Its pages have no owner in the next process either, and become free at a reset.
         await drivers.succeed("save")
         assert clients(drivers.driver)[0]["states"]["leaked"] == {"slots": 1, "nbytes": 16384}
         with await drivers.driver.save() as bundle:
@@ -87,8 +87,8 @@ async def test_states_over_a_takeover(way: Way, caplog: pytest.LogCaptureFixture
         del unwanted
 
 
-async def test_a_save_holds_no_memory_back() -> None:
-    """Ten takeovers: as much is free as after the first."""
+async def test_repeated_takeovers_leak_no_memory() -> None:
+    """After ten takeovers as much is free as after the first."""
     async with line() as drivers:
         await drivers.namespace.read(0)
         free = clients(drivers.driver)[0]["states"]["free"]

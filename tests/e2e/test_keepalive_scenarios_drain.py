@@ -1,5 +1,5 @@
-"""Scenarios of servicing with work outstanding: slow, stuck and full queues, the drain barrier, a
-second save while it stands.
+"""Scenarios of servicing with outstanding work: slow, stuck and full queues, the drain barrier, and
+a second save during the drain.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ async def finished(controller) -> list:
 
 @ways
 async def test_a_save_does_not_wait_for_very_slow_commands(way: Way) -> None:
-    """Commands that would take an hour: the takeover is over while every one of them is still with
-    the controller.
+    """Commands that would take an hour: the takeover ends while all of them are still with the
+    controller.
     """
     async with line() as drivers:
         drivers.delay(3600.0)
@@ -61,8 +61,8 @@ async def test_a_save_does_not_wait_for_very_slow_commands(way: Way) -> None:
 
 @ways
 async def test_a_save_with_the_io_queue_full_does_not_wait_for_room(way: Way) -> None:
-    """MQES 8: nine entries, one of them always free, one id held back; callers beyond wait in line
-    and were never sent.
+    """MQES 8: nine entries, one of them always free, one id reserved; further callers wait in line
+    and their commands are never sent.
     """
     async with line("size=64MiB,depth=9") as drivers:
         assert drivers.driver.cap.mqes == 8
@@ -101,9 +101,9 @@ async def test_new_io_waits_until_the_predecessors_has_completed(way: Way) -> No
 
 
 @ways
-async def test_a_late_write_never_lands_over_a_later_one(way: Way) -> None:
-    """w1 is out at the save, the successor sends w1 again and then w2 to the same block: what stays
-    is w2.
+async def test_a_late_write_never_overwrites_a_newer_one(way: Way) -> None:
+    """w1 is in flight at the save; the successor sends w1 again, then w2 to the same block: w2 must
+    remain.
     """
     async with line() as drivers:
         drivers.delay(opcode=WRITE)
@@ -124,9 +124,9 @@ async def test_a_late_write_never_lands_over_a_later_one(way: Way) -> None:
 
 
 @ways
-async def test_one_queues_commands_hold_every_queue(way: Way) -> None:
-    """The barrier is the controller's, not a queue's: w2 of another worker waits for w1 of this
-    one.
+async def test_one_queues_commands_hold_all_queues(way: Way) -> None:
+    """The barrier applies to the controller, not to a queue: w2 of another worker waits for w1 of
+    this one.
     """
     async with line() as drivers:
         with LoopThread() as other:
@@ -146,7 +146,7 @@ async def test_one_queues_commands_hold_every_queue(way: Way) -> None:
 
 
 @ways
-async def test_a_queue_created_on_a_new_worker_during_the_drain_is_held_as_well(way: Way) -> None:
+async def test_a_queue_created_during_the_drain_is_held(way: Way) -> None:
     async with line() as drivers:
         drivers.delay(opcode=WRITE)
         drivers.start(drivers.namespace.write(9, block(1)))
@@ -167,9 +167,9 @@ async def test_a_queue_created_on_a_new_worker_during_the_drain_is_held_as_well(
 
 
 @ways
-async def test_a_second_save_while_the_first_still_drains(way: Way) -> None:
-    """Unresponsive I/O: what the first driver sent is answered to the third, with its tags; new I/O
-    of the second was never sent.
+async def test_a_second_save_during_the_drain(way: Way) -> None:
+    """Unresponsive I/O: the third driver gets the results of the first one's commands, with their
+    tags; the second one's new I/O was never sent.
     """
     async with line() as drivers:
         await drivers.namespace.write(3, block(3))
@@ -195,7 +195,7 @@ async def test_a_second_save_while_the_first_still_drains(way: Way) -> None:
 
 
 @ways
-async def test_three_cycles_while_one_command_is_out_all_the_time(way: Way) -> None:
+async def test_three_cycles_with_one_command_in_flight_throughout(way: Way) -> None:
     async with line() as drivers:
         await drivers.namespace.write(1, block(1))
         drivers.delay()
@@ -212,9 +212,9 @@ async def test_three_cycles_while_one_command_is_out_all_the_time(way: Way) -> N
 
 
 @ways
-async def test_results_that_nobody_fetched_are_delivered_once_to_the_last_driver_only(way: Way) -> None:
-    """Completed in the first driver's lifetime, recorded, adopted by the second: the third hears
-    nothing of them.
+async def test_results_recorded_by_the_first_driver_are_delivered_once(way: Way) -> None:
+    """Commands completed and recorded under the first driver and adopted by the second don't reach
+    the third.
     """
     async with line() as drivers:
         drivers.delay(opcode=READ)
@@ -229,8 +229,8 @@ async def test_results_that_nobody_fetched_are_delivered_once_to_the_last_driver
 
 
 @ways
-async def test_completions_that_came_while_nobody_looked_are_found_at_once(way: Way) -> None:
-    """The controller goes on while there is no driver: in a save, between save() and restore()."""
+async def test_completions_posted_between_drivers_are_found_at_once(way: Way) -> None:
+    """The controller continues while there is no driver: between save() and restore()."""
     if way == "handover":
         pytest.skip("both drivers are there")
     async with line() as drivers:
@@ -288,8 +288,8 @@ async def test_inspecting_during_slow_queue_creation_does_not_cancel_it() -> Non
 
 
 @ways
-async def test_an_unresponsive_command_of_the_predecessor_is_aborted_and_then_reset(way: Way) -> None:
-    """Limits hold for adopted commands too: nothing can keep the barrier up for ever."""
+async def test_an_unresponsive_predecessors_command_leads_to_abort_then_reset(way: Way) -> None:
+    """Timeouts apply to adopted commands too: nothing can keep the barrier up forever."""
     async with line(command_timeout=0.3, abort_timeout=0.2) as drivers:
         await drivers.namespace.write(4, block(4))
         drivers.faults.add(queue="io", opcode=READ, count=1, drop=True)
@@ -304,7 +304,7 @@ async def test_an_unresponsive_command_of_the_predecessor_is_aborted_and_then_re
 
 
 @ways
-async def test_a_flush_that_is_out_keeps_the_barrier_up_as_any_command_does(way: Way) -> None:
+async def test_a_flush_in_flight_keeps_the_drain_barrier_up(way: Way) -> None:
     async with line() as drivers:
         drivers.delay(opcode=FLUSH)
         drivers.start(drivers.namespace.flush())

@@ -1,5 +1,5 @@
-"""Scenarios of the driver itself, over a takeover: forged completions, long reports, bounced and
-direct I/O, memory that runs out.
+"""Scenarios of the driver across a takeover: forged completions, long reports, bounced and direct
+I/O, exhausted memory.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 
 @ways
-async def test_a_bad_command_id_after_the_takeover_answers_nothing(way: Way) -> None:
-    """The completion of a predecessor's command is forged: nothing is answered with it, and after a
-    reset the command is sent again.
+async def test_a_bad_command_id_after_the_takeover_completes_nothing(way: Way) -> None:
+    """The completion of a predecessor's command is forged: it completes nothing, and after a reset
+    the command is resent.
     """
     async with line() as drivers, line() as others:
         await others.namespace.write(0, block(1))
@@ -47,8 +47,8 @@ async def test_a_bad_command_id_after_the_takeover_answers_nothing(way: Way) -> 
 
 
 async def test_a_reservation_report_of_128_registrants_is_adopted_whole() -> None:
-    """A host identifier can't be changed but by a reset (Base 2.0, 5.27.1.25), so there is one for
-    each of the 128 hosts.
+    """Only a reset allows a new host identifier (Base 2.0, 5.27.1.25), so there is one for each of
+    the 128 hosts.
     """
     async with line() as drivers:
         driver, namespace = drivers.driver, drivers.namespace
@@ -105,8 +105,8 @@ async def test_direct_and_bounced_io_are_both_adopted(way: Way) -> None:
 
 
 @ways
-async def test_memory_that_runs_out_early_fails_one_request_and_not_the_takeover(way: Way) -> None:
-    """The pool is full when the command is to be sent: its caller is told, and the next process has
+async def test_no_memory_for_a_command_fails_one_request_not_the_takeover(way: Way) -> None:
+    """The pool is full when the command is sent: its caller gets an error, and the next process has
     room again.
     """
     async with line(pool_bytes=4 << 20) as drivers:
@@ -126,9 +126,9 @@ async def test_memory_that_runs_out_early_fails_one_request_and_not_the_takeover
         assert drivers.since()["disables"] == 0
 
 
-async def test_memory_that_runs_out_late_fails_a_queue_pair_and_not_the_controller() -> None:
-    """No room for another worker's queue pair: it shares a neighbour's, and the controller can
-    still be handed on.
+async def test_no_memory_for_a_queue_pair_leads_to_sharing() -> None:
+    """There is no room for another worker's queue pair: it shares another loop's, and the
+    controller can still be handed over.
     """
     async with line(pool_bytes=2 << 20) as drivers:
         await drivers.namespace.read(0)

@@ -1,5 +1,5 @@
-"""Scenarios of servicing around asynchronous events: namespaces that change meanwhile, an event
-nobody has read, one request and never two.
+"""Scenarios of servicing around asynchronous events: namespaces that change meanwhile, unread
+events, and exactly one outstanding request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 
 async def between(drivers, way: Way, meanwhile) -> None:
-    """save(), meanwhile(), restore(); or the same around a death."""
+    """Runs save(), meanwhile(), restore(); or the same around a death."""
     before = drivers.driver
     bundle = await before.save() if way == "save" else die(before)
     meanwhile()
@@ -26,7 +26,7 @@ async def between(drivers, way: Way, meanwhile) -> None:
 
 
 @pytest.mark.parametrize("way", ["save", "death"])
-async def test_a_namespace_resized_while_saved_brings_event_log_page_and_size(way: Way) -> None:
+async def test_a_namespace_resized_while_saved_reports_its_new_size(way: Way) -> None:
     async with line() as drivers:
         drivers.since()
         requests = drivers.faults.add(queue="admin", opcode=AER)
@@ -64,8 +64,8 @@ async def test_a_namespace_added_while_saved_appears(way: Way) -> None:
 
 @ways
 async def test_a_save_between_an_event_and_its_log_page_loses_neither(way: Way) -> None:
-    """The event was taken, its log page is still being read: without another reading the controller
-    would never send such an event again.
+    """The event was reaped, its log page is still being read: unless the page is read again, the
+    controller never sends such an event again.
     """
     async with line() as drivers:
         held = drivers.faults.add(queue="admin", opcode=GET_LOG_PAGE, count=1, delay=float("inf"))
@@ -83,8 +83,10 @@ async def test_a_save_between_an_event_and_its_log_page_loses_neither(way: Way) 
 
 
 @ways
-async def test_a_save_between_an_events_log_page_and_the_next_request_loses_no_event(way: Way) -> None:
-    """No request is out at all: the successor sends one, after reading what may hold events back."""
+async def test_a_save_before_the_next_event_request_loses_no_event(way: Way) -> None:
+    """No request is outstanding: the successor sends one, after reading the log pages that may
+    block events.
+    """
     async with line() as drivers:
         held = drivers.faults.add(queue="admin", opcode=IDENTIFY, count=1, delay=float("inf"))
         drivers.faults.resize_namespace(1, "32MiB")
@@ -98,7 +100,7 @@ async def test_a_save_between_an_events_log_page_and_the_next_request_loses_no_e
 
 
 @ways
-async def test_over_many_takeovers_there_is_one_event_request_and_never_a_second(way: Way) -> None:
+async def test_many_takeovers_keep_exactly_one_event_request(way: Way) -> None:
     async with line() as drivers:
         drivers.since()
         for _ in range(6):
@@ -114,7 +116,7 @@ async def test_over_many_takeovers_there_is_one_event_request_and_never_a_second
 
 
 @ways
-async def test_an_event_that_came_while_nobody_looked_reaches_subscribers(way: Way) -> None:
+async def test_an_event_posted_between_drivers_reaches_subscribers(way: Way) -> None:
     async with line() as drivers:
         if way == "handover":
             await drivers.succeed(way)
@@ -127,8 +129,8 @@ async def test_an_event_that_came_while_nobody_looked_reaches_subscribers(way: W
                 break
 
 
-async def test_an_event_request_that_fails_leaves_a_controller_that_can_be_handed_on() -> None:
-    """Failed AER: no more events, but service and servicing go on."""
+async def test_after_failed_event_requests_a_hand_over_still_works() -> None:
+    """After a failed AER there are no more events, but I/O and servicing continue."""
     async with line() as drivers:
         drivers.faults.add(queue="admin", opcode=AER, fail=0x105, dnr=True)
         drivers.faults.resize_namespace(1, "32MiB")

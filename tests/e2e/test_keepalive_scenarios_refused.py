@@ -1,6 +1,6 @@
-"""Scenarios in which the controller can't be taken over as it runs: the reason is said, and the
-controller is left as it was; or, where the caller has chosen so, it is reset before anything of the
-predecessor's is freed, and brought up afresh.
+"""Scenarios in which the running controller can't be taken over: the reason is reported and the
+controller left as it was; or, with policy="fresh", it is reset before any memory of the predecessor
+is freed, and brought up afresh.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CC = int(Register.CC)
 
 
 async def bundle_of(drivers: Line, way: str = "save") -> Bundle:
-    """The present driver lets go of it."""
+    """The current driver releases it."""
     before = drivers.driver
     drivers.past.append(before)
     return await before.save() if way == "save" else die(before)
 
 
 async def refused(drivers: Line, bundle: Bundle, reason: str) -> None:
-    """restore() says why not, and neither the controller nor the pool has changed."""
+    """restore() reports the reason, and neither the controller nor the pool has changed."""
     drivers.since()
     before = pool_bytes(bundle)
     with pytest.raises(RestoreRefused, match=reason) as raised:
@@ -56,7 +56,7 @@ def pool_bytes(bundle: Bundle) -> int:
 
 
 async def goes_on(drivers: Line, bundle: Bundle) -> None:
-    """What was refused wrongly put together is still there for a successor that has it right."""
+    """A correct bundle still works after a wrong one was refused."""
     with bundle:
         drivers.driver = await restore(bundle)
     assert await drivers.namespace.read(0) == block(7)
@@ -65,16 +65,16 @@ async def goes_on(drivers: Line, bundle: Bundle) -> None:
 
 @contextlib.asynccontextmanager
 async def used_line(emulated: str = "size=16MiB", **options: object):
-    # Without shadow doorbells: there the controller itself writes to the pool, whenever it goes to
-    # sleep.
+    # Without shadow doorbells, because with them the controller writes to the pool whenever it goes
+    # to sleep.
     async with line(f"{emulated},dbbuf=off", **options) as drivers:
         await drivers.namespace.write(0, block(7))
         yield drivers
 
 
 def rewrite(bundle: Bundle, change) -> None:
-    """Alters the saved state in the pool, with right checksums: what another program might have
-    written.
+    """Alters the saved state in the pool with valid checksums, as another program might have
+    written it.
     """
     with Pool.attach(bundle.descriptors["pool"]) as pool:
         offset, sequence, body = manifest.find(pool)
@@ -98,8 +98,10 @@ async def test_a_drive_with_other_pci_ids_in_the_slot_is_refused(what: str) -> N
         await goes_on(drivers, bundle)
 
 
-async def test_the_ids_are_the_devices_own_and_not_what_was_saved_of_it() -> None:
-    """Changed consistently everywhere in the saved state: only the device itself can tell."""
+async def test_ids_are_read_from_the_device_not_from_the_saved_state() -> None:
+    """Changed consistently everywhere in the saved state: only the device itself shows the
+    difference.
+    """
     async with used_line() as drivers:
         bundle = await bundle_of(drivers)
 
@@ -115,8 +117,8 @@ async def test_the_ids_are_the_devices_own_and_not_what_was_saved_of_it() -> Non
 
 @pytest.mark.parametrize("what", ["serial", "model"])
 async def test_another_drive_of_the_same_make_in_the_slot_is_refused(what: str) -> None:
-    """Two drives alike but for their serial or model: the pool of the one with the descriptors of
-    the other.
+    """Two drives that differ only in serial or model: the pool of one with the descriptors of the
+    other.
     """
     one = "size=16MiB,dbbuf=off,serial=K1,model=M1"
     another = one.replace({"serial": "K1", "model": "M1"}[what], "other")
@@ -126,7 +128,8 @@ async def test_another_drive_of_the_same_make_in_the_slot_is_refused(what: str) 
         with Bundle.of(ours.uri, ours.manifest, {**ours.descriptors, **device_of(theirs)}) as mixed:
             others.since()
             await refused(drivers, mixed, r"descriptor device\.\w+ of the bundle is another's")
-            # As it was before descriptors had identities, and is where the same one leads to another drive.
+            # As it was before descriptors had identities, and as it is if the same descriptor leads
+            # to another drive.
             rewrite(ours, lambda plain: plain["descriptors"].clear())
             await refused(drivers, mixed, "another device is there")
             assert others.since()["disables"] == 0
@@ -136,8 +139,8 @@ async def test_another_drive_of_the_same_make_in_the_slot_is_refused(what: str) 
 
 
 @pytest.mark.parametrize("name", ["device.doorbell", "irq.1"])
-async def test_another_controllers_descriptor_in_a_bundle_is_refused(name: str) -> None:
-    """All else is right: its doorbells would be rung, or its interrupts taken."""
+async def test_a_descriptor_of_another_controller_in_a_bundle_is_refused(name: str) -> None:
+    """All else is correct: its doorbells would be rung, or its interrupts consumed."""
     options = "size=16MiB,dbbuf=off"
     async with line(options) as drivers, line(options) as others:
         await drivers.namespace.write(0, block(7))
@@ -154,7 +157,9 @@ def device_of(bundle: Bundle) -> dict[str, int]:
 
 
 async def test_identify_data_that_contradicts_the_identity_is_refused() -> None:
-    """Identify data changed meanwhile: the saved identity and the saved page tell of two drives."""
+    """Identify data changed meanwhile: the saved identity and the saved page describe two
+    drives.
+    """
     async with used_line() as drivers:
         bundle = await bundle_of(drivers)
         was: list[str] = []
@@ -170,7 +175,7 @@ async def test_identify_data_that_contradicts_the_identity_is_refused() -> None:
 
 
 async def test_changed_limits_are_refused() -> None:
-    """CAP.MQES is not what it was."""
+    """CAP.MQES has changed."""
     async with used_line() as drivers:
         bundle = await bundle_of(drivers)
         drivers.faults.mqes(15)
@@ -180,7 +185,7 @@ async def test_changed_limits_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["cap", "vs", "cc", "aqa", "asq", "acq"])
-async def test_each_register_must_read_as_it_did(name: str) -> None:
+async def test_a_change_of_any_checked_register_is_refused(name: str) -> None:
     async with used_line() as drivers:
         bundle = await bundle_of(drivers)
         bit = 1 << 20 if name != "cap" else 1 << 5
@@ -190,7 +195,7 @@ async def test_each_register_must_read_as_it_did(name: str) -> None:
         await goes_on(drivers, bundle)
 
 
-async def test_a_controller_found_disabled_is_refused_as_a_live_restore() -> None:
+async def test_a_live_restore_of_a_disabled_controller_is_refused() -> None:
     async with used_line() as drivers:
         bundle = await bundle_of(drivers, "death")
         device = resume_device(bundle.uri, {name: os.dup(fd) for name, fd in bundle.part("device.").items()})
@@ -241,7 +246,9 @@ async def refused_by_phase(drivers: Line, bundle: Bundle) -> None:
 
 
 def poke(fd: int, data: bytes, offset: int) -> None:
-    """Writes into a pool. By a mapping: a pool of huge pages takes no write()."""
+    """Writes into a pool through a mapping, because a pool of huge pages doesn't support
+    write().
+    """
     with mmap.mmap(fd, os.fstat(fd).st_size) as pool:
         pool[offset : offset + len(data)] = data
 
@@ -269,7 +276,7 @@ async def test_another_controllers_pool_is_refused() -> None:
         await goes_on(drivers, ours)
 
 
-async def test_a_pool_that_is_none_is_refused(tmp_path) -> None:
+async def test_a_file_that_is_no_pool_is_refused(tmp_path) -> None:
     async with used_line() as drivers:
         with await bundle_of(drivers) as bundle, open(tmp_path / "file", "w+b") as file:
             file.truncate(1 << 20)
@@ -279,7 +286,7 @@ async def test_a_pool_that_is_none_is_refused(tmp_path) -> None:
 
 
 async def test_an_altered_state_is_refused() -> None:
-    """One bit of each half of the manifest: neither counts any more."""
+    """One bit of each half of the manifest: neither is valid any more."""
     async with used_line() as drivers:
         bundle = await bundle_of(drivers)
         fd = bundle.descriptors["pool"]
@@ -335,8 +342,8 @@ async def test_a_vector_without_its_eventfd_is_refused() -> None:
             await goes_on(drivers, bundle)
 
 
-async def test_a_peer_that_has_gone_is_refused_and_opened_anew_if_policy_allows() -> None:
-    """The controller's process ended while nobody drove it."""
+async def test_a_missing_peer_is_refused_or_opened_again_with_policy_fresh() -> None:
+    """The controller's process ended while it had no driver."""
     async with used_line() as drivers:
         bundle = await bundle_of(drivers)
         drivers.emulator.drop_client()
@@ -351,8 +358,8 @@ async def test_a_peer_that_has_gone_is_refused_and_opened_anew_if_policy_allows(
 
 
 async def test_keepalive_off_in_the_new_process_resets_before_anything_is_freed() -> None:
-    """CC.EN reset is seen, once; commands that were out are told as lost; no memory is written
-    after the reset.
+    """There is exactly one CC.EN reset; in-flight commands are reported as lost; no memory is
+    written after the reset.
     """
     async with used_line() as drivers:
         drivers.delay(opcode=READ)
@@ -374,7 +381,7 @@ async def test_keepalive_off_in_the_new_process_resets_before_anything_is_freed(
 
 
 async def test_keepalive_switched_off_at_run_time_shuts_down_and_the_successor_brings_up() -> None:
-    """The predecessor has none: a clean shutdown and a fresh init are seen on the device."""
+    """The predecessor has keepalive off: the device sees a clean shutdown and a fresh bring-up."""
     with EmulatedController("size=16MiB") as emulator:
         path = f"/tmp/nvme-async-off-{os.getpid()}.sock"
         emulator.listen(path)
@@ -412,7 +419,7 @@ async def test_policy_fresh_resets_first_and_reports_what_was_lost() -> None:
         assert drivers.driver.inspect()["keepalive"]["adopted"]["lost"] == 2
         drivers.release()
         assert await drivers.namespace.read(0) == block(7)
-        # And the next one may take over again.
+        # The next one can take over again.
         await drivers.succeed("save")
         assert drivers.since()["disables"] == 0
 
@@ -420,7 +427,7 @@ async def test_policy_fresh_resets_first_and_reports_what_was_lost() -> None:
 # -- contained -------------------------------------------------------------------------------------
 
 
-async def test_one_devices_failed_restore_leaves_the_others_alone() -> None:
+async def test_a_failed_restore_does_not_affect_other_devices() -> None:
     async with used_line() as good, used_line() as bad, used_line() as fine:
         bundles = [await bundle_of(drivers) for drivers in (good, bad, fine)]
         bad.faults.mqes(15)
@@ -438,8 +445,8 @@ async def test_one_devices_failed_restore_leaves_the_others_alone() -> None:
 
 
 async def test_some_devices_restored_and_others_fresh() -> None:
-    """Keepalive on, state of some devices only: those are restored, the others brought up, nobody's
-    memory is lost.
+    """Keepalive is on and only some devices have saved state: those are restored, the others
+    brought up, and no memory is lost.
     """
     async with used_line() as kept, used_line(keepalive=False) as other:
         before = kept.driver.memory.pools[0].used_bytes

@@ -1,5 +1,5 @@
-"""A successor goes on with a running controller: by a planned save, by hand-over between two live
-drivers, and after a death.
+"""A successor continues with a running controller: after a planned save, a hand-over between two
+live drivers, or a death.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 
 @ways
-async def test_with_one_device_the_controller_is_neither_reset_nor_asked_who_it_is(way: Way) -> None:
+async def test_a_takeover_neither_resets_nor_identifies_the_controller(way: Way) -> None:
     """No CC.EN write, no Create I/O CQ, no Identify, no second Asynchronous Event Request: the
     controller's own counters say so.
     """
@@ -58,7 +58,7 @@ async def test_with_one_device_the_controller_is_neither_reset_nor_asked_who_it_
 
 
 @ways
-async def test_with_several_devices_each_is_taken_over_by_itself(way: Way) -> None:
+async def test_several_devices_are_taken_over_independently(way: Way) -> None:
     async with contextlib.AsyncExitStack() as stack:
         several = [await stack.enter_async_context(line(f"size={size}MiB")) for size in (16, 32, 48)]
         for number, drivers in enumerate(several):
@@ -81,7 +81,7 @@ async def test_with_no_device_there_is_nothing_to_take_over(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("sequence", [("save",) * 3, ("handover",) * 3, ("death",) * 3, ("handover", "death", "save")])
-async def test_three_cycles_in_a_row(sequence: tuple[Way, ...]) -> None:
+async def test_three_consecutive_takeovers(sequence: tuple[Way, ...]) -> None:
     async with line() as drivers:
         written = 0
         for way in sequence:
@@ -161,7 +161,7 @@ async def test_a_command_that_fails_after_the_takeover_has_its_error_and_no_data
 
 @ways
 async def test_commands_in_place_are_adopted_and_their_buffers_can_be_claimed(way: Way) -> None:
-    """Memory from controller.alloc(): the data lies in the pool, where the successor finds it."""
+    """Memory from controller.alloc(): the data is in the pool, where the successor finds it."""
     async with line() as drivers:
         await drivers.namespace.write(1, block(1))
         buffer = drivers.driver.alloc(8192, tag=77)
@@ -183,7 +183,7 @@ async def test_commands_in_place_are_adopted_and_their_buffers_can_be_claimed(wa
         claimed.free()
 
 
-async def test_the_predecessors_own_buffers_go_dead_and_free_nothing() -> None:
+async def test_the_predecessors_buffers_become_invalid_and_free_nothing() -> None:
     async with line() as drivers:
         buffer = drivers.driver.alloc(4096, tag=5)
         await drivers.succeed("handover")
@@ -195,8 +195,8 @@ async def test_the_predecessors_own_buffers_go_dead_and_free_nothing() -> None:
 
 
 @ways
-async def test_all_who_wait_get_an_end(way: Way) -> None:
-    """Waiters of sent commands, those in line for a command id, and whoever comes later:
+async def test_all_waiters_end(way: Way) -> None:
+    """Waiters of sent commands, waiters in line for a command id, and later callers get
     HandedOver, not a hang.
     """
     async with line("size=64MiB,depth=8") as drivers:
@@ -243,7 +243,7 @@ async def test_nothing_stays_open(way: Way) -> None:
 
 
 @ways
-async def test_a_predecessors_garbage_touches_nothing(way: Way) -> None:
+async def test_collecting_the_predecessors_objects_changes_nothing(way: Way) -> None:
     async with line() as drivers:
         drivers.delay(opcode=READ)
         drivers.start(*(drivers.namespace.read(at, 16) for at in range(10)))
@@ -262,8 +262,8 @@ async def test_a_predecessors_garbage_touches_nothing(way: Way) -> None:
 
 
 @ways
-async def test_reading_and_writing_go_on_under_load(way: Way) -> None:
-    """Callers that know of HandedOver and go on with the successor lose no write."""
+async def test_io_continues_across_takeovers_under_load(way: Way) -> None:
+    """Callers that handle HandedOver and continue with the successor lose no write."""
     async with line() as drivers:
         stop = False
         written: dict[int, int] = {}
@@ -278,7 +278,8 @@ async def test_reading_and_writing_go_on_under_load(way: Way) -> None:
                         await drivers.namespace.write(at, block(version))
                         written[at] = version
                     except HandedOver:
-                        # Sent or not: writing the same again is always right, once the drain is over.
+                        # Sent or not: repeating the same write is always correct, once the drain is
+                        # over.
                         await eventually(lambda: drivers.driver.state == "ready")
 
         tasks = drivers.start(*(writer(first) for first in range(8)))
@@ -294,7 +295,7 @@ async def test_reading_and_writing_go_on_under_load(way: Way) -> None:
         assert len(written) == 8 * 16
 
 
-async def test_an_error_of_the_callers_own_is_still_his_own() -> None:
+async def test_an_exception_in_the_body_propagates_unchanged() -> None:
     async with line() as drivers:
         await drivers.succeed()
         with pytest.raises(LbaOutOfRange):
@@ -303,7 +304,7 @@ async def test_an_error_of_the_callers_own_is_still_his_own() -> None:
 
 @pytest.mark.parametrize("options", [{"mode": "poll"}, {"mode": "interrupt"}, {"shadow_doorbells": False}])
 @ways
-async def test_in_each_mode(way: Way, options: dict[str, object]) -> None:
+async def test_a_takeover_works_in_each_mode(way: Way, options: dict[str, object]) -> None:
     async with line(**options) as drivers:
         await drivers.namespace.write(3, block(3))
         drivers.delay()
@@ -319,7 +320,7 @@ async def test_in_each_mode(way: Way, options: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("vectors", [1, 2])
-async def test_with_few_vectors(vectors: int) -> None:
+async def test_a_takeover_works_with_few_vectors(vectors: int) -> None:
     async with line(f"size=64MiB,vectors={vectors}") as drivers:
         for way in WAYS:
             drivers.delay()
@@ -343,7 +344,7 @@ async def test_options_are_the_predecessors_unless_given() -> None:
             await nvme_async.take_over("/nowhere", no_such_option=1)
 
 
-async def test_created_queues_stay_what_they_are() -> None:
+async def test_created_queues_keep_their_sizes_across_a_takeover() -> None:
     assert CREATE_CQ != CREATE_SQ != IDENTIFY
     async with line() as drivers:
         before = (
@@ -358,9 +359,9 @@ async def test_created_queues_stay_what_they_are() -> None:
         assert before == after
 
 
-async def test_a_successor_offers_at_once_where_it_took_over(tmp_path) -> None:
-    """The predecessor's socket is gone before the successor has the controller, and the successor's
-    isn't removed by the predecessor.
+async def test_a_successor_can_offer_at_the_same_path_at_once(tmp_path) -> None:
+    """The predecessor's socket is removed before the successor has the controller, and the
+    predecessor doesn't remove the successor's.
     """
     path = socket_path(tmp_path)
     async with line() as drivers:
@@ -376,7 +377,7 @@ async def test_a_successor_offers_at_once_where_it_took_over(tmp_path) -> None:
         assert drivers.since()["disables"] == 0
 
 
-async def test_an_offer_that_came_to_nothing_stands_again(tmp_path) -> None:
+async def test_a_failed_offer_can_be_repeated(tmp_path) -> None:
     path = socket_path(tmp_path)
     async with line("size=64MiB,dbbuf=off") as drivers:
         async with drivers.driver.handover(path) as offer:
@@ -393,7 +394,7 @@ async def test_an_offer_that_came_to_nothing_stands_again(tmp_path) -> None:
         assert not os.path.exists(path)
 
 
-async def test_an_offer_leaves_a_file_in_its_way_alone(tmp_path: Path) -> None:
+async def test_an_offer_does_not_replace_a_regular_file(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     async with nvme_async.open("emulated:size=16MiB", keepalive=True) as controller:
         with pytest.raises(ConfigurationError, match="exists and is not a socket"):

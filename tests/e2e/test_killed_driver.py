@@ -37,7 +37,7 @@ def descriptors(pid: int) -> int:
 
 
 def memory_maps(pid: int) -> int:
-    """Of shared memory: the clients' pools, and the doorbells."""
+    """Mappings of shared memory: the clients' pools, and the doorbells."""
     return sum("memfd:" in line for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
 
 

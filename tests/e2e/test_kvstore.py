@@ -93,7 +93,7 @@ async def test_three_upgrades_under_load_lose_nothing(tmp_path: Path) -> None:
             stop = False
             target.faults.add(
                 queue="io", opcode=1, delay=0.02
-            )  # so that writes are out whenever the controller is handed over
+            )  # so that writes are in flight whenever the controller is handed over
 
             async def client(number: int) -> int:
                 count = 0
@@ -133,6 +133,5 @@ async def test_three_upgrades_under_load_lose_nothing(tmp_path: Path) -> None:
                 assert answer.status == 204
             async with session.get("/keys/0-0") as answer:
                 assert answer.status == 404
-            # One bring-up in all that time: four driver processes had the controller one after the
-            # other.
+            # One bring-up in total, although four processes drove the controller one after another.
             assert target.faults.counters()["enables"] == 1

@@ -20,7 +20,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "kvstore"
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The example's modules, which import each other as a script's do."""
+    """The example's modules, which import each other like modules of a script."""
     monkeypatch.syspath_prepend(str(EXAMPLE))
     import store
 
@@ -29,7 +29,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         sys.modules.pop(name, None)
 
 
-async def test_a_store_is_what_was_put_into_it(example: Any) -> None:
+async def test_a_store_returns_what_was_put_into_it(example: Any) -> None:
     numbers = random.Random(7)
     keys = [f"key {at}".encode() for at in range(40)]
     model: dict[bytes, bytes] = {}
@@ -57,7 +57,7 @@ async def test_a_store_is_what_was_put_into_it(example: Any) -> None:
         assert len(generations) > 2  # it was compacted
 
 
-async def test_a_full_store_says_so_and_keeps_what_it_has(example: Any) -> None:
+async def test_a_full_store_raises_and_keeps_its_content(example: Any) -> None:
     async with nvme_async.open("emulated:size=1MiB,block=512") as controller:
         store = await example.Store.open(controller.namespaces[1])
         wanted = {str(at).encode(): bytes([at % 251]) * 5000 for at in range(200)}
@@ -71,7 +71,7 @@ async def test_a_full_store_says_so_and_keeps_what_it_has(example: Any) -> None:
         await store.put(b"0", b"small")
 
 
-async def test_a_torn_write_at_the_end_is_not_there(example: Any, tmp_path: Path) -> None:
+async def test_a_torn_write_at_the_end_is_ignored(example: Any, tmp_path: Path) -> None:
     media = tmp_path / "media"
     options = f"medium=file,path={media},size=4MiB,block=512"
     async with nvme_async.open(f"emulated:{options}") as controller:
@@ -91,7 +91,7 @@ async def test_a_torn_write_at_the_end_is_not_there(example: Any, tmp_path: Path
         assert (await store.get(b"whole"), await store.get(b"next")) == (b"w" * 3000, b"n" * 10)
 
 
-async def test_a_foreign_namespace_is_left_alone(example: Any) -> None:
+async def test_a_foreign_namespace_is_not_changed(example: Any) -> None:
     async with nvme_async.open("emulated:size=4MiB") as controller:
         namespace = controller.namespaces[1]
         await namespace.write(0, b"somebody's file system".ljust(4096, b"\0"))
@@ -100,7 +100,7 @@ async def test_a_foreign_namespace_is_left_alone(example: Any) -> None:
         assert (await namespace.read(0)).startswith(b"somebody's file system")
 
 
-async def test_writes_that_come_together_are_committed_together(example: Any) -> None:
+async def test_concurrent_writes_share_a_commit(example: Any) -> None:
     async with nvme_async.open("emulated:size=16MiB") as controller:
         store = await example.Store.open(controller.namespaces[1])
         await asyncio.gather(*(store.put(str(at).encode(), bytes(100)) for at in range(500)))

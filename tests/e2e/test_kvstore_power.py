@@ -1,5 +1,6 @@
-"""examples/kvstore/ over power losses: what a put() has returned from is there, whatever the drive's write cache lost,
-and whatever blocks of the writes under way reached the medium. Each seed is one outcome.
+"""examples/kvstore/ over power losses: what a put() has returned from is there, whatever the
+drive's write cache lost, and whatever blocks of the writes under way reached the medium. Each seed
+is one outcome.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Forgetful:
 
 
 async def crash(example: Any, seed: int, wrapped: Any) -> list[str]:
-    """Puts until the power fails in the middle of a write; what of the store is wrong afterwards."""
+    """Puts until the power fails in the middle of a write; what of the store is wrong
+    afterwards.
+    """
     numbers = random.Random(seed)
     keys = [b"key %d" % at for at in range(12)]
     sure: dict[bytes, bytes | None] = dict.fromkeys(keys)

@@ -1,4 +1,4 @@
-"""With and without what asyncio's loops show of their insides, everything works the same."""
+"""Everything works the same with and without the internal attributes of asyncio's loops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def exercise() -> None:
         await asyncio.to_thread(asyncio.run, elsewhere())
 
 
-def test_asyncio_shows_both() -> None:
+def test_asyncio_has_both_attributes() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         ready = loop_internals.ready_callbacks(loop)
@@ -41,7 +41,7 @@ def test_asyncio_shows_both() -> None:
     asyncio.run(main())
 
 
-def test_uvloop_shows_neither() -> None:
+def test_uvloop_has_neither_attribute() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         assert loop_internals.ready_callbacks(loop) is None
@@ -50,7 +50,7 @@ def test_uvloop_shows_neither() -> None:
     uvloop.run(main())
 
 
-def test_attributes_that_mean_something_else_are_not_used() -> None:
+def test_attributes_with_another_meaning_are_not_used() -> None:
     async def main() -> None:
         loop: Any = asyncio.get_running_loop()
         thread, ready = loop._thread_id, loop._ready
@@ -67,15 +67,19 @@ def test_attributes_that_mean_something_else_are_not_used() -> None:
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("shown", [True, False], ids=["as it is", "nothing shown"])
-def test_io_works_either_way(monkeypatch: pytest.MonkeyPatch, shown: bool, run: Callable[..., Any]) -> None:
+def test_io_works_with_and_without_the_attributes(
+    monkeypatch: pytest.MonkeyPatch, shown: bool, run: Callable[..., Any]
+) -> None:
     if not shown:
         monkeypatch.setattr(loop_internals, "ready_callbacks", lambda loop: None)
         monkeypatch.setattr(loop_internals, "shows_thread", lambda loop: False)
     run(exercise())
 
 
-def test_requests_work_by_their_methods_alone() -> None:
-    """What `await` does without the am_send slot: __await__, then __next__ until StopIteration."""
+def test_requests_work_without_the_am_send_slot() -> None:
+    """Does what `await` does without the am_send slot: __await__, then __next__ until
+    StopIteration.
+    """
 
     class Plain:
         """An awaitable that hides the slot."""

@@ -1,5 +1,5 @@
-"""The short version of tests/torture/lost_commands.py: any admin command is lost, fails once, or fails
-for ever.
+"""The short version of tests/torture/lost_commands.py: any admin command is lost, fails once, or
+fails for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lost_commands import torture
 
 
 @pytest.mark.timeout(300)
-async def test_every_wait_ends_and_what_could_work_works() -> None:
+async def test_every_wait_ends_and_everything_that_can_work_does() -> None:
     said: list[str] = []
     await torture(150, seed=2026, parallel=24, report=said.append)
     assert "'rounds': 150" in said[-1]

@@ -1,4 +1,4 @@
-"""Management: what takes its time is waited for, says how far it is, and leaves I/O whole."""
+"""Management: long operations are awaited, report progress, and don't corrupt I/O."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ async def test_format_with_progress(controller: nvme_async.Controller) -> None:
         await management.format_namespace(controller, 1, block_size=1024)
     with pytest.raises(CommandTimeout, match="goes on"):
         await management.format_namespace(controller, 1, 1, timeout=0.02, **QUICK)
-    while ns.block_size != 4096:  # it went on, and the driver has noticed
+    while ns.block_size != 4096:  # it continued, and the driver has noticed
         await asyncio.sleep(0.01)
 
 
-async def test_io_beside_a_format_is_held_or_told(controller: nvme_async.Controller) -> None:
+async def test_io_during_a_format_is_held_or_fails(controller: nvme_async.Controller) -> None:
     """Writers of the old format never write the new one."""
     ns = controller.namespaces[1]
     outcomes: set[str] = set()
@@ -70,7 +70,7 @@ async def test_io_beside_a_format_is_held_or_told(controller: nvme_async.Control
             except NamespaceChanged:
                 outcomes.add("changed")
             except ValueError:
-                outcomes.add("size")  # the format changed between looking and writing
+                outcomes.add("size")  # the format changed between the check and the write
             await asyncio.sleep(0)
 
     done = asyncio.Event()
@@ -98,7 +98,7 @@ async def test_sanitize_of_every_kind(controller: nvme_async.Controller) -> None
     await exercise(ns, 1, rounds=3)
 
 
-async def test_a_sanitize_that_fails(controller: nvme_async.Controller) -> None:
+async def test_a_failed_sanitize_is_reported(controller: nvme_async.Controller) -> None:
     faults(controller).sanitize_fails()
     with pytest.raises(ManagementError, match="failed"):
         await management.sanitize(controller, unrestricted=True, **QUICK)
@@ -108,7 +108,7 @@ async def test_a_sanitize_that_fails(controller: nvme_async.Controller) -> None:
     await controller.namespaces[1].read(0)
 
 
-async def test_a_self_test_and_one_that_is_cancelled(controller: nvme_async.Controller) -> None:
+async def test_a_self_test_and_its_cancellation(controller: nvme_async.Controller) -> None:
     result = await management.self_test(controller, SelfTest.SHORT, **QUICK)
     assert (result.result, result.code) == (SelfTestResultCode.PASSED, SelfTest.SHORT)
     running = asyncio.ensure_future(management.self_test(controller, SelfTest.EXTENDED, **QUICK))
@@ -116,7 +116,7 @@ async def test_a_self_test_and_one_that_is_cancelled(controller: nvme_async.Cont
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    result = await management.self_test(controller, SelfTest.SHORT, **QUICK)  # none is in the way
+    result = await management.self_test(controller, SelfTest.SHORT, **QUICK)  # no other self-test is running
     assert result.result == SelfTestResultCode.PASSED
     with pytest.raises(CommandTimeout):
         await management.self_test(controller, SelfTest.EXTENDED, timeout=0.02, **QUICK)
@@ -134,7 +134,7 @@ async def _self_tests(controller: nvme_async.Controller) -> object:
     return SelfTestLog.decode(await management.read_log(controller, LogPage.DEVICE_SELF_TEST, SelfTestLog.SIZE))
 
 
-async def test_namespaces_come_and_go(controller: nvme_async.Controller) -> None:
+async def test_namespaces_are_created_and_deleted(controller: nvme_async.Controller) -> None:
     nsid = await management.create_namespace(controller, nbytes=8 << 20, block_size=4096)
     ns = controller.namespaces[nsid]
     await exercise(ns, 0, rounds=2)
@@ -152,7 +152,7 @@ async def test_namespaces_come_and_go(controller: nvme_async.Controller) -> None
         await management.create_namespace(controller)
     with pytest.raises(ConfigurationError, match="multiple"):
         await management.create_namespace(controller, nbytes=1000, block_size=512)
-    # A namespace that can't be attached is not left behind.
+    # A namespace that can't be attached is deleted again.
     rule = faults(controller).add(opcode=0x15, queue="admin", count=1, fail=0x119)
     with pytest.raises(CommandError):
         await management.create_namespace(controller, blocks=100)
@@ -162,7 +162,7 @@ async def test_namespaces_come_and_go(controller: nvme_async.Controller) -> None
     assert listed.data[:8] == b"\1\0\0\0\0\0\0\0"
 
 
-async def test_firmware(controller: nvme_async.Controller) -> None:
+async def test_firmware_download_and_commit(controller: nvme_async.Controller) -> None:
     image = b"FW2     " + pattern(300_000 - 8)
     seen: list[float] = []
     assert await management.update_firmware(controller, image, 2, progress=seen.append) is Activation.NONE
@@ -185,7 +185,7 @@ async def test_firmware(controller: nvme_async.Controller) -> None:
         await management.download_firmware(controller, image, chunk=512)
 
 
-async def test_logs_that_take_several_commands(controller: nvme_async.Controller) -> None:
+async def test_logs_longer_than_one_command(controller: nvme_async.Controller) -> None:
     first = await management.telemetry_log(controller)
     assert len(first) == 512 * 11
     assert (await management.telemetry_log(controller))[512:] != first[512:]
@@ -201,7 +201,7 @@ async def test_logs_that_take_several_commands(controller: nvme_async.Controller
     assert (await management.persistent_event_log(controller)).header.gen_number == log.header.gen_number + 1
 
 
-async def test_blocks_that_can_not_be_read(controller: nvme_async.Controller) -> None:
+async def test_lba_status_reports_unreadable_blocks(controller: nvme_async.Controller) -> None:
     ns = controller.namespaces[1]
     for lba in range(0, 3000, 4):
         await ns.write_uncorrectable(lba, 2)

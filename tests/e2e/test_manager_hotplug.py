@@ -1,4 +1,4 @@
-"""PCI functions that appear: what udev says, and what the manager makes of it."""
+"""New PCI functions: udev's events, and how the manager handles them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class FakeMonitor:
         self._send.close()
 
 
-async def test_functions_that_appear_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_new_functions_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = FakeMonitor()
     monkeypatch.setattr(hotplug, "_monitor", lambda: monitor)
     before = descriptors()
@@ -61,7 +61,7 @@ async def test_functions_that_appear_are_loaded(monkeypatch: pytest.MonkeyPatch)
         monitor.put("bind", "0000:ff:1f.7", "vfio-pci", "10802")
         appeared = await events.wait("device-appeared")
         assert appeared.uri == "pci:0000:ff:1f.7"
-        failed = await events.wait("device-failed")  # for there is no such function here
+        failed = await events.wait("device-failed")  # because there is no such function here
         assert failed.uri == "pci:0000:ff:1f.7"
         assert events.kinds() == ["device-appeared", "device-failed"]
         assert manager.devices == {}
@@ -88,7 +88,7 @@ async def test_with_pyudev() -> None:
         await eventually(lambda: len(manager.inspect()["workers"]) == 1)
 
 
-def test_what_is_reachable(tmp_path: Path) -> None:
+def test_which_addresses_are_reachable(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     assert not reachable(f"vfio-user:{path}")
     path.touch()

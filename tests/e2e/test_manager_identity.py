@@ -1,5 +1,5 @@
-"""A handle is for one disk: another drive at the address, or another namespace under the number,
-never gets what was meant for the first. And repairs that fail are tried again.
+"""A handle belongs to one disk: another drive at the address, or another namespace under the
+number, never gets I/O meant for the first. Failed repairs are retried.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from nvme_async.spec import commands
 
 
 @pytest.mark.parametrize("block", [4096, 512])
-async def test_another_drive_at_the_address_gets_nothing_that_was_meant_for_the_first(
-    tmp_path: Path, block: int
-) -> None:
+async def test_another_drive_at_the_address_gets_no_io_of_the_first(tmp_path: Path, block: int) -> None:
     path = tmp_path / "c.sock"
     address = f"vfio-user:{path}"
     first = EmulatedController("size=16MiB,serial=DRIVE-A")
@@ -69,7 +67,7 @@ async def test_calls_that_wait_for_a_driver_do_not_go_to_another_drive(tmp_path:
             handle = await manager.namespace(address, 1)
             device = manager.device(address)
             await handle.write(3, b"a" * 4096)
-            # The address is another drive's while the driver is replaced.
+            # Another drive appears at the address while the driver is replaced.
             replacing = threading.Event()
             again = device._drivers.transport_again
 
@@ -96,7 +94,7 @@ async def test_calls_that_wait_for_a_driver_do_not_go_to_another_drive(tmp_path:
             await (await manager.namespace(address, 1)).write(3, b"b" * 4096)
 
 
-async def test_another_namespace_under_the_number_ends_the_handle_and_is_told() -> None:
+async def test_another_namespace_under_the_number_ends_the_handle_with_an_event() -> None:
     address = uri("size=16MiB,namespaces=2")
     async with Manager() as manager:
         events = Events(manager)
@@ -116,7 +114,7 @@ async def test_another_namespace_under_the_number_ends_the_handle_and_is_told() 
         await events.close()
 
 
-async def test_a_namespace_that_was_replaced_while_the_driver_was_is_noticed() -> None:
+async def test_a_namespace_replaced_during_servicing_is_noticed() -> None:
     address = uri("size=16MiB,namespaces=2")
     async with Manager() as manager:
         events = Events(manager)
@@ -132,7 +130,7 @@ async def test_a_namespace_that_was_replaced_while_the_driver_was_is_noticed() -
         await events.close()
 
 
-async def test_a_call_that_waited_while_the_block_size_changed_is_not_made() -> None:
+async def test_a_waiting_call_fails_if_the_block_size_changes() -> None:
     address = uri()
     async with Manager(admin_timeout=2.0) as manager:
         handle = await manager.namespace(address, 1)
@@ -140,7 +138,7 @@ async def test_a_call_that_waited_while_the_block_size_changed_is_not_made() -> 
         faults = emulator(manager, address).faults
         faults.enable_delay(ready=0.3)
         assert device.controller is not None
-        # As another host's Format: no notice comes.
+        # Like another host's Format, without an event.
         await device.worker.call(lambda: device.controller.admin_queue.submit(commands.format_nvm(1, 0)))  # type: ignore[union-attr]
         servicing = asyncio.create_task(manager.service(address))
         await became(device, "servicing")
@@ -153,7 +151,7 @@ async def test_a_call_that_waited_while_the_block_size_changed_is_not_made() -> 
         await handle.write(3, b"x" * 512)
 
 
-async def test_a_repair_that_fails_is_tried_again_and_calls_wait_for_it(tmp_path: Path) -> None:
+async def test_a_failed_repair_is_retried_and_calls_wait(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     address = f"vfio-user:{path}"
     with EmulatedController("size=16MiB") as target:
@@ -190,7 +188,7 @@ async def test_calls_wait_for_a_namespace_that_is_not_ready_after_a_repair(tmp_p
             assert await asyncio.wait_for(read, 10) == b"2" * 4096
 
 
-async def test_repairs_end_with_the_failure_when_the_minute_has_had_its_share(tmp_path: Path) -> None:
+async def test_calls_fail_once_the_repairs_per_minute_are_used_up(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     address = f"vfio-user:{path}"
     with EmulatedController("size=16MiB") as target:
@@ -203,7 +201,7 @@ async def test_repairs_end_with_the_failure_when_the_minute_has_had_its_share(tm
             with pytest.raises(Exception, match=r"Internal Error|command id"):
                 await asyncio.wait_for(handle.read(1), 10)
             assert (device.state, device.repairs) == ("failed", 2)
-            # A minute later there is another one.
+            # A minute later the next repair is allowed.
             target.faults.clear()
             device._upkeep.limit._begun.clear()
             await manager.load(address)

@@ -1,4 +1,4 @@
-"""Looking at a manager: plain data, the control socket, the command line, Prometheus's text."""
+"""Inspecting a manager: plain data, the control socket, the command line, Prometheus's text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *ar
     return code, out, err
 
 
-async def test_everything_is_there_as_plain_data() -> None:
+async def test_inspect_returns_everything_as_plain_data() -> None:
     address = uri("size=16MiB,namespaces=2")
     async with Manager() as manager:
         namespace = await manager.namespace(address, 2)
@@ -69,7 +69,7 @@ async def test_everything_is_there_as_plain_data() -> None:
         await slow
 
 
-async def test_looking_does_not_wait_for_a_device_that_hangs() -> None:
+async def test_inspect_does_not_wait_for_a_hanging_device() -> None:
     address = uri()
     async with Manager(close_limit=0.3) as manager:
         await manager.load(address)
@@ -117,7 +117,7 @@ async def test_the_control_socket(tmp_path: Path) -> None:
                 client.call("load", uri=address)
 
         await asyncio.to_thread(talk)
-        assert manager.device(address).servicings == 0  # the one that was loaded anew
+        assert manager.device(address).servicings == 0  # the device that was loaded again
         with pytest.raises(ConfigurationError, match="in use"):
             Manager(control=path)
         assert namespace.uri == address
@@ -189,7 +189,9 @@ async def test_the_command_line(
     assert "no manager listens" in err
 
 
-def test_one_device_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspecting_one_device_without_a_manager(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, out, _ = run(capsys, monkeypatch, "inspect", "emulated:size=4MiB", "-o", "json", "--registers")
     assert code == 0
     device = json.loads(out)["devices"]["emulated:size=4MiB"]
@@ -226,7 +228,7 @@ async def test_metrics_of_errors_and_repairs() -> None:
         assert f'nvme_async_device_state{{state="ready",uri="{address}"}} 1.0' in text
 
 
-async def test_q_ends_top_and_the_terminal_is_as_before(tmp_path: Path) -> None:
+async def test_q_ends_top_and_restores_the_terminal(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     async with Manager(control=path) as manager:
         await manager.load("emulated:size=16MiB")

@@ -1,5 +1,5 @@
-"""Who decides whether keepalive runs for managed devices: arguments, environment, a keeper;
-switched at run time; what a restart finds.
+"""What decides whether keepalive is on for managed devices: arguments, environment, a keeper,
+switching at run time, and what a restart finds.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
         (None, None, False),
     ],
 )
-async def test_the_environment_decides(
+async def test_the_environment_decides_about_keepalive(
     words: str | None, pool: str | None, on: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in the reference's table: what the controllers are opened with, and what becomes of them."""
+    """The reference's table: how the controllers are opened, and the resulting state."""
     if words is not None:
         monkeypatch.setenv(config.KEEP_ALIVE, words)
     if pool is not None:
@@ -77,7 +77,7 @@ async def test_the_environment_decides(
             assert any(quoted[value] in record.message for record in caplog.records)
 
 
-async def test_an_argument_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(config.KEEP_ALIVE, "disabled")
     async with Manager(keepalive="host,privatepool") as manager:
         one, two = await manager.load(uri()), await manager.load(uri(), keepalive=False)
@@ -98,8 +98,8 @@ async def test_a_switched_off_vfio_driver_opens_no_drives(monkeypatch: pytest.Mo
 
 
 async def test_keepalive_is_switched_at_run_time() -> None:
-    """Off: the next servicing is a bring-up. On: so is the next, which has a private pool, and the
-    ones after it are live. Load goes on.
+    """Off: the next servicing is a bring-up. On: the next one is too, and creates a private pool;
+    later ones are live. Load continues.
     """
     address = uri()
     async with Manager(keepalive=True) as manager:
@@ -133,7 +133,7 @@ async def test_keepalive_is_switched_at_run_time() -> None:
         await load.stop()
         assert load.errors == []
         await manager.switch_keepalive(False)
-        with await manager.save() as saved:  # switched off, nothing is handed on although the driver could
+        with await manager.save() as saved:  # when switched off, nothing is handed over although the driver could
             assert (saved.bundles, sorted(saved.shut_down)) == ({}, sorted([address, later.uri]))
 
 
@@ -157,8 +157,8 @@ async def test_a_saved_device_whose_successor_has_no_keepalive_by_the_environmen
             assert await (await second.namespace(address, 1)).read(3) == b"3" * 4096
 
 
-async def test_a_manager_that_is_killed_leaves_its_devices_to_the_next(site: Site) -> None:
-    """A keeper has them; the next manager's load() goes on with the running controller."""
+async def test_a_killed_managers_devices_go_to_the_next_manager(site: Site) -> None:
+    """A keeper has them; the next manager's load() continues with the running controller."""
     driver = site.driver(
         """
         async with nvme_async.Manager(keeper=keeper) as manager:
@@ -166,11 +166,11 @@ async def test_a_manager_that_is_killed_leaves_its_devices_to_the_next(site: Sit
             await namespace.write(0, b"A" * 4096)
             await manager.service(uri, keepalive=True)
             await namespace.write(1, b"B" * 4096)
-            tell("written")
-            await hear()
+            report("written")
+            await next_line()
         """
     )
-    assert driver.hear() == "written"
+    assert driver.receive() == "written"
     [deposit] = site.deposits()
     assert (deposit.state, deposit.pid) == ("owned", driver.pid)
     driver.kill()
@@ -185,7 +185,7 @@ async def test_a_manager_that_is_killed_leaves_its_devices_to_the_next(site: Sit
         assert site.lives()["enables"] == 2
         assert [deposit.state for deposit in site.deposits()] == ["owned"]
         with await manager.save() as saved:
-            # Whoever is given the bundles has them; nobody else may find them with the keeper.
+            # The bundles belong to their receiver; no other process may get them from the keeper.
             assert site.deposits() == []
             async with await Manager.restore(saved, keeper=site.keeper_path) as next_one:
                 assert await (await next_one.namespace(site.uri, 1)).read(0) == b"A" * 4096

@@ -1,5 +1,5 @@
-"""Loading, unloading and shutting down: one driver for each device, nothing left behind, nothing
-that hangs holds up the others.
+"""Loading, unloading and shutting down: one driver per device, nothing left behind, and no hanging
+device delays the others.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ async def test_loads_from_many_threads_at_once() -> None:
         assert [worker["devices"] for worker in manager.inspect()["workers"]] in ([1], [1, 0], [0, 1])
 
 
-async def test_a_failed_load_leaves_nothing_and_the_next_one_can_succeed(tmp_path: Path) -> None:
+async def test_after_a_failed_load_the_next_one_can_succeed(tmp_path: Path) -> None:
     path = tmp_path / "controller.sock"
     address = f"vfio-user:{path}"
     async with Manager(workers=1) as manager:
-        await manager.load(uri())  # whatever is made once is made
+        await manager.load(uri())  # everything that is made only once exists now
         before = descriptors()
         results = await asyncio.gather(*(manager.load(address) for _ in range(3)), return_exceptions=True)
         assert {type(result) for result in results} == {ControllerGone}
@@ -87,7 +87,7 @@ async def test_a_failed_load_leaves_nothing_and_the_next_one_can_succeed(tmp_pat
             await manager.unload(address)
 
 
-async def test_a_load_whose_caller_goes_away_is_finished_for_the_next() -> None:
+async def test_a_load_whose_caller_is_cancelled_is_finished() -> None:
     address = uri()
     async with Manager() as manager:
         task = asyncio.ensure_future(manager.load(address))
@@ -142,7 +142,7 @@ async def test_operations_during_and_after_the_shutdown() -> None:
             await attempt
     with pytest.raises(QueueShutdown, match="closed"):
         await namespace.read(1)
-    assert await slow == bytes(4096)  # what was out is given its time
+    assert await slow == bytes(4096)  # in-flight commands get their time
     await asyncio.gather(closing, manager.close())
     with pytest.raises(QueueShutdown):
         manager.run(asyncio.sleep(0))
@@ -154,7 +154,7 @@ async def test_operations_during_and_after_the_shutdown() -> None:
     ]
 
 
-async def test_closing_gives_everything_back() -> None:
+async def test_closing_releases_everything() -> None:
     async with Manager() as manager:
         await manager.load(uri())
     before = descriptors()
@@ -164,8 +164,8 @@ async def test_closing_gives_everything_back() -> None:
     assert descriptors() == before
 
 
-async def test_one_device_that_hangs_does_not_hold_up_the_others(tmp_path: Path) -> None:
-    """Its commands take minutes; others are loaded, used, looked at, unloaded and saved meanwhile,
+async def test_a_hanging_device_does_not_delay_the_others(tmp_path: Path) -> None:
+    """Its commands take minutes; meanwhile others are loaded, used, inspected, unloaded and saved,
     and everything is shut down in time.
     """
     with EmulatedController("size=16MiB") as target:
@@ -190,14 +190,14 @@ async def test_one_device_that_hangs_does_not_hold_up_the_others(tmp_path: Path)
                 assert list(saved.failures) == [hanging]
                 with pytest.raises(ControllerTimeout, match="held up by service"):
                     saved.check()
-            late = await manager.namespace(uri(), 1)  # and it still takes new ones
+            late = await manager.namespace(uri(), 1)  # and it still accepts new ones
             await late.write(0, bytes(4096))
         assert time.monotonic() - began < 10.0
         results = await asyncio.gather(*lost, servicing, return_exceptions=True)
         assert all(isinstance(result, ControllerError | QueueShutdown) for result in results), results
 
 
-async def test_a_controller_that_never_becomes_ready_does_not_hold_up_the_shutdown(tmp_path: Path) -> None:
+async def test_a_controller_that_never_becomes_ready_does_not_delay_the_shutdown(tmp_path: Path) -> None:
     with EmulatedController("size=16MiB") as target:
         target.listen(tmp_path / "c.sock")
         target.faults.enable_delay(ready=float("inf"))
@@ -210,7 +210,7 @@ async def test_a_controller_that_never_becomes_ready_does_not_hold_up_the_shutdo
             await loading
 
 
-def test_a_thread_without_a_loop() -> None:
+def test_run_works_in_a_thread_without_a_loop() -> None:
     address = uri()
     with Manager(event_loop="asyncio") as manager:
         namespace = manager.run(manager.namespace(address, 1))
@@ -233,7 +233,7 @@ def test_a_thread_without_a_loop() -> None:
         assert {worker["event_loop"] for worker in manager.inspect()["workers"]} == {"asyncio"}
 
 
-async def test_run_is_not_for_event_loops() -> None:
+async def test_run_is_refused_in_an_event_loop() -> None:
     async with Manager() as manager:
         with pytest.raises(RuntimeError, match="await"):
             manager.run(asyncio.sleep(0))
@@ -271,7 +271,7 @@ async def test_devices_are_spread_over_the_workers_and_pinned() -> None:
         {"no_such_option": 1},
     ],
 )
-def test_options_that_make_no_sense(options: dict[str, object]) -> None:
+def test_invalid_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         Manager(**options)  # type: ignore[arg-type]
 

@@ -1,5 +1,5 @@
-"""Live servicing: another driver on the running controller, in this process or in the next manager,
-with I/O going on.
+"""Live servicing: a new driver on the running controller, in this process or in the next manager,
+during I/O.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nvme_async.errors import ConfigurationError, ControllerTimeout, HandedOver,
 from nvme_async.manager import Manager, SavedDevices
 
 
-async def test_live_servicing_under_load() -> None:
+async def test_live_servicing_under_load_is_invisible() -> None:
     """The controller is neither reset nor identified again, and no call notices."""
     address = uri()
     async with Manager(keepalive=True) as manager:
@@ -46,7 +46,7 @@ async def test_live_servicing_under_load() -> None:
         await events.close()
 
 
-async def test_what_was_out_is_made_again_or_keeps_its_one_result() -> None:
+async def test_commands_in_flight_are_repeated_or_keep_their_one_result() -> None:
     address = uri()
     async with Manager(keepalive=True) as manager:
         namespace = await manager.namespace(address, 1)
@@ -59,7 +59,7 @@ async def test_what_was_out_is_made_again_or_keeps_its_one_result() -> None:
         await asyncio.to_thread(copies.wait, 2)
         await asyncio.to_thread(reads.wait, 3)
         await manager.service(address, keepalive=True)
-        assert not any(task.done() for task in (*copying, *reading))  # nobody waited for them
+        assert not any(task.done() for task in (*copying, *reading))  # no caller waited for them
         await asyncio.to_thread(faults.release)
         assert await asyncio.gather(*reading) == [b"s" * 4096] * 3
         await asyncio.gather(*copying)
@@ -94,7 +94,7 @@ def _across(saved: SavedDevices) -> SavedDevices:
         return SavedDevices.receive(there, timeout=5)
 
 
-async def test_all_devices_are_saved_and_restored_and_a_failing_one_harms_nobody(tmp_path: Path) -> None:
+async def test_all_devices_are_saved_and_restored_despite_one_failure(tmp_path: Path) -> None:
     before = descriptors()
     targets = [EmulatedController("size=16MiB") for _ in range(4)]
     addresses = []
@@ -153,7 +153,7 @@ async def test_all_devices_are_saved_and_restored_and_a_failing_one_harms_nobody
         servicing,
         saved,
         first,
-    )  # their exceptions hold frames, which hold the first drivers
+    )  # their exceptions refer to frames, which refer to the first drivers
     assert descriptors() == before
 
 
@@ -170,7 +170,7 @@ async def test_keepalive_off_in_the_next_manager_means_a_reset(tmp_path: Path) -
             assert await (await second.namespace(address, 1)).read(0) == b"0" * 4096
 
 
-async def test_one_that_cannot_be_restored_does_not_harm_the_others(tmp_path: Path) -> None:
+async def test_a_device_that_cannot_be_restored_does_not_affect_the_others(tmp_path: Path) -> None:
     targets = [EmulatedController("size=16MiB") for _ in range(2)]
     addresses = []
     for at, target in enumerate(targets):
@@ -194,7 +194,7 @@ async def test_one_that_cannot_be_restored_does_not_harm_the_others(tmp_path: Pa
     targets[1].close()
 
 
-def test_what_is_no_saved_state_is_refused() -> None:
+def test_invalid_saved_state_is_refused() -> None:
     before = descriptors()
     nonsense = b"NVMESAVE" + (1).to_bytes(4, "little") + bytes(4) + b"\x05\0\0\0nope!"
     for data in (b"", b"GET / HTTP/1.1\r\n\r\n", b"NVMESAVE" + bytes(12), nonsense):

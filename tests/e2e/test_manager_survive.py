@@ -1,5 +1,5 @@
-"""Handles survive what happens to the driver behind them: resets, servicing, failures, removal and
-return, namespaces that come and go.
+"""Handles survive changes of the driver behind them: resets, servicing, failures, removal and
+return, added and removed namespaces.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ async def test_reset_under_load() -> None:
 
 
 async def test_servicing_under_load() -> None:
-    """Another driver each time: shut down, reset, brought up anew. The application notices nothing."""
+    """A new driver each time: shutdown, reset, bring-up. The application notices nothing."""
     address = uri()
     async with Manager() as manager:
         events = Events(manager)
@@ -71,7 +71,7 @@ async def test_servicing_under_load() -> None:
         await events.close()
 
 
-async def test_idempotent_commands_in_flight_are_made_again_and_others_fail_with_the_reason() -> None:
+async def test_idempotent_commands_are_repeated_and_others_fail_with_the_reason() -> None:
     address = uri()
     async with Manager(drain_timeout=0.05) as manager:
         namespace = await manager.namespace(address, 1)
@@ -100,7 +100,7 @@ async def test_idempotent_commands_in_flight_are_made_again_and_others_fail_with
         assert namespace.inspect()["retried"] == 5
 
 
-async def test_calls_made_meanwhile_wait_and_not_for_ever(tmp_path: Path) -> None:
+async def test_calls_during_servicing_wait_within_the_limit(tmp_path: Path) -> None:
     with EmulatedController("size=16MiB") as target:
         target.listen(tmp_path / "c.sock")
         address = f"vfio-user:{tmp_path}/c.sock"
@@ -126,7 +126,7 @@ async def test_calls_made_meanwhile_wait_and_not_for_ever(tmp_path: Path) -> Non
             assert 0.3 < time.monotonic() - began < 2.0
             await servicing
             assert await namespace.read(0) == bytes(4096)
-            # One that fails: everybody is told, and may try again.
+            # A failed servicing: all callers get the error, and may try again.
             target.faults.add(queue="admin", opcode=6, fail=0x006)
             with pytest.raises(Exception, match="Internal Error"):
                 await manager.service(address)
@@ -139,9 +139,9 @@ async def test_calls_made_meanwhile_wait_and_not_for_ever(tmp_path: Path) -> Non
             assert await namespace.read(0) == bytes(4096)
 
 
-async def test_a_controller_that_fails_gets_another_driver(tmp_path: Path) -> None:
-    """Completions that name another queue, however often it is reset, end the driver; the manager
-    repairs that, up to a limit.
+async def test_a_failed_controller_gets_a_new_driver(tmp_path: Path) -> None:
+    """Completions that name another queue after every reset end the driver; the manager repairs
+    that, up to a limit.
     """
     address = uri()
     async with Manager(repairs=2, drain_timeout=0.1) as manager:
@@ -164,7 +164,7 @@ async def test_a_controller_that_fails_gets_another_driver(tmp_path: Path) -> No
         await events.close()
 
 
-async def test_a_device_that_vanishes_under_load_and_comes_back(tmp_path: Path) -> None:
+async def test_a_device_vanishes_under_load_and_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     address = f"vfio-user:{path}"
     media = f"size=16MiB,medium=file,path={tmp_path}/media"
@@ -203,7 +203,7 @@ async def test_a_device_that_vanishes_under_load_and_comes_back(tmp_path: Path) 
         await events.close()
 
 
-async def test_a_device_that_is_gone_stays_so_if_the_policy_says_so(tmp_path: Path) -> None:
+async def test_a_missing_device_is_not_reloaded_with_hotplug_off(tmp_path: Path) -> None:
     with EmulatedController("size=16MiB") as target:
         target.listen(tmp_path / "c.sock")
         async with Manager(hotplug="off") as manager:
@@ -219,7 +219,7 @@ async def test_a_device_that_is_gone_stays_so_if_the_policy_says_so(tmp_path: Pa
             assert await namespace.read(0) == bytes(4096)
 
 
-async def test_registers_of_all_ones_under_load() -> None:
+async def test_all_ones_registers_under_load_mean_a_missing_device() -> None:
     address = uri()
     async with Manager(command_timeout=4.0) as manager:
         namespace = await manager.namespace(address, 1)
@@ -264,12 +264,12 @@ async def test_namespaces_are_added_resized_and_removed_under_load() -> None:
             await second.read(0)
         assert time.monotonic() - began < 0.5
         await second_load.stop()
-        # What reaches the controller before its notice reaches us, it answers itself: Invalid Field
-        # for an inactive NSID (Base 2.0, 3.2.1.4).
+        # Commands that reach the controller before its event reaches us fail with Invalid Field for
+        # an inactive NSID (Base 2.0, 3.2.1.4).
         assert {type(error) for error in second_load.errors} <= {InvalidNamespace, InvalidField}
 
         await asyncio.to_thread(faults.add_namespace, 5, "4MiB")
-        # Another disk under the number: the old handle is not for it.
+        # Another disk has the number: the old handle is not valid for it.
         await events.wait("namespace-replaced")
         with pytest.raises(NamespaceReplaced):
             await second.read(0)
@@ -282,7 +282,7 @@ async def test_namespaces_are_added_resized_and_removed_under_load() -> None:
         await events.close()
 
 
-async def test_a_namespace_removed_while_the_driver_was_replaced() -> None:
+async def test_a_namespace_removed_during_servicing_is_noticed() -> None:
     address = uri("size=16MiB,namespaces=2")
     async with Manager() as manager:
         first, second = await asyncio.gather(manager.namespace(address, 1), manager.namespace(address, 2))
@@ -293,8 +293,8 @@ async def test_a_namespace_removed_while_the_driver_was_replaced() -> None:
             await second.read(0)
 
 
-async def test_several_loops_at_once_through_resets_and_servicing() -> None:
-    """Each loop has a queue pair of its own, under the old driver and the next ones."""
+async def test_several_loops_survive_resets_and_servicing() -> None:
+    """Each loop has its own queue pair, under the old driver and the next ones."""
     address = uri()
     async with Manager(workers=1) as manager:
         namespace = await manager.namespace(address, 1)
@@ -336,7 +336,7 @@ async def test_several_loops_at_once_through_resets_and_servicing() -> None:
         assert len(controller["io_queues"]) == 4
 
 
-async def test_more_loops_than_the_controller_has_queues() -> None:
+async def test_more_loops_than_queues_share() -> None:
     address = uri("size=16MiB,queues=2")
     async with Manager(workers=1) as manager:
         namespace = await manager.namespace(address, 1)
@@ -354,7 +354,7 @@ async def test_more_loops_than_the_controller_has_queues() -> None:
         assert found == [b"0" * 4096] * 3
         barrier = threading.Barrier(3)
 
-        def together() -> None:
+        def read_at_once() -> None:
             async def go() -> None:
                 await namespace.read(0)
                 await asyncio.to_thread(barrier.wait)
@@ -362,12 +362,12 @@ async def test_more_loops_than_the_controller_has_queues() -> None:
 
             asyncio.run(go())
 
-        await asyncio.gather(*(asyncio.to_thread(together) for _ in range(3)))
+        await asyncio.gather(*(asyncio.to_thread(read_at_once) for _ in range(3)))
         assert found == [b"0" * 4096] * 6
         assert manager.inspect()["devices"][address]["controller"]["loops_sharing_a_queue"] >= 2
 
 
-async def test_cancelled_calls_leave_nothing_and_disturb_nobody() -> None:
+async def test_cancelled_calls_leave_nothing_behind() -> None:
     address = uri()
     async with Manager() as manager:
         namespace = await manager.namespace(address, 1)
@@ -385,7 +385,7 @@ async def test_cancelled_calls_leave_nothing_and_disturb_nobody() -> None:
         assert manager.device(address).gate.waiting == 0
 
 
-async def test_many_commands_in_one_await_survive_too() -> None:
+async def test_batches_survive_a_reset_and_servicing() -> None:
     address = uri()
     async with Manager(drain_timeout=0.05) as manager:
         namespace = await manager.namespace(address, 1)
@@ -398,7 +398,7 @@ async def test_many_commands_in_one_await_survive_too() -> None:
         assert bytes((await asyncio.wait_for(reading, 5)).data) == data
 
 
-async def test_errors_of_the_command_itself_are_not_tried_again() -> None:
+async def test_errors_of_the_command_itself_are_not_retried() -> None:
     address = uri()
     async with Manager() as manager:
         namespace = await manager.namespace(address, 1)

@@ -1,5 +1,5 @@
-"""nvme-cli's sub-commands: what they show and do on emulated controllers, alone and through a
-manager's socket; and that nvme-cli itself, where it is installed, says the same of the same bytes.
+"""nvme-cli's sub-commands: what they print and do on emulated controllers, alone and through a
+manager's socket; and that nvme-cli itself, if installed, prints the same for the same bytes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def shown(*arguments: str) -> Any:
     return json.loads(ok(*arguments, "-o", "json"))
 
 
-def test_the_names_are_those_of_the_commands() -> None:
+def test_subcommand_names_are_nvme_clis() -> None:
     assert names() == NVME
 
 
@@ -77,7 +77,7 @@ READERS = sorted(
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name not in ("get-log", "telemetry-log")])
-def test_every_page_is_shown_in_every_format(name: str, served: str) -> None:
+def test_every_log_page_prints_in_every_format(name: str, served: str) -> None:
     assert shown(*name.split(), served) is not None
     for output in ("normal", "tabular"):
         assert ok(*name.split(), served, "-o", output).strip()
@@ -85,19 +85,19 @@ def test_every_page_is_shown_in_every_format(name: str, served: str) -> None:
         assert CliRunner().invoke(cli, [*name.split(), served, "-b"]).exit_code == 0
 
 
-def test_a_namespace_from_birth_to_death(served: str) -> None:
+def test_a_namespace_is_created_attached_and_deleted(served: str) -> None:
     assert "nsid:2" in ok("create-ns", served, "-s", "1000", "-f", "0")
     assert shown("list-ns", served) == {"nsid_list": [{"nsid": 1}]}
     assert shown("list-ns", served, "--all") == {"nsid_list": [{"nsid": 1}, {"nsid": 2}]}
     ok("attach-ns", served, "-n", "2")
     assert shown("list-ns", served) == {"nsid_list": [{"nsid": 1}, {"nsid": 2}]}
     ok("detach-ns", served, "-n", "2")
-    assert run("delete-ns", served, "-n", "2").exit_code == 1  # nobody to ask
+    assert run("delete-ns", served, "-n", "2").exit_code == 1  # no terminal to ask on
     ok("delete-ns", served, "-n", "2", "--force")
     assert shown("list-ns", served, "--all") == {"nsid_list": [{"nsid": 1}]}
 
 
-def test_format_and_sanitize_want_to_be_sure(served: str) -> None:
+def test_format_and_sanitize_ask_for_confirmation(served: str) -> None:
     put(served, 3, b"x" * 4096)
     refused = run("format", served, "-l", "0")
     assert refused.exit_code == 1
@@ -154,7 +154,7 @@ def test_telemetry_goes_to_a_file(served: str, tmp_path: Path) -> None:
     assert (tmp_path / "t").stat().st_size == 512 * 11
 
 
-def test_zones() -> None:
+def test_zone_commands() -> None:
     zoned = "emulated:size=16MiB,zoned=on,zone_size=4MiB,zone_capacity=2MiB"
     zones = shown("zns", "report-zones", zoned)
     assert zones["nr_zones"] == 4
@@ -174,8 +174,8 @@ def test_zones() -> None:
     assert shown("zns", "id-ns", zoned)["lbafe"][1]["zsze"] == 1024
 
 
-def test_a_manager_s_drive_is_looked_at_without_being_opened(tmp_path: Path) -> None:
-    """The manager serves on loops of its own threads; the command line runs here."""
+def test_a_managers_drive_is_inspected_without_opening_it(tmp_path: Path) -> None:
+    """The manager serves on the loops of its own threads; the command line runs here."""
     path = tmp_path / "control.sock"
     uri = f"emulated:{EVERYTHING},serial=ATTACHED{os.getpid()}"
 
@@ -213,7 +213,7 @@ _REQUEST = struct.Struct("<BBHIIIQQIIIIIIIIIIQ")
 
 
 class Bridge(threading.Thread):
-    """Carries out what nvme-cli asks of the shim, on a controller of this process."""
+    """Executes nvme-cli's requests to the shim on a controller of this process."""
 
     def __init__(self, options: str, path: Path) -> None:
         super().__init__(daemon=True)
@@ -324,7 +324,7 @@ def numbers(value: Any) -> Any:
         ("resv-report", ("-n", "1")),
     ],
 )
-def test_nvme_cli_says_the_same(name: str, arguments: tuple[str, ...], nvme: Any) -> None:
+def test_nvme_cli_prints_the_same(name: str, arguments: tuple[str, ...], nvme: Any) -> None:
     theirs = numbers(nvme(name, *arguments))
     ours = numbers(shown(name, f"emulated:{EVERYTHING}", *arguments))
     if name == "error-log":  # it also lists entries that are not in use

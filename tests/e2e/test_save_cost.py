@@ -1,5 +1,5 @@
-"""What a save costs: counted, not timed. Nothing is encoded that has not changed, idle queue pairs of other loops
-need no trip to their threads, and those in use are still frozen by their own.
+"""The cost of a save, counted, not timed. Only changes are encoded, idle queue pairs of other loops
+need no visit to their threads, and queue pairs in use are still frozen by their own threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nvme_async.keepalive import state as saved
 
 
 class Loops:
-    """Event loops in threads of their own."""
+    """Event loops in their own threads."""
 
     def __init__(self) -> None:
         self.loops: list[asyncio.AbstractEventLoop] = []
@@ -55,7 +55,7 @@ def loops() -> Iterator[Loops]:
     loops.stop()
 
 
-async def test_a_save_writes_what_has_changed_and_visits_no_idle_loop(
+async def test_a_save_writes_only_changes_and_visits_no_idle_loop(
     loops: Loops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: Counter[str] = Counter()
@@ -82,14 +82,14 @@ async def test_a_save_writes_what_has_changed_and_visits_no_idle_loop(
         assert counted == {}
         drivers.driver = await restore(bundle)
         bundle.close()
-        # Nothing was written in the successor's name yet: there is nothing to write either.
+        # Nothing has been written for the successor yet, and nothing needs to be.
         bundle = await drivers.driver.save()
         assert counted["encode"] == 0
         drivers.driver = await restore(bundle)
         bundle.close()
         await eventually(lambda: counted["encode"])
         assert drivers.driver.recorder.manifest.sequence == before + 1
-        # Something that a successor must know is written at once, and no more at the save.
+        # A change that a successor must know is written at once, and not again at the save.
         counted.clear()
         memory = drivers.driver.alloc(4096)
         assert await loops.on_each(lambda: drivers.namespace.read(0)) == [block(1)] * 3
@@ -99,8 +99,8 @@ async def test_a_save_writes_what_has_changed_and_visits_no_idle_loop(
         memory.free()
 
 
-async def test_what_is_only_known_at_the_save_is_written_then() -> None:
-    """The recorder was not told of a change: a save compares all the same."""
+async def test_changes_noticed_only_at_the_save_are_written() -> None:
+    """The recorder did not learn of a change: a save compares nevertheless."""
     async with line() as drivers:
         drivers.driver.recorder.decision = "something else"
         with await drivers.driver.save() as bundle:
@@ -110,8 +110,10 @@ async def test_what_is_only_known_at_the_save_is_written_then() -> None:
 
 
 @pytest.mark.slow
-async def test_saves_while_other_loops_come_go_and_send(loops: Loops) -> None:
-    """Frozen from afar or by their own threads: no read brings other data, none is forgotten, none waits for ever."""
+async def test_saves_while_other_loops_start_end_and_send(loops: Loops) -> None:
+    """Frozen remotely or by their own threads: no read returns wrong data, none is lost, none waits
+    forever.
+    """
     chance = random.Random(3)
     loops.start(3)
     async with line("size=64MiB,queues=8") as drivers:

@@ -1,4 +1,4 @@
-"""How long each part of a servicing took is told where people look: log, inspect(), Prometheus."""
+"""The duration of each phase of a servicing is reported in the log, inspect() and Prometheus."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ AFTER_SAVE = {"suspend", "write"}
 AFTER_RESTORE = {"attach", "verify", "adopt", "drain"}
 
 
-def told(controller: nvme_async.Controller) -> dict[str, float]:
+def phases_of(controller: nvme_async.Controller) -> dict[str, float]:
     found: dict[str, float] = controller.inspect()["keepalive"]["phases"]
     assert all(0 <= seconds < 10 for seconds in found.values()), found
     return found
 
 
-async def test_of_a_save_and_a_restore(caplog: pytest.LogCaptureFixture) -> None:
+async def test_phases_of_a_save_and_a_restore(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "nvme_async")
     async with line() as drivers:
         await drivers.namespace.write(0, block(1))
-        assert told(drivers.driver) == {}
+        assert phases_of(drivers.driver) == {}
         before = phases.recorded()
         predecessor = drivers.driver
         with await predecessor.save() as bundle:
-            assert told(predecessor).keys() == AFTER_SAVE
+            assert phases_of(predecessor).keys() == AFTER_SAVE
             drivers.driver = await restore(bundle)
-        assert told(drivers.driver).keys() == AFTER_RESTORE
+        assert phases_of(drivers.driver).keys() == AFTER_RESTORE
         assert "saved: suspend " in caplog.text
         assert "taken over: attach " in caplog.text
         counted = {
@@ -45,13 +45,13 @@ async def test_of_a_save_and_a_restore(caplog: pytest.LogCaptureFixture) -> None
         assert counted == dict.fromkeys(AFTER_SAVE | AFTER_RESTORE, 1)
 
 
-async def test_of_a_hand_over_the_predecessors_come_along(tmp_path: Path) -> None:
+async def test_phases_of_a_hand_over_include_the_predecessors(tmp_path: Path) -> None:
     async with line() as drivers:
         where = socket_path(tmp_path)
         async with drivers.driver.handover(where) as offer:
             drivers.driver = await nvme_async.take_over(where)
             await offer
-        found = told(drivers.driver)
+        found = phases_of(drivers.driver)
         assert found.keys() == AFTER_SAVE | AFTER_RESTORE | {"pass"}
         pause = drivers.driver.adopted.pause
         assert pause is not None
@@ -66,15 +66,15 @@ async def test_the_drain_lasts_until_the_last_command(caplog: pytest.LogCaptureF
         await settle()
         with await drivers.driver.save() as bundle:
             drivers.driver = await restore(bundle)
-        assert "drain" not in told(drivers.driver)
+        assert "drain" not in phases_of(drivers.driver)
         await asyncio.gather(task, return_exceptions=True)
         await drivers.driver.adopted.wait()
-        await eventually(lambda: "drain" in told(drivers.driver))
-        assert 0.01 < told(drivers.driver)["drain"] < 5
+        await eventually(lambda: "drain" in phases_of(drivers.driver))
+        assert 0.01 < phases_of(drivers.driver)["drain"] < 5
         assert "the predecessor's commands are over" in caplog.text
 
 
-async def test_completions_that_arrived_meanwhile_are_told_with_their_place(caplog: pytest.LogCaptureFixture) -> None:
+async def test_completions_found_by_the_successor_are_logged_with_their_place(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "nvme_async")
     async with line() as drivers:
         drivers.faults.add(queue="io", opcode=2, delay=0.05)
@@ -106,7 +106,7 @@ def test_histograms() -> None:
     assert str(taken) == ", ".join(f"{name} 1.000 ms" for name in NAMES)
 
 
-async def test_prometheus_has_them() -> None:
+async def test_prometheus_exports_the_phases() -> None:
     client = pytest.importorskip("prometheus_client")
     from nvme_async.manager.metrics import ManagerCollector
 

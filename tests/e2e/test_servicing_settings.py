@@ -1,4 +1,4 @@
-"""What the settings for servicing come to at a controller and its memory."""
+"""The effect of the servicing settings on a controller and its memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MPOL_DEFAULT, MPOL_PREFERRED, MPOL_F_ADDR = 0, 1, 2
 
 
 @pytest.mark.parametrize("rule", ["release", "debug"])
-async def test_a_pool_sized_by_rule_has_room_for_a_queue_pair_of_each_processor_and_its_data(rule: str) -> None:
+async def test_a_pool_sized_by_rule_holds_a_queue_pair_per_processor(rule: str) -> None:
     async with nvme_async.open(
         "emulated:size=64MiB", keepalive=True, keeper="none", pool_pages=rule, hugepages="never"
     ) as controller:
@@ -45,10 +45,10 @@ def policy(address: int) -> tuple[int, int]:
     return mode.value, nodes[0]
 
 
-def test_equal_parts_of_a_pool_prefer_the_nodes_in_order() -> None:
+def test_equal_parts_of_a_pool_prefer_consecutive_nodes() -> None:
     nodes = memory_nodes()
     if not nodes:
-        pytest.skip("the kernel tells no NUMA nodes")
+        pytest.skip("the kernel reports no NUMA nodes")
     node = nodes[0]
     with Pool(64 << 20, iova=1 << 32, hugepages="never", nodes=(node, node, node)) as pool:
         if not pool.nodes:
@@ -63,7 +63,7 @@ def test_equal_parts_of_a_pool_prefer_the_nodes_in_order() -> None:
             assert policy(pool.address + offset + nbytes - 1) == (MPOL_PREFERRED, 1 << node)
         assert at == pool.nbytes
         assert pool.inspect()["nodes"][1] == {"node": node, "offset": pool.nodes[1][1], "nbytes": pool.nodes[1][2]}
-        # The policy is the memory's: a successor's mapping has it too.
+        # The policy belongs to the memory, so a successor's mapping has it too.
         with Pool.attach(pool.fd) as attached:
             assert policy(attached.address) == (MPOL_PREFERRED, 1 << node)
             attached.detach()
@@ -72,7 +72,7 @@ def test_equal_parts_of_a_pool_prefer_the_nodes_in_order() -> None:
         assert policy(pool.address)[0] == MPOL_DEFAULT
 
 
-def test_a_node_that_is_not_there_is_no_reason_to_fail() -> None:
+def test_a_missing_numa_node_is_ignored() -> None:
     with Pool(4 << 20, iova=1 << 32, hugepages="never", nodes=(1023,)) as pool:
         assert pool.nodes == ()
         pool.alloc(4096, owner="x").free()
@@ -87,7 +87,7 @@ def test_memory_nodes(tmp_path: Path) -> None:
         assert memory_nodes(tmp_path) == nodes
 
 
-async def test_a_split_pool_is_seen_in_inspect() -> None:
+async def test_inspect_shows_a_split_pool() -> None:
     async with nvme_async.open("emulated:size=16MiB", keepalive=True, keeper="none", pool_numa="split") as controller:
         state = controller.inspect()
         assert "pool split over NUMA nodes (argument pool_numa)" in state["keepalive"]["decision"]
@@ -96,7 +96,7 @@ async def test_a_split_pool_is_seen_in_inspect() -> None:
 
 
 @pytest.mark.parametrize("always", [False, True])
-async def test_a_function_level_reset_at_each_open_and_none_at_a_live_restore(
+async def test_always_flr_resets_at_each_open_but_not_at_a_live_restore(
     always: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENHCL_NVME_ALWAYS_FLR", str(int(always)))
@@ -126,7 +126,7 @@ async def test_a_function_level_reset_at_each_open_and_none_at_a_live_restore(
 
 
 class EmulatedOnce:
-    """How many resets an opening has without the setting."""
+    """The number of resets of an open() without the setting."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._path = f"{folder}/plain"
@@ -146,29 +146,29 @@ class EmulatedOnce:
         return None
 
 
-async def test_switched_off_in_the_environment_the_next_process_reclaims(site: Site) -> None:  # noqa: F811
-    """OPENHCL_DISABLE_NVME_KEEP_ALIVE, whatever the argument says: the controller is reset first."""
+async def test_the_next_process_reclaims_if_the_environment_disables_keepalive(site: Site) -> None:  # noqa: F811
+    """OPENHCL_DISABLE_NVME_KEEP_ALIVE overrides the argument: the controller is reset first."""
     first = site.driver(
         """
         controller = await nvme_async.open(uri, keeper=keeper)
         await controller.namespaces[1].write(0, b"A" * 4096)
-        tell(controller.keepalive)
-        await hear()
+        report(controller.keepalive)
+        await next_line()
         """
     )
-    assert first.hear() == "True"
+    assert first.receive() == "True"
     first.kill()
     before = site.lives()
     second = site.driver(
         """
         async with nvme_async.open(uri, keeper=keeper, keepalive=True, keeper_wait=10) as controller:
-            tell(controller.keepalive, controller.decision)
-            tell((await controller.namespaces[1].read(0))[:1])
+            report(controller.keepalive, controller.decision)
+            report((await controller.namespaces[1].read(0))[:1])
         """,
         OPENHCL_DISABLE_NVME_KEEP_ALIVE="1",
     )
-    said = second.hear()
+    said = second.receive()
     assert said.startswith("False keepalive off: it is disabled")
     assert "(environment OPENHCL_DISABLE_NVME_KEEP_ALIVE)" in said
-    assert second.hear() == "b'A'"
+    assert second.receive() == "b'A'"
     assert site.lives()["disables"] > before["disables"]

@@ -1,4 +1,6 @@
-"""One controller and a worker's controller in the same process: what a worker can do, and what it is refused."""
+"""An owner's and a worker's controller in the same process: what a worker may do, and what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -82,12 +84,12 @@ async def test_doorbells_are_rung_by_the_worker_without_a_message(shared: Pair) 
     async with worker(share) as controller:
         await controller.namespaces[1].read(0)
         [connection] = share._connections
-        connection.channel.close()  # and so is everything but its queue pair
+        connection.channel.close()  # and so is everything except its queue pair
         for lba in range(50):
             await controller.namespaces[1].read(lba)
 
 
-async def test_registered_memory_is_reached_in_place(shared: Pair) -> None:
+async def test_registered_memory_is_accessed_in_place(shared: Pair) -> None:
     _, share = shared
     fd = os.memfd_create("application")
     os.ftruncate(fd, 64 * BLOCK)
@@ -107,7 +109,7 @@ async def test_registered_memory_is_reached_in_place(shared: Pair) -> None:
     os.close(fd)
 
 
-async def test_only_read_only_admin_commands_pass_by_default(shared: Pair) -> None:
+async def test_only_read_only_admin_commands_are_allowed_by_default(shared: Pair) -> None:
     _, share = shared
     async with worker(share) as controller:
         log = await controller.admin(commands.get_log_page(2, 512))
@@ -130,7 +132,7 @@ async def test_only_read_only_admin_commands_pass_by_default(shared: Pair) -> No
         assert controller.state == "ready"
 
 
-async def test_with_admin_all_a_worker_formats_and_others_see_it(tmp_path: Path) -> None:
+async def test_with_admin_all_a_worker_can_format_and_others_notice(tmp_path: Path) -> None:
     async with owner(tmp_path / "s", admin="all") as (own, share), worker(share) as first, worker(share) as second:
         await first.admin(commands.set_features(Feature.TEMPERATURE_THRESHOLD, 400))
         with pytest.raises(LeaseError, match="is the owner's alone"):
@@ -156,7 +158,7 @@ async def test_namespace_events_reach_workers(shared: Pair) -> None:
         await events.aclose()  # type: ignore[attr-defined]
 
 
-async def test_the_owners_reset_makes_a_workers_queues_again(shared: Pair) -> None:
+async def test_the_owners_reset_recreates_a_workers_queues(shared: Pair) -> None:
     own, share = shared
     async with worker(share) as controller:
         namespace = controller.namespaces[1]
@@ -180,7 +182,7 @@ async def test_a_late_command_is_aborted_through_the_owner(shared: Pair) -> None
         assert (controller.inspect()["aborts"], controller.resets, own.resets) == (1, 0, 1)
 
 
-async def test_a_lost_command_has_the_workers_queues_made_again_and_no_others(shared: Pair) -> None:
+async def test_a_lost_command_recreates_only_the_workers_queues(shared: Pair) -> None:
     own, share = shared
     async with worker(share, command_timeout=0.3, abort_timeout=0.2) as controller, worker(share) as other:
         await other.namespaces[1].write(4, pattern(BLOCK, 4))
@@ -190,7 +192,7 @@ async def test_a_lost_command_has_the_workers_queues_made_again_and_no_others(sh
         assert await other.namespaces[1].read(4) == pattern(BLOCK, 4)
 
 
-async def test_the_owners_end_ends_workers_with_the_reason(tmp_path: Path) -> None:
+async def test_closing_the_owner_ends_workers_with_the_reason(tmp_path: Path) -> None:
     async with owner(tmp_path / "s") as (_, share):
         controller = await worker(share)
     with pytest.raises(ControllerGone, match="not shared any more"):
@@ -227,7 +229,7 @@ async def test_quotas_say_what_is_left(tmp_path: Path) -> None:
             await worker(share)
 
 
-async def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, shared: Pair) -> None:
+async def test_invalid_arguments_are_refused_by_name(tmp_path: Path, shared: Pair) -> None:
     own, share = shared
     assert stat.S_IMODE(os.stat(share.path).st_mode) == 0o600
     with pytest.raises(ConfigurationError, match="is shared already"):

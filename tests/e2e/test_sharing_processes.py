@@ -1,4 +1,4 @@
-"""Workers as processes: killed, stopped and replaced beside others that verify every block."""
+"""Workers as processes: killed, stopped and replaced while others verify every block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nvme_async.sharing import Share
 
 
 def clean(share: Share, leases: int) -> bool:
-    """No lease but those, and nothing held for any other."""
+    """Only these leases exist, and nothing is reserved for any other."""
     own = share.controller
     assert own.memory is not None
     taken = sum(len(lease.queues) for lease in share.leases.values())
@@ -29,7 +29,7 @@ def clean(share: Share, leases: int) -> bool:
     )
 
 
-async def test_killed_workers_leave_nothing_and_others_notice_nothing(tmp_path: Path) -> None:
+async def test_killed_workers_leave_nothing_behind_and_do_not_affect_others(tmp_path: Path) -> None:
     random.seed(17)
     async with owner(tmp_path / "s", workers=16) as (own, share):
         steady = [await Worker.start(tmp_path / "s", seed) for seed in (1, 2)]
@@ -62,7 +62,7 @@ async def test_a_reset_under_load_holds_workers_and_loses_nothing(tmp_path: Path
             assert 1 <= resets <= 4
 
 
-async def test_a_worker_that_was_stopped_across_a_reset_rings_nothing_of_its_old_life(tmp_path: Path) -> None:
+async def test_a_worker_stopped_during_a_reset_rings_no_old_doorbell(tmp_path: Path) -> None:
     async with owner(tmp_path / "s", stop_seconds=0.1) as (own, share):
         stopped, other = [await Worker.start(tmp_path / "s", seed) for seed in (1, 2)]
         [qid] = next(lease for lease in share.leases.values() if lease.pid == stopped.pid).queues
@@ -71,7 +71,8 @@ async def test_a_worker_that_was_stopped_across_a_reset_rings_nothing_of_its_old
         await asyncio.sleep(0.05)
         for _ in range(2):
             await own.reset("a test")
-        # Its id belongs to it, and to no queue, until it has confirmed the new life.
+        # Its queue id stays reserved, without a queue, until the worker has confirmed the new
+        # epoch.
         assert own.queues.lend() != qid
         own.queues.return_lent(max(own.queues.lent - {q for lease in share.leases.values() for q in lease.queues}))
         faults(own).trace()
@@ -82,7 +83,7 @@ async def test_a_worker_that_was_stopped_across_a_reset_rings_nothing_of_its_old
         await stopped.progress()
         bells = [bell for bell in faults(own).doorbells() if bell.qid == qid]
         first = {bell.is_cq: bell for bell in reversed(bells)}
-        # The first doorbells of the new life begin at the rings' start.
+        # The first doorbells of the new epoch start at the beginning of the rings.
         assert all(bell.old == 0 and 0 < bell.new <= 64 for bell in first.values())
         assert faults(own).counters()["invalid_doorbells"] == counters["invalid_doorbells"]
         assert (await stopped.stop())[2] >= 1
@@ -95,7 +96,7 @@ async def test_a_stopped_worker_that_is_killed_gives_its_ids_back(tmp_path: Path
         worker.signal(signal.SIGSTOP)
         await own.reset("a test")
         assert await share.revoke(worker.pid) == 1
-        assert len(share.leases) == 1  # it lives: a doorbell store of its may still come
+        assert len(share.leases) == 1  # it is alive: one of its doorbell stores may still come
         assert own.queues.lend() is None
         await worker.kill()
         await eventually(lambda: clean(share, 0))

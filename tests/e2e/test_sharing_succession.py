@@ -1,4 +1,6 @@
-"""Workers go on doing I/O while the process that owns the controller is handed over, replaced by exec, or killed."""
+"""Workers continue I/O while the process that owns the controller hands over, execs, or is
+killed.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,10 @@ __all__ = ["settings", "site"]
 OWNER = """
     async with nvme_async.open(uri, keeper=keeper, keeper_wait=20) as controller:
         await controller.share({path!r}, queues=2)
-        tell("shared", controller.resets)
-        while (said := await hear()) == "reset":
+        report("shared", controller.resets)
+        while (said := await next_line()) == "reset":
             await controller.reset("a test")
-            tell("reset")
+            report("reset")
         if said == "exec":
             await controller.exec([sys.executable, "-c", {program!r}])
 """
@@ -38,11 +40,11 @@ OWNER = """
 
 def owner(site: Site, path: str, program: str = "") -> Driver:
     driver = site.driver(OWNER.format(path=path, program=program))
-    assert driver.hear().startswith("shared")
+    assert driver.receive().startswith("shared")
     return driver
 
 
-async def test_workers_go_on_while_their_owner_is_killed_again_and_again(site: Site) -> None:
+async def test_workers_continue_while_their_owner_is_killed_repeatedly(site: Site) -> None:
     path = site.folder / "shared"
     driver = owner(site, str(path))
     workers = [await Worker.start(path, seed) for seed in (1, 2, 3)]
@@ -54,7 +56,7 @@ async def test_workers_go_on_while_their_owner_is_killed_again_and_again(site: S
         driver = await asyncio.to_thread(owner, site, str(path))
         await eventually(lambda: all(lease["connected"] for lease in leases(path)), 20.0)
         assert len(leases(path)) == 3
-    # Another worker comes to the successor, and one of the predecessor's goes.
+    # Another worker connects to the successor, and one of the predecessor's ends.
     late = await Worker.start(path, 4)
     await workers.pop().kill()
     await eventually(lambda: len(leases(path)) == 3, 20.0)
@@ -62,7 +64,7 @@ async def test_workers_go_on_while_their_owner_is_killed_again_and_again(site: S
     assert (after["enables"], after["resets"], after["invalid_doorbells"]) == (
         before["enables"], before["resets"], before["invalid_doorbells"],
     )  # fmt: skip
-    driver.tell("reset")
+    driver.send("reset")
     assert await asyncio.to_thread(driver.hear) == "reset"
     for worker in [*workers, late]:
         await worker.progress()
@@ -81,7 +83,7 @@ def leases(path: Path) -> list[dict[str, object]]:
     return found
 
 
-async def test_a_worker_that_died_while_there_was_no_owner_is_taken_back(site: Site) -> None:
+async def test_the_lease_of_a_worker_that_died_without_an_owner_ends(site: Site) -> None:
     path = site.folder / "shared"
     driver = owner(site, str(path))
     victim, steady = [await Worker.start(path, seed) for seed in (1, 2)]
@@ -93,7 +95,7 @@ async def test_a_worker_that_died_while_there_was_no_owner_is_taken_back(site: S
     assert (await steady.stop())[2] == 0
 
 
-async def test_workers_go_on_over_a_hand_over_and_an_exec(tmp_path: Path) -> None:
+async def test_workers_continue_across_a_hand_over_and_an_exec(tmp_path: Path) -> None:
     path = tmp_path / "shared"
     driver = await nvme_async.open("emulated:size=16MiB", keepalive=True)
     emulator = driver.device.emulator  # type: ignore[attr-defined]
@@ -132,7 +134,7 @@ async def test_an_exec_of_the_owner_keeps_its_workers(site: Site) -> None:
     )
     driver = owner(site, str(path), program)
     worker = await Worker.start(path, 1)
-    driver.tell("exec")
+    driver.send("exec")
     assert await asyncio.to_thread(driver.hear) == "again 1 0"
     await worker.progress()
     await eventually(lambda: [lease["connected"] for lease in leases(path)] == [True], 20.0)
@@ -140,7 +142,7 @@ async def test_an_exec_of_the_owner_keeps_its_workers(site: Site) -> None:
     await eventually(lambda: not leases(path), 20.0)
 
 
-async def test_a_successor_that_resets_first_stops_the_workers_before(site: Site) -> None:
+async def test_a_successor_stops_the_workers_before_it_resets(site: Site) -> None:
     path = site.folder / "shared"
     driver = owner(site, str(path))
     worker = await Worker.start(path, 1)
@@ -159,7 +161,7 @@ async def test_a_successor_that_resets_first_stops_the_workers_before(site: Site
     await worker.kill()
 
 
-async def test_leases_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+async def test_invalid_leases_are_refused(tmp_path: Path) -> None:
     async with nvme_async.open("emulated:size=16MiB") as controller:
         for saved in ({}, {"path": str(tmp_path / "s"), "policy": {}, "leases": [{"slot": 20}]}):
             with pytest.raises(InvalidSavedState, match="make no sense"):

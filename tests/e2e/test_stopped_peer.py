@@ -1,4 +1,4 @@
-"""A vfio-user server that is stopped in the middle: the options' limits hold, the loop goes on."""
+"""A vfio-user server is stopped at some point: the options' limits hold, and the loop continues."""
 
 from __future__ import annotations
 
@@ -92,9 +92,11 @@ async def test_open(server: tuple[str, subprocess.Popen[bytes]]) -> None:
     assert time.monotonic() - began < 1.0 + 2.0
 
 
-async def test_commands_and_their_reset(server: tuple[str, subprocess.Popen[bytes]]) -> None:
-    """A command times out, its Abort does, and the reset finds that nothing answers: each within its
-    own limit.
+async def test_command_timeout_abort_and_reset_have_their_own_limits(
+    server: tuple[str, subprocess.Popen[bytes]],
+) -> None:
+    """A command times out, then its Abort, and the reset gets no answer: each within its own
+    limit.
     """
     uri, process = server
     async with nvme_async.open(uri, **LIMITS) as controller:
@@ -105,7 +107,7 @@ async def test_commands_and_their_reset(server: tuple[str, subprocess.Popen[byte
         assert time.monotonic() - began < 0.5 + 0.5 + 0.3 + 1.0 + 5.0
 
 
-async def test_a_server_that_goes_on_in_time_has_lost_nothing(server: tuple[str, subprocess.Popen[bytes]]) -> None:
+async def test_a_server_that_resumes_in_time_loses_nothing(server: tuple[str, subprocess.Popen[bytes]]) -> None:
     uri, process = server
     async with nvme_async.open(uri, **{**LIMITS, "command_timeout": 10.0}) as controller:
         ns = controller.namespaces[1]
@@ -160,12 +162,12 @@ async def test_a_reset_with_doorbells_by_message() -> None:
         assert controller.inspect()["device"]["doorbells"] == "mapped, with an eventfd"
 
 
-async def test_doorbells_that_a_peer_takes_away_end_the_controller() -> None:
-    """As far as the driver goes: the page is cut off, the next command finds it."""
+async def test_a_truncated_doorbell_file_fails_the_controller() -> None:
+    """The driver's view: the page is truncated, and the next command notices it."""
     controller = await nvme_async.open("emulated:size=64MiB,block=4096", hugepages="never", **FAST)
     mmio = controller.device.doorbells().mmio
     assert mmio is not None
-    os.eventfd_write(mmio.lost_fd, 1)  # what the SIGBUS handler does
+    os.eventfd_write(mmio.lost_fd, 1)  # as the SIGBUS handler does
     with pytest.raises(ControllerGone):
         await within(10, asyncio.create_task(_until_it_fails(controller)))
     await controller.close()

@@ -1,4 +1,4 @@
-"""examples/takeover/ and the code in docs/keepalive.md do what they say."""
+"""examples/takeover/ and the code in docs/keepalive.md work as described."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 CODE = re.findall(r"```python\n(.*?)```", (ROOT / "docs/keepalive.md").read_text(), re.DOTALL)
 
 
-def test_each_service_goes_on_where_the_one_before_stopped(tmp_path: Path) -> None:
-    """Four processes, one after the other; the controller is enabled once and never again."""
+def test_each_service_continues_where_the_previous_one_stopped(tmp_path: Path) -> None:
+    """Four processes, one after another; the controller is enabled only once."""
     with EmulatedController("size=16MiB") as emulator:
         address, offer = socket_path(tmp_path), socket_path(tmp_path)
         emulator.listen(address)

@@ -1,4 +1,6 @@
-"""NVMe/TCP, host and target, end to end: I/O, digests, R2T, events, several hosts and loops, refusals."""
+"""NVMe/TCP, host and target, end to end: I/O, digests, R2T, events, several hosts and loops,
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,7 @@ CONFIGURATIONS = {
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-async def test_io(name):
+async def test_io_over_tcp(name):
     emulated, options = CONFIGURATIONS[name]
     async with nvme_async.open(f"emulated-tcp:size=64MiB{emulated}", **options) as controller:
         await exercise(controller)
@@ -98,7 +100,7 @@ async def test_reset_and_io_again():
         assert controller.inspect()["association"]["reconnects"] == 1
 
 
-async def test_two_hosts_at_once_each_with_its_controller(target):
+async def test_two_hosts_connect_at_once_each_with_its_own_controller(target):
     async with nvme_async.open(target.uri) as one, nvme_async.open(target.uri) as two:
         assert one.identify.cntlid != two.identify.cntlid
         await one.namespaces[1].write(5, b"1" * 4096)
@@ -111,7 +113,7 @@ async def test_two_hosts_at_once_each_with_its_controller(target):
     assert target.tcp_stats()["controllers"] == target.tcp_stats()["open_connections"] == 0
 
 
-async def test_each_loop_has_a_connection_of_its_own(target):
+async def test_each_loop_has_its_own_connection(target):
     async with nvme_async.open(target.uri) as controller:
         namespace = controller.namespaces[1]
         failures = []
@@ -136,7 +138,7 @@ async def test_each_loop_has_a_connection_of_its_own(target):
         assert target.tcp_stats()["connections"] >= 4
 
 
-async def test_identify_is_that_of_a_controller_behind_a_fabric(target):
+async def test_identify_describes_a_fabrics_controller(target):
     async with nvme_async.open(target.uri) as controller:
         identify = controller.identify
         assert identify.subnqn == NQN
@@ -146,7 +148,7 @@ async def test_identify_is_that_of_a_controller_behind_a_fabric(target):
         assert controller.cap.mpsmax == 0
 
 
-async def test_namespace_events_come(target):
+async def test_namespace_events_arrive(target):
     async with nvme_async.open(target.uri) as controller:
         events = []
 
@@ -164,7 +166,7 @@ async def test_namespace_events_come(target):
         task.cancel()
 
 
-async def test_faults_apply_to_what_comes_over_tcp(target):
+async def test_faults_apply_to_commands_over_tcp(target):
     async with nvme_async.open(target.uri) as controller:
         target.faults.add(queue="io", opcode=2, count=1, fail=0x281)
         with pytest.raises(nvme_async.errors.UnrecoveredReadError):
@@ -172,7 +174,7 @@ async def test_faults_apply_to_what_comes_over_tcp(target):
         await controller.namespaces[1].read(0)
 
 
-async def test_a_command_that_is_never_answered_is_aborted_or_ends_with_a_new_association(target):
+async def test_a_lost_command_is_aborted_or_resent_over_a_new_association(target):
     async with nvme_async.open(target.uri, command_timeout=0.4, abort_timeout=0.3) as controller:
         target.faults.add(queue="io", opcode=2, count=1, discard=True)
         async with asyncio.timeout(10):
@@ -180,10 +182,11 @@ async def test_a_command_that_is_never_answered_is_aborted_or_ends_with_a_new_as
         assert controller.resets == 1
 
 
-# -- refusals ---------------------------------------------------------------------------------------
+# -- refusals
+# ---------------------------------------------------------------------------------------
 
 
-async def test_nothing_listens():
+async def test_no_listener_is_an_error():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -191,7 +194,7 @@ async def test_nothing_listens():
         await nvme_async.open(f"tcp:127.0.0.1:{port}/{NQN}")
 
 
-async def test_another_subsystem(target):
+async def test_a_wrong_subsystem_nqn_is_refused(target):
     with pytest.raises(ControllerError, match="SUBNQN"):
         await nvme_async.open(f"tcp:127.0.0.1:{target.port}/{NQN}-other")
 
@@ -201,7 +204,7 @@ async def test_a_discovery_controller_has_no_io_queues(target):
         await nvme_async.open(f"tcp:127.0.0.1:{target.port}/nqn.2014-08.org.nvmexpress.discovery")
 
 
-async def test_a_target_that_says_nothing():
+async def test_a_silent_target_times_out():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(nvme_async.errors.ControllerTimeout, match=r"no connection within 0\.2 s"):
@@ -224,7 +227,7 @@ async def test_a_target_that_says_nothing():
         "tcp:host/nqn." + "x" * 300,
     ],
 )
-async def test_uris_that_make_no_sense(uri):
+async def test_invalid_uris_are_refused(uri):
     with pytest.raises(ConfigurationError):
         await nvme_async.open(uri)
 
@@ -234,7 +237,7 @@ async def test_keepalive_is_refused_by_name(target):
         await nvme_async.open(target.uri, keepalive=True, pool_pages=4096)
 
 
-async def test_closing_ends_what_waits(target):
+async def test_closing_ends_waiting_calls(target):
     controller = await nvme_async.open(target.uri, drain_timeout=0.1)
     target.faults.add(queue="io", opcode=2, discard=True)
     read = asyncio.ensure_future(_await(controller.namespaces[1].read(0)))
@@ -275,7 +278,7 @@ async def test_queue_commands_of_memory_based_controllers_are_refused(target):
             assert caught.value.sc == 0x01
 
 
-# -- the target against bytes of a host that does it wrong ------------------------------------------
+# -- the target against a host that violates the protocol ------------------------------------------
 
 
 def icreq(**fields: int) -> bytes:
@@ -296,7 +299,7 @@ def icreq(**fields: int) -> bytes:
         (icreq() + struct.pack("<BBBBIHHIII", 6, 4, 24, 24, 24 + 64, 0, 0, 0, 64, 0) + bytes(64), 1),  # no such TTAG
     ],
 )
-async def test_protocol_errors_end_with_a_term_request(target, data, fes):
+async def test_the_target_ends_protocol_errors_with_a_term_request(target, data, fes):
     reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
     writer.write(data)
     answer = b""
@@ -308,7 +311,7 @@ async def test_protocol_errors_end_with_a_term_request(target, data, fes):
     assert (kind, hlen, plen) == (3, 24, len(answer))
     assert struct.unpack_from("<H", answer, 8)[0] == fes
     writer.close()
-    async with nvme_async.open(target.uri) as controller:  # it serves on
+    async with nvme_async.open(target.uri) as controller:  # it continues to serve
         await controller.namespaces[1].read(0)
 
 

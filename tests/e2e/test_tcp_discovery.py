@@ -1,4 +1,6 @@
-"""Discovery over NVMe/TCP: the log, referrals, the command line, and a controller that stays connected."""
+"""Discovery over NVMe/TCP: the log, referrals, the command line, and a controller that stays
+connected.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ def uris(entries):
 
 
 @pytest.mark.parametrize("digests", [False, True])
-async def test_the_log_names_every_port_and_what_it_refers_to(services, digests):
+async def test_the_log_lists_every_port_and_follows_referrals(services, digests):
     ports, port_two = services
     entries = await nvme_async.discover(f"tcp:127.0.0.1:{ports[0]}", hdr_digest=digests, data_digest=digests)
     assert uris(entries) == sorted(
@@ -47,7 +49,7 @@ async def test_the_log_names_every_port_and_what_it_refers_to(services, digests)
             await controller.namespaces[1].read(0)
 
 
-async def test_referrals_may_be_left_alone(services):
+async def test_referrals_can_be_ignored(services):
     ports, port_two = services
     entries = await nvme_async.discover(f"tcp:127.0.0.1:{ports[0]}", referrals=False)
     assert {entry.trsvcid for entry in entries if entry.subtype == 1} == {str(port_two), "1"}
@@ -68,7 +70,7 @@ def test_the_command_line(services):
     assert runner.invoke(cli, ["discover"]).exit_code == 2
 
 
-async def test_a_persistent_controller_stays_and_its_loss_is_told(services):
+async def test_the_loss_of_a_persistent_controller_is_reported(services):
     from nvme_async.driver.tcp.discovery import watch_discovery
 
     ports, _ = services
@@ -82,7 +84,7 @@ async def test_a_persistent_controller_stays_and_its_loss_is_told(services):
     await logs.aclose()
 
 
-async def test_nothing_there():
+async def test_discovery_without_a_listener_is_an_error():
     with pytest.raises(ControllerGone):
         await nvme_async.discover("tcp:127.0.0.1:1")
     with pytest.raises(ConfigurationError):
@@ -120,7 +122,7 @@ def test_addresses(text, host, port):
     assert Address.parse(str(address)) == address
 
 
-def test_who_this_host_is(tmp_path, monkeypatch):
+def test_hostnqn_and_hostid_of_this_host(tmp_path, monkeypatch):
     import nvme_async.driver.tcp.host as module
 
     monkeypatch.setattr(module, "FOLDER", tmp_path)

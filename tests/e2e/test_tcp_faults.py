@@ -1,4 +1,4 @@
-"""NVMe/TCP while the network and the target fail: no acknowledged write is lost, nothing hangs."""
+"""NVMe/TCP under network and target failures: no acknowledged write is lost, nothing hangs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def block(worker: int, version: int, nbytes: int) -> bytes:
 
 
 class Load:
-    """Workers that write versions and read them back: what was acknowledged is there, whole."""
+    """Workers that write versions and read them back: every acknowledged write is there,
+    complete.
+    """
 
     def __init__(self, namespace, workers: int = 8, blocks: int = 3) -> None:
         self.namespace, self.blocks = namespace, blocks
@@ -54,7 +56,7 @@ class Load:
         self.stop = False
 
     def count(self, error: CommandError) -> None:
-        """Transient Transport Error: a digest was wrong. Nothing else may fail."""
+        """Transient Transport Error: a digest was wrong. No other error is allowed."""
         if error.sc != 0x22:
             raise error
         self.transient += 1
@@ -111,7 +113,7 @@ async def test_connections_that_are_cut_under_load_cost_no_error(target, proxy):
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_mischief_of_all_kinds(target, proxy, seed):
+async def test_all_kinds_of_network_faults(target, proxy, seed):
     rng = random.Random(seed)
     through = proxy(lambda number: some_mischief(rng, number) if number > 2 else None)
     async with nvme_async.open(through.uri, hdr_digest=True, data_digest=True, **FAST) as controller:
@@ -127,8 +129,8 @@ async def test_mischief_of_all_kinds(target, proxy, seed):
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-async def test_corrupted_bytes_are_seen(target, proxy, way):
-    """Each connection has one bit flipped somewhere. Digests see every one: never wrong data, never silence."""
+async def test_digests_detect_corrupted_bytes(target, proxy, way):
+    """Each connection has one flipped bit. Digests detect every one: no wrong data, no hang."""
     offsets = iter(range(200, 400_000, 3001))
     through = proxy(lambda number: Mischief(flip_after=next(offsets), flip=way) if number > 2 else None)
     async with nvme_async.open(through.uri, hdr_digest=True, data_digest=True, **FAST) as controller:
@@ -154,7 +156,7 @@ async def test_corrupted_bytes_are_seen(target, proxy, way):
         await load.check(direct.namespaces[1])
 
 
-async def test_a_stream_in_single_bytes(target, proxy):
+async def test_a_stream_that_arrives_byte_by_byte(target, proxy):
     through = proxy(lambda number: Mischief(piece=1))
     async with nvme_async.open(through.uri, hdr_digest=True, data_digest=True, **FAST) as controller:
         namespace = controller.namespaces[1]
@@ -162,8 +164,10 @@ async def test_a_stream_in_single_bytes(target, proxy):
         assert await namespace.read(3, 2) == b"x" * 8192
 
 
-async def test_a_handshake_cut_at_every_byte(proxy):
-    """The bring-up fails with an error, at each byte of what the controller says first, and nothing stays open."""
+async def test_a_handshake_cut_at_any_byte_fails_cleanly(proxy):
+    """The bring-up fails with an error at each byte of the controller's first messages, and nothing
+    stays open.
+    """
     for cut in [*range(0, 160, 7), 127, 128, 129, 151, 152]:
         through = proxy(lambda number, cut=cut: Mischief(cut_after=cut))
         with pytest.raises(ControllerError):

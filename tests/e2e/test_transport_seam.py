@@ -1,4 +1,6 @@
-"""The transport seam, on a transport that is nothing but a dictionary (tests/transports/dict_transport.py)."""
+"""The transport seam, on a transport that is just a dictionary
+(tests/transports/dict_transport.py).
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ def fill(lba: int) -> bytes:
     return lba.to_bytes(4, "little") * (BLOCK // 4)
 
 
-async def test_it_opens_reads_and_writes(controller: nvme_async.Controller) -> None:
+async def test_the_transport_opens_reads_and_writes(controller: nvme_async.Controller) -> None:
     namespace = controller.namespaces[1]
     assert (namespace.blocks, namespace.block_size, namespace.max_blocks) == (1000, BLOCK, 8)
     await namespace.write(5, fill(5) + fill(6))
@@ -71,7 +73,7 @@ async def test_requests_over_the_limit_of_a_command_are_split(controller: nvme_a
     assert buffer == data
 
 
-async def test_many_at_once(controller: nvme_async.Controller) -> None:
+async def test_many_requests_at_once(controller: nvme_async.Controller) -> None:
     namespace = controller.namespaces[1]
     lbas = array("Q", range(0, 200, 2))
     await namespace.write_many(lbas, b"".join(map(fill, lbas)))
@@ -83,7 +85,7 @@ async def test_many_at_once(controller: nvme_async.Controller) -> None:
     assert isinstance(partly.error(2), LbaOutOfRange)
 
 
-async def test_errors_are_those_of_every_transport(controller: nvme_async.Controller) -> None:
+async def test_errors_are_the_same_as_on_every_transport(controller: nvme_async.Controller) -> None:
     namespace = controller.namespaces[1]
     with pytest.raises(LbaOutOfRange, match="the namespace has 1000 blocks"):
         await namespace.read(999, 2)
@@ -105,7 +107,7 @@ async def test_errors_are_those_of_every_transport(controller: nvme_async.Contro
     assert await namespace.read(0) == bytes(BLOCK)
 
 
-async def test_what_is_no_number_of_blocks_is_refused_by_name() -> None:
+async def test_an_invalid_number_of_blocks_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="'many' is not a number of blocks"):
         await nvme_async.open("dict:many")
     with pytest.raises(ConfigurationError, match=r"must begin with one of .*dict:"):
@@ -115,7 +117,7 @@ async def test_what_is_no_number_of_blocks_is_refused_by_name() -> None:
     assert not is_device("dict:7")
 
 
-async def test_a_cancelled_write_is_waited_for_by_settled_and_lands(controller: nvme_async.Controller) -> None:
+async def test_settled_waits_for_a_cancelled_write(controller: nvme_async.Controller) -> None:
     transport: Any = controller.transport
     namespace = controller.namespaces[1]
     transport.delay = 0.2
@@ -129,7 +131,7 @@ async def test_a_cancelled_write_is_waited_for_by_settled_and_lands(controller: 
     assert transport.blocks[7] == fill(7)
 
 
-async def test_a_command_without_an_answer_ends_in_time() -> None:
+async def test_a_command_without_completion_ends_in_time() -> None:
     async with nvme_async.open("dict:10", command_timeout=0.1, drain_timeout=0.1) as controller:
         controller.transport.delay = 1.0  # type: ignore[attr-defined]
         with pytest.raises(CommandTimeout):
@@ -138,7 +140,7 @@ async def test_a_command_without_an_answer_ends_in_time() -> None:
         assert await controller.namespaces[1].read(1) == bytes(BLOCK)
 
 
-async def test_a_reset_holds_io_and_goes_on(controller: nvme_async.Controller) -> None:
+async def test_io_waits_for_a_reset_and_continues(controller: nvme_async.Controller) -> None:
     transport: Any = controller.transport
     namespace = controller.namespaces[1]
     await namespace.write(1, fill(1))
@@ -170,7 +172,7 @@ async def test_after_close_calls_are_refused() -> None:
     assert controller.state == "closed"
 
 
-async def test_other_loops_have_queues_of_their_own(controller: nvme_async.Controller) -> None:
+async def test_other_loops_have_their_own_queues(controller: nvme_async.Controller) -> None:
     namespace = controller.namespaces[1]
     await namespace.write(3, fill(3))
     results: list[bytes] = []

@@ -1,8 +1,8 @@
-"""vfio-user and NVMe by hand, for tests that replay what other people's clients send: nothing here
-comes from the package.
+"""vfio-user and NVMe by hand, for tests that replay other projects' clients: nothing here comes
+from the package.
 
-`Wire` is the socket, `Memory` what a client lets the controller reach, `Queue` a submission and a
-completion queue in it.
+`Wire` is the socket, `Memory` the memory that a client shares with the controller, `Queue` a
+submission and a completion queue in it.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Wire:
         assert self.socket.sendmsg([message], ancillary) == len(message)
 
     def receive(self) -> Reply:
-        """The header by itself with the descriptors, then the payload by one read: the way SPDK and
-        QEMU receive.
+        """Reads the header with the descriptors, then the payload by one read, as SPDK and QEMU
+        do.
         """
         header, fds, _, _ = socket.recv_fds(self.socket, 16, 16)
         self.fds += fds
@@ -136,7 +136,7 @@ class Wire:
 
 
 class Memory:
-    """A memfd which begins at `iova` for the controller; given out page by page."""
+    """A memfd that starts at `iova` for the controller; handed out page by page."""
 
     def __init__(self, iova: int, nbytes: int) -> None:
         self.iova, self.nbytes = iova, nbytes
@@ -170,7 +170,7 @@ def command(opcode: int, *, nsid: int = 0, prp1: int = 0, prp2: int = 0, cdw: di
 
 
 def store32(memory: mmap.mmap, offset: int, value: int) -> None:
-    """One store, as doorbells need it: struct writes byte by byte, and the controller may look in
+    """One store, as doorbells require: struct writes byte by byte, and the controller may read in
     between.
     """
     memoryview(memory).cast("I")[offset // 4] = value
@@ -195,7 +195,7 @@ class Queue:
         return cid
 
     def completion(self) -> tuple[int, int, int] | None:
-        """(CID, status, dword 0) of the next completion, which is taken, or None."""
+        """(CID, status, dword 0) of the next completion, which is consumed, or None."""
         at = self.cq + 16 * self.head
         (word,) = struct.unpack_from("<H", self.memory.map, at + 14)
         if word & 1 != self.phase:
@@ -214,7 +214,7 @@ class Queue:
         return done
 
     def do(self, sqe: bytes, status: int = 0) -> int:
-        """Dword 0 of the completion, which has to have that status."""
+        """Dword 0 of the completion, which must have that status."""
         cid = self.submit(sqe)
         done = self.wait()
         assert done[0] == cid
@@ -223,7 +223,7 @@ class Queue:
 
 
 def capabilities(payload: bytes, minor: int = 1) -> dict[str, object]:
-    """The JSON of a VERSION reply, checked as all of them check it."""
+    """The JSON of a VERSION reply, checked as all these clients check it."""
     assert struct.unpack_from("<HH", payload) == (0, minor)
     assert payload.endswith(b"\0")
     assert payload.count(b"\0", 4) == 1
@@ -233,9 +233,7 @@ def capabilities(payload: bytes, minor: int = 1) -> dict[str, object]:
 
 
 def sparse_areas(payload: bytes) -> list[tuple[int, int]]:
-    """Walks the capability chain as SPDK and QEMU do: an offset from the beginning of the region
-    info.
-    """
+    """Walks the capability chain as SPDK and QEMU do: offsets from the start of the region info."""
     flags, _, at = struct.unpack_from("<III", payload, 4)
     assert flags & 8
     while at:

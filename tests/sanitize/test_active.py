@@ -61,12 +61,12 @@ def test_an_overflow_is_caught() -> None:
     assert "crc32c" in result.stderr, "the report names where it was"
 
 
-def test_what_is_right_is_let_through() -> None:
+def test_valid_accesses_pass() -> None:
     result = run(OVERFLOW.format(beyond=0))
     assert (result.returncode, result.stdout, result.stderr) == (0, "survived\n", "")
 
 
-def test_objects_have_memory_of_their_own() -> None:
+def test_objects_have_separate_memory() -> None:
     """Also those of Python's: a view past the end of bytes is seen."""
     result = run("""
         import ctypes

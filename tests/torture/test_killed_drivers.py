@@ -12,5 +12,5 @@ from test_killed_driver import kill_drivers
 
 
 @pytest.mark.timeout(600)
-def test_a_hundred_times_in_a_row(tmp_path):
+def test_a_hundred_consecutive_kills(tmp_path):
     kill_drivers(tmp_path, 100)

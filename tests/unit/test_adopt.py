@@ -212,7 +212,7 @@ async def test_a_command_recorded_but_not_delivered_is_found_with_its_data(scene
     assert successor.qp.n_free == 7
 
 
-async def test_a_completion_recorded_before_the_position_was_raised_is_taken_once(scene):
+async def test_a_completion_recorded_before_the_position_is_taken_once(scene):
     """Killed between `tracker.state = DONE` and `header.reaped`."""
     await scene.send(scene.read(1, tag=5), scene.read(2, tag=6))
     first, second = scene.ring.fetch()
@@ -286,7 +286,7 @@ async def test_an_uncertain_doorbell_is_settled_with_a_new_value(scene, written)
     assert not successor.strays
 
 
-async def test_a_doorbell_noted_later_than_its_completions_is_no_damage(scene):
+async def test_a_doorbell_noted_after_its_completions_is_accepted(scene):
     """Where doorbells are messages, completions may be taken before the message's answer is noted."""
     await scene.send(scene.read(1), scene.read(2))
     for sqe in scene.ring.fetch():
@@ -299,7 +299,7 @@ async def test_a_doorbell_noted_later_than_its_completions_is_no_damage(scene):
     assert successor.adopt() == []
 
 
-async def test_entries_that_no_command_stands_for_are_not_rung(scene):
+async def test_entries_without_a_command_are_not_rung(scene):
     """Two flipped bits, and old commands would be executed a second time."""
     for lba in range(4):
         await scene.send(scene.read(lba))
@@ -375,7 +375,7 @@ async def test_a_full_completion_ring_is_acknowledged_at_once(scene):
     assert successor.doorbells.read32(4) == 7
 
 
-async def test_command_ids_go_on_where_they_were(scene):
+async def test_command_ids_continue_after_a_takeover(scene):
     """A late completion of an old command must not be taken for a new one's."""
     used = set()
     for i in range(5):
@@ -392,7 +392,7 @@ async def test_command_ids_go_on_where_they_were(scene):
     scene.ring = successor.old
 
 
-async def test_positions_and_phase_go_on_after_many_rounds(scene):
+async def test_positions_and_phase_continue_after_many_rounds(scene):
     for i in range(29):
         await scene.send(scene.read(i))
         (sqe,) = scene.ring.fetch()
@@ -410,7 +410,7 @@ async def test_positions_and_phase_go_on_after_many_rounds(scene):
     scene.ring = successor.old
 
 
-async def test_an_event_request_that_is_out_is_handed_on_and_not_reported(scene):
+async def test_an_outstanding_event_request_is_passed_on_and_not_reported(scene):
     scene.ring.close()
     scene.ring = RingController(scene.loop, entries=8, max_transfer=65536, qid=0)
     await scene.send(scene.ring.qp.request(commands.async_event_request().pack(), internal=True), scene.read(1, tag=4))
@@ -442,7 +442,7 @@ async def test_a_recorded_event_is_not_lost(scene):
     assert await request == (0x00040002, 0, None)
 
 
-async def test_a_second_successor_adopts_what_the_first_had_adopted(scene):
+async def test_a_second_successor_adopts_the_firsts_adopted_commands(scene):
     await scene.send(scene.read(1, tag=1), scene.read(2, tag=2))
     first, second = scene.ring.fetch()
     successor = scene.kill()
@@ -474,7 +474,7 @@ async def test_a_second_successor_adopts_what_the_first_had_adopted(scene):
         (20, "<I", 9, "don't lie"),
     ],
 )
-async def test_a_header_that_makes_no_sense_is_refused(scene, at, fmt, value, says):
+async def test_an_invalid_header_is_refused(scene, at, fmt, value, says):
     struct.pack_into(fmt, scene.ring.view, at, value)
     with pytest.raises(_hotpath.QueueStateError, match=says):
         _hotpath.check_queue(scene.ring.memory, 1)
@@ -498,25 +498,25 @@ async def refused(scene, says):
         {"cq_rung": 1},
     ],
 )
-async def test_positions_that_make_no_sense_are_refused_and_nothing_is_changed(scene, positions):
+async def test_invalid_positions_are_refused_and_nothing_is_changed(scene, positions):
     await scene.send(scene.read(1), scene.read(2))
     scene.poke(**positions)
     await refused(scene, "make no sense|but the rings say")
 
 
-async def test_trackers_that_make_no_sense_are_refused(scene):
+async def test_invalid_trackers_are_refused(scene):
     await scene.send(scene.read(1), scene.read(2))
     scene.state(0, 77)
     await refused(scene, "state 77")
 
 
-async def test_data_outside_of_the_pool_is_refused(scene):
+async def test_data_outside_the_pool_is_refused(scene):
     await scene.send(scene.read(1), scene.read(2))
     struct.pack_into("<Q", scene.ring.view, scene.tracker(1) + 88, 1 << 40)
     await refused(scene, "beyond the end of the pool")
 
 
-async def test_a_page_owned_twice_is_refused(scene):
+async def test_a_page_with_two_owners_is_refused(scene):
     await scene.send(scene.read(1), scene.read(2))
     view, entry = scene.ring.view, scene.ring.sq_offset - scene.ring.base + 64
     first, second = scene.tracker(0), scene.tracker(1)
@@ -526,7 +526,7 @@ async def test_a_page_owned_twice_is_refused(scene):
     await refused(scene, "the same bounce page")
 
 
-async def test_a_frozen_queue_pair_leaves_the_pool_alone(scene):
+async def test_a_frozen_queue_pair_does_not_touch_the_pool(scene):
     await scene.send(scene.read(1), scene.read(2), scene.write(3, payload(1)))
     first, second, third = scene.ring.fetch()
     scene.ring.post(scene.ring.cid(first))
@@ -556,7 +556,7 @@ async def test_a_frozen_queue_pair_leaves_the_pool_alone(scene):
     assert len(scene.ring.fetch()) == 1
 
 
-async def test_those_who_wait_learn_that_the_queue_pair_was_handed_over(scene):
+async def test_waiters_learn_that_the_queue_pair_was_handed_over(scene):
     scene.ring.qp.hold(False)
     await scene.send(*(scene.read(i) for i in range(9)))
     _hotpath.freeze(scene.ring.qp)

@@ -34,7 +34,7 @@ def a_bundle(count: int, manifest: bytes = b"{}") -> Bundle:
 
 
 @pytest.mark.parametrize("count", [0, 1, 200, 201, 700])
-def test_a_bundle_arrives_with_descriptors_of_its_own(pair: tuple[socket.socket, socket.socket], count: int) -> None:
+def test_a_bundle_arrives_with_its_own_descriptors(pair: tuple[socket.socket, socket.socket], count: int) -> None:
     before = open_descriptors()
     with a_bundle(count, b'{"x": 1}') as sent:
         send_bundle(pair[0], sent)
@@ -76,7 +76,7 @@ def test_a_sender_that_stops_halfway_leaves_nothing_open(pair: tuple[socket.sock
     assert open_descriptors() == before
 
 
-def test_a_receiver_does_not_wait_for_ever(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_receiver_times_out(pair: tuple[socket.socket, socket.socket]) -> None:
     with pytest.raises(ControllerTimeout):
         receive_bundle(pair[1], 0.05)
 
@@ -92,7 +92,7 @@ def test_a_receiver_does_not_wait_for_ever(pair: tuple[socket.socket, socket.soc
         struct.pack("<8sIIQ", b"NVMEBNDL", 1, 1, 2) + b"+",
     ],
 )
-def test_what_is_no_bundle_is_refused(pair: tuple[socket.socket, socket.socket], raw: bytes) -> None:
+def test_an_invalid_bundle_is_refused(pair: tuple[socket.socket, socket.socket], raw: bytes) -> None:
     pair[0].sendall(raw)
     with pytest.raises(InvalidSavedState):
         receive_bundle(pair[1], 1)

@@ -21,7 +21,7 @@ COLUMNS = [Column("device", right=False, elastic=True), Column("IOPS"), Column("
     ),
     width=st.integers(30, 120),
 )
-def test_figures_are_whole_or_their_column_is_not_there(rows: list[tuple[str, ...]], width: int) -> None:
+def test_figures_are_complete_or_their_column_is_dropped(rows: list[tuple[str, ...]], width: int) -> None:
     lines = table(COLUMNS, rows, width)
     assert max(map(len, lines)) <= width
     assert [word for word in lines[0].split() if word != "device"][:1] == ["IOPS"]
@@ -33,12 +33,12 @@ def test_figures_are_whole_or_their_column_is_not_there(rows: list[tuple[str, ..
         assert len(line.split()) >= 3
 
 
-def test_the_end_of_a_name_is_kept() -> None:
+def test_truncated_names_keep_their_end() -> None:
     assert elided("vfio-user:/run/controllers/number-17.sock", 24) == "vfio-use…/number-17.sock"
     assert elided("short", 24) == "short"
 
 
-def test_text_hangs_below_its_beginning() -> None:
+def test_wrapped_text_is_indented() -> None:
     text = "one word after another " * 6
     lines = indented("problem  ", text, 60).splitlines()
     assert len(lines) > 1
@@ -125,7 +125,7 @@ def test_top_fits_a_terminal_of_80_by_24(devices: int) -> None:
     assert " ".join(whole[1].split()[2:]) == ("IOPS intr/s doorbells/s errors/s out waiting per reap resets memory")
 
 
-def test_inspect_fits_80_columns_and_says_all_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_fits_80_columns_and_prints_everything_to_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(width=80, force_terminal=False)
     with console.capture() as capture:
         console.print(as_tree(state(1), 80))

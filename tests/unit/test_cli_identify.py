@@ -82,13 +82,13 @@ def test_id_ns_as_json(opened: list[str]) -> None:
     assert json.loads(result.output) == QEMU_NAMESPACE_JSON
 
 
-def test_a_namespace_that_is_not_there_is_named(opened: list[str]) -> None:
+def test_a_missing_namespace_is_named(opened: list[str]) -> None:
     result = run("id-ns", "emulated:", "-n", "3")
     assert result.exit_code == 1
     assert "no active namespace 3 on emulated:; active: [2, 5]" in result.output
 
 
-def test_text_from_the_device_cannot_steer_a_terminal(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_text_cannot_control_the_terminal(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     page = bytearray(qemu_controller())
     page[4:8] = b"\x1b[2J"
     monkeypatch.setitem(globals(), "qemu_controller", lambda: bytes(page))

@@ -52,7 +52,7 @@ def test_serve_status_and_drop(tmp_path: Path) -> None:
         assert process.wait(10) == 0
 
 
-def test_no_keeper_there(tmp_path: Path) -> None:
+def test_a_missing_keeper_is_an_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["keeper", "--socket", str(tmp_path / "none"), "--status"])
     assert isinstance(result.exception, KeeperError)
 
@@ -92,7 +92,7 @@ def test_options() -> None:
 @pytest.mark.parametrize(
     "arguments", [["--keep-alive", "maybe"], ["--pool-pages", "-3"], ["--pool-pages", "many"], ["--pool-numa", "x"]]
 )
-def test_options_that_make_no_sense(arguments: list[str]) -> None:
+def test_invalid_options_are_refused(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli, [*arguments, "list"])
     assert result.exit_code == 2
     assert repr(arguments[1]) in result.output

@@ -68,7 +68,7 @@ def test_help_names_every_command_once_in_its_section_with_a_whole_sentence(
     assert "  130  Interrupted." in text
 
 
-def test_help_has_every_environment_variable_that_there_is() -> None:
+def test_help_lists_every_environment_variable() -> None:
     names = set(re.findall(r"OPENHCL_\w+", Path(config.__file__).read_text()))
     assert {name for name, _ in OPENHCL} == names
 

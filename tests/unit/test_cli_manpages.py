@@ -12,7 +12,7 @@ from nvme_async.cli.main import COMMANDS
 from nvme_async.cli.manpages import COMPLETIONS, completion, escaped, pages, write
 
 
-def test_each_command_has_a_page_with_its_options(tmp_path: Path) -> None:
+def test_each_command_has_a_man_page_with_its_options(tmp_path: Path) -> None:
     write(tmp_path)
     found = {path.name for path in (tmp_path / "man/man1").iterdir()}
     assert found == {"nvme-async.1", *(f"nvme-async-{name}.1" for name in COMMANDS)}
@@ -23,7 +23,7 @@ def test_each_command_has_a_page_with_its_options(tmp_path: Path) -> None:
     assert main.count("\\fR(1)") == len(COMMANDS)
 
 
-def test_text_means_itself_in_roff() -> None:
+def test_text_is_escaped_for_roff() -> None:
     assert escaped(".no request\n'nor this -\\") == "\\&.no request\n\\&'nor this \\-\\e"
 
 
@@ -36,7 +36,7 @@ def test_groff_has_no_warning(name: str) -> None:
 
 
 @pytest.mark.parametrize("shell", COMPLETIONS)
-def test_completion_scripts_are_what_the_shell_can_read(shell: str, tmp_path: Path) -> None:
+def test_the_shells_accept_the_completion_scripts(shell: str, tmp_path: Path) -> None:
     script = completion(shell)
     assert "_NVME_ASYNC_COMPLETE" in script
     if shutil.which(shell):

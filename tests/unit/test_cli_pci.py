@@ -64,7 +64,7 @@ def test_bind_and_unbind(system: FakeSystem) -> None:
     assert (back["before"], back["driver"], back["changed"]) == ("vfio-pci", "nvme", True)
 
 
-def test_list_on_a_narrow_terminal_has_fewer_columns_and_every_use(system: FakeSystem) -> None:
+def test_list_on_a_narrow_terminal_drops_columns_but_no_use(system: FakeSystem) -> None:
     system.mount("259:0", "/data", "/dev/nvme0n1")
     rows = [(function, uses(system, function)) for function in find(system)]
     header, first, use = table(rows, 80).splitlines()
@@ -75,7 +75,7 @@ def test_list_on_a_narrow_terminal_has_fewer_columns_and_every_use(system: FakeS
     assert use.strip() == "/dev/nvme0n1 is mounted at /data (ext4)"
 
 
-def test_bind_refuses_and_force_says_what_broke(system: FakeSystem) -> None:
+def test_bind_refuses_and_force_reports_the_broken_uses(system: FakeSystem) -> None:
     system.mount("259:0", "/", "/dev/root")
     refused = run(system, "bind", DRIVE)
     assert refused.exit_code == 1
@@ -85,7 +85,7 @@ def test_bind_refuses_and_force_says_what_broke(system: FakeSystem) -> None:
     assert "broke: /dev/nvme0n1 is mounted at / (ext4)" in forced.output
 
 
-def test_an_address_that_is_none_is_a_usage_error(system: FakeSystem) -> None:
+def test_an_invalid_address_is_a_usage_error(system: FakeSystem) -> None:
     result = run(system, "bind", "nvme0")
     assert result.exit_code == 2
     assert "is not a PCI address" in result.output
@@ -103,7 +103,7 @@ def healthy(system: FakeSystem) -> None:
     (system.proc / "meminfo").write_text("HugePages_Free:       64\n")
 
 
-def test_doctor_has_nothing_to_say_of_a_good_machine(system: FakeSystem) -> None:
+def test_doctor_has_no_complaint_about_a_good_machine(system: FakeSystem) -> None:
     healthy(system)
     run(system, "bind", DRIVE)
     assert [found for found in examine(Machine(system, 32 * MIB, memlock=64 * MIB)) if found.level != "ok"] == []
@@ -156,7 +156,7 @@ def test_doctor_names_the_missing_module_and_the_command(system: FakeSystem) -> 
         ("AuthenticAMD", "quiet", "turn on AMD-Vi"),
     ],
 )
-def test_doctor_knows_how_to_turn_the_iommu_on(tmp_path: Path, vendor: str, options: str, fix: str) -> None:
+def test_doctor_explains_how_to_turn_the_iommu_on(tmp_path: Path, vendor: str, options: str, fix: str) -> None:
     system = FakeSystem(tmp_path)
     healthy(system)
     (system.proc / "cmdline").write_text(f"root=/dev/sda1 {options}\n")
@@ -165,7 +165,7 @@ def test_doctor_knows_how_to_turn_the_iommu_on(tmp_path: Path, vendor: str, opti
     assert (found.check, fix in (found.fix or "")) == ("iommu", True)
 
 
-def test_doctor_tells_who_may_not_open_the_group(system: FakeSystem) -> None:
+def test_doctor_names_the_user_who_may_not_open_the_group(system: FakeSystem) -> None:
     healthy(system)
     run(system, "bind", DRIVE)
     system.denied.add("5")
@@ -174,7 +174,7 @@ def test_doctor_tells_who_may_not_open_the_group(system: FakeSystem) -> None:
     assert (found.fix or "").startswith(f"chown 1000 {system.dev}/vfio/5")
 
 
-def test_doctor_names_the_sibling_that_is_in_the_way(system: FakeSystem) -> None:
+def test_doctor_names_the_blocking_sibling(system: FakeSystem) -> None:
     healthy(system)
     system.add_function("0000:00:05.1", 5)
     run(system, "bind", DRIVE)
@@ -182,7 +182,7 @@ def test_doctor_names_the_sibling_that_is_in_the_way(system: FakeSystem) -> None
     assert "shares IOMMU group 5 with 0000:00:05.1, which nvme drives" in found.message
 
 
-def test_doctor_says_who_uses_a_group(system: FakeSystem) -> None:
+def test_doctor_names_the_process_that_uses_a_group(system: FakeSystem) -> None:
     healthy(system)
     run(system, "bind", DRIVE)
     system.exclusive.add("5")

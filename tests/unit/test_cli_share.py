@@ -47,7 +47,7 @@ async def test_it_serves_lists_revokes_and_ends(tmp_path: Path) -> None:
     assert not Path(path).exists()
 
 
-def test_what_is_missing_or_impossible_is_named(tmp_path: Path) -> None:
+def test_missing_or_invalid_arguments_are_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["share", "--socket", str(tmp_path / "s")])
     assert result.exit_code == 2
     assert "a DEVICE is needed" in result.output
@@ -57,7 +57,7 @@ def test_what_is_missing_or_impossible_is_named(tmp_path: Path) -> None:
     assert "queues is 99, outside of 1 to 16" in result.output + str(result.exception)
 
 
-def test_each_of_several_devices_has_a_socket_of_its_own() -> None:
+def test_each_of_several_devices_has_its_own_socket() -> None:
     assert place_of("pci:0000:01:00.0", "/run/x", False) == "/run/x"
     assert place_of("pci:0000:01:00.0", "/run/x", True) == "/run/x/pci_0000_01_00.0.sock"
     answer = {"uri": "u", "leases": []}

@@ -40,7 +40,7 @@ def test_every_transition(before: str, after: str) -> None:
         assert lifecycle.state == before
 
 
-def test_a_state_is_its_text() -> None:
+def test_a_state_equals_its_text() -> None:
     assert State.HANDED_OVER == "handed over"
     assert f"{State.READY}" == "ready"
     assert State.READY in ("ready", "resetting")
@@ -59,14 +59,14 @@ def test_failing_from_every_state(state: str) -> None:
 
 
 @pytest.mark.parametrize("state", ALLOWED)
-def test_the_loop_has_ended(state: str) -> None:
+def test_transitions_after_the_loop_has_ended(state: str) -> None:
     lifecycle = at(state)
     lifecycle.orphan(QueueShutdown("the loop has ended"))
     assert lifecycle.state == (state if state in ("closing", "closed", "handed over") else "failed")
 
 
 @pytest.mark.parametrize("state", ALLOWED)
-def test_in_a_forked_child(state: str) -> None:
+def test_transitions_in_a_forked_child(state: str) -> None:
     lifecycle = at(state)
     lifecycle.disown(QueueShutdown("the parent's"))
     assert lifecycle.state == "closed"

@@ -129,7 +129,7 @@ async def test_a_keeper_that_is_restarted_gets_the_latest_deposit_again(
     custodian.close()
 
 
-async def test_a_keeper_that_is_not_there(tmp_path: Path, bundle: Bundle) -> None:
+async def test_a_missing_keeper_is_an_error(tmp_path: Path, bundle: Bundle) -> None:
     custodian = KeeperCustodian(str(tmp_path / "nothing"))
     with pytest.raises(KeeperError, match="no keeper"):
         await custodian.take(URI)
@@ -138,7 +138,7 @@ async def test_a_keeper_that_is_not_there(tmp_path: Path, bundle: Bundle) -> Non
     custodian.close()
 
 
-async def test_which_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_choice_of_the_holder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "command_line", config.CommandLine())
     assert find_custodian(None) is None
     assert find_custodian("none") is None

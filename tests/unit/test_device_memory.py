@@ -72,7 +72,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     ],
     ids=["old kernel", "39 bits", "32 bits", "a hole at 128 MiB", "above 2^48"],
 )
-def test_pools_go_where_the_iommu_translates(make: Make, ranges: Any, lowest: int) -> None:
+def test_pools_lie_in_the_iommus_ranges(make: Make, ranges: Any, lowest: int) -> None:
     memory = make(ranges=ranges)
     buffers = [memory.alloc(7 * MIB, owner="x") for _ in range(4)]
     assert memory.pools[0].iova == lowest
@@ -86,7 +86,7 @@ def test_pools_go_where_the_iommu_translates(make: Make, ranges: Any, lowest: in
         buffer.free()
 
 
-def test_a_narrow_aperture_is_used_to_its_end_and_named(make: Make) -> None:
+def test_a_narrow_aperture_is_used_completely_and_named(make: Make) -> None:
     memory = make(ranges=[(0, 16 * MIB - 1)])
     kept = [memory.alloc(3 * MIB, owner="x") for _ in range(2)]
     error = None
@@ -99,7 +99,7 @@ def test_a_narrow_aperture_is_used_to_its_end_and_named(make: Make) -> None:
     assert sum(buffer.nbytes for buffer in kept) >= 9 * MIB
 
 
-def test_windows_too_small_for_the_default_pool(make: Make) -> None:
+def test_the_default_pool_shrinks_to_a_small_window(make: Make) -> None:
     memory = make(
         ranges=[(i << 24, (i << 24) + 4 * MIB - 1) for i in range(1, 50)], flexible=True, pool_bytes=DEFAULT_POOL
     )
@@ -114,18 +114,18 @@ def test_windows_too_small_for_the_default_pool(make: Make) -> None:
     del kept
 
 
-def test_a_pool_that_was_asked_for_is_not_cut_down(make: Make) -> None:
+def test_a_requested_pool_size_is_not_reduced(make: Make) -> None:
     with pytest.raises(OutOfDmaMemory, match="no 8388608 bytes more for the device: the lock limit"):
         make(lock=4 * MIB)
 
 
-def test_a_window_too_small_for_the_pool_that_was_asked_for(make: Make) -> None:
+def test_a_window_too_small_for_the_requested_pool_is_an_error(make: Make) -> None:
     with pytest.raises(OutOfDmaMemory, match="IOVA space are free"):
         make(ranges=[(0, 4 * MIB - 1)])
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_the_default_pool_fits_the_lock_limit_and_says_so(make: Make, fixed: bool) -> None:
+def test_the_default_pool_is_reduced_to_the_lock_limit_with_a_message(make: Make, fixed: bool) -> None:
     memory = make(lock=8 * MIB, pool_bytes=DEFAULT_POOL, flexible=True, fixed=fixed)
     (pool,) = memory.pools
     assert 7 * MIB < pool.nbytes <= 8 * MIB
@@ -138,7 +138,7 @@ def test_the_default_pool_fits_the_lock_limit_and_says_so(make: Make, fixed: boo
 
 
 @pytest.mark.parametrize("mappings", [0, 1, 3])
-def test_no_more_mappings_than_the_device_takes(make: Make, mappings: int) -> None:
+def test_the_devices_limit_of_mappings_is_respected(make: Make, mappings: int) -> None:
     if not mappings:
         with pytest.raises(OutOfDmaMemory, match="no more than 0 mappings"):
             make(dma_avail=mappings)
@@ -161,7 +161,7 @@ def test_memory_limit(make: Make) -> None:
     kept.append(memory.alloc(2 * MIB, owner="x"))
 
 
-def test_growth_that_the_device_refuses_leaves_nothing(make: Make) -> None:
+def test_growth_refused_by_the_device_leaks_nothing(make: Make) -> None:
     memory = make()
     kept = memory.alloc(7 * MIB, owner="x")
     kernel = memory.device._kernel  # type: ignore[attr-defined]
@@ -175,7 +175,7 @@ def test_growth_that_the_device_refuses_leaves_nothing(make: Make) -> None:
     assert len(memory.pools) == 2
 
 
-def test_threads_that_all_need_more(make: Make) -> None:
+def test_many_threads_grow_the_memory_once(make: Make) -> None:
     memory = make(pool_bytes=4 * MIB)
     kept: list[Any] = []
     errors: list[BaseException] = []
@@ -200,7 +200,7 @@ def test_threads_that_all_need_more(make: Make) -> None:
     assert len({pool.name for pool in memory.pools}) == 80
 
 
-def test_after_close_nothing_grows(make: Make) -> None:
+def test_memory_does_not_grow_after_close(make: Make) -> None:
     memory = make()
     memory.close()
     with pytest.raises(OutOfDmaMemory, match="closed"):

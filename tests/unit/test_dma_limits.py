@@ -35,7 +35,7 @@ def group(root: Path, path: str, limit: str, used: int, cache: int = 0, *, versi
     (folder / "memory.stat").write_text(f"anon 5\nactive_file {cache << 20}\ninactive_file 0\n")
 
 
-def test_the_machine_alone(tmp_path: Path) -> None:
+def test_the_machines_memory_is_the_limit(tmp_path: Path) -> None:
     machine(tmp_path)
     left = limits.memory_left(tmp_path)
     assert left is not None
@@ -45,7 +45,7 @@ def test_the_machine_alone(tmp_path: Path) -> None:
     assert limits.huge_pages_left(tmp_path) == 3 * 2 * MIB
 
 
-def test_nothing_known(tmp_path: Path) -> None:
+def test_without_information_there_is_no_limit(tmp_path: Path) -> None:
     assert limits.memory_left(tmp_path) is None
     assert limits.memory_size(tmp_path) is None
     assert limits.huge_pages_left(tmp_path) == 0
@@ -66,7 +66,7 @@ def test_the_tightest_control_group_counts_less_its_page_cache(tmp_path: Path, v
     assert limits.memory_size(tmp_path) == 512 * MIB
 
 
-def test_a_groups_path_that_is_not_visible_here(tmp_path: Path) -> None:
+def test_an_invisible_control_group_path_is_handled(tmp_path: Path) -> None:
     machine(tmp_path)
     (tmp_path / "proc/self/cgroup").write_text("0::/../../host/path\n")
     group(tmp_path, "", str(64 * MIB), 32)
@@ -89,7 +89,7 @@ def test_locked_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits.lockable(tmp_path) is None
 
 
-def test_memory_that_was_promised_and_not_touched_is_not_promised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_promised_memory_is_not_promised_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "memory_left", lambda: Bound(80 * MIB, "the group"))
     monkeypatch.setattr(limits, "memory_size", lambda: 1 << 40)
     monkeypatch.setattr(budget_module, "_pools", weakref.WeakSet())  # other tests' pools are not counted here

@@ -75,7 +75,7 @@ def test_closing(manager: DmaManager) -> None:
     manager.client("a", Policy.PRIVATE, MIB)
 
 
-def test_a_predecessors_pool_is_adopted_under_its_name_and_within_what_is_configured() -> None:
+def test_a_predecessors_pool_is_adopted_under_its_name_within_the_configured_limit() -> None:
     with Pool(2 * MIB, iova=1 << 32, name="pool0", hugepages="never") as pool:
         pool.alloc(4096, owner="x", persistent=True)
         with Pool.attach(pool.fd) as found, pytest.raises(OutOfDmaMemory, match="'pool0' needs"):

@@ -50,11 +50,11 @@ def vendor(opcode: int = 0xC5, nsid: int = 1) -> Command:
     ],
     ids=lambda value: value.name if isinstance(value, Command) else "",
 )
-def test_without_a_log_the_specification_counts(command: Command, effect: Effect) -> None:
+def test_without_a_log_the_specification_decides(command: Command, effect: Effect) -> None:
     assert effect_of(command) == effect
 
 
-def test_format_may_reach_all_namespaces() -> None:
+def test_format_may_affect_all_namespaces() -> None:
     assert effect_of(commands.format_nvm(1, 0), fna=1).holds == ALL
     assert effect_of(commands.format_nvm(1, 0), fna=2).holds == ITS_NAMESPACE
     assert effect_of(commands.format_nvm(1, 0, ses=1), fna=2).holds == ALL
@@ -79,18 +79,18 @@ def test_a_vendors_command_has_the_effects_of_the_log(bits: int, effect: Effect)
     assert effect_of(vendor(), log(0xC5, bits)) == effect
 
 
-def test_a_command_for_no_namespace_in_particular_reaches_all() -> None:
+def test_a_command_without_a_namespace_affects_all() -> None:
     assert effect_of(vendor(nsid=0), log(0xC5, CSUPP | 1 << 16)).holds == ALL
     assert effect_of(vendor(nsid=NSID_ALL), log(0xC5, CSUPP | LBCC)).holds == ALL
 
 
-def test_the_log_adds_to_the_specification_and_takes_nothing_from_it() -> None:
+def test_the_log_only_adds_to_the_specification() -> None:
     format_ = commands.format_nvm(1, 0)
     assert effect_of(format_, log(0x80, CSUPP)) == effect_of(format_)
     assert effect_of(format_, log(0x80, CSUPP | 2 << 16 | CCC)) == Effect(ALL, namespaces=True, controller=True)
 
 
-def test_what_only_reads_changes_nothing_whatever_the_log_says() -> None:
+def test_reading_commands_have_no_effects_despite_the_log() -> None:
     bits = CSUPP | LBCC | NCC | NIC | CCC | 2 << 16
     for command in (
         commands.identify(1),

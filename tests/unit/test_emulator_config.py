@@ -32,13 +32,13 @@ def test_sizes(text, nbytes):
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1kB", "1GB", "1ib", "1 2", "0.3k", "1e6", "0x10", "GiB", "1..5k"])
-def test_what_is_no_size(text):
+def test_invalid_sizes_are_refused(text):
     with pytest.raises(ConfigurationError, match="size="):
         parse_size(text)
 
 
 @given(st.integers(0, 1 << 50))
-def test_whole_bytes_come_back(nbytes):
+def test_sizes_are_whole_bytes(nbytes):
     assert parse_size(str(nbytes)) == nbytes
     if nbytes % 1024 == 0:
         assert parse_size(f"{nbytes // 1024}KiB") == nbytes
@@ -73,7 +73,7 @@ def test_extras():
     assert not any(attrs.astuple(plain))
 
 
-def test_everything_at_once():
+def test_all_options_at_once():
     config = EmulatorConfig.parse(
         "size=16MiB,block=512,namespaces=3,medium=file,path=/tmp/a%2Cb,queues=4,depth=4096,vectors=3,mdts=1MiB,"
         "dbbuf=off,serial=S1,model=A model,firmware=1.0,reactor=own"
@@ -133,7 +133,7 @@ def test_vectors_follow_queues():
         ("reactor=none", ["reactor='none'"]),
     ],
 )
-def test_refusals_name_the_option_and_what_it_may_be(options, words):
+def test_refusals_name_the_option_and_its_valid_values(options, words):
     with pytest.raises(ConfigurationError) as caught:
         EmulatorConfig.parse(options)
     for word in words:

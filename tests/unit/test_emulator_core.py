@@ -66,7 +66,7 @@ def test_every_declared_test_is_in_the_program(program: Path) -> None:
 
 
 @pytest.mark.parametrize("name", names())
-def test_core(program: Path, name: str) -> None:
+def test_emulator_core(program: Path, name: str) -> None:
     result = subprocess.run([program, name], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
 

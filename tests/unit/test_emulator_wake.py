@@ -83,7 +83,7 @@ def test_a_request_whose_sender_is_held_up_is_not_lost(tmp_path: Path) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("cost", YIELDS)
-def test_the_reactor_yields_only_while_that_is_cheap(tmp_path: Path, cost: str) -> None:
+def test_the_reactor_yields_only_while_yielding_is_cheap(tmp_path: Path, cost: str) -> None:
     source = f"#include <unistd.h>\nint sched_yield(void) {{ {YIELDS[cost]}; return 0; }}\n"
     stats = json.loads(run_with(tmp_path, source, IDLING))
     if cost == "dear":

@@ -35,7 +35,7 @@ def bundle(uri: str = URI, content: bytes = b"content") -> Bundle:
     return Bundle(uri, b"", {"pool": pool, "irq.0": os.eventfd(0, os.EFD_CLOEXEC)})
 
 
-def test_a_program_becomes_another_and_keeps_its_controllers() -> None:
+def test_exec_keeps_the_controllers() -> None:
     successor = """
         import os, subprocess, sys
         from nvme_async.keepalive import execute
@@ -71,7 +71,7 @@ def test_a_program_becomes_another_and_keeps_its_controllers() -> None:
     assert result.stdout.splitlines() == ["before", "one ['vfio-user:/two'] ['irq.0', 'pool']"]
 
 
-def test_what_a_parent_inherited_is_not_its_childs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_does_not_inherit_its_parents_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
     with bundle() as mine:
         value = json.loads(execute.describe([mine]))
         value["pid"] = os.getpid() + 1
@@ -97,7 +97,7 @@ def test_what_a_parent_inherited_is_not_its_childs(monkeypatch: pytest.MonkeyPat
         lambda value: value["controllers"].append(value["controllers"][0]),
     ],
 )
-def test_a_variable_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+def test_an_invalid_variable_is_an_error(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     with bundle() as mine:
         value = json.loads(execute.describe([mine]))
         change(value)
@@ -108,7 +108,7 @@ def test_a_variable_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, change:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7"])
-def test_a_variable_that_is_no_json(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_variable_without_json_is_an_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(execute.VARIABLE, text)
     with pytest.raises(InvalidSavedState, match=execute.VARIABLE):
         execute.inherited()
@@ -129,7 +129,7 @@ class FakeController:
         return bundle(self.uri)
 
 
-async def test_a_program_that_is_not_there_stops_nothing() -> None:
+async def test_a_missing_program_stops_nothing() -> None:
     controller = FakeController(URI)
     for argv in ([], ["/no/such/program"], ["no-such-program-anywhere"]):
         with pytest.raises(ConfigurationError):
@@ -137,7 +137,7 @@ async def test_a_program_that_is_not_there_stops_nothing() -> None:
     assert not controller.saved
 
 
-async def test_an_exec_that_fails_leaves_the_controllers_to_be_opened_again(tmp_path: Any) -> None:
+async def test_after_a_failed_exec_the_controllers_can_be_opened_again(tmp_path: Any) -> None:
     broken = tmp_path / "broken"
     broken.write_bytes(b"\x7fELF and nothing more")
     broken.chmod(0o755)
@@ -151,7 +151,7 @@ async def test_an_exec_that_fails_leaves_the_controllers_to_be_opened_again(tmp_
         taken.close()
 
 
-async def test_a_save_that_fails_leaves_those_before_it_to_be_opened_again() -> None:
+async def test_after_a_failed_save_earlier_controllers_can_be_opened_again() -> None:
     good, bad = FakeController(URI), FakeController("b:", ValueError("no"))
     with pytest.raises(ValueError, match="no"):
         await execute.execute([good, bad], [sys.executable])

@@ -56,7 +56,7 @@ def test_times_have_units(text, unit, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "k", "4q", "-1", "4 5", "0x"])
-def test_what_is_no_size_is_refused(text):
+def test_an_invalid_size_is_refused(text):
     with pytest.raises(ConfigurationError, match="is not a size"):
         parse_size(text)
 
@@ -85,7 +85,7 @@ def test_durations_of_the_eta_line():
     assert [format_time(s) for s in (31, 3900, 180000)] == ["00m:31s", "01h:05m:00s", "2d:02h:00m:00s"]
 
 
-def test_name_begins_a_job_and_options_before_it_are_for_all():
+def test_name_starts_a_job_and_earlier_options_apply_to_all():
     one, two = jobs_of("--bs=8k", "--name=one", "--rw=randread", "--name=two", "--rw", "write", "--iodepth=4")
     assert (one.name, one.options.rw.name, one.options.iodepth) == ("one", "randread", 1)
     assert (two.name, two.options.rw.name, two.options.iodepth) == ("two", "write", 4)
@@ -94,7 +94,7 @@ def test_name_begins_a_job_and_options_before_it_are_for_all():
     assert command_line(two) == f"--name=two {URI} --bs=8k --rw=write --iodepth=4"
 
 
-def test_a_job_file_has_globals_for_the_jobs_after_them(tmp_path, monkeypatch):
+def test_global_sections_apply_to_later_jobs(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTH", "16")
     (tmp_path / "more.fio").write_text("[included]\nrw=write\n")
     path = tmp_path / "jobs.fio"
@@ -129,7 +129,7 @@ def test_a_job_file_error_names_file_line_and_option(tmp_path):
         load_jobs(parse_arguments([str(path)]))
 
 
-def test_unknown_and_unsupported_options_are_told_apart():
+def test_unknown_and_unsupported_options_are_different_errors():
     with pytest.raises(ConfigurationError, match=r"^unknown option 'wobble'$"):
         parse_arguments(["--name=j", "--wobble=3"])
     with pytest.raises(ConfigurationError, match=r"^unknown option 'iodpth'\. Did you mean iodepth\?$"):
@@ -162,7 +162,7 @@ FIO_OPTIONS = """
 
 
 @pytest.mark.parametrize("name", FIO_OPTIONS.split())
-def test_the_options_that_scripts_use_are_there(name):
+def test_options_used_by_scripts_are_supported(name):
     assert canonical(name)
 
 
@@ -184,7 +184,7 @@ def test_the_options_that_scripts_use_are_there(name):
         ("--ioengine=many --verify=crc32c", "ioengine=many does not verify"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_named_with_what_is_allowed(argument, message):
+def test_an_invalid_value_is_named_with_the_valid_ones(argument, message):
     with pytest.raises(ConfigurationError, match=message):
         options_of(*argument.split())
 
@@ -196,7 +196,7 @@ def test_a_job_without_a_device_is_refused():
         load_jobs(parse_arguments(["--rw=read"]))
 
 
-def test_the_less_simple_values():
+def test_complex_option_values():
     options = options_of(
         "--bsrange=4k-16k",
         "--bssplit=4k/60:64k",

@@ -79,7 +79,7 @@ def test_json_has_exactly_fios_keys_and_types():
     assert list(ours["jobs"][0]["read"]) == list(SAMPLE["jobs"][0]["read"])
 
 
-def test_json_has_fios_figures():
+def test_json_figures_match_fios():
     ours = output_json.document(JOBS, {}, SAMPLE["timestamp"], bins=True)
     for job, theirs in zip(ours["jobs"], SAMPLE["jobs"], strict=True):
         for name in ("read", "write", "trim"):
@@ -100,7 +100,7 @@ def test_without_plus_there_are_no_bins():
     assert '"bins"' not in output_json.render(JOBS, {}, 0)
 
 
-def test_text_is_fios_line_by_line():
+def test_text_matches_fios_line_by_line():
     ours = output_text.render(JOBS, SAMPLE["timestamp"]).splitlines()
     begin = TEXT.index("Starting 4 processes") + 1
     theirs = TEXT[begin:]
@@ -237,5 +237,5 @@ def test_samples_of_one_job():
     assert samples.deviation == pytest.approx(3.605551)
 
 
-def test_an_idle_direction_divides_by_nothing():
+def test_an_idle_direction_does_not_divide_by_zero():
     assert DirectionStats().ios_per_second == DirectionStats().bytes_per_second == 0.0

@@ -87,12 +87,12 @@ def test_zipf_follows_its_law():
         ({"sizes": SIZES[:2]}, "3 directions"),
     ],
 )
-def test_a_generator_refuses_what_it_cannot_do(options, message):
+def test_a_generator_refuses_unsupported_settings(options, message):
     with pytest.raises(ValueError, match=message):
         generator(**options)
 
 
-def test_a_slot_is_the_whole_loop_of_a_plain_job():
+def test_a_slot_runs_the_whole_loop_of_a_plain_job():
     recorder = Recorder(limit_ios=100)
     slot = Slot(recorder, generator(read_share=0.5))
     lbas = list(slot)
@@ -104,7 +104,7 @@ def test_a_slot_is_the_whole_loop_of_a_plain_job():
     assert recorder.depths[0] == 100
 
 
-def test_an_abandoned_io_counts_for_nothing():
+def test_an_abandoned_io_is_not_counted():
     recorder = Recorder()
     slot = Slot(recorder, generator())
     next(slot)
@@ -126,7 +126,7 @@ def test_a_deadline_a_stop_and_an_expiry_end_the_loop():
     assert list(Slot(recorder, generator())) == []
 
 
-def test_a_batch_takes_what_the_budget_has_left():
+def test_a_batch_takes_the_rest_of_the_budget():
     recorder = Recorder(limit_ios=10)
     batch = Batch(recorder, generator(read_share=0.5), 4)
     reads, writes = array("Q", bytes(64)), array("Q", bytes(64))
@@ -172,7 +172,7 @@ def test_the_eta_line_has_fios_form():
     assert run_string("rrw") == "r(2),w(1)"
 
 
-def test_the_eta_line_is_for_terminals():
+def test_the_eta_line_is_printed_only_on_terminals():
     stream = io.StringIO()
     EtaLine("auto", stream).show("x")
     assert stream.getvalue() == ""
@@ -237,7 +237,7 @@ async def test_claims_keep_overlapping_ios_apart():
 
 
 @pytest.mark.skipif(shutil.which("fio_jsonplus_clat2csv") is None, reason="fio is not installed")
-def test_fios_own_reader_takes_our_json(tmp_path):
+def test_fios_own_reader_accepts_our_json(tmp_path):
     from memory_device import MemoryController
 
     from nvme_async.fio.main import main
@@ -253,7 +253,7 @@ def test_fios_own_reader_takes_our_json(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("fio2gnuplot") is None, reason="fio is not installed")
-def test_fio2gnuplot_takes_our_logs(tmp_path):
+def test_fio2gnuplot_accepts_our_logs(tmp_path):
     from memory_device import MemoryController
 
     from nvme_async.fio.main import main

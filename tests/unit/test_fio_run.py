@@ -71,7 +71,7 @@ def test_iodepth_is_the_number_in_flight(bench):
     assert job["latency_depth"] == 8
 
 
-def test_a_mix_has_the_wanted_shares_and_all_of_it_is_counted(bench):
+def test_a_mix_has_the_requested_shares_and_is_counted_completely(bench):
     job = bench("--name=j", "--rw=randrw", "--rwmixread=75", "--bs=512", "--iodepth=4")
     reads, writes = job["read"]["total_ios"], job["write"]["total_ios"]
     assert reads + writes == 2048
@@ -104,13 +104,13 @@ def test_a_time_limit_ends_the_job_and_loses_nothing_in_flight(bench):
     assert 150 <= job["read"]["runtime"] < 5000
 
 
-def test_time_is_counted_from_the_end_of_the_ramp_not_from_the_first_io_behind_it(bench):
+def test_time_counts_from_the_end_of_the_ramp(bench):
     job = bench("--name=j", "--bs=4k", "--time_based", "--runtime=900ms", "--ramp_time=100ms", "--rate_iops=2")
     assert 890 <= job["read"]["runtime"] <= 980
     assert job["read"]["total_ios"] in (1, 2)
 
 
-def test_a_job_that_ends_in_its_ramp_reports_all_of_it(bench):
+def test_a_job_that_ends_in_its_ramp_reports_everything(bench):
     job = bench("--name=j", "--bs=4k", "--size=64k", "--ramp_time=60")
     assert (job["read"]["total_ios"], job["read"]["clat_ns"]["N"]) == (16, 16)
     assert job["iodepth_level"]["1"] == 100.0
@@ -122,7 +122,7 @@ def test_the_ramp_is_not_measured(bench):
     assert 0 < job["read"]["total_ios"] < bench.namespace.calls["read"]
 
 
-def test_numjobs_are_threads_with_offsets_of_their_own(bench):
+def test_numjobs_are_threads_with_their_own_offsets(bench):
     job = bench(
         "--name=j", "--rw=write", "--bs=4k", "--size=64k", "--numjobs=3", "--offset_increment=64k", "--group_reporting"
     )
@@ -140,7 +140,7 @@ def test_stonewall_separates_phases(bench):
     assert [job["groupid"] for job in bench.jobs] == [0, 1]
 
 
-def test_fsync_follows_every_so_many_writes_and_is_reported(bench):
+def test_fsync_follows_every_nth_write_and_is_reported(bench):
     job = bench("--name=j", "--rw=write", "--bs=4k", "--size=64k", "--fsync=4", "--end_fsync=1")
     kinds = [kind for kind, _, _ in bench.namespace.history if kind != "first"]
     assert kinds == (["write"] * 4 + ["flush"]) * 4 + ["flush"]
@@ -166,7 +166,7 @@ def test_trims_and_trimwrite(bench):
         assert history == ["trim", "write"]
 
 
-def test_holes_and_runs(bench):
+def test_sequential_holes_and_runs(bench):
     bench("--name=j", "--rw=read:4k", "--bs=4k", "--number_ios=5")
     assert bench.offsets("read") == [0, 8192, 16384, 24576, 32768]
     bench("--name=j", "--rw=randread:4", "--bs=4k", "--number_ios=40")
@@ -192,7 +192,7 @@ def test_skewed_distributions_are_skewed_and_stay_inside(bench, distribution):
         assert abs(sum(offsets) / len(offsets) - (1 << 19)) < 1 << 15
 
 
-def test_rates_are_kept(bench):
+def test_rates_are_respected(bench):
     began = time.monotonic()
     job = bench("--name=j", "--rw=read", "--bs=4k", "--iodepth=4", "--rate_iops=200", "--number_ios=60")
     assert time.monotonic() - began >= 0.28
@@ -209,7 +209,7 @@ def test_thinktime_pauses(bench):
 
 
 @pytest.mark.parametrize("option", ["--iodepth_batch_submit=4", "--iodepth_batch_complete_min=4", "--iodepth_low=4"])
-def test_batches_go_out_together_and_the_last_ones_are_not_left_behind(bench, option):
+def test_batches_are_sent_at_once_and_the_last_one_is_completed(bench, option):
     job = bench("--name=j", "--rw=randread", "--bs=4k", "--iodepth=8", "--number_ios=101", option)
     assert job["read"]["total_ios"] == 101
 
@@ -221,7 +221,7 @@ def test_a_size_beyond_the_device_ends_with_the_device(bench):
     assert job["read"]["io_bytes"] == 256 << 10
 
 
-def test_rates_of_reads_and_writes_count_whatever_the_mix(bench):
+def test_rates_of_reads_and_writes_override_the_mix(bench):
     for share in ("50", "10"):
         job = bench(
             *("--name=j", "--rw=randrw", "--bs=4k", "--iodepth=4", "--rate_iops=500,200", f"--rwmixread={share}"),
@@ -233,7 +233,7 @@ def test_rates_of_reads_and_writes_count_whatever_the_mix(bench):
         assert reads / writes == pytest.approx(2.5, rel=0.1)
 
 
-def test_the_engine_many(bench):
+def test_the_many_engine(bench):
     job = bench("--name=j", "--ioengine=many", "--rw=randrw", "--bs=4k", "--iodepth=8")
     assert job["read"]["total_ios"] + job["write"]["total_ios"] == 256
     assert job["iodepth_level"]["8"] > 90.0
@@ -318,7 +318,7 @@ def test_verify_only_checks_what_an_earlier_run_wrote(bench, capsys):
     assert "lba 8: crc32c mismatch at offset 4096, length 4096" in capsys.readouterr().err
 
 
-def test_reads_of_a_verify_job_hold_blocks_against_themselves(bench, capsys):
+def test_reads_of_a_verify_job_check_each_block(bench, capsys):
     bench("--name=j", "--rw=write", "--bs=4k", "--verify=crc32c", "--do_verify=0")
     bench("--name=k", "--rw=randread", "--bs=4k", "--verify=crc32c", "--iodepth=3")
     bench.namespace.data[9000] ^= 0x80
@@ -337,7 +337,7 @@ def test_verify_backlog_reads_back_while_writing(bench):
     assert kinds.index("read") < len(kinds) - 1 - kinds[::-1].index("write")
 
 
-def test_jobs_that_verify_the_same_region_at_once_are_warned_and_take_each_others_data(bench, capsys):
+def test_jobs_that_verify_the_same_region_get_a_warning_and_accept_each_others_data(bench, capsys):
     bench("--name=j", "--rw=write", "--bs=4k", "--verify=crc32c", "--numjobs=2", "--iodepth=4")
     assert capsys.readouterr().err.count("size with offset or offset_increment, or stonewall, keep them apart") == 1
 
@@ -360,7 +360,7 @@ def test_an_error_of_the_device_ends_the_job_with_its_name(bench, capsys):
         (["--rw=write", "--verify=sha512", "--verify_interval=64"], "no room for contents"),
     ],
 )
-def test_what_does_not_fit_the_device_is_refused_by_name(bench, capsys, arguments, message):
+def test_options_that_do_not_fit_the_device_are_refused_by_name(bench, capsys, arguments, message):
     bench("--name=j", *arguments, code=1)
     assert message in capsys.readouterr().err
 
@@ -431,7 +431,7 @@ def test_a_signal_ends_the_run_with_the_results_so_far(bench, capsys):
     assert "fio: terminating on signal 2" in capsys.readouterr().err
 
 
-def test_text_goes_to_the_terminal_or_a_file(bench, tmp_path, capsys):
+def test_text_is_written_to_the_terminal_or_a_file(bench, tmp_path, capsys):
     out = io.StringIO()
     assert main(["--filename=mem", "--name=j", "--size=64k"], opener=bench.opener, stdout=out) == 0
     lines = out.getvalue().splitlines()

@@ -52,7 +52,7 @@ def test_a_flipped_bit_in_the_contents_is_named_by_its_byte():
     assert str(bad).startswith("crc32c mismatch at offset 8704, length 512: expected ")
 
 
-def test_a_misplaced_block_is_recognized_as_that():
+def test_a_misplaced_block_is_recognized():
     verifier, block, table = written_block()
     table.note(16384, len(block), 7)
     bad = verifier.check(memoryview(block), 16384, table)
@@ -69,20 +69,20 @@ def test_a_stale_block_is_recognized_by_its_sequence():
     assert (bad.expected, bad.got) == ("write 9 of job 3", "write 7 of job 3")
 
 
-def test_data_of_an_earlier_run_are_stale():
+def test_data_of_an_earlier_run_count_as_stale():
     _, block, table = written_block()
     later = Verifier("crc32c", INTERVAL, run=0x9999, job=3)
     assert {bad.reason for bad in later.check(memoryview(block), 8192, table)} == {"stale block"}
 
 
-def test_a_block_never_written_is_not_checked_and_zeroes_in_place_of_data_are_found():
+def test_unwritten_blocks_are_not_checked_and_zeroed_data_is_found():
     verifier, block, table = written_block()
     zeroes = memoryview(bytes(len(block)))
     assert verifier.check(zeroes, 16384, table) == []
     assert {bad.reason for bad in verifier.check(zeroes, 8192, table)} == {"no verify header"}
 
 
-def test_a_reader_takes_data_of_any_writer_that_prove_themselves():
+def test_a_reader_accepts_valid_data_of_any_writer():
     """Two writers, and a later run of one of them, have a part of the region each."""
     reader = Verifier("crc32c", INTERVAL, run=None, job=3)
     region = bytearray(4 * INTERVAL)
@@ -94,7 +94,7 @@ def test_a_reader_takes_data_of_any_writer_that_prove_themselves():
     assert [bad.reason for bad in reader.check(memoryview(region), 8192, None)] == ["crc32c mismatch"]
 
 
-def test_verify_only_holds_its_own_plan_to_the_sequence_and_others_to_their_digests():
+def test_verify_only_checks_sequences_for_its_own_plan_and_digests_otherwise():
     table = Written(4096, 64 * INTERVAL, INTERVAL)
     table.note(8192, INTERVAL, 7)
     fresh = Verifier("crc32c", INTERVAL, run=None, job=1, plan=0xABC)
@@ -104,7 +104,7 @@ def test_verify_only_holds_its_own_plan_to_the_sequence_and_others_to_their_dige
         assert [bad.reason for bad in fresh.check(memoryview(block), 8192, table)] == reasons
 
 
-def test_another_jobs_data_count_where_it_writes_to_the_same_blocks_and_nowhere_else():
+def test_another_jobs_data_is_accepted_only_in_shared_blocks():
     block = bytearray(INTERVAL)
     Verifier("crc32c", INTERVAL, run=1, job=2).stamp(memoryview(block), 8192, 3)
     table = Written(4096, 64 * INTERVAL, INTERVAL)
@@ -114,7 +114,7 @@ def test_another_jobs_data_count_where_it_writes_to_the_same_blocks_and_nowhere_
         assert [bad.reason for bad in verifier.check(memoryview(block), 8192, table)] == reasons
 
 
-def test_other_settings_are_named_by_what_the_header_says():
+def test_different_settings_are_named_from_the_header():
     _, block, _ = written_block("sha512")
     other = Verifier("crc32c", INTERVAL, run=None)
     (bad, *_) = other.check(memoryview(block), 8192, None)
@@ -126,7 +126,7 @@ def test_other_settings_are_named_by_what_the_header_says():
     ratio=st.sampled_from([1, 2, 3, 8]),
     piece=st.integers(1, 40),
 )
-def test_whole_intervals_are_those_that_no_later_write_cut(writes, ratio, piece):
+def test_an_interval_is_whole_unless_a_later_write_overlaps_it(writes, ratio, piece):
     grain, start = 512, 8192
     interval = grain * ratio
     table = Written(start, 128 * grain, interval, grain)
@@ -147,7 +147,7 @@ def test_whole_intervals_are_those_that_no_later_write_cut(writes, ratio, piece)
     table.close()
 
 
-def test_what_was_written_is_listed_in_order_and_in_pieces():
+def test_writes_are_listed_in_order_and_in_pieces():
     table = Written(4096, 16 * INTERVAL, INTERVAL)
     table.note(4096 + 9 * INTERVAL, 5 * INTERVAL, 2)
     table.note(4096, INTERVAL, 1)

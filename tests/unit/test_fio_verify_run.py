@@ -49,7 +49,7 @@ def test_verify_only_finds_a_lost_rewrite_of_its_own_plan(bench, capsys):
     bench("--name=other", *first, "--verify_only")  # whose plan is another one: digests alone
 
 
-def test_three_jobs_as_in_fio_all_pass(bench):
+def test_write_then_verify_by_three_jobs_passes_as_in_fio(bench):
     """A layout, verify_only by another job of the file, and random reads of all of it."""
     only, readback = [["--name=only", *LAYOUT[1:], "--verify_only"], ["--name=read", *LAYOUT[1:], "--rw=randread"]]
     bench(*LAYOUT, *only, "--stonewall", *readback, "--stonewall")
@@ -57,7 +57,7 @@ def test_three_jobs_as_in_fio_all_pass(bench):
     assert bench.jobs[2]["read"]["io_bytes"] == 256 << 10
 
 
-def test_a_reader_takes_what_two_writers_and_a_later_run_left(bench, capsys):
+def test_a_reader_accepts_data_of_two_writers_and_a_later_run(bench, capsys):
     half = ("--rw=randwrite", "--bs=4k", "--size=128k", "--verify=xxhash")
     bench("--name=a", *half, "--name=b", *half, "--offset=128k")
     bench("--name=c", *half[:2], "--size=16k", "--offset=64k", "--verify=xxhash")
@@ -71,7 +71,7 @@ def test_a_reader_takes_what_two_writers_and_a_later_run_left(bench, capsys):
 @pytest.mark.parametrize("bs", ["4k", "bssplit"])
 @pytest.mark.parametrize("hole", [512, 1024, 4096])
 @pytest.mark.parametrize("iodepth", [1, 5])
-def test_holes_behind_each_write_are_verified_as_fio_does(bench, capsys, bs, hole, iodepth):
+def test_holes_after_each_write_are_verified_as_in_fio(bench, capsys, bs, hole, iodepth):
     sizes = "--bs=4k" if bs == "4k" else "--bssplit=4k/50:8k/50"
     job = ("--name=j", f"--rw=write:{hole}", sizes, "--size=256k", "--verify=md5", f"--iodepth={iodepth}")
     result = bench(*job)
@@ -93,7 +93,7 @@ def test_sizes_and_alignments_need_not_be_multiples_of_each_other(bench, argumen
     assert (job["error"], job["read"]["total_ios"] > 0) == (0, True)
 
 
-def test_the_same_place_among_the_jobs_means_the_same_order_whatever_the_name(bench):
+def test_random_order_depends_on_the_jobs_place_not_its_name(bench):
     job = ("--rw=randread", "--bs=4k", "--number_ios=20", "--iodepth=1")
     orders = []
     for arguments in (["--name=a"], ["--name=b"], ["--name=c", "--randseed=7"], ["--name=d", "--numjobs=2"]):
@@ -104,7 +104,7 @@ def test_the_same_place_among_the_jobs_means_the_same_order_whatever_the_name(be
     assert set(orders[0]) < set(orders[3]), "the first clone is job 1, the second another"
 
 
-def test_a_seed_that_is_given_counts_without_randrepeat_too(bench):
+def test_an_explicit_seed_counts_without_randrepeat(bench):
     job = ("--name=j", "--rw=randread", "--bs=4k", "--number_ios=20", "--iodepth=1", "--randrepeat=0")
     orders = []
     for seed in (["--randseed=7"], ["--randseed=7"], [], []):
@@ -144,7 +144,7 @@ def test_bad_blocks_are_dumped_on_request(bench, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {received.name, expected.name}
 
 
-def test_the_order_of_writes_need_not_count(bench):
+def test_checking_the_order_of_writes_can_be_disabled(bench):
     job = ("--name=j", "--rw=write", "--bs=4k", "--size=16k", "--verify=md5")
     bench(*job)
     bench.namespace.lose_writes = {8}
@@ -154,7 +154,7 @@ def test_the_order_of_writes_need_not_count(bench):
     bench(*job, "--verify_write_sequence=0", code=1)
 
 
-def test_bad_blocks_are_named_on_stderr_whatever_the_report(bench, capsys):
+def test_bad_blocks_are_named_on_stderr_with_any_report_format(bench, capsys):
     bench("--name=j", "--rw=write", "--bs=512", "--size=16k", "--verify=md5")
     arguments = ["--filename=mem", "--name=r", "--rw=read", "--bs=16k", "--size=16k", "--verify=md5"]
     assert main(arguments, opener=bench.opener) == 1

@@ -41,7 +41,7 @@ def program(*arguments: str, bench: Bench) -> tuple[int, str]:
 # -- job files -------------------------------------------------------------------------------------
 
 
-def test_an_include_goes_on_in_its_section(tmp_path, monkeypatch):
+def test_an_include_continues_its_section(tmp_path, monkeypatch):
     write(tmp_path / "part.fio", "bs=128k\niodepth=4\n")
     path = write(
         tmp_path / "all.fio", "[rand-read]\nrw=randread\ninclude part.fio\nsize=4m\n[next]\ninclude part.fio\n"
@@ -81,23 +81,23 @@ def test_variables_keywords_and_arithmetic(tmp_path, monkeypatch):
     ("text", "value"),
     [("(1+2*3)", 7), ("(2^10)", 1024), ("(4k*2)", 8192), ("(-1+3)", 2), ("(1m/2)", 524288), ("(7%4)", 3)],
 )
-def test_what_stands_in_parentheses_is_computed(text, value):
+def test_arithmetic_in_parentheses_is_computed(text, value):
     assert parse_size(text) == value
     assert parse_time("(1.5*2)") == 3.0
 
 
 @pytest.mark.parametrize("text", ["(1+)", "(__import__('os'))", "(2^9999)", "(9^9^9^9)", "(1/0)", "(" * 500, "(1,2)"])
-def test_nothing_else_is(text):
+def test_text_outside_parentheses_is_not_computed(text):
     with pytest.raises(ConfigurationError, match="can't be computed"):
         evaluate(text)
 
 
-def test_text_with_a_keyword_is_no_arithmetic():
+def test_text_with_a_keyword_is_not_computed():
     assert substitute("log-$ncpus.txt") == f"log-{len(os.sched_getaffinity(0))}.txt"
     assert substitute("$ncpusX $other") == "$ncpusX $other"
 
 
-def test_several_sections_run_and_one_that_is_not_there_is_named(tmp_path):
+def test_several_sections_run_and_a_missing_one_is_named(tmp_path):
     path = write(tmp_path / "j.fio", "[a]\nrw=read\n[b]\nrw=write\n[c]\nrw=trim\n")
     assert [job.name for job in jobs_of("--filename=m", "--section=a", "--section=c", path)] == ["a", "c"]
     with pytest.raises(ConfigurationError, match=r"no section 'aa' in .*j\.fio; did you mean a\?"):
@@ -139,7 +139,7 @@ def test_a_bare_log_option_takes_the_jobs_name(tmp_path):
 
 
 @pytest.mark.parametrize("engine", sorted(MAPPED))
-def test_engines_of_the_kernels_world_are_one_await_for_each_io(bench, engine, capsys):
+def test_kernel_engines_become_one_await_per_io(bench, engine, capsys):
     job = bench("--name=j", f"--ioengine={engine}", "--rw=randread", "--bs=4k", "--iodepth=8", "--size=64k")
     line, *more = capsys.readouterr().err.splitlines()
     assert line.startswith(f"fio: ioengine={engine}: each I/O is awaited")
@@ -151,7 +151,7 @@ def test_engines_of_the_kernels_world_are_one_await_for_each_io(bench, engine, c
     assert job["job options"]["ioengine"] == engine
 
 
-def test_options_of_files_and_of_the_kernel_change_nothing(bench):
+def test_file_and_kernel_options_change_nothing(bench):
     files = "directory=/mnt nrfiles=8 filesize=1g openfiles=4 file_service_type=random fallocate=none unlink=1"
     kernel = (
         "cpumask=1 hipri=1 registerfiles=1 fixedbufs=1 sqthread_poll=1 ioscheduler=none prio=0 invalidate=1 mem=mmap"
@@ -176,7 +176,7 @@ def test_options_of_files_and_of_the_kernel_change_nothing(bench):
         *("latency_target=1ms", "cmdprio_percentage=50", "fdp=1", "rate_min=1m", "flow=1", "kb_base=1000"),
     ],
 )
-def test_what_would_change_the_measurement_is_refused_by_name(option):
+def test_options_that_would_change_the_measurement_are_refused_by_name(option):
     with pytest.raises(ConfigurationError, match=re.escape(option.partition("=")[0])):
         jobs_of("--filename=mem", "--name=j", f"--{option}")
 
@@ -195,14 +195,14 @@ def test_percentage_random(bench, share):
     assert abs(follows / len(offsets) - (1 - share / 100)) < 0.06
 
 
-def test_clones_may_have_a_cpu_each(bench):
+def test_clones_can_have_one_cpu_each(bench):
     cpus = sorted(os.sched_getaffinity(0))
     text = ",".join(map(str, cpus))
     bench("--name=j", f"--cpus_allowed={text}", "--cpus_allowed_policy=split", "--numjobs=3", "--size=64k", "--nice=1")
     assert sorted(os.sched_getaffinity(0)) == cpus
 
 
-def test_a_negative_hole_goes_backwards_from_the_end(bench):
+def test_a_negative_hole_runs_backwards_from_the_end(bench):
     bench("--name=j", "--rw=read:-8k", "--bs=4k", "--size=64k")
     assert bench.offsets("read") == [(15 - n) * 4096 - 4096 if n < 15 else 57344 for n in range(16)]
 
@@ -220,7 +220,7 @@ def test_zones_of_random_offsets(bench):
 @pytest.mark.parametrize(
     "text", ["zoned:50/5:40/5", "zoned:x/5", "zoned:50/60:50/60", "zoned:100/5,100/6", "zoned_abs:9"]
 )
-def test_zones_that_make_no_sense(text):
+def test_invalid_zones_are_refused(text):
     with pytest.raises(ConfigurationError, match="random_distribution=zoned"):
         jobs_of("--filename=mem", "--name=j", f"--random_distribution={text}")
 
@@ -269,7 +269,7 @@ def test_overlapping_ios_are_kept_apart_on_request(bench):
     assert clashes == 0
 
 
-def test_patterns_of_files_and_of_several_parts(tmp_path, monkeypatch):
+def test_patterns_from_files_and_of_several_parts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.bin").write_bytes(b"contents")
     parts = jobs_of("--filename=mem", "--name=j", "--buffer_pattern=\"abcd\"-120xdeadface'p.bin'")[0].options
@@ -278,12 +278,12 @@ def test_patterns_of_files_and_of_several_parts(tmp_path, monkeypatch):
         jobs_of("--filename=mem", "--name=j", "--buffer_pattern='gone'")
 
 
-def test_lfsr_visits_each_block_once_without_a_map_too(bench):
+def test_lfsr_visits_each_block_once(bench):
     bench("--name=j", "--rw=randread", "--bs=4k", "--norandommap=1", "--random_generator=lfsr")
     assert sorted(bench.offsets("read")) == list(range(0, 1 << 20, 4096))
 
 
-def test_small_liberties_of_published_files(bench, tmp_path):
+def test_lenient_syntax_of_published_files(bench, tmp_path):
     path = write(tmp_path / "j.fio", "[j]\nsize=100%%\ntime_based\nbs=4k-8k\nthreads=1\nrw=write\n")
     (job,) = jobs_of("--filename=mem", path)
     assert [sizes[0][0] for sizes in job.options.bs] == [4096, 8192, 8192]
@@ -294,7 +294,7 @@ def test_small_liberties_of_published_files(bench, tmp_path):
 # -- reports ---------------------------------------------------------------------------------------
 
 
-def test_submission_is_a_part_of_its_own_where_it_is_asked_for(bench):
+def test_submission_latency_is_reported_on_request(bench):
     bench.namespace.delay = 0.002
     plain = bench("--name=j", "--rw=randread", "--bs=4k", "--number_ios=8")
     assert plain["read"]["slat_ns"]["N"] == 0
@@ -427,7 +427,7 @@ def refused_by_the_docs() -> list[str]:
 
 
 @pytest.mark.parametrize("option", refused_by_the_docs())
-def test_what_the_docs_call_refused_is_refused_by_name(option):
+def test_options_documented_as_refused_are_refused_by_name(option):
     option = option if "=" in option else f"{option}=1"
     with pytest.raises(ConfigurationError, match=re.escape(option.lstrip("-").partition("=")[0])):
         jobs_of("--filename=mem", "--name=j", option)

@@ -66,7 +66,7 @@ async def test_a_request_made_before_the_format_changed_is_never_sent(ring, ns):
 
 
 @pytest.mark.parametrize("ring", [{"entries": 4}], indirect=True)
-async def test_requests_in_line_for_a_command_id_are_looked_at_again_too(ring, ns):
+async def test_requests_in_line_for_a_command_id_are_checked_again(ring, ns):
     other = namespace(ring)
     first = await started(*(other.flush() for _ in range(3)))
     in_line = await started(ns.write(0, b"x" * 4096))
@@ -85,7 +85,7 @@ async def test_requests_in_line_for_a_command_id_are_looked_at_again_too(ring, n
     await last[0]
 
 
-async def test_what_was_out_when_the_format_changed_does_not_succeed(ring, ns):
+async def test_commands_in_flight_during_a_format_change_fail(ring, ns):
     target = bytearray(4096)
     tasks = await started(ns.read(0), ns.readinto(1, target), ns.write(2, b"x" * 4096))
     sqes = ring.fetch()
@@ -126,7 +126,7 @@ async def test_a_batch_stops_at_a_hold_and_fails_when_the_format_changed(ring, n
     assert ring.fetch() == []
 
 
-async def test_a_batch_goes_on_after_a_hold_that_changed_nothing(ring, ns):
+async def test_a_batch_continues_after_a_hold_that_changed_nothing(ring, ns):
     lbas = struct.pack("<6Q", *range(6))
     batch = ring.qp.batch(1, 1, lbas, 1, b"y" * 6 * 4096, 4096, to_host=False, depth=2, geometry=ns.geometry)
 
@@ -150,7 +150,7 @@ async def test_a_batch_goes_on_after_a_hold_that_changed_nothing(ring, ns):
     assert sent == 6
 
 
-async def test_who_is_cancelled_while_held_leaves_nothing_behind(ring, ns):
+async def test_a_request_cancelled_while_held_leaves_nothing_behind(ring, ns):
     ns.geometry.hold()
     buffer = bytearray(4096)
     (task,) = await started(ns.readinto(0, buffer))
@@ -170,7 +170,7 @@ async def test_a_closed_queue_pair_ends_the_wait_of_held_requests(ring, ns):
     ring.qp.refuse(None)
 
 
-async def test_commands_are_counted_by_the_namespace_that_they_concern(ring, ns):
+async def test_commands_are_counted_per_namespace(ring, ns):
     tasks = await started(ns.flush(), ns.read(0))
     assert ring.qp.outstanding_of((1,)) == 2
     assert ring.qp.outstanding_of((2, 3)) == 0
@@ -182,7 +182,7 @@ async def test_commands_are_counted_by_the_namespace_that_they_concern(ring, ns)
     assert ring.qp.outstanding_of((1,)) == 0
 
 
-async def test_commands_that_a_reset_sends_again_become_harmless_when_the_format_changed_meanwhile(ring, ns):
+async def test_resent_commands_become_flushes_after_a_format_change(ring, ns):
     (write,) = await started(ns.write(3, b"x" * 4096))
     batch = ring.qp.batch(1, 1, struct.pack("<2Q", 1, 2), 1, b"y" * 8192, 4096, to_host=False, geometry=ns.geometry)
 
@@ -221,7 +221,7 @@ def fill(ring, sqe, of, moved):
 
 
 @pytest.mark.parametrize("moved", [8192, 0])
-async def test_a_read_shows_what_was_moved_or_zeroes(ring, ns, moved):
+async def test_a_read_returns_transferred_data_or_zeroes(ring, ns, moved):
     (task,) = await started(ns.write(0, b"secret42" * 1024))
     for sqe in ring.fetch():
         ring.post(ring.cid(sqe))

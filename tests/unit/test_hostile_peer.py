@@ -44,7 +44,7 @@ def readable(fd: int, seconds: float = 0.0) -> bool:
 # -- memory that is taken away ---------------------------------------------------------------------
 
 
-def test_doorbells_whose_file_is_cut_off(server: FakeServer) -> None:
+def test_a_truncated_doorbell_file(server: FakeServer) -> None:
     with VfioUserDevice.from_socket(server.client) as device:
         mmio = device.doorbells().mmio
         assert mmio is not None
@@ -99,7 +99,7 @@ def kicking(ring, kick: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["blocking", "changed later"])
-async def test_a_full_eventfd_keeps_nobody_waiting(ring, how: str) -> None:
+async def test_a_full_eventfd_does_not_block(ring, how: str) -> None:
     kick = os.eventfd(0, 0 if how == "blocking" else os.EFD_NONBLOCK)
     kicking(ring, kick)
     os.eventfd_write(kick, FULL)
@@ -139,7 +139,7 @@ async def test_every_kick_counts(ring) -> None:
     os.close(kick)
 
 
-def test_a_kick_that_is_no_eventfd_is_left_alone(server: FakeServer) -> None:
+def test_a_kick_that_is_no_eventfd_is_not_written(server: FakeServer) -> None:
     reading, writing = os.pipe()
     kick, server.kick = server.kick, writing
     with VfioUserDevice.from_socket(server.client) as device:
@@ -175,7 +175,7 @@ def acknowledge(server: FakeServer, message) -> None:
     server.reply(message, message.payload[:16])
 
 
-def test_doorbells_by_message_keep_no_caller_waiting(server: FakeServer, slow: VfioUserDevice) -> None:
+def test_doorbells_by_message_do_not_block(server: FakeServer, slow: VfioUserDevice) -> None:
     go_on = threading.Event()
     server.override[REGION_WRITE] = lambda server, message: (go_on.wait(10), acknowledge(server, message))
     began = time.monotonic()
@@ -198,7 +198,7 @@ def test_doorbells_by_message_keep_no_caller_waiting(server: FakeServer, slow: V
         assert values == sorted(values)
 
 
-def test_a_peer_that_takes_no_doorbell_is_gone(server: FakeServer, slow: VfioUserDevice) -> None:
+def test_a_peer_that_answers_no_doorbell_counts_as_gone(server: FakeServer, slow: VfioUserDevice) -> None:
     server.override[REGION_WRITE] = lambda server, message: None
     slow.timeout = 0.3
     slow.ring(0x1000, 1, nothing)
@@ -208,7 +208,7 @@ def test_a_peer_that_takes_no_doorbell_is_gone(server: FakeServer, slow: VfioUse
     slow.read32(8)
 
 
-def test_a_doorbell_that_is_refused_is_not_the_end(server: FakeServer, slow: VfioUserDevice) -> None:
+def test_a_refused_doorbell_is_survived(server: FakeServer, slow: VfioUserDevice) -> None:
     server.override[REGION_WRITE] = lambda server, message: server.refuse(message, 22)
     slow.ring(0x1000, 1, nothing)
     slow.read32(8)
@@ -227,7 +227,7 @@ def test_parking_waits_for_the_doorbells(server: FakeServer, slow: VfioUserDevic
 # -- sockets that are taken, machines that don't fit -----------------------------------------------
 
 
-def test_a_busy_socket_says_so(tmp_path) -> None:
+def test_a_busy_socket_is_reported(tmp_path) -> None:
     path = str(tmp_path / "controller.sock")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

@@ -29,7 +29,7 @@ NOTHING = NamespaceIdentity()
         (NOTHING, NOTHING, False),
     ],
 )
-def test_namespaces_are_compared_over_what_both_have(
+def test_namespaces_are_compared_by_common_identifiers(
     one: NamespaceIdentity, other: NamespaceIdentity, differs: bool
 ) -> None:
     assert one.is_other(other) is differs
@@ -45,7 +45,7 @@ def test_a_namespaces_identity_comes_from_descriptors_and_identify() -> None:
     assert not NamespaceIdentity.of(IdentifyNamespace.decode(bytes(4096))).known
 
 
-def test_what_was_known_stays_known() -> None:
+def test_known_identifiers_are_kept() -> None:
     full = NamespaceIdentity(A, A[:8], U)
     assert NamespaceIdentity(A).merged(full) == full
     assert str(full) == f"NGUID {A.hex()}, EUI-64 {A[:8].hex()}, UUID {U}"
@@ -68,7 +68,7 @@ DRIVE = ControllerIdentity("S1", "M", "nqn.x", 1, 0x1B36, 0x10, 0x1AF4, 0x1100, 
         ("serial_number", 78),
     ],
 )
-def test_another_controller(change: str, value: object) -> None:
+def test_another_controller_is_recognized(change: str, value: object) -> None:
     other = attrs.evolve(DRIVE, **{change: value})
     assert DRIVE.is_other(other)
     assert DRIVE.is_other(other, connected_anew=True)
@@ -82,7 +82,7 @@ def test_a_controller_id_belongs_to_one_association() -> None:
 
 
 @pytest.mark.parametrize("missing", [{"subnqn": ""}, {"serial_number": 0}])
-def test_what_one_of_both_does_not_have_says_nothing(missing: dict[str, object]) -> None:
+def test_identifiers_that_one_side_lacks_are_ignored(missing: dict[str, object]) -> None:
     assert not DRIVE.is_other(attrs.evolve(DRIVE, **missing))
 
 

@@ -95,7 +95,7 @@ def test_the_values_that_switch_it_off(value: str, setting: str, reason: str) ->
         "enabled,",
     ],
 )
-def test_anything_else_is_off_with_a_warning_that_quotes_it(value: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_values_mean_off_with_a_warning_that_quotes_them(value: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "nvme_async"):
         decision = decided({KEEP_ALIVE: value, **POOLED}, holder="systemd")
     assert not decision.enabled
@@ -123,7 +123,7 @@ def test_inferred_when_unset(holder: str | None, pool: str | None, setting: str,
     assert decision.enabled is enabled
 
 
-def test_it_runs_only_with_a_pool_that_has_pages() -> None:
+def test_keepalive_needs_a_pool_with_pages() -> None:
     decision = decided({KEEP_ALIVE: "host,privatepool", POOL: "0"}, holder="systemd")
     assert not decision.enabled
     assert "no pages" in decision.why
@@ -147,7 +147,7 @@ def test_pool_sizes(value: str, pages: int) -> None:
     "value",
     ["", "on", "-1", "4k", "1e3", "0x100", " 512", "1_000", "٣", "release ", str((1 << 28) + 1), "9" * 30],
 )
-def test_an_invalid_pool_is_none_with_a_warning(value: str) -> None:
+def test_an_invalid_pool_size_means_no_pool_with_a_warning(value: str) -> None:
     decision = decided({POOL: value, KEEP_ALIVE: "enabled"}, holder="systemd")
     assert decision.pool_pages == 0
     assert not decision.enabled
@@ -156,7 +156,7 @@ def test_an_invalid_pool_is_none_with_a_warning(value: str) -> None:
     assert value in decision.warnings[0]
 
 
-def test_without_a_size_the_pool_has_the_default_where_it_is_of_use() -> None:
+def test_without_a_size_the_pool_has_the_default_if_useful() -> None:
     assert decided({}, holder="systemd", default_pool_pages=77).pool_pages == 77
     assert decided({KEEP_ALIVE: "enabled"}, default_pool_pages=77).pool_pages == 77
     assert decided({}, keepalive=True, default_pool_pages=77).pool_pages == 77
@@ -198,7 +198,7 @@ def test_the_rules_size_a_pool(value: str, variable: str) -> None:
 @pytest.mark.usefixtures("unbounded")
 @pytest.mark.parametrize(("rule", "drives"), [("release", 1), ("debug", 3)])
 @pytest.mark.parametrize("cpus", [1, 2, 4, 16])
-def test_one_queue_pair_for_each_processor_and_drive(rule: str, drives: int, cpus: int) -> None:
+def test_one_queue_pair_per_processor_and_drive(rule: str, drives: int, cpus: int) -> None:
     size = size_pool(rule, Wanted(), cpus=cpus)
     assert size.pages >= drives * cpus * 69
     one = 69 + 137  # and what this driver keeps beside: trackers and PRP lists
@@ -208,7 +208,7 @@ def test_one_queue_pair_for_each_processor_and_drive(rule: str, drives: int, cpu
 
 
 @pytest.mark.usefixtures("unbounded")
-def test_not_more_queue_pairs_than_the_driver_makes_and_as_deep_as_they_are() -> None:
+def test_pool_rules_respect_io_queues_and_queue_entries() -> None:
     assert size_pool("release", Wanted(io_queues=4), cpus=64).pages == size_pool("release", Wanted(), cpus=4).pages
     assert (
         size_pool("release", Wanted(queue_entries=1024), cpus=8).pages
@@ -216,7 +216,7 @@ def test_not_more_queue_pairs_than_the_driver_makes_and_as_deep_as_they_are() ->
     )
 
 
-def test_no_more_than_may_be_locked_or_is_there_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_rules_are_limited_by_memory_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "memory_left", lambda: None)
     monkeypatch.setattr(sizing, "lockable", lambda: sizing.Bound(8 << 20, "this process may lock 8388608 bytes"))
     whole, cut = size_pool("release", Wanted(), cpus=16), size_pool("release", Wanted(locked=True), cpus=16)
@@ -288,7 +288,7 @@ def test_each_row_of_the_table(environ: dict[str, str], expected: dict[str, Any]
     assert [warning in text for text in decision.warnings] == ([True] if warning else [])
 
 
-def test_switched_off_for_all_wins_over_whatever_is_said_elsewhere() -> None:
+def test_the_disable_variable_overrides_all_settings() -> None:
     for arguments in ({"keepalive": True}, {"keepalive": "host,privatepool", "pool_pages": 64}):
         decision = decided({DISABLE: "1"}, holder="systemd", **arguments)
         assert not decision.enabled
@@ -318,7 +318,7 @@ def test_vfio(value: str, used: bool) -> None:
             decision.check_scheme("PCI:0000:01:00.0")
 
 
-def test_vfio_unset_and_invalid() -> None:
+def test_vfio_unset_or_invalid() -> None:
     assert decided({}).vfio
     decision = decided({VFIO: "maybe"})
     assert not decision.vfio
@@ -330,7 +330,7 @@ def test_vfio_unset_and_invalid() -> None:
 OPPOSITE = {KEEP_ALIVE: "disabled", POOL_OVERRIDE: "7", POOL: "6", VFIO: "0", ALWAYS_FLR: "0", NUMA: "no"}
 
 
-def test_the_command_line_comes_before_the_environment() -> None:
+def test_the_command_line_overrides_the_environment() -> None:
     config.command_line.keepalive = config.parse_setting("enabled")
     config.command_line.pool_pages = 9
     config.command_line.vfio = True
@@ -343,7 +343,7 @@ def test_the_command_line_comes_before_the_environment() -> None:
     assert sources | {decision.numa_source, decision.always_flr_source} == {"command line"}
 
 
-def test_arguments_come_before_the_command_line() -> None:
+def test_arguments_override_the_command_line() -> None:
     config.command_line.keepalive = config.parse_setting("disabled")
     config.command_line.pool_pages = 9
     config.command_line.vfio = False
@@ -360,14 +360,14 @@ def test_arguments_come_before_the_command_line() -> None:
     assert "always a function level reset at open (argument always_flr)" in line
 
 
-def test_each_setting_has_a_precedence_of_its_own() -> None:
+def test_each_setting_has_its_own_precedence() -> None:
     decision = decided({KEEP_ALIVE: "enabled", POOL: "7"}, pool_pages="off")
     assert decision.setting_source == f"environment {KEEP_ALIVE}"
     assert decision.pool_source == "argument pool_pages"
     assert not decision.enabled
 
 
-def test_the_environment_is_not_warned_about_where_it_does_not_count() -> None:
+def test_overridden_environment_variables_cause_no_warning() -> None:
     assert decided({KEEP_ALIVE: "nonsense"}, keepalive=True).warnings == ()
 
 
@@ -382,13 +382,13 @@ def test_the_environment_is_not_warned_about_where_it_does_not_count() -> None:
         {"pool_pages": (1 << 28) + 1},
     ],
 )
-def test_an_argument_that_makes_no_sense_is_an_error(arguments: dict[str, Any]) -> None:
+def test_an_invalid_argument_is_an_error(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=repr(next(iter(arguments.values())))):
         decided({}, **arguments)
 
 
 @given(st.text(max_size=40))
-def test_no_text_switches_it_on_by_accident(text: str) -> None:
+def test_no_unknown_text_switches_keepalive_on(text: str) -> None:
     decision = decide(environ={KEEP_ALIVE: text, POOL: "8"}, holder="systemd")
     assert decision.enabled == (text.lower() in ("enabled", "host,privatepool"))
 

@@ -55,7 +55,7 @@ def test_a_state_of_an_older_release_is_read(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-def test_what_was_read_is_written_as_it_was(path: Path) -> None:
+def test_a_state_is_written_back_as_it_was_read(path: Path) -> None:
     """Byte for byte in meaning: an older release's fields are neither dropped nor invented but for
     defaults.
     """
@@ -107,7 +107,7 @@ def test_unknown_fields_survive_a_round_trip_wherever_they_are(path: Path) -> No
         assert place["from a later release"] == later
 
 
-def test_a_state_that_this_release_would_misunderstand_is_refused() -> None:
+def test_a_state_with_a_newer_readable_by_is_refused() -> None:
     plain = json.loads(GOLDEN[-1].read_bytes()) | {"format": 9, "readable_by": 9}
     with pytest.raises(InvalidSavedState, match="format 9, readable by 9 and later; this release reads"):
         state.decode(json.dumps(plain).encode())
@@ -136,7 +136,7 @@ def test_each_missing_field_is_named(name: str) -> None:
         b'{"readable_by": 1, "x":' + b"[" * 100_000,
     ],
 )
-def test_what_is_no_state_is_refused(text: bytes) -> None:
+def test_an_invalid_state_is_refused(text: bytes) -> None:
     with pytest.raises(InvalidSavedState):
         state.decode(text)
 
@@ -204,7 +204,7 @@ def twice() -> Iterator[tuple[Pool, int]]:
         yield pool, offset  # sequence 2 lies in the first half
 
 
-def test_a_half_that_was_being_written_leaves_the_one_before(twice: tuple[Pool, int]) -> None:
+def test_an_unfinished_half_leaves_the_previous_one_valid(twice: tuple[Pool, int]) -> None:
     pool, half = twice
     os.pwrite(pool.fd, bytes(8), half + 16)
     assert manifest.find(pool)[1:] == (2, b"second"), "complete but for its sequence"
@@ -212,7 +212,7 @@ def test_a_half_that_was_being_written_leaves_the_one_before(twice: tuple[Pool, 
     assert manifest.find(pool)[1:] == (1, b"first")
 
 
-def test_an_altered_half_does_not_bring_back_the_one_before(twice: tuple[Pool, int]) -> None:
+def test_an_altered_half_does_not_revive_the_previous_one(twice: tuple[Pool, int]) -> None:
     """The newer one may have said that nobody is to go on from here."""
     pool, half = twice
     os.pwrite(pool.fd, b"\0", half + 64)

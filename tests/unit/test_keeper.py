@@ -170,7 +170,7 @@ def test_a_successor_gets_the_descriptors_of_a_process_that_was_killed(client: K
     assert (again.state, again.fds) == ("owned", 1)
 
 
-def test_exactly_one_successor(path: str, other: Other) -> None:
+def test_exactly_one_successor_gets_a_deposit(path: str, other: Other) -> None:
     assert other.run(PUT) == "done"
     second, third = Other(path), Other(path)
     try:
@@ -198,7 +198,7 @@ def test_exactly_one_successor(path: str, other: Other) -> None:
         third.kill()
 
 
-def test_a_successor_that_dies_before_it_deposited_leaves_everything_to_the_next(
+def test_after_a_successors_death_the_next_gets_everything(
     client: KeeperClient, other: Other, path: str
 ) -> None:
     assert other.run(PUT) == "done"
@@ -209,7 +209,7 @@ def test_a_successor_that_dies_before_it_deposited_leaves_everything_to_the_next
     assert contents(client.get(URI, wait=5)) == {"pool": b"A", "irq.0": b""}
 
 
-def test_the_end_of_a_connection_is_not_the_end_of_its_process(client: KeeperClient, other: Other) -> None:
+def test_a_closed_connection_does_not_free_the_deposit(client: KeeperClient, other: Other) -> None:
     assert other.run(PUT) == "done"
     assert other.run("client.close()") == "done"
     with pytest.raises(KeeperError, match="still belongs"):
@@ -238,7 +238,7 @@ def test_a_child_that_keeps_the_connection_open_changes_nothing(client: KeeperCl
     wire.close_all(client.get(URI, wait=5).values())
 
 
-def test_what_nobody_deposited_is_reserved_by_who_asks_first(client: KeeperClient, other: Other) -> None:
+def test_an_unknown_name_is_reserved_for_the_first_to_ask(client: KeeperClient, other: Other) -> None:
     assert other.run(f"assert client.get({URI!r}) == {{}}") == "done"
     found = state(client)
     assert found is not None
@@ -265,7 +265,7 @@ def test_drop_and_release(client: KeeperClient, other: Other) -> None:
     assert client.drop(URI, force=True)
 
 
-def test_a_drop_sends_those_who_wait_to_a_fresh_start(client: KeeperClient, other: Other) -> None:
+def test_a_drop_ends_waits_without_a_bundle(client: KeeperClient, other: Other) -> None:
     put(client, URI, pool=b"P")
     other.start(f"assert client.get({URI!r}, wait=60) == {{}}")
     eventually(lambda: (found := state(client)) is not None and found.waiting)
@@ -276,7 +276,7 @@ def test_a_drop_sends_those_who_wait_to_a_fresh_start(client: KeeperClient, othe
     assert (found.state, found.pid) == ("reserved", other.pid)
 
 
-def test_it_can_be_given_to_one_process(client: KeeperClient, other: Other, path: str) -> None:
+def test_a_deposit_can_be_addressed_to_one_process(client: KeeperClient, other: Other, path: str) -> None:
     put(client, URI, pool=b"P")
     third = Other(path)
     third.start(f"client.get({URI!r}, wait=60)")
@@ -296,7 +296,7 @@ def test_it_can_be_given_to_one_process(client: KeeperClient, other: Other, path
         client.give("y", os.getpid())
 
 
-def test_one_process_does_not_follow_itself(client: KeeperClient, path: str) -> None:
+def test_a_process_cannot_succeed_itself(client: KeeperClient, path: str) -> None:
     put(client, URI, pool=b"P")
     with KeeperClient(path) as second:
         with pytest.raises(KeeperError, match=f"process {os.getpid()}"):
@@ -326,7 +326,7 @@ def test_more_descriptors_than_one_message_takes(client: KeeperClient, other: Ot
     assert found == {f"irq.{i}": f"irq.{i}".encode() for i in range(700)}
 
 
-def test_it_ends_by_sigterm_and_lets_go_of_everything(tmp_path: Path) -> None:
+def test_sigterm_ends_it_and_releases_everything(tmp_path: Path) -> None:
     path = str(tmp_path / "k.sock")
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", FOLDER, "--socket", path], stderr=subprocess.PIPE, text=True
@@ -370,7 +370,7 @@ def test_the_socket_file(path: str, tmp_path: Path) -> None:
     assert "another keeper" in second.stderr
 
 
-def test_no_keeper(tmp_path: Path) -> None:
+def test_connecting_without_a_keeper_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeeperError, match="no keeper at"):
         KeeperClient(tmp_path / "nothing")
     with pytest.raises(ConfigurationError, match="107"):
@@ -427,7 +427,7 @@ def raw(path: str) -> Iterator[socket.socket]:
 
 
 @pytest.mark.parametrize("data", [b"nonsense", b"[1]", b"\xff\xfe", b"[" * 50_000, b'"x"', b"{" + b" " * 70_000 + b"}"])
-def test_what_is_no_message_ends_the_connection(path: str, client: KeeperClient, data: bytes) -> None:
+def test_a_malformed_message_ends_the_connection(path: str, client: KeeperClient, data: bytes) -> None:
     put(client, URI, pool=b"P")
     with raw(path) as sock:
         sock.send(data)
@@ -460,7 +460,7 @@ def test_what_is_no_message_ends_the_connection(path: str, client: KeeperClient,
         {"op": "give", "name": "x", "pid": 0},
     ],
 )
-def test_what_makes_no_sense_is_refused_and_changes_nothing(
+def test_an_invalid_request_is_refused_and_changes_nothing(
     path: str, client: KeeperClient, message: dict[str, object]
 ) -> None:
     with raw(path) as sock:
@@ -500,7 +500,7 @@ def test_descriptors_of_a_refused_message_are_closed(
     assert client.deposits() == []
 
 
-def test_half_a_deposit_is_none(path: str, client: KeeperClient) -> None:
+def test_half_a_deposit_does_not_count(path: str, client: KeeperClient) -> None:
     reader, writer = os.pipe()
     with raw(path) as sock:
         _send_fds(sock, {"op": "put", "name": "x", "fds": ["a"], "more": True}, [writer])
@@ -518,7 +518,7 @@ def test_half_a_deposit_is_none(path: str, client: KeeperClient) -> None:
     os.close(reader2)
 
 
-def test_a_client_that_takes_no_answers_holds_nobody_up(path: str, client: KeeperClient) -> None:
+def test_a_client_that_reads_no_answers_delays_no_other(path: str, client: KeeperClient) -> None:
     put(client, URI, **{f"irq{i}": b"" for i in range(200)})
     with raw(path) as sock:
         sock.setblocking(False)
@@ -532,7 +532,7 @@ def test_a_client_that_takes_no_answers_holds_nobody_up(path: str, client: Keepe
         eventually(lambda: select.select([sock], [], [], 0)[0])
 
 
-def test_silent_clients_lose_their_connection_and_owners_do_not(tmp_path: Path) -> None:
+def test_silent_clients_are_disconnected_but_owners_are_not(tmp_path: Path) -> None:
     path = str(tmp_path / "k.sock")
     keeper = Keeper(listen(path), patience=0.2)
     thread = threading.Thread(target=keeper.run)
@@ -596,7 +596,7 @@ def test_a_deposit_has_a_limit(path: str, client: KeeperClient, monkeypatch: pyt
         thread.join(10)
 
 
-def test_nothing_of_this_package_is_in_its_process(path: str, client: KeeperClient) -> None:
+def test_the_keeper_process_imports_nothing_of_this_package(path: str, client: KeeperClient) -> None:
     pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
     for pid in pids:
         with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ RANGES = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(1, 300)), min_s
 
 
 @given(RANGES, st.integers(1, 5), st.integers(1, 200), st.integers(1, 500))
-def test_groups_keep_order_and_limits_and_lose_no_block(ranges, ranges_each, range_blocks, blocks_each):
+def test_groups_preserve_order_limits_and_blocks(ranges, ranges_each, range_blocks, blocks_each):
     made = list(groups(ranges, ranges_each=ranges_each, range_blocks=range_blocks, blocks_each=blocks_each))
     wanted = [lba + i for lba, blocks in ranges for i in range(blocks)]
     assert [lba + i for group in made for lba, blocks in group for i in range(blocks)] == wanted
@@ -33,7 +33,7 @@ def test_pieces_follow_each_other(lba, blocks, most):
     assert at == lba + blocks
 
 
-def test_what_the_controller_does_not_say_is_limited_by_the_commands_fields():
+def test_without_controller_limits_the_commands_fields_limit():
     assert CommandLimits.of(None, block_size=4096, min_page_size=4096) == CommandLimits()
     assert CommandLimits.of(IdentifyControllerNvm(), block_size=4096, min_page_size=4096) == CommandLimits()
 
@@ -47,7 +47,7 @@ def test_sizes_are_powers_of_two_of_the_smallest_page():
     assert (limits.dsm_ranges, limits.dsm_range_blocks, limits.dsm_blocks) == (8, 100, 250)
 
 
-def test_a_limit_below_one_block_still_gets_one():
+def test_a_limit_below_one_block_allows_one():
     assert CommandLimits.of(IdentifyControllerNvm(vsl=1), block_size=1 << 14, min_page_size=4096).verify == 1
 
 

@@ -33,7 +33,7 @@ def test_accesses_reach_the_file(page: int) -> None:
         assert window.read32(12) == 1 << 8
 
 
-def test_outlives_its_descriptor(page: int) -> None:
+def test_a_window_outlives_its_descriptor(page: int) -> None:
     duplicate = os.dup(page)
     window = Mmio(duplicate, 0, 0x1000)
     os.close(duplicate)
@@ -67,7 +67,7 @@ def test_value_must_fit(page: int) -> None:
         window.write32(0, -1)
 
 
-def test_closed(page: int) -> None:
+def test_a_closed_window_refuses_accesses(page: int) -> None:
     window = Mmio(page, 0, 0x1000)
     assert not window.closed
     window.close()
@@ -77,7 +77,7 @@ def test_closed(page: int) -> None:
         window.read32(0)
 
 
-def test_read_only(page: int) -> None:
+def test_a_read_only_window_refuses_writes(page: int) -> None:
     window = Mmio(page, 0, 0x1000, writable=False)
     assert window.read32(0) == 0
     with pytest.raises(ValueError, match="read-only"):

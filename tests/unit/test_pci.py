@@ -109,7 +109,7 @@ def test_exclusive_use_of_a_disk_or_partition(system: FakeSystem, node: str) -> 
     assert said(system) == [f"/dev/{node} is opened exclusively by another process"]
 
 
-def test_what_can_not_be_asked_is_no_use(system: FakeSystem) -> None:
+def test_an_unreadable_use_is_ignored(system: FakeSystem) -> None:
     system.denied |= {"nvme0n1", "nvme0n1p1", "nvme0n1p2"}
     assert said(system) == []
 
@@ -122,7 +122,7 @@ def test_a_used_drive_stays_with_the_kernel(system: FakeSystem) -> None:
     assert driver_of(system, FIRST) == "nvme"
 
 
-def test_force_takes_it_and_says_what_that_broke(system: FakeSystem) -> None:
+def test_force_takes_the_drive_and_reports_the_broken_uses(system: FakeSystem) -> None:
     system.mount("259:1", "/", "/dev/root")
     outcome = bind(system, FIRST, force=True)
     assert [str(use) for use in outcome.broken] == ["/dev/nvme0n1p1 is mounted at / (ext4)"]
@@ -164,7 +164,7 @@ def test_a_bound_function_shows_the_remembered_model(system: FakeSystem) -> None
     assert (function.model, function.serial, function.controller) == ("QEMU NVMe Ctrl", "other", None)
 
 
-def test_a_driver_that_refuses_leaves_all_as_it_was(system: FakeSystem) -> None:
+def test_a_refusing_driver_leaves_everything_unchanged(system: FakeSystem) -> None:
     system.picky.add("vfio-pci")
     with pytest.raises(DeviceError, match=f"vfio-pci did not take pci:{SECOND}"):
         bind(system, SECOND)
@@ -205,7 +205,7 @@ def test_unbind_refuses_while_a_process_has_it(system: FakeSystem) -> None:
     assert openers(system, system.dev / "vfio/9") == []
 
 
-def test_what_is_not_there_or_no_nvme_is_refused(system: FakeSystem) -> None:
+def test_a_missing_or_non_nvme_function_is_refused(system: FakeSystem) -> None:
     with pytest.raises(ControllerGone, match="no PCI function"):
         bind(system, "0000:77:00.0")
     with pytest.raises(DeviceError, match="not an NVMe controller: its class is 060100"):
@@ -222,7 +222,7 @@ def test_a_real_write_reports_what_the_kernel_says(tmp_path: Path) -> None:
         system.write(tmp_path / "missing", "value")
 
 
-def test_a_damaged_record_is_no_record(system: FakeSystem) -> None:
+def test_a_damaged_record_is_ignored(system: FakeSystem) -> None:
     system.records.mkdir(parents=True)
     (system.records / SECOND).write_text('{"driver": ')
     assert system.record(SECOND) is None

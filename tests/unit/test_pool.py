@@ -62,7 +62,7 @@ class TestPool:
             (1 << 20, (1 << 64) - 4096),
         ],
     )
-    def test_impossible(self, nbytes: int, iova: int) -> None:
+    def test_impossible_sizes_are_refused(self, nbytes: int, iova: int) -> None:
         with pytest.raises(ValueError, match="pool"):
             Pool(nbytes, iova=iova)
 
@@ -123,7 +123,7 @@ class TestAlloc:
         assert pool.free_bytes == 64 * PAGE
         assert pool.alloc(64 * PAGE, owner="all").nbytes == 64 * PAGE
 
-    def test_nbytes_as_asked_pages_as_needed(self, pool: Pool) -> None:
+    def test_nbytes_is_exact_and_pages_are_rounded_up(self, pool: Pool) -> None:
         buffer = pool.alloc(PAGE + 1, owner="odd")
         assert len(buffer) == buffer.nbytes == PAGE + 1
         assert pool.used_bytes == 2 * PAGE
@@ -155,7 +155,7 @@ class TestAlloc:
         with pytest.raises(ValueError, match="power of two"):
             pool.alloc(1, owner="a", align=align)
 
-    def test_exhaustion_says_what_there_is(self, pool: Pool) -> None:
+    def test_exhaustion_reports_the_free_memory(self, pool: Pool) -> None:
         kept = [pool.alloc(PAGE, owner="a") for _ in range(64)]
         for buffer in kept[::2]:
             buffer.free()
@@ -168,7 +168,7 @@ class TestAlloc:
         assert isinstance(caught.value, NvmeError)
 
     @pytest.mark.parametrize("nbytes", [0, -1])
-    def test_no_bytes(self, pool: Pool, nbytes: int) -> None:
+    def test_zero_bytes_are_refused(self, pool: Pool, nbytes: int) -> None:
         with pytest.raises(ValueError, match="cannot allocate"):
             pool.alloc(nbytes, owner="a")
 
@@ -262,12 +262,12 @@ class TestBuffer:
         del view
         assert pool.used_bytes == 0
 
-    def test_dropping_it_frees_it(self, pool: Pool) -> None:
+    def test_dropping_a_buffer_frees_it(self, pool: Pool) -> None:
         buffer = pool.alloc(PAGE, owner="a")
         del buffer
         assert pool.used_bytes == 0
 
-    def test_dropping_a_persistent_one_does_not(self, pool: Pool) -> None:
+    def test_dropping_a_persistent_buffer_does_not_free_it(self, pool: Pool) -> None:
         buffer = pool.alloc(PAGE, owner="a", tag=9, persistent=True)
         buffer[:4] = b"kept"
         offset = buffer.offset
@@ -279,19 +279,19 @@ class TestBuffer:
         again.free()
         assert pool.used_bytes == 0
 
-    def test_pool_outlives_its_name(self) -> None:
+    def test_buffers_keep_their_pool_alive(self) -> None:
         buffer = Pool(1 << 16, iova=0).alloc(PAGE, owner="a")
         gc.collect()
         buffer[:2] = b"ok"
         assert bytes(buffer[:2]) == b"ok"
 
-    def test_is_not_made_by_hand(self) -> None:
+    def test_a_buffer_cannot_be_constructed_directly(self) -> None:
         with pytest.raises(ValueError, match="freed"):
             DmaBuffer()[0]
 
 
 class TestAttach:
-    def test_successor(self, pool: Pool) -> None:
+    def test_a_successor_finds_and_claims_slots(self, pool: Pool) -> None:
         a = pool.alloc(PAGE, owner="a", tag=1)
         gap = pool.alloc(PAGE, owner="gap")
         b = pool.alloc(3 * PAGE - 1, owner="b", tag=2, persistent=True)
@@ -327,11 +327,11 @@ class TestAttach:
             assert successor.free_bytes == 64 * PAGE
 
     @pytest.mark.parametrize("offset", [0, PAGE, 2 * PAGE, 3 * PAGE, 2 * PAGE + 1, 1 << 40, -PAGE])
-    def test_claim_of_nothing(self, pool: Pool, offset: int) -> None:
+    def test_claiming_a_free_offset_is_refused(self, pool: Pool, offset: int) -> None:
         with pytest.raises(ValueError, match="no allocation"):
             pool.claim(offset)
 
-    def test_leaked_stays_out_of_use(self, pool: Pool) -> None:
+    def test_leaked_slots_are_not_reused(self, pool: Pool) -> None:
         buffer = pool.alloc(PAGE, owner="lost")
         with pytest.raises(ValueError, match="held"):
             pool.mark_leaked(buffer.offset)
@@ -348,7 +348,7 @@ class TestAttach:
         with pytest.raises(InvalidSavedState, match=r"at IOVA 0x100000000, expected 0x1000"):
             Pool.attach(pool.fd, expect_iova=0x1000)
 
-    def test_foreign_descriptors(self) -> None:
+    def test_foreign_descriptors_are_refused(self) -> None:
         fd = os.memfd_create("plain")
         try:
             with pytest.raises(InvalidSavedState, match="sealed"):
@@ -456,7 +456,7 @@ class TestDamage:
                     copy.detach()
 
     @pytest.mark.parametrize("distance", [0, 1, 64, 9, 511])
-    def test_of_the_table(self, image: bytes, distance: int) -> None:
+    def test_flipped_bits_of_the_table(self, image: bytes, distance: int) -> None:
         """Each bit of the slots in use or freed; and some together with a second one."""
         whole = self.read(image)
         assert whole is not None
@@ -471,7 +471,7 @@ class TestDamage:
                 assert 1 in (bit % 512, (bit + distance) % 512)
 
     @pytest.mark.parametrize("second", [0, 1, 7, 70])
-    def test_of_the_header(self, image: bytes, second: int) -> None:
+    def test_flipped_bits_of_the_header(self, image: bytes, second: int) -> None:
         whole = self.read(image)
         for bit in range(8 * 128 - 71):
             flipped = bytearray(image)

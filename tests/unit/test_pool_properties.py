@@ -214,7 +214,7 @@ def churn(fd: int, seed: int) -> NoReturn:
                 held.append(buffer)
 
 
-def test_killed_at_any_instant_leaves_a_table_to_trust() -> None:
+def test_killed_at_any_instant_leaves_a_valid_table() -> None:
     """Attach validates bounds, states and overlaps: it must accept what each death leaves behind."""
     chance = random.Random(4711)
     with Pool(Pool.size_for(64 * PAGE), iova=0x100000, hugepages="never") as pool:

@@ -15,7 +15,7 @@ def run(compiler: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env={**os.environ, "CC": compiler}, capture_output=True, text=True)
 
 
-def test_a_machine_that_has_all_is_told_nothing() -> None:
+def test_a_complete_machine_gets_no_message() -> None:
     done = run(os.environ.get("CC", "cc"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -42,7 +42,7 @@ class TestGuards:
         assert _pi.crc64_nvme(bytes(range(255, -1, -1)) * 16) == 0x9A2DF64B8E9E517E
 
     @pytest.mark.parametrize("crc", [_pi.crc16_t10, _pi.crc32c, _pi.crc64_nvme])
-    def test_it_goes_on_from_where_it_was(self, crc) -> None:
+    def test_a_checksum_can_be_continued(self, crc) -> None:
         data = random.Random(1).randbytes(1000)
         for at in (0, 1, 63, 64, 65, 500, 999, 1000):
             assert crc(data[at:], crc(data[:at])) == crc(data)
@@ -98,7 +98,7 @@ def test_reference_tags_count_up_and_wrap(guard: int, kind: int) -> None:
     assert form.check(data, meta, ref_tag=top, storage_tag=0xAC, checks=15) == (0, _pi.CHECK_STORAGE, 0xAB, 0xAC)
 
 
-def test_what_says_so_is_not_checked() -> None:
+def test_escape_values_disable_checking() -> None:
     data, meta = bytearray(512 * 2), bytearray(b"\xff" * 16)
     assert _pi.PiFormat(512, 8, 1).check(data, meta, ref_tag=5) is None
     assert _pi.PiFormat(512, 8, 3).check(data, meta) is None

@@ -64,7 +64,7 @@ def test_one_page_two_pages_and_a_list(nbytes, prp2):
     assert build_prp(0x1000, nbytes, entries, 0x9000) == (0x1000, prp2)
 
 
-def test_the_entry_behind_the_last_is_poisoned():
+def test_the_entry_after_the_last_is_poisoned():
     entries = memoryview(bytearray(64)).cast("Q")
     build_prp(0x1000, 4 * PAGE, entries, 0x9000)
     assert list(entries[:4]) == [0x2000, 0x3000, 0x4000, POISON]
@@ -87,7 +87,7 @@ def test_a_list_without_room_is_refused():
 
 
 @given(entries=st.integers(1, 5000))
-def test_list_memory_is_enough_and_small_lists_never_cross_a_page(entries):
+def test_list_memory_suffices_and_small_lists_never_cross_a_page(entries):
     size = list_bytes(entries)
     if size <= PAGE:
         assert size & (size - 1) == 0

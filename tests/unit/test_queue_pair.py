@@ -25,7 +25,7 @@ async def test_a_lone_command_is_rung_at_once_and_completes(ring):
     assert ring.doorbells.read32(4) == 1
 
 
-async def test_commands_of_one_pass_share_one_doorbell(ring):
+async def test_commands_of_one_iteration_share_one_doorbell(ring):
     tasks = await started(*(ring.qp.request(flush()) for _ in range(6)))
     await asyncio.sleep(0)
     doorbells = ring.qp.inspect()["sq"]["doorbells"]
@@ -38,7 +38,7 @@ async def test_commands_of_one_pass_share_one_doorbell(ring):
 
 
 @pytest.mark.parametrize("ring", [{"mode": mode, "entries": 32} for mode in ("adaptive", "interrupt")], indirect=True)
-async def test_the_last_of_a_burst_rings_for_all_of_it_in_the_same_pass(ring):
+async def test_the_last_of_a_burst_rings_for_all_in_the_same_iteration(ring):
     depth, rounds = 8, 20
 
     async def worker():
@@ -61,7 +61,7 @@ async def test_the_last_of_a_burst_rings_for_all_of_it_in_the_same_pass(ring):
     await asyncio.gather(*tasks)
 
 
-async def test_a_burst_whose_last_awaiter_sends_nothing_is_rung_a_pass_later(ring):
+async def test_a_burst_whose_last_awaiter_sends_nothing_is_rung_in_the_next_iteration(ring):
     async def worker(rounds):
         for _ in range(rounds):
             await ring.qp.request(flush())
@@ -80,7 +80,7 @@ async def test_a_burst_whose_last_awaiter_sends_nothing_is_rung_a_pass_later(rin
     await asyncio.wait_for(asyncio.gather(*tasks), 5)
 
 
-async def test_a_result_that_nobody_comes_for_delays_the_doorbell_by_a_pass_at_most(ring):
+async def test_an_unclaimed_result_delays_the_doorbell_by_one_iteration_at_most(ring):
     requests = [ring.qp.request(flush()) for _ in range(4)]
     lost = await started(*requests[:2])
     for sqe in ring.fetch():
@@ -100,7 +100,7 @@ async def test_a_result_that_nobody_comes_for_delays_the_doorbell_by_a_pass_at_m
 
 
 @pytest.mark.parametrize("ring", [{"mode": mode} for mode in ("poll", "adaptive", "interrupt")], indirect=True)
-async def test_who_reaps_without_a_pass_of_the_loop_waits_for_nothing_that_was_not_rung(ring):
+async def test_reaping_outside_the_loop_rings_pending_commands(ring):
     """A drain of a queue whose loop has ended, or anybody who looks in a loop of his own."""
     requests = [ring.qp.request(flush()) for _ in range(3)]
     for request in requests:
@@ -112,7 +112,7 @@ async def test_who_reaps_without_a_pass_of_the_loop_waits_for_nothing_that_was_n
         request.close()
 
 
-async def test_rings_wrap_and_the_phase_turns_each_time_round(ring):
+async def test_rings_wrap_and_the_phase_toggles(ring):
     for turn in range(50):
         (task,) = await started(ring.qp.request(flush()))
         (sqe,) = ring.fetch()
@@ -122,7 +122,7 @@ async def test_rings_wrap_and_the_phase_turns_each_time_round(ring):
     assert ring.qp.inspect()["cq"]["phase"] == ring.phase
 
 
-async def test_an_entry_of_the_old_phase_is_not_taken(ring):
+async def test_an_entry_with_the_old_phase_is_not_taken(ring):
     (task,) = await started(ring.qp.request(flush()))
     (sqe,) = ring.fetch()
     ring.write(ring.qp.cq_iova, struct.pack("<IIHHHH", 0, 0, 0, 1, ring.cid(sqe), 0))
@@ -133,7 +133,7 @@ async def test_an_entry_of_the_old_phase_is_not_taken(ring):
     await task
 
 
-async def test_when_the_queue_is_full_callers_wait_in_order(ring):
+async def test_callers_of_a_full_queue_wait_in_order(ring):
     order = []
 
     async def one(i):
@@ -228,7 +228,7 @@ async def test_a_forged_completion_is_recognised(ring, forge):
     assert state["reaped"] == state["acknowledged"] == 2
 
 
-async def test_a_flood_of_forged_completions_does_not_keep_the_loop(ring):
+async def test_a_flood_of_forged_completions_does_not_block_the_loop(ring):
     (task,) = await started(ring.qp.request(flush()))
     (sqe,) = ring.fetch()
     for _ in range(100):
@@ -259,7 +259,7 @@ async def test_read_and_write_bounce_every_prp_shape(ring, nbytes):
 
 
 @pytest.mark.parametrize("offset", [0, 4, 512, 4092])
-async def test_pool_memory_is_reached_in_place_at_any_dword(ring, offset):
+async def test_pool_memory_is_accessed_in_place_at_any_dword(ring, offset):
     nbytes = 3 * PAGE
     with ring.pool.alloc(nbytes + PAGE, owner="app") as buffer:
         view = memoryview(buffer)[offset : offset + nbytes]
@@ -370,7 +370,7 @@ async def test_random_cancellation_never_hands_a_page_out_twice(ring):
     assert ring.qp.n_outstanding == 0
 
 
-async def test_held_queues_take_nothing_new_and_go_on_in_order(ring):
+async def test_held_queues_take_nothing_new_and_continue_in_order(ring):
     ring.qp.hold(True)
     tasks = await started(*(ring.qp.request(flush(), tag=i) for i in range(3)))
     assert ring.fetch() == []
@@ -385,7 +385,7 @@ async def test_held_queues_take_nothing_new_and_go_on_in_order(ring):
     await asyncio.gather(*tasks)
 
 
-async def test_refused_queues_tell_newcomers_and_those_in_line(ring):
+async def test_refused_queues_fail_new_and_waiting_requests(ring):
     tasks = await started(*(ring.qp.request(flush()) for _ in range(9)))
     ring.qp.refuse(RuntimeError("closing"))
     with pytest.raises(RuntimeError, match="closing"):
@@ -399,7 +399,7 @@ async def test_refused_queues_tell_newcomers_and_those_in_line(ring):
     await asyncio.gather(*tasks[:7])
 
 
-async def test_restart_sends_retryable_commands_again_from_the_same_pages(ring):
+async def test_restart_resends_retryable_commands_from_the_same_pages(ring):
     data = random.Random(1).randbytes(8192)
     write, reserve = await started(
         ring.qp.request(commands.write(1, 0, 16).pack(), data), ring.qp.request(commands.verify(1, 0, 1).pack())
@@ -419,7 +419,7 @@ async def test_restart_sends_retryable_commands_again_from_the_same_pages(ring):
     await write
 
 
-async def test_a_silent_queue_rings_once_when_it_may_again(ring):
+async def test_a_silenced_queue_rings_once_when_allowed_again(ring):
     ring.qp.silence(True)
     tasks = await started(*(ring.qp.request(commands.verify(1, lba, 1).pack()) for lba in range(3)))
     ring.qp.flush()
@@ -434,7 +434,7 @@ async def test_a_silent_queue_rings_once_when_it_may_again(ring):
     await asyncio.gather(*tasks)
 
 
-async def test_a_failed_waiter_is_told_and_its_pages_stay(ring):
+async def test_a_failed_waiter_gets_the_error_and_its_pages_stay(ring):
     (task,) = await started(ring.qp.request(commands.read(1, 0, 8).pack(), read_nbytes=4096, to_host=True))
     ring.qp.fail_waiters(RuntimeError("gone"))
     with pytest.raises(RuntimeError, match="gone"):
@@ -449,7 +449,7 @@ async def test_a_failed_waiter_is_told_and_its_pages_stay(ring):
 @pytest.mark.parametrize(
     "ring", [{"entries": 2}, {"entries": 4096, "n_trackers": 4095, "max_transfer": 4096}], indirect=True
 )
-async def test_smallest_and_largest_queues(ring):
+async def test_the_smallest_and_largest_queues_work(ring):
     tasks = await started(*(ring.qp.request(flush()) for _ in range(ring.entries + 3)))
     while not all(task.done() for task in tasks):
         await asyncio.sleep(0)
@@ -461,7 +461,7 @@ async def test_smallest_and_largest_queues(ring):
     assert ring.qp.n_outstanding == 0
 
 
-async def test_cids_never_are_ffff_and_change_each_time(ring):
+async def test_cids_are_never_ffff_and_change_each_time(ring):
     seen = []
     for _ in range(20000 // 4):
         (task,) = await started(ring.qp.request(flush()))
@@ -521,7 +521,7 @@ class Breaks(Exception):
     pass
 
 
-async def test_all_that_was_reaped_is_delivered_whatever_one_of_them_raises(ring):
+async def test_all_reaped_completions_are_delivered_even_if_one_raises(ring):
     """The other completions reach their awaiters, and the exception the loop's handler."""
     loop = asyncio.get_running_loop()
     shown, made = [], []

@@ -28,7 +28,7 @@ def names(found: Quirks) -> set[str]:
     return set(found.inspect())
 
 
-def test_devices_of_the_table() -> None:
+def test_devices_of_the_table_get_their_quirks() -> None:
     assert names(quirks_of(ids(0x1217, 0x8760), environment={})) == {"prp-last-entry"}
     assert names(quirks_of(ids(0x106B, 0x2001), environment={})) == {"queue-depth-one", "single-vector"}
     assert names(quirks_of(ids(0x1414, 0xB111), environment={})) == {"keepalive-by-class"}
@@ -71,7 +71,7 @@ def test_overrides(override: str, variable: str, expected: set[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["single", "+none", "none,single-vector", "+single-vector,identify-cns"])
-def test_overrides_that_make_no_sense(text: str) -> None:
+def test_invalid_overrides_are_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="quirks="):
         nvme_async.driver.options.Options(quirks=text)
     with pytest.raises(ConfigurationError, match="quirk"):
@@ -79,7 +79,7 @@ def test_overrides_that_make_no_sense(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["single-vector", "0=none", "1:2:3=none", "x:y=none"])
-def test_a_variable_that_makes_no_sense(text: str) -> None:
+def test_an_invalid_variable_is_an_error(text: str) -> None:
     with pytest.raises(ConfigurationError, match="NVME_ASYNC_QUIRKS"):
         quirks_of(ids(1, 2), environment={"NVME_ASYNC_QUIRKS": text})
 
@@ -117,7 +117,7 @@ async def test_lists_usually_end_anywhere(ring: Any) -> None:
 
 
 @pytest.mark.parametrize("ring", [{"spare_entries": 1}], indirect=True)
-async def test_no_list_ends_at_the_last_entry_of_its_page(ring: Any) -> None:
+async def test_with_the_quirk_no_list_ends_at_the_last_entry_of_its_page(ring: Any) -> None:
     assert PAGE // 8 - 1 not in await _last_entries(ring)
 
 
@@ -125,7 +125,7 @@ async def opened(quirks: str, **options: Any) -> Controller:
     return await nvme_async.open("emulated:size=16MiB,namespaces=3", quirks=quirks, **options)
 
 
-async def test_what_holds_is_shown() -> None:
+async def test_active_quirks_are_shown() -> None:
     async with await opened("+identify-cns") as controller:
         assert controller.inspect()["quirks"] == {"identify-cns": "the option quirks="}
 

@@ -43,7 +43,7 @@ def cap(**fields: int) -> int:
 
 
 @pytest.mark.parametrize(("css", "tried"), [(0x01, [0]), (0x41, [6, 0]), (0x40, [6]), (0xC0, [6])])
-async def test_all_command_sets_where_they_can_be_chosen(css, tried):
+async def test_all_command_sets_are_chosen_if_offered(css, tried):
     """The NVM command set alone where the controller has no other, or refuses."""
     found = []
     for all_command_sets in command_sets.to_try(Cap.from_int(cap(css=css))):
@@ -73,21 +73,21 @@ def test_the_combination_with_the_most_command_sets(combinations, enabled, chose
     assert command_sets.best(combinations, enabled) == chosen
 
 
-async def test_crto_counts_where_it_is_longer_than_cap_to():
+async def test_crto_is_used_if_longer_than_cap_to():
     registers = Registers(Bank(cap(to=2, crms=1), crto=600))
     assert registers.ready_seconds(await registers.cap()) == 300.0
     registers = Registers(Bank(cap(to=20, crms=3), crto=5))
     assert registers.ready_seconds(await registers.cap()) == 10.0
 
 
-async def test_crto_is_not_read_where_the_controller_does_not_have_it():
+async def test_crto_is_not_read_if_absent():
     bank = Bank(cap(to=2), crto=600)
     registers = Registers(bank)
     assert registers.ready_seconds(await registers.cap()) == 1.0
     assert Register.CRTO not in bank.read
 
 
-async def test_enabling_waits_no_longer_than_that():
+async def test_enabling_waits_no_longer_than_the_limit():
     bank = Bank(cap(to=1), ready=lambda cc: 0)
     registers = Registers(bank)
     began = asyncio.get_running_loop().time()

@@ -45,7 +45,7 @@ def test_a_picture_is_drawn(report, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1}'])
-def test_what_is_no_report_is_refused_by_name(report, tmp_path, text):
+def test_an_invalid_report_is_refused_by_name(report, tmp_path, text):
     path = tmp_path / "bad.json"
     path.write_text(text)
     with pytest.raises(SystemExit, match=r"bad\.json"):

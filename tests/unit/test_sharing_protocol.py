@@ -22,7 +22,7 @@ from nvme_async.sharing.stop_page import StopPage
 from nvme_async.spec import commands
 
 
-def test_the_bytes_of_a_message_stay_as_they_are() -> None:
+def test_golden_bytes_of_a_message() -> None:
     packet = encode("stop", {"life": 7}, id=0x0102, data=b"\x01\x02")
     header = b"NVSH\x01\x00\x00\x00\x02\x01\x00\x00\x18\x00\x00\x00"
     assert packet == header + b'{"kind":"stop","life":7}' + b"\x01\x02"
@@ -30,7 +30,7 @@ def test_the_bytes_of_a_message_stay_as_they_are() -> None:
     assert (message.kind, message.id, message.body, message.data) == ("stop", 0x0102, {"life": 7}, b"\x01\x02")
 
 
-def test_what_is_no_message_is_refused() -> None:
+def test_a_malformed_message_is_refused() -> None:
     good = encode("x", {"a": 1})
     for packet in (
         b"",
@@ -51,7 +51,7 @@ def test_what_is_no_message_is_refused() -> None:
         encode("x", data=bytes(MAX_DATA + 65))
 
 
-def test_descriptors_of_what_is_refused_are_closed() -> None:
+def test_descriptors_of_refused_messages_are_closed() -> None:
     fd = os.memfd_create("x")
     with pytest.raises(LeaseError):
         decode(b"nothing", [fd])
@@ -96,7 +96,7 @@ def test_a_stop_word_never_goes_back() -> None:
     page.close()
 
 
-def test_an_admin_command_moves_what_it_says_and_no_more() -> None:
+def test_an_admin_command_transfers_no_more_than_declared() -> None:
     def asked(command: commands.Command, nbytes: int, data: bytes = b"") -> Message:
         return Message("admin", 1, {"nbytes": nbytes}, command.pack() + data)
 
@@ -115,7 +115,7 @@ def test_an_admin_command_moves_what_it_says_and_no_more() -> None:
         assert refused.value.code == "invalid"
 
 
-def test_the_policy_has_limits_that_it_names() -> None:
+def test_the_policy_names_its_limits() -> None:
     for name, value in {"workers": 0, "queues": 17, "pool_bytes": 1, "entries": 1, "stop_seconds": -1}.items():
         with pytest.raises(ConfigurationError, match=f"{name} is {value}"):
             Policy.of({name: value})
@@ -142,7 +142,7 @@ async def test_a_peer_of_another_version_is_answered_and_disconnected(tmp_path: 
         sock.close()
 
 
-async def test_an_owner_bears_whatever_it_is_sent(tmp_path: Path) -> None:
+async def test_an_owner_survives_any_message(tmp_path: Path) -> None:
     rng = random.Random(5)
     kinds = ["lease", "attach", "map", "unmap", "create", "delete", "renew", "admin"]
     kinds += ["health", "detach", "list", "stopped", "held", "x"]
@@ -186,7 +186,7 @@ async def test_an_owner_bears_whatever_it_is_sent(tmp_path: Path) -> None:
         assert controller.state == "ready"
 
 
-async def test_a_silent_peer_is_sent_away_and_a_backlog_is_bounded(
+async def test_a_silent_peer_is_disconnected_and_a_backlog_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nvme_async.sharing.connection.SILENT_SECONDS", 0.1)

@@ -174,7 +174,7 @@ def test_every_builder_has_a_golden_entry() -> None:
     assert len(builders) == len(seen)
 
 
-def test_data_that_goes_with_a_command() -> None:
+def test_data_length_of_commands() -> None:
     assert (commands.identify(1).data_length, commands.identify(1).direction) == (
         4096,
         Direction.CONTROLLER_TO_HOST,
@@ -198,7 +198,7 @@ def test_data_that_goes_with_a_command() -> None:
     assert commands.namespace_management(1, 1).data_length == 0
 
 
-def test_the_command_identifier_is_left_to_the_queue_pair() -> None:
+def test_the_queue_pair_sets_the_command_identifier() -> None:
     entry = bytearray(commands.read(1, 5, 1).pack())
     entry[2:4] = b"\xff\xff"
     assert Command.unpack(entry).pack() == commands.read(1, 5, 1).pack()

@@ -48,7 +48,7 @@ def test_a_page_that_is_cut_off_is_refused(cut: int) -> None:
         PersistentEventLog.decode(data[:-cut])
 
 
-def test_what_is_no_such_page() -> None:
+def test_a_wrong_page_is_refused() -> None:
     with pytest.raises(ValueError, match="no persistent event log page"):
         PersistentEventLog.length(bytes(512))
 

@@ -91,7 +91,7 @@ def types(value: Any) -> Any:
     return type(value).__name__
 
 
-def test_json_is_what_nvme_cli_prints() -> None:
+def test_json_equals_nvme_clis() -> None:
     ctrl = IdentifyController.decode(qemu_controller()).to_json()
     assert ctrl == QEMU_CONTROLLER_JSON
     assert types(ctrl) == types(QEMU_CONTROLLER_JSON)
@@ -139,7 +139,7 @@ mssrl 74:75 mcl 76:79 msrc 80:80 nulbaf 82:82 anagrpid 92:95 nsattr 99:99 nvmset
 @pytest.mark.parametrize(
     ("kind", "table"), [(IdentifyController, CONTROLLER_FIELDS), (IdentifyNamespace, NAMESPACE_FIELDS)]
 )
-def test_fields_are_where_the_specification_has_them(kind: type[Layout], table: str) -> None:
+def test_fields_have_the_specifications_offsets(kind: type[Layout], table: str) -> None:
     words = iter(table.split())
     expected = {name: tuple(map(int, next(words).split(":"))) for name in words}
     found = {name: (spec.offset, spec.offset + spec.size - 1) for name, spec in kind._specs()}
@@ -185,7 +185,7 @@ def test_values_that_do_not_fit_are_refused() -> None:
         IdentifyNamespace(nguid=b"x")
 
 
-def test_text_keeps_what_is_not_padding() -> None:
+def test_text_loses_only_its_padding() -> None:
     page = bytearray(4096)
     page[4:24] = b" a\0b\xff".ljust(20)
     ctrl = IdentifyController.decode(page)

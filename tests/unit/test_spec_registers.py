@@ -138,7 +138,7 @@ def test_a_field_that_does_not_fit_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", BIT_FIELDS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
-def test_decoding_what_was_encoded_gives_the_same(kind: type[BitFields], data: st.DataObject) -> None:
+def test_encoding_and_decoding_round_trips(kind: type[BitFields], data: st.DataObject) -> None:
     value = kind.from_int(data.draw(st.integers(0, (1 << kind._width) - 1)))
     assert kind.from_int(value.to_int()) == value
     assert int(value) == value.to_int()

@@ -42,7 +42,7 @@ async def passes(n=3):
         await asyncio.sleep(0)
 
 
-async def test_requests_beyond_the_pool_wait_for_pages_that_come_back_in_order(ring):
+async def test_requests_beyond_the_pool_wait_for_pages_in_order(ring):
     order = []
 
     async def one(i):
@@ -65,7 +65,7 @@ async def test_requests_beyond_the_pool_wait_for_pages_that_come_back_in_order(r
     assert ring.bounce.n_taken == 0
 
 
-async def test_who_needs_no_page_is_not_held_up(ring):
+async def test_a_request_without_a_page_is_not_delayed(ring):
     tasks = [asyncio.create_task(read(ring)) for _ in range(20)]
     await passes()
     sent = ring.fetch()
@@ -80,7 +80,7 @@ async def test_who_needs_no_page_is_not_held_up(ring):
         answer(ring)
 
 
-async def test_it_fails_at_once_if_no_page_can_ever_come(ring):
+async def test_a_request_fails_at_once_if_no_page_can_become_free(ring):
     kept = ring.pool.alloc(ring.pool.inspect()["longest_free_run"] - PAGE, owner="all")
     with pytest.raises(OutOfDmaMemory, match="no room for a transfer of 65536 bytes"):
         await read(ring)
@@ -91,7 +91,7 @@ async def test_it_fails_at_once_if_no_page_can_ever_come(ring):
     await task
 
 
-async def test_the_memory_grows_once_for_all_who_wait(ring):
+async def test_the_memory_grows_once_for_all_waiters(ring):
     asked = []
     ring.qp.on_starved = asked.append
     kept = ring.pool.alloc(ring.pool.inspect()["longest_free_run"] - PAGE, owner="all")
@@ -106,7 +106,7 @@ async def test_the_memory_grows_once_for_all_who_wait(ring):
     await asyncio.gather(*tasks)
 
 
-async def test_a_growth_that_failed_is_everybodys_error(ring):
+async def test_a_failed_growth_fails_all_waiters(ring):
     asked = []
 
     def on_starved(nbytes):
@@ -126,7 +126,7 @@ async def test_a_growth_that_failed_is_everybodys_error(ring):
 
 
 @pytest.mark.parametrize("woken", [False, True], ids=["asleep", "woken"])
-async def test_cancelling_one_who_waits_lets_the_next_have_the_page(ring, woken):
+async def test_cancelling_a_waiter_passes_the_page_to_the_next(ring, woken):
     tasks = [asyncio.create_task(read(ring)) for _ in range(12)]
     await passes()
     sent = ring.fetch()
@@ -147,7 +147,7 @@ async def test_cancelling_one_who_waits_lets_the_next_have_the_page(ring, woken)
     assert ring.qp.inspect()["waiting"] == 0
 
 
-async def test_who_waits_hears_that_the_queue_takes_no_commands_any_more(ring):
+async def test_waiters_end_when_the_queue_takes_no_more_commands(ring):
     tasks = [asyncio.create_task(read(ring)) for _ in range(12)]
     await passes()
     sent = ring.fetch()
@@ -160,7 +160,7 @@ async def test_who_waits_hears_that_the_queue_takes_no_commands_any_more(ring):
     await asyncio.gather(*tasks[: len(sent)])
 
 
-async def test_after_a_reset_that_let_pages_go_who_waits_goes_on(ring):
+async def test_waiters_continue_after_a_reset_that_released_pages(ring):
     writes = [asyncio.create_task(ring.qp.request(WRITE, bytes(PIECE))) for _ in range(12)]
     await passes()
     assert len(ring.fetch()) < 12
@@ -193,7 +193,7 @@ def batch(ring, n, nbytes=PIECE, depth=0):
 
 
 @pytest.mark.parametrize("n", [1, 2, 40])
-async def test_a_batch_takes_pages_in_proportion_and_makes_do_with_fewer(ring, n):
+async def test_a_batch_takes_pages_in_proportion_and_works_with_fewer(ring, n):
     task = asyncio.create_task(batch(ring, n, 4096 if n < 40 else PIECE))
     await passes()
     if n < 40:
@@ -227,7 +227,7 @@ async def test_a_batch_waits_for_its_first_page_and_can_be_cancelled_meanwhile(r
     assert ring.bounce.n_taken == 0
 
 
-async def test_two_batches_that_hold_pages_of_each_other_both_go_on(ring):
+async def test_two_batches_that_wait_for_each_others_pages_both_continue(ring):
     """Each got some before the pool was empty, and more is not to be had."""
     tasks = [asyncio.create_task(batch(ring, 30)) for _ in range(3)]
     while not all(task.done() for task in tasks):
@@ -238,7 +238,7 @@ async def test_two_batches_that_hold_pages_of_each_other_both_go_on(ring):
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_any_mix_of_sizes_cancellations_and_growth_comes_to_its_end(ring, seed):
+async def test_any_mix_of_sizes_cancellations_and_growth_ends(ring, seed):
     """Reads of their own pattern, batches, cancellations; pages are never in two commands at once."""
     rng = random.Random(seed)
     grown = []

@@ -126,7 +126,7 @@ def stored(supervisor: Supervisor) -> dict[str, bytes]:
     return {name.rpartition("/")[2]: os.pread(fd, 100, 0) for name, fd in supervisor.store}
 
 
-def test_what_is_stored(supervisor: Supervisor, bundle: Bundle) -> None:
+def test_stored_descriptors(supervisor: Supervisor, bundle: Bundle) -> None:
     store = SystemdStore(supervisor.environ)
     assert store.available
     store.deposit(bundle)
@@ -142,7 +142,7 @@ def test_what_is_stored(supervisor: Supervisor, bundle: Bundle) -> None:
     assert len(supervisor.store) == 4
 
 
-def test_what_changed_is_replaced_and_what_went_is_removed(supervisor: Supervisor, bundle: Bundle) -> None:
+def test_changed_descriptors_are_replaced_and_missing_ones_removed(supervisor: Supervisor, bundle: Bundle) -> None:
     store = SystemdStore(supervisor.environ)
     store.deposit(bundle)
     os.close(bundle.descriptors.pop("irq.1"))
@@ -168,7 +168,7 @@ def test_two_controllers(supervisor: Supervisor, bundle: Bundle) -> None:
     store.close()
 
 
-def test_no_service_manager(bundle: Bundle, tmp_path: Path) -> None:
+def test_without_a_service_manager(bundle: Bundle, tmp_path: Path) -> None:
     store = SystemdStore({})
     assert not store.available
     assert store.take(URI) is None
@@ -210,7 +210,7 @@ def test_names_that_systemd_refuses(name: str) -> None:
         {"LISTEN_PID": str(os.getpid())},
     ],
 )
-def test_what_is_not_meant_for_us(environ: dict[str, str]) -> None:
+def test_foreign_descriptors_are_ignored(environ: dict[str, str]) -> None:
     assert listen_fds(environ) == []
 
 
@@ -245,7 +245,7 @@ PROGRAM = f"""
 """
 
 
-def test_restarts(tmp_path: Path) -> None:
+def test_the_store_survives_restarts(tmp_path: Path) -> None:
     supervisor = Supervisor(str(tmp_path / "notify"))
     try:
         assert supervisor.run(PROGRAM) == "fresh\n"
@@ -262,7 +262,7 @@ def test_restarts(tmp_path: Path) -> None:
         supervisor.close()
 
 
-def test_part_of_a_bundle_is_thrown_out(tmp_path: Path) -> None:
+def test_an_incomplete_bundle_is_discarded(tmp_path: Path) -> None:
     supervisor = Supervisor(str(tmp_path / "notify"))
     try:
         supervisor.store.append((fdname(URI, "irq.0"), os.eventfd(0)))

@@ -46,7 +46,7 @@ def test_secrets(size, hash_id):
         "DHHC-1:00:" + "A" * 48 + ":",
     ],
 )
-def test_secrets_that_make_no_sense_are_named_and_not_quoted(text):
+def test_invalid_secrets_are_named_but_not_quoted(text):
     with pytest.raises(ConfigurationError, match="dhchap_secret") as caught:
         Secret.parse(text, "dhchap_secret")
     assert not text[10:] or text[10:] not in str(caught.value)
@@ -162,7 +162,7 @@ async def test_a_wrong_secret_is_refused():
         await run(Controller(ONE, None, 1, 1), TWO, None)
 
 
-async def test_a_controller_that_does_not_know_its_secret_is_refused():
+async def test_a_controller_with_a_wrong_secret_is_refused():
     with pytest.raises(ControllerError, match="dhchap_ctrl_secret"):
         await run(Controller(ONE, TWO, 1, 0, lie=True), ONE, TWO)
     with pytest.raises(ControllerError, match="dhchap_ctrl_secret"):

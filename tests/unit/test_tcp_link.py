@@ -61,7 +61,7 @@ def test_crc32c_of_known_data(data, digest):
 
 
 @given(st.integers(0, 20000), st.integers(0, 20000), st.integers(0, 7), st.randoms())
-def test_crc32c_by_instruction_and_by_tables_agree_however_the_data_are_cut(nbytes, cut, crooked, random):
+def test_crc32c_by_instruction_and_by_tables_agree_for_any_split(nbytes, cut, crooked, random):
     data = memoryview(random.randbytes(nbytes + crooked))[crooked:]
     cut = min(cut, nbytes)
     digest = _tcp.crc32c(data, software=True)
@@ -114,7 +114,7 @@ async def test_digests_and_alignment_of_what_is_sent(wired):
 
 
 @pytest.mark.parametrize("nbytes", [8192, 100_000 // 512 * 512])
-async def test_data_asked_for_by_r2t_come_in_pieces_of_maxh2cdata(wired, nbytes):
+async def test_data_for_r2t_is_sent_in_pieces_of_maxh2cdata(wired, nbytes):
     one = wired(max_h2c=4096 * 3)
     data = os.urandom(nbytes)
     task, capsule = await sent(one, one.request(WRITE, 0, nbytes // 512, data))
@@ -144,7 +144,7 @@ async def test_data_asked_for_by_r2t_come_in_pieces_of_maxh2cdata(wired, nbytes)
 
 @pytest.mark.parametrize("digests", [False, True])
 @pytest.mark.parametrize("success", [False, True])
-async def test_an_answer_may_be_cut_at_every_byte(wired, digests, success):
+async def test_a_response_may_be_split_at_any_byte(wired, digests, success):
     one = wired(hdgst=digests, ddgst=digests)
     data = os.urandom(200)
     options = {"hdgst": digests}
@@ -178,7 +178,7 @@ async def test_an_answer_may_be_cut_at_every_byte(wired, digests, success):
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_any_order_of_answers_in_any_pieces(data):
+def test_responses_in_any_order_and_any_pieces(data):
     """Many commands, answered in any order, with data cut into PDUs and the stream cut anywhere."""
 
     async def run():
@@ -245,7 +245,7 @@ async def test_wrong_data_digest_fails_that_command_alone(wired):
     assert not one.faults
 
 
-async def test_a_read_that_gets_less_than_its_data_is_an_error(wired):
+async def test_a_short_read_is_an_error(wired):
     one = wired()
     task, capsule = await sent(one, one.request(READ, buffer=bytearray(1024)))
     cid = struct.unpack_from("<H", capsule, 10)[0]
@@ -278,7 +278,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-async def test_a_peer_that_breaks_the_protocol_is_a_fault_and_reaches_no_memory(wired, what):
+async def test_a_protocol_violation_fails_the_link_and_writes_no_memory(wired, what):
     one = wired()
     buffer = bytearray(b"." * 1536)
     task, capsule = await sent(one, one.request(READ, buffer=memoryview(buffer)[512:1024]))
@@ -312,7 +312,7 @@ async def test_header_digest_errors_end_the_connection(wired, offset):
         await task
 
 
-async def test_a_cancelled_read_leaves_the_buffer_alone_from_then_on(wired):
+async def test_a_cancelled_read_no_longer_writes_the_buffer(wired):
     one = wired()
     buffer = bytearray(b"." * 100_000)
     task, capsule = await sent(one, one.request(READ, buffer=buffer))
@@ -331,7 +331,7 @@ async def test_a_cancelled_read_leaves_the_buffer_alone_from_then_on(wired):
     assert not one.faults
 
 
-async def test_a_cancelled_write_sends_what_was_there_when_it_was_cancelled(wired):
+async def test_a_cancelled_write_sends_the_data_as_of_its_cancellation(wired):
     one = wired(ddgst=True)
     data = bytearray(os.urandom(100_000))
     was = bytes(data)
@@ -355,7 +355,7 @@ async def test_a_cancelled_write_sends_what_was_there_when_it_was_cancelled(wire
     assert one.qp.n_outstanding == 0
 
 
-async def test_a_write_that_ends_before_its_data_have_left_gives_the_buffer_back(wired):
+async def test_a_write_that_ends_early_returns_the_buffer(wired):
     """The controller gives up on it: what was asked for still has to go, from memory that is nobody else's."""
     one = wired(max_h2c=1 << 20)
     data = bytearray(os.urandom(1 << 20))
@@ -379,7 +379,7 @@ async def test_a_write_that_ends_before_its_data_have_left_gives_the_buffer_back
     assert one.link.inspect()["answers_before_data_left"] == 1
 
 
-async def test_after_a_cut_what_is_retryable_goes_over_the_next_connection(wired):
+async def test_retryable_commands_are_resent_over_the_next_connection(wired):
     import socket
 
     one = wired()

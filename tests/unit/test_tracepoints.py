@@ -40,7 +40,7 @@ def notes() -> dict[str, set[str]]:
     return found
 
 
-def test_every_tracepoint_is_there_with_its_arguments() -> None:
+def test_every_tracepoint_exists_with_its_arguments() -> None:
     found = notes()
     assert set(found) == set(PROBES)
     for name, descriptions in found.items():

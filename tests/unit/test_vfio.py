@@ -98,13 +98,13 @@ def test_registers_are_mapped_around_the_msix_table(device: VfioDevice, kernel: 
     assert device.doorbells() is doorbells
 
 
-def test_a_table_in_another_bar_leaves_bar0_whole(kernel: FakeKernel, machine: FakeSystem) -> None:
+def test_a_table_in_another_bar_leaves_bar0_mapped_completely(kernel: FakeKernel, machine: FakeSystem) -> None:
     kernel.set_msix(table=0x2000 | 4, pending=0x3000 | 4)
     with opened(kernel, machine) as device:
         assert device.mapped == (range(BAR0_NBYTES),)
 
 
-def test_sparse_areas_are_all_that_is_mapped(kernel: FakeKernel, machine: FakeSystem) -> None:
+def test_only_sparse_areas_are_mapped(kernel: FakeKernel, machine: FakeSystem) -> None:
     kernel.sparse = [(0, 0x1000), (0x3000, 0x1000)]
     kernel.set_msix(table=0x2000, pending=0x2800)
     with opened(kernel, machine) as device:
@@ -125,7 +125,7 @@ def test_a_region_without_mmap_goes_through_system_calls(kernel: FakeKernel, mac
 
 
 @pytest.mark.parametrize(("offset", "width"), [(-4, 4), (2, 4), (4, 8), (BAR0_NBYTES, 4), (BAR0_NBYTES - 4, 8)])
-def test_accesses_outside_of_bar0_are_refused(device: VfioDevice, offset: int, width: int) -> None:
+def test_accesses_outside_bar0_are_refused(device: VfioDevice, offset: int, width: int) -> None:
     with pytest.raises(ConfigurationError, match="misaligned or outside"):
         (device.read32 if width == 4 else device.read64)(offset)
 
@@ -191,7 +191,7 @@ def test_an_old_or_strange_kernel_is_refused(kernel: FakeKernel, machine: FakeSy
         opened(kernel, machine)
 
 
-def test_what_is_no_pci_function_or_no_controller_is_refused(kernel: FakeKernel, machine: FakeSystem) -> None:
+def test_an_invalid_function_or_non_controller_is_refused(kernel: FakeKernel, machine: FakeSystem) -> None:
     kernel.bar0_nbytes = 0x1000
     with pytest.raises(DeviceError, match="4096 bytes, too few"):
         opened(kernel, machine)
@@ -217,7 +217,7 @@ def test_no_group_means_no_iommu(kernel: FakeKernel, machine: FakeSystem) -> Non
 # DMA
 
 
-def test_ranges_are_the_iommus_without_what_is_mapped(device: VfioDevice) -> None:
+def test_ranges_are_the_iommus_minus_existing_mappings(device: VfioDevice) -> None:
     assert device.iova_ranges == (range(0xFEE0_0000), range(0xFEF0_0000, 1 << 39))
     assert device.max_mappings == 100
     with Pool(2 << 20, iova=IOVA, hugepages="never") as pool:
@@ -231,7 +231,7 @@ def test_ranges_are_the_iommus_without_what_is_mapped(device: VfioDevice) -> Non
     assert device.iova_ranges == (range(0xFEE0_0000), range(0xFEF0_0000, 1 << 39))
 
 
-def test_an_old_kernel_that_tells_no_ranges_gets_careful_ones(kernel: FakeKernel, machine: FakeSystem) -> None:
+def test_an_old_kernel_without_ranges_gets_conservative_ones(kernel: FakeKernel, machine: FakeSystem) -> None:
     kernel.ranges, kernel.dma_avail = None, None
     with opened(kernel, machine) as device:
         assert not any(window.start <= 0xFEE0_0000 < window.stop for window in device.iova_ranges)
@@ -276,7 +276,7 @@ def test_a_mapping_that_the_kernel_refuses_says_why(
         ((1 << 39) - 4096, 8192, "outside"),
     ],
 )
-def test_a_mapping_that_can_not_be_is_refused_here(device: VfioDevice, iova: int, nbytes: int, message: str) -> None:
+def test_an_impossible_mapping_is_refused_before_the_kernel(device: VfioDevice, iova: int, nbytes: int, message: str) -> None:
     with pytest.raises(DeviceError, match=message):
         device.map_dma(-1, iova=iova, nbytes=nbytes, address=0x10000)
 
@@ -305,7 +305,7 @@ def test_all_vectors_are_enabled_at_once_and_changed_later(device: VfioDevice, k
 
 
 @pytest.mark.parametrize(("free", "given"), [(8, 5), (5, 5), (4, 4), (2, 2), (1, 1)])
-def test_a_kernel_short_of_vectors_gives_what_it_has(
+def test_a_kernel_short_of_vectors_grants_fewer(
     device: VfioDevice, kernel: FakeKernel, free: int, given: int
 ) -> None:
     kernel.free_vectors = free
@@ -315,7 +315,7 @@ def test_a_kernel_short_of_vectors_gives_what_it_has(
     assert device.set_interrupts([]) == 0
 
 
-def test_vectors_that_others_take_meanwhile(
+def test_vectors_taken_by_others_meanwhile(
     device: VfioDevice, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each answer is out of date when it is used."""
@@ -359,7 +359,7 @@ def test_closing_ends_dma_and_interrupts(kernel: FakeKernel, machine: FakeSystem
         device.set_interrupts([])
 
 
-def test_a_function_that_is_gone_is_closed_by_a_thread_of_its_own(kernel: FakeKernel, machine: FakeSystem) -> None:
+def test_a_missing_function_is_closed_by_its_own_thread(kernel: FakeKernel, machine: FakeSystem) -> None:
     device = opened(kernel, machine)
     config = kernel.config(0, 256)
     kernel.write_bar0(0x08, 0xFFFF_FFFF)
@@ -397,7 +397,7 @@ def test_handing_over_changes_nothing_about_the_device(kernel: FakeKernel, machi
         second.close()
 
 
-def test_a_successor_of_one_with_fewer_vectors_starts_the_set_again(kernel: FakeKernel, machine: FakeSystem) -> None:
+def test_a_successor_with_more_vectors_sets_them_up_again(kernel: FakeKernel, machine: FakeSystem) -> None:
     first = opened(kernel, machine)
     kernel.irqs[abi.VFIO_PCI_MSIX_IRQ_INDEX] = [10, 11]
     copies = {name: os.dup(fd) for name, fd in first.descriptors().items()}
@@ -423,7 +423,7 @@ def test_two_functions_of_a_group_share_its_container(kernel: FakeKernel, machin
         assert first.read32(0x08) == 0x0001_0400
 
 
-def test_a_forked_child_closes_its_copies_and_leaves_the_function_alone(
+def test_a_forked_child_closes_only_its_copies(
     kernel: FakeKernel, machine: FakeSystem
 ) -> None:
     """Above all not the right to DMA: the parent's commands are out."""
@@ -451,7 +451,7 @@ def test_a_forked_child_closes_its_copies_and_leaves_the_function_alone(
         assert device.read32(0x08) == 0x0001_0400
 
 
-def test_reset_where_the_function_has_one(kernel: FakeKernel, machine: FakeSystem) -> None:
+def test_reset_if_the_function_supports_it(kernel: FakeKernel, machine: FakeSystem) -> None:
     with opened(kernel, machine) as device:
         device.reset()
         assert kernel.resets == 1
@@ -508,7 +508,7 @@ def windows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("windows", [True], indirect=True)
-def test_registers_that_can_not_be_touched_go_through_the_descriptor(
+def test_faulting_registers_are_accessed_through_the_descriptor(
     windows: Windows, kernel: FakeKernel, machine: FakeSystem
 ) -> None:
     """A confidential virtual machine: mapped, and SIGBUS at the first access."""
@@ -525,7 +525,7 @@ def test_registers_that_can_not_be_touched_go_through_the_descriptor(
 
 
 @pytest.mark.parametrize("windows", [False], indirect=True)
-def test_registers_that_are_lost_later_go_through_the_descriptor_and_it_is_said(
+def test_registers_that_fault_later_use_the_descriptor_with_a_message(
     windows: Windows, kernel: FakeKernel, machine: FakeSystem
 ) -> None:
     with opened(kernel, machine) as device:

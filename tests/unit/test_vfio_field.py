@@ -39,7 +39,7 @@ def descriptors() -> int:
 
 @pytest.mark.parametrize("code", sorted(patience.TRANSIENT))
 @pytest.mark.parametrize("where", ["group", "device"])
-def test_what_is_not_there_yet_is_tried_again(
+def test_a_missing_node_is_retried(
     kernel: FakeKernel,
     machine: FakeSystem,
     monkeypatch: pytest.MonkeyPatch,
@@ -66,7 +66,7 @@ def test_what_is_not_there_yet_is_tried_again(
     assert "done at the 4. attempt" in caplog.text
 
 
-def test_patience_ends(kernel: FakeKernel, machine: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_end_at_the_limit(kernel: FakeKernel, machine: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "SECONDS", 0.05)
     before = descriptors()
     kernel.open_errors["5"] = errno.EBUSY
@@ -75,7 +75,7 @@ def test_patience_ends(kernel: FakeKernel, machine: FakeSystem, monkeypatch: pyt
     assert descriptors() == before
 
 
-def test_what_is_refused_for_good_is_not_tried_again(
+def test_a_permanent_refusal_is_not_retried(
     kernel: FakeKernel, machine: FakeSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience.time, "sleep", lambda _: pytest.fail("it waits"))
@@ -84,7 +84,7 @@ def test_what_is_refused_for_good_is_not_tried_again(
         VfioDevice(DRIVE, kernel=kernel, root=machine.root)
 
 
-def test_a_node_that_udev_makes_late_is_given_to_its_owner(
+def test_a_late_udev_node_gets_its_owner(
     machine: FakeSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = machine.dev / "vfio/5"
@@ -108,7 +108,7 @@ def test_a_node_that_udev_makes_late_is_given_to_its_owner(
     ("methods", "during"),
     [("bus flr\n", "flr\n"), ("flr bus\n", "flr bus\n"), ("bus pm\n", "bus pm\n"), ("\n", "\n"), (None, None)],
 )
-def test_a_reset_is_an_flr_where_there_is_one(
+def test_a_reset_is_an_flr_if_supported(
     kernel: FakeKernel, machine: FakeSystem, monkeypatch: pytest.MonkeyPatch, methods: str | None, during: str | None
 ) -> None:
     path = machine.function_path(DRIVE) / "reset_method"
@@ -129,7 +129,7 @@ def test_a_reset_is_an_flr_where_there_is_one(
     assert (path.read_text() if path.exists() else None) == methods
 
 
-def test_the_method_comes_back_when_the_reset_fails(
+def test_the_reset_method_is_restored_after_a_failure(
     kernel: FakeKernel, machine: FakeSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = machine.function_path(DRIVE) / "reset_method"
@@ -173,6 +173,6 @@ def test_an_interrupt_follows_the_cpu(kernel: FakeKernel, machine: FakeSystem) -
     assert affinity.interrupt_of(DRIVE, 1, machine.root / "nowhere") is None
 
 
-def test_an_interrupt_that_may_not_be_moved(machine: FakeSystem) -> None:
+def test_an_immovable_interrupt_is_accepted(machine: FakeSystem) -> None:
     (machine.proc / "interrupts").write_text(INTERRUPTS)
     assert not affinity.steer(DRIVE, 1, {0}, machine.root)

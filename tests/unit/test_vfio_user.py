@@ -82,7 +82,7 @@ def attach(server: FakeServer, timeout: float = 10.0) -> VfioUserDevice:
 
 
 class TestBringUp:
-    def test_what_it_learns(self, server: FakeServer) -> None:
+    def test_the_client_reads_the_devices_properties(self, server: FakeServer) -> None:
         with attach(server) as device:
             assert isinstance(device, Device)
             assert device.ids == DeviceIds(0x1B36, 0x0010, 0x1AF4, 0x1100, 0x010802, 2)
@@ -130,7 +130,7 @@ class TestBringUp:
             assert os.pread(server.page, 4, 0x4000) == b"\1\0\0\0"
 
     @pytest.mark.parametrize("text", [None, b"", b"\0", b"{}\0", b'{"capabilities":{}}', b'{"capabilities":7}\0'])
-    def test_sparing_version_replies(self, server: FakeServer, text: bytes | None) -> None:
+    def test_minimal_version_replies(self, server: FakeServer, text: bytes | None) -> None:
         server.version_json = text
         with attach(server) as device:
             assert device.max_mappings == 64
@@ -179,7 +179,7 @@ class TestBringUp:
             ),
         ],
     )
-    def test_nonsense(self, server: FakeServer, command: int, payload: bytes, message: str) -> None:
+    def test_invalid_replies_are_refused(self, server: FakeServer, command: int, payload: bytes, message: str) -> None:
         server.override[command] = lambda server, request: server.reply(request, payload, [server.page])
         with pytest.raises((ControllerFatal, DeviceError), match=message):
             attach(server)
@@ -338,7 +338,7 @@ class TestCalls:
         for fd in eventfds:
             os.close(fd)
 
-    def test_one_descriptor_a_message_when_the_peer_says_nothing(self, server: FakeServer) -> None:
+    def test_one_descriptor_per_message_by_default(self, server: FakeServer) -> None:
         server.version_json = None
         eventfd = os.eventfd(0)
         with attach(server) as device:
@@ -353,7 +353,7 @@ class TestCalls:
             assert RESET in server.commands()
             assert server.config[4:6] == struct.pack("<H", 0x406)
 
-    def test_no_reset(self, server: FakeServer) -> None:
+    def test_a_peer_without_reset(self, server: FakeServer) -> None:
         server.override[GET_INFO] = lambda server, request: server.reply(request, struct.pack("<IIII", 16, 2, 9, 5))
         with attach(server) as device:
             device.reset()
@@ -369,7 +369,7 @@ class TestCalls:
             del server.override[REGION_READ]
             assert device.read32(0) == 0
 
-    def test_several_reads_are_one_wait(self, server: FakeServer) -> None:
+    def test_several_reads_need_one_wait(self, server: FakeServer) -> None:
         with attach(server) as device:
             server.registers[:0x40] = bytes(range(0x40))
             before = len(server.requests)
@@ -393,7 +393,7 @@ class TestCalls:
             many = [(4 * (number % 16), 4) for number in range(100)]
             assert device.read_many(many) == [int.from_bytes(server.registers[at : at + 4], "little") for at, _ in many]
 
-    def test_one_refused_read_of_several_leaves_the_others_answers_nowhere(self, server: FakeServer) -> None:
+    def test_one_refused_read_of_several_leaves_no_stale_replies(self, server: FakeServer) -> None:
         with attach(server) as device:
 
             def answer(server: FakeServer, request: Message) -> None:
@@ -482,7 +482,7 @@ class TestPeersMisbehave:
             with pytest.raises(ControllerTimeout, match="sent 10 of 16 bytes"):
                 device.read32(0)
 
-    def test_wrong_ids_and_commands_are_passed_over(self, server: FakeServer) -> None:
+    def test_replies_with_wrong_ids_or_commands_are_skipped(self, server: FakeServer) -> None:
         with attach(server) as device:
 
             def answer(server: FakeServer, request: Message) -> None:
@@ -575,7 +575,7 @@ class TestPeersMisbehave:
                 with pytest.raises(ControllerGone, match="closed the connection"):
                     read_for_ever(server)
 
-    def test_gone_stays_gone(self, server: FakeServer) -> None:
+    def test_a_gone_device_stays_gone(self, server: FakeServer) -> None:
         device = attach(server)
         server.hang_up()
         for _ in range(2):
@@ -606,7 +606,7 @@ class TestPeersMisbehave:
         assert time.monotonic() - started < 5
         assert [type(error) for error in result] == [ControllerGone]
 
-    def test_another_call_in_the_way(self, server: FakeServer) -> None:
+    def test_a_call_waits_for_another_within_its_timeout(self, server: FakeServer) -> None:
         device = attach(server, timeout=0.3)
         waiting = threading.Event()
         server.override[REGION_READ] = lambda server, request: waiting.set()
@@ -625,7 +625,7 @@ class TestPeersMisbehave:
 
 
 class TestConnect:
-    def test_over_a_path(self, tmp_path: Path) -> None:
+    def test_connecting_to_a_path(self, tmp_path: Path) -> None:
         path = tmp_path / "ctrl.sock"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
@@ -640,7 +640,7 @@ class TestConnect:
                 assert opened[0].read32(0) == 0
                 opened[0].close()
 
-    def test_nobody_there(self, tmp_path: Path) -> None:
+    def test_a_missing_listener_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ControllerGone, match="No such file"):
             open_device(f"vfio-user:{tmp_path}/none")
         with socket.socket(socket.AF_UNIX) as listener:
@@ -728,7 +728,7 @@ class TestSuccessor:
             assert successor.ids == device.ids
             assert successor.doorbells().mmio is not None
 
-    def test_successor_takes_vectors_away_that_it_did_not_set(self, server: FakeServer) -> None:
+    def test_a_successor_can_remove_its_predecessors_vectors(self, server: FakeServer) -> None:
         eventfd = os.eventfd(0)
         device = attach(server)
         device.set_interrupts([eventfd] * 9)

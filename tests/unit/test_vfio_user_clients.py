@@ -105,12 +105,12 @@ class TestBadClients:
             pytest.param(VERSION_MESSAGE + HEADER.pack(0, GET_INFO, 32, 0, 0), id="half a second message"),
         ],
     )
-    def test_who_leaves_things_half_done_is_dropped(self, path, start):
+    def test_a_client_that_leaves_a_message_incomplete_is_dropped(self, path, start):
         with raw_socket(path) as sock:
             sock.sendall(start)
             assert_next_is_served(path)
 
-    def test_a_trickle_does_not_keep_the_place(self, path):
+    def test_a_trickling_client_is_dropped(self, path):
         with raw_socket(path) as sock:
             sock.sendall(VERSION_MESSAGE + HEADER.pack(0, GET_INFO, 1 << 20, 0, 0))
             done = threading.Event()
@@ -128,7 +128,7 @@ class TestBadClients:
                 done.set()
                 thread.join()
 
-    def test_who_does_not_read_his_replies_is_dropped(self, path, controller):
+    def test_a_client_that_reads_no_replies_is_dropped(self, path, controller):
         with raw_socket(path) as sock:
             sock.sendall(VERSION_MESSAGE)
             ask = HEADER.pack(0, REGION_READ, 32, 0, 0) + struct.pack("<QII", 0, 7, 4096)
@@ -164,7 +164,7 @@ class TestBadClients:
             assert client.closed_by_peer()
         assert_next_is_served(path)
 
-    def test_descriptors_that_nobody_asked_for_are_closed(self, path):
+    def test_unexpected_descriptors_are_closed(self, path):
         with RawClient.dial(path) as client:
             before = open_fds()
             for _ in range(50):
@@ -244,7 +244,7 @@ class TestSuccession:
         with RawClient(controller.connect()) as client:
             assert client.reg32(CSTS) == 0
 
-    def test_nothing_is_left_of_a_client(self, controller):
+    def test_a_client_leaves_nothing_behind(self, controller):
         for _ in range(5):
             with RawClient(controller.connect()) as client:
                 assert client.reg32(CSTS) == client.reg32(CC) == 0
@@ -273,7 +273,7 @@ class TestSuccession:
         finally:
             os.close(kick)
 
-    def test_an_old_doorbell_page_rings_for_nobody(self, controller):
+    def test_an_old_doorbell_page_has_no_effect(self, controller):
         with RawClient(controller.connect()) as old:
             page = old.doorbell_page()
             old.sock.close()
@@ -330,7 +330,7 @@ class TestSuccession:
             thread.join(5)
         assert errors == []
 
-    def test_a_forked_child_leaves_the_parent_alone(self, controller):
+    def test_a_forked_child_does_not_affect_the_parent(self, controller):
         with RawClient(controller.connect()) as client:
             admin = Admin(client, "kick")
             pid = os.fork()
@@ -354,7 +354,7 @@ class TestListening:
             assert_next_is_served(str(path))
         assert not path.exists()
 
-    def test_a_live_socket_or_a_file_is_left_alone(self, path, tmp_path):
+    def test_a_live_socket_or_a_file_is_not_replaced(self, path, tmp_path):
         ordinary = tmp_path / "file"
         ordinary.write_text("precious")
         with EmulatedController("size=1MiB") as other:
@@ -466,12 +466,12 @@ class TestIdling:
         assert after["active"] == 0, "it polls"
         return after["sleeps"] - before["sleeps"]
 
-    def test_a_client_that_kicks_costs_nothing_while_idle(self):
+    def test_an_idle_client_that_kicks_costs_nothing(self):
         with EmulatedController(OWN) as controller, RawClient(controller.connect()) as client:
             Admin(client, "kick").identify()
             assert self.wakeups(controller) < 10
 
-    def test_a_client_that_cannot_be_heard_costs_little(self):
+    def test_an_idle_client_without_kicks_costs_little(self):
         """Naps of 2 ms, 500 a second at most: a hundredth of a core."""
         with EmulatedController(OWN) as controller, RawClient(controller.connect()) as client:
             Admin(client, "page").identify()
@@ -487,7 +487,7 @@ class TestIdling:
             assert controllers[0].reactor_stats()["controllers"] == 64 + others
             assert self.wakeups(controllers[0]) < 10
 
-    def test_the_first_command_after_idling_is_quick(self):
+    def test_the_first_command_after_idling_is_fast(self):
         """Within 200 us here as a median on a quiet machine; the best of them shows that nothing is
         napped through, on a busy one too.
         """

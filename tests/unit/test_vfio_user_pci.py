@@ -60,13 +60,13 @@ def test_a_bar_of_32_bits_stays_below_4_gib(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("value", [0xFEB00004, 0x1_0000_0004, 0x80000000, 0xD001])
-def test_an_address_that_is_there_stays(server: FakeServer, value: int) -> None:
+def test_an_existing_address_is_kept(server: FakeServer, value: int) -> None:
     struct.pack_into("<Q", server.config, BAR0, value)
     with attach(server):
         assert bar(server) == value
 
 
-def test_a_peer_that_wants_no_address_is_left_alone(server: FakeServer) -> None:
+def test_a_peer_without_address_decoding_is_not_changed(server: FakeServer) -> None:
     def write(server: FakeServer, request: Message) -> None:
         offset, region = struct.unpack_from("<QI", request.payload)
         if region == 7 and offset >= BAR0:

@@ -108,7 +108,7 @@ class TestVersion:
             assert "migration" not in json.loads(answer[4:-1])["capabilities"]
 
     @pytest.mark.parametrize("text", [b"{", b"\0" * 7, b"\xff" * 100, b'"write_multiple"'])
-    def test_nonsense_for_json_is_tolerated(self, controller, text):
+    def test_invalid_json_is_tolerated(self, controller, text):
         with RawClient(controller.connect(), handshake=False) as client:
             assert b"write_multiple" not in client.version(text)
 
@@ -117,19 +117,19 @@ class TestVersion:
             assert struct.unpack_from("<HH", client.call(VERSION, struct.pack("<HH", 0, 0))) == (0, 0)
 
     @pytest.mark.parametrize("payload", [b"", b"\0\0", struct.pack("<HH", 1, 0)])
-    def test_what_cannot_be_agreed_on_ends_the_connection(self, controller, payload):
+    def test_an_incompatible_version_ends_the_connection(self, controller, payload):
         with RawClient(controller.connect(), handshake=False) as client:
             with refused_with(errno.EINVAL):
                 client.call(VERSION, payload)
             assert client.closed_by_peer()
 
-    def test_it_comes_first(self, controller):
+    def test_version_must_be_the_first_message(self, controller):
         with RawClient(controller.connect(), handshake=False) as client:
             with refused_with(errno.EINVAL):
                 client.call(GET_INFO, struct.pack("<IIII", 16, 0, 0, 0))
             assert client.closed_by_peer()
 
-    def test_it_comes_once(self, client):
+    def test_version_is_accepted_only_once(self, client):
         with refused_with(errno.EINVAL):
             client.version()
         client.region_info(0)
@@ -167,7 +167,7 @@ class TestInfo:
         assert len(client.received) == 1
 
     @pytest.mark.parametrize("argsz", [32, 63])
-    def test_argsz_too_small_for_the_area_tells_the_size(self, client, argsz):
+    def test_argsz_too_small_for_the_area_returns_the_size(self, client, argsz):
         info = client.region_info(BAR0, argsz=argsz)
         assert len(info) == 32
         assert struct.unpack_from("<IIIIQ", info) == (64, 0x7, 0, 0, 0x2000)  # no FLAG_CAPS without an offset
@@ -207,7 +207,7 @@ class TestInfo:
 
 
 class TestMessages:
-    def test_no_reply_is_kept_silent_also_about_errors(self, client):
+    def test_no_reply_suppresses_error_replies(self, client):
         head = struct.pack("<QII", 4, CONFIG, 2)
         client.send(REGION_WRITE, head + b"\x06\x04", flags=NO_REPLY)
         client.send(REGION_WRITE, head + b"too long", flags=NO_REPLY)
@@ -233,7 +233,7 @@ class TestMessages:
                 assert client.receive()[:4] == (msg_id, command, 1, 0)
             assert count(fd) == 20
 
-    def test_pieces_make_a_message(self, client):
+    def test_a_message_may_arrive_in_pieces(self, client):
         message = HEADER.pack(7, GET_INFO, 32, 0, 0) + struct.pack("<IIII", 16, 0, 0, 0)
         for byte in message:
             client.sock.send(bytes([byte]))
@@ -259,7 +259,7 @@ class TestConfigSpace:
         assert client.read(CONFIG, 8, 4)[1:] == bytes([0x02, 0x08, 0x01])
         assert client.read(CONFIG, 0x0E, 1) == b"\0"
 
-    def test_bars_tell_their_size(self, client):
+    def test_bars_report_their_size(self, client):
         for bar, size in ((0, 0x2000), (4, 0x2000)):
             client.write(CONFIG, 0x10 + 4 * bar, b"\xff" * 8)
             (value,) = struct.unpack("<Q", client.read(CONFIG, 0x10 + 4 * bar, 8))
@@ -366,7 +366,7 @@ class TestInterrupts:
             assert count(fd) == 1
             assert client.read(MSIX_BAR, 0x1000, 8) == bytes(8)
 
-    def test_a_vector_without_eventfd_is_told_when_it_gets_one(self, client, controller):
+    def test_a_pending_vector_is_signalled_when_it_gets_an_eventfd(self, client, controller):
         Admin(client)
         controller.faults.interrupt(64)
         assert client.read(MSIX_BAR, 0x1008, 8) == struct.pack("<Q", 1)
@@ -454,7 +454,7 @@ class TestInterrupts:
             (MSI, 0, 1, NONE | TRIGGER, b""),
         ],
     )
-    def test_nonsense_is_refused(self, client, index, start, n, flags, data):
+    def test_invalid_requests_are_refused(self, client, index, start, n, flags, data):
         with refused_with(errno.EINVAL):
             client.set_irqs(index, start, n, flags, data=data)
 
@@ -466,7 +466,7 @@ class TestInterrupts:
             with refused_with(errno.EINVAL):
                 client.set_irqs(MSIX, 0, 1, NONE | TRIGGER, fds=(fds[0],))
 
-    def test_a_full_blocking_eventfd_does_not_hold_the_server(self, client):
+    def test_a_full_blocking_eventfd_does_not_block_the_server(self, client):
         fd = os.eventfd((1 << 32) - 1, os.EFD_CLOEXEC)
         try:
             os.eventfd_write(fd, (1 << 64) - 1 - (1 << 32))  # the most it takes
@@ -533,7 +533,7 @@ class TestDma:
         with pytest.raises(Refused):
             client.dma_map(0, 4096, client.sock.fileno())
 
-    def test_the_controller_reaches_what_is_mapped_at_an_odd_offset(self, client):
+    def test_the_controller_accesses_mappings_at_odd_offsets(self, client):
         admin = Admin(client)
         with memfd(5 * 4096) as fd:
             client.dma_map(0x5000_0000, 0x2000, fd, offset=0x1800)
@@ -543,7 +543,7 @@ class TestDma:
                 assert memory[:0x1800] == bytes(0x1800)
 
     @pytest.mark.parametrize("how", ["unmapped", "across", "without descriptor", "read-only", "no access"])
-    def test_what_is_out_of_reach_fails_the_command_only(self, client, how):
+    def test_an_unmapped_address_fails_only_the_command(self, client, how):
         admin = Admin(client)
         with memfd(8192) as fd:
             target = 0x7000_0000
@@ -595,7 +595,7 @@ class TestDma:
 
 class TestEventfdWakeups:
     @pytest.mark.parametrize("ring", ["message", "page", "kick"])
-    def test_every_way_to_ring_is_heard(self, controller, ring):
+    def test_every_way_to_ring_is_noticed(self, controller, ring):
         with RawClient(controller.connect()) as client:
             admin = Admin(client, ring)
             for _ in range(50):

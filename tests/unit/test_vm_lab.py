@@ -56,7 +56,7 @@ def test_a_quiet_run_has_no_faults(boot) -> None:
         ("stderr", "qemu-system-x86_64: vtd_iova_to_slpte: detected IOVA overflow"),
     ],
 )
-def test_every_witness_of_a_dma_fault_is_heard(boot, where: str, line: str) -> None:
+def test_every_report_of_a_dma_fault_counts(boot, where: str, line: str) -> None:
     from lab import results
 
     target = leave(boot, status_json="{}", dmesg_log=f"{line}\n" if where == "dmesg" else "")
@@ -67,7 +67,7 @@ def test_every_witness_of_a_dma_fault_is_heard(boot, where: str, line: str) -> N
     assert len(results.iommu_faults(boot, target)) == 1
 
 
-def test_a_guest_that_wrote_nothing_is_told_from_one_that_did(boot) -> None:
+def test_a_guest_that_wrote_nothing_is_recognized(boot) -> None:
     from lab import results
 
     assert not results.unpack(boot, boot.folder / "empty")  # a disk of zeroes
@@ -90,7 +90,7 @@ def test_failures_and_errors_are_counted_by_name(boot) -> None:
     assert summary.failed == ("m::bad", "m::broken")
 
 
-def test_what_is_missing_is_named(boot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(boot, monkeypatch: pytest.MonkeyPatch) -> None:
     from lab import packages
 
     monkeypatch.setattr(packages, "NEEDED", {"no-such-package": "no-such-program"})

@@ -79,7 +79,7 @@ async def one_of_two_out(ring):
 
 
 @pytest.mark.parametrize("ring", [{"mode": "adaptive", "entries": 16}], indirect=True)
-async def test_the_last_of_several_to_send_stops_looking_where_that_was_never_enough(ring):
+async def test_the_last_sender_stops_polling_where_polling_never_sufficed(ring):
     limit = ring.qp.spin_ns = 20_000
     gaps = []
     async with one_of_two_out(ring):
@@ -94,7 +94,7 @@ async def test_the_last_of_several_to_send_stops_looking_where_that_was_never_en
 
 
 @pytest.mark.parametrize("ring", [{"mode": "adaptive", "entries": 16}], indirect=True)
-async def test_the_last_of_several_to_send_looks_for_whatever_comes_next(ring):
+async def test_the_last_sender_polls_for_the_next_completion(ring):
     """Where passes of the loop are too short to wait for a completion, one of them looks for it,
     and the loop does not sleep.
     """
@@ -110,7 +110,7 @@ async def test_the_last_of_several_to_send_looks_for_whatever_comes_next(ring):
 
 
 @pytest.mark.parametrize("ring", [{"mode": "adaptive", "entries": 16}], indirect=True)
-async def test_who_has_looked_for_long_gives_way_before_it_looks_again(ring):
+async def test_a_task_that_polled_for_long_yields_before_it_polls_again(ring):
     """Also on a loop that can't be asked whether others are ready."""
     loop = asyncio.get_running_loop()
     _hotpath.rebind(ring.qp, loop.create_future, loop.call_soon, None)
@@ -150,7 +150,7 @@ async def test_who_has_looked_for_long_gives_way_before_it_looks_again(ring):
 
 
 @pytest.mark.parametrize("ring", [{"mode": "interrupt", "entries": 16}], indirect=True)
-async def test_nobody_looks_in_interrupt_mode(ring):
+async def test_interrupt_mode_does_not_poll(ring):
     ring.qp.spin_ns = 20_000_000_000
     async with one_of_two_out(ring):
         for _ in range(10):
@@ -159,7 +159,7 @@ async def test_nobody_looks_in_interrupt_mode(ring):
 
 
 @pytest.mark.parametrize("ring", [{"mode": "adaptive"}], indirect=True)
-async def test_a_batch_stops_looking_where_that_was_never_enough(ring):
+async def test_a_batch_stops_polling_where_polling_never_sufficed(ring):
     """The controller answers only once everybody has gone to sleep; soon a batch sleeps at once."""
     limit = ring.qp.spin_ns = 20_000
     lulls = []

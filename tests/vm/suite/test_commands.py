@@ -85,7 +85,7 @@ def test_swap_is_refused(kernels: Callable[[str], tuple[str, Path]]) -> None:
         run("swapoff", str(device))
 
 
-def test_what_device_mapper_holds_is_refused(kernels: Callable[[str], tuple[str, Path]]) -> None:
+def test_a_drive_held_by_device_mapper_is_refused(kernels: Callable[[str], tuple[str, Path]]) -> None:
     place, device = kernels("plain")
     run("modprobe", "dm_mod")
     run("dmsetup", "create", "held", "--noudevsync", "--table", f"0 8192 linear {device} 0")
@@ -95,7 +95,7 @@ def test_what_device_mapper_holds_is_refused(kernels: Callable[[str], tuple[str,
         run("dmsetup", "remove", "--noudevsync", "held")
 
 
-def test_what_md_holds_is_refused(kernels: Callable[[str], tuple[str, Path]]) -> None:
+def test_a_drive_held_by_md_is_refused(kernels: Callable[[str], tuple[str, Path]]) -> None:
     place, device = kernels("plain")
     run("modprobe", "raid1")
     create = ["mdadm", "--create", "/dev/md7", "--run", "--level=1", "--force", "--raid-devices=1", str(device)]

@@ -26,7 +26,7 @@ async def test_every_field_equals_nvme_clis(role: str, address: Callable[[str], 
             assert namespace.identify.to_json() == expected["namespaces"][str(nsid)]
 
 
-def test_the_command_line_says_the_same(address: Callable[[str], str], baseline: dict[str, Any]) -> None:
+def test_the_command_line_prints_the_same(address: Callable[[str], str], baseline: dict[str, Any]) -> None:
     place = f"pci:{address('many')}"
     controller = subprocess.run(
         ["nvme-async", "id-ctrl", place, "-o", "json"], capture_output=True, text=True, timeout=60, check=True

@@ -140,7 +140,7 @@ def lives(seen: Witness) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("way", ["handover", "exec", "death"])
-def test_three_cycles_in_a_row(
+def test_three_consecutive_takeovers(
     way: str, address: Callable[[str], str], host: Host, tmp_path: Path, keeper: Path
 ) -> None:
     line = Line(f"pci:{address('second')}", tmp_path, keeper)

@@ -106,7 +106,7 @@ def vector_counts(address: str) -> list[int]:
     return [counts[vector] for vector in sorted(counts)]
 
 
-async def test_each_queue_has_an_interrupt_of_its_own(address: Callable[[str], str]) -> None:
+async def test_each_queue_has_its_own_interrupt(address: Callable[[str], str]) -> None:
     place = address("plain")
     async with nvme_async.open(f"pci:{place}", mode="interrupt", io_queues=4) as controller:
         namespace = controller.namespaces[1]

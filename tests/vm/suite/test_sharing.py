@@ -90,7 +90,7 @@ def start(tmp_path: Path, keeper: Path) -> Iterator[Callable[[str], subprocess.P
         owner.communicate(timeout=PATIENCE)
 
 
-def test_workers_outlive_one_another_and_their_owner(
+def test_workers_survive_each_other_and_their_owner(
     address: Callable[[str], str], host: Host, tmp_path: Path, start: Callable[[str], subprocess.Popen[str]]
 ) -> None:
     uri, path = f"pci:{address('second')}", tmp_path / "s"

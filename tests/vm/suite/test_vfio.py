@@ -112,7 +112,7 @@ def test_the_doorbells_are_mapped_and_the_msix_table_is_not(device: VfioDevice) 
     assert device.mapped[0].stop == 0x2000  # where QEMU has its table
 
 
-def test_limits_of_the_iommu_are_told(device: VfioDevice) -> None:
+def test_the_iommus_limits_are_reported(device: VfioDevice) -> None:
     assert device.max_mappings == 65535
     assert device.iova_ranges
     # x86's window of message-signalled interrupts is never a valid address.
@@ -131,7 +131,7 @@ def test_a_mapping_is_taken_from_the_free_ranges_and_comes_back(device: VfioDevi
         device.unmap_dma(IOVA, pool.nbytes)
 
 
-def test_memory_of_a_descriptor_stays_reachable_without_a_mapping_here(device: VfioDevice) -> None:
+def test_memory_of_a_descriptor_stays_accessible_without_a_local_mapping(device: VfioDevice) -> None:
     with Pool(2 << 20, iova=IOVA, name="raw", hugepages="never") as pool:
         device.map_dma(pool.fd, iova=IOVA, nbytes=pool.nbytes)
         admin = Admin(device, pool)
@@ -179,7 +179,7 @@ def test_a_reset_disables_the_controller(device: VfioDevice, pool: Pool) -> None
         disable(device)
 
 
-def test_a_successor_goes_on_without_a_reset(address: Callable[[str], str], host: Host) -> None:
+def test_a_successor_continues_without_a_reset(address: Callable[[str], str], host: Host) -> None:
     place = address("plain")
     device = VfioDevice(place)
     with Pool(2 << 20, iova=IOVA, name="raw") as pool, host.witness() as witness:

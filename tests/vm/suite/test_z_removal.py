@@ -37,7 +37,7 @@ def answers(device: Device) -> bool:
     return True
 
 
-async def test_a_drive_that_is_pulled_out_is_gone(baseline: dict[str, Any]) -> None:
+async def test_an_unplugged_drive_is_gone(baseline: dict[str, Any]) -> None:
     address = baseline["pullable"]["address"]
     rebind(address, "vfio-pci")
     controller = await nvme_async.open(f"pci:{address}", mode="interrupt", command_timeout=2, abort_timeout=1)
