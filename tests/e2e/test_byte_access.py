@@ -1,4 +1,4 @@
-"""Any offset and length: pread, pwrite, readv, writev, streams and files, against a model in memory."""
+"""Any offset and length: pread, pwrite, readv, writev, streams and files, against a model."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_the_end_and_nothing(opened: nvme_async.Controller) -> None:
 
 @pytest.mark.both_loops
 async def test_parts_of_one_block_written_at_the_same_time_are_all_there(opened: nvme_async.Controller) -> None:
-    """Without the guard most of them are lost: each would read the block before the others write it."""
+    """Without the guard most are lost: each would read the block before the others write it."""
     ns = opened.namespaces[1]
     await asyncio.gather(*(ns.pwrite(bytes([i]) * 8, 8 * i) for i in range(64)))
     assert await ns.pread(512, 0) == b"".join(bytes([i]) * 8 for i in range(64))
@@ -116,7 +116,7 @@ async def test_the_guard_is_fair_and_remembers() -> None:
             ("a", 0, 4, False),
             ("b", 2, 4, False),  # beside a: neither wants to be alone
             ("c", 3, 1, True),  # after both
-            ("d", 0, 4, False),  # doesn't overtake c, which would wait for ever otherwise
+            ("d", 0, 4, False),  # doesn't overtake c, which would otherwise wait forever
             ("e", 9, 1, True),  # somewhere else
         ):
             group.create_task(access(name, first, blocks, alone))
@@ -126,7 +126,7 @@ async def test_the_guard_is_fair_and_remembers() -> None:
         with pytest.raises(CommandTimeout):
             async with guard.writing(2 * lba, 1, alone=True, settled=settled):
                 raise CommandTimeout("late")
-    await access("again", 5, 1, True)  # merged by now: too many to be told apart
+    await access("again", 5, 1, True)  # merged by now: too many to track separately
     await access("again", 5, 1, True)
     assert order == [f"settled 0+{2 * MAX_UNSETTLED + 1}", "again", "again"]
 

@@ -198,9 +198,7 @@ def test_exactly_one_successor_gets_a_deposit(path: str, other: Other) -> None:
         third.kill()
 
 
-def test_after_a_successors_death_the_next_gets_everything(
-    client: KeeperClient, other: Other, path: str
-) -> None:
+def test_after_a_successors_death_the_next_gets_everything(client: KeeperClient, other: Other, path: str) -> None:
     assert other.run(PUT) == "done"
     other.kill()
     second = Other(path)

@@ -276,7 +276,9 @@ def test_a_mapping_that_the_kernel_refuses_says_why(
         ((1 << 39) - 4096, 8192, "outside"),
     ],
 )
-def test_an_impossible_mapping_is_refused_before_the_kernel(device: VfioDevice, iova: int, nbytes: int, message: str) -> None:
+def test_an_impossible_mapping_is_refused_before_the_kernel(
+    device: VfioDevice, iova: int, nbytes: int, message: str
+) -> None:
     with pytest.raises(DeviceError, match=message):
         device.map_dma(-1, iova=iova, nbytes=nbytes, address=0x10000)
 
@@ -305,9 +307,7 @@ def test_all_vectors_are_enabled_at_once_and_changed_later(device: VfioDevice, k
 
 
 @pytest.mark.parametrize(("free", "given"), [(8, 5), (5, 5), (4, 4), (2, 2), (1, 1)])
-def test_a_kernel_short_of_vectors_grants_fewer(
-    device: VfioDevice, kernel: FakeKernel, free: int, given: int
-) -> None:
+def test_a_kernel_short_of_vectors_grants_fewer(device: VfioDevice, kernel: FakeKernel, free: int, given: int) -> None:
     kernel.free_vectors = free
     assert device.set_interrupts([10, 11, 12, 13, 14]) == given
     assert vectors(kernel)[:given] == [10, 11, 12, 13, 14][:given]
@@ -423,9 +423,7 @@ def test_two_functions_of_a_group_share_its_container(kernel: FakeKernel, machin
         assert first.read32(0x08) == 0x0001_0400
 
 
-def test_a_forked_child_closes_only_its_copies(
-    kernel: FakeKernel, machine: FakeSystem
-) -> None:
+def test_a_forked_child_closes_only_its_copies(kernel: FakeKernel, machine: FakeSystem) -> None:
     """Above all not the right to DMA: the parent's commands are out."""
     with opened(kernel, machine) as device:
         window = device.doorbells().mmio

@@ -84,9 +84,7 @@ def test_a_permanent_refusal_is_not_retried(
         VfioDevice(DRIVE, kernel=kernel, root=machine.root)
 
 
-def test_a_late_udev_node_gets_its_owner(
-    machine: FakeSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_late_udev_node_gets_its_owner(machine: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     node = machine.dev / "vfio/5"
     node.unlink(missing_ok=True)
     pauses: list[float] = []
