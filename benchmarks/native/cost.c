@@ -65,6 +65,7 @@ int main(int argc, char **argv)
     nvq_reset(&q);
     q.sq_doorbell = &doorbells[0];
     q.cq_doorbell = &doorbells[1];
+    nvq_choose_ringing(&q);
     uint64_t *lbas = calloc((size_t)rounds * depth, sizeof *lbas);
     uint16_t *statuses = calloc((size_t)rounds * depth, sizeof *statuses);
     static uint8_t data;
@@ -79,7 +80,7 @@ int main(int argc, char **argv)
     b.nbytes = 4096;
     b.n = rounds * depth;
     b.flags = NVQ_TO_HOST;
-    nvb_sum(&b);
+    nvb_prepare(&b);
     for (uint32_t i = 0; i < rounds; i++) {
         cost_submit(&b, depth);
         answer();

@@ -122,6 +122,8 @@ cdef extern from "hotpath/queue.h":
     void nvq_orphan(nvq_tracker *t) nogil
     bint nvq_stopped(const nvq *q) nogil
     void nvq_silent(nvq *q, bint silent) nogil
+    void nvq_choose_ringing(nvq *q) nogil
+    void nvq_set_latency(nvq *q, histogram *latency) nogil
     bint nvq_ring_sq(nvq *q) nogil
     bint nvq_ring_cq(nvq *q) nogil
     void nvq_rang_sq(nvq *q) nogil

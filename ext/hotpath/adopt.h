@@ -162,7 +162,7 @@ static inline void nvq_adopt(struct nvq *q, const struct nvq_measure *m, const s
         atomic_store_explicit(&h->reaped, ++reaped, memory_order_release);
     q->sq_tail = (uint32_t)(submitted % h->entries);
     q->cq_head = (uint32_t)(reaped % h->entries);
-    q->cq_phase = !((reaped / h->entries) & 1);
+    nvq_set_phase(q, !((reaped / h->entries) & 1));
     q->n_armed = found->in_flight;
     NVP_PROBE3(take_over, q->qid, found->in_flight, found->done);
     q->n_unrung = (uint32_t)(submitted - atomic_load_explicit(&h->sq_ringing, memory_order_relaxed));

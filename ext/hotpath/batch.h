@@ -22,7 +22,8 @@ struct nvb_batch {
     uint8_t *data;    /* NULL: commands without data */
     uint64_t iova;    /* of data, where the device reaches it; else `pieces` are used */
     uint64_t offset;  /* of data in the pool, or NVQ_NO_OFFSET */
-    uint64_t sum;     /* what the trackers' sums have in common: nvb_sum() */
+    uint64_t offset_step; /* from one element to the next; 0 for NVQ_NO_OFFSET */
+    uint64_t sum;     /* what the trackers' sums have in common: nvb_prepare() */
     struct nvb_piece *pieces; /* free bounce pieces, a stack of up to `depth` */
     uint32_t n_pieces;
     uint32_t nbytes; /* of one element */
@@ -34,6 +35,7 @@ struct nvb_batch {
     uint32_t depth;
     uint16_t flags; /* of the trackers */
     bool bounced;
+    bool one_page; /* each element is one page, or a part of one, of the memory at iova: nvb_prepare() */
     bool stopped; /* nothing more is sent: the awaiter is gone */
 };
 
@@ -48,58 +50,88 @@ struct nvb_slot {
 /* "Command Aborted By Host", the status of elements that were sent again too often (Base 2.0, figure 105). */
 #define NVB_GIVEN_UP 0x371
 
-/* To be called once, after all the above was set. */
-static inline void nvb_sum(struct nvb_batch *b)
+/* To be called once, after all the above was set: derives the rest. */
+static inline void nvb_prepare(struct nvb_batch *b)
 {
     b->sum = nvq_sum_rest(&b->command, b->flags, b->nbytes);
+    b->offset_step = b->offset == NVQ_NO_OFFSET ? 0 : b->nbytes;
+    b->one_page = b->data && !b->bounced && b->nbytes <= NVQ_PAGE && !((b->iova | NVQ_PAGE) & (b->nbytes - 1));
 }
 
-/* Sends an element; its slot, or -1 when no id is free. */
+/* Of one element, what its command, its tracker and its slot have of their own. */
+struct nvb_element {
+    uint64_t iova, offset, sum;
+    uint32_t index;
+};
+
+static inline struct nvb_element nvb_element(const struct nvb_batch *b, uint32_t index)
+{
+    return (struct nvb_element){
+        .iova = b->iova + (uint64_t)index * b->nbytes,
+        .offset = b->offset + index * b->offset_step,
+        .sum = b->sum + nvq_sum_tag(index),
+        .index = index,
+    };
+}
+
+/* Goes on to the element after `e`: sums are linear in their words (sum.h). */
+static inline void nvb_next(const struct nvb_batch *b, struct nvb_element *e)
+{
+    e->iova += b->nbytes;
+    e->offset += b->offset_step;
+    e->sum += nvq_sum_tag(1);
+    e->index++;
+}
+
+/* Sends an element whose data are at e->iova, with a slot that is free. `b->out` is the caller's to count. one_page: as b->one_page. */
+static inline __attribute__((always_inline)) void nvb_send(struct nvq *q, struct nvq_posting *p, struct nvb_slot *slots, struct nvb_batch *b,
+                                                           const struct nvb_element *e, unsigned slot, const bool one_page)
+{
+    struct nvq_tracker *t = &q->trackers[slot];
+    struct nvb_slot *own = &slots[slot];
+    const uint64_t lba = b->lbas[e->index];
+    own->batch = b;
+    own->element = e->index;
+    own->attempts = 0;
+    t->sqe = b->command;
+    ((nvq_word *)&t->sqe)[5] = lba; /* cdw10 and cdw11 */
+    t->flags = b->flags;
+    t->tag = e->index;
+    t->data_nbytes = b->nbytes;
+    t->data_offset = e->offset;
+    if (one_page)
+        t->sqe.prp1 = e->iova; /* prp2 is the batch's, 0 */
+    else if (b->data) /* Cannot fail: the batch was checked against the queue's longest list. */
+        (void)prp_build(&t->sqe.prp1, e->iova, b->nbytes, nvq_list(q, slot), nvq_list_iova(q, slot), q->list_bytes);
+    nvq_post_next(q, p, slot, e->sum + nvq_sum_lba(lba), !one_page);
+}
+
+/* Puts an element's data into a bounce piece, or makes that ready for them. */
+static inline void nvb_bounce(const struct nvb_batch *b, struct nvb_slot *own, struct nvb_element *e, const struct nvb_piece *piece)
+{
+    own->piece = *piece;
+    if (b->flags & NVQ_FROM_HOST)
+        memcpy(piece->data, b->data + (uint64_t)e->index * b->nbytes, b->nbytes);
+    else
+        nvs_prepare(piece->data, b->nbytes);
+    e->iova = piece->iova;
+    e->offset = piece->offset;
+}
+
+/* Sends an element of any kind, with a bounce piece where the batch has such; its slot, or -1 when no id is free. */
 static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t element, const struct nvb_piece *piece)
 {
-    const int taken = nvq_take(q);
-    if (taken < 0)
+    const int slot = nvq_take(q);
+    if (slot < 0)
         return -1;
-    const unsigned slot = (unsigned)taken;
-    struct nvq_tracker *t = &q->trackers[slot];
-    const uint64_t lba = b->lbas[element];
-    const uint64_t at = (uint64_t)element * b->nbytes;
-    t->sqe = b->command;
-    t->sqe.cdw10 = (uint32_t)lba;
-    t->sqe.cdw11 = (uint32_t)(lba >> 32);
-    t->flags = b->flags;
-    t->tag = element;
-    t->data_nbytes = b->nbytes;
-    t->data_offset = NVQ_NO_OFFSET;
-    slots[slot].batch = b;
-    slots[slot].element = element;
-    slots[slot].attempts = 0;
-    if (b->data) {
-        uint64_t iova;
-        if (b->bounced) {
-            slots[slot].piece = *piece;
-            if (b->flags & NVQ_FROM_HOST)
-                memcpy(piece->data, b->data + at, b->nbytes);
-            else
-                nvs_prepare(piece->data, b->nbytes);
-            iova = piece->iova;
-            t->data_offset = piece->offset;
-        } else {
-            iova = b->iova + at;
-            if (b->offset != NVQ_NO_OFFSET)
-                t->data_offset = b->offset + at;
-        }
-        if (prp_pages(iova, b->nbytes) == 1) {
-            t->sqe.prp1 = iova;
-            t->sqe.prp2 = 0;
-        } else {
-            /* Cannot fail: the batch was checked against the queue's longest list. */
-            (void)prp_build(&t->sqe.prp1, iova, b->nbytes, nvq_list(q, slot), nvq_list_iova(q, slot), q->list_bytes);
-        }
-    }
-    nvq_post_summed(q, slot, b->sum + nvq_sum_lba(lba) + nvq_sum_tag(element));
+    struct nvb_element e = nvb_element(b, element);
+    if (b->bounced)
+        nvb_bounce(b, &slots[slot], &e, piece);
+    struct nvq_posting p = nvq_posting_begin(q, 1);
+    nvb_send(q, &p, slots, b, &e, (unsigned)slot, false);
+    nvq_posting_end(q, &p);
     b->out++;
-    return taken;
+    return slot;
 }
 
 /* After a reset: an element that was out is sent again from the same pages, unless nobody waits for it or it was `limit` times before. */
@@ -123,47 +155,79 @@ static inline bool nvb_again(struct nvq *q, struct nvb_slot *slots, const struct
     return false;
 }
 
+/* Sends `count` elements of any kind, for which there are free slots. */
+static __attribute__((noinline, unused)) void nvb_fill_any(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        (void)nvb_post(q, slots, b, b->next++, b->bounced ? &b->pieces[--b->n_pieces] : NULL);
+}
+
 /* Sends what depth and free ids allow, leaving `keep` ids to others. Returns how many. */
 static inline uint32_t nvb_fill(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep)
 {
-    uint32_t count = 0;
-    while (b->next < b->n && b->out < b->depth && q->n_free > keep && !b->stopped) {
-        const struct nvb_piece *piece = b->bounced ? &b->pieces[--b->n_pieces] : NULL;
-        (void)nvb_post(q, slots, b, b->next, piece);
-        b->next++;
-        count++;
+    uint32_t count = b->n - b->next;
+    if (b->stopped || b->out >= b->depth || q->n_free <= keep)
+        return 0;
+    if (count > b->depth - b->out)
+        count = b->depth - b->out;
+    if (count > q->n_free - keep)
+        count = q->n_free - keep;
+    if (!count)
+        return 0;
+    if (b->one_page && !q->latency) {
+        struct nvb_element e = nvb_element(b, b->next);
+        struct nvq_posting p = nvq_posting_begin(q, count);
+        const uint16_t *free_slot = q->free_slots + q->n_free;
+        b->next += count;
+        b->out += count;
+        q->n_free -= count;
+        do {
+            nvb_send(q, &p, slots, b, &e, *--free_slot, true);
+            nvb_next(b, &e);
+        } while (e.index != b->next);
+        nvq_posting_end(q, &p);
+    } else {
+        nvb_fill_any(q, slots, b, count);
     }
     return count;
 }
 
-/* One element's completion, recorded in its tracker by nvq_reap. */
-static inline void nvb_finish(struct nvq *q, struct nvb_slot *slots, unsigned slot)
+/* One element's completion, recorded in its tracker by nvq_reap. `bounced` as b->bounced. done, out and free slots are the caller's to count. */
+static inline __attribute__((always_inline)) void nvb_take(struct nvq *q, struct nvb_slot *own, unsigned slot, struct nvb_batch *b,
+                                                           const bool bounced)
 {
-    struct nvb_batch *b = slots[slot].batch;
-    const struct nvq_tracker *t = &q->trackers[slot];
-    const uint32_t element = slots[slot].element;
+    struct nvq_tracker *t = &q->trackers[slot];
+    const uint32_t element = own->element;
     uint16_t status = t->status;
-    if (!status && b->bounced && (b->flags & NVQ_TO_HOST))
-        status = nvs_finish(slots[slot].piece.data, b->nbytes);
+    if (bounced) {
+        if (b->flags & NVQ_TO_HOST && !status) {
+            status = nvs_finish(own->piece.data, b->nbytes);
+            if (!status && !b->stopped)
+                memcpy(b->data + (uint64_t)element * b->nbytes, own->piece.data, b->nbytes);
+        }
+        b->pieces[b->n_pieces++] = own->piece;
+    }
     b->status[element] = status;
     if (status)
         b->failed++;
-    if (b->bounced) {
-        if (!status && (b->flags & NVQ_TO_HOST) && !b->stopped)
-            memcpy(b->data + (uint64_t)element * b->nbytes, slots[slot].piece.data, b->nbytes);
-        b->pieces[b->n_pieces++] = slots[slot].piece;
-    }
-    slots[slot].batch = NULL;
-    b->done++;
-    b->out--;
-    nvq_put(q, slot);
+    own->batch = NULL;
+    nvq_free(t);
 }
 
-/* Finishes what belongs to `b` among the reaped; the rest keeps its order in done_slots. */
-static inline void nvb_settle(struct nvq *q, struct nvb_slot *slots, const struct nvb_batch *b)
+static inline void nvb_finish(struct nvq *q, struct nvb_slot *slots, unsigned slot)
+{
+    struct nvb_batch *b = slots[slot].batch;
+    nvb_take(q, &slots[slot], slot, b, b->bounced);
+    b->done++;
+    b->out--;
+    q->free_slots[q->n_free++] = (uint16_t)slot;
+}
+
+/* nvb_settle() from the reaped at `from` on, whosever they are. */
+static __attribute__((noinline, unused)) void nvb_settle_any(struct nvq *q, struct nvb_slot *slots, const struct nvb_batch *b, uint32_t from)
 {
     uint32_t kept = 0;
-    for (uint32_t i = 0; i < q->n_done; i++) {
+    for (uint32_t i = from; i < q->n_done; i++) {
         const unsigned slot = q->done_slots[i];
         if (slots[slot].batch == b)
             nvb_finish(q, slots, slot);
@@ -171,6 +235,31 @@ static inline void nvb_settle(struct nvq *q, struct nvb_slot *slots, const struc
             q->done_slots[kept++] = (uint16_t)slot;
     }
     q->n_done = kept;
+}
+
+/* Finishes what belongs to `b` among the reaped; the rest keeps its order in done_slots. */
+static inline void nvb_settle(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b)
+{
+    const uint16_t *const done = q->done_slots;
+    uint16_t *const free_slots = q->free_slots + q->n_free;
+    const uint32_t n_done = q->n_done;
+    uint32_t n = 0;
+    if (!b->bounced && n_done) {
+        do {
+            const unsigned slot = done[n];
+            if (__builtin_expect(slots[slot].batch != b, 0))
+                break;
+            nvb_take(q, &slots[slot], slot, b, false);
+            free_slots[n] = (uint16_t)slot;
+        } while (++n != n_done);
+        q->n_free += n;
+        b->done += n;
+        b->out -= n;
+    }
+    if (__builtin_expect(n == n_done, 1))
+        q->n_done = 0;
+    else
+        nvb_settle_any(q, slots, b, n);
 }
 
 enum nvb_why {

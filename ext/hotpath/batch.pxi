@@ -23,7 +23,7 @@ cdef extern from "hotpath/batch.h":
 
     enum: NVB_DONE, NVB_SLICE, NVB_QUIET, NVB_REGISTER, NVB_STRAYS
 
-    void nvb_sum(nvb_batch *b) nogil
+    void nvb_prepare(nvb_batch *b) nogil
     int nvb_post(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t element, const nvb_piece *piece) nogil
     bint nvb_again(nvq *q, nvb_slot *slots, const nvb_slot *old, uint32_t limit) nogil
     uint32_t nvb_fill(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep) nogil
@@ -133,19 +133,20 @@ cdef class Batch:
             raise qp.refusal
         qp.check_thread()
         if self.b.data == NULL or wanted == 0:
-            nvb_sum(&self.b)
+            self.b.offset = NVQ_NO_OFFSET
+            nvb_prepare(&self.b)
             return True
         if qp.q.transport != NULL:
             self.b.iova = <uintptr_t>self.b.data
             self.b.offset = NVQ_NO_OFFSET
-            nvb_sum(&self.b)
+            nvb_prepare(&self.b)
             return True
         if not <uintptr_t>self.b.data & 3:
             mapping = qp.address_map.find(self.b.data, <uint64_t>self.b.nbytes * self.b.n)
         if mapping != NULL and self.b.pieces == NULL:
             self.b.iova = mapping.iova + (<uintptr_t>self.b.data - mapping.begin)
             self.b.offset = <uintptr_t>self.b.data - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
-            nvb_sum(&self.b)
+            nvb_prepare(&self.b)
             return True
         self.bounce_class = BounceCache.size_class(self.b.nbytes)
         if self.any_depth:
@@ -156,7 +157,7 @@ cdef class Batch:
                 raise MemoryError()
             self.b.bounced = True
             self.b.flags |= NVQ_BOUNCE
-            nvb_sum(&self.b)
+            nvb_prepare(&self.b)
         while self.b.n_pieces < wanted and qp.bounce.take(self.bounce_class, &piece):
             self.b.pieces[self.b.n_pieces] = nvb_piece(<uint8_t *>piece.data, piece.iova, piece.offset)
             self.b.n_pieces += 1

@@ -64,18 +64,21 @@ struct nvq {
     uint32_t entries;
     uint32_t sq_tail;  /* index of the next free SQ entry */
     uint32_t cq_head;  /* index of the next CQE */
-    uint16_t cq_phase; /* that a new CQE has */
+    uint16_t cq_phase; /* that a new CQE has: nvq_set_phase() */
     uint16_t slot_bits;
     uint32_t n_armed;   /* commands with the controller, orphans included */
     uint32_t n_unrung;  /* of those, not yet rung */
     uint32_t n_unacked; /* CQEs taken, CQ doorbell not yet rung */
     uint16_t qid;
     uint16_t cid_step; /* from one command of a slot to its next */
+    uint32_t cid_mask; /* the part of an id that is its slot */
     uint8_t *lists;
     uint64_t lists_iova;
     uint32_t list_bytes;
     uint32_t n_trackers;
     uint16_t *next_cid; /* of each slot */
+    uint64_t cq_expected;   /* phase and sqid of a new CQE, at their places in its last 8 bytes */
+    uint32_t notable;       /* so many completions in one reap, and more, are news for nvq_note() */
 
     /* Doorbells. NULL: the device maps none, nvq_ring_* return true and the caller writes the register. */
     volatile uint32_t *sq_doorbell;
@@ -84,6 +87,7 @@ struct nvq {
     bool silent; /* nothing is rung: the controller is being reset and doesn't know of this queue. Set by nvq_silent() */
     uint32_t life; /* of a lent queue pair: it is over once its lender has stored another number in lent_word */
     const volatile uint32_t *stop_word, *lent_word;
+    const volatile uint32_t *plain_word; /* stop_word where ringing is one store to mapped memory: nvq_choose_ringing() */
     /* Doorbell Buffer Config (Base 2.0, 5.8): NULL = not in use. */
     volatile uint32_t *sq_shadow;
     volatile uint32_t *cq_shadow;
@@ -105,10 +109,18 @@ static inline bool nvq_stopped(const struct nvq *q) /* doorbells are to be left 
     return __builtin_expect(*q->stop_word != q->life, 0);
 }
 
+/* To be called whenever one of the doorbell fields has changed; until then nvq_ring_* look at each of them. */
+static inline void nvq_choose_ringing(struct nvq *q)
+{
+    const bool plain = q->sq_doorbell && q->cq_doorbell && !q->sq_shadow && q->kick_fd < 0;
+    q->plain_word = plain ? q->stop_word : &nvq_silence;
+}
+
 static inline void nvq_silent(struct nvq *q, bool silent)
 {
     q->silent = silent;
     q->stop_word = silent ? &nvq_silence : q->lent_word;
+    nvq_choose_ringing(q);
 }
 
 static inline uint64_t nvq_now_ns(void)
@@ -151,7 +163,7 @@ static inline uint64_t nvq_layout(struct nvq_header *h, uint32_t entries, uint32
  */
 static inline uint16_t nvq_proper_cid(const struct nvq *q, uint16_t cid)
 {
-    return (uint16_t)(cid - 1) >= 0xfffe ? (uint16_t)(cid + q->cid_step) : cid;
+    return __builtin_expect((uint16_t)(cid - 1) >= 0xfffe, 0) ? (uint16_t)(cid + q->cid_step) : cid;
 }
 
 /* Points `q` at the memory of a laid out queue pair. Returns 0, or -1 out of memory. */
@@ -170,9 +182,11 @@ static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
     q->n_trackers = h->n_trackers;
     q->slot_bits = (uint16_t)h->slot_bits;
     q->cid_step = (uint16_t)(1u << h->slot_bits);
+    q->cid_mask = q->cid_step - 1u;
     q->qid = h->qid;
     q->kick_fd = -1;
     q->stop_word = q->lent_word = &nvq_own;
+    q->plain_word = &nvq_silence;
     q->life = nvq_own;
     q->free_slots = calloc(h->n_trackers, sizeof *q->free_slots);
     q->done_slots = calloc(h->n_trackers, sizeof *q->done_slots);
@@ -198,6 +212,20 @@ static inline void nvq_close(struct nvq *q)
     free(q->latency);
     memset(q, 0, sizeof *q);
     q->kick_fd = -1;
+}
+
+static inline void nvq_set_phase(struct nvq *q, uint16_t phase)
+{
+    q->cq_phase = phase;
+    q->cq_expected = (uint64_t)phase << 48 | (uint64_t)q->qid << 16;
+}
+
+/* Latencies are recorded in *latency from now on, which is the queue's to free; NULL: they aren't. */
+static inline void nvq_set_latency(struct nvq *q, struct histogram *latency)
+{
+    free(q->latency);
+    q->latency = latency;
+    q->notable = 0;
 }
 
 /* Slots for commands of the driver's users. */
@@ -229,7 +257,7 @@ static inline void nvq_reset(struct nvq *q)
         nvq_free(&q->trackers[i]);
     q->n_done = q->n_armed = q->n_unrung = q->n_unacked = 0;
     q->sq_tail = q->cq_head = 0;
-    q->cq_phase = 1;
+    nvq_set_phase(q, 1);
     memset(&q->strays, 0, sizeof q->strays);
     atomic_store_explicit(&h->sq_ringing, 0, memory_order_relaxed);
     atomic_store_explicit(&h->sq_rung, 0, memory_order_relaxed);
@@ -264,40 +292,62 @@ static inline uint64_t nvq_list_iova(const struct nvq *q, unsigned slot)
 }
 
 /*
+ * What changes with each command that is posted, in registers from nvq_posting_begin() to nvq_posting_end(). Nothing else may touch the
+ * queue between them; a process that is killed there loses only what it alone knows.
+ */
+struct nvq_posting {
+    uint64_t position; /* header.submitted */
+    uint32_t tail;
+    uint32_t count;
+};
+
+static inline struct nvq_posting nvq_posting_begin(struct nvq *q, uint32_t count)
+{
+    q->n_armed += count;
+    return (struct nvq_posting){
+        .position = atomic_load_explicit(&q->header->submitted, memory_order_relaxed), .tail = q->sq_tail, .count = count};
+}
+
+static inline void nvq_posting_end(struct nvq *q, const struct nvq_posting *p)
+{
+    q->sq_tail = p->tail;
+    q->n_unrung += p->count;
+}
+
+/*
  * Puts the command that was written to trackers[slot].sqe into the ring. The SQ has room whenever a slot was free: there are fewer trackers
  * than entries, and a tracker is only free once its command was fetched and completed. The controller sees nothing until nvq_ring_sq.
  *
- * sum: as nvq_sum_sent() adds it up, before it is folded.
+ * sum: as nvq_sum_sent() adds it up, before it is folded. may_record: latencies may be recorded.
  */
-static inline void nvq_post_summed(struct nvq *q, unsigned slot, uint64_t sum)
+static inline void nvq_post_next(struct nvq *q, struct nvq_posting *p, unsigned slot, uint64_t sum, const bool may_record)
 {
     struct nvq_tracker *t = &q->trackers[slot];
-    struct nvq_header *h = q->header;
-    const uint64_t position = atomic_load_explicit(&h->submitted, memory_order_relaxed);
-    const uint32_t tail = q->sq_tail;
+    const uint32_t tail = p->tail;
     const uint16_t cid = q->next_cid[slot];
     q->next_cid[slot] = nvq_proper_cid(q, (uint16_t)(cid + q->cid_step));
-    t->position = position;
+    if (__builtin_expect(++p->tail == q->entries, 0))
+        p->tail = 0;
+    t->position = p->position;
     atomic_signal_fence(memory_order_release); /* a free tracker with an id has this position: see nvq_verify_tracker() */
     t->cid = t->sqe.cid = cid;
-    t->epoch = h->epoch;
-    t->sent_ns = q->latency ? nvq_now_ns() : 0;
+    t->epoch = q->header->epoch;
+    t->sent_ns = may_record && q->latency ? nvq_now_ns() : 0;
     atomic_signal_fence(memory_order_release); /* a sum that fits has its position beside it: see nvq_verify_tracker() */
     t->sum = nvq_sum_fold(sum) ^ cid;
     atomic_store_explicit(&t->state, NVQ_ARMED, memory_order_release);
     memcpy(&q->sq[tail], &t->sqe, sizeof t->sqe);
-    q->sq_tail = tail + 1 == q->entries ? 0 : tail + 1;
-    q->n_armed++;
-    atomic_store_explicit(&h->submitted, position + 1, memory_order_release);
-    q->n_unrung++;
+    atomic_store_explicit(&q->header->submitted, ++p->position, memory_order_release);
     NVP_PROBE2(post, q->qid, (const void *)t); /* a tracker begins with the 64 bytes of its command */
 }
 
 static inline void nvq_post(struct nvq *q, unsigned slot)
 {
     const struct nvq_tracker *t = &q->trackers[slot];
-    nvq_post_summed(q, slot, nvq_sum_rest(&t->sqe, t->flags, t->data_nbytes) + nvq_sum_lba(((const nvq_word *)&t->sqe)[5]) +
-                                 nvq_sum_tag(t->tag));
+    struct nvq_posting p = nvq_posting_begin(q, 1);
+    nvq_post_next(q, &p, slot, nvq_sum_rest(&t->sqe, t->flags, t->data_nbytes) + nvq_sum_lba(((const nvq_word *)&t->sqe)[5]) +
+                                   nvq_sum_tag(t->tag), true);
+    nvq_posting_end(q, &p);
 }
 
 /* virtio's test, as Base 2.0 5.8 has it: does going from `old` to `new` step over event_idx? */
@@ -366,11 +416,11 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
     return false;
 }
 
-static inline bool nvq_ring_sq(struct nvq *q)
+/* nvq_ring_sq() and nvq_ring_cq() where a doorbell is more than a store, or is left alone. */
+static __attribute__((noinline, unused)) bool nvq_ring_sq_any(struct nvq *q, uint64_t submitted)
 {
     struct nvq_header *h = q->header;
-    const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_relaxed);
-    if (!q->n_unrung || nvq_stopped(q))
+    if (nvq_stopped(q))
         return false;
     atomic_store_explicit(&h->sq_ringing, submitted, memory_order_release);
     const bool by_register = nvq_doorbell(q, q->sq_doorbell, q->sq_shadow, q->sq_eventidx, q->sq_tail, &h->n_sq_doorbells);
@@ -381,11 +431,10 @@ static inline bool nvq_ring_sq(struct nvq *q)
     return by_register;
 }
 
-static inline bool nvq_ring_cq(struct nvq *q)
+static __attribute__((noinline, unused)) bool nvq_ring_cq_any(struct nvq *q, uint64_t reaped)
 {
     struct nvq_header *h = q->header;
-    const uint64_t reaped = atomic_load_explicit(&h->reaped, memory_order_relaxed);
-    if (!q->n_unacked || nvq_stopped(q))
+    if (nvq_stopped(q))
         return false;
     NVP_PROBE2(ring_cq, q->qid, q->n_unacked);
     atomic_store_explicit(&h->cq_ringing, reaped, memory_order_release);
@@ -394,6 +443,40 @@ static inline bool nvq_ring_cq(struct nvq *q)
     if (!by_register)
         atomic_store_explicit(&h->cq_rung, reaped, memory_order_release);
     return by_register;
+}
+
+static inline bool nvq_ring_sq(struct nvq *q)
+{
+    struct nvq_header *h = q->header;
+    const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_relaxed);
+    if (!q->n_unrung)
+        return false;
+    if (__builtin_expect(*q->plain_word != q->life, 0))
+        return nvq_ring_sq_any(q, submitted);
+    atomic_store_explicit(&h->sq_ringing, submitted, memory_order_release);
+    h->n_sq_doorbells++;
+    mmio_store32(q->sq_doorbell, q->sq_tail);
+    NVP_PROBE2(ring_sq, q->qid, q->n_unrung);
+    q->n_unrung = 0;
+    atomic_store_explicit(&h->sq_rung, submitted, memory_order_release);
+    return false;
+}
+
+static inline bool nvq_ring_cq(struct nvq *q)
+{
+    struct nvq_header *h = q->header;
+    const uint64_t reaped = atomic_load_explicit(&h->reaped, memory_order_relaxed);
+    if (!q->n_unacked)
+        return false;
+    if (__builtin_expect(*q->plain_word != q->life, 0))
+        return nvq_ring_cq_any(q, reaped);
+    NVP_PROBE2(ring_cq, q->qid, q->n_unacked);
+    atomic_store_explicit(&h->cq_ringing, reaped, memory_order_release);
+    h->n_cq_doorbells++;
+    mmio_store32(q->cq_doorbell, q->cq_head);
+    q->n_unacked = 0;
+    atomic_store_explicit(&h->cq_rung, reaped, memory_order_release);
+    return false;
 }
 
 /* Between the completion doorbell and one more poll before sleeping: the controller stores an entry and then reads the doorbell, we store
@@ -427,25 +510,114 @@ static inline bool nvq_pending(const struct nvq *q)
     return __builtin_expect(q->transport != NULL, 0) && q->transport->poll((struct nvq *)q);
 }
 
-/* One entry of the completion ring was dealt with. */
-static inline void nvq_consume(struct nvq *q)
+/* The state of a tracker that no other thread changes: a plain load, which the compiler may fold into what it is for. */
+static inline uint32_t nvq_state(const struct nvq_tracker *t)
+{
+    return *(const uint32_t __attribute__((may_alias)) *)&t->state;
+}
+
+/* The last n of done_slots were reaped in one go: more than ever, or latencies are recorded. The clock is read once: that is not free. */
+static __attribute__((noinline, cold)) void nvq_note(struct nvq *q, unsigned n)
+{
+    if (n > q->header->max_batch)
+        q->header->max_batch = n;
+    q->notable = q->latency ? 0 : (uint32_t)q->header->max_batch + 1;
+    if (!q->latency)
+        return;
+    const uint64_t now = nvq_now_ns();
+    for (unsigned i = 1; i <= n; i++) {
+        const uint64_t sent_ns = q->trackers[q->done_slots[q->n_done - i]].sent_ns;
+        if (sent_ns)
+            histogram_add_many(q->latency, now - sent_ns, 1);
+    }
+}
+
+/* The next entry of the completion ring is expected. */
+static inline uint32_t nvq_after(struct nvq *q, uint32_t head)
+{
+    if (++head != q->entries)
+        return head;
+    nvq_set_phase(q, q->cq_phase ^ 1);
+    return 0;
+}
+
+/* nvq_reap_ring() up to the first stray, which stays in the ring (*stray); *limit is what is left of it. */
+static inline unsigned nvq_reap_run(struct nvq *q, unsigned *limit, bool *stray)
 {
     struct nvq_header *h = q->header;
-    if (++q->cq_head == q->entries) {
-        q->cq_head = 0;
-        q->cq_phase ^= 1;
+    const uint64_t before = atomic_load_explicit(&h->reaped, memory_order_relaxed), end = before + *limit;
+    uint16_t *const done = q->done_slots + q->n_done;
+    uint64_t reaped = before;
+    uint32_t head = q->cq_head;
+    while (reaped != end) {
+        volatile struct nvq_cqe *cqe = &q->cq[head];
+        /* sqhd, sqid, cid and status: the phase, and what it vouches for, in one load. 0 where it is as expected. */
+        const uint64_t entry = *(volatile nvq_word *)&cqe->sqhd ^ q->cq_expected;
+        if (entry & 1ull << 48)
+            break;
+        mmio_after_load();
+        const uint16_t cid = (uint16_t)(entry >> 32);
+        const unsigned slot = cid & q->cid_mask;
+        struct nvq_tracker *t = &q->trackers[slot];
+        if (__builtin_expect(slot >= q->n_trackers || t->cid != cid || nvq_state(t) != NVQ_ARMED || (uint32_t)entry >> 16, 0)) {
+            *stray = true;
+            break;
+        }
+        const uint64_t result = *(volatile nvq_word *)&cqe->dw0; /* and dw1 */
+        const uint32_t field = (uint32_t)(entry >> 49);
+        t->status = (uint16_t)field;
+        *(nvq_word *)&t->dw0 = result;
+        if (field | result)
+            t->sum ^= nvq_sum_done(field, result); /* of nothing it is 0 */
+        NVP_PROBE2(complete, q->qid, (const void *)t);
+        atomic_store_explicit(&t->state, NVQ_DONE, memory_order_release);
+        done[reaped - before] = (uint16_t)slot;
+        head = nvq_after(q, head);
+        atomic_store_explicit(&h->reaped, ++reaped, memory_order_release);
     }
+    const unsigned n = (unsigned)(reaped - before);
+    *limit -= n;
+    if (n) {
+        q->cq_head = head;
+        q->n_done += n;
+        q->n_armed -= n;
+        q->n_unacked += n;
+        NVP_PROBE2(reap, q->qid, n);
+        h->n_reaps++;
+        if (n >= q->notable)
+            nvq_note(q, n);
+    }
+    return n;
+}
+
+/* Takes an entry that answers nothing off the ring. */
+static inline void nvq_take_stray(struct nvq *q)
+{
+    struct nvq_header *h = q->header;
+    volatile struct nvq_cqe *cqe = &q->cq[q->cq_head];
+    const uint16_t cid = cqe->cid;
+    const unsigned slot = cid & q->cid_mask;
+    q->strays.n++;
+    q->strays.n_sqid += slot < q->n_trackers && q->trackers[slot].cid == cid && nvq_state(&q->trackers[slot]) == NVQ_ARMED;
+    q->strays.cid = cid;
+    q->strays.sqid = cqe->sqid;
+    q->n_unacked++;
+    q->cq_head = nvq_after(q, q->cq_head);
     atomic_store_explicit(&h->reaped, atomic_load_explicit(&h->reaped, memory_order_relaxed) + 1, memory_order_release);
 }
 
-static __attribute__((noinline, cold)) void nvq_stray(struct nvq *q, uint16_t cid, uint16_t sqid, bool outstanding)
+/* The rest of nvq_reap_ring(), from a stray on. */
+static __attribute__((noinline, cold)) unsigned nvq_reap_strays(struct nvq *q, unsigned limit)
 {
-    q->strays.n++;
-    q->strays.n_sqid += outstanding;
-    q->strays.cid = cid;
-    q->strays.sqid = sqid;
-    q->n_unacked++;
-    nvq_consume(q);
+    unsigned n = 0;
+    bool stray;
+    do {
+        nvq_take_stray(q);
+        limit--;
+        stray = false;
+        n += nvq_reap_run(q, &limit, &stray);
+    } while (stray);
+    return n;
 }
 
 /*
@@ -454,50 +626,9 @@ static __attribute__((noinline, cold)) void nvq_stray(struct nvq *q, uint16_t ci
  */
 static inline unsigned nvq_reap_ring(struct nvq *q, unsigned limit)
 {
-    struct nvq_header *h = q->header;
-    const uint32_t mask = (1u << q->slot_bits) - 1;
-    unsigned n = 0;
-    uint64_t now = 0;
-    for (; limit; limit--) {
-        volatile struct nvq_cqe *cqe = &q->cq[q->cq_head];
-        const uint32_t status = cqe->status;
-        if ((status & 1) != q->cq_phase)
-            break;
-        mmio_after_load();
-        const uint16_t cid = cqe->cid;
-        const unsigned slot = cid & mask;
-        struct nvq_tracker *t = &q->trackers[slot];
-        const bool outstanding =
-            slot < q->n_trackers && t->cid == cid && atomic_load_explicit(&t->state, memory_order_relaxed) == NVQ_ARMED;
-        if (!outstanding || cqe->sqid != q->qid) {
-            nvq_stray(q, cid, cqe->sqid, outstanding);
-            continue;
-        }
-        const uint64_t result = *(volatile nvq_word *)&cqe->dw0; /* and dw1 */
-        const uint32_t field = status >> 1;
-        t->status = (uint16_t)field;
-        *(nvq_word *)&t->dw0 = result;
-        t->sum ^= nvq_sum_done(field, result);
-        NVP_PROBE2(complete, q->qid, (const void *)t);
-        if (t->sent_ns && q->latency) {
-            if (!now)
-                now = nvq_now_ns(); /* once a reap: reading the clock is not free */
-            histogram_add_many(q->latency, now - t->sent_ns, 1);
-        }
-        atomic_store_explicit(&t->state, NVQ_DONE, memory_order_release);
-        q->done_slots[q->n_done++] = (uint16_t)slot;
-        nvq_consume(q);
-        n++;
-    }
-    if (n) {
-        q->n_armed -= n;
-        q->n_unacked += n;
-        NVP_PROBE2(reap, q->qid, n);
-        h->n_reaps++;
-        if (n > h->max_batch)
-            h->max_batch = n;
-    }
-    return n;
+    bool stray = false;
+    const unsigned n = nvq_reap_run(q, &limit, &stray);
+    return __builtin_expect(stray, 0) ? n + nvq_reap_strays(q, limit) : n;
 }
 
 static __attribute__((noinline, unused)) unsigned nvq_reap_polled(struct nvq *q, unsigned limit)

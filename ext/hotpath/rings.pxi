@@ -120,6 +120,7 @@ cdef class Rings:
         else:
             self.q.sq_doorbell = <uint32_t *>mmio._at(sq_offset, 4, True)
             self.q.cq_doorbell = <uint32_t *>mmio._at(cq_offset, 4, True)
+        nvq_choose_ringing(&self.q)
 
     def set_stop_word(self, Mmio page, uint64_t offset, uint32_t life):
         """The queue pair is lent by another process: doorbells are rung only while the word at `offset` of its page is `life`. Between a reset
@@ -160,11 +161,13 @@ cdef class Rings:
         self.q.cq_shadow = <uint32_t *>(base + cq_offset)
         self.q.sq_eventidx = <uint32_t *>(base + eventidx_offset + sq_offset)
         self.q.cq_eventidx = <uint32_t *>(base + eventidx_offset + cq_offset)
+        nvq_choose_ringing(&self.q)
 
     def drop_shadow_doorbells(self):
         """Doorbell Buffer Config is not in use any more. Between a reset and the queue's creation."""
         if self.has_shadow:
             self.q.sq_shadow = self.q.cq_shadow = self.q.sq_eventidx = self.q.cq_eventidx = NULL
+            nvq_choose_ringing(&self.q)
             PyBuffer_Release(&self.shadow_view)
             self.has_shadow = False
             self.shadow = None
@@ -294,14 +297,14 @@ cdef class Rings:
     def record_latency(self, bint on):
         """Starts a latency histogram (fio's buckets: 29 groups of 64, an error below 1 %), or drops it. Costs a clock reading for each
         command and each reap; off unless asked for."""
+        cdef histogram *latency = NULL
         self.check_open()
-        free(self.q.latency)
-        self.q.latency = NULL
         if on:
-            self.q.latency = <histogram *>malloc(sizeof(histogram))
-            if self.q.latency == NULL:
+            latency = <histogram *>malloc(sizeof(histogram))
+            if latency == NULL:
                 raise MemoryError()
-            histogram_clear(self.q.latency)
+            histogram_clear(latency)
+        nvq_set_latency(&self.q, latency)
 
     def latency(self):
         """{"count", "sum", "min", "max", "stddev", "bins": {nanoseconds: count}} from submission to reaping, or None if it isn't recorded."""

@@ -21,7 +21,7 @@
 typedef uint64_t __attribute__((may_alias)) nvq_word;
 
 /*
- * Linear in the words of a tracker, so that what a batch's commands have in common is added up once (nvb_sum). Left out is what is compared
+ * Linear in the words of a tracker, so that what a batch's commands have in common is added up once (nvb_prepare). Left out is what is compared
  * with something else: position, PRPs, offset; and NVQ_ADOPTED, which whoever adopts sets. The factors are odd; of the differences of two bits
  * only pairs of the words' topmost ones add up to nothing. The command id comes last and unfolded: a tracker's sum is never that of the next
  * command in the same tracker, however alike they are.
