@@ -22,6 +22,7 @@ from wire import VECTORS, Wire
 import nvme_async
 from nvme_async.driver.namespace import Namespace
 from nvme_async.emulator import EmulatedController
+from nvme_async.emulator.device import EmulatedDevice
 from nvme_async.keepalive.controller import Controller
 
 OVERRIDE = "NVME_ASYNC_TEST_URIS"
@@ -136,3 +137,22 @@ def _nothing_stays_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     assert (
         leftovers(doorbells=False) - before == set()
     )  # tracebacks, for example of logged errors, keep device handles alive
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A controller that outlives its clients; `emulated:kept` connects to it."""
+    emulator = EmulatedController("size=16MiB,block=512")
+
+    def start(cls: Any, options: str, *, timeout: float = 10.0) -> Any:
+        device = super(EmulatedDevice, cls).from_socket(emulator.connect(), uri=f"emulated:{options}", timeout=timeout)
+        device.emulator = emulator
+        return device
+
+    def close(self: EmulatedDevice) -> None:
+        super(EmulatedDevice, self).close()
+
+    monkeypatch.setattr(EmulatedDevice, "start", classmethod(start))
+    monkeypatch.setattr(EmulatedDevice, "close", close)
+    yield emulator
+    emulator.close()

@@ -16,8 +16,10 @@ from nvme_async.device import Device, open_device
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.transport import PcieTransport
-from nvme_async.emulator import Faults
-from nvme_async.errors import ControllerError
+from nvme_async.emulator import EmulatedController, Faults
+from nvme_async.errors import (
+    ControllerError,
+)
 from nvme_async.keepalive.controller import Controller
 
 T = TypeVar("T")
@@ -212,3 +214,12 @@ class Stepped:
                 value, error = (yield yielded), None
             except BaseException as thrown:
                 value, error = None, thrown
+
+
+MODES = ("adaptive", "interrupt", "poll")
+
+
+async def released(emulator: EmulatedController) -> None:
+    """No connection, and no memory except the emulator's own."""
+    await eventually(lambda: not emulator.stats()["connected"])
+    assert {entry for entry in leftovers(doorbells=False) if "thread" not in entry} == set()

@@ -6,83 +6,22 @@ is freed, and brought up afresh.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import mmap
 import os
 import socket
-import zlib
 
 import pytest
-from kept import FLUSH, READ, WRITE, Line, all_handed_over, block, die, eventually, line, results
+from kept import FLUSH, READ, WRITE, Line, all_handed_over, block, eventually, line, results
+from refusing import bundle_of, goes_on, refused, rewrite, used_line
 
 import nvme_async
 from nvme_async.device import resume_device
-from nvme_async.dma import Pool
 from nvme_async.emulator import EmulatedController
 from nvme_async.errors import ControllerTimeout, HandedOver, OutOfDmaMemory, RestoreRefused
-from nvme_async.keepalive import Bundle, manifest, restore
-from nvme_async.keepalive import state as saved
-from nvme_async.keepalive.manifest import Manifest
+from nvme_async.keepalive import Bundle, restore
 from nvme_async.native import _hotpath
 from nvme_async.spec.registers import Register
 
 CC = int(Register.CC)
-
-
-async def bundle_of(drivers: Line, way: str = "save") -> Bundle:
-    """The current driver releases it."""
-    before = drivers.driver
-    drivers.past.append(before)
-    return await before.save() if way == "save" else die(before)
-
-
-async def refused(drivers: Line, bundle: Bundle, reason: str) -> None:
-    """restore() reports the reason, and neither the controller nor the pool has changed."""
-    drivers.since()
-    before = pool_bytes(bundle)
-    with pytest.raises(RestoreRefused, match=reason) as raised:
-        await restore(bundle)
-    assert bundle.uri in str(raised.value)
-    counted = drivers.since()
-    assert counted["admin"] == counted["io"] == {}
-    assert counted["enables"] == counted["disables"] == counted["resets"] == counted["shutdowns"] == 0
-    assert pool_bytes(bundle) == before
-
-
-def pool_bytes(bundle: Bundle) -> int:
-    fd = bundle.descriptors["pool"]
-    return zlib.crc32(os.pread(fd, os.fstat(fd).st_size, 0))
-
-
-async def goes_on(drivers: Line, bundle: Bundle) -> None:
-    """A correct bundle still works after a wrong one was refused."""
-    with bundle:
-        drivers.driver = await restore(bundle)
-    assert await drivers.namespace.read(0) == block(7)
-    assert drivers.since()["disables"] == 0
-
-
-@contextlib.asynccontextmanager
-async def used_line(emulated: str = "size=16MiB", **options: object):
-    # Without shadow doorbells, because with them the controller writes to the pool whenever it goes
-    # to sleep.
-    async with line(f"{emulated},dbbuf=off", **options) as drivers:
-        await drivers.namespace.write(0, block(7))
-        yield drivers
-
-
-def rewrite(bundle: Bundle, change) -> None:
-    """Alters the saved state in the pool with valid checksums, as another program might have
-    written it.
-    """
-    with Pool.attach(bundle.descriptors["pool"]) as pool:
-        offset, sequence, body = manifest.find(pool)
-        plain = json.loads(body)
-        change(plain)
-        buffer = pool.claim(offset)
-        Manifest(pool, buffer, sequence).write(json.dumps(plain).encode())
-        pool.detach()
 
 
 # -- another drive, other limits, another state ----------------------------------------------------
@@ -243,115 +182,6 @@ async def refused_by_phase(drivers: Line, bundle: Bundle) -> None:
     with bundle:
         drivers.driver = await restore(bundle, policy="fresh")
     assert await drivers.namespace.read(0) == block(7)
-
-
-def poke(fd: int, data: bytes, offset: int) -> None:
-    """Writes into a pool through a mapping, because a pool of huge pages doesn't support
-    write().
-    """
-    with mmap.mmap(fd, os.fstat(fd).st_size) as pool:
-        pool[offset : offset + len(data)] = data
-
-
-# -- truncated, altered, foreign -------------------------------------------------------------------
-
-
-async def test_a_missing_pool_is_named() -> None:
-    async with used_line() as drivers:
-        with await bundle_of(drivers) as bundle:
-            without = {name: fd for name, fd in bundle.descriptors.items() if name != "pool"}
-            for policy in ("refuse", "fresh"):
-                poolless = Bundle.of(bundle.uri, bundle.manifest, without)
-                with poolless, pytest.raises(RestoreRefused, match="private pool is missing"):
-                    await restore(poolless, policy=policy)
-            await goes_on(drivers, bundle)
-
-
-async def test_another_controllers_pool_is_refused() -> None:
-    async with used_line() as drivers, used_line() as others:
-        ours, theirs = await bundle_of(drivers), await bundle_of(others)
-        with Bundle.of(ours.uri, ours.manifest, {**ours.descriptors, "pool": theirs.descriptors["pool"]}) as mixed:
-            await refused(drivers, mixed, "is about")
-        await goes_on(others, theirs)
-        await goes_on(drivers, ours)
-
-
-async def test_a_file_that_is_no_pool_is_refused(tmp_path) -> None:
-    async with used_line() as drivers:
-        with await bundle_of(drivers) as bundle, open(tmp_path / "file", "w+b") as file:
-            file.truncate(1 << 20)
-            with Bundle.of(bundle.uri, bundle.manifest, {**bundle.descriptors, "pool": file.fileno()}) as foreign:
-                await refused(drivers, foreign, "pool")
-            await goes_on(drivers, bundle)
-
-
-async def test_an_altered_state_is_refused() -> None:
-    """One bit of each half of the manifest: neither is valid any more."""
-    async with used_line() as drivers:
-        bundle = await bundle_of(drivers)
-        fd = bundle.descriptors["pool"]
-        with Pool.attach(fd) as pool:
-            (slot,) = [slot for slot in pool.slots() if slot.owner == manifest.OWNER]
-            pool.detach()
-        halves = [slot.offset, slot.offset + slot.nbytes // 2]
-        before = [os.pread(fd, 200, at) for at in halves]
-        for at, text in zip(halves, before, strict=True):
-            poke(fd, bytes([text[150] ^ 0x10]), at + 150)
-        await refused(drivers, bundle, "altered")
-        for at, text in zip(halves, before, strict=True):
-            poke(fd, text, at)
-        await goes_on(drivers, bundle)
-
-
-async def test_a_truncated_state_is_refused() -> None:
-    async with used_line() as drivers:
-        bundle = await bundle_of(drivers)
-        rewrite(bundle, lambda plain: plain.pop("queues"))
-        await refused(drivers, bundle, "makes no sense.*queues")
-        bundle.close()
-
-
-async def test_a_state_of_a_later_release_is_refused() -> None:
-    async with used_line() as drivers:
-        bundle = await bundle_of(drivers)
-        rewrite(bundle, lambda plain: plain.update(format=99, readable_by=99))
-        await refused(drivers, bundle, "readable by 99 and later")
-        rewrite(bundle, lambda plain: plain.update(format=99, readable_by=saved.FORMAT))
-        await goes_on(drivers, bundle)
-
-
-async def test_queue_memory_that_was_altered_is_refused() -> None:
-    async with used_line() as drivers:
-        queue = drivers.driver.queues.io_queues()[0].hot
-        at = queue.memory.offset
-        bundle = await bundle_of(drivers)
-        fd = bundle.descriptors["pool"]
-        before = os.pread(fd, 64, at)
-        poke(fd, b"\xa5" * 64, at)
-        await refused(drivers, bundle, "queue 1|queue pair")
-        poke(fd, before, at)
-        await goes_on(drivers, bundle)
-
-
-async def test_a_vector_without_its_eventfd_is_refused() -> None:
-    async with used_line() as drivers:
-        with await bundle_of(drivers) as bundle:
-            less = {name: fd for name, fd in bundle.descriptors.items() if name != "irq.1"}
-            with Bundle.of(bundle.uri, bundle.manifest, less) as poorer:
-                await refused(drivers, poorer, r"eventfds of vectors \[1\]")
-            await goes_on(drivers, bundle)
-
-
-async def test_a_missing_peer_is_refused_or_opened_again_with_policy_fresh() -> None:
-    """The controller's process ended while it had no driver."""
-    async with used_line() as drivers:
-        bundle = await bundle_of(drivers)
-        drivers.emulator.drop_client()
-        with pytest.raises(RestoreRefused):
-            await restore(bundle)
-        with bundle:
-            drivers.driver = await restore(bundle, policy="fresh")
-        assert drivers.driver.state == "ready"
 
 
 # -- keepalive off, policy "fresh" -----------------------------------------------------------------

@@ -7,10 +7,17 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import threading
 from pathlib import Path
 
-from nvme_async.device import vfio_abi as abi
+from fake_pci import FakeSystem
 
+from nvme_async.device import vfio_abi as abi
+from nvme_async.device.vfio import VfioDevice
+
+DRIVE = "0000:00:05.0"
+IOVA = 0x1_0000_0000
+COMMAND = 0x04
 BAR0_NBYTES = 0x4000
 CONFIG_OFFSET = 0x10000
 MSIX_CAPABILITY = 0x40
@@ -182,3 +189,14 @@ class FakeKernel(abi.Kernel):
     def _unmap(self, data: bytearray) -> None:
         _, _, iova, _ = struct.unpack("=IIQQ", data)
         struct.pack_into("=Q", data, 16, self.mapped.pop(iova, (0, 0))[1])
+
+
+def opened(kernel: FakeKernel, machine: FakeSystem) -> VfioDevice:
+    return VfioDevice(DRIVE, kernel=kernel, root=machine.root)
+
+
+def wait_for_closing() -> None:
+    """A device that is gone is closed by a thread."""
+    for thread in threading.enumerate():
+        if thread.name == f"close pci:{DRIVE}":
+            thread.join(10)

@@ -17,6 +17,8 @@ from collections.abc import Callable
 
 import attrs
 
+from nvme_async.device.vfio_user import VfioUserDevice
+
 HEADER = struct.Struct("<HHIII")
 (
     VERSION,
@@ -255,3 +257,14 @@ class FakeServer:
         assert count in ((4, 8) if region == 0 else (2, 4))
         self._memory(region)[offset : offset + count] = data
         self.reply(message, struct.pack("<QII", offset, region, count))
+
+
+def open_fds() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def attach(server: FakeServer, timeout: float = 10.0) -> VfioUserDevice:
+    """`timeout` counts from then on: the bring-up shall not fail on a busy machine."""
+    device = VfioUserDevice.from_socket(server.client)
+    device._channel.timeout = timeout
+    return device

@@ -13,6 +13,8 @@ import socket
 import struct
 import time
 
+import pytest
+
 VERSION, DMA_MAP, DMA_UNMAP, GET_INFO, REGION_INFO, REGION_IO_FDS, IRQ_INFO, SET_IRQS = range(1, 9)
 REGION_READ, REGION_WRITE, DMA_READ, DMA_WRITE, RESET, WRITE_MULTI, FEATURE = 9, 10, 11, 12, 13, 15, 16
 
@@ -270,3 +272,31 @@ class Admin:
         """Identify Controller, 4096 bytes."""
         assert self.command(0x06, prp1=self.IOVA + 8192, cdw10=1)[1] == 0
         return self.memory[8192 : 8192 + 4096]
+
+
+MSIX, INTX, MSI, ERR = 2, 0, 1, 3
+NONE, BOOL, EVENTFD, MASK, UNMASK, TRIGGER = 1, 2, 4, 8, 16, 32
+
+
+@contextlib.contextmanager
+def eventfds(n):
+    fds = tuple(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(n))
+    try:
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def count(fd):
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+
+
+@contextlib.contextmanager
+def refused_with(code):
+    with pytest.raises(Refused) as caught:
+        yield
+    assert caught.value.errno == code

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -425,7 +426,7 @@ def kill_clients(path, times):
     for i in range(times):
         ring = ("message", "page", "kick")[i % 3]
         with subprocess.Popen(
-            [sys.executable, "-c", CLIENT, path, os.path.dirname(__file__), ring], stdout=subprocess.PIPE
+            [sys.executable, "-c", CLIENT, path, str(Path(__file__).parents[1]), ring], stdout=subprocess.PIPE
         ) as process:
             try:
                 assert process.stdout.readline() == b"ready\n"
@@ -445,63 +446,3 @@ def test_killed_clients(path, controller):
 @pytest.mark.slow
 def test_a_hundred_killed_clients(path):
     kill_clients(path, 100)
-
-
-OWN = "size=1MiB,reactor=own"
-
-
-class TestIdling:
-    """Wake-ups are counted, for their number is not the machine's: one costs 17 to 27 us of
-    processor time, more on a busy machine.
-    """
-
-    def wakeups(self, controller, seconds=1.0):
-        """How often the reactor's thread woke in that time, after a second of idleness; once a
-        second it may do so for its own clocks.
-        """
-        time.sleep(1.0)
-        before = controller.reactor_stats()
-        time.sleep(seconds)
-        after = controller.reactor_stats()
-        assert after["active"] == 0, "it polls"
-        return after["sleeps"] - before["sleeps"]
-
-    def test_an_idle_client_that_kicks_costs_nothing(self):
-        with EmulatedController(OWN) as controller, RawClient(controller.connect()) as client:
-            Admin(client, "kick").identify()
-            assert self.wakeups(controller) < 10
-
-    def test_an_idle_client_without_kicks_costs_little(self):
-        """Naps of 2 ms, 500 a second at most: a hundredth of a core."""
-        with EmulatedController(OWN) as controller, RawClient(controller.connect()) as client:
-            Admin(client, "page").identify()
-            assert 10 < self.wakeups(controller) < 520
-
-    def test_many_idle_controllers_cost_nothing(self):
-        with contextlib.ExitStack() as stack:
-            controllers = [stack.enter_context(EmulatedController("size=1MiB"))]
-            others = controllers[0].reactor_stats()["controllers"] - 1  # of drivers that were dropped
-            controllers += [stack.enter_context(EmulatedController("size=1MiB")) for _ in range(63)]
-            for controller in controllers:
-                Admin(stack.enter_context(RawClient(controller.connect())), "kick").identify()
-            assert controllers[0].reactor_stats()["controllers"] == 64 + others
-            assert self.wakeups(controllers[0]) < 10
-
-    def test_the_first_command_after_idling_is_fast(self):
-        """Within 200 us here as a median on a quiet machine; the best of them shows that nothing is
-        napped through, on a busy one too.
-        """
-        with EmulatedController(OWN) as controller, RawClient(controller.connect()) as client:
-            admin = Admin(client, "kick")
-            latencies = []
-            for _ in range(40):
-                admin.identify()
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(admin.interrupt)
-                time.sleep(0.005)
-                start = time.perf_counter()
-                admin.submit(0x06, prp1=admin.IOVA + 8192, cdw10=1)
-                select.select([admin.interrupt], [], [], 5)
-                latencies.append(time.perf_counter() - start)
-                admin.wait()
-            assert min(latencies) < 0.001

@@ -27,12 +27,6 @@ from nvme_async.errors import ControllerGone, DeviceError, DeviceTimeout, NvmeEr
 FULL = 0xFFFFFFFFFFFFFFFE
 
 
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as server:
-        yield server
-
-
 def nothing() -> None:
     pass
 

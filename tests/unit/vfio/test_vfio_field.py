@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fake_pci import FakeSystem
-from fake_vfio import FakeKernel
+from fake_vfio import DRIVE, FakeKernel
 
 from nvme_async.device import affinity, patience, pci_bind
 from nvme_async.device import vfio_abi as abi
 from nvme_async.device.vfio import VfioDevice
 from nvme_async.errors import DeviceError
-
-DRIVE = "0000:00:05.0"
-
-
-@pytest.fixture
-def kernel() -> Iterator[FakeKernel]:
-    fake = FakeKernel()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> FakeSystem:
-    system = FakeSystem(tmp_path)
-    system.add_function(DRIVE, 5, driver="vfio-pci")
-    return system
 
 
 def descriptors() -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
 
 import pytest
 from fake_vfio_user import REGION_INFO, REGION_WRITE, SET_IRQS, FakeServer, Message
@@ -16,12 +15,6 @@ from nvme_async.device.vfio_user import VfioUserDevice
 
 BAR0 = 0x10
 MEMORY_64 = 0x4
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as fake:
-        yield fake
 
 
 def attach(server: FakeServer) -> VfioUserDevice:
