@@ -72,6 +72,7 @@ setup(
                 ("_emulator", "emulator"),
                 ("_fio", "fio"),
                 ("_tcp", "tcp"),
+                ("_kernel", "kernel"),
                 ("_pi", "pi"),
             ]
             if glob(f"ext/{folder}/{name}.pyx")

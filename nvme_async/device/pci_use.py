@@ -131,18 +131,27 @@ def uses(system: System, function: Function) -> list[Use]:
         unknown.
     """
     inspector = _Inspector(system)
+    return [use for disk in function.disks for use in _uses_of(inspector, disk)]
+
+
+def uses_of_block(system: System, name: str) -> list[Use]:
+    """The same for one block device by its kernel name (nvme0n1, nvme0n1p2, loop0), with its
+    partitions.
+    """
+    return _uses_of(_Inspector(system), name)
+
+
+def _uses_of(inspector: _Inspector, disk: str) -> list[Use]:
     found: list[Use] = []
-    for disk in function.disks:
-        before = len(found)
-        for name in [disk, *inspector.partitions(disk)]:
-            reasons = list(inspector.uses(name))
-            if not reasons and name != disk and inspector.exclusive(name):
-                reasons.append("is opened exclusively by another process")
-            found += [Use(f"/dev/{name}", reason) for reason in reasons]
-        # A disk counts as open as soon as one of its partitions is: ask for itself only if they are
-        # free.
-        if len(found) == before and inspector.exclusive(disk):
-            found.append(Use(f"/dev/{disk}", "is opened exclusively by another process"))
+    for name in [disk, *inspector.partitions(disk)]:
+        reasons = list(inspector.uses(name))
+        if not reasons and name != disk and inspector.exclusive(name):
+            reasons.append("is opened exclusively by another process")
+        found += [Use(f"/dev/{name}", reason) for reason in reasons]
+    # A disk counts as open as soon as one of its partitions is: ask for itself only if they are
+    # free.
+    if not found and inspector.exclusive(disk):
+        found.append(Use(f"/dev/{disk}", "is opened exclusively by another process"))
     return found
 
 

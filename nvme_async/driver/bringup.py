@@ -105,11 +105,7 @@ class BringUp:
                 self._extended_formats,
                 lambda: "namespaces with a guard of 32 or 64 bits, or with storage tags, can't be used",
             ),
-            Step(
-                "Asynchronous Event Configuration",
-                controller._enable_events,
-                lambda: "the controller reports what it likes",
-            ),
+            *self._event_steps(),
             *transport.queue_steps(self.degraded, self._without),
             Step(
                 "Commands Supported and Effects log",
@@ -118,6 +114,13 @@ class BringUp:
             ),
             Step("namespaces", self._namespaces, self._namespaces_later),
         ]
+
+    def _event_steps(self) -> Sequence[Step]:
+        controller = self._controller
+        if not controller.transport.has_events:
+            return []
+        fallback = "the controller reports what it likes"
+        return [Step("Asynchronous Event Configuration", controller._enable_events, lambda: fallback)]
 
     async def _identify(self) -> None:
         controller = self._controller

@@ -83,7 +83,9 @@ class EventListener:
         """adopted: the requests that a predecessor left with the controller, so that there is never
         a second one. None of them: it was busy with an event that nobody else knows of.
         """
-        if self._task is None:
+        if not self._controller.transport.has_events:
+            self.refusal = f"over {self._controller.transport.kind} there are none"
+        elif self._task is None:
             self._task = self._controller.loop.create_task(self._listen(adopted), name=f"{self._controller.uri} events")
 
     async def stop(self) -> None:

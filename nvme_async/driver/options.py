@@ -13,6 +13,10 @@ from nvme_async.spec.registers import PAGE
 
 Mode = Literal["adaptive", "interrupt", "poll"]
 MODES: tuple[Mode, ...] = ("adaptive", "interrupt", "poll")
+Engine = Literal["auto", "io_uring", "threads"]
+ENGINES: tuple[Engine, ...] = ("auto", "io_uring", "threads")
+Direct = Literal["auto", "always", "never"]
+DIRECT: tuple[Direct, ...] = ("auto", "always", "never")
 
 
 def mode_of(text: str) -> Mode:
@@ -57,6 +61,11 @@ def _one_of(*allowed: str) -> Any:
 def _pages(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
     if value <= 0 or value % PAGE:
         raise ConfigurationError(f"{attribute.name} is {value}, not a positive multiple of {PAGE} bytes")
+
+
+def _block_size(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
+    if value and (not 512 <= value <= 65536 or value & (value - 1)):
+        raise ConfigurationError(f"{attribute.name} is {value}, not a power of two from 512 to 65536 bytes")
 
 
 def _quirks(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
@@ -120,6 +129,16 @@ class Options:
         reconnect_delay: longest pause between two attempts to reach a lost NVMe/TCP controller, in
             seconds.
         ctrl_loss_tmo: seconds that a lost NVMe/TCP controller is waited for, before it has failed.
+        engine: how the commands of a kernel: or file: device get to the kernel: "io_uring", "threads"
+            or "auto", io_uring where it may be used.
+        direct: O_DIRECT for a file: or a block device of kernel:, past the page cache: "auto" (where
+            the file system has it), "always" or "never".
+        io_poll: completions of a kernel: or file: device are polled for in the kernel
+            (IORING_SETUP_IOPOLL); needs mode "poll", and queues for it (nvme.poll_queues).
+        block_size: bytes of a block of a file:, a power of two from 512; 0: what suits the file.
+        read_only: a kernel: or file: device is opened for reading alone.
+        allow_mounted_write: a kernel: or file: device that is mounted, or used in another way, may be
+            written. Its user does not know of it: this destroys file systems.
         quirks: instead of what the table of quirks says of this device (device/quirks.py): "none",
             names, or "+name" and "-name" to add and to take away.
     """
@@ -160,6 +179,12 @@ class Options:
     connect_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
     reconnect_delay: float = attrs.field(default=2.0, validator=_between(0.01, 3600))
     ctrl_loss_tmo: float = attrs.field(default=600.0, validator=_between(0, 86400))
+    engine: Engine = attrs.field(default="auto", validator=_one_of(*ENGINES))
+    direct: Direct = attrs.field(default="auto", validator=_one_of(*DIRECT))
+    io_poll: bool = False
+    block_size: int = attrs.field(default=0, validator=_block_size)
+    read_only: bool = False
+    allow_mounted_write: bool = False
     quirks: str = attrs.field(default="", validator=_quirks)
 
     @classmethod

@@ -249,6 +249,8 @@ class Transport(ABC):
     cap: Cap = Cap()
     vs: Vs = Vs()
     quirks: Quirks = NO_QUIRKS
+    has_events: bool = True
+    """Does the controller answer Asynchronous Event Requests of this process's?"""
     configured: bool = True
     """Are the controller's features this driver's to set? False: another process has done so."""
     queues: QueueGroup

@@ -1,0 +1,352 @@
+"""Queue pairs whose commands the kernel carries out, and the one for admin commands."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from nvme_async.driver.completions import error_from
+from nvme_async.driver.kernel.admin import AdminService, Backend, Learn
+from nvme_async.driver.kernel.nodes import Node
+from nvme_async.driver.pcie.loop_queue import LoopQueue
+from nvme_async.driver.pcie.queue_set import QueueSet
+from nvme_async.driver.transport import Owner
+from nvme_async.errors import CommandError, ControllerTimeout, NvmeError, command_error
+from nvme_async.native import _hotpath, _kernel, _tcp
+from nvme_async.spec.commands import Command
+from nvme_async.spec.identify import IdentifyNamespace
+from nvme_async.spec.opcodes import command_name
+from nvme_async.spec.status import GenericStatus, status_text
+
+log = logging.getLogger("nvme_async")
+PAGE = 4096
+ADMIN_TRANSFER = 1 << 20
+QUIET_SECONDS = 5.0
+"""How long the kernel is waited for, after everything was cancelled, before its commands are left to it."""
+GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.ENOMEDIUM})
+
+_left: list[Any] = []
+"""Queues whose commands the kernel has not given back, with the nodes: their memory is never used again."""
+
+
+class KernelQueue(LoopQueue):
+    """A queue pair over a link. nodes: of the namespaces, by nsid."""
+
+    def __init__(self, *arguments: Any, link: _kernel.Link, **options: Any) -> None:
+        super().__init__(*arguments, event_fd=link.event_fd, **options)
+        self.link = link
+
+    def in_flight_now(self) -> int:
+        """Takes what has completed. Commands whose memory the kernel still has. In the loop's thread,
+        or after the loop has ended.
+        """
+        if self.hot.closed:
+            return 0
+        in_flight = self.link.in_flight()
+        self.hot.reap()
+        return in_flight
+
+    def in_flight_and_cancelled(self) -> int:
+        """The same, once the kernel was asked to give up what it can."""
+        if not self.hot.closed:
+            self.link.cancel_all()
+        return self.in_flight_now()
+
+    def close(self) -> None:
+        super().close()
+        self.link.close()
+
+    def quiet_now(self, seconds: float) -> bool:
+        """Without a loop: waits, and blocks meanwhile. True if the kernel has given everything back."""
+        until = time.monotonic() + seconds
+        while self.in_flight_and_cancelled():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def inspect(self) -> dict[str, Any]:
+        return {**super().inspect(), "kernel": self.link.inspect()}
+
+
+class RelayQueue(LoopQueue):
+    """The admin queue: its commands are Python's to carry out."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        relay: _kernel.Relay,
+        backend: Backend,
+        learn: Learn,
+        **options: Any,
+    ) -> None:
+        super().__init__(*arguments, event_fd=relay.event_fd, **options)
+        self.relay = relay
+        self._service = AdminService(relay, backend, on_answer=self.hot.more, learn=learn)
+
+    def listen(self, *others: LoopQueue) -> None:
+        self.worker = threading.current_thread().name
+        self._on_interrupt = self._posted
+        self.loop.add_reader(self.event_fd, self._posted)
+
+    def close(self) -> None:
+        super().close()
+        self.relay.close()
+
+    def _posted(self) -> None:
+        try:
+            os.read(self.event_fd, 8)
+        except BlockingIOError:
+            pass
+        self._service.take()
+
+
+class NoMemory:
+    """In the place of pools: the kernel reaches all memory."""
+
+    async def make_room(self, nbytes: int) -> None:
+        """There always is."""
+
+
+class KernelPieces(Protocol):
+    """The transport, as far as its queues are concerned."""
+
+    uri: str
+    nodes: dict[int, Node]
+    identified: dict[int, IdentifyNamespace]
+    backend: Backend
+    why_threads: str
+
+    def gone(self, reason: str) -> None: ...
+    async def learn(self, nsid: int, page: bytes) -> None: ...
+
+
+class KernelMaker:
+    """In the place of nvme_async.driver.pcie.queue_creation.QueueMaker.
+
+    Attributes:
+        max_transfer: bytes of one I/O command. capacity: the most that it ever was allowed to be.
+        errors: how many commands failed that were awaited, by status. strays: always 0.
+    """
+
+    def __init__(self, controller: Owner, transport: KernelPieces) -> None:
+        self._controller = controller
+        self._transport = transport
+        self.max_transfer = PAGE
+        self.capacity = 0
+        self.strays = 0
+        self.errors: Counter[str] = Counter()
+
+    @property
+    def event_fds(self) -> range:
+        """One for each queue that there may be."""
+        return range(self._controller.options.io_queues + 1)
+
+    def memory_for(self, qid: int, entries: int) -> int:
+        return _hotpath.queue_memory(entries, entries - 1, self._max_transfer(qid))
+
+    def _max_transfer(self, qid: int) -> int:
+        return self.capacity if qid else ADMIN_TRANSFER
+
+    def make(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> LoopQueue:
+        """A queue pair that the kernel knows nothing of yet. Ends with forget()."""
+        options = self._controller.options
+        carrier = self._link(entries) if qid else _kernel.Relay()
+        hot = _hotpath.QueuePair(
+            _tcp.HostMemory(self.memory_for(qid, entries)),  # type: ignore[arg-type]
+            qid=qid,
+            entries=entries,
+            n_trackers=entries - 1,
+            max_transfer=self._max_transfer(qid),
+            address_map=_hotpath.AddressMap(),
+            bounce=_hotpath.BounceCache(_no_bounce),
+            create_future=loop.create_future,
+            call_soon=loop.call_soon,
+            command_error=self._error,
+            on_stray=self._on_stray,
+            ready=getattr(loop, "_ready", None),
+        )
+        hot.set_transport(carrier)
+        carrier.start()
+        hot.mode = _hotpath.MODES["interrupt" if qid == 0 else "poll" if options.io_poll else options.mode]
+        hot.spin_ns = int(options.spin_us * 1000)
+        if qid and options.latency:
+            hot.record_latency(True)
+        shared: dict[str, Any] = {
+            "vector": qid,
+            "interrupts": True,
+            "timeout": options.command_timeout if qid else options.admin_timeout,
+            "on_timeout": self._controller._on_timeout,
+            "on_slow": self._controller._on_slow,
+        }
+        if isinstance(carrier, _kernel.Relay):
+            pieces = self._transport
+            return RelayQueue(hot, loop, relay=carrier, backend=pieces.backend, learn=pieces.learn, **shared)
+        queue = KernelQueue(hot, loop, link=carrier, **shared)
+        self.set_targets(queue)
+        return queue
+
+    def _link(self, entries: int) -> _kernel.Link:
+        threads = bool(self._transport.why_threads)
+        link = _kernel.Link(workers=_kernel.MOST_WORKERS if threads else 4)
+        if not threads:
+            passthrough = any(node.kind == "passthrough" for node in self._transport.nodes.values())
+            link.use_ring(entries, passthrough=passthrough, iopoll=self._controller.options.io_poll)
+        return link
+
+    def set_targets(self, queue: KernelQueue) -> None:
+        """What the queue can reach, as it is known now."""
+        for nsid, node in self._transport.nodes.items():
+            identify = self._transport.identified.get(nsid)
+            block_size = identify.block_size if identify is not None else node.block_size
+            if block_size < 512:
+                continue  # not identified yet
+            metadata = identify.metadata_size if identify is not None and node.kind == "passthrough" else 0
+            extended = bool(identify is not None and identify.flbas >> 4 & 1)
+            queue.link.set_target(
+                nsid,
+                node.fd,
+                kind=node.kind,
+                block_size=block_size,
+                blocks=identify.nsze if identify is not None else node.blocks,
+                writable=not node.read_only,
+                direct=node.direct,
+                memory_align=node.memory_align,
+                block_bytes=block_size + (metadata if extended else 0),
+                metadata=0 if extended else metadata,
+            )
+
+    def _error(self, status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
+        error = error_from(status, dw0, sqe, admin, timed_out)
+        self.errors[f"{status & 0x7FF:#05x} {status_text(status >> 8 & 7, status & 0xFF)}"] += 1
+        if not isinstance(error, CommandError):
+            return error
+        why = self._why(status, dw0, sqe, admin)
+        if not why:
+            return error
+        command = Command.unpack(sqe, admin=admin)
+        return command_error(
+            status,
+            opcode=command.opcode,
+            nsid=command.nsid,
+            lba=None if admin else command.lba,
+            blocks=None if admin else command.blocks,
+            admin=admin,
+            dw0=0,
+            text=f"{status_text(status >> 8 & 7, status & 0xFF)}: {why}",
+            command=command_name(command.opcode, admin=admin),
+        )
+
+    def _why(self, status: int, dw0: int, sqe: bytes, admin: bool) -> str:
+        code = dw0 & ~_kernel.ERRNO if dw0 & _kernel.ERRNO else 0
+        if code in GONE:
+            self._transport.gone(os.strerror(code))
+        command = Command.unpack(sqe, admin=admin)
+        if admin and status & 0x7FF in (GenericStatus.INVALID_OPCODE, GenericStatus.OPERATION_DENIED):
+            why = self._transport.backend.why(command)
+            if why:
+                return why
+        node = self._transport.nodes.get(command.nsid)
+        if (
+            not admin
+            and status & 0x7FF == GenericStatus.NAMESPACE_WRITE_PROTECTED
+            and node is not None
+            and node.read_only
+        ):
+            return node.read_only
+        return os.strerror(code) if code else ""
+
+    def _on_stray(self, qid: int, n: int, n_sqid: int, cid: int, sqid: int) -> None:
+        log.error("%s: queue %d: a completion with id %#06x answers nothing", self._controller.uri, qid, cid)
+
+    async def tell(self, queue: LoopQueue) -> None:
+        """There is nobody to be told; what is known of namespaces may be news to the queue."""
+        assert isinstance(queue, KernelQueue)
+        await self.on(queue, lambda: self.set_targets(queue))
+
+    def on(self, queue: LoopQueue, what: Callable[[], Any]) -> Awaitable[Any]:
+        """what() in the thread of the queue's loop."""
+        return self._controller._on_owner(queue, what)
+
+    async def quiet(self, queue: LoopQueue, seconds: float) -> bool:
+        """Has what is out given up, and waits until the kernel has no memory of it any more. False: not in time."""
+        if not isinstance(queue, KernelQueue):
+            return True
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        in_flight = queue.in_flight_and_cancelled
+        while await self.on(queue, in_flight):
+            if loop.time() >= until:
+                return False
+            in_flight = queue.in_flight_now
+            await asyncio.sleep(0.001)
+        return True
+
+    async def delete(self, queue: LoopQueue) -> None:
+        """Nothing of it is out any more. ControllerTimeout."""
+        if not await self.quiet(queue, QUIET_SECONDS):
+            raise ControllerTimeout(f"{self._controller.uri}: the kernel still has commands of queue {queue.qid}")
+
+    def forget(self, queue: LoopQueue) -> None:
+        """Everything of it goes back to its owner."""
+        queue.close()
+
+    def limit_transfer(self, nbytes: int) -> bool:
+        """One command moves `nbytes` at most from now on; True if that is another limit than before."""
+        self.capacity = self.capacity or nbytes
+        before, self.max_transfer = self.max_transfer, min(nbytes, self.capacity)
+        return self.max_transfer != before
+
+    def adopt_shadow(self, memory: Any) -> None:
+        """There are no doorbells."""
+
+    def free_shadow(self) -> None:
+        """There are no doorbells."""
+
+
+class KernelQueueSet(QueueSet):
+    """Queues whose memory the kernel may hold longer than anything waits."""
+
+    def __init__(self, owner: Owner, transport: Any) -> None:
+        self._kernel_maker = KernelMaker(owner, transport)
+        super().__init__(owner, transport, self._kernel_maker)
+
+    @property
+    def _wanted(self) -> int:
+        return self._controller.options.io_queues
+
+    @property
+    def has_admin(self) -> bool:
+        """Was there a bring-up before?"""
+        return self._admin is not None
+
+    async def begin(self) -> None:
+        """As many queues as the options allow: the kernel has no limit of its own."""
+        self._grant(self._wanted)
+
+    async def quiet(self, seconds: float) -> list[LoopQueue]:
+        """The kernel gives up what it can. Those queues whose memory it still has after that time."""
+        queues = [*self.io_queues(), *self.unsettled]
+        quiet = await asyncio.gather(*(self._kernel_maker.quiet(queue, seconds) for queue in queues))
+        return [queue for queue, is_quiet in zip(queues, quiet, strict=True) if not is_quiet]
+
+    def leave(self, queue: LoopQueue, nodes: dict[int, Node]) -> None:
+        """The kernel doesn't give it back: neither the queue's memory nor its callers' are used again."""
+        _left.append((queue, nodes))
+        for loop in [loop for loop, its in self.io.items() if its is queue]:
+            del self.io[loop]
+            self.hot.pop(loop, None)
+        for group in (self.spare, self.unsettled):
+            if queue in group:
+                group.remove(queue)
+
+
+def _no_bounce(nbytes: int, tag: int) -> Any:
+    raise AssertionError("a link copies nothing through bounce pages")
