@@ -8,15 +8,14 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from nvme_async.driver.completions import error_from
 from nvme_async.driver.kernel.admin import AdminService, Backend, Learn
 from nvme_async.driver.kernel.nodes import Node
-from nvme_async.driver.pcie.loop_queue import LoopQueue
-from nvme_async.driver.pcie.queue_set import QueueSet
+from nvme_async.driver.queues.loop_queue import LoopQueue
+from nvme_async.driver.queues.queue_maker import QueueMaker
+from nvme_async.driver.queues.queue_set import QueueSet
 from nvme_async.driver.transport import Owner
 from nvme_async.errors import CommandError, ControllerTimeout, NvmeError, command_error
 from nvme_async.native import _hotpath, _kernel, _tcp
@@ -26,8 +25,6 @@ from nvme_async.spec.opcodes import command_name
 from nvme_async.spec.status import GenericStatus, status_text
 
 log = logging.getLogger("nvme_async")
-PAGE = 4096
-ADMIN_TRANSFER = 1 << 20
 QUIET_SECONDS = 5.0
 """How long the kernel is waited for, after everything was cancelled, before its commands are left to it."""
 GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.ENOMEDIUM})
@@ -108,13 +105,6 @@ class RelayQueue(LoopQueue):
         self._service.take()
 
 
-class NoMemory:
-    """In the place of pools: the kernel reaches all memory."""
-
-    async def make_room(self, nbytes: int) -> None:
-        """There always is."""
-
-
 class KernelPieces(Protocol):
     """The transport, as far as its queues are concerned."""
 
@@ -128,68 +118,40 @@ class KernelPieces(Protocol):
     async def learn(self, nsid: int, page: bytes) -> None: ...
 
 
-class KernelMaker:
-    """In the place of nvme_async.driver.pcie.queue_creation.QueueMaker.
+class KernelQueueMaker(QueueMaker):
+    """A queue pair is a link to the kernel, which knows nothing of it."""
 
-    Attributes:
-        max_transfer: bytes of one I/O command. capacity: the most that it ever was allowed to be.
-        errors: how many commands failed that were awaited, by status. strays: always 0.
-    """
+    ADMIN_TRANSFER = 1 << 20
 
     def __init__(self, controller: Owner, transport: KernelPieces) -> None:
-        self._controller = controller
+        super().__init__(controller)
         self._transport = transport
-        self.max_transfer = PAGE
-        self.capacity = 0
-        self.strays = 0
-        self.errors: Counter[str] = Counter()
 
-    @property
-    def event_fds(self) -> range:
-        """One for each queue that there may be."""
-        return range(self._controller.options.io_queues + 1)
-
-    def memory_for(self, qid: int, entries: int) -> int:
-        return _hotpath.queue_memory(entries, entries - 1, self._max_transfer(qid))
-
-    def _max_transfer(self, qid: int) -> int:
-        return self.capacity if qid else ADMIN_TRANSFER
+    async def make_room(self, qid: int, entries: int) -> None:
+        """The kernel reaches all memory."""
 
     def make(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> LoopQueue:
-        """A queue pair that the kernel knows nothing of yet. Ends with forget()."""
-        options = self._controller.options
+        """A link that can be used at once. Ends with forget()."""
         carrier = self._link(entries) if qid else _kernel.Relay()
-        hot = _hotpath.QueuePair(
-            _tcp.HostMemory(self.memory_for(qid, entries)),  # type: ignore[arg-type]
+        max_transfer = self._max_transfer(qid)
+        hot = self._native(
+            _tcp.HostMemory(_hotpath.queue_memory(entries, entries - 1, max_transfer)),
+            loop,
             qid=qid,
             entries=entries,
             n_trackers=entries - 1,
-            max_transfer=self._max_transfer(qid),
+            max_transfer=max_transfer,
             address_map=_hotpath.AddressMap(),
             bounce=_hotpath.BounceCache(_no_bounce),
-            create_future=loop.create_future,
-            call_soon=loop.call_soon,
-            command_error=self._error,
-            on_stray=self._on_stray,
-            ready=getattr(loop, "_ready", None),
         )
         hot.set_transport(carrier)
         carrier.start()
-        hot.mode = _hotpath.MODES["interrupt" if qid == 0 else "poll" if options.io_poll else options.mode]
-        hot.spin_ns = int(options.spin_us * 1000)
-        if qid and options.latency:
-            hot.record_latency(True)
-        shared: dict[str, Any] = {
-            "vector": qid,
-            "interrupts": True,
-            "timeout": options.command_timeout if qid else options.admin_timeout,
-            "on_timeout": self._controller._on_timeout,
-            "on_slow": self._controller._on_slow,
-        }
+        self._set_waiting(hot, interrupts=not (qid and self._controller.options.io_poll))
+        common: dict[str, Any] = {"vector": qid, "interrupts": True, **self._watching(qid)}
         if isinstance(carrier, _kernel.Relay):
             pieces = self._transport
-            return RelayQueue(hot, loop, relay=carrier, backend=pieces.backend, learn=pieces.learn, **shared)
-        queue = KernelQueue(hot, loop, link=carrier, **shared)
+            return RelayQueue(hot, loop, relay=carrier, backend=pieces.backend, learn=pieces.learn, **common)
+        queue = KernelQueue(hot, loop, link=carrier, **common)
         self.set_targets(queue)
         return queue
 
@@ -224,11 +186,8 @@ class KernelMaker:
             )
 
     def _error(self, status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
-        error = error_from(status, dw0, sqe, admin, timed_out)
-        self.errors[f"{status & 0x7FF:#05x} {status_text(status >> 8 & 7, status & 0xFF)}"] += 1
-        if not isinstance(error, CommandError):
-            return error
-        why = self._why(status, dw0, sqe, admin)
+        error = super()._error(status, dw0, sqe, admin, timed_out)
+        why = self._why(status, dw0, sqe, admin) if isinstance(error, CommandError) else ""
         if not why:
             return error
         command = Command.unpack(sqe, admin=admin)
@@ -266,8 +225,8 @@ class KernelMaker:
     def _on_stray(self, qid: int, n: int, n_sqid: int, cid: int, sqid: int) -> None:
         log.error("%s: queue %d: a completion with id %#06x answers nothing", self._controller.uri, qid, cid)
 
-    async def tell(self, queue: LoopQueue) -> None:
-        """There is nobody to be told; what is known of namespaces may be news to the queue."""
+    async def create(self, queue: LoopQueue) -> None:
+        """The queue learns what is known of namespaces by now."""
         assert isinstance(queue, KernelQueue)
         await self.on(queue, lambda: self.set_targets(queue))
 
@@ -294,33 +253,13 @@ class KernelMaker:
         if not await self.quiet(queue, QUIET_SECONDS):
             raise ControllerTimeout(f"{self._controller.uri}: the kernel still has commands of queue {queue.qid}")
 
-    def forget(self, queue: LoopQueue) -> None:
-        """Everything of it goes back to its owner."""
-        queue.close()
-
-    def limit_transfer(self, nbytes: int) -> bool:
-        """One command moves `nbytes` at most from now on; True if that is another limit than before."""
-        self.capacity = self.capacity or nbytes
-        before, self.max_transfer = self.max_transfer, min(nbytes, self.capacity)
-        return self.max_transfer != before
-
-    def adopt_shadow(self, memory: Any) -> None:
-        """There are no doorbells."""
-
-    def free_shadow(self) -> None:
-        """There are no doorbells."""
-
 
 class KernelQueueSet(QueueSet):
     """Queues whose memory the kernel may hold longer than anything waits."""
 
     def __init__(self, owner: Owner, transport: Any) -> None:
-        self._kernel_maker = KernelMaker(owner, transport)
+        self._kernel_maker = KernelQueueMaker(owner, transport)
         super().__init__(owner, transport, self._kernel_maker)
-
-    @property
-    def _wanted(self) -> int:
-        return self._controller.options.io_queues
 
     @property
     def has_admin(self) -> bool:
@@ -329,7 +268,7 @@ class KernelQueueSet(QueueSet):
 
     async def begin(self) -> None:
         """As many queues as the options allow: the kernel has no limit of its own."""
-        self._grant(self._wanted)
+        self._grant(self._controller.options.io_queues)
 
     async def quiet(self, seconds: float) -> list[LoopQueue]:
         """The kernel gives up what it can. Those queues whose memory it still has after that time."""

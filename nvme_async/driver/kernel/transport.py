@@ -18,7 +18,7 @@ from nvme_async.driver.kernel.address import Address, parse_address
 from nvme_async.driver.kernel.admin import Backend, Emulated, Passed
 from nvme_async.driver.kernel.emulation import VERSION
 from nvme_async.driver.kernel.nodes import Node
-from nvme_async.driver.kernel.queues import QUIET_SECONDS, KernelQueue, KernelQueueSet, NoMemory
+from nvme_async.driver.kernel.queues import QUIET_SECONDS, KernelQueue, KernelQueueSet
 from nvme_async.driver.options import Options
 from nvme_async.driver.recovery import RETRYABLE
 from nvme_async.driver.steps import Degraded, Step
@@ -55,7 +55,6 @@ class KernelTransport(Transport):
         self.address = address
         self.uri = str(address)
         self.cap = _CAP
-        self.memory = NoMemory()
         self.nodes: dict[int, Node] = {}
         self.identified: dict[int, IdentifyNamespace] = {}
         self.why_threads = ""
@@ -277,7 +276,7 @@ def _end_waits(queue: Any, reason: NvmeError) -> None:
     queue.hot.refuse(reason)
     queue.hot.silence(True)
     queue.hot.fail_waiters(reason)
-    queue.deaf()
+    queue.stop_listening()
 
 
 def parse(rest: str) -> str:
