@@ -13,7 +13,7 @@ from nvme_async.cli.columns import Column, indented, terminal_width
 from nvme_async.cli.columns import table as columns_table
 from nvme_async.cli.output import output_option
 from nvme_async.device import parse_uri
-from nvme_async.device.pci import Function, System, find
+from nvme_async.device.pci import VFIO_DRIVER, Function, System, find
 from nvme_async.device.pci_bind import Outcome
 from nvme_async.device.pci_bind import bind as bind_function
 from nvme_async.device.pci_bind import unbind as unbind_function
@@ -57,7 +57,30 @@ def system_of(ctx: click.Context) -> System:
     return ctx.obj if isinstance(ctx.obj, System) else System()
 
 
-def to_json(function: Function, in_use: list[Use]) -> dict[str, Any]:
+def kernel_uris(system: System, function: Function) -> list[str]:
+    """What reaches it while the kernel drives it: each namespace, by its character device where there is
+    one, and the controller.
+    """
+    if function.controller is None:
+        return []
+    found = []
+    for disk in function.disks:
+        generic = f"ng{disk.removeprefix('nvme')}"
+        node = generic if (system.sys / "class/nvme-generic" / generic).exists() else disk
+        found.append(f"kernel:/dev/{node}")
+    return [*found, f"kernel:{function.controller}"]
+
+
+def ways(system: System, function: Function) -> str:
+    """How to open it, for people."""
+    if function.driver == VFIO_DRIVER:
+        return function.uri
+    kernel = kernel_uris(system, function)
+    bound = f"{function.uri} once it is bound to {VFIO_DRIVER}"
+    return f"{' or '.join(kernel)}; {bound}" if kernel else bound
+
+
+def to_json(system: System, function: Function, in_use: list[Use]) -> dict[str, Any]:
     """One function as `list -o json` shows it; numbers of PCI are hexadecimal strings as in lspci."""
     data = attrs.asdict(function)
     for name in ("vendor", "device", "subsystem_vendor", "subsystem_device"):
@@ -65,6 +88,7 @@ def to_json(function: Function, in_use: list[Use]) -> dict[str, Any]:
     data["class_code"] = f"{function.class_code:06x}"
     return {
         "uri": function.uri,
+        "kernel_uris": kernel_uris(system, function),
         **data,
         "quirks": function.quirks.inspect(),
         "in_use": [attrs.asdict(use) for use in in_use],
@@ -107,22 +131,25 @@ def table(rows: list[tuple[Function, list[Use]]], width: int | None = None) -> s
 @output_option()
 @click.pass_context
 def list_devices(ctx: click.Context, output: str) -> None:
-    """Show every NVMe function of this machine: who drives it, and what uses it."""
+    """Show every NVMe function of this machine: who drives it, what uses it, and the URIs to open it."""
     system = system_of(ctx)
     rows = [(function, uses(system, function)) for function in find(system)]
     if output == "json":
-        click.echo(json.dumps([to_json(*row) for row in rows], indent=2))
+        click.echo(json.dumps([to_json(system, *row) for row in rows], indent=2))
     elif rows:
         click.echo(table(rows, terminal_width()))
+        click.echo("\nTo open them:")
+        for function, _ in rows:
+            click.echo(f"  {ways(system, function)}")
     else:
         click.echo("There is no NVMe function on this machine's PCI bus.")
 
 
-def _report(outcome: Outcome, output: str) -> None:
+def _report(system: System, outcome: Outcome, output: str) -> None:
     function = outcome.function
     if output == "json":
         data = {
-            **to_json(function, []),
+            **to_json(system, function, []),
             "before": outcome.before,
             "changed": outcome.changed,
             "broken": [attrs.asdict(use) for use in outcome.broken],
@@ -152,7 +179,7 @@ def bind(ctx: click.Context, device: str, force: bool, owner: int | None, output
     Refuses while one of its namespaces is mounted, used as swap, held by device-mapper, md or a
     file system, or opened exclusively. `unbind` gives it back to the driver that it had.
     """
-    _report(bind_function(system_of(ctx), device, force=force, owner=owner), output)
+    _report(system_of(ctx), bind_function(system_of(ctx), device, force=force, owner=owner), output)
 
 
 @click.command("unbind")
@@ -163,4 +190,4 @@ def unbind(ctx: click.Context, device: str, output: str) -> None:
     """Give DEVICE (pci:0000:01:00.0) back to the kernel driver that `bind` took it from. Needs
     root.
     """
-    _report(unbind_function(system_of(ctx), device), output)
+    _report(system_of(ctx), unbind_function(system_of(ctx), device), output)

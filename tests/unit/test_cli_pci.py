@@ -34,17 +34,23 @@ def run(system: FakeSystem, *arguments: str) -> Result:
 def test_list_as_a_table(system: FakeSystem) -> None:
     system.mount("259:0", "/data", "/dev/nvme0n1")
     system.add_function("0000:00:06.0", None, driver=None)
-    header, first, second = run(system, "list").output.splitlines()
+    header, first, second, _, title, *ways = run(system, "list").output.splitlines()
     assert header.split() == ["ADDRESS", "IDS", "MODEL", "SERIAL", "DRIVER", "GROUP", "NUMA", "QUIRKS", "IN", "USE"]
     assert first.split()[:2] == [DRIVE, "1b36:0010"]
     assert first.endswith("plain   nvme        5     -  bogus-ids  /dev/nvme0n1 is mounted at /data (ext4)")
     assert second.split() == ["0000:00:06.0", "1b36:0010", *"-----", "bogus-ids", "-"]
+    assert title == "To open them:"
+    assert ways == [
+        f"  kernel:/dev/nvme0n1 or kernel:nvme0; pci:{DRIVE} once it is bound to vfio-pci",
+        "  pci:0000:00:06.0 once it is bound to vfio-pci",
+    ]
 
 
 def test_list_as_json(system: FakeSystem) -> None:
     system.mount("259:0", "/data", "/dev/nvme0n1")
     (entry,) = json.loads(run(system, "list", "-o", "json").output)
     assert entry["uri"] == f"pci:{DRIVE}"
+    assert entry["kernel_uris"] == ["kernel:/dev/nvme0n1", "kernel:nvme0"]
     assert (entry["vendor"], entry["class_code"], entry["iommu_group"]) == ("1b36", "010802", 5)
     assert "NVME_QUIRK_BOGUS_NID" in entry["quirks"]["bogus-ids"]
     assert entry["in_use"] == [{"device": "/dev/nvme0n1", "what": "is mounted at /data (ext4)"}]
