@@ -1,5 +1,5 @@
-"""file: end to end, through io_uring and through threads: I/O against what the file has, sizes, ends,
-refusals, release.
+"""file: end to end, through io_uring and through threads: I/O against what the file has, sizes,
+ends, refusals, release.
 """
 
 from __future__ import annotations

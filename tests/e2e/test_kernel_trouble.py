@@ -1,4 +1,6 @@
-"""kernel: and file: when the kernel doesn't answer, refuses io_uring, or the process forks; and the faces above."""
+"""kernel: and file: when the kernel doesn't answer, refuses io_uring, or the process forks; and the
+faces above.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,9 @@ class Faulting:
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of the system call is x86-64's")
 async def test_what_the_kernel_does_not_give_back_is_never_used_again(disk, monkeypatch, caplog):
-    """A thread that is stuck in the kernel can't be cancelled: close() says so after its limit, and the page stays."""
+    """A thread that is stuck in the kernel can't be cancelled: close() says so after its limit, and
+    the page stays.
+    """
     monkeypatch.setattr("nvme_async.driver.kernel.transport.QUIET_SECONDS", 0.05)
     page = Faulting()
     controller = await nvme_async.open(f"file:{disk}", engine="threads", direct="never", drain_timeout=0.05)
