@@ -202,6 +202,31 @@ static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
     return 0;
 }
 
+/*
+ * In a forked child: the queue pair goes on in `memory`, which is zeroed and of nvq_layout() bytes, silent, empty, for good. The rings are a
+ * private mapping there, and such a mapping shows what the parent and its controller do next, until it is written: completions of commands
+ * that this process has never sent.
+ */
+static inline void nvq_disown(struct nvq *q, uint8_t *memory)
+{
+    struct nvq_header *h = (struct nvq_header *)memory;
+    (void)nvq_layout_of(h, q->entries, q->n_trackers, q->list_bytes);
+    h->qid = q->qid;
+    q->header = h;
+    q->sq = (struct nvq_sqe *)(memory + h->sq_offset);
+    q->cq = (volatile struct nvq_cqe *)(memory + h->cq_offset);
+    q->trackers = (struct nvq_tracker *)(memory + h->trackers_offset);
+    q->lists = memory + h->lists_offset;
+    q->sq_tail = q->cq_head = 0;
+    q->cq_phase = 1;
+    q->n_armed = q->n_unrung = q->n_unacked = q->n_done = 0;
+    q->sq_doorbell = q->cq_doorbell = q->sq_shadow = q->cq_shadow = q->sq_eventidx = q->cq_eventidx = NULL;
+    q->kick_fd = -1;
+    nvq_silent(q, true);
+    if (q->transport)
+        q->transport->disown(q);
+}
+
 static inline void nvq_close(struct nvq *q)
 {
     if (q->transport)

@@ -39,6 +39,7 @@ cdef class Rings:
     cdef Py_buffer shadow_view
     cdef bint has_shadow
     cdef object transport        # owner of what q.link points to
+    cdef uint8_t *blank          # a forked child's, see disown()
 
     @cython.final
     cdef int open_memory(self, memory, uint16_t qid, uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, uint16_t vector,
@@ -89,6 +90,19 @@ cdef class Rings:
         if self.has_memory:
             PyBuffer_Release(&self.memory_view)
             self.has_memory = False
+        free(self.blank)
+        self.blank = NULL
+
+    def disown(self):
+        """In a forked child, where the rings are the parent's: nothing of theirs is read or written from here on. The queue pair is
+        empty and silent; what its waiters hold is let go as they go. Its commands are to be refused."""
+        cdef nvq_header layout
+        if not self.has_memory or self.blank != NULL:
+            return
+        self.blank = <uint8_t *>calloc(1, nvq_layout_of(&layout, self.q.entries, self.q.n_trackers, self.q.list_bytes))
+        if self.blank == NULL:
+            raise MemoryError()
+        nvq_disown(&self.q, self.blank)
 
     def __dealloc__(self):
         self.close_memory()

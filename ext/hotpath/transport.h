@@ -25,6 +25,8 @@ struct nvq_transport {
     bool (*abandon)(struct nvq *q, unsigned slot);
     /* The queue is closed, or another transport takes over. */
     void (*unbind)(struct nvq *q);
+    /* The process is a forked child: what it shares with its parent (sockets, epoll sets) is not touched from here on. */
+    void (*disown)(struct nvq *q);
 };
 
 /* What a capsule named NVQ_BINDING holds, from the transport's extension module to the queue pair's. */

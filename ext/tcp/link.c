@@ -179,10 +179,19 @@ static void transport_unbind(struct nvq *q)
     unbind(link);
 }
 
+static void transport_disown(struct nvq *q)
+{
+    struct tcp_link *link = q->link;
+    link->fd = -1;
+    close(link->epoll_fd);
+    link->epoll_fd = -1;
+}
+
 const struct nvq_transport tcp_transport = {
     .submit = transport_submit,
     .poll = transport_poll,
     .reset = transport_reset,
     .abandon = transport_abandon,
     .unbind = transport_unbind,
+    .disown = transport_disown,
 };

@@ -101,6 +101,7 @@ async def test_a_child_that_drops_everything_during_io_does_not_affect_the_paren
         await asyncio.sleep(0.02)
 
         def act() -> None:
+            time.sleep(random.choice((0, 0.01)))  # the parent's controller goes on, in rings that were the child's too
             for task in tasks:
                 task.get_coro().close()  # type: ignore[union-attr]
             tasks.clear()

@@ -206,5 +206,6 @@ class QueueCollection:
 
     def refuse_in_child(self, error: NvmeError) -> None:
         """In a forked child: the rings are the parent's."""
-        for queue in self.all():
+        for queue in [*self.all(), *self.unsettled]:
+            queue.hot.disown()
             queue.hot.refuse(error)
