@@ -12,6 +12,8 @@ help:
 	@echo "make test      build, then run the tests"
 	@echo "make lint      ruff, mypy --strict, import layers, prose"
 	@echo "make man       man pages and shell completion in build/share;  make wheel  a wheel with them in dist/"
+	@echo "make wheels    wheels for each Python of this machine, stripped, repaired by auditwheel and tried"
+	@echo "make docs      the documentation site in build/site;  make docs-serve  at http://127.0.0.1:8000"
 	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
 	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
 	@echo "make test-interop  the drivers of the Linux kernel and of UEFI on emulated controllers, in virtual machines"
@@ -28,7 +30,7 @@ $(BIN)/python:
 
 # setuptools is pinned to what can build editable; Cython is a build dependency, kept in the venv so that a rebuild is fast.
 $(VENV)/.deps: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel "Cython>=3.0"
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel "Cython>=3.1"
 	touch $@
 
 $(VENV)/.built: $(VENV)/.deps setup.py pyproject.toml $(NATIVE)
@@ -51,7 +53,7 @@ lint: $(VENV)/.built
 # Objects and environment of its own: build/sanitize and $(VENV)-sanitize. SANITIZE='-k pool' passes arguments on.
 $(VENV)-sanitize/.deps: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-sanitize
-	$(VENV)-sanitize/bin/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel "Cython>=3.0"
+	$(VENV)-sanitize/bin/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel "Cython>=3.1"
 	touch $@
 
 sanitize: $(VENV)-sanitize/.deps
@@ -98,8 +100,26 @@ man: $(VENV)/.built
 wheel: man
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
+# In dist/, for each Python of this machine: PYTHONS='python3.11 python3.12' names others. Each is repaired by auditwheel, its debug
+# symbols put into dist/debug, and tried in an environment of its own, without a compiler.
+.PHONY: wheels
+PYTHONS ?= $(foreach version,11 12 13 14,$(shell command -v python3.$(version)))
+wheels: man
+	$(PYTHON) .ci/wheels.py $(PYTHONS)
+
 clean:
 	rm -rf build $(VENV) $(VENV)-sanitize *.egg-info nvme_async/native/*.so
+
+# The documentation site, in build/site; a warning is an error.
+.PHONY: docs docs-serve
+$(VENV)/.docs: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	touch $@
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean
+
+docs-serve: $(VENV)/.docs
+	$(BIN)/mkdocs serve
 
 .PHONY: cost
 cost: $(VENV)/.built

@@ -3,9 +3,13 @@
 Environment:
   NVME_ASYNC_SANITIZE=1   ASan and UBSan, built in build/sanitize (what `make sanitize` sets)
   NVME_ASYNC_WERROR=1     warnings in our own C are errors (what CI sets)
+  NVME_ASYNC_DEBUG_SYMBOLS=1   debug symbols, which .ci/repair_wheel.py puts into files of their own
+  NVME_ASYNC_FREE_THREADING=1  the extensions say that they need no global lock: a free-threaded
+                               interpreter leaves it off. The job for 3.14t sets it; nothing else does
 """
 
 import os
+import re
 from glob import glob
 
 from Cython.Build import cythonize
@@ -20,10 +24,14 @@ CYTHON_NOISE = [
     "-Wno-cast-function-type",
 ]
 LDFLAGS: list[str] = []
+FREE_THREADING = os.environ.get("NVME_ASYNC_FREE_THREADING") == "1"
 BUILD = "build"
+SOURCE = "https://github.com/nvme-async/nvme_async"
 
 if os.environ.get("NVME_ASYNC_WERROR") == "1":
     CFLAGS.append("-Werror")
+if os.environ.get("NVME_ASYNC_DEBUG_SYMBOLS") == "1":
+    CFLAGS.append("-g")
 if os.environ.get("NVME_ASYNC_SANITIZE") == "1":
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
     CFLAGS = [flag for flag in CFLAGS if flag != "-O3"] + ["-O1", *sanitizers]
@@ -61,7 +69,15 @@ def extension(name: str, folder: str) -> Extension:
     )
 
 
+def readme() -> str:
+    """README.md with links that work on PyPI too."""
+    with open("README.md") as file:
+        return re.sub(r"\]\((?!https?:|#)", f"]({SOURCE}/blob/main/", file.read())
+
+
 setup(
+    long_description=readme(),
+    long_description_content_type="text/markdown",
     ext_modules=cythonize(
         [
             extension(name, folder)
@@ -84,6 +100,7 @@ setup(
             "initializedcheck": False,
             "cdivision": True,
             "embedsignature": True,
+            **({"freethreading_compatible": True} if FREE_THREADING else {}),
         },
         # Generated C stays out of the tree's way, and two builds may run at once.
         build_dir=f"{BUILD}/cython",

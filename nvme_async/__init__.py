@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from nvme_async import errors
 from nvme_async._open import open, take_over
+from nvme_async._version import __version__
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.async_namespace import AsyncNamespace
 from nvme_async.driver.batch import BatchError, Many
@@ -61,6 +62,7 @@ __all__ = [
     "Reservations",
     "TakeOverOptions",
     "ZonedNamespace",
+    "__version__",
     "discover",
     "open",
     "take_over",

@@ -14,7 +14,7 @@ PACKAGE = "nvme_async"
 
 # From the bottom up: a module may import its own entry and those before it.
 LAYERS = (
-    ("errors", "native"),
+    ("errors", "native", "_version"),
     ("spec",),
     ("runtime",),
     ("dma",),

@@ -10,7 +10,7 @@ import click
 from nvme_async.cli.nvme.names import NVME
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Drives": ("list", "id-ctrl", "id-ns", "bind", "unbind", "doctor"),
+    "Drives": ("list", "id-ctrl", "id-ns", "bind", "unbind", "doctor", "selftest"),
     "Data": ("read", "write", "flush"),
     "Servicing": ("inspect", "top", "keeper"),
     "Benchmark": ("bench", "emulate"),

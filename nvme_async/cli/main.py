@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from nvme_async._version import __version__
 from nvme_async.cli.grouped import LazyGroup
 from nvme_async.cli.nvme.names import NVME
 from nvme_async.errors import ConfigurationError, NvmeError
@@ -27,6 +28,7 @@ COMMANDS = {
     "inspect": "nvme_async.cli.inspect:inspect",
     "list": "nvme_async.cli.pci:list_devices",
     "read": "nvme_async.cli.io:read",
+    "selftest": "nvme_async.cli.selftest:selftest",
     "share": "nvme_async.cli.share:share",
     "top": "nvme_async.cli.inspect:top",
     "unbind": "nvme_async.cli.pci:unbind",
@@ -36,7 +38,7 @@ COMMANDS = {
 
 
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="nvme_async")
+@click.version_option(__version__)
 @click.option(
     "--keep-alive", metavar="SETTING", help="[disabled,](host|nohost),(privatepool|noprivatepool), enabled or disabled."
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import TextIO
 import attrs
 import uvloop
 
+from nvme_async._version import __version__
 from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.fio import engines, output_json, output_terse, output_text
 from nvme_async.fio.commandline import Job, command_line, debug_lines, load_jobs, parse_arguments
@@ -24,13 +24,6 @@ from nvme_async.fio.stats import JobStats
 from nvme_async.fio.units import parse_size, parse_time
 
 FORMATS = ("normal", "terse", "json", "json+")
-
-
-def version() -> str:
-    try:
-        return importlib.metadata.version("nvme_async")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree that was not installed
-        return "0"
 
 
 def main(arguments: Sequence[str] | None = None, *, opener: Opener = open_device, stdout: TextIO | None = None) -> int:
@@ -58,7 +51,7 @@ def _main(arguments: Sequence[str], opener: Opener, out: TextIO) -> int:
     line = parse_arguments(arguments)
     program = line.program
     if "version" in program:
-        print(f"{output_json.FIO_VERSION} (nvme_async {version()})", file=out)
+        print(f"{output_json.FIO_VERSION} (nvme_async {__version__})", file=out)
         return 0
     if "help" in program:
         print(program_help(), file=out)
