@@ -232,6 +232,12 @@ class DriverOptions(TypedDict, total=False):
     connect_timeout: float
     reconnect_delay: float
     ctrl_loss_tmo: float
+    engine: Engine
+    direct: Direct
+    io_poll: bool
+    block_size: int
+    read_only: bool
+    allow_mounted_write: bool
     quirks: str
 
 

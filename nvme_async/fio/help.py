@@ -31,7 +31,8 @@ and kernel, which a device has not, are accepted and change nothing; those that 
 that this program has not, are refused by name.
 
 Where it differs from fio: an await is submission and completion in one, so lat equals clat and there is no slat
-unless slat_percentiles or write_lat_log ask for it; direct=1 and thread=1 always; verify checks everything that was
+unless slat_percentiles or write_lat_log ask for it; I/O is always direct (direct=0 only leads
+to a line that says so), and jobs are threads; verify checks everything that was
 written, whatever the runtime, and goes on after a bad block unless verify_fatal is set; verify_only needs a job that
 was ended by its size or number_ios; Ki and KiB are 1024.
 

@@ -4,7 +4,7 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 
@@ -26,16 +26,31 @@ class Accepted:
             raise ConfigurationError(f"not supported here: {self.because}")
 
 
+def _is_boolean(text: str) -> bool:
+    boolean(text)  # raises
+    return True
+
+
 def _none(text: str) -> bool:
     return text in ("none", "0", "no", "false", "")
 
 
-NO_CACHE = "there is no page cache, I/O is always direct; --direct=1 on the command line overrides the file"
+NO_CACHE = "buffered I/O is not used: this program asks for no page cache, and measures the device, not memory"
+
+
+def cache_note(texts: Mapping[str, str]) -> str | None:
+    """What is said of jobs that ask for the page cache (direct=0, buffered=1), which is not there."""
+    for name, asks in (("direct", lambda text: not boolean(text)), ("buffered", boolean)):
+        if name in texts and asks(texts[name]):
+            return f"{name}={texts[name]}: {NO_CACHE}"
+    return None
+
+
 ON_DEVICE = Accepted()  # what a regular file has, and a device has not
 
 ACCEPTED = {
-    "direct": Accepted(NO_CACHE, boolean),
-    "buffered": Accepted(NO_CACHE, lambda text: not boolean(text)),
+    "direct": Accepted(NO_CACHE, _is_boolean),  # cache_note() says so where a job asks for one
+    "buffered": Accepted(NO_CACHE, _is_boolean),
     "thread": Accepted(),  # jobs are threads, which share no lock in the I/O path
     "disable_util": ON_DEVICE,
     "disk_util": Accepted("the kernel has no statistics of this device", lambda text: not boolean(text)),

@@ -18,6 +18,7 @@ from nvme_async.fio import engines, output_json, output_terse, output_text
 from nvme_async.fio.commandline import Job, command_line, debug_lines, load_jobs, parse_arguments
 from nvme_async.fio.eta import EtaLine
 from nvme_async.fio.help import option_help, program_help
+from nvme_async.fio.known import cache_note
 from nvme_async.fio.logs import AggregateLog
 from nvme_async.fio.run import Opener, Outcome, Run, group_ids, open_device, thread_count
 from nvme_async.fio.stats import JobStats
@@ -172,6 +173,8 @@ def _notes(jobs: list[Job]) -> Iterator[str]:
         asked = job.options.asked_engine
         if note := engines.note(asked, parse_size(texts.get("iodepth", "1"))):
             yield note
+        if (cached := cache_note(texts)) is not None:
+            yield cached
 
 
 def _check_number(jobs: list[Job], most: str | None) -> None:

@@ -178,7 +178,6 @@ def test_options_used_by_scripts_are_supported(name):
         ("--bssplit=4k/60:8k/60", "add up to 120 %"),
         ("--random_distribution=zoned:1", "add up to 1 %, not to 100 %"),
         ("--verify=foo", "verify=foo"),
-        ("--direct=0", "always direct"),
         ("--verify_only", "verify_only needs verify"),
         ("--steadystate=foo:1", "iops_slope"),
         ("--ioengine=many --verify=crc32c", "ioengine=many does not verify"),

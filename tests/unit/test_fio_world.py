@@ -15,6 +15,7 @@ from nvme_async.errors import ConfigurationError
 from nvme_async.fio.commandline import load_jobs, parse_arguments
 from nvme_async.fio.engines import MAPPED, ONE_AT_A_TIME
 from nvme_async.fio.expressions import evaluate, substitute
+from nvme_async.fio.known import NO_CACHE
 from nvme_async.fio.main import main
 from nvme_async.fio.units import parse_size, parse_time
 
@@ -123,8 +124,6 @@ def test_the_command_line_overrides_the_file_and_its_device_replaces_the_files(t
     for job in (a, b):
         assert (job.options.filename, job.options.iodepth, job.options.bs[0][0][0]) == (("mem",), 2, 4096)
     assert "filename" not in a.texts
-    with pytest.raises(ConfigurationError, match="--direct=1 on the command line overrides the file"):
-        jobs_of("--filename=mem", path)
 
 
 def test_a_bare_log_option_takes_the_jobs_name(tmp_path):
@@ -151,6 +150,15 @@ def test_kernel_engines_become_one_await_per_io(bench, engine, capsys):
     assert job["job options"]["ioengine"] == engine
 
 
+@pytest.mark.parametrize(("option", "said"), [("direct=0", True), ("buffered=1", True), ("direct=1", False)])
+def test_a_page_cache_that_is_asked_for_is_not_there_and_that_is_said(bench, option, said, capsys):
+    """The job runs: its I/O is direct, also where the file asks for buffered I/O."""
+    job = bench("--name=j", f"--{option}", "--rw=randwrite", "--bs=4k", "--size=64k", "--verify=crc32c")
+    assert (job["error"], job["write"]["io_bytes"], job["job options"][option[:-2]]) == (0, 65536, option[-1])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no page cache" in line]
+    assert lines == ([f"fio: {option}: {NO_CACHE}"] if said else [])
+
+
 def test_file_and_kernel_options_change_nothing(bench):
     files = "directory=/mnt nrfiles=8 filesize=1g openfiles=4 file_service_type=random fallocate=none unlink=1"
     kernel = (
@@ -165,8 +173,6 @@ def test_file_and_kernel_options_change_nothing(bench):
     "option",
     [
         *(
-            "direct=0",
-            "buffered=1",
             "zonemode=zbd",
             "numa_mem_policy=bind:0",
             "write_iolog=x",
@@ -365,7 +371,7 @@ def test_histogram_and_aggregate_logs(bench, tmp_path):
     (job,) = json.loads(text)["jobs"]
     rows = [list(map(int, line.split(", "))) for line in (tmp_path / "j_clat_hist.1.log").read_text().splitlines()]
     assert {len(row) for row in rows} == {3 + (1856 >> 3)}
-    assert len({row[0] for row in rows}) >= 3
+    assert len({row[0] for row in rows}) >= 2  # how many depends on how busy the machine is
     for direction, (name, size) in enumerate([("read", 4096), ("write", 8192)]):
         mine = [row for row in rows if row[1] == direction]
         assert sum(sum(row[3:]) for row in mine) == job[name]["total_ios"]
@@ -378,7 +384,7 @@ def test_histogram_and_aggregate_logs(bench, tmp_path):
 def test_help_of_one_option_and_of_the_engines(bench):
     assert "blocksize" in program("--cmdhelp=bs", bench=bench)[1]
     assert program("--cmdhelp=direct", bench=bench)[1].startswith(
-        "              direct: accepted; there is no page cache"
+        "              direct: accepted; buffered I/O is not used"
     )
     assert "libaio" in program("--cmdhelp=ioengine", bench=bench)[1]
     assert "\tlibaio" in program("--enghelp", bench=bench)[1]
