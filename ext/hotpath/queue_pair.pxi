@@ -45,7 +45,7 @@ cdef class QueuePair(Rings):
     cdef readonly object on_idle     # called when the last command completed, if not None
     cdef public object on_busy       # given to the loop at the first command after `watched` was cleared, if not None
     cdef public bint watched
-    cdef public object on_sleep      # called when a sleep begins and `guarded` is not set: early polls are wanted
+    cdef public object on_sleep      # called when a sleep begins that early polls are to guard, from the first one on
     cdef uint32_t n_delivered        # of the slots in q.done_slots
     cdef list leaving                # [(set of cids, callback)]: see when_gone(); or None
 

@@ -29,8 +29,12 @@ cdef inline void guard(QueuePair qp) except *:
     Where that was so of late, polling begins at once."""
     if qp.waiting.distrust >= NVW_DISTRUST and qp.waiting.mode == NVW_ADAPTIVE and nvw_poll_first(&qp.waiting, nvq_now_ns()):
         qp.plan_poll()
-    if not qp.waiting.guarded and qp.waiting.mode != NVW_POLL:
+    if qp.waiting.mode == NVW_POLL:
+        return
+    # Where early polls go on already, but far apart, and something has completed since: they begin anew.
+    if not qp.waiting.guarded or (qp.waiting.patient and qp.q.header.reaped != qp.waiting.guarded_reaped):
         qp.waiting.guarded = True
+        qp.waiting.patient = False
         if qp.on_sleep is not None:
             qp.on_sleep()
 
@@ -70,4 +74,5 @@ cdef int poll_early(QueuePair qp, bint last) except -2:
     qp.acknowledge()
     moved = qp.q.header.reaped != qp.waiting.guarded_reaped
     qp.waiting.guarded_reaped = qp.q.header.reaped
+    qp.waiting.patient = not moved
     return moved

@@ -101,6 +101,7 @@ struct nvw_waiting {
 
     /* Sleeps. */
     bool guarded;             /* early polls go on, until nothing is out */
+    bool patient;             /* the last early poll found nothing: the next one is further off than for a sleep that begins */
     bool suspicious;          /* the last early poll found completions, and no interrupt has come since */
     uint64_t guarded_reaped;  /* header.reaped at the last early poll */
     uint32_t distrust;        /* + 1 for each sleep that an early poll ended, - 1 for each interrupt that found completions */

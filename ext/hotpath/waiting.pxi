@@ -15,7 +15,7 @@ cdef extern from "hotpath/waiting.h" nogil:
         uint64_t pumped_ns
         int yield_score
         nvw_budget lone, next, batch
-        bint flush_planned, poll_planned, guarded, suspicious
+        bint flush_planned, poll_planned, guarded, patient, suspicious
         uint64_t guarded_reaped
         uint32_t distrust
         uint64_t polled_until

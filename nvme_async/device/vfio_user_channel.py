@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from nvme_async.device import vfio_user_protocol as wire
 from nvme_async.errors import ControllerError, ControllerFatal, ControllerGone, DeviceError, DeviceTimeout
 from nvme_async.runtime import forks
+from nvme_async.runtime.limits import descriptors_cut_off
 
 _NAP = 0.0005
 """Seconds between looks while a peer is in the middle of a message: poll() says readable and can't
@@ -292,7 +293,8 @@ class Channel:
                     if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                         fds += struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
                 if flags & socket.MSG_CTRUNC:
-                    raise ControllerFatal(f"vfio-user peer sent more than {wire.MAX_MESSAGE_FDS} descriptors at once")
+                    what = descriptors_cut_off(len(fds), wire.MAX_MESSAGE_FDS)
+                    raise ControllerFatal(f"vfio-user peer sent {what}")
                 message += part
         except BaseException:
             _close_all(fds)

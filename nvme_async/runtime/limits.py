@@ -31,6 +31,15 @@ def shortage(error: BaseException) -> str | None:
     return None
 
 
+def descriptors_cut_off(came: int, most: int) -> str:
+    """What a message was too much for, `came` of whose descriptors arrived before the kernel cut it off
+    (MSG_CTRUNC): for the protocol's limit, or for what this process may have open.
+    """
+    if came >= most:
+        return f"more than {most} descriptors at once"
+    return f"descriptors for which this process has too many open files{_limit('RLIMIT_NOFILE')}"
+
+
 def _limit(name: str) -> str:
     soft, _ = resource.getrlimit(getattr(resource, name))
     return "" if soft == resource.RLIM_INFINITY else f" ({name} is {soft})"

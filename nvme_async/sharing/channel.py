@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nvme_async.errors import ConfigurationError, ControllerGone, ControllerTimeout, LeaseError
+from nvme_async.runtime.limits import descriptors_cut_off
 from nvme_async.sharing.protocol import (
     MAX_BACKLOG,
     MAX_FDS,
@@ -43,6 +44,8 @@ def receive(sock: socket.socket) -> Message | None:
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(packet) > MAX_MESSAGE:
         for fd in fds:
             os.close(fd)
+        if flags & socket.MSG_CTRUNC:
+            raise LeaseError(f"a message with {descriptors_cut_off(len(fds), MAX_FDS)}", code="invalid")
         raise LeaseError("a message over the limits of the protocol", code="invalid")
     if not packet:
         for fd in fds:

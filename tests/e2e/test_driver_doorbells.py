@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 
 import pytest
-from driving import FAST, LoopThread, exercise, faults, within
+from driving import FAST, LoopThread, descriptors, exercise, faults, within
 
 from nvme_async.device import Doorbells
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.transport import PcieTransport
 from nvme_async.emulator.device import EmulatedDevice
+from nvme_async.errors import ControllerError
 from nvme_async.keepalive.controller import Controller
 from nvme_async.native._mmio import Mmio
 
@@ -78,6 +79,14 @@ class Narrow(EmulatedDevice):
         return self._narrow
 
 
+class Short(Strided):
+    """BAR0 of two pages."""
+
+    @property
+    def bar0_nbytes(self) -> int:
+        return 0x2000
+
+
 async def drive(device: EmulatedDevice, loops: int) -> None:
     """Queue pairs of several loops at once."""
     controller = Controller(PcieTransport(device), Options(**FAST))
@@ -106,3 +115,26 @@ async def test_any_doorbell_stride_works(stride: int) -> None:
 
 async def test_doorbells_beyond_the_mapped_window_are_register_writes() -> None:
     await drive(Narrow.start("size=16MiB,block=4096,dbbuf=no"), 4)
+
+
+async def test_as_many_queue_pairs_as_bar0_has_doorbells_for() -> None:
+    """Pairs 2 KiB apart: the admin queue's, and one more."""
+    device = Short.start("size=16MiB,block=4096,dbbuf=no")
+    device.stride = 8
+    controller = Controller(PcieTransport(device), Options(**FAST))
+    await controller.bring_up()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(controller.close)
+        await within(20, exercise(controller.namespaces[1], 0))
+        assert controller.inspect()["io_queue_limit"] == 1
+
+
+@pytest.mark.parametrize("stride", [9, 15])
+async def test_doorbells_beyond_bar0_are_refused(stride: int) -> None:
+    before = descriptors()
+    device = Short.start("size=16MiB,block=4096,dbbuf=no")
+    device.stride = stride
+    apart = 4 << stride
+    with pytest.raises(ControllerError, match=rf"BAR0 of 0x2000 bytes has no doorbells .* {apart} bytes apart \(CAP"):
+        await Controller(PcieTransport(device), Options(**FAST)).bring_up()
+    assert descriptors() == before

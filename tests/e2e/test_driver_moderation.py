@@ -15,8 +15,10 @@ import time
 from typing import Any
 
 import pytest
+from driving import within
 
 import nvme_async
+from nvme_async.driver.queues import loop_queue
 from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 
@@ -128,3 +130,16 @@ async def test_coalescing_follows_the_features() -> None:
         await controller.admin(commands.set_features(9, vector))
         await controller.admin(commands.set_features(8, 0))
         assert await interrupts(8) >= 1
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "interrupt"])
+async def test_a_slow_command_does_not_keep_the_next_one_waiting(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    """Early polls have become rare when its answer comes; for the next sleep they begin anew."""
+    monkeypatch.setattr(loop_queue, "EARLY_POLLS", (0.001, 60.0))
+    async with nvme_async.open("emulated:size=1MiB", mode=mode, spin_us=0, command_timeout=0) as controller:
+        namespace = controller.namespaces[1]
+        emulator = controller.device.emulator  # type: ignore[attr-defined]
+        emulator.faults.add(queue="io", opcode=2, count=1, delay=0.02)
+        emulator.faults.add(queue="io", opcode=2, skip=1, lose_interrupt=True, delay=0.0005)
+        await within(10, namespace.read(0))
+        await within(10, namespace.read(1))

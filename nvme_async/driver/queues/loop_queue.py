@@ -305,6 +305,7 @@ class LoopQueue:
         """A sleep begins that a missed interrupt could make too long: early polls go on until nothing
         is out. They cost one timer a millisecond while there are sleeps, and nothing for each I/O.
         """
+        self._cancel_early_polls()
         self._rung = 0
         self._plan_early_poll()
 

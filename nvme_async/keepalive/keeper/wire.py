@@ -48,7 +48,9 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
         if not data and not fds:
             return None
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise Misbehaved(f"a message of more than {MAX_MESSAGE} bytes or {MAX_FDS} descriptors")
+            raise Misbehaved(
+                f"a message of more than {MAX_MESSAGE} bytes or {MAX_FDS} descriptors, or than may be open here"
+            )
         try:
             message = json.loads(data)
         except (ValueError, RecursionError) as error:
