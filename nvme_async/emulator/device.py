@@ -29,8 +29,10 @@ def _end_all() -> None:
 atexit.register(_end_all)
 
 
-def _end_abandoned() -> None:
-    """Controllers that were handed on, and that nobody in any process holds any more."""
+def end_abandoned() -> None:
+    """Ends the controllers that were handed on and that no process holds any more, as a saved
+    bundle's after its close(). Each start() does this; until then they stay idle.
+    """
     for identity, emulator in list(_running.items()):
         if not emulator.closed and not emulator.stats()["connected"]:
             del _running[identity]
@@ -55,7 +57,7 @@ class EmulatedDevice(VfioUserDevice):
     @classmethod
     def start(cls, options: str, *, timeout: float = DEFAULT_TIMEOUT) -> Self:
         """Starts a controller as `options` say (see EmulatorConfig.parse) and connects to it."""
-        _end_abandoned()
+        end_abandoned()
         emulator = EmulatedController(EmulatorConfig.parse(options))
         try:
             device = cls.from_socket(emulator.connect(), uri=f"emulated:{options}", timeout=timeout)

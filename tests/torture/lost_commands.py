@@ -174,6 +174,10 @@ class Round:
             controller = await self._open()
             if controller is None:
                 return
+            if self.when != "open":
+                # On a busy machine an Identify may have been late, and a namespace is found a little later.
+                await self._until(controller, 1)
+                await self._until(controller, 2)
             if self.when == "open":
                 await self._works(controller)
             elif self.when == "close":
