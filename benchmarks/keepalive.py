@@ -8,8 +8,10 @@ Two processes hand one controller to and fro. Each has --queues event loops, and
 controller's home loop, and threads; with --iodepth random 4 KiB reads out on each. The pause of a
 hand-over is from the last completion that the old process got to the first command that the new one
 has sent, so with the predecessor's commands drained in between. "Answered" is until that load's
-first completion, "all queues" until each of the new process's loops has had one. "fresh" is the
-same without keepalive: a clean shutdown and a bring-up (--fresh rounds).
+first completion, "all queues" until each of the new process's loops has had one. "floor" is a bare
+exchange of two messages between the two processes under the same load, a few before each hand-over:
+what no hand-over can be quicker than. "fresh" is the same without keepalive: a clean shutdown and a
+bring-up (--fresh rounds).
 
 --uri: a vfio-user: or pci: device whose contents may be read; by default an emulated controller in
 a process of its own. The save is timed in one process, with one queue pair and with as many as the
@@ -26,6 +28,7 @@ import itertools
 import json
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
@@ -43,6 +46,8 @@ from nvme_async.errors import HandedOver, NvmeError
 from nvme_async.keepalive import restore
 
 BLOCK = 4096
+EXCHANGES = 5
+"""Exchanges of two messages before each hand-over."""
 WAIT = 60.0
 """Seconds for anything that a process is told to do."""
 
@@ -179,11 +184,41 @@ class Driver:
     async def do_take(self, path: str, options: dict[str, Any]) -> dict[str, Any]:
         return await self._run(await nvme_async.take_over(path, **options))
 
+    async def do_answer(self, path: str) -> None:
+        """The other side of _exchange()."""
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, path)
+            while message := await loop.sock_recv(sock, 64):
+                sock.send(message)
+
+    async def _exchange(self, path: str) -> list[int]:
+        """Nanoseconds of some exchanges of two messages with the other process, which does do_answer()."""
+        loop = asyncio.get_running_loop()
+        times = []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+            listening.setblocking(False)
+            listening.bind(path)
+            listening.listen(1)
+            print(json.dumps({"listening": path}), flush=True)
+            sock, _ = await loop.sock_accept(listening)
+            os.unlink(path)
+        with sock:
+            for _ in range(EXCHANGES):
+                await asyncio.sleep(0.001)
+                began = time.monotonic_ns()
+                sock.send(b"go".ljust(32))
+                await loop.sock_recv(sock, 64)
+                times.append(time.monotonic_ns() - began)
+        return times
+
     async def do_offer(self, path: str, each: int) -> dict[str, Any]:
         """Offers, once every loop has had `each` completions; answers when it was taken."""
         controller = self._controller
         assert controller is not None
         await self._until(lambda: all(loop.done >= each for loop in self._loops))
+        floor = await self._exchange(f"{path}.floor")
         async with controller.handover(path) as offer:
             print(json.dumps({"offered": path}), flush=True)
             async with asyncio.timeout(WAIT):
@@ -191,7 +226,7 @@ class Driver:
         for loop in self._loops:
             await loop.ended()
         self._controller = None
-        return {"last": max(loop.last for loop in self._loops)}
+        return {"last": max(loop.last for loop in self._loops), "floor": floor}
 
     async def do_close(self) -> None:
         if self._controller is not None:
@@ -265,16 +300,19 @@ def hand_to_and_fro(
     holder: Process, other: Process, folder: str, rounds: int, each: int, options: dict[str, Any]
 ) -> tuple[Any, ...]:
     """({name: nanoseconds of each round}, commands adopted, commands lost, who has it now)"""
-    times: dict[str, list[float]] = {"pause": [], "answered": [], "all_queues": [], "standstill": []}
+    times: dict[str, list[float]] = {"pause": [], "answered": [], "all_queues": [], "standstill": [], "floor": []}
     adopted = lost = 0
     for number in range(rounds):
         path = f"{folder}/{number % 2}.sock"
         holder.tell("offer", path=path, each=each)
-        holder.answer()  # listening
+        other.tell("answer", path=holder.answer()["listening"])
+        holder.answer()  # offered
+        other.answer()
         came = other.ask("take", path=path, options=options)
         left = holder.answer()
         for name, key in (("pause", "sent"), ("answered", "first"), ("all_queues", "all")):
             times[name].append(came[key] - left["last"])
+        times["floor"] += left["floor"]
         if came["standstill"] is not None:
             times["standstill"].append(came["standstill"] * 1e9)
         adopted += came["adopted"]
@@ -306,6 +344,7 @@ def handovers(uri: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "commands_adopted": adopted,
         "commands_lost": lost,
     }
+    result["pause_over_floor_median"] = round(result["pause"]["median_ms"] / result["floor"]["median_ms"], 2)
     if fresh:
         result["fresh"] = milliseconds(fresh)
         result["fresh_over_handover_median"] = round(result["fresh"]["median_ms"] / result["pause"]["median_ms"], 1)
@@ -366,8 +405,10 @@ def emulated() -> Iterator[str]:
 
 def text(report: dict[str, Any]) -> str:
     def line(name: str, figures: dict[str, Any]) -> str:
-        return f"{name:<34} median {figures['median_ms']:9.3f} ms   p99 {figures['p99_ms']:9.3f} ms   "
-        f"of {figures['rounds']}"
+        return (
+            f"{name:<34} median {figures['median_ms']:9.3f} ms   p99 {figures['p99_ms']:9.3f} ms   "
+            f"of {figures['rounds']}"
+        )
 
     handover = report["handovers"]
     lines = [
@@ -376,6 +417,8 @@ def text(report: dict[str, Any]) -> str:
     ]
     if "standstill" in handover:
         lines.append(line("  of it between the two drivers", handover["standstill"]))
+    lines.append(line("floor: an exchange of two messages", handover["floor"]))
+    lines.append(f"the pause is {handover['pause_over_floor_median']} times the floor, in the median")
     lines.append(line("  until the first is answered", handover["answered"]))
     lines.append(line("  until every queue had an answer", handover["all_queues"]))
     if "fresh" in handover:

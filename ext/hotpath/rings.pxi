@@ -27,6 +27,7 @@ cdef class Rings:
     cdef Py_buffer memory_view
     cdef bint has_memory
     cdef nvq_frozen frozen
+    cdef nvq_found *seen # by look_at_queue(), until adopt(); or NULL
     cdef readonly uint16_t qid
     cdef readonly uint32_t entries
     cdef readonly uint64_t max_transfer
@@ -107,6 +108,7 @@ cdef class Rings:
     def __dealloc__(self):
         self.close_memory()
         free(self.frozen.copy)
+        free(self.seen)
 
     @cython.final
     cdef inline int check_open(self) except -1:

@@ -182,6 +182,11 @@ class Device(Protocol):
         False, with nothing changed, if one is.
         """
 
+    def identify_again(self) -> None:
+        """After resume_device(…, ids=…), once no other process uses the device: shows that it answers, that no
+        answer to the other process is under way, and what `ids` are.
+        """
+
     def inspect(self) -> dict[str, Any]:
         """What there is to see of the device layer, in JSON's types."""
 

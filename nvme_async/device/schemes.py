@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Protocol, cast
 
-from nvme_async.device.base import Device, Saved
+from nvme_async.device.base import Device, DeviceIds, Saved
 from nvme_async.errors import ConfigurationError, DeviceError
 from nvme_async.native._dma import PAGE_SIZE
 
@@ -29,7 +29,15 @@ class Scheme(Protocol):
     def open_uri(self, rest: str, *, timeout: float) -> Device:
         """Opens the device; `rest` is what follows the colon, as parse_uri() returns it."""
 
-    def resume_uri(self, rest: str, descriptors: Mapping[str, int], saved: Saved | None, *, timeout: float) -> Device:
+    def resume_uri(
+        self,
+        rest: str,
+        descriptors: Mapping[str, int],
+        saved: Saved | None,
+        *,
+        timeout: float,
+        ids: DeviceIds | None = None,
+    ) -> Device:
         """Goes on with a device that another process opened; see resume_device()."""
 
 
@@ -101,14 +109,20 @@ def open_device(uri: str, *, timeout: float = DEFAULT_TIMEOUT) -> Device:
 
 
 def resume_device(
-    uri: str, descriptors: Mapping[str, int], saved: Saved | None = None, *, timeout: float = DEFAULT_TIMEOUT
+    uri: str,
+    descriptors: Mapping[str, int],
+    saved: Saved | None = None,
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+    ids: DeviceIds | None = None,
 ) -> Device:
     """Goes on with a device that another process opened, left running and handed on.
 
     `descriptors` and `saved` are what its descriptors() and save() gave; the descriptors become the
     device's own. Without `saved`, what can be asked of the device is asked again. The controller
-    isn't reset.
+    isn't reset. With `ids`, which are believed, nothing is asked of a device that is reached by
+    messages, for another process still has it: identify_again() follows.
     """
     scheme, rest = parse_uri(uri)
     _check_pages(uri)
-    return _scheme(scheme).resume_uri(rest, descriptors, saved, timeout=timeout)
+    return _scheme(scheme).resume_uri(rest, descriptors, saved, timeout=timeout, ids=ids)

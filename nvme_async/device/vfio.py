@@ -373,6 +373,9 @@ class VfioDevice:
     def steer(self, vector: int, cpus: Collection[int]) -> bool:
         return steer(self._address, vector, cpus, self._root)
 
+    def identify_again(self) -> None:
+        """Nothing to do: resume() has asked the kernel."""
+
     def park(self, parked: bool, *, wait: bool = True) -> bool:
         """Nothing to do: registers and ioctls don't get into a successor's way."""
         return True
@@ -475,7 +478,12 @@ def open_uri(address: str, *, timeout: float = 0.0) -> VfioDevice:
 
 
 def resume_uri(
-    address: str, descriptors: Mapping[str, int], saved: Saved | None = None, *, timeout: float = 0.0
+    address: str,
+    descriptors: Mapping[str, int],
+    saved: Saved | None = None,
+    *,
+    timeout: float = 0.0,
+    ids: DeviceIds | None = None,
 ) -> VfioDevice:
     """The `pci:` half of resume_device()."""
     return VfioDevice.resume(address, descriptors, saved)

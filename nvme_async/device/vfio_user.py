@@ -50,6 +50,17 @@ _MSIX_CONTROL = 2
 _MSIX_ENABLE = 0x8000
 
 
+# Its answer is the same whoever asked: should the predecessor's request have had this id too, no harm.
+# What is asked with it is answered after it.
+_WHO = (Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
+
+
+def _ask_ids(channel: Channel, layout: Layout) -> DeviceIds:
+    reads = id_reads(layout.serial_capability)
+    _, *answers = channel.call_all([_WHO, *(read_request(*read) for read in reads)])
+    return ids_from(read_answers(answers, reads))
+
+
 class VfioUserDevice:
     """Device (see there) over one vfio-user connection.
 
@@ -131,6 +142,7 @@ class VfioUserDevice:
         *,
         uri: str = "vfio-user:",
         timeout: float = DEFAULT_TIMEOUT,
+        ids: DeviceIds | None = None,
     ) -> Self:
         """Goes on where another process stopped, which may have been killed in the middle of a
         call.
@@ -138,8 +150,8 @@ class VfioUserDevice:
         `descriptors` ("socket", and "doorbell" and "kick" where the device has them) become the
         device's own, also when this fails. No handshake and no reset; with `saved` nothing is asked
         but one question whose answer shows that the peer lives and that all replies to the
-        predecessor are through, and who it is: `ids` are the device's own. Raises InvalidSavedState
-        when the two don't fit together.
+        predecessor are through, and who it is: `ids` are the device's own. Given `ids`, not even
+        that: identify_again() asks. Raises InvalidSavedState when the two don't fit together.
         """
         fds = dict(descriptors)
         if "socket" not in fds:
@@ -153,16 +165,11 @@ class VfioUserDevice:
         del fds["socket"]
         channel = Channel(sock, timeout)
         try:
-            # Its answer is the same whoever asked: should the predecessor's request have had this
-            # id too, no harm. What is asked with it is answered after it.
-            first = (Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
             if saved is None:
-                channel.call(*first)
+                channel.call(*_WHO)
                 return cls._explored(channel, uri, wire.Limits())
             layout = layout_from(saved)
-            reads = id_reads(layout.serial_capability)
-            _, *answers = channel.call_all([first, *(read_request(*read) for read in reads)])
-            layout = attrs.evolve(layout, ids=ids_from(read_answers(answers, reads)))
+            layout = attrs.evolve(layout, ids=ids or _ask_ids(channel, layout))
             if layout.doorbells is not None and "doorbell" not in fds:
                 raise InvalidSavedState(
                     "the saved state tells of mapped doorbells, but there is no doorbell descriptor"
@@ -410,6 +417,9 @@ class VfioUserDevice:
             "timeout": self.timeout,
         }
 
+    def identify_again(self) -> None:
+        self._layout = attrs.evolve(self._layout, ids=_ask_ids(self._channel, self._layout))
+
     def park(self, parked: bool, *, wait: bool = True) -> bool:
         if wait:
             self._ringer.settle(self.timeout)
@@ -460,7 +470,12 @@ def open_uri(path: str, *, timeout: float = DEFAULT_TIMEOUT) -> VfioUserDevice:
 
 
 def resume_uri(
-    path: str, descriptors: Mapping[str, int], saved: Saved | None = None, *, timeout: float = DEFAULT_TIMEOUT
+    path: str,
+    descriptors: Mapping[str, int],
+    saved: Saved | None = None,
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+    ids: DeviceIds | None = None,
 ) -> VfioUserDevice:
     """The `vfio-user:` half of resume_device()."""
-    return VfioUserDevice.resume(descriptors, saved, uri=f"vfio-user:{path}", timeout=timeout)
+    return VfioUserDevice.resume(descriptors, saved, uri=f"vfio-user:{path}", timeout=timeout, ids=ids)

@@ -115,8 +115,10 @@ class ControllerContext(LifecycleHooks):
 
         ControllerTimeout if that thread is stuck; then function() won't be run.
         """
-        stuck = ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s")
-        return await loops.in_thread_of(queue.loop, function, timeout=timeout, stuck=stuck)
+        return await loops.in_thread_of(queue.loop, function, timeout=timeout, stuck=self._stuck(queue, timeout))
+
+    def _stuck(self, queue: OfLoop, timeout: float) -> ControllerTimeout:
+        return ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s")
 
     # -- what the parts ask of each other, through the controller ----------------------------------
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Self
 
-from nvme_async.device.base import Saved
+from nvme_async.device.base import DeviceIds, Saved
 from nvme_async.device.vfio_user import DEFAULT_TIMEOUT, VfioUserDevice
 from nvme_async.emulator import EmulatedController, EmulatorConfig
 
@@ -76,8 +76,9 @@ class EmulatedDevice(VfioUserDevice):
         *,
         uri: str = "emulated:",
         timeout: float = DEFAULT_TIMEOUT,
+        ids: DeviceIds | None = None,
     ) -> Self:
-        device = super().resume(descriptors, saved, uri=uri, timeout=timeout)
+        device = super().resume(descriptors, saved, uri=uri, timeout=timeout, ids=ids)
         device.emulator = _running.get(_identity(device.descriptors()["socket"]))
         return device
 
@@ -101,7 +102,12 @@ def open_uri(options: str, *, timeout: float = DEFAULT_TIMEOUT) -> EmulatedDevic
 
 
 def resume_uri(
-    options: str, descriptors: Mapping[str, int], saved: Saved | None = None, *, timeout: float = DEFAULT_TIMEOUT
+    options: str,
+    descriptors: Mapping[str, int],
+    saved: Saved | None = None,
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+    ids: DeviceIds | None = None,
 ) -> EmulatedDevice:
     """The `emulated:` half of resume_device(): a controller of this process or of another."""
-    return EmulatedDevice.resume(descriptors, saved, uri=f"emulated:{options}", timeout=timeout)
+    return EmulatedDevice.resume(descriptors, saved, uri=f"emulated:{options}", timeout=timeout, ids=ids)

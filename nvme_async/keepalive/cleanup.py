@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 from nvme_async.dma import Pool, Slot
 from nvme_async.dma.manager import DmaClient
@@ -33,16 +34,17 @@ class PredecessorCleanup:
         self._state = state
         self._task: asyncio.Task[None] | None = None
         self._verify = False
+        self._confirm: Callable[[Any], Coroutine[Any, Any, None]] | None = None
         self._transport = pcie(controller.transport)
         assert self._transport.memory is not None
         self._pool = self._transport.memory.pools[0]
 
-    def begin(self, *, verify: bool = False) -> None:
+    def begin(self, *, verify: bool = False, confirm: Callable[[Any], Coroutine[Any, Any, None]] | None = None) -> None:
         """After the predecessor's commands were adopted. verify: the namespaces are to be read again,
-        and "drain", which holds new I/O, ends only then.
+        and "drain", which holds new I/O, ends only then. confirm: comes first.
         """
         self._verify = verify
-        self._free_what_nobody_used()
+        self._confirm = confirm
         self._transport.queues.inherited = {queue.qid: queue for queue in self._state.unsettled}
         self._task = self._controller.loop.create_task(self._run(), name=f"{self._controller.uri} cleanup")
 
@@ -60,6 +62,10 @@ class PredecessorCleanup:
     async def _run(self) -> None:
         controller = self._controller
         try:
+            if controller.state == "ready":  # else it is the next successor's to do
+                self._free_what_nobody_used()
+            if self._confirm is not None:
+                await self._confirm(controller)
             await self._until(lambda: not self._adopted.draining)
             if self._transport.memory is not None:
                 self._transport.memory.forget_inherited()

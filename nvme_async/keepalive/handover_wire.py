@@ -1,15 +1,19 @@
 """Messages between the two processes of a hand-over.
 
-On a Unix stream socket; every message is a length (4 bytes, little endian) and a JSON object.
+On a Unix stream socket; every message is a length (4 bytes, little endian) and a JSON object, or one of the two
+structures that are between "go" and "taken".
 
-    successor    {"hello": 1, "pid": …, "keepalive": true}
-    predecessor  {"offer": "live", "uri": …, "direct": …} and a bundle (bundle.py),
+    successor    {"hello": 1, "pid": …, "keepalive": true, "short": true}
+    predecessor  {"offer": "live", "uri": …, "direct": …, "registers": {…}} and a bundle (bundle.py),
                  or {"offer": "fresh", …} after a clean shutdown
-    successor    {"ready": true}                  it has mapped the pool and read the saved state
-    predecessor  {"go": {"frozen": seconds, "phases": {name: seconds, …}}}
-                                                  queues are still and rung, the saved state is final;
+    successor    {"ready": true}                  it has built all that it will need
+    predecessor  "go": frozen, phases, sequence   queues are still and rung, the saved state is final;
                  or {"withdrawn": reason}
-    successor    {"taken": true}                  or {"refused": reason, "touched": …}
+    successor    "taken"                          or {"refused": reason, "touched": …}
+
+Release 0.1 knows neither "short" nor "registers" nor the structures. To a successor that does not say "short" a
+predecessor sends {"go": {"frozen": seconds, "phases": {name: seconds, …}}}, and gets {"taken": true}. A successor that
+is told no registers connects to a device that is reached by messages after "go".
 
 Until "go" the predecessor serves. From "go" to "taken" it touches nothing; after "refused" without "touched" it
 serves again. If the successor ends in between, or refuses after it had begun, what it did is unknown: then the
@@ -23,6 +27,7 @@ import json
 import os
 import socket
 import struct
+import time
 from typing import Any
 
 from nvme_async.errors import ConfigurationError, ControllerTimeout
@@ -34,7 +39,18 @@ TAKEN_SECONDS = 10.0
 """From "go" to "taken"."""
 
 _LENGTH = struct.Struct("<I")
+_GO = struct.Struct("<cQddd")  # b"G", the saved state's sequence, seconds: frozen, suspend, write
+_TAKEN = b"T"
 _MOST = 1 << 20
+
+
+def _decode(data: bytes) -> Any:
+    if data == _TAKEN:
+        return {"taken": True}
+    if len(data) == _GO.size and data[:1] == b"G":
+        _, sequence, frozen, suspend, write = _GO.unpack(data)
+        return {"go": {"frozen": frozen, "phases": {"suspend": suspend, "write": write}, "sequence": sequence}}
+    return json.loads(data)
 
 
 class Wire:
@@ -54,8 +70,25 @@ class Wire:
         """send() without a wait: for a message that fits the socket's buffer, which is empty
         between question and answer.
         """
-        data = json.dumps(message).encode()
+        self._send_now(json.dumps(message).encode())
+
+    def _send_now(self, data: bytes) -> None:
         self.socket.send(_LENGTH.pack(len(data)) + data, socket.MSG_NOSIGNAL)
+
+    def send_go(self, phases: dict[str, float], sequence: int, *, short: bool) -> None:
+        """The predecessor stands still as of now. phases: its own, in seconds."""
+        frozen = time.monotonic()
+        if short:
+            self._send_now(_GO.pack(b"G", sequence, frozen, phases.get("suspend", 0.0), phases.get("write", 0.0)))
+        else:
+            self.send_now(go={"frozen": frozen, "phases": phases})
+
+    def send_taken(self, *, short: bool) -> None:
+        """The controller is this process's."""
+        if short:
+            self._send_now(_TAKEN)
+        else:
+            self.send_now(taken=True)
 
     async def receive(self, seconds: float) -> dict[str, Any]:
         """The next message. ConnectionError when the other side has gone, ControllerTimeout."""
@@ -66,7 +99,7 @@ class Wire:
                     raise ConnectionError(
                         f"a message of {length} bytes: the other side of the hand-over speaks something else"
                     )
-                message = json.loads(await self._exactly(length))
+                message = _decode(await self._exactly(length))
         except TimeoutError:
             raise ControllerTimeout(f"the other side of the hand-over said nothing for {seconds:g} s") from None
         except (ValueError, RecursionError) as error:

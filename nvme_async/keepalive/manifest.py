@@ -117,6 +117,21 @@ def find(pool: Pool) -> tuple[int, int, bytes]:
     return best
 
 
+def stands(slot: memoryview, sequence: int, body: bytes) -> bool:
+    """Is what was found in this slot as number `sequence`, `body`, still the last word? By comparing, which takes
+    no checksum; False where that doesn't show."""
+    size = len(slot) // 2
+    at = (sequence & 1) * size
+    other = _SEQUENCE_AT + (size - at)
+    (newer,) = struct.unpack_from("<Q", slot, other)
+    magic, version, _, number, length, _ = _HEADER.unpack_from(slot, at)
+    return (
+        (magic, version, number, length) == (_MAGIC, _VERSION, sequence, len(body))
+        and newer < sequence
+        and bytes(slot[at + _HEADER.size : at + _HEADER.size + length]) == body
+    )
+
+
 def _window(pool: Pool) -> Any:
     """The whole pool, read only."""
     return mmap.mmap(pool.fd, pool.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)

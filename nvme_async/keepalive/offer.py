@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import socket
-import time
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Self
@@ -38,6 +37,7 @@ class Offer:
         self._task: asyncio.Task[None] | None = None
         self._listening: ListeningSocket | None = None
         self._committing = asyncio.Lock()  # held while a successor may have it
+        self._short = False  # does the successor know the structures of handover_wire.py?
         self.failures: list[BaseException] = []
         self.taken = False
 
@@ -100,6 +100,7 @@ class Offer:
                 raise ConfigurationError(f"a successor that speaks version {hello.get('hello')} of the hand-over")
             if self._controller.keepalive and hello.get("keepalive") is True:
                 pid = hello.get("pid")
+                self._short = hello.get("short") is True
                 await self._live(wire, pid if isinstance(pid, int) and pid > 0 else None)
             else:
                 await self._fresh(wire)
@@ -122,7 +123,7 @@ class Offer:
 
     async def _live(self, wire: Wire, successor_pid: int | None) -> None:
         controller = self._controller
-        await wire.send(offer="live", uri=controller.uri, direct=controller.device.direct)
+        await wire.send(offer="live", uri=controller.uri, direct=controller.device.direct, **await self._registers())
         with controller.bundle() as bundle:
             await in_thread(lambda: send_bundle(wire.socket, bundle, timeout=READY_SECONDS))
         answer = await wire.receive(READY_SECONDS)
@@ -131,6 +132,13 @@ class Offer:
         async with self._committing:
             self._stop_listening()
             await finish(lambda: self._commit(wire, successor_pid))
+
+    async def _registers(self) -> dict[str, Any]:
+        """Of a device that is reached by messages, which a successor can't send while this process does."""
+        controller = self._controller
+        if not self._short:
+            return {}
+        return {"registers": {} if controller.device.direct else await in_thread(controller.registers.read_all)}
 
     async def _commit(self, wire: Wire, successor_pid: int | None) -> None:
         """From "ready" to the end. Goes on where it was if it is called again: see finish()."""
@@ -169,7 +177,8 @@ class Offer:
             raise
         try:
             phases = controller.phases.seconds if controller.phases is not None else {}
-            wire.send_now(go={"frozen": time.monotonic(), "phases": phases})
+            recorder = controller.recorder
+            wire.send_go(phases, recorder.manifest.sequence if recorder is not None else 0, short=self._short)
         except OSError as error:
             await saving.resume(controller)
             raise ControllerGone(f"the successor has gone: {error}") from error

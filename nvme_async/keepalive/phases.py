@@ -4,11 +4,12 @@
     write     predecessor: the saved state, where something has changed
     pass      from the predecessor's word to the successor's hearing it
     attach    successor: the pool, the saved state, the device
-    verify    successor: slot table, rings, trackers, the memory of each command in flight
+    build     successor: the objects for all that was saved; before the predecessor stands still, where both live
+    verify    successor: is what was built still right; rings, trackers, the memory of each command in flight
     adopt     successor: the predecessor's commands become its own, completions that arrived meanwhile are taken
     drain     until the last of the predecessor's I/O commands has completed; new I/O waits for it
 
-A phase that a hand-over had before the predecessor stood still (most of attach) is not part of the pause.
+A phase that a hand-over had before the predecessor stood still (attach and build) is not part of the pause.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-NAMES = ("suspend", "write", "pass", "attach", "verify", "adopt", "drain")
+NAMES = ("suspend", "write", "pass", "attach", "build", "verify", "adopt", "drain")
 
 BUCKETS = tuple(step * 10.0**decade for decade in range(-5, 2) for step in (1, 2, 5))
 """Upper bounds in seconds: 10 µs to 50 s, three in each decade."""

@@ -3,7 +3,9 @@
     prepare   the pool and the saved state, without the device: may be done while the predecessor
         still works
     connect   the device, and whether it is the one that was saved, in the state that was saved
-    commit    memory, queue pairs, namespaces, the predecessor's commands; the drain barrier stands
+    build     the objects for memory, queue pairs and namespaces (successor.py)
+    commit    the predecessor stands still: what was built is right if the saved state is what it was. Rings are
+        checked, and the predecessor's commands adopted; the drain barrier stands
 
 Until commit has checked everything nothing is changed, neither at the controller nor in the pool,
 so a refusal leaves both as they were. No Identify command is sent, no queue is created and CC is
@@ -13,58 +15,36 @@ not written.
 from __future__ import annotations
 
 import logging
-import os
 import time
-import uuid
 from typing import Any, Literal, Unpack
 
 import attrs
 
 from nvme_async.device import Device, DeviceIds, parse_uri, resume_device
-from nvme_async.dma import DmaBuffer, Pool
+from nvme_async.dma import Pool
 from nvme_async.driver.lifecycle import State as Stage
-from nvme_async.driver.namespace import Namespace
-from nvme_async.driver.options import Options, TakeOverOptions
-from nvme_async.driver.pcie.memory import DeviceMemory, let_go
-from nvme_async.driver.pcie.registers import Registers
-from nvme_async.driver.pcie.transport import PcieTransport
-from nvme_async.driver.queues.loop_queue import LoopQueue
-from nvme_async.errors import ConfigurationError, ControllerGone, InvalidSavedState, RestoreRefused
+from nvme_async.driver.options import TakeOverOptions
+from nvme_async.driver.pcie.memory import let_go
+from nvme_async.driver.pcie.registers import SHOWN, Registers
+from nvme_async.errors import ConfigurationError, ControllerGone, InvalidSavedState, NvmeError, RestoreRefused
 from nvme_async.keepalive import manifest, reclaim
 from nvme_async.keepalive import state as saved
-from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.bundle import Bundle, duplicates
 from nvme_async.keepalive.cleanup import PredecessorCleanup
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.descriptors import mixed_up
 from nvme_async.keepalive.manifest import Manifest
-from nvme_async.keepalive.ownership import Ownership
 from nvme_async.keepalive.phases import Phases
-from nvme_async.keepalive.state import NamespaceState, QueueState, State
+from nvme_async.keepalive.state import State
+from nvme_async.keepalive.successor import Successor
 from nvme_async.native import _hotpath
-from nvme_async.runtime import late
 from nvme_async.runtime.limits import shortage
 from nvme_async.runtime.tasks import in_thread
-from nvme_async.spec import commands
-from nvme_async.spec.commands import Command
-from nvme_async.spec.identify import (
-    IdentifyController,
-    IdentifyControllerNvm,
-    IdentifyNamespace,
-    NamespaceDescriptors,
-)
-from nvme_async.spec.identity import ControllerIdentity, NamespaceIdentity
-from nvme_async.spec.opcodes import Feature
-from nvme_async.spec.registers import Cap, Csts, Vs
+from nvme_async.spec.identify import IdentifyController, IdentifyNamespace
+from nvme_async.spec.registers import Csts
 
 log = logging.getLogger("nvme_async")
 Policy = Literal["refuse", "fresh"]
-
-_ARRIVED_TOLD = 8
-"""Completions of a queue that are logged one by one."""
-
-# A harmless command for each kind of queue: see ext/hotpath/adopt.h.
-_SETTLE_ADMIN = commands.get_features(Feature.NUMBER_OF_QUEUES).pack()
 
 
 async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Unpack[TakeOverOptions]) -> Controller:
@@ -99,13 +79,6 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Unpac
         return await reclaim.reclaim(bundle, given, str(refused))
 
 
-def _merge(state: State, given: dict[str, Any]) -> Options:
-    known = {field.name for field in attrs.fields(Options)}
-    return Options.of(
-        {name: value for name, value in state.options.items() if name in known} | given | {"keepalive": True}
-    )
-
-
 class Restoration:
     """One attempt. Owner of `bundle` until run() or commit() is over, or abort()."""
 
@@ -124,13 +97,17 @@ class Restoration:
         self._identify: IdentifyController | None = None
         self._identified = b""
         self._namespaces: dict[bytes, IdentifyNamespace] = {}
+        self._successor: Successor | None = None
+        self._told = False
+        """Were the device's registers read by the predecessor, and not by this process?"""
 
     async def run(self) -> Controller:
         """All of it."""
         try:
             self.prepare()
             await self.connect()
-            controller = await self.commit()
+            self.build()
+            controller = await self.commit(self._found[1])
         except BaseException as error:
             self.abort()
             raise self.refusal(error) from error
@@ -147,6 +124,7 @@ class Restoration:
 
     def abort(self) -> None:
         """Drops what was taken up; the controller and the pool stay as they are."""
+        self._drop_successor()
         pool, self.pool = self.pool, None
         if pool is not None and not pool.detached and not pool.closed:
             pool.detach()
@@ -156,6 +134,11 @@ class Restoration:
         if pool is not None:
             let_go([pool])
         self._bundle.close()
+
+    def _drop_successor(self) -> None:
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            successor.drop()
 
     def _refuse(self, why: str) -> RestoreRefused:
         return RestoreRefused(f"{self.uri}: {why}")
@@ -237,31 +220,51 @@ class Restoration:
         runs.
         """
         with self.phases.of("attach"):
-            await self._connect()
+            self._check_device(*await in_thread(self._resume))
 
-    async def _connect(self) -> None:
-        state = self.state
-        fds = duplicates(self._bundle.part("device."))
-        device, registers = await in_thread(self._resume, fds)
-        ids = state.device
-        # Saved by a release that didn't look for it: then it tells nothing.
-        serial_number = ids.serial_number if state.format >= 2 else device.ids.serial_number
-        expected = DeviceIds(
-            ids.vendor, ids.device, ids.subsystem_vendor, ids.subsystem, ids.class_code, ids.revision, serial_number
-        )
-        if device.ids != expected:
-            raise self._refuse(f"another device is there: {device.ids}, saved was {expected}")
-        self._check_registers(registers.pop("csts"), registers)
+    async def connect_told(self, registers: Any) -> None:
+        """connect(), while the predecessor still uses the device by messages: by what it has read there a moment ago.
+        confirm() follows once it has let go."""
+        names = [register.name.lower() for register in SHOWN]
+        if not isinstance(registers, dict) or not all(isinstance(registers.get(name), int) for name in names):
+            raise self._refuse(f"the predecessor tells of the registers {registers!r}")
+        with self.phases.of("attach"):
+            await in_thread(self._resume_quietly)
+            self._told = True
+            self._check_registers({name: registers[name] for name in names})
 
-    def _resume(self, fds: dict[str, int]) -> tuple[Device, dict[str, int]]:
+    def _resume(self) -> tuple[Device, dict[str, int]]:
         """The device, and how it is set up. In a thread: it may be messages, and one trip is enough
         for all.
         """
+        fds = duplicates(self._bundle.part("device."))
         self.device = device = resume_device(self.uri, fds, self.state.device_state)
         _ = device.gone_fd  # may need a descriptor of its own, and must not lack it once something was changed
         return device, Registers(device).read_all()
 
-    def _check_registers(self, csts: int, registers: dict[str, int]) -> None:
+    def _resume_quietly(self) -> None:
+        fds = duplicates(self._bundle.part("device."))
+        self.device = resume_device(self.uri, fds, self.state.device_state, ids=self._ids)
+        _ = self.device.gone_fd
+
+    @property
+    def _ids(self) -> DeviceIds:
+        """As saved."""
+        ids = self.state.device
+        return DeviceIds(
+            ids.vendor, ids.device, ids.subsystem_vendor, ids.subsystem, ids.class_code, ids.revision, ids.serial_number
+        )
+
+    def _check_device(self, device: Device, registers: dict[str, int]) -> None:
+        expected = self._ids
+        if self.state.format < 2:  # a release that didn't look for it: then it tells nothing
+            expected = attrs.evolve(expected, serial_number=device.ids.serial_number)
+        if device.ids != expected:
+            raise self._refuse(f"another device is there: {device.ids}, saved was {expected}")
+        self._check_registers(registers)
+
+    def _check_registers(self, registers: dict[str, int]) -> None:
+        csts = registers["csts"]
         if csts == 0xFFFF_FFFF:
             raise self._refuse("registers read all-ones, the device is gone")
         status = Csts.from_int(csts)
@@ -270,234 +273,110 @@ class Restoration:
         if status.cfs:
             raise self._refuse(f"the controller has failed (CSTS.CFS, CSTS {csts:#x})")
         for name, value in registers.items():
-            was = getattr(self.state.registers, name)
+            was = csts if name == "csts" else getattr(self.state.registers, name)
             if value != was:
                 raise self._refuse(
                     f"{name.upper()} reads {value:#x}, saved was {was:#x}: another controller, or other limits"
                 )
 
+    # -- build -------------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Objects for all that was saved. Nothing is changed; the predecessor may still be at work."""
+        assert self.pool is not None
+        assert self.device is not None
+        assert self._identify is not None
+        with self.phases.of("build"):
+            self._successor = Successor(self.uri, self.pool, self.device, self.state, self.phases)
+            self._successor.build(self._bundle, self._given, self._found[0], self._identify, self._namespaces)
+
+    def _settle(self, sequence: int | None) -> Successor:
+        """What was built, if it is still what was saved last, else built again. sequence: the predecessor says that
+        it has written so many times."""
+        successor, pool = self._successor, self.pool
+        assert pool is not None
+        if successor is not None and sequence == self._found[1]:
+            with memoryview(successor.manifest) as slot:
+                if manifest.stands(slot, sequence, self._body):
+                    pool.refresh()
+                    if self._has_checksums:
+                        pool.verify()
+                    return successor
+        self._drop_successor()
+        if successor is not None:
+            # What it claimed may not be there any more.
+            let_go([pool])
+            fd = self._bundle.descriptors["pool"]
+            pool = self.pool = Pool.attach(fd)
+        else:
+            pool.refresh()
+        self._read(pool)
+        self.build()
+        assert self._successor is not None
+        return self._successor
+
     # -- commit ------------------------------------------------------------------------------------
 
-    async def commit(self) -> Controller:
-        """Takes the controller over. The predecessor touches it no more."""
-        pool, device = self.pool, self.device
-        assert pool is not None
-        with self.phases.of("verify"):
-            pool.refresh()
-            self._read(pool)
-        if device is None:
+    async def commit(self, sequence: int | None = None) -> Controller:
+        """Takes the controller over; the predecessor touches it no more. sequence: how often it had written the
+        saved state, if that is known. Waits for nothing if the device was connected before."""
+        if self.device is None:
+            if self.pool is not None:
+                self.pool.refresh()
+                self._read(self.pool)
             await self.connect()
-            device = self.device
-        assert device is not None
-        state = self.state
-        transport = PcieTransport(device)
-        transport.cap, transport.vs = Cap.from_int(state.registers.cap), Vs.from_int(state.registers.vs)
-        controller = Controller(transport, _merge(state, self._given))
-        controller.registers.programmed = attrs.asdict(state.registers, filter=lambda field, _: field.name != "extra")
-        assert self._identify is not None
-        controller.identify = self._identify
-        controller.identity = ControllerIdentity.of(self._identify, device.ids)
-        if state.identify_nvm is not None:
-            controller.identify_nvm = IdentifyControllerNvm.decode(state.identify_nvm)
-        controller.decision = state.decision
-        self._vectors(controller)
-        try:
-            buffer = pool.claim(self._found[0])
-            with self.phases.of("verify"):
-                queues = self._queues(controller, pool)
-            # From here on the pool and the rings are changed.
-            self.touched = True
-            if not self._has_checksums:
-                pool.seal()
-            controller.lifecycle.to(Stage.READY)
-            self._namespaces_of(controller)
-            with self.phases.of("adopt"):
-                events = self._adopt(controller, queues)
-            controller.cleanup = PredecessorCleanup(controller, controller.adopted, state)
-            controller.cleanup.begin(verify=self._in_doubt(controller))
-            controller._keep(Manifest(pool, buffer, self._found[1], self._body), state)
-            controller.listener.start(events)
-            transport.watch(controller._on_gone)
-        except BaseException:
-            pool.detach()
-            if controller.queues.lender is not None:
-                controller.queues.lender.forget()
-            for queue in controller.queues.all():
-                queue.stop_listening()
-                _hotpath.hand_over(
-                    queue.hot, RestoreRefused("the restore failed"), RestoreRefused("the restore failed")
-                )
-            controller.queues.maker.close_vectors()
-            raise
-        self.pool = self.device = None
+        return self._commit(sequence)
+
+    def _commit(self, sequence: int | None) -> Controller:
+        with self.phases.of("verify"):
+            successor = self._settle(sequence)
+            successor.check(self._bundle)
+        controller = successor.controller
+        # From here on the pool and the rings are changed.
+        self.touched = True
+        with self.phases.of("adopt"):
+            events = successor.adopt()
+        confirm = self._confirm if self._told else None
+        in_doubt = successor.in_doubt
+        controller.cleanup = PredecessorCleanup(controller, controller.adopted, self.state)
+        controller.cleanup.begin(verify=in_doubt, confirm=confirm)
+        controller._keep(Manifest(successor.pool, successor.manifest, self._found[1], self._body), self.state)
+        controller.listener.start(events)
+        controller.loop.call_soon(self._watch, controller)
+        self.pool = self.device = self._successor = None
         self._bundle.close()
         self._taken(controller)
         return controller
 
-    def _go_on_sharing(self, controller: Controller) -> None:
-        """Workers have queues of their own, and notice nothing. Nothing is changed yet; they are answered once the
-        controller has been taken over.
-        """
-        fd = self._bundle.descriptors.get("sharing.stop")
-        if self.state.sharing and fd is not None:
-            late.call("resume sharing", controller, self.state.sharing, os.dup(fd))
+    @staticmethod
+    def _watch(controller: Controller) -> None:
+        if controller.state == Stage.READY:
+            controller.transport.watch(controller._on_gone)
+
+    async def _confirm(self, controller: Controller) -> None:
+        """Looks for itself, now that the predecessor is off the device, at what it was told before. The answer also
+        shows that no reply to the predecessor is under way any more."""
+        device = controller.device
+
+        def ask() -> dict[str, int]:
+            device.identify_again()
+            return Registers(device).read_all()
+
+        try:
+            registers = await in_thread(ask)
+            if controller.state == Stage.READY:
+                self._check_device(device, registers)
+        except RestoreRefused as refused:
+            controller._fail(refused)
+        except NvmeError as error:
+            if controller.state != Stage.READY:
+                return  # handed on already, reset or closed
+            log.warning("%s: the device could not be asked again: %s", self.uri, error)
 
     def _taken(self, controller: Controller) -> None:
         phases = controller.phases = self.phases
-        phases.record("pass", "attach", "verify", "adopt")
+        phases.record("pass", "attach", "build", "verify", "adopt")
         log.info("%s: taken over: %s", self.uri, phases)
         if not controller.adopted.draining:
             phases.add("drain", 0.0)
             phases.record("drain")
-
-    def _vectors(self, controller: Controller) -> None:
-        fds = self._bundle.part("irq.")
-        missing = [vector for vector in range(self.state.vectors) if str(vector) not in fds]
-        if missing:
-            raise self._refuse(f"the eventfds of vectors {missing} are missing")
-        mine = duplicates({str(vector): fds[str(vector)] for vector in range(self.state.vectors)})
-        controller.queues.maker.adopt_vectors(list(mine.values()))
-
-    def _queues(self, controller: Controller, pool: Pool) -> list[LoopQueue]:
-        """Objects for the queue pairs, checked, and still without any effect."""
-        state, queues = self.state, controller.queues
-        memory = DeviceMemory(
-            controller.device,
-            pool_bytes=controller.options.pool_bytes,
-            hugepages=controller.options.hugepages,
-            adopt=pool,
-        )
-        memory.in_use = queues.uses
-        memory.inherit([(registration.iova, registration.nbytes) for registration in state.registrations])
-        controller.pcie.memory = memory
-        queues.begin_restored(
-            limit=state.queue_limit,
-            max_transfer=state.max_transfer,
-            used=[queue.qid for queue in [*state.queues, *state.unsettled]],
-            shadow=None
-            if state.shadow_offset is None
-            else self._claim(pool, state.shadow_offset, "the shadow doorbells"),
-        )
-        ownership = Ownership(pool.slots(), state.registrations)
-        found = [self._queue(controller, pool, description, ownership) for description in state.queues]
-        admin = found[0]
-        if (admin.hot.sq_iova, admin.hot.cq_iova) != (state.registers.asq, state.registers.acq):
-            raise self._refuse("the controller's admin queue isn't where the saved state has it")
-        self._go_on_sharing(controller)
-        return found
-
-    def _claim(self, pool: Pool, offset: int, what: str) -> DmaBuffer:
-        try:
-            return pool.claim(offset)
-        except ValueError as error:
-            raise self._refuse(f"the memory of {what} isn't in the pool: {error}") from None
-
-    def _queue(self, controller: Controller, pool: Pool, description: QueueState, ownership: Ownership) -> LoopQueue:
-        qid, queues = description.qid, controller.queues
-        memory = self._claim(pool, description.offset, f"queue {qid}")
-        facts = _hotpath.check_queue(memory, qid)
-        stable = (description.entries, description.vector, description.interrupts)
-        if (facts["entries"], facts["vector"], facts["interrupts"]) != stable:
-            raise self._refuse(
-                f"queue {qid} has {facts['entries']} entries and vector {facts['vector']} in the pool "
-                f"(interrupts {'on' if facts['interrupts'] else 'off'}), others were saved"
-            )
-        if description.vector >= self.state.vectors:
-            raise self._refuse(f"queue {qid} uses vector {description.vector}, of {self.state.vectors}")
-        try:
-            queue = queues.maker.wrap(memory, facts, description.max_transfer, controller.loop, attach=True)
-        except ValueError as error:
-            raise self._refuse(f"queue {qid}: {error}") from None
-        queue.worker = description.worker
-        queues.attach(queue)
-        if description.shadow:
-            queues.maker.use_shadow(queue.hot)
-        try:
-            found = _hotpath.look_at_queue(queue.hot, sums=self._has_checksums)
-            pieces = ownership.pieces(qid, found)
-            self._tell_arrived(qid, found["arrived"])
-        except _hotpath.QueueStateError as error:
-            raise self._refuse(f"queue {qid}: {error}") from None
-        bounce = queues.maker.bounce_of(qid)
-        for slot, count, inside in pieces:
-            bounce.add_chunk(pool.claim(slot.offset), slot.tag, count, inside)
-        return queue
-
-    def _tell_arrived(self, qid: int, arrived: list[tuple[int, int, int, int]]) -> None:
-        for head, phase, cid, status in arrived[:_ARRIVED_TOLD]:
-            log.info(
-                "%s: queue %d: completion at head %d, phase %d, command id %#x, status %#x arrived while no driver "
-                "was looking",
-                self.uri,
-                qid,
-                head,
-                phase,
-                cid,
-                status,
-            )
-        if len(arrived) > _ARRIVED_TOLD:
-            log.info("%s: queue %d: and %d more", self.uri, qid, len(arrived) - _ARRIVED_TOLD)
-
-    def _namespaces_of(self, controller: Controller) -> None:
-        for description in self.state.namespaces:
-            namespace = Namespace(controller, description.nsid)
-            identify = self._namespaces[description.identify]
-            namespace._update(identify, NamespaceIdentity.of(identify, self._descriptors(description)))
-            controller.namespaces[description.nsid] = namespace
-
-    @staticmethod
-    def _descriptors(description: NamespaceState) -> NamespaceDescriptors:
-        try:
-            return NamespaceDescriptors(uuid=uuid.UUID(description.uuid) if description.uuid else None)
-        except ValueError:
-            return NamespaceDescriptors()
-
-    def _in_doubt(self, controller: Controller) -> bool:
-        """May the namespaces be others than was saved? The predecessor says so, or a command of its
-        that changes them is still out.
-        """
-        return self.state.unverified or any(
-            controller.effects.of(Command.unpack(command.sqe, admin=True))
-            for command in controller.adopted
-            if command.qid == 0
-        )
-
-    def _adopt(self, controller: Controller, queues: list[LoopQueue]) -> list[_hotpath.Request]:
-        """The predecessor's commands become ours; the admin queue first, whose completions nobody
-        has looked at. Returns its event requests.
-        """
-        events: list[_hotpath.Request] = []
-        adopted = controller.adopted
-        settle_io = commands.flush(min(controller.namespaces)).pack() if controller.namespaces else None
-        for queue in queues:
-            found, own, requests = _hotpath.adopt(
-                queue.hot,
-                Adopted,
-                adopted._finished,
-                settle_io if queue.qid else _SETTLE_ADMIN,
-                sums=self._has_checksums,
-            )
-            adopted._add(found, own)
-            events += requests
-        for queue in queues:
-            controller.queues.listen(queue)
-            queue.hot.reap()
-            queue.watch()
-        controller.queues.admin.hot.hold(False)
-        if self._in_doubt(controller):
-            log.info("%s: new I/O waits until the namespaces were read again", controller.uri)
-        elif adopted.draining:
-            log.info("%s: new I/O waits for %d commands of the predecessor", controller.uri, len(adopted._out))
-            began = time.perf_counter()
-
-            def drained() -> None:
-                controller.queues.lift("drain")
-                self.phases.add("drain", time.perf_counter() - began)
-                self.phases.record("drain")
-                log.info("%s: the predecessor's commands are over: %s", controller.uri, self.phases)
-
-            adopted.on_drained = drained
-        else:
-            controller.queues.lift("drain")
-        controller.queues.first_restored(controller.loop)
-        return events

@@ -51,7 +51,7 @@ async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dic
     wire = Wire(where if isinstance(where, socket.socket) else await _connect(os.fspath(where)))
     try:
         check_peer(wire.socket, "offers a controller")
-        await wire.send(hello=VERSION, pid=os.getpid(), keepalive=options.get("keepalive", True) is True)
+        await wire.send(hello=VERSION, pid=os.getpid(), keepalive=options.get("keepalive", True) is True, short=True)
         offer = await wire.receive(60.0)
         if offer.get("offer") == "live":
             return await _take_live(wire, offer, options)
@@ -76,14 +76,20 @@ async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any])
     restoration = Restoration(bundle, options)
     try:
         restoration.prepare()
+        short = "registers" in offer
         if offer.get("direct"):
             await restoration.connect()
+        elif short:
+            await restoration.connect_told(offer["registers"])
+        if restoration.device is not None:
+            restoration.build()
         await wire.send(ready=True)
         answer = await wire.receive(READY_SECONDS)
         if "go" not in answer:
             raise ControllerError(f"the predecessor withdrew: {answer.get('withdrawn', 'no reason given')}")
-        restoration.heard(answer["go"])
-        controller = await restoration.commit()
+        go = answer["go"]
+        restoration.heard(go)
+        controller = await restoration.commit(go.get("sequence"))
     except BaseException as error:
         # First off the device, then the word to the predecessor: from that moment on it is the one
         # who uses it.
@@ -92,11 +98,11 @@ async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any])
             wire.send_now(refused=str(error) or repr(error), touched=restoration.touched)
         raise restoration.refusal(error) from error
     try:
-        wire.send_now(taken=True)
+        wire.send_taken(short=short)
     except OSError as error:
         # It was killed after "go". What it left is all here, so nothing is lost by it.
         log.warning("%s: the predecessor ended during the hand-over (%s); this process goes on", controller.uri, error)
-    controller.adopted.pause = max(0.0, time.monotonic() - float(answer["go"].get("frozen", 0.0)))
+    controller.adopted.pause = max(0.0, time.monotonic() - float(go.get("frozen", 0.0)))
     return controller
 
 

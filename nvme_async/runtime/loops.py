@@ -5,11 +5,10 @@ meanwhile.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -45,6 +44,69 @@ async def on_loop(
     return waiter.result()
 
 
+class Trip(Generic[T]):
+    """function() on its way to the thread of another loop, which runs; begun by making it, ended by wait(). What is
+    waited for is one call from there, and nothing is made for it that a short trip does not need.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], T]) -> None:
+        self._home = asyncio.get_running_loop()
+        self._loop = loop
+        self._function = function
+        self._claimed = threading.Lock()  # by who runs it, or sees to it that nobody does
+        self._arrived = self._home.create_future()
+        self._done = False
+        self._result: T
+        self._error: BaseException | None = None
+        self._closed = False
+        try:
+            loop.call_soon_threadsafe(self._run)
+        except RuntimeError:  # closed meanwhile
+            self._closed = True
+
+    def _run(self) -> None:
+        if not self._claimed.acquire(blocking=False):
+            return
+        self._call()
+        try:
+            self._home.call_soon_threadsafe(self._arrive)
+        except RuntimeError:
+            pass  # who asked is no more
+
+    def _call(self) -> None:
+        try:
+            self._result = self._function()
+        except BaseException as error:
+            self._error = error
+        self._done = True
+
+    def _arrive(self) -> None:
+        if not self._arrived.done():
+            self._arrived.set_result(None)
+
+    async def wait(self, timeout: float, stuck: Exception) -> T:
+        """What function() returned or raised. Runs it here, if the loop was closed or doesn't run any more. Raises
+        `stuck` after `timeout` seconds without an answer, or when cancelled, CancelledError: then function() won't be
+        run.
+        """
+        limit, pause = time.monotonic() + timeout, 0.001
+        try:
+            while not self._done:
+                if (self._closed or not self._loop.is_running()) and self._claimed.acquire(blocking=False):
+                    self._call()
+                    break
+                if time.monotonic() >= limit and self._claimed.acquire(blocking=False):
+                    raise stuck
+                await asyncio.wait([self._arrived], timeout=pause)
+                pause = min(2 * pause, 0.1)
+        except asyncio.CancelledError:
+            self._claimed.acquire(blocking=False)
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
 async def in_thread_of(
     loop: asyncio.AbstractEventLoop, function: Callable[[], T], *, timeout: float, stuck: Exception
 ) -> T:
@@ -54,33 +116,4 @@ async def in_thread_of(
     """
     if loop is asyncio.get_running_loop() or not loop.is_running():
         return function()
-    claimed = threading.Lock()  # by who runs it, or sees to it that nobody does
-    done: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-    def run() -> None:
-        if claimed.acquire(blocking=False):
-            try:
-                done.set_result(function())
-            except BaseException as error:
-                done.set_exception(error)
-
-    try:
-        loop.call_soon_threadsafe(run)
-    except RuntimeError:  # closed meanwhile
-        return function()
-    waiter = asyncio.wrap_future(done)
-    limit, pause = time.monotonic() + timeout, 0.001
-    try:
-        while not waiter.done():
-            await asyncio.wait([waiter], timeout=pause)
-            pause = min(2 * pause, 0.1)
-            if waiter.done():
-                break
-            if not loop.is_running() and claimed.acquire(blocking=False):
-                return function()
-            if time.monotonic() >= limit and claimed.acquire(blocking=False):
-                raise stuck
-    except asyncio.CancelledError:
-        claimed.acquire(blocking=False)
-        raise
-    return waiter.result()
+    return await Trip(loop, function).wait(timeout, stuck)

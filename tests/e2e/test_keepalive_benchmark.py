@@ -39,4 +39,6 @@ def test_it_hands_back_and_forth_and_reports_as_json() -> None:
         assert handovers[name]["rounds"] == 4
         assert 0 < handovers[name]["median_ms"] <= handovers[name]["p99_ms"]
     assert handovers["fresh"]["rounds"] == 2
+    assert handovers["floor"]["rounds"] == 4 * 5
+    assert handovers["pause_over_floor_median"] > 0
     assert [save["queue_pairs"] for save in report["saves"]] == [1, 3]

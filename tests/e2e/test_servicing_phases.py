@@ -15,7 +15,7 @@ from nvme_async.keepalive import phases, restore
 from nvme_async.keepalive.phases import BUCKETS, NAMES, Histogram, Phases
 
 AFTER_SAVE = {"suspend", "write"}
-AFTER_RESTORE = {"attach", "verify", "adopt", "drain"}
+AFTER_RESTORE = {"attach", "build", "verify", "adopt", "drain"}
 
 
 def phases_of(controller: nvme_async.Controller) -> dict[str, float]:

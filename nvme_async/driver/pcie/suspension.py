@@ -24,9 +24,12 @@ from nvme_async.driver.pcie.transport import pcie
 from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
 from nvme_async.native import _hotpath
+from nvme_async.runtime import loops
 
 log = logging.getLogger("nvme_async")
 
+_PATIENCE = 10.0
+"""Seconds for another loop to do its part."""
 _lent: list[Any] = []
 """Requests whose memory is this process's own and that the controller may still reach: kept until the
 process ends."""
@@ -62,7 +65,7 @@ async def _everywhere(
     function: Callable[[LoopQueue], None],
     from_afar: Callable[[LoopQueue], bool],
 ) -> None:
-    """function(queue) for each in its own thread; one trip to each loop, the home loop's own first and at once. No
+    """function(queue) for each in its own thread; one trip to each loop, the home loop's own at once. No
     trip for queues of other loops for which from_afar() does the same. The first exception is raised when all have
     been tried.
     """
@@ -79,16 +82,20 @@ async def _everywhere(
             except BaseException as error:
                 errors.append(error)
 
-    here = [loop for loop in by_loop if loop is controller.loop or not loop.is_running()]
-    for loop in here:
-        all_of(by_loop.pop(loop))
-    if by_loop:
-        trips = (
-            controller._on_owner(several[0], lambda several=several: all_of(several))  # type: ignore[misc]
-            for several in by_loop.values()
-        )
-        results = await asyncio.gather(*trips, return_exceptions=True)
-        errors += [result for result in results if isinstance(result, BaseException)]
+    # The others set out first, and do their part while the home loop does its own.
+    trips = [
+        (several[0], loops.Trip(loop, lambda several=several: all_of(several)))  # type: ignore[misc]
+        for loop, several in by_loop.items()
+        if loop is not controller.loop and loop.is_running()
+    ]
+    for loop, several in by_loop.items():
+        if loop is controller.loop or not loop.is_running():
+            all_of(several)
+    for queue, trip in trips:
+        try:
+            await trip.wait(_PATIENCE, controller._stuck(queue, _PATIENCE))
+        except Exception as error:
+            errors.append(error)
     if errors:
         raise errors[0]
 

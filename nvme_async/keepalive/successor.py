@@ -1,0 +1,332 @@
+"""What a successor has ready before its predecessor lets go: the controller object, its queue pairs and
+namespaces, all without any effect, from a saved state.
+
+    build    memory is claimed and objects are made; nothing is changed, neither in the pool nor at the controller
+    check    the predecessor stands still: the rings, and the memory of each command in flight
+    adopt    from here on the controller is driven by this process
+
+build() may come while the predecessor works; what it made is right as long as the saved state stays what it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from nvme_async.device import Device
+from nvme_async.dma import DmaBuffer, Pool
+from nvme_async.driver.lifecycle import FINAL
+from nvme_async.driver.lifecycle import State as Stage
+from nvme_async.driver.namespace import Namespace
+from nvme_async.driver.options import Options
+from nvme_async.driver.pcie.memory import DeviceMemory
+from nvme_async.driver.pcie.transport import PcieTransport
+from nvme_async.driver.queues.loop_queue import LoopQueue
+from nvme_async.errors import RestoreRefused
+from nvme_async.keepalive import state as saved
+from nvme_async.keepalive.adopted import Adopted
+from nvme_async.keepalive.bundle import Bundle, duplicates
+from nvme_async.keepalive.controller import Controller
+from nvme_async.keepalive.ownership import Ownership
+from nvme_async.keepalive.phases import Phases
+from nvme_async.keepalive.state import NamespaceState, QueueState, State
+from nvme_async.native import _hotpath
+from nvme_async.runtime import late
+from nvme_async.spec import commands
+from nvme_async.spec.commands import Command
+from nvme_async.spec.identify import (
+    IdentifyController,
+    IdentifyControllerNvm,
+    IdentifyNamespace,
+    NamespaceDescriptors,
+)
+from nvme_async.spec.identity import ControllerIdentity, NamespaceIdentity
+from nvme_async.spec.opcodes import Feature
+from nvme_async.spec.registers import Cap, Vs
+
+log = logging.getLogger("nvme_async")
+
+_ARRIVED_TOLD = 8
+"""Completions of a queue that are logged one by one."""
+
+# A harmless command for each kind of queue: see ext/hotpath/adopt.h.
+_SETTLE_ADMIN = commands.get_features(Feature.NUMBER_OF_QUEUES).pack()
+
+
+def merge(state: State, given: dict[str, Any]) -> Options:
+    """The predecessor's options, and what this process was given."""
+    known = {field.name for field in attrs.fields(Options)}
+    return Options.of(
+        {name: value for name, value in state.options.items() if name in known} | given | {"keepalive": True}
+    )
+
+
+class Successor:
+    """Of one controller, on the loop that becomes its home.
+
+    pool, device: the caller's until adopt() has returned. manifest: the slot of the saved state.
+    """
+
+    def __init__(self, uri: str, pool: Pool, device: Device, state: State, phases: Phases) -> None:
+        self.uri = uri
+        self.pool = pool
+        self._device = device
+        self.state = state
+        self._phases = phases
+        self.controller: Controller = None  # type: ignore[assignment]  # known after build()
+        self.manifest: DmaBuffer = None  # type: ignore[assignment]  # likewise
+        self._queues: list[LoopQueue] = []
+
+    def _refuse(self, why: str) -> RestoreRefused:
+        return RestoreRefused(f"{self.uri}: {why}")
+
+    @property
+    def _has_checksums(self) -> bool:
+        """False: the last that wrote into the pool is of a release that knew none."""
+        return self.state.format >= saved.CHECKSUMS
+
+    # -- build -------------------------------------------------------------------------------------
+
+    def build(
+        self,
+        bundle: Bundle,
+        given: dict[str, Any],
+        manifest_at: int,
+        identify: IdentifyController,
+        namespaces: Mapping[bytes, IdentifyNamespace],
+    ) -> None:
+        """manifest_at: offset of the saved state's slot. namespaces: their decoded pages. Ends with adopt() or
+        drop()."""
+        state = self.state
+        transport = PcieTransport(self._device)
+        transport.cap, transport.vs = Cap.from_int(state.registers.cap), Vs.from_int(state.registers.vs)
+        controller = self.controller = Controller(transport, merge(state, given))
+        controller.registers.programmed = attrs.asdict(state.registers, filter=lambda field, _: field.name != "extra")
+        controller.identify = identify
+        controller.identity = ControllerIdentity.of(identify, self._device.ids)
+        if state.identify_nvm is not None:
+            controller.identify_nvm = IdentifyControllerNvm.decode(state.identify_nvm)
+        controller.decision = state.decision
+        try:
+            self._vectors(bundle)
+            self.manifest = self.pool.claim(manifest_at)
+            self._memory()
+            self._queues = [self._queue(description) for description in state.queues]
+            admin = self._queues[0]
+            if (admin.hot.sq_iova, admin.hot.cq_iova) != (state.registers.asq, state.registers.acq):
+                raise self._refuse("the controller's admin queue isn't where the saved state has it")
+            for description in state.namespaces:
+                namespace = Namespace(controller, description.nsid)
+                page = namespaces[description.identify]
+                namespace._update(page, NamespaceIdentity.of(page, self._descriptors(description)))
+                controller.namespaces[description.nsid] = namespace
+        except BaseException:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Lets go of everything; nothing was changed. The pool stays as it is, and this object of it is of no more
+        use."""
+        controller = self.controller
+        if controller is None:
+            return
+        if not self.pool.detached:
+            self.pool.detach()
+        if controller.queues.lender is not None:
+            controller.queues.lender.forget()
+        failed = RestoreRefused("the restore failed")
+        for queue in controller.queues.all():
+            queue.stop_listening()
+            _hotpath.hand_over(queue.hot, failed, failed)
+        controller.queues.maker.close_vectors()
+
+    def _vectors(self, bundle: Bundle) -> None:
+        fds = bundle.part("irq.")
+        missing = [vector for vector in range(self.state.vectors) if str(vector) not in fds]
+        if missing:
+            raise self._refuse(f"the eventfds of vectors {missing} are missing")
+        mine = duplicates({str(vector): fds[str(vector)] for vector in range(self.state.vectors)})
+        self.controller.queues.maker.adopt_vectors(list(mine.values()))
+
+    def _memory(self) -> None:
+        state, controller = self.state, self.controller
+        queues = controller.queues
+        memory = DeviceMemory(
+            controller.device,
+            pool_bytes=controller.options.pool_bytes,
+            hugepages=controller.options.hugepages,
+            adopt=self.pool,
+        )
+        memory.in_use = queues.uses
+        memory.inherit([(registration.iova, registration.nbytes) for registration in state.registrations])
+        controller.pcie.memory = memory
+        queues.begin_restored(
+            limit=state.queue_limit,
+            max_transfer=state.max_transfer,
+            used=[queue.qid for queue in [*state.queues, *state.unsettled]],
+            shadow=None if state.shadow_offset is None else self._claim(state.shadow_offset, "the shadow doorbells"),
+        )
+
+    def _claim(self, offset: int, what: str) -> DmaBuffer:
+        try:
+            return self.pool.claim(offset)
+        except ValueError as error:
+            raise self._refuse(f"the memory of {what} isn't in the pool: {error}") from None
+
+    def _queue(self, description: QueueState) -> LoopQueue:
+        qid, controller = description.qid, self.controller
+        queues = controller.queues
+        memory = self._claim(description.offset, f"queue {qid}")
+        facts = _hotpath.check_queue(memory, qid)
+        stable = (description.entries, description.vector, description.interrupts)
+        if (facts["entries"], facts["vector"], facts["interrupts"]) != stable:
+            raise self._refuse(
+                f"queue {qid} has {facts['entries']} entries and vector {facts['vector']} in the pool "
+                f"(interrupts {'on' if facts['interrupts'] else 'off'}), others were saved"
+            )
+        if description.vector >= self.state.vectors:
+            raise self._refuse(f"queue {qid} uses vector {description.vector}, of {self.state.vectors}")
+        try:
+            queue = queues.maker.wrap(memory, facts, description.max_transfer, controller.loop, attach=True)
+        except ValueError as error:
+            raise self._refuse(f"queue {qid}: {error}") from None
+        queue.worker = description.worker
+        queues.attach(queue)
+        if description.shadow:
+            queues.maker.use_shadow(queue.hot)
+        return queue
+
+    @staticmethod
+    def _descriptors(description: NamespaceState) -> NamespaceDescriptors:
+        try:
+            return NamespaceDescriptors(uuid=uuid.UUID(description.uuid) if description.uuid else None)
+        except ValueError:
+            return NamespaceDescriptors()
+
+    # -- check -------------------------------------------------------------------------------------
+
+    def check(self, bundle: Bundle) -> None:
+        """The predecessor touches nothing any more, and the pool's table was read again: is what it left sound?
+        Nothing is changed."""
+        ownership = Ownership(self.pool.slots(), self.state.registrations)
+        for queue in self._queues:
+            qid = queue.qid
+            try:
+                found = _hotpath.look_at_queue(queue.hot, sums=self._has_checksums)
+                pieces = ownership.pieces(qid, found)
+            except _hotpath.QueueStateError as error:
+                raise self._refuse(f"queue {qid}: {error}") from None
+            self._tell_arrived(qid, found["arrived"])
+            if pieces:
+                bounce = self.controller.queues.maker.bounce_of(qid)
+                for slot, count, inside in pieces:
+                    bounce.add_chunk(self.pool.claim(slot.offset), slot.tag, count, inside)
+        self._go_on_sharing(bundle)
+
+    def _go_on_sharing(self, bundle: Bundle) -> None:
+        """Workers have queues of their own, and notice nothing. Nothing is changed yet; they are answered once the
+        controller has been taken over.
+        """
+        fd = bundle.descriptors.get("sharing.stop")
+        if self.state.sharing and fd is not None:
+            late.call("resume sharing", self.controller, self.state.sharing, os.dup(fd))
+
+    def _tell_arrived(self, qid: int, arrived: list[tuple[int, int, int, int]]) -> None:
+        if not log.isEnabledFor(logging.INFO):
+            return
+        for head, phase, cid, status in arrived[:_ARRIVED_TOLD]:
+            log.info(
+                "%s: queue %d: completion at head %d, phase %d, command id %#x, status %#x arrived while no driver "
+                "was looking",
+                self.uri,
+                qid,
+                head,
+                phase,
+                cid,
+                status,
+            )
+        if len(arrived) > _ARRIVED_TOLD:
+            log.info("%s: queue %d: and %d more", self.uri, qid, len(arrived) - _ARRIVED_TOLD)
+
+    # -- adopt -------------------------------------------------------------------------------------
+
+    def adopt(self) -> list[_hotpath.Request]:
+        """The pool and the rings are changed from here on. Returns the predecessor's event requests."""
+        controller = self.controller
+        if not self._has_checksums:
+            self.pool.seal()
+        controller.lifecycle.to(Stage.READY)
+        return self._adopt()
+
+    @property
+    def in_doubt(self) -> bool:
+        """May the namespaces be others than was saved? The predecessor says so, or a command of its
+        that changes them is still out.
+        """
+        return self.state.unverified or any(
+            self.controller.effects.of(Command.unpack(command.sqe, admin=True))
+            for command in self.controller.adopted
+            if command.qid == 0
+        )
+
+    def _adopt(self) -> list[_hotpath.Request]:
+        """The predecessor's commands become ours; the admin queue first, whose completions nobody
+        has looked at. Returns its event requests.
+        """
+        controller = self.controller
+        events: list[_hotpath.Request] = []
+        adopted = controller.adopted
+        settle_io = commands.flush(min(controller.namespaces)).pack() if controller.namespaces else None
+        for queue in self._queues:
+            found, own, requests = _hotpath.adopt(
+                queue.hot,
+                Adopted,
+                adopted._finished,
+                settle_io if queue.qid else _SETTLE_ADMIN,
+                sums=self._has_checksums,
+            )
+            adopted._add(found, own)
+            events += requests
+            queue.watch()
+        # What has completed was taken; interrupts, which stay signalled, may wait for those whose I/O waits.
+        controller.loop.call_soon(self._listen)
+        controller.queues.admin.hot.hold(False)
+        if self.in_doubt:
+            log.info("%s: new I/O waits until the namespaces were read again", controller.uri)
+        elif adopted.draining:
+            log.info("%s: new I/O waits for %d commands of the predecessor", controller.uri, len(adopted._out))
+            adopted.on_drained = self._drain()
+        else:
+            controller.queues.lift("drain")
+        controller.queues.first_restored(controller.loop)
+        return events
+
+    def _listen(self) -> None:
+        """Interrupts are taken from here on, except of queue pairs that another loop has taken meanwhile."""
+        controller = self.controller
+        if controller.state in FINAL:
+            return
+        present = controller.queues.all()
+        for queue in self._queues:
+            if queue in present and not queue.closed:
+                controller.queues.listen(queue)
+                queue.hot.reap()
+
+    def _drain(self) -> Any:
+        """What to call once the last of the predecessor's I/O commands has completed."""
+        controller, phases = self.controller, self._phases
+        began = time.perf_counter()
+
+        def drained() -> None:
+            controller.queues.lift("drain")
+            phases.add("drain", time.perf_counter() - began)
+            phases.record("drain")
+            log.info("%s: the predecessor's commands are over: %s", controller.uri, phases)
+
+        return drained
