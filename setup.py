@@ -6,6 +6,7 @@ Environment:
   NVME_ASYNC_DEBUG_SYMBOLS=1   debug symbols, which .ci/repair_wheel.py puts into files of their own
   NVME_ASYNC_FREE_THREADING=1  the extensions say that they need no global lock: a free-threaded
                                interpreter leaves it off. The job for 3.14t sets it; nothing else does
+  NVME_ASYNC_PROBE=1      only the extension that tests use (what tests/probing.py sets)
 """
 
 import os
@@ -56,8 +57,12 @@ def extension(name: str, folder: str) -> Extension:
     sources = [f"ext/{folder}/{name}.pyx"]
     sources += [source for source in sorted(glob(f"ext/{folder}/*.c")) if not source.endswith(f"/{name}.c")]
     sources += sorted(glob("ext/pi/*.c")) if folder == "emulator" else []
+    return compiled(f"nvme_async.native.{name}", sources)
+
+
+def compiled(name: str, sources: list[str]) -> Extension:
     return Extension(
-        f"nvme_async.native.{name}",
+        name,
         sources,
         depends=glob("ext/**/*.h", recursive=True)
         + glob("ext/**/*.pxi", recursive=True)
@@ -79,11 +84,14 @@ setup(
     long_description=readme(),
     long_description_content_type="text/markdown",
     ext_modules=cythonize(
-        [
+        [compiled("_probe", ["tests/native/probe/_probe.pyx"])]
+        if os.environ.get("NVME_ASYNC_PROBE") == "1"
+        else [
             extension(name, folder)
             for name, folder in [
                 ("_dma", "dma"),
                 ("_mmio", "device"),
+                ("_placement", "hotpath"),
                 ("_hotpath", "hotpath"),
                 ("_emulator", "emulator"),
                 ("_fio", "fio"),

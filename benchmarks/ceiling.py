@@ -18,14 +18,18 @@ import json
 import os
 import random
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import uvloop
 
 import nvme_async
 from nvme_async.dma import DmaBuffer
-from nvme_async.native._hotpath import FutureMill
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import probing
 
 NULL = "emulated:size=1GiB,medium=null"
 
@@ -37,7 +41,7 @@ async def together(workers: list[Any], count: int) -> float:
     return count / (time.perf_counter() - begin)
 
 
-async def futures(mill: FutureMill, depth: int, count: int) -> float:
+async def futures(mill: Any, depth: int, count: int) -> float:
     async def worker() -> None:
         get = mill.get
         for _ in range(count // depth):
@@ -111,7 +115,7 @@ async def single(namespace: nvme_async.Namespace, count: int) -> tuple[float, fl
 
 async def measure(depth: int, rounds: int, count: int) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
-    mill = FutureMill(loop)
+    mill = probing.load().FutureMill(loop)
     ceilings, awaited, into, eager, interrupt, bare = [], [], [], [], [], []
     async with nvme_async.open(NULL) as adaptive, nvme_async.open(NULL, mode="interrupt") as sleeping:
         namespace, sleeper = adaptive.namespaces[1], sleeping.namespaces[1]

@@ -23,6 +23,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+import probing  # noqa: E402
+
 RECORD = ROOT / "benchmarks" / "cost.json"
 GROWTH = 1.10
 
@@ -79,6 +82,7 @@ def awaited(folder: str) -> dict[str, float]:
     # Far enough apart that the interpreter's start doesn't show, which differs from run to run by
     # some 10 million instructions.
     counts = (4_000, 44_000)
+    probing.built()
     totals = [total(callgrind([sys.executable, __file__, "--workload", str(count)], folder)) for count in counts]
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return {f"awaited_qd32_python{version}": round((totals[1] - totals[0]) / (counts[1] - counts[0]), 0)}
@@ -87,10 +91,8 @@ def awaited(folder: str) -> dict[str, float]:
 def workload(count: int) -> None:
     import asyncio
 
-    from nvme_async.native._hotpath import LoopBack
-
     async def main() -> None:
-        device = LoopBack(asyncio.get_running_loop())
+        device = probing.load().LoopBack(asyncio.get_running_loop())
 
         async def worker() -> None:
             read = device.read

@@ -23,6 +23,8 @@ from collections import deque
 
 cimport cython
 from nvme_async.native._mmio cimport Mmio
+from nvme_async.native._placement cimport (AddressMap, BounceCache, Mapping, Piece, export_bytes, find_mapping, give_piece, size_class,
+                                           take_piece)
 
 from nvme_async.errors import OutOfDmaMemory
 
@@ -200,7 +202,6 @@ cdef extern from "<unistd.h>" nogil:
 
 nvs_set_mark(int.from_bytes(os.urandom(8), "little"))
 
-include "memory.pxi"
 include "waiting.pxi"
 include "request.pxi"
 include "batch.pxi"
@@ -215,4 +216,3 @@ include "reset.pxi"
 include "adopt.pxi"
 include "geometry.pxi"
 include "namespace.pxi"
-include "probe.pxi"

@@ -148,7 +148,7 @@ def look_at_queue(QueuePair qp, *, bint sums=True):
         elif t.data_offset in bounce:
             raise QueueStateError(f"command {t.cid:#x} and another own the same bounce page")
         else:
-            bounce[t.data_offset] = BounceCache.size_class(t.data_nbytes)
+            bounce[t.data_offset] = size_class(t.data_nbytes)
     return {"in_flight": found.in_flight, "done": found.done, "unsent": found.unsent, "unrung": bool(found.unrung),
             "uncertain": bool(found.uncertain), "bounce": bounce, "inside": inside, "outside": outside, "arrived": arrived}
 
@@ -298,7 +298,7 @@ cdef Request adopted_request(QueuePair qp, uint32_t slot, char *pool):
         request.kind = READ_BYTES if t.flags & NVQ_TO_HOST else WRITE_FROM
         request.piece = Piece(pool + t.data_offset, t.sqe.prp1, t.data_offset)
         request.bounced = bool(t.flags & NVQ_BOUNCE)
-        request.bounce_class = BounceCache.size_class(t.data_nbytes)
+        request.bounce_class = size_class(t.data_nbytes)
     return request
 
 

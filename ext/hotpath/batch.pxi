@@ -142,13 +142,13 @@ cdef class Batch:
             nvb_prepare(&self.b)
             return True
         if not <uintptr_t>self.b.data & 3:
-            mapping = qp.address_map.find(self.b.data, <uint64_t>self.b.nbytes * self.b.n)
+            mapping = find_mapping(qp.address_map, self.b.data, <uint64_t>self.b.nbytes * self.b.n)
         if mapping != NULL and self.b.pieces == NULL:
             self.b.iova = mapping.iova + (<uintptr_t>self.b.data - mapping.begin)
             self.b.offset = <uintptr_t>self.b.data - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
             nvb_prepare(&self.b)
             return True
-        self.bounce_class = BounceCache.size_class(self.b.nbytes)
+        self.bounce_class = size_class(self.b.nbytes)
         if self.any_depth:
             wanted = min(wanted, max(BOUNCE_PIECES, BOUNCE_BYTES >> (12 + self.bounce_class)))
         if self.b.pieces == NULL:
@@ -158,7 +158,7 @@ cdef class Batch:
             self.b.bounced = True
             self.b.flags |= NVQ_BOUNCE
             nvb_prepare(&self.b)
-        while self.b.n_pieces < wanted and qp.bounce.take(self.bounce_class, &piece):
+        while self.b.n_pieces < wanted and take_piece(qp.bounce, self.bounce_class, &piece):
             self.b.pieces[self.b.n_pieces] = nvb_piece(<uint8_t *>piece.data, piece.iova, piece.offset)
             self.b.n_pieces += 1
         if self.b.n_pieces < min(wanted, BOUNCE_PIECES):
@@ -176,7 +176,7 @@ cdef class Batch:
         while self.b.n_pieces:
             self.b.n_pieces -= 1
             piece = &self.b.pieces[self.b.n_pieces]
-            self.qp.bounce.give(self.bounce_class, Piece(<char *>piece.data, piece.iova, piece.offset))
+            give_piece(self.qp.bounce, self.bounce_class, Piece(<char *>piece.data, piece.iova, piece.offset))
         if self.has_data:
             PyBuffer_Release(&self.data_view)
             self.has_data = False
@@ -226,7 +226,7 @@ cdef Batch make_batch(QueuePair qp, uint8_t opcode, uint32_t nsid, lbas, uint32_
     qp.check_open()
     batch.qp = qp
     batch.geometry = geometry
-    export(lbas, &batch.lbas_view, False)
+    export_bytes(lbas, &batch.lbas_view, False)
     batch.has_lbas = True
     if batch.lbas_view.itemsize != 8 and batch.lbas_view.itemsize != 1 or batch.lbas_view.len % 8:
         raise ValueError(f"lbas has items of {batch.lbas_view.itemsize} bytes, 64-bit integers are needed")
@@ -240,7 +240,7 @@ cdef Batch make_batch(QueuePair qp, uint8_t opcode, uint32_t nsid, lbas, uint32_
     if data is not None:
         if nbytes > qp.max_transfer or nbytes == 0:
             raise ValueError(f"a transfer of {nbytes} bytes is outside of 1 to this queue's limit of {qp.max_transfer}")
-        export(data, &batch.data_view, to_host)
+        export_bytes(data, &batch.data_view, to_host)
         batch.has_data = True
         if <uint64_t>batch.data_view.len != <uint64_t>nbytes * batch.b.n:
             raise ValueError(f"{batch.b.n} elements of {nbytes} bytes need {nbytes * batch.b.n} bytes, the buffer has "

@@ -119,13 +119,13 @@ cdef class Request:
 
     cdef void hold(self, buffer, bint writable) except *:
         """Exports the caller's buffer to this command."""
-        export(buffer, &self.view, writable)
+        export_bytes(buffer, &self.view, writable)
         self.has_view = True
 
     cdef inline void let_go(self) noexcept:
         """The controller is done with the data: pages and buffer go back to their owners."""
         if self.bounced:
-            self.qp.bounce.give(self.bounce_class, self.piece)
+            give_piece(self.qp.bounce, self.bounce_class, self.piece)
             self.bounced = False
         self.bytes = None
         if self.has_view:

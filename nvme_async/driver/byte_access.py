@@ -16,7 +16,8 @@ from nvme_async.driver.byte_guard import ByteGuard
 from nvme_async.driver.byte_stream import DEFAULT_AHEAD, DEFAULT_CHUNK, ByteStream
 from nvme_async.driver.namespace_file import NamespaceFile
 from nvme_async.driver.protection import Protect
-from nvme_async.native._hotpath import NamespaceCore, byte_view
+from nvme_async.native._hotpath import NamespaceCore
+from nvme_async.native._placement import byte_view
 from nvme_async.runtime.tasks import together
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nvme_async.driver.transport import CommandQueue
 from nvme_async.errors import CommandError
-from nvme_async.native._hotpath import byte_view
+from nvme_async.native._placement import byte_view
 from nvme_async.spec.commands import Command
 from nvme_async.spec.opcodes import Direction, NvmOpcode
 

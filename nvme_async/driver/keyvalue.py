@@ -8,7 +8,7 @@ from typing_extensions import Buffer
 
 from nvme_async.driver.context import ControllerContext
 from nvme_async.errors import CommandError, ConfigurationError, KeyDoesNotExist
-from nvme_async.native._hotpath import byte_view
+from nvme_async.native._placement import byte_view
 from nvme_async.spec import commands, kv
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion

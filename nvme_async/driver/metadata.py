@@ -14,7 +14,8 @@ import attrs
 from nvme_async.driver.protection import PRACT, Format, Protect, pi_error
 from nvme_async.errors import NvmeError, PiError
 from nvme_async.native import _pi
-from nvme_async.native._hotpath import Geometry, byte_view
+from nvme_async.native._hotpath import Geometry
+from nvme_async.native._placement import byte_view
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.identify import IdentifyNamespace, IdentifyNamespaceNvm

@@ -31,7 +31,8 @@ from nvme_async.errors import (
     NamespaceReplaced,
     NvmeError,
 )
-from nvme_async.native._hotpath import Geometry, byte_view
+from nvme_async.native._hotpath import Geometry
+from nvme_async.native._placement import byte_view
 from nvme_async.runtime.tasks import together
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command

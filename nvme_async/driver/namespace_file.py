@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.byte_stream import span
-from nvme_async.native._hotpath import byte_view
+from nvme_async.native._placement import byte_view
 
 
 class ByteAddressed(Protocol):

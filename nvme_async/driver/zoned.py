@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import Buffer
 
 from nvme_async.errors import CommandError, ConfigurationError
-from nvme_async.native._hotpath import byte_view
+from nvme_async.native._placement import byte_view
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Cns, Csi, LogPage, ZoneReportOption, ZoneSendAction
 from nvme_async.spec.zns import ChangedZones, IdentifyControllerZns, IdentifyNamespaceZns, ZoneDescriptor, ZoneReport

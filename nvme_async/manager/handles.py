@@ -36,7 +36,7 @@ from nvme_async.errors import (
 from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.controller import Controller
 from nvme_async.manager.gate import Gate
-from nvme_async.native._hotpath import byte_view
+from nvme_async.native._placement import byte_view
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion

@@ -16,7 +16,7 @@ import attrs
 
 from nvme_async.device import Device
 from nvme_async.errors import LeaseError
-from nvme_async.native._hotpath import address_of
+from nvme_async.native._placement import address_of
 from nvme_async.sharing.channel import Channel
 from nvme_async.spec.registers import PAGE
 

@@ -13,8 +13,9 @@ import struct
 
 from nvme_async.dma import Pool
 from nvme_async.driver.completions import error_from
-from nvme_async.native._hotpath import AddressMap, BounceCache, QueuePair, queue_memory
+from nvme_async.native._hotpath import QueuePair, queue_memory
 from nvme_async.native._mmio import Mmio
+from nvme_async.native._placement import AddressMap, BounceCache
 from nvme_async.spec import commands
 
 PAGE = 4096

@@ -11,7 +11,8 @@ from tracker_sum import tracker_sum
 from nvme_async.dma import Pool
 from nvme_async.driver.completions import error_from
 from nvme_async.native import _hotpath
-from nvme_async.native._hotpath import AddressMap, BounceCache, QueuePair
+from nvme_async.native._hotpath import QueuePair
+from nvme_async.native._placement import AddressMap, BounceCache
 from nvme_async.spec import commands
 
 POSITIONS = {"submitted": 128, "sq_ringing": 136, "sq_rung": 144, "reaped": 152, "cq_ringing": 160, "cq_rung": 168}

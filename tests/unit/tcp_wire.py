@@ -8,7 +8,7 @@ import socket
 import struct
 
 from nvme_async.driver.completions import error_from
-from nvme_async.native import _hotpath, _tcp
+from nvme_async.native import _hotpath, _placement, _tcp
 
 
 def crc(data: bytes) -> int:
@@ -82,8 +82,8 @@ class Wired:
             entries=entries,
             n_trackers=entries - 1,
             max_transfer=1 << 20,
-            address_map=_hotpath.AddressMap(),
-            bounce=_hotpath.BounceCache(None),
+            address_map=_placement.AddressMap(),
+            bounce=_placement.BounceCache(None),
             create_future=loop.create_future,
             call_soon=loop.call_soon,
             command_error=error_from,

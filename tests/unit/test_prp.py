@@ -2,11 +2,13 @@
 
 import struct
 
+import probing
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvme_async.native._hotpath import build_prp, list_bytes
+probe = probing.load()
+build_prp, list_bytes = probe.build_prp, probe.list_bytes
 
 PAGE = 4096
 POISON = 0xDEADBEEFDEADBEEF

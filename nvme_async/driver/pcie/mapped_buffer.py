@@ -11,7 +11,7 @@ from nvme_async.dma.backing import shared_backing
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.registration import Registration
 from nvme_async.errors import ConfigurationError
-from nvme_async.native._hotpath import AddressMap, address_of, byte_view
+from nvme_async.native._placement import AddressMap, address_of, byte_view
 from nvme_async.spec.registers import PAGE
 
 

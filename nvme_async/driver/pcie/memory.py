@@ -25,7 +25,8 @@ from nvme_async.dma.numa import memory_nodes
 from nvme_async.driver.pcie.iovas import IovaSpace, aligned
 from nvme_async.driver.pcie.mapped_buffer import MappedBuffer
 from nvme_async.errors import DeviceError, NvmeError, OutOfDmaMemory
-from nvme_async.native._hotpath import AddressMap, QueuePair, fed
+from nvme_async.native._hotpath import QueuePair, fed
+from nvme_async.native._placement import AddressMap
 from nvme_async.runtime.tasks import in_thread
 
 log = logging.getLogger("nvme_async")

@@ -19,7 +19,7 @@ from nvme_async.driver.queues.loop_queue import DEAD_VECTOR, LoopQueue
 from nvme_async.driver.queues.queue_maker import QueueMaker
 from nvme_async.driver.transport import Owner
 from nvme_async.errors import CommandError, ControllerError, DeviceError
-from nvme_async.native import _hotpath
+from nvme_async.native import _hotpath, _placement
 from nvme_async.spec import commands
 from nvme_async.spec.registers import DOORBELL_BASE, PAGE, Cap, cq_doorbell, sq_doorbell
 
@@ -43,7 +43,7 @@ class PcieQueueMaker(QueueMaker):
         super().__init__(controller)
         self._transport = transport
         self._event_fds: list[int] = []
-        self._memory: dict[int, tuple[DmaBuffer, _hotpath.BounceCache]] = {}  # by qid
+        self._memory: dict[int, tuple[DmaBuffer, _placement.BounceCache]] = {}  # by qid
         self._shadow: DmaBuffer | None = None
 
     # -- interrupts --------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class PcieQueueMaker(QueueMaker):
         """
         assert self._transport.memory is not None
         qid = facts["qid"]
-        bounce = _hotpath.BounceCache(self._transport.memory.chunk_source(f"bounce {qid}"))
+        bounce = _placement.BounceCache(self._transport.memory.chunk_source(f"bounce {qid}"))
         hot = self._native(
             memory,
             loop,
@@ -234,7 +234,7 @@ class PcieQueueMaker(QueueMaker):
                 "completions are polled for, which keeps a core busy while commands are out",
             )
 
-    def bounce_of(self, qid: int) -> _hotpath.BounceCache:
+    def bounce_of(self, qid: int) -> _placement.BounceCache:
         return self._memory[qid][1]
 
     def forget(self, queue: LoopQueue) -> None:

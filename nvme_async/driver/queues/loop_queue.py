@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nvme_async.native import _hotpath
+from nvme_async.native import _hotpath, _placement
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.opcodes import Direction, command_name
@@ -250,7 +250,7 @@ class LoopQueue:
         to_host = command.direction is Direction.CONTROLLER_TO_HOST
         nbytes = command.data_length
         if buffer is not None and nbytes:
-            length = _hotpath.byte_view(buffer).nbytes
+            length = _placement.byte_view(buffer).nbytes
             if length != nbytes:
                 raise ValueError(f"{command.name} moves {nbytes} bytes, the buffer has {length}")
         if buffer is None and nbytes and not to_host:

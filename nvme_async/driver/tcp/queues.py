@@ -16,7 +16,7 @@ from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.driver.queues.queue_maker import QueueMaker
 from nvme_async.driver.tcp.handshake import Connection
 from nvme_async.driver.transport import Owner
-from nvme_async.native import _hotpath, _tcp
+from nvme_async.native import _hotpath, _placement, _tcp
 from nvme_async.spec.registers import Cap
 
 log = logging.getLogger("nvme_async")
@@ -144,8 +144,8 @@ class TcpQueueMaker(QueueMaker):
             entries=entries,
             n_trackers=entries - 1,
             max_transfer=max_transfer,
-            address_map=_hotpath.AddressMap(),
-            bounce=_hotpath.BounceCache(_no_bounce),
+            address_map=_placement.AddressMap(),
+            bounce=_placement.BounceCache(_no_bounce),
         )
         hot.set_transport(link)
         self._set_waiting(hot)

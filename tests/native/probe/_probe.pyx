@@ -1,4 +1,30 @@
-# What tests look at: the inline C by itself.
+"""What tests and benchmarks measure native code with. No part of the product: tests/probing.py builds it."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memset
+
+import os
+
+cimport cython
+from nvme_async.native._mmio cimport Mmio
+
+from nvme_async.dma import Pool
+from nvme_async.native._hotpath import NamespaceCore, QueuePair, queue_memory
+from nvme_async.native._placement import AddressMap, BounceCache
+
+cdef extern from "hotpath/prp.h":
+    int prp_build(uint64_t *prp, uint64_t iova, uint64_t nbytes, uint64_t *list, uint64_t list_iova, uint32_t list_bytes) nogil
+    uint32_t prp_list_bytes(uint32_t entries) nogil
+
+cdef extern from "hotpath/layout.h":
+    struct nvq_sqe:
+        uint16_t cid
+        uint64_t prp1
+
+    struct nvq_cqe:
+        uint32_t dw0, dw1
+        uint16_t sqhd, sqid, cid, status
+
 
 def build_prp(uint64_t iova, uint64_t nbytes, list_buffer, uint64_t list_iova):
     """(prp1, prp2) for nbytes at iova; list entries go to list_buffer, whose device address is list_iova. ValueError: the list is too short."""
@@ -14,18 +40,10 @@ def list_bytes(uint32_t entries):
     return prp_list_bytes(entries)
 
 
-def address_of(buffer):
-    """Virtual address of a buffer's first byte."""
-    cdef Py_buffer view
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
-    address = <uintptr_t>view.buf
-    PyBuffer_Release(&view)
-    return address
-
-
 @cython.final
 cdef class FutureMill:
-    """What an event loop itself costs: plain futures, handed out by get() and resolved from C once on each pass. For benchmarks/ceiling.py."""
+    """What an event loop itself costs: plain futures, handed out by get() and resolved from C once in each iteration. For
+    benchmarks/ceiling.py."""
 
     cdef object create_future, call_soon, callback
     cdef list pending
@@ -39,7 +57,7 @@ cdef class FutureMill:
         self.pending = []
 
     def get(self):
-        """A new future, done after the next pass of the loop."""
+        """A new future, done after the next event-loop iteration."""
         future = self.create_future()
         self.pending.append(future)
         if not self.planned:
@@ -58,12 +76,11 @@ cdef class FutureMill:
 
 @cython.final
 cdef class LoopBack:
-    """A namespace whose controller is a few lines of C on the same thread: it answers what was rung, once on each pass of the loop.
+    """A namespace whose controller is a few lines of C on the same thread: it answers what was rung, once in each event-loop iteration.
     For counting what the host's side of an awaited I/O costs (benchmarks/cost.py)."""
 
-    cdef object loop, pool, page, callback
-    cdef readonly object namespace
-    cdef QueuePair qp
+    cdef object loop, pool, page, callback, more
+    cdef readonly object qp, namespace
     cdef uint32_t *doorbells
     cdef uint32_t sq_head, cq_tail
     cdef uint16_t phase
@@ -73,16 +90,13 @@ cdef class LoopBack:
     cdef bint closed
 
     def __init__(self, loop):
-        import os
-        from nvme_async.dma import Pool
         self.loop = loop
         self.pool = Pool(8 << 20, iova=1 << 32, name="loop back", hugepages="never")
         self.address, self.iova = self.pool.address, self.pool.iova
-        addresses = AddressMap()
         pool = self.pool
         bounce = BounceCache(lambda nbytes, tag: pool.alloc(nbytes, owner="bounce", tag=tag))
         memory = pool.alloc(queue_memory(256, 254, 1 << 20), owner="queue")
-        self.qp = QueuePair(memory, qid=1, entries=256, n_trackers=254, max_transfer=1 << 20, address_map=addresses, bounce=bounce,
+        self.qp = QueuePair(memory, qid=1, entries=256, n_trackers=254, max_transfer=1 << 20, address_map=AddressMap(), bounce=bounce,
                             create_future=loop.create_future, call_soon=loop.call_soon, command_error=None, on_stray=None)
         self.qp.bind(loop, True)
         fd = os.memfd_create("doorbells")
@@ -91,11 +105,12 @@ cdef class LoopBack:
         os.close(fd)
         self.qp.set_doorbells(self.page, 0, 4)
         self.doorbells = <uint32_t *>(<Mmio>self.page)._at(0, 4, True)
-        self.sq = self.qp.q.sq
-        self.cq = <nvq_cqe *>self.qp.q.cq
+        self.sq = <nvq_sqe *><uintptr_t>(self.address + <uint64_t>self.qp.sq_iova - self.iova)
+        self.cq = <nvq_cqe *><uintptr_t>(self.address + <uint64_t>self.qp.cq_iova - self.iova)
         self.phase = 1
         self.namespace = NamespaceCore()
         self.namespace._configure(1, 1 << 20, 4096, 256, {loop: self.qp})
+        self.more = self.qp.more
         self.callback = self.answer
         loop.call_soon(self.callback)
 
@@ -124,7 +139,7 @@ cdef class LoopBack:
             self.cq_tail = (self.cq_tail + 1) & 255
             if self.cq_tail == 0:
                 self.phase ^= 1
-        self.qp.more()
+        self.more()
         self.loop.call_soon(self.callback)
 
     def close(self):

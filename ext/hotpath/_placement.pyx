@@ -1,13 +1,16 @@
-# Where a command's data lies: user memory that the device reaches (AddressMap), or pool pages in between (BounceCache).
+"""Where a command's data lie: user memory that the device reaches (AddressMap), or pool pages in between (BounceCache).
 
-cdef struct Mapping:
-    uintptr_t begin
-    uintptr_t end
-    uint64_t iova
-    bint is_pool     # then offsets into it mean something to a successor
+The declarations, and what is inlined into each I/O, are in nvme_async/native/_placement.pxd; typed in _placement.pyi.
+"""
+
+from cpython.buffer cimport (PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer)
+from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdlib cimport free, realloc
+
+from nvme_async.errors import OutOfDmaMemory
 
 
-cdef int export(buffer, Py_buffer *view, bint writable) except -1:
+cdef int export_bytes(buffer, Py_buffer *view, bint writable) except -1:
     """Exports memory as its bytes in C order. ValueError says what is wrong with a buffer that can't be had so."""
     try:
         PyObject_GetBuffer(buffer, view, PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if writable else 0))
@@ -29,7 +32,7 @@ cdef class ByteView:
     cdef bint has_view
 
     def __cinit__(self, buffer, bint writable):
-        export(buffer, &self.view, writable)
+        export_bytes(buffer, &self.view, writable)
         self.has_view = True
 
     def __dealloc__(self):
@@ -50,10 +53,6 @@ cdef class AddressMap:
 
     Owned and changed by the controller's own thread; looked up by its queue pairs.
     """
-
-    cdef Mapping *mappings
-    cdef int n
-    cdef int capacity
 
     def __dealloc__(self):
         free(self.mappings)
@@ -80,41 +79,19 @@ cdef class AddressMap:
                 return
         raise KeyError(f"no mapping begins at {address:#x}")
 
-    cdef inline Mapping *find(self, const void *data, size_t nbytes) noexcept:
-        cdef uintptr_t address = <uintptr_t>data
-        cdef int i
-        for i in range(self.n):
-            if self.mappings[i].begin <= address and address + nbytes <= self.mappings[i].end:
-                return &self.mappings[i]
-        return NULL
-
     def lookup(self, buffer):
         """IOVA of `buffer`, or None where the device doesn't reach all of it."""
         cdef Py_buffer view
         cdef Mapping *mapping
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
         try:
-            mapping = self.find(view.buf, view.len)
+            mapping = find_mapping(self, view.buf, view.len)
             return None if mapping == NULL else mapping.iova + (<uintptr_t>view.buf - mapping.begin)
         finally:
             PyBuffer_Release(&view)
 
     def __len__(self):
         return self.n
-
-
-DEF N_CLASSES = 13   # 4 KiB … 16 MiB
-
-cdef struct Piece:
-    char *data
-    uint64_t iova
-    uint64_t offset      # in the pool
-
-cdef struct PieceStack:
-    Piece *pieces
-    int n
-    int total            # pieces of this class that exist, whoever has them
-    int capacity
 
 
 cdef class BounceCache:
@@ -126,11 +103,6 @@ cdef class BounceCache:
     Same thread as its queue pair.
     """
 
-    cdef PieceStack stacks[N_CLASSES]
-    cdef object alloc
-    cdef list chunks             # (chunk, class, address)
-    cdef readonly int n_taken
-
     def __init__(self, alloc):
         self.alloc = alloc
         self.chunks = []
@@ -139,13 +111,6 @@ cdef class BounceCache:
         cdef int k
         for k in range(N_CLASSES):
             free(self.stacks[k].pieces)
-
-    @staticmethod
-    cdef inline int size_class(uint64_t nbytes) noexcept:
-        cdef int k = 0
-        while (<uint64_t>4096 << k) < nbytes:
-            k += 1
-        return k
 
     cdef int reserve(self, int k, int count) except -1:
         """Room for `count` more pieces, so that give() can't fail."""
@@ -225,27 +190,7 @@ cdef class BounceCache:
         for i in range(count - 1, -1, -1):
             self.n_taken += 1
             if piece.offset + i * size not in taken:
-                self.give(k, Piece(piece.data + i * size, piece.iova + i * size, piece.offset + i * size))
-
-    cdef inline bint take(self, int k, Piece *piece) except? False:
-        """False: there is none now; see starve()."""
-        cdef PieceStack *stack
-        if k >= N_CLASSES:
-            raise ValueError(f"a bounced transfer of {<uint64_t>4096 << k} bytes is over the limit of 16 MiB")
-        stack = &self.stacks[k]
-        if stack.n == 0 and not self.refill(k):
-            return False
-        stack.n -= 1
-        piece[0] = stack.pieces[stack.n]
-        self.n_taken += 1
-        return True
-
-    cdef inline void give(self, int k, Piece piece) noexcept:
-        # add_chunk() reserved the room.
-        cdef PieceStack *stack = &self.stacks[k]
-        stack.pieces[stack.n] = piece
-        stack.n += 1
-        self.n_taken -= 1
+                give_piece(self, k, Piece(piece.data + i * size, piece.iova + i * size, piece.offset + i * size))
 
     def close(self):
         """Gives the chunks back to the pool. Only when no command owns a piece: after the queue was deleted or the controller reset."""
@@ -262,3 +207,12 @@ cdef class BounceCache:
     def nbytes(self):
         """Pool memory held, in bytes."""
         return sum([chunk.nbytes for chunk, _, _ in self.chunks])
+
+
+def address_of(buffer):
+    """Virtual address of a buffer's first byte."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    address = <uintptr_t>view.buf
+    PyBuffer_Release(&view)
+    return address
