@@ -330,7 +330,7 @@ uint64_t regs_deadline(const struct emu_ctrl *ctrl);
 unsigned regs_tick(struct emu_ctrl *ctrl, uint64_t now);
 void regs_shutdown_done(struct emu_ctrl *ctrl);
 
-/* nvme_queue.c */
+/* nvme_queue.c, nvme_complete.c */
 void queues_reset(struct emu_ctrl *ctrl);
 bool cq_translate(struct emu_ctrl *ctrl, struct cq *cq);
 bool sq_translate(struct emu_ctrl *ctrl, struct sq *sq);
@@ -342,6 +342,8 @@ void sq_init(struct emu_ctrl *ctrl, uint16_t qid, uint64_t iova, uint32_t size, 
 void sq_remove(struct emu_ctrl *ctrl, struct sq *sq);
 void cq_remove(struct emu_ctrl *ctrl, struct cq *cq);
 void cq_post(struct emu_ctrl *ctrl, struct cq *cq, const struct nvme_cqe *cqe);
+unsigned cq_post_waiting(struct emu_ctrl *ctrl);
+void invalid_doorbell(struct emu_ctrl *ctrl, uint8_t info);
 void doorbell_written(struct emu_ctrl *ctrl, uint32_t offset, uint32_t value);
 /* Completes a command: error log, the effects of faults, the CQ. */
 void complete(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint32_t result, uint16_t status,

@@ -8,7 +8,6 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -18,7 +17,6 @@
 #define EVENTS_PER_TURN 64
 #define TURNS_PER_LOOK 16         /* polls of all active controllers between two looks at the clock */
 #define SOCKETS_EVERY_NS 20000    /* sockets wait no longer than this for their turn while there is work */
-#define ACCEPT_RETRY_NS 100000000 /* after accept() failed, for want of descriptors for example */
 #define LATEST_EVERY 4            /* endpoints polled between two looks at who had work last */
 #define YIELD_AFTER_NS 10000      /* of spinning: others may need this processor to produce the work we spin for */
 #define YIELD_CHEAP_NS 200000     /* what a yield may cost: a client's turn, and not a time slice */
@@ -74,79 +72,6 @@ void emu_unwatch_fd(struct emu_reactor *reactor, int fd)
     epoll_ctl(reactor->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
 }
 
-void emu_watch_listener(struct emu_endpoint *endpoint)
-{
-    struct epoll_event event = {.data.ptr = &endpoint->listen};
-
-    if (endpoint->listen_fd < 0)
-        return;
-    event.events = endpoint->server->conn.fd < 0 && endpoint->accept_at == UINT64_MAX ? EPOLLIN : 0;
-    epoll_ctl(endpoint->reactor->epoll_fd, EPOLL_CTL_MOD, endpoint->listen_fd, &event);
-}
-
-void emu_drop_client(struct emu_endpoint *endpoint, const char *reason)
-{
-    if (endpoint->server->conn.fd < 0)
-        return;
-    emu_unwatch_fd(endpoint->reactor, endpoint->server->conn.fd);
-    vfu_server_drop(endpoint->server, reason);
-    emu_watch_listener(endpoint);
-}
-
-int emu_open_client(struct emu_endpoint *endpoint, int fd)
-{
-    int error = emu_watch_fd(endpoint->reactor, fd, EPOLLIN, &endpoint->client);
-
-    if (error) {
-        close(fd);
-        return error;
-    }
-    endpoint->client_events = EPOLLIN;
-    vfu_server_open(endpoint->server, fd, emu_now());
-    emu_watch_listener(endpoint);
-    return 0;
-}
-
-static void accept_client(struct emu_endpoint *endpoint)
-{
-    int fd;
-
-    if (endpoint->listen_fd < 0 || endpoint->server->conn.fd >= 0)
-        return;
-    endpoint->accept_at = UINT64_MAX;
-    fd = accept4(endpoint->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd >= 0)
-        emu_open_client(endpoint, fd);
-    else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
-        endpoint->accept_at = emu_now() + ACCEPT_RETRY_NS;
-    emu_watch_listener(endpoint);
-}
-
-void emu_serve_client(struct emu_endpoint *endpoint)
-{
-    struct vfu_server *server = endpoint->server;
-    uint32_t events;
-    bool open;
-
-    if (server->conn.fd < 0)
-        return;
-    vfu_guard_enter(&server->dma);
-    open = vfu_server_ready(server, emu_now());
-    vfu_guard_enter(NULL);
-    if (!open) {
-        emu_drop_client(endpoint, NULL);
-        return;
-    }
-    /* While a reply is stuck, nothing more is read. */
-    events = vfu_conn_unsent(&server->conn) ? EPOLLOUT : EPOLLIN;
-    if (events != endpoint->client_events) {
-        struct epoll_event event = {.events = events, .data.ptr = &endpoint->client};
-
-        epoll_ctl(endpoint->reactor->epoll_fd, EPOLL_CTL_MOD, server->conn.fd, &event);
-        endpoint->client_events = events;
-    }
-}
-
 static void handle_event(struct emu_reactor *reactor, struct emu_watch *watch, uint32_t events)
 {
     uint64_t count;
@@ -158,7 +83,7 @@ static void handle_event(struct emu_reactor *reactor, struct emu_watch *watch, u
     }
     switch (watch->source) {
     case LISTEN:
-        accept_client(watch->endpoint);
+        emu_accept_client(watch->endpoint);
         break;
     case CLIENT:
         emu_serve_client(watch->endpoint);
@@ -293,7 +218,7 @@ static void look_at_sockets(struct emu_endpoint *endpoint, uint64_t now)
         endpoint->reactor->look_at = patience;
     }
     if (endpoint->accept_at <= now)
-        accept_client(endpoint);
+        emu_accept_client(endpoint);
     if (endpoint->accept_at < endpoint->reactor->look_at)
         endpoint->reactor->look_at = endpoint->accept_at;
 }

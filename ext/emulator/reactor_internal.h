@@ -1,4 +1,4 @@
-/* What reactor.c (the thread) and endpoint.c (what others ask of it) share. */
+/* What reactor.c (the thread), reactor_clients.c (its sockets) and endpoint.c (what others ask of it) share. */
 #ifndef NVME_ASYNC_EMULATOR_REACTOR_INTERNAL_H
 #define NVME_ASYNC_EMULATOR_REACTOR_INTERNAL_H
 
@@ -69,6 +69,8 @@ void emu_activate(struct emu_endpoint *endpoint);
 void emu_watch_listener(struct emu_endpoint *endpoint);
 /* Takes fd, non-blocking; 0 or an errno. */
 int emu_open_client(struct emu_endpoint *endpoint, int fd);
+/* The next client of the listening socket, if the controller has none. */
+void emu_accept_client(struct emu_endpoint *endpoint);
 /* Receives and sends what the client's socket has and takes; drops the client when that ends it. */
 void emu_serve_client(struct emu_endpoint *endpoint);
 void emu_drop_client(struct emu_endpoint *endpoint, const char *reason);

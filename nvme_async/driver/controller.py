@@ -16,19 +16,17 @@ import warnings
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
-from nvme_async.dma import DmaBuffer
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.active import ActiveNamespaces
 from nvme_async.driver.admin_queue import AdminQueue
 from nvme_async.driver.bringup import BringUp
-from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.effects import Effects
 from nvme_async.driver.events import Event, EventListener
-from nvme_async.driver.lifecycle import ENDING, FINAL, Lifecycle, State
+from nvme_async.driver.lifecycle import FINAL, Lifecycle, State
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
+from nvme_async.driver.reachable_memory import ReachableMemory
 from nvme_async.driver.recovery import Recovery
-from nvme_async.driver.registration import Registration
 from nvme_async.driver.scanner import Scanner
 from nvme_async.driver.steps import Degraded
 from nvme_async.driver.transport import CommandQueue, Transport
@@ -42,7 +40,7 @@ from nvme_async.errors import (
     QueueShutdown,
 )
 from nvme_async.runtime import forks
-from nvme_async.runtime.tasks import finish, in_thread
+from nvme_async.runtime.tasks import finish
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import AsyncEvent, Completion
 from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm
@@ -55,7 +53,7 @@ SHUTDOWN_SECONDS = (5.0, 60.0)
 """At least and at most, where no `shutdown_timeout` is given: RTD3E is 32 bits of microseconds."""
 
 
-class Controller(ControllerContext):
+class Controller(ReachableMemory):
     """An NVMe controller that this process drives. Made by nvme_async.open(); an async context
     manager that shuts it down.
 
@@ -391,52 +389,6 @@ class Controller(ControllerContext):
         they come; ends with the controller.
         """
         return self.listener.subscribe()
-
-    # -- memory ------------------------------------------------------------------------------------
-
-    def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
-        """Zeroed memory that the device reaches directly: a writable buffer of `nbytes`, page
-        aligned; free() it or use it in `with`.
-
-        OutOfDmaMemory if there is none to be had: the options pool_bytes (with keepalive) and
-        memory_limit, the memory that is available, and the limit of locked memory bound it. From any
-        thread. Blocks while the memory has to grow, or much of it to be cleared; buffer() doesn't.
-        """
-        return self._reachable().alloc(self._positive(nbytes), tag=tag)
-
-    async def buffer(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
-        """alloc() for large buffers on an event loop, which goes on meanwhile. From any loop."""
-        transport, nbytes = self._reachable(), self._positive(nbytes)
-        made: list[DmaBuffer] = []
-        try:
-            await in_thread(lambda: made.append(transport.alloc(nbytes, tag=tag)))
-        except asyncio.CancelledError:
-            for buffer in made:
-                buffer.free()
-            raise
-        return made[0]
-
-    def _reachable(self) -> Transport:
-        if self.state in ENDING:
-            raise self._not_here()
-        return self.transport
-
-    @staticmethod
-    def _positive(nbytes: int) -> int:
-        if nbytes <= 0:
-            raise ValueError(f"nbytes is {nbytes}, at least 1 is needed")
-        return nbytes
-
-    def register(self, buffer: BufferLike) -> Registration:
-        """Makes existing memory (an array, an mmap) reachable for the device in place, so that
-        readinto and write copy nothing.
-
-        On the home loop's thread. The registration holds the buffer until it is closed (`with`, or
-        with the controller).
-        """
-        if self.state in ENDING or self.state is State.SAVING:
-            raise self._not_here()
-        return self.transport.register(buffer)
 
     # -- what the driver's parts ask of each other -------------------------------------------------
 

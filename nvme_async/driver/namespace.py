@@ -8,18 +8,18 @@ yet.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar, overload
 
 import attrs
 
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.batch import BatchError, Integers, Many, as_lbas
-from nvme_async.driver.byte_access import ByteAccess
 from nvme_async.driver.context import ControllerContext
-from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits, copy_groups, dsm_groups, pieces
-from nvme_async.driver.metadata import format_of, move, protected
+from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits
+from nvme_async.driver.metadata import format_of, move
 from nvme_async.driver.protection import PRACT, Format, Protect
+from nvme_async.driver.range_commands import RangeCommands
 from nvme_async.driver.settling import settled
 from nvme_async.driver.transport import CommandQueue
 from nvme_async.errors import (
@@ -34,7 +34,6 @@ from nvme_async.errors import (
 from nvme_async.native._hotpath import Geometry
 from nvme_async.native._placement import byte_view
 from nvme_async.runtime.tasks import together
-from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyNamespace
@@ -63,7 +62,7 @@ def _words(identify: IdentifyNamespace) -> str:
     return f"blocks of {identify.block_size} bytes{metadata}"
 
 
-class Namespace(ByteAccess):
+class Namespace(RangeCommands):
     """One namespace of a controller; from `controller.namespaces`. Usable from any of the process's
     event loops.
 
@@ -420,85 +419,6 @@ class Namespace(ByteAccess):
             command = attrs.evolve(command, data_length=command.blocks * self.block_size)
         queue = await self._queue()
         return await queue.submit(command, buffer, tag=tag, geometry=geometry)
-
-    async def _ranges(self, opcode: int, lba: int, blocks: int) -> None:
-        if blocks <= 0 or lba < 0:
-            raise ValueError(f"lba {lba}, blocks {blocks}: at least one block from a block that exists is needed")
-        if lba + blocks > self.blocks:
-            raise self._out_of_range(opcode, lba, blocks)
-
-    async def write_zeroes(self, lba: int, blocks: int, *, deallocate: bool = False, fua: bool = False) -> None:
-        """Makes the blocks read as zeroes without sending any (NVM Command Set 1.0, 3.2.8).
-        deallocate: the controller may deallocate them.
-        """
-        geometry = self.geometry
-        await self._ranges(NvmOpcode.WRITE_ZEROES, lba, blocks)
-        form = await format_of(self)
-        await together(
-            self._send(
-                geometry, protected(form, commands.write_zeroes(self.nsid, at, count, deac=deallocate, fua=fua), at)
-            )
-            for at, count in pieces(lba, blocks, self.limits.write_zeroes)
-        )
-
-    async def verify(self, lba: int, blocks: int) -> None:
-        """Has the controller read the blocks and check them, without moving data (NVM Command Set
-        1.0, 3.2.5).
-        """
-        geometry = self.geometry
-        await self._ranges(NvmOpcode.VERIFY, lba, blocks)
-        form = await format_of(self)
-        await together(
-            self._send(geometry, protected(form, commands.verify(self.nsid, at, count), at))
-            for at, count in pieces(lba, blocks, self.limits.verify)
-        )
-
-    async def write_uncorrectable(self, lba: int, blocks: int) -> None:
-        """Marks blocks as invalid: reading them fails until they are written (NVM Command Set 1.0,
-        3.2.7).
-        """
-        geometry = self.geometry
-        await self._ranges(NvmOpcode.WRITE_UNCORRECTABLE, lba, blocks)
-        await together(
-            self._send(geometry, commands.write_uncorrectable(self.nsid, at, count))
-            for at, count in pieces(lba, blocks, self.limits.write_uncorrectable)
-        )
-
-    async def deallocate(self, lba: int | Iterable[tuple[int, int]], blocks: int | None = None) -> None:
-        """Tells the controller that blocks are not needed: deallocate(lba, blocks), or
-            deallocate([(lba, blocks), …]), any number of ranges
-        (Dataset Management, NVM Command Set 1.0, 3.2.3). What they read as afterwards is Identify's
-        DLFEAT's to say.
-        """
-        if isinstance(lba, int):
-            if blocks is None:
-                raise ValueError("deallocate(lba, blocks) needs blocks")
-            ranges = [(lba, blocks)]
-        else:
-            ranges = list(lba)
-        geometry = self.geometry
-        for first, count in ranges:
-            await self._ranges(NvmOpcode.DATASET_MANAGEMENT, first, count)
-        await together(
-            self._send(geometry, commands.dataset_management(self.nsid, len(part)), commands.dsm_ranges(part))
-            for part in dsm_groups(ranges, self.limits)
-        )
-
-    async def copy(self, sources: Iterable[tuple[int, int]], lba: int) -> None:
-        """Copies the source ranges [(lba, blocks), …] one after the other to `lba` on, inside the
-        controller (NVM Command Set 1.0, 3.2.2).
-
-        More than one command may copy (MSSRL, MCL, MSRC) goes in several, one after the other.
-        """
-        ranges = list(sources)
-        geometry = self.geometry
-        total = sum(count for _, count in ranges)
-        for first, count in ranges:
-            await self._ranges(NvmOpcode.COPY, first, count)
-        await self._ranges(NvmOpcode.COPY, lba, total)
-        for part in copy_groups(ranges, self.identify):
-            await self._send(geometry, commands.copy(self.nsid, lba, len(part)), commands.copy_descriptors(part))
-            lba += sum(count for _, count in part)
 
     def inspect(self) -> dict[str, Any]:
         return {

@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 from nvme_async.driver.events import Event
 from nvme_async.driver.options import Options
 from nvme_async.errors import (
-    ControllerReplaced,
     ControllerTimeout,
     HandedOver,
-    InvalidNamespace,
     NvmeError,
     QueueShutdown,
 )
@@ -26,9 +24,9 @@ from nvme_async.keepalive import Adopted, Bundle, restore
 from nvme_async.keepalive.config import Decision
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.opening import choose, open_with_keepalive, with_pool
+from nvme_async.manager.device_state import DeviceState, State
 from nvme_async.manager.drivers import Drivers
 from nvme_async.manager.events import Events, Kind, ManagerEvent
-from nvme_async.manager.gate import Gate
 from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.mailbox import Mailbox
 from nvme_async.manager.outcomes import adopted_result, as_nvme_error, forsake
@@ -36,14 +34,11 @@ from nvme_async.manager.settings import Policy, ServiceOptions, split
 from nvme_async.manager.sharing import ManagerShare
 from nvme_async.manager.upkeep import Upkeep
 from nvme_async.manager.workers import Worker
-from nvme_async.spec.identity import ControllerIdentity
 
 log = logging.getLogger("nvme_async")
 
-State = Literal["new", "loading", "ready", "servicing", "failed", "gone", "closed"]
 
-
-class ManagedDevice:
+class ManagedDevice(DeviceState):
     """A device of the manager; from `await manager.load(uri)`.
 
     Attributes:
@@ -67,27 +62,20 @@ class ManagedDevice:
         on_dead: Callable[[ManagedDevice], None],
     ) -> None:
         split(options)  # a wrong option is told before anything begins
-        self.uri = uri
+        super().__init__(uri, events)
         self.worker = worker
         self.options = options
-        self.state: State = "new"
-        self.failure: NvmeError | None = None
-        self.controller: Controller | None = None
-        self.gate = Gate()
         self.mailbox = Mailbox(worker)
-        self.handles: dict[int, ManagedNamespace] = {}
         self.decision: Decision | None = None
         self.servicings = 0
         self.repairs = 0
         self._policy = policy
         self._drivers = Drivers(uri, policy.close_limit)
-        self._events = events
         self._on_dead = on_dead
         self._loaded_once = False
         self.sharing: ManagerShare | None = None
         self._share: Any = None  # of the driver of the moment
         self.share_failure = ""
-        self.identity: ControllerIdentity | None = None
         self._upkeep = Upkeep(self, repairs=policy.repairs, reload=policy.reload)
 
     @property
@@ -215,66 +203,6 @@ class ManagedDevice:
     def __repr__(self) -> str:
         return f"<ManagedDevice {self.uri} {self.state}>"
 
-    # -- state, on the worker ----------------------------------------------------------------------
-
-    def _become(self, state: State, failure: NvmeError | None = None) -> None:
-        """Handles first, then whoever waits. Closed is for good."""
-        if self.state == "closed" and state != "closed":
-            return
-        self.state = state
-        self.failure = failure
-        replaced = [nsid for nsid in list(self.handles) if not self._bind(nsid)]
-        self.gate.wake()
-        for nsid in replaced:
-            self._events.publish(ManagerEvent("namespace-replaced", self.uri, nsid))
-
-    def forget_in_child(self, reason: NvmeError) -> None:
-        self.gate = Gate()
-        self._become("closed", reason)
-
-    def _bind(self, nsid: int) -> bool:
-        """False: another disk has the number; the handle has ended, and the next namespace() gives
-        another.
-        """
-        handle = self.handles[nsid]
-        if self.state != "ready":
-            return handle._bind(None, self.failure)
-        assert self.controller is not None
-        target = self.controller.namespaces.get(nsid)
-        if target is None and nsid in self.controller.scanner.unread:
-            return handle._bind(None, None)  # not ready yet: calls wait for it, within their limit
-        if target is None:
-            return handle._bind(
-                None, InvalidNamespace(0, 0x0B, nsid=nsid, text="there is no such namespace", command="I/O")
-            )
-        if handle._bind(target, None):
-            return True
-        del self.handles[nsid]
-        return False
-
-    def _publish(self, kind: Kind, reason: str = "") -> None:
-        self._events.publish(ManagerEvent(kind, self.uri, reason=reason))
-
-    async def _namespace(self, nsid: int) -> ManagedNamespace:
-        if self.failure is not None:
-            raise self.failure
-        handle = self.handles.get(nsid)
-        if handle is None:
-            controller = self.controller
-            if controller is None or nsid not in controller.namespaces:
-                there = sorted(controller.namespaces) if controller is not None else "none"
-                raise InvalidNamespace(
-                    0, 0x0B, nsid=nsid, text=f"there is no such namespace on {self.uri}, active: {there}", command="I/O"
-                )
-            handle = self.handles[nsid] = ManagedNamespace(self, nsid)
-            self._bind(nsid)
-        return handle
-
-    def _ready(self) -> Controller:
-        if self.state != "ready" or self.controller is None:
-            raise self.failure or QueueShutdown(f"{self.uri}: the device is {self.state}")
-        return self.controller
-
     # -- operations --------------------------------------------------------------------------------
 
     async def _load(self) -> None:
@@ -314,24 +242,6 @@ class ManagedDevice:
         self._loaded_once = True
         self._become("ready")
         self._upkeep.follow(controller)
-
-    def _identify(self, controller: Controller) -> None:
-        """Is it the controller that the handles are for? If it isn't, they end here, and the next
-        namespace() gives new ones.
-        """
-        before, self.identity = self.identity, controller.identity
-        if before is None or controller.identity is None:
-            return
-        differences = before.differences(controller.identity, connected_anew=True)
-        if not differences:
-            return
-        reason = ControllerReplaced(f"{self.uri}: another controller is there: {differences}")
-        log.warning("%s", reason)
-        handles, self.handles = self.handles, {}
-        for handle in handles.values():
-            handle._end(reason)
-        self.gate.wake()
-        self._publish("device-replaced", str(reason))
 
     async def _reset(self, reason: str) -> None:
         await self._ready().reset(reason)

@@ -6,7 +6,6 @@ Everything is on the controller's home loop. docs/sharing.md has the rules, prot
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import itertools
 import logging
@@ -19,32 +18,29 @@ from typing import Any
 
 import attrs
 
-from nvme_async.driver.events import Event
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.transport import PcieTransport, pcie
-from nvme_async.errors import ConfigurationError, LeaseError, NvmeError, OutOfDmaMemory
+from nvme_async.errors import ConfigurationError, LeaseError, OutOfDmaMemory
 from nvme_async.keepalive.controller import Controller
 from nvme_async.runtime.sockets import ListeningSocket
 from nvme_async.runtime.tasks import finish
 from nvme_async.sharing.channel import check_peer, prepare
 from nvme_async.sharing.connection import Connection
 from nvme_async.sharing.lease import Lease, QueueIs, process_of
+from nvme_async.sharing.leases import Leases
 from nvme_async.sharing.policy import Policy
 from nvme_async.sharing.protocol import MAX_QUEUES, Message
 from nvme_async.sharing.requests import MAX_MAPPINGS, Requests
 from nvme_async.sharing.stop_page import StopPage
 from nvme_async.sharing.taking_back import TakingBack
-from nvme_async.spec.completion import AsyncEvent, AsyncEventType
-from nvme_async.spec.opcodes import LogPage
 
 log = logging.getLogger("nvme_async")
 
-_NAMESPACES_CHANGED = AsyncEvent(type=AsyncEventType.NOTICE, info=0, lid=LogPage.CHANGED_NAMESPACES)
 _WINDOW_FACTOR = 4
 """Addresses of a lease for each byte that it may map: pools are aligned, and come and go."""
 
 
-class Share:
+class Share(Leases):
     """A controller that other processes may use: what `controller.share(path)` returns. An async context manager, and
     awaitable where it is to last as long as the controller.
 
@@ -56,21 +52,15 @@ class Share:
     """
 
     def __init__(self, controller: Controller, path: str | os.PathLike[str], options: dict[str, Any]) -> None:
-        self.controller = controller
+        super().__init__(controller, Policy.of(options))
         self.path = os.path.abspath(os.fspath(path))
-        self.policy = Policy.of(options)
-        self.leases: dict[int, Lease] = {}
-        self.killed = self.revoked = 0
+        self.killed = 0
         self.resumed = False
         self._numbers = itertools.count(1)
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listening: ListeningSocket | None = None
         self._events: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
-        self._holding = itertools.count(1)
-        self._is_held = False
-        self._stops: StopPage | None = None
         self._requests = Requests(self)
 
     # -- beginning and end -------------------------------------------------------------------------
@@ -89,11 +79,6 @@ class Share:
     @property
     def transport(self) -> PcieTransport:
         return pcie(self.controller.transport)
-
-    @property
-    def stops(self) -> StopPage:
-        assert self._stops is not None
-        return self._stops
 
     async def _start(self) -> Share:
         await self.controller._at_home(lambda: finish(self._begin))
@@ -406,67 +391,7 @@ class Share:
                 self.controller.loop.call_later(1.0, channel.close)
             self.controller._changed()
 
-    async def revoke(self, pid: int) -> int:
-        """Takes back what the process has; how many leases that were. Its controllers fail with LeaseError."""
-        leases = [lease for lease in self.leases.values() if lease.pid == pid and not lease.ending]
-        self.revoked += len(leases)
-        await asyncio.gather(*(self.take_back_one(lease, "revoked") for lease in leases))
-        return len(leases)
-
     # -- what the controller goes through (nvme_async.driver.pcie.lending.Lender) -------------------
-
-    async def stop(self, notify: bool = True) -> None:
-        for lease in self.leases.values():
-            lease.life = self.stops.end_life(lease.slot)
-            if lease.dead:
-                lease.confirmed = lease.life
-            elif notify:
-                lease.notify("stop", life=lease.life, reason="the controller is being reset")
-        await self._until(lambda lease: lease.silent, self.policy.stop_seconds)
-
-    async def _until(self, true: Callable[[Lease], bool], seconds: float) -> bool:
-        """Waits until that is so of every lease with a connection; False when it took too long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while not all(true(lease) or lease.channel is None for lease in list(self.leases.values())):
-                    self._changed.clear()
-                    await self._changed.wait()
-                return True
-        return False
-
-    def disabled(self) -> None:
-        for lease in list(self.leases.values()):
-            for qid in lease.queues:
-                lease.queues[qid] = QueueIs.ABSENT
-            lease.settled.set()
-            if lease.ending:
-                self.spawn(functools.partial(self.take_back_one, lease, lease.ending))
-
-    async def go(self) -> None:
-        for lease in self.leases.values():
-            lease.notify("ready", life=lease.life)
-
-    async def hold(self, nsids: frozenset[int] | None, seconds: float) -> bool:
-        number = next(self._holding)
-        self._is_held = True
-        for lease in self.leases.values():
-            lease.holding = number
-            lease.notify("hold", hold=number, nsids=sorted(nsids) if nsids is not None else None)
-        # A worker without a connection can't be asked: the command is not sent then.
-        if any(lease.channel is None and not lease.dead for lease in self.leases.values()):
-            return False
-        return await self._until(lambda lease: lease.held >= number or lease.dead or bool(lease.ending), seconds)
-
-    async def unhold(self) -> None:
-        if self._is_held:
-            self._is_held = False
-            for lease in self.leases.values():
-                lease.notify("unhold")
-
-    async def fail(self, error: NvmeError) -> None:
-        for lease in self.leases.values():
-            lease.life = self.stops.end_life(lease.slot)
-            lease.notify("failed", text=str(error))
 
     async def take_back(self) -> None:
         self._stop_listening()
@@ -506,20 +431,6 @@ class Share:
         stops, self._stops = self._stops, None
         if stops is not None:
             stops.close()
-
-    def inspect(self) -> list[dict[str, Any]]:
-        return [lease.inspect() for lease in list(self.leases.values())]
-
-    # -- events ------------------------------------------------------------------------------------
-
-    async def _forward_events(self) -> None:
-        async for event in self.controller.events():
-            self._forward(event)
-
-    def _forward(self, event: Event) -> None:
-        told = event.event or _NAMESPACES_CHANGED
-        for lease in self.leases.values():
-            lease.notify("event", dw0=told.to_dw0(), dw1=told.parameter)
 
 
 def share(controller: Controller, path: str | os.PathLike[str], **policy: Any) -> Share:
