@@ -141,8 +141,8 @@ class KernelQueueMaker(QueueMaker):
             entries=entries,
             n_trackers=entries - 1,
             max_transfer=max_transfer,
-            address_map=_hotpath.AddressMap(),
-            bounce=_hotpath.BounceCache(_no_bounce),
+            address_map=_placement.AddressMap(),
+            bounce=_placement.BounceCache(_no_bounce),
         )
         hot.set_transport(carrier)
         carrier.start()
