@@ -4,10 +4,14 @@ The declarations, and what is inlined into each I/O, are in nvme_async/native/_p
 """
 
 from cpython.buffer cimport (PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer)
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, realloc
+from libc.string cimport memset
 
 from nvme_async.errors import OutOfDmaMemory
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
 
 
 cdef int export_bytes(buffer, Py_buffer *view, bint writable) except -1:
@@ -216,3 +220,29 @@ def address_of(buffer):
     address = <uintptr_t>view.buf
     PyBuffer_Release(&view)
     return address
+
+
+cdef class HostMemory:
+    """Zeroed, page-aligned memory of this process that no device reaches: for the rings of a queue pair with a transport. `iova` is
+    its address. A writable buffer; freed when nothing refers to it any more."""
+
+    cdef uint8_t *base
+    cdef readonly size_t nbytes
+
+    def __cinit__(self, size_t nbytes):
+        nbytes = (nbytes + 4095) // 4096 * 4096
+        self.base = <uint8_t *>aligned_alloc(4096, nbytes)
+        if self.base == NULL:
+            raise MemoryError(f"no memory for {nbytes} bytes")
+        memset(self.base, 0, nbytes)
+        self.nbytes = nbytes
+
+    def __dealloc__(self):
+        free(self.base)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.base, self.nbytes, 0, flags)
+
+    @property
+    def iova(self):
+        return <uintptr_t>self.base

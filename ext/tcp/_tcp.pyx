@@ -1,9 +1,8 @@
 """NVMe/TCP's hot path: one connection as the transport of a queue pair. See link.h for how it works, _tcp.pyi for the contract."""
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer, PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport free
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 import os
 
@@ -59,12 +58,6 @@ cdef extern from "tcp/link.h" nogil:
     void link_detach(tcp_link *link)
     void link_flush(tcp_link *link)
 
-cdef extern from "<stdlib.h>" nogil:
-    void *aligned_alloc(size_t alignment, size_t size)
-
-cdef extern from "<string.h>" nogil:
-    void *memset(void *s, int c, size_t n)
-
 crc32c_init()
 
 
@@ -86,32 +79,6 @@ def crc32c(data, uint32_t crc=0, *, bint software=False):
 def crc32c_in_hardware():
     """Does crc32c() use an instruction of this processor's?"""
     return crc32c_tables.hardware
-
-
-cdef class HostMemory:
-    """Zeroed, page-aligned memory of this process that no device reaches: for the rings of a queue pair with a transport. `iova` is
-    its address. A writable buffer; freed when nothing refers to it any more."""
-
-    cdef uint8_t *base
-    cdef readonly size_t nbytes
-
-    def __cinit__(self, size_t nbytes):
-        nbytes = (nbytes + 4095) // 4096 * 4096
-        self.base = <uint8_t *>aligned_alloc(4096, nbytes)
-        if self.base == NULL:
-            raise MemoryError(f"no memory for {nbytes} bytes")
-        memset(self.base, 0, nbytes)
-        self.nbytes = nbytes
-
-    def __dealloc__(self):
-        free(self.base)
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        PyBuffer_FillInfo(view, self, self.base, self.nbytes, 0, flags)
-
-    @property
-    def iova(self):
-        return <uintptr_t>self.base
 
 
 @cython.no_gc_clear

@@ -77,7 +77,7 @@ class Wired:
         self.loop = loop
         self.faults: list[str] = []
         self.qp = _hotpath.QueuePair(
-            _tcp.HostMemory(_hotpath.queue_memory(entries, entries - 1, 1 << 20)),
+            _placement.HostMemory(_hotpath.queue_memory(entries, entries - 1, 1 << 20)),
             qid=1,
             entries=entries,
             n_trackers=entries - 1,

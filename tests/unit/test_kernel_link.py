@@ -11,7 +11,7 @@ import pytest
 from nvme_async.driver.completions import error_from
 from nvme_async.driver.kernel.engine import why_no_ring
 from nvme_async.errors import CommandAborted, CommandError, LbaOutOfRange, WriteFault
-from nvme_async.native import _hotpath, _kernel, _tcp
+from nvme_async.native import _hotpath, _kernel, _placement
 
 READ, WRITE, FLUSH, COMPARE = 2, 1, 0, 5
 BLOCK = 512
@@ -25,7 +25,7 @@ class Piped:
         self.drain, self.writes = os.pipe()
         self.link = _kernel.Link()
         self.hot = _hotpath.QueuePair(
-            _tcp.HostMemory(_hotpath.queue_memory(entries, entries - 1, 1 << 20)),
+            _placement.HostMemory(_hotpath.queue_memory(entries, entries - 1, 1 << 20)),
             qid=1,
             entries=entries,
             n_trackers=entries - 1,

@@ -8,17 +8,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from nvme_async.driver.kernel.admin import AdminService, Backend, Learn
 from nvme_async.driver.kernel.nodes import Node
 from nvme_async.driver.queues.loop_queue import LoopQueue
-from nvme_async.driver.queues.queue_maker import QueueMaker
+from nvme_async.driver.queues.queue_maker import CarriedQueueMaker
 from nvme_async.driver.queues.queue_set import QueueSet
 from nvme_async.driver.transport import Owner
 from nvme_async.errors import CommandError, ControllerTimeout, NvmeError, command_error
-from nvme_async.native import _hotpath, _kernel, _tcp
+from nvme_async.native import _kernel
 from nvme_async.spec.commands import Command
 from nvme_async.spec.identify import IdentifyNamespace
 from nvme_async.spec.opcodes import command_name
@@ -118,32 +117,17 @@ class KernelPieces(Protocol):
     async def learn(self, nsid: int, page: bytes) -> None: ...
 
 
-class KernelQueueMaker(QueueMaker):
+class KernelQueueMaker(CarriedQueueMaker):
     """A queue pair is a link to the kernel, which knows nothing of it."""
-
-    ADMIN_TRANSFER = 1 << 20
 
     def __init__(self, controller: Owner, transport: KernelPieces) -> None:
         super().__init__(controller)
         self._transport = transport
 
-    async def make_room(self, qid: int, entries: int) -> None:
-        """The kernel reaches all memory."""
-
     def make(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> LoopQueue:
         """A link that can be used at once. Ends with forget()."""
         carrier = self._link(entries) if qid else _kernel.Relay()
-        max_transfer = self._max_transfer(qid)
-        hot = self._native(
-            _tcp.HostMemory(_hotpath.queue_memory(entries, entries - 1, max_transfer)),
-            loop,
-            qid=qid,
-            entries=entries,
-            n_trackers=entries - 1,
-            max_transfer=max_transfer,
-            address_map=_placement.AddressMap(),
-            bounce=_placement.BounceCache(_no_bounce),
-        )
+        hot = self._rings(qid, entries, loop)
         hot.set_transport(carrier)
         carrier.start()
         self._set_waiting(hot, interrupts=not (qid and self._controller.options.io_poll))
@@ -232,10 +216,6 @@ class KernelQueueMaker(QueueMaker):
         assert isinstance(queue, KernelQueue)
         await self.on(queue, lambda: self.set_targets(queue))
 
-    def on(self, queue: LoopQueue, what: Callable[[], Any]) -> Awaitable[Any]:
-        """what() in the thread of the queue's loop."""
-        return self._controller._on_owner(queue, what)
-
     async def quiet(self, queue: LoopQueue, seconds: float) -> bool:
         """Has what is out given up, and waits until the kernel has no memory of it any more. False: not in time."""
         if not isinstance(queue, KernelQueue):
@@ -287,7 +267,3 @@ class KernelQueueSet(QueueSet):
         for group in (self.spare, self.unsettled):
             if queue in group:
                 group.remove(queue)
-
-
-def _no_bounce(nbytes: int, tag: int) -> Any:
-    raise AssertionError("a link copies nothing through bounce pages")

@@ -9,13 +9,14 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nvme_async.driver.completions import error_from
 from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.driver.transport import Owner
 from nvme_async.errors import NvmeError
-from nvme_async.native import _hotpath
+from nvme_async.native import _hotpath, _placement
 from nvme_async.runtime import loop_internals
 from nvme_async.spec.registers import PAGE
 from nvme_async.spec.status import status_text
@@ -123,3 +124,36 @@ class QueueMaker(ABC):
             controller.loop.call_soon_threadsafe(
                 controller._on_stray, n, f"queue {qid}: {what}", n_sqid > 0, controller.resets
             )
+
+
+class CarriedQueueMaker(QueueMaker):
+    """Queue pairs whose commands a native transport carries (ext/hotpath/transport.h): the rings are
+    in memory of this process alone, and nothing is bounced.
+    """
+
+    ADMIN_TRANSFER = 1 << 20
+
+    async def make_room(self, qid: int, entries: int) -> None:
+        """The rings are no device's to reach: there always is."""
+
+    def _rings(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> _hotpath.QueuePair:
+        """The native half, before its set_transport()."""
+        max_transfer = self._max_transfer(qid)
+        return self._native(
+            _placement.HostMemory(_hotpath.queue_memory(entries, entries - 1, max_transfer)),
+            loop,
+            qid=qid,
+            entries=entries,
+            n_trackers=entries - 1,
+            max_transfer=max_transfer,
+            address_map=_placement.AddressMap(),
+            bounce=_placement.BounceCache(_no_bounce),
+        )
+
+    def on(self, queue: LoopQueue, what: Callable[[], Any]) -> Awaitable[Any]:
+        """what() in the thread of the queue's loop."""
+        return self._controller._on_owner(queue, what)
+
+
+def _no_bounce(nbytes: int, tag: int) -> Any:
+    raise AssertionError("a transport copies nothing through bounce pages")

@@ -9,14 +9,14 @@ import logging
 import socket
 import struct
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from nvme_async.driver.queues.loop_queue import LoopQueue
-from nvme_async.driver.queues.queue_maker import QueueMaker
+from nvme_async.driver.queues.queue_maker import CarriedQueueMaker
 from nvme_async.driver.tcp.handshake import Connection
 from nvme_async.driver.transport import Owner
-from nvme_async.native import _hotpath, _placement, _tcp
+from nvme_async.native import _tcp
 from nvme_async.spec.registers import Cap
 
 log = logging.getLogger("nvme_async")
@@ -121,32 +121,17 @@ class TcpPieces(Protocol):
     def connection_lost(self, queue: TcpQueue, why: str) -> None: ...
 
 
-class TcpQueueMaker(QueueMaker):
+class TcpQueueMaker(CarriedQueueMaker):
     """Each queue pair has a connection; a completion that answers nothing ends it."""
-
-    ADMIN_TRANSFER = 1 << 20
 
     def __init__(self, controller: Owner, transport: TcpPieces) -> None:
         super().__init__(controller)
         self._transport = transport
 
-    async def make_room(self, qid: int, entries: int) -> None:
-        """A socket reaches all memory."""
-
     def make(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> TcpQueue:
         """Rings and link, without a connection. Ends with forget()."""
         link = _tcp.Link()
-        max_transfer = self._max_transfer(qid)
-        hot = self._native(
-            _tcp.HostMemory(_hotpath.queue_memory(entries, entries - 1, max_transfer)),
-            loop,
-            qid=qid,
-            entries=entries,
-            n_trackers=entries - 1,
-            max_transfer=max_transfer,
-            address_map=_placement.AddressMap(),
-            bounce=_placement.BounceCache(_no_bounce),
-        )
+        hot = self._rings(qid, entries, loop)
         hot.set_transport(link)
         self._set_waiting(hot)
         return TcpQueue(
@@ -173,15 +158,7 @@ class TcpQueueMaker(QueueMaker):
             connection.sock.close()
             raise
 
-    def on(self, queue: TcpQueue, what: Callable[[], None]) -> Awaitable[None]:
-        """what() in the thread of the queue's loop."""
-        return self._controller._on_owner(queue, what)
-
     async def delete(self, queue: LoopQueue) -> None:
         """The end of its connection is the end of a queue."""
         assert isinstance(queue, TcpQueue)
         await self.on(queue, queue.disconnect)
-
-
-def _no_bounce(nbytes: int, tag: int) -> Any:
-    raise AssertionError("a link copies nothing through bounce pages")
