@@ -14,7 +14,7 @@ from nvme_async.errors import InvalidSavedState
 from nvme_async.keepalive.state import RegistrationState
 
 _LARGEST_CLASS = 12
-"""Of bounce pages: 4 KiB << 12 (ext/hotpath/memory.pxi)."""
+"""Of bounce pages: 4 KiB << 12 (ext/hotpath/_placement.pyx)."""
 _DRIVERS_OWN = ("queue", "bounce", "manifest", "shadow doorbells")
 
 
