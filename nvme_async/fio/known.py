@@ -91,7 +91,7 @@ ACCEPTED = {
 } | dict.fromkeys(
     """
     allow_file_create allow_mounted_write cmd_type create_fsync create_on_open create_only create_serialize
-    directory exit_what fadvise fadvise_hint fallocate file_append file_service_type filename_format filesize
+    directory exit_what fadvise fadvise_hint fallocate file_append file_service_type filename_format
     fixedbufs force_async fsync_on_close_only group_id gtod_cpu hipri hipri_percentage hugepage-size
     invalidate iomem iomem_align lockmem log_compression log_compression_cpus log_entries mem mem_align
     nonvectored nowait nr_files nrfiles opendir openfiles overwrite prio prioclass

@@ -75,6 +75,7 @@ class Options:
     blockalign: int = option(0, parse_size, "alignment of random offsets (the smallest block size)", "ba")
     size: p.Extent = option(p.Percent(100.0), p.extent, "region to work on, and how much to transfer (the device)")
     io_size: p.Extent = option(0, p.extent, "how much to transfer, if not `size`", "io_limit")
+    filesize: int = option(0, parse_size, "at most so much of each device (all of it)")
     offset: p.Extent = option(0, p.extent, "where the region begins", "fileoffset")
     offset_increment: p.Extent = option(0, p.extent, "added to offset for each further clone of numjobs")
     fill_device: bool = flag("write to the end of the device, whatever size says", "fill_fs")

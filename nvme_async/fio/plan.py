@@ -62,13 +62,15 @@ def plan_region(options: Options, clone: int, nbytes: int, block: int) -> Region
             raise ConfigurationError(f"job {options.name!r}: {name}={value} is no multiple of the block size, {block}")
         return value
 
+    if options.filesize:
+        nbytes = min(nbytes, aligned("filesize", options.filesize))
     start = aligned("offset", resolve(options.offset)) + clone * aligned(
         "offset_increment", resolve(options.offset_increment)
     )
     if start >= nbytes:
         raise ConfigurationError(f"job {options.name!r}: offset {start} is not inside the namespace of {nbytes} bytes")
     # As fio has it: several devices share what is given as a number, and a device ends where it ends.
-    size = resolve(options.size)
+    size = resolve(options.size) or nbytes
     if not isinstance(options.size, Percent) and len(options.filename) > 1:
         size = size // len(options.filename) // block * block
     there = (nbytes - start) // block * block

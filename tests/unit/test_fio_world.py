@@ -437,3 +437,18 @@ def test_options_documented_as_refused_are_refused_by_name(option):
     option = option if "=" in option else f"{option}=1"
     with pytest.raises(ConfigurationError, match=re.escape(option.lstrip("-").partition("=")[0])):
         jobs_of("--filename=mem", "--name=j", option)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "moved"),
+    [
+        (("--size=0",), 1 << 20),
+        (("--filesize=256k",), 256 << 10),
+        (("--filesize=256k", "--size=50%"), 128 << 10),
+        (("--filesize=256k", "--offset=192k"), 64 << 10),
+        (("--filesize=2g",), 1 << 20),
+    ],
+)
+def test_sizes_as_fio_takes_them(bench, arguments, moved):
+    """0 is as if it had not been given; filesize bounds the device."""
+    assert bench("--name=j", "--rw=read", "--bs=64k", *arguments)["read"]["io_bytes"] == moved
