@@ -10,7 +10,7 @@ all: $(VENV)/.built
 help:
 	@echo "make bench     build, then run benchmarks/jobs/quick.fio on an emulated controller (about 20 s)"
 	@echo "make test      build, then run the tests"
-	@echo "make lint      ruff, mypy --strict, import layers, prose"
+	@echo "make lint      ruff, mypy --strict, import layers, prose, lengths of files"
 	@echo "make man       man pages and shell completion in build/share;  make wheel  a wheel with them in dist/"
 	@echo "make wheels    wheels for each Python of this machine, stripped, repaired by auditwheel and tried"
 	@echo "make docs      the documentation site in build/site;  make docs-serve  at http://127.0.0.1:8000"
@@ -47,6 +47,7 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/python tests/layers.py
 	$(BIN)/python tests/prose.py
+	$(BIN)/python tests/lengths.py
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

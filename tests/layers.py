@@ -1,7 +1,7 @@
 """The layers of nvme_async, and the check of `make lint` that each module imports downwards only.
 
 Every import statement counts, also late ones and those under TYPE_CHECKING. Within a layer modules may import
-each other, but not in a circle; the transports do not import each other.
+each other, but not in a circle; the transports do not import each other. docs/design.md draws the packages as they are.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ LAYERS = (
 # Each is a way to a controller. What they share is in driver/; only the registry of URI schemes names one.
 TRANSPORTS = tuple(f"{PACKAGE}.driver.{name}" for name in ("pcie", "tcp", "kernel"))
 NAMES_TRANSPORTS = f"{PACKAGE}.driver.schemes"
+# The modules at the top, drawn as one.
+FACE = ("_open", "management", "")
 # The keeper runs alone, without the rest of the package: it must import nothing of it.
 ALONE = f"{PACKAGE}.keepalive.keeper"
 ALONE_BUT = (f"{PACKAGE}.keepalive.keeper.client",)
@@ -126,8 +128,47 @@ def problems(root: Path) -> list[str]:
     return found
 
 
+def package(name: str) -> str:
+    """The node of the graph that a module is drawn in."""
+    head = name.split(".")[1] if "." in name else ""
+    return "nvme_async" if head in FACE else "cli" if head == "__main__" else head
+
+
+def graph(root: Path) -> str:
+    """Which package imports which, for Mermaid. What follows from other arrows is left out."""
+    known = modules(root)
+    edges: dict[str, set[str]] = {package(name): set() for name in known}
+    for name, path in known.items():
+        edges[package(name)] |= {package(target) for target in imports(name, path, known)} - {package(name)}
+
+    def reached(start: str) -> set[str]:
+        return {start}.union(*(reached(target) for target in edges[start]))
+
+    arrows = [
+        f"    {name} --> {target}"
+        for name in sorted(edges)
+        for target in sorted(edges[name])
+        if not any(target in reached(other) for other in edges[name] - {target})
+    ]
+    return "\n".join(["```mermaid", "graph TD", *arrows, "```"])
+
+
+def drawn(page: str) -> str:
+    """The graph that docs/design.md has."""
+    start = page.index("```mermaid\ngraph TD")
+    return page[start : page.index("\n```\n", start) + 4]
+
+
 def main() -> int:
-    found = problems(Path(__file__).resolve().parents[1])
+    root = Path(__file__).resolve().parents[1]
+    found = problems(root)
+    page = root / "docs" / "design.md"
+    text = page.read_text()
+    if not found and drawn(text) != graph(root):
+        if "--draw" in sys.argv:
+            page.write_text(text.replace(drawn(text), graph(root)))
+        else:
+            found.append("docs/design.md draws another import graph: python tests/layers.py --draw")
     print("\n".join(found) if found else f"{len(LAYERS)} layers, no upward import, no circle")
     return bool(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from functools import partial
 from typing import Any
 
+import attrs
 import click
 import uvloop
 
@@ -94,6 +96,60 @@ _fua = click.option("-f", "--force-unit-access", "fua", is_flag=True, help="Set 
 _output = output_option()
 
 
+def _place(length: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options that say which blocks; the command gets them as an _Extent. length: help for --length."""
+    options = [
+        _device,
+        _nsid_option,
+        _start,
+        _count,
+        _offset,
+        click.option("--length", callback=_size, metavar="SIZE", help=length),
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_extent(
+            device: str,
+            nsid: int | None,
+            start: int | None,
+            count: int | None,
+            offset: int | None,
+            length: int | None,
+            **others: Any,
+        ) -> None:
+            command(_Extent(device, nsid, start, count, offset, length), **others)
+
+        decorated: Callable[..., None] = with_extent
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+@attrs.frozen
+class _Extent:
+    """Blocks of a device, as the options name them."""
+
+    device: str
+    nsid: int | None
+    start: int | None
+    count: int | None
+    offset: int | None
+    length: int | None
+
+    def first_byte(self, namespace: nvme_async.Namespace) -> int:
+        if self.start is not None and self.offset is not None:
+            raise click.UsageError("--start-block and --offset exclude each other")
+        return self.offset if self.offset is not None else (self.start or 0) * namespace.block_size
+
+    def nbytes(self, namespace: nvme_async.Namespace) -> int | None:
+        if self.count is not None and self.length is not None:
+            raise click.UsageError("--block-count and --length exclude each other")
+        return self.length if self.count is None else (self.count + 1) * namespace.block_size
+
+
 @asynccontextmanager
 async def _namespaces(device: str, nsid: int | None) -> AsyncIterator[list[nvme_async.Namespace]]:
     """The namespace asked for; all of them for FFFFFFFFh."""
@@ -113,18 +169,6 @@ def _chosen(device: str, controller: nvme_async.Controller, nsid: int | None) ->
             f"no active namespace{wanted} on {device}; active: {', '.join(map(str, active)) or 'none'}"
         )
     return [nsid]
-
-
-def _first_byte(namespace: nvme_async.Namespace, start: int | None, offset: int | None) -> int:
-    if start is not None and offset is not None:
-        raise click.UsageError("--start-block and --offset exclude each other")
-    return offset if offset is not None else (start or 0) * namespace.block_size
-
-
-def _nbytes(namespace: nvme_async.Namespace, count: int | None, length: int | None) -> int | None:
-    if count is not None and length is not None:
-        raise click.UsageError("--block-count and --length exclude each other")
-    return length if length is not None else None if count is None else (count + 1) * namespace.block_size
 
 
 def _check(namespace: nvme_async.Namespace, offset: int, nbytes: int) -> None:
@@ -177,22 +221,11 @@ async def _read_part(namespace: nvme_async.Namespace, lba: int, blocks: int, fua
     return await namespace.read(lba, blocks, fua=fua)
 
 
-async def _read(
-    device: str,
-    nsid: int | None,
-    start: int | None,
-    count: int | None,
-    offset: int | None,
-    length: int | None,
-    data: str,
-    fua: bool,
-    output: str,
-) -> None:
-    async with _namespaces(device, nsid) as namespaces:
+async def _read(extent: _Extent, data: str, fua: bool, output: str) -> None:
+    async with _namespaces(extent.device, extent.nsid) as namespaces:
         namespace = namespaces[0]
-        first = _first_byte(namespace, start, offset)
-        nbytes = _nbytes(namespace, count, length)
-        nbytes = namespace.block_size if nbytes is None else nbytes
+        first, given = extent.first_byte(namespace), extent.nbytes(namespace)
+        nbytes = namespace.block_size if given is None else given
         _check(namespace, first, nbytes)
         began = time.monotonic()
         with _destination(data) as fd:
@@ -262,24 +295,13 @@ class _Source:
         return data + bytes(missing) if data or self._left is not None else data
 
 
-async def _write(
-    device: str,
-    nsid: int | None,
-    start: int | None,
-    count: int | None,
-    offset: int | None,
-    length: int | None,
-    data: str,
-    fua: bool,
-    pad: bool,
-    output: str,
-) -> None:
+async def _write(extent: _Extent, data: str, fua: bool, pad: bool, output: str) -> None:
     with _origin(data) as fd:
-        async with _namespaces(device, nsid) as namespaces:
+        async with _namespaces(extent.device, extent.nsid) as namespaces:
             namespace = namespaces[0]
             size = namespace.block_size
-            first = _first_byte(namespace, start, offset)
-            source = _Source(fd, _nbytes(namespace, count, length), size, pad)
+            first = extent.first_byte(namespace)
+            source = _Source(fd, extent.nbytes(namespace), size, pad)
             _check(namespace, first, size if source.known is None else source.known)
             began = time.monotonic()
             at = first
@@ -338,66 +360,30 @@ def _run(work: Any) -> None:
 
 
 @click.command()
-@_device
-@_nsid_option
-@_start
-@_count
-@_offset
-@click.option("--length", callback=_size, metavar="SIZE", help="Instead of --block-count: how many bytes.")
+@_place("Instead of --block-count: how many bytes.")
 @click.option("-d", "--data", "data", default="-", show_default=True, help="The file that the data go to; - is stdout.")
 @_fua
 @_output
-def read(
-    device: str,
-    nsid: int | None,
-    start: int | None,
-    count: int | None,
-    offset: int | None,
-    length: int | None,
-    data: str,
-    fua: bool,
-    output: str,
-) -> None:
+def read(extent: _Extent, data: str, fua: bool, output: str) -> None:
     """Read blocks of DEVICE."""
     if output == "json" and data == "-":
         raise click.UsageError("-o json and the data both on stdout: give --data FILE")
     if data == "-" and sys.stdout.isatty():
         raise click.UsageError("binary data don't belong on a terminal: give --data FILE, or a pipe")
-    _run(_read(device, nsid, start, count, offset, length, data, fua, output))
+    _run(_read(extent, data, fua, output))
 
 
 @click.command()
-@_device
-@_nsid_option
-@_start
-@_count
-@_offset
-@click.option(
-    "--length",
-    callback=_size,
-    metavar="SIZE",
-    help="Instead of --block-count: how many bytes.  [default: all there is]",
-)
+@_place("Instead of --block-count: how many bytes.  [default: all there is]")
 @click.option(
     "-d", "--data", "data", default="-", show_default=True, help="The file that the data come from; - is stdin."
 )
 @click.option("--pad", is_flag=True, help="Fill the last block, or what is short of the length, with zeroes.")
 @_fua
 @_output
-def write(
-    device: str,
-    nsid: int | None,
-    start: int | None,
-    count: int | None,
-    offset: int | None,
-    length: int | None,
-    data: str,
-    fua: bool,
-    pad: bool,
-    output: str,
-) -> None:
+def write(extent: _Extent, data: str, fua: bool, pad: bool, output: str) -> None:
     """Write blocks of DEVICE."""
-    _run(_write(device, nsid, start, count, offset, length, data, fua, pad, output))
+    _run(_write(extent, data, fua, pad, output))
 
 
 @click.command()

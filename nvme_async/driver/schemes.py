@@ -46,11 +46,6 @@ def schemes() -> tuple[str, ...]:
     return (*device.schemes(), *_modules)
 
 
-def is_device(uri: str) -> bool:
-    """Does the URI name a PCI function, which has registers, DMA and keepalive? ConfigurationError."""
-    return parse_uri(uri)[0] in device.schemes()
-
-
 def parse_uri(uri: str) -> tuple[str, str]:
     """(scheme, the rest in its canonical form). ConfigurationError quotes the URI and says what is allowed."""
     scheme, colon, rest = uri.partition(":")

@@ -17,9 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import socket
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import attrs
@@ -27,8 +25,10 @@ import attrs
 from nvme_async.emulator.controller import EmulatedController
 from nvme_async.emulator.faults import Rule
 from nvme_async.errors import ConfigurationError
+from nvme_async.runtime.json_lines import JsonLinesClient
 
 MAX_LINE = 1 << 20
+MAX_ANSWER = 256 << 20
 _DELAYS = ("delay", "delay_post", "ready", "disabled")
 _OFFSETS = ("match", "sqe", "cqe")
 _HEXADECIMAL = ("payload", "nguid", "eui64", "uuid")
@@ -157,40 +157,17 @@ class ControlServer:
             writer.close()
 
 
-class ControlClient:
+class ControlClient(JsonLinesClient):
     """The other end, blocking: `client.call("add", opcode=2, fail=0x281)`. Not for several threads
     at once.
     """
 
     def __init__(self, path: str, timeout: float = 10.0) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._socket.settimeout(timeout)
-            self._socket.connect(path)
-        except BaseException:
-            self._socket.close()
-            raise
-        self._file = self._socket.makefile("rb")
+        super().__init__(path, timeout=timeout, max_answer=MAX_ANSWER)
 
     def call(self, op: str, **args: Any) -> Any:
         """The result; RuntimeError with the server's words when it refuses."""
-        self._socket.sendall(json.dumps({"op": op, "args": args}).encode() + b"\n")
-        line = self._file.readline()
-        if not line:
-            raise ConnectionError("the emulated controller closed its control socket")
-        answer = json.loads(line)
-        if not answer["ok"]:
-            raise RuntimeError(answer["error"])
-        return answer["result"]
-
-    def close(self) -> None:
-        self._file.close()
-        self._socket.close()
-
-    def __enter__(self) -> ControlClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        try:
+            return self._exchange({"op": op, "args": args})
+        except ConnectionError as error:
+            raise ConnectionError("the emulated controller closed its control socket") from error

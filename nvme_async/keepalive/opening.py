@@ -26,10 +26,9 @@ from nvme_async.spec.registers import PAGE
 log = logging.getLogger("nvme_async")
 
 
-class OpenOptions(DriverOptions, total=False):
-    """The keyword arguments of nvme_async.open()."""
+class ServiceOptions(DriverOptions, total=False):
+    """The keyword arguments of nvme_async.open() and Manager.service() besides keepalive."""
 
-    keepalive: str | bool | None
     pool_pages: int | str | None
     vfio: bool | None
     disable_keepalive: bool | None
@@ -37,6 +36,12 @@ class OpenOptions(DriverOptions, total=False):
     always_flr: bool | None
     keeper: str | None
     keeper_wait: float
+
+
+class OpenOptions(ServiceOptions, total=False):
+    """The keyword arguments of nvme_async.open()."""
+
+    keepalive: str | bool | None
 
 
 @attrs.frozen(kw_only=True)

@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from nvme_async.errors import ConfigurationError, ControllerGone
 from nvme_async.manager.device import ManagedDevice
 from nvme_async.manager.passthrough import carry_out
 from nvme_async.manager.workers import Worker
+from nvme_async.runtime.json_lines import JsonLinesClient
 from nvme_async.runtime.sockets import ListeningSocket
 
 MAX_REQUEST = 1 << 20
@@ -143,7 +142,7 @@ class ControlServer:
         return None
 
 
-class ControlClient:
+class ControlClient(JsonLinesClient):
     """The other end, blocking. For one thread at a time.
 
     Raises ControllerGone when no manager listens at `path` (any more), RuntimeError with its words
@@ -152,38 +151,15 @@ class ControlClient:
 
     def __init__(self, path: str | Path, *, timeout: float = 30.0) -> None:
         self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._socket.settimeout(timeout)
-            self._socket.connect(str(path))
-        except BaseException as error:
-            self._socket.close()
-            if isinstance(error, TimeoutError) or not isinstance(error, OSError):
-                raise
+            super().__init__(path, timeout=timeout, max_answer=MAX_ANSWER)
+        except TimeoutError:
+            raise
+        except OSError as error:
             raise ControllerGone(f"no manager listens at {path}: {error.strerror or error}") from error
-        self._file = self._socket.makefile("rb")
 
     def call(self, operation: str, **arguments: Any) -> Any:
         try:
-            self._socket.sendall(json.dumps({"op": operation, **arguments}).encode() + b"\n")
-            line = self._file.readline(MAX_ANSWER)
+            return self._exchange({"op": operation, **arguments})
         except ConnectionError as error:
             raise ControllerGone(f"the manager at {self._path} is gone: {error}") from error
-        if not line.endswith(b"\n"):
-            raise ControllerGone(f"the manager at {self._path} is gone")
-        answer = json.loads(line)
-        if not answer["ok"]:
-            raise RuntimeError(answer["error"])
-        return answer["result"]
-
-    def close(self) -> None:
-        self._file.close()
-        self._socket.close()
-
-    def __enter__(self) -> ControlClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -23,14 +23,14 @@ from nvme_async.errors import (
 from nvme_async.keepalive import Adopted, Bundle, restore
 from nvme_async.keepalive.config import Decision
 from nvme_async.keepalive.controller import Controller
-from nvme_async.keepalive.opening import choose, open_with_keepalive, with_pool
+from nvme_async.keepalive.opening import ServiceOptions, choose, open_with_keepalive, with_pool
 from nvme_async.manager.device_state import DeviceState, State
 from nvme_async.manager.drivers import Drivers
 from nvme_async.manager.events import Events, Kind, ManagerEvent
 from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.mailbox import Mailbox
 from nvme_async.manager.outcomes import adopted_result, as_nvme_error, forsake
-from nvme_async.manager.settings import Policy, ServiceOptions, split
+from nvme_async.manager.settings import Policy, split
 from nvme_async.manager.sharing import ManagerShare
 from nvme_async.manager.upkeep import Upkeep
 from nvme_async.manager.workers import Worker

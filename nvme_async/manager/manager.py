@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from nvme_async.errors import ConfigurationError, NvmeError, QueueShutdown
 from nvme_async.keepalive import Bundle
-from nvme_async.keepalive.opening import OpenOptions
+from nvme_async.keepalive.opening import OpenOptions, ServiceOptions
 from nvme_async.manager.control import ControlServer
 from nvme_async.manager.device import ManagedDevice
 from nvme_async.manager.events import Events, ManagerEvent, Subscription
@@ -21,7 +21,7 @@ from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.manager.hotplug import HotplugWatch
 from nvme_async.manager.registry import Registry, canonical
 from nvme_async.manager.servicing import SavedDevices
-from nvme_async.manager.settings import HotPlug, ManagerOptions, Policy, ServiceOptions, split
+from nvme_async.manager.settings import HotPlug, ManagerOptions, Policy, split
 from nvme_async.manager.sharing import ManagerShare
 from nvme_async.manager.workers import EventLoop, Pin, Worker, Workers
 from nvme_async.runtime import forks

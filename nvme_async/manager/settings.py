@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import attrs
 
-from nvme_async.driver.options import DriverOptions, Options
+from nvme_async.driver.options import Options
 from nvme_async.keepalive.config import parse_numa, parse_pool_pages, parse_setting
 from nvme_async.keepalive.opening import KeepaliveOptions, OpenOptions
 from nvme_async.manager.workers import EventLoop, Pin
@@ -19,18 +19,6 @@ _KEEPALIVE_OPTIONS = frozenset(field.name for field in attrs.fields(KeepaliveOpt
 
 
 HotPlug = Literal["off", "reload", "all"]
-
-
-class ServiceOptions(DriverOptions, total=False):
-    """The keyword arguments of Manager.service() besides keepalive."""
-
-    pool_pages: int | str | None
-    vfio: bool | None
-    disable_keepalive: bool | None
-    pool_numa: str | None
-    always_flr: bool | None
-    keeper: str | None
-    keeper_wait: float
 
 
 class ManagerOptions(OpenOptions, total=False):

@@ -15,15 +15,14 @@ from typing import Any, cast
 
 from nvme_async.device import DeviceIds
 from nvme_async.device.quirks import Quirks, quirks_of
-from nvme_async.dma import DmaBuffer
 from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.options import DEFAULT_POOL, Options
 from nvme_async.driver.pcie.memory import DeviceMemory
+from nvme_async.driver.pcie.pooled_transport import PooledTransport
 from nvme_async.driver.recovery import RETRYABLE
-from nvme_async.driver.registration import Registration
 from nvme_async.driver.steps import Degraded, Step
-from nvme_async.driver.transport import Owner, Transport
+from nvme_async.driver.transport import Owner
 from nvme_async.errors import (
     CommandError,
     ConfigurationError,
@@ -70,7 +69,7 @@ async def open_transport(uri: str, options: Options) -> SharedTransport:
         raise
 
 
-class SharedTransport(Transport):
+class SharedTransport(PooledTransport):
     """Attributes:
     device: doorbells, vectors and addresses of the lease.
     memory: this process's pools, once the connect steps are over; None before.
@@ -80,6 +79,7 @@ class SharedTransport(Transport):
 
     kind = "shared"
     configured = False
+    _owner: ControllerContext
     queues: LeasedQueues
 
     def __init__(self, uri: str, device: LeasedDevice, channel: Channel, inbox: list[Message]) -> None:
@@ -362,13 +362,9 @@ class SharedTransport(Transport):
             Step("I/O queue pairs", lambda: self.queues.create_all(degraded)),
         ]
 
-    def limit_transfer(self, mdts: int) -> bool:
-        limit = min(self._owner.options.max_transfer, self.device.grant.max_transfer)
-        return self.queues.maker.limit_transfer(min(limit, mdts or limit))
-
     @property
-    def max_transfer(self) -> int:
-        return self.queues.maker.max_transfer
+    def _most_bytes(self) -> int:
+        return min(super()._most_bytes, self.device.grant.max_transfer)
 
     # -- health ------------------------------------------------------------------------------------
 
@@ -440,18 +436,6 @@ class SharedTransport(Transport):
     def abandon(self) -> None:
         self._channel.close()
         self.device.close()
-
-    # -- memory ------------------------------------------------------------------------------------
-
-    def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
-        if self.memory is None:
-            raise self._owner._not_here()
-        return self.memory.alloc(nbytes, owner="application", tag=tag)
-
-    def register(self, buffer: Any) -> Registration:
-        if self.memory is None:
-            raise self._owner._not_here()
-        return self.memory.register(buffer)
 
     def inspect(self) -> dict[str, Any]:
         grant = self.device.grant

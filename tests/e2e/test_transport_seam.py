@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import nvme_async
-from nvme_async.driver.schemes import is_device, parse_uri, register_transport, schemes
+from nvme_async.driver.schemes import parse_uri, register_transport, schemes
 from nvme_async.errors import (
     CommandTimeout,
     CompareFailure,
@@ -114,7 +114,6 @@ async def test_an_invalid_number_of_blocks_is_refused_by_name() -> None:
         await nvme_async.open("dictionary:1")
     assert "dict" in schemes()
     assert parse_uri("dict:007") == ("dict", "7")
-    assert not is_device("dict:7")
 
 
 async def test_settled_waits_for_a_cancelled_write(controller: nvme_async.Controller) -> None:

@@ -20,6 +20,7 @@ from nvme_async.driver.kernel.emulation import VERSION
 from nvme_async.driver.kernel.nodes import Node
 from nvme_async.driver.kernel.queues import QUIET_SECONDS, KernelQueue, KernelQueueSet
 from nvme_async.driver.options import Options
+from nvme_async.driver.queues.queue_transport import QueueTransport
 from nvme_async.driver.recovery import RETRYABLE
 from nvme_async.driver.steps import Degraded, Step
 from nvme_async.driver.transport import Owner, Transport
@@ -40,7 +41,7 @@ _ENTRIES = 4095  # CAP.MQES, zero-based; and the NVM command set
 _CAP = Cap.from_int(_ENTRIES | 1 << 37)
 
 
-class KernelTransport(Transport):
+class KernelTransport(QueueTransport):
     """Attributes:
     address: what was opened. nodes: of its namespaces, by nsid. identified: their Identify pages.
     backend: what answers admin commands. why_threads: why io_uring is not used; empty: it is.
@@ -169,10 +170,6 @@ class KernelTransport(Transport):
             if node.kind == "passthrough":
                 limit = min(limit, mdts or limit, nodes.most_bytes(nodes.block_name(node.path)) or 128 << 10)
         return self.queues.maker.limit_transfer(limit)
-
-    @property
-    def max_transfer(self) -> int:
-        return self.queues.maker.max_transfer
 
     # -- health ------------------------------------------------------------------------------------
 

@@ -9,14 +9,13 @@ from typing import Any, TypeVar
 
 from nvme_async.device import Device, DeviceIds
 from nvme_async.device.quirks import Quirk, quirks_of
-from nvme_async.dma import DmaBuffer
 from nvme_async.driver import command_sets
 from nvme_async.driver.options import DEFAULT_POOL
 from nvme_async.driver.pcie.memory import DeviceMemory
+from nvme_async.driver.pcie.pooled_transport import PooledTransport
 from nvme_async.driver.pcie.queue_set import PcieQueueSet
 from nvme_async.driver.pcie.registers import Registers, check_supported
 from nvme_async.driver.recovery import RETRYABLE
-from nvme_async.driver.registration import Registration
 from nvme_async.driver.steps import Degraded, Step
 from nvme_async.driver.transport import Owner, Transport
 from nvme_async.errors import ConfigurationError, ControllerFatal, ControllerTimeout, DeviceTimeout, NvmeError
@@ -29,7 +28,7 @@ T = TypeVar("T")
 _DOORBELL_BUFFERS = "Doorbell Buffer Config"
 
 
-class PcieTransport(Transport):
+class PcieTransport(PooledTransport):
     """Owner of the device, and of everything that the controller can reach in this process's memory.
 
     Attributes:
@@ -176,14 +175,6 @@ class PcieTransport(Transport):
         else:
             degraded.clear(_DOORBELL_BUFFERS)
 
-    def limit_transfer(self, mdts: int) -> bool:
-        limit = self._owner.options.max_transfer
-        return self.queues.maker.limit_transfer(min(limit, mdts or limit))
-
-    @property
-    def max_transfer(self) -> int:
-        return self.queues.maker.max_transfer
-
     # -- health ------------------------------------------------------------------------------------
 
     async def lost(self) -> str:
@@ -304,18 +295,6 @@ class PcieTransport(Transport):
         except BaseException:
             self.device.close()
             raise
-
-    # -- memory ------------------------------------------------------------------------------------
-
-    def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
-        if self.memory is None:
-            raise self._owner._not_here()
-        return self.memory.alloc(nbytes, owner="application", tag=tag)
-
-    def register(self, buffer: Any) -> Registration:
-        if self.memory is None:
-            raise self._owner._not_here()
-        return self.memory.register(buffer)
 
     def inspect(self) -> dict[str, Any]:
         return {

@@ -17,6 +17,7 @@ from nvme_async.driver import command_sets
 from nvme_async.driver.options import Options
 from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.driver.queues.queue_set import QueueSet
+from nvme_async.driver.queues.queue_transport import QueueTransport
 from nvme_async.driver.recovery import RETRYABLE
 from nvme_async.driver.steps import Degraded, Step
 from nvme_async.driver.tcp import handshake
@@ -56,7 +57,7 @@ class TcpQueueSet(QueueSet):
         self._tcp.serves()
 
 
-class TcpTransport(Transport):
+class TcpTransport(QueueTransport):
     """Attributes:
     address: of the controller. host: who we are to it.
     cntlid: of the controller, from Connect on; it may be another after each reset.
@@ -64,7 +65,6 @@ class TcpTransport(Transport):
     """
 
     kind = "tcp"
-    queues: QueueSet
 
     def __init__(self, address: Address, options: Options) -> None:
         self.address = address
@@ -259,13 +259,9 @@ class TcpTransport(Transport):
     def all_command_sets(self) -> bool:
         return self._all_command_sets
 
-    def limit_transfer(self, mdts: int) -> bool:
-        limit = self.owner.options.max_transfer
-        return self.queues.maker.limit_transfer(min(limit, mdts or limit))
-
     @property
-    def max_transfer(self) -> int:
-        return self.queues.maker.max_transfer
+    def _most_bytes(self) -> int:
+        return self.owner.options.max_transfer
 
     # -- health ------------------------------------------------------------------------------------
 
