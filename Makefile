@@ -90,6 +90,7 @@ torture: $(VENV)/.built
 	$(BIN)/python tests/torture/kill_lines.py --rounds $(ROUNDS)
 	$(BIN)/python tests/torture/lost_commands.py --rounds $(ROUNDS)
 	$(BIN)/python tests/torture/bitflips.py --flips 2000
+	$(BIN)/python tests/torture/tcp_faults.py --faults 1000
 
 # Man pages and shell completion, which setup.py puts into a wheel.
 .PHONY: man wheel

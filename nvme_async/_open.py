@@ -66,7 +66,8 @@ def open(
     """Takes a controller over and brings it up: `async with nvme_async.open("emulated:size=1GiB")
     as controller: …`.
 
-    uri: "pci:0000:01:00.0" (bound to vfio-pci), "vfio-user:/run/controller.sock", or
+    uri: "pci:0000:01:00.0" (bound to vfio-pci), "vfio-user:/run/controller.sock",
+        "kernel:/dev/ng0n1" or "file:/path" (docs/kernel.md),
         "emulated:size=1GiB,block=4096", or "shared:/run/nvme.sock": a controller that another process
         has and shares (Controller.share).
     options: see nvme_async.Options.

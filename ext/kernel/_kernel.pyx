@@ -56,9 +56,9 @@ cdef extern from "kernel/kernel_link.h" nogil:
     struct kernel_link:
         nvq *q
         ring rings[2]
-        bint iopoll, has_regions
+        bint iopoll
         int event_fd
-        uint32_t n_out, n_in_kernel, n_targets, n_workers
+        uint32_t n_out, n_in_kernel, n_targets, n_workers, n_fixed
         kl_counters counters
 
     const nvq_transport kernel_transport
@@ -67,7 +67,7 @@ cdef extern from "kernel/kernel_link.h" nogil:
     int kl_use_ring(kernel_link *link, uint32_t entries, bint passthrough, bint iopoll)
     void kl_free(kernel_link *link)
     int kl_set_target(kernel_link *link, const kl_target *target)
-    int kl_add_region(kernel_link *link, const void *base, size_t nbytes)
+    int kl_add_region(kernel_link *link, void *base, size_t nbytes, uint64_t iova)
     void kl_drop_region(kernel_link *link, const void *base)
     uint32_t kl_in_flight(kernel_link *link)
     void kl_cancel_all(kernel_link *link)
@@ -160,11 +160,9 @@ cdef class Link:
     cdef kernel_link link
     cdef nvq_binding bound
     cdef readonly object binding
-    cdef dict regions
 
     def __cinit__(self, *, uint32_t workers=4):
         cdef int rc = kl_init(&self.link, workers)
-        self.regions = {}
         check(rc)
         self.bound.transport = &kernel_transport
         self.bound.link = &self.link
@@ -196,15 +194,10 @@ cdef class Link:
         target.metadata, target.blocks = metadata, blocks
         check(kl_set_target(&self.link, &target))
 
-    def add_region(self, buffer):
-        cdef Py_buffer view
-        cdef int rc
-        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
-        address, nbytes = <uintptr_t>view.buf, view.len
-        rc = kl_add_region(&self.link, view.buf, view.len)
-        PyBuffer_Release(&view)
+    def add_region(self, uintptr_t address, size_t nbytes, uint64_t iova):
+        cdef int rc = kl_add_region(&self.link, <void *>address, nbytes, iova)
         check(rc)
-        return address
+        return bool(rc)
 
     def drop_region(self, uintptr_t address):
         kl_drop_region(&self.link, <void *>address)
@@ -232,7 +225,7 @@ cdef class Link:
             "in_kernel": self.link.n_in_kernel, "threads": self.link.n_workers, "enters": r.enters + other.enters,
             "polls": c.polls, "ring_commands": c.ring_commands, "worker_commands": c.worker_commands,
             "short_transfers": c.short_transfers, "tried_again": c.retries, "copied_for_alignment": c.bounced,
-            "fixed_buffers": c.fixed, "cancels": c.cancels, "refused": c.refused,
+            "fixed_buffers": c.fixed, "registered": self.link.n_fixed, "cancels": c.cancels, "refused": c.refused,
         }
 
 

@@ -40,13 +40,13 @@ static int open_ring(struct kernel_link *link, struct ring *ring, uint32_t entri
         return rc;
     }
     /* 5.19; without it no memory is registered. */
-    link->has_regions = ring_register(ring, URING_REGISTER_BUFFERS2, &table, sizeof(table)) >= 0;
+    link->has_table = ring_register(ring, URING_REGISTER_BUFFERS2, &table, sizeof(table)) >= 0;
     return 0;
 }
 
 int kl_use_ring(struct kernel_link *link, uint32_t entries, bool passthrough, bool iopoll)
 {
-    if (link->rings[0].fd >= 0 || link->n_out)
+    if (link->rings[0].fd >= 0 || link->n_out || link->regions[0].base)
         return -EBUSY;
     link->passthrough = passthrough;
     int rc = open_ring(link, &link->rings[0], entries, iopoll ? URING_SETUP_IOPOLL : 0);
@@ -124,19 +124,18 @@ static int update_region(struct kernel_link *link, uint32_t index, const void *b
     return 0;
 }
 
-int kl_add_region(struct kernel_link *link, const void *base, size_t nbytes)
+int kl_add_region(struct kernel_link *link, void *base, size_t nbytes, uint64_t iova)
 {
-    if (!link->has_regions)
-        return -EOPNOTSUPP;
     for (uint32_t i = 0; i < KL_REGIONS; i++) {
-        if (link->regions[i].base)
+        struct kl_region *region = &link->regions[i];
+        if (region->base)
             continue;
-        const int rc = update_region(link, i, base, nbytes);
-        if (!rc)
-            link->regions[i] = (struct kl_region){base, nbytes};
-        else
-            update_region(link, i, NULL, 0);
-        return rc;
+        *region = (struct kl_region){.base = base, .nbytes = nbytes, .iova = iova};
+        region->fixed = link->has_table && update_region(link, i, base, nbytes) == 0;
+        if (link->has_table && !region->fixed)
+            update_region(link, i, NULL, 0); /* one of two rings may have taken it */
+        link->n_fixed += region->fixed;
+        return region->fixed;
     }
     return -ENOSPC;
 }
@@ -144,10 +143,13 @@ int kl_add_region(struct kernel_link *link, const void *base, size_t nbytes)
 void kl_drop_region(struct kernel_link *link, const void *base)
 {
     for (uint32_t i = 0; i < KL_REGIONS; i++) {
-        if (link->regions[i].base != base)
+        struct kl_region *region = &link->regions[i];
+        if (region->base != base)
             continue;
-        link->regions[i].base = NULL;
-        update_region(link, i, NULL, 0);
+        if (region->fixed)
+            update_region(link, i, NULL, 0); /* commands that use it keep it until they are over */
+        link->n_fixed -= region->fixed;
+        *region = (struct kl_region){0};
         return;
     }
 }

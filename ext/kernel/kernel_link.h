@@ -102,10 +102,12 @@ struct kl_out {
     struct kl_job job;
 };
 
-/* Memory that the rings know, at index `i` of their tables. */
+/* Memory of which the link knows, at index `i` of the rings' tables where it is registered with them. */
 struct kl_region {
-    const uint8_t *base; /* NULL: free */
+    uint8_t *base; /* NULL: free */
     size_t nbytes;
+    uint64_t iova; /* that commands name it by, in MPTR */
+    bool fixed;    /* registered */
 };
 
 struct kl_counters {
@@ -130,7 +132,8 @@ struct kernel_link {
     struct kl_target targets[KL_TARGETS];
     uint32_t n_targets;
     struct kl_region regions[KL_REGIONS];
-    bool has_regions;
+    bool has_table; /* the rings take registrations */
+    uint32_t n_fixed;
 
     uint8_t *spares[KL_SPARES];
     uint32_t n_spares;
@@ -159,7 +162,8 @@ int kl_use_ring(struct kernel_link *link, uint32_t entries, bool passthrough, bo
 void kl_free(struct kernel_link *link);
 /* Adds a namespace, or changes it; -ENOSPC. */
 int kl_set_target(struct kernel_link *link, const struct kl_target *target);
-int kl_add_region(struct kernel_link *link, const void *base, size_t nbytes);
+/* Memory that commands may name; it is registered with the rings where they take it. 1: it is; 0: it is not; -ENOSPC. */
+int kl_add_region(struct kernel_link *link, void *base, size_t nbytes, uint64_t iova);
 void kl_drop_region(struct kernel_link *link, const void *base);
 /* Takes what has completed; how many commands still hold memory. */
 uint32_t kl_in_flight(struct kernel_link *link);

@@ -70,12 +70,34 @@ static void finish(struct kernel_link *link, unsigned slot, uint16_t status, uin
 
 static int region_of(const struct kernel_link *link, const uint8_t *data, uint32_t nbytes)
 {
-    for (uint32_t i = 0; link->has_regions && i < KL_REGIONS; i++) {
+    for (uint32_t i = 0; link->n_fixed && i < KL_REGIONS; i++) {
         const struct kl_region *region = &link->regions[i];
-        if (region->base && data >= region->base && data + nbytes <= region->base + region->nbytes)
+        if (region->fixed && data >= region->base && data + nbytes <= region->base + region->nbytes)
             return (int)i;
     }
     return -1;
+}
+
+/* Where MPTR leads: only into memory that the link was told of. */
+static uint8_t *metadata_at(struct kernel_link *link, uint64_t iova, uint64_t nbytes)
+{
+    for (uint32_t i = 0; i < KL_REGIONS; i++) {
+        const struct kl_region *region = &link->regions[i];
+        if (region->base && iova >= region->iova && iova - region->iova <= region->nbytes &&
+            nbytes <= region->nbytes - (iova - region->iova))
+            return region->base + (iova - region->iova);
+    }
+    return NULL;
+}
+
+static bool by_blocks(uint8_t opcode)
+{
+    return opcode == OP_READ || opcode == OP_WRITE || opcode == OP_COMPARE || opcode == OP_ZONE_APPEND;
+}
+
+static uint32_t metadata_bytes(const struct kl_out *out)
+{
+    return by_blocks(out->opcode) && out->sqe.mptr ? ((out->sqe.cdw12 & 0xffff) + 1) * out->target->metadata : 0;
 }
 
 static void fill_passthrough(struct kernel_link *link, struct uring_sqe *sqe, const struct kl_out *out)
@@ -83,8 +105,7 @@ static void fill_passthrough(struct kernel_link *link, struct uring_sqe *sqe, co
     struct nvme_uring_cmd *command = (struct nvme_uring_cmd *)&sqe->addr3;
     const struct nvq_sqe *from = &out->sqe;
     const int region = region_of(link, out->data, out->nbytes);
-    const bool by_blocks =
-        from->opcode == OP_READ || from->opcode == OP_WRITE || from->opcode == OP_COMPARE || from->opcode == OP_ZONE_APPEND;
+    const uint32_t metadata = metadata_bytes(out);
     sqe->opcode = URING_OP_URING_CMD;
     sqe->off = NVME_URING_CMD_IO_;
     command->opcode = from->opcode;
@@ -93,9 +114,9 @@ static void fill_passthrough(struct kernel_link *link, struct uring_sqe *sqe, co
     command->cdw3 = from->cdw3;
     command->addr = (uint64_t)(uintptr_t)out->data;
     command->data_len = out->nbytes;
-    if (by_blocks && from->mptr && out->target->metadata) {
-        command->metadata = from->mptr;
-        command->metadata_len = ((from->cdw12 & 0xffff) + 1) * out->target->metadata;
+    if (metadata) {
+        command->metadata = (uint64_t)(uintptr_t)metadata_at(link, from->mptr, metadata);
+        command->metadata_len = metadata;
     }
     command->cdw10 = from->cdw10;
     command->cdw11 = from->cdw11;
@@ -227,6 +248,8 @@ static uint16_t begin(struct kernel_link *link, const struct nvq_sqe *sqe, unsig
     const uint16_t status = kl_check(out->target, sqe, out->nbytes);
     if (status)
         return status;
+    if (metadata_bytes(out) && (!metadata_at(link, sqe->mptr, metadata_bytes(out)) || !for_ring(link, out)))
+        return KL_INVALID_FIELD | KL_DO_NOT_RETRY;
     if (!place(link, out)) {
         *dw0 = KL_ERRNO | ENOMEM;
         return KL_INTERNAL_ERROR;

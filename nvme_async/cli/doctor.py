@@ -24,6 +24,7 @@ from nvme_async.device.pci import VFIO_DRIVER, Function, System, find, text
 from nvme_async.device.pci_use import openers
 from nvme_async.device.vfio_container import is_noiommu, offenders
 from nvme_async.dma import PAGE_SIZE
+from nvme_async.driver.kernel.engine import why_no_ring
 from nvme_async.driver.options import Options
 from nvme_async.errors import NvmeError
 from nvme_async.keepalive import config
@@ -57,6 +58,7 @@ class Machine:
     memlock: int = attrs.field()
     uid: int = attrs.field(factory=os.geteuid)
     page_size: int = mmap.PAGESIZE
+    ring: Callable[[], str] = why_no_ring  # why there is no io_uring; empty: there is
 
     @memlock.default
     def _limit(self) -> int:
@@ -273,6 +275,16 @@ def _affinity(machine: Machine) -> Iterator[Finding]:
         )
 
 
+def _ring(machine: Machine) -> Iterator[Finding]:
+    """kernel: and file: devices, which need nothing of the other checks."""
+    reason = machine.ring()
+    if not reason:
+        yield Finding("io_uring", "ok", "kernel: and file: devices go through io_uring")
+        return
+    fix = "sysctl kernel.io_uring_disabled=0, or allow it in the container; all works without"
+    yield Finding("io_uring", "note", f"kernel: and file: devices go through threads; {reason}", fix)
+
+
 CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _pages,
     _iommu,
@@ -282,6 +294,7 @@ CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
     _memlock,
     _hugepages,
     _servicing,
+    _ring,
 )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import click
 
+from nvme_async.cli.fabrics import with_words
 from nvme_async.cli.nvme.names import NVME
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -61,7 +62,7 @@ class LazyGroup(click.Group):
         module, attribute = self.table[cmd_name].split(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
-        return command
+        return with_words(command)
 
     def sections(self) -> Iterator[tuple[str, list[str]]]:
         """Names of all commands by section, each in one."""

@@ -10,7 +10,7 @@ import attrs
 import click
 import uvloop
 
-import nvme_async
+from nvme_async.cli.fabrics import open_device
 from nvme_async.cli.output import output_option
 from nvme_async.spec.identify import IdentifyController, IdentifyNamespace, PowerState
 
@@ -96,12 +96,12 @@ def namespace_text(nsid: int, identify: IdentifyNamespace) -> str:
 
 
 async def _identify_controller(device: str) -> IdentifyController:
-    async with nvme_async.open(device) as controller:
+    async with open_device(device) as controller:
         return controller.identify
 
 
 async def _identify_namespace(device: str, nsid: int | None) -> tuple[int, IdentifyNamespace]:
-    async with nvme_async.open(device) as controller:
+    async with open_device(device) as controller:
         active = sorted(controller.namespaces)
         if nsid is None and active:
             nsid = active[0]

@@ -20,6 +20,7 @@ import uvloop
 
 import nvme_async
 from nvme_async.cli.blocking import beside, read_up_to, write_all
+from nvme_async.cli.fabrics import open_device
 from nvme_async.cli.output import output_option
 from nvme_async.emulator.parsing import parse_size
 from nvme_async.errors import ConfigurationError
@@ -153,7 +154,7 @@ class _Extent:
 @asynccontextmanager
 async def _namespaces(device: str, nsid: int | None) -> AsyncIterator[list[nvme_async.Namespace]]:
     """The namespace asked for; all of them for FFFFFFFFh."""
-    async with nvme_async.open(device) as controller:
+    async with open_device(device) as controller:
         yield [controller.namespaces[chosen] for chosen in _chosen(device, controller, nsid)]
 
 

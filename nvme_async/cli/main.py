@@ -69,8 +69,8 @@ def cli(
 ) -> None:
     """Drive NVMe controllers from this process, without the kernel's block layer.
 
-    A DEVICE is a URI: pci:0000:01:00.0, vfio-user:/run/controller.sock, tcp:192.0.2.7:4420/nqn.… or
-    emulated:size=1GiB.
+    A DEVICE is a URI: pci:0000:01:00.0, kernel:/dev/ng0n1, file:/path, vfio-user:/run/controller.sock,
+    tcp:192.0.2.7:4420/nqn.… or emulated:size=1GiB. `nvme-async list` shows those of this machine.
 
     What isn't given comes from the environment, and then from what is there (see
     docs/keepalive-keeper.md); `nvme-async doctor` shows what comes of it.

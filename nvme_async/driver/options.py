@@ -126,6 +126,8 @@ class Options:
         keep_alive_tmo: seconds without a Keep Alive after which an NVMe/TCP association ends, for
             both sides. 0 = never.
         connect_timeout: seconds for one NVMe/TCP connection.
+        busy_poll: microseconds for which a read of an NVMe/TCP socket polls the network device
+            (SO_BUSY_POLL); 0: as the system has it (net.core.busy_read).
         reconnect_delay: longest pause between two attempts to reach a lost NVMe/TCP controller, in
             seconds.
         ctrl_loss_tmo: seconds that a lost NVMe/TCP controller is waited for, before it has failed.
@@ -177,6 +179,7 @@ class Options:
     dhchap_ctrl_secret: str = attrs.field(default="", repr=False)
     keep_alive_tmo: float = attrs.field(default=15.0, validator=_limit(86400))
     connect_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
+    busy_poll: int = attrs.field(default=0, validator=_between(0, 1_000_000))
     reconnect_delay: float = attrs.field(default=2.0, validator=_between(0.01, 3600))
     ctrl_loss_tmo: float = attrs.field(default=600.0, validator=_between(0, 86400))
     engine: Engine = attrs.field(default="auto", validator=_one_of(*ENGINES))

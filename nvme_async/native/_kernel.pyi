@@ -72,12 +72,14 @@ class Link:
         more than block_size. metadata: bytes of each block in a buffer of their own.
         """
 
-    def add_region(self, buffer: Buffer) -> int:
-        """Memory that the kernel may pin now, instead of for each command; held by the caller until
-        drop_region() of the address that this returns. OSError.
+    def add_region(self, address: int, nbytes: int, iova: int) -> bool:
+        """Memory that commands may name as `iova` in MPTR, and that is registered with the rings where they
+        take it (True). It stays the caller's, who keeps it until drop_region(). OSError: there are too many.
         """
 
-    def drop_region(self, address: int) -> None: ...
+    def drop_region(self, address: int) -> None:
+        """The rings forget it; the kernel keeps it pinned until the last command that uses it is over."""
+
     def in_flight(self) -> int:
         """Takes what has completed. Commands whose memory the kernel still uses."""
 

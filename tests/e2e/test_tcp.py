@@ -14,6 +14,7 @@ from array import array
 import pytest
 
 import nvme_async
+from nvme_async.driver.tcp.handshake import SO_BUSY_POLL
 from nvme_async.emulator import EmulatedController
 from nvme_async.emulator.tcp import TcpConfig
 from nvme_async.errors import (
@@ -90,6 +91,14 @@ async def test_io_over_tcp(name):
         assert connection["header_digest"] == (agreed and options.get("hdr_digest", False))
         assert connection["data_digest"] == (agreed and options.get("data_digest", False))
         assert connection["header_digest_errors"] == connection["data_digest_errors"] == 0
+
+
+async def test_busy_poll_is_set_on_every_socket_or_said_to_be_refused(target, caplog):
+    async with nvme_async.open(target.uri, busy_poll=7) as controller:
+        await controller.namespaces[1].read(0)
+        for queue in controller.transport.queues.all():
+            refused = "the socket is not polled" in caplog.text
+            assert refused or queue._socket.getsockopt(socket.SOL_SOCKET, SO_BUSY_POLL) == 7
 
 
 async def test_reset_and_io_again():

@@ -112,8 +112,16 @@ def healthy(system: FakeSystem) -> None:
 def test_doctor_has_no_complaint_about_a_good_machine(system: FakeSystem) -> None:
     healthy(system)
     run(system, "bind", DRIVE)
-    assert [found for found in examine(Machine(system, 32 * MIB, memlock=64 * MIB)) if found.level != "ok"] == []
+    good = Machine(system, 32 * MIB, memlock=64 * MIB, ring=lambda: "")
+    assert [found for found in examine(good) if found.level != "ok"] == []
     assert run(system, "doctor", "--pool", "1").exit_code == 0
+
+
+def test_doctor_says_why_there_is_no_io_uring(system: FakeSystem) -> None:
+    healthy(system)
+    machine = Machine(system, 32 * MIB, memlock=64 * MIB, ring=lambda: "io_uring: a seccomp filter forbids it")
+    (found,) = [one for one in examine(machine) if one.check == "io_uring"]
+    assert (found.level, found.message.partition("; ")[2]) == ("note", "io_uring: a seccomp filter forbids it")
 
 
 def test_doctor_shows_what_would_be_decided_about_keepalive(

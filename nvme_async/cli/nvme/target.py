@@ -13,7 +13,7 @@ import attrs
 import click
 import uvloop
 
-import nvme_async
+from nvme_async.cli.fabrics import open_device
 from nvme_async.errors import ControllerError, command_error
 from nvme_async.manager.control import ControlClient
 from nvme_async.spec import commands
@@ -114,7 +114,7 @@ async def opened(device: str | None) -> AsyncIterator[Any]:
     if attach is None:
         if device is None:
             raise click.UsageError("a DEVICE is needed, or --attach SOCKET before the command")
-        async with nvme_async.open(device) as controller:
+        async with open_device(device) as controller:
             yield controller
         return
     with ControlClient(attach) as client:

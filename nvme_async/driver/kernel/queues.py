@@ -11,6 +11,7 @@ import time
 from typing import Any, Protocol
 
 from nvme_async.driver.kernel.admin import AdminService, Backend, Learn
+from nvme_async.driver.kernel.memory import KernelMemory
 from nvme_async.driver.kernel.nodes import Node
 from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.driver.queues.queue_maker import CarriedQueueMaker
@@ -58,6 +59,20 @@ class KernelQueue(LoopQueue):
     def close(self) -> None:
         super().close()
         self.link.close()
+
+    def add_region(self, address: int, nbytes: int, iova: int) -> None:
+        """In the loop's thread. Where the kernel doesn't take it, I/O goes on as without."""
+        if self.hot.closed:
+            return
+        try:
+            self.link.add_region(address, nbytes, iova)
+        except OSError as error:
+            log.debug("queue %d: %d bytes at %#x: %s", self.qid, nbytes, address, error)
+
+    def drop_region(self, address: int) -> None:
+        """In the loop's thread."""
+        if not self.hot.closed:
+            self.link.drop_region(address)
 
     def quiet_now(self, seconds: float) -> bool:
         """Without a loop: waits, and blocks meanwhile. True if the kernel has given everything back."""
@@ -111,6 +126,7 @@ class KernelPieces(Protocol):
     nodes: dict[int, Node]
     identified: dict[int, IdentifyNamespace]
     backend: Backend
+    memory: KernelMemory
     why_threads: str
 
     def gone(self, reason: str) -> None: ...
@@ -137,6 +153,8 @@ class KernelQueueMaker(CarriedQueueMaker):
             return RelayQueue(hot, loop, relay=carrier, backend=pieces.backend, learn=pieces.learn, **common)
         queue = KernelQueue(hot, loop, link=carrier, **common)
         self.set_targets(queue)
+        for region in self._transport.memory.regions:
+            queue.add_region(*region)
         return queue
 
     def _link(self, entries: int) -> _kernel.Link:

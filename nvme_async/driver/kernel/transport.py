@@ -13,10 +13,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nvme_async.dma import DmaBuffer
 from nvme_async.driver.kernel import engine, nodes
 from nvme_async.driver.kernel.address import Address, parse_address
 from nvme_async.driver.kernel.admin import Backend, Emulated, Passed
 from nvme_async.driver.kernel.emulation import VERSION
+from nvme_async.driver.kernel.memory import KernelMemory, KernelRegistration
 from nvme_async.driver.kernel.nodes import Node
 from nvme_async.driver.kernel.queues import QUIET_SECONDS, KernelQueue, KernelQueueSet
 from nvme_async.driver.options import Options
@@ -59,7 +61,8 @@ class KernelTransport(QueueTransport):
         self.nodes: dict[int, Node] = {}
         self.identified: dict[int, IdentifyNamespace] = {}
         self.why_threads = ""
-        self.options = address.applied(options)
+        self.options = options = address.applied(options)
+        self.memory = KernelMemory(self.uri, options, on_region=self._region, on_gone=self._region_gone)
         self._controller: Node | None = None
         self._retired: list[Node] = []
         self._trouble: str | None = None
@@ -164,6 +167,26 @@ class KernelTransport(QueueTransport):
 
         await self.queues.on_each(update, admin=False)
 
+    # -- memory ------------------------------------------------------------------------------------
+
+    def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
+        return self.memory.alloc(nbytes, tag=tag)
+
+    def register(self, buffer: Any) -> KernelRegistration:
+        return self.memory.register(buffer)
+
+    def _on_links(self, what: Callable[[KernelQueue], None]) -> None:
+        """what(queue) in the thread of each queue's loop, soon. From any thread."""
+        for queue in self.queues.with_commands():
+            if isinstance(queue, KernelQueue) and not queue.loop.is_closed():
+                queue.loop.call_soon_threadsafe(what, queue)
+
+    def _region(self, address: int, nbytes: int, iova: int) -> None:
+        self._on_links(lambda queue: queue.add_region(address, nbytes, iova))
+
+    def _region_gone(self, address: int) -> None:
+        self._on_links(lambda queue: queue.drop_region(address))
+
     def limit_transfer(self, mdts: int) -> bool:
         limit = self.options.max_transfer
         for node in self.nodes.values():
@@ -228,6 +251,7 @@ class KernelTransport(QueueTransport):
             self.nodes.clear()
         await self.queues.release(reason)
         self._close_nodes()
+        self.memory.close()
         return None
 
     async def cut_off(self) -> None:
@@ -254,7 +278,7 @@ class KernelTransport(QueueTransport):
     def inspect(self) -> dict[str, Any]:
         return {
             **self.queues.inspect(),
-            "memory": None,
+            "memory": {"pools": [pool.inspect() for pool in self.memory.pools], "regions": len(self.memory.regions)},
             "engine": f"threads ({self.why_threads})" if self.why_threads else "io_uring",
             "nodes": {
                 nsid: {

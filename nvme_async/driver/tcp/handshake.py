@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import socket
 import struct
@@ -25,6 +26,8 @@ from nvme_async.errors import (
     NvmeError,
 )
 
+log = logging.getLogger("nvme_async")
+SO_BUSY_POLL = 46  # asm-generic/socket.h
 ADMIN_IN_CAPSULE = 8192
 """Bytes that an admin command capsule may carry (TCP Transport 1.0, 3.3.1.2)."""
 ANY_CONTROLLER = 0xFFFF
@@ -51,6 +54,7 @@ class Wishes:
     """Attributes:
     kato: Keep Alive Timeout in milliseconds; 0: none.
     secret, ctrl_secret: of DH-HMAC-CHAP, this host's and the controller's.
+    busy_poll: microseconds of SO_BUSY_POLL; 0: not set.
     """
 
     header_digest: bool = False
@@ -58,6 +62,7 @@ class Wishes:
     kato: int = 0
     secret: Secret | None = None
     ctrl_secret: Secret | None = None
+    busy_poll: int = 0
 
     @classmethod
     def of(cls, options: Options, *, kato: float) -> Wishes:
@@ -70,6 +75,7 @@ class Wishes:
             int(kato * 1000),
             Secret.parse(options.dhchap_secret, "dhchap_secret") if options.dhchap_secret else None,
             Secret.parse(options.dhchap_ctrl_secret, "dhchap_ctrl_secret") if options.dhchap_ctrl_secret else None,
+            options.busy_poll,
         )
 
 
@@ -86,7 +92,19 @@ class Connection:
     cntlid: int
 
 
-async def _dial(address: Address) -> socket.socket:
+def _busy_poll(sock: socket.socket, microseconds: int) -> None:
+    """SO_BUSY_POLL, which Python's socket module doesn't name. More than the system's value takes
+    CAP_NET_ADMIN: then the connection goes on without.
+    """
+    if not microseconds:
+        return
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_BUSY_POLL, microseconds)
+    except OSError as error:
+        log.warning("busy_poll=%d: %s; the socket is not polled", microseconds, error.strerror or error)
+
+
+async def _dial(address: Address, busy_poll: int = 0) -> socket.socket:
     """A connected, non-blocking socket; the first address of the name that answers."""
     loop = asyncio.get_running_loop()
     try:
@@ -99,6 +117,7 @@ async def _dial(address: Address) -> socket.socket:
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _busy_poll(sock, busy_poll)
             await loop.sock_connect(sock, where)
         except OSError as error:
             sock.close()
@@ -133,7 +152,7 @@ async def connect(
     sock: socket.socket | None = None
     try:
         async with asyncio.timeout(seconds) as timer:
-            sock = await _dial(address)
+            sock = await _dial(address, wishes.busy_poll)
             return await _handshake(sock, address, host, wishes, qid, entries, cntlid, in_capsule)
     except BaseException as error:
         if sock is not None:

@@ -1,0 +1,81 @@
+"""nvme-cli's words for a controller over NVMe/TCP, on every command that takes a DEVICE."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+import nvme_async
+from nvme_async._open import Opening
+
+_HOST = ("hostnqn", "hostid", "dhchap_secret", "dhchap_ctrl_secret", "hdr_digest", "data_digest")
+_given: dict[str, Any] = {}
+"""Options of open() that the command line has named."""
+
+_ADDRESS = ("transport", "traddr", "trsvcid", "nqn")
+
+
+def _options() -> list[click.Option]:
+    return [
+        click.Option(["--transport"], type=click.Choice(["tcp"]), help="With --traddr and --nqn instead of DEVICE."),
+        click.Option(["--traddr"], metavar="ADDR", help="Of an NVMe/TCP controller: its name or IP address."),
+        click.Option(["--trsvcid"], metavar="PORT", help="Its port. [default: 4420]"),
+        click.Option(["--nqn"], metavar="NQN", help="Of its subsystem."),
+        click.Option(["--hostnqn"], metavar="NQN", help="This host's, to it. [default: as in /etc/nvme/hostnqn]"),
+        click.Option(["--hostid"], metavar="UUID", help="This host's, to it. [default: as in /etc/nvme/hostid]"),
+        click.Option(["--dhchap-secret"], metavar="DHHC-1:…", help="DH-HMAC-CHAP: what this host proves to it."),
+        click.Option(["--dhchap-ctrl-secret"], metavar="DHHC-1:…", help="What it must prove."),
+        click.Option(["--hdr-digest"], is_flag=True, help="CRC32C over headers."),
+        click.Option(["--data-digest"], is_flag=True, help="CRC32C over data."),
+    ]
+
+
+def _device(words: dict[str, Any]) -> str | None:
+    """The URI that the words make. click.UsageError names what is missing."""
+    transport, traddr, trsvcid, nqn = (words[name] for name in _ADDRESS)
+    if traddr is None and nqn is None:
+        if transport or trsvcid:
+            raise click.UsageError("--transport and --trsvcid need --traddr and --nqn")
+        return None
+    if traddr is None or nqn is None:
+        raise click.UsageError("--traddr and --nqn belong together")
+    host = f"[{traddr}]" if ":" in traddr else traddr
+    return f"tcp:{host}{f':{trsvcid}' if trsvcid else ''}/{nqn}"
+
+
+def with_words(command: click.Command) -> click.Command:
+    """The command, which takes these words too if it has a DEVICE and none of the kind of its own."""
+    argument = next((one for one in command.params if isinstance(one, click.Argument) and one.name == "device"), None)
+    names = {option for one in command.params for option in one.opts}
+    if argument is None or argument.callback is not None or command.callback is None or "--traddr" in names:
+        return command
+    needed, argument.required = argument.required, False
+    added = [option for option in _options() if option.opts[0] not in names]
+    command.params += added
+    command.callback = _takes_words(command.callback, needed, {str(option.name) for option in added})
+    return command
+
+
+def _takes_words(callback: Callable[..., Any], needed: bool, added: set[str]) -> Callable[..., Any]:
+    @functools.wraps(callback)
+    def call(**arguments: Any) -> Any:
+        words = {word: arguments.pop(word) for word in added}
+        _given.clear()
+        _given.update({word: words[word] for word in _HOST if words.get(word)})
+        device = _device({word: words[word] for word in _ADDRESS})
+        if device is not None and arguments["device"] is not None:
+            raise click.UsageError("give DEVICE, or --traddr and --nqn, not both")
+        arguments["device"] = device or arguments["device"]
+        if needed and arguments["device"] is None:
+            raise click.UsageError("Missing argument 'DEVICE'.")
+        return callback(**arguments)
+
+    return call
+
+
+def open_device(device: str) -> Opening:
+    """nvme_async.open() of a command's DEVICE, with what else the command line says of it."""
+    return nvme_async.open(device, **_given)

@@ -1,0 +1,68 @@
+"""nvme-cli's words for an NVMe/TCP controller, on commands of every kind."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from nvme_async.cli.main import COMMANDS, cli
+from nvme_async.emulator import EmulatedController
+from nvme_async.emulator.tcp import TcpConfig
+
+NQN = "nqn.2024-01.io.example:words"
+
+
+@pytest.fixture(scope="module")
+def target():
+    with EmulatedController("size=16MiB") as emulator:
+        port = emulator.serve_tcp(("127.0.0.1", 0), config=TcpConfig(nqn=NQN))[0][1]
+        yield str(port)
+
+
+def run(*words: str) -> str:
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output
+
+
+def test_the_words_and_the_uri_name_the_same_controller(target):
+    words = ("--transport", "tcp", "--traddr", "127.0.0.1", "--trsvcid", target, "--nqn", NQN)
+    uri = f"tcp:127.0.0.1:{target}/{NQN}"
+    host = ("--hostnqn", "nqn.2014-08.org.nvmexpress:uuid:0c9b4d8e-0000-4000-8000-000000000001", "--data-digest")
+    by_words = json.loads(run("id-ctrl", *words, *host, "-o", "json"))
+    assert by_words["subnqn"].rstrip("\0") == NQN
+    by_uri = json.loads(run("id-ctrl", uri, "-o", "json"))
+    assert {**by_words, "cntlid": 0} == {**by_uri, "cntlid": 0}
+    for command in ("smart-log", "list-ns"):
+        assert run(command, *words) == run(command, uri)
+    assert run("id-ns", *words) == run("id-ns", uri)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--traddr", "127.0.0.1"), "belong together"),
+        (("--nqn", NQN), "belong together"),
+        (("--transport", "tcp"), "need --traddr and --nqn"),
+        (("emulated:", "--traddr", "127.0.0.1", "--nqn", NQN), "not both"),
+        ((), "Missing argument 'DEVICE'"),
+    ],
+)
+def test_words_that_are_not_enough_or_too_many_are_usage_errors(words, said):
+    done = CliRunner().invoke(cli, ["id-ctrl", *words])
+    assert done.exit_code == 2
+    assert said in done.output
+
+
+def test_every_command_with_a_device_has_them():
+    context = click.Context(cli)
+    without = []
+    for name in COMMANDS:
+        command = cli.get_command(context, name)
+        takes_device = any(one.name == "device" and one.callback is None for one in command.params)
+        if takes_device and not any("--traddr" in one.opts for one in command.params):
+            without.append(name)
+    assert not without
