@@ -235,6 +235,7 @@ class DriverOptions(TypedDict, total=False):
     connect_timeout: float
     reconnect_delay: float
     ctrl_loss_tmo: float
+    busy_poll: int
     engine: Engine
     direct: Direct
     io_poll: bool

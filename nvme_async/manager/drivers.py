@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from nvme_async.driver.kernel.address import parse_address
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.transport import PcieTransport
 from nvme_async.driver.schemes import open_transport, parse_uri
@@ -31,7 +32,9 @@ def reachable(uri: str, root: Path = Path("/")) -> bool:
     if scheme == "pci":
         driver = root / "sys/bus/pci/devices" / rest / "driver"
         return driver.exists() and driver.resolve().name == "vfio-pci"
-    return False  # an emulated: controller ends with its device
+    if scheme in ("kernel", "file"):
+        return (root / parse_address(scheme, rest).path.lstrip("/")).exists()
+    return scheme == "tcp"  # only a connection shows; an emulated: controller ends with its device
 
 
 class Drivers:
