@@ -242,11 +242,9 @@ void kl_execute(struct kl_job *job)
         return;
     case OP_COMPARE:
     case OP_VERIFY:
-        if (job->target.kind == KL_FILE) {
-            compare(job, job->sqe.opcode == OP_VERIFY);
-            return;
-        }
-        break;
+        /* Also of NVMe: the ioctl takes no more than one request of the block layer's may have. */
+        compare(job, job->sqe.opcode == OP_VERIFY);
+        return;
     }
     if (job->target.kind == KL_NVME_BLOCK)
         job->status = kl_ioctl(job->target.fd, false, &job->sqe, job->data, job->nbytes, 0, &job->dw0, &job->dw1);

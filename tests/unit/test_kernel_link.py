@@ -9,6 +9,7 @@ import struct
 import pytest
 
 from nvme_async.driver.completions import error_from
+from nvme_async.driver.kernel.address import parse_address
 from nvme_async.driver.kernel.engine import why_no_ring
 from nvme_async.errors import CommandAborted, CommandError, LbaOutOfRange, WriteFault
 from nvme_async.native import _hotpath, _kernel, _placement
@@ -206,3 +207,19 @@ def test_limits_of_targets():
         link.set_target(257, 0, kind="file", block_size=512, blocks=1, writable=False)
     with pytest.raises(OSError, match="Invalid"):
         _kernel.Link().start()  # no queue pair has it
+
+
+@pytest.mark.parametrize(
+    ("rest", "path", "is_controller"),
+    [
+        ("nvme0", "/dev/nvme0", True),
+        ("/dev/nvme12", "/dev/nvme12", True),
+        ("ng0n1", "/dev/ng0n1", False),
+        ("/dev/ng12n345", "/dev/ng12n345", False),
+        ("/dev/nvme0n1", "/dev/nvme0n1", False),
+        ("nvme1n2p3", "/dev/nvme1n2p3", False),
+    ],
+)
+def test_which_nodes_are_controllers(rest, path, is_controller):
+    address = parse_address("kernel", rest)
+    assert (address.path, address.is_controller) == (path, is_controller)

@@ -13,7 +13,6 @@ Options may follow as a query, for callers that have only the URI:
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -24,6 +23,7 @@ from nvme_async.errors import ConfigurationError
 
 QUERY = ("engine", "direct", "io_poll", "block_size", "read_only", "allow_mounted_write")
 _NODE = re.compile(r"/dev/(ng\d+n\d+|nvme\d+n\d+(p\d+)?|nvme\d+)")
+_CONTROLLER = re.compile(r"/dev/nvme\d+")
 _SWITCH = {"1": True, "on": True, "yes": True, "true": True, "0": False, "off": False, "no": False, "false": False}
 
 
@@ -42,7 +42,7 @@ class Address:
     @property
     def is_controller(self) -> bool:
         """A controller with all its namespaces."""
-        return self.scheme == "kernel" and "n" not in PurePosixPath(self.path).name[len("nvme") :]
+        return self.scheme == "kernel" and _CONTROLLER.fullmatch(self.path) is not None
 
     def applied(self, options: Options) -> Options:
         """The options with those of the query in their place. ConfigurationError."""
