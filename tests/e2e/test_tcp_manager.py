@@ -1,5 +1,5 @@
-"""A manager's handles over NVMe/TCP: a target that comes back is waited for, another drive in its place is
-not taken for it.
+"""A manager's handles over NVMe/TCP: a target that comes back is the same device, another drive in
+its place is not.
 """
 
 from __future__ import annotations
