@@ -228,10 +228,22 @@ static void transport_unbind(struct nvq *q)
     unbind(q->link);
 }
 
+/* Rings, threads and what is in the kernel are the parent's; the memory that describes them stays as it is. */
+static void transport_disown(struct nvq *q)
+{
+    struct kernel_link *link = q->link;
+    for (int i = 0; i < 2; i++)
+        if (link->rings[i].fd >= 0)
+            ring_close(&link->rings[i]);
+    link->out = NULL;
+    link->n_slots = link->n_out = link->n_in_kernel = 0;
+}
+
 const struct nvq_transport kernel_transport = {
     .submit = transport_submit,
     .poll = transport_poll,
     .reset = transport_reset,
     .abandon = transport_abandon,
     .unbind = transport_unbind,
+    .disown = transport_disown,
 };

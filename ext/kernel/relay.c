@@ -176,10 +176,18 @@ static void transport_unbind(struct nvq *q)
     unbind(q->link);
 }
 
+static void transport_disown(struct nvq *q)
+{
+    struct relay *relay = q->link;
+    relay->out = NULL;
+    relay->n_slots = relay->n_out = 0;
+}
+
 const struct nvq_transport relay_transport = {
     .submit = transport_submit,
     .poll = transport_poll,
     .reset = transport_reset,
     .abandon = transport_abandon,
     .unbind = transport_unbind,
+    .disown = transport_disown,
 };

@@ -176,10 +176,12 @@ async def test_a_forked_child_is_refused_and_the_parent_goes_on(disk):
                 answer = repr(error).encode()
             os.write(writes, answer)
             os._exit(0)
-        assert b"belongs to process" in os.read(reads, 1000)
-        await asyncio.to_thread(os.waitpid, child, 0)
+        os.close(writes)  # so that a child which crashes ends the wait
+        answer = await asyncio.to_thread(os.read, reads, 1000)
+        _, status = await asyncio.to_thread(os.waitpid, child, 0)
         os.close(reads)
-        os.close(writes)
+        assert status == 0
+        assert b"belongs to process" in answer
         assert await namespace.read(0, 1) == bytes(namespace.block_size)
 
 

@@ -18,7 +18,7 @@ from nvme_async.driver.options import Options
 from nvme_async.driver.registration import Registration
 from nvme_async.errors import ConfigurationError, OutOfDmaMemory
 from nvme_async.native._dma import Pool
-from nvme_async.native._hotpath import address_of, byte_view
+from nvme_async.native._placement import address_of, byte_view
 
 PAGE = 4096
 FIRST_IOVA = 1 << 40

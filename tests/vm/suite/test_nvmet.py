@@ -216,8 +216,3 @@ def test_the_kernels_host_on_our_target(ours: str, tmp_path: Path) -> None:
     sh("umount", tmp_path)
     verified = f"fio --name=v --filename={node} --rw=randwrite --bs=4k --size=4m --iodepth=16 --ioengine=io_uring"
     sh(*verified.split(), "--direct=1", "--verify=crc32c", "--verify_fatal=1")
-
-
-async def test_kernel_uris_reach_what_the_kernel_reaches_over_tcp(ours: str) -> None:
-    async with nvme_async.open(f"kernel:/dev/ng{ours.removeprefix('nvme')}") as controller:
-        await write_and_check(controller.namespaces[1])
