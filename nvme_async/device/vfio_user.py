@@ -264,7 +264,7 @@ class VfioUserDevice:
     def read_many(self, registers: Sequence[tuple[int, int]]) -> list[int]:
         for offset, width in registers:
             self._check_register(offset, width)
-        self._ringer.settle(self.timeout)
+        self._settle()
         return read_many(self._channel, [(wire.BAR0_REGION, *register) for register in registers])
 
     def write32(self, offset: int, value: int) -> None:
@@ -284,14 +284,22 @@ class VfioUserDevice:
                 f"the {self._layout.bar0_size:#x} bytes of BAR0"
             )
 
+    def _settle(self) -> None:
+        """Before a register access: doorbells that were rung come first. A peer that let one of them
+        time out is not waited for again.
+        """
+        self._ringer.settle(self.timeout)
+        if self._trouble is not None:
+            raise ControllerGone(f"{self.uri}: {self._trouble}")
+
     def _read(self, offset: int, width: int) -> int:
         self._check_register(offset, width)
-        self._ringer.settle(self.timeout)
+        self._settle()
         return read_region(self._channel, wire.BAR0_REGION, offset, width)
 
     def _write(self, offset: int, value: int, width: int) -> None:
         self._check_register(offset, width)
-        self._ringer.settle(self.timeout)
+        self._settle()
         write_region(self._channel, wire.BAR0_REGION, offset, value, width)
 
     # --- memory

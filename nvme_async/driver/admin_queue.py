@@ -71,6 +71,8 @@ class AdminQueue:
             if not answer.done():
                 answer.cancel()
                 await asyncio.wait([answer])
+            if not answer.cancelled():
+                answer.exception()  # counts as seen: what ended the wait says more
         self._lost.add(key)
         raise error
 

@@ -199,7 +199,10 @@ def test_a_peer_that_answers_no_doorbell_counts_as_gone(server: FakeServer, slow
     assert readable(slow.gone_fd, 10)
     assert "did not answer REGION_WRITE" in (slow.trouble or "")
     slow.ring(0x1000, 2, nothing)  # dropped
-    slow.read32(8)
+    server.override[REGION_READ] = lambda server, message: pytest.fail("it is waited for once more")
+    for access in (lambda: slow.read32(8), lambda: slow.read_many([(8, 4)]), lambda: slow.write32(0x14, 0)):
+        with pytest.raises(ControllerGone, match="did not answer REGION_WRITE"):
+            access()
 
 
 def test_a_refused_doorbell_is_survived(server: FakeServer, slow: VfioUserDevice) -> None:
