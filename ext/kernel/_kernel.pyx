@@ -74,7 +74,7 @@ cdef extern from "kernel/kernel_link.h" nogil:
     uint16_t kl_ioctl(int fd, bint admin, const nvq_sqe *sqe, void *data, uint32_t nbytes, uint32_t timeout_ms, uint32_t *dw0,
                       uint32_t *dw1)
     int kl_direct_alignment(int fd, uint32_t *memory, uint32_t *offset)
-    int ring_open(ring *r, uint32_t entries, uint32_t flags)
+    int ring_open(ring *r, uint32_t entries, uint32_t cq_entries, uint32_t flags)
     void ring_close(ring *r)
 
 cdef extern from "kernel/relay.h" nogil:
@@ -113,7 +113,7 @@ cdef int check(int rc) except -1:
 
 def try_ring(*, bint passthrough=False, bint iopoll=False):
     cdef ring r
-    cdef int rc = ring_open(&r, 2, (PASSTHROUGH_FLAGS if passthrough else 0) | (URING_SETUP_IOPOLL if iopoll else 0))
+    cdef int rc = ring_open(&r, 2, 4, (PASSTHROUGH_FLAGS if passthrough else 0) | (URING_SETUP_IOPOLL if iopoll else 0))
     if rc == 0:
         ring_close(&r)
     return -rc

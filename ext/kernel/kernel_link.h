@@ -27,6 +27,8 @@ enum kl_kind {
 /* A completion whose error is one of the kernel's, not the controller's: DW0 is this and the errno. */
 #define KL_ERRNO 0x80000000u
 #define KL_TARGETS 256u
+/* Of a ring, at most: its memory counts against the user's limit of locked memory, often 64 KiB, and a full one is just submitted. */
+#define KL_SQ_ENTRIES 64u
 #define KL_REGIONS 64u
 #define KL_WORKERS 16u
 #define KL_SPARE_BYTES (128u << 10) /* aligned copies up to this are kept for the next command */

@@ -58,14 +58,14 @@ static int map_all(struct ring *ring, const struct uring_params *params)
     return 0;
 }
 
-int ring_open(struct ring *ring, uint32_t entries, uint32_t flags)
+int ring_open(struct ring *ring, uint32_t entries, uint32_t cq_entries, uint32_t flags)
 {
     const uint32_t wishes = URING_SETUP_COOP_TASKRUN | URING_SETUP_TASKRUN_FLAG;
-    struct uring_params params = {.flags = flags | wishes | URING_SETUP_CLAMP | URING_SETUP_CQSIZE, .cq_entries = 2 * entries};
+    struct uring_params params = {.flags = flags | wishes | URING_SETUP_CLAMP | URING_SETUP_CQSIZE, .cq_entries = cq_entries};
     memset(ring, 0, sizeof(*ring));
     ring->fd = setup(entries, &params);
     if (ring->fd == -EINVAL) {
-        params = (struct uring_params){.flags = flags | URING_SETUP_CLAMP | URING_SETUP_CQSIZE, .cq_entries = 2 * entries};
+        params = (struct uring_params){.flags = flags | URING_SETUP_CLAMP | URING_SETUP_CQSIZE, .cq_entries = cq_entries};
         ring->fd = setup(entries, &params);
     }
     if (ring->fd < 0) {

@@ -22,7 +22,7 @@ struct ring {
 };
 
 /* 0 or a negative errno. `flags` beyond what an older kernel knows of task work are left away there. */
-int ring_open(struct ring *ring, uint32_t entries, uint32_t flags);
+int ring_open(struct ring *ring, uint32_t entries, uint32_t cq_entries, uint32_t flags);
 /* Nothing may be in the kernel any more. */
 void ring_close(struct ring *ring);
 int ring_register(struct ring *ring, unsigned opcode, const void *argument, unsigned n);

@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 import time
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -21,6 +22,7 @@ import nvme_async
 from nvme_async.cli.main import cli
 from nvme_async.driver.kernel import engine, queues
 from nvme_async.errors import ConfigurationError, NvmeError, QueueShutdown
+from nvme_async.native import _kernel
 
 SIZE = 1 << 20
 
@@ -210,3 +212,33 @@ def test_the_command_line_and_the_benchmark(disk, tmp_path):
     report = json.loads(run("bench", f"--filename=file:{disk}", *verified.split()))
     assert report["jobs"][0]["write"]["total_ios"] == 64
     assert report["jobs"][0]["error"] == 0
+
+
+async def test_a_loop_without_room_for_a_ring_has_threads(disk, monkeypatch):
+    class Full:
+        """A link whose ring can't be had."""
+
+        def __init__(self, link):
+            self._link = link
+
+        def use_ring(self, *arguments, **options):
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        def close(self):
+            self._link.close()
+
+    made = []
+
+    def link(**options):
+        made.append(_kernel.Link(**options))
+        return Full(made[-1]) if len(made) == 1 else made[-1]
+
+    needs_ring()
+    native = SimpleNamespace(**{name: getattr(_kernel, name) for name in dir(_kernel) if not name.startswith("__")})
+    native.Link = link
+    monkeypatch.setattr(queues, "_kernel", native)
+    async with nvme_async.open(f"file:{disk}") as controller:
+        assert await controller.namespaces[1].read(0, 1) == bytes(controller.namespaces[1].block_size)
+        state = controller.inspect()
+        assert "ulimit -l" in state["degraded"]["io_uring"]
+        assert state["io_queues"][0]["kernel"]["engine"] == "threads"

@@ -130,6 +130,7 @@ class KernelPieces(Protocol):
     why_threads: str
 
     def gone(self, reason: str) -> None: ...
+    def without_ring(self, error: OSError) -> None: ...
     async def learn(self, nsid: int, page: bytes) -> None: ...
 
 
@@ -160,10 +161,19 @@ class KernelQueueMaker(CarriedQueueMaker):
     def _link(self, entries: int) -> _kernel.Link:
         threads = bool(self._transport.why_threads)
         link = _kernel.Link(workers=_kernel.MOST_WORKERS if threads else 4)
-        if not threads:
-            passthrough = any(node.kind == "passthrough" for node in self._transport.nodes.values())
-            link.use_ring(entries, passthrough=passthrough, iopoll=self._controller.options.io_poll)
-        return link
+        if threads:
+            return link
+        options = self._controller.options
+        passthrough = any(node.kind == "passthrough" for node in self._transport.nodes.values())
+        try:
+            link.use_ring(entries, passthrough=passthrough, iopoll=options.io_poll)
+            return link
+        except OSError as error:
+            if options.engine == "io_uring" or options.io_poll:
+                raise
+            self._transport.without_ring(error)
+        link.close()
+        return _kernel.Link(workers=_kernel.MOST_WORKERS)
 
     def set_targets(self, queue: KernelQueue) -> None:
         """What the queue can reach, as it is known now."""

@@ -8,6 +8,7 @@ memory of a command is used for anything else.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -152,6 +153,14 @@ class KernelTransport(QueueTransport):
                 )
             await self.queues.restart(RETRYABLE, error)
         self.queues.prepare_admin().silence(False)
+
+    def without_ring(self, error: OSError) -> None:
+        """One queue more can't have an io_uring: the memory of rings counts as locked, for all of a user's
+        processes together.
+        """
+        limit = " (the limit of locked memory, `ulimit -l`)" if error.errno == errno.ENOMEM else ""
+        reason = f"no io_uring for one queue more: {error.strerror}{limit}"
+        self.owner.degraded.add("io_uring", reason, "threads are used instead")
 
     async def learn(self, nsid: int, page: bytes) -> None:
         """A namespace was identified: its format and size count for what is sent from here on."""
