@@ -123,6 +123,11 @@ docs: $(VENV)/.docs
 docs-serve: $(VENV)/.docs
 	$(BIN)/mkdocs serve
 
+# The generated C for a free-threaded interpreter: syntax and types, with headers of CPython 3.13 or later.
+.PHONY: free-threading
+free-threading: $(VENV)/.built
+	$(BIN)/python .ci/free_threading.py
+
 .PHONY: cost
 cost: $(VENV)/.built
 	$(BIN)/python benchmarks/cost.py

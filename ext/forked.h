@@ -1,6 +1,7 @@
 /* Memory that is shared with a controller must not be shared with a forked child: coroutines that are dropped there would mark commands,
  * and ring doorbells, that are the parent's. Each mapping made known here is replaced in the child, by a private copy of its file (a child
- * may read what was in a buffer) or, for registers, by memory that is nobody's. Mappings are made and ended under the GIL. */
+ * may read what was in a buffer) or, for registers, by memory that is nobody's. Mappings are made and ended by any thread: a
+ * lock, which is also held over a fork, keeps the list whole. */
 #ifndef FORKED_H
 #define FORKED_H
 
@@ -17,22 +18,37 @@ struct forked_mapping {
 };
 
 static struct forked_mapping forked_mappings = {&forked_mappings, &forked_mappings, NULL, 0, -1};
+static pthread_mutex_t forked_lock = PTHREAD_MUTEX_INITIALIZER;
 static int forked_generation; /* counts the forks between the first process and this one */
 
 static inline void forked_add(struct forked_mapping *mapping, void *base, size_t nbytes, int fd)
 {
+    pthread_mutex_lock(&forked_lock);
     *mapping = (struct forked_mapping){&forked_mappings, forked_mappings.previous, base, nbytes, fd};
     mapping->previous->next = mapping->next->previous = mapping;
+    pthread_mutex_unlock(&forked_lock);
 }
 
 /* Harmless for one that wasn't added. */
 static inline void forked_remove(struct forked_mapping *mapping)
 {
-    if (mapping->next == NULL)
-        return;
-    mapping->next->previous = mapping->previous;
-    mapping->previous->next = mapping->next;
-    mapping->next = mapping->previous = NULL;
+    pthread_mutex_lock(&forked_lock);
+    if (mapping->next != NULL) {
+        mapping->next->previous = mapping->previous;
+        mapping->previous->next = mapping->next;
+        mapping->next = mapping->previous = NULL;
+    }
+    pthread_mutex_unlock(&forked_lock);
+}
+
+static void forked_before(void)
+{
+    pthread_mutex_lock(&forked_lock);
+}
+
+static void forked_in_parent(void)
+{
+    pthread_mutex_unlock(&forked_lock);
 }
 
 static void forked_in_child(void)
@@ -46,11 +62,12 @@ static void forked_in_child(void)
         if (mmap(at->base, at->nbytes, rights, flags | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
             abort(); /* rather than with the parent's memory in hand */
     }
+    pthread_mutex_unlock(&forked_lock);
 }
 
 static int forked_watch(void)
 {
-    return pthread_atfork(NULL, NULL, forked_in_child);
+    return pthread_atfork(forked_before, forked_in_parent, forked_in_child);
 }
 
 #endif

@@ -221,6 +221,7 @@ cdef class Pool:
     def closed(self):
         return self.base == NULL
 
+    @cython.critical_section
     def alloc(self, nbytes, *, str owner, uint64_t tag=0, align=POOL_PAGE_SIZE, bint persistent=False, bint zero=True):
         if nbytes <= 0:
             raise ValueError(f"cannot allocate {nbytes} bytes")
@@ -312,20 +313,24 @@ cdef class Pool:
             raise ValueError(f"the allocation at {offset:#x} is held by a DmaBuffer of this process")
         return page
 
+    @cython.critical_section
     def claim(self, offset):
         cdef uint64_t page = self._page_at(offset)
         if pool_state(&self.space, page) == POOL_LEAKED:
             pool_set_state(&self.space, page, POOL_ALLOCATED)
         return self._buffer(page)
 
+    @cython.critical_section
     def mark_leaked(self, offset):
         cdef uint64_t page = self._page_at(offset)
         pool_set_state(&self.space, page, POOL_LEAKED)
         self.space.view[page] = POOL_VIEW_NONE
 
+    @cython.critical_section
     def reclaim(self, offset):
         pool_release(&self.space, self._page_at(offset))
 
+    @cython.critical_section
     def slots(self):
         cdef uint64_t page = 0
         cdef pool_slot *slot
@@ -349,6 +354,7 @@ cdef class Pool:
             page += pool_pages(slot.nbytes)
         return found
 
+    @cython.critical_section
     def inspect(self):
         self._usable()
         return {
@@ -365,6 +371,7 @@ cdef class Pool:
             "slots": [slot._asdict() for slot in self.slots()],
         }
 
+    @cython.critical_section
     def refresh(self):
         cdef char error[256]
         cdef pool_t fresh
@@ -382,28 +389,33 @@ cdef class Pool:
         pool_fini(&self.space)
         self.space = fresh
 
+    @cython.critical_section
     def verify(self):
         cdef char error[256]
         self._usable()
         if not pool_verify(&self.space, error):
             raise InvalidSavedState(f"pool {self.name!r} is damaged: {(<bytes>error).decode(errors='replace')}")
 
+    @cython.critical_section
     def seal(self):
         self._usable()
         pool_seal(&self.space)
 
+    @cython.critical_section
     def pause(self):
         self._usable()
         if self.deferred is None:
             self.deferred = []
         self._settle()
 
+    @cython.critical_section
     def resume(self):
         self._usable()
         pages, self.deferred = self.deferred or (), None
         for page in pages:
             pool_release(&self.space, page)
 
+    @cython.critical_section
     def detach(self):
         self._usable()
         self.is_detached = True
@@ -414,6 +426,7 @@ cdef class Pool:
     def detached(self):
         return self.is_detached
 
+    @cython.critical_section
     def close(self):
         """Unmaps; see the stub for what stays."""
         if self.base == NULL:

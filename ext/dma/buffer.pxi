@@ -12,10 +12,13 @@ cdef class DmaBuffer:
 
     def __dealloc__(self):
         # An export holds a reference to this object, so there are none left.
-        if not self.is_freed and not self.persistent:
-            self._return_pages()
-        elif not self.is_freed and self._pool_is_ours():
-            self.pool.space.view[self.page] = POOL_VIEW_NONE        # its slot stays and can be claimed
+        if self.is_freed:
+            return
+        with cython.critical_section(self.pool):
+            if not self.persistent:
+                self._return_pages()
+            elif self._pool_is_ours():
+                self.pool.space.view[self.page] = POOL_VIEW_NONE        # its slot stays and can be claimed
 
     cdef bint _pool_is_ours(self) noexcept:
         cdef Pool pool = self.pool
@@ -37,11 +40,12 @@ cdef class DmaBuffer:
         return self.pool._usable()
 
     def free(self):
-        if self.is_freed:
-            return
-        self.is_freed = True
-        if self.exports == 0:
-            self._return_pages()
+        with cython.critical_section(self.pool):
+            if self.is_freed:
+                return
+            self.is_freed = True
+            if self.exports == 0:
+                self._return_pages()
 
     @property
     def freed(self):
@@ -60,27 +64,29 @@ cdef class DmaBuffer:
         return self.pool.space.slots[self.page].tag
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        self._usable()
-        buffer.buf = self.data
-        buffer.len = self.nbytes
-        buffer.itemsize = 1
-        buffer.readonly = 0
-        buffer.ndim = 1
-        buffer.format = BYTES_FORMAT if flags & PyBUF_FORMAT else NULL
-        # One dimension: its extent and its step are the two members that say the same, as PyBuffer_FillInfo() does it.
-        buffer.shape = &buffer.len if flags & PyBUF_ND == PyBUF_ND else NULL
-        buffer.strides = &buffer.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
-        buffer.suboffsets = NULL
-        buffer.internal = NULL
-        buffer.obj = self
-        self.exports += 1
-        self.pool.n_exports += 1
+        with cython.critical_section(self.pool):
+            self._usable()
+            buffer.buf = self.data
+            buffer.len = self.nbytes
+            buffer.itemsize = 1
+            buffer.readonly = 0
+            buffer.ndim = 1
+            buffer.format = BYTES_FORMAT if flags & PyBUF_FORMAT else NULL
+            # One dimension: its extent and its step are the two members that say the same, as PyBuffer_FillInfo() does it.
+            buffer.shape = &buffer.len if flags & PyBUF_ND == PyBUF_ND else NULL
+            buffer.strides = &buffer.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+            buffer.suboffsets = NULL
+            buffer.internal = NULL
+            buffer.obj = self
+            self.exports += 1
+            self.pool.n_exports += 1
 
     def __releasebuffer__(self, Py_buffer *buffer):
-        self.exports -= 1
-        self.pool.n_exports -= 1
-        if self.is_freed and self.exports == 0:
-            self._return_pages()
+        with cython.critical_section(self.pool):
+            self.exports -= 1
+            self.pool.n_exports -= 1
+            if self.is_freed and self.exports == 0:
+                self._return_pages()
 
     # No "data" with the address: NumPy takes the memory through the buffer protocol then, which counts as an export, so
     # that free() can't take it away below an array.

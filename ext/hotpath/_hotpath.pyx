@@ -23,7 +23,7 @@ from collections import deque
 
 cimport cython
 from nvme_async.native._mmio cimport Mmio
-from nvme_async.native._placement cimport (AddressMap, BounceCache, Mapping, Piece, export_bytes, find_mapping, give_piece, size_class,
+from nvme_async.native._placement cimport (FT_GLOBAL_LOCK, AddressMap, BounceCache, Mapping, Piece, export_bytes, find_mapping, ft_acquire, ft_release, give_piece, size_class,
                                            take_piece)
 
 from nvme_async.errors import OutOfDmaMemory

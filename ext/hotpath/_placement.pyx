@@ -64,33 +64,49 @@ cdef class AddressMap:
     def add(self, uintptr_t address, size_t nbytes, uint64_t iova, bint is_pool=False):
         """`nbytes` at virtual `address` are contiguous at `iova` from now on."""
         cdef Mapping *grown
-        if self.n == self.capacity:
-            grown = <Mapping *>realloc(self.mappings, (self.capacity + 16) * sizeof(Mapping))
-            if grown == NULL:
-                raise MemoryError()
-            self.mappings = grown
-            self.capacity += 16
-        self.mappings[self.n] = Mapping(address, address + nbytes, iova, is_pool)
-        self.n += 1
+        ft_acquire(&self.lock)
+        try:
+            if self.n == self.capacity:
+                grown = <Mapping *>realloc(self.mappings, (self.capacity + 16) * sizeof(Mapping))
+                if grown == NULL:
+                    raise MemoryError()
+                self.mappings = grown
+                self.capacity += 16
+            self.mappings[self.n] = Mapping(address, address + nbytes, iova, is_pool)
+            self.n += 1
+        finally:
+            ft_release(&self.lock)
 
     def remove(self, uintptr_t address):
         """Forgets the entry that begins at `address`. KeyError if there is none."""
         cdef int i
+        cdef bint found = False
+        ft_acquire(&self.lock)
         for i in range(self.n):
             if self.mappings[i].begin == address:
                 self.n -= 1
                 self.mappings[i] = self.mappings[self.n]
-                return
-        raise KeyError(f"no mapping begins at {address:#x}")
+                found = True
+                break
+        ft_release(&self.lock)
+        if not found:
+            raise KeyError(f"no mapping begins at {address:#x}")
 
     def lookup(self, buffer):
         """IOVA of `buffer`, or None where the device doesn't reach all of it."""
         cdef Py_buffer view
         cdef Mapping *mapping
+        cdef uint64_t iova = 0
+        cdef bint found
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
         try:
+            ft_acquire(&self.lock)
             mapping = find_mapping(self, view.buf, view.len)
-            return None if mapping == NULL else mapping.iova + (<uintptr_t>view.buf - mapping.begin)
+            found = mapping != NULL
+            if found:
+                iova = mapping.iova + (<uintptr_t>view.buf - mapping.begin)
+            ft_release(&self.lock)
+            return iova if found else None
         finally:
             PyBuffer_Release(&view)
 

@@ -142,10 +142,13 @@ cdef class Batch:
             nvb_prepare(&self.b)
             return True
         if not <uintptr_t>self.b.data & 3:
+            ft_acquire(&qp.address_map.lock)
             mapping = find_mapping(qp.address_map, self.b.data, <uint64_t>self.b.nbytes * self.b.n)
+            if mapping != NULL and self.b.pieces == NULL:
+                self.b.iova = mapping.iova + (<uintptr_t>self.b.data - mapping.begin)
+                self.b.offset = <uintptr_t>self.b.data - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
+            ft_release(&qp.address_map.lock)
         if mapping != NULL and self.b.pieces == NULL:
-            self.b.iova = mapping.iova + (<uintptr_t>self.b.data - mapping.begin)
-            self.b.offset = <uintptr_t>self.b.data - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
             nvb_prepare(&self.b)
             return True
         self.bounce_class = size_class(self.b.nbytes)

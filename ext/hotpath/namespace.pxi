@@ -63,7 +63,8 @@ cdef class NamespaceCore:
         if qp is not None and qp.is_mine():
             return qp
         qp = self.queues.get(get_running_loop())
-        self.last = qp
+        if FT_GLOBAL_LOCK:          # without one, a thread could drop what another is about to take from here
+            self.last = qp
         return qp
 
     cdef inline Request make(self, uint8_t opcode, uint64_t lba, uint64_t blocks):

@@ -379,6 +379,7 @@ cdef class QueuePair(Rings):
         known to reach memory no more: nothing else ends its right to write. Waiters must have been told by fail_waiters()."""
         release_queue(self)
 
+    @cython.critical_section
     def close(self):
         """Lets go of the memory. Only after release_all(), or when nothing is out."""
         if not self.has_memory:
@@ -473,6 +474,7 @@ cdef class QueuePair(Rings):
         """
         return make_batch(self, opcode, nsid, lbas, blocks, data, nbytes, to_host, depth, flags, geometry)
 
+    @cython.critical_section
     def inspect(self):
         """As Rings.inspect(), and who waits: "waiting" for a command id; and what it has learnt of the time until a lone command
         ("latency_ns"), the next of several ("gap_ns"), and a batch ("lull_ns") get an answer."""

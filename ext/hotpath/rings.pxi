@@ -322,6 +322,7 @@ cdef class Rings:
             histogram_clear(latency)
         nvq_set_latency(&self.q, latency)
 
+    @cython.critical_section
     def latency(self):
         """{"count", "sum", "min", "max", "stddev", "bins": {nanoseconds: count}} from submission to reaping, or None if it isn't recorded."""
         cdef histogram *h = self.q.latency
@@ -331,6 +332,7 @@ cdef class Rings:
         bins = {histogram_value(i): h.bucket[i] for i in range(HISTOGRAM_SIZE) if h.bucket[i]}
         return {"count": h.count, "sum": h.sum, "min": h.min if h.count else 0, "max": h.max, "stddev": histogram_deviation(h), "bins": bins}
 
+    @cython.critical_section
     def inspect(self):
         """Positions, counters and outstanding commands as plain data. From any thread; then a glance, not a snapshot."""
         cdef nvq_header *h

@@ -29,10 +29,13 @@ cdef inline bint place(QueuePair qp, Request request) except -1:
     if qp.q.transport != NULL:
         return place_for_transport(qp, request)
     if request.has_view and not <uintptr_t>request.view.buf & 3:      # PRPs are dword aligned (Base 2.0, 4.1.1)
+        ft_acquire(&qp.address_map.lock)
         mapping = find_mapping(qp.address_map, request.view.buf, request.nbytes)
+        if mapping != NULL:
+            request.iova = mapping.iova + (<uintptr_t>request.view.buf - mapping.begin)
+            request.offset = <uintptr_t>request.view.buf - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
+        ft_release(&qp.address_map.lock)
     if mapping != NULL:
-        request.iova = mapping.iova + (<uintptr_t>request.view.buf - mapping.begin)
-        request.offset = <uintptr_t>request.view.buf - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
         return True
     request.bounce_class = size_class(request.nbytes)
     if not take_piece(qp.bounce, request.bounce_class, &request.piece):

@@ -8,7 +8,18 @@ cdef struct Mapping:
     bint is_pool     # then offsets into it mean something to a successor
 
 
+# Nothing where the interpreter has a global lock.
+cdef extern from "common/free_threading.h":
+    ctypedef struct ft_lock:
+        pass
+
+    void ft_acquire(ft_lock *lock) noexcept
+    void ft_release(ft_lock *lock) noexcept
+    const bint FT_GLOBAL_LOCK
+
+
 cdef class AddressMap:
+    cdef ft_lock lock            # held as long as what find_mapping() found is used
     cdef Mapping *mappings
     cdef int n
     cdef int capacity
