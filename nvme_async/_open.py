@@ -15,6 +15,7 @@ from nvme_async.keepalive import takeover
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.opening import KeepaliveOptions, open_with_keepalive
 from nvme_async.runtime import late
+from nvme_async.runtime.spans import span
 
 # The device layer reaches the emulator by name alone.
 register_scheme("emulated", "nvme_async.emulator.device")
@@ -32,15 +33,20 @@ late.register("end sharing", "nvme_async.sharing.succession:end")
 class Opening:
     """What open() and take_over() return: `async with` it, or await it and call close() later."""
 
-    def __init__(self, opening: Callable[[], Coroutine[Any, Any, Controller]]) -> None:
+    def __init__(self, what: str, where: str, opening: Callable[[], Coroutine[Any, Any, Controller]]) -> None:
+        self._what, self._where = what, where
         self._open = opening
         self._controller: Controller | None = None
 
     def __await__(self) -> Generator[Any, None, Controller]:
-        return self._open().__await__()
+        return self._opened().__await__()
+
+    async def _opened(self) -> Controller:
+        with span(f"nvme_async.{self._what}", uri=self._where):
+            return await self._open()
 
     async def __aenter__(self) -> Controller:
-        self._controller = await self._open()
+        self._controller = await self._opened()
         return self._controller
 
     async def __aexit__(
@@ -103,7 +109,7 @@ def open(
         keeper=keeper,
         keeper_wait=keeper_wait,
     )
-    return Opening(lambda: open_with_keepalive(uri, {**options}, keepalive_options))
+    return Opening("open", uri, lambda: open_with_keepalive(uri, {**options}, keepalive_options))
 
 
 def take_over(
@@ -124,4 +130,4 @@ def take_over(
     taken over as it runs: then the predecessor goes on; ControllerGone when nobody offers one;
     ControllerTimeout; ConfigurationError for options.
     """
-    return Opening(lambda: takeover.take_over(where, {**options}, keeper))
+    return Opening("take_over", str(where), lambda: takeover.take_over(where, {**options}, keeper))

@@ -13,6 +13,7 @@ import attrs
 
 from nvme_async.errors import NvmeError
 from nvme_async.manager.workers import Worker
+from nvme_async.runtime.spans import span
 
 T = TypeVar("T")
 
@@ -36,8 +37,11 @@ class Mailbox:
     that has not begun is dropped with its caller.
     """
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+    uri: str
+    worker: Worker
+
+    def __init__(self, worker: Worker, uri: str) -> None:
+        self.worker, self.uri = worker, uri
         self._waiting: deque[_Operation] = deque()
         self._running: _Operation | None = None
         self._task: asyncio.Task[None] | None = None
@@ -72,7 +76,9 @@ class Mailbox:
                     continue
                 operation.since = time.monotonic()
                 try:
-                    operation.result.set_result(await operation.make())
+                    with span(f"nvme_async.{operation.what}", uri=self.uri):
+                        result = await operation.make()
+                    operation.result.set_result(result)
                 except asyncio.CancelledError:
                     error = self._refusal
                     operation.result.set_exception(error if error is not None else concurrent.futures.CancelledError())
