@@ -106,6 +106,19 @@ class CommandError(NvmeError):
         dw0: the command-specific result.
     """
 
+    sct: int
+    sc: int
+    dnr: bool
+    more: bool
+    crd: int
+    dw0: int
+    opcode: int
+    admin: bool
+    nsid: int
+    lba: int | None
+    blocks: int | None
+    text: str
+
     def __init__(
         self,
         sct: int,
@@ -167,9 +180,7 @@ class ReservationConflict(CommandError, PermissionError):
 
 
 class CommandAborted(CommandError):
-    """The command was aborted: by request, by deletion of its queue, or because a fused partner
-    failed.
-    """
+    """The command was aborted: by request, with its queue, or because a fused partner failed."""
 
 
 class NamespaceWriteProtected(CommandError, PermissionError):
@@ -245,15 +256,14 @@ class AccessDenied(MediaError):
 
 
 class DeallocatedBlock(MediaError):
-    """Deallocated or Unwritten Logical Block, where the controller was told to report reads of
-    those.
-    """
+    """Deallocated or Unwritten Logical Block, where the controller reports reads of those."""
 
 
 class KeyDoesNotExist(CommandError, KeyError):
     """Key Does Not Exist (Key Value Command Set)."""
 
-    __str__ = CommandError.__str__
+    def __str__(self) -> str:
+        return CommandError.__str__(self)
 
 
 class KeyExists(CommandError):
@@ -311,9 +321,7 @@ class ControllerGone(ControllerError, ConnectionError):
 
 
 class ControllerTimeout(ControllerError, TimeoutError):
-    """The controller (or the device behind the seam) did not answer in its time, for example
-    CAP.TO.
-    """
+    """The controller, or the device behind the seam, did not answer in time (CAP.TO, …)."""
 
 
 class DeviceTimeout(ControllerTimeout):
@@ -327,9 +335,7 @@ class ControllerFatal(ControllerError):
 
 
 class DeviceError(ControllerError, OSError):
-    """The device layer refused: an ioctl or a vfio-user message failed. The message says which and
-    why.
-    """
+    """The device layer refused: an ioctl or a vfio-user message failed; which, and why."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
@@ -356,9 +362,7 @@ class NamespaceReplaced(NamespaceChanged):
 
 
 class NoSuchNamespace(NvmeError, KeyError):
-    """`controller.namespaces` has no active namespace of that number; the message says which there
-    are.
-    """
+    """`controller.namespaces` has no active namespace of that number, but those named."""
 
     def __str__(self) -> str:  # KeyError would quote it
         return str(self.args[0])

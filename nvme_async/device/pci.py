@@ -98,11 +98,11 @@ class System:
     """The machine's sysfs, procfs, devices and /run below a root. Nothing is cached."""
 
     def __init__(self, root: Path | str = "/") -> None:
-        self.root = Path(root)
-        self.sys = self.root / "sys"
-        self.proc = self.root / "proc"
-        self.dev = self.root / "dev"
-        self.records = self.root / "run/nvme-async/pci"
+        self.root: Path = Path(root)
+        self.sys: Path = self.root / "sys"
+        self.proc: Path = self.root / "proc"
+        self.dev: Path = self.root / "dev"
+        self.records: Path = self.root / "run/nvme-async/pci"
 
     def function_path(self, address: str) -> Path:
         return self.sys / "bus/pci/devices" / address

@@ -40,7 +40,7 @@ from nvme_async.dma import Pool
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
 from nvme_async.runtime import forks
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 DESCRIPTORS = ("container", "group", "device")
 
@@ -94,7 +94,7 @@ class VfioDevice:
     """
 
     direct = True
-    timeout = 0.0  # calls are no messages
+    timeout: float = 0.0  # calls are no messages
     uri: str
     ids: DeviceIds
     n_vectors: int

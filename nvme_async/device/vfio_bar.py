@@ -16,7 +16,7 @@ from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
 from nvme_async.native._mmio import Mmio
 from nvme_async.spec.registers import DOORBELL_BASE
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 HOST_PAGE = mmap.PAGESIZE
 # NVMe over PCIe Transport 1.0, 3.1: VS can't be all ones, so reading that means nobody answers. It
@@ -133,6 +133,8 @@ class Bar0:
         with the function's memory disabled). The window is given up then, and system calls are used.
     """
 
+    faults: int
+
     def __init__(self, fd: int, region: abi.Region, address: str, holes: list[range], lost_fd: int = -1) -> None:
         """Map what the kernel lets us, but not `holes`: the MSI-X table's pages are the kernel's to
         write. lost_fd: an eventfd to signal when mapped doorbells are lost; not ours.
@@ -164,7 +166,7 @@ class Bar0:
         for _, window in self._windows:
             window.lost_fd = lost_fd
         place = self._window(DOORBELL_BASE, 4)
-        self.doorbells = Doorbells(None, DOORBELL_BASE)
+        self.doorbells: Doorbells = Doorbells(None, DOORBELL_BASE)
         if place is not None:
             start, window = place
             where = (self._fd, self._region.offset + start, window.nbytes)

@@ -63,7 +63,7 @@ class Container:
             info = abi.iommu_info(kernel, container)
         except OSError as error:
             raise DeviceError(f"VFIO_IOMMU_GET_INFO: {os.strerror(error.errno or 0)}") from error
-        self.page_size = info.page_sizes & -info.page_sizes or os.sysconf("SC_PAGE_SIZE")
+        self.page_size: int = info.page_sizes & -info.page_sizes or os.sysconf("SC_PAGE_SIZE")
         self._ranges = info.iova_ranges or DEFAULT_RANGES
         self._limit = DEFAULT_MAPPINGS if info.dma_avail is None else info.dma_avail
         forks.watch(self)

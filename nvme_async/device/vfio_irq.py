@@ -21,7 +21,7 @@ class Vectors:
     def __init__(self, kernel: abi.Kernel, fd: int, address: str) -> None:
         self._kernel, self._fd, self._address = kernel, fd, address
         try:
-            self.count = abi.irq_info(kernel, fd, abi.VFIO_PCI_MSIX_IRQ_INDEX).count
+            self.count: int = abi.irq_info(kernel, fd, abi.VFIO_PCI_MSIX_IRQ_INDEX).count
         except OSError as error:
             raise failed(address, "VFIO_DEVICE_GET_IRQ_INFO", error) from error
         self._enabled = 0

@@ -69,7 +69,7 @@ class VfioUserDevice:
     """
 
     direct = False
-    iova_ranges = (range(1 << 64),)
+    iova_ranges: tuple[range] = (range(1 << 64),)
 
     def __init__(self, channel: Channel, layout: Layout, *, uri: str, doorbell_fd: int = -1, kick_fd: int = -1) -> None:
         """For this class's own use: connect(), from_socket() and resume() make devices."""

@@ -46,6 +46,8 @@ class Channel:
     and ControllerFatal when the peer breaks the protocol, after which the connection is closed.
     """
 
+    stale_replies: int
+
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         sock.setblocking(False)
         self.timeout = timeout

@@ -21,7 +21,7 @@ from nvme_async.errors import ControllerFatal, DeviceError, InvalidSavedState
 from nvme_async.native._mmio import file_system
 from nvme_async.spec.registers import DOORBELL_BASE
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 # Configuration space (PCI Local Bus 3.0, 6.1, 6.2.5.1 and 6.8.2).
 _COMMAND = 0x04

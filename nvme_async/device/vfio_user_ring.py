@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from nvme_async.errors import ControllerError, DeviceError, DeviceTimeout
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class Ringer:

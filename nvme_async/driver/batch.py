@@ -47,7 +47,7 @@ class Many(Generic[D]):
     def __init__(self, batch: BatchOfCommands, data: D) -> None:
         self._batch = batch
         self.statuses: array[int] = batch.statuses
-        self.failed = batch.failed
+        self.failed: int = batch.failed
         self.data: D = data
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ from nvme_async.spec import commands
 from nvme_async.spec.features import HostBehavior
 from nvme_async.spec.opcodes import Feature
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 ATTEMPTS = 3
 NAMESPACES_LIMITS = 5

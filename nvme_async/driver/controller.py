@@ -46,7 +46,7 @@ from nvme_async.spec.completion import AsyncEvent, Completion
 from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm
 from nvme_async.spec.identity import ControllerIdentity
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 SHUTDOWN_SECONDS = (5.0, 60.0)
@@ -74,10 +74,12 @@ class Controller(ReachableMemory):
         quirks: what it needs that others don't (device/quirks.py).
     """
 
+    resets: int
+
     def __init__(self, transport: Transport, options: Options) -> None:
         self.transport = transport
         self.options = options
-        self.uri = transport.uri
+        self.uri: str = transport.uri
         self.lifecycle = Lifecycle(transport.uri)
         self.loop = asyncio.get_running_loop()
         self.identify: IdentifyController = None  # type: ignore[assignment]  # known once the bring-up is over
@@ -85,13 +87,13 @@ class Controller(ReachableMemory):
         self.identity: ControllerIdentity | None = None
         self.namespaces: dict[int, Namespace] = ActiveNamespaces(self.uri)
         self.resets = 0
-        self.degraded = Degraded(self.uri)
-        self.scanner = Scanner(self)
-        self.effects = Effects(self, self.scanner)
-        self.recovery = Recovery(self)
-        self.listener = EventListener(self)
-        self.admin_queue = AdminQueue(self)
-        self.bringup = BringUp(self, self.scanner, self.effects)
+        self.degraded: Degraded = Degraded(self.uri)
+        self.scanner: Scanner = Scanner(self)
+        self.effects: Effects = Effects(self, self.scanner)
+        self.recovery: Recovery = Recovery(self)
+        self.listener: EventListener = EventListener(self)
+        self.admin_queue: AdminQueue = AdminQueue(self)
+        self.bringup: BringUp = BringUp(self, self.scanner, self.effects)
         self._lock = asyncio.Lock()  # reset and close, one at a time
         self._telling: asyncio.Task[None] | None = None
         self._forked: NvmeError | None = None
@@ -182,7 +184,7 @@ class Controller(ReachableMemory):
         lifecycle = getattr(self, "lifecycle", None)
         if lifecycle is None or lifecycle.state in FINAL or lifecycle.state is State.NEW or self._forked is not None:
             return
-        self.lifecycle = Lifecycle(self.uri)
+        self.lifecycle: Lifecycle = Lifecycle(self.uri)
         try:
             self._drop_device()
         finally:
@@ -207,7 +209,7 @@ class Controller(ReachableMemory):
             the queues, whose futures were that
         loop's.
         """
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._lock = asyncio.Lock()
         self.transport.watch(None)
         self.recovery = Recovery(self)

@@ -26,7 +26,7 @@ from nvme_async.spec.identity import ControllerIdentity, NamespaceIdentity
 from nvme_async.spec.opcodes import Cns
 from nvme_async.spec.status import CommandSpecificStatus, GenericStatus, StatusCodeType
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 VS_1_1, VS_1_3, VS_1_4 = 0x10100, 0x10300, 0x10400
 _NO_MORE = 0xFFFF_FFFE  # from here on an nsid asks for no list (Base 2.0, 5.17.2.2)

@@ -37,7 +37,7 @@ from nvme_async.spec.opcodes import (
     NamespaceManagementAction,
 )
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 @attrs.frozen

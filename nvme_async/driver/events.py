@@ -17,7 +17,7 @@ from nvme_async.spec import commands
 from nvme_async.spec.completion import AsyncEvent, AsyncEventType, NoticeEvent
 from nvme_async.spec.opcodes import Feature, LogPage
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 Kind = Literal["namespace-added", "namespace-removed", "namespace-changed", "namespace-replaced", "controller-event"]
 # After a request that ended with an error, the next is sent so many seconds later: at first, at
@@ -58,6 +58,9 @@ class Event:
 class EventListener:
     """Owner of the Asynchronous Event Request (Base 2.0, 5.2). On the controller's home loop."""
 
+    seen: int
+    failures: int
+
     def __init__(self, controller: ControllerContext) -> None:
         self._controller = controller
         self._task: asyncio.Task[None] | None = None
@@ -65,7 +68,7 @@ class EventListener:
         self._ended = False
         self.seen = 0
         self.failures = 0
-        self.refusal = ""
+        self.refusal: str = ""
         """Why there are no events (any more), or the last error that a request ended with."""
 
     async def enable(self) -> None:

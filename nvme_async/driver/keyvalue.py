@@ -38,7 +38,7 @@ class KeyValueNamespace:
         self.nsid = nsid
         self.identify = identify
         longest = identify.kvfs[0].vml or controller.transport.max_transfer
-        self.max_value = min(longest, controller.transport.max_transfer)
+        self.max_value: int = min(longest, controller.transport.max_transfer)
 
     @classmethod
     async def of(cls, controller: ControllerContext, nsid: int) -> KeyValueNamespace:

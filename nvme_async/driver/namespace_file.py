@@ -38,7 +38,7 @@ class NamespaceFile:
     def __init__(self, namespace: ByteAddressed, offset: int, nbytes: int | None) -> None:
         self._namespace = namespace
         self._begin, end = span(namespace.nbytes, offset, nbytes)
-        self.nbytes = end - self._begin
+        self.nbytes: int = end - self._begin
         """Its size in bytes."""
         self._position = 0
         self._closed = False

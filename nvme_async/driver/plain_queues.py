@@ -57,6 +57,10 @@ def _retrieve(task: asyncio.Task[Completion]) -> None:
 class PlainQueue:
     """One loop's queue. See nvme_async.driver.transport.CommandQueue."""
 
+    completed: int
+    submitted: int
+    failed: int
+
     def __init__(
         self, qid: int, loop: asyncio.AbstractEventLoop, execute: Execute, entries: int, timeout: float
     ) -> None:
@@ -265,7 +269,7 @@ class PlainQueues:
         self.hot: dict[asyncio.AbstractEventLoop, Any] = {}
         self.neighbours: dict[asyncio.AbstractEventLoop, PlainQueue] = {}
         self.limit = 0xFFFF
-        self.admin = PlainQueue(0, owner.loop, execute, entries, owner.options.admin_timeout)
+        self.admin: PlainQueue = PlainQueue(0, owner.loop, execute, entries, owner.options.admin_timeout)
 
     def all(self) -> list[PlainQueue]:
         return [self.admin, *self.with_commands()]

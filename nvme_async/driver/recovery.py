@@ -30,7 +30,7 @@ from nvme_async.errors import (
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import AdminOpcode, NvmOpcode
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 # Sending these twice leaves the media as sending them once. Not so: zone append, reservations, copy
 # within overlapping ranges.
@@ -62,6 +62,8 @@ class Recovery:
 
     It takes the controller's lock, and nothing that holds the lock waits for it.
     """
+
+    timeouts: int
 
     def __init__(self, controller: ControllerContext) -> None:
         self._controller = controller

@@ -26,7 +26,7 @@ from nvme_async.spec.completion import AsyncEvent
 from nvme_async.spec.identify import IdentifyNamespace
 from nvme_async.spec.identity import NamespaceIdentity
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 # Seconds before what could not be read is read again: at first, at most, and how often in a row.
 FIRST_PAUSE, LONGEST_PAUSE, RETRIES = 0.05, 5.0, 20
@@ -40,6 +40,9 @@ class Scanner:
         list itself.
     scans, retries: how many there were, and how many of them because something could not be read.
     """
+
+    scans: int
+    retries: int
 
     def __init__(self, controller: ControllerContext) -> None:
         self._controller = controller

@@ -15,7 +15,7 @@ import attrs
 
 from nvme_async.errors import CommandError, ControllerFatal, ControllerGone, NvmeError, QueueShutdown
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 PAUSES = (0.01, 0.1)

@@ -46,10 +46,10 @@ class ZonedNamespace:
     ) -> None:
         self.namespace = namespace
         self.identify = identify
-        self.zone_size = identify.zone_size(namespace.identify.lbaf_index)
-        self.max_open = identify.max_open_zones
-        self.max_active = identify.max_active_zones
-        self.max_append = namespace.max_blocks
+        self.zone_size: int = identify.zone_size(namespace.identify.lbaf_index)
+        self.max_open: int | None = identify.max_open_zones
+        self.max_active: int | None = identify.max_active_zones
+        self.max_append: int = namespace.max_blocks
         if controller is not None and controller.zasl:
             limit = namespace.controller.cap.min_page_size << controller.zasl
             self.max_append = min(self.max_append, max(1, limit // namespace.block_size))

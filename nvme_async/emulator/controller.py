@@ -62,7 +62,7 @@ class EmulatedController:
     """
 
     def __init__(self, config: EmulatorConfig | str = "", *, patience: float = 3.0) -> None:
-        self.config = EmulatorConfig.parse(config) if isinstance(config, str) else config
+        self.config: EmulatorConfig = EmulatorConfig.parse(config) if isinstance(config, str) else config
         self._pid = os.getpid()
         self._patience = patience
         self._listening: ListeningSocket | None = None
@@ -74,7 +74,7 @@ class EmulatedController:
         except BaseException:
             self._release_reactor()
             raise
-        self.faults = Faults(self._controller)
+        self.faults: Faults = Faults(self._controller)
 
     def _create_files(self) -> None:
         media = self.config.media

@@ -45,7 +45,7 @@ class EmulatedTcpTransport(TcpTransport):
 
     def __init__(self, rest: str, options: Options) -> None:
         config, tcp = split(rest)
-        self.emulator = EmulatedController(config)
+        self.emulator: EmulatedController = EmulatedController(config)
         try:
             host, port = self.emulator.serve_tcp(("127.0.0.1", 0), config=tcp)[0]
             super().__init__(Address(host, port, tcp.nqn), options)

@@ -142,6 +142,10 @@ class Buffers:
 class Engine:
     """Runs a job's I/O: `run()` until the limits of the recorder, any number of times."""
 
+    options: Options
+    recorder: Recorder
+    targets: list[Target]
+
     def __init__(self, options: Options, recorder: Recorder, targets: list[Target], seed: int) -> None:
         self.options, self.recorder, self.targets = options, recorder, targets
         self._buffers: list[Buffers] = []

@@ -56,7 +56,7 @@ class EtaLine:
         self, when: str = "auto", stream: TextIO | None = None, *, newline: float = 0.0, every: float = 1.0
     ) -> None:
         self._stream = stream or sys.stderr
-        self.enabled = when == "always" or (when == "auto" and self._stream.isatty())
+        self.enabled: bool = when == "always" or (when == "auto" and self._stream.isatty())
         self.every = every
         self._width = 0
         self._newline, self._kept = newline, time.monotonic()

@@ -93,7 +93,7 @@ class HistogramLog:
 
     def __init__(self, options: Options, number: int) -> None:
         milliseconds = options.log_hist_msec or options.log_avg_msec or 1000
-        self.every = milliseconds / 1000
+        self.every: float = milliseconds / 1000
         self._coarseness = options.log_hist_coarseness
         self._sizes = [min(size for size, _ in table) for table in options.bssplit or options.bsrange or options.bs]
         name = f"{options.write_hist_log}_clat_hist"

@@ -27,6 +27,10 @@ def batch_size(options: Options) -> int:
 class ManyEngine:
     """Runs a job's I/O in batches; one coroutine for each device."""
 
+    recorder: Recorder
+    options: Options
+    targets: list[Target]
+
     def __init__(self, options: Options, recorder: Recorder, targets: list[Target], seed: int) -> None:
         self.options, self.recorder, self.targets = options, recorder, targets
         self._seed = seed

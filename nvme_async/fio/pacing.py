@@ -98,7 +98,7 @@ class Claims:
 
     def __init__(self) -> None:
         self._held: dict[int, list[asyncio.Future[None]]] = {}
-        self.turn = asyncio.Lock()  # held while claiming, so that overlapping I/Os begin in their order
+        self.turn: asyncio.Lock = asyncio.Lock()  # held while claiming, so that overlapping I/Os begin in their order
 
     async def take(self, units: range) -> None:
         held = self._held

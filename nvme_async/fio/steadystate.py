@@ -15,6 +15,8 @@ class SteadyStateWatch:
     holds over a full window.
     """
 
+    wanted: SteadyState
+
     def __init__(self, wanted: SteadyState, duration: float, ramp: float, interval: float = 1.0) -> None:
         self.wanted, self._interval = wanted, interval
         seconds = max(2, round(duration))
@@ -23,7 +25,7 @@ class SteadyStateWatch:
         self._bandwidth: deque[int] = deque(maxlen=self._values)
         self._ramp_left = ramp
         self._last: tuple[float, int, int] | None = None
-        self.result = SteadyStateResult(str(wanted), seconds, percent=wanted.percent)
+        self.result: SteadyStateResult = SteadyStateResult(str(wanted), seconds, percent=wanted.percent)
         # A job that ends in its ramp reports a window of nothing, as fio does.
         self.result.iops, self.result.bandwidth = [0] * self._values, [0] * self._values
 

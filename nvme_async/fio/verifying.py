@@ -34,6 +34,9 @@ class VerifyState:
         on_bad: called with each as it is found. stopped: asked between two reads.
     """
 
+    options: Options
+    region: Region
+
     def __init__(
         self,
         options: Options,
@@ -51,10 +54,14 @@ class VerifyState:
         own = run if writes and not options.verify_only else None
         pattern = options.verify_pattern
         ordered = options.verify_write_sequence
-        self.verifier = Verifier(options.verify, region.interval, own, job & 0xFFFF, pattern, plan, shared, ordered)
+        self.verifier: Verifier = Verifier(
+            options.verify, region.interval, own, job & 0xFFFF, pattern, plan, shared, ordered
+        )
         # A job that only reads does not know what it should find, beyond that a block must agree
         # with itself.
-        self.written = Written(region.start, region.length, region.interval, region.grain) if writes else None
+        self.written: Written | None = (
+            Written(region.start, region.length, region.interval, region.grain) if writes else None
+        )
         self.bad: list[BadBlock] = []
         self._claims = Claims()
         self._sequence = 0

@@ -24,7 +24,7 @@ from nvme_async.fio.plan import make_generator, make_recorder, plan_number, plan
 from nvme_async.fio.stats import JobStats, Samples
 from nvme_async.fio.verify import BadBlock
 from nvme_async.fio.verifying import VerifyFailed, VerifyState
-from nvme_async.native._fio import READ, TRIM, WRITE
+from nvme_async.native._fio import READ, TRIM, WRITE, Recorder
 
 _LETTERS = {
     "read": "R",
@@ -49,6 +49,12 @@ class Worker:
     `done`.
     """
 
+    job: Job
+    verify_failures: int
+    groupid: int
+    clone: int
+    number: int
+
     def __init__(
         self,
         job: Job,
@@ -61,29 +67,29 @@ class Worker:
         options = job.options
         self.job, self.options, self.clone, self.number, self.groupid = job, options, clone, number, groupid
         self.log = log
-        self.done = threading.Event()
+        self.done: threading.Event = threading.Event()
         self.on_done: Callable[[], None] = lambda: None  # called in the job's thread when all is over
-        self.phase = "P"  # of the ETA line: pending, running (by pattern), verifying, flushing, ended
+        self.phase: str = "P"  # of the ETA line: pending, running (by pattern), verifying, flushing, ended
         self.error: BaseException | None = None
         self.verify_failures = 0
         self.run_number = 1  # of the program's run: for headers of verify
         self.shared = False  # others may write to the blocks that this job verifies
-        self.thread_id = 0
+        self.thread_id: int = 0
         self.began_at: float | None = None
-        self.bandwidth = (Samples(), Samples(), Samples())
-        self.iops = (Samples(), Samples(), Samples())
+        self.bandwidth: tuple[Samples, Samples, Samples] = (Samples(), Samples(), Samples())
+        self.iops: tuple[Samples, Samples, Samples] = (Samples(), Samples(), Samples())
         self._sampled = [(0.0, (0, 0, 0)), (0.0, (0, 0, 0))]
         self._runtimes = [0, 0, 0]
         self._under_way: tuple[int, tuple[int, ...]] | None = None  # since when, and which directions
-        self.histogram_log = HistogramLog(options, self.number) if options.write_hist_log else None
+        self.histogram_log: HistogramLog | None = HistogramLog(options, self.number) if options.write_hist_log else None
         self._usage = [0.0] * 6
         self._elapsed_ms = 0
         self._thread: threading.Thread | None = None
         self.seeds: list[int] = []  # of each target
-        self.targets = self._plan(controllers)
+        self.targets: list[Target] = self._plan(controllers)
         limits = [target.region.limit for target in self.targets]
-        self.limit_bytes = None if options.time_based else sum(limit or 0 for limit in limits)
-        self.recorder = make_recorder(options, self.limit_bytes)
+        self.limit_bytes: int | None = None if options.time_based else sum(limit or 0 for limit in limits)
+        self.recorder: Recorder = make_recorder(options, self.limit_bytes)
 
     def _plan(self, controllers: Mapping[str, BenchController]) -> list[Target]:
         options = self.options

@@ -20,6 +20,10 @@ class Written:
     Eight bytes a grain, in anonymous memory that the kernel gives out when it is touched.
     """
 
+    start: int
+    interval: int
+    grain: int
+
     def __init__(self, start: int, length: int, interval: int, grain: int = 0) -> None:
         self.start, self.interval, self.grain = start, interval, grain or interval
         self._ratio = interval // self.grain

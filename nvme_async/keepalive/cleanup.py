@@ -19,7 +19,7 @@ from nvme_async.keepalive.adopted import AdoptedCommands
 from nvme_async.keepalive.state import State
 from nvme_async.spec import commands
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 _FIRST_LOOK = 0.0005
 _LAST_LOOK = 0.05

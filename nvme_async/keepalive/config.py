@@ -37,7 +37,7 @@ from nvme_async.errors import ConfigurationError
 from nvme_async.keepalive.sizing import DRIVES, Wanted, size_pool
 from nvme_async.spec.registers import PAGE
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 KEEP_ALIVE = "OPENHCL_NVME_KEEP_ALIVE"
 VFIO = "OPENHCL_NVME_VFIO"
@@ -151,7 +151,7 @@ class CommandLine:
     always_flr: bool | None = None
 
 
-command_line = CommandLine()
+command_line: CommandLine = CommandLine()
 
 
 @attrs.frozen(kw_only=True)

@@ -16,7 +16,7 @@ from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.keeper.client import KeeperClient
 from nvme_async.keepalive.keeper.wire import close_all
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0  # seconds between attempts to reach a keeper again

@@ -13,7 +13,7 @@ from nvme_async.errors import KeeperError, NvmeError
 from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.custodian import Custodian
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class Deposited(Protocol):

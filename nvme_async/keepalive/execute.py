@@ -20,7 +20,7 @@ from nvme_async.keepalive.bundle import Bundle
 if TYPE_CHECKING:
     from nvme_async.keepalive.depositor import Depositor
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 VARIABLE = "NVME_ASYNC_INHERITED"
 VERSION = 1

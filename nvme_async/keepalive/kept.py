@@ -39,9 +39,11 @@ class KeptController(DriverController):
         phases: how long the parts of the last save or restore took (nvme_async.keepalive.phases).
     """
 
+    decision: str
+
     def __init__(self, transport: Transport, options: Options) -> None:
         super().__init__(transport, options)
-        self.adopted = AdoptedCommands()
+        self.adopted: AdoptedCommands = AdoptedCommands()
         self.decision = ""
         self.on_bundle_changed: Callable[[], None] | None = None
         self.cleanup: cleanup.PredecessorCleanup | None = None

@@ -34,7 +34,7 @@ from nvme_async.keepalive.state import (
     State,
 )
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 OWNER = "manifest"
 _MAGIC = b"NVMEMANI"
@@ -144,8 +144,8 @@ class Manifest:
         """buffer, sequence, body: as found, for a successor; else a new slot is made."""
         self._pool = pool
         self._buffer = buffer or pool.alloc(2 * _FIRST_HALF, owner=OWNER, persistent=True)
-        self.sequence = sequence
-        self.body = body
+        self.sequence: int = sequence
+        self.body: bytes = body
 
     def write(self, body: bytes) -> None:
         """Replaces what is there; OutOfDmaMemory when it has grown and the pool has no room. Killed

@@ -19,7 +19,7 @@ from nvme_async.keepalive.kept import KeptController
 from nvme_async.runtime.sockets import ListeningSocket
 from nvme_async.runtime.tasks import finish, in_thread
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class Offer:
@@ -39,7 +39,7 @@ class Offer:
         self._committing = asyncio.Lock()  # held while a successor may have it
         self._short = False  # does the successor know the structures of handover_wire.py?
         self.failures: list[BaseException] = []
-        self.taken = False
+        self.taken: bool = False
 
     async def __aenter__(self) -> Self:
         if isinstance(self._where, socket.socket):

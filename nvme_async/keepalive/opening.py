@@ -23,7 +23,7 @@ from nvme_async.keepalive.restoration import restore
 from nvme_async.keepalive.sizing import Wanted
 from nvme_async.spec.registers import PAGE
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class ServiceOptions(DriverOptions, total=False):

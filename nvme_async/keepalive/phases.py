@@ -57,8 +57,10 @@ class Phases:
 class Histogram:
     """counts[i]: durations up to BUCKETS[i]; the last is of those beyond."""
 
+    sum: float
+
     def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)
+        self.counts: list[int] = [0] * (len(BUCKETS) + 1)
         self.sum = 0.0
 
     def add(self, seconds: float) -> None:

@@ -27,7 +27,7 @@ from nvme_async.native import _hotpath
 from nvme_async.runtime import late
 from nvme_async.runtime.tasks import in_thread
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controller:

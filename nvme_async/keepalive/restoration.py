@@ -43,7 +43,7 @@ from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec.identify import IdentifyController, IdentifyNamespace
 from nvme_async.spec.registers import Csts
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 Policy = Literal["refuse", "fresh"]
 
 
@@ -85,12 +85,12 @@ class Restoration:
     def __init__(self, bundle: Bundle, options: dict[str, Any]) -> None:
         self._bundle = bundle
         self._given = options
-        self.uri = bundle.uri
+        self.uri: str = bundle.uri
         self.pool: Pool | None = None
         self.device: Device | None = None
         self.state: State = None  # type: ignore[assignment]  # known after prepare()
-        self.phases = Phases(bundle.uri)
-        self.touched = False
+        self.phases: Phases = Phases(bundle.uri)
+        self.touched: bool = False
         """Has commit begun to change something? Then only a reset helps if it fails."""
         self._body = b""
         self._found: tuple[int, int] = (0, 0)

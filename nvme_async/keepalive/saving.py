@@ -13,7 +13,7 @@ from nvme_async.keepalive.bundle import Bundle
 from nvme_async.keepalive.kept import KeptController
 from nvme_async.keepalive.phases import Phases
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 async def save(controller: KeptController) -> Bundle:

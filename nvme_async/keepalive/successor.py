@@ -50,7 +50,7 @@ from nvme_async.spec.identity import ControllerIdentity, NamespaceIdentity
 from nvme_async.spec.opcodes import Feature
 from nvme_async.spec.registers import Cap, Vs
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 _ARRIVED_TOLD = 8
 """Completions of a queue that are logged one by one."""

@@ -22,7 +22,7 @@ from nvme_async.keepalive.restoration import Restoration
 from nvme_async.runtime.limits import shortage
 from nvme_async.runtime.tasks import in_thread
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 async def take_over(

@@ -35,7 +35,7 @@ from nvme_async.manager.sharing import ManagerShare
 from nvme_async.manager.upkeep import Upkeep
 from nvme_async.manager.workers import Worker
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class ManagedDevice(DeviceState):
@@ -52,6 +52,8 @@ class ManagedDevice(DeviceState):
         identity: of the controller that the handles are for; None before the first driver.
     """
 
+    servicings: int
+
     def __init__(
         self,
         uri: str,
@@ -64,8 +66,8 @@ class ManagedDevice(DeviceState):
         split(options)  # a wrong option is told before anything begins
         super().__init__(uri, events)
         self.worker = worker
-        self.options = options
-        self.mailbox = Mailbox(worker)
+        self.options: dict[str, Any] = options
+        self.mailbox: Mailbox = Mailbox(worker, uri)
         self.decision: Decision | None = None
         self.servicings = 0
         self.repairs = 0
@@ -75,7 +77,7 @@ class ManagedDevice(DeviceState):
         self._loaded_once = False
         self.sharing: ManagerShare | None = None
         self._share: Any = None  # of the driver of the moment
-        self.share_failure = ""
+        self.share_failure: str = ""
         self._upkeep = Upkeep(self, repairs=policy.repairs, reload=policy.reload)
 
     @property

@@ -23,7 +23,7 @@ from nvme_async.manager.gate import Gate
 from nvme_async.manager.handles import ManagedNamespace
 from nvme_async.spec.identity import ControllerIdentity
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 State = Literal["new", "loading", "ready", "servicing", "failed", "gone", "closed"]
 
@@ -36,7 +36,7 @@ class DeviceState(ABC):
         self.state: State = "new"
         self.failure: NvmeError | None = None
         self.controller: Controller | None = None
-        self.gate = Gate()
+        self.gate: Gate = Gate()
         self.handles: dict[int, ManagedNamespace] = {}
         self.identity: ControllerIdentity | None = None
         self._events = events

@@ -21,7 +21,7 @@ from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.custodian import Custodian
 from nvme_async.keepalive.opening import settle_in
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 def reachable(uri: str, root: Path = Path("/")) -> bool:

@@ -97,6 +97,8 @@ class Events:
     only.
     """
 
+    published: int
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()

@@ -88,13 +88,15 @@ class ManagedNamespace:
     another block size ends with NamespaceChanged.
     """
 
+    retried: int
+
     def __init__(self, device: DriverSource, nsid: int) -> None:
         self._device = device
         self._nsid = nsid
         self._target: Namespace | None = None
         self._failure: NvmeError | None = None
         self._latest: Namespace | None = None  # the last one there was, for the attributes
-        self.identity = NamespaceIdentity()
+        self.identity: NamespaceIdentity = NamespaceIdentity()
         """Of the disk that this handle is for."""
         self.retried = 0
 

@@ -16,7 +16,7 @@ from typing import Any
 from nvme_async.errors import ConfigurationError
 from nvme_async.manager.workers import Worker
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 NVME_CLASS = "10802"
 """PCI_CLASS as udev prints it: mass storage, non-volatile memory, NVMe I/O controller; without

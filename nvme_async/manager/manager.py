@@ -27,7 +27,7 @@ from nvme_async.manager.workers import EventLoop, Pin, Worker, Workers
 from nvme_async.runtime import forks
 from nvme_async.runtime.tasks import finish
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 # For the worker threads to end, when all devices are closed.

@@ -31,9 +31,9 @@ class ManagerShare:
         self, path: str | os.PathLike[str], policy: dict[str, Any], register: Callable[[ManagerShare | None], Any]
     ) -> None:
         Policy.of(policy)
-        self.path = os.path.abspath(os.fspath(path))
+        self.path: str = os.path.abspath(os.fspath(path))
         self.policy = policy
-        self.active = False
+        self.active: bool = False
         self._register = register
 
     def place(self, uri: str) -> str:

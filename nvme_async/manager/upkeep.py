@@ -17,7 +17,7 @@ from nvme_async.errors import ControllerGone, NvmeError
 from nvme_async.manager.drivers import reachable
 from nvme_async.manager.mailbox import Mailbox
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 # Repairs are counted within so many seconds.
 REPAIR_WINDOW = 60.0
@@ -86,7 +86,7 @@ class Upkeep:
     def __init__(self, device: Kept, *, repairs: int, reload: bool) -> None:
         self._device = device
         self._reload = reload
-        self.limit = RepairLimit(repairs)
+        self.limit: RepairLimit = RepairLimit(repairs)
         self._followed: Controller | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
 

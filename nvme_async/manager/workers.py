@@ -20,7 +20,7 @@ from nvme_async.driver.schemes import parse_uri
 from nvme_async.errors import ConfigurationError, QueueShutdown
 from nvme_async.runtime import forks
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 EventLoop = Literal["uvloop", "asyncio"]

@@ -48,11 +48,11 @@ class ListeningSocket:
         replace: bool = False,
     ) -> None:
         """replace: in the place of a predecessor's, which may still listen; there is always one at the path."""
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         place = f"{self.path}.{os.getpid()}" if replace else self.path
         try:
             _remove_stale(place, kind)
-            self.socket = socket.socket(socket.AF_UNIX, kind)
+            self.socket: socket.socket = socket.socket(socket.AF_UNIX, kind)
             try:
                 self.socket.bind(place)
                 # Nobody can connect between bind() and listen(), so the mode is right before it

@@ -176,14 +176,14 @@ class Channel:
         on_message: Callable[[Message], None],
         on_closed: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._sock = sock
         self._on_message = on_message
         self._on_closed = on_closed
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._backlog: deque[tuple[bytes, list[int]]] = deque()
-        self.closed = False
+        self.closed: bool = False
         sock.setblocking(False)
         self.loop.add_reader(sock.fileno(), self._readable)
 

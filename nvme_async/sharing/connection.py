@@ -12,7 +12,7 @@ from nvme_async.sharing.channel import Channel
 from nvme_async.sharing.lease import Lease
 from nvme_async.sharing.protocol import MAX_PENDING, Message
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 SILENT_SECONDS = 5.0
 """For its first message."""
@@ -40,7 +40,7 @@ class Connection:
         self.lease: Lease | None = None
         self._pending = 0
         self._spoke = False
-        self.channel = Channel(sock, self._on_message, self._on_closed)
+        self.channel: Channel = Channel(sock, self._on_message, self._on_closed)
         asyncio.get_running_loop().call_later(SILENT_SECONDS, self._silent)
 
     def _silent(self) -> None:

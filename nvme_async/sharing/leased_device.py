@@ -28,11 +28,13 @@ class LeasedDevice:
     direct = False  # mapping is a message: from a thread
     gone_fd = -1
 
+    grant: Grant
+
     def __init__(self, path: str, message: Message) -> None:
         """message: the answer to "lease", whose descriptors become this object's."""
         self.path = path
         self.grant = grant = Grant.of(message)
-        self.uri = f"shared:{path}"
+        self.uri: str = f"shared:{path}"
         self.ended = False
         try:
             if len(message.fds) != len(grant.descriptors):
@@ -41,7 +43,7 @@ class LeasedDevice:
                 )
             found = dict(zip(grant.descriptors, message.fds, strict=True))
             offset, nbytes, first = grant.doorbells
-            self.stops = Mmio(found["stop"], 0, BYTES, writable=False)
+            self.stops: Mmio = Mmio(found["stop"], 0, BYTES, writable=False)
             window = Mmio(found["doorbells"], offset, nbytes)
             self._kick_fd = os.dup(found["kick"]) if "kick" in found else -1
             self.event_fds = {qid: os.dup(found[f"irq.{qid}"]) for qid in grant.qids}
@@ -50,11 +52,11 @@ class LeasedDevice:
             raise LeaseError(f"{self.uri}: the owner's answer makes no sense: {error!r}", code="invalid") from error
         finally:
             message.close()
-        self.ids = DeviceIds(*grant.ids)
-        self.n_vectors = len(grant.qids) + 1
+        self.ids: DeviceIds = DeviceIds(*grant.ids)
+        self.n_vectors: int = len(grant.qids) + 1
         start, length = grant.window
-        self.iova_ranges = (range(start, start + length),)
-        self.max_mappings = grant.max_mappings
+        self.iova_ranges: tuple[range] = (range(start, start + length),)
+        self.max_mappings: int = grant.max_mappings
 
     def doorbells(self) -> Doorbells:
         """The same object each time."""

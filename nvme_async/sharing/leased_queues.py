@@ -99,7 +99,7 @@ class LeasedQueues(QueueSet):
         taken = {queue.qid for queue in [*self.io_queues(), *self.unsettled]}
         self._free_qids = [qid for qid in sorted(self._leased.device.grant.qids, reverse=True) if qid not in taken]
         # Ids are the owner's and need not begin at 1.
-        self.limit = max(self._leased.device.grant.qids)
+        self.limit: int = max(self._leased.device.grant.qids)
 
     async def negotiate(self) -> None:
         """What the lease has."""

@@ -31,6 +31,8 @@ class Leases(ABC):
     policy: what workers may have. revoked: how many leases were taken back.
     """
 
+    revoked: int
+
     def __init__(self, controller: Controller, policy: Policy) -> None:
         self.controller = controller
         self.policy = policy

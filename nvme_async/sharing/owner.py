@@ -34,7 +34,7 @@ from nvme_async.sharing.requests import MAX_MAPPINGS, Requests
 from nvme_async.sharing.stop_page import StopPage
 from nvme_async.sharing.taking_back import TakingBack
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 _WINDOW_FACTOR = 4
 """Addresses of a lease for each byte that it may map: pools are aligned, and come and go."""
@@ -51,9 +51,13 @@ class Share(Leases):
         killed, revoked: how many leases ended because their process did, or were taken back.
     """
 
+    revoked: int
+    killed: int
+    resumed: bool
+
     def __init__(self, controller: Controller, path: str | os.PathLike[str], options: dict[str, Any]) -> None:
         super().__init__(controller, Policy.of(options))
-        self.path = os.path.abspath(os.fspath(path))
+        self.path: str = os.path.abspath(os.fspath(path))
         self.killed = 0
         self.resumed = False
         self._numbers = itertools.count(1)

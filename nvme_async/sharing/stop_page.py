@@ -28,6 +28,9 @@ MAGIC, VERSION = 0x5453564E, 1  # "NVST"
 class StopPage:
     """The owner's side. It owns its descriptor."""
 
+    read_only: int
+    fd: int
+
     def __init__(self, fd: int = -1) -> None:
         """fd: a predecessor's, this object's from now on; else a new one is made. InvalidSavedState if it is none."""
         self.fd = fd if fd >= 0 else os.memfd_create("nvme-stop", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -16,7 +16,7 @@ from nvme_async.sharing.lease import Lease, process_of
 from nvme_async.sharing.owner import Share
 from nvme_async.sharing.stop_page import StopPage
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 def resume(controller: Controller, saved: dict[str, Any], fd: int) -> None:

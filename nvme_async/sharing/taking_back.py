@@ -17,7 +17,7 @@ from nvme_async.runtime.tasks import in_thread
 from nvme_async.sharing.lease import Lease, Mapping, QueueIs
 from nvme_async.spec import commands
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 _INVALID_QUEUE = 0x101
 """Invalid Queue Identifier: the controller knows no such queue (Base 2.0, 5.7 and 5.6)."""

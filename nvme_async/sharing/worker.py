@@ -40,7 +40,7 @@ from nvme_async.sharing.places import parse
 from nvme_async.sharing.protocol import MAX_QUEUES, Message
 from nvme_async.spec.registers import Cap, Vs
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 OPEN_SECONDS = 10.0
 """For the owner to listen, and to answer."""
@@ -82,13 +82,15 @@ class SharedTransport(PooledTransport):
     _owner: ControllerContext
     queues: LeasedQueues
 
+    reconnections: int
+
     def __init__(self, uri: str, device: LeasedDevice, channel: Channel, inbox: list[Message]) -> None:
         grant = device.grant
         self.uri = uri
         self.device = device
         cap = Cap.from_int(grant.cap)
-        self.cap = Cap.from_int(grant.cap & ~0xFFFF | min(cap.mqes, grant.entries - 1))
-        self.vs = Vs.from_int(grant.vs)
+        self.cap: Cap = Cap.from_int(grant.cap & ~0xFFFF | min(cap.mqes, grant.entries - 1))
+        self.vs: Vs = Vs.from_int(grant.vs)
         self.memory: DeviceMemory | None = None
         self.life = self.stopped = self.ready = grant.life
         self._changed = asyncio.Event()

@@ -18,8 +18,8 @@ import pytest
 
 import nvme_async
 from nvme_async.driver.options import DriverOptions, Options, TakeOverOptions
-from nvme_async.keepalive.opening import KeepaliveOptions, OpenOptions
-from nvme_async.manager.settings import ManagerOptions, ServiceOptions
+from nvme_async.keepalive.opening import KeepaliveOptions, OpenOptions, ServiceOptions
+from nvme_async.manager.settings import ManagerOptions
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

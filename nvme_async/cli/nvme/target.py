@@ -30,11 +30,17 @@ _MOST = 256 << 10  # bytes of one command to another process
 class RemoteNamespace:
     """A namespace of a controller that another process has."""
 
+    nsid: int
+    controller: RemoteController
+    identify: IdentifyNamespace
+    block_size: int
+    blocks: int
+
     def __init__(self, controller: RemoteController, nsid: int, identify: IdentifyNamespace) -> None:
         self.controller, self.nsid, self.identify = controller, nsid, identify
         self.block_size, self.blocks = identify.block_size, identify.nsze
-        self.has_metadata = identify.metadata_size > 0
-        self.max_blocks = max(1, _MOST // identify.block_size)
+        self.has_metadata: bool = identify.metadata_size > 0
+        self.max_blocks: int = max(1, _MOST // identify.block_size)
 
     async def submit(self, command: Command, buffer: Any = None) -> Completion:
         if command.data_length is None and command.blocks:
@@ -47,9 +53,11 @@ class RemoteController:
     are carried out there, so that a look at the drive doesn't bring it up and down.
     """
 
+    uri: str
+
     def __init__(self, client: ControlClient, uri: str) -> None:
         self._client, self.uri = client, uri
-        self.transport = SimpleNamespace(max_transfer=_MOST)
+        self.transport: SimpleNamespace = SimpleNamespace(max_transfer=_MOST)
         self.namespaces: dict[int, RemoteNamespace] = {}
         self.identify: IdentifyController
 

@@ -22,7 +22,7 @@ from nvme_async.driver.options import Options
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
 from nvme_async.native import _kernel
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 BLKGETSIZE64, BLKSSZGET, BLKROGET = 0x8008_1272, 0x1268, 0x125E
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)

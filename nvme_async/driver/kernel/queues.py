@@ -24,7 +24,7 @@ from nvme_async.spec.identify import IdentifyNamespace
 from nvme_async.spec.opcodes import command_name
 from nvme_async.spec.status import GenericStatus, status_text
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 QUIET_SECONDS = 5.0
 """How long the kernel is waited for, after everything was cancelled, before its commands are left to it."""
 GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.ENOMEDIUM})
@@ -103,7 +103,7 @@ class RelayQueue(LoopQueue):
         self._service = AdminService(relay, backend, on_answer=self.hot.more, learn=learn)
 
     def listen(self, *others: LoopQueue) -> None:
-        self.worker = threading.current_thread().name
+        self.worker: str = threading.current_thread().name
         self._on_interrupt = self._posted
         self.loop.add_reader(self.event_fd, self._posted)
 

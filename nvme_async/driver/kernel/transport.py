@@ -38,7 +38,7 @@ from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec.identify import IdentifyNamespace
 from nvme_async.spec.registers import Cap, Vs
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 _ENTRIES = 4095  # CAP.MQES, zero-based; and the NVM command set
 _CAP = Cap.from_int(_ENTRIES | 1 << 37)
@@ -55,9 +55,9 @@ class KernelTransport(QueueTransport):
     queues: KernelQueueSet
 
     def __init__(self, address: Address, options: Options) -> None:
-        self.kind = address.scheme
+        self.kind: str = address.scheme
         self.address = address
-        self.uri = str(address)
+        self.uri: str = str(address)
         self.cap = _CAP
         self.nodes: dict[int, Node] = {}
         self.identified: dict[int, IdentifyNamespace] = {}
@@ -99,7 +99,7 @@ class KernelTransport(QueueTransport):
             node = nodes.open_file(address.path, options)
             self.nodes[node.nsid] = node
             self.backend: Backend = Emulated(node)
-            self.vs = Vs.from_int(VERSION)
+            self.vs: Vs = Vs.from_int(VERSION)
         else:
             self._open_kernel(address.path)
         passthrough = any(node.kind == "passthrough" for node in self.nodes.values())

@@ -36,8 +36,8 @@ class MappedBuffer(Registration):
         self._view: memoryview | None = byte_view(buffer)
         if self._view.nbytes == 0:
             raise ConfigurationError("a buffer of 0 bytes can't be registered")
-        self.address = address_of(self._view)
-        self.nbytes = self._view.nbytes
+        self.address: int = address_of(self._view)
+        self.nbytes: int = self._view.nbytes
         self.iova: int | None = None
         begin = self.address & -PAGE
         end = (self.address + self.nbytes + PAGE - 1) & -PAGE

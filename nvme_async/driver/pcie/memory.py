@@ -29,7 +29,7 @@ from nvme_async.native._hotpath import QueuePair, fed
 from nvme_async.native._placement import AddressMap
 from nvme_async.runtime.tasks import in_thread
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 SMALLEST_POOL = 2 << 20
 """Bytes of a first pool that was cut down to a limit: admin queue, one I/O queue, some data."""
@@ -69,7 +69,7 @@ class DeviceMemory(IovaSpace):
         have pool_bytes.
         """
         super().__init__(device)
-        self.address_map = AddressMap()
+        self.address_map: AddressMap = AddressMap()
         self.note: str | None = None
         self.registrations: dict[int, MappedBuffer] = {}
         self.in_use: Callable[[int, int], bool] = lambda iova, nbytes: False
@@ -86,7 +86,7 @@ class DeviceMemory(IovaSpace):
         self._refused: tuple[float, NvmeError] | None = None
         self._inherited: list[tuple[int, int]] = []  # a predecessor's registrations
         self._retired: list[tuple[int, int]] = []  # closed registrations that a command may still use
-        self.manager = DmaManager(
+        self.manager: DmaManager = DmaManager(
             0 if adopt is None else adopt.nbytes,
             hugepages=hugepages,
             nodes=memory_nodes() if numa == "split" else (),

@@ -23,7 +23,7 @@ from nvme_async.native import _hotpath, _placement
 from nvme_async.spec import commands
 from nvme_async.spec.registers import DOORBELL_BASE, PAGE, Cap, cq_doorbell, sq_doorbell
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class PciePieces(Protocol):
@@ -37,7 +37,7 @@ class PciePieces(Protocol):
 class PcieQueueMaker(QueueMaker):
     """Owner of the interrupt vectors' eventfds, of the queue pairs' memory and of the shadow doorbells."""
 
-    ADMIN_TRANSFER = 16 * PAGE
+    ADMIN_TRANSFER: int = 16 * PAGE
 
     def __init__(self, controller: Owner, transport: PciePieces) -> None:
         super().__init__(controller)

@@ -26,7 +26,7 @@ from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
 from nvme_async.native import _hotpath
 from nvme_async.runtime import loops
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 _PATIENCE = 10.0
 """Seconds for another loop to do its part."""

@@ -22,7 +22,7 @@ from nvme_async.errors import ConfigurationError, ControllerFatal, ControllerTim
 from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec.registers import Cap, Vs
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 _DOORBELL_BUFFERS = "Doorbell Buffer Config"
@@ -43,10 +43,10 @@ class PcieTransport(PooledTransport):
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.uri = device.uri
-        self.registers = Registers(device)
-        self.cap = Cap()
-        self.vs = Vs()
+        self.uri: str = device.uri
+        self.registers: Registers = Registers(device)
+        self.cap: Cap = Cap()
+        self.vs: Vs = Vs()
         self.memory: DeviceMemory | None = None
         self._pausing = asyncio.Lock()
         self._ignore_pause = False  # the present one has lasted too long

@@ -16,7 +16,7 @@ from nvme_async.driver.transport import Owner
 from nvme_async.errors import ControllerTimeout, NvmeError
 from nvme_async.native import _hotpath
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class QueueCollection:

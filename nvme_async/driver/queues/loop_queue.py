@@ -58,7 +58,7 @@ class LoopQueue:
         self.event_fd = event_fd
         self.interrupts = interrupts
         self.cpus: list[int] | None = None  # where its interrupts are delivered, if that was chosen
-        self.worker = ""  # name of the thread that uses it
+        self.worker: str = ""  # name of the thread that uses it
         self.timeout = timeout
         self._on_timeout = on_timeout
         self._on_slow = on_slow

@@ -21,7 +21,7 @@ from nvme_async.runtime import loop_internals
 from nvme_async.spec.registers import PAGE
 from nvme_async.spec.status import status_text
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class QueueMaker(ABC):
@@ -36,10 +36,13 @@ class QueueMaker(ABC):
     ADMIN_TRANSFER: int
     """Bytes of one admin command."""
 
+    strays: int
+    max_transfer: int
+
     def __init__(self, controller: Owner) -> None:
         self._controller = controller
         self.max_transfer = PAGE
-        self.capacity = 0
+        self.capacity: int = 0
         self.strays = 0
         self.errors: Counter[str] = Counter()
 
@@ -131,7 +134,7 @@ class CarriedQueueMaker(QueueMaker):
     in memory of this process alone, and nothing is bounced.
     """
 
-    ADMIN_TRANSFER = 1 << 20
+    ADMIN_TRANSFER: int = 1 << 20
 
     async def make_room(self, qid: int, entries: int) -> None:
         """The rings are no device's to reach: there always is."""

@@ -30,7 +30,7 @@ from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
 from nvme_async.spec.registers import Cap
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class RingTransport(Protocol):
@@ -47,12 +47,14 @@ class QueueSet(QueueCollection):
     neighbours: {loop: the queue pair of another loop that it uses}.
     """
 
+    shared: int
+
     def __init__(self, controller: Owner, transport: RingTransport, maker: QueueMaker) -> None:
         super().__init__(controller)
         self.maker = maker
         self.neighbours: dict[asyncio.AbstractEventLoop, LoopQueue] = {}
         self.shared = 0
-        self.limit = 0
+        self.limit: int = 0
         self._transport = transport
         self._free_qids: list[int] = []
         self._assumed = False  # the limit is a guess

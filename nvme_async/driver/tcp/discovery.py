@@ -24,7 +24,7 @@ from nvme_async.spec.discovery import ENTRY_BYTES, LID, REFERRAL, DiscoveryEntry
 from nvme_async.spec.opcodes import Feature
 from nvme_async.spec.registers import Register
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 ENTRIES = 32
 MAX_RECORDS = 4096

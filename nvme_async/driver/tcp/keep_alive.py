@@ -16,6 +16,8 @@ class KeepAlive:
     sent: how many, in all.
     """
 
+    sent: int
+
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.sent = 0

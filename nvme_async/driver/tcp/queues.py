@@ -19,7 +19,7 @@ from nvme_async.driver.transport import Owner
 from nvme_async.native import _tcp
 from nvme_async.spec.registers import Cap
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -42,7 +42,7 @@ class TcpQueue(LoopQueue):
         return self.link.connected and not self.link.broken
 
     def listen(self, *others: LoopQueue) -> None:
-        self.worker = threading.current_thread().name
+        self.worker: str = threading.current_thread().name
         self._on_interrupt = self.link.flush
         self.loop.add_reader(self.event_fd, self.link.flush)
         self._read(True)

@@ -23,7 +23,7 @@ from nvme_async.driver.steps import Degraded, Step
 from nvme_async.driver.tcp import handshake
 from nvme_async.driver.tcp.address import Address
 from nvme_async.driver.tcp.handshake import Connection, Wishes
-from nvme_async.driver.tcp.host import this_host
+from nvme_async.driver.tcp.host import Host, this_host
 from nvme_async.driver.tcp.keep_alive import KeepAlive
 from nvme_async.driver.tcp.properties import Properties
 from nvme_async.driver.tcp.queues import TcpQueue, TcpQueueMaker
@@ -39,7 +39,7 @@ from nvme_async.errors import (
     QueueShutdown,
 )
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 
 FIRST_PAUSE = 0.05
 """Seconds before the second attempt to reach a lost controller; each pause is twice the one before."""
@@ -66,15 +66,17 @@ class TcpTransport(QueueTransport):
 
     kind = "tcp"
 
+    reconnects: int
+
     def __init__(self, address: Address, options: Options) -> None:
         self.address = address
-        self.uri = f"tcp:{address}"
-        self.host = this_host(options.hostnqn, options.hostid)
-        self.cntlid = handshake.ANY_CONTROLLER
+        self.uri: str = f"tcp:{address}"
+        self.host: Host = this_host(options.hostnqn, options.hostid)
+        self.cntlid: int = handshake.ANY_CONTROLLER
         self.reconnects = -1
-        self.wishes = Wishes.of(options, kato=options.keep_alive_tmo)
-        self.properties = Properties(self.uri, self._admin)
-        self.keep_alive = KeepAlive(options.keep_alive_tmo)
+        self.wishes: Wishes = Wishes.of(options, kato=options.keep_alive_tmo)
+        self.properties: Properties = Properties(self.uri, self._admin)
+        self.keep_alive: KeepAlive = KeepAlive(options.keep_alive_tmo)
         self._timeout = options.connect_timeout
         self._fresh = False  # the association is new, and nothing was in flight on it
         self._all_command_sets = False
@@ -89,7 +91,7 @@ class TcpTransport(QueueTransport):
                 f"{self.uri}: keepalive is for PCI functions; what is in flight here is drained instead"
             )
         self.owner = owner
-        self.queues = TcpQueueSet(owner, self)
+        self.queues: TcpQueueSet = TcpQueueSet(owner, self)
 
     def _admin(self) -> TcpQueue:
         queue = self.queues.admin

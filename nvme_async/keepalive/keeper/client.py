@@ -51,7 +51,7 @@ class KeeperClient:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = TIMEOUT) -> None:
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         self._timeout = timeout
         self._lock = threading.Lock()
         if not self.path or len(os.fsencode(self.path)) > 107:

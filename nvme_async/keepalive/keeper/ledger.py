@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from .wire import MAX_FDS, MAX_LABEL, MAX_NAME, MAX_WAIT, chunked, close_all, is_label, is_name
 
-log = logging.getLogger("keeper")
+log: logging.Logger = logging.getLogger("keeper")
 
 MAX_DEPOSIT_FDS = 8192
 MAX_DEPOSITS = 256
@@ -44,7 +44,7 @@ class Process:
         self.pid = pid
         self.dead = False
         self.connections = 0
-        self.pidfd = -1
+        self.pidfd: int = -1
         if pid > 0:  # 0: it is in a pid namespace that this process can't see into
             try:
                 self.pidfd = os.pidfd_open(pid)
@@ -81,7 +81,7 @@ class Deposit:
         self.owner = owner
         self.client = client  # the owner's connection that it came by, while that lasts
         self.claimed = claimed
-        self.since = time.monotonic()
+        self.since: float = time.monotonic()
 
     def free_for(self, client: Client) -> bool:
         return self.owner is None or (self.owner is client.process and self.client in (None, client))

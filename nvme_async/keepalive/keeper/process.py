@@ -15,7 +15,7 @@ import sys
 
 from .server import Keeper
 
-log = logging.getLogger("keeper")
+log: logging.Logger = logging.getLogger("keeper")
 
 
 def listen(path: str) -> socket.socket:

@@ -19,7 +19,7 @@ from typing import Any
 from .ledger import Deposits, Process, Refused
 from .wire import Misbehaved, close_all, receive, send
 
-log = logging.getLogger("keeper")
+log: logging.Logger = logging.getLogger("keeper")
 
 MAX_CLIENTS = 256
 MAX_OUTGOING = 64  # answers that one client hasn't taken
@@ -41,7 +41,7 @@ class Connection:
         self.upload: tuple[str, dict[str, int]] | None = None
         self.waiting: tuple[str, float] | None = None
         self.outgoing: collections.deque[tuple[dict[str, Any], list[int]]] = collections.deque()
-        self.heard = time.monotonic()
+        self.heard: float = time.monotonic()
 
 
 class Keeper:
