@@ -114,8 +114,11 @@ clean:
 
 # The documentation site, in build/site; a warning is an error.
 .PHONY: docs docs-serve
-$(VENV)/.docs: $(VENV)/.built
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+# Not the extra itself, which would build the package once more.
+DOCS_NEED = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")
+$(VENV)/.docs: pyproject.toml | $(VENV)/.built
+	$(BIN)/python -c '$(DOCS_NEED)' > $@.txt
+	$(BIN)/python -m pip install --quiet --requirement $@.txt
 	touch $@
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean
