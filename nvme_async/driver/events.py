@@ -131,7 +131,8 @@ class EventListener:
                 self.failures += 1
                 in_a_row += 1
                 self.refusal = str(error)
-                if in_a_row > RETRIES or isinstance(error, InvalidOpcode):
+                # A controller without the command says so twice; one that has it may say it once.
+                if in_a_row > RETRIES or (isinstance(error, InvalidOpcode) and in_a_row > 1):
                     log.error("%s: no more asynchronous events: %s", controller.uri, error)
                     return
                 log.warning("%s: an Asynchronous Event Request failed: %s", controller.uri, error)

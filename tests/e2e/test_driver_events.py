@@ -37,6 +37,19 @@ async def test_an_event_request_that_ends_with_an_error_is_sent_again(controller
     await eventually(lambda: controller.inspect()["event_requests"]["refusal"] is None)
 
 
+async def test_an_event_request_is_refused_for_good_at_the_second_invalid_opcode(controller: Controller) -> None:
+    rule = faults(controller).add(queue="admin", opcode=AER, fail=0x01, dnr=True, count=1)
+    faults(controller).add_namespace(3, "16MiB")
+    await eventually(lambda: rule.hits == 2)
+    faults(controller).add_namespace(4, "16MiB")
+    await eventually(lambda: list(controller.namespaces) == [1, 3, 4])
+    rule = faults(controller).add(queue="admin", opcode=AER, fail=0x01, dnr=True)
+    faults(controller).add_namespace(5, "16MiB")
+    await eventually(lambda: not controller.inspect()["event_requests"]["waiting"])
+    assert rule.hits == 2
+    assert list(controller.namespaces) == [1, 3, 4, 5]
+
+
 async def test_event_requests_stop_after_repeated_failures_and_resume_after_a_reset(
     controller: Controller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
