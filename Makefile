@@ -40,8 +40,13 @@ $(VENV)/.built: $(VENV)/.deps setup.py pyproject.toml $(NATIVE)
 bench: $(VENV)/.built
 	$(BIN)/python benchmarks/fio.py benchmarks/jobs/quick.fio
 
+# TESTS='-k pool' passes arguments on. Much of a test is waiting: so there are more workers than processors. Tests marked `alone` measure
+# times or processors, and come afterwards, by themselves.
+TESTS   ?=
+WORKERS ?= 4
 test: $(VENV)/.built
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not alone" $(TESTS)
+	$(BIN)/python -m pytest -m alone $(TESTS)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

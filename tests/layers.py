@@ -7,6 +7,7 @@ each other, but not in a circle; the transports do not import each other. docs/d
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -48,14 +49,20 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
+@functools.cache
+def statements(text: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """The import statements of a source text, wherever they stand."""
+    return tuple(node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom))
+
+
 def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     """The package's modules that a module names in its import statements."""
     here = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     named: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(path.read_text()):
         if isinstance(node, ast.Import):
             named.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = ".".join(here[: len(here) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
             for alias in node.names:

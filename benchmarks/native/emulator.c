@@ -49,7 +49,7 @@ static double run(struct fake_host *host, struct fh_queue *q, uint8_t *buffers, 
     uint64_t done = 0, seed = 88172645463325252ull;
     unsigned free_slots = depth;
     double begin = seconds(), now = begin;
-    for (uint64_t round = 0; now - begin < duration; round++) {
+    for (uint64_t round = 0; now - begin < duration || !done; round++) {
         unsigned submit = free_slots;
         for (unsigned i = 0; i < submit; i++) {
             seed ^= seed << 13;

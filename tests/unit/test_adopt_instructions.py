@@ -5,15 +5,14 @@ tests/native/hotpath/check_kill.c.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from native_build import COMPILER, ROOT, program
 
-EXT = Path(__file__).parents[2] / "ext"
 INSTRUCTIONS = 60_000
 NO_PTRACE = 77
 SEEDS = (1, 2, 3)
@@ -21,28 +20,23 @@ DOORBELLS = ("register", "shadow")
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None:
+def check_kill() -> Path:
+    if COMPILER is None:
         pytest.skip("needs a C compiler")
-    target = tmp_path_factory.mktemp("kill") / "check_kill"
-    source = Path(__file__).parents[1] / "native" / "hotpath" / "check_kill.c"
     # Optimised as the extension is: the order of the stores is the compiler's choice where the code
     # leaves it one.
-    flags = ["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", f"-I{EXT}"]
-    subprocess.run([compiler, *flags, "-o", str(target), str(source)], check=True)
-    return target
+    return program([ROOT / "tests" / "native" / "hotpath" / "check_kill.c"], "-O3")
 
 
 @pytest.fixture(scope="module")
-def deaths(program: Path) -> Iterator[dict[tuple[int, str], Future[subprocess.CompletedProcess[str]]]]:
+def deaths(check_kill: Path) -> Iterator[dict[tuple[int, str], Future[subprocess.CompletedProcess[str]]]]:
     """Of all seeds and kinds of doorbells, as many at a time as there are processors: each has a
     process that stops 60 000 times.
     """
 
     def die(seed: int, doorbells: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [program, str(seed), str(INSTRUCTIONS), doorbells], capture_output=True, text=True, timeout=120
+            [check_kill, str(seed), str(INSTRUCTIONS), doorbells], capture_output=True, text=True, timeout=120
         )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -264,7 +264,7 @@ def test_fio2gnuplot_accepts_our_logs(tmp_path):
         "--rw=randread",
         "--time_based",
         "--runtime=300ms",
-        "--log_avg_msec=50",
+        "--log_avg_msec=10",
         "--output-format=json",
     ]
     arguments += [f"--write_bw_log={tmp_path}/log", f"--output={tmp_path}/report.json"]

@@ -224,12 +224,12 @@ def test_a_size_beyond_the_device_ends_with_the_device(bench):
 def test_rates_of_reads_and_writes_override_the_mix(bench):
     for share in ("50", "10"):
         job = bench(
-            *("--name=j", "--rw=randrw", "--bs=4k", "--iodepth=4", "--rate_iops=500,200", f"--rwmixread={share}"),
+            *("--name=j", "--rw=randrw", "--bs=4k", "--iodepth=4", "--rate_iops=100,40", f"--rwmixread={share}"),
             *("--time_based", "--runtime=1"),
         )
         reads, writes = job["read"]["total_ios"], job["write"]["total_ios"]
-        assert 100 < reads <= 510
-        assert writes <= 205
+        assert 40 < reads <= 102
+        assert writes <= 41
         assert reads / writes == pytest.approx(2.5, rel=0.1)
 
 
