@@ -4,16 +4,21 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 NATIVE  = $(shell find ext -name '*.pyx' -o -name '*.h' -o -name '*.c' -o -name '*.pxi') $(wildcard nvme_async/native/*.pxd)
 
-.PHONY: all bench test lint sanitize test-vm test-interop test-qemu-server vm-compare vm-keepalive torture clean help
+C_FILES = $(wildcard ext/*.h ext/*/*.h ext/*/*.c tests/native/*/*.h tests/native/*/*.c tests/fuzz/*.h tests/fuzz/*.c benchmarks/native/*.c)
+CYTHON_FILES = $(wildcard tests/native/*/*.pyx ext/*/*.pyx ext/*/*.pxi ext/*/*.pxd nvme_async/native/*.pxd)
+
+.PHONY: all bench test lint format fuzz sanitize test-vm test-interop test-qemu-server vm-compare vm-keepalive torture clean help
 all: $(VENV)/.built
 
 help:
 	@echo "make bench     build, then run benchmarks/jobs/quick.fio on an emulated controller (about 20 s)"
 	@echo "make test      build, then run the tests"
-	@echo "make lint      ruff, mypy --strict, import layers, prose, lengths of files"
+	@echo "make lint      ruff, cython-lint, mypy --strict, stubtest, import layers, prose, lengths of files"
+	@echo "make format    lays out code as make lint wants it"
 	@echo "make man       man pages and shell completion in build/share;  make wheel  a wheel with them in dist/"
 	@echo "make wheels    wheels for each Python of this machine, stripped, repaired by auditwheel and tried"
 	@echo "make docs      the documentation site in build/site;  make docs-serve  at http://127.0.0.1:8000"
+	@echo "make fuzz      coverage-guided fuzzing of all targets, two minutes together; SECONDS=3600"
 	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
 	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
 	@echo "make test-interop  the drivers of the Linux kernel and of UEFI on emulated controllers, in virtual machines"
@@ -43,7 +48,7 @@ bench: $(VENV)/.built
 # TESTS='-k pool' passes arguments on. Much of a test is waiting: so there are more workers than processors. Tests marked `alone` measure
 # times or processors, and come afterwards, by themselves.
 TESTS   ?=
-WORKERS ?= 4
+WORKERS ?= 3
 test: $(VENV)/.built
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not alone" $(TESTS)
 	$(BIN)/python -m pytest -m alone $(TESTS)
@@ -54,7 +59,20 @@ lint: $(VENV)/.built
 	$(BIN)/python tests/prose.py
 	$(BIN)/python tests/lengths.py
 	$(BIN)/ruff format --check .
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(CYTHON_FILES)
 	$(BIN)/mypy
+	$(BIN)/stubtest --concise --allowlist tests/stubtest.txt --ignore-unused-allowlist $(patsubst %.pyi,nvme_async.native.%,$(notdir $(wildcard nvme_async/native/_*.pyi)))
+
+# How code is laid out is the formatters' business.
+format: $(VENV)/.built
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
+
+# For all targets together; a day's work is SECONDS=86400. Where there is no atheris for this Python, targets in Python are left out.
+SECONDS ?= 120
+fuzz: $(VENV)/.built
+	-$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet "atheris>=3.0"
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
 
 # Objects and environment of its own: build/sanitize and $(VENV)-sanitize. SANITIZE='-k pool' passes arguments on.
 $(VENV)-sanitize/.deps: pyproject.toml

@@ -60,13 +60,26 @@ def _compiled(source: Path, flags: Sequence[str]) -> Path:
     return target
 
 
-def program(sources: Sequence[Path], *flags: str, libraries: Sequence[str] = ("-lpthread",)) -> Path:
-    """An executable made of `sources`, compiled on all processors. It stays where it is."""
+def _options(flags: Sequence[str]) -> list[str]:
+    return [f"-I{ROOT / 'ext'}", f"-I{ROOT / 'tests' / 'native' / 'emulator'}", *FLAGS, *flags]
+
+
+def object_of(source: Path, *flags: str) -> Path:
+    """A source file, compiled."""
+    with _alone():
+        return _compiled(source, _options(flags))
+
+
+def program(
+    sources: Sequence[Path], *flags: str, objects: Sequence[Path] = (), libraries: Sequence[str] = ("-lpthread",)
+) -> Path:
+    """An executable made of `sources`, compiled on all processors, and `objects`. It stays where it
+    is.
+    """
     assert COMPILER is not None
-    includes = [f"-I{ROOT / 'ext'}", f"-I{ROOT / 'tests' / 'native' / 'emulator'}"]
-    options = [*includes, *FLAGS, *flags]
     with _alone(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: _compiled(source, options), sorted(sources)))
+        compiled = list(pool.map(lambda source: _compiled(source, _options(flags)), sorted(sources)))
+        objects = [*compiled, *objects]
         names = "\0".join(path.name for path in objects)
         target = _named("", names.encode(), "\0".join([*flags, *libraries]).encode())
         if not target.exists():

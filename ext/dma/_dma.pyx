@@ -9,7 +9,6 @@ from posix.unistd cimport close, usleep
 
 from nvme_async.native._forked cimport forked_add, forked_generation, forked_remove, forked_watch
 
-import errno
 import fcntl
 import os
 from typing import NamedTuple

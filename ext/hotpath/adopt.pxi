@@ -196,7 +196,7 @@ def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
         command.request = request
         request.observer = command
         (own if t.flags & NVQ_DRIVER else commands).append((t.position, command))
-    commands.sort(key=position_of)
+    commands.sort(key=_position_of)
     commands = [command for _, command in commands]
     own = [command for _, command in own]
     nvq_adopt(&qp.q, &measure, &found)
@@ -255,7 +255,7 @@ def leftovers(memory, uint16_t qid, factory):
         nvq_close(&q)
     finally:
         PyBuffer_Release(&view)
-    found.sort(key=position_of)
+    found.sort(key=_position_of)
     return [command for _, command in found]
 
 
@@ -273,7 +273,7 @@ cdef AdoptedCommand described(factory, uint16_t qid, nvq_tracker *t, uint64_t su
     return command
 
 
-def position_of(pair):
+def _position_of(pair):
     return pair[0]
 
 

@@ -30,8 +30,8 @@ cdef extern from "hotpath/batch.h":
     void nvb_finish(nvq *q, nvb_slot *slots, unsigned slot) nogil
     int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, nvw_budget *budget, unsigned *ring) nogil
 
-DEF BOUNCE_BYTES = 8 << 20 # bounce pages of a batch whose depth is left to us: more of them out at once move data no faster
-DEF BOUNCE_PIECES = 32     # but so many at least, and with fewer a batch doesn't begin while the memory can grow
+DEF BOUNCE_BYTES = 8 << 20  # bounce pages of a batch whose depth is left to us: more of them out at once move data no faster
+DEF BOUNCE_PIECES = 32      # but so many at least, and with fewer a batch doesn't begin while the memory can grow
 DEF SLICE_NS = 100_000     # one go of a batch, before other tasks of the loop get their turn
 
 

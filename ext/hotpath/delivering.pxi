@@ -78,7 +78,7 @@ cdef void report(QueuePair qp, failure) except *:
     if qp.loop is None or not isinstance(failure, Exception):
         raise failure
     qp.loop.call_exception_handler({"message": f"queue pair {qp.qid}: exception while completions were delivered",
-                                      "exception": failure})
+                                    "exception": failure})
 
 
 cdef inline void take_result(QueuePair qp, Request request) except *:

@@ -27,7 +27,7 @@ cdef class Rings:
     cdef Py_buffer memory_view
     cdef bint has_memory
     cdef nvq_frozen frozen
-    cdef nvq_found *seen # by look_at_queue(), until adopt(); or NULL
+    cdef nvq_found *seen  # by look_at_queue(), until adopt(); or NULL
     cdef readonly uint16_t qid
     cdef readonly uint32_t entries
     cdef readonly uint64_t max_transfer

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from typing_extensions import disjoint_base
+
 MAX_IO_QUEUES: int
 MAX_VECTORS: int
 MAX_NAMESPACES: int
@@ -81,6 +83,7 @@ class _Config(Protocol):
     @property
     def firmware(self) -> str: ...
 
+@disjoint_base
 class Reactor:
     """A thread that serves controllers. Methods may be called from any thread; in a fork()ed child they raise
     RuntimeError."""
@@ -97,6 +100,7 @@ class Reactor:
     def close(self) -> None:
         """Ends the thread. ValueError while it serves controllers."""
 
+@disjoint_base
 class Controller:
     """One emulated controller on a reactor, with at most one client. Methods may be called from any thread;
     each waits for the reactor to come round (microseconds) and for nothing else."""
@@ -128,6 +132,7 @@ class Controller:
     def close(self) -> None:
         """Drops the client, ends listening, releases the medium. Harmless when repeated."""
 
+@disjoint_base
 class Faults:
     """faults.h, function by function; nvme_async.emulator.faults is what to use. Any thread. OSError with its
     errno."""

@@ -114,8 +114,8 @@ class Recorder:
     each direction and `log_window_ns`.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         timed: bool = True,
         histograms: bool = True,
@@ -124,7 +124,7 @@ class Recorder:
         log: bool = False,
         log_window_ns: int = 0,
         log_max: bool = False,
-    ) -> None: ...
+    ) -> Self: ...
     def arm(self, *, measure_from: int = 0, deadline: int | None = None) -> None:
         """Sets the times: recording begins anew at the first, nothing is started from the second on."""
     def stop(self) -> None:
@@ -174,9 +174,11 @@ class Slot:
     begins the next; it yields the LBA of a read, and the complement (~lba) of a write or trim.
 
     Other jobs use claim() or aim(), then begin() and end() or abandon() around the I/O.
+    retrim: each trim is followed by a write of the same blocks.
     """
 
-    def __init__(self, recorder: Recorder, generator: Generator, *, trim_then_write: bool = False) -> None: ...
+    retrim: bool
+    def __new__(cls, recorder: Recorder, generator: Generator, *, trim_then_write: bool = False) -> Self: ...
     def __iter__(self) -> Self: ...
     def __next__(self) -> int: ...
     def claim(self, direction: int = -1) -> int:
@@ -205,7 +207,7 @@ class Slot:
 class Batch:
     """Many I/Os for one await. The latency of the whole is recorded for each of them."""
 
-    def __init__(self, recorder: Recorder, generator: Generator, depth: int) -> None: ...
+    def __new__(cls, recorder: Recorder, generator: Generator, depth: int) -> Self: ...
     def fill(self, reads: array[int], writes: array[int]) -> tuple[int, int]:
         """Fills arrays of type Q with LBAs, as many together as the shorter has room; how many of each."""
     def end(self) -> None: ...

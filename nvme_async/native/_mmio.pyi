@@ -27,7 +27,7 @@ class Mmio:
     nbytes: int
     writable: bool
     lost_fd: int
-    def __init__(self, fd: int, file_offset: int, nbytes: int, *, writable: bool = True, lost_fd: int = -1) -> None: ...
+    def __new__(cls, fd: int, file_offset: int, nbytes: int, *, writable: bool = True, lost_fd: int = -1) -> Self: ...
     @property
     def lost(self) -> bool:
         """Whether an access found the memory gone: accesses reach nothing since then."""

@@ -3,7 +3,7 @@
 No state, any thread. The interpreter lock is let go for 16 KiB and more.
 """
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 CHECK_REF: int
 CHECK_APP: int
@@ -22,6 +22,7 @@ def crc64_nvme(data: Buffer, crc: int = 0) -> int:
 def use_instructions(on: bool) -> bool:
     """Whether the CPU's own instructions are used, for the whole process; what was before. For tests."""
 
+@disjoint_base
 class PiFormat:
     """How blocks are protected. ValueError for what the specification doesn't know."""
 

@@ -1,19 +1,28 @@
 """Where a command's data lie. See ext/hotpath/_placement.pyx."""
 
 from collections.abc import Callable, Iterable
-from typing import final
+from typing import Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from nvme_async.dma import DmaBuffer
 from nvme_async.dma.buffers import BufferLike
 
+@disjoint_base
+class ByteView:
+    """What byte_view() makes a memoryview of."""
+
+    def __new__(cls, buffer: BufferLike, writable: bool) -> Self: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@disjoint_base
 class AddressMap:
     def add(self, address: int, nbytes: int, iova: int, is_pool: bool = False) -> None: ...
     def remove(self, address: int) -> None: ...
     def lookup(self, buffer: Buffer) -> int | None: ...
     def __len__(self) -> int: ...
 
+@disjoint_base
 class BounceCache:
     n_taken: int
     def __init__(self, alloc: Callable[[int, int], DmaBuffer | None]) -> None: ...
@@ -25,7 +34,7 @@ class BounceCache:
 @final
 class HostMemory:
     nbytes: int
-    def __init__(self, nbytes: int) -> None: ...
+    def __new__(cls, nbytes: int) -> Self: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     @property
     def iova(self) -> int: ...

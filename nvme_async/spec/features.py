@@ -207,7 +207,9 @@ def power_state_transitions(entries: Iterable[PowerStateTransition]) -> bytes:
 
 
 def decode_power_state_transitions(data: Buffer) -> tuple[PowerStateTransition, ...]:
-    """The 32 entries."""
+    """The 32 entries. Raises ValueError for less than 256 bytes."""
+    if len(data) < 256:
+        raise ValueError(f"the power state transitions need 256 bytes, not {len(data)}")
     return tuple(PowerStateTransition.from_int(value) for value in struct.unpack_from("<32Q", bytes(data)))
 
 

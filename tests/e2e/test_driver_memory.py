@@ -59,6 +59,7 @@ async def longest_gap(stop: asyncio.Event) -> float:
     return longest
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["read", "read_many", "buffer"])
 async def test_memory_growth_does_not_block_the_loop(
     small: Controller, monkeypatch: pytest.MonkeyPatch, how: str

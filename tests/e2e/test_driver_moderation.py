@@ -22,6 +22,8 @@ from nvme_async.driver.queues import loop_queue
 from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 
+pytestmark = pytest.mark.alone  # measures times
+
 SECONDS, LONGEST = (float(part) for part in os.environ.get("NVME_ASYNC_MODERATION", "1,1").split(","))
 
 MODERATED = {

@@ -18,6 +18,8 @@ from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
 from nvme_async.keepalive import restore
 from nvme_async.keepalive import state as saved
 
+pytestmark = pytest.mark.alone  # measures times
+
 
 class Loops:
     """Event loops in their own threads."""

@@ -20,6 +20,8 @@ from nvme_async.emulator.device import EmulatedDevice
 from nvme_async.errors import ControllerGone, DeviceTimeout, NvmeError
 from nvme_async.keepalive import restore
 
+pytestmark = pytest.mark.alone  # measures times
+
 LIMITS = {
     **FAST,
     "command_timeout": 0.5,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone  # measures times
+
 # The eventfd is written first, and the flag that tells a polling reactor is set next. Held up in
 # between for longer than the reactor spins.
 SLOW_WRITE = """

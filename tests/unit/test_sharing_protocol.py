@@ -186,6 +186,7 @@ async def test_an_owner_survives_any_message(tmp_path: Path) -> None:
         assert controller.state == "ready"
 
 
+@pytest.mark.alone
 async def test_a_silent_peer_is_disconnected_and_a_backlog_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from ring_controller import flush, started
 
 from nvme_async.native import _hotpath
 
+pytestmark = pytest.mark.alone  # measures times
+
 PASSES = 10  # of the loop: more than a command waits for without a Future
 
 

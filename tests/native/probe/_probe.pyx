@@ -1,6 +1,6 @@
 """What tests and benchmarks measure native code with. No part of the product: tests/probing.py builds it."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 import os

@@ -15,6 +15,8 @@ from raw_vfio_user import (
 from nvme_async.emulator import EmulatedController
 from nvme_async.emulator.device import end_abandoned
 
+pytestmark = pytest.mark.alone  # measures times
+
 OWN = "size=1MiB,reactor=own"
 
 
