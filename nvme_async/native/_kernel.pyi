@@ -2,12 +2,13 @@
 ext/kernel/kernel_link.h.
 """
 
-from typing import Any, final
+from typing import Any, Self, final
 
 from typing_extensions import Buffer
 
 KINDS: dict[str, int]
 MOST_WORKERS: int
+PASSTHROUGH_FLAGS: int
 ERRNO: int
 """Bit 31 of DW0 of a completion whose error is one of the kernel's; the errno is below it."""
 
@@ -43,7 +44,7 @@ class Link:
     """
 
     binding: Any
-    def __init__(self, *, workers: int = 4) -> None: ...
+    def __new__(cls, *, workers: int = 4) -> Self: ...
     def start(self) -> None:
         """MemoryError, ValueError when it is no queue pair's transport."""
 

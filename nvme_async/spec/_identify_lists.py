@@ -35,9 +35,19 @@ def encode_namespace_list(nsids: Iterable[int]) -> bytes:
     return struct.pack(f"<{len(entries)}I", *entries).ljust(PAGE, b"\0")
 
 
+def _page(data: Buffer, least: int, name: str) -> bytes:
+    """The list's bytes. ValueError where its first part is cut off."""
+    if len(data) < least:
+        raise ValueError(f"a list of {name} needs {least} bytes at least, not {len(data)}")
+    return bytes(data)
+
+
 def decode_controller_list(data: Buffer) -> tuple[int, ...]:
-    """Controller identifiers in increasing order (CNS 12h, 13h), at most 2047."""
-    page = bytes(data)
+    """Controller identifiers in increasing order (CNS 12h, 13h), at most 2047.
+
+    Raises ValueError for less than 2 bytes.
+    """
+    page = _page(data, 2, "controllers")
     count = min(int.from_bytes(page[:2], "little"), len(page) // 2 - 1)
     return struct.unpack_from(f"<{count}H", page, 2)
 
@@ -127,8 +137,11 @@ class NamespaceDescriptors:
 
 
 def decode_secondary_controllers(data: Buffer) -> tuple[SecondaryController, ...]:
-    """Secondary controller list (CNS 15h; Base 5.17.2), at most 127 entries."""
-    page = bytes(data)
+    """Secondary controller list (CNS 15h; Base 5.17.2), at most 127 entries.
+
+    Raises ValueError for less than 32 bytes.
+    """
+    page = _page(data, 32, "secondary controllers")
     count = min(page[0], (len(page) - 32) // SecondaryController.SIZE)
     return tuple(SecondaryController.decode(page[at : at + 32]) for at in range(32, 32 * (count + 1), 32))
 
@@ -160,8 +173,11 @@ class NvmSet(Layout, size=128):
 
 
 def decode_nvm_sets(data: Buffer) -> tuple[NvmSet, ...]:
-    """NVM set list (CNS 04h), at most 31 entries."""
-    page = bytes(data)
+    """NVM set list (CNS 04h), at most 31 entries.
+
+    Raises ValueError for less than 128 bytes.
+    """
+    page = _page(data, 128, "NVM sets")
     count = min(page[0], len(page) // NvmSet.SIZE - 1)
     return tuple(NvmSet.decode(page[at : at + 128]) for at in range(128, 128 * (count + 1), 128))
 
@@ -177,8 +193,11 @@ class Domain(Layout, size=128):
 
 
 def decode_domains(data: Buffer) -> tuple[Domain, ...]:
-    """Domain list (CNS 18h), at most 31 entries."""
-    page = bytes(data)
+    """Domain list (CNS 18h), at most 31 entries.
+
+    Raises ValueError for less than 128 bytes.
+    """
+    page = _page(data, 128, "domains")
     count = min(page[0], len(page) // Domain.SIZE - 1)
     return tuple(Domain.decode(page[at : at + 128]) for at in range(128, 128 * (count + 1), 128))
 
@@ -212,8 +231,11 @@ class NamespaceGranularityList:
 
     @classmethod
     def decode(cls, data: Buffer) -> NamespaceGranularityList:
-        """From 4096 bytes; the number of descriptors is zero-based there."""
-        page = bytes(data)
+        """From 4096 bytes; the number of descriptors is zero-based there.
+
+        Raises ValueError where one is cut off.
+        """
+        page = _page(data, 32, "granularities")
         count = min(page[4] + 1, 16)
         return cls(
             nga=int.from_bytes(page[:4], "little"),

@@ -7,6 +7,7 @@ import os
 import select
 import time
 
+import pytest
 from raw_vfio_user import (
     Admin,
     RawClient,
