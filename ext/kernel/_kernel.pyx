@@ -56,7 +56,7 @@ cdef extern from "kernel/kernel_link.h" nogil:
     struct kernel_link:
         nvq *q
         ring rings[2]
-        bint iopoll
+        bint iopoll, poll_refused
         int event_fd
         uint32_t n_out, n_in_kernel, n_targets, n_workers, n_fixed
         kl_counters counters
@@ -221,7 +221,7 @@ cdef class Link:
         cdef ring *r = &self.link.rings[0]
         cdef ring *other = &self.link.rings[1]
         return {
-            "engine": "io_uring" if r.fd >= 0 else "threads", "iopoll": bool(self.link.iopoll), "out": self.link.n_out,
+            "engine": "io_uring" if r.fd >= 0 else "threads", "iopoll": bool(self.link.iopoll and not self.link.poll_refused), "out": self.link.n_out,
             "in_kernel": self.link.n_in_kernel, "threads": self.link.n_workers, "enters": r.enters + other.enters,
             "polls": c.polls, "ring_commands": c.ring_commands, "worker_commands": c.worker_commands,
             "short_transfers": c.short_transfers, "tried_again": c.retries, "copied_for_alignment": c.bounced,

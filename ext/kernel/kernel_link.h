@@ -100,6 +100,7 @@ struct kl_out {
     uint16_t cid;
     uint8_t opcode, again;
     bool out, to_host, fua, in_kernel;
+    bool unpolled; /* not to be polled for: the device has refused that */
     struct nvq_sqe sqe;
     struct kl_job job;
 };
@@ -120,6 +121,7 @@ struct kernel_link {
     struct nvq *q; /* NULL: no queue yet, or not any more */
     struct ring rings[2]; /* reads and writes; what can't be polled for, with IOPOLL */
     bool iopoll, passthrough;
+    bool poll_refused; /* the device has no queues for polling: everything goes through the second ring */
     bool giving_up; /* since kl_cancel_all(): what is aborted has no completion, and is the reset's to deal with */
     int event_fd;
     pid_t pid; /* whose threads the workers are */

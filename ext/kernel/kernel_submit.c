@@ -148,14 +148,23 @@ static void fill_transfer(struct kernel_link *link, struct uring_sqe *sqe, const
     sqe->op_flags = out->fua ? RWF_DSYNC : 0;
 }
 
+/* What moves no data can't be polled for; Linux 6.1 crashes on it. */
+static bool polled_for(const struct kernel_link *link, const struct kl_out *out)
+{
+    return link->iopoll && !out->unpolled && (out->opcode == OP_READ || out->opcode == OP_WRITE);
+}
+
+static struct ring *ring_of(struct kernel_link *link, const struct kl_out *out)
+{
+    return &link->rings[link->iopoll && !polled_for(link, out)];
+}
+
 /* False: the ring takes nothing now. */
 static bool to_ring(struct kernel_link *link, unsigned slot)
 {
     struct kl_out *out = &link->out[slot];
     const bool transfers = out->opcode == OP_READ || out->opcode == OP_WRITE;
-    /* What moves no data can't be polled for; Linux 6.1 crashes on it. */
-    struct ring *ring = &link->rings[link->iopoll && !transfers];
-    struct uring_sqe *sqe = ring_entry(ring);
+    struct uring_sqe *sqe = ring_entry(ring_of(link, out));
     if (!sqe)
         return false;
     if (out->target->kind == KL_PASSTHROUGH) {
@@ -236,6 +245,7 @@ static uint16_t begin(struct kernel_link *link, const struct nvq_sqe *sqe, unsig
     out->out = true;
     out->in_kernel = false;
     out->to_host = tracker->flags & NVQ_TO_HOST;
+    out->unpolled = link->poll_refused;
     out->sqe = *sqe;
     link->n_out++;
 
@@ -289,11 +299,24 @@ void kl_submit(struct kernel_link *link)
 
 /* -- back ---------------------------------------------------------------------------------------- */
 
+/* The device can't be polled: once more, without. */
+static bool again_unpolled(struct kernel_link *link, unsigned slot, int res)
+{
+    struct kl_out *out = &link->out[slot];
+    if (res != -EOPNOTSUPP || !polled_for(link, out))
+        return false;
+    link->poll_refused = out->unpolled = true;
+    link->counters.retries++;
+    return to_ring(link, slot);
+}
+
 /* The kernel is done with a read, a write or a flush of a block device or a file. */
 static void on_transfer(struct kernel_link *link, unsigned slot, int res)
 {
     struct kl_out *out = &link->out[slot];
     const bool write = out->opcode != OP_READ;
+    if (again_unpolled(link, slot, res))
+        return;
     if (res >= 0 && out->opcode == OP_FLUSH) {
         finish(link, slot, 0, 0, 0);
         return;
@@ -324,6 +347,8 @@ static void on_passthrough(struct kernel_link *link, unsigned slot, const struct
 {
     const uint64_t *result = (const uint64_t *)(cqe + 1);
     struct kl_out *out = &link->out[slot];
+    if (again_unpolled(link, slot, cqe->res))
+        return;
     if (cqe->res < 0 && (cqe->res == -EAGAIN || cqe->res == -EINTR) && out->again++ < AGAIN_MAX) {
         link->counters.retries++;
         if (to_ring(link, slot))
@@ -365,6 +390,8 @@ void kl_take_completions(struct kernel_link *link)
         if (ring->unsubmitted)
             ring_submit(ring); /* what is tried again */
     }
+    if (link->rings[1].fd >= 0 && link->rings[1].unsubmitted)
+        ring_submit(&link->rings[1]); /* what came over from the first */
     for (struct kl_job *job = kl_take_finished(link), *next; job; job = next) {
         struct kl_out *out = (struct kl_out *)((uint8_t *)job - offsetof(struct kl_out, job));
         next = job->next;
@@ -381,9 +408,7 @@ void kl_request_cancel(struct kernel_link *link, unsigned slot)
         out->job.cancelled = true;
         return;
     }
-    const bool transfers = out->opcode == OP_READ || out->opcode == OP_WRITE;
-    struct ring *ring = &link->rings[link->iopoll && !transfers];
-    struct uring_sqe *sqe = link->iopoll && transfers ? NULL : ring_entry(ring); /* what is polled for ends by itself */
+    struct uring_sqe *sqe = polled_for(link, out) ? NULL : ring_entry(ring_of(link, out)); /* polled for, it ends by itself */
     if (!sqe)
         return;
     sqe->opcode = URING_OP_ASYNC_CANCEL;

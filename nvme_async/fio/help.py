@@ -16,7 +16,7 @@ A benchmark with fio's job language and fio's reports, which awaits each I/O fro
   fio.py --filename=pci:0000:01:00.0 --name=w --rw=randwrite --size=1g --verify=crc32c --output-format=json
   fio.py benchmarks/jobs/quick.fio
 
-Devices are URIs: pci:0000:01:00.0, vfio-user:/run/controller.sock, emulated:size=1GiB. Several in one job are
+Devices are URIs: pci:0000:01:00.0, kernel:/dev/ng0n1, file:/path, emulated:size=1GiB. Several in one job are
 separated by |, or by : where the next one's scheme follows. With several devices, in one job or in all, a manager has
 them (nvme_async.Manager) and the jobs use its handles. WRITING JOBS DESTROY WHAT IS ON THE DEVICE.
 

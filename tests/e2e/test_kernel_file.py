@@ -274,6 +274,30 @@ async def test_every_mode_and_several_loops(disk, engine, mode):
         assert not failures
 
 
+async def test_completions_can_be_polled_for_in_the_kernel(disk):
+    if reason := why_no_ring(io_poll=True):
+        pytest.skip(reason)
+    if not may_lock_much():
+        pytest.skip("two rings may be more memory than may be locked")
+    with pytest.raises(ConfigurationError, match="io_poll needs direct I/O"):
+        await nvme_async.open(f"file:{disk}", io_poll=True, direct="never")
+    async with nvme_async.open(f"file:{disk}") as controller:
+        if not controller.inspect()["nodes"][1]["direct"]:
+            pytest.skip("no direct I/O in the folder for temporary files")
+    async with nvme_async.open(f"file:{disk}", io_poll=True) as controller:
+        namespace = controller.namespaces[1]
+        await asyncio.gather(*(_write(namespace, i, bytes([i]) * namespace.block_size) for i in range(20)))
+        await namespace.flush()
+        await namespace.write_zeroes(30, 1)
+        # Whether or not the device has queues for it, and for each of them.
+        found = await asyncio.gather(*(_first_byte(namespace, i) for i in range(20)))
+        assert found == list(range(20))
+
+
+async def _first_byte(namespace, lba):
+    return (await namespace.read(lba, 1))[0]
+
+
 async def test_a_reset_loses_nothing(disk, engine):
     async with nvme_async.open(f"file:{disk}", engine=engine) as controller:
         namespace = controller.namespaces[1]

@@ -232,8 +232,6 @@ class KernelQueueMaker(CarriedQueueMaker):
             and node.read_only
         ):
             return node.read_only
-        if code == errno.EOPNOTSUPP and self._controller.options.io_poll:
-            return "io_poll needs a device with queues for polling (nvme.poll_queues at boot)"
         return os.strerror(code) if code else ""
 
     def _on_stray(self, qid: int, n: int, n_sqid: int, cid: int, sqid: int) -> None:

@@ -102,6 +102,10 @@ class KernelTransport(QueueTransport):
             self.vs: Vs = Vs.from_int(VERSION)
         else:
             self._open_kernel(address.path)
+        if options.io_poll:
+            for node in self.nodes.values():
+                if node.kind != "passthrough" and not node.direct:
+                    raise ConfigurationError(f"{self.uri}: io_poll needs direct I/O, and {node.path} has none")
         passthrough = any(node.kind == "passthrough" for node in self.nodes.values())
         self.why_threads = engine.choose(options, passthrough=passthrough)
         if self.why_threads and options.engine == "auto":
