@@ -10,10 +10,14 @@ import struct
 import pytest
 
 from nvme_async.driver.completions import error_from
+from nvme_async.driver.kernel import admin
 from nvme_async.driver.kernel.address import parse_address
 from nvme_async.driver.kernel.engine import why_no_ring
+from nvme_async.driver.kernel.nodes import Node
 from nvme_async.errors import CommandAborted, CommandError, LbaOutOfRange, WriteFault
 from nvme_async.native import _hotpath, _kernel, _placement
+from nvme_async.spec import commands
+from nvme_async.spec.opcodes import Cns, Feature
 
 READ, WRITE, FLUSH, COMPARE = 2, 1, 0, 5
 BLOCK = 512
@@ -229,3 +233,31 @@ def test_limits_of_targets():
 def test_which_nodes_are_controllers(rest, path, is_controller):
     address = parse_address("kernel", rest)
     assert (address.path, address.is_controller) == (path, is_controller)
+
+
+def test_a_namespace_node_shows_its_namespace_alone(monkeypatch):
+    """What the kernel's controller answers is not told of namespaces that were not opened."""
+    asked = []
+
+    def passthrough(fd, sqe, buffer, *, to_host, timeout_ms):
+        asked.append((sqe[0], sqe[40], int.from_bytes(sqe[4:8], "little")))
+        if sqe[40] == 1:
+            buffer[80:84] = (0x10400).to_bytes(4, "little")
+        if sqe[40] == 2:
+            buffer[:12] = struct.pack("<3I", 1, 2, 5)
+        return 0, 0, 0
+
+    monkeypatch.setattr(admin._kernel, "passthrough", passthrough, raising=False)
+    passed = admin.Passed(Node(-1, "/dev/nvme4", "controller"), {2: Node(-1, "/dev/ng4n2", "passthrough")}, int, 1.0)
+
+    def answer(command):
+        return passed.run(command, command.pack(), None, 4096)
+
+    assert passed.version().to_int() == 0x10400
+    assert answer(commands.identify(Cns.ACTIVE_NAMESPACES, 0))[3] == struct.pack("<I", 2).ljust(4096, b"\0")
+    assert answer(commands.identify(Cns.NAMESPACE, 5)) == (0, 0, 0, bytes(4096))
+    assert (6, 0, 5) not in asked
+    answer(commands.identify(Cns.NAMESPACE, 2))
+    assert (6, 0, 2) in asked
+    assert answer(commands.set_features(Feature.NUMBER_OF_QUEUES, 1))[0] & 0x7FF == 0x15
+    assert len(asked) == 3

@@ -8,15 +8,20 @@ thread.
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from nvme_async.driver.kernel import emulation
 from nvme_async.driver.kernel.nodes import Node
+from nvme_async.errors import DeviceError
 from nvme_async.native import _kernel
+from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
+from nvme_async.spec.identify import IdentifyController
 from nvme_async.spec.opcodes import AdminOpcode, Cns, Feature
+from nvme_async.spec.registers import Vs
 from nvme_async.spec.status import GenericStatus
 
 # Status codes with Do Not Retry.
@@ -116,9 +121,24 @@ class Passed:
     def why(self, command: Command) -> str:
         return self._refusal(command)
 
+    def version(self) -> Vs:
+        """VER of Identify Controller, in the place of the register. DeviceError."""
+        command = commands.identify(Cns.CONTROLLER, 0)
+        status, dw0, _, page = self.run(command, command.pack(), None, 4096)
+        if status:
+            code = dw0 & ~_kernel.ERRNO if dw0 & _kernel.ERRNO else 0
+            why = os.strerror(code) if code else f"status {status & 0x7FF:#x}"
+            failure = DeviceError(f"{self._node.path}: Identify Controller: {why}")
+            failure.errno = code
+            raise failure
+        return Vs.from_int(IdentifyController.decode(page).ver)
+
     def run(self, command: Command, sqe: bytes, data: bytes | None, nbytes: int) -> tuple[int, int, int, bytes]:
         if self._refusal(command):
             return _DENIED, 0, 0, b""
+        of_namespace = command.opcode == AdminOpcode.IDENTIFY and command.cdw10 & 0xFF == Cns.NAMESPACE
+        if of_namespace and command.nsid not in self._nodes:
+            return 0, 0, 0, bytes(nbytes)  # as an inactive one (Base 2.0, 5.17.2.1): it is not opened here
         self._node.use()
         try:
             buffer = bytearray(nbytes) if nbytes else data

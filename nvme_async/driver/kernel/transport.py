@@ -120,7 +120,9 @@ class KernelTransport(QueueTransport):
             self.nodes[node.nsid] = node
             controller = nodes.controller_of(path)
         self._controller = nodes.open_controller(controller)
-        self.backend = Passed(self._controller, self.nodes, self._search, self.options.admin_timeout)
+        passed = Passed(self._controller, self.nodes, self._search, self.options.admin_timeout)
+        self.backend = passed
+        self.vs = passed.version()
 
     def _open_node(self, path: str) -> Node:
         if os.path.basename(path).startswith("ng"):
