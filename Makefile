@@ -114,6 +114,8 @@ torture: $(VENV)/.built
 	$(BIN)/python tests/torture/lost_commands.py --rounds $(ROUNDS)
 	$(BIN)/python tests/torture/bitflips.py --flips 2000
 	$(BIN)/python tests/torture/tcp_faults.py --faults 1000
+	$(BIN)/python tests/torture/killed_workers.py --rounds $(ROUNDS)
+	$(BIN)/python tests/torture/hostile_workers.py --messages $$((100 * $(ROUNDS)))
 
 # Man pages and shell completion, which setup.py puts into a wheel.
 .PHONY: man wheel

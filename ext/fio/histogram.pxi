@@ -35,6 +35,14 @@ cdef class Histogram:
     def merge(self, Histogram other not None):
         histogram_merge(&self.h, &other.h)
 
+    def __reduce__(self):
+        return Histogram, (), (<char *>&self.h)[:sizeof(self.h)]
+
+    def __setstate__(self, bytes state not None):
+        if len(state) != sizeof(self.h):
+            raise ValueError(f"a histogram has {sizeof(self.h)} bytes, not {len(state)}")
+        memcpy(&self.h, <const char *>state, sizeof(self.h))
+
     def bins(self):
         cdef unsigned i
         return {histogram_value(i): self.h.bucket[i] for i in range(HISTOGRAM_SIZE) if self.h.bucket[i]}

@@ -123,6 +123,31 @@ def _queues(queues: list[dict[str, Any]], width: int | None) -> list[str]:
     return table(_QUEUE_COLUMNS, rows, width)
 
 
+_LEASE_COLUMNS = (
+    Column("pid"),
+    Column("command", right=False),
+    Column("queues", 3, right=False),
+    Column("in flight", 1),
+    Column("done", 2),
+    Column("memory", 4),
+    Column("age", 5),
+    Column("state", right=False),
+)
+
+
+def _lease(lease: dict[str, Any]) -> list[str]:
+    return [
+        str(lease["pid"]),
+        _printable(lease["command"]),
+        ",".join(map(str, lease["queues"])),
+        str(lease["in_flight"]),
+        str(lease["commands"]),
+        _size(lease["pool_bytes"]),
+        f"{lease['age']:.0f} s",
+        _printable(lease["state"]) + ("" if lease["connected"] else ", not connected"),
+    ]
+
+
 def _pending(queues: list[dict[str, Any]]) -> Iterator[str]:
     for queue in queues:
         for command in queue.get("pending", ()):
@@ -164,6 +189,9 @@ def _controller(tree: Tree, controller: dict[str, Any], width: int | None) -> No
     queues = [queue for queue in (controller["admin_queue"], *controller["io_queues"]) if queue]
     lines = _queues(queues, None if width is None else width - _TREE_INDENT)
     tree.add(Text("\n".join(["queues", *lines]), no_wrap=True))
+    if controller.get("leases"):
+        lines = table(_LEASE_COLUMNS, [_lease(lease) for lease in controller["leases"]], width)
+        tree.add(Text("\n".join(["leases", *lines]), no_wrap=True))
     pending = list(_pending(queues))
     if pending:
         branch = tree.add("pending commands")
@@ -325,6 +353,7 @@ def as_lines(
             _size(used),
         ]
         rows.append((rates[0], row))
+        rows += [(rates[0], row) for row in _lease_rows(controller, earlier, seconds, bool(width))]
     room = None if height is None else max(1, height - _HEADINGS - 1)
     more = []
     if room is not None and len(rows) > room:
@@ -332,6 +361,28 @@ def as_lines(
         more = [f"and {len(rows) - room + 1} more"]
         rows = rows[: room - 1]
     return [elided(title, width) if width else title, *table(_TOP_COLUMNS, [row for _, row in rows], width), *more]
+
+
+def _lease_rows(
+    controller: dict[str, Any] | None, earlier: dict[str, Any] | None, seconds: float, short: bool
+) -> list[list[str]]:
+    """A line below its device for each worker process."""
+    before = {lease["lease"]: lease["commands"] for lease in (earlier or {}).get("leases", ())}
+    rows = []
+    for lease in (controller or {}).get("leases", ()):
+        rate = max(0, lease["commands"] - before.get(lease["lease"], lease["commands"])) / seconds
+        rows.append(
+            [
+                f"  pid {lease['pid']} {_printable(lease['command'])}",
+                _printable(lease["state"]),
+                format_number(rate) if short else f"{rate:.0f}",
+                *["-"] * (len(_RATES) - 1),
+                str(lease["in_flight"]),
+                *["-"] * 3,
+                _size(lease["pool_bytes"]),
+            ]
+        )
+    return rows
 
 
 @click.command("top")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import click
 import nvme_async
 from nvme_async.cli.output import output_option
 from nvme_async.errors import ConfigurationError
+from nvme_async.keepalive.systemd import notify
 from nvme_async.sharing import Policy, Share
 from nvme_async.sharing.channel import call_once
 from nvme_async.sharing.places import parse, place_of
@@ -25,7 +28,8 @@ def leases_text(answer: dict[str, Any]) -> str:
     for lease in answer["leases"]:
         queues = ", ".join(f"{qid} {what}" for qid, what in lease["queues"].items())
         lines.append(
-            f"  pid {lease['pid']} {lease['command']}: queues {queues}; {lease['pool_bytes'] >> 20} MiB mapped; "
+            f"  pid {lease['pid']} {lease['command']}: queues {queues}; {lease['in_flight']} in flight, "
+            f"{lease['commands']} done; {lease['pool_bytes'] >> 20} MiB mapped; "
             f"{lease['age']:.0f} s; {lease['state']}{'' if lease['connected'] else ', not connected'}"
         )
     return "\n".join(lines)
@@ -66,7 +70,8 @@ def share(
 
     A worker opens shared:PATH instead of the device (of several, shared:PATH?device=DEVICE), and does
     I/O on queue pairs of its own. With --keeper (before `share`) this process may be killed and started
-    again while workers go on. Serves until SIGTERM or SIGINT. See docs/sharing.md.
+    again while workers go on: SIGTERM leaves controllers and workers to the next owner then, SIGINT
+    shuts them down. See docs/sharing.md.
     """
     if listing or revoke is not None:
         path = parse(path)
@@ -88,18 +93,30 @@ def share(
 
 async def _serve(uris: tuple[str, ...], path: str, policy: dict[str, Any], io_queues: int) -> None:
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
+    ended: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def end(number: signal.Signals) -> None:
+        if not ended.done():
+            ended.set_result(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(number, end, number)
     if len(uris) > 1:
         Path(path).mkdir(mode=0o700, exist_ok=True)
     places = {uri: place_of(uri, path, len(uris) > 1) for uri in uris}
     if len(set(places.values())) != len(uris):
         raise ConfigurationError("a device is named twice")
+    controllers: list[nvme_async.Controller] = []
     async with contextlib.AsyncExitStack() as stack:
         for uri, place in places.items():
             controller = await stack.enter_async_context(nvme_async.open(uri, io_queues=io_queues, keeper_wait=10.0))
+            controllers.append(controller)
             shared = await controller.share(place, **policy)
             assert isinstance(shared, Share)
             click.echo(f"{uri}: shared at {shared.path}")
-        await ended.wait()
+        notify("READY=1")
+        if await ended is signal.SIGTERM and all(controller.depositor is not None for controller in controllers):
+            # This may be a restart. What the keeper has is complete at any time; closing would end the leases.
+            click.echo("left to the keeper: workers go on, and the next owner takes over")
+            sys.stdout.flush()
+            os._exit(0)

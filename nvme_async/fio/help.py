@@ -25,14 +25,16 @@ device with --filename= in front of it; a job file of "-" is standard input.
 
 Engines: --ioengine=await has iodepth coroutines, each awaiting one I/O at a time, the way an application does;
 --ioengine=many awaits batches. The kernel's engines (libaio, io_uring, psync, ...) are taken as await, with one I/O
-at a time where they have one. Each job, and each of its numjobs clones, is a thread with an event loop and an I/O
-queue pair of its own. A job file has [sections] like fio's; sizes are powers of 1024. Options of files, page cache
-and kernel, which a device has not, are accepted and change nothing; those that would change what is measured, and
-that this program has not, are refused by name.
+at a time where they have one. Each job, and each of its numjobs clones, has an event loop and an I/O queue pair of its
+own. Jobs that run at the same time are processes, as in fio, to which this one lends queue pairs (docs/sharing.md);
+with --thread, and on devices that can't be shared (tcp:, kernel:), they are threads of this one, as a job that runs
+alone is. A job file has [sections] like fio's; sizes are powers of 1024. Options of files, page cache and kernel, which
+a device has not, are accepted and change nothing; those that would change what is measured, and that this program has
+not, are refused by name.
 
 Where it differs from fio: an await is submission and completion in one, so lat equals clat and there is no slat
 unless slat_percentiles or write_lat_log ask for it; I/O is always direct (direct=0 only leads
-to a line that says so), and jobs are threads; verify checks everything that was
+to a line that says so); verify checks everything that was
 written, whatever the runtime, and goes on after a bad block unless verify_fatal is set; verify_only needs a job that
 was ended by its size or number_ios; Ki and KiB are 1024.
 

@@ -51,7 +51,6 @@ ON_DEVICE = Accepted()  # what a regular file has, and a device has not
 ACCEPTED = {
     "direct": Accepted(NO_CACHE, _is_boolean),  # cache_note() says so where a job asks for one
     "buffered": Accepted(NO_CACHE, _is_boolean),
-    "thread": Accepted(),  # jobs are threads, which share no lock in the I/O path
     "disable_util": ON_DEVICE,
     "disk_util": Accepted("the kernel has no statistics of this device", lambda text: not boolean(text)),
     "clocksource": Accepted(

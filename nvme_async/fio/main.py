@@ -20,7 +20,16 @@ from nvme_async.fio.eta import EtaLine
 from nvme_async.fio.help import option_help, program_help
 from nvme_async.fio.known import cache_note
 from nvme_async.fio.logs import AggregateLog
-from nvme_async.fio.run import Opener, Outcome, Run, group_ids, open_device, thread_count
+from nvme_async.fio.run import (
+    Opener,
+    Outcome,
+    Run,
+    group_ids,
+    open_device,
+    phases_of,
+    thread_count,
+    wants_processes,
+)
 from nvme_async.fio.stats import JobStats
 from nvme_async.fio.units import parse_size, parse_time
 
@@ -142,7 +151,10 @@ def _run(
         print(message, file=out if text else sys.stderr, flush=True)
 
     if text:
-        _print_banner(jobs, log)
+        apart = opener is open_device and not any(
+            uri.startswith(("tcp:", "kernel:", "file:")) for uri in _devices(jobs)
+        )
+        _print_banner(jobs, log, apart)
     # Beside a report for machines, not in it, and not among errors if there is another place.
     beside = out if text else sys.stdout if apart else sys.stderr
     for note in dict.fromkeys(_notes(jobs)):
@@ -188,13 +200,18 @@ def _exit_code(outcome: Outcome) -> int:
     return 130 if outcome.interrupted else 0
 
 
-def _print_banner(jobs: list[Job], log: Callable[[str], None]) -> None:
+def _devices(jobs: list[Job]) -> set[str]:
+    return {uri for job in jobs for uri in job.options.filename}
+
+
+def _print_banner(jobs: list[Job], log: Callable[[str], None], apart: bool) -> None:
     for job, groupid in zip(jobs, group_ids(jobs), strict=True):
         log(output_text.job_banner(job.options, groupid))
         if job.options.numjobs > 1:
             log("...")
     log(output_json.FIO_VERSION)
-    log(output_text.starting_line(thread_count(jobs)))
+    processes = sum(thread_count(wants_processes(phase)) for phase in phases_of(jobs)) if apart else 0
+    log(output_text.starting_line(thread_count(jobs) - processes, processes))
 
 
 def _formats(program: dict[str, str]) -> list[str]:

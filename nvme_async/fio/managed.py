@@ -13,6 +13,7 @@ from typing import Any
 from nvme_async.driver.options import mode_of
 from nvme_async.errors import ControllerGone
 from nvme_async.fio.device import BenchController
+from nvme_async.keepalive.controller import Controller
 from nvme_async.manager import ManagedDevice, ManagedNamespace, Manager
 
 
@@ -24,10 +25,21 @@ class ManagedController:
         self.namespaces = namespaces
 
     def alloc(self, nbytes: int) -> Any:
+        return self._driver.alloc(nbytes)
+
+    @property
+    def _driver(self) -> Controller:
         controller = self.device.controller
         if controller is None:
             raise self.device.failure or ControllerGone(f"{self.device.uri}: the device is {self.device.state}")
-        return controller.alloc(nbytes)
+        return controller
+
+    def share(self, path: str, **policy: Any) -> Any:
+        """As of a Controller."""
+        return self._driver.share(path, **policy)
+
+    def inspect(self) -> dict[str, Any]:
+        return self._driver.inspect()
 
     async def __aenter__(self) -> ManagedController:
         return self
@@ -39,13 +51,13 @@ class ManagedController:
 
 
 @asynccontextmanager
-async def open_managed(modes: Mapping[str, str]) -> AsyncIterator[dict[str, BenchController]]:
+async def open_managed(modes: Mapping[str, str], **options: Any) -> AsyncIterator[dict[str, BenchController]]:
     """{uri: mode of waiting, or "" for the driver's own} → {uri: controller}, all brought up at the
     same time.
 
     A device that fails stays so: its jobs are to say it, and not to measure the repair.
     """
-    async with Manager(repairs=0, hotplug="off") as manager:
+    async with Manager(repairs=0, hotplug="off", **options) as manager:
 
         async def load(uri: str, mode: str) -> ManagedController:
             device = await (manager.load(uri, mode=mode_of(mode)) if mode else manager.load(uri))

@@ -51,7 +51,7 @@ class Options:
     ioengine: str = option(
         "await", engines.engine, "await: one await for one I/O; many: one for a batch; kernel engines: as await"
     )
-    loop: str = option("uvloop", p.choice("uvloop", "asyncio"), "event loop of the job's thread")
+    loop: str = option("uvloop", p.choice("uvloop", "asyncio"), "event loop of the job")
     mode: str = option(
         "", p.choice("adaptive", "interrupt", "poll"), "how the driver waits (its own default: adaptive)"
     )
@@ -94,12 +94,13 @@ class Options:
         0, p.integer(0, 65535), "checked against the minimum; the loop takes what there is"
     )
     iodepth_low: int = option(0, p.integer(0, 65535), "let the depth fall to this before filling up again")
-    numjobs: int = option(1, p.integer(1, 1024), "clones, each a thread with a loop and queue pair of its own")
-    cpus_allowed: frozenset[int] | None = option(None, p.cpus, "CPUs of the job's thread: 0,2-3")
+    numjobs: int = option(1, p.integer(1, 1024), "clones, each with an event loop and queue pair of its own")
+    thread: bool = flag("jobs that run beside others are threads of one process, not each a process")
+    cpus_allowed: frozenset[int] | None = option(None, p.cpus, "CPUs of the job: 0,2-3")
     cpumask: frozenset[int] | None = option(None, p.cpu_mask, "the same as a mask")
     numa_cpu_nodes: frozenset[int] | None = option(None, p.numa_cpus, "the CPUs of these nodes: 0,2-3")
     cpus_allowed_policy: str = option("shared", p.choice("shared", "split"), "split: one of them for each clone")
-    nice: int = option(0, p.integer(-20, 19), "nice value of the job's thread")
+    nice: int = option(0, p.integer(-20, 19), "nice value of the job")
 
     # time and order
     runtime: float = option(0.0, p.seconds(), "time limit", "timeout")

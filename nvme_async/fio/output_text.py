@@ -34,8 +34,11 @@ def job_banner(options: Options, groupid: int) -> str:
     )
 
 
-def starting_line(threads: int) -> str:
-    return f"Starting {threads} thread{'s' if threads > 1 else ''}"
+def starting_line(threads: int, processes: int = 0) -> str:
+    """As in fio: "Starting 1 thread and 2 processes"."""
+    parts = [f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []
+    parts += [f"{processes} process{'es' if processes > 1 else ''}"] if processes else []
+    return f"Starting {' and '.join(parts)}"
 
 
 def render(jobs: Sequence[JobStats], when: float) -> str:

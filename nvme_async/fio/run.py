@@ -15,22 +15,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import attrs
 
 from nvme_async.driver.options import mode_of
 from nvme_async.errors import ConfigurationError
+from nvme_async.fio import processes
 from nvme_async.fio.commandline import Job
 from nvme_async.fio.device import BenchController
 from nvme_async.fio.eta import EtaLine, eta_line
-from nvme_async.fio.logs import AggregateLog, write_logs
+from nvme_async.fio.logs import AggregateLog
 from nvme_async.fio.stats import JobStats, merge_groups
 from nvme_async.fio.steadystate import SteadyStateWatch
 from nvme_async.fio.worker import Worker
 
 _TICK = 0.1
 
-Opener = Callable[[str, str], contextlib.AbstractAsyncContextManager[BenchController]]
+Opener = Callable[..., contextlib.AbstractAsyncContextManager[BenchController]]
 
 
 @attrs.define
@@ -47,13 +49,13 @@ class Outcome:
         return any(job.error or job.verify_failures for job in self.stats)
 
 
-def open_device(uri: str, mode: str) -> contextlib.AbstractAsyncContextManager[BenchController]:
+def open_device(uri: str, mode: str, **options: Any) -> contextlib.AbstractAsyncContextManager[BenchController]:
     """The driver's own open(); its mode is left to it if empty. Several devices are opened by a
     manager instead.
     """
     import nvme_async
 
-    return nvme_async.open(uri, mode=mode_of(mode)) if mode else nvme_async.open(uri)
+    return nvme_async.open(uri, mode=mode_of(mode), **options) if mode else nvme_async.open(uri, **options)
 
 
 def group_ids(jobs: Sequence[Job]) -> list[int]:
@@ -63,6 +65,23 @@ def group_ids(jobs: Sequence[Job]) -> list[int]:
         fresh = index > 0 and (job.options.stonewall or job.options.new_group)
         ids.append((ids[-1] if ids else 0) + fresh)
     return ids
+
+
+def phases_of(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs that run at the same time, in order."""
+    phases: list[list[Job]] = [[]]
+    for job in jobs:
+        if job.options.stonewall and phases[-1]:
+            phases.append([])
+        phases[-1].append(job)
+    return phases
+
+
+def wants_processes(phase: Sequence[Job]) -> list[Job]:
+    """Which of the jobs that run at the same time are to be processes. One that is alone shares its interpreter with
+    nothing, and stays in this one.
+    """
+    return [job for job in phase if not job.options.thread] if thread_count(phase) > 1 else []
 
 
 def thread_count(jobs: Sequence[Job]) -> int:
@@ -96,6 +115,7 @@ class Run:
         self._watches: dict[int, SteadyStateWatch] = {}
         self._stopping = False
         self._interrupted = False
+        self._uris: dict[str, str] = {}
         self._eta_shown = 0.0
         self._eta_totals: tuple[float, list[int], list[int]] = (0.0, [0] * 3, [0] * 3)
 
@@ -111,17 +131,20 @@ class Run:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 controllers = await self._open(stack)
-                phases = self._make_workers(controllers)
+                phases = self._make_workers(controllers, await self._lend(stack, controllers))
                 try:
                     for workers in phases:
                         if self._stopping:
                             break
                         await self._phase(workers)
+                    await self._stop_all()
+                    self._eta.clear()
+                    self._write_logs()
+                    return Outcome(self._collect(), self._interrupted)
                 finally:
                     await self._stop_all()
-                self._eta.clear()
-                self._write_logs()
-                return Outcome(self._collect(), self._interrupted)
+                    if self._uris:
+                        await asyncio.to_thread(processes.end_all, self._workers)
         finally:
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
                 for number in signals:
@@ -159,23 +182,54 @@ class Run:
             for uri in job.options.filename:
                 if modes.setdefault(uri, job.options.mode) != job.options.mode:
                     raise ConfigurationError(f"job {job.name!r}: {uri} is used with another mode by another job")
+        # A queue pair for each job process, one for this process's own loop, one for its jobs.
+        most = max(self._processes().values(), default=0)
+        options = {"io_queues": max(16, most + 2)} if most else {}
         if len(modes) > 1 and self._opener is open_device:
             from nvme_async.fio.managed import open_managed
 
-            return await stack.enter_async_context(open_managed(modes))
+            return await stack.enter_async_context(open_managed(modes, **options))
         controllers = {}
         for uri, mode in modes.items():
-            controllers[uri] = await stack.enter_async_context(self._opener(uri, mode))
+            if self._opener is open_device:
+                controllers[uri] = await stack.enter_async_context(open_device(uri, mode, **options))
+            else:
+                controllers[uri] = await stack.enter_async_context(self._opener(uri, mode))
         return controllers
 
-    def _make_workers(self, controllers: Mapping[str, BenchController]) -> list[list[Worker]]:
+    def _processes(self) -> dict[str, int]:
+        """{device: how many job processes use it at the same time}."""
+        most: dict[str, int] = {}
+        for phase in phases_of(self._jobs):
+            here: dict[str, int] = {}
+            for job in wants_processes(phase):
+                for uri in job.options.filename:
+                    here[uri] = here.get(uri, 0) + job.options.numjobs
+            most |= {uri: max(count, most.get(uri, 0)) for uri, count in here.items()}
+        return most
+
+    async def _lend(
+        self, stack: contextlib.AsyncExitStack, controllers: Mapping[str, BenchController]
+    ) -> dict[str, str]:
+        """{device: what job processes open for it}."""
+        wanted = self._processes() if self._opener is open_device else {}
+        if wanted:
+            self._uris = await processes.lend(stack, controllers, wanted)
+            if missing := [uri for uri in wanted if uri not in self._uris]:
+                self._log(f"fio: {' '.join(missing)} can't be shared with so many processes: its jobs are threads")
+        return self._uris
+
+    def _make_workers(self, controllers: Mapping[str, BenchController], uris: Mapping[str, str]) -> list[list[Worker]]:
         phases: list[list[Worker]] = [[]]
         run_number = int.from_bytes(os.urandom(8), "little") | 1
+        apart = [job for phase in phases_of(self._jobs) for job in wants_processes(phase)]
         for job, groupid in zip(self._jobs, group_ids(self._jobs), strict=True):
             if job.options.stonewall and phases[-1]:
                 phases.append([])
+            as_process = any(job is one for one in apart) and all(uri in uris for uri in job.options.filename)
             for clone in range(job.options.numjobs):
-                worker = Worker(job, clone, len(self._workers) + 1, groupid, controllers, self._log_error)
+                arguments = (job, clone, len(self._workers) + 1, groupid, controllers, self._log_error)
+                worker = processes.ProcessWorker(*arguments, uris=uris) if as_process else Worker(*arguments)
                 worker.run_number = run_number
                 self._workers.append(worker)
                 if "random" in self._debug:
@@ -207,6 +261,7 @@ class Run:
                 )
                 self._watches[id(worker.job)] = watch
             worker.on_done = wake
+        await asyncio.gather(*(asyncio.to_thread(worker.prepare) for worker in workers))
         self._start_due(workers)
         running = list(workers)
         tick = min([_TICK, *(worker.histogram_log.every / 2 for worker in workers if worker.histogram_log)])
@@ -317,12 +372,7 @@ class Run:
 
     def _write_logs(self) -> None:
         for worker in self._finished:
-            options = worker.options
-            began = worker.recorder.began
-            if began is not None and (options.write_bw_log or options.write_lat_log or options.write_iops_log):
-                write_logs(options, worker.number, began, worker.recorder.log_entries())
-            if worker.histogram_log is not None:
-                worker.histogram_log.write(worker.recorder)
+            worker.write_logs()
         if self._aggregate is not None:
             self._aggregate.write()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import uvloop
 
@@ -17,7 +18,7 @@ from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.fio.commandline import Job
 from nvme_async.fio.device import BenchController
 from nvme_async.fio.engine import Engine, Target
-from nvme_async.fio.logs import HistogramLog
+from nvme_async.fio.logs import HistogramLog, write_logs
 from nvme_async.fio.many import ManyEngine
 from nvme_async.fio.pacing import Overlaps
 from nvme_async.fio.plan import make_generator, make_recorder, plan_number, plan_region, seed_of
@@ -112,6 +113,9 @@ class Worker:
 
     # -- for the main thread -----------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """What takes its time before jobs are started at the same moment. Blocks; from a thread."""
+
     def start(self) -> None:
         self._thread = threading.Thread(target=self._main, name=f"{self.options.name}.{self.clone}", daemon=True)
         self._thread.start()
@@ -173,15 +177,25 @@ class Worker:
     # -- the thread --------------------------------------------------------------------------------
 
     def _main(self) -> None:
-        self.thread_id = threading.get_native_id()
         factory = uvloop.new_event_loop if self.options.loop == "uvloop" else asyncio.new_event_loop
+        with self._accounted(), asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(self._work())
+
+    async def run_here(self) -> None:
+        """The job, on the running loop, which belongs to it alone."""
+        with self._accounted():
+            await self._work()
+
+    @contextlib.contextmanager
+    def _accounted(self) -> Iterator[None]:
+        """Around all of the job, in its thread: where it runs, how it ended."""
+        self.thread_id = threading.get_native_id()
         try:
             if self.options.cpus_allowed is not None:
                 os.sched_setaffinity(0, self._cpus(self.options.cpus_allowed))
             if self.options.nice:
                 os.setpriority(os.PRIO_PROCESS, self.thread_id, self.options.nice)
-            with asyncio.Runner(loop_factory=factory) as runner:
-                runner.run(self._work())
+            yield
         except VerifyFailed as error:
             self.error = self.error or error
         except (NvmeError, OSError, MemoryError, ValueError) as error:
@@ -305,6 +319,14 @@ class Worker:
             )
         elif self.verify_failures == _MAX_SHOWN + 1:
             self.log(f"verify: job {self.options.name!r}: further bad blocks are only counted")
+
+    def write_logs(self) -> None:
+        """The log files that its options ask for, once it is done. Raises OSError."""
+        options, began = self.options, self.recorder.began
+        if began is not None and (options.write_bw_log or options.write_lat_log or options.write_iops_log):
+            write_logs(options, self.number, began, self.recorder.log_entries())
+        if self.histogram_log is not None:
+            self.histogram_log.write(self.recorder)
 
     # -- the result --------------------------------------------------------------------------------
 

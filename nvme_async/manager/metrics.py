@@ -52,6 +52,15 @@ _CONTROLLER_COUNTERS = (
     ("events", "Asynchronous events received"),
 )
 
+_LEASE_METRICS = (
+    ("queue_pairs", "I/O queue pairs that a worker process has", GaugeMetricFamily),
+    ("in_flight", "Commands of a worker process with the controller", GaugeMetricFamily),
+    ("commands", "I/O commands of a worker process completed", CounterMetricFamily),
+    ("pool_bytes", "Memory of a worker process that the controller reaches", GaugeMetricFamily),
+    ("age_seconds", "Time since a worker process got its lease", GaugeMetricFamily),
+)
+_LEASE_KEYS = {"age_seconds": "age"}
+
 
 def _dig(value: Any, path: tuple[str, ...]) -> Any:
     for key in path:
@@ -154,6 +163,19 @@ def _controllers(controllers: dict[str, dict[str, Any]]) -> Iterator[Metric]:
             buckets, total = _histogram(recorded)
             latency.add_metric([uri], buckets, total)
     yield from (errors, pools, sizes, latency)
+    yield from _leases(controllers)
+
+
+def _leases(controllers: dict[str, dict[str, Any]]) -> Iterator[Metric]:
+    """Of worker processes (nvme_async.sharing), as each has said last."""
+    labels = ["uri", "pid", "command"]
+    for name, text, kind in _LEASE_METRICS:
+        family = kind(f"nvme_async_lease_{name}", text, labels=labels)
+        for uri, controller in controllers.items():
+            for lease in controller.get("leases", ()):
+                value = len(lease["queues"]) if name == "queue_pairs" else lease[_LEASE_KEYS.get(name, name)]
+                family.add_metric([uri, str(lease["pid"]), lease["command"]], value)
+        yield family
 
 
 def _open_queues(controller: dict[str, Any]) -> list[dict[str, Any]]:

@@ -56,6 +56,10 @@ class Histogram:
         """Sample standard deviation."""
     def add(self, value: int, times: int = 1) -> None: ...
     def merge(self, other: Histogram) -> None: ...
+    def __reduce__(self) -> tuple[type[Histogram], tuple[()], bytes]:
+        """For pickle, between processes of one build: the struct's bytes."""
+    def __setstate__(self, state: bytes) -> None:
+        """ValueError for another number of bytes."""
     def bins(self) -> dict[int, int]:
         """The buckets that are not empty, by the value that stands for each."""
     def counts(self) -> list[int]:

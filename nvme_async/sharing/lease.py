@@ -72,6 +72,7 @@ class Lease:
         rings: the controller may have been asked for one of its queues, so its process may ring doorbells.
         confirmed: the latest life of which the worker has said that it rings no doorbell of an earlier one.
         ending: why it is being taken back, or "".
+        in_flight, commands: with the controller, and completed in all, as the worker has said last.
         channel: the connection, or None. absent_since: since when there is none.
     """
 
@@ -94,6 +95,8 @@ class Lease:
     rings: bool = False
     holding: int = 0
     held: int = 0
+    in_flight: int = 0
+    commands: int = 0
     began: float = attrs.field(factory=time.time)
     lock: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     settled: asyncio.Event = attrs.field(factory=asyncio.Event)
@@ -194,6 +197,8 @@ class Lease:
             "queues": {qid: str(what) for qid, what in self.queues.items()},
             "pool_bytes": self.pool_bytes,
             "mappings": len(self.mappings),
+            "in_flight": self.in_flight,
+            "commands": self.commands,
             "age": round(time.time() - self.began, 3),
             "life": self.life,
             "connected": self.channel is not None,

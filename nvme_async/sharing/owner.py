@@ -24,7 +24,7 @@ from nvme_async.errors import ConfigurationError, LeaseError, OutOfDmaMemory
 from nvme_async.keepalive.controller import Controller
 from nvme_async.runtime.sockets import ListeningSocket
 from nvme_async.runtime.tasks import finish
-from nvme_async.sharing.channel import check_peer, prepare
+from nvme_async.sharing.channel import Channel, check_peer, prepare
 from nvme_async.sharing.connection import Connection
 from nvme_async.sharing.lease import Lease, QueueIs, process_of
 from nvme_async.sharing.leases import Leases
@@ -36,6 +36,8 @@ from nvme_async.sharing.taking_back import TakingBack
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
+_GRACE = 1.0
+"""Seconds for a worker whose lease has ended to read why."""
 _WINDOW_FACTOR = 4
 """Addresses of a lease for each byte that it may map: pools are aligned, and come and go."""
 
@@ -240,6 +242,11 @@ class Share(Leases):
         lease.absent_since = since = self.controller.loop.time()
         self.controller.loop.call_later(self.policy.absent_seconds, self._absent, lease, since)
 
+    def drop_channel(self, channel: Channel) -> None:
+        """Closes a connection from this side, and forgets it."""
+        channel.close()
+        self._connections = {one for one in self._connections if one.channel is not channel}
+
     def _absent(self, lease: Lease, since: float) -> None:
         if lease.absent_since == since and self.leases.get(lease.number) is lease and not lease.ending:
             self.spawn(lambda: self.take_back_one(lease, f"no connection for {self.policy.absent_seconds:g} s"))
@@ -259,6 +266,9 @@ class Share(Leases):
                 self.spawn(functools.partial(self.take_back_one, lease, lease.ending))
         elif message.kind == "held":
             lease.held = message.number("hold")
+        elif message.kind == "usage":
+            lease.in_flight, lease.commands = message.number("in_flight"), message.number("commands")
+            return
         self._changed.set()
 
     # -- leases ------------------------------------------------------------------------------------
@@ -392,7 +402,7 @@ class Share(Leases):
             self.stops.give(lease.slot)
             channel, lease.channel = lease.channel, None
             if channel is not None:
-                self.controller.loop.call_later(1.0, channel.close)
+                self.controller.loop.call_later(_GRACE, self.drop_channel, channel)
             self.controller._changed()
 
     # -- what the controller goes through (nvme_async.driver.pcie.lending.Lender) -------------------

@@ -29,7 +29,8 @@ Requests of a worker, and their answers' bodies:
     detach    {} → {}: the end of the lease, the worker touches nothing any more
     list      {} → {"leases": […]}; revoke {"pid"} → {"revoked": n}. For the command line
 
-Notices of a worker: stopped {"life"}: since then it has rung no doorbell of an earlier life; held {"hold"}.
+Notices of a worker: stopped {"life"}: since then it has rung no doorbell of an earlier life; held {"hold"};
+usage {"in_flight", "commands"}: with the controller now, and completed in all, each second in which that changed.
 Notices of an owner: stop {"life", "reason"}; ready {"life"}; event {"dw0", "dw1"}; hold {"hold", "nsids"}, unhold {};
 rescan {}; revoked {"text"}; failed {"text"}; closed {"text"}.
 

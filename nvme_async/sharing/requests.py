@@ -12,6 +12,7 @@ from nvme_async.driver.pcie.transport import PcieTransport
 from nvme_async.errors import LeaseError, NvmeError
 from nvme_async.keepalive.controller import Controller
 from nvme_async.runtime.tasks import in_thread
+from nvme_async.sharing.channel import Channel
 from nvme_async.sharing.connection import Connection
 from nvme_async.sharing.lease import Lease, Mapping, QueueIs, check_memory, map_memory
 from nvme_async.sharing.passthrough import execute
@@ -40,6 +41,7 @@ class Owner(Protocol):
     def stops(self) -> StopPage: ...
     async def take_back_one(self, lease: Lease, why: str) -> None: ...
     async def revoke(self, pid: int) -> int: ...
+    def drop_channel(self, channel: Channel) -> None: ...
     def inspect(self) -> list[dict[str, Any]]: ...
 
 
@@ -95,7 +97,7 @@ class Requests:
             raise LeaseError(f"the lease is of process {lease.pid}, not {connection.pid}", code="unknown")
         before, lease.channel, connection.lease = lease.channel, connection.channel, lease
         if before is not None and before is not connection.channel:
-            before.close()
+            self._share.drop_channel(before)
         if lease.ending:
             # All that it can still do is to confirm that it rings no more.
             raise LeaseError(lease.ending, code="revoked")

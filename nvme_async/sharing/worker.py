@@ -47,6 +47,8 @@ OPEN_SECONDS = 10.0
 OWNER_SECONDS = 60.0
 """For an owner to be there, and ready, where nothing goes on without one: in a reset, or for an admin command."""
 
+_USAGE_SECONDS = 1.0
+
 _unreturned: list[Any] = []
 """Memory of leases whose owner could not be asked to unmap it: kept until this process ends."""
 
@@ -323,6 +325,17 @@ class SharedTransport(PooledTransport):
         finally:
             await self.queues.unhold("owner")
 
+    async def _report_usage(self) -> None:
+        """For the owner's inspect(): each second, if anything has changed."""
+        said = (0, 0)
+        while not self._ending:
+            await asyncio.sleep(_USAGE_SECONDS)
+            found = [queue.hot.inspect() for queue in self.queues.io_queues() if not queue.hot.closed]
+            usage = (sum(one["outstanding"] for one in found), sum(one["cq"]["reaped"] for one in found))
+            if usage != said and self._connected.is_set():
+                said = usage
+                self._channel.send("usage", {"in_flight": usage[0], "commands": usage[1]})
+
     # -- bring-up and reset ------------------------------------------------------------------------
 
     def open_steps(self) -> Sequence[Step]:
@@ -341,6 +354,7 @@ class SharedTransport(PooledTransport):
         if self.memory is None:
             await in_thread(self._make_memory)
             self.queues.maker.open_vectors()
+            self._spawn(self._report_usage, "usage")
             return
         await self._new_life()
         await self.queues.restart(RETRYABLE, error)

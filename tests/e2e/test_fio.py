@@ -146,6 +146,7 @@ def test_several_devices_are_driven_by_a_manager(engine, between, monkeypatch):
         "--iodepth=8",
         f"--ioengine={engine}",
         "--mode=interrupt",
+        "--thread",
         "--name=two",
         f"--filename={between.join(uris[:2])}",
         *verify,

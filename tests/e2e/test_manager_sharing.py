@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from driving import eventually, pattern
+from rich.console import Console
 from sharing_kit import FAST
 
 import nvme_async
+from nvme_async.cli.inspect import as_lines, as_tree
 from nvme_async.errors import ConfigurationError, ControllerGone
 from nvme_async.manager import Manager
 
@@ -79,3 +84,35 @@ async def test_a_worker_comes_back_when_its_owner_does(tmp_path: Path) -> None:
 async def test_what_comes_after_the_path_is_a_device(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"there may be \?device=URI, not \?divice=x"):
         await nvme_async.open(f"shared:{tmp_path}?divice=x")
+
+
+async def test_inspect_top_and_metrics_show_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nvme_async.sharing.worker._USAGE_SECONDS", 0.02)
+    async with Manager(**FAST) as owner, owner.share(tmp_path):
+        await owner.load(ONE)
+        async with nvme_async.open(f"shared:{tmp_path}?device={ONE}", **FAST) as worker:
+            before = owner.inspect()
+            for lba in range(100):
+                await worker.namespaces[1].read(lba)
+
+            def lease() -> dict[str, Any]:
+                [found] = owner.inspect()["devices"][ONE]["controller"]["leases"]
+                return found  # type: ignore[no-any-return]
+
+            await eventually(lambda: lease()["commands"] >= 100)
+            now = owner.inspect()
+            found = lease()
+            assert (found["pid"], found["in_flight"], len(found["queues"])) == (os.getpid(), 0, 1)
+            assert found["pool_bytes"] >= 1 << 20
+            name = found["command"]
+            [line] = [line for line in as_lines(before, now, 1.0) if f"pid {os.getpid()} {name}" in line]
+            assert line.split()[4] == str(found["commands"])
+            assert f"pid {os.getpid()} {name}" in "\n".join(as_lines(before, now, 1.0, 120, 30))
+            console = Console(width=200, record=True, file=io.StringIO())
+            console.print(as_tree(now, 200))
+            assert str(found["commands"]) in console.export_text()
+            labels = f'{{command="{name}",pid="{os.getpid()}",uri="{ONE}"}}'
+            metrics = owner.metrics().decode()
+            assert f"nvme_async_lease_commands_total{labels} {found['commands']:.1f}" in metrics
+            assert f"nvme_async_lease_queue_pairs{labels} 1.0" in metrics
+        await eventually(lambda: not owner.inspect()["devices"][ONE]["controller"]["leases"])

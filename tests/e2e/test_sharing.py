@@ -301,3 +301,20 @@ async def test_a_lease_without_a_queue_is_over_with_its_connection(shared: Pair)
     assert len(own.queues.lent) == 2
     channel.close()
     await eventually(lambda: not share.leases and not own.queues.lent)
+
+
+async def test_connections_that_the_owner_closes_are_forgotten(shared: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nvme_async.sharing.owner._GRACE", 0.01)
+    own, share = shared
+    channels = []
+    for _ in range(2):
+        sock = await nvme_async.sharing.channel.connect(share.path, 1.0)  # type: ignore[attr-defined]
+        channels.append(Channel(sock, lambda message: None))
+    answer = await channels[0].request("lease", {"queues": 1})
+    answer.close()
+    # The lease has another connection now; the peer holds on to the first.
+    body = {"lease": answer.body["lease"], "token": answer.body["token"]}
+    await channels[1].request("attach", body)
+    await eventually(lambda: channels[0].closed and len(share._connections) == 1)
+    await channels[1].request("detach", {})
+    await eventually(lambda: channels[1].closed and not share._connections and not own.queues.lent)

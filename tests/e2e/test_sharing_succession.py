@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
 from driving import eventually
@@ -19,6 +20,7 @@ from keeping import Driver, Site, settings, site
 from sharing_kit import Worker
 
 import nvme_async
+from nvme_async.cli.main import cli
 from nvme_async.errors import InvalidSavedState
 from nvme_async.sharing import Share, succession
 from nvme_async.sharing.channel import call_once
@@ -169,3 +171,42 @@ async def test_invalid_leases_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidSavedState, match="another size"):
             StopPage(os.memfd_create("x"))
         assert controller.queues.lender is None
+
+
+async def test_the_stand_alone_owner_is_restarted_by_sigterm_and_workers_go_on(site: Site) -> None:
+    path = site.folder / "shared"
+    command = [sys.executable, "-m", "nvme_async", "--keeper", site.keeper_path, "share", site.uri, "--socket", path]
+
+    async def start() -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        assert process.stdout is not None
+        assert b"shared at" in await asyncio.wait_for(process.stdout.readline(), 20)
+        return process
+
+    owner = await start()
+    worker = await Worker.start(path, 1)
+    before = site.lives()
+    owner.send_signal(signal.SIGTERM)
+    out, _ = await asyncio.wait_for(owner.communicate(), 20)
+    assert (owner.returncode, b"left to the keeper" in out) == (0, True)
+    await worker.progress()
+    owner = await start()
+    await eventually(lambda: [lease["connected"] for lease in leases(path)] == [True], 20.0)
+    after = site.lives()
+    assert (after["enables"], after["resets"]) == (before["enables"], before["resets"])
+    assert (await worker.stop())[2] == 0
+    await eventually(lambda: not leases(path), 20.0)
+    owner.send_signal(signal.SIGINT)  # for good
+    assert await asyncio.wait_for(owner.wait(), 20) == 0
+    assert not path.exists()
+
+
+def test_the_systemd_unit_starts_the_owner_with_the_store() -> None:
+    unit = (Path(__file__).parents[2] / "examples" / "systemd" / "nvme-async-share.service").read_text()
+    [start] = [line.partition("=")[2] for line in unit.splitlines() if line.startswith("ExecStart=")]
+    arguments = start.split()[1:]
+    result = CliRunner().invoke(cli, [*arguments[:2], "share", "--help"])
+    assert result.exit_code == 0
+    known = [word for word in arguments[3:] if word.startswith("--")]
+    assert all(word in result.output for word in known)
+    assert "FileDescriptorStoreMax=" in unit

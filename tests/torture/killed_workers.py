@@ -155,6 +155,11 @@ async def owner(path: str, report: int, orders: int) -> None:
                 "resets": controller.resets,
                 "invalid_doorbells": counters["invalid_doorbells"],
             }
+            if line == b"who":
+                found["who"] = [
+                    (one.pid, one.channel.closed, one.lease and one.lease.number, one._spoke, one._pending)
+                    for one in share._connections
+                ]
             if line == b"times":
                 found["times"] = {str(pid): when for pid, when in returned.items()}
             os.write(report, json.dumps(found).encode() + b"\n")
@@ -339,7 +344,8 @@ class Torture:
             if all(found[name] == STEADY for name in names):
                 return found
             if time.monotonic() > limit:
-                raise Failure(f"the owner still has {found}")
+                self._owner.order("who")
+                raise Failure(f"the owner still has {found}: {self._owner.hear()}")
             time.sleep(0.05)
 
     def _compare(self, before: dict[str, int], after: dict[str, int]) -> None:
