@@ -49,7 +49,7 @@ async def said(process: asyncio.subprocess.Process) -> str:
 
 
 class Client:
-    """Puts values into blocks of its own and gets them back, over one connection, until it is told to end."""
+    """Puts values into blocks of its own and gets them back, over one connection."""
 
     def __init__(self, number: int, url: str) -> None:
         self._number, self._url = number, url
@@ -117,5 +117,5 @@ async def test_a_killed_worker_costs_its_own_requests_and_an_upgrade_of_the_owne
                 for client in clients:
                     for lba, value in client.acknowledged.items():
                         async with session.get(f"/blocks/{lba}") as answer:
-                            # A write of the killed worker that was not acknowledged is there or not.
+                            # A write that the killed worker did not acknowledge is there or not.
                             assert await answer.read() in (value, client.issued[lba])
