@@ -11,20 +11,7 @@ from libc.string cimport memcpy, memset
 import os
 
 cimport cython
-
-cdef extern from "hotpath/transport.h":
-    const char *NVQ_BINDING
-
-    struct nvq:
-        pass
-
-    struct nvq_transport:
-        pass
-
-    struct nvq_binding:
-        const nvq_transport *transport
-        void *link
-        nvq **queue
+from nvme_async.native._transport cimport NVQ_BINDING, nvq, nvq_binding, nvq_transport
 
 cdef extern from "hotpath/layout.h":
     struct nvq_sqe:

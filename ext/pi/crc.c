@@ -96,35 +96,24 @@ static uint16_t plain16(uint16_t crc, const uint8_t *p, size_t n)
     return crc;
 }
 
-static uint32_t plain32(uint32_t crc, const uint8_t *p, size_t n)
-{
-    for (; n >= 8; n -= 8, p += 8) {
-        uint64_t word;
-        memcpy(&word, p, 8);
-        word ^= crc;
-        crc = 0;
-        for (unsigned i = 0; i < 8; i++)
-            crc ^= table32[7 - i][word >> 8 * i & 0xff];
+/* Both reflected CRCs: eight bytes at a time, then the rest. */
+#define PLAIN_REFLECTED(bits)                                                                    \
+    static uint##bits##_t plain##bits(uint##bits##_t crc, const uint8_t *p, size_t n)            \
+    {                                                                                            \
+        for (; n >= 8; n -= 8, p += 8) {                                                         \
+            uint64_t word;                                                                       \
+            memcpy(&word, p, 8);                                                                 \
+            word ^= crc;                                                                         \
+            crc = 0;                                                                             \
+            for (unsigned i = 0; i < 8; i++)                                                     \
+                crc ^= table##bits[7 - i][word >> 8 * i & 0xff];                                 \
+        }                                                                                        \
+        while (n--)                                                                              \
+            crc = crc >> 8 ^ table##bits[0][(crc ^ *p++) & 0xff];                                \
+        return crc;                                                                              \
     }
-    while (n--)
-        crc = crc >> 8 ^ table32[0][(crc ^ *p++) & 0xff];
-    return crc;
-}
-
-static uint64_t plain64(uint64_t crc, const uint8_t *p, size_t n)
-{
-    for (; n >= 8; n -= 8, p += 8) {
-        uint64_t word;
-        memcpy(&word, p, 8);
-        word ^= crc;
-        crc = 0;
-        for (unsigned i = 0; i < 8; i++)
-            crc ^= table64[7 - i][word >> 8 * i & 0xff];
-    }
-    while (n--)
-        crc = crc >> 8 ^ table64[0][(crc ^ *p++) & 0xff];
-    return crc;
-}
+PLAIN_REFLECTED(32)
+PLAIN_REFLECTED(64)
 
 #if X86
 #define CLMUL __attribute__((target("pclmul,ssse3")))

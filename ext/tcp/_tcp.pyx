@@ -7,6 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 import os
 
 cimport cython
+from nvme_async.native._transport cimport NVQ_BINDING, nvq, nvq_binding, nvq_transport
 
 cdef extern from "common/crc32c.h" nogil:
     void crc32c_init()
@@ -17,20 +18,6 @@ cdef extern from "common/crc32c.h" nogil:
         bint hardware
 
     crc32c_tables_t crc32c_tables
-
-cdef extern from "hotpath/transport.h":
-    const char *NVQ_BINDING
-
-    struct nvq:
-        pass
-
-    struct nvq_transport:
-        pass
-
-    struct nvq_binding:
-        const nvq_transport *transport
-        void *link
-        nvq **queue
 
 cdef extern from "tcp/link.h" nogil:
     struct tcp_limits:
