@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Coverage-guided fuzzing of everything that reads what others wrote (`make fuzz`, docs/fuzzing.md).
+"""Coverage-guided fuzzing of everything that reads what others wrote (`make fuzz`).
 
     python tests/fuzz/run.py [--seconds 120] [--target NAME …] [--jobs 2] [--list]
 
