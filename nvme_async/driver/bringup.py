@@ -21,7 +21,7 @@ from nvme_async.driver.admin_queue import admin_limit
 from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.effects import Effects
 from nvme_async.driver.scanner import Scanner
-from nvme_async.driver.steps import Plan, Step
+from nvme_async.driver.steps import Degraded, Plan, Step
 from nvme_async.errors import CommandError, ControllerError, ControllerFatal, ControllerTimeout, NvmeError
 from nvme_async.spec import commands
 from nvme_async.spec.features import HostBehavior
@@ -45,7 +45,7 @@ class BringUp:
         self._controller = controller
         self._scanner = scanner
         self._effects = effects
-        self.degraded = controller.degraded
+        self.degraded: Degraded = controller.degraded
         self._plan = Plan(self.degraded)
         self._without: set[str] = set()  # steps whose loss has cost an attempt
 

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
+from nvme_async.device.quirks import Quirks
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.active import ActiveNamespaces
 from nvme_async.driver.admin_queue import AdminQueue
@@ -98,7 +99,7 @@ class Controller(ReachableMemory):
         self._telling: asyncio.Task[None] | None = None
         self._forked: NvmeError | None = None
         transport.attach(self)
-        self.quirks = transport.quirks
+        self.quirks: Quirks = transport.quirks
         forks.watch(self)
 
     # -- life --------------------------------------------------------------------------------------

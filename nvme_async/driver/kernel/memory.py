@@ -31,8 +31,8 @@ class KernelRegistration(Registration):
     def __init__(self, memory: KernelMemory, view: memoryview, address: int, iova: int) -> None:
         self._memory = memory
         self._view: memoryview | None = view
-        self.address = address
-        self.nbytes = view.nbytes
+        self.address: int = address
+        self.nbytes: int = view.nbytes
         self.iova: int | None = iova
 
     def close(self) -> None:

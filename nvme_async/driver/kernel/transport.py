@@ -61,9 +61,10 @@ class KernelTransport(QueueTransport):
         self.cap = _CAP
         self.nodes: dict[int, Node] = {}
         self.identified: dict[int, IdentifyNamespace] = {}
-        self.why_threads = ""
-        self.options = options = address.applied(options)
-        self.memory = KernelMemory(self.uri, options, on_region=self._region, on_gone=self._region_gone)
+        self.why_threads: str = ""
+        options = address.applied(options)
+        self.options: Options = options
+        self.memory: KernelMemory = KernelMemory(self.uri, options, on_region=self._region, on_gone=self._region_gone)
         self._controller: Node | None = None
         self._retired: list[Node] = []
         self._trouble: str | None = None

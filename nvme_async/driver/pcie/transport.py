@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from nvme_async.device import Device, DeviceIds
-from nvme_async.device.quirks import Quirk, quirks_of
+from nvme_async.device.quirks import Quirk, Quirks, quirks_of
 from nvme_async.driver import command_sets
 from nvme_async.driver.options import DEFAULT_POOL
 from nvme_async.driver.pcie.memory import DeviceMemory
@@ -54,7 +54,8 @@ class PcieTransport(PooledTransport):
 
     def attach(self, owner: Owner) -> None:
         self._owner = owner
-        self.quirks = self.registers.quirks = quirks_of(self.device.ids, override=owner.options.quirks)
+        self.quirks: Quirks = quirks_of(self.device.ids, override=owner.options.quirks)
+        self.registers.quirks = self.quirks
         self.queues = PcieQueueSet(owner, self)
 
     async def call(self, function: Callable[[], T]) -> T:

@@ -26,7 +26,7 @@ from nvme_async.errors import (
     NvmeError,
 )
 
-log = logging.getLogger("nvme_async")
+log: logging.Logger = logging.getLogger("nvme_async")
 SO_BUSY_POLL = 46  # asm-generic/socket.h
 ADMIN_IN_CAPSULE = 8192
 """Bytes that an admin command capsule may carry (TCP Transport 1.0, 3.3.1.2)."""

@@ -38,6 +38,7 @@ from nvme_async.errors import (
     NvmeError,
     QueueShutdown,
 )
+from nvme_async.spec.registers import Cap, Vs
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
@@ -215,8 +216,8 @@ class TcpTransport(QueueTransport):
         await self.queues.restart(RETRYABLE, error)
 
     async def _read_properties(self) -> None:
-        self.cap = await self.properties.cap()
-        self.vs = await self.properties.vs()
+        self.cap: Cap = await self.properties.cap()
+        self.vs: Vs = await self.properties.vs()
         if not self.cap.nvm_command_set and not self.cap.multiple_command_sets:
             raise ControllerError(f"{self.uri}: no NVM command set (CAP.CSS {self.cap.css:#x})")
 
