@@ -117,6 +117,11 @@ torture: $(VENV)/.built
 	$(BIN)/python tests/torture/killed_workers.py --rounds $(ROUNDS)
 	$(BIN)/python tests/torture/hostile_workers.py --messages $$((100 * $(ROUNDS)))
 
+# Release 0.1 in build/releases, for the tests of upgrade and downgrade, which are skipped without it.
+.PHONY: releases
+releases: $(VENV)/.built
+	$(BIN)/python tests/e2e/releases.py
+
 # Man pages and shell completion, which setup.py puts into a wheel.
 .PHONY: man wheel
 man: $(VENV)/.built

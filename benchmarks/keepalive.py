@@ -14,7 +14,10 @@ what no hand-over can be quicker than. "fresh" is the same without keepalive: a 
 bring-up (--fresh rounds).
 
 --uri: a vfio-user: or pci: device whose contents may be read; by default an emulated controller in
-a process of its own. The save is timed in one process, with one queue pair and with as many as the
+a process of its own.
+
+--deaths: a process that has the load is killed, and one that called nvme_async.stand_by() takes over.
+The save is timed in one process, with one queue pair and with as many as the
 controller grants (--save-queues, each with a thread).
 """
 
@@ -24,93 +27,28 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import itertools
 import json
 import os
-import random
+import select
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvloop
+from keepalive_load import BLOCK, WAIT, Loop
 
 import nvme_async
-from nvme_async.errors import HandedOver, NvmeError
+from nvme_async.errors import NvmeError
 from nvme_async.keepalive import restore
 
-BLOCK = 4096
 EXCHANGES = 5
 """Exchanges of two messages before each hand-over."""
-WAIT = 60.0
-"""Seconds for anything that a process is told to do."""
-
-
-class Loop:
-    """An event loop, in a thread unless it is given one, with a load on whichever controller the
-    process has.
-    """
-
-    def __init__(self, number: int, depth: int, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        self._depth = depth
-        self._lbas = itertools.cycle(random.Random(number).sample(range(4096), 1024))
-        self.first = self.last = 0
-        self.done = 0
-        self._tasks: list[asyncio.Task[None]] = []
-        if loop is not None:
-            self.loop = loop
-            return
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(ready,), name=f"load {number}", daemon=True)
-        self._thread.start()
-        ready.wait()
-
-    def _run(self, ready: threading.Event) -> None:
-        self.loop = uvloop.new_event_loop()
-        self.loop.call_soon(ready.set)
-        self.loop.run_forever()
-
-    async def _reader(self, namespace: nvme_async.Namespace, buffer: memoryview) -> None:
-        blocks = max(1, BLOCK // namespace.block_size)
-        read, clock = namespace.readinto, time.monotonic_ns
-        with contextlib.suppress(HandedOver, nvme_async.QueueShutdown, asyncio.CancelledError):
-            for lba in self._lbas:
-                await read(lba * blocks, buffer)
-                self.last = clock()
-                if not self.first:
-                    self.first = self.last
-                self.done += 1
-
-    def _begin(self, namespace: nvme_async.Namespace, buffers: list[memoryview]) -> None:
-        self._tasks = [self.loop.create_task(self._reader(namespace, buffer)) for buffer in buffers]
-
-    def start_here(self, namespace: nvme_async.Namespace, buffers: list[memoryview]) -> None:
-        """start() on the loop itself: at once."""
-        self.first = self.last = self.done = 0
-        self._begin(namespace, buffers)
-
-    def start(self, namespace: nvme_async.Namespace, buffers: list[memoryview]) -> None:
-        """Nothing of an earlier load runs any more."""
-        self.first = self.last = self.done = 0
-        self.loop.call_soon_threadsafe(self._begin, namespace, buffers)
-
-    async def _end(self) -> None:
-        await asyncio.gather(*self._tasks)
-        self._tasks = []
-
-    async def ended(self) -> None:
-        """Waits until every reader has learnt that the controller is another's. On any loop."""
-        async with asyncio.timeout(WAIT):
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._end(), self.loop))
-
-    def call(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(WAIT)
 
 
 # -- one of the two processes ----------------------------------------------------------------------
@@ -171,6 +109,7 @@ class Driver:
             "standstill": adopted.pause,
             "adopted": len(adopted),
             "lost": sum(one.error is not None for one in adopted),
+            "phases": dict(controller.phases.seconds) if controller.phases else {},
         }
 
     async def _until(self, condition: Any) -> None:
@@ -228,6 +167,16 @@ class Driver:
         self._controller = None
         return {"last": max(loop.last for loop in self._loops), "floor": floor}
 
+    async def do_stand_by(self, keeper: str) -> dict[str, Any]:
+        """Answers when it has the controller and all loops an answer; says before that it waits."""
+        opening = asyncio.ensure_future(self._stand_by(keeper))
+        await asyncio.sleep(1.0)  # rehearsed, and in line at the keeper
+        print(json.dumps({"waiting": keeper}), flush=True)
+        return await opening
+
+    async def _stand_by(self, keeper: str) -> dict[str, Any]:
+        return await self._run(await nvme_async.stand_by(keeper, wait=WAIT))
+
     async def do_close(self) -> None:
         if self._controller is not None:
             await self._controller.close()
@@ -272,6 +221,19 @@ class Process:
         self.tell(what, **arguments)
         return self.answer()
 
+    def kill(self) -> tuple[int, int]:
+        """By SIGKILL. When, and when the kernel says that it has ended: it tears memory and asynchronous I/O down
+        first. Both of time.monotonic_ns().
+        """
+        fd = os.pidfd_open(self._process.pid)
+        ended = select.poll()
+        ended.register(fd, select.POLLIN)
+        began = time.monotonic_ns()
+        self._process.kill()
+        ended.poll(WAIT * 1000)
+        os.close(fd)
+        return began, time.monotonic_ns()
+
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -315,6 +277,8 @@ def hand_to_and_fro(
         times["floor"] += left["floor"]
         if came["standstill"] is not None:
             times["standstill"].append(came["standstill"] * 1e9)
+        for phase, seconds in came["phases"].items():
+            times.setdefault(f"phase {phase}", []).append(seconds * 1e9)
         adopted += came["adopted"]
         lost += came["lost"]
         holder, other = other, holder
@@ -377,6 +341,44 @@ async def saves(uri: str, queues: int, rounds: int) -> dict[str, Any]:
     return {"queue_pairs": used, **milliseconds(times)}
 
 
+def deaths(uri: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """From SIGKILL to the first I/O that a successor sends which has stood by at a keeper."""
+    times: dict[str, list[float]] = {"sent": [], "first": [], "kernel": [], "after": []}
+    options = {"keepalive": True, "io_queues": arguments.queues, "pool_bytes": 64 << 20}
+    with tempfile.TemporaryDirectory(prefix="nvme-async-") as folder:
+        keeper = f"{folder}/keeper.sock"
+        command = [sys.executable, "-m", "nvme_async.cli.main", "keeper", "--socket", keeper]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as holding:
+            processes: list[Process] = []
+            try:
+                until = time.monotonic() + WAIT
+                while not os.path.exists(keeper) and time.monotonic() < until:
+                    time.sleep(0.01)
+                holder = Process(arguments.queues, arguments.iodepth)
+                processes.append(holder)
+                holder.ask("open", uri=uri, options={**options, "keeper": keeper})
+                for _ in range(arguments.deaths):
+                    successor = Process(arguments.queues, arguments.iodepth)
+                    processes.append(successor)
+                    successor.tell("stand_by", keeper=keeper)
+                    successor.answer()
+                    killed, ended = holder.kill()
+                    came = successor.answer()
+                    for name in ("sent", "first"):
+                        times[name].append(came[name] - killed)
+                    times["kernel"].append(ended - killed)
+                    times["after"].append(max(0, came["sent"] - ended))
+                    for phase, seconds in came["phases"].items():
+                        times.setdefault(f"phase {phase}", []).append(seconds * 1e9)
+                    holder = successor
+                holder.ask("close")
+            finally:
+                for process in processes:
+                    process.close()
+                holding.terminate()
+    return {name: milliseconds(values) for name, values in times.items()}
+
+
 @contextlib.contextmanager
 def emulated() -> Iterator[str]:
     """A controller in a process of its own."""
@@ -427,7 +429,15 @@ def text(report: dict[str, Any]) -> str:
     lines.append(
         f"{handover['commands_adopted']} commands in flight were adopted, {handover['commands_lost']} of them failed"
     )
+    if "deaths" in report:
+        lines.append(line("from kill -9 to the first new I/O", report["deaths"]["sent"]))
+        lines.append(line("  of it until the process had ended", report["deaths"]["kernel"]))
+        lines.append(line("  of it from then on", report["deaths"]["after"]))
+        lines.append(line("  until it was answered", report["deaths"]["first"]))
     lines += [line(f"save with {save['queue_pairs']} I/O queue pairs", save) for save in report["saves"]]
+    for name, figures in (*handover.items(), *report.get("deaths", {}).items()):
+        if name.startswith("phase "):
+            lines.append(line(f"  {name}", figures))
     return "\n".join(lines)
 
 
@@ -441,6 +451,7 @@ def main() -> None:
     parser.add_argument(
         "--each", type=int, default=200, help="reads on each queue between two hand-overs [%(default)s]"
     )
+    parser.add_argument("--deaths", type=int, default=20, help="kill -9 with a warm successor [%(default)s]")
     parser.add_argument("--save-queues", default="1,64", help="queue pairs to time a save with [%(default)s]")
     parser.add_argument("--save-rounds", type=int, default=20, help="saves [%(default)s]")
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
@@ -459,6 +470,8 @@ def main() -> None:
             "uri": arguments.uri or "emulated, in a process of its own",
             "handovers": handovers(uri, arguments),
         }
+        if arguments.deaths:
+            report["deaths"] = deaths(uri, arguments)
         counts = [int(count) for count in arguments.save_queues.split(",") if count]
         report["saves"] = [uvloop.run(saves(uri, count, arguments.save_rounds)) for count in counts]
     print(json.dumps(report, indent=2) if arguments.json else text(report))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvme_async import errors
-from nvme_async._open import open, take_over
+from nvme_async._open import open, stand_by, take_over
 from nvme_async._version import __version__
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.async_namespace import AsyncNamespace
@@ -65,6 +65,7 @@ __all__ = [
     "__version__",
     "discover",
     "open",
+    "stand_by",
     "take_over",
     *errors.__all__,
 ]

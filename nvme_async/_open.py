@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from nvme_async.device import register_scheme
 from nvme_async.driver.options import DriverOptions, Options, TakeOverOptions
 from nvme_async.driver.schemes import register_transport
-from nvme_async.keepalive import takeover
+from nvme_async.keepalive import standby, takeover
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.opening import KeepaliveOptions, open_with_keepalive
 from nvme_async.runtime import late
@@ -131,3 +131,29 @@ def take_over(
     ControllerTimeout; ConfigurationError for options.
     """
     return Opening("take_over", str(where), lambda: takeover.take_over(where, {**options}, keeper))
+
+
+def stand_by(
+    keeper: str,
+    *,
+    uri: str | None = None,
+    wait: float = 86400.0,
+    keepalive: str | bool | None = None,
+    **options: Unpack[DriverOptions],
+) -> Opening:
+    """Waits, warm, for the death of the process whose controller the keeper holds, and takes the
+    controller over as it runs: what open(…, keeper_wait=…) does, with all that can be done before
+    the death done before it.
+
+    keeper: the socket of an `nvme-async keeper`. uri: which controller; None: the only one that it
+        holds, or will be given. wait: seconds, up to a day, for the predecessor's death. keepalive,
+        options: as for open().
+
+    A predecessor that closes its controller leaves none: it is brought up afresh then. Makes
+    the whole restore once, with an emulated controller, at the beginning (some 10 ms). Raises as
+    open() does, ControllerTimeout when the keeper is given no controller, ConfigurationError when
+    it holds several and no uri was given.
+    """
+    Options.of(options)
+    keepalive_options = KeepaliveOptions(keepalive=keepalive, keeper=keeper, keeper_wait=wait)
+    return Opening("stand_by", keeper, lambda: standby.stand_by(keeper, uri, {**options}, keepalive_options))

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 __all__ = [
     "AccessDenied",
+    "AdminRefused",
     "ApplicationTagError",
     "CapacityExceeded",
     "CommandAborted",
@@ -322,6 +323,10 @@ class ControllerGone(ControllerError, ConnectionError):
 
 class ControllerTimeout(ControllerError, TimeoutError):
     """The controller, or the device behind the seam, did not answer in time (CAP.TO, …)."""
+
+
+class AdminRefused(ControllerError):
+    """No admin command is sent after the bring-up: the controller is driven fused."""
 
 
 class DeviceTimeout(ControllerTimeout):

@@ -113,7 +113,7 @@ def look_at_queue(QueuePair qp, *, bint sums=True):
 
     Of the dictionary's entries, "bounce" has {pool offset: size class} of the bounce pages that belong to commands, "inside" [(pool offset,
     bytes)] of other data in the pool, and "outside" [(device address, bytes)] of data in the predecessor's own memory.
-    "arrived" has [(head, phase, command id, status field)] of the completions that nobody has taken.
+    "arrived" has [(head, phase, command id, status field)] of the completions that nobody has taken, "waiting" says whether one is next.
     QueueStateError if it is damaged. Changes nothing, so that a restore can still be refused.
     """
     cdef nvq_found found
@@ -150,7 +150,8 @@ def look_at_queue(QueuePair qp, *, bint sums=True):
         else:
             bounce[t.data_offset] = size_class(t.data_nbytes)
     return {"in_flight": found.in_flight, "done": found.done, "unsent": found.unsent, "unrung": bool(found.unrung),
-            "uncertain": bool(found.uncertain), "bounce": bounce, "inside": inside, "outside": outside, "arrived": arrived}
+            "uncertain": bool(found.uncertain), "bounce": bounce, "inside": inside, "outside": outside, "arrived": arrived,
+            "waiting": bool(nvq_completion_at(&qp.q, qp.q.header.reaped, &cqe))}
 
 
 def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):

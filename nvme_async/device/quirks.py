@@ -56,7 +56,9 @@ class Quirk(enum.StrEnum):
     LARGE_SQE = "large-sqe"
     """I/O submission queue entries have 128 bytes: not supported, so it isn't opened."""
     KEEPALIVE_BY_CLASS = "keepalive-by-class"
-    """Its admin queue isn't to be relied on after the process was replaced. For keepalive to heed."""
+    """Its admin queue isn't to be relied on after the process was replaced: with keepalive it is
+    driven fused (the option of that name).
+    """
 
 
 @attrs.frozen

@@ -15,8 +15,9 @@ import asyncio
 from typing import Any
 
 from nvme_async.driver.context import ControllerContext
+from nvme_async.driver.lifecycle import State
 from nvme_async.driver.options import Options
-from nvme_async.errors import ControllerFatal, ControllerTimeout, NvmeError
+from nvme_async.errors import AdminRefused, ControllerFatal, ControllerTimeout, NvmeError
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 
@@ -24,6 +25,10 @@ DEFAULT_LIMIT = 60.0
 """Seconds for the driver's own commands where `admin_timeout` is 0 (no limit for the
 application's).
 """
+
+
+SEALED = frozenset({State.READY, State.SAVING, State.CLOSING})
+"""The states in which a fused controller takes no admin command."""
 
 
 def admin_limit(options: Options) -> float:
@@ -53,7 +58,13 @@ class AdminQueue:
         internal: an Asynchronous Event Request or Abort, limited by its sender. user: the
             application's, limited by the watchdog.
         """
-        queue = self._controller.transport.queues.admin
+        controller = self._controller
+        if controller.fused and controller.state in SEALED:
+            raise AdminRefused(
+                f"{controller.uri}: {command.name} was not sent: the controller is driven fused, so the admin queue "
+                "is not used after the bring-up (the option fused=False, or quirks=, changes that)"
+            )
+        queue = controller.transport.queues.admin
         if internal or user:
             return await queue.submit(command, buffer, tag=tag, internal=internal, user=user)
         limit = self.limit

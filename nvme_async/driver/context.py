@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from nvme_async.device.quirks import Quirks
+from nvme_async.device.quirks import Quirk, Quirks
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.hooks import LifecycleHooks
 from nvme_async.driver.lifecycle import Lifecycle, State
@@ -72,6 +72,13 @@ class ControllerContext(LifecycleHooks):
         """Compares equal to its text: "new", "ready", "resetting", "saving", "failed", "closing", "closed",
         "handed over"."""
         return self.lifecycle.state
+
+    @property
+    def fused(self) -> bool:
+        """Is no admin command sent after the bring-up? See Options."""
+        if self.options.fused is not None:
+            return self.options.fused
+        return self.options.keepalive and Quirk.KEEPALIVE_BY_CLASS in self.quirks
 
     @property
     def failure(self) -> NvmeError | None:

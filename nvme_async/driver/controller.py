@@ -446,6 +446,7 @@ class Controller(ReachableMemory):
             "firmware": identify.fr if identify else None,
             "version": str(self.vs),
             "quirks": self.quirks.inspect(),
+            "fused": self.fused,
             "failure": str(self.failure) if self.failure else None,
             "resets": self.resets,
             "timeouts": self.recovery.timeouts,

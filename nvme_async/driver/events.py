@@ -77,6 +77,8 @@ class EventListener:
         what else is sent stays the controller's choice. After each reset.
         """
         controller = self._controller
+        if controller.fused:
+            return
         wanted = controller.identify.oaes & _NOTICES | _SMART
         now = (await controller._submit_admin(commands.get_features(Feature.ASYNC_EVENT_CONFIGURATION))).dw0
         if now & wanted != wanted:
@@ -86,7 +88,9 @@ class EventListener:
         """adopted: the requests that a predecessor left with the controller, so that there is never
         a second one. None of them: it was busy with an event that nobody else knows of.
         """
-        if not self._controller.transport.has_events:
+        if self._controller.fused:
+            self.refusal = "the controller is driven fused: no Asynchronous Event Request is sent"
+        elif not self._controller.transport.has_events:
             self.refusal = f"over {self._controller.transport.kind} there are none"
         elif self._task is None:
             self._task = self._controller.loop.create_task(self._listen(adopted), name=f"{self._controller.uri} events")

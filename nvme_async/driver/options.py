@@ -98,6 +98,9 @@ class Options:
             = wherever the kernel puts it.
         always_flr: a function level reset whenever the device is opened, where it has one. Not at a
             live restore.
+        fused: all I/O queue pairs are made at the bring-up, event loops take them from there, and
+            after it no admin command is sent (AdminRefused), no Asynchronous Event Request either.
+            None: with keepalive, where the quirk keepalive-by-class asks for it.
         command_timeout: seconds for an I/O command before it is aborted and, failing that, the
             controller reset. 0 = no limit.
         admin_timeout: the same for admin commands. 0 is for the application's; the driver's own
@@ -158,6 +161,7 @@ class Options:
     )
     numa: Literal["", "split"] = attrs.field(default="", validator=_one_of("", "split"))
     always_flr: bool = False
+    fused: bool | None = None
     command_timeout: float = attrs.field(default=30.0, validator=_limit(86400))
     admin_timeout: float = attrs.field(default=60.0, validator=_limit(86400))
     abort_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
@@ -243,6 +247,7 @@ class DriverOptions(TypedDict, total=False):
     read_only: bool
     allow_mounted_write: bool
     quirks: str
+    fused: bool | None
 
 
 class TakeOverOptions(DriverOptions, total=False):

@@ -184,7 +184,7 @@ class Recovery:
     async def _abort(self, queue: CommandQueue, late: list[tuple[int, bytes]]) -> bool:
         """Asks the controller to abort them; True when none of them is out any more in time."""
         controller = self._controller
-        if queue.qid == 0:
+        if queue.qid == 0 or controller.fused:
             return False  # an admin queue that doesn't answer won't answer an Abort either
         cids = [cid for cid, _ in late]
         await controller._on_owner(queue, lambda: queue.mark_timed_out(cids))

@@ -21,6 +21,8 @@ from nvme_async.spec import commands
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
+AFTER = 0.02
+"""Seconds from the end of the drain to all that can wait: callers' I/O comes first."""
 _FIRST_LOOK = 0.0005
 _LAST_LOOK = 0.05
 
@@ -62,6 +64,10 @@ class PredecessorCleanup:
     async def _run(self) -> None:
         controller = self._controller
         try:
+            # The callers whose I/O waits come first.
+            await self._until(lambda: not self._adopted.draining)
+            if not self._verify:
+                await asyncio.sleep(AFTER)
             if controller.state == "ready":  # else it is the next successor's to do
                 self._free_what_nobody_used()
             if self._confirm is not None:

@@ -96,14 +96,10 @@ class KeptController(DriverController):
         else:
             # What the predecessor wrote is still right in all that a restore needs: the callers whose I/O waits
             # now come first.
-            self.loop.call_soon(self._inherit_state, self.recorder, state)
-            self.loop.call_later(0.001, self._renew)
+            self.recorder.inherit(state)
+            self.loop.call_later(cleanup.AFTER, self._renew)
         self.memory.on_mapped = self._changed
         self._bundle_changed()
-
-    def _inherit_state(self, recorder: Recorder, state: State) -> None:
-        if self.recorder is recorder and self.state == "ready":
-            recorder.inherit(state)
 
     def _renew(self) -> None:
         if self.recorder is not None:

@@ -280,7 +280,14 @@ class Recorder:
         unverified = controller.effects.unverified
         sharing = queues.lender.save() if queues.lender is not None else {}
         return State(
-            readable_by=saved.SHARED if sharing else saved.DOUBTFUL if unverified else saved.READABLE_BY,
+            readable_by=saved.FUSED
+            if controller.fused
+            else saved.SHARED
+            if sharing
+            else saved.DOUBTFUL
+            if unverified
+            else saved.READABLE_BY,
+            fused=controller.fused,
             sharing=sharing,
             unverified=unverified,
             uri=controller.uri,
@@ -312,7 +319,8 @@ class Recorder:
             shadow_offset=queues.maker.shadow_offset,
             vectors=len(queues.maker.event_fds),
             registrations=[RegistrationState(iova=iova, nbytes=nbytes) for iova, nbytes in memory.foreign_mappings()],
-            options=attrs.asdict(controller.options),
+            # None means unset, and older releases take some of these for numbers.
+            options=attrs.asdict(controller.options, filter=lambda _, value: value is not None),
             device_state=transport.device.save(),
             descriptors=self._identities(),
             extra=self.extra,

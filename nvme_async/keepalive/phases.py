@@ -8,6 +8,7 @@
     verify    successor: is what was built still right; rings, trackers, the memory of each command in flight
     adopt     successor: the predecessor's commands become its own, completions that arrived meanwhile are taken
     drain     until the last of the predecessor's I/O commands has completed; new I/O waits for it
+    first I/O until this process sent a command of its own, from the end of the drain on
 
 A phase that a hand-over had before the predecessor stood still (attach and build) is not part of the pause.
 """
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-NAMES = ("suspend", "write", "pass", "attach", "build", "verify", "adopt", "drain")
+NAMES = ("suspend", "write", "pass", "attach", "build", "verify", "adopt", "drain", "first I/O")
 
 BUCKETS = tuple(step * 10.0**decade for decade in range(-5, 2) for step in (1, 2, 5))
 """Upper bounds in seconds: 10 µs to 50 s, three in each decade."""

@@ -342,7 +342,7 @@ class Restoration:
         controller.cleanup.begin(verify=in_doubt, confirm=confirm)
         controller._keep(Manifest(successor.pool, successor.manifest, self._found[1], self._body), self.state)
         controller.listener.start(events)
-        controller.loop.call_soon(self._watch, controller)
+        controller.loop.call_soon(controller.loop.call_soon, self._watch, controller)
         self.pool = self.device = self._successor = None
         self._bundle.close()
         self._taken(controller)

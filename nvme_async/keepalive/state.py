@@ -19,10 +19,12 @@ import cattrs
 
 from nvme_async.errors import InvalidSavedState
 
-FORMAT = 5
+FORMAT = 6
 READABLE_BY = 1
 SHARED = 5
 """What a state with `sharing` says that it is readable by: older releases would reset the controller below workers."""
+FUSED = 6
+"""What a state with `fused` says that it is readable by: older releases would send admin commands."""
 DOUBTFUL = 4
 """What a state with `unverified` says that it is readable by: older releases would trust its namespaces."""
 CHECKSUMS = 3
@@ -133,6 +135,7 @@ class State(_Part):
     descriptors: which files the bundle's descriptors are, by name (descriptors.py; format 3).
     sharing: what worker processes have of the controller, as nvme_async.sharing wrote it; empty: it is not shared
         (format 5).
+    fused: no admin command is sent after the bring-up (format 6).
     """
 
     format: int = FORMAT
@@ -161,6 +164,7 @@ class State(_Part):
     identify_nvm: bytes | None = None
     descriptors: dict[str, str] = attrs.field(factory=dict)
     sharing: dict[str, Any] = attrs.field(factory=dict)
+    fused: bool = False
 
 
 def _make_converter() -> cattrs.Converter:

@@ -62,9 +62,10 @@ _SETTLE_ADMIN = commands.get_features(Feature.NUMBER_OF_QUEUES).pack()
 def merge(state: State, given: dict[str, Any]) -> Options:
     """The predecessor's options, and what this process was given."""
     known = {field.name for field in attrs.fields(Options)}
-    return Options.of(
-        {name: value for name, value in state.options.items() if name in known} | given | {"keepalive": True}
-    )
+    inherited = {name: value for name, value in state.options.items() if name in known}
+    if state.fused:
+        inherited["fused"] = True
+    return Options.of(inherited | given | {"keepalive": True})
 
 
 class Successor:
@@ -215,6 +216,7 @@ class Successor:
         """The predecessor touches nothing any more, and the pool's table was read again: is what it left sound?
         Nothing is changed."""
         ownership = Ownership(self.pool.slots(), self.state.registrations)
+        busy: dict[int, int] = {}
         for queue in self._queues:
             qid = queue.qid
             try:
@@ -223,11 +225,25 @@ class Successor:
             except _hotpath.QueueStateError as error:
                 raise self._refuse(f"queue {qid}: {error}") from None
             self._tell_arrived(qid, found["arrived"])
+            busy[qid] = found["in_flight"] + found["done"]
+            if qid == 0 and self.controller.fused:
+                self._check_admin_at_rest(found)
             if pieces:
                 bounce = self.controller.queues.maker.bounce_of(qid)
                 for slot, count, inside in pieces:
                     bounce.add_chunk(self.pool.claim(slot.offset), slot.tag, count, inside)
+        # The admin queue, then workers with I/O in flight.
+        self._queues.sort(key=lambda queue: (queue.qid != 0, -busy[queue.qid]))
         self._go_on_sharing(bundle)
+
+    def _check_admin_at_rest(self, found: dict[str, Any]) -> None:
+        """No admin command of a fused controller is out, and none completes, after its bring-up."""
+        pending = found["in_flight"] + found["done"] + found["unsent"]
+        if pending or found["waiting"] or found["uncertain"]:
+            raise self._refuse(
+                f"it is driven fused, and {pending} admin commands are pending"
+                + (", with a completion at the head of the admin queue" if found["waiting"] else "")
+            )
 
     def _go_on_sharing(self, bundle: Bundle) -> None:
         """Workers have queues of their own, and notice nothing. Nothing is changed yet; they are answered once the
@@ -294,8 +310,9 @@ class Successor:
             adopted._add(found, own)
             events += requests
             queue.watch()
-        # What has completed was taken; interrupts, which stay signalled, may wait for those whose I/O waits.
-        controller.loop.call_soon(self._listen)
+        # What has completed was taken. Interrupts, which stay signalled, may wait until the callers whose I/O waits
+        # have sent it, in the event-loop iteration after the next.
+        controller.loop.call_soon(controller.loop.call_soon, self._listen)
         controller.queues.admin.hot.hold(False)
         if self.in_doubt:
             log.info("%s: new I/O waits until the namespaces were read again", controller.uri)
@@ -304,6 +321,7 @@ class Successor:
             adopted.on_drained = self._drain()
         else:
             controller.queues.lift("drain")
+            self._await_first_io()
         controller.queues.first_restored(controller.loop)
         return events
 
@@ -328,5 +346,21 @@ class Successor:
             phases.add("drain", time.perf_counter() - began)
             phases.record("drain")
             log.info("%s: the predecessor's commands are over: %s", controller.uri, phases)
+            self._await_first_io()
 
         return drained
+
+    def _await_first_io(self) -> None:
+        """Times the first I/O command of this process, on the home loop's queue pairs."""
+        began, phases = time.perf_counter(), self._phases
+        queues = [queue for queue in self.controller.queues.io_queues() if queue.loop is self.controller.loop]
+
+        def first() -> None:
+            for queue in queues:
+                queue.when_busy(None)
+            if "first I/O" not in phases.seconds:
+                phases.add("first I/O", time.perf_counter() - began)
+                phases.record("first I/O")
+
+        for queue in queues:
+            queue.when_busy(first)

@@ -58,7 +58,7 @@ class Driver:
         line = self.popen.stdout.readline().strip()
         if not line:
             _, errors = self.popen.communicate(timeout=20)
-            raise AssertionError(f"the driver ended: {errors}")
+            raise AssertionError(f"the driver ended with {self.popen.returncode}: {errors}")
         return line
 
     def send(self, line: str = "") -> None:

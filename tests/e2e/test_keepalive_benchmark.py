@@ -22,6 +22,8 @@ def test_it_hands_back_and_forth_and_reports_as_json() -> None:
         "2",
         "--iodepth",
         "8",
+        "--deaths",
+        "1",
         "--save-queues",
         "1,3",
         "--save-rounds",
@@ -41,4 +43,5 @@ def test_it_hands_back_and_forth_and_reports_as_json() -> None:
     assert handovers["fresh"]["rounds"] == 2
     assert handovers["floor"]["rounds"] == 4 * 5
     assert handovers["pause_over_floor_median"] > 0
+    assert all(0 < report["deaths"][name]["median_ms"] < 60_000 for name in ("sent", "first", "kernel"))
     assert [save["queue_pairs"] for save in report["saves"]] == [1, 3]

@@ -17,8 +17,9 @@ from nvme_async.driver.pcie.queue_maker import PciePieces, PcieQueueMaker
 from nvme_async.driver.pcie.registers import doorbell_pairs
 from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.driver.queues.queue_set import QueueSet
+from nvme_async.driver.steps import Degraded
 from nvme_async.driver.transport import Owner
-from nvme_async.errors import NvmeError
+from nvme_async.errors import CommandError, NvmeError, OutOfDmaMemory
 from nvme_async.native import _hotpath
 from nvme_async.runtime import loop_internals
 
@@ -109,6 +110,40 @@ class PcieQueueSet(QueueSet):
         spare.stop_listening()
         _hotpath.rebind(spare.hot, loop.create_future, loop.call_soon, loop_internals.ready_callbacks(loop))
         return self.maker.face(spare.hot, loop, spare.vector, spare.interrupts)
+
+    # -- fused: none is created or deleted after the bring-up ----------------------------------------
+
+    async def create_all(self, degraded: Degraded) -> None:
+        await super().create_all(degraded)
+        controller = self._controller
+        while controller.fused and self._free_qids:
+            try:
+                queue = await self._create(controller.loop)
+            except (CommandError, OutOfDmaMemory) as error:
+                degraded.add("I/O queue pairs", error, "loops share those that there are")
+                self._free_qids.clear()
+                break
+            if queue is not None:
+                queue.silence(True)
+                self.spare.append(queue)
+
+    async def _take_from_closed_loops(self) -> None:
+        if not self._controller.fused:
+            await super()._take_from_closed_loops()
+            return
+        home = self._controller.loop
+        for loop, queue in list(self.io.items()):
+            if not loop.is_closed() or queue.hot.n_outstanding:
+                continue
+            del self.io[loop]
+            self.hot.pop(loop, None)
+            queue.stop_listening()
+            _hotpath.rebind(queue.hot, home.create_future, home.call_soon, loop_internals.ready_callbacks(home))
+            self.spare.append(self.maker.face(queue.hot, home, queue.vector, queue.interrupts))
+            self._controller._changed()
+
+    def _has_more(self) -> bool:
+        return super()._has_more() or any(not queue.hot.n_outstanding for queue in self.spare)
 
     def give_back(self, qid: int) -> None:
         """The controller no longer knows this inherited queue pair, and its memory is free."""

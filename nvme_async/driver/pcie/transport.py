@@ -223,7 +223,8 @@ class PcieTransport(PooledTransport):
     async def shut_down(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self.queues.delete_all()
+                if not self._owner.fused:  # the shutdown itself deletes them
+                    await self.queues.delete_all()
         except (NvmeError, TimeoutError) as error:
             log.warning("%s: deleting the I/O queues: %s", self.uri, str(error) or "no answer")
         self.device.timeout = min(self.device.timeout, seconds)

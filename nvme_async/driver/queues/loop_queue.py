@@ -220,6 +220,27 @@ class LoopQueue:
             self.hot.watched = True
             self._watch()
 
+    def when_busy(self, first: Callable[[], None] | None) -> None:
+        """first() is called once, when the next command is sent; None: not any more. Costs nothing for each
+        command: it takes the place of the watchdog's start.
+        """
+        if self.hot.closed:
+            return
+        if first is None:
+            self.hot.on_busy = self._watch if self.timeout else None
+            return
+
+        callback = first
+
+        def busy() -> None:
+            self.when_busy(None)
+            callback()
+            if self.timeout:
+                self._watch()
+
+        self.hot.on_busy = busy
+        self.hot.watched = False
+
     def close(self) -> None:
         """Lets go of loop and memory; nothing may be out any more."""
         self.stop_listening()

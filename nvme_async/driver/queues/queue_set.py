@@ -125,6 +125,8 @@ class QueueSet(QueueCollection):
                     return self.io[loop]
                 resets = controller.resets
                 try:
+                    if controller.fused:
+                        await self._take_from_closed_loops()
                     queue = self._take_spare(loop, worker) or await self._create(loop)
                 except NvmeError:
                     if controller.resets != resets:
