@@ -322,7 +322,7 @@ class ControllerGone(ControllerError, ConnectionError):
 
 
 class ControllerTimeout(ControllerError, TimeoutError):
-    """The controller, or the device behind the seam, did not answer in time (CAP.TO, …)."""
+    """The controller, or the device behind the seam, did not answer in its time."""
 
 
 class AdminRefused(ControllerError):
@@ -330,9 +330,7 @@ class AdminRefused(ControllerError):
 
 
 class DeviceTimeout(ControllerTimeout):
-    """The device layer had no answer in time: a vfio-user peer that has stopped, or is overwhelmed.
-    Registers can't be reached then.
-    """
+    """The device layer, and so its registers, did not answer in time: a stopped vfio-user peer."""
 
 
 class ControllerFatal(ControllerError):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,3 +219,26 @@ def test_an_altered_half_does_not_revive_the_previous_one(twice: tuple[Pool, int
     os.pwrite(pool.fd, b"\0", half + 64)
     with pytest.raises(InvalidSavedState, match="altered"):
         manifest.find(pool)
+
+
+def test_the_bytes_that_release_0_1_left_in_a_pool_are_read() -> None:
+    """As they lay there: header, checksum and text of one half of the manifest."""
+    golden = (DATA / "manifest-0.1.bin").read_bytes()
+    (sequence,) = struct.unpack_from("<Q", golden, 16)
+    pool = Pool(1 << 20, iova=1 << 32)
+    slot = pool.alloc(2 * (64 << 10), owner=manifest.OWNER, persistent=True)
+    at = (sequence & 1) * (64 << 10)
+    slot[at : at + len(golden)] = golden
+    offset, found, body = manifest.find(pool)
+    assert (offset, found) == (slot.offset, sequence)
+    with memoryview(slot) as view:
+        assert manifest.stands(view, sequence, body)
+        assert not manifest.stands(view, sequence + 1, body)
+    read = state.decode(body)
+    assert (read.format, read.readable_by, read.device.serial) == (2, 1, "GOLDEN01")
+    assert [queue.qid for queue in read.queues] == [0, 1]
+    slot[at + len(golden) - 1 : at + len(golden)] = b"!"
+    with pytest.raises(InvalidSavedState, match="checksum"):
+        manifest.find(pool)
+    slot.free()
+    pool.close()
