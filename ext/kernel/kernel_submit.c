@@ -104,7 +104,6 @@ static void fill_passthrough(struct kernel_link *link, struct uring_sqe *sqe, co
 {
     struct nvme_uring_cmd *command = (struct nvme_uring_cmd *)&sqe->addr3;
     const struct nvq_sqe *from = &out->sqe;
-    const int region = region_of(link, out->data, out->nbytes);
     const uint32_t metadata = metadata_bytes(out);
     sqe->opcode = URING_OP_URING_CMD;
     sqe->off = NVME_URING_CMD_IO_;
@@ -124,11 +123,7 @@ static void fill_passthrough(struct kernel_link *link, struct uring_sqe *sqe, co
     command->cdw13 = from->cdw13;
     command->cdw14 = from->cdw14;
     command->cdw15 = from->cdw15;
-    if (region >= 0) {
-        sqe->op_flags = URING_CMD_FIXED;
-        sqe->buf_index = (uint16_t)region;
-        link->counters.fixed++;
-    }
+    /* Not as a registered buffer: Linux 6.1 refuses (EINVAL) what is less than one of its segments, a huge page for example. */
 }
 
 static void fill_transfer(struct kernel_link *link, struct uring_sqe *sqe, const struct kl_out *out)

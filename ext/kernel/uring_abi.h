@@ -36,7 +36,6 @@ enum { URING_FSYNC_DATASYNC = 1u };
 enum { URING_ENTER_GETEVENTS = 1u };
 enum { URING_SQ_CQ_OVERFLOW = 1u << 1, URING_SQ_TASKRUN = 1u << 2 };
 enum { URING_FEAT_SINGLE_MMAP = 1u, URING_FEAT_NODROP = 1u << 1 };
-enum { URING_CMD_FIXED = 1u };
 enum uring_register {
     URING_REGISTER_EVENTFD = 4,
     URING_REGISTER_PROBE = 8,
