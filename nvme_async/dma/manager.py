@@ -23,7 +23,7 @@ from typing import Literal
 from nvme_async.errors import ConfigurationError, OutOfDmaMemory
 from nvme_async.native._dma import DmaBuffer, Pool, Slot
 
-DEFAULT_IOVA = 0x1_0000_0000
+FIRST_IOVA = 0x1_0000_0000
 """Above what 32-bit windows of a platform claim. Each device has its own addresses, so pools may
 share it.
 """
@@ -108,7 +108,7 @@ class DmaManager:
         self._lock = threading.Lock()
         self._clients: dict[str, DmaClient] = {}
 
-    def client(self, name: str, policy: Policy, nbytes: int, *, iova: int = DEFAULT_IOVA) -> DmaClient:
+    def client(self, name: str, policy: Policy, nbytes: int, *, iova: int = FIRST_IOVA) -> DmaClient:
         """A new client with room for `nbytes` of allocations.
 
         Raises ConfigurationError for a name in use and for a policy that can't be had,

@@ -19,9 +19,9 @@ from nvme_async.driver.registration import Registration
 from nvme_async.errors import ConfigurationError, OutOfDmaMemory
 from nvme_async.native._dma import Pool
 from nvme_async.native._placement import address_of, byte_view
+from nvme_async.spec.registers import PAGE
 
-PAGE = 4096
-FIRST_IOVA = 1 << 40
+POOLS_IOVA = 1 << 40
 """Addresses that commands may name in MPTR; the link translates them, and nothing else."""
 
 
@@ -66,7 +66,7 @@ class KernelMemory:
         self._on_gone = on_gone
         self._budget = Budget(options.memory_limit, hugepages=options.hugepages, locked=False)
         self._growing = threading.Lock()
-        self._next_iova = FIRST_IOVA
+        self._next_iova = POOLS_IOVA
         self._closed = False
         self.pools: list[Pool] = []
         self.regions: list[tuple[int, int, int]] = []

@@ -5,11 +5,9 @@ from __future__ import annotations
 import threading
 
 from nvme_async.device import Device
+from nvme_async.dma.manager import FIRST_IOVA
 from nvme_async.errors import OutOfDmaMemory
 
-# Above everything that a 32-bit device or a platform's reserved windows (MSI at FEE0_0000h) claim;
-# below only where the IOMMU translates nothing above.
-FIRST_IOVA = 0x1_0000_0000
 ALIGN = 2 << 20
 
 
@@ -76,6 +74,8 @@ class IovaSpace:
         ranges = self.device.iova_ranges
         taken = sorted([*self._mapped, *((window.start, len(window)) for window in self.windows)])
         # Address 0 is never used: some controllers take it for "none".
+        # Above everything that a 32-bit device or a platform's reserved windows (MSI at FEE0_0000h)
+        # claim; below only where the IOMMU translates nothing above.
         for lowest in (FIRST_IOVA, ALIGN):
             for window in ranges:
                 at = aligned(max(window.start, lowest))
