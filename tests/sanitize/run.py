@@ -30,10 +30,14 @@ ASAN = {
     "allocator_may_return_null": "1",  # as malloc() does: what asks for too much has to cope
 }
 UBSAN = {"print_stacktrace": "1", "halt_on_error": "1"}
-# Not here: programs that are built without the extension modules, the first with sanitizers of its
-# own; the second counts its instructions from the start, among which the preloaded libraries' would
-# be.
-LEFT_OUT = ("tests/unit/test_emulator_core.py", "tests/unit/test_adopt_instructions.py")
+# Not here: programs that are built without the extension modules. The first and the third have
+# sanitizers of their own; the second counts its instructions from the start, among which the
+# preloaded libraries' would be.
+LEFT_OUT = (
+    "tests/unit/test_emulator_core.py",
+    "tests/unit/test_adopt_instructions.py",
+    "tests/unit/test_fuzz_seeds.py",
+)
 
 
 def libraries() -> list[str]:
