@@ -98,6 +98,7 @@ setup(
                 ("_tcp", "tcp"),
                 ("_kernel", "kernel"),
                 ("_pi", "pi"),
+                ("_nbd", "nbd"),
             ]
             if glob(f"ext/{folder}/{name}.pyx")
         ],

@@ -209,6 +209,7 @@ nvs_set_mark(int.from_bytes(os.urandom(8), "little"))
 include "waiting.pxi"
 include "request.pxi"
 include "batch.pxi"
+include "stream.pxi"
 include "rings.pxi"
 include "queue_pair.pxi"
 include "sending.pxi"

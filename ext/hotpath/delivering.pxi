@@ -23,6 +23,8 @@ cdef void deliver(QueuePair qp) except *:
         if qp.batches:
             # Also those of which nothing is among the reaped: they may have had no command id at all.
             go_on_with_batches(qp)
+        if qp.streams:
+            go_on_with_streams(qp)
         if qp.leaving is not None:
             see_off(qp)
         if qp.q.n_armed == 0 and qp.on_idle is not None:

@@ -79,6 +79,8 @@ cdef int defuse(QueuePair qp) except -1:
             geometry = (<Request>qp.waiters[i]).geometry
             expired = geometry is not None and (<Geometry>geometry).state == EXPIRED
         elif qp.slots[i].batch != NULL:
+            geometry = geometry_of_stream(qp, qp.slots[i].batch)
+            expired = geometry is not None and (<Geometry>geometry).state == EXPIRED
             for batch in qp.batches:
                 if qp.slots[i].batch == &batch.b:
                     expired = batch.geometry is not None and batch.geometry.state == EXPIRED

@@ -24,6 +24,7 @@ cdef class QueuePair(Rings):
     cdef PyObject **waiters      # a Request for each slot that is with the controller; owned references
     cdef nvb_slot *slots         # for each slot, of which batch it is
     cdef list batches            # those that are started and not over
+    cdef list streams            # the same of sources of commands (stream.pxi)
     cdef AddressMap address_map
     cdef BounceCache bounce
     cdef object loop
@@ -73,6 +74,7 @@ cdef class QueuePair(Rings):
         self.waiters = <PyObject **>calloc(n_trackers, sizeof(PyObject *))
         self.slots = <nvb_slot *>calloc(n_trackers, sizeof(nvb_slot))
         self.batches = []
+        self.streams = []
         if self.waiters == NULL or self.slots == NULL:
             raise MemoryError()
 
@@ -343,6 +345,7 @@ cdef class QueuePair(Rings):
                     self.n_granted += 1      # they see the refusal when they take their turn
                     wake(future)
             wake_parked(self)
+            go_on_with_streams(self)
             feed(self, len(self.starved))
 
     def hold(self, bint held):
@@ -353,6 +356,7 @@ cdef class QueuePair(Rings):
         self.grant()
         if not held:
             go_on_with_batches(self)
+            go_on_with_streams(self)
 
     def go_on(self):
         """Geometries were held, released or expired: requests and batches that waited for that look again whether they may be sent. From
@@ -361,6 +365,7 @@ cdef class QueuePair(Rings):
             defuse(self)
         wake_parked(self)
         go_on_with_batches(self)
+        go_on_with_streams(self)
 
     def fail_waiters(self, exception):
         """Everybody who waits for a sent command gets `exception`; the commands and their pages stay with the controller."""
@@ -426,6 +431,7 @@ cdef class QueuePair(Rings):
                     request = <Request>self.waiters[i]
                     if request.nbytes and request.iova < iova + nbytes and iova < request.iova + request.nbytes:
                         return True
+            return streams_use(self, iova, nbytes)
         return False
 
     def left_behind(self, uint32_t nsid, uint64_t lba, uint64_t blocks):

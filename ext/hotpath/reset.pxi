@@ -11,6 +11,7 @@ cdef int fail_queue(QueuePair qp, exception) except -1:
     for batch in list(qp.batches):
         if not batch.b.stopped:
             batch.fail(exception)
+    fail_streams(qp, exception)
     for i in range(qp.q.n_trackers):
         if qp.waiters[i] != NULL:
             request = <Request>qp.waiters[i]
@@ -46,10 +47,12 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
         batch.b.out = 0
         if batch.b.command.opcode not in retryable and not batch.b.stopped:
             batch.fail(exception)
+    restart_streams(qp, retryable)
     for _, slot in elements:
         if nvb_again(&qp.q, qp.slots, &slots[<int>slot], limit):
             count += 1
     free(slots)
+    streams_restarted(qp)
     for batch in list(qp.batches):
         if batch.b.stopped:
             leave_batches(qp, batch)
@@ -96,6 +99,7 @@ cdef int release_queue(QueuePair qp) except -1:
         batch.b.out = 0
         batch.b.stopped = True
         leave_batches(qp, batch)
+    release_streams(qp)
     nvq_reset(&qp.q)
     qp.n_delivered = 0
     feed(qp, len(qp.starved))

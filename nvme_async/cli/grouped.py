@@ -12,7 +12,7 @@ from nvme_async.cli.nvme.names import NVME
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Drives": ("list", "id-ctrl", "id-ns", "bind", "unbind", "doctor", "selftest"),
-    "Data": ("read", "write", "flush"),
+    "Data": ("read", "write", "flush", "export"),
     "Servicing": ("inspect", "top", "keeper"),
     "Benchmark": ("bench", "emulate"),
     "The rest of nvme-cli": tuple(sorted(NVME)),

@@ -21,6 +21,7 @@ COMMANDS = {
     "discover": "nvme_async.cli.discover:discover",
     "doctor": "nvme_async.cli.doctor:doctor",
     "emulate": "nvme_async.cli.emulate:emulate",
+    "export": "nvme_async.cli.export:export",
     "flush": "nvme_async.cli.io:flush",
     "id-ctrl": "nvme_async.cli.identify:id_ctrl",
     "id-ns": "nvme_async.cli.identify:id_ns",
