@@ -1,11 +1,12 @@
-"""Builds the native half of nvme_async; everything else is in pyproject.toml.
+"""Builds the native code of nvme_async; everything else is in pyproject.toml.
 
 Environment:
   NVME_ASYNC_SANITIZE=1   ASan and UBSan, built in build/sanitize (what `make sanitize` sets)
   NVME_ASYNC_WERROR=1     warnings in our own C are errors (what CI sets)
   NVME_ASYNC_DEBUG_SYMBOLS=1   debug symbols, which .ci/repair_wheel.py puts into files of their own
   NVME_ASYNC_FREE_THREADING=1  the extensions say that they need no global lock: a free-threaded
-                               interpreter leaves it off. The job for 3.14t sets it; nothing else does
+                               interpreter leaves it off. The job for 3.14t sets it; nothing else
+                               does
   NVME_ASYNC_PROBE=1      only the extension that tests use (what tests/probing.py sets)
 """
 
@@ -17,7 +18,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 CFLAGS = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
-# What Cython generates is not ours to tidy.
+# Generated code is exempt from these warnings.
 CYTHON_NOISE = [
     "-Wno-unused-function",
     "-Wno-missing-field-initializers",
@@ -37,11 +38,11 @@ if os.environ.get("NVME_ASYNC_SANITIZE") == "1":
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
     CFLAGS = [flag for flag in CFLAGS if flag != "-O3"] + ["-O1", *sanitizers]
     LDFLAGS += sanitizers
-    BUILD = "build/sanitize"  # never an object of one build in the other
+    BUILD = "build/sanitize"  # objects of the builds are never mixed
 
 
 def shared() -> list[tuple[str, list[str]]]:
-    """Man pages and shell completion, where `make man` has made them."""
+    """Man pages and shell completion, if `make man` has made them."""
     files = [path for path in glob("build/share/**/*", recursive=True) if os.path.isfile(path)]
     folders = sorted({os.path.dirname(path) for path in files})
     return [
@@ -111,7 +112,7 @@ setup(
             "embedsignature": True,
             **({"freethreading_compatible": True} if FREE_THREADING else {}),
         },
-        # Generated C stays out of the tree's way, and two builds may run at once.
+        # Generated C stays outside the source tree, and two builds may run at once.
         build_dir=f"{BUILD}/cython",
     ),
     options={"build": {"build_base": BUILD}},

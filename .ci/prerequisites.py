@@ -1,6 +1,7 @@
-"""What a build needs and this machine lacks, in one sentence; exit code 2 then. `make` runs it first.
+"""Names what the build needs and this machine lacks, in one sentence, with exit code 2. `make`
+runs it first.
 
-Plain enough for any Python 3, so that an old one can say that it is too old.
+Simple enough for any Python 3, so that an old one can report that it is too old.
 """
 
 import os
@@ -25,10 +26,10 @@ def compiles(compiler, header):
 
 
 def missing():
-    """What is not there, in words."""
+    """The missing requirements, as text."""
     found = []
     try:
-        import ensurepip  # noqa: F401  (Debian has it in a package of its own)
+        import ensurepip  # noqa: F401  (Debian has it in a separate package)
         import venv  # noqa: F401
     except ImportError:
         found.append("Python's venv module")

@@ -1,7 +1,7 @@
 """python repair_wheel.py WHEEL FOLDER DEBUG_FOLDER: a wheel that may be published.
 
-The extensions' debug symbols go to DEBUG_FOLDER (a .debug file for each, found by its build id or by
-gdb's `symbol-file`), the rest is stripped, and auditwheel checks what the extensions need of the
+The extensions' debug symbols go to DEBUG_FOLDER (a .debug file for each, found by its build id or
+by gdb's `symbol-file`), the rest is stripped, and auditwheel checks what the extensions need of the
 system and names the wheel after it.
 """
 

@@ -1,4 +1,5 @@
-"""python wheels.py PYTHON ...: a wheel for each of these interpreters, in dist/, as a release has it.
+"""python wheels.py PYTHON ...: a wheel for each of these interpreters, in dist/, as a release
+has it.
 
 Each is built in an environment of its own (build isolation), stripped and repaired
 (repair_wheel.py), and tried (try_wheel.py) in another one, whose PATH has no compiler.

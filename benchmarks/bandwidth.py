@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""128 KiB sequential reads into memory that the device reaches, against memcpy of the same size in
-the same run; and many 4 KiB commands.
+"""128 KiB sequential reads into memory that the device can access, compared with memcpy of the
+same size in the same run; and many 4 KiB commands.
 
     python benchmarks/bandwidth.py [--rounds 7] [--json]
 
 The emulated controller copies each read once, from its RAM to the buffer, so one core's memcpy is
 the ceiling of its bandwidth. memcpy copies between two areas as large as the medium and the
-buffers, so that both work outside the caches alike.
+buffers, so that both work outside the caches.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ SIZE = 256 << 20
 
 
 def memcpy(source: memoryview, target: memoryview) -> float:
-    """Bytes a second, PART at a time; slice assignment between contiguous views is one memcpy."""
+    """Bytes per second, PART at a time; slice assignment between contiguous views is one
+    memcpy.
+    """
     places = target.nbytes // PART
     begin = time.perf_counter()
     for index in range(source.nbytes // PART):
@@ -40,7 +42,7 @@ def memcpy(source: memoryview, target: memoryview) -> float:
 
 
 async def sequential(namespace: nvme_async.Namespace, target: memoryview) -> float:
-    """Bytes a second of reading the namespace once, eight 128 KiB reads at a time."""
+    """Bytes per second of reading the namespace once, eight 128 KiB reads at a time."""
     blocks = PART // BLOCK
     depth = target.nbytes // PART
 
@@ -55,7 +57,7 @@ async def sequential(namespace: nvme_async.Namespace, target: memoryview) -> flo
 
 
 async def many(namespace: nvme_async.Namespace, target: memoryview, depth: int) -> float:
-    """4 KiB random reads a second through read_many, over all of the namespace."""
+    """4 KiB random reads per second through read_many, over the whole namespace."""
     each = target.nbytes // BLOCK
     generator = random.Random(depth)
     chunks = [array("Q", generator.choices(range(namespace.blocks), k=each)) for _ in range(256)]
@@ -76,7 +78,7 @@ async def measure(rounds: int) -> dict[str, Any]:
             target, idle = memoryview(buffer), memoryview(other)
             source = memoryview(bytearray(SIZE))
             for lba in range(0, SIZE // BLOCK, PART // BLOCK):
-                await controller.namespaces[1].write(lba, source[:PART])  # give the medium its pages
+                await controller.namespaces[1].write(lba, source[:PART])  # allocate the medium's pages
             for _ in range(rounds):
                 for name, figure in (
                     ("memcpy", memcpy(source, target)),

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""How near an awaited I/O comes to what the event loop itself costs.
+"""How close an awaited I/O comes to the cost of the event loop itself.
 
 The ceiling: the same number of coroutines awaiting plain futures, which a C loop resolves in
-batches, once on each pass of the loop. Against
-that: the same coroutines awaiting random 4 KiB reads of the null medium; and lone reads, eager and
-by interrupt. All alternate in one run;
-each figure is the median of the rounds.
+batches, once per event-loop iteration. Compared with it: the same coroutines awaiting random 4 KiB
+reads of the null medium; and lone reads, eager and by interrupt. All alternate in one run; each
+figure is the median of the rounds.
 
     python benchmarks/ceiling.py [--depth 32] [--rounds 7] [--loop asyncio|uvloop|both] [--json]
 """
@@ -35,7 +34,7 @@ NULL = "emulated:size=1GiB,medium=null"
 
 
 async def together(workers: list[Any], count: int) -> float:
-    """Operations a second."""
+    """Operations per second."""
     begin = time.perf_counter()
     await asyncio.gather(*workers)
     return count / (time.perf_counter() - begin)
@@ -65,7 +64,7 @@ async def reads(namespace: nvme_async.Namespace, depth: int, count: int) -> floa
 
 
 async def reads_into(namespace: nvme_async.Namespace, buffers: list[DmaBuffer], count: int) -> float:
-    """readinto() buffers that the device reaches: what --ioengine=await does."""
+    """readinto() buffers that the device can access, as --ioengine=await does."""
     blocks = random.Random(0).choices(range(namespace.blocks), k=4096)
 
     async def worker(at: int, buffer: DmaBuffer) -> None:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Instructions per I/O, counted by callgrind: the same figure whatever else the machine is doing.
+"""Instructions per I/O, counted by callgrind: the figure doesn't depend on the machine's load.
 
-    python benchmarks/cost.py            compares with benchmarks/cost.json; exit code 1 if a figure
-    grew by more than 10 % python benchmarks/cost.py --record   writes it
+    python benchmarks/cost.py            compares with benchmarks/cost.json; exit code 1 if a
+                                         figure grew by more than 10 %
+    python benchmarks/cost.py --record   writes it
 
 submit and reap are the C primitives (a 4 KiB read in a batch of 1 and of 32); awaited is the whole
 of `await read()` on stock asyncio, 32 coroutines, with a loop-back controller in the same process.
@@ -45,7 +46,7 @@ def callgrind(command: list[str], folder: str) -> str:
 
 
 def inclusive(profile: str, function: str) -> int:
-    """Instructions in `function` and what it calls."""
+    """Instructions in `function` and its callees."""
     listing = subprocess.run(
         ["callgrind_annotate", "--inclusive=yes", profile], check=True, capture_output=True, text=True
     ).stdout
@@ -79,8 +80,8 @@ def primitives(folder: str) -> dict[str, float]:
 
 
 def awaited(folder: str) -> dict[str, float]:
-    # Far enough apart that the interpreter's start doesn't show, which differs from run to run by
-    # some 10 million instructions.
+    # Far enough apart to hide the interpreter's start, which varies by some 10 million instructions
+    # from run to run.
     counts = (4_000, 44_000)
     probing.built()
     totals = [total(callgrind([sys.executable, __file__, "--workload", str(count)], folder)) for count in counts]

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""How long I/O pauses when a controller is handed from one process to another while it runs,
-against a fresh bring-up; and what a save costs.
+"""How long I/O pauses when a running controller is handed from one process to another, compared
+with a fresh bring-up; and the cost of a save.
 
     python benchmarks/keepalive.py [--uri URI] [--rounds 100] [--queues 4] [--iodepth 32] [--json]
 
@@ -16,9 +16,9 @@ bring-up (--fresh rounds).
 --uri: a vfio-user: or pci: device whose contents may be read; by default an emulated controller in
 a process of its own.
 
---deaths: a process that has the load is killed, and one that called nvme_async.stand_by() takes over.
-The save is timed in one process, with one queue pair and with as many as the
-controller grants (--save-queues, each with a thread).
+--deaths: a process that has the load is killed, and one that called nvme_async.stand_by() takes
+over. The save is timed in one process, with one queue pair and with as many as the controller
+grants (--save-queues, each with a thread).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ EXCHANGES = 5
 
 
 class Driver:
-    """Answers one JSON line to each on standard input: open, offer, take, close."""
+    """Answers each line on standard input with one JSON line: open, offer, take, close."""
 
     def __init__(self, queues: int, depth: int) -> None:
         self._depth = depth
@@ -69,7 +69,7 @@ class Driver:
         loop.set_default_executor(ThreadPoolExecutor(4))
         await asyncio.gather(
             *(asyncio.to_thread(time.sleep, 0.01) for _ in range(4))
-        )  # a successor that is warm has its threads
+        )  # a prepared successor has its threads
         reader = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         print(json.dumps({"ready": os.getpid()}), flush=True)
@@ -82,7 +82,7 @@ class Driver:
             print(json.dumps(answer or {}), flush=True)
 
     async def _run(self, controller: nvme_async.Controller) -> dict[str, Any]:
-        """The load, until each loop has a command back."""
+        """Runs the load until each loop has had a completion."""
         self._controller = controller
         sent = 0
         namespace = next(iter(controller.namespaces.values()))
@@ -96,7 +96,7 @@ class Driver:
                 loop.start_here(namespace, buffers)
                 await asyncio.sleep(
                     0
-                )  # the readers' first step posts, and the doorbell follows unless the predecessor's commands are out
+                )  # the readers' first step posts; the doorbell follows unless the predecessor's commands are in flight
                 while controller.queues.held:
                     await asyncio.sleep(0)
                 sent = time.monotonic_ns()
@@ -133,7 +133,9 @@ class Driver:
                 sock.send(message)
 
     async def _exchange(self, path: str) -> list[int]:
-        """Nanoseconds of some exchanges of two messages with the other process, which does do_answer()."""
+        """Nanoseconds of some exchanges of two messages with the other process, which does
+        do_answer().
+        """
         loop = asyncio.get_running_loop()
         times = []
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
@@ -187,7 +189,7 @@ async def drive(queues: int, depth: int) -> None:
 
 
 class Process:
-    """A Driver elsewhere."""
+    """A Driver in another process."""
 
     def __init__(self, queues: int, depth: int) -> None:
         arguments = [
@@ -222,8 +224,8 @@ class Process:
         return self.answer()
 
     def kill(self) -> tuple[int, int]:
-        """By SIGKILL. When, and when the kernel says that it has ended: it tears memory and asynchronous I/O down
-        first. Both of time.monotonic_ns().
+        """By SIGKILL. When, and when the kernel says that it has ended: it tears memory and
+        asynchronous I/O down first. Both of time.monotonic_ns().
         """
         fd = os.pidfd_open(self._process.pid)
         ended = select.poll()
@@ -261,7 +263,7 @@ def milliseconds(nanoseconds: list[float]) -> dict[str, float]:
 def hand_to_and_fro(
     holder: Process, other: Process, folder: str, rounds: int, each: int, options: dict[str, Any]
 ) -> tuple[Any, ...]:
-    """({name: nanoseconds of each round}, commands adopted, commands lost, who has it now)"""
+    """({name: nanoseconds of each round}, commands adopted, commands lost, the current owner)"""
     times: dict[str, list[float]] = {"pause": [], "answered": [], "all_queues": [], "standstill": [], "floor": []}
     adopted = lost = 0
     for number in range(rounds):
@@ -320,7 +322,7 @@ async def _touch(namespace: nvme_async.Namespace) -> None:
 
 
 async def saves(uri: str, queues: int, rounds: int) -> dict[str, Any]:
-    """save() of a controller with `queues` queue pairs, each of a loop that runs."""
+    """save() of a controller with `queues` queue pairs, each of a running loop."""
     controller = await nvme_async.open(uri, keepalive=True, io_queues=queues, pool_bytes=256 << 20)
     loops = [Loop(number, 1) for number in range(queues - 1)]
     times = []
@@ -381,7 +383,7 @@ def deaths(uri: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def emulated() -> Iterator[str]:
-    """A controller in a process of its own."""
+    """A controller in a separate process."""
     with tempfile.TemporaryDirectory(prefix="nvme-async-") as folder:
         path = f"{folder}/controller.sock"
         command = [
@@ -458,10 +460,10 @@ def main() -> None:
     parser.add_argument("--driver", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.driver:
-        # Several loops in one process: by default a thread that has the interpreter keeps it for 5
-        # ms before another one gets it.
+        # Several loops in one process: by default a thread keeps the interpreter for 5 ms before
+        # another one gets it.
         sys.setswitchinterval(0.0002)
-        gc.freeze()  # what was imported needn't be looked through again
+        gc.freeze()  # imported objects needn't be scanned again
         uvloop.run(drive(arguments.queues, arguments.iodepth))
         return
     with contextlib.ExitStack() as stack:

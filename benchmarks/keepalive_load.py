@@ -17,12 +17,12 @@ from nvme_async.errors import HandedOver
 
 BLOCK = 4096
 WAIT = 60.0
-"""Seconds for anything that a process is told to do."""
+"""Limit in seconds for any command to a process."""
 
 
 class Loop:
-    """An event loop, in a thread unless it is given one, with a load on whichever controller the
-    process has.
+    """An event loop, in a new thread unless a loop is given, with a load on the controller that
+    the process has.
     """
 
     def __init__(self, number: int, depth: int, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -64,7 +64,7 @@ class Loop:
         self._begin(namespace, buffers)
 
     def start(self, namespace: nvme_async.Namespace, buffers: list[memoryview]) -> None:
-        """Nothing of an earlier load runs any more."""
+        """Waits until no earlier load is running."""
         self.first = self.last = self.done = 0
         self.loop.call_soon_threadsafe(self._begin, namespace, buffers)
 
@@ -73,7 +73,9 @@ class Loop:
         self._tasks = []
 
     async def ended(self) -> None:
-        """Waits until every reader has learnt that the controller is another's. On any loop."""
+        """Waits until every reader has noticed that the controller was handed over. On any
+        loop.
+        """
         async with asyncio.timeout(WAIT):
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._end(), self.loop))
 

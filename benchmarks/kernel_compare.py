@@ -4,8 +4,9 @@
     python benchmarks/kernel_compare.py --disk nvme1n1
     python tests/vm/run.py --command 'python /payload/benchmarks/kernel_compare.py --role bench'
 
-4 KiB random reads at QD1 and QD32. All take turns within each round; figures are medians. CPU time is
-the whole machine's (user, system and interrupts from /proc/stat), so a run needs a quiet machine.
+4 KiB random reads at QD1 and QD32. All take turns within each round; figures are medians. CPU time
+is the whole machine's (user, system and interrupts from /proc/stat), so a run needs a quiet
+machine.
 """
 
 from __future__ import annotations

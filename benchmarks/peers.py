@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""This driver beside what a Python user would take today: 4 KiB random reads of the same RAM-backed
-data, awaited, on one event loop.
+"""This driver compared with what a Python user would use today: 4 KiB random reads of the same
+RAM-backed data, awaited, on one event loop.
 
-    pip install caio aiofile liburing      (any of them may be missing, and is then left out)
+    pip install caio aiofile liburing      (missing ones are left out)
     python benchmarks/peers.py [--rounds 5] [--seconds 0.5] [--json]
 
 The peers read a file on tmpfs through the kernel; nvme_async reads the emulated controller's RAM
-through NVMe queues, 4 KiB copied by the controller and 4 KiB into the bytes object, as the peers'
-reads are. All take turns within each round; figures are medians over the rounds.
+through NVMe queues, copying 4 KiB in the controller and 4 KiB into the bytes object, as in the
+peers' reads. All take turns within each round; figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ async def aiofile_(path: str) -> AsyncIterator[Read]:
 
 @contextlib.asynccontextmanager
 async def liburing_(path: str) -> AsyncIterator[Read]:
-    """The binding has no asyncio face: an eventfd, one Future for each read, submission once for
-    each read.
+    """The binding has no asyncio interface: an eventfd, one Future per read, one submission per
+    read.
     """
     import liburing
 
@@ -146,7 +146,7 @@ CONTENDERS: dict[str, Callable[[str], contextlib.AbstractAsyncContextManager[Rea
 
 
 async def rate(read: Read, depth: int, seconds: float, seed: int) -> float:
-    """Reads a second at `depth`."""
+    """Reads per second at `depth`."""
     blocks = random.Random(seed).choices(range(SIZE // BLOCK), k=4096)
     clock = time.perf_counter
     begin = clock()
@@ -182,9 +182,8 @@ async def attempt(name: str, path: str) -> None:
 
 
 def works(name: str, path: str, loop: str) -> str:
-    """What keeps a contender from reading the file rightly here; "" if nothing does. It tries in a
-    process of its own, which is all that it takes with it when it dies of an instruction that this
-    processor doesn't have.
+    """Why a contender can't read the file correctly here; "" if it can. It tries in a separate
+    process, because it may die of an instruction that this processor doesn't have.
     """
     command = [sys.executable, __file__, "--loop", loop, "--attempt", name, path]
     try:

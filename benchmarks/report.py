@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pictures from fio's JSON, ours or fio's own: latency percentiles, and IOPS against queue depth.
+"""Charts from fio's JSON, ours or fio's own: latency percentiles, and IOPS against queue depth.
 
     python benchmarks/fio.py --output-format=json --output=qd32.json …
     python benchmarks/report.py qd1.json qd8.json qd32.json --output=report.png
@@ -80,7 +80,7 @@ def draw(found: list[dict[str, Any]], output: str) -> None:
         points = sorted((p, us) for p, us in row["percentiles"].items() if us > 0)
         if points:
             label = f"{row['job']} {row['direction']} QD{row['depth']}" + (f" ({row['source']})" if several else "")
-            # Percentiles by the number of nines: 90, 99, 99.9 are equally far apart.
+            # Percentiles by the number of nines: 90, 99, 99.9 are equidistant.
             left.plot(
                 [1 / (1 - min(p, 99.999) / 100) for p, _ in points], [us for _, us in points], marker=".", label=label
             )

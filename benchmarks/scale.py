@@ -1,14 +1,14 @@
-"""What many controllers in one process cost: attaching them, memory, an idle manager, each I/O; and
-what a call across loops costs.
+"""The cost of many controllers in one process: attaching, memory, an idle manager, each I/O; and
+of calls across loops.
 
     python benchmarks/scale.py [--controllers 64] [--namespaces 4] [--depth 8] [--depth 32]
     [--seconds 1] [-o json]
 
 Everything runs on emulated controllers of this process, with media that store nothing, so the
-figures are those of the driver, the manager and the emulator's thread together. `driver` is the CPU
-time of the thread that awaits, which runs the driver and this loop only. Each count of controllers
-is compared with one controller at the same depth, and with one that has as many I/Os out as all of
-them together.
+figures include the driver, the manager and the emulator's thread. `driver` is the CPU time of the
+awaiting thread, which runs only the driver and this loop. Each number of controllers is compared
+with one controller at the same depth, and with one that has as many I/Os in flight as all of them
+in total.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nvme_async.driver.options import MODES
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Cns
 
-# Commands that one queue pair of the emulated controller can have out.
+# Commands that one queue pair of the emulated controller can have in flight.
 MOST_OUT = 1022
 
 
@@ -40,7 +40,7 @@ def uri(number: int, namespaces: int) -> str:
 
 
 def memory() -> dict[str, int]:
-    """KiB that this process has to itself (anonymous) and in shared memory (pools)."""
+    """KiB of this process's private (anonymous) and shared memory (pools)."""
     with open("/proc/self/smaps_rollup") as file:
         values = {line.split(":")[0]: int(line.split()[1]) for line in file if line.endswith("kB\n")}
     with open("/proc/self/status") as file:
@@ -60,8 +60,8 @@ def used_by_buffers(manager: Manager) -> int:
 
 
 async def load(devices: list[tuple[Callable[[int], Any], list[Any]]], depth: int, seconds: float) -> dict[str, float]:
-    """`depth` readers for each device, given as (its alloc, its namespaces), which go round these
-    with 4 KiB that the device reaches.
+    """`depth` readers for each device, given as (its alloc, its namespaces), which read the
+    namespaces in turn into 4 KiB that the device can access.
     """
     done = 0
     stop = time.perf_counter() + seconds
@@ -90,8 +90,8 @@ async def load(devices: list[tuple[Callable[[int], Any], list[Any]]], depth: int
 async def curve(
     counts: list[int], namespaces: int, depths: Sequence[int], seconds: float, mode: Any
 ) -> list[dict[str, Any]]:
-    """One row for each number of controllers, all attached at the same time, with so many readers
-    for each controller.
+    """One row per number of controllers, all attached at the same time, with so many readers per
+    controller.
     """
     rows = []
     for count in counts:
@@ -160,7 +160,7 @@ async def microseconds(operation: Callable[[], Awaitable[Any]], count: int) -> f
 
 
 async def across(seconds: float) -> dict[str, float]:
-    """The cost of each way to call, in microseconds."""
+    """The cost of each kind of call, in microseconds."""
     address = uri(0, 1)
     results: dict[str, float] = {}
     async with Manager(workers=1) as manager:
@@ -228,7 +228,7 @@ async def across(seconds: float) -> dict[str, float]:
 )
 @click.option("-o", "--output-format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def main(controllers: int, namespaces: int, depths: tuple[int, ...], seconds: float, mode: str, output: str) -> None:
-    """Measure what many controllers in one process cost."""
+    """Measure the cost of many controllers in one process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (hard, hard)

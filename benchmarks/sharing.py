@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""What sharing a controller costs and gives: workers against a private controller, many workers, and a worker's longest
-gap while the owner is replaced.
+"""What sharing a controller costs and gives: workers against a private controller, many workers,
+and a worker's longest gap while the owner is replaced.
 
     python benchmarks/sharing.py cost                       instructions per awaited read (perf, else callgrind)
     python benchmarks/sharing.py scale [--seconds 2]        1, 2, 4, 8 workers on one controller
     python benchmarks/sharing.py gaps [--rounds 100]        handed over, exec'd, killed: the longest gap of a worker
 
-The controller is an emulated one in a process of its own, with a medium that stores nothing. `cost` counts what one
-await of a 4 KiB read executes in user space, on a loop-back controller, with and without a lease's stop word: all
-that differs in a worker. In `gaps` windows with and without an event alternate; in those without, a process of the same
-kind starts and ends, so that both have the same company. The figure is the ratio of the two 99th percentiles.
+The controller is an emulated one in a process of its own, with a medium that stores nothing. `cost`
+counts what one await of a 4 KiB read executes in user space, on a loop-back controller, with and
+without a lease's stop word: all that differs in a worker. In `gaps` windows with and without an
+event alternate; in those without, a process of the same kind starts and ends, so that both have the
+same company. The figure is the ratio of the two 99th percentiles.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ DEPTH = 32
 BATCH = 1024
 
 
-# -- processes ---------------------------------------------------------------------------------------
+# -- processes
+# ---------------------------------------------------------------------------------------
 
 
 class Role:
@@ -135,7 +137,9 @@ async def owner(folder: str, how: str) -> None:
 
 
 async def gap_worker(folder: str) -> None:
-    """Awaits one read after the other; says the longest time between two when it is asked, and begins anew."""
+    """Awaits one read after the other; says the longest time between two when it is asked, and
+    begins anew.
+    """
     orders = await lines()
     longest, done = 0, 0
     async with nvme_async.open(f"shared:{folder}/shared") as controller:
@@ -188,7 +192,8 @@ async def rate_worker(uri: str, what: str, seconds: float) -> None:
         print(json.dumps({"done": done, "cpu": cpu}), flush=True)
 
 
-# -- gaps --------------------------------------------------------------------------------------------
+# -- gaps
+# --------------------------------------------------------------------------------------------
 
 
 class Gaps:
@@ -266,7 +271,8 @@ def gaps(options: argparse.Namespace) -> None:
             print(json.dumps(Gaps(folder, kind).run(options.rounds)), flush=True)
 
 
-# -- scale -------------------------------------------------------------------------------------------
+# -- scale
+# -------------------------------------------------------------------------------------------
 
 
 def scale(options: argparse.Namespace) -> None:
@@ -301,7 +307,8 @@ def show(name: str, found: list[dict[str, float]]) -> None:
     print(f"{name}: {done / found[0]['seconds'] / 1000:.0f} k IOPS, {1e6 * cpu / done:.2f} us of CPU each", flush=True)
 
 
-# -- cost --------------------------------------------------------------------------------------------
+# -- cost
+# --------------------------------------------------------------------------------------------
 
 
 def cost(options: argparse.Namespace) -> None:

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""This driver over VFIO beside fio and caio on the kernel's driver: the same drive of the same
-virtual machine, in one run.
+"""This driver over VFIO compared with fio and caio on the kernel's driver: the same drive of the
+same virtual machine, in one run.
 
     make vm-compare                                  boots the guest, runs this inside;
-    results/vm/vm-compare.md python benchmarks/vm_compare.py --role bench     what it runs inside
+                                                     results/vm/vm-compare.md
+    python benchmarks/vm_compare.py --role bench     what it runs inside
 
 All take turns within each round; figures are medians over the rounds. CPU time is the whole guest's
-(user, system and interrupts from /proc/stat, the idle loop left out), not the process's: what an
-interrupt handler or a kernel thread works for somebody counts as his.
+(user, system and interrupts from /proc/stat, without the idle loop), not the process's, so it
+includes interrupt handlers and kernel threads that work for a contender.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import uvloop
 import nvme_async
 
 MIB = 1 << 20
-SPAN = 256 * MIB  # of the drive that is written before, and read
+SPAN = 256 * MIB  # the part of the drive that is written before, and read
 CLOCK_TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -57,8 +58,8 @@ WORKLOADS = (
 
 @attrs.frozen
 class Figures:
-    """Of one contender on one workload: operations a second, microseconds of latency, microseconds
-    of CPU for one I/O.
+    """One contender on one workload: operations per second, latency in microseconds, CPU per I/O
+    in microseconds.
     """
 
     iops: float
@@ -68,19 +69,21 @@ class Figures:
 
 
 def busy_seconds() -> float:
-    """CPU time that this machine has spent on anything but idling and waiting."""
+    """CPU time that this machine has spent on anything except idling and waiting."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     user, nice, system, _, _, irq, softirq = fields[:7]
     return (user + nice + system + irq + softirq) / CLOCK_TICK
 
 
-# A contender reads `nbytes` at `offset` with the slot's own buffer, as often as it is awaited.
+# A contender reads `nbytes` at `offset` into the slot's own buffer each time that it is awaited.
 Read = Callable[[int, int, int], Awaitable[Any]]
 Opener = Callable[[Workload], contextlib.AbstractAsyncContextManager[Read]]
 
 
 async def awaited(opener: Opener, load: Workload, seconds: float, seed: int) -> Figures:
-    """`depth` coroutines, each with one I/O at a time: the same loop for all that are awaited."""
+    """`depth` coroutines, each with one I/O at a time: the same loop for all awaited
+    contenders.
+    """
     latencies: list[int] = []
     clock = time.perf_counter_ns
     count = SPAN // load.nbytes
@@ -155,8 +158,8 @@ def reads_done(device: str) -> int:
 
 
 def fio(engine: str, device: str, load: Workload, seconds: float, seed: int) -> Figures:
-    """fio's own IOPS and latencies. Its CPU time is looked at while it runs, so that starting and
-    ending it don't count.
+    """fio's own IOPS and latencies. Its CPU time is read while it runs, so that its start and
+    end don't count.
     """
     command = [
         *("fio", "--name=compare", f"--filename={device}", f"--ioengine={engine}", "--direct=1", "--thread"),
@@ -185,7 +188,7 @@ def fio(engine: str, device: str, load: Workload, seconds: float, seed: int) -> 
 
 
 async def prepare(uri: str) -> None:
-    """Write what is going to be read, so that no contender reads holes."""
+    """Write the data that is read later, so that no contender reads holes."""
     async with nvme_async.open(uri) as controller:
         namespace = controller.namespaces[1]
         data = random.Random(0).randbytes(MIB)
@@ -202,7 +205,7 @@ OURS = ("nvme_async adaptive", "nvme_async interrupt")
 
 
 def contenders(uri: str, device: str) -> dict[str, Callable[[Workload, float, int], Figures]]:
-    """By name; all on uvloop that are awaited."""
+    """The contenders by name; the awaited ones run on uvloop."""
 
     def await_(opener: Opener) -> Callable[[Workload, float, int], Figures]:
         return lambda load, seconds, seed: run_awaited(opener, load, seconds, seed)
@@ -221,7 +224,7 @@ def contenders(uri: str, device: str) -> dict[str, Callable[[Workload, float, in
 
 
 class Drive:
-    """The drive under test, now with the kernel, now with us."""
+    """The drive under test, bound to the kernel's driver or to ours."""
 
     def __init__(self, role: str) -> None:
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/vm"))
@@ -240,8 +243,8 @@ class Drive:
 
 
 def measure(role: str, rounds: int, seconds: float) -> dict[str, dict[str, list[Figures]]]:
-    """{workload: {contender: figures of each round}}; a contender that can't run here is left out,
-    and said.
+    """{workload: {contender: figures of each round}}; a contender that can't run here is left
+    out with a message.
     """
     drive = Drive(role)
     drive.to_us()
@@ -258,7 +261,7 @@ def measure(role: str, rounds: int, seconds: float) -> dict[str, dict[str, list[
             for load in WORKLOADS:
                 try:
                     figures = runners[name](load, seconds, turn)
-                except Exception as error:  # a peer that this kernel refuses
+                except Exception as error:  # a contender that this kernel refuses
                     if name in OURS:
                         raise
                     print(f"{name} is left out: {error!r}", file=sys.stderr, flush=True)

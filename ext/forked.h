@@ -1,6 +1,7 @@
-/* Memory that is shared with a controller must not be shared with a forked child: coroutines that are dropped there would mark commands,
- * and ring doorbells, that are the parent's. Each mapping made known here is replaced in the child, by a private copy of its file (a child
- * may read what was in a buffer) or, for registers, by memory that is nobody's. Mappings are made and ended by any thread: a
+/* Memory that is shared with a controller must not be shared with a forked child: coroutines that
+ * are dropped there would mark commands, and ring doorbells, of the parent. Each mapping registered
+ * here is replaced in the child, by a private copy of its file (a child may read a buffer's
+ * content) or, for registers, by unrelated memory. Mappings are made and ended by any thread: a
  * lock, which is also held over a fork, keeps the list whole. */
 #ifndef FORKED_H
 #define FORKED_H
@@ -14,7 +15,7 @@ struct forked_mapping {
     struct forked_mapping *next, *previous;
     void *base;
     size_t nbytes;
-    int fd; /* of the file, from its beginning; -1 for registers */
+    int fd; /* of the file, from its start; -1 for registers */
 };
 
 static struct forked_mapping forked_mappings = {&forked_mappings, &forked_mappings, NULL, 0, -1};
@@ -29,7 +30,7 @@ static inline void forked_add(struct forked_mapping *mapping, void *base, size_t
     pthread_mutex_unlock(&forked_lock);
 }
 
-/* Harmless for one that wasn't added. */
+/* Does nothing for one that wasn't added. */
 static inline void forked_remove(struct forked_mapping *mapping)
 {
     pthread_mutex_lock(&forked_lock);
@@ -60,7 +61,7 @@ static void forked_in_child(void)
         if (at->fd >= 0 && mmap(at->base, at->nbytes, rights, flags, at->fd, 0) != MAP_FAILED)
             continue;
         if (mmap(at->base, at->nbytes, rights, flags | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
-            abort(); /* rather than with the parent's memory in hand */
+            abort(); /* rather than continue with the parent's memory */
     }
     pthread_mutex_unlock(&forked_lock);
 }

@@ -72,7 +72,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # The manager brings uvloop and threads along; whoever drives one controller doesn't pay for
+    # The manager imports uvloop and threading; programs that drive one controller don't pay for
     # them.
     if name in ("ManagedDevice", "ManagedNamespace", "Manager", "ManagerEvent"):
         from nvme_async import manager

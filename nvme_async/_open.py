@@ -1,4 +1,4 @@
-"""nvme_async.open(): from a device address to a controller that is ready."""
+"""nvme_async.open(): from a device address to a ready controller."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from nvme_async.keepalive.opening import KeepaliveOptions, open_with_keepalive
 from nvme_async.runtime import late
 from nvme_async.runtime.spans import span
 
-# The device layer reaches the emulator by name alone.
+# The device layer knows the emulator only by name.
 register_scheme("emulated", "nvme_async.emulator.device")
-# So are layers that not every program needs.
+# The same holds for layers that not every program needs.
 register_transport("shared", "nvme_async.sharing.worker")
 late.register("share", "nvme_async.sharing.owner:share")
 register_transport("tcp", "nvme_async.driver.tcp.transport")
@@ -31,7 +31,9 @@ late.register("end sharing", "nvme_async.sharing.succession:end")
 
 
 class Opening:
-    """What open() and take_over() return: `async with` it, or await it and call close() later."""
+    """The result of open() and take_over(): use it with `async with`, or await it and call
+    close() later.
+    """
 
     def __init__(self, what: str, where: str, opening: Callable[[], Coroutine[Any, Any, Controller]]) -> None:
         self._what, self._where = what, where
@@ -73,29 +75,28 @@ def open(
     as controller: …`.
 
     uri: "pci:0000:01:00.0" (bound to vfio-pci), "vfio-user:/run/controller.sock",
-        "kernel:/dev/ng0n1" or "file:/path" (docs/kernel.md),
-        "emulated:size=1GiB,block=4096", or "shared:/run/nvme.sock": a controller that another process
-        has and shares (Controller.share).
+        "kernel:/dev/ng0n1" or "file:/path" (docs/kernel.md), "emulated:size=1GiB,block=4096", or
+        "shared:/run/nvme.sock": a controller that another process shares (Controller.share).
     options: see nvme_async.Options.
-    keepalive: whether another process may follow this one while the controller runs on: True,
-        False, or a value as for OPENHCL_NVME_KEEP_ALIVE.
+    keepalive: whether another process may succeed this one while the controller keeps running:
+        True, False, or a value as for OPENHCL_NVME_KEEP_ALIVE.
     pool_pages: size of the private pool for that, in pages of 4 KiB; "off"; or "release" or
-        "debug": worked out (nvme_async.keepalive.sizing). vfio: False refuses pci: devices.
-        disable_keepalive: True: no keepalive, whatever else says so. pool_numa: "split": the pool
-        is spread over the NUMA nodes. always_flr: True: a function level reset whenever the device
-        is opened afresh. For these None means: as the command line, the environment or what is
-        there has it (nvme_async.keepalive.config).
-    keeper: who holds the controller while no driver runs: the socket of an `nvme-async keeper`,
-        "systemd", or "none"; None: systemd's store if this service has one. A controller that a
-        predecessor left there, or over an exec, is taken over as it runs; its commands that were
-        out are in `controller.adopted`.
-    keeper_wait: seconds to wait for a predecessor that still lives.
+        "debug": computed (nvme_async.keepalive.sizing). vfio: False refuses pci: devices.
+    disable_keepalive: True: no keepalive, regardless of other settings. pool_numa: "split": the
+        pool is spread over the NUMA nodes. always_flr: True: a function level reset whenever the
+        device is opened afresh. For these None means: as set by the command line or the
+        environment, or inferred (nvme_async.keepalive.config).
+    keeper: what holds the controller while no driver runs: the socket of an `nvme-async keeper`,
+        "systemd", or "none"; None: systemd's store if this service has one. A running controller
+        that a predecessor left there, or across an exec, is taken over; its in-flight commands are
+        in `controller.adopted`.
+    keeper_wait: seconds to wait for a predecessor that is still alive.
 
     The controller belongs to the running loop; other loops of the process may use its namespaces.
-    Leaving the block shuts it down. Raises ConfigurationError for a URI or option that makes no
-    sense, ControllerError (ControllerGone, ControllerTimeout, ControllerFatal, DeviceError) when
-    the device can't be brought up, KeeperError when the keeper is not there or another process has
-    the controller (`code == "owned"`), InvalidSavedState when the predecessor's private pool is
+    Leaving the block shuts it down. Raises ConfigurationError for an invalid URI or option,
+    ControllerError (ControllerGone, ControllerTimeout, ControllerFatal, DeviceError) when the
+    device can't be brought up, KeeperError when the keeper is missing or another process has the
+    controller (`code == "owned"`), InvalidSavedState when the predecessor's private pool is
     missing; then nothing is left behind.
     """
     Options.of(options)
@@ -115,19 +116,20 @@ def open(
 def take_over(
     where: str | os.PathLike[str] | socket.socket, *, keeper: str | None = None, **options: Unpack[TakeOverOptions]
 ) -> Opening:
-    """Takes a controller over from the process that offers it at `where` (Controller.handover),
-    while it runs.
+    """Takes a running controller over from the process that offers it at `where`
+    (Controller.handover).
 
-    where: the path of the Unix socket on which it is offered, or a connected one. options: see
-        nvme_async.Options; those not given are the
+    where: the path of the Unix socket on which it is offered, or a connected socket.
+    options: see nvme_async.Options; those not given are the
     predecessor's. keepalive=False: the predecessor shuts the controller down, and it is brought up
-    afresh; so also if the predecessor has no
-    keepalive. keeper: as for open(): with whom the controller is deposited from now on, once the
-        predecessor has passed its deposit on.
+    again; likewise if the predecessor has no
+    keepalive.
+    keeper: as for open(): where the controller is deposited from now on, once the predecessor has
+        passed its deposit on.
 
-    The predecessor serves until this process is ready to. Its commands that are still out are in
-    `controller.adopted`; new I/O waits for them. Raises RestoreRefused when the controller can't be
-    taken over as it runs: then the predecessor goes on; ControllerGone when nobody offers one;
+    The predecessor serves until this process is ready. Its commands that are still in flight are in
+    `controller.adopted`; new I/O waits for them. Raises RestoreRefused when the running controller
+    can't be taken over: then the predecessor continues; ControllerGone when no process offers one;
     ControllerTimeout; ConfigurationError for options.
     """
     return Opening("take_over", str(where), lambda: takeover.take_over(where, {**options}, keeper))

@@ -21,12 +21,12 @@
     │                          as it is
     ├─ RestoreRefused          a live takeover isn't possible; the message says why, the controller
     │                          was left as it was
-    ├─ ConfigurationError      a URI, option or environment variable makes no sense
+    ├─ ConfigurationError      a URI, option or environment variable is invalid
     └─ OutOfDmaMemory
 
-Built-in families are joined where people already catch them: ControllerTimeout and CommandTimeout
-are TimeoutError, ControllerGone, HandedOver and KeeperError are ConnectionError, ConfigurationError
-and InvalidSavedState are ValueError, OutOfDmaMemory is MemoryError.
+Some also belong to built-in families that programs already catch: ControllerTimeout and
+CommandTimeout are TimeoutError, ControllerGone, HandedOver and KeeperError are ConnectionError,
+ConfigurationError and InvalidSavedState are ValueError, OutOfDmaMemory is MemoryError.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class CommandError(NvmeError):
     Attributes:
         sct, sc: status code type and status code.
         dnr: Do Not Retry; the same command would fail again.
-        more: the Error Information log page has more to say.
+        more: the Error Information log page has more information.
         crd: command retry delay index, 0 to 3.
         opcode, nsid: of the command. lba, blocks: of an I/O command that names them, else None.
         admin: whether it was an admin command.
@@ -161,7 +161,7 @@ class InvalidOpcode(CommandError):
 
 
 class InvalidNamespace(CommandError):
-    """Invalid Namespace or Format: the namespace is not there (any more)."""
+    """Invalid Namespace or Format: the namespace does not exist (any more)."""
 
 
 class LbaOutOfRange(CommandError, IndexError):
@@ -191,7 +191,7 @@ class NamespaceWriteProtected(CommandError, PermissionError):
 class MediaError(CommandError, OSError):
     """Media and Data Integrity Errors (status code type 2h)."""
 
-    def __str__(self) -> str:  # OSError would print its own idea of the arguments
+    def __str__(self) -> str:  # OSError would format the arguments itself
         return str(self.args[0])
 
 
@@ -204,7 +204,7 @@ class UnrecoveredReadError(MediaError):
 
 
 class CompareFailure(MediaError):
-    """Compare Failure: what is on the media differs from what was sent."""
+    """Compare Failure: the media differ from the data that was sent."""
 
 
 class PiError(MediaError):
@@ -213,7 +213,7 @@ class PiError(MediaError):
     Attributes:
         tag: which part: "guard", "application tag", "reference tag" or "storage tag".
         block: the LBA of the block; None if the controller reported the error and its error log
-            does not say where.
+            does not contain the LBA.
         found, expected: what this process found and computed; None where the controller checked.
     """
 
@@ -229,7 +229,7 @@ class PiError(MediaError):
 
 
 class GuardError(PiError):
-    """End-to-end Guard Check Error: the data are not what was protected."""
+    """End-to-end Guard Check Error: the data differ from the protected data."""
 
     tag = "guard"
 
@@ -241,7 +241,7 @@ class ApplicationTagError(PiError):
 
 
 class ReferenceTagError(PiError):
-    """End-to-end Reference Tag Check Error: the data are another block's."""
+    """End-to-end Reference Tag Check Error: the data belong to another block."""
 
     tag = "reference tag"
 
@@ -268,11 +268,11 @@ class KeyDoesNotExist(CommandError, KeyError):
 
 
 class KeyExists(CommandError):
-    """Key Exists, and was not to be replaced (Key Value Command Set)."""
+    """Key Exists, and must not be replaced (Key Value Command Set)."""
 
 
 class ZoneError(CommandError):
-    """A zone did not let the command pass (ZNS Command Set 1.1, 2.1.1)."""
+    """A zone did not allow the command (ZNS Command Set 1.1, 2.1.1)."""
 
 
 class ZoneBoundaryError(ZoneError):
@@ -308,8 +308,8 @@ class InvalidZoneTransition(ZoneError):
 
 
 class ManagementError(NvmeError):
-    """A management operation was carried out by the controller, without success. The message says
-    which, and what that means.
+    """The controller executed a management operation without success. The message names it and
+    explains the result.
     """
 
 
@@ -318,7 +318,7 @@ class ControllerError(NvmeError):
 
 
 class ControllerGone(ControllerError, ConnectionError):
-    """The device is not there any more: registers read all-ones, or the peer closed its socket."""
+    """The device is gone: registers read all-ones, or the peer closed its socket."""
 
 
 class ControllerTimeout(ControllerError, TimeoutError):
@@ -353,14 +353,14 @@ class ControllerReplaced(ControllerError):
 
 class NamespaceChanged(NvmeError):
     """The namespace has been formatted: a request that was made for the old format (block size,
-    metadata, protection) ended without a result. It was not sent, or its outcome is unknown because
-    the format changed while it was out. New requests are for the new format.
+    metadata, protection) ended without a result. It was not sent, or its outcome is unknown
+    because the format changed while it was in flight. New requests use the new format.
     """
 
 
 class NamespaceReplaced(NamespaceChanged):
-    """Another namespace has this one's number: NGUID, EUI-64 or UUID differ. The handle is of no
-    use any more; the new namespace has a handle of its own.
+    """Another namespace has this one's number: NGUID, EUI-64 or UUID differ. The handle can't be
+    used any more; the new namespace has its own handle.
     """
 
 
@@ -372,8 +372,8 @@ class NoSuchNamespace(NvmeError, KeyError):
 
 
 class CommandTimeout(NvmeError, TimeoutError):
-    """A command had no completion within its time, and was aborted or ended by a reset. Only then
-    are its buffers let go.
+    """A command had no completion within its timeout, and was aborted or ended by a reset. Only
+    then are its buffers released.
     """
 
 
@@ -381,7 +381,7 @@ class HandedOver(NvmeError, ConnectionError):
     """This process handed the controller to a successor.
 
     sent: True: the controller has the command, and its result belongs to the successor. False: it
-        was never sent, by nobody.
+        was never sent.
     """
 
     def __init__(self, message: str, *, sent: bool = False) -> None:
@@ -390,11 +390,11 @@ class HandedOver(NvmeError, ConnectionError):
 
 
 class KeeperError(NvmeError, ConnectionError):
-    """The keeper is not there, doesn't answer, or refused.
+    """The keeper is missing, doesn't answer, or refused.
 
     Attributes:
-        code: why it refused: "owned" (by another process that lives), "limit", "invalid"; "" when
-            it didn't get so far.
+        code: why it refused: "owned" (by another living process), "limit", "invalid"; "" if it did
+            not refuse.
         pid: the process that a refusal is about, or None.
     """
 
@@ -405,13 +405,13 @@ class KeeperError(NvmeError, ConnectionError):
 
 
 class LeaseError(NvmeError, PermissionError):
-    """The process that shares a controller (nvme_async.sharing) refused what a worker asked for.
+    """The process that shares a controller (nvme_async.sharing) refused a worker's request.
 
     Attributes:
-        code: why: "full" (no more workers or queue pairs), "quota" (bytes or entries), "policy" (an admin command
-            that workers may not send), "unknown" (it knows no such lease), "revoked", "stale" (the controller was
-            reset meanwhile), "invalid" (the message makes no sense), "version" (of the protocol), "failed" (the
-            controller).
+        code: why: "full" (no more workers or queue pairs), "quota" (bytes or entries), "policy" (an
+            admin command that workers may not send), "unknown" (there is no such lease), "revoked",
+            "stale" (the controller was reset meanwhile), "invalid" (the message is invalid),
+            "version" (of the protocol), "failed" (the controller).
     """
 
     def __init__(self, text: str, *, code: str = "") -> None:
@@ -424,8 +424,8 @@ class QueueShutdown(NvmeError):
 
 
 class ConfigurationError(NvmeError, ValueError):
-    """A URI, an option or an environment variable that makes no sense; the message names the value
-    and what is allowed.
+    """A URI, an option or an environment variable is invalid; the message names the value and
+    the valid ones.
     """
 
 
@@ -436,14 +436,14 @@ class InvalidSavedState(NvmeError, ValueError):
 
 
 class RestoreRefused(NvmeError):
-    """A predecessor's controller can't be taken over as it runs: another drive, changed limits, a
-    state that doesn't fit. The controller was left as it was; the reason is in the message.
+    """A predecessor's running controller can't be taken over: another drive, changed limits, a
+    state that doesn't match. The controller was left as it was; the message gives the reason.
     """
 
 
 class OutOfDmaMemory(NvmeError, MemoryError):
-    """No free run of pages in the pool is long enough. The message says what was asked, free, and
-    the longest run.
+    """No free run of pages in the pool is long enough. The message gives the requested size, the
+    free bytes, and the longest run.
     """
 
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 
 def in_child(act: Callable[[], object]) -> int:
-    """The forked child's pid. It runs act() and ends with 0, or with 1 and a traceback."""
+    """Returns the forked child's pid. The child runs act() and exits with 0, or with 1 and a
+    traceback.
+    """
     pid = os.fork()
     if pid:
         return pid

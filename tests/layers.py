@@ -1,7 +1,8 @@
 """The layers of nvme_async, and the check of `make lint` that each module imports downwards only.
 
-Every import statement counts, also late ones and those under TYPE_CHECKING. Within a layer modules may import
-each other, but not in a circle; the transports do not import each other. docs/design.md draws the packages as they are.
+Every import statement counts, also late ones and those under TYPE_CHECKING. Within a layer modules
+may import each other, but not in a circle; the transports do not import each other. docs/design.md
+draws the packages as they are.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LAYERS = (
     ("fio",),
     ("cli", "__main__"),
 )
-# Each is a way to a controller. What they share is in driver/; only the registry of URI schemes names one.
+# The transports. Their shared code is in driver/; only the registry of URI schemes names one.
 TRANSPORTS = tuple(f"{PACKAGE}.driver.{name}" for name in ("pcie", "tcp", "kernel"))
 NAMES_TRANSPORTS = f"{PACKAGE}.driver.schemes"
 # The modules at the top, drawn as one.
@@ -113,7 +114,7 @@ def transport(name: str) -> str:
 
 
 def problems(root: Path) -> list[str]:
-    """What is wrong with the package below `root`, a line each."""
+    """The violations in the package below `root`, one per line."""
     known = modules(root)
     edges = {name: imports(name, path, known) for name, path in known.items()}
     found = []

@@ -1,6 +1,7 @@
 /*
- * Instructions of one I/O in the primitives, for benchmarks/cost.py under callgrind. A controller that answers at once, inline and outside of
- * the measured functions. Not part of any extension.
+ * Instructions of one I/O in the primitives, for benchmarks/cost.py under callgrind. A controller
+ * that completes commands at once, inline and outside the measured functions. Not part of any
+ * extension.
  */
 #include <stdio.h>
 #include <sys/mman.h>
@@ -74,7 +75,7 @@ int main(int argc, char **argv)
     b.command.opcode = 2;
     b.lbas = lbas;
     b.status = statuses;
-    b.data = &data; /* never touched: the device reaches it at an address of its own */
+    b.data = &data; /* never touched: the device has its own address for it */
     b.iova = IOVA + (1ull << 30);
     b.offset = NVQ_NO_OFFSET;
     b.nbytes = 4096;

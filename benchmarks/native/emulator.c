@@ -1,8 +1,9 @@
 /*
- * The emulated controller's ceiling: 4 KiB random reads by a client in C, the controller polled by a second thread, no transport.
+ * The emulated controller's ceiling: 4 KiB random reads by a client in C, the controller polled by
+ * a second thread, no transport.
  *
- *   cc -O3 -std=gnu11 -Iext -Itests/native/emulator -o /tmp/emu-bench benchmarks/native/emulator.c \
- *      tests/native/emulator/fake_host.c ext/emulator/nvme_*.c -lpthread
+ *   cc -O3 -std=gnu11 -Iext -Itests/native/emulator -o /tmp/emu-bench benchmarks/native/emulator.c
+ *      \ tests/native/emulator/fake_host.c ext/emulator/nvme_*.c -lpthread
  *   /tmp/emu-bench [seconds per line, default 1]
  */
 #include <pthread.h>
@@ -43,7 +44,8 @@ static void *poller_main(void *arg)
     return NULL;
 }
 
-/* Commands a second at that depth. Submits whatever was reaped at once, with one doorbell each way. */
+/* Commands per second at that depth. Resubmits all that was reaped at once, with one doorbell each
+ * way. */
 static double run(struct fake_host *host, struct fh_queue *q, uint8_t *buffers, uint64_t blocks, unsigned depth, double duration)
 {
     uint64_t done = 0, seed = 88172645463325252ull;
@@ -91,7 +93,7 @@ static double run(struct fake_host *host, struct fh_queue *q, uint8_t *buffers, 
         if (!(round & 63))
             now = seconds();
     }
-    /* let what is outstanding finish, so that the next line starts clean */
+    /* let outstanding commands finish, so that the next line starts clean */
     for (unsigned left = depth - free_slots; left;) {
         struct nvme_cqe cqe;
         left -= fh_reap(host, q, &cqe);

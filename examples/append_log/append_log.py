@@ -31,7 +31,9 @@ class LogFull(Exception):
 
 
 class AppendLog:
-    """`log = await AppendLog.open(namespace)`. On one event loop; append() by any number of tasks."""
+    """`log = await AppendLog.open(namespace)`. On one event loop; append() by any number of
+    tasks.
+    """
 
     def __init__(self, namespace: AsyncNamespace) -> None:
         self._namespace = namespace
@@ -43,7 +45,9 @@ class AppendLog:
 
     @classmethod
     async def open(cls, namespace: AsyncNamespace, log_id: int = 1) -> AppendLog:
-        """The log `log_id` as it was left; another one's records don't count, so a new id is an empty log."""
+        """The log `log_id` as it was left; another one's records don't count, so a new id is an
+        empty log.
+        """
         log = cls(namespace)
         log._log_id = log_id
         async for number, data in log.records():

@@ -1,10 +1,12 @@
-"""The driver process: a manager, the store on one of its namespaces, and a socket for the face.
+"""The driver process: a manager, the store on one of its namespaces, and a socket for the front
+end.
 
-    driver.py --device URI --socket PATH                  opens the device driver.py --take-over
-    PATH --device URI --socket PATH  goes on with the controller that a predecessor sends to PATH
+    driver.py --device URI --socket PATH                   opens the device
+    driver.py --take-over PATH --device URI --socket PATH  takes over the controller that a
+                                                           predecessor offers at PATH
 
 Prints "ready" once it answers on its socket. It ends when it has handed the controller over, on
-SIGTERM, and when the face goes away.
+SIGTERM, and when the front end disconnects.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ from wire import Operation, Status, answer, read_request
 from nvme_async import Manager, NvmeError
 from nvme_async.manager import ManagerOptions, SavedDevices
 
-# One loop, so that I/O stays on it; and little memory, for it is all that a successor gets.
+# One loop, so that I/O stays on it; and little memory, because a successor gets all of it.
 OPTIONS: ManagerOptions = {"workers": 1, "keepalive": True, "pool_bytes": 16 << 20}
 
 
 class Service:
-    """Answers requests from the store until the drive has gone to a successor. Owns the manager,
+    """Answers requests from the store until the drive has been handed over. Owns the manager
     until close().
     """
 
@@ -50,7 +52,7 @@ class Service:
         }
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """The face's connection."""
+        """The front end's connection."""
         tasks: set[asyncio.Task[None]] = set()
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
@@ -96,8 +98,8 @@ class Service:
         return json.dumps({"pid": os.getpid(), **self._store.inspect()}).encode()
 
     async def _hand_over(self, path: str) -> tuple[Status, bytes]:
-        """What was begun is finished and answered, the rest is the successor's. If that can't be,
-        this process goes on.
+        """Requests that have started are finished and answered; the successor handles the rest.
+        If the hand-over fails, this process continues.
         """
         self._moved = True
         try:
@@ -119,8 +121,8 @@ class Service:
         return Status.OK, b""
 
     async def _take_back(self, saved: SavedDevices) -> None:
-        """Nobody took it. The saved controller runs on, so this process may as well be its own
-        successor.
+        """No process took it. The saved controller is still running, so this process becomes its
+        own successor.
         """
         await self._manager.close()
         self._manager = await Manager.restore(saved, **OPTIONS)
@@ -132,7 +134,7 @@ class Service:
 
 
 def _receive(path: str) -> SavedDevices:
-    """What the predecessor sends. Blocks."""
+    """Receives the predecessor's bundle. Blocks."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(path)
         try:

@@ -1,9 +1,9 @@
-"""A log of batches on one namespace: appended with one write each, found again by reading from the
-start.
+"""A log of batches on one namespace: each is appended with one write and found by reading from
+the start.
 
-The namespace has a superblock and two areas. One area is in use; when it is full, what is still
-wanted is written to the other, and the superblock is switched over. A batch counts when its header,
-its generation, its number and its checksum are right, so a torn write at the end is no batch.
+The namespace has a superblock and two areas. One area is in use; when it is full, the live data is
+written to the other, and the superblock is switched. A batch is valid if its header, generation,
+number and checksum are correct, so a torn write at the end is no batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _CHUNK = 1 << 20
 
 @attrs.frozen
 class Place:
-    """Where a value is: byte offset on the namespace, and length. generation: of the area it is in."""
+    """A value's place: byte offset on the namespace, and length. generation: that of its
+    area.
+    """
 
     offset: int
     nbytes: int
@@ -56,7 +58,7 @@ class Log:
 
     @property
     def free(self) -> int:
-        """Bytes that are left in the area."""
+        """The free bytes in the area."""
         return (self._area_blocks - self._head) * self._block
 
     @property
@@ -88,7 +90,7 @@ class Log:
         """(payload, its byte offset on the namespace)"""
         first = self._first(self._area)
         size = self._block
-        ahead = b""  # what was read from self._head on
+        ahead = b""  # the data read from self._head on
         while self._head < self._area_blocks:
             if len(ahead) < _BATCH.size:
                 ahead = await self._read_ahead(self._head, size)
@@ -150,13 +152,13 @@ class Log:
         return data[begin : begin + place.nbytes]
 
     def other_area(self) -> Log:
-        """An empty log in the area that is not in use, for what is to be kept; switch_to() it then."""
+        """An empty log in the unused area, for the live data; call switch_to() afterwards."""
         other = Log(self._namespace)
         other._area, other.generation = 1 - self._area, self.generation + 1
         return other
 
     async def switch_to(self, other: Log) -> None:
-        """From here on the log is `other`, also after a restart."""
+        """From now on the log is `other`, also after a restart."""
         number, head = other._number, other._head
         await self._switch(other._area, other.generation)
         self._number, self._head = number, head
@@ -170,7 +172,7 @@ class Log:
 
 
 def _records(payload: bytes) -> list[tuple[bytes, int, int]]:
-    """(key, where its value begins, its length) of each record."""
+    """(key, offset of its value, length of its value) of each record."""
     records: list[tuple[bytes, int, int]] = []
     at = 0
     while at < len(payload):

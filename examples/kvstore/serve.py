@@ -5,9 +5,9 @@
     curl localhost:8080/keys/greeting
     curl -X POST localhost:8080/upgrade
 
-This process is the face; the driver runs in another one (driver.py), which has the drive and the
-store. An upgrade starts a new driver process, and when that one is warm has the old one hand the
-running controller over: no reset, nothing is lost, and requests that come meanwhile wait for some
+This process is the front end; another process (driver.py) has the drive and the store. An upgrade
+starts a new driver process, and once that is ready makes the old one hand the running controller
+over: there is no reset, nothing is lost, and requests that arrive meanwhile wait for some
 milliseconds. SIGHUP does the same.
 """
 
@@ -32,8 +32,8 @@ PATIENCE = 30.0
 
 
 class Moved(Exception):
-    """The driver process is not the one any more; the request is another's. All of ours may be made
-    twice.
+    """The driver process was replaced; send the request to the next one. All requests here may
+    be repeated.
     """
 
 
@@ -104,7 +104,7 @@ class Driver:
         await self.process.wait()
 
     async def close(self) -> None:
-        """Lets go of the process, which ends then."""
+        """Disconnects from the process, which then exits."""
         if self._writer is not None:
             self._writer.close()
         if self._reading is not None:
@@ -116,8 +116,8 @@ class Driver:
             await self.kill()
 
 
-class Face:
-    """HTTP on one side, the present driver process on the other."""
+class FrontEnd:
+    """HTTP on one side, the current driver process on the other."""
 
     def __init__(self, device: str, folder: str) -> None:
         self._device = device
@@ -135,7 +135,7 @@ class Face:
         return os.path.join(self._folder, f"{what}-{next(self._numbers)}.sock")
 
     async def start(self) -> None:
-        """A driver process that opens the device, and another one whenever it dies."""
+        """Starts a driver process that opens the device, and a new one whenever it dies."""
         await self._fresh()
         self._watching = asyncio.create_task(self._watch())
 
@@ -164,8 +164,8 @@ class Face:
                     await self._replace(f"the driver process ended with code {driver.process.returncode}")
 
     async def _replace(self, why: str) -> None:
-        """What was acknowledged is on the drive, and what wasn't will be asked again: so a driver
-        process that died is no loss.
+        """Acknowledged data is on the drive, and other requests are repeated, so the death of a
+        driver process loses nothing.
         """
         print(f"{why}; starting another", file=sys.stderr, flush=True)
         while True:
@@ -177,7 +177,7 @@ class Face:
 
     async def upgrade(self) -> float:
         """A new driver process takes the running controller over. Returns for how many seconds
-        there was none.
+        there was no driver process.
         """
         async with self._changing:
             old = self._driver
@@ -208,7 +208,9 @@ class Face:
             return pause
 
     async def call(self, operation: Operation, key: bytes = b"", value: bytes = b"") -> tuple[Status, bytes]:
-        """Asks the driver process; if that is being replaced, the next one."""
+        """Sends the request to the driver process, or to the next one if it is being
+        replaced.
+        """
         async with asyncio.timeout(PATIENCE):
             while True:
                 driver, changed = self._driver, self._changed
@@ -278,9 +280,9 @@ class Face:
 
 async def run(device: str, host: str, port: int) -> None:
     with tempfile.TemporaryDirectory(prefix="kvstore-") as folder:
-        face = Face(device, folder)
-        await face.start()
-        runner = web.AppRunner(face.application())
+        front_end = FrontEnd(device, folder)
+        await front_end.start()
+        runner = web.AppRunner(front_end.application())
         try:
             await runner.setup()
             site = web.TCPSite(runner, host, port)
@@ -290,12 +292,12 @@ async def run(device: str, host: str, port: int) -> None:
             upgrades: set[asyncio.Task[float]] = set()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop.set)
-            loop.add_signal_handler(signal.SIGHUP, lambda: upgrades.add(loop.create_task(face.upgrade())))
+            loop.add_signal_handler(signal.SIGHUP, lambda: upgrades.add(loop.create_task(front_end.upgrade())))
             print(f"serving on http://{host}:{runner.addresses[0][1]}", flush=True)
             await stop.wait()
         finally:
             await runner.cleanup()
-            await face.close()
+            await front_end.close()
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""Keys and values on a log: an index in memory, writes that arrive together committed together."""
+"""Keys and values on a log: an index in memory; writes that arrive at the same time are
+committed at once.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,18 @@ BATCH = 512 << 10
 
 
 class StoreFull(Exception):
-    """What is stored doesn't leave room for more."""
+    """The stored data leaves no room for more."""
 
 
 class Store:
-    """`store = await Store.open(namespace)`; on one event loop. What put() and delete() have
-    returned from is on the media.
+    """`store = await Store.open(namespace)`; on one event loop. Once put() or delete() returns,
+    the change is on the media.
     """
 
     def __init__(self, namespace: AsyncNamespace) -> None:
         self._log = Log(namespace)
         self._index: dict[bytes, Place] = {}
-        self._live = 0  # bytes of keys and values that count
+        self._live = 0  # bytes of live keys and values
         self._pending: deque[tuple[bytes, bytes | None, asyncio.Future[None]]] = deque()
         self._committer: asyncio.Task[None] | None = None
         self._readers: Counter[int] = Counter()  # by generation
@@ -53,7 +55,7 @@ class Store:
         place = self._index.get(key)
         if place is None:
             return None
-        # An area isn't written to again as long as somebody reads from it.
+        # An area isn't written to again while it is being read.
         self._readers[place.generation] += 1
         try:
             return await self._log.read(place)
@@ -79,7 +81,7 @@ class Store:
         await asyncio.shield(done)
 
     async def settle(self) -> None:
-        """Until nothing is to be committed."""
+        """Runs until nothing is left to commit."""
         while self._committer is not None:
             await asyncio.wait([self._committer])
 
@@ -96,7 +98,7 @@ class Store:
                 except Exception as error:
                     for _, _, done in batch:
                         done.set_exception(error)
-                        done.exception()  # whoever waits gets it; perhaps nobody does any more
+                        done.exception()  # the waiter gets it, if it still waits
                 else:
                     for _, _, done in batch:
                         done.set_result(None)
@@ -117,9 +119,9 @@ class Store:
             self._set(key, place)
 
     async def _compact(self) -> None:
-        """Copies what counts to the other area and goes on there."""
+        """Copies the live data to the other area and continues there."""
         other = self._log.other_area()
-        while self._readers[other.generation - 2]:  # of what was in that area before
+        while self._readers[other.generation - 2]:  # of the area's former content
             await asyncio.sleep(0.001)
         moved: dict[bytes, Place] = {}
         batch: list[tuple[bytes, bytes | None]] = []

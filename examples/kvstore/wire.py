@@ -1,4 +1,4 @@
-"""What the face and the driver process say to each other on a Unix socket: numbered requests and
+"""The protocol between front end and driver process on a Unix socket: numbered requests and
 answers, in any order.
 """
 
@@ -23,9 +23,9 @@ class Operation(enum.IntEnum):
 class Status(enum.IntEnum):
     OK = 0
     MISSING = 1
-    MOVED = 2  # a successor has the drive: ask there
+    MOVED = 2  # a successor has the drive: send the request to it
     FULL = 3
-    ERROR = 4  # value: what went wrong
+    ERROR = 4  # value: the error
 
 
 async def read_request(reader: asyncio.StreamReader) -> tuple[int, Operation, bytes, bytes]:

@@ -4,8 +4,8 @@ system, no copy.
 
     python loader.py URI [--torch]
 
-Samples have one size and lie one after the other. Each epoch has its own order. The next batches are
-read while one is used.
+Samples have one size and lie one after the other. Each epoch has its own order. The next batches
+are read while one is used.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A service that counts its own starts in block 0, and goes on with the controller it finds: see
-nvme-async.service.
+"""A service that counts its own starts in block 0, and takes over the controller that it finds:
+see nvme-async.service.
 
     python service.py DEVICE [seconds]
 
-Under systemd with FileDescriptorStoreMax= set, the controller is taken over as it runs after each
-restart; elsewhere (or with OPENHCL_NVME_KEEP_ALIVE=disabled) it is brought up afresh each time.
+Under systemd with FileDescriptorStoreMax= set, the running controller is taken over after each
+restart; otherwise (or with OPENHCL_NVME_KEEP_ALIVE=disabled) it is brought up each time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ async def serve(device: str, seconds: float) -> None:
     except TimeoutError:
         pass
     # Not closed on SIGTERM: this may be a restart, and the store holds the controller. After a stop
-    # systemd lets go of it by itself.
+    # systemd releases it by itself.
     if not stop.is_set():
         await controller.close()
 

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 """A service that is upgraded without a pause: start the new one, and the old one hands its
-controller over and ends.
+controller over and exits.
 
     python service.py URI SOCKET
 
-The first one brings the controller up. Each later one takes it over from whoever serves at SOCKET,
-while it runs: no reset, no lost command.
-The service counts in block 0, as fast as it can, and every process goes on where the one before
-stopped.
+The first one brings the controller up. Each later one takes the running controller over from the
+process that serves at SOCKET: no reset, no lost command. The service counts in block 0, as fast as
+it can, and every process continues where the previous one stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from nvme_async.errors import ControllerGone, HandedOver
 
 
 async def controller_of(uri: str, path: str) -> nvme_async.Controller:
-    """From the process that has it, else afresh."""
+    """Takes the controller over from the process that has it, or else opens it."""
     if os.path.exists(path):
         try:
             return await nvme_async.take_over(path)
@@ -31,8 +30,8 @@ async def controller_of(uri: str, path: str) -> nvme_async.Controller:
 
 
 async def count(namespace: nvme_async.Namespace) -> int:
-    """Until the controller is another's. Returns the last number that is certain to be on the
-    drive.
+    """Runs until the controller is handed over. Returns the last number that is certain to be on
+    the drive.
     """
     number = int.from_bytes((await namespace.read(0))[:8], "little")
     print(f"{os.getpid()}: goes on from {number}", flush=True)
@@ -41,13 +40,13 @@ async def count(namespace: nvme_async.Namespace) -> int:
             await namespace.write(0, (number + 1).to_bytes(8, "little").ljust(namespace.block_size, b"\0"))
             number += 1
     except HandedOver:
-        return number  # one more may be on its way: the successor waits for it before it reads
+        return number  # one more may be in flight: the successor waits for it before it reads
 
 
 async def main(uri: str, path: str) -> None:
     controller = await controller_of(uri, path)
     try:
-        async for command in controller.adopted:  # the predecessor's last write, if it was still out
+        async for command in controller.adopted:  # the predecessor's last write, if it was still in flight
             print(f"{os.getpid()}: adopted {command!r}", flush=True)
         counting = asyncio.create_task(count(next(iter(controller.namespaces.values()))))
         async with controller.handover(path) as offer:
@@ -55,7 +54,7 @@ async def main(uri: str, path: str) -> None:
             await offer
         print(f"{os.getpid()}: handed over at {await counting}", flush=True)
     finally:
-        await controller.close()  # does nothing to a controller that was handed over
+        await controller.close()  # has no effect on a controller that was handed over
 
 
 if __name__ == "__main__":

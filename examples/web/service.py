@@ -1,4 +1,5 @@
-"""A web service with N worker processes on one drive; a worker may die, and the owner may be replaced, meanwhile.
+"""A web service with N worker processes on one drive; a worker may die, and the owner may be
+replaced, meanwhile.
 
     python examples/web/service.py --device emulated:size=1GiB,block=4096 --workers 4 --port 8080
     curl -X PUT --data-binary hello localhost:8080/blocks/7
@@ -7,9 +8,9 @@
     kill -HUP PID     replaces the owner by a new process (an upgrade): no worker pauses
     kill -KILL …      a worker: the others go on, and there is a new one
 
-This process starts the others and does no I/O: a keeper, the owner (`nvme-async share`), and the workers (worker.py),
-which accept connections from one socket. An emulated: device lives in its owner, so with one of those SIGHUP does
-nothing; `nvme-async emulate` serves one that stays.
+This process starts the others and does no I/O: a keeper, the owner (`nvme-async share`), and the
+workers (worker.py), which accept connections from one socket. An emulated: device lives in its
+owner, so with one of those SIGHUP does nothing; `nvme-async emulate` serves one that stays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""One web worker: an interpreter, an event loop, and an I/O queue pair of the drive that all workers share.
+"""One web worker: an interpreter, an event loop, and an I/O queue pair of the drive that all
+workers share.
 
 Started by service.py: python worker.py --share PATH --listen FD
 """
@@ -21,7 +22,9 @@ _LENGTH = struct.Struct("<I")
 
 
 class Blocks:
-    """GET and PUT /blocks/N: what was put there, up to a block's size less 4 bytes, durable when it is answered."""
+    """GET and PUT /blocks/N: what was put there, up to a block's size less 4 bytes, durable when
+    it is answered.
+    """
 
     def __init__(self, namespace: nvme_async.Namespace) -> None:
         self._namespace = namespace

@@ -1,10 +1,12 @@
 /*
- * CRC32C (Castagnoli polynomial 1EDC6F41h, reflected), the digest of NVMe/TCP (TCP Transport 1.0, 3.3.1.1), as a running value:
+ * CRC32C (Castagnoli polynomial 1EDC6F41h, reflected), the digest of NVMe/TCP (TCP Transport 1.0,
+ * 3.3.1.1), as a running value:
  *
  *   digest = ~crc32c(crc32c(CRC32C_INIT, a, na), b, nb)
  *
- * By the processor's instruction where it has one (SSE 4.2, ARMv8 CRC), three streams at once for long data, because the
- * instruction takes three cycles and one can begin in each. Else eight bytes at a time by tables.
+ * It uses the processor's instruction if there is one (SSE 4.2, ARMv8 CRC), with three streams at
+ * once for long data, because the instruction takes three cycles and one can start in each.
+ * Otherwise it uses tables, eight bytes at a time.
  *
  * One source file of each extension defines CRC32C_IMPLEMENTATION before it includes this.
  */
@@ -31,7 +33,7 @@
 
 struct crc32c_tables {
     uint32_t byte[8][256];
-    /* What a running value becomes when so many zero bytes follow: by its four bytes. */
+    /* The running value after so many zero bytes, by its four bytes. */
     uint32_t skip_long[4][256], skip_short[4][256];
     bool hardware;
 };

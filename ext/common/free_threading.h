@@ -1,6 +1,6 @@
-/* A lock that costs nothing where the interpreter has a global one, which then does its work. On a free-threaded build
- * (Py_GIL_DISABLED) it is a PyMutex: a thread that waits for it lets go of the interpreter. Held for a few instructions, never while
- * Python code runs. */
+/* A lock that costs nothing where the interpreter has a global one, which then does its work. On a
+ * free-threaded build (Py_GIL_DISABLED) it is a PyMutex: a thread that waits for it lets go of the
+ * interpreter. Held for a few instructions, never while Python code runs. */
 #ifndef FREE_THREADING_H
 #define FREE_THREADING_H
 

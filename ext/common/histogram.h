@@ -1,8 +1,10 @@
 /*
- * Latencies in fio's buckets: 29 groups of 64, so that an error is below 1 % from 1 ns to 9 s and beyond.
+ * Latencies in fio's buckets: 29 groups of 64, so that an error is below 1 % from 1 ns to 9 s and
+ * beyond.
  *
- * Values below 128 have a bucket each. Above that, a value's top bit chooses the group and its next six bits the bucket.
- * Sums are kept exactly (the squares in 128 bits), because a mean derived from buckets would not be.
+ * Values below 128 have a bucket each. Above that, a value's top bit chooses the group and its next
+ * six bits the bucket. Sums are kept exactly (the squares in 128 bits), because a mean derived from
+ * buckets would not be.
  */
 #ifndef NVME_ASYNC_COMMON_HISTOGRAM_H
 #define NVME_ASYNC_COMMON_HISTOGRAM_H
@@ -38,7 +40,7 @@ static inline unsigned histogram_index(uint64_t value)
     return index < HISTOGRAM_SIZE ? index : HISTOGRAM_SIZE - 1;
 }
 
-/* The value that stands for a bucket: itself, or the middle of what falls into it. */
+/* The value that represents a bucket: itself, or the middle of its range. */
 static inline uint64_t histogram_value(unsigned index)
 {
     unsigned shift;
@@ -75,7 +77,8 @@ static inline void histogram_merge(struct histogram *into, const struct histogra
         into->bucket[i] += from->bucket[i];
 }
 
-/* The sample standard deviation; N * squares - sum * sum without losing the small difference of two large numbers. */
+/* The sample standard deviation; N * squares - sum * sum without losing the small difference of two
+ * large numbers. */
 static inline double histogram_deviation(const struct histogram *h)
 {
     long double mean, variance;

@@ -1,6 +1,7 @@
 /*
- * Accesses to registers that are mapped memory, and the order between them and memory that the device reads or writes. Every store to a
- * register window, doorbells and shadow doorbells included, goes through here: by QueuePair's pointer or by Mmio's methods.
+ * Accesses to registers that are mapped memory, and the order between them and memory that the
+ * device reads or writes. Every store to a register window, doorbells and shadow doorbells
+ * included, goes through here: by QueuePair's pointer or by Mmio's methods.
  */
 #ifndef NVME_ASYNC_COMMON_MMIO_H
 #define NVME_ASYNC_COMMON_MMIO_H
@@ -9,10 +10,11 @@
 #include <stdint.h>
 
 /*
- * Between memory and the store that has the device read it: the device must see the entries that a doorbell value covers (Base 2.0,
- * 3.3.3.1: the host updates the entries, then the doorbell), and admin queues that are cleared before CC.EN=1. x86 keeps stores in order,
- * those to uncached memory included, so the compiler alone has to be held back. On AArch64 a register is Device memory and its reader
- * lies outside the inner shareable domain.
+ * Between memory and the store that has the device read it: the device must see the entries that a
+ * doorbell value covers (Base 2.0, 3.3.3.1: the host updates the entries, then the doorbell), and
+ * admin queues that are cleared before CC.EN=1. x86 keeps stores in order, those to uncached memory
+ * included, so the compiler alone has to be held back. On AArch64 a register is Device memory and
+ * its reader lies outside the inner shareable domain.
  */
 static inline void mmio_before_store(void)
 {
@@ -25,7 +27,8 @@ static inline void mmio_before_store(void)
 #endif
 }
 
-/* Between a load that says what the device has written, be it a register or a phase tag, and the load of that. */
+/* Between a load that says what the device has written, be it a register or a phase tag, and the
+ * load of that. */
 static inline void mmio_after_load(void)
 {
 #if defined(__aarch64__)

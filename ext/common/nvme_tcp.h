@@ -1,6 +1,7 @@
 /*
- * The PDUs of NVMe/TCP (NVM Express TCP Transport 1.0, 3.6.2) as they lie on the wire: little-endian, no gaps.
- * tests/unit/test_tcp_pdu.py has golden bytes of each that nobody here made up.
+ * The PDUs of NVMe/TCP (NVM Express TCP Transport 1.0, 3.6.2) as they lie on the wire:
+ * little-endian, no gaps. tests/unit/test_tcp_pdu.py has golden bytes of each from independent
+ * sources.
  */
 #ifndef NVME_ASYNC_COMMON_NVME_TCP_H
 #define NVME_ASYNC_COMMON_NVME_TCP_H
@@ -84,7 +85,7 @@ struct tcp_response {
 };
 _Static_assert(sizeof(struct tcp_response) == 24, "CapsuleResp");
 
-/* H2CData, C2HData (ttag reserved) and R2T (offset and length are what is asked for). */
+/* H2CData, C2HData (ttag reserved) and R2T (offset and length are those requested). */
 struct tcp_data {
     struct tcp_ch ch;
     uint16_t cccid, ttag;

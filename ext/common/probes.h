@@ -1,9 +1,12 @@
 /*
- * Static tracepoints (USDT), for bpftrace, perf, SystemTap and gdb: docs/tracing.md. Each is one nop and an entry in a section that is not
- * loaded; arguments are read where they are, in registers or memory. <sys/sdt.h> is used where it is installed; otherwise the few lines below
- * write the same entries, in the format that it documents ("stapsdt" notes, version 3). NVP_NONE: none at all.
+ * Static tracepoints (USDT), for bpftrace, perf, SystemTap and gdb: docs/tracing.md. Each is one
+ * nop and an entry in a section that is not loaded; arguments are read where they are, in registers
+ * or memory. <sys/sdt.h> is used where it is installed; otherwise the few lines below write the
+ * same entries, in the format that it documents ("stapsdt" notes, version 3). NVP_NONE: none at
+ * all.
  *
- * NVP_PROBEn(name, a1, …, an): a tracepoint nvme_async:name with n arguments, unsigned integers or pointers of any width.
+ * NVP_PROBEn(name, a1, …, an): a tracepoint nvme_async:name with n arguments, unsigned integers or
+ * pointers of any width.
  */
 #ifndef NVME_ASYNC_COMMON_PROBES_H
 #define NVME_ASYNC_COMMON_PROBES_H

@@ -1,4 +1,6 @@
-"""A mapped window of a BAR, or of the page that stands for one, with volatile accesses of exactly one width."""
+"""A mapped window of a BAR, or of the page that stands for one, with volatile accesses of
+exactly one width.
+"""
 
 cimport cython
 from cpython.exc cimport PyErr_SetFromErrno
@@ -48,7 +50,8 @@ cdef class Mmio:
             raise ValueError(f"window offset {file_offset:#x} is not a multiple of {PAGE}")
         if fstat(fd, &info) != 0:
             PyErr_SetFromErrno(OSError)
-        # A device's size is unknown to fstat; of a file we can tell, and touching pages beyond its end would be a SIGBUS.
+        # fstat doesn't know a device's size; for a file it does, and touching pages beyond its end
+        # would be a SIGBUS.
         if S_ISREG(info.st_mode) and file_offset + nbytes > info.st_size:
             raise ValueError(f"window {file_offset:#x}+{nbytes:#x} ends beyond its file of {info.st_size:#x} bytes")
         length = nbytes

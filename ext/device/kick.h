@@ -1,9 +1,11 @@
 /*
- * Signalling an eventfd that a peer gave us, without ever waiting for that peer. write() blocks while the counter is full and the
- * description is not non-blocking, and both are the peer's to choose at any time. What the kernel signals on its own account
- * never blocks: so a read of 0 bytes is submitted as asynchronous I/O whose completion signals the eventfd (io_submit(2),
- * IOCB_FLAG_RESFD); it is over, with EINVAL, before the call returns. Where a sandbox has no asynchronous I/O, poll() says
- * first whether write() would block; that protects from a peer that has stopped, not from one that aims at the instant between.
+ * Signalling an eventfd that a peer gave us, without ever waiting for that peer. write() blocks
+ * while the counter is full and the description is not non-blocking, and the peer controls both at
+ * any time. Signals from the kernel itself never block: so a read of 0 bytes is submitted as
+ * asynchronous I/O whose completion signals the eventfd (io_submit(2), IOCB_FLAG_RESFD); it ends,
+ * with EINVAL, before the call returns. If a sandbox has no asynchronous I/O, poll() checks first
+ * whether write() would block; that protects from a peer that has stopped, not from one that
+ * attacks in between.
  */
 #ifndef NVME_ASYNC_DEVICE_KICK_H
 #define NVME_ASYNC_DEVICE_KICK_H
@@ -44,7 +46,7 @@ static void kick_in_child(void)
     kick_context = 0;
 }
 
-/* Finds out how it can be done here. Once, and again after a fork; under the global lock. */
+/* Finds the available method. Called once, and again after a fork; under the GIL. */
 static inline void kick_prepare(void)
 {
     static int watched;

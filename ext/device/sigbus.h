@@ -1,10 +1,12 @@
 /*
- * Register windows whose memory is taken away under the process: a vfio-user peer truncates the file behind its doorbells, or the
- * kernel refuses an access to a PCI function (its memory is disabled, or the virtual machine may not reach it so). The access raises
- * SIGBUS, and the default is death. Here a handler puts zeroes in the window's place, marks the window as lost and signals an
- * eventfd; the access is then repeated and finds the zeroes. Other SIGBUS go to the handler that was there before.
+ * Register windows whose memory is lost while the process uses it: a vfio-user peer truncates the
+ * file behind its doorbells, or the kernel refuses an access to a PCI function (its memory is
+ * disabled, or the virtual machine may not access it this way). The access raises SIGBUS, which by
+ * default ends the process. Here a handler replaces the window with zeroes, marks the window as
+ * lost and signals an eventfd; the access is then repeated and finds the zeroes. Other SIGBUS go to
+ * the previous handler.
  *
- * Windows are added and removed under the global lock. The handler may run in any thread, at any time.
+ * Windows are added and removed under the GIL. The handler may run in any thread, at any time.
  */
 #ifndef NVME_ASYNC_DEVICE_SIGBUS_H
 #define NVME_ASYNC_DEVICE_SIGBUS_H
@@ -59,7 +61,7 @@ static void sigbus_pass(const struct sigaction *to, int signal, siginfo_t *info,
         to->sa_sigaction(signal, info, context);
     else if (to->sa_handler != SIG_DFL && to->sa_handler != SIG_IGN)
         to->sa_handler(signal);
-    else /* nothing else handles it: die of it, as without us. The access is repeated when this returns. */
+    else /* nothing else handles it: die of it, as without this handler. The access is repeated when this returns. */
         sigaction(SIGBUS, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
 }
 
@@ -81,8 +83,9 @@ static void sigbus_handle(int signal, siginfo_t *info, void *context)
     sigbus_passing_on--;
 }
 
-/* Puts the handler in front, unless it is there: others (faulthandler, the emulated controller) come and go as well. It stays until
- * the process ends, for whoever came later may pass on to it. */
+/* Puts the handler in front, unless it is there: others (faulthandler, the emulated controller)
+ * come and go as well. It stays until the process ends, because a later handler may pass signals on
+ * to it. */
 static void sigbus_install(void)
 {
     static bool once;
@@ -112,7 +115,7 @@ static bool sigbus_guard(struct sigbus_window *window, void *base, size_t nbytes
     return false;
 }
 
-/* Before its memory is unmapped. Harmless for one that isn't guarded. */
+/* Called before its memory is unmapped. Does nothing for an unguarded one. */
 static void sigbus_forget(struct sigbus_window *window)
 {
     for (int i = 0; i < SIGBUS_WINDOWS; i++)

@@ -1,4 +1,6 @@
-"""Pool and DmaBuffer: Python's face of pool.c. What the classes promise is in nvme_async/native/_dma.pyi, how the memory is laid out in pool.h."""
+"""Pool and DmaBuffer: the Python interface of pool.c. nvme_async/native/_dma.pyi documents the
+classes, pool.h the layout of the memory.
+"""
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
@@ -254,7 +256,9 @@ cdef class Pool:
         return self._buffer(page)
 
     cdef int _clear(self, uint64_t page, uint64_t nbytes) except -1:
-        """Zeroes what an earlier allocation may have left in reserved pages; gives them back and raises if the pool is handed on meanwhile."""
+        """Zeroes reserved pages that were used before; unreserves them and raises if the pool is
+        handed over meanwhile.
+        """
         cdef char *at = self.base + self.space.data_offset + page * POOL_PAGE_SIZE
         cdef uint64_t left = pool_dirty_bytes(&self.space, page, nbytes)
         cdef size_t n
@@ -279,7 +283,9 @@ cdef class Pool:
         return 0
 
     cdef void _settle(self) noexcept:
-        """Waits for the threads that are in _clear(): each stops after a part once the pool is paused or detached."""
+        """Waits for the threads that are in _clear(): each stops after a part once the pool is
+        paused or detached.
+        """
         while self.n_clearing:
             with nogil:
                 usleep(50)

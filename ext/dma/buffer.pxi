@@ -1,6 +1,7 @@
 # One allocation of a pool, as a Python buffer.
 
-# no_gc: it refers to its pool, which refers to no Python object but text, so there are no cycles to look for.
+# no_gc: it refers to its pool, which refers to no Python object except text, so there are no
+# cycles.
 @cython.final
 @cython.no_gc
 @cython.freelist(64)
@@ -72,7 +73,8 @@ cdef class DmaBuffer:
             buffer.readonly = 0
             buffer.ndim = 1
             buffer.format = BYTES_FORMAT if flags & PyBUF_FORMAT else NULL
-            # One dimension: its extent and its step are the two members that say the same, as PyBuffer_FillInfo() does it.
+            # One dimension: its extent and its step are the two members that say the same, as
+            # PyBuffer_FillInfo() does it.
             buffer.shape = &buffer.len if flags & PyBUF_ND == PyBUF_ND else NULL
             buffer.strides = &buffer.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
             buffer.suboffsets = NULL
@@ -88,8 +90,8 @@ cdef class DmaBuffer:
             if self.is_freed and self.exports == 0:
                 self._return_pages()
 
-    # No "data" with the address: NumPy takes the memory through the buffer protocol then, which counts as an export, so
-    # that free() can't take it away below an array.
+    # No "data" with the address: NumPy takes the memory through the buffer protocol then, which
+    # counts as an export, so that free() can't take it away below an array.
     @property
     def __array_interface__(self):
         self._usable()

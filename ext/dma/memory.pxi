@@ -1,7 +1,7 @@
 # The memory of a pool: a file of huge or ordinary pages, mapped, spread over NUMA nodes.
 
 def _new_memory(nbytes, name, hugepages):
-    """(descriptor, its size): a sealed memfd, of huge pages if asked for and to be had."""
+    """(descriptor, its size): a sealed memfd, of huge pages if requested and available."""
     if hugepages not in ("auto", "never", "require"):
         raise ValueError(f"hugepages={hugepages!r} is not one of 'auto', 'never', 'require'")
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
@@ -11,7 +11,8 @@ def _new_memory(nbytes, name, hugepages):
         try:
             fd = os.memfd_create(name, flags | os.MFD_HUGETLB | os.MFD_HUGE_2MB)
             os.truncate(fd, size)
-            # A shared mapping reserves the pages for the file, so that no later touch can fail: the way to know that there are enough.
+            # A shared mapping reserves the pages for the file, so that no later access can fail:
+            # this shows that there are enough.
             _unmap(_map(fd, size), size)
             return fd, size
         except OSError as error:
@@ -47,8 +48,10 @@ def _unmap(size_t address, size_t nbytes):
 
 
 def _spread(size_t address, size_t nbytes, nodes):
-    """Equal parts of untouched shared memory prefer one NUMA node each, in order: [(node, offset, bytes)]. Empty where the kernel
-    can't. Only a preference: on a node that is full, memory comes from elsewhere instead of not at all."""
+    """Equal parts of untouched shared memory prefer one NUMA node each, in order: [(node,
+    offset, bytes)]. Empty without kernel support. Only a preference: if a node is full, memory
+    comes from another one.
+    """
     cdef unsigned long mask[16]
     cdef size_t unit = HUGE_PAGE if nbytes >= HUGE_PAGE * len(nodes) else PAGE_SIZE
     cdef size_t at = 0, end

@@ -1,4 +1,4 @@
-/* The pool's table and free list; see pool.h for the layout and for what a killed process leaves behind. */
+/* The pool's table and free list; see pool.h for the layout and for crash consistency. */
 #include "pool.h"
 
 #include <inttypes.h>
@@ -92,7 +92,7 @@ static bool check_header(const struct pool_header *header, uint64_t nbytes, char
     return true;
 }
 
-/* One live slot on its own; its neighbours are the caller's matter. */
+/* Checks one live slot alone; the caller checks its neighbours. */
 static bool check_slot(const struct pool *pool, uint64_t page, char error[256])
 {
     const struct pool_slot *slot = &pool->slots[page];
@@ -110,7 +110,7 @@ static bool check_slot(const struct pool *pool, uint64_t page, char error[256])
     return true;
 }
 
-/* Room for `n` extents, so that pool_release() never has to ask for memory. */
+/* Room for `n` extents, so that pool_release() never needs memory. */
 static bool reserve_extents(struct pool *pool, uint64_t n)
 {
     if (n > pool->extents_capacity) {
@@ -178,7 +178,7 @@ static bool has_sum(const struct pool_slot *slot)
     return memchr(slot->owner, 0, POOL_SUMMED_TEXT_BYTES) != NULL;
 }
 
-/* Of all but the state. */
+/* The checksum of everything except the state. */
 static uint32_t slot_sum(const struct pool_slot *slot)
 {
     uint32_t last;
@@ -279,7 +279,7 @@ bool pool_open(struct pool *pool, char *base, uint64_t nbytes, char error[256])
     pool->data_offset = header->data_offset;
     pool->data_pages = header->data_pages;
     pool->iova = header->iova;
-    pool->touched = pool->data_pages; /* what lies in the pages of a pool that was found is not known */
+    pool->touched = pool->data_pages; /* the content of an attached pool's pages is unknown */
     pool->view = calloc(pool->data_pages, 1);
     if (pool->view == NULL)
         return fail(error, "out of memory");
@@ -310,7 +310,8 @@ static void insert_extent(struct pool *pool, size_t i, struct pool_extent extent
     pool->n_extents++;
 }
 
-/* Takes `pages` from the first extent that has them at the right alignment; POOL_NO_ROOM when none has. */
+/* Takes `pages` from the first extent that has them at the right alignment; POOL_NO_ROOM when none
+ * has. */
 static int64_t take_first_fit(struct pool *pool, uint64_t pages, uint64_t align)
 {
     for (size_t i = 0; i < pool->n_extents; i++) {
@@ -365,7 +366,7 @@ void pool_publish(struct pool *pool, uint64_t page, uint64_t nbytes, const char 
     memcpy(&slot->offset, &filled.offset, sizeof filled - offsetof(struct pool_slot, offset));
     if (pool->touched < page + pool_pages(nbytes))
         pool->touched = page + pool_pages(nbytes);
-    /* Readers look below the mark only: it must be up before the slot can be seen as live. */
+    /* Readers only read below the mark: it must be raised before the slot can be seen as live. */
     if (pool_high_water(pool) <= page)
         store_high_water(pool->header, page + 1);
     store_state(slot, POOL_ALLOCATED, flags);

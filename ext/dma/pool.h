@@ -1,34 +1,35 @@
 /*
- * The pool: memory that a device may reach, and a table of who owns which pages of it, kept inside that same
- * memory.
+ * The pool: memory that a device may access, and a table of the owners of its pages, inside the
+ * same memory.
  *
  *   offset 0              struct pool_header, one page
- *   table_offset          struct pool_slot[data_pages]: slot i describes the allocation that begins at data
- * page i
+ *   table_offset          struct pool_slot[data_pages]: slot i describes the allocation that begins
+ *                         at data page i
  *   data_offset           data pages
  *
- * Crash consistency. A process may be killed at any instruction, and a successor maps the same memory.
- * Everything it must believe is in the slots' `state` words; each changes by ONE atomic store:
- *   publish   the pages are zeroed and the slot's other fields written with plain stores while its state is
- * FREE, which makes them
- *             meaningless to a reader; then `state` becomes ALLOCATED with a release store, so that whoever
- * reads ALLOCATED (acquire)
- *             sees the fields and the zeroes. `high_water` is raised, with a release store, before the slot
- * is published.
+ * Crash consistency. A process may be killed at any instruction, and a successor maps the same
+ * memory. Everything that it relies on is in the slots' `state` words; each changes by ONE atomic
+ * store:
+ *   publish   the pages are zeroed and the slot's other fields written with plain stores
+ *             while its state is FREE, so that a reader ignores them; then `state` becomes
+ *             ALLOCATED with a release store, so that a reader of ALLOCATED (acquire) sees the
+ *             fields and the zeroes.
+ *             `high_water` is raised, with a release store, before the slot is published.
  *   free      `state` becomes FREE with a release store; the fields stay and mean nothing.
  *   persist   `flags` never change while the slot is live.
  *
- * Damage. pool_verify() tells a damaged table from a whole one: a live slot has a checksum; `state` and `flags` are one store, and the
- * flags of a free slot are POOL_FREED, so that neither a live slot that lost its state nor a free one that gained one passes for what it isn't;
- * high_water has a check of its own, and where they differ the whole table is read. Releases before 0.2 wrote none of these:
- * pool_seal() makes their tables into one that can be verified.
- * The header is immutable but for `high_water`; its magic is stored last (release), so that a half-made pool
- * isn't one. Free space is derived from the live slots, never stored. A killed process's stores are not lost
- * (the memory is shared and coherent): the release order matters to a reader that runs at the same time, and
- * to the compiler.
+ * Damage. pool_verify() detects a damaged table: a live slot has a checksum; `state` and `flags`
+ * are one store, and the flags of a free slot are POOL_FREED, so that a live slot that lost its
+ * state and a free one that gained one are both detected; high_water has its own check value, and
+ * if they differ the whole table is read. Releases before 0.2 wrote none of these: pool_seal()
+ * makes their tables verifiable. The header is immutable except for `high_water`; its magic is
+ * stored last (release), so that a half-made pool isn't valid. Free space is derived from the live
+ * slots, never stored. A killed process's stores are not lost (the memory is shared and coherent):
+ * the release order matters to a reader that runs at the same time, and to the compiler.
  *
- * One process allocates at a time. Within it the caller serialises every function here (Python's global lock;
- * these functions neither call Python nor release it). A child made by fork() must not allocate.
+ * One process allocates at a time. Within it the caller serialises every function here (Python's
+ * global lock; these functions neither call Python nor release it). A child made by fork() must not
+ * allocate.
  */
 #ifndef NVME_ASYNC_DMA_POOL_H
 #define NVME_ASYNC_DMA_POOL_H
@@ -44,13 +45,13 @@
 #define POOL_TEXT_BYTES 32 /* owner and pool name: UTF-8, NUL-padded, at least one NUL */
 #define POOL_ID_BYTES 16
 
-/* Stored states. PENDING_RESTORE is one process's view of an ALLOCATED slot that it hasn't claimed yet, and
- * is never stored: mapping a pool to look at it must not change it. */
+/* Stored states. PENDING_RESTORE is one process's view of an ALLOCATED slot that it hasn't claimed
+ * yet, and is never stored: mapping a pool to inspect it must not change it. */
 enum pool_state {
     POOL_FREE = 0,
     POOL_ALLOCATED = 1,
     POOL_PENDING_RESTORE = 2,
-    POOL_LEAKED = 3, /* nobody claimed it at a restore; a controller might still write to it, so its pages stay out of use */
+    POOL_LEAKED = 3, /* not claimed at a restore; a controller might still write to it, so its pages aren't reused */
 };
 
 #define POOL_FLAG_PERSISTENT 1u /* outlives the Python object that stands for it; only an explicit free returns its pages */
@@ -71,7 +72,7 @@ struct pool_header {
     uint32_t slot_bytes;
     uint32_t reserved;
     uint64_t high_water; /* no slot at or above this index was ever published: a bound for readers, not a count. Only grows */
-    uint8_t id[POOL_ID_BYTES]; /* random: tells this pool from any other */
+    uint8_t id[POOL_ID_BYTES]; /* random: identifies this pool */
     char name[POOL_TEXT_BYTES];
     uint64_t high_water_check; /* pool_high_water_check(high_water) */
 };
@@ -124,33 +125,36 @@ struct pool {
 /* Bytes of a pool with room for exactly `pages` data pages; 0 when it can't be represented. */
 uint64_t pool_bytes_for(uint64_t pages);
 
-/* Writes header and empty table into zeroed memory. False when nbytes has no room for a single data page. */
+/* Writes header and empty table into zeroed memory. False when nbytes has no room for a single data
+ * page. */
 bool pool_format(char *base, uint64_t nbytes, uint64_t iova, const uint8_t id[POOL_ID_BYTES], const char *name);
 
-/* Checks header and table, and derives the free extents. Changes nothing in the pool. On failure a message in
- * error[256]; on success `pool` is owned by the caller and ends with pool_fini(). */
+/* Checks header and table, and derives the free extents. Changes nothing in the pool. On failure a
+ * message in error[256]; on success `pool` is owned by the caller and ends with pool_fini(). */
 bool pool_open(struct pool *pool, char *base, uint64_t nbytes, char error[256]);
 void pool_fini(struct pool *pool);
 
-/* Is the table whole? Only for a pool that is written by releases which seal theirs. False, and a message in error[256]. Changes nothing. */
+/* Is the table whole? Only for a pool that is written by releases which seal theirs. False, and a
+ * message in error[256]. Changes nothing. */
 bool pool_verify(const struct pool *pool, char error[256]);
 
-/* Makes a table that another release wrote, and that is known to be right, into one that pool_verify() accepts. */
+/* Makes a table that another release wrote, and that is known to be right, into one that
+ * pool_verify() accepts. */
 void pool_seal(struct pool *pool);
 
 enum { POOL_NO_ROOM = -1, POOL_NO_HEAP = -2 };
 /* An allocation has three steps, so that a long zeroing can run without Python's global lock:
- *   reserve   first fit: the data page at which `nbytes` can begin, or one of the above. `align` is a power of two
- *             >= POOL_PAGE_SIZE, and counts for the IOVA. The pages are out of the free list, and a killed
- *             process has not allocated them;
+ *   reserve   first fit: the data page at which `nbytes` can begin, or one of the above. `align` is
+ *             a power of two >= POOL_PAGE_SIZE, and applies to the IOVA. The pages leave the free
+ *             list, and a killed process has not allocated them;
  *   (zero)    the caller clears the pages, or only the first pool_dirty_bytes() of them;
  *   publish   the slot becomes ALLOCATED. unreserve() instead gives the pages back. */
 int64_t pool_reserve(struct pool *pool, uint64_t nbytes, uint64_t align);
 void pool_publish(struct pool *pool, uint64_t page, uint64_t nbytes, const char *owner, uint64_t tag, uint32_t flags);
 void pool_unreserve(struct pool *pool, uint64_t page, uint64_t nbytes);
 
-/* How many of `nbytes` from `page` on may hold what an earlier allocation left; the rest was never handed out and is
- * zero, as a new memfd's pages are. */
+/* How many of `nbytes` from `page` on may hold what an earlier allocation left; the rest was never
+ * handed out and is zero, as a new memfd's pages are. */
 uint64_t pool_dirty_bytes(const struct pool *pool, uint64_t page, uint64_t nbytes);
 
 /* The allocation that begins at `page` ends and its pages can be had again. Cannot fail. */

@@ -1,4 +1,6 @@
-"""The built-in NVMe controller: reactor threads and the controllers they serve. See _emulator.pyi for the contract."""
+"""The built-in NVMe controller: reactor threads and the controllers they serve. See
+_emulator.pyi for the contract.
+"""
 
 import errno
 import os
@@ -407,7 +409,7 @@ cdef class Controller:
             return  # a fork()ed child leaves the parent's controller alone
         self.closing = True
         while self.calls:
-            time.sleep(0.001)  # each is bounded; those that wait for something look at `closing`
+            time.sleep(0.001)  # each is bounded; waiting ones check `closing`
         self._end()
 
     cdef void _end(self) noexcept:
@@ -421,7 +423,8 @@ cdef class Controller:
         self._reactor.users -= 1
 
     def __dealloc__(self):
-        # Nothing of Python's is called: the interpreter may be at its end. No call is under way, for it would refer to this object.
+        # Nothing of Python's is called: the interpreter may be at its end. No call is under way,
+        # for it would refer to this object.
         if self.endpoint is not NULL and self._reactor is not None and self._reactor.pid == getpid():
             self._end()
 

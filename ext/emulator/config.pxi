@@ -75,7 +75,9 @@ cdef int fill_features(emu_config *to, config, list keep) except -1:
 
 
 cdef int fill_config(emu_config *to, config, list keep) except -1:
-    """Plain attributes to the C struct; `keep` keeps alive what it points to. Limits were checked by whoever made `config`."""
+    """Plain attributes to the C struct; `keep` keeps alive what it points to. The maker of
+    `config` has checked the limits.
+    """
     cdef bytes text
     cdef unsigned i
     memset(to, 0, sizeof(emu_config))

@@ -1,8 +1,10 @@
 /*
- * The seam inside the emulated controller: the NVMe controller proper (nvme_*.c) below, the transport (vfio-user server,
- * reactor) above. Neither includes the other's headers; both include this one.
+ * The seam inside the emulated controller: the NVMe controller proper (nvme_*.c) below, the
+ * transport (vfio-user server, reactor) above. Neither includes the other's headers; both include
+ * this one.
  *
- * Threads: every function takes place on the reactor thread that serves the controller, unless its comment says otherwise.
+ * Threads: every function takes place on the reactor thread that serves the controller, unless its
+ * comment says otherwise.
  */
 #ifndef NVME_ASYNC_EMULATOR_CTRL_H
 #define NVME_ASYNC_EMULATOR_CTRL_H
@@ -89,11 +91,12 @@ struct emu_window {
 /* What the transport lends the controller. */
 struct emu_host {
     void *opaque;
-    /* [iova, iova+nbytes) as one pointer, or NULL when it isn't inside one mapping with that access. Valid until the transport calls
-     * emu_ctrl_dma_changed(). */
+    /* [iova, iova+nbytes) as one pointer, or NULL when it isn't inside one mapping with that
+     * access. Valid until the transport calls emu_ctrl_dma_changed(). */
     void *(*dma)(void *opaque, uint64_t iova, size_t nbytes, bool write);
-    /* Optional (NULL): the whole mapping that holds iova; false when there is none. As long valid as dma()'s pointers. The controller
-     * keeps the last few, so that the translation of an address it has seen lately costs no call. */
+    /* Optional (NULL): the whole mapping that holds iova; false when there is none. As long valid
+     * as dma()'s pointers. The controller keeps the last few, so that the translation of an address
+     * it has seen lately costs no call. */
     bool (*dma_window)(void *opaque, uint64_t iova, struct emu_window *window);
     /* Sends MSI-X message `vector`. */
     void (*interrupt)(void *opaque, unsigned vector);
@@ -105,44 +108,53 @@ struct emu_ctrl;
 struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_host *host, char *err);
 void emu_ctrl_free(struct emu_ctrl *ctrl);
 
-/* BAR0 below EMU_DOORBELL_OFFSET; width 4 or 8. Doorbell offsets are handled too (REGION_WRITE of a doorbell). */
+/* BAR0 below EMU_DOORBELL_OFFSET; width 4 or 8. Doorbell offsets are handled too (REGION_WRITE of a
+ * doorbell). */
 uint64_t emu_ctrl_read(struct emu_ctrl *ctrl, uint32_t offset, unsigned width);
 void emu_ctrl_write(struct emu_ctrl *ctrl, uint32_t offset, unsigned width, uint64_t value);
 
-/* The file behind the doorbells, shared with the client: EMU_BAR0_SIZE bytes, of which the page at EMU_DOORBELL_OFFSET is used (a
- * client maps it at region offset + area offset, so file and BAR count alike). Created and owned by the controller. */
+/* The file behind the doorbells, shared with the client: EMU_BAR0_SIZE bytes, of which the page at
+ * EMU_DOORBELL_OFFSET is used (a client maps it at region offset + area offset, so file and BAR
+ * count alike). Created and owned by the controller. */
 int emu_ctrl_doorbell_fd(struct emu_ctrl *ctrl);
-/* Another, empty one from now on, because a client that has gone may still have the old one mapped. Only while CC.EN is 0. Returns 0,
- * or negative errno and the old one stays. */
+/* Another, empty one from now on, because a client that has gone may still have the old one mapped.
+ * Only while CC.EN is 0. Returns 0, or negative errno and the old one stays. */
 int emu_ctrl_renew_doorbells(struct emu_ctrl *ctrl);
 
-/* Interrupts as a pin shows them, for a client without MSI-X: whether some completion queue with interrupts enabled holds entries
- * that the host has not taken and INTMS lets it say so. With Doorbell Buffer Config it also asks for the next completion doorbell as
- * MMIO: whoever emulates the pin learns by it that the interrupt has been served. */
+/* Interrupts as a pin shows them, for a client without MSI-X: whether some completion queue with
+ * interrupts enabled holds entries that the host has not taken and INTMS lets it say so. With
+ * Doorbell Buffer Config it also asks for the next completion doorbell as MMIO: the emulation of
+ * the pin learns from it that the interrupt has been served. */
 bool emu_ctrl_pin(struct emu_ctrl *ctrl);
 
-/* One bounded turn: looks at the doorbells, executes, posts, raises interrupts at most once a vector. Returns the work done (0 = idle). */
+/* One bounded turn: polls the doorbells, executes, posts, raises interrupts at most once a vector.
+ * Returns the work done (0 = idle). */
 unsigned emu_ctrl_poll(struct emu_ctrl *ctrl);
 
-/* Before sleeping: publishes EventIdx where the host uses Doorbell Buffer Config. False when work came in meanwhile: poll again. */
+/* Before sleeping: publishes EventIdx where the host uses Doorbell Buffer Config. False when work
+ * came in meanwhile: poll again. */
 bool emu_ctrl_arm(struct emu_ctrl *ctrl);
 /* True when every doorbell that could bring work now rings as MMIO (arm() could publish it all). */
 bool emu_ctrl_armed_fully(const struct emu_ctrl *ctrl);
-/* CLOCK_MONOTONIC nanoseconds at which poll() has something to do by itself (delayed completions, timers); UINT64_MAX = never. */
+/* CLOCK_MONOTONIC nanoseconds at which poll() has something to do by itself (delayed completions,
+ * timers); UINT64_MAX = never. */
 uint64_t emu_ctrl_deadline(const struct emu_ctrl *ctrl);
-/* A descriptor that becomes readable when another thread has something for poll(): a helper thread finished a flush, or a request of
- * faults.h came in. To be watched whenever the reactor sleeps, with or without a client; poll() drains it. Never -1. */
+/* A descriptor that becomes readable when another thread has something for poll(): a helper thread
+ * finished a flush, or a request of faults.h came in. To be watched whenever the reactor sleeps,
+ * with or without a client; poll() drains it. Never -1. */
 int emu_ctrl_wake_fd(const struct emu_ctrl *ctrl);
 
 /* -- for transports whose queues come by Connect (nvme_fabrics.c) -- */
 
-/* Another controller of the same subsystem: `first`'s namespaces and faults, and its own registers, queues, features. `first` must outlive
- * it. NULL with a message in err[256]. */
+/* Another controller of the same subsystem: `first`'s namespaces and faults, and its own registers,
+ * queues, features. `first` must outlive it. NULL with a message in err[256]. */
 struct emu_ctrl *emu_ctrl_new_sibling(struct emu_ctrl *first, const struct emu_host *host, char *err);
 void emu_ctrl_free_sibling(struct emu_ctrl *ctrl);
-/* Takes over what changed at `first`; before each poll(). notice: the host is told of namespaces by an event. */
+/* Takes over what changed at `first`; before each poll(). notice: the host is notified of
+ * namespaces by an event. */
 void emu_ctrl_share(struct emu_ctrl *ctrl, struct emu_ctrl *first, bool notice);
-/* An I/O queue pair of `size` entries each; the rings lie at these addresses. -1: not with that qid, or not now. */
+/* An I/O queue pair of `size` entries each; the rings lie at these addresses. -1: not with that
+ * qid, or not now. */
 int emu_ctrl_add_queue(struct emu_ctrl *ctrl, uint16_t qid, uint64_t sq, uint64_t cq, uint32_t size);
 void emu_ctrl_remove_queue(struct emu_ctrl *ctrl, uint16_t qid);
 const struct emu_config *emu_ctrl_config(const struct emu_ctrl *ctrl);
@@ -157,7 +169,8 @@ uint64_t emu_ctrl_transfer(struct emu_ctrl *ctrl, uint16_t qid, const void *sqe)
 
 /* Mappings changed: forget every pointer from host->dma(). */
 void emu_ctrl_dma_changed(struct emu_ctrl *ctrl);
-/* Controller level reset as by CC.EN=0, plus registers to their power-on values. The client left, or asked for DEVICE_RESET. */
+/* Controller level reset as by CC.EN=0, plus registers to their power-on values. The client left,
+ * or asked for DEVICE_RESET. */
 void emu_ctrl_reset(struct emu_ctrl *ctrl);
 
 #endif

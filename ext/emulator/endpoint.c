@@ -60,7 +60,8 @@ static void call_add(void *arg)
         }
         reactor->capacity = capacity;
     }
-    /* Not edge-triggered: its writer sets the flag that counts afterwards, and may be held up until the reactor sleeps again. */
+    /* Not edge-triggered: its writer sets the flag that counts afterwards, and may be held up until
+     * the reactor sleeps again. */
     if (wake_fd >= 0)
         request->error = emu_watch_fd(reactor, wake_fd, EPOLLIN, &endpoint->wake);
     if (request->error != 0)

@@ -1,9 +1,10 @@
 /*
  * Faults, namespace changes, counters and traces of an emulated controller, for tests.
  *
- * Every function here may be called from any thread as long as the controller lives, the reactor's own thread excepted for
- * those that say "waits for the reactor": they hand a request over and return when poll() has executed it, or -ETIMEDOUT after
- * timeout_ns (then it has not been and will not be executed).
+ * Every function here may be called from any thread as long as the controller lives, the reactor's
+ * own thread excepted for those that say "waits for the reactor": they hand a request over and
+ * return when poll() has executed it, or -ETIMEDOUT after timeout_ns (then it has not been and will
+ * not be executed).
  *
  * Returns are 0 or negative errno unless said otherwise.
  */
@@ -14,7 +15,8 @@
 
 enum emu_fault_queue { EMU_FAULT_ANY_QUEUE, EMU_FAULT_ADMIN_QUEUE, EMU_FAULT_IO_QUEUES };
 
-/* What a rule does with a command; they combine where that has a meaning. With none the rule only counts (verify / notify). */
+/* What a rule does with a command; they combine where that has a meaning. With none the rule only
+ * counts (verify / notify). */
 enum {
     EMU_FAULT_DELAY = 1 << 0,      /* executed, data transfer included, delay_ns after the fetch; EMU_FOREVER: until released */
     EMU_FAULT_DELAY_POST = 1 << 1, /* executed at once, completion posted delay_ns later */
@@ -52,45 +54,55 @@ struct emu_fault {
     size_t payload_len;
 };
 
-/* Adds a rule; the first matching rule with hits left acts. Returns its id (> 0), -EINVAL, -ENOMEM, or -ENOSPC beyond 64 rules. */
+/* Adds a rule; the first matching rule with hits left acts. Returns its id (> 0), -EINVAL, -ENOMEM,
+ * or -ENOSPC beyond 64 rules. */
 int emu_fault_add(struct emu_ctrl *ctrl, const struct emu_fault *fault);
 /* -ENOENT when there is none. Commands held by it stay held. */
 int emu_fault_remove(struct emu_ctrl *ctrl, int id);
 void emu_fault_clear(struct emu_ctrl *ctrl);
-/* Matching commands seen so far, those skipped included; -ENOENT. Copies the last matching command into sqe[64] unless NULL. */
+/* Matching commands seen so far, those skipped included; -ENOENT. Copies the last matching command
+ * into sqe[64] unless NULL. */
 int64_t emu_fault_hits(struct emu_ctrl *ctrl, int id, uint8_t *sqe);
 /* Until the rule has seen `hits` matches; -ETIMEDOUT, -ENOENT. */
 int emu_fault_wait(struct emu_ctrl *ctrl, int id, uint64_t hits, uint64_t timeout_ns);
 /* Held commands go on at once, as if their delay were over. Waits for the reactor. */
 int emu_fault_release(struct emu_ctrl *ctrl, uint64_t timeout_ns);
 
-/* RDY follows CC.EN=1 (ready) or CC.EN=0 (disabled) by this much; EMU_FOREVER: never. 0 restores. */
+/* RDY follows CC.EN=1 (ready) or CC.EN=0 (disabled) by this much; EMU_FOREVER: never. 0
+ * restores. */
 int emu_fault_enable_delay(struct emu_ctrl *ctrl, uint64_t ready_ns, uint64_t disabled_ns);
-/* CAP.MQES as read and as enforced from now on, 0..65535 (0 is what no controller may report); -1: as configured. */
+/* CAP.MQES as read and as enforced from now on, 0..65535 (0 is what no controller may report); -1:
+ * as configured. */
 int emu_fault_mqes(struct emu_ctrl *ctrl, int32_t mqes);
 /* CSTS.CFS now. Waits for the reactor. */
 int emu_fault_fatal(struct emu_ctrl *ctrl, uint64_t timeout_ns);
-/* Surprise removal (or its end): registers read all ones, nothing is processed. Waits for the reactor. */
+/* Surprise removal (or its end): registers read all ones, nothing is processed. Waits for the
+ * reactor. */
 int emu_fault_removed(struct emu_ctrl *ctrl, bool removed, uint64_t timeout_ns);
 /* A spurious interrupt. Waits for the reactor. */
 int emu_fault_interrupt(struct emu_ctrl *ctrl, unsigned vector, uint64_t timeout_ns);
 /*
- * The power fails: as a removal, and what volatile write caches held is lost: all of it, or with `tear` each logical block or not, as
- * `seed` has it. With `tear` also writes that are held, and were not executed, reach some of their blocks. One block is never torn
- * (AWUPF 0). emu_fault_removed(false) brings it back. Waits.
+ * The power fails: as a removal, and what volatile write caches held is lost: all of it, or with
+ * `tear` each logical block or not, as `seed` has it. With `tear` also writes that are held, and
+ * were not executed, reach some of their blocks. One block is never torn (AWUPF 0).
+ * emu_fault_removed(false) brings it back. Waits.
  */
 int emu_fault_power_loss(struct emu_ctrl *ctrl, bool tear, uint64_t seed, uint64_t timeout_ns);
 /* The next sanitize fails. Waits for the reactor. */
 int emu_fault_sanitize(struct emu_ctrl *ctrl, uint64_t timeout_ns);
-/* A zone becomes read only (Dh), full (Eh) or offline (Fh), with its event. -ENOENT, -EINVAL. Waits for the reactor. */
+/* A zone becomes read only (Dh), full (Eh) or offline (Fh), with its event. -ENOENT, -EINVAL. Waits
+ * for the reactor. */
 int emu_zone_state(struct emu_ctrl *ctrl, uint32_t nsid, uint64_t index, uint8_t state, uint64_t timeout_ns);
-/* The state of an ANA group, with its event. -EINVAL when there is no such group or state. Waits for the reactor. */
+/* The state of an ANA group, with its event. -EINVAL when there is no such group or state. Waits
+ * for the reactor. */
 int emu_ana_state(struct emu_ctrl *ctrl, uint32_t group, uint8_t state, uint64_t timeout_ns);
-/* The composite temperature in kelvin (SMART, the temperature threshold's event). Waits for the reactor. */
+/* The composite temperature in kelvin (SMART, the temperature threshold's event). Waits for the
+ * reactor. */
 int emu_fault_temperature(struct emu_ctrl *ctrl, uint16_t kelvin, uint64_t timeout_ns);
 
-/* Namespaces at run time; all wait for the reactor. `notice` tells the host: Changed Namespace List and the asynchronous event.
- * err[256] says why not. -EEXIST, -ENOENT, -EINVAL, or what the medium said. */
+/* Namespaces at run time; all wait for the reactor. `notice` notifies the host: Changed Namespace
+ * List and the asynchronous event. err[256] gives the reason of a failure. -EEXIST, -ENOENT,
+ * -EINVAL, or what the medium said. */
 int emu_ns_add(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_config *config, bool notice, char *err,
                uint64_t timeout_ns);
 int emu_ns_remove(struct emu_ctrl *ctrl, uint32_t nsid, bool notice, uint64_t timeout_ns);
@@ -115,8 +127,9 @@ struct emu_outstanding {
     uint32_t n_ranges; /* in `ranges`, beginning at first_range */
     uint32_t first_range;
 };
-/* Fills at most max commands and max_ranges ranges; *n_ranges becomes the number filled. Returns the number of held commands filled,
- * or negative errno. A test asks this to prove that nobody reuses memory which the controller may still write. Waits for the reactor. */
+/* Fills at most max commands and max_ranges ranges; *n_ranges becomes the number filled. Returns
+ * the number of held commands filled, or negative errno. A test uses this to prove that memory that
+ * the controller may still write isn't reused. Waits for the reactor. */
 int emu_outstanding(struct emu_ctrl *ctrl, struct emu_outstanding *out, uint32_t max, struct emu_dma_range *ranges,
                     uint32_t max_ranges, uint32_t *n_ranges, uint64_t timeout_ns);
 

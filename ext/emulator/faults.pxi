@@ -1,4 +1,5 @@
-# The native half of nvme_async.emulator.faults: faults.h, function by function. Included by _emulator.pyx.
+# The native half of nvme_async.emulator.faults: faults.h, function by function. Included by
+# _emulator.pyx.
 
 cdef extern from "emulator/faults.h" nogil:
     enum emu_fault_queue:

@@ -1,4 +1,5 @@
-/* Admin commands: dispatch, I/O queue creation and deletion (Base 2.0, 5.4 to 5.7), Abort, Keep Alive. */
+/* Admin commands: dispatch, I/O queue creation and deletion (Base 2.0, 5.4 to 5.7), Abort, Keep
+ * Alive. */
 #include "nvme_ctrl.h"
 
 /* Queue size in entries, or 0 when the specification refuses it. */
@@ -26,7 +27,8 @@ uint16_t admin_create_cq(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
         return SC_QID_INVALID;
     if (!size || CC_IOCQES(ctrl->cc) != 4)
         return SC_QUEUE_SIZE;
-    /* Without interrupts the vector has no meaning, but one that isn't there is refused all the same. */
+    /* Without interrupts the vector has no meaning, but one that isn't there is refused all the
+     * same. */
     if (vector >= ctrl->config.n_vectors)
         return SC_VECTOR_INVALID;
     uint16_t status = queue_memory(ctrl, sqe, size, sizeof(struct nvme_cqe), true);
@@ -45,7 +47,8 @@ uint16_t admin_create_sq(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
         return SC_QID_INVALID;
     if (!size || CC_IOSQES(ctrl->cc) != 6)
         return SC_QUEUE_SIZE;
-    /* The admin CQ and one out of range are an invalid queue identifier; one in range that doesn't exist is an invalid CQ. */
+    /* The admin CQ and one out of range are an invalid queue identifier; one in range that doesn't
+     * exist is an invalid CQ. */
     if (!cqid || cqid > ctrl->config.n_io_queues)
         return SC_QID_INVALID;
     if (!ctrl->cqs[cqid].created)
@@ -75,14 +78,16 @@ uint16_t admin_delete_sq(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
     uint16_t qid = (uint16_t)sqe->cdw10;
     if (!qid || qid >= N_QUEUES || !ctrl->sqs[qid].created)
         return SC_QID_INVALID;
-    /* What is held back ends here; a flush that the helper thread still runs completes into nothing. */
+    /* What is held back ends here; a flush that the helper thread still runs completes into
+     * nothing. */
     held_abort_sq(ctrl, &ctrl->sqs[qid]);
     sq_remove(ctrl, &ctrl->sqs[qid]);
     ctrl->counters.queues_deleted++;
     return SC_SUCCESS;
 }
 
-/* Base 2.0, 5.1. Bit 0 of the result: not aborted. Commands complete as they are fetched; only held ones and AERs can be caught.
+/* Base 2.0, 5.1. Bit 0 of the result: not aborted. Commands complete as they are fetched; only held
+ * ones and AERs can be caught.
  */
 static uint16_t admin_abort(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result)
 {

@@ -1,4 +1,5 @@
-/* Asymmetric Namespace Access (Base 2.1, 8.1.1): groups of namespaces, their states, the log page, what I/O gets. */
+/* Asymmetric Namespace Access (Base 2.1, 8.1.1): groups of namespaces, their states, the log page,
+ * what I/O gets. */
 #include <errno.h>
 #include <stdlib.h>
 

@@ -1,6 +1,7 @@
 /*
- * A volatile write cache over a RAM medium. The medium has what a host reads; here is what the pages held that have been written
- * since the last flush, and what they hold again after a power loss. A full cache writes itself back, as a drive's does.
+ * A volatile write cache over a RAM medium. The medium has what a host reads; here is what the
+ * pages held that have been written since the last flush, and what they hold again after a power
+ * loss. A full cache writes itself back, as a drive's does.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -59,7 +60,8 @@ static size_t page_nbytes(const struct media *media, uint64_t page)
     return left < PAGE ? (size_t)left : PAGE;
 }
 
-/* Before a write: keeps what is there. Without room or memory the cache is written back first, or the write is durable at once. */
+/* Before a write: keeps what is there. Without room or memory the cache is written back first, or
+ * the write is durable at once. */
 void undo_note(struct media *media, uint64_t offset, uint64_t nbytes)
 {
     struct undo *undo = media->undo;
@@ -80,7 +82,8 @@ void undo_note(struct media *media, uint64_t offset, uint64_t nbytes)
     }
 }
 
-/* After a write that is to be durable (FUA, or a cache that is off): it alone, not what else its pages hold. */
+/* After a write that is to be durable (FUA, or a cache that is off): it alone, not what else its
+ * pages hold. */
 void undo_commit(struct media *media, uint64_t offset, uint64_t nbytes)
 {
     struct undo *undo = media->undo;
@@ -93,7 +96,8 @@ void undo_commit(struct media *media, uint64_t offset, uint64_t nbytes)
     }
 }
 
-/* The power fails: each block is what it was at the last flush, or what was written since, as the outage has it. */
+/* The power fails: each block is what it was at the last flush, or what was written since, as the
+ * outage has it. */
 void undo_restore(struct media *media, const struct outage *outage, uint32_t nsid, unsigned lbads)
 {
     struct undo *undo = media->undo;

@@ -1,8 +1,9 @@
 /*
- * Completions: posted where the client has made room, kept until it has; errors are logged, faults applied.
+ * Completions: posted where the client has made room, kept until it has; errors are logged, faults
+ * applied.
  *
- * Memory order (Base 2.0, 4.2.3): the word of a completion that holds the phase is stored with release after all else, data included;
- * interrupts follow the stores.
+ * Memory order (Base 2.0, 4.2.3): the word of a completion that holds the phase is stored with
+ * release after all else, data included; interrupts follow the stores.
  */
 #include <stdlib.h>
 

@@ -1,4 +1,5 @@
-/* The part of faults.h that changes or asks the controller itself: each request is carried out by the reactor. */
+/* The part of faults.h that changes or asks the controller itself: each request is carried out by
+ * the reactor. */
 #include <errno.h>
 #include <stdio.h>
 

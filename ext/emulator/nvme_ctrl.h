@@ -1,9 +1,9 @@
 /*
- * The emulated controller's insides, shared by nvme_*.c and by nobody else.
+ * The emulated controller's internals, shared only by nvme_*.c.
  *
- * One thread, the reactor, owns everything here except what struct wake and struct faults guard with their mutexes. All that
- * comes from the client is hostile: a submission queue entry is copied once, then checked and used from the copy, because the
- * client may rewrite its memory at any time.
+ * One thread, the reactor, owns everything here except what struct wake and struct faults guard
+ * with their mutexes. All data from the client is untrusted: a submission queue entry is copied
+ * once, then checked and used from the copy, because the client may rewrite its memory at any time.
  */
 #ifndef NVME_ASYNC_EMULATOR_NVME_CTRL_H
 #define NVME_ASYNC_EMULATOR_NVME_CTRL_H
@@ -77,7 +77,8 @@ struct effect {
     size_t payload_len;
 };
 
-/* A command held back by a fault: not yet executed, or executed and not yet posted. Sorted by deadline. */
+/* A command held back by a fault: not yet executed, or executed and not yet posted. Sorted by
+ * deadline. */
 struct held {
     struct held *next, *prev;
     uint64_t deadline;   /* CLOCK_MONOTONIC ns; UINT64_MAX: until released, aborted or reset */
@@ -170,7 +171,8 @@ struct reservation {
 
 enum { OP_FORMAT, OP_SELF_TEST, OP_SANITIZE, N_OPS };
 
-/* Something that takes its time: due at `due`, begun at `started`; due == 0: nothing is under way. */
+/* Something that takes its time: due at `due`, begun at `started`; due == 0: nothing is under
+ * way. */
 struct op {
     uint64_t started, due;
 };
@@ -265,7 +267,8 @@ struct emu_ctrl {
     uint32_t events_masked;      /* by type */
     const struct effect *effect; /* of the command being executed, or NULL */
 
-    /* Operations that take their time; a Controller Level Reset does not end them, only the command that waits is forgotten. */
+    /* Operations that take their time; a Controller Level Reset does not end them, only the command
+     * that waits is forgotten. */
     struct op ops[N_OPS];
     struct nvme_sqe format_sqe; /* the Format under way */
     bool format_waits;          /* its command has not been completed */
@@ -352,11 +355,13 @@ void post_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_cqe *cqe, c
 
 /* nvme_irq.c */
 void irq_raise(struct emu_ctrl *ctrl, unsigned vector);
-/* An entry was posted to a CQ with interrupts enabled, and some are moderated; failed: its status isn't success. */
+/* An entry was posted to a CQ with interrupts enabled, and some are moderated; failed: its status
+ * isn't success. */
 void irq_posted(struct emu_ctrl *ctrl, struct cq *cq, bool failed);
 /* Features 08h or 09h changed. */
 void irq_configure(struct emu_ctrl *ctrl);
-/* Compares the CQ heads of a controller with adaptive interrupts; true if one is to be compared again. */
+/* Compares the CQ heads of a controller with adaptive interrupts; true if one is to be compared
+ * again. */
 bool irq_compare(struct emu_ctrl *ctrl);
 unsigned irq_tick(struct emu_ctrl *ctrl, uint64_t now);
 uint64_t irq_deadline(const struct emu_ctrl *ctrl);
@@ -428,7 +433,8 @@ void ns_changed(struct emu_ctrl *ctrl, uint32_t nsid, bool notice);
 void ns_cache_changed(struct emu_ctrl *ctrl);
 uint16_t ns_find(struct emu_ctrl *ctrl, uint32_t nsid, struct ns **ns);
 
-/* nvme_media.c: offsets and lengths inside the medium, checked by the caller. The status of the command, or success */
+/* nvme_media.c: offsets and lengths inside the medium, checked by the caller. The status of the
+ * command, or success */
 int media_open(struct media *media, const struct emu_ns_config *config, char *err);
 void media_close(struct media *media);
 int media_resize(struct media *media, uint64_t nbytes);
@@ -443,7 +449,8 @@ uint16_t media_move(struct emu_ctrl *ctrl, struct media *media, uint64_t from, u
 int wake_init(struct wake *wake);
 void wake_destroy(struct wake *wake);
 unsigned wake_drain(struct emu_ctrl *ctrl);
-/* fdatasync of a namespace (or all, NULL), then the command's completion. SC_ASYNC, or a status when it can't be had. */
+/* fdatasync of a namespace (or all, NULL), then the command's completion. SC_ASYNC, or a status
+ * when it can't be had. */
 uint16_t sync_start(struct emu_ctrl *ctrl, struct ns *ns, struct sq *sq, const struct nvme_sqe *sqe, bool shutdown);
 int mail_send(struct emu_ctrl *ctrl, struct mail *mail, uint64_t timeout_ns);
 
@@ -462,7 +469,8 @@ int faults_init(struct emu_ctrl *ctrl);
 void faults_destroy(struct emu_ctrl *ctrl);
 #define FAULTS_RULES 1u
 #define FAULTS_TRACE 2u
-/* Applies the first matching rule. True: the command has been dealt with. Else *sqe may have been changed and *effect filled. */
+/* Applies the first matching rule. True: the command has been dealt with. Else *sqe may have been
+ * changed and *effect filled. */
 bool faults_intercept(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe, struct effect *effect, uint16_t *forced);
 void faults_trace(struct emu_ctrl *ctrl, uint16_t doorbell, uint32_t old, uint32_t new);
 uint32_t faults_mqes(const struct emu_ctrl *ctrl);

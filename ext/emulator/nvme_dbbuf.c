@@ -1,8 +1,10 @@
 /*
- * Doorbell Buffer Config (Base 2.0, 5.8 and B.5): the host keeps doorbell values in memory and rings only when a value passes
- * the EventIdx which the controller published. Used for every I/O queue; the admin queue keeps its doorbells, as drivers expect.
+ * Doorbell Buffer Config (Base 2.0, 5.8 and B.5): the host keeps doorbell values in memory and
+ * rings only when a value passes the EventIdx which the controller published. Used for every I/O
+ * queue; the admin queue keeps its doorbells, as drivers expect.
  *
- * While it polls, the controller keeps EventIdx behind the tail, so that nothing is rung; arm() publishes the tail itself.
+ * While it polls, the controller keeps EventIdx behind the tail, so that nothing is rung; arm()
+ * publishes the tail itself.
  */
 #include "nvme_ctrl.h"
 
@@ -16,7 +18,8 @@ static void attach(struct emu_ctrl *ctrl)
     }
 }
 
-/* The mappings may be gone: until they are back, each doorbell stands still at what was seen last. */
+/* The mappings may be gone: until they are back, each doorbell stands still at what was seen
+ * last. */
 void dbbuf_park(struct emu_ctrl *ctrl)
 {
     ctrl->shadow = ctrl->eventidx = NULL;
@@ -121,7 +124,8 @@ bool emu_ctrl_arm(struct emu_ctrl *ctrl)
             ctrl->eventidx[2 * sq->cq->qid + 1] = sq->cq->head;
         }
     }
-    /* The host stores a doorbell and then reads EventIdx; we stored EventIdx and now read doorbells: one of us sees the other. */
+    /* The host stores a doorbell and then reads EventIdx; we stored EventIdx and now read
+     * doorbells: one of us sees the other. */
     atomic_thread_fence(memory_order_seq_cst);
     return !queues_have_work(ctrl);
 }

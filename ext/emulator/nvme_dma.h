@@ -1,4 +1,5 @@
-/* The client's memory on the hot path: addresses that were translated lately, and one or two PRPs. Included by nvme_ctrl.h. */
+/* The client's memory on the hot path: addresses that were translated lately, and one or two PRPs.
+ * Included by nvme_ctrl.h. */
 #ifndef NVME_ASYNC_EMULATOR_NVME_DMA_H
 #define NVME_ASYNC_EMULATOR_NVME_DMA_H
 
@@ -20,7 +21,8 @@ static inline void *dma(struct emu_ctrl *ctrl, uint64_t iova, uint64_t nbytes, b
     return LIKELY(w) ? (uint8_t *)w->ptr + (iova - w->iova) : dma_at(ctrl, iova, nbytes, write);
 }
 
-/* The data of a command as ctrl->iov[0..*n): PRP Entry layout of Base 2.0, 4.1.1. One page and two pages are done here. */
+/* The data of a command as ctrl->iov[0..*n): PRP Entry layout of Base 2.0, 4.1.1. One page and two
+ * pages are done here. */
 static inline uint16_t prp_map(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes, bool to_host, unsigned *n)
 {
     uint64_t in_page = ctrl->page_size - (sqe->prp1 & page_mask(ctrl));

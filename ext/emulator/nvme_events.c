@@ -1,7 +1,9 @@
-/* Asynchronous events (Base 2.0, 5.2): outstanding requests, events waiting for one, and masking by event type. */
+/* Asynchronous events (Base 2.0, 5.2): outstanding requests, events waiting for one, and masking by
+ * event type. */
 #include "nvme_ctrl.h"
 
-/* Feature 0Bh, Asynchronous Event Configuration: which events the host wants. Error events can't be turned off. */
+/* Feature 0Bh, Asynchronous Event Configuration: which events the host wants. Error events can't be
+ * turned off. */
 static bool wanted(const struct emu_ctrl *ctrl, uint8_t type, uint8_t info)
 {
     uint32_t config = ctrl->features[FEAT_ASYNC_EVENT];
@@ -24,7 +26,8 @@ void event_post(struct emu_ctrl *ctrl, uint8_t type, uint8_t info, uint8_t log)
     events_send(ctrl);
 }
 
-/* Pairs events with requests. A type that has been reported stays masked until its log page is read. */
+/* Pairs events with requests. A type that has been reported stays masked until its log page is
+ * read. */
 void events_send(struct emu_ctrl *ctrl)
 {
     for (unsigned i = 0; i < ctrl->n_events && ctrl->n_aer && ctrl->running;) {
@@ -70,7 +73,8 @@ static uint32_t types_of(uint8_t log)
     }
 }
 
-/* The host read that log page without RAE: the type is unmasked, and what the page already told needs no event any more. */
+/* The host read that log page without RAE: the type is unmasked, and what the page already reported
+ * needs no event any more. */
 void event_cleared(struct emu_ctrl *ctrl, uint8_t log)
 {
     ctrl->events_masked &= ~types_of(log);

@@ -1,4 +1,5 @@
-/* Which features beyond a plain drive's are offered, and what they add to commands, Identify, events and log pages. */
+/* Which features beyond a plain drive's are offered, and what they add to commands, Identify,
+ * events and log pages. */
 #include <stdlib.h>
 
 #include "nvme_ctrl.h"
@@ -48,7 +49,8 @@ void extras_reset(struct emu_ctrl *ctrl)
     persistent_add(ctrl, PEL_RESET, event, sizeof(event));
 }
 
-/* SC_SUCCESS, or why a command can't be carried out now: a sanitize is under way or has failed (Base 2.1, 8.1.24.4). */
+/* SC_SUCCESS, or why a command can't be carried out now: a sanitize is under way or has failed
+ * (Base 2.1, 8.1.24.4). */
 uint16_t extras_forbid(const struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, bool admin)
 {
     uint8_t state = ctrl->extras.sanitize.state, lid = (uint8_t)sqe->cdw10;

@@ -1,7 +1,8 @@
 /*
- * Faults: rules which the reactor applies to commands as it fetches them, and what else faults.h offers. Rules, traces and
- * overrides are guarded by a mutex that the reactor takes only while there are rules or a trace; everything that changes the
- * controller itself goes to the reactor as mail.
+ * Faults: rules which the reactor applies to commands as it fetches them, and what else faults.h
+ * offers. Rules, traces and overrides are guarded by a mutex that the reactor takes only while
+ * there are rules or a trace; everything that changes the controller itself goes to the reactor as
+ * mail.
  */
 #include <errno.h>
 #include <stdio.h>

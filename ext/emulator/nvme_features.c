@@ -1,6 +1,7 @@
 /*
- * Get Features and Set Features (Base 2.0, 5.15 and 5.27). Nothing is saveable: the controller's memory ends with its process, so
- * "saved" is the default (Select 010b), and SV=1 is refused with Feature Identifier Not Saveable.
+ * Get Features and Set Features (Base 2.0, 5.15 and 5.27). Nothing is saveable: the controller's
+ * memory ends with its process, so "saved" is the default (Select 010b), and SV=1 is refused with
+ * Feature Identifier Not Saveable.
  */
 #include "nvme_ctrl.h"
 
@@ -177,7 +178,8 @@ static bool io_queues_exist(const struct emu_ctrl *ctrl)
     return false;
 }
 
-/* All queues are allocated always, whatever is asked for (Base 2.0, 5.27.1.5 allows more and less). */
+/* All queues are allocated always, whatever is asked for (Base 2.0, 5.27.1.5 allows more and
+ * less). */
 static uint16_t set_queues(struct emu_ctrl *ctrl, uint32_t value, uint32_t *result)
 {
     if ((value & 0xffff) == 0xffff || value >> 16 == 0xffff)

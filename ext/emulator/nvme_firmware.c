@@ -1,6 +1,6 @@
 /*
- * Firmware Image Download and Firmware Commit (Base 2.1, 5.1.9 and 5.1.8). An image is whatever begins with eight printable
- * characters: they are its revision.
+ * Firmware Image Download and Firmware Commit (Base 2.1, 5.1.9 and 5.1.8). An image is whatever
+ * begins with eight printable characters: they are its revision.
  */
 #include <stdlib.h>
 
@@ -32,7 +32,8 @@ static void forget_image(struct firmware *firmware)
     memset(firmware->pieces, 0, sizeof(firmware->pieces));
 }
 
-/* A Controller Level Reset activates what was committed for it, and drops an image that was only downloaded. */
+/* A Controller Level Reset activates what was committed for it, and drops an image that was only
+ * downloaded. */
 void firmware_reset(struct emu_ctrl *ctrl)
 {
     forget_image(&ctrl->extras.firmware);

@@ -55,7 +55,8 @@ const char *format_objection(const struct emu_config *config, unsigned index, ui
     return NULL;
 }
 
-/* Makes blocks of that format out of the medium; what they held is not touched. 0 or -errno, and then nothing has changed. */
+/* Makes blocks of that format out of the medium; what they held is not touched. 0 or -errno, and
+ * then nothing has changed. */
 int format_apply(struct emu_ctrl *ctrl, struct ns *ns, unsigned index, bool extended, uint8_t dps)
 {
     const struct emu_format *format = &ctrl->config.formats[index];

@@ -1,6 +1,7 @@
 /*
- * Commands that a fault holds back. One that is not yet executed keeps its data transfer back too: the copy of its 64 bytes is
- * all there is of it, and what it may touch is recorded for emu_outstanding().
+ * Commands that a fault holds back. One that is not yet executed keeps its data transfer back too:
+ * the copy of its 64 bytes is all there is of it, and what it may touch is recorded for
+ * emu_outstanding().
  */
 #include <stdlib.h>
 
@@ -58,7 +59,8 @@ static uint64_t transfer_nbytes(struct emu_ctrl *ctrl, const struct sq *sq, cons
     return 0;
 }
 
-/* The pages of a command by its PRPs as they stand now. Returns how many ranges there are; fills up to max. */
+/* The pages of a command by its PRPs as they stand now. Returns how many ranges there are; fills up
+ * to max. */
 static unsigned find_ranges(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes, bool write,
                             struct emu_dma_range *ranges, unsigned max)
 {
@@ -95,7 +97,8 @@ static unsigned find_ranges(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
     return n;
 }
 
-/* Holds a command: to be executed (cqe NULL), or to be posted. False when there is no memory: then it isn't held at all. */
+/* Holds a command: to be executed (cqe NULL), or to be posted. False when there is no memory: then
+ * it isn't held at all. */
 bool held_add(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, const struct nvme_cqe *cqe,
               const struct effect *effect, uint16_t forced, uint64_t delay_ns, uint64_t post_after)
 {
@@ -121,7 +124,8 @@ bool held_add(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, 
         held->executed = true;
     }
     held->effect = *effect;
-    /* What has been waited for isn't waited for again, and the rule's payload may be gone by then. */
+    /* What has been waited for isn't waited for again, and the rule's payload may be gone by
+     * then. */
     uint32_t over = cqe ? EMU_FAULT_DELAY | EMU_FAULT_DELAY_POST | EMU_FAULT_REORDER : EMU_FAULT_DELAY;
     held->effect.actions &= ~over;
     held->effect.payload = payload_len ? memcpy(&held->ranges[n], effect->payload, payload_len) : NULL;

@@ -1,6 +1,7 @@
 /*
- * Identify (Base 2.0, 5.17; NVM Command Set 1.0, 4.1.5). Each page says what the controller does, no more. Offsets are the
- * specification's, written out so that they can be compared with its figures.
+ * Identify (Base 2.0, 5.17; NVM Command Set 1.0, 4.1.5). Each page says what the controller does,
+ * no more. Offsets are the specification's, written out so that they can be compared with its
+ * figures.
  */
 #include <stdio.h>
 
@@ -9,7 +10,8 @@
 #define PAGE 4096
 #define RESCAP 0x7e /* all reservation types; none persists through power loss */
 
-/* SUBNQN in the form that anybody may use: by UUID (Base 2.0, 4.5). nsid 0 is nobody's, so its key is free for the subsystem. */
+/* SUBNQN in the form that is free for all: by UUID (Base 2.0, 4.5). nsid 0 is unused, so its key is
+ * free for the subsystem. */
 static void put_nqn(const struct emu_ctrl *ctrl, uint8_t *at)
 {
     static const uint32_t key[2] = {0, 0};
@@ -54,7 +56,8 @@ static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
     p[512] = 6 << 4 | 6;                  /* SQES */
     p[513] = 4 << 4 | 4;                  /* CQES */
     put32(p, 516, EMU_MAX_NAMESPACES);    /* NN */
-    /* ONCS: Compare, Write Uncorrectable, DSM, Write Zeroes, Save/Select, Reservations, Timestamp, Verify, Copy */
+    /* ONCS: Compare, Write Uncorrectable, DSM, Write Zeroes, Save/Select, Reservations, Timestamp,
+     * Verify, Copy */
     put16(p, 520, 0x1ff);
     p[524] = 0;                                   /* FNA: each namespace by itself, no cryptographic erase */
     p[525] = (uint8_t)(3 << 1 | ctrl->has_cache); /* VWC: Flush of all namespaces is supported */
@@ -177,7 +180,8 @@ static uint16_t page_of(struct emu_ctrl *ctrl, uint32_t nsid, bool allocated, st
     return SC_SUCCESS;
 }
 
-/* CNS 00h and 11h. FFFFFFFFh asks for what is common to all namespaces, which controllers with Namespace Management have. */
+/* CNS 00h and 11h. FFFFFFFFh asks for what is common to all namespaces, which controllers with
+ * Namespace Management have. */
 static uint16_t identify_one(struct emu_ctrl *ctrl, uint32_t nsid, bool allocated, uint8_t *p)
 {
     struct ns *ns = NULL;

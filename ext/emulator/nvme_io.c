@@ -1,6 +1,7 @@
 /*
- * The NVM command set (NVM Command Set 1.0, 3.2): read, write, compare, write zeroes, verify, flush; the rest is in nvme_ranges.c
- * and nvme_resv.c. Commands execute to the end before the next one starts, except where a disk has to be waited for.
+ * The NVM command set (NVM Command Set 1.0, 3.2): read, write, compare, write zeroes, verify,
+ * flush; the rest is in nvme_ranges.c and nvme_resv.c. Commands execute to the end before the next
+ * one starts, except where a disk has to be waited for.
  */
 #include "nvme_ctrl.h"
 
@@ -33,13 +34,15 @@ static inline uint16_t extent_check(struct emu_ctrl *ctrl, const struct ns *ns, 
     /* Without protection information its checks can't be asked for. */
     if (UNLIKELY(sqe->cdw12 & CDW12_PRINFO && !ns->dps))
         return SC_PROTECTION_INFO;
-    /* Formats beyond the first 16-bit one are for hosts that know them (NVM Command Set 1.1, 5.3.1.4). */
+    /* Formats beyond the first 16-bit one are for hosts that know them (NVM Command Set 1.1,
+     * 5.3.1.4). */
     if (UNLIKELY(ns->pif && !ctrl->host_behaviour[HOST_BEHAVIOUR_LBAFEE]))
         return SC_INVALID_NAMESPACE;
     return SC_SUCCESS;
 }
 
-/* After a change of a file: to the disk before the completion, if the command or the cache's setting asks for it. */
+/* After a change of a file: to the disk before the completion, if the command or the cache's
+ * setting asks for it. */
 static inline uint16_t durable(struct emu_ctrl *ctrl, struct ns *ns, struct sq *sq, const struct nvme_sqe *sqe,
                                uint64_t offset, uint64_t nbytes)
 {
@@ -62,8 +65,8 @@ static uint16_t media_failed(struct emu_ctrl *ctrl, uint16_t status)
 }
 
 /*
- * A fault's payload is what the data begin with: for the host where it reads them, on the medium where it writes them. The host's
- * own memory is not touched by a write.
+ * A fault's payload is what the data begin with: for the host where it reads them, on the medium
+ * where it writes them. The host's own memory is not touched by a write.
  */
 static uint16_t forge_read(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes)
 {

@@ -1,6 +1,7 @@
 /*
- * Key value namespaces (Key Value Command Set 1.1): Store, Retrieve, Delete, Exist, List. Values are in memory, keys in order. A value
- * has at most KV_VALUE_MAX bytes; the sizes of all together are the namespace's.
+ * Key value namespaces (Key Value Command Set 1.1): Store, Retrieve, Delete, Exist, List. Values
+ * are in memory, keys in order. A value has at most KV_VALUE_MAX bytes; the sizes of all together
+ * are the namespace's.
  */
 #include <stdlib.h>
 
@@ -48,7 +49,8 @@ void kv_free(struct ns *ns)
     free(ns->kv);
 }
 
-/* The key: its bytes in dwords 2, 3, 14 and 15, its length in dword 11. False for a length that can't be. */
+/* The key: its bytes in dwords 2, 3, 14 and 15, its length in dword 11. False for a length that
+ * can't be. */
 static bool key_of(const struct nvme_sqe *sqe, struct kv_entry *key)
 {
     *key = (struct kv_entry){.length = (uint8_t)sqe->cdw11};
@@ -169,7 +171,8 @@ static uint16_t delete(struct ns *ns, const struct nvme_sqe *sqe, bool really)
     return SC_SUCCESS;
 }
 
-/* Keys from the one that is named on, as many as the buffer holds: a count, then each with its length, padded to dwords. */
+/* Keys from the one that is named on, as many as the buffer holds: a count, then each with its
+ * length, padded to dwords. */
 static uint16_t list(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe)
 {
     struct kv_entry key;

@@ -1,4 +1,5 @@
-/* Get LBA Status (NVM Command Set 1.1, 4.2.1) and the LBA Status Information log page: what Write Uncorrectable has marked. */
+/* Get LBA Status (NVM Command Set 1.1, 4.2.1) and the LBA Status Information log page: what Write
+ * Uncorrectable has marked. */
 #include <stdlib.h>
 
 #include "nvme_ctrl.h"
@@ -54,7 +55,7 @@ uint16_t admin_lba_status(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
         n++;
     }
     put32(page, 0, n);
-    page[4] = full ? 1 : 2; /* CMPC: the buffer was full, or all blocks were looked at */
+    page[4] = full ? 1 : 2; /* CMPC: the buffer was full, or all blocks were checked */
     uint64_t valid = 8 + 16 * (uint64_t)n;
     return copy_to_host_padded(ctrl, sqe, page, valid < wanted ? valid : wanted, wanted);
 }

@@ -112,7 +112,8 @@ static unsigned supported_page(const struct emu_ctrl *ctrl, uint8_t *p)
     return 1024;
 }
 
-/* Feature Identifiers Supported and Effects: FSUPP, and CDQSCP-less scope bits for namespace and controller. */
+/* Feature Identifiers Supported and Effects: FSUPP, and CDQSCP-less scope bits for namespace and
+ * controller. */
 static unsigned features_page(const struct emu_ctrl *ctrl, uint8_t *p)
 {
     static const uint8_t controller[] = {FEAT_ARBITRATION, FEAT_POWER,      FEAT_TEMPERATURE,    FEAT_QUEUES,
@@ -172,7 +173,8 @@ uint16_t admin_get_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
     ctrl->error_location = 40;
     if ((offset & 3) || sqe->cdw14 & 1u << 23) /* OT: no page has an index */
         return SC_INVALID_FIELD;
-    /* A page of ours ends where it ends; more may be asked for, to the limit of one transfer, and is zeroes. */
+    /* A page of ours ends where it ends; more may be asked for, to the limit of one transfer, and
+     * is zeroes. */
     if (nbytes > (ctrl->config.mdts ? 4096ull << ctrl->config.mdts : 1ull << 20))
         return SC_INVALID_FIELD;
     if (lid == LOG_SMART && sqe->nsid && sqe->nsid != NSID_ALL)

@@ -1,4 +1,5 @@
-/* Namespace Management and Namespace Attachment (Base 2.1, 5.1.21 and 5.1.20). There is one controller, 0, to attach to. */
+/* Namespace Management and Namespace Attachment (Base 2.1, 5.1.21 and 5.1.20). There is one
+ * controller, 0, to attach to. */
 #include <stdio.h>
 
 #include "nvme_ctrl.h"

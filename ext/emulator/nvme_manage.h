@@ -1,4 +1,5 @@
-/* What the parts of the emulated controller beyond a plain drive offer each other. Included by nvme_ctrl.h. */
+/* What the parts of the emulated controller beyond a plain drive offer each other. Included by
+ * nvme_ctrl.h. */
 #ifndef NVME_ASYNC_EMULATOR_NVME_MANAGE_H
 #define NVME_ASYNC_EMULATOR_NVME_MANAGE_H
 
@@ -45,7 +46,8 @@ uint16_t meta_execute(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sq
 uint16_t meta_protect_zeroes(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba, uint64_t blocks);
 uint16_t meta_zero(struct ns *ns, uint64_t lba, uint64_t blocks);
 
-/* nvme_extra.c: which of the following are offered, and what they add to admin commands, Identify and log pages */
+/* nvme_extra.c: which of the following are offered, and what they add to admin commands, Identify
+ * and log pages */
 const char *extras_objection(const struct emu_config *config);
 void extras_init(struct emu_ctrl *ctrl);
 void extras_free(struct emu_ctrl *ctrl);
@@ -56,7 +58,8 @@ void extras_identify(const struct emu_ctrl *ctrl, uint8_t *p);
 uint32_t extras_events(const struct emu_ctrl *ctrl);
 bool extras_log_offered(const struct emu_ctrl *ctrl, uint8_t lid);
 void extras_effects(const struct emu_ctrl *ctrl, uint8_t *p);
-/* A page of the log, allocated (the caller frees it), of *nbytes bytes; or a status. NULL without one: there is no such page. */
+/* A page of the log, allocated (the caller frees it), of *nbytes bytes; or a status. NULL without
+ * one: there is no such page. */
 uint8_t *extras_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes, uint16_t *status);
 
 /* nvme_manage.c */

@@ -1,6 +1,7 @@
 /*
- * Where blocks are kept: RAM (anonymous memory, filled on demand), a file (pread and pwrite; its page cache is the controller's
- * volatile write cache), or null: as SPDK's null device, no data is transferred at all, reads leave the host's memory as it was.
+ * Where blocks are kept: RAM (anonymous memory, filled on demand), a file (pread and pwrite; its
+ * page cache is the controller's volatile write cache), or null: as SPDK's null device, no data is
+ * transferred at all, reads leave the host's memory as it was.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -85,7 +86,8 @@ int media_resize(struct media *media, uint64_t nbytes)
     return 0;
 }
 
-/* All of iov at that offset; 0, -errno, or -EIO at an unexpected end of the file. Uses the vector up. */
+/* All of iov at that offset; 0, -errno, or -EIO at an unexpected end of the file. Uses the vector
+ * up. */
 static int transfer(struct media *media, uint64_t offset, struct iovec *iov, unsigned n, bool write)
 {
     while (n) {
@@ -172,7 +174,8 @@ static void zero_ram(struct media *media, uint64_t offset, uint64_t nbytes)
     memset(media->ram + end, 0, offset + nbytes - end);
 }
 
-/* Reads as zeroes afterwards, always; `deallocate` also gives the space back where that can be done. */
+/* Reads as zeroes afterwards, always; `deallocate` also gives the space back where that can be
+ * done. */
 uint16_t media_zero(struct media *media, uint64_t offset, uint64_t nbytes, bool deallocate)
 {
     if (media->kind == EMU_MEDIUM_NULL || !nbytes)

@@ -1,9 +1,10 @@
 /*
- * Blocks with metadata (NVM Command Set 1.1, 5.2): at the end of each block in the data buffer, or in a buffer of its own. What is
- * stored is data and metadata apart, so that a command goes through both in pieces of the bounce buffer.
+ * Blocks with metadata (NVM Command Set 1.1, 5.2): at the end of each block in the data buffer, or
+ * in a buffer of its own. What is stored is data and metadata apart, so that a command goes through
+ * both in pieces of the bounce buffer.
  *
- * With protection information (5.3) the metadata is stored inverted, so that a block that was never written, or was deallocated, reads
- * with all ones there: the tags that say "don't check".
+ * With protection information (5.3) the metadata is stored inverted, so that a block that was never
+ * written, or was deallocated, reads with all ones there: the tags that say "don't check".
  */
 #include "nvme_ctrl.h"
 #include "pi/pi.h"
@@ -140,7 +141,8 @@ static struct pi_format pi_of(const struct ns *ns)
     };
 }
 
-/* What the command says of the tags: LBST and ILBRT in dwords 2, 3 and 14, LBAT and LBATM in dword 15 (NVM Command Set 1.1, 3.3.4). */
+/* What the command says of the tags: LBST and ILBRT in dwords 2, 3 and 14, LBAT and LBATM in dword
+ * 15 (NVM Command Set 1.1, 3.3.4). */
 static struct pi_tags tags_of(const struct ns *ns, const struct nvme_sqe *sqe)
 {
     pi_space space = sqe->cdw14;

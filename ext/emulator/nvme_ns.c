@@ -1,4 +1,4 @@
-/* Namespaces: their identity, size and life. */
+/* Namespaces: their identity, size and lifecycle. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>
@@ -35,8 +35,8 @@ void uuid_of(const struct emu_ctrl *ctrl, const uint32_t key[2], uint8_t uuid[16
     uuid[8] = (uint8_t)(0x80 | (uuid[8] & 0x3f));
 }
 
-/* From the serial number, the nsid and how often this nsid has been attached: a namespace keeps its names over resets and
- * restarts of the emulator, and a new one under an old nsid has new ones. */
+/* From the serial number, the nsid and how often this nsid has been attached: a namespace keeps its
+ * names over resets and restarts of the emulator, and a new one under an old nsid has new ones. */
 static void name(const struct emu_ctrl *ctrl, struct ns *ns)
 {
     uint32_t key[2] = {ns->nsid, ctrl->incarnations[ns->nsid - 1]};
@@ -48,7 +48,8 @@ static void name(const struct emu_ctrl *ctrl, struct ns *ns)
     uuid_of(ctrl, key, ns->uuid);
 }
 
-/* One bit for each block of the smaller size, so that a Format needs no other; address space only, until a bit is set. */
+/* One bit for each block of the smaller size, so that a Format needs no other; address space only,
+ * until a bit is set. */
 static int bad_reserve(struct ns *ns, uint64_t nbytes)
 {
     size_t wanted = ((nbytes >> 9) / 64 + 1) * 8;
@@ -153,7 +154,8 @@ int ns_resize(struct ns *ns, uint64_t nbytes)
     return 0;
 }
 
-/* Tells the host, if it wants to know, that a namespace came, went or changed (Base 2.0, 5.16.1.5). */
+/* Notifies the host, if enabled, that a namespace was added, removed or changed (Base 2.0,
+ * 5.16.1.5). */
 void ns_changed(struct emu_ctrl *ctrl, uint32_t nsid, bool notice)
 {
     ns_cache_changed(ctrl);
@@ -171,7 +173,8 @@ void ns_cache_changed(struct emu_ctrl *ctrl)
             ctrl->has_cache = true;
 }
 
-/* Base 2.0, 3.2.1: an nsid beyond NN (or 0) is invalid; one in range without a namespace is inactive, an invalid field. */
+/* Base 2.0, 3.2.1: an nsid beyond NN (or 0) is invalid; one in range without a namespace is
+ * inactive, an invalid field. */
 uint16_t ns_find(struct emu_ctrl *ctrl, uint32_t nsid, struct ns **ns)
 {
     if (UNLIKELY(nsid - 1 >= EMU_MAX_NAMESPACES))

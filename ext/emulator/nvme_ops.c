@@ -1,6 +1,7 @@
 /*
- * Operations that take their time: Format, sanitize, self-test. Each is a time at which it is over; how far it has come is a matter
- * of the clock. They go on over Controller Level Resets, as a drive's do (Base 2.1, 5.1.10, 5.1.22).
+ * Operations that take their time: Format, sanitize, self-test. Each is a time at which it is over;
+ * how far it has come is a matter of the clock. They go on over Controller Level Resets, as a
+ * drive's do (Base 2.1, 5.1.10, 5.1.22).
  */
 #include "nvme_ctrl.h"
 

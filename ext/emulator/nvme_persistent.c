@@ -1,6 +1,6 @@
 /*
- * The Persistent Event log page (Base 2.1, 5.1.12.1.14): what happened to the controller, the last 64 events. A host establishes a
- * reporting context, which is a copy, reads it, and releases it.
+ * The Persistent Event log page (Base 2.1, 5.1.12.1.14): what happened to the controller, the last
+ * 64 events. A host establishes a reporting context, which is a copy, reads it, and releases it.
  */
 #include <stdlib.h>
 

@@ -1,6 +1,7 @@
 /*
- * The client's memory: translation with a small cache of mappings, and Physical Region Pages (Base 2.0, 4.1.1) in full: offset
- * first page, lists, chained lists. A list lies in shared memory and is read once, entry by entry; what was read is what is used.
+ * The client's memory: translation with a small cache of mappings, and Physical Region Pages (Base
+ * 2.0, 4.1.1) in full: offset first page, lists, chained lists. A list lies in shared memory and is
+ * read once, entry by entry; what was read is what is used.
  */
 #include "nvme_ctrl.h"
 
@@ -68,7 +69,8 @@ uint16_t prp_map_list(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_
         if (!chained)
             break;
         list_at = list[entries - 1];
-        /* Only the first list may start inside a page; this also bounds the chain, each further page holding data entries. */
+        /* Only the first list may start inside a page; this also bounds the chain, each further
+         * page holding data entries. */
         if (list_at & (page - 1))
             return SC_PRP_OFFSET;
     }

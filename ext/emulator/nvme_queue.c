@@ -1,7 +1,9 @@
 /*
- * Queues: rings in the client's memory, doorbells, fetching in batches; and the turn of the reactor. Posting is in nvme_complete.c.
+ * Queues: rings in the client's memory, doorbells, fetching in batches; and the turn of the
+ * reactor. Posting is in nvme_complete.c.
  *
- * Memory order (Base 2.0, 3.3.1.2 and 4.2.3): a tail doorbell is read with acquire before the entries that it announces.
+ * Memory order (Base 2.0, 3.3.1.2 and 4.2.3): a tail doorbell is read with acquire before the
+ * entries that it announces.
  */
 #include <stdlib.h>
 
@@ -38,7 +40,8 @@ void sq_init(struct emu_ctrl *ctrl, uint16_t qid, uint64_t iova, uint32_t size, 
         ctrl->active[ctrl->n_active++] = sq;
 }
 
-/* Completions of that SQ for which there was no room: after its deletion none may be posted (Base 2.0, 5.7). */
+/* Completions of that SQ for which there was no room: after its deletion none may be posted (Base
+ * 2.0, 5.7). */
 static void forget_waiting(struct emu_ctrl *ctrl, struct cq *cq, uint16_t sqid)
 {
     struct waiting **at = &cq->waiting;
@@ -111,7 +114,8 @@ bool sq_translate(struct emu_ctrl *ctrl, struct sq *sq)
     return sq->ring;
 }
 
-/* Base 2.0, 5.2.1 (Error events): the queue is stopped, what has been consumed may still complete. */
+/* Base 2.0, 5.2.1 (Error events): the queue is stopped, what has been consumed may still
+ * complete. */
 void invalid_doorbell(struct emu_ctrl *ctrl, uint8_t info)
 {
     ctrl->counters.invalid_doorbells++;
@@ -135,7 +139,8 @@ static void execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
         complete(ctrl, sq, sqe, result, status, effect);
 }
 
-/* A command under a fault's influence, now or when its delay is over: executed, or completed with a forced status. */
+/* A command under a fault's influence, now or when its delay is over: executed, or completed with a
+ * forced status. */
 void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced, const struct effect *effect)
 {
     ctrl->effect = effect;
@@ -199,7 +204,7 @@ static unsigned sq_run(struct emu_ctrl *ctrl, struct sq *sq)
     if (sq->head == sq->size)
         sq->head = 0;
     bool faulty = atomic_load_explicit(&ctrl->faults_armed, memory_order_relaxed) & FAULTS_RULES;
-    /* A command may stop the controller or, on the admin queue, delete things: look each time. */
+    /* A command may stop the controller or, on the admin queue, delete queues: check each time. */
     for (uint32_t i = 0; i < n && ctrl->running; i++) {
         if (UNLIKELY(faulty))
             execute_with_faults(ctrl, sq, &batch[i]);
@@ -244,7 +249,8 @@ unsigned emu_ctrl_poll(struct emu_ctrl *ctrl)
         irq_compare(ctrl);
     if (ctrl->irq[0] | ctrl->irq[1])
         irq_tell(ctrl);
-    /* The clock and the doorbells of queues that don't exist are looked at now and then, and by arm(). */
+    /* The clock and the doorbells of queues that don't exist are checked occasionally, and by
+     * arm(). */
     if (UNLIKELY(!(++ctrl->turn & 1023))) {
         if (emu_ctrl_deadline(ctrl) != UINT64_MAX)
             work += timers(ctrl);
@@ -276,8 +282,8 @@ static bool doorbell_exists(const struct emu_ctrl *ctrl, uint32_t index)
 }
 
 /*
- * What no command brings to light: doorbells of no queue that have been written through the shared page, and the head doorbells of
- * completion queues that have nothing to post.
+ * What no command brings to light: doorbells of no queue that have been written through the shared
+ * page, and the head doorbells of completion queues that have nothing to post.
  */
 unsigned doorbells_scan(struct emu_ctrl *ctrl)
 {
@@ -299,7 +305,8 @@ unsigned doorbells_scan(struct emu_ctrl *ctrl)
     return work;
 }
 
-/* A doorbell that came as a register write. With a shadow buffer the value lies there, and this is but the kick. */
+/* A doorbell that came as a register write. With a shadow buffer the value lies there, and this is
+ * but the kick. */
 void doorbell_written(struct emu_ctrl *ctrl, uint32_t offset, uint32_t value)
 {
     uint32_t index = offset / 4;

@@ -1,4 +1,5 @@
-/* Commands that name many ranges (Dataset Management, Copy), and blocks marked by Write Uncorrectable. */
+/* Commands that name many ranges (Dataset Management, Copy), and blocks marked by Write
+ * Uncorrectable. */
 #include "nvme_ctrl.h"
 
 struct dsm_range {
@@ -55,8 +56,8 @@ uint16_t io_write_uncorrectable(struct ns *ns, uint64_t lba, uint32_t blocks)
     return SC_SUCCESS;
 }
 
-/* NVM Command Set 1.0, 3.2.3. Deallocate is done; the other attributes are hints. All ranges are checked before the first is
- * touched. */
+/* NVM Command Set 1.0, 3.2.3. Deallocate is done; the other attributes are hints. All ranges are
+ * checked before the first is touched. */
 uint16_t io_dsm(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe)
 {
     struct dsm_range ranges[256];
@@ -105,7 +106,8 @@ static uint32_t total_of(const struct copy_range *ranges, unsigned n)
     return total;
 }
 
-/* NVM Command Set 1.0, 3.2.2. On failure the result is the number of the first source range that wasn't copied. */
+/* NVM Command Set 1.0, 3.2.2. On failure the result is the number of the first source range that
+ * wasn't copied. */
 uint16_t io_copy(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint32_t *result)
 {
     struct copy_range ranges[COPY_MSRC + 1];

@@ -1,6 +1,6 @@
 /*
- * The controller as seen through its registers (Base 2.0, 3.1.3): properties, the CC/CSTS state machine, and birth and death
- * of the whole.
+ * The controller as seen through its registers (Base 2.0, 3.1.3): properties, the CC/CSTS state
+ * machine, and birth and death of the whole.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,7 +13,8 @@
 
 #include "nvme_ctrl.h"
 
-/* In units of 500 ms. Enabling takes no time here; a fault can make it late, and a driver's patience is then tested with this. */
+/* In units of 500 ms. Enabling takes no time here; a fault can make it late, and a driver's
+ * patience is then tested with this. */
 #define READY_TIMEOUT 4
 
 uint64_t now_ns(void)
@@ -25,7 +26,8 @@ uint64_t now_ns(void)
 
 static uint64_t cap(const struct emu_ctrl *ctrl)
 {
-    /* DSTRD 0, MPSMIN 0 (4 KiB), round robin arbitration only, no subsystem reset, no CMB, no PMR */
+    /* DSTRD 0, MPSMIN 0 (4 KiB), round robin arbitration only, no subsystem reset, no CMB, no
+     * PMR */
     return faults_mqes(ctrl) | CAP_CQR | (uint64_t)READY_TIMEOUT << 24 | CAP_CSS_NVM | CAP_CSS_IOCSS | (uint64_t)MPS_MAX << 52 |
            CAP_CRMS_CRWMS;
 }
@@ -70,7 +72,8 @@ static const char *enable_objection(struct emu_ctrl *ctrl)
         return "CC.CSS names a command set that CAP.CSS does not offer";
     if (CC_AMS(cc))
         return "CC.AMS names an arbitration mechanism that CAP.AMS does not offer";
-    /* Zero is legal until the first I/O queue is created (Base 2.0, 3.5.1: set after Identify Controller). */
+    /* Zero is legal until the first I/O queue is created (Base 2.0, 3.5.1: set after Identify
+     * Controller). */
     if (CC_IOSQES(cc) && CC_IOSQES(cc) != 6)
         return "CC.IOSQES is not 6";
     if (CC_IOCQES(cc) && CC_IOCQES(cc) != 4)
@@ -140,7 +143,8 @@ static void shut_down(struct emu_ctrl *ctrl, bool abrupt)
 {
     ctrl->counters.shutdowns++;
     ctrl->csts = (ctrl->csts & ~CSTS_SHST_MASK) | CSTS_SHST_OCCURRING;
-    /* A normal shutdown makes the write cache durable first (Base 2.0, 3.6.1); the helper does it. */
+    /* A normal shutdown makes the write cache durable first (Base 2.0, 3.6.1); the helper does
+     * it. */
     if (abrupt || sync_start(ctrl, NULL, NULL, NULL, true) != SC_ASYNC)
         regs_shutdown_done(ctrl);
 }
@@ -159,7 +163,7 @@ static void write_cc(struct emu_ctrl *ctrl, uint32_t value)
         ctrl->csts &= ~CSTS_SHST_MASK;
 }
 
-/* CSTS as of now, also when nobody polled since a delayed change of RDY came due. */
+/* The present CSTS, also if a delayed change of RDY came due since the last poll. */
 static uint32_t read_csts(struct emu_ctrl *ctrl)
 {
     if (regs_deadline(ctrl) != UINT64_MAX)
@@ -266,10 +270,11 @@ uint64_t emu_ctrl_read(struct emu_ctrl *ctrl, uint32_t offset, unsigned width)
     if (ctrl->removed)
         return width >= 8 ? UINT64_MAX : (1ull << width * 8) - 1;
     if (offset >= EMU_DOORBELL_OFFSET)
-        return 0; /* doorbells read as they like (Base 2.0, 3.1.3.30); 0 tells nobody anything */
+        return 0; /* the value of a doorbell read is undefined (Base 2.0, 3.1.3.30) */
     if (width == 8 && !(offset & 3))
         return read_register(ctrl, offset) | (uint64_t)read_register(ctrl, offset + 4) << 32;
-    /* Narrower or crooked accesses are undefined for a host; here they give the bytes that are there. */
+    /* Narrower or crooked accesses are undefined for a host; here they give the bytes that are
+     * there. */
     uint64_t value = read_register(ctrl, offset & ~3u) >> (offset & 3) * 8;
     return width >= 4 ? value : value & ((1ull << width * 8) - 1);
 }
@@ -289,7 +294,8 @@ void emu_ctrl_write(struct emu_ctrl *ctrl, uint32_t offset, unsigned width, uint
         write_register(ctrl, offset + 4, (uint32_t)(value >> 32));
 }
 
-/* The host is gone, as if power had failed: that, not a mere CC.EN=0, is what an unsafe shutdown is. */
+/* The host is gone, as if power had failed: that, not a mere CC.EN=0, is what an unsafe shutdown
+ * is. */
 void emu_ctrl_reset(struct emu_ctrl *ctrl)
 {
     if (ctrl->running && (ctrl->csts & CSTS_SHST_MASK) != CSTS_SHST_COMPLETE)
@@ -298,7 +304,7 @@ void emu_ctrl_reset(struct emu_ctrl *ctrl)
     ctrl->cc = ctrl->aqa = 0;
     ctrl->asq = ctrl->acq = 0;
     ctrl->page_size = 4096;
-    ctrl->changed = 0; /* whoever comes next looks at everything anyway */
+    ctrl->changed = 0; /* the next client reads everything anyway */
 }
 
 void emu_ctrl_dma_changed(struct emu_ctrl *ctrl)
@@ -336,8 +342,9 @@ static const char *config_objection(const struct emu_config *config)
     return NULL;
 }
 
-/* A new page, in the place of the old one if there is one, so that pointers into it stay good. It must keep its size whatever the
- * client does with the descriptor: a shrunk file would be SIGBUS here. */
+/* A new page, in the place of the old one if there is one, so that pointers into it stay good. It
+ * must keep its size whatever the client does with the descriptor: a shrunk file would be SIGBUS
+ * here. */
 int emu_ctrl_renew_doorbells(struct emu_ctrl *ctrl)
 {
     int fd = memfd_create("nvme-doorbells", MFD_CLOEXEC | MFD_ALLOW_SEALING), rc;

@@ -1,6 +1,7 @@
 /*
- * Reservations (NVMe Base 2.0, 8.19). The controller serves one host at a time, so the registrants of a namespace are this host
- * under the host identifiers that it has used, and a reservation outlives the connection that made it.
+ * Reservations (NVMe Base 2.0, 8.19). The controller serves one host at a time, so the registrants
+ * of a namespace are this host under the host identifiers that it has used, and a reservation
+ * outlives the connection that made it.
  */
 #include "nvme_ctrl.h"
 
@@ -40,7 +41,8 @@ static bool writes(uint8_t opcode)
            opcode == IO_COPY || opcode == IO_FLUSH;
 }
 
-/* Whether the reservation forbids this command to this host (figure "Command Behavior in the Presence of a Reservation"). */
+/* Whether the reservation forbids this command to this host (figure "Command Behavior in the
+ * Presence of a Reservation"). */
 bool resv_conflict(const struct emu_ctrl *ctrl, const struct ns *ns, uint8_t opcode)
 {
     const struct reservation *resv = &ns->resv;
@@ -181,8 +183,9 @@ static uint16_t resv_release(struct emu_ctrl *ctrl, struct ns *ns, const struct 
 }
 
 /*
- * Whether the host's identifiers, and those of the registrants, fit the data structure that is asked for (Base 2.0, 7.5 and
- * 8.19): a host that has set none yet may ask for either, unless 64 bits would cut a registrant's identifier.
+ * Whether the host's identifiers, and those of the registrants, fit the data structure that is
+ * asked for (Base 2.0, 7.5 and 8.19): a host that has set none yet may ask for either, unless 64
+ * bits would cut a registrant's identifier.
  */
 static bool format_fits(const struct emu_ctrl *ctrl, const struct reservation *resv, bool extended)
 {
@@ -195,7 +198,8 @@ static bool format_fits(const struct emu_ctrl *ctrl, const struct reservation *r
     return true;
 }
 
-/* Reservation Status: 24 bytes of header and 24 for each registrant, or 64 and 64 in the extended structure. */
+/* Reservation Status: 24 bytes of header and 24 for each registrant, or 64 and 64 in the extended
+ * structure. */
 static uint16_t resv_report(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe)
 {
     const struct reservation *resv = &ns->resv;

@@ -1,4 +1,5 @@
-/* Sanitize (Base 2.1, 5.1.22 and 8.1.24) and its log page: every action erases; an overwrite with no deallocation leaves its pattern. */
+/* Sanitize (Base 2.1, 5.1.22 and 8.1.24) and its log page: every action erases; an overwrite with
+ * no deallocation leaves its pattern. */
 #include "nvme_ctrl.h"
 
 enum { EXIT_FAILURE = 1, BLOCK_ERASE = 2, OVERWRITE = 3, CRYPTO_ERASE = 4 };

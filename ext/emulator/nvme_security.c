@@ -1,6 +1,7 @@
 /*
- * Security Send and Receive (Base 2.1, 5.1.23 and 5.1.24), as far as discovery goes: the list of protocols (SPC-4, protocol 00h) and
- * TCG Storage level 0 discovery of an Opal drive that nobody has taken ownership of (TCG Storage Core 2.01, 3.3.6).
+ * Security Send and Receive (Base 2.1, 5.1.23 and 5.1.24), as far as discovery goes: the list of
+ * protocols (SPC-4, protocol 00h) and TCG Storage level 0 discovery of an Opal drive without an
+ * owner (TCG Storage Core 2.01, 3.3.6).
  */
 #include "nvme_ctrl.h"
 

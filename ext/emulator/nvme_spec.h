@@ -1,6 +1,7 @@
 /*
- * NVM Express numbers which the emulated controller needs: NVMe Base 2.0 and NVM Command Set 1.0. Names are the
- * specification's. Everything on the wire is little-endian and so must the machine be.
+ * NVM Express numbers which the emulated controller needs: NVMe Base 2.0 and NVM Command Set 1.0.
+ * Names are the specification's. Everything on the wire is little-endian and so must the machine
+ * be.
  */
 #ifndef NVME_ASYNC_EMULATOR_NVME_SPEC_H
 #define NVME_ASYNC_EMULATOR_NVME_SPEC_H

@@ -1,4 +1,5 @@
-/* The telemetry log pages (Base 2.1, 5.1.12.1.8 and 5.1.12.1.9). What they hold is a pattern that names generation and block. */
+/* The telemetry log pages (Base 2.1, 5.1.12.1.8 and 5.1.12.1.9). What they hold is a pattern that
+ * names generation and block. */
 #include <stdio.h>
 #include <stdlib.h>
 

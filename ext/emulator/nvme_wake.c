@@ -1,6 +1,7 @@
 /*
- * The ways from other threads into the reactor: requests (mail) and the helper thread that runs fdatasync, so that the reactor
- * never blocks on a disk. An eventfd wakes a sleeping reactor; a flag saves a polling one the system call.
+ * The ways from other threads into the reactor: requests (mail) and the helper thread that runs
+ * fdatasync, so that the reactor never blocks on a disk. An eventfd wakes a sleeping reactor; a
+ * flag saves a polling one the system call.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -63,7 +64,8 @@ void wake_destroy(struct wake *wake)
     pthread_cond_destroy(&wake->jobs_in);
 }
 
-/* The descriptor before the flag: whoever sees the flag and clears both leaves nothing readable behind. With the lock held. */
+/* The descriptor before the flag: a thread that sees the flag and clears both leaves nothing
+ * readable behind. With the lock held. */
 static void ring(struct wake *wake)
 {
     uint64_t one = 1;
@@ -134,7 +136,8 @@ static int job_add_ns(struct job *job, const struct ns *ns)
     return 0;
 }
 
-/* SC_ASYNC: the command (or the shutdown) completes when all is on the disk. SC_SUCCESS: there is nothing to wait for. */
+/* SC_ASYNC: the command (or the shutdown) completes when all is on the disk. SC_SUCCESS: there is
+ * nothing to wait for. */
 uint16_t sync_start(struct emu_ctrl *ctrl, struct ns *ns, struct sq *sq, const struct nvme_sqe *sqe, bool shutdown)
 {
     for (unsigned i = 0; i < EMU_MAX_NAMESPACES && ctrl->config.extras.write_cache; i++)
@@ -174,7 +177,7 @@ static void job_done(struct emu_ctrl *ctrl, struct job *job)
     if (job->failed)
         ctrl->media_errors++;
     if (job->generation != ctrl->generation)
-        return; /* the controller was reset: nobody waits any more */
+        return; /* the controller was reset: it has no waiter any more */
     if (job->shutdown) {
         regs_shutdown_done(ctrl);
         return;

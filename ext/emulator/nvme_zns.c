@@ -1,6 +1,7 @@
 /*
- * Zoned namespaces (ZNS Command Set 1.1): zones and their states (2.1.1), what a write may do (2.1.1.2), Zone Append, Zone Management
- * Send and Receive. Zones have no descriptor extension and no random write area.
+ * Zoned namespaces (ZNS Command Set 1.1): zones and their states (2.1.1), what a write may do
+ * (2.1.1.2), Zone Append, Zone Management Send and Receive. Zones have no descriptor extension and
+ * no random write area.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -111,7 +112,8 @@ static uint16_t refusal(const struct zone *zone)
                                       : SC_SUCCESS;
 }
 
-/* Before blocks are written at *lba (by an append: at the zone's start, and *lba becomes the write pointer). */
+/* Before blocks are written at *lba (by an append: at the zone's start, and *lba becomes the write
+ * pointer). */
 uint16_t zones_write(struct emu_ctrl *ctrl, struct ns *ns, uint64_t *lba, uint32_t blocks, bool append)
 {
     struct zones *zones = ns->zones;

@@ -15,9 +15,9 @@
 #include "emulator/reactor_internal.h"
 
 #define EVENTS_PER_TURN 64
-#define TURNS_PER_LOOK 16         /* polls of all active controllers between two looks at the clock */
+#define TURNS_PER_LOOK 16         /* polls of all active controllers between two clock readings */
 #define SOCKETS_EVERY_NS 20000    /* sockets wait no longer than this for their turn while there is work */
-#define LATEST_EVERY 4            /* endpoints polled between two looks at who had work last */
+#define LATEST_EVERY 4            /* endpoints polled between two polls of the one that had work last */
 #define YIELD_AFTER_NS 10000      /* of spinning: others may need this processor to produce the work we spin for */
 #define YIELD_CHEAP_NS 200000     /* what a yield may cost: a client's turn, and not a time slice */
 #define YIELD_REST 64             /* after one that cost more, none for so many times that cost, and no less than: */
@@ -223,7 +223,8 @@ static void look_at_sockets(struct emu_endpoint *endpoint, uint64_t now)
         endpoint->reactor->look_at = endpoint->accept_at;
 }
 
-/* Goes through everybody's times: who has to be woken, which client is overdue; and when to do so again. */
+/* Goes through everybody's times: who has to be woken, which client is overdue; and when to do so
+ * again. */
 static void look_at_times(struct emu_reactor *reactor, uint64_t now)
 {
     bool nap_over = false;
@@ -239,7 +240,8 @@ static void look_at_times(struct emu_reactor *reactor, uint64_t now)
         state = endpoint->state;
         if (state == ACTIVE)
             continue;
-        /* One nap's end is everybody's: a thread that is awake anyway looks at all. No spin follows a nap for nothing. */
+        /* The end of one nap ends all: a thread that is awake anyway polls all. A nap that found
+         * nothing is not followed by a spin. */
         if (endpoint->wake_at <= now || (state == NAPPING && nap_over)) {
             emu_set_state(endpoint, ACTIVE);
             endpoint->idle_since = 0;
@@ -263,8 +265,8 @@ static void put_idle_to_sleep(struct emu_reactor *reactor, uint64_t now)
     }
 }
 
-/* One turn of all active endpoints. Whose client got an answer just now is likely to ask again, and may be waiting for it: with
- * many others to go through, it is looked at in between. */
+/* One turn of all active endpoints. A client that just got a completion is likely to send again,
+ * and may be waiting: with many others to poll, its endpoint is polled in between. */
 static bool poll_active(struct emu_reactor *reactor)
 {
     bool work = false;
@@ -282,8 +284,9 @@ static bool poll_active(struct emu_reactor *reactor)
     return work;
 }
 
-/* Gives the processor to whoever waits for it, as long as that is cheap. Beside a busy neighbour a yield costs a time slice, three orders of
- * magnitude more than a command; the scheduler gives the neighbour its share anyway. Returns when to yield again at the earliest. */
+/* Yields the processor as long as that is cheap. Next to a busy process a yield costs a time slice,
+ * three orders of magnitude more than a command; the scheduler gives the neighbour its share
+ * anyway. Returns when to yield again at the earliest. */
 static uint64_t yield(struct emu_reactor *reactor, uint64_t now)
 {
     uint64_t cost, rest;
@@ -338,7 +341,7 @@ static void *run(void *arg)
         else if (now - idle_from > YIELD_AFTER_NS) {
             if (now >= yield_at)
                 yield_at = yield(reactor, now);
-            idle_from = 0; /* and then looks again for as long: a system call for each look is what others would have to wait for */
+            idle_from = 0; /* then polls again for as long: a system call per poll would delay others */
         }
     }
     return NULL;

@@ -1,18 +1,21 @@
 /*
- * The thread that serves emulated controllers. One reactor may have many; a controller belongs to one reactor.
+ * The thread that serves emulated controllers. One reactor may have many; a controller belongs to
+ * one reactor.
  *
  * A controller is in one of three states:
  *   active   polled in turn with the other active ones, without pause;
- *   asleep   after REACTOR_SPIN_NS without work, if emu_ctrl_arm() and the client (vfu_server_wakeable()) promise that the next
- *            doorbell wakes us. Costs nothing;
- *   napping  the same without that promise: looked at after a nap of an eighth of the time it has been idle, but no less than
- *            REACTOR_NAP_MIN_NS and no more than REACTOR_NAP_MAX_NS.
+ *   asleep   after REACTOR_SPIN_NS without work, if emu_ctrl_arm() and the client
+ *            (vfu_server_wakeable()) promise that the next doorbell wakes us. Costs nothing;
+ *   napping  the same without that promise: polled after a nap of an eighth of its idle time, but
+ *            at least REACTOR_NAP_MIN_NS and at most REACTOR_NAP_MAX_NS.
  *
- * The spin is long enough for a client's event loop to come round with its next command and short enough that an isolated command
- * costs little more than the two wake-ups it needs anyway. A nap's end costs 17 to 27 us of processor time (timer, switch in,
- * switch out), so naps of 2 ms are some one per cent of a core, and 50 us is where the first one is no worse than the spin.
+ * The spin is long enough for a client's event loop to come round with its next command and short
+ * enough that an isolated command costs little more than the two wake-ups it needs anyway. A nap's
+ * end costs 17 to 27 us of processor time (timer, switch in, switch out), so naps of 2 ms are some
+ * one per cent of a core, and 50 us is where the first one is no worse than the spin.
  *
- * Everything but emu_reactor_new/free/call happens on the reactor's thread; emu_reactor_call() is how others get there.
+ * Everything but emu_reactor_new/free/call happens on the reactor's thread; emu_reactor_call() is
+ * how others get there.
  */
 #ifndef NVME_ASYNC_EMULATOR_REACTOR_H
 #define NVME_ASYNC_EMULATOR_REACTOR_H
@@ -43,10 +46,11 @@ struct emu_reactor_stats {
 struct emu_reactor *emu_reactor_new(const char *name, char *err);
 /* Ends the thread and waits for it. There must be no endpoint left.
  *
- * fork(): the child has no reactor thread, but shares the epoll set and the sockets with the parent. In a child nothing may be called
- * but this, which then only frees. */
+ * fork(): the child has no reactor thread, but shares the epoll set and the sockets with the
+ * parent. In a child nothing may be called but this, which then only frees. */
 void emu_reactor_free(struct emu_reactor *reactor);
-/* Runs fn(arg) on the reactor's thread and returns when it is done. From any thread but the reactor's own. */
+/* Runs fn(arg) on the reactor's thread and returns when it is done. From any thread but the
+ * reactor's own. */
 void emu_reactor_call(struct emu_reactor *reactor, void (*fn)(void *arg), void *arg);
 void emu_reactor_stats(struct emu_reactor *reactor, struct emu_reactor_stats *stats);
 
@@ -56,9 +60,11 @@ void emu_reactor_stats(struct emu_reactor *reactor, struct emu_reactor_stats *st
 struct emu_endpoint *emu_reactor_add(struct emu_reactor *reactor, struct vfu_server *server);
 /* Drops the client, closes the listening socket, gives the server back. */
 struct vfu_server *emu_reactor_remove(struct emu_endpoint *endpoint);
-/* A connected client; takes fd. 0, EBUSY when there is a client, or an errno; fd is closed on failure. */
+/* A connected client; takes fd. 0, EBUSY when there is a client, or an errno; fd is closed on
+ * failure. */
 int emu_endpoint_attach(struct emu_endpoint *endpoint, int fd);
-/* A listening socket to accept clients from, one at a time; takes fd. -1 stops listening. 0 or an errno. */
+/* A listening socket to accept clients from, one at a time; takes fd. -1 stops listening. 0 or an
+ * errno. */
 int emu_endpoint_listen(struct emu_endpoint *endpoint, int fd);
 /* Drops the client if there is one. */
 void emu_endpoint_drop(struct emu_endpoint *endpoint);

@@ -1,4 +1,5 @@
-/* What reactor.c (the thread), reactor_clients.c (its sockets) and endpoint.c (what others ask of it) share. */
+/* Shared by reactor.c (the thread), reactor_clients.c (its sockets) and endpoint.c (requests to
+ * it). */
 #ifndef NVME_ASYNC_EMULATOR_REACTOR_INTERNAL_H
 #define NVME_ASYNC_EMULATOR_REACTOR_INTERNAL_H
 
@@ -23,7 +24,7 @@ struct emu_endpoint {
     struct vfu_server *server;
     enum emu_state state;
     uint64_t idle_since; /* ACTIVE: since when poll() had nothing to do; 0 = it had the last time */
-    uint64_t wake_at;    /* otherwise: when to be looked at */
+    uint64_t wake_at;    /* otherwise: when to be polled */
     uint64_t dozing_since; /* NAPPING or between naps: when the first one began; 0 = there was work */
     int listen_fd;
     uint64_t accept_at; /* when to try accept() again; UINT64_MAX = whenever the socket is ready */
@@ -65,7 +66,8 @@ void emu_unwatch_fd(struct emu_reactor *reactor, int fd);
 void emu_set_state(struct emu_endpoint *endpoint, enum emu_state state);
 /* There may be work: polls it for a while, whatever state it is in. */
 void emu_activate(struct emu_endpoint *endpoint);
-/* Listening and having a client exclude each other, so that the next client waits in the socket's backlog. */
+/* Listening and having a client exclude each other, so that the next client waits in the socket's
+ * backlog. */
 void emu_watch_listener(struct emu_endpoint *endpoint);
 /* Takes fd, non-blocking; 0 or an errno. */
 int emu_open_client(struct emu_endpoint *endpoint, int fd);

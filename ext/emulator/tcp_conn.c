@@ -71,7 +71,7 @@ void tcp_conn_free(struct tcp_conn *conn)
         close(conn->fd);
     if (conn->ctrl) {
         if (conn->ctrl->admin == conn) {
-            /* Its rings are going: the controller must not look at them again. */
+            /* Its rings are being freed: the controller must not read them again. */
             emu_ctrl_reset(conn->ctrl->ctrl);
             conn->ctrl->admin = NULL;
         }
@@ -84,7 +84,8 @@ void tcp_conn_free(struct tcp_conn *conn)
     free(conn);
 }
 
-/* Rings of so many entries, and a buffer for each command; in the place of those there are, which must be idle. */
+/* Rings of so many entries, and a buffer for each command; in the place of those there are, which
+ * must be idle. */
 int tcp_conn_rings(struct tcp_conn *conn, uint32_t entries)
 {
     const struct emu_config *config = emu_ctrl_config(conn->tcp->first);
@@ -141,7 +142,8 @@ void tcp_conn_restart_rings(struct tcp_conn *conn)
     conn->n_executing = 0;
 }
 
-/* -- what is to be sent -------------------------------------------------------------------------- */
+/* -- what is to be sent
+ * -------------------------------------------------------------------------- */
 
 static uint8_t *arena_room(struct tcp_conn *conn, uint32_t nbytes)
 {
@@ -201,7 +203,8 @@ void tcp_send_raw(struct tcp_conn *conn, const void *data, uint32_t nbytes)
     arena_add(conn, nbytes);
 }
 
-/* A PDU whose header is `hlen` bytes: type and flags are set. Data are a part of that request's buffer. */
+/* A PDU whose header is `hlen` bytes: type and flags are set. Data are a part of that request's
+ * buffer. */
 static void send_pdu(struct tcp_conn *conn, void *header, uint32_t hlen, int request, const uint8_t *data, uint32_t nbytes)
 {
     const uint32_t head = hlen + (conn->header_digest ? TCP_DIGEST : 0);
@@ -350,7 +353,8 @@ unsigned tcp_conn_drain(struct tcp_conn *conn)
     return n;
 }
 
-/* -- the socket ---------------------------------------------------------------------------------- */
+/* -- the socket
+ * ---------------------------------------------------------------------------------- */
 
 void tcp_conn_watch(struct tcp_conn *conn)
 {

@@ -1,6 +1,6 @@
 /*
- * Fabrics commands (Base 2.0, 6): Connect, Property Get and Set; what Identify says of a controller behind a fabric; and the discovery
- * controller with its log page 70h.
+ * Fabrics commands (Base 2.0, 6): Connect, Property Get and Set; what Identify says of a controller
+ * behind a fabric; and the discovery controller with its log page 70h.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -18,11 +18,13 @@
 #define ENTRY_CURRENT_DISCOVERY 3
 #define ENTRY_REFERRAL 1
 
-/* Result of a Connect that is refused for a parameter: its offset, in the data if IATTR is set (Base 2.0, 6.3). */
+/* Result of a Connect that is refused for a parameter: its offset, in the data if IATTR is set
+ * (Base 2.0, 6.3). */
 #define BAD_SQE(offset) ((uint32_t)(offset))
 #define BAD_DATA(offset) ((uint32_t)(offset) | 1u << 16)
 
-/* -- Connect ------------------------------------------------------------------------------------- */
+/* -- Connect
+ * ------------------------------------------------------------------------------------- */
 
 struct connect {
     uint16_t recfmt, qid, sqsize;
@@ -155,7 +157,8 @@ static void on_connect(struct tcp_conn *conn, unsigned index)
     }
 }
 
-/* -- properties ---------------------------------------------------------------------------------- */
+/* -- properties
+ * ---------------------------------------------------------------------------------- */
 
 static uint32_t property_width(uint32_t offset)
 {
@@ -242,7 +245,8 @@ void tcp_fabrics(struct tcp_conn *conn, unsigned index)
     }
 }
 
-/* -- Identify ------------------------------------------------------------------------------------ */
+/* -- Identify
+ * ------------------------------------------------------------------------------------ */
 
 static void put16(uint8_t *p, unsigned at, uint16_t value)
 {
@@ -309,7 +313,8 @@ void tcp_adorn(struct tcp_conn *conn, const struct tcp_request *request)
     }
 }
 
-/* -- discovery ----------------------------------------------------------------------------------- */
+/* -- discovery
+ * ----------------------------------------------------------------------------------- */
 
 static void put_text(uint8_t *p, size_t nbytes, const char *text)
 {
@@ -348,7 +353,8 @@ static void put_entry(uint8_t *p, uint8_t adrfam, uint8_t subtype, uint16_t port
     put_text(p + 512, 256, traddr);
 }
 
-/* The page as this connection's host sees it: ports on any address are named by the address that the host came to. */
+/* The page as this connection's host sees it: ports on any address are named by the address that
+ * the host came to. */
 static uint32_t discovery_log(struct tcp_conn *conn, uint8_t *page)
 {
     const struct emu_tcp *tcp = conn->tcp;

@@ -81,7 +81,7 @@ struct tcp_conn {
     struct nvme_cqe *cq;
     uint32_t size, sq_tail, cq_head;
     uint16_t cq_phase;
-    bool rung; /* sq_tail is to be told */
+    bool rung; /* sq_tail must be rung */
     struct tcp_request *requests;
     uint16_t *free_requests;
     uint32_t n_requests, n_free, n_executing;

@@ -9,9 +9,11 @@
 
 #define PAGE 4096u
 
-/* -- execution ----------------------------------------------------------------------------------- */
+/* -- execution
+ * ----------------------------------------------------------------------------------- */
 
-/* PRP1 and PRP2 of the request's buffer; the list lies behind it. What follows the last page is 0, which is nobody's address. */
+/* PRP1 and PRP2 of the request's buffer; the list is after it. The entry after the last page is 0,
+ * which is an invalid address. */
 static void describe(struct tcp_conn *conn, struct tcp_request *request, struct nvme_sqe *sqe)
 {
     const uint64_t at = (uint64_t)(uintptr_t)request->buffer;
@@ -86,7 +88,8 @@ void tcp_execute(struct tcp_conn *conn, unsigned index)
     conn->rung = true;
 }
 
-/* -- PDUs ---------------------------------------------------------------------------------------- */
+/* -- PDUs
+ * ---------------------------------------------------------------------------------------- */
 
 static bool on_icreq(struct tcp_conn *conn, const uint8_t *at)
 {
@@ -239,7 +242,7 @@ static uint32_t header_length(uint8_t type)
     }
 }
 
-/* True: go on with the next. */
+/* True: continue with the next. */
 static bool take_header(struct tcp_conn *conn)
 {
     const uint8_t *at = conn->rx + conn->rx_begin;
@@ -302,7 +305,8 @@ static bool take_header(struct tcp_conn *conn)
     return conn->stage < CONN_ENDING;
 }
 
-/* -- data ---------------------------------------------------------------------------------------- */
+/* -- data
+ * ---------------------------------------------------------------------------------------- */
 
 static void end_of_data(struct tcp_conn *conn)
 {

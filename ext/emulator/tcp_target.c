@@ -11,7 +11,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* -- associations -------------------------------------------------------------------------------- */
+/* -- associations
+ * -------------------------------------------------------------------------------- */
 
 static bool host_window(void *opaque, uint64_t iova, struct emu_window *window)
 {
@@ -38,7 +39,7 @@ static void *host_dma(void *opaque, uint64_t iova, size_t nbytes, bool write)
 
 static void host_interrupt(void *opaque, unsigned vector)
 {
-    (void)opaque; /* completions are looked for after each turn */
+    (void)opaque; /* completions are polled for after each turn */
     (void)vector;
 }
 
@@ -107,7 +108,8 @@ static void ctrl_free(struct tcp_ctrl *ctrl)
     free(ctrl);
 }
 
-/* -- the whole ----------------------------------------------------------------------------------- */
+/* -- the whole
+ * ----------------------------------------------------------------------------------- */
 
 struct emu_tcp *emu_tcp_new(struct emu_endpoint *endpoint, struct emu_ctrl *first, const struct emu_tcp_config *config, uint64_t patience)
 {

@@ -1,12 +1,16 @@
 /*
- * NVMe/TCP on top of the emulated controller: its subsystem, and a discovery service, for any number of hosts.
+ * NVMe/TCP on top of the emulated controller: its subsystem, and a discovery service, for any
+ * number of hosts.
  *
- * Every association has a controller of its own (emu_ctrl_new_sibling): Connect on an admin queue makes it, the end of that connection
- * ends it. A connection plays the driver of its queue pair: rings in memory of its own, capsules in, completions out, with the data in
- * buffers that it describes by PRPs. So commands, faults and held completions are the same as behind vfio-user. What Connect, Property
- * Get and Set and the discovery log say is in tcp_fabrics.c; Identify is completed there with what a fabric adds.
+ * Every association has a controller of its own (emu_ctrl_new_sibling): Connect on an admin queue
+ * makes it, the end of that connection ends it. A connection plays the driver of its queue pair:
+ * rings in memory of its own, capsules in, completions out, with the data in buffers that it
+ * describes by PRPs. So commands, faults and held completions are the same as behind vfio-user.
+ * What Connect, Property Get and Set and the discovery log say is in tcp_fabrics.c; Identify is
+ * completed there with what a fabric adds.
  *
- * Everything is for the reactor's thread. What comes from a host is hostile: lengths, offsets and ids are checked before they are used.
+ * Everything is for the reactor's thread. What comes from a host is hostile: lengths, offsets and
+ * ids are checked before they are used.
  */
 #ifndef NVME_ASYNC_EMULATOR_TCP_TARGET_H
 #define NVME_ASYNC_EMULATOR_TCP_TARGET_H

@@ -76,8 +76,9 @@ static bool take_fds(struct vfu_conn *conn, struct msghdr *msg)
 }
 
 /*
- * Reads up to n bytes of the message under way. The header is read alone and the payload to its exact length, so that the
- * descriptors a recvmsg() yields are those of this message and not of the next.
+ * Reads up to n bytes of the message under way. The header is read alone and the payload to its
+ * exact length, so that the descriptors a recvmsg() yields are those of this message and not of the
+ * next.
  */
 static enum vfu_recv fill(struct vfu_conn *conn, uint8_t *to, size_t n, uint64_t now)
 {

@@ -1,7 +1,8 @@
 /*
- * One client's socket: whole messages in, whole replies out, never waiting. A message may arrive in any pieces; a reply that the
- * socket won't take stays here, and no further message is read until it is gone. So a client can occupy at most one message and
- * one reply of bounded size, and conn->since tells when it left something half done.
+ * One client's socket: whole messages in, whole replies out, never waiting. A message may arrive in
+ * any pieces; a reply that the socket won't take stays here, and no further message is read until
+ * it is gone. So a client can occupy at most one message and one reply of bounded size, and
+ * conn->since is the time when it left something incomplete.
  */
 #ifndef NVME_ASYNC_EMULATOR_VFU_CONN_H
 #define NVME_ASYNC_EMULATOR_VFU_CONN_H
@@ -42,16 +43,18 @@ void vfu_conn_init(struct vfu_conn *conn);
 void vfu_conn_open(struct vfu_conn *conn, int fd, uint64_t now);
 void vfu_conn_close(struct vfu_conn *conn);
 
-/* Must not be called while a reply is unsent, or before vfu_conn_done() for the previous message. */
+/* Must not be called while a reply is unsent, or before vfu_conn_done() for the previous
+ * message. */
 enum vfu_recv vfu_conn_recv(struct vfu_conn *conn, uint64_t now);
-/* The message was handled: closes the descriptors nobody took (those not set to -1). */
+/* The message was handled: closes the remaining descriptors (those not set to -1). */
 void vfu_conn_done(struct vfu_conn *conn);
 
 /* Room for a reply's payload of nbytes; NULL = out of memory. */
 uint8_t *vfu_conn_reply(struct vfu_conn *conn, size_t nbytes);
-/* Sends what vfu_conn_reply() prepared, or with error != 0 the bare header. False when the connection is gone. */
+/* Sends what vfu_conn_reply() prepared, or with error != 0 the bare header. False when the
+ * connection is gone. */
 bool vfu_conn_send(struct vfu_conn *conn, size_t nbytes, int error, int fd, uint64_t now);
-/* Goes on with an unsent reply. */
+/* Continues an unsent reply. */
 bool vfu_conn_flush(struct vfu_conn *conn);
 static inline bool vfu_conn_unsent(const struct vfu_conn *conn)
 {

@@ -152,8 +152,9 @@ void *vfu_dma_find(struct vfu_dma *dma, uint64_t iova, size_t nbytes, bool write
 }
 
 /*
- * SIGBUS is synchronous, so the handler runs on the thread that touched the lost page, and a thread-local pointer tells whose
- * table it was in. initial-exec: reading it must not allocate inside a signal handler.
+ * SIGBUS is synchronous, so the handler runs on the thread that touched the lost page, and a
+ * thread-local pointer identifies its table. initial-exec: reading it must not allocate inside a
+ * signal handler.
  */
 static __thread struct vfu_dma *guarded __attribute__((tls_model("initial-exec")));
 static pthread_mutex_t guard_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -186,7 +187,8 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
     }
     errno = saved;
     if (passing_on) {
-        /* The one before us came back here (it was installed after us once): nobody is left to ask. */
+        /* The previous handler came back here (it was installed after this one once): there is no
+         * other handler. */
         sigaction(SIGBUS, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
         return;
     }
@@ -196,7 +198,8 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
     } else if (guard_previous.sa_handler != SIG_DFL && guard_previous.sa_handler != SIG_IGN) {
         guard_previous.sa_handler(signal);
     } else {
-        /* Nobody else's: die of it, as without us. The access is repeated when this returns. */
+        /* There is no other handler: die of it, as without this one. The access is repeated when
+         * this returns. */
         sigaction(SIGBUS, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
     }
     passing_on = false;
@@ -208,7 +211,8 @@ void vfu_guard_install(void)
 
     pthread_mutex_lock(&guard_lock);
     guard_users++;
-    /* Asked anew each time: somebody (faulthandler, say) may have put his own handler in front since. */
+    /* Read each time: another handler (faulthandler, for example) may have been installed in front
+     * meanwhile. */
     sigaction(SIGBUS, NULL, &current);
     if (!(current.sa_flags & SA_SIGINFO) || current.sa_sigaction != on_sigbus) {
         guard_previous = current;

@@ -1,10 +1,11 @@
 /*
- * The client's memory as the device sees it: a sorted table of IOVA ranges, each a mapping of a descriptor that came with
- * DMA_MAP, or inaccessible when none came.
+ * The client's memory as the device sees it: a sorted table of IOVA ranges, each a mapping of a
+ * descriptor that came with DMA_MAP, or inaccessible when none came.
  *
- * A client may truncate the file behind a mapping at any time; touching the lost pages raises SIGBUS. The guard below turns
- * that into an event: the mapping is replaced by zeroes, `broken` is set, and the server drops the client. Sealing the file
- * instead would only do for memfds that allow it, and not at all for hugetlbfs or plain files.
+ * A client may truncate the file behind a mapping at any time; touching the lost pages raises
+ * SIGBUS. The guard below turns that into an event: the mapping is replaced by zeroes, `broken` is
+ * set, and the server drops the client. Sealing the file instead would only do for memfds that
+ * allow it, and not at all for hugetlbfs or plain files.
  *
  * Owner: the server of one controller; used on its reactor's thread only.
  */
@@ -26,12 +27,13 @@ struct vfu_range {
 struct vfu_dma {
     struct vfu_range *ranges; /* sorted by iova, disjoint */
     unsigned n_ranges, capacity;
-    unsigned last; /* where the latest look-up ended */
+    unsigned last; /* where the latest lookup ended */
     bool broken;   /* a mapped file lost its pages; the client can't be served any more */
 };
 
 void vfu_dma_init(struct vfu_dma *dma);
-/* 0 or an errno: EEXIST overlap, EINVAL size or a file too short, ENOSPC table full. The descriptor stays the caller's. */
+/* 0 or an errno: EEXIST overlap, EINVAL size or a file too short, ENOSPC table full. The descriptor
+ * stays the caller's. */
 int vfu_dma_map(struct vfu_dma *dma, uint64_t iova, uint64_t nbytes, uint64_t offset, uint32_t flags, int fd);
 /* 0, or ENOENT when [iova, iova+nbytes) isn't exactly one mapping. */
 int vfu_dma_unmap(struct vfu_dma *dma, uint64_t iova, uint64_t nbytes);
@@ -41,8 +43,8 @@ const struct vfu_range *vfu_dma_range(struct vfu_dma *dma, uint64_t iova);
 /* See emu_host.dma. */
 void *vfu_dma_find(struct vfu_dma *dma, uint64_t iova, size_t nbytes, bool write);
 
-/* The SIGBUS handler is one for the process and counted: install before the first mapping, remove after the last. Whoever
- * handled SIGBUS before goes on handling what isn't ours. */
+/* The SIGBUS handler is one for the process and counted: install before the first mapping, remove
+ * after the last. The previous SIGBUS handler still handles all other faults. */
 void vfu_guard_install(void);
 void vfu_guard_remove(void);
 /* The table that this thread is about to touch memory of; NULL = none. */

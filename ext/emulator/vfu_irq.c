@@ -67,16 +67,17 @@ static void signal_fd(struct vfu_vector *vector)
     static const uint64_t one = 1;
     struct pollfd writable = {.fd = vector->fd, .events = POLLOUT};
 
-    /* A client that filled its own eventfd to the brim has an interrupt waiting anyway; don't wait with it. */
+    /* A client that filled its own eventfd to the brim has an interrupt waiting anyway; don't wait
+     * with it. */
     if (vector->blocking && poll(&writable, 1, 0) != 1)
         return;
     if (write(vector->fd, &one, sizeof(one)) < 0)
-        return; /* EAGAIN: as above. Nothing else can be told to anybody. */
+        return; /* EAGAIN: as above. There is no way to report other errors. */
 }
 
 static void raise_msix(struct vfu_vector *vector)
 {
-    /* Without an eventfd yet it is like a masked vector: told as soon as there is one. */
+    /* Without an eventfd it is like a masked vector: signalled as soon as there is one. */
     if (vector->masked || vector->fd < 0) {
         vector->pending = true;
         return;
@@ -90,7 +91,8 @@ static bool uses_msix(const struct vfu_irqs *irqs)
     return irqs->n_assigned > 0 || vfu_pci_msix_enabled(irqs->pci);
 }
 
-/* INTx is a level: it is told when it is there and not masked, and masks itself then. What has been served meanwhile is not told. */
+/* INTx is a level: it is signalled when it is asserted and not masked, and then masks itself. An
+ * interrupt that was served meanwhile is not signalled. */
 void vfu_irqs_look_at_pin(struct vfu_irqs *irqs)
 {
     struct vfu_vector *intx = &irqs->intx;

@@ -1,9 +1,10 @@
 /*
- * Interrupts towards the client: an eventfd for each MSI-X vector, one for INTx, and the error and request ones that a client may
- * set and this device never raises.
+ * Interrupts towards the client: an eventfd for each MSI-X vector, one for INTx, and the error and
+ * request ones that a client may set and this device never raises.
  *
- * Masks are those of SET_IRQS. The mask bits inside the MSI-X table are kept as memory only: a virtual machine monitor traps the
- * table itself and its guest's masks never arrive here, so heeding the power-on value (all masked) would silence it.
+ * Masks are those of SET_IRQS. The mask bits inside the MSI-X table are kept as memory only: a
+ * virtual machine monitor traps the table itself and its guest's masks never arrive here, so
+ * heeding the power-on value (all masked) would silence it.
  */
 #ifndef NVME_ASYNC_EMULATOR_VFU_IRQ_H
 #define NVME_ASYNC_EMULATOR_VFU_IRQ_H
@@ -44,7 +45,8 @@ int vfu_irqs_set(struct vfu_irqs *irqs, const struct vfu_irq_set *set, const uin
 /* The device raises `vector`: as MSI-X if the client uses that, as INTx otherwise. */
 void vfu_irqs_raise(struct vfu_irqs *irqs, unsigned vector);
 void vfu_irqs_unmask_intx(struct vfu_irqs *irqs);
-/* Something that the pin depends on may have changed: a register, a doorbell, the configuration space. */
+/* Something that the pin depends on may have changed: a register, a doorbell, the configuration
+ * space. */
 void vfu_irqs_look_at_pin(struct vfu_irqs *irqs);
 /* The pending bit array, 16 bytes. */
 void vfu_irqs_pending(const struct vfu_irqs *irqs, uint64_t bits[2]);

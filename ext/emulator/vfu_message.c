@@ -9,7 +9,8 @@
 
 #include "emulator/vfu_server.h"
 
-/* A copy of the request's fixed part; a longer payload is fine (clients pad to argsz), a shorter one is not. */
+/* A copy of the request's fixed part; a longer payload is fine (clients pad to argsz), a shorter
+ * one is not. */
 #define REQUEST(type, name)                                     \
     struct type name;                                           \
     if (nbytes < sizeof(name))                                  \
@@ -27,8 +28,8 @@ static int reply_with(struct vfu_server *server, struct vfu_reply *reply, const 
     return 0;
 }
 
-/* Whether the client's JSON says "write_multiple": true. No more of it matters here: this server never sends more than one
- * descriptor or more data than it was asked for. */
+/* Whether the client's JSON says "write_multiple": true. No more of it matters here: this server
+ * never sends more than one descriptor or more data than it was asked for. */
 static bool offers_write_multiple(const uint8_t *json, size_t nbytes)
 {
     static const char key[] = "\"write_multiple\"";
@@ -65,7 +66,8 @@ static int do_version(struct vfu_server *server, size_t nbytes, struct vfu_reply
 
 static int do_dma_map(struct vfu_server *server, size_t nbytes, struct vfu_reply *reply)
 {
-    /* Bits 2 and 3 say how the client would like the memory to be reached (mmap, or read and write calls); mmap it is. */
+    /* Bits 2 and 3 say how the client would like the memory to be reached (mmap, or read and write
+     * calls); mmap it is. */
     const uint32_t known = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE | 1 << 2 | 1 << 3;
     int error;
     REQUEST(vfu_dma_map, map);
@@ -157,8 +159,9 @@ static int do_region_info(struct vfu_server *server, size_t nbytes, struct vfu_r
 
     answer.info.flags |= VFIO_REGION_INFO_FLAG_MMAP;
     answer.info.argsz = sizeof(answer);
-    /* Without room for the capability, only its size is told, and the client asks again. FLAG_CAPS must not be set then: QEMU refuses
-     * a region with that flag and no valid offset before it looks at argsz. */
+    /* Without room for the capability, only its size is returned, and the client asks again.
+     * FLAG_CAPS must not be set then: QEMU refuses a region with that flag and no valid offset
+     * before it checks argsz. */
     if (info.argsz < sizeof(answer))
         return reply_with(server, reply, &answer, sizeof(info));
     answer.info.flags |= VFIO_REGION_INFO_FLAG_CAPS;
@@ -226,7 +229,8 @@ static int do_set_irqs(struct vfu_server *server, size_t nbytes, struct vfu_repl
                         server->conn.n_fds);
 }
 
-/* Registers are accessed in one piece of 4 or 8 bytes, naturally aligned (NVMe over PCIe Transport 1.0, 3.1.1). */
+/* Registers are accessed in one piece of 4 or 8 bytes, naturally aligned (NVMe over PCIe Transport
+ * 1.0, 3.1.1). */
 static bool is_register(uint64_t offset, uint32_t count)
 {
     return (count == 4 || count == 8) && offset % count == 0;

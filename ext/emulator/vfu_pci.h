@@ -1,9 +1,11 @@
 /*
- * The controller's PCI configuration space: type 0 header, power management, MSI-X and PCI Express capabilities (PCI Local Bus
- * 3.0 chapter 6, PCI Express Base 4.0 chapter 7, NVMe over PCIe Transport 1.0 section 3.8).
+ * The controller's PCI configuration space: type 0 header, power management, MSI-X and PCI Express
+ * capabilities (PCI Local Bus 3.0 chapter 6, PCI Express Base 4.0 chapter 7, NVMe over PCIe
+ * Transport 1.0 section 3.8).
  *
- * The command register is kept but not enforced: registers and DMA work whatever memory space and bus master enable say,
- * because clients that aren't virtual machines often leave them alone. Only INTx disable has an effect.
+ * The command register is kept but not enforced: registers and DMA work whatever memory space and
+ * bus master enable say, because clients that aren't virtual machines often leave them alone. Only
+ * INTx disable has an effect.
  */
 #ifndef NVME_ASYNC_EMULATOR_VFU_PCI_H
 #define NVME_ASYNC_EMULATOR_VFU_PCI_H

@@ -1,6 +1,7 @@
 /*
- * vfio-user on the wire: message layouts and numbers (libvfio-user docs/vfio-user.rst, the same text as QEMU's
- * docs/interop/vfio-user.rst). What vfio-user borrows from VFIO is taken from <linux/vfio.h>.
+ * vfio-user on the wire: message layouts and numbers (libvfio-user docs/vfio-user.rst, the same
+ * text as QEMU's docs/interop/vfio-user.rst). What vfio-user borrows from VFIO is taken from
+ * <linux/vfio.h>.
  */
 #ifndef NVME_ASYNC_EMULATOR_VFU_PROTO_H
 #define NVME_ASYNC_EMULATOR_VFU_PROTO_H

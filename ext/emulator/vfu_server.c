@@ -42,7 +42,8 @@ static void host_interrupt(void *opaque, unsigned vector)
     vfu_irqs_raise(&server->irqs, vector);
 }
 
-/* A number that goes with serial and model (FNV-1a), so that two controllers differ in configuration space as they do in Identify. */
+/* A number that goes with serial and model (FNV-1a), so that two controllers differ in
+ * configuration space as they do in Identify. */
 static uint64_t device_serial(const struct emu_config *config)
 {
     const char *texts[] = { config->serial, config->model };
@@ -107,7 +108,7 @@ void vfu_server_watch(struct vfu_server *server, int epoll_fd, void *kick_tag, v
 void vfu_server_open(struct vfu_server *server, int fd, uint64_t now)
 {
     vfu_conn_open(&server->conn, fd, now);
-    /* Somebody may have replaced the SIGBUS handler since the last client. */
+    /* The SIGBUS handler may have been replaced since the last client. */
     vfu_guard_install();
     vfu_guard_remove();
     server->stats.clients++;
@@ -123,7 +124,8 @@ void vfu_server_drop(struct vfu_server *server, const char *reason)
     vfu_guard_enter(&server->dma);
     vfu_server_reset(server);
     vfu_guard_enter(NULL);
-    /* When that fails, for want of memory or descriptors, the next client shares the page with this one. */
+    /* When that fails, for want of memory or descriptors, the next client shares the page with this
+     * one. */
     if (server->doorbells_given)
         (void)emu_ctrl_renew_doorbells(server->ctrl);
     emu_ctrl_dma_changed(server->ctrl);
@@ -151,7 +153,8 @@ static bool handle(struct vfu_server *server, uint64_t now)
     int error;
 
     server->stats.messages++;
-    /* Whatever a message did may be half undone by a reply that waits; that clock starts with the reply. */
+    /* Whatever a message did may be half undone by a reply that waits; that clock starts with the
+     * reply. */
     conn->since = 0;
     if ((header->flags & VFU_FLAG_TYPE_MASK) != VFU_FLAG_COMMAND) {
         conn->reason = "a reply where a command was expected";

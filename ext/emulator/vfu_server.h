@@ -1,13 +1,16 @@
 /*
- * The vfio-user server of one controller: turns messages into calls of ctrl.h, and is the host that the controller sees.
+ * The vfio-user server of one controller: turns messages into calls of ctrl.h, and is the host that
+ * the controller sees.
  *
- * One client at a time. When it goes, however it goes, its mappings and eventfds are dropped and controller and configuration space
- * return to their power-on state, so that the next finds what the first did.
+ * One client at a time. When it goes, however it goes, its mappings and eventfds are dropped and
+ * controller and configuration space return to their power-on state, so that the next finds what
+ * the first did.
  *
- * Waking. A doorbell is a store to a shared page and wakes nobody. `wakeable` tells whether the client makes itself heard: it has not
- * been given the page (doorbells come as REGION_WRITE), or it has the kick eventfd of DEVICE_GET_REGION_IO_FDS and has been seen to
- * use it. Who uses it promises to write it after every doorbell store, except that with Doorbell Buffer Config it need only do so
- * when EventIdx asks for the doorbell.
+ * Waking. A doorbell is a store to a shared page and wakes no thread. `wakeable` is true if the
+ * client announces its doorbells: it has not been given the page (doorbells come as REGION_WRITE),
+ * or it has the kick eventfd of DEVICE_GET_REGION_IO_FDS and has been seen to use it. Who uses it
+ * promises to write it after every doorbell store, except that with Doorbell Buffer Config it need
+ * only do so when EventIdx asks for the doorbell.
  *
  * All functions are for the reactor's thread, except new and free while no reactor has the server.
  */
@@ -55,7 +58,8 @@ void vfu_server_watch(struct vfu_server *server, int epoll_fd, void *kick_tag, v
 void vfu_server_open(struct vfu_server *server, int fd, uint64_t now);
 /* The client goes: see above. Does nothing when there is none. */
 void vfu_server_drop(struct vfu_server *server, const char *reason);
-/* The socket is ready: sends, receives and handles a bounded number of messages. False when the client must be dropped. */
+/* The socket is ready: sends, receives and handles a bounded number of messages. False when the
+ * client must be dropped. */
 bool vfu_server_ready(struct vfu_server *server, uint64_t now);
 /* When something half done makes the client be dropped, CLOCK_MONOTONIC ns; UINT64_MAX = never. */
 uint64_t vfu_server_deadline(const struct vfu_server *server);

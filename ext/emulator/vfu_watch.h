@@ -1,6 +1,7 @@
 /*
- * An eventfd that the reactor listens to on the server's behalf. Leaving the epoll set and closing belong together: the peer has
- * a copy, so a descriptor that is only closed would stay in the set, with a stale tag.
+ * An eventfd that the reactor listens to on the server's behalf. Leaving the epoll set and closing
+ * belong together: the peer has a copy, so a descriptor that is only closed would stay in the set,
+ * with a stale tag.
  */
 #ifndef NVME_ASYNC_EMULATOR_VFU_WATCH_H
 #define NVME_ASYNC_EMULATOR_VFU_WATCH_H
@@ -15,8 +16,8 @@ struct vfu_watch {
     void *tag;
 };
 
-/* Takes fd (-1 = none) in place of the one before. Edge-triggered, so that nobody needs to read it. 0 or an errno; then fd is the
- * caller's still and nothing is watched. */
+/* Takes fd (-1 = none) in place of the previous one. Edge-triggered, so that it need not be read. 0
+ * or an errno; then the caller still owns fd and nothing is watched. */
 static inline int vfu_watch_set(struct vfu_watch *watch, int fd)
 {
     struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = watch->tag};

@@ -1,6 +1,6 @@
 /*
- * Checksums that no standard module has: CRC-32C (Castagnoli; SSE4.2's instruction when there is one) and XXH64; and the
- * pseudo-random contents which they protect.
+ * Checksums that no standard module has: CRC-32C (Castagnoli; SSE4.2's instruction when there is
+ * one) and XXH64; and the pseudo-random contents which they protect.
  */
 #ifndef NVME_ASYNC_BENCH_CHECKSUM_H
 #define NVME_ASYNC_BENCH_CHECKSUM_H

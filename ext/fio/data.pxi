@@ -1,5 +1,5 @@
-# Checksums and contents of buffers. None of these holds a buffer after it returns. They let other threads run meanwhile: a job
-# that verifies has them done beside its event loop.
+# Checksums and contents of buffers. None of these holds a buffer after it returns. They let other
+# threads run meanwhile: a job that verifies has them done beside its event loop.
 
 def crc32c(data, uint32_t crc=0, *, bint software=False):
     cdef Py_buffer view

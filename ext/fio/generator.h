@@ -1,6 +1,7 @@
 /*
- * What to do next: direction, offset and size of one I/O after another. Deterministic: the same settings and seed give the
- * same sequence, which is what lets a later run verify what an earlier one wrote.
+ * What to do next: direction, offset and size of one I/O after another. Deterministic: the same
+ * settings and seed give the same sequence, which is what lets a later run verify what an earlier
+ * one wrote.
  */
 #ifndef NVME_ASYNC_BENCH_GENERATOR_H
 #define NVME_ASYNC_BENCH_GENERATOR_H
@@ -11,7 +12,8 @@ enum direction { DIRECTION_READ, DIRECTION_WRITE, DIRECTION_TRIM, DIRECTION_SYNC
 enum io_order { ORDER_SEQUENTIAL, ORDER_PERMUTED, ORDER_UNIFORM, ORDER_ZIPF, ORDER_PARETO, ORDER_NORMAL, ORDER_ZONED };
 enum { SPLITS = 16, ZONES = 64 };
 
-/* Block sizes of one direction: an even spread over multiples of `step`, or a table of sizes with their shares. */
+/* Block sizes of one direction: an even spread over multiples of `step`, or a table of sizes with
+ * their shares. */
 struct sizes {
     uint32_t min, max, step, splits;
     uint32_t nbytes[SPLITS];

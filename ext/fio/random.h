@@ -1,5 +1,6 @@
 /*
- * Random numbers for offsets: a generator, distributions, and a permutation that visits every block once with no map.
+ * Random numbers for offsets: a generator, distributions, and a permutation that visits every block
+ * once with no map.
  */
 #ifndef NVME_ASYNC_BENCH_RANDOM_H
 #define NVME_ASYNC_BENCH_RANDOM_H
@@ -33,8 +34,9 @@ static inline double rng_double(struct rng *rng)
 }
 
 /*
- * A bijection of [0, n): odd multiplications and xor-shifts are bijections of k-bit numbers; a result beyond n is put
- * through again until it falls inside (cycle walking), which keeps the whole a bijection. 2^k < 2n: two rounds on average.
+ * A bijection of [0, n): odd multiplications and xor-shifts are bijections of k-bit numbers; a
+ * result beyond n is put through again until it falls inside (cycle walking), which keeps the whole
+ * a bijection. 2^k < 2n: two rounds on average.
  */
 struct permutation {
     uint64_t n, mask, add, multiply[3];
@@ -68,8 +70,8 @@ static inline uint64_t permutation_at(const struct permutation *p, uint64_t i)
 }
 
 /*
- * Zipf's law by rejection-inversion (Hörmann and Derflinger 1996): exact, any exponent above 0, and no table, where
- * summing up the zeta function would take minutes for a large drive.
+ * Zipf's law by rejection-inversion (Hörmann and Derflinger 1996): exact, any exponent above 0, and
+ * no table, where summing up the zeta function would take minutes for a large drive.
  */
 struct zipf {
     double exponent, n, h_first, h_last, threshold;

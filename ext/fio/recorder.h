@@ -1,6 +1,6 @@
 /*
- * What a job did: counts, latencies and queue depths; and when it must stop. One per job, touched by one thread only; others
- * may read single counters.
+ * What a job did: counts, latencies and queue depths; and when it must stop. One per job, touched
+ * by one thread only; others may read single counters.
  *
  * All of this happens once or twice for each I/O, so it is plain stores and no call.
  */
@@ -53,7 +53,8 @@ static inline uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* A clock reading when latencies are wanted; otherwise one in CLOCK_EVERY calls, for the time limit. */
+/* A clock reading when latencies are wanted; otherwise one in CLOCK_EVERY calls, for the time
+ * limit. */
 static inline uint64_t recorder_clock(struct recorder *r)
 {
     if (r->timed || r->ticks++ % CLOCK_EVERY == 0)
@@ -154,8 +155,8 @@ static int log_add(struct io_log *log, const struct io *io, uint64_t latency, ui
 }
 
 /*
- * The first I/O, or the first one after the ramp. What the ramp did is forgotten only now: a job that ends in its ramp reports it
- * all, as fio does.
+ * The first I/O, or the first one after the ramp. What the ramp did is forgotten only now: a job
+ * that ends in its ramp reports it all, as fio does.
  */
 static void recorder_measure(struct recorder *r, uint64_t now)
 {
@@ -190,7 +191,8 @@ static inline void recorder_start(struct recorder *r, const struct io *io, uint6
     r->depths[depth_bucket(r->in_flight)]++;
 }
 
-/* An I/O of `r` that came back well, `now`, having been started at `started`; `submitted`: 0 where that is not timed. */
+/* An I/O of `r` that came back well, `now`, having been started at `started`; `submitted`: 0 where
+ * that is not timed. */
 static inline int recorder_finish(struct recorder *r, const struct io *io, uint64_t started, uint64_t submitted, uint64_t now)
 {
     uint64_t slat = submitted ? submitted - started : 0;

@@ -227,7 +227,8 @@ cdef class Slot:
     def __iter__(self):
         return self
 
-    # The whole benchmark loop of the plain cases: the clock reading that ends one I/O begins the next.
+    # The whole benchmark loop of the plain cases: the clock reading that ends one I/O begins the
+    # next.
     def __next__(self):
         cdef recorder *r = &self.recorder.r
         cdef uint64_t now = recorder_clock(r)

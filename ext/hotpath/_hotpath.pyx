@@ -1,7 +1,8 @@
-"""The native hot path: queue pairs in DMA memory, and the awaitable that rides on them.
+"""The native hot path: queue pairs in DMA memory, and their awaitable.
 
-Rings, doorbells and PRP lists are inline C (queue.h, prp.h, layout.h); here they meet Python objects: who waits for a command, and which
-buffer it fills. No policy: what loop, how long to spin, when to time out is told by nvme_async/driver/queues/loop_queue.py.
+Rings, doorbells and PRP lists are inline C (queue.h, prp.h, layout.h); here they meet Python
+objects: the waiter for a command, and the buffer it fills. No policy:
+nvme_async/driver/queues/loop_queue.py decides the loop, the spin limit and the timeouts.
 
 Threads: a QueuePair belongs to one event loop's thread. Counters may be read from others.
 

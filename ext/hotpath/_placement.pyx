@@ -1,6 +1,8 @@
-"""Where a command's data lie: user memory that the device reaches (AddressMap), or pool pages in between (BounceCache).
+"""Where a command's data lie: user memory that the device reaches (AddressMap), or pool pages in
+between (BounceCache).
 
-The declarations, and what is inlined into each I/O, are in nvme_async/native/_placement.pxd; typed in _placement.pyi.
+The declarations, and what is inlined into each I/O, are in nvme_async/native/_placement.pxd; typed
+in _placement.pyi.
 """
 
 from cpython.buffer cimport (PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer)
@@ -15,7 +17,9 @@ cdef extern from "<stdlib.h>" nogil:
 
 
 cdef int export_bytes(buffer, Py_buffer *view, bint writable) except -1:
-    """Exports memory as its bytes in C order. ValueError says what is wrong with a buffer that can't be had so."""
+    """Exports memory as bytes in C order. ValueError explains why a buffer can't be exported
+    so.
+    """
     try:
         PyObject_GetBuffer(buffer, view, PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if writable else 0))
         return 0
@@ -30,7 +34,9 @@ cdef int export_bytes(buffer, Py_buffer *view, bint writable) except -1:
 
 
 cdef class ByteView:
-    """Any C-contiguous buffer as plain bytes, for memoryview() to slice: memoryview.cast() refuses formats that it doesn't know."""
+    """Any C-contiguous buffer as plain bytes, for memoryview() to slice: memoryview.cast()
+    refuses formats that it doesn't know.
+    """
 
     cdef Py_buffer view
     cdef bint has_view
@@ -48,12 +54,15 @@ cdef class ByteView:
 
 
 def byte_view(buffer, *, bint writable=False):
-    """A memoryview of the buffer's bytes, whatever its items are. ValueError for one that isn't C-contiguous, or not writable."""
+    """A memoryview of the buffer's bytes, whatever its items are. ValueError for one that isn't
+    C-contiguous, or not writable.
+    """
     return memoryview(ByteView(buffer, writable))
 
 
 cdef class AddressMap:
-    """Which memory of this process the device reaches, and at which IOVA. One per controller, few entries.
+    """The memory of this process that the device can access, with its IOVA. One per controller,
+    few entries.
 
     Owned and changed by the controller's own thread; looked up by its queue pairs.
     """
@@ -78,7 +87,7 @@ cdef class AddressMap:
             ft_release(&self.lock)
 
     def remove(self, uintptr_t address):
-        """Forgets the entry that begins at `address`. KeyError if there is none."""
+        """Removes the entry that starts at `address`. KeyError if there is none."""
         cdef int i
         cdef bint found = False
         ft_acquire(&self.lock)
@@ -93,7 +102,7 @@ cdef class AddressMap:
             raise KeyError(f"no mapping begins at {address:#x}")
 
     def lookup(self, buffer):
-        """IOVA of `buffer`, or None where the device doesn't reach all of it."""
+        """IOVA of `buffer`, or None if the device can't access all of it."""
         cdef Py_buffer view
         cdef Mapping *mapping
         cdef uint64_t iova = 0
@@ -115,12 +124,14 @@ cdef class AddressMap:
 
 
 cdef class BounceCache:
-    """Pool pages for data that the device can't reach where it is: free lists by power-of-two size, filled from the pool in chunks.
+    """Pool pages for data that the device can't access in place: free lists by power-of-two
+    size, filled from the pool in chunks.
 
-    `alloc(nbytes, tag)` gets a chunk from the pool as a DmaBuffer, without waiting for memory to grow: None or OutOfDmaMemory if there is
-    none now. The tag is the size class, so that a successor can cut the chunk up the same way. A piece is owned by one command until that
-    completes. Chunks go back when the cache is closed, and those of which every piece is free when the pool has nothing else to give.
-    Same thread as its queue pair.
+    `alloc(nbytes, tag)` gets a chunk from the pool as a DmaBuffer, without waiting for memory to
+    grow: None or OutOfDmaMemory if there is none now. The tag is the size class, so that a
+    successor can cut the chunk up the same way. A piece is owned by one command until that
+    completes. Chunks are freed when the cache is closed, and completely free ones when the pool has
+    nothing else left. Same thread as its queue pair.
     """
 
     def __init__(self, alloc):
@@ -168,7 +179,7 @@ cdef class BounceCache:
         return True
 
     cdef bint trim(self) except? False:
-        """Gives chunks back to the pool of which no command has a piece; False if there is none."""
+        """Returns chunks without used pieces to the pool; False if there is none."""
         cdef uintptr_t begin, end
         cdef PieceStack *stack
         cdef int k, i, n
@@ -195,7 +206,9 @@ cdef class BounceCache:
         return freed
 
     def add_chunk(self, chunk, int k, int count, taken=()):
-        """Cuts `chunk` into `count` pieces of class `k`; those at the pool offsets in `taken` stay with their commands."""
+        """Cuts `chunk` into `count` pieces of class `k`; those at the pool offsets in `taken`
+        stay with their commands.
+        """
         cdef Py_buffer view
         cdef uint64_t size = <uint64_t>4096 << k
         cdef int i
@@ -213,7 +226,9 @@ cdef class BounceCache:
                 give_piece(self, k, Piece(piece.data + i * size, piece.iova + i * size, piece.offset + i * size))
 
     def close(self):
-        """Gives the chunks back to the pool. Only when no command owns a piece: after the queue was deleted or the controller reset."""
+        """Gives the chunks back to the pool. Only when no command owns a piece: after the queue
+        was deleted or the controller reset.
+        """
         cdef int k
         if self.n_taken:
             raise RuntimeError(f"{self.n_taken} pieces still belong to commands")
@@ -239,8 +254,10 @@ def address_of(buffer):
 
 
 cdef class HostMemory:
-    """Zeroed, page-aligned memory of this process that no device reaches: for the rings of a queue pair with a transport. `iova` is
-    its address. A writable buffer; freed when nothing refers to it any more."""
+    """Zeroed, page-aligned memory of this process that no device reaches: for the rings of a
+    queue pair with a transport. `iova` is its address. A writable buffer; freed when nothing
+    refers to it any more.
+    """
 
     cdef uint8_t *base
     cdef readonly size_t nbytes

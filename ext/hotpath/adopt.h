@@ -1,17 +1,18 @@
 /*
- * How a successor finds a queue pair in the pool and goes on with it. The predecessor may have been killed between any two stores of queue.h;
- * what can be told from what it left:
+ * How a successor finds a queue pair in the pool and continues with it. The predecessor may have
+ * been killed between any two stores of queue.h; its memory shows:
  *
- *   tracker ARMED, position <  submitted   the controller has it, or will have it once the doorbell is rung
- *   tracker ARMED, position >= submitted   never reached the ring: never sent, by nobody
- *   tracker DONE                           its result is recorded and was given to nobody
+ *   tracker ARMED, position <  submitted   the controller has it, or gets it with the doorbell
+ *   tracker ARMED, position >= submitted   never reached the ring: never sent
+ *   tracker DONE                           its result is recorded but was not delivered
  *   CQE at `reaped` and its tracker DONE   recorded, only `reaped` wasn't raised yet
  *   submitted > sq_ringing                 entries that were certainly not rung
  *   sq_ringing != sq_rung                  the doorbell may or may not have been written
  *   cq_ringing != cq_rung                  the same for the other doorbell
  *
- * A doorbell must not be written twice with the same value (Base 2.0, figure 146: Invalid Doorbell Write Value), so an uncertain one is
- * settled by one harmless command more, whose value is new either way. Its slot is held back for that: header.n_reserved.
+ * A doorbell must not be written twice with the same value (Base 2.0, figure 146: Invalid Doorbell
+ * Write Value), so an uncertain one is settled by one additional harmless command, whose value is
+ * new in both cases. A slot is reserved for that: header.n_reserved.
  *
  * nvq_inspect() changes nothing; nvq_adopt() may only follow a successful nvq_inspect().
  */
@@ -25,14 +26,15 @@
 
 struct nvq_found {
     uint32_t in_flight; /* with the controller, rung or not */
-    uint32_t done;      /* results that nobody got */
+    uint32_t done;      /* undelivered results */
     uint32_t unsent;
     bool skip_cqe;  /* the CQE at `reaped` was recorded */
     bool unrung;    /* entries that were certainly not rung */
     bool uncertain; /* the last SQ doorbell may have been written or not, and nothing was posted since */
 };
 
-/* Is this header one that nvq_open() may trust? 0, or -1 and the reason. `nbytes` is what the allocation has. */
+/* Is this header one that nvq_open() may trust? 0, or -1 and the reason. `nbytes` is what the
+ * allocation has. */
 static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, uint16_t qid, char error[NVQ_ERROR_BYTES])
 {
     if (nbytes < NVQ_PAGE || h->magic != NVQ_MAGIC) {
@@ -65,8 +67,8 @@ static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, 
     return 0;
 }
 
-/* How far the controller has taken entries from the submission ring, by its latest completion. A doorbell that a thread writes is noted
- * later than that. */
+/* How far the controller has taken entries from the submission ring, by its latest completion. A
+ * doorbell that a thread writes is noted later than that. */
 static inline uint64_t nvq_taken_up_to(const struct nvq *q, uint64_t reaped, uint64_t sq_ringing)
 {
     const uint32_t entries = q->header->entries;
@@ -76,7 +78,7 @@ static inline uint64_t nvq_taken_up_to(const struct nvq *q, uint64_t reaped, uin
     return behind <= sq_ringing ? sq_ringing - behind : 0;
 }
 
-/* The number of commands that are out from that position on; -1 if not all of them are. */
+/* The number of commands in flight from that position on; -1 if not all of them are. */
 static inline int64_t nvq_due_from(const struct nvq *q, uint64_t submitted, uint64_t position)
 {
     uint64_t due = 0;
@@ -87,7 +89,8 @@ static inline int64_t nvq_due_from(const struct nvq *q, uint64_t submitted, uint
     return due == submitted - position ? (int64_t)due : -1;
 }
 
-/* Reads and verifies what the predecessor left, for a queue that nvq_open() has opened. Changes nothing. 0, or -1 and the reason. */
+/* Reads and verifies what the predecessor left, for a queue that nvq_open() has opened. Changes
+ * nothing. 0, or -1 and the reason. */
 static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, struct nvq_found *found, char error[NVQ_ERROR_BYTES])
 {
     const struct nvq_header *h = q->header;
@@ -98,7 +101,8 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
     const uint64_t cq_ringing = atomic_load_explicit(&h->cq_ringing, memory_order_relaxed);
     const uint64_t cq_rung = atomic_load_explicit(&h->cq_rung, memory_order_relaxed);
     memset(found, 0, sizeof *found);
-    /* The controller may have seen the value that was about to be rung, and gone on by as much as the ring holds from there. */
+    /* The controller may have seen the value that was about to be rung, and gone on by as much as
+     * the ring holds from there. */
     if (sq_rung > sq_ringing || sq_ringing > submitted || submitted - sq_ringing >= h->entries || cq_rung > cq_ringing ||
         cq_ringing > reaped || reaped > submitted || submitted - reaped >= h->entries || reaped - cq_ringing >= h->entries) {
         snprintf(error, NVQ_ERROR_BYTES, "its positions make no sense: submitted %llu ringing %llu rung %llu, reaped %llu %llu %llu",
@@ -108,7 +112,7 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
     }
     const volatile struct nvq_cqe *next = &q->cq[reaped % h->entries];
     const bool there = (next->status & 1) == !((reaped / h->entries) & 1);
-    uint64_t due = 0; /* of the commands that are out, those whose doorbell may be owed */
+    uint64_t due = 0; /* of the commands in flight, those whose doorbell may be due */
     for (uint32_t i = 0; i < h->n_trackers; i++) {
         const struct nvq_tracker *t = &q->trackers[i];
         const uint32_t state = atomic_load_explicit(&t->state, memory_order_acquire);
@@ -129,7 +133,8 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
                  (unsigned long long)(submitted - reaped - found->skip_cqe));
         return -1;
     }
-    /* Entries that no tracker knows would be executed a second time; not those that the controller has taken. */
+    /* Entries that no tracker knows would be executed a second time; not those that the controller
+     * has taken. */
     if (due != submitted - sq_rung && nvq_due_from(q, submitted, nvq_taken_up_to(q, reaped, sq_ringing)) < 0) {
         snprintf(error, NVQ_ERROR_BYTES, "%llu commands wait for their doorbell, but the ring says %llu", (unsigned long long)due,
                  (unsigned long long)(submitted - sq_rung));
@@ -140,7 +145,8 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
     return 0;
 }
 
-/* A command that is with the controller. Its age can't be checked: one that makes no sense begins anew. */
+/* A command that is with the controller. Its age can't be checked: one that makes no sense begins
+ * anew. */
 static inline void nvq_take_on(struct nvq_tracker *t, uint64_t epoch, bool sums)
 {
     if (sums && nvq_sum_sent(t, t->flags | NVQ_ORPHAN) == t->sum)
@@ -151,7 +157,8 @@ static inline void nvq_take_on(struct nvq_tracker *t, uint64_t epoch, bool sums)
     t->flags |= NVQ_ADOPTED;
 }
 
-/* Takes positions, free slots and command ids over. What was never sent is freed; what is with the controller is marked as adopted. */
+/* Takes positions, free slots and command ids over. What was never sent is freed; what is with the
+ * controller is marked as adopted. */
 static inline void nvq_adopt(struct nvq *q, const struct nvq_measure *m, const struct nvq_found *found)
 {
     struct nvq_header *h = q->header;
@@ -166,8 +173,9 @@ static inline void nvq_adopt(struct nvq *q, const struct nvq_measure *m, const s
     q->n_armed = found->in_flight;
     NVP_PROBE3(take_over, q->qid, found->in_flight, found->done);
     q->n_unrung = (uint32_t)(submitted - atomic_load_explicit(&h->sq_ringing, memory_order_relaxed));
-    /* From `ringing` and not from `rung`: a doorbell that may have been written is written again only with a new value, after the next
-     * completion. That one comes: see nvq_resume_doorbells() for a ring without room for it. */
+    /* From `ringing` and not from `rung`: a doorbell that may have been written is written again
+     * only with a new value, after the next completion. That one comes: see nvq_resume_doorbells()
+     * for a ring without room for it. */
     q->n_unacked = (uint32_t)(reaped - cq_ringing);
     q->n_free = q->n_done = 0;
     memset(&q->strays, 0, sizeof q->strays);
@@ -188,7 +196,8 @@ static inline void nvq_adopt(struct nvq *q, const struct nvq_measure *m, const s
     h->sums = NVQ_SUMS;
 }
 
-/* A free slot for the command that settles an uncertain doorbell, or -1: even the reserved one is out. */
+/* A free slot for the command that settles an uncertain doorbell, or -1: even the reserved one is
+ * out. */
 static inline int nvq_take_reserved(struct nvq *q)
 {
     for (uint32_t i = nvq_usable(q); i < q->n_trackers; i++)
@@ -206,7 +215,8 @@ static inline void nvq_retire(struct nvq *q, unsigned slot)
         nvq_free(&q->trackers[slot]);
 }
 
-/* As nvq_ring_sq(), and the register is written whatever EventIdx says: nobody knows whether the predecessor came to look at it. */
+/* As nvq_ring_sq(), but the register is written regardless of EventIdx: it is unknown whether the
+ * predecessor read it. */
 static inline bool nvq_ring_sq_surely(struct nvq *q)
 {
     struct nvq_header *h = q->header;
@@ -224,9 +234,10 @@ static inline bool nvq_ring_sq_surely(struct nvq *q)
 }
 
 /*
- * The completion doorbell after nvq_adopt(), where it can't wait for the next completion: the ring has no room for one, or the controller
- * reads the shadow and may sleep until it is told. True when it is to be rung with what the predecessor may have rung already: then a
- * controller that minds has at worst an error to report.
+ * The completion doorbell after nvq_adopt(), if it can't wait for the next completion: the ring has
+ * no room for one, or the controller reads the shadow and may sleep until it is rung. True if it
+ * must be rung with a value that the predecessor may have rung already: then a strict controller at
+ * worst reports an error.
  */
 static inline bool nvq_cq_must_ring(const struct nvq *q)
 {
@@ -253,10 +264,12 @@ static inline bool nvq_ring_cq_surely(struct nvq *q)
 }
 
 /*
- * A queue pair that is being handed over, while this process waits to hear whether the successor took it. Nothing this process still does
- * with it (late flushes, cancellations, a look at the completion ring) may write to the pool: `q` looks at a private copy of the header and of
- * the trackers in use, and at a completion ring in which nothing ever comes. An idle queue pair has none in use, and its free trackers are
- * never written while new commands are held: they need no copy, so that idle queue pairs cost next to nothing.
+ * A queue pair that is being handed over, while this process waits for the successor's
+ * confirmation. Whatever this process still does with it (late flushes, cancellations, a poll of
+ * the completion ring) must not write to the pool: `q` uses a private copy of the header and of the
+ * trackers in use, and a completion ring that stays empty. An idle queue pair has none in use, and
+ * its free trackers are never written while new commands are held: they need no copy, so that idle
+ * queue pairs cost next to nothing.
  */
 struct nvq_frozen {
     uint8_t *copy; /* NULL: not frozen */
@@ -265,7 +278,8 @@ struct nvq_frozen {
     volatile struct nvq_cqe *cq;
 };
 
-/* Everything posted was rung and everything reaped acknowledged. 0, or -1 out of memory with nothing changed. */
+/* Everything posted was rung and everything reaped acknowledged. 0, or -1 out of memory with
+ * nothing changed. */
 static inline int nvq_freeze(struct nvq *q, struct nvq_frozen *frozen)
 {
     NVP_PROBE2(hand_over, q->qid, q->n_armed);
@@ -276,7 +290,7 @@ static inline int nvq_freeze(struct nvq *q, struct nvq_frozen *frozen)
     if (!copy)
         return -1;
     memcpy(copy, q->header, sizeof(struct nvq_header));
-    /* The entry at cq_head, which stays where it is: its phase bit is the old one. */
+    /* The entry at cq_head, which stays unchanged: its phase bit is the old one. */
     volatile struct nvq_cqe *next = (volatile struct nvq_cqe *)(copy + header);
     next->status = !q->cq_phase;
     *frozen = (struct nvq_frozen){copy, q->header, q->trackers, q->cq};
@@ -296,7 +310,8 @@ static inline int nvq_freeze(struct nvq *q, struct nvq_frozen *frozen)
     return 0;
 }
 
-/* Nobody took it: back to the pool, which has not changed meanwhile but for what the controller posted. */
+/* No successor took it: back to the pool, which has not changed meanwhile except for completions of
+ * the controller. */
 static inline void nvq_thaw(struct nvq *q, struct nvq_frozen *frozen)
 {
     if (!frozen->copy)

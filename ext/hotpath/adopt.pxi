@@ -1,15 +1,18 @@
-# Going on with a predecessor's queue pair, and handing one on. See adopt.h for what can be told from a killed process's memory.
+# Continuing with a predecessor's queue pair, and handing one over. See adopt.h for what a killed
+# process's memory shows.
 
 cdef enum:
     OPC_ASYNC_EVENT_REQUEST = 0x0c
 
 
 class QueueStateError(ValueError):
-    """Memory that should hold a queue pair holds something that makes no sense; it was not changed."""
+    """Memory that should hold a queue pair is invalid; it was not changed."""
 
 
 cdef class AdoptedCommand(Observer):
-    """A predecessor's command, from its tracker: what it was, and what became of it. nvme_async.keepalive gives it a face."""
+    """A predecessor's command, from its tracker, and its result. nvme_async.keepalive has its
+    public class.
+    """
 
     cdef readonly uint16_t qid
     cdef readonly uint16_t cid
@@ -18,12 +21,12 @@ cdef class AdoptedCommand(Observer):
     cdef readonly object data_offset    # of its data in the pool, or None
     cdef readonly bytes sqe
     cdef readonly bint sent             # False: the predecessor ended before it reached the ring
-    cdef readonly bint orphan           # nobody waited for it any more
-    cdef readonly object status         # the CQE's 15-bit status field; None while it is out, and for ever if it never completed
+    cdef readonly bint orphan           # it had no waiter any more
+    cdef readonly object status         # the CQE's 15-bit status field; None while it is in flight, and permanently if it never completed
     cdef readonly uint32_t dw0, dw1
-    cdef readonly object data           # bytes that a successful command brought, or None
+    cdef readonly object data           # data of a successful command, or None
     cdef readonly object error          # exception, when it didn't succeed
-    cdef readonly bint finished         # no more is to come
+    cdef readonly bint finished         # it has ended
     cdef object on_finished             # called with this object, once
     cdef Request request                # until it is answered
 
@@ -46,7 +49,7 @@ cdef class AdoptedCommand(Observer):
         return 0
 
     def lose(self, error):
-        """Nothing will be heard of it any more."""
+        """No completion will arrive for it any more."""
         self.error = error
         self.finish()
 
@@ -62,7 +65,8 @@ cdef raise_state(char *error):
 
 
 def check_queue(memory, uint16_t qid):
-    """The fixed facts of the queue pair that a predecessor made in `memory`, as keyword arguments for QueuePair(attach=True).
+    """The fixed facts of the queue pair that a predecessor made in `memory`, as keyword
+    arguments for QueuePair(attach=True).
 
     QueueStateError if there is none, or not this one. Changes nothing.
     """
@@ -81,8 +85,10 @@ def check_queue(memory, uint16_t qid):
 
 
 cdef int inspect_queue(QueuePair qp, bint sums, bint known, nvq_measure *measure, nvq_found *found) except -1:
-    """Verifies and counts what a predecessor left; QueueStateError if it is damaged. Changes nothing. sums: see look_at_queue(). known:
-    what look_at_queue() has found is not looked for again, for the predecessor stands still."""
+    """Verifies and counts what a predecessor left; QueueStateError if it is damaged. Changes
+    nothing. sums: see `look_at_queue()`. known: the result of `look_at_queue()` is not searched
+    again, because the predecessor is frozen.
+    """
     cdef char error[NVQ_ERROR_BYTES]
     cdef int failed
     qp.check_open()
@@ -107,14 +113,18 @@ cdef int inspect_queue(QueuePair qp, bint sums, bint known, nvq_measure *measure
 
 
 def look_at_queue(QueuePair qp, *, bint sums=True):
-    """What a predecessor left in a queue pair made with attach=True: its commands, and where their data lie.
+    """The predecessor's state of a queue pair made with attach=True: its commands, and the
+    places of their data.
 
-    sums: the trackers' checksums count; False where a release wrote them that knew none, perhaps after one that did.
+    sums: the trackers' checksums are valid; False if a release without checksums wrote them,
+        possibly after one with.
 
-    Of the dictionary's entries, "bounce" has {pool offset: size class} of the bounce pages that belong to commands, "inside" [(pool offset,
-    bytes)] of other data in the pool, and "outside" [(device address, bytes)] of data in the predecessor's own memory.
-    "arrived" has [(head, phase, command id, status field)] of the completions that nobody has taken, "waiting" says whether one is next.
-    QueueStateError if it is damaged. Changes nothing, so that a restore can still be refused.
+    Of the dictionary's entries, "bounce" has {pool offset: size class} of the bounce pages that
+    belong to commands, "inside" [(pool offset, bytes)] of other data in the pool, and "outside"
+    [(device address, bytes)] of data in the predecessor's own memory. "arrived" has [(head, phase,
+    command id, status field)] of the completions that nobody has taken, "waiting" says whether one
+    is next. QueueStateError if it is damaged. Changes nothing, so that a restore can still be
+    refused.
     """
     cdef nvq_found found
     cdef nvq_measure measure
@@ -155,15 +165,20 @@ def look_at_queue(QueuePair qp, *, bint sums=True):
 
 
 def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
-    """Goes on with a queue pair that look_at_queue() found sound, its bounce pages and doorbells in place. The queue is held afterwards.
+    """Continues with a queue pair that `look_at_queue()` found valid, with its bounce pages and
+    doorbells in place. The queue is held afterwards.
 
     factory      a subclass of AdoptedCommand
-    on_finished  called with each command that was with the controller when it completes, or can't any more
-    settle       64 bytes: a harmless command, sent if nobody can know whether the last doorbell was rung
-    sums         as for look_at_queue(); afterwards the trackers have right ones
+    on_finished  called with each command that was with the controller when it completes, or no
+                 longer can
+    settle       64 bytes: a harmless command, sent if it is unknown whether the last doorbell was
+                 rung
+    sums         as for `look_at_queue()`; afterwards the trackers have valid ones
 
-    Returns (commands, the driver's own commands, asynchronous event requests). A command whose result the predecessor had recorded, or that it never sent, is finished
-    already. The event requests are awaitable. Then looks at the completion ring: on_finished may be called before this returns.
+    Returns (commands, the driver's own commands, asynchronous event requests). A command whose
+    result the predecessor had recorded, or that it never sent, is finished already. The event
+    requests are awaitable. Then polls the completion ring: on_finished may be called before this
+    returns.
     """
     cdef nvq_found found
     cdef nvq_measure measure
@@ -182,7 +197,7 @@ def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
     commands = []
     own = []
     events = []
-    # Everything that can fail for want of memory comes before the first change.
+    # Everything that can fail for lack of memory comes before the first change.
     for i in range(qp.q.n_trackers):
         t = &qp.q.trackers[i]
         state = t.state
@@ -223,7 +238,7 @@ def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
         else:
             Py_INCREF(request)
             qp.waiters[request.slot] = <PyObject *>request
-    # Recorded results that nobody is to get: of the driver's own commands.
+    # Recorded results without a receiver: of the driver's own commands.
     for i in range(qp.q.n_trackers):
         if qp.q.trackers[i].state == NVQ_DONE:
             nvq_retire(&qp.q, i)
@@ -235,7 +250,8 @@ def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
 
 
 def leftovers(memory, uint16_t qid, factory):
-    """The commands that a predecessor's queue pair in `memory` has as outstanding, for a controller that won't be taken over. Changes nothing.
+    """The commands that a predecessor's queue pair in `memory` has as outstanding, for a
+    controller that won't be taken over. Changes nothing.
 
     QueueStateError if there is no such queue pair.
     """
@@ -261,7 +277,7 @@ def leftovers(memory, uint16_t qid, factory):
 
 
 cdef AdoptedCommand described(factory, uint16_t qid, nvq_tracker *t, uint64_t submitted):
-    """What a tracker says of its command."""
+    """A tracker's command."""
     cdef AdoptedCommand command = factory.__new__(factory)
     command.qid = qid
     command.cid = t.cid
@@ -293,7 +309,8 @@ cdef Request adopted_request(QueuePair qp, uint32_t slot, char *pool):
     request.iova = t.sqe.prp1
     request.offset = t.data_offset
     if t.data_nbytes and t.data_offset == NVQ_NO_OFFSET:
-        # The predecessor's own memory: we have no view of it, and can't vouch for what is in it now.
+        # The predecessor's own memory: this process has no view of it, and its content is
+        # uncertain.
         request.attempts = 0xffffffff
     elif t.data_nbytes:
         request.kind = READ_BYTES if t.flags & NVQ_TO_HOST else WRITE_FROM
@@ -304,7 +321,7 @@ cdef Request adopted_request(QueuePair qp, uint32_t slot, char *pool):
 
 
 cdef int complete_recorded(QueuePair qp, Request request, nvq_tracker *t) except -1:
-    """The predecessor took this completion off the ring, and gave it to nobody."""
+    """The predecessor reaped this completion, but did not deliver it."""
     request.status, request.dw0, request.dw1 = t.status, t.dw0, t.dw1
     if request.status == 0:
         take_result(qp, request)
@@ -316,7 +333,7 @@ cdef int complete_recorded(QueuePair qp, Request request, nvq_tracker *t) except
 
 
 cdef int ring_adopted(QueuePair qp, nvq_found *found, settle) except -1:
-    """Doorbells that the predecessor owed, or may have owed."""
+    """Doorbells that were due, or may have been due, in the predecessor."""
     cdef int slot
     cdef nvq_tracker *t
     cdef const unsigned char[::1] raw
@@ -341,7 +358,9 @@ cdef int ring_adopted(QueuePair qp, nvq_found *found, settle) except -1:
 
 
 def rebind(QueuePair qp, create_future, call_soon, ready):
-    """Another loop uses this queue pair from now on (arguments as for QueuePair). Nothing of the old one's is out or waits."""
+    """Another loop uses this queue pair from now on (arguments as for QueuePair). The old one
+    has nothing in flight or waiting.
+    """
     if qp.q.n_armed or qp.line or qp.starved:
         raise RuntimeError(f"queue {qp.qid} is in use")
     qp.create_future, qp.call_soon, qp.ready = create_future, call_soon, ready
@@ -349,11 +368,12 @@ def rebind(QueuePair qp, create_future, call_soon, ready):
     qp.watched = qp.waiting.guarded = False
 
 
-# -- handing on ------------------------------------------------------------------------------------------------------------------------
+# -- handing on
 
 def freeze(QueuePair qp):
-    """Holds new commands, gives out the results that are there, rings for all that was posted; from then on nothing that this process does
-    reaches the queue pair's memory or doorbells, until thaw()."""
+    """Holds new commands, delivers available results, rings for all posted commands; from then
+    on this process doesn't touch the queue pair's memory or doorbells, until thaw().
+    """
     qp.check_open()
     if qp.frozen.copy != NULL:
         return
@@ -368,7 +388,7 @@ def freeze(QueuePair qp):
 
 
 cdef bint at_rest(QueuePair qp):
-    """Nothing is out, is waited for, or is being given out at this moment by its own thread."""
+    """Nothing is in flight, waited for, or being delivered right now by its own thread."""
     cdef uint32_t i
     if qp.q.n_armed or qp.q.n_done or qp.q.n_unrung or qp.line or qp.starved or qp.batches or qp.q.sq_doorbell == NULL:
         return False
@@ -379,8 +399,9 @@ cdef bint at_rest(QueuePair qp):
 
 
 def freeze_at_rest(QueuePair qp):
-    """freeze() from another thread, with the interpreter's lock: where nothing is out and nobody waits, it touches nothing of the loop's.
-    False, and nothing is changed, where something is."""
+    """freeze() from another thread, with the GIL: if nothing is in flight and there are no
+    waiters, it touches nothing of the loop. Otherwise returns False and changes nothing.
+    """
     qp.check_open()
     if qp.frozen.copy != NULL:
         return True
@@ -394,22 +415,26 @@ def freeze_at_rest(QueuePair qp):
 
 
 def is_at_rest(QueuePair qp):
-    """May hand_over() be called from another thread? Frozen, and nobody waits."""
+    """May hand_over() be called from another thread? Frozen, and without waiters."""
     return qp.has_memory and qp.frozen.copy != NULL and at_rest(qp)
 
 
 def thaw(QueuePair qp):
-    """Nobody took it: goes on where freeze() stopped. The caller still has to end the hold."""
+    """No successor took it: continues where freeze() stopped. The caller must still end the
+    hold.
+    """
     if qp.frozen.copy != NULL:
         nvq_thaw(&qp.q, &qp.frozen)
         qp.reap_and_deliver(qp.waiting.reap_limit)
 
 
 def hand_over(QueuePair qp, sent, unsent):
-    """A successor has the queue pair: who waits for a command that is out gets the exception `sent`, who waits to send one `unsent`, and
-    this object is closed. Memory, tracker and slots stay as they are, for the successor.
+    """A successor has the queue pair: waiters for in-flight commands get the exception `sent`,
+    waiters to send one get `unsent`, and this object is closed. Memory, tracker and slots stay
+    as they are, for the successor.
 
-    Returns requests whose memory the controller may still reach and no successor knows of: keep them as long as the process lives.
+    Returns requests whose memory the controller may still access and no successor knows of: keep
+    them until the process ends.
     """
     cdef uint32_t i
     cdef Request request

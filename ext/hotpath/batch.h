@@ -1,6 +1,6 @@
 /*
- * Many commands of one kind, awaited as one: element i moves `nbytes` at lbas[i] to or from data + i * nbytes. Composed of the primitives of
- * queue.h; runs without the interpreter.
+ * Many commands of one kind, awaited as one: element i transfers `nbytes` at lbas[i] to or from
+ * data + i * nbytes. Composed of the primitives of queue.h; runs without the GIL.
  */
 #ifndef NVME_ASYNC_HOTPATH_BATCH_H
 #define NVME_ASYNC_HOTPATH_BATCH_H
@@ -16,11 +16,11 @@ struct nvb_piece {
 };
 
 struct nvb_batch {
-    struct nvq_sqe command; /* what all have in common */
+    struct nvq_sqe command; /* common to all */
     const uint64_t *lbas;
     uint16_t *status; /* of each element, 0 = success */
     uint8_t *data;    /* NULL: commands without data */
-    uint64_t iova;    /* of data, where the device reaches it; else `pieces` are used */
+    uint64_t iova;    /* of data, if the device can access it; otherwise `pieces` are used */
     uint64_t offset;  /* of data in the pool, or NVQ_NO_OFFSET */
     uint64_t offset_step; /* from one element to the next; 0 for NVQ_NO_OFFSET */
     uint64_t sum;     /* what the trackers' sums have in common: nvb_prepare() */
@@ -36,18 +36,19 @@ struct nvb_batch {
     uint16_t flags; /* of the trackers */
     bool bounced;
     bool one_page; /* each element is one page, or a part of one, of the memory at iova: nvb_prepare() */
-    bool stopped; /* nothing more is sent: the awaiter is gone */
+    bool stopped; /* nothing more is sent: the awaiter was cancelled */
 };
 
 /* Whose a slot is, beside the tracker. Process-local; batch NULL: not a batch's. */
 struct nvb_slot {
     struct nvb_batch *batch;
     uint32_t element;
-    uint32_t attempts; /* how often it was sent again after a reset */
+    uint32_t attempts; /* how often it was resent after a reset */
     struct nvb_piece piece;
 };
 
-/* "Command Aborted By Host", the status of elements that were sent again too often (Base 2.0, figure 105). */
+/* "Command Aborted By Host", the status of elements that were sent again too often (Base 2.0,
+ * figure 105). */
 #define NVB_GIVEN_UP 0x371
 
 /* To be called once, after all the above was set: derives the rest. */
@@ -58,7 +59,7 @@ static inline void nvb_prepare(struct nvb_batch *b)
     b->one_page = b->data && !b->bounced && b->nbytes <= NVQ_PAGE && !((b->iova | NVQ_PAGE) & (b->nbytes - 1));
 }
 
-/* Of one element, what its command, its tracker and its slot have of their own. */
+/* The part of one element that its command, its tracker and its slot don't share. */
 struct nvb_element {
     uint64_t iova, offset, sum;
     uint32_t index;
@@ -74,7 +75,7 @@ static inline struct nvb_element nvb_element(const struct nvb_batch *b, uint32_t
     };
 }
 
-/* Goes on to the element after `e`: sums are linear in their words (sum.h). */
+/* Advances to the element after `e`: sums are linear in their words (sum.h). */
 static inline void nvb_next(const struct nvb_batch *b, struct nvb_element *e)
 {
     e->iova += b->nbytes;
@@ -83,7 +84,8 @@ static inline void nvb_next(const struct nvb_batch *b, struct nvb_element *e)
     e->index++;
 }
 
-/* Sends an element whose data are at e->iova, with a slot that is free. `b->out` is the caller's to count. one_page: as b->one_page. */
+/* Sends an element whose data are at e->iova, with a slot that is free. The caller counts `b->out`.
+ * one_page: as b->one_page. */
 static inline __attribute__((always_inline)) void nvb_send(struct nvq *q, struct nvq_posting *p, struct nvb_slot *slots, struct nvb_batch *b,
                                                            const struct nvb_element *e, unsigned slot, const bool one_page)
 {
@@ -106,7 +108,7 @@ static inline __attribute__((always_inline)) void nvb_send(struct nvq *q, struct
     nvq_post_next(q, p, slot, e->sum + nvq_sum_lba(lba), !one_page);
 }
 
-/* Puts an element's data into a bounce piece, or makes that ready for them. */
+/* Copies an element's data into a bounce piece, or prepares the piece for them. */
 static inline void nvb_bounce(const struct nvb_batch *b, struct nvb_slot *own, struct nvb_element *e, const struct nvb_piece *piece)
 {
     own->piece = *piece;
@@ -118,7 +120,8 @@ static inline void nvb_bounce(const struct nvb_batch *b, struct nvb_slot *own, s
     e->offset = piece->offset;
 }
 
-/* Sends an element of any kind, with a bounce piece where the batch has such; its slot, or -1 when no id is free. */
+/* Sends an element of any kind, with a bounce piece if the batch uses them; returns its slot, or -1
+ * if no id is free. */
 static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t element, const struct nvb_piece *piece)
 {
     const int slot = nvq_take(q);
@@ -134,7 +137,8 @@ static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_bat
     return slot;
 }
 
-/* After a reset: an element that was out is sent again from the same pages, unless nobody waits for it or it was `limit` times before. */
+/* After a reset: an in-flight element is resent from the same pages, unless it has no waiter or was
+ * resent `limit` times before. */
 static inline bool nvb_again(struct nvq *q, struct nvb_slot *slots, const struct nvb_slot *old, uint32_t limit)
 {
     struct nvb_batch *b = old->batch;
@@ -162,7 +166,7 @@ static __attribute__((noinline, unused)) void nvb_fill_any(struct nvq *q, struct
         (void)nvb_post(q, slots, b, b->next++, b->bounced ? &b->pieces[--b->n_pieces] : NULL);
 }
 
-/* Sends what depth and free ids allow, leaving `keep` ids to others. Returns how many. */
+/* Sends as many as depth and free ids allow, leaving `keep` ids to others. Returns how many. */
 static inline uint32_t nvb_fill(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep)
 {
     uint32_t count = b->n - b->next;
@@ -192,7 +196,8 @@ static inline uint32_t nvb_fill(struct nvq *q, struct nvb_slot *slots, struct nv
     return count;
 }
 
-/* One element's completion, recorded in its tracker by nvq_reap. `bounced` as b->bounced. done, out and free slots are the caller's to count. */
+/* One element's completion, recorded in its tracker by nvq_reap. `bounced` as b->bounced. The
+ * caller counts done, out and free slots. */
 static inline __attribute__((always_inline)) void nvb_take(struct nvq *q, struct nvb_slot *own, unsigned slot, struct nvb_batch *b,
                                                            const bool bounced)
 {
@@ -223,7 +228,7 @@ static inline void nvb_finish(struct nvq *q, struct nvb_slot *slots, unsigned sl
     q->free_slots[q->n_free++] = (uint16_t)slot;
 }
 
-/* nvb_settle() from the reaped at `from` on, whosever they are. */
+/* nvb_settle() from the reaped one at `from` on, of any batch. */
 static __attribute__((noinline, unused)) void nvb_settle_any(struct nvq *q, struct nvb_slot *slots, const struct nvb_batch *b, uint32_t from)
 {
     uint32_t kept = 0;
@@ -265,19 +270,21 @@ static inline void nvb_settle(struct nvq *q, struct nvb_slot *slots, struct nvb_
 enum nvb_why {
     NVB_DONE,     /* every element is */
     NVB_SLICE,    /* enough for one go */
-    NVB_QUIET,    /* nothing came for spin_ns: better to sleep */
-    NVB_REGISTER, /* a doorbell has to be written as a register: sq in *ring & 1, cq in *ring & 2 */
-    NVB_STRAYS,   /* completions of nothing: they are to be reported */
+    NVB_QUIET,    /* nothing arrived for spin_ns: better to sleep */
+    NVB_REGISTER, /* a doorbell must be written as a register: sq in *ring & 1, cq in *ring & 2 */
+    NVB_STRAYS,   /* stray completions: they must be reported */
 };
 
-/* Submits, rings and reaps until done, `slice_ns` have passed, or nothing has come for as long as `budget` says. */
+/* Submits, rings and reaps until done, `slice_ns` have passed, or nothing has arrived within
+ * `budget`. */
 static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep, uint64_t slice_ns,
                                     struct nvw_budget *budget, unsigned *ring)
 {
     const uint64_t begin = nvq_now_ns();
     const uint64_t bound = nvw_budget_ns(budget);
     uint64_t quiet_since = 0, looked = 0;
-    /* Ring for a part of the depth at a time, so that the controller works on one part while we prepare the next. */
+    /* Ring for a part of the depth at a time, so that the controller works on one part while the
+     * next is prepared. */
     const uint32_t portion = b->depth > 16 ? b->depth / 4 : b->depth > 3 ? 4 : 1;
     *ring = 0;
     for (unsigned turn = 1;; turn++) {

@@ -30,17 +30,19 @@ cdef extern from "hotpath/batch.h":
     void nvb_finish(nvq *q, nvb_slot *slots, unsigned slot) nogil
     int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, nvw_budget *budget, unsigned *ring) nogil
 
-DEF BOUNCE_BYTES = 8 << 20  # bounce pages of a batch whose depth is left to us: more of them out at once move data no faster
-DEF BOUNCE_PIECES = 32      # but so many at least, and with fewer a batch doesn't begin while the memory can grow
-DEF SLICE_NS = 100_000     # one go of a batch, before other tasks of the loop get their turn
+DEF BOUNCE_BYTES = 8 << 20  # bounce pages of a batch with a default depth: more in flight at once are no faster
+DEF BOUNCE_PIECES = 32      # but at least so many; with fewer a batch doesn't start while the memory can grow
+DEF SLICE_NS = 100_000     # one run of a batch, before other tasks of the loop get their turn
 
 
 @cython.final
 cdef class Batch:
-    """An awaitable for many commands; made by QueuePair.batch(). Its result is itself: statuses, and how many failed.
+    """An awaitable for many commands; made by QueuePair.batch(). Its result is itself: statuses,
+    and how many failed.
 
-    Awaited once. While it pumps, the GIL is released; it gives way to the loop after each slice, and sleeps on the interrupt when the
-    controller takes its time. Cancelling stops the sending; what is out keeps its memory until the controller has let go.
+    Awaited once. While it runs, the GIL is released; it yields to the loop after each slice, and
+    sleeps on the interrupt if the controller is slow. Cancelling stops the sending; commands in
+    flight keep their memory until they complete.
     """
 
     cdef nvb_batch b
@@ -56,8 +58,8 @@ cdef class Batch:
     cdef bint made, started, finished
     cdef bint starving                 # waits for bounce pages before the first command
     cdef bint any_depth
-    cdef bint answered                 # over, but for a pass of the loop that others get first
-    cdef readonly object statuses      # array of uint16, one for each element: 0 = success, else the 15-bit status field
+    cdef bint answered                 # done, except for one event-loop iteration for other tasks first
+    cdef readonly object statuses      # array of uint16, one for each element: 0 = success, otherwise the 15-bit status field
 
     def __await__(self):
         return self
@@ -96,11 +98,11 @@ cdef class Batch:
 
     @property
     def done(self):
-        """How many elements are complete, failed ones included."""
+        """How many elements are complete, including failed ones."""
         return self.b.done
 
     def command(self, uint32_t element):
-        """The 64 bytes of one element's command, PRPs left out."""
+        """The 64 bytes of one element's command, without PRPs."""
         cdef nvq_sqe sqe = self.b.command
         if element >= self.b.n:
             raise IndexError(f"element {element} of {self.b.n}")
@@ -112,7 +114,7 @@ cdef class Batch:
         return f"<Batch of {self.b.n}, opcode={self.b.command.opcode:#04x} qid={self.qp.qid}: {self.b.done} done, {self.b.failed} failed>"
 
     def __dealloc__(self):
-        # While anything is out the queue pair keeps this object alive.
+        # While anything is in flight the queue pair keeps this object alive.
         if self.has_data:
             PyBuffer_Release(&self.data_view)
         if self.has_lbas:
@@ -124,7 +126,9 @@ cdef class Batch:
             never_awaited("QueuePair.batch")
 
     cdef bint begin(self) except -1:
-        """Bounce pages for as many as can be out at once, or the place of the buffer where the device reaches it. False: waits for pages."""
+        """Bounce pages for as many as can be in flight at once, or the buffer's address if the
+        device can access it. False: waits for pages.
+        """
         cdef Mapping *mapping = NULL
         cdef Piece piece
         cdef QueuePair qp = self.qp
@@ -174,7 +178,7 @@ cdef class Batch:
         return True
 
     cdef void let_go(self) noexcept:
-        """Nothing is out any more: pages and buffers go back."""
+        """Nothing is in flight any more: pages and buffers are released."""
         cdef nvb_piece *piece
         while self.b.n_pieces:
             self.b.n_pieces -= 1
@@ -186,7 +190,7 @@ cdef class Batch:
             self.b.data = NULL
 
     cdef void detach(self) except *:
-        """The awaiter goes away; as Request.detach()."""
+        """The awaiter was cancelled; as Request.detach()."""
         if self.finished or ((self.started or self.starving) and self.qp.ask_owner(self.close)):
             return
         self.finished = True
@@ -340,7 +344,7 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
     self.detach()
     qp.waiting.pumped_ns += nvq_now_ns() - begin
     if qp.waiting.pumped_ns >= SLICE_NS:
-        # Short batches, one after the other, that never had to wait: no less a storm than a long one.
+        # Consecutive short batches that never had to wait load the loop like a long one.
         qp.waiting.pumped_ns = 0
         self.answered = True
         Py_INCREF(None)
@@ -352,7 +356,7 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
 
 
 cdef bint forbid(Batch batch) except -1:
-    """Must nothing more of the batch be sent for now? Where its namespace has changed, it fails."""
+    """Must the batch send nothing for now? If its namespace has changed, it fails."""
     if batch.geometry is None or not batch.geometry.state:
         return False
     if batch.geometry.state == EXPIRED and batch.failure is None and batch.b.done < batch.b.n:
@@ -361,7 +365,9 @@ cdef bint forbid(Batch batch) except -1:
 
 
 cdef void go_on_with_batches(QueuePair qp) except *:
-    """Elements of sleeping batches have completed: the next ones are sent; who is done wakes up."""
+    """Elements of sleeping batches have completed: the next ones are sent; finished batches wake
+    up.
+    """
     cdef Batch batch
     for batch in list(qp.batches):
         if batch.b.stopped:
@@ -379,7 +385,9 @@ cdef void go_on_with_batches(QueuePair qp) except *:
 
 
 cdef void leave_batches(QueuePair qp, Batch batch) except *:
-    """A batch that is over, or whose awaiter is gone, is kept until nothing of it is out."""
+    """A batch that has ended, or whose awaiter was cancelled, is kept until none of it is in
+    flight.
+    """
     cdef Py_ssize_t n = batch.b.n_pieces
     if batch.b.out == 0 and batch in qp.batches:
         qp.batches.remove(batch)

@@ -1,7 +1,8 @@
 /*
- * Shows the garbage collector what a queue pair's C array refers to: the requests that are with the controller. Without it a dropped
- * controller, whose event requests are always out, would never be found, nor its descriptors closed. What is collected was reachable through
- * its Controller alone, whose __del__ takes the device away before anything is freed.
+ * Shows the garbage collector the references in a queue pair's C array: the requests in flight.
+ * Without it a dropped controller, whose event requests are always outstanding, would never be
+ * collected, nor its descriptors closed. Collected objects were reachable only through their
+ * Controller, whose __del__ closes the device before anything is freed.
  */
 #ifndef NVME_ASYNC_HOTPATH_COLLECT_H
 #define NVME_ASYNC_HOTPATH_COLLECT_H

@@ -1,4 +1,4 @@
-/* A command that waits in the ring and must not be carried out any more. */
+/* A command that waits in the ring and must not be executed any more. */
 #ifndef NVME_ASYNC_HOTPATH_DEFUSE_H
 #define NVME_ASYNC_HOTPATH_DEFUSE_H
 
@@ -12,8 +12,9 @@ static inline void nvd_as_flush(struct nvq_sqe *sqe)
 }
 
 /*
- * Makes a Flush of an armed command whose doorbell was not rung since the queue began anew: nothing of the ring may have been fetched. The
- * tracker says the same as the ring, with a sum that fits.
+ * Turns an armed command whose doorbell was not rung since the queue was restarted into a Flush: no
+ * entry of the ring may have been fetched. The tracker is changed like the ring, with a matching
+ * sum.
  */
 static inline void nvd_defuse(struct nvq *q, unsigned slot)
 {

@@ -1,9 +1,10 @@
-# What was reaped reaches those who wait for it.
+# Delivery of reaped completions to their waiters.
 
 cdef void deliver(QueuePair qp) except *:
-    """Gives what was reaped to those who wait: all of it, whatever one of them raises.
+    """Delivers all reaped completions to their waiters, even if one of them raises.
 
-    It may be called again from inside (by a callback that polls): then the inner call delivers what is left."""
+    It may be called again from inside (by a callback that polls): then the inner call delivers the
+    rest."""
     cdef object failure = None
     cdef Py_ssize_t n
     while qp.n_delivered < qp.q.n_done:
@@ -21,7 +22,7 @@ cdef void deliver(QueuePair qp) except *:
         if qp.line:
             qp.grant()
         if qp.batches:
-            # Also those of which nothing is among the reaped: they may have had no command id at all.
+            # Also those without a reaped completion: they may have had no command id at all.
             go_on_with_batches(qp)
         if qp.streams:
             go_on_with_streams(qp)
@@ -58,7 +59,8 @@ cdef inline int deliver_one(QueuePair qp, unsigned slot) except -1:
         if request.status == 0 and request.bounced and not request.raw and request.kind != WRITE_FROM:
             request.status = nvs_finish(<uint8_t *>request.piece.data, request.nbytes)
         if request.geometry is not None and request.geometry.state == EXPIRED:
-            # Sized for another format, or meant for another namespace: what it did or read is not what was asked for.
+            # Sized for another format, or meant for another namespace: its effect or data is not
+            # what was requested.
             request.failed = True
             request.result = request.geometry.error
         elif request.status == 0:
@@ -76,7 +78,9 @@ cdef inline int deliver_one(QueuePair qp, unsigned slot) except -1:
 
 
 cdef void report(QueuePair qp, failure) except *:
-    """An exception out of a callback: it is the loop's to show, not that of the awaiter in whose step the completion was found."""
+    """An exception from a callback: the loop reports it, not the awaiter in whose step the
+    completion was found.
+    """
     if qp.loop is None or not isinstance(failure, Exception):
         raise failure
     qp.loop.call_exception_handler({"message": f"queue pair {qp.qid}: exception while completions were delivered",
@@ -96,6 +100,6 @@ cdef inline void take_result(QueuePair qp, Request request) except *:
         if request.raw:
             request.result = (request.dw0, request.dw1, request.result)
     except MemoryError as error:
-        # Of this command alone: the others that were reaped with it get their results.
+        # Only for this command: others that were reaped with it get their results.
         request.failed = True
         request.result = error

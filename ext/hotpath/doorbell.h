@@ -1,5 +1,6 @@
 /*
- * Doorbells: rung as registers, through Doorbell Buffer Config, or left to the caller. queue.h has the order of the stores.
+ * Doorbells: rung as registers, through Doorbell Buffer Config, or left to the caller. queue.h has
+ * the order of the stores.
  */
 #ifndef NVME_ASYNC_HOTPATH_DOORBELL_H
 #define NVME_ASYNC_HOTPATH_DOORBELL_H
@@ -9,13 +10,13 @@
 #include "common/mmio.h"
 #include "pair.h"
 
-/* virtio's test, as Base 2.0 5.8 has it: does going from `old` to `new` step over event_idx? */
+/* virtio's test, as in Base 2.0, 5.8: does going from `old` to `new` step over event_idx? */
 static inline bool nvq_needs_event(uint16_t event_idx, uint16_t new_value, uint16_t old)
 {
     return (uint16_t)(new_value - event_idx - 1) < (uint16_t)(new_value - old);
 }
 
-/* What nvq_ring_* leave to a caller that had to write the register itself. */
+/* Completes nvq_ring_* for a caller that wrote the register itself. */
 static inline void nvq_rang_sq(struct nvq *q)
 {
     struct nvq_header *h = q->header;
@@ -28,7 +29,8 @@ static inline void nvq_rang_cq(struct nvq *q)
     atomic_store_explicit(&h->cq_rung, atomic_load_explicit(&h->cq_ringing, memory_order_relaxed), memory_order_release);
 }
 
-/* The same for a register that was written meanwhile, by another thread: the last position at or before `ringing` that `value` stands for. */
+/* The same for a register that was written meanwhile, by another thread: the last position at or
+ * before `ringing` that `value` stands for. */
 static inline void nvq_rang_to(const struct nvq_header *h, const _Atomic uint64_t *ringing, _Atomic uint64_t *rung, uint32_t value)
 {
     const uint64_t latest = atomic_load_explicit(ringing, memory_order_acquire);
@@ -47,13 +49,15 @@ static inline void nvq_rang_cq_to(struct nvq *q, uint32_t value)
     nvq_rang_to(q->header, &q->header->cq_ringing, &q->header->cq_rung, value);
 }
 
-/* Returns true when the caller has to write the register itself, because the device maps no doorbells. */
+/* Returns true if the caller must write the register itself, because the device maps no
+ * doorbells. */
 static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, volatile uint32_t *shadow, volatile uint32_t *eventidx,
                                 uint32_t value, uint64_t *counter)
 {
     if (shadow) {
         const uint32_t old = *shadow;
-        /* The ring entries before the shadow doorbell, the shadow doorbell before the look at EventIdx (5.8: else both sides may sleep). */
+        /* The ring entries before the shadow doorbell, the shadow doorbell before the read of
+         * EventIdx (5.8: otherwise both sides may sleep). */
         mmio_store32(shadow, value);
         atomic_thread_fence(memory_order_seq_cst);
         if (!nvq_needs_event((uint16_t)*eventidx, (uint16_t)value, (uint16_t)old)) {
@@ -75,7 +79,7 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
     return false;
 }
 
-/* nvq_ring_sq() and nvq_ring_cq() where a doorbell is more than a store, or is left alone. */
+/* nvq_ring_sq() and nvq_ring_cq() if a doorbell is more than a store, or must not be rung. */
 static __attribute__((noinline, unused)) bool nvq_ring_sq_any(struct nvq *q, uint64_t submitted)
 {
     struct nvq_header *h = q->header;
@@ -138,8 +142,9 @@ static inline bool nvq_ring_cq(struct nvq *q)
     return false;
 }
 
-/* Between the completion doorbell and one more poll before sleeping: the controller stores an entry and then reads the doorbell, we store
- * the doorbell and then read the entry, and one of us sees the other. */
+/* Between the completion doorbell and one more poll before sleeping: the controller stores an entry
+ * and then reads the doorbell, we store the doorbell and then read the entry, and one of us sees
+ * the other. */
 static inline void nvq_before_last_poll(void)
 {
     atomic_thread_fence(memory_order_seq_cst);

@@ -1,34 +1,37 @@
-# Whether a request still means what it meant when it was made: the format of its namespace at that time.
+# Whether a request still matches the format of its namespace at the time it was made.
 
 cdef enum:
     SOUND      # requests made for it may be sent
-    HELD       # they wait: a command that may change the namespace is out
-    EXPIRED    # they end with `error`: the namespace has another format, or is another one
+    HELD       # they wait: a command that may change the namespace is in flight
+    EXPIRED    # they end with `error`: the namespace has another format, or was replaced
 
 
 @cython.final
 cdef class Geometry:
-    """The format that a namespace's requests were sized for. A namespace has one at a time and never goes back to an old one.
+    """The format that a namespace's requests were sized for. A namespace has one at a time and
+    never reuses an old one.
 
-    Changed on the controller's home thread only. Other threads see it at their next command; QueuePair.go_on() on each of them is the
-    barrier after which none has missed it.
+    Changed on the controller's home thread only. Other threads notice it at their next command;
+    QueuePair.go_on() on each of them is the barrier after which all have noticed it.
     """
 
     cdef int state
     cdef object error
 
     def hold(self):
-        """Requests that were not sent wait from now on, until release() or expire() and go_on() of their queue pair."""
+        """Requests that were not sent wait from now on, until release() or expire() and go_on()
+        of their queue pair.
+        """
         if self.state == SOUND:
             self.state = HELD
 
     def release(self):
-        """Nothing has changed: requests go on."""
+        """Nothing has changed: requests continue."""
         if self.state == HELD:
             self.state = SOUND
 
     def expire(self, exception):
-        """Requests that were not sent, and those that are out, end with `exception`. For good."""
+        """Unsent and in-flight requests end with `exception`. Final."""
         if self.state != EXPIRED:
             self.state = EXPIRED
             self.error = exception
@@ -42,7 +45,7 @@ cdef class Geometry:
         return self.state == EXPIRED
 
     def check(self):
-        """Raises what ends requests of this format, if they can't be sent any more."""
+        """Raises the exception of this format's requests, if they can't be sent any more."""
         if self.state == EXPIRED:
             raise self.error.with_traceback(None)
 
@@ -66,8 +69,10 @@ cdef int park(QueuePair qp, Request request) except -1:
 
 
 cdef int defuse(QueuePair qp) except -1:
-    """After a reset, before the controller hears of the commands that are sent again: those whose geometry has expired since become
-    Flush commands in their place in the ring, and their awaiters get the geometry's error when these complete."""
+    """After a reset, before the resent commands are rung: those whose geometry has expired
+    meanwhile become Flush commands in their place in the ring, and their awaiters get the
+    geometry's error when these complete.
+    """
     cdef uint32_t i
     cdef Batch batch
     cdef bint expired
@@ -90,7 +95,7 @@ cdef int defuse(QueuePair qp) except -1:
 
 
 cdef int wake_parked(QueuePair qp) except -1:
-    """Each looks for itself whether it may go on."""
+    """Each checks by itself whether it may continue."""
     parked, qp.parked = qp.parked, []
     for future in parked:
         if not future.done():

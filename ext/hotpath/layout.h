@@ -1,6 +1,7 @@
 /*
- * What a queue pair keeps in the DMA pool, where a successor process finds it: rings, their positions, and a tracker for each
- * command. Plain C structs, little endian, versioned; the order of the stores is in queue.h. tests/unit/test_layout.py holds golden bytes.
+ * A queue pair's structures in the DMA pool, where a successor process finds them: rings, their
+ * positions, and a tracker for each command. Plain C structs, little endian, versioned; the order
+ * of the stores is in queue.h. tests/unit/test_layout.py holds golden bytes.
  *
  * One queue pair is one pool allocation:
  *
@@ -22,7 +23,8 @@
 #define NVQ_PAGE 4096u
 #define NVQ_SUMS 0x534d5553u /* "SUMS" */
 #define NVQ_NO_OFFSET UINT64_MAX
-/* Poison of list entries that a command doesn't use: not page aligned and outside of any IOVA, so a controller that follows one fails. */
+/* Poison of list entries that a command doesn't use: not page aligned and outside of any IOVA, so a
+ * controller that follows one fails. */
 #define NVQ_POISON 0xdeadbeefdeadbeefull
 
 /* Completion queue entry, NVMe Base 2.0 figure 90 */
@@ -60,14 +62,14 @@ _Static_assert(offsetof(struct nvq_sqe, prp1) == 24 && offsetof(struct nvq_sqe, 
 enum nvq_state {
     NVQ_FREE = 0,
     NVQ_ARMED = 1, /* the controller may work on it as soon as its position is below header.submitted */
-    NVQ_DONE = 2,  /* its completion is recorded here and the result not yet given to anybody */
+    NVQ_DONE = 2,  /* its completion is recorded here but not yet delivered */
 };
 
 enum nvq_flag {
     NVQ_TO_HOST = 1u << 0,   /* the controller writes data */
     NVQ_FROM_HOST = 1u << 1, /* the controller reads data */
     NVQ_BOUNCE = 1u << 2,    /* data_offset names pool pages that belong to this command until it completes */
-    NVQ_ORPHAN = 1u << 3,    /* nobody waits for it any more */
+    NVQ_ORPHAN = 1u << 3,    /* it has no waiter any more */
     NVQ_ADOPTED = 1u << 4,   /* sent by a predecessor */
     NVQ_INTERNAL = 1u << 5,  /* of the driver itself (AER, recovery), without a time limit: no successor's caller asks for it */
     NVQ_DRIVER = 1u << 6,    /* of the driver itself: no successor's caller asks for it */
@@ -111,22 +113,22 @@ struct nvq_header {
     uint64_t sq_offset, cq_offset, trackers_offset, lists_offset; /* from this header */
     uint32_t list_bytes;
     uint32_t interrupts; /* CQ created with IEN */
-    uint32_t n_reserved; /* of the trackers, the last ones: held back for a successor (adopt.h) */
-    uint32_t sums;       /* NVQ_SUMS: trackers have right sums; 0: the release that made them knew none */
+    uint32_t n_reserved; /* of the trackers, the last ones: reserved for a successor (adopt.h) */
+    uint32_t sums;       /* NVQ_SUMS: trackers have valid sums; 0: made by a release without sums */
     uint8_t reserved0[56];
 
-    /* Positions count entries since the queue was created; ring index = position % entries. A killed process leaves each of them either
-     * before or after a step, never between. */
+    /* Positions count entries since the queue was created; ring index = position % entries. A
+     * killed process leaves each of them either before or after a step, never between. */
     _Alignas(64) _Atomic uint64_t submitted; /* entries that are valid in the SQ ring */
     _Atomic uint64_t sq_ringing;             /* stored before the doorbell … */
-    _Atomic uint64_t sq_rung;                /* … and after it: where they differ, a predecessor died between */
+    _Atomic uint64_t sq_rung;                /* … and after it: if they differ, a predecessor died in between */
     _Atomic uint64_t reaped;                 /* CQEs recorded in their trackers */
     _Atomic uint64_t cq_ringing;
     _Atomic uint64_t cq_rung;
     uint64_t epoch; /* coarse clock, counted by the driver's watchdog */
     uint64_t reserved1;
 
-    /* Counters, always on, written by the owner of the queue only. */
+    /* Counters, always on, written only by the owner of the queue. */
     _Alignas(64) uint64_t n_reaps; /* that found something */
     uint64_t n_sq_doorbells;       /* MMIO writes */
     uint64_t n_cq_doorbells;

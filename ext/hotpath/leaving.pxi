@@ -1,4 +1,4 @@
-# Commands that nobody waits for any more, and that the controller still has.
+# Abandoned commands that the controller still has.
 
 cdef list left_behind(QueuePair qp, uint32_t nsid, uint64_t lba, uint64_t blocks):
     cdef uint32_t i
@@ -40,7 +40,9 @@ cdef enum:
 
 
 cdef bint changes(nvq_sqe *sqe, uint32_t nsid, uint64_t lba, uint64_t blocks) noexcept:
-    """May this I/O command change one of the blocks? True where it can't be known (NVM Command Set 1.0, 3.2)."""
+    """May this I/O command change one of the blocks? True if that is unknown (NVM Command Set
+    1.0, 3.2).
+    """
     cdef uint64_t first = sqe.cdw10 | <uint64_t>sqe.cdw11 << 32
     if sqe.nsid != nsid and sqe.nsid != NSID_ALL:
         return False

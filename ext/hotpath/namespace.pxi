@@ -13,11 +13,13 @@ cdef object get_running_loop
 
 
 cdef class NamespaceCore:
-    """What nvme_async.Namespace inherits: read, readinto and write of one command's size, and the look-up of the running loop's queue pair.
+    """The base class of nvme_async.Namespace: read, readinto and write of one command's size,
+    and the lookup of the running loop's queue pair.
 
-    Everything else a subclass does by overriding: _slow(method, args, kwargs) for a loop that has no queue pair yet, and
-    _split(method, lba, buffer-or-blocks, fua) for requests over max_blocks. Both return awaitables.
-    Each request remembers the geometry that it was sized for (geometry.pxi).
+    A subclass handles everything else by overriding _slow(method, args, kwargs) for a loop that has
+    no queue pair yet, and _split(method, lba, buffer-or-blocks, fua) for requests over max_blocks.
+    Both return awaitables. Each request remembers the geometry that it was sized for
+    (geometry.pxi).
     """
 
     cdef readonly uint32_t nsid
@@ -45,11 +47,15 @@ cdef class NamespaceCore:
         self.has_metadata = has_metadata
 
     def _set_gone(self, exception):
-        """New requests fail with `exception`, those that were made go on. None: new ones are possible again."""
+        """New requests fail with `exception`, earlier ones continue. None: new ones are possible
+        again.
+        """
         self._gone = exception
 
     def _expire(self, exception):
-        """Requests that were made fail with `exception`, sent or not. New ones need _configure() first, which begins a new geometry."""
+        """Requests that were made fail with `exception`, sent or not. New ones need _configure()
+        first, which starts a new geometry.
+        """
         self.geometry.expire(exception)
 
     @property
@@ -74,7 +80,7 @@ cdef class NamespaceCore:
             return None
         request = Request.__new__(Request)
         request.qp = qp
-        # Before the sizes: should the format change meanwhile, this is the one that has expired.
+        # Read before the sizes: if the format changes meanwhile, this is the expired one.
         request.geometry = self.geometry
         # Request.__new__ zeroes; the freelist does too.
         request.sqe.opcode = opcode
@@ -95,11 +101,14 @@ cdef class NamespaceCore:
         return 0
 
     def read(self, lba, blocks=1, *, bint fua=False, metadata=None, protect=None):
-        """Reads `blocks` logical blocks from `lba`; the result is a new bytes object of blocks * block_size bytes.
+        """Reads `blocks` logical blocks from `lba`; the result is a new bytes object of blocks *
+        block_size bytes.
 
-        fua: Force Unit Access. metadata: a writable buffer for the blocks' metadata. protect: a Protect, for namespaces with
-        protection information; without it the controller checks it and strips it. More than max_blocks are read by several commands at once (NVM Command Set 1.0, 3.2.4).
-        Raises LbaOutOfRange, MediaError and other CommandErrors, ControllerError, CommandTimeout.
+        fua: Force Unit Access. metadata: a writable buffer for the blocks' metadata. protect: a
+        Protect, for namespaces with protection information; without it the controller checks it and
+        strips it. More than max_blocks are read by several commands at once (NVM Command Set 1.0,
+        3.2.4). Raises LbaOutOfRange, MediaError and other CommandErrors, ControllerError,
+        CommandTimeout.
         """
         cdef uint64_t first = check_u64(lba, "lba"), count = check_u64(blocks, "blocks")
         self.check_range(first, count, OPC_READ)
@@ -118,34 +127,40 @@ cdef class NamespaceCore:
         return request
 
     def readinto(self, lba, buffer, *, bint fua=False, metadata=None, protect=None):
-        """Fills `buffer` (writable, C-contiguous, a multiple of the block size) from `lba` on; the result is its length in bytes.
+        """Fills `buffer` (writable, C-contiguous, a multiple of the block size) from `lba` on;
+        the result is its length in bytes.
 
-        Memory from controller.alloc() or registered with the controller is written by the device itself; anything else goes through a
-        bounce page and is touched only on success. The buffer is held until the controller is done with it, also when the awaiter is gone.
+        The device itself writes memory from controller.alloc() or registered with the controller;
+        other memory goes through a bounce page and is changed only on success. The buffer is held
+        until the controller is done with it, also if the awaiter is cancelled.
         """
         if self.has_metadata or metadata is not None or protect is not None:
             return self._moved("readinto", check_u64(lba, "lba"), buffer, fua, metadata, protect)
         return self.transfer("readinto", OPC_READ, READ_INTO, NVQ_TO_HOST, lba, buffer, fua)
 
     def write(self, lba, data, *, bint fua=False, metadata=None, protect=None):
-        """Writes `data` (any buffer, a multiple of the block size) from `lba` on (NVM Command Set 1.0, 3.2.6). fua: Force Unit Access.
+        """Writes `data` (any buffer, a multiple of the block size) from `lba` on (NVM Command
+        Set 1.0, 3.2.6). fua: Force Unit Access.
 
-        Memory that the device reaches is read in place and must not be changed meanwhile; anything else is copied when the write starts.
-        Cancelling it (wait_for, a task group) doesn't take it back: it may still be carried out, also after a newer write to the same blocks
-        was acknowledged. Await settled(lba, blocks) before writing them again.
+        Memory that the device can access is read in place and must not be changed meanwhile; other
+        memory is copied when the write starts. Cancelling it (wait_for, a task group) doesn't
+        recall it: it may still be executed, also after a newer write to the same blocks was
+        acknowledged. Await settled(lba, blocks) before writing them again.
         """
         if self.has_metadata or metadata is not None or protect is not None:
             return self._moved("write", check_u64(lba, "lba"), data, fua, metadata, protect)
         return self.transfer("write", OPC_WRITE, WRITE_FROM, NVQ_FROM_HOST, lba, data, fua)
 
     def compare(self, lba, data, *, bint fua=False, metadata=None, protect=None):
-        """Compares `data` with what is on the media from `lba` on (NVM Command Set 1.0, 3.2.1). CompareFailure if they differ."""
+        """Compares `data` with the media from `lba` on (NVM Command Set 1.0, 3.2.1).
+        CompareFailure if they differ.
+        """
         if self.has_metadata or metadata is not None or protect is not None:
             return self._moved("compare", check_u64(lba, "lba"), data, fua, metadata, protect)
         return self.transfer("compare", OPC_COMPARE, WRITE_FROM, NVQ_FROM_HOST, lba, data, fua)
 
     def _check(self, uint8_t opcode, uint64_t lba, uint64_t blocks):
-        """What read() and its kin raise for blocks that aren't there."""
+        """The exception of read() and similar calls for blocks that don't exist."""
         self.check_range(lba, blocks, opcode)
 
     cdef object transfer(self, str method, uint8_t opcode, uint8_t kind, uint16_t flags, lba, buffer, bint fua):
@@ -172,7 +187,9 @@ cdef class NamespaceCore:
         return request
 
     def flush(self):
-        """Commits what was written, and acknowledged before this call, to non-volatile media (Base 2.0, 7.1)."""
+        """Commits writes that were acknowledged before this call to non-volatile media (Base
+        2.0, 7.1).
+        """
         if self._gone is not None:
             raise self._gone
         cdef Request request = self.make(OPC_FLUSH, 0, 1)

@@ -1,5 +1,6 @@
 /*
- * What a queue pair is to this process: struct nvq; how it is laid out in memory, opened, reset and closed.
+ * What a queue pair is to this process: struct nvq; how it is laid out in memory, opened, reset and
+ * closed.
  */
 #ifndef NVME_ASYNC_HOTPATH_PAIR_H
 #define NVME_ASYNC_HOTPATH_PAIR_H
@@ -21,8 +22,9 @@
 #define NVQ_MAX_ENTRIES 4096u
 
 /*
- * Stray completions: entries of the completion ring that answer no command of this queue pair that is out. They are taken off the ring,
- * counted, and release nothing: a page belongs to its command until an entry says without doubt that this command is over.
+ * Stray completions: entries of the completion ring that belong to no command in flight of this
+ * queue pair. They are taken off the ring, counted, and release nothing: a page belongs to its
+ * command until an entry proves that this command has ended.
  */
 struct nvq_strays {
     uint32_t n;        /* since they were reported */
@@ -31,7 +33,7 @@ struct nvq_strays {
 };
 
 struct nvq {
-    /* Looked at for each command. */
+    /* Used for each command. */
     struct nvq_sqe *sq;
     volatile struct nvq_cqe *cq;
     struct nvq_tracker *trackers;
@@ -43,9 +45,9 @@ struct nvq {
     uint32_t entries;
     uint32_t sq_tail;  /* index of the next free SQ entry */
     uint32_t cq_head;  /* index of the next CQE */
-    uint16_t cq_phase; /* that a new CQE has: nvq_set_phase() */
+    uint16_t cq_phase; /* of a new CQE: nvq_set_phase() */
     uint16_t slot_bits;
-    uint32_t n_armed;   /* commands with the controller, orphans included */
+    uint32_t n_armed;   /* commands in flight, including orphans */
     uint32_t n_unrung;  /* of those, not yet rung */
     uint32_t n_unacked; /* CQEs taken, CQ doorbell not yet rung */
     uint16_t qid;
@@ -57,16 +59,17 @@ struct nvq {
     uint32_t n_trackers;
     uint16_t *next_cid; /* of each slot */
     uint64_t cq_expected;   /* phase and sqid of a new CQE, at their places in its last 8 bytes */
-    uint32_t notable;       /* so many completions in one reap, and more, are news for nvq_note() */
+    uint32_t notable;       /* that many completions in one reap, or more, are reported to nvq_note() */
 
-    /* Doorbells. NULL: the device maps none, nvq_ring_* return true and the caller writes the register. */
+    /* Doorbells. NULL: the device maps none, nvq_ring_* return true and the caller writes the
+     * register. */
     volatile uint32_t *sq_doorbell;
     volatile uint32_t *cq_doorbell;
     int kick_fd; /* an eventfd that wakes a sleeping peer, -1 = none */
-    bool silent; /* nothing is rung: the controller is being reset and doesn't know of this queue. Set by nvq_silent() */
-    uint32_t life; /* of a lent queue pair: it is over once its lender has stored another number in lent_word */
+    bool silent; /* no doorbell is rung: the controller is being reset and doesn't know this queue. Set by nvq_silent() */
+    uint32_t life; /* of a lent queue pair: it has ended once its lender has stored another number in lent_word */
     const volatile uint32_t *stop_word, *lent_word;
-    const volatile uint32_t *plain_word; /* stop_word where ringing is one store to mapped memory: nvq_choose_ringing() */
+    const volatile uint32_t *plain_word; /* stop_word if ringing is one store to mapped memory: nvq_choose_ringing() */
     /* Doorbell Buffer Config (Base 2.0, 5.8): NULL = not in use. */
     volatile uint32_t *sq_shadow;
     volatile uint32_t *cq_shadow;
@@ -81,14 +84,15 @@ struct nvq {
 };
 
 static const volatile uint32_t nvq_own = 1;    /* the stop word of queue pairs that are not lent */
-static const volatile uint32_t nvq_silence = 0; /* of those that are silent: no life has this number */
+static const volatile uint32_t nvq_silence = 0; /* of silent ones: no epoch has this number */
 
-static inline bool nvq_stopped(const struct nvq *q) /* doorbells are to be left alone */
+static inline bool nvq_stopped(const struct nvq *q) /* doorbells must not be rung */
 {
     return __builtin_expect(*q->stop_word != q->life, 0);
 }
 
-/* To be called whenever one of the doorbell fields has changed; until then nvq_ring_* look at each of them. */
+/* Must be called whenever one of the doorbell fields has changed; until then nvq_ring_* check each
+ * of them. */
 static inline void nvq_choose_ringing(struct nvq *q)
 {
     const bool plain = q->sq_doorbell && q->cq_doorbell && !q->sq_shadow && q->kick_fd < 0;
@@ -109,7 +113,7 @@ static inline uint64_t nvq_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* The layout that `entries` and lists of `list_bytes` lead to; returns bytes in all. */
+/* The layout for `entries` and lists of `list_bytes`; returns the total bytes. */
 static inline uint64_t nvq_layout_of(struct nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_bytes)
 {
     const uint64_t mask = NVQ_PAGE - 1;
@@ -131,14 +135,15 @@ static inline uint64_t nvq_layout_of(struct nvq_header *h, uint32_t entries, uin
     return at;
 }
 
-/* The layout for commands of `list_entries` pages; returns bytes in all. */
+/* The layout for commands of `list_entries` pages; returns the total bytes. */
 static inline uint64_t nvq_layout(struct nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_entries)
 {
     return nvq_layout_of(h, entries, n_trackers, prp_list_bytes(list_entries ? list_entries : 1));
 }
 
 /*
- * The next id of the same slot, where `cid` is one that no command has: FFFFh (Base 2.0, figure 87) and 0, which is a free tracker's (sum.h).
+ * The next id of the same slot, skipping ids that no command has: FFFFh (Base 2.0, figure 87) and
+ * 0, which is a free tracker's (sum.h).
  */
 static inline uint16_t nvq_proper_cid(const struct nvq *q, uint16_t cid)
 {
@@ -182,9 +187,10 @@ static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
 }
 
 /*
- * In a forked child: the queue pair goes on in `memory`, which is zeroed and of nvq_layout() bytes, silent, empty, for good. The rings are a
- * private mapping there, and such a mapping shows what the parent and its controller do next, until it is written: completions of commands
- * that this process has never sent.
+ * In a forked child: the queue pair continues in `memory`, which is zeroed and of nvq_layout()
+ * bytes, silent and empty, permanently. The rings are a private mapping there, which shows later
+ * changes by the parent and its controller until it is written: completions of commands that this
+ * process has never sent.
  */
 static inline void nvq_disown(struct nvq *q, uint8_t *memory)
 {
@@ -224,7 +230,7 @@ static inline void nvq_set_phase(struct nvq *q, uint16_t phase)
     q->cq_expected = (uint64_t)phase << 48 | (uint64_t)q->qid << 16;
 }
 
-/* Latencies are recorded in *latency from now on, which is the queue's to free; NULL: they aren't. */
+/* Latencies are recorded in *latency from now on, which the queue frees; NULL: they aren't. */
 static inline void nvq_set_latency(struct nvq *q, struct histogram *latency)
 {
     free(q->latency);
@@ -238,13 +244,15 @@ static inline uint32_t nvq_usable(const struct nvq *q)
     return q->n_trackers - q->header->n_reserved;
 }
 
-/* `state`, `cid` and `flags` in one store: neither a lost result nor one that comes a second time passes for what it isn't (sum.h). */
+/* `state`, `cid` and `flags` in one store: so that a lost result and a repeated one are both
+ * detected (sum.h). */
 static inline void nvq_free(struct nvq_tracker *t)
 {
     __atomic_store_n((nvq_word *)&t->state, 0, __ATOMIC_RELEASE);
 }
 
-/* All slots free, both rings empty: a queue that was just created, or whose controller was just reset. */
+/* All slots free, both rings empty: a queue that was just created, or whose controller was just
+ * reset. */
 static inline void nvq_reset(struct nvq *q)
 {
     struct nvq_header *h = q->header;

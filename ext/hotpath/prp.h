@@ -1,6 +1,6 @@
 /*
- * Physical Region Pages (NVMe Base 2.0, 4.1.1). Memory that a device reaches is contiguous in IOVA here, so a list is arithmetic on one
- * address.
+ * Physical Region Pages (NVMe Base 2.0, 4.1.1). Memory that a device can access is contiguous in
+ * IOVA here, so a list is computed from one address.
  */
 #ifndef NVME_ASYNC_HOTPATH_PRP_H
 #define NVME_ASYNC_HOTPATH_PRP_H
@@ -14,8 +14,9 @@ static inline uint64_t prp_pages(uint64_t iova, uint64_t nbytes)
 }
 
 /*
- * Bytes of list memory for up to `entries` entries, chain pointers included, for lists that start on a page or, when shorter than one, on
- * a multiple of their size (so that they don't cross a page end).
+ * Bytes of list memory for up to `entries` entries, chain pointers included, for lists that start
+ * on a page or, when shorter than one, on a multiple of their size (so that they don't cross a page
+ * end).
  */
 static inline uint32_t prp_list_bytes(uint32_t entries)
 {
@@ -26,7 +27,7 @@ static inline uint32_t prp_list_bytes(uint32_t entries)
             bytes *= 2;
         return bytes;
     }
-    /* Every page but the last gives its last entry to the pointer to the next one. */
+    /* Every page except the last uses its last entry for the pointer to the next one. */
     uint32_t pages = (entries - 1 + per_page - 2) / (per_page - 1);
     return pages * NVQ_PAGE;
 }
@@ -38,10 +39,11 @@ static inline int prp_list_bytes_valid(uint32_t bytes)
 }
 
 /*
- * Fills prp[0] and prp[1] of a command that moves nbytes at iova. A list goes to `list` (its own address list_iova, qword aligned, room for
- * list_bytes); where it reaches a page end with entries to come, the last entry of that page points to the next page (4.1.1: "the last entry
- * … is a pointer to the next PRP List"), which here is the memory that follows. The
- * entry behind the last is poisoned.
+ * Fills prp[0] and prp[1] of a command that transfers nbytes at iova. A list goes to `list` (its
+ * own address list_iova, qword aligned, room for list_bytes); if it reaches a page end with further
+ * entries, the last entry of that page points to the next page (4.1.1: "the last entry … is a
+ * pointer to the next PRP List"), which here is the memory that follows. The entry after the last
+ * is poisoned.
  *
  * Returns 0, or -1 when the list has no room.
  */

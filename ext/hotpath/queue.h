@@ -1,23 +1,25 @@
 /*
- * A queue pair in five primitives, from which everything else is composed:
+ * A queue pair in five primitives, from which everything else is built:
  *
  *   nvq_take       a free command id                        nvq_put gives it back
  *   nvq_post       a command into its tracker and the ring
- *   nvq_ring_sq    the submission doorbell, for all that was posted
+ *   nvq_ring_sq    the submission doorbell, for all posted commands
  *   nvq_reap       completions into their trackers
- *   nvq_ring_cq    the completion doorbell, for all that was reaped
+ *   nvq_ring_cq    the completion doorbell, for all reaped completions
  *
- * Threads: a queue pair belongs to one thread at a time; nothing here locks. `struct nvq` is this process's view, `struct nvq_header` and the
- * trackers are shared with the future (see layout.h), with the controller only the rings and doorbells.
+ * Threads: a queue pair belongs to one thread at a time; nothing here locks. `struct nvq` is this
+ * process's view, `struct nvq_header` and the trackers are shared with a successor (see layout.h),
+ * only the rings and doorbells with the controller.
  *
- * A process may be killed between any two stores, and its successor reads the pool. So each step publishes with one release store, last:
+ * A process may be killed between any two stores, and its successor reads the pool. So each step
+ * publishes with one release store, last:
  *   post:   tracker fields, tracker.sum → tracker.state = ARMED → ring entry → header.submitted
  *   ring:   header.sq_ringing → doorbell → header.sq_rung
  *   reap:   tracker.status, tracker.sum → tracker.state = DONE → header.reaped
  *   ring:   header.cq_ringing → doorbell → header.cq_rung
  *   put:    tracker.state = FREE, cid = flags = 0, in one store
- * An ARMED tracker whose position is not below header.submitted was never sent. A CQE at header.reaped whose tracker is DONE was recorded
- * already.
+ * An ARMED tracker whose position is not below header.submitted was never sent. A CQE at
+ * header.reaped whose tracker is DONE was recorded already.
  */
 #ifndef NVME_ASYNC_HOTPATH_QUEUE_H
 #define NVME_ASYNC_HOTPATH_QUEUE_H
@@ -49,8 +51,9 @@ static inline uint64_t nvq_list_iova(const struct nvq *q, unsigned slot)
 }
 
 /*
- * What changes with each command that is posted, in registers from nvq_posting_begin() to nvq_posting_end(). Nothing else may touch the
- * queue between them; a process that is killed there loses only what it alone knows.
+ * The state that changes with each posted command, in registers from nvq_posting_begin() to
+ * nvq_posting_end(). Nothing else may touch the queue in between; a process that is killed there
+ * loses only its private state.
  */
 struct nvq_posting {
     uint64_t position; /* header.submitted */
@@ -72,8 +75,9 @@ static inline void nvq_posting_end(struct nvq *q, const struct nvq_posting *p)
 }
 
 /*
- * Puts the command that was written to trackers[slot].sqe into the ring. The SQ has room whenever a slot was free: there are fewer trackers
- * than entries, and a tracker is only free once its command was fetched and completed. The controller sees nothing until nvq_ring_sq.
+ * Puts the command in trackers[slot].sqe into the ring. The SQ has room whenever a slot was free:
+ * there are fewer trackers than entries, and a tracker is only free once its command was fetched
+ * and completed. The controller sees nothing until nvq_ring_sq.
  *
  * sum: as nvq_sum_sent() adds it up, before it is folded. may_record: latencies may be recorded.
  */

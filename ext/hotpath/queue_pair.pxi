@@ -1,52 +1,53 @@
-# A queue pair and those who wait for it.
+# A queue pair and its waiters.
 
 @cython.final
 cdef class QueuePair(Rings):
-    """Rings, and those who wait for what goes through them. Belongs to one event loop.
+    """Rings, and the waiters for their commands. Belongs to one event loop.
 
-    memory        the pool allocation, a DmaBuffer of queue_memory() bytes; zeroed; kept until close()
+    memory        the pool allocation, a DmaBuffer of queue_memory() bytes; zeroed; until close()
     qid           0 = admin
     entries       of each ring, 2 to 4096
     n_trackers    commands at once, at most entries - 1
-    n_reserved    of these, held back for a successor
-    attach        go on with what a predecessor left in memory: check_queue() before, adopt() after
+    n_reserved    of these, reserved for a successor
+    attach        continue with a predecessor's memory: check_queue() before, adopt() after
     max_transfer  bytes of one command's data, a multiple of 4096
     spare_entries of the longest PRP list, so many at the end of its page stay free
-    address_map   which user memory the device reaches
+    address_map   the user memory that the device can access
     bounce        pool pages for the rest
     create_future, call_soon      of the loop that this queue pair belongs to
     command_error(status, dw0, sqe, admin) -> exception
-    ready                         that loop's collection of ready callbacks, if it shows one
-    on_stray(qid, n, n_sqid, cid, sqid)   called for n completions that answer nothing which is out; n_sqid of them have the id of an
-                                  outstanding command, and of another submission queue; cid, sqid: of the last
+    ready                         that loop's collection of ready callbacks, if it has one
+    on_stray(qid, n, n_sqid, cid, sqid)   called for n completions of no outstanding command; n_sqid
+                                  of them have the id of an outstanding command but another
+                                  submission queue; cid, sqid: of the last
     """
 
     cdef PyObject **waiters      # a Request for each slot that is with the controller; owned references
-    cdef nvb_slot *slots         # for each slot, of which batch it is
-    cdef list batches            # those that are started and not over
+    cdef nvb_slot *slots         # the batch of each slot
+    cdef list batches            # started and not finished
     cdef list streams            # the same of sources of commands (stream.pxi)
     cdef AddressMap address_map
     cdef BounceCache bounce
     cdef object loop
     cdef unsigned long thread        # where that loop runs
-    cdef object is_running           # the loop's, where it doesn't show its thread (uvloop)
+    cdef object is_running           # the loop's, if it doesn't show its thread (uvloop)
     cdef object create_future, call_soon, command_error, on_stray
-    cdef object line             # deque of futures: who waits for a free command id
-    cdef list parked             # futures: whose namespace is held
-    cdef int n_granted           # of those, and of the starved, how many were told to go on and have not yet
-    cdef object starved          # deque of futures: who waits for a bounce page
+    cdef object line             # deque of futures: waiters for a free command id
+    cdef list parked             # futures: waiters with a held namespace
+    cdef int n_granted           # of those, and of the starved, how many were resumed and have not run yet
+    cdef object starved          # deque of futures: waiters for a bounce page
     cdef bint growing            # on_starved() was called, and fed() is to follow
-    cdef public object on_starved    # called with a number of bytes when the pool has no such bounce page: lets the memory grow, or raises
+    cdef public object on_starved    # called with the missing bytes when the pool has no such bounce page: grows it, or raises
     cdef object refusal          # exception for new commands, or None
     cdef bint held               # new commands wait (drain barrier, reset)
     cdef object flush_callback, poll_callback, more_callback
     cdef int event_fd
-    cdef object ready                # the loop's queue of ready callbacks, where it shows one (stock asyncio)
-    cdef nvw_waiting waiting         # how answers are waited for
+    cdef object ready                # the loop's queue of ready callbacks, if it has one (stock asyncio)
+    cdef nvw_waiting waiting         # how completions are waited for
     cdef readonly object on_idle     # called when the last command completed, if not None
     cdef public object on_busy       # given to the loop at the first command after `watched` was cleared, if not None
     cdef public bint watched
-    cdef public object on_sleep      # called when a sleep begins that early polls are to guard, from the first one on
+    cdef public object on_sleep      # called when a sleep starts that early polls must guard, from the first one on
     cdef uint32_t n_delivered        # of the slots in q.done_slots
     cdef list leaving                # [(set of cids, callback)]: see when_gone(); or None
 
@@ -87,7 +88,7 @@ cdef class QueuePair(Rings):
         free(self.slots)
 
     cdef inline bint is_mine(self) except -1:
-        """Is the running loop the one that this queue pair belongs to? Without asyncio's look-up, which asks the kernel for the pid (3.11)."""
+        """Is this queue pair's loop running? asyncio's lookup would ask the kernel for the pid."""
         if not self.has_memory or PyThread_get_thread_ident() != self.thread:
             return False
         if self.is_running is not None:
@@ -123,7 +124,7 @@ cdef class QueuePair(Rings):
 
     @property
     def reap_limit(self):
-        """Completions handled in one go, before other tasks of the loop get their turn."""
+        """Completions handled at once, before other tasks of the loop get their turn."""
         return self.waiting.reap_limit
 
     @reap_limit.setter
@@ -136,14 +137,15 @@ cdef class QueuePair(Rings):
         return self.waiting.guarded
 
     def bind(self, loop, bint shows_thread=False):
-        """From the thread of `loop`, which is running: this is where the queue pair is used. shows_thread: what
-        nvme_async.runtime.loop_internals says of the loop."""
+        """From the thread of `loop`, which is running: this is where the queue pair is used.
+        shows_thread: from nvme_async.runtime.loop_internals."""
         self.loop = loop
         self.thread = PyThread_get_thread_ident()
         self.is_running = None if shows_thread else loop.is_running
 
     def silence(self, bint silent):
-        """Doorbells are left alone from now on; False: those are rung that are due, once the controller knows the queue (again)."""
+        """No doorbell is rung from now on; False: due doorbells are rung, once the controller
+        knows the queue (again)."""
         nvq_silent(&self.q, silent)
         if not silent and self.has_memory:
             self.ring_now()
@@ -154,7 +156,7 @@ cdef class QueuePair(Rings):
                     self.plan_poll()
 
     def flush(self):
-        """Rings for all that was posted. The loop calls it once on each pass that posted something."""
+        """Rings for all posted commands. The loop calls it in each iteration that posted some."""
         self.waiting.flush_planned = False
         if self.has_memory:
             self.ring_late()
@@ -162,15 +164,15 @@ cdef class QueuePair(Rings):
                 self.acknowledge()
 
     cdef inline void ring_late(self) except *:
-        """A pass has gone by since something was posted: nobody rings for it any more, whoever is still due."""
+        """An iteration has passed since the last post: no awaiter will ring for it any more."""
         if self.q.n_unrung:
             self.waiting.due = 0
             self.ring_now()
 
-    # -- sending -----------------------------------------------------------------------------------------------------------------------
+    # -- sending
 
     cdef inline bint admit(self, Request request) except -1:
-        """Is there a command id for a newcomer, past those who wait already? Raises when the queue takes no commands."""
+        """Can a new request be sent now? Raises if the queue takes no commands."""
         if self.refusal is not None:
             request.state = FINISHED
             request.let_go()
@@ -184,7 +186,8 @@ cdef class QueuePair(Rings):
         return 0
 
     cdef bint ask_owner(self, callback) except -1:
-        """In another thread than the queue pair's: callback() is given to its loop, and True. False: here, or that loop has ended."""
+        """In another thread than the queue pair's: passes callback() to its loop and returns
+        True. False: this thread, or that loop has ended."""
         if not self.thread or self.loop is None or PyThread_get_thread_ident() == self.thread:
             return False
         try:
@@ -208,7 +211,7 @@ cdef class QueuePair(Rings):
 
     cdef void leave_line(self, future) except *:
         if future is None or (future.done() and not future.cancelled()):
-            self.n_granted -= 1      # its turn goes to the next
+            self.n_granted -= 1      # its turn is passed to the next
         else:
             for line in (self.line, self.starved):
                 try:
@@ -218,7 +221,7 @@ cdef class QueuePair(Rings):
         self.pass_on()
 
     cdef void grant(self) except *:
-        """Tells as many in the line as there are free command ids to go on, first come first served."""
+        """Resumes as many waiters as there are free command ids, in order."""
         while self.line and not self.held and <int>self.q.n_free > self.n_granted:
             future = self.line.popleft()
             if not future.done():
@@ -226,7 +229,7 @@ cdef class QueuePair(Rings):
                 wake(future)
 
     cdef void pass_on(self) except *:
-        """A command id, or a bounce page, that somebody had a right to isn't taken: it is the next one's."""
+        """A granted command id, or bounce page, isn't taken: it is passed to the next waiter."""
         if self.starved:
             feed(self, 1)
         self.grant()
@@ -237,7 +240,7 @@ cdef class QueuePair(Rings):
         try:
             self.call_soon(callback)
         except RuntimeError:
-            # The loop has ended and its queue pair is used by the controller's home alone, which looks by itself.
+            # The loop has ended; only the controller's home loop uses and polls its queue pair.
             if self.loop is None or not self.loop.is_closed():
                 raise
 
@@ -245,11 +248,11 @@ cdef class QueuePair(Rings):
         self.waiting.flush_planned = True
         self.soon(self.flush_callback)
 
-    # -- completing --------------------------------------------------------------------------------------------------------------------
+    # -- completing
 
     cdef unsigned reap_and_deliver(self, unsigned limit) except? 0xffffffff:
         cdef unsigned n
-        if self.n_delivered:      # inside of deliver(): no more than done_slots has room for
+        if self.n_delivered:      # inside deliver(): no more than done_slots has room for
             limit = min(limit, self.q.n_trackers - self.q.n_done)
         n = nvq_reap(&self.q, limit)
         if self.q.n_unacked >= self.waiting.ack_limit:
@@ -267,8 +270,9 @@ cdef class QueuePair(Rings):
                 self.soon(self.on_busy)
 
     def reap(self, unsigned limit=0xffff):
-        """Handles up to `limit` completions that are there; returns how many. Rings first for what was posted: who looks again and again
-        without a pass of the loop in between would wait for commands that the controller has not been told of."""
+        """Handles up to `limit` available completions; returns how many. Rings first for posted
+        commands: a caller that polls repeatedly within one event-loop iteration would otherwise
+        wait for commands that were never rung."""
         cdef unsigned n = 0
         if self.has_memory:
             self.ring_late()
@@ -291,7 +295,7 @@ cdef class QueuePair(Rings):
         """Drains the ring, in bounded portions so that other tasks of the loop get their turn."""
         if self.has_memory:
             if self.reap_and_deliver(self.waiting.reap_limit) == 0 and self.waiting.suspicious:
-                self.q.header.n_missed -= 1      # it was late, and not missed
+                self.q.header.n_missed -= 1      # it was late, not missed
             self.waiting.suspicious = False
             if self.q.n_unacked:
                 self.acknowledge()
@@ -309,15 +313,16 @@ cdef class QueuePair(Rings):
             self.soon(self.poll_callback)
 
     def early_poll(self, bint last):
-        """Polls for what no interrupt has announced. 1: something was completed since the last time, by whatever way; 0: nothing; -1: nothing
-        is out any more (with `last`: but commands without a time limit, such as event requests), and `guarded` is cleared.
+        """Polls for completions without an interrupt. 1: something completed since the last
+        time, in any way; 0: nothing; -1: nothing is in flight any more (with `last`: except
+        commands without a timeout, such as event requests), and `guarded` is cleared.
 
-        What is found here counts as a missed interrupt, unless one has come already, or comes afterwards and finds nothing."""
+        A completion found here counts as a missed interrupt, unless one has come or comes late."""
         return poll_early(self, last)
 
     def poll(self):
-        """Polls once on each iteration of the loop while commands are out: in poll mode, and at the beginning of a sleep where interrupts
-        are distrusted."""
+        """Polls once in each event-loop iteration while commands are in flight: in poll mode,
+        and at the start of a sleep if interrupts are distrusted."""
         self.waiting.poll_planned = False
         if self.has_memory:
             self.ring_now()
@@ -333,23 +338,23 @@ cdef class QueuePair(Rings):
         if self.on_stray is not None:
             self.on_stray(self.qid, strays.n, strays.n_sqid, strays.cid, strays.sqid)
 
-    # -- the end, and exceptions to the rule -------------------------------------------------------------------------------------------
+    # -- the end, and exceptions to the rule
 
     def refuse(self, exception):
-        """New commands, and those in line, fail with `exception` from now on; None takes new commands again."""
+        """New commands, and those in line, fail with `exception`; None takes commands again."""
         self.refusal = exception
         if exception is not None:
             while self.line:
                 future = self.line.popleft()
                 if not future.done():
-                    self.n_granted += 1      # they see the refusal when they take their turn
+                    self.n_granted += 1      # they get the refusal at their turn
                     wake(future)
             wake_parked(self)
             go_on_with_streams(self)
             feed(self, len(self.starved))
 
     def hold(self, bint held):
-        """New commands wait in line while held. A frozen queue pair stays held: who thaws it says anew."""
+        """New commands wait in line while held. A frozen queue pair stays held until thawed."""
         if not self.has_memory or self.frozen.copy != NULL:
             return
         self.held = held
@@ -359,8 +364,9 @@ cdef class QueuePair(Rings):
             go_on_with_streams(self)
 
     def go_on(self):
-        """Geometries were held, released or expired: requests and batches that waited for that look again whether they may be sent. From
-        here on no command of this queue pair is sent that a held or expired geometry forbids."""
+        """Geometries were held, released or expired: waiting requests and batches check again
+        whether they may be sent. From now on no command of this queue pair is sent that a held
+        or expired geometry forbids."""
         if self.has_memory and self.q.silent:
             defuse(self)
         wake_parked(self)
@@ -368,25 +374,27 @@ cdef class QueuePair(Rings):
         go_on_with_streams(self)
 
     def fail_waiters(self, exception):
-        """Everybody who waits for a sent command gets `exception`; the commands and their pages stay with the controller."""
+        """Waiters for sent commands get `exception`; the controller keeps commands and pages."""
         fail_queue(self, exception)
 
     def restart(self, retryable, exception, uint32_t limit):
-        """After a reset, with the rings at their start: commands that somebody waits for and whose opcode is in `retryable` are sent
-        again from the same pages, up to `limit` times in their life; other waiters get `exception` (CommandTimeout, if it was they who
-        took too long; elements of batches get the status Command Aborted By Host), and all that is not sent again is released.
-        Nothing is rung: silence(False) does, once the controller knows the queue again. Returns how many were posted.
-        Only after the controller was reset, as for release_all()."""
+        """After a reset, with the rings at their start: commands with a waiter and an opcode in
+        `retryable` are resent from the same pages, up to `limit` times each; other waiters get
+        `exception` (CommandTimeout, if their command took too long; elements of batches get the
+        status Command Aborted By Host), and all others are released. Nothing is rung:
+        silence(False) does, once the controller knows the queue again. Returns how many were
+        posted. Only after the controller was reset, as for release_all()."""
         return restart_queue(self, retryable, exception, limit)
 
     def release_all(self):
-        """Every command's pages and buffers go back to their owners, and the rings start anew. Only after the controller was reset or is
-        known to reach memory no more: nothing else ends its right to write. Waiters must have been told by fail_waiters()."""
+        """Releases every command's pages and buffers, and restarts the rings. Only after the
+        controller was reset or certainly can't access memory any more: nothing else ends its
+        right to write. fail_waiters() must have ended the waiters."""
         release_queue(self)
 
     @cython.critical_section
     def close(self):
-        """Lets go of the memory. Only after release_all(), or when nothing is out."""
+        """Releases the memory. Only after release_all(), or if nothing is in flight."""
         if not self.has_memory:
             return
         if self.q.n_armed or self.q.n_done:
@@ -409,7 +417,7 @@ cdef class QueuePair(Rings):
         return <Request>self.waiters[slot]
 
     def mark_timed_out(self, cids):
-        """These are about to be aborted by us: should they complete as aborted, their waiters get a CommandTimeout."""
+        """The driver will abort these: if that ends them, their waiters get a CommandTimeout."""
         cdef Request request
         for cid in cids:
             request = self.find(cid)
@@ -417,7 +425,7 @@ cdef class QueuePair(Rings):
                 request.timed_out = True
 
     def uses(self, uint64_t iova, uint64_t nbytes):
-        """Does a command with the controller move data within [iova, iova + nbytes)?"""
+        """Does a command in flight transfer data within [iova, iova + nbytes)?"""
         cdef uint32_t i
         cdef Request request
         cdef Batch batch
@@ -435,36 +443,38 @@ cdef class QueuePair(Rings):
         return False
 
     def left_behind(self, uint32_t nsid, uint64_t lba, uint64_t blocks):
-        """Command ids of those with the controller that nobody waits for any more (cancelled, timed out) and that may still change one of
-        these blocks: a write, and any command of which this isn't known (one for the namespace, or for all namespaces)."""
+        """Ids of abandoned commands in flight (cancelled, timed out) that may still change one
+        of these blocks: a write, and any command for which this is unknown (one for the
+        namespace, or for all namespaces)."""
         return left_behind(self, nsid, lba, blocks)
 
     def when_gone(self, cids, callback):
-        """callback() once, when none of these commands is with the controller any more: completed, or ended by a reset. Now, if none is.
-        Not after a hand-over: then they are the successor's."""
+        """Calls callback() once, when none of these commands is in flight any more: completed,
+        or ended by a reset. At once, if none is. Not after a hand-over: then they belong to the
+        successor."""
         if self.leaving is None:
             self.leaving = []
         self.leaving.append((set(cids), callback))
         see_off(self)
 
     def when_idle(self, callback):
-        """callback() once, when the last outstanding command completed; now, if nothing is out."""
+        """Calls callback() once, as soon as nothing is in flight: perhaps at once."""
         if self.q.n_armed == 0:
             callback()
         else:
             self.on_idle = callback
 
-    # -- making requests ---------------------------------------------------------------------------------------------------------------
+    # -- making requests
 
     def request(self, sqe, buffer=None, *, Py_ssize_t read_nbytes=-1, bint to_host=False, uint64_t tag=0, bint internal=False,
                 bint driver=False, Geometry geometry=None):
         """A command as an awaitable whose result is (dw0, dw1, data).
 
         sqe          64 bytes; the command id and PRPs are filled in here
-        buffer       data to send, or with to_host the place for the answer (then data is its nbytes)
-        read_nbytes  the answer comes as a new bytes object of that length
-        internal     nobody's but the driver's, and without a time limit; driver: only the former
-        geometry     what the command was sized for: it waits while that is held, and fails once it has expired
+        buffer       data to send, or with to_host the place for returned data (data: its nbytes)
+        read_nbytes  data is returned as a new bytes object of that length
+        internal     the driver's own, and without a timeout; driver: only the former
+        geometry     the command was sized for it: waits while it is held, fails once it has expired
         """
         return make_request(self, sqe, buffer, read_nbytes, to_host, tag, internal, driver, geometry)
 
@@ -474,16 +484,15 @@ cdef class QueuePair(Rings):
 
         lbas   a buffer of 64-bit unsigned integers (held meanwhile)
         data   buffer of len(lbas) * nbytes bytes, or None for commands without data
-        depth  how many are out at once; 0 = as many as the queue takes
+        depth  how many are in flight at once; 0 = as many as the queue holds
         flags  bits for command dword 12 (FUA is bit 30)
-        geometry  as for request()
-        """
+        geometry  as for request()"""
         return make_batch(self, opcode, nsid, lbas, blocks, data, nbytes, to_host, depth, flags, geometry)
 
     @cython.critical_section
     def inspect(self):
-        """As Rings.inspect(), and who waits: "waiting" for a command id; and what it has learnt of the time until a lone command
-        ("latency_ns"), the next of several ("gap_ns"), and a batch ("lull_ns") get an answer."""
+        """Adds the number of waiters, and the learned times until the completion of a lone
+        command ("latency_ns"), the next of several ("gap_ns"), and a batch ("lull_ns")."""
         found = Rings.inspect(self)
         if self.has_memory:
             found["mode"] = MODE_NAMES[self.waiting.mode]

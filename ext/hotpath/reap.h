@@ -1,5 +1,6 @@
 /*
- * Completions: found by their phase, recorded in their trackers, strays set aside. queue.h has the order of the stores.
+ * Completions: found by their phase, recorded in their trackers, strays set aside. queue.h has the
+ * order of the stores.
  */
 #ifndef NVME_ASYNC_HOTPATH_REAP_H
 #define NVME_ASYNC_HOTPATH_REAP_H
@@ -8,8 +9,9 @@
 #include "pair.h"
 
 /*
- * Copies the completion at `position` (completions counted since the queue was created) into *copy. False: the controller has not posted it,
- * which the phase tag of that round says. The queue itself does not change.
+ * Copies the completion at `position` (completions counted since the queue was created) into *copy.
+ * False: the controller has not posted it, as the phase tag shows. The queue itself does not
+ * change.
  */
 static inline bool nvq_completion_at(const struct nvq *q, uint64_t position, struct nvq_cqe *copy)
 {
@@ -31,13 +33,15 @@ static inline bool nvq_pending(const struct nvq *q)
     return __builtin_expect(q->transport != NULL, 0) && q->transport->poll((struct nvq *)q);
 }
 
-/* The state of a tracker that no other thread changes: a plain load, which the compiler may fold into what it is for. */
+/* The state of a tracker that no other thread changes: a plain load, which the compiler may fold
+ * into what it is for. */
 static inline uint32_t nvq_state(const struct nvq_tracker *t)
 {
     return *(const uint32_t __attribute__((may_alias)) *)&t->state;
 }
 
-/* The last n of done_slots were reaped in one go: more than ever, or latencies are recorded. The clock is read once: that is not free. */
+/* The last n of done_slots were reaped at once: more than ever, or latencies are recorded. The
+ * clock is read only once, because that is not free. */
 static __attribute__((noinline, cold)) void nvq_note(struct nvq *q, unsigned n)
 {
     if (n > q->header->max_batch)
@@ -62,7 +66,8 @@ static inline uint32_t nvq_after(struct nvq *q, uint32_t head)
     return 0;
 }
 
-/* nvq_reap_ring() up to the first stray, which stays in the ring (*stray); *limit is what is left of it. */
+/* nvq_reap_ring() up to the first stray, which stays in the ring (*stray); *limit is what is left
+ * of it. */
 static inline unsigned nvq_reap_run(struct nvq *q, unsigned *limit, bool *stray)
 {
     struct nvq_header *h = q->header;
@@ -72,7 +77,8 @@ static inline unsigned nvq_reap_run(struct nvq *q, unsigned *limit, bool *stray)
     uint32_t head = q->cq_head;
     while (reaped != end) {
         volatile struct nvq_cqe *cqe = &q->cq[head];
-        /* sqhd, sqid, cid and status: the phase, and what it vouches for, in one load. 0 where it is as expected. */
+        /* sqhd, sqid, cid and status: the phase, and the fields that it validates, in one load. 0
+         * if as expected. */
         const uint64_t entry = *(volatile nvq_word *)&cqe->sqhd ^ q->cq_expected;
         if (entry & 1ull << 48)
             break;
@@ -111,7 +117,7 @@ static inline unsigned nvq_reap_run(struct nvq *q, unsigned *limit, bool *stray)
     return n;
 }
 
-/* Takes an entry that answers nothing off the ring. */
+/* Takes a stray entry off the ring. */
 static inline void nvq_take_stray(struct nvq *q)
 {
     struct nvq_header *h = q->header;
@@ -142,8 +148,8 @@ static __attribute__((noinline, cold)) unsigned nvq_reap_strays(struct nvq *q, u
 }
 
 /*
- * Takes up to `limit` entries off the ring: records completions in their trackers and appends their slots to done_slots; returns how many.
- * Strays are noted in q->strays. Needs no interpreter.
+ * Takes up to `limit` entries off the ring: records completions in their trackers and appends their
+ * slots to done_slots; returns how many. Strays are noted in q->strays. Runs without the GIL.
  */
 static inline unsigned nvq_reap_ring(struct nvq *q, unsigned limit)
 {

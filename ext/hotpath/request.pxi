@@ -1,26 +1,26 @@
-# One command that somebody awaits.
+# One awaited command.
 
 cdef enum:
-    # What becomes of the data
-    NO_DATA        # nothing is moved
+    # The handling of the data
+    NO_DATA        # no data
     READ_BYTES     # bounced, the result is a new bytes object
     READ_INTO      # to the caller's buffer
     WRITE_FROM     # from the caller's buffer
 
 cdef enum:
-    # A Request's life, in this order
+    # A Request's states, in this order
     BLANK          # is being made
     NEW            # nothing was sent
     QUEUED         # waits for a free command id or a bounce page
     SENT           # the controller has it
     COMPLETED      # status and result are here
     FINISHED       # the awaiter has the result
-    DETACHED       # the controller has it, and nobody waits any more
+    DETACHED       # the controller has it, and it has no waiter any more
     PARKED         # not sent: its namespace is held (geometry.pxi)
 
 
 cdef void wake(future) except *:
-    """Lets the one go on who sleeps on `future`. Nobody does any more, if its loop was closed."""
+    """Resumes the sleeper on `future`, unless its loop was closed."""
     try:
         future.set_result(None)
     except RuntimeError:
@@ -29,24 +29,28 @@ cdef void wake(future) except *:
 
 
 cdef class Observer:
-    """What is told of a Request that no coroutine awaits."""
+    """The warning for a Request that was never awaited."""
 
     cdef bint over(self) noexcept:
-        """Does it want to hear nothing more?"""
+        """Is it uninterested in the result?"""
         return True
 
     cdef int answered(self, Request request) except -1:
-        """The request has completed, or failed (request.failed). Called once; what it raises goes to the loop's exception handler."""
+        """The request has completed, or failed (request.failed). Called once; what it raises
+        goes to the loop's exception handler.
+        """
         return 0
 
 
 @cython.final
 @cython.freelist(512)
 cdef class Request:
-    """An awaitable command: sent when first awaited, then completes without suspending if the controller answers at once.
+    """An awaitable command: sent when first awaited, then completes without suspending if the
+    controller completes it at once.
 
-    It has a coroutine's methods (send, throw, close), so that asyncio.create_task, gather and wait_for take it as one and a Task drives it
-    without a wrapper. May be awaited once. Cancelling detaches the awaiter; command and buffers stay until the controller has let go.
+    It has a coroutine's methods (send, throw, close), so that asyncio.create_task, gather and
+    wait_for take it as one and a Task drives it without a wrapper. May be awaited once. Cancelling
+    detaches the awaiter; command and buffers stay until the controller has completed it.
     """
 
     cdef QueuePair qp
@@ -73,10 +77,10 @@ cdef class Request:
     cdef int slot
     cdef uint32_t dw0, dw1
     cdef uint16_t status
-    cdef bint answered       # the result is here, and is held back for one pass of the loop
+    cdef bint answered       # the result is here, and is held back for one iteration
     cdef bint timed_out      # the driver asked to abort it
-    cdef uint32_t attempts   # how often it was sent again after a reset
-    cdef uint8_t yields      # how many passes of the loop it may still wait without a Future
+    cdef uint32_t attempts   # how often it was resent after a reset
+    cdef uint8_t yields      # how many iterations it may still wait without a Future
 
     def __await__(self):
         return self
@@ -97,7 +101,9 @@ cdef class Request:
         return it
 
     def throw(self, type_, value=None, traceback=None):
-        """The awaiter goes away with this exception (asyncio cancels so). The controller may still write the buffers: they stay owned."""
+        """The awaiter goes away with this exception (asyncio cancels so). The controller may
+        still write the buffers: they stay owned.
+        """
         self.detach()
         if value is None:
             value = type_() if isinstance(type_, type) else type_
@@ -107,7 +113,8 @@ cdef class Request:
         self.detach()
 
     def __dealloc__(self):
-        # A Request that the controller still has is referenced by its queue pair, so nothing of it can be freed here too early.
+        # A Request that the controller still has is referenced by its queue pair, so nothing of it
+        # can be freed here too early.
         if self.has_view:
             PyBuffer_Release(&self.view)
         if self.state == NEW:
@@ -123,7 +130,7 @@ cdef class Request:
         self.has_view = True
 
     cdef inline void let_go(self) noexcept:
-        """The controller is done with the data: pages and buffer go back to their owners."""
+        """The controller is done with the data: releases pages and buffer."""
         if self.bounced:
             give_piece(self.qp.bounce, self.bounce_class, self.piece)
             self.bounced = False
@@ -133,8 +140,10 @@ cdef class Request:
             self.has_view = False
 
     cdef void detach(self) except *:
-        """The awaiter goes away. From another thread than the queue pair's (garbage collection closes coroutines in any) it is asked of that
-        thread's loop; once that has ended, nothing runs there."""
+        """The awaiter goes away. From another thread than the queue pair's (garbage collection
+        closes coroutines in any) it is asked of that thread's loop; once that has ended, nothing
+        runs there.
+        """
         if self.state == NEW:
             self.state = FINISHED
             self.let_go()
@@ -177,7 +186,7 @@ cdef class Request:
                 observer.answered(self)
 
     cdef void fail(self, exception) except *:
-        """Ends the wait with an exception; what the controller holds stays."""
+        """Ends the wait with an exception; the controller's buffers stay."""
         self.failed = True
         self.result = exception
         self.wake()
@@ -219,8 +228,9 @@ cdef str call_name(Request request):
 
 
 cdef int never_awaited(str name) except -1:
-    """Warns like a coroutine that is dropped before it ran. From __dealloc__: where warnings are errors, the error goes to
-    sys.unraisablehook."""
+    """Warns like a coroutine that is dropped before it ran. From __dealloc__: where warnings are
+    errors, the error goes to sys.unraisablehook.
+    """
     cdef bytes message = f"coroutine '{name}' was never awaited".encode()
     if PyErr_WarnEx(RuntimeWarning, message, 1) < 0:
         PyErr_WriteUnraisable(name)
@@ -228,12 +238,14 @@ cdef int never_awaited(str name) except -1:
 
 
 cdef int request_send(Request self, PyObject **result) except -1:
-    """One step of the awaitable. 1: *result is the command's result. 0: *result is to be yielded to the Task."""
+    """One step of the awaitable. 1: *result is the command's result. 0: *result is to be yielded
+    to the Task.
+    """
     cdef QueuePair qp = self.qp
     if self.future is not None:
         qp.check_thread()
     if self.state != NEW:
-        qp.waiting.eager = NVW_EAGER_IN_A_ROW      # the loop has come round
+        qp.waiting.eager = NVW_EAGER_IN_A_ROW      # the next iteration has started
     if self.state == PARKED:
         if not self.future.done():
             return suspend(self.future, result)
@@ -294,7 +306,8 @@ cdef int request_send(Request self, PyObject **result) except -1:
     if self.state == SENT:
         if self.future is None:
             if self.yields:
-                # Back on the next pass of the loop, as after asyncio.sleep(0): far cheaper than a Future where the answer comes soon.
+                # Back in the next event-loop iteration, as after asyncio.sleep(0): far cheaper than
+                # a Future if the completion comes soon.
                 self.yields -= 1
                 Py_INCREF(None)
                 result[0] = <PyObject *>None
@@ -305,7 +318,8 @@ cdef int request_send(Request self, PyObject **result) except -1:
 
 
 cdef inline int suspend(future, PyObject **result) except -1:
-    # What Future.__await__ does before it yields itself; a Task then takes its fast path for exact futures.
+    # What Future.__await__ does before it yields itself; a Task then takes its fast path for exact
+    # futures.
     future._asyncio_future_blocking = True
     Py_INCREF(future)
     result[0] = <PyObject *>future

@@ -1,5 +1,5 @@
-# When commands don't complete as they should: who waits is told, and after a reset of the controller they are sent again, or all that it had
-# is let go. Called by the methods of QueuePair of these names.
+# Commands that don't complete: waiters get exceptions, and after a reset of the controller commands
+# are resent, or all their memory is released. Called by the methods of QueuePair of these names.
 
 DEF ABORT_REQUESTED = 0x07
 
@@ -67,7 +67,7 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
         if request.state == SENT and not request.failed:
             request.fail(qp.command_error(ABORT_REQUESTED, 0, PyBytes_FromStringAndSize(<char *>&request.sqe, 64), False, True)
                          if request.timed_out else exception)
-        # Its slot is another's from now on: an awaiter that comes late must find nothing to detach from.
+        # Its slot is another's from now on: a late awaiter must find nothing to detach from.
         request.state = FINISHED
         request.let_go()
     feed(qp, len(qp.starved))
@@ -87,7 +87,7 @@ cdef int release_queue(QueuePair qp) except -1:
         if qp.waiters[i] != NULL:
             request = <Request>qp.waiters[i]
             qp.waiters[i] = NULL
-            request.state = FINISHED      # an awaiter that comes late must find nothing to detach from
+            request.state = FINISHED      # a late awaiter must find nothing to detach from
             request.let_go()
             Py_DECREF(request)
         if qp.slots[i].batch != NULL:

@@ -1,4 +1,5 @@
-# The half of a queue pair that the controller sees: rings, trackers, doorbells, and what is counted and told about them.
+# The half of a queue pair that the controller sees: rings, trackers, doorbells, and their counters
+# and inspection.
 
 def queue_memory(uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, uint32_t spare_entries=0):
     """Bytes of pool memory that such a queue pair takes, rings, trackers and PRP lists included."""
@@ -8,8 +9,10 @@ def queue_memory(uint32_t entries, uint32_t n_trackers, uint64_t max_transfer, u
 
 
 cdef uint32_t longest_list(uint64_t max_transfer, uint32_t spare_entries) except 0:
-    """Entries to make room for: what a transfer that begins within a page takes, and `spare_entries` that stay free behind it. A list with
-    any has one page at most, so that it never reaches the end of one."""
+    """Entries to make room for: what a transfer that begins within a page takes, and
+    `spare_entries` that stay free behind it. A list with any has one page at most, so that it
+    never reaches the end of one.
+    """
     cdef uint64_t entries = max_transfer // NVQ_PAGE + spare_entries
     if spare_entries and entries > NVQ_PAGE // 8:
         raise ValueError(f"max_transfer is {max_transfer}, more than {NVQ_PAGE // 8 - spare_entries} pages, which one page of PRP list covers")
@@ -17,9 +20,10 @@ cdef uint32_t longest_list(uint64_t max_transfer, uint32_t spare_entries) except
 
 
 cdef class Rings:
-    """Submission and completion ring with their trackers, in `memory` (a DmaBuffer of queue_memory() bytes, kept until close()).
+    """Submission and completion ring with their trackers, in `memory` (a DmaBuffer of
+    queue_memory() bytes, kept until close()).
 
-    It knows commands, and nobody who waits for one. Arguments as for QueuePair.
+    It knows commands, but not their waiters. Arguments as for QueuePair.
     """
 
     cdef nvq q
@@ -95,8 +99,10 @@ cdef class Rings:
         self.blank = NULL
 
     def disown(self):
-        """In a forked child, where the rings are the parent's: nothing of theirs is read or written from here on. The queue pair is
-        empty and silent; what its waiters hold is let go as they go. Its commands are to be refused."""
+        """In a forked child, where the rings are the parent's: nothing of theirs is read or
+        written from here on. The queue pair is empty and silent; what its waiters hold is let go
+        as they go. Its commands are to be refused.
+        """
         cdef nvq_header layout
         if not self.has_memory or self.blank != NULL:
             return
@@ -116,11 +122,12 @@ cdef class Rings:
             raise ValueError(f"queue pair {self.qid} is closed")
         return 0
 
-    # -- doorbells ---------------------------------------------------------------------------------------------------------------------
+    # -- doorbells
 
     def set_doorbells(self, Mmio mmio, uint64_t sq_offset, uint64_t cq_offset, *, int kick_fd=-1, write32=None,
                       uint32_t sq_register=0, uint32_t cq_register=0, bint later=False):
-        """Where the doorbells are: in a mapped window, or (mmio None) reached by write32(register, value).
+        """Where the doorbells are: in a mapped window, or (mmio None) reached by
+        write32(register, value).
 
         later: write32() returns before the controller has the value; rang() says that it has.
         """
@@ -139,8 +146,10 @@ cdef class Rings:
         nvq_choose_ringing(&self.q)
 
     def set_stop_word(self, Mmio page, uint64_t offset, uint32_t life):
-        """The queue pair is lent by another process: doorbells are rung only while the word at `offset` of its page is `life`. Between a reset
-        and the queue's creation, or before anything is submitted. The page is held until close()."""
+        """The queue pair is lent by another process: doorbells are rung only while the word at
+        `offset` of its page is `life`. Between a reset and the queue's creation, or before
+        anything is submitted. The page is held until close().
+        """
         self.check_open()
         word = page._at(offset, 4, False)
         self.q.life = life
@@ -150,12 +159,16 @@ cdef class Rings:
 
     @property
     def stopped(self):
-        """Are doorbells left alone, because the controller is being reset or its owner has taken the queue pair back?"""
+        """Are doorbells left alone, because the controller is being reset or its owner has taken
+        the queue pair back?
+        """
         return self.has_memory and nvq_stopped(&self.q)
 
     def set_transport(self, transport):
-        """A transport carries the commands, in the place of doorbells and DMA (hotpath/transport.h): `transport.binding` is the capsule that
-        it gives for that. Held until close(). Before anything is submitted."""
+        """A transport carries the commands, in place of doorbells and DMA (hotpath/transport.h):
+        `transport.binding` is the capsule that it gives for that. Held until close(). Before
+        anything is submitted.
+        """
         cdef nvq_binding *binding = <nvq_binding *>PyCapsule_GetPointer(transport.binding, NVQ_BINDING)
         self.check_open()
         if binding.queue[0] != NULL:
@@ -166,7 +179,9 @@ cdef class Rings:
         self.transport = transport
 
     def set_shadow_doorbells(self, shadow, uint64_t sq_offset, uint64_t cq_offset, uint64_t eventidx_offset):
-        """Doorbell Buffer Config is in use: the buffer, this queue's two places in it, and where in it the EventIdx page begins."""
+        """Doorbell Buffer Config is in use: the buffer, this queue's two places in it, and where
+        in it the EventIdx page begins.
+        """
         if self.has_shadow:
             return
         PyObject_GetBuffer(shadow, &self.shadow_view, PyBUF_WRITABLE)
@@ -180,7 +195,9 @@ cdef class Rings:
         nvq_choose_ringing(&self.q)
 
     def drop_shadow_doorbells(self):
-        """Doorbell Buffer Config is not in use any more. Between a reset and the queue's creation."""
+        """Doorbell Buffer Config is not in use any more. Between a reset and the queue's
+        creation.
+        """
         if self.has_shadow:
             self.q.sq_shadow = self.q.cq_shadow = self.q.sq_eventidx = self.q.cq_eventidx = NULL
             nvq_choose_ringing(&self.q)
@@ -189,7 +206,9 @@ cdef class Rings:
             self.shadow = None
 
     def rang(self, uint32_t register, uint32_t value):
-        """The controller has the value that was given to write32(register, value). From any thread, before anything else is done to it."""
+        """The controller has the value that was given to write32(register, value). From any
+        thread, before anything else is done to it.
+        """
         if not self.has_memory:
             return
         if register == self.sq_doorbell_offset:
@@ -223,7 +242,7 @@ cdef class Rings:
         if nvq_ring_cq(&self.q):
             self.write_cq()
 
-    # -- the watchdog's view -----------------------------------------------------------------------------------------------------------
+    # -- the watchdog's view
 
     def tick(self):
         """Advances the coarse clock that stamps commands; returns its new value."""
@@ -232,8 +251,10 @@ cdef class Rings:
         return self.q.header.epoch
 
     def older_than(self, uint64_t epoch):
-        """[(cid, sqe)] of the commands with the controller that were sent before `epoch`. Left out are those that somebody else limits:
-        AERs and other internal ones, and the driver's own, unless a predecessor has sent them."""
+        """[(cid, sqe)] of the commands with the controller that were sent before `epoch`.
+        Omitted are those with other limits: AERs and other internal ones, and the driver's own,
+        unless a predecessor has sent them.
+        """
         cdef uint32_t i
         cdef nvq_tracker *tracker
         found = []
@@ -257,7 +278,7 @@ cdef class Rings:
             return False
         return self.q.trackers[slot].state != NVQ_FREE and self.q.trackers[slot].cid == cid
 
-    # -- what it looks like -------------------------------------------------------------------------------------------------------------
+    # -- what it looks like
 
     @property
     def sq_iova(self):
@@ -282,11 +303,13 @@ cdef class Rings:
 
     @property
     def n_outstanding(self):
-        """Commands with the controller, those whose waiter is gone included."""
+        """Commands in flight, including abandoned ones."""
         return self.q.n_armed
 
     def outstanding_of(self, nsids=None):
-        """How many commands with the controller concern these namespaces, or may concern them (nsid 0 and FFFFFFFFh); None: all."""
+        """How many commands with the controller concern these namespaces, or may concern them
+        (nsid 0 and FFFFFFFFh); None: all.
+        """
         cdef uint32_t i, count = 0
         if nsids is None or not self.has_memory:
             return self.q.n_armed if self.has_memory else 0
@@ -303,7 +326,7 @@ cdef class Rings:
 
     @property
     def n_missed(self):
-        """Early polls that found completions which no interrupt had announced."""
+        """Early polls that found completions without an interrupt."""
         return self.q.header.n_missed if self.has_memory else 0
 
     @property
@@ -311,8 +334,9 @@ cdef class Rings:
         return self.q.n_free
 
     def record_latency(self, bint on):
-        """Starts a latency histogram (fio's buckets: 29 groups of 64, an error below 1 %), or drops it. Costs a clock reading for each
-        command and each reap; off unless asked for."""
+        """Starts a latency histogram (fio's buckets: 29 groups of 64, an error below 1 %), or
+        drops it. Costs a clock reading for each command and each reap; off unless asked for.
+        """
         cdef histogram *latency = NULL
         self.check_open()
         if on:
@@ -324,7 +348,9 @@ cdef class Rings:
 
     @cython.critical_section
     def latency(self):
-        """{"count", "sum", "min", "max", "stddev", "bins": {nanoseconds: count}} from submission to reaping, or None if it isn't recorded."""
+        """{"count", "sum", "min", "max", "stddev", "bins": {nanoseconds: count}} from submission
+        to reaping, or None if it isn't recorded.
+        """
         cdef histogram *h = self.q.latency
         cdef unsigned i
         if h == NULL:
@@ -334,7 +360,9 @@ cdef class Rings:
 
     @cython.critical_section
     def inspect(self):
-        """Positions, counters and outstanding commands as plain data. From any thread; then a glance, not a snapshot."""
+        """Positions, counters and outstanding commands as plain data. From any thread; then a
+        glance, not a snapshot.
+        """
         cdef nvq_header *h
         cdef uint32_t i
         cdef nvq_tracker *t

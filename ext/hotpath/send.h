@@ -1,13 +1,15 @@
 /*
- * Gives a Cython class the am_send slot (Python 3.10+), which `await` prefers: a result comes back as a value, where __next__ would have to
- * raise StopIteration for every I/O. Cython fills tp_as_async for __await__, and knows no am_send.
+ * Gives a Cython class the am_send slot (Python 3.10+), which `await` prefers: a result comes back
+ * as a value, where __next__ would have to raise StopIteration for every I/O. Cython fills
+ * tp_as_async for __await__, and knows no am_send.
  */
 #ifndef NVME_ASYNC_HOTPATH_SEND_H
 #define NVME_ASYNC_HOTPATH_SEND_H
 
 #include <Python.h>
 
-/* 1: *result is what the awaitable returned; 0: *result is what it yields; -1: raised. A new reference in either case. */
+/* 1: *result is what the awaitable returned; 0: *result is what it yields; -1: raised. A new
+ * reference in either case. */
 typedef int (*nva_send)(PyObject *self, PyObject **result);
 
 /* One implementation per class that uses this; each instantiates the adapter for itself. */

@@ -1,8 +1,9 @@
-# A command goes into the ring.
+# Posting commands in the ring.
 
 cdef bint start(QueuePair qp, Request request) except -1:
-    """Sends a command for which there is a free id. False: it waits in line for a bounce page. Raises with nothing sent and nothing
-    kept."""
+    """Sends a command for which there is a free id. False: it waits in line for a bounce page.
+    Raises with nothing sent and nothing kept.
+    """
     try:
         if qp.refusal is not None:
             raise qp.refusal
@@ -24,7 +25,9 @@ cdef bint start(QueuePair qp, Request request) except -1:
 
 
 cdef inline bint place(QueuePair qp, Request request) except -1:
-    """Finds where the device reaches the data: in place, or in bounce pages. False: there is no page for it now."""
+    """Finds where the device reaches the data: in place, or in bounce pages. False: there is no
+    page for it now.
+    """
     cdef Mapping *mapping = NULL
     if qp.q.transport != NULL:
         return place_for_transport(qp, request)
@@ -47,7 +50,8 @@ cdef inline bint place(QueuePair qp, Request request) except -1:
     if request.kind == WRITE_FROM:
         memcpy(request.piece.data, request.view.buf, request.nbytes)
     elif request.raw:
-        # Answers may be shorter than the place for them: the rest is zeroes, not what another command left there.
+        # Answers may be shorter than the place for them: the rest is zeroes, not what another
+        # command left there.
         memset(request.piece.data, 0, request.nbytes)
     else:
         nvs_prepare(<uint8_t *>request.piece.data, request.nbytes)
@@ -56,7 +60,9 @@ cdef inline bint place(QueuePair qp, Request request) except -1:
 
 
 cdef bint place_for_transport(QueuePair qp, Request request) except -1:
-    """A transport reaches all memory: the caller's buffer, or the bytes object that is going to be the result."""
+    """A transport reaches all memory: the caller's buffer, or the bytes object that is going to
+    be the result.
+    """
     if request.kind == READ_BYTES:
         request.bytes = PyBytes_FromStringAndSize(NULL, request.nbytes)
         request.iova = <uintptr_t>PyBytes_AS_STRING(request.bytes)

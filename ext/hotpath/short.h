@@ -1,7 +1,8 @@
 /*
- * Reads through bounce pages that deliver less than was asked for. NVMe reports no residual count, so each page carries two marks
- * before the controller fills it: at the end of its first 512 bytes (no logical block is smaller) and at its own end. A transfer that
- * ends early leaves a mark standing. The mark is random for each process, so no data on the media can imitate it.
+ * Reads through bounce pages that transfer less than requested. NVMe reports no residual count, so
+ * each page carries two marks before the controller fills it: at the end of its first 512 bytes (no
+ * logical block is smaller) and at its own end. A transfer that ends early leaves a mark unchanged.
+ * The mark is random for each process, so data on the media can't imitate it.
  */
 #ifndef NVME_ASYNC_HOTPATH_SHORT_H
 #define NVME_ASYNC_HOTPATH_SHORT_H
@@ -39,8 +40,9 @@ static inline bool nvs_stands(const uint8_t *at)
 }
 
 /*
- * After a successful completion: 0, or NVS_STATUS for a transfer that ended early. A controller that moved no data at all (one without
- * media, for benchmarks) succeeds, and what it read are zeroes: the pages' former content is shown to nobody.
+ * After a successful completion: 0, or NVS_STATUS for a transfer that ended early. A controller
+ * that moved no data at all (one without media, for benchmarks) succeeds, and the read returns
+ * zeroes, never the pages' former content.
  */
 static inline uint16_t nvs_finish(uint8_t *data, uint64_t nbytes)
 {

@@ -11,9 +11,11 @@ cdef extern from "<poll.h>" nogil:
 
 
 cdef void before_sleep(QueuePair qp) except *:
-    """A waiter is about to sleep on a Future. What was posted will be rung, what was reaped is acknowledged, and then the ring is polled
-    once more: a controller that moderates its interrupts may have seen the host polling, and sent none. What it holds back longer is
-    found by early polls. The caller checks whether there is still something to wait for."""
+    """A waiter is about to sleep on a Future. Posted commands will be rung, reaped completions
+    are acknowledged, and then the ring is polled once more: a controller that moderates its
+    interrupts may have seen the host polling, and sent none. Early polls find completions that
+    it holds back longer. The caller checks whether there is still something to wait for.
+    """
     if qp.q.n_unacked:
         qp.acknowledge()
         nvq_before_last_poll()
@@ -25,13 +27,15 @@ cdef void before_sleep(QueuePair qp) except *:
 
 
 cdef inline void guard(QueuePair qp) except *:
-    """Commands are out, and what waits for them is asleep or goes to sleep: should no interrupt come, early polls find the completions.
-    Where that was so of late, polling begins at once."""
+    """Commands are out, and what waits for them is asleep or goes to sleep: should no interrupt
+    come, early polls find the completions. Where that was so of late, polling begins at once.
+    """
     if qp.waiting.distrust >= NVW_DISTRUST and qp.waiting.mode == NVW_ADAPTIVE and nvw_poll_first(&qp.waiting, nvq_now_ns()):
         qp.plan_poll()
     if qp.waiting.mode == NVW_POLL:
         return
-    # Where early polls go on already, but far apart, and something has completed since: they begin anew.
+    # Where early polls go on already, but far apart, and something has completed since: they begin
+    # anew.
     if not qp.waiting.guarded or (qp.waiting.patient and qp.q.header.reaped != qp.waiting.guarded_reaped):
         qp.waiting.guarded = True
         qp.waiting.patient = False

@@ -1,10 +1,13 @@
-# Those for whose data the pool has no bounce page now. They wait until a command gives one back, or the controller's memory has grown.
+# Requests for whose data the pool has no bounce page. They wait until a command releases one, or
+# the controller's memory has grown.
 
 cdef object starve(QueuePair qp, int k, bint some):
-    """A future that is done when it is worth asking for a piece of class k again; who takes the turn calls take_turn() first.
+    """A future that is done when it is worth asking for a piece of class k again; who takes the
+    turn calls take_turn() first.
 
-    some: the caller has a few already, and goes on with those if the memory can't grow; then this returns None. Raises OutOfDmaMemory if no
-    piece will ever come: the memory can't grow, and no command has one.
+    some: the caller has a few already, and continues with those if the memory can't grow; then this
+    returns None. Raises OutOfDmaMemory if no piece will ever come: the memory can't grow, and no
+    command has one.
     """
     if not qp.growing:
         try:
@@ -34,6 +37,8 @@ cdef void feed(QueuePair qp, Py_ssize_t n) except *:
 
 
 def fed(QueuePair qp):
-    """The memory has grown, or can't: the end of what on_starved() began. On the queue pair's thread."""
+    """The memory has grown, or can't: the end of what on_starved() began. On the queue pair's
+    thread.
+    """
     qp.growing = False
     feed(qp, len(qp.starved))

@@ -1,17 +1,21 @@
 /*
- * What tells a damaged tracker from a whole one. A successor follows what a tracker says into memory that others own, so one flipped bit in
- * it is enough to read wrong data or to overwrite a foreign buffer.
+ * Checksums of trackers. A successor follows a tracker's pointers into memory that others may own,
+ * so one flipped bit in it is enough to read wrong data or to overwrite a foreign buffer.
  *
- * Most of a tracker follows from something else, and verify.h compares it: the 64 bytes with the ring entry where that still stands, PRPs and
- * list with offset and length, bounce pages with the slot table. `nvq_tracker.sum` covers what doesn't: the command once its ring entry was
+ * Most of a tracker follows from something else, and verify.h compares it: the 64 bytes with the
+ * ring entry where that still stands, PRPs and list with offset and length, bounce pages with the
+ * slot table. `nvq_tracker.sum` covers what doesn't: the command once its ring entry was
  * overwritten, the caller's tag, flags, length, and a recorded result.
  *
  *   ARMED   sum = nvq_sum_sent()                      stored before `state`
- *   DONE    sum = nvq_sum_sent() ^ nvq_sum_done()     stored before `state`, so an ARMED tracker may have this one already
- *   FREE    `cid` and `flags` are 0, cleared by the store that clears `state`; a command never has the id 0. Only a tracker that was being
- *           filled when its process was killed differs: there is one at most, and its sum doesn't fit.
+ *   DONE    sum = nvq_sum_sent() ^ nvq_sum_done()     stored before `state`: an ARMED tracker may
+ *                                                     have this one already
+ *   FREE    `cid` and `flags` are 0, cleared by the store that clears `state`; a command never has
+ *           the id 0. Only a tracker that was being filled when its process was killed differs:
+ *           there is at most one, and its sum doesn't fit.
  *
- * A tracker that says NVQ_ORPHAN without its sum, or the other way round: nvq_orphan() was cut in two; see there.
+ * A tracker that says NVQ_ORPHAN without its sum, or the other way round: nvq_orphan() was cut in
+ * two; see there.
  */
 #ifndef NVME_ASYNC_HOTPATH_SUM_H
 #define NVME_ASYNC_HOTPATH_SUM_H
@@ -21,10 +25,11 @@
 typedef uint64_t __attribute__((may_alias)) nvq_word;
 
 /*
- * Linear in the words of a tracker, so that what a batch's commands have in common is added up once (nvb_prepare). Left out is what is compared
- * with something else: position, PRPs, offset; and NVQ_ADOPTED, which whoever adopts sets. The factors are odd; of the differences of two bits
- * only pairs of the words' topmost ones add up to nothing. The command id comes last and unfolded: a tracker's sum is never that of the next
- * command in the same tracker, however alike they are.
+ * Linear in the words of a tracker, so that what a batch's commands have in common is added up once
+ * (nvb_prepare). Fields that are compared with something else are excluded: position, PRPs, offset;
+ * so is NVQ_ADOPTED, which the adopter sets. The factors are odd; of the differences of two bits
+ * only pairs of the words' topmost ones add up to nothing. The command id comes last and unfolded:
+ * a tracker's sum is never that of the next command in the same tracker, however alike they are.
  */
 #define NVQ_SUM_FOLD 0x9e3779b97f4a7c15ull
 
@@ -69,7 +74,8 @@ static inline uint64_t nvq_result(const struct nvq_tracker *t)
     return *(const nvq_word *)&t->dw0;
 }
 
-/* Nobody waits for this command any more. The sum first: where a successor finds it without the flag, the process was killed in between. */
+/* This command has no waiter any more. The sum first: if a successor finds it without the flag, the
+ * process was killed in between. */
 static inline void nvq_orphan(struct nvq_tracker *t)
 {
     t->sum ^= nvq_sum_sent(t, t->flags) ^ nvq_sum_sent(t, t->flags | NVQ_ORPHAN);

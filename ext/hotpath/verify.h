@@ -1,6 +1,7 @@
 /*
- * Is what a predecessor left in a queue pair's memory whole? Each field of a tracker is compared with what it must equal: a damaged one would
- * lead the successor to pages that aren't the command's. Changes nothing.
+ * Is what a predecessor left in a queue pair's memory whole? Each field of a tracker is compared
+ * with what it must equal: a damaged one would lead the successor to pages that aren't the
+ * command's. Changes nothing.
  */
 #ifndef NVME_ASYNC_HOTPATH_VERIFY_H
 #define NVME_ASYNC_HOTPATH_VERIFY_H
@@ -54,7 +55,8 @@ static inline bool nvq_sum_fits(const struct nvq_tracker *t, uint32_t state)
     return false;
 }
 
-/* One tracker, against the rings as they are after `submitted` commands. 0, or -1 and the reason. */
+/* One tracker, against the rings as they are after `submitted` commands. 0, or -1 and the
+ * reason. */
 static inline int nvq_verify_tracker(const struct nvq *q, uint32_t slot, uint64_t submitted, const struct nvq_measure *m,
                                      char error[NVQ_ERROR_BYTES])
 {
@@ -62,7 +64,8 @@ static inline int nvq_verify_tracker(const struct nvq *q, uint32_t slot, uint64_
     const uint32_t state = atomic_load_explicit(&t->state, memory_order_acquire);
     const char *what = NULL;
     if (state == NVQ_FREE) {
-        /* Cleared but for the copy of the command; or half filled, without an id; or with one, for the position that is next. */
+        /* Cleared but for the copy of the command; or half filled, without an id; or with one, for
+         * the position that is next. */
         if (!m->sums || !t->cid || t->cid != t->sqe.cid || t->position >= submitted || !nvq_sum_fits(t, NVQ_DONE))
             return 0;
         what = "lost its state, and holds a result";
@@ -88,7 +91,8 @@ static inline int nvq_verify_tracker(const struct nvq *q, uint32_t slot, uint64_
         what = "has PRPs that don't lead to its data";
     }
     if (!what && state != NVQ_FREE && t->position < submitted) {
-        /* The ring entry stands until the ring has come round; only the latest at its index can be compared. */
+        /* The ring entry stands until the ring has come round; only the latest at its index can be
+         * compared. */
         const uint64_t last = submitted - 1;
         const bool stands = last - t->position < q->entries;
         const struct nvq_sqe *entry = &q->sq[t->position % q->entries];

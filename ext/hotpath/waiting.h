@@ -1,27 +1,31 @@
 /*
- * How the answer to a command is waited for: the policy, and what it has learnt, of one queue pair.
+ * How the completion of a command is waited for: the policy, and the learned state, of one queue
+ * pair.
  *
- *          posted ──► [spin]  within the spin budget ── answered ──► done at once, if there is eager credit left,
- *                        │                                           else one event-loop iteration later
- *                        │ no budget, or over
- *                        ▼
- *                     [yield] up to NVW_YIELDS iterations, ───────── answered ──► done; yield score + 1
- *                        │    if the yield score is above 0,
- *                        │    or as a probe (1 of 64)
- *                        │ in vain: yield score - 16
- *                        ▼
- *                     [last poll] acknowledge, poll once more ────── answered ──► done
- *                        │
- *                        ▼
- *                     [asleep] on a Future ── interrupt ──► done
- *                                          ── early poll (1, 4, 16 … ms; at once and for NVW_POLLED_NS, where interrupts
- *                                             have come late or not at all of late) ──► done
+ *     posted ──► [spin]  within the spin budget ── answered ──► done at once, if there is eager
+ *                   │                                           credit left, else one event-loop
+ *                   │ no budget, or over                        iteration later
+ *                   ▼
+ *                [yield] up to NVW_YIELDS iterations, ───────── answered ──► done; yield score + 1
+ *                   │    if the yield score is above 0,
+ *                   │    or as a probe (1 of 64)
+ *                   │ in vain: yield score - 16
+ *                   ▼
+ *                [last poll] acknowledge, poll once more ────── answered ──► done
+ *                   │
+ *                   ▼
+ *                [asleep] on a Future ── interrupt ──► done
+ *                                     ── early poll (1, 4, 16 … ms; at once and for NVW_POLLED_NS,
+ *                                        if interrupts have come late or not at all of late) ──►
+ *                                        done
  *
- * In poll mode a callback polls on each iteration instead of [asleep]; in interrupt mode only [last poll] and [asleep] are left.
- * A batch has one await for many commands: it pumps (spin, within a budget of its own), and sleeps when nothing comes.
+ * In poll mode a callback polls on each iteration instead of [asleep]; in interrupt mode only [last
+ * poll] and [asleep] are left. A batch has one await for many commands: it pumps (spin, within a
+ * budget of its own), and sleeps when nothing comes.
  *
- * It is in C, and not told by Python, because every command asks; the numbers that a user may choose are Options (mode, spin_us), the
- * others are constants here. Nothing here touches rings or objects: functions say what to do, waiting.pxi and request.pxi do it.
+ * It is in C, not in Python, because every command uses it; the values that a user may choose are
+ * Options (mode, spin_us), the others are constants here. Nothing here touches rings or objects:
+ * functions say what to do, waiting.pxi and request.pxi do it.
  *
  * Threads: the queue pair's, as everything of it.
  */
@@ -47,8 +51,9 @@ enum nvw_mode {
 #define NVW_POLLED_NS 2000000  /* for so long, and then the early polls are left */
 
 /*
- * A spin budget: how long to spin for a completion before doing something else. Learnt: twice what it took of late until one came, and no
- * more than limit_ns. Where that was never enough there is no spin at all, but for a probe.
+ * A spin budget: how long to spin for a completion before doing something else. Learnt: twice what
+ * it took of late until one came, and no more than limit_ns. Where that was never enough there is
+ * no spin at all, but for a probe.
  */
 struct nvw_budget {
     uint64_t limit_ns;
@@ -79,7 +84,8 @@ struct nvw_waiting {
     uint32_t reap_limit; /* completions handled in one go, before other tasks of the loop get their turn */
     uint32_t ack_limit;  /* CQEs taken before the CQ doorbell is rung while nothing sleeps */
 
-    /* Bursts: several awaiters get their results in one iteration, and each is likely to send its next command. The last one rings for all. */
+    /* Bursts: several awaiters get their results in one iteration, and each is likely to send its
+     * next command. The last one rings for all. */
     uint32_t due;    /* results that are here, and whose awaiters have not come for them yet */
     bool burst_over; /* the last of those has come, and nothing was rung since */
 
@@ -121,8 +127,8 @@ static inline void nvw_init(struct nvw_waiting *w, uint32_t entries)
     };
 }
 
-/* A completion is here at once after a spin of spun_ns. May its awaiter go on without suspending? Otherwise it has to let others have their
- * turn first, and the credit is new then. */
+/* A completion is here at once after a spin of spun_ns. May its awaiter go on without suspending?
+ * Otherwise it has to let others have their turn first, and the credit is new then. */
 static inline bool nvw_eager(struct nvw_waiting *w, uint64_t spun_ns)
 {
     if (!w->eager) {
@@ -157,8 +163,8 @@ static inline void nvw_came(struct nvw_waiting *w, bool yielding)
     }
 }
 
-/* A sleep begins, at now_ns, in adaptive mode and where interrupts are distrusted. Is it polled for at first? Not for a probe: should an
- * interrupts end such ones, they are trusted again. */
+/* A sleep begins, at now_ns, in adaptive mode and where interrupts are distrusted. Is it polled for
+ * at first? Not for a probe: should an interrupts end such ones, they are trusted again. */
 static inline bool nvw_poll_first(struct nvw_waiting *w, uint64_t now_ns)
 {
     if (!(++w->distrusted & NVW_PROBE_MASK))

@@ -36,8 +36,10 @@ MODE_NAMES = {mode: name for name, mode in MODES.items()}
 
 
 cdef bint after_post(QueuePair qp, Request request) except -1:
-    """Right after a command was posted: rings now or plans to, completes at once what the controller has answered already, and decides
-    how the command is waited for. `request.yields` iterations without a Future come first where recent commands were that fast."""
+    """Right after a command was posted: rings now or plans to, completes at once what the
+    controller has answered already, and decides how the command is waited for. `request.yields`
+    iterations without a Future come first where recent commands were that fast.
+    """
     cdef nvw_waiting *w = &qp.waiting
     cdef bint alone = qp.q.n_armed == 1 and w.due == 0
     cdef uint64_t spun = 0
@@ -90,8 +92,10 @@ cdef bint after_yield(QueuePair qp, Request request) except -1:
 
 
 cdef inline void take(QueuePair qp, Request request) noexcept:
-    """An awaiter has come for its result. The last of those that are due, which is the last to send something in this iteration as far as
-    can be known, rings for all of them: once an iteration, and no iteration later."""
+    """An awaiter has come for its result. The last of those that are due, which is the last to
+    send something in this iteration as far as can be known, rings for all of them: once an
+    iteration, and no iteration later.
+    """
     nvw_came(&qp.waiting, request.yields)
 
 

@@ -1,5 +1,6 @@
-"""The kernel's block devices, files and NVMe character devices as the transport of a queue pair. See kernel_link.h and relay.h for how
-it works, _kernel.pyi for the contract."""
+"""The kernel's block devices, files and NVMe character devices as the transport of a queue pair.
+See kernel_link.h and relay.h for how it works, _kernel.pyi for the contract.
+"""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer, PyBUF_WRITABLE
 from cpython.bytes cimport PyBytes_FromStringAndSize

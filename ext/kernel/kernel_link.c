@@ -1,4 +1,4 @@
-/* The life of a link, and what a queue pair asks of it. */
+/* A link's setup and end, and the functions for its queue pair. */
 #define _GNU_SOURCE
 #include "kernel_link.h"
 
@@ -106,7 +106,8 @@ int kl_set_target(struct kernel_link *link, const struct kl_target *target)
     return 0;
 }
 
-/* -- memory that the kernel knows beforehand ----------------------------------------------------- */
+/* -- memory that the kernel knows beforehand
+ * ----------------------------------------------------- */
 
 static int update_region(struct kernel_link *link, uint32_t index, const void *base, size_t nbytes)
 {
@@ -155,7 +156,8 @@ void kl_drop_region(struct kernel_link *link, const void *base)
     }
 }
 
-/* -- what is in flight --------------------------------------------------------------------------- */
+/* -- what is in flight
+ * --------------------------------------------------------------------------- */
 
 uint32_t kl_in_flight(struct kernel_link *link)
 {
@@ -174,7 +176,8 @@ void kl_cancel_all(struct kernel_link *link)
             ring_submit(&link->rings[i]);
 }
 
-/* -- what the queue pair calls ------------------------------------------------------------------- */
+/* -- what the queue pair calls
+ * ------------------------------------------------------------------- */
 
 static void transport_submit(struct nvq *q)
 {
@@ -229,7 +232,8 @@ static void transport_unbind(struct nvq *q)
     unbind(q->link);
 }
 
-/* Rings, threads and what is in the kernel are the parent's; the memory that describes them stays as it is. */
+/* Rings, threads and what is in the kernel are the parent's; the memory that describes them stays
+ * as it is. */
 static void transport_disown(struct nvq *q)
 {
     struct kernel_link *link = q->link;

@@ -1,11 +1,13 @@
 /*
- * Block devices, files and NVMe character devices of the kernel's as the transport of a queue pair (hotpath/transport.h): NVMe
- * commands out of the submission ring become io_uring entries or, where io_uring is not to be had and for what blocks, jobs of a few
- * threads; their results become completions.
+ * Block devices, files and NVMe character devices of the kernel's as the transport of a queue pair
+ * (hotpath/transport.h): NVMe commands out of the submission ring become io_uring entries or, if
+ * io_uring is unavailable and for blocking operations, jobs of a few threads; their results become
+ * completions.
  *
- * Memory. The kernel reads and writes the callers' buffers until a completion says that it is done: nothing here gives a buffer back
- * earlier. link_in_flight() is how many commands have such a hold. While it is not 0 the queue pair must be neither reset nor closed.
- * Where direct I/O wants better aligned memory than the caller's, the data go through an aligned copy of the link's own.
+ * Memory. The kernel reads and writes the callers' buffers until a completion says that it is done:
+ * nothing here gives a buffer back earlier. link_in_flight() is how many commands have such a hold.
+ * While it is not 0 the queue pair must be neither reset nor closed. Where direct I/O wants better
+ * aligned memory than the caller's, the data go through an aligned copy of the link's own.
  *
  * Threads: the queue's. Workers touch their job and the list of finished ones, nothing else.
  */
@@ -24,10 +26,12 @@ enum kl_kind {
     KL_PASSTHROUGH, /* /dev/ng0n1 */
 };
 
-/* A completion whose error is one of the kernel's, not the controller's: DW0 is this and the errno. */
+/* A completion whose error is one of the kernel's, not the controller's: DW0 is this and the
+ * errno. */
 #define KL_ERRNO 0x80000000u
 #define KL_TARGETS 256u
-/* Of a ring, at most: its memory counts against the user's limit of locked memory, often 64 KiB, and a full one is just submitted. */
+/* Of a ring, at most: its memory counts against the user's limit of locked memory, often 64 KiB,
+ * and a full one is just submitted. */
 #define KL_SQ_ENTRIES 64u
 #define KL_REGIONS 64u
 #define KL_WORKERS 16u
@@ -105,7 +109,7 @@ struct kl_out {
     struct kl_job job;
 };
 
-/* Memory of which the link knows, at index `i` of the rings' tables where it is registered with them. */
+/* Memory that the link knows, at index `i` of the rings' tables if it is registered with them. */
 struct kl_region {
     uint8_t *base; /* NULL: free */
     size_t nbytes;
@@ -158,15 +162,18 @@ extern const struct nvq_transport kernel_transport;
 
 /* 0 or a negative errno. max_workers: 1 to KL_WORKERS. */
 int kl_init(struct kernel_link *link, uint32_t max_workers);
-/* Once it is a queue pair's transport: memory for its commands. Until then they stay in the ring. 0 or a negative errno. */
+/* Once it is a queue pair's transport: memory for its commands. Until then they stay in the ring. 0
+ * or a negative errno. */
 int kl_start(struct kernel_link *link);
-/* Commands of this queue go through io_uring from here on. Without it, through the workers. 0 or a negative errno. */
+/* Commands of this queue go through io_uring from here on. Without it, through the workers. 0 or a
+ * negative errno. */
 int kl_use_ring(struct kernel_link *link, uint32_t entries, bool passthrough, bool iopoll);
 /* Nothing may be in flight, or nothing is freed. */
 void kl_free(struct kernel_link *link);
 /* Adds a namespace, or changes it; -ENOSPC. */
 int kl_set_target(struct kernel_link *link, const struct kl_target *target);
-/* Memory that commands may name; it is registered with the rings where they take it. 1: it is; 0: it is not; -ENOSPC. */
+/* Memory that commands may name; it is registered with the rings where they take it. 1: it is; 0:
+ * it is not; -ENOSPC. */
 int kl_add_region(struct kernel_link *link, void *base, size_t nbytes, uint64_t iova);
 void kl_drop_region(struct kernel_link *link, const void *base);
 /* Takes what has completed; how many commands still hold memory. */
@@ -181,7 +188,8 @@ uint16_t kl_check(const struct kl_target *target, const struct nvq_sqe *sqe, uin
 bool kl_changes_data(uint8_t opcode);
 /* Carries a command out and blocks meanwhile. */
 void kl_execute(struct kl_job *job);
-/* What O_DIRECT asks of this file, in bytes, both 0 where it has none. -ENODATA: the kernel doesn't say. */
+/* What O_DIRECT asks of this file, in bytes, both 0 where it has none. -ENODATA: the kernel doesn't
+ * say. */
 int kl_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
 /* One admin or I/O command by ioctl; 0 or the status, or KL_ERRNO in *dw0. */
 uint16_t kl_ioctl(int fd, bool admin, const struct nvq_sqe *sqe, void *data, uint32_t nbytes, uint32_t timeout_ms, uint32_t *dw0,

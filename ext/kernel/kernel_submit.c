@@ -16,7 +16,8 @@ void kl_announce(struct kernel_link *link)
     while (rc < 0 && errno == EINTR);
 }
 
-/* -- aligned memory ------------------------------------------------------------------------------ */
+/* -- aligned memory
+ * ------------------------------------------------------------------------------ */
 
 uint8_t *kl_aligned(struct kernel_link *link, uint32_t nbytes)
 {
@@ -33,7 +34,8 @@ void kl_give_aligned(struct kernel_link *link, uint8_t *memory, uint32_t nbytes)
         free(memory);
 }
 
-/* -- the end of a command ------------------------------------------------------------------------ */
+/* -- the end of a command
+ * ------------------------------------------------------------------------ */
 
 static void finish(struct kernel_link *link, unsigned slot, uint16_t status, uint32_t dw0, uint32_t dw1)
 {
@@ -66,7 +68,8 @@ static void finish(struct kernel_link *link, unsigned slot, uint16_t status, uin
     }
 }
 
-/* -- to the kernel ------------------------------------------------------------------------------- */
+/* -- to the kernel
+ * ------------------------------------------------------------------------------- */
 
 static int region_of(const struct kernel_link *link, const uint8_t *data, uint32_t nbytes)
 {
@@ -78,7 +81,7 @@ static int region_of(const struct kernel_link *link, const uint8_t *data, uint32
     return -1;
 }
 
-/* Where MPTR leads: only into memory that the link was told of. */
+/* The memory at MPTR: only within the link's regions. */
 static uint8_t *metadata_at(struct kernel_link *link, uint64_t iova, uint64_t nbytes)
 {
     for (uint32_t i = 0; i < KL_REGIONS; i++) {
@@ -292,7 +295,8 @@ void kl_submit(struct kernel_link *link)
         kl_announce(link);
 }
 
-/* -- back ---------------------------------------------------------------------------------------- */
+/* -- back
+ * ---------------------------------------------------------------------------------------- */
 
 /* The device can't be polled: once more, without. */
 static bool again_unpolled(struct kernel_link *link, unsigned slot, int res)

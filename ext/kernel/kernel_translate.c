@@ -79,7 +79,8 @@ uint16_t kl_check(const struct kl_target *target, const struct nvq_sqe *sqe, uin
     const bool by_blocks = moves || sqe->opcode == OP_ZONE_APPEND;
     if (!target->writable && kl_changes_data(sqe->opcode))
         return KL_WRITE_PROTECTED | KL_DO_NOT_RETRY;
-    /* The NVMe driver of Linux leaves this to us: a buffer of another length is memory that is not the command's. */
+    /* The NVMe driver of Linux leaves this to us: a buffer of another length is memory that is not
+     * the command's. */
     if (by_blocks && nbytes != (uint64_t)blocks_of(sqe) * target->block_bytes && !(sqe->cdw12 & PRACT))
         return KL_LENGTH_INVALID | KL_DO_NOT_RETRY;
     if (target->kind == KL_PASSTHROUGH)
@@ -92,7 +93,8 @@ uint16_t kl_check(const struct kl_target *target, const struct nvq_sqe *sqe, uin
     return 0;
 }
 
-/* -- one command, to its end --------------------------------------------------------------------- */
+/* -- one command, to its end
+ * --------------------------------------------------------------------- */
 
 static int failure(struct kl_job *job, int error, bool write)
 {
@@ -117,7 +119,8 @@ static int transfer(struct kl_job *job, uint8_t *data, uint64_t nbytes, uint64_t
         }
         if (n < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
-        /* The file ends here: it is shorter than it was. Direct I/O says EINVAL beyond an end within a block. */
+        /* The file ends here: it is shorter than it was. Direct I/O says EINVAL beyond an end
+         * within a block. */
         if (n == 0 || (errno == EINVAL && moved)) {
             job->status = (write ? KL_CAPACITY_EXCEEDED : KL_LBA_OUT_OF_RANGE) | KL_DO_NOT_RETRY;
             return -1;

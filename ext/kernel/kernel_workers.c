@@ -1,4 +1,5 @@
-/* Threads for what would block the event loop. They are made when there is work for them and end with the link. */
+/* Threads for what would block the event loop. They are made when there is work for them and end
+ * with the link. */
 #define _GNU_SOURCE
 #include "kernel_link.h"
 
@@ -66,7 +67,7 @@ bool kl_give_to_worker(struct kernel_link *link, struct kl_job *job)
         pthread_cond_signal(&link->work);
     /* One that sleeps may not have woken yet for an earlier job. */
     if (link->n_workers < link->max_workers && (!link->n_idle || link->first != job) && !start_worker(link) && !link->n_workers) {
-        link->first = link->last = NULL; /* nobody is there to do it, nor what came before */
+        link->first = link->last = NULL; /* there is no worker for it, nor for earlier jobs */
         taken = false;
     }
     pthread_mutex_unlock(&link->lock);

@@ -105,7 +105,8 @@ bool relay_answer(struct relay *relay, uint16_t cid, uint16_t status, uint32_t d
     return true;
 }
 
-/* -- what the queue pair calls ------------------------------------------------------------------- */
+/* -- what the queue pair calls
+ * ------------------------------------------------------------------- */
 
 static void transport_submit(struct nvq *q)
 {

@@ -1,4 +1,5 @@
-/* One io_uring: entries in, one system call for all of them, completions out. Threads: one at a time. */
+/* One io_uring: entries in, one system call for all of them, completions out. Threads: one at a
+ * time. */
 #ifndef NVME_ASYNC_KERNEL_RING_H
 #define NVME_ASYNC_KERNEL_RING_H
 
@@ -21,14 +22,16 @@ struct ring {
     uint64_t enters, submitted, completed; /* counters */
 };
 
-/* 0 or a negative errno. `flags` beyond what an older kernel knows of task work are left away there. */
+/* 0 or a negative errno. `flags` beyond what an older kernel supports of task work are dropped. */
 int ring_open(struct ring *ring, uint32_t entries, uint32_t cq_entries, uint32_t flags);
 /* Nothing may be in the kernel any more. */
 void ring_close(struct ring *ring);
 int ring_register(struct ring *ring, unsigned opcode, const void *argument, unsigned n);
-/* A zeroed entry, which the next ring_submit() sends; NULL: the ring is full and the kernel takes nothing. */
+/* A zeroed entry, which the next ring_submit() sends; NULL: the ring is full and the kernel takes
+ * nothing. */
 struct uring_sqe *ring_entry(struct ring *ring);
-/* Sends what is there. 0, or a negative errno where the kernel took nothing: it stays, and is sent with the next call. */
+/* Sends what is there. 0, or a negative errno where the kernel took nothing: it stays, and is sent
+ * with the next call. */
 int ring_submit(struct ring *ring);
 /* Lets the kernel post what has completed, where that needs its own time (task work, IOPOLL). */
 void ring_progress(struct ring *ring);

@@ -12,7 +12,7 @@ cdef extern from "pi/crc.h" nogil:
     bint crc_use_instructions(bint on)
 
 cdef extern from "pi/pi.h" nogil:
-    ctypedef unsigned long long pi_space "pi_space"  # 128 bits in truth: only the C compiler looks at its size
+    ctypedef unsigned long long pi_space "pi_space"  # actually 128 bits: only the C compiler uses its size
     struct pi_format:
         uint32_t block_size
         uint16_t metadata

@@ -120,8 +120,8 @@ PLAIN_REFLECTED(64)
 
 CLMUL static __m128i fold(__m128i state, __m128i by, __m128i next)
 {
-    /* The first half of a block is the low one for a reflected CRC and, with bytes swapped, the high one for the other; `by` has
-     * its factors accordingly. */
+    /* The first half of a block is the low one for a reflected CRC and, with bytes swapped, the
+     * high one for the other; `by` has its factors accordingly. */
     return _mm_xor_si128(next, _mm_xor_si128(_mm_clmulepi64_si128(state, by, 0x00), _mm_clmulepi64_si128(state, by, 0x11)));
 }
 

@@ -1,4 +1,4 @@
-/* End-to-end protection information (NVM Command Set 1.1, 5.3): generated for blocks, and checked. */
+/* End-to-end protection information (NVM Command Set 1.1, 5.3): generation and checks. */
 #ifndef NVME_ASYNC_PI_PI_H
 #define NVME_ASYNC_PI_PI_H
 
@@ -25,7 +25,8 @@ struct pi_tags {
 /* What is checked, as in PRCHK; and the storage tag (STC). */
 enum { PI_CHECK_REF = 1, PI_CHECK_APP = 2, PI_CHECK_GUARD = 4, PI_CHECK_STORAGE = 8 };
 
-/* Where blocks and their metadata are: with extended blocks the strides are the same and meta is data + block_size. */
+/* Where blocks and their metadata are: with extended blocks the strides are the same and meta is
+ * data + block_size. */
 struct pi_blocks {
     uint8_t *data, *meta;
     size_t data_stride, meta_stride, n;

@@ -1,4 +1,6 @@
-"""NVMe/TCP's hot path: one connection as the transport of a queue pair. See link.h for how it works, _tcp.pyi for the contract."""
+"""NVMe/TCP's hot path: one connection as the transport of a queue pair. See link.h for how it
+works, _tcp.pyi for the contract.
+"""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
@@ -49,7 +51,9 @@ crc32c_init()
 
 
 def crc32c(data, uint32_t crc=0, *, bint software=False):
-    """CRC32C of `data`, going on from the digest `crc` of what came before. software: without the processor's instruction."""
+    """CRC32C of `data`, going on from the digest `crc` of what came before. software: without
+    the processor's instruction.
+    """
     cdef Py_buffer view
     cdef uint32_t value = ~crc
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)

@@ -1,4 +1,4 @@
-/* The life of a link, and what a queue pair asks of it. */
+/* A link's setup and end, and the functions for its queue pair. */
 #define _GNU_SOURCE
 #define CRC32C_IMPLEMENTATION
 #include "link.h"
@@ -102,7 +102,8 @@ int link_attach(struct tcp_link *link, int fd, const struct tcp_limits *limits)
             return -ENOMEM;
         link->n_slots = q->n_trackers;
     }
-    /* In the set from the start, without events: so EPOLL_CTL_MOD can't fail for want of memory while data wait. */
+    /* In the set from the start, without events: so EPOLL_CTL_MOD can't fail for want of memory
+     * while data wait. */
     if (epoll_ctl(link->epoll_fd, EPOLL_CTL_ADD, fd, &none))
         return -errno;
     link->fd = fd;
@@ -118,7 +119,8 @@ void link_detach(struct tcp_link *link)
     link_forget_pieces(link);
 }
 
-/* -- what the queue pair calls ------------------------------------------------------------------- */
+/* -- what the queue pair calls
+ * ------------------------------------------------------------------- */
 
 static void transport_submit(struct nvq *q)
 {

@@ -1,17 +1,21 @@
 /*
- * One NVMe/TCP connection as the transport of a queue pair (hotpath/transport.h): capsules out of the submission ring onto the
- * socket, answers from the socket into the callers' buffers and the completion ring.
+ * One NVMe/TCP connection as the transport of a queue pair (hotpath/transport.h): capsules out of
+ * the submission ring onto the socket, answers from the socket into the callers' buffers and the
+ * completion ring.
  *
- * It begins after ICReq, ICResp and Connect, which are Python's (nvme_async/driver/tcp/handshake.py): link_attach() gives it
- * the socket and what was agreed there.
+ * It begins after ICReq, ICResp and Connect, which are Python's
+ * (nvme_async/driver/tcp/handshake.py): link_attach() gives it the socket and what was agreed
+ * there.
  *
- * Sending. What is small is copied behind its header into an arena, so that a burst of commands is one piece of memory for
- * one sendmsg; longer data are sent from where they are, and are held by a reference (struct tcp_out.held) until they have
- * left. A socket that takes no more is watched for EPOLLOUT through an epoll descriptor of the link's own.
+ * Sending. What is small is copied behind its header into an arena, so that a burst of commands is
+ * one piece of memory for one sendmsg; longer data are sent from where they are, and are held by a
+ * reference (struct tcp_out.held) until they have left. A socket that takes no more is watched for
+ * EPOLLOUT through an epoll descriptor of the link's own.
  *
- * Receiving. Headers, and small data behind them, go through a buffer. The rest of a longer transfer is received into the
- * caller's buffer itself. The link trusts nothing that comes: command ids, offsets and lengths are checked against the
- * command that is out, and one command's data can't reach another's memory.
+ * Receiving. Headers, and small data behind them, go through a buffer. The rest of a longer
+ * transfer is received into the caller's buffer itself. The link trusts nothing that comes: command
+ * ids, offsets and lengths are checked against the command that is out, and one command's data
+ * can't reach another's memory.
  *
  * Threads: the queue's. link_attach() and link_detach() happen while the queue is silent.
  */
@@ -28,7 +32,8 @@
 #define LINK_LONG (16u << 10) /* a long transfer */
 #define LINK_ROUNDS 4u        /* recvs of one poll */
 
-/* Status of a command whose data came with a wrong digest: Transient Transport Error; or not all of them came: Data Transfer Error. */
+/* Status of a command whose data came with a wrong digest: Transient Transport Error; or not all of
+ * them came: Data Transfer Error. */
 enum { LINK_DIGEST_ERROR = 0x22, LINK_SHORT_DATA = 0x04 };
 
 struct tcp_limits {
@@ -40,12 +45,12 @@ struct tcp_limits {
 
 /* A command that is out, by its slot. */
 struct tcp_out {
-    uint8_t *data; /* NULL: there are none, or nobody waits for them any more */
+    uint8_t *data; /* NULL: there are none, or they have no waiter any more */
     uint32_t nbytes, moved;
     uint32_t held; /* pieces of data that are still to be sent */
     uint16_t cid;
     bool out, to_host, wrong_digest;
-    bool owned; /* data is a copy of ours, because nobody waits for this write any more */
+    bool owned; /* data is a copy of ours, because this write has no waiter any more */
 };
 
 /* Something to be sent: a part of the arena, or of a command's data. */
@@ -103,7 +108,8 @@ void link_free(struct tcp_link *link);
 int link_attach(struct tcp_link *link, int fd, const struct tcp_limits *limits);
 /* The connection is over; commands that are out stay out until the queue is reset. */
 void link_detach(struct tcp_link *link);
-/* The connection can't go on: it is shut down, so that the socket becomes readable. The first reason counts. */
+/* The connection can't go on: it is shut down, so that the socket becomes readable. The first
+ * reason counts. */
 void link_fail(struct tcp_link *link, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* link_send.c */
@@ -111,7 +117,8 @@ void link_submit(struct tcp_link *link);
 void link_flush(struct tcp_link *link);
 /* An R2T: `length` bytes from `offset` of that command's data are to be sent. */
 void link_send_data(struct tcp_link *link, unsigned slot, uint16_t ttag, uint32_t offset, uint32_t length);
-/* What is still to be sent of that command's data is copied: its memory is another's from here on. False: no memory. */
+/* What is still to be sent of that command's data is copied: its memory is another's from here on.
+ * False: no memory. */
 bool link_keep_copy(struct tcp_link *link, unsigned slot);
 void link_forget_pieces(struct tcp_link *link);
 

@@ -55,7 +55,8 @@ static void complete(struct tcp_link *link, unsigned slot, uint32_t dw0, uint32_
     post(link, cid, dw0, dw1, sqhd, status);
 }
 
-/* -- PDUs ---------------------------------------------------------------------------------------- */
+/* -- PDUs
+ * ---------------------------------------------------------------------------------------- */
 
 static void on_response(struct tcp_link *link, const struct tcp_response *pdu)
 {
@@ -206,9 +207,10 @@ static bool take_header(struct tcp_link *link)
     return !link->broken;
 }
 
-/* -- bytes --------------------------------------------------------------------------------------- */
+/* -- bytes
+ * --------------------------------------------------------------------------------------- */
 
-/* Where the data under way go, or NULL when nobody wants them. */
+/* The place of the data being received, or NULL if they are discarded. */
 static uint8_t *target(struct tcp_link *link)
 {
     struct tcp_out *out = &link->out[link->pdu.cccid & ((1u << link->q->slot_bits) - 1)];

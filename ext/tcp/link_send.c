@@ -8,7 +8,8 @@
 
 #define IOVECS 64
 
-/* -- what is to be sent -------------------------------------------------------------------------- */
+/* -- what is to be sent
+ * -------------------------------------------------------------------------- */
 
 static uint8_t *arena_room(struct tcp_link *link, uint32_t nbytes)
 {
@@ -60,8 +61,8 @@ static void arena_add(struct tcp_link *link, uint32_t nbytes)
 }
 
 /*
- * A PDU: `header` of `hlen` bytes whose common header has type and flags, then data of slot's command from `data` on. Fills in
- * digests, padding, PDO and PLEN.
+ * A PDU: `header` of `hlen` bytes whose common header has type and flags, then data of slot's
+ * command from `data` on. Fills in digests, padding, PDO and PLEN.
  */
 static void add_pdu(struct tcp_link *link, void *header, uint32_t hlen, unsigned slot, const uint8_t *data, uint32_t nbytes)
 {
@@ -109,7 +110,8 @@ static void add_pdu(struct tcp_link *link, void *header, uint32_t hlen, unsigned
     }
 }
 
-/* -- commands and data --------------------------------------------------------------------------- */
+/* -- commands and data
+ * --------------------------------------------------------------------------- */
 
 static void add_command(struct tcp_link *link, const struct nvq_sqe *sqe)
 {
@@ -135,7 +137,8 @@ static void add_command(struct tcp_link *link, const struct nvq_sqe *sqe)
     if (out->to_host && tracker->flags & NVQ_ORPHAN)
         out->data = NULL; /* given up while the connection was being made anew */
     sgl.length = nbytes;
-    /* What fits goes in the capsule: a controller may wait for it there for ever, as Linux's does. */
+    /* What fits goes in the capsule: a controller may wait for it there for ever, as Linux's
+     * does. */
     if (nbytes && !out->to_host && nbytes <= link->limits.in_capsule) {
         sgl.type = TCP_SGL_IN_CAPSULE;
         data = out->data;
@@ -183,7 +186,8 @@ void link_send_data(struct tcp_link *link, unsigned slot, uint16_t ttag, uint32_
     }
 }
 
-/* -- memory that is another's -------------------------------------------------------------------- */
+/* -- memory that is another's
+ * -------------------------------------------------------------------- */
 
 bool link_keep_copy(struct tcp_link *link, unsigned slot)
 {
@@ -206,7 +210,8 @@ void link_end_command(struct tcp_link *link, unsigned slot)
 {
     struct tcp_out *out = &link->out[slot];
     if (out->held) {
-        /* Complete before all that it asked for was sent: the rest still has to go, and the caller gets its buffer back. */
+        /* Complete before all that it asked for was sent: the rest still has to go, and the caller
+         * gets its buffer back. */
         link->counters.late++;
         if (!link_keep_copy(link, slot)) {
             link_fail(link, "no memory for the rest of a write that is complete");
@@ -228,7 +233,8 @@ void link_forget_pieces(struct tcp_link *link)
     link->first_piece = link->n_pieces = link->arena_used = 0;
 }
 
-/* -- the socket ---------------------------------------------------------------------------------- */
+/* -- the socket
+ * ---------------------------------------------------------------------------------- */
 
 static void want_room(struct tcp_link *link, bool want)
 {

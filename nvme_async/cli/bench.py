@@ -1,4 +1,6 @@
-"""nvme-async bench: the program of benchmarks/fio.py, whose command line is fio's and not click's."""
+"""nvme-async bench: the program of benchmarks/fio.py, whose command line is fio's and not
+click's.
+"""
 
 from __future__ import annotations
 

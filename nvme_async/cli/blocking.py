@@ -1,4 +1,4 @@
-"""Reads and writes of files and pipes that may never return, beside an event loop."""
+"""Reads and writes of files and pipes that may never return, next to an event loop."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 
 async def beside(call: Callable[[], T]) -> T:
-    """call() in a thread that nobody waits for when this is cancelled, nor at the program's end: a
-    read of a terminal, or a write into a pipe that is not read, ends when the other side likes.
+    """Runs call() in a thread that is abandoned if this is cancelled, and at the program's end:
+    a read of a terminal, or a write into an unread pipe, ends only when the other side acts.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -42,7 +42,7 @@ async def beside(call: Callable[[], T]) -> T:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """All of it, however little each write takes."""
+    """Writes all of it, however little each write accepts."""
     with memoryview(data) as rest:
         at = 0
         while at < len(rest):
@@ -50,7 +50,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def read_up_to(fd: int, nbytes: int) -> bytes:
-    """`nbytes`, or what there is up to the end. A pipe gives what it has, again and again."""
+    """`nbytes`, or less at the end. A pipe is read repeatedly."""
     parts, left = [], nbytes
     while left and (part := os.read(fd, left)):
         parts.append(part)

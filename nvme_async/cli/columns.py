@@ -1,4 +1,6 @@
-"""Tables of plain text that fit: a narrow terminal gets fewer columns, never a cut figure; a pipe gets all."""
+"""Tables of plain text that fit: a narrow terminal gets fewer columns, never a truncated figure;
+a pipe gets all.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ _GAP = 2
 
 @attrs.frozen
 class Column:
-    """rank: where there is no room for all, the highest goes first; 0 stays. elastic: text that may
-    be cut in its middle down to `least` characters, which a figure never is.
+    """rank: if there is no room for all columns, the highest is dropped first; 0 stays. elastic:
+    text that may be shortened in its middle down to `least` characters, which a figure never is.
     """
 
     name: str
@@ -26,12 +28,12 @@ class Column:
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal that stdout is; None for a pipe or a file, which has no end."""
+    """The terminal's width if stdout is one; None for a pipe or a file, which has no limit."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
-    """Lines: the names, and one for each row; aligned, at most `width` wide where that can be done."""
+    """Lines: the names, and one per row; aligned, at most `width` wide if possible."""
     shown = list(range(len(columns)))
     widths = [max([len(column.name), *(len(row[at]) for row in rows)]) for at, column in enumerate(columns)]
     least = [
@@ -62,7 +64,7 @@ def _cell(column: Column, text: str, width: int) -> str:
 
 
 def elided(text: str, width: int) -> str:
-    """At most `width` characters: beginning and end, as the end of a name tells it from others."""
+    """At most `width` characters: start and end, since the end of a name distinguishes it."""
     if len(text) <= width:
         return text
     tail = (width - 1) * 2 // 3
@@ -70,7 +72,9 @@ def elided(text: str, width: int) -> str:
 
 
 def indented(first: str, text: str, width: int | None = None) -> str:
-    """`text` behind `first`, its further lines below its beginning; on one line where there is no width."""
+    """`text` after `first`, with further lines indented below its start; on one line without a
+    width.
+    """
     if width is None:
         return first + text
     hanging = " " * len(first)

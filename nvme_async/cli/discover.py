@@ -1,4 +1,4 @@
-"""nvme-async discover: which NVMe/TCP subsystems there are, in nvme-cli's words."""
+"""nvme-async discover: the available NVMe/TCP subsystems, with nvme-cli's names."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def discover(
     output: str,
     **options: Any,
 ) -> None:
-    """What a discovery service knows: URI is tcp:ADDR[:PORT].
+    """Show the log of a discovery service. URI is tcp:ADDR[:PORT].
 
     Each subsystem's line `uri` is a DEVICE for the other commands.
     """

@@ -1,5 +1,5 @@
-"""nvme-async doctor: what this machine lacks for driving its NVMe controllers, and the command that
-mends it.
+"""nvme-async doctor: what this machine lacks for driving its NVMe controllers, and the command
+that fixes it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Level = Literal["ok", "note", "problem"]
 
 @attrs.frozen
 class Finding:
-    """One thing looked at. `fix` is a command, or what to do where no command does it."""
+    """One finding. `fix` is a command, or an instruction if there is no command."""
 
     check: str
     level: Level
@@ -51,7 +51,7 @@ class Finding:
 
 @attrs.frozen
 class Machine:
-    """What is examined: a system, and limits of the process that a test may want otherwise."""
+    """The examined system, and limits of the process that a test may override."""
 
     system: System
     pool_bytes: int
@@ -244,7 +244,9 @@ def _hugepages(machine: Machine) -> Iterator[Finding]:
 
 
 def _servicing(machine: Machine) -> Iterator[Finding]:
-    """What open() of a pci: device would decide about keepalive now; the command line counts."""
+    """The decision that open() of a pci: device would make about keepalive now, including the
+    command line.
+    """
     try:
         custodian = find_custodian(config.command_line.keeper)
         words = None if custodian is None else custodian.words
@@ -299,7 +301,7 @@ CHECKS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
 
 
 def examine(machine: Machine) -> list[Finding]:
-    """All findings, in the order in which they are worth mending. Changes nothing."""
+    """All findings, in the order in which to fix them. Changes nothing."""
     return [finding for check in CHECKS for finding in check(machine)]
 
 
@@ -315,7 +317,7 @@ def examine(machine: Machine) -> list[Finding]:
 @output_option()
 @click.pass_context
 def doctor(ctx: click.Context, pool: int, output: str) -> None:
-    """Say what this machine lacks for driving its NVMe controllers, and what mends it.
+    """Show what this machine lacks for driving its NVMe controllers, and how to fix it.
 
     Exit code: 1 if something stands in the way, else 0.
     """

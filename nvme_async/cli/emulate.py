@@ -20,7 +20,7 @@ from nvme_async.runtime.sockets import ListeningSocket
 async def _serve(
     controller: EmulatedController, path: str | None, control: str | None, tcp: list[tuple[str, int]], nvme: TcpConfig
 ) -> None:
-    """Until SIGINT or SIGTERM."""
+    """Runs until SIGINT or SIGTERM."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -95,12 +95,12 @@ def emulate(
 ) -> None:
     """Serve an emulated NVMe controller over vfio-user (--socket), NVMe/TCP (--tcp), or both.
 
-    Over NVMe/TCP any number of hosts may come at once: this package with tcp:ADDR:PORT/NQN, Linux
-    (nvme connect -t tcp), SPDK (trtype:TCP); a discovery service answers on the same ports. Over
-    vfio-user clients come one at a time: this package with vfio-user:PATH, QEMU's vfio-user-pci (its
-    guest's memory must be shared: memory-backend-memfd,share=on), SPDK (trtype:VFIOUSER
-    traddr:FOLDER, the socket being FOLDER/cntrl). Prints one line when it is ready and serves until
-    SIGINT or SIGTERM.
+    Over NVMe/TCP any number of hosts may connect at once: this package with tcp:ADDR:PORT/NQN,
+    Linux (nvme connect -t tcp), SPDK (trtype:TCP); a discovery service answers on the same ports.
+    Over vfio-user clients are served one at a time: this package with vfio-user:PATH, QEMU's
+    vfio-user-pci (its guest's memory must be shared: memory-backend-memfd,share=on), SPDK
+    (trtype:VFIOUSER traddr:FOLDER, the socket being FOLDER/cntrl). Prints one line when it is ready
+    and serves until SIGINT or SIGTERM.
     """
     if file is not None and options["medium"] is None:
         options["medium"] = "file"

@@ -47,7 +47,9 @@ def _device(words: dict[str, Any]) -> str | None:
 
 
 def with_words(command: click.Command) -> click.Command:
-    """The command, which takes these words too if it has a DEVICE and none of the kind of its own."""
+    """The command, which takes these words too if it has a DEVICE and none of the kind of its
+    own.
+    """
     argument = next((one for one in command.params if isinstance(one, click.Argument) and one.name == "device"), None)
     names = {option for one in command.params for option in one.opts}
     if argument is None or argument.callback is not None or command.callback is None or "--traddr" in names:

@@ -1,4 +1,6 @@
-"""The group of all subcommands: imported when asked for, listed in sections, with whole sentences."""
+"""The group of all subcommands: imported on demand, listed in sections, with complete
+sentences.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "The rest of nvme-cli": tuple(sorted(NVME)),
 }
 OTHERS = "More"
-"""Where commands stand that no section names."""
+"""The section of commands that no other section names."""
 
 OPENHCL = (
     ("OPENHCL_NVME_KEEP_ALIVE", "--keep-alive"),
@@ -29,7 +31,7 @@ OPENHCL = (
     ("OPENHCL_NVME_VFIO", "--vfio, --no-vfio: 1, 0"),
     ("OPENHCL_NVME_ALWAYS_FLR", "--always-flr, --no-always-flr: 1, 0"),
 )
-"""Environment variables, and which option each stands for where that is not given."""
+"""Environment variables, and the option that each replaces if it isn't given."""
 
 EXIT_CODES = (
     ("0", "Done."),
@@ -40,7 +42,7 @@ EXIT_CODES = (
 
 
 def first_sentence(command: click.Command) -> str:
-    """Of the help text, on one line."""
+    """The first sentence of the help text, on one line."""
     text = " ".join((command.help or "").split("\n\n")[0].split())
     end = text.find(". ")
     return (text if end < 0 else text[: end + 1]).rstrip(".")

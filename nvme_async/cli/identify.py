@@ -1,4 +1,4 @@
-"""nvme-async id-ctrl and id-ns: a controller and its namespaces, in nvme-cli's words."""
+"""nvme-async id-ctrl and id-ns: a controller and its namespaces, with nvme-cli's names."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def controller_text(identify: IdentifyController) -> str:
 
 def namespace_text(nsid: int, identify: IdentifyNamespace) -> str:
     """`field : value` lines and the LBA formats."""
-    keys = identify.to_json()  # leaves out what the namespace does not report
+    keys = identify.to_json()  # omits what the namespace does not report
     names = (field.name for field in attrs.fields(IdentifyNamespace))
     lines = [f"NVME Identify Namespace {nsid}:"]
     lines += _lines(identify, (name for name in names if name in keys and name != "lbafs"), 8)
@@ -115,7 +115,7 @@ async def _identify_namespace(device: str, nsid: int | None) -> tuple[int, Ident
 @click.argument("device")
 @_output
 def id_ctrl(device: str, output: str) -> None:
-    """Show what the controller DEVICE says of itself (Identify Controller)."""
+    """Show the properties of the controller DEVICE (Identify Controller)."""
     identify = uvloop.run(_identify_controller(device))
     click.echo(json.dumps(identify.to_json(), indent=2) if output == "json" else controller_text(identify))
 
@@ -125,6 +125,6 @@ def id_ctrl(device: str, output: str) -> None:
 @click.option("-n", "--namespace-id", "nsid", type=click.IntRange(min=1), help="Which namespace. [default: the first]")
 @_output
 def id_ns(device: str, nsid: int | None, output: str) -> None:
-    """Show what a namespace of DEVICE is like (Identify Namespace)."""
+    """Show the properties of a namespace of DEVICE (Identify Namespace)."""
     nsid, identify = uvloop.run(_identify_namespace(device, nsid))
     click.echo(json.dumps(identify.to_json(), indent=2) if output == "json" else namespace_text(nsid, identify))

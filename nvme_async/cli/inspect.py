@@ -1,4 +1,4 @@
-"""nvme-async inspect and top: what a running manager does, or what a device is like."""
+"""nvme-async inspect and top: the state of a running manager, or of a device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nvme_async.manager import Manager
 from nvme_async.manager.control import ControlClient
 
 _TREE_INDENT = 12
-"""Of the queues' table in the tree, and a column for the terminal's edge."""
+"""Indentation of the queues' table in the tree, and a column for the terminal's edge."""
 _ENDLESS = 4096
 _STYLES = {"ready": "green", "servicing": "yellow", "loading": "yellow"}
 _target = click.argument("target")
@@ -36,7 +36,7 @@ def _is_uri(target: str) -> bool:
 
 
 async def _one_shot(uris: Sequence[str], registers: bool) -> dict[str, Any]:
-    """The state of a manager of our own that has just loaded the devices."""
+    """The state of a temporary manager that has just loaded the devices."""
     async with Manager() as manager:
         tasks = [asyncio.ensure_future(manager.load(uri)) for uri in uris]
         await asyncio.wait(tasks)
@@ -70,12 +70,12 @@ def _state(state: str) -> str:
 
 
 def _printable(value: Any) -> str:
-    """Text from devices and errors, without what a terminal would take for commands."""
+    """Text from devices and errors, without terminal control characters."""
     return "".join(char if char.isprintable() else "?" for char in str(value).split("\0", 1)[0].strip())
 
 
 def _plain(value: Any) -> str:
-    """The same without what rich would take for markup."""
+    """The same without rich markup."""
     return _printable(value).replace("[", "\\[")
 
 
@@ -216,7 +216,7 @@ def _keepalive(state: dict[str, Any]) -> str:
 
 
 def as_tree(state: dict[str, Any], width: int | None = None) -> Tree:
-    """What inspect() says, for people. width: of the terminal; None: all columns."""
+    """The result of inspect() for people. width: of the terminal; None: all columns."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["since"]))
     tree = Tree(f"manager, pid {state['pid']}, since {since}")
     for worker in state["workers"]:
@@ -249,7 +249,7 @@ def as_tree(state: dict[str, Any], width: int | None = None) -> Tree:
 
 
 def show_tree(state: dict[str, Any]) -> None:
-    """On stdout: as wide as the terminal, in a pipe as wide as it comes."""
+    """On stdout: as wide as the terminal, in a pipe without a limit."""
     width = terminal_width()
     if width is not None:
         Console().print(as_tree(state, width))
@@ -267,8 +267,8 @@ def show_tree(state: dict[str, Any]) -> None:
 def inspect(targets: tuple[str, ...], output: str, registers: bool) -> None:
     """Show everything about a running manager, or about devices.
 
-    TARGET is the manager's control socket (Manager(control=PATH)), or the URI of a device, or
-    several, which are opened for the purpose.
+    TARGET is the manager's control socket (Manager(control=PATH)), or the URIs of one or several
+    devices, which are opened temporarily.
     """
     target = targets[0]
     if len(targets) > 1 and not all(map(_is_uri, targets)):
@@ -320,7 +320,7 @@ _HEADINGS = 2  # lines above the devices
 def as_lines(
     before: dict[str, Any], now: dict[str, Any], seconds: float, width: int | None = None, height: int | None = None
 ) -> list[str]:
-    """Rates between two looks, busiest device first where not all of them fit into `height` lines."""
+    """Rates between two samples, busiest device first if not all fit into `height` lines."""
     cpu = sum(worker["cpu_seconds"] for worker in now["workers"]) - sum(
         worker["cpu_seconds"] for worker in before["workers"]
     )
@@ -417,7 +417,7 @@ def top(target: str, interval: float, count: int | None) -> None:
 
 @contextlib.contextmanager
 def _screen() -> Iterator[Callable[[dict[str, Any], dict[str, Any], float], None]]:
-    """How one view is shown: in place of the last one on a terminal, below it in a pipe."""
+    """Shows one view: in place of the previous one on a terminal, below it in a pipe."""
     console = Console()
     if not console.is_terminal:
         yield lambda before, now, seconds: click.echo("\n".join(as_lines(before, now, seconds)))

@@ -1,4 +1,4 @@
-"""nvme-async read, write and flush: blocks of a namespace, in nvme-cli's manner."""
+"""nvme-async read, write and flush: blocks of a namespace, as in nvme-cli."""
 
 from __future__ import annotations
 
@@ -98,7 +98,9 @@ _output = output_option()
 
 
 def _place(length: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options that say which blocks; the command gets them as an _Extent. length: help for --length."""
+    """The options that say which blocks; the command gets them as an _Extent. length: help for
+    --length.
+    """
     options = [
         _device,
         _nsid_option,
@@ -153,7 +155,7 @@ class _Extent:
 
 @asynccontextmanager
 async def _namespaces(device: str, nsid: int | None) -> AsyncIterator[list[nvme_async.Namespace]]:
-    """The namespace asked for; all of them for FFFFFFFFh."""
+    """The requested namespace; all of them for FFFFFFFFh."""
     async with open_device(device) as controller:
         yield [controller.namespaces[chosen] for chosen in _chosen(device, controller, nsid)]
 
@@ -173,7 +175,7 @@ def _chosen(device: str, controller: nvme_async.Controller, nsid: int | None) ->
 
 
 def _check(namespace: nvme_async.Namespace, offset: int, nbytes: int) -> None:
-    """Before anything moves, so that a mistake changes nothing."""
+    """Checks before anything is transferred, so that an error changes nothing."""
     size = namespace.block_size
     for name, value in (("offset", offset), ("length", nbytes)):
         if value % size:
@@ -255,7 +257,7 @@ def _origin(path: str) -> AbstractContextManager[int]:
 
 
 class _Source:
-    """What is written: whole blocks from a file or a pipe, in chunks."""
+    """The data to write: whole blocks from a file or a pipe, in chunks."""
 
     def __init__(self, fd: int, nbytes: int | None, block_size: int, pad: bool) -> None:
         self._fd = fd
@@ -265,7 +267,7 @@ class _Source:
         self.known = self._size_of(fd) if nbytes is None else nbytes
 
     def _size_of(self, fd: int) -> int | None:
-        """Bytes up to the end, padding included; None where only reading will tell."""
+        """Bytes up to the end, including padding; None if only reading shows it."""
         try:
             at = os.lseek(fd, 0, os.SEEK_CUR)
             nbytes = os.lseek(fd, 0, os.SEEK_END) - at
@@ -391,6 +393,6 @@ def write(extent: _Extent, data: str, fua: bool, pad: bool, output: str) -> None
 @click.argument("devices", nargs=-1, required=True, metavar="DEVICE...")
 @_nsid_option
 def flush(devices: tuple[str, ...], nsid: int | None) -> None:
-    """Commit what was written to each DEVICE to its media; -n 0xffffffff: of all namespaces."""
+    """Commit the data written to each DEVICE to its media; -n 0xffffffff: of all namespaces."""
     _run(_flush(devices[0], nsid) if len(devices) == 1 else _flush_all(devices, nsid))
     click.echo("flush: Success", err=True)

@@ -1,5 +1,5 @@
-"""nvme-async keeper: a process that holds controllers' descriptors between two drivers, and what it
-holds.
+"""nvme-async keeper: a process that holds controllers' descriptors between two drivers, and its
+deposits.
 """
 
 from __future__ import annotations
@@ -46,14 +46,13 @@ def status_text(deposits: list[Deposit]) -> str:
 def keeper(path: str, quiet: bool, status: bool, output: str, drop: str | None) -> None:
     """Hold controllers while their drivers are replaced, restarted or killed.
 
-    Drivers deposit with nvme_async.open(uri, keeper=PATH). While a driver lives nobody else gets
-    its controller; when it has died the next one to open the same URI takes the controller over as
-    it runs. Serves until SIGTERM or SIGINT; controllers that are held then and have no driver are
+    Drivers deposit with nvme_async.open(uri, keeper=PATH). While a driver is alive no other process
+    gets its controller; when it has died, the next one to open the same URI takes the running
+    controller over. Serves until SIGTERM or SIGINT; held controllers without a driver are then
     reset by their device.
     """
     if not status and drop is None:
-        # From here on it is a program of the standard library only, which no change of this package
-        # can break.
+        # From here on it only uses the standard library, so no change of this package can break it.
         arguments = ["--socket", path] + (["--quiet"] if quiet else [])
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-I", "-S", os.path.dirname(program.__file__), *arguments])

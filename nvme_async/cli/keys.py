@@ -16,9 +16,9 @@ KeyReader = Callable[[float], str]
 
 @contextlib.contextmanager
 def keys() -> Iterator[KeyReader]:
-    """A function that waits so many seconds at most and returns the key that was pressed, or "".
+    """A function that waits for at most so many seconds and returns the pressed key, or "".
 
-    Where stdin is no terminal it only waits. The terminal is as before afterwards.
+    If stdin is no terminal it only waits. The terminal's settings are restored afterwards.
     """
     try:
         fd = sys.stdin.fileno()

@@ -1,6 +1,4 @@
-"""nvme-async: the command line. Subcommands live in modules of their own and are imported when
-asked for.
-"""
+"""nvme-async: the command line. Subcommands live in separate modules and are imported on demand."""
 
 from __future__ import annotations
 
@@ -70,11 +68,12 @@ def cli(
 ) -> None:
     """Drive NVMe controllers from this process, without the kernel's block layer.
 
-    A DEVICE is a URI: pci:0000:01:00.0, kernel:/dev/ng0n1, file:/path, vfio-user:/run/controller.sock,
-    tcp:192.0.2.7:4420/nqn.… or emulated:size=1GiB. `nvme-async list` shows those of this machine.
+    A DEVICE is a URI: pci:0000:01:00.0, kernel:/dev/ng0n1, file:/path,
+    vfio-user:/run/controller.sock, tcp:192.0.2.7:4420/nqn.… or emulated:size=1GiB.
+    `nvme-async list` shows those of this machine.
 
-    What isn't given comes from the environment, and then from what is there (see
-    docs/keepalive-keeper.md); `nvme-async doctor` shows what comes of it.
+    Options that aren't given come from the environment, or are inferred (see
+    docs/keepalive-keeper.md); `nvme-async doctor` shows the result.
     """
     try:
         config.command_line.keepalive = None if keep_alive is None else config.parse_setting(keep_alive)
@@ -90,7 +89,7 @@ def cli(
 
 
 def in_one_line(error: click.ClickException) -> str:
-    """What click says in several lines, and where to read on."""
+    """click's message on one line, with a reference to the help."""
     message = " ".join(error.format_message().split())
     if isinstance(error, click.UsageError) and error.ctx is not None:
         message += f" (see {error.ctx.command_path} --help)"
@@ -99,7 +98,7 @@ def in_one_line(error: click.ClickException) -> str:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 the device or the operation failed, 2 the command line
-    made no sense, 130 interrupted.
+    was invalid, 130 interrupted.
 
     Errors are one line on stderr.
     """

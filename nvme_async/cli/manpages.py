@@ -1,7 +1,8 @@
-"""Man pages and shell completion, from the commands themselves: python -m nvme_async.cli.manpages FOLDER.
+"""Man pages and shell completion, from the commands themselves: python -m
+nvme_async.cli.manpages FOLDER.
 
 FOLDER becomes a `share`: man/man1, bash-completion/completions, zsh/site-functions and
-fish/vendor_completions.d. setup.py puts into a wheel what `make man` made.
+fish/vendor_completions.d. setup.py puts the files that `make man` made into a wheel.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ COMPLETIONS = {
 
 
 def escaped(text: str) -> str:
-    """Text for roff: no backslash of its own, no line that begins with a control character."""
+    """Text for roff: no unescaped backslash, no line that starts with a control character."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return re.sub(r"^([.'])", r"\\&\1", text, flags=re.MULTILINE)
 
@@ -95,7 +96,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def completion(shell: str) -> str:
-    """The script that makes `shell` ask the program itself."""
+    """The script that makes `shell` query the program itself."""
     found = get_completion_class(shell)
     assert found is not None
     return found(cli, {}, PROGRAM, _VARIABLE).source()

@@ -1,4 +1,4 @@
-"""nvme-async list, bind and unbind: the NVMe functions of this machine and who drives them."""
+"""nvme-async list, bind and unbind: the NVMe functions of this machine and their drivers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COLUMNS = (
 
 
 def _address(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    """DEVICE as a pci: URI; a bare address is taken too."""
+    """DEVICE as a pci: URI; a bare address is accepted too."""
     uri = value if value.lower().startswith("pci:") else f"pci:{value}"
     try:
         return parse_uri(uri)[1]
@@ -53,12 +53,12 @@ def _uid(ctx: click.Context, parameter: click.Parameter, value: str | None) -> i
 
 
 def system_of(ctx: click.Context) -> System:
-    """The machine, or what a test has put in its place."""
+    """The machine, or a test's replacement."""
     return ctx.obj if isinstance(ctx.obj, System) else System()
 
 
 def kernel_uris(system: System, function: Function) -> list[str]:
-    """What reaches it while the kernel drives it: each namespace, by its character device where there is
+    """Its URIs while the kernel drives it: each namespace, by its character device if there is
     one, and the controller.
     """
     if function.controller is None:
@@ -81,7 +81,9 @@ def ways(system: System, function: Function) -> str:
 
 
 def to_json(system: System, function: Function, in_use: list[Use]) -> dict[str, Any]:
-    """One function as `list -o json` shows it; numbers of PCI are hexadecimal strings as in lspci."""
+    """One function as `list -o json` shows it; numbers of PCI are hexadecimal strings as in
+    lspci.
+    """
     data = attrs.asdict(function)
     for name in ("vendor", "device", "subsystem_vendor", "subsystem_device"):
         data[name] = f"{data[name]:04x}"
@@ -96,8 +98,8 @@ def to_json(system: System, function: Function, in_use: list[Use]) -> dict[str, 
 
 
 def table(rows: list[tuple[Function, list[Use]]], width: int | None = None) -> str:
-    """Aligned columns, a line for each function, further uses on lines of their own. Where that is
-    wider than the terminal, all uses stand below their function, and columns are left out.
+    """Aligned columns, one line per function, further uses on separate lines. If that is wider
+    than the terminal, all uses are printed below their function, and columns are dropped.
     """
     cells = [
         (
@@ -131,7 +133,9 @@ def table(rows: list[tuple[Function, list[Use]]], width: int | None = None) -> s
 @output_option()
 @click.pass_context
 def list_devices(ctx: click.Context, output: str) -> None:
-    """Show every NVMe function of this machine: who drives it, what uses it, and the URIs to open it."""
+    """Show every NVMe function of this machine: its driver, its uses, and the URIs to open
+    it.
+    """
     system = system_of(ctx)
     rows = [(function, uses(system, function)) for function in find(system)]
     if output == "json":
@@ -177,7 +181,7 @@ def bind(ctx: click.Context, device: str, force: bool, owner: int | None, output
     """Take DEVICE (pci:0000:01:00.0) from the kernel's driver and bind it to vfio-pci. Needs root.
 
     Refuses while one of its namespaces is mounted, used as swap, held by device-mapper, md or a
-    file system, or opened exclusively. `unbind` gives it back to the driver that it had.
+    file system, or opened exclusively. `unbind` returns it to its previous driver.
     """
     _report(system_of(ctx), bind_function(system_of(ctx), device, force=force, owner=owner), output)
 
@@ -187,7 +191,7 @@ def bind(ctx: click.Context, device: str, force: bool, owner: int | None, output
 @output_option()
 @click.pass_context
 def unbind(ctx: click.Context, device: str, output: str) -> None:
-    """Give DEVICE (pci:0000:01:00.0) back to the kernel driver that `bind` took it from. Needs
+    """Return DEVICE (pci:0000:01:00.0) to the kernel driver that `bind` took it from. Needs
     root.
     """
     _report(system_of(ctx), unbind_function(system_of(ctx), device), output)

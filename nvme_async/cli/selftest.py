@@ -99,10 +99,10 @@ def _text(test: Selftest) -> str:
 def selftest(ctx: click.Context, device: str, write_to: tuple[int, int] | None, step_limit: float, output: str) -> None:
     """Check a drive with this driver. It reads only, unless --write-to says otherwise.
 
-    Bring-up, Identify against what sysfs said, reads at several depths and sizes, reset, a hand-over
-    to itself, interrupts, shutdown: each step has a time limit, and all together take some seconds.
-    A drive that is mounted, opened or bound to the kernel's driver is refused. Please paste the
-    report of a drive that isn't listed yet into an issue, whether it passed or not.
+    Bring-up, Identify against what sysfs said, reads at several depths and sizes, reset, a
+    hand-over to itself, interrupts, shutdown: each step has a time limit, and all together take
+    some seconds. A drive that is mounted, opened or bound to the kernel's driver is refused. Please
+    paste the report of a drive that isn't listed yet into an issue, whether it passed or not.
     """
     function = free_function(system_of(ctx), device)
     test = Selftest(device, step_limit, write_to, function)

@@ -39,8 +39,8 @@ class Check:
 
 @attrs.define
 class Selftest:
-    """One run over one drive. checks: the results so far. progress: called before each step with its
-    number, and its name.
+    """One run over one drive. checks: the results so far. progress: called before each step with
+    its number, and its name.
     """
 
     uri: str

@@ -1,4 +1,6 @@
-"""nvme-async share: a process that owns controllers and lends queue pairs to workers, and what it has lent."""
+"""nvme-async share: a process that owns controllers and lends queue pairs to workers, and its
+leases.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +70,10 @@ def share(
 ) -> None:
     """Own controllers, and lend their queue pairs to worker processes of this user.
 
-    A worker opens shared:PATH instead of the device (of several, shared:PATH?device=DEVICE), and does
-    I/O on queue pairs of its own. With --keeper (before `share`) this process may be killed and started
-    again while workers go on: SIGTERM leaves controllers and workers to the next owner then, SIGINT
-    shuts them down. See docs/sharing.md.
+    A worker opens shared:PATH instead of the device (of several, shared:PATH?device=DEVICE), and
+    does I/O on queue pairs of its own. With --keeper (before `share`) this process may be killed
+    and started again while workers go on: SIGTERM leaves controllers and workers to the next owner
+    then, SIGINT shuts them down. See docs/sharing.md.
     """
     if listing or revoke is not None:
         path = parse(path)
@@ -116,7 +118,8 @@ async def _serve(uris: tuple[str, ...], path: str, policy: dict[str, Any], io_qu
             click.echo(f"{uri}: shared at {shared.path}")
         notify("READY=1")
         if await ended is signal.SIGTERM and all(controller.depositor is not None for controller in controllers):
-            # This may be a restart. What the keeper has is complete at any time; closing would end the leases.
+            # This may be a restart. What the keeper has is complete at any time; closing would end
+            # the leases.
             click.echo("left to the keeper: workers go on, and the next owner takes over")
             sys.stdout.flush()
             os._exit(0)

@@ -1,10 +1,10 @@
-"""The seam between the driver and what it drives.
+"""The seam between the driver and the device.
 
 A device is named by a URI:
 
     pci:[DDDD:]BB:DD.F        a PCI function bound to vfio-pci, hexadecimal: pci:0000:01:00.0
     vfio-user:PATH            the Unix socket of a vfio-user server: vfio-user:/run/ctrl.sock
-    emulated:[OPTION=…,…]     a controller of its own in this process: emulated:size=1GiB
+    emulated:[OPTION=…,…]     an emulated controller in this process: emulated:size=1GiB
 """
 
 from __future__ import annotations

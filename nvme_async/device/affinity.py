@@ -11,8 +11,8 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 
 def interrupt_of(address: str, vector: int, root: Path = Path("/")) -> int | None:
-    """The number of the interrupt that the kernel's VFIO driver requested for MSI-X vector `vector`;
-    None if it has none.
+    """The number of the interrupt that the kernel's VFIO driver requested for MSI-X vector
+    `vector`; None if it has none.
     """
     name = re.compile(rf"^\s*(\d+):.*\bvfio-msix\[{vector}\]\({re.escape(address)}\)\s*$", re.MULTILINE)
     try:
@@ -23,8 +23,8 @@ def interrupt_of(address: str, vector: int, root: Path = Path("/")) -> int | Non
 
 
 def steer(address: str, vector: int, cpus: Collection[int], root: Path = Path("/")) -> bool:
-    """Has the vector's interrupt delivered to one of `cpus`. False where that isn't possible: it
-    takes root, or a /proc/irq that this user may write to. Blocks for some 100 us.
+    """Delivers the vector's interrupt to one of `cpus`. False if that isn't possible: it
+    requires root, or a /proc/irq that this user may write to. Blocks for about 100 us.
     """
     number = interrupt_of(address, vector, root)
     if number is None:

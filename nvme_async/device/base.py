@@ -1,4 +1,4 @@
-"""What the driver asks of a device, whichever way it is reached."""
+"""The driver's interface to a device, independent of the way it is accessed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvme_async.native._mmio import Mmio
 
 @attrs.frozen
 class DeviceIds:
-    """What PCI configuration space says of the function: identity that a successor compares."""
+    """The function's identity from PCI configuration space, which a successor compares."""
 
     vendor: int
     device: int
@@ -34,15 +34,15 @@ class DeviceIds:
 
 @attrs.frozen
 class Doorbells:
-    """Where doorbells are rung.
+    """The place of the doorbells.
 
-    mmio: memory to store to, or None: ring with Device.write32(), as those that lie beyond its end.
+    mmio: memory to store to, or None: ring with Device.write32(), as for doorbells beyond its end.
     offset: of the first doorbell (the admin submission queue's tail), in mmio if there is one, else
         in BAR0.
-    window: (descriptor, offset, bytes) of that memory, for another process to map; the descriptor is the
-        device's. None: there is none.
-    kick_fd: an eventfd to write after a doorbell store that the controller asked to hear of, or -1.
-        It
+    window: (descriptor, offset, bytes) of that memory, for another process to map; the descriptor
+        is the device's. None: there is none.
+    kick_fd: an eventfd to write after a doorbell store of which the controller requested
+        notification, or -1. It
     belongs to
         the device: don't close it, and don't use it once the device is closed.
     """
@@ -67,7 +67,7 @@ class Device(Protocol):
         """As given to open_device()."""
 
     timeout: float
-    """Seconds that one call may take, where calls are messages. May be changed."""
+    """The limit of one call in seconds, if calls are messages. May be changed."""
 
     @property
     def direct(self) -> bool:
@@ -93,13 +93,14 @@ class Device(Protocol):
 
     @property
     def gone_fd(self) -> int:
-        """Readable once the device is gone, or wanted back by the system; -1 if nothing tells. It
-        is the device's: don't read it, stop watching it before close() or detach().
+        """Readable once the device is gone, or requested by the system; -1 if there is no such
+        notification. It belongs to the device: don't read it, and stop watching it before
+        close() or detach().
         """
 
     @property
     def trouble(self) -> str | None:
-        """Why gone_fd is readable, where the device layer knows."""
+        """Why gone_fd is readable, if the device layer knows."""
 
     @property
     def bar0_nbytes(self) -> int:
@@ -111,17 +112,17 @@ class Device(Protocol):
     def read64(self, offset: int) -> int: ...
 
     def read_many(self, registers: Sequence[tuple[int, int]]) -> list[int]:
-        """Several reads of (offset, width in bytes: 4 or 8), in this order. Where accesses are
-        messages, all of them are one wait.
+        """Several reads of (offset, width in bytes: 4 or 8), in this order. If accesses are
+        messages, there is one wait for all.
         """
 
     def write32(self, offset: int, value: int) -> None: ...
     def write64(self, offset: int, value: int) -> None: ...
 
     def ring(self, offset: int, value: int, done: Callable[[], None]) -> None:
-        """write32() of a doorbell, from an event loop: where registers are messages, a thread sends
-        it, before any later access of a register. done(): called once the device has the value, in
-        any thread; not for a value that a later one overtook. What goes wrong is seen at gone_fd.
+        """write32() of a doorbell, from an event loop: if registers are messages, a thread sends
+        it, before any later register access. done(): called once the device has the value, in
+        any thread; not for a value that a later one replaced. Failures are reported by gone_fd.
         """
 
     def doorbells(self) -> Doorbells:
@@ -134,64 +135,66 @@ class Device(Protocol):
         aligned.
 
         `address` is where this process has it mapped, for backends that map by address; a Pool
-        knows its own. The mapping lasts until unmap_dma() or close(), and the memory stays alive as
-        long.
+        knows its own. The mapping lasts until unmap_dma() or close(), and keeps the memory alive.
         """
 
     def unmap_dma(self, iova: int, nbytes: int) -> None:
-        """Exactly one earlier mapping. Delete the queues in it first: some controllers don't
-        survive otherwise.
+        """Removes exactly one earlier mapping. Delete the queues in it first: otherwise some
+        controllers fail.
         """
 
     def set_interrupts(self, eventfds: Sequence[int | None]) -> int:
         """Vector i signals eventfds[i]; None and the rest: none. An empty sequence switches
-        interrupts off. Returns how many of `eventfds` are signalled: all, but for a system that has
+        interrupts off. Returns how many of `eventfds` are signalled: all, unless the system has
         fewer vectors left than the function.
 
         The descriptors stay the caller's and may be closed afterwards.
         """
 
     def steer(self, vector: int, cpus: Collection[int]) -> bool:
-        """Has a vector delivered to one of `cpus`; False where that isn't possible. Any time after
-        set_interrupts(), also of a device that was closed meanwhile.
+        """Delivers a vector to one of `cpus`; False if that isn't possible. May be called at any
+        time after set_interrupts(), also on a device that was closed meanwhile.
         """
 
     def reset(self) -> None:
-        """Function level reset if there is one; may do nothing. CC.EN=0 is the reset that can be
-        relied on.
+        """Function level reset if there is one; may do nothing. CC.EN=0 is the reliable reset.
 
         DMA mappings stay. Interrupts must be set again.
         """
 
     def enable_bus_mastering(self) -> None:
-        """Memory accesses and DMA on, INTx off (PCI command register), where anybody has switched
-        them off. Before each CC.EN=1.
+        """Enables memory accesses and DMA and disables INTx (PCI command register), if
+        necessary. Called before each CC.EN=1.
         """
 
     def descriptors(self) -> dict[str, int]:
-        """The descriptors that keep the controller as it is, by name. They belong to the device;
-        duplicate to keep.
+        """The descriptors that keep the controller running, by name. They belong to the device;
+        duplicate them to keep them.
         """
 
     def save(self) -> dict[str, Any]:
-        """What a successor needs beside descriptors(), in JSON's types. See resume_device()."""
+        """The state that a successor needs in addition to descriptors(), in JSON's types. See
+        resume_device().
+        """
 
     def park(self, parked: bool, *, wait: bool = True) -> bool:
-        """True: calls of this process may fail (DeviceError) until park(False), where a successor's
-        would get mixed up with them. Returns when none is in progress; with wait=False at once, and
-        False, with nothing changed, if one is.
+        """True: calls of this process may fail (DeviceError) until park(False), if they could be
+        confused with a successor's. Returns when no call is in progress; with wait=False it
+        returns at once, with False and nothing changed if one is.
         """
 
     def identify_again(self) -> None:
-        """After resume_device(…, ids=…), once no other process uses the device: shows that it answers, that no
-        answer to the other process is under way, and what `ids` are.
+        """After resume_device(…, ids=…), once no other process uses the device: shows that it
+        answers, that no answer to the other process is under way, and what `ids` are.
         """
 
     def inspect(self) -> dict[str, Any]:
-        """What there is to see of the device layer, in JSON's types."""
+        """The state of the device layer, in JSON's types."""
 
     def close(self) -> None:
-        """Ends it all: the controller loses its mappings and stops. Harmless when closed already."""
+        """Releases everything: the controller loses its mappings and stops. Harmless if already
+        closed.
+        """
 
     def detach(self) -> None:
         """Closes this process's copies of the descriptors and touches nothing else: others may hold

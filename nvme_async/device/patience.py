@@ -1,4 +1,4 @@
-"""What isn't there yet: nodes and functions shortly after a driver was bound."""
+"""Waiting for nodes and functions that don't exist yet, shortly after a driver was bound."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 SECONDS = 1.0
-"""For so long altogether; udev and the kernel need some 10 ms."""
+"""The total time; udev and the kernel need about 10 ms."""
 TRANSIENT = frozenset({errno.ENOENT, errno.ENODEV, errno.EBUSY, errno.EAGAIN})
-"""No node yet; a node with nothing behind it yet; opened by udev, which takes a look at it."""
+"""No node yet; a node without a device yet; opened by udev, which examines it."""
 
 
 def patiently(what: str, call: Callable[[], T]) -> T:
-    """call()'s result. Where it raises one of TRANSIENT it is called again, with growing pauses, for
-    SECONDS; then its last error goes on. Blocks.
+    """Returns call()'s result. If it raises one of TRANSIENT it is called again, with growing
+    pauses, for SECONDS; then its last error is raised. Blocks.
     """
     limit, pause, tries = time.monotonic() + SECONDS, 0.01, 1
     while True:

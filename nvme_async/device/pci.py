@@ -1,7 +1,7 @@
 """NVMe functions on the PCI bus, as sysfs shows them.
 
-Everything here takes a System, whose root tests replace by a folder of their own. What uses a drive
-is in pci_use.py, taking one from the kernel and giving it back in pci_bind.py.
+Everything here takes a System, whose root tests replace by a directory. pci_use.py finds the uses
+of a drive; pci_bind.py takes one from the kernel and returns it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from nvme_async.errors import ControllerGone, DeviceError
 NVM_SUBCLASS = 0x0108
 VFIO_DRIVER = "vfio-pci"
 
-# Some writes to sysfs last until a driver lets go, and can't be interrupted: a process of its own
-# waits for them.
+# Some writes to sysfs last until a driver releases the device, and can't be interrupted: a separate
+# process waits for them.
 _WRITER = """
 import os, sys
 try:
@@ -82,7 +82,7 @@ class Function:
 
     @property
     def quirks(self) -> Quirks:
-        """What it needs that others don't, as far as an option of open() doesn't say otherwise."""
+        """The function's quirks, unless an option of open() overrides them."""
         ids = DeviceIds(
             vendor=self.vendor,
             device=self.device,
@@ -111,7 +111,7 @@ class System:
         return self.sys / "bus/pci/drivers" / driver
 
     def open_error(self, node: Path, flags: int) -> int:
-        """0 if the node can be opened (it is closed again), else the errno."""
+        """0 if the node can be opened (it is closed again), otherwise the errno."""
         try:
             os.close(os.open(node, flags | os.O_CLOEXEC | os.O_NONBLOCK))
         except OSError as error:
@@ -122,7 +122,7 @@ class System:
         """Write a sysfs attribute; DeviceError if the kernel refuses, or isn't done within
         `timeout` seconds.
 
-        The kernel goes on by itself in the latter case.
+        In the latter case the kernel continues by itself.
         """
         try:
             code = subprocess.run(
@@ -137,7 +137,7 @@ class System:
             raise DeviceError(f"the kernel refused {text.strip()!r} in {path}: {os.strerror(code)}")
 
     def modprobe(self, module: str) -> str:
-        """Load a module; what went wrong, or nothing."""
+        """Load a module; returns the error, or an empty string."""
         try:
             done = subprocess.run(["modprobe", module], capture_output=True, text=True, timeout=60, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -145,7 +145,7 @@ class System:
         return done.stderr.strip() if done.returncode else ""
 
     def record(self, address: str) -> Record | None:
-        """What bind() remembered, if it did."""
+        """What bind() remembered, if anything."""
         try:
             data: dict[str, Any] = json.loads((self.records / address).read_text())
             return Record(**data)

@@ -1,4 +1,4 @@
-"""Taking an NVMe function from the kernel's driver, and giving it back."""
+"""Taking an NVMe function from the kernel's driver, and returning it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ KERNEL_DRIVER = "nvme"
 
 @attrs.frozen
 class Outcome:
-    """What bind() or unbind() did.
+    """The outcome of bind() or unbind().
 
     Attributes:
         function: as it is now. before: the driver it had. changed: False if there was nothing to
             do.
         broken: the uses that were broken (with force).
-        hints: what still stands in the way of using it.
+        hints: remaining obstacles to using it.
     """
 
     function: Function
@@ -36,7 +36,7 @@ class Outcome:
 
 
 def refusal(function: Function, found: Sequence[Use]) -> DeviceError:
-    """Why a drive is not taken."""
+    """Why a drive can't be taken."""
     reasons = "; ".join(str(use) for use in found)
     return DeviceError(f"{function.uri} stays with {function.driver}: {reasons} (--force would break that)")
 
@@ -47,9 +47,10 @@ def bind(
     """Give a function to vfio-pci, so that a process can drive it. Needs root; blocks while the
     drivers change.
 
-    Refuses with DeviceError while any of its namespaces is in use; `force` takes it all the same,
-    and the outcome says what that broke. The driver it had is remembered for unbind(). `owner` is a
-    uid that the group's node is given to, so that this user's processes can open it without root.
+    Refuses with DeviceError while any of its namespaces is in use; `force` takes it nevertheless,
+    and the outcome lists what that broke. Its previous driver is remembered for unbind(). `owner`
+    is a uid that becomes the owner of the group's node, so that this user's processes can open it
+    without root.
     """
     function = function_at(system, address)
     found: tuple[Use, ...] = ()
@@ -83,7 +84,7 @@ def bind(
 
 
 def unbind(system: System, address: str, *, driver: str | None = None) -> Outcome:
-    """Give a function back to the driver that bind() took it from (`nvme` if nobody remembers).
+    """Return a function to the driver that bind() took it from (`nvme` if none is remembered).
     Needs root.
 
     Refuses while a process has the function open: the kernel would wait for that process, for as
@@ -143,7 +144,7 @@ def _node(system: System, function: Function) -> str:
 
 
 def _hints(system: System, function: Function) -> list[str]:
-    """What keeps a bound function from being opened."""
+    """The reasons why a bound function can't be opened."""
     if function.driver != VFIO_DRIVER or function.iommu_group is None:
         return []
     return [

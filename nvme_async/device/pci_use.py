@@ -1,4 +1,4 @@
-"""What uses a drive: the reasons not to take it from the kernel."""
+"""The uses of a drive: the reasons not to take it from the kernel."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _unescape(field: str) -> str:
 
 
 def _mounts(system: System) -> list[_Mount]:
-    """The mounts of all mount namespaces that we may look into: a container's count too."""
+    """The mounts of all mount namespaces that this process may read: a container's count too."""
     seen: set[str] = set()
     result: dict[tuple[str, str, str], _Mount] = {}
     processes = sorted(entry for entry in system.proc.glob("[0-9]*"))
@@ -54,7 +54,7 @@ def _mounts(system: System) -> list[_Mount]:
                 continue
             seen.add(namespace)
         except OSError:
-            pass  # gone, not ours to look at, or a tree without it: its mountinfo may still be readable
+            pass  # gone, not accessible, or a tree without it: its mountinfo may still be readable
         try:
             lines = (process / "mountinfo").read_text(errors="surrogateescape").splitlines()
         except OSError:
@@ -91,11 +91,11 @@ class _Inspector:
         return sorted(entry.parent.name for entry in folder.glob("*/partition"))
 
     def uses(self, name: str, depth: int = 0) -> Iterator[str]:
-        """What is done with one block device, not counting its partitions."""
+        """The uses of one block device, without its partitions."""
         block = self._system.sys / "class/block" / name
         device = text(block / "dev")
         for mount in self._mounts:
-            # Some file systems (btrfs) have device numbers of their own: those are known by their
+            # Some file systems (btrfs) have their own device numbers: they are identified by their
             # source.
             source = (
                 (self._system.root / mount.source.lstrip("/")).resolve() if mount.source.startswith("/dev/") else None
@@ -117,8 +117,8 @@ class _Inspector:
         return f"md array {name} ({level})" if level else name
 
     def exclusive(self, name: str) -> bool:
-        """Whether somebody has it open with O_EXCL, as a mount, mkfs or another driver does. False
-        if we may not ask.
+        """Whether it is open with O_EXCL, as by a mount, mkfs or another driver. False if this
+        process may not check.
         """
         return self._system.open_error(self._system.dev / name, os.O_RDONLY | os.O_EXCL) == errno.EBUSY
 
@@ -127,8 +127,7 @@ def uses(system: System, function: Function) -> list[Use]:
     """Everything that would break if the function were taken from the kernel's driver; empty if
     nothing would.
 
-    As an ordinary user one sees less: exclusive use, and mounts in other namespaces, are then
-        unknown.
+    An ordinary user sees less: exclusive use, and mounts in other namespaces, are then unknown.
     """
     inspector = _Inspector(system)
     return [use for disk in function.disks for use in _uses_of(inspector, disk)]
@@ -148,7 +147,7 @@ def _uses_of(inspector: _Inspector, disk: str) -> list[Use]:
         if not reasons and name != disk and inspector.exclusive(name):
             reasons.append("is opened exclusively by another process")
         found += [Use(f"/dev/{name}", reason) for reason in reasons]
-    # A disk counts as open as soon as one of its partitions is: ask for itself only if they are
+    # A disk counts as open if one of its partitions is: check the disk itself only if they are
     # free.
     if not found and inspector.exclusive(disk):
         found.append(Use(f"/dev/{disk}", "is opened exclusively by another process"))
@@ -156,7 +155,9 @@ def _uses_of(inspector: _Inspector, disk: str) -> list[Use]:
 
 
 def openers(system: System, node: Path) -> list[str]:
-    """Processes which have a node open, as "name (pid)"; only those that we may look into."""
+    """Processes that have a node open, as "name (pid)"; only those that this process may
+    inspect.
+    """
     found = []
     for process in sorted(system.proc.glob("[0-9]*"), key=lambda entry: int(entry.name)):
         try:

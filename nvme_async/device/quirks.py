@@ -1,6 +1,7 @@
-"""Controllers that don't do what the specification says, by their PCI ids, and what is done about it.
+"""Controllers that deviate from the specification, by their PCI ids, and the driver's
+workarounds.
 
-Each entry names its public source. What the table says can be overridden, first match wins:
+Each entry names its public source. The table can be overridden; the first match wins:
 
 1. the option `quirks=` of open(): "none", names separated by commas instead of the table's, or
    "+name" and "-name" to add to them and take from them;
@@ -8,7 +9,8 @@ Each entry names its public source. What the table says can be overridden, first
    "1c58:0003=-delay-before-ready; *=+single-vector". "vvvv:dddd" is PCI vendor and device,
    "vvvv:dddd:ssss:ssss" adds the subsystem's, "*" is any device.
 
-controller.inspect()["quirks"], `nvme-async list` and `nvme-async doctor` show what holds, and why.
+controller.inspect()["quirks"], `nvme-async list` and `nvme-async doctor` show which quirks apply,
+and why.
 """
 
 from __future__ import annotations
@@ -29,26 +31,26 @@ _SPDK = "SPDK, lib/nvme/nvme_quirks.c"
 
 
 class Quirk(enum.StrEnum):
-    """What a controller needs. The docstring of each says what the driver does then."""
+    """A controller's quirks. The docstring of each says what the driver does."""
 
     PRP_LAST_ENTRY = "prp-last-entry"
-    """Takes the last entry of a PRP list's page for a pointer to another list, though the list ends
-    there: no list gets that far.
+    """Treats the last entry of a PRP list's page as a pointer to another list, although the list
+    ends there: lists don't use that entry.
     """
     DELAY_BEFORE_INIT = "delay-before-init"
-    """Isn't ready for its registers right after the device was opened (which resets it): 2 s of
-    waiting before the first one.
+    """Its registers aren't ready right after the device was opened (which resets it): the driver
+    waits 2 s before the first access.
     """
     DELAY_BEFORE_READY = "delay-before-ready"
-    """CSTS.RDY says nothing for up to 2.3 s after CC.EN was cleared: it isn't read before."""
+    """CSTS.RDY is invalid for up to 2.3 s after CC.EN was cleared: it isn't read before."""
     QUEUE_DEPTH_ONE = "queue-depth-one"
-    """Commands at the same time end in resets and lost data: one I/O queue, one command at a time."""
+    """Concurrent commands lead to resets and lost data: one I/O queue, one command at a time."""
     SINGLE_VECTOR = "single-vector"
     """Only interrupt vector 0 works: the admin queue and one I/O queue share it."""
     IDENTIFY_CNS = "identify-cns"
-    """Identify knows CNS 0 and 1 only: namespaces are looked for one by one."""
+    """Identify supports only CNS 0 and 1: namespace ids are tried one by one."""
     NO_DOORBELL_BUFFER = "no-doorbell-buffer"
-    """Doorbell Buffer Config is offered and doesn't work: not used."""
+    """Doorbell Buffer Config is offered but doesn't work: it isn't used."""
     BOGUS_IDS = "bogus-ids"
     """NGUID and EUI-64 are the same for several namespaces or drives, or change: they identify
     nothing.
@@ -63,8 +65,8 @@ class Quirk(enum.StrEnum):
 
 @attrs.frozen
 class Entry:
-    """Which devices, what they need, who says so. model and firmware are patterns as in file names
-    ("" is any), compared with Identify Controller's once that is known.
+    """Which devices, their quirks, and the source. model and firmware are patterns as in file
+    names ("" is any), compared with Identify Controller's once that is known.
     """
 
     vendor: int
@@ -175,7 +177,7 @@ TABLE: tuple[Entry, ...] = (
 
 @attrs.frozen
 class Quirks:
-    """What holds for one device. reasons: {quirk: who says so}."""
+    """The quirks of one device. reasons: {quirk: its source}."""
 
     reasons: Mapping[Quirk, str] = attrs.field(factory=dict)
 
@@ -211,9 +213,9 @@ def quirks_of(
     environment: Mapping[str, str] | None = None,
     table: Iterable[Entry] = TABLE,
 ) -> Quirks:
-    """What holds for a device. override: the option, "" for none.
+    """The quirks of a device. override: the option, "" for none.
 
-    Raises ConfigurationError for an override, or an environment variable, that makes no sense.
+    Raises ConfigurationError for an invalid override or environment variable.
     """
     reasons = {
         quirk: f"{entry.name} ({entry.source})"

@@ -1,8 +1,7 @@
 """URI schemes: which module opens which kind of device.
 
 A scheme is registered by name, with the module that serves it. The module is imported when the
-first URI with that scheme is opened, so a layer below may be reached from here without being
-imported by this one.
+first URI with that scheme is opened, so this layer can use other layers without importing them.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from nvme_async.errors import ConfigurationError, DeviceError
 from nvme_async.native._dma import PAGE_SIZE
 
 DEFAULT_TIMEOUT = 10.0
-"""Seconds: bounds connecting, and each later call where calls are messages."""
+"""Limit in seconds of connecting, and of each later call if calls are messages."""
 
 _PCI_ADDRESS = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE)
 
 
 class Scheme(Protocol):
-    """What a module that serves a scheme defines. Both functions block: call them from a thread."""
+    """The functions of a module that serves a scheme. Both block: call them from a thread."""
 
     def open_uri(self, rest: str, *, timeout: float) -> Device:
         """Opens the device; `rest` is what follows the colon, as parse_uri() returns it."""
@@ -38,7 +37,7 @@ class Scheme(Protocol):
         timeout: float,
         ids: DeviceIds | None = None,
     ) -> Device:
-        """Goes on with a device that another process opened; see resume_device()."""
+        """Continues with a device that another process opened; see resume_device()."""
 
 
 _modules: dict[str, str] = {"pci": "nvme_async.device.vfio", "vfio-user": "nvme_async.device.vfio_user"}
@@ -52,12 +51,12 @@ def register_scheme(name: str, module: str) -> None:
 
 
 def schemes() -> tuple[str, ...]:
-    """The schemes that are known, the kernel's first."""
+    """The known schemes, the kernel's first."""
     return tuple(_modules)
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
-    """(scheme, the rest), checked as far as it can be without looking at the system; a PCI address
+    """(scheme, the rest), checked as far as possible without access to the system; a PCI address
     is completed.
 
     Raises ConfigurationError that quotes the URI and says what is allowed.
@@ -82,8 +81,8 @@ def parse_uri(uri: str) -> tuple[str, str]:
 
 
 def _check_pages(uri: str) -> None:
-    """The pool's pages are a controller's (CC.MPS 0), and what is mapped for it must be whole pages
-    of the machine too.
+    """The pool's pages have the controller's page size (CC.MPS 0), and mappings must be whole
+    pages of the machine too.
     """
     if mmap.PAGESIZE != PAGE_SIZE:
         raise DeviceError(
@@ -99,9 +98,9 @@ def _scheme(name: str) -> Scheme:
 def open_device(uri: str, *, timeout: float = DEFAULT_TIMEOUT) -> Device:
     """Opens the device that the URI names. Blocks: call it from a thread.
 
-    `timeout`, in seconds, bounds connecting and each later call where calls are messages. Raises
-    ConfigurationError for the URI itself, ControllerGone when nothing is there, and what Device
-    says.
+    `timeout`, in seconds, limits connecting and each later call if calls are messages. Raises
+    ConfigurationError for the URI itself, ControllerGone if there is no device, and the errors of
+    Device.
     """
     scheme, rest = parse_uri(uri)
     _check_pages(uri)
@@ -116,12 +115,12 @@ def resume_device(
     timeout: float = DEFAULT_TIMEOUT,
     ids: DeviceIds | None = None,
 ) -> Device:
-    """Goes on with a device that another process opened, left running and handed on.
+    """Continues with a device that another process opened, left running and handed over.
 
-    `descriptors` and `saved` are what its descriptors() and save() gave; the descriptors become the
-    device's own. Without `saved`, what can be asked of the device is asked again. The controller
-    isn't reset. With `ids`, which are believed, nothing is asked of a device that is reached by
-    messages, for another process still has it: identify_again() follows.
+    `descriptors` and `saved` are the results of its descriptors() and save(); the descriptors
+    become the device's own. Without `saved`, the device is queried again. The controller isn't
+    reset. With `ids`, which are believed, nothing is asked of a device that is reached by messages,
+    for another process still has it: identify_again() follows.
     """
     scheme, rest = parse_uri(uri)
     _check_pages(uri)

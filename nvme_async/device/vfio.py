@@ -47,8 +47,9 @@ DESCRIPTORS = ("container", "group", "device")
 
 @contextmanager
 def flr_first(address: str, root: Path = Path("/")) -> Iterator[str]:
-    """Within, the kernel resets this function by FLR where it has one, whatever comes first in its
-    reset_method attribute (Linux 5.15), which is then as it was. Yields the method that is used.
+    """In this context the kernel resets the function by FLR if it supports that, regardless of
+    the first entry of its reset_method attribute (Linux 5.15), which is restored afterwards.
+    Yields the method.
     """
     path = root / "sys/bus/pci/devices" / address / "reset_method"
     try:
@@ -62,7 +63,7 @@ def flr_first(address: str, root: Path = Path("/")) -> Iterator[str]:
     try:
         path.write_text("flr\n")
     except OSError:
-        yield before[0]  # not this user's to change
+        yield before[0]  # this user may not change it
         return
     try:
         yield "flr"
@@ -76,25 +77,24 @@ def flr_first(address: str, root: Path = Path("/")) -> Iterator[str]:
 class VfioDevice:
     """A nvme_async.device.Device on a function that is bound to vfio-pci.
 
-    Owner: whoever opened it; close() or detach() ends it. Any thread may call anything, except that
-        the end
+    Owner: the code that opened it; close() or detach() ends it. Any thread may call anything,
+        except that the end
     must not race an access. No call waits for another process: each lasts as long as the kernel
         takes, which
     is bounded (a function-level reset: about 100 ms; pinning a pool: according to its size).
 
-    Opening changes nothing but the command register (memory and bus mastering on, INTx off): a
-        controller
+    Opening changes only the command register (memory and bus mastering on, INTx off): a controller
     that runs goes on running. `resume()` doesn't change even that.
 
     Attributes:
-        request_fd: an eventfd which the kernel signals when the function is wanted back (it is
-            unbound or pulled out): close the device then, the kernel waits for that; and which is
-            signalled when the mapped registers are lost. -1 once closed.
+        request_fd: an eventfd that the kernel signals when it requests the function back (it is
+            unbound or unplugged): close the device then, because the kernel waits for that. It is
+            also signalled when the mapped registers are lost. -1 once closed.
         can_reset: whether reset() does anything.
     """
 
     direct = True
-    timeout: float = 0.0  # calls are no messages
+    timeout: float = 0.0  # calls aren't messages
     uri: str
     ids: DeviceIds
     n_vectors: int
@@ -153,10 +153,10 @@ class VfioDevice:
         """Takes over a device from the descriptors() of a predecessor, and changes nothing about
         it.
 
-        The descriptors belong to the new object from here on, also if this fails. Interrupts still
-        go to the predecessor's eventfds until set_interrupts(). `saved` is what its save() gave:
-        the mappings that exist. Without it they exist all the same, and only iova_ranges doesn't
-        know of them.
+        The descriptors belong to the new object from now on, also if this fails. Interrupts still
+        go to the predecessor's eventfds until set_interrupts(). `saved` is the result of its
+        save(): the existing mappings. Without it they still exist, but iova_ranges doesn't know of
+        them.
         """
         kernel = kernel or abi.Kernel()
         self = cls.__new__(cls)
@@ -177,7 +177,7 @@ class VfioDevice:
         return self
 
     def _take(self, address: str, kernel: abi.Kernel, container: Container, fd: int) -> None:
-        """Learn what there is and map the registers; changes nothing about the device."""
+        """Query the device and map the registers; changes nothing about the device."""
         self.uri = f"pci:{address}"
         self._address, self._kernel, self._container, self._fd = address, kernel, container, fd
         self._lock = threading.RLock()
@@ -230,17 +230,19 @@ class VfioDevice:
     # Registers
 
     def read32(self, offset: int) -> int:
-        """A 32-bit register of BAR0. ControllerGone if nobody answers."""
+        """A 32-bit register of BAR0. ControllerGone if the device doesn't answer."""
         self._check_open()
         return self._bar0.read32(offset)
 
     def read64(self, offset: int) -> int:
-        """A 64-bit register of BAR0, in one access. ControllerGone if nobody answers."""
+        """A 64-bit register of BAR0, in one access. ControllerGone if the device doesn't
+        answer.
+        """
         self._check_open()
         return self._bar0.read64(offset)
 
     def read_many(self, registers: Sequence[tuple[int, int]]) -> list[int]:
-        """One after the other. ControllerGone if nobody answers."""
+        """Reads one after another. ControllerGone if the device doesn't answer."""
         return [self.read64(offset) if width == 8 else self.read32(offset) for offset, width in registers]
 
     def write32(self, offset: int, value: int) -> None:
@@ -254,12 +256,12 @@ class VfioDevice:
         self._bar0.write64(offset, value)
 
     def ring(self, offset: int, value: int, done: Callable[[], None]) -> None:
-        """write32(): it is over at once."""
+        """write32(), which completes at once."""
         self.write32(offset, value)
         done()
 
     def doorbells(self) -> Doorbells:
-        """Where the doorbells are mapped, or that they are to be written with write32()."""
+        """Where the doorbells are mapped, or that write32() must be used for them."""
         self._check_open()
         return self._bar0.doorbells
 
@@ -272,7 +274,7 @@ class VfioDevice:
 
     @property
     def iova_ranges(self) -> tuple[range, ...]:
-        """Where a mapping may be placed: what the IOMMU translates and nothing occupies."""
+        """Where a mapping may be placed: unoccupied ranges that the IOMMU translates."""
         return self._container.iova_ranges
 
     @property
@@ -287,7 +289,7 @@ class VfioDevice:
         `file_offset`.
 
         `address` says where this process has that memory mapped, if it has. The pages are pinned
-        until unmap_dma(), whatever becomes of the mapping here.
+        until unmap_dma(), even if the mapping in this process ends.
         """
         self._check_open()
         if address is None and isinstance(memory, Pool):
@@ -308,8 +310,8 @@ class VfioDevice:
                 del start  # an export; with it the view could not be closed
 
     def unmap_dma(self, iova: int, nbytes: int) -> None:
-        """Take a mapping from the device; an access by it is then a fault of the IOMMU, and
-        harmless to memory.
+        """Remove a mapping; a later access by the device is an IOMMU fault, and harmless to
+        memory.
         """
         self._check_open()
         self._container.unmap(iova, nbytes)
@@ -317,8 +319,9 @@ class VfioDevice:
     # Interrupts and reset
 
     def set_interrupts(self, eventfds: Sequence[int | None]) -> int:
-        """Have MSI-X vector n signal eventfds[n]; None, and those beyond the end, signal nothing. []
-        turns all off. Returns how many of them do, if the kernel has fewer vectors left.
+        """Have MSI-X vector n signal eventfds[n]; None, and those beyond the end, signal
+        nothing. [] turns all off. Returns how many of them do, if the kernel has fewer vectors
+        left.
 
         The descriptors stay the caller's and may be closed: the kernel keeps what is behind them.
         """
@@ -327,10 +330,10 @@ class VfioDevice:
             return self._vectors.set(eventfds)
 
     def reset(self) -> None:
-        """VFIO_DEVICE_RESET (a function-level reset or what the kernel has instead); nothing where
+        """VFIO_DEVICE_RESET (a function-level reset or the kernel's substitute); does nothing if
         there is none.
 
-        Registers and queues are lost, mappings and interrupts stay. Blocks the thread for some 100
+        Registers and queues are lost, mappings and interrupts stay. Blocks the thread for about 100
         ms.
         """
         self._check_open()
@@ -344,24 +347,28 @@ class VfioDevice:
         log.info("%s was reset (%s)", self._address, method)
 
     def enable_bus_mastering(self) -> None:
-        # Only MSI-X is used; an INTx line that nobody serves would be shared with others.
+        # Only MSI-X is used; an unserved INTx line would be shared with other devices.
         self._check_open()
         self._config.command(on=PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE)
 
     # End and hand-over
 
     def descriptors(self) -> dict[str, int]:
-        """All that keeps the controller running. Ours: a successor or a keeper gets copies."""
+        """The descriptors that keep the controller running. They stay ours: a successor or a
+        keeper gets copies.
+        """
         self._check_open()
         fds = (self._container.fd, self._container.group_fd, self._fd)
         return dict(zip(DESCRIPTORS, fds, strict=True))
 
     def save(self) -> dict[str, Any]:
-        """What resume() wants beside descriptors(), in JSON's types."""
+        """The state that resume() needs in addition to descriptors(), in JSON's types."""
         return {"mappings": [list(mapping) for mapping in self._container.mappings]}
 
     def inspect(self) -> dict[str, Any]:
-        """Which parts of BAR0 are mapped; accesses of mapped registers that faulted; DMA mappings."""
+        """Which parts of BAR0 are mapped; accesses of mapped registers that faulted; DMA
+        mappings.
+        """
         return {
             "ids": str(self.ids),
             "vectors": self.n_vectors,
@@ -377,12 +384,12 @@ class VfioDevice:
         """Nothing to do: resume() has asked the kernel."""
 
     def park(self, parked: bool, *, wait: bool = True) -> bool:
-        """Nothing to do: registers and ioctls don't get into a successor's way."""
+        """Nothing to do: registers and ioctls don't interfere with a successor's."""
         return True
 
     def detach(self) -> None:
-        """Close our copies and touch nothing else: the controller lives on with whoever has
-        descriptors().
+        """Close our copies and touch nothing else: the controller keeps running for the process
+        that has descriptors().
         """
         with self._lock:
             if not self._closed:
@@ -391,24 +398,24 @@ class VfioDevice:
                 self._close_descriptors()
 
     def forget_in_child(self) -> None:
-        # Least of all the end of close(), which takes the right to DMA from the function.
+        # In particular not the end of close(), which disables the function's DMA.
         self._lock = threading.RLock()
         if not self._closed:
             self._closed = True
             self._whose = forks.PARENTS
-            # The windows, nobody's memory by now, stay for queue pairs that ring once more when
-            # they are dropped.
+            # The windows, now unrelated memory, stay for queue pairs that ring once more when they
+            # are dropped.
             for window in self._bar0.windows:
                 window.lost_fd = -1
             self._close_request()
             os.close(self._fd)
 
     def close(self) -> None:
-        """End it: no more DMA, interrupts off, all closed. The kernel resets the function if nobody
-            else has it.
+        """End it: DMA and interrupts off, everything closed. The kernel resets the function if
+            no other process has it.
 
-        A function that is gone is reset as well, in vain: for a minute the kernel waits for it to
-            come back. A thread
+        The kernel also resets a missing function, in vain, and waits a minute for it to come back.
+            A thread
         waits for the kernel then, and the process can't end before.
         """
         with self._lock:
@@ -420,7 +427,7 @@ class VfioDevice:
                 self._config.command(off=PCI_COMMAND_MASTER)
                 self._vectors.disable()
             except ControllerGone:
-                gone = True  # and so are its DMA and its interrupts
+                gone = True  # and so have its DMA and its interrupts
             except DeviceError:
                 pass  # closing ends both as well
             self._closed = True
@@ -464,10 +471,10 @@ class VfioDevice:
 
 
 def open_uri(address: str, *, timeout: float = 0.0) -> VfioDevice:
-    """What `pci:ADDRESS` opens: DeviceError if it is not bound to vfio-pci, with the command that
-    does it.
+    """Opens `pci:ADDRESS`. DeviceError if it is not bound to vfio-pci, with the command that
+    binds it.
 
-    timeout: of no use here; every call is an ioctl or a register access.
+    timeout: unused; every call is an ioctl or a register access.
     """
     group_number(address)
     driver = Path("/sys/bus/pci/devices") / address / "driver"

@@ -1,5 +1,5 @@
-"""What linux/vfio.h says, under its own names: request numbers, flags, structures, capability
-chains.
+"""The definitions of linux/vfio.h under their own names: request numbers, flags, structures,
+capability chains.
 
 Structures are packed and unpacked with `struct`, since each is read or written once per call, in
 native byte order as the kernel's are.
@@ -26,7 +26,7 @@ VFIO_BASE: Final = 100
 
 
 def _IO(type_: int, number: int) -> int:
-    """asm-generic/ioctl.h: a request without direction or size, which is all that VFIO uses."""
+    """asm-generic/ioctl.h: a request without direction or size; VFIO uses no others."""
     return type_ << 8 | number
 
 
@@ -107,14 +107,14 @@ _IOMMU_INFO: Final = struct.Struct("=IIQII")
 _DMA_MAP: Final = struct.Struct("=IIQQQ")
 # struct vfio_iommu_type1_dma_unmap: argsz, flags, iova, size
 _DMA_UNMAP: Final = struct.Struct("=IIQQ")
-# A chain is short; anything longer is not what the kernel writes, and would be an endless loop.
+# A chain is short; the kernel writes no longer one, so that would be an endless loop.
 _MAX_CAPABILITIES: Final = 64
 _MAX_ARGSZ: Final = 1 << 20
 
 
 class Kernel:
-    """The two system calls that VFIO needs beyond reading and writing; tests put another in its
-    place.
+    """The two system calls that VFIO needs besides reading and writing; tests replace this
+    class.
     """
 
     def open(self, path: str) -> int:
@@ -140,7 +140,7 @@ class Region:
     """struct vfio_region_info with its capabilities.
 
     `areas` is what may be mapped: all of it, the areas of VFIO_REGION_INFO_CAP_SPARSE_MMAP, or
-    nothing. `offset` is where the region begins in the device's descriptor.
+    nothing. `offset` is the region's start in the device's descriptor.
     """
 
     index: int
@@ -173,7 +173,8 @@ class IrqInfo:
 class IommuInfo:
     """struct vfio_iommu_type1_info with its capabilities.
 
-    `iova_ranges` is empty and `dma_avail` None where the kernel doesn't tell (before 5.4 and 5.10).
+    `iova_ranges` is empty and `dma_avail` None if the kernel doesn't report them (before 5.4 and
+    5.10).
     """
 
     page_sizes: int
@@ -195,7 +196,7 @@ def capabilities(info: bytes | bytearray, first: int) -> Iterator[tuple[int, int
 
 
 def _query(kernel: Kernel, fd: int, request: int, layout: struct.Struct, *fields: int) -> bytearray:
-    """An INFO call: once to learn how much there is, and again if its capabilities need more room."""
+    """An INFO call: once for the size, and again if its capabilities need more room."""
     argsz = layout.size
     while True:
         info = bytearray(argsz)
@@ -260,9 +261,10 @@ def irq_info(kernel: Kernel, device: int, index: int) -> IrqInfo:
 
 
 def set_eventfds(kernel: Kernel, device: int, index: int, start: int, eventfds: Sequence[int]) -> int:
-    """VFIO_DEVICE_SET_IRQS: eventfds for vectors from `start` on; -1 takes one away.
+    """VFIO_DEVICE_SET_IRQS: eventfds for vectors from `start` on; -1 removes one.
 
-    The result is 0, or how many vectors the kernel could have enabled if that is fewer than asked.
+    The result is 0, or the number of vectors that the kernel could have enabled if that is fewer
+    than requested.
     """
     data = struct.pack(f"={len(eventfds)}i", *eventfds)
     flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER

@@ -19,8 +19,8 @@ from nvme_async.spec.registers import DOORBELL_BASE
 log: logging.Logger = logging.getLogger("nvme_async")
 
 HOST_PAGE = mmap.PAGESIZE
-# NVMe over PCIe Transport 1.0, 3.1: VS can't be all ones, so reading that means nobody answers. It
-# can't be zero either: that is what virtual machines read where no device is any more.
+# NVMe over PCIe Transport 1.0, 3.1: VS can't be all ones, so reading that means that no device
+# answers. It can't be zero either: virtual machines read that from a missing device.
 VS = 0x08
 ALL_ONES = 0xFFFF_FFFF
 NOBODY = (ALL_ONES, 0)
@@ -60,11 +60,11 @@ class Config:
         return region_read(self._fd, self._region, self._address, offset, nbytes)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write, as far as VFIO lets one."""
+        """Write, as far as VFIO allows."""
         region_write(self._fd, self._region, self._address, offset, data)
 
     def ids(self) -> DeviceIds:
-        """Identity; ControllerGone if nobody answers."""
+        """Identity; ControllerGone if the device doesn't answer."""
         vendor, device = struct.unpack("<HH", self.read(PCI_VENDOR_ID, 4))
         if vendor == 0xFFFF:
             raise ControllerGone(f"{self._address} is gone: its configuration space reads all ones")
@@ -93,14 +93,14 @@ class Config:
         return 0
 
     def command(self, *, on: int = 0, off: int = 0) -> None:
-        """Change bits of the command register; no write if they are as wanted."""
+        """Change bits of the command register; no write if they are already set so."""
         (command,) = struct.unpack("<H", self.read(PCI_COMMAND, 2))
         wanted = (command | on) & ~off
         if wanted != command:
             self.write(PCI_COMMAND, struct.pack("<H", wanted))
 
     def capability(self, wanted: int) -> int:
-        """Where a capability begins, or 0."""
+        """The offset of a capability, or 0."""
         at = self.read(PCI_CAPABILITY_LIST, 1)[0] & ~3
         for _ in range(MAX_CAPABILITIES):
             if at < 0x40:
@@ -130,21 +130,22 @@ class Bar0:
     """The registers. Owner: its VfioDevice. Any thread; close() must not race an access.
 
     faults: accesses of mapped registers that raised SIGBUS (in a confidential virtual machine, or
-        with the function's memory disabled). The window is given up then, and system calls are used.
+        with the function's memory disabled). After one, the window is no longer used; system calls
+        replace it.
     """
 
     faults: int
 
     def __init__(self, fd: int, region: abi.Region, address: str, holes: list[range], lost_fd: int = -1) -> None:
-        """Map what the kernel lets us, but not `holes`: the MSI-X table's pages are the kernel's to
-        write. lost_fd: an eventfd to signal when mapped doorbells are lost; not ours.
+        """Map what the kernel allows, except `holes`: only the kernel writes the MSI-X table's
+        pages. lost_fd: an eventfd to signal when mapped doorbells are lost; not ours.
         """
         self.faults = 0
         if region.nbytes <= DOORBELL_BASE:
             raise DeviceError(f"{address}: BAR0 has {region.nbytes} bytes, too few for NVMe's registers")
         self._fd, self._region, self._address = fd, region, address
         self._windows: list[tuple[int, Mmio]] = []
-        self._lost: list[Mmio] = []  # kept: queue pairs may ring there still, to no effect
+        self._lost: list[Mmio] = []  # kept: queue pairs may still ring there, without effect
         try:
             for area in region.areas:
                 start, stop = (
@@ -161,7 +162,7 @@ class Bar0:
             raise failed(address, "mapping BAR0", error) from error
         self._read32(VS)
         if self.faults:
-            # Whatever forbids this access forbids the others too: better found out now.
+            # The reason that forbids this access forbids the others too, so it is checked now.
             self.close()
         for _, window in self._windows:
             window.lost_fd = lost_fd
@@ -200,14 +201,14 @@ class Bar0:
         return None
 
     def read32(self, offset: int) -> int:
-        """ControllerGone if nobody answers."""
+        """ControllerGone if the device doesn't answer."""
         value = self._read32(offset)
         if value in NOBODY:
             self._check_present(offset)
         return value
 
     def read64(self, offset: int) -> int:
-        """One access. ControllerGone if nobody answers."""
+        """One access. ControllerGone if the device doesn't answer."""
         place = self._window(offset, 8)
         value = 0 if place is None else place[1].read64(offset - place[0])
         if place is None or self._is_lost(place):
@@ -251,14 +252,14 @@ class Bar0:
         return int.from_bytes(region_read(self._fd, self._region, self._address, offset, width), "little")
 
     def _check_present(self, offset: int) -> None:
-        """A register read all ones or zero: is that its value, or is nobody there?"""
+        """A register read all ones or zero: is that its value, or is the device gone?"""
         version = self._read32(VS)
         if version in NOBODY:
             what = "all ones" if version else "zero"
             raise ControllerGone(f"{self._address} is gone: register {offset:#x} reads {what}, and VS too")
 
     def close(self) -> None:
-        """Unmap; doorbells() of this device are dead from here on."""
+        """Unmap; doorbells() of this device are unusable from now on."""
         for window in self.windows:
             window.close()
         self._windows.clear()

@@ -1,10 +1,9 @@
-"""An IOMMU group in a container of its own: the address space of one VFIO device.
+"""An IOMMU group in its own container: the address space of one VFIO device.
 
-Each device gets its own container, not one for all: its IOVA space and its limits are then its own,
-one
-device's trouble can't reach another's memory, and it can be handed to a successor without the
-others. Only functions of one IOMMU group must share, because the kernel opens a group once and lets
-it into one container: they share through `open_group`, in one process.
+Each device gets its own container: so it has its own IOVA space and limits, one device's errors
+can't affect another's memory, and it can be handed to a successor without the others. Only
+functions of one IOMMU group must share, because the kernel opens a group once and lets it into one
+container: they share through `open_group`, in one process.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from nvme_async.device.patience import patiently
 from nvme_async.errors import ControllerGone, DeviceError
 from nvme_async.runtime import forks
 
-# What the kernel's type 1 driver allows unless told otherwise (its parameter dma_entry_limit).
+# The default of the kernel's type 1 driver (its parameter dma_entry_limit).
 DEFAULT_MAPPINGS = 65535
-# Where the kernel doesn't tell valid ranges: all that the narrowest IOMMU in use (39 bits) has,
+# Used if the kernel doesn't report valid ranges: the range of the narrowest common IOMMU (39 bits),
 # without the window of x86's message-signalled interrupts.
 DEFAULT_RANGES = (range(0xFEE0_0000), range(0xFEF0_0000, 1 << 39))
 # A group is viable if all its functions are bound to one of these, or to none
@@ -35,7 +34,7 @@ _groups: dict[int, Container] = {}
 
 
 def _forget_groups() -> None:
-    """In a forked child: they are the parent's, and so may be the lock."""
+    """In a forked child: they belong to the parent, which may hold the lock."""
     global _lock
     _lock = threading.Lock()
     _groups.clear()
@@ -45,7 +44,7 @@ os.register_at_fork(after_in_child=_forget_groups)
 
 
 class Container:
-    """A container with one group in it. Owner: the devices that acquired it; the last release()
+    """A container with one group. Owners: the devices that acquired it; the last release()
     closes it.
 
     Calls may come from any thread; they last as long as the kernel needs to pin or unpin the pages.
@@ -70,7 +69,7 @@ class Container:
 
     @property
     def max_mappings(self) -> int:
-        """How many mappings may exist at once, those that do included."""
+        """How many mappings may exist at once, including existing ones."""
         return self._limit
 
     @property
@@ -93,7 +92,7 @@ class Container:
         return tuple(free)
 
     def map(self, address: int, iova: int, nbytes: int) -> None:
-        """Pin memory of this process and let the device reach it at `iova`."""
+        """Pin memory of this process and let the device access it at `iova`."""
         where = f"{nbytes} bytes at IOVA {iova:#x}"
         if nbytes <= 0 or (address | iova | nbytes) % self.page_size:
             raise DeviceError(
@@ -124,12 +123,14 @@ class Container:
         raise DeviceError(f"can't map {where}: {reason}") from error
 
     def adopt(self, iova: int, nbytes: int) -> None:
-        """Note a mapping which a predecessor made, so that unmap() and iova_ranges know of it."""
+        """Record a mapping that a predecessor made, so that unmap() and iova_ranges know of
+        it.
+        """
         with self._lock:
             self._mapped[iova] = nbytes
 
     def unmap(self, iova: int, nbytes: int) -> None:
-        """Take a mapping away; the IOMMU refuses the device from then on."""
+        """Remove a mapping; the IOMMU refuses the device from then on."""
         with self._lock:
             try:
                 done = abi.unmap_dma(self.kernel, self.fd, iova=iova, nbytes=nbytes)
@@ -144,7 +145,7 @@ class Container:
             )
 
     def disown(self) -> None:
-        """The descriptors are somebody else's to close."""
+        """The descriptors are closed elsewhere."""
         self._users = 0
 
     def forget_in_child(self) -> None:
@@ -159,8 +160,8 @@ class Container:
         self._users += 1
 
     def release(self) -> None:
-        """One user less; the last closes our descriptors of group and container. Mappings end when
-        no process has them open.
+        """One user fewer; the last closes our descriptors of group and container. Mappings end
+        when no process has them open.
         """
         with _lock:
             self._users -= 1
@@ -195,8 +196,8 @@ def group_number(address: str, root: Path = Path("/")) -> int:
 
 
 def is_noiommu(number: int, root: Path = Path("/")) -> bool:
-    """Whether VFIO made this group itself, for a function without an IOMMU (the kernel's "no-IOMMU
-    mode"): its DMA reaches all memory.
+    """Whether VFIO made this group itself, for a function without an IOMMU (the kernel's
+    "no-IOMMU mode"): its DMA can access all memory.
     """
     name = root / "sys/kernel/iommu_groups" / str(number) / "name"
     try:

@@ -1,4 +1,4 @@
-"""MSI-X vectors of a VFIO device, each with an eventfd of its own."""
+"""MSI-X vectors of a VFIO device, each with its own eventfd."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvme_async.errors import ConfigurationError, DeviceError
 class Vectors:
     """Which eventfd each vector signals. Owner: its VfioDevice, which serializes the calls.
 
-    All vectors that the function has are enabled at once, for VFIO can't add one later
+    All vectors of the function are enabled at once, because VFIO can't add one later
     (VFIO_IRQ_INFO_NORESIZE); those without an eventfd cost nothing, as the kernel requests an
     interrupt only with an eventfd.
     """
@@ -27,12 +27,12 @@ class Vectors:
         self._enabled = 0
 
     def set(self, eventfds: Sequence[int | None]) -> int:
-        """Vector n signals eventfds[n]. Returns how many do: fewer where the kernel has no more
+        """Vector n signals eventfds[n]. Returns how many do: fewer if the kernel has no more
         vectors left; DeviceError if it has none.
 
-        All are set anew, since a number may stand for another eventfd by now. An interrupt that
-        comes in between is not lost: the vector is masked, and the function sends it when that ends
-        (PCI Local Bus 3.0, 6.8.3.5).
+        All are set again, since a number may stand for another eventfd by now. An interrupt in
+        between is not lost: the vector is masked, and the function sends it when that ends (PCI
+        Local Bus 3.0, 6.8.3.5).
         """
         wanted = [-1 if fd is None else fd for fd in eventfds]
         if len(wanted) > self.count:
@@ -44,7 +44,7 @@ class Vectors:
             self._set(wanted + [-1] * (self._enabled - len(wanted)))
         else:
             if self._enabled:
-                # The kernel had fewer than the function has: start again with what is wanted now.
+                # The kernel had fewer than the function has: start again with the present request.
                 self.disable()
             self._enable(wanted)
         return min(len(wanted), self._enabled)
@@ -54,15 +54,14 @@ class Vectors:
         try:
             possible = self._set(padded)
         except DeviceError as error:
-            # A predecessor enabled fewer vectors than there are, which can't be told apart from
-            # here.
+            # A predecessor enabled fewer vectors than there are, which can't be distinguished here.
             if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EINVAL:
                 raise
             self.disable()
             possible = self._set(padded)
         while possible > 0:
-            # Between its answer and the next request others may have taken some: fewer each time, so
-            # this ends.
+            # Between its answer and the next request others may have taken some: fewer each time,
+            # so this ends.
             if possible >= len(padded):
                 raise DeviceError(f"{self._address}: the kernel refused {len(padded)} vectors and offered {possible}")
             padded = padded[:possible]

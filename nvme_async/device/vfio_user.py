@@ -1,8 +1,8 @@
 """A device behind a vfio-user server: the built-in controller, SPDK, QEMU.
 
-Registers are messages, doorbells memory where the peer offers it. When the socket's last descriptor
-is closed the peer drops every mapping and resets the controller, so a live takeover hands the
-socket on; see resume().
+Registers are messages; doorbells are memory if the peer offers it. When the socket's last
+descriptor is closed the peer drops every mapping and resets the controller, so a live takeover
+passes the socket on; see resume().
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _MSIX_CONTROL = 2
 _MSIX_ENABLE = 0x8000
 
 
-# Its answer is the same whoever asked: should the predecessor's request have had this id too, no harm.
-# What is asked with it is answered after it.
+# Its reply is the same for any sender, so it is harmless if the predecessor's request had this id
+# too. Requests sent with it are answered after it.
 _WHO = (Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
 
 
@@ -72,7 +72,7 @@ class VfioUserDevice:
     iova_ranges: tuple[range] = (range(1 << 64),)
 
     def __init__(self, channel: Channel, layout: Layout, *, uri: str, doorbell_fd: int = -1, kick_fd: int = -1) -> None:
-        """For this class's own use: connect(), from_socket() and resume() make devices."""
+        """Only for this class: connect(), from_socket() and resume() make devices."""
         self.uri = uri
         self._channel = channel
         self._layout = layout
@@ -86,7 +86,7 @@ class VfioUserDevice:
         self._ringer = Ringer(self.write32, lambda error: self._fail(str(error)))
         # Vectors that may have an eventfd; a predecessor may have set any.
         self._assigned = set(range(layout.n_vectors))
-        self._has_masks = True  # until it says that it hasn't
+        self._has_masks = True  # until the peer says that it hasn't
         try:
             self._trouble_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._hang_up = select.epoll()
@@ -100,7 +100,7 @@ class VfioUserDevice:
         except (OSError, ValueError) as error:
             self._close_watch()
             raise DeviceError(f"{uri}: its doorbells cannot be mapped and watched: {error}") from error
-        forks.watch(self)  # only now: descriptors of one that could not be made are closed by who tried
+        forks.watch(self)  # only now: if making it fails, the caller closes the descriptors
 
     # --- making one
 
@@ -111,7 +111,9 @@ class VfioUserDevice:
 
     @classmethod
     def from_socket(cls, sock: socket.socket, *, uri: str = "vfio-user:", timeout: float = DEFAULT_TIMEOUT) -> Self:
-        """The device at the other end of a connected stream socket, which becomes the device's own."""
+        """The device at the other end of a connected stream socket, which becomes the device's
+        own.
+        """
         return cls._negotiate(Channel(sock, timeout), uri)
 
     @classmethod
@@ -144,7 +146,7 @@ class VfioUserDevice:
         timeout: float = DEFAULT_TIMEOUT,
         ids: DeviceIds | None = None,
     ) -> Self:
-        """Goes on where another process stopped, which may have been killed in the middle of a
+        """Continues where another process stopped, which may have been killed in the middle of a
         call.
 
         `descriptors` ("socket", and "doorbell" and "kick" where the device has them) become the
@@ -194,13 +196,13 @@ class VfioUserDevice:
             raise
 
     def _enable(self) -> None:
-        """Memory accesses and DMA on, at an address; INTx off, or some controllers take a missing
-        INTx handler for a fatal error.
+        """Enable memory accesses, with an address, and DMA; disable INTx, because some
+        controllers treat a missing INTx handler as a fatal error.
         """
         assign_bar0(self._channel, self._layout.bar0_size)
         self.enable_bus_mastering()
 
-    # --- what it is
+    # --- properties
 
     @property
     def ids(self) -> DeviceIds:
@@ -220,7 +222,7 @@ class VfioUserDevice:
 
     @property
     def gone_fd(self) -> int:
-        """An epoll descriptor, for the peer's hanging up is of interest and its replies are not."""
+        """An epoll descriptor, because only the peer's hang-up matters, not its replies."""
         with self._closing:
             return -1 if self._hang_up is None else self._hang_up.fileno()
 
@@ -285,8 +287,8 @@ class VfioUserDevice:
             )
 
     def _settle(self) -> None:
-        """Before a register access: doorbells that were rung come first. A peer that let one of them
-        time out is not waited for again.
+        """Before a register access: doorbells that were rung come first. A peer that let one of
+        them time out is not waited for again.
         """
         self._ringer.settle(self.timeout)
         if self._trouble is not None:
@@ -307,7 +309,7 @@ class VfioUserDevice:
     def map_dma(
         self, memory: Pool | int, *, iova: int, nbytes: int, file_offset: int = 0, address: int | None = None
     ) -> None:
-        """`address` means nothing here: the peer maps the descriptor."""
+        """`address` is unused: the peer maps the descriptor."""
         for name, value in (("iova", iova), ("nbytes", nbytes), ("file_offset", file_offset)):
             if value < 0 or value % PAGE_SIZE:
                 raise ValueError(f"{name} {value:#x} of a DMA mapping is not a multiple of {PAGE_SIZE}")
@@ -347,20 +349,20 @@ class VfioUserDevice:
                 self._set_irqs(start, len(vectors), wire.IRQ_SET_DATA_EVENTFD, fds)
                 given.append(vectors)
             elif not self._assigned.isdisjoint(vectors):
-                # Without descriptors the message takes the vectors' eventfds away.
+                # Without descriptors the message removes the vectors' eventfds.
                 self._set_irqs(start, len(vectors), wire.IRQ_SET_DATA_EVENTFD)
                 self._assigned.difference_update(vectors)
             start = end
         self._unmask(given)
-        # Only now: with MSI-X on and no eventfd, some controllers take the first interrupt for a
+        # Only now: with MSI-X on and no eventfd, some controllers treat the first interrupt as a
         # fatal error.
         self._enable_msix(True)
         return len(eventfds)
 
     def _unmask(self, given: Sequence[range]) -> None:
         """After a reset of the function all vectors are masked (PCI Local Bus 3.0, 6.8.2.9). A
-        server that goes by its MSI-X table, as QEMU's does, signals nobody until it is told; one
-        that keeps no masks refuses.
+        server that respects its MSI-X table, as QEMU's does, signals nothing until they are
+        unmasked; one without masks refuses.
         """
         for vectors in given:
             if not self._has_masks:
@@ -391,7 +393,7 @@ class VfioUserDevice:
     def enable_bus_mastering(self) -> None:
         self._write_config16(_COMMAND, _COMMAND_MEMORY | _COMMAND_MASTER | _COMMAND_INTX_DISABLE)
 
-    # --- handing on and ending
+    # --- hand-over and end
 
     def descriptors(self) -> dict[str, int]:
         if self._channel.fd < 0:
@@ -411,11 +413,11 @@ class VfioUserDevice:
         self.detach()
 
     def steer(self, vector: int, cpus: Collection[int]) -> bool:
-        """An eventfd of another process's, which has no CPU."""
+        """The interrupt is an eventfd of another process, which has no CPU."""
         return False
 
     def inspect(self) -> dict[str, Any]:
-        """How its doorbells are rung, and replies that nothing waited for any more."""
+        """How its doorbells are rung, and the number of dropped replies."""
         mmio, kick = self._doorbells.mmio, self._doorbells.kick_fd >= 0
         return {
             "ids": str(self.ids),
@@ -459,7 +461,7 @@ class VfioUserDevice:
         if self._doorbells.mmio is not None:
             self._doorbells.mmio.lost_fd = -1
         self._close_watch()
-        # Mapped doorbells stay for whoever still refers to them: a late store then reaches nobody.
+        # Mapped doorbells stay while they are referenced: a late store then has no effect.
         for fd in (self._doorbell_fd, self._kick_fd):
             if fd >= 0:
                 os.close(fd)
@@ -473,7 +475,7 @@ class VfioUserDevice:
 
 
 def open_uri(path: str, *, timeout: float = DEFAULT_TIMEOUT) -> VfioUserDevice:
-    """What `vfio-user:PATH` opens."""
+    """Opens `vfio-user:PATH`."""
     return VfioUserDevice.connect(path, timeout=timeout)
 
 

@@ -1,11 +1,11 @@
-"""Request and reply on a vfio-user socket: bounded, from any thread, and fit to be taken over.
+"""Request and reply on a vfio-user socket: bounded, from any thread, and ready for a takeover.
 
-The process may be killed at any instruction and a successor goes on with the same socket. So
-nothing that matters is held outside the kernel between two system calls: a request is one sendmsg;
-a reply is looked at with MSG_PEEK until it is there as a whole, and then taken with one recvmsg.
-What the socket holds is always a sequence of whole messages. (A peer that sends a message with
-descriptors in several pieces forfeits that: the kernel ends a recvmsg there.) A reply that nobody
-waits for, of a call that timed out or of a killed predecessor, is taken and dropped.
+The process may be killed at any instruction, and a successor continues with the same socket. So no
+relevant state is held outside the kernel between two system calls: a request is one sendmsg; a
+reply is read with MSG_PEEK until it is complete, and then taken with one recvmsg. The socket always
+holds a sequence of complete messages. (A peer that sends a message with descriptors in several
+pieces loses that: the kernel ends a recvmsg there.) A reply without a waiter, from a call that
+timed out or a killed predecessor, is taken and dropped.
 """
 
 from __future__ import annotations
@@ -29,19 +29,17 @@ from nvme_async.runtime import forks
 from nvme_async.runtime.limits import descriptors_cut_off
 
 _NAP = 0.0005
-"""Seconds between looks while a peer is in the middle of a message: poll() says readable and can't
-wait for
-more.
+"""Seconds between peeks while a peer is in the middle of a message: poll() reports readable and
+can't wait for more.
 """
 _IN_FLIGHT = 16
-"""Requests that may be out at once."""
+"""Requests that may be outstanding at once."""
 
 
 class Channel:
     """One connection. Owns the socket.
 
-    Calls may be made from any thread, one at a time: others wait their turn within their own
-        timeout. Each
+    Calls may be made from any thread, one at a time: others wait within their own timeout. Each
     raises ControllerGone when the peer closed, DeviceTimeout, DeviceError for an error reply,
     and ControllerFatal when the peer breaks the protocol, after which the connection is closed.
     """
@@ -54,8 +52,8 @@ class Channel:
         self.stale_replies = 0
         self._socket = sock
         self._lock = threading.Lock()
-        # So that replies to a predecessor are told from ours; resume() also sends a request first
-        # that makes it sure.
+        # Distinguishes replies to a predecessor from ours; resume() also sends a request first to
+        # be certain.
         self._msg_id = random.SystemRandom().randrange(1 << 16)
         self._gone: str | None = None
         self._parked = False
@@ -94,12 +92,11 @@ class Channel:
             return self._reply(msg_id, command, deadline)
 
     def call_all(self, requests: Sequence[tuple[wire.Command, bytes]], *, timeout: float | None = None) -> list[bytes]:
-        """The replies' payloads: as so many calls, but for the waiting, which is one peer's turn
-        and not as many as there are requests.
+        """The replies' payloads: like as many calls, but with one wait for all.
 
         All of them are sent before the first reply is taken, so they must be few and short enough
-        for a socket's buffer (16 here). The first that is refused is what is raised; the replies to
-        those behind it are taken all the same.
+        for a socket's buffer (16 here). The first refusal is raised; the replies to later requests
+        are taken nevertheless.
         """
         answers: list[bytes] = []
         for begin in range(0, len(requests), _IN_FLIGHT):
@@ -132,8 +129,8 @@ class Channel:
         return self._msg_id
 
     def _reply(self, expected: int, command: wire.Command, deadline: float) -> tuple[bytes, list[int]]:
-        """The reply to that request: payload and descriptors. Whatever comes before it is dropped,
-        or refused if it is a command.
+        """The reply to that request: payload and descriptors. Messages before it are dropped, or
+        refused if they are commands.
         """
         while True:
             header, answer, received = self._receive(command, deadline)
@@ -159,8 +156,9 @@ class Channel:
         return answer, received
 
     def park(self, parked: bool, *, wait: bool = True) -> bool:
-        """While parked every call fails at once (DeviceError): another process uses the connection.
-        Waits for a call in progress; without wait: False, and nothing is changed, if there is one.
+        """While parked every call fails at once (DeviceError): another process uses the
+        connection. Waits for a call in progress; without wait it returns False and changes
+        nothing if there is one.
         """
         if not self._lock.acquire(timeout=self.timeout if wait else 0):
             if wait:
@@ -171,8 +169,8 @@ class Channel:
         return True
 
     def shut_down(self) -> None:
-        """Ends the connection for every holder of the socket; a call in progress fails. Closing is
-        still to be done.
+        """Ends the connection for every holder of the socket; a call in progress fails. close()
+        is still required.
         """
         self._gone = self._gone or "the device was closed"
         try:
@@ -181,7 +179,9 @@ class Channel:
             pass  # not connected any more
 
     def close(self) -> None:
-        """Closes this process's descriptor. A call in progress is waited for: it ends in its time."""
+        """Closes this process's descriptor. Waits for a call in progress, which ends within its
+        timeout.
+        """
         self._gone = self._gone or "the device was closed"
         with self._lock:
             self._socket.close()
@@ -202,7 +202,7 @@ class Channel:
                 raise DeviceError(f"vfio-user {command.name}: the device is being handed to a successor")
             yield
         except ControllerFatal as error:
-            # The stream can't be trusted any further.
+            # The stream can't be trusted any more.
             self._gone = str(error)
             self._socket.close()
             raise
@@ -223,7 +223,7 @@ class Channel:
         return ControllerGone(f"vfio-user {command.name}: {self._gone}")
 
     def _send(self, message: bytes, fds: Sequence[int], command: wire.Command, deadline: float) -> None:
-        """The whole message in one sendmsg: what a peer, and a successor, may rely on."""
+        """Sends the whole message in one sendmsg; a peer, and a successor, rely on that."""
         ancillary = []
         if fds:
             ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds)))
@@ -246,7 +246,7 @@ class Channel:
         return int(struct.unpack("i", fcntl.ioctl(self._socket, termios.FIONREAD, bytes(4)))[0])
 
     def _await_bytes(self, nbytes: int, command: wire.Command, deadline: float) -> None:
-        """Until that many bytes are there."""
+        """Waits until that many bytes are available."""
         while (available := self._available()) < nbytes:
             events = self._wait(select.POLLIN, command, deadline)
             if self._available() != available:
@@ -284,12 +284,12 @@ class Channel:
         return message[: wire.HEADER.size], message[wire.HEADER.size :], fds
 
     def _take(self, size: int) -> tuple[bytes, list[int]]:
-        """`size` bytes that are there, and their descriptors."""
+        """`size` available bytes, and their descriptors."""
         message = b""
         fds: list[int] = []
         room = socket.CMSG_SPACE(wire.MAX_MESSAGE_FDS * struct.calcsize("i"))
         try:
-            while len(message) < size:  # once, unless the peer cut the message up
+            while len(message) < size:  # once, unless the peer split the message
                 part, ancillary, flags, _ = self._socket.recvmsg(size - len(message), room, socket.MSG_CMSG_CLOEXEC)
                 for level, kind, data in ancillary:
                     if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -304,7 +304,7 @@ class Channel:
         return message, fds
 
     def _refuse(self, header: bytes, command: wire.Command, deadline: float) -> None:
-        """Answers a command of the peer. It has no reason for one: memory is given to it as
+        """Answers a command of the peer, which has no reason to send one: it gets memory as
         descriptors.
         """
         msg_id, asked, _, flags, _ = wire.HEADER.unpack(header)
@@ -343,7 +343,9 @@ def connect(path: str, timeout: float) -> Channel:
 
 
 def busy(path: str, proc: str = "/proc/net/unix") -> str:
-    """For messages: whether a server's socket has another client, whom it may be serving alone."""
+    """For messages: whether a server's socket has another client, which may be the only one it
+    serves.
+    """
     try:
         with open(proc, encoding="utf-8", errors="surrogateescape") as lines:
             # Num RefCount Protocol Flags Type St Inode Path; connections that wait in the backlog

@@ -1,5 +1,5 @@
-"""What a vfio-user peer's device is like: asked once for everything, kept as a Layout for a
-successor; and its registers by message.
+"""Exploring a vfio-user peer's device: everything is queried once and kept as a Layout for a
+successor; also its registers by message.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ _BAR_ADDRESS, _BAR_END, _BAR_HIGH_ADDRESS = 0xE0000000, 0xFE000000, 1 << 40
 
 @attrs.frozen
 class Layout:
-    """What was learnt of the device: everything a successor would have to ask again."""
+    """The properties of the device: everything that a successor would otherwise have to
+    query.
+    """
 
     ids: DeviceIds
     limits: wire.Limits
@@ -57,8 +59,7 @@ class Layout:
 
 
 _converter = cattrs.Converter()
-# Compiled here and not at the first use, which is a successor's and in a hurry: it takes
-# milliseconds.
+# Compiled here and not at the first use, when a successor must be fast: it takes milliseconds.
 _structure_layout = _converter.get_structure_hook(Layout)
 
 
@@ -66,14 +67,15 @@ def layout_from(saved: Saved) -> Layout:
     try:
         layout: Layout = _structure_layout(dict(saved), Layout)
         return layout
-    except Exception as error:  # whatever the nested converters raise
+    except Exception as error:  # any exception of the nested converters
         reasons = "; ".join(cattrs.transform_error(error)) if isinstance(error, cattrs.BaseValidationError) else error
         raise InvalidSavedState(f"saved state of a vfio-user device makes no sense: {reasons}") from error
 
 
 def explore(channel: Channel, uri: str, limits: wire.Limits) -> tuple[Layout, int, int]:
-    """Asks the peer for everything, and changes nothing on the device. The layout, and the
-    descriptors of the doorbells and of their kick eventfd (-1: none), which become the caller's.
+    """Queries everything from the peer, and changes nothing on the device. Returns the layout,
+    and the descriptors of the doorbells and of their kick eventfd (-1: none), which become the
+    caller's.
     """
     answer = channel.call(Command.DEVICE_GET_INFO, wire.DEVICE_INFO.pack(wire.DEVICE_INFO.size, 0, 0, 0))
     _, flags, n_regions, n_irqs = _unpack(wire.DEVICE_INFO, answer, Command.DEVICE_GET_INFO)
@@ -112,8 +114,8 @@ def explore(channel: Channel, uri: str, limits: wire.Limits) -> tuple[Layout, in
 
 
 def assign_bar0(channel: Channel, nbytes: int) -> None:
-    """Gives BAR0 an address if it has none. Regions are reached without it, but a server that
-    decodes its own bus, as QEMU's does, finds nothing behind a BAR that was never assigned.
+    """Gives BAR0 an address if it has none. Region accesses don't need it, but a server that
+    decodes its own bus, as QEMU's does, finds nothing behind an unassigned BAR.
     """
     bar = read_region(channel, wire.CONFIG_REGION, _BAR0, 4)
     wide = bar & _BAR_TYPE == _BAR_TYPE_64_BIT
@@ -125,7 +127,7 @@ def assign_bar0(channel: Channel, nbytes: int) -> None:
         address = max(_BAR_HIGH_ADDRESS, alignment)
     if address >> 32 and not wide:
         return
-    with contextlib.suppress(DeviceError):  # a peer that doesn't care refuses it, and needs none
+    with contextlib.suppress(DeviceError):  # a peer that needs no address refuses it
         write_region(channel, wire.CONFIG_REGION, _BAR0, address & 0xFFFFFFFF, 4)
         if wide:
             write_region(channel, wire.CONFIG_REGION, _BAR0 + 4, address >> 32, 4)
@@ -155,8 +157,8 @@ def read_answers(answers: Sequence[bytes], reads: Sequence[tuple[int, int, int]]
 
 
 def read_many(channel: Channel, reads: Sequence[tuple[int, int, int]]) -> list[int]:
-    """Reads of (region, offset, width), in this order and one after the other at the device, for
-    one wait.
+    """Reads of (region, offset, width), executed by the device in this order, with one wait for
+    all.
     """
     return read_answers(channel.call_all([read_request(*read) for read in reads]), reads)
 
@@ -171,7 +173,7 @@ def write_region(channel: Channel, region: int, offset: int, value: int, width: 
 
 
 def _region(channel: Channel, index: int) -> tuple[wire.Region, list[int]]:
-    """A region and the descriptors that came with it, which become the caller's."""
+    """A region and its descriptors, which become the caller's."""
     argsz = 256  # usually enough for the capabilities
     while True:
         request = wire.REGION_INFO.pack(argsz, 0, index, 0, 0, 0)
@@ -190,8 +192,8 @@ def _region(channel: Channel, index: int) -> tuple[wire.Region, list[int]]:
 
 
 def _is_memory(fd: int, uri: str) -> bool:
-    """Whether a store to a mapping of `fd` is over at once: not where another process serves the
-    pages, and may take as long as it likes.
+    """Whether a store to a mapping of `fd` completes at once: not if another process serves the
+    pages, which may take any time.
     """
     try:
         name = _SLOW_FILE_SYSTEMS.get(file_system(fd))
@@ -203,7 +205,7 @@ def _is_memory(fd: int, uri: str) -> bool:
 
 
 def _kick_fd(channel: Channel, uri: str) -> int:
-    """The eventfd that makes doorbell stores heard, -1 if the peer has none: the message is
+    """The eventfd that announces doorbell stores, -1 if the peer has none: the message is
     optional.
     """
     argsz = 256
@@ -233,13 +235,15 @@ def _vectors(channel: Channel) -> int:
     request = wire.IRQ_INFO.pack(wire.IRQ_INFO.size, 0, wire.MSIX_IRQ, 0)
     answer = channel.call(Command.DEVICE_GET_IRQ_INFO, request)
     count = _unpack(wire.IRQ_INFO, answer, Command.DEVICE_GET_IRQ_INFO)[3]
-    if count > 2048:  # what an MSI-X capability can say
+    if count > 2048:  # the largest count of an MSI-X capability
         raise ControllerFatal(f"vfio-user peer says it has {count} MSI-X vectors")
     return count
 
 
 def id_reads(serial_capability: int) -> list[tuple[int, int, int]]:
-    """What ids_from() needs, by reads of four bytes: what every peer's configuration space takes."""
+    """The data for ids_from(), by reads of four bytes, which every peer's configuration space
+    supports.
+    """
     offsets = [0x00, 0x08, 0x2C]
     if serial_capability:
         offsets += [serial_capability + 4, serial_capability + 8]
@@ -260,7 +264,7 @@ def ids_from(values: Sequence[int]) -> DeviceIds:
 
 
 def _find_capabilities(channel: Channel) -> tuple[int, int]:
-    """Where MSI-X and the Device Serial Number are (0 = there is none)."""
+    """The offsets of MSI-X and the Device Serial Number (0 = none)."""
 
     def read32(offset: int) -> int:
         return read_region(channel, wire.CONFIG_REGION, offset, 4)

@@ -1,4 +1,4 @@
-"""vfio-user on the wire: numbers, layouts, and parsing of what a peer may get wrong.
+"""vfio-user on the wire: numbers, layouts, and parsing that tolerates no peer errors.
 
 After libvfio-user's docs/vfio-user.rst (QEMU: docs/interop/vfio-user.rst) and, for what it borrows
 from VFIO, <linux/vfio.h> and <linux/pci_regs.h>. Everything is little endian. No sockets here.
@@ -41,9 +41,9 @@ FLAG_ERROR = 0x20
 MAJOR, MINOR = 0, 1
 VERSION = struct.Struct("<HH")
 MAX_MESSAGE_BYTES = 1 << 16
-"""No reply to what we ask is longer; a header that says so is broken."""
+"""No reply to our requests is longer; a header that claims it is broken."""
 MAX_MESSAGE_FDS = 16
-"""What we say we can receive in one message."""
+"""The limit of descriptors in one message that we announce."""
 
 DEVICE_INFO = struct.Struct("<IIII")  # argsz, flags, num_regions, num_irqs
 DEVICE_FLAG_RESET = 0x1
@@ -61,7 +61,7 @@ BAR0_REGION = 0
 CONFIG_REGION = 7
 
 IO_FDS = struct.Struct("<IIII")  # argsz, flags, index, count
-IO_FD = struct.Struct("<QQIII")  # offset, size, fd_index, type, flags: the beginning of each kind of entry
+IO_FD = struct.Struct("<QQIII")  # offset, size, fd_index, type, flags: the start of each kind of entry
 IO_FD_IOEVENTFD = 0
 IO_FD_IOEVENTFD_SHADOW = 2
 IOEVENTFD_FLAG_DATAMATCH = 0x1
@@ -83,13 +83,11 @@ REGION_ACCESS = struct.Struct("<QII")  # offset, region, count; then data
 
 @attrs.frozen
 class Limits:
-    """What the peer said of itself in VERSION, with the specification's defaults for what it
-    didn't.
-    """
+    """The peer's properties from VERSION, with the specification's defaults for missing ones."""
 
     max_msg_fds: int = 1
     max_mappings: int = 64
-    """Servers that don't say (max_dma_maps) have been seen to stop at 64."""
+    """Servers that don't report it (max_dma_maps) are known to stop at 64."""
 
 
 def version_request() -> bytes:
@@ -191,7 +189,7 @@ def doorbell_ioeventfd(payload: bytes, doorbells: int) -> int | None:
     """Index among the received descriptors of the eventfd that stands for the doorbells from
     `doorbells` on.
 
-    Only one that stands for all of them counts: an entry whose span begins there or before and
+    Only one that stands for all of them counts: an entry whose span starts there or before and
         whose size is
     0 (any access) or at least a page. Entries are as long as argsz and count say (libvfio-user's
     have 48 bytes, the specification's 40).

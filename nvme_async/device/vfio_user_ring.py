@@ -13,12 +13,12 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class Ringer:
-    """Writes doorbells one after the other. A value that is overtaken by a later one for the same
-    doorbell, before it was sent, is not sent at all.
+    """Writes doorbells one after another. A value that is replaced by a later one for the same
+    doorbell before it was sent is not sent at all.
 
     write(offset, value): sends one and waits for the peer's answer. on_failure(error): called in
-    the thread when a doorbell could not be written; nothing is written any more.
-    Threads: any, but close().
+    the thread when a doorbell could not be written; nothing more is written.
+    Threads: any, except for close().
     """
 
     def __init__(self, write: Callable[[int, int], None], on_failure: Callable[[ControllerError], None]) -> None:
@@ -31,8 +31,8 @@ class Ringer:
         self._thread: threading.Thread | None = None
 
     def ring(self, offset: int, value: int, done: Callable[[], None]) -> None:
-        """Has `value` written to the doorbell soon. Never waits for the peer. done(): called in the
-        thread once the peer has it.
+        """Schedules the write of `value` to the doorbell. Never waits for the peer. done():
+        called in the thread once the peer has it.
         """
         with self._changed:
             if self._closed:
@@ -44,7 +44,7 @@ class Ringer:
             self._changed.notify_all()
 
     def settle(self, timeout: float) -> None:
-        """Waits until all that was rung is written: what is sent afterwards comes after it.
+        """Waits until all doorbells are written, so that later messages come after them.
         DeviceTimeout.
         """
         if threading.current_thread() is self._thread:
@@ -55,12 +55,12 @@ class Ringer:
 
     @property
     def settled(self) -> bool:
-        """Is all that was rung written?"""
+        """Are all doorbells written?"""
         with self._changed:
             return self._closed or not (self._due or self._writing)
 
     def close(self) -> None:
-        """What is still due is dropped; a write in progress ends with the connection."""
+        """Drops pending writes; a write in progress ends with the connection."""
         with self._changed:
             self._closed = True
             self._due.clear()

@@ -1,4 +1,4 @@
-"""Memory that a device may reach: pools, and buffers in them."""
+"""Memory that a device may access: pools, and buffers in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Which file a piece of this process's memory comes from, so that another process can be given it."""
+"""Which file backs a piece of this process's memory, so that it can be passed to another
+process.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ def shared_backing(address: int, nbytes: int) -> tuple[int, int] | None:
     writable file mapping.
 
     memfds, tmpfs and hugetlbfs files, and anonymous MAP_SHARED memory (mmap.mmap(-1, n)) have one;
-    the heap has none. The descriptor is the caller's to close.
+    the heap has none. The caller must close the descriptor.
 
-    A file that this process still has open for reading and writing, as Python's mmap objects have,
-    is found by any process. The others, anonymous MAP_SHARED memory among them, take CAP_SYS_ADMIN
-    or CAP_CHECKPOINT_RESTORE; without, the answer is None.
+    Any process finds a file that it still has open for reading and writing, as Python's mmap
+    objects have. Others, including anonymous MAP_SHARED memory, require CAP_SYS_ADMIN or
+    CAP_CHECKPOINT_RESTORE; without them the result is None.
     """
     with open("/proc/self/maps", encoding="ascii", errors="surrogateescape") as maps:
         for line in maps:
@@ -42,7 +44,7 @@ def _open_here(device: str, inode: int) -> int | None:
     for name in os.listdir("/proc/self/fd"):
         try:
             fd = fcntl.fcntl(int(name), fcntl.F_DUPFD_CLOEXEC, 0)
-        except OSError:  # closed since, by another thread, or that of the listing
+        except OSError:  # closed by another thread, or the listing's own
             continue
         found = os.fstat(fd)
         same = (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino) == (major, minor, inode)

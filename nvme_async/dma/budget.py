@@ -12,14 +12,14 @@ from nvme_async.dma.limits import Bound
 from nvme_async.native._dma import Pool
 
 _SPARE = 8
-"""One part in so many of the memory that is left stays with everybody else."""
+"""This fraction of the remaining memory is left to other processes: one part in so many."""
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 class Budget:
     """The limits of one controller's pools.
 
-    limit: bytes of all of them; None: half of the memory that this process can have at all.
+    limit: bytes of all of them; None: half of the memory that this process can have.
     locked: the device's driver pins them, and the kernel counts that against RLIMIT_MEMLOCK.
     Threads: any.
     """
@@ -30,11 +30,11 @@ class Budget:
         self._locked = locked
 
     def count(self, pool: Pool) -> None:
-        """A pool was made: what it has not touched yet is spoken for."""
+        """Records a new pool: its untouched memory counts as used."""
         _pools.add(pool)
 
     def room(self, pools: Iterable[Pool], nbytes: int) -> Bound:
-        """How large one pool more may be, where there are `pools` and `nbytes` are wanted."""
+        """How large one more pool may be, if there are `pools` and `nbytes` are requested."""
         return min(self._bounds(sum(pool.nbytes for pool in pools), nbytes), key=lambda bound: bound.nbytes)
 
     def _bounds(self, used: int, nbytes: int) -> Iterator[Bound]:
@@ -53,7 +53,7 @@ class Budget:
 
 
 def _untouched(pool: Pool) -> int:
-    """Bytes of a pool that have no memory behind them yet."""
+    """Bytes of a pool that have no memory yet."""
     try:
         return max(0, pool.nbytes - os.fstat(pool.fd).st_blocks * 512)
     except OSError:

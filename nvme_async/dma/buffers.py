@@ -1,4 +1,4 @@
-"""What counts as a buffer, for type checkers."""
+"""The type of buffers, for type checkers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 class ArrayInterface(Protocol):
-    """An array of NumPy: its type stubs say only from Python 3.12 on that it is a Buffer."""
+    """A NumPy array: its type stubs declare it a Buffer only from Python 3.12 on."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]: ...
 
 
 BufferLike: TypeAlias = "Buffer | ArrayInterface"
-"""bytes, bytearray, memoryview, mmap, array, DmaBuffer, NumPy arrays: whatever has the buffer
+"""bytes, bytearray, memoryview, mmap, array, DmaBuffer, NumPy arrays: anything with the buffer
 protocol.
 """

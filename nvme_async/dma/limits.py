@@ -1,8 +1,8 @@
 """How much more memory this process may have for devices: what the machine, the process's control
 groups and the limit of locked memory leave.
 
-A memfd's pages are charged when they are first touched, and then the kernel doesn't refuse, it
-kills. So what is going to be touched is compared with what is left before a pool is made.
+A memfd's pages are charged when they are first touched; at that point the kernel doesn't refuse, it
+kills. So the needed memory is compared with what is left before a pool is made.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import attrs
 CAP_IPC_LOCK = 14
 """linux/capability.h; a bit of CapEff in /proc/self/status."""
 _UNLIMITED = 1 << 62
-"""Control groups of version 1 say so by a number about as large."""
+"""Control groups of version 1 report "no limit" as a number of about this size."""
 
 
 @attrs.frozen
 class Bound:
-    """`nbytes` more, and what doesn't allow more than that."""
+    """`nbytes` are allowed, and the name of the limit."""
 
     nbytes: int
     reason: str
 
 
 def memory_left(root: Path = Path("/")) -> Bound | None:
-    """The bytes that can be touched before the kernel has to take memory from somebody, by the
-    tightest of the machine and the control groups of this process; None if nothing tells.
+    """The bytes that can be touched before the kernel has to reclaim memory, by the tightest of
+    the machine and the control groups of this process; None if unknown.
     """
     bounds = [*_machine(root), *_groups(root)]
     return min(bounds, key=lambda bound: bound.nbytes, default=None)
 
 
 def memory_size(root: Path = Path("/")) -> int | None:
-    """The bytes of memory that this process could have at all: the machine's, or the least limit of
-    its control groups.
+    """The maximum memory of this process: the machine's, or the smallest limit of its control
+    groups.
     """
     sizes = [_meminfo(root).get("MemTotal", _UNLIMITED)]
     sizes += [limit for _, limit, _ in _limited_groups(root)]
@@ -47,17 +47,17 @@ def memory_size(root: Path = Path("/")) -> int | None:
 
 
 def huge_pages_left(root: Path = Path("/")) -> int:
-    """Bytes of huge pages of the default size that are free and not promised to anybody."""
+    """Bytes of huge pages of the default size that are free and not reserved."""
     found = re.findall(r"^HugePages_(Free|Rsvd):\s+(\d+)$", _text(root / "proc/meminfo"), re.MULTILINE)
     pages = {name: int(value) for name, value in found}
     return max(0, pages.get("Free", 0) - pages.get("Rsvd", 0)) * _meminfo(root).get("Hugepagesize", 0)
 
 
 def lockable(root: Path = Path("/")) -> Bound | None:
-    """The bytes that this process may lock beside what it has locked; None: any number.
+    """The additional bytes that this process may lock; None: any number.
 
-    VFIO locks what a device reaches, and counts it against RLIMIT_MEMLOCK unless the process has
-    CAP_IPC_LOCK.
+    VFIO locks the memory that a device can access, and counts it against RLIMIT_MEMLOCK unless the
+    process has CAP_IPC_LOCK.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     status = _text(root / "proc/self/status")
@@ -121,6 +121,6 @@ def _limited_groups(root: Path) -> Iterator[tuple[Path, int, int]]:
 
 
 def _droppable(group: Path) -> int:
-    """Of a control group's memory: the page cache, which makes room for others."""
+    """The page cache of a control group, which can be reclaimed."""
     found = dict(re.findall(r"^(\w+) (\d+)", _text(group / "memory.stat"), re.MULTILINE))
     return sum(int(found.get(name, 0)) for name in ("active_file", "inactive_file"))

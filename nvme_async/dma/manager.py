@@ -1,7 +1,7 @@
-"""Who may have DMA memory, of which kind, and what of it outlives the process.
+"""DMA memory clients, their policies, and the memory that outlives the process.
 
-A client is one user of memory, known by a unique name. It has a pool of its own, so a device
-reaches its own client's memory and no other's. The policy says of which kind:
+A client is one user of memory with a unique name. It has its own pool, so a device can access its
+own client's memory and no other. The policies are:
 
     private     from the configured amount, persistent: a successor finds it as it was left. Where
                 none is configured, or not enough is left, that is an error; nothing else is given
@@ -9,8 +9,8 @@ reaches its own client's memory and no other's. The policy says of which kind:
     ephemeral   ends with the client and is never saved.
 
 A successor attaches a private client's pool and gives it to adopt(). Every allocation found in it
-is pending-restore until its owner claims it; what is left unclaimed stays out of use until the
-controller, which may still write to it, was reset (nvme_async/keepalive/).
+is pending-restore until its owner claims it; unclaimed allocations are not reused until the
+controller, which may still write to them, was reset (nvme_async/keepalive/).
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from nvme_async.errors import ConfigurationError, OutOfDmaMemory
 from nvme_async.native._dma import DmaBuffer, Pool, Slot
 
 FIRST_IOVA = 0x1_0000_0000
-"""Above what 32-bit windows of a platform claim. Each device has its own addresses, so pools may
-share it.
+"""Above a platform's 32-bit windows. Each device has its own addresses, so pools may share it.
 """
 
 
@@ -55,15 +54,15 @@ class DmaClient:
         return self.pool.alloc(nbytes, owner=owner, tag=tag, zero=zero)
 
     def close(self) -> None:
-        """Gives the memory and the name back. BufferError while a buffer is exported.
+        """Releases the memory and the name. BufferError while a buffer is exported.
 
-        Only when no controller reaches the memory any more.
+        Call it only when no controller can access the memory any more.
         """
         self.pool.close()
         self._manager.forget(self)
 
     def states(self) -> dict[str, dict[str, int]]:
-        """{state: {"slots": how many, "nbytes": of them}} of its allocations; see the module."""
+        """{state: {"slots": count, "nbytes": bytes}} of its allocations; see the module."""
         found: dict[str, dict[str, int]] = {
             state: {"slots": 0, "nbytes": 0} for state in ("allocated", "pending-restore", "leaked")
         }
@@ -74,8 +73,8 @@ class DmaClient:
         return found
 
     def mark_unclaimed(self) -> list[Slot]:
-        """After a restore, when every owner has claimed what is its own: what is still pending is
-        leaked from now on, and returned.
+        """Called after a restore, when every owner has claimed its slots: slots that are still
+        pending become leaked, and are returned.
         """
         unclaimed = [slot for slot in self.pool.slots() if slot.state == "pending-restore"]
         for slot in unclaimed:
@@ -89,8 +88,9 @@ class DmaClient:
 class DmaManager:
     """The clients of one controller, and the configured amount of private memory.
 
-    `private_bytes` bounds the sizes of all private pools together; 0 means that there is none.
-    `hugepages` and `nodes` as Pool's. Threads: any.
+    `private_bytes` limits the sum of the sizes of all private pools; 0 means that there is none.
+        `hugepages` and `nodes` as Pool's.
+    Threads: any.
     """
 
     def __init__(
@@ -111,8 +111,8 @@ class DmaManager:
     def client(self, name: str, policy: Policy, nbytes: int, *, iova: int = FIRST_IOVA) -> DmaClient:
         """A new client with room for `nbytes` of allocations.
 
-        Raises ConfigurationError for a name in use and for a policy that can't be had,
-        OutOfDmaMemory when the private memory that is left, or the machine's, doesn't suffice.
+        Raises ConfigurationError for a name in use and for an unavailable policy, OutOfDmaMemory
+        when the remaining private memory, or the machine's, doesn't suffice.
         """
         policy = Policy(policy)
         with self._lock:
@@ -122,11 +122,11 @@ class DmaManager:
             return client
 
     def adopt(self, pool: Pool) -> DmaClient:
-        """The private client whose pool a predecessor left, attached already; its name is the
-        pool's. The pool is this object's from here on.
+        """The private client of an already attached pool that a predecessor left; it has the
+        pool's name. The pool belongs to this object from now on.
 
-        ConfigurationError for a name in use, OutOfDmaMemory if it is larger than what is
-        configured.
+        ConfigurationError for a name in use, OutOfDmaMemory if it is larger than the configured
+        amount.
         """
         with self._lock:
             if pool.name in self._clients:
@@ -168,8 +168,8 @@ class DmaManager:
         return sum(client.pool.nbytes for client in self._clients.values() if client.policy is Policy.PRIVATE)
 
     def forget(self, client: DmaClient) -> None:
-        """Its name and its share of the private memory are free again. Its pool isn't closed: a
-        successor has it, or its buffers live on.
+        """Frees its name and its share of the private memory. Its pool isn't closed: a successor
+        has it, or its buffers are still in use.
         """
         with self._lock:
             if self._clients.get(client.name) is client:

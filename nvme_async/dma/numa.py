@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def memory_nodes(root: Path = Path("/")) -> tuple[int, ...]:
-    """Their numbers, ascending; empty where the system doesn't say."""
+    """Their numbers, ascending; empty if the system doesn't report them."""
     try:
         text = (root / "sys/devices/system/node/has_memory").read_text().strip()
     except OSError:

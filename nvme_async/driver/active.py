@@ -7,8 +7,8 @@ from nvme_async.errors import NoSuchNamespace
 
 
 class ActiveNamespaces(dict[int, Namespace]):
-    """{nsid: Namespace}. A number that is not active is a NoSuchNamespace, which is a KeyError, and
-    says which are.
+    """{nsid: Namespace}. A number that is not active raises NoSuchNamespace, a KeyError that
+    lists the active ones.
     """
 
     def __init__(self, uri: str) -> None:

@@ -1,10 +1,9 @@
-"""The admin queue as the driver itself uses it: no command is waited for without a limit, in
-whichever state the controller is.
+"""The admin queue as the driver itself uses it: every wait for a command has a limit, in every
+state of the controller.
 
-A command that isn't answered ends with an exception for its sender. While the controller is
-ready its loss also leads to a reset, once: bring-up, reset and shutdown decide for themselves what
-becomes of a loss, and a command that is lost again after the reset that it has cost is the
-controller's way, which no further reset would change.
+A command without completion ends with an exception for its sender. While the controller is ready
+its loss also leads to one reset: bring-up, reset and shutdown handle a loss themselves, and if the
+same command is lost again after that reset, a further reset would not help.
 
 On the controller's home loop.
 """
@@ -22,7 +21,7 @@ from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 
 DEFAULT_LIMIT = 60.0
-"""Seconds for the driver's own commands where `admin_timeout` is 0 (no limit for the
+"""Limit in seconds for the driver's own commands if `admin_timeout` is 0 (no limit for the
 application's).
 """
 
@@ -32,7 +31,7 @@ SEALED = frozenset({State.READY, State.SAVING, State.CLOSING})
 
 
 def admin_limit(options: Options) -> float:
-    """Seconds for one command of the driver's own."""
+    """Limit in seconds for one of the driver's own commands."""
     return options.admin_timeout or DEFAULT_LIMIT
 
 
@@ -45,15 +44,15 @@ class AdminQueue:
 
     @property
     def limit(self) -> float:
-        """Seconds for one command of the driver's own."""
+        """Limit in seconds for one of the driver's own commands."""
         return admin_limit(self._controller.options)
 
     async def submit(
         self, command: Command, buffer: Any = None, *, tag: int = 0, internal: bool = False, user: bool = False
     ) -> Completion:
-        """As LoopQueue.submit(). Raises ControllerTimeout (ControllerFatal where CSTS.CFS says why,
-        ControllerGone) when a command of the driver's own isn't answered in time; its pages stay
-        its own until the controller answers or is reset.
+        """Like LoopQueue.submit(). Raises ControllerTimeout (ControllerFatal if CSTS.CFS is set,
+        ControllerGone) when one of the driver's own commands has no completion in time; its
+        pages stay reserved until the controller completes it or is reset.
 
         internal: an Asynchronous Event Request or Abort, limited by its sender. user: the
             application's, limited by the watchdog.
@@ -88,8 +87,8 @@ class AdminQueue:
         raise error
 
     async def _why(self, command: Command, limit: float, again: bool) -> NvmeError | None:
-        """What to raise for a command that wasn't answered; None where the controller had paused, so
-        that it gets its time once more.
+        """The exception for a command without completion; None if the controller had paused, so
+        that the time limit starts again.
         """
         controller = self._controller
         try:

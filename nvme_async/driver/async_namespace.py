@@ -1,4 +1,4 @@
-"""What any namespace can do, whoever has its driver."""
+"""The interface that all namespaces share, regardless of who has the driver."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ B = TypeVar("B", bound=BufferLike)
 
 
 class AsyncNamespace(Protocol):
-    """What Namespace and the manager's ManagedNamespace have in common: take this where your code
-    doesn't mind which of them it gets. What each does: see Namespace.
+    """The common interface of Namespace and the manager's ManagedNamespace: use this type if
+    your code accepts both. See Namespace for the methods.
 
-    Sizes are bytes unless a name says blocks. `nbytes` is the namespace's size, `blocks` the same in
-    logical blocks.
+    Sizes are bytes unless a name says blocks. `nbytes` is the namespace's size, `blocks` the same
+    in logical blocks.
     """
 
     identity: NamespaceIdentity

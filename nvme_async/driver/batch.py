@@ -1,4 +1,4 @@
-"""What becomes of many commands that were awaited as one."""
+"""The results of many commands that were awaited as one."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class Many(Generic[D]):
 
 
 class BatchError(NvmeError):
-    """Some elements of a batch failed; all others were carried out. Attribute result: the Many, whose
-    errors() says which and why.
+    """Some elements of a batch failed; all others were executed. Attribute result: the Many,
+    whose errors() lists the failures.
     """
 
     def __init__(self, result: Many[BufferLike]) -> None:

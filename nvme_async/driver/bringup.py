@@ -1,8 +1,8 @@
-"""From any state of the hardware to a controller that serves: at open(), and again at each reset
+"""From any state of the hardware to a working controller: at open(), and again at each reset
 (Base 2.0, 3.5.1).
 
-One table of steps for both. Required are the registers, the admin queue, Identify Controller and
-one I/O queue pair; everything else has a fallback. A lost or refused required command leads to
+One table of steps for both. The registers, the admin queue, Identify Controller and one I/O queue
+pair are required; everything else has a fallback. A lost or refused required command leads to
 another attempt from the controller's reset on, up to ATTEMPTS. Every wait has its own limit:
 registers CAP.TO or CRTO, commands `admin_timeout`, the namespaces NAMESPACES_LIMITS of those.
 
@@ -31,14 +31,14 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 ATTEMPTS = 3
 NAMESPACES_LIMITS = 5
-"""How many times the limit of one command Identify of all namespaces may take, before service
-begins without those that are missing.
+"""Identify of all namespaces may take this many times the limit of one command; then service
+starts without the missing ones.
 """
 
 
 class BringUp:
     """Attributes:
-    degraded: what the controller does without.
+    degraded: the features that the controller lacks.
     """
 
     def __init__(self, controller: ControllerContext, scanner: Scanner, effects: Effects) -> None:
@@ -51,20 +51,20 @@ class BringUp:
 
     @property
     def at(self) -> str:
-        """The step that is under way."""
+        """The current step."""
         return self._plan.current.name if self._plan.current is not None else "the device"
 
     async def first(self) -> None:
-        """At open(). What it has made is the controller's to release if this raises."""
+        """At open(). If this raises, the controller must release what it has made."""
         await self._plan.run(self._controller.transport.open_steps())
         await self._attempts(ControllerError(f"{self._controller.uri}: the bring-up was begun anew"))
 
     async def again(self, reason: str) -> None:
-        """A reset. The I/O queues are silent and held when it begins, and still so at the end."""
+        """A reset. The I/O queues are silent and held when it starts, and still at the end."""
         await self._attempts(ControllerError(f"{self._controller.uri}: the controller was reset ({reason})"))
 
     async def _attempts(self, error: NvmeError) -> None:
-        """error: what commands that were out, and aren't sent again, end with."""
+        """error: the exception for in-flight commands that aren't resent."""
         controller = self._controller
         self._without.clear()
         for attempt in itertools.count(1):
@@ -132,8 +132,8 @@ class BringUp:
         controller.identify_nvm = await discovery.identify_command_set(controller)
 
     async def _extended_formats(self) -> None:
-        """Formats beyond the 16-bit guard are for hosts that say that they know them (NVM Command Set
-        1.1, 5.3.1.4).
+        """Formats beyond the 16-bit guard are available to hosts that declare support (NVM
+        Command Set 1.1, 5.3.1.4).
         """
         controller = self._controller
         if controller.transport.configured and controller.identify.ctratt & 1 << 15:

@@ -24,9 +24,9 @@ from nvme_async.runtime.tasks import together
 class ByteAccess(NamespaceCore):
     """Blocks and bytes of a namespace. The calls for blocks are native (ext/hotpath/namespace.pxi).
 
-    Offsets and lengths are bytes. Nothing is cut short at the end of the namespace: what doesn't
-    fit raises LbaOutOfRange, and nothing is moved. Negative numbers raise ValueError, lengths of 0
-    move nothing. Other errors, cancelling and loops: as for read() and write().
+    Offsets and lengths are bytes. Nothing is shortened at the end of the namespace: a request that
+    doesn't fit raises LbaOutOfRange and transfers nothing. Negative numbers raise ValueError,
+    lengths of 0 transfer nothing. Other errors, cancelling and loops: as for read() and write().
     """
 
     if TYPE_CHECKING:  # how type checkers and editors see the native calls
@@ -40,12 +40,12 @@ class ByteAccess(NamespaceCore):
             metadata: BufferLike | None = None,
             protect: Protect | None = None,
         ) -> Coroutine[object, None, bytes]:
-            """Reads `blocks` logical blocks from `lba` (NVM Command Set 1.0, 3.2.4); the result is a
-            new bytes object of blocks * block_size bytes.
+            """Reads `blocks` logical blocks from `lba` (NVM Command Set 1.0, 3.2.4); the result
+            is a new bytes object of blocks * block_size bytes.
 
-            fua: Force Unit Access. metadata: a writable buffer for the blocks' metadata. protect: for
-            namespaces with protection information; without it the controller checks and strips it.
-            More than max_blocks are read by several commands at once. Raises LbaOutOfRange,
+            fua: Force Unit Access. metadata: a writable buffer for the blocks' metadata. protect:
+            for namespaces with protection information; without it the controller checks and strips
+            it. More than max_blocks are read by several commands at once. Raises LbaOutOfRange,
             MediaError and other CommandErrors, ControllerError, CommandTimeout.
             """
 
@@ -58,12 +58,12 @@ class ByteAccess(NamespaceCore):
             metadata: BufferLike | None = None,
             protect: Protect | None = None,
         ) -> Coroutine[object, None, int]:
-            """Fills `buffer` (writable, C-contiguous, a multiple of the block size) from `lba` on; the
-            result is its length in bytes.
+            """Fills `buffer` (writable, C-contiguous, a multiple of the block size) from `lba`
+            on; the result is its length in bytes.
 
-            Memory from controller.alloc() or registered with the controller is written by the device
-            itself; anything else goes through a bounce page and is touched only on success. The
-            buffer is held until the controller is done with it, also when the awaiter is gone.
+            The device itself writes memory from controller.alloc() or registered with the
+            controller; other memory goes through a bounce page and is changed only on success. The
+            buffer is held until the controller is done with it, also if the awaiter is cancelled.
             """
 
         def write(
@@ -75,11 +75,12 @@ class ByteAccess(NamespaceCore):
             metadata: BufferLike | None = None,
             protect: Protect | None = None,
         ) -> Coroutine[object, None, None]:
-            """Writes `data` (a multiple of the block size) from `lba` on (NVM Command Set 1.0, 3.2.6).
+            """Writes `data` (a multiple of the block size) from `lba` on (NVM Command Set 1.0,
+            3.2.6).
 
-            Memory that the device reaches is read in place and must not be changed meanwhile;
-            anything else is copied when the write starts. Cancelling doesn't take the write back: it
-            may still be carried out, also after a newer write to the same blocks was acknowledged.
+            Memory that the device can access is read in place and must not be changed meanwhile;
+            other memory is copied when the write starts. Cancelling doesn't recall the write: it
+            may still be executed, also after a newer write to the same blocks was acknowledged.
             Await settled(lba, blocks) before writing them again.
             """
 
@@ -92,13 +93,13 @@ class ByteAccess(NamespaceCore):
             metadata: BufferLike | None = None,
             protect: Protect | None = None,
         ) -> Coroutine[object, None, None]:
-            """Compares `data` with what is on the media from `lba` on (NVM Command Set 1.0, 3.2.1).
+            """Compares `data` with the media from `lba` on (NVM Command Set 1.0, 3.2.1).
             CompareFailure if they differ.
             """
 
         def flush(self) -> Coroutine[object, None, None]:
-            """Commits what was written, and acknowledged before this call, to non-volatile media
-            (Base 2.0, 7.1).
+            """Commits writes that were acknowledged before this call to non-volatile media (Base
+            2.0, 7.1).
             """
 
         async def settled(self, lba: int = 0, blocks: int | None = None) -> None: ...
@@ -130,10 +131,10 @@ class ByteAccess(NamespaceCore):
     async def pwrite(self, data: BufferLike, offset: int, *, fua: bool = False) -> int:
         """Writes `data` at byte `offset`, like os.pwrite. Returns the bytes written: all of them.
 
-        Where `data` begins or ends inside a block, that block is read, changed and written back.
-        This isn't atomic; but byte accesses (pwrite, writev, files) of this process through one
-        controller object wait for each other where they share such a block, and for a cancelled or
-        timed-out one until it can't land any more. write() and other processes are not kept out.
+        If `data` starts or ends inside a block, that block is read, changed and written back. This
+        isn't atomic; but byte accesses (pwrite, writev, files) of this process through one
+        controller object wait for each other if they share such a block, and for a cancelled or
+        timed-out one until it can't land any more. write() and other processes are not excluded.
         """
         view = byte_view(data)
         _natural(offset, view.nbytes)
@@ -147,7 +148,7 @@ class ByteAccess(NamespaceCore):
         return view.nbytes
 
     async def _merged(self, view: memoryview, offset: int, first: int, count: int) -> bytearray:
-        """Whole blocks: `view` at its place, and around it what is on the disk."""
+        """Whole blocks: `view` at its place, surrounded by the disk's content."""
         size = self.block_size
         blocks = bytearray(count * size)
         edges = memoryview(blocks)
@@ -165,11 +166,11 @@ class ByteAccess(NamespaceCore):
         return blocks
 
     async def readv(self, buffers: Sequence[BufferLike], offset: int) -> int:
-        """Fills writable buffers one after the other from byte `offset`, like os.preadv. Returns the
-        bytes read: the sum of their lengths.
+        """Fills writable buffers one after the other from byte `offset`, like os.preadv. Returns
+        the bytes read: the sum of their lengths.
 
-        Where offset and lengths are multiples of the block size, each buffer is filled as by
-        readinto(), without a copy where the device reaches it; all at the same time.
+        If offset and lengths are multiples of the block size, each buffer is filled as by
+        readinto(), without a copy if the device can access it; all at the same time.
         """
         views = [byte_view(buffer, writable=True) for buffer in buffers]
         total = sum(view.nbytes for view in views)
@@ -192,7 +193,7 @@ class ByteAccess(NamespaceCore):
         """Writes buffers one after the other from byte `offset`, like os.pwritev. Returns the bytes
         written: the sum of their lengths.
 
-        Where offset and lengths are multiples of the block size, the buffers are written as by
+        If offset and lengths are multiples of the block size, the buffers are written as by
         write(), all at the same time; otherwise they are joined, and written as by pwrite().
         """
         views = [byte_view(buffer) for buffer in buffers]
@@ -212,29 +213,30 @@ class ByteAccess(NamespaceCore):
     def stream(
         self, offset: int = 0, nbytes: int | None = None, *, chunk: int = DEFAULT_CHUNK, ahead: int = DEFAULT_AHEAD
     ) -> ByteStream:
-        """Reads one part after the other, and the next ones ahead:
+        """Reads one part after another, and the next ones ahead:
 
             async with ns.stream(0, 1 << 30, chunk=1 << 20) as chunks:
                 async for data in chunks:
                     ...
 
-        offset, nbytes: what is read; None: to the end of the namespace. chunk: bytes of each part
-        but the last; a multiple of the block size is fastest. ahead: how many parts are read at the
-        same time, which bounds the memory: ahead * chunk bytes. Nothing new is read while the
-        consumer keeps `ahead` parts waiting. Leaving the block cancels what is out.
+        offset, nbytes: the range to read; None: to the end of the namespace. chunk: bytes of each
+        part except the last; a multiple of the block size is fastest. ahead: how many parts are
+        read at the same time, which bounds the memory: ahead * chunk bytes. Nothing new is read
+        while the consumer keeps `ahead` parts waiting. Leaving the block cancels reads in flight.
         """
         return ByteStream(self.pread, self.nbytes, offset, nbytes, chunk, ahead)
 
     def file(self, offset: int = 0, nbytes: int | None = None) -> NamespaceFile:
-        """Bytes of the namespace as a file with a position, with aiofiles' methods: read, readinto,
-        write, seek, tell, flush, close; `async with` closes it. It never grows.
+        """Bytes of the namespace as a file with a position, with aiofiles' methods: `read`,
+        `readinto`, `write`, `seek`, `tell`, `flush`, `close`; `async with` closes it. It never
+        grows.
 
         offset, nbytes: which part it is; None: to the end of the namespace.
         """
         return NamespaceFile(self, offset, nbytes)
 
 
-# Opcodes of NVM Command Set 1.0, 3.2, for what is refused before anything is sent.
+# Opcodes of NVM Command Set 1.0, 3.2, for requests that are refused before anything is sent.
 READ, WRITE = 0x02, 0x01
 
 
@@ -245,7 +247,7 @@ def _natural(offset: int, nbytes: int) -> None:
 
 
 def _placed(first: int, views: Sequence[memoryview], size: int) -> Iterator[tuple[int, memoryview]]:
-    """Each view, and the block where it begins."""
+    """Each view, and the block where it starts."""
     for view in views:
         yield first, view
         first += view.nbytes // size

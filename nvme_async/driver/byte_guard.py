@@ -2,8 +2,8 @@
 
 A write of part of a block is a read, a change and a write (read-modify-write). NVMe has no command
 for that, so two of them on one block lose a change, unless one waits for the other. The guard of a
-Namespace object makes them wait. It also remembers writes that were cancelled or timed out: the next access
-to their blocks waits until they can't land any more (Namespace.settled).
+Namespace object makes them wait. It also remembers writes that were cancelled or timed out: the
+next access to their blocks waits until they can't land any more (Namespace.settled).
 
 It knows nothing of other processes, nor of read(), write() and the other calls that take block
 numbers.
@@ -35,8 +35,8 @@ class _Access:
 
 
 class ByteGuard:
-    """Who writes which blocks of one namespace. Any thread; the lock is held for list operations
-    only.
+    """The active byte accesses of one namespace. Any thread; the lock is held for list
+    operations only.
     """
 
     def __init__(self) -> None:
@@ -49,9 +49,9 @@ class ByteGuard:
     async def writing(
         self, first: int, blocks: int, *, alone: bool, settled: Callable[[int, int], Awaitable[None]]
     ) -> AsyncIterator[None]:
-        """Blocks `first` to `first + blocks - 1` are this caller's inside. alone: no other access
-        to them runs meanwhile; otherwise only accesses that want to be alone are kept out. In the
-        order of asking. settled: waits for commands that were left behind (lba, blocks).
+        """Blocks `first` to `first + blocks - 1` are this caller's inside. alone: no other
+        access to them runs meanwhile; otherwise only exclusive accesses are kept out. In the
+        order of the requests. settled: waits for abandoned commands (lba, blocks).
         """
         access = _Access(first, first + blocks - 1, alone, asyncio.get_running_loop())
         await self._enter(access)
@@ -63,7 +63,7 @@ class ByteGuard:
             try:
                 yield
             except BaseException:
-                # Cancelled, or given up by the driver: the command may still be carried out.
+                # Cancelled, or given up by the driver: the command may still be executed.
                 self._remember(access)
                 raise
         finally:
@@ -71,7 +71,7 @@ class ByteGuard:
 
     async def _enter(self, access: _Access) -> None:
         with self._lock:
-            # What a loop that was closed has left behind is in no one's way.
+            # Accesses left behind by a closed loop block no other access.
             self._active = [other for other in self._active if not other.loop.is_closed()]
             if not any(access.conflicts(other) for other in (*self._active, *self._waiting)):
                 self._active.append(access)
@@ -85,7 +85,7 @@ class ByteGuard:
             raise
 
     def _leave(self, access: _Access) -> None:
-        """Ends an access, waiting or active, and lets those begin for whom it was in the way."""
+        """Ends an access, waiting or active, and starts those that it blocked."""
         with self._lock:
             for accesses in (self._active, self._waiting):
                 if access in accesses:

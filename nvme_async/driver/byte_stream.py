@@ -14,7 +14,7 @@ MAX_AHEAD = 1024
 
 
 def span(size: int, offset: int, nbytes: int | None) -> tuple[int, int]:
-    """(begin, end) of a range of `size` bytes; ValueError if it isn't inside."""
+    """(start, end) of a range of `size` bytes; ValueError if it isn't inside."""
     end = size if nbytes is None else offset + nbytes
     if not 0 <= offset <= end <= size:
         raise ValueError(f"offset {offset}, nbytes {nbytes}: not inside the namespace of {size} bytes")
@@ -22,8 +22,8 @@ def span(size: int, offset: int, nbytes: int | None) -> tuple[int, int]:
 
 
 class ByteStream:
-    """Parts of a range of bytes, in order, as bytes; from ns.stream(). An async context manager and,
-    inside, an async iterator, for one task at a time.
+    """Parts of a range of bytes, in order, as bytes; from ns.stream(). An async context manager
+    and, inside, an async iterator, for one task at a time.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ByteStream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Cancels the reads that are out, and ends the iteration."""
+        """Cancels the reads in flight, and ends the iteration."""
         self._at = self._end
         reads = list(self._reads)
         self._reads.clear()

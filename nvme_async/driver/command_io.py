@@ -1,4 +1,6 @@
-"""Reads and writes as plain commands, for transports whose queues have submit() and no fast path in C."""
+"""Reads and writes as plain commands, for transports whose queues have submit() and no fast path
+in C.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def block_command(opcode: int, nsid: int, lba: int, blocks: int, nbytes: int, fl
 async def io(
     queue: CommandQueue, namespace: Any, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
-    """Namespace.read, readinto, write, compare or flush on `queue`, checked and split as they are there."""
+    """Namespace.read, readinto, write, compare or flush on `queue`, with the same checks and
+    splitting.
+    """
     if namespace._gone is not None:
         raise namespace._gone
     opcode = _OPCODES[method]
@@ -75,7 +79,9 @@ async def io(
 
 
 class Batch:
-    """Many block commands, sent one by one, at most `depth` at once. See transport.BatchOfCommands."""
+    """Many block commands, sent one by one, at most `depth` at once. See
+    transport.BatchOfCommands.
+    """
 
     def __init__(
         self,
@@ -140,7 +146,9 @@ class Batch:
 
 
 def check_buffer(command: Command, buffer: Any) -> tuple[memoryview | None, int]:
-    """The buffer of a command as bytes, and how many bytes it moves. ValueError where they don't fit."""
+    """The buffer of a command as bytes, and how many bytes it transfers. ValueError if they
+    don't match.
+    """
     if not isinstance(command, Command):
         raise TypeError(f"command is a {type(command).__name__}, a Command of nvme_async.spec is needed")
     to_host = command.direction is Direction.CONTROLLER_TO_HOST

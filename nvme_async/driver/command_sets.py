@@ -2,7 +2,8 @@
 Set Profile afterwards (Base 2.0, 3.1.3.5 and 5.27.1.20).
 
 A controller that offers several runs with all of them, so that its zoned and key value namespaces
-can be used beside those of the NVM command set; with CC.CSS=000b their commands are Invalid Opcode.
+can be used in addition to those of the NVM command set; with CC.CSS=000b their commands are Invalid
+Opcode.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _NVM = 1 << 0
 
 
 def to_try(cap: Cap) -> tuple[bool, ...]:
-    """CC.CSS in the order to try: True stands for 110b, all that is supported; False for the NVM
+    """CC.CSS in the order to try: True stands for 110b, all supported sets; False for the NVM
     command set alone.
     """
     if cap.multiple_command_sets:
@@ -29,7 +30,7 @@ def to_try(cap: Cap) -> tuple[bool, ...]:
 
 def best(combinations: tuple[int, ...], enabled: int) -> int:
     """The index of the combination with the most command sets, of those that have the NVM one if
-    any has. `enabled` where no other has more.
+    any has. `enabled` if no other has more.
     """
 
     def worth(index: int) -> tuple[bool, int]:
@@ -43,8 +44,8 @@ def best(combinations: tuple[int, ...], enabled: int) -> int:
 
 
 async def choose(controller: ControllerContext) -> None:
-    """Has the controller enable the combination with the most command sets. Nothing to do where
-    CC.CSS isn't 110b or there is but one.
+    """Makes the controller enable the combination with the most command sets. Does nothing if
+    CC.CSS isn't 110b or there is only one.
     """
     if not controller.transport.all_command_sets or Quirk.IDENTIFY_CNS in controller.quirks:
         return

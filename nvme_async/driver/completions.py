@@ -1,4 +1,4 @@
-"""From a completion's status to the exception that its waiter gets."""
+"""From a completion's status to its waiter's exception."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from nvme_async.spec.status import GenericStatus, status_text
 
 
 def error_from(status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
-    """The exception for a completed command; `timed_out` if the driver had asked to abort it."""
+    """The exception for a completed command; `timed_out` if the driver had sent an Abort for
+    it.
+    """
     command = Command.unpack(sqe, admin=admin)
     lba, blocks = command.lba, command.blocks
     if timed_out and status & 0x7FF == GenericStatus.ABORT_REQUESTED:

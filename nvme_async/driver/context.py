@@ -1,7 +1,7 @@
-"""What the parts of one controller's driver know of each other.
+"""The interface between the parts of one controller's driver.
 
-The parts (bring-up, discovery, events, recovery, namespaces) are given this; the Controller is one. So they need
-not import the module that puts them together.
+The parts (bring-up, discovery, events, recovery, namespaces) get this interface; the Controller
+implements it. So they need not import the module that composes them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ControllerContext(LifecycleHooks):
     quirks: Quirks
     _forked: NvmeError | None
 
-    # -- what it is --------------------------------------------------------------------------------
+    # -- properties --------------------------------------------------------------------------------
 
     @property
     def cap(self) -> Cap:
@@ -69,8 +69,9 @@ class ControllerContext(LifecycleHooks):
 
     @property
     def state(self) -> State:
-        """Compares equal to its text: "new", "ready", "resetting", "saving", "failed", "closing", "closed",
-        "handed over"."""
+        """Compares equal to its text: "new", "ready", "resetting", "saving", "failed",
+        "closing", "closed", "handed over".
+        """
         return self.lifecycle.state
 
     @property
@@ -93,8 +94,8 @@ class ControllerContext(LifecycleHooks):
         return error(f"{self.uri}: the controller is {self.state}")
 
     async def _until_ready(self) -> None:
-        """Waits for the end of a reset or save that is under way. Raises why the controller takes no commands, if
-        it doesn't.
+        """Waits for the end of a running reset or save. Raises the reason if the controller
+        takes no commands.
         """
         if await self.lifecycle.settled() not in (State.READY, State.NEW):
             raise self.failure or self._not_here()
@@ -112,8 +113,8 @@ class ControllerContext(LifecycleHooks):
     async def _elsewhere(
         self, loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]], whose: str
     ) -> T:
-        """Runs make()'s coroutine on another thread's loop. QueueShutdown if that loop doesn't run, or ends before
-        the coroutine does.
+        """Runs make()'s coroutine on another thread's loop. QueueShutdown if that loop doesn't
+        run, or ends before the coroutine does.
         """
         return await loops.on_loop(loop, make, ended=QueueShutdown(f"{self.uri}: {whose} doesn't run"))
 
@@ -127,7 +128,7 @@ class ControllerContext(LifecycleHooks):
     def _stuck(self, queue: OfLoop, timeout: float) -> ControllerTimeout:
         return ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s")
 
-    # -- what the parts ask of each other, through the controller ----------------------------------
+    # -- requests of the parts to each other, through the controller
 
     @abstractmethod
     async def _submit_admin(
@@ -153,7 +154,9 @@ class ControllerContext(LifecycleHooks):
 
     @abstractmethod
     def _rescan_later(self, why: str) -> None:
-        """The namespaces could not be read completely: again, a few times, once the controller is ready."""
+        """The namespaces could not be read completely: schedules a few retries, once the
+        controller is ready.
+        """
 
     @abstractmethod
     async def _enable_events(self) -> None:
@@ -161,35 +164,37 @@ class ControllerContext(LifecycleHooks):
 
     @abstractmethod
     def _publish(self, event: Any) -> None:
-        """An Event for those who listen."""
+        """Sends an Event to subscribers."""
 
     @abstractmethod
     def _identified(self, identify: IdentifyController) -> None:
-        """What Identify Controller says, at bring-up and after each reset."""
+        """Sets Identify Controller, at bring-up and after each reset."""
 
     @abstractmethod
     def _fail(self, error: NvmeError) -> None:
-        """The controller is beyond help: all waits end with `error`, now and from now on."""
+        """The controller has failed: all waits end with `error`, now and from now on."""
 
     @abstractmethod
     def _request_reset(self, reason: str) -> None:
-        """A reset, unless a recovery is under way or the controller isn't ready."""
+        """Starts a reset, unless a recovery is running or the controller isn't ready."""
 
     @abstractmethod
     async def _reset_once(self, reason: str, resets: int) -> None:
-        """reset(), unless there was one since there were `resets` of them."""
+        """reset(), unless the number of resets has exceeded `resets` meanwhile."""
 
     @abstractmethod
     async def _sit_out(self) -> bool:
-        """Waits while the controller has paused its processing; False if it hasn't, or for too long."""
+        """Waits while the controller has paused its processing; False if it hasn't, or not
+        within the limit.
+        """
 
     @abstractmethod
     async def _identify_again(self) -> None:
-        """Identify Controller once more: other firmware may run now."""
+        """Reads Identify Controller again: other firmware may be running now."""
 
     @abstractmethod
     def _timed_out(self, commands: int) -> None:
-        """Counts commands that were not answered in time."""
+        """Counts commands that timed out."""
 
     @abstractmethod
     def _on_timeout(self, queue: Any, late: list[tuple[int, bytes]]) -> None:
@@ -197,11 +202,14 @@ class ControllerContext(LifecycleHooks):
 
     @abstractmethod
     def _on_slow(self) -> None:
-        """From a queue's watchdog: a command is out for a while, not yet for too long."""
+        """From a queue's watchdog: a command has been in flight for a while, but not too
+        long.
+        """
 
     @abstractmethod
     def _on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None:
-        """`n` completions answered nothing, when there had been `resets` resets. On the home loop.
+        """`n` completions answered no command, when there had been `resets` resets. On the home
+        loop.
 
-        ambiguous: which command was answered is uncertain.
+        ambiguous: it is uncertain which command was completed.
         """

@@ -1,10 +1,9 @@
 """One NVMe controller: bring-up, queue pairs for the loops that use it, admin commands, reset and
 shutdown.
 
-Threads: a controller lives on the loop that opened it (`loop`, its home). Admin work happens there,
-whoever asks. I/O happens on the loop that
-awaits it, each with a queue pair of its own; nothing of one loop's queue pair is touched from
-another thread, except through _on_owner().
+Threads: a controller belongs to the loop that opened it (`loop`, its home). All admin work happens
+there. I/O happens on the loop that awaits it, each with its own queue pair; another thread touches
+a loop's queue pair only through _on_owner().
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 SHUTDOWN_SECONDS = (5.0, 60.0)
-"""At least and at most, where no `shutdown_timeout` is given: RTD3E is 32 bits of microseconds."""
+"""Minimum and maximum if no `shutdown_timeout` is given: RTD3E is 32 bits of microseconds."""
 
 
 class Controller(ReachableMemory):
@@ -68,11 +67,11 @@ class Controller(ReachableMemory):
         identify: Identify Controller (an attrs object with the specification's field names).
         identify_nvm: Identify Controller of the NVM command set, None where the controller has
             none.
-        identity: what tells it from any other controller; None before Identify.
+        identity: distinguishes it from any other controller; None before Identify.
         namespaces: {nsid: Namespace}, the active ones, in ascending order.
-        options: what it was opened with.
+        options: the options it was opened with.
         loop: its home.
-        quirks: what it needs that others don't (device/quirks.py).
+        quirks: its deviations from the specification (device/quirks.py).
     """
 
     resets: int
@@ -102,11 +101,11 @@ class Controller(ReachableMemory):
         self.quirks: Quirks = transport.quirks
         forks.watch(self)
 
-    # -- life --------------------------------------------------------------------------------------
+    # -- lifecycle
 
     async def bring_up(self) -> None:
         """From any state of the hardware to ready (Base 2.0, 3.5.1). On failure everything is
-        released before the exception goes on.
+        released before the exception propagates.
         """
         limit = self.options.open_timeout or None
         try:
@@ -130,8 +129,8 @@ class Controller(ReachableMemory):
         self._brought_up()
 
     def _identified(self, identify: IdentifyController) -> None:
-        """What Identify Controller says, at bring-up and after each reset: firmware may have changed
-        it. New limits count from here on.
+        """Sets Identify Controller, at bring-up and after each reset: firmware may have changed
+        it. New limits apply from now on.
         """
         self.identify = identify
         if self.transport.limit_transfer(identify.max_transfer_size(self.cap.min_page_size) or 0):
@@ -148,27 +147,28 @@ class Controller(ReachableMemory):
     async def _cut_off(self, error: NvmeError) -> None:
         """Ends every wait of a close() or reset() that takes too long: waiters get `error` and the
             device is closed, so that its mappings
-        are gone and nothing waits for it any more. close() has to follow, if it isn't under way. On
-        the home loop.
+        are gone and nothing waits for it any more. close() must follow, if it isn't running
+        already. On the home loop.
         """
         self.transport.watch(None)
         await self.transport.cut_off()
         await self.transport.queues.fail(error)
 
     async def release(self) -> Transport | None:
-        """Shuts down like close(), but leaves the way to the controller open, and returns it for another
-        Controller. None if the controller can't be stopped, or was closed before: then the way is closed.
+        """Shuts down like close(), but leaves the transport open, and returns it for another
+        Controller. None if the controller can't be stopped, or was closed before: then the
+        transport is closed.
         """
         self.lifecycle.closing = True
         return await self._at_home(lambda: finish(lambda: self._close(keep=True)))
 
     async def close(self) -> None:
-        """Shuts down: no new commands, those that are out get `drain_timeout`, queues deleted,
+        """Shuts down: no new commands, those in flight get `drain_timeout`, queues deleted,
         CC.SHN, CC.EN=0, memory and device released.
 
-        Waiters that are still there when the reset is over end with QueueShutdown; until then no
-        buffer is let go. Runs to its end even if the caller is cancelled. Closing twice is fine.
-        From any loop, also when the controller's own was closed.
+        Waiters that remain after the reset end with QueueShutdown; until then no buffer is
+        released. Runs to its end even if the caller is cancelled. Closing twice is fine. From any
+        loop, also when the controller's own was closed.
         """
         self.lifecycle.closing = True
         if self._forked is not None:
@@ -178,9 +178,9 @@ class Controller(ReachableMemory):
         await self._at_home(lambda: finish(self._close))
 
     def __del__(self) -> None:
-        """Dropped without close(), after its loop has ended (a running one refers to it): a warning, and
-        the descriptors are closed. The device comes first: pools are unmapped when their objects are
-        freed, which is after this.
+        """Dropped without close(), after its loop has ended (a running one refers to it): a
+        warning, and the descriptors are closed. The device comes first: pools are unmapped when
+        their objects are freed, which is after this.
         """
         lifecycle = getattr(self, "lifecycle", None)
         if lifecycle is None or lifecycle.state in FINAL or lifecycle.state is State.NEW or self._forked is not None:
@@ -194,11 +194,15 @@ class Controller(ReachableMemory):
             )
 
     def _drop_device(self) -> None:
-        """Closes the way to the controller, which is sent nothing and reaches no memory any more."""
+        """Closes the transport: the controller gets no more commands and can't access memory any
+        more.
+        """
         self.transport.drop()
 
     def forget_in_child(self) -> None:
-        """A forked child: the controller is the parent's, and its rings are out of reach."""
+        """A forked child: the controller belongs to the parent, and its rings are
+        inaccessible.
+        """
         self._forked = reason = forks.belongs_to_parent(self.uri)
         self.lifecycle.disown(reason)
         for namespace in self.namespaces.values():
@@ -206,8 +210,8 @@ class Controller(ReachableMemory):
         self.transport.queues.refuse_in_child(reason)
 
     def _inherit(self) -> None:
-        """The home has ended without closing the controller: the running loop has to do it, without
-            the queues, whose futures were that
+        """The home loop has ended without closing the controller: the running loop must do it,
+            without the queues, whose futures were that
         loop's.
         """
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
@@ -262,7 +266,9 @@ class Controller(ReachableMemory):
             await self._let_go(QueueShutdown(f"{self.uri}: the bring-up failed"))
 
     async def _let_go(self, reason: NvmeError, keep: bool = False) -> Transport | None:
-        """The controller reaches no memory any more; then everything is released. May be repeated."""
+        """Ensures that the controller can't access memory any more, then releases everything.
+        May be repeated.
+        """
         self.transport.watch(None)
         kept = await self.transport.release(reason, keep=keep)
         self.listener.end()
@@ -270,7 +276,7 @@ class Controller(ReachableMemory):
         return kept
 
     def _shutdown_seconds(self) -> float:
-        """What the caller has chosen, or what the controller asks for, within reason."""
+        """The caller's choice, or the controller's value within limits."""
         if self.options.shutdown_timeout is not None:
             return self.options.shutdown_timeout
         rtd3e = self.identify.rtd3e / 1e6 if self.identify is not None else 0.0
@@ -283,7 +289,7 @@ class Controller(ReachableMemory):
         await self.close()
 
     def _fail(self, error: NvmeError) -> None:
-        """The controller is beyond help: everybody gets `error`, now and from now on. Pages stay
+        """The controller has failed: all callers get `error`, now and from now on. Pages stay
         owned until close(). On the home loop.
         """
         if not self.lifecycle.fail(error):
@@ -296,8 +302,8 @@ class Controller(ReachableMemory):
         self.listener.end()
 
     async def reset(self, reason: str = "requested") -> None:
-        """Controller reset (CC.EN 1→0→1): queues are made anew, retryable commands that were out
-        are sent again, others fail.
+        """Controller reset (CC.EN 1→0→1): queues are recreated, retryable in-flight commands are
+        resent, others fail.
 
         Callers of I/O wait meanwhile. ControllerGone or ControllerTimeout when the controller
         doesn't come back; then it has failed.
@@ -305,8 +311,8 @@ class Controller(ReachableMemory):
         await self._at_home(lambda: finish(lambda: self._reset(reason)))
 
     async def _reset_once(self, reason: str, resets: int) -> None:
-        """reset(), unless there was one since there were `resets` of them. For the recovery: it can be
-        cancelled while it waits for the lock. On the home loop.
+        """reset(), unless the number of resets has exceeded `resets` meanwhile. For the
+        recovery: it can be cancelled while it waits for the lock. On the home loop.
         """
         await self._reset(reason, resets)
 
@@ -332,7 +338,8 @@ class Controller(ReachableMemory):
                 self._changed()
                 await self.transport.queues.go()
             except BaseException as error:
-                # A refused Identify is no waiting read's own status: its caller must see that the controller failed.
+                # A refused Identify isn't the status of a waiting read, whose caller must see that
+                # the controller failed.
                 failure = (
                     error
                     if isinstance(error, NvmeError) and not isinstance(error, CommandError)
@@ -347,16 +354,16 @@ class Controller(ReachableMemory):
     async def admin(
         self, command: Command, buffer: BufferLike | None = None, *, tag: int = 0, unlimited: bool = False
     ) -> Completion:
-        """Sends an admin command (see nvme_async.spec.commands). Answers of known length come as
+        """Sends an admin command (see nvme_async.spec.commands). Results of known length are in
         Completion.data, others in `buffer`.
 
         Around a command that changes namespaces or the controller (Format NVM, Namespace Management
-        and Attachment, Sanitize, firmware activation, and what the controller's Commands Supported
-        and Effects log says so of) I/O that would be hurt is held and drained, and Identify is read
-        again before it goes on: see docs/commands-with-effects.md. ControllerTimeout, and the command
-        was not sent, if that I/O doesn't end in time.
+        and Attachment, Sanitize, firmware activation, and commands with effects according to the
+        controller's Commands Supported and Effects log) affected I/O is held and drained, and
+        Identify is read again before it continues: see docs/commands-with-effects.md.
+        ControllerTimeout, and the command was not sent, if that I/O doesn't end in time.
 
-        unlimited: `admin_timeout` doesn't count for this command, which may take hours (Format NVM);
+        unlimited: `admin_timeout` doesn't apply to this command, which may take hours (Format NVM);
         the caller limits it.
         """
         return await self._at_home(lambda: self._admin(command, buffer, tag, unlimited))
@@ -378,10 +385,10 @@ class Controller(ReachableMemory):
         return await self.admin_queue.submit(command, buffer, tag=tag, internal=internal, user=user)
 
     async def rescan(self, cause: AsyncEvent | None = None) -> None:
-        """Reads the active namespaces again: new ones appear in `namespaces`, changed ones change
-        in place (requests made for another format end with NamespaceChanged), removed ones fail from
-        now on. One that is another disk under its old number is a new Namespace, and the old one
-        fails with NamespaceReplaced.
+        """Reads the active namespaces again: new ones appear in `namespaces`, changed ones
+        change in place (requests made for another format end with NamespaceChanged), removed
+        ones fail from now on. Another disk under an old number is a new Namespace, and the old
+        handle fails with NamespaceReplaced.
 
         A namespace whose Identify fails stays as it is and is read again in the background.
         """
@@ -389,11 +396,11 @@ class Controller(ReachableMemory):
 
     def events(self) -> AsyncIterator[Event]:
         """Asynchronous events of the controller (namespaces changed, errors, SMART warnings), as
-        they come; ends with the controller.
+        they arrive; ends with the controller.
         """
         return self.listener.subscribe()
 
-    # -- what the driver's parts ask of each other -------------------------------------------------
+    # -- requests of the driver's parts to each other
 
     async def _enable_events(self) -> None:
         await self.listener.enable()
@@ -429,11 +436,11 @@ class Controller(ReachableMemory):
     def _on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None:
         self.recovery.on_stray(n, what, ambiguous, resets)
 
-    # -- sight -------------------------------------------------------------------------------------
+    # -- inspection
 
     def inspect(self) -> dict[str, Any]:
-        """Everything that is known about this controller as plain data: state, queues, pending
-        commands, memory, namespaces, counters.
+        """The complete state of this controller as plain data: state, queues, pending commands,
+        memory, namespaces, counters.
         """
         identify = self.identify
         return {

@@ -1,8 +1,8 @@
-"""What there is behind a controller, by Identify (Base 2.0, 5.17): itself, the limits of its
-command set, its namespaces.
+"""Discovery by Identify (Base 2.0, 5.17): the controller itself, the limits of its command set,
+its namespaces.
 
-On the controller's home loop. Every function raises CommandError for what the controller refuses,
-and ControllerError when it fails.
+On the controller's home loop. Every function raises CommandError if the controller refuses, and
+ControllerError if it fails.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from nvme_async.spec.status import CommandSpecificStatus, GenericStatus, StatusC
 log: logging.Logger = logging.getLogger("nvme_async")
 
 VS_1_1, VS_1_3, VS_1_4 = 0x10100, 0x10300, 0x10400
-_NO_MORE = 0xFFFF_FFFE  # from here on an nsid asks for no list (Base 2.0, 5.17.2.2)
+_NO_MORE = 0xFFFF_FFFE  # from here on no nsid is valid for a list request (Base 2.0, 5.17.2.2)
 MAX_ACTIVE = 1 << 16
 """Namespaces that one controller may have here."""
 MAX_SCAN = 1024
-"""Ids that are tried one by one where there is no list."""
+"""Ids that are tried one by one if there is no list."""
 _LIST = "list of active namespaces"
-# How Identify Namespace is refused for a namespace of a command set that it doesn't know.
+# The status with which Identify Namespace is refused for a namespace of another command set.
 NOT_OF_NVM = {
     (StatusCodeType.GENERIC, GenericStatus.INVALID_FIELD),
     (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.COMMAND_SET_NOT_SUPPORTED),
@@ -51,7 +51,7 @@ async def _identify(controller: ControllerContext, cns: Cns, nsid: int = 0) -> b
 
 
 async def _identify_surely(controller: ControllerContext, cns: Cns, nsid: int) -> bytes:
-    """An answer that is lost, or refused without Do Not Retry, must not cost a namespace."""
+    """A lost completion, or a refusal without Do Not Retry, must not cost a namespace."""
     try:
         return await patiently(lambda: _identify(controller, cns, nsid))
     except ControllerTimeout:
@@ -63,8 +63,8 @@ _WHAT_FOR = {2: "a discovery controller", 3: "an administrative controller"}
 
 
 async def identify_controller(controller: ControllerContext) -> IdentifyController:
-    """ControllerError for one that this driver can do nothing with; ControllerReplaced if it isn't
-    the one that was identified before.
+    """ControllerError for an unsupported controller; ControllerReplaced if it isn't the one that
+    was identified before.
     """
     identify = IdentifyController.decode(await _identify(controller, Cns.CONTROLLER))
     if controller.transport.ids is not None:
@@ -94,8 +94,8 @@ async def identify_controller(controller: ControllerContext) -> IdentifyControll
 
 
 async def identify_command_set(controller: ControllerContext) -> IdentifyControllerNvm | None:
-    """Limits of commands that move no data. Older controllers don't know the page, and it is
-    optional for younger ones.
+    """Limits of commands without data. Older controllers don't have the page, and it is optional
+    for newer ones.
     """
     if controller.vs.to_int() < VS_1_4 or Quirk.IDENTIFY_CNS in controller.quirks:
         return None
@@ -109,11 +109,11 @@ async def identify_command_set(controller: ControllerContext) -> IdentifyControl
 
 
 async def active_namespaces(controller: ControllerContext) -> Sequence[int]:
-    """Their ids, ascending (CNS 02h, Base 2.0, 5.17.2.2). Where there is no such list, or the
-    controller refuses it or doesn't answer, all that there could be, up to MAX_SCAN: Identify
-    Namespace tells of each.
+    """Their ids, ascending (CNS 02h, Base 2.0, 5.17.2.2). If there is no such list, or the
+    controller refuses it or doesn't answer, all possible ids up to MAX_SCAN: Identify Namespace
+    decides for each.
 
-    Nothing above NN counts, and no list is longer than MAX_ACTIVE: it must not go on for ever.
+    Ids above NN are ignored, and no list is longer than MAX_ACTIVE, so that the scan ends.
     """
     degraded, nn = controller.degraded, controller.identify.nn
     if controller.vs.to_int() < VS_1_1 or Quirk.IDENTIFY_CNS in controller.quirks:
@@ -123,8 +123,7 @@ async def active_namespaces(controller: ControllerContext) -> Sequence[int]:
     try:
         while last < min(nn, _NO_MORE - 1) and len(active) < MAX_ACTIVE:
             found = decode_namespace_list(await _identify_surely(controller, Cns.ACTIVE_NAMESPACES, last))
-            # A page without anything new comes from a controller that doesn't look at what it is
-            # asked.
+            # A page without new ids comes from a controller that ignores the request's nsid.
             new = sorted({nsid for nsid in found if last < nsid <= nn})
             active += new
             if len(found) < 1024 or not new:
@@ -145,8 +144,8 @@ def _is_not_of_nvm(error: CommandError) -> bool:
 
 
 async def identify_namespace(controller: ControllerContext, nsid: int) -> IdentifyNamespace | None:
-    """None for one that isn't there (any more), is of another command set, or has blocks that make
-    no sense: it keeps nobody from the others.
+    """None for one that doesn't exist (any more), is of another command set, or has an invalid
+    block size: it does not affect the others.
     """
     try:
         try:
@@ -154,11 +153,11 @@ async def identify_namespace(controller: ControllerContext, nsid: int) -> Identi
         except CommandError as error:
             if not _is_not_of_nvm(error):
                 raise
-            page = await _identify(controller, Cns.NAMESPACE, nsid)  # said twice, it is meant
+            page = await _identify(controller, Cns.NAMESPACE, nsid)  # reported twice, so it is true
     except InvalidNamespace:
         return None
     except CommandError as error:
-        # One that was driven before is of this command set, whatever it says now.
+        # One that was driven before is of this command set, regardless of the present status.
         if not _is_not_of_nvm(error) or nsid in controller.namespaces:
             raise
         log.warning("%s: namespace %d is left out: %s", controller.uri, nsid, error)
@@ -171,8 +170,8 @@ async def identify_namespace(controller: ControllerContext, nsid: int) -> Identi
 
 
 async def identify_descriptors(controller: ControllerContext, nsid: int) -> NamespaceDescriptors | None:
-    """CNS 03h, for the namespace's UUID; None where the controller doesn't tell (before NVMe 1.3, or
-    it refuses).
+    """CNS 03h, for the namespace's UUID; None if the controller doesn't report it (before NVMe
+    1.3, or a refusal).
     """
     if controller.vs.to_int() < VS_1_3 or Quirk.IDENTIFY_CNS in controller.quirks:
         return None
@@ -184,8 +183,8 @@ async def identify_descriptors(controller: ControllerContext, nsid: int) -> Name
 
 
 async def examine(controller: ControllerContext, nsid: int) -> tuple[IdentifyNamespace, NamespaceIdentity] | None:
-    """A namespace's format and identity; None for one that isn't there or can't be driven.
-    CommandError when the controller doesn't say.
+    """A namespace's format and identity; None for one that doesn't exist or can't be driven.
+    CommandError if Identify fails.
     """
     identify = await identify_namespace(controller, nsid)
     if identify is None:

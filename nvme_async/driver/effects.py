@@ -1,12 +1,11 @@
-"""Admin commands that change namespaces or the controller, and what the driver does around them.
+"""Admin commands that change namespaces or the controller, and the driver's precautions.
 
 Format NVM, Namespace Management, Sanitize, a firmware activation or a vendor's command may change
-what a request means that was made before: its block size, its namespace, its largest transfer. What
-a command does is known from the Commands Supported and Effects log (LID 05h; Base 2.0, 5.16.1.6),
-where the controller has it, together with what the specification says of the command. I/O that
-would be hurt is held on all loops and drained, then the command is sent, then Identify is read
-again, and only then I/O goes on. Requests that were made for an old format end with
-NamespaceChanged; they are never sent.
+the meaning of an earlier request: its block size, its namespace, its largest transfer. The
+specification and, if the controller has it, the Commands Supported and Effects log (LID 05h; Base
+2.0, 5.16.1.6) define the effects of a command. Affected I/O is held on all loops and drained, then
+the command is sent, then Identify is read again, and only then I/O continues. Requests that were
+made for an old format end with NamespaceChanged; they are never sent.
 
 On the controller's home loop.
 """
@@ -42,12 +41,13 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 @attrs.frozen
 class Effect:
-    """What a command may change.
+    """The possible effects of a command.
 
     Attributes:
-        holds: whose I/O must not be out meanwhile: of no namespace, the command's, or all.
-        namespaces: the active namespaces are to be read again.
-        controller: so is Identify Controller.
+        holds: the namespaces whose I/O must not be in flight meanwhile: none, the command's, or
+            all.
+        namespaces: the active namespaces must be read again.
+        controller: Identify Controller must be read again.
     """
 
     holds: int = 0
@@ -65,7 +65,7 @@ class Effect:
 
 NONE, ITS_NAMESPACE, ALL = 0, 1, 2
 
-# They change nothing, whatever a controller's log says of them.
+# They change nothing, regardless of a controller's log.
 _HARMLESS = frozenset(
     {
         AdminOpcode.IDENTIFY,
@@ -87,7 +87,7 @@ _FORMATS_ALL, _ERASES_ALL = 1 << 0, 1 << 1
 
 
 def _known(command: Command, fna: int) -> Effect:
-    """What the specification says that a command does."""
+    """The effects of a command according to the specification."""
     match command.opcode:
         case AdminOpcode.FORMAT_NVM:
             erases = command.cdw10 >> 9 & 7
@@ -105,7 +105,7 @@ def _known(command: Command, fna: int) -> Effect:
         case AdminOpcode.VIRTUALIZATION_MANAGEMENT:
             return Effect(controller=True)
         case AdminOpcode.FIRMWARE_COMMIT:
-            # Other actions take effect at a reset, which reads everything again by itself.
+            # Other actions take effect at a reset, which reads everything again anyway.
             at_once = command.cdw10 >> 3 & 7 == FirmwareCommitAction.REPLACE_AND_ACTIVATE_NOW
             return _EVERYTHING if at_once else Effect()
         case AdminOpcode.SET_FEATURES:
@@ -150,8 +150,8 @@ class Effects:
         self._tasks: set[asyncio.Task[Completion]] = set()
 
     async def read(self) -> None:
-        """Reads the log, where Identify Controller says that there is one (LPA bit 1). Raises
-        CommandError, ControllerError; then only what the specification says counts.
+        """Reads the log, if Identify Controller reports one (LPA bit 1). Raises CommandError,
+        ControllerError; then only the specification counts.
         """
         controller = self._controller
         self.supported = None
@@ -163,15 +163,14 @@ class Effects:
         self.supported = CommandsSupported.decode(page.data)
 
     def of(self, command: Command) -> Effect:
-        """What this controller does at that command."""
+        """The effects of that command on this controller."""
         return effect_of(command, self.supported, fna=self._controller.identify.fna)
 
     async def submit(self, command: Command, buffer: Any = None, tag: int = 0, unlimited: bool = False) -> Completion:
         """Sends an admin command of the user's. Its effects are over when this returns.
 
-        When the caller is cancelled the command goes on, and so does what has to follow it.
-        ControllerTimeout when I/O that is out doesn't end within its limit; then the command was
-        not sent.
+        If the caller is cancelled, the command and its follow-up steps continue. ControllerTimeout
+        if in-flight I/O doesn't end within its limit; then the command was not sent.
         """
         if not isinstance(command, Command) or command.opcode in _HARMLESS:
             return await self._send(command, buffer, tag, unlimited)
@@ -191,7 +190,7 @@ class Effects:
     def _over(self, task: asyncio.Task[Completion]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # the caller's, if there still is one
+            task.exception()  # the caller's, if it still waits
 
     async def _send(self, command: Command, buffer: Any, tag: int, unlimited: bool) -> Completion:
         return await self._controller._submit_admin(command, buffer, tag=tag, internal=unlimited, user=True)
@@ -204,14 +203,15 @@ class Effects:
             concerned = self._concerned(effect, command)
             self.running.append(command.name)
             try:
-                # A successor must know before the controller does: it would trust the saved namespaces.
+                # This must be saved before the command is sent: otherwise a successor would trust
+                # the saved namespaces.
                 controller._changed(strictly=True)
                 with _Held(concerned) as held:
                     await self._drain(command, concerned)
                     try:
                         return await self._send(command, buffer, tag, unlimited)
                     finally:
-                        # Also after an error: nobody knows how far the controller got.
+                        # Also after an error: it is unknown how far the controller got.
                         held.changed = True
                         held.changed = not await self._read_again(effect, concerned)
             finally:
@@ -231,7 +231,7 @@ class Effects:
         controller = self._controller
         if not concerned:
             return
-        await controller.transport.queues.go_on(strictly=True)  # from here on every loop has seen the hold
+        await controller.transport.queues.go_on(strictly=True)  # from here on every loop has noticed the hold
         options = controller.options
         limit = options.command_timeout + options.abort_timeout if options.command_timeout else options.drain_timeout
         if not await controller.transport.queues.drain(limit, frozenset(namespace.nsid for namespace in concerned)):
@@ -241,7 +241,7 @@ class Effects:
             )
 
     async def _read_again(self, effect: Effect, concerned: list[Namespace]) -> bool:
-        """True when everything that may have changed is known again. What isn't is read later."""
+        """True if everything that may have changed is known again. The rest is read later."""
         controller = self._controller
         if controller.state is not State.READY:
             return False
@@ -261,7 +261,7 @@ class Effects:
 
     @property
     def unverified(self) -> bool:
-        """Is it unknown at present what the namespaces are? Any of them may have changed."""
+        """Is the state of the namespaces currently unknown? Any of them may have changed."""
         return bool(self.running) or any(
             namespace.geometry.expired for namespace in self._controller.namespaces.values()
         )
@@ -273,8 +273,8 @@ class Effects:
 class _Held:
     """Requests of these namespaces are not sent within the block.
 
-    changed: nothing is known of the namespaces at its end; then their requests end with an error,
-        and new ones fail until Identify was read.
+    changed: their state is unknown at the end; then their requests end with an error, and new ones
+        fail until Identify has been read.
     """
 
     def __init__(self, namespaces: list[Namespace]) -> None:

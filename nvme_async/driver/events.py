@@ -1,5 +1,5 @@
-"""Asynchronous events of a controller: one Asynchronous Event Request is always out, and what it
-brings becomes Event objects.
+"""Asynchronous events of a controller: one Asynchronous Event Request is always outstanding, and
+its results become Event objects.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from nvme_async.spec.opcodes import Feature, LogPage
 log: logging.Logger = logging.getLogger("nvme_async")
 
 Kind = Literal["namespace-added", "namespace-removed", "namespace-changed", "namespace-replaced", "controller-event"]
-# After a request that ended with an error, the next is sent so many seconds later: at first, at
-# most, and how often in a row.
+# Delay in seconds of the next request after one that failed: first, maximum, and how many in a row.
 FIRST_PAUSE, LONGEST_PAUSE, RETRIES = 0.1, 5.0, 10
 
 # Bytes of the log pages whose reading clears an event (Base 2.0, 5.2.1). Others are read with 512
@@ -32,19 +31,20 @@ _LOG_BYTES = {LogPage.ERROR_INFORMATION: 64, LogPage.CHANGED_NAMESPACES: 4096}
 _NOTICES = 1 << 8 | 1 << 9 | 1 << 11 | 1 << 27
 # SMART / health critical warnings: every controller has them.
 _SMART = 0x1F
-# More events than a subscriber leaves lying about are dropped, the oldest first.
+# If a subscriber leaves more events than this unread, the oldest are dropped.
 BACKLOG = 1024
 
 
 @attrs.frozen
 class Event:
-    """Something happened to a controller.
+    """An event of a controller.
 
     Attributes:
-        kind: what. The namespace kinds come after `controller.namespaces` was brought up to date.
-            "namespace-replaced": another namespace has the number; its handle is a new one.
+        kind: the kind of event. Namespace events are sent after `controller.namespaces` was
+            updated. "namespace-replaced": another namespace has the number; its handle is a new
+            one.
         nsid: of the namespace, else 0.
-        event: the controller's own words (type, information, log page), for "controller-event" and
+        event: the controller's event (type, information, log page), for "controller-event" and
             those that led to a rescan.
         uri: the controller's.
     """
@@ -69,12 +69,12 @@ class EventListener:
         self.seen = 0
         self.failures = 0
         self.refusal: str = ""
-        """Why there are no events (any more), or the last error that a request ended with."""
+        """Why there are no events (any more), or the error of the last failed request."""
 
     async def enable(self) -> None:
-        """Has SMART warnings and notices of namespaces, firmware, ANA and zones sent (Asynchronous
-        Event Configuration, 5.27.1.8);
-        what else is sent stays the controller's choice. After each reset.
+        """Enables SMART warnings and notices of namespaces, firmware, ANA and zones
+        (Asynchronous Event Configuration, 5.27.1.8); other events stay at the controller's
+        choice. Called after each reset.
         """
         controller = self._controller
         if controller.fused:
@@ -85,8 +85,9 @@ class EventListener:
             await controller._submit_admin(commands.set_features(Feature.ASYNC_EVENT_CONFIGURATION, now | wanted))
 
     def start(self, adopted: Sequence[Awaitable[Any]] | None = None) -> None:
-        """adopted: the requests that a predecessor left with the controller, so that there is never
-        a second one. None of them: it was busy with an event that nobody else knows of.
+        """adopted: the requests that a predecessor left with the controller, so that there is
+        never a second one. An empty list: the predecessor was processing an event that is known
+        to no other process.
         """
         if self._controller.fused:
             self.refusal = "the controller is driven fused: no Asynchronous Event Request is sent"
@@ -96,8 +97,8 @@ class EventListener:
             self._task = self._controller.loop.create_task(self._listen(adopted), name=f"{self._controller.uri} events")
 
     async def stop(self) -> None:
-        """Nobody waits for the request any more. The request itself stays with the controller; only
-        a reset or an event ends it.
+        """Stops waiting for the request. The request itself stays with the controller; only a
+        reset or an event ends it.
         """
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
@@ -141,7 +142,7 @@ class EventListener:
                     return
                 log.warning("%s: an Asynchronous Event Request failed: %s", controller.uri, error)
                 await asyncio.sleep(min(FIRST_PAUSE * 2 ** (in_a_row - 1), LONGEST_PAUSE))
-                catch_up = True  # perhaps an event went with it
+                catch_up = True  # possibly an event was lost with it
                 continue
             except NvmeError as error:
                 # The controller is being reset or closed.
@@ -166,8 +167,8 @@ class EventListener:
 
     async def _catch_up(self) -> None:
         """An event may have been lost: a predecessor ended between it and its next request, or a
-        request ended with an error. Every log page that holds an event back is read, and the
-        namespaces once more.
+        request ended with an error. Every log page that may block an event is read, and the
+        namespaces are read again.
         """
         controller = self._controller
         for lid in (LogPage.ERROR_INFORMATION, LogPage.SMART_HEALTH, LogPage.CHANGED_NAMESPACES):
@@ -188,15 +189,15 @@ class EventListener:
 
     async def _handle(self, event: AsyncEvent) -> None:
         controller = self._controller
-        # Which zones changed is for ZonedNamespace.changed() to read: that clears list and event.
+        # ZonedNamespace.changed() reads which zones changed: that clears list and event.
         if event.type == AsyncEventType.IMMEDIATE or event.lid == LogPage.CHANGED_ZONES:
             self.publish(Event("controller-event", controller.uri, event=event))
             return
         activation = event.type == AsyncEventType.NOTICE and event.info == NoticeEvent.FIRMWARE_ACTIVATION_STARTING
         if activation:
-            # Its processing pauses meanwhile, that of the next command too (5.12.1).
+            # Command processing pauses meanwhile, also for the next command (5.12.1).
             await controller._sit_out()
-        # Reading the log page clears the event; without that there won't be another of its kind.
+        # Reading the log page clears the event; otherwise there won't be another of its kind.
         nbytes = _LOG_BYTES.get(event.lid, 512)  # type: ignore[call-overload]
         try:
             await controller._submit_admin(commands.get_log_page(event.lid, nbytes))
@@ -205,8 +206,8 @@ class EventListener:
         if activation:
             await controller._identify_again()
         if event.type == AsyncEventType.NOTICE and event.info == NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED:
-            # The list says which, or FFFFFFFFh for too many; the active list is the truth either
-            # way, and covers changes made meanwhile.
+            # The list names the namespaces, or FFFFFFFFh for too many; the active list is
+            # authoritative in both cases, and covers changes made meanwhile.
             await self._rescan(event)
         else:
             self.publish(Event("controller-event", controller.uri, event=event))

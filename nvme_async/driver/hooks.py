@@ -1,7 +1,7 @@
-"""What a controller reports about itself, for layers above that carry on after this process.
+"""A controller's reports about itself, for layers above that continue after this process.
 
-The driver knows nothing of successors. A subclass of Controller that does (nvme_async.keepalive.kept) overrides
-these methods. Each does nothing here.
+The driver knows nothing of successors. A subclass of Controller that does
+(nvme_async.keepalive.kept) overrides these methods. Each does nothing here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ class LifecycleHooks:
     def _changed(self, *, strictly: bool = False) -> None:
         """Something changed that a process which continues with this controller must know.
 
-        That is: the lifecycle state, a queue pair, a namespace, or memory that the device can reach.
-        strictly: the change must not be made if it cannot be recorded; then this raises OutOfDmaMemory.
+        That is: the lifecycle state, a queue pair, a namespace, or memory that the device can
+            reach.
+        strictly: the change must not be made if it cannot be recorded; then this raises
+            OutOfDmaMemory.
         """
 
     def _became_unusable(self) -> None:
@@ -29,7 +31,9 @@ class LifecycleHooks:
         """Ends tasks that use the queues. Called before they are deleted or given up."""
 
     async def _was_closed(self) -> None:
-        """The controller is closed and its memory is released. Called once for every close(), in any state."""
+        """The controller is closed and its memory is released. Called once for every close(), in
+        any state.
+        """
 
     def _inspect_hooks(self) -> dict[str, Any]:
         """Keys that are added to Controller.inspect()."""

@@ -1,4 +1,6 @@
-"""Key value namespaces (Key Value Command Set 1.1): values under keys of up to 16 bytes, no blocks."""
+"""Key value namespaces (Key Value Command Set 1.1): values under keys of up to 16 bytes, no
+blocks.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,13 @@ class KeyValueNamespace:
         await values.store(b"key", b"value")
         assert await values.retrieve(b"key") == b"value"
 
-    Such namespaces have no blocks, so they are not in `controller.namespaces`. Usable from any loop with a
-    queue of its own. Raises KeyDoesNotExist, KeyExists, CapacityExceeded and what else the controller reports.
+    Such namespaces have no blocks, so they are not in `controller.namespaces`. Usable from any loop
+    with a queue of its own. Raises KeyDoesNotExist, KeyExists, CapacityExceeded and the
+    controller's other errors.
 
     Attributes:
         identify: Identify Namespace of the key value command set.
-        max_value: bytes of the longest value that one command moves.
+        max_value: bytes of the longest value that one command transfers.
     """
 
     def __init__(self, controller: ControllerContext, nsid: int, identify: kv.IdentifyNamespaceKv) -> None:
@@ -42,7 +45,9 @@ class KeyValueNamespace:
 
     @classmethod
     async def of(cls, controller: ControllerContext, nsid: int) -> KeyValueNamespace:
-        """Asks the controller. ConfigurationError for a namespace that is no key value one."""
+        """Queries the controller. ConfigurationError for a namespace that is no key value
+        namespace.
+        """
         try:
             page = await controller.admin(commands.identify(Cns.CSI_NAMESPACE, nsid, csi=Csi.KEY_VALUE))
         except CommandError as error:
@@ -62,7 +67,9 @@ class KeyValueNamespace:
         return await queue.submit(command, buffer)
 
     async def store(self, key: bytes, value: Buffer, *, must_exist: bool = False, must_not_exist: bool = False) -> None:
-        """Stores a value under a key of 1 to 16 bytes, in the place of another, or not, as is said."""
+        """Stores a value under a key of 1 to 16 bytes; the arguments decide whether it may
+        replace another.
+        """
         if not key:
             raise ValueError("a key has 1 to 16 bytes")
         view = byte_view(value)
@@ -81,7 +88,7 @@ class KeyValueNamespace:
                 return completion.data[: completion.dw0]
             if completion.dw0 > self.max_value:
                 raise ValueError(f"the value has {completion.dw0} bytes, one command moves at most {self.max_value}")
-            nbytes = completion.dw0  # it is longer than was thought, or has grown
+            nbytes = completion.dw0  # it is longer than expected, or has grown
 
     async def delete(self, key: bytes) -> None:
         """KeyDoesNotExist."""
@@ -95,7 +102,9 @@ class KeyValueNamespace:
         return True
 
     async def list_keys(self, start: bytes = b"") -> AsyncIterator[bytes]:
-        """All keys from `start` on, in the controller's order, as many commands as it takes."""
+        """All keys from `start` on, in the controller's order, with as many commands as
+        necessary.
+        """
         last: bytes | None = None
         while True:
             completion = await self._submit(kv.list_keys(self.nsid, start if last is None else last, _LIST_BYTES))

@@ -9,10 +9,10 @@
                     ▼
     every other ► closing ──► closed
 
-`ready` is entered when nothing that the driver itself waits for is left: bring-up and reset stay
-in their state until the rescan has finished or failed within its limit. The holder of the
-controller's lock awaits only what ends by a limit of its own, never what a recovery would have to
-end, because the recovery needs the lock.
+`ready` is entered when the driver itself no longer waits for anything: bring-up and reset stay in
+their state until the rescan has finished or failed within its limit. The holder of the controller's
+lock awaits only operations with their own limit, never one that a recovery would have to end,
+because the recovery needs the lock.
 
 On the controller's home loop.
 """
@@ -27,7 +27,7 @@ from nvme_async.errors import NvmeError
 
 
 class State(StrEnum):
-    """What a controller is doing. Compares equal to its text, and prints as that."""
+    """The state of a controller. Compares equal to its text, and prints as it."""
 
     NEW = "new"
     """Being brought up."""
@@ -36,9 +36,9 @@ class State(StrEnum):
     RESETTING = "resetting"
     """Is being reset; commands wait."""
     SAVING = "saving"
-    """Stands still for a successor; commands wait."""
+    """Frozen for a successor; commands wait."""
     FAILED = "failed"
-    """Beyond help; `failure` has the reason. Memory stays owned until close()."""
+    """Failed; `failure` has the reason. Memory stays owned until close()."""
     CLOSING = "closing"
     """Is being shut down."""
     CLOSED = "closed"
@@ -52,9 +52,9 @@ _NEXT: Mapping[State, frozenset[State]] = {
     State.READY: frozenset({State.RESETTING, State.SAVING, State.FAILED, State.CLOSING}),
     State.RESETTING: frozenset({State.READY, State.FAILED}),
     State.SAVING: frozenset({State.READY, State.FAILED, State.HANDED_OVER}),
-    # To a successor too: it may have failed here while that took it.
+    # Also to a successor: it may have failed here while the successor took it.
     State.FAILED: frozenset({State.CLOSING, State.HANDED_OVER}),
-    # What is under way when its task is cancelled begins again: see runtime.tasks.finish().
+    # An operation whose task is cancelled starts again: see runtime.tasks.finish().
     State.CLOSING: frozenset({State.CLOSING, State.CLOSED}),
     State.CLOSED: frozenset(),
     State.HANDED_OVER: frozenset({State.HANDED_OVER}),
@@ -70,7 +70,7 @@ class Lifecycle:
     """Attributes:
     state: where the controller is.
     failure: why it failed; None if it has not.
-    closing: its owner has asked for the end; a reset that waits its turn is not begun any more.
+    closing: its owner has requested the end; a waiting reset is not started any more.
     """
 
     def __init__(self, uri: str) -> None:
@@ -85,13 +85,15 @@ class Lifecycle:
         return self._state
 
     def to(self, state: State) -> None:
-        """The transition to `state`. RuntimeError for one that the diagram doesn't have."""
+        """The transition to `state`. RuntimeError for one that isn't in the diagram."""
         if state not in _NEXT[self._state]:
             raise RuntimeError(f"{self._uri}: a controller that is {self._state} can't become {state}")
         self._enter(state)
 
     def fail(self, error: NvmeError) -> bool:
-        """To `failed`, unless the controller is there already or on its way to the end; then False."""
+        """To `failed`, unless the controller is there already or on its way to the end; then
+        False.
+        """
         if State.FAILED not in _NEXT[self._state]:
             return False
         self.failure = error
@@ -99,13 +101,13 @@ class Lifecycle:
         return True
 
     def disown(self, reason: NvmeError) -> None:
-        """In a forked child: the controller is the parent's, whatever state it is in."""
+        """In a forked child: the controller belongs to the parent, regardless of its state."""
         self.failure = reason
         self._changed = None  # a future of the parent's loop
         self._state = State.CLOSED
 
     def orphan(self, error: NvmeError) -> None:
-        """The home loop has ended, and all that waited on it."""
+        """The home loop has ended, and so have all waiters on it."""
         self._changed = None
         if self._state not in ENDING:
             self.failure = error
@@ -118,8 +120,8 @@ class Lifecycle:
             changed.set_result(None)
 
     async def settled(self) -> State:
-        """The state, once it isn't one in which commands wait. Bounded by the limits of reset and
-        save.
+        """Returns the state once it isn't one in which commands wait. Bounded by the limits of
+        reset and save.
         """
         while self._state in TRANSIENT:
             if self._changed is None:

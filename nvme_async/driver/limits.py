@@ -1,9 +1,9 @@
-"""What one command may cover that moves no data and so isn't bound by MDTS: Verify, Write Zeroes,
+"""The limits of commands without data, to which MDTS doesn't apply: Verify, Write Zeroes,
 Dataset Management, Copy.
 
-The controller says so in Identify (CNS 06h, NVM Command Set 1.0, 4.1.5.3) and, for Copy, in
-Identify Namespace. What exceeds a limit is cut into several commands here, so that callers need not
-know of it.
+The controller reports them in Identify (CNS 06h, NVM Command Set 1.0, 4.1.5.3) and, for Copy, in
+Identify Namespace. Requests that exceed a limit are split into several commands here, so that
+callers need not know of it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MAX_RANGE_BLOCKS = (1 << 32) - 1  # of one range of Dataset Management
 @attrs.frozen(kw_only=True)
 class CommandLimits:
     """In logical blocks, for one namespace. verify, write_zeroes, write_uncorrectable: of one
-    command. dsm_ranges: of one Dataset Management command, each of at most dsm_range_blocks, all
-    together at most dsm_blocks.
+    command. dsm_ranges: of one Dataset Management command, each of at most dsm_range_blocks, in
+    total at most dsm_blocks.
     """
 
     verify: int = MAX_BLOCKS
@@ -44,10 +44,10 @@ class CommandLimits:
         min_page_size: int,
         max_blocks: int = MAX_BLOCKS,
     ) -> CommandLimits:
-        """From what the controller says. None = it says nothing: then there are only those of the
-            commands' own fields, and for Write Zeroes
-        `max_blocks`, what MDTS lets a command move, for firmware of that age has been seen to bind
-        it to that (Linux is as careful).
+        """From the controller's values. None = it reports none: then only the commands' own
+            fields limit them, and for Write Zeroes
+        `max_blocks`, the limit by MDTS, because firmware of that age is known to apply it (Linux
+        does the same).
         """
         if identify is None:
             return cls(write_zeroes=max_blocks)
@@ -74,7 +74,9 @@ def pieces(lba: int, blocks: int, most: int) -> Iterator[tuple[int, int]]:
 def groups(
     ranges: Iterable[tuple[int, int]], *, ranges_each: int, range_blocks: int, blocks_each: int
 ) -> Iterator[Ranges]:
-    """The ranges in their order, cut and grouped so that each group keeps within the limits."""
+    """The ranges in their order, split and grouped so that each group stays within the
+    limits.
+    """
     group: Ranges = []
     room = blocks_each
     for first, count in ranges:
@@ -89,15 +91,15 @@ def groups(
 
 
 def dsm_groups(ranges: Iterable[tuple[int, int]], limits: CommandLimits) -> Iterator[Ranges]:
-    """What goes into one Dataset Management command each."""
+    """The groups, each for one Dataset Management command."""
     return groups(
         ranges, ranges_each=limits.dsm_ranges, range_blocks=limits.dsm_range_blocks, blocks_each=limits.dsm_blocks
     )
 
 
 def copy_groups(ranges: Iterable[tuple[int, int]], identify: IdentifyNamespace) -> Iterator[Ranges]:
-    """What goes into one Copy command each: MSRC ranges (zero-based) of MSSRL blocks, MCL in all.
-    Zeroes stand for "not reported".
+    """The groups, each for one Copy command: MSRC ranges (zero-based) of MSSRL blocks, MCL in
+    total. Zeroes mean "not reported".
     """
     return groups(
         ranges,

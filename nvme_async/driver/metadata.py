@@ -1,8 +1,8 @@
-"""I/O on namespaces with metadata: in a buffer of its own, in extended blocks, with protection
+"""I/O on namespaces with metadata: in a separate buffer, in extended blocks, with protection
 information (NVM Command Set 1.1, 5.2 and 5.3).
 
 Data and metadata of a command lie in one piece of DMA memory, which the queue pair holds until the
-controller is done, whatever becomes of the awaiter.
+controller is done, even if the awaiter is cancelled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ELBAS = 1 << 15  # CTRATT: formats with extended protection information
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """What one request moves: whether metadata go to and from the controller, and who protects."""
+    """What one request transfers: whether metadata are transferred, and who protects."""
 
     opcode: int
     format: Format
@@ -44,7 +44,7 @@ class Plan:
 
     @classmethod
     def of(cls, method: str, form: Format, metadata: Any, protect: Protect | None) -> Plan:
-        """ValueError for what makes no sense with this format."""
+        """ValueError for a combination that this format doesn't allow."""
         if protect is not None and form.pi is None:
             raise ValueError("protect is given, and the namespace has no protection information")
         if metadata is not None and not form.metadata:
@@ -86,7 +86,7 @@ class Plan:
 
 
 def _fill(plan: Plan, memory: memoryview, data: memoryview, metadata: memoryview, lba: int) -> None:
-    """What is sent: data and metadata as the format wants them, protected."""
+    """The data to send: data and metadata in the format's layout, protected."""
     form = plan.format
     if plan.carries and form.extended:
         _pi.interleave(data, metadata, memory, form.size, form.metadata)
@@ -111,7 +111,7 @@ def _tags(plan: Plan, lba: int) -> dict[str, int]:
 
 
 def _take(plan: Plan, memory: memoryview, data: memoryview, metadata: memoryview, nsid: int, lba: int) -> None:
-    """What came, checked if this process is to."""
+    """The received data, checked if this process does the checking."""
     form = plan.format
     blocks = len(data) // form.size
     if plan.carries and form.extended:
@@ -129,7 +129,7 @@ def _take(plan: Plan, memory: memoryview, data: memoryview, metadata: memoryview
 
 
 class WithMetadata(Protocol):
-    """A Namespace, as far as its metadata are concerned."""
+    """The part of a Namespace that metadata needs."""
 
     nsid: int
     max_blocks: int
@@ -163,8 +163,8 @@ async def _locate(ns: WithMetadata, error: PiError) -> None:
 
 
 async def format_of(ns: WithMetadata) -> Format:
-    """What its blocks are now. Where there may be more than the 16-bit guard without storage tags,
-    the controller is asked (CNS 05h), once for each format.
+    """The present format of its blocks. If there may be more than the 16-bit guard without
+    storage tags, the controller is queried (CNS 05h), once per format.
     """
     identify, known = ns.identify, ns._format
     if known is not None and known[0] is identify:
@@ -194,8 +194,8 @@ async def _command(
             _fill(plan, view, data, metadata, lba)
         apart = extra and not plan.format.extended
         command = plan.command(ns.nsid, lba, blocks, fua, buffer.iova + blocks * size if apart else 0)
-        # PRPs are for the data alone: their form depends on the length. The view holds all of the
-        # buffer, metadata included, until the controller is done.
+        # PRPs cover the data alone: their form depends on the length. The view holds the whole
+        # buffer, including metadata, until the controller is done.
         await queue.submit(command, view[: blocks * size] if apart else view, geometry=geometry)
         if plan.opcode == NvmOpcode.READ:
             _take(plan, view, data, metadata, ns.nsid, lba)
@@ -219,8 +219,8 @@ async def move(
     metadata: Any,
     protect: Protect | None,
 ) -> Any:
-    """read(), readinto(), write() or compare() of a namespace with metadata: as many commands as it
-    takes, one after the other.
+    """read(), readinto(), write() or compare() of a namespace with metadata: with as many
+    commands as necessary, one after another.
     """
     plan = Plan.of(method, await format_of(ns), metadata, protect)
     size, extra = plan.format.size, plan.format.metadata
@@ -258,7 +258,7 @@ async def move(
 
 
 def _later(plan: Plan, blocks: int) -> Plan:
-    """The same for blocks further on: a reference tag that was given counts up."""
+    """The same for later blocks: a given reference tag is incremented."""
     if not blocks or plan.protect.ref_tag is None or plan.format.pi is None or plan.format.pi.type == 3:
         return plan
     return attrs.evolve(plan, protect=attrs.evolve(plan.protect, ref_tag=plan.protect.ref_tag + blocks))

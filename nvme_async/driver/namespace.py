@@ -1,8 +1,7 @@
 """A namespace: blocks that can be read and written by awaiting.
 
-The path of one I/O that fits one command is in ext/hotpath (NamespaceCore); here is what goes
-beyond: requests over MDTS, byte addresses, the other commands, and loops that have no queue pair
-yet.
+The path of one I/O that fits one command is in ext/hotpath (NamespaceCore); this module has the
+rest: requests over MDTS, byte addresses, the other commands, and loops that have no queue pair yet.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ from nvme_async.spec.opcodes import Direction, NvmOpcode, ZnsOpcode, command_nam
 
 B = TypeVar("B", bound=BufferLike)
 
-# Commands that move exactly the blocks which they name: with a buffer of another length the
-# controller would reach memory that isn't the command's.
+# Commands that transfer exactly the blocks that they name: with a buffer of another length the
+# controller would access memory that doesn't belong to the command.
 _MOVES_ITS_BLOCKS = (NvmOpcode.READ, NvmOpcode.WRITE, NvmOpcode.COMPARE, ZnsOpcode.ZONE_APPEND)
 
 
 def _format_of(identify: IdentifyNamespace) -> tuple[int, ...]:
-    """What a request's data depend on."""
+    """The properties that a request's data depend on."""
     return (
         identify.block_size,
         identify.metadata_size,
@@ -68,17 +67,17 @@ class Namespace(RangeCommands):
 
     Attributes:
         nsid, blocks (its size, NSZE), block_size and nbytes in bytes, max_blocks (of one command).
-        limits: what one command may cover that moves no data. Beyond it several are sent.
+        limits: of commands without data. Larger requests are split.
         identify: Identify Namespace, with the specification's field names.
-        identity: what tells it from any other namespace.
-        controller: where it is.
+        identity: distinguishes it from any other namespace.
+        controller: its controller.
 
-    All methods that move data raise CommandError and its kin for what the controller reports
-    (LbaOutOfRange, MediaError, …), ControllerError when the controller failed as a whole,
-    CommandTimeout, and ValueError for arguments that make no sense. Cancelling is safe at any time:
-    the command's memory stays reserved until the controller has let go of it. But it doesn't call the
-    command back: a cancelled write, and one that ended with CommandTimeout, may still be carried out,
-    also over a newer write that was acknowledged. settled() waits until that can't happen.
+    All methods that transfer data raise CommandError and its subclasses for errors that the
+    controller reports (LbaOutOfRange, MediaError, …), ControllerError if the controller failed as a
+    whole, CommandTimeout, and ValueError for invalid arguments. Cancelling is safe at any time: the
+    command's memory stays reserved until the controller no longer uses it. But it doesn't recall
+    the command: a cancelled write, and one that ended with CommandTimeout, may still be executed,
+    and overwrite a newer acknowledged write. settled() waits until that can't happen.
     """
 
     identify: IdentifyNamespace
@@ -92,8 +91,8 @@ class Namespace(RangeCommands):
         self._nsid = nsid
 
     def _update(self, identify: IdentifyNamespace, identity: NamespaceIdentity | None = None) -> bool:
-        """Takes over what Identify says; True if something that matters to I/O has changed. Requests
-        that were made for another format end with NamespaceChanged.
+        """Applies Identify; True if something relevant to I/O has changed. Requests that were
+        made for another format end with NamespaceChanged.
         """
         controller = self.controller
         before = (self.blocks, self.block_size)
@@ -125,20 +124,22 @@ class Namespace(RangeCommands):
         self._configure(self._nsid, identify.nsze, block_size, max_blocks, queues.hot)
 
     def _limit(self) -> None:
-        """The controller's limits have changed. One that isn't known now gets them with _update()."""
+        """The controller's limits have changed. A namespace whose state is unknown gets them
+        with _update().
+        """
         if not self.geometry.expired:
             self._reconfigure()
 
     def _end(self, reason: NvmeError) -> None:
-        """This handle is of no use any more: new requests, those that wait and those that are out
-        fail with `reason`. On the home loop; the queue pairs' go_on() wakes who waits.
+        """This handle is no longer usable: new, waiting and in-flight requests fail with
+        `reason`. On the home loop; the queue pairs' go_on() wakes the waiters.
         """
         self._set_gone(reason)
         self._expire(reason)
 
     def _unknown(self) -> None:
-        """A command that may have changed it was sent, and Identify could not be read since: nothing
-        is sent until _update().
+        """A command that may have changed it was sent, and Identify could not be read
+        afterwards: nothing is sent until _update().
         """
         self._end(
             NamespaceChanged(
@@ -156,7 +157,7 @@ class Namespace(RangeCommands):
             )
         )
 
-    # -- what NamespaceCore leaves to us -----------------------------------------------------------
+    # -- the slow paths of NamespaceCore -----------------------------------------------------------
 
     def _out_of_range(self, opcode: int, lba: int, blocks: int) -> NvmeError:
         return LbaOutOfRange(
@@ -172,7 +173,7 @@ class Namespace(RangeCommands):
         )
 
     def _slow(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-        """This loop has no queue pair yet, or shares a neighbour's."""
+        """This loop has no queue pair yet, or shares another loop's."""
         return self._slowly(self.geometry, method, arguments, options)
 
     async def _slowly(
@@ -218,7 +219,7 @@ class Namespace(RangeCommands):
         return await move(self, geometry, method, lba, what, fua=fua, metadata=metadata, protect=protect)
 
     def _split(self, method: str, lba: int, what: Any, fua: bool) -> Coroutine[Any, Any, Any]:
-        """More than one command may move: the parts run at the same time."""
+        """More than one command may transfer: the parts run at the same time."""
         return self._in_parts(self.geometry, method, lba, what, fua)
 
     async def _in_parts(self, geometry: Geometry, method: str, lba: int, what: Any, fua: bool) -> Any:
@@ -271,13 +272,13 @@ class Namespace(RangeCommands):
         """Reads `blocks` blocks at each of `lbas` with one await; element i goes to into[i * blocks
         * block_size:].
 
-        lbas: a buffer of 64-bit integers (a NumPy array, array("Q")) or a sequence of ints.
-        into: writable buffer of len(lbas) * blocks * block_size bytes; memory that the device
+        lbas: a buffer of 64-bit integers (a NumPy array, array("Q")) or a sequence of ints. into:
+        writable buffer of len(lbas) * blocks * block_size bytes; memory that the device
             reaches is filled in place. Without it the result's `data` is a new bytearray.
-        depth: how many commands are out at once; 0 = as many as the queue pair takes.
-        check: raise BatchError if any element failed; otherwise the result's `statuses` tell.
-            Either way every element is carried through.
-        The GIL is released while it works, and other tasks of the loop get their turn.
+        depth: how many commands are in flight at once; 0 = as many as the queue pair holds.
+        check: raise BatchError if any element failed; otherwise see the result's `statuses`.
+            In both cases every element is executed.
+        The GIL is released meanwhile, and other tasks of the loop get their turn.
         """
         return await self._many(NvmOpcode.READ, lbas, into, blocks, depth, fua, check)
 
@@ -332,11 +333,11 @@ class Namespace(RangeCommands):
     # -- order -------------------------------------------------------------------------------------
 
     async def settled(self, lba: int = 0, blocks: int | None = None) -> None:
-        """Waits until no command that was cancelled or timed out before this call, in whichever loop
-        of this process, can still change these blocks (by default all of the namespace).
+        """Waits until no command that was cancelled or timed out before this call, in any loop
+        of this process, can still change these blocks (by default the whole namespace).
 
-        A write whose caller has gone is not undone: the controller may carry it out later, also after
-        a newer write to the same blocks was acknowledged. To write such blocks again:
+        A write whose caller was cancelled is not undone: the controller may execute it later, also
+        after a newer write to the same blocks was acknowledged. To write such blocks again:
 
             try:
                 await asyncio.wait_for(ns.write(lba, old), 0.1)
@@ -344,13 +345,13 @@ class Namespace(RangeCommands):
                 await ns.settled(lba, blocks)
                 await ns.write(lba, new)
 
-        Commands of which it isn't known what they change (Dataset Management, Copy, vendors' own)
-        count as well. Commands that somebody awaits don't: those are ordered by awaiting them. It
-        takes as long as such a command does: the driver's own limits end them (`command_timeout`,
-        then an abort, then a reset). Cancelling it is safe.
+        Commands with unknown ranges (Dataset Management, Copy, vendor-specific ones) count as well.
+        Commands that are still awaited don't: await them to order them. It takes as long as such a
+        command does: the driver's own limits end them (`command_timeout`, then an abort, then a
+        reset). Cancelling it is safe.
 
-        Raises HandedOver or QueueShutdown if another process has the controller now: what was out
-        is its to wait for.
+        Raises HandedOver or QueueShutdown if another process has the controller now, which must
+        wait for those commands.
         """
         if blocks is None:
             blocks = max(self.blocks - lba, 0)
@@ -368,15 +369,15 @@ class Namespace(RangeCommands):
     ) -> list[Completion | CommandError]: ...
 
     async def submit(self, command: Any, buffer: Any = None, *, tag: int = 0) -> Any:
-        """Sends any I/O command of nvme_async.spec.commands. Data come and go in `buffer`; the
-        answer of a read may also come as bytes.
+        """Sends any I/O command of nvme_async.spec.commands. Data are passed in `buffer`; the
+        data of a read may also be returned as bytes.
 
         The command's nsid must be this namespace's. `tag` is the caller's and survives a servicing
         (keepalive).
 
-        A sequence of commands (and of buffers, None where there is none) is sent at once; the
-        result is the list of completions, with CommandErrors in the place of those that failed.
-        Other errors are raised.
+        A sequence of commands (and of buffers, None if a command has none) is sent at once; the
+        result is the list of completions, with CommandErrors in place of failed ones. Other errors
+        are raised.
         """
         if not isinstance(command, Command):
             if not isinstance(command, Sequence) or not all(isinstance(one, Command) for one in command):

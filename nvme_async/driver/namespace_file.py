@@ -16,7 +16,7 @@ from nvme_async.native._placement import byte_view
 
 
 class ByteAddressed(Protocol):
-    """What a file stands on: ns.pread, ns.pwrite, ns.readv, ns.flush."""
+    """The calls that a file uses: ns.pread, ns.pwrite, ns.readv, ns.flush."""
 
     @property
     def nbytes(self) -> int: ...
@@ -29,10 +29,10 @@ class ByteAddressed(Protocol):
 class NamespaceFile:
     """A part of a namespace as a file with a position; from ns.file(). Its size is fixed.
 
-    On one event loop. Calls of several tasks are carried out one after the other, as a file object's are. Nothing is
-    buffered: write() returns when the controller has the data, flush() when they are on non-volatile
-    media. Closing waits for nothing and flushes nothing. io.UnsupportedOperation for what only a file
-    can (truncate, fileno); ValueError on a closed file.
+    On one event loop. Calls of several tasks are executed one after another, as with a file object.
+    Nothing is buffered: write() returns when the controller has the data, flush() when they are on
+    non-volatile media. Closing waits for nothing and flushes nothing. io.UnsupportedOperation for
+    what only a file can (truncate, fileno); ValueError on a closed file.
     """
 
     def __init__(self, namespace: ByteAddressed, offset: int, nbytes: int | None) -> None:
@@ -108,7 +108,7 @@ class NamespaceFile:
         return self._position
 
     async def flush(self) -> None:
-        """Commits what was written to non-volatile media: the namespace's flush()."""
+        """Commits written data to non-volatile media: the namespace's flush()."""
         self._usable()
         await self._namespace.flush()
 

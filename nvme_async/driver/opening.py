@@ -1,4 +1,4 @@
-"""From an address to a controller that was brought up, without regard to predecessors."""
+"""From an address to a controller, without regard to predecessors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ C = TypeVar("C", bound=Controller)
 
 
 async def open_controller(uri: str, options: Options, make: type[C] = Controller) -> C:  # type: ignore[assignment]
-    """A controller that was brought up. make: its class."""
+    """Brings a controller up. make: its class."""
     with system_errors(uri):
         transport = await open_transport(uri, options)
     try:

@@ -1,4 +1,4 @@
-"""What can be chosen when a controller is opened."""
+"""The options of opening a controller."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def _between(low: float, high: float) -> Any:
 
 
 def _limit(high: float) -> Any:
-    """A number of seconds, of which 0 means none: where others have a largest number for that
-    (nvme_core.io_timeout=4294967295), the message says so.
+    """A number of seconds; 0 means no limit. Other drivers use a maximum number for that
+    (nvme_core.io_timeout=4294967295); the message explains this.
     """
 
     def check(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
@@ -77,55 +77,57 @@ class Options:
     """How a controller is driven.
 
     Attributes:
-        mode: how completions are waited for. "adaptive" looks for a bounded time, then sleeps on
-            the interrupt; "interrupt" only sleeps; "poll" looks on each pass of the event loop and
-            never sleeps while commands are out.
-        spin_us: longest look for a completion in adaptive mode, in microseconds, by a lone command
-            or by the last of several to be sent; 0 is one look. It learns: where twice the recent
-            wait is shorter, that is the bound, and where it is longer nobody looks.
+        mode: how completions are waited for. "adaptive" polls for a bounded time, then sleeps on
+            the interrupt; "interrupt" only sleeps; "poll" polls in each event-loop iteration and
+            never sleeps while commands are in flight.
+        spin_us: longest poll for a completion in adaptive mode, in microseconds, by a lone command
+            or by the last of several to be sent; 0 is a single poll. The limit adapts: if twice the
+            recent wait is shorter, that is the limit; if it is longer, the driver does not poll.
         io_queues: most I/O queue pairs, one per event loop that uses the controller.
         queue_entries: of an I/O queue, 2 to 4096; never more than the controller has (CAP.MQES).
         admin_entries: of the admin queue, 2 to 4096.
-        max_transfer: bytes of one command; never more than the controller takes (MDTS).
-        pool_bytes: first size of the memory that the controller can reach; it grows by as much when
-            it is full. The default is cut down where limits forbid so much (the log and inspect()
-            say so).
-        memory_limit: most bytes of that memory, all of it together. None: half of the machine's
-            memory, or of what the process's control groups allow. Whatever it is, no more is taken
-            than is available at the time.
+        max_transfer: bytes of one command; never more than the controller allows (MDTS).
+        pool_bytes: first size of the memory that the controller can access; it grows by as much
+            when
+            it is full. The default is reduced if limits require it (the log and inspect() report
+            it).
+        memory_limit: maximum of that memory in bytes, in total. None: half of the machine's memory,
+            or of the process's control groups' limit. In any case no more is taken than is
+            available at the time.
         hugepages: "auto", "never" or "require", for that memory.
         numa: "split": each pool is spread evenly over the NUMA nodes that have memory, in order; ""
-            = wherever the kernel puts it.
-        always_flr: a function level reset whenever the device is opened, where it has one. Not at a
-            live restore.
+            = the kernel decides.
+        always_flr: a function level reset whenever the device is opened, if it supports that. Not
+            at a live restore.
         fused: all I/O queue pairs are made at the bring-up, event loops take them from there, and
             after it no admin command is sent (AdminRefused), no Asynchronous Event Request either.
             None: with keepalive, where the quirk keepalive-by-class asks for it.
         command_timeout: seconds for an I/O command before it is aborted and, failing that, the
             controller reset. 0 = no limit.
-        admin_timeout: the same for admin commands. 0 is for the application's; the driver's own
-            have 60 s then.
+        admin_timeout: the same for admin commands. 0 applies to the application's commands; the
+            driver's own then have 60 s.
         abort_timeout: seconds for an Abort to help, before the controller is reset.
-        drain_timeout: seconds that close() waits for commands which are out.
-        shutdown_timeout: seconds for CSTS.SHST after CC.SHN; None: what the controller asks for
+        drain_timeout: seconds that close() waits for commands in flight.
+        shutdown_timeout: seconds for CSTS.SHST after CC.SHN; None: the controller's value
             (RTD3E), 5 to 60.
         open_timeout: seconds for open() from the device to the last namespace; then
-            ControllerTimeout says what it was at. 0 = no limit but those of the single steps.
+            ControllerTimeout names the current step. 0 = no limit except those of the single steps.
         device_timeout: seconds for the answer to one register access, or other call, of a device
-            that is reached by messages (vfio-user).
-        shadow_doorbells: use Doorbell Buffer Config where the controller offers it.
+            that is accessed by messages (vfio-user).
+        shadow_doorbells: use Doorbell Buffer Config if the controller offers it.
         latency: record a latency histogram for each I/O queue pair (fio's buckets; in inspect()).
         keepalive: keep everything that a successor needs in one private pool of fixed size
-            (pool_bytes), so that another process can take the controller over while it runs. Memory
-            beyond the pool is refused then (OutOfDmaMemory).
-        retries: how often the controller is reset for one and the same command before that command
-            fails.
-        hostnqn, hostid: who this host is to an NVMe/TCP controller, a name and a UUID; empty: as
-            /etc/nvme/hostnqn and /etc/nvme/hostid say.
-        hdr_digest, data_digest: CRC32C over headers and over data of NVMe/TCP, where the controller
+            (pool_bytes), so that another process can take the running controller over. Memory
+            beyond the pool is then refused (OutOfDmaMemory).
+        retries: how often the controller is reset for the same command before that command fails.
+        hostnqn, hostid: this host's identity for an NVMe/TCP controller, a name and a UUID; empty:
+            from
+            /etc/nvme/hostnqn and /etc/nvme/hostid.
+        hdr_digest, data_digest: CRC32C over headers and over data of NVMe/TCP, if the controller
             agrees.
-        dhchap_secret, dhchap_ctrl_secret: DH-HMAC-CHAP, "DHHC-1:HH:BASE64:": the secret that this host
-            proves to an NVMe/TCP controller which asks, and the one that the controller must prove.
+        dhchap_secret, dhchap_ctrl_secret: DH-HMAC-CHAP, "DHHC-1:HH:BASE64:": the secret that this
+            host proves to an NVMe/TCP controller on request, and the one that the controller must
+            prove.
         keep_alive_tmo: seconds without a Keep Alive after which an NVMe/TCP association ends, for
             both sides. 0 = never.
         connect_timeout: seconds for one NVMe/TCP connection.
@@ -133,19 +135,20 @@ class Options:
             (SO_BUSY_POLL); 0: as the system has it (net.core.busy_read).
         reconnect_delay: longest pause between two attempts to reach a lost NVMe/TCP controller, in
             seconds.
-        ctrl_loss_tmo: seconds that a lost NVMe/TCP controller is waited for, before it has failed.
-        engine: how the commands of a kernel: or file: device get to the kernel: "io_uring", "threads"
+        ctrl_loss_tmo: seconds to wait for a lost NVMe/TCP controller before it has failed.
+        engine: how the commands of a kernel: or file: device get to the kernel: "io_uring",
+            "threads"
             or "auto", io_uring where it may be used.
-        direct: O_DIRECT for a file: or a block device of kernel:, past the page cache: "auto" (where
-            the file system has it), "always" or "never".
+        direct: O_DIRECT for a file: or a block device of kernel:, past the page cache: "auto"
+            (where the file system has it), "always" or "never".
         io_poll: completions of a kernel: or file: device are polled for in the kernel
             (IORING_SETUP_IOPOLL); needs mode "poll", and queues for it (nvme.poll_queues).
         block_size: bytes of a block of a file:, a power of two from 512; 0: what suits the file.
         read_only: a kernel: or file: device is opened for reading alone.
-        allow_mounted_write: a kernel: or file: device that is mounted, or used in another way, may be
-            written. Its user does not know of it: this destroys file systems.
-        quirks: instead of what the table of quirks says of this device (device/quirks.py): "none",
-            names, or "+name" and "-name" to add and to take away.
+        allow_mounted_write: a kernel: or file: device that is mounted, or used in another way, may
+            be written. Its user does not know of it: this destroys file systems.
+        quirks: overrides the table of quirks for this device (device/quirks.py): "none", names, or
+            "+name" and "-name" to add and remove.
     """
 
     mode: Mode = attrs.field(default="adaptive", validator=_one_of(*MODES))
@@ -205,8 +208,8 @@ class Options:
 
 
 class DriverOptions(TypedDict, total=False):
-    """The keyword arguments that become Options; `keepalive` and `always_flr` are arguments of their
-    own wherever these are taken.
+    """The keyword arguments that become Options; `keepalive` and `always_flr` are separate
+    arguments wherever these are accepted.
     """
 
     mode: Mode

@@ -1,8 +1,9 @@
-"""Queues for transports whose commands are awaitables: one for each event loop, with the rules that all have.
+"""Queues for transports whose commands are awaitables: one per event loop, with the common
+rules.
 
-A transport gives `execute`, a coroutine function that carries one command out. Here are the limit of commands in
-flight, holding, refusing, and what happens to a command whose caller has gone: it runs to its end, and its buffer
-stays its own until then.
+A transport supplies `execute`, a coroutine function that executes one command. This module adds the
+limit of commands in flight, holding, refusing, and the handling of a command whose caller was
+cancelled: it runs to its end, and its buffer stays reserved until then.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from nvme_async.spec.completion import Completion
 from nvme_async.spec.opcodes import NvmOpcode
 
 Execute = Callable[["PlainQueue", Command, memoryview | None, int], Awaitable[Completion]]
-"""execute(queue, command, buffer, nbytes): buffer None with nbytes > 0 asks for the data as Completion.data.
+"""execute(queue, command, buffer, nbytes): buffer None with nbytes > 0 requests the data as
+Completion.data.
 
-Raises CommandError for what the controller reports. It is never cancelled.
+Raises CommandError for errors that the controller reports. It is never cancelled.
 """
 
 _CHANGES_BLOCKS = frozenset(
@@ -41,7 +43,7 @@ _CHANGES_BLOCKS = frozenset(
 
 @attrs.define(eq=False)
 class InFlight:
-    """One command that the transport has."""
+    """One command in the transport."""
 
     command: Command
     began: float
@@ -84,10 +86,10 @@ class PlainQueue:
     def in_flight(self) -> int:
         return len(self._out)
 
-    # -- what the group does, on this loop ---------------------------------------------------------
+    # -- called by the group, on this loop ---------------------------------------------------------
 
     def hold(self, on: bool) -> None:
-        """New commands wait, or go on."""
+        """New commands wait, or continue."""
         if on and self._gate is None:
             self._gate = self.loop.create_future()
         elif not on and self._gate is not None:
@@ -159,7 +161,7 @@ class PlainQueue:
             self._waiters.discard(waiter)
 
     async def _permission(self, geometry: Any) -> None:
-        """Returns when nothing holds the command. Raises why it may not be sent."""
+        """Returns when nothing holds the command. Raises the reason if it must not be sent."""
         while True:
             if self._refusal is not None:
                 raise self._refusal
@@ -194,7 +196,7 @@ class PlainQueue:
         """See CommandQueue.batch()."""
         return command_io.Batch(self, *arguments, **options)
 
-    # -- those whose callers have gone -------------------------------------------------------------
+    # -- abandoned commands -------------------------------------------------------------
 
     def mark_timed_out(self, cids: Any) -> None:
         """Nothing to do: a waiter gets CommandTimeout by its own limit."""
@@ -230,7 +232,7 @@ class PlainQueue:
             self._out[cid].callbacks.append(lambda cid=cid: gone(cid))  # type: ignore[misc]
 
     def poll(self) -> None:
-        """Nothing to poll: completions come by the loop."""
+        """Nothing to poll: completions arrive through the loop."""
 
     def inspect(self) -> dict[str, Any]:
         """See CommandQueue.inspect()."""
@@ -255,7 +257,9 @@ class PlainQueue:
 
 
 class PlainQueues:
-    """See nvme_async.driver.transport.QueueGroup. A loop gets its queue at first use; there is always one more."""
+    """See nvme_async.driver.transport.QueueGroup. A loop gets its queue at first use; there is
+    always one more.
+    """
 
     def __init__(self, owner: Owner, execute: Execute, *, entries: int) -> None:
         self._owner = owner

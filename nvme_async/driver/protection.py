@@ -1,4 +1,4 @@
-"""What is wanted of end-to-end protection information (NVM Command Set 1.1, 5.3)."""
+"""The handling of end-to-end protection information (NVM Command Set 1.1, 5.3)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GUARDS = (16, 32, 64)
 
 
 class Check(IntFlag):
-    """What is checked: the first three are PRCHK, the last is STC."""
+    """The checks: the first three are PRCHK, the last is STC."""
 
     REFERENCE_TAG = 1
     APPLICATION_TAG = 2
@@ -39,15 +39,13 @@ class Protect:
     """How the blocks of one request are protected.
 
     Attributes:
-        by: "controller": it inserts protection information into what is written, and checks and
-            strips it from what is read. "host": this process does, in C, and the controller checks
-            too. "none": it is the caller's, in the metadata, and the controller checks what
-            `checks` says.
+        by: "controller": it inserts protection information on writes, and checks and strips it on
+            reads. "host": this process does, in C, and the controller checks too. "none": the
+            caller provides it in the metadata, and the controller does the `checks`.
         ref_tag: reference tag of the first block; None: its LBA for types 1 and 2, 0 for type 3.
         app_tag, app_mask: application tag; the bits of it that are checked.
         storage_tag: for formats that have one.
-        checks: what is checked: guard and reference tag, if nothing else is said. A reference tag of
-            type 3 never is.
+        checks: guard and reference tag by default. A reference tag of type 3 is never checked.
     """
 
     by: Literal["controller", "host", "none"] = "controller"
@@ -67,9 +65,9 @@ class Protect:
 
 @attrs.frozen
 class Format:
-    """What a block of a namespace is: data, metadata, protection information.
+    """The format of a block: data, metadata, protection information.
 
-    pi: None without protection information. pi_bytes: what it takes of the metadata.
+    pi: None without protection information. pi_bytes: its bytes of the metadata.
     """
 
     size: int
@@ -81,7 +79,9 @@ class Format:
 
     @classmethod
     def of(cls, identify: IdentifyNamespace, nvm: IdentifyNamespaceNvm | None) -> Format:
-        """nvm: CNS 05h, of controllers that have more formats than the 16-bit one without storage tags."""
+        """nvm: CNS 05h, of controllers that have more formats than the 16-bit one without
+        storage tags.
+        """
         kind = identify.dps & 7
         guard, storage = 16, 0
         if nvm is not None and kind:
@@ -124,7 +124,9 @@ class Format:
         return protect.ref_tag
 
     def fields(self, protect: Protect, lba: int, *, act: bool) -> dict[str, int]:
-        """The dwords of a command that say so (NVM Command Set 1.1, 3.3): cdw2, cdw3, cdw12's bits, cdw14, cdw15."""
+        """The dwords of a command for this (NVM Command Set 1.1, 3.3): cdw2, cdw3, cdw12's bits,
+        cdw14, cdw15.
+        """
         if self.pi is None:
             return {"cdw2": 0, "cdw3": 0, "cdw12": 0, "cdw14": 0, "cdw15": 0}
         checks = protect.checks & 7

@@ -55,7 +55,7 @@ class RangeCommands(ByteAccess):
             raise self._out_of_range(opcode, lba, blocks)
 
     async def write_zeroes(self, lba: int, blocks: int, *, deallocate: bool = False, fua: bool = False) -> None:
-        """Makes the blocks read as zeroes without sending any (NVM Command Set 1.0, 3.2.8).
+        """Makes the blocks read as zeroes without a data transfer (NVM Command Set 1.0, 3.2.8).
         deallocate: the controller may deallocate them.
         """
         geometry = self.geometry
@@ -69,8 +69,8 @@ class RangeCommands(ByteAccess):
         )
 
     async def verify(self, lba: int, blocks: int) -> None:
-        """Has the controller read the blocks and check them, without moving data (NVM Command Set
-        1.0, 3.2.5).
+        """Makes the controller read and check the blocks, without a data transfer (NVM Command
+        Set 1.0, 3.2.5).
         """
         geometry = self.geometry
         await self._ranges(NvmOpcode.VERIFY, lba, blocks)
@@ -92,10 +92,9 @@ class RangeCommands(ByteAccess):
         )
 
     async def deallocate(self, lba: int | Iterable[tuple[int, int]], blocks: int | None = None) -> None:
-        """Tells the controller that blocks are not needed: deallocate(lba, blocks), or
-            deallocate([(lba, blocks), …]), any number of ranges
-        (Dataset Management, NVM Command Set 1.0, 3.2.3). What they read as afterwards is Identify's
-        DLFEAT's to say.
+        """Declares blocks as unused: deallocate(lba, blocks), or deallocate([(lba, blocks), …])
+        for any number of ranges (Dataset Management, NVM Command Set 1.0, 3.2.3). DLFEAT in
+        Identify says what they read as afterwards.
         """
         if isinstance(lba, int):
             if blocks is None:
@@ -115,7 +114,8 @@ class RangeCommands(ByteAccess):
         """Copies the source ranges [(lba, blocks), …] one after the other to `lba` on, inside the
         controller (NVM Command Set 1.0, 3.2.2).
 
-        More than one command may copy (MSSRL, MCL, MSRC) goes in several, one after the other.
+        A request over the limits of one command (MSSRL, MCL, MSRC) is split into several, one after
+        another.
         """
         ranges = list(sources)
         geometry = self.geometry

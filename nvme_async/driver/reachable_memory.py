@@ -17,17 +17,17 @@ class ReachableMemory(ControllerContext):
     """ConfigurationError where the transport has no direct memory access."""
 
     def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
-        """Zeroed memory that the device reaches directly: a writable buffer of `nbytes`, page
+        """Zeroed memory that the device can access directly: a writable buffer of `nbytes`, page
         aligned; free() it or use it in `with`.
 
-        OutOfDmaMemory if there is none to be had: the options pool_bytes (with keepalive) and
-        memory_limit, the memory that is available, and the limit of locked memory bound it. From any
-        thread. Blocks while the memory has to grow, or much of it to be cleared; buffer() doesn't.
+        OutOfDmaMemory if none is available: the options pool_bytes (with keepalive) and
+        memory_limit, the available memory, and the limit of locked memory bound it. From any
+        thread. Blocks while memory grows, or a large range is cleared; buffer() doesn't.
         """
         return self._reachable().alloc(self._positive(nbytes), tag=tag)
 
     async def buffer(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
-        """alloc() for large buffers on an event loop, which goes on meanwhile. From any loop."""
+        """alloc() for large buffers without blocking the event loop. From any loop."""
         transport, nbytes = self._reachable(), self._positive(nbytes)
         made: list[DmaBuffer] = []
         try:
@@ -50,7 +50,7 @@ class ReachableMemory(ControllerContext):
         return nbytes
 
     def register(self, buffer: BufferLike) -> Registration:
-        """Makes existing memory (an array, an mmap) reachable for the device in place, so that
+        """Makes existing memory (an array, an mmap) accessible to the device in place, so that
         readinto and write copy nothing.
 
         On the home loop's thread. The registration holds the buffer until it is closed (`with`, or

@@ -1,9 +1,8 @@
-"""What happens when a command doesn't come back: Abort, then a controller reset, then the rest is
-sent again or failed.
+"""The handling of a timed-out command: Abort, then a controller reset, then the other commands
+are resent or failed.
 
-A page is released by its completion or by a finished reset, by nothing else: whatever is decided
-here about waiters, pages stay with their
-commands until CSTS.RDY was seen to be 0, or the device can't reach memory any more because its
+Only a completion or a finished reset releases a page: regardless of the waiters, pages stay with
+their commands until CSTS.RDY was read as 0, or the device can't access memory any more because its
 mappings are gone.
 """
 
@@ -32,8 +31,8 @@ from nvme_async.spec.opcodes import AdminOpcode, NvmOpcode
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
-# Sending these twice leaves the media as sending them once. Not so: zone append, reservations, copy
-# within overlapping ranges.
+# Sending these twice has the same effect on the media as once. This doesn't hold for zone append,
+# reservations, and copy within overlapping ranges.
 RETRYABLE = frozenset(
     int(opcode)
     for opcode in (
@@ -49,11 +48,11 @@ RETRYABLE = frozenset(
 )
 
 
-# Admin commands of the application that take as long as they take (Base 2.0, 5.14 and 5.24).
+# Admin commands of the application without a timeout (Base 2.0, 5.14 and 5.24).
 UNLIMITED = frozenset({int(AdminOpcode.FORMAT_NVM), int(AdminOpcode.SANITIZE)})
 
 STRAYS = 64
-"""Completions that answer nothing, since the last reset, for which the controller is reset."""
+"""Stray completions since the last reset after which the controller is reset."""
 MAX_STRAY_RESETS = 3
 
 
@@ -81,21 +80,20 @@ class Recovery:
             home.call_soon_threadsafe(self._begin, lambda: self._escalate(queue, late))
 
     def on_slow(self) -> None:
-        """From a watchdog: a command is out for a while, not yet for too long. Is the controller
-        still there, and as it was left?
+        """From a watchdog: a command has been in flight for a while, but not too long. Is the
+        controller still there and unchanged?
         """
         home = self._controller.loop
         if not home.is_closed():
             home.call_soon_threadsafe(self._begin, self._look_after)
 
     def on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None:
-        """Completions that answer nothing, after so many resets. Many, or one that may have been the
-        answer to a command of another queue, are a reason to begin anew; and when that doesn't help,
-        to give up.
+        """Stray completions, after so many resets. Many, or one that may belong to a command of
+        another queue, lead to a reset; if that doesn't help, the controller fails.
         """
         controller = self._controller
         if resets != controller.resets:
-            return  # from before the last one
+            return  # from before the last reset
         if resets != self._strays_of:
             self._strays, self._strays_of = 0, resets
         self._strays += n
@@ -122,13 +120,13 @@ class Recovery:
             self._task = controller.loop.create_task(make(), name=f"{controller.uri} recovery")
 
     async def over(self) -> None:
-        """Until the recovery that is under way has ended, whichever way."""
+        """Waits until the running recovery has ended in any way."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     async def stop(self) -> None:
-        """Ends a recovery that is under way. The controller's lock is held, so it isn't in the
-        middle of a reset.
+        """Ends a running recovery. The controller's lock is held, so it isn't in the middle of a
+        reset.
         """
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
@@ -136,16 +134,17 @@ class Recovery:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _reset(self, reason: str, resets: int) -> None:
-        """A reset for what was found when there had been `resets` of them; if there was one
-        meanwhile, it is dealt with. The controller has failed if it doesn't come back.
+        """Resets for a problem found when there had been `resets` resets; if there was one
+        meanwhile, nothing is left to do. The controller has failed if it doesn't come back.
         """
         with contextlib.suppress(NvmeError):
             await self._controller._reset_once(reason, resets)
 
     async def sit_out(self) -> bool:
-        """Waits while the controller has paused its processing, as for the activation of firmware
-        without a reset, and holds I/O meanwhile. False if it hasn't paused, or not within its own
-        limit (MTFA): then it is to be treated as if it hadn't. Raises as Transport.lost() does.
+        """Waits while the controller has paused its processing, as for the activation of
+        firmware without a reset, and holds I/O meanwhile. False if it hasn't paused, or its
+        limit (MTFA) is over: then it is treated as if it hadn't. Raises as Transport.lost()
+        does.
         """
         identify = self._controller.identify
         mtfa = identify.mtfa / 10 if identify is not None else 0.0
@@ -182,13 +181,13 @@ class Recovery:
             controller._fail(error)
 
     async def _abort(self, queue: CommandQueue, late: list[tuple[int, bytes]]) -> bool:
-        """Asks the controller to abort them; True when none of them is out any more in time."""
+        """Sends Abort for them; True if none of them is in flight any more within the limit."""
         controller = self._controller
         if queue.qid == 0 or controller.fused:
             return False  # an admin queue that doesn't answer won't answer an Abort either
         cids = [cid for cid, _ in late]
         await controller._on_owner(queue, lambda: queue.mark_timed_out(cids))
-        # No more at once than the controller takes (ACL is zero-based).
+        # No more at once than the controller allows (ACL is zero-based).
         limit = (controller.identify.acl if controller.identify is not None else 0) + 1
 
         async def one(cid: int) -> None:
@@ -205,7 +204,7 @@ class Recovery:
         return True
 
     async def _over_within(self, queue: CommandQueue, late: list[tuple[int, bytes]], seconds: float) -> bool:
-        """Is none of them out any more within that time?"""
+        """Have all of them completed within that time?"""
         try:
             async with asyncio.timeout(seconds):
                 await self._until_over(queue, [cid for cid, _ in late])

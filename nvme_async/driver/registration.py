@@ -1,4 +1,4 @@
-"""What Controller.register() returns, whatever the transport."""
+"""The result of Controller.register(), for all transports."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Self
 
 
 class Registration(ABC):
-    """User memory that the device reaches in place (`controller.register(buffer)`); a context
+    """User memory that the device accesses in place (`controller.register(buffer)`); a context
     manager, closed with its controller. On the home loop's thread.
 
     Attributes:
         address, nbytes: the registered memory.
-        iova: its device address, or None where the device can't reach it (memory that a vfio-user
-            peer can't be given): then I/O is bounced as for any other.
+        iova: its device address, or None if the device can't access it (memory that can't be passed
+            to a vfio-user peer): then I/O uses bounce pages as for other memory.
     """
 
     address: int
@@ -22,13 +22,13 @@ class Registration(ABC):
 
     @property
     def zero_copy(self) -> bool:
-        """Does the device reach it in place?"""
+        """Does the device access it in place?"""
         return self.iova is not None
 
     @abstractmethod
     def close(self) -> None:
-        """Takes the memory from the device: new I/O on it is bounced; it stays mapped until the
-        last command that uses it completed.
+        """Ends the registration: new I/O on it uses bounce pages; it stays mapped until the last
+        command that uses it completed.
         """
 
     def __enter__(self) -> Self:

@@ -1,4 +1,6 @@
-"""Reservations of a namespace (Base 2.1, 7.4 to 7.7 and 8.1.22): several hosts agree on who may write."""
+"""Reservations of a namespace (Base 2.1, 7.4 to 7.7 and 8.1.22): several hosts coordinate write
+access.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,14 @@ _FIRST, _MOST = 4096, 64 << 10
 
 
 class Reservations:
-    """What this host may do about a namespace's reservation.
+    """This host's operations on a namespace's reservation.
 
         reservations = Reservations(controller.namespaces[1])
         await reservations.register(0xABC)
         await reservations.acquire(0xABC, ReservationType.WRITE_EXCLUSIVE)
 
     Keys are 64-bit numbers of the application's choice. Usable from any loop. ReservationConflict
-    where another host's reservation, or a missing registration, doesn't let a command pass.
+    if another host's reservation, or a missing registration, forbids a command.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -43,7 +45,9 @@ class Reservations:
         replace: int | None = None,
         ignore_existing: bool = False,
     ) -> None:
-        """Registers `key` for this host; replace: instead of that one. ignore_existing: whatever key it has now."""
+        """Registers `key` for this host; replace: instead of that one. ignore_existing: whatever
+        key it has now.
+        """
         action = ReservationRegisterAction.REGISTER if replace is None else ReservationRegisterAction.REPLACE
         if ignore_existing:
             action = ReservationRegisterAction.REPLACE
@@ -53,7 +57,7 @@ class Reservations:
         )
 
     async def unregister(self, key: int, *, ignore_existing: bool = False) -> None:
-        """Takes this host's key away; a reservation that it holds ends."""
+        """Removes this host's key; a reservation that it holds ends."""
         await self.namespace.submit(
             commands.reservation_register(self.namespace.nsid, ReservationRegisterAction.UNREGISTER, ignore_existing),
             commands.reservation_register_payload(key, 0),
@@ -64,8 +68,8 @@ class Reservations:
         await self._acquire(ReservationAcquireAction.ACQUIRE, key, 0, kind)
 
     async def preempt(self, key: int, other: int, kind: ReservationType, *, abort: bool = False) -> None:
-        """Takes the reservation from the host with the key `other`, and its registration. abort: its commands
-        that are in flight are aborted, too.
+        """Preempts the reservation and registration of the host with the key `other`. abort: its
+        in-flight commands are aborted, too.
         """
         action = ReservationAcquireAction.PREEMPT_AND_ABORT if abort else ReservationAcquireAction.PREEMPT
         await self._acquire(action, key, other, kind)
@@ -81,7 +85,7 @@ class Reservations:
         await self._release(ReservationReleaseAction.RELEASE, key, kind)
 
     async def clear(self, key: int) -> None:
-        """Ends the reservation and all registrations, whoever's they are."""
+        """Ends the reservation and all registrations of all hosts."""
         await self._release(ReservationReleaseAction.CLEAR, key, ReservationType.NONE)
 
     async def _release(self, action: ReservationReleaseAction, key: int, kind: ReservationType) -> None:
@@ -91,8 +95,8 @@ class Reservations:
         )
 
     async def report(self, *, extended: bool | None = None) -> ReservationReport:
-        """Who is registered, and who holds the reservation. extended: with 128-bit host identifiers; None: where
-        the controller has those (CTRATT bit 0) and they are what it wants.
+        """The registrants and the holder. extended: with 128-bit host identifiers; None: if the
+        controller uses those (CTRATT bit 0).
         """
         if extended is None:
             try:

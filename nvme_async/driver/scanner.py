@@ -1,10 +1,10 @@
-"""Keeps `controller.namespaces` in step with the controller, one scan at a time.
+"""Keeps `controller.namespaces` up to date, one scan at a time.
 
 A scan reads the list of active namespaces, and of each its format and identity. Then, in one step
 without a wait, it compares: a namespace whose format has changed ends the requests that were made
 for the old one; one whose identifiers differ is another namespace, so the old handle ends and there
-is a new one. A namespace whose Identify fails keeps its handle and is read again soon: it takes
-nothing from the others.
+is a new one. A namespace whose Identify fails keeps its handle and is read again soon, without
+effect on the others.
 
 On the controller's home loop.
 """
@@ -28,16 +28,16 @@ from nvme_async.spec.identity import NamespaceIdentity
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
-# Seconds before what could not be read is read again: at first, at most, and how often in a row.
+# Delay in seconds before a failed read is repeated: first, maximum, and how often in a row.
 FIRST_PAUSE, LONGEST_PAUSE, RETRIES = 0.05, 5.0, 20
-# Namespaces of one scan whose Identify is not answered; then the others' is not sent.
+# After so many unanswered Identify commands in one scan, the others are not sent.
 MAX_UNANSWERED = 2
 
 
 class Scanner:
     """Attributes:
-    unread: {nsid: why} of the namespaces whose Identify failed at the last scan; 0 stands for the
-        list itself.
+    unread: {nsid: reason} of the namespaces whose Identify failed at the last scan; 0 stands for
+        the list itself.
     scans, retries: how many there were, and how many of them because something could not be read.
     """
 
@@ -55,7 +55,7 @@ class Scanner:
         self.retries = 0
 
     async def scan(self, cause: AsyncEvent | None = None) -> None:
-        """Returns when a scan is over that began after this call. Several callers share one.
+        """Returns when a scan has ended that started after this call. Several callers share one.
 
         Raises NvmeError when the list of namespaces can't be read, or the controller fails.
         """
@@ -72,12 +72,12 @@ class Scanner:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """No scan within the block but those by controller_again() and namespaces_again()."""
+        """No scan within the block except those by controller_again() and namespaces_again()."""
         async with self._lock:
             yield
 
     async def controller_again(self) -> None:
-        """Identify Controller once more, after a command that may have changed it. Raises
+        """Reads Identify Controller again, after a command that may have changed it. Raises
         ControllerReplaced, CommandError, ControllerError. Within alone().
         """
         controller = self._controller
@@ -100,7 +100,7 @@ class Scanner:
         return True
 
     async def _scan(self, cause: AsyncEvent | None, changed: Iterable[int]) -> None:
-        """changed: of these, what is known counts no more if they can't be read now."""
+        """changed: the known state of these is dropped if they can't be read now."""
         controller = self._controller
         self.scans += 1
         try:
@@ -115,7 +115,7 @@ class Scanner:
         for nsid in listed:
             try:
                 if len(unanswered) >= MAX_UNANSWERED:
-                    raise unanswered[0]  # each that is lost costs its time limits
+                    raise unanswered[0]  # each lost command costs its timeouts
                 examined = await discovery.examine(controller, nsid)
             except (CommandError, ControllerTimeout) as error:
                 if isinstance(error, ControllerTimeout):
@@ -131,7 +131,7 @@ class Scanner:
         for nsid in unread:
             if nsid in changed and nsid in controller.namespaces:
                 controller.namespaces[nsid]._unknown()
-        # Also of those that were only tried for want of a list.
+        # Also of those that were only tried because there is no list.
         for name in list(degraded.reasons):
             if name.startswith("namespace ") and int(name.split()[1]) not in unread:
                 degraded.clear(name)
@@ -172,7 +172,7 @@ class Scanner:
                 del before[nsid]
                 namespace._remove()
                 changes.append(("namespace-removed", nsid))
-        # In place, and never empty in between: other threads look at it. Ascending.
+        # In place, and never empty in between, because other threads read it. Ascending.
         before.update(after)
         if list(before) != list(after):
             for nsid in after:
@@ -183,11 +183,11 @@ class Scanner:
                 controller._publish(Event(kind, controller.uri, nsid, cause))
             await controller.transport.queues.go_on()
 
-    # -- what could not be read --------------------------------------------------------------------
+    # -- failed reads --------------------------------------------------------------------
 
     def later(self, why: str) -> None:
-        """Scans again after a pause, and again until everything could be read, RETRIES times at
-        most. Nothing happens if that is under way.
+        """Scans again after a pause, repeatedly until everything could be read, at most RETRIES
+        times. Does nothing if this is running already.
         """
         if self._again is None or self._again.done():
             log.info("%s: the namespaces are read again: %s", self._controller.uri, why)
@@ -210,7 +210,7 @@ class Scanner:
                 log.debug("%s: %s", controller.uri, error)
             except NvmeError as error:
                 log.warning("%s: %s", controller.uri, error)
-                return  # the controller's failure, which others deal with
+                return  # the controller's failure, which is handled elsewhere
             else:
                 if not self.unread:
                     return

@@ -1,7 +1,8 @@
-"""URI schemes: which transport reaches the controller that a URI names.
+"""URI schemes: the transport for a controller's URI.
 
-The schemes of the device layer (pci:, vfio-user:, emulated:) are PCI functions. Others are registered by name,
-with the module that serves them, which is imported when the first such URI is opened.
+The schemes of the device layer (pci:, vfio-user:, emulated:) are PCI functions. Others are
+registered by name, with the module that serves them, which is imported when the first such URI is
+opened.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from nvme_async.errors import ConfigurationError
 
 
 class TransportModule(Protocol):
-    """What a module that serves a scheme defines."""
+    """The functions of a module that serves a scheme."""
 
     def parse(self, rest: str) -> str:
         """What follows the colon, checked and in its canonical form. ConfigurationError."""
 
     async def open_transport(self, uri: str, options: Options) -> Transport:
-        """The way to that controller, before any controller object. If it is cancelled, nothing stays open.
+        """Opens the transport to that controller, before any controller object exists. If it is
+        cancelled, nothing stays open.
 
-        Raises ConfigurationError for the URI, ControllerGone when nothing is there, ControllerTimeout.
+        Raises ConfigurationError for the URI, ControllerGone if there is no controller,
+        ControllerTimeout.
         """
 
 
@@ -33,7 +36,9 @@ _modules: dict[str, str] = {}
 
 
 def register_transport(scheme: str, module: str) -> None:
-    """URIs that begin with `scheme:` are served by `module` (see TransportModule), imported at first use."""
+    """URIs that start with `scheme:` are served by `module` (see TransportModule), imported at
+    first use.
+    """
     _modules[scheme] = module
 
 
@@ -47,7 +52,9 @@ def schemes() -> tuple[str, ...]:
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
-    """(scheme, the rest in its canonical form). ConfigurationError quotes the URI and says what is allowed."""
+    """(scheme, the rest in its canonical form). ConfigurationError quotes the URI and lists the
+    valid forms.
+    """
     scheme, colon, rest = uri.partition(":")
     scheme = scheme.lower()
     if colon and scheme in _modules:
@@ -59,7 +66,9 @@ def parse_uri(uri: str) -> tuple[str, str]:
 
 
 async def open_transport(uri: str, options: Options) -> Transport:
-    """The way to the controller that `uri` names. If this is cancelled, nothing stays open."""
+    """Opens the transport to the controller at `uri`. If this is cancelled, nothing stays
+    open.
+    """
     scheme, _ = parse_uri(uri)
     if scheme in _modules:
         return await _module(scheme).open_transport(uri, options)

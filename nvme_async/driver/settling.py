@@ -1,9 +1,8 @@
-"""Waiting for commands that their callers have left behind.
+"""Waiting for abandoned commands.
 
-NVMe orders nothing between commands that are out at the same time (Base 2.0, 3.3.2), and one that
-was sent can't be called back: Abort is best effort. So a write whose caller was cancelled, or got a
-CommandTimeout, may still reach the media, also after a newer write to the same blocks was
-acknowledged.
+NVMe does not order commands in flight at the same time (Base 2.0, 3.3.2), and a sent command can't
+be recalled: Abort is best effort. So a write whose caller was cancelled, or got a CommandTimeout,
+may still reach the media, also after a newer write to the same blocks was acknowledged.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.transport import CommandQueue
 
-# Seconds between polls of a queue pair whose loop doesn't run; the last one again and again.
+# Seconds between polls of a queue pair whose loop doesn't run; the last one repeatedly.
 _PAUSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 # The same while its loop runs, and reports by itself.
 _CHECK = 1.0
 
 
 async def settled(controller: ControllerContext, nsid: int, lba: int, blocks: int) -> None:
-    """Returns once no command of this process that was left behind before this call, and may change
-    one of these blocks, is with the controller. Raises what _not_here() says if they have become
-    another process's meanwhile.
+    """Returns once the controller has no command of this process that was abandoned before this
+    call and may change one of these blocks. Raises the exception of _not_here() if they belong
+    to another process meanwhile.
     """
     known = controller.transport.queues.with_commands()
     await asyncio.gather(*(_settled(controller, queue, nsid, lba, blocks) for queue in known))

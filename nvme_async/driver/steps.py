@@ -1,7 +1,7 @@
 """Bring-up and reset as tables of steps, each required or optional.
 
 A required step that fails ends the attempt. An optional one has a fallback: its failure is logged
-once, stays visible in `Degraded` until the step succeeds, and takes nothing else away.
+once, stays visible in `Degraded` until the step succeeds, and affects nothing else.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 PAUSES = (0.01, 0.1)
-"""Seconds before a refused command is sent again, so often as there are pauses."""
+"""Pauses in seconds before a refused command is resent, one per retry."""
 
 
 @attrs.frozen
 class Step:
     """Attributes:
-    name: what it is about, in the specification's words.
-    run: does it.
-    fallback: what is done without it, and what to say of that; None: the step is required. It may
+    name: its subject, in the specification's terms.
+    run: executes it.
+    fallback: applies the fallback and returns its description; None: the step is required. It may
         be called several times.
-    repeatable: a new attempt, from the controller's reset on, may help where this step has failed.
+    repeatable: a new attempt, from the controller's reset on, may help if this step failed.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Step:
 
 
 class Degraded:
-    """What a controller does without, and why: {step: reason}. The same reason is logged once."""
+    """The features that a controller lacks: {step: reason}. The same reason is logged once."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -58,7 +58,7 @@ class Degraded:
 
 
 async def patiently(run: Callable[[], Awaitable[T]]) -> T:
-    """run(), and again after a pause where the controller has refused and doesn't say Do Not Retry."""
+    """run(), repeated after a pause if the controller refused without Do Not Retry."""
     for pause in PAUSES:
         try:
             return await run()
@@ -70,8 +70,8 @@ async def patiently(run: Callable[[], Awaitable[T]]) -> T:
 
 
 class Plan:
-    """Runs steps, and says which one it is at: `current`, for error messages and for who decides
-    what becomes of a failure.
+    """Runs steps; `current` is the present one, for error messages and for the handling of a
+    failure.
     """
 
     def __init__(self, degraded: Degraded) -> None:
@@ -79,13 +79,15 @@ class Plan:
         self.current: Step | None = None
 
     async def run(self, steps: Iterable[Step]) -> None:
-        """One after the other. Raises what a required step raises; `current` is that step then."""
+        """Runs one after another. Raises the exception of a required step, which is then
+        `current`.
+        """
         for step in steps:
             self.current = step
             try:
                 await patiently(step.run)
             except NvmeError as error:
-                # CSTS.CFS is no step's failure but the controller's.
+                # CSTS.CFS is a failure of the controller, not of a step.
                 if step.fallback is None or isinstance(error, (ControllerGone, ControllerFatal, QueueShutdown)):
                     raise
                 self._degraded.add(step.name, error, step.fallback())

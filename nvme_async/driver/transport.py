@@ -1,13 +1,14 @@
-"""The transport seam: what lies between one controller's driver and the controller itself.
+"""The transport seam: the interface between one controller's driver and the controller itself.
 
-Above the seam everything is the same for all transports: lifecycle, Identify, namespaces, events, recovery's
-decisions, the manager, the command line. Below it a transport knows how commands reach the controller:
+Above the seam everything is the same for all transports: lifecycle, Identify, namespaces, events,
+recovery's decisions, the manager, the command line. Below it a transport knows how to send commands
+to the controller:
 
-    pcie      rings, doorbells and PRPs in DMA memory (nvme_async.driver.pcie), over VFIO or vfio-user
+    pcie      rings, doorbells, PRPs in DMA memory (nvme_async.driver.pcie), over VFIO or vfio-user
     others    registered by URI scheme, see nvme_async.driver.schemes
 
-A transport makes queues, one for the admin commands and one for each event loop that does I/O. What it cannot do
-(registers, zero copy, keepalive) its methods refuse with ConfigurationError; nothing is emulated.
+A transport makes queues, one for admin commands and one per event loop that does I/O. Methods that
+it can't support (registers, zero copy, keepalive) raise ConfigurationError; nothing is emulated.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ T = TypeVar("T")
 
 @contextmanager
 def system_errors(uri: str) -> Iterator[None]:
-    """What the operating system refuses (descriptors, threads, memory) becomes a DeviceError."""
+    """Errors of the operating system (descriptors, threads, memory) become a DeviceError."""
     try:
         yield
     except NvmeError:
@@ -65,7 +66,9 @@ class BatchOfCommands(Protocol):
 
 
 class CommandQueue(Protocol):
-    """The way of one event loop to the controller. Everything on that loop, unless said otherwise."""
+    """One event loop's queue to the controller. Everything on that loop, unless said
+    otherwise.
+    """
 
     loop: asyncio.AbstractEventLoop
     timeout: float
@@ -83,7 +86,7 @@ class CommandQueue(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Commands that the controller has not answered yet. From any thread."""
+        """Commands that the controller has not completed yet. From any thread."""
 
     async def submit(
         self,
@@ -95,18 +98,23 @@ class CommandQueue(Protocol):
         user: bool = False,
         geometry: Any = None,
     ) -> Completion:
-        """One command; the data of its answer, if any, is in Completion.data as bytes, or in `buffer`.
+        """One command; its returned data, if any, is in Completion.data as bytes, or in
+        `buffer`.
 
-        buffer: what to send, or where the answer goes; held until the controller is done with it.
-        internal: without a time limit. user: an admin command of the application. geometry: the format that
-            the buffer was sized for (Namespace.geometry): its check() raises if it is not the present one.
-        Raises CommandError and its kin; ValueError when data are missing or of the wrong length.
+        buffer: the data to send, or where returned data goes; held until the controller is done
+            with it.
+        internal: without a time limit. user: an admin command of the application. geometry: the
+            format that the buffer was sized for (Namespace.geometry): its check() raises if it is
+            not the present one.
+        Raises CommandError and its subclasses; ValueError if data are missing or of the wrong
+        length.
         """
 
     async def io(self, namespace: Any, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """The Namespace method `method` on this queue, for a namespace whose own fast path did not find it.
+        """The Namespace method `method` on this queue, for a namespace whose own fast path did
+        not find it.
 
-        nvme_async.driver.command_io has what a transport needs that only has submit().
+        nvme_async.driver.command_io serves transports that only have submit().
         """
 
     def batch(
@@ -123,25 +131,30 @@ class CommandQueue(Protocol):
         flags: int = 0,
         geometry: Any = None,
     ) -> BatchOfCommands:
-        """Many reads or writes of `blocks` blocks and `nbytes` bytes each, at most `depth` in flight.
+        """Many reads or writes of `blocks` blocks and `nbytes` bytes each, at most `depth` in
+        flight.
 
-        flags: of command dword 12. Where memory must be waited for, the awaitable does so.
+        flags: of command dword 12. If it must wait for memory, the awaitable does so.
         """
 
     def mark_timed_out(self, cids: Sequence[int]) -> None:
-        """These commands are about to be aborted: should they end so, their waiters get CommandTimeout."""
+        """These commands are about to be aborted: if they end that way, their waiters get
+        CommandTimeout.
+        """
 
     def still_out(self, cids: Sequence[int]) -> bool:
         """Has one of them not completed yet?"""
 
     def left_behind(self, nsid: int, lba: int, blocks: int) -> list[int]:
-        """Commands whose callers have gone and that may still change one of these blocks."""
+        """Abandoned commands that may still change one of these blocks."""
 
     def when_gone(self, cids: list[int], callback: Callable[[], None]) -> None:
-        """Calls callback() in this loop's thread once none of them is with the controller any more."""
+        """Calls callback() in this loop's thread once none of them is with the controller any
+        more.
+        """
 
     def poll(self) -> None:
-        """Takes the completions that are there. For a loop that doesn't run."""
+        """Reaps the available completions. For a loop that doesn't run."""
 
     @property
     def closed(self) -> bool: ...
@@ -154,9 +167,11 @@ class QueueGroup(Protocol):
     """The queues of one controller. On the controller's home loop, unless said otherwise."""
 
     hot: dict[asyncio.AbstractEventLoop, Any]
-    """{loop: native queue pair}, for the namespaces' fast path; empty where a transport has none."""
+    """{loop: native queue pair}, for the namespaces' fast path; empty if a transport has
+    none.
+    """
     limit: int
-    """I/O queues that there may be."""
+    """The maximum number of I/O queues."""
 
     @property
     def neighbours(self) -> dict[asyncio.AbstractEventLoop, Any]:
@@ -171,10 +186,12 @@ class QueueGroup(Protocol):
         """All I/O queues that may have commands in flight."""
 
     async def for_this_loop(self) -> CommandQueue | None:
-        """The running loop's own queue, made at first use; None if it shares a neighbour's. From any loop."""
+        """The running loop's own queue, made at first use; None if it shares another loop's.
+        From any loop.
+        """
 
     async def hold(self, reason: str) -> None:
-        """New I/O waits, until unhold() for each reason that there is."""
+        """New I/O waits until unhold() was called for each reason."""
 
     async def unhold(self, reason: str) -> None:
         """New I/O goes on, if nothing else holds it."""
@@ -183,23 +200,29 @@ class QueueGroup(Protocol):
         """New I/O fails with `error`."""
 
     async def fail(self, error: NvmeError, *, admin: bool = True) -> None:
-        """All waits end with `error`. Memory stays with the controller. admin: the admin queue's too."""
+        """All waits end with `error`. Memory stays with the controller. admin: the admin queue's
+        too.
+        """
 
     async def drain(self, seconds: float, nsids: frozenset[int] | None = None) -> bool:
-        """Waits until no I/O is in flight, of these namespaces or of any; False when that took too long."""
+        """Waits until no I/O is in flight, of these namespaces or of any; False when that took
+        too long.
+        """
 
     async def go_on(self, *, strictly: bool = False) -> None:
-        """Geometries of namespaces were held, released or expired: each queue checks again what waits for that.
+        """Geometries of namespaces were held, released or expired: each queue checks its waiting
+        requests again.
 
-        From here on none sends what they forbid. strictly: ControllerTimeout if a queue's thread is stuck.
+        From here on none sends what they forbid. strictly: ControllerTimeout if a queue's thread is
+        stuck.
         """
 
     async def silence(self) -> None:
         """Before a reset: nothing more is sent, until go()."""
 
     async def go(self) -> None:
-        """After bring-up or reset: what waits in the queues goes to the controller, new I/O too, if nothing else
-        holds it.
+        """After bring-up or reset: waiting commands in the queues are sent, new I/O too, if
+        nothing else holds it.
         """
 
     def refuse_in_child(self, error: NvmeError) -> None:
@@ -209,7 +232,7 @@ class QueueGroup(Protocol):
 
 
 class Owner(Protocol):
-    """What a transport needs of its controller."""
+    """The part of its controller that a transport needs."""
 
     uri: str
     options: Options
@@ -236,13 +259,14 @@ class Owner(Protocol):
 
 
 class Transport(ABC):
-    """One way to one controller. Made by nvme_async.driver.schemes.open_transport(), before the controller.
+    """The transport of one controller. Made by nvme_async.driver.schemes.open_transport(),
+    before the controller.
 
     Attributes:
         kind: "pcie", "tcp", …
         uri: the address it was opened with.
         cap, vs: the properties of those names (Base 2.0, 3.1.3), once the open steps are over.
-        quirks: what the device needs that others don't, by its PCI ids, from attach() on.
+        quirks: the device's deviations from the specification, by its PCI ids, from attach() on.
         queues: the controller's queues, from attach() on.
     """
 
@@ -259,12 +283,14 @@ class Transport(ABC):
 
     @property
     def ids(self) -> DeviceIds | None:
-        """What identifies the PCI function, where there is one."""
+        """The identity of the PCI function, if there is one."""
         return None
 
     @property
     def all_command_sets(self) -> bool:
-        """Does the controller run with CC.CSS=110b, so that Identify by command set can be used (3.1.3.5)?"""
+        """Does the controller run with CC.CSS=110b, so that Identify by command set can be used
+        (3.1.3.5)?
+        """
         return False
 
     @abstractmethod
@@ -275,25 +301,33 @@ class Transport(ABC):
 
     @abstractmethod
     def open_steps(self) -> Sequence[Step]:
-        """At open() only: what has to be known first (`cap`, `vs`), and whether the controller is supported."""
+        """At open() only: reads the basic properties (`cap`, `vs`), and checks whether the
+        controller is supported.
+        """
 
     @abstractmethod
     def connect_steps(self, degraded: Degraded, error: NvmeError) -> Sequence[Step]:
         """From any state of the controller to an admin queue that works.
 
-        error: what commands that were in flight, and may not be sent again, end with.
+        error: the exception for in-flight commands that must not be resent.
         """
 
     @abstractmethod
     def queue_steps(self, degraded: Degraded, lost: set[str]) -> Sequence[Step]:
-        """After Identify Controller: the I/O queues. lost: names of steps whose loss has cost an attempt."""
+        """After Identify Controller: the I/O queues. lost: names of steps whose loss has cost an
+        attempt.
+        """
 
     def another_attempt(self, usual: bool) -> bool:
-        """After an attempt that failed: is there to be another? usual: by the failure and the number of attempts."""
+        """After a failed attempt: should there be another? usual: the default by the failure and
+        the number of attempts.
+        """
         return usual
 
     def limit_transfer(self, mdts: int) -> bool:
-        """What Identify says of one command's data in bytes (0: no limit). True if the limit has changed."""
+        """Sets Identify's limit of one command's data in bytes (0: no limit). True if the limit
+        has changed.
+        """
         return False
 
     @property
@@ -305,24 +339,24 @@ class Transport(ABC):
 
     @abstractmethod
     async def lost(self) -> str:
-        """Why the controller must be reset, by its own status; empty if it need not.
+        """Why the controller's status requires a reset; empty if it doesn't.
 
-        Raises ControllerGone when it is not there any more, ControllerTimeout.
+        Raises ControllerGone if it is gone, ControllerTimeout.
         """
 
     async def sit_out(self, seconds: float) -> bool:
-        """Waits while the controller has paused its processing and says so, with I/O held; False if it
-        hasn't, or for longer than `seconds`. Raises as lost(), and ControllerFatal.
+        """Waits while the controller reports paused processing, with I/O held; False if it
+        hasn't paused, or for longer than `seconds`. Raises as lost(), and ControllerFatal.
         """
         return False
 
     @abstractmethod
     async def has_failed(self) -> bool:
-        """CSTS.CFS, where there is such a thing. Raises as lost()."""
+        """CSTS.CFS, if the transport has it. Raises as lost()."""
 
     @property
     def trouble(self) -> str | None:
-        """Why on_gone() was called, where the transport knows."""
+        """Why on_gone() was called, if known."""
         return None
 
     @abstractmethod
@@ -333,23 +367,30 @@ class Transport(ABC):
 
     @abstractmethod
     async def shut_down(self, seconds: float) -> None:
-        """Deletes the I/O queues and has the controller shut down (Base 2.0, 3.6). NvmeError, TimeoutError."""
+        """Deletes the I/O queues and shuts the controller down (Base 2.0, 3.6). NvmeError,
+        TimeoutError.
+        """
 
     @abstractmethod
     async def release(self, reason: NvmeError, *, keep: bool = False) -> Transport | None:
-        """Makes sure that the controller reaches no memory any more; only then gives memory back and closes.
+        """Ensures that the controller can't access memory any more; only then releases memory
+        and closes.
 
-        Waiters that are left end with `reason`. keep: leaves the way open and returns a transport for another
-        controller object; None where that cannot be. May be called again when it was interrupted.
+        Remaining waiters end with `reason`. keep: stays open and returns a transport for another
+        controller object; None if that isn't possible. May be called again when it was interrupted.
         """
 
     @abstractmethod
     async def cut_off(self) -> None:
-        """Ends the way to the controller at once, whatever waits for it. release() follows."""
+        """Closes the connection to the controller at once, regardless of waiters. release()
+        follows.
+        """
 
     @abstractmethod
     def drop(self) -> None:
-        """Without a loop: closes everything at once, sends nothing. For a controller that was never closed."""
+        """Without a loop: closes everything at once, sends nothing. For a controller that was
+        never closed.
+        """
 
     @abstractmethod
     def abandon(self) -> None:
@@ -358,7 +399,7 @@ class Transport(ABC):
     # -- memory ------------------------------------------------------------------------------------
 
     def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
-        """Memory that the device reaches directly. See Controller.alloc()."""
+        """Memory that the device can access directly. See Controller.alloc()."""
         self._cannot("direct memory access")
 
     def register(self, buffer: Any) -> Registration:
@@ -366,7 +407,7 @@ class Transport(ABC):
         self._cannot("direct memory access")
 
     def inspect(self) -> dict[str, Any]:
-        """Keys for Controller.inspect(): at least what QueueGroup.inspect() has."""
+        """Keys for Controller.inspect(): at least those of QueueGroup.inspect()."""
         return self.queues.inspect()
 
     def _cannot(self, what: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Zoned namespaces (ZNS Command Set 1.1): what a namespace of zones can do beyond reading."""
+"""Zoned namespaces (ZNS Command Set 1.1): operations on zones besides reading."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ZonedNamespace:
         async for zone in zoned.zones(): …
         lba = await zoned.append(zone.zslba, data)     # where it went
 
-    Zones are named by their first block. Usable from any loop, as the namespace is.
+    Zones are identified by their first block. Usable from any loop, like the namespace.
 
     Attributes:
         namespace: reads go through it, and writes at write pointers may.
@@ -36,7 +36,7 @@ class ZonedNamespace:
         max_open, max_active: zones in these states at once; None for no limit (MOR, MAR).
         max_append: blocks of one append (ZASL).
 
-    Methods raise what those of Namespace do, and where a zone doesn't let a write pass:
+    Methods raise the exceptions of Namespace's methods, and if a zone forbids a write:
     ZoneBoundaryError, ZoneFull, ZoneReadOnly, ZoneOffline, ZoneInvalidWrite, TooManyActiveZones,
     TooManyOpenZones, InvalidZoneTransition.
     """
@@ -56,9 +56,7 @@ class ZonedNamespace:
 
     @classmethod
     async def of(cls, namespace: Namespace) -> ZonedNamespace:
-        """Asks the controller what the zones are like. ConfigurationError for a namespace that isn't
-        zoned.
-        """
+        """Queries the zones' properties. ConfigurationError for a namespace that isn't zoned."""
         admin = namespace.controller.admin
         try:
             page = await admin(commands.identify(Cns.CSI_NAMESPACE, namespace.nsid, csi=Csi.ZNS))
@@ -74,7 +72,7 @@ class ZonedNamespace:
             assert page.data is not None
             controller = IdentifyControllerZns.decode(page.data)
         except CommandError:
-            pass  # no limit of its own
+            pass  # no separate limit
         return cls(namespace, identify, controller)
 
     @property
@@ -93,13 +91,13 @@ class ZonedNamespace:
             )
         return zslba
 
-    # -- what there is -----------------------------------------------------------------------------
+    # -- reports -----------------------------------------------------------------------------
 
     async def report(
         self, lba: int = 0, *, option: ZoneReportOption = ZoneReportOption.ALL, limit: int | None = None
     ) -> ZoneReport:
-        """One report of zones from the one with `lba` on, at most `limit` of them, or what one
-        command brings. Its `nzones` counts all that match.
+        """One report of zones from the one with `lba` on, at most `limit`, or as many as one
+        command returns. Its `nzones` counts all that match.
         """
         most = min(_REPORT_BYTES, self.namespace.controller.transport.max_transfer)
         nbytes = most if limit is None else min(most, 64 + 64 * max(1, limit))
@@ -112,8 +110,8 @@ class ZonedNamespace:
     async def zones(
         self, lba: int = 0, *, option: ZoneReportOption = ZoneReportOption.ALL
     ) -> AsyncIterator[ZoneDescriptor]:
-        """Every zone from the one with `lba` on, as it was when its report was made; as many reports
-        as it takes.
+        """Every zone from the one with `lba` on, as of its report; uses as many reports as
+        necessary.
         """
         at = self.zone_of(lba)
         while at < self.namespace.blocks:
@@ -129,8 +127,8 @@ class ZonedNamespace:
         return (await self.report(self._zone(zslba), limit=1)).zones[0]
 
     async def changed(self) -> ChangedZones:
-        """The zones that the controller has changed by itself since this was asked last (LID BFh);
-        a "controller-event" says when to ask.
+        """The zones that the controller has changed by itself since the last call (LID BFh); a
+        "controller-event" announces changes.
         """
         completion = await self.namespace.controller.admin(
             commands.get_log_page(LogPage.CHANGED_ZONES, _CHANGED_BYTES, self.namespace.nsid)
@@ -138,7 +136,7 @@ class ZonedNamespace:
         assert completion.data is not None
         return ChangedZones.decode(completion.data)
 
-    # -- what can be done --------------------------------------------------------------------------
+    # -- zone management --------------------------------------------------------------------------
 
     async def _act(self, action: ZoneSendAction, zslba: int | None) -> None:
         zone = 0 if zslba is None else self._zone(zslba)
@@ -159,16 +157,16 @@ class ZonedNamespace:
         await self._act(ZoneSendAction.FINISH, zslba)
 
     async def reset(self, zslba: int | None) -> None:
-        """Makes a zone empty, its data are lost; None: all that are not."""
+        """Makes a zone empty, its data are lost; None: all non-empty ones."""
         await self._act(ZoneSendAction.RESET, zslba)
 
     async def offline(self, zslba: int | None) -> None:
-        """Takes a read only zone offline, its data are lost; None: all read only ones."""
+        """Sets a read only zone offline, its data are lost; None: all read only ones."""
         await self._act(ZoneSendAction.OFFLINE, zslba)
 
     async def append(self, zslba: int, data: Buffer, *, fua: bool = False) -> int:
-        """Writes `data` at the zone's write pointer, wherever that is, and returns the block it went
-        to (Zone Append). Several at once are what it is for. At most max_append blocks.
+        """Writes `data` at the zone's write pointer and returns its first block (Zone Append).
+        Meant for several at once. At most max_append blocks.
         """
         namespace = self.namespace
         if namespace.has_metadata:
@@ -185,7 +183,7 @@ class ZonedNamespace:
         return completion.dw1 << 32 | completion.dw0
 
     async def write(self, lba: int, data: Buffer, *, fua: bool = False) -> None:
-        """Writes at a zone's write pointer, one command after the other. ZoneInvalidWrite anywhere
+        """Writes at a zone's write pointer, one command after another. ZoneInvalidWrite anywhere
         else.
         """
         view, size = byte_view(data), self.namespace.block_size

@@ -1,4 +1,4 @@
-"""What an emulated controller is made of, from a URI's options or the command line's."""
+"""The configuration of an emulated controller, from a URI's options or the command line's."""
 
 from __future__ import annotations
 
@@ -51,11 +51,12 @@ _TEXTS = ("moderation", "medium", "path", "serial", "model", "firmware", "reacto
 
 @attrs.frozen
 class Medium:
-    """What one namespace stores its blocks on, and what a block is. nbytes is a multiple of block_size.
+    """The medium of one namespace, and its block format. nbytes is a multiple of block_size.
 
-    metadata: bytes of metadata of each block. extended: it comes at the end of each block, not in a
-        buffer of its own. pi: type of protection information, 0 for none; pi_first: in the first
-        bytes of the metadata. guard: bits of its guard, 16, 32 or 64.
+    metadata: bytes of metadata of each block.
+    extended: it is at the end of each block, not in a separate buffer.
+    pi: type of protection information, 0 for none; pi_first: in the first bytes of the metadata.
+        guard: bits of its guard, 16, 32 or 64.
     """
 
     kind: str
@@ -86,11 +87,11 @@ class EmulatorConfig:
     Attributes:
         size: bytes of each namespace. The default is an existing file's size, otherwise 1 GiB.
         block: logical block size in bytes, 512 or 4096.
-        namespaces: 1 to 16, all alike.
-        medium: "ram" (sparse, lost at the end), "file", or "null" (no data is moved: writes vanish,
-            reads leave memory as it was).
-        path: the file of medium "file", created if need be; with several namespaces PATH.1, PATH.2,
-            ….
+        namespaces: 1 to 16, all identical.
+        medium: "ram" (sparse, lost at the end), "file", or "null" (no data is transferred: writes
+            are dropped, reads leave memory unchanged).
+        path: the file of medium "file", created if necessary; with several namespaces PATH.1,
+            PATH.2, ….
         queues: I/O queue pairs, 1 to 64.
         depth: entries of the longest queue (CAP.MQES + 1), 2 to 4096.
         vectors: MSI-X vectors, 1 to 65; by default one for each queue pair and one for the admin
@@ -99,21 +100,21 @@ class EmulatorConfig:
         dbbuf: offer Doorbell Buffer Config.
         formats: the LBA formats that Format NVM can choose from, as "512/4096/4096+8/4096+16g64":
             bytes of data, of metadata, bits of the guard if not 16.
-        metadata, guard: of the format in which the namespaces begin, together with `block`.
-        extended: metadata at the end of each block (on) or in a buffer of its own (off).
+        metadata, guard: of the namespaces' initial format, with `block`.
+        extended: metadata at the end of each block (on) or in a separate buffer (off).
         pi: protection information of type 1, 2 or 3; 0: none. pi_first: in the first bytes of the
             metadata.
         format_time: seconds that Format NVM takes; it reports progress meanwhile.
-        effects: have the Commands Supported and Effects log page.
+        effects: offer the Commands Supported and Effects log page.
         moderation: "none" (each turn that posts completions raises their vector) or "adaptive", as
-            SPDK's vfio-user target does: an interrupt only where the host has stopped taking
+            SPDK's vfio-user target does: an interrupt only if the host has stopped reaping
             completions, and none for a queue tail at which one was sent already.
-        aggregation_threshold, aggregation_time: what Interrupt Coalescing (feature 08h) says after
-            a reset: entries that an interrupt of an I/O queue waits for, 1 to 256, and for how
-            long, in microseconds, a multiple of 100 up to 25500. By default it doesn't wait. The
-            host may change it by Set Features, and except a vector by feature 09h.
-        extras: features beyond a plain drive's; their options stand beside these, see Extras.
-        serial, model, firmware: what Identify Controller says; 20, 40 and 8 ASCII characters at
+        aggregation_threshold, aggregation_time: Interrupt Coalescing (feature 08h) after a reset:
+            entries that an interrupt of an I/O queue waits for, 1 to 256, and for how long, in
+            microseconds, a multiple of 100 up to 25500. By default it doesn't wait. The host may
+            change it by Set Features, and exempt a vector by feature 09h.
+        extras: features beyond a plain drive's; their options are listed in Extras.
+        serial, model, firmware: of Identify Controller; 20, 40 and 8 ASCII characters at
             most.
         reactor: "shared" (one thread for all such controllers of this process) or "own".
     """
@@ -144,7 +145,7 @@ class EmulatorConfig:
     model: str = attrs.field(default="nvme_async emulated controller", validator=ascii_text(40))
     firmware: str = attrs.field(default="1", validator=ascii_text(8))
     reactor: str = attrs.field(default="shared", validator=one_of("shared", "own"))
-    # Numbers that are nobody's in the PCI ID list, so that no driver applies another device's
+    # Numbers that are unassigned in the PCI ID list, so that no driver applies another device's
     # quirks.
     vendor_id: int = attrs.field(default=0x6E61, validator=in_range(1, 0xFFFE))
     subsystem_vendor_id: int = attrs.field(default=0x6E61, validator=in_range(0, 0xFFFF))
@@ -155,7 +156,7 @@ class EmulatorConfig:
 
     @formats.default
     def _formats(self) -> tuple[LbaFormat, ...]:
-        """512 and 4096 bytes, which every drive has, and what the namespaces begin with."""
+        """512 and 4096 bytes, which every drive has, and the namespaces' initial format."""
         if self.block not in BLOCK_SIZES:
             return ()  # the validator of `block` refuses it
         plain = (LbaFormat(512), LbaFormat(4096))
@@ -194,14 +195,14 @@ class EmulatorConfig:
     def parse(cls, options: str) -> EmulatorConfig:
         """From "size=1GiB,block=4096,…", the part of a URI after "emulated:".
 
-        Values may be percent-encoded (%2C: a comma). ConfigurationError names the option and what
-        it may be.
+        Values may be percent-encoded (%2C: a comma). ConfigurationError names the option and its
+        valid values.
         """
         return cls.from_options(cls.split(options))
 
     @staticmethod
     def split(options: str) -> dict[str, str]:
-        """Options by name; ConfigurationError for what has no form or is given twice."""
+        """Options by name; ConfigurationError for malformed or repeated ones."""
         values: dict[str, str] = {}
         for option in options.split(",") if options else []:
             key, equals, value = option.partition("=")
@@ -214,7 +215,9 @@ class EmulatorConfig:
 
     @classmethod
     def from_options(cls, values: dict[str, Any]) -> EmulatorConfig:
-        """From options by name, values as text or of their own type. None stands for the default."""
+        """From options by name, values as text or of their own type. None stands for the
+        default.
+        """
         arguments: dict[str, Any] = {}
         extras: dict[str, Any] = {}
         for key, value in values.items():
@@ -248,7 +251,7 @@ class EmulatorConfig:
 
     @property
     def media(self) -> list[Medium]:
-        """The namespaces' media; looks at the files' sizes where `size` was left open."""
+        """The namespaces' media; uses the files' sizes if `size` is not given."""
         if self.medium != "file":
             return [self._medium(self.size or _DEFAULT_SIZE)] * self.namespaces
         return [self._medium(self.size or self._file_size(path), path) for path in self.paths()]

@@ -35,7 +35,7 @@ _HEXADECIMAL = ("payload", "nguid", "eui64", "uuid")
 
 
 def _decode(args: dict[str, Any]) -> dict[str, Any]:
-    """JSON's idea of arguments to ours."""
+    """JSON arguments to Python's."""
     decoded = dict(args)
     for key in _DELAYS:
         if decoded.get(key) == "forever":
@@ -50,7 +50,7 @@ def _decode(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encode(value: Any) -> Any:
-    """Our results to what JSON can say."""
+    """Python results to JSON's types."""
     if attrs.has(type(value)):
         return {field.name: _encode(getattr(value, field.name)) for field in attrs.fields(type(value))}
     if isinstance(value, bytes):
@@ -65,8 +65,8 @@ def _encode(value: Any) -> Any:
 
 
 class ControlServer:
-    """Answers control clients for one controller, in the running event loop; what may block runs in
-    a thread.
+    """Answers control clients for one controller, in the running event loop; blocking operations
+    run in a thread.
     """
 
     def __init__(self, controller: EmulatedController) -> None:
@@ -139,7 +139,7 @@ class ControlServer:
                 known = ", ".join(sorted(self._operations))
                 raise ConfigurationError(f"unknown operation {request.get('op')!r}; there are {known}")
             return {"ok": True, "result": _encode(operation(**_decode(request.get("args", {}))))}
-        except Exception as error:  # the client gets to know, and the server goes on
+        except Exception as error:  # the client gets the error, and the server continues
             return {"ok": False, "error": f"{type(error).__name__}: {error}"}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -166,7 +166,7 @@ class ControlClient(JsonLinesClient):
         super().__init__(path, timeout=timeout, max_answer=MAX_ANSWER)
 
     def call(self, op: str, **args: Any) -> Any:
-        """The result; RuntimeError with the server's words when it refuses."""
+        """The result; RuntimeError with the server's message if it refuses."""
         try:
             return self._exchange({"op": op, "args": args})
         except ConnectionError as error:

@@ -16,7 +16,7 @@ from nvme_async.runtime.sockets import ListeningSocket
 
 
 class _SharedReactor:
-    """One reactor for the process, there while somebody uses it."""
+    """One reactor for the process, which exists while it is used."""
 
     def __init__(self) -> None:
         self._forget()
@@ -51,14 +51,14 @@ class EmulatedController:
 
     Threads: every method may be called from any thread; none waits for a client. It owns the thread
         it starts
-    (or a share in the common one), the medium, its sockets and descriptors; close() releases them
-    all, and so does garbage collection in the end.
+    (or a share of the common one), the medium, its sockets and descriptors; close() releases them
+    all, and so does garbage collection eventually.
 
-    faults: what to make it do wrong, and what it has counted and traced.
+    faults: fault injection, counters and traces.
 
-    patience: seconds that a client may leave something half done (the handshake, a message, taking
-        a reply)
-    before it is dropped; 0 = for ever.
+    patience: seconds that a client may leave something incomplete (the handshake, a message,
+        reading a reply)
+    before it is dropped; 0 = forever.
     """
 
     def __init__(self, config: EmulatorConfig | str = "", *, patience: float = 3.0) -> None:
@@ -100,8 +100,8 @@ class EmulatedController:
             _shared.release()
 
     def connect(self) -> socket.socket:
-        """The client's end of a new connection, the caller's to close. OSError (EBUSY) while there
-        is another.
+        """The client's end of a new connection, which the caller must close. OSError (EBUSY)
+        while there is another.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -112,10 +112,10 @@ class EmulatedController:
         return ours
 
     def listen(self, path: str | os.PathLike[str]) -> None:
-        """Serves clients that connect to the socket at `path`, one after the other.
+        """Serves clients that connect to the socket at `path`, one after another.
 
-        Each waits until the one before has gone. A socket file that nobody listens on is replaced.
-        ConfigurationError when the path can't be had.
+        Each waits until the previous one has disconnected. A socket file without a listener is
+        replaced. ConfigurationError if the path isn't available.
         """
         if self._listening is not None:
             raise ConfigurationError(f"already listening on {self._listening.path}")
@@ -128,11 +128,11 @@ class EmulatedController:
         self._listening = listening
 
     def serve_tcp(self, *endpoints: tuple[str, int], config: TcpConfig | None = None) -> list[tuple[str, int]]:
-        """Serves NVMe/TCP too, on these (address, port)s: any number of hosts at once, each with a
-        controller of its own in one subsystem, and the discovery service. Once.
+        """Serves NVMe/TCP too, on these (address, port)s: any number of hosts at once, each with
+        its own controller in one subsystem, and the discovery service. May be called once.
 
-        Returns the addresses with the ports as they are (0 takes a free one). ConfigurationError
-        when one of them can't be had.
+        Returns the addresses with the actual ports (0 takes a free one). ConfigurationError if one
+        of them isn't available.
         """
         sockets: list[socket.socket] = []
         try:
@@ -148,7 +148,7 @@ class EmulatedController:
         return names
 
     def drop_tcp(self) -> None:
-        """Cuts every NVMe/TCP connection; hosts may come back."""
+        """Cuts every NVMe/TCP connection; hosts may reconnect."""
         self._controller.drop_tcp()
 
     def tcp_stats(self) -> dict[str, int]:
@@ -168,8 +168,8 @@ class EmulatedController:
         return self._controller.stats()
 
     def reactor_stats(self) -> dict[str, int]:
-        """Of the thread that serves it, maybe among others: cpu_ns, sleeps, naps, controllers,
-        active.
+        """Counters of the thread that serves it, possibly with others: cpu_ns, sleeps, naps,
+        controllers, active.
         """
         return self._controller.reactor.stats()
 
@@ -178,9 +178,7 @@ class EmulatedController:
         return self._controller.closed
 
     def close(self) -> None:
-        """Drops the client and releases everything. Harmless when repeated, and in a fork()ed
-        child.
-        """
+        """Drops the client and releases everything. May be repeated, also in a fork()ed child."""
         if self._controller.closed or self._pid != os.getpid():
             return
         if self._listening is not None:

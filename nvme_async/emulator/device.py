@@ -1,4 +1,4 @@
-"""A controller of the device's own, in this process: what an `emulated:` URI names."""
+"""A device with its own controller in this process, for `emulated:` URIs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nvme_async.device.base import DeviceIds, Saved
 from nvme_async.device.vfio_user import DEFAULT_TIMEOUT, VfioUserDevice
 from nvme_async.emulator import EmulatedController, EmulatorConfig
 
-# By the identity of the client's socket, which survives duplication: a device that is handed on
+# By the identity of the client's socket, which survives duplication: a device that is handed over
 # within this process finds its controller.
 _running: dict[tuple[int, int], EmulatedController] = {}
 
@@ -21,7 +21,9 @@ os.register_at_fork(after_in_child=_running.clear)
 
 
 def _end_all() -> None:
-    """Those that were handed on and not taken up by the end of this process, whose threads end with it."""
+    """Those that were handed over and not taken by the end of this process, whose threads end
+    with it.
+    """
     while _running:
         _running.popitem()[1].close()
 
@@ -45,8 +47,8 @@ def _identity(fd: int) -> tuple[int, int]:
 
 
 class EmulatedDevice(VfioUserDevice):
-    """Reached as any vfio-user device is; close() ends the controller too, detach() does not: it
-    lives as long as this process.
+    """Accessed like any vfio-user device; close() ends the controller too, detach() does not: it
+    exists as long as this process.
 
     emulator: the controller, for faults and counters; None where it runs in another process, and
         after detach().
@@ -97,7 +99,7 @@ class EmulatedDevice(VfioUserDevice):
 
 
 def open_uri(options: str, *, timeout: float = DEFAULT_TIMEOUT) -> EmulatedDevice:
-    """What `emulated:OPTIONS` opens: a controller in this process."""
+    """Opens `emulated:OPTIONS`: a controller in this process."""
     return EmulatedDevice.start(options, timeout=timeout)
 
 

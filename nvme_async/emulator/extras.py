@@ -1,4 +1,4 @@
-"""What an emulated controller can have beyond a plain drive: an option for each, off unless it is asked for."""
+"""Features of an emulated controller beyond a plain drive: one option each, off by default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHORTEST = 0.001
 
 
 def _parse_duration(text: str | float | bool, name: str) -> float:
-    """Seconds; "on" is as short as it gets, "off" is 0."""
+    """Seconds; "on" is the shortest time, "off" is 0."""
     try:
         return _SHORTEST if parse_bool(text if isinstance(text, bool) else str(text), name) else 0.0
     except ConfigurationError:
@@ -30,20 +30,21 @@ class Extras:
             Attachment. Created namespaces are on the same kind of medium.
         self_test: seconds that a short device self-test takes; an extended one takes twice as long.
         sanitize: seconds that a sanitize takes.
-        firmware_slots: 2 to 7; offers Firmware Image Download and Commit. An image is what begins
-            with eight printable characters, which are its revision.
+        firmware_slots: 2 to 7; offers Firmware Image Download and Commit. An image starts with
+            eight printable characters, its revision.
         lba_status: Get LBA Status and its log page.
         endurance: an endurance group, with its log pages.
         telemetry: the telemetry log pages.
         persistent_events: the Persistent Event log page.
         security: Security Send and Receive, as far as TCG's level 0 discovery.
         write_cache: RAM media have a volatile write cache of 64 MiB, which Faults.power_loss()
-            empties.
+            drops.
         key_value: the namespaces hold keys of up to 16 bytes and values of up to 1 MiB, not blocks.
-        zoned: the namespaces are zoned; zone_size, zone_capacity: bytes of a zone, and of it that can
+        zoned: the namespaces are zoned; zone_size, zone_capacity: bytes of a zone, and of its part
+            that can
             be written (by default 1 MiB, and all of it). max_open, max_active: zones, 0 for no
             limit. zasl: limit of Zone Append, a power of two over 4 KiB, 0 for MDTS.
-        ana: number of ANA groups, which the namespaces are in by turns.
+        ana: number of ANA groups, to which the namespaces are assigned in turn.
     """
 
     capacity: int = attrs.field(default=0, validator=in_range(0, 1 << 50))

@@ -1,4 +1,4 @@
-"""Faults of an emulated controller, and what it has seen: for tests of whatever drives it.
+"""Faults of an emulated controller, and its observations, for tests of drivers.
 
     rule = controller.faults.add(opcode=0x02, queue="io", skip=9, count=1, fail=0x281, dnr=True)
     …the tenth read fails with an unrecovered read error…
@@ -59,12 +59,12 @@ class DmaRange:
 
 @attrs.frozen
 class Outstanding:
-    """A command that the controller holds: it may still touch `ranges`, and will post to the
+    """A command that the controller holds: it may still access `ranges`, and will post to the
         completion
     queue.
 
-    executed: only its completion is still due. deadline: CLOCK_MONOTONIC seconds at which it goes
-        on by
+    executed: only its completion is still due. deadline: CLOCK_MONOTONIC seconds at which it
+        continues by
     itself.
     """
 
@@ -98,7 +98,7 @@ class Rule:
 
     @property
     def hits(self) -> int:
-        """Commands that matched so far, those skipped included."""
+        """Commands that matched so far, including skipped ones."""
         return self._faults.hits(self.id)[0]
 
     @property
@@ -107,8 +107,8 @@ class Rule:
         return self._faults.hits(self.id)[1]
 
     def wait(self, hits: int = 1, timeout: float = 5.0) -> None:
-        """Until `hits` commands have matched; TimeoutError after `timeout` seconds. Blocks the
-        calling thread.
+        """Waits until `hits` commands have matched; TimeoutError after `timeout` seconds. Blocks
+        the calling thread.
         """
         self._faults.wait(self.id, hits, timeout)
 
@@ -118,8 +118,8 @@ class Rule:
 
 
 class Faults:
-    """Every method may be called from any thread. What the reactor has to carry out is bounded by 5
-    s (TimeoutError).
+    """Every method may be called from any thread. Operations of the reactor are limited to 5 s
+    (TimeoutError).
     """
 
     def __init__(self, controller: _emulator.Controller) -> None:
@@ -161,7 +161,7 @@ class Faults:
         cid, cdw10; match: further bytes of the command by offset. skip: how many to let pass first;
         count: how many to act on, 0 for all.
 
-        What happens, combined where that makes sense. delay: execute that many seconds later
+        Actions, which can be combined if that makes sense. delay: execute that many seconds later
             (FOREVER: until
         release()). delay_post: execute at once, complete later. drop: execute, never complete.
             discard:
@@ -171,8 +171,9 @@ class Faults:
             execution
         (its status without the phase bit). wrong_phase. duplicate: post twice. reorder: post after
         that many
-        later ones. payload: what the data begin with: for the host where it reads them, on the medium where it
-        writes them, its own memory left alone; a command without data cannot have one. lose_interrupt,
+        later ones. payload: the first bytes of the data: for the host on reads, on the medium on
+        writes, without changing the host's own memory; a command without data cannot have one.
+        lose_interrupt,
             spurious_interrupt.
         fatal: CSTS.CFS instead of execution. remove: surprise removal instead.
         """
@@ -228,7 +229,7 @@ class Faults:
         self._faults.clear()
 
     def release(self) -> None:
-        """Held commands go on at once, as if their delay were over."""
+        """Held commands continue at once, as if their delay were over."""
         self._faults.release()
 
     def enable_delay(self, ready: float = 0.0, disabled: float = 0.0) -> None:
@@ -239,7 +240,7 @@ class Faults:
         self._faults.enable_delay(_nanoseconds(ready), _nanoseconds(disabled))
 
     def mqes(self, mqes: int = -1) -> None:
-        """What CAP.MQES reads and is enforced as from now on; -1: as configured."""
+        """The value that CAP.MQES reads and enforces from now on; -1: as configured."""
         self._faults.mqes(mqes)
 
     def fatal(self) -> None:
@@ -255,15 +256,17 @@ class Faults:
         self._faults.interrupt(vector)
 
     def temperature(self, kelvin: int) -> None:
-        """The composite temperature that the SMART log tells; may cause its event."""
+        """The composite temperature in the SMART log; may cause its event."""
         self._faults.temperature(kelvin)
 
     def power_loss(self, seed: int | None = None) -> None:
-        """The power fails: a surprise removal, and what was not on the medium is lost: all that volatile write caches
-        (`write_cache=on`) held, and every write that was not executed.
+        """Power loss: a surprise removal, and data that was not on the medium is lost: the
+        content of volatile write caches (`write_cache=on`), and every write that was not
+        executed.
 
-        seed: then each logical block is lost or not by itself, whether it was in a cache or in a write under way
-            (one that a rule delays). A block is never torn (AWUPF 0); the same seed has the same outcome.
+        seed: then each logical block is lost or kept separately, in a cache as well as in a write
+            in progress (one that a rule delays). A block is never torn (AWUPF 0); the same seed has
+            the same outcome.
 
         remove_device(False) brings the controller back.
         """
@@ -280,8 +283,8 @@ class Faults:
         self._faults.zone_state(nsid, zone, state)
 
     def ana_state(self, group: int, state: int) -> None:
-        """Puts an ANA group into a state: 1 optimized, 2 non-optimized, 3 inaccessible, 4 persistent
-        loss, 15 change.
+        """Sets the state of an ANA group: 1 optimized, 2 non-optimized, 3 inaccessible, 4
+        persistent loss, 15 change.
         """
         self._faults.ana_state(group, state)
 
@@ -299,7 +302,8 @@ class Faults:
         guard: int = 16,
         notice: bool = True,
     ) -> None:
-        """A new namespace. notice: the host is told (Changed Namespace List, asynchronous event).
+        """A new namespace. notice: the host is notified (Changed Namespace List, asynchronous
+        event).
 
         Block size, metadata and guard must be one of the controller's LBA formats.
         """
@@ -321,14 +325,18 @@ class Faults:
         uuid: bytes | None = None,
         notice: bool = True,
     ) -> None:
-        """Gives a namespace other names, as if another disk were under its nsid. None: it stays; zeroes: none."""
+        """Changes a namespace's identifiers, as if another disk had its nsid. None: unchanged;
+        zeroes: none.
+        """
         for name, value, size in (("nguid", nguid, 16), ("eui64", eui64, 8), ("uuid", uuid, 16)):
             if value is not None and len(value) != size:
                 raise ConfigurationError(f"{name} of {len(value)} bytes: must have {size}")
         self._faults.namespace_identity(nsid, nguid, eui64, uuid, notice)
 
     def outstanding(self) -> list[Outstanding]:
-        """The commands that the controller holds, with the memory it may still touch for them."""
+        """The commands that the controller holds, with the memory that it may still access for
+        them.
+        """
         return [
             Outstanding(
                 qid,
@@ -363,5 +371,5 @@ class Faults:
 
     @property
     def csts(self) -> int:
-        """CSTS as it stands, without the side effects of a register read."""
+        """The current CSTS, without the side effects of a register read."""
         return self._faults.csts()

@@ -1,4 +1,4 @@
-"""LBA formats of an emulated controller: what Format NVM can make of its namespaces."""
+"""LBA formats of an emulated controller, from which Format NVM can choose."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class LbaFormat:
         return 8 if self.guard == 16 else 16
 
     def same_blocks(self, other: LbaFormat) -> bool:
-        """Whether both are the same but for the storage tag."""
+        """Whether both are the same except for the storage tag."""
         return attrs.evolve(self, storage_tag_bits=0) == attrs.evolve(other, storage_tag_bits=0)
 
     def __str__(self) -> str:
@@ -72,7 +72,9 @@ def format_names(formats: tuple[LbaFormat, ...]) -> str:
 
 
 def parse_formats(text: str | tuple[LbaFormat, ...], name: str = "formats") -> tuple[LbaFormat, ...]:
-    """From "512/4096/512+8/4096+16g64s16": bytes of data, of metadata, bits of the guard, of the storage tag."""
+    """From "512/4096/512+8/4096+16g64s16": bytes of data, of metadata, bits of the guard, of the
+    storage tag.
+    """
     if not isinstance(text, str):
         return tuple(text)
     formats = []

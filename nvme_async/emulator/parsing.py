@@ -1,4 +1,6 @@
-"""How the options of an emulated controller are read and checked: every refusal names the option and what it may be."""
+"""Parsing and checking the options of an emulated controller: every refusal names the option and
+its valid values.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(ib)?", re.IGNORECASE)
 def parse_size(text: str | int, name: str = "size") -> int:
     """Bytes from "4096", "128KiB", "1.5GiB", "64k", "1g": units are powers of 1024, in either case.
 
-    Raises ConfigurationError for anything else, decimal units (kB, MB) among them.
+    Raises ConfigurationError for anything else, including decimal units (kB, MB).
     """
     if isinstance(text, int):
         return text

@@ -1,4 +1,4 @@
-"""The emulated controller as an NVMe/TCP target: where it listens and what it agrees to."""
+"""The emulated controller as an NVMe/TCP target: its addresses and parameters."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class TcpConfig:
     """How an emulated controller serves NVMe/TCP (NVM Express TCP Transport 1.0).
 
     Attributes:
-        nqn: of its subsystem. The discovery subsystem is there besides.
+        nqn: of its subsystem. There is also the discovery subsystem.
         in_capsule: bytes of write data that a command capsule of an I/O queue may hold.
         max_h2c: most bytes of one H2CData PDU (MAXH2CDATA).
-        r2t_bytes, c2h_bytes: most that one R2T asks for, and that one C2HData carries; 0: all of a
-            command's data.
+        r2t_bytes, c2h_bytes: maximum that one R2T requests, and that one C2HData carries; 0: all of
+            a command's data.
         alignment: of data that hosts send, in bytes (CPDA), a multiple of 4 up to 128.
-        header_digest, data_digest: agree to them where a host asks.
-        always_success: C2HData with SUCCESS, in the place of a response, for every host; otherwise
-            only where SQ flow control is off.
+        header_digest, data_digest: agree to them if a host requests them.
+        always_success: C2HData with SUCCESS, in place of a response, for every host; otherwise only
+            if SQ flow control is off.
         referrals: [(address, port)] of other discovery services.
     """
 
@@ -78,7 +78,9 @@ def parse_endpoint(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, in
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A bound, non-blocking one; port 0 takes a free one. ConfigurationError when it can't be had."""
+    """A bound, non-blocking socket; port 0 takes a free one. ConfigurationError if it isn't
+    available.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

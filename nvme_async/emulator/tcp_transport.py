@@ -1,7 +1,8 @@
-"""What an `emulated-tcp:` URI opens: an emulated controller of this process, reached over NVMe/TCP on loopback.
+"""The transport of `emulated-tcp:` URIs: an emulated controller of this process, over NVMe/TCP
+on loopback.
 
-emulated-tcp:OPTIONS takes the options of emulated: and those of TcpConfig (in_capsule, max_h2c, r2t_bytes,
-c2h_bytes, alignment, header_digest, data_digest, always_success, nqn).
+emulated-tcp:OPTIONS takes the options of emulated: and those of TcpConfig (in_capsule, max_h2c,
+r2t_bytes, c2h_bytes, alignment, header_digest, data_digest, always_success, nqn).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _FIELDS = {field.name: field for field in attrs.fields(TcpConfig) if field.name 
 
 
 def split(options: str) -> tuple[EmulatorConfig, TcpConfig]:
-    """ConfigurationError names the option that makes no sense."""
+    """ConfigurationError names the invalid option."""
     values = EmulatorConfig.split(options)
     words: dict[str, Any] = {}
     for name in [name for name in values if name in _FIELDS]:

@@ -3,8 +3,12 @@
 `benchmarks/fio.py` and `nvme-async bench` are this package. One direction of reading it:
 
     options     every option: its type, default, parser and help
-    jobfile     ini files and the command line → jobs plan        a job and a namespace → what the
-    loop needs: generator, limits, buffers engine      the loops that await I/O          verify
-    what is written, and whether it comes back run         threads, groups, time, ETA        stats
-    what was measured output_*    fio's text, JSON and terse forms  main       the program
+    jobfile     ini files and the command line → jobs
+    plan        a job and a namespace → the loop's parameters: generator, limits, buffers
+    engine      the loops that await I/O
+    verify      the content of written blocks, and its check
+    run         threads, groups, time, ETA
+    stats       the measurements
+    output_*    fio's text, JSON and terse forms
+    main        the program
 """

@@ -1,4 +1,4 @@
-"""The checksums of verify=: each takes what is behind the header and gives its digest."""
+"""The checksums of verify=: each takes the bytes after the header and returns their digest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nvme_async.native._fio import crc7, crc32c, crc64, xxh64
 
 _SHORT, _WORD, _LONG = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
 
-# The order is that of the numbers in headers on media: new ones go to the end.
+# The order is that of the numbers in headers on media: append new ones.
 CHECKSUMS: dict[str, Callable[[memoryview], bytes]] = (
     {
         "crc32c": lambda data: _WORD.pack(crc32c(data)),

@@ -1,8 +1,8 @@
-"""The command line → jobs, with those of the job files that it names.
+"""The command line → jobs, including those of its job files.
 
-`--name=` begins a job; options before the first one are for all. They are the defaults of the jobs
-on the command line, and override what job files say: so a published file runs on any device with
---filename= in front of it.
+`--name=` starts a job; options before the first one apply to all. They are the defaults of the jobs
+on the command line, and override job files: so a published file runs on any device with --filename=
+before it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Job:
 
 @attrs.define
 class CommandLine:
-    """What was typed: the program's own options, job files, defaults, and jobs with their options."""
+    """The command line: the program's own options, job files, defaults, and jobs with their
+    options.
+    """
 
     program: dict[str, str] = attrs.Factory(dict)
     wanted_sections: list[str] = attrs.Factory(list)
@@ -136,7 +138,7 @@ def _take(name: str, rest: list[str]) -> str:
 def load_jobs(line: CommandLine) -> tuple[list[Job], dict[str, str]]:
     """All jobs in their order, and the options of the last [global], for the report.
 
-    Raises ConfigurationError, also where no file has a --section that is asked for.
+    Raises ConfigurationError, also if no file has a requested --section.
     """
     jobs = [_job(section, line.defaults) for section in line.sections]
     defaults: dict[str, str] = {}
@@ -174,7 +176,9 @@ def command_line(job: Job) -> str:
 
 
 def debug_lines(line: CommandLine) -> Iterator[str]:
-    """--debug=parse: each option of the command line as it was taken; of steadystate, in fio's words."""
+    """--debug=parse: each option of the command line as it was taken; of steadystate, in fio's
+    words.
+    """
     for texts in (line.defaults, *line.sections):
         for name, text in texts.items():
             yield f"parse    {name}={text}"

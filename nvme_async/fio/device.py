@@ -1,5 +1,5 @@
-"""What the benchmark needs of a driver. `nvme_async.Controller` and `Namespace` have it; so has the
-tests' in-memory one.
+"""The driver interface that the benchmark needs. `nvme_async.Controller` and `Namespace`
+implement it, and so does the tests' in-memory controller.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The loops that await I/O: the plain ones, as thin as a loop can be, and the one for everything
+"""The loops that await I/O: the plain ones, as short as possible, and the one for everything
 else.
 
-A job of iodepth N on one device is N coroutines which take I/Os from one generator and await each
-by itself, the way an application does. All of a job runs on one event loop in one thread.
+A job of iodepth N on one device is N coroutines that take I/Os from one generator and await each
+separately, as an application does. All of a job runs on one event loop in one thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nvme_async.native._fio import READ, TRIM, WRITE, Generator, Recorder, Slot,
 
 @attrs.define
 class Target:
-    """One namespace that a job works on, and where."""
+    """One namespace that a job uses, and its region."""
 
     uri: str
     controller: BenchController
@@ -66,7 +66,7 @@ async def plain_mix(
 
 @types.coroutine
 def until_submitted(slot: Slot, call: Awaitable[Any]) -> Steps[Any, Any, Any]:
-    """Awaits `call`, and notes when it first suspended: then its command is with the device."""
+    """Awaits `call`, and records when it first suspended: then the device has its command."""
     steps = call.__await__()
     try:
         pending = next(steps)
@@ -87,7 +87,9 @@ def until_submitted(slot: Slot, call: Awaitable[Any]) -> Steps[Any, Any, Any]:
 
 
 def _reachable(controller: BenchController, nbytes: int) -> Any:
-    """Memory that the device reaches; page-aligned memory of the process where a transport has no DMA."""
+    """Memory that the device can access; page-aligned memory of the process if a transport has
+    no DMA.
+    """
     try:
         return controller.alloc(nbytes)
     except ConfigurationError:
@@ -95,8 +97,8 @@ def _reachable(controller: BenchController, nbytes: int) -> Any:
 
 
 class Buffers:
-    """Memory of one coroutine that the device reaches, and views of it of each size that is asked
-    for.
+    """Memory of one coroutine that the device can access, and views of it for each requested
+    size.
     """
 
     def __init__(self, controller: BenchController, nbytes: int, options: Options, key: int) -> None:
@@ -117,9 +119,7 @@ class Buffers:
             fill_random(view, key % 2**64)
 
     def of(self, nbytes: int) -> Any:
-        """The first `nbytes`; the memory itself if that is all of it, which is the cheapest to
-        pass.
-        """
+        """The first `nbytes`; the memory itself if that is all of it, which is the cheapest."""
         return self._memory if nbytes == self._nbytes else self.view(nbytes)
 
     def view(self, nbytes: int) -> memoryview:
@@ -129,7 +129,7 @@ class Buffers:
         return view
 
     def free(self) -> None:
-        """Gives the memory back. No I/O on it may be in flight."""
+        """Frees the memory. No I/O on it may be in flight."""
         for view in self._views.values():
             view.release()
         self._views.clear()
@@ -182,8 +182,8 @@ class Engine:
         return self.recorder.stopped or (deadline is not None and time.monotonic_ns() >= deadline)
 
     async def run(self) -> None:
-        """Does the job's I/O once. Raises the first error of an I/O, when all others have come
-        back.
+        """Does the job's I/O once. Raises the first error of an I/O, after all others have
+        completed.
         """
         gate = Gate(self._group, len(self._slots)) if self._group > 1 else None
         plain = is_plain(self.options)
@@ -198,7 +198,7 @@ class Engine:
         await _all(coroutines)
 
     async def _guard(self, slot: Slot, loop: Any) -> None:
-        """One failure stops the job: the others finish what they have begun, and begin nothing
+        """One failure stops the job: the others finish their current I/O, and start nothing
         more.
         """
         try:
@@ -286,7 +286,7 @@ class Engine:
         self.recorder.record_sync(time.monotonic_ns() - began)
 
     async def verify_pass(self, target: Target) -> None:
-        """Reads back what the job wrote to `target`, with all coroutines; those that are bad are in
+        """Reads back what the job wrote to `target`, with all coroutines; bad blocks are in
         target.verify.
         """
         verify = target.verify

@@ -1,7 +1,7 @@
-"""ioengine=: this program's two engines, and the names that job files of the kernel's world have.
+"""ioengine=: this program's two engines, and the names that existing job files use.
 
-There an engine is a way into the kernel. Here nothing goes through the kernel, so all of them are
-one await for each I/O; those that have one I/O at a time have one here too.
+In fio an engine is an interface of the kernel. Here nothing goes through the kernel, so all of them
+become one await per I/O; engines with one I/O at a time have one here too.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ OTHERS = frozenset(
     libiscsi rados binject external dfs librpma_apm_server librpma_gpspm_server
     """.split()  # noqa: SIM905
 )
-"""What doesn't do I/O on a block device by commands."""
+"""Engines that don't do I/O on a block device by commands."""
 
 
 def engine(text: str) -> str:
-    """ "await" or "many" for a name; raises ConfigurationError for what can be neither."""
+    """ "await" or "many" for a name; raises ConfigurationError for one that can be neither."""
     name = text.partition(":")[0]
     if name in OWN:
         return name
@@ -41,7 +41,7 @@ def engine(text: str) -> str:
 
 
 def note(text: str, iodepth: int) -> str:
-    """One line on what a mapped name came to; empty for this program's own."""
+    """One line about the mapping of a name; empty for this program's own."""
     if text in OWN or not text:
         return ""
     capped = text in ONE_AT_A_TIME and iodepth > 1

@@ -17,7 +17,7 @@ Totals = tuple[int, int, int]
 
 
 def run_string(letters: Sequence[str]) -> str:
-    """`r(2),w(1)`: what the jobs are at, equal neighbours counted."""
+    """`r(2),w(1)`: the jobs' states, with counts of equal neighbours."""
     groups = ((letter, len(list(group))) for letter, group in itertools.groupby(letters))
     return ",".join(f"{letter}({count})" for letter, count in groups)
 
@@ -49,7 +49,7 @@ def eta_line(
 class EtaLine:
     """Draws the line over itself on a terminal. when: "auto" (a terminal only), "always", "never".
 
-    every: seconds between two. newline: a line of its own each so many seconds; 0: never.
+    every: seconds between two. newline: a separate line every so many seconds; 0: never.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What stands for something else in a job file's text: ${VAR}, $ncpus and its kin, (arithmetic)."""
+"""Substitutions in a job file's text: ${VAR}, $ncpus and other keywords, (arithmetic)."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _keywords() -> dict[str, int]:
 
 
 def substitute(text: str) -> str:
-    """${VAR} by the environment, nothing where it isn't set; $ncpus, $pagesize, $mb_memory, and
-    arithmetic with them (8*$mb_memory), by their values. All as fio has it.
+    """${VAR} by the environment, nothing if it isn't set; $ncpus, $pagesize, $mb_memory, and
+    arithmetic with them (8*$mb_memory), by their values. All as in fio.
     """
     text = re.sub(r"\$\{(\w+)\}", lambda match: os.environ.get(match[1], ""), text)
     found = False
@@ -54,7 +54,8 @@ def substitute(text: str) -> str:
 
 
 def evaluate(text: str) -> str:
-    """The value of an expression of numbers, + - * / % ^ and parentheses: "4096" for 4*1024, or 4*1k.
+    """The value of an expression of numbers, + - * / % ^ and parentheses: "4096" for 4*1024, or
+    4*1k.
 
     Raises ConfigurationError for anything else.
     """

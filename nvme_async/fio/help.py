@@ -1,4 +1,4 @@
-"""What --help, --cmdhelp and --cmdhelp=OPTION print."""
+"""The output of --help, --cmdhelp and --cmdhelp=OPTION."""
 
 from __future__ import annotations
 

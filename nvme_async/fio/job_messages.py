@@ -53,7 +53,9 @@ class Progress:
 
 @attrs.frozen
 class Message:
-    """From the process. what: "ready", "log", "progress", "stats", "done" or "logged"; the last two say what failed."""
+    """From the process. what: "ready", "log", "progress", "stats", "done" or "logged"; the last
+    two say what failed.
+    """
 
     what: str
     text: str = ""

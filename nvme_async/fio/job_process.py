@@ -1,7 +1,9 @@
-"""A job in a process of its own: `python -m nvme_async.fio.job_process FD`, started by processes.py.
+"""A job in a process of its own: `python -m nvme_async.fio.job_process FD`, started by
+processes.py.
 
-FD is a connected socket: a Plan comes first, then orders; what happens goes the other way, as Messages. The process
-takes a lease on each of its devices, and does its I/O without asking anyone. It ends when the other end does.
+FD is a connected socket: a Plan comes first, then orders; what happens goes the other way, as
+Messages. The process takes a lease on each of its devices, and does its I/O without asking anyone.
+It ends when the other end does.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ _MAX_INCLUDES = 16
 
 
 class _Located(ConfigurationError):
-    """An error that says where it is; an including file adds nothing to it."""
+    """An error with its place; an including file adds nothing to it."""
 
 
 @attrs.define
 class _Reader:
-    """Sections as far as they are read. An include goes on in the section that it stands in."""
+    """The sections read so far. An include continues the section that it stands in."""
 
     sections: list[tuple[str, dict[str, str]]] = attrs.Factory(list)
 
@@ -69,7 +69,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _included(path: str, name: str) -> str:
-    """Beside the file that includes it, or else where the program runs, as fio looks."""
+    """Next to the file that includes it, otherwise in the working directory, as in fio."""
     beside = Path(path).parent / name
     return str(beside) if beside.exists() or not Path(name).exists() else name
 

@@ -1,4 +1,4 @@
-"""fio's other options: those accepted, because they ask for what is so anyway, and those refused by
+"""fio's other options: those accepted because they change nothing here, and those refused by
 name.
 """
 
@@ -39,7 +39,9 @@ NO_CACHE = "buffered I/O is not used: this program asks for no page cache, and m
 
 
 def cache_note(texts: Mapping[str, str]) -> str | None:
-    """What is said of jobs that ask for the page cache (direct=0, buffered=1), which is not there."""
+    """What is said of jobs that ask for the page cache (direct=0, buffered=1), which is not
+    there.
+    """
     for name, asks in (("direct", lambda text: not boolean(text)), ("buffered", boolean)):
         if name in texts and asks(texts[name]):
             return f"{name}={texts[name]}: {NO_CACHE}"
@@ -100,8 +102,9 @@ ACCEPTED = {
     """.split(),  # noqa: SIM905
     ON_DEVICE,
 )
-"""Files, the kernel's caches, its ways in and its schedulers: nothing of them is between an await and a
-drive, so they change nothing that is measured. What the others ask for is so anyway, or refused.
+"""Files, the kernel's caches, its ways in and its schedulers: nothing of them is between an
+await and a drive, so they change nothing that is measured. What the others ask for is so anyway,
+or refused.
 """
 
 KNOWN_TO_FIO = frozenset(

@@ -133,7 +133,9 @@ class HistogramLog:
 
 
 class AggregateLog:
-    """--bandwidth-log: what all jobs together do each second, in KiB/s, a file for each direction."""
+    """--bandwidth-log: what all jobs together do each second, in KiB/s, a file for each
+    direction.
+    """
 
     def __init__(self, folder: str = "") -> None:
         self._folder = Path(folder)

@@ -37,15 +37,15 @@ FORMATS = ("normal", "terse", "json", "json+")
 
 
 def main(arguments: Sequence[str] | None = None, *, opener: Opener = open_device, stdout: TextIO | None = None) -> int:
-    """Runs the program and returns its exit code. Nothing is raised but what is a defect."""
+    """Runs the program and returns its exit code. Raises only for defects."""
     out = stdout or sys.stdout
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments, opener, out)
         out.flush()
         return code
     except BrokenPipeError:
-        # The report's reader has left, as `| head` does: what Python would flush at its end goes
-        # nowhere, without a word.
+        # The report's reader has closed the pipe, as `| head` does: Python's final flush is
+        # silently discarded.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), out.fileno())
     except ConfigurationError as error:
@@ -99,7 +99,7 @@ def _main(arguments: Sequence[str], opener: Opener, out: TextIO) -> int:
 
 @attrs.define
 class Report:
-    """What the program's own options want to be shown, and how."""
+    """The output that the program's own options request."""
 
     formats: list[str]
     terse_version: int
@@ -155,7 +155,7 @@ def _run(
             uri.startswith(("tcp:", "kernel:", "file:")) for uri in _devices(jobs)
         )
         _print_banner(jobs, log, apart)
-    # Beside a report for machines, not in it, and not among errors if there is another place.
+    # Next to a machine-readable report, not in it, and not among errors if there is another place.
     beside = out if text else sys.stdout if apart else sys.stderr
     for note in dict.fromkeys(_notes(jobs)):
         print(f"fio: {note}", file=beside, flush=True)
@@ -179,7 +179,7 @@ def _run(
 
 
 def _notes(jobs: list[Job]) -> Iterator[str]:
-    """What is taken in another way than it was written, each once."""
+    """Options that are interpreted differently than written, each once."""
     for job in jobs:
         texts = job.defaults | job.texts
         asked = job.options.asked_engine
@@ -227,7 +227,9 @@ def _formats(program: dict[str, str]) -> list[str]:
 
 
 def _seconds(program: dict[str, str], name: str, least: float = 0.0) -> float:
-    """0 where it isn't given. A number without a unit: seconds; of fio's --eta-interval: milliseconds."""
+    """0 where it isn't given. A number without a unit: seconds; of fio's --eta-interval:
+    milliseconds.
+    """
     text = program.get(name)
     if text is None:
         return 0.0

@@ -18,7 +18,9 @@ from nvme_async.manager import ManagedDevice, ManagedNamespace, Manager
 
 
 class ManagedController:
-    """A managed device as the benchmark wants a controller. The manager closes it."""
+    """A managed device with the interface of the benchmark's controllers. The manager closes
+    it.
+    """
 
     def __init__(self, device: ManagedDevice, namespaces: Mapping[int, ManagedNamespace]) -> None:
         self.device = device
@@ -55,7 +57,7 @@ async def open_managed(modes: Mapping[str, str], **options: Any) -> AsyncIterato
     """{uri: mode of waiting, or "" for the driver's own} → {uri: controller}, all brought up at the
     same time.
 
-    A device that fails stays so: its jobs are to say it, and not to measure the repair.
+    A failed device stays failed: its jobs must report it, not measure the repair.
     """
     async with Manager(repairs=0, hotplug="off", **options) as manager:
 
@@ -65,7 +67,7 @@ async def open_managed(modes: Mapping[str, str], **options: Any) -> AsyncIterato
             active = sorted(controller.namespaces) if controller is not None else []
             return ManagedController(device, {nsid: await device.namespace(nsid) for nsid in active})
 
-        # All of them, also if one fails: what is half open can't be closed in order.
+        # All of them, also if one fails: a half-open device can't be closed properly.
         tasks = [asyncio.ensure_future(load(uri, mode)) for uri, mode in modes.items()]
         await asyncio.wait(tasks)
         yield {uri: task.result() for uri, task in zip(modes, tasks, strict=True)}

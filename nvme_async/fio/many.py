@@ -1,9 +1,9 @@
-"""The engine `many`: one await for a batch, with `iodepth` commands of it in flight inside of the
+"""The engine `many`: one await per batch, with `iodepth` of its commands in flight inside the
 driver.
 
 A batch is iodepth_batch_submit I/Os, or 16 times iodepth if that is not given. Latency is that of
 the whole batch, for
-each of its I/Os: what an application sees that awaits the batch.
+each of its I/Os, as seen by an application that awaits the batch.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ManyEngine:
             self._owned.pop().free()
 
     async def run(self) -> None:
-        """Does the job's I/O once. Raises the first error, when all others have come back."""
+        """Does the job's I/O once. Raises the first error, after all others have completed."""
         coroutines = [self._run(*pair) for pair in zip(self.targets, self._buffers, strict=True)]
         results = await asyncio.gather(*coroutines, return_exceptions=True)
         for result in results:

@@ -1,8 +1,7 @@
 # ruff: noqa: RUF009  (an attrs field is made by a call)
 """Every job option: one field of `Options` gives its name, type, default, parser and help.
 
-Options that fio has and this program has not are in `known.py`, so that they can be refused by
-name.
+Options of fio that this program lacks are in `known.py`, so that they can be refused by name.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def option(
     bare: str | None = None,
     default_text: str = "",
 ) -> Any:
-    """A field of Options. `bare`: what the name alone means."""
+    """A field of Options. `bare`: the meaning of the name alone."""
     metadata = {"parse": parse, "help": help, "aliases": aliases, "bare": bare, "default": default_text}
     return attrs.field(default=default, metadata=metadata)
 
@@ -229,7 +228,7 @@ class Options:
     asked_zonemode: str | None = None
 
     def place_logs(self, folder: str) -> None:
-        """Log files go to `folder`, unless they have a place of their own."""
+        """Log files go to `folder`, unless they have their own path."""
         for log in _LOGS:
             if name := getattr(self, log):
                 setattr(self, log, os.path.join(folder, name))
@@ -243,8 +242,8 @@ _NAMES = {alias: name for name, field in _FIELDS.items() for alias in (name, *fi
 
 
 def canonical(name: str, others: Iterable[str] = ()) -> str:
-    """The name of an option from any of its spellings, or an error which says whether fio has it,
-    and which one is nearest; `others` may be meant as well.
+    """The name of an option from any of its spellings, or an error that says whether fio has it,
+    and names the nearest one; `others` are candidates too.
     """
     if name in _NAMES:
         return _NAMES[name]
@@ -257,7 +256,7 @@ def canonical(name: str, others: Iterable[str] = ()) -> str:
 
 
 def bare_text(name: str) -> str | None:
-    """What the option means where it stands without a value; None where it can't."""
+    """The option's meaning without a value; None if it needs one."""
     known = canonical(name)
     if known in ACCEPTED:
         return "1"
@@ -284,7 +283,7 @@ def resolve(texts: dict[str, str]) -> Options:
 
 
 def _check(options: Options) -> None:
-    """What no single option can see. Amends what follows from other options."""
+    """Checks combinations of options, and sets those that follow from others."""
 
     def refuse(condition: object, message: str) -> None:
         if condition:
@@ -352,7 +351,7 @@ def describe(name: str) -> tuple[str, tuple[str, ...], str, str | None]:
 
 
 def help_lines() -> list[str]:
-    """One line for each option: name, aliases, what it is, default."""
+    """One line per option: name, aliases, meaning, default."""
     lines = []
     for name in _FIELDS:
         text, aliases, default, _ = describe(name)

@@ -17,7 +17,7 @@ from nvme_async.fio.stats import (
 )
 from nvme_async.native._fio import Histogram
 
-# The version whose format this is. Readers look at it, and at nothing else, to know what to expect.
+# The version of this format. Readers use only this to know what to expect.
 FIO_VERSION = "fio-3.33"
 
 _DEPTHS = ("1", "2", "4", "8", "16", "32", ">=64")

@@ -99,8 +99,8 @@ def _direction(job: JobStats, name: str, stats: DirectionStats, group: GroupStat
         f"({format_size(stats.nbytes)[0]}/{stats.runtime}msec){zones}"
     ]
     if stats.latency.count:
-        # One await is submission and completion in one: unless submission is timed by itself, there is
-        # no slat, and lat is clat.
+        # One await covers submission and completion: unless submission is timed separately, there
+        # is no slat, and lat is clat.
         if stats.submission.count:
             lines.append(f"    {_latency_line('slat', stats.submission)}")
         if job.show_clat:
@@ -125,7 +125,7 @@ def _latency_line(label: str, latency: Histogram) -> str:
     elif latency.min > 2000 and latency.max > 99_999 and latency.deviation > 1000.0:
         unit, scale = "usec", 1000
     low, high = format_number(latency.min // scale), format_number(latency.max // scale)
-    # fio gives small numbers five columns, and larger ones what they need.
+    # fio uses five columns for small numbers, and as many as needed for larger ones.
     mean, deviation = latency.mean / scale, latency.deviation / scale
     return f"{label} ({unit}): min={low}, max={high}, avg={mean:5.02f}, stdev={deviation:5.02f}"
 

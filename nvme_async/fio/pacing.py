@@ -1,6 +1,4 @@
-"""What holds coroutines of a job back: rates, pauses, batches, and blocks that another one is
-working on.
-"""
+"""Delays for a job's coroutines: rates, pauses, batches, and blocks in use by another one."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ _SLICE = 0.05
 
 
 class Pace:
-    """rate, rate_iops and thinktime of one job: when the next I/O may begin."""
+    """rate, rate_iops and thinktime of one job: when the next I/O may start."""
 
     def __init__(self, options: Options, stopped: Callable[[], bool]) -> None:
         self._rates, self._iops = options.rate, options.rate_iops
@@ -28,8 +26,9 @@ class Pace:
         self._due = [time.monotonic()] * 3
 
     def steer(self) -> int:
-        """Which direction of a mix is next: that which is behind its rate, or will be first; -1 where the mix may
-        decide. So rate_iops=500,200 gives 500 reads and 200 writes a second whatever the mix, as in fio.
+        """The next direction of a mix: the one that is behind its rate, or will be first; -1 if
+        the mix may decide. So rate_iops=500,200 gives 500 reads and 200 writes a second whatever
+        the mix, as in fio.
         """
         now = time.monotonic()
         reads, writes = (self._due[i] if self._rates[i] or self._iops[i] else 0.0 for i in (READ, WRITE))
@@ -38,14 +37,14 @@ class Pace:
         return READ if reads <= writes else WRITE
 
     async def wait(self, direction: int, nbytes: int) -> bool:
-        """Sleeps until an I/O of that kind is due. False if the job is to stop instead."""
+        """Sleeps until an I/O of that kind is due. False if the job should stop instead."""
         cost = 0.0
         if self._rates[direction]:
             cost = nbytes / self._rates[direction]
         if self._iops[direction]:
             cost = max(cost, 1.0 / self._iops[direction])
         due = self._due[direction]
-        # Due times are added up, not counted from now, so that a late wake-up is made up for.
+        # Due times are accumulated, not counted from now, so that a late wake-up is compensated.
         self._due[direction] = due + (cost * self._random.expovariate(1.0) if self._random else cost)
         while (wait := max(due if cost else 0.0, self._think_until) - time.monotonic()) > 0:
             if self._stopped():
@@ -54,7 +53,7 @@ class Pace:
         return not self._stopped()
 
     def done(self) -> None:
-        """An I/O is over; after thinktime_blocks of them nothing begins for thinktime."""
+        """An I/O has ended; after thinktime_blocks of them nothing starts for thinktime."""
         self._done += 1
         if self._think and self._done % self._think_blocks == 0:
             now = time.monotonic()
@@ -79,7 +78,7 @@ class Gate:
         await future
 
     def leave(self) -> None:
-        """One coroutine fewer will come."""
+        """One coroutine fewer will arrive."""
         self._members -= 1
         if self._waiting and len(self._waiting) >= min(self._size, self._members):
             self._open()
@@ -92,8 +91,8 @@ class Gate:
 
 
 class Claims:
-    """Which intervals have an I/O in flight: a verify job keeps others off them, for the device
-    keeps no order.
+    """Which intervals have an I/O in flight: a verify job excludes others from them, because the
+    device keeps no order.
     """
 
     def __init__(self) -> None:
@@ -123,8 +122,8 @@ class Claims:
 
 
 class Overlaps:
-    """serialize_overlap: an I/O begins when none is in flight on its blocks. Offsets are multiples of
-    `grain`.
+    """serialize_overlap: an I/O starts when none is in flight on its blocks. Offsets are
+    multiples of `grain`.
     """
 
     def __init__(self, grain: int) -> None:

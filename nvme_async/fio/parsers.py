@@ -1,5 +1,5 @@
-"""Parsers of option values: from the text to the value, or a ConfigurationError saying what is
-allowed.
+"""Parsers of option values: from the text to the value, or a ConfigurationError that lists the
+valid values.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Extent = int | Percent
 
 @attrs.frozen
 class Pattern:
-    """rw=: which directions, in what order, and the number behind a colon.
+    """rw=: directions, order, and the number after a colon.
 
     `sequence`: `randread:8` means eight I/Os in sequence at each random place; `read:4k` a hole of
-    4 KiB behind each I/O; `read:-8k` back by so much after each, from the end.
+    4 KiB after each I/O; `read:-8k` back by so much after each, from the end.
     """
 
     name: str
@@ -79,7 +79,9 @@ PATTERNS = {
 
 @attrs.frozen
 class Distribution:
-    """random_distribution=: `parameter` is zipf's theta, pareto's h, normal's deviation in percent."""
+    """random_distribution=: `parameter` is zipf's theta, pareto's h, normal's deviation in
+    percent.
+    """
 
     name: str = "random"
     parameter: float = 0.0
@@ -89,7 +91,9 @@ class Distribution:
 
 @attrs.frozen
 class SteadyState:
-    """steadystate=: `iops:5%` or `bw_slope:0.1%`; `limit` is a percentage of the mean, or absolute."""
+    """steadystate=: `iops:5%` or `bw_slope:0.1%`; `limit` is a percentage of the mean, or
+    absolute.
+    """
 
     metric: str
     slope: bool
@@ -98,7 +102,7 @@ class SteadyState:
 
     @property
     def threshold(self) -> str:
-        """As fio's --debug=parse has it."""
+        """As in fio's --debug=parse."""
         if self.percent:
             return f"threshold to {self.limit:f}%"
         return f"IOPS threshold to {self.limit:f}" if self.metric == "iops" else f"BW threshold to {self.limit:.0f}"
@@ -108,7 +112,7 @@ class SteadyState:
 
 
 def integer(low: int = 0, high: int = 2**63 - 1) -> Callable[[str], int]:
-    """A whole number within limits; a size suffix is fine, as in fio (`number_ios=1k`)."""
+    """An integer within limits; a size suffix is accepted, as in fio (`number_ios=1k`)."""
 
     def parse(text: str) -> int:
         try:
@@ -168,7 +172,9 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
 
 def _spread(text: str, parse: Callable[[str], T], default: T) -> PerDirection[T]:
-    """`a`, `a,b` or `a,b,c`. The last one holds for those after it; an empty one keeps the default."""
+    """`a`, `a,b` or `a,b,c`. The last one applies to the following ones; an empty one keeps the
+    default.
+    """
     parts = text.split(",")
     if len(parts) > 3:
         raise ConfigurationError(f"{text!r} has more than three values (reads, writes, trims)")
@@ -192,12 +198,12 @@ def block_size(text: str) -> Sizes:
 
 
 def block_sizes(text: str) -> PerDirection[Sizes]:
-    """bs=: `4k`, `4k,8k,16k`; fio takes `4k-512k` for `4k,512k`."""
+    """bs=: `4k`, `4k,8k,16k`; fio accepts `4k-512k` for `4k,512k`."""
     return _spread(text.replace("-", ","), block_size, ((4096, 1.0),))
 
 
 def block_range(text: str) -> Sizes:
-    """`4k-16k`: two sizes with no share, which means everything from one to the other."""
+    """`4k-16k`: two sizes without a share mean all sizes between them."""
     low, separator, high = text.replace(":", "-").partition("-")
     (first, _), (last, _) = (*block_size(low), *block_size(high if separator else low))
     if first > last:
@@ -247,8 +253,8 @@ def distribution(text: str) -> Distribution:
 
 
 def _zones(text: str, name: str, parameter: str) -> Distribution:
-    """`zoned:50/5:30/15:20/` gives half of the I/Os to the first 5 % of the region, and the last fifth
-    of them to what is left; `zoned_abs:60/10g:40/20g` says so in bytes. One list for all directions.
+    """`zoned:50/5:30/15:20/` sends half of the I/Os to the first 5 % of the region, and the last
+    fifth of them to the rest; `zoned_abs:60/10g:40/20g` uses bytes. One list for all directions.
     """
     if "," in parameter:
         raise ConfigurationError(f"{text!r}: one list for all directions is supported here")
@@ -294,8 +300,8 @@ def steady_state(text: str) -> SteadyState:
 
 
 def byte_pattern(text: str) -> bytes:
-    """`0xdeadbeef` (bytes in that order), `"text"`, a number, `'file'` for what it holds, or several
-    of these one after another.
+    """`0xdeadbeef` (bytes in that order), `"text"`, a number, `'file'` for its content, or
+    several of these one after another.
     """
     out = bytearray()
     rest = text.strip()
@@ -370,7 +376,7 @@ _BETWEEN_URIS = re.compile(rf"\||(?<!\\):(?=(?:{'|'.join(map(re.escape, schemes(
 
 
 def filenames(text: str) -> tuple[str, ...]:
-    r"""Device URIs, separated by `|`, or as fio has it by `:` where the next begins with its scheme.
+    r"""Device URIs, separated by `|`, or as in fio by `:` if the next starts with its scheme.
 
     `\:` is a colon and separates nothing.
     """

@@ -1,4 +1,4 @@
-"""From a job's options and a namespace's size to what the loop runs on: region, order, sizes,
+"""From a job's options and a namespace's size to the loop's parameters: region, order, sizes,
 limits, seeds.
 """
 
@@ -22,7 +22,9 @@ _SEED = 0x89  # of jobs that give none
 
 @attrs.frozen
 class Region:
-    """What one job does to one namespace. Bytes; `limit` is None for a job that only time ends."""
+    """The plan of one job for one namespace. Bytes; `limit` is None for a job that only time
+    ends.
+    """
 
     start: int
     length: int
@@ -51,7 +53,7 @@ def plan_region(options: Options, clone: int, nbytes: int, block: int) -> Region
     """The region of clone number `clone` (from 0) on a namespace of `nbytes` with blocks of `block`
     bytes.
 
-    Raises ConfigurationError naming the option which does not fit.
+    Raises ConfigurationError naming the option that does not fit.
     """
 
     def resolve(extent: Extent) -> int:
@@ -69,7 +71,7 @@ def plan_region(options: Options, clone: int, nbytes: int, block: int) -> Region
     )
     if start >= nbytes:
         raise ConfigurationError(f"job {options.name!r}: offset {start} is not inside the namespace of {nbytes} bytes")
-    # As fio has it: several devices share what is given as a number, and a device ends where it ends.
+    # As in fio: several devices share a size given as a number, and a size is cut to the device.
     size = resolve(options.size) or nbytes
     if not isinstance(options.size, Percent) and len(options.filename) > 1:
         size = size // len(options.filename) // block * block
@@ -105,7 +107,7 @@ def plan_region(options: Options, clone: int, nbytes: int, block: int) -> Region
     interval = grain = 0
     if options.verify != "none":
         interval = _interval(options, tables)
-        # What is written begins at such places only, and is a number of whole intervals.
+        # Writes start only at such offsets, and cover whole intervals.
         grain = math.gcd(interval, align if options.rw.random else 0, abs(skip))
     elif options.serialize_overlap:
         grain = block
@@ -113,7 +115,7 @@ def plan_region(options: Options, clone: int, nbytes: int, block: int) -> Region
 
 
 def _interval(options: Options, tables: Sequence[Sizes]) -> int:
-    """verify_interval, which divides all sizes of the direction that counts; fio has it so too."""
+    """verify_interval, which divides all sizes of the relevant direction, as in fio."""
     direction = WRITE if options.rw.writes else READ
     sizes = [size for size, _ in tables[direction]]
     interval = options.verify_interval
@@ -128,8 +130,9 @@ def _interval(options: Options, tables: Sequence[Sizes]) -> int:
 
 
 def seed_of(options: Options, number: int, target: int = 0) -> int:
-    """The same for the same place of a job among all jobs in each run (randrepeat, or a randseed that
-    was given), whatever its name; different for its clones and for each of its devices.
+    """The same for the same place of a job among all jobs in each run (randrepeat, or an
+    explicit randseed), regardless of its name; different for its clones and for each of its
+    devices.
 
     number: of the job, from 1, its clones counted.
     """
@@ -140,7 +143,7 @@ def seed_of(options: Options, number: int, target: int = 0) -> int:
 
 
 def plan_number(options: Options, region: Region, seed: int, block: int) -> int:
-    """One number for all that decides which write is the n-th of a job and where it goes."""
+    """One number for everything that determines a job's n-th write and its place."""
     if steered(options):
         return int.from_bytes(os.urandom(8), "little")  # rates decide, which no other run repeats
     ruling = attrs.astuple(region, recurse=False)[:5], seed, block, options.rw, options.random_distribution
@@ -156,7 +159,7 @@ def steered(options: Options) -> bool:
 
 
 def every_block_once(options: Options) -> bool:
-    """Whether a random order comes to no block twice before it came to all."""
+    """Whether a random order visits no block twice before it has visited all."""
     return not options.norandommap or options.random_generator == "lfsr"
 
 
@@ -230,12 +233,12 @@ def make_recorder(options: Options, limit: int | None) -> Recorder:
 
 
 def times_submission(options: Options) -> bool:
-    """Whether the part of submission in an await is wanted by itself."""
+    """Whether the submission part of an await is measured separately."""
     return bool(options.slat_percentiles or options.write_lat_log) and not options.disable_slat
 
 
 def is_plain(options: Options) -> bool:
-    """Whether nothing is to be done for an I/O but the I/O: then the loop is the shortest there is."""
+    """Whether an I/O needs no additional work: then the shortest loop is used."""
     return not (
         options.rw.trims
         or options.verify != "none"

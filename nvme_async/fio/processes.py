@@ -1,6 +1,8 @@
-"""Jobs as processes, as in fio: this process owns the devices and lends each job queue pairs (nvme_async.sharing).
+"""Jobs as processes, as in fio: this process owns the devices and lends each job queue pairs
+(nvme_async.sharing).
 
-What a job process does is in job_process.py. Here is its other end, which looks like a Worker to the run.
+What a job process does is in job_process.py. Here is its other end, which looks like a Worker to
+the run.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class RemoteRecorder:
 
 
 class ProcessWorker(Worker):
-    """One job in a process of its own. prepare() before start(); end() lets go of it, whatever its state.
+    """One job in a process of its own. prepare() before start(); end() lets go of it, whatever
+    its state.
 
     uris: {device as jobs name it: what the process opens}.
     """
@@ -105,7 +108,9 @@ class ProcessWorker(Worker):
         self._order("expire")
 
     def join(self) -> None:
-        """Its process is left until end(): it gives its lease back, for which this process has to answer."""
+        """Its process is left until end(): it gives its lease back, for which this process has
+        to answer.
+        """
 
     def sample(self, now: float) -> None:
         """The process takes its own."""
@@ -219,10 +224,11 @@ class ProcessWorker(Worker):
 async def lend(
     stack: contextlib.AsyncExitStack, controllers: Mapping[str, BenchController], jobs: Mapping[str, int]
 ) -> dict[str, str]:
-    """Shares devices with job processes until the stack is left. jobs: {device: how many at the same time}.
+    """Shares devices with job processes until the stack is left. jobs: {device: how many at the
+    same time}.
 
-    {device: URI for the processes}, of those that can be shared and have queue pairs enough; jobs of the others are
-    threads.
+    {device: URI for the processes}, of those that can be shared and have queue pairs enough; jobs
+    of the others are threads.
     """
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nvme-async-fio-"))
     uris: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""All jobs of a run: controllers opened, phases one after the other, threads started, watched,
-stopped, collected.
+"""All jobs of a run: opens controllers, runs phases one after another, starts, watches, stops
+and collects threads.
 
-Everything here happens on the main thread's event loop, which also is the home of the controllers.
-Jobs have threads of their own; they are asked to stop, never cancelled, so that no I/O is lost in
+Everything here happens on the main thread's event loop, which is also the controllers' home loop.
+Jobs have their own threads; they are asked to stop, never cancelled, so that no I/O is lost in
 flight.
 """
 
@@ -37,8 +37,8 @@ Opener = Callable[..., contextlib.AbstractAsyncContextManager[BenchController]]
 
 @attrs.define
 class Outcome:
-    """What came of a run. `interrupted`: by a signal; then there are results of what was done until
-    then.
+    """The results of a run. `interrupted`: by a signal; then the results cover the work done
+    until then.
     """
 
     stats: list[JobStats]
@@ -50,8 +50,8 @@ class Outcome:
 
 
 def open_device(uri: str, mode: str, **options: Any) -> contextlib.AbstractAsyncContextManager[BenchController]:
-    """The driver's own open(); its mode is left to it if empty. Several devices are opened by a
-    manager instead.
+    """The driver's own open(); an empty mode keeps the driver's default. Several devices are
+    opened by a manager instead.
     """
     import nvme_async
 
@@ -59,7 +59,7 @@ def open_device(uri: str, mode: str, **options: Any) -> contextlib.AbstractAsync
 
 
 def group_ids(jobs: Sequence[Job]) -> list[int]:
-    """A new reporting group begins with stonewall or new_group."""
+    """A new reporting group starts with stonewall or new_group."""
     ids: list[int] = []
     for index, job in enumerate(jobs):
         fresh = index > 0 and (job.options.stonewall or job.options.new_group)
@@ -78,8 +78,8 @@ def phases_of(jobs: Sequence[Job]) -> list[list[Job]]:
 
 
 def wants_processes(phase: Sequence[Job]) -> list[Job]:
-    """Which of the jobs that run at the same time are to be processes. One that is alone shares its interpreter with
-    nothing, and stays in this one.
+    """Which of the jobs that run at the same time are to be processes. One that is alone shares
+    its interpreter with nothing, and stays in this one.
     """
     return [job for job in phase if not job.options.thread] if thread_count(phase) > 1 else []
 
@@ -89,8 +89,8 @@ def thread_count(jobs: Sequence[Job]) -> int:
 
 
 class Run:
-    """One run of jobs. `await run()` once. log: where lines for people go while it runs. status: is given the results
-    so far each `status_interval` seconds.
+    """One run of jobs. `await run()` once. log: receives lines for people while it runs. status:
+    gets the results so far every `status_interval` seconds.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Run:
         self._eta.clear()
         self._log(f"fio: terminating on signal {number}")
         self._interrupted = True
-        # A second one is not ours to handle.
+        # A second one is not handled here.
         with contextlib.suppress(ValueError):
             asyncio.get_running_loop().remove_signal_handler(number)
         self.stop()
@@ -170,7 +170,7 @@ class Run:
         self._log_line(line)
 
     def _log_error(self, line: str) -> None:
-        """What a job found bad: on stderr, whatever the report is, as in fio."""
+        """A job's bad blocks: on stderr with any report format, as in fio."""
         self._eta.clear()
         print(line, file=sys.stderr, flush=True)
 
@@ -285,7 +285,7 @@ class Run:
                 self._aggregate.sample(now - self._began, [worker.recorder.nbytes for worker in self._workers])
 
     def _start_due(self, workers: Sequence[Worker]) -> None:
-        """Starts what waits for nothing any more (wait_for)."""
+        """Starts jobs that wait for nothing any more (wait_for)."""
         for worker in workers:
             if worker.started or self._stopping:
                 continue
@@ -318,7 +318,7 @@ class Run:
                     worker.end_phase()
 
     async def _stop_all(self) -> None:
-        """After a failure of our own: no thread may outlive the controllers."""
+        """After an internal failure: no thread may outlive the controllers."""
         started = [worker for worker in self._workers if worker.started]
         for worker in started:
             worker.stop()
@@ -352,8 +352,8 @@ class Run:
         self._eta.show(line)
 
     def _outlook(self, now: float) -> tuple[float | None, float | None]:
-        """Share of all that is done, and seconds to go. Jobs that only an amount ends are known
-        when they run.
+        """The share of the work done, and the remaining seconds. Jobs limited only by an amount
+        are known when they run.
         """
         left, waiting = 0.0, 0.0
         for worker in self._workers:
@@ -377,7 +377,7 @@ class Run:
             self._aggregate.write()
 
     def _collect(self, now: float | None = None) -> list[JobStats]:
-        """Results of what has ended; `now`: of what runs, too."""
+        """Results of ended jobs; `now`: of running ones too."""
         results = []
         for worker in self._workers:
             ended = self._finished.get(worker, None if now is None or not worker.started else now - self._began)
@@ -392,7 +392,7 @@ class Run:
 
 
 def _check_waits(workers: Sequence[Worker]) -> None:
-    """wait_for names a job before; a circle, or a name that is none, would never begin."""
+    """wait_for names an earlier job; a circle, or an unknown name, would never start."""
     names: list[str] = []
     for worker in workers:
         awaited = worker.options.wait_for
@@ -405,8 +405,8 @@ def _check_waits(workers: Sequence[Worker]) -> None:
 
 
 def _mark_shared(workers: Sequence[Worker], log: Callable[[str], None]) -> None:
-    """What another job writes at the same time to blocks that a job verifies counts as good; as fio
-    does, it is said once that two writes at once may mix in one block.
+    """Blocks that another job writes at the same time count as good for a verifying job; as in
+    fio, one warning says that concurrent writes may mix in one block.
     """
     for worker in workers:
         if worker.options.verify == "none" or not worker.options.rw.writes:

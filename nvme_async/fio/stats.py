@@ -1,4 +1,4 @@
-"""What was measured, of one job or of a group, in the units in which fio reports it."""
+"""The measurements of one job or of a group, in fio's units."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MILLISECOND_LIMITS = (*LATENCY_LIMITS, 2000)
 
 @attrs.define
 class Samples:
-    """Mean, deviation and extremes of a series of which the values need not be kept (Welford 1962)."""
+    """Mean, deviation and extremes of a series without keeping its values (Welford 1962)."""
 
     count: int = 0
     mean: float = 0.0
@@ -36,7 +36,7 @@ class Samples:
         self.squares += delta * (value - self.mean)
 
     def merge(self, other: Samples) -> None:
-        """Adds a series taken beside this one: the means add up, as the rates of two jobs do."""
+        """Adds a concurrent series: the means are summed, as for the rates of two jobs."""
         if not other.count:
             return
         self.min = other.min if self.count == 0 else min(self.min, other.min)
@@ -65,7 +65,7 @@ class DirectionStats:
 
     @property
     def completion(self) -> Histogram:
-        """clat: all of an I/O where submission is not timed by itself."""
+        """clat: all of an I/O if submission is not timed separately."""
         return self.after_submission if self.after_submission.count else self.latency
 
     @property
@@ -92,7 +92,7 @@ class DirectionStats:
 
 @attrs.define
 class SteadyStateResult:
-    """What steadystate= came to. Values of the last window, one a second."""
+    """The result of steadystate=. Values of the last window, one per second."""
 
     wanted: str
     duration: int
@@ -145,7 +145,7 @@ class JobStats:
     steady: SteadyStateResult | None = None
 
     def merge(self, other: JobStats) -> None:
-        """Takes another job of the group in. Its name and options are not kept."""
+        """Adds another job of the group. Its name and options are not kept."""
         self.members += other.members
         if not self.error:
             self.error, self.error_text = other.error, other.error_text
@@ -169,7 +169,9 @@ class JobStats:
         self.steady = self.steady or other.steady
 
     def reported(self) -> list[tuple[str, DirectionStats]]:
-        """What is shown, by name: reads, writes and trims, or all of them as one (unified_rw_reporting), or both."""
+        """The reported directions by name: reads, writes and trims, or all of them as one
+        (unified_rw_reporting), or both.
+        """
         shown = list(zip(DIRECTIONS, self.directions, strict=True))
         if self.unified == "none":
             return shown
@@ -226,7 +228,7 @@ def _bucket(value: int, limits: Sequence[int]) -> int:
 
 
 def shares(counts: Iterable[int], total: int, least: float) -> list[float]:
-    """Percentages; what is there at all is at least `least`."""
+    """Percentages; non-zero ones are at least `least`."""
     return [max(100.0 * count / total, least) if count and total else 0.0 for count in counts]
 
 
@@ -268,8 +270,8 @@ def collect_groups(jobs: Iterable[JobStats]) -> dict[int, dict[str, GroupStats]]
 
 
 def merge_groups(jobs: Iterable[tuple[JobStats, bool]]) -> list[JobStats]:
-    """What is reported: jobs with group_reporting join the result before, if that is of the same
-    group.
+    """The reported results: jobs with group_reporting join the previous result, if it is of the
+    same group.
     """
     merged: list[JobStats] = []
     for job, group_reporting in jobs:

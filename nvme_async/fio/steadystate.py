@@ -1,5 +1,5 @@
-"""steadystate=: whether IOPS or bandwidth have settled, judged over a sliding window of one value a
-second.
+"""steadystate=: whether IOPS or bandwidth have settled, judged over a sliding window of one
+value per second.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from nvme_async.fio.stats import SteadyStateResult
 
 
 class SteadyStateWatch:
-    """Feed it totals; it takes a value each `interval` seconds. `attained` says when the criterion
-    holds over a full window.
+    """Feed it totals; it takes a value each `interval` seconds. `attained` is true when the
+    criterion holds over a full window.
     """
 
     wanted: SteadyState
@@ -26,7 +26,7 @@ class SteadyStateWatch:
         self._ramp_left = ramp
         self._last: tuple[float, int, int] | None = None
         self.result: SteadyStateResult = SteadyStateResult(str(wanted), seconds, percent=wanted.percent)
-        # A job that ends in its ramp reports a window of nothing, as fio does.
+        # A job that ends in its ramp reports an empty window, as in fio.
         self.result.iops, self.result.bandwidth = [0] * self._values, [0] * self._values
 
     def feed(self, now: float, ios: int, nbytes: int) -> bool:

@@ -25,7 +25,7 @@ _SECONDS = {
 
 
 def _computed(text: str) -> str:
-    """(4*1024): what stands in parentheses is computed, as in fio."""
+    """(4*1024): arithmetic in parentheses is computed, as in fio."""
     text = text.strip()
     return evaluate(text) if text.startswith("(") else text
 
@@ -44,7 +44,9 @@ def parse_size(text: str) -> int:
 
 
 def parse_time(text: str, unit: str = "s") -> float:
-    """Seconds from `10`, `10s`, `5m`, `250ms`, `100us`; a number without a unit counts in `unit`."""
+    """Seconds from `10`, `10s`, `5m`, `250ms`, `100us`; a number without a unit counts in
+    `unit`.
+    """
     text = _computed(text)
     match = _TIME.fullmatch(text)
     scale = _SECONDS.get(match.group(2).lower() or unit) if match else None
@@ -56,8 +58,8 @@ def parse_time(text: str, unit: str = "s") -> float:
 def format_number(value: float, digits: int = 4, *, binary: bool = False, unit: str = "") -> str:
     """`value` in at most `digits` characters and a prefix, as fio does: 1999, 71.9k, 12.5Gi.
 
-    Digits after the point come from what the last division left; without room for one the number is
-    rounded.
+    Digits after the point come from the remainder of the last division; without room for one the
+    number is rounded.
     """
     thousand = 1024 if binary else 1000
     prefixes = ("", "Ki", "Mi", "Gi", "Ti", "Pi") if binary else ("", "k", "M", "G", "T", "P")
@@ -90,7 +92,7 @@ def format_size(nbytes: int) -> tuple[str, str]:
 
 
 def format_time(seconds: float) -> str:
-    """A duration as the ETA line has it: 00m:31s, 01h:00m:05s, 2d:03h:00m:00s."""
+    """A duration as in the ETA line: 00m:31s, 01h:00m:05s, 2d:03h:00m:00s."""
     total = round(seconds)
     days, total = divmod(total, 86400)
     hours, total = divmod(total, 3600)

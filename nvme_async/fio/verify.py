@@ -1,18 +1,19 @@
-"""Blocks that prove themselves: what a verify job writes, and what it makes of what comes back.
+"""Self-verifying blocks: the data that a verify job writes, and their check.
 
-Each verify_interval begins with a header, little-endian and packed:
+Each verify_interval starts with a header, little-endian and packed:
 
-    magic u32, checksum kind u16, job u16, length u32, CRC-32C of the header with this field zero u32,
-    run u64, plan u64, offset u64, sequence u64, digest of the rest of the interval (0 to 64 bytes)
+    magic u32, checksum kind u16, job u16, length u32, CRC-32C of the header with this field zero
+    u32, run u64, plan u64, offset u64, sequence u64, digest of the rest of the interval (0 to 64
+    bytes)
 
-A header is enough for any reader to check the block by itself: `offset` finds a block that went to
-another place, `length` and kind one that other settings wrote, the digest any damage. The rest is
-for those who know more. The writer remembers the `sequence` of its last write to every interval,
-and `run`, a random number of the program's run: an older one is a stale block, a write that was
-acknowledged and lost. verify_only repeats in mind what a job with the same `plan` (its order,
-sizes and limits in one number) wrote, and knows sequences from that. Data of other plans, other
-jobs and other runs are as good as they prove themselves to be. The contents follow from run,
-offset and sequence, which is why a report can name the first wrong byte.
+A header is enough for any reader to check the block: `offset` reveals a misplaced block, `length`
+and kind a block written with other settings, the digest any damage. Better informed readers use the
+other fields. The writer remembers the `sequence` of its last write to every interval, and `run`, a
+random number of the program's run: an older one is a stale block, a write that was acknowledged and
+lost. verify_only recomputes the writes of a job with the same `plan` (its order, sizes and limits
+in one number), and derives sequences from that. Data of other plans, other jobs and other runs only
+need to be consistent. The contents follow from run, offset and sequence, so a report can name the
+first wrong byte.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def header_size(kind: str) -> int:
 
 @attrs.frozen
 class BadBlock:
-    """An interval that is not what was written: where, and in which respect."""
+    """An interval that differs from what was written: its place, and the difference."""
 
     offset: int
     nbytes: int
@@ -56,7 +57,7 @@ class BadBlock:
 
 @attrs.define
 class Verifier:
-    """Makes and checks the intervals of one job. May be used from any one thread at a time.
+    """Makes and checks the intervals of one job. May be used from one thread at a time.
 
     kind: of VERIFY_KINDS. run: of the writer's program run; None for a job that reads what others
     wrote. plan: see the module. shared: other jobs of this run write to the same blocks, and
@@ -78,7 +79,7 @@ class Verifier:
             self._filled = (self.pattern * (self.interval // len(self.pattern) + 1))[: self.interval]
 
     def stamp(self, view: memoryview, offset: int, sequence: int) -> None:
-        """Fills `view`, which goes to `offset`, with contents and headers."""
+        """Fills `view`, to be written at `offset`, with contents and headers."""
         if self.kind == "null":
             return
         for at in range(0, len(view), self.interval):
@@ -100,7 +101,7 @@ class Verifier:
         _CRC.pack_into(part, _CRC_AT, crc32c(part[:begin]))
 
     def expected(self, offset: int, sequence: int) -> bytes | None:
-        """The interval as this job's write `sequence` left it; None where another run wrote it."""
+        """The interval as this job's write `sequence` left it; None if another run wrote it."""
         if self.run is None and self.kind != "pattern":
             return None
         part = bytearray(self.interval)
@@ -108,8 +109,9 @@ class Verifier:
         return bytes(part)
 
     def check(self, view: memoryview, offset: int, written: Written | None) -> list[BadBlock]:
-        """What is wrong with data read from `offset`. `written`: what to expect; what was never
-        written, or overwritten in part, is passed over. None: every interval must prove itself.
+        """The errors in data read from `offset`. `written`: the expectation; intervals that were
+        never written, or partly overwritten, are skipped. None: every interval must be
+        consistent.
         """
         if self.kind == "null":
             return []
@@ -135,8 +137,8 @@ class Verifier:
         magic, kind, job, length, header_crc, run, plan, place, number = _HEADER.unpack_from(part)
         if magic != MAGIC:
             return "no verify header", f"magic {MAGIC:#x}", f"{magic:#x}"
-        # The damage may be in the header: its CRC comes before what it says is believed. It covers
-        # the digest, of which a header of another kind may have less or more.
+        # The damage may be in the header, so its CRC is checked before it is trusted. It covers the
+        # digest, of which a header of another kind may have less or more.
         known = {number: name for name, number in KINDS.items()}.get(kind)
         unsigned = bytearray(part[: header_size(known) if known else begin])
         _CRC.pack_into(unsigned, _CRC_AT, 0)
@@ -152,7 +154,7 @@ class Verifier:
         return self._check_contents(part, (offset, run, job, plan, number))
 
     def _older(self, run: int, plan: int, job: int, number: int, sequence: int) -> tuple[str, str, str] | None:
-        """What a job that knows write `sequence` to be the last one thinks of another."""
+        """The verdict of a job that knows that write `sequence` was the last one."""
         if self.run is None:  # verify_only
             if plan != self.plan or number == sequence:
                 return None

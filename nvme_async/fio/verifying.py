@@ -1,5 +1,5 @@
-"""A verify job at work: which sequence number each block must have, who may touch it, and reading
-it back.
+"""A running verify job: each block's expected sequence number, exclusive access to it, and
+reading it back.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 
 class VerifyFailed(Exception):
-    """A bad block, with verify_fatal. Not for callers: the job's report has it."""
+    """A bad block, with verify_fatal. Internal: the job's report has it."""
 
 
 class VerifyState:
-    """What one job knows of what it wrote to one namespace. Belongs to the job's event loop.
+    """One job's knowledge of its writes to one namespace. Belongs to the job's event loop.
 
     Attributes:
         bad: the bad blocks found, in order. run: a number of the program's run, see verify.py.
-        on_bad: called with each as it is found. stopped: asked between two reads.
+        on_bad: called with each as it is found. stopped: checked between two reads.
     """
 
     options: Options
@@ -57,8 +57,7 @@ class VerifyState:
         self.verifier: Verifier = Verifier(
             options.verify, region.interval, own, job & 0xFFFF, pattern, plan, shared, ordered
         )
-        # A job that only reads does not know what it should find, beyond that a block must agree
-        # with itself.
+        # A job that only reads has no expectation, except that a block must be consistent.
         self.written: Written | None = (
             Written(region.start, region.length, region.interval, region.grain) if writes else None
         )
@@ -67,8 +66,8 @@ class VerifyState:
         self._sequence = 0
         self._numbers: dict[Slot, int] = {}  # of writes that are claimed and not yet begun
         self._backlog: deque[tuple[int, int]] = deque()
-        # Checksums beside the loop, or whatever completes meanwhile would look slow. A job with one
-        # I/O at a time has nothing that completes meanwhile.
+        # Checksums are computed outside the loop, because I/O that completes meanwhile would appear
+        # slow. With one I/O at a time nothing completes meanwhile.
         self._aside = ThreadPoolExecutor(1, f"{options.name}-verify") if options.iodepth > 1 else None
 
     def close(self) -> None:
@@ -78,8 +77,8 @@ class VerifyState:
             self.written.close()
 
     async def _beside(self, work: Callable[..., T], *arguments: object) -> T:
-        """work(*arguments) in the job's other thread; the memory that it is about stays in use until
-        it returns, whatever happens to the caller.
+        """work(*arguments) in the job's other thread; its memory stays in use until it returns,
+        even if the caller is cancelled.
         """
         if self._aside is None:
             return work(*arguments)
@@ -107,14 +106,14 @@ class VerifyState:
         self._claims.release(self._units(slot.offset, slot.nbytes))
 
     async def stamp(self, slot: Slot, view: memoryview) -> None:
-        """Fills what is about to be written; from here on the blocks must read so."""
+        """Fills the data to be written; from now on the blocks must read like this."""
         assert self.written is not None
         sequence = self._numbers.pop(slot)
         self.written.note(slot.offset, slot.nbytes, sequence)
         await self._beside(self.verifier.stamp, view, slot.offset, sequence)
 
     async def check(self, slot: Slot, view: memoryview) -> None:
-        """Holds what was read against what it should be. Raises VerifyFailed with verify_fatal."""
+        """Compares the data read with the expectation. Raises VerifyFailed with verify_fatal."""
         for bad in await self._beside(self.verifier.check, view, slot.offset, self.written):
             self.bad.append(bad)
             self.on_bad(bad)
@@ -124,7 +123,9 @@ class VerifyState:
                 raise VerifyFailed(str(bad))
 
     def _dump(self, bad: BadBlock, received: memoryview) -> None:
-        """verify_dump: NAME.OFFSET.received and, where it is known, NAME.OFFSET.expected. Raises OSError."""
+        """verify_dump: NAME.OFFSET.received and, where it is known, NAME.OFFSET.expected. Raises
+        OSError.
+        """
         stem = f"{self.options.name}.{bad.offset}"
         Path(f"{stem}.received").write_bytes(received)
         sequence = dict(self.written.whole(bad.offset, bad.nbytes)).get(bad.offset, 0) if self.written else 0
@@ -147,7 +148,7 @@ class VerifyState:
     # -- reading back ------------------------------------------------------------------------------
 
     def pieces(self, nbytes: int) -> Iterator[tuple[int, int]]:
-        """(offset, bytes) of what has yet to be read back."""
+        """(offset, bytes) of the ranges that remain to be read back."""
         if self.options.verify_backlog:
             while self._backlog:
                 yield self._backlog.popleft()
@@ -161,7 +162,9 @@ class VerifyState:
         view: Callable[[int], memoryview],
         pieces: Iterator[tuple[int, int]],
     ) -> None:
-        """Reads and checks pieces until there are none. Several coroutines may share one iterator."""
+        """Reads and checks pieces until there are none. Several coroutines may share one
+        iterator.
+        """
         for offset, nbytes in pieces:
             if self._stopped():
                 return
@@ -176,11 +179,11 @@ class VerifyState:
                 await self.check(slot, buffer)
             finally:
                 self._claims.release(units)
-            # Others would starve, should each read be there at once.
+            # Others would starve if each read completed at once.
             await asyncio.sleep(0)
 
     def replay(self, generator: Generator, recorder: Recorder) -> None:
-        """verify_only: what the job would have written, by doing it without I/O."""
+        """verify_only: the writes that the job would have made, by running it without I/O."""
         assert self.written is not None
         slot = Slot(recorder, generator)
         for _ in range(self.options.loops):

@@ -1,4 +1,4 @@
-"""One job at work: a thread, its event loop, and what it measured."""
+"""A running job: a thread, its event loop, and its measurements."""
 
 from __future__ import annotations
 
@@ -125,11 +125,13 @@ class Worker:
             self._thread.join()
 
     def stop(self) -> None:
-        """No new I/O; what is in flight comes back first. From any thread."""
+        """No new I/O; in-flight I/O completes first. From any thread."""
         self.recorder.stop()
 
     def end_phase(self) -> None:
-        """Ends the I/O as if its time were up; a verify job goes on to read back. From any thread."""
+        """Ends the I/O as if its time were up; a verify job continues with reading back. From
+        any thread.
+        """
         self.recorder.expire()
 
     @property
@@ -137,7 +139,7 @@ class Worker:
         return self._thread is not None
 
     def progress(self) -> float | None:
-        """How much of the job is done, 0 to 1; None if it has not begun."""
+        """How much of the job is done, 0 to 1; None if it has not started."""
         if self.done.is_set():
             return 1.0
         if self.began_at is None:
@@ -219,7 +221,7 @@ class Worker:
         options = self.options
         if not await self._sleep(options.startdelay):
             return
-        # The first I/O of a loop makes a queue pair. That is not what is measured.
+        # The first I/O of a loop makes a queue pair, which must not be measured.
         for target in self.targets:
             await target.namespace.read(target.region.start // target.namespace.block_size, 1)
         kind = ManyEngine if options.ioengine == "many" else Engine
@@ -287,7 +289,7 @@ class Worker:
         self._under_way = None
 
     def _times_so_far(self) -> tuple[list[int], int]:
-        """Milliseconds of each direction and of all I/O, what is under way counted in."""
+        """Milliseconds of each direction and of all I/O, including I/O in flight."""
         runtimes, under_way = list(self._runtimes), self._under_way
         if under_way is None:
             return runtimes, self._elapsed_ms
@@ -331,7 +333,9 @@ class Worker:
     # -- the result --------------------------------------------------------------------------------
 
     def stats(self, elapsed: float) -> JobStats:
-        """What the job measured, so far if it still runs. `elapsed`: seconds since the program began."""
+        """The job's measurements, so far if it is still running. `elapsed`: seconds since the
+        program began.
+        """
         options, recorder = self.options, self.recorder
         runtimes, runtime = self._times_so_far()
         stats = JobStats(options.name, self.groupid, self.thread_id, description=options.description)

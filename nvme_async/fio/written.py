@@ -1,4 +1,4 @@
-"""Which write each interval of a region had last."""
+"""The last write to each interval of a region."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Written:
     """The sequence number of the last write to each interval of a region; 0 where none was.
 
     start, length: the region in bytes. interval: bytes from header to header. grain: what all
-    offsets, counted from start, are multiples of; it divides the interval. Where intervals may
-    begin between others (holes of 512 bytes behind blocks of 4 KiB), the grain is smaller than they
-    are, and a newer one may overwrite parts of older ones: an interval counts while it is whole.
+    offsets, counted from start, are multiples of; it divides the interval. If intervals may start
+    between others (holes of 512 bytes after blocks of 4 KiB), the grain is smaller than they are,
+    and a newer one may overwrite parts of older ones: an interval counts while it is complete.
 
-    Eight bytes a grain, in anonymous memory that the kernel gives out when it is touched.
+    Eight bytes per grain, in anonymous memory that the kernel allocates when it is touched.
     """
 
     start: int
@@ -45,7 +45,7 @@ class Written:
         self._chunks.update(range(units.start // _CHUNK, -(-units.stop // _CHUNK)))
 
     def whole(self, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
-        """(offset, sequence) of each whole interval inside of a piece of the region."""
+        """(offset, sequence) of each complete interval inside a piece of the region."""
         units, ratio, table = self.units(offset, nbytes), self._ratio, self._table
         unit = units.start
         last = min(units.stop, self._units) - ratio

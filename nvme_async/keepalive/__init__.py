@@ -1,9 +1,9 @@
 """Keepalive: replace or lose the process, keep the controller running.
 
-restore(bundle)     goes on with a running controller; nvme_async.take_over() does it across a socket
-Bundle              what passes from process to process
+restore(bundle)     continues with a running controller; over a socket: nvme_async.take_over()
+Bundle              the descriptors that are passed between processes
 Adopted             a command of the predecessor, in controller.adopted
-inherited()         what an exec left for this process
+inherited()         the bundles that an exec left for this process
 """
 
 from __future__ import annotations

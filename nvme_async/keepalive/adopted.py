@@ -1,4 +1,4 @@
-"""The predecessor's commands: what was outstanding when it ended, and what became of each."""
+"""The predecessor's commands: those outstanding when it ended, and their results."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ class Adopted(AdoptedCommand):
     """One command that the predecessor had sent, or was about to send.
 
     Attributes:
-        tag: the caller's, as given to submit(tag=…); 0 if none was.
+        tag: the caller's, as given to submit(tag=…); 0 if there was none.
         qid, cid: the queue pair (0 = admin) and command id.
-        opcode, nsid, lba, blocks, sqe: what it was; lba and blocks are None for commands that name
-            none. sqe: its 64 bytes.
+        opcode, nsid, lba, blocks, sqe: the command; lba and blocks are None for commands without
+            them. sqe: its 64 bytes.
         sent: False: the predecessor ended before the command reached the ring. It was not and will
             not be executed.
-        orphan: nobody waited for it any more.
-        finished: no more is to come. Then:
+        orphan: it had no waiter any more.
+        finished: it has ended. Then:
         status: the completion's 15-bit status field, 0 = success; None if it never completed. dw0,
             dw1: of the completion.
-        data: what a successful read brought, as bytes (from the pool's pages); None for other
-            commands, and where the predecessor had it written to memory of its own outside of the
-            pool.
-        data_offset, nbytes: where its data lies in the pool (None: not there), and how long it is.
+        data: the data of a successful read, as bytes (from the pool's pages); None for other
+            commands, and if it was written to the predecessor's own memory outside the pool.
+        data_offset, nbytes: the data's place in the pool (None: not there), and its length.
         error: the exception for a command that didn't succeed; CommandError, CommandTimeout,
             ControllerError.
     """
@@ -56,7 +55,7 @@ class Adopted(AdoptedCommand):
 
     @property
     def name(self) -> str:
-        """The command in the specification's words: "Read", "Write", "Identify", …"""
+        """The command's name in the specification: "Read", "Write", "Identify", …"""
         return command_name(self.opcode, admin=self.qid == 0)
 
     def inspect(self) -> dict[str, Any]:
@@ -97,16 +96,16 @@ class AdoptedCommands(Sequence[Adopted]):
 
     def __init__(self) -> None:
         self._commands: list[Adopted] = []
-        self._own: list[Adopted] = []  # the driver's, which concern no caller
-        self._out: set[int] = set()  # ids of I/O commands that are with the controller
+        self._own: list[Adopted] = []  # the driver's own, which have no caller
+        self._out: set[int] = set()  # ids of I/O commands in flight
         self._changed = asyncio.Event()
         self.on_drained: Callable[[], None] | None = None
         self.pause: float | None = None
-        """Seconds from the predecessor's standstill until this process had the controller, after a
-        hand-over between two live processes.
+        """Seconds from the predecessor's standstill until this process had the controller, after
+        a hand-over between two living processes.
         """
         self.lost: tuple[Adopted, ...] = ()
-        """Commands of a predecessor whose controller had to be reset: nobody knows whether they
+        """Commands of a predecessor whose controller had to be reset: it is unknown whether they
         were executed.
         """
 
@@ -117,7 +116,7 @@ class AdoptedCommands(Sequence[Adopted]):
         self._changed.set()
 
     def _finished(self, command: Adopted) -> None:
-        """A command that had been out when it was adopted; may come before _add()."""
+        """A command that was in flight when it was adopted; may be called before _add()."""
         self._out.discard(id(command))
         self._changed.set()
         if not self._out and self.on_drained is not None:
@@ -126,12 +125,12 @@ class AdoptedCommands(Sequence[Adopted]):
 
     @property
     def draining(self) -> bool:
-        """Is an I/O command still with the controller? Until it isn't, new I/O waits."""
+        """Is an I/O command still in flight? New I/O waits until none is."""
         return bool(self._out)
 
     @property
     def settled(self) -> bool:
-        """Has every admin command completed, the predecessor's own included?"""
+        """Has every admin command completed, including the predecessor's own?"""
         return all(command.finished for command in [*self._commands, *self._own] if command.qid == 0)
 
     @overload
@@ -161,7 +160,7 @@ class AdoptedCommands(Sequence[Adopted]):
                 await self._changed.wait()
 
     async def wait(self) -> None:
-        """Until every one of them is finished."""
+        """Waits until all of them are finished."""
         async for _ in self:
             pass
 

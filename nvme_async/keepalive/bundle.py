@@ -1,11 +1,11 @@
-"""What keeps a controller alive while nobody drives it: descriptors, and how they pass from process
-to process.
+"""The descriptors that keep a controller alive without a driver, and how they are passed between
+processes.
 
-The pool's memfd holds everything else (rings, trackers, slot table, manifest), so whoever has a
-bundle can go on with the controller.
+The pool's memfd holds everything else (rings, trackers, slot table, manifest), so a process that
+has a bundle can continue with the controller.
 
-On a stream socket a bundle is one frame: a header, one byte for each chunk of descriptors (which
-ride on it as SCM_RIGHTS), and a JSON body.
+On a stream socket a bundle is one frame: a header, one byte per chunk of descriptors (attached to
+it as SCM_RIGHTS), and a JSON body.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ _MAGIC = b"NVMEBNDL"
 _VERSION = 1
 # SCM_MAX_FD of Linux is 253.
 _CHUNK = 200
-# 2048 vectors is the most that MSI-X has.
+# MSI-X has at most 2048 vectors.
 _MAX_DESCRIPTORS = 4096
 _MAX_BODY = 64 << 20
 
 
 def duplicates(descriptors: dict[str, int]) -> dict[str, int]:
-    """Of all of them, close-on-exec, the caller's; OSError, and none, where one can't be had."""
+    """Duplicates of all of them, close-on-exec, owned by the caller; OSError, and none, if one
+    fails.
+    """
     made: dict[str, int] = {}
     try:
         for name, fd in descriptors.items():
@@ -55,9 +57,9 @@ class Bundle:
 
     uri: the device address that it was opened with.
     manifest: the saved state as it was when the bundle was made (JSON). The pool holds the current
-        one; it is what a restore goes by.
-    descriptors: by name, owned by this object until close(): "pool" (the memfd), "device.…" (what
-        Device.descriptors() says), and "irq.N" (the eventfd of MSI-X vector N).
+        one, which a restore uses.
+    descriptors: by name, owned by this object until close(): "pool" (the memfd), "device.…" (from
+        Device.descriptors()), and "irq.N" (the eventfd of MSI-X vector N).
     """
 
     uri: str
@@ -70,18 +72,18 @@ class Bundle:
         return cls(uri, manifest, duplicates(descriptors))
 
     def duplicate(self) -> Bundle:
-        """Another one with descriptors of its own."""
+        """Another bundle with duplicated descriptors."""
         return Bundle.of(self.uri, self.manifest, self.descriptors)
 
     def part(self, prefix: str) -> dict[str, int]:
-        """Descriptors whose names begin with `prefix`, by the rest of their names. They stay the
-        bundle's.
+        """Descriptors whose names start with `prefix`, by the rest of their names. The bundle
+        still owns them.
         """
         return {name[len(prefix) :]: fd for name, fd in self.descriptors.items() if name.startswith(prefix)}
 
     def close(self) -> None:
-        """Closes the descriptors. What they stand for lives on as long as somebody else has them.
-        Harmless when repeated.
+        """Closes the descriptors. Their files stay open as long as another process has them. May
+        be repeated.
         """
         descriptors, self.descriptors = self.descriptors, {}
         for fd in descriptors.values():
@@ -97,11 +99,11 @@ class Bundle:
 
 
 def send_bundle(sock: socket.socket, bundle: Bundle, *, timeout: float = 10.0) -> None:
-    """Sends a bundle over a connected Unix stream socket; the receiver gets descriptors of its own.
-    Blocks up to `timeout` seconds.
+    """Sends a bundle over a connected Unix stream socket; the receiver gets duplicates. Blocks
+    up to `timeout` seconds.
 
-    Raises ControllerTimeout when the other side doesn't take it in time, ConnectionError when it
-    has gone.
+    Raises ControllerTimeout if the other side doesn't receive it in time, ConnectionError if it is
+    gone.
     """
     deadline = time.monotonic() + timeout
     names = list(bundle.descriptors)
@@ -114,11 +116,11 @@ def send_bundle(sock: socket.socket, bundle: Bundle, *, timeout: float = 10.0) -
 
 
 def receive_bundle(sock: socket.socket, timeout: float = 10.0) -> Bundle:
-    """The next bundle from a connected Unix stream socket; its descriptors are the caller's. Blocks
-    up to `timeout` seconds.
+    """The next bundle from a connected Unix stream socket; the caller owns its descriptors.
+    Blocks up to `timeout` seconds.
 
-    Raises InvalidSavedState for what isn't a bundle, ControllerTimeout, ConnectionError when the
-    other side has gone; nothing stays open then.
+    Raises InvalidSavedState for an invalid bundle, ControllerTimeout, ConnectionError if the other
+    side is gone; then nothing stays open.
     """
     deadline = time.monotonic() + timeout
     magic, version, count, length = _HEADER.unpack(_receive(sock, _HEADER.size, deadline))
@@ -181,7 +183,7 @@ def _receive(sock: socket.socket, nbytes: int, deadline: float) -> bytes:
     data = bytearray()
     while len(data) < nbytes:
         try:
-            # recv() and not recvmsg(): descriptors where none belong are closed by the kernel.
+            # recv(), not recvmsg(): the kernel closes unexpected descriptors.
             part = sock.recv(nbytes - len(data), socket.MSG_DONTWAIT)
         except BlockingIOError:
             _wait(sock, select.POLLIN, deadline)

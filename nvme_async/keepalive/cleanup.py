@@ -1,4 +1,4 @@
-"""What a successor tidies up while it already serves: the drain, half-made queue pairs, the
+"""A successor's cleanup while it already serves: the drain, half-made queue pairs, the
 predecessor's mappings, memory without an owner.
 """
 
@@ -28,7 +28,9 @@ _LAST_LOOK = 0.05
 
 
 class PredecessorCleanup:
-    """Of one restored controller, on its home loop; ends by itself, or with stop()."""
+    """The cleanup of one restored controller, on its home loop; ends by itself, or with
+    stop().
+    """
 
     def __init__(self, controller: Controller, adopted: AdoptedCommands, state: State) -> None:
         self._controller = controller
@@ -42,8 +44,8 @@ class PredecessorCleanup:
         self._pool = self._transport.memory.pools[0]
 
     def begin(self, *, verify: bool = False, confirm: Callable[[Any], Coroutine[Any, Any, None]] | None = None) -> None:
-        """After the predecessor's commands were adopted. verify: the namespaces are to be read again,
-        and "drain", which holds new I/O, ends only then. confirm: comes first.
+        """Called after the predecessor's commands were adopted. verify: the namespaces must be
+        read again, and "drain", which holds new I/O, ends only then. confirm: comes first.
         """
         self._verify = verify
         self._confirm = confirm
@@ -51,7 +53,7 @@ class PredecessorCleanup:
         self._task = self._controller.loop.create_task(self._run(), name=f"{self._controller.uri} cleanup")
 
     async def wait(self) -> None:
-        """Until all is tidy, or the controller is no more."""
+        """Waits until the cleanup is done, or the controller has ended."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
@@ -84,7 +86,7 @@ class PredecessorCleanup:
             log.warning("%s: tidying up after the predecessor: %s", controller.uri, error)
 
     async def _read_namespaces(self) -> None:
-        """The predecessor's Format, for example, is over: what are its namespaces now? One that
+        """For example after the predecessor's Format: the namespaces are read again. One that
         can't be read takes no I/O until it can.
         """
         controller = self._controller
@@ -102,8 +104,8 @@ class PredecessorCleanup:
         controller._changed()
 
     async def _until(self, done) -> None:  # type: ignore[no-untyped-def]
-        """Looks at the completion rings meanwhile: some are without interrupts, and an interrupt
-        may have gone to the predecessor.
+        """Polls the completion rings meanwhile: some have no interrupts, and an interrupt may
+        have gone to the predecessor.
         """
         pause = _FIRST_LOOK
         while not done():
@@ -114,9 +116,7 @@ class PredecessorCleanup:
                     queue.hot.reap()
 
     async def _undo(self, qid: int) -> None:
-        """The predecessor was creating or deleting this queue pair: whatever the controller knows
-        of it, it is to know nothing.
-        """
+        """The predecessor was creating or deleting this queue pair: it is deleted in any case."""
         controller = self._controller
         for command in (commands.delete_io_sq(qid), commands.delete_io_cq(qid)):
             try:
@@ -130,9 +130,7 @@ class PredecessorCleanup:
         controller._changed()
 
     def _free_what_nobody_used(self) -> None:
-        """Memory that the predecessor had taken for something which the controller was never told
-        of.
-        """
+        """Memory that the predecessor had allocated, but that the controller never learned of."""
         known = {queue.qid for queue in [*self._state.queues, *self._state.unsettled]}
         for slot in _pending(self._pool):
             kind, _, number = slot.owner.partition(" ")
@@ -143,7 +141,7 @@ class PredecessorCleanup:
                 self._pool.reclaim(slot.offset)
 
     def _is_double(self, slot: Slot, qid: int) -> bool:
-        """A second allocation for a queue pair that is known to lie elsewhere."""
+        """A second allocation for a queue pair that is known to be elsewhere."""
         return all(
             slot.offset != queue.offset for queue in [*self._state.queues, *self._state.unsettled] if queue.qid == qid
         )
@@ -154,7 +152,7 @@ def _pending(pool: Pool) -> list[Slot]:
 
 
 def validate(uri: str, clients: Iterable[DmaClient]) -> list[Slot]:
-    """What nobody claimed; its pages stay out of use from now on, for a controller might still
+    """Unclaimed slots; their pages are not reused from now on, because a controller might still
     write there.
     """
     unclaimed = []

@@ -1,8 +1,8 @@
-"""Whether keepalive runs, with how large a pool, and why: from arguments, command line, environment
-and what is there.
+"""Whether keepalive is on, the pool's size, and the reasons: from arguments, command line,
+environment and the machine.
 
-Precedence, for each of the settings by itself: an argument of open() > an option of the command
-line > the environment > inference.
+Precedence, separately for each setting: an argument of open() > an option of the command line > the
+environment > inference.
 
 | setting        | argument           | command line           | environment                       |
 | -------------- | ------------------ | ---------------------- | --------------------------------- |
@@ -14,12 +14,11 @@ line > the environment > inference.
 | VFIO driver    | vfio=              | --vfio/--no-vfio       | OPENHCL_NVME_VFIO                 |
 | FLR at open    | always_flr=        | --always-flr/--no-...  | OPENHCL_NVME_ALWAYS_FLR           |
 
-Inferred where unset: keepalive "host" if a holder is there and "privatepool" if a pool is; a pool
-of the default size if there is a use for it; on no particular nodes; VFIO used; no FLR.
+Inferred if unset: keepalive "host" if there is a holder and "privatepool" if there is a pool; a
+pool of the default size if keepalive can use it; no particular nodes; VFIO used; no FLR.
 
-A value that makes no sense is an error where somebody just typed it (argument, command line); in
-the environment, which may be meant for another release, it switches off what it was to configure,
-with a warning that quotes it.
+An invalid value is an error in an argument or on the command line; in the environment, which may be
+meant for another release, it switches off the feature, with a warning that quotes it.
 """
 
 from __future__ import annotations
@@ -76,8 +75,8 @@ DISABLED = Setting(host=False, private_pool=False, disabled=True)
 
 
 def parse_setting(text: str) -> Setting:
-    """From OPENHCL_NVME_KEEP_ALIVE's words, in any case. ConfigurationError that quotes anything
-    else.
+    """From OPENHCL_NVME_KEEP_ALIVE's values, case-insensitive. ConfigurationError quotes
+    anything else.
     """
     words = text.lower()
     if words == "disabled" or words.startswith("disabled,"):
@@ -91,8 +90,8 @@ def parse_setting(text: str) -> Setting:
 
 
 def parse_pool_pages(text: str | int) -> int | str:
-    """From a count of 4 KiB pages, "off" (0), or the name of a rule that works it out: "release",
-    "debug". ConfigurationError that quotes anything else.
+    """From a count of 4 KiB pages, "off" (0), or the name of a rule that computes it: "release",
+    "debug". ConfigurationError quotes anything else.
     """
     if isinstance(text, str):
         if text.lower() == "off":
@@ -110,26 +109,26 @@ def parse_pool_pages(text: str | int) -> int | str:
 
 
 def parse_disable(text: str) -> bool:
-    """Any value but 0 switches keepalive off."""
+    """Any value except 0 switches keepalive off."""
     return text != "0"
 
 
 def parse_numa(text: str) -> str:
-    """From "split", in any case. ConfigurationError that quotes anything else."""
+    """From "split", case-insensitive. ConfigurationError quotes anything else."""
     if text.lower() != "split":
         raise ConfigurationError(f"{text!r} is no way to spread a pool over NUMA nodes; there is split")
     return "split"
 
 
 def parse_always_flr(text: str) -> bool:
-    """From 1 or 0. ConfigurationError that quotes anything else."""
+    """From 1 or 0. ConfigurationError quotes anything else."""
     if text not in ("0", "1"):
         raise ConfigurationError(f"{text!r} is neither 1 (a function level reset at each open) nor 0")
     return text == "1"
 
 
 def parse_vfio(text: str) -> bool:
-    """From 1, 0, true or false, in any case. ConfigurationError that quotes anything else."""
+    """From 1, 0, true or false, case-insensitive. ConfigurationError quotes anything else."""
     words = {"1": True, "true": True, "0": False, "false": False}
     if text.lower() not in words:
         raise ConfigurationError(f"{text!r} is neither 1 (true) nor 0 (false)")
@@ -138,7 +137,7 @@ def parse_vfio(text: str) -> bool:
 
 @attrs.define
 class CommandLine:
-    """What was given to the command line's own process; None: not given. Counts for every
+    """The options of the command line's own process; None: not given. They apply to every
     controller that the process opens.
     """
 
@@ -156,19 +155,19 @@ command_line: CommandLine = CommandLine()
 
 @attrs.frozen(kw_only=True)
 class Decision:
-    """What was decided, and why. str() of it is one line for the log.
+    """The decision and its reasons. str() of it is one line for the log.
 
     Attributes:
-        enabled: keepalive runs: the setting enables it, and the pool has pages.
-        why: in words.
-        setting: "host,privatepool", …; setting_source: where it comes from.
-        pool_pages: pages of the private pool for allocations, 0 = none; pool_source; pool_how: it
-            was come to, if it was worked out.
-        pool_numa: "split" evenly over the NUMA nodes, or "" = wherever the kernel likes; numa_source.
+        enabled: keepalive is on: the setting enables it, and the pool has pages.
+        why: the reason as text.
+        setting: "host,privatepool", …; setting_source: its source.
+        pool_pages: pages of the private pool for allocations, 0 = none; pool_source; pool_how: how
+            it was computed, if by a rule.
+        pool_numa: "split" evenly over the NUMA nodes, or "" = the kernel decides; numa_source.
         always_flr: a function level reset whenever the device is opened; always_flr_source.
         vfio: pci: devices may be driven; vfio_source.
-        holder: what will hold the handles while no driver runs ("keeper /run/k.sock", "systemd"),
-            or None.
+        holder: what will hold the descriptors while no driver runs ("keeper /run/k.sock",
+            "systemd"), or None.
         warnings: about values that were not understood; logged when the decision was made.
     """
 
@@ -197,7 +196,7 @@ class Decision:
 
     @property
     def settings(self) -> str:
-        """Each with where it comes from; NUMA and FLR only where they are asked for."""
+        """Each with its source; NUMA and FLR only if they are set."""
         how = f", {self.pool_how}" if self.pool_how else ""
         parts = [
             f"setting {self.setting} ({self.setting_source})",
@@ -211,7 +210,7 @@ class Decision:
         return ", ".join(parts)
 
     def inspect(self) -> dict[str, Any]:
-        """The attributes as plain data, and `settings` in words."""
+        """The attributes as plain data, and `settings` as text."""
         plain = attrs.asdict(
             self, value_serializer=lambda _, __, value: list(value) if isinstance(value, tuple) else value
         )
@@ -233,7 +232,7 @@ class _Chooser:
     def __call__(
         self, name: str, argument: Any, option: Any, variables: Sequence[str], parse: Callable[[str], Any], off: Any
     ) -> tuple[Any, str]:
-        """(value or None, source). off: what a variable that makes no sense comes to."""
+        """(value or None, source). off: the result of an invalid variable."""
         if argument is not None:
             return argument, f"argument {name}"
         if option is not None:
@@ -278,14 +277,14 @@ def decide(
     wanted: Wanted | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Decision:
-    """Decides from the given, the environment, and what is there. Logs one line, and a warning for
-    each value that makes no sense.
+    """Decides from arguments, environment and machine. Logs one line, and a warning for each
+    invalid value.
 
     keepalive: as OPENHCL_NVME_KEEP_ALIVE; True and False stand for "enabled" and "disabled".
-    disable_keepalive: True: off, whatever keepalive says. holder: what would hold the handles of
-    this controller between two drivers, in words; None if nothing was found. default_pool_pages:
-    the pool's size where nobody names one. wanted: what "release" and "debug" work it out from.
-    Raises ConfigurationError for an argument that makes no sense.
+    disable_keepalive: True: off, regardless of keepalive.
+    holder: what would hold the descriptors of this controller between two drivers, as text; None if
+        there is nothing. default_pool_pages: the pool's size if none is given. wanted: the input of
+        "release" and "debug". Raises ConfigurationError for an invalid argument.
     """
     choose = _Chooser(os.environ if environ is None else environ)
     given = command_line
@@ -305,8 +304,7 @@ def decide(
     use_vfio, vfio_source = choose("vfio", vfio, given.vfio, [VFIO], parse_vfio, False)
     flr, flr_source = choose("always_flr", always_flr, given.always_flr, [ALWAYS_FLR], parse_always_flr, False)
     if pages is None:
-        # Somebody has a use for a pool: a holder, or whoever enabled keepalive without saying how
-        # large.
+        # A pool is useful: there is a holder, or keepalive was enabled without a size.
         useful = setting.enabled if setting is not None else holder is not None
         pages = default_pool_pages if useful else 0
     how = ""
@@ -339,20 +337,20 @@ def decide(
 
 
 class Outcome(enum.Enum):
-    """What becomes of one controller, given what the previous run left."""
+    """What happens to one controller, given what the previous run left."""
 
     LIVE_RESTORE = "live restore"
     RECLAIM = "reclaim"
     """Reset the controller first, then free the predecessor's buffers, then a fresh bring-up."""
     MISSING_POOL = "missing pool"
-    """An error that names the pool which the saved state needs."""
+    """An error that names the pool that the saved state needs."""
     FRESH = "fresh"
     """Bring-up, with a reset if the controller is found enabled."""
 
 
 def outcome(*, saved: bool, pool: bool, keepalive: bool) -> Outcome:
     """saved: the previous run left a state for this controller; pool: and its private pool;
-    keepalive: it runs in this process.
+    keepalive: it is on in this process.
     """
     if not saved:
         return Outcome.FRESH
@@ -362,9 +360,9 @@ def outcome(*, saved: bool, pool: bool, keepalive: bool) -> Outcome:
 
 
 def outcomes(saved: Mapping[str, bool], uris: Iterable[str], *, keepalive: bool) -> dict[str, Outcome]:
-    """For several controllers. saved: {uri: its pool is there} of those that the previous run
-    saved; also those which nobody asks for now are in the result, so that nobody's memory is
-    leaked: they are to be reclaimed.
+    """For several controllers. saved: {uri: its pool exists} of those that the previous run
+    saved; the result also has those that are not opened now, so that no memory is leaked: they
+    must be reclaimed.
     """
     wanted = dict.fromkeys(uris)
     result = {uri: outcome(saved=uri in saved, pool=saved.get(uri, False), keepalive=keepalive) for uri in wanted}

@@ -17,7 +17,7 @@ from nvme_async.runtime.tasks import finish
 
 
 class SharedController(Protocol):
-    """What share() returns: a nvme_async.sharing.Share, which has more."""
+    """The result of share(): a nvme_async.sharing.Share, which has more methods."""
 
     path: str
 
@@ -35,21 +35,21 @@ class Controller(KeptController):
     ) + "    adopted, decision, on_bundle_changed: see KeptController.\n"
 
     async def save(self) -> Bundle:
-        """Lets go of the running controller: its queues, and the commands in flight, stay as they are for the
-        process that restores the bundle.
+        """Releases the running controller: its queues, and the commands in flight, stay as they
+        are for the process that restores the bundle.
 
-        Waiters end with HandedOver. Doesn't wait for the commands in flight. If it fails, the exception says why
-        and service goes on. Raises as bundle() does; ControllerError when the controller has failed;
-        ControllerTimeout when a loop that uses it is stuck.
+        Waiters end with HandedOver. Doesn't wait for the commands in flight. If it fails, the
+        exception gives the reason and service continues. Raises as bundle() does; ControllerError
+        if the controller has failed; ControllerTimeout if a loop that uses it is stuck.
         """
         return await self._at_home(lambda: finish(lambda: saving.save(self)))
 
     async def exec(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
-        """Becomes another program, under the same process id, while the controller runs on; the program opens the
-        same URI. Doesn't return.
+        """Becomes another program with the same process id, while the controller keeps running;
+        the program opens the same URI. Doesn't return.
 
-        argv: as for os.execvp(). env: its environment, by default this one's. See nvme_async.keepalive.execute
-            for what is raised, and for several controllers.
+        argv: as for os.execvp(). env: its environment, by default this one's. See
+            nvme_async.keepalive.execute for the exceptions, and for several controllers.
         """
         await self._at_home(lambda: execute.execute([self], argv, env))
         raise AssertionError("execve() has returned")
@@ -60,22 +60,22 @@ class Controller(KeptController):
             async with controller.handover("/run/drive.sock") as offer:
                 await offer          # until a successor has taken over
 
-        where: the path of a Unix socket to listen on, or a connected one. Service goes on until the successor is
-            ready, and again if it fails. Leaving the block before a successor came withdraws the offer. A
-            controller without keepalive is shut down cleanly once a successor came, which then brings it up
-            afresh.
+        where: the path of a Unix socket to listen on, or a connected one. Service continues until
+            the successor is ready, and resumes if it fails. Leaving the block before a successor
+            has come withdraws the offer. A controller without keepalive is shut down cleanly once a
+            successor comes, which then brings it up.
         """
         return Offer(self, where)
 
     def share(self, path: str | os.PathLike[str], **policy: int | float | str) -> SharedController:
-        """Lets other processes use the controller, which stays this one's: they open "shared:PATH", get queue pairs
-        of their own, and do I/O without asking this process.
+        """Lets other processes use the controller, which this process still owns: they open
+        "shared:PATH", get their own queue pairs, and do I/O without this process.
 
             await controller.share("/run/nvme.sock")
 
-        Returns a nvme_async.sharing.Share, to be awaited (sharing ends with the controller) or entered (it ends with
-        the block). policy: see nvme_async.sharing.Policy. ConfigurationError for options, a path that is in use, and
-        controllers that cannot be shared.
+        Returns a nvme_async.sharing.Share, to be awaited (sharing ends with the controller) or
+        entered (it ends with the block). policy: see nvme_async.sharing.Policy. ConfigurationError
+        for options, a path in use, and controllers that cannot be shared.
         """
         share: SharedController = late.call("share", self, path, **policy)
         return share

@@ -1,5 +1,5 @@
-"""Who holds a controller's descriptors while no driver runs, from the driver's side: a keeper, or
-systemd's descriptor store.
+"""The driver's side of the holder of a controller's descriptors while no driver runs: a keeper,
+or systemd's descriptor store.
 """
 
 from __future__ import annotations
@@ -23,37 +23,35 @@ FIRST_RETRY, LAST_RETRY = 0.1, 5.0  # seconds between attempts to reach a keeper
 
 
 class Custodian(Protocol):
-    """For one controller, on its home loop; one call at a time. Every call is bounded by some
+    """For one controller, on its home loop; one call at a time. Every call is bounded by a few
     seconds and raises KeeperError.
     """
 
     @property
     def words(self) -> str:
-        """What it is, for people."""
+        """Its description for people."""
 
     async def take(self, uri: str, wait: float = 0.0) -> Bundle | None:
-        """The predecessor's bundle, which is this process's alone now; None: start afresh, and
-        nobody else may meanwhile.
+        """The predecessor's bundle, which now belongs to this process alone; None: start afresh,
+        while no other process may.
 
-        wait: seconds to wait for a predecessor that lives.
+        wait: seconds to wait for a living predecessor.
         """
 
     async def deposit(self, bundle: Bundle) -> None:
-        """Holds copies of the bundle's descriptors from now on, in place of what it held."""
+        """Holds copies of the bundle's descriptors from now on, in place of earlier ones."""
 
     async def forget(self, uri: str) -> None:
-        """What is held is of no use to anybody any more; the controller is still this process's."""
+        """The held descriptors are no longer useful; this process still owns the controller."""
 
     async def drop(self, uri: str) -> None:
-        """This process has no more use for the controller, and there is nothing to take over."""
+        """This process no longer needs the controller, and there is nothing to take over."""
 
     async def release(self, uri: str, pid: int | None = None) -> None:
-        """This process lets go of a controller that runs on: for whoever comes, or for process
-        `pid`.
-        """
+        """This process releases a running controller for any successor, or for process `pid`."""
 
     def close(self) -> None:
-        """Lets go of this process's connection and copies; what is held stays held."""
+        """Releases this process's connection and copies; the deposit stays held."""
 
 
 def _put(bundle: Bundle, client: KeeperClient) -> None:
@@ -61,7 +59,7 @@ def _put(bundle: Bundle, client: KeeperClient) -> None:
 
 
 class KeeperCustodian:
-    """A keeper at a socket. Should the keeper be restarted, it is reached again and given the
+    """A keeper at a socket. If the keeper is restarted, it is connected again and gets the
     latest deposit.
     """
 
@@ -94,7 +92,7 @@ class KeeperCustodian:
                 client.abort()
                 await asyncio.wait([call])
                 if not call.cancelled() and call.exception() is None and isinstance(result := call.result(), dict):
-                    close_all(result.values())  # what a get brought
+                    close_all(result.values())  # the result of a get
                 client.close()
                 raise
             finally:
@@ -102,7 +100,7 @@ class KeeperCustodian:
                     self._client = None
                 self._watch()
 
-    # -- a keeper that goes away -------------------------------------------------------------------
+    # -- a lost keeper -------------------------------------------------------------------
 
     def _watch(self) -> None:
         if self._client is not None:
@@ -117,7 +115,7 @@ class KeeperCustodian:
             self._watched = -1
 
     def _on_end(self) -> None:
-        """Nothing is due from the keeper, so this is the end of the connection."""
+        """No message is expected from the keeper, so this is the end of the connection."""
         self._unwatch()
         if self._client is not None:
             self._client.close()
@@ -150,7 +148,7 @@ class KeeperCustodian:
         if older is not None:
             older.close()
 
-    # -- Custodian ------------------------------------------------------------------------------------
+    # -- Custodian
 
     async def take(self, uri: str, wait: float = 0.0) -> Bundle | None:
         descriptors = await self._call(lambda client: client.get(uri, wait=wait))
@@ -208,7 +206,7 @@ class SystemdCustodian:
 
     async def release(self, uri: str, pid: int | None = None) -> None:
         """It stays in the store: the successor in the same service gets it at its start, and
-        another process has descriptors of its own.
+        another process has duplicates.
         """
 
     def close(self) -> None:
@@ -216,7 +214,7 @@ class SystemdCustodian:
 
 
 def find_custodian(keeper: str | None) -> Custodian | None:
-    """keeper: a socket's path, "systemd", or "none"; None: what the command line said, else
+    """keeper: a socket's path, "systemd", or "none"; None: the command line's option, otherwise
     systemd's store if this service has one.
     """
     keeper = config.command_line.keeper if keeper is None else keeper

@@ -1,5 +1,5 @@
-"""One controller's deposit with whoever holds it: made, brought up to date, ended or passed on as
-the controller changes.
+"""One controller's deposit with its holder: made, updated, ended or passed on as the controller
+changes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class Deposited(Protocol):
-    """A controller, as far as its deposit is concerned."""
+    """The part of a controller that its deposit needs."""
 
     uri: str
     loop: asyncio.AbstractEventLoop
@@ -33,7 +33,7 @@ class Depositor:
     """Owns the holder. On the controller's home loop.
 
     The deposit follows the controller's bundle: there is one while the controller is kept alive;
-    none once it is being closed, has failed or was let go, though the address stays reserved for
+    none once it is being closed, has failed or was released, though the address stays reserved for
     this process until end() or pass_on().
     """
 
@@ -46,8 +46,7 @@ class Depositor:
         self._claiming = False
         self._ended = False
         self.stays = False
-        """What is saved is saved for this same process (an exec, or the next driver): the deposit
-        stays.
+        """A save for this same process (an exec, or the next driver) keeps the deposit.
         """
 
     async def start(self) -> None:
@@ -86,7 +85,9 @@ class Depositor:
             self._again = True
 
     async def update(self) -> None:
-        """Deposits the bundle as it is now; returns once that was done, or has failed with a warning."""
+        """Deposits the bundle as it is now; returns once that was done, or has failed with a
+        warning.
+        """
         self._on_changed()
         if self._task is not None:
             await asyncio.wait([self._task])
@@ -117,8 +118,9 @@ class Depositor:
             await self._holder.forget(controller.uri)
 
     async def suspend(self) -> None:
-        """A successor is about to take over: should both die over it, nobody is to find a deposit
-        that may be either's. Ended by pass_on(), or by the next change of the bundle.
+        """A successor is about to take over: if both die meanwhile, no process must get a
+        deposit that may belong to either. Ended by pass_on(), or by the next change of the
+        bundle.
         """
         self._suspended = True
         try:
@@ -141,7 +143,7 @@ class Depositor:
         await self._finish(self._holder.release(self._controller.uri, pid))
 
     async def end(self) -> None:
-        """The controller is closed, or let go. Harmless when repeated, and after pass_on()."""
+        """The controller is closed or released. May be repeated, also after pass_on()."""
         await self._finish(self._holder.drop(self._controller.uri))
 
     async def _finish(self, last: Coroutine[Any, Any, None]) -> None:

@@ -1,6 +1,6 @@
-"""What tells one descriptor's file from another's, in every process that has a duplicate of it.
+"""The identity of a descriptor's file, which is the same in every process that has a duplicate.
 
-A bundle in which the descriptors of two controllers were mixed up would ring the wrong one's doorbells.
+A bundle with mixed-up descriptors of two controllers would ring the wrong one's doorbells.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import os
 
 
 def identity(fd: int) -> str:
-    """Of the open file; empty where the system doesn't tell (an anonymous file that isn't an eventfd, or no /proc)."""
+    """The identity of the open file; empty if unknown (an anonymous file that isn't an eventfd,
+    or no /proc).
+    """
     try:
         anonymous = os.readlink(f"/proc/self/fd/{fd}").startswith("anon_inode:")
     except OSError:
@@ -30,7 +32,7 @@ def identity(fd: int) -> str:
 
 
 def mixed_up(descriptors: dict[str, int], expected: dict[str, str]) -> str | None:
-    """The name of a descriptor that isn't the one which was saved under that name; None: all are."""
+    """The name of a descriptor that isn't the one saved under that name; None: all are."""
     for name, was in expected.items():
         if was and name in descriptors and identity(descriptors[name]) not in ("", was):
             return name

@@ -1,7 +1,7 @@
-"""In-place exec: the same process, a new program, controllers that run on.
+"""In-place exec: the same process, a new program, controllers that keep running.
 
-The descriptors stay open across execve(); one environment variable says which they are and for
-which process, so that no child of the successor takes them for its own.
+The descriptors stay open across execve(); one environment variable names them and their process, so
+that no child of the successor claims them.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ def adopt_environment() -> None:
     """Reads the variable, removes it from the environment, and makes its descriptors close-on-exec.
     Once: later calls find nothing.
 
-    Raises InvalidSavedState for a variable that makes no sense; nothing is closed then, as nobody
-    knows what the numbers stand for. One that is meant for another process (its parent handed the
-    environment on) is ignored.
+    Raises InvalidSavedState for an invalid variable; nothing is closed then, because the meaning of
+    the numbers is unknown. A variable for another process (inherited from a parent) is ignored.
     """
     text = os.environ.pop(VARIABLE, None)
     if text is None:
@@ -76,7 +75,7 @@ def adopt_environment() -> None:
 
 
 def keep(bundle: Bundle) -> None:
-    """For take() and inherited(), which own it from here on."""
+    """For take() and inherited(), which own it from now on."""
     older = _waiting.pop(bundle.uri, None)
     if older is not None:
         older.close()
@@ -84,8 +83,8 @@ def keep(bundle: Bundle) -> None:
 
 
 def inherited() -> dict[str, Bundle]:
-    """What an exec left for this process, by URI, and nobody has taken yet. The bundles become the
-    caller's: restore or close them.
+    """The bundles by URI that an exec left for this process and that have not been taken yet.
+    The caller owns them: restore or close them.
     """
     adopt_environment()
     bundles = dict(_waiting)
@@ -94,7 +93,7 @@ def inherited() -> dict[str, Bundle]:
 
 
 def take(uri: str) -> Bundle | None:
-    """The inherited bundle of one controller, the caller's from now on; None if there is none."""
+    """The inherited bundle of one controller, now owned by the caller; None if there is none."""
     adopt_environment()
     return _waiting.pop(uri, None)
 
@@ -106,8 +105,8 @@ def is_waiting(uri: str) -> bool:
 
 
 def find_program(name: str, environ: Mapping[str, str]) -> str:
-    """The path of an executable, searched like a shell does. ConfigurationError if there is none:
-    to be found out before anything stops.
+    """The path of an executable, searched as by a shell. ConfigurationError if there is none,
+    before anything stops.
     """
     path = shutil.which(name, path=environ.get("PATH", os.defpath))
     if path is None:
@@ -138,7 +137,7 @@ def replace(bundles: Sequence[Bundle], argv: Sequence[str], environ: Mapping[str
 
 
 class Saves(Protocol):
-    """A controller, as far as an exec goes."""
+    """The part of a controller that an exec needs."""
 
     depositor: Depositor | None
 
@@ -146,16 +145,17 @@ class Saves(Protocol):
 
 
 async def execute(controllers: Sequence[Saves], argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
-    """Saves the controllers and becomes another program, under the same process id. Doesn't return.
+    """Saves the controllers and becomes another program with the same process id. Doesn't
+    return.
 
     argv: as for os.execvp(); env: the new environment, by default this one. The successor opens the
         same URIs (nvme_async.open finds what
     it inherited), or calls inherited(). Other controllers of this process should be closed before:
         an exec ends them like a death.
 
-    Raises ConfigurationError when there is no such program, before anything has changed; what
-    save() raises, after the controllers that had been saved were taken up again; OSError when
-    execve() fails: the controllers are let go by then, and open() in this process finds them.
+    Raises ConfigurationError if there is no such program, before anything has changed; save()'s
+    exceptions, after the already saved controllers were restored; OSError if execve() fails: the
+    controllers are released by then, and open() in this process finds them.
     """
     environ = dict(os.environ if env is None else env)
     if not argv:

@@ -1,23 +1,25 @@
 """Messages between the two processes of a hand-over.
 
-On a Unix stream socket; every message is a length (4 bytes, little endian) and a JSON object, or one of the two
-structures that are between "go" and "taken".
+On a Unix stream socket; every message is a length (4 bytes, little endian) and a JSON object, or
+one of the two structures between "go" and "taken".
 
     successor    {"hello": 1, "pid": …, "keepalive": true, "short": true}
-    predecessor  {"offer": "live", "uri": …, "direct": …, "registers": {…}} and a bundle (bundle.py),
+    predecessor  {"offer": "live", "uri": …, "direct": …, "registers": {…}} + a bundle (bundle.py),
                  or {"offer": "fresh", …} after a clean shutdown
     successor    {"ready": true}                  it has built all that it will need
-    predecessor  "go": frozen, phases, sequence   queues are still and rung, the saved state is final;
+    predecessor  "go": frozen, phases, sequence   queues are frozen and rung, the saved state final;
                  or {"withdrawn": reason}
     successor    "taken"                          or {"refused": reason, "touched": …}
 
-Release 0.1 knows neither "short" nor "registers" nor the structures. To a successor that does not say "short" a
-predecessor sends {"go": {"frozen": seconds, "phases": {name: seconds, …}}}, and gets {"taken": true}. A successor that
-is told no registers connects to a device that is reached by messages after "go".
+Release 0.1 knows neither "short" nor "registers" nor the structures. To a successor that does not
+say "short" a predecessor sends {"go": {"frozen": seconds, "phases": {name: seconds, …}}}, and gets
+{"taken": true}. A successor that gets no registers connects only after "go" to a device that is
+accessed by messages.
 
-Until "go" the predecessor serves. From "go" to "taken" it touches nothing; after "refused" without "touched" it
-serves again. If the successor ends in between, or refuses after it had begun, what it did is unknown: then the
-predecessor resets the controller and goes on (commands that can be sent again are).
+Until "go" the predecessor serves. From "go" to "taken" it touches nothing; after "refused" without
+"touched" it serves again. If the successor ends in between, or refuses after it had started, its
+actions are unknown: then the predecessor resets the controller and continues (resending the
+commands that can be resent).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from nvme_async.errors import ConfigurationError, ControllerTimeout
 
 VERSION = 1
 READY_SECONDS = 30.0
-"""For each step during which both sides may still serve."""
+"""Limit of each step during which both sides may still serve."""
 TAKEN_SECONDS = 10.0
 """From "go" to "taken"."""
 
@@ -68,7 +70,7 @@ class Wire:
 
     def send_now(self, **message: Any) -> None:
         """send() without a wait: for a message that fits the socket's buffer, which is empty
-        between question and answer.
+        between request and answer.
         """
         self._send_now(json.dumps(message).encode())
 
@@ -91,7 +93,7 @@ class Wire:
             self.send_now(taken=True)
 
     async def receive(self, seconds: float) -> dict[str, Any]:
-        """The next message. ConnectionError when the other side has gone, ControllerTimeout."""
+        """The next message. ConnectionError if the other side is gone, ControllerTimeout."""
         try:
             async with asyncio.timeout(seconds):
                 (length,) = _LENGTH.unpack(await self._exactly(_LENGTH.size))
@@ -122,8 +124,8 @@ class Wire:
 
 
 def check_peer(sock: socket.socket, what: str) -> None:
-    """Each side deals with this user and with root only: what a bundle holds is the controller, and a process that
-    takes one up follows what is in its memory. ConfigurationError for any other user.
+    """Each side accepts only this user and root: a bundle controls the controller, and a process
+    that restores one trusts its memory. ConfigurationError for any other user.
     """
     _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid not in (os.geteuid(), 0):

@@ -1,4 +1,6 @@
-"""A controller that another process can continue with: the saved state, and memory that outlives this process."""
+"""A controller that another process can continue with: the saved state, and memory that outlives
+this process.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,19 @@ from nvme_async.keepalive.state import Phase, State
 
 
 class KeptController(DriverController):
-    """The driver's controller, with its hooks filled in. On the controller's home loop, unless said otherwise.
+    """The driver's controller, with its hooks implemented. On the controller's home loop, unless
+    said otherwise.
 
     Attributes:
         adopted: the commands that a predecessor left; empty after a fresh bring-up.
-        settings, decision: whether keepalive runs and why, and the same as text; None and empty before it was
-            decided.
-        on_bundle_changed: called on the home loop when bundle() has become something else: after the bring-up,
-            and when there is none any more because the controller was closed, has failed or was handed over.
+        settings, decision: whether keepalive is on and why, and the same as text; None and empty
+            before the decision.
+        on_bundle_changed: called on the home loop when bundle() has changed: after the bring-up,
+            and when there is none any more because the controller was closed, has failed or was
+            handed over.
         recorder: keeps the saved state up to date, with options.keepalive.
         depositor: keeps a copy of the descriptors with a custodian.
-        phases: how long the parts of the last save or restore took (nvme_async.keepalive.phases).
+        phases: the durations of the last save's or restore's phases (nvme_async.keepalive.phases).
     """
 
     decision: str
@@ -52,7 +56,7 @@ class KeptController(DriverController):
         self.settings: Decision | None = None
         self.phases: Phases | None = None
 
-    # -- over PCIe: ConfigurationError for controllers that are reached another way ----------------
+    # -- over PCIe: ConfigurationError for controllers on other transports ----------------
 
     @property
     def pcie(self) -> PcieTransport:
@@ -71,7 +75,7 @@ class KeptController(DriverController):
 
     @property
     def memory(self) -> DeviceMemory | None:
-        """What the controller reaches; None before the bring-up."""
+        """The controller's memory; None before the bring-up."""
         return self.pcie.memory
 
     @property
@@ -87,15 +91,16 @@ class KeptController(DriverController):
         return self.recorder is not None
 
     def _keep(self, manifest: Manifest | None = None, state: State | None = None) -> None:
-        """From here on the saved state is kept up to date: in `manifest`, which held a predecessor's `state`, or
-        in a new one."""
+        """From now on the saved state is kept up to date: in `manifest`, which held a
+        predecessor's `state`, or in a new one.
+        """
         assert self.memory is not None
         self.recorder = Recorder(self, manifest or Manifest(self.memory.pools[0]), self.decision)
         if state is None:
             self.recorder.record()
         else:
-            # What the predecessor wrote is still right in all that a restore needs: the callers whose I/O waits
-            # now come first.
+            # The predecessor's state is still valid for a restore, so callers whose I/O waits are
+            # served first.
             self.recorder.inherit(state)
             self.loop.call_later(cleanup.AFTER, self._renew)
         self.memory.on_mapped = self._changed
@@ -111,17 +116,18 @@ class KeptController(DriverController):
             self.on_bundle_changed()
 
     def _decided(self, decision: Decision) -> None:
-        """What was decided about keepalive, for inspect() and the saved state."""
+        """The decision about keepalive, for inspect() and the saved state."""
         self.settings, self.decision = decision, str(decision)
         if self.recorder is not None:
             self.recorder.decision = self.decision
         self._changed()
 
     def bundle(self) -> Bundle:
-        """What a successor needs, as it is now, with descriptors of its own; the caller closes it.
+        """The bundle for a successor in its present state, with duplicated descriptors; the
+        caller closes it.
 
-        Raises QueueShutdown when there is nothing to take over (any more), ConfigurationError when the controller
-        was opened without keepalive.
+        Raises QueueShutdown if there is nothing to take over (any more), ConfigurationError if the
+        controller was opened without keepalive.
         """
         recorder, memory = self.recorder, self.memory
         if recorder is None or memory is None:
@@ -141,7 +147,7 @@ class KeptController(DriverController):
     def _changed(self, *, strictly: bool = False) -> None:
         if self.recorder is None:
             return
-        # Whatever changes during a reset, no other process can go on with the controller before its end.
+        # During a reset no other process can continue with the controller, regardless of changes.
         phase: Phase = "resetting" if self.state == "resetting" else "live"
         self.recorder.record(phase) if strictly else self.recorder.note(phase)
 
@@ -175,8 +181,8 @@ class KeptController(DriverController):
         if self.depositor is None:
             super()._drop_device()
             return
-        # The custodian has descriptors of its own, so for the next process the controller runs on: its memory stays
-        # as it is.
+        # The custodian has its own descriptors, so the controller keeps running for the next
+        # process: its memory stays as it is.
         for pool in self.memory.pools if self.memory is not None else ():
             pool.detach()
         self.device.detach()
@@ -185,14 +191,14 @@ class KeptController(DriverController):
     # -- a predecessor's memory --------------------------------------------------------------------
 
     def unclaimed(self) -> list[Slot]:
-        """A predecessor's memory that its alloc() gave out and that this process has not claimed yet, by offset;
+        """A predecessor's memory from alloc() that this process has not claimed yet, by offset;
         tags as given to alloc().
         """
         slots = [slot for pool in (self.memory.pools if self.memory is not None else ()) for slot in pool.slots()]
         return [slot for slot in slots if slot.owner == "application" and slot.state == "pending-restore"]
 
     def claim(self, slot: Slot) -> DmaBuffer:
-        """One of unclaimed(): from here on as if this process had allocated it.
+        """Claims one of unclaimed(): from now on as if this process had allocated it.
 
         Don't free it before the commands in `adopted` that use it are finished.
         """
@@ -201,10 +207,10 @@ class KeptController(DriverController):
         return self.memory.pools[0].claim(slot.offset)
 
     async def validate_restore(self) -> list[Slot]:
-        """After everything was claimed: what was not. Its pages stay out of use until the controller's next
-        bring-up.
+        """Call it after claiming everything; returns the unclaimed slots. Their pages are not
+        reused until the controller's next bring-up.
 
-        Waits until the predecessor's commands are over and its half-made queue pairs are gone.
+        Waits until the predecessor's commands have ended and its half-made queue pairs are deleted.
         """
         if self.cleanup is not None:
             await self.cleanup.wait()

@@ -1,8 +1,8 @@
 """The manifest: the saved state's place in the pool, and when it is written.
 
-It lies in pool slots of owner "manifest": two halves, written in turn, of which the one with the
-higher sequence and a right checksum counts. A half is published by the store of its sequence, the
-last of all, so that a process killed while it writes leaves the other half.
+It lies in pool slots of owner "manifest", in two halves that are written alternately; the one with
+the higher sequence and a valid checksum counts. A half is published by the store of its sequence,
+which comes last, so that a process killed while writing leaves the other half intact.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Half:
     """One half as it lies in the pool."""
 
     def __init__(self, offset: int, half: memoryview) -> None:
-        self.offset = offset  # of its slot
+        self.offset = offset  # bytes of its slot
         self._half = half
         self.magic, self.version, _, self.sequence, self.length, self.digest = _HEADER.unpack_from(half)
 
@@ -64,7 +64,7 @@ class _Half:
         return bool(self.magic == bytes(8) and self.sequence == 0)
 
     def body(self, sequence: int) -> bytes | str:
-        """What it says, if it was written as number `sequence`; else what is wrong with it."""
+        """Its content, if it was written as number `sequence`; otherwise the error."""
         if self.magic != _MAGIC:
             return "it is no manifest"
         if self.version != _VERSION:
@@ -78,10 +78,10 @@ class _Half:
 
 
 def find(pool: Pool) -> tuple[int, int, bytes]:
-    """(slot offset, sequence, body) of the manifest that counts. Changes nothing.
+    """(slot offset, sequence, body) of the valid manifest. Changes nothing.
 
-    InvalidSavedState when the pool has none, and when a half that had been written to its end is damaged: it may
-    have been the newer one, and the older one tell of a controller as it no longer is.
+    InvalidSavedState if the pool has none, or if a completely written half is damaged: it may have
+    been the newer one, and the older one may describe an outdated state.
     """
     best: tuple[int, int, bytes] | None = None
     unfinished = []
@@ -103,7 +103,8 @@ def find(pool: Pool) -> tuple[int, int, bytes]:
                 elif best is None or half.sequence > best[1]:
                     best = (slot.offset, half.sequence, body)
         if not problems:
-            # Killed before the last store of all, or that one was damaged: the newest, if it is complete.
+            # Killed before the very last store, or that store was damaged: the newest half counts,
+            # if it is complete.
             number = best[1] + 1 if best is not None else 1
             for half in unfinished:
                 body = half.body(number)
@@ -118,8 +119,9 @@ def find(pool: Pool) -> tuple[int, int, bytes]:
 
 
 def stands(slot: memoryview, sequence: int, body: bytes) -> bool:
-    """Is what was found in this slot as number `sequence`, `body`, still the last word? By comparing, which takes
-    no checksum; False where that doesn't show."""
+    """Is what was found in this slot as number `sequence`, `body`, still the last word? By
+    comparing, which takes no checksum; False where that doesn't show.
+    """
     size = len(slot) // 2
     at = (sequence & 1) * size
     other = _SEQUENCE_AT + (size - at)
@@ -138,18 +140,20 @@ def _window(pool: Pool) -> Any:
 
 
 class Manifest:
-    """The manifest of one pool, for writing. Owner of its slot; on the controller's home loop."""
+    """The manifest of one pool, for writing. Owner bytes of its slot; on the controller's home
+    loop.
+    """
 
     def __init__(self, pool: Pool, buffer: DmaBuffer | None = None, sequence: int = 0, body: bytes = b"") -> None:
-        """buffer, sequence, body: as found, for a successor; else a new slot is made."""
+        """buffer, sequence, body: as found, for a successor; otherwise a new slot is made."""
         self._pool = pool
         self._buffer = buffer or pool.alloc(2 * _FIRST_HALF, owner=OWNER, persistent=True)
         self.sequence: int = sequence
         self.body: bytes = body
 
     def write(self, body: bytes) -> None:
-        """Replaces what is there; OutOfDmaMemory when it has grown and the pool has no room. Killed
-        at any instruction, either counts.
+        """Replaces the content; OutOfDmaMemory if it has grown and the pool has no room. If the
+        process is killed at any instruction, one of the two is valid.
         """
         half = self._buffer.nbytes // 2
         if len(body) + _HEADER.size > half:
@@ -178,7 +182,7 @@ class Manifest:
 
 
 def descriptors_of(controller: Controller) -> dict[str, int]:
-    """What a bundle has beside the pool, by name; they stay the controller's."""
+    """A bundle's descriptors besides the pool, by name; the controller still owns them."""
     transport = pcie(controller.transport)
     found = {f"device.{name}": fd for name, fd in transport.device.descriptors().items()}
     found |= {f"irq.{vector}": fd for vector, fd in enumerate(transport.queues.maker.event_fds)}
@@ -187,7 +191,9 @@ def descriptors_of(controller: Controller) -> dict[str, int]:
 
 
 def _facts(queue: LoopQueue) -> tuple[Any, ...]:
-    """Of a queue pair; the rest of its description is its native half's, and that one's for life."""
+    """The changing part of a queue pair's description; the rest comes from its native half and
+    is constant.
+    """
     return queue.hot, queue.vector, queue.interrupts, queue.worker, queue.hot.has_shadow_doorbells
 
 
@@ -196,18 +202,18 @@ class Recorder:
 
     def __init__(self, controller: Controller, manifest: Manifest, decision: str = "") -> None:
         self._controller = controller
-        self.decision = decision  # about keepalive, in words
+        self.decision = decision  # about keepalive, as text
         self.manifest = manifest
         self.extra: dict[str, Any] = {}
         self._descriptors: dict[str, tuple[int, str]] = {}
         self._written: tuple[Any, ...] | None = None
-        """What the manifest as it is was made from; None: it has to be written."""
+        """The input of the present manifest; None: it must be written."""
         self._namespaces: dict[int, tuple[Any, NamespaceState]] = {}
         self._identify: tuple[Any, bytes] = (None, b"")
 
     def inherit(self, state: State) -> None:
-        """What was read of a predecessor's state need not be encoded again, and what wasn't
-        understood is to be passed on.
+        """A predecessor's state that was read need not be encoded again, and unknown fields must
+        be passed on.
         """
         controller = self._controller
         self.extra = state.extra
@@ -216,17 +222,17 @@ class Recorder:
             namespace = controller.namespaces.get(described.nsid)
             if namespace is not None:
                 self._namespaces[described.nsid] = (namespace.identify, described)
-        # What the predecessor wrote is right in all that a restore needs, so a save has nothing to add.
+        # The predecessor's state is valid for a restore, so a save has nothing to add.
         self._written = self._inputs("live")
 
     def renew(self) -> None:
-        """In this process's name, and in its format, though nothing has changed."""
+        """Writes it in this process's name and format, although nothing has changed."""
         self._written = None
         self.note()
 
     def record(self, phase: Phase = "live", *, saving: bool = False) -> None:
-        """Writes the state if it has changed since it was written; not while the controller is
-        being saved, then what the save wrote counts. OutOfDmaMemory if the pool is full.
+        """Writes the state if it has changed; not while the controller is being saved, when the
+        save's own state counts. OutOfDmaMemory if the pool is full.
         """
         if self._controller.state == "saving" and not saving:
             return
@@ -236,7 +242,7 @@ class Recorder:
             self._written = inputs
 
     def _inputs(self, phase: Phase) -> tuple[Any, ...]:
-        """All that snapshot() reads and that may change. Much cheaper than to encode it."""
+        """Everything changeable that snapshot() reads. Much cheaper than encoding it."""
         controller = self._controller
         transport = pcie(controller.transport)
         queues, memory = transport.queues, transport.memory
@@ -263,8 +269,8 @@ class Recorder:
         )
 
     def note(self, phase: Phase = "live") -> None:
-        """record(), where a failure must not end what is going on: what was written before still
-        counts.
+        """record() for cases in which a failure must not end the operation: the earlier state
+        still counts.
         """
         try:
             self.record(phase)
@@ -327,7 +333,9 @@ class Recorder:
         )
 
     def _identities(self) -> dict[str, str]:
-        """Of the bundle's descriptors; they stay open as long as this controller."""
+        """The identities of the bundle's descriptors, which stay open as long as this
+        controller.
+        """
         known = self._descriptors
         for name, fd in descriptors_of(self._controller).items():
             if name not in known or known[name][0] != fd:

@@ -1,4 +1,6 @@
-"""The predecessor's side of a hand-over: offers a running controller until a successor has taken it over."""
+"""The predecessor's side of a hand-over: offers a running controller until a successor has taken
+it over.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,12 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class Offer:
-    """What controller.handover() returns: an async context manager, awaitable within: until a
+    """The result of controller.handover(): an async context manager; await it inside until a
         successor has taken over.
 
     Attributes:
         taken: a successor has the controller.
-        failures: attempts that came to nothing, as exceptions.
+        failures: failed attempts, as exceptions.
     """
 
     def __init__(self, controller: KeptController, where: str | os.PathLike[str] | socket.socket) -> None:
@@ -61,7 +63,9 @@ class Offer:
         return self._wait().__await__()
 
     async def _wait(self) -> None:
-        """Until a successor has taken over. On a connected socket: raises what kept it from that."""
+        """Waits until a successor has taken over. On a connected socket: raises the reason if
+        that fails.
+        """
         if self._task is None:
             raise ConfigurationError("an offer is to be entered first: async with controller.handover(…) as offer")
         await asyncio.shield(self._task)
@@ -80,16 +84,16 @@ class Offer:
         return self._listening
 
     def _stop_listening(self) -> None:
-        """Before the controller is another's: who then offers it at the same path, and is not to
-        find it taken or have it removed.
+        """Before the controller is handed over, because the successor may offer it at the same
+        path: the path must be free then, and not be removed later.
         """
         listening, self._listening = self._listening, None
         if listening is not None:
             listening.unlink()
 
     async def _one(self, wire: Wire, *, again: bool) -> None:
-        """One successor. again: others may try if it fails, as long as there is something to hand
-        over.
+        """Serves one successor. again: others may try if it fails, as long as there is something
+        to hand over.
         """
         try:
             # Descriptors of a controller go to this user only, or to root.
@@ -113,7 +117,7 @@ class Offer:
             wire.close()
 
     async def _fresh(self, wire: Wire) -> None:
-        """Without keepalive: shut down cleanly, and let the successor bring it up."""
+        """Without keepalive: shuts down cleanly, and lets the successor bring it up."""
         controller = self._controller
         async with self._committing:
             self._stop_listening()
@@ -134,14 +138,18 @@ class Offer:
             await finish(lambda: self._commit(wire, successor_pid))
 
     async def _registers(self) -> dict[str, Any]:
-        """Of a device that is reached by messages, which a successor can't send while this process does."""
+        """Of a device that is reached by messages, which a successor can't send while this
+        process does.
+        """
         controller = self._controller
         if not self._short:
             return {}
         return {"registers": {} if controller.device.direct else await in_thread(controller.registers.read_all)}
 
     async def _commit(self, wire: Wire, successor_pid: int | None) -> None:
-        """From "ready" to the end. Goes on where it was if it is called again: see finish()."""
+        """From "ready" to the end. Continues where it was if it is called again: see
+        finish().
+        """
         controller = self._controller
         async with controller._lock:
             if controller.state != "handed over":
@@ -166,8 +174,7 @@ class Offer:
     async def _go(self, wire: Wire) -> None:
         controller = self._controller
         if controller.depositor is not None:
-            # From here on there is a second process that may drive it; a third must not find it
-            # with the keeper.
+            # From now on a second process may drive it; a third must not get it from the keeper.
             await controller.depositor.suspend()
         try:
             await saving.suspend(controller)
@@ -187,7 +194,7 @@ class Offer:
         try:
             return await wire.receive(TAKEN_SECONDS)
         except ControllerTimeout as error:
-            # It lives and has the controller; two drivers would be worse than a slow one.
+            # It is alive and has the controller; two drivers would be worse than a slow one.
             log.warning("%s: %s; it has the controller", self._controller.uri, error)
             return {"taken": True}
         except OSError:

@@ -1,5 +1,5 @@
-"""From a device address to a controller, by way of whoever holds it: live restore, reclaim, or a
-fresh bring-up; then the deposit.
+"""From a device address to a controller, through its holder: live restore, reclaim, or a fresh
+bring-up; then the deposit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class OpenOptions(ServiceOptions, total=False):
 
 @attrs.frozen(kw_only=True)
 class KeepaliveOptions:
-    """What open() is told about keepalive; see nvme_async.open()."""
+    """The keepalive arguments of open(); see nvme_async.open()."""
 
     keepalive: str | bool | None = None
     pool_pages: int | str | None = None
@@ -64,7 +64,7 @@ class KeepaliveOptions:
 
 
 async def _taken(uri: str, custodian: Custodian | None, wait: float) -> Bundle | None:
-    """What the predecessor left: over an exec, or with the custodian."""
+    """The bundle that the predecessor left: across an exec, or with the custodian."""
     inherited = execute.take(uri)
     try:
         held = await custodian.take(uri, wait) if custodian is not None else None
@@ -80,8 +80,8 @@ async def _taken(uri: str, custodian: Custodian | None, wait: float) -> Bundle |
 async def _follow(
     uri: str, bundle: Bundle, decision: Decision, options: dict[str, Any], custodian: Custodian | None
 ) -> Controller | None:
-    """The controller of `bundle`, live or reclaimed. None when its device went away with its
-    driver: then it is as if there were none.
+    """The controller of `bundle`, live or reclaimed. None if its device ended with its driver:
+    then it is as if there were none.
     """
     what = outcome(saved=True, pool="pool" in bundle.descriptors, keepalive=decision.enabled)
     if what is Outcome.MISSING_POOL:
@@ -102,8 +102,8 @@ async def _follow(
 
 
 def choose(uri: str, options: Options, keepalive_options: KeepaliveOptions) -> tuple[Decision, Custodian | None]:
-    """Whether keepalive runs for a controller, and who holds it meanwhile; the custodian is the
-    caller's to close. On the home loop.
+    """Whether keepalive is on for a controller, and its holder; the caller closes the custodian.
+    On the home loop.
 
     ConfigurationError if its kind of device is switched off.
     """
@@ -146,8 +146,8 @@ def with_pool(options: Options, decision: Decision) -> Options:
 
 
 async def settle_in(controller: Controller, decision: Decision, custodian: Custodian | None) -> None:
-    """The controller has its driver: deposits it, if it is kept alive and somebody holds it. The
-    custodian is the controller's then.
+    """The controller has its driver: deposits it, if it is kept alive and has a holder. The
+    controller then owns the custodian.
     """
     controller._decided(decision)
     if custodian is not None and controller.keepalive:
@@ -169,7 +169,9 @@ async def open_with_keepalive(
     *,
     fresh: Callable[[str, Options], Awaitable[Controller]] | None = None,
 ) -> Controller:
-    """nvme_async.open(). given: options by name. fresh: brings a controller up that nobody left."""
+    """nvme_async.open(). given: options by name. fresh: brings up a controller without a
+    predecessor.
+    """
     options = Options.of(given)
     decision, custodian = choose(uri, options, keepalive_options)
     controller: Controller | None = None
@@ -190,7 +192,7 @@ async def open_with_keepalive(
 
 
 async def _give_up(uri: str, custodian: Custodian, error: BaseException) -> None:
-    """What is reserved for this process, or was left in its hands, is for the next to try."""
+    """Releases this process's reservation or deposit for the next process to try."""
     try:
         if getattr(error, "code", "") != "owned":
             await custodian.release(uri)

@@ -1,7 +1,8 @@
-"""Whose is the memory that a predecessor's commands use? By the pool's slot table and the saved registrations.
+"""Checks the ownership of the memory that a predecessor's commands use, by the pool's slot table
+and the saved registrations.
 
-A command that names memory which isn't its own, because something was damaged, must not be adopted: its pages
-would be read, or given back, as if they were.
+A command that names foreign memory because of damage must not be adopted: that memory would be
+read, or released, as if it were its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def _kind(owner: str) -> str:
 
 
 class Ownership:
-    """Of one pool, as it was left."""
+    """The ownership in one pool, as it was left."""
 
     def __init__(self, slots: list[Slot], registrations: list[RegistrationState]) -> None:
         self._offsets = [slot.offset for slot in slots]
@@ -36,8 +37,9 @@ class Ownership:
                 self._chunks.setdefault(slot.owner, []).append(slot)
 
     def pieces(self, qid: int, found: dict[str, Any]) -> list[tuple[Slot, int, set[int]]]:
-        """[(chunk, how many pieces it is cut into, offsets of those that belong to commands)] of a queue pair's
-        bounce pages. found: by look_at_queue(). InvalidSavedState when a command's data lie where they cannot.
+        """[(chunk, number of its pieces, offsets of those that belong to commands)] of a queue
+        pair's bounce pages. found: by `look_at_queue()`. InvalidSavedState if a command's data
+        is in an impossible place.
         """
         owned: dict[int, int] = dict(found["bounce"])
         pieces = []

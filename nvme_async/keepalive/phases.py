@@ -1,16 +1,17 @@
-"""How long each part of a servicing takes: of one hand-over, save or restore, and as histograms of this process.
+"""The durations of the phases of servicing: of one hand-over, save or restore, and as histograms
+of this process.
 
-    suspend   predecessor: no new work, what was posted is rung, every queue pair stands still
-    write     predecessor: the saved state, where something has changed
-    pass      from the predecessor's word to the successor's hearing it
+    suspend   predecessor: no new work, posted commands are rung, every queue pair is frozen
+    write     predecessor: the saved state, if something has changed
+    pass      from the predecessor's message to its receipt by the successor
     attach    successor: the pool, the saved state, the device
-    build     successor: the objects for all that was saved; before the predecessor stands still, where both live
-    verify    successor: is what was built still right; rings, trackers, the memory of each command in flight
-    adopt     successor: the predecessor's commands become its own, completions that arrived meanwhile are taken
+    build     successor: the objects for the saved state; before the standstill if both are alive
+    verify    successor: checks the objects, rings, trackers, and each in-flight command's memory
+    adopt     successor: adopts the predecessor's commands, reaps completions that arrived meanwhile
     drain     until the last of the predecessor's I/O commands has completed; new I/O waits for it
     first I/O until this process sent a command of its own, from the end of the drain on
 
-A phase that a hand-over had before the predecessor stood still (attach and build) is not part of the pause.
+A phase before the predecessor's standstill (attach and build) is not part of the pause.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ BUCKETS = tuple(step * 10.0**decade for decade in range(-5, 2) for step in (1, 2
 
 
 class Phases:
-    """Of one servicing of one controller, in seconds. On one loop."""
+    """The phases of one servicing of one controller, in seconds. On one loop."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -35,7 +36,7 @@ class Phases:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Times what is in the block; a second block of one name adds to the first."""
+        """Measures the block; a second block with the same name adds to the first."""
         began = time.perf_counter()
         try:
             yield
@@ -46,7 +47,7 @@ class Phases:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def record(self, *names: str) -> None:
-        """These are over: they count in this process's histograms."""
+        """These have ended: they are added to this process's histograms."""
         for name in names:
             if name in self.seconds:
                 _record(self._uri, name, self.seconds[name])

@@ -1,5 +1,5 @@
-"""When a live restore isn't wanted or isn't possible: reset the controller FIRST, then free the
-predecessor's buffers, then bring it up.
+"""Used if a live restore isn't wanted or possible: resets the controller FIRST, then frees the
+predecessor's buffers, then brings it up.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 
 async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controller:
-    """A controller that was brought up afresh, and says in `adopted.lost` which commands of the
-    predecessor were out.
+    """A controller that was brought up afresh; `adopted.lost` lists the predecessor's in-flight
+    commands.
     """
     chosen = Options.of({"keepalive": True} | options)
     pool, state = _what_is_left(bundle)
-    # Held until the pool is detached: dropped before the reset, a buffer would be free for others
-    # in the pool's table.
+    # Held until the pool is detached: a buffer dropped before the reset would become free in the
+    # pool's table.
     held: list[DmaBuffer] = []
     try:
         lost = _lost(pool, state, why, held)
@@ -55,7 +55,7 @@ async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controll
     except BaseException:
         device.close()
         raise
-    # Workers of the predecessor that still live may yet ring these queues' doorbells.
+    # Living workers of the predecessor may still ring these queues' doorbells.
     controller.queues.lent |= stale
     await controller.bring_up()
     controller.adopted.lost = tuple(lost)
@@ -65,7 +65,7 @@ async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controll
 
 
 def _end_sharing(bundle: Bundle, state: State | None) -> set[int]:
-    """Stops the predecessor's workers before the reset; the ids of queues that live ones had."""
+    """Stops the predecessor's workers before the reset; returns the queue ids of living ones."""
     sharing = state.sharing if state is not None else {}
     fd = bundle.descriptors.get("sharing.stop")
     if fd is None and not sharing:
@@ -75,7 +75,7 @@ def _end_sharing(bundle: Bundle, state: State | None) -> set[int]:
 
 
 def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None]:
-    """As much of pool and saved state as can be read."""
+    """Reads as much of pool and saved state as possible."""
     try:
         pool = Pool.attach(bundle.descriptors["pool"])
     except (KeyError, InvalidSavedState, OSError) as error:
@@ -86,7 +86,7 @@ def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None]:
     except InvalidSavedState as error:
         log.warning("%s: %s", bundle.uri, error)
     try:
-        # Older, but good enough for what is asked of it here: what is mapped at the device, and where the queues were.
+        # Older, but sufficient here: for the device's mappings, and the queues' places.
         state = saved.decode(bundle.manifest)
         return pool, state if state.pool_id == pool.id else None
     except InvalidSavedState:
@@ -94,14 +94,14 @@ def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None]:
 
 
 def _give_up(pool: Pool, state: State) -> None:
-    """Before the controller is touched: nobody is to go on from this saved state, should this
-    process be killed once the controller runs again, with other memory, and whoever holds the
-    old bundle hand it to the next.
+    """Before the controller is touched: no process may continue from this saved state, even if
+    this process is killed once the controller runs again with other memory, and the holder
+    passes the old bundle to the next process.
     """
     try:
         offset, sequence, _ = manifest.find(pool)
     except InvalidSavedState:
-        return  # nobody goes on from it as it is
+        return  # no process continues from it
     try:
         buffer = pool.claim(offset)
         manifest.Manifest(pool, buffer, sequence).write(
@@ -112,8 +112,8 @@ def _give_up(pool: Pool, state: State) -> None:
 
 
 def _lost(pool: Pool | None, state: State | None, why: str, held: list[DmaBuffer]) -> list[Adopted]:
-    """The commands that the predecessor's trackers have as outstanding. held: the queues' memory is
-    added to it.
+    """The outstanding commands according to the predecessor's trackers. held: the queues' memory
+    is added to it.
     """
     lost = []
     for queue in state.queues if pool is not None and state is not None else ():
@@ -133,7 +133,7 @@ def _lost(pool: Pool | None, state: State | None, why: str, held: list[DmaBuffer
 
 
 async def _reset(bundle: Bundle, pool: Pool | None, state: State | None) -> Device:
-    """The device, its controller disabled and none of the predecessor's memory mapped any more."""
+    """The device, with its controller disabled and none of the predecessor's memory mapped."""
     fds = duplicates(bundle.part("device."))
     device: Device | None = None
     try:

@@ -1,13 +1,13 @@
-"""The successor's half: going on with a controller that runs, from its bundle.
+"""The successor's half: continuing with a running controller from its bundle.
 
     prepare   the pool and the saved state, without the device: may be done while the predecessor
         still works
-    connect   the device, and whether it is the one that was saved, in the state that was saved
+    connect   the device, and whether it is the saved one, in the saved state
     build     the objects for memory, queue pairs and namespaces (successor.py)
-    commit    the predecessor stands still: what was built is right if the saved state is what it was. Rings are
-        checked, and the predecessor's commands adopted; the drain barrier stands
+    commit    the predecessor is frozen: the objects are valid if the saved state is unchanged.
+        Rings are checked, and the predecessor's commands adopted; the drain barrier is set
 
-Until commit has checked everything nothing is changed, neither at the controller nor in the pool,
+Nothing is changed, neither at the controller nor in the pool, until commit has checked everything,
 so a refusal leaves both as they were. No Identify command is sent, no queue is created and CC is
 not written.
 """
@@ -48,15 +48,15 @@ Policy = Literal["refuse", "fresh"]
 
 
 async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Unpack[TakeOverOptions]) -> Controller:
-    """Goes on with the running controller that `bundle` stands for. The bundle stays the caller's;
-    what is needed of it is duplicated.
+    """Continues with the running controller of `bundle`. The caller still owns the bundle;
+    needed descriptors are duplicated.
 
     options: as for nvme_async.open(); those not given are the predecessor's. keepalive=False, or
         policy="fresh" where a live restore isn't
     possible: the controller is reset first, then the predecessor's memory is freed, then the
-        controller is brought up afresh; `adopted.lost`
-    says which commands were out.
-    Returns at once; new I/O waits until the predecessor's has completed (`controller.adopted`).
+        controller is brought up; `adopted.lost`
+    lists the in-flight commands. Returns at once; new I/O waits until the predecessor's has
+    completed (`controller.adopted`).
 
     Raises RestoreRefused with the reason, the controller left as it was; ConfigurationError for
     options; ControllerError when the fresh bring-up fails.
@@ -80,7 +80,7 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Unpac
 
 
 class Restoration:
-    """One attempt. Owner of `bundle` until run() or commit() is over, or abort()."""
+    """One attempt. Owner of `bundle` until the end of run() or commit(), or abort()."""
 
     def __init__(self, bundle: Bundle, options: dict[str, Any]) -> None:
         self._bundle = bundle
@@ -91,7 +91,7 @@ class Restoration:
         self.state: State = None  # type: ignore[assignment]  # known after prepare()
         self.phases: Phases = Phases(bundle.uri)
         self.touched: bool = False
-        """Has commit begun to change something? Then only a reset helps if it fails."""
+        """Has commit started to change something? Then only a reset helps if it fails."""
         self._body = b""
         self._found: tuple[int, int] = (0, 0)
         self._identify: IdentifyController | None = None
@@ -114,7 +114,7 @@ class Restoration:
         return controller
 
     def refusal(self, error: BaseException) -> BaseException:
-        """What to raise for what went wrong: RestoreRefused where nothing was changed."""
+        """The exception for an error: RestoreRefused if nothing was changed."""
         if self.touched:
             return error
         if isinstance(error, (InvalidSavedState, _hotpath.QueueStateError, ControllerGone)):
@@ -123,7 +123,7 @@ class Restoration:
         return RestoreRefused(f"{self.uri}: {missing}") if missing else error
 
     def abort(self) -> None:
-        """Drops what was taken up; the controller and the pool stay as they are."""
+        """Drops everything; the controller and the pool stay as they are."""
         self._drop_successor()
         pool, self.pool = self.pool, None
         if pool is not None and not pool.detached and not pool.closed:
@@ -146,12 +146,12 @@ class Restoration:
     # -- prepare -----------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Maps the pool and reads what was saved. No device is needed, and nothing is changed."""
+        """Maps the pool and reads the saved state. Needs no device, and changes nothing."""
         with self.phases.of("attach"):
             self._prepare()
 
     def heard(self, go: Any) -> None:
-        """The predecessor's word, and how long its own part took."""
+        """The predecessor's message, with the durations of its own phases."""
         if not isinstance(go, dict):
             return
         told = go.get("phases")
@@ -178,7 +178,7 @@ class Restoration:
 
     @property
     def _has_checksums(self) -> bool:
-        """False: the last that wrote into the pool is of a release that knew none."""
+        """False: the last writer of the pool was a release without checksums."""
         return self.state.format >= saved.CHECKSUMS
 
     def _understand(self, pool: Pool, body: bytes) -> None:
@@ -216,15 +216,16 @@ class Restoration:
     # -- connect -----------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Takes the device up and compares it with what was saved: ids, registers, and that it
-        runs.
+        """Opens the device and compares it with the saved state: ids, registers, and that it is
+        running.
         """
         with self.phases.of("attach"):
             self._check_device(*await in_thread(self._resume))
 
     async def connect_told(self, registers: Any) -> None:
-        """connect(), while the predecessor still uses the device by messages: by what it has read there a moment ago.
-        confirm() follows once it has let go."""
+        """connect(), while the predecessor still uses the device by messages: by what it has
+        read there a moment ago. confirm() follows once it has let go.
+        """
         names = [register.name.lower() for register in SHOWN]
         if not isinstance(registers, dict) or not all(isinstance(registers.get(name), int) for name in names):
             raise self._refuse(f"the predecessor tells of the registers {registers!r}")
@@ -234,12 +235,12 @@ class Restoration:
             self._check_registers({name: registers[name] for name in names})
 
     def _resume(self) -> tuple[Device, dict[str, int]]:
-        """The device, and how it is set up. In a thread: it may be messages, and one trip is enough
-        for all.
+        """The device, and its setup. In a thread, because it may be messages; one visit is
+        enough for all.
         """
         fds = duplicates(self._bundle.part("device."))
         self.device = device = resume_device(self.uri, fds, self.state.device_state)
-        _ = device.gone_fd  # may need a descriptor of its own, and must not lack it once something was changed
+        _ = device.gone_fd  # may need a descriptor, and must not lack it once something was changed
         return device, Registers(device).read_all()
 
     def _resume_quietly(self) -> None:
@@ -257,7 +258,7 @@ class Restoration:
 
     def _check_device(self, device: Device, registers: dict[str, int]) -> None:
         expected = self._ids
-        if self.state.format < 2:  # a release that didn't look for it: then it tells nothing
+        if self.state.format < 2:  # by a release that didn't read it: then it isn't compared
             expected = attrs.evolve(expected, serial_number=device.ids.serial_number)
         if device.ids != expected:
             raise self._refuse(f"another device is there: {device.ids}, saved was {expected}")
@@ -282,7 +283,9 @@ class Restoration:
     # -- build -------------------------------------------------------------------------------------
 
     def build(self) -> None:
-        """Objects for all that was saved. Nothing is changed; the predecessor may still be at work."""
+        """Objects for all that was saved. Nothing is changed; the predecessor may still be at
+        work.
+        """
         assert self.pool is not None
         assert self.device is not None
         assert self._identify is not None
@@ -291,8 +294,9 @@ class Restoration:
             self._successor.build(self._bundle, self._given, self._found[0], self._identify, self._namespaces)
 
     def _settle(self, sequence: int | None) -> Successor:
-        """What was built, if it is still what was saved last, else built again. sequence: the predecessor says that
-        it has written so many times."""
+        """What was built, if it is still what was saved last, else built again. sequence: the
+        predecessor says that it has written so many times.
+        """
         successor, pool = self._successor, self.pool
         assert pool is not None
         if successor is not None and sequence == self._found[1]:
@@ -318,8 +322,10 @@ class Restoration:
     # -- commit ------------------------------------------------------------------------------------
 
     async def commit(self, sequence: int | None = None) -> Controller:
-        """Takes the controller over; the predecessor touches it no more. sequence: how often it had written the
-        saved state, if that is known. Waits for nothing if the device was connected before."""
+        """Takes the controller over; the predecessor touches it no more. sequence: how often it
+        had written the saved state, if that is known. Waits for nothing if the device was
+        connected before.
+        """
         if self.device is None:
             if self.pool is not None:
                 self.pool.refresh()
@@ -354,8 +360,9 @@ class Restoration:
             controller.transport.watch(controller._on_gone)
 
     async def _confirm(self, controller: Controller) -> None:
-        """Looks for itself, now that the predecessor is off the device, at what it was told before. The answer also
-        shows that no reply to the predecessor is under way any more."""
+        """Reads again, now that the predecessor has released the device, what the predecessor
+        reported before. The answer also shows that no reply to the predecessor is pending.
+        """
         device = controller.device
 
         def ask() -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The predecessor's half: saving a running controller, and letting go of it or going on.
+"""The predecessor's half: saving a running controller, then releasing it or resuming.
 
 On the controller's home loop, with its lock held from suspend to resume or release.
 """
@@ -41,7 +41,8 @@ def check_ready(controller: KeptController) -> None:
 
 async def suspend(controller: KeptController) -> None:
     """Stops the controller's queues and writes the saved state. If that fails, service has resumed
-    when this raises."""
+    when this raises.
+    """
     check_ready(controller)
     recorder = controller.recorder
     assert recorder is not None

@@ -1,10 +1,12 @@
-"""How large a private pool is when its size is to be worked out: "release" and "debug".
+"""The size of a private pool by rule: "release" and "debug".
 
-OpenHCL's rule: a queue pair of 256 entries takes 4 pages of submission queue, 1 of completion queue and 64 of data, 69
-in all; there is one queue pair for each processor and drive. "debug" is for three drives. Its boot shim has a table
-of processors and memory for that; here it is worked out from what is known: the processors that this process may
-use, the queue depth, and what this driver keeps beside the rings (trackers, PRP lists, the admin queue, the manifest),
-which OpenHCL keeps elsewhere. Rounded up to 2 MiB, and never more than may be locked or is available.
+OpenHCL's rule: a queue pair of 256 entries takes 4 pages for the submission queue, 1 for the
+completion queue and 64 for data, 69 in total; there is one queue pair per processor and drive.
+"debug" is for three drives. OpenHCL's boot shim has a table of processors and memory for that; here
+the size is computed from the processors that this process may use, the queue depth, and the
+driver's other structures in the pool (trackers, PRP lists, the admin queue, the manifest), which
+OpenHCL keeps elsewhere. It is rounded up to 2 MiB, and never more than may be locked or is
+available.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ from nvme_async.spec.registers import PAGE
 
 HUGE_PAGES = (2 << 20) // PAGE
 DRIVES = {"release": 1, "debug": 3}
-"""Of each rule."""
+"""The number of drives of each rule."""
 _ADMIN_TRANSFER = 16 * PAGE
 _BESIDE = 32 + 2
-"""Pages of a drive beside its queues: manifest, shadow doorbells."""
+"""Pages of a drive besides its queues: manifest, shadow doorbells."""
 
 
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """What a pool has to have room for. locked: VFIO locks it, and RLIMIT_MEMLOCK may count."""
+    """The requirements of a pool. locked: VFIO locks it, and RLIMIT_MEMLOCK may apply."""
 
     queue_entries: int = 256
     admin_entries: int = 64
@@ -41,14 +43,16 @@ class Wanted:
 
 @attrs.frozen
 class PoolSize:
-    """pages: for allocations. how: it was come to, in words."""
+    """pages: for allocations. how: the computation, as text."""
 
     pages: int
     how: str
 
 
 def processors(root: Path = Path("/")) -> int:
-    """That this process may use: its affinity, and the quota of its control groups (rounded up)."""
+    """The processors that this process may use: by its affinity, and the quota of its control
+    groups (rounded up).
+    """
     count = len(os.sched_getaffinity(0))
     quota = _quota(root)
     return count if quota is None else max(1, min(count, math.ceil(quota)))
@@ -108,7 +112,9 @@ def size_pool(rule: str, wanted: Wanted, *, cpus: int | None = None) -> PoolSize
 
 
 def _fitting(bound: Bound) -> int:
-    """Most pages of a pool that is, with its table, within the bound: 2 MiB units, or what there is below."""
+    """The largest number of pages of a pool that, with its table, is within the bound: 2 MiB
+    units, or less below that.
+    """
     pages = bound.nbytes // PAGE
     while pages and Pool.size_for(pages * PAGE) > bound.nbytes:
         pages -= max(1, (Pool.size_for(pages * PAGE) - bound.nbytes) // PAGE)

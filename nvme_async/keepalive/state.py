@@ -1,10 +1,10 @@
-"""What is saved of a controller beside the pool's own structures: static facts, as types, and as
-JSON text.
+"""The saved state of a controller besides the pool's own structures: static facts, as types and
+as JSON text.
 
-The format is docs/keepalive.md's. A field that this version doesn't know is kept and written back,
-so that a state survives a round trip through an older release. `format` is raised when something is
-added, `readable_by` only when older releases would misunderstand the rest: a release reads whatever
-says that it is readable by its own format.
+docs/keepalive.md describes the format. A field that this version doesn't know is kept and written
+back, so that a state survives a round trip through an older release. `format` increases with each
+addition, `readable_by` only if older releases would misunderstand the rest: a release reads any
+state whose `readable_by` is at most its own format.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ from nvme_async.errors import InvalidSavedState
 FORMAT = 6
 READABLE_BY = 1
 SHARED = 5
-"""What a state with `sharing` says that it is readable by: older releases would reset the controller below workers."""
+"""`readable_by` of a state with `sharing`: older releases would reset the controller under its
+workers.
+"""
 FUSED = 6
-"""What a state with `fused` says that it is readable by: older releases would send admin commands."""
+"""What a state with `fused` says that it is readable by: older releases would send admin
+commands.
+"""
 DOUBTFUL = 4
-"""What a state with `unverified` says that it is readable by: older releases would trust its namespaces."""
+"""`readable_by` of a state with `unverified`: older releases would trust its namespaces."""
 CHECKSUMS = 3
 """From this format on the writer keeps checksums in the pool's slot table and in the trackers."""
 
@@ -42,7 +46,7 @@ class _Part:
 
 @attrs.frozen(kw_only=True)
 class DeviceIdentity(_Part):
-    """PCI configuration space, and Identify Controller: what tells this drive from any other.
+    """PCI configuration space, and Identify Controller: the identity of this drive.
 
     serial_number: PCI's Device Serial Number, 0 = the device has none (format 2).
     """
@@ -73,7 +77,7 @@ class RegisterState(_Part):
 
 @attrs.frozen(kw_only=True)
 class QueueState(_Part):
-    """One queue pair; everything that changes with each command is in its header in the pool.
+    """One queue pair; state that changes with each command is in its header in the pool.
 
     offset: of its allocation in the pool. max_transfer: bytes of one command. shadow: its doorbells
         are in the shadow buffer.
@@ -92,7 +96,9 @@ class QueueState(_Part):
 
 @attrs.frozen(kw_only=True)
 class NamespaceState(_Part):
-    """identify: Identify Namespace, 4096 bytes. uuid: "" = it has none, or it isn't known (format 4)."""
+    """identify: Identify Namespace, 4096 bytes. uuid: "" = it has none, or it isn't known
+    (format 4).
+    """
 
     nsid: int
     identify: bytes
@@ -101,8 +107,8 @@ class NamespaceState(_Part):
 
 @attrs.frozen(kw_only=True)
 class RegistrationState(_Part):
-    """Memory of the process that wrote this, mapped at the device: to be unmapped once no command
-    uses it.
+    """Memory of the writing process that is mapped at the device: must be unmapped once no
+    command uses it.
     """
 
     iova: int
@@ -114,14 +120,14 @@ class State(_Part):
     """Attributes:
     format, readable_by: see the module.
     uri: the device address.
-    pid, written: who wrote this, and when (seconds since the epoch).
+    pid, written: the writer, and the time (seconds since the epoch).
     phase: "live", or why there can be no live restore: the writer was about to reset or close the
         controller, or it had failed.
     quiesced: of releases before 0.2: written by a planned save.
-    unverified: a command that may change namespaces was out, or Identify had not been read since:
-        no I/O before that was done (format 4).
-    pool_id: the pool that this is about.
-    decision: why keepalive ran.
+    unverified: a command that may change namespaces was in flight, or Identify had not been read
+        afterwards: no I/O before that (format 4).
+    pool_id: the pool that this state belongs to.
+    decision: why keepalive was on.
     identify, identify_nvm: Identify Controller, and that of the NVM command set (None: the
         controller has none).
     queue_limit: I/O queue pairs that the controller granted.
@@ -131,9 +137,10 @@ class State(_Part):
     shadow_offset: of the Doorbell Buffer Config memory in the pool, None = not in use.
     vectors: MSI-X vectors with an eventfd.
     options: those of the Controller.
-    device_state: what Device.save() said.
-    descriptors: which files the bundle's descriptors are, by name (descriptors.py; format 3).
-    sharing: what worker processes have of the controller, as nvme_async.sharing wrote it; empty: it is not shared
+    device_state: the result of Device.save().
+    descriptors: the identities of the bundle's descriptors, by name (descriptors.py; format 3).
+    sharing: the leases of worker processes, as written by nvme_async.sharing; empty: it is not
+        shared
         (format 5).
     fused: no admin command is sent after the bring-up (format 6).
     """
@@ -216,7 +223,7 @@ def encode(state: State) -> bytes:
 
 
 def decode(text: bytes) -> State:
-    """From JSON. InvalidSavedState that says what is wrong with it."""
+    """From JSON. InvalidSavedState names the error."""
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -230,7 +237,7 @@ def decode(text: bytes) -> State:
         )
     try:
         return _converter.structure(plain, State)
-    except Exception as error:  # whatever the converters of the parts raise
+    except Exception as error:  # any exception of the parts' converters
         reason = (
             "; ".join(cattrs.transform_error(error)) if isinstance(error, cattrs.BaseValidationError) else repr(error)
         )

@@ -1,11 +1,12 @@
-"""What a successor has ready before its predecessor lets go: the controller object, its queue pairs and
-namespaces, all without any effect, from a saved state.
+"""The objects that a successor builds before its predecessor releases the controller: the
+controller object, its queue pairs and namespaces, all without any effect, from a saved state.
 
-    build    memory is claimed and objects are made; nothing is changed, neither in the pool nor at the controller
-    check    the predecessor stands still: the rings, and the memory of each command in flight
-    adopt    from here on the controller is driven by this process
+    build    claims memory and makes objects; changes nothing in the pool or at the controller
+    check    the predecessor is frozen: the rings, and the memory of each command in flight
+    adopt    from now on this process drives the controller
 
-build() may come while the predecessor works; what it made is right as long as the saved state stays what it was.
+build() may run while the predecessor works; its result is valid as long as the saved state is
+unchanged.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Successor:
 
     @property
     def _has_checksums(self) -> bool:
-        """False: the last that wrote into the pool is of a release that knew none."""
+        """False: the last writer of the pool was a release without checksums."""
         return self.state.format >= saved.CHECKSUMS
 
     # -- build -------------------------------------------------------------------------------------
@@ -102,8 +103,9 @@ class Successor:
         identify: IdentifyController,
         namespaces: Mapping[bytes, IdentifyNamespace],
     ) -> None:
-        """manifest_at: offset of the saved state's slot. namespaces: their decoded pages. Ends with adopt() or
-        drop()."""
+        """manifest_at: offset of the saved state's slot. namespaces: their decoded pages. Ends
+        with adopt() or drop().
+        """
         state = self.state
         transport = PcieTransport(self._device)
         transport.cap, transport.vs = Cap.from_int(state.registers.cap), Vs.from_int(state.registers.vs)
@@ -132,8 +134,9 @@ class Successor:
             raise
 
     def drop(self) -> None:
-        """Lets go of everything; nothing was changed. The pool stays as it is, and this object of it is of no more
-        use."""
+        """Lets go of everything; nothing was changed. The pool stays as it is, and this object
+        of it is of no more use.
+        """
         controller = self.controller
         if controller is None:
             return
@@ -213,8 +216,9 @@ class Successor:
     # -- check -------------------------------------------------------------------------------------
 
     def check(self, bundle: Bundle) -> None:
-        """The predecessor touches nothing any more, and the pool's table was read again: is what it left sound?
-        Nothing is changed."""
+        """The predecessor touches nothing any more, and the pool's table was read again: is what
+        it left sound? Nothing is changed.
+        """
         ownership = Ownership(self.pool.slots(), self.state.registrations)
         busy: dict[int, int] = {}
         for queue in self._queues:
@@ -246,8 +250,8 @@ class Successor:
             )
 
     def _go_on_sharing(self, bundle: Bundle) -> None:
-        """Workers have queues of their own, and notice nothing. Nothing is changed yet; they are answered once the
-        controller has been taken over.
+        """Workers have their own queues, and notice nothing. Nothing is changed yet; they are
+        answered once the controller has been taken over.
         """
         fd = bundle.descriptors.get("sharing.stop")
         if self.state.sharing and fd is not None:
@@ -273,7 +277,9 @@ class Successor:
     # -- adopt -------------------------------------------------------------------------------------
 
     def adopt(self) -> list[_hotpath.Request]:
-        """The pool and the rings are changed from here on. Returns the predecessor's event requests."""
+        """The pool and the rings are changed from here on. Returns the predecessor's event
+        requests.
+        """
         controller = self.controller
         if not self._has_checksums:
             self.pool.seal()
@@ -282,8 +288,8 @@ class Successor:
 
     @property
     def in_doubt(self) -> bool:
-        """May the namespaces be others than was saved? The predecessor says so, or a command of its
-        that changes them is still out.
+        """May the namespaces differ from the saved ones? The predecessor says so, or one of its
+        commands that changes them is still in flight.
         """
         return self.state.unverified or any(
             self.controller.effects.of(Command.unpack(command.sqe, admin=True))
@@ -292,8 +298,8 @@ class Successor:
         )
 
     def _adopt(self) -> list[_hotpath.Request]:
-        """The predecessor's commands become ours; the admin queue first, whose completions nobody
-        has looked at. Returns its event requests.
+        """The predecessor's commands become ours; the admin queue first, whose completions have
+        not been read yet. Returns its event requests.
         """
         controller = self.controller
         events: list[_hotpath.Request] = []
@@ -310,8 +316,8 @@ class Successor:
             adopted._add(found, own)
             events += requests
             queue.watch()
-        # What has completed was taken. Interrupts, which stay signalled, may wait until the callers whose I/O waits
-        # have sent it, in the event-loop iteration after the next.
+        # What has completed was taken. Interrupts, which stay signalled, may wait until the callers
+        # whose I/O waits have sent it, in the event-loop iteration after the next.
         controller.loop.call_soon(controller.loop.call_soon, self._listen)
         controller.queues.admin.hot.hold(False)
         if self.in_doubt:
@@ -326,7 +332,9 @@ class Successor:
         return events
 
     def _listen(self) -> None:
-        """Interrupts are taken from here on, except of queue pairs that another loop has taken meanwhile."""
+        """Interrupts are taken from here on, except of queue pairs that another loop has taken
+        meanwhile.
+        """
         controller = self.controller
         if controller.state in FINAL:
             return

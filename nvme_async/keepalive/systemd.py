@@ -1,11 +1,11 @@
 """systemd's file descriptor store: the service manager keeps a controller's descriptors while the
 service restarts.
 
-The protocol of sd_notify(3) and sd_listen_fds(3), spoken directly: state lines with descriptors go
-to the datagram socket $NOTIFY_SOCKET;
-what is stored comes back at the next start as descriptors from 3 on, counted by $LISTEN_FDS, named
-by $LISTEN_FDNAMES, meant for $LISTEN_PID. The unit needs FileDescriptorStoreMax= (vectors + 5 for
-each controller); systemd 254 and later tell it in $FDSTORE.
+The protocol of sd_notify(3) and sd_listen_fds(3), implemented directly: state lines with
+descriptors are sent to the datagram socket $NOTIFY_SOCKET; stored descriptors are passed to the
+next start from number 3 on, counted by $LISTEN_FDS, named by $LISTEN_FDNAMES, intended for
+$LISTEN_PID. The unit needs FileDescriptorStoreMax= (vectors + 5 per controller); systemd 254 and
+later report it in $FDSTORE.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def notify(
     """Sends state lines ("READY=1") and copies of `fds` to the service manager. False if there is
     none ($NOTIFY_SOCKET is unset).
 
-    KeeperError when it can't be reached or takes nothing for `timeout` seconds.
+    KeeperError if it can't be reached or accepts nothing for `timeout` seconds.
     """
     address = (os.environ if environ is None else environ).get("NOTIFY_SOCKET", "")
     if not address:
@@ -86,8 +86,8 @@ def notify(
 
 
 def barrier(*, environ: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> bool:
-    """Waits until the service manager has dealt with everything sent before. False if there is
-    none, or if it doesn't say so in time.
+    """Waits until the service manager has processed everything sent before. False if there is
+    none, or if it doesn't confirm in time.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
@@ -96,7 +96,7 @@ def barrier(*, environ: Mapping[str, str] | None = None, timeout: float = TIMEOU
                 return False
         finally:
             os.close(writer)
-        # The last copy of the writing end goes when the message has been dealt with.
+        # The last copy of the writing end is closed when the message has been processed.
         poll = select.poll()
         poll.register(reader, select.POLLHUP)
         return bool(poll.poll(timeout * 1000))
@@ -108,8 +108,8 @@ def barrier(*, environ: Mapping[str, str] | None = None, timeout: float = TIMEOU
 
 
 def listen_fds(environ: Mapping[str, str] | None = None) -> list[tuple[str, int]]:
-    """(name, descriptor) of what this process was started with. Changes nothing: some may be the
-    application's own sockets.
+    """(name, descriptor) of the descriptors that this process was started with. Changes nothing:
+    some may be the application's own sockets.
     """
     environ = os.environ if environ is None else environ
     if environ.get("LISTEN_PID") != str(os.getpid()):
@@ -122,8 +122,8 @@ def listen_fds(environ: Mapping[str, str] | None = None) -> list[tuple[str, int]
 
 
 def _same_file(one: int, other: int) -> bool:
-    """Whether two descriptors are of one open file, which is how the store tells them apart. False
-    if that can't be found out.
+    """Whether two descriptors refer to one open file, by which the store distinguishes them.
+    False if that is unknown.
     """
     number = _KCMP.get(platform.machine())
     if number is None:
@@ -133,10 +133,10 @@ def _same_file(one: int, other: int) -> bool:
 
 
 class SystemdStore:
-    """This service's descriptor store, as far as it holds controllers. Calls block up to a few
-    seconds; any thread, one at a time.
+    """The controllers in this service's descriptor store. Calls block up to a few seconds; any
+    thread, one at a time.
 
-    Owns the descriptors it was started with until they are taken, and copies of what it has stored.
+    Owns the inherited descriptors until they are taken, and copies of stored ones.
     """
 
     def __init__(self, environ: Mapping[str, str] | None = None, *, timeout: float = TIMEOUT) -> None:
@@ -150,18 +150,20 @@ class SystemdStore:
                 try:
                     os.set_inheritable(fd, False)
                 except OSError:
-                    continue  # the list was wrong, or somebody closed it
+                    continue  # the list was wrong, or it was closed
                 self._found[name] = fd
 
     @property
     def available(self) -> bool:
-        """The service manager said that it keeps descriptors for this service, or has kept some."""
+        """The service manager has announced that it keeps descriptors for this service, or has
+        kept some.
+        """
         size = self._environ.get("FDSTORE", "")
         return bool(self._environ.get("NOTIFY_SOCKET")) and (bool(self._found) or (size.isdecimal() and int(size) > 0))
 
     def take(self, uri: str) -> Bundle | None:
-        """What the predecessor stored for this controller; its descriptors are the caller's. None
-        if there is nothing, or not all of it.
+        """The bundle that the predecessor stored for this controller; the caller owns its
+        descriptors. None if there is none, or only a part.
         """
         prefix = fdname(uri, "")
         with self._lock:
@@ -172,15 +174,15 @@ class SystemdStore:
             for label, name in labels.items():
                 stored[label] = self._found.pop(name)
             if "pool" not in stored:
-                # Stored in part, or thrown out in part: of no use to anybody.
+                # Stored or removed in part: useless.
                 self._remove(uri, list(stored))
                 return None
             return Bundle.of(uri, b"", stored)
 
     def deposit(self, bundle: Bundle) -> None:
-        """Stores copies of the bundle's descriptors. What is there already isn't touched; one that
-        has changed is out of the store for the moment between its removal and its return.
-        KeeperError when the service manager doesn't take them.
+        """Stores copies of the bundle's descriptors. Unchanged ones aren't touched; a changed
+        one is missing from the store between its removal and its replacement. KeeperError if the
+        service manager doesn't accept them.
         """
         with self._lock:
             stored = self._stored.setdefault(bundle.uri, {})
@@ -192,7 +194,7 @@ class SystemdStore:
             self._remove(bundle.uri, changed)
             for label, fd in bundle.descriptors.items():
                 if label not in stored:
-                    # FDPOLL=0: a hang-up of a socket must not take one piece out of a bundle.
+                    # FDPOLL=0: a hang-up of a socket must not remove one descriptor of a bundle.
                     self._notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={fdname(bundle.uri, label)}", [fd])
                     stored[label] = os.dup(fd)
             self._flush()

@@ -1,4 +1,6 @@
-"""The successor's side of a hand-over: takes a running controller over from the process that offers it."""
+"""The successor's side of a hand-over: takes a running controller over from the process that
+offers it.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,10 @@ log: logging.Logger = logging.getLogger("nvme_async")
 async def take_over(
     where: str | os.PathLike[str] | socket.socket, options: dict[str, Any], keeper: str | None = None
 ) -> Controller:
-    """See nvme_async.take_over(). May be cancelled: until commit() nothing has happened, and from
-    there on nothing is waited for.
+    """See nvme_async.take_over(). May be cancelled: until commit() nothing has happened, and
+    afterwards there are no waits.
     """
-    Options.of(options)  # a mistake is to be found before anything stops
+    Options.of(options)  # an error must be found before anything stops
     custodian = find_custodian(keeper)
     try:
         controller = await _take_over(where, options)
@@ -91,8 +93,8 @@ async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any])
         restoration.heard(go)
         controller = await restoration.commit(go.get("sequence"))
     except BaseException as error:
-        # First off the device, then the word to the predecessor: from that moment on it is the one
-        # who uses it.
+        # First release the device, then notify the predecessor: from that moment on the predecessor
+        # uses it.
         restoration.abort()
         with contextlib.suppress(OSError):
             wire.send_now(refused=str(error) or repr(error), touched=restoration.touched)
@@ -100,7 +102,7 @@ async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any])
     try:
         wire.send_taken(short=short)
     except OSError as error:
-        # It was killed after "go". What it left is all here, so nothing is lost by it.
+        # It was killed after "go". Everything that it left is here, so nothing is lost.
         log.warning("%s: the predecessor ended during the hand-over (%s); this process goes on", controller.uri, error)
     controller.adopted.pause = max(0.0, time.monotonic() - float(go.get("frozen", 0.0)))
     return controller

@@ -1,5 +1,5 @@
-"""A running manager, seen from other processes: JSON lines over a Unix socket that only its user
-may open.
+"""A running manager's interface for other processes: JSON lines over a Unix socket that only its
+user may open.
 
     → {"op": "inspect", "registers": true}
     ← {"ok": true, "result": {…}}
@@ -7,9 +7,9 @@ may open.
     ← {"ok": false, "error": "QueueShutdown: …"}
 
 Operations: inspect, metrics (Prometheus's text), with "uri": load, unload, reset, service, and with
-"setting", for all devices or
-that of "uri": switch_keepalive. "command" carries out one NVMe command ("entry": its 64 bytes in
-hexadecimal, "admin", "nbytes", "data" in base64) and answers with "status", "dw0", "dw1", "data".
+"setting", for all devices or that of "uri": switch_keepalive. "command" executes one NVMe command
+("entry": its 64 bytes in hexadecimal, "admin", "nbytes", "data" in base64) and answers with
+"status", "dw0", "dw1", "data".
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from nvme_async.runtime.sockets import ListeningSocket
 MAX_REQUEST = 1 << 20
 MAX_ANSWER = 256 << 20
 CLIENTS = 64
-"""At once; more are hung up on."""
+"""Clients at once; more are disconnected."""
 
 
 class Controlled(Protocol):
-    """A manager, as far as its control socket is concerned."""
+    """The part of a manager that its control socket needs."""
 
     def inspect(self) -> dict[str, Any]: ...
     async def inspect_with_registers(self) -> dict[str, Any]: ...
@@ -51,7 +51,7 @@ class ControlServer:
     """Serves one manager, on the loop of one of its workers. Threads: start() and close() from the
         manager's side.
 
-    ConfigurationError when the path can't be had.
+    ConfigurationError if the path isn't available.
     """
 
     def __init__(self, manager: Controlled, path: str | Path) -> None:
@@ -102,7 +102,7 @@ class ControlServer:
             if not isinstance(request, dict):
                 raise ConfigurationError('a request is an object with "op"')
             return {"ok": True, "result": await self._execute(request)}
-        except Exception as error:  # the client gets to know, and the server goes on
+        except Exception as error:  # the client gets the error, and the server continues
             return {"ok": False, "error": f"{type(error).__name__}: {error}"}
 
     async def _execute(self, request: dict[str, Any]) -> Any:
@@ -145,8 +145,8 @@ class ControlServer:
 class ControlClient(JsonLinesClient):
     """The other end, blocking. For one thread at a time.
 
-    Raises ControllerGone when no manager listens at `path` (any more), RuntimeError with its words
-    when it refuses, TimeoutError.
+    Raises ControllerGone if no manager listens at `path` (any more), RuntimeError with its message
+    if it refuses, TimeoutError.
     """
 
     def __init__(self, path: str | Path, *, timeout: float = 30.0) -> None:

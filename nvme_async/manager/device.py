@@ -1,8 +1,7 @@
-"""One managed device: which driver it has at the moment, and how it gets the next one.
+"""One managed device: its current driver, and how it gets the next one.
 
-Threads: everything that begins with an underscore runs on the device's worker, most of it as an
-operation of the mailbox, one at a time. The
-other methods may be called from any loop.
+Threads: methods whose names start with an underscore run on the device's worker, most as an
+operation of the mailbox, one at a time. The other methods may be called from any loop.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ class ManagedDevice(DeviceState):
     Attributes:
         uri, state: "loading", "ready", "servicing" (calls wait), "failed", "gone" (calls fail) or
             "closed".
-        controller: the driver of the moment, or None. It lives on the worker's loop and is replaced
-            by a servicing.
-        decision: whether keepalive runs from the next servicing or save on, and why; None before
+        controller: the current driver, or None. It belongs to the worker's loop and is replaced by
+            a servicing.
+        decision: whether keepalive is on from the next servicing or save on, and why; None before
             the first driver.
         failure: why calls fail, or None.
-        identity: of the controller that the handles are for; None before the first driver.
+        identity: of the handles' controller; None before the first driver.
     """
 
     servicings: int
@@ -63,7 +62,7 @@ class ManagedDevice(DeviceState):
         events: Events,
         on_dead: Callable[[ManagedDevice], None],
     ) -> None:
-        split(options)  # a wrong option is told before anything begins
+        split(options)  # an invalid option is reported before anything starts
         super().__init__(uri, events)
         self.worker = worker
         self.options: dict[str, Any] = options
@@ -76,7 +75,7 @@ class ManagedDevice(DeviceState):
         self._on_dead = on_dead
         self._loaded_once = False
         self.sharing: ManagerShare | None = None
-        self._share: Any = None  # of the driver of the moment
+        self._share: Any = None  # of the current driver
         self.share_failure: str = ""
         self._upkeep = Upkeep(self, repairs=policy.repairs, reload=policy.reload)
 
@@ -87,26 +86,26 @@ class ManagedDevice(DeviceState):
     # -- from any loop -----------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Opens it, unless it is open. Called again after a failure, it tries again."""
+        """Opens it, unless it is open. Called again after a failure, it retries."""
         await self.mailbox.call("load", self._load)
 
     async def unload(self) -> None:
-        """Shuts the controller down and lets go of the device. Handles fail from now on."""
+        """Shuts the controller down and releases the device. Handles fail from now on."""
         await self.mailbox.call("unload", lambda: self._end(QueueShutdown(f"{self.uri}: the device was unloaded")))
 
     async def reset(self, reason: str = "requested") -> None:
-        """Controller reset. Calls wait, idempotent commands that are out are sent again."""
+        """Controller reset. Calls wait, idempotent in-flight commands are resent."""
         await self.mailbox.call("reset", lambda: self._reset(reason))
 
     async def service(self, *, keepalive: bool | None = None, **options: Unpack[ServiceOptions]) -> None:
-        """Replaces the driver, with other options if any are given. keepalive: True is a live
+        """Replaces the driver, with new options if any are given. keepalive: True is a live
             takeover, in which the controller isn't touched
-        and commands that are out stay out (ConfigurationError if it was opened without). False is a
-        shutdown, a function level reset and a bring-up. None: live if keepalive runs, now and with
-        the options given.
+        and commands stay in flight (ConfigurationError if it was opened without keepalive). False
+        is a shutdown, a function level reset and a bring-up. None: live if keepalive is on, now and
+        with the given options.
 
-        Calls wait meanwhile. When it fails the device is "failed" and so are the calls; load() or
-        service() may be tried again.
+        Calls wait meanwhile. If it fails, the device is "failed" and so are the calls; load() or
+        service() may be retried.
         """
         split({**self.options, **options})
         await self.mailbox.call("service", lambda: self._service_as(keepalive, {**options}))
@@ -114,22 +113,24 @@ class ManagedDevice(DeviceState):
     async def switch_keepalive(self, setting: str | bool | None) -> None:
         """From the next servicing, save or repair on: True, False, a value as for
             OPENHCL_NVME_KEEP_ALIVE, or None for what command line,
-        environment and custodian say. The driver of the moment goes on as it is. Doesn't wait for
+        environment and custodian decide. The current driver continues unchanged. Doesn't wait for
         operations.
         """
         await self.worker.call(lambda: self._switch_keepalive(setting))
 
     async def share(self, sharing: ManagerShare | None) -> None:
-        """Lends its queue pairs from now on, or, with None, no more. ConfigurationError if it can't be shared."""
+        """Lends its queue pairs from now on, or, with None, no more. ConfigurationError if it
+        can't be shared.
+        """
         await self.mailbox.call("share", lambda: self._share_from_now_on(sharing))
 
     async def save(self, *, timeout: float = 30.0) -> Bundle | None:
-        """Lets go of the running controller, for whoever restores the bundle, which is the
-        caller's. Without keepalive the controller is shut down and there is none. Handles raise
-        HandedOver from then on. If it fails, the device is in service as before.
+        """Releases the running controller for the process that restores the bundle, which the
+        caller owns. Without keepalive the controller is shut down and there is no bundle.
+        Handles raise HandedOver from then on. If it fails, the device is in service as before.
 
-        ControllerTimeout when another operation holds it up for longer than `timeout` seconds. Once
-        begun it is carried through, within the driver's own limits.
+        ControllerTimeout if another operation delays it for longer than `timeout` seconds. Once
+        started it runs to its end, within the driver's own limits.
         """
         saving = self.mailbox.post("save", self._save)
         future = asyncio.wrap_future(saving)
@@ -148,14 +149,14 @@ class ManagedDevice(DeviceState):
         return await future
 
     async def restore(self, bundle: Bundle) -> None:
-        """Goes on with a saved controller. If that can't be, it is brought up afresh. The bundle
-        stays the caller's.
+        """Continues with a saved controller. If that isn't possible, it is brought up. The
+        caller still owns the bundle.
         """
         await self.mailbox.call("restore", lambda: self._restore(bundle))
 
     async def namespace(self, nsid: int) -> ManagedNamespace:
-        """The handle of a namespace. InvalidNamespace if it isn't there; ControllerTimeout if the
-        device is busy for longer than the limit.
+        """The handle of a namespace. InvalidNamespace if it doesn't exist; ControllerTimeout if
+        the device is busy for longer than the limit.
         """
         handle = self.handles.get(nsid)
         if handle is not None and self.state == "ready":
@@ -171,17 +172,17 @@ class ManagedDevice(DeviceState):
             ) from None
 
     async def adopted_result(self, controller: Controller, tag: int) -> Adopted | None:
-        """What became of a command of the driver before `controller`'s; None if there was none with
+        """The result of a command of the driver before `controller`; None if there was none with
         that tag.
         """
         return await self.worker.call(lambda: adopted_result(controller, tag))
 
     async def registers(self) -> dict[str, str]:
-        """The controller's registers as they are read now, as hexadecimal numbers by name."""
+        """The controller's present registers, as hexadecimal numbers by name."""
         return await self.worker.call(self._registers)
 
     def inspect(self) -> dict[str, Any]:
-        """Plain data, at a glance; from any thread, also while an operation hangs."""
+        """The device's state as plain data; from any thread, also while an operation hangs."""
         controller = self.controller
         return {
             "uri": self.uri,
@@ -225,7 +226,7 @@ class ManagedDevice(DeviceState):
             if self._loaded_once:
                 self._become("gone" if before == "gone" else "failed", failure)
             else:
-                # Nothing is left behind: the next load begins with nothing.
+                # Nothing is left behind: the next load starts afresh.
                 self._become("closed", failure)
                 self._on_dead(self)
             raise
@@ -234,7 +235,7 @@ class ManagedDevice(DeviceState):
         self._publish("device-loaded")
 
     def _install(self, controller: Controller, options: dict[str, Any] | None = None) -> None:
-        """It has this driver. options: which it was made with; keepalive may have been switched
+        """It has this driver. options: those it was made with; keepalive may have been switched
         since.
         """
         self.controller = controller
@@ -258,7 +259,7 @@ class ManagedDevice(DeviceState):
 
     @property
     def _live(self) -> bool:
-        """Does keepalive run, in the driver of the moment and by what was decided since?"""
+        """Is keepalive on, in the current driver and by the latest decision?"""
         return (
             self.controller is not None
             and self.controller.keepalive
@@ -284,7 +285,7 @@ class ManagedDevice(DeviceState):
             raise
 
     async def _replace(self, changed: dict[str, Any]) -> None:
-        """The driver is shut down, the device reset, and another driver brought up."""
+        """The driver is shut down, the device reset, and a new driver brought up."""
         controller = self.controller
         self._become("servicing")
         self.controller = None
@@ -310,7 +311,7 @@ class ManagedDevice(DeviceState):
         controller = self._ready()
         depositor = controller.depositor
         if depositor is not None:
-            depositor.stays = True  # should this process die now, its successor finds the controller there
+            depositor.stays = True  # if this process dies now, its successor finds the controller there
         try:
             bundle = await self._let_go(controller)
         except BaseException:
@@ -326,7 +327,9 @@ class ManagedDevice(DeviceState):
         self._publish("device-serviced")
 
     async def _let_go(self, controller: Controller) -> Bundle:
-        """The controller's bundle, after which there is no driver. If it fails the driver goes on."""
+        """The controller's bundle, after which there is no driver. If it fails the driver
+        continues.
+        """
         self._become("servicing")
         self.controller = None
         try:
@@ -365,7 +368,7 @@ class ManagedDevice(DeviceState):
             self._share = await self.controller.share(sharing.place(self.uri), **sharing.policy)
 
     async def _lend(self) -> None:
-        """The driver is new. Where it can't be shared, it serves this process at least."""
+        """The driver is new. If it can't be shared, it serves at least this process."""
         if self.sharing is not None:
             try:
                 await self._share_from_now_on(self.sharing)
@@ -408,7 +411,7 @@ class ManagedDevice(DeviceState):
             self._publish("device-unloaded")
 
     async def _shut_down(self, reason: NvmeError) -> None:
-        """The manager ends. An operation under way is broken off. Not through the mailbox."""
+        """The manager ends. A running operation is cancelled. Not through the mailbox."""
         if self.state != "closed":
             self._become("closed", reason)
         await self.mailbox.shut(reason, 2.5 * self._policy.close_limit)
@@ -417,10 +420,10 @@ class ManagedDevice(DeviceState):
     async def _registers(self) -> dict[str, str]:
         return await self._ready().registers.snapshot()
 
-    # -- what its upkeep needs ---------------------------------------------------------------------
+    # -- called by its upkeep ---------------------------------------------------------------------
 
     def pass_on(self, event: Event) -> None:
-        """One of the driver's: handles first, then who listens."""
+        """An event of the driver: handles first, then subscribers."""
         kind: Kind = event.kind
         if event.nsid in self.handles:
             if not self._bind(event.nsid):
@@ -429,14 +432,14 @@ class ManagedDevice(DeviceState):
         self._events.publish(ManagerEvent(kind, self.uri, event.nsid, event=event.event))
 
     def out_of_order(self, state: State, failure: NvmeError, kind: Kind | None = None) -> None:
-        """ "servicing": calls wait for the next driver; else they fail with `failure`."""
+        """ "servicing": calls wait for the next driver; otherwise they fail with `failure`."""
         self._become(state, failure if state != "servicing" else None)
         if kind is not None:
             self._publish(kind, str(failure))
 
     async def replace_driver(self) -> None:
-        """Shut down, reset, brought up anew, with the options that it has. Raises NvmeError; what
-        becomes of the device then is the caller's to say.
+        """Shutdown, reset, bring-up, with the present options. Raises NvmeError; then the caller
+        decides about the device.
         """
         try:
             await self._replace(self.options)

@@ -69,8 +69,8 @@ class DeviceState(ABC):
         self._become("closed", reason)
 
     def _bind(self, nsid: int) -> bool:
-        """False: another disk has the number; the handle has ended, and the next namespace() gives
-        another.
+        """False: another disk has the number; the handle has ended, and the next namespace()
+        gives a new one.
         """
         handle = self.handles[nsid]
         if self.state != "ready":
@@ -112,8 +112,8 @@ class DeviceState(ABC):
         return self.controller
 
     def _identify(self, controller: Controller) -> None:
-        """Is it the controller that the handles are for? If it isn't, they end here, and the next
-        namespace() gives new ones.
+        """Is it the handles' controller? If it isn't, they end here, and the next namespace()
+        gives new ones.
         """
         before, self.identity = self.identity, controller.identity
         if before is None or controller.identity is None:

@@ -1,4 +1,4 @@
-"""How a device gets a driver and loses it, each within a limit. Knows nothing of handles and
+"""Opening and closing a device's driver, each within a limit. Knows nothing of handles and
 states.
 """
 
@@ -25,7 +25,7 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 
 def reachable(uri: str, root: Path = Path("/")) -> bool:
-    """Might open() succeed? Looks, without touching the device."""
+    """Might open() succeed? Checks without touching the device."""
     scheme, rest = parse_uri(uri)
     if scheme in ("vfio-user", "shared"):
         return Path(rest).is_socket()
@@ -52,7 +52,7 @@ class Drivers:
     async def settled(
         self, opening: Coroutine[Any, Any, Controller], decision: Decision, custodian: Custodian | None
     ) -> Controller:
-        """The driver that comes, deposited where it is to be."""
+        """Opens the driver and deposits it with its holder."""
         controller: Controller | None = None
         try:
             controller = await opening
@@ -66,7 +66,9 @@ class Drivers:
         return controller
 
     async def transport_again(self, left: Transport | None, options: Options) -> Transport:
-        """The way that the last driver left, its function reset; if it left none, opened again."""
+        """The transport that the last driver left, with its function reset; if it left none,
+        opened again.
+        """
         if left is not None and left.kind == "shared":
             # A lease ends with its driver; the next one has another.
             left.abandon()
@@ -80,8 +82,8 @@ class Drivers:
         return left
 
     async def bring_up(self, transport: Transport, options: Options) -> Controller:
-        """A driver for the device. If this is cancelled, everything is released, by force if need
-        be.
+        """A driver for the device. If this is cancelled, everything is released, by force if
+        necessary.
         """
         try:
             controller = Controller(transport, options)
@@ -112,8 +114,8 @@ class Drivers:
         return task.result()
 
     async def by_force(self, controller: Controller, task: asyncio.Future[Any]) -> None:
-        """Takes the device from a controller that doesn't end `task` by itself. Raises when not
-        even that helps.
+        """Takes the device from a controller that doesn't end `task` by itself. Raises if even
+        that doesn't help.
         """
         if task.done():
             return

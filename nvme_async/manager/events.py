@@ -1,4 +1,4 @@
-"""What happens to the manager's devices, for any event loop that wants to know."""
+"""Events of the manager's devices, for any event loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nvme_async.manager.gate import wake
 from nvme_async.spec.completion import AsyncEvent
 
 BACKLOG = 1024
-"""Events that a subscriber leaves lying about before the oldest are dropped."""
+"""Unread events of a subscriber before the oldest are dropped."""
 
 Kind = Literal[
     "device-loaded",
@@ -34,15 +34,15 @@ Kind = Literal[
 
 @attrs.frozen
 class ManagerEvent:
-    """Something happened to one of the manager's devices.
+    """An event of one of the manager's devices.
 
     Attributes:
-        kind: what. Handles are up to date before it is published.
+        kind: the kind of event. Handles are up to date before it is published.
         uri: of the device.
-        nsid: of the namespace, for the namespace kinds, else 0.
+        nsid: of the namespace, for namespace events, otherwise 0.
         reason: for people: why a device failed or is gone.
-        event: the controller's own words, for "controller-event" and for namespace kinds that an
-            asynchronous event led to.
+        event: the controller's event, for "controller-event" and for namespace events that it
+            caused.
     """
 
     kind: Kind
@@ -70,7 +70,7 @@ class Subscription:
     async def __anext__(self) -> ManagerEvent:
         while True:
             future = self._future = self._loop.create_future()
-            # Whoever puts an event in from here on finds the future.
+            # From now on a publisher finds the future.
             if self._queue:
                 return self._queue.popleft()
             if self._ended:
@@ -87,14 +87,14 @@ class Subscription:
             wake(self._loop, future)
 
     def close(self) -> None:
-        """No more events; the iteration ends when those that are there were taken."""
+        """No more events; the iteration ends when the remaining ones were taken."""
         self._events.discard(self)
         self._put(None)
 
 
 class Events:
-    """Who wants events. Publishing is possible from any thread; the lock is held for set operations
-    only.
+    """The subscribers. Publishing is possible from any thread; the lock is held for set
+    operations only.
     """
 
     published: int

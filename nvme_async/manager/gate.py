@@ -18,17 +18,15 @@ def wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
 
 
 class Gate:
-    """Wakes everybody who waits, whichever loop they wait on. Its lock is held for set operations
-    only.
-    """
+    """Wakes all waiters on all loops. Its lock is held for set operations only."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
 
     def enter(self) -> asyncio.Future[None]:
-        """A future of the running loop that the next wake() ends. Look at what is waited for after
-        this and before awaiting it; leave() afterwards.
+        """A future of the running loop that the next wake() ends. Check the condition after this
+        call and before awaiting the future; call leave() afterwards.
         """
         loop = asyncio.get_running_loop()
         future = loop.create_future()

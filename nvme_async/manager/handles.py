@@ -1,11 +1,10 @@
-"""A namespace as the manager's users have it: it stays valid while the driver behind it is reset,
-serviced or replaced.
+"""The manager's namespace handle: it stays valid while the driver behind it is reset, serviced
+or replaced.
 
-A call is passed to the driver's Namespace of the moment, on the caller's own loop and queue pair.
-Only when that fails because the driver
-as a whole has gone does more happen here: the call waits for the next one, within the manager's
-limit, and is made again if that can do no
-harm. What a Namespace reports about the command itself goes straight to the caller.
+A call is passed to the current driver's Namespace, on the caller's own loop and queue pair. Only if
+that fails because the driver
+as a whole is gone, more happens here: the call waits for the next driver, within the manager's
+limit, and is repeated if that is safe. Errors of the command itself go directly to the caller.
 """
 
 from __future__ import annotations
@@ -46,18 +45,18 @@ from nvme_async.spec.opcodes import NvmOpcode
 
 B = TypeVar("B", bound=BufferLike)
 
-# With these a driver ends, or a reset fails what it can't repeat.
+# The errors with which a driver ends, or a reset fails commands that it can't repeat.
 LOST = (QueueShutdown, HandedOver, ControllerError)
-# These mean the same whatever the block size is.
+# These mean the same for every block size.
 BYTES = ("pread", "pwrite", "readv", "writev", "flush")
-# A controller in these states is the one that goes on: its errors are the command's.
+# A controller in these states continues: its errors concern the command.
 GOING_ON = ("ready", "resetting")
-# Of commands that nobody gave a tag and whose results are to be found again.
+# Tags of commands without a caller's tag, by which their results are found again.
 _tags = itertools.count(1 << 63)
 
 
 class DriverSource(Protocol):
-    """A managed device, as far as its namespaces' handles are concerned."""
+    """The part of a managed device that its namespaces' handles need."""
 
     uri: str
     failure: NvmeError | None
@@ -76,16 +75,16 @@ class ManagedNamespace:
     of the process's event loops.
 
     It has Namespace's methods and attributes. Calls made while the driver is serviced wait, up to
-    the manager's `wait_limit` seconds, and idempotent commands that were out (all but copy and what
-    is no read, write, flush, compare, write zeroes, write uncorrectable, dataset management or
-    verify) are sent again. The others keep their one result where the controller went on
-    (keepalive), and else fail with the reason. A removed namespace fails at once with
-    InvalidNamespace; it works again if the same one comes back under its nsid.
+    the manager's `wait_limit` seconds, and idempotent in-flight commands (read, write, flush,
+    compare, write zeroes, write uncorrectable, dataset management and verify, but not copy and
+    others) are resent. The others keep their one result if the controller continued (keepalive),
+    and otherwise fail with the reason. A removed namespace fails at once with InvalidNamespace; it
+    works again if the same one comes back under its nsid.
 
-    A handle is for one disk. When another controller answers at the address it fails with
-    ControllerReplaced, when another namespace has the nsid with NamespaceReplaced; both for good,
-    and manager.namespace() then gives a new handle. A call that waited while the namespace got
-    another block size ends with NamespaceChanged.
+    A handle belongs to one disk. If another controller answers at the address it fails with
+    ControllerReplaced, if another namespace has the nsid with NamespaceReplaced; both are
+    permanent, and manager.namespace() then gives a new handle. A call that waited while the
+    namespace got another block size ends with NamespaceChanged.
     """
 
     retried: int
@@ -95,7 +94,7 @@ class ManagedNamespace:
         self._nsid = nsid
         self._target: Namespace | None = None
         self._failure: NvmeError | None = None
-        self._latest: Namespace | None = None  # the last one there was, for the attributes
+        self._latest: Namespace | None = None  # the last one, for the attributes
         self.identity: NamespaceIdentity = NamespaceIdentity()
         """Of the disk that this handle is for."""
         self.retried = 0
@@ -103,8 +102,9 @@ class ManagedNamespace:
     # -- the device's side, on its worker ----------------------------------------------------------
 
     def _bind(self, target: Namespace | None, failure: NvmeError | None) -> bool:
-        """A driver's namespace; or none: calls wait, or with `failure` end. The device wakes who
-        waits. False: the namespace is another disk's, and this handle has ended.
+        """Sets a driver's namespace; without one, calls wait, or end with `failure`. The device
+        wakes the waiters. False: the namespace belongs to another disk, and this handle has
+        ended.
         """
         if target is not None and self.identity.is_other(target.identity):
             self._end(
@@ -121,10 +121,10 @@ class ManagedNamespace:
         return True
 
     def _end(self, reason: NvmeError) -> None:
-        """Its disk isn't there any more, another one is: calls fail with `reason`, for good."""
+        """Its disk was replaced by another one: calls fail with `reason`, permanently."""
         self._target, self._failure = None, reason
 
-    # -- what it is --------------------------------------------------------------------------------
+    # -- properties --------------------------------------------------------------------------------
 
     @property
     def nsid(self) -> int:
@@ -168,15 +168,15 @@ class ManagedNamespace:
 
     @property
     def available(self) -> bool:
-        """Would a call begin at once? False while the device is serviced, and when device or
+        """Would a call start at once? False while the device is serviced, and if device or
         namespace are gone.
         """
         return self._target is not None and self._target._gone is None
 
     def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
-        """Zeroed memory that the device reaches directly. It belongs to the driver of the moment:
+        """Zeroed memory that the device can access directly. It belongs to the current driver:
             after a servicing without keepalive its
-        contents are still there, but I/O on it is copied; allocate anew for speed.
+        contents are still there, but I/O on it is copied; allocate again for speed.
         """
         target = self._target
         if target is None:
@@ -232,7 +232,9 @@ class ManagedNamespace:
                 stale, error = target, lost
 
     def _check_size(self, target: Namespace, size: int) -> None:
-        """A call that was made for blocks of `size` bytes (0: of any) is not repeated with others."""
+        """A call that was made for blocks of `size` bytes (0: any) is not repeated with another
+        size.
+        """
         if size and target.block_size != size:
             raise NamespaceChanged(
                 f"namespace {self._nsid} of {self.uri} was formatted while the call waited: blocks of {size} bytes "
@@ -240,9 +242,9 @@ class ManagedNamespace:
             )
 
     async def _once(self, command: Command, buffer: BufferLike | None, tag: int) -> Completion:
-        """For what must not be sent twice. A command that was out when its driver was replaced on
-        the running controller ends there, and has its result from the next driver; with a driver
-        that took the controller down it ends with the reason.
+        """For commands that must not be sent twice. If the driver was replaced on the running
+        controller, an in-flight command ends there, and its result comes from the next driver;
+        if the driver shut the controller down, it ends with the reason.
         """
         limit = asyncio.get_running_loop().time() + self._device.wait_limit
         target = self._target
@@ -276,7 +278,7 @@ class ManagedNamespace:
         return Completion(dw0=found.dw0, dw1=found.dw1, sqid=found.qid, data=data)
 
     # -- data --------------------------------------------------------------------------------------
-    # The common ones are written out: one frame more, and no other cost, while all is well.
+    # The common ones are written out: one frame more, and no other cost, in normal operation.
 
     async def read(self, lba: int, blocks: int = 1, *, fua: bool = False) -> bytes:
         """See Namespace.read()."""
@@ -301,7 +303,7 @@ class ManagedNamespace:
         return await self._again("readinto", (lba, buffer), {"fua": fua}, target, error)  # type: ignore[no-any-return]
 
     async def write(self, lba: int, data: BufferLike, *, fua: bool = False) -> None:
-        """See Namespace.write(). The data must stay as they are until it returns: they may have to
+        """See Namespace.write(). The data must stay unchanged until it returns: they may have to
         be sent again.
         """
         target = self._target
@@ -391,11 +393,13 @@ class ManagedNamespace:
     async def write_many(
         self, lbas: Integers, data: B, *, blocks: int = 1, depth: int = 0, fua: bool = False, check: bool = True
     ) -> Many[B]:
-        """See Namespace.write_many(). If the driver ends meanwhile, all elements are written again."""
+        """See Namespace.write_many(). If the driver ends meanwhile, all elements are written
+        again.
+        """
         return await self._call("write_many", lbas, data, blocks=blocks, depth=depth, fua=fua, check=check)  # type: ignore[no-any-return]
 
     async def settled(self, lba: int = 0, blocks: int | None = None) -> None:
-        """See Namespace.settled(). With a driver that ended, and took the controller down, its commands
+        """See Namespace.settled(). If a driver ended and shut the controller down, its commands
         have ended too.
         """
         await self._call("settled", lba, blocks)
@@ -418,7 +422,7 @@ class ManagedNamespace:
         await self._call("deallocate", ranges, blocks)
 
     async def copy(self, sources: Iterable[tuple[int, int]], lba: int) -> None:
-        """See Namespace.copy(). Not sent twice, for source and destination may overlap."""
+        """See Namespace.copy(). Not sent twice, because source and destination may overlap."""
         ranges = list(sources)
         known = self._known()
         for first, blocks in (*ranges, (lba, sum(blocks for _, blocks in ranges))):

@@ -1,8 +1,8 @@
-"""What the kernel says of PCI functions that come and go. Needs pyudev: nvme_async[hotplug].
+"""The kernel's events about PCI functions. Needs pyudev: nvme_async[hotplug].
 
-A device that is gone and one that is wanted back the driver notices by itself, and one that is gone
-the manager looks for. This tells at once when a function is bound to vfio-pci, and of functions
-that nobody has loaded yet.
+The driver itself notices a missing or requested device, and the manager checks for a missing one.
+This module reports at once that a function was bound to vfio-pci, including functions that were
+never loaded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operations on one device, one after the other, on the loop of its worker."""
+"""Operations on one device, one after another, on the loop of its worker."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class _Operation:
 class Mailbox:
     """Threads: call(), post() and inspect() from any; everything else on the worker's loop.
 
-    An operation that has begun runs to its end whatever becomes of its caller: a device half loaded
-        or half saved is no use to anybody. One
-    that has not begun is dropped with its caller.
+    An operation that has started runs to its end even if its caller is cancelled: a half-loaded or
+        half-saved device is useless. One
+    that has not started is dropped with its caller.
     """
 
     uri: str
@@ -91,8 +91,8 @@ class Mailbox:
             self._running = self._task = None
 
     async def shut(self, refusal: NvmeError, seconds: float) -> bool:
-        """No more operations: those that wait end with `refusal`, the one that runs is cancelled
-        and gets `seconds` to clean up after itself. False if it is still there then.
+        """No more operations: waiting ones end with `refusal`, the running one is cancelled and
+        gets `seconds` to clean up. False if it is still running then.
         """
         self._refusal = refusal
         while self._waiting:

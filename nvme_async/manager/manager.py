@@ -30,7 +30,7 @@ from nvme_async.runtime.tasks import finish
 log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
-# For the worker threads to end, when all devices are closed.
+# Limit for the worker threads to end, when all devices are closed.
 JOIN_SECONDS = 5.0
 
 
@@ -53,16 +53,16 @@ class Manager:
     wait_limit: seconds that a call waits while its device is serviced, before it fails with
         ControllerTimeout.
     close_limit: seconds for a controller's orderly shutdown, before its device is taken from it.
-    repairs: how often within a minute a controller that failed (not: that is gone) gets a new
+    repairs: how often within a minute a failed controller (not a missing one) gets a new
         driver by itself; 0 = never.
-    hotplug: "off": a device that is gone stays so. "reload": it is loaded again when it is back.
-        "all": so is any NVMe function that appears bound to vfio-pci (needs pyudev:
+    hotplug: "off": a missing device is not reloaded. "reload": it is loaded again when it is back.
+        "all": so is any NVMe function that is bound to vfio-pci later (needs pyudev:
         nvme_async[hotplug]).
     control: a Unix socket to offer, for `nvme-async inspect` and `top` (control.py); only this user
         may open it.
     options: defaults for all devices, see nvme_async.Options, and keepalive, pool_pages, vfio,
-        keeper and keeper_wait as for nvme_async.open(): what isn't given is as command line,
-        environment and what is there have it. load() may differ for one device.
+        keeper and keeper_wait as for nvme_async.open(): missing ones come from the command line or
+        the environment, or are inferred. load() may override them for one device.
 
     Every method may be called from any thread. Those of a manager that is closed raise
     QueueShutdown.
@@ -98,10 +98,10 @@ class Manager:
         self._events = Events()
         self._own_worker = threading.local()
         self._closed = threading.Event()
-        self._loading: list[asyncio.Task[None]] = []  # what hot plug brought; asyncio keeps no reference
+        self._loading: list[asyncio.Task[None]] = []  # hot-plug tasks; asyncio keeps no reference
         self._sharing: ManagerShare | None = None
         self._began = time.time()
-        # What may fail comes first; threads start last.
+        # Steps that may fail come first; threads start last.
         self._hotplug = HotplugWatch(self._appeared) if hotplug == "all" else None
         self._control = ControlServer(self, os.fspath(control)) if control is not None else None
         for service in (self._hotplug, self._control):
@@ -109,7 +109,7 @@ class Manager:
                 service.start(self._workers.any())
         forks.watch(self)
 
-    # -- life --------------------------------------------------------------------------------------
+    # -- lifecycle
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,10 +128,10 @@ class Manager:
         asyncio.run(self.close())
 
     async def close(self) -> None:
-        """Shuts down all devices at the same time and ends the workers. Late calls are refused from
-        here on; calls that are out are given the controllers' drain_timeout.
+        """Shuts down all devices at the same time and ends the workers. New calls are refused
+        from now on; running calls get the controllers' drain_timeout.
 
-        A device that doesn't end within twice close_limit is left to itself; it doesn't hold up the
+        A device that doesn't end within twice close_limit is abandoned; it doesn't delay the
         others. Not from a worker's loop. Runs to its end also if the caller is cancelled; a second
         call waits for the first.
         """
@@ -154,7 +154,7 @@ class Manager:
                 await asyncio.wait(ends, timeout=4 * self._policy.close_limit)
             for end in ends:
                 if end.done() and not end.cancelled():
-                    end.exception()  # was logged where it happened
+                    end.exception()  # it was logged where it happened
             self._events.end()
             if self._control is not None:
                 await self._control.close()
@@ -163,7 +163,7 @@ class Manager:
             self._closed.set()
 
     def forget_in_child(self) -> None:
-        """In a forked child: the workers are the parent's threads."""
+        """In a forked child: the workers are threads of the parent."""
         reason = forks.belongs_to_parent("the manager")
         for device in self._registry.forget_in_child(str(reason)).values():
             device.forget_in_child(reason)
@@ -176,8 +176,8 @@ class Manager:
         """The device with a driver: opened, or found open. Several callers at once share one
         driver, and one failure.
 
-        options: what differs from the manager's. ConfigurationError if it is loaded with others
-            already. A load that fails leaves nothing.
+        options: those that differ from the manager's. ConfigurationError if it is loaded with
+            others already. A failed load leaves nothing behind.
         """
         device = self._find(canonical(uri), {**self._options, **options})
         if {**device.options, **options} != device.options:
@@ -209,12 +209,12 @@ class Manager:
         return device
 
     def _forget(self, device: ManagedDevice) -> None:
-        """It is closed, on its worker. Called again it does nothing."""
+        """Closes it on its worker. A second call does nothing."""
         if self._registry.remove(device.uri, device):
             self._workers.leave(device.worker)
 
     def _appeared(self, uri: str) -> None:
-        """Hot plug, on a worker: loads it, or if it was there before and gone, its device is."""
+        """Hot plug, on a worker: loads it, or reloads a device that had vanished."""
 
         async def load() -> None:
             self._events.publish(ManagerEvent("device-appeared", uri))
@@ -228,8 +228,8 @@ class Manager:
         self._loading = [task for task in self._loading if not task.done()]
 
     async def unload(self, uri: str) -> None:
-        """Shuts one device down. Its handles fail from now on, also if it is loaded again. Nothing
-        happens if it isn't loaded.
+        """Shuts one device down. Its handles fail from now on, also if it is loaded again. Does
+        nothing if it isn't loaded.
         """
         device = self._registry.get(canonical(uri))
         if device is not None:
@@ -244,7 +244,7 @@ class Manager:
 
     @property
     def devices(self) -> dict[str, ManagedDevice]:
-        """{canonical URI: device}, those that failed or are gone included."""
+        """{canonical URI: device}, including failed and missing ones."""
         return self._registry.all()
 
     async def namespace(self, uri: str, nsid: int) -> ManagedNamespace:
@@ -270,12 +270,12 @@ class Manager:
         await asyncio.gather(*(device.switch_keepalive(setting) for device in self._registry.all().values()))
 
     async def save(self, *, timeout: float = 30.0) -> SavedDevices:
-        """Lets go of all running controllers, at the same time, for a successor; see servicing.py.
+        """Releases all running controllers at the same time for a successor; see servicing.py.
         Their handles raise HandedOver from now on.
 
-        A device that can't be saved goes on as before and is in `failures`; also one whose turn
-        doesn't come within `timeout` seconds because something else that is done to it takes so
-        long. Devices that failed or are gone are left out.
+        A device that can't be saved continues as before and is in `failures`; so is one that is
+        busy with another operation for longer than `timeout` seconds. Failed and missing devices
+        are left out.
         """
         saved = SavedDevices()
 
@@ -304,11 +304,11 @@ class Manager:
 
     @classmethod
     async def restore(cls, saved: SavedDevices, **options: Unpack[ManagerOptions]) -> Self:
-        """A manager that goes on with saved devices, all at the same time. options: as for
+        """A manager that continues with saved devices, all at the same time. options: as for
         Manager().
 
-        A device that can't be taken over is brought up afresh; if that fails too it is "failed",
-        which doesn't harm the others. `saved` stays the caller's.
+        A device that can't be taken over is brought up; if that fails too it is "failed", which
+        doesn't affect the others. The caller still owns `saved`.
         """
         manager = cls(**options)
         try:
@@ -333,17 +333,19 @@ class Manager:
         await self.device(uri).reset(reason)
 
     def share(self, path: str | os.PathLike[str], **policy: int | float | str) -> ManagerShare:
-        """Lends queue pairs of all devices to other processes of this user, also of devices that are loaded later:
+        """Lends queue pairs of all devices to other processes of this user, also of devices that
+        are loaded later:
 
             async with Manager() as manager, manager.share("/run/nvme"):
                 await manager.load("pci:0000:01:00.0")
 
-        path: of a directory, made if it isn't there, with a socket for each device. A worker opens
-        "shared:PATH?device=URI" with nvme_async.open() or with a Manager of its own. policy: as for
-        Controller.share(). A servicing with keepalive goes unnoticed by workers; one without ends their leases.
+        path: of a directory, created if necessary, with one socket per device. A worker opens
+        "shared:PATH?device=URI" with nvme_async.open() or with its own Manager. policy: as for
+        Controller.share(). Workers don't notice a servicing with keepalive; one without ends their
+        leases.
 
-        Raises ConfigurationError for options, when the manager is shared already, or when one of the devices can't
-        be shared; then none is.
+        Raises ConfigurationError for options, if the manager is shared already, or if one of the
+        devices can't be shared; then none is.
         """
         return ManagerShare(path, policy, self._share)
 
@@ -374,7 +376,7 @@ class Manager:
             event loop. A thread stays with its worker,
         so that it uses the same queue pairs.
 
-        Raises what the coroutine raises, and TimeoutError after `timeout` seconds; then it is
+        Raises the coroutine's exception, and TimeoutError after `timeout` seconds; then it is
         cancelled.
         """
         try:
@@ -395,18 +397,18 @@ class Manager:
             raise
 
     def events(self) -> Subscription:
-        """What happens to all devices from now on: `async for event in manager.events()`. On a
+        """The events of all devices from now on: `async for event in manager.events()`. On a
         running loop; ends when the manager is closed.
 
-        A subscriber that doesn't keep up misses the oldest.
+        A subscriber that is too slow misses the oldest.
         """
         return self._events.subscribe()
 
-    # -- sight -------------------------------------------------------------------------------------
+    # -- inspection
 
     def inspect(self) -> dict[str, Any]:
-        """Everything that is known, as plain data (JSON's types). From any thread; waits for
-        nobody, also when a device hangs.
+        """The complete state as plain data (JSON's types). From any thread; doesn't wait, even
+        if a device hangs.
         """
         return {
             "pid": os.getpid(),
@@ -418,8 +420,8 @@ class Manager:
         }
 
     async def inspect_with_registers(self, *, timeout: float = 5.0) -> dict[str, Any]:
-        """inspect(), and what each controller's registers read as now; an error's text in their
-        place where a device doesn't answer in time.
+        """inspect(), and each controller's present registers; an error's text in their place if
+        a device doesn't answer in time.
         """
         state = self.inspect()
 
@@ -437,7 +439,7 @@ class Manager:
         return state
 
     def metrics(self) -> bytes:
-        """What Prometheus scrapes, as text. ConfigurationError without prometheus-client
+        """The text for Prometheus. ConfigurationError without prometheus-client
         (nvme_async[metrics]).
         """
         from nvme_async.manager.metrics import exposition

@@ -1,11 +1,11 @@
-"""What the manager sees, as Prometheus wants it. Needs prometheus-client: nvme_async[metrics].
+"""The manager's metrics for Prometheus. Needs prometheus-client: nvme_async[metrics].
 
     prometheus_client.REGISTRY.register(ManagerCollector(manager))
     prometheus_client.start_http_server(9100)
 
-Everything is read when Prometheus asks, from what is counted anyway; only latencies cost something,
-and are there with `Manager(latency=True)`. A driver that was replaced takes its counters along:
-they begin at zero again, which Prometheus knows how to take.
+Everything is read when Prometheus scrapes, from existing counters; only latencies have a cost, and
+require `Manager(latency=True)`. When a driver is replaced, its counters start at zero again, which
+Prometheus handles.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ except ImportError as error:
 
 STATES = ("loading", "ready", "servicing", "failed", "gone", "closed")
 
-# Seconds. Three in each decade from 1 µs, where fast media are, to 10 s, where timeouts are.
+# Seconds. Three per decade from 1 µs, for fast media, to 10 s, for timeouts.
 BUCKETS = (*(step * 10.0**decade for decade in range(-6, 1) for step in (1, 2, 5)), 10.0)
 
-# Sums over a device's I/O queue pairs: what it is in inspect(), its name, its meaning.
+# Sums over a device's I/O queue pairs: its key in inspect(), its name, its meaning.
 _QUEUE_COUNTERS = (
     (("cq", "reaped"), "commands", "I/O commands completed"),
     (("errors",), "queue_errors", "I/O commands that ended with an error for somebody who waited"),
@@ -69,7 +69,7 @@ def _dig(value: Any, path: tuple[str, ...]) -> Any:
 
 
 def _phases() -> HistogramMetricFamily:
-    """Of all servicings that this process took part in; see nvme_async.keepalive.phases."""
+    """Phases of all servicings of this process; see nvme_async.keepalive.phases."""
     family = HistogramMetricFamily(
         "nvme_async_servicing_seconds", "How long the parts of a servicing took", labels=["device", "phase"]
     )
@@ -83,7 +83,7 @@ def _phases() -> HistogramMetricFamily:
 
 
 class Inspected(Protocol):
-    """A manager, as far as its metrics are concerned."""
+    """The part of a manager that its metrics need."""
 
     def inspect(self) -> dict[str, Any]: ...
 

@@ -1,5 +1,5 @@
-"""What becomes of a device's operations: bundles that are wanted no more, results of a predecessor's
-commands, errors of other layers.
+"""The outcomes of a device's operations: abandoned bundles, results of a predecessor's commands,
+errors of other layers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from nvme_async.keepalive.controller import Controller
 
 
 def forsake(saving: concurrent.futures.Future[Bundle | None]) -> None:
-    """Who asked for the bundle went away: the controller ends with its descriptors."""
+    """The requester of the bundle was cancelled: the controller ends with its descriptors."""
     if not saving.cancelled() and saving.exception() is None:
         bundle = saving.result()
         if bundle is not None:

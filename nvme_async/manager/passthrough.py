@@ -1,4 +1,4 @@
-"""Commands of other processes on a device of this one: what `nvme-async --attach` sends."""
+"""Commands of other processes on a device of this one, from `nvme-async --attach`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nvme_async.spec.completion import Completion
 from nvme_async.spec.opcodes import AdminOpcode, Direction
 
 MOST = 512 << 10
-"""Bytes that one command may move here: a line of the control socket holds no more."""
-# The driver's own: queues, events and doorbells are not for others to change.
+"""Bytes that one command may transfer here: a line of the control socket holds no more."""
+# The driver's own: other processes may not change queues, events and doorbells.
 _FORBIDDEN = frozenset(
     {
         AdminOpcode.DELETE_IO_SQ,
@@ -31,7 +31,7 @@ _FORBIDDEN = frozenset(
 
 
 def _decode(request: dict[str, Any]) -> tuple[Command, bytes | None]:
-    """ConfigurationError for what is no command."""
+    """ConfigurationError for an invalid command."""
     try:
         entry = bytes.fromhex(request["entry"])
         nbytes = request.get("nbytes", 0)
@@ -46,7 +46,7 @@ def _decode(request: dict[str, Any]) -> tuple[Command, bytes | None]:
         raise ConfigurationError(f"nbytes is {nbytes!r}, must be 0 to {MOST}")
     if command.admin and command.opcode in _FORBIDDEN:
         raise ConfigurationError(f"{command.name} is the driver's own")
-    # Addresses are the driver's to fill in.
+    # The driver fills in addresses.
     command = attrs.evolve(command, data_length=nbytes, mptr=0, prp1=0, prp2=0, psdt=0)
     if command.direction is Direction.HOST_TO_CONTROLLER and (payload is None or len(payload) != nbytes):
         raise ConfigurationError(
@@ -56,7 +56,9 @@ def _decode(request: dict[str, Any]) -> tuple[Command, bytes | None]:
 
 
 async def carry_out(device: ManagedDevice, request: dict[str, Any]) -> dict[str, Any]:
-    """One command of a request; what its completion says, also if that is an error of the controller's."""
+    """One command of a request; returns its completion, also if that is an error of the
+    controller.
+    """
     command, payload = _decode(request)
 
     async def there() -> Completion:

@@ -1,4 +1,4 @@
-"""Which devices there are: canonical URI → ManagedDevice, and whether any may be added."""
+"""The devices: canonical URI → ManagedDevice, and whether more may be added."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from nvme_async.manager.device import ManagedDevice
 
 
 def canonical(uri: str) -> str:
-    """The same for all ways to write one device's address. ConfigurationError for what is none."""
+    """The same for all ways to write one device's address. ConfigurationError for an invalid
+    one.
+    """
     scheme, rest = parse_uri(uri)
     return f"{scheme}:{rest}"
 
@@ -25,7 +27,7 @@ class Registry:
         self._reason = "the manager is closed"
 
     def forget_in_child(self, reason: str) -> dict[str, ManagedDevice]:
-        """shut(), in a forked child, where the lock may be held for ever."""
+        """shut(), in a forked child, where the lock may be held forever."""
         self._lock = threading.Lock()
         self._reason = reason
         return self.shut()
@@ -59,7 +61,7 @@ class Registry:
             return dict(self._devices)
 
     def shut(self) -> dict[str, ManagedDevice]:
-        """From here on nothing is found or added. Returns what there was, the first time."""
+        """From now on nothing is found or added. Returns the devices, the first time."""
         with self._lock:
             devices, self._devices = self._devices, {}
             self._shut = True

@@ -6,7 +6,7 @@
     with SavedDevices.receive(sock) as saved:    # the successor
         manager = await Manager.restore(saved)
 
-The controllers go on running meanwhile, as long as somebody has the descriptors: whoever holds a
+The controllers keep running meanwhile, as long as some process has the descriptors, in a
 SavedDevices.
 """
 
@@ -25,7 +25,7 @@ import attrs
 from nvme_async.errors import ControllerTimeout, InvalidSavedState, NvmeError
 from nvme_async.keepalive import Bundle, receive_bundle, send_bundle
 
-# magic, version, number of bundles, bytes of what else there is to say (JSON)
+# magic, version, number of bundles, bytes of the remaining data (JSON)
 _HEADER = struct.Struct("<8sIII")
 _MAGIC = b"NVMESAVE"
 _VERSION = 1
@@ -35,11 +35,11 @@ _MAX_WORDS = 64 << 20
 
 @attrs.define
 class SavedDevices:
-    """What manager.save() returns; a context manager that closes the bundles' descriptors.
+    """The result of manager.save(); a context manager that closes the bundles' descriptors.
 
     Attributes:
-        bundles: {uri: Bundle} of the controllers that run on, owned by this object.
-        shut_down: devices without keepalive, which were shut down; a successor opens them afresh.
+        bundles: {uri: Bundle} of the controllers that keep running, owned by this object.
+        shut_down: devices without keepalive, which were shut down; a successor opens them again.
         failures: {uri: exception} of devices that could not be saved. Those are in service as
             before.
     """
@@ -55,14 +55,14 @@ class SavedDevices:
 
     @property
     def uris(self) -> list[str]:
-        """Of all devices that a successor is to have."""
+        """The URIs of all devices for a successor."""
         return [*self.bundles, *self.shut_down]
 
     def send(self, sock: socket.socket, *, timeout: float = 30.0) -> None:
         """To another process, over a connected Unix stream socket. Blocks; the descriptors stay
         open here until close().
 
-        ControllerTimeout, ControllerGone when nobody takes it.
+        ControllerTimeout, ControllerGone if there is no receiver.
         """
         words = json.dumps({"shut_down": self.shut_down}).encode()
         sock.settimeout(timeout)
@@ -75,8 +75,8 @@ class SavedDevices:
 
     @classmethod
     def receive(cls, sock: socket.socket, *, timeout: float = 30.0) -> Self:
-        """What send() sent. Blocks for at most `timeout` seconds. InvalidSavedState for anything
-        else; then no descriptor stays open.
+        """Receives the data of send(). Blocks for at most `timeout` seconds. InvalidSavedState
+        for anything else; then no descriptor stays open.
         """
         limit = time.monotonic() + timeout
         magic, version, count, nbytes = _HEADER.unpack(_exactly(sock, _HEADER.size, limit))
@@ -99,8 +99,8 @@ class SavedDevices:
         return saved
 
     def close(self) -> None:
-        """Lets go of the descriptors. A controller whose last holder this was is reset by what is
-        behind it. Harmless when repeated.
+        """Closes the descriptors. If this was a controller's last holder, its device resets it.
+        May be repeated.
         """
         for bundle in self.bundles.values():
             bundle.close()

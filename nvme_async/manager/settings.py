@@ -1,4 +1,4 @@
-"""What a device is loaded with: the driver's options, and what is to become of the controller when
+"""The settings of a loaded device: the driver's options, and what happens to the controller when
 its driver ends.
 """
 
@@ -36,7 +36,7 @@ class ManagerOptions(OpenOptions, total=False):
 
 @attrs.frozen
 class Policy:
-    """What the manager does by itself. See Manager."""
+    """The manager's automatic actions. See Manager."""
 
     wait_limit: float
     close_limit: float
@@ -45,9 +45,9 @@ class Policy:
 
 
 def split(given: Mapping[str, Any]) -> tuple[dict[str, Any], KeepaliveOptions]:
-    """Keyword arguments as nvme_async.open() takes them: (those of Options, what is said about
-        keepalive). ConfigurationError for what makes
-    no sense, before anything begins.
+    """Splits keyword arguments of nvme_async.open(): (those of Options, those about keepalive).
+        ConfigurationError for invalid ones
+    before anything starts.
     """
     options = {name: value for name, value in given.items() if name not in _KEEPALIVE_OPTIONS}
     Options.of(options)

@@ -13,18 +13,19 @@ from nvme_async.sharing.places import place_of
 
 
 class Shareable(Protocol):
-    """A managed device, as far as sharing is concerned."""
+    """The part of a managed device that sharing needs."""
 
     async def share(self, sharing: ManagerShare | None) -> None: ...
 
 
 class ManagerShare:
-    """What `manager.share(path)` returns: an async context manager, and awaitable where it is to last as long as the
-    manager.
+    """The result of `manager.share(path)`: an async context manager; await it instead if it
+    should last as long as the manager.
 
     Attributes:
-        path: of the directory with a socket for each device. policy: keyword arguments of controller.share().
-        active: it has begun and has not ended.
+        path: of the directory with a socket for each device. policy: keyword arguments of
+            controller.share().
+        active: it has started and has not ended.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class ManagerShare:
         return self
 
     async def close(self) -> None:
-        """Takes all leases back; the devices go on. Harmless when repeated."""
+        """Takes all leases back; the devices continue. May be repeated."""
         if self.active:
             self.active = False
             await self._register(None)

@@ -1,5 +1,5 @@
-"""What the manager does for a device by itself: passing its events on, giving it a new driver after
-a failure, and looking for it when it is gone.
+"""The manager's automatic work for a device: passing its events on, giving it a new driver after
+a failure, and checking for it when it is gone.
 
 On the device's worker.
 """
@@ -19,23 +19,23 @@ from nvme_async.manager.mailbox import Mailbox
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
-# Repairs are counted within so many seconds.
+# The window in seconds in which repairs are counted.
 REPAIR_WINDOW = 60.0
-# Seconds between repairs that fail: at first, and at most.
+# Seconds between failed repairs: first, and maximum.
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
-# How often a device that is gone is looked for, in seconds: at first, and at most.
+# Seconds between checks for a missing device: first, and maximum.
 FIRST_LOOK, SLOWEST_LOOK = 0.1, 2.0
 
 
 class RepairLimit:
-    """When the next repair may begin: no more than `most` within REPAIR_WINDOW, and with growing
+    """When the next repair may start: no more than `most` within REPAIR_WINDOW, and with growing
     pauses while they fail.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = most
         self.failed = 0
-        """Repairs in a row that failed."""
+        """Consecutive failed repairs."""
         self._clock = clock
         self._begun: list[float] = []
 
@@ -50,7 +50,7 @@ class RepairLimit:
         return len(self._recent()) >= self.most
 
     def pause(self) -> float:
-        """Seconds until the next one may begin."""
+        """Seconds until the next one may start."""
         pause = min(FIRST_PAUSE * 2 ** (self.failed - 1), LONGEST_PAUSE) if self.failed else 0.0
         recent = self._recent()
         if len(recent) >= self.most:
@@ -62,7 +62,7 @@ class RepairLimit:
 
 
 class Kept(Protocol):
-    """A managed device, as far as its upkeep is concerned."""
+    """The part of a managed device that its upkeep needs."""
 
     uri: str
     controller: Any
@@ -79,8 +79,8 @@ class Kept(Protocol):
 
 
 class Upkeep:
-    """Of one device. repairs: how many within a minute; reload: a device that is gone is loaded
-    again when it is back.
+    """The upkeep of one device. repairs: how many within a minute; reload: a missing device is
+    loaded again when it is back.
     """
 
     def __init__(self, device: Kept, *, repairs: int, reload: bool) -> None:
@@ -109,9 +109,7 @@ class Upkeep:
             )
 
     async def _follow(self, controller: Controller) -> None:
-        """Passes the driver's events on; when they end because it failed, sees to it that there is
-        another.
-        """
+        """Passes the driver's events on; if they end because it failed, provides a new one."""
         device = self._device
         async for event in controller.events():
             device.pass_on(event)
@@ -125,7 +123,7 @@ class Upkeep:
             device.out_of_order("gone", failure, "device-gone")
             device.mailbox.post("reclaim", self._reclaim)
             return
-        # Calls wait while a repair is to be expected soon; else they fail.
+        # Calls wait while a repair is expected soon; otherwise they fail.
         waits = self.limit.most and not self.limit.used_up
         device.out_of_order("servicing" if waits else "failed", failure, "device-failed")
         if not waits:
@@ -160,7 +158,7 @@ class Upkeep:
         self.limit.failed = 0
 
     async def _reclaim(self) -> None:
-        """What is gone reaches no memory: everything is freed."""
+        """A missing device accesses no memory: everything is freed."""
         device = self._device
         if device.state not in ("gone", "failed"):
             return  # another operation was first
@@ -169,7 +167,7 @@ class Upkeep:
             self._task("search", self._search)
 
     async def _search(self) -> None:
-        """Looks for a device that is gone until it is back."""
+        """Checks for a missing device until it is back."""
         device = self._device
         pause = FIRST_LOOK
         while device.state == "gone":

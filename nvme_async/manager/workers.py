@@ -1,5 +1,5 @@
-"""Worker threads: each runs one event loop, on which controllers live and plain threads' coroutines
-run.
+"""Worker threads: each runs one event loop, to which controllers belong and on which plain
+threads' coroutines run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ T = TypeVar("T")
 EventLoop = Literal["uvloop", "asyncio"]
 Pin = Literal["numa"] | Sequence[Sequence[int]] | None
 
-# Register accesses of vfio-user devices are calls in threads. They are made as needed, and one
-# device that answers slowly must not keep the others from theirs.
+# Register accesses of vfio-user devices are calls in threads. They are made on demand, and a slow
+# device must not block the others.
 REGISTER_THREADS = 64
 
 
@@ -35,13 +35,13 @@ class Worker:
     """One thread and its loop. Owned by Workers.
 
     Threads: submit() and inspect() may be called from any; start() and stop() from the manager's
-        side, one after the other.
+        side, one after another.
     """
 
     def __init__(self, name: str, event_loop: EventLoop, cpus: frozenset[int] | None) -> None:
         self.name = name
         self.cpus = cpus
-        self.devices = 0  # how many live here; Workers' lock guards it
+        self.devices = 0  # number of devices here; Workers' lock guards it
         self.loop: asyncio.AbstractEventLoop = (
             uvloop.new_event_loop() if event_loop == "uvloop" else asyncio.new_event_loop()
         )
@@ -63,7 +63,7 @@ class Worker:
             self.loop.run_forever()
             for task in asyncio.all_tasks(self.loop):
                 task.cancel()
-            # One pass for what was cancelled to see it; whoever refuses to end is left.
+            # One iteration for cancelled tasks to end; those that refuse are abandoned.
             self.loop.run_until_complete(asyncio.sleep(0))
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
@@ -104,7 +104,9 @@ class Worker:
             self.loop.call_soon_threadsafe(self.loop.stop)
 
     def join(self, seconds: float) -> bool:
-        """Waits for the thread; False if it hasn't ended in time: something on it doesn't give way."""
+        """Waits for the thread; False if it hasn't ended in time: something on it doesn't give
+        way.
+        """
         self._thread.join(seconds)
         return not self._thread.is_alive()
 

@@ -38,13 +38,13 @@ cdef class Pool:
     cdef readonly uint64_t iova
     cdef pool_t space
     cdef forked_mapping mapping
-    cdef sigbus_window window           # huge pages that a peer punches out of the file may not be had again
+    cdef sigbus_window window           # huge pages that a peer punches out of the file may be unavailable later
     cdef int _fd
     cdef int generation                 # of forks: a pool belongs to the process that mapped it
     cdef list deferred                  # data pages to release after resume(); None: not paused
-    cdef bint is_detached               # handed to a successor: the table is that one's
+    cdef bint is_detached               # handed to a successor, which owns the table
     cdef size_t n_exports               # of all its buffers
-    cdef int n_clearing                 # threads that write zeroes without the global lock just now
+    cdef int n_clearing                 # threads that are writing zeroes without the GIL
     cdef readonly str name
     cdef readonly str backing
     cdef readonly str id
@@ -56,7 +56,8 @@ cdef class Pool:
     cdef void _settle(self) noexcept
     cdef int64_t _page_at(self, offset) except -1
     cdef DmaBuffer _buffer(self, uint64_t page)
-    # alloc() for other extension modules. `owner` at most 31 bytes of UTF-8, `align` a power of two.
+    # alloc() for other extension modules. `owner` at most 31 bytes of UTF-8, `align` a power of
+    # two.
     cdef DmaBuffer allocate(self, size_t nbytes, str owner, uint64_t tag, size_t align, bint persistent, bint zero)
 
 
@@ -64,7 +65,7 @@ cdef class DmaBuffer:
     cdef char *data                     # NULL once the pages are returned: take an export (Py_buffer) to keep them
     cdef readonly size_t nbytes
     cdef readonly uint64_t iova
-    cdef readonly size_t offset         # from the pool's beginning
+    cdef readonly size_t offset         # from the pool's start
     cdef readonly Pool pool
     cdef bint is_freed
     cdef int exports

@@ -1,4 +1,4 @@
-"""Memory that a device may reach. Layout and crash consistency: ext/dma/pool.h."""
+"""Memory that a device may access. Layout and crash consistency: ext/dma/pool.h."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -23,18 +23,21 @@ class Slot(NamedTuple):
 
 @final
 class Pool:
-    """One memfd, mapped shared into this process and meant to be mapped for a device at one fixed IOVA.
+    """One memfd, mapped shared into this process and meant to be mapped for a device at one
+    fixed IOVA.
 
-    `nbytes` counts everything, the pool's own header and table (about 1/64) included; it is rounded up to the
-    page size of the backing. With hugepages="auto" 2 MiB huge pages are used if the machine has enough free
-    ones, "require" fails without them (OutOfDmaMemory), "never" doesn't try. `iova` is a multiple of 4096.
-    `nodes`: equal parts of the pool prefer these NUMA nodes, in order (mbind(2), MPOL_PREFERRED); the attribute
-    says which part (node, offset, bytes) does, and is empty for an attached pool or where the kernel can't.
+    `nbytes` counts everything, the pool's own header and table (about 1/64) included; it is rounded
+        up to the page size of the backing. With hugepages="auto" 2 MiB huge pages are used if the
+        machine has enough free ones, "require" fails without them (OutOfDmaMemory), "never" doesn't
+        try. `iova` is a multiple of 4096.
+    `nodes`: equal parts of the pool prefer these NUMA nodes, in order (mbind(2), MPOL_PREFERRED);
+        the attribute lists the parts as (node, offset, bytes), and is empty for an attached pool or
+        without kernel support.
 
-    The descriptor is sealed against shrinking, so that no holder of it can make another's access fail
-    (SIGBUS). Methods may be called from any thread under the global lock (a free-threaded interpreter turns
-    its lock on for this module). After fork() only the parent can use it; a child may attach() the inherited
-    descriptor once the parent has stopped.
+    The descriptor is sealed against shrinking, so that no holder of it can make another's access
+    fail (SIGBUS). Methods may be called from any thread under the GIL (a free-threaded interpreter
+    enables it for this module). After fork() only the parent can use it; a child may attach() the
+    inherited descriptor once the parent has stopped.
     """
 
     nbytes: int
@@ -55,12 +58,13 @@ class Pool:
     ) -> None: ...
     @staticmethod
     def attach(fd: int, *, expect_iova: int | None = None) -> Pool:
-        """Maps an existing pool and rebuilds its free list from the slot table, without changing it.
+        """Maps an existing pool and rebuilds its free list from the slot table, without changing
+        it.
 
-        `fd` is duplicated and stays the caller's. Every allocation found is "pending-restore", its pages out
-        of use, until claim(), mark_leaked() or reclaim(). Only one process may allocate: the former one must
-        be dead or have stopped. Raises InvalidSavedState when this isn't a pool, or its table contradicts
-        itself; the message says how.
+        `fd` is duplicated; the caller still owns it. Every allocation found is "pending-restore",
+        and its pages aren't reused, until claim(), mark_leaked() or reclaim(). Only one process may
+        allocate: the former one must be dead or have stopped. Raises InvalidSavedState if this
+        isn't a pool, or its table is inconsistent; the message gives details.
         """
     @staticmethod
     def size_for(nbytes: int) -> int:
@@ -73,7 +77,7 @@ class Pool:
         """Where this process has it mapped."""
     @property
     def data_offset(self) -> int:
-        """Where allocations begin; below are header and table."""
+        """Where allocations start; below are header and table."""
     @property
     def free_bytes(self) -> int: ...
     @property
@@ -90,64 +94,71 @@ class Pool:
         persistent: bool = False,
         zero: bool = True,
     ) -> DmaBuffer:
-        """First fit, contiguous, whole pages, zeroed unless zero=False. `align`, a power of two, counts for
-        the IOVA.
+        """First fit, contiguous, whole pages, zeroed unless zero=False. `align`, a power of two,
+        counts for the IOVA.
 
-        `owner` (1 to 31 bytes of UTF-8) and `tag` (64 bits) go into the slot table for a successor to read.
-        A persistent buffer's pages come back by free() only, never by garbage collection.
-        Raises OutOfDmaMemory when no free run of pages is long enough.
+        `owner` (1 to 31 bytes of UTF-8) and `tag` (64 bits) go into the slot table for a successor
+        to read. A persistent buffer's pages are released only by free(), never by garbage
+        collection. Raises OutOfDmaMemory when no free run of pages is long enough.
         """
     def claim(self, offset: int) -> DmaBuffer:
-        """The buffer of an allocation that exists at `offset` and that no object stands for: a successor's
-        way in."""
+        """The buffer of an existing allocation at `offset` that has no object: how a successor
+        gets it.
+        """
     def mark_leaked(self, offset: int) -> None:
-        """Records that nobody claimed the allocation; its pages stay out of use, also in later processes."""
+        """Records that the allocation was not claimed; its pages aren't reused, also in later
+        processes.
+        """
     def reclaim(self, offset: int) -> None:
-        """Frees an allocation that no object stands for. Only when no controller can reach it any more (after
-        a reset)."""
+        """Frees an allocation without an object. Only if no controller can access it any more
+        (after a reset).
+        """
     def slots(self) -> list[Slot]: ...
     def inspect(self) -> dict[str, object]:
         """Plain data for people and tools: sizes, backing, free extents' longest run, slots."""
     def refresh(self) -> None:
-        """Reads the slot table again: for a successor that attached while its predecessor still allocated.
+        """Reads the slot table again: for a successor that attached while its predecessor still
+        allocated.
 
-        Raises InvalidSavedState, with nothing changed, when an allocation that this process holds isn't there any more.
+        Raises InvalidSavedState, with nothing changed, when an allocation that this process holds
+        isn't there any more.
         """
 
     def verify(self) -> None:
-        """Raises InvalidSavedState when the slot table is damaged: a slot differs from its checksum, or its state and
-        flags from one another.
+        """Raises InvalidSavedState when the slot table is damaged: a slot differs from its
+        checksum, or its state and flags from one another.
 
-        For a pool whose last writer kept checksums; seal() makes one of what a release before 0.2 left. An owner of
-        more than 27 bytes leaves its slot no room for one.
+        For a pool whose last writer kept checksums; seal() makes one of what a release before 0.2
+        left. An owner of more than 27 bytes leaves its slot no room for one.
         """
 
     def seal(self) -> None:
-        """Gives a table that another release wrote, and that is known to be right, the checksums that
-        verify() wants.
-        """
+        """Adds the checksums that verify() requires to a valid table that another release wrote."""
 
     def pause(self) -> None:
-        """Leaves the slot table alone until resume(): what is freed meanwhile goes back then.
+        """Doesn't change the slot table until resume(): buffers freed meanwhile are released
+        then.
 
         alloc() raises OutOfDmaMemory.
         """
 
     def resume(self) -> None: ...
     def detach(self) -> None:
-        """The pool is a successor's from now on: nothing in this process touches its table again.
+        """The pool belongs to a successor from now on: this process never touches its table
+        again.
 
-        Neither free() nor garbage collection does; everything else raises ValueError. The mapping goes with
-        the last buffer.
+        Neither free() nor garbage collection does; everything else raises ValueError. The mapping
+        goes with the last buffer.
         """
 
     @property
     def detached(self) -> bool: ...
     def close(self) -> None:
-        """Unmaps and closes the descriptor; buffers are unusable from then on. BufferError while any is
-        exported.
+        """Unmaps and closes the descriptor; buffers are unusable from then on. BufferError while
+        any is exported.
 
-        The table is left as it is: a successor with the descriptor finds every buffer that wasn't freed.
+        The table is left as it is: a successor with the descriptor finds every buffer that wasn't
+        freed.
         """
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -158,10 +169,10 @@ class Pool:
 class DmaBuffer:
     """A run of whole pages of a pool, with the buffer protocol (writable, one dimension of bytes).
 
-    Views of it (memoryview, NumPy, a command in flight) are exports. free() ends its use at once: new views
-    and accesses raise ValueError, as a released memoryview does; the pages return to the pool when the last
-    export is released. Dropping the last reference has the effect of free(), unless it is persistent. Made by
-    Pool.alloc() and Pool.claim() only.
+    Views of it (memoryview, NumPy, a command in flight) are exports. free() ends its use at once:
+    new views and accesses raise ValueError, as a released memoryview does; the pages return to the
+    pool when the last export is released. Dropping the last reference has the effect of free(),
+    unless it is persistent. Made by Pool.alloc() and Pool.claim() only.
     """
 
     nbytes: int
@@ -176,7 +187,7 @@ class DmaBuffer:
     @property
     def freed(self) -> bool: ...
     def free(self) -> None:
-        """Harmless when freed already."""
+        """Does nothing if already freed."""
     def __len__(self) -> int: ...
     @overload
     def __getitem__(self, key: SupportsIndex, /) -> int: ...
@@ -188,10 +199,12 @@ class DmaBuffer:
     def __setitem__(self, key: slice, value: Buffer, /) -> None: ...
     @property
     def __array_interface__(self) -> dict[str, Any]:
-        """For NumPy and what follows its protocol: bytes, one dimension. An array made of it is an export."""
+        """For NumPy and what follows its protocol: bytes, one dimension. An array made of it is
+        an export.
+        """
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """(1, 0): memory of the CPU, which the NVMe controller reaches too."""
+        """(1, 0): memory of the CPU, which the NVMe controller can access too."""
 
     def __dlpack__(
         self,
@@ -201,8 +214,9 @@ class DmaBuffer:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        """A DLPack capsule of its bytes, without copying: torch.from_dlpack(buffer). It is an export until the
-        consumer drops it. ConfigurationError without NumPy, which makes it."""
+        """A DLPack capsule of its bytes, without copying: torch.from_dlpack(buffer). It is an
+        export until the consumer drops it. ConfigurationError without NumPy, which makes it.
+        """
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, view: memoryview, /) -> None: ...

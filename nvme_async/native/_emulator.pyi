@@ -85,8 +85,9 @@ class _Config(Protocol):
 
 @disjoint_base
 class Reactor:
-    """A thread that serves controllers. Methods may be called from any thread; in a fork()ed child they raise
-    RuntimeError."""
+    """A thread that serves controllers. Methods may be called from any thread; in a fork()ed
+    child they raise RuntimeError.
+    """
 
     def __init__(self, name: str = "nvme-emulator") -> None:
         """Starts the thread, named so (15 characters). OSError when it can't be started."""
@@ -94,28 +95,34 @@ class Reactor:
     @property
     def closed(self) -> bool: ...
     def stats(self) -> dict[str, int]:
-        """sleeps, naps (sleeps for a controller that can't wake the thread), cpu_ns, controllers, active; yields of the
-        processor, and of these dear_yields, which took as long as a neighbour's time slice."""
+        """sleeps, naps (sleeps for a controller that can't wake the thread), cpu_ns,
+        controllers, active; yields of the processor, and among them dear_yields, which took as
+        long as another process's time slice.
+        """
 
     def close(self) -> None:
         """Ends the thread. ValueError while it serves controllers."""
 
 @disjoint_base
 class Controller:
-    """One emulated controller on a reactor, with at most one client. Methods may be called from any thread;
-    each waits for the reactor to come round (microseconds) and for nothing else."""
+    """One emulated controller on a reactor, with at most one client. Methods may be called from
+    any thread; each waits only for the reactor's next turn (microseconds).
+    """
 
     def __init__(self, config: _Config, reactor: Reactor, *, patience: float = 3.0) -> None:
-        """ConfigurationError when the controller can't be had so. patience: seconds until a client that
-        leaves its handshake, a message or a reply half done is dropped; 0 = never."""
+        """ConfigurationError if such a controller isn't possible. patience: seconds until a
+        client that leaves its handshake, a message or a reply incomplete is dropped; 0 =
+        never.
+        """
 
     @property
     def closed(self) -> bool: ...
     @property
     def reactor(self) -> Reactor: ...
     def attach(self, fd: int) -> None:
-        """Serves the client at the other end of this connected socket. Takes fd, also on failure. OSError
-        EBUSY: there is one already."""
+        """Serves the client at the other end of this connected socket. Takes fd, also on
+        failure. OSError EBUSY: there is one already.
+        """
 
     def listen(self, fd: int) -> None:
         """Accepts clients from this listening socket, one at a time. Takes fd, also on failure."""
@@ -126,19 +133,21 @@ class Controller:
     def tcp_stats(self) -> dict[str, int]: ...
     def drop_client(self) -> None: ...
     def stats(self) -> dict[str, int | bool | str | None]:
-        """clients, messages, refused, interrupts (since the start); connected, negotiated, kicked, mappings,
-        vectors (now); last_drop: why the latest client went."""
+        """clients, messages, refused, interrupts (since the start); connected, negotiated,
+        kicked, mappings, vectors (now); last_drop: why the latest client was dropped.
+        """
 
     def close(self) -> None:
-        """Drops the client, ends listening, releases the medium. Harmless when repeated."""
+        """Drops the client, ends listening, releases the medium. May be repeated."""
 
 @disjoint_base
 class Faults:
-    """faults.h, function by function; nvme_async.emulator.faults is what to use. Any thread. OSError with its
-    errno."""
+    """faults.h, function by function; nvme_async.emulator.faults is what to use. Any thread.
+    OSError with its errno.
+    """
 
     def __init__(self, controller: Controller, timeout: float = 5.0) -> None:
-        """timeout: seconds for requests that the reactor carries out (TimeoutError)."""
+        """timeout: seconds for requests that the reactor executes (TimeoutError)."""
 
     def add(
         self,

@@ -1,7 +1,8 @@
-"""The benchmark's own loop in C: what comes next, what it took, and what data goes out.
+"""The benchmark's own loop in C: the next I/O, its time, and its data.
 
-Objects here belong to one thread, that of the job. Single counters of a Recorder may be read from others.
-Offsets and sizes are bytes, times ns of CLOCK_MONOTONIC. Directions: 0 read, 1 write, 2 trim, 3 flush.
+Objects here belong to one thread, that of the job. Single counters of a Recorder may be read from
+others. Offsets and sizes are bytes, times ns of CLOCK_MONOTONIC. Directions: 0 read, 1 write, 2
+trim, 3 flush.
 """
 
 from array import array
@@ -38,7 +39,9 @@ def clock_ns() -> int:
 
 @final
 class Histogram:
-    """Latencies in fio's 29 groups of 64 buckets; sum and deviation are exact, percentiles within 1 %."""
+    """Latencies in fio's 29 groups of 64 buckets; sum and deviation are exact, percentiles
+    within 1 %.
+    """
 
     def __init__(self) -> None: ...
     @property
@@ -71,15 +74,18 @@ class Histogram:
 class Generator:
     """Which I/O is next. The same arguments give the same sequence.
 
-    sizes: for reads, writes and trims each, a table of (bytes, share of 1), or two entries with share None for
-    all multiples of the first up to the second. order: sequential, permuted (each place once before any twice),
-    uniform, zipf, pareto, normal, zoned (`zones`: shares of the I/Os and of the places, of 1). read_share: of 1,
-    for a mix; else all I/O goes in `direction`. skip: a hole behind each I/O; negative: backwards, from the end.
-    run: so many I/Os in sequence at each random place. step: an I/O that the end of the region cuts is a multiple
-    of this many bytes (block_size). random_shares: of 1, for each direction: how many of a random order's I/Os are
-    random; the others follow the one before. strides: bytes of I/O in a zone, of a zone, and from zone to zone.
+    sizes: for reads, writes and trims each, a table of (bytes, share of 1), or two entries with
+        share None for all multiples of the first up to the second. order: sequential, permuted
+        (each place once before any twice), uniform, zipf, pareto, normal, zoned (`zones`: shares of
+        the I/Os and of the places, of 1). read_share: of 1, for a mix; else all I/O goes in
+        `direction`. skip: a hole behind each I/O; negative: backwards, from the end.
+    run: so many I/Os in sequence at each random place. step: an I/O that the end of the region cuts
+        is a multiple of this many bytes (block_size). random_shares: of 1, for each direction: how
+        many of a random order's I/Os are random; the others follow the one before. strides: bytes
+        of I/O in a zone, of a zone, and from zone to zone.
 
-    Raises ValueError when sizes, start or align are no multiples of block_size, or the region is too small.
+    Raises ValueError when sizes, start or align are no multiples of block_size, or the region is
+    too small.
     """
 
     shift: int
@@ -105,17 +111,18 @@ class Generator:
     ) -> None: ...
     @property
     def units(self) -> int:
-        """How many places an I/O can begin at."""
+        """How many offsets an I/O can start at."""
     def next(self) -> tuple[int, int, int]:
         """Direction, offset, bytes."""
     def restart(self, seed: int) -> None: ...
 
 @final
 class Recorder:
-    """What a job did, and its limits: I/Os are given out until limit_bytes, limit_ios, a deadline or stop().
+    """A job's records, and its limits: I/Os are issued until limit_bytes, limit_ios, a deadline
+    or stop().
 
-    timed: read the clock for each I/O; otherwise for one in 32. log: keep an entry for each I/O, or one for
-    each direction and `log_window_ns`.
+    timed: read the clock for each I/O; otherwise for one in 32. log: keep an entry for each I/O, or
+    one for each direction and `log_window_ns`.
     """
 
     def __new__(
@@ -130,9 +137,11 @@ class Recorder:
         log_max: bool = False,
     ) -> Self: ...
     def arm(self, *, measure_from: int = 0, deadline: int | None = None) -> None:
-        """Sets the times: recording begins anew at the first, nothing is started from the second on."""
+        """Sets the times: recording begins anew at the first, nothing is started from the second
+        on.
+        """
     def stop(self) -> None:
-        """Gives out no more I/O. From any thread."""
+        """Issues no more I/O. From any thread."""
     def expire(self) -> None:
         """The deadline is now. From any thread."""
     def renew(self) -> None:
@@ -146,12 +155,14 @@ class Recorder:
         """The first I/O; once the ramp is over, the end of the ramp."""
     @property
     def measuring(self) -> bool:
-        """Whether what is recorded now will be reported. What was recorded before the ramp's end is forgotten then."""
+        """Whether what is recorded now will be reported. What was recorded before the ramp's end
+        is forgotten then.
+        """
     @property
     def deadline(self) -> int | None: ...
     @property
     def claimed(self) -> tuple[int, int]:
-        """Bytes and I/Os given out of the budget."""
+        """Bytes and I/Os issued from the budget."""
     @property
     def ios(self) -> tuple[int, int, int]: ...
     @property
@@ -167,15 +178,20 @@ class Recorder:
     def latency(self, direction: int) -> Histogram:
         """A copy of the histogram."""
     def submission(self, direction: int) -> tuple[Histogram, Histogram]:
-        """Copies of the latencies of submission, and of what came after, of I/Os whose submission was timed."""
+        """Copies of the latencies of submission, and of what came after, of I/Os whose
+        submission was timed.
+        """
     def record_sync(self, ns: int) -> None: ...
     def log_entries(self) -> list[tuple[int, int, int, int, int, int, int]]:
-        """(time, latency, submission's part of it, bytes, I/Os, offset, direction) in order of time."""
+        """(time, latency, submission's part of it, bytes, I/Os, offset, direction) in order of
+        time.
+        """
 
 @final
 class Slot:
-    """One I/O at a time. As an iterator it is the loop of a plain job: each step ends the previous I/O and
-    begins the next; it yields the LBA of a read, and the complement (~lba) of a write or trim.
+    """One I/O at a time. As an iterator it is the loop of a plain job: each step ends the
+    previous I/O and begins the next; it yields the LBA of a read, and the complement (~lba) of a
+    write or trim.
 
     Other jobs use claim() or aim(), then begin() and end() or abandon() around the I/O.
     retrim: each trim is followed by a write of the same blocks.
@@ -186,8 +202,9 @@ class Slot:
     def __iter__(self) -> Self: ...
     def __next__(self) -> int: ...
     def claim(self, direction: int = -1) -> int:
-        """Takes the next I/O and gives its direction; -1 when there is none to be done. `direction`: what an
-        I/O of a mix must be, where that is not to be drawn."""
+        """Takes the next I/O and gives its direction; -1 when there is none to be done.
+        `direction`: what an I/O of a mix must be, where that is not to be drawn.
+        """
     def aim(self, direction: int, offset: int, nbytes: int) -> None:
         """Sets the I/O by hand, outside of the budget."""
     def begin(self) -> None: ...
@@ -195,7 +212,7 @@ class Slot:
         """The I/O is on its way: submission ends and completion begins."""
     def end(self) -> None: ...
     def abandon(self) -> None:
-        """The I/O failed: it counts for nothing."""
+        """The I/O failed: it is not counted."""
     @property
     def direction(self) -> int: ...
     @property
@@ -213,6 +230,8 @@ class Batch:
 
     def __new__(cls, recorder: Recorder, generator: Generator, depth: int) -> Self: ...
     def fill(self, reads: array[int], writes: array[int]) -> tuple[int, int]:
-        """Fills arrays of type Q with LBAs, as many together as the shorter has room; how many of each."""
+        """Fills arrays of type Q with LBAs, up to the size of the shorter; returns how many of
+        each.
+        """
     def end(self) -> None: ...
     def abandon(self) -> None: ...

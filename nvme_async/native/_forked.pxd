@@ -1,4 +1,4 @@
-# ext/forked.h. There is no module of that name: each that includes it has a list of its own.
+# ext/forked.h. There is no module of that name: each module that includes it has its own list.
 cdef extern from "forked.h" nogil:
     ctypedef struct forked_mapping "struct forked_mapping":
         pass

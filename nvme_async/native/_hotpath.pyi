@@ -1,4 +1,4 @@
-"""The native hot path: queue pairs in DMA memory, and the awaitable that rides on them. See ext/hotpath/."""
+"""The native hot path: queue pairs in DMA memory, and their awaitable. See ext/hotpath/."""
 
 import asyncio
 from array import array

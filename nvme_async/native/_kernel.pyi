@@ -16,7 +16,9 @@ def try_ring(*, passthrough: bool = False, iopoll: bool = False) -> int:
     """0 if this process may have such an io_uring, else the errno."""
 
 def direct_alignment(fd: int) -> tuple[int, int] | None:
-    """What O_DIRECT asks of (memory, offsets) in bytes, 0 where this file has none. None: the kernel doesn't say."""
+    """The alignment that O_DIRECT requires of (memory, offsets) in bytes, 0 if this file doesn't
+    support it. None: the kernel doesn't report it.
+    """
 
 def namespace_id(fd: int) -> int:
     """NVME_IOCTL_ID of a namespace's node. OSError."""
@@ -30,17 +32,18 @@ def passthrough(
     to_host: bool = False,
     timeout_ms: int = 0,
 ) -> tuple[int, int, int]:
-    """One command by ioctl; blocks without the interpreter's lock. (status, DW0, DW1).
+    """One command by ioctl; blocks without the GIL. (status, DW0, DW1).
 
     sqe: 64 bytes, whose pointers are not used. buffer: its data. timeout_ms: 0 is the kernel's own.
     """
 
 @final
 class Link:
-    """QueuePair.set_transport() makes it that queue pair's; then start(). Threads: the queue pair's.
+    """QueuePair.set_transport() makes it that queue pair's; then start(). Threads: the queue
+    pair's.
 
     While in_flight() is not 0 the queue pair must be neither reset nor closed.
-    workers: threads at most, for what blocks.
+    workers: maximum threads for blocking operations.
     """
 
     binding: Any
@@ -49,8 +52,8 @@ class Link:
         """MemoryError, ValueError when it is no queue pair's transport."""
 
     def use_ring(self, entries: int, *, passthrough: bool = False, iopoll: bool = False) -> None:
-        """Commands go through an io_uring of `entries` from here on; before, and without it, through
-        the workers. OSError with the reason why there is none.
+        """Commands go through an io_uring of `entries` from here on; before, and without it,
+        through the workers. OSError with the reason why there is none.
         """
 
     def set_target(
@@ -67,34 +70,40 @@ class Link:
         block_bytes: int = 0,
         metadata: int = 0,
     ) -> None:
-        """A namespace, new or changed. kind: one of KINDS. fd: not owned, open until nothing is in flight.
+        """A namespace, new or changed. kind: one of KINDS. fd: not owned, open until nothing is
+        in flight.
 
-        memory_align: of data, in bytes, where `direct`. block_bytes: of a block in a buffer, if that is
-        more than block_size. metadata: bytes of each block in a buffer of their own.
+        memory_align: of data, in bytes, where `direct`. block_bytes: of a block in a buffer, if
+        that is more than block_size. metadata: bytes of each block in a buffer of their own.
         """
 
     def add_region(self, address: int, nbytes: int, iova: int) -> bool:
-        """Memory that commands may name as `iova` in MPTR, and that is registered with the rings where they
-        take it (True). It stays the caller's, who keeps it until drop_region(). OSError: there are too many.
+        """Memory that commands may name as `iova` in MPTR, and that is registered with the rings
+        where they take it (True). It stays the caller's, who keeps it until drop_region().
+        OSError: there are too many.
         """
 
     def drop_region(self, address: int) -> None:
-        """The rings forget it; the kernel keeps it pinned until the last command that uses it is over."""
+        """The rings forget it; the kernel keeps it pinned until the last command that uses it is
+        over.
+        """
 
     def in_flight(self) -> int:
-        """Takes what has completed. Commands whose memory the kernel still uses."""
+        """Reaps completions. Returns the number of commands whose memory the kernel still
+        uses.
+        """
 
     def cancel_all(self) -> None:
-        """Asks the kernel to give up what it has not begun yet."""
+        """Asks the kernel to cancel commands that it has not started yet."""
 
     def close(self) -> None:
-        """Closes the ring and ends the threads; nothing, while commands are in flight. May block for as long as
-        a thread's command takes.
+        """Closes the ring and ends the threads; nothing, while commands are in flight. May block
+        for as long as a thread's command takes.
         """
 
     @property
     def event_fd(self) -> int:
-        """Readable when something has completed."""
+        """Readable when a command has completed."""
 
     @property
     def has_ring(self) -> bool: ...
@@ -103,7 +112,7 @@ class Link:
 
 @final
 class Relay:
-    """A queue pair's commands for Python to carry out. Threads: the queue pair's."""
+    """A queue pair's commands for Python to execute. Threads: the queue pair's."""
 
     binding: Any
     def start(self) -> None: ...
@@ -115,7 +124,9 @@ class Relay:
     @property
     def out(self) -> int: ...
     def take(self) -> list[tuple[int, bytes, bytes | None, int]]:
-        """(cid, 64 bytes of command, data that it sends, bytes that it receives) of what was posted."""
+        """(cid, 64 bytes of command, data that it sends, bytes that it receives) of what was
+        posted.
+        """
 
     def answer(self, cid: int, status: int, dw0: int = 0, dw1: int = 0, data: Buffer = b"") -> bool:
-        """Ends a command; QueuePair.more() delivers. False: nobody waits for it any more."""
+        """Ends a command; QueuePair.more() delivers. False: it has no waiter any more."""

@@ -1,5 +1,6 @@
-"""A mapped window of a BAR, or of the page that stands for one, with volatile accesses of exactly one
-width."""
+"""A mapped window of a BAR, or of the page that stands for one, with volatile accesses of
+exactly one width.
+"""
 
 from types import TracebackType
 from typing import Self, final
@@ -11,17 +12,17 @@ def file_system(fd: int) -> int:
 class Mmio:
     """`nbytes` bytes of `fd` from `file_offset` (a multiple of the page size), mapped shared.
 
-    The mapping outlives `fd`, which stays the caller's. Accesses are single aligned loads and stores, never
-    split or merged; their order against other memory is the caller's to arrange. From any thread; close()
-    must not race an access by another thread's C code.
+    The mapping outlives `fd`, which the caller still owns. Accesses are single aligned loads and
+    stores, never split or merged; the caller must ensure their order relative to other memory. From
+    any thread; close() must not race an access by another thread's C code.
 
-    Memory that is taken away (a peer truncates the file, the kernel refuses the access) doesn't end the
-    process: zeroes come in its place, `lost` becomes true, and the eventfd `lost_fd`, if there is one, is
-    signalled. That eventfd is the caller's, non-blocking, and stays open until close(), or until `lost_fd`
-    is set to another (-1: none).
+    Lost memory (a peer truncates the file, the kernel refuses the access) doesn't end the process:
+    zeroes replace it, `lost` becomes true, and the eventfd `lost_fd`, if there is one, is
+    signalled. That eventfd belongs to the caller, is non-blocking, and stays open until close(), or
+    until `lost_fd` is set to another (-1: none).
 
-    Raises ValueError for a window that is empty, misaligned or longer than a regular file behind it, OSError
-    when mmap fails.
+    Raises ValueError for a window that is empty, misaligned or longer than a regular file behind
+    it, OSError when mmap fails.
     """
 
     nbytes: int
@@ -30,7 +31,7 @@ class Mmio:
     def __new__(cls, fd: int, file_offset: int, nbytes: int, *, writable: bool = True, lost_fd: int = -1) -> Self: ...
     @property
     def lost(self) -> bool:
-        """Whether an access found the memory gone: accesses reach nothing since then."""
+        """Whether an access found the memory lost: accesses have no effect since then."""
     @property
     def closed(self) -> bool: ...
     def read32(self, offset: int) -> int: ...

@@ -91,5 +91,6 @@ cdef inline void give_piece(BounceCache cache, int k, Piece piece) noexcept:
     cache.n_taken -= 1
 
 
-# Exports memory as its bytes in C order. ValueError says what is wrong with a buffer that can't be had so.
+# Exports memory as its bytes in C order. ValueError says what is wrong with a buffer that can't be
+# had so.
 cdef int export_bytes(buffer, Py_buffer *view, bint writable) except -1

@@ -26,15 +26,16 @@ class Link:
         header_digest: bool,
         data_digest: bool,
     ) -> None:
-        """A non-blocking socket over which Connect is through; held, not closed, until detach().
+        """A non-blocking socket over which Connect has completed; held, not closed, until
+        detach().
 
         in_capsule: bytes of data that a command capsule may carry. max_h2c: MAXH2CDATA in bytes.
         alignment: of data that the host sends, in bytes, (CPDA + 1) * 4. The queue pair is silent
-        meanwhile. OSError, ValueError for limits that no controller may have.
+            meanwhile. OSError, ValueError for limits that no controller may have.
         """
 
     def detach(self) -> _socket.socket | None:
-        """The socket is not used any more, and given back."""
+        """The socket is not used any more, and is returned."""
 
     def flush(self) -> None:
         """room_fd is readable: the socket takes data again."""
@@ -43,11 +44,13 @@ class Link:
     def connected(self) -> bool: ...
     @property
     def broken(self) -> bool:
-        """The connection has failed, and was shut down: the socket is readable, and nothing more comes of it."""
+        """The connection has failed, and was shut down: the socket is readable, and delivers
+        nothing more.
+        """
 
     @property
     def room_fd(self) -> int:
-        """To be watched by the loop; readable when flush() has something to do."""
+        """The loop must watch it; readable when flush() has something to do."""
 
     @property
     def error(self) -> str | None:

@@ -1,9 +1,9 @@
-"""A forked child owns nothing of what its parent has open.
+"""A forked child owns none of its parent's open resources.
 
-ext/forked.h takes the shared memory from it: rings, doorbells, buffers. What else reaches a device
-or tells others that the parent lives
-(sockets, VFIO's descriptors) is let go here, in the child, right after the fork. The child is
-refused with the reason; the parent never notices.
+ext/forked.h removes the shared memory from the child: rings, doorbells, buffers. Other resources
+that access a device or make the parent appear alive (sockets, VFIO's descriptors) are closed here,
+in the child, right after the fork. Calls in the child are refused with the reason; the parent never
+notices.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from nvme_async.errors import QueueShutdown
 
 class Owner(Protocol):
     def forget_in_child(self) -> None:
-        """In a forked child, where only the forking thread goes on and every lock may be held for
-            ever: closes this process's descriptors,
+        """In a forked child, where only the forking thread continues and every lock may be held
+            forever: closes this process's descriptors,
         touches nothing else, and refuses from now on.
         """
 
@@ -28,7 +28,9 @@ _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 
 
 def watch(owner: Owner) -> None:
-    """forget_in_child() is called in every child forked from now on, as long as the owner exists."""
+    """forget_in_child() is called in every child forked from now on, as long as the owner
+    exists.
+    """
     _owners.add(owner)
 
 
@@ -41,7 +43,7 @@ def belongs_to_parent(what: str) -> QueueShutdown:
 
 
 def _after_fork() -> None:
-    with ExitStack() as stack:  # which calls them all, whatever one of them raises
+    with ExitStack() as stack:  # which calls them all, even if one of them raises
         for owner in _owners:
             stack.callback(owner.forget_in_child)
         _owners.clear()

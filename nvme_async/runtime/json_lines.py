@@ -24,8 +24,8 @@ class JsonLinesClient:
         self._file = self._socket.makefile("rb")
 
     def _exchange(self, request: dict[str, Any]) -> Any:
-        """The result; RuntimeError with the server's words when it refuses. ConnectionError when the
-        server has closed the connection.
+        """The result; RuntimeError with the server's words when it refuses. ConnectionError when
+        the server has closed the connection.
         """
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         line = self._file.readline(self._max_answer)

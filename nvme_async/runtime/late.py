@@ -1,6 +1,6 @@
-"""Functions of layers above, by name: a public method may lead there without its module importing upwards.
+"""Functions of layers above, by name: a public method may call them without an upward import.
 
-The name is registered where the package is put together (nvme_async._open), with the module that has the function,
+The name is registered where the package is composed (nvme_async._open), with the function's module,
 which is imported at first use.
 """
 
@@ -18,6 +18,6 @@ def register(name: str, where: str) -> None:
 
 
 def call(name: str, *arguments: Any, **options: Any) -> Any:
-    """The function's result. KeyError for a name that nobody has registered."""
+    """The function's result. KeyError for an unregistered name."""
     module, _, function = _functions[name].partition(":")
     return getattr(importlib.import_module(module), function)(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Which limit of the process an error is about."""
+"""Which limit of the process caused an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nvme_async.errors import DeviceError, OutOfDmaMemory
 
 
 def shortage(error: BaseException) -> str | None:
-    """What the process has too little of, with the limit that says so; None for any other error."""
+    """The exhausted resource of the process, with its limit; None for any other error."""
     if isinstance(error, OutOfDmaMemory):
         return str(error)
     if isinstance(error, MemoryError):
@@ -32,8 +32,8 @@ def shortage(error: BaseException) -> str | None:
 
 
 def descriptors_cut_off(came: int, most: int) -> str:
-    """What a message was too much for, `came` of whose descriptors arrived before the kernel cut it off
-    (MSG_CTRUNC): for the protocol's limit, or for what this process may have open.
+    """What a message was too much for, `came` of whose descriptors arrived before the kernel cut
+    it off (MSG_CTRUNC): for the protocol's limit, or for what this process may have open.
     """
     if came >= most:
         return f"more than {most} descriptors at once"

@@ -1,5 +1,5 @@
-"""Work that has to be done in the thread of another event loop, which may be stuck, not run, or end
-meanwhile.
+"""Work that must be done in the thread of another event loop, which may be stuck, not run, or
+end meanwhile.
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ async def on_loop(
 
 
 class Trip(Generic[T]):
-    """function() on its way to the thread of another loop, which runs; begun by making it, ended by wait(). What is
-    waited for is one call from there, and nothing is made for it that a short trip does not need.
+    """function() on its way to the thread of another loop, which runs; begun by making it, ended
+    by wait(). What is waited for is one call from there, and nothing is made for it that a short
+    trip does not need.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], T]) -> None:
         self._home = asyncio.get_running_loop()
         self._loop = loop
         self._function = function
-        self._claimed = threading.Lock()  # by who runs it, or sees to it that nobody does
+        self._claimed = threading.Lock()  # by the code that runs it, or prevents it from running
         self._arrived = self._home.create_future()
         self._done = False
         self._result: T
@@ -85,9 +86,9 @@ class Trip(Generic[T]):
             self._arrived.set_result(None)
 
     async def wait(self, timeout: float, stuck: Exception) -> T:
-        """What function() returned or raised. Runs it here, if the loop was closed or doesn't run any more. Raises
-        `stuck` after `timeout` seconds without an answer, or when cancelled, CancelledError: then function() won't be
-        run.
+        """What function() returned or raised. Runs it here, if the loop was closed or doesn't
+        run any more. Raises `stuck` after `timeout` seconds without an answer, or when
+        cancelled, CancelledError: then function() won't be run.
         """
         limit, pause = time.monotonic() + timeout, 0.001
         try:
@@ -110,8 +111,8 @@ class Trip(Generic[T]):
 async def in_thread_of(
     loop: asyncio.AbstractEventLoop, function: Callable[[], T], *, timeout: float, stuck: Exception
 ) -> T:
-    """Runs function() in the thread of that loop; here, if it doesn't run. Raises `stuck` after
-    `timeout` seconds without an answer, or
+    """Runs function() in the thread of that loop, or here if the loop doesn't run. Raises
+    `stuck` after `timeout` seconds without an answer, or
     when cancelled, CancelledError: then function() won't be run.
     """
     if loop is asyncio.get_running_loop() or not loop.is_running():

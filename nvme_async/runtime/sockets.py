@@ -1,4 +1,4 @@
-"""A listening Unix socket that cleans up after itself and after predecessors that didn't."""
+"""A listening Unix socket that removes its path, and stale paths of predecessors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BACKLOG = 16
 
 
 def _remove_stale(path: str, kind: socket.SocketKind) -> None:
-    """Unlinks a socket that nobody listens on; ConfigurationError when it is anything else."""
+    """Unlinks a socket without a listener; ConfigurationError if it is anything else."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -28,15 +28,15 @@ def _remove_stale(path: str, kind: socket.SocketKind) -> None:
             os.unlink(path)
             return
         except OSError:
-            pass  # BlockingIOError: its backlog is full, so somebody is there
+            pass  # BlockingIOError: its backlog is full, so it has a listener
     raise ConfigurationError(f"{path} is in use: another process listens on it")
 
 
 class ListeningSocket:
-    """Bound, for this user only, and listening. unlink() removes the path, unless it has become
-    somebody else's.
+    """Bound, for this user only, and listening. unlink() removes the path, unless it belongs to
+    another socket by now.
 
-    A loop may accept from `socket`, which stays this object's.
+    A loop may accept from `socket`, which this object still owns.
     """
 
     def __init__(
@@ -47,7 +47,9 @@ class ListeningSocket:
         backlog: int = BACKLOG,
         replace: bool = False,
     ) -> None:
-        """replace: in the place of a predecessor's, which may still listen; there is always one at the path."""
+        """replace: replaces a predecessor's socket, which may still listen; there is always one
+        at the path.
+        """
         self.path: str = os.fspath(path)
         place = f"{self.path}.{os.getpid()}" if replace else self.path
         try:
@@ -55,7 +57,7 @@ class ListeningSocket:
             self.socket: socket.socket = socket.socket(socket.AF_UNIX, kind)
             try:
                 self.socket.bind(place)
-                # Nobody can connect between bind() and listen(), so the mode is right before it
+                # No client can connect between bind() and listen(), so the mode is set before it
                 # matters.
                 os.chmod(place, 0o600)
                 self.socket.listen(backlog)
@@ -70,7 +72,7 @@ class ListeningSocket:
         forks.watch(self)
 
     def forget_in_child(self) -> None:
-        self._identity = None  # the path is the parent's
+        self._identity = None  # the path belongs to the parent
         # Not close(), which waits until no loop refers to the socket.
         if self.socket.fileno() >= 0:
             os.close(self.socket.detach())
@@ -89,7 +91,7 @@ class ListeningSocket:
         return self.socket.accept()[0]
 
     def detach(self) -> int:
-        """The descriptor, the caller's from now on."""
+        """The descriptor, which now belongs to the caller."""
         return self.socket.detach()
 
     def unlink(self) -> None:

@@ -1,6 +1,4 @@
-"""What asyncio doesn't have of its own: work that comes to its end although whoever awaits it is
-cancelled meanwhile.
-"""
+"""A complement to asyncio: work that finishes although its awaiter is cancelled meanwhile."""
 
 from __future__ import annotations
 
@@ -12,12 +10,12 @@ T = TypeVar("T")
 
 
 async def finish(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Awaits make()'s coroutine, in a task of its own, to its end; a cancellation goes through
+    """Awaits make()'s coroutine, in a separate task, to its end; a cancellation takes effect
     afterwards.
 
-    Where that task itself is cancelled (asyncio.run() does so to every task at its end), make() is
-        called once more: what it makes must be
-    able to go on from wherever it was left.
+    If that task itself is cancelled (as asyncio.run() does with every task at its end), make() is
+        called once more: its coroutine must be
+    able to continue from any point.
     """
     cancelled: asyncio.CancelledError | None = None
     while True:
@@ -26,17 +24,16 @@ async def finish(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         if not task.cancelled():
             break
     if cancelled is not None:
-        task.exception()  # the cancellation is what the caller sees
+        task.exception()  # the caller sees the cancellation
         raise cancelled
     return task.result()
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """function(*arguments) in a thread of the loop's executor; a cancellation goes through when the
-    thread has come back.
+    """Runs function(*arguments) in a thread of the loop's executor; a cancellation takes effect
+    when the thread has returned.
 
-    So nothing is torn down below a call that is under way. For functions which are bounded in time
-    by themselves.
+    So nothing is torn down under a running call. For functions that limit their own time.
     """
     future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
     cancelled = await _settle(future)
@@ -48,7 +45,7 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
 
 
 async def _settle(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
-    """Waits until it is done; the cancellation of this wait, if there was one."""
+    """Waits until it is done; returns the cancellation of this wait, if there was one."""
     cancelled = None
     while not future.done():
         try:
@@ -59,8 +56,8 @@ async def _settle(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
 
 
 async def together(parts: Iterable[Awaitable[T]]) -> list[T]:
-    """Awaits all parts, also after one has failed, so that nothing goes on behind the caller's
-    back; then raises the first failure.
+    """Awaits all parts, also after one has failed, so that nothing continues unnoticed; then
+    raises the first failure.
     """
     results = await asyncio.gather(*parts, return_exceptions=True)
     values: list[T] = []

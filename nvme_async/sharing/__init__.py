@@ -1,4 +1,5 @@
-"""One controller, many processes: an owner lends queue pairs, workers do I/O on them without asking anyone.
+"""One controller, many processes: an owner lends queue pairs, and workers do I/O on them
+directly.
 
     owner:   async with nvme_async.open("pci:0000:01:00.0") as controller:
                  await controller.share("/run/nvme.sock")

@@ -31,11 +31,13 @@ from nvme_async.sharing.protocol import (
 _BUFFER = 2 * MAX_MESSAGE
 _PER_TURN = 16
 _ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET)
-"""What connect() says while an owner is being replaced, or its backlog is full."""
+"""The errors of connect() while an owner is being replaced, or its backlog is full."""
 
 
 def receive(sock: socket.socket) -> Message | None:
-    """One message; None at the end of the connection. LeaseError for what is none, BlockingIOError, OSError."""
+    """One message; None at the end of the connection. LeaseError for an invalid one,
+    BlockingIOError, OSError.
+    """
     packet, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE + 1, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, payload in ancillary:
@@ -55,7 +57,7 @@ def receive(sock: socket.socket) -> Message | None:
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int]:
-    """(pid, uid) of the process that connected, as the kernel has them (SO_PEERCRED)."""
+    """(pid, uid) of the process that connected, from the kernel (SO_PEERCRED)."""
     pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, uid
 
@@ -102,8 +104,8 @@ def _try(path: str) -> socket.socket | None:
 
 
 async def connect(path: str, seconds: float) -> socket.socket:
-    """A connected socket. ControllerGone if no owner listens within `seconds`; ConfigurationError if `path` can't be
-    one; LeaseError for an owner of another user.
+    """A connected socket. ControllerGone if no owner listens within `seconds`;
+    ConfigurationError if `path` can't be one; LeaseError for an owner of another user.
     """
     limit = time.monotonic() + seconds
     pause = 0.002
@@ -118,16 +120,18 @@ async def connect(path: str, seconds: float) -> socket.socket:
 def call_once(
     path: str, kind: str, body: dict[str, Any] | None = None, fds: Sequence[int] = (), *, seconds: float = 10.0
 ) -> Message:
-    """One request on a connection of its own; from any thread, which waits up to `seconds`.
+    """One request on a separate connection; from any thread, which waits up to `seconds`.
 
-    Raises LeaseError for a refusal, ControllerGone when no owner listens, ControllerTimeout without an answer.
+    Raises LeaseError for a refusal, ControllerGone if no owner listens, ControllerTimeout without
+    an answer.
     """
     limit = time.monotonic() + seconds
     while True:
         try:
             return _call(path, encode(kind, body, id=1), fds, limit)
         except (ConnectionError, BrokenPipeError) as error:
-            # The owner is being replaced. What was asked may have been done: both map and unmap may be repeated.
+            # The owner is being replaced. The request may have been executed: both map and unmap
+            # may be repeated.
             if isinstance(error, ControllerGone) or time.monotonic() >= limit:
                 raise ControllerGone(f"shared:{path}: {error}") from None
             time.sleep(0.01)
@@ -155,7 +159,7 @@ def _call(path: str, packet: bytes, fds: Sequence[int], limit: float) -> Message
 
 
 def other_version(where: str, message: Message) -> LeaseError:
-    """The exception for a peer that speaks another version."""
+    """The exception for a peer with another protocol version."""
     message.close()
     return LeaseError(
         f"{where}: the peer speaks version {message.version} of the sharing protocol, this release version {VERSION}",
@@ -166,7 +170,7 @@ def other_version(where: str, message: Message) -> LeaseError:
 class Channel:
     """One connection, on the running loop, which owns the socket until close().
 
-    on_message(message): for each that is no answer; it has to close the message.
+    on_message(message): for each message that is no answer; it must close the message.
     on_closed(reason): once, when the connection has ended by itself, not after close().
     """
 
@@ -198,7 +202,9 @@ class Channel:
         data: bytes = b"",
         fds: Sequence[int] = (),
     ) -> None:
-        """Sends now, or once the peer takes it. The descriptors stay the caller's. Nothing after close()."""
+        """Sends now, or once the peer has room. The caller still owns the descriptors. Does
+        nothing after close().
+        """
         if self.closed:
             return
         packet = encode(kind, body, id=id, data=data)
@@ -245,8 +251,8 @@ class Channel:
     ) -> Message:
         """The answer; the caller closes it if it has descriptors.
 
-        Raises LeaseError for a refusal, ConnectionResetError when the connection ends, ControllerTimeout after
-        `seconds`.
+        Raises LeaseError for a refusal, ConnectionResetError if the connection ends,
+        ControllerTimeout after `seconds`.
         """
         if self.closed:
             raise ConnectionResetError("the connection to the owner has ended")
@@ -311,7 +317,7 @@ class Channel:
             self._on_closed(reason)
 
     def close(self, reason: str = "closed") -> None:
-        """Requests that wait end with ConnectionResetError."""
+        """Waiting requests end with ConnectionResetError."""
         if self.closed:
             return
         self.closed = True

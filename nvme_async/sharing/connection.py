@@ -1,4 +1,6 @@
-"""One connection to the owner: requests become tasks, bounded in number; peers that say nothing are sent away."""
+"""One connection to the owner: requests become tasks, bounded in number; silent peers are
+disconnected.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from nvme_async.sharing.protocol import MAX_PENDING, Message
 log: logging.Logger = logging.getLogger("nvme_async")
 
 SILENT_SECONDS = 5.0
-"""For its first message."""
+"""Limit for its first message."""
 
 
 class Server(Protocol):
@@ -31,7 +33,7 @@ class Server(Protocol):
 class Connection:
     """Attributes:
     pid: of the process that connected.
-    lease: whose connection it is, or None.
+    lease: the lease of this connection, or None.
     """
 
     def __init__(self, server: Server, sock: socket.socket, pid: int) -> None:

@@ -1,4 +1,4 @@
-"""One worker's lease, as its owner has it: queue pairs, mapped memory, stop word, process."""
+"""The owner's view of one worker's lease: queue pairs, mapped memory, stop word, process."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from nvme_async.spec.registers import PAGE
 
 
 class QueueIs(StrEnum):
-    """What the controller knows of one I/O queue pair."""
+    """The state of one I/O queue pair at the controller."""
 
     ABSENT = "absent"
     UNCERTAIN = "uncertain"
-    """Being created or deleted, or that has failed: only a deletion or a reset makes certain."""
+    """Being created or deleted, or that has failed: only a deletion or a reset makes its state
+    certain.
+    """
     PRESENT = "present"
 
 
 @attrs.define(eq=False)
 class Mapping:
-    """Memory of the worker that the controller reaches.
+    """Memory of the worker that the controller can access.
 
-    view: this process's mapping of it, where the device maps by address.
+    view: this process's mapping of it, if the device maps by address.
     """
 
     iova: int
@@ -49,7 +51,9 @@ class Mapping:
 
 
 def process_of(pid: int) -> tuple[str, int]:
-    """(command name, start time in clock ticks since boot) of a process; ("", 0) where there is none."""
+    """(command name, start time in clock ticks since boot) of a process; ("", 0) if there is
+    none.
+    """
     try:
         with open(f"/proc/{pid}/stat") as file:
             text = file.read()
@@ -64,16 +68,17 @@ class Lease:
     """On the controller's home loop.
 
     Attributes:
-        number, token: what the worker names it by.
+        number, token: identify it in the worker's requests.
         pid, command, started: its process; pidfd: readable once that has ended, -1: not watched.
-        queues: {queue id: what the controller knows of it}.
-        window: device addresses that its memory may be mapped at.
-        slot: its word of the stop page. life: of its queues.
-        rings: the controller may have been asked for one of its queues, so its process may ring doorbells.
-        confirmed: the latest life of which the worker has said that it rings no doorbell of an earlier one.
+        queues: {queue id: its state at the controller}.
+        window: device addresses for its memory.
+        slot: its word of the stop page. `life`: the epoch of its queues.
+        rings: one of its queues may have been created, so its process may ring doorbells.
+        confirmed: the latest epoch for which the worker has confirmed that it rings no doorbell of
+            an earlier one.
         ending: why it is being taken back, or "".
         in_flight, commands: with the controller, and completed in all, as the worker has said last.
-        channel: the connection, or None. absent_since: since when there is none.
+        channel: the connection, or None. absent_since: since when it is missing.
     """
 
     number: int
@@ -112,16 +117,18 @@ class Lease:
 
     @property
     def silent(self) -> bool:
-        """No doorbell store for the queues of an earlier life is to come from its process."""
+        """No doorbell store for queues of an earlier epoch can come from its process any
+        more.
+        """
         return self.dead or not self.rings or self.confirmed >= self.life
 
     def notify(self, kind: str, **body: Any) -> None:
-        """A notice, if there is a connection."""
+        """Sends a notice, if there is a connection."""
         if self.channel is not None:
             self.channel.send(kind, body)
 
     def check_life(self, life: int) -> None:
-        """LeaseError with code "stale" unless that is the present one."""
+        """LeaseError with code "stale" unless that is the current epoch."""
         if life != self.life or self.ending:
             raise LeaseError(
                 self.ending or f"life {life} of the queues is over, this is {self.life}: the controller was reset",
@@ -137,7 +144,7 @@ class Lease:
             )
 
     def save(self) -> dict[str, Any]:
-        """For a successor, in JSON's types; of() is the way back."""
+        """For a successor, in JSON's types; of() is the inverse."""
         return {
             "number": self.number,
             "token": self.token,
@@ -156,9 +163,10 @@ class Lease:
 
     @classmethod
     def of(cls, saved: dict[str, Any], life: int) -> Lease:
-        """What a predecessor saved; life: as the stop page has it. KeyError, TypeError or ValueError for what is none.
+        """From a predecessor's saved state; `life`: the epoch on the stop page. KeyError,
+        TypeError or ValueError for an invalid one.
 
-        A process that has ended meanwhile is `dead`; of one that lives, pidfd is open.
+        A process that has ended meanwhile is `dead`; for a living one, pidfd is open.
         """
         start, length = saved["window"]
         lease = cls(
@@ -207,19 +215,24 @@ class Lease:
 
 
 def check_memory(fd: int, iova: int, nbytes: int, offset: int) -> None:
-    """LeaseError unless the descriptor has so much memory to map; it is kept from shrinking, where it can be."""
+    """LeaseError unless the descriptor has that much memory; its file is sealed against
+    shrinking if possible.
+    """
     if not nbytes or (iova | nbytes | offset) % PAGE:
         raise LeaseError(f"map: {nbytes} bytes from {offset:#x} at {iova:#x} are not whole pages", code="invalid")
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or offset + nbytes > status.st_size:
         raise LeaseError(f"map: the descriptor is no memory of {offset + nbytes} bytes", code="invalid")
-    # Not every file can be sealed; a worker that truncates one has the controller's mapping of it go.
+    # Not every file can be sealed; if a worker truncates one, the controller's mapping of it
+    # vanishes.
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
 
 def map_memory(device: Device, mapping: Mapping, fd: int, offset: int) -> None:
-    """Maps a worker's memory at the device. Blocks; DeviceError and what the system raises."""
+    """Maps a worker's memory at the device. Blocks; raises DeviceError and the system's
+    errors.
+    """
     if not device.direct:
         device.map_dma(fd, iova=mapping.iova, nbytes=mapping.nbytes, file_offset=offset)
         return

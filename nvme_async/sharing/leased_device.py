@@ -1,4 +1,6 @@
-"""The PCI function as a worker has it: doorbells, vectors and device addresses of a lease, and no registers."""
+"""A worker's view of the PCI function: doorbells, vectors and device addresses of a lease,
+without registers.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,15 @@ _SECONDS = 10.0
 
 
 class LeasedDevice:
-    """As much of nvme_async.device.Device as pools and queue pairs need.
+    """The part of nvme_async.device.Device that pools and queue pairs need.
 
     Attributes:
-        grant: what the owner gave. stops: the stop page, for reading.
-        event_fds: {queue id: its vector's eventfd}, this object's own.
-        ended: the lease is over, by detach: nothing is mapped any more.
+        grant: the owner's grant. stops: the stop page, for reading.
+        event_fds: {queue id: its vector's eventfd}, owned by this object.
+        ended: the lease was detached: nothing is mapped any more.
     """
 
-    direct = False  # mapping is a message: from a thread
+    direct = False  # mapping is a message: call from a thread
     gone_fd = -1
 
     grant: Grant
@@ -63,18 +65,20 @@ class LeasedDevice:
         return self._doorbells
 
     def write32(self, offset: int, value: int) -> None:
-        """There is no register that a worker may write."""
+        """A worker may not write registers."""
         raise DeviceError(f"{self.uri}: register {offset:#x} is the owner's")
 
     def map_dma(
         self, memory: Pool | int, *, iova: int, nbytes: int, file_offset: int = 0, address: int | None = None
     ) -> None:
-        """Has the owner map it. DeviceError where it refuses or doesn't answer."""
+        """Requests the mapping from the owner. DeviceError if it refuses or doesn't answer."""
         fd = memory if isinstance(memory, int) else memory.fd
         self._ask("map", {"iova": iova, "nbytes": nbytes, "offset": file_offset}, [fd])
 
     def unmap_dma(self, iova: int, nbytes: int) -> None:
-        """Has the owner unmap it; nothing after the end of the lease, which does that."""
+        """Requests the unmapping from the owner; does nothing after the end of the lease, which
+        unmaps all.
+        """
         if not self.ended:
             self._ask("unmap", {"iova": iova, "nbytes": nbytes}, [])
 
@@ -86,7 +90,9 @@ class LeasedDevice:
             raise DeviceError(f"{self.uri}: {error}") from error
 
     def close(self) -> None:
-        """Lets go of descriptors; the doorbells stay mapped for as long as a queue pair refers to them."""
+        """Closes the descriptors; the doorbells stay mapped while a queue pair refers to
+        them.
+        """
         fds, self._kick_fd = [self._kick_fd, *self.event_fds.values()], -1
         self.event_fds = {}
         for fd in fds:

@@ -1,4 +1,6 @@
-"""A worker's queues: native queue pairs in its own memory that the owner creates, and admin commands by message."""
+"""A worker's queues: native queue pairs in its own memory that the owner creates, and admin
+commands by message.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ _EVENTS = 64
 
 
 class Leased(Protocol):
-    """The worker's transport, as far as its queues are concerned."""
+    """The part of the worker's transport that its queues need."""
 
     device: LeasedDevice
     memory: DeviceMemory | None
@@ -68,7 +70,7 @@ class LeasedQueueMaker(PcieQueueMaker):
         await leased.request("create", body)
 
     async def delete(self, queue: LoopQueue) -> None:
-        """Deletes both queues, by the owner. Nothing is rung any more when it is asked."""
+        """Deletes both queues, by the owner. No doorbell is rung any more at that point."""
 
         def last() -> None:
             queue.hot.reap()
@@ -98,11 +100,11 @@ class LeasedQueues(QueueSet):
     def _grant(self, limit: int) -> None:
         taken = {queue.qid for queue in [*self.io_queues(), *self.unsettled]}
         self._free_qids = [qid for qid in sorted(self._leased.device.grant.qids, reverse=True) if qid not in taken]
-        # Ids are the owner's and need not begin at 1.
+        # The owner assigns the ids, which need not start at 1.
         self.limit: int = max(self._leased.device.grant.qids)
 
     async def negotiate(self) -> None:
-        """What the lease has."""
+        """The lease's resources."""
         self._grant(0)
 
     def listen(self, queue: LoopQueue) -> None:
@@ -139,7 +141,7 @@ class LeasedQueues(QueueSet):
     # -- admin commands ----------------------------------------------------------------------------
 
     def event(self, dw0: int, dw1: int) -> None:
-        """The owner has got an asynchronous event: the answer to this driver's request."""
+        """The owner has received an asynchronous event: it completes this driver's request."""
         while self._waiting_for_events:
             future = self._waiting_for_events.popleft()
             if not future.done():
@@ -153,7 +155,7 @@ class LeasedQueues(QueueSet):
             future = self._waiting_for_events.popleft()
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # nobody need wait for it any more
+                future.exception()  # it needs no waiter any more
 
     async def _execute(self, queue: PlainQueue, command: Command, buffer: memoryview | None, nbytes: int) -> Completion:
         if command.opcode == AdminOpcode.ASYNC_EVENT_REQUEST:

@@ -27,7 +27,7 @@ _NAMESPACES_CHANGED = AsyncEvent(type=AsyncEventType.NOTICE, info=0, lid=LogPage
 
 class Leases(ABC):
     """Attributes:
-    leases: {number: Lease}, as they are now.
+    leases: {number: Lease}, the current ones.
     policy: what workers may have. revoked: how many leases were taken back.
     """
 
@@ -57,7 +57,9 @@ class Leases(ABC):
         return self._stops
 
     async def revoke(self, pid: int) -> int:
-        """Takes back what the process has; how many leases that were. Its controllers fail with LeaseError."""
+        """Takes the process's leases back and returns their number. Its controllers fail with
+        LeaseError.
+        """
         leases = [lease for lease in self.leases.values() if lease.pid == pid and not lease.ending]
         self.revoked += len(leases)
         await asyncio.gather(*(self.take_back_one(lease, "revoked") for lease in leases))
@@ -75,7 +77,9 @@ class Leases(ABC):
         await self._until(lambda lease: lease.silent, self.policy.stop_seconds)
 
     async def _until(self, true: Callable[[Lease], bool], seconds: float) -> bool:
-        """Waits until that is so of every lease with a connection; False when it took too long."""
+        """Waits until that holds for every lease with a connection; False if it took too
+        long.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not all(true(lease) or lease.channel is None for lease in list(self.leases.values())):
@@ -102,7 +106,7 @@ class Leases(ABC):
         for lease in self.leases.values():
             lease.holding = number
             lease.notify("hold", hold=number, nsids=sorted(nsids) if nsids is not None else None)
-        # A worker without a connection can't be asked: the command is not sent then.
+        # A worker without a connection can't be notified: then the command is not sent.
         if any(lease.channel is None and not lease.dead for lease in self.leases.values()):
             return False
         return await self._until(lambda lease: lease.held >= number or lease.dead or bool(lease.ending), seconds)

@@ -1,6 +1,7 @@
 """The owner's side: lends queue pairs of one controller to worker processes, and takes them back.
 
-Everything is on the controller's home loop. docs/sharing.md has the rules, protocol.py the messages.
+Everything is on the controller's home loop. docs/sharing.md has the rules, protocol.py the
+messages.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ log: logging.Logger = logging.getLogger("nvme_async")
 _GRACE = 1.0
 """Seconds for a worker whose lease has ended to read why."""
 _WINDOW_FACTOR = 4
-"""Addresses of a lease for each byte that it may map: pools are aligned, and come and go."""
+"""Addresses of a lease per byte that it may map: pools are aligned, created and closed."""
 
 
 class Share(Leases):
-    """A controller that other processes may use: what `controller.share(path)` returns. An async context manager, and
-    awaitable where it is to last as long as the controller.
+    """A controller that other processes may use: the result of `controller.share(path)`. An
+    async context manager; await it instead if it should last as long as the controller.
 
     Attributes:
-        path: of the socket. policy: what workers may have.
-        leases: {number: Lease}, as they are now.
-        resumed: it goes on with a predecessor's leases.
+        path: of the socket. policy: the limits of workers.
+        leases: {number: Lease}, the current ones.
+        resumed: it continues a predecessor's leases.
         killed, revoked: how many leases ended because their process did, or were taken back.
     """
 
@@ -93,7 +94,7 @@ class Share(Leases):
     async def _begin(self) -> None:
         controller, transport = self.controller, self.transport
         if self._stops is not None:
-            return  # it has begun, in a predecessor
+            return  # it has started, in a predecessor
         await controller._until_ready()
         doorbells, queues = transport.device.doorbells(), transport.queues
         if doorbells.window is None:
@@ -105,11 +106,12 @@ class Share(Leases):
         queues.lender = self
         try:
             if queues.maker.shadow_offset is not None:
-                # Doorbell Buffer Config is for all queues and lies in the owner's own memory; only a reset ends it.
+                # Doorbell Buffer Config applies to all queues and lies in the owner's own memory;
+                # only a reset ends it.
                 await controller.reset("its doorbells are shared, which needs the registers")
             controller._changed(strictly=True)
             if controller.depositor is not None:
-                # Before there are leases, whoever holds the controller must have the stop page.
+                # Before there are leases, the holder of the controller must have the stop page.
                 await controller.depositor.update()
         except BaseException:
             self.forget()
@@ -128,7 +130,7 @@ class Share(Leases):
         log.info("%s: shared at %s", controller.uri, self.path)
 
     def resume(self, stops: StopPage, leases: list[Lease]) -> None:
-        """Goes on with a predecessor's leases; nothing of them has changed."""
+        """Continues a predecessor's leases, which are unchanged."""
         queues, memory = self.transport.queues, self.transport.memory
         assert memory is not None
         self.resumed, self._stops = True, stops
@@ -149,7 +151,7 @@ class Share(Leases):
         loop.call_soon(self._replace)
 
     def _replace(self) -> None:
-        """Listens in the place of the predecessor, once the controller was taken over."""
+        """Listens in place of the predecessor, once the controller was taken over."""
         if self.controller.state is not State.READY or self.transport.queues.lender is not self:
             return
         try:
@@ -157,7 +159,7 @@ class Share(Leases):
                 self.path, socket.SOCK_SEQPACKET, backlog=self.policy.workers, replace=True
             )
         except ConfigurationError as error:
-            # Workers go on; they can't ask for anything.
+            # Workers continue, but can't send requests.
             log.error("%s: %s", self.controller.uri, error)
             return
         self._serve()
@@ -176,8 +178,8 @@ class Share(Leases):
         }
 
     async def close(self) -> None:
-        """Takes all leases back, and ends sharing: workers' controllers fail with ControllerGone. The controller goes
-        on. Does nothing after the controller's own end.
+        """Takes all leases back, and ends sharing: workers' controllers fail with
+        ControllerGone. The controller continues. Does nothing after the controller has ended.
         """
         await self.controller._at_home(lambda: finish(self._close))
 
@@ -221,7 +223,7 @@ class Share(Leases):
                 sock.close()
 
     def spawn(self, work: Callable[[], Any]) -> None:
-        """Runs a coroutine that nobody waits for."""
+        """Runs a coroutine in the background."""
         task = self.controller.loop.create_task(work())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -274,7 +276,7 @@ class Share(Leases):
     # -- leases ------------------------------------------------------------------------------------
 
     async def lend(self, connection: Connection, message: Message) -> tuple[dict[str, Any], list[int]]:
-        """The answer to "lease", and the descriptors that go with it."""
+        """The answer to "lease", and its descriptors."""
         if connection.lease is not None:
             raise LeaseError("this connection has a lease already", code="invalid")
         wanted = min(message.number("queues", 1, MAX_QUEUES), self.policy.queues)
@@ -367,7 +369,7 @@ class Share(Leases):
         return body, [*fds, *(queues.maker.event_fds[qid] for qid in qids)]
 
     def _died(self, lease: Lease) -> None:
-        """Its process has ended: all its threads have, so no store of it is to come."""
+        """Its process has ended with all its threads, so no store can come from it any more."""
         self.controller.loop.remove_reader(lease.pidfd)
         os.close(lease.pidfd)
         lease.pidfd, lease.dead = -1, True
@@ -377,7 +379,9 @@ class Share(Leases):
         self.spawn(lambda: self.take_back_one(lease, f"process {lease.pid} has ended"))
 
     async def take_back_one(self, lease: Lease, why: str) -> None:
-        """Ends a lease. Its ids are lent again once its process has ended, or has said that it rings no more."""
+        """Ends a lease. Its ids may be lent again once its process has ended, or has confirmed
+        that it rings no more.
+        """
         first, lease.ending = not lease.ending, lease.ending or why
         if first:
             log.info("%s: the lease of process %d (%s) ends: %s", self.controller.uri, lease.pid, lease.command, why)
@@ -405,7 +409,7 @@ class Share(Leases):
                 self.controller.loop.call_later(_GRACE, self.drop_channel, channel)
             self.controller._changed()
 
-    # -- what the controller goes through (nvme_async.driver.pcie.lending.Lender) -------------------
+    # -- state changes of the controller (nvme_async.driver.pcie.lending.Lender) -------------------
 
     async def take_back(self) -> None:
         self._stop_listening()
@@ -453,11 +457,12 @@ def share(controller: Controller, path: str | os.PathLike[str], **policy: Any) -
         async with nvme_async.open("pci:0000:01:00.0") as controller:
             await controller.share("/run/nvme.sock")
 
-    path: of the Unix socket to listen on, which only this user may use. policy: see Policy; unknown or impossible
-    options raise ConfigurationError, as does a controller that is shared already, or one whose doorbells are no
-    memory. Sharing ends with the controller, or when the returned object's block is left. Doorbell Buffer Config is
-    not used with a shared controller; if it is in use, the controller is reset once. A controller that was taken
-    over while it was shared is shared on, at the same path; then this returns what there is, with the new policy.
+    path: of the Unix socket to listen on, which only this user may use. policy: see Policy; unknown
+    or invalid options raise ConfigurationError, as does a controller that is shared already, or one
+    whose doorbells aren't memory. Sharing ends with the controller, or when the returned object's
+    block is left. Doorbell Buffer Config is not used with a shared controller; if it is in use, the
+    controller is reset once. A controller that was taken over while it was shared is still shared
+    at the same path; then this returns the existing object, with the new policy.
 
     Workers of one controller trust each other and the owner: see docs/sharing.md.
     """

@@ -1,4 +1,4 @@
-"""Admin commands that a worker asks the owner to send."""
+"""Admin commands that the owner sends for a worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from nvme_async.spec.registers import PAGE
 
 
 def _dwords(command: Command) -> int | None:
-    """Bytes that the controller moves, where the command itself says so; None: it does not."""
+    """Bytes that the controller transfers, if the command itself defines them; None: it does
+    not.
+    """
     opcode = command.opcode
     if opcode == AdminOpcode.IDENTIFY:
         return PAGE
@@ -32,7 +34,7 @@ def _dwords(command: Command) -> int | None:
 def check(message: Message) -> tuple[Command, bytes]:
     """The command, without addresses, and the data that it sends. LeaseError with code "invalid".
 
-    The owner gives the memory; what the controller would move beyond it is refused.
+    The owner supplies the memory; a command that would transfer beyond it is refused.
     """
     if len(message.data) < COMMAND_BYTES:
         raise LeaseError(f"admin: {len(message.data)} bytes are no command", code="invalid")
@@ -55,7 +57,9 @@ def check(message: Message) -> tuple[Command, bytes]:
 async def execute(
     controller: ControllerContext, policy: Policy, qids: set[int], message: Message
 ) -> tuple[dict[str, Any], bytes]:
-    """The answer. LeaseError for what the policy forbids, NvmeError of the controller."""
+    """The answer. LeaseError for commands that the policy forbids, NvmeError of the
+    controller.
+    """
     command, data = check(message)
     policy.check_admin(command, qids)
     try:

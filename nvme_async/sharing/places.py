@@ -1,4 +1,6 @@
-"""Where owners listen: a socket for each controller; of an owner with several, all in one directory."""
+"""Where owners listen: a socket for each controller; of an owner with several, all in one
+directory.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,20 @@ _LONGEST = 107
 
 
 def place_of(uri: str, path: str, several: bool) -> str:
-    """The socket of one controller: PATH itself, or, of several, a name in the directory PATH that tells them apart."""
+    """The socket of one controller: PATH itself, or, for several, a distinct name in the
+    directory PATH.
+    """
     if not several:
         return path
     return os.path.join(path, re.sub(r"[^A-Za-z0-9._-]+", "_", uri).strip("_")[-80:] + ".sock")
 
 
 def parse(rest: str) -> str:
-    """The path of a socket, of what follows "shared:": PATH, or PATH?device=URI for one of an owner's several
-    controllers, named as the owner names it. A directory with one socket stands for that.
+    """The path of a socket, of what follows "shared:": PATH, or PATH?device=URI for one of an
+    owner's several controllers, named as the owner names it. A directory with one socket stands
+    for that.
 
-    ConfigurationError for what is none.
+    ConfigurationError for an invalid one.
     """
     path, _, query = rest.partition("?")
     name, _, device = query.partition("=")

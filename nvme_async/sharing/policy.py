@@ -1,4 +1,4 @@
-"""What workers may have, and which admin commands they may send."""
+"""The limits of workers, and the admin commands that they may send."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvme_async.spec.opcodes import AdminOpcode, Feature, LogPage
 
 Admin = Literal["none", "read-only", "all"]
 
-# They change nothing that another process relies on.
+# These change nothing that another process relies on.
 _READ_ONLY = frozenset(
     {
         AdminOpcode.IDENTIFY,
@@ -24,7 +24,8 @@ _READ_ONLY = frozenset(
         AdminOpcode.GET_LBA_STATUS,
     }
 )
-# What the owner itself does, whatever the policy: queues, events, memory that the controller writes to later.
+# Only the owner does this, regardless of the policy: queues, events, memory that the controller
+# writes to later.
 _OWNERS = frozenset(
     {
         AdminOpcode.CREATE_IO_CQ,
@@ -60,15 +61,17 @@ class Policy:
 
     Attributes:
         workers: leases at the same time.
-        queues: I/O queue pairs of one worker. The controller's number of queue pairs (the option io_queues of
-            open(), and what the controller grants) bounds all together.
+        queues: I/O queue pairs of one worker. The controller's number of queue pairs (the option
+            io_queues of open(), and what the controller grants) bounds all together.
         pool_bytes: memory that one worker may have mapped for DMA.
         entries: of one of its queues.
-        admin: which admin commands workers may send: "none", "read-only" (Identify, log pages, features, and an Abort
-            of their own commands), or "all" but for those that manage queues and events.
-        stop_seconds: how long a reset waits for each worker's word that it rings no doorbell any more. Who is later
-            keeps its queue ids, and no queue has one of them until the word has come.
-        absent_seconds: how long the lease of a process that lives lasts without a connection.
+        admin: which admin commands workers may send: "none", "read-only" (Identify, log pages,
+            features, and an Abort of their own commands), or "all" except those that manage queues
+            and events.
+        stop_seconds: how long a reset waits for each worker's confirmation that it rings no
+            doorbell any more. The queue ids of a later worker stay reserved, without queues, until
+            it has confirmed.
+        absent_seconds: how long the lease of a living process lasts without a connection.
     """
 
     workers: int = attrs.field(default=64, validator=_between(1, 1000))
@@ -89,7 +92,9 @@ class Policy:
         return cls(**options)
 
     def check_admin(self, command: Command, qids: set[int]) -> None:
-        """LeaseError with code "policy" unless a worker with these queues may send the admin command."""
+        """LeaseError with code "policy" unless a worker with these queues may send the admin
+        command.
+        """
         opcode = command.opcode
         feature = command.cdw10 & 0xFF
         if opcode == AdminOpcode.ABORT:
@@ -111,6 +116,8 @@ class Policy:
 
 
 def _has_effect(command: Command) -> bool:
-    """Log pages whose reading changes them (Base 2.0, 5.16.1.8 and 5.16.1.14): LSP in bits 14:08 of dword 10."""
+    """Log pages whose reading changes them (Base 2.0, 5.16.1.8 and 5.16.1.14): LSP in bits 14:08
+    of dword 10.
+    """
     lsp = command.cdw10 >> 8 & 0x7F
     return bool(command.cdw10 & 0xFF in (LogPage.TELEMETRY_HOST, LogPage.PERSISTENT_EVENT) and lsp)

@@ -1,43 +1,47 @@
-"""What an owner and its workers say to each other: messages on a Unix socket of type SOCK_SEQPACKET.
+"""The protocol between an owner and its workers: messages on a Unix socket of type
+SOCK_SEQPACKET.
 
-One message is one datagram, so that none is ever half received, and descriptors arrive with the message they belong
-to. Byte order is little endian:
+One message is one datagram, so that none is ever received in part, and descriptors arrive with
+their message. Byte order is little endian:
 
     offset  bytes
     0       4      "NVSH"
     4       2      version of the protocol, 1
     6       2      reserved, 0
-    8       4      id: a request's own number; its answer has the same. 0: a notice, which has no answer
+    8       4      id: the number of a request and of its answer. 0: a notice, which has no answer
     12      4      j: bytes of the body
     16      j      the body: JSON, an object. "kind" says what the message is
-    16 + j  …      data of an admin command: the 64 bytes of the command and what it sends, or what it answered
+    16 + j  …      data of an admin command: its 64 bytes and sent data, or its returned data
 
-The first 8 bytes are the same in every version. Whoever gets a version that it doesn't know answers with its own
-version and {"kind": "refused", "code": "version", …}, and hangs up.
+The first 8 bytes are the same in every version. A side that gets an unknown version answers with
+its own version and {"kind": "refused", "code": "version", …}, and disconnects.
 
 Requests of a worker, and their answers' bodies:
 
-    lease     {"queues", "command"} → a Grant; descriptors as its "descriptors" say. The worker has a lease now
+    lease     {"queues", "command"} → a Grant, with the descriptors that it lists: a lease
     attach    {"lease", "token"} → {"life", "ready"}: another connection for the same lease
     map       {"lease", "token", "iova", "nbytes", "offset"} with 1 descriptor, of memory → {}
-    unmap     {"lease", "token", "iova", "nbytes"} → {}. Both also on a connection of their own
-    create    {"qid", "entries", "cq", "sq", "interrupts", "life"} → {}: Create I/O CQ and SQ at these addresses
+    unmap     {"lease", "token", "iova", "nbytes"} → {}. Both also on a separate connection
+    create    {"qid", "entries", "cq", "sq", "interrupts", "life"} → {}: creates I/O CQ, SQ
     delete    {"qid"} → {}
     renew     {} → {}: all queues of the lease are deleted
-    admin     {} and a command → {"dw0", "dw1"} and data. "status" instead where the controller has refused
+    admin     {} and a command → {"dw0", "dw1"} and data; "status" if refused
     health    {} → {"lost"}: why the controller must be reset, or ""
-    detach    {} → {}: the end of the lease, the worker touches nothing any more
+    detach    {} → {}: the lease ends, the worker touches nothing any more
     list      {} → {"leases": […]}; revoke {"pid"} → {"revoked": n}. For the command line
 
-Notices of a worker: stopped {"life"}: since then it has rung no doorbell of an earlier life; held {"hold"};
-usage {"in_flight", "commands"}: with the controller now, and completed in all, each second in which that changed.
-Notices of an owner: stop {"life", "reason"}; ready {"life"}; event {"dw0", "dw1"}; hold {"hold", "nsids"}, unhold {};
-rescan {}; revoked {"text"}; failed {"text"}; closed {"text"}.
+Notices of a worker: stopped {"life"}: since then it has rung no doorbell of an earlier life; held
+{"hold"}; usage {"in_flight", "commands"}: with the controller now, and completed in all, each
+second in which that changed. Notices of an owner: stop {"life", "reason"}; ready {"life"}; event
+{"dw0", "dw1"}; hold {"hold", "nsids"}, unhold {}; rescan {}; revoked {"text"}; failed {"text"};
+closed {"text"}.
 
-A request that is refused is answered with {"kind": "refused", "code", "text"}; see errors.LeaseError for the codes.
+A refused request is answered with {"kind": "refused", "code", "text"}; see errors.LeaseError for
+the codes.
 
-Limits: MAX_MESSAGE bytes, MAX_FDS descriptors, MAX_PENDING requests at a time on a connection, and MAX_BACKLOG
-messages that a peer doesn't take. Who goes beyond them, or sends what is no message, is disconnected.
+Limits: MAX_MESSAGE bytes, MAX_FDS descriptors, MAX_PENDING requests at a time on a connection, and
+MAX_BACKLOG messages that a peer doesn't read. A peer that exceeds them, or sends an invalid
+message, is disconnected.
 """
 
 from __future__ import annotations
@@ -67,7 +71,7 @@ MAX_BACKLOG = 256
 
 @attrs.define(eq=False)
 class Message:
-    """One message. Descriptors that it came with are its own until take() or close().
+    """One message. It owns its descriptors until take() or close().
 
     version: of the protocol; body and data are empty where it isn't VERSION.
     """
@@ -80,18 +84,20 @@ class Message:
     version: int = VERSION
 
     def take(self, index: int = 0) -> int:
-        """One of its descriptors, the caller's from now on. LeaseError if there is none."""
+        """One of its descriptors, now owned by the caller. LeaseError if there is none."""
         if not self.fds:
             raise LeaseError(f"the message {self.kind!r} came without a descriptor", code="invalid")
         return self.fds.pop(index)
 
     def close(self) -> None:
-        """Closes the descriptors that nobody took."""
+        """Closes the remaining descriptors."""
         while self.fds:
             os.close(self.fds.pop())
 
     def number(self, name: str, low: int = 0, high: int = (1 << 64) - 1) -> int:
-        """An integer of the body. LeaseError with code "invalid" if it is none, or not within its limits."""
+        """An integer of the body. LeaseError with code "invalid" if it is none, or not within
+        its limits.
+        """
         value = self.body.get(name)
         if type(value) is not int or not low <= value <= high:
             raise LeaseError(
@@ -100,7 +106,7 @@ class Message:
         return value
 
     def text(self, name: str, limit: int = 256) -> str:
-        """A string of the body, cut off at `limit` characters. LeaseError if it is none."""
+        """A string of the body, truncated to `limit` characters. LeaseError if it is none."""
         value = self.body.get(name)
         if not isinstance(value, str):
             raise LeaseError(f"{self.kind}: {name} is {_short(value)}, not a string", code="invalid")
@@ -125,8 +131,8 @@ def encode(kind: str, body: dict[str, Any] | None = None, *, id: int = 0, data: 
 
 
 def decode(packet: bytes, fds: Sequence[int] = ()) -> Message:
-    """The message in `packet`, which has the descriptors. LeaseError with code "invalid" where there is none; the
-    descriptors are closed then.
+    """The message in `packet`, with the descriptors. LeaseError with code "invalid" if it isn't
+    one; then the descriptors are closed.
     """
     try:
         return _decode(packet, list(fds))
@@ -160,19 +166,21 @@ def refusal(message: Message) -> LeaseError:
 
 @attrs.frozen(kw_only=True)
 class Grant:
-    """What a lease consists of, as the answer to "lease" says it.
+    """The contents of a lease, from the answer to "lease".
 
     Attributes:
         lease, token: its number, and the secret that belongs to it.
-        life: of its queues: what the stop word has to be for doorbells to be rung.
+        life: the epoch of its queues: the stop word must equal it for doorbells to be rung.
         slot: index of its stop word, 32 bits each, in the stop page.
         qids: of its I/O queue pairs. Each has the interrupt vector of the same number.
-        window: first device address, and bytes, of what its memory may be mapped at.
+        window: first device address, and bytes, of the range for its memory.
         pool_bytes: that may be mapped at once. max_mappings: in how many pieces.
         entries: of a queue, at most. max_transfer: bytes of one command.
         uri, cap, vs, ids, quirks, all_command_sets: of the controller; ids as of DeviceIds.
-        doorbells: (offset of the mapping in its file, bytes, offset of the first doorbell in the mapping).
-        descriptors: what those of the message are, in order: "stop", "doorbells", "kick", "irq.N" for each qid.
+        doorbells: (offset of the mapping in its file, bytes, offset of the first doorbell in the
+            mapping).
+        descriptors: the labels of the message's descriptors, in order: "stop", "doorbells", "kick",
+            "irq.N" for each qid.
     """
 
     lease: int
@@ -196,7 +204,9 @@ class Grant:
 
     @classmethod
     def of(cls, message: Message) -> Grant:
-        """From an owner's answer; fields of newer owners are passed over. LeaseError where one is missing."""
+        """From an owner's answer; unknown fields of newer owners are ignored. LeaseError if one
+        is missing.
+        """
         fields = {field.name for field in attrs.fields(cls)}
         try:
             return cls(**{name: value for name, value in message.body.items() if name in fields})

@@ -1,4 +1,6 @@
-"""What the owner does when a worker asks. protocol.py has the requests and their answers."""
+"""The owner's handling of a worker's requests. protocol.py has the requests and their
+answers.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ Answer = tuple[dict[str, Any], bytes]
 
 
 class Owner(Protocol):
-    """The Share, as far as requests are concerned."""
+    """The part of the Share that requests need."""
 
     controller: Controller
     policy: Policy
@@ -76,7 +78,7 @@ class Requests:
         return await handler(connection, message)
 
     def _lease(self, connection: Connection, message: Message) -> Lease:
-        """Whose request it is: by the connection, or named with its secret."""
+        """The lease of a request: by the connection, or by its number and secret."""
         lease = connection.lease
         if lease is None or "token" in message.body:
             lease = self._named(message)
@@ -99,7 +101,7 @@ class Requests:
         if before is not None and before is not connection.channel:
             self._share.drop_channel(before)
         if lease.ending:
-            # All that it can still do is to confirm that it rings no more.
+            # It can only confirm that it no longer rings doorbells.
             raise LeaseError(lease.ending, code="revoked")
         lease.absent_since = None
         ready = self._share.controller.state is State.READY

@@ -1,13 +1,14 @@
 """The stop page: memory that the owner writes and workers read before each doorbell.
 
-A memfd of 4096 bytes, as 1024 words of 32 bits in the machine's byte order; words 0 to 15 are the header: magic and
-version. Each lease has one of the others. Its value is the life of the lease's queues: it grows by one whenever the
-doorbells of the present queues must not be rung any more. ext/hotpath/queue.h compares it (nvq_stopped).
+A memfd of 4096 bytes, as 1024 words of 32 bits in the machine's byte order; words 0 to 15 are the
+header: magic and version. Each lease has one of the others. Its value is the epoch (`life`) of the
+lease's queues: it increases by one whenever the doorbells of the present queues must not be rung
+any more. ext/hotpath/queue.h compares it (nvq_stopped).
 
-A store that a worker had decided on when the word changed can still come later, as late as that process runs again.
-So a queue id whose worker has not confirmed the new life is not used for any queue: the late store is one to the
-doorbell of a queue that doesn't exist, which a controller reports and otherwise ignores (Base 2.0, 5.2: Write to
-Invalid Doorbell Register).
+A store that a worker was about to make when the word changed can still come later, whenever that
+process runs again. So a queue id whose worker has not confirmed the new epoch is not used for any
+queue: the late store goes to the doorbell of a queue that doesn't exist, which a controller reports
+and otherwise ignores (Base 2.0, 5.2: Write to Invalid Doorbell Register).
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class StopPage:
     fd: int
 
     def __init__(self, fd: int = -1) -> None:
-        """fd: a predecessor's, this object's from now on; else a new one is made. InvalidSavedState if it is none."""
+        """fd: a predecessor's, now owned by this object; otherwise a new one is made.
+        InvalidSavedState if it is no stop page.
+        """
         self.fd = fd if fd >= 0 else os.memfd_create("nvme-stop", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             if fd < 0:
@@ -58,7 +61,9 @@ class StopPage:
             raise
 
     def take(self, slot: int | None = None) -> int:
-        """A word for one lease; `slot`: the one that a predecessor gave it. LeaseError if there is none."""
+        """A word for one lease; `slot`: the one that a predecessor gave it. LeaseError if there
+        is none.
+        """
         if slot is None:
             if not self._free:
                 raise LeaseError(f"{WORDS - FIRST} leases are all that there can be", code="full")
@@ -69,7 +74,7 @@ class StopPage:
         return slot
 
     def give(self, slot: int) -> None:
-        """Nobody reads the word any more. Its next user begins with another life."""
+        """The word has no reader any more. Its next user starts with another epoch."""
         self.end_life(slot)
         self._free.append(slot)
 
@@ -77,7 +82,9 @@ class StopPage:
         return self._words[slot]
 
     def end_life(self, slot: int) -> int:
-        """From this store on nothing of the present life is rung. Returns the next one."""
+        """From this store on no doorbell of the present epoch is rung. Returns the next
+        epoch.
+        """
         self._words[slot] = life = self._words[slot] % 0xFFFF_FFFF + 1
         return life
 
@@ -87,7 +94,7 @@ class StopPage:
             self.end_life(slot)
 
     def close(self) -> None:
-        """Lets go of it, and changes no word."""
+        """Closes it, and changes no word."""
         if self.fd >= 0:
             self._words.release()
             self._map.close()

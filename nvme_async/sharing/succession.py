@@ -1,7 +1,9 @@
-"""How sharing goes on when another process has the controller, or ends when it was reset first.
+"""How sharing continues when another process has the controller, or ends when it was reset
+first.
 
-Workers have their queues, memory and vectors, and notice nothing of the change: only the connection is made again, at
-the same path. What the successor needs of a lease is in the saved state; the stop page is a descriptor of the bundle.
+Workers have their queues, memory and vectors, and notice nothing of the change: only the connection
+is made again, at the same path. The saved state has what the successor needs of a lease; the stop
+page is a descriptor of the bundle.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 
 def resume(controller: Controller, saved: dict[str, Any], fd: int) -> None:
-    """The controller was taken over as it runs: shares it on. fd: of the stop page, this function's from now on.
+    """The running controller was taken over: continues to share it. fd: of the stop page, now
+    owned by this function.
 
-    InvalidSavedState where leases make no sense; ConfigurationError where the path can't be listened on.
+    InvalidSavedState for invalid leases; ConfigurationError if the path can't be listened on.
     """
     stops = StopPage(fd)
     leases: list[Lease] = []
@@ -41,10 +44,11 @@ def resume(controller: Controller, saved: dict[str, Any], fd: int) -> None:
 
 
 def end(fd: int, saved: dict[str, Any]) -> set[int]:
-    """The controller is about to be reset without its predecessor's leases: no worker rings from here on.
+    """The controller is about to be reset without its predecessor's leases: no worker rings from
+    now on.
 
-    fd: of the stop page, this function's from now on; -1: there is none. Returns the ids of queues whose
-    workers live, as far as is known: a doorbell store that one of them had decided on may still come.
+    fd: of the stop page, now owned by this function; -1: there is none. Returns the ids of queues
+    whose workers are alive, as far as known: one of them may still store to a doorbell.
     """
     if fd >= 0:
         try:

@@ -1,5 +1,5 @@
-"""How a lease ends: its queues are deleted, or the controller is reset; only then its memory is unmapped, and only then
-are its queue ids lent again.
+"""How a lease ends: its queues are deleted, or the controller is reset; only then its memory is
+unmapped, and only then are its queue ids lent again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log: logging.Logger = logging.getLogger("nvme_async")
 _INVALID_QUEUE = 0x101
 """Invalid Queue Identifier: the controller knows no such queue (Base 2.0, 5.7 and 5.6)."""
 _LIMIT = 60.0
-"""Seconds for a reset that was asked for, beyond which the lease waits for the next one."""
+"""Limit in seconds for a requested reset, after which the lease waits for the next one."""
 
 
 class TakingBack:
@@ -34,8 +34,9 @@ class TakingBack:
         self._deleting = asyncio.Semaphore(8)
 
     async def delete_queues(self, lease: Lease) -> bool:
-        """True once the controller knows none of them. Their commands have ended with them: Delete I/O Submission
-        Queue completes after they have completed or were aborted (Base 2.0, 5.7). The lease's lock is held.
+        """True once the controller knows none of them. Their commands have ended with them:
+        Delete I/O Submission Queue completes after they have completed or were aborted (Base
+        2.0, 5.7). The lease's lock is held.
         """
         for qid in lease.present:
             lease.queues[qid] = QueueIs.UNCERTAIN
@@ -84,7 +85,9 @@ class TakingBack:
         return lease.queues[qid] is QueueIs.ABSENT
 
     async def unmap(self, lease: Lease, mappings: list[Mapping] | None = None) -> None:
-        """The controller reaches this memory no more. Only while it knows no queue of the lease's."""
+        """The controller no longer accesses this memory. Only while it knows no queue of the
+        lease.
+        """
         memory = self._transport.memory
         for mapping in list(lease.mappings if mappings is None else mappings):
             if memory is not None:
@@ -95,16 +98,18 @@ class TakingBack:
                 mapping.view.close()
 
     def _unmap(self, mapping: Mapping) -> None:
-        # A device that is gone has let go already.
+        # A device that is gone has no mappings.
         with contextlib.suppress(NvmeError, ConnectionError, TimeoutError):
             self._transport.device.unmap_dma(mapping.iova, mapping.nbytes)
 
     def return_ids(self, lease: Lease) -> None:
-        """The lease's process rings no doorbell any more: others may have the queue ids and the window."""
+        """The lease's process rings no doorbell any more: others may have the queue ids and the
+        window.
+        """
         queues = self._transport.queues
         for qid in lease.queues:
             with contextlib.suppress(BlockingIOError, IndexError, OSError):
-                os.eventfd_read(queues.maker.event_fds[qid])  # its last interrupts are nobody's
+                os.eventfd_read(queues.maker.event_fds[qid])  # its last interrupts have no receiver
             queues.return_lent(qid)
         if self._transport.memory is not None:
             self._transport.memory.release_window(lease.window)

@@ -1,8 +1,8 @@
 """The worker's side: the transport of "shared:PATH" URIs, and this process's lease.
 
-I/O goes through native queue pairs in this process's memory, without a message. The connection to the owner is for
-everything else. It may be lost, because the owner is being replaced: then I/O goes on, and the connection is made
-again; admin commands and resets wait for that.
+I/O goes through native queue pairs in this process's memory, without a message. Everything else
+uses the connection to the owner. It may be lost because the owner is being replaced: then I/O
+continues, and the worker reconnects; admin commands and resets wait for that.
 """
 
 from __future__ import annotations
@@ -43,9 +43,11 @@ from nvme_async.spec.registers import Cap, Vs
 log: logging.Logger = logging.getLogger("nvme_async")
 
 OPEN_SECONDS = 10.0
-"""For the owner to listen, and to answer."""
+"""Limit for the owner to listen, and to answer."""
 OWNER_SECONDS = 60.0
-"""For an owner to be there, and ready, where nothing goes on without one: in a reset, or for an admin command."""
+"""Limit for an owner to exist and be ready, if it is needed: in a reset, or for an admin
+command.
+"""
 
 _USAGE_SECONDS = 1.0
 
@@ -54,7 +56,9 @@ _unreturned: list[Any] = []
 
 
 async def open_transport(uri: str, options: Options) -> SharedTransport:
-    """Takes a lease. Raises LeaseError when the owner refuses, ControllerGone when there is none, ControllerTimeout."""
+    """Takes a lease. Raises LeaseError if the owner refuses, ControllerGone if there is none,
+    ControllerTimeout.
+    """
     path = parse(uri.partition(":")[2])
     sock = await connect(path, OPEN_SECONDS)
     inbox: list[Message] = []
@@ -74,9 +78,10 @@ async def open_transport(uri: str, options: Options) -> SharedTransport:
 class SharedTransport(PooledTransport):
     """Attributes:
     device: doorbells, vectors and addresses of the lease.
-    memory: this process's pools, once the connect steps are over; None before.
-    life: of the queues, as they were created last; stopped: the latest that the owner has announced to be next;
-    ready: the latest in which it takes requests for queues.
+    memory: this process's pools, after the connect steps; None before.
+    life: the epoch in which the queues were created last; stopped: the latest epoch that the owner
+        has announced;
+    ready: the latest in which it accepts requests for queues.
     """
 
     kind = "shared"
@@ -96,7 +101,7 @@ class SharedTransport(PooledTransport):
         self.memory: DeviceMemory | None = None
         self.life = self.stopped = self.ready = grant.life
         self._changed = asyncio.Event()
-        self._stale_since = -math.inf  # the loop's time at which the owner refused what was of an earlier life
+        self._stale_since = -math.inf  # the loop's time at which the owner refused a request of an earlier epoch
         self._connected = asyncio.Event()
         self._connected.set()
         self._ending = False
@@ -159,7 +164,7 @@ class SharedTransport(PooledTransport):
                 answer = await channel.request("attach", body, seconds=OPEN_SECONDS)
             except LeaseError as error:
                 if error.code == "revoked":
-                    # The owner waits for the word that nothing is rung any more.
+                    # The owner waits for the confirmation that no doorbell is rung any more.
                     self._use(channel)
                     self._lost(error)
                     return
@@ -181,17 +186,17 @@ class SharedTransport(PooledTransport):
             self._stop(answer.number("life"))
             if answer.body.get("ready"):
                 self._set_ready(answer.number("life"))
-            # What happened meanwhile is unknown.
+            # Events in the meantime are unknown.
             if self._owner.state is State.READY:
                 self._owner._rescan_later("the owner was away")
             return
 
     @staticmethod
     def _on_closed_early(reason: str) -> None:
-        """The request that is out ends with it."""
+        """The outstanding request ends with it."""
 
     async def request(self, kind: str, body: dict[str, Any] | None = None, *, data: bytes = b"") -> Message:
-        """The owner's answer, of whichever owner there will be within OWNER_SECONDS."""
+        """The owner's answer, from any owner within OWNER_SECONDS."""
         limit = self._owner.loop.time() + OWNER_SECONDS
         while True:
             left = limit - self._owner.loop.time()
@@ -205,7 +210,7 @@ class SharedTransport(PooledTransport):
             try:
                 return await self._channel.request(kind, body, data=data, seconds=left)
             except ConnectionResetError:
-                await asyncio.sleep(0)  # what was asked may have been done; each request bears that
+                await asyncio.sleep(0)  # the request may have been executed; each request may be repeated
             except LeaseError as error:
                 if error.code == "stale":
                     self._stale_since = self._owner.loop.time()
@@ -239,10 +244,10 @@ class SharedTransport(PooledTransport):
         elif kind == "revoked":
             self._lost(LeaseError(f"{self.uri}: the owner has taken the lease back: {message.text('text')}", code=kind))
 
-    # -- stopping and going on ---------------------------------------------------------------------
+    # -- stop and resume ---------------------------------------------------------------------
 
     def _lost(self, error: NvmeError) -> None:
-        """There is no lease any more: everybody gets `error`, and nothing is rung."""
+        """There is no lease any more: all callers get `error`, and no doorbell is rung."""
         if self._ending:
             return
         if self._owner.state not in (State.CLOSING, State.CLOSED):
@@ -250,7 +255,7 @@ class SharedTransport(PooledTransport):
         self._spawn(self._confirm, "end")
 
     async def _confirm(self) -> None:
-        """Each thread has seen that nothing is to be rung: the owner may lend the ids again."""
+        """Each thread has noticed the stop: the owner may lend the ids again."""
         try:
             await self.queues.silence()
             self._channel.send("stopped", {"life": 0xFFFF_FFFF})
@@ -268,8 +273,8 @@ class SharedTransport(PooledTransport):
         self._changed.set()
 
     async def _obey(self) -> None:
-        """The owner resets the controller: no queue pair rings any more, then that is confirmed, and then this driver
-        goes through its own reset, in which its queues are created again.
+        """The owner resets the controller: no queue pair rings any more, then that is confirmed,
+        and then this driver goes through its own reset, in which its queues are created again.
         """
         owner = self._owner
         resets = owner.resets
@@ -286,7 +291,9 @@ class SharedTransport(PooledTransport):
             self._channel.send("stopped", {"life": self.stopped})
 
     async def _new_life(self) -> None:
-        """The controller knows none of this lease's queues, and doesn't reach their memory any more. All are silent."""
+        """The controller knows none of this lease's queues, and no longer accesses their memory.
+        All are silent.
+        """
         while True:
             if self.stopped > self.life:
                 self._confirm_life()
@@ -342,8 +349,8 @@ class SharedTransport(PooledTransport):
         return []
 
     def another_attempt(self, usual: bool) -> bool:
-        """The owner may reset the controller again while the queues are made again: that costs no attempt, as
-        long as the owner answers.
+        """The owner may reset the controller again while the queues are recreated: that costs no
+        attempt, as long as the owner answers.
         """
         return usual or self._owner.loop.time() - self._stale_since < 1.0
 
@@ -386,7 +393,7 @@ class SharedTransport(PooledTransport):
 
     async def lost(self) -> str:
         if not self._connected.is_set():
-            return ""  # nobody can tell
+            return ""  # this is unknown
         answer = await self.request("health")
         return str(answer.body.get("lost", ""))
 

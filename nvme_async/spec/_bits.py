@@ -66,7 +66,9 @@ class BitFields:
 
     @classmethod
     def from_int(cls, value: int) -> Self:
-        """Takes the fields out of `value`. Raises ValueError if `value` is wider than the register."""
+        """Takes the fields out of `value`. Raises ValueError if `value` is wider than the
+        register.
+        """
         if not 0 <= value < 1 << cls._width:
             raise ValueError(f"{cls.__name__}: {value:#x} is not a {cls._width}-bit value")
         return cls(**{name: value >> low & mask for name, low, mask in cls._fields()})

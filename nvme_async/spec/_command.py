@@ -68,11 +68,10 @@ class Command:
     """One command, without its identifier: dword 0 bits 31:16 stay 0, the queue pair fills them.
 
     Field names and values are the specification's. Besides the 64 bytes there is:
-        data_length: bytes that the command transfers; None when it is the caller's buffer that says
-            (read,
+        data_length: bytes that the command transfers; None if the caller's buffer decides (read,
         write, …),
-            0 for none. With 0 the PRP fields belong to the builder (queue addresses) and must be
-            left alone.
+            0 for none. With 0 the PRP fields belong to the builder (queue addresses) and must not
+            be changed.
         admin: whether the opcode is an admin command's.
     """
 
@@ -103,7 +102,7 @@ class Command:
 
     @property
     def direction(self) -> Direction:
-        """Which way data moves; NONE if there is nothing to move."""
+        """The direction of the data transfer; NONE if there is none."""
         return Direction.NONE if self.data_length == 0 else opcode_direction(self.opcode)
 
     @property
@@ -149,7 +148,7 @@ class Command:
 
     @classmethod
     def unpack(cls, entry: bytes | bytearray | memoryview, *, admin: bool = False) -> Command:
-        """From the 64 bytes of an entry. What is not in them is told or unknown: data_length is
+        """From the 64 bytes of an entry. Other fields are derived or unknown: data_length is
         None.
         """
         if len(entry) != SQE_SIZE:

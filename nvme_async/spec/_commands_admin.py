@@ -368,7 +368,7 @@ def sanitize(
 ) -> Command:
     """Sanitize (Base 5.24): starts to destroy all data of the NVM subsystem.
 
-    The log page Sanitize Status tells the rest.
+    The log page Sanitize Status reports progress and result.
     """
     check("overwrite_passes", overwrite_passes, 1, 16)
     overwrite = action == SanitizeAction.OVERWRITE
@@ -402,7 +402,7 @@ def get_lba_status(
 ) -> Command:
     """Get LBA Status (NVM 4.2.1): up to `nbytes` of descriptors.
 
-    blocks: how far to look, 0 to the namespace's end.
+    blocks: how many to check, 0 to the namespace's end.
     """
     check("lba", lba, 0, U64)
     return Command(

@@ -180,7 +180,7 @@ def write_zeroes(
     apptag: int = 0,
     apptag_mask: int = 0,
 ) -> Command:
-    """Write Zeroes (NVM 3.2.8). deac: deallocate the blocks if they read as zeroes then.
+    """Write Zeroes (NVM 3.2.8). deac: deallocate the blocks if they then read as zeroes.
 
     The rest as in `write`.
     """

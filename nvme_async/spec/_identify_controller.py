@@ -1,4 +1,6 @@
-"""Identify Controller (Base 5.17.2.1; NVM 4.1.5.3 and ZNS 4.1.5.2 for those of I/O command sets)."""
+"""Identify Controller (Base 5.17.2.1; NVM 4.1.5.3 and ZNS 4.1.5.2 for those of I/O command
+sets).
+"""
 
 from __future__ import annotations
 
@@ -262,7 +264,9 @@ class IdentifyController(Layout, size=4096):
 
     @property
     def volatile_write_cache(self) -> bool:
-        """There is one, so a completed write may need a flush to be on the media."""
+        """There is a volatile write cache, so a completed write may need a flush to be on the
+        media.
+        """
         return bool(self.vwc & 1)
 
     @property
@@ -287,7 +291,7 @@ class IdentifyController(Layout, size=4096):
 
     @property
     def log_page_attributes(self) -> Lpa:
-        """What log pages can do."""
+        """Attributes of log pages."""
         return Lpa(self.lpa)
 
     @property
@@ -311,9 +315,9 @@ class IdentifyControllerNvm(Layout, size=4096):
     vsl: int = uint(0, 1)
     """Verify size limit: 2 ** vsl minimum pages, 0 for none."""
     wzsl: int = uint(1, 1)
-    """Write Zeroes size limit, alike."""
+    """Write Zeroes size limit, in the same unit."""
     wusl: int = uint(2, 1)
-    """Write Uncorrectable size limit, alike."""
+    """Write Uncorrectable size limit, in the same unit."""
     dmrl: int = uint(3, 1)
     """Dataset Management ranges limit, 0 for none."""
     dmrsl: int = uint(4, 4)
@@ -328,7 +332,9 @@ class IdentifyControllerNvm(Layout, size=4096):
         return min_page_size << self.wzsl if self.wzsl else None
 
     def max_verify_size(self, min_page_size: int = 4096) -> int | None:
-        """Bytes that one Verify may cover, None for no limit. `min_page_size`: CAP.MPSMIN in bytes."""
+        """Bytes that one Verify may cover, None for no limit. `min_page_size`: CAP.MPSMIN in
+        bytes.
+        """
         return min_page_size << self.vsl if self.vsl else None
 
     def max_write_uncorrectable_size(self, min_page_size: int = 4096) -> int | None:

@@ -21,7 +21,7 @@ def decode_namespace_list(data: Buffer) -> tuple[int, ...]:
     """Namespace identifiers in increasing order (CNS 02h, 07h, 10h, 1Ah), at most 1024; 0 ends the
     list.
 
-    A full list means that there may be more: ask again for those above the last one.
+    A full list means that there may be more: request those above the last one.
     """
     nsids = struct.unpack(f"<{len(data) // 4}I", bytes(data[: len(data) // 4 * 4]))
     return nsids[: nsids.index(0)] if 0 in nsids else nsids
@@ -79,7 +79,7 @@ _IDENTIFIER_SIZE = {
 
 @attrs.frozen
 class NamespaceDescriptors:
-    """Namespace identification descriptors (CNS 03h; Base 5.17.2.3). None where the controller
+    """Namespace identification descriptors (CNS 03h; Base 5.17.2.3). None if the controller
     reports nothing.
 
     Attributes:

@@ -118,8 +118,8 @@ class IdentifyNamespace(Layout, size=4096):
 
     @property
     def metadata_extended(self) -> bool:
-        """Metadata follow each block's data in the same buffer, else they have a buffer of their
-        own.
+        """Metadata follow each block's data in the same buffer, otherwise they have a separate
+        buffer.
         """
         return bool(self.flbas & 0x10) and self.metadata_size > 0
 

@@ -9,9 +9,8 @@ table.
     LbaFormat.decode(page);   LbaFormat(ds=12).encode()
 
 Each field states byte offset and size. Bytes that no field names are reserved: ignored when
-decoded, zero
-when encoded. Every field has a default (zero, empty), so tests and emulations name only what they
-mean.
+decoded, zero when encoded. Every field has a default (zero, empty), so tests and emulations name
+only the fields they use.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ L = TypeVar("L", bound="Layout")
 
 @attrs.frozen
 class _Spec:
-    """Where a field is, and how its bytes become a value and back."""
+    """A field's place, and the conversion between its bytes and its value."""
 
     offset: int
     size: int

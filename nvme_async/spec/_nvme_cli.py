@@ -1,7 +1,7 @@
 """Identify data as nvme-cli 2.3 prints them with `-o json`, key by key and type by type.
 
-128-bit capacities are strings, identifiers are hex strings, everything else is a number. In one
-thing nvme-cli is not followed: it prints 32-bit values from 2**31 on as negative numbers.
+128-bit capacities are strings, identifiers are hex strings, everything else is a number. One
+difference to nvme-cli is intended: it prints 32-bit values from 2**31 on as negative numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PERFORMANCE = frozenset({"npwg", "npwa", "npdg", "npda", "nows"})
 
 
 def c_string(value: str) -> str:
-    """`value` up to its first NUL, which is what C prints."""
+    """`value` up to its first NUL, as C prints it."""
     return value.split("\0", 1)[0]
 
 
@@ -39,7 +39,7 @@ def _power_state(state: Any) -> dict[str, int]:
 
 
 def controller(identify: Any) -> dict[str, Any]:
-    """What `nvme id-ctrl -o json` prints of an IdentifyController."""
+    """The output of `nvme id-ctrl -o json` for an IdentifyController."""
     result: dict[str, Any] = {}
     for field in attrs.fields(type(identify)):
         name, value = field.name, getattr(identify, field.name)
@@ -59,7 +59,7 @@ def controller(identify: Any) -> dict[str, Any]:
 
 
 def namespace(identify: Any) -> dict[str, Any]:
-    """What `nvme id-ns -o json` prints of an IdentifyNamespace."""
+    """The output of `nvme id-ns -o json` for an IdentifyNamespace."""
     result: dict[str, Any] = {}
     for field in attrs.fields(type(identify)):
         name, value = field.name, getattr(identify, field.name)

@@ -6,10 +6,9 @@ command.
 
 Builders check their arguments and raise ValueError naming argument, value and limits. Addresses of
 data are
-not theirs: the queue pair fills PRPs when it knows the buffer, except where the PRP fields are the
-command's
-own arguments (queue creation, doorbell buffers; those have `data_length` 0). Counts are plain, not
-zero-based: `blocks=1` is one block.
+not theirs: the queue pair fills PRPs when it knows the buffer, except if the PRP fields are the
+command's own arguments (queue creation, doorbell buffers; those have `data_length` 0). Counts are
+plain, not zero-based: `blocks=1` is one block.
 """
 
 from __future__ import annotations

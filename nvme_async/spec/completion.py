@@ -26,8 +26,7 @@ class Completion:
         cid: the command's identifier.
         status: the 15-bit status field, DW3 bits 31:17 (the phase tag is not part of it).
         phase: the phase tag, DW3 bit 16.
-        data: what the command answered with, where the driver collected that; not part of the
-            entry.
+        data: the command's returned data, if the driver collected it; not part of the entry.
     """
 
     dw0: int = 0
@@ -51,12 +50,14 @@ class Completion:
 
     @property
     def crd(self) -> int:
-        """Command retry delay: 0 at once, 1..3 after the time in CRDT1..3 of Identify Controller."""
+        """Command retry delay: 0 at once, 1..3 after the time in CRDT1..3 of Identify
+        Controller.
+        """
         return self.status >> 11 & 0x3
 
     @property
     def more(self) -> bool:
-        """The Error Information log page has more to say."""
+        """The Error Information log page has more information."""
         return bool(self.status >> 13 & 1)
 
     @property
@@ -166,7 +167,7 @@ _INFORMATION: dict[int, type[IntEnum]] = {
 
 @attrs.frozen
 class AsyncEvent:
-    """What an Asynchronous Event Request completed with (Base 5.2.1).
+    """The result of an Asynchronous Event Request (Base 5.2.1).
 
     Attributes:
         type, info: asynchronous event type and information, numbers as they came.

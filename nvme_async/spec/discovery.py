@@ -1,4 +1,6 @@
-"""The discovery log page, 70h (Base 2.0, 5.16.1.23): which subsystems and other discovery services there are."""
+"""The discovery log page, 70h (Base 2.0, 5.16.1.23): which subsystems and other discovery
+services there are.
+"""
 
 from __future__ import annotations
 

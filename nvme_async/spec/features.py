@@ -91,7 +91,8 @@ class VolatileWriteCache(BitFields, width=32):
 
 @attrs.frozen
 class NumberOfQueues(BitFields, width=32):
-    """Feature 07h (Base 5.27.1.5): what is asked for, and in the completion what was allocated.
+    """Feature 07h (Base 5.27.1.5): the requested numbers, and in the completion the allocated
+    ones.
 
     Zero-based.
     """
@@ -103,7 +104,7 @@ class NumberOfQueues(BitFields, width=32):
 
     @classmethod
     def of(cls, submission_queues: int, completion_queues: int) -> NumberOfQueues:
-        """To ask for so many of each, 1..65535."""
+        """A request for so many of each, 1..65535."""
         for count in (submission_queues, completion_queues):
             if not 1 <= count <= 65535:
                 raise ValueError(f"{count} I/O queues are not in 1..65535")
@@ -269,7 +270,7 @@ class Timestamp(Layout, size=8):
 
     @classmethod
     def of(cls, time: datetime.datetime) -> Timestamp:
-        """For Set Features. `time` must be aware of its zone."""
+        """For Set Features. `time` must be timezone-aware."""
         if time.tzinfo is None:
             raise ValueError(f"{time} has no time zone")
         epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -277,7 +278,7 @@ class Timestamp(Layout, size=8):
 
     @property
     def time(self) -> datetime.datetime:
-        """The time in UTC; only right with origin SET_FEATURES."""
+        """The time in UTC; only correct with origin SET_FEATURES."""
         return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=self.timestamp)
 
 
@@ -302,12 +303,14 @@ class NonOperationalPowerState(BitFields, width=32):
     """Feature 11h (Base 5.27.1.14)."""
 
     noppme: bool = bit(0)
-    """Background work may take more power than a non-operational state has."""
+    """Background work may exceed the power of a non-operational state."""
 
 
 @attrs.frozen
 class ReadRecoveryLevel(BitFields, width=32):
-    """Feature 12h, command dword 12 (Base 5.27.1.15); command dword 11 is the NVM set's identifier."""
+    """Feature 12h, command dword 12 (Base 5.27.1.15); command dword 11 is the NVM set's
+    identifier.
+    """
 
     rrl: int = bits(3, 0)
 

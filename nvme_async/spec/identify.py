@@ -3,14 +3,15 @@
 Names and values are the specification's; `decode` takes the 4096 bytes of the command's buffer,
 `encode` gives them back (reserved bytes zero). Which structure comes with which CNS value:
 
-    00h 11h  IdentifyNamespace                      08h      IdentifyNamespaceIndependent 01h
-    IdentifyController                     12h 13h  decode_controller_list 02h 07h
-    decode_namespace_list (also 10h, 1Ah)  14h      PrimaryControllerCapabilities 03h
-    NamespaceDescriptors                   15h      decode_secondary_controllers 04h
-    decode_nvm_sets                        16h      NamespaceGranularityList 05h 1Bh
-    IdentifyNamespaceNvm, in `zns` IdentifyNamespaceZns 06h      IdentifyControllerNvm,
-    IdentifyControllerZns 17h      decode_uuid_list      18h  decode_domains      19h
-    decode_endurance_groups      1Ch  CommandSets
+    00h 11h  IdentifyNamespace                      08h      IdentifyNamespaceIndependent
+    01h      IdentifyController                     12h 13h  decode_controller_list
+    02h 07h  decode_namespace_list (also 10h, 1Ah)  14h      PrimaryControllerCapabilities
+    03h      NamespaceDescriptors                   15h      decode_secondary_controllers
+    04h      decode_nvm_sets                        16h      NamespaceGranularityList
+    05h 1Bh  IdentifyNamespaceNvm, in `zns` IdentifyNamespaceZns
+    06h      IdentifyControllerNvm, IdentifyControllerZns
+    17h      decode_uuid_list                       18h      decode_domains
+    19h      decode_endurance_groups                1Ch      CommandSets
 """
 
 from __future__ import annotations

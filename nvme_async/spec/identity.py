@@ -1,9 +1,9 @@
-"""Which controller, and which namespace: what tells one disk from another under the same address or
-nsid.
+"""The identity of controllers and namespaces, which distinguishes disks under the same address
+or nsid.
 
-An identity is made of what the device reports. Two identities are compared over what both have, so
-that a value which could not be read once (an optional page, a transient error) doesn't make a
-stranger of a disk.
+An identity consists of what the device reports. Two identities are compared by the values that both
+have, so that a value that could not be read once (an optional page, a transient error) doesn't turn
+a disk into another one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from nvme_async.spec._identify_namespace import IdentifyNamespace
 
 
 class PciIds(Protocol):
-    """PCI configuration space, as far as it tells devices apart (nvme_async.device.DeviceIds)."""
+    """The part of PCI configuration space that distinguishes devices
+    (nvme_async.device.DeviceIds).
+    """
 
     @property
     def vendor(self) -> int: ...
@@ -39,7 +41,8 @@ def _names(pairs: tuple[tuple[str, str], ...]) -> str:
 
 @attrs.frozen
 class NamespaceIdentity:
-    """Globally unique identifiers of a namespace (NVM Command Set 1.0, 4.1.5.1; Base 2.0, 5.17.2.3).
+    """Globally unique identifiers of a namespace (NVM Command Set 1.0, 4.1.5.1; Base 2.0,
+    5.17.2.3).
 
     Attributes:
         nguid: 16 bytes as reported; empty if there is none (all zeroes).
@@ -53,7 +56,9 @@ class NamespaceIdentity:
 
     @classmethod
     def of(cls, identify: IdentifyNamespace, descriptors: NamespaceDescriptors | None = None) -> NamespaceIdentity:
-        """From Identify CNS 03h where the controller has it; what is missing there, from CNS 00h."""
+        """From Identify CNS 03h if the controller supports it; missing values come from CNS
+        00h.
+        """
         listed = descriptors if descriptors is not None else NamespaceDescriptors()
 
         def present(value: bytes | None) -> bytes:
@@ -71,7 +76,7 @@ class NamespaceIdentity:
         return bool(self.nguid or self.eui64 or self.uuid)
 
     def is_other(self, other: NamespaceIdentity) -> bool:
-        """Is `other` certainly another namespace? Identifiers that both have decide; where one has
+        """Is `other` certainly another namespace? Identifiers that both have decide; if one has
         none at all, nothing is certain.
         """
         pairs = (
@@ -85,7 +90,9 @@ class NamespaceIdentity:
         return self.known and other.known
 
     def merged(self, older: NamespaceIdentity) -> NamespaceIdentity:
-        """With what `older`, of the same namespace, knew and this one could not read."""
+        """This identity, completed by the values of `older`, of the same namespace, that could
+        not be read.
+        """
         return NamespaceIdentity(self.nguid or older.nguid, self.eui64 or older.eui64, self.uuid or older.uuid)
 
     def __str__(self) -> str:
@@ -100,7 +107,8 @@ class NamespaceIdentity:
 
 @attrs.frozen
 class ControllerIdentity:
-    """What names a controller: Identify Controller (Base 2.0, 5.17.2.1) and PCI configuration space.
+    """The identity of a controller: Identify Controller (Base 2.0, 5.17.2.1) and PCI
+    configuration space.
 
     Attributes:
         serial, model: without padding. subnqn: NVM subsystem qualified name, "" if there is none.
@@ -136,8 +144,8 @@ class ControllerIdentity:
         )
 
     def is_other(self, other: ControllerIdentity, *, connected_anew: bool = False) -> bool:
-        """Is `other` another controller? connected_anew: it was opened again since, so the
-        controller identifier says nothing.
+        """Is `other` another controller? connected_anew: it was opened again meanwhile, so the
+        controller identifier is not compared.
         """
         return bool(self.differences(other, connected_anew=connected_anew))
 

@@ -40,7 +40,7 @@ class IdentifyNamespaceKv(Layout, size=4096):
     """Identify Namespace of the key value command set (CNS 05h, CSI 01h)."""
 
     nsze: int = uint(0, 8)
-    """Bytes that it holds."""
+    """Its size in bytes."""
     nuse: int = uint(16, 8)
     nsfeat: int = uint(24, 1)
     nkvf: int = uint(25, 1)
@@ -93,7 +93,7 @@ def list_keys(nsid: int, start: bytes, nbytes: int) -> Command:
 
 
 def decode_keys(data: Buffer) -> tuple[bytes, ...]:
-    """From the buffer of List. ValueError if it is cut off."""
+    """From the buffer of List. ValueError if it is truncated."""
     page = bytes(data)
     count = int.from_bytes(page[:4], "little")
     keys, at = [], 4

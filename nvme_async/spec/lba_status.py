@@ -1,4 +1,6 @@
-"""Which logical blocks may be unreadable: Get LBA Status (NVM 4.2.1) and its log page (NVM 4.1.4)."""
+"""Which logical blocks may be unreadable: Get LBA Status (NVM 4.2.1) and its log page (NVM
+4.1.4).
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,11 @@ class LbaStatusDescriptor(Layout, size=16):
 
 @attrs.frozen
 class LbaStatus:
-    """What Get LBA Status returns (NVM 4.2.1).
+    """The result of Get LBA Status (NVM 4.2.1).
 
     Attributes:
         nlsd: number of descriptors; more than in `descriptors` if the buffer was too small.
-        cmpc: completion condition: 1 the buffer's end reached, 2 all blocks looked at.
+        cmpc: completion condition: 1 the buffer's end reached, 2 all blocks checked.
         descriptors: potentially unrecoverable blocks.
     """
 
@@ -64,8 +66,8 @@ class LbaStatusElement:
 
     Attributes:
         nsid: the namespace.
-        action: 10h or 11h, to be given to Get LBA Status.
-        ranges: where to look; None for the whole namespace.
+        action: 10h or 11h, for Get LBA Status.
+        ranges: the ranges to check; None for the whole namespace.
     """
 
     nsid: int
@@ -89,7 +91,7 @@ class LbaStatusLog:
 
     @classmethod
     def decode(cls, data: Buffer) -> LbaStatusLog:
-        """Raises ValueError if the page is cut off."""
+        """Raises ValueError if the page is truncated."""
         page = bytes(data)
         try:
             _length, count, estulb, lsgc = struct.unpack_from("<III2xH", page)

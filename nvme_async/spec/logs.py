@@ -39,7 +39,7 @@ class SupportedLogPages(Layout, size=1024):
 
     @property
     def supported(self) -> frozenset[int]:
-        """Identifiers of the log pages that there are."""
+        """Identifiers of the supported log pages."""
         return _indices(self.lids)
 
 
@@ -48,7 +48,7 @@ class ErrorEntry(Layout, size=64):
     """Error information log entry (LID 01h; Base 5.16.1.2)."""
 
     error_count: int = uint(0, 8)
-    """Identifies the error over the controller's life; 0 for an unused entry."""
+    """Identifies the error over the controller's lifetime; 0 for an unused entry."""
     sqid: int = uint(8, 2)
     """FFFFh if the error belongs to no command, as cid then."""
     cid: int = uint(10, 2)
@@ -100,7 +100,7 @@ class SmartHealth(Layout, size=512):
     """Percent, as the next two."""
     spare_thresh: int = uint(4, 1)
     percent_used: int = uint(5, 1)
-    """Of the life that the vendor estimates; may go beyond 100, up to 255."""
+    """Percentage used of the lifetime that the vendor estimates; may exceed 100, up to 255."""
     endurance_grp_critical_warning_summary: int = uint(6, 1)
     data_units_read: int = uint(32, 16)
     data_units_written: int = uint(48, 16)
@@ -180,7 +180,9 @@ class FirmwareSlots(Layout, size=512):
 
 
 def decode_changed_namespaces(data: Buffer) -> tuple[int, ...] | None:
-    """Changed namespace list (LID 04h; Base 5.16.1.5). None: more than 1024 changed, look at all."""
+    """Changed namespace list (LID 04h; Base 5.16.1.5). None: more than 1024 changed, so check
+    all.
+    """
     nsids = decode_namespace_list(data)
     return None if nsids[:1] == (0xFFFF_FFFF,) else nsids
 
@@ -216,20 +218,20 @@ class CommandsSupported(Layout, size=4096):
 
     @property
     def admin_opcodes(self) -> frozenset[int]:
-        """Admin commands that there are."""
+        """The supported admin commands."""
         return _indices(self.acs)
 
     @property
     def io_opcodes(self) -> frozenset[int]:
-        """I/O commands that there are, of the command set asked for."""
+        """The supported I/O commands of the requested command set."""
         return _indices(self.iocs)
 
     def admin(self, opcode: int) -> CommandEffects:
-        """What an admin command does."""
+        """The effects of an admin command."""
         return CommandEffects.from_int(self.acs[opcode])
 
     def io(self, opcode: int) -> CommandEffects:
-        """What an I/O command does."""
+        """The effects of an I/O command."""
         return CommandEffects.from_int(self.iocs[opcode])
 
 
@@ -241,7 +243,7 @@ class SupportedFeatures(Layout, size=1024):
 
     @property
     def supported(self) -> frozenset[int]:
-        """Identifiers of the features that there are."""
+        """Identifiers of the supported features."""
         return _indices(self.fis)
 
 

@@ -82,7 +82,7 @@ def cq_doorbell(qid: int, dstrd: int) -> int:
 
 
 def is_gone(value: int, nbytes: int = 4) -> bool:
-    """True for what a read gives when nobody answers: all ones. No valid CSTS, VS or CAP reads like
+    """True for the result of a read without a device: all ones. No valid CSTS, VS or CAP reads like
     this.
     """
     return value == (1 << 8 * nbytes) - 1
@@ -250,7 +250,7 @@ class Csts(BitFields, width=32):
     pp: bool = bit(5)
     """Processing paused: commands wait, for example while firmware is activated."""
     st: bool = bit(6)
-    """Shutdown type: True if shst tells of an NVM subsystem shutdown."""
+    """Shutdown type: True if shst concerns an NVM subsystem shutdown."""
 
     @property
     def shutdown_complete(self) -> bool:

@@ -56,7 +56,7 @@ class ReservationReport:
 
     Attributes:
         gen: a counter that changes with every registration and every change of the reservation.
-        rtype: reservation type, NONE if nobody holds one.
+        rtype: reservation type, NONE if there is none.
         regctl: number of registered controllers; more than `registrants` if the buffer was too
             small.
         ptpls: reservations and registrations persist through power loss.

@@ -85,7 +85,7 @@ class Discovery0:
 
     @property
     def locking_enabled(self) -> bool:
-        """Somebody has taken ownership."""
+        """Ownership has been taken."""
         return self._locking(1)
 
     @property

@@ -1,4 +1,6 @@
-"""Zoned namespaces: identify data, zone descriptors and reports, the changed zone list (ZNS 1.1)."""
+"""Zoned namespaces: identify data, zone descriptors and reports, the changed zone list (ZNS
+1.1).
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Tests of the driver that any controller must pass, written once.
 
 Elsewhere a role is an emulated controller of that kind. In the virtual machine (tests/vm,
-NVME_ASYNC_LAB=1) it is QEMU's NVMe controller of that serial number, over VFIO; then the kernel's
-IOMMU, QEMU's complaints and its trace are watched too. With
+NVME_ASYNC_LAB=1) it is QEMU's NVMe controller of that serial number, over VFIO; then the tests also
+check the kernel's IOMMU, QEMU's complaints and its trace. With
 NVME_ASYNC_QEMU_SERVER=/path/to/qemu-system-x86_64 it is QEMU's controller behind QEMU's vfio-user
 server (qemu_server.py).
 """
@@ -27,7 +27,7 @@ EMULATED = {
     "one-vector": "size=256MiB,block=512,vectors=1",
     "many": "size=64MiB,block=512,namespaces=3",
 }
-# What only QEMU has: no limit on transfers (until version 10), a controller memory buffer.
+# Features that only QEMU has: no limit on transfers (until version 10), a controller memory buffer.
 QEMU_ONLY = ("mdts-none", "cmb") if IN_GUEST else ("cmb",) if QEMU else ()
 
 if IN_GUEST:
@@ -56,12 +56,16 @@ def _witness() -> Iterator[Any]:
 
 @pytest.fixture
 def provoked() -> None:
-    """For a test that means to send what the controller refuses: its complaint is then no fault."""
+    """For a test that sends invalid commands on purpose: the controller's complaint is not a
+    failure.
+    """
 
 
 @pytest.fixture(autouse=True)
 def _no_complaints(_witness: Any, request: pytest.FixtureRequest) -> Iterator[None]:
-    """In the guest: QEMU found no fault with the driver, and the IOMMU refused nothing."""
+    """In the guest: QEMU logged no complaint about the driver, and the IOMMU refused no
+    access.
+    """
     if _witness is None or "provoked" in request.fixturenames:
         yield
         return
@@ -72,7 +76,7 @@ def _no_complaints(_witness: Any, request: pytest.FixtureRequest) -> Iterator[No
 
 @pytest.fixture
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """The address of a controller of a role, ready to be opened."""
+    """The address of a controller with this role, ready to be opened."""
     if IN_GUEST:
         yield take_for_vfio
     elif QEMU:

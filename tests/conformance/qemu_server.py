@@ -1,6 +1,6 @@
-"""QEMU's NVMe controllers behind QEMU's own vfio-user server (libvfio-user): both ends of the
-protocol, and the controller, by others, and no guest. It takes a QEMU configured with
---enable-vfio-user-server, which no distribution has; docs/vfio.md says how to build it.
+"""QEMU's NVMe controllers behind QEMU's own vfio-user server (libvfio-user): server and
+controller are independent of this project, and no guest is needed. It requires a QEMU configured
+with --enable-vfio-user-server, which no distribution has; see docs/vfio.md.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class QemuServer:
             time.sleep(0.01)
 
     def complaints(self) -> list[str]:
-        """What the controller found wrong with the driver."""
+        """The controller's complaints about the driver."""
         return self.trace.read_text().splitlines() if self.trace.exists() else []
 
     def end(self) -> None:

@@ -37,7 +37,7 @@ async def test_each_namespace_keeps_its_own_data(uri: Uri, role: str) -> None:
         for nsid, namespace in controller.namespaces.items():
             data = pattern(16 * namespace.block_size, nsid)
             await namespace.write(100, data)
-            # The last blocks are the ones that an error of one would miss.
+            # The last blocks show off-by-one errors.
             await namespace.write(namespace.blocks - 16, data[::-1])
             await namespace.flush()
             written[nsid] = data
@@ -64,7 +64,9 @@ async def test_every_length_up_to_and_beyond_one_command(uri: Uri, role: str) ->
 
 
 async def test_buffers_at_every_kind_of_offset(uri: Uri, role: str) -> None:
-    """PRP entries: the first may begin within a page, all others are whole pages (Base 2.0, 4.1.1)."""
+    """PRP entries: the first may begin within a page, all others are whole pages (Base 2.0,
+    4.1.1).
+    """
     async with nvme_async.open(uri(role)) as controller:
         namespace = next(iter(controller.namespaces.values()))
         size, most = namespace.block_size, namespace.max_blocks
@@ -100,7 +102,9 @@ async def test_registered_memory_is_accessed_in_place(uri: Uri, role: str) -> No
 
 
 async def test_many_at_once_in_random_order(uri: Uri, role: str) -> None:
-    """More than the queue takes, reads against writes elsewhere, each block with its own content."""
+    """More commands than the queue holds, reads and writes mixed, each block with its own
+    content.
+    """
     async with nvme_async.open(uri(role), queue_entries=32) as controller:
         namespace = next(iter(controller.namespaces.values()))
         order = list(range(400))
@@ -133,8 +137,7 @@ async def test_zeroes_and_deallocated_blocks(uri: Uri, role: str) -> None:
             expected[8 * namespace.block_size : 24 * namespace.block_size] = bytes(16 * namespace.block_size)
             assert await namespace.read(0, 64) == expected
             await namespace.deallocate([(0, 4), (40, 8)])
-            # What deallocated blocks read as is up to the controller, the others stay what they
-            # were.
+            # The controller decides what deallocated blocks read as; the others are unchanged.
             assert (await namespace.read(4, 36)) == expected[4 * namespace.block_size : 40 * namespace.block_size]
             assert (await namespace.read(48, 16)) == expected[48 * namespace.block_size :]
 

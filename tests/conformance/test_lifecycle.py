@@ -74,7 +74,7 @@ async def test_cancelled_commands_do_not_affect_others(uri: Uri) -> None:
 
 
 def run_loops(count: int, work: Callable[[int], Awaitable[None]]) -> None:
-    """`count` threads with an event loop each, all at the same time."""
+    """Runs `count` threads with one event loop each at the same time."""
     errors: list[BaseException] = []
 
     def run(number: int) -> None:

@@ -206,7 +206,6 @@ async def test_read_only_buffers_can_be_written_but_not_read_into(ns: Namespace)
 
 
 # -- memory that the device can access
-# ----------------------------------------------------------------
 
 
 @pytest.mark.both_loops

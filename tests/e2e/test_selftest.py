@@ -123,7 +123,7 @@ def test_a_drive_in_use_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["5", "9-3", "a-b", "-3"])
-def test_ranges_that_make_no_sense(text: str) -> None:
+def test_invalid_ranges_are_refused(text: str) -> None:
     done = CliRunner().invoke(cli, ["selftest", "emulated:size=4MiB", f"--write-to={text}"])
     assert done.exit_code == 2
     assert "is no range of blocks" in done.output

@@ -192,7 +192,6 @@ async def test_a_lost_command_is_aborted_or_resent_over_a_new_association(target
 
 
 # -- refusals
-# ---------------------------------------------------------------------------------------
 
 
 async def test_no_listener_is_an_error():

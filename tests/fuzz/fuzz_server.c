@@ -76,7 +76,8 @@ static void send_message(int fd, const void *head, size_t head_bytes, const void
     (void)sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
-/* The server handles what there is, and its answers are thrown away. False: it has dropped the client. */
+/* The server handles what there is, and its answers are thrown away. False: it has dropped the
+ * client. */
 static bool turn(int fd)
 {
     static char answers[1 << 16];

@@ -1,5 +1,5 @@
-"""Fuzz targets in Python: each takes bytes that a controller, a peer, a predecessor or a user gives,
-and may raise what it documents, nothing else.
+"""Fuzz targets in Python: each takes bytes that a controller, a peer, a predecessor or a user
+gives, and may raise what it documents, nothing else.
 
     python tests/fuzz/python_targets.py TARGET [atheris' arguments]
 """

@@ -1,12 +1,12 @@
-"""Builds ext/ with ASan and UBSan into an environment of its own, and runs the tests there (`make
-sanitize`).
+"""Builds ext/ with ASan and UBSan into a separate environment, and runs the tests there
+(`make sanitize`).
 
     python tests/sanitize/run.py VENV [arguments for pytest]
 
 VENV is a virtual environment with the build dependencies. Everything that is compiled goes to
 build/sanitize/ and is installed into VENV, so that no object, and no extension module, of the
 ordinary build is used or replaced. An interpreter that wasn't built with sanitizers needs their
-run-time libraries preloaded; the compiler says where they are.
+run-time libraries preloaded; the compiler reports their paths.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ASAN = {
-    # CPython keeps what it interned and imported until the process is gone.
+    # CPython keeps interned and imported objects until the process ends.
     "detect_leaks": "0",
     "abort_on_error": "0",
     "exitcode": "99",
-    # Memory that was freed is watched for a while, but the machine has to hold it.
+    # Freed memory is kept in quarantine for a while, as far as the machine has room.
     "quarantine_size_mb": "64",
     "strict_string_checks": "1",
     "detect_stack_use_after_return": "1",
-    "allocator_may_return_null": "1",  # as malloc() does: what asks for too much has to cope
+    "allocator_may_return_null": "1",  # as malloc() does: callers must handle a failed allocation
 }
 UBSAN = {"print_stacktrace": "1", "halt_on_error": "1"}
 # Not here: programs that are built without the extension modules. The first and the third have
@@ -61,7 +61,9 @@ def settings(options: dict[str, str]) -> str:
 
 
 def chosen(arguments: list[str]) -> list[str | Path]:
-    """pytest's arguments: paths and test ids are as seen from ROOT; all tests if there are none."""
+    """pytest's arguments: paths and test ids are relative to ROOT; all tests if there are
+    none.
+    """
     ids = [argument for argument in arguments if (ROOT / argument.split("::")[0]).exists()]
     others = [argument for argument in arguments if argument not in ids]
     return [
@@ -76,7 +78,7 @@ def main() -> int:
     preload = libraries()
     environment = {**os.environ, "NVME_ASYNC_SANITIZE": "1"}
     pip = [python, "-m", "pip", "--quiet"]
-    # What is there may be the same version with other contents.
+    # The installed package may have the same version but other contents.
     subprocess.run(
         [*pip, "uninstall", "--yes", "nvme_async"], cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL
     )
@@ -85,12 +87,12 @@ def main() -> int:
         "LD_PRELOAD": " ".join(preload),
         "ASAN_OPTIONS": settings(ASAN),
         "UBSAN_OPTIONS": settings(UBSAN),
-        # Every object is a malloc() of its own, so that what runs past its end is seen.
+        # Every object is a separate malloc(), so that overflows are detected.
         "PYTHONMALLOC": "malloc",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     environment.pop("PYTHONPATH", None)
-    # Not from ROOT: it has a folder nvme_async, which is not the package that was installed.
+    # Not from ROOT: its directory nvme_async is not the installed package.
     folder = ROOT / "build" / "sanitize" / "run"
     folder.mkdir(parents=True, exist_ok=True)
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", ROOT, "-c", ROOT / "pyproject.toml"]

@@ -1,4 +1,4 @@
-"""That the sanitizers are really there: a wrong access by a module of ext/ ends the process, with a
+"""The sanitizers are active: an invalid access by a module of ext/ ends the process with a
 report.
 """
 
@@ -39,7 +39,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# A view that promises more bytes than there are: the module behind it can't know.
+# A view that claims more bytes than exist: the module that uses it can't notice.
 OVERFLOW = """
     import ctypes
     from nvme_async.native import _fio
@@ -67,7 +67,7 @@ def test_valid_accesses_pass() -> None:
 
 
 def test_objects_have_separate_memory() -> None:
-    """Also those of Python's: a view past the end of bytes is seen."""
+    """So have Python's: a view past the end of bytes is detected."""
     result = run("""
         import ctypes
         from nvme_async.native import _fio

@@ -2,12 +2,13 @@
 
     python tests/torture/bitflips.py --flips 2000
 
-Between save() and restore() bits are flipped in trackers, queue headers, PRP lists, submission ring, the pool's header
-and slot table, and the manifest. A restore either refuses, with RestoreRefused and nothing changed, or goes on: then
-every command in flight must come back as what it was, with its own data; memory that was allocated while they were
-out must stay as it is; and every block must read as it was written. Some restores are told to bring the controller up
-afresh where a live restore is refused. Anything else is a failure: wrong data, an exception of another kind, a lost
-result.
+Between save() and restore() bits are flipped in trackers, queue headers, PRP lists, submission
+ring, the pool's header and slot table, and the manifest. A restore either refuses, with
+RestoreRefused and nothing changed, or continues: then every command in flight must come back
+unchanged, with its own data; memory that was allocated meanwhile must stay unchanged; and every
+block must read as it was written. Some restores use policy="fresh", which brings the controller up
+if a live restore is refused. Anything else is a failure: wrong data, an exception of another kind,
+a lost result.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ WEIGHTS = {
 
 
 class Wrong(Exception):
-    """Something is not as it has to be."""
+    """A check failed."""
 
 
 def block(lba: int, generation: int = 0) -> bytes:
@@ -69,7 +70,8 @@ class Scene:
         self.sent: dict[int, tuple[int, int, int, bool]] = {}  # tag → opcode, lba, blocks, brings data
 
     async def make(self) -> Scene:
-        # No shadow doorbells: the controller writes to those, and here the image is put back again and again.
+        # No shadow doorbells: the controller writes to them, but here the image is restored
+        # repeatedly.
         self.folder = tempfile.TemporaryDirectory()
         self.emulator = EmulatedController("size=16MiB,dbbuf=off")
         self.emulator.listen(f"{self.folder.name}/device")
@@ -128,7 +130,7 @@ class Scene:
         return self
 
     def _explore(self) -> None:
-        """Where what lies, as (offset, bytes) by kind."""
+        """The structures' places, as (offset, bytes) by kind."""
         image = self.image
         self.places: dict[str, list[tuple[int, int]]] = {kind: [] for kind in WEIGHTS}
         self.places["pool header"].append((0, 128))
@@ -166,7 +168,9 @@ class Scene:
 
 
 def damage(scene: Scene, chance: random.Random) -> tuple[str, list[int]]:
-    """(kind, bits) to flip: one, or two of one structure, of one kind, or of any two."""
+    """(kind, bits) to flip: one bit, or two bits of one structure, of one kind, or of any
+    two.
+    """
     kinds, weights = list(WEIGHTS), list(WEIGHTS.values())
 
     def one(kind: str, place: tuple[int, int] | None = None) -> tuple[int, tuple[int, int]]:
@@ -185,7 +189,7 @@ def damage(scene: Scene, chance: random.Random) -> tuple[str, list[int]]:
 
 
 async def check(controller: nvme_async.Controller, scene: Scene, *, live: bool) -> None:
-    """The restored controller, its predecessor's commands still out if `live`."""
+    """The restored controller, with its predecessor's commands still in flight if `live`."""
     canaries = []
     pattern = b"\x5a" * BLOCK
     try:
@@ -234,7 +238,7 @@ async def check(controller: nvme_async.Controller, scene: Scene, *, live: bool) 
 
 
 async def attempt(scene: Scene, bits: list[int], *, fresh: bool) -> bool:
-    """True: refused, and the scene is as it was. False: it was taken over, checked, and is over."""
+    """True: refused, and nothing has changed. False: it was taken over, checked, and closed."""
     for bit in bits:
         at = bit // 8
         os.pwrite(scene.fd, bytes([os.pread(scene.fd, 1, at)[0] ^ 1 << bit % 8]), at)
@@ -258,7 +262,9 @@ async def attempt(scene: Scene, bits: list[int], *, fresh: bool) -> bool:
 
 
 async def flip(flips: int, seed: int) -> Counter[str]:
-    """How the attempts ended. Wrong, or any other exception, with a note that says which bits it was."""
+    """The outcomes of the attempts. Raises Wrong, or any other exception, with a note that names
+    the bits.
+    """
     chance = random.Random(seed)
     outcomes: Counter[str] = Counter()
     scene: Scene | None = None

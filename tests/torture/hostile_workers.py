@@ -1,12 +1,14 @@
-"""A hostile worker: random messages to an owner, and wild doorbells, beside a worker that verifies every block.
+"""A hostile worker: random messages to an owner, and random doorbells, next to a worker that
+verifies every block.
 
     python tests/torture/hostile_workers.py --messages 1000000
 
-Sessions take a lease, mostly, and then send requests with what they know and what they don't: values that are right,
-almost right or of another lease, descriptors of every kind, bits flipped, packets cut short, too long, of another
-version, or none at all; they take no answers, or hang up in the middle. Some ring the doorbells of their own queues,
-and of queues that don't exist, with random values. Afterwards the owner is ready, was not reset, and holds what it
-held before; the worker beside has read no wrong byte.
+Most sessions take a lease and then send requests with valid and invalid values: correct, almost
+correct or of another lease, descriptors of every kind, flipped bits, packets that are truncated,
+too long, of another version or not sent at all. They read no answers, or disconnect in the middle.
+Some ring the doorbells of their own queues, and of queues that don't exist, with random values.
+Afterwards the owner must be ready, not have been reset, and hold the same resources as before; the
+other worker must have read no wrong byte.
 """
 
 from __future__ import annotations
@@ -54,11 +56,11 @@ _WANTED: dict[str, tuple[str, ...]] = {
 
 
 _BATCH = 5000
-"""Messages of one process. Queue ids of a worker that lives and says nothing are not lent again before it ends."""
+"""Messages of one process. Queue ids of a silent worker are not lent again before it exits."""
 
 
 class Fuzzer:
-    """Sessions, one after the other, in this process."""
+    """Runs sessions one after another in this process."""
 
     def __init__(self, path: str, seed: int) -> None:
         self._path = path
@@ -87,7 +89,7 @@ class Fuzzer:
             with contextlib.suppress(OSError):
                 if self.random.random() < 0.7:
                     grant = self._lease(sock)
-                # Most read what comes back, or else the owner hangs up soon.
+                # Most read the answers, because otherwise the owner disconnects them soon.
                 reads = self.random.random() < 0.9
                 sock.settimeout(0.0)
                 for number in range(self.random.randrange(1, most + 1)):
@@ -113,7 +115,9 @@ class Fuzzer:
         return {}
 
     def _doorbells(self, message: Message) -> None:
-        """Own queues, which are not created, and ids far beyond all; of others the device can't protect anyone."""
+        """Its own queues, which are not created, and ids beyond all others: the device can't
+        protect other workers' queues.
+        """
         grant = message.body
         offset, nbytes, first = grant["doorbells"]
         fd = message.fds[grant["descriptors"].index("doorbells")]
@@ -183,7 +187,7 @@ class Fuzzer:
         self.sent["descriptors"] += len(fds)
 
     def _command(self) -> bytes:
-        """One that is allowed, or almost."""
+        """A request that is valid, or almost."""
         chance = self.random
         command = chance.choice(
             (
@@ -256,7 +260,7 @@ class HostileTorture(Torture):
         return f"sent: {dict(sent)}; answered: {dict(answered)}; 0 wrong, 0 left"
 
     def _batch(self, seed: int, messages: int, sent: Counter[str], answered: Counter[str]) -> None:
-        """In a process of its own: what it leaves has to end with it."""
+        """In a separate process, so that everything it leaves ends with it."""
         process = Process(_sessions, self._path, seed, messages)
         told = process.hear()
         if told is None or process.end():
@@ -270,7 +274,7 @@ class HostileTorture(Torture):
         return found
 
     def _silent(self) -> list[socket.socket]:
-        """Peers that say nothing, which are to be disconnected meanwhile."""
+        """Silent peers, which must be disconnected meanwhile."""
         socks = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(8)]
         for sock in socks:
             sock.settimeout(PATIENCE)

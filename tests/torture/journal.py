@@ -1,4 +1,4 @@
-"""What the writers have promised, in memory that survives them; and blocks that tell which write
+"""The writers' promises, in memory that survives them; and blocks that identify the write that
 they come from.
 """
 
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 BLOCK = 4096
 THREADS = 4
-# Blocks of a thread's units, over and over: one page, two pages, PRP lists. None is longer than one
-# command.
+# Sizes in blocks of a thread's units, repeated: one page, two pages, PRP lists. None is longer than
+# one command.
 SIZES = (1, 1, 2, 1, 4, 8, 1, 2, 16, 1, 3, 32)
 UNITS_PER_THREAD = 24
 
@@ -25,7 +25,7 @@ _BODY = BLOCK - _HEADER.size
 
 
 class Unit(NamedTuple):
-    """Blocks that are always written by one command, one write at a time."""
+    """Blocks that one command always writes as a whole, one write at a time."""
 
     index: int
     thread: int
@@ -49,8 +49,8 @@ UNIT_AT = {unit.lba: unit for unit in UNITS}
 
 
 class Journal:
-    """Shared by all processes forked after it was made, or by all that map the same file. Each word
-    is written by one store, by the one process that drives the controller.
+    """Shared by all processes that are forked later, or that map the same file. Each word is
+    written by one store, by the one process that drives the controller.
 
     issued[unit]: the write that may be out, or was the last; acked[unit]: the last that was
         acknowledged; highest[unit]: sequence numbers
@@ -73,7 +73,7 @@ class Journal:
 
 
 def content(unit: Unit, sequence: int) -> bytes:
-    """What write `sequence` puts into the unit; before the first it is zeroes."""
+    """The data that write `sequence` puts into the unit; zeroes before the first."""
     if sequence == 0:
         return bytes(unit.blocks * BLOCK)
     blocks = []
@@ -85,12 +85,12 @@ def content(unit: Unit, sequence: int) -> bytes:
 
 
 class Broken(Exception):
-    """Blocks that are not what one of the permitted writes left."""
+    """Blocks that match none of the permitted writes."""
 
 
 def sequence_of(unit: Unit, data: bytes | bytearray | memoryview, *permitted: int) -> int:
     """Which of the permitted writes the unit's data are from. Broken says what they are instead:
-    lost, stale, torn, somebody else's.
+    lost, stale, torn, or another unit's.
     """
     raw = bytes(data)
     for sequence in permitted:

@@ -1,16 +1,15 @@
 """kill -9 torture: drivers that write on four queues are killed at random instants, and their
 successors check what they left.
 
-    python tests/torture/kill9.py --rounds 200                  # with a keeper; fails at the first
-    thing that is wrong python tests/torture/kill9.py --rounds 50 --keepalive off   # without: what
-    is different
+    python tests/torture/kill9.py --rounds 200                  # with a keeper; stops at an error
+    python tests/torture/kill9.py --rounds 50 --keepalive off   # without; shows the difference
 
-The controller is an emulated one in a process of its own; a keeper holds it between two drivers.
-Each round a driver is killed by SIGKILL, mostly while it writes, sometimes while it is still taking
-over; the next one, started before and waiting, takes the controller over. It checks that every
-acknowledged write is there, that no block is torn or stale, that commands which were out are
-reported truly, that no page of the pool has two owners or none, and (from the emulator's counters)
-that the controller was never reset and nothing asked it who it is.
+The emulated controller runs in a separate process; a keeper holds it between two drivers. Each
+round SIGKILL ends a driver, mostly while it writes, sometimes during its takeover; the next one,
+already started and waiting, takes the controller over. It checks that every acknowledged write is
+there, that no block is torn or stale, that in-flight commands are reported correctly, that each
+page of the pool has exactly one owner, and (from the emulator's counters) that the controller was
+never reset and got no second Identify.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ from nvme_async.keepalive.keeper.client import KeeperClient
 from nvme_async.spec.opcodes import AdminOpcode
 
 PATIENCE = 60.0  # seconds for anything to happen
-SLACK = 1 << 20  # bytes by which the pool's use may differ between rounds: bounce pages come by need
+SLACK = 1 << 20  # bytes by which the pool's use may differ between rounds: bounce pages are allocated on demand
 
 
 class Failure(Exception):
-    """Something is not as it has to be."""
+    """A check failed."""
 
 
 class Driver:
-    """A forked process and what it tells."""
+    """A forked process and its reports."""
 
     def __init__(
         self, plan: Any, journal: Journal, main: Callable[[Any, Journal, int, int], None] = victim.main
@@ -70,8 +69,8 @@ class Driver:
         return next((entry for entry in self.events if entry["event"] == event), None)
 
     def listen(self, seconds: float) -> bool:
-        """Takes what it tells within some time. False when there was nothing; Failure if it tells
-        of an error.
+        """Waits for a report within a limit. False if there was none; Failure if it reports an
+        error.
         """
         if not select.select([self._reader], [], [], max(0.0, seconds))[0]:
             return False
@@ -101,12 +100,12 @@ class Driver:
         os.write(self._go, b"\0")
 
     def end(self) -> None:
-        """It stops writing, closes its controller and ends."""
+        """Makes it stop writing, close its controller and exit."""
         os.kill(self.pid, signal.SIGTERM)
         self.wait_for("closed")
 
     def kill(self) -> int:
-        """The instant, CLOCK_MONOTONIC nanoseconds. Harmless when repeated."""
+        """Kills it; returns the time in CLOCK_MONOTONIC nanoseconds. May be repeated."""
         instant = time.monotonic_ns()
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
@@ -121,7 +120,7 @@ class Driver:
 
 @contextlib.contextmanager
 def serving(arguments: list[str], path: Path) -> Iterator[None]:
-    """A server process, from when its socket is there."""
+    """A server process, once its socket exists."""
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
     try:
         limit = time.monotonic() + PATIENCE
@@ -146,20 +145,20 @@ class Torture:
         self.phases: Counter[str] = Counter()
         self.totals: Counter[str] = Counter()
         self.opened: list[float] = []  # milliseconds from the kill until open() has returned
-        self.pauses: list[float] = []  # and until the first I/O of the successor has completed, after what was out
+        self.pauses: list[float] = []  # and until the successor's first I/O has completed, after the adopted commands
         self.pool: list[int] = []
         self.number = 0
         self._line: deque[Driver] = deque()
-        self._before: dict[str, Any] = {}  # the emulator's counters, when the controller was first up
-        self._last: dict[str, Any] = {}  # and while the last driver ran
+        self._before: dict[str, Any] = {}  # the emulator's counters when the controller was first ready
+        self._last: dict[str, Any] = {}  # and while the last driver was running
 
     @property
     def _kept(self) -> bool:
         return self._plan.keeper is not None
 
     def _slow(self) -> None:
-        """Some commands are slow, before their data move or after: so that many are out when their
-        driver dies.
+        """Some commands are slow, before or after their data transfer, so that many are in
+        flight when their driver dies.
         """
         for unit in random.sample(UNITS, len(UNITS) // 4):
             kind = random.choice(("delay", "delay_post"))
@@ -184,7 +183,7 @@ class Torture:
                 )
 
     def _count(self, driver: Driver, killed_at: int) -> None:
-        """What a driver that has got so far has told."""
+        """The reports of a driver that has got this far."""
         opened, verified = driver["opened"], driver["verified"]
         if opened is not None:
             self.totals.update({name: opened[name] for name in ("adopted", "unsent", "failed")})
@@ -199,7 +198,7 @@ class Torture:
             self.pool.append(verified["pool"])
 
     def _queue_up(self, n: int) -> None:
-        """So many successors are started, and wait in a known order: the keeper serves who came
+        """So many successors are started, and wait in a known order: the keeper serves the
         first.
         """
         while len(self._line) < n:
@@ -216,7 +215,7 @@ class Torture:
                     time.sleep(0.001)
 
     def _kill_sometime(self, driver: Driver) -> int:
-        """Most die while they write; some as they take over or check."""
+        """Most die while they write; some during the takeover or the checks."""
         if random.random() < self._options.early:
             self._queue_up(1)
             time.sleep(random.uniform(0, self._options.takeover / 1000))
@@ -249,7 +248,7 @@ class Torture:
                 process.kill()
 
     def _rounds(self, driver: Driver) -> tuple[Driver, int]:
-        """The last driver, and when the one before was killed."""
+        """The last driver, and when the previous one was killed."""
         rounds = self._options.rounds
         began = time.monotonic()
         killed_at = 0
@@ -268,7 +267,7 @@ class Torture:
         return driver, killed_at
 
     def _check_pool(self) -> None:
-        """Nothing leaks: what is in use after the checks doesn't grow with the rounds."""
+        """Nothing leaks: the pool's use after the checks doesn't grow with the rounds."""
         third = len(self.pool) // 3
         if third >= 5:
             early, late = max(self.pool[third : 2 * third]), max(self.pool[2 * third :])
@@ -316,7 +315,7 @@ class Torture:
 
 
 def torture(options: argparse.Namespace, *, kept: bool) -> str:
-    """One run; the summary. Failure tells what is wrong."""
+    """One run; returns the summary. Failure describes the error."""
     with tempfile.TemporaryDirectory(prefix="kill9-") as folder, contextlib.ExitStack() as stack:
         device, control, keeper = (Path(folder) / name for name in ("device", "control", "keeper"))
         size = (-(-BLOCKS * BLOCK >> 20)) + 1
@@ -358,10 +357,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--keepalive", choices=("on", "off", "both"), default="on")
     parser.add_argument(
-        "--run", type=float, default=250, metavar="MS", help="longest life after the checks (%(default)s)"
+        "--run", type=float, default=250, metavar="MS", help="longest run time after the checks (%(default)s)"
     )
     parser.add_argument(
-        "--takeover", type=float, default=150, metavar="MS", help="longest life of those that die early (%(default)s)"
+        "--takeover",
+        type=float,
+        default=150,
+        metavar="MS",
+        help="longest run time of drivers that die early (%(default)s)",
     )
     parser.add_argument(
         "--early", type=float, default=0.3, metavar="SHARE", help="how many die before they write (%(default)s)"

@@ -1,12 +1,11 @@
-"""kill -9 on a line: drivers are killed on a random line of nvme_async, and each successor has to
-come to a working controller and its data.
+"""kill -9 at a line: drivers are killed at a random line of nvme_async, and each successor must
+get a working controller and its data.
 
     python tests/torture/kill_lines.py --rounds 200
 
-Where kill9.py kills at random instants of a busy driver, here every place in its life has its turn:
-bring-up, taking over, queue pairs that
-come and go, registered memory, controller reset, close. Each process is the successor of the one
-killed before it.
+While kill9.py kills a busy driver at random instants, this covers every phase of a driver:
+bring-up, takeover, creation and deletion of queue pairs, registered memory, controller reset,
+close. Each process is the successor of the one killed before it.
 """
 
 from __future__ import annotations
@@ -29,28 +28,28 @@ import nvme_async.keepalive.keeper as keeper_program
 from nvme_async.emulator.control import ControlClient
 
 
-def live(life: lines.Life, journal: Journal) -> Driver:
-    """A process from its beginning to its end."""
-    driver = Driver(life, journal, lines.main)
+def live(task: lines.Task, journal: Journal) -> Driver:
+    """A process from start to end."""
+    driver = Driver(task, journal, lines.main)
     limit = time.monotonic() + PATIENCE
     while driver.listen(limit - time.monotonic()):
         pass
     if time.monotonic() >= limit:
         driver.kill()
-        raise Failure(f"{life} is stuck; it told {driver.events}")
+        raise Failure(f"{task} is stuck; its reports: {driver.events}")
     driver.kill()
     return driver
 
 
 def run(uri: str, keeper: str, control: ControlClient, rounds: int) -> str:
-    """The summary. Failure tells what is wrong."""
+    """Returns the summary. Failure describes the error."""
     journal = Journal()
     totals: Counter[str] = Counter()
-    for unit in UNITS[:12:3]:  # slow, so that they are out while many lines are executed
+    for unit in UNITS[:12:3]:  # slow, so that they are in flight while many lines are executed
         control.call("add", queue="io", cdw10=unit.lba, delay_post=0.02)
-    length = 1000  # lines of the last life that came to its end
+    length = 1000  # lines of the last process that ran to its end
     for number in range(1, rounds + 1):
-        life = lines.Life(
+        task = lines.Task(
             uri,
             keeper,
             dies_at=random.randint(1, length) if number % 10 else 0,
@@ -59,15 +58,15 @@ def run(uri: str, keeper: str, control: ControlClient, rounds: int) -> str:
             seed=number,
         )
         try:
-            driver = live(life, journal)
+            driver = live(task, journal)
         except Failure as failure:
-            raise Failure(f"round {number}, {life}: {failure}") from None
+            raise Failure(f"round {number}, {task}: {failure}") from None
         opened, closed = driver["opened"], driver["closed"]
         totals["lived to the end" if closed else "killed after opening" if opened else "killed before"] += 1
         totals["commands adopted"] += opened["adopted"] if opened else 0
         length = closed["lines"] if closed else length
         if number % 10 == 0 and closed is None:
-            raise Failure(f"round {number}, {life}: it ended early, and told only {driver.events}")
+            raise Failure(f"round {number}, {task}: it ended early, its reports: {driver.events}")
     counters = control.call("counters")
     if counters["invalid_doorbells"]:
         raise Failure(f"the controller saw {counters['invalid_doorbells']} invalid doorbells")

@@ -1,19 +1,19 @@
-"""Workers that share a controller are killed at random, beside others that verify every block.
+"""Workers that share a controller are killed at random, while others verify every block.
 
     python tests/torture/killed_workers.py --rounds 1000
 
-An owner has an emulated controller; steady workers write and read blocks of their own and check each
-byte. Each round one more worker is killed, in turn: by SIGKILL at a random instant of its life; on a
-random line of nvme_async; or at a random machine instruction, to which it is single-stepped (ptrace).
-Some of its commands are slow, so that they are out when it dies, and its addresses and queue ids are
-lent to the worker of the next round. Afterwards
+An owner has an emulated controller; steady workers write and read their own blocks and check each
+byte. Each round one more worker is killed, alternating between SIGKILL at a random instant, a
+random line of nvme_async, and a random machine instruction, to which it is single-stepped (ptrace).
+Some of its commands are slow, so that they are in flight when it dies, and its addresses and queue
+ids are lent to the worker of the next round. Afterwards
 
     - no worker has read a wrong byte, and none was reset;
-    - the owner has the leases of the steady workers and nothing else: no queue id, window, mapping,
-      stop word, descriptor or memory map more than before;
+    - the owner has the leases of the steady workers and no additional queue id, window, mapping,
+      stop word, descriptor or memory map;
     - the controller saw no invalid doorbell and was not reset.
 
-The last line has the time from a worker's death until its queue ids can be lent again.
+The last line reports the time from a worker's death until its queue ids can be lent again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _PTRACE_ATTACH, _PTRACE_SINGLESTEP = 16, 9
 
 
 class Failure(Exception):
-    """Something is not as it has to be."""
+    """A check failed."""
 
 
 class Process:
@@ -83,7 +83,7 @@ class Process:
         os.close(orders)
 
     def hear(self, seconds: float = PATIENCE) -> dict[str, Any] | None:
-        """What it says next; None at its end. Failure for an error, or when nothing came."""
+        """Its next line; None at its end. Failure for an error or a timeout."""
         limit = time.monotonic() + seconds
         while b"\n" not in self._text:
             if not select.select([self._reader], [], [], max(0.0, limit - time.monotonic()))[0]:
@@ -106,7 +106,7 @@ class Process:
             os.kill(self.pid, signal.SIGKILL)
 
     def end(self) -> int:
-        """Waits for its end; its status."""
+        """Waits for its end; returns its status."""
         _, status = os.waitpid(self.pid, 0)
         os.close(self._reader)
         os.close(self._orders)
@@ -117,7 +117,9 @@ class Process:
 
 
 async def owner(path: str, report: int, orders: int) -> None:
-    """Shares a controller until its orders end. "check": what it holds; "times": {pid: when its ids came back}."""
+    """Shares a controller until its input ends. "check": what it holds; "times": {pid: when its
+    ids were released}.
+    """
     returned: dict[int, float] = {}
     original = TakingBack.return_ids
 
@@ -169,7 +171,9 @@ async def owner(path: str, report: int, orders: int) -> None:
 
 
 async def victim(path: str, number: int, dies_at: int, report: int, orders: int) -> None:
-    """Everything that a worker does in its life. dies_at: of the lines that it executes; 0: it lives."""
+    """Everything that a worker does. dies_at: the number of the executed line at which it dies;
+    0: it survives.
+    """
     logging.disable(logging.WARNING)
 
     def tell(event: str, **more: Any) -> None:
@@ -177,7 +181,8 @@ async def victim(path: str, number: int, dies_at: int, report: int, orders: int)
 
     killer = Killer(dies_at)
     killer.start()
-    # Two ranges in turn: a successor never writes where a predecessor's last command may still go.
+    # Two alternating ranges: a successor never writes where a predecessor's last command may still
+    # write.
     first = (STEADY + 1 + number % 2) * BLOCKS
     began = time.monotonic()
     async with nvme_async.open(f"shared:{path}", io_queues=2, **OPTIONS) as controller:
@@ -196,7 +201,7 @@ async def victim(path: str, number: int, dies_at: int, report: int, orders: int)
 
         await use(0)
         await use(1)
-        # A queue pair comes and goes.
+        # A queue pair is created and deleted.
         await asyncio.to_thread(lambda: asyncio.run(use(2)))
         fd = os.memfd_create("registered", os.MFD_CLOEXEC)
         os.ftruncate(fd, size)
@@ -220,8 +225,8 @@ class Tracer:
         self._ptrace.restype = ctypes.c_long
 
     def step_and_kill(self, pid: int, steps: int) -> int:
-        """Its first thread executes so many instructions, then it is killed. How many it has executed: fewer if it
-        came to wait in the kernel, or ended; -1: it can't be traced.
+        """Its first thread executes so many instructions, then it is killed. Returns how many it
+        has executed: fewer if it waited in the kernel or exited; -1 if it can't be traced.
         """
         done = 0
         if self._ptrace(_PTRACE_ATTACH, pid, None, None):
@@ -234,7 +239,7 @@ class Tracer:
         return done
 
     def _stops(self, pid: int, seconds: float) -> bool:
-        """Whether it stops within that time. A process that ended is left to be waited for."""
+        """Whether it stops within that time. A process that exited is left for wait()."""
         limit = time.monotonic() + seconds
         while True:
             found = os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
@@ -251,7 +256,7 @@ class Tracer:
 
 
 class Torture:
-    """One run. ways: of killing, in turn."""
+    """One run. ways: the ways of killing, alternating."""
 
     def __init__(self, folder: Path, ways: tuple[str, ...]) -> None:
         self._folder = folder
@@ -263,9 +268,9 @@ class Torture:
         self._seconds, self._lines = 0.2, 1000
 
     def run(self, rounds: int) -> str:
-        """The summary. Failure says what is wrong."""
+        """Returns the summary. Failure describes the error."""
         with self.owned(), self._steady() as steady:
-            # The first two show how long a life is, and have everything grow that grows once.
+            # The first two show how long a worker runs, and trigger all one-time growth.
             for number in (0, 1):
                 self._live(number, "lives")
             before = self._settled()
@@ -287,7 +292,7 @@ class Torture:
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
-        """While the owner runs, which has to end well."""
+        """While the owner runs, which must end without an error."""
         self._owner = Process(owner, self._path)
         self._owner.hear()
         try:
@@ -336,7 +341,7 @@ class Torture:
         return found
 
     def _settled(self) -> dict[str, int]:
-        """Once the owner has what belongs to the steady workers, and nothing else."""
+        """Waits until the owner has only the resources of the steady workers."""
         limit = time.monotonic() + PATIENCE
         while True:
             found = self._check()
@@ -395,7 +400,9 @@ class Torture:
                 raise Failure(f"steady worker {seed} ended: {self._said(seed)[-500:]}")
 
     def _verified(self, steady: list[subprocess.Popen[bytes]]) -> int:
-        """How many rounds the steady workers have verified. Failure if one of them was reset."""
+        """The number of rounds that the steady workers have verified. Failure if one of them was
+        reset.
+        """
         verified = 0
         for seed in range(1, len(steady) + 1):
             words = self._said(seed).split()

@@ -1,4 +1,4 @@
-"""A driver process that is killed on a given line: everything that a driver does in its life, and
+"""A driver process that is killed at a given line. It does everything that a driver can do, and
 each line of nvme_async is a place to die.
 """
 
@@ -28,21 +28,21 @@ _OTHERS = tuple(f"{_PACKAGE}/{name}" for name in ("spec", "emulator", "cli", "be
 
 
 @attrs.frozen
-class Life:
-    """What one process is to do."""
+class Task:
+    """The task of one process."""
 
     uri: str
     keeper: str
     dies_at: int
-    """The number of lines after which it is killed; 0: it lives."""
+    """The number of lines after which it is killed; 0: it survives."""
     resets: bool = False
     closes: bool = False
-    """Its controller, at the end. Else it just ends."""
+    """Closes its controller at the end; otherwise it just exits."""
     seed: int = 0
 
 
 class Killer:
-    """Counts the lines that are executed in the driver, on all threads."""
+    """Counts the executed lines of the driver, on all threads."""
 
     def __init__(self, dies_at: int) -> None:
         self.lines = 0
@@ -67,35 +67,35 @@ class Killer:
 
 
 class LineVictim:
-    """One life."""
+    """Executes one task."""
 
-    def __init__(self, life: Life, journal: Journal, report: int) -> None:
-        self._life = life
+    def __init__(self, task: Task, journal: Journal, report: int) -> None:
+        self._task = task
         self._journal = journal
         self.tell = Reporter(report)
-        self._random = random.Random(life.seed)
-        self._killer = Killer(life.dies_at)
+        self._random = random.Random(task.seed)
+        self._killer = Killer(task.dies_at)
         self._adopted: dict[int, Any] = {}
 
     async def run(self) -> None:
-        life = self._life
+        task = self._task
         self._killer.start()
         controller = await nvme_async.open(
-            life.uri, keeper=life.keeper, keeper_wait=WAIT, pool_pages=4096, command_timeout=10.0
+            task.uri, keeper=task.keeper, keeper_wait=WAIT, pool_pages=4096, command_timeout=10.0
         )
         await self._inherit(controller)
         first, second, rest = UNITS[:4], UNITS[4:8], UNITS[8:12]
         await self._use(controller, first + second + rest, write=False)
         await self._use(controller, first, write=True)
-        # A queue pair comes, and goes for the next one.
+        # A queue pair is created, and deleted for the next one.
         for units in (second, rest):
             await asyncio.to_thread(lambda units=units: asyncio.run(self._use(controller, units, write=True)))
-        if life.resets:
+        if task.resets:
             await controller.reset()
         await self._registered(controller, first[0])
         await self._use(controller, first + second + rest, write=False)
         self._check_pool(controller)
-        if life.closes:
+        if task.closes:
             await controller.close()
         self.tell("closed", lines=self._killer.lines, resets=controller.resets)
 
@@ -124,7 +124,7 @@ class LineVictim:
         )
 
     async def _read(self, controller: nvme_async.Controller, unit: Unit) -> None:
-        """An acknowledged write is there, one that was out as a whole or not at all."""
+        """An acknowledged write is there; one in flight is there completely or not at all."""
         journal, index = self._journal, unit.index
         data = await controller.namespaces[1].read(unit.lba, unit.blocks)
         issued, acked = journal.issued[index], journal.acked[index]
@@ -149,7 +149,7 @@ class LineVictim:
         journal.acked[index] = sequence
 
     async def _registered(self, controller: nvme_async.Controller, unit: Unit) -> None:
-        """From memory that is made known to the device for it."""
+        """From memory that is registered for it."""
         fd = os.memfd_create("registered", os.MFD_CLOEXEC)
         os.ftruncate(fd, unit.blocks * BLOCK)
         with mmap.mmap(fd, unit.blocks * BLOCK) as memory:
@@ -163,10 +163,10 @@ class LineVictim:
         os.close(fd)
 
 
-def main(life: Life, journal: Journal, report: int, go: int) -> None:
+def main(task: Task, journal: Journal, report: int, go: int) -> None:
     """In a forked process; doesn't return."""
-    logging.disable(logging.WARNING)  # of resets that are wanted
-    victim = LineVictim(life, journal, report)
+    logging.disable(logging.WARNING)  # of requested resets
+    victim = LineVictim(task, journal, report)
     try:
         asyncio.run(victim.run())
     except BaseException:

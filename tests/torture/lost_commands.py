@@ -1,20 +1,20 @@
-"""Fault injection: any admin command of bring-up, reset, rescan, repair or shutdown is lost, fails
-once, or fails for ever.
+"""Fault injection: any admin command of bring-up, reset, rescan, repair or shutdown is lost,
+fails once, or always fails.
 
     python tests/torture/lost_commands.py --rounds 1000 --seed 1
 
-Each round opens an emulated controller with two namespaces, does one of those things while reads are
-in flight, with one or two faults from KINDS and HOW in force, and checks:
+Each round opens an emulated controller with two namespaces, does one of those things while reads
+are in flight, with one or two faults from KINDS and HOW in force, and checks:
 
     - every call ends within HANG seconds;
-    - what could work works: only a required command that fails for ever may cost the controller, and
-      only a namespace's own Identify that namespace;
-    - a read that ends well has the right data;
-    - without the faults one more reset makes everything whole, and nothing is missing any more;
+    - everything that can work does: only a required command that always fails may cost the
+      controller, and only a namespace's own Identify that namespace;
+    - a successful read has the right data;
+    - without the faults one more reset repairs everything, and nothing is missing any more;
     - at the end everything is closed, and no descriptor is left.
 
-Many controllers are driven at once, each with time limits of a fraction of a second. The first
-failed check ends the run, with the round's number: `--seed S --only N` repeats that round.
+Many controllers are driven at once, each with timeouts of a fraction of a second. The first failed
+check ends the run, with the round's number: `--seed S --only N` repeats that round.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ OPTIONS: dict[str, Any] = {
     "admin_entries": 32,
     "max_transfer": 8192,
     "open_timeout": 0,
-    # Each reset of a round may come in the way of the same read.
+    # Each reset of a round may interrupt the same read.
     "retries": 20,
 }
 MEDIUM = f"size=64KiB,block={BLOCK},namespaces=2,queues=2,depth=32"
@@ -67,7 +67,7 @@ MEDIUM = f"size=64KiB,block={BLOCK},namespaces=2,queues=2,depth=32"
 
 @attrs.frozen
 class Kind:
-    """Which command. required: nothing works without it, for ever. nsid: whose it is."""
+    """Which command. required: nothing works without it. nsid: its namespace."""
 
     match: dict[str, Any]
     required: bool = False
@@ -138,7 +138,7 @@ def block(nsid: int, lba: int) -> bytes:
 
 
 async def within(what: str, awaitable: Awaitable[T], longest: Counter[str]) -> T:
-    """Its result or exception; WrongError when it hangs."""
+    """Returns its result or exception; WrongError if it hangs."""
     began = time.monotonic()
     task = asyncio.ensure_future(awaitable)
     await asyncio.wait([task], timeout=HANG)
@@ -149,7 +149,7 @@ async def within(what: str, awaitable: Awaitable[T], longest: Counter[str]) -> T
 
 
 class Round:
-    """One controller from open() to close(). seed: of everything that happens by chance."""
+    """One controller from open() to close(). seed: of all random choices."""
 
     def __init__(self, seed: str, emulator: EmulatedController, tally: Counter[str], longest: Counter[str]) -> None:
         self._chance = random.Random(seed)
@@ -175,7 +175,8 @@ class Round:
             if controller is None:
                 return
             if self.when != "open":
-                # On a busy machine an Identify may have been late, and a namespace is found a little later.
+                # On a busy machine an Identify may have been late, and a namespace is found a
+                # little later.
                 await self._until(controller, 1)
                 await self._until(controller, 2)
             if self.when == "open":
@@ -271,7 +272,7 @@ class Round:
         self._check(controller.state != "failed", f"it has failed: {controller.failure!r}")
 
     async def _until(self, controller: Controller, nsid: int) -> None:
-        """Until the namespace is there and works: it may be read again, or be reset once more."""
+        """Waits until the namespace works: it may be read again, or be reset once more."""
         limit = time.monotonic() + HANG
         while True:
             try:

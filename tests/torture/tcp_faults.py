@@ -1,5 +1,5 @@
-"""Faults of the network between an NVMe/TCP host and its target: cuts, delays, splits at every byte,
-flipped bits.
+"""Faults of the network between an NVMe/TCP host and its target: cuts, delays, splits at every
+byte, flipped bits.
 
     python tests/torture/tcp_faults.py --faults 2000 --seed 1
 
@@ -7,8 +7,8 @@ Writers and readers go on through a proxy (tests/e2e/tcp_proxy.py) that damages 
 connection. Each slot of the namespace has one writer, which writes a number with a CRC and reads it
 back. Digests are on. Checked:
 
-    - every call ends within HANG seconds, and none with an error but Transient Transport Error, which is
-      a wrong data digest: then it is made again. The host reconnects by itself;
+    - every call ends within HANG seconds, and none with an error but Transient Transport Error,
+      which is a wrong data digest: then it is made again. The host reconnects by itself;
     - a block has what was acknowledged last, never older or damaged data;
     - at the end all blocks have what was acknowledged last, read past the proxy.
 
@@ -44,7 +44,7 @@ BLOCKS = (1, 1, 8, 32, 64)  # of a slot, by its number
 
 
 def block(slot: int, number: int, nbytes: int) -> bytes:
-    """What write `number` of a slot looks like: it can be told from every other."""
+    """The data of write `number` to a slot: different from all others."""
     body = slot.to_bytes(8, "little") + number.to_bytes(8, "little")
     body += bytes((slot * 31 + number + at) & 0xFF for at in range(256)) * (nbytes // 256)
     return zlib.crc32(body[: nbytes - 4]).to_bytes(4, "little") + body[: nbytes - 4]

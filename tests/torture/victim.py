@@ -1,5 +1,5 @@
-"""A driver process of the torture: takes the controller over, checks everything its predecessor
-left, then writes until it is killed.
+"""A driver process of the torture tests: takes the controller over, checks everything that its
+predecessor left, then writes until it is killed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ KNOWN_OWNERS = ("queue ", "bounce ", "manifest", "shadow doorbells", "applicatio
 
 @attrs.frozen
 class Plan:
-    """What a process of the torture is told."""
+    """The parameters of a torture process."""
 
     uri: str
     keeper: str | None
     """None: keepalive is off."""
     visitors: bool = False
-    """A thread whose event loops come and go, each with a queue pair of its own."""
+    """A thread that starts and ends event loops, each with its own queue pair."""
     pool_pages: int = 16384
 
 
@@ -51,7 +51,7 @@ class Reporter:
         os.write(self._fd, json.dumps({"event": event, **more}).encode() + b"\n")
 
     def fail(self) -> NoReturn:
-        """Tells of the exception that is being handled, and ends the process."""
+        """Reports the current exception, and ends the process."""
         self("error", text=traceback.format_exc(limit=-6))
         os._exit(1)
 
@@ -70,7 +70,7 @@ class Victim:
         self._adopted: dict[int, Any] = {}  # writes, by LBA
         self._verified = threading.Barrier(THREADS + 1)
         self._stop = threading.Event()
-        self._mixed = 0  # units that hold a write which nobody reported
+        self._mixed = 0  # units that hold an unreported write
 
     async def run(self) -> None:
         self.tell("standby")
@@ -101,8 +101,8 @@ class Victim:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop.set)
             self.tell("running")
             while not self._stop.is_set():
-                # The admin queue has its share, so that processes die with admin commands out as
-                # well.
+                # The admin queue gets commands too, so that processes also die with admin commands
+                # in flight.
                 await controller.admin(commands.get_features(Feature.TEMPERATURE_THRESHOLD))
                 await asyncio.sleep(random.uniform(0, 0.005))
             while any(thread.is_alive() for thread in threads):
@@ -111,7 +111,7 @@ class Victim:
         self.tell("closed")
 
     async def _take_stock(self, controller: nvme_async.Controller) -> None:
-        """What the predecessor had out."""
+        """The predecessor's commands."""
         took = time.monotonic_ns()
         counts = {"adopted": 0, "unsent": 0, "failed": 0}
         if self.plan.keeper is not None:
@@ -124,7 +124,7 @@ class Victim:
                 elif (
                     command.sent and command.opcode == NvmOpcode.READ and unit is not None and command.data is not None
                 ):
-                    # Nobody was writing what was being read; only a check may have been under way,
+                    # The blocks being read were not being written; a check may have been running,
                     # of a write that may have happened.
                     sequence_of(unit, command.data, self.journal.acked[unit.index], self.journal.issued[unit.index])
                 if command.opcode == NvmOpcode.WRITE and unit is not None:
@@ -134,7 +134,9 @@ class Victim:
         self.tell("opened", took=took, state=controller.state, resets=controller.resets, **counts)
 
     def _pool(self, controller: nvme_async.Controller) -> dict[str, Any]:
-        """Whose the pool's pages are; nobody's and unknown ones are an error."""
+        """The owners of the pool's pages; pages without an owner or with an unknown one are an
+        error.
+        """
         assert controller.memory is not None
         if self.plan.keeper is None:
             return {"pool": 0}
@@ -186,9 +188,7 @@ class Victim:
                 tasks.create_task(self._write(controller, units[task::TASKS]))
 
     async def _verify(self, namespace: nvme_async.Namespace, unit: Unit) -> None:
-        """An acknowledged write is there; one that was out either happened or didn't, and as a
-        whole.
-        """
+        """An acknowledged write is there; one in flight happened completely or not at all."""
         journal, index = self.journal, unit.index
         data = await namespace.read(unit.lba, unit.blocks)
         if not self._first_io:
@@ -208,7 +208,7 @@ class Victim:
             journal.issued[index] = found
 
     async def _write(self, controller: nvme_async.Controller, units: list[Unit]) -> None:
-        """Writes and reads its units, one command at a time, for as long as it lives."""
+        """Writes and reads its units, one command at a time, until it is killed."""
         namespace = controller.namespaces[1]
         journal = self.journal
         direct = {unit: controller.alloc(unit.blocks * BLOCK) for unit in units if unit.index % 2}
@@ -242,7 +242,7 @@ class Victim:
 def main(plan: Plan, journal: Journal, report: int, go: int) -> None:
     """In a forked process; doesn't return."""
     random.seed()
-    faulthandler.register(signal.SIGUSR1)  # says where all threads are, should it be stuck
+    faulthandler.register(signal.SIGUSR1)  # prints all threads' stacks if it gets stuck
     victim = Victim(plan, journal, report, go)
     try:
         uvloop.run(victim.run())

@@ -1,7 +1,8 @@
-"""A second transport, to be read in ten minutes: a controller whose one namespace is a dictionary of blocks.
+"""A second transport, to be read in ten minutes: a controller whose one namespace is a
+dictionary of blocks.
 
-It proves the seam (nvme_async.driver.transport): lifecycle, namespaces, errors, the manager and the benchmark work on
-it unchanged. `register_transport("dict", __name__)` makes `dict:BLOCKS` a URI.
+It proves the seam (nvme_async.driver.transport): lifecycle, namespaces, errors, the manager and the
+benchmark work on it unchanged. `register_transport("dict", __name__)` makes `dict:BLOCKS` a URI.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ INVALID_OPCODE, INVALID_FIELD, LBA_OUT_OF_RANGE, COMPARE_FAILURE = 0x01, 0x02, 0
 
 
 def parse(rest: str) -> str:
-    """BLOCKS, a number."""
+    """The number BLOCKS."""
     if not rest.isdigit() or not 1 <= int(rest) <= 1 << 30:
         raise ConfigurationError(f"dict:{rest}: {rest!r} is not a number of blocks, 1 to {1 << 30}")
     return str(int(rest))
@@ -38,7 +39,9 @@ async def open_transport(uri: str, options: Options) -> DictTransport:
 
 
 class DictTransport(Transport):
-    """blocks: {lba: bytes}, what was written. gone: the next command fails with ControllerGone."""
+    """blocks: {lba: bytes} of written blocks. gone: the next command fails with
+    ControllerGone.
+    """
 
     kind = "dict"
 
@@ -83,7 +86,7 @@ class DictTransport(Transport):
         self._on_gone = on_gone
 
     def disappear(self) -> None:
-        """As if the controller was unplugged."""
+        """As if the controller were unplugged."""
         self.gone = True
         if self._on_gone is not None:
             self._on_gone()

@@ -1,5 +1,5 @@
-"""A machine's sysfs, procfs and devices in a folder, and a System that reacts to writes as the
-kernel does.
+"""A machine's sysfs, procfs and devices in a directory, and a System that reacts to writes as
+the kernel does.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from nvme_async.errors import DeviceError
 class FakeSystem(System):
     """Drivers bind and unbind when their attributes are written. Every write is kept in `writes`.
 
-    `exclusive` names nodes that somebody has open with O_EXCL, `denied` those this user may not
-    open.
+    `exclusive` names nodes that another process has open with O_EXCL, `denied` those that this user
+    may not open.
     """
 
     def __init__(self, root: Path) -> None:

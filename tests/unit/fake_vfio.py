@@ -133,7 +133,7 @@ class FakeKernel(abi.Kernel):
         if self.sparse is not None:
             flags |= abi.VFIO_REGION_INFO_FLAG_CAPS
             areas = b"".join(struct.pack("=QQ", *area) for area in self.sparse)
-            # The chain's order is the kernel's: an unrelated capability comes first.
+            # The chain has the kernel's order: an unrelated capability comes first.
             chain = struct.pack("=HHI", abi.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, 40)
             chain += struct.pack("=HHIII", abi.VFIO_REGION_INFO_CAP_SPARSE_MMAP, 1, 0, len(self.sparse), 0) + areas
         needed = 32 + len(chain)
@@ -196,7 +196,7 @@ def opened(kernel: FakeKernel, machine: FakeSystem) -> VfioDevice:
 
 
 def wait_for_closing() -> None:
-    """A device that is gone is closed by a thread."""
+    """A missing device is closed by a thread."""
     for thread in threading.enumerate():
         if thread.name == f"close pci:{DRIVE}":
             thread.join(10)

@@ -1,8 +1,7 @@
-"""A vfio-user server that follows a script: what a real one never does on request.
+"""A vfio-user server that follows a script, for behaviour that no real server shows on request.
 
 It plays a small NVMe function: 32 registers of memory, configuration space, a doorbell page.
-`override` maps
-a command to a function (server, message) -> None that answers in its own way.
+`override` maps a command to a function (server, message) -> None that answers instead.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class FakeServer:
         self.mappable = True
         self.io_fds = True
         self.region_offset = 0
-        self.masked: set[int] | None = None  # vectors, for a server that goes by its MSI-X table's mask bits
+        self.masked: set[int] | None = None  # vectors, for a server that respects its MSI-X table's mask bits
         self.requests: list[Message] = []
         self.mappings: dict[int, tuple[int, int, int]] = {}
         self.vectors: dict[int, tuple[int, int]] = {}
@@ -264,7 +263,7 @@ def open_fds() -> set[str]:
 
 
 def attach(server: FakeServer, timeout: float = 10.0) -> VfioUserDevice:
-    """`timeout` counts from then on: the bring-up shall not fail on a busy machine."""
+    """`timeout` applies from then on, so that the bring-up doesn't fail on a busy machine."""
     device = VfioUserDevice.from_socket(server.client)
     device._channel.timeout = timeout
     return device

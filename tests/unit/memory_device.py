@@ -1,5 +1,5 @@
-"""A controller in memory with the driver's face, and faults on request: for the benchmark's own
-tests.
+"""A controller in memory with the driver's interface, and faults on request, for the benchmark's
+own tests.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from nvme_async.errors import UnrecoveredReadError
 
 
 class Memory(bytearray):
-    """What alloc() gives: counts itself in and out of its controller."""
+    """The result of alloc(): counts itself in its controller."""
 
     def free(self):
         self.owner.live -= 1
 
 
 class MemoryNamespace:
-    """Blocks in a bytearray. Every I/O suspends once, so that others run in between.
+    """Blocks in a bytearray. Every I/O suspends once, so that other tasks run in between.
 
     lose_writes: LBAs whose writes are acknowledged and dropped. fail_reads: LBAs that can't be
         read. misdirect: writes

@@ -1,6 +1,4 @@
-"""A vfio-user client in its bare bones, for tests of the server: nothing here comes from the
-package.
-"""
+"""A minimal vfio-user client for tests of the server: nothing here comes from the package."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ class Refused(Exception):
 
 
 class RawClient:
-    """Owns its socket and whatever descriptors it received."""
+    """Owns its socket and the descriptors that it received."""
 
     def __init__(self, sock: socket.socket, *, handshake: bool = True) -> None:
         self.sock = sock
@@ -75,7 +73,7 @@ class RawClient:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self.sock.sendmsg([header + payload], ancillary)
         if sent < len(header + payload):
-            self.sock.sendall((header + payload)[sent:])  # more than the socket's buffer takes at once
+            self.sock.sendall((header + payload)[sent:])  # more than the socket's buffer holds
 
     def _exactly(self, nbytes: int) -> bytes:
         data = b""
@@ -104,8 +102,8 @@ class RawClient:
         return answer
 
     def closed_by_peer(self, timeout: float = 5.0) -> bool:
-        """Whether the server closes the connection within that time; what it still says is thrown
-        away.
+        """Whether the server closes the connection within that time; its remaining output is
+        discarded.
         """
         self.sock.settimeout(timeout)
         try:
@@ -159,7 +157,7 @@ class RawClient:
         assert self.call(SET_IRQS, payload, fds) == b""
 
     def doorbell_page(self) -> mmap.mmap:
-        """The doorbells as the sparse area of BAR0 says to map them."""
+        """The doorbells, mapped as the sparse area of BAR0 requires."""
         before = len(self.received)
         info = self.region_info(BAR0, argsz=64)
         offset, size = struct.unpack_from("<QQ", info, 48)
@@ -177,8 +175,8 @@ class RawClient:
 
 
 class Admin:
-    """A controller brought up over a RawClient with nothing but an admin queue pair; one command at
-    a time.
+    """A controller brought up over a RawClient with only an admin queue pair; one command at a
+    time.
 
     ring: how the doorbell is rung: "message", "page" (a silent store) or "kick" (store, then the
         eventfd).
@@ -239,13 +237,13 @@ class Admin:
             os.eventfd_write(self.kick, 1)
 
     def completion(self) -> tuple[int, int] | None:
-        """(dw0, status without phase) of the next completion, if it is there."""
+        """(dw0, status without phase) of the next completion, if there is one."""
         at = 4096 + 16 * self.head
         (status,) = struct.unpack_from("<H", self.memory, at + 14)
         if status & 1 != self.phase:
             return None
-        # Only now the rest: read together with the phase it might still be that of the entry
-        # before.
+        # The rest is read only now: read at the same time as the phase it might belong to the
+        # previous entry.
         dw0, _, _, _, cid, status = struct.unpack_from("<IIHHHH", self.memory, at)
         assert cid == self.cid
         self.head += 1

@@ -1,8 +1,7 @@
-"""The other side of a queue pair, in slow and plain Python: what a controller sees in ring memory
-and doorbells.
+"""The other side of a queue pair in simple, slow Python: a controller's view of ring memory and
+doorbells.
 
-Written from the specification and independent of ext/emulator, so that the two can't agree on
-something wrong.
+Written from the specification, independently of ext/emulator, so that the two can't share an error.
 """
 
 from __future__ import annotations

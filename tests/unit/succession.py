@@ -69,7 +69,7 @@ class Successor(RingController):
 
 
 class Scene:
-    """A ring, and whoever succeeds."""
+    """A ring and its successors."""
 
     def __init__(self, **options) -> None:
         self.loop = asyncio.get_running_loop()
@@ -109,13 +109,13 @@ class Scene:
         return struct.unpack_from("<I", self.ring.view, at)[0]
 
     def seal(self, slot):
-        """The tracker's checksum is right again after it was changed."""
+        """Corrects the tracker's checksum after a change."""
         at = self.tracker(slot)
         struct.pack_into("<H", self.ring.view, at + 102, tracker_sum(bytes(self.ring.view[at : at + 128])))
 
     def kill(self):
-        """The owner is no more. (Its objects stay, for the tests' process lives on; they touch the
-        pool no more.)
+        """The owner is dead. (Its objects stay, because the test's process continues; they no
+        longer touch the pool.)
         """
         self.ring.pool.detach()
         self.successor = Successor(self.ring, self.loop)

@@ -1,5 +1,5 @@
-"""NVMe/TCP's PDUs written out by hand for tests, byte by byte from the specification's figures: nothing
-here uses the package's own codec.
+"""NVMe/TCP's PDUs written by hand for tests, byte by byte from the specification's figures:
+nothing here uses the package's codec.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def r2t(cid: int, ttag: int, offset: int, length: int, **options: bool) -> bytes
 
 
 def take(peer: socket.socket, nbytes: int) -> bytes:
-    """Exactly that many bytes, which must be there within a second."""
+    """Exactly that many bytes, which must arrive within a second."""
     peer.settimeout(1)
     data = b""
     while len(data) < nbytes:

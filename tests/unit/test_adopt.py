@@ -1,7 +1,7 @@
-"""A successor goes on with a queue pair whose owner was killed between any two stores.
+"""A successor continues with a queue pair whose owner was killed between any two stores.
 
-Kill points are made by setting the positions and trackers to what they are at that instruction
-(queue.h tells the order of the stores).
+Kill points are created by setting the positions and trackers to their values at that instruction
+(queue.h describes the order of the stores).
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ async def test_a_command_that_never_reached_the_ring_is_reported_as_never_sent(s
 
 
 async def test_command_ids_continue_after_a_takeover(scene):
-    """A late completion of an old command must not be taken for a new one's."""
+    """A late completion of an old command must not be mistaken for a new one's."""
     used = set()
     for i in range(5):
         await scene.send(scene.read(i))

@@ -11,7 +11,7 @@ from nvme_async.native import _hotpath
 
 
 async def test_an_unrung_tail_is_rung(scene):
-    """Hazard 2: otherwise whoever waits for these commands waits for ever."""
+    """Hazard 2: otherwise the waiters for these commands would wait forever."""
     await scene.send(scene.read(1), scene.read(2), scene.read(3))
     scene.ring.doorbells.write32(0, 1)
     scene.poke(sq_ringing=1, sq_rung=1)
@@ -26,7 +26,7 @@ async def test_an_unrung_tail_is_rung(scene):
 @pytest.mark.parametrize("written", [False, True])
 async def test_an_uncertain_doorbell_is_settled_with_a_new_value(scene, written):
     """Killed between `sq_ringing` and `sq_rung`: the same value must not be written twice, so a
-    harmless command goes along.
+    harmless command is added.
     """
     await scene.send(scene.read(1), scene.read(2))
     scene.ring.doorbells.write32(0, 2 if written else 1)
@@ -46,7 +46,9 @@ async def test_an_uncertain_doorbell_is_settled_with_a_new_value(scene, written)
 
 
 async def test_a_doorbell_noted_after_its_completions_is_accepted(scene):
-    """Where doorbells are messages, completions may be taken before the message's answer is noted."""
+    """If doorbells are messages, completions may be reaped before the message's answer is
+    noted.
+    """
     await scene.send(scene.read(1), scene.read(2))
     for sqe in scene.ring.fetch():
         scene.ring.post(scene.ring.cid(sqe))
@@ -121,7 +123,7 @@ async def test_an_uncertain_completion_doorbell_waits_for_the_next_completion(sc
 
 
 async def test_a_full_completion_ring_is_acknowledged_at_once(scene):
-    """Nothing more could come otherwise."""
+    """Otherwise no further completion could arrive."""
     for i in range(7):
         await scene.send(scene.read(i))
         (sqe,) = scene.ring.fetch()

@@ -1,4 +1,4 @@
-"""A successor takes over whatever a driver leaves that is killed between any two instructions:
+"""A successor takes over from a driver that was killed between any two instructions:
 tests/native/hotpath/check_kill.c.
 """
 
@@ -23,15 +23,15 @@ DOORBELLS = ("register", "shadow")
 def check_kill() -> Path:
     if COMPILER is None:
         pytest.skip("needs a C compiler")
-    # Optimised as the extension is: the order of the stores is the compiler's choice where the code
-    # leaves it one.
+    # Optimised like the extension, because the compiler may reorder stores where the code allows
+    # it.
     return program([ROOT / "tests" / "native" / "hotpath" / "check_kill.c"], "-O3")
 
 
 @pytest.fixture(scope="module")
 def deaths(check_kill: Path) -> Iterator[dict[tuple[int, str], Future[subprocess.CompletedProcess[str]]]]:
-    """Of all seeds and kinds of doorbells, as many at a time as there are processors: each has a
-    process that stops 60 000 times.
+    """All seeds and kinds of doorbells, one process per processor at a time; each process stops
+    60 000 times.
     """
 
     def die(seed: int, doorbells: str) -> subprocess.CompletedProcess[str]:

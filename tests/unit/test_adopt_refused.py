@@ -87,8 +87,8 @@ async def test_a_frozen_queue_pair_does_not_touch_the_pool(scene):
     assert scene.tasks[0].done()
     image = bytes(scene.ring.view)
     doorbells = scene.ring.doorbells.read64(0)
-    # Everything that may still happen in this process: a late look, a cancellation, the watchdog's
-    # tick, a newcomer.
+    # Everything that may still happen in this process: a late poll, a cancellation, the watchdog's
+    # tick, a new request.
     scene.ring.post(scene.ring.cid(second))
     posted = bytes(scene.ring.view)
     scene.tasks[1].cancel()

@@ -1,4 +1,4 @@
-"""Bundles travel over a socket whole, or not at all."""
+"""Bundles are passed over a socket completely or not at all."""
 
 from __future__ import annotations
 

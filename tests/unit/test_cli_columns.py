@@ -1,4 +1,4 @@
-"""Tables on a terminal of 80 columns and in a pipe: fewer columns, no cut figures."""
+"""Tables on a terminal of 80 columns and in a pipe: fewer columns, no truncated figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""id-ctrl and id-ns against a stand-in for the driver."""
+"""id-ctrl and id-ns with a fake driver."""
 
 from __future__ import annotations
 

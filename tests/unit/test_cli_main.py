@@ -86,7 +86,7 @@ def test_the_output_option_is_the_same_everywhere(command: str) -> None:
 
 
 def run_check(command: click.Command, *arguments: str) -> str:
-    """What is said of an output format that there is not."""
+    """The error for an unknown output format."""
     option = next(parameter for parameter in command.params if parameter.name == "output")
     with pytest.raises(click.BadParameter) as caught:
         option.callback(click.Context(command), option, arguments[1])  # type: ignore[misc]

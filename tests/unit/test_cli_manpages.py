@@ -1,4 +1,6 @@
-"""Man pages and completion scripts come from the commands, and the tools that read them have nothing to say."""
+"""Man pages and completion scripts are generated from the commands, and the tools that read them
+report no errors.
+"""
 
 from __future__ import annotations
 

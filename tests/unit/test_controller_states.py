@@ -1,4 +1,4 @@
-"""The states of a controller: what may follow what, and who hears of it."""
+"""The states of a controller: valid transitions and their notifications."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_state_equals_its_text() -> None:
 
 @pytest.mark.parametrize("state", ALLOWED)
 def test_failing_from_every_state(state: str) -> None:
-    """The first reason counts, and what has ended doesn't fail any more."""
+    """The first reason counts, and a controller that has ended doesn't fail any more."""
     lifecycle, reason = at(state), ControllerError("broken")
     failed = lifecycle.fail(reason)
     assert failed == ("failed" in ALLOWED[state])
@@ -73,7 +73,7 @@ def test_transitions_in_a_forked_child(state: str) -> None:
 
 
 async def test_waiting_for_the_end_of_a_reset() -> None:
-    """Whoever waits gets the state that follows, and one reset right after another is waited for too."""
+    """Waiters get the state that follows, and also wait for an immediately following reset."""
     lifecycle = at("ready")
     assert await lifecycle.settled() is State.READY
     lifecycle.to(State.RESETTING)

@@ -1,5 +1,5 @@
-"""A controller's pools: where they go, how they grow, and what they do where there is little room.
-With VFIO's kernel as a fake, so that windows and limits are what a test wants.
+"""A controller's pools: their place, their growth, and their behaviour with little room. VFIO's
+kernel is a fake, so that a test can choose windows and limits.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def test_the_devices_limit_of_mappings_is_respected(make: Make, mappings: int) -
     memory = make(dma_avail=mappings)
     for _ in range(mappings):
         memory.alloc(7 * MIB, owner="x", tag=1)
-    # Freed with their last reference: the pools stay.
+    # The buffers are freed with their last reference; the pools stay.
     kept = [memory.alloc(7 * MIB, owner="x") for _ in range(mappings)]
     with pytest.raises(OutOfDmaMemory, match=f"no more than {mappings} mappings"):
         memory.alloc(7 * MIB, owner="x")

@@ -1,4 +1,4 @@
-"""What bounds the memory for devices: the machine, control groups, the limit of locked memory."""
+"""The limits of memory for devices: the machine, control groups, the limit of locked memory."""
 
 from __future__ import annotations
 

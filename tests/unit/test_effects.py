@@ -1,4 +1,6 @@
-"""What admin commands may change: by the specification, and by the controller's own log."""
+"""What admin commands may change, according to the specification and the controller's own
+log.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ def test_format_may_affect_all_namespaces() -> None:
         (CSUPP, Effect()),
         (CSUPP | 1 << 16, Effect(ITS_NAMESPACE)),
         (CSUPP | 2 << 16, Effect(ALL)),
-        (CSUPP | 5 << 16, Effect(ALL)),  # reserved: the most that it could mean
+        (CSUPP | 5 << 16, Effect(ALL)),  # reserved: the strongest possible meaning
         (CSUPP | LBCC, Effect(ITS_NAMESPACE)),
         (CSUPP | NCC, Effect(ITS_NAMESPACE, namespaces=True)),
         (CSUPP | NIC, Effect(namespaces=True)),

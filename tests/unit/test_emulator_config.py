@@ -1,4 +1,4 @@
-"""Options of an emulated controller: what is understood, and how everything else is refused."""
+"""Options of an emulated controller: valid ones, and how all others are refused."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The emulated controller's core, driven in C without a transport (tests/native/emulator/check*.c),
 under sanitizers.
 
-The program is compiled once and asked for the names of its tests, each of which runs as a process
-of its own.
+The program is compiled once and lists its tests, each of which runs as a separate process.
 """
 
 import functools
@@ -26,7 +25,9 @@ def compile_core(*programs: Path) -> Path:
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """The tests that the sources declare. That the program has just these is a test of its own."""
+    """The tests that the sources declare. A separate test checks that the program has exactly
+    these.
+    """
     texts = (path.read_text() for path in sorted(CHECKS.glob("check_*.c")))
     lines = (line for text in texts for line in text.splitlines())
     return tuple(line[len("TEST(") : -1] for line in lines if line.startswith("TEST("))

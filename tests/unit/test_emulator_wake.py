@@ -1,4 +1,4 @@
-"""Other threads wake the emulator's reactor, also when they are held up in the middle of it."""
+"""Other threads wake the emulator's reactor, even if they are delayed half-way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.alone  # measures times
 
-# The eventfd is written first, and the flag that tells a polling reactor is set next. Held up in
+# The eventfd is written first, then the flag for a polling reactor is set. The thread is delayed in
 # between for longer than the reactor spins.
 SLOW_WRITE = """
 #include <sys/syscall.h>
@@ -55,7 +55,7 @@ async def main():
 asyncio.run(main())
 """
 
-# The test's stand-in for a neighbour that uses up its time slice, and for none.
+# Simulates another process that uses up its time slice, or none.
 YIELDS = {"dear": "usleep(4000)", "cheap": "(void)0"}
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")

@@ -1,4 +1,4 @@
-"""Descriptors across an exec: the variable, whom it is for, and what happens when the exec fails."""
+"""Descriptors across an exec: the variable, which process it is for, and a failed exec."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def structure(value):
 
 def test_json_has_exactly_fios_keys_and_types():
     ours = output_json.document(JOBS, SAMPLE["global options"], SAMPLE["timestamp"], bins=True)
-    assert ours.pop("disk_util") == []  # fio's null engine has none to show
+    assert ours.pop("disk_util") == []  # fio's null engine has none
     assert structure(json.loads(json.dumps(ours))) == structure(SAMPLE)
     assert list(ours["jobs"][0]) == list(SAMPLE["jobs"][0])
     assert list(ours["jobs"][0]["read"]) == list(SAMPLE["jobs"][0]["read"])
@@ -106,7 +106,8 @@ def test_text_matches_fios_line_by_line():
     theirs = TEXT[begin:]
 
     def comparable(lines):
-        # Not compared: slat, which an await has not; lat, which then is clat; figures not rebuilt.
+        # Not compared: slat, which an await doesn't have; lat, which then equals clat; figures not
+        # rebuilt.
         skip = (
             "slat",
             " lat (nsec)",

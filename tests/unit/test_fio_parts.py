@@ -1,4 +1,6 @@
-"""The benchmark's smaller parts: offsets, checksums, the ETA line, steady state, gates and claims."""
+"""The benchmark's smaller parts: offsets, checksums, the ETA line, steady state, gates and
+claims.
+"""
 
 import asyncio
 import io

@@ -1,5 +1,5 @@
-"""Whole runs of the benchmark on a device in memory: what is issued, when it ends, and that bad
-blocks are found.
+"""Complete runs of the benchmark on a device in memory: what is issued, when it ends, and that
+bad blocks are found.
 """
 
 import io
@@ -16,7 +16,7 @@ from nvme_async.fio.main import main
 
 
 class Bench:
-    """Runs the program on one in-memory device and keeps what came of it."""
+    """Runs the program on one in-memory device and keeps the results."""
 
     def __init__(self, **device):
         self.namespace = MemoryNamespace(**device)
@@ -243,7 +243,7 @@ def test_the_many_engine(bench):
 
 def test_several_devices_in_one_job_share_its_depth(bench):
     job = bench("--name=j", "--filename=mem|other", "--rw=read", "--bs=4k", "--size=128k", "--iodepth=2")
-    assert job["read"]["total_ios"] == 32  # size is that of all, as in fio
+    assert job["read"]["total_ios"] == 32  # size applies to all of them, as in fio
     assert bench.namespace.calls["read"] > 0
     assert bench.controllers["other"].namespaces[1].calls["read"] > 0
 

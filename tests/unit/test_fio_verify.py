@@ -1,4 +1,4 @@
-"""What a verify job writes must prove every kind of damage."""
+"""The data of a verify job must reveal every kind of damage."""
 
 import random
 
@@ -33,7 +33,7 @@ def test_an_intact_block_passes_with_every_checksum(kind):
 def test_any_flipped_bit_is_found_and_its_interval_named(kind):
     verifier, block, table = written_block(kind)
     rng = random.Random(kind)
-    contents = 0 if kind == "meta" else 40  # of which meta, as in fio, knows nothing
+    contents = 0 if kind == "meta" else 40  # which meta, as in fio, doesn't cover
     for at in [*range(0, header_size(kind), 3), *(rng.randrange(len(block)) for _ in range(contents))]:
         block[at] ^= 1 << rng.randrange(8)
         bad = verifier.check(memoryview(block), 8192, table)
@@ -83,7 +83,7 @@ def test_unwritten_blocks_are_not_checked_and_zeroed_data_is_found():
 
 
 def test_a_reader_accepts_valid_data_of_any_writer():
-    """Two writers, and a later run of one of them, have a part of the region each."""
+    """Two writers, and a later run of one of them, each write a part of the region."""
     reader = Verifier("crc32c", INTERVAL, run=None, job=3)
     region = bytearray(4 * INTERVAL)
     for index, (run, job, plan) in enumerate([(1, 1, 5), (1, 2, 6), (2, 1, 5), (3, 9, 9)]):
@@ -130,7 +130,7 @@ def test_an_interval_is_whole_unless_a_later_write_overlaps_it(writes, ratio, pi
     grain, start = 512, 8192
     interval = grain * ratio
     table = Written(start, 128 * grain, interval, grain)
-    model: dict[int, tuple[int, int]] = {}  # grain → (sequence, where its interval begins)
+    model: dict[int, tuple[int, int]] = {}  # grain → (sequence, where its interval starts)
     for sequence, (at, count) in enumerate(writes, 1):
         table.note(start + at * grain, count * interval, sequence)
         for unit in range(at, at + count * ratio):

@@ -1,4 +1,6 @@
-"""Verify jobs in whole runs, on a device in memory: which data count, and what it does to latencies."""
+"""Verify jobs in complete runs on a device in memory: which data count, and the effect on
+latencies.
+"""
 
 import itertools
 import time
@@ -46,7 +48,7 @@ def test_verify_only_finds_a_lost_rewrite_of_its_own_plan(bench, capsys):
     bench("--name=writer", *job, "--do_verify=0")
     assert bytes(bench.namespace.data)[4096:8192] == kept[4096:8192]
     assert bytes(bench.namespace.data)[:4096] != kept[:4096]
-    bench("--name=other", *first, "--verify_only")  # whose plan is another one: digests alone
+    bench("--name=other", *first, "--verify_only")  # which has another plan: digests alone
 
 
 def test_write_then_verify_by_three_jobs_passes_as_in_fio(bench):
@@ -115,8 +117,8 @@ def test_an_explicit_seed_counts_without_randrepeat(bench):
 
 
 def test_checksums_do_not_count_as_the_devices_latency(bench, monkeypatch):
-    """Each digest takes 20 ms, each I/O far less; with eight at once one would wait for the digests of
-    the others.
+    """Each digest takes 20 ms, each I/O far less; with eight at once one would wait for the
+    digests of the others.
     """
     digests = itertools.count()
 

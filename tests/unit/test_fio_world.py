@@ -1,4 +1,4 @@
-"""Published job files and wrappers' command lines: what the kernel's world writes runs here, or is refused by name."""
+"""Published job files and wrappers' command lines run here, or are refused by name."""
 
 import io
 import json
@@ -424,7 +424,9 @@ def test_the_steady_states_interval(bench):
 
 
 def refused_by_the_docs() -> list[str]:
-    """What the first column of docs/benchmark.md's table names; not what ends with a star."""
+    """The options in the first column of docs/benchmark.md's table, except those that end with a
+    star.
+    """
     page = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith(("| `", "| engines"))]
     names = [(row.lstrip().startswith("engines"), name) for row in rows for name in re.findall(r"`([^`]+)`", row)]

@@ -1,5 +1,5 @@
-"""Every seed of the fuzz targets, and every input that once led to a crash (tests/fuzz/regressions),
-runs once.
+"""Every seed of the fuzz targets, and every input that once led to a crash
+(tests/fuzz/regressions), runs once.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Requests and the format that they were made for: they wait while a command that may change it is
-out, and end with an error once it has changed. And reads that deliver less than was asked for.
+"""Requests and the format that they were made for: they wait while a command that may change it
+is in flight, and end with an error once it has changed. Also reads that transfer less than
+requested.
 """
 
 import asyncio
@@ -79,7 +80,7 @@ async def test_requests_in_line_for_a_command_id_are_checked_again(ring, ns):
         await in_line[0]
     await asyncio.gather(*first)
     await asyncio.sleep(0)
-    (sqe,) = ring.fetch()  # its turn went to the next
+    (sqe,) = ring.fetch()  # its turn was passed to the next
     ring.post(ring.cid(sqe))
     ring.qp.reap()
     await last[0]
@@ -202,7 +203,7 @@ async def test_resent_commands_become_flushes_after_a_format_change(ring, ns):
     sqes = ring.fetch()
     assert sorted(sqe[0] for sqe in sqes) == [0, 0, 0, 1]
     assert [struct.unpack_from("<Q", sqe, 40)[0] for sqe in sqes if sqe[0] == 1] == [9]
-    # A successor would still find every tracker whole, and equal to its ring entry.
+    # A successor would still find every tracker complete, and equal to its ring entry.
     assert _hotpath.look_at_queue(ring.qp)["in_flight"] == 4
     for sqe in sqes:
         ring.post(ring.cid(sqe))
@@ -214,7 +215,7 @@ async def test_resent_commands_become_flushes_after_a_format_change(ring, ns):
 
 
 def fill(ring, sqe, of, moved):
-    """The controller moves `moved` bytes of the command's `of`."""
+    """The controller transfers `moved` of the command's `of` bytes."""
     for iova, length in ring.walk(sqe, of):
         ring.write(iova, b"\xaa" * min(length, moved))
         moved -= min(length, moved)

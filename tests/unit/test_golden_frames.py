@@ -1,5 +1,6 @@
-"""What passes between processes, and between releases, byte for byte: the manifest's header in the pool, and the frame
-of a bundle. The queues' memory is in test_layout.py, the pool's own tables in test_pool.py.
+"""Golden bytes of what is passed between processes and releases: the manifest's header in the
+pool, and the frame of a bundle. test_layout.py covers the queues' memory, test_pool.py the
+pool's own tables.
 """
 
 from __future__ import annotations

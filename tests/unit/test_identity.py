@@ -1,4 +1,4 @@
-"""When is another namespace or controller another one?"""
+"""When two namespaces or controllers count as different."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOTHING = NamespaceIdentity()
         (NamespaceIdentity(A, A[:8], U), NamespaceIdentity(A, A[:8], V), True),
         (NamespaceIdentity(A, A[:8], U), NamespaceIdentity(A), False),  # the UUID could not be read
         (NamespaceIdentity(A, uuid=U), NamespaceIdentity(B, uuid=U), True),
-        (NamespaceIdentity(A), NamespaceIdentity(uuid=U), True),  # a drive does not trade one kind for another
+        (NamespaceIdentity(A), NamespaceIdentity(uuid=U), True),  # a drive does not change its kind of identifier
         (NamespaceIdentity(A), NOTHING, False),  # nothing is certain
         (NOTHING, NOTHING, False),
     ],

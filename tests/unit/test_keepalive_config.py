@@ -72,7 +72,7 @@ def test_the_values_that_switch_it_on(value: str, holder: str | None) -> None:
     ],
 )
 def test_the_values_that_switch_it_off(value: str, setting: str, reason: str) -> None:
-    # A holder and a pool are there: the explicit value wins over what would be inferred.
+    # A holder and a pool exist: the explicit value overrides the inferred one.
     decision = decided({KEEP_ALIVE: value, **POOLED}, holder="systemd")
     assert not decision.enabled
     assert decision.setting == setting
@@ -109,7 +109,7 @@ def test_other_values_mean_off_with_a_warning_that_quotes_them(value: str, caplo
     ("holder", "pool", "setting", "enabled"),
     [
         ("keeper /run/k.sock", "512", "host,privatepool", True),
-        ("keeper /run/k.sock", None, "host,privatepool", True),  # a holder is a use for a pool of the default size
+        ("keeper /run/k.sock", None, "host,privatepool", True),  # a holder justifies a pool of the default size
         ("keeper /run/k.sock", "off", "host,noprivatepool", False),
         (None, "512", "nohost,privatepool", False),
         (None, None, "nohost,noprivatepool", False),
@@ -174,7 +174,7 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_queue_pair_of_256_entries_takes_69_pages() -> None:
-    """4 of submission queue, 1 of completion queue, 64 of data: OpenHCL's figure."""
+    """4 for the submission queue, 1 for the completion queue, 64 for data: OpenHCL's figure."""
     assert sizing.queue_pair_pages(256) == 69
     assert sizing.queue_pair_pages(1024) == 16 + 4 + 256
     assert sizing.queue_pair_pages(2) == 1 + 1 + 1
@@ -201,7 +201,7 @@ def test_the_rules_size_a_pool(value: str, variable: str) -> None:
 def test_one_queue_pair_per_processor_and_drive(rule: str, drives: int, cpus: int) -> None:
     size = size_pool(rule, Wanted(), cpus=cpus)
     assert size.pages >= drives * cpus * 69
-    one = 69 + 137  # and what this driver keeps beside: trackers and PRP lists
+    one = 69 + 137  # and what this driver also keeps there: trackers and PRP lists
     assert 0 <= size.pages - drives * (cpus * one + 41) < 512
     assert f"{drives} drive" in size.how
     assert f"({cpus} queue pair" in size.how
@@ -248,7 +248,7 @@ def test_processors_by_affinity_and_quota(tmp_path: Path, monkeypatch: pytest.Mo
 # -- the settings that existing OpenHCL environments carry -----------------------------------------
 
 TABLE: list[tuple[dict[str, str], dict[str, Any], str | None]] = [
-    # environment, what comes of it, part of a warning
+    # environment, result, part of a warning
     ({POOL: "512"}, {"pool_pages": 512, "enabled": True}, None),
     ({POOL: "off"}, {"pool_pages": 0, "enabled": False}, None),
     ({POOL: "0"}, {"pool_pages": 0, "enabled": False}, None),
@@ -393,7 +393,7 @@ def test_no_unknown_text_switches_keepalive_on(text: str) -> None:
     assert decision.enabled == (text.lower() in ("enabled", "host,privatepool"))
 
 
-# -- how it is told --------------------------------------------------------------------------------
+# -- how it is reported
 
 
 def test_a_decision_is_one_line_in_the_log_and_plain_data(caplog: pytest.LogCaptureFixture) -> None:
@@ -433,7 +433,7 @@ def test_a_decision_is_one_line_in_the_log_and_plain_data(caplog: pytest.LogCapt
     }
 
 
-# -- what becomes of what the previous run left ----------------------------------------------------
+# -- what happens to the previous run's controllers
 
 
 @pytest.mark.parametrize(

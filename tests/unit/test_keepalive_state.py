@@ -1,5 +1,5 @@
-"""The saved state: each released format is still read, what isn't known is passed on, and whatever
-was altered is refused.
+"""The saved state: each released format is still readable, unknown fields are kept, and altered
+states are refused.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_a_state_of_an_older_release_is_read(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_a_state_is_written_back_as_it_was_read(path: Path) -> None:
-    """Byte for byte in meaning: an older release's fields are neither dropped nor invented but for
+    """Equal in meaning: an older release's fields are neither dropped nor invented, except for
     defaults.
     """
     before = json.loads(path.read_bytes())
@@ -147,10 +147,10 @@ def test_an_invalid_state_is_refused(text: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def written() -> tuple[bytes, int, int, bytes]:
-    """(a pool's bytes with one half of a manifest in it, where that half begins, how long it is,
-    the body)
+    """(a pool's bytes with one half of a manifest in it, where that half starts, its length, the
+    body)
     """
-    body = zlib.compress(GOLDEN[-1].read_bytes())  # any bytes will do, and short ones are flipped sooner
+    body = zlib.compress(GOLDEN[-1].read_bytes())  # any bytes work, and short ones take less time
     with Pool(1 << 20, iova=1 << 32, name="m", hugepages="never") as pool:
         manifest.Manifest(pool).write(body)
         offset, sequence, found = manifest.find(pool)
@@ -175,8 +175,8 @@ def found_in(image: bytes) -> bytes | None:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_flipped_bit_is_refused(written: tuple[bytes, int, int, bytes], data: st.DataObject) -> None:
-    """Header, checksum or body: none but the reserved word, which says nothing, may differ. A half that lost only
-    its sequence is as complete as one whose writer was killed before that, the last store of all.
+    """Header, checksum or body: only the unused reserved word may differ. A half that lost only
+    its sequence counts as one whose writer was killed before that last store.
     """
     image, half, length, body = written
     at = data.draw(st.integers(0, length - 1).filter(lambda at: not 12 <= at < 16))
@@ -195,14 +195,14 @@ def test_any_truncation_is_refused(written: tuple[bytes, int, int, bytes], data:
 
 @pytest.fixture
 def twice() -> Iterator[tuple[Pool, int]]:
-    """A pool with a manifest that was written twice, and where the newer half begins."""
+    """A pool with a manifest that was written twice, and where the newer half starts."""
     with Pool(1 << 20, iova=1 << 32, name="m", hugepages="never") as pool:
         writer = manifest.Manifest(pool)
         writer.write(b"first")
         writer.write(b"second")
         offset, sequence, body = manifest.find(pool)
         assert (sequence, body) == (2, b"second")
-        yield pool, offset  # sequence 2 lies in the first half
+        yield pool, offset  # sequence 2 is in the first half
 
 
 def test_an_unfinished_half_leaves_the_previous_one_valid(twice: tuple[Pool, int]) -> None:
@@ -214,7 +214,7 @@ def test_an_unfinished_half_leaves_the_previous_one_valid(twice: tuple[Pool, int
 
 
 def test_an_altered_half_does_not_revive_the_previous_one(twice: tuple[Pool, int]) -> None:
-    """The newer one may have said that nobody is to go on from here."""
+    """The newer one may have said that no successor may continue from here."""
     pool, half = twice
     os.pwrite(pool.fd, b"\0", half + 64)
     with pytest.raises(InvalidSavedState, match="altered"):

@@ -1,4 +1,6 @@
-"""The link to the kernel on pipes, which decide when a read ends: memory is held until then, whatever else happens."""
+"""The link to the kernel on pipes, which decide when a read ends: memory is held until then,
+whatever else happens.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ BLOCK = 512
 
 
 class Piped:
-    """A queue pair over a link whose namespace 1 is a pipe's end to read from, and 2 one to write to."""
+    """A queue pair over a link whose namespace 1 is a pipe's end to read from, and 2 one to
+    write to.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, entries: int = 9) -> None:
         self.reads, self.feed = os.pipe()
@@ -136,7 +140,8 @@ async def test_memory_is_the_kernels_until_its_completion(piped):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    # The kernel gives a read of a pipe up when it is asked to; only its completion frees the memory.
+    # The kernel gives a read of a pipe up when it is asked to; only its completion frees the
+    # memory.
     for _ in range(100):
         if not piped.link.in_flight():
             break
@@ -236,7 +241,7 @@ def test_which_nodes_are_controllers(rest, path, is_controller):
 
 
 def test_a_namespace_node_shows_its_namespace_alone(monkeypatch):
-    """What the kernel's controller answers is not told of namespaces that were not opened."""
+    """Answers of the kernel's controller don't list namespaces that were not opened."""
     asked = []
 
     def passthrough(fd, sqe, buffer, *, to_host, timeout_ms):

@@ -1,4 +1,4 @@
-"""The layer check of `make lint` finds what it is there to find."""
+"""The layer check of `make lint` finds each kind of violation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cutting up what exceeds the limits of a command that moves no data."""
+"""Splitting requests that exceed the limits of a command without data."""
 
 import attrs
 from hypothesis import given

@@ -102,8 +102,9 @@ COMPILER = shutil.which("cc")
 @pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 @pytest.mark.parametrize("width", [32, 64])
 def test_order_on_aarch64(width: int) -> None:
-    """A store follows a barrier, for what the device will read is in memory by then; a load is followed
-    by one. The compiler is made to believe in the other architecture: inline assembly is but text to it.
+    """A store follows a barrier, for what the device will read is in memory by then; a load is
+    followed by one. The compiler is made to believe in the other architecture: inline assembly
+    is but text to it.
     """
     program = f"""
     #include "common/mmio.h"
@@ -135,8 +136,8 @@ def test_order_on_aarch64(width: int) -> None:
 
 
 def test_no_other_store_to_registers() -> None:
-    """Doorbells, their shadows and registers are stored to by common/mmio.h alone; what nvq_reset() clears
-    no controller reads.
+    """Doorbells, their shadows and registers are stored to by common/mmio.h alone; what
+    nvq_reset() clears no controller reads.
     """
     stores = [
         f"{path.name}: {line.strip()}"

@@ -1,4 +1,4 @@
-"""Pool and DmaBuffer: allocation, lifetime, the record that a successor reads."""
+"""Pool and DmaBuffer: allocation, lifetime, and the table that a successor reads."""
 
 import gc
 import os

@@ -147,7 +147,9 @@ class TestAttach:
 
 
 class TestDamage:
-    """pool.verify(): a flipped bit in header or table is refused, or changes nothing that counts."""
+    """pool.verify(): a flipped bit in header or table is refused, or changes nothing
+    relevant.
+    """
 
     @pytest.fixture
     def image(self, pool: Pool) -> bytes:
@@ -177,7 +179,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("distance", [0, 1, 64, 9, 511])
     def test_flipped_bits_of_the_table(self, image: bytes, distance: int) -> None:
-        """Each bit of the slots in use or freed; and some together with a second one."""
+        """Each bit of the slots in use or freed; and some pairs of bits."""
         whole = self.read(image)
         assert whole is not None
         for bit in range(0, 8 * 64 * 10, 5 if distance else 1):
@@ -186,7 +188,7 @@ class TestDamage:
                 flipped[PAGE + one // 8] ^= 1 << one % 8
             found = self.read(bytes(flipped))
             if found is not None and found != whole:
-                # Allocated or leaked: the two that may be claimed.
+                # Allocated or leaked: the two states that may be claimed.
                 assert [s._replace(state="") for s in found] == [s._replace(state="") for s in whole]  # type: ignore[attr-defined]
                 assert 1 in (bit % 512, (bit + distance) % 512)
 
@@ -223,7 +225,7 @@ FACTOR = 0x9E3779B97F4A7C15
 
 
 def slot_sum(slot: bytes) -> int:
-    """ext/dma/pool.c, written down a second time."""
+    """The checksum of ext/dma/pool.c, implemented a second time."""
     _, flags, offset, nbytes, tag, *owner, last = struct.unpack("<IIQQQ3QI", slot)
     total = 0
     for word in (offset, nbytes, tag, *owner, flags << 32 | last):

@@ -146,8 +146,8 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: not any(a.views for a in self.allocations))
     @rule(target=allocated, reclaim=st.booleans())
     def successor(self, reclaim: bool) -> Allocation | None:
-        """A new Pool on what the old one leaves behind. Closing frees nothing, whatever is dropped
-        later.
+        """A new Pool on the memory of the old one. Closing frees nothing, even if objects are
+        dropped later.
         """
         successor = Pool.attach(self.pool.fd, expect_iova=IOVA)
         self.pool.close()
@@ -196,7 +196,7 @@ TestPoolMachine = PoolMachine.TestCase
 
 
 def churn(fd: int, seed: int) -> NoReturn:
-    """What the child does until it is killed. Every page of an allocation carries its tag."""
+    """The child's work until it is killed. Every page of an allocation carries its tag."""
     pool = Pool.attach(fd)
     chance = random.Random(seed)
     held = [pool.claim(slot.offset) for slot in pool.slots()]
@@ -215,7 +215,7 @@ def churn(fd: int, seed: int) -> NoReturn:
 
 
 def test_killed_at_any_instant_leaves_a_valid_table() -> None:
-    """Attach validates bounds, states and overlaps: it must accept what each death leaves behind."""
+    """Attach validates bounds, states and overlaps: it must accept the table after any death."""
     chance = random.Random(4711)
     with Pool(Pool.size_for(64 * PAGE), iova=0x100000, hugepages="never") as pool:
         for seed in range(60):

@@ -1,4 +1,6 @@
-"""What a build says on a machine that lacks something: one sentence, before anything is made."""
+"""The build's message on a machine that lacks something: one sentence, before anything is
+built.
+"""
 
 import os
 import subprocess

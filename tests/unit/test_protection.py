@@ -1,6 +1,4 @@
-"""Protection information in C: the guards against published vectors, what is generated, what is
-found to be wrong.
-"""
+"""Protection information in C: the guards against published vectors, generation, and checks."""
 
 from __future__ import annotations
 
@@ -102,15 +100,15 @@ def test_escape_values_disable_checking() -> None:
     data, meta = bytearray(512 * 2), bytearray(b"\xff" * 16)
     assert _pi.PiFormat(512, 8, 1).check(data, meta, ref_tag=5) is None
     assert _pi.PiFormat(512, 8, 3).check(data, meta) is None
-    meta[8 + 7] = 0xFE  # type 3 wants the reference tag to say it, too
+    meta[8 + 7] = 0xFE  # type 3 requires it in the reference tag too
     assert _pi.PiFormat(512, 8, 3).check(data, meta, checks=_pi.CHECK_GUARD) == (1, _pi.CHECK_GUARD, 0xFFFF, 0)
     assert _pi.PiFormat(512, 8, 2).check(data, meta) is None
 
 
 @pytest.mark.parametrize("guard", [16, 32, 64])
 def test_a_hundred_thousand_corrupted_blocks_are_all_caught(guard: int) -> None:
-    """One bit of one block at a time, in data, guard, application and reference tag; each is found
-    at its block, in its field.
+    """One bit of one block at a time, in data, guard, application and reference tag; each error
+    is found in its block and field.
     """
     rng = random.Random(guard)
     size, extra, blocks = 512, 16, 64
@@ -132,7 +130,7 @@ def test_a_hundred_thousand_corrupted_blocks_are_all_caught(guard: int) -> None:
             at, target = block * extra + start + first + rng.randrange(length), meta
         bit = 1 << rng.randrange(8)
         target[at] ^= bit
-        # From the block on: checking all 64 for each would only repeat the same work.
+        # Starting at the block: checking all 64 for each would only repeat the same work.
         failure = form.check(
             memoryview(data)[block * size : (block + 2) * size],
             memoryview(meta)[block * extra : (block + 2) * extra],

@@ -1,4 +1,4 @@
-"""PRP construction against a slow model that walks lists as NVMe Base 2.0, 4.1.1 describes them."""
+"""PRP construction against a slow model that walks lists as NVMe Base 2.0, 4.1.1 requires."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""What an application sees of a controller: few methods, in groups; everything else is the driver's own."""
+"""The public methods of a controller: few, in groups; everything else belongs to the driver."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ async def test_commands_of_one_iteration_share_one_doorbell(ring):
     tasks = await started(*(ring.qp.request(flush()) for _ in range(6)))
     await asyncio.sleep(0)
     doorbells = ring.qp.inspect()["sq"]["doorbells"]
-    assert doorbells == 2  # the first one alone, the other five together
+    assert doorbells == 2  # the first one alone, the other five at once
     for sqe in ring.fetch():
         ring.post(ring.cid(sqe))
     ring.qp.reap()
@@ -55,7 +55,7 @@ async def test_the_last_of_a_burst_rings_for_all_in_the_same_iteration(ring):
         for sqe in sqes:
             ring.post(ring.cid(sqe))
         ring.qp.reap()
-        await asyncio.sleep(0)  # all take their results, and all but in the last turn send the next
+        await asyncio.sleep(0)  # all take their results, and all except in the last turn send the next
         await asyncio.sleep(0)
         assert ring.qp.inspect()["sq"]["doorbells"] - before == (turn < rounds - 1)
     await asyncio.gather(*tasks)
@@ -101,11 +101,11 @@ async def test_an_unclaimed_result_delays_the_doorbell_by_one_iteration_at_most(
 
 @pytest.mark.parametrize("ring", [{"mode": mode} for mode in ("poll", "adaptive", "interrupt")], indirect=True)
 async def test_reaping_outside_the_loop_rings_pending_commands(ring):
-    """A drain of a queue whose loop has ended, or anybody who looks in a loop of his own."""
+    """A drain of a queue whose loop has ended, or a poll in another loop."""
     requests = [ring.qp.request(flush()) for _ in range(3)]
     for request in requests:
         request.send(None)
-    assert len(ring.fetch()) == 1  # the first was alone, the others wait for the end of the pass
+    assert len(ring.fetch()) == 1  # the first was alone, the others wait for the end of the iteration
     ring.qp.reap()
     assert len(ring.fetch()) == 2
     for request in requests:
@@ -172,7 +172,7 @@ async def test_a_turn_that_was_granted_and_then_cancelled_is_not_lost(ring):
     for sqe in ring.fetch():
         ring.post(ring.cid(sqe))
     ring.qp.reap()
-    tasks[7].cancel()  # it was told to go on, and has not yet run
+    tasks[7].cancel()  # it was resumed, and has not yet run
     for _ in range(3):
         await asyncio.sleep(0)
     for sqe in ring.fetch():
@@ -218,7 +218,7 @@ async def test_a_forged_completion_is_recognised(ring, forge):
     if forge == "twice":
         await task
         return
-    # It has released nothing, and the ring goes on behind it.
+    # It has released nothing, and the ring continues after it.
     assert not task.done()
     assert ring.qp.n_outstanding == 1
     ring.post(cid)
@@ -317,7 +317,7 @@ async def test_cids_are_never_ffff_and_change_each_time(ring):
 
 
 async def test_a_burst_is_reaped_in_bounded_portions(ring):
-    """Fairness: other tasks of the loop get their turn between portions."""
+    """Fairness: other tasks of the loop run between portions."""
     ring.qp.reap_limit = 2
     tasks = await started(*(ring.qp.request(flush()) for _ in range(7)))
     await asyncio.sleep(0)

@@ -1,4 +1,6 @@
-"""How commands end that do not complete as usual: cancelled, held, refused, sent again after a reset, failed."""
+"""How commands end that do not complete as usual: cancelled, held, refused, sent again after a
+reset, failed.
+"""
 
 import asyncio
 import random
@@ -50,8 +52,8 @@ async def test_a_cancelled_readinto_never_touches_the_callers_buffer(ring):
 
 
 async def test_random_cancellation_never_hands_a_page_out_twice(ring):
-    """Each page that the controller may still write is its own until it completes, whatever the
-    waiters do.
+    """Each page that the controller may still write is reserved until its command completes,
+    whatever the waiters do.
     """
     rng = random.Random(7)
     owned = {}  # iova → cid
@@ -205,7 +207,7 @@ async def test_all_reaped_completions_are_delivered_even_if_one_raises(ring):
 
 
 async def test_a_callback_that_polls_finds_the_rest_delivered(ring):
-    """Delivering may be entered again from inside: nothing is lost, and nothing is delivered twice."""
+    """Delivering is reentrant: nothing is lost, and nothing is delivered twice."""
     loop = asyncio.get_running_loop()
     ring.qp.bind(loop)
     inner = []

@@ -1,4 +1,4 @@
-"""The table of quirks, what overrides it, and what each quirk does."""
+"""The table of quirks, its overrides, and the effect of each quirk."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def ring(request: pytest.FixtureRequest) -> Any:
 
 
 async def _last_entries(ring: Any) -> set[int]:
-    """Of the pages' entries, which the lists of 33-page transfers end at."""
+    """The entries of a page at which the lists of 33-page transfers end."""
     memory = ring.pool.alloc(256 << 10, owner="user")
     with memoryview(memory) as view:
         requests = [

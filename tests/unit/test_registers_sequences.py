@@ -1,4 +1,6 @@
-"""Register sequences against registers in memory: what is written, and how long is waited."""
+"""Register sequences against registers in memory: what is written, and how long the driver
+waits.
+"""
 
 import asyncio
 
@@ -44,7 +46,7 @@ def cap(**fields: int) -> int:
 
 @pytest.mark.parametrize(("css", "tried"), [(0x01, [0]), (0x41, [6, 0]), (0x40, [6]), (0xC0, [6])])
 async def test_all_command_sets_are_chosen_if_offered(css, tried):
-    """The NVM command set alone where the controller has no other, or refuses."""
+    """The NVM command set alone if the controller has no other, or refuses."""
     found = []
     for all_command_sets in command_sets.to_try(Cap.from_int(cap(css=css))):
         bank = Bank(cap(css=css, to=1))
@@ -62,11 +64,11 @@ async def test_all_command_sets_are_chosen_if_offered(css, tried):
     [
         ((0b001, 0b101, 0), 0, 1),
         ((0b101, 0b001, 0), 0, 0),
-        ((0b110, 0b001, 0), 0, 1),  # the NVM command set counts most
+        ((0b110, 0b001, 0), 0, 1),  # the NVM command set has priority
         ((0b011, 0b101, 0), 1, 1),  # as good as another: left alone
         ((0b001, 0b111, 0b101, 0), 2, 1),
         ((0, 0), 5, 5),
-        ((0b001, 0b011), 7, 1),  # an index that there isn't
+        ((0b001, 0b011), 7, 1),  # an index that doesn't exist
     ],
 )
 def test_the_combination_with_the_most_command_sets(combinations, enabled, chosen):

@@ -1,4 +1,4 @@
-"""The sharing protocol: its bytes, its limits, and an owner that gets whatever there is."""
+"""The sharing protocol: its bytes, its limits, and an owner that gets random messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands against bytes worked out by hand from the specification."""
+"""Commands against bytes computed by hand from the specification."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_json_of_fields_that_come_and_go() -> None:
     assert "subnqn" not in IdentifyController().to_json()
     assert IdentifyController(tnvmcap=1 << 127).to_json()["tnvmcap"] == str(1 << 127)
     assert IdentifyController(sn="ab\0cd").to_json()["sn"] == "ab"
-    # Where nvme-cli 2.3 shows a negative number.
+    # Fields where nvme-cli 2.3 prints a negative number.
     assert IdentifyController(oaes=1 << 31).to_json()["oaes"] == 1 << 31
     assert len(IdentifyController(npss=31).to_json()["psds"]) == 32
 
@@ -215,7 +215,7 @@ def formats(**by_index: int) -> tuple[LbaFormat, ...]:
 
 
 def test_format_index_above_fifteen() -> None:
-    # FLBAS bits 6:5 are the upper ones, and only meant if there are more than 16 formats.
+    # FLBAS bits 6:5 are the upper ones, and valid only with more than 16 formats.
     many = IdentifyNamespace(flbas=0x22, nlbaf=40, lbafs=formats(f2=9, f18=12))
     assert (many.lbaf_index, many.block_size) == (18, 4096)
     few = attrs.evolve(many, nlbaf=7)

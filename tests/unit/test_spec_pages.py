@@ -1,4 +1,4 @@
-"""Log pages, features, reservations and zones against bytes worked out by hand."""
+"""Log pages, features, reservations and zones against bytes computed by hand."""
 
 from __future__ import annotations
 

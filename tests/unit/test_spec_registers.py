@@ -1,4 +1,4 @@
-"""Registers: values worked out by hand from the specification."""
+"""Registers: values computed by hand from the specification."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Too few bounce pages: who needs one waits for a page that comes back, or for the memory to grow,
-and nothing is lost, given twice or waited for in vain.
+"""Too few bounce pages: a request waits for a released page, or for the memory to grow; no page
+is lost or given twice, and no wait is in vain.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def read(ring, nbytes=PIECE):
 
 
 def answer(ring, sqes=None):
-    """Completes what was rung; how many."""
+    """Completes the commands that were rung; returns their number."""
     sqes = ring.fetch() if sqes is None else sqes
     for sqe in sqes:
         ring.post(ring.cid(sqe))
@@ -228,7 +228,7 @@ async def test_a_batch_waits_for_its_first_page_and_can_be_cancelled_meanwhile(r
 
 
 async def test_two_batches_that_wait_for_each_others_pages_both_continue(ring):
-    """Each got some before the pool was empty, and more is not to be had."""
+    """Each got some before the pool was empty, and there are no more."""
     tasks = [asyncio.create_task(batch(ring, 30)) for _ in range(3)]
     while not all(task.done() for task in tasks):
         await asyncio.sleep(0.001)
@@ -239,7 +239,7 @@ async def test_two_batches_that_wait_for_each_others_pages_both_continue(ring):
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_any_mix_of_sizes_cancellations_and_growth_ends(ring, seed):
-    """Reads of their own pattern, batches, cancellations; pages are never in two commands at once."""
+    """Reads with unique patterns, batches, cancellations; no page is in two commands at once."""
     rng = random.Random(seed)
     grown = []
     kept = [ring.pool.alloc(100 << 10, owner="later")]

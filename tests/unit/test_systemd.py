@@ -1,4 +1,4 @@
-"""The descriptor store, against a supervisor that plays systemd: its notify socket, its store, its
+"""The descriptor store, against a supervisor that emulates systemd: its notify socket, store and
 restarts.
 """
 
@@ -68,7 +68,9 @@ class Supervisor:
                         os.close(fd)  # BARRIER=1
 
     def run(self, program: str, *, kill: bool = False) -> str:
-        """Starts the service with what is stored, as systemd does, and waits for its end."""
+        """Starts the service with the stored descriptors, as systemd does, and waits for its
+        end.
+        """
         fds = [fd for _, fd in self.store]
 
         # A fresh table for the child: descriptors 3, 4, … in the store's order.
@@ -217,7 +219,7 @@ def test_foreign_descriptors_are_ignored(environ: dict[str, str]) -> None:
 def test_names_of_listen_fds() -> None:
     environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b"}
     assert listen_fds(environ) == [("a", 3), ("b", 4), ("unknown", 5)]
-    # A list of descriptors that aren't open harms nobody.
+    # A list of descriptors that aren't open is harmless.
     wrong = {
         "LISTEN_PID": str(os.getpid()),
         "LISTEN_FDS": "900",

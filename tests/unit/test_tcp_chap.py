@@ -1,4 +1,6 @@
-"""DH-HMAC-CHAP: keys, groups and proofs against values that come from elsewhere, and a controller of the test's own."""
+"""DH-HMAC-CHAP: keys, groups and proofs against independent values, and the test's own
+controller.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def test_invalid_secrets_are_named_but_not_quoted(text):
 
 
 def test_groups_are_those_of_rfc_7919():
-    """First and last 64 bits besides the ones of appendix A, and safe primes."""
+    """First and last 64 bits, apart from the ones bits, from appendix A, and safe primes."""
     ends = {2048: 0x886B423861285C97, 3072: 0x25E41D2B66C62E37, 4096: 0x5E655F6A}
     for bits in (2048, 3072, 4096, 6144, 8192):
         p = chap.prime(bits)
@@ -68,7 +70,7 @@ def test_groups_are_those_of_rfc_7919():
 
 
 class Controller:
-    """The other side, written from the specification's figures, with the switches that tests turn."""
+    """The other side, written from the specification's figures, with switches for tests."""
 
     def __init__(self, secret: Secret, ctrl: Secret | None, hash_id: int, group: int, *, lie: bool = False) -> None:
         self.secret, self.ctrl, self.hash_id, self.group, self.lie = secret, ctrl, hash_id, group, lie

@@ -1,4 +1,4 @@
-"""NVMe/TCP's hot path against a peer whose every byte the test decides."""
+"""NVMe/TCP's hot path against a peer whose every byte the test controls."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ async def test_data_for_r2t_is_sent_in_pieces_of_maxh2cdata(wired, nbytes):
     assert capsule[8 + 39] == 0x5A
     cid = struct.unpack_from("<H", capsule, 10)[0]
     got = bytearray(nbytes)
-    # Two R2Ts, the second half first asked for while the first is under way.
+    # Two R2Ts; the second half is requested first, while the first is being sent.
     half = nbytes // 2
     one.peer.sendall(r2t(cid, 0xBEEF, 0, half) + r2t(cid, 0xCAFE, half, nbytes - half))
     for ttag, end in ((0xBEEF, half), (0xCAFE, nbytes)):
@@ -179,7 +179,9 @@ async def test_a_response_may_be_split_at_any_byte(wired, digests, success):
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_responses_in_any_order_and_any_pieces(data):
-    """Many commands, answered in any order, with data cut into PDUs and the stream cut anywhere."""
+    """Many commands, completed in any order, with data split into PDUs and the stream split
+    anywhere.
+    """
 
     async def run():
         digests = data.draw(st.booleans())
@@ -204,7 +206,7 @@ def test_responses_in_any_order_and_any_pieces(data):
                     )
                     at += part
                     if at < sizes[i] and sizes[i] - at > 4096 and part < 1000:
-                        part = sizes[i] - at  # no thousands of tiny PDUs
+                        part = sizes[i] - at  # avoids thousands of tiny PDUs
                         success = data.draw(st.booleans())
                         flags = 4 | (8 if success else 0)
                         stream += c2h_data(cids[i], contents[i][at:], at, flags=flags, hdgst=digests, ddgst=digests)
@@ -356,7 +358,9 @@ async def test_a_cancelled_write_sends_the_data_as_of_its_cancellation(wired):
 
 
 async def test_a_write_that_ends_early_returns_the_buffer(wired):
-    """The controller gives up on it: what was asked for still has to go, from memory that is nobody else's."""
+    """The controller ends the command early: the requested data must still be sent, from
+    unshared memory.
+    """
     one = wired(max_h2c=1 << 20)
     data = bytearray(os.urandom(1 << 20))
     was = bytes(data)
@@ -403,7 +407,7 @@ async def test_retryable_commands_are_resent_over_the_next_connection(wired):
     assert struct.unpack_from("<Q", capsule, 8 + 40)[0] == 5
     one.peer.sendall(c2h_data(struct.unpack_from("<H", capsule, 10)[0], b"z" * 512))
     assert (await read)[2] == 512
-    # A second loss is told too.
+    # A second loss is reported too.
     one.peer.close()
     await asyncio.sleep(0.02)
     assert len(one.faults) == 2

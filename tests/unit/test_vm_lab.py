@@ -1,4 +1,4 @@
-"""The host's half of the VM lab: what it takes for a fault, and that it says so."""
+"""The host's half of the VM lab: what counts as a failure, and that it is reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LAB = Path(__file__).parents[1] / "vm"
 
 @pytest.fixture
 def boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What a guest left behind."""
+    """The files that a guest left."""
     monkeypatch.syspath_prepend(str(LAB))
     for name in [name for name in sys.modules if name == "lab" or name.startswith("lab.")]:
         monkeypatch.delitem(sys.modules, name)
@@ -25,7 +25,7 @@ def boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def leave(boot, **files: str) -> Path:
-    """The guest's files, as they arrive; names with _ for the dot."""
+    """The guest's files as they arrive; names have _ instead of the dot."""
     from lab import results
 
     source = boot.folder / "guest"

@@ -1,5 +1,5 @@
-"""How long is looked for an answer before somebody sleeps, against a controller written in Python
-(ring_controller.py).
+"""How long the driver polls for a completion before it sleeps, against a controller written in
+Python (ring_controller.py).
 """
 
 import asyncio
@@ -18,14 +18,13 @@ from nvme_async.native import _hotpath
 
 pytestmark = pytest.mark.alone  # measures times
 
-PASSES = 10  # of the loop: more than a command waits for without a Future
+PASSES = 10  # event-loop iterations: more than a command waits without a Future
 
 
 @contextlib.contextmanager
 def answered_by_the_kernel(ring, cid, seconds):
-    """A completion after that time, also while nobody but a spinning driver has the interpreter: a
-        thread waits in read(), which puts into the
-    ring what another process writes then.
+    """A completion after that time, even while a spinning driver holds the interpreter: another
+    process writes it to a pipe, and a thread that waits in read() puts it into the ring.
     """
     reader, writer = os.pipe()
     entry = ring.entry(cid)
@@ -55,7 +54,9 @@ async def _one_after_the_other(ring):
 
 
 async def _answer_late(ring):
-    """To what was sent last, once it isn't looked for any more; its identifier."""
+    """Completes the last command sent, once it isn't polled for any more; returns its
+    identifier.
+    """
     for _ in range(PASSES):
         await asyncio.sleep(0)
     (sqe,) = ring.fetch()
@@ -66,8 +67,8 @@ async def _answer_late(ring):
 
 @contextlib.asynccontextmanager
 async def one_of_two_out(ring):
-    """(The task whose command stays out, its identifier); another task sends one command after the
-    other.
+    """(The task whose command stays in flight, its identifier); another task sends one command
+    after another.
     """
     (kept,) = await started(ring.qp.request(flush()))
     (sqe,) = ring.fetch()
@@ -97,23 +98,23 @@ async def test_the_last_sender_stops_polling_where_polling_never_sufficed(ring):
 
 @pytest.mark.parametrize("ring", [{"mode": "adaptive", "entries": 16}], indirect=True)
 async def test_the_last_sender_polls_for_the_next_completion(ring):
-    """Where passes of the loop are too short to wait for a completion, one of them looks for it,
+    """If event-loop iterations are too short to wait for a completion, one of them polls for it,
     and the loop does not sleep.
     """
     ring.qp.spin_ns = 20_000_000_000
     async with one_of_two_out(ring) as (kept, cid):
-        while ring.qp.inspect()["gap_ns"] == 0:  # it looks for 2 us at first
+        while ring.qp.inspect()["gap_ns"] == 0:  # it polls for 2 us at first
             await _answer_late(ring)
         assert not kept.done()
         with answered_by_the_kernel(ring, cid, 0.3):
-            for _ in range(3):  # the worker sends its next, and looks until the other one's answer is there
+            for _ in range(3):  # the worker sends its next, and polls until the other one's completion is there
                 await asyncio.sleep(0)
             assert kept.done()
 
 
 @pytest.mark.parametrize("ring", [{"mode": "adaptive", "entries": 16}], indirect=True)
 async def test_a_task_that_polled_for_long_yields_before_it_polls_again(ring):
-    """Also on a loop that can't be asked whether others are ready."""
+    """Also on a loop that can't report whether other tasks are ready."""
     loop = asyncio.get_running_loop()
     _hotpath.rebind(ring.qp, loop.create_future, loop.call_soon, None)
     turns = 0
@@ -135,7 +136,7 @@ async def test_a_task_that_polled_for_long_yields_before_it_polls_again(ring):
         ring.qp.spin_ns = 0
         before_last, last = await _answer_late(ring), await _answer_late(ring)
         ring.qp.spin_ns = 20_000_000_000
-        await _answer_late(ring)  # the third; it looked for 2 us
+        await _answer_late(ring)  # the third; it polled for 2 us
         spins = ring.qp.inspect()["spins"]
         following = last + 2 * (last - before_last)  # of the same slot
         with answered_by_the_kernel(ring, following, 1.0):
@@ -162,7 +163,9 @@ async def test_interrupt_mode_does_not_poll(ring):
 
 @pytest.mark.parametrize("ring", [{"mode": "adaptive"}], indirect=True)
 async def test_a_batch_stops_polling_where_polling_never_sufficed(ring):
-    """The controller answers only once everybody has gone to sleep; soon a batch sleeps at once."""
+    """The controller completes commands only once all waiters sleep; soon a batch sleeps at
+    once.
+    """
     limit = ring.qp.spin_ns = 20_000
     lulls = []
     for turn in range(30):

@@ -1,5 +1,5 @@
-"""The checksum of a tracker (ext/hotpath/sum.h), written down a second time: what one release writes
-the next must read.
+"""The checksum of a tracker (ext/hotpath/sum.h), implemented a second time: each release must be
+able to read what the previous one wrote.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def fold(value: int) -> int:
 
 
 def tracker_sum(raw: bytes) -> int:
-    """What bytes 102 and 103 of a live tracker are to be."""
+    """The value of bytes 102 and 103 of a live tracker."""
     word = struct.unpack_from("<8Q", raw)
     state, cid, flags, _position, tag, _offset, nbytes, status, _sum, result = struct.unpack_from(
         "<IHHQQQIHHQ", raw, 64

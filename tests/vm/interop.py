@@ -2,13 +2,13 @@
 """Run the NVMe drivers of the Linux kernel and of UEFI firmware on our emulated controllers, in a
 guest of a QEMU with `vfio-user-pci`.
 
-    python tests/vm/interop.py                        everything python tests/vm/interop.py -- -k
-    fio -x           with these pytest arguments python tests/vm/interop.py --command 'nvme list'  a
-    shell command in the Linux guest instead of the tests
+    python tests/vm/interop.py                        everything
+    python tests/vm/interop.py -- -k fio -x           with these pytest arguments
+    python tests/vm/interop.py --command 'nvme list'  a shell command in the guest instead
 
 Results (junit, the guest's kernel log, the console, the controllers' counters) are left in
-results/interop. Where that QEMU can't be had (no network, no Debian), the run is skipped, loudly,
-and ends with 0; --require makes that a failure.
+results/interop. If that QEMU isn't available (no network, no Debian), the run is skipped with a
+message and exits with 0; --require makes that a failure.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def complaints(counters: Mapping[str, Any]) -> list[str]:
-    """What no controller may have seen of a proper driver, and what it must have seen at the end."""
+    """What no controller may have seen from a correct driver, and what it must have seen at the
+    end.
+    """
     found = []
     for role, seen in counters.items():
         found += [f"{role}: {name} is {seen[name]}" for name in ("fatals", "invalid_doorbells") if seen[name]]
@@ -111,7 +113,7 @@ def complaints(counters: Mapping[str, Any]) -> list[str]:
 
 
 def report(boot: machine.Boot, counters: dict[str, Any], options: argparse.Namespace) -> int:
-    """Keep the results, print their sum; the process's exit code."""
+    """Keep the results, print a summary; return the process's exit code."""
     target: Path = options.results
     if target.exists():
         shutil.rmtree(target)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Run the tests over VFIO in the virtual machine: build what is missing, boot, report.
 
-    python tests/vm/run.py                            everything python tests/vm/run.py -- -k
-    identify -x          with these pytest arguments python tests/vm/run.py --command 'lspci -nn'
-    a shell command in the guest instead of the tests
+    python tests/vm/run.py                            everything
+    python tests/vm/run.py -- -k identify -x          with these pytest arguments
+    python tests/vm/run.py --command 'lspci -nn'      a shell command in the guest instead
 
 Results (junit.xml, the guest's dmesg, QEMU's trace, the console) are left in results/vm.
 """
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def report(boot: machine.Boot, options: argparse.Namespace) -> int:
-    """Keep the results, print their sum; the process's exit code."""
+    """Keep the results, print a summary; return the process's exit code."""
     target: Path = options.results
     if target.exists():
         shutil.rmtree(target)

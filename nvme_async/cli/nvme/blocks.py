@@ -54,7 +54,7 @@ def write_zeroes(device: str | None, nsid: int | None, start: int, count: int, d
 
 @command("write-uncor", NSID, START, COUNT, FORCE)
 def write_uncor(device: str | None, nsid: int | None, start: int, count: int, force: bool) -> None:
-    """Mark blocks of DEVICE as not to be read."""
+    """Mark blocks of DEVICE as unreadable."""
     ask(device, f"write-uncor of {count + 1} blocks", force)
     _send(device, nsid, lambda ns: commands.write_uncorrectable(ns.nsid, start, count + 1))
     click.echo("NVME Write Uncorrectable Success")
@@ -62,7 +62,7 @@ def write_uncor(device: str | None, nsid: int | None, start: int, count: int, fo
 
 @command("verify", NSID, START, COUNT)
 def verify(device: str | None, nsid: int | None, start: int, count: int) -> None:
-    """Have DEVICE read blocks without sending them."""
+    """Make DEVICE read and check blocks without transferring them."""
     _send(device, nsid, lambda ns: commands.verify(ns.nsid, start, count + 1))
     click.echo("NVME Verify Success")
 
@@ -111,7 +111,7 @@ def dsm(
     read: bool,
     force: bool,
 ) -> None:
-    """Say what blocks of DEVICE are for, or that they are not needed."""
+    """Declare the use of blocks of DEVICE, or that they are unused."""
     counts, firsts = _numbers(blocks, "blocks"), _numbers(starts, "slbs")
     if not counts or len(counts) != len(firsts):
         raise click.UsageError("--blocks and --slbs are needed, as many numbers in the one as in the other")
@@ -207,7 +207,7 @@ def resv_release(device: str | None, nsid: int | None, crkey: int, rtype: int, a
 
 @command("resv-report", NSID, (("-e", "--eds"), "extended", bool, False, "Extended data structure."), output=True)
 def resv_report(device: str | None, nsid: int | None, extended: bool, output: str, human: bool) -> None:
-    """Show who is registered with a namespace of DEVICE."""
+    """Show the registrants of a namespace of DEVICE."""
     completion = _send(device, nsid, lambda ns: commands.reservation_report(ns.nsid, 4096, extended))
     report = ReservationReport.decode(completion.data, extended=extended)
     shown = {
@@ -268,7 +268,7 @@ def report_zones(
     (("-d", "--data"), "data", _FILE, None, "What is appended.  [default: stdin]"),
 )
 def zone_append(device: str | None, nsid: int | None, zslba: int, data: Path | None) -> None:
-    """Append data to a zone of DEVICE, and show where they went."""
+    """Append data to a zone of DEVICE, and show their place."""
     whole = data.read_bytes() if data is not None else sys.stdin.buffer.read()
 
     async def operation(controller: Any) -> int:

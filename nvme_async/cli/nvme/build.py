@@ -1,4 +1,6 @@
-"""click commands from rows: the options that all have, numbers in any base, questions before what destroys."""
+"""click commands from rows: the common options, numbers in any base, confirmation before
+destruction.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,9 @@ FORCE: Option = (("--force",), "force", bool, False, "Don't ask.")
 
 
 def ask(device: str | None, what: str, force: bool) -> None:
-    """Before something is destroyed: names the drive. A drive that another process uses is refused."""
+    """Asks before something is destroyed, naming the drive. A drive that another process uses is
+    refused.
+    """
     attached = click.get_current_context().find_root().meta.get(ATTACH)
     if attached and not force:
         raise click.ClickException(
@@ -126,7 +130,7 @@ def ask(device: str | None, what: str, force: bool) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[float], None]]:
-    """A line on a terminal's stderr: how far it is, and how long it will take."""
+    """A line on a terminal's stderr: progress, and the remaining time."""
     began = time.monotonic()
     terminal = sys.stderr.isatty()
 

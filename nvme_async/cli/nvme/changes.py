@@ -1,4 +1,4 @@
-"""What changes a drive: formatting, erasing, namespaces, firmware, tests."""
+"""Commands that change a drive: formatting, erasing, namespaces, firmware, tests."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def sanitize(
     no_wait: bool,
     force: bool,
 ) -> None:
-    """Erase all user data of DEVICE, for good."""
+    """Erase all user data of DEVICE permanently."""
     names = {"exit-failure": 1, "start-block-erase": 2, "start-overwrite": 3, "start-crypto-erase": 4}
     if action is None:
         raise click.UsageError("--sanact is needed")
@@ -136,7 +136,7 @@ def sanitize(
     (("-w", "--wait"), "wait", bool, False, "Wait for the end; interrupted, the test is aborted."),
 )
 def device_self_test(device: str | None, nsid: int, code: str, wait: bool) -> None:
-    """Run a self-test of DEVICE beside its I/O."""
+    """Run a self-test of DEVICE during its I/O."""
     kind = SelfTest(int(code, 16))
 
     async def operation(controller: Any) -> str:
@@ -171,7 +171,7 @@ def device_self_test(device: str | None, nsid: int, code: str, wait: bool) -> No
     (("--attach",), "attach", bool, False, "Attach it to DEVICE, too."),
 )
 def create_ns(device: str | None, nsze: int | None, flbas: int | None, attach: bool, **more: Any) -> None:
-    """Make a namespace of DEVICE."""
+    """Create a namespace of DEVICE."""
     if nsze is None:
         raise click.UsageError("--nsze is needed")
 
@@ -245,8 +245,8 @@ def delete_ns(device: str | None, nsid: int | None, force: bool) -> None:
 def fw_download(device: str | None, path: Path | None, xfer: int | None, action: int | None, slot: int) -> None:
     """Send a firmware image to DEVICE.
 
-    A controller forgets it when it is reset, which happens when DEVICE is opened: fw-commit of its own
-    finds it only with --attach. --commit does both.
+    A controller discards it when it is reset, which happens when DEVICE is opened: a separate
+    fw-commit finds it only with --attach. --commit does both.
     """
     if path is None:
         raise click.UsageError("--fw is needed")
@@ -278,7 +278,7 @@ def fw_download(device: str | None, path: Path | None, xfer: int | None, action:
     (("-b", "--bpid"), "bpid", click.IntRange(0, 1), 0, "Boot partition."),
 )
 def fw_commit(device: str | None, slot: int, action: int, bpid: int) -> None:
-    """Store the firmware image that was sent to DEVICE, or activate one."""
+    """Store the downloaded firmware image in DEVICE, or activate one."""
 
     async def operation(controller: Any) -> management.Activation:
         return await management.commit_firmware(controller, slot, FirmwareCommitAction(action), boot_partition=bpid)
@@ -349,5 +349,5 @@ def reset(device: str | None) -> None:
 
 @command("ns-rescan")
 def ns_rescan(device: str | None) -> None:
-    """Have the owner of DEVICE read its namespaces again."""
+    """Make the owner of DEVICE read its namespaces again."""
     execute(device, lambda controller: controller.rescan())

@@ -1,4 +1,4 @@
-"""All of nvme-cli's sub-commands that there are, by name."""
+"""All supported sub-commands of nvme-cli, by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def names() -> frozenset[str]:
 
 
 def __getattr__(name: str) -> click.Command:
-    """Each by its name, as `nvme_async.cli.main` asks for it."""
+    """Each by its name, as `nvme_async.cli.main` requests it."""
     if name not in names():
         raise AttributeError(f"there is no command {name!r}")
     return find(name)

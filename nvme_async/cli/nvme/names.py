@@ -1,4 +1,6 @@
-"""The names alone, so that the others cost nothing until one is used. A test keeps them in step."""
+"""The names alone, so that the commands cost nothing until one is used. A test keeps them
+consistent.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ _HEXADECIMAL = frozenset(
 
 
 def plain(value: Any) -> Any:
-    """JSON's types, from what spec decodes: fields by the specification's names, bytes as hexadecimal."""
+    """JSON's types, from decoded spec types: fields by the specification's names, bytes as
+    hexadecimal.
+    """
     if attrs.has(type(value)):
         return {field.name: plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
     if isinstance(value, bool):
@@ -100,7 +102,7 @@ def table(rows: list[Any]) -> list[str]:
 def show(
     output: str, data: bytes | None, value: Any, *, title: str = "", text: Callable[[], str] | None = None
 ) -> None:
-    """Writes the answer to stdout in the format asked for. data: the bytes, for "binary"."""
+    """Writes the answer to stdout in the requested format. data: the bytes, for "binary"."""
     if output == "binary":
         if data is None:
             raise click.UsageError("there are no bytes to show: choose another --output-format")

@@ -1,4 +1,4 @@
-"""What is read and shown: Identify pages and log pages, a row for each."""
+"""Pages that are read and shown: Identify pages and log pages, one row each."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Page:
     Attributes:
         about: the first line of its help.
         read: gets the bytes from a controller, with the options.
-        decode: makes sense of them.
-        shape: nvme-cli's JSON of that; None: the fields by their names.
-        options: (flags, name, type, default, help) beyond those that all have.
+        decode: decodes them.
+        shape: nvme-cli's JSON of the result; None: the fields by their names.
+        options: (flags, name, type, default, help) in addition to the common ones.
     """
 
     about: str
@@ -109,7 +109,7 @@ def log(lid: int, nbytes: int, **fixed: int) -> Read:
 
 
 async def _list_ns(controller: Any, options: dict[str, Any]) -> bytes:
-    """The list begins with the namespace named, which Identify leaves out."""
+    """The list starts with the given namespace, which Identify excludes."""
     allocated, csi = options.get("allocated"), options.get("csi")
     if csi is not None:
         cns = Cns.CSI_ALLOCATED_NAMESPACES if allocated else Cns.CSI_ACTIVE_NAMESPACES

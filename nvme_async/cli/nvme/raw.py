@@ -1,4 +1,6 @@
-"""Commands as they are: log pages and features by number, passthrough, security, directives, registers."""
+"""Raw commands: log pages and features by number, passthrough, security, directives,
+registers.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ _CDWS = tuple(
     for number in (2, 3, 10, 11, 12, 13, 14, 15)
 )
 
-# Which of spec.features makes sense of a feature's completion dword or data structure.
+# The decoder in spec.features of a feature's completion dword or data structure.
 VALUES: dict[int, Any] = {
     Feature.ARBITRATION: features.Arbitration,
     Feature.POWER_MANAGEMENT: features.PowerManagement,
@@ -268,7 +270,7 @@ def security_recv(
 
 @command("persistent-event-log", output=True)
 def persistent_event_log(device: str | None, output: str, human: bool) -> None:
-    """Show what has happened to DEVICE."""
+    """Show the events of DEVICE."""
     log = execute(device, management.persistent_event_log)
     show(output, None, shapes.persistent(log))
 
@@ -286,7 +288,7 @@ _DIRECTIVE = (
 def dir_receive(
     device: str | None, output: str, human: bool, nsid: int, dtype: int, dspec: int, doper: int, length: int, cdw12: int
 ) -> None:
-    """Show what a directive of DEVICE says."""
+    """Show the answer of a directive of DEVICE."""
     made = commands.directive_receive(dtype, doper, dspec, length, nsid, cdw12)
     completion = execute(device, lambda controller: controller.admin(made))
     data = completion.data or b""
@@ -334,7 +336,7 @@ def dir_send(
     (("-n", "--nr"), "count", int, 0, "How many."),
 )
 def virt_mgmt(device: str | None, cntlid: int, kind: int, action: int, count: int) -> None:
-    """Give resources of DEVICE to a controller, or take one off line."""
+    """Assign resources of DEVICE to a controller, or set one offline."""
     made = commands.virtualization_management(action, cntlid, kind, count)
     completion = execute(device, lambda controller: controller.admin(made))
     click.echo(f"success, Number of Controller Resources Modified (NRM):{completion.dw0:#x}")

@@ -26,7 +26,7 @@ from nvme_async.spec.persistent import PersistentEventLog
 from nvme_async.spec.tcg import Discovery0
 
 DEVICE = "nvme0"
-"""The key that nvme-cli makes of a device's name; here there is no such name."""
+"""nvme-cli's key from a device's name, which doesn't exist here."""
 
 _ANA = {
     AnaState.OPTIMIZED: "optimized",
@@ -154,7 +154,7 @@ def ana(log: AnaLog) -> dict[str, Any]:
 
 def endurance(log: EnduranceGroup) -> dict[str, Any]:
     shown: dict[str, Any] = plain(log)
-    for name in ("domainid", "tegcap", "uegcap"):  # which nvme-cli leaves out
+    for name in ("domainid", "tegcap", "uegcap"):  # which nvme-cli omits
         del shown[name]
     return shown
 

@@ -1,4 +1,4 @@
-"""What a command talks to: a controller of its own, or one that another process has."""
+"""The target of a command: a temporarily opened controller, or one of another process."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RemoteNamespace:
 
 class RemoteController:
     """A controller that another process has, through the control socket of its manager: commands
-    are carried out there, so that a look at the drive doesn't bring it up and down.
+    are executed there, so that inspecting the drive doesn't bring it up and down.
     """
 
     uri: str
@@ -115,8 +115,8 @@ class RemoteController:
 
 @asynccontextmanager
 async def opened(device: str | None) -> AsyncIterator[Any]:
-    """The controller at DEVICE; with --attach that of the manager there, DEVICE being its URI, which
-    need not be given if it has but one.
+    """The controller at DEVICE; with --attach that of the manager there, DEVICE being its URI,
+    which need not be given if it has but one.
     """
     attach = click.get_current_context().find_root().meta.get(ATTACH)
     if attach is None:

@@ -1,1 +1,1 @@
-"""The kernel keeps the drive: io_uring on its NVMe nodes, on block devices and on files."""
+"""The kernel drives the device: io_uring on its NVMe nodes, on block devices and on files."""

@@ -1,8 +1,8 @@
-"""URIs of what the kernel drives.
+"""URIs of devices that the kernel drives.
 
-    kernel:/dev/ng0n1    a namespace by its character device: NVMe commands as they are (passthrough)
+    kernel:/dev/ng0n1    a namespace by its character device: unchanged NVMe commands (passthrough)
     kernel:/dev/nvme0n1  a namespace by its block device: reads and writes through the block layer
-    kernel:nvme0         a controller with all its namespaces; /dev/ may be left out everywhere
+    kernel:nvme0         a controller with all its namespaces; /dev/ may be omitted
     file:/path           any file or block device, with an emulated Identify
 
 Options may follow as a query, for callers that have only the URI:
@@ -62,7 +62,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def parse_address(scheme: str, rest: str) -> Address:
-    """ConfigurationError quotes what makes no sense."""
+    """ConfigurationError quotes the invalid part."""
     path, _, query = rest.partition("?")
     path = unquote(path)
     options = tuple(parse_qsl(query, keep_blank_values=True))

@@ -1,8 +1,8 @@
-"""Admin commands: by ioctl to the kernel's controller, or answered by emulation. What belongs to the
-kernel's driver is refused.
+"""Admin commands: by ioctl to the kernel's controller, or answered by emulation. Commands that
+belong to the kernel's driver are refused.
 
-Commands come from the relay on the home loop; each is carried out in a task, and where it blocks in a
-thread.
+Commands come from the relay on the home loop; each is executed in a task, and in a thread if it
+blocks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KERNELS_OWN = frozenset(
         AdminOpcode.FABRICS,
     }
 )
-"""Commands of the one who drives the controller, and that is the kernel."""
+"""Commands that only the controller's driver may send, which is the kernel's."""
 
 KERNELS_FEATURES = frozenset(
     {
@@ -68,7 +68,7 @@ DESTROYS = frozenset(
 
 
 class Backend(Protocol):
-    """What an admin command is put to."""
+    """The backend of an admin command."""
 
     def run(self, command: Command, sqe: bytes, data: bytes | None, nbytes: int) -> tuple[int, int, int, bytes]:
         """(status, DW0, DW1, data of the answer). In a thread; may block."""
@@ -78,7 +78,7 @@ class Backend(Protocol):
 
 
 Learn = Callable[[int, bytes], Awaitable[None]]
-"""What becomes known of a namespace: its number, and its Identify page."""
+"""Reports a namespace: its number, and its Identify page."""
 
 
 class Emulated:
@@ -99,7 +99,8 @@ class Emulated:
 class Passed:
     """To /dev/nvme0.
 
-    nodes: of the namespaces that this controller object shows, by nsid. search: looks for new ones.
+    nodes: of the namespaces that this controller object shows, by nsid. search: searches for new
+        ones.
     """
 
     def __init__(self, node: Node, nodes: dict[int, Node], search: Callable[[], None], timeout: float) -> None:
@@ -160,10 +161,10 @@ class Passed:
 
 
 class AdminService:
-    """Takes what the relay has and answers it. On the home loop.
+    """Takes commands from the relay and answers them. On the home loop.
 
-    on_answer: delivers what was answered. learn: called with namespaces that were identified,
-        before the answer.
+    on_answer: delivers answers. learn: called with namespaces that were identified, before the
+        answer.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class AdminService:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self) -> None:
-        """Begins with what was posted."""
+        """Starts the posted commands."""
         for cid, sqe, data, nbytes in self._relay.take():
             task = asyncio.get_running_loop().create_task(self._serve(cid, sqe, data, nbytes))
             self._tasks.add(task)
@@ -194,7 +195,7 @@ class AdminService:
             if command.opcode == AdminOpcode.ASYNC_EVENT_REQUEST:
                 return  # the kernel has the only one
             if command.opcode == AdminOpcode.ABORT:
-                status, dw0 = 0, 1  # not aborted (Base 2.0, 5.1): the kernel has time limits of its own
+                status, dw0 = 0, 1  # not aborted (Base 2.0, 5.1): the kernel has its own timeouts
             else:
                 loop = asyncio.get_running_loop()
                 status, dw0, dw1, answer = await loop.run_in_executor(

@@ -1,4 +1,6 @@
-"""Identify of a file or block device that is no NVMe namespace: a controller of NVMe 1.4 with one namespace."""
+"""Identify of a file or block device that isn't an NVMe namespace: a controller of NVMe 1.4 with
+one namespace.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ NO_CONTROLLER = "a file, or a block device as file:, is no NVMe controller: Iden
 
 
 def _identity(node: Node) -> bytes:
-    """16 bytes that stay while it is the same file or device."""
+    """16 bytes that stay the same for the same file or device."""
     status = os.fstat(node.fd)
     what = f"{status.st_rdev}" if status.st_rdev else f"{status.st_dev}:{status.st_ino}"
     return hashlib.sha256(what.encode()).digest()[:16]

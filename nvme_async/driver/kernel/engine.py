@@ -1,4 +1,4 @@
-"""How commands get to the kernel: io_uring, or threads where that may not be used."""
+"""How commands are sent to the kernel: io_uring, or threads if that may not be used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SYSCTL = Path("/proc/sys/kernel/io_uring_disabled")
 
 
 def _disabled() -> str:
-    """Why io_uring_setup() gives EPERM."""
+    """Why io_uring_setup() fails with EPERM."""
     try:
         value = _SYSCTL.read_text().strip()
     except OSError:
@@ -30,7 +30,7 @@ def _disabled() -> str:
 
 
 def why_no_ring(*, passthrough: bool = False, io_poll: bool = False) -> str:
-    """Why this process can't use such an io_uring, in words; empty if it can."""
+    """Why this process can't use such an io_uring, as text; empty if it can."""
     code = _kernel.try_ring(passthrough=passthrough, iopoll=io_poll)
     if code == 0:
         return ""
@@ -48,7 +48,9 @@ def why_no_ring(*, passthrough: bool = False, io_poll: bool = False) -> str:
 
 
 def choose(options: Options, *, passthrough: bool) -> str:
-    """Empty: io_uring is used. Else why threads are. ConfigurationError if the options want what is not there."""
+    """Empty: io_uring is used. Otherwise the reason for threads. ConfigurationError if the
+    options require something unavailable.
+    """
     if options.engine == "threads":
         if options.io_poll:
             raise ConfigurationError("io_poll needs io_uring, and engine is 'threads'")

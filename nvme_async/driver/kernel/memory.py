@@ -1,7 +1,7 @@
 """Memory of the library's own that the kernel knows beforehand: io_uring's registered buffers.
 
-What comes from alloc(), or was given to register(), is pinned once and not for each command. Where the
-kernel refuses that (the limit of locked memory), the memory is like any other.
+What comes from alloc(), or was given to register(), is pinned once and not for each command. Where
+the kernel refuses that (the limit of locked memory), the memory is like any other.
 
 Threads: alloc() any; the rest the home loop's.
 """
@@ -36,7 +36,9 @@ class KernelRegistration(Registration):
         self.iova: int | None = iova
 
     def close(self) -> None:
-        """The rings forget it; the kernel keeps it pinned until the last command that uses it is over."""
+        """The rings forget it; the kernel keeps it pinned until the last command that uses it is
+        over.
+        """
         view, self._view = self._view, None
         if view is not None:
             self.iova = None
@@ -45,8 +47,8 @@ class KernelRegistration(Registration):
 
 
 class KernelMemory:
-    """on_region(address, nbytes, iova): called when there is memory for the rings to register, from any
-        thread. on_gone(address): when they are to forget it.
+    """on_region(address, nbytes, iova): called when there is memory for the rings to register,
+        from any thread. on_gone(address): when they are to forget it.
 
     Attributes:
         pools: what alloc() takes from. regions: (address, nbytes, iova) of all that the rings know.
@@ -72,7 +74,9 @@ class KernelMemory:
         self.regions: list[tuple[int, int, int]] = []
 
     def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
-        """Zeroed memory, page aligned. OutOfDmaMemory. May block, while there is one pool more to be made."""
+        """Zeroed memory, page aligned. OutOfDmaMemory. May block, while there is one pool more
+        to be made.
+        """
         while True:
             pools = list(self.pools)
             for pool in pools:
@@ -128,7 +132,9 @@ class KernelMemory:
         self._on_gone(address)
 
     def close(self) -> None:
-        """Nothing of the driver's uses it any more. Pools that the application looks at live on until it stops."""
+        """The driver uses none of it any more. Pools with views in the application stay mapped
+        until those end.
+        """
         with self._growing:
             self._closed = True
             pools, self.pools = self.pools, []

@@ -31,7 +31,8 @@ LARGEST_BLOCK = 4096
 
 @attrs.define(eq=False)
 class Node:
-    """An open node or file. close() takes effect when the last use() has ended: descriptor numbers are used again.
+    """An open node or file. close() takes effect when the last use() has ended: descriptor
+    numbers are reused.
 
     Attributes:
         fd: its descriptor.
@@ -39,8 +40,8 @@ class Node:
         kind: of native/_kernel.KINDS; "controller" for /dev/nvme0.
         block_size, nbytes: in bytes; 0 for controllers and passthrough, whose Identify says so.
         read_only: why nothing may be written; empty: it may.
-        direct: past the page cache. memory_align: what that asks of memory.
-        notes: what is not as it was asked for.
+        direct: bypasses the page cache. memory_align: the alignment of memory that this requires.
+        notes: deviations from the request.
     """
 
     fd: int
@@ -114,7 +115,7 @@ def _device_error(path: str, error: OSError) -> DeviceError:
 
 
 def _open_for(path: str, options: Options, flags: int, claimed: str) -> tuple[int, str]:
-    """(descriptor, why it is for reading alone). claimed: who uses it already."""
+    """(descriptor, why it is read-only). claimed: existing users."""
     reason = "read_only was asked for" if options.read_only else ""
     if claimed and not options.allow_mounted_write:
         reason = reason or f"{claimed}; the option allow_mounted_write writes none the less"
@@ -139,7 +140,7 @@ def _number(fd: int, request: int, size: str) -> int:
 
 
 def _claim(block: str, options: Options) -> tuple[int, str]:
-    """(a descriptor that keeps others from mounting it, or -1; who uses it already)."""
+    """(a descriptor that keeps others from mounting it, or -1; existing users)."""
     if options.read_only:
         return -1, ""
     used = uses_of_block(System(), block)
@@ -150,7 +151,7 @@ def _claim(block: str, options: Options) -> tuple[int, str]:
     except OSError as error:
         if error.errno == errno.EBUSY:
             return -1, f"/dev/{block} is opened exclusively by another process"
-        return -1, ""  # it may not be asked for
+        return -1, ""  # this process may not query it
 
 
 def block_name(path: str) -> str:
@@ -184,8 +185,8 @@ def _go_direct(fd: int, path: str, options: Options, smallest: int) -> tuple[boo
 
 
 def open_file(path: str, options: Options, *, kind: str = "file") -> Node:
-    """A regular file or a block device. ControllerGone if it isn't there, ConfigurationError if it is something else,
-    DeviceError if it can't be opened.
+    """A regular file or a block device. ControllerGone if it isn't there, ConfigurationError if
+    it is something else, DeviceError if it can't be opened.
     """
     try:
         mode = os.stat(path)
@@ -300,11 +301,13 @@ def nsid_of(node: Node) -> int:
         raise _device_error(node.path, error) from error
 
 
-# -- sysfs ------------------------------------------------------------------------------------------
+# -- sysfs
 
 
 def controller_of(path: str, root: Path = Path("/")) -> str:
-    """The controller node of a namespace's node; with several paths the first that is live. ControllerGone."""
+    """The controller node of a namespace's node; with several paths the first that is live.
+    ControllerGone.
+    """
     name = os.path.basename(path)
     kind = "nvme-generic" if name.startswith("ng") else "block"
     above = (root / "sys/class" / kind / name / "device").resolve()
@@ -319,7 +322,9 @@ def controller_of(path: str, root: Path = Path("/")) -> str:
 
 
 def namespace_nodes(controller: str, root: Path = Path("/")) -> list[str]:
-    """The nodes of a controller's namespaces: ng0n1 where the kernel has such (5.13), else nvme0n1."""
+    """The nodes of a controller's namespaces: ng0n1 where the kernel has such (5.13), else
+    nvme0n1.
+    """
     name = os.path.basename(controller)
     found = {}
     for kind, pattern in (("block", "nvme*n*"), ("nvme-generic", "ng*n*")):
@@ -349,7 +354,9 @@ def controller_state(controller: str, root: Path = Path("/")) -> str:
 
 
 def most_bytes(block: str, root: Path = Path("/")) -> int:
-    """Of one passthrough command: what the queue takes in one request, with each page elsewhere. 0: unknown."""
+    """Of one passthrough command: what the queue takes in one request, with each page elsewhere.
+    0: unknown.
+    """
     queue = root / "sys/class/block" / block / "queue"
     kib, segments = _text(queue / "max_hw_sectors_kb"), _text(queue / "max_segments")
     if not kib.isdigit() or not segments.isdigit():

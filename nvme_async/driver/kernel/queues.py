@@ -1,4 +1,4 @@
-"""Queue pairs whose commands the kernel carries out, and the one for admin commands."""
+"""Queue pairs whose commands the kernel executes, and the one for admin commands."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ from nvme_async.spec.status import GenericStatus, status_text
 
 log: logging.Logger = logging.getLogger("nvme_async")
 QUIET_SECONDS = 5.0
-"""How long the kernel is waited for, after everything was cancelled, before its commands are left to it."""
+"""How long to wait for the kernel, after everything was cancelled, before its commands are
+abandoned.
+"""
 GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.ENOMEDIUM})
 
 _left: list[Any] = []
-"""Queues whose commands the kernel has not given back, with the nodes: their memory is never used again."""
+"""Queues whose commands the kernel has not returned, with the nodes: their memory is never
+reused.
+"""
 
 
 class KernelQueue(LoopQueue):
@@ -41,8 +45,8 @@ class KernelQueue(LoopQueue):
         self.link = link
 
     def in_flight_now(self) -> int:
-        """Takes what has completed. Commands whose memory the kernel still has. In the loop's thread,
-        or after the loop has ended.
+        """Reaps completions. Returns the number of commands whose memory the kernel still has.
+        In the loop's thread, or after the loop has ended.
         """
         if self.hot.closed:
             return 0
@@ -51,7 +55,7 @@ class KernelQueue(LoopQueue):
         return in_flight
 
     def in_flight_and_cancelled(self) -> int:
-        """The same, once the kernel was asked to give up what it can."""
+        """The same, after the kernel was asked to cancel what it can."""
         if not self.hot.closed:
             self.link.cancel_all()
         return self.in_flight_now()
@@ -75,7 +79,7 @@ class KernelQueue(LoopQueue):
             self.link.drop_region(address)
 
     def quiet_now(self, seconds: float) -> bool:
-        """Without a loop: waits, and blocks meanwhile. True if the kernel has given everything back."""
+        """Without a loop: blocks until the end. True if the kernel has returned everything."""
         until = time.monotonic() + seconds
         while self.in_flight_and_cancelled():
             if time.monotonic() >= until:
@@ -88,7 +92,7 @@ class KernelQueue(LoopQueue):
 
 
 class RelayQueue(LoopQueue):
-    """The admin queue: its commands are Python's to carry out."""
+    """The admin queue: Python executes its commands."""
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class RelayQueue(LoopQueue):
 
 
 class KernelPieces(Protocol):
-    """The transport, as far as its queues are concerned."""
+    """The part of the transport that its queues need."""
 
     uri: str
     nodes: dict[int, Node]
@@ -176,7 +180,7 @@ class KernelQueueMaker(CarriedQueueMaker):
         return _kernel.Link(workers=_kernel.MOST_WORKERS)
 
     def set_targets(self, queue: KernelQueue) -> None:
-        """What the queue can reach, as it is known now."""
+        """The namespaces of the queue, as known now."""
         for nsid, node in self._transport.nodes.items():
             identify = self._transport.identified.get(nsid)
             block_size = identify.block_size if identify is not None else node.block_size
@@ -243,7 +247,9 @@ class KernelQueueMaker(CarriedQueueMaker):
         await self.on(queue, lambda: self.set_targets(queue))
 
     async def quiet(self, queue: LoopQueue, seconds: float) -> bool:
-        """Has what is out given up, and waits until the kernel has no memory of it any more. False: not in time."""
+        """Cancels commands in flight, and waits until the kernel has none of their memory any
+        more. False: not in time.
+        """
         if not isinstance(queue, KernelQueue):
             return True
         loop = asyncio.get_running_loop()
@@ -257,13 +263,13 @@ class KernelQueueMaker(CarriedQueueMaker):
         return True
 
     async def delete(self, queue: LoopQueue) -> None:
-        """Nothing of it is out any more. ControllerTimeout."""
+        """Waits until nothing is in flight. ControllerTimeout."""
         if not await self.quiet(queue, QUIET_SECONDS):
             raise ControllerTimeout(f"{self._controller.uri}: the kernel still has commands of queue {queue.qid}")
 
 
 class KernelQueueSet(QueueSet):
-    """Queues whose memory the kernel may hold longer than anything waits."""
+    """Queues whose memory the kernel may hold beyond all limits."""
 
     def __init__(self, owner: Owner, transport: Any) -> None:
         self._kernel_maker = KernelQueueMaker(owner, transport)
@@ -279,13 +285,15 @@ class KernelQueueSet(QueueSet):
         self._grant(self._controller.options.io_queues)
 
     async def quiet(self, seconds: float) -> list[LoopQueue]:
-        """The kernel gives up what it can. Those queues whose memory it still has after that time."""
+        """Asks the kernel to cancel what it can. Returns the queues whose memory it still has
+        after that time.
+        """
         queues = [*self.io_queues(), *self.unsettled]
         quiet = await asyncio.gather(*(self._kernel_maker.quiet(queue, seconds) for queue in queues))
         return [queue for queue, is_quiet in zip(queues, quiet, strict=True) if not is_quiet]
 
     def leave(self, queue: LoopQueue, nodes: dict[int, Node]) -> None:
-        """The kernel doesn't give it back: neither the queue's memory nor its callers' are used again."""
+        """The kernel doesn't return it: neither the queue's memory nor its callers' is reused."""
         _left.append((queue, nodes))
         for loop in [loop for loop, its in self.io.items() if its is queue]:
             del self.io[loop]

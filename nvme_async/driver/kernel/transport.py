@@ -1,9 +1,9 @@
-"""The transport of drives and files that the kernel keeps: io_uring, or threads where that may not be
-used.
+"""The transport of drives and files that the kernel drives: io_uring, or threads if that may not
+be used.
 
-Nothing of the kernel's is reset or configured. A reset of the driver's own waits until the kernel has
-given back every command, and then sends again what may be sent again. Until the kernel has done so, no
-memory of a command is used for anything else.
+Nothing of the kernel's is reset or configured. A reset of this driver waits until the kernel has
+returned every command, and then resends those that may be resent. Until then no memory of a command
+is used for anything else.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _CAP = Cap.from_int(_ENTRIES | 1 << 37)
 
 class KernelTransport(QueueTransport):
     """Attributes:
-    address: what was opened. nodes: of its namespaces, by nsid. identified: their Identify pages.
-    backend: what answers admin commands. why_threads: why io_uring is not used; empty: it is.
+    address: the opened URI. nodes: of its namespaces, by nsid. identified: their Identify pages.
+    backend: answers admin commands. why_threads: why io_uring is not used; empty: it is.
     """
 
     has_events = False
@@ -133,7 +133,7 @@ class KernelTransport(QueueTransport):
         return node
 
     def _search(self) -> None:
-        """Namespaces may have come. From a thread."""
+        """Namespaces may have been added. From a thread."""
         if self.address.is_controller:
             self._search_all()
 
@@ -162,15 +162,15 @@ class KernelTransport(QueueTransport):
         self.queues.prepare_admin().silence(False)
 
     def without_ring(self, error: OSError) -> None:
-        """One queue more can't have an io_uring: the memory of rings counts as locked, for all of a user's
-        processes together.
+        """One queue more can't have an io_uring: the memory of rings counts as locked, for all
+        of a user's processes together.
         """
         limit = " (the limit of locked memory, `ulimit -l`)" if error.errno == errno.ENOMEM else ""
         reason = f"no io_uring for one queue more: {error.strerror}{limit}"
         self.owner.degraded.add("io_uring", reason, "threads are used instead")
 
     async def learn(self, nsid: int, page: bytes) -> None:
-        """A namespace was identified: its format and size count for what is sent from here on."""
+        """A namespace was identified: its format and size apply to commands from now on."""
         identify = IdentifyNamespace.decode(page)
         if not identify.active or nsid not in self.nodes:
             return
@@ -213,7 +213,7 @@ class KernelTransport(QueueTransport):
     # -- health ------------------------------------------------------------------------------------
 
     def gone(self, reason: str) -> None:
-        """From any thread: the kernel has no such device any more."""
+        """From any thread: the kernel no longer has this device."""
         if self._trouble is None:
             self._trouble = f"the device is gone: {reason}"
             if not self.owner.loop.is_closed():
@@ -252,7 +252,7 @@ class KernelTransport(QueueTransport):
     # -- the end -----------------------------------------------------------------------------------
 
     async def shut_down(self, seconds: float) -> None:
-        """The drive is the kernel's, and goes on."""
+        """The drive belongs to the kernel, and continues."""
 
     async def release(self, reason: NvmeError, *, keep: bool = False) -> Transport | None:
         for queue in await self.queues.quiet(QUIET_SECONDS):

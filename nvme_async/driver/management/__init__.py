@@ -1,14 +1,14 @@
-"""Management of a controller and its namespaces: coroutines that wait for the end, say how far it
-is, and are cancellable where the specification lets them be.
+"""Management of a controller and its namespaces: coroutines that wait for the end, report
+progress, and can be cancelled if the specification allows it.
 
     from nvme_async import management
     await management.format_namespace(controller, 1, block_size=4096, progress=print)
     nsid = await management.create_namespace(controller, nbytes=1 << 30)
 
-Each goes through controller.admin(), so that I/O which would be hurt is held meanwhile and Identify
-is read again afterwards (docs/commands-with-effects.md). `progress` is called with a fraction from
-0.0 to 1.0, on the caller's loop. They raise CommandError and its kin for what the controller
-refuses, and ManagementError for what it carried out without success.
+Each uses controller.admin(), so that affected I/O is held meanwhile and Identify is read again
+afterwards (docs/commands-with-effects.md). `progress` is called with a fraction from 0.0 to 1.0, on
+the caller's loop. They raise CommandError and its subclasses if the controller refuses, and
+ManagementError if it executed the operation without success.
 """
 
 from nvme_async.driver.management.firmware import (

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from nvme_async.driver.controller import Controller
 
 COMMIT_SECONDS = 600.0
-"""For one Firmware Commit, where nothing else is asked for."""
+"""The default for one Firmware Commit."""
 
 _UNIT = 4096  # of FWUG
 _UNKNOWN, _ANY = 0x00, 0xFF
-_MOST = 64 << 10  # bytes of one command: what the admin queue moves
+_MOST = 64 << 10  # bytes of one command: the limit of the admin queue
 
 
 class Activation(Enum):
-    """What it takes for committed firmware to run."""
+    """What is needed for committed firmware to run."""
 
     NONE = "none"
-    """Nothing more: it runs, or was only stored."""
+    """Nothing more: it is running, or was only stored."""
     CONTROLLER_RESET = "controller level reset"
     CONVENTIONAL_RESET = "conventional reset"
     SUBSYSTEM_RESET = "NVM subsystem reset"
@@ -41,7 +41,7 @@ _RESETS = {
 
 
 def _chunk(controller: Controller, chunk: int | None) -> int:
-    """Bytes of one download: what the controller wants (FWUG), as much as one command moves."""
+    """Bytes of one download: a multiple of FWUG, as much as one command transfers."""
     fwug = controller.identify.fwug
     unit = 4 if fwug == _ANY else _UNIT if fwug == _UNKNOWN else fwug * _UNIT
     most = min(controller.transport.max_transfer, _MOST)
@@ -59,8 +59,8 @@ async def download_firmware(
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Sends a firmware image, a multiple of 4 bytes, to the controller, which keeps it until a commit
-    or a reset. Cancelled, it leaves a part there, which the next download replaces.
+    """Sends a firmware image, a multiple of 4 bytes, to the controller, which keeps it until a
+    commit or a reset. If cancelled, a partial image remains, which the next download replaces.
     """
     if not image or len(image) % 4:
         raise ConfigurationError(f"a firmware image of {len(image)} bytes: must be a positive multiple of 4")
@@ -81,10 +81,10 @@ async def commit_firmware(
     boot_partition: int = 0,
     timeout: float = COMMIT_SECONDS,
 ) -> Activation:
-    """Stores the image that was downloaded in a slot (0: the controller chooses), or activates one
-    that is there. Returns what it still takes for it to run.
+    """Stores the downloaded image in a slot (0: the controller chooses), or activates a stored
+    one. Returns what is still needed for it to run.
 
-    timeout: seconds, then CommandTimeout; the commit goes on in the controller.
+    timeout: seconds, then CommandTimeout; the commit continues in the controller.
     """
     command = commands.firmware_commit(slot, action, boot_partition)
     try:
@@ -110,10 +110,10 @@ async def update_firmware(
     now: bool | None = None,
     progress: Progress | None = None,
 ) -> Activation:
-    """Downloads, commits and activates an image; the controller is reset where that is what it takes.
+    """Downloads, commits and activates an image; the controller is reset if that is needed.
 
-    now: whether to activate it without a reset; None: where the controller can (FRMW bit 4).
-    Returns what remains to be done by hand.
+    now: whether to activate it without a reset; None: if the controller can (FRMW bit 4). Returns
+    what remains to be done by hand.
     """
     if now is None:
         now = bool(controller.identify.frmw & 1 << 4)

@@ -18,7 +18,7 @@ _REPORTS_PROGRESS = 0x80  # FPI
 
 def find_format(identify: IdentifyNamespace, block_size: int, metadata: int = 0) -> int:
     """The index of the LBA format with such blocks, the fastest if there are several.
-    ConfigurationError names those that there are.
+    ConfigurationError lists the existing ones.
     """
     formats = identify.supported_formats
     fitting = [
@@ -58,9 +58,9 @@ async def format_namespace(
     lbaf: index of the LBA format; or block_size and metadata in bytes; or neither: the present one.
     extended: metadata at the end of each block. pi: protection information of type 1, 2 or 3;
         pi_first: in the first bytes of the metadata. erase: see SecureErase.
-    interval, timeout: seconds between two looks at the progress, and for the whole.
+    interval, timeout: seconds between two progress checks, and in total.
 
-    A format can't be cancelled: it goes on in the controller when this is.
+    A format can't be cancelled: if this is cancelled, it continues in the controller.
     """
     if lbaf is not None and block_size is not None:
         raise ConfigurationError("lbaf and block_size exclude each other")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 L = TypeVar("L", bound="Layout")
 
 PIECE = 4096
-"""Bytes of one Get Log Page: what every controller can move."""
+"""Bytes of one Get Log Page that every controller can transfer."""
 _ATTEMPTS = 3
 _CREATE = 1
 _READ, _ESTABLISH, _RELEASE = 0, 1, 2
@@ -37,9 +37,10 @@ async def read_log(
     csi: int = 0,
     uuid_index: int = 0,
 ) -> bytes:
-    """`nbytes` (a multiple of 4) of a log page from `offset` on, in as many commands as it takes.
+    """`nbytes` (a multiple of 4) of a log page from `offset` on, in as many commands as
+    necessary.
 
-    rae: the events that the page belongs to stay masked. It is set for all but the last command
+    rae: the events that the page belongs to stay masked. It is set for all commands except the last
     anyway, so that the page doesn't change in between.
     """
     if nbytes <= 0 or nbytes % 4 or nbytes > _MOST:
@@ -77,11 +78,12 @@ async def read_typed_log(controller: Controller, kind: type[L], lid: int, *, nsi
 async def telemetry_log(
     controller: Controller, *, host: bool = True, area: int = 3, create: bool = True, rae: bool = True
 ) -> bytes:
-    """A telemetry log page, header and data areas 1 to `area` (Base 2.1, 5.1.12.1.8 and 5.1.12.1.9).
+    """A telemetry log page, header and data areas 1 to `area` (Base 2.1, 5.1.12.1.8 and
+    5.1.12.1.9).
 
-    host: the host-initiated page; create: the controller collects the data anew. Otherwise the
-    controller-initiated one; rae=False lets it go when it was read. ManagementError when the
-    controller replaces the data time and again while they are read.
+    host: the host-initiated page; create: the controller collects new data. Otherwise the
+    controller-initiated one; rae=False releases it after reading. ManagementError if the controller
+    repeatedly replaces the data while they are read.
     """
     lid = LogPage.TELEMETRY_HOST if host else LogPage.TELEMETRY_CONTROLLER
     for _ in range(_ATTEMPTS):
@@ -103,7 +105,7 @@ async def persistent_event_log(controller: Controller) -> PersistentEventLog:
     """
     lid = LogPage.PERSISTENT_EVENT
     try:
-        await read_log(controller, lid, 512, lsp=_RELEASE)  # one that somebody left
+        await read_log(controller, lid, 512, lsp=_RELEASE)  # a context left by another reader
     except NvmeError:
         pass
     head = await read_log(controller, lid, 512, lsp=_ESTABLISH)

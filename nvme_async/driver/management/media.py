@@ -1,4 +1,6 @@
-"""Sanitize (Base 2.1, 5.1.22), Device Self-test (5.1.5), Get LBA Status (NVM Command Set 1.1, 4.2.1)."""
+"""Sanitize (Base 2.1, 5.1.22), Device Self-test (5.1.5), Get LBA Status (NVM Command Set 1.1,
+4.2.1).
+"""
 
 from __future__ import annotations
 
@@ -37,14 +39,14 @@ async def sanitize(
     interval: float = INTERVAL,
     timeout: float = DAY,
 ) -> SanitizeStatus:
-    """Erases all user data of the NVM subsystem, for good, and returns when that is done.
+    """Erases all user data of the NVM subsystem permanently, and returns when that is done.
 
     unrestricted: after a failure the failure mode may be left (AUSE). pattern, passes, invert: of
         an overwrite. keep_allocated: no deallocation afterwards (NDAS). wait=False: returns as soon
-        as it has begun.
+        as it has started.
 
-    It can't be cancelled: it goes on in the controller when this is, over resets and power cycles,
-    and until it is over there is no I/O. ManagementError if it fails.
+    It can't be cancelled: if this is cancelled, it continues in the controller, across resets and
+    power cycles, and there is no I/O until it ends. ManagementError if it fails.
     """
     await controller.admin(
         commands.sanitize(
@@ -83,10 +85,10 @@ async def self_test(
     interval: float = INTERVAL,
     timeout: float = DAY,
 ) -> SelfTestResult:
-    """Runs a device self-test, which I/O may go on beside, and returns its result.
+    """Runs a device self-test, during which I/O may continue, and returns its result.
 
-    nsid: a namespace to include, FFFFFFFFh for all, 0 for none. When this is cancelled, or `timeout`
-    seconds are over, the test is aborted.
+    nsid: a namespace to include, FFFFFFFFh for all, 0 for none. When this is cancelled, or
+    `timeout` seconds are over, the test is aborted.
     """
     await controller.admin(commands.device_self_test(kind, nsid))
 
@@ -98,7 +100,7 @@ async def self_test(
         await until(look, "Device Self-test", progress=progress, interval=interval, timeout=timeout)
     except BaseException as error:
         if isinstance(error, (asyncio.CancelledError, TimeoutError)):
-            # Its end is waited for: the next self-test must find none.
+            # Waits for its end, so that the next self-test finds none running.
             stop = asyncio.ensure_future(controller.admin(commands.device_self_test(SelfTest.ABORT, nsid)))
             try:
                 await asyncio.shield(stop)
@@ -122,8 +124,8 @@ async def lba_status(
     blocks: int = 0,
     action: LbaStatusAction = LbaStatusAction.RETURN_TRACKED,
 ) -> list[LbaStatusDescriptor]:
-    """The blocks from `lba` on (`blocks` of them, 0: all, at most 65535 for each command) that may
-    not be readable, as many commands as it takes.
+    """The blocks from `lba` on (`blocks` of them, 0: all, at most 65535 for each command) that
+    may not be readable, with as many commands as necessary.
     """
     found: list[LbaStatusDescriptor] = []
     end = lba + blocks if blocks else None

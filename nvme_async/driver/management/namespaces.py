@@ -38,12 +38,12 @@ async def create_namespace(
     csi: int = 0,
     attach: bool = True,
 ) -> int:
-    """Makes a namespace and returns its id; attached to this controller it appears in
+    """Creates a namespace and returns its id; once attached to this controller it appears in
     `controller.namespaces`.
 
     blocks or nbytes: its size; capacity: blocks that may be in use, by default all. lbaf, or
-    block_size and metadata: its LBA format, by default the first. attach=False: it stays allocated
-    only. If attaching fails, it is deleted again.
+    block_size and metadata: its LBA format, by default the first. attach=False: it is only
+    allocated. If attaching fails, it is deleted again.
     """
     if (blocks is None) == (nbytes is None):
         raise ConfigurationError("one of blocks and nbytes says how large the namespace is to be")
@@ -80,7 +80,7 @@ async def create_namespace(
 
 
 async def _common(controller: Controller) -> IdentifyNamespace:
-    """What is common to all namespaces."""
+    """The common properties of all namespaces."""
     completion = await controller.admin(commands.identify(Cns.NAMESPACE, NSID_ALL))
     assert completion.data is not None
     return IdentifyNamespace.decode(completion.data)
@@ -99,7 +99,9 @@ async def attach_namespace(controller: Controller, nsid: int, controllers: Seque
 
 
 async def detach_namespace(controller: Controller, nsid: int, controllers: Sequence[int] | None = None) -> None:
-    """The reverse. I/O of the namespace that is out ends first; its handle ends with InvalidNamespace."""
+    """The reverse. In-flight I/O of the namespace ends first; its handle ends with
+    InvalidNamespace.
+    """
     await _attachment(controller, nsid, NamespaceAttachmentAction.DETACH, controllers)
 
 

@@ -1,4 +1,4 @@
-"""Security Send and Security Receive (Base 2.1, 5.1.23 and 5.1.24), and what discovery says."""
+"""Security Send and Security Receive (Base 2.1, 5.1.23 and 5.1.24), and discovery."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def receive_security(
 
 
 async def security_protocols(controller: Controller) -> tuple[int, ...]:
-    """The security protocols that the controller knows (protocol 00h; SPC-4, 7.7.1.2)."""
+    """The security protocols that the controller supports (protocol 00h; SPC-4, 7.7.1.2)."""
     answer = await receive_security(controller, 0, 0, _BYTES)
     count = min(int.from_bytes(answer[6:8], "big"), len(answer) - 8)
     return tuple(answer[8 : 8 + count])

@@ -1,4 +1,4 @@
-"""Waiting for what takes its time, and saying how far it is."""
+"""Waiting for long operations, and reporting their progress."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 Progress = Callable[[float], object]
 
 DAY = 86400.0
-"""Seconds that an operation may take if nothing else is said."""
+"""The default limit of an operation in seconds."""
 INTERVAL = 0.5
-"""Seconds between two looks at the progress."""
+"""Seconds between two progress checks."""
 
 
 async def until(
@@ -25,8 +25,8 @@ async def until(
     interval: float,
     timeout: float,
 ) -> None:
-    """Calls look() until it returns None: it is over. Otherwise what it returns is the progress.
-    CommandTimeout after `timeout` seconds; the operation goes on.
+    """Calls `look()` until it returns None, when the operation is over; other results are the
+    progress. CommandTimeout after `timeout` seconds; the operation continues.
     """
     try:
         async with asyncio.timeout(timeout) as limit:
@@ -51,9 +51,10 @@ async def watched(
     interval: float,
     timeout: float,
 ) -> T:
-    """The result of a command that completes when all is over, with the progress meanwhile.
+    """The result of a command that completes at the end of the operation, with the progress
+    meanwhile.
 
-    CommandTimeout after `timeout` seconds. When the caller is cancelled, or that time is over, the
+    CommandTimeout after `timeout` seconds. If the caller is cancelled, or the time is over, the
     command stays with the controller, which can't be stopped.
     """
     task = asyncio.ensure_future(operation)
@@ -71,7 +72,7 @@ async def watched(
                 try:
                     fraction = await look()
                 except CommandError:
-                    continue  # it can't say so just now
+                    continue  # it can't report it just now
                 if fraction is not None and not task.done():
                     progress(fraction)
         result = task.result()

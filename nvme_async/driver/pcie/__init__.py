@@ -1,1 +1,1 @@
-"""The PCIe transport: rings, doorbells and PRPs in DMA pools, one queue pair for each event loop."""
+"""The PCIe transport: rings, doorbells and PRPs in DMA pools, one queue pair per event loop."""

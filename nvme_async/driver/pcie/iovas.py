@@ -1,4 +1,4 @@
-"""Where memory lies for one device: the IOVA ranges that are in use, and those lent to other processes."""
+"""The device addresses of memory: the IOVA ranges in use, and those lent to other processes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ class IovaSpace:
     """The device's addresses. All methods from any thread.
 
     Attributes:
-        device: whose `iova_ranges` and `max_mappings` are the limits.
-        windows: ranges that another process's memory is mapped in; lent_mappings: how many there are.
+        device: its `iova_ranges` and `max_mappings` are the limits.
+        windows: ranges in which another process's memory is mapped; lent_mappings: their number of
+            mappings.
     """
 
     def __init__(self, device: Device) -> None:
@@ -27,7 +28,7 @@ class IovaSpace:
         self._mapped: list[tuple[int, int]] = []  # (iova, nbytes)
 
     def reserve(self, nbytes: int) -> int:
-        """A free IOVA range of `nbytes` that the device can reach, taken from here on.
+        """A free IOVA range of `nbytes` that the device can access, reserved from now on.
         OutOfDmaMemory if there is none, or no mapping left.
         """
         with self._placing:
@@ -38,8 +39,8 @@ class IovaSpace:
             return iova
 
     def reserve_window(self, nbytes: int) -> range:
-        """Device addresses that another process's memory will be mapped at; nothing of this one's is. Ends with
-        release_window(). OutOfDmaMemory if so much is not free.
+        """Device addresses for another process's memory; this process maps nothing there. Ends
+        with release_window(). OutOfDmaMemory if not enough is free.
         """
         with self._placing:
             nbytes = aligned(nbytes)
@@ -73,9 +74,9 @@ class IovaSpace:
     def _place(self, nbytes: int) -> int:
         ranges = self.device.iova_ranges
         taken = sorted([*self._mapped, *((window.start, len(window)) for window in self.windows)])
-        # Address 0 is never used: some controllers take it for "none".
-        # Above everything that a 32-bit device or a platform's reserved windows (MSI at FEE0_0000h)
-        # claim; below only where the IOMMU translates nothing above.
+        # Address 0 is never used: some controllers treat it as "none". Above everything that a
+        # 32-bit device or a platform's reserved windows (MSI at FEE0_0000h) use; below only if the
+        # IOMMU translates nothing above.
         for lowest in (FIRST_IOVA, ALIGN):
             for window in ranges:
                 at = aligned(max(window.start, lowest))
@@ -92,5 +93,5 @@ class IovaSpace:
 
 
 def aligned(nbytes: int) -> int:
-    """Rounded up to what pools and reserved ranges are aligned to."""
+    """Rounded up to the alignment of pools and reserved ranges."""
     return -(-nbytes // ALIGN) * ALIGN

@@ -1,4 +1,4 @@
-"""A user's buffer that the device reaches in place."""
+"""A user's buffer that the device accesses in place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nvme_async.spec.registers import PAGE
 
 
 class Mapper(Protocol):
-    """The controller's memory, as far as one buffer is concerned."""
+    """The part of the controller's memory that a buffer needs."""
 
     device: Device
     address_map: AddressMap
@@ -29,7 +29,7 @@ class Mapper(Protocol):
 
 
 class MappedBuffer(Registration):
-    """Mapped at the device, at an address of its own."""
+    """Mapped at the device, at its own address."""
 
     def __init__(self, memory: Mapper, buffer: BufferLike) -> None:
         self._memory = memory
@@ -46,7 +46,8 @@ class MappedBuffer(Registration):
             self._view.release()
             raise ConfigurationError(f"the memory at {self.address:#x} is registered already")
         try:
-            # Known before it is made: should this process be killed in between, a successor unmaps it.
+            # Recorded before it is made: if this process is killed in between, a successor unmaps
+            # it.
             iova = memory.reserve(end - begin)
         except BaseException:
             self._view.release()

@@ -1,9 +1,9 @@
-"""The memory that one controller reaches: pools and registered user buffers, mapped at its IOMMU
-and known to its queue pairs.
+"""The memory that one controller can access: pools and registered user buffers, mapped at its
+IOMMU and known to its queue pairs.
 
-Pools are made one after the other under a lock, in whichever thread finds that there is no room.
-An event loop doesn't wait for that: it asks make_room() or, for bounce pages, on_starved(), and the
-pool is made in a thread.
+Pools are made one after another under a lock, in the thread that finds no room. An event loop
+doesn't wait for that: it calls make_room() or, for bounce pages, on_starved(), and the pool is made
+in a thread.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ from nvme_async.runtime.tasks import in_thread
 log: logging.Logger = logging.getLogger("nvme_async")
 
 SMALLEST_POOL = 2 << 20
-"""Bytes of a first pool that was cut down to a limit: admin queue, one I/O queue, some data."""
+"""Minimum bytes of a first pool that was reduced to a limit: admin queue, one I/O queue, some
+data.
+"""
 _REFUSED_SECONDS = 0.5
-"""For so long a failure to grow counts, before it is tried again."""
+"""A failure to grow is remembered this long before the next attempt."""
 
 
 class DeviceMemory(IovaSpace):
-    """Pools of a controller, and where they lie for it.
+    """Pools of a controller, and their device addresses.
 
     Owner: its Controller, on whose loop's thread everything here is called, except alloc(), find(),
-    make_room() and what feeder() returns: any of the controller's loops and threads calls those.
-    Closed after the controller was reset, before the device is.
+    make_room() and the result of feeder(), which any of the controller's loops and threads may
+    call. Closed after the controller was reset, before the device is.
 
     Attributes:
-        note: why the first pool is smaller than asked for, or None.
+        note: why the first pool is smaller than requested, or None.
     """
 
     def __init__(
@@ -65,8 +67,8 @@ class DeviceMemory(IovaSpace):
 
         limit: bytes of all pools together; None: half of the memory that the process can have.
         numa: "split": pools are spread over the NUMA nodes.
-        flexible: the first pool may be smaller where limits, or the IOMMU's windows, don't let it
-        have pool_bytes.
+        flexible: the first pool may be smaller if limits, or the IOMMU's windows, don't allow
+        pool_bytes.
         """
         super().__init__(device)
         self.address_map: AddressMap = AddressMap()
@@ -101,7 +103,9 @@ class DeviceMemory(IovaSpace):
 
     @property
     def pools(self) -> list[Pool]:
-        """Of its DMA clients, the first one first. With keepalive there is one, and it is private."""
+        """The pools of its DMA clients, the first one first. With keepalive there is one, and it
+        is private.
+        """
         return [client.pool for client in self._clients]
 
     @property
@@ -112,8 +116,8 @@ class DeviceMemory(IovaSpace):
     # -- pools -------------------------------------------------------------------------------------
 
     def alloc(self, nbytes: int, *, owner: str, tag: int = 0) -> DmaBuffer:
-        """Zeroed memory that the device reaches, from the first pool with room, or from a new one:
-        then it blocks until that is made. From any thread.
+        """Zeroed memory that the device can access, from the first pool with room, or from a new
+        one: then it blocks until that is made. From any thread.
 
         OutOfDmaMemory if a fixed pool has none, or a limit forbids one more.
         """
@@ -129,7 +133,7 @@ class DeviceMemory(IovaSpace):
             self._grow(_pages(nbytes), seen=len(clients))
 
     def find(self, nbytes: int, *, owner: str, tag: int = 0) -> DmaBuffer | None:
-        """alloc() from the pools that there are; None if none has room."""
+        """alloc() from the existing pools; None if none has room."""
         for client in list(self._clients):
             try:
                 return client.alloc(nbytes, owner=owner, tag=tag)
@@ -138,8 +142,8 @@ class DeviceMemory(IovaSpace):
         return None
 
     async def make_room(self, nbytes: int) -> None:
-        """Lets the memory grow, in a thread, until an alloc() of `nbytes` need not. (Another
-        thread may be quicker to take the room.) Raises what alloc() would.
+        """Grows the memory, in a thread, until an alloc() of `nbytes` has room. (Another thread
+        may take the room first.) Raises as alloc() does.
         """
         room = self.find(nbytes, owner="room")
         if room is None:
@@ -147,12 +151,12 @@ class DeviceMemory(IovaSpace):
         room.free()
 
     def chunk_source(self, owner: str) -> Callable[[int, int], DmaBuffer | None]:
-        """find() as BounceCache wants it."""
+        """find() in the form that BounceCache needs."""
         return lambda nbytes, tag: self.find(nbytes, owner=owner, tag=tag)
 
     def feeder(self, hot: QueuePair, loop: asyncio.AbstractEventLoop) -> Callable[[int], None]:
-        """What QueuePair.on_starved is to be: called on `loop`, lets the memory grow in a thread and
-        has fed(hot) called afterwards; or raises OutOfDmaMemory at once.
+        """The function for QueuePair.on_starved: called on `loop`, it grows the memory in a
+        thread and calls fed(hot) afterwards; or it raises OutOfDmaMemory at once.
         """
 
         def grow(nbytes: int, seen: int) -> None:
@@ -163,7 +167,7 @@ class DeviceMemory(IovaSpace):
             try:
                 loop.call_soon_threadsafe(fed, hot)
             except RuntimeError:
-                pass  # the loop has ended, and with it who waited
+                pass  # the loop has ended, and so have its waiters
 
         def on_starved(nbytes: int) -> None:
             if self._fixed:
@@ -180,9 +184,9 @@ class DeviceMemory(IovaSpace):
         return on_starved
 
     def _grow(self, needed: int, *, seen: int) -> None:
-        """One more client with room for `needed` bytes at least, and up to pool_bytes: the private
-        one where the pool is fixed, else an ephemeral one. Nothing, if there are other than `seen`
-        clients by now.
+        """One more client with room for at least `needed` bytes, and up to pool_bytes: the
+        private one if the pool is fixed, otherwise an ephemeral one. Does nothing if the clients
+        differ from `seen` by now.
         """
         with self._growing:
             if len(self._clients) != seen:
@@ -211,11 +215,11 @@ class DeviceMemory(IovaSpace):
             self._know(client)
 
     def _fit(self, needed: int, wanted: int, *, first: bool) -> tuple[int, int]:
-        """Where the next pool goes, and how many bytes of allocations it is for: `wanted`, or what
-        limits and windows leave of that, but no less than `needed`.
+        """The next pool's address, and its capacity in bytes: `wanted`, or less if limits and
+        windows require it, but no less than `needed`.
         """
         bound = self._budget.room(self.pools, Pool.size_for(wanted))
-        # The table takes 1/65; whole 64 KiB, so that repeated growth doesn't end in crumbs.
+        # The table takes 1/65; whole 64 KiB, so that repeated growth doesn't fragment.
         size = min(wanted, bound.nbytes * 64 // 65 - PAGE_SIZE & ~0xFFFF)
         if size < needed:
             raise OutOfDmaMemory(f"{self.device.uri}: no {needed} bytes more for the device: {bound.reason}")
@@ -243,21 +247,21 @@ class DeviceMemory(IovaSpace):
     # -- registered memory -------------------------------------------------------------------------
 
     def register(self, buffer: BufferLike) -> MappedBuffer:
-        """Makes existing memory reachable, in place."""
+        """Makes existing memory accessible in place."""
         self.sweep()
         registration = MappedBuffer(self, buffer)
         self.registrations[registration.address] = registration
         return registration
 
     def retire(self, iova: int, nbytes: int) -> None:
-        """Unmaps a registration as soon as no command uses it: until then its IOVA must not come to
-        mean other memory.
+        """Unmaps a registration as soon as no command uses it: until then its IOVA must not be
+        reused for other memory.
         """
         self._retired.append((iova, nbytes))
         self.sweep()
 
     def sweep(self) -> None:
-        """Unmaps what was retired and is not in use any more."""
+        """Unmaps retired registrations that are no longer in use."""
         for iova, nbytes in list(self._retired):
             if not self.in_use(iova, nbytes):
                 self._retired.remove((iova, nbytes))
@@ -265,7 +269,7 @@ class DeviceMemory(IovaSpace):
                 self.on_mapped()
 
     def foreign_mappings(self) -> list[tuple[int, int]]:
-        """(iova, nbytes) of what is mapped at the device beside the pools."""
+        """(iova, nbytes) of the device's mappings besides the pools."""
         pools = {pool.iova for pool in self.pools}
         return [(iova, nbytes) for iova, nbytes in self._mapped if iova not in pools]
 
@@ -275,7 +279,7 @@ class DeviceMemory(IovaSpace):
         self._inherited = list(mappings)
 
     def forget_inherited(self) -> None:
-        """The predecessor's last command is over: its memory is taken from the device."""
+        """The predecessor's last command has ended: its memory is unmapped from the device."""
         inherited, self._inherited = self._inherited, []
         for iova, nbytes in inherited:
             self.unmap(iova, nbytes)
@@ -300,8 +304,8 @@ class DeviceMemory(IovaSpace):
         return pools
 
     def close(self) -> None:
-        """Unmaps and frees everything. Only after the controller was reset or is gone: it may not
-        reach a page of this any more.
+        """Unmaps and frees everything. Only after the controller was reset or is gone: it must
+        not access these pages any more.
         """
         self.in_use = lambda iova, nbytes: False
         with self._growing:
@@ -320,7 +324,9 @@ class DeviceMemory(IovaSpace):
         let_go(pools)
 
     def unmap(self, iova: int, nbytes: int) -> None:
-        """Takes [iova, iova + nbytes) from the device. A device that is gone has let go already."""
+        """Unmaps [iova, iova + nbytes) from the device. A device that is gone has no
+        mappings.
+        """
         try:
             self.device.unmap_dma(iova, nbytes)
         except (DeviceError, ConnectionError, TimeoutError):
@@ -354,6 +360,5 @@ def let_go(pools: Iterable[Pool]) -> None:
         try:
             pool.close()
         except BufferError:
-            # The application still looks at a buffer of this pool; its memory lives on until it
-            # stops.
+            # The application still uses a buffer of this pool; its memory stays until that ends.
             pass

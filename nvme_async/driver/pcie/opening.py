@@ -13,7 +13,9 @@ from nvme_async.driver.transport import system_errors
 
 
 class _Opening:
-    """A device that is opened in a thread. If its caller has gone meanwhile, the thread closes it again."""
+    """Opens a device in a thread. If the caller was cancelled meanwhile, the thread closes it
+    again.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,5 +51,5 @@ async def open_device_async(uri: str, timeout: float = DEFAULT_TIMEOUT) -> Devic
 
 
 async def open_transport(uri: str, options: Options) -> PcieTransport:
-    """What a URI of the device layer opens. Raises as open_device() does."""
+    """Opens a URI of the device layer. Raises as open_device() does."""
     return PcieTransport(await open_device_async(uri, options.device_timeout))

@@ -12,7 +12,7 @@ from nvme_async.driver.transport import Owner
 
 class PooledTransport(QueueTransport):
     """Attributes:
-    memory: pools and mappings, once the connect steps are over; None before.
+    memory: pools and mappings, after the connect steps; None before.
     """
 
     memory: DeviceMemory | None

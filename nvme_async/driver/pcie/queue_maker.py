@@ -27,7 +27,7 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class PciePieces(Protocol):
-    """The PCIe transport, as far as its queues are concerned."""
+    """The part of the PCIe transport that its queues need."""
 
     device: Device
     memory: DeviceMemory | None
@@ -35,7 +35,9 @@ class PciePieces(Protocol):
 
 
 class PcieQueueMaker(QueueMaker):
-    """Owner of the interrupt vectors' eventfds, of the queue pairs' memory and of the shadow doorbells."""
+    """Owner of the interrupt vectors' eventfds, of the queue pairs' memory and of the shadow
+    doorbells.
+    """
 
     ADMIN_TRANSFER: int = 16 * PAGE
 
@@ -49,8 +51,8 @@ class PcieQueueMaker(QueueMaker):
     # -- interrupts --------------------------------------------------------------------------------
 
     def open_vectors(self) -> None:
-        """One eventfd for each vector that could be used: vector 0 is the admin queue's, the others
-        the I/O queues'. Fewer where the system has no more vectors left.
+        """One eventfd per usable vector: vector 0 for the admin queue, the others for I/O
+        queues. Fewer if the system has no more vectors left.
 
         ControllerError for a device without MSI-X: the admin queue could not sleep.
         """
@@ -77,14 +79,14 @@ class PcieQueueMaker(QueueMaker):
             del self._event_fds[given:]
 
     def set_vectors_again(self) -> None:
-        """After a reset of the function, which takes them away."""
+        """After a reset of the function, which removes them."""
         device, wanted = self._transport.device, len(self._event_fds)
         if wanted and (given := device.set_interrupts(self._event_fds)) < wanted:
             raise DeviceError(f"{device.uri}: only {given} of {wanted} interrupt vectors are left after the reset")
 
     def adopt_vectors(self, event_fds: list[int]) -> None:
-        """The eventfds that a predecessor set; they become this object's, and stay what the device
-        signals.
+        """The eventfds that a predecessor set; they become this object's, and the device
+        continues to signal them.
         """
         self._event_fds = event_fds
 
@@ -135,8 +137,8 @@ class PcieQueueMaker(QueueMaker):
             "qid": qid,
             "entries": entries,
             "n_trackers": n_trackers,
-            # One id is held back: a successor may have to send a command of its own past a full set
-            # (keepalive).
+            # One id is reserved: a successor may have to send its own command although all others
+            # are in use (keepalive).
             "n_reserved": min(1, n_trackers - 1),
             "vector": self._vector(qid),
             "interrupts": self._interrupts(qid),
@@ -204,7 +206,7 @@ class PcieQueueMaker(QueueMaker):
         base = doorbells.offset - DOORBELL_BASE
         mmio = doorbells.mmio
         if mmio is not None and base + cq + 4 > mmio.nbytes:
-            mmio = None  # the window ends before them, as one of a page does before a wide stride's: they are registers
+            mmio = None  # the window ends before them, as a one-page window with a wide stride does: they are registers
 
         def ring(register: int, value: int) -> None:
             device.ring(register, value, lambda: hot.rang(register, value))
@@ -224,7 +226,7 @@ class PcieQueueMaker(QueueMaker):
         return super().limit_transfer(min(nbytes, self.longest_transfer))
 
     def _on_dead_vector(self, queue: LoopQueue) -> None:
-        """From a queue pair, on its loop: no interrupt comes, and it has begun to poll."""
+        """From a queue pair, on its loop: no interrupt arrives, and it has started to poll."""
         controller = self._controller
         if not controller.loop.is_closed():
             controller.loop.call_soon_threadsafe(
@@ -269,9 +271,9 @@ class PcieQueueMaker(QueueMaker):
         await controller._submit_admin(commands.delete_io_sq(queue.qid))
 
         def last() -> None:
-            """No more completions come. What was reaped may not have been acknowledged yet, and the
-            next interrupt would do so too late: a doorbell of a queue that doesn't exist is the
-            host's error (Base 2.0, 5.2: Write to Invalid Doorbell Register).
+            """No more completions arrive. Reaped completions may not have been acknowledged yet,
+            and the next interrupt would do so too late: a doorbell of a queue that doesn't exist
+            is an error of the host (Base 2.0, 5.2: Write to Invalid Doorbell Register).
             """
             hot.reap()
             hot.silence(True)
@@ -283,7 +285,7 @@ class PcieQueueMaker(QueueMaker):
 
     @property
     def shadow_offset(self) -> int | None:
-        """Of its memory in the pool; None: not in use."""
+        """Its memory in the pool; None: not in use."""
         return None if self._shadow is None else self._shadow.offset
 
     async def configure_shadow(self, queues: list[LoopQueue]) -> str:
@@ -308,11 +310,11 @@ class PcieQueueMaker(QueueMaker):
         self.free_shadow()
 
     def adopt_shadow(self, memory: DmaBuffer | None) -> None:
-        """What a predecessor had configured."""
+        """Takes over a predecessor's configuration."""
         self._shadow = memory
 
     def use_shadow(self, hot: _hotpath.QueuePair) -> None:
-        """The queue pair's doorbells go through that memory, where it is in use and has a place for
+        """The queue pair's doorbells go through that memory, if it is in use and has room for
         them.
         """
         if self._shadow is not None:

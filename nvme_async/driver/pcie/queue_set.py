@@ -1,5 +1,5 @@
-"""The queue pairs of a PCI function: besides those of this process's loops a predecessor's, and those
-lent to other processes.
+"""The queue pairs of a PCI function: besides those of this process's loops a predecessor's, and
+those lent to other processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nvme_async.runtime import loop_internals
 class PcieQueueSet(QueueSet):
     """Attributes, besides those of QueueSet:
     inherited: {qid: saved description} of those that a predecessor was creating or deleting.
-    lender: who lends queue pairs to other processes, or None; lent: their ids.
+    lender: lends queue pairs to other processes, or None; lent: their ids.
     """
 
     maker: PcieQueueMaker
@@ -56,8 +56,8 @@ class PcieQueueSet(QueueSet):
             self._steer(queue)
 
     def _steer(self, queue: LoopQueue) -> None:
-        """Its interrupts go to the CPUs of the loop's thread, where that is bound to some. On the
-        loop; the files that it takes are written in a thread.
+        """Its interrupts go to the CPUs of the loop's thread, if that is bound to some. On the
+        loop; a thread writes the files.
         """
         cpus = os.sched_getaffinity(0)
         if not queue.interrupts or not queue.qid or len(cpus) >= (os.cpu_count() or 1):
@@ -72,7 +72,7 @@ class PcieQueueSet(QueueSet):
     # -- a predecessor's ---------------------------------------------------------------------------
 
     def begin_restored(self, *, limit: int, max_transfer: int, used: list[int], shadow: DmaBuffer | None) -> None:
-        """Instead of negotiate(): what the controller granted the predecessor. New I/O is held for
+        """Instead of negotiate(): the controller's grant to the predecessor. New I/O is held for
         the drain.
         """
         self.limit = limit
@@ -89,7 +89,9 @@ class PcieQueueSet(QueueSet):
             self.spare.append(queue)
 
     def first_restored(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The home loop takes its queue pair: the one of a thread of the same name, else the first."""
+        """The home loop takes its queue pair: that of a thread with the same name, otherwise the
+        first.
+        """
         if self.spare:
             worker = threading.current_thread().name
             queue = min(self.spare, key=lambda queue: queue.worker != worker)
@@ -99,8 +101,8 @@ class PcieQueueSet(QueueSet):
             self.io[loop], self.hot[loop] = queue, queue.hot
 
     def _take_spare(self, loop: asyncio.AbstractEventLoop, worker: str) -> LoopQueue | None:
-        """A predecessor's queue pair for `loop`, the one of a thread of the same name if there is
-        one. Not while it has commands out: those are the home loop's to look after.
+        """A predecessor's queue pair for `loop`, the one of a thread of the same name if there
+        is one. Not while it has commands in flight, which the home loop handles.
         """
         idle = [queue for queue in self.spare if not queue.hot.n_outstanding]
         if not idle:
@@ -153,11 +155,11 @@ class PcieQueueSet(QueueSet):
     # -- lent to other processes -------------------------------------------------------------------
 
     def lend(self) -> int | None:
-        """The id of a queue pair with an interrupt vector of its own, for another process; None if none is
-        left. Back by return_lent().
+        """The id of a queue pair with its own interrupt vector, for another process; None if
+        none is left. Returned by return_lent().
         """
         own = [qid for qid in self._free_qids if 0 < qid < len(self.maker.event_fds)]
-        # The home loop has one, and another loop of this process may still want one.
+        # The home loop has one, and another loop of this process may still need one.
         if not own:
             return None
         qid = max(own)

@@ -36,7 +36,7 @@ SHOWN = (Register.CAP, Register.VS, Register.CC, Register.CSTS, Register.AQA, Re
 
 
 class Registers:
-    """BAR0 of one controller, awaitable: where an access is a message (vfio-user), it is made in a
+    """BAR0 of one controller, awaitable: if an access is a message (vfio-user), it is made in a
     thread, never on the loop.
     """
 
@@ -44,7 +44,7 @@ class Registers:
         self.device = device
         self.quirks = quirks
         self.programmed: dict[str, int] = {}
-        """What the controller runs with since enable(): cap, vs, cc, aqa, asq, acq as they read."""
+        """The controller's setup since enable(): cap, vs, cc, aqa, asq, acq as read."""
         self._with_media = 0.0
 
     @property
@@ -100,7 +100,7 @@ class Registers:
             raise ControllerGone(f"{self.device.uri}: registers read all-ones, the device is gone")
         cap = Cap.from_int(value)
         if cap.crms & 1:
-            # CAP.TO counts up to 127.5 s only; a controller that needs longer says so here (Base
+            # CAP.TO only counts up to 127.5 s; a controller that needs longer reports it here (Base
             # 2.0, 3.1.3.21).
             self._with_media = Crto.from_int(self._present(await self.read32(Register.CRTO))).with_media_seconds
         return cap
@@ -128,7 +128,7 @@ class Registers:
         return value
 
     async def snapshot(self) -> dict[str, str]:
-        """The registers that say how the controller is set up, as hexadecimal numbers by name."""
+        """The registers of the controller's setup, as hexadecimal numbers by name."""
         return {name.upper(): f"{value:#x}" for name, value in (await self._call(self.read_all)).items()}
 
     async def wait(self, done: Callable[[Csts], bool], seconds: float, what: str, *, fatal: bool) -> Csts:
@@ -194,8 +194,8 @@ class Registers:
         del self.programmed["csts"]
 
     def read_all(self) -> dict[str, int]:
-        """How the controller is set up, by the registers' names in small letters. Blocks where
-        registers are messages.
+        """The controller's setup, by the registers' names in lower case. Blocks if registers are
+        messages.
         """
         values = self.device.read_many([(register, 8 if register in WIDE else 4) for register in SHOWN])
         return {register.name.lower(): value for register, value in zip(SHOWN, values, strict=True)}
@@ -210,8 +210,8 @@ class Registers:
 
 
 def doorbell_pairs(cap: Cap, bar0_nbytes: int) -> int:
-    """For how many queue pairs, the admin queue's included, BAR0 has doorbells (PCIe Transport 1.0,
-    3.1.2).
+    """For how many queue pairs, including the admin queue, BAR0 has doorbells (PCIe Transport
+    1.0, 3.1.2).
     """
     return max(0, (bar0_nbytes - DOORBELL_BASE) // (2 * (4 << cap.dstrd)))
 

@@ -1,13 +1,13 @@
-"""Holding a controller still while it runs on, for another process to continue with it.
+"""Freezing the driver of a running controller, so that another process can continue with it.
 
-    suspend   no new work; what was posted is rung; from then on nothing of this process touches the
+    suspend   no new work; posted commands are rung; from then on this process doesn't touch the
               queues' memory, doorbells or interrupts
     resume    back to service
-    release   another process has the controller: waiters end with HandedOver, and every object of this
-              process that could touch the controller is dropped
+    release   another process has the controller: waiters end with HandedOver, and every object of
+              this process that could touch the controller is dropped
 
-Commands in flight are not waited for. On the controller's home loop, with its lock held from suspend to
-resume or release.
+Commands in flight are not waited for. On the controller's home loop, with its lock held from
+suspend to resume or release.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ log: logging.Logger = logging.getLogger("nvme_async")
 _PATIENCE = 10.0
 """Seconds for another loop to do its part."""
 _lent: list[Any] = []
-"""Requests whose memory is this process's own and that the controller may still reach: kept until the
-process ends."""
+"""Requests whose memory belongs to this process and that the controller may still access: kept
+until the process ends.
+"""
 
 
 async def suspend(controller: Controller, record: Callable[[], None]) -> None:
-    """Stops every queue pair, each in its own thread, and calls record() once nothing moves any more.
+    """Stops every queue pair, each in its own thread, and calls record() once all are frozen.
 
     If any of that fails, service has resumed when this raises.
     """
@@ -65,9 +66,9 @@ async def _everywhere(
     function: Callable[[LoopQueue], None],
     from_afar: Callable[[LoopQueue], bool],
 ) -> None:
-    """function(queue) for each in its own thread; one trip to each loop, the home loop's own at once. No
-    trip for queues of other loops for which from_afar() does the same. The first exception is raised when all have
-    been tried.
+    """function(queue) for each in its own thread; one trip to each loop, the home loop's own at
+    once. No trip for queues of other loops for which from_afar() does the same. The first
+    exception is raised when all have been tried.
     """
     by_loop: dict[asyncio.AbstractEventLoop, list[LoopQueue]] = {}
     for queue in queues:
@@ -126,7 +127,9 @@ async def resume(controller: Controller) -> None:
 
 
 async def release(controller: Controller) -> None:
-    """Another process has the controller, or will have it. Touches neither the controller nor the pool."""
+    """Another process has the controller, or will have it. Touches neither the controller nor
+    the pool.
+    """
     controller.lifecycle.to(State.HANDED_OVER)
     sent = HandedOver(f"{controller.uri}: handed over to a successor, which gets the command's result", sent=True)
     unsent = HandedOver(f"{controller.uri}: handed over to a successor; the command was not sent")
@@ -152,5 +155,5 @@ async def release(controller: Controller) -> None:
     controller.listener.end()
     transport.device.detach()
     queues.maker.close_vectors()
-    # To unmap a pool takes longer than all the rest.
+    # Unmapping a pool takes longer than all the rest.
     controller.loop.call_soon(let_go_of_pools, pools)

@@ -1,4 +1,6 @@
-"""The PCIe transport: a PCI function's registers, queue pairs in DMA memory, interrupts as eventfds."""
+"""The PCIe transport: a PCI function's registers, queue pairs in DMA memory, interrupts as
+eventfds.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,13 @@ _DOORBELL_BUFFERS = "Doorbell Buffer Config"
 
 
 class PcieTransport(PooledTransport):
-    """Owner of the device, and of everything that the controller can reach in this process's memory.
+    """Owner of the device, and of everything that the controller can access in this process's
+    memory.
 
     Attributes:
         device: the PCI function.
         registers: its properties, awaitable.
-        memory: pools and mappings, once the connect steps are over; None before.
+        memory: pools and mappings, after the connect steps; None before.
         queues: the queue pairs.
     """
 
@@ -49,7 +52,7 @@ class PcieTransport(PooledTransport):
         self.vs: Vs = Vs()
         self.memory: DeviceMemory | None = None
         self._pausing = asyncio.Lock()
-        self._ignore_pause = False  # the present one has lasted too long
+        self._ignore_pause = False  # the present one has taken too long
         self._watched = -1  # the descriptor that shows the device's disappearance
 
     def attach(self, owner: Owner) -> None:
@@ -59,8 +62,8 @@ class PcieTransport(PooledTransport):
         self.queues = PcieQueueSet(owner, self)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """A call into the device layer: on the loop if that is only memory and ioctls, in a thread if it is
-        messages.
+        """A call into the device layer: on the loop if that is only memory and ioctls, in a
+        thread if it is messages.
         """
         return function() if self.device.direct else await in_thread(function)
 
@@ -76,7 +79,8 @@ class PcieTransport(PooledTransport):
     def connect_steps(self, degraded: Degraded, error: NvmeError) -> Sequence[Step]:
         return [
             Step("CC.EN=0", self._disable, repeatable=False),
-            # The controller has released everything: what was in flight may be sent again from the same pages.
+            # The controller has released everything: in-flight commands may be resent from the same
+            # pages.
             Step("queue memory", lambda: self._prepare(error), repeatable=False),
             Step("CC.EN=1", lambda: self._enable(degraded), repeatable=False),
         ]
@@ -98,7 +102,7 @@ class PcieTransport(PooledTransport):
         check_supported(self.cap, self.uri, self.device.bar0_nbytes)
 
     async def _disable(self) -> None:
-        """CC.EN=0, or the device's own reset where that doesn't help (3.7.2)."""
+        """CC.EN=0, or the device's own reset if that doesn't help (3.7.2)."""
         try:
             await self.registers.disable(self.cap)
         except DeviceTimeout:
@@ -157,14 +161,15 @@ class PcieTransport(PooledTransport):
         return self.registers.all_command_sets
 
     async def _shadow_doorbells(self, degraded: Degraded, lost: bool) -> None:
-        """A refusal is dealt with where the command is sent. A lost command is not optional: whether the
-        controller still reads the doorbells is unknown, so the bring-up begins anew without it.
+        """A refusal is handled where the command is sent. A lost command is not optional: it is
+        unknown whether the controller still reads the doorbells, so the bring-up restarts
+        without it.
         """
         offered = self._owner.identify.oacs & 1 << 8 and Quirk.NO_DOORBELL_BUFFER not in self._owner.quirks
         if not self._owner.options.shadow_doorbells or not offered:
             return
         if self.queues.lender is not None or self.queues.lent:
-            # It would hold for lent queue pairs too, and its memory is this process's own.
+            # It would apply to lent queue pairs too, and its memory belongs to this process.
             await self.queues.maker.drop_shadow(self.queues.io_queues())
             return
         if lost:
@@ -231,15 +236,15 @@ class PcieTransport(PooledTransport):
         try:
             await self.registers.shut_down(seconds)
         except DeviceTimeout:
-            # Nothing more is heard from its registers, so its mappings have to go first.
+            # Its registers don't answer any more, so its mappings must be removed first.
             await self.close_device()
             raise
 
     async def release(self, reason: NvmeError, *, keep: bool = False) -> PcieTransport | None:
         quiet = False
         try:
-            # From here on a doorbell is an error at best, and a store into an unmapped page once the device is
-            # closed.
+            # From here on a doorbell is an error at best, and a store into an unmapped page once
+            # the device is closed.
             await self.queues.silence()
         except Exception as error:
             log.warning("%s: %s", self.uri, error)
@@ -250,7 +255,8 @@ class PcieTransport(PooledTransport):
             log.warning("%s: %s", self.uri, error)
         steps: list[Callable[[], Awaitable[None]]] = [lambda: self.queues.release(reason), self._release_memory]
         if not quiet:
-            # Its mappings go with the device; from then on the IOMMU (or the peer's missing mapping) stops it.
+            # Its mappings go with the device; from then on the IOMMU (or the peer's missing
+            # mapping) stops it.
             steps.insert(0, self.close_device)
         elif keep:
             steps.append(self._without_interrupts)
@@ -260,7 +266,7 @@ class PcieTransport(PooledTransport):
             try:
                 await step()
             except Exception:
-                # What remains has to be released none the less.
+                # The rest must be released nevertheless.
                 log.exception("%s: an error while closing", self.uri)
                 if keep and quiet:
                     quiet = False

@@ -1,5 +1,5 @@
-"""What transports share whose commands live in rings: native queue pairs on event loops.
+"""The common code of transports whose commands live in rings: native queue pairs on event loops.
 
-A transport adds how one queue pair comes and goes (QueueMaker) and what is its own of the set
-(QueueSet). Nothing here knows PCIe or TCP.
+A transport adds the creation and deletion of one queue pair (QueueMaker) and its own part of the
+set (QueueSet). Nothing here knows PCIe or TCP.
 """

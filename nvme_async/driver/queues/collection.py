@@ -1,8 +1,8 @@
-"""The queue pairs that a controller has, and what is done with all of them: hold, refuse, fail,
-silence, drain, restart.
+"""The queue pairs of a controller, and operations on all of them: hold, refuse, fail, silence,
+drain, restart.
 
-A queue pair belongs to the thread of its loop. Whatever is done to one from the controller's home
-goes through Controller._on_owner().
+A queue pair belongs to the thread of its loop. The controller's home loop accesses one only through
+Controller._on_owner().
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ log: logging.Logger = logging.getLogger("nvme_async")
 class QueueCollection:
     """Attributes:
     admin: the admin queue pair, on the controller's home loop.
-    io: {loop: LoopQueue}; hot: {loop: native queue pair}, what namespaces look up for each I/O.
+    io: {loop: LoopQueue}; hot: {loop: native queue pair}, which namespaces look up for each I/O.
     spare: a predecessor's I/O queue pairs that no loop of this process has taken yet. The home loop
-        looks after them.
+        handles them.
     unsettled: being created or deleted: the controller may know them, so their memory stays until
         that is certain, or it was reset.
     """
@@ -76,8 +76,8 @@ class QueueCollection:
         await self._on_each_loop(lambda hot: hot.refuse(error), admin=False)
 
     async def fail(self, error: NvmeError, *, admin: bool = True) -> None:
-        """All waits end with `error`; pages stay with the controller. admin: it is beyond
-        help, so no doorbell is rung any more.
+        """All waits end with `error`; pages stay with the controller. admin: it has failed, so
+        no doorbell is rung any more.
         """
 
         def end(hot: _hotpath.QueuePair) -> None:
@@ -102,12 +102,12 @@ class QueueCollection:
         await asyncio.gather(*(one(queue) for queue in self.all() if admin or queue.qid))
 
     async def hold(self, reason: str) -> None:
-        """New I/O waits, until unhold() or lift() for each reason that there is."""
+        """New I/O waits until unhold() or lift() was called for each reason."""
         self._holds.add(reason)
         await self.on_each(lambda queue: queue.hot.hold(True), admin=False)
 
     async def pause(self, paused: bool) -> None:
-        """The controller does nothing for a while: what is out isn't late, and new I/O waits."""
+        """The controller pauses: commands in flight aren't late, and new I/O waits."""
         if paused:
             self._holds.add("paused")
         else:
@@ -121,7 +121,7 @@ class QueueCollection:
         await self.on_each(pause)
 
     async def unhold(self, reason: str) -> None:
-        """New I/O goes on, if nothing else holds it."""
+        """New I/O continues, if nothing else holds it."""
         self._holds.discard(reason)
         await self.on_each(lambda queue: queue.hot.hold(bool(self._holds)), admin=False)
 
@@ -150,9 +150,9 @@ class QueueCollection:
         await self.on_each(lambda queue: queue.silence(True))
 
     async def go_on(self, *, strictly: bool = False) -> None:
-        """Geometries of namespaces were held, released or expired: every I/O queue pair looks again
-        at what waits for that. From here on none sends what they forbid. strictly: ControllerTimeout
-        if a queue pair's thread is stuck; else that is logged.
+        """Geometries of namespaces were held, released or expired: every I/O queue pair checks
+        its waiting requests again. From now on none sends what they forbid. strictly:
+        ControllerTimeout if a queue pair's thread is stuck; otherwise that is logged.
         """
 
         def go_on(hot: _hotpath.QueuePair) -> None:
@@ -166,7 +166,9 @@ class QueueCollection:
             await self._controller._on_owner(queue, lambda queue=queue: go_on(queue.hot))  # type: ignore[misc]
 
     async def drain(self, seconds: float, nsids: frozenset[int] | None = None) -> bool:
-        """Waits until no I/O is out, of these namespaces or of any; False when that took too long."""
+        """Waits until no I/O is in flight, of these namespaces or of any; False if that took too
+        long.
+        """
         loop = asyncio.get_running_loop()
         limit = loop.time() + seconds
         while any(queue.hot.outstanding_of(nsids) for queue in self.io_queues()):
@@ -179,8 +181,8 @@ class QueueCollection:
         return True
 
     async def go(self) -> None:
-        """What is in the I/O rings goes to the controller, which knows them; new I/O too, if nothing
-        else holds it.
+        """Sends the commands in the I/O rings to the controller, which knows the rings; new I/O
+        too, if nothing else holds it.
         """
         self._holds.discard("reset")
 
@@ -201,11 +203,11 @@ class QueueCollection:
         self._admin = None
 
     def uses(self, iova: int, nbytes: int) -> bool:
-        """Does a command that is out move data within these device addresses?"""
+        """Does a command in flight transfer data within these device addresses?"""
         return any(queue.hot.uses(iova, nbytes) for queue in [*self.all(), *self.unsettled])
 
     def refuse_in_child(self, error: NvmeError) -> None:
-        """In a forked child: the rings are the parent's."""
+        """In a forked child: the rings belong to the parent."""
         for queue in [*self.all(), *self.unsettled]:
             queue.hot.disown()
             queue.hot.refuse(error)

@@ -20,22 +20,22 @@ from nvme_async.spec.opcodes import Direction, command_name
 
 # How often the watchdog checks within one command timeout.
 CHECKS = 8
-# While commands are out and a coroutine sleeps, the ring is polled early, for the interrupt that
-# does not come: so many seconds after the last completion, each counted from the poll before, and the
-# last one again and again.
+# While commands are in flight and a coroutine sleeps, the ring is polled early, in case the
+# interrupt does not come: so many seconds after the last completion, each counted from the previous
+# poll, the last one repeatedly.
 EARLY_POLLS = (0.001, 0.004, 0.016, 0.064, 0.256, 1.0)
-# So many of them in a row have found something, and not one interrupt came: none will.
+# If so many in a row have found completions without a single interrupt, none will come.
 DEAD_VECTOR = 8
 
 
 class LoopQueue:
-    """One queue pair and the loop that it is used from.
+    """One queue pair and its loop.
 
     hot: the native half; the hot path of Namespace talks to it directly.
-    on_timeout(queue, [(cid, sqe)]): called by the watchdog, on the loop, for commands that are out
-        longer than `timeout` seconds.
-    on_slow(): the same, at each of its checks that finds a command which was out at the check before,
-        and at each early poll after a second in which nothing has completed.
+    on_timeout(queue, [(cid, sqe)]): called by the watchdog, on the loop, for commands that are in
+        flight longer than `timeout` seconds.
+    on_slow(): the same, at each check that finds a command that was in flight at the previous
+        check, and at each early poll after a second without completions.
     on_dead_vector(queue): no interrupt arrives; it is polled from now on.
     """
 
@@ -57,7 +57,7 @@ class LoopQueue:
         self.vector = vector
         self.event_fd = event_fd
         self.interrupts = interrupts
-        self.cpus: list[int] | None = None  # where its interrupts are delivered, if that was chosen
+        self.cpus: list[int] | None = None  # where its interrupts are delivered, if chosen
         self.worker: str = ""  # name of the thread that uses it
         self.timeout = timeout
         self._on_timeout = on_timeout
@@ -89,7 +89,7 @@ class LoopQueue:
 
     @property
     def in_flight(self) -> int:
-        """Commands that the controller has not answered yet."""
+        """Commands that the controller has not completed yet."""
         return self.hot.n_outstanding
 
     async def io(self, namespace: Any, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -125,8 +125,8 @@ class LoopQueue:
         return bool(self.hot.still_out(list(cids)))
 
     def listen(self, *others: LoopQueue) -> None:
-        """Takes interrupts through the loop. `others` share the vector; those of other loops have
-        them passed on.
+        """Receives interrupts through the loop. `others` share the vector; interrupts are passed
+        on to those of other loops.
         """
         self.worker = threading.current_thread().name
         callbacks = [queue.hot.more if queue.loop is self.loop else queue.poll_soon for queue in others]
@@ -151,9 +151,9 @@ class LoopQueue:
             self.loop.call_soon_threadsafe(self.hot.more)
 
     def freeze(self) -> None:
-        """Until thaw() nothing of this process touches the queue pair: neither memory nor
-        doorbells, nor the interrupts, which are a successor's from here on. What has completed
-        by now is taken. Thread: as stop_listening().
+        """Until thaw() this process doesn't touch the queue pair: neither memory, nor doorbells,
+        nor the interrupts, which belong to a successor from now on. Existing completions are
+        reaped first. Thread: as for stop_listening().
         """
         self._frozen = True
         if self._on_interrupt is not None and not self.loop.is_closed():
@@ -162,8 +162,9 @@ class LoopQueue:
         _hotpath.freeze(self.hot)
 
     def freeze_from_afar(self) -> bool:
-        """freeze() without a trip to the loop's thread: where it is at rest, and its loop is one of the standard
-        library's, whose readers may be taken away under the interpreter's lock. False: make the trip.
+        """freeze() without a visit to the loop's thread: only if the queue pair is idle, and its
+        loop is one of the standard library's, whose readers may be removed under the GIL. False:
+        visit the thread.
         """
         if not isinstance(self.loop, asyncio.SelectorEventLoop) or not _hotpath.freeze_at_rest(self.hot):
             return False
@@ -181,7 +182,7 @@ class LoopQueue:
         return True
 
     def thaw(self) -> None:
-        """Goes on where freeze() stopped. The caller still has to end the hold."""
+        """Continues where freeze() stopped. The caller must still end the hold."""
         self._frozen = False
         _hotpath.thaw(self.hot)
         if self._on_interrupt is not None and not self.loop.is_closed():
@@ -202,20 +203,20 @@ class LoopQueue:
         self._on_interrupt = None
 
     def silence(self, silent: bool) -> None:
-        """Rings no doorbell until it is called again: the controller is being reset. What is out
-        grows no older meanwhile.
+        """Rings no doorbell until it is called again: the controller is being reset. The
+        timeouts of commands in flight stand still meanwhile.
         """
         self._paused = silent
         self.hot.silence(silent)
 
     def pause(self, paused: bool) -> None:
-        """What is out grows no older until it is called again: the controller does nothing meanwhile
-        and has said so.
+        """The timeouts of commands in flight stand still until it is called again: the
+        controller has announced a pause.
         """
         self._paused = paused
 
     def watch(self) -> None:
-        """Commands are out that this process didn't send: the watchdog looks after them too."""
+        """Commands are in flight that this process didn't send: the watchdog covers them too."""
         if self.timeout:
             self.hot.watched = True
             self._watch()
@@ -242,7 +243,7 @@ class LoopQueue:
         self.hot.watched = False
 
     def close(self) -> None:
-        """Lets go of loop and memory; nothing may be out any more."""
+        """Releases loop and memory; no command may be in flight any more."""
         self.stop_listening()
         self.hot.on_busy = self.hot.on_sleep = None
         self.hot.close()
@@ -257,14 +258,15 @@ class LoopQueue:
         user: bool = False,
         geometry: _hotpath.Geometry | None = None,
     ) -> Completion:
-        """One command; its answer's data, if any, is in Completion.data as bytes, or in `buffer`.
+        """One command; its returned data, if any, is in Completion.data as bytes, or in
+        `buffer`.
 
-        buffer: what to send, or where the answer goes; for commands whose length is known
-            (identify, log pages, features) it may be left out.
+        buffer: the data to send, or where returned data goes; for commands of known length
+            (identify, log pages, features) it may be omitted.
         tag: the caller's; survives a servicing. internal: without a time limit. user: an admin
             command that isn't the driver's own. geometry: the format that it was sized for.
-        Raises CommandError and its kin; ValueError when data are missing or their length is not
-        what the command says.
+        Raises CommandError and its subclasses; ValueError if data are missing or their length
+        differs from the command's.
         """
         if not isinstance(command, Command):
             raise TypeError(f"command is a {type(command).__name__}, a Command of nvme_async.spec is needed")
@@ -295,8 +297,8 @@ class LoopQueue:
         return Completion(dw0=dw0, dw1=dw1, sqid=self.qid, data=data if isinstance(data, bytes) else None)
 
     def _watch(self) -> None:
-        """Starts the watchdog; it runs while commands are out and stops by itself, so that an idle
-        queue costs nothing.
+        """Starts the watchdog; it runs while commands are in flight and stops by itself, so that
+        an idle queue costs nothing.
         """
         if self._timer is None and not self.hot.closed:
             self._timer = self.loop.call_later(self.timeout / CHECKS, self._check)
@@ -313,7 +315,7 @@ class LoopQueue:
         if hot.n_outstanding == 0:
             hot.watched = False
             return
-        # Perhaps only the interrupt was lost.
+        # Possibly only the interrupt was lost.
         hot.reap()
         late = hot.older_than(epoch - CHECKS) if epoch > CHECKS else []
         if late:
@@ -323,8 +325,9 @@ class LoopQueue:
         self._watch()
 
     def _guard(self) -> None:
-        """A sleep begins that a missed interrupt could make too long: early polls go on until nothing
-        is out. They cost one timer a millisecond while there are sleeps, and nothing for each I/O.
+        """A sleep starts that a missed interrupt could make too long: early polls continue until
+        no command is in flight. They cost one timer per millisecond while there are sleeps, and
+        nothing per I/O.
         """
         self._cancel_early_polls()
         self._rung = 0
@@ -352,8 +355,8 @@ class LoopQueue:
             self._plan_early_poll()
 
     def _check_vector(self) -> None:
-        """Do interrupts arrive at all? If not, the ring is polled at each event-loop iteration while
-        commands are out; so are those that share the vector.
+        """Do interrupts arrive at all? If not, the ring is polled at each event-loop iteration
+        while commands are in flight; so are those that share the vector.
         """
         hot, listener = self.hot, self._listener
         taken = listener.hot.n_interrupts
@@ -367,8 +370,8 @@ class LoopQueue:
             self._on_dead_vector(self)
 
     def without_interrupts(self) -> None:
-        """None is waited for any more. The admin queue's early polls do for what few commands it has.
-        From any thread.
+        """Interrupts are no longer waited for. The admin queue's early polls suffice for its few
+        commands. From any thread.
         """
         if self.qid and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(setattr, self.hot, "mode", _hotpath.MODES["poll"])

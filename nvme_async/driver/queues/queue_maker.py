@@ -1,4 +1,4 @@
-"""One queue pair at a time: how a transport makes it, and how the controller learns of it.
+"""Creating one queue pair: on the host's side, and at the controller.
 
 On the controller's home loop.
 """
@@ -27,10 +27,10 @@ log: logging.Logger = logging.getLogger("nvme_async")
 class QueueMaker(ABC):
     """Attributes:
     max_transfer: bytes of one I/O command.
-    capacity: bytes that one command of a queue pair can move at most. Set once: a controller that
-        takes more after a reset is not given more.
-    strays: completions that answered nothing.
-    errors: how many commands failed that a caller waited for, by status.
+    capacity: bytes that one command of a queue pair can transfer at most. Set once: a larger limit
+        after a reset is not used.
+    strays: completions that answered no command.
+    errors: how many awaited commands failed, by status.
     """
 
     ADMIN_TRANSFER: int
@@ -48,26 +48,28 @@ class QueueMaker(ABC):
 
     @abstractmethod
     async def make_room(self, qid: int, entries: int) -> None:
-        """Memory for one more queue pair is there when this returns. OutOfDmaMemory."""
+        """Ensures memory for one more queue pair. OutOfDmaMemory."""
 
     @abstractmethod
     def make(self, qid: int, entries: int, loop: asyncio.AbstractEventLoop) -> LoopQueue:
-        """The host's side of a queue pair. The controller doesn't know of it yet. Ends with forget()."""
+        """The host's side of a queue pair. The controller doesn't know of it yet. Ends with
+        forget().
+        """
 
     @abstractmethod
     async def create(self, queue: LoopQueue) -> None:
-        """The controller learns of the queue pair. CommandError if it refuses."""
+        """Creates the queue pair at the controller. CommandError if it refuses."""
 
     @abstractmethod
     async def delete(self, queue: LoopQueue) -> None:
-        """The controller knows it no more; its memory stays until forget()."""
+        """Deletes it from the controller; its memory stays until forget()."""
 
     def forget(self, queue: LoopQueue) -> None:
-        """Everything of it goes back to its owner. The controller doesn't know it, or was reset."""
+        """Releases all of its resources. The controller doesn't know it, or was reset."""
         queue.close()
 
     def limit_transfer(self, nbytes: int) -> bool:
-        """One command moves `nbytes` at most from now on; True if that is another limit than before."""
+        """One command transfers at most `nbytes` from now on; True if the limit has changed."""
         self.capacity = self.capacity or nbytes
         before, self.max_transfer = self.max_transfer, min(nbytes, self.capacity)
         return self.max_transfer != before
@@ -75,10 +77,10 @@ class QueueMaker(ABC):
     def _max_transfer(self, qid: int) -> int:
         return self.capacity if qid else self.ADMIN_TRANSFER
 
-    # -- what all native queue pairs have ----------------------------------------------------------
+    # -- common to all native queue pairs ----------------------------------------------------------
 
     def _native(self, memory: Any, loop: asyncio.AbstractEventLoop, **facts: Any) -> _hotpath.QueuePair:
-        """The native half. facts: what this transport's differ in."""
+        """The native half. facts: this transport's arguments."""
         return _hotpath.QueuePair(
             memory,
             **facts,
@@ -90,7 +92,7 @@ class QueueMaker(ABC):
         )
 
     def _set_waiting(self, hot: _hotpath.QueuePair, *, interrupts: bool = True) -> None:
-        """How its callers wait. Without interrupts there is but one way."""
+        """How its callers wait. Without interrupts there is only one way."""
         options = self._controller.options
         hot.mode = _hotpath.MODES["interrupt" if hot.qid == 0 else options.mode if interrupts else "poll"]
         hot.spin_ns = int(options.spin_us * 1000)
@@ -98,7 +100,7 @@ class QueueMaker(ABC):
             hot.record_latency(True)
 
     def _watching(self, qid: int) -> dict[str, Any]:
-        """Arguments of a LoopQueue: after how long commands are late, and what happens then."""
+        """Arguments of a LoopQueue: the timeout of commands, and its handling."""
         controller = self._controller
         return {
             "timeout": controller.options.command_timeout if qid else controller.options.admin_timeout,
@@ -112,8 +114,8 @@ class QueueMaker(ABC):
         return error_from(status, dw0, sqe, admin, timed_out)
 
     def _on_stray(self, qid: int, n: int, n_sqid: int, cid: int, sqid: int) -> None:
-        """Completions that answer nothing which is out, on the queue's loop; docs/design.md says why
-        they are no more than this.
+        """Stray completions, on the queue's loop; docs/design.md explains why they are only
+        counted and logged.
         """
         controller = self._controller
         before, self.strays = self.strays, self.strays + n
@@ -130,8 +132,8 @@ class QueueMaker(ABC):
 
 
 class CarriedQueueMaker(QueueMaker):
-    """Queue pairs whose commands a native transport carries (ext/hotpath/transport.h): the rings are
-    in memory of this process alone, and nothing is bounced.
+    """Queue pairs whose commands a native transport carries (ext/hotpath/transport.h): the rings
+    are in memory of this process alone, and nothing is bounced.
     """
 
     ADMIN_TRANSFER: int = 1 << 20

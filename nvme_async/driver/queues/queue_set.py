@@ -1,6 +1,6 @@
-"""Which loop has which queue pair, and how they come and go.
+"""The assignment of queue pairs to loops, and their creation and deletion.
 
-On the controller's home loop, but for what says otherwise.
+On the controller's home loop, unless said otherwise.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 
 class RingTransport(Protocol):
-    """A transport whose commands live in rings, as far as its queue set is concerned."""
+    """The part of a ring-based transport that its queue set needs."""
 
     cap: Cap
 
@@ -43,7 +43,7 @@ class QueueSet(QueueCollection):
     """Attributes, besides those of QueueCollection:
     maker: makes queue pairs.
     limit: I/O queue pairs that the controller granted.
-    shared: how many loops use a neighbour's queue pair because the controller had no more.
+    shared: how many loops share another loop's queue pair because the controller had no more.
     neighbours: {loop: the queue pair of another loop that it uses}.
     """
 
@@ -61,17 +61,17 @@ class QueueSet(QueueCollection):
         self._creating = asyncio.Lock()
         self._making: dict[
             asyncio.AbstractEventLoop, asyncio.Future[None]
-        ] = {}  # until a task of that loop has what it asked for
+        ] = {}  # until a task of that loop has its queue
 
     # -- how many ----------------------------------------------------------------------------------
 
     @property
     def _wanted(self) -> int:
-        """I/O queue pairs to ask the controller for."""
+        """I/O queue pairs to request from the controller."""
         return self._controller.options.io_queues
 
     async def negotiate(self) -> None:
-        """Number of Queues (5.27.1.5). After each reset: it may be another."""
+        """Number of Queues (5.27.1.5). After each reset, because it may change."""
         wanted = self._wanted
         feature = commands.set_features(Feature.NUMBER_OF_QUEUES, (wanted - 1) << 16 | (wanted - 1))
         granted = (await self._controller._submit_admin(feature)).dw0
@@ -79,7 +79,7 @@ class QueueSet(QueueCollection):
         self._assumed = False
 
     def assume(self) -> str:
-        """How many there may be is unknown: the first that is refused is one too many."""
+        """The limit is unknown: the first refusal shows it."""
         self._grant(self._wanted)
         self._assumed = True
         return f"up to {self.limit} queue pairs are tried"
@@ -94,14 +94,12 @@ class QueueSet(QueueCollection):
         return {queue.qid for queue in [*self.io_queues(), *self.unsettled]}
 
     def _refused(self) -> None:
-        """The controller didn't take one more queue pair. If the number was a guess, it is known
-        now.
-        """
+        """The controller refused one more queue pair. If the limit was a guess, it is known now."""
         if self._assumed:
             self._free_qids.clear()
             self.limit = max(1, len(self.io_queues()))
 
-    # -- coming and going --------------------------------------------------------------------------
+    # -- creation and deletion
 
     def prepare_admin(self) -> LoopQueue:
         """The admin queue, rings at their start, listening. The controller is disabled."""
@@ -111,11 +109,11 @@ class QueueSet(QueueCollection):
         return self._admin
 
     async def create(self, loop: asyncio.AbstractEventLoop, worker: str = "") -> LoopQueue | None:
-        """A queue pair for `loop`, made on the home loop. None when the controller has no more. The
-        owner's loop has to call adopt().
+        """A queue pair for `loop`, made on the home loop. None when the controller has no more.
+        The owner's loop must call adopt().
 
-        worker: name of the loop's thread. Not to be cancelled half-way: see finish(). Should a
-            reset come in between, it is made once more.
+        worker: name of the loop's thread. Not to be cancelled half-way: see finish(). If a reset
+            comes in between, it is made again.
         """
         controller = self._controller
         async with self._creating:
@@ -142,7 +140,7 @@ class QueueSet(QueueCollection):
             return queue
 
     def _take_spare(self, loop: asyncio.AbstractEventLoop, worker: str) -> LoopQueue | None:
-        """One that there is already and no loop has, for `loop`."""
+        """An existing one without a loop, for `loop`."""
         return None
 
     async def _create(self, loop: asyncio.AbstractEventLoop) -> LoopQueue | None:
@@ -162,7 +160,7 @@ class QueueSet(QueueCollection):
             raise
         self.unsettled.append(queue)
         try:
-            # Known to a successor before the controller knows it.
+            # Recorded for a successor before the controller knows it.
             controller._changed(strictly=True)
             await self.maker.create(queue)
         except (CommandError, OutOfDmaMemory) as error:
@@ -182,7 +180,7 @@ class QueueSet(QueueCollection):
         settled = [queue for queue in queues if queue in self.unsettled]
         for queue in settled:
             self.unsettled.remove(queue)
-        # Before the memory goes: what the saved state tells of has to be there.
+        # Before the memory is released: memory named in the saved state must exist.
         self._controller._changed()
         for queue in settled:
             queue.hot.release_all()
@@ -194,7 +192,7 @@ class QueueSet(QueueCollection):
         if queue.loop in self.hot:
             return
         if queue.closed:
-            raise self._controller._not_here()  # handed over before its loop came round
+            raise self._controller._not_here()  # handed over before its loop ran
         queue.hot.hold(bool(self._holds))
         self.listen(queue)
         queue.hot.bind(queue.loop, loop_internals.shows_thread(queue.loop))
@@ -216,11 +214,11 @@ class QueueSet(QueueCollection):
             self.hot.pop(loop, None)
             self.unsettled.append(queue)
             try:
-                # A successor must not take for whole what the controller may no longer know.
+                # A successor must not rely on a queue pair that the controller may no longer know.
                 self._controller._changed(strictly=True)
                 await self.maker.delete(queue)
             except (CommandError, OutOfDmaMemory) as error:
-                # Perhaps half of it is gone: neither used nor tried again before a reset.
+                # It may be half deleted: neither used nor deleted again before a reset.
                 log.warning("%s: queue %d of an ended loop: %s", self._controller.uri, queue.qid, error)
                 continue
             # Its commands have ended with it: Delete I/O Submission Queue completes after they have
@@ -234,7 +232,7 @@ class QueueSet(QueueCollection):
         loop = asyncio.get_running_loop()
         queue = self.io.get(loop)
         while queue is None and (making := self._making.get(loop)) is not None:
-            # One of this loop's tasks asks for it already.
+            # One of this loop's tasks has requested it already.
             await asyncio.wait([making])
             queue = self.io.get(loop)
         if queue is None:
@@ -244,8 +242,8 @@ class QueueSet(QueueCollection):
             worker = threading.current_thread().name
             made = self._making[loop] = loop.create_future()
             try:
-                # To its end also if the caller is cancelled: half a queue pair would stay in the
-                # controller.
+                # It finishes even if the caller is cancelled: otherwise half a queue pair would
+                # stay in the controller.
                 queue = await self._controller._at_home(lambda: finish(lambda: self.create(loop, worker)))
             except (CommandError, OutOfDmaMemory) as error:
                 if not self.io:
@@ -290,9 +288,9 @@ class QueueSet(QueueCollection):
         self._settle(*self.unsettled)
 
     async def create_all(self, degraded: Degraded) -> None:
-        """The controller, which was enabled, learns of the I/O queues (again); their doorbells stay
-        silent. One is required, the home loop's if there is none yet. What it doesn't take is given
-        up, and its loop shares another's.
+        """Creates the I/O queues (again) at the enabled controller; their doorbells stay silent.
+        One is required, the home loop's if there is none yet. A refused one is given up, and its
+        loop shares another's.
         """
         controller = self._controller
         failure: NvmeError | None = None
@@ -327,8 +325,8 @@ class QueueSet(QueueCollection):
             first.silence(True)
 
     async def _give_up(self, queue: LoopQueue, error: NvmeError, *, known: bool) -> None:
-        """A loop loses its queue pair; commands of its that were out end with `error`, and new ones
-        go through a neighbour's. known: the controller may know it, so that its memory stays.
+        """A loop loses its queue pair; its in-flight commands end with `error`, and new ones go
+        through another loop's. known: the controller may know it, so its memory stays.
         """
         controller = self._controller
         for loop in [loop for loop, its in self.io.items() if its is queue]:
@@ -359,8 +357,8 @@ class QueueSet(QueueCollection):
             await self.maker.delete(queue)
 
     async def release(self, reason: NvmeError) -> None:
-        """Everything goes back to its owner. The controller can't reach memory any more: reset, or
-        without mappings.
+        """Releases everything. The controller can't access memory any more: it was reset, or has
+        no mappings.
         """
         controller = self._controller
         for queue in [*self.all(), *self.unsettled]:
@@ -375,7 +373,7 @@ class QueueSet(QueueCollection):
             try:
                 await controller._on_owner(queue, end)
             except ControllerTimeout as error:
-                # Its thread does so itself, once it comes round; the memory stays until then.
+                # Its thread does so itself once it runs; the memory stays until then.
                 log.warning("%s", error)
                 queue.loop.call_soon_threadsafe(end)
         self.forget_all()

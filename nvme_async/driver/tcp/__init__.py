@@ -1,1 +1,1 @@
-"""NVMe/TCP (NVM Express TCP Transport 1.0): capsules on a socket for each queue."""
+"""NVMe/TCP (NVM Express TCP Transport 1.0): capsules on one socket per queue."""

@@ -1,4 +1,4 @@
-"""Where an NVMe/TCP controller is: tcp:HOST[:PORT]/SUBSYSTEM-NQN."""
+"""The address of an NVMe/TCP controller: tcp:HOST[:PORT]/SUBSYSTEM-NQN."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class Address:
 
     @classmethod
     def parse(cls, text: str, *, port: int = DEFAULT_PORT, nqn: str | None = None) -> Address:
-        """From what follows "tcp:". port, nqn: where the text has none. ConfigurationError."""
+        """From what follows "tcp:". port, nqn: defaults if the text has none.
+        ConfigurationError.
+        """
         endpoint, slash, name = text.partition("/")
         if not slash and nqn is None:
             raise ConfigurationError(f"tcp:{text}: HOST[:PORT]/NQN is needed, and the name of the subsystem is missing")

@@ -1,5 +1,6 @@
-"""DH-HMAC-CHAP (Base 2.0, 8.13.5): this host proves a secret to the controller, and with dhchap_ctrl_secret the
-controller proves one to this host, on each connection right after Connect.
+"""DH-HMAC-CHAP (Base 2.0, 8.13.5): this host proves a secret to the controller, and with
+dhchap_ctrl_secret the controller proves one to this host, on each connection right after
+Connect.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ GROUPS = {0: 0, 1: 2048, 2: 3072, 3: 4096, 4: 6144, 5: 8192}
 """Bits of the FFDHE groups by identifier; 0: without Diffie-Hellman."""
 _X = {2048: 560316, 3072: 2625351, 4096: 5736041, 6144: 15705020, 8192: 10965728}
 EXPONENT_BITS = 512
-"""Of our half of Diffie-Hellman: more than RFC 7919 (5.2) asks for with the largest group."""
+"""Bytes of our Diffie-Hellman exponent: more than RFC 7919 (5.2) requires for the largest
+group.
+"""
 MOST = 4096
-"""Bytes of one message of the controller's."""
+"""Bytes of one message from the controller."""
 _REASONS = {
     1: "authentication failed",
     2: "authentication protocol unusable",
@@ -56,7 +59,7 @@ def prime(bits: int) -> int:
 @attrs.frozen
 class Secret:
     """Attributes:
-    key: as it is stored. hash: what it is transformed with, 0 = nothing.
+    key: as stored. hash: the hash that transforms it, 0 = none.
     """
 
     key: bytes = attrs.field(repr=False)
@@ -64,7 +67,9 @@ class Secret:
 
     @classmethod
     def parse(cls, text: str, name: str) -> Secret:
-        """From "DHHC-1:HH:BASE64:", the form of `nvme gen-dhchap-key`. ConfigurationError; it never quotes the key."""
+        """From "DHHC-1:HH:BASE64:", the form of `nvme gen-dhchap-key`. ConfigurationError; it
+        never quotes the key.
+        """
         parts = text.strip().split(":")
         if len(parts) != 4 or parts[0] != "DHHC-1" or parts[3] or parts[1] not in ("00", "01", "02", "03"):
             raise ConfigurationError(f"{name} is not of the form DHHC-1:HH:BASE64: (nvme gen-dhchap-key makes one)")
@@ -80,7 +85,7 @@ class Secret:
         return cls(key, int(parts[1]))
 
     def of(self, nqn: str) -> bytes:
-        """The key, transformed for who uses it."""
+        """The key, transformed for its user."""
         if not self.hash:
             return self.key
         return hmac.digest(self.key, nqn.encode() + b"NVMe-over-Fabrics", HASHES[self.hash])
@@ -89,7 +94,7 @@ class Secret:
 def response(
     key: bytes, hash_name: str, challenge: bytes, seqnum: int, tid: int, role: bytes, first: str, second: str
 ) -> bytes:
-    """What proves the key (8.13.5.4). role: b"HostHost" or b"Controller"."""
+    """The proof of the key (8.13.5.4). role: b"HostHost" or b"Controller"."""
     message = challenge + struct.pack("<IHB", seqnum, tid, 0) + role + first.encode() + b"\0" + second.encode()
     return hmac.digest(key, message, hash_name)
 
@@ -104,7 +109,7 @@ Receive = Callable[[int], Awaitable[bytes]]
 
 
 def _body(message: bytes, kind: int, tid: int, name: str, least: int) -> bytes:
-    """`message`, if it is the one that is due."""
+    """`message`, if it is the expected one."""
     if len(message) >= 8 and message[1] == _FAILURE1:
         reason = _REASONS.get(message[7], f"reason {message[7]:#x}")
         raise ControllerError(f"{name}: authentication was refused: {reason}")
@@ -118,7 +123,7 @@ def _body(message: bytes, kind: int, tid: int, name: str, least: int) -> bytes:
 async def authenticate(
     send: Send, receive: Receive, *, secret: Secret, ctrl_secret: Secret | None, hostnqn: str, subnqn: str, name: str
 ) -> None:
-    """One transaction. Raises ControllerError when either side is not content."""
+    """One transaction. Raises ControllerError if either side rejects it."""
     tid = secrets.randbelow(1 << 16)
     hashes, groups = bytes([3, 2, 1]), bytes([0, 1, 2, 3, 4, 5])
     descriptor = bytes([1, 0, len(hashes), len(groups)]) + hashes.ljust(30, b"\0") + groups.ljust(30, b"\0")

@@ -1,5 +1,5 @@
-"""Discovery over NVMe/TCP (Base 2.0, 3.1.2.3): one reading of the log, referrals followed, or a controller that
-stays connected and says when the log has changed.
+"""Discovery over NVMe/TCP (Base 2.0, 3.1.2.3): one read of the log, following referrals, or a
+controller that stays connected and reports changes of the log.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ log: logging.Logger = logging.getLogger("nvme_async")
 ENTRIES = 32
 MAX_RECORDS = 4096
 MAX_REFERRALS = 64
-"""Services that one discover() asks."""
+"""Maximum services that one discover() queries."""
 _ATTEMPTS = 10
-"""Of reading a log that changes meanwhile."""
+"""Maximum repetitions of reading a log that changes meanwhile."""
 _LOG_CHANGED = 1 << 31
 _CC_EN = 6 << 16 | 4 << 20 | 1
 
@@ -187,11 +187,13 @@ class DiscoveryController:
         raise ControllerError(f"{self._name}: the discovery log changed {_ATTEMPTS} times while it was read")
 
     async def changes(self) -> AsyncIterator[list[DiscoveryEntry]]:
-        """The log, and again after each change, for as long as the controller is connected. persistent=True."""
+        """The log, and again after each change, for as long as the controller is connected.
+        persistent=True.
+        """
         await self._call(commands.set_features(Feature.ASYNC_EVENT_CONFIGURATION, _LOG_CHANGED).pack())
         while True:
             yield await self.entries()
-            # Reading the log has cleared the event; the next one is a change since.
+            # Reading the log has cleared the event; the next event means a later change.
             await self._call(commands.async_event_request().pack(), seconds=0)
 
 
@@ -203,12 +205,13 @@ def _service(uri: str) -> Address:
 
 
 async def discover(uri: str, *, referrals: bool = True, **options: Unpack[DriverOptions]) -> list[DiscoveryEntry]:
-    """What the discovery service at `uri` ("tcp:192.0.2.7:8009") knows, and what those know that it refers to.
+    """The log of the discovery service at `uri` ("tcp:192.0.2.7:8009"), and of those that it
+    refers to.
 
-    referrals: ask those too, each once; one that does not answer is logged and left out.
-    options: hostnqn, hostid, hdr_digest, data_digest, connect_timeout of nvme_async.Options.
-    Raises ConfigurationError, ControllerGone when nothing answers, ControllerTimeout, CommandError,
-    ControllerError for what breaks the protocol.
+    referrals: query those too, each once; one that does not answer is logged and left out.
+    options: hostnqn, hostid, hdr_digest, data_digest, connect_timeout of nvme_async.Options. Raises
+        ConfigurationError, ControllerGone if nothing answers, ControllerTimeout, CommandError,
+        ControllerError for protocol violations.
     """
     chosen = Options.of(options)
     first = _service(uri)
@@ -239,8 +242,8 @@ async def discover(uri: str, *, referrals: bool = True, **options: Unpack[Driver
 
 
 async def watch_discovery(uri: str, **options: Unpack[DriverOptions]) -> AsyncIterator[list[DiscoveryEntry]]:
-    """The log of one discovery service, and again after each change, over one connection that stays. Ends with
-    ControllerGone when that is lost.
+    """The log of one discovery service, and again after each change, over one persistent
+    connection. Ends with ControllerGone when that is lost.
     """
     async with DiscoveryController(_service(uri), Options.of(options), persistent=True) as controller:
         async for entries in controller.changes():

@@ -1,4 +1,6 @@
-"""From a TCP connection to a queue of an association: ICReq and ICResp, then Connect (Base 2.0, 6.3)."""
+"""From a TCP connection to a queue of an association: ICReq and ICResp, then Connect (Base 2.0,
+6.3).
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ class Wishes:
 
     @classmethod
     def of(cls, options: Options, *, kato: float) -> Wishes:
-        """What the options say. kato: in seconds. ConfigurationError for a secret that is none."""
+        """From the options. kato: in seconds. ConfigurationError for an invalid secret."""
         if options.dhchap_ctrl_secret and not options.dhchap_secret:
             raise ConfigurationError("dhchap_ctrl_secret needs dhchap_secret: a host proves its own first")
         return cls(
@@ -81,7 +83,7 @@ class Wishes:
 
 @attrs.frozen
 class Connection:
-    """A queue of an association. The socket is the holder's to close.
+    """A queue of an association. The holder must close the socket.
 
     Attributes:
         cntlid: of the controller.
@@ -144,10 +146,10 @@ async def connect(
 ) -> Connection:
     """Makes queue `qid` of `entries` entries. On failure nothing stays open.
 
-    seconds: for all of it. in_capsule: of that queue, in bytes. cntlid: of the association, for I/O
-        queues.
-    Raises ControllerGone when nothing answers, ControllerTimeout, CommandError for a Connect that is
-    refused, ControllerError for what breaks the protocol.
+    seconds: for all of it. in_capsule: of that queue, in bytes.
+    cntlid: of the association, for I/O queues.
+    Raises ControllerGone if nothing answers, ControllerTimeout, CommandError for a refused Connect,
+    ControllerError for protocol violations.
     """
     sock: socket.socket | None = None
     try:
@@ -185,8 +187,8 @@ async def _handshake(
             f"MAXH2CDATA {max_h2c}"
         )
     limits = Limits(in_capsule, max_h2c, (cpda + 1) * 4, bool(dgst & 1), bool(dgst & 2))
-    # Connect is sent as it is on the admin queue, in the capsule: Linux's target waits for ever for data that fit
-    # and do not come so.
+    # Connect data is sent in the capsule, as on the admin queue: Linux's target waits forever for
+    # data that fit into the capsule but aren't in it.
     sqe = struct.pack("<BBHB35x", FABRICS, 0, 0, _CONNECT) + struct.pack(
         "<HHHBxI12x", 0, qid, entries - 1, _NO_FLOW_CONTROL, 0 if qid else wishes.kato
     )
@@ -207,7 +209,9 @@ async def _handshake(
 async def _authenticate(
     stream: Stream, limits: Limits, asked: int, address: Address, host: Host, wishes: Wishes
 ) -> None:
-    """What AUTHREQ of the Connect response asks for (Base 2.0, 6.3), and what this host insists on."""
+    """The authentication that AUTHREQ of the Connect response requires (Base 2.0, 6.3), and that
+    this host requires.
+    """
     if wishes.secret is None:
         if asked:
             raise ControllerError(f"{stream.name}: the controller asks for authentication: dhchap_secret is needed")
@@ -265,7 +269,9 @@ def _name(nqn: str) -> bytes:
 
 
 def _refusal(status: int, dw0: int, name: str) -> CommandError:
-    """Status codes of Connect are its own: 82h is another command's Namespace is Write Protected."""
+    """Connect has its own status codes: 82h means Namespace is Write Protected for other
+    commands.
+    """
     sct, sc = status >> 8 & 7, status & 0xFF
     text = _STATUS.get((sct, sc), "refused")
     if (sct, sc) == INVALID_PARAMETERS:

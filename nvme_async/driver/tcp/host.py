@@ -1,4 +1,6 @@
-"""Who this host is to controllers: host NQN and host identifier, where nvme-cli keeps them."""
+"""This host's identity for controllers: host NQN and host identifier, where nvme-cli stores
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ UUID_NQN = "nqn.2014-08.org.nvmexpress:uuid:"
 @attrs.frozen
 class Host:
     """Attributes:
-    nqn: the host NQN. hostid: 16 bytes. Controllers, and reservations above all, take two hosts with
-        the same identifier for one (Base 2.0, 5.27.1.25).
+    nqn: the host NQN. hostid: 16 bytes. Controllers, in particular reservations, treat two hosts
+        with the same identifier as one (Base 2.0, 5.27.1.25).
     """
 
     nqn: str
@@ -28,7 +30,7 @@ class Host:
 
 @functools.cache
 def _own_uuid() -> uuid.UUID:
-    """Stable for a machine that has an id, else for this process."""
+    """Stable for a machine that has an id, otherwise for this process."""
     try:
         machine = Path("/etc/machine-id").read_text().strip()
     except OSError:
@@ -44,9 +46,10 @@ def _read(name: str) -> str:
 
 
 def this_host(hostnqn: str = "", hostid: str = "") -> Host:
-    """As given, else as /etc/nvme/hostnqn and /etc/nvme/hostid say, else from this machine's id.
+    """As given, otherwise from /etc/nvme/hostnqn and /etc/nvme/hostid, otherwise from this
+    machine's id.
 
-    ConfigurationError names a value that makes no sense, and where it is from.
+    ConfigurationError names an invalid value and its source.
     """
     nqn = hostnqn or _read("hostnqn")
     text = hostid or _read("hostid")

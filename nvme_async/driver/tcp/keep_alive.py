@@ -1,4 +1,6 @@
-"""Keep Alive (Base 2.0, 3.9 and 5.18): the controller ends an association that it hears nothing of, and so do we."""
+"""Keep Alive (Base 2.0, 3.9 and 5.18): the controller ends an association without Keep Alive,
+and so does the host.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from nvme_async.spec.commands import keep_alive
 
 
 class KeepAlive:
-    """Three within each timeout, so that one which is late on a busy loop costs nothing.
+    """Three within each timeout, so that one may be late on a busy loop.
 
-    sent: how many, in all.
+    sent: the total number.
     """
 
     sent: int

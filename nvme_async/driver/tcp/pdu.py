@@ -1,5 +1,5 @@
-"""NVMe/TCP's PDUs (TCP Transport 1.0, 3.6.2) for the handshake: ICReq, ICResp, and the few capsules before
-the native link takes the socket over.
+"""NVMe/TCP's PDUs (TCP Transport 1.0, 3.6.2) for the handshake: ICReq, ICResp, and the few
+capsules before the native link takes the socket over.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FES = {
 
 @attrs.frozen
 class Limits:
-    """What host and controller have agreed to. Bytes.
+    """The parameters agreed between host and controller, in bytes.
 
     Attributes:
         in_capsule: write data that a command capsule of this queue may carry.
@@ -53,7 +53,9 @@ def icreq(*, header_digest: bool, data_digest: bool, maxr2t: int = 0) -> bytes:
 
 
 def command(sqe: bytes, data: bytes, limits: Limits, *, expects: int = 0) -> bytes:
-    """A command capsule with `data` in it, or for one that expects so many bytes; the SGL is filled in here."""
+    """A command capsule with `data` in it, or for one that expects so many bytes; the SGL is
+    filled in here.
+    """
     head = 72 + (4 if limits.header_digest else 0)
     pdo = -(-head // limits.alignment) * limits.alignment if data else 0
     ddgst = bool(data) and limits.data_digest
@@ -106,7 +108,7 @@ class Stream:
         return bytes(data)
 
     async def receive(self, *, header_digest: bool = False, data_digest: bool = False) -> Pdu:
-        """The next PDU. ControllerError for one that breaks the rules, or ends the connection."""
+        """The next PDU. ControllerError for an invalid one, or one that ends the connection."""
         common = await self._exactly(8)
         kind, flags, hlen, pdo, plen = COMMON.unpack(common)
         expected = HEADER_BYTES.get(kind)

@@ -1,4 +1,6 @@
-"""A controller's properties by Property Get and Property Set (Base 2.0, 6.5 and 6.6), in the place of registers."""
+"""A controller's properties by Property Get and Property Set (Base 2.0, 6.5 and 6.6), in the
+place of registers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def _command(kind: int, offset: int, value: int = 0) -> bytes:
 
 
 class Properties:
-    """On the admin queue, on its loop. Raises ControllerTimeout, and what the queue's connection ends with."""
+    """On the admin queue, on its loop. Raises ControllerTimeout, and the error of the queue's
+    connection.
+    """
 
     def __init__(self, uri: str, queue: Callable[[], TcpQueue]) -> None:
         self.uri = uri
@@ -90,7 +94,7 @@ class Properties:
             await self._wait(lambda csts: not csts.rdy, seconds, "CSTS.RDY=0 after CC.EN=0")
 
     async def shut_down(self, seconds: float) -> None:
-        """CC.SHN=01b, then CSTS.SHST=10b; some controllers take RDY away instead (3.6.2)."""
+        """CC.SHN=01b, then CSTS.SHST=10b; some controllers clear RDY instead (3.6.2)."""
         cc = await self.get(Register.CC)
         await self.set(Register.CC, cc & ~(3 << 14) | ShutdownNotification.NORMAL << 14)
         await self._wait(lambda csts: csts.shst == 2 or not csts.rdy, seconds, "CSTS.SHST=10b after CC.SHN")

@@ -1,5 +1,5 @@
-"""The queues of an NVMe/TCP controller: the same native queue pairs as for PCIe, whose transport is a
-connection each.
+"""The queues of an NVMe/TCP controller: the same native queue pairs as for PCIe, whose transport
+is a connection each.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class TcpQueue(LoopQueue):
-    """A queue pair over a connection, which may be lost and made anew.
+    """A queue pair over a connection, which may be lost and replaced.
 
-    on_broken(queue, why): called on the queue's loop, once for each connection that fails.
+    on_broken(queue, why): called on the queue's loop, once per failed connection.
     """
 
     def __init__(self, *arguments: Any, link: _tcp.Link, on_broken: Callable[[TcpQueue, str], None], **options: Any):
@@ -64,7 +64,9 @@ class TcpQueue(LoopQueue):
             self._on_broken(self, self.link.error or "the connection is lost")
 
     def connect(self, connection: Connection) -> None:
-        """From here on the queue goes over this connection, which is its own. In the loop's thread; silent."""
+        """The queue uses this connection from now on, and owns it. In the loop's thread;
+        silent.
+        """
         limits = connection.limits
         self.link.attach(
             connection.sock,
@@ -79,8 +81,8 @@ class TcpQueue(LoopQueue):
             self._read(True)
 
     def disconnect(self) -> None:
-        """Nothing more goes over the connection; what the controller has not read yet it won't. In the loop's
-        thread, or after the loop has ended.
+        """Nothing more is sent over the connection; the controller won't read the rest. In the
+        loop's thread, or after the loop has ended.
         """
         sock = self._socket
         if sock is None:
@@ -113,7 +115,7 @@ class TcpQueue(LoopQueue):
 
 
 class TcpPieces(Protocol):
-    """The TCP transport, as far as its queues are concerned."""
+    """The part of the TCP transport that its queues need."""
 
     cap: Cap
 
@@ -122,7 +124,7 @@ class TcpPieces(Protocol):
 
 
 class TcpQueueMaker(CarriedQueueMaker):
-    """Each queue pair has a connection; a completion that answers nothing ends it."""
+    """Each queue pair has a connection; a stray completion ends it."""
 
     def __init__(self, controller: Owner, transport: TcpPieces) -> None:
         super().__init__(controller)

@@ -1,7 +1,7 @@
-"""The NVMe/TCP transport: an association with a controller somewhere else, a connection for each queue.
+"""The NVMe/TCP transport: an association with a remote controller, one connection per queue.
 
-A connection that is lost leads to a reset, as a command that is not answered does: the association is made anew,
-with back-off and for `ctrl_loss_tmo` at most, and then what was in flight and may be sent again goes over the new
+A lost connection leads to a reset, as a timed-out command does: a new association is made, with
+back-off and for at most `ctrl_loss_tmo`; then in-flight commands that may be resent go over the new
 connections, before anything newer.
 """
 
@@ -43,7 +43,9 @@ from nvme_async.spec.registers import Cap, Vs
 log: logging.Logger = logging.getLogger("nvme_async")
 
 FIRST_PAUSE = 0.05
-"""Seconds before the second attempt to reach a lost controller; each pause is twice the one before."""
+"""Seconds before the second attempt to reach a lost controller; each pause is twice the previous
+one.
+"""
 
 
 class TcpQueueSet(QueueSet):
@@ -60,8 +62,8 @@ class TcpQueueSet(QueueSet):
 
 class TcpTransport(QueueTransport):
     """Attributes:
-    address: of the controller. host: who we are to it.
-    cntlid: of the controller, from Connect on; it may be another after each reset.
+    address: of the controller. host: our identity.
+    cntlid: of the controller, from Connect on; it may change at each reset.
     reconnects: associations after the first.
     """
 
@@ -146,7 +148,9 @@ class TcpTransport(QueueTransport):
         queue.silence(False)
 
     async def _association(self, error: NvmeError) -> None:
-        """A new association, unless the one there is was made for this. With back-off, for ctrl_loss_tmo."""
+        """A new association, unless the current one was made for this. With back-off, for
+        ctrl_loss_tmo.
+        """
         if self._fresh:
             self._fresh = False
             return
@@ -174,11 +178,15 @@ class TcpTransport(QueueTransport):
         return lost_at is not None and time.monotonic() - lost_at < self.owner.options.ctrl_loss_tmo
 
     def another_attempt(self, usual: bool) -> bool:
-        """A connection that was lost again counts for nothing, within ctrl_loss_tmo of the first loss."""
+        """A connection that is lost again doesn't count, within ctrl_loss_tmo of the first
+        loss.
+        """
         return usual or (self._served and bool(self._broken() or self._gone) and self._in_time())
 
     async def _pause(self) -> None:
-        """None before the first attempt, then each twice the one before, until the controller serves again."""
+        """No pause before the first attempt, then each twice the previous one, until the
+        controller serves again.
+        """
         lifecycle = self.owner.lifecycle
         if self._lost_at is None:
             self._lost_at = time.monotonic()
@@ -192,15 +200,15 @@ class TcpTransport(QueueTransport):
             raise QueueShutdown(f"{self.uri}: the controller is closed")
 
     def serves(self) -> None:
-        """Bring-up or reset is over. What broke meanwhile is found now."""
+        """Bring-up or reset has ended. Connections that broke meanwhile are noticed now."""
         self._lost_at = None
         self._served = True
         if broken := self._broken():
             self.owner.loop.call_soon(self.owner._request_reset, broken)
 
     async def _end_association(self, error: NvmeError) -> None:
-        """What the controller still executes would come after what is sent again: where it can be reached, it is
-        disabled first, which ends all that.
+        """Commands that the controller still executes would come after resent ones: if it can be
+        reached, it is disabled first, which ends them.
         """
         self.keep_alive.stop()
         admin = self._admin()
@@ -273,7 +281,7 @@ class TcpTransport(QueueTransport):
         error = ControllerError(f"{self.uri}: queue {queue.qid}: {why}")
         home = self.owner.loop
         if queue.qid == 0:
-            # An admin command is never sent again: who waits for an answer, a reset among them, learns it now.
+            # An admin command is never resent: its waiters, including a reset, get the error now.
             queue.hot.refuse(error)
             queue.hot.fail_waiters(error)
         if not home.is_closed():
@@ -318,7 +326,8 @@ class TcpTransport(QueueTransport):
         try:
             await self.queues.on_each(_disconnect)
         except NvmeError as error:
-            # A stuck thread's connection is cut from here; the rest it does itself, once it goes on.
+            # A stuck thread's connection is cut from here; the thread does the rest itself once it
+            # continues.
             log.warning("%s: %s", self.uri, error)
             await self.cut_off()
         await self.queues.release(reason)

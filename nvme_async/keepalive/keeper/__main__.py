@@ -1,10 +1,10 @@
-"""`python -I -S …/keeper`: this folder as a program, without the package around it."""
+"""`python -I -S …/keeper`: this directory as a program, without the package around it."""
 
 import os
 import sys
 
-# The folder itself is on the path when it is run like this; its modules are to be found as one
-# package, and to shadow nobody's.
+# When run like this, the directory itself is on the path; its modules must be found as one package,
+# and must not shadow others.
 del sys.path[0]
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 

@@ -21,13 +21,13 @@ TIMEOUT = 5.0
 
 @attrs.frozen
 class Deposit:
-    """What the keeper says of one deposit.
+    """The keeper's report on one deposit.
 
     Attributes:
         name: the device URI. state: "owned", "orphaned", "claimed" or "reserved". pid: the owner's
             process, None if it is orphaned.
         fds: how many descriptors. seconds: since the state or the owner last changed.
-        deposits: how often it was put. successors: to how many successors it was given. waiting:
+        deposits: how often it was put. successors: how many successors got it. waiting:
             how many wait for it.
     """
 
@@ -42,12 +42,12 @@ class Deposit:
 
 
 class KeeperClient:
-    """A connection to a keeper. Every call is bounded by `timeout` seconds (and what a get waits),
-    and raises KeeperError when the keeper is gone, doesn't answer, or refuses; after the first
-    two the connection is closed.
+    """A connection to a keeper. Every call is bounded by `timeout` seconds (plus the wait of a
+    get), and raises KeeperError when the keeper is gone, doesn't answer, or refuses; after the
+    first two the connection is closed.
 
-    Threads: any, one call at a time; a get that waits makes others wait. After a fork() it is the
-        parent's.
+    Threads: any, one call at a time; a waiting get makes others wait. After a fork() it belongs to
+        the parent.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = TIMEOUT) -> None:
@@ -70,8 +70,8 @@ class KeeperClient:
         return self._socket.fileno()
 
     def put(self, name: str, fds: Mapping[str, int]) -> None:
-        """Deposits copies of `fds`, by label, in place of what was deposited before. None at all:
-        only reserves the name.
+        """Deposits copies of `fds`, by label, in place of an earlier deposit. Without any: only
+        reserves the name.
         """
         with self._lock:
             deadline = time.monotonic() + self._timeout
@@ -82,9 +82,9 @@ class KeeperClient:
             self._answer(deadline)
 
     def get(self, name: str, *, wait: float = 0) -> dict[str, int]:
-        """Its descriptors by label, close-on-exec, the caller's; the caller owns the deposit now.
-        {} when there is nothing: then the name is reserved for the caller. KeeperError with code
-        "owned" when another process has it, and still has it after `wait` seconds.
+        """Its descriptors by label, close-on-exec, owned by the caller, who owns the deposit
+        now. {} if there is nothing: then the name is reserved for the caller. KeeperError with
+        code "owned" when another process has it, and still has it after `wait` seconds.
         """
         with self._lock:
             deadline = time.monotonic() + self._timeout + wait
@@ -105,11 +105,11 @@ class KeeperClient:
                 raise
 
     def release(self, name: str) -> None:
-        """Lets go of it for whichever successor comes."""
+        """Releases it for any successor."""
         self._call({"op": "release", "name": name})
 
     def give(self, name: str, pid: int) -> None:
-        """Lets go of it in favour of process `pid`."""
+        """Releases it for process `pid`."""
         self._call({"op": "give", "name": name, "pid": pid})
 
     def drop(self, name: str, *, force: bool = False) -> bool:
@@ -117,7 +117,7 @@ class KeeperClient:
         return bool(self._call({"op": "drop", "name": name, "force": force})["dropped"])
 
     def deposits(self) -> list[Deposit]:
-        """Everything that the keeper holds, by name."""
+        """All deposits of the keeper, by name."""
         with self._lock:
             deadline = time.monotonic() + self._timeout
             self._send({"op": "list"}, [], deadline)
@@ -129,7 +129,7 @@ class KeeperClient:
                     return deposits
 
     def close(self) -> None:
-        """What is deposited stays with this process until it gives it up or dies. Harmless when
+        """The deposit still belongs to this process until it releases it or dies. May be
         repeated.
         """
         self._socket.close()
@@ -177,7 +177,7 @@ class KeeperClient:
             except BlockingIOError:
                 self._wait(select.POLLOUT, deadline)
             except ConnectionError as error:
-                # It has hung up; perhaps it said why before.
+                # It has disconnected, possibly after sending the reason.
                 try:
                     self._answer(deadline)
                 except KeeperError:

@@ -1,4 +1,4 @@
-"""What the keeper holds, whose it is, and who waits for it. Standard library only."""
+"""The keeper's deposits, their owners and waiters. Standard library only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LISTED = 16  # deposits in one message
 
 
 class Refused(Exception):
-    """What a client is told; its connection goes on."""
+    """A refusal for a client, whose connection continues."""
 
     def __init__(self, code: str, text: str, pid: int | None = None) -> None:
         super().__init__(text)
@@ -33,19 +33,17 @@ class Refused(Exception):
 
 
 class Process:
-    """A client process, watched by a pidfd (-1: there are none, and its connection's end is what
-    tells).
+    """A client process, watched by a pidfd (-1: not supported, so the end of its connection
+    counts).
     """
 
     def __init__(self, pid: int) -> None:
-        """ProcessLookupError when it is dead already; OSError when there are no descriptors to be
-        had.
-        """
+        """ProcessLookupError if it is dead already; OSError if no descriptors are available."""
         self.pid = pid
         self.dead = False
         self.connections = 0
         self.pidfd: int = -1
-        if pid > 0:  # 0: it is in a pid namespace that this process can't see into
+        if pid > 0:  # 0: it is in a pid namespace that this process can't see
             try:
                 self.pidfd = os.pidfd_open(pid)
             except OSError as error:
@@ -69,7 +67,7 @@ class Client(Protocol):
 
 
 class Deposit:
-    """The descriptors of one controller, by label, and whose it is now."""
+    """The descriptors of one controller, by label, and its present owner."""
 
     def __init__(self, owner: Process, client: Client) -> None:
         self.fds: dict[str, int] = {}
@@ -79,7 +77,7 @@ class Deposit:
 
     def change(self, owner: Process | None, client: Client | None = None, *, claimed: bool = False) -> None:
         self.owner = owner
-        self.client = client  # the owner's connection that it came by, while that lasts
+        self.client = client  # the owner's connection that deposited it, while that lasts
         self.claimed = claimed
         self.since: float = time.monotonic()
 
@@ -96,9 +94,9 @@ class Deposit:
 
 
 class Deposits:
-    """All deposits. Owns their descriptors, and what clients have sent in part.
+    """All deposits. Owns their descriptors, and incomplete deposits of clients.
 
-    answer(client, message, fds): sends or queues; raises when that client can't be served any more.
+    answer(client, message, fds): sends or queues; raises if that client can't be served any more.
         hang_up(client) ends its connection.
     find_process(pid): the Process of a pid; OSError when there is none.
     """
@@ -125,10 +123,10 @@ class Deposits:
             "release": self._release,
         }
 
-    # -- what happens to clients -------------------------------------------------------------------
+    # -- events of clients -------------------------------------------------------------------
 
     def request(self, client: Client, message: dict[str, Any], fds: list[int]) -> None:
-        """Does what a message asks for. The descriptors become ours, also when it is refused."""
+        """Executes a message. The descriptors become ours, also if it is refused."""
         op = message.get("op")
         try:
             if op == "put":
@@ -149,14 +147,14 @@ class Deposits:
         return any(deposit.owner is process for deposit in self._deposits.values())
 
     def died(self, process: Process) -> None:
-        """Nothing of it runs any more: what it had is free."""
+        """The process has ended: its deposits become free."""
         for name, deposit in list(self._deposits.items()):
             if deposit.owner is process:
                 log.info("%s: process %d has died", name, process.pid)
                 self._orphan(name)
 
     def disconnected(self, client: Client) -> None:
-        """Its connection has ended; whether its process has is another question."""
+        """Its connection has ended, but not necessarily its process."""
         self._stop_waiting(client)
         self._forget_upload(client)
         for name, deposit in list(self._deposits.items()):
@@ -165,7 +163,7 @@ class Deposits:
                 self._serve_waiters(name)
 
     def waited(self, client: Client) -> None:
-        """It has waited as long as it wanted."""
+        """Its wait has timed out."""
         assert client.waiting is not None
         name = client.waiting[0]
         self._stop_waiting(client)
@@ -174,7 +172,7 @@ class Deposits:
         self._answer(client, refused.answer(), ())
 
     def close(self) -> None:
-        """Lets go of everything."""
+        """Releases everything."""
         held = [name for name, deposit in self._deposits.items() if deposit.fds]
         if held:
             log.warning("ending with %d controllers held: %s", len(held), ", ".join(held))
@@ -193,7 +191,7 @@ class Deposits:
         return name
 
     def _mine(self, client: Client, name: str) -> Deposit | None:
-        """The deposit if it is the client's own; None if there is none."""
+        """The deposit if the client owns it; None if there is none."""
         deposit = self._deposits.get(name)
         if deposit is None or deposit.free_for(client):
             if deposit is not None and deposit.owner is None:
@@ -285,7 +283,7 @@ class Deposits:
             self._answer(client, {"ok": True, "fds": labels, "more": more}, [deposit.fds[label] for label in labels])
 
     def _orphan(self, name: str) -> None:
-        """Its owner is no more: the first in line has it."""
+        """Its owner has died: the first in line gets it."""
         deposit = self._deposits[name]
         deposit.change(None)
         if not deposit.fds:
@@ -301,7 +299,7 @@ class Deposits:
             self._stop_waiting(client)
             try:
                 self._hand(client, name)
-            except Exception as error:  # its trouble must not become another client's
+            except Exception as error:  # its failure must not affect another client
                 log.info("process %d: %s", client.process.pid, error)
                 self._hang_up(client)
 

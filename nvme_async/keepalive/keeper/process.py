@@ -1,4 +1,6 @@
-"""The keeper's process: its socket, its signals, its log on standard error. Standard library only."""
+"""The keeper's process: its socket, its signals, its log on standard error. Standard library
+only.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ log: logging.Logger = logging.getLogger("keeper")
 
 
 def listen(path: str) -> socket.socket:
-    """A listening socket at `path`, for this user only. A socket file that nobody listens on is
+    """A listening socket at `path`, for this user only. A socket file without a listener is
     replaced; OSError for anything else there.
     """
     if os.path.lexists(path):
@@ -36,7 +38,7 @@ def listen(path: str) -> socket.socket:
             else:
                 raise OSError(errno.EADDRINUSE, "another keeper listens there", path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    # It appears under its name when it is ready, so that nobody is turned away, or takes it for
+    # It appears under its name only when it is ready, so that no client is refused, or considers it
     # stale, in between.
     preliminary = f"{path}.{os.getpid()}"
     try:
@@ -55,7 +57,7 @@ def listen(path: str) -> socket.socket:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serves until SIGTERM or SIGINT. Returns 1 when the socket can't be had."""
+    """Serves until SIGTERM or SIGINT. Returns 1 if the socket can't be opened."""
     parser = argparse.ArgumentParser(
         prog="keeper", description="Hold the descriptors of NVMe controllers for their drivers."
     )

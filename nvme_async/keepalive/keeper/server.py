@@ -1,5 +1,5 @@
-"""The keeper's loop: connections, who may connect, processes that die, clients that don't behave.
-Standard library only.
+"""The keeper's loop: connections, permissions, dying processes, misbehaving clients. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .wire import Misbehaved, close_all, receive, send
 log: logging.Logger = logging.getLogger("keeper")
 
 MAX_CLIENTS = 256
-MAX_OUTGOING = 64  # answers that one client hasn't taken
-PATIENCE = 30.0  # seconds for a client that owns nothing to say something, or to take its answers
-SPARE_FDS = 64 + 2 * MAX_CLIENTS  # that the process itself needs
+MAX_OUTGOING = 64  # unread answers of one client
+PATIENCE = 30.0  # seconds for a client without deposits to send something, or to read its answers
+SPARE_FDS = 64 + 2 * MAX_CLIENTS  # needed by the process itself
 
 
 def permitted(peer_uid: int, own_uid: int) -> bool:
-    """Whom the keeper serves."""
+    """The users that the keeper serves."""
     return peer_uid in (own_uid, 0)
 
 
 class Connection:
-    """A client's connection, its socket, and what it hasn't taken yet."""
+    """A client's connection, its socket, and its unread answers."""
 
     def __init__(self, sock: socket.socket, process: Process) -> None:
         self.sock = sock
@@ -48,8 +48,8 @@ class Keeper:
     """Serves one listening socket, which it owns, in the thread that calls run(). No client can
     make it wait.
 
-    patience: seconds for a client that owns nothing to say something, or for any to take an answer
-        or go on with a deposit in parts.
+    patience: seconds for a client without deposits to send something, or for any to read an answer
+        or continue a deposit in parts.
     """
 
     def __init__(self, listening: socket.socket, *, patience: float = PATIENCE, uid: int | None = None) -> None:
@@ -74,7 +74,7 @@ class Keeper:
         self._selector.register(self._woken, selectors.EVENT_READ, self._on_wake)
 
     def run(self) -> None:
-        """Until stop(). Then everything that is held is let go."""
+        """Runs until stop(), then releases everything."""
         try:
             while not self._stopping:
                 for key, events in self._selector.select(self._next_deadline()):
@@ -103,7 +103,7 @@ class Keeper:
         for sock in (self._listening, self._wake, self._woken):
             sock.close()
 
-    # -- by the clock ------------------------------------------------------------------------------
+    # -- timeouts ------------------------------------------------------------------------------
 
     def _deadline(self, client: Connection) -> float | None:
         if client.outgoing or client.upload is not None:
@@ -143,7 +143,7 @@ class Keeper:
             return
         except OSError as error:
             # Out of descriptors or memory: connections wait in the backlog for a moment instead of
-            # waking us all the time.
+            # waking the loop continuously.
             log.error("accept: %s", error)
             self._deaf_until = time.monotonic() + 0.2
             self._selector.unregister(self._listening)
@@ -183,7 +183,7 @@ class Keeper:
             return
         self._forget(process)
         for client in [client for client in self._clients if client.process is process]:
-            self._hang_up(client)  # a child of its own may still have the connection open
+            self._hang_up(client)  # one of its children may still have the connection open
         self._deposits.died(process)
 
     def _forget(self, process: Process) -> None:
@@ -214,7 +214,7 @@ class Keeper:
     # -- messages ----------------------------------------------------------------------------------
 
     def _guarded(self, client: Connection, function: Any) -> None:
-        """One client's trouble ends that client's connection and nothing else."""
+        """One client's error ends only that client's connection."""
         try:
             function()
         except (OSError, Misbehaved) as error:
@@ -242,7 +242,7 @@ class Keeper:
         self._deposits.request(client, *received)
 
     def _answer(self, client: Connection, message: dict[str, Any], fds: Iterable[int]) -> None:
-        """Sends, or queues with copies of `fds` what the client has no room for."""
+        """Sends; queues with copies of `fds` if the client has no room."""
         if not client.outgoing:
             try:
                 send(client.sock, message, fds)

@@ -1,4 +1,6 @@
-"""Messages with descriptors on a SOCK_SEQPACKET socket. Standard library only; both sides use it."""
+"""Messages with descriptors on a SOCK_SEQPACKET socket. Standard library only; both sides use
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ MAX_WAIT = 86400.0  # seconds
 
 
 class Misbehaved(Exception):
-    """A peer that can't be talked to; its connection ends."""
+    """A peer that violates the protocol; its connection ends."""
 
 
 def close_all(fds: Iterable[int]) -> None:
@@ -28,15 +30,15 @@ def close_all(fds: Iterable[int]) -> None:
 
 
 def send(sock: socket.socket, message: dict[str, Any], fds: Iterable[int] = ()) -> None:
-    """One message with copies of `fds`. Whatever the socket raises."""
+    """Sends one message with copies of `fds`. Raises the socket's exceptions."""
     rights = array.array("i", fds)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
     sock.sendmsg([json.dumps(message).encode()], ancillary, socket.MSG_NOSIGNAL)
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """One message and its descriptors, the caller's from now on; None at the end of the connection.
-    Misbehaved for what isn't one.
+    """One message and its descriptors, now owned by the caller; None at the end of the
+    connection. Misbehaved for an invalid message.
     """
     fds = array.array("i")
     room = socket.CMSG_SPACE(MAX_FDS * fds.itemsize)
@@ -70,7 +72,7 @@ def chunked(items: list[Any], size: int) -> Iterator[tuple[list[Any], bool]]:
 
 
 def is_name(text: Any) -> bool:
-    """A deposit's: a device URI."""
+    """A deposit's name: a device URI."""
     return isinstance(text, str) and text.isprintable() and 0 < len(text.encode(errors="replace")) <= MAX_NAME
 
 

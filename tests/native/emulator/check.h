@@ -1,4 +1,5 @@
-/* Tests of the controller core, run one by one by tests/unit/test_emulator_core.py: `program NAME`, or `program --list`. */
+/* Tests of the controller core, run one by one by tests/unit/test_emulator_core.py: `program NAME`,
+ * or `program --list`. */
 #ifndef NVME_ASYNC_EMULATOR_BENCH_CHECK_H
 #define NVME_ASYNC_EMULATOR_BENCH_CHECK_H
 
@@ -37,7 +38,8 @@ void check_register(const char *name, void (*run)(void));
 
 #define SECOND 1000000000ull
 
-/* A controller with a RAM namespace of 16 MiB in blocks of 512, enabled, and one I/O queue pair of 64. */
+/* A controller with a RAM namespace of 16 MiB in blocks of 512, enabled, and one I/O queue pair of
+ * 64. */
 struct bed {
     struct fake_host host;
     struct fh_queue io;
@@ -57,7 +59,7 @@ uint16_t bed_log(struct bed *bed, uint8_t lid, uint32_t nbytes, bool retain);
 /* Polls n times. */
 void bed_turn(struct bed *bed, unsigned n);
 uint16_t bed_aer(struct bed *bed);
-/* The result of an asynchronous event that has come, or 0xffffffff. */
+/* The result of an asynchronous event that has completed, or 0xffffffff. */
 uint32_t bed_event(struct bed *bed);
 
 #endif

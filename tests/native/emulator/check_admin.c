@@ -1,4 +1,4 @@
-/* Identify, features, log pages, events, Format NVM, namespaces that come and go. */
+/* Identify, features, log pages, events, Format NVM, added and removed namespaces. */
 #include "check.h"
 
 static uint16_t identify(struct bed *bed, uint8_t cns, uint32_t nsid, uint32_t cdw11)
@@ -214,7 +214,7 @@ TEST(events_are_limited_aborted_and_masked_until_their_log_is_read)
     CHECK(fh_wait(&bed.host, &bed.host.admin, &cqe));
     EQUAL(cqe.result, 0);
 
-    /* Temperature: not asked for yet. */
+    /* Temperature: not enabled yet. */
     EQUAL(set(&bed, FEAT_TEMPERATURE, 0, 300, NULL), 0);
     EQUAL(bed_event(&bed), 0xffffffff);
     EQUAL(set(&bed, FEAT_TEMPERATURE, 0, 400, NULL), 0);

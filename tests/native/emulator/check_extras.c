@@ -1,4 +1,5 @@
-/* What a plain drive doesn't have: namespace management, self-test, sanitize, firmware, logs, ANA, the volatile write cache. */
+/* Features beyond a plain drive: namespace management, self-test, sanitize, firmware, logs, ANA,
+ * the volatile write cache. */
 #define _GNU_SOURCE
 #include <pthread.h>
 
@@ -237,7 +238,7 @@ static void *ask(void *arg)
     return NULL;
 }
 
-/* The power goes and comes back; the host begins anew. */
+/* Power is lost and restored; the host starts again. */
 static void lose_power(struct bed *bed)
 {
     pthread_t asker;

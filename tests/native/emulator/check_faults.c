@@ -1,4 +1,4 @@
-/* Faults, namespaces at run time, traces. The controller is polled by a thread of its own. */
+/* Faults, namespaces at run time, traces. A separate thread polls the controller. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>

@@ -1,4 +1,4 @@
-/* LBA formats, blocks with metadata, Format NVM that takes its time, other names for a namespace. */
+/* LBA formats, blocks with metadata, a slow Format NVM, configured namespace identifiers. */
 #include "check.h"
 
 static struct emu_config formats(void)
@@ -144,7 +144,7 @@ TEST(format_takes_its_time_and_says_how_far_it_is)
     bed_close(&bed);
 }
 
-/* The command is forgotten with the reset; the namespace is formatted all the same. */
+/* The reset drops the command; the namespace is formatted nevertheless. */
 TEST(format_goes_on_over_a_reset)
 {
     struct emu_config config = formats();

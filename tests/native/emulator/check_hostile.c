@@ -1,4 +1,5 @@
-/* A client that means ill, or has lost its mind: rubbish in commands, addresses, doorbells, registers and shared memory. */
+/* A hostile or broken client: random values in commands, addresses, doorbells, registers and shared
+ * memory. */
 #include "check.h"
 
 static uint64_t seed = 0x2545f4914f6cdd1dull;
@@ -26,7 +27,7 @@ static uint64_t rnd_address(const struct fake_host *host)
     }
 }
 
-/* Rubbish, for so many rounds; how often it had to be reset. */
+/* Runs random rounds; returns how often the controller had to be reset. */
 static unsigned mistreat(struct bed *bed, unsigned rounds, bool all_command_sets)
 {
     struct fake_host *host = &bed->host;
@@ -57,7 +58,7 @@ static unsigned mistreat(struct bed *bed, unsigned rounds, bool all_command_sets
         }
         if (rnd() % 64 == 0)
             host->doorbells[rnd() % 16] = (uint32_t)(rnd() % 128);
-        if (rnd() % 64 == 0) /* rubbish over lists, rings and buffers alike */
+        if (rnd() % 64 == 0) /* random values in lists, rings and buffers */
             memset(host->memory + rnd() % (host->nbytes - 64), (int)rnd(), 64);
         if (rnd() % 64 == 0)
             emu_ctrl_write(host->ctrl, (uint32_t)(rnd() % 0x2000), rnd() % 2 ? 4 : 8, rnd() & rnd());
@@ -69,7 +70,7 @@ static unsigned mistreat(struct bed *bed, unsigned rounds, bool all_command_sets
         silent++;
         while (fh_reap(host, &host->admin, &cqe) || fh_reap(host, &bed->io, &cqe))
             silent = 0;
-        if (rnd() % 32 && silent < 8) /* else it is stopped, by its own guard or by our mischief */
+        if (rnd() % 32 && silent < 8) /* otherwise it has stopped, by its own guard or by the random writes */
             continue;
         silent = 0;
         emu_ctrl_reset(host->ctrl);

@@ -143,7 +143,7 @@ TEST(every_command_on_a_file)
     bed_open_with(&bed, &config);
     CHECK(!bed_reads(&bed, 1000, 1, 0x22));
     EQUAL(bed.data[17], 0x23);
-    /* A file that lost its end is a medium error, not a crash. */
+    /* A truncated file is a medium error, not a crash. */
     CHECK(!ftruncate(fd, 8u << 20));
     EQUAL(bed_io(&bed, fh_rw(&bed.host, IO_READ, 20000, 1, bed.data, 512)), SC_READ_ERROR);
     close(fd);
@@ -187,7 +187,7 @@ TEST(flush_and_fua_on_a_file_complete_through_the_helper)
     usleep(20000);
     bed_turn(&bed, 10);
     CHECK(!fh_reap(&bed.host, &bed.io, &cqe));
-    /* Normal shutdown syncs, then says so. */
+    /* Normal shutdown syncs, then reports completion. */
     emu_ctrl_write(bed.host.ctrl, REG_CC, 4, CC_EN | 6 << 16 | 4 << 20 | 1 << 14);
     for (unsigned i = 0; i < 100000 && (emu_csts(bed.host.ctrl) & CSTS_SHST_MASK) != CSTS_SHST_COMPLETE; i++) {
         emu_ctrl_poll(bed.host.ctrl);

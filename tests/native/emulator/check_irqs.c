@@ -1,4 +1,4 @@
-/* Moderated interrupts: adaptive by the CQ head, and NVMe's own coalescing (features 08h and 09h). */
+/* Moderated interrupts: adaptive by the CQ head, and NVMe coalescing (features 08h and 09h). */
 #include <unistd.h>
 
 #include "check.h"
@@ -43,7 +43,7 @@ TEST(adaptive_interrupts_come_where_the_head_stands_still)
     look_twice(&bed);
     EQUAL(bed.host.interrupts[1], before + 1);
     look_twice(&bed);
-    EQUAL(bed.host.interrupts[1], before + 1); /* told once */
+    EQUAL(bed.host.interrupts[1], before + 1); /* signalled once */
     reap(&bed, 3);
     look_twice(&bed);
     EQUAL(bed.host.interrupts[1], before + 1);
@@ -58,7 +58,7 @@ TEST(adaptive_interrupts_forget_a_ring_that_went_round_once)
     look_twice(&bed);
     uint64_t before = bed.host.interrupts[1];
     reap(&bed, 5);
-    /* 64 entries: the host polls through all of them, and the tail is where the last interrupt was sent. */
+    /* 64 entries: the host polls all of them, and the tail is where the last interrupt was sent. */
     for (unsigned i = 0; i < 59; i++) {
         reads(&bed, 1);
         reap(&bed, 1);
@@ -126,7 +126,7 @@ TEST(a_vector_may_be_left_out_of_coalescing)
     set_feature(&bed, 9, 1);
     reads(&bed, 1);
     EQUAL(bed.host.interrupts[1], before + 1);
-    set_feature(&bed, 8, 255); /* no time: it doesn't wait */
+    set_feature(&bed, 8, 255); /* no time set: it doesn't wait */
     reads(&bed, 1);
     EQUAL(bed.host.interrupts[1], before + 2);
     bed_close(&bed);

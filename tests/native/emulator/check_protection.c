@@ -1,4 +1,5 @@
-/* Protection information at the controller: inserted, stripped, passed through and checked, with the block named that is wrong. */
+/* Protection information at the controller: inserted, stripped, passed through and checked; errors
+ * name the block. */
 #include "check.h"
 #include "pi/pi.h"
 
@@ -73,7 +74,8 @@ TEST(protection_information_is_inserted_and_stripped)
     }
 }
 
-/* The third block's guard, application tag, reference tag, one after the other; written without checks. */
+/* The third block's guard, application tag, reference tag, one after the other; written without
+ * checks. */
 TEST(the_block_that_is_wrong_is_named)
 {
     static const uint16_t statuses[] = {SC_GUARD, SC_APPLICATION_TAG, SC_REFERENCE_TAG};

@@ -1,4 +1,4 @@
-/* Physical Region Pages: every layout against a plain model, and every way to be refused. */
+/* Physical Region Pages: every layout against a simple model, and every reason for a refusal. */
 #include "check.h"
 
 #define BLOCKS_MAX 256u /* of 512: 128 KiB, the MDTS of the bed */
@@ -13,7 +13,8 @@ static uint64_t rnd(uint64_t below)
     return seed % below;
 }
 
-/* Pages of host memory in random order, and a PRP list over them; list_at says where in its page the first list begins. */
+/* Pages of host memory in random order, and a PRP list over them; list_at says where in its page
+ * the first list begins. */
 struct layout {
     uint8_t *pages[4096];
     unsigned n_pages;
@@ -127,7 +128,7 @@ static void check_layouts(uint32_t mps, unsigned rounds, uint64_t max_blocks, si
         EQUAL(fh_do(&host, &io, sqe, NULL), 0);
         sqe.opcode = IO_COMPARE;
         EQUAL(fh_do(&host, &io, sqe, NULL), 0);
-        /* Back through another layout. */
+        /* Read back through another layout. */
         offset = (uint32_t)rnd(page / 4) * 4;
         lay_out(&host, &l, memory, page, nbytes, offset, lists, (uint32_t)rnd(page / 8) * 8);
         memset(memory, 0xee, memory_nbytes);

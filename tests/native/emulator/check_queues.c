@@ -1,4 +1,5 @@
-/* I/O queues: creation and deletion with every refusal, rings, doorbells, a full CQ, Doorbell Buffer Config. */
+/* I/O queues: creation and deletion with every refusal, rings, doorbells, a full CQ, Doorbell
+ * Buffer Config. */
 #include "check.h"
 
 static uint16_t create_cq(struct bed *bed, uint32_t cdw10, uint32_t cdw11, uint64_t prp1)
@@ -178,7 +179,7 @@ TEST(a_full_completion_queue_holds_commands_and_loses_none)
     struct emu_counters counters;
     emu_counters(bed.host.ctrl, &counters);
     EQUAL(counters.io[IO_READ], 3);
-    CHECK(emu_ctrl_arm(bed.host.ctrl)); /* nothing can be done: sleeping is right */
+    CHECK(emu_ctrl_arm(bed.host.ctrl)); /* there is nothing to do: sleeping is correct */
     struct nvme_cqe cqe;
     for (unsigned i = 0; i < 30; i++) {
         CHECK(fh_wait(&bed.host, &q, &cqe));
@@ -209,7 +210,7 @@ TEST(invalid_doorbells_are_reported_and_stop_their_queue)
     bed.host.doorbells[40] = 1; /* no such queue; masked: the error log hasn't been read */
     emu_ctrl_arm(bed.host.ctrl);
     EQUAL(bed_event(&bed), 0xffffffff);
-    EQUAL(bed_log(&bed, LOG_ERROR, 64, false), 0); /* which tells of it: no event needed any more */
+    EQUAL(bed_log(&bed, LOG_ERROR, 64, false), 0); /* which reports it: no event is needed any more */
     EQUAL(bed_event(&bed), 0xffffffff);
     bed.host.doorbells[41] = 1;
     emu_ctrl_arm(bed.host.ctrl);
@@ -286,7 +287,8 @@ TEST(doorbell_buffers_replace_the_doorbells_of_io_queues)
     CHECK(!emu_ctrl_arm(bed.host.ctrl)); /* work came in */
     struct nvme_cqe cqe;
     CHECK(fh_wait(&bed.host, &bed.io, &cqe));
-    /* Polled, the controller keeps EventIdx out of the host's way: of 1000 commands it asks for few doorbells. */
+    /* While it polls, the controller keeps EventIdx out of reach: it requests few doorbells for
+     * 1000 commands. */
     unsigned rings = 0;
     for (unsigned i = 0; i < 1000; i++) {
         uint16_t old = (uint16_t)bed.io.tail;
@@ -296,7 +298,7 @@ TEST(doorbell_buffers_replace_the_doorbells_of_io_queues)
         CHECK(fh_wait(&bed.host, &bed.io, &cqe));
     }
     CHECK(rings <= 1000 / 32 + 1);
-    /* While the mapping is gone nothing happens to the queue, and nothing is lost. */
+    /* While the mapping is missing the queue stands still, and nothing is lost. */
     bed.host.unmapped = true;
     emu_ctrl_dma_changed(bed.host.ctrl);
     fh_push(&bed.io, fh_rw(&bed.host, IO_READ, 0, 1, bed.data, 512));
@@ -417,7 +419,7 @@ TEST(the_interrupt_pin_is_a_level)
     EQUAL(turn_and_look(&bed), 1); /* one more */
     CHECK(fh_reap(&bed.host, &bed.io, &cqe));
     EQUAL(turn_and_look(&bed), 0);
-    /* With shadow doorbells the next completion doorbell is asked for as MMIO. */
+    /* With shadow doorbells the next completion doorbell is requested as MMIO. */
     uint32_t *shadow = fh_alloc(&bed.host, 4096), *event = fh_alloc(&bed.host, 4096);
     struct nvme_sqe sqe = {.opcode = ADMIN_DBBUF, .prp1 = fh_iova(&bed.host, shadow), .prp2 = fh_iova(&bed.host, event)};
     EQUAL(bed_admin(&bed, sqe, NULL), 0);

@@ -43,7 +43,7 @@ TEST(registers_say_what_the_controller_can)
     fh_close(&host);
 }
 
-/* Sets all up as fh_enable() does, then spoils one register. */
+/* Sets everything up as fh_enable() does, then corrupts one register. */
 static uint32_t enable_with(uint32_t cc, uint32_t aqa, uint64_t asq, uint64_t acq)
 {
     struct fake_host host;
@@ -152,7 +152,7 @@ TEST(a_ring_that_loses_its_mapping_is_fatal_only_when_it_is_needed)
     bed.host.unmapped = true;
     emu_ctrl_dma_changed(bed.host.ctrl);
     bed_turn(&bed, 3);
-    EQUAL(get(&bed.host, REG_CSTS, 4), CSTS_RDY); /* idle: nobody noticed */
+    EQUAL(get(&bed.host, REG_CSTS, 4), CSTS_RDY); /* idle: not noticed */
     bed.host.unmapped = false;
     emu_ctrl_dma_changed(bed.host.ctrl);
     EQUAL(bed_write(&bed, 0, 1, 1), 0);

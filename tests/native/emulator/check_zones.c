@@ -1,4 +1,5 @@
-/* Zoned namespaces: states, limits, write pointers, append, reports. Zones of 64 KiB, 48 KiB of which can be written. */
+/* Zoned namespaces: states, limits, write pointers, append, reports. Zones of 64 KiB, 48 KiB of
+ * which can be written. */
 #include "check.h"
 
 #define ZONE 128u
@@ -101,7 +102,7 @@ TEST(open_and_active_zones_are_limited)
     EQUAL(send(&bed, 0, 3), 0);
     EQUAL(state(&bed, 0), 3);
     EQUAL(bed_write(&bed, ZONE, 1, 1), 0);
-    EQUAL(bed_write(&bed, 2 * ZONE, 1, 1), 0); /* the implicitly opened one is closed for it */
+    EQUAL(bed_write(&bed, 2 * ZONE, 1, 1), 0); /* the implicitly opened one is closed to make room */
     EQUAL(state(&bed, 1), 4);
     EQUAL(bed_write(&bed, 3 * ZONE, 1, 1), SC_TOO_MANY_ACTIVE);
     EQUAL(send(&bed, 2 * ZONE, 3), 0);

@@ -1,14 +1,18 @@
 /*
- * A driver killed at every instruction. Not part of any extension; tests/unit/test_adopt_instructions.py builds and runs it.
+ * A driver killed at every instruction. Not part of any extension;
+ * tests/unit/test_adopt_instructions.py builds and runs it.
  *
  *   check_kill SEED INSTRUCTIONS register|shadow
  *
- * A child drives a queue pair in shared memory, one instruction at a time (ptrace). After each that changed something, the parent does what a
- * successor would do, on a copy: every command must be found in exactly one place, be executed once or never, and as was found; no
- * doorbell may be written twice with the same value; the ring must go on. Now and then the child is killed for good, and the next one goes on as a
- * successor, so that the way of taking over is itself cut at every instruction.
+ * A child drives a queue pair in shared memory, one instruction at a time (ptrace). After each that
+ * changed something, the parent does what a successor would do, on a copy: every command must be
+ * found in exactly one place, be executed once or never, and as was found; no doorbell may be
+ * written twice with the same value; the ring must go on. Now and then the child is killed for
+ * good, and the next one goes on as a successor, so that the way of taking over is itself cut at
+ * every instruction.
  *
- * The controller is a model. It has no part in the death: what it does is done at once as far as the child is concerned (`outside`).
+ * The controller is a model. The death does not affect it: its actions are atomic for the child
+ * (`outside`).
  */
 #include <signal.h>
 #include <stdio.h>
@@ -26,9 +30,9 @@
 
 enum fate {
     UNUSED = 0,
-    STARTED = 1, /* being sent, out, or completed and not yet given to its caller */
+    STARTED = 1, /* being sent, in flight, or completed and not yet delivered */
     GIVEN = 2,   /* its caller knows the result */
-    UNSENT = 3,  /* a successor has told its caller that it was never sent */
+    UNSENT = 3,  /* a successor has reported that it was never sent */
 };
 
 struct world {
@@ -38,9 +42,9 @@ struct world {
     uint32_t registers[2], sq_head, cq_tail, cq_head_seen;
     uint16_t phase;
     bool asleep;
-    uint32_t same_value[2]; /* doorbell writes that told nothing new */
+    uint32_t same_value[2]; /* doorbell writes with an old value */
     uint8_t executed[TAGS];
-    /* What callers know. Written by the driver, apart from the queue. */
+    /* The callers' knowledge. Written by the driver, separately from the queue. */
     uint8_t fate[TAGS];
     volatile uint32_t next_tag, starting, giving;
     volatile bool outside;
@@ -61,7 +65,7 @@ static void die(const char *what, uint32_t detail)
     exit(1);
 }
 
-/* -- the controller ---------------------------------------------------------------------------------------------------------------- */
+/* -- the controller */
 
 static void controller_run(struct world *w, uint32_t limit)
 {
@@ -85,7 +89,7 @@ static void controller_run(struct world *w, uint32_t limit)
     if (with_shadow && (w->sq_head == tail || (w->cq_tail + 1) % ENTRIES == w->cq_head_seen)) {
         w->event_index[0] = tail;
         w->event_index[1] = w->cq_head_seen;
-        w->asleep = true; /* nothing but a register wakes it */
+        w->asleep = true; /* only a register write wakes it */
     }
 }
 
@@ -96,7 +100,7 @@ static void doorbell(struct world *w, unsigned which, uint32_t value)
     w->asleep = false;
 }
 
-/* -- the driver, as queue_pair.pxi and adopt.pxi compose it ------------------------------------------------------------------------------- */
+/* -- the driver, as in queue_pair.pxi and adopt.pxi */
 
 static void open_queue(struct nvq *q, struct world *w)
 {
@@ -241,9 +245,9 @@ static void drive(struct world *w, bool successor)
     }
 }
 
-/* -- what is checked after each instruction ----------------------------------------------------------------------------------------------- */
+/* -- what is checked after each instruction */
 
-/* Is each command where it can be believed? How the copy was left by the one that died. */
+/* Is each command in a plausible place? Checks the copy as the dead process left it. */
 static void check_trackers(const struct world *w)
 {
     const struct nvq_header *h = (const struct nvq_header *)w->queue;
@@ -273,7 +277,7 @@ static void check_trackers(const struct world *w)
     }
 }
 
-/* A successor goes on with a copy: everything comes to its end, and the ring still works. */
+/* A successor continues with a copy: every command ends, and the ring still works. */
 static void check_successor(const struct world *left, struct world *w)
 {
     struct nvq q;
@@ -294,7 +298,8 @@ static void check_successor(const struct world *left, struct world *w)
         reap(&q, w, TRACKERS);
         ring_cq(&q, w);
     }
-    /* With a shadow the register only wakes. Else: a full ring leaves no new value to write (nvq_take_reserved, nvq_cq_must_ring). */
+    /* With a shadow the register only wakes. Else: a full ring leaves no new value to write
+     * (nvq_take_reserved, nvq_cq_must_ring). */
     const struct nvq_header *h = (const struct nvq_header *)left->queue;
     if (w->same_value[0] > left->same_value[0] && !with_shadow && h->submitted - h->reaped < ENTRIES - 1)
         die("the submission doorbell was written twice with one value", w->registers[0]);
@@ -310,7 +315,7 @@ static void check_successor(const struct world *left, struct world *w)
     nvq_close(&q);
 }
 
-/* The caller that died with the driver never hears of a command that is nowhere. */
+/* The caller died with the driver, so a command that is nowhere is not reported. */
 static void bury(struct world *w)
 {
     const struct nvq_header *h = (const struct nvq_header *)w->queue;
@@ -337,7 +342,7 @@ static pid_t start(struct world *w, bool successor)
     }
     int status;
     if (pid < 0 || waitpid(pid, &status, 0) != pid || !WIFSTOPPED(status))
-        exit(77); /* this machine doesn't let processes be traced */
+        exit(77); /* this machine doesn't allow tracing */
     return pid;
 }
 

@@ -1,4 +1,6 @@
-"""What tests and benchmarks measure native code with. No part of the product: tests/probing.py builds it."""
+"""What tests and benchmarks measure native code with. No part of the product: tests/probing.py
+builds it.
+"""
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
@@ -27,7 +29,9 @@ cdef extern from "hotpath/layout.h":
 
 
 def build_prp(uint64_t iova, uint64_t nbytes, list_buffer, uint64_t list_iova):
-    """(prp1, prp2) for nbytes at iova; list entries go to list_buffer, whose device address is list_iova. ValueError: the list is too short."""
+    """(prp1, prp2) for nbytes at iova; list entries go to list_buffer, whose device address is
+    list_iova. ValueError: the list is too short.
+    """
     cdef uint64_t prp[2]
     cdef uint64_t[::1] entries = list_buffer
     if prp_build(prp, iova, nbytes, &entries[0], list_iova, <uint32_t>(entries.shape[0] * 8)):
@@ -42,8 +46,9 @@ def list_bytes(uint32_t entries):
 
 @cython.final
 cdef class FutureMill:
-    """What an event loop itself costs: plain futures, handed out by get() and resolved from C once in each iteration. For
-    benchmarks/ceiling.py."""
+    """What an event loop itself costs: plain futures, handed out by get() and resolved from C
+    once in each iteration. For benchmarks/ceiling.py.
+    """
 
     cdef object create_future, call_soon, callback
     cdef list pending
@@ -76,8 +81,10 @@ cdef class FutureMill:
 
 @cython.final
 cdef class LoopBack:
-    """A namespace whose controller is a few lines of C on the same thread: it answers what was rung, once in each event-loop iteration.
-    For counting what the host's side of an awaited I/O costs (benchmarks/cost.py)."""
+    """A namespace whose controller is a few lines of C on the same thread: it answers what was
+    rung, once in each event-loop iteration. For counting what the host's side of an awaited I/O
+    costs (benchmarks/cost.py).
+    """
 
     cdef object loop, pool, page, callback, more
     cdef readonly object qp, namespace
@@ -127,7 +134,8 @@ cdef class LoopBack:
         while self.sq_head != self.doorbells[0]:
             cqe = &self.cq[self.cq_tail]
             cqe.dw0 = cqe.dw1 = 0
-            # Moves data where reads have their marks (short.h); a whole page would count as the host's instructions.
+            # Moves data where reads have their marks (short.h); a whole page would count as the
+            # host's instructions.
             data = <char *><uintptr_t>(self.address + self.sq[self.sq_head].prp1 - self.iova)
             memset(data + 504, 0, 8)
             memset(data + 4088, 0, 8)

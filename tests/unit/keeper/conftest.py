@@ -16,7 +16,7 @@ from nvme_async.keepalive.keeper.client import KeeperClient
 
 @pytest.fixture(scope="module")
 def keeper_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A keeper as it runs in earnest: isolated, without this package."""
+    """A keeper as it runs in production: isolated, without this package."""
     path = str(tmp_path_factory.mktemp("keeper") / "keeper.sock")
     process = subprocess.Popen([sys.executable, "-I", "-S", FOLDER, "--socket", path, "--quiet"])
     eventually(lambda: os.path.exists(path))
@@ -28,7 +28,7 @@ def keeper_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def path(keeper_path: str) -> Iterator[str]:
-    """The keeper, with nothing in it."""
+    """The keeper, empty."""
     assert empty(keeper_path)
     yield keeper_path
     eventually(lambda: empty(keeper_path))

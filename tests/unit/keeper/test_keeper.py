@@ -1,4 +1,4 @@
-"""The keeper as a process of its own: what it hands to whom, and clients that don't behave."""
+"""The keeper as a separate process: what it hands to whom, and misbehaving clients."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_closed_connection_does_not_free_the_deposit(client: KeeperClient, oth
     found = state(client)
     assert found is not None
     assert found.state == "owned"
-    # The process itself may come back to what it has, as after an exec.
+    # The process itself may reclaim its deposit, as after an exec.
     assert (
         other.run(f"client = KeeperClient({client.path!r}); fds = client.get({URI!r}); assert len(fds) == 2") == "done"
     )
@@ -318,7 +318,7 @@ def test_who_may_connect() -> None:
 def test_another_user_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "k.sock")
     listening = listen(path)
-    os.chmod(path, 0o666)  # permissions of the file must not be all there is
+    os.chmod(path, 0o666)  # the file's permissions must not be the only protection
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == 0 and folder != Path("/"):
             os.chmod(folder, folder.stat().st_mode | 0o011)

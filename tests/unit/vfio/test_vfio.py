@@ -1,4 +1,4 @@
-"""The VFIO device on a kernel made of memory: every refusal, every kind of region, and what
+"""The VFIO device on a fake kernel in memory: every refusal, every kind of region, and what a
 hand-over must not do.
 """
 
@@ -82,7 +82,7 @@ def test_a_kernel_short_of_vectors_grants_fewer(device: VfioDevice, kernel: Fake
 def test_vectors_taken_by_others_meanwhile(
     device: VfioDevice, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each answer is out of date when it is used."""
+    """Each answer is outdated when it is used."""
     offers = [6, 4, 1, 0]
     monkeypatch.setattr(abi, "set_eventfds", lambda *_: offers.pop(0))
     assert device.set_interrupts([10, 11, 12]) == 1
@@ -188,7 +188,7 @@ def test_two_functions_of_a_group_share_its_container(kernel: FakeKernel, machin
 
 
 def test_a_forked_child_closes_only_its_copies(kernel: FakeKernel, machine: FakeSystem) -> None:
-    """Above all not the right to DMA: the parent's commands are out."""
+    """Above all it keeps bus mastering on: the parent's commands are in flight."""
     with opened(kernel, machine) as device:
         window = device.doorbells().mmio
         assert window is not None
@@ -234,9 +234,7 @@ def test_a_capability_chain_that_loops_or_leaves_the_buffer_ends() -> None:
 
 
 class Windows:
-    """Makes windows of a file of their own, which can be cut off below them: the next access is a
-    SIGBUS.
-    """
+    """Makes windows of a separate file that can be truncated: the next access is a SIGBUS."""
 
     def __init__(self, *, lost: bool) -> None:
         self.files: list[int] = []

@@ -1,4 +1,4 @@
-"""VFIO as it is in the field: nodes that come late, reset methods, interrupts that follow a CPU."""
+"""VFIO on real machines: late device nodes, reset methods, interrupts that follow a CPU."""
 
 from __future__ import annotations
 

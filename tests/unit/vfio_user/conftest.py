@@ -19,7 +19,7 @@ from nvme_async.emulator import EmulatedController
 
 @pytest.fixture(scope="module")
 def no_garbage_of_others() -> None:
-    """Descriptors in it would be closed in the middle of a test that counts them."""
+    """Its descriptors would be closed in the middle of a test that counts them."""
     gc.collect()
 
 

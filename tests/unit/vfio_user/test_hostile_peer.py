@@ -1,6 +1,4 @@
-"""A vfio-user peer that is broken, or means ill: it neither ends this process nor keeps an event
-loop waiting.
-"""
+"""A broken or hostile vfio-user peer neither ends this process nor blocks an event loop."""
 
 from __future__ import annotations
 
@@ -50,11 +48,11 @@ def test_a_truncated_doorbell_file(server: FakeServer) -> None:
         assert mmio.lost
         assert readable(device.gone_fd)
         assert "doorbells away" in (device.trouble or "")
-    mmio.write32(4, 9)  # a queue pair that rings once more reaches nothing
+    mmio.write32(4, 9)  # a queue pair that rings once more has no effect
 
 
 def test_a_bus_error_elsewhere_still_ends_the_process() -> None:
-    """What is not a register window goes to the handler that was there before, or is deadly."""
+    """A fault outside register windows goes to the previous handler, or is fatal."""
     program = """
 import faulthandler, mmap, os, sys
 from nvme_async.native._mmio import Mmio
@@ -85,7 +83,7 @@ view[0] = 1
         assert ("Bus error" in result.stderr) == (handler == "faulthandler")
 
 
-# -- the eventfd that makes doorbells heard --------------------------------------------------------
+# -- the eventfd that announces doorbells --------------------------------------------------------
 
 
 def kicking(ring, kick: int) -> None:
@@ -116,7 +114,7 @@ async def test_a_full_eventfd_does_not_block(ring, how: str) -> None:
 
 
 async def test_every_kick_counts(ring) -> None:
-    """More of them than the kernel's queue of completions holds."""
+    """More kicks than the kernel's completion queue holds."""
     kick = os.eventfd(0, os.EFD_NONBLOCK)
     kicking(ring, kick)
     rung = 0
@@ -221,7 +219,7 @@ def test_parking_waits_for_the_doorbells(server: FakeServer, slow: VfioUserDevic
     slow.park(False)
 
 
-# -- sockets that are taken, machines that don't fit -----------------------------------------------
+# -- busy sockets, unsuitable machines -----------------------------------------------
 
 
 def test_a_busy_socket_is_reported(tmp_path) -> None:
@@ -258,7 +256,7 @@ def test_pages_of_another_size_are_refused_with_the_reason(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("seed", range(60))
 def test_replies_of_random_bytes(seed: int) -> None:
-    """Whatever a reply holds: a device, or an error of this package; and in time."""
+    """Any reply leads to a device, or to an error of this package, within the limit."""
     import random
 
     rng = random.Random(seed)
@@ -281,7 +279,7 @@ def test_replies_of_random_bytes(seed: int) -> None:
 
     with FakeServer() as server:
         server.override[victim] = answer
-        server.override[-victim] = lambda server, message: None  # our refusal of what it asked
+        server.override[-victim] = lambda server, message: None  # our refusal of its request
         before = len(os.listdir("/proc/self/fd"))
         device = None
         try:

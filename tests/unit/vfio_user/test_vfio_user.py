@@ -137,9 +137,7 @@ class TestBringUp:
 
     @pytest.mark.parametrize("first_needs", [64, 300])
     def test_argsz_is_raised_when_too_small(self, server: FakeServer, first_needs: int) -> None:
-        """The peer asks for more room than it will use, with descriptors in the answer that doesn't
-        count.
-        """
+        """The peer requests more room than it uses, with descriptors in the discarded answer."""
 
         def answer(server: FakeServer, request: Message) -> None:
             argsz, _, index, *_ = struct.unpack("<IIIIQQ", request.payload)
@@ -154,7 +152,7 @@ class TestBringUp:
             assert device.doorbells().mmio is not None
 
     def test_wholly_mappable_bar(self, server: FakeServer) -> None:
-        """MMAP without capabilities: all of it. Registers go by message all the same."""
+        """MMAP without capabilities: the whole BAR. Registers go by message nevertheless."""
         info = struct.pack("<IIIIQQ", 32, 7, 0, 0, 0x2000, 0)
         server.override[REGION_INFO] = lambda server, request: server.reply(request, info, [server.page])
         with attach(server) as device:
@@ -329,7 +327,7 @@ class TestCalls:
 
             def answer(server: FakeServer, request: Message) -> None:
                 if len(server.requests) - before == 3:
-                    arrived.set()  # only the last one is here, and nothing has been answered
+                    arrived.set()  # only the last one has arrived here, and nothing has been answered
                     for earlier in server.requests[before:]:
                         FakeServer.answer(server, earlier)
 

@@ -1,5 +1,5 @@
-"""The vfio-user server against clients that misbehave, die, come again, idle, or were seen in the
-field.
+"""The vfio-user server against clients that misbehave, die, reconnect, idle, or were observed in
+practice.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def settle(controller):
 
 
 def is_closed(sock):
-    with contextlib.suppress(ConnectionResetError):  # that is what closing with something unread looks like
+    with contextlib.suppress(ConnectionResetError):  # closing a socket with unread data has this effect
         while sock.recv(65536):
             pass
     return True
@@ -214,7 +214,9 @@ class TestBadClients:
         )
     )
     def test_random_messages(self, path, messages):
-        """Right in form, wrong in the rest; the next client finds a clean controller all the same."""
+        """Valid frames, invalid content; the next client finds a clean controller
+        nevertheless.
+        """
         with raw_socket(path) as sock, contextlib.suppress(OSError):
             sock.sendall(VERSION_MESSAGE)
             for command, flags, lie, words, n_fds in messages:
@@ -370,7 +372,7 @@ class TestListening:
 
 
 def test_a_client_seen_in_the_field(controller):
-    """VERSION without JSON, msg_id 0 throughout, padded region queries, memory at its own address,
+    """VERSION without JSON, always msg_id 0, padded region queries, memory at its own address,
     8-byte ASQ and ACQ, no interrupts; it ends with CC.SHN, DMA_UNMAP and close.
     """
     with RawClient(controller.connect(), handshake=False) as client:

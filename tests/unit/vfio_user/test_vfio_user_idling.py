@@ -22,13 +22,13 @@ OWN = "size=1MiB,reactor=own"
 
 
 class TestIdling:
-    """Wake-ups are counted, for their number is not the machine's: one costs 17 to 27 us of
-    processor time, more on a busy machine.
+    """Wake-ups are counted, because their number doesn't depend on the machine: one costs 17 to
+    27 us of processor time, more on a busy machine.
     """
 
     def wakeups(self, controller, seconds=1.0):
-        """How often the reactor's thread woke in that time, after a second of idleness; once a
-        second it may do so for its own clocks.
+        """How often the reactor's thread woke in that time, after an idle second; it may wake
+        once a second for its own timers.
         """
         time.sleep(1.0)
         before = controller.reactor_stats()
@@ -43,7 +43,7 @@ class TestIdling:
             assert self.wakeups(controller) < 10
 
     def test_an_idle_client_without_kicks_costs_little(self):
-        """Naps of 2 ms, 500 a second at most: a hundredth of a core."""
+        """Sleeps of 2 ms, at most 500 per second: a hundredth of a core."""
         with EmulatedController(OWN) as controller, RawClient(controller.connect()) as client:
             Admin(client, "page").identify()
             assert 10 < self.wakeups(controller) < 520
@@ -58,8 +58,8 @@ class TestIdling:
             assert self.wakeups(controllers[0]) < 10
 
     def test_the_first_command_after_idling_is_fast(self):
-        """Within 200 us here as a median on a quiet machine; the best of them shows that nothing is
-        napped through, on a busy one too.
+        """The median is within 200 us on an idle machine; the fastest shows that no sleep delays
+        it, even on a busy one.
         """
         with EmulatedController(OWN) as controller, RawClient(controller.connect()) as client:
             admin = Admin(client, "kick")

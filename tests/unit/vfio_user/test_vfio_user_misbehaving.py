@@ -68,7 +68,7 @@ class TestPeersMisbehave:
             with pytest.raises(ControllerTimeout, match="REGION_READ in time"):
                 device.read32(0)
             assert 0.09 < time.monotonic() - started < 3
-            # The late reply is recognised as such, and the connection goes on.
+            # The late reply is recognised, and the connection continues.
             server.registers[4] = 9
             del server.override[REGION_READ]
             release.set()
@@ -114,8 +114,8 @@ class TestPeersMisbehave:
             device.close()
 
     def test_peer_sends_commands(self, server: FakeServer) -> None:
-        """DMA_READ of a peer that doesn't map: refused, and the call goes on. Without a reply if it
-        wants none.
+        """DMA_READ from a peer that doesn't map: refused, and the call continues. No reply is
+        sent if none is wanted.
         """
         with attach(server) as device:
 

@@ -1,5 +1,5 @@
-"""A vfio-user server that behaves like a PCI function to the letter, as QEMU's does: nothing
-decodes without an address, vectors are masked.
+"""A vfio-user server that behaves exactly like a PCI function, as QEMU's does: BARs don't decode
+without an address, vectors are masked.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class TestInterrupts:
             assert count(fd) == 0  # masked
             os.eventfd_write(unmask, 1)
             client.read(CONFIG, 6, 1)
-            assert count(fd) == 0  # served meanwhile: nothing is told again
+            assert count(fd) == 0  # served meanwhile: it isn't signalled again
             admin.submit(0x06, prp1=admin.IOVA + 8192, cdw10=1)
             assert select.select([fd], [], [], 10)[0]
             assert count(fd) == 1

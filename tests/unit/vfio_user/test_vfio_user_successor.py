@@ -199,7 +199,7 @@ class TestSuccessor:
         device.close()
 
     def test_killed_at_any_instant(self, server: FakeServer) -> None:
-        """The socket is worked by children that are killed; each successor must find it in a usable
+        """Children that use the socket are killed; each successor must find it in a usable
         state.
         """
         device = attach(server)

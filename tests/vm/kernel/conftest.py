@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from drive import Drive, find
 from lab import Host
 
-# What the tests ask for themselves, and the root disk after the reboot.
+# Messages that the tests cause themselves, and the root disk after the reboot.
 HARMLESS = re.compile(r"rescanning namespaces|resetting controller|mounting unchecked fs")
 SERIOUS = re.compile(r"nvme|EXT4|I/O error|BUG|WARNING|rcu|hung task|lockup", re.IGNORECASE)
 
@@ -32,13 +32,13 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture(scope="session")
 def drive(host: Host) -> Callable[[str], Drive]:
-    """A controller by its role; looked up anew each time, because the kernel renumbers."""
+    """A controller by its role; looked up each time, because the kernel renumbers."""
     return lambda role: find(host, role)
 
 
 def kernel_log() -> list[str]:
-    """The kernel's warnings and errors so far, of drives and of its own health, the harmless ones
-    left out.
+    """The kernel's warnings and errors so far, about drives and about itself, without the
+    harmless ones.
     """
     done = subprocess.run(
         ["dmesg", "--level=emerg,alert,crit,err,warn", "--notime"],
@@ -52,7 +52,7 @@ def kernel_log() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def quiet_kernel() -> Iterator[None]:
-    """Every test must leave the kernel with nothing to complain of."""
+    """The kernel must have no complaint after any test."""
     before = len(kernel_log())
     yield
     new = kernel_log()[before:]

@@ -20,7 +20,7 @@ DBBUF, FLUSH, WRITE, WRITE_ZEROES, DSM = 0x7C, 0x00, 0x01, 0x08, 0x09
 
 
 def sh(*command: str | Path, timeout: float = 60, check: bool = True) -> str:
-    """Run a program; its output. Fails the test with all it said."""
+    """Run a program; return its output. On failure the test fails with all of the output."""
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, errors="replace", timeout=timeout, check=False
     )
@@ -77,7 +77,7 @@ class Drive:
 
 
 def find(host: Host, role: str) -> Drive:
-    """The controller with that serial number, once the kernel has made it live."""
+    """The controller with that serial number, once the kernel reports it live."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         for entry in Path("/sys/class/nvme").iterdir():
@@ -85,6 +85,6 @@ def find(host: Host, role: str) -> Drive:
                 if (entry / "serial").read_text().strip() == role and (entry / "state").read_text().strip() == "live":
                     return Drive(host, role, entry)
             except OSError:
-                continue  # it went while we looked
+                continue  # it vanished meanwhile
         time.sleep(0.05)
     raise AssertionError(f"the kernel shows no live controller {role}")

@@ -1,4 +1,4 @@
-"""What the kernel and nvme-cli learn of a controller."""
+"""What the kernel and nvme-cli read from a controller."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_logs(drive: Find, role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["ram-4k", "file-512"])
-def test_every_feature_is_there_if_and_only_if_the_log_says_so(drive: Find, role: str) -> None:
+def test_every_feature_exists_exactly_if_the_log_lists_it(drive: Find, role: str) -> None:
     it = drive(role)
     raw = sh("nvme", "get-log", it.controller, "-i", str(FEATURE_LOG), "-l", "1024")
     data = bytes.fromhex(
@@ -97,7 +97,8 @@ def test_every_feature_is_there_if_and_only_if_the_log_says_so(drive: Find, role
     assert {1, 2, 4, 5, 7, 8, 9, 0xA, 0xB} <= promised
     found = set()
     for fid in range(1, 256):
-        # Some hold data: their length; 0Dh and such would need an argument, but are not there.
+        # Some have data, with this length; 0Dh and similar would need an argument, but are not
+        # offered.
         said = sh("nvme", "get-feature", it.controller, "-f", str(fid), "-n", "1", check=False)
         if "Current value" in said or "get-feature:" in said:
             found.add(fid)

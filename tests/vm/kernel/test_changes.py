@@ -1,5 +1,5 @@
-"""What happens to a controller in use: resets, new and resized namespaces, formats, the driver
-going and coming.
+"""Changes of a controller in use: resets, new and resized namespaces, formats, unbinding and
+rebinding of the driver.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_reset(drive: Find, role: str) -> None:
 
 @pytest.mark.parametrize("role", ["ram-4k", "ram-512", "file-4k", "one-queue"])
 def test_resets_in_the_middle_of_verified_io(drive: Find, role: str) -> None:
-    """The kernel sends again what a reset took from it; nothing of it may arrive twice or late."""
+    """The kernel resends commands lost in a reset; none may arrive twice or late."""
     it = drive(role)
     job = subprocess.Popen(
         [
@@ -89,7 +89,7 @@ def test_function_level_reset(drive: Find, role: str) -> None:
 
 
 @pytest.mark.parametrize("role", KEEPS_DATA)
-def test_the_driver_goes_and_comes(drive: Find, role: str) -> None:
+def test_the_driver_is_unbound_and_rebound(drive: Find, role: str) -> None:
     it = drive(role)
     data = fill(it.node())
     shutdowns = it.ask("counters")["shutdowns"]
@@ -111,8 +111,8 @@ def test_the_function_is_removed_and_found_again(drive: Find) -> None:
     assert content(drive("ram-512").node()) == data
 
 
-def test_namespaces_come_grow_and_go(drive: Find) -> None:
-    """The kernel must hear of it all by events: nobody asks it to look."""
+def test_namespaces_are_added_resized_and_removed(drive: Find) -> None:
+    """The kernel must learn of all changes from events, without a requested rescan."""
     it = drive("changing")
     it.ask("add_namespace", nsid=7, size=32 << 20, block=512)
     node = it.node(7)
@@ -124,7 +124,7 @@ def test_namespaces_come_grow_and_go(drive: Find) -> None:
     sh("dd", "if=/dev/zero", f"of={node}", "bs=1M", "seek=40", "count=8", "oflag=direct")
     it.ask("remove_namespace", nsid=7)
     until(lambda: not node.exists(), "the namespace's node is gone")
-    # Another under the same number is another, not the old one grown back.
+    # A new namespace with the same number is a different one.
     it.ask("add_namespace", nsid=7, size=16 << 20, block=4096)
     until(lambda: it.node(7).exists() and it.nbytes(7) == 16 << 20, "the new namespace is there")
     assert not any(content(it.node(7)))
@@ -165,7 +165,7 @@ def test_format_to_the_other_block_size_and_back(drive: Find) -> None:
 
 
 def test_all_controllers_at_once(drive: Find) -> None:
-    """Seven queues' worth of interrupts on two processors."""
+    """Interrupts of seven queues on two processors."""
     failures: list[str] = []
 
     def work(role: str) -> None:

@@ -1,4 +1,4 @@
-"""Idle controllers: what they cost the host, and that they wake."""
+"""Idle controllers: their cost on the host, and that they wake up."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from drive import ROLES, Drive
 Find = Callable[[str], Drive]
 
 
-def test_an_idle_controller_costs_next_to_nothing(drive: Find) -> None:
-    """Its doorbells are stores to shared memory which wake nobody, so it has to look now and then."""
+def test_an_idle_controller_costs_almost_nothing(drive: Find) -> None:
+    """Its doorbells are stores to shared memory that wake no thread, so it has to poll
+    occasionally.
+    """
     drives = [drive(role) for role in ROLES]
     time.sleep(1.5)
     begin, before = time.monotonic(), {it.role: it.ask("cpu") for it in drives}
@@ -26,9 +28,9 @@ def test_an_idle_controller_costs_next_to_nothing(drive: Find) -> None:
 
 
 @pytest.mark.parametrize("role", ["ram-4k", "ram-512"])
-def test_the_first_command_after_a_rest_is_not_late(drive: Find, role: str) -> None:
-    """With and without shadow doorbells. A nap is at most 2 ms; the guest's own way through the
-    block layer and its interrupt, under emulation, is most of what is measured.
+def test_the_first_command_after_idling_is_not_late(drive: Find, role: str) -> None:
+    """With and without shadow doorbells. A sleep is at most 2 ms; most of the measured time is
+    the guest's own block layer and interrupt under emulation.
     """
     fd = os.open(drive(role).node(), os.O_RDONLY | os.O_DIRECT)
     try:

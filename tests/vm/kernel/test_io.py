@@ -93,7 +93,7 @@ def test_a_file_system(drive: Find, role: str, tmp_path: Path) -> None:
     finally:
         sh("umount", mounted)
     assert found == digests
-    assert (it.counter("io", FLUSH) > flushes) == (role in ON_FILES)  # the kernel flushes what says it has a cache
+    assert (it.counter("io", FLUSH) > flushes) == (role in ON_FILES)  # the kernel flushes drives that report a cache
 
 
 @pytest.mark.parametrize("role", KEEPS_DATA)

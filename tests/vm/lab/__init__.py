@@ -2,7 +2,7 @@
 machine.
 
 `packages` installs what the host needs, `image` builds and caches the guest, `wheel` builds the
-tree for it, `drives` says which controllers there are, `machine` boots it all, `channel` answers
-what the guest asks of the host, `results` reads what comes back. Only the standard library is used,
-so that any Python 3.11 can run it.
+tree for it, `drives` defines the controllers, `machine` boots the guest, `channel` answers the
+guest's requests, `results` reads its results. Only the standard library is used, so that any Python
+3.11 can run it.
 """

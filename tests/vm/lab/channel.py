@@ -1,14 +1,14 @@
-"""What the guest may ask of the host, over its second serial port: one JSON object a line, one
-answer a line.
+"""The guest's requests to the host over its second serial port: one JSON object per line, and
+one answer.
 
-    {"trace": "mark"}                              → {"ok": 12345}          where QEMU's trace
-    stands now {"trace": "events", "since": 12345}            → {"ok": [[event, text], …]} {"qmp":
-    "device_del", "arguments": {…}}        → {"ok": …}              any QMP command {"copy":
-    "plain-1", "offset": 0, "nbytes": 16} → {"ok": "hex"}          a medium, as the host sees it
-    {"emulator": "ram-4k", "op": "counters"}       → {"ok": …}              the control socket of
-    one of ours anything that fails                            → {"error": "why"}
+    {"trace": "mark"}                              → {"ok": 12345}          position in QEMU's trace
+    {"trace": "events", "since": 12345}            → {"ok": [[event, text], …]}
+    {"qmp": "device_del", "arguments": {…}}        → {"ok": …}              any QMP command
+    {"copy": "plain-1", "offset": 0, "nbytes": 16} → {"ok": "hex"}          a medium, from the host
+    {"emulator": "ram-4k", "op": "counters"}       → {"ok": …}              our control socket
+    anything that fails                            → {"error": "why"}
 
-So a test inside can prove what the controller saw by a witness that the driver under test can't
+So a test inside can prove what the controller saw from a source that the driver under test can't
 reach.
 """
 
@@ -44,7 +44,7 @@ class Qmp:
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        """The command's result; raises ValueError with QEMU's words if it refuses."""
+        """The command's result; raises ValueError with QEMU's message if it refuses."""
         request: dict[str, Any] = {"execute": command, "arguments": arguments or {}}
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         while line := self._file.readline():
@@ -84,7 +84,7 @@ class Channel:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop serving; QEMU is gone, or about to go."""
+        """Stop serving; QEMU has ended, or is about to."""
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -99,7 +99,7 @@ class Channel:
                 for line in stream:
                     stream.write(json.dumps(self._answer(line)).encode() + b"\n")
             except OSError:
-                return  # the port was closed under us
+                return  # the port was closed meanwhile
 
     def _answer(self, line: bytes) -> dict[str, Any]:
         try:

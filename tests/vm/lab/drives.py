@@ -1,7 +1,7 @@
-"""The controllers of the guest. Each has its role as its serial number: that is how the tests
+"""The controllers of the guest. Each has its role as its serial number, by which the tests
 inside find it.
 
-All are QEMU's own `-device nvme`: a controller that nobody here wrote.
+All are QEMU's own `-device nvme`, which is independent of this project.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 1 << 20
-# Sizes differ where several namespaces could be mixed up.
+# Sizes differ where several namespaces could be confused.
 DEFAULT_SIZE = 256 * MIB
 
 
@@ -31,7 +31,7 @@ class Drive:
     options: str = ""
     namespaces: tuple[Namespace, ...] = (Namespace(1),)
     subsystem: bool = False  # a namespace that is not attached needs one
-    bus: str = ""  # a PCIe root port to plug it into: a drive which can be pulled out
+    bus: str = ""  # a PCIe root port to plug it into: a drive that can be unplugged
 
 
 BLOCK_4K = "logical_block_size=4096,physical_block_size=4096"
@@ -84,8 +84,8 @@ def arguments(drives: tuple[Drive, ...], folder: Path) -> list[str]:
                 file.truncate(namespace.size)
             blockdev = f"{name}-{namespace.nsid}"
             extra = f",{namespace.options}" if namespace.options else ""
-            # cache=unsafe: the media live as long as the guest, and its flushes need not reach our
-            # disk.
+            # cache=unsafe: the media exist only as long as the guest, so its flushes need not reach
+            # our disk.
             result += ["-drive", f"id={blockdev},file={medium},format=raw,if=none,cache=unsafe,discard=unmap"]
             result += ["-device", f"nvme-ns,drive={blockdev},bus={name},nsid={namespace.nsid}{extra}"]
     return result

@@ -1,6 +1,6 @@
 """Our emulated controllers as processes of the host, each for one `vfio-user-pci` of the guest.
 
-A controller's role is its serial number: that is how the tests inside find it.
+A controller's role is its serial number, by which the tests inside find it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ START_TIMEOUT = 20.0
 
 @dataclass(frozen=True)
 class Role:
-    """Options of `nvme-async emulate`; {folder} is the run's folder."""
+    """Options of `nvme-async emulate`; {folder} is the run's directory."""
 
     name: str
     options: str
@@ -37,9 +37,9 @@ ROLES = (
     Role("file-4k", "--path {folder}/file-4k.raw --size 512MiB --block 4096 --no-dbbuf"),
     Role("file-512", "--path {folder}/file-512.raw --size 256MiB --block 512 --mdts 8KiB"),
     Role("null", "--medium null --size 1GiB --block 4096"),
-    # Two processors share one queue pair and one vector serves it all.
+    # Two processors share one queue pair, and one vector serves everything.
     Role("one-queue", "--size 64MiB --block 512 --queues 1 --vectors 1 --depth 64 --namespaces 2"),
-    # For whatever changes namespaces.
+    # For tests that change namespaces.
     Role("changing", "--size 64MiB --block 4096 --mdts 256KiB"),
 )
 

@@ -63,8 +63,8 @@ def _command_line(qemu: NewQemu, emulator: emulated.Emulator, variables: Path, c
 
 
 def run(qemu: NewQemu, kernel: Path, folder: Path, kept: Path) -> list[str]:
-    """What went wrong; LabError where the firmware or its kernel came to no end. The console is
-    left in `kept`.
+    """Return what went wrong; LabError if the firmware or its kernel didn't finish. The console
+    is left in `kept`.
     """
     medium, variables, console = folder / "firmware.raw", folder / "variables.fd", kept / "firmware.log"
     data = _medium(medium, kernel, folder)

@@ -1,10 +1,9 @@
 """The guest: a Debian 12 root disk and kernel, built once, cached by a hash of all that goes into
 them.
 
-The cache holds one folder per recipe: `rootfs/` (also the place where wheels for the guest are
-built),
-`root.img`, `vmlinuz`.
-Without root the same steps run in a user namespace, in which this user looks like root.
+The cache holds one directory per recipe: `rootfs/` (where wheels for the guest are also built),
+`root.img`, `vmlinuz`. Without root the same steps run in a user namespace, in which this user
+appears as root.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ GUEST_PACKAGES = (
     "python3,python3-venv,python3-dev,gcc,libc6-dev,kmod,pciutils,procps,util-linux,"
     "fio,nvme-cli,mdadm,dmsetup,e2fsprogs"
 )
-# Beside pyproject.toml's own dependencies and its test extra.
+# In addition to pyproject.toml's own dependencies and its test extra.
 GUEST_PYTHON = ("caio", "Cython>=3.0", "setuptools>=77", "wheel")
 NOT_IN_GUEST = ("mypy", "ruff")
 IMAGE_SIZE = "1600M"
 # Wheels are fetched for the guest's Python whatever the host's is.
 PYTHON_VERSION = "3.11"
 PLATFORMS = ["manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in range(17, 37))]
-FORMAT = 1  # to be counted up when the code below makes something else from the same recipe
+FORMAT = 1  # increase it when the code below makes something else from the same recipe
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,9 @@ def cache_folder() -> Path:
 
 
 def requirements() -> list[str]:
-    """What pip installs in the guest: the tree's run-time and test dependencies, and the lab's own."""
+    """What pip installs in the guest: the tree's run-time and test dependencies, and the lab's
+    own.
+    """
     project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["test"], *GUEST_PYTHON]
     return [line for line in wanted if re.split(r"[<>=!~\[ ]", line)[0] not in NOT_IN_GUEST]
@@ -87,7 +88,7 @@ def as_root(command: Sequence[str | Path]) -> list[str]:
 
 
 def run(command: Sequence[str | Path], *, timeout: float = 900, env: dict[str, str] | None = None) -> str:
-    """Run a command to its end; its output, or a LabError with the tail of it."""
+    """Run a command; return its output, or raise LabError with the end of it."""
     plain = [str(part) for part in command]
     try:
         done = subprocess.run(
@@ -111,7 +112,7 @@ def run(command: Sequence[str | Path], *, timeout: float = 900, env: dict[str, s
 
 def in_guest_root(rootfs: Path, script: str, *, timeout: float = 900) -> str:
     """Run a shell script with the guest's files as its root (no network, no /proc)."""
-    # The host's environment (CC, CFLAGS, PYTHONPATH, …) speaks of programs and folders that the
+    # The host's environment (CC, CFLAGS, PYTHONPATH, …) names programs and directories that the
     # guest doesn't have.
     environment = ["env", "-i", "HOME=/root", "LC_ALL=C.UTF-8", "PATH=/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
     return run(as_root(["chroot", rootfs, *environment, "/bin/sh", "-euc", script]), timeout=timeout)
@@ -164,8 +165,8 @@ def _build(image: Image) -> None:
 
 
 def _bootstrap(image: Image) -> None:
-    # A tar in between: mmdebstrap without root can only write archives, whose owners it maps by
-    # itself.
+    # Through a tar archive: without root mmdebstrap can only write archives, whose owners it maps
+    # by itself.
     archive = image.folder / "rootfs.tar"
     run(
         [
@@ -265,7 +266,7 @@ def _remove(folder: Path) -> None:
 
 
 def _forget_older(image: Image) -> None:
-    """Keep two recipes: going back and forth between branches doesn't rebuild, and the cache stays
+    """Keep two recipes, so that switching between branches doesn't rebuild, and the cache stays
     small.
     """
     others = [folder for folder in image.folder.parent.iterdir() if folder != image.folder and folder.is_dir()]

@@ -1,8 +1,8 @@
 """A Linux guest whose own NVMe driver works on our emulated controllers, through QEMU's
 `vfio-user-pci`.
 
-QEMU hands the guest's memory to each controller and maps its doorbell page into the guest, so that
-nothing of ours is between the kernel's driver and the controller.
+QEMU passes the guest's memory to each controller and maps its doorbell page into the guest, so that
+no code of ours is between the kernel's driver and the controller.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .machine import TIMER, Boot
 from .newqemu import DEVICE, NewQemu
 
 MEMORY = "1G"
-# A polled queue beside those with interrupts. No panic=: a guest that can't go on shall show why,
-# and not boot for ever.
+# A polled queue in addition to those with interrupts. No panic=, so that a guest that can't
+# continue shows why instead of rebooting forever.
 KERNEL_LINE = f"root=/dev/nvme0n1 rootwait rw console=ttyS0 init=/init.sh quiet loglevel=5 nvme.poll_queues=1 {TIMER}"
 
 
@@ -40,7 +40,7 @@ def command_line(
     return [
         *qemu.command,
         *("-accel", accelerator, *processor, "-M", "q35,memory-backend=memory", "-m", MEMORY, "-smp", "2"),
-        # Shared, and by a descriptor: only such memory can be given to another process.
+        # Shared memory with a descriptor: only such memory can be passed to another process.
         *("-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-nographic"),
         *("-kernel", str(image.kernel), "-append", KERNEL_LINE),

@@ -16,7 +16,7 @@ from .channel import Asked, Channel
 from .image import Image
 from .packages import LabError, path
 
-# Register writes and what QEMU complains about, but nothing that comes once for each I/O.
+# Register writes and QEMU's complaints, but no events that occur per I/O.
 TRACED = (
     "pci_nvme_mmio_cfg",
     "pci_nvme_mmio_aqattr",
@@ -44,7 +44,7 @@ RESULT_SIZE = 64 << 20
 
 @dataclass(frozen=True)
 class Boot:
-    """What one run of the guest left behind, all in one folder."""
+    """The results of one run of the guest, in one directory."""
 
     folder: Path
     seconds: float
@@ -133,7 +133,7 @@ def launch(
     environment: dict[str, str] | None = None,
     emulator: Asked | None = None,
 ) -> Boot:
-    """Start QEMU, wait for power-off. It never outlives the timeout or an exception.
+    """Start QEMU, wait for power-off. QEMU never outlives the timeout or an exception.
 
     emulator: answers the guest's requests to emulated controllers, see channel.py.
     """
@@ -148,7 +148,7 @@ def launch(
             stderr=stderr,
             env={**os.environ, "PATH": path(), **(environment or {})},
         )
-    # A lab that is told to end takes its guest with it.
+    # A lab that is terminated also ends its guest.
     previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     channel: Channel | None = None
     stop = threading.Event()
@@ -178,7 +178,7 @@ def launch(
 
 
 def _connect(qemu: subprocess.Popen[bytes], folder: Path, boot: Boot, emulator: Asked | None) -> Channel:
-    """Connect to QEMU's two sockets as soon as it made them."""
+    """Connect to QEMU's two sockets as soon as they exist."""
     deadline = time.monotonic() + 30
     while True:
         try:

@@ -1,9 +1,8 @@
 """A QEMU that has `vfio-user-pci` (10.1 and newer), from Debian 13's backports, unpacked beside the
 guest's image.
 
-Nothing of it is installed or runs as root: its programs are started by its own dynamic loader with
-its own
-libraries, so sockets and files are the host's.
+Nothing of it is installed or runs as root: its own dynamic loader starts its programs with its own
+libraries, so they use the host's sockets and files.
 """
 
 from __future__ import annotations
@@ -21,14 +20,12 @@ MIRROR = "http://deb.debian.org/debian"
 WANTED = "qemu-system-x86,qemu-system-data,seabios,ovmf"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 DEVICE = "vfio-user-pci"
-FORMAT = 1  # to be counted up when the code below makes something else of the same packages
+FORMAT = 1  # increase it when the code below makes something else of the same packages
 
 
 @dataclass(frozen=True)
 class NewQemu:
-    """The unpacked program: `command` begins its command line, `environment` is to be added to
-    ours.
-    """
+    """The unpacked program: `command` starts its command line, `environment` is added to ours."""
 
     root: Path
 
@@ -42,7 +39,7 @@ class NewQemu:
 
     @property
     def environment(self) -> dict[str, str]:
-        # The host may have a QEMU of its own, whose modules don't fit.
+        # The host may have its own QEMU, whose modules don't match.
         return {"QEMU_MODULE_DIR": f"{self.root}/{LIBRARIES}/qemu"}
 
     def version(self) -> str:
@@ -50,7 +47,7 @@ class NewQemu:
 
 
 def ensure() -> NewQemu:
-    """The cached program, fetched if it isn't there. LabError when it can't be had."""
+    """The cached program, fetched if necessary. LabError if it isn't available."""
     digest = hashlib.sha256(f"{FORMAT} {SUITE} {WANTED}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"qemu-{digest}"
     if not (folder / "done").exists():
@@ -66,7 +63,7 @@ def _fetch(folder: Path) -> None:
     root.mkdir(parents=True)
     run(
         [
-            # Unpacked only: no maintainer script runs, and no root is needed.
+            # It is only unpacked: no maintainer script runs, and no root is needed.
             *("mmdebstrap", "--variant=extract", f"--include={WANTED}", "--skip=output/dev"),
             *('--aptopt=APT::Install-Recommends "false"', f'--aptopt=APT::Default-Release "{SUITE}-backports"'),
             *(SUITE, archive, f"deb {MIRROR} {SUITE} main", f"deb {MIRROR} {SUITE}-backports main"),

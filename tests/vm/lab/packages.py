@@ -26,17 +26,17 @@ SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 class LabError(Exception):
-    """The lab can't do its work; the message says what to mend."""
+    """The lab can't work; the message says what to fix."""
 
 
 def path() -> str:
-    """PATH with the sbin folders, which an ordinary user's lacks."""
+    """PATH with the sbin directories, which an ordinary user's PATH lacks."""
     return os.environ.get("PATH", os.defpath) + ":" + SBIN
 
 
 def _installed(package: str, program: str | None) -> bool:
     if package == "python3-venv" and importlib.util.find_spec("ensurepip") is not None:
-        return True  # whatever brought this Python
+        return True  # however this Python was installed
     if program is not None:
         return shutil.which(program, path=path()) is not None
     query = ["dpkg-query", "--show", "--showformat=${Status}", package]
@@ -48,7 +48,9 @@ def _installed(package: str, program: str | None) -> bool:
 
 
 def ensure(also: Mapping[str, str | None] = {}) -> None:
-    """Install what is missing, of NEEDED and `also`, with apt-get, through sudo if we are not root."""
+    """Install what is missing, of NEEDED and `also`, with apt-get, through sudo if we are not
+    root.
+    """
     missing = [package for package, program in {**NEEDED, **also}.items() if not _installed(package, program)]
     if not missing:
         return
@@ -68,7 +70,7 @@ def ensure(also: Mapping[str, str | None] = {}) -> None:
 
 
 def update() -> None:
-    """apt-get update: what a machine's archives hold. As root, or through sudo."""
+    """apt-get update, as root or through sudo."""
     _apt(["update"])
 
 
@@ -78,7 +80,7 @@ def _apt(arguments: Sequence[str]) -> None:
     if prefix and shutil.which("sudo", path=path()) is None:
         raise LabError(f"this has to be done once as root: apt-get {' '.join(arguments)}")
     command = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--yes", *arguments]
-    # An archive that can't be reached is an error, and not only a warning with the old lists kept.
+    # An unreachable archive is an error, not only a warning that keeps the old lists.
     command += ["--option", "APT::Update::Error-Mode=any", "--option", "Acquire::Retries=3"]
     try:
         done = subprocess.run(

@@ -1,5 +1,5 @@
-"""The disk that takes the wheel, the tests and the command into the guest: a plain tar, for raw
-disks.
+"""The disk that carries the wheel, the tests and the command into the guest: a plain tar on a
+raw disk.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .image import GUEST, TREE
 
-# Folder in the tree → folder in the guest. Only what is there is sent.
+# Directory in the tree → directory in the guest. Only existing ones are sent.
 SENT = {
     "tests/vm/suite": "tests/vm",
     "tests/conformance": "tests/conformance",
@@ -34,7 +34,7 @@ def _clean(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
 def make(folder: Path, wheel: Path | None, command: str, sent: Mapping[str, str] = SENT) -> Path:
     """Write the archive; the guest unpacks it into /payload and runs /payload/command.
 
-    wheel: None when the guest is not to have the package.
+    wheel: None if the guest doesn't get the package.
     """
     disk = folder / "payload.tar"
     with tarfile.open(disk, "w", format=tarfile.PAX_FORMAT) as archive:

@@ -1,4 +1,4 @@
-"""What the guest brought back: files, junit, and the sum of it in a few lines."""
+"""The guest's results: files, junit, and a short summary."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Summary:
 
 
 def unpack(boot: Boot, target: Path) -> bool:
-    """Take the guest's files out of its results disk; False if it never wrote them (then the disk
-    is all zeroes).
+    """Extract the guest's files from its results disk; False if it never wrote them (then the
+    disk is all zeroes).
     """
     target.mkdir(parents=True, exist_ok=True)
     try:
@@ -42,7 +42,7 @@ def unpack(boot: Boot, target: Path) -> bool:
 
 
 def read_junit(junit: Path) -> Summary:
-    """The counts and the names of what failed."""
+    """The counts, and the names of the failures."""
     root = ElementTree.parse(junit).getroot()
     suites = list(root.iter("testsuite"))
     failed = [
@@ -64,7 +64,7 @@ def read_junit(junit: Path) -> Summary:
 
 
 def iommu_faults(boot: Boot, target: Path) -> list[str]:
-    """Everything that the guest's kernel and QEMU's own IOMMU said against a device's access."""
+    """All complaints of the guest's kernel and of QEMU's IOMMU about a device's access."""
     faults = [f"{event} {text}" for event, text in trace_events(boot.trace) if event.startswith("vtd_")]
     stderr = (boot.folder / "qemu-stderr.log").read_text(errors="replace")
     faults += [line for line in stderr.splitlines() if "vtd" in line]

@@ -12,14 +12,16 @@ SOURCE = "build/src"  # in the guest's files; kept, so that a second build compi
 
 
 def tracked_files() -> list[Path]:
-    """The tree's files as git would see them committed: tracked, and new ones that are not ignored."""
+    """The tree's files as git would commit them: tracked, and new ones that are not ignored."""
     listing = run(["git", "-C", TREE, "ls-files", "--cached", "--others", "--exclude-standard", "-z"], timeout=60)
     names = [Path(name) for name in listing.split("\0") if name]
     return [name for name in names if (TREE / name).is_file()]
 
 
 def _stage(image: Image) -> None:
-    """Bring the build's copy of the sources up to date, times included, touching only what changed."""
+    """Bring the build's copy of the sources up to date, times included, touching only what
+    changed.
+    """
     target = image.rootfs / SOURCE
     run(as_root(["mkdir", "-p", target]))
     wanted = [name for name in tracked_files() if name.parts[0] in ("ext", "nvme_async") or len(name.parts) == 1]
@@ -37,7 +39,7 @@ def _stage(image: Image) -> None:
 
 
 def build(image: Image) -> Path:
-    """Build the wheel and return its place on the host."""
+    """Build the wheel and return its path on the host."""
     _stage(image)
     in_guest_root(
         image.rootfs,

@@ -27,7 +27,7 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture(scope="session")
 def baseline() -> dict[str, Any]:
-    """nvme-cli's words on every controller, by role, from before anything was taken from the
+    """nvme-cli's output for every controller, by role, from before any was taken from the
     kernel.
     """
     return take_baseline()
@@ -35,7 +35,9 @@ def baseline() -> dict[str, Any]:
 
 @pytest.fixture
 def address(baseline: dict[str, Any]) -> Iterator[Callable[[str], str]]:
-    """The PCI address of a role, bound to vfio-pci; given back to the kernel's driver afterwards."""
+    """The PCI address of a role, bound to vfio-pci; returned to the kernel's driver
+    afterwards.
+    """
     taken: list[str] = []
 
     def take(role: str) -> str:

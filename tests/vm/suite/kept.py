@@ -1,12 +1,11 @@
-"""A driver process of the keepalive tests: the torture's writers, on a controller that is handed on
-in every way there is.
+"""A driver process of the keepalive tests: the torture tests' writers, on a controller that is
+handed over in every possible way.
 
-    python kept.py URI JOURNAL new                      opens the controller afresh, on blocks that
-    it zeroes python kept.py URI JOURNAL open [--keeper SOCKET]   finds what a predecessor left:
-    over an exec, or with the keeper python kept.py URI JOURNAL take --socket PATH       takes over
-    from a predecessor that offers it
+    python kept.py URI JOURNAL new                      opens the controller, zeroes its blocks
+    python kept.py URI JOURNAL open [--keeper SOCKET]   restores after an exec, or from the keeper
+    python kept.py URI JOURNAL take --socket PATH       takes over from an offering predecessor
 
-Tells events as lines of JSON on standard output, and hears what to do next on standard input:
+It reports events as lines of JSON on standard output, and reads commands from standard input:
 "write", then "handover PATH", "exec" or "close".
 """
 
@@ -35,7 +34,7 @@ POOL_PAGES = 8192
 
 
 class Kept(Victim):
-    """The torture's driver, told by a test when and how to go."""
+    """The torture tests' driver, controlled by a test."""
 
     def __init__(self, arguments: argparse.Namespace, journal: Journal) -> None:
         super().__init__(Plan(arguments.uri, arguments.keeper, pool_pages=POOL_PAGES), journal, sys.stdout.fileno(), -1)
@@ -69,7 +68,7 @@ class Kept(Victim):
             self.tell(
                 "verified", first_io=self._first_io, queues=len(controller.queues.io_queues()), **self._pool(controller)
             )
-            # Not before the predecessor's threads have taken note of their last acknowledgements.
+            # Not before the predecessor's threads have recorded their last acknowledgements.
             assert await self._hear() == "write"
             await asyncio.to_thread(self._verified.wait)
             self.tell("running")
@@ -94,7 +93,7 @@ class Kept(Victim):
         try:
             await super()._write(controller, units)
         except HandedOver:
-            pass  # the successor finds out what became of the last command
+            pass  # the successor finds the result of the last command
 
 
 def main() -> None:

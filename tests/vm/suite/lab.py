@@ -1,5 +1,5 @@
-"""What tests in the guest know of it: controllers by role, the host's witness, binding by plain
-sysfs.
+"""The tests' view of the guest: controllers by role, the host's observations, binding through
+plain sysfs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Host:
         os.close(self._fd)
 
     def ask(self, **request: Any) -> Any:
-        """The answer's "ok"; raises RuntimeError with the host's words if it refused."""
+        """The answer's "ok"; raises RuntimeError with the host's message if it refused."""
         with self._lock:
             os.write(self._fd, json.dumps(request).encode() + b"\n")
             line = b""
@@ -56,13 +56,13 @@ class Host:
 
     @contextmanager
     def witness(self) -> Iterator[Witness]:
-        """What QEMU's controllers saw in the meantime."""
+        """What QEMU's controllers saw meanwhile."""
         witness = Witness(self, self.ask(trace="mark"))
         yield witness
 
 
 class Witness:
-    """QEMU's own trace since a moment: the driver under test can't fake it."""
+    """QEMU's own trace since a given moment, which the driver under test can't fake."""
 
     def __init__(self, host: Host, since: int) -> None:
         self._host, self._since = host, since
@@ -78,7 +78,7 @@ class Witness:
         return self.names().count(event)
 
     def complaints(self) -> list[tuple[str, str]]:
-        """What QEMU calls an error or undefined behaviour of the driver."""
+        """What QEMU reports as an error or undefined behaviour of the driver."""
         return [entry for entry in self.events() if entry[0].startswith(("pci_nvme_err", "pci_nvme_ub"))]
 
 
@@ -88,7 +88,7 @@ def _json(*command: str) -> Any:
 
 
 def take_baseline() -> dict[str, Any]:
-    """What nvme-cli says of every controller while the kernel drives it, by role. Kept for later
+    """nvme-cli's output for every controller while the kernel drives it, by role. Kept for later
     processes.
     """
     if BASELINE.exists():
@@ -117,7 +117,7 @@ def driver(address: str) -> str | None:
 
 
 def rebind(address: str, wanted: str) -> None:
-    """Give the function to a driver, without any of our own code."""
+    """Bind the function to a driver, without any of our own code."""
     if driver(address) == wanted:
         return
     function = PCI / "devices" / address

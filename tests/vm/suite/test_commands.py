@@ -166,7 +166,7 @@ def test_a_shared_group_is_hinted_at(kernels: Callable[[str], tuple[str, Path]],
 
 @contextmanager
 def owned(place: str) -> Iterator[Path]:
-    """The group's node belongs to the ordinary user meanwhile."""
+    """An ordinary user owns the group's node meanwhile."""
     node = Path("/dev/vfio", Path(f"/sys/bus/pci/devices/{place}/iommu_group").resolve().name)
     result = nvme_async("bind", place, "--owner", USER)
     assert result.returncode == 0, result.stderr
@@ -209,7 +209,7 @@ def test_an_ordinary_user_drives_it_once_the_node_is_theirs(
         limited = ["prlimit", "--memlock=67108864:67108864", *command]
         done = subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)
         assert (done.stdout, done.returncode) == ("driven by uid 1000\n", 0), done.stderr
-        # Too little for the pool: an error that says which limit, and what to do.
+        # Too little for the pool: an error that names the limit and the remedy.
         poor = ["prlimit", "--memlock=65536:65536", *command]
         done = subprocess.run(poor, capture_output=True, text=True, timeout=60, check=False)
         assert "may lock 65536 bytes of memory (`ulimit -l`)" in done.stderr, done.stderr[-600:]

@@ -1,6 +1,4 @@
-"""The guest is what the other tests take for granted: an IOMMU, VFIO, and a controller for every
-role.
-"""
+"""The guest has what the other tests assume: an IOMMU, VFIO, and a controller for every role."""
 
 from __future__ import annotations
 

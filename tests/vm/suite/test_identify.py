@@ -1,4 +1,4 @@
-"""Identify as our driver decodes it, against nvme-cli's words on the same controller under the
+"""Identify as our driver decodes it, against nvme-cli's output for the same controller under the
 kernel's driver.
 """
 

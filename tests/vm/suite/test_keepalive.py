@@ -1,6 +1,6 @@
-"""Drivers follow one another on a running controller, with writers and their checks running across
-each change. QEMU's trace is the witness: one start, no stop, no reset, no queue made anew; and the
-journal of the writers: no acknowledged write lost, no block torn or stale.
+"""Successive drivers of a running controller, with verified writes across each change. QEMU's
+trace must show one start, no stop, no reset and no recreated queue; the writers' journal must
+show no acknowledged write lost, no block torn or stale.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CYCLES = 3
 
 
 class Process:
-    """A driver, by what it tells."""
+    """A driver and its reports."""
 
     def __init__(self, uri: str, journal: Path, how: str, *more: str) -> None:
         self._log = journal.with_name(f"{how}-{time.monotonic_ns()}.log")
@@ -40,7 +40,7 @@ class Process:
         self._text = b""
 
     def wait_for(self, event: str) -> dict[str, Any]:
-        """The event, which is the next that it tells."""
+        """Waits for this event, which must be its next report."""
         assert self.popen.stdout is not None
         limit = time.monotonic() + PATIENCE
         while b"\n" not in self._text:
@@ -60,7 +60,7 @@ class Process:
         os.write(self.popen.stdin.fileno(), line.encode() + b"\n")
 
     def kill(self) -> int:
-        """The instant, CLOCK_MONOTONIC nanoseconds."""
+        """The time in CLOCK_MONOTONIC nanoseconds."""
         instant = time.monotonic_ns()
         self.popen.kill()
         self.end()
@@ -76,7 +76,7 @@ class Process:
 
 
 class Line:
-    """The drivers of one controller, one after the other."""
+    """The successive drivers of one controller."""
 
     def __init__(self, uri: str, folder: Path, keeper: Path) -> None:
         self._uri, self._journal, self._keeper = uri, folder / "journal", keeper
@@ -99,7 +99,7 @@ class Line:
         return driver
 
     def next(self, way: str, driver: Process) -> Process:
-        """Another driver has the controller, and has checked what the one before left."""
+        """A new driver has the controller, and has checked what the previous one left."""
         if way == "handover":
             self._sockets += 1
             place = self._journal.with_name(f"offer-{self._sockets}")
@@ -131,7 +131,9 @@ class Line:
 
 
 def lives(seen: Witness) -> dict[str, int]:
-    """From when the controller was enabled; opening a function of vfio-pci resets it, before that."""
+    """From when the controller was enabled; opening a function of vfio-pci resets it before
+    that.
+    """
     names = seen.names()
     names = names[names.index("pci_nvme_mmio_start_success") :]
     return {name: names.count(f"pci_nvme_mmio_{name}") for name in LIVES} | {
@@ -148,7 +150,7 @@ def test_three_consecutive_takeovers(
         try:
             driver = line.first(way)
             created = seen.count("pci_nvme_create_cq")
-            assert created == 5  # the home loop's, and one for each thread that writes
+            assert created == 5  # the home loop's, and one for each writing thread
             for _ in range(CYCLES):
                 driver.tell("write")
                 driver.wait_for("running")
@@ -176,8 +178,8 @@ def test_three_consecutive_takeovers(
 
 
 def test_without_a_keeper_death_is_a_reset(address: Callable[[str], str], host: Host, tmp_path: Path) -> None:
-    """The kernel resets the function once nobody holds it, before memory is taken from it: no DMA
-    goes astray, and no acknowledged write.
+    """The kernel resets the function once no process holds it, before its memory is unmapped: no
+    stray DMA, and no lost acknowledged write.
     """
     line = Line(f"pci:{address('second')}", tmp_path, tmp_path / "none")
     with host.witness() as seen:

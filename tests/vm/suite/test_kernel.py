@@ -1,5 +1,5 @@
-"""What our driver writes the kernel's driver reads, and the other way round; QEMU's medium is asked
-as well.
+"""The kernel's driver reads what our driver writes, and the reverse; QEMU's medium is checked as
+well.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def test_data_go_from_one_driver_to_the_other_and_back(
 
 
 def file_system_with(device: Path, place: Path, content: bytes) -> None:
-    """Make a file system and put one file into it, all by the kernel."""
+    """The kernel makes a file system and writes one file into it."""
     subprocess.run(["mkfs.ext4", "-q", "-F", str(device)], capture_output=True, timeout=60, check=True)
     subprocess.run(["mount", str(device), str(place)], timeout=60, check=True)
     try:
@@ -94,8 +94,8 @@ async def test_a_file_system_made_by_the_kernel_is_read_by_us(address: Callable[
 
 
 def vector_counts(address: str) -> list[int]:
-    """How often each MSI-X vector of a function interrupted, by /proc/interrupts; only those in use
-    are there.
+    """The interrupt count of each MSI-X vector of a function, from /proc/interrupts, which lists
+    only those in use.
     """
     lines = [line for line in Path("/proc/interrupts").read_text().splitlines() if f"({address})" in line]
     counts = {}

@@ -1,4 +1,6 @@
-"""kernel: on QEMU's drives, whose driver stays Linux's: passthrough and block devices, in both engines."""
+"""kernel: on QEMU's drives, whose driver stays Linux's: passthrough and block devices, in both
+engines.
+"""
 
 from __future__ import annotations
 
@@ -184,7 +186,8 @@ async def test_a_drive_that_is_taken_away_is_gone(disk: Callable[..., str], base
 
 async def test_polling_without_queues_for_it_works(disk: Callable[..., str]) -> None:
     async with nvme_async.open(f"kernel:/dev/{disk()}", io_poll=True) as controller:
-        # Linux 6.1 ends such reads by interrupt, later ones refuse them and get them without polling.
+        # Linux 6.1 ends such reads by interrupt, later ones refuse them and get them without
+        # polling.
         assert len(await controller.namespaces[1].read(0, 8)) == 8 * controller.namespaces[1].block_size
     with pytest.raises(ConfigurationError):
         await nvme_async.open(f"kernel:/dev/{disk()}", io_poll=True, engine="threads")

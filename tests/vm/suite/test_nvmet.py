@@ -1,4 +1,6 @@
-"""NVMe/TCP with Linux: our host on the kernel's target, and the kernel's host on our target, over lo."""
+"""NVMe/TCP with Linux: our host on the kernel's target, and the kernel's host on our target,
+over lo.
+"""
 
 from __future__ import annotations
 

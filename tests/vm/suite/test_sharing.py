@@ -1,5 +1,5 @@
-"""One controller, four processes, over VFIO: an owner and three workers that verify every block. A worker is
-killed, then the owner. QEMU's trace is the witness.
+"""One controller, four processes, over VFIO: an owner and three workers that verify every block.
+A worker is killed, then the owner. QEMU's trace is checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NVME_ASYNC = [sys.executable, "-m", "nvme_async"]
 
 
 class Worker:
-    """A process that writes, reads and compares, and says how far it is."""
+    """A process that writes, reads and compares, and reports its progress."""
 
     def __init__(self, folder: Path, path: Path, seed: int) -> None:
         self._log = folder / f"worker-{seed}"
@@ -42,7 +42,7 @@ class Worker:
         return int(numbers[-1]) if numbers else 0
 
     def progress(self) -> None:
-        """Waits for rounds that begin after now."""
+        """Waits for rounds that start after now."""
         now = self.rounds()
         until(lambda: self.rounds() > now + 1)
 
@@ -121,7 +121,8 @@ def test_workers_survive_each_other_and_their_owner(
             until(lambda: [lease["connected"] for lease in leases(path)] == [True, True])
             for worker in workers:
                 worker.progress()
-            # Not once in all that time was the controller stopped, reset or started, nor a queue made again.
+            # In all that time the controller was never stopped, reset or started, and no queue was
+            # recreated.
             names = seen.names()
             for event in ("mmio_start_success", "mmio_stopped", "mmio_shutdown_set", "pci_reset"):
                 assert f"pci_nvme_{event}" not in names

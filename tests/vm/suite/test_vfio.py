@@ -1,4 +1,4 @@
-"""The VFIO device by itself, against QEMU's controller: raw registers, without the driver above."""
+"""The VFIO device alone, against QEMU's controller: raw registers, without the driver above."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pool(device: VfioDevice) -> Iterator[Pool]:
 
 
 class Admin:
-    """An admin queue as small as one can be, in three pages of a pool."""
+    """A minimal admin queue in three pages of a pool."""
 
     def __init__(self, device: VfioDevice, pool: Pool) -> None:
         self.device = device
@@ -54,7 +54,9 @@ class Admin:
         wait(self.device, 1)
 
     def identify(self, cid: int) -> bytes:
-        """Identify Controller; the first 64 bytes of its page, which begin with the PCI vendor id."""
+        """Identify Controller; returns the first 64 bytes of its page, which start with the PCI
+        vendor id.
+        """
         self.submit(cid)
         self.complete(cid)
         return bytes(self.data[:64])
@@ -153,7 +155,7 @@ def test_a_command_over_dma_with_an_interrupt(device: VfioDevice, pool: Pool, ho
         assert os.eventfd_read(signal) == 1
         other = os.eventfd(0, os.EFD_CLOEXEC)
         device.set_interrupts([other, None, signal])
-        os.close(signal)  # the kernel keeps what is behind it
+        os.close(signal)  # the kernel keeps its target
         admin.identify(8)
         assert os.eventfd_read(other) == 1
         device.set_interrupts([])
@@ -189,7 +191,7 @@ def test_a_successor_continues_without_a_reset(address: Callable[[str], str], ho
         admin.identify(1)
         copies = {name: os.dup(fd) for name, fd in device.descriptors().items()}
         saved = device.save()
-        admin.submit(2)  # on its way while nobody looks
+        admin.submit(2)  # in flight without a driver
         device.detach()
         with pytest.raises(ControllerGone, match="closed"):
             device.read32(CSTS)
@@ -247,7 +249,7 @@ def test_an_open_group_is_refused_to_another_process(device: VfioDevice) -> None
     if child == 0:
         from nvme_async.device import vfio_container
 
-        vfio_container._groups.clear()  # as in a process that knows nothing of this one's
+        vfio_container._groups.clear()  # as in an unrelated process
         try:
             open_uri(device.uri.removeprefix("pci:"))
         except DeviceError as error:
@@ -260,7 +262,7 @@ def test_the_kernel_asks_for_the_function_back(address: Callable[[str], str]) ->
     place = address("plain")
     device = open_uri(place)
     assert device.request_fd >= 0
-    # Not a fork: a child with copies of the descriptors would keep the device open itself.
+    # No fork: a child with copies of the descriptors would itself keep the device open.
     script = f"from lab import rebind; rebind({place!r}, 'nvme')"
     child = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parent)
     deadline = time.monotonic() + 20

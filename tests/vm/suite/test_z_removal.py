@@ -1,6 +1,6 @@
-"""A drive that is pulled out while it works. Last, for the drive does not come back.
+"""A drive is unplugged while it works. This test is last because the drive does not come back.
 
-Nobody tries to open it again: the kernel is busy with it for another minute.
+It is not opened again: the kernel is busy with it for another minute.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VS = 0x08
 
 
 def pull(address: str) -> None:
-    """Cut the power of the slot: QEMU takes the drive away at once, without asking anybody."""
+    """Cut the power of the slot: QEMU removes the drive at once, without a request."""
     port = Path(f"/sys/bus/pci/devices/{address}").resolve().parent.name
     # PCI Express 5.0, 7.5.3.10: Slot Control, Power Controller Control off and Power Indicator off
     subprocess.run(["setpci", "-s", port, "CAP_EXP+18.w=0700:0700"], check=True, timeout=30)
