@@ -2,9 +2,11 @@
 """What sharing a controller costs and gives: workers against a private controller, many workers,
 and a worker's longest gap while the owner is replaced.
 
-    python benchmarks/sharing.py cost                       instructions per awaited read (perf, else callgrind)
-    python benchmarks/sharing.py scale [--seconds 2]        1, 2, 4, 8 workers on one controller
-    python benchmarks/sharing.py gaps [--rounds 100]        handed over, exec'd, killed: the longest gap of a worker
+    python benchmarks/sharing.py cost                 instructions per awaited read (perf, otherwise
+                                                      callgrind)
+    python benchmarks/sharing.py scale [--seconds 2]  1, 2, 4, 8 workers on one controller
+    python benchmarks/sharing.py gaps [--rounds 100]  handed over, exec'd, killed: the longest gap
+                                                      of a worker
 
 The controller is an emulated one in a process of its own, with a medium that stores nothing. `cost`
 counts what one await of a 4 KiB read executes in user space, on a loop-back controller, with and
@@ -109,7 +111,7 @@ async def lines() -> asyncio.StreamReader:
 
 
 async def owner(folder: str, how: str) -> None:
-    """Has the controller, and goes as it is told."""
+    """Opens the controller and shares it; releases it as the commands on stdin say."""
     place = Path(folder)
     orders = await lines()
     print("begun", flush=True)

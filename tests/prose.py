@@ -16,7 +16,7 @@ from pathlib import Path
 COLUMNS = 100
 
 # What is checked, as path prefixes.
-CHECKED = ("README.md", "docs/", "tests/e2e/")
+CHECKED = ("README.md", "docs/", "tests/", "benchmarks/", "examples/", ".ci/", "setup.py", "nvme_async/", "ext/")
 # Files that quote what this check rejects.
 QUOTING = ("tests/prose.py", "tests/unit/test_prose.py")
 

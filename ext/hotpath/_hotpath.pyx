@@ -6,9 +6,10 @@ nvme_async/driver/queues/loop_queue.py decides the loop, the spin limit and the 
 
 Threads: a QueuePair belongs to one event loop's thread. Counters may be read from others.
 
-One module in included parts, not a .pyx/.pxd pair for each class: the types of QueuePair, Request, Batch, Geometry and NamespaceCore need
-each other, and extension modules whose types need each other cannot be imported. What needs none of them is a module of its own
-(_placement), or C (waiting.h, prp.h, queue.h). docs/design.md has the figures.
+One module in included parts, not a .pyx/.pxd pair for each class: the types of QueuePair, Request,
+Batch, Geometry and NamespaceCore need each other, and extension modules whose types need each other
+cannot be imported. What needs none of them is a module of its own (_placement), or C (waiting.h,
+prp.h, queue.h). docs/design.md has the figures.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer

@@ -122,7 +122,7 @@ def look_at_queue(QueuePair qp, *, bint sums=True):
     Of the dictionary's entries, "bounce" has {pool offset: size class} of the bounce pages that
     belong to commands, "inside" [(pool offset, bytes)] of other data in the pool, and "outside"
     [(device address, bytes)] of data in the predecessor's own memory. "arrived" has [(head, phase,
-    command id, status field)] of the completions that nobody has taken, "waiting" says whether one
+    command id, status field)] of the completions that were not reaped, "waiting" says whether one
     is next. QueueStateError if it is damaged. Changes nothing, so that a restore can still be
     refused.
     """

@@ -126,7 +126,8 @@ static void fill_passthrough(struct kernel_link *link, struct uring_sqe *sqe, co
     command->cdw13 = from->cdw13;
     command->cdw14 = from->cdw14;
     command->cdw15 = from->cdw15;
-    /* Not as a registered buffer: Linux 6.1 refuses (EINVAL) what is less than one of its segments, a huge page for example. */
+    /* Not as a registered buffer: Linux 6.1 refuses (EINVAL) what is less than one of its segments,
+     * a huge page for example. */
 }
 
 static void fill_transfer(struct kernel_link *link, struct uring_sqe *sqe, const struct kl_out *out)

@@ -105,7 +105,7 @@ class JobProcess:
         try:
             order = self._connection.recv()
         except (EOFError, OSError):
-            # The owner of the devices is gone, and nobody is left to whom anything could be said.
+            # The owner of the devices is gone, so no process is left to report to.
             os._exit(1)
         worker = self._worker
         if order == "go":

@@ -26,7 +26,9 @@ _REHEARSALS = 2
 
 
 async def rehearse() -> None:
-    """Restores a controller of this process's own, so that nothing is done for the first time later."""
+    """Restores a controller of this process's own, so that nothing is done for the first time
+    later.
+    """
     controller = await open_controller(_REHEARSAL, Options(keepalive=True, pool_bytes=2 << 20, io_queues=1), Controller)
     try:
         for _ in range(_REHEARSALS):

@@ -1,4 +1,5 @@
-# ext/hotpath/transport.h, for the extension modules that are transports. There is no module of that name.
+# ext/hotpath/transport.h, for the extension modules that are transports. There is no module of that
+# name.
 cdef extern from "hotpath/transport.h":
     const char *NVQ_BINDING
 

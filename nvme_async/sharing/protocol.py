@@ -30,7 +30,7 @@ Requests of a worker, and their answers' bodies:
     detach    {} → {}: the lease ends, the worker touches nothing any more
     list      {} → {"leases": […]}; revoke {"pid"} → {"revoked": n}. For the command line
 
-Notices of a worker: stopped {"life"}: since then it has rung no doorbell of an earlier life; held
+Notices of a worker: stopped {"life"}: since then it has rung no doorbell of an earlier epoch; held
 {"hold"}; usage {"in_flight", "commands"}: with the controller now, and completed in all, each
 second in which that changed. Notices of an owner: stop {"life", "reason"}; ready {"life"}; event
 {"dw0", "dw1"}; hold {"hold", "nsids"}, unhold {}; rescan {}; revoked {"text"}; failed {"text"};

@@ -113,7 +113,8 @@ class PcieQueueSet(QueueSet):
         _hotpath.rebind(spare.hot, loop.create_future, loop.call_soon, loop_internals.ready_callbacks(loop))
         return self.maker.face(spare.hot, loop, spare.vector, spare.interrupts)
 
-    # -- fused: none is created or deleted after the bring-up ----------------------------------------
+    # -- fused: none is created or deleted after the bring-up
+    # ----------------------------------------
 
     async def create_all(self, degraded: Degraded) -> None:
         await super().create_all(degraded)

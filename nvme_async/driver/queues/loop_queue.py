@@ -222,8 +222,8 @@ class LoopQueue:
             self._watch()
 
     def when_busy(self, first: Callable[[], None] | None) -> None:
-        """first() is called once, when the next command is sent; None: not any more. Costs nothing for each
-        command: it takes the place of the watchdog's start.
+        """first() is called once, when the next command is sent; None: not any more. Costs
+        nothing for each command: it takes the place of the watchdog's start.
         """
         if self.hot.closed:
             return
