@@ -23,6 +23,24 @@ cdef list left_behind(QueuePair qp, uint32_t nsid, uint64_t lba, uint64_t blocks
     return found
 
 
+cdef bint uses_memory(QueuePair qp, uint64_t iova, uint64_t nbytes) except -1:
+    cdef uint32_t i
+    cdef Request request
+    cdef Batch batch
+    if qp.has_memory:
+        for batch in qp.batches:
+            if batch.b.data != NULL and not batch.b.bounced:
+                if batch.b.iova < iova + nbytes and iova < batch.b.iova + <uint64_t>batch.b.nbytes * batch.b.n:
+                    return True
+        for i in range(qp.q.n_trackers):
+            if qp.waiters[i] != NULL:
+                request = <Request>qp.waiters[i]
+                if request.nbytes and request.iova < iova + nbytes and iova < request.iova + request.nbytes:
+                    return True
+        return streams_use(qp, iova, nbytes)
+    return False
+
+
 cdef void see_off(QueuePair qp) except *:
     leaving, qp.leaving = qp.leaving, None
     staying = []

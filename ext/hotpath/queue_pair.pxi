@@ -426,21 +426,7 @@ cdef class QueuePair(Rings):
 
     def uses(self, uint64_t iova, uint64_t nbytes):
         """Does a command in flight transfer data within [iova, iova + nbytes)?"""
-        cdef uint32_t i
-        cdef Request request
-        cdef Batch batch
-        if self.has_memory:
-            for batch in self.batches:
-                if batch.b.data != NULL and not batch.b.bounced:
-                    if batch.b.iova < iova + nbytes and iova < batch.b.iova + <uint64_t>batch.b.nbytes * batch.b.n:
-                        return True
-            for i in range(self.q.n_trackers):
-                if self.waiters[i] != NULL:
-                    request = <Request>self.waiters[i]
-                    if request.nbytes and request.iova < iova + nbytes and iova < request.iova + request.nbytes:
-                        return True
-            return streams_use(self, iova, nbytes)
-        return False
+        return uses_memory(self, iova, nbytes)
 
     def left_behind(self, uint32_t nsid, uint64_t lba, uint64_t blocks):
         """Ids of abandoned commands in flight (cancelled, timed out) that may still change one

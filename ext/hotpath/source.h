@@ -1,7 +1,8 @@
 /*
- * A source of commands: a server in C (an NBD connection, …) that turns what its clients ask for into
- * NVMe commands, without the interpreter. It sends them through the queue pair of the event loop that
- * it runs on, so holds, time limits, resets and a namespace's geometry are those of every other I/O.
+ * A source of commands: a server in C (an NBD connection, …) that turns what its clients ask for
+ * into NVMe commands, without the interpreter. It sends them through the queue pair of the event
+ * loop that it runs on, so holds, time limits, resets and a namespace's geometry are those of every
+ * other I/O.
  *
  * Each command of a source is a cell: a batch (batch.h) of one element, in memory that the device
  * reaches and that the source owns until the cell is idle. stream.pxi is the Python side.
@@ -25,14 +26,15 @@ struct nvq_cell {
 
 struct nvq_source {
     /*
-     * One go, on the queue pair's thread and without the GIL: takes requests in, posts, rings, reaps, and sends
-     * answers, until nothing moves for as long as `budget` says (NVB_QUIET), `slice_ns` have passed (NVB_SLICE), the
-     * source has ended and no cell is busy (NVB_DONE), or the caller has to act (NVB_REGISTER, NVB_STRAYS).
-     * `keep` command ids are left to others.
+     * One go, on the queue pair's thread and without the GIL: takes requests in, posts, rings,
+     * reaps, and sends answers, until nothing moves for as long as `budget` says (NVB_QUIET),
+     * `slice_ns` have passed (NVB_SLICE), the source has ended and no cell is busy (NVB_DONE), or
+     * the caller has to act (NVB_REGISTER, NVB_STRAYS). `keep` command ids are left to others.
      */
     enum nvb_why (*pump)(void *self, struct nvq *q, struct nvb_slot *slots, uint32_t keep, uint64_t slice_ns,
                          struct nvw_budget *budget, unsigned *ring);
-    /* No more commands: the clients learn that service has ended. Cells that are out stay until they complete. */
+    /* No more commands: the clients learn that service has ended. Cells that are out stay until
+     * they complete. */
     void (*end)(void *self);
     void *self;
     uint8_t *cells; /* n_cells structs of cell_bytes, each beginning with a struct nvq_cell */
@@ -53,7 +55,8 @@ static inline bool nvq_owns(const struct nvq_source *source, const struct nvb_ba
     return at >= source->cells && at < source->cells + (size_t)source->n_cells * source->cell_bytes;
 }
 
-/* A cell becomes a command of `nbytes` of data (0: none) at batch.data; what it does is in batch.command. */
+/* A cell becomes a command of `nbytes` of data (0: none) at batch.data; what it does is in
+ * batch.command. */
 static inline void nvq_cell_prepare(struct nvq_cell *cell, uint64_t lba, uint32_t nbytes, uint16_t flags)
 {
     struct nvb_batch *b = &cell->batch;
@@ -77,8 +80,9 @@ static inline bool nvq_cell_post(struct nvq *q, struct nvb_slot *slots, struct n
 }
 
 /*
- * Finishes the cells of `source` among the reaped, and calls finished() for each; the rest keeps its order in done_slots.
- * Cells that were delivered by the event loop meanwhile have batch.done set and are still busy: pump() begins with those.
+ * Finishes the cells of `source` among the reaped, and calls finished() for each; the rest keeps
+ * its order in done_slots. Cells that were delivered by the event loop meanwhile have batch.done
+ * set and are still busy: pump() begins with those.
  */
 static inline void nvq_source_settle(struct nvq *q, struct nvb_slot *slots, struct nvq_source *source,
                                      void (*finished)(void *self, struct nvq_cell *cell))

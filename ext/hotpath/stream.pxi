@@ -25,15 +25,18 @@ cdef extern from "hotpath/source.h":
 
 @cython.final
 cdef class Stream:
-    """An awaitable that serves a source until it ends. On the event loop of its queue pair, whose holds, time limits and resets hold
-    for it too: commands whose opcode may be sent again are, others end with an error that the source passes on.
+    """An awaitable that serves a source until it ends, on the event loop of its queue pair, whose
+    holds, timeouts and resets apply to it too: commands whose opcode may be repeated are sent again
+    after a reset, others end with an error that the source passes on.
 
-    connection   has `source`, a capsule named NVQ_SOURCE, and `fd`, its socket; kept as long as anything of it is with the controller
-    geometry     of the namespace: while it is held nothing is sent, and once it has expired the stream ends with its error
-    on_sleep(stream, read, write), on_wake(stream)   the loop is to call stream.wake() when connection.fd is readable or writable,
-                 and no more
+    connection: has `source`, a capsule named NVQ_SOURCE, and `fd`, its socket; kept as long as the
+        controller has any of its commands
+    geometry: of the namespace: nothing is sent while it is held, and once it has expired the stream
+        ends with its error
+    on_sleep(stream, read, write): the loop is to call stream.wake() when connection.fd is readable
+        or writable; on_wake(stream): no longer
 
-    Awaited once. It gives way to the loop after each slice. Cancelling ends the source.
+    Awaited once. It yields to the loop after each slice. Cancelling ends the source.
     """
 
     cdef QueuePair qp

@@ -1,4 +1,6 @@
-"""One NBD connection as a source of commands. See nbd.h for how it works, _nbd.pyi for the contract."""
+"""One NBD connection as a source of commands. See nbd.h for how it works, _nbd.pyi for the
+contract.
+"""
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New

@@ -57,7 +57,8 @@ static enum nvb_why pump(void *self, struct nvq *q, struct nvb_slot *slots, uint
     *ring = 0;
     take_delivered(n);
     for (unsigned turn = 1;; turn++) {
-        /* A system call each: while nothing moves, the completion ring is polled eight times as often as the socket. */
+        /* A system call each: while nothing moves, the completion ring is polled eight times as
+         * often as the socket. */
         if (moved || turn % 8 == 0) {
             moved = nbd_receive(n);
             if (n->state == NBD_ENDED && (n->current || n->filling))

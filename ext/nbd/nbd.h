@@ -1,16 +1,18 @@
 /*
- * One NBD connection in its transmission phase: requests come in, commands go to the queue pair, answers go out. All of it on one
- * thread, without the interpreter; export/nbd.py does the handshake and hands the socket over.
+ * One NBD connection in its transmission phase: requests come in, commands go to the queue pair,
+ * answers go out. All of it on one thread, without the interpreter; export/nbd.py does the
+ * handshake and hands the socket over.
  *
  *   receive   a header, then the data of a write straight into a cell's memory
  *   issue     the request is cut into cells of at most cell_nbytes, one NVMe command each
  *   finish    when all cells of a request have completed, it is answered
- *   send      headers and the cells' memory, gathered; cells of reads are free again once they are sent
+ *   send      headers and the cells' memory, gathered; a read's cells are free once they are sent
  *
- * The protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md. Nothing that a client sends is trusted: offsets,
- * lengths and flags are checked before anything is done, and a broken header ends the connection.
- * Requests are issued one after the other in the order of their arrival, and complete in any order. A request that needs more cells
- * than are free waits, and nothing more is received meanwhile.
+ * The protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md. Nothing that a
+ * client sends is trusted: offsets, lengths and flags are checked before anything is done, and a
+ * broken header ends the connection. Requests are issued one after the other in the order of their
+ * arrival, and complete in any order. A request that needs more cells than are free waits, and
+ * nothing more is received meanwhile.
  */
 #ifndef NVME_ASYNC_NBD_H
 #define NVME_ASYNC_NBD_H
@@ -112,12 +114,14 @@ struct nbd {
     struct nbd_counters counters;
 };
 
-/* Cells of `cell_nbytes` each in `memory`, which the device reaches at iova; offset: in the pool, or NVQ_NO_OFFSET. 0 or -ENOMEM. */
+/* Cells of `cell_nbytes` each in `memory`, which the device reaches at iova; offset: in the pool,
+ * or NVQ_NO_OFFSET. 0 or -ENOMEM. */
 int nbd_init(struct nbd *n, const struct nbd_geometry *g, int fd, uint8_t *memory, uint64_t iova, uint64_t offset, uint32_t n_cells,
              uint32_t cell_nbytes);
 void nbd_free(struct nbd *n);
 
-/* What a read that delivers less than it should is found by (short.h): the mark is of this file alone, so all three are nbd.c's. */
+/* What a read that delivers less than it should is found by (short.h): the mark is of this file
+ * alone, so all three are nbd.c's. */
 void nbd_set_mark(uint64_t mark);
 void nbd_mark(struct nbd_cell *cell);
 uint16_t nbd_check(struct nbd_cell *cell);

@@ -150,7 +150,7 @@ static void make_ready(struct nbd *n, struct nbd_cell *cell, uint8_t opcode, uin
     n->ready_last = cell;
 }
 
-/* The next cell of the current request, which moves no data from the client; false: none is free. */
+/* The next cell of the current request, which is not a write; false: none is free. */
 static bool issue_one(struct nbd *n, struct nbd_request *r)
 {
     const struct nbd_geometry *g = &n->g;

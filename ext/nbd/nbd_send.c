@@ -14,7 +14,8 @@ enum { /* chunks of a structured reply */
     CHUNK_ERROR = 0x8001,
 };
 
-/* As Linux's nvme driver maps them to block layer errors (drivers/nvme/host/core.c, nvme_error_status), and those to errno. */
+/* As Linux's nvme driver maps them to block layer errors (drivers/nvme/host/core.c,
+ * nvme_error_status), and those to errno. */
 uint32_t nbd_error_of(uint16_t status)
 {
     switch (status & 0x7ff) { /* type and code; Base 2.0, 3.3.3.2.1 */
@@ -127,7 +128,8 @@ void nbd_complete(void *self, struct nvq_cell *c)
         nbd_finish(n, r);
 }
 
-/* The parts of an answer from byte `skip` on, as far as there is room. Returns how many entries of iov are used. */
+/* The parts of an answer from byte `skip` on, as far as there is room. Returns how many entries of
+ * iov are used. */
 static int parts(const struct nbd *n, struct nbd_request *r, uint64_t skip, struct iovec *iov, int room)
 {
     int used = 0;

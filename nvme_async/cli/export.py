@@ -24,9 +24,9 @@ from nvme_async.export import NbdServer
 def export(device: str, path: str, nsid: int, name: str, threads: int, depth: int, read_only: bool) -> None:
     """Serve a namespace as a disk over NBD, to qemu, nbd-client, nbdcopy or fio.
 
-    Connect with nbd+unix:///?socket=PATH. With --keeper (before `export`) this process may be killed
-    and started again: the controller is not reset, and clients connect again. Serves until SIGTERM or
-    SIGINT. See docs/export.md.
+    Connect with nbd+unix:///?socket=PATH. With --keeper (before `export`) this process may be
+    killed and started again: the controller is not reset, and clients connect again. Serves until
+    SIGTERM or SIGINT. See docs/export.md.
     """
     uvloop.run(_serve(device, path, nsid, name, threads, depth, read_only))
 
@@ -39,7 +39,8 @@ async def _serve(device: str, path: str, nsid: int, name: str, threads: int, dep
     async with nvme_async.open(device, keeper_wait=10.0) as controller:
         if nsid not in controller.namespaces:
             raise ConfigurationError(f"{device} has no namespace {nsid}, but {sorted(controller.namespaces)}")
-        # Commands of a killed predecessor may still change blocks. Nothing new is taken before they are over.
+        # Commands of a killed predecessor may still change blocks. Nothing new is taken before they
+        # are over.
         async for _ in controller.adopted:
             pass
         namespace = controller.namespaces[nsid]

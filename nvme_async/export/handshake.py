@@ -65,12 +65,14 @@ class Flag(enum.IntFlag):
 
 
 class HandshakeError(NvmeError):
-    """The client has ended the handshake, or broke the protocol: there is nobody to serve."""
+    """The client has ended the handshake or broken the protocol."""
 
 
 @attrs.frozen(kw_only=True)
 class Export:
-    """What a client learns of the export. Sizes are in bytes; a request has a multiple of block_size."""
+    """What a client learns of the export. Sizes are in bytes; a request has a multiple of
+    block_size.
+    """
 
     name: str
     nbytes: int

@@ -76,17 +76,17 @@ class NbdServer:
 
     name: of the export; the empty name is always accepted too.
     read_only: writes are refused with EPERM.
-    threads: event loops of their own that connections are spread over; 0: the running one. Each takes
-        one of the controller's queue pairs; there are never more than the controller has.
+    threads: event loops of their own that connections are spread over; 0: the running one. Each
+        takes one of the controller's queue pairs; there are never more than the controller has.
     depth: requests of one connection in flight, and its memory in units of 128 KiB (or of what one
         command may move, where that is less).
 
     `async with` starts and ends it. On one event loop, that of the caller. A connection whose
     namespace is formatted, removed or replaced ends, since NBD has no way to say so; so do all when
-    the server closes. Requests that were in flight then have no answer: a client that connects again
-    has to send them again, which is safe, as NBD's writes and trims may be repeated.
-    Raises ConfigurationError for namespaces with metadata, transports without queue pairs, and values
-    out of range; OSError when the socket can't be made.
+    the server closes. Requests that were in flight then have no answer: a client that connects
+    again has to send them again, which is safe, as NBD's writes and trims may be repeated. Raises
+    ConfigurationError for namespaces with metadata, transports without queue pairs, and values out
+    of range; OSError when the socket can't be made.
     """
 
     def __init__(
@@ -153,7 +153,9 @@ class NbdServer:
         await self.close()
 
     async def start(self) -> None:
-        """Listens. A socket that nothing listens at any more is replaced, one that is in use is not."""
+        """Listens. A socket that nothing listens at any more is replaced, one that is in use is
+        not.
+        """
         try:
             await self._start_workers()
             self._listener = _listen(self.path)
@@ -177,7 +179,9 @@ class NbdServer:
             break
 
     async def close(self) -> None:
-        """Ends all connections, and the server. Memory of commands in flight stays with the controller."""
+        """Ends all connections, and the server. Memory of commands in flight stays with the
+        controller.
+        """
         if self._listener is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
@@ -247,7 +251,9 @@ class NbdServer:
                 log.info("%s: %s", self.path, error or "the handshake took too long")
 
     async def _memory(self) -> tuple[Any, int | None]:
-        """Of one connection, and where it lies in its pool; None: the transport reaches all memory."""
+        """Of one connection, and where it lies in its pool; None: the transport reaches all
+        memory.
+        """
         nbytes = self._depth * self._cell
         try:
             memory = await asyncio.to_thread(self.namespace.controller.transport.alloc, nbytes)

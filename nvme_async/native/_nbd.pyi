@@ -9,10 +9,12 @@ class Connection:
     """One NBD connection after its handshake: a source of commands for _hotpath.Stream.
 
     socket: non-blocking; stays the caller's, and open while the stream runs.
-    memory: a writable buffer that the device reaches at `iova`, held for the connection's life. offset: where
-        it lies in its pool; None: in none. It is cut into cells of cell_nbytes, a multiple of 4096 and of block_size.
+    memory: a writable buffer that the device reaches at `iova`, held for the connection's lifetime.
+        offset: where it lies in its pool; None: in none. It is cut into cells of cell_nbytes, a
+        multiple of 4096 and of block_size.
     nbytes: of the export. max_nbytes: of one read or write, at most what all cells hold.
-    zero_blocks, trim_blocks: of one Write Zeroes command and one range of Dataset Management; 0: there is none.
+    zero_blocks, trim_blocks: of one Write Zeroes command and one range of Dataset Management; 0:
+    there is none.
     """
 
     source: Any
@@ -38,4 +40,6 @@ class Connection:
         structured: bool,
     ) -> Connection: ...
     def inspect(self) -> dict[str, Any]:
-        """Counters since the connection began, and requests that are not answered yet ("in_flight")."""
+        """Counters since the connection began, and requests that are not answered yet
+        ("in_flight").
+        """
