@@ -13,7 +13,7 @@ all: $(VENV)/.built
 help:
 	@echo "make bench     build, then run benchmarks/jobs/quick.fio on an emulated controller (about 20 s)"
 	@echo "make test      build, then run the tests"
-	@echo "make lint      ruff, cython-lint, mypy --strict, stubtest, import layers, prose, lengths of files"
+	@echo "make lint      ruff, clang-format, cython-lint, mypy --strict, stubtest, import layers, prose, lengths of files"
 	@echo "make format    lays out code as make lint wants it"
 	@echo "make man       man pages and shell completion in build/share;  make wheel  a wheel with them in dist/"
 	@echo "make wheels    wheels for each Python of this machine, stripped, repaired by auditwheel and tried"
@@ -59,6 +59,7 @@ lint: $(VENV)/.built
 	$(BIN)/python tests/prose.py
 	$(BIN)/python tests/lengths.py
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(CYTHON_FILES)
 	$(BIN)/mypy
 	$(BIN)/stubtest --concise --allowlist tests/stubtest.txt --ignore-unused-allowlist $(patsubst %.pyi,nvme_async.native.%,$(notdir $(wildcard nvme_async/native/_*.pyi)))

@@ -46,7 +46,8 @@ static void *poller_main(void *arg)
 
 /* Commands per second at that depth. Resubmits all that was reaped at once, with one doorbell each
  * way. */
-static double run(struct fake_host *host, struct fh_queue *q, uint8_t *buffers, uint64_t blocks, unsigned depth, double duration)
+static double run(struct fake_host *host, struct fh_queue *q, uint8_t *buffers, uint64_t blocks, unsigned depth,
+                  double duration)
 {
     uint64_t done = 0, seed = 88172645463325252ull;
     unsigned free_slots = depth;

@@ -44,7 +44,7 @@ void crc32c_init(void);
 
 static inline uint32_t crc32c_software(uint32_t crc, const uint8_t *p, size_t n)
 {
-    const uint32_t(*t)[256] = (const uint32_t(*)[256])crc32c_tables.byte;
+    const uint32_t (*t)[256] = (const uint32_t (*)[256])crc32c_tables.byte;
     for (; n >= 8; n -= 8, p += 8) {
         uint32_t low, high;
         memcpy(&low, p, 4);
@@ -125,7 +125,8 @@ static inline uint32_t crc32c_skip(const uint32_t table[4][256], uint32_t crc)
 #define CRC32C_1(crc, value) __builtin_aarch64_crc32cb(crc, value)
 #endif
 
-CRC32C_TARGET static inline uint32_t crc32c_three(uint32_t crc, const uint8_t *p, size_t stream, const uint32_t skip[4][256])
+CRC32C_TARGET static inline uint32_t crc32c_three(uint32_t crc, const uint8_t *p, size_t stream,
+                                                  const uint32_t skip[4][256])
 {
     uint64_t a = crc, b = 0, c = 0, va, vb, vc;
     for (size_t i = 0; i < stream; i += 8) {

@@ -13,8 +13,12 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { HISTOGRAM_BITS = 6, HISTOGRAM_BUCKETS = 1 << HISTOGRAM_BITS, HISTOGRAM_GROUPS = 29,
-       HISTOGRAM_SIZE = HISTOGRAM_GROUPS * HISTOGRAM_BUCKETS };
+enum {
+    HISTOGRAM_BITS = 6,
+    HISTOGRAM_BUCKETS = 1 << HISTOGRAM_BITS,
+    HISTOGRAM_GROUPS = 29,
+    HISTOGRAM_SIZE = HISTOGRAM_GROUPS * HISTOGRAM_BUCKETS
+};
 
 struct histogram {
     uint64_t count, sum, min, max;
@@ -48,8 +52,8 @@ static inline uint64_t histogram_value(unsigned index)
     if (index < 2 * HISTOGRAM_BUCKETS)
         return index;
     shift = (index >> HISTOGRAM_BITS) - 1;
-    return ((uint64_t)HISTOGRAM_BUCKETS << shift) + ((uint64_t)(index % HISTOGRAM_BUCKETS) << shift)
-        + ((uint64_t)1 << shift >> 1);
+    return ((uint64_t)HISTOGRAM_BUCKETS << shift) + ((uint64_t)(index % HISTOGRAM_BUCKETS) << shift) +
+           ((uint64_t)1 << shift >> 1);
 }
 
 static inline void histogram_add_many(struct histogram *h, uint64_t value, uint64_t times)

@@ -30,37 +30,38 @@
 
 #else
 
-#define NVP_NOTE(name, arguments)                                                                                                  \
-    "990: nop\n"                                                                                                                   \
-    ".pushsection .note.stapsdt, \"?\", \"note\"\n"                                                                                \
-    ".balign 4\n"                                                                                                                  \
-    ".4byte 992f - 991f, 994f - 993f, 3\n"                                                                                         \
-    "991: .asciz \"stapsdt\"\n"                                                                                                    \
-    "992: .balign 4\n"                                                                                                             \
-    "993: .8byte 990b\n"                                                                                                           \
-    ".8byte _.stapsdt.base\n" /* by which a tool notices that the file was prelinked */                                            \
-    ".8byte 0\n"              /* no semaphore */                                                                                   \
-    ".asciz \"nvme_async\"\n"                                                                                                      \
-    ".asciz \"" #name "\"\n"                                                                                                       \
-    ".asciz \"" arguments "\"\n"                                                                                                   \
-    "994: .balign 4\n"                                                                                                             \
-    ".popsection\n"                                                                                                                \
-    ".ifndef _.stapsdt.base\n"                                                                                                     \
-    ".pushsection .stapsdt.base, \"aG\", \"progbits\", .stapsdt.base, comdat\n"                                                    \
-    ".weak _.stapsdt.base\n"                                                                                                       \
-    ".hidden _.stapsdt.base\n"                                                                                                     \
-    "_.stapsdt.base: .space 1\n"                                                                                                   \
-    ".size _.stapsdt.base, 1\n"                                                                                                    \
-    ".popsection\n"                                                                                                                \
+#define NVP_NOTE(name, arguments)                                                       \
+    "990: nop\n"                                                                        \
+    ".pushsection .note.stapsdt, \"?\", \"note\"\n"                                     \
+    ".balign 4\n"                                                                       \
+    ".4byte 992f - 991f, 994f - 993f, 3\n"                                              \
+    "991: .asciz \"stapsdt\"\n"                                                         \
+    "992: .balign 4\n"                                                                  \
+    "993: .8byte 990b\n"                                                                \
+    ".8byte _.stapsdt.base\n" /* by which a tool notices that the file was prelinked */ \
+    ".8byte 0\n"              /* no semaphore */                                        \
+    ".asciz \"nvme_async\"\n"                                                           \
+    ".asciz \"" #name "\"\n"                                                            \
+    ".asciz \"" arguments "\"\n"                                                        \
+    "994: .balign 4\n"                                                                  \
+    ".popsection\n"                                                                     \
+    ".ifndef _.stapsdt.base\n"                                                          \
+    ".pushsection .stapsdt.base, \"aG\", \"progbits\", .stapsdt.base, comdat\n"         \
+    ".weak _.stapsdt.base\n"                                                            \
+    ".hidden _.stapsdt.base\n"                                                          \
+    "_.stapsdt.base: .space 1\n"                                                        \
+    ".size _.stapsdt.base, 1\n"                                                         \
+    ".popsection\n"                                                                     \
     ".endif\n"
 
 #define NVP_ARGUMENT(x) "n"(sizeof(x)), "nor"(x)
 #define NVP_PROBE1(name, a) __asm__ volatile(NVP_NOTE(name, "%c0@%1")::NVP_ARGUMENT(a))
 #define NVP_PROBE2(name, a, b) __asm__ volatile(NVP_NOTE(name, "%c0@%1 %c2@%3")::NVP_ARGUMENT(a), NVP_ARGUMENT(b))
-#define NVP_PROBE3(name, a, b, c)                                                                                                  \
+#define NVP_PROBE3(name, a, b, c) \
     __asm__ volatile(NVP_NOTE(name, "%c0@%1 %c2@%3 %c4@%5")::NVP_ARGUMENT(a), NVP_ARGUMENT(b), NVP_ARGUMENT(c))
-#define NVP_PROBE4(name, a, b, c, d)                                                                                               \
-    __asm__ volatile(NVP_NOTE(name, "%c0@%1 %c2@%3 %c4@%5 %c6@%7")::NVP_ARGUMENT(a), NVP_ARGUMENT(b), NVP_ARGUMENT(c), NVP_ARGUMENT(d))
+#define NVP_PROBE4(name, a, b, c, d)                                                                                   \
+    __asm__ volatile(NVP_NOTE(name, "%c0@%1 %c2@%3 %c4@%5 %c6@%7")::NVP_ARGUMENT(a), NVP_ARGUMENT(b), NVP_ARGUMENT(c), \
+                     NVP_ARGUMENT(d))
 
 #endif
 

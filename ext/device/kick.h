@@ -33,8 +33,10 @@ static enum kick_way kick_way;
 
 static inline long kick_submit(int fd)
 {
-    struct iocb request = {
-        .aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = (uint32_t)fd, .aio_flags = IOCB_FLAG_RESFD, .aio_resfd = (uint32_t)fd};
+    struct iocb request = {.aio_lio_opcode = IOCB_CMD_PREAD,
+                           .aio_fildes = (uint32_t)fd,
+                           .aio_flags = IOCB_FLAG_RESFD,
+                           .aio_resfd = (uint32_t)fd};
     struct iocb *list[] = {&request};
 
     return syscall(SYS_io_submit, kick_context, 1, list);

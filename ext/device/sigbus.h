@@ -29,7 +29,8 @@ struct sigbus_window {
 #define SIGBUS_WINDOWS 512
 static struct sigbus_window *sigbus_windows[SIGBUS_WINDOWS];
 static struct sigaction sigbus_previous; /* what was installed when this one was put in front the last time */
-static struct sigaction sigbus_first;    /* and when it was put there for the first time: that one knows nothing of this one */
+static struct sigaction
+    sigbus_first;    /* and when it was put there for the first time: that one knows nothing of this one */
 static __thread int sigbus_passing_on __attribute__((tls_model("initial-exec")));
 
 static bool sigbus_replace(uintptr_t address)

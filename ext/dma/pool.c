@@ -76,17 +76,19 @@ static bool check_header(const struct pool_header *header, uint64_t nbytes, char
     if (header->nbytes != nbytes)
         return fail(error, "pool says it has %" PRIu64 " bytes, its memory has %" PRIu64, header->nbytes, nbytes);
     if (header->page_size != POOL_PAGE_SIZE || header->slot_bytes != SLOT_BYTES)
-        return fail(error, "pool has pages of %u and slots of %u bytes, not %u and %zu", header->page_size, header->slot_bytes,
-                    POOL_PAGE_SIZE, SLOT_BYTES);
+        return fail(error, "pool has pages of %u and slots of %u bytes, not %u and %zu", header->page_size,
+                    header->slot_bytes, POOL_PAGE_SIZE, SLOT_BYTES);
     if (pages == 0 || header->data_pages != pages || header->table_offset != POOL_PAGE_SIZE ||
         header->data_offset != (1 + table_pages(pages)) * POOL_PAGE_SIZE)
-        return fail(error, "pool header places the table at %#" PRIx64 " and %" PRIu64 " data pages at %#" PRIx64
+        return fail(error,
+                    "pool header places the table at %#" PRIx64 " and %" PRIu64 " data pages at %#" PRIx64
                     ", which isn't how %" PRIu64 " bytes are laid out",
                     header->table_offset, header->data_pages, header->data_offset, nbytes);
     if (header->iova % POOL_PAGE_SIZE || header->iova > UINT64_MAX - nbytes)
         return fail(error, "pool IOVA %#" PRIx64 " is misaligned or wraps around", header->iova);
     if (header->high_water > pages)
-        return fail(error, "pool high-water mark %" PRIu64 " is beyond its %" PRIu64 " data pages", header->high_water, pages);
+        return fail(error, "pool high-water mark %" PRIu64 " is beyond its %" PRIu64 " data pages", header->high_water,
+                    pages);
     if (memchr(header->name, 0, sizeof header->name) == NULL)
         return fail(error, "pool name has no end");
     return true;
@@ -183,8 +185,13 @@ static uint32_t slot_sum(const struct pool_slot *slot)
 {
     uint32_t last;
     memcpy(&last, slot->owner + 24, sizeof last);
-    const uint64_t words[] = {slot->offset,           slot->nbytes,       slot->tag, word_of(slot->owner), word_of(slot->owner + 8),
-                              word_of(slot->owner + 16), (uint64_t)slot->flags << 32 | last};
+    const uint64_t words[] = {slot->offset,
+                              slot->nbytes,
+                              slot->tag,
+                              word_of(slot->owner),
+                              word_of(slot->owner + 8),
+                              word_of(slot->owner + 16),
+                              (uint64_t)slot->flags << 32 | last};
     uint64_t sum = 0;
 
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
@@ -218,7 +225,8 @@ bool pool_verify(const struct pool *pool, char error[256])
 
         if (word.part.state == POOL_FREE) {
             if (word.part.flags != POOL_FREED && (word.part.flags || slot->offset))
-                return fail(error, "slot %" PRIu64 " is free, but has the flags %#x of one in use", page, word.part.flags);
+                return fail(error, "slot %" PRIu64 " is free, but has the flags %#x of one in use", page,
+                            word.part.flags);
         } else if (has_sum(slot) && slot_sum(slot) != stored_sum(slot)) {
             return fail(error, "slot %" PRIu64 " differs from its checksum", page);
         }
@@ -254,7 +262,8 @@ static bool read_table(struct pool *pool, char error[256])
         if (!check_slot(pool, page, error))
             return false;
         if (page < end)
-            return fail(error, "slot %" PRIu64 " overlaps the allocation before it, which ends at page %" PRIu64, page, end);
+            return fail(error, "slot %" PRIu64 " overlaps the allocation before it, which ends at page %" PRIu64, page,
+                        end);
         if (!append_free(pool, end, page - end))
             return fail(error, "out of memory");
         end = page + pool_pages(pool->slots[page].nbytes);

@@ -54,9 +54,11 @@ enum pool_state {
     POOL_LEAKED = 3, /* not claimed at a restore; a controller might still write to it, so its pages aren't reused */
 };
 
-#define POOL_FLAG_PERSISTENT 1u /* outlives the Python object that stands for it; only an explicit free returns its pages */
+#define POOL_FLAG_PERSISTENT \
+    1u /* outlives the Python object that stands for it; only an explicit free returns its pages */
 #define POOL_FLAGS_KNOWN POOL_FLAG_PERSISTENT
-#define POOL_FREED 0x45455246u /* "FREE": flags of a slot that was freed, or is being filled. A slot never used is zero */
+#define POOL_FREED \
+    0x45455246u /* "FREE": flags of a slot that was freed, or is being filled. A slot never used is zero */
 /* An owner so long leaves no room for the slot's checksum. */
 #define POOL_SUMMED_TEXT_BYTES 28
 
@@ -71,7 +73,8 @@ struct pool_header {
     uint64_t data_pages;
     uint32_t slot_bytes;
     uint32_t reserved;
-    uint64_t high_water; /* no slot at or above this index was ever published: a bound for readers, not a count. Only grows */
+    uint64_t
+        high_water; /* no slot at or above this index was ever published: a bound for readers, not a count. Only grows */
     uint8_t id[POOL_ID_BYTES]; /* random: identifies this pool */
     char name[POOL_TEXT_BYTES];
     uint64_t high_water_check; /* pool_high_water_check(high_water) */
@@ -80,9 +83,10 @@ struct pool_header {
 struct pool_slot {
     uint32_t state; /* enum pool_state */
     uint32_t flags;
-    uint64_t offset; /* of the allocation from the pool's beginning: data_offset + index * page_size; redundant, checked by readers */
+    uint64_t
+        offset; /* of the allocation from the pool's beginning: data_offset + index * page_size; redundant, checked by readers */
     uint64_t nbytes; /* as asked for; it owns this many bytes rounded up to pages */
-    uint64_t tag;    /* the owner's own */
+    uint64_t tag; /* the owner's own */
     char owner[POOL_TEXT_BYTES]; /* of the last four bytes a checksum, if it is shorter than POOL_SUMMED_TEXT_BYTES */
 };
 
@@ -91,17 +95,22 @@ static_assert(offsetof(struct pool_slot, state) == 0 && offsetof(struct pool_slo
 static_assert(offsetof(struct pool_slot, offset) == 8 && offsetof(struct pool_slot, nbytes) == 16, "slot layout");
 static_assert(offsetof(struct pool_slot, tag) == 24 && offsetof(struct pool_slot, owner) == 32, "slot layout");
 static_assert(sizeof(struct pool_header) == 128, "header layout");
-static_assert(offsetof(struct pool_header, version) == 8 && offsetof(struct pool_header, page_size) == 12, "header layout");
+static_assert(offsetof(struct pool_header, version) == 8 && offsetof(struct pool_header, page_size) == 12,
+              "header layout");
 static_assert(offsetof(struct pool_header, nbytes) == 16 && offsetof(struct pool_header, iova) == 24, "header layout");
-static_assert(offsetof(struct pool_header, table_offset) == 32 && offsetof(struct pool_header, data_offset) == 40, "header layout");
-static_assert(offsetof(struct pool_header, data_pages) == 48 && offsetof(struct pool_header, slot_bytes) == 56, "header layout");
-static_assert(offsetof(struct pool_header, high_water) == 64 && offsetof(struct pool_header, id) == 72, "header layout");
-static_assert(offsetof(struct pool_header, name) == 88 && offsetof(struct pool_header, high_water_check) == 120, "header layout");
+static_assert(offsetof(struct pool_header, table_offset) == 32 && offsetof(struct pool_header, data_offset) == 40,
+              "header layout");
+static_assert(offsetof(struct pool_header, data_pages) == 48 && offsetof(struct pool_header, slot_bytes) == 56,
+              "header layout");
+static_assert(offsetof(struct pool_header, high_water) == 64 && offsetof(struct pool_header, id) == 72,
+              "header layout");
+static_assert(offsetof(struct pool_header, name) == 88 && offsetof(struct pool_header, high_water_check) == 120,
+              "header layout");
 
 /* What this process knows of the allocation that begins at a data page. */
 enum pool_view {
-    POOL_VIEW_NONE = 0,    /* free; or live and persistent, its object gone: can be claimed */
-    POOL_VIEW_HELD = 1,    /* an object stands for it */
+    POOL_VIEW_NONE = 0, /* free; or live and persistent, its object gone: can be claimed */
+    POOL_VIEW_HELD = 1, /* an object stands for it */
     POOL_VIEW_PENDING = 2, /* found by pool_open(), not claimed yet */
 };
 

@@ -249,7 +249,8 @@ static void call_tcp(void *arg)
 
     if (endpoint->tcp != NULL)
         request->error = EBUSY;
-    else if ((endpoint->tcp = emu_tcp_new(endpoint, endpoint->server->ctrl, request->config, request->patience)) == NULL)
+    else if ((endpoint->tcp = emu_tcp_new(endpoint, endpoint->server->ctrl, request->config, request->patience)) ==
+             NULL)
         request->error = ENOMEM;
     for (unsigned i = 0; i < request->n; i++) {
         if (request->error != 0)
@@ -260,7 +261,8 @@ static void call_tcp(void *arg)
     emu_activate(endpoint);
 }
 
-int emu_endpoint_tcp(struct emu_endpoint *endpoint, const struct emu_tcp_config *config, uint64_t patience_ns, const int *fds, unsigned n)
+int emu_endpoint_tcp(struct emu_endpoint *endpoint, const struct emu_tcp_config *config, uint64_t patience_ns,
+                     const int *fds, unsigned n)
 {
     struct tcp_request request = {.endpoint = endpoint, .config = config, .patience = patience_ns, .fds = fds, .n = n};
 

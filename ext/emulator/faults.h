@@ -18,13 +18,15 @@ enum emu_fault_queue { EMU_FAULT_ANY_QUEUE, EMU_FAULT_ADMIN_QUEUE, EMU_FAULT_IO_
 /* What a rule does with a command; they combine where that has a meaning. With none the rule only
  * counts (verify / notify). */
 enum {
-    EMU_FAULT_DELAY = 1 << 0,      /* executed, data transfer included, delay_ns after the fetch; EMU_FOREVER: until released */
+    EMU_FAULT_DELAY = 1
+        << 0,      /* executed, data transfer included, delay_ns after the fetch; EMU_FOREVER: until released */
     EMU_FAULT_DELAY_POST = 1 << 1, /* executed at once, completion posted delay_ns later */
     EMU_FAULT_DROP = 1 << 2,       /* executed, completion never posted */
     EMU_FAULT_DISCARD = 1 << 3,    /* neither executed nor completed */
     EMU_FAULT_FAIL = 1 << 4,       /* not executed, completed with `status` */
     EMU_FAULT_SQE = 1 << 5,        /* bytes of `sqe` under `sqe_mask` replace the command's before anything else */
-    EMU_FAULT_CQE = 1 << 6,        /* bytes of `cqe` under `cqe_mask` replace the completion's (status without the phase bit) */
+    EMU_FAULT_CQE = 1
+        << 6,        /* bytes of `cqe` under `cqe_mask` replace the completion's (status without the phase bit) */
     EMU_FAULT_WRONG_PHASE = 1 << 7,
     EMU_FAULT_DUPLICATE = 1 << 8,      /* the completion is posted twice */
     EMU_FAULT_REORDER = 1 << 9,        /* posted after `distance` later completions of its CQ, or after delay_ns */
@@ -108,8 +110,8 @@ int emu_ns_add(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_config 
 int emu_ns_remove(struct emu_ctrl *ctrl, uint32_t nsid, bool notice, uint64_t timeout_ns);
 int emu_ns_resize(struct emu_ctrl *ctrl, uint32_t nsid, uint64_t nbytes, bool notice, uint64_t timeout_ns);
 /* Other names: 16 bytes of NGUID, 8 of EUI-64, 16 of UUID; NULL: as it is, zeroes: none. */
-int emu_ns_identity(struct emu_ctrl *ctrl, uint32_t nsid, const uint8_t *nguid, const uint8_t *eui64, const uint8_t *uuid,
-                    bool notice, uint64_t timeout_ns);
+int emu_ns_identity(struct emu_ctrl *ctrl, uint32_t nsid, const uint8_t *nguid, const uint8_t *eui64,
+                    const uint8_t *uuid, bool notice, uint64_t timeout_ns);
 
 /* A range of the client's memory. */
 struct emu_dma_range {

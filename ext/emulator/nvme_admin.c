@@ -9,7 +9,8 @@ static uint32_t queue_size(const struct emu_ctrl *ctrl, const struct nvme_sqe *s
     return qsize && qsize <= faults_mqes(ctrl) ? qsize + 1 : 0;
 }
 
-static uint16_t queue_memory(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t size, uint32_t entry, bool write)
+static uint16_t queue_memory(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t size, uint32_t entry,
+                             bool write)
 {
     if (!(sqe->cdw11 & 1)) /* PC: CAP.CQR says that queues must be contiguous */
         return SC_INVALID_FIELD;

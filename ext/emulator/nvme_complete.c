@@ -149,7 +149,8 @@ static void complete_slow(struct emu_ctrl *ctrl, struct sq *sq, const struct nvm
         cqe->status |= 1;
     if (effect->actions & (EMU_FAULT_DELAY_POST | EMU_FAULT_REORDER)) {
         bool reorder = effect->actions & EMU_FAULT_REORDER;
-        if (held_add(ctrl, sq, sqe, cqe, effect, 0, effect->delay_ns, reorder ? sq->cq->posted + effect->distance : UINT64_MAX))
+        if (held_add(ctrl, sq, sqe, cqe, effect, 0, effect->delay_ns,
+                     reorder ? sq->cq->posted + effect->distance : UINT64_MAX))
             return;
     }
     post_as(ctrl, sq, cqe, effect);

@@ -206,12 +206,13 @@ static void run_ns_identity(struct emu_ctrl *ctrl, struct mail *mail)
     ns_changed(ctrl, mail->nsid, mail->notice);
 }
 
-int emu_ns_identity(struct emu_ctrl *ctrl, uint32_t nsid, const uint8_t *nguid, const uint8_t *eui64, const uint8_t *uuid,
-                    bool notice, uint64_t timeout_ns)
+int emu_ns_identity(struct emu_ctrl *ctrl, uint32_t nsid, const uint8_t *nguid, const uint8_t *eui64,
+                    const uint8_t *uuid, bool notice, uint64_t timeout_ns)
 {
     if (nsid - 1 >= EMU_MAX_NAMESPACES)
         return -EINVAL;
-    struct mail mail = {.run = run_ns_identity, .nsid = nsid, .nguid = nguid, .eui64 = eui64, .uuid = uuid, .notice = notice};
+    struct mail mail = {
+        .run = run_ns_identity, .nsid = nsid, .nguid = nguid, .eui64 = eui64, .uuid = uuid, .notice = notice};
     return mail_send(ctrl, &mail, timeout_ns);
 }
 

@@ -28,7 +28,8 @@
 #define SQ_HELD_MAX 65536 /* commands of one SQ that may be held back; then it is not fetched from */
 #define MPS_MAX 4         /* CAP.MPSMAX: 64 KiB */
 #define N_WINDOWS 8
-#define MAX_SEGMENTS 67585 /* the largest transfer, 65536 blocks of 4 KiB with 128 bytes of metadata, at an odd offset */
+#define MAX_SEGMENTS \
+    67585 /* the largest transfer, 65536 blocks of 4 KiB with 128 bytes of metadata, at an odd offset */
 #define DOORBELL_PAGE 0x1000
 #define N_DOORBELLS (DOORBELL_PAGE / 4)
 
@@ -43,13 +44,13 @@ struct cq {
     unsigned n_sqs;
     uint64_t iova;
     uint64_t posted;                        /* entries ever posted: what a reorder fault counts */
-    uint32_t irq_tail, irq_head;            /* adaptive interrupts: tail at the last one, head when it was last compared */
+    uint32_t irq_tail, irq_head; /* adaptive interrupts: tail at the last one, head when it was last compared */
     struct waiting *waiting, **waiting_end; /* completions that found the queue full, oldest first */
 };
 
 struct sq {
     const struct nvme_sqe *ring; /* NULL as above */
-    volatile uint32_t *tail_db;  /* as in struct cq */
+    volatile uint32_t *tail_db; /* as in struct cq */
     uint32_t parked;
     uint32_t event; /* EventIdx as published */
     uint32_t head, tail, size;
@@ -81,12 +82,12 @@ struct effect {
  * deadline. */
 struct held {
     struct held *next, *prev;
-    uint64_t deadline;   /* CLOCK_MONOTONIC ns; UINT64_MAX: until released, aborted or reset */
+    uint64_t deadline; /* CLOCK_MONOTONIC ns; UINT64_MAX: until released, aborted or reset */
     uint64_t post_after; /* also when cq->posted gets here; UINT64_MAX: no */
     struct nvme_sqe sqe;
     struct sq *sq;
     bool executed;
-    uint16_t forced;     /* not executed: status to complete with instead, or 0 */
+    uint16_t forced; /* not executed: status to complete with instead, or 0 */
     struct nvme_cqe cqe; /* executed: what is to be posted */
     struct effect effect;
     unsigned n_ranges; /* the client's memory which it may still touch */
@@ -95,7 +96,7 @@ struct held {
 
 /* An interrupt that waits for more completions, or for the aggregation time (feature 08h). */
 struct held_irq {
-    uint32_t entries;  /* posted since the last one; 0 = none waits */
+    uint32_t entries; /* posted since the last one; 0 = none waits */
     uint64_t deadline; /* CLOCK_MONOTONIC ns */
 };
 
@@ -180,18 +181,18 @@ struct op {
 struct ns {
     uint32_t nsid;
     uint8_t lbads;
-    uint8_t format;  /* index of the LBA format */
+    uint8_t format; /* index of the LBA format */
     uint8_t pif, sts;
-    uint8_t dps;     /* PIT 2:0, PIP 3 */
-    bool extended;   /* FLBAS bit 4 */
-    uint16_t ms;     /* metadata bytes of a block */
+    uint8_t dps; /* PIT 2:0, PIP 3 */
+    bool extended; /* FLBAS bit 4 */
+    uint16_t ms; /* metadata bytes of a block */
     uint64_t nblocks;
     uint64_t nbytes; /* of data, as asked for: the medium may be longer */
     uint32_t anagrpid;
     struct media media, meta; /* meta: ms bytes a block, only with ms */
-    char *path;      /* of a file medium */
+    char *path; /* of a file medium */
     struct zones *zones; /* of a zoned one */
-    struct kv *kv;       /* of a key value one */
+    struct kv *kv; /* of a key value one */
     bool formatting; /* a Format of it is under way */
     uint8_t nguid[16], eui64[8], uuid[16];
     uint64_t *bad; /* one bit a block: Write Uncorrectable; reserved address space, filled on demand */
@@ -222,11 +223,11 @@ struct emu_ctrl {
     uint32_t cc, csts, intms, aqa;
     uint64_t asq, acq;
     uint64_t enable_due, disable_due; /* when RDY follows EN (a fault); UINT64_MAX = nothing is due */
-    bool running;                     /* commands are fetched */
-    bool removed;                     /* a fault: surprise removal */
-    uint32_t page_size;               /* by CC.MPS, valid while enabled */
-    uint32_t generation;              /* of controller level resets */
-    uint64_t mdts_nbytes;             /* UINT64_MAX: no limit */
+    bool running; /* commands are fetched */
+    bool removed; /* a fault: surprise removal */
+    uint32_t page_size; /* by CC.MPS, valid while enabled */
+    uint32_t generation; /* of controller level resets */
+    uint64_t mdts_nbytes; /* UINT64_MAX: no limit */
 
     /* Queues */
     volatile uint32_t *doorbells; /* the shared page */
@@ -235,11 +236,11 @@ struct emu_ctrl {
     struct cq cqs[N_QUEUES];
     struct sq *active[N_QUEUES]; /* the I/O SQs that exist */
     unsigned n_active;
-    unsigned n_waiting;   /* completions in cq->waiting lists */
-    uint64_t irq[2];      /* vectors to raise */
+    unsigned n_waiting; /* completions in cq->waiting lists */
+    uint64_t irq[2]; /* vectors to raise */
     uint64_t irq_lost[2]; /* a fault: not to be raised with the others */
-    uint64_t moved;       /* bytes of data since interrupts were raised last */
-    bool irq_moderated;   /* some completions raise no interrupt at once (nvme_irq.c) */
+    uint64_t moved; /* bytes of data since interrupts were raised last */
+    bool irq_moderated; /* some completions raise no interrupt at once (nvme_irq.c) */
     uint64_t irq_compare_at; /* adaptive: when the CQ heads are compared next */
     unsigned n_held_irqs; /* vectors that hold one back */
     struct held_irq held_irqs[EMU_MAX_VECTORS];
@@ -248,7 +249,7 @@ struct emu_ctrl {
     struct emu_window windows[N_WINDOWS];
     unsigned next_window;
     struct iovec *iov; /* MAX_SEGMENTS; the command being executed */
-    uint8_t *bounce;   /* BOUNCE_SIZE, for media that are no memory, and for blocks with metadata */
+    uint8_t *bounce; /* BOUNCE_SIZE, for media that are no memory, and for blocks with metadata */
     uint8_t *bounce_meta; /* the metadata of BOUNCE_SIZE of data */
 
     /* Doorbell Buffer Config */
@@ -264,14 +265,14 @@ struct emu_ctrl {
     unsigned n_aer;
     struct event events[32];
     unsigned n_events;
-    uint32_t events_masked;      /* by type */
+    uint32_t events_masked; /* by type */
     const struct effect *effect; /* of the command being executed, or NULL */
 
     /* Operations that take their time; a Controller Level Reset does not end them, only the command
      * that waits is forgotten. */
     struct op ops[N_OPS];
     struct nvme_sqe format_sqe; /* the Format under way */
-    bool format_waits;          /* its command has not been completed */
+    bool format_waits; /* its command has not been completed */
 
     struct extras extras;
 
@@ -284,23 +285,23 @@ struct emu_ctrl {
     bool hostid_extended;
     uint64_t timestamp, timestamp_at; /* ms as set, CLOCK_MONOTONIC ns of the setting */
     uint8_t timestamp_origin;
-    bool queues_set;      /* Number of Queues can be set once between resets: before the first queue */
+    bool queues_set; /* Number of Queues can be set once between resets: before the first queue */
     uint16_t temperature; /* K */
     uint64_t keep_alive_at;
 
     /* Namespaces */
     struct ns *namespaces[EMU_MAX_NAMESPACES]; /* by nsid - 1; NULL = inactive */
-    struct ns *detached[EMU_MAX_NAMESPACES];   /* allocated and not attached */
+    struct ns *detached[EMU_MAX_NAMESPACES]; /* allocated and not attached */
     uint32_t incarnations[EMU_MAX_NAMESPACES];
     uint32_t changed; /* bit nsid - 1: Changed Namespace List */
-    bool has_cache;   /* some medium has a volatile write cache */
+    bool has_cache; /* some medium has a volatile write cache */
 
     /* Log pages */
     struct error_entry errors[ERROR_LOG_ENTRIES];
     uint64_t n_errors;
-    uint16_t error_location;              /* of the command being executed */
-    uint32_t result_high;                 /* dword 1 of its completion */
-    bool error_at_lba;                    /* it failed at error_lba, not at its first block */
+    uint16_t error_location; /* of the command being executed */
+    uint32_t result_high; /* dword 1 of its completion */
+    bool error_at_lba; /* it failed at error_lba, not at its first block */
     uint64_t error_lba;
     uint64_t blocks_read, blocks_written; /* in 512 B units */
     uint64_t media_errors, unsafe_shutdowns, power_on_at;
@@ -315,7 +316,7 @@ struct emu_ctrl {
 
 #define BOUNCE_SIZE 65536u
 #define BOUNCE_META (BOUNCE_SIZE / 512 * EMU_MAX_METADATA)
-#define VSL 10         /* Verify Size Limit: 4 MiB, as an exponent over 4 KiB; what a Verify may keep the reactor */
+#define VSL 10 /* Verify Size Limit: 4 MiB, as an exponent over 4 KiB; what a Verify may keep the reactor */
 #define COPY_MSRC 127u /* Copy: source ranges (0-based), blocks in one, blocks in all */
 #define COPY_MSSRL 4096u
 #define COPY_MCL 16384u
@@ -368,7 +369,8 @@ uint64_t irq_deadline(const struct emu_ctrl *ctrl);
 void irq_tell(struct emu_ctrl *ctrl);
 void irq_reset(struct emu_ctrl *ctrl);
 
-void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced, const struct effect *effect);
+void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced,
+                const struct effect *effect);
 
 /* nvme_prp.c */
 void *dma_at(struct emu_ctrl *ctrl, uint64_t iova, uint64_t nbytes, bool write);
@@ -441,7 +443,8 @@ int media_resize(struct media *media, uint64_t nbytes);
 uint16_t media_read(struct media *media, uint64_t offset, struct iovec *iov, unsigned n);
 uint16_t media_write(struct media *media, uint64_t offset, struct iovec *iov, unsigned n);
 uint16_t media_zero(struct media *media, uint64_t offset, uint64_t nbytes, bool deallocate);
-uint16_t media_compare(struct emu_ctrl *ctrl, struct media *media, uint64_t offset, const struct iovec *iov, unsigned n);
+uint16_t media_compare(struct emu_ctrl *ctrl, struct media *media, uint64_t offset, const struct iovec *iov,
+                       unsigned n);
 uint16_t media_verify(struct emu_ctrl *ctrl, struct media *media, uint64_t offset, uint64_t nbytes);
 uint16_t media_move(struct emu_ctrl *ctrl, struct media *media, uint64_t from, uint64_t to, uint64_t nbytes);
 
@@ -471,7 +474,8 @@ void faults_destroy(struct emu_ctrl *ctrl);
 #define FAULTS_TRACE 2u
 /* Applies the first matching rule. True: the command has been dealt with. Else *sqe may have been
  * changed and *effect filled. */
-bool faults_intercept(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe, struct effect *effect, uint16_t *forced);
+bool faults_intercept(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe, struct effect *effect,
+                      uint16_t *forced);
 void faults_trace(struct emu_ctrl *ctrl, uint16_t doorbell, uint32_t old, uint32_t new);
 uint32_t faults_mqes(const struct emu_ctrl *ctrl);
 uint64_t faults_ready_delay(const struct emu_ctrl *ctrl);

@@ -23,7 +23,8 @@ static inline void *dma(struct emu_ctrl *ctrl, uint64_t iova, uint64_t nbytes, b
 
 /* The data of a command as ctrl->iov[0..*n): PRP Entry layout of Base 2.0, 4.1.1. One page and two
  * pages are done here. */
-static inline uint16_t prp_map(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes, bool to_host, unsigned *n)
+static inline uint16_t prp_map(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes, bool to_host,
+                               unsigned *n)
 {
     uint64_t in_page = ctrl->page_size - (sqe->prp1 & page_mask(ctrl));
     if (UNLIKELY(sqe->prp1 & 3))

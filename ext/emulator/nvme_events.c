@@ -10,7 +10,8 @@ static bool wanted(const struct emu_ctrl *ctrl, uint8_t type, uint8_t info)
     if (type == EVENT_SMART)
         return config & (info == SMART_TEMPERATURE ? 1u << 1 : 1u << 0);
     if (type == EVENT_NOTICE)
-        return info == NOTICE_ZONES ? config & 1u << 27 : config & 1u << (8 + info); /* bit 8 is the first of the notices, in their order */
+        return info == NOTICE_ZONES ? config & 1u << 27
+                                    : config & 1u << (8 + info); /* bit 8 is the first of the notices, in their order */
     return true;
 }
 

@@ -71,7 +71,8 @@ uint16_t extras_forbid(const struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, 
     case ADMIN_LBA_STATUS:
         return status;
     case ADMIN_GET_LOG_PAGE:
-        return lid == LOG_PERSISTENT || lid == LOG_TELEMETRY_HOST || lid == LOG_TELEMETRY_CONTROLLER ? status : SC_SUCCESS;
+        return lid == LOG_PERSISTENT || lid == LOG_TELEMETRY_HOST || lid == LOG_TELEMETRY_CONTROLLER ? status
+                                                                                                     : SC_SUCCESS;
     default:
         return SC_SUCCESS;
     }
@@ -153,8 +154,9 @@ void extras_effects(const struct emu_ctrl *ctrl, uint8_t *p)
 uint32_t extras_events(const struct emu_ctrl *ctrl)
 {
     const struct emu_extras *extras = &ctrl->config.extras;
-    return (extras->firmware_slots ? 1u << 9 : 0) | (extras->telemetry ? 1u << 10 : 0) | (extras->ana_groups ? 1u << 11 : 0) |
-           (extras->lba_status ? 1u << 13 : 0) | (extras->endurance ? 1u << 14 : 0) | (extras->zoned ? 1u << 27 : 0);
+    return (extras->firmware_slots ? 1u << 9 : 0) | (extras->telemetry ? 1u << 10 : 0) |
+           (extras->ana_groups ? 1u << 11 : 0) | (extras->lba_status ? 1u << 13 : 0) |
+           (extras->endurance ? 1u << 14 : 0) | (extras->zoned ? 1u << 27 : 0);
 }
 
 void extras_identify(const struct emu_ctrl *ctrl, uint8_t *p)
@@ -183,7 +185,8 @@ void extras_identify(const struct emu_ctrl *ctrl, uint8_t *p)
         p[318] = 1;                                                               /* DSTO: one at a time */
     }
     if (extras->sanitize)
-        put32(p, 328, 1u << 30 | 7); /* SANICAP: nothing else changes media afterwards; crypto, block erase, overwrite */
+        put32(p, 328,
+              1u << 30 | 7); /* SANICAP: nothing else changes media afterwards; crypto, block erase, overwrite */
     if (extras->ana_groups) {
         p[76] |= 1u << 3;   /* CMIC: ANA */
         p[342] = 10;        /* ANATT, seconds */

@@ -27,7 +27,8 @@ struct emu_ctrl *emu_ctrl_new_sibling(struct emu_ctrl *first, const struct emu_h
 
 void emu_ctrl_share(struct emu_ctrl *ctrl, struct emu_ctrl *first, bool notice)
 {
-    atomic_store_explicit(&ctrl->faults_armed, atomic_load_explicit(&first->faults_armed, memory_order_relaxed) & FAULTS_RULES,
+    atomic_store_explicit(&ctrl->faults_armed,
+                          atomic_load_explicit(&first->faults_armed, memory_order_relaxed) & FAULTS_RULES,
                           memory_order_relaxed);
     ctrl->has_cache = first->has_cache;
     if (!memcmp(ctrl->namespaces, first->namespaces, sizeof(ctrl->namespaces)))

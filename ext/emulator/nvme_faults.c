@@ -82,8 +82,9 @@ int emu_fault_add(struct emu_ctrl *ctrl, const struct emu_fault *fault)
 {
     struct faults *faults = ctrl->faults;
     bool payload = fault->actions & EMU_FAULT_PAYLOAD;
-    if ((payload && (!fault->payload || fault->payload_len > EMU_PAYLOAD_MAX)) || fault->actions >= EMU_FAULT_REMOVE << 1 ||
-        (unsigned)fault->queue > EMU_FAULT_IO_QUEUES || fault->status & 0x8000)
+    if ((payload && (!fault->payload || fault->payload_len > EMU_PAYLOAD_MAX)) ||
+        fault->actions >= EMU_FAULT_REMOVE << 1 || (unsigned)fault->queue > EMU_FAULT_IO_QUEUES ||
+        fault->status & 0x8000)
         return -EINVAL;
     uint8_t *copy = NULL;
     if (payload) {
@@ -202,9 +203,9 @@ static struct rule *choose(struct faults *faults, const struct sq *sq, const uin
 static void fill_effect(struct faults *faults, const struct rule *rule, struct effect *effect)
 {
     const struct emu_fault *fault = &rule->fault;
-    effect->actions =
-        fault->actions & (EMU_FAULT_DELAY_POST | EMU_FAULT_DROP | EMU_FAULT_CQE | EMU_FAULT_WRONG_PHASE | EMU_FAULT_DUPLICATE |
-                          EMU_FAULT_REORDER | EMU_FAULT_PAYLOAD | EMU_FAULT_LOSE_INTERRUPT | EMU_FAULT_SPURIOUS_INTERRUPT);
+    effect->actions = fault->actions & (EMU_FAULT_DELAY_POST | EMU_FAULT_DROP | EMU_FAULT_CQE | EMU_FAULT_WRONG_PHASE |
+                                        EMU_FAULT_DUPLICATE | EMU_FAULT_REORDER | EMU_FAULT_PAYLOAD |
+                                        EMU_FAULT_LOSE_INTERRUPT | EMU_FAULT_SPURIOUS_INTERRUPT);
     memcpy(&effect->cqe, fault->cqe, sizeof(effect->cqe));
     memcpy(&effect->cqe_mask, fault->cqe_mask, sizeof(effect->cqe_mask));
     /* The status word as a caller gives it has no phase bit; ours has, at the bottom. */
@@ -219,7 +220,8 @@ static void fill_effect(struct faults *faults, const struct rule *rule, struct e
     }
 }
 
-bool faults_intercept(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe, struct effect *effect, uint16_t *forced)
+bool faults_intercept(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe, struct effect *effect,
+                      uint16_t *forced)
 {
     struct faults *faults = ctrl->faults;
     pthread_mutex_lock(&faults->lock);
@@ -229,7 +231,8 @@ bool faults_intercept(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe
     if (rule) {
         uint8_t *bytes = (uint8_t *)sqe;
         for (unsigned i = 0; i < 64 && actions & EMU_FAULT_SQE; i++)
-            bytes[i] = (uint8_t)((bytes[i] & ~rule->fault.sqe_mask[i]) | (rule->fault.sqe[i] & rule->fault.sqe_mask[i]));
+            bytes[i] =
+                (uint8_t)((bytes[i] & ~rule->fault.sqe_mask[i]) | (rule->fault.sqe[i] & rule->fault.sqe_mask[i]));
         fill_effect(faults, rule, effect);
         if (actions & EMU_FAULT_FAIL)
             *forced = rule->fault.status;

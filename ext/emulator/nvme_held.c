@@ -168,7 +168,8 @@ unsigned held_run(struct emu_ctrl *ctrl, uint64_t now)
 }
 
 /* Those that have not been executed, and are not only to be failed. */
-void held_each_waiting(struct emu_ctrl *ctrl, void (*each)(struct emu_ctrl *, const struct nvme_sqe *, void *), void *arg)
+void held_each_waiting(struct emu_ctrl *ctrl, void (*each)(struct emu_ctrl *, const struct nvme_sqe *, void *),
+                       void *arg)
 {
     for (struct held *held = ctrl->held.next; held != &ctrl->held; held = held->next)
         if (held->sq->qid && !held->executed && !held->forced)

@@ -18,8 +18,8 @@ static void put_nqn(const struct emu_ctrl *ctrl, uint8_t *at)
     uint8_t u[16];
     uuid_of(ctrl, key, u);
     snprintf((char *)at, 256,
-             "nqn.2014-08.org.nvmexpress:uuid:%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1],
-             u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+             "nqn.2014-08.org.nvmexpress:uuid:%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
+             u[0], u[1], u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
 }
 
 static bool extended_formats(const struct emu_config *config)
@@ -48,7 +48,8 @@ static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
     p[258] = 3;                                             /* ACL, 0-based */
     p[259] = AERL;
     p[260] = 1u << 1 | 1u;                /* FRMW: one slot, read-only */
-    p[261] = (config->no_effects ? 0 : 1u << 1) | 1u << 2 | 1u << 5; /* LPA: effects, extended offsets, pages 00h, 12h and 13h */
+    p[261] = (config->no_effects ? 0 : 1u << 1) | 1u << 2 |
+             1u << 5; /* LPA: effects, extended offsets, pages 00h, 12h and 13h */
     p[262] = ERROR_LOG_ENTRIES - 1;       /* ELPE */
     put16(p, 266, 343);                   /* WCTEMP */
     put16(p, 268, 353);                   /* CCTEMP */
@@ -61,11 +62,11 @@ static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
     put16(p, 520, 0x1ff);
     p[524] = 0;                                   /* FNA: each namespace by itself, no cryptographic erase */
     p[525] = (uint8_t)(3 << 1 | ctrl->has_cache); /* VWC: Flush of all namespaces is supported */
-    put16(p, 526, 0xffff);                        /* AWUN: commands run one at a time, so any size is atomic to others */
-    put16(p, 528, 0);                             /* AWUPF */
-    put16(p, 534, 1u << 0);                       /* OCFS: Copy descriptor format 0 */
-    put32(p, 536, 0);                             /* SGLS: none */
-    put32(p, 540, EMU_MAX_NAMESPACES);            /* MNAN */
+    put16(p, 526, 0xffff); /* AWUN: commands run one at a time, so any size is atomic to others */
+    put16(p, 528, 0); /* AWUPF */
+    put16(p, 534, 1u << 0); /* OCFS: Copy descriptor format 0 */
+    put32(p, 536, 0); /* SGLS: none */
+    put32(p, 540, EMU_MAX_NAMESPACES); /* MNAN */
     put_nqn(ctrl, p + 768);
     extras_identify(ctrl, p);
     put16(p, 2048, 2500); /* PSD0.MP: 25 W */
@@ -87,10 +88,10 @@ static void identify_formats(const struct emu_config *config, uint8_t *p)
 
 static void identify_namespace(const struct emu_ctrl *ctrl, const struct ns *ns, uint8_t *p)
 {
-    put64(p, 0, ns->nblocks);  /* NSZE */
-    put64(p, 8, ns->nblocks);  /* NCAP */
+    put64(p, 0, ns->nblocks); /* NSZE */
+    put64(p, 8, ns->nblocks); /* NCAP */
     put64(p, 16, ns->nblocks); /* NUSE */
-    p[24] = 0;                 /* NSFEAT: no thin provisioning, no preferred sizes */
+    p[24] = 0; /* NSFEAT: no thin provisioning, no preferred sizes */
     identify_formats(&ctrl->config, p);
     p[26] = (uint8_t)(ns->format | (ns->extended ? 1u << 4 : 0)); /* FLBAS */
     p[29] = ns->dps;
@@ -213,7 +214,8 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     case 0x07:
     case 0x1a:
     case 0x1b:
-        if (csi != CSI_NVM && !(csi == CSI_ZNS && ctrl->config.extras.zoned) && !(csi == CSI_KV && ctrl->config.extras.key_value))
+        if (csi != CSI_NVM && !(csi == CSI_ZNS && ctrl->config.extras.zoned) &&
+            !(csi == CSI_KV && ctrl->config.extras.key_value))
             return SC_INVALID_FIELD;
     }
     switch (cns) {
@@ -273,8 +275,9 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
     case 0x1c: /* I/O Command Set combinations: one */
         if (cntid != 0 && cntid != 0xffff)
             return SC_INVALID_FIELD;
-        put64(p, 0, 1u << CSI_NVM | (ctrl->config.extras.zoned ? 1u << CSI_ZNS : 0) |
-                        (ctrl->config.extras.key_value ? 1u << CSI_KV : 0));
+        put64(p, 0,
+              1u << CSI_NVM | (ctrl->config.extras.zoned ? 1u << CSI_ZNS : 0) |
+                  (ctrl->config.extras.key_value ? 1u << CSI_KV : 0));
         return SC_SUCCESS;
     default:
         return SC_INVALID_FIELD;

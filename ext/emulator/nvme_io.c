@@ -16,8 +16,8 @@ struct extent {
 };
 
 /* What every command with SLBA and NLB has to pass. */
-static inline uint16_t extent_check(struct emu_ctrl *ctrl, const struct ns *ns, const struct nvme_sqe *sqe, uint64_t limit,
-                                    struct extent *e)
+static inline uint16_t extent_check(struct emu_ctrl *ctrl, const struct ns *ns, const struct nvme_sqe *sqe,
+                                    uint64_t limit, struct extent *e)
 {
     e->lba = sqe->cdw10 | (uint64_t)sqe->cdw11 << 32;
     e->blocks = (sqe->cdw12 & 0xffff) + 1;
@@ -103,7 +103,8 @@ static uint16_t io_read(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, con
         return status;
     if (UNLIKELY(ns->n_bad && bad_overlaps(ns, e.lba, e.blocks)))
         return media_failed(ctrl, SC_READ_ERROR);
-    status = UNLIKELY(ns->ms) ? meta_execute(ctrl, ns, sqe, e.lba, e.blocks) : media_read(&ns->media, e.offset, ctrl->iov, n);
+    status = UNLIKELY(ns->ms) ? meta_execute(ctrl, ns, sqe, e.lba, e.blocks)
+                              : media_read(&ns->media, e.offset, ctrl->iov, n);
     if (forges(ctrl) && !status)
         status = forge_read(ctrl, sqe, e.nbytes);
     if (UNLIKELY(status))
@@ -117,7 +118,8 @@ static uint16_t io_read(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, con
     return UNLIKELY(sqe->cdw12 & CDW12_FUA) ? durable(ctrl, ns, sq, sqe, e.offset, e.nbytes) : SC_SUCCESS;
 }
 
-static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe, uint32_t *result)
+static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe,
+                         uint32_t *result)
 {
     struct extent e;
     unsigned n;
@@ -143,7 +145,8 @@ static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, co
             ctrl->result_high = (uint32_t)(e.lba >> 32);
         }
     }
-    status = UNLIKELY(ns->ms) ? meta_execute(ctrl, ns, sqe, e.lba, e.blocks) : media_write(&ns->media, e.offset, ctrl->iov, n);
+    status = UNLIKELY(ns->ms) ? meta_execute(ctrl, ns, sqe, e.lba, e.blocks)
+                              : media_write(&ns->media, e.offset, ctrl->iov, n);
     if (forges(ctrl) && !status)
         status = forge_write(ctrl, ns, &e);
     if (UNLIKELY(status))
@@ -169,7 +172,8 @@ static uint16_t io_compare(struct emu_ctrl *ctrl, struct ns *ns, const struct nv
         return status;
     if (ns->n_bad && bad_overlaps(ns, e.lba, e.blocks))
         return media_failed(ctrl, SC_READ_ERROR);
-    ctrl->counters.commands_read++; /* the SMART log's host reads: Compare is one, Verify is not, and both read data units */
+    ctrl->counters
+        .commands_read++; /* the SMART log's host reads: Compare is one, Verify is not, and both read data units */
     ctrl->blocks_read += e.nbytes >> 9;
     if (ns->ms)
         return media_failed(ctrl, meta_execute(ctrl, ns, sqe, e.lba, e.blocks));
@@ -219,7 +223,8 @@ static uint16_t write_uncorrectable(struct emu_ctrl *ctrl, struct ns *ns, const 
 }
 
 /* What the zoned command set adds. */
-static uint16_t io_zoned(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe, uint32_t *result)
+static uint16_t io_zoned(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe,
+                         uint32_t *result)
 {
     uint64_t nbytes = ((uint64_t)(sqe->cdw12 & 0xffff) + 1) << ns->lbads;
     switch (sqe->opcode) {

@@ -14,8 +14,11 @@ void log_error(struct emu_ctrl *ctrl, uint16_t sqid, const struct nvme_sqe *sqe,
         .sqid = sqid,
         .cid = sqe->cid,
         .status = (uint16_t)(status << 1),
-        .location = SC_CODE(status) == SC_CODE(SC_INVALID_FIELD) && ctrl->error_location ? ctrl->error_location : 0xffff,
-        .lba = !io ? 0 : ctrl->error_at_lba ? ctrl->error_lba : (uint64_t)sqe->cdw11 << 32 | sqe->cdw10,
+        .location =
+            SC_CODE(status) == SC_CODE(SC_INVALID_FIELD) && ctrl->error_location ? ctrl->error_location : 0xffff,
+        .lba = !io                  ? 0
+               : ctrl->error_at_lba ? ctrl->error_lba
+                                    : (uint64_t)sqe->cdw11 << 32 | sqe->cdw10,
         .nsid = sqe->nsid,
     };
     ctrl->error_location = 0;

@@ -43,7 +43,8 @@ uint16_t ns_erase(struct ns *ns);
 
 /* nvme_meta.c: blocks with metadata */
 uint16_t meta_execute(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba, uint32_t blocks);
-uint16_t meta_protect_zeroes(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba, uint64_t blocks);
+uint16_t meta_protect_zeroes(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba,
+                             uint64_t blocks);
 uint16_t meta_zero(struct ns *ns, uint64_t lba, uint64_t blocks);
 
 /* nvme_extra.c: which of the following are offered, and what they add to admin commands, Identify
@@ -119,7 +120,8 @@ uint8_t *zones_changed_page(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, s
 int kv_new(struct ns *ns);
 void kv_clear(struct ns *ns);
 void kv_free(struct ns *ns);
-uint16_t io_key_value(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe, uint32_t *result);
+uint16_t io_key_value(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, const struct nvme_sqe *sqe,
+                      uint32_t *result);
 void kv_identify(const struct ns *ns, uint8_t *p);
 
 /* nvme_security.c */
@@ -132,7 +134,8 @@ struct outage {
 };
 bool outage_keeps(const struct outage *outage, uint32_t nsid, uint64_t lba, unsigned attempt);
 void outage_strike(struct emu_ctrl *ctrl, const struct outage *outage);
-void held_each_waiting(struct emu_ctrl *ctrl, void (*each)(struct emu_ctrl *, const struct nvme_sqe *, void *), void *arg);
+void held_each_waiting(struct emu_ctrl *ctrl, void (*each)(struct emu_ctrl *, const struct nvme_sqe *, void *),
+                       void *arg);
 
 /* nvme_cache.c: a volatile write cache over RAM */
 int undo_new(struct media *media);
@@ -141,6 +144,5 @@ void undo_note(struct media *media, uint64_t offset, uint64_t nbytes);
 void undo_commit(struct media *media, uint64_t offset, uint64_t nbytes);
 void undo_flush(struct media *media);
 void undo_restore(struct media *media, const struct outage *outage, uint32_t nsid, unsigned lbads);
-
 
 #endif

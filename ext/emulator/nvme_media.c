@@ -16,7 +16,8 @@
 #include "nvme_ctrl.h"
 
 #define IOV_CHUNK 1024u           /* IOV_MAX */
-#define DONTNEED_FROM (64u << 10) /* zeroing less than this costs less than the system call and the page faults after it */
+#define DONTNEED_FROM \
+    (64u << 10) /* zeroing less than this costs less than the system call and the page faults after it */
 
 static int open_file(struct media *media, const struct emu_ns_config *config, char *err)
 {
@@ -47,7 +48,8 @@ int media_open(struct media *media, const struct emu_ns_config *config, char *er
         snprintf(err, 256, "a file medium needs a path");
         return -EINVAL;
     case EMU_MEDIUM_RAM:
-        media->ram = mmap(NULL, media->nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        media->ram =
+            mmap(NULL, media->nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (media->ram == MAP_FAILED) {
             media->ram = NULL;
             snprintf(err, 256, "no memory for %llu bytes: %s", (unsigned long long)config->nbytes, strerror(errno));
@@ -92,7 +94,8 @@ static int transfer(struct media *media, uint64_t offset, struct iovec *iov, uns
 {
     while (n) {
         int count = (int)(n < IOV_CHUNK ? n : IOV_CHUNK);
-        ssize_t done = write ? pwritev(media->fd, iov, count, (off_t)offset) : preadv(media->fd, iov, count, (off_t)offset);
+        ssize_t done =
+            write ? pwritev(media->fd, iov, count, (off_t)offset) : preadv(media->fd, iov, count, (off_t)offset);
         if (done < 0 && errno == EINTR)
             continue;
         if (done <= 0)

@@ -123,7 +123,8 @@ static uint16_t compare(struct emu_ctrl *ctrl, struct ns *ns, uint64_t lba, unsi
         uint16_t status = load(ns, data, meta, lba + i, 1);
         if (status)
             return status;
-        if (memcmp(data, ctrl->bounce + i * size, size) || memcmp(meta + from, ctrl->bounce_meta + (size_t)i * ns->ms + from, length))
+        if (memcmp(data, ctrl->bounce + i * size, size) ||
+            memcmp(meta + from, ctrl->bounce_meta + (size_t)i * ns->ms + from, length))
             return SC_COMPARE_FAILURE;
     }
     return SC_SUCCESS;
@@ -183,10 +184,10 @@ static uint16_t pi_verify(struct emu_ctrl *ctrl, struct ns *ns, const struct nvm
         return SC_SUCCESS;
     ctrl->error_at_lba = true;
     ctrl->error_lba = lba + failure.block;
-    return failure.what == PI_CHECK_GUARD   ? SC_GUARD
-           : failure.what == PI_CHECK_APP   ? SC_APPLICATION_TAG
-           : failure.what == PI_CHECK_REF   ? SC_REFERENCE_TAG
-                                            : SC_STORAGE_TAG;
+    return failure.what == PI_CHECK_GUARD ? SC_GUARD
+           : failure.what == PI_CHECK_APP ? SC_APPLICATION_TAG
+           : failure.what == PI_CHECK_REF ? SC_REFERENCE_TAG
+                                          : SC_STORAGE_TAG;
 }
 
 /* Read, Write, Compare or Verify of blocks that exist. */
@@ -228,7 +229,8 @@ uint16_t meta_execute(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sq
 }
 
 /* Write Zeroes with PRACT: zeroes with valid protection information. */
-uint16_t meta_protect_zeroes(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba, uint64_t blocks)
+uint16_t meta_protect_zeroes(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba,
+                             uint64_t blocks)
 {
     struct pi_format format = pi_of(ns);
     struct pi_tags tags = tags_of(ns, sqe);

@@ -55,8 +55,9 @@ static int bad_reserve(struct ns *ns, uint64_t nbytes)
     size_t wanted = ((nbytes >> 9) / 64 + 1) * 8;
     if (ns->bad && wanted <= ns->bad_nbytes)
         return 0;
-    void *bits = ns->bad ? mremap(ns->bad, ns->bad_nbytes, wanted, MREMAP_MAYMOVE)
-                         : mmap(NULL, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *bits = ns->bad
+                     ? mremap(ns->bad, ns->bad_nbytes, wanted, MREMAP_MAYMOVE)
+                     : mmap(NULL, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (bits == MAP_FAILED)
         return -errno;
     ns->bad = bits;
@@ -68,8 +69,8 @@ struct ns *ns_new(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_conf
 {
     int index = format_find(&ctrl->config, config);
     if (index < 0) {
-        snprintf(err, 256, "namespace %u: no LBA format has %u bytes of data and %u of metadata", nsid, config->block_size,
-                 config->metadata);
+        snprintf(err, 256, "namespace %u: no LBA format has %u bytes of data and %u of metadata", nsid,
+                 config->block_size, config->metadata);
         return NULL;
     }
     const char *objection = format_objection(&ctrl->config, (unsigned)index, config->dps);
@@ -169,7 +170,8 @@ void ns_cache_changed(struct emu_ctrl *ctrl)
 {
     ctrl->has_cache = false;
     for (unsigned i = 0; i < EMU_MAX_NAMESPACES; i++)
-        if (ctrl->namespaces[i] && (ctrl->namespaces[i]->media.kind == EMU_MEDIUM_FILE || ctrl->namespaces[i]->media.undo))
+        if (ctrl->namespaces[i] &&
+            (ctrl->namespaces[i]->media.kind == EMU_MEDIUM_FILE || ctrl->namespaces[i]->media.undo))
             ctrl->has_cache = true;
 }
 

@@ -25,9 +25,17 @@ void persistent_add(struct emu_ctrl *ctrl, uint8_t type, const void *data, size_
 static void header(const struct emu_ctrl *ctrl, uint8_t *p, uint32_t n, size_t nbytes)
 {
     const struct emu_config *config = &ctrl->config;
-    static const uint8_t types[] = {PEL_SMART,        PEL_FIRMWARE_COMMIT,   PEL_TIMESTAMP,      PEL_RESET,
-                                    PEL_NAMESPACE,    PEL_FORMAT_START,      PEL_FORMAT_COMPLETION,
-                                    PEL_SANITIZE_START, PEL_SANITIZE_COMPLETION, PEL_SET_FEATURE, PEL_TELEMETRY};
+    static const uint8_t types[] = {PEL_SMART,
+                                    PEL_FIRMWARE_COMMIT,
+                                    PEL_TIMESTAMP,
+                                    PEL_RESET,
+                                    PEL_NAMESPACE,
+                                    PEL_FORMAT_START,
+                                    PEL_FORMAT_COMPLETION,
+                                    PEL_SANITIZE_START,
+                                    PEL_SANITIZE_COMPLETION,
+                                    PEL_SET_FEATURE,
+                                    PEL_TELEMETRY};
     p[0] = LOG_PERSISTENT;
     put32(p, 4, n);
     put64(p, 8, nbytes);

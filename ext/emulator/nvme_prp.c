@@ -90,7 +90,8 @@ void forge(struct emu_ctrl *ctrl, unsigned n, const uint8_t *payload, size_t nby
 }
 
 /* Admin data to the client: `valid` bytes of data, then zeroes up to nbytes. */
-uint16_t copy_to_host_padded(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, const void *data, uint64_t valid, uint64_t nbytes)
+uint16_t copy_to_host_padded(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, const void *data, uint64_t valid,
+                             uint64_t nbytes)
 {
     unsigned n;
     uint16_t status = prp_map(ctrl, sqe, nbytes, true, &n);

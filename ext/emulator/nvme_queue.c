@@ -141,7 +141,8 @@ static void execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
 
 /* A command under a fault's influence, now or when its delay is over: executed, or completed with a
  * forced status. */
-void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced, const struct effect *effect)
+void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced,
+                const struct effect *effect)
 {
     ctrl->effect = effect;
     if (forced)

@@ -82,7 +82,8 @@ uint16_t io_dsm(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe
     return status;
 }
 
-static uint16_t copy_check(const struct ns *ns, const struct copy_range *ranges, unsigned n, uint64_t to, uint32_t *result)
+static uint16_t copy_check(const struct ns *ns, const struct copy_range *ranges, unsigned n, uint64_t to,
+                           uint32_t *result)
 {
     uint64_t total = 0;
     for (unsigned i = 0; i < n; i++) {
@@ -134,7 +135,8 @@ uint16_t io_copy(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sq
         *result = i;
         if (ns->n_bad && bad_overlaps(ns, ranges[i].lba, blocks))
             return SC_READ_ERROR;
-        status = media_move(ctrl, &ns->media, ranges[i].lba << ns->lbads, to << ns->lbads, (uint64_t)blocks << ns->lbads);
+        status =
+            media_move(ctrl, &ns->media, ranges[i].lba << ns->lbads, to << ns->lbads, (uint64_t)blocks << ns->lbads);
         if (ns->ms && !status)
             status = media_move(ctrl, &ns->meta, ranges[i].lba * ns->ms, to * ns->ms, (uint64_t)blocks * ns->ms);
         if (ns->n_bad && !status)

@@ -28,8 +28,8 @@ static uint64_t cap(const struct emu_ctrl *ctrl)
 {
     /* DSTRD 0, MPSMIN 0 (4 KiB), round robin arbitration only, no subsystem reset, no CMB, no
      * PMR */
-    return faults_mqes(ctrl) | CAP_CQR | (uint64_t)READY_TIMEOUT << 24 | CAP_CSS_NVM | CAP_CSS_IOCSS | (uint64_t)MPS_MAX << 52 |
-           CAP_CRMS_CRWMS;
+    return faults_mqes(ctrl) | CAP_CQR | (uint64_t)READY_TIMEOUT << 24 | CAP_CSS_NVM | CAP_CSS_IOCSS |
+           (uint64_t)MPS_MAX << 52 | CAP_CRMS_CRWMS;
 }
 
 /* Controller Fatal Status: nothing more is processed until the controller is reset. */

@@ -18,7 +18,14 @@ static int find_registrant(const struct reservation *resv, const uint8_t *hostid
     return -1;
 }
 
-enum { WRITE_EXCLUSIVE = 1, EXCLUSIVE = 2, WRITE_REGISTRANTS = 3, EXCLUSIVE_REGISTRANTS = 4, WRITE_ALL = 5, EXCLUSIVE_ALL = 6 };
+enum {
+    WRITE_EXCLUSIVE = 1,
+    EXCLUSIVE = 2,
+    WRITE_REGISTRANTS = 3,
+    EXCLUSIVE_REGISTRANTS = 4,
+    WRITE_ALL = 5,
+    EXCLUSIVE_ALL = 6
+};
 
 static bool held_by_all(const struct reservation *resv)
 {

@@ -184,7 +184,8 @@ static void job_done(struct emu_ctrl *ctrl, struct job *job)
     }
     struct sq *sq = &ctrl->sqs[job->sqid];
     if (ctrl->running && sq->created && sq->incarnation == job->incarnation)
-        complete(ctrl, sq, &job->sqe, 0, job->failed ? SC_WRITE_FAULT : SC_SUCCESS, job->has_effect ? &job->effect : NULL);
+        complete(ctrl, sq, &job->sqe, 0, job->failed ? SC_WRITE_FAULT : SC_SUCCESS,
+                 job->has_effect ? &job->effect : NULL);
 }
 
 /* On the reactor: everything that other threads left. */

@@ -60,7 +60,8 @@ int zones_new(struct emu_ctrl *ctrl, struct ns *ns, char *err)
     free(ns->zones);
     ns->zones = NULL;
     if (!size || !capacity || capacity > size || ns->nblocks % size) {
-        snprintf(err, 256, "namespace %u: %llu blocks are no whole number of zones", ns->nsid, (unsigned long long)ns->nblocks);
+        snprintf(err, 256, "namespace %u: %llu blocks are no whole number of zones", ns->nsid,
+                 (unsigned long long)ns->nblocks);
         return -EINVAL;
     }
     uint64_t n = ns->nblocks / size;
@@ -293,7 +294,8 @@ uint16_t zones_receive(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_s
         at[2] = zone->attributes;
         put64(at, 8, zones->capacity);
         put64(at, 16, i * zones->size);
-        put64(at, 24, zone->state == FULL || zone->state == READ_ONLY || zone->state == OFFLINE ? UINT64_MAX : zone->wp);
+        put64(at, 24,
+              zone->state == FULL || zone->state == READ_ONLY || zone->state == OFFLINE ? UINT64_MAX : zone->wp);
     }
     put64(page, 0, sqe->cdw13 & PARTIAL ? listed : matching);
     uint64_t valid = 64 + 64 * listed;

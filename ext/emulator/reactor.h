@@ -69,7 +69,8 @@ int emu_endpoint_listen(struct emu_endpoint *endpoint, int fd);
 /* Drops the client if there is one. */
 void emu_endpoint_drop(struct emu_endpoint *endpoint);
 /* Serves NVMe/TCP too, over these listening sockets, which are taken; once. 0 or an errno. */
-int emu_endpoint_tcp(struct emu_endpoint *endpoint, const struct emu_tcp_config *config, uint64_t patience_ns, const int *fds, unsigned n);
+int emu_endpoint_tcp(struct emu_endpoint *endpoint, const struct emu_tcp_config *config, uint64_t patience_ns,
+                     const int *fds, unsigned n);
 void emu_endpoint_tcp_drop(struct emu_endpoint *endpoint);
 void emu_endpoint_tcp_stats(struct emu_endpoint *endpoint, struct emu_tcp_stats *stats);
 /* Runs fn(arg) on the thread and counts the controller as having work to do. */

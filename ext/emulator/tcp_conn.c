@@ -205,7 +205,8 @@ void tcp_send_raw(struct tcp_conn *conn, const void *data, uint32_t nbytes)
 
 /* A PDU whose header is `hlen` bytes: type and flags are set. Data are a part of that request's
  * buffer. */
-static void send_pdu(struct tcp_conn *conn, void *header, uint32_t hlen, int request, const uint8_t *data, uint32_t nbytes)
+static void send_pdu(struct tcp_conn *conn, void *header, uint32_t hlen, int request, const uint8_t *data,
+                     uint32_t nbytes)
 {
     const uint32_t head = hlen + (conn->header_digest ? TCP_DIGEST : 0);
     const uint32_t begin = nbytes ? tcp_align(head, conn->alignment) : head;
@@ -322,7 +323,8 @@ void tcp_request_done(struct tcp_conn *conn, unsigned index)
 unsigned tcp_conn_drain(struct tcp_conn *conn)
 {
     unsigned n = 0;
-    while (conn->n_executing && (__atomic_load_n(&conn->cq[conn->cq_head].status, __ATOMIC_ACQUIRE) & 1) == conn->cq_phase) {
+    while (conn->n_executing &&
+           (__atomic_load_n(&conn->cq[conn->cq_head].status, __ATOMIC_ACQUIRE) & 1) == conn->cq_phase) {
         struct nvme_cqe cqe = conn->cq[conn->cq_head];
         const unsigned index = cqe.cid;
         cqe.status &= (uint16_t)~1u;
@@ -422,7 +424,8 @@ void tcp_conn_terminate(struct tcp_conn *conn, enum tcp_fes fes, uint32_t fei, c
 {
     if (conn->stage >= CONN_ENDING)
         return;
-    const uint32_t copied = nbytes < TCP_TERM_MAX - sizeof(struct tcp_term) ? nbytes : TCP_TERM_MAX - sizeof(struct tcp_term);
+    const uint32_t copied =
+        nbytes < TCP_TERM_MAX - sizeof(struct tcp_term) ? nbytes : TCP_TERM_MAX - sizeof(struct tcp_term);
     struct tcp_term term = {
         .ch = {.type = TCP_C2H_TERM, .hlen = sizeof(term), .plen = (uint32_t)sizeof(term) + copied},
         .fes = (uint16_t)fes,

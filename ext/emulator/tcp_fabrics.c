@@ -57,7 +57,8 @@ static struct tcp_ctrl *find_ctrl(struct emu_tcp *tcp, uint16_t cntlid)
     return NULL;
 }
 
-static uint16_t check_common(struct tcp_conn *conn, const struct tcp_request *request, const struct connect *c, uint32_t *result)
+static uint16_t check_common(struct tcp_conn *conn, const struct tcp_request *request, const struct connect *c,
+                             uint32_t *result)
 {
     const struct emu_config *config = emu_ctrl_config(conn->tcp->first);
     const uint32_t most = (uint16_t)emu_ctrl_read(conn->tcp->first, REG_CAP, 4);
@@ -78,7 +79,8 @@ static uint16_t check_common(struct tcp_conn *conn, const struct tcp_request *re
     if (strnlen(c->hostnqn, 256) >= TCP_NQN_MAX) /* empty ones come from SPDK's perf, and every host is let in */
         return SC_CONNECT_PARAMETERS;
     *result = BAD_DATA(256);
-    if (strnlen(c->subnqn, 256) == 256 || (strcmp(c->subnqn, TCP_DISCOVERY_NQN) && strcmp(c->subnqn, conn->tcp->config.nqn)))
+    if (strnlen(c->subnqn, 256) == 256 ||
+        (strcmp(c->subnqn, TCP_DISCOVERY_NQN) && strcmp(c->subnqn, conn->tcp->config.nqn)))
         return SC_CONNECT_PARAMETERS;
     return SC_SUCCESS;
 }
@@ -118,7 +120,8 @@ static uint16_t connect_io(struct tcp_conn *conn, const struct connect *c, uint3
     if (!emu_ctrl_running(ctrl->ctrl))
         return SC_COMMAND_SEQUENCE;
     for (unsigned i = 0; i < conn->tcp->n_conns; i++)
-        if (conn->tcp->conns[i]->ctrl == ctrl && conn->tcp->conns[i]->qid == c->qid && conn->tcp->conns[i]->stage != CONN_DEAD)
+        if (conn->tcp->conns[i]->ctrl == ctrl && conn->tcp->conns[i]->qid == c->qid &&
+            conn->tcp->conns[i]->stage != CONN_DEAD)
             return SC_COMMAND_SEQUENCE; /* connected already */
     conn->ctrl = ctrl;
     conn->qid = c->qid;
@@ -152,7 +155,8 @@ static void on_connect(struct tcp_conn *conn, unsigned index)
     conn->give_up_at = UINT64_MAX;
     if (!conn->qid) {
         emu_ctrl_keep_alive(conn->ctrl->ctrl, c.kato);
-    } else if (emu_ctrl_add_queue(conn->ctrl->ctrl, conn->qid, (uint64_t)(uintptr_t)conn->sq, (uint64_t)(uintptr_t)conn->cq, conn->size)) {
+    } else if (emu_ctrl_add_queue(conn->ctrl->ctrl, conn->qid, (uint64_t)(uintptr_t)conn->sq,
+                                  (uint64_t)(uintptr_t)conn->cq, conn->size)) {
         tcp_conn_die(conn);
     }
 }
@@ -271,21 +275,22 @@ static void adorn_controller(const struct tcp_conn *conn, uint8_t *p)
     put16(p, 256, oacs & ~(1u << 8 | 1u << 3)); /* no Doorbell Buffer Config, no Namespace Management */
     put16(p, 320, 1);                           /* KAS: 100 ms */
     put16(p, 514, (uint16_t)((emu_ctrl_read(conn->tcp->first, REG_CAP, 4) & 0xffff) + 1)); /* MAXCMD */
-    put32(p, 536, 1u << 0 | 1u << 20); /* SGLS: in NVM commands too; the address of a data block is an offset in the capsule */
+    put32(p, 536,
+          1u << 0 | 1u << 20); /* SGLS: in NVM commands too; the address of a data block is an offset in the capsule */
     memset(p + 768, 0, 256);
     snprintf((char *)p + 768, 256, "%s", ctrl->discovery ? TCP_DISCOVERY_NQN : config->nqn);
     put32(p, 1792, (64 + config->in_capsule) / 16); /* IOCCSZ */
-    put32(p, 1796, 1);                              /* IORCSZ: 16 bytes */
-    put16(p, 1800, 0);                              /* ICDOFF */
-    p[1802] = 0;                                    /* FCATT: the dynamic controller model */
-    p[1803] = 1;                                    /* MSDBD */
+    put32(p, 1796, 1); /* IORCSZ: 16 bytes */
+    put16(p, 1800, 0); /* ICDOFF */
+    p[1802] = 0; /* FCATT: the dynamic controller model */
+    p[1803] = 1; /* MSDBD */
     if (!ctrl->discovery)
         return;
-    p[111] = 2;                       /* CNTRLTYPE: discovery controller */
-    put32(p, 92, 1u << 31);           /* OAES: changes of the discovery log */
-    put16(p, 256, 0);                 /* OACS */
-    put32(p, 516, 0);                 /* NN */
-    put16(p, 520, 0);                 /* ONCS */
+    p[111] = 2; /* CNTRLTYPE: discovery controller */
+    put32(p, 92, 1u << 31); /* OAES: changes of the discovery log */
+    put16(p, 256, 0); /* OACS */
+    put32(p, 516, 0); /* NN */
+    put16(p, 520, 0); /* ONCS */
     put32(p, 540, 0);
     p[512] = p[513] = 0;
     put32(p, 1792, 0);
@@ -339,7 +344,8 @@ static uint8_t address_of(const struct sockaddr_storage *address, char *traddr, 
     return 1;
 }
 
-static void put_entry(uint8_t *p, uint8_t adrfam, uint8_t subtype, uint16_t port, const char *nqn, const char *traddr, const char *trsvcid)
+static void put_entry(uint8_t *p, uint8_t adrfam, uint8_t subtype, uint16_t port, const char *nqn, const char *traddr,
+                      const char *trsvcid)
 {
     p[0] = 3; /* TRTYPE: TCP */
     p[1] = adrfam;
@@ -347,7 +353,7 @@ static void put_entry(uint8_t *p, uint8_t adrfam, uint8_t subtype, uint16_t port
     p[3] = 1u << 2 | 2; /* TREQ: no secure channel; SQ flow control may be disabled */
     put16(p, 4, port);
     put16(p, 6, 0xffff); /* CNTLID: dynamic */
-    put16(p, 8, 32);     /* ASQSZ */
+    put16(p, 8, 32); /* ASQSZ */
     put_text(p + 32, 32, trsvcid);
     put_text(p + 256, 256, nqn);
     put_text(p + 512, 256, traddr);
@@ -378,8 +384,8 @@ static uint32_t discovery_log(struct tcp_conn *conn, uint8_t *page)
     }
     for (unsigned i = 0; i < tcp->config.n_referrals; i++) {
         const struct emu_tcp_referral *referral = &tcp->config.referrals[i];
-        put_entry(page + LOG_ENTRY * ++n, strchr(referral->traddr, ':') ? 2 : 1, ENTRY_REFERRAL, 0, TCP_DISCOVERY_NQN, referral->traddr,
-                  referral->trsvcid);
+        put_entry(page + LOG_ENTRY * ++n, strchr(referral->traddr, ':') ? 2 : 1, ENTRY_REFERRAL, 0, TCP_DISCOVERY_NQN,
+                  referral->traddr, referral->trsvcid);
     }
     const uint64_t records = n;
     memcpy(page, &tcp->genctr, 8);

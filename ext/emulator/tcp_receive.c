@@ -120,7 +120,8 @@ static bool on_icreq(struct tcp_conn *conn, const uint8_t *at)
     return true;
 }
 
-static void want(struct tcp_conn *conn, unsigned request, uint32_t padding, uint32_t nbytes, uint32_t offset, bool command)
+static void want(struct tcp_conn *conn, unsigned request, uint32_t padding, uint32_t nbytes, uint32_t offset,
+                 bool command)
 {
     conn->receiving = (int)request;
     conn->left = padding;
@@ -135,8 +136,8 @@ static void want(struct tcp_conn *conn, unsigned request, uint32_t padding, uint
 }
 
 /* 0: handled. A FES otherwise, with *fei. */
-static unsigned on_command(struct tcp_conn *conn, const struct tcp_ch *ch, const uint8_t *at, uint32_t head, uint32_t *data,
-                           uint32_t *fei)
+static unsigned on_command(struct tcp_conn *conn, const struct tcp_ch *ch, const uint8_t *at, uint32_t head,
+                           uint32_t *data, uint32_t *fei)
 {
     struct tcp_sgl sgl;
     if (conn->stage < CONN_READY)
@@ -200,7 +201,8 @@ static unsigned on_command(struct tcp_conn *conn, const struct tcp_ch *ch, const
     return 0;
 }
 
-static unsigned on_data(struct tcp_conn *conn, const struct tcp_ch *ch, const uint8_t *at, uint32_t head, uint32_t *data, uint32_t *fei)
+static unsigned on_data(struct tcp_conn *conn, const struct tcp_ch *ch, const uint8_t *at, uint32_t head,
+                        uint32_t *data, uint32_t *fei)
 {
     struct tcp_data pdu;
     memcpy(&pdu, at, sizeof(pdu));
@@ -257,7 +259,12 @@ static bool take_header(struct tcp_conn *conn)
     const uint32_t digest = !plain && conn->header_digest ? TCP_DIGEST : 0;
     const uint32_t head = hlen + digest;
     if (!hlen || ch.hlen != hlen || ch.plen < head || (!plain && !(ch.flags & TCP_HDGSTF) != !digest)) {
-        tcp_conn_terminate(conn, TCP_FES_HEADER_FIELD, !hlen ? 0 : ch.hlen != hlen ? 2 : ch.plen < head ? 4 : 1, at, sizeof(ch));
+        tcp_conn_terminate(conn, TCP_FES_HEADER_FIELD,
+                           !hlen             ? 0
+                           : ch.hlen != hlen ? 2
+                           : ch.plen < head  ? 4
+                                             : 1,
+                           at, sizeof(ch));
         return false;
     }
     if (ch.type != TCP_ICREQ && conn->stage < CONN_READY) {

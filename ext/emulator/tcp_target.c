@@ -111,7 +111,8 @@ static void ctrl_free(struct tcp_ctrl *ctrl)
 /* -- the whole
  * ----------------------------------------------------------------------------------- */
 
-struct emu_tcp *emu_tcp_new(struct emu_endpoint *endpoint, struct emu_ctrl *first, const struct emu_tcp_config *config, uint64_t patience)
+struct emu_tcp *emu_tcp_new(struct emu_endpoint *endpoint, struct emu_ctrl *first, const struct emu_tcp_config *config,
+                            uint64_t patience)
 {
     struct emu_tcp *tcp = calloc(1, sizeof(*tcp));
     if (!tcp)

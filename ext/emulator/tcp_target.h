@@ -51,12 +51,14 @@ struct emu_tcp_config {
 };
 
 struct emu_tcp_stats {
-    uint64_t connections, associations, refused, commands, header_digest_errors, data_digest_errors, protocol_errors, keep_alive_timeouts;
+    uint64_t connections, associations, refused, commands, header_digest_errors, data_digest_errors, protocol_errors,
+        keep_alive_timeouts;
     unsigned open_connections, controllers;
 };
 
 /* NULL: out of memory. `first` is the endpoint's controller. */
-struct emu_tcp *emu_tcp_new(struct emu_endpoint *endpoint, struct emu_ctrl *first, const struct emu_tcp_config *config, uint64_t patience);
+struct emu_tcp *emu_tcp_new(struct emu_endpoint *endpoint, struct emu_ctrl *first, const struct emu_tcp_config *config,
+                            uint64_t patience);
 /* Every connection is closed. */
 void emu_tcp_free(struct emu_tcp *tcp);
 /* A listening socket, non-blocking; taken. 0 or an errno. */

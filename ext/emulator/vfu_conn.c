@@ -196,7 +196,8 @@ bool vfu_conn_flush(struct vfu_conn *conn)
             struct cmsghdr align;
             char bytes[CMSG_SPACE(sizeof(int))];
         } control;
-        struct iovec iov = {.iov_base = conn->reply + conn->reply_sent, .iov_len = conn->reply_length - conn->reply_sent};
+        struct iovec iov = {.iov_base = conn->reply + conn->reply_sent,
+                            .iov_len = conn->reply_length - conn->reply_sent};
         struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
         ssize_t sent;
 

@@ -211,7 +211,8 @@ static void act(struct vfu_irqs *irqs, uint32_t index, uint32_t i, uint32_t acti
     }
 }
 
-int vfu_irqs_set(struct vfu_irqs *irqs, const struct vfu_irq_set *set, const uint8_t *data, size_t n_data, int *fds, unsigned n_fds)
+int vfu_irqs_set(struct vfu_irqs *irqs, const struct vfu_irq_set *set, const uint8_t *data, size_t n_data, int *fds,
+                 unsigned n_fds)
 {
     uint32_t kind = set->flags & VFIO_IRQ_SET_DATA_TYPE_MASK, action = set->flags & VFIO_IRQ_SET_ACTION_TYPE_MASK;
     uint32_t info_flags, limit = vfu_irqs_count(irqs, set->index, &info_flags);

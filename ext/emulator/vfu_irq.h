@@ -41,7 +41,8 @@ void vfu_irqs_reset(struct vfu_irqs *irqs);
 /* Number of interrupts of a VFIO_PCI_*_IRQ_INDEX and its VFIO_IRQ_INFO_* flags. */
 unsigned vfu_irqs_count(const struct vfu_irqs *irqs, uint32_t index, uint32_t *flags);
 /* DEVICE_SET_IRQS. 0 or an errno. Takes descriptors out of fds (leaving -1) as it keeps them. */
-int vfu_irqs_set(struct vfu_irqs *irqs, const struct vfu_irq_set *set, const uint8_t *data, size_t n_data, int *fds, unsigned n_fds);
+int vfu_irqs_set(struct vfu_irqs *irqs, const struct vfu_irq_set *set, const uint8_t *data, size_t n_data, int *fds,
+                 unsigned n_fds);
 /* The device raises `vector`: as MSI-X if the client uses that, as INTx otherwise. */
 void vfu_irqs_raise(struct vfu_irqs *irqs, unsigned vector);
 void vfu_irqs_unmask_intx(struct vfu_irqs *irqs);

@@ -11,10 +11,10 @@
 
 /* A copy of the request's fixed part; a longer payload is fine (clients pad to argsz), a shorter
  * one is not. */
-#define REQUEST(type, name)                                     \
-    struct type name;                                           \
-    if (nbytes < sizeof(name))                                  \
-        return EINVAL;                                          \
+#define REQUEST(type, name)    \
+    struct type name;          \
+    if (nbytes < sizeof(name)) \
+        return EINVAL;         \
     memcpy(&name, server->conn.payload, sizeof(name))
 
 static int reply_with(struct vfu_server *server, struct vfu_reply *reply, const void *data, size_t nbytes)
@@ -56,10 +56,10 @@ static int do_version(struct vfu_server *server, size_t nbytes, struct vfu_reply
     server->write_multi = offers_write_multiple(server->conn.payload + sizeof(version), nbytes - sizeof(version));
     answer.version.major = VFU_MAJOR;
     answer.version.minor = version.minor < VFU_MINOR ? version.minor : VFU_MINOR;
-    length = snprintf(answer.json, sizeof(answer.json),
-                      "{\"capabilities\":{\"max_msg_fds\":%u,\"max_data_xfer_size\":%u,\"max_dma_maps\":%u,\"pgsizes\":4096%s}}",
-                      VFU_MAX_MSG_FDS, VFU_MAX_DATA_XFER, VFU_MAX_DMA_MAPS,
-                      server->write_multi ? ",\"write_multiple\":true" : "");
+    length = snprintf(
+        answer.json, sizeof(answer.json),
+        "{\"capabilities\":{\"max_msg_fds\":%u,\"max_data_xfer_size\":%u,\"max_dma_maps\":%u,\"pgsizes\":4096%s}}",
+        VFU_MAX_MSG_FDS, VFU_MAX_DATA_XFER, VFU_MAX_DMA_MAPS, server->write_multi ? ",\"write_multiple\":true" : "");
     server->negotiated = true;
     return reply_with(server, reply, &answer, sizeof(answer.version) + (size_t)length + 1);
 }
@@ -269,7 +269,8 @@ static int region_read(struct vfu_server *server, uint32_t region, uint64_t offs
     }
 }
 
-static int region_write(struct vfu_server *server, uint32_t region, uint64_t offset, uint32_t count, const uint8_t *data)
+static int region_write(struct vfu_server *server, uint32_t region, uint64_t offset, uint32_t count,
+                        const uint8_t *data)
 {
     uint64_t value = 0;
 

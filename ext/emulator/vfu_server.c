@@ -46,7 +46,7 @@ static void host_interrupt(void *opaque, unsigned vector)
  * configuration space as they do in Identify. */
 static uint64_t device_serial(const struct emu_config *config)
 {
-    const char *texts[] = { config->serial, config->model };
+    const char *texts[] = {config->serial, config->model};
     uint64_t hash = 0xcbf29ce484222325;
 
     for (size_t i = 0; i < 2; i++) {
@@ -138,8 +138,7 @@ void vfu_server_drop(struct vfu_server *server, const char *reason)
 void vfu_server_reset(struct vfu_server *server)
 {
     emu_ctrl_reset(server->ctrl);
-    vfu_pci_init(&server->pci, server->vendor_id, server->subsystem_vendor_id, server->serial,
-                 server->irqs.n_vectors);
+    vfu_pci_init(&server->pci, server->vendor_id, server->subsystem_vendor_id, server->serial, server->irqs.n_vectors);
     memset(server->msix_table, 0, sizeof(server->msix_table));
 }
 

@@ -11,8 +11,18 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint64_t load64(const void *p) { uint64_t v; memcpy(&v, p, 8); return v; }
-static inline uint32_t load32(const void *p) { uint32_t v; memcpy(&v, p, 4); return v; }
+static inline uint64_t load64(const void *p)
+{
+    uint64_t v;
+    memcpy(&v, p, 8);
+    return v;
+}
+static inline uint32_t load32(const void *p)
+{
+    uint32_t v;
+    memcpy(&v, p, 4);
+    return v;
+}
 
 static uint32_t crc32c_table[8][256];
 
@@ -39,9 +49,9 @@ static uint32_t crc32c_software(uint32_t crc, const unsigned char *p, size_t n)
     for (; n >= 8; p += 8, n -= 8) {
         uint64_t word = load64(p) ^ crc;
 
-        crc = crc32c_table[7][word & 0xFF] ^ crc32c_table[6][word >> 8 & 0xFF] ^ crc32c_table[5][word >> 16 & 0xFF]
-            ^ crc32c_table[4][word >> 24 & 0xFF] ^ crc32c_table[3][word >> 32 & 0xFF]
-            ^ crc32c_table[2][word >> 40 & 0xFF] ^ crc32c_table[1][word >> 48 & 0xFF] ^ crc32c_table[0][word >> 56];
+        crc = crc32c_table[7][word & 0xFF] ^ crc32c_table[6][word >> 8 & 0xFF] ^ crc32c_table[5][word >> 16 & 0xFF] ^
+              crc32c_table[4][word >> 24 & 0xFF] ^ crc32c_table[3][word >> 32 & 0xFF] ^
+              crc32c_table[2][word >> 40 & 0xFF] ^ crc32c_table[1][word >> 48 & 0xFF] ^ crc32c_table[0][word >> 56];
     }
     while (n--)
         crc = crc32c_table[0][(crc ^ *p++) & 0xFF] ^ (crc >> 8);
@@ -49,8 +59,7 @@ static uint32_t crc32c_software(uint32_t crc, const unsigned char *p, size_t n)
 }
 
 #if defined(__x86_64__)
-__attribute__((target("sse4.2")))
-static uint32_t crc32c_hardware(uint32_t crc, const unsigned char *p, size_t n)
+__attribute__((target("sse4.2"))) static uint32_t crc32c_hardware(uint32_t crc, const unsigned char *p, size_t n)
 {
     uint64_t wide = crc;
 
@@ -62,10 +71,19 @@ static uint32_t crc32c_hardware(uint32_t crc, const unsigned char *p, size_t n)
     return crc;
 }
 
-static inline bool crc32c_has_hardware(void) { return __builtin_cpu_supports("sse4.2"); }
+static inline bool crc32c_has_hardware(void)
+{
+    return __builtin_cpu_supports("sse4.2");
+}
 #else
-static uint32_t crc32c_hardware(uint32_t crc, const unsigned char *p, size_t n) { return crc32c_software(crc, p, n); }
-static inline bool crc32c_has_hardware(void) { return false; }
+static uint32_t crc32c_hardware(uint32_t crc, const unsigned char *p, size_t n)
+{
+    return crc32c_software(crc, p, n);
+}
+static inline bool crc32c_has_hardware(void)
+{
+    return false;
+}
 #endif
 
 /* `crc` continues an earlier one; 0 starts. RFC 3720, B.4 has the test values. */
@@ -80,13 +98,19 @@ static inline uint32_t crc32c(uint32_t crc, const unsigned char *p, size_t n, bo
 #define XXH_P4 0x85EBCA77C2B2AE63u
 #define XXH_P5 0x27D4EB2F165667C5u
 
-static inline uint64_t rotate64(uint64_t x, int by) { return x << by | x >> (64 - by); }
-static inline uint64_t xxh64_round(uint64_t lane, uint64_t input) { return rotate64(lane + input * XXH_P2, 31) * XXH_P1; }
+static inline uint64_t rotate64(uint64_t x, int by)
+{
+    return x << by | x >> (64 - by);
+}
+static inline uint64_t xxh64_round(uint64_t lane, uint64_t input)
+{
+    return rotate64(lane + input * XXH_P2, 31) * XXH_P1;
+}
 
 /* XXH64 as its public specification has it (github.com/Cyan4973/xxHash, doc/xxhash_spec.md). */
 static uint64_t xxh64(uint64_t seed, const unsigned char *p, size_t n)
 {
-    uint64_t lane[4] = { seed + XXH_P1 + XXH_P2, seed + XXH_P2, seed, seed - XXH_P1 };
+    uint64_t lane[4] = {seed + XXH_P1 + XXH_P2, seed + XXH_P2, seed, seed - XXH_P1};
     uint64_t hash = seed + XXH_P5;
     size_t left = n;
 
@@ -164,7 +188,7 @@ static void fill_random(unsigned char *p, size_t n, uint64_t key)
     uint64_t x = (key ^ XXH_P3) * XXH_P1;
 
     x = (x ^ x >> 32) | 1;
-    for (; n; ) {
+    for (; n;) {
         size_t chunk = n < 8 ? n : 8;
 
         x ^= x << 13;

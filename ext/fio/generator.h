@@ -28,9 +28,15 @@ struct zones {
 };
 
 /* zonemode=strided: `size` bytes of I/O in each `range`, then on by `stride`. */
-struct strides { uint64_t size, range, stride, done, start, end; };
+struct strides {
+    uint64_t size, range, stride, done, start, end;
+};
 
-struct io { uint64_t offset; uint32_t nbytes; uint32_t direction; };
+struct io {
+    uint64_t offset;
+    uint32_t nbytes;
+    uint32_t direction;
+};
 
 struct generator {
     struct rng directions_rng, offsets_rng, sizes_rng;
@@ -40,17 +46,18 @@ struct generator {
     uint32_t direction;        /* when not mixed */
     int steer;                 /* mixed: the direction that the next one must have, where rates decide; -1: drawn */
     uint64_t read_below;       /* share of reads, of 2^32 */
-    uint64_t start, length, align, units, step;    /* units: of starting points; step: what a cut I/O is a multiple of */
-    int64_t skip;              /* sequential: a hole after each I/O; negative: back by so much, from the end on */
+    uint64_t start, length, align, units, step; /* units: of starting points; step: what a cut I/O is a multiple of */
+    int64_t skip; /* sequential: a hole after each I/O; negative: back by so much, from the end on */
     struct zones zones;
     struct strides strides;
-    uint64_t random_below[DIRECTIONS];    /* random: the share of I/Os that are, of 2^32; the others follow the one before */
-    uint32_t run;              /* random: this many I/Os in sequence, then a new place */
+    uint64_t
+        random_below[DIRECTIONS]; /* random: the share of I/Os that are, of 2^32; the others follow the one before */
+    uint32_t run; /* random: this many I/Os in sequence, then a new place */
     uint32_t run_left[DIRECTIONS];
     uint64_t position[DIRECTIONS];
     uint64_t visited;
     uint64_t passes;
-    double parameter;          /* of the distribution */
+    double parameter; /* of the distribution */
     struct permutation permutation;
     struct zipf zipf;
 };
@@ -58,7 +65,7 @@ struct generator {
 /* An empty region (units == 0) is refused by the caller. */
 static inline void generator_start(struct generator *g, uint64_t seed)
 {
-    struct rng rng = { seed };
+    struct rng rng = {seed};
 
     g->directions_rng.state = rng_next(&rng);
     g->sizes_rng.state = rng_next(&rng);
@@ -92,17 +99,17 @@ static inline uint64_t generator_unit(struct generator *g)
 {
     switch (g->order) {
     case ORDER_PERMUTED:
-        if (g->visited == g->units) {    /* every block once; now again, in another order */
+        if (g->visited == g->units) { /* every block once; now again, in another order */
             g->visited = 0;
             g->passes++;
             permutation_init(&g->permutation, g->units, &g->offsets_rng);
         }
         return permutation_at(&g->permutation, g->visited++);
-    case ORDER_ZIPF:                     /* scattered, or all hot blocks would be neighbours */
+    case ORDER_ZIPF: /* scattered, or all hot blocks would be neighbours */
         return permutation_at(&g->permutation, zipf_next(&g->zipf, &g->offsets_rng));
     case ORDER_PARETO:
         return permutation_at(&g->permutation,
-            (uint64_t)((double)(g->units - 1) * pow(rng_double(&g->offsets_rng), g->parameter)));
+                              (uint64_t)((double)(g->units - 1) * pow(rng_double(&g->offsets_rng), g->parameter)));
     case ORDER_NORMAL:
         return normal_next(&g->offsets_rng, g->units, g->parameter);
     case ORDER_ZONED: {
@@ -147,10 +154,10 @@ static inline void generator_next(struct generator *g, struct io *io)
     io->direction = direction;
     io->nbytes = sizes_next(&g->sizes[direction], &g->sizes_rng);
 
-    if (g->order == ORDER_SEQUENTIAL || g->run_left[direction]
-        || (g->random_below[direction] >> 32 == 0 && (rng_next(&g->directions_rng) >> 32) >= g->random_below[direction])) {
+    if (g->order == ORDER_SEQUENTIAL || g->run_left[direction] ||
+        (g->random_below[direction] >> 32 == 0 && (rng_next(&g->directions_rng) >> 32) >= g->random_below[direction])) {
         at = g->position[direction];
-        if (at > g->length || at + g->sizes[direction].min > g->length)    /* wrapped around; below 0 is far above */
+        if (at > g->length || at + g->sizes[direction].min > g->length) /* wrapped around; below 0 is far above */
             at = g->skip < 0 ? g->length + (uint64_t)g->skip : 0;
         if (g->run_left[direction])
             g->run_left[direction]--;
@@ -158,7 +165,7 @@ static inline void generator_next(struct generator *g, struct io *io)
         at = generator_unit(g) * g->align;
         g->run_left[direction] = g->run - 1;
     }
-    if (at + io->nbytes > g->length)     /* the last one of a region that is no multiple of the size */
+    if (at + io->nbytes > g->length) /* the last one of a region that is no multiple of the size */
         io->nbytes = (uint32_t)((g->length - at) / g->step * g->step);
     g->position[direction] = at + io->nbytes + (uint64_t)g->skip;
     g->strides.done += io->nbytes;

@@ -9,7 +9,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct rng { uint64_t state; };
+struct rng {
+    uint64_t state;
+};
 
 /* splitmix64: one multiplication more than an LCG, and passes the usual batteries of tests. */
 static inline uint64_t rng_next(struct rng *rng)

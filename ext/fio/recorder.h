@@ -18,15 +18,15 @@
 enum { MAP_SIZE = 7, CLOCK_EVERY = 32 };
 
 struct log_entry {
-    uint64_t time, latency, slat, nbytes, ios, offset;    /* latencies: of the I/O, or the window's mean or maximum, ns */
+    uint64_t time, latency, slat, nbytes, ios, offset; /* latencies: of the I/O, or the window's mean or maximum, ns */
     uint32_t direction;
 };
 
 struct io_log {
     bool enabled, keep_max;
-    uint64_t window;                                /* ns; 0: an entry for each I/O */
+    uint64_t window; /* ns; 0: an entry for each I/O */
     uint64_t window_end;
-    struct log_entry open[DIRECTIONS];              /* sums of the window that is not over */
+    struct log_entry open[DIRECTIONS]; /* sums of the window that is not over */
     struct log_entry *entries;
     size_t count, capacity;
 };
@@ -34,14 +34,14 @@ struct io_log {
 struct recorder {
     bool stop, measuring, timed, histograms;
     uint32_t ticks, in_flight;
-    uint64_t now;                                   /* the last clock reading */
-    uint64_t armed, measure_from, deadline;         /* ns on CLOCK_MONOTONIC */
-    uint64_t began;                                 /* the first I/O, or the end of the ramp */
+    uint64_t now; /* the last clock reading */
+    uint64_t armed, measure_from, deadline; /* ns on CLOCK_MONOTONIC */
+    uint64_t began; /* the first I/O, or the end of the ramp */
     uint64_t limit_bytes, limit_ios, claimed_bytes, claimed_ios;
     uint64_t ios[DIRECTIONS], nbytes[DIRECTIONS], issued[DIRECTIONS + 1];
     uint64_t depths[MAP_SIZE], submits[MAP_SIZE], completes[MAP_SIZE], submit_calls, complete_calls;
-    struct histogram latency[DIRECTIONS + 1];       /* the last is that of flushes */
-    struct histogram slat[DIRECTIONS], clat[DIRECTIONS];    /* its two parts, where submission is timed */
+    struct histogram latency[DIRECTIONS + 1]; /* the last is that of flushes */
+    struct histogram slat[DIRECTIONS], clat[DIRECTIONS]; /* its two parts, where submission is timed */
     struct io_log log;
 };
 
@@ -133,7 +133,7 @@ static int log_add(struct io_log *log, const struct io *io, uint64_t latency, ui
     struct log_entry *open = &log->open[io->direction];
 
     if (!log->window) {
-        struct log_entry entry = { now, latency, slat, io->nbytes, 1, io->offset, io->direction };
+        struct log_entry entry = {now, latency, slat, io->nbytes, 1, io->offset, io->direction};
 
         return log_append(log, &entry);
     }
@@ -193,7 +193,8 @@ static inline void recorder_start(struct recorder *r, const struct io *io, uint6
 
 /* An I/O of `r` that came back well, `now`, having been started at `started`; `submitted`: 0 where
  * that is not timed. */
-static inline int recorder_finish(struct recorder *r, const struct io *io, uint64_t started, uint64_t submitted, uint64_t now)
+static inline int recorder_finish(struct recorder *r, const struct io *io, uint64_t started, uint64_t submitted,
+                                  uint64_t now)
 {
     uint64_t slat = submitted ? submitted - started : 0;
 

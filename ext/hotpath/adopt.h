@@ -35,14 +35,16 @@ struct nvq_found {
 
 /* Is this header one that nvq_open() may trust? 0, or -1 and the reason. `nbytes` is what the
  * allocation has. */
-static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, uint16_t qid, char error[NVQ_ERROR_BYTES])
+static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, uint16_t qid,
+                                   char error[NVQ_ERROR_BYTES])
 {
     if (nbytes < NVQ_PAGE || h->magic != NVQ_MAGIC) {
         snprintf(error, NVQ_ERROR_BYTES, "its memory holds no queue pair");
         return -1;
     }
     if (h->version != NVQ_LAYOUT_VERSION) {
-        snprintf(error, NVQ_ERROR_BYTES, "its layout has version %u, this build knows %u", h->version, NVQ_LAYOUT_VERSION);
+        snprintf(error, NVQ_ERROR_BYTES, "its layout has version %u, this build knows %u", h->version,
+                 NVQ_LAYOUT_VERSION);
         return -1;
     }
     if (h->qid != qid) {
@@ -51,16 +53,17 @@ static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, 
     }
     if (h->entries < 2 || h->entries > NVQ_MAX_ENTRIES || h->n_trackers < 1 || h->n_trackers >= h->entries ||
         h->n_reserved >= h->n_trackers || h->interrupts > 1 || (h->sums && h->sums != NVQ_SUMS)) {
-        snprintf(error, NVQ_ERROR_BYTES, "%u entries, %u trackers, %u of them reserved (interrupts %#x, sums %#x) make no sense", h->entries,
+        snprintf(error, NVQ_ERROR_BYTES,
+                 "%u entries, %u trackers, %u of them reserved (interrupts %#x, sums %#x) make no sense", h->entries,
                  h->n_trackers, h->n_reserved, h->interrupts, h->sums);
         return -1;
     }
     struct nvq_header expected;
     memset(&expected, 0, sizeof expected);
     const uint64_t needed = nvq_layout_of(&expected, h->entries, h->n_trackers, h->list_bytes);
-    if (expected.slot_bits != h->slot_bits || expected.sq_offset != h->sq_offset || expected.cq_offset != h->cq_offset ||
-        expected.trackers_offset != h->trackers_offset || expected.lists_offset != h->lists_offset ||
-        !prp_list_bytes_valid(h->list_bytes) || needed > nbytes) {
+    if (expected.slot_bits != h->slot_bits || expected.sq_offset != h->sq_offset ||
+        expected.cq_offset != h->cq_offset || expected.trackers_offset != h->trackers_offset ||
+        expected.lists_offset != h->lists_offset || !prp_list_bytes_valid(h->list_bytes) || needed > nbytes) {
         snprintf(error, NVQ_ERROR_BYTES, "its parts don't lie where %u entries lead to", h->entries);
         return -1;
     }
@@ -84,14 +87,16 @@ static inline int64_t nvq_due_from(const struct nvq *q, uint64_t submitted, uint
     uint64_t due = 0;
     for (uint32_t i = 0; i < q->header->n_trackers; i++) {
         const struct nvq_tracker *t = &q->trackers[i];
-        due += atomic_load_explicit(&t->state, memory_order_acquire) == NVQ_ARMED && t->position >= position && t->position < submitted;
+        due += atomic_load_explicit(&t->state, memory_order_acquire) == NVQ_ARMED && t->position >= position &&
+               t->position < submitted;
     }
     return due == submitted - position ? (int64_t)due : -1;
 }
 
 /* Reads and verifies what the predecessor left, for a queue that nvq_open() has opened. Changes
  * nothing. 0, or -1 and the reason. */
-static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, struct nvq_found *found, char error[NVQ_ERROR_BYTES])
+static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, struct nvq_found *found,
+                              char error[NVQ_ERROR_BYTES])
 {
     const struct nvq_header *h = q->header;
     const uint64_t submitted = atomic_load_explicit(&h->submitted, memory_order_acquire);
@@ -103,9 +108,11 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
     memset(found, 0, sizeof *found);
     /* The controller may have seen the value that was about to be rung, and gone on by as much as
      * the ring holds from there. */
-    if (sq_rung > sq_ringing || sq_ringing > submitted || submitted - sq_ringing >= h->entries || cq_rung > cq_ringing ||
-        cq_ringing > reaped || reaped > submitted || submitted - reaped >= h->entries || reaped - cq_ringing >= h->entries) {
-        snprintf(error, NVQ_ERROR_BYTES, "its positions make no sense: submitted %llu ringing %llu rung %llu, reaped %llu %llu %llu",
+    if (sq_rung > sq_ringing || sq_ringing > submitted || submitted - sq_ringing >= h->entries ||
+        cq_rung > cq_ringing || cq_ringing > reaped || reaped > submitted || submitted - reaped >= h->entries ||
+        reaped - cq_ringing >= h->entries) {
+        snprintf(error, NVQ_ERROR_BYTES,
+                 "its positions make no sense: submitted %llu ringing %llu rung %llu, reaped %llu %llu %llu",
                  (unsigned long long)submitted, (unsigned long long)sq_ringing, (unsigned long long)sq_rung,
                  (unsigned long long)reaped, (unsigned long long)cq_ringing, (unsigned long long)cq_rung);
         return -1;
@@ -136,8 +143,8 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
     /* Entries that no tracker knows would be executed a second time; not those that the controller
      * has taken. */
     if (due != submitted - sq_rung && nvq_due_from(q, submitted, nvq_taken_up_to(q, reaped, sq_ringing)) < 0) {
-        snprintf(error, NVQ_ERROR_BYTES, "%llu commands wait for their doorbell, but the ring says %llu", (unsigned long long)due,
-                 (unsigned long long)(submitted - sq_rung));
+        snprintf(error, NVQ_ERROR_BYTES, "%llu commands wait for their doorbell, but the ring says %llu",
+                 (unsigned long long)due, (unsigned long long)(submitted - sq_rung));
         return -1;
     }
     found->unrung = submitted > sq_ringing;

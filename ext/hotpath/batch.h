@@ -86,8 +86,9 @@ static inline void nvb_next(const struct nvb_batch *b, struct nvb_element *e)
 
 /* Sends an element whose data are at e->iova, with a slot that is free. The caller counts `b->out`.
  * one_page: as b->one_page. */
-static inline __attribute__((always_inline)) void nvb_send(struct nvq *q, struct nvq_posting *p, struct nvb_slot *slots, struct nvb_batch *b,
-                                                           const struct nvb_element *e, unsigned slot, const bool one_page)
+static inline __attribute__((always_inline)) void nvb_send(struct nvq *q, struct nvq_posting *p, struct nvb_slot *slots,
+                                                           struct nvb_batch *b, const struct nvb_element *e,
+                                                           unsigned slot, const bool one_page)
 {
     struct nvq_tracker *t = &q->trackers[slot];
     struct nvb_slot *own = &slots[slot];
@@ -109,7 +110,8 @@ static inline __attribute__((always_inline)) void nvb_send(struct nvq *q, struct
 }
 
 /* Copies an element's data into a bounce piece, or prepares the piece for them. */
-static inline void nvb_bounce(const struct nvb_batch *b, struct nvb_slot *own, struct nvb_element *e, const struct nvb_piece *piece)
+static inline void nvb_bounce(const struct nvb_batch *b, struct nvb_slot *own, struct nvb_element *e,
+                              const struct nvb_piece *piece)
 {
     own->piece = *piece;
     if (b->flags & NVQ_FROM_HOST)
@@ -122,7 +124,8 @@ static inline void nvb_bounce(const struct nvb_batch *b, struct nvb_slot *own, s
 
 /* Sends an element of any kind, with a bounce piece if the batch uses them; returns its slot, or -1
  * if no id is free. */
-static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t element, const struct nvb_piece *piece)
+static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t element,
+                           const struct nvb_piece *piece)
 {
     const int slot = nvq_take(q);
     if (slot < 0)
@@ -160,7 +163,8 @@ static inline bool nvb_again(struct nvq *q, struct nvb_slot *slots, const struct
 }
 
 /* Sends `count` elements of any kind, for which there are free slots. */
-static __attribute__((noinline, unused)) void nvb_fill_any(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t count)
+static __attribute__((noinline, unused)) void nvb_fill_any(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b,
+                                                           uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)
         (void)nvb_post(q, slots, b, b->next++, b->bounced ? &b->pieces[--b->n_pieces] : NULL);
@@ -198,8 +202,8 @@ static inline uint32_t nvb_fill(struct nvq *q, struct nvb_slot *slots, struct nv
 
 /* One element's completion, recorded in its tracker by nvq_reap. `bounced` as b->bounced. The
  * caller counts done, out and free slots. */
-static inline __attribute__((always_inline)) void nvb_take(struct nvq *q, struct nvb_slot *own, unsigned slot, struct nvb_batch *b,
-                                                           const bool bounced)
+static inline __attribute__((always_inline)) void nvb_take(struct nvq *q, struct nvb_slot *own, unsigned slot,
+                                                           struct nvb_batch *b, const bool bounced)
 {
     struct nvq_tracker *t = &q->trackers[slot];
     const uint32_t element = own->element;
@@ -229,7 +233,8 @@ static inline void nvb_finish(struct nvq *q, struct nvb_slot *slots, unsigned sl
 }
 
 /* nvb_settle() from the reaped one at `from` on, of any batch. */
-static __attribute__((noinline, unused)) void nvb_settle_any(struct nvq *q, struct nvb_slot *slots, const struct nvb_batch *b, uint32_t from)
+static __attribute__((noinline, unused)) void nvb_settle_any(struct nvq *q, struct nvb_slot *slots,
+                                                             const struct nvb_batch *b, uint32_t from)
 {
     uint32_t kept = 0;
     for (uint32_t i = from; i < q->n_done; i++) {
@@ -277,8 +282,8 @@ enum nvb_why {
 
 /* Submits, rings and reaps until done, `slice_ns` have passed, or nothing has arrived within
  * `budget`. */
-static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep, uint64_t slice_ns,
-                                    struct nvw_budget *budget, unsigned *ring)
+static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep,
+                                    uint64_t slice_ns, struct nvw_budget *budget, unsigned *ring)
 {
     const uint64_t begin = nvq_now_ns();
     const uint64_t bound = nvw_budget_ns(budget);

@@ -20,18 +20,21 @@ static inline bool nvq_needs_event(uint16_t event_idx, uint16_t new_value, uint1
 static inline void nvq_rang_sq(struct nvq *q)
 {
     struct nvq_header *h = q->header;
-    atomic_store_explicit(&h->sq_rung, atomic_load_explicit(&h->sq_ringing, memory_order_relaxed), memory_order_release);
+    atomic_store_explicit(&h->sq_rung, atomic_load_explicit(&h->sq_ringing, memory_order_relaxed),
+                          memory_order_release);
 }
 
 static inline void nvq_rang_cq(struct nvq *q)
 {
     struct nvq_header *h = q->header;
-    atomic_store_explicit(&h->cq_rung, atomic_load_explicit(&h->cq_ringing, memory_order_relaxed), memory_order_release);
+    atomic_store_explicit(&h->cq_rung, atomic_load_explicit(&h->cq_ringing, memory_order_relaxed),
+                          memory_order_release);
 }
 
 /* The same for a register that was written meanwhile, by another thread: the last position at or
  * before `ringing` that `value` stands for. */
-static inline void nvq_rang_to(const struct nvq_header *h, const _Atomic uint64_t *ringing, _Atomic uint64_t *rung, uint32_t value)
+static inline void nvq_rang_to(const struct nvq_header *h, const _Atomic uint64_t *ringing, _Atomic uint64_t *rung,
+                               uint32_t value)
 {
     const uint64_t latest = atomic_load_explicit(ringing, memory_order_acquire);
     const uint64_t behind = (latest + h->entries - value % h->entries) % h->entries;
@@ -51,8 +54,8 @@ static inline void nvq_rang_cq_to(struct nvq *q, uint32_t value)
 
 /* Returns true if the caller must write the register itself, because the device maps no
  * doorbells. */
-static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, volatile uint32_t *shadow, volatile uint32_t *eventidx,
-                                uint32_t value, uint64_t *counter)
+static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, volatile uint32_t *shadow,
+                                volatile uint32_t *eventidx, uint32_t value, uint64_t *counter)
 {
     if (shadow) {
         const uint32_t old = *shadow;
@@ -86,7 +89,8 @@ static __attribute__((noinline, unused)) bool nvq_ring_sq_any(struct nvq *q, uin
     if (nvq_stopped(q))
         return false;
     atomic_store_explicit(&h->sq_ringing, submitted, memory_order_release);
-    const bool by_register = nvq_doorbell(q, q->sq_doorbell, q->sq_shadow, q->sq_eventidx, q->sq_tail, &h->n_sq_doorbells);
+    const bool by_register =
+        nvq_doorbell(q, q->sq_doorbell, q->sq_shadow, q->sq_eventidx, q->sq_tail, &h->n_sq_doorbells);
     NVP_PROBE2(ring_sq, q->qid, q->n_unrung);
     q->n_unrung = 0;
     if (!by_register)
@@ -101,7 +105,8 @@ static __attribute__((noinline, unused)) bool nvq_ring_cq_any(struct nvq *q, uin
         return false;
     NVP_PROBE2(ring_cq, q->qid, q->n_unacked);
     atomic_store_explicit(&h->cq_ringing, reaped, memory_order_release);
-    const bool by_register = nvq_doorbell(q, q->cq_doorbell, q->cq_shadow, q->cq_eventidx, q->cq_head, &h->n_cq_doorbells);
+    const bool by_register =
+        nvq_doorbell(q, q->cq_doorbell, q->cq_shadow, q->cq_eventidx, q->cq_head, &h->n_cq_doorbells);
     q->n_unacked = 0;
     if (!by_register)
         atomic_store_explicit(&h->cq_rung, reaped, memory_order_release);

@@ -71,7 +71,8 @@ enum nvq_flag {
     NVQ_BOUNCE = 1u << 2,    /* data_offset names pool pages that belong to this command until it completes */
     NVQ_ORPHAN = 1u << 3,    /* it has no waiter any more */
     NVQ_ADOPTED = 1u << 4,   /* sent by a predecessor */
-    NVQ_INTERNAL = 1u << 5,  /* of the driver itself (AER, recovery), without a time limit: no successor's caller asks for it */
+    NVQ_INTERNAL = 1u
+        << 5,  /* of the driver itself (AER, recovery), without a time limit: no successor's caller asks for it */
     NVQ_DRIVER = 1u << 6,    /* of the driver itself: no successor's caller asks for it */
 };
 
@@ -97,7 +98,8 @@ _Static_assert(offsetof(struct nvq_tracker, state) == 64, "tracker");
 _Static_assert(offsetof(struct nvq_tracker, data_offset) == 88, "tracker");
 _Static_assert(offsetof(struct nvq_tracker, cid) == 68 && offsetof(struct nvq_tracker, flags) == 70, "tracker");
 _Static_assert(offsetof(struct nvq_tracker, position) == 72 && offsetof(struct nvq_tracker, tag) == 80, "tracker");
-_Static_assert(offsetof(struct nvq_tracker, data_nbytes) == 96 && offsetof(struct nvq_tracker, status) == 100, "tracker");
+_Static_assert(offsetof(struct nvq_tracker, data_nbytes) == 96 && offsetof(struct nvq_tracker, status) == 100,
+               "tracker");
 _Static_assert(offsetof(struct nvq_tracker, sum) == 102 && offsetof(struct nvq_tracker, dw0) == 104, "tracker");
 _Static_assert(offsetof(struct nvq_tracker, dw1) == 108 && offsetof(struct nvq_tracker, epoch) == 112, "tracker");
 _Static_assert(offsetof(struct nvq_tracker, sent_ns) == 120, "tracker");
@@ -146,11 +148,15 @@ struct nvq_header {
 _Static_assert(offsetof(struct nvq_header, qid) == 8 && offsetof(struct nvq_header, vector) == 10, "header");
 _Static_assert(offsetof(struct nvq_header, entries) == 12 && offsetof(struct nvq_header, n_trackers) == 16, "header");
 _Static_assert(offsetof(struct nvq_header, slot_bits) == 20 && offsetof(struct nvq_header, sq_offset) == 24, "header");
-_Static_assert(offsetof(struct nvq_header, cq_offset) == 32 && offsetof(struct nvq_header, trackers_offset) == 40, "header");
-_Static_assert(offsetof(struct nvq_header, lists_offset) == 48 && offsetof(struct nvq_header, list_bytes) == 56, "header");
-_Static_assert(offsetof(struct nvq_header, interrupts) == 60 && offsetof(struct nvq_header, n_reserved) == 64, "header");
+_Static_assert(offsetof(struct nvq_header, cq_offset) == 32 && offsetof(struct nvq_header, trackers_offset) == 40,
+               "header");
+_Static_assert(offsetof(struct nvq_header, lists_offset) == 48 && offsetof(struct nvq_header, list_bytes) == 56,
+               "header");
+_Static_assert(offsetof(struct nvq_header, interrupts) == 60 && offsetof(struct nvq_header, n_reserved) == 64,
+               "header");
 _Static_assert(offsetof(struct nvq_header, sums) == 68, "header");
-_Static_assert(offsetof(struct nvq_header, submitted) == 128 && offsetof(struct nvq_header, sq_ringing) == 136, "header");
+_Static_assert(offsetof(struct nvq_header, submitted) == 128 && offsetof(struct nvq_header, sq_ringing) == 136,
+               "header");
 _Static_assert(offsetof(struct nvq_header, sq_rung) == 144 && offsetof(struct nvq_header, reaped) == 152, "header");
 _Static_assert(offsetof(struct nvq_header, cq_ringing) == 160 && offsetof(struct nvq_header, cq_rung) == 168, "header");
 _Static_assert(offsetof(struct nvq_header, epoch) == 176, "header");

@@ -66,7 +66,8 @@ struct nvq {
     volatile uint32_t *sq_doorbell;
     volatile uint32_t *cq_doorbell;
     int kick_fd; /* an eventfd that wakes a sleeping peer, -1 = none */
-    bool silent; /* no doorbell is rung: the controller is being reset and doesn't know this queue. Set by nvq_silent() */
+    bool
+        silent; /* no doorbell is rung: the controller is being reset and doesn't know this queue. Set by nvq_silent() */
     uint32_t life; /* of a lent queue pair: it has ended once its lender has stored another number in lent_word */
     const volatile uint32_t *stop_word, *lent_word;
     const volatile uint32_t *plain_word; /* stop_word if ringing is one store to mapped memory: nvq_choose_ringing() */
@@ -77,13 +78,13 @@ struct nvq {
     volatile uint32_t *cq_eventidx;
 
     const struct nvq_transport *transport; /* NULL: the rings are shared with the device */
-    void *link;                            /* the transport's own */
+    void *link; /* the transport's own */
 
     struct histogram *latency; /* from nvq_post to nvq_reap, in nanoseconds; NULL = not recorded */
     struct nvq_strays strays;
 };
 
-static const volatile uint32_t nvq_own = 1;    /* the stop word of queue pairs that are not lent */
+static const volatile uint32_t nvq_own = 1; /* the stop word of queue pairs that are not lent */
 static const volatile uint32_t nvq_silence = 0; /* of silent ones: no epoch has this number */
 
 static inline bool nvq_stopped(const struct nvq *q) /* doorbells must not be rung */

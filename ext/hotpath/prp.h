@@ -47,7 +47,8 @@ static inline int prp_list_bytes_valid(uint32_t bytes)
  *
  * Returns 0, or -1 when the list has no room.
  */
-static inline int prp_build(uint64_t *prp, uint64_t iova, uint64_t nbytes, uint64_t *list, uint64_t list_iova, uint32_t list_bytes)
+static inline int prp_build(uint64_t *prp, uint64_t iova, uint64_t nbytes, uint64_t *list, uint64_t list_iova,
+                            uint32_t list_bytes)
 {
     if (nbytes == 0) {
         prp[0] = prp[1] = 0;

@@ -64,8 +64,9 @@ struct nvq_posting {
 static inline struct nvq_posting nvq_posting_begin(struct nvq *q, uint32_t count)
 {
     q->n_armed += count;
-    return (struct nvq_posting){
-        .position = atomic_load_explicit(&q->header->submitted, memory_order_relaxed), .tail = q->sq_tail, .count = count};
+    return (struct nvq_posting){.position = atomic_load_explicit(&q->header->submitted, memory_order_relaxed),
+                                .tail = q->sq_tail,
+                                .count = count};
 }
 
 static inline void nvq_posting_end(struct nvq *q, const struct nvq_posting *p)
@@ -81,7 +82,8 @@ static inline void nvq_posting_end(struct nvq *q, const struct nvq_posting *p)
  *
  * sum: as nvq_sum_sent() adds it up, before it is folded. may_record: latencies may be recorded.
  */
-static inline void nvq_post_next(struct nvq *q, struct nvq_posting *p, unsigned slot, uint64_t sum, const bool may_record)
+static inline void nvq_post_next(struct nvq *q, struct nvq_posting *p, unsigned slot, uint64_t sum,
+                                 const bool may_record)
 {
     struct nvq_tracker *t = &q->trackers[slot];
     const uint32_t tail = p->tail;
@@ -90,11 +92,13 @@ static inline void nvq_post_next(struct nvq *q, struct nvq_posting *p, unsigned 
     if (__builtin_expect(++p->tail == q->entries, 0))
         p->tail = 0;
     t->position = p->position;
-    atomic_signal_fence(memory_order_release); /* a free tracker with an id has this position: see nvq_verify_tracker() */
+    atomic_signal_fence(
+        memory_order_release); /* a free tracker with an id has this position: see nvq_verify_tracker() */
     t->cid = t->sqe.cid = cid;
     t->epoch = q->header->epoch;
     t->sent_ns = may_record && q->latency ? nvq_now_ns() : 0;
-    atomic_signal_fence(memory_order_release); /* a sum that fits has its position beside it: see nvq_verify_tracker() */
+    atomic_signal_fence(
+        memory_order_release); /* a sum that fits has its position beside it: see nvq_verify_tracker() */
     t->sum = nvq_sum_fold(sum) ^ cid;
     atomic_store_explicit(&t->state, NVQ_ARMED, memory_order_release);
     memcpy(&q->sq[tail], &t->sqe, sizeof t->sqe);
@@ -106,8 +110,10 @@ static inline void nvq_post(struct nvq *q, unsigned slot)
 {
     const struct nvq_tracker *t = &q->trackers[slot];
     struct nvq_posting p = nvq_posting_begin(q, 1);
-    nvq_post_next(q, &p, slot, nvq_sum_rest(&t->sqe, t->flags, t->data_nbytes) + nvq_sum_lba(((const nvq_word *)&t->sqe)[5]) +
-                                   nvq_sum_tag(t->tag), true);
+    nvq_post_next(q, &p, slot,
+                  nvq_sum_rest(&t->sqe, t->flags, t->data_nbytes) + nvq_sum_lba(((const nvq_word *)&t->sqe)[5]) +
+                      nvq_sum_tag(t->tag),
+                  true);
     nvq_posting_end(q, &p);
 }
 

@@ -86,7 +86,8 @@ static inline unsigned nvq_reap_run(struct nvq *q, unsigned *limit, bool *stray)
         const uint16_t cid = (uint16_t)(entry >> 32);
         const unsigned slot = cid & q->cid_mask;
         struct nvq_tracker *t = &q->trackers[slot];
-        if (__builtin_expect(slot >= q->n_trackers || t->cid != cid || nvq_state(t) != NVQ_ARMED || (uint32_t)entry >> 16, 0)) {
+        if (__builtin_expect(
+                slot >= q->n_trackers || t->cid != cid || nvq_state(t) != NVQ_ARMED || (uint32_t)entry >> 16, 0)) {
             *stray = true;
             break;
         }
@@ -125,7 +126,8 @@ static inline void nvq_take_stray(struct nvq *q)
     const uint16_t cid = cqe->cid;
     const unsigned slot = cid & q->cid_mask;
     q->strays.n++;
-    q->strays.n_sqid += slot < q->n_trackers && q->trackers[slot].cid == cid && nvq_state(&q->trackers[slot]) == NVQ_ARMED;
+    q->strays.n_sqid +=
+        slot < q->n_trackers && q->trackers[slot].cid == cid && nvq_state(&q->trackers[slot]) == NVQ_ARMED;
     q->strays.cid = cid;
     q->strays.sqid = cqe->sqid;
     q->n_unacked++;

@@ -13,21 +13,21 @@
 typedef int (*nva_send)(PyObject *self, PyObject **result);
 
 /* One implementation per class that uses this; each instantiates the adapter for itself. */
-#define NVA_DEFINE_SEND(name)                                                                    \
-    static nva_send name##_impl;                                                                 \
-    static PySendResult name##_slot(PyObject *self, PyObject *value, PyObject **result)          \
-    {                                                                                            \
-        (void)value;                                                                             \
-        *result = NULL;                                                                          \
-        const int how = name##_impl(self, result);                                               \
-        return how < 0 ? PYGEN_ERROR : how ? PYGEN_RETURN : PYGEN_NEXT;                          \
-    }                                                                                            \
-    static void name##_install(PyObject *type, void *impl)                                       \
-    {                                                                                            \
-        PyTypeObject *t = (PyTypeObject *)type;                                                  \
-        name##_impl = (nva_send)impl;                                                            \
-        t->tp_as_async->am_send = name##_slot;                                                   \
-        PyType_Modified(t);                                                                      \
+#define NVA_DEFINE_SEND(name)                                                           \
+    static nva_send name##_impl;                                                        \
+    static PySendResult name##_slot(PyObject *self, PyObject *value, PyObject **result) \
+    {                                                                                   \
+        (void)value;                                                                    \
+        *result = NULL;                                                                 \
+        const int how = name##_impl(self, result);                                      \
+        return how < 0 ? PYGEN_ERROR : how ? PYGEN_RETURN : PYGEN_NEXT;                 \
+    }                                                                                   \
+    static void name##_install(PyObject *type, void *impl)                              \
+    {                                                                                   \
+        PyTypeObject *t = (PyTypeObject *)type;                                         \
+        name##_impl = (nva_send)impl;                                                   \
+        t->tp_as_async->am_send = name##_slot;                                          \
+        PyType_Modified(t);                                                             \
     }
 
 NVA_DEFINE_SEND(nva_request)

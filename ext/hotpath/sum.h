@@ -47,8 +47,9 @@ static inline uint64_t nvq_sum_tag(uint64_t tag)
 static inline uint64_t nvq_sum_rest(const struct nvq_sqe *sqe, uint16_t flags, uint32_t data_nbytes)
 {
     const nvq_word *word = (const nvq_word *)sqe;
-    return (word[0] & ~0xffff0000ull) * 0x7feb352d + word[1] * 0x31848bab + word[2] * 0x297a2d39 + word[6] * 0x1b873593 +
-           word[7] * 0x5bd1e995 + ((uint64_t)(flags & ~NVQ_ADOPTED) << 32 | data_nbytes) * 0x4cf5ad43;
+    return (word[0] & ~0xffff0000ull) * 0x7feb352d + word[1] * 0x31848bab + word[2] * 0x297a2d39 +
+           word[6] * 0x1b873593 + word[7] * 0x5bd1e995 +
+           ((uint64_t)(flags & ~NVQ_ADOPTED) << 32 | data_nbytes) * 0x4cf5ad43;
 }
 
 static inline uint16_t nvq_sum_fold(uint64_t sum)
@@ -59,7 +60,8 @@ static inline uint16_t nvq_sum_fold(uint64_t sum)
 /* Of what was sent. */
 static inline uint16_t nvq_sum_sent(const struct nvq_tracker *t, uint16_t flags)
 {
-    return nvq_sum_fold(nvq_sum_rest(&t->sqe, flags, t->data_nbytes) + nvq_sum_lba(((const nvq_word *)&t->sqe)[5]) + nvq_sum_tag(t->tag)) ^
+    return nvq_sum_fold(nvq_sum_rest(&t->sqe, flags, t->data_nbytes) + nvq_sum_lba(((const nvq_word *)&t->sqe)[5]) +
+                        nvq_sum_tag(t->tag)) ^
            t->sqe.cid;
 }
 

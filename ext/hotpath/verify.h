@@ -12,13 +12,15 @@
 
 #define NVQ_ERROR_BYTES 160
 
-#define NVQ_FLAGS_KNOWN (NVQ_TO_HOST | NVQ_FROM_HOST | NVQ_BOUNCE | NVQ_ORPHAN | NVQ_ADOPTED | NVQ_INTERNAL | NVQ_DRIVER)
+#define NVQ_FLAGS_KNOWN \
+    (NVQ_TO_HOST | NVQ_FROM_HOST | NVQ_BOUNCE | NVQ_ORPHAN | NVQ_ADOPTED | NVQ_INTERNAL | NVQ_DRIVER)
 
 /* What the trackers of a queue pair are measured by. */
 struct nvq_measure {
     uint64_t pool_iova, pool_nbytes;
     uint64_t max_transfer;
-    bool sums;         /* trackers have sums, and the last who wrote them knew of sums (a downgrade leaves header.sums as it is) */
+    bool
+        sums; /* trackers have sums, and the last who wrote them knew of sums (a downgrade leaves header.sums as it is) */
     uint64_t *scratch; /* room for one PRP list: list_bytes */
 };
 
@@ -57,8 +59,8 @@ static inline bool nvq_sum_fits(const struct nvq_tracker *t, uint32_t state)
 
 /* One tracker, against the rings as they are after `submitted` commands. 0, or -1 and the
  * reason. */
-static inline int nvq_verify_tracker(const struct nvq *q, uint32_t slot, uint64_t submitted, const struct nvq_measure *m,
-                                     char error[NVQ_ERROR_BYTES])
+static inline int nvq_verify_tracker(const struct nvq *q, uint32_t slot, uint64_t submitted,
+                                     const struct nvq_measure *m, char error[NVQ_ERROR_BYTES])
 {
     const struct nvq_tracker *t = &q->trackers[slot];
     const uint32_t state = atomic_load_explicit(&t->state, memory_order_acquire);
@@ -69,10 +71,13 @@ static inline int nvq_verify_tracker(const struct nvq *q, uint32_t slot, uint64_
         if (!m->sums || !t->cid || t->cid != t->sqe.cid || t->position >= submitted || !nvq_sum_fits(t, NVQ_DONE))
             return 0;
         what = "lost its state, and holds a result";
-    } else if (state > NVQ_DONE || (t->cid & (q->cid_step - 1u)) != slot || t->cid != t->sqe.cid || (m->sums && !t->cid)) {
-        snprintf(error, NVQ_ERROR_BYTES, "tracker %u has state %u and the command ids %#x and %#x", slot, state, t->cid, t->sqe.cid);
+    } else if (state > NVQ_DONE || (t->cid & (q->cid_step - 1u)) != slot || t->cid != t->sqe.cid ||
+               (m->sums && !t->cid)) {
+        snprintf(error, NVQ_ERROR_BYTES, "tracker %u has state %u and the command ids %#x and %#x", slot, state, t->cid,
+                 t->sqe.cid);
         return -1;
-    } else if (t->flags & ~NVQ_FLAGS_KNOWN || (t->flags & NVQ_BOUNCE && (!nvq_has_data(t) || t->data_offset == NVQ_NO_OFFSET)) ||
+    } else if (t->flags & ~NVQ_FLAGS_KNOWN ||
+               (t->flags & NVQ_BOUNCE && (!nvq_has_data(t) || t->data_offset == NVQ_NO_OFFSET)) ||
                (t->flags & NVQ_TO_HOST && t->flags & NVQ_FROM_HOST)) {
         what = "has flags that no command has";
     } else if (t->position > submitted || (t->position == submitted && state == NVQ_DONE)) {

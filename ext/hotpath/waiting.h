@@ -46,9 +46,10 @@ enum nvw_mode {
 #define NVW_YIELDS 6           /* iterations that a command waits for without a Future */
 #define NVW_MAX_SCORE 64
 #define NVW_PROBE_MASK 63u     /* what isn't worth it is tried once in 64 times all the same */
-#define NVW_DISTRUST 4         /* so many more sleeps ended by early polls than by interrupts: it is polled at the beginning of a sleep */
+#define NVW_DISTRUST \
+    4 /* so many more sleeps ended by early polls than by interrupts: it is polled at the beginning of a sleep */
 #define NVW_MAX_DISTRUST 8
-#define NVW_POLLED_NS 2000000  /* for so long, and then the early polls are left */
+#define NVW_POLLED_NS 2000000 /* for so long, and then the early polls are left */
 
 /*
  * A spin budget: how long to spin for a completion before doing something else. Learnt: twice what
@@ -78,27 +79,27 @@ static inline void nvw_budget_learn(struct nvw_budget *b, uint64_t ns)
 
 struct nvw_waiting {
     /* Chosen from outside. */
-    int mode;            /* enum nvw_mode */
-    uint64_t spin_ns;    /* longest spin; 0 = one poll */
-    uint32_t ring_at;    /* ring at once when so many are posted */
+    int mode; /* enum nvw_mode */
+    uint64_t spin_ns; /* longest spin; 0 = one poll */
+    uint32_t ring_at; /* ring at once when so many are posted */
     uint32_t reap_limit; /* completions handled in one go, before other tasks of the loop get their turn */
-    uint32_t ack_limit;  /* CQEs taken before the CQ doorbell is rung while nothing sleeps */
+    uint32_t ack_limit; /* CQEs taken before the CQ doorbell is rung while nothing sleeps */
 
     /* Bursts: several awaiters get their results in one iteration, and each is likely to send its
      * next command. The last one rings for all. */
-    uint32_t due;    /* results that are here, and whose awaiters have not come for them yet */
+    uint32_t due; /* results that are here, and whose awaiters have not come for them yet */
     bool burst_over; /* the last of those has come, and nothing was rung since */
 
     /* Turns for other tasks of the loop. */
-    uint32_t eager;     /* credit: completions without suspending that are left */
+    uint32_t eager; /* credit: completions without suspending that are left */
     uint64_t pumped_ns; /* for so long batches have pumped without a turn for others */
 
     /* Yield score: above 0, recent commands completed within a few iterations. */
     int yield_score;
     uint32_t yields_asked;
 
-    struct nvw_budget lone;  /* for the answer to a lone command */
-    struct nvw_budget next;  /* for the next of several, where iterations are too short to wait for one */
+    struct nvw_budget lone; /* for the answer to a lone command */
+    struct nvw_budget next; /* for the next of several, where iterations are too short to wait for one */
     struct nvw_budget batch; /* for the next of a batch */
 
     /* Callbacks that the loop will call. */
@@ -106,13 +107,13 @@ struct nvw_waiting {
     bool poll_planned;
 
     /* Sleeps. */
-    bool guarded;             /* early polls go on, until nothing is out */
-    bool patient;             /* the last early poll found nothing: the next one is further off than for a sleep that begins */
-    bool suspicious;          /* the last early poll found completions, and no interrupt has come since */
-    uint64_t guarded_reaped;  /* header.reaped at the last early poll */
-    uint32_t distrust;        /* + 1 for each sleep that an early poll ended, - 1 for each interrupt that found completions */
-    uint32_t distrusted;      /* sleeps that began with distrust */
-    uint64_t polled_until;    /* a sleep's first time, in which it is polled for; 0 = not */
+    bool guarded; /* early polls go on, until nothing is out */
+    bool patient; /* the last early poll found nothing: the next one is further off than for a sleep that begins */
+    bool suspicious; /* the last early poll found completions, and no interrupt has come since */
+    uint64_t guarded_reaped; /* header.reaped at the last early poll */
+    uint32_t distrust; /* + 1 for each sleep that an early poll ended, - 1 for each interrupt that found completions */
+    uint32_t distrusted; /* sleeps that began with distrust */
+    uint64_t polled_until; /* a sleep's first time, in which it is polled for; 0 = not */
 };
 
 static inline void nvw_init(struct nvw_waiting *w, uint32_t entries)

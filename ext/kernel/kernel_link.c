@@ -32,7 +32,8 @@ static int open_ring(struct kernel_link *link, struct ring *ring, uint32_t entri
 {
     struct uring_rsrc_register table = {.nr = KL_REGIONS, .flags = URING_RSRC_REGISTER_SPARSE};
     const uint32_t sq_entries = entries < KL_SQ_ENTRIES ? entries : KL_SQ_ENTRIES;
-    int rc = ring_open(ring, sq_entries, 2 * entries, flags | (link->passthrough ? URING_SETUP_SQE128 | URING_SETUP_CQE32 : 0));
+    int rc = ring_open(ring, sq_entries, 2 * entries,
+                       flags | (link->passthrough ? URING_SETUP_SQE128 | URING_SETUP_CQE32 : 0));
     if (rc)
         return rc;
     rc = ring_register(ring, URING_REGISTER_EVENTFD, &link->event_fd, 1);

@@ -192,8 +192,8 @@ void kl_execute(struct kl_job *job);
  * say. */
 int kl_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
 /* One admin or I/O command by ioctl; 0 or the status, or KL_ERRNO in *dw0. */
-uint16_t kl_ioctl(int fd, bool admin, const struct nvq_sqe *sqe, void *data, uint32_t nbytes, uint32_t timeout_ms, uint32_t *dw0,
-                  uint32_t *dw1);
+uint16_t kl_ioctl(int fd, bool admin, const struct nvq_sqe *sqe, void *data, uint32_t nbytes, uint32_t timeout_ms,
+                  uint32_t *dw0, uint32_t *dw1);
 
 /* kernel_workers.c */
 bool kl_give_to_worker(struct kernel_link *link, struct kl_job *job);

@@ -184,7 +184,8 @@ static bool for_ring(const struct kernel_link *link, const struct kl_out *out)
 {
     if (link->rings[0].fd < 0)
         return false;
-    return out->target->kind == KL_PASSTHROUGH || out->opcode == OP_READ || out->opcode == OP_WRITE || out->opcode == OP_FLUSH;
+    return out->target->kind == KL_PASSTHROUGH || out->opcode == OP_READ || out->opcode == OP_WRITE ||
+           out->opcode == OP_FLUSH;
 }
 
 static bool to_worker(struct kernel_link *link, unsigned slot)
@@ -408,7 +409,8 @@ void kl_request_cancel(struct kernel_link *link, unsigned slot)
         out->job.cancelled = true;
         return;
     }
-    struct uring_sqe *sqe = polled_for(link, out) ? NULL : ring_entry(ring_of(link, out)); /* polled for, it ends by itself */
+    struct uring_sqe *sqe =
+        polled_for(link, out) ? NULL : ring_entry(ring_of(link, out)); /* polled for, it ends by itself */
     if (!sqe)
         return;
     sqe->opcode = URING_OP_ASYNC_CANCEL;

@@ -175,7 +175,8 @@ static void write_zeroes(struct kl_job *job)
         return;
     }
     memset(zeroes, 0, chunk);
-    for (uint64_t done = 0; done < nbytes && !transfer(job, zeroes, nbytes - done < chunk ? nbytes - done : chunk, at + done, true);)
+    for (uint64_t done = 0;
+         done < nbytes && !transfer(job, zeroes, nbytes - done < chunk ? nbytes - done : chunk, at + done, true);)
         done += chunk;
     free(zeroes);
 }
@@ -201,11 +202,12 @@ static void deallocate(struct kl_job *job)
             }
             if (check || !range.blocks)
                 continue;
-            uint64_t where[2] = {range.lba << job->target.block_shift, (uint64_t)range.blocks << job->target.block_shift};
+            uint64_t where[2] = {range.lba << job->target.block_shift,
+                                 (uint64_t)range.blocks << job->target.block_shift};
             if (ioctl(job->target.fd, BLKDISCARD_, where) == 0)
                 continue;
-            if (errno == ENOTTY && fallocate(job->target.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)where[0],
-                                             (off_t)where[1]) == 0)
+            if (errno == ENOTTY && fallocate(job->target.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                                             (off_t)where[0], (off_t)where[1]) == 0)
                 continue;
             if (errno != EOPNOTSUPP && errno != ENOSYS) {
                 failure(job, errno, true);
@@ -255,8 +257,8 @@ void kl_execute(struct kl_job *job)
         job->status = KL_INVALID_OPCODE | KL_DO_NOT_RETRY;
 }
 
-uint16_t kl_ioctl(int fd, bool admin, const struct nvq_sqe *sqe, void *data, uint32_t nbytes, uint32_t timeout_ms, uint32_t *dw0,
-                  uint32_t *dw1)
+uint16_t kl_ioctl(int fd, bool admin, const struct nvq_sqe *sqe, void *data, uint32_t nbytes, uint32_t timeout_ms,
+                  uint32_t *dw0, uint32_t *dw1)
 {
     struct nvme_passthru_cmd64 command = {
         .opcode = sqe->opcode,

@@ -66,7 +66,8 @@ bool kl_give_to_worker(struct kernel_link *link, struct kl_job *job)
     if (link->n_idle)
         pthread_cond_signal(&link->work);
     /* One that sleeps may not have woken yet for an earlier job. */
-    if (link->n_workers < link->max_workers && (!link->n_idle || link->first != job) && !start_worker(link) && !link->n_workers) {
+    if (link->n_workers < link->max_workers && (!link->n_idle || link->first != job) && !start_worker(link) &&
+        !link->n_workers) {
         link->first = link->last = NULL; /* there is no worker for it, nor for earlier jobs */
         taken = false;
     }

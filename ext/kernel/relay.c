@@ -87,7 +87,8 @@ struct relay_out *relay_fetch(struct relay *relay)
     return NULL;
 }
 
-bool relay_answer(struct relay *relay, uint16_t cid, uint16_t status, uint32_t dw0, uint32_t dw1, const void *data, uint32_t nbytes)
+bool relay_answer(struct relay *relay, uint16_t cid, uint16_t status, uint32_t dw0, uint32_t dw1, const void *data,
+                  uint32_t nbytes)
 {
     if (!relay->q)
         return false;

@@ -38,6 +38,7 @@ void relay_free(struct relay *relay);
 struct relay_out *relay_fetch(struct relay *relay);
 /* Ends a command. False: it is not out any more. `nbytes` of data, or fewer than are wanted: the
  * rest are zeroes. */
-bool relay_answer(struct relay *relay, uint16_t cid, uint16_t status, uint32_t dw0, uint32_t dw1, const void *data, uint32_t nbytes);
+bool relay_answer(struct relay *relay, uint16_t cid, uint16_t status, uint32_t dw0, uint32_t dw1, const void *data,
+                  uint32_t nbytes);
 
 #endif

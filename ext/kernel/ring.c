@@ -61,11 +61,13 @@ static int map_all(struct ring *ring, const struct uring_params *params)
 int ring_open(struct ring *ring, uint32_t entries, uint32_t cq_entries, uint32_t flags)
 {
     const uint32_t wishes = URING_SETUP_COOP_TASKRUN | URING_SETUP_TASKRUN_FLAG;
-    struct uring_params params = {.flags = flags | wishes | URING_SETUP_CLAMP | URING_SETUP_CQSIZE, .cq_entries = cq_entries};
+    struct uring_params params = {.flags = flags | wishes | URING_SETUP_CLAMP | URING_SETUP_CQSIZE,
+                                  .cq_entries = cq_entries};
     memset(ring, 0, sizeof(*ring));
     ring->fd = setup(entries, &params);
     if (ring->fd == -EINVAL) {
-        params = (struct uring_params){.flags = flags | URING_SETUP_CLAMP | URING_SETUP_CQSIZE, .cq_entries = cq_entries};
+        params =
+            (struct uring_params){.flags = flags | URING_SETUP_CLAMP | URING_SETUP_CQSIZE, .cq_entries = cq_entries};
         ring->fd = setup(entries, &params);
     }
     if (ring->fd < 0) {
@@ -114,7 +116,8 @@ struct uring_sqe *ring_entry(struct ring *ring)
         if (tail - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE) == ring->entries)
             return NULL;
     }
-    struct uring_sqe *sqe = (struct uring_sqe *)((uint8_t *)ring->sqes + ((size_t)(tail & ring->sq_mask) << ring->sqe_shift));
+    struct uring_sqe *sqe =
+        (struct uring_sqe *)((uint8_t *)ring->sqes + ((size_t)(tail & ring->sq_mask) << ring->sqe_shift));
     memset(sqe, 0, (size_t)1 << ring->sqe_shift);
     /* The kernel reads it in the system call that takes it, so it may be filled in after this. */
     __atomic_store_n(ring->sq_tail, tail + 1, __ATOMIC_RELEASE);

@@ -46,8 +46,8 @@ static void take_delivered(struct nbd *n)
     }
 }
 
-static enum nvb_why pump(void *self, struct nvq *q, struct nvb_slot *slots, uint32_t keep, uint64_t slice_ns, struct nvw_budget *budget,
-                         unsigned *ring)
+static enum nvb_why pump(void *self, struct nvq *q, struct nvb_slot *slots, uint32_t keep, uint64_t slice_ns,
+                         struct nvw_budget *budget, unsigned *ring)
 {
     struct nbd *n = self;
     const uint64_t start = nvq_now_ns();
@@ -116,8 +116,8 @@ static enum nvb_why pump(void *self, struct nvq *q, struct nvb_slot *slots, uint
     }
 }
 
-int nbd_init(struct nbd *n, const struct nbd_geometry *g, int fd, uint8_t *memory, uint64_t iova, uint64_t offset, uint32_t n_cells,
-             uint32_t cell_nbytes)
+int nbd_init(struct nbd *n, const struct nbd_geometry *g, int fd, uint8_t *memory, uint64_t iova, uint64_t offset,
+             uint32_t n_cells, uint32_t cell_nbytes)
 {
     struct nbd_cell *cells = calloc(n_cells, sizeof *cells);
     memset(n, 0, sizeof *n);

@@ -22,20 +22,20 @@
 #include "hotpath/source.h"
 
 enum { /* commands */
-    NBD_READ = 0,
-    NBD_WRITE = 1,
-    NBD_DISC = 2,
-    NBD_FLUSH = 3,
-    NBD_TRIM = 4,
-    NBD_CACHE = 5,
-    NBD_WRITE_ZEROES = 6,
+       NBD_READ = 0,
+       NBD_WRITE = 1,
+       NBD_DISC = 2,
+       NBD_FLUSH = 3,
+       NBD_TRIM = 4,
+       NBD_CACHE = 5,
+       NBD_WRITE_ZEROES = 6,
 };
 
 enum { /* command flags */
-    NBD_FUA = 1 << 0,
-    NBD_NO_HOLE = 1 << 1,
-    NBD_DF = 1 << 2,
-    NBD_FAST_ZERO = 1 << 4,
+       NBD_FUA = 1 << 0,
+       NBD_NO_HOLE = 1 << 1,
+       NBD_DF = 1 << 2,
+       NBD_FAST_ZERO = 1 << 4,
 };
 
 #define NBD_REQUEST_MAGIC 0x25609513u
@@ -116,8 +116,8 @@ struct nbd {
 
 /* Cells of `cell_nbytes` each in `memory`, which the device reaches at iova; offset: in the pool,
  * or NVQ_NO_OFFSET. 0 or -ENOMEM. */
-int nbd_init(struct nbd *n, const struct nbd_geometry *g, int fd, uint8_t *memory, uint64_t iova, uint64_t offset, uint32_t n_cells,
-             uint32_t cell_nbytes);
+int nbd_init(struct nbd *n, const struct nbd_geometry *g, int fd, uint8_t *memory, uint64_t iova, uint64_t offset,
+             uint32_t n_cells, uint32_t cell_nbytes);
 void nbd_free(struct nbd *n);
 
 /* What a read that delivers less than it should is found by (short.h): the mark is of this file

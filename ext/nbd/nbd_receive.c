@@ -5,11 +5,11 @@
 #include "nbd.h"
 
 enum { /* NVMe opcodes (NVM Command Set 1.0, figure 11) */
-    OPC_FLUSH = 0x00,
-    OPC_WRITE = 0x01,
-    OPC_READ = 0x02,
-    OPC_WRITE_ZEROES = 0x08,
-    OPC_DSM = 0x09,
+       OPC_FLUSH = 0x00,
+       OPC_WRITE = 0x01,
+       OPC_READ = 0x02,
+       OPC_WRITE_ZEROES = 0x08,
+       OPC_DSM = 0x09,
 };
 
 #define CDW12_FUA (1u << 30)
@@ -134,7 +134,8 @@ static struct nbd_cell *free_cell(struct nbd *n, struct nbd_request *r)
 }
 
 /* The cell's command is to be posted: the next of its request. */
-static void make_ready(struct nbd *n, struct nbd_cell *cell, uint8_t opcode, uint32_t cdw12, uint64_t lba, uint32_t nbytes, uint16_t flags)
+static void make_ready(struct nbd *n, struct nbd_cell *cell, uint8_t opcode, uint32_t cdw12, uint64_t lba,
+                       uint32_t nbytes, uint16_t flags)
 {
     struct nbd_request *r = cell->request;
     struct nvb_batch *b = &cell->c.batch;
@@ -169,7 +170,8 @@ static bool issue_one(struct nbd *n, struct nbd_request *r)
     case NBD_WRITE_ZEROES:
         blocks = blocks < g->zero_blocks ? blocks : g->zero_blocks;
         cell->nbytes = blocks << g->block_shift;
-        make_ready(n, cell, OPC_WRITE_ZEROES, (blocks - 1) | fua | (r->flags & NBD_NO_HOLE ? 0 : CDW12_DEAC), lba, 0, 0);
+        make_ready(n, cell, OPC_WRITE_ZEROES, (blocks - 1) | fua | (r->flags & NBD_NO_HOLE ? 0 : CDW12_DEAC), lba, 0,
+                   0);
         break;
     case NBD_TRIM:
         blocks = blocks < g->trim_blocks ? blocks : g->trim_blocks;

@@ -5,13 +5,21 @@
 
 #include "nbd.h"
 
-enum { NBD_EPERM = 1, NBD_EIO = 5, NBD_ENOMEM = 12, NBD_EINVAL = 22, NBD_ENOSPC = 28, NBD_ENOTSUP = 95, NBD_ESHUTDOWN = 108 };
+enum {
+    NBD_EPERM = 1,
+    NBD_EIO = 5,
+    NBD_ENOMEM = 12,
+    NBD_EINVAL = 22,
+    NBD_ENOSPC = 28,
+    NBD_ENOTSUP = 95,
+    NBD_ESHUTDOWN = 108
+};
 
 enum { /* chunks of a structured reply */
-    CHUNK_DONE = 1,
-    CHUNK_NONE = 0,
-    CHUNK_OFFSET_DATA = 1,
-    CHUNK_ERROR = 0x8001,
+       CHUNK_DONE = 1,
+       CHUNK_NONE = 0,
+       CHUNK_OFFSET_DATA = 1,
+       CHUNK_ERROR = 0x8001,
 };
 
 /* As Linux's nvme driver maps them to block layer errors (drivers/nvme/host/core.c,

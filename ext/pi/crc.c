@@ -97,20 +97,20 @@ static uint16_t plain16(uint16_t crc, const uint8_t *p, size_t n)
 }
 
 /* Both reflected CRCs: eight bytes at a time, then the rest. */
-#define PLAIN_REFLECTED(bits)                                                                    \
-    static uint##bits##_t plain##bits(uint##bits##_t crc, const uint8_t *p, size_t n)            \
-    {                                                                                            \
-        for (; n >= 8; n -= 8, p += 8) {                                                         \
-            uint64_t word;                                                                       \
-            memcpy(&word, p, 8);                                                                 \
-            word ^= crc;                                                                         \
-            crc = 0;                                                                             \
-            for (unsigned i = 0; i < 8; i++)                                                     \
-                crc ^= table##bits[7 - i][word >> 8 * i & 0xff];                                 \
-        }                                                                                        \
-        while (n--)                                                                              \
-            crc = crc >> 8 ^ table##bits[0][(crc ^ *p++) & 0xff];                                \
-        return crc;                                                                              \
+#define PLAIN_REFLECTED(bits)                                                         \
+    static uint##bits##_t plain##bits(uint##bits##_t crc, const uint8_t *p, size_t n) \
+    {                                                                                 \
+        for (; n >= 8; n -= 8, p += 8) {                                              \
+            uint64_t word;                                                            \
+            memcpy(&word, p, 8);                                                      \
+            word ^= crc;                                                              \
+            crc = 0;                                                                  \
+            for (unsigned i = 0; i < 8; i++)                                          \
+                crc ^= table##bits[7 - i][word >> 8 * i & 0xff];                      \
+        }                                                                             \
+        while (n--)                                                                   \
+            crc = crc >> 8 ^ table##bits[0][(crc ^ *p++) & 0xff];                     \
+        return crc;                                                                   \
     }
 PLAIN_REFLECTED(32)
 PLAIN_REFLECTED(64)
@@ -122,7 +122,8 @@ CLMUL static __m128i fold(__m128i state, __m128i by, __m128i next)
 {
     /* The first half of a block is the low one for a reflected CRC and, with bytes swapped, the
      * high one for the other; `by` has its factors accordingly. */
-    return _mm_xor_si128(next, _mm_xor_si128(_mm_clmulepi64_si128(state, by, 0x00), _mm_clmulepi64_si128(state, by, 0x11)));
+    return _mm_xor_si128(next,
+                         _mm_xor_si128(_mm_clmulepi64_si128(state, by, 0x00), _mm_clmulepi64_si128(state, by, 0x11)));
 }
 
 CLMUL static inline __m128i load_swapped(const uint8_t *p)
@@ -158,7 +159,8 @@ CLMUL static uint64_t clmul64(uint64_t crc, const uint8_t *p, size_t n)
     const __m128i by4 = _mm_set_epi64x((long long)fold64[1], (long long)fold64[0]);
     const __m128i by1 = _mm_set_epi64x((long long)fold64[3], (long long)fold64[2]);
     const __m128i *at = (const __m128i *)p;
-    __m128i a = _mm_loadu_si128(at), b = _mm_loadu_si128(at + 1), c = _mm_loadu_si128(at + 2), d = _mm_loadu_si128(at + 3);
+    __m128i a = _mm_loadu_si128(at), b = _mm_loadu_si128(at + 1), c = _mm_loadu_si128(at + 2),
+            d = _mm_loadu_si128(at + 3);
     a = _mm_xor_si128(a, _mm_set_epi64x(0, (long long)crc));
     for (at += 4, n -= 64; n >= 64; at += 4, n -= 64) {
         a = fold(a, by4, _mm_loadu_si128(at));

@@ -88,7 +88,8 @@ struct pi_failure pi_check(const struct pi_format *format, const struct pi_block
         if (app == 0xffff && (format->type != 3 || (space & reference) == reference))
             continue;
         if (checks & PI_CHECK_GUARD) {
-            uint64_t found = (uint64_t)get(at, guard_bytes), expected = guard(format, blocks->data + i * blocks->data_stride, meta);
+            uint64_t found = (uint64_t)get(at, guard_bytes),
+                     expected = guard(format, blocks->data + i * blocks->data_stride, meta);
             if (found != expected)
                 return (struct pi_failure){i, PI_CHECK_GUARD, found, expected};
         }

@@ -28,7 +28,8 @@
 
 #define LINK_COPY_MAX 8192u /* data of a command up to this are copied behind the header */
 #define LINK_RX_BYTES (128u << 10)
-#define LINK_RX_SHORT 4096u   /* received at once while long transfers are out: their data should not go through the buffer */
+#define LINK_RX_SHORT \
+    4096u   /* received at once while long transfers are out: their data should not go through the buffer */
 #define LINK_LONG (16u << 10) /* a long transfer */
 #define LINK_ROUNDS 4u        /* recvs of one poll */
 
@@ -37,9 +38,10 @@
 enum { LINK_DIGEST_ERROR = 0x22, LINK_SHORT_DATA = 0x04 };
 
 struct tcp_limits {
-    uint32_t in_capsule;  /* bytes of data that a command capsule may hold: IOCCSZ * 16 - 64, or 8192 for the admin queue */
-    uint32_t max_h2c;     /* MAXH2CDATA */
-    uint32_t alignment;   /* of data that we send, in bytes: (CPDA + 1) * 4 */
+    uint32_t
+        in_capsule; /* bytes of data that a command capsule may hold: IOCCSZ * 16 - 64, or 8192 for the admin queue */
+    uint32_t max_h2c; /* MAXH2CDATA */
+    uint32_t alignment; /* of data that we send, in bytes: (CPDA + 1) * 4 */
     bool header_digest, data_digest;
 };
 
@@ -56,7 +58,7 @@ struct tcp_out {
 /* Something to be sent: a part of the arena, or of a command's data. */
 struct tcp_piece {
     const uint8_t *at; /* NULL: in the arena, from `offset` on */
-    uint8_t *owned;    /* to be freed when sent */
+    uint8_t *owned; /* to be freed when sent */
     uint32_t offset, nbytes;
     int slot; /* whose data, or -1 */
 };
@@ -70,8 +72,8 @@ struct tcp_counters {
 
 struct tcp_link {
     struct nvq *q; /* NULL: no queue yet, or not any more */
-    int fd;        /* -1: not connected. Not owned */
-    int epoll_fd;  /* readable when a socket that was full takes data again */
+    int fd; /* -1: not connected. Not owned */
+    int epoll_fd; /* readable when a socket that was full takes data again */
     bool blocked, broken;
     struct tcp_limits limits;
     uint32_t sq_head; /* index of the next SQ entry to be sent */
@@ -90,8 +92,8 @@ struct tcp_link {
     uint32_t rx_begin, rx_end;
     enum tcp_receiving receiving;
     struct tcp_data pdu; /* the C2HData that is under way */
-    uint32_t left;       /* bytes to the end of padding, data or digest */
-    uint32_t at;         /* where in the command's data the next byte goes */
+    uint32_t left; /* bytes to the end of padding, data or digest */
+    uint32_t at; /* where in the command's data the next byte goes */
     uint32_t crc;
     uint8_t digest[TCP_DIGEST];
 

@@ -71,7 +71,8 @@ static void on_r2t(struct tcp_link *link, const struct tcp_data *pdu)
     if (slot < 0)
         return;
     const struct tcp_out *out = &link->out[slot];
-    if (out->to_host || !out->data || !pdu->length || pdu->length > out->nbytes || pdu->offset > out->nbytes - pdu->length) {
+    if (out->to_host || !out->data || !pdu->length || pdu->length > out->nbytes ||
+        pdu->offset > out->nbytes - pdu->length) {
         link_fail(link, "R2T for %u bytes from %u of a command with %u bytes to send", pdu->length, pdu->offset,
                   out->to_host || !out->data ? 0 : out->nbytes);
         return;
@@ -116,8 +117,8 @@ static void on_data(struct tcp_link *link, const struct tcp_data *pdu, uint32_t 
         return;
     }
     if (pdu->ch.pdo < head || pdu->ch.plen != pdu->ch.pdo + pdu->length + tail || !tail != !link->limits.data_digest) {
-        link_fail(link, "C2HData with PDO %u, PLEN %u, flags %#x and %u bytes of data", pdu->ch.pdo, pdu->ch.plen, pdu->ch.flags,
-                  pdu->length);
+        link_fail(link, "C2HData with PDO %u, PLEN %u, flags %#x and %u bytes of data", pdu->ch.pdo, pdu->ch.plen,
+                  pdu->ch.flags, pdu->length);
         return;
     }
     if (pdu->ch.flags & TCP_SUCCESS && !(pdu->ch.flags & TCP_LAST_PDU)) {
@@ -134,7 +135,8 @@ static void on_data(struct tcp_link *link, const struct tcp_data *pdu, uint32_t 
 
 static void on_term(struct tcp_link *link, const struct tcp_term *pdu)
 {
-    link_fail(link, "the controller ended the connection: %s (FES %#x, FEI %#x)", fes_name(pdu->fes), pdu->fes, pdu->fei);
+    link_fail(link, "the controller ended the connection: %s (FES %#x, FEI %#x)", fes_name(pdu->fes), pdu->fes,
+              pdu->fei);
 }
 
 /* The length of the header that a PDU of that type has, 0 if none such may come to a host. */

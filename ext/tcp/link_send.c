@@ -64,7 +64,8 @@ static void arena_add(struct tcp_link *link, uint32_t nbytes)
  * A PDU: `header` of `hlen` bytes whose common header has type and flags, then data of slot's
  * command from `data` on. Fills in digests, padding, PDO and PLEN.
  */
-static void add_pdu(struct tcp_link *link, void *header, uint32_t hlen, unsigned slot, const uint8_t *data, uint32_t nbytes)
+static void add_pdu(struct tcp_link *link, void *header, uint32_t hlen, unsigned slot, const uint8_t *data,
+                    uint32_t nbytes)
 {
     const struct tcp_limits *limits = &link->limits;
     const uint32_t head = hlen + (limits->header_digest ? TCP_DIGEST : 0);

@@ -86,14 +86,11 @@ static int news(void)
     return found;
 }
 
-static const uint64_t interesting[] = {0,          1,          2,          3,
-                                       4,          7,          8,          15,
-                                       16,         0x7f,       0x80,       0xff,
-                                       0x100,      0x1ff,      0x200,      0xfff,
-                                       0x1000,     0x1001,     0x7fff,     0x8000,
-                                       0xffff,     0x10000,    0x7fffffff, 0x80000000,
-                                       0xfffff000, 0xffffffff, 1ull << 32, 1ull << 63,
-                                       ~0ull - 1,  ~0ull,      ~0ull << 12};
+static const uint64_t interesting[] = {
+    0,          1,          2,          3,          4,         7,       8,          15,
+    16,         0x7f,       0x80,       0xff,       0x100,     0x1ff,   0x200,      0xfff,
+    0x1000,     0x1001,     0x7fff,     0x8000,     0xffff,    0x10000, 0x7fffffff, 0x80000000,
+    0xfffff000, 0xffffffff, 1ull << 32, 1ull << 63, ~0ull - 1, ~0ull,   ~0ull << 12};
 
 static size_t mutate(uint8_t *data, size_t size)
 {

@@ -41,13 +41,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memset(&layout, 0, sizeof layout);
     const uint64_t nbytes = nvq_layout(&layout, ENTRIES, TRACKERS, 16);
     uint8_t *memory = aligned_alloc(NVQ_PAGE, nbytes);
-    uint8_t *small = malloc(512), *large = malloc(LONG), *written = calloc(1, LONG); /* of their exact sizes, for ASan */
+    uint8_t *small = malloc(512), *large = malloc(LONG),
+            *written = calloc(1, LONG); /* of their exact sizes, for ASan */
     if (!memory || !small || !large || !written || link_init(&link))
         abort();
     memset(memory, 0, nbytes);
     layout.qid = 1;
     memcpy(memory, &layout, sizeof layout);
-    if (nvq_open(&q, memory, (uint64_t)(uintptr_t)memory) || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
+    if (nvq_open(&q, memory, (uint64_t)(uintptr_t)memory) ||
+        socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
         abort();
     nvq_reset(&q);
     link.q = &q;

@@ -21,7 +21,8 @@ static uint64_t nbytes;
 static void answer(struct nvq *q, uint32_t index, uint16_t cid, uint16_t status)
 {
     struct nvq_cqe *cqe = (struct nvq_cqe *)&q->cq[index];
-    *cqe = (struct nvq_cqe){.sqid = 1, .sqhd = (uint16_t)(index + 1), .cid = cid, .status = (uint16_t)(status << 1 | 1)};
+    *cqe =
+        (struct nvq_cqe){.sqid = 1, .sqhd = (uint16_t)(index + 1), .cid = cid, .status = (uint16_t)(status << 1 | 1)};
 }
 
 static void make_image(void)
@@ -55,7 +56,8 @@ static void make_image(void)
         t->tag = i;
         t->data_nbytes = (uint32_t)length;
         t->data_offset = length ? (uint64_t)(i + 1) << 16 : NVQ_NO_OFFSET;
-        (void)prp_build(&t->sqe.prp1, POOL_IOVA + t->data_offset, length, nvq_list(&q, slot), nvq_list_iova(&q, slot), q.list_bytes);
+        (void)prp_build(&t->sqe.prp1, POOL_IOVA + t->data_offset, length, nvq_list(&q, slot), nvq_list_iova(&q, slot),
+                        q.list_bytes);
         nvq_post(&q, slot);
         if (i == 5) {
             (void)nvq_ring_sq(&q); /* no doorbell: the caller writes it */

@@ -11,29 +11,29 @@
 
 void check_register(const char *name, void (*run)(void));
 
-#define TEST(name)                                                                                                               \
-    static void name(void);                                                                                                      \
-    __attribute__((constructor)) static void register_##name(void)                                                               \
-    {                                                                                                                            \
-        check_register(#name, name);                                                                                             \
-    }                                                                                                                            \
+#define TEST(name)                                                 \
+    static void name(void);                                        \
+    __attribute__((constructor)) static void register_##name(void) \
+    {                                                              \
+        check_register(#name, name);                               \
+    }                                                              \
     static void name(void)
 
-#define CHECK(condition)                                                                                                         \
-    do {                                                                                                                         \
-        if (!(condition)) {                                                                                                      \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                                      \
-            exit(1);                                                                                                             \
-        }                                                                                                                        \
+#define CHECK(condition)                                                    \
+    do {                                                                    \
+        if (!(condition)) {                                                 \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            exit(1);                                                        \
+        }                                                                   \
     } while (0)
 
-#define EQUAL(a, b)                                                                                                              \
-    do {                                                                                                                         \
-        unsigned long long a_ = (unsigned long long)(a), b_ = (unsigned long long)(b);                                           \
-        if (a_ != b_) {                                                                                                          \
-            fprintf(stderr, "%s:%d: %s is %#llx, %s is %#llx\n", __FILE__, __LINE__, #a, a_, #b, b_);                            \
-            exit(1);                                                                                                             \
-        }                                                                                                                        \
+#define EQUAL(a, b)                                                                                   \
+    do {                                                                                              \
+        unsigned long long a_ = (unsigned long long)(a), b_ = (unsigned long long)(b);                \
+        if (a_ != b_) {                                                                               \
+            fprintf(stderr, "%s:%d: %s is %#llx, %s is %#llx\n", __FILE__, __LINE__, #a, a_, #b, b_); \
+            exit(1);                                                                                  \
+        }                                                                                             \
     } while (0)
 
 #define SECOND 1000000000ull

@@ -82,16 +82,22 @@ TEST(identify_answers_what_drivers_ask)
 
 static uint16_t set(struct bed *bed, uint32_t cdw10, uint32_t nsid, uint32_t cdw11, uint32_t *result)
 {
-    struct nvme_sqe sqe = {
-        .opcode = ADMIN_SET_FEATURES, .nsid = nsid, .prp1 = fh_iova(&bed->host, bed->data), .cdw10 = cdw10, .cdw11 = cdw11};
+    struct nvme_sqe sqe = {.opcode = ADMIN_SET_FEATURES,
+                           .nsid = nsid,
+                           .prp1 = fh_iova(&bed->host, bed->data),
+                           .cdw10 = cdw10,
+                           .cdw11 = cdw11};
     return bed_admin(bed, sqe, result);
 }
 
 static uint32_t get(struct bed *bed, uint32_t cdw10, uint32_t nsid, uint32_t cdw11)
 {
     uint32_t result = 0;
-    struct nvme_sqe sqe = {
-        .opcode = ADMIN_GET_FEATURES, .nsid = nsid, .prp1 = fh_iova(&bed->host, bed->data), .cdw10 = cdw10, .cdw11 = cdw11};
+    struct nvme_sqe sqe = {.opcode = ADMIN_GET_FEATURES,
+                           .nsid = nsid,
+                           .prp1 = fh_iova(&bed->host, bed->data),
+                           .cdw10 = cdw10,
+                           .cdw11 = cdw11};
     EQUAL(bed_admin(bed, sqe, &result), 0);
     return result;
 }
@@ -147,8 +153,10 @@ TEST(log_pages_take_offset_and_length)
     for (unsigned lid = 0; lid < 256; lid++)
         EQUAL(u32(&bed, lid * 4), !!memchr(pages, (int)lid, sizeof(pages)));
     EQUAL(bed_log(&bed, 0x0d, 512, true), SC_LOG_PAGE_INVALID);
-    struct nvme_sqe sqe = {
-        .opcode = ADMIN_GET_LOG_PAGE, .prp1 = fh_iova(&bed.host, bed.data), .cdw10 = LOG_EFFECTS | 3 << 16, .cdw12 = 1024};
+    struct nvme_sqe sqe = {.opcode = ADMIN_GET_LOG_PAGE,
+                           .prp1 = fh_iova(&bed.host, bed.data),
+                           .cdw10 = LOG_EFFECTS | 3 << 16,
+                           .cdw12 = 1024};
     EQUAL(bed_admin(&bed, sqe, NULL), 0);
     EQUAL(u32(&bed, 0), 1); /* Flush is supported */
     EQUAL(u32(&bed, 4), 3); /* Write changes content */

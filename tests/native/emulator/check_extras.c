@@ -35,7 +35,8 @@ static void open_all(struct bed *bed)
 
 static uint16_t identify(struct bed *bed, uint8_t cns, uint32_t nsid)
 {
-    struct nvme_sqe sqe = {.opcode = ADMIN_IDENTIFY, .nsid = nsid, .prp1 = fh_iova(&bed->host, bed->data), .cdw10 = cns};
+    struct nvme_sqe sqe = {
+        .opcode = ADMIN_IDENTIFY, .nsid = nsid, .prp1 = fh_iova(&bed->host, bed->data), .cdw10 = cns};
     return bed_admin(bed, sqe, NULL);
 }
 
@@ -258,7 +259,8 @@ TEST(a_power_loss_takes_what_was_not_flushed)
     EQUAL(bed_write(&bed, 0, 1, 2), 0);
     EQUAL(bed_write(&bed, 8, 1, 3), 0);
     memset(bed.data, 4, 512);
-    struct nvme_sqe fua = fh_rw(&bed.host, IO_WRITE, 1, 1, bed.data, 512); /* in the page of block 0, which stays in the cache */
+    struct nvme_sqe fua =
+        fh_rw(&bed.host, IO_WRITE, 1, 1, bed.data, 512); /* in the page of block 0, which stays in the cache */
     fua.cdw12 |= 1u << 30;
     EQUAL(bed_io(&bed, fua), 0);
     CHECK(bed_reads(&bed, 0, 1, 2));

@@ -31,9 +31,10 @@ static uint64_t rnd_address(const struct fake_host *host)
 static unsigned mistreat(struct bed *bed, unsigned rounds, bool all_command_sets)
 {
     struct fake_host *host = &bed->host;
-    static const uint8_t admin[] = {0,    1,    2,    4,    5,    6,    8,    9,    0xa,  0xc,  0x18, 0x7c, 0x80,
-                                    0x55, 0x0d, 0x10, 0x11, 0x14, 0x15, 0x81, 0x82, 0x84, 0x86};
-    static const uint8_t io[] = {0, 1, 2, 4, 5, 8, 9, 0xc, 0xd, 0xe, 0x11, 0x15, 0x19, 0x33, 0x79, 0x7a, 0x7d, 0x06, 0x10, 0x14};
+    static const uint8_t admin[] = {0,    1,    2,    4,    5,    6,    8,    9,    0xa,  0xc,  0x18, 0x7c,
+                                    0x80, 0x55, 0x0d, 0x10, 0x11, 0x14, 0x15, 0x81, 0x82, 0x84, 0x86};
+    static const uint8_t io[] = {0,    1,    2,    4,    5,    8,    9,    0xc,  0xd,  0xe,
+                                 0x11, 0x15, 0x19, 0x33, 0x79, 0x7a, 0x7d, 0x06, 0x10, 0x14};
     unsigned resets = 0, silent = 0;
     for (unsigned round = 0; round < rounds; round++) {
         for (unsigned q = 0; q < 2; q++) {
@@ -94,8 +95,10 @@ TEST(a_hostile_client_does_no_harm)
     struct emu_config config = fh_config(EMU_MEDIUM_RAM, 16u << 20, 512);
     config.mdts = 0;
     config.n_namespaces = 3;
-    config.namespaces[1] = (struct emu_ns_config){.nbytes = 1u << 20, .block_size = 4096, .medium = EMU_MEDIUM_RAM, .path = NULL};
-    config.namespaces[2] = (struct emu_ns_config){.nbytes = 1ull << 45, .block_size = 512, .medium = EMU_MEDIUM_NULL, .path = NULL};
+    config.namespaces[1] =
+        (struct emu_ns_config){.nbytes = 1u << 20, .block_size = 4096, .medium = EMU_MEDIUM_RAM, .path = NULL};
+    config.namespaces[2] =
+        (struct emu_ns_config){.nbytes = 1ull << 45, .block_size = 512, .medium = EMU_MEDIUM_NULL, .path = NULL};
     struct bed bed;
     bed_open_with(&bed, &config);
     struct fake_host *host = &bed.host;

@@ -68,7 +68,8 @@ static void exercise(struct bed *bed)
     memcpy(bed->data, ranges, sizeof(ranges));
     struct nvme_sqe dsm = {.opcode = IO_DSM, .nsid = 1, .prp1 = fh_iova(&bed->host, bed->data), .cdw10 = 1, .cdw11 = 4};
     EQUAL(bed_io(bed, dsm), 0);
-    CHECK(bed_reads(bed, 16, 1, 0x22) && bed_reads(bed, 17, 2, 0) && bed_reads(bed, 19, 11, 0x22) && bed_reads(bed, 30, 1, 0));
+    CHECK(bed_reads(bed, 16, 1, 0x22) && bed_reads(bed, 17, 2, 0) && bed_reads(bed, 19, 11, 0x22) &&
+          bed_reads(bed, 30, 1, 0));
     ranges[2] = 20;
     ranges[6] = 32768;
     memcpy(bed->data, ranges, sizeof(ranges));
@@ -81,7 +82,8 @@ static void exercise(struct bed *bed)
     } sources[2] = {{.lba = 16}, {.lba = 20, .nlb = 1}};
     _Static_assert(sizeof(sources[0]) == 32, "source range entry");
     memcpy(bed->data, sources, sizeof(sources));
-    struct nvme_sqe copy = {.opcode = IO_COPY, .nsid = 1, .prp1 = fh_iova(&bed->host, bed->data), .cdw10 = 1000, .cdw12 = 1};
+    struct nvme_sqe copy = {
+        .opcode = IO_COPY, .nsid = 1, .prp1 = fh_iova(&bed->host, bed->data), .cdw10 = 1000, .cdw12 = 1};
     uint32_t result = 9;
     EQUAL(fh_do(&bed->host, &bed->io, copy, &result), 0);
     CHECK(bed_reads(bed, 1000, 3, 0x22) && bed_reads(bed, 1003, 1, 0));
@@ -217,7 +219,8 @@ static uint16_t reserve(struct bed *bed, uint8_t opcode, uint32_t cdw10, uint64_
 {
     uint64_t keys[2] = {key, next};
     memcpy(bed->data, keys, sizeof(keys));
-    return bed_io(bed, (struct nvme_sqe){.opcode = opcode, .nsid = 1, .prp1 = fh_iova(&bed->host, bed->data), .cdw10 = cdw10});
+    return bed_io(
+        bed, (struct nvme_sqe){.opcode = opcode, .nsid = 1, .prp1 = fh_iova(&bed->host, bed->data), .cdw10 = cdw10});
 }
 
 static void become_host(struct bed *bed, uint64_t id)

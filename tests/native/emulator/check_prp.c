@@ -32,8 +32,8 @@ static void shuffle(uint8_t **pages, unsigned n)
     }
 }
 
-static void lay_out(struct fake_host *host, struct layout *l, uint8_t *memory, uint32_t page, uint64_t nbytes, uint32_t offset,
-                    uint8_t *lists, uint32_t list_at)
+static void lay_out(struct fake_host *host, struct layout *l, uint8_t *memory, uint32_t page, uint64_t nbytes,
+                    uint32_t offset, uint8_t *lists, uint32_t list_at)
 {
     l->offset = offset;
     l->n_pages = (unsigned)((offset + nbytes + page - 1) / page);
@@ -169,7 +169,8 @@ TEST(prps_are_refused_as_specified)
     uint64_t data = fh_iova(&bed.host, bed.data);
     uint64_t *list = fh_alloc(&bed.host, 8192);
     uint64_t list_at = fh_iova(&bed.host, list);
-    struct nvme_sqe one = fh_rw(&bed.host, IO_READ, 0, 1, bed.data, 512), two = fh_rw(&bed.host, IO_READ, 0, 16, bed.data, 8192);
+    struct nvme_sqe one = fh_rw(&bed.host, IO_READ, 0, 1, bed.data, 512),
+                    two = fh_rw(&bed.host, IO_READ, 0, 16, bed.data, 8192);
     struct nvme_sqe many = fh_rw(&bed.host, IO_READ, 0, 64, bed.data, 0);
     for (unsigned i = 0; i < 7; i++)
         list[i] = data + (i + 1) * 4096;

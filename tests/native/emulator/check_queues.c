@@ -4,12 +4,14 @@
 
 static uint16_t create_cq(struct bed *bed, uint32_t cdw10, uint32_t cdw11, uint64_t prp1)
 {
-    return bed_admin(bed, (struct nvme_sqe){.opcode = ADMIN_CREATE_CQ, .prp1 = prp1, .cdw10 = cdw10, .cdw11 = cdw11}, NULL);
+    return bed_admin(bed, (struct nvme_sqe){.opcode = ADMIN_CREATE_CQ, .prp1 = prp1, .cdw10 = cdw10, .cdw11 = cdw11},
+                     NULL);
 }
 
 static uint16_t create_sq(struct bed *bed, uint32_t cdw10, uint32_t cdw11, uint64_t prp1)
 {
-    return bed_admin(bed, (struct nvme_sqe){.opcode = ADMIN_CREATE_SQ, .prp1 = prp1, .cdw10 = cdw10, .cdw11 = cdw11}, NULL);
+    return bed_admin(bed, (struct nvme_sqe){.opcode = ADMIN_CREATE_SQ, .prp1 = prp1, .cdw10 = cdw10, .cdw11 = cdw11},
+                     NULL);
 }
 
 static uint16_t delete(struct bed *bed, uint8_t opcode, uint16_t qid)
@@ -129,8 +131,12 @@ TEST(interrupts_come_once_a_turn_and_only_where_asked_for)
     uint64_t page = fh_iova(&bed.host, bed.data + 8192);
     EQUAL(create_cq(&bed, 15u << 16 | 2, 2u << 16 | 1, page), 0); /* IEN clear */
     EQUAL(create_sq(&bed, 15u << 16 | 2, 2u << 16 | 1, page + 4096), 0);
-    struct fh_queue quiet = {
-        .sq = (void *)(bed.data + 12288), .cq = (void *)(bed.data + 8192), .size = 16, .cq_size = 16, .qid = 2, .phase = 1};
+    struct fh_queue quiet = {.sq = (void *)(bed.data + 12288),
+                             .cq = (void *)(bed.data + 8192),
+                             .size = 16,
+                             .cq_size = 16,
+                             .qid = 2,
+                             .phase = 1};
     memset(bed.data + 8192, 0, 8192);
     EQUAL(fh_do(&bed.host, &quiet, fh_rw(&bed.host, IO_READ, 0, 1, bed.data, 512), NULL), 0);
     EQUAL(bed.host.interrupts[2], 0);
@@ -170,8 +176,12 @@ TEST(a_full_completion_queue_holds_commands_and_loses_none)
     memset(bed.data + 8192, 0, 8192);
     EQUAL(create_cq(&bed, 3u << 16 | 2, 2u << 16 | 3, cq_at), 0); /* 4 entries: 3 completions */
     EQUAL(create_sq(&bed, 31u << 16 | 2, 2u << 16 | 1, sq_at), 0);
-    struct fh_queue q = {
-        .sq = (void *)(bed.data + 12288), .cq = (void *)(bed.data + 8192), .size = 32, .cq_size = 4, .qid = 2, .phase = 1};
+    struct fh_queue q = {.sq = (void *)(bed.data + 12288),
+                         .cq = (void *)(bed.data + 8192),
+                         .size = 32,
+                         .cq_size = 4,
+                         .qid = 2,
+                         .phase = 1};
     for (unsigned i = 0; i < 30; i++)
         fh_push(&q, fh_rw(&bed.host, IO_READ, i, 1, bed.data, 512));
     fh_ring(&bed.host, &q);
@@ -272,7 +282,8 @@ TEST(doorbell_buffers_replace_the_doorbells_of_io_queues)
     bed_open(&bed);
     EQUAL(bed_write(&bed, 0, 1, 5), 0); /* so that the tails are not zero */
     uint32_t *shadow = fh_alloc(&bed.host, 4096), *event = fh_alloc(&bed.host, 4096);
-    struct nvme_sqe sqe = {.opcode = ADMIN_DBBUF, .prp1 = fh_iova(&bed.host, shadow) + 4, .prp2 = fh_iova(&bed.host, event)};
+    struct nvme_sqe sqe = {
+        .opcode = ADMIN_DBBUF, .prp1 = fh_iova(&bed.host, shadow) + 4, .prp2 = fh_iova(&bed.host, event)};
     EQUAL(bed_admin(&bed, sqe, NULL), SC_INVALID_FIELD);
     sqe.prp1 -= 4;
     EQUAL(bed_admin(&bed, sqe, NULL), 0);
@@ -328,7 +339,8 @@ TEST(without_the_offer_doorbell_buffers_are_an_invalid_opcode)
     config.dbbuf = false;
     struct bed bed;
     bed_open_with(&bed, &config);
-    EQUAL(bed_admin(&bed, (struct nvme_sqe){.opcode = ADMIN_DBBUF, .prp1 = FH_IOVA, .prp2 = FH_IOVA}, NULL), SC_INVALID_OPCODE);
+    EQUAL(bed_admin(&bed, (struct nvme_sqe){.opcode = ADMIN_DBBUF, .prp1 = FH_IOVA, .prp2 = FH_IOVA}, NULL),
+          SC_INVALID_OPCODE);
     CHECK(emu_ctrl_arm(bed.host.ctrl));
     CHECK(!emu_ctrl_armed_fully(bed.host.ctrl));
     bed_close(&bed);
@@ -342,8 +354,12 @@ TEST(a_tail_that_passes_the_head_is_invalid)
     uint64_t cq_at = fh_iova(&bed.host, bed.data + 8192), sq_at = fh_iova(&bed.host, bed.data + 12288);
     EQUAL(create_cq(&bed, 1u << 16 | 2, 2u << 16 | 3, cq_at), 0); /* one completion, then fetching stops */
     EQUAL(create_sq(&bed, 7u << 16 | 2, 2u << 16 | 1, sq_at), 0);
-    struct fh_queue q = {
-        .sq = (void *)(bed.data + 12288), .cq = (void *)(bed.data + 8192), .size = 8, .cq_size = 2, .qid = 2, .phase = 1};
+    struct fh_queue q = {.sq = (void *)(bed.data + 12288),
+                         .cq = (void *)(bed.data + 8192),
+                         .size = 8,
+                         .cq_size = 2,
+                         .qid = 2,
+                         .phase = 1};
     for (unsigned i = 0; i < 5; i++)
         fh_push(&q, fh_rw(&bed.host, IO_READ, i, 1, bed.data, 512));
     fh_ring(&bed.host, &q);
@@ -367,10 +383,15 @@ TEST(a_deleted_queue_posts_nothing_more)
     EQUAL(create_cq(&bed, 1u << 16 | 2, 2u << 16 | 3, cq_at), 0);
     EQUAL(create_sq(&bed, 7u << 16 | 2, 2u << 16 | 1, sq_at), 0);
     EQUAL(create_sq(&bed, 7u << 16 | 3, 2u << 16 | 1, sq_at + 4096), 0);
-    struct fh_queue q = {
-        .sq = (void *)(bed.data + 12288), .cq = (void *)(bed.data + 8192), .size = 8, .cq_size = 2, .qid = 2, .phase = 1};
+    struct fh_queue q = {.sq = (void *)(bed.data + 12288),
+                         .cq = (void *)(bed.data + 8192),
+                         .size = 8,
+                         .cq_size = 2,
+                         .qid = 2,
+                         .phase = 1};
     struct fh_queue other = {.sq = (void *)(bed.data + 16384), .size = 8, .qid = 3, .next_cid = 100};
-    struct emu_fault late = {.qid = -1, .value = {IO_READ}, .mask = {0xff}, .actions = EMU_FAULT_DELAY, .delay_ns = 1000000};
+    struct emu_fault late = {
+        .qid = -1, .value = {IO_READ}, .mask = {0xff}, .actions = EMU_FAULT_DELAY, .delay_ns = 1000000};
     int id = emu_fault_add(bed.host.ctrl, &late);
     for (unsigned i = 0; i < 2; i++)
         fh_push(&q, fh_rw(&bed.host, IO_READ, i, 1, bed.data, 512));
@@ -383,7 +404,7 @@ TEST(a_deleted_queue_posts_nothing_more)
         emu_counters(bed.host.ctrl, &counters);
     } while (counters.io[IO_READ] < 3);
     EQUAL(emu_fault_hits(bed.host.ctrl, id, NULL), 3);
-    EQUAL(delete (&bed, ADMIN_DELETE_SQ, 2), 0);
+    EQUAL(delete(&bed, ADMIN_DELETE_SQ, 2), 0);
     struct nvme_cqe cqe;
     CHECK(fh_wait(&bed.host, &q, &cqe)); /* posted before */
     EQUAL(cqe.sqid, 2);
@@ -421,7 +442,8 @@ TEST(the_interrupt_pin_is_a_level)
     EQUAL(turn_and_look(&bed), 0);
     /* With shadow doorbells the next completion doorbell is requested as MMIO. */
     uint32_t *shadow = fh_alloc(&bed.host, 4096), *event = fh_alloc(&bed.host, 4096);
-    struct nvme_sqe sqe = {.opcode = ADMIN_DBBUF, .prp1 = fh_iova(&bed.host, shadow), .prp2 = fh_iova(&bed.host, event)};
+    struct nvme_sqe sqe = {
+        .opcode = ADMIN_DBBUF, .prp1 = fh_iova(&bed.host, shadow), .prp2 = fh_iova(&bed.host, event)};
     EQUAL(bed_admin(&bed, sqe, NULL), 0);
     bed.host.shadow = shadow;
     EQUAL(bed_write(&bed, 0, 1, 5), 0);

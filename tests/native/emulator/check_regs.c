@@ -204,6 +204,7 @@ TEST(configurations_that_can_not_be_had)
     config.n_io_queues = 1;
     config.namespaces[0].block_size = 520;
     CHECK(!emu_ctrl_new(&config, &none, err) && strstr(err, "520"));
-    config.namespaces[0] = (struct emu_ns_config){.nbytes = 1u << 20, .block_size = 512, .medium = EMU_MEDIUM_FILE, .path = "/nowhere/at/all"};
+    config.namespaces[0] = (struct emu_ns_config){
+        .nbytes = 1u << 20, .block_size = 512, .medium = EMU_MEDIUM_FILE, .path = "/nowhere/at/all"};
     CHECK(!emu_ctrl_new(&config, &none, err) && strstr(err, "/nowhere/at/all"));
 }

@@ -59,13 +59,15 @@ void fh_open(struct fake_host *host, const struct emu_config *config, size_t nby
         perror("host memory");
         exit(2);
     }
-    struct emu_host callbacks = {.opaque = host, .dma = host_dma, .dma_window = host_window, .interrupt = host_interrupt};
+    struct emu_host callbacks = {
+        .opaque = host, .dma = host_dma, .dma_window = host_window, .interrupt = host_interrupt};
     host->ctrl = emu_ctrl_new(config, &callbacks, err);
     if (!host->ctrl) {
         fprintf(stderr, "no controller: %s\n", err);
         exit(2);
     }
-    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, emu_ctrl_doorbell_fd(host->ctrl), EMU_DOORBELL_OFFSET);
+    void *page =
+        mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, emu_ctrl_doorbell_fd(host->ctrl), EMU_DOORBELL_OFFSET);
     if (page == MAP_FAILED) {
         perror("doorbells");
         exit(2);
@@ -155,7 +157,8 @@ void fh_ring(struct fake_host *host, struct fh_queue *queue)
 bool fh_reap(struct fake_host *host, struct fh_queue *queue, struct nvme_cqe *cqe)
 {
     volatile struct nvme_cqe *slot = &queue->cq[queue->head];
-    uint64_t word = __atomic_load_n((volatile uint64_t *)&slot->sqhd, __ATOMIC_ACQUIRE); /* the status is its upper quarter */
+    uint64_t word =
+        __atomic_load_n((volatile uint64_t *)&slot->sqhd, __ATOMIC_ACQUIRE); /* the status is its upper quarter */
     if ((word >> 48 & 1) != queue->phase)
         return false;
     memcpy(cqe, (const void *)slot, sizeof(*cqe));

@@ -82,7 +82,8 @@ static void controller_run(struct world *w, uint32_t limit)
         if (sqe->cdw10)
             w->executed[sqe->cdw10 % TAGS]++;
         struct nvq_cqe *cqe = &cq[w->cq_tail];
-        *cqe = (struct nvq_cqe){.dw0 = sqe->cdw10, .sqhd = (uint16_t)w->sq_head, .sqid = h->qid, .cid = sqe->cid, .status = w->phase};
+        *cqe = (struct nvq_cqe){
+            .dw0 = sqe->cdw10, .sqhd = (uint16_t)w->sq_head, .sqid = h->qid, .cid = sqe->cid, .status = w->phase};
         w->cq_tail = (w->cq_tail + 1) % ENTRIES;
         w->phase ^= w->cq_tail == 0;
     }
