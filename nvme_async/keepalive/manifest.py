@@ -91,6 +91,9 @@ def find(pool: Pool) -> tuple[int, int, bytes]:
             if slot.owner != OWNER:
                 continue
             size = slot.nbytes // 2
+            if size < _HEADER.size or slot.offset + 2 * size > len(window):
+                problems.append(f"its slot has {slot.nbytes} bytes at {slot.offset:#x}, of {len(window)}")
+                continue
             for at in (slot.offset, slot.offset + size):
                 half = _Half(slot.offset, window[at : at + size])
                 if half.sequence == 0:
@@ -123,6 +126,8 @@ def stands(slot: memoryview, sequence: int, body: bytes) -> bool:
     comparing, which takes no checksum; False where that doesn't show.
     """
     size = len(slot) // 2
+    if size < _HEADER.size:
+        return False
     at = (sequence & 1) * size
     other = _SEQUENCE_AT + (size - at)
     (newer,) = struct.unpack_from("<Q", slot, other)

@@ -6,20 +6,26 @@ from __future__ import annotations
 
 import os
 import re
+from hashlib import sha256
 
 from nvme_async.errors import ConfigurationError
 
 _LONGEST = 107
 """Bytes of a Unix socket's path (unix(7))."""
+_DIGEST = 12
 
 
 def place_of(uri: str, path: str, several: bool) -> str:
     """The socket of one controller: PATH itself, or, for several, a distinct name in the
-    directory PATH.
+    directory PATH. A name that the path leaves no room for is cut, and ends with a digest of the URI.
     """
     if not several:
         return path
-    return os.path.join(path, re.sub(r"[^A-Za-z0-9._-]+", "_", uri).strip("_")[-80:] + ".sock")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", uri).strip("_")[-80:]
+    room = _LONGEST - len(os.fsencode(path)) - len("/.sock.4194304")
+    if len(name) > room > _DIGEST:
+        name = f"{name[: room - _DIGEST - 1]}-{sha256(uri.encode()).hexdigest()[:_DIGEST]}".lstrip("-")
+    return os.path.join(path, name + ".sock")
 
 
 def parse(rest: str) -> str:

@@ -17,12 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "torture"))
 import bitflips
 
 from nvme_async.keepalive.restoration import Restoration
+from nvme_async.keepalive.successor import Successor
 
 
 def flip(flips: int, seed: int, checksums: bool) -> Counter[str] | str:
     """The outcomes, or the name of the exception."""
     if not checksums:
         Restoration._has_checksums = False  # type: ignore[assignment, method-assign]
+        Successor._has_checksums = False  # type: ignore[assignment, method-assign]
     try:
         return asyncio.run(bitflips.flip(flips, seed))
     except (bitflips.Wrong, TimeoutError) as error:

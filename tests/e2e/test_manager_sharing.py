@@ -18,6 +18,7 @@ import nvme_async
 from nvme_async.cli.inspect import as_lines, as_tree
 from nvme_async.errors import ConfigurationError, ControllerGone
 from nvme_async.manager import Manager
+from nvme_async.sharing.places import place_of
 
 ONE, TWO = "emulated:size=16MiB,block=4096", "emulated:size=32MiB,block=4096"
 
@@ -40,7 +41,7 @@ async def test_each_device_has_a_socket_also_one_that_is_loaded_later(tmp_path: 
                     await worker.namespaces[1].write(3, pattern(4096, 3))
                     assert await handle.read(3) == pattern(4096, 3)
             state = owner.inspect()["devices"][two.uri]
-            assert state["shared"] == str(path / "emulated_size_32MiB_block_4096.sock")
+            assert state["shared"] == place_of(TWO, str(path), True)
         assert owner.inspect()["devices"][two.uri]["shared"] is None
         assert list(path.iterdir()) == []
         with pytest.raises(ConfigurationError, match="0 controllers are shared there"):

@@ -67,7 +67,7 @@ async def test_workers_continue_while_their_owner_is_killed_repeatedly(site: Sit
         before["enables"], before["resets"], before["invalid_doorbells"],
     )  # fmt: skip
     driver.send("reset")
-    assert await asyncio.to_thread(driver.hear) == "reset"
+    assert await asyncio.to_thread(driver.receive) == "reset"
     for worker in [*workers, late]:
         await worker.progress()
         rounds, _gap, resets = await worker.stop()
@@ -137,7 +137,7 @@ async def test_an_exec_of_the_owner_keeps_its_workers(site: Site) -> None:
     driver = owner(site, str(path), program)
     worker = await Worker.start(path, 1)
     driver.send("exec")
-    assert await asyncio.to_thread(driver.hear) == "again 1 0"
+    assert await asyncio.to_thread(driver.receive) == "again 1 0"
     await worker.progress()
     await eventually(lambda: [lease["connected"] for lease in leases(path)] == [True], 20.0)
     assert (await worker.stop())[2] == 0
