@@ -17,7 +17,8 @@ _DIGEST = 12
 
 def place_of(uri: str, path: str, several: bool) -> str:
     """The socket of one controller: PATH itself, or, for several, a distinct name in the
-    directory PATH. A name that the path leaves no room for is cut, and ends with a digest of the URI.
+    directory PATH. A name that the path leaves no room for is cut, and ends with a digest of the
+    URI.
     """
     if not several:
         return path
