@@ -63,6 +63,7 @@ cdef class NamespaceCore:
         """Size of the namespace in bytes."""
         return self.blocks << self.block_shift
 
+    @cython.final
     cdef inline QueuePair queue(self):
         """The running loop's queue pair, or None."""
         cdef QueuePair qp = self.last
@@ -73,6 +74,7 @@ cdef class NamespaceCore:
             self.last = qp
         return qp
 
+    @cython.final
     cdef inline Request make(self, uint8_t opcode, uint64_t lba, uint64_t blocks):
         cdef Request request
         cdef QueuePair qp = self.queue()
@@ -91,7 +93,8 @@ cdef class NamespaceCore:
         request.nbytes = blocks << self.block_shift
         return request
 
-    cdef int check_range(self, uint64_t lba, uint64_t blocks, uint8_t opcode) except -1:
+    @cython.final
+    cdef inline int check_range(self, uint64_t lba, uint64_t blocks, uint8_t opcode) except -1:
         if self._gone is not None:
             raise self._gone
         if blocks == 0:
@@ -163,6 +166,7 @@ cdef class NamespaceCore:
         """The exception of read() and similar calls for blocks that don't exist."""
         self.check_range(lba, blocks, opcode)
 
+    @cython.final
     cdef object transfer(self, str method, uint8_t opcode, uint8_t kind, uint16_t flags, lba, buffer, bint fua):
         cdef uint64_t first = check_u64(lba, "lba")
         cdef Py_buffer probe
@@ -200,7 +204,22 @@ cdef class NamespaceCore:
         return request
 
 
+cdef extern from "Python.h":
+    void PyErr_Clear() noexcept
+    uint64_t c_as_u64 "PyLong_AsUnsignedLongLong"(PyObject *value) noexcept    # -1 with an exception, or 2**64 - 1
+
+
 cdef inline uint64_t check_u64(value, str name) except? 0xffffffffffffffff:
+    cdef uint64_t number
+    if PyLong_CheckExact(value):
+        number = c_as_u64(<PyObject *>value)
+        if number != 0xffffffffffffffff:
+            return number
+        PyErr_Clear()
+    return checked_u64(value, name)
+
+
+cdef uint64_t checked_u64(value, str name) except? 0xffffffffffffffff:
     try:
         return value if PyLong_CheckExact(value) else PyNumber_Index(value)     # which takes NumPy's integers, and no floats
     except OverflowError:
