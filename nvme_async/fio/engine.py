@@ -22,7 +22,7 @@ from nvme_async.fio.device import BenchController, BenchNamespace
 from nvme_async.fio.options import Options
 from nvme_async.fio.pacing import Gate, Overlaps, Pace
 from nvme_async.fio.plan import Region, is_plain, steered, times_submission
-from nvme_async.fio.verifying import VerifyState
+from nvme_async.fio.verify_state import VerifyState
 from nvme_async.native._fio import READ, TRIM, WRITE, Generator, Recorder, Slot, fill_random
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvme_async.fio.engines import MAPPED, OWN
+from nvme_async.fio.engine_names import MAPPED, OWN
 from nvme_async.fio.known import ACCEPTED
 from nvme_async.fio.options import canonical, describe, help_lines
 

@@ -14,7 +14,7 @@ import uvloop
 
 from nvme_async._version import __version__
 from nvme_async.errors import ConfigurationError, NvmeError
-from nvme_async.fio import engines, output_json, output_terse, output_text
+from nvme_async.fio import engine_names, output_json, output_terse, output_text
 from nvme_async.fio.commandline import Job, command_line, debug_lines, load_jobs, parse_arguments
 from nvme_async.fio.eta import EtaLine
 from nvme_async.fio.help import option_help, program_help
@@ -70,7 +70,7 @@ def _main(arguments: Sequence[str], opener: Opener, out: TextIO) -> int:
         print(option_help(program["cmdhelp"]), file=out)
         return 0
     if "enghelp" in program:
-        print(engines.help_text(program["enghelp"]), file=out)
+        print(engine_names.help_text(program["enghelp"]), file=out)
         return 0
     report = Report.of(program)
     if "parse" in report.debug:
@@ -183,7 +183,7 @@ def _notes(jobs: list[Job]) -> Iterator[str]:
     for job in jobs:
         texts = job.defaults | job.texts
         asked = job.options.asked_engine
-        if note := engines.note(asked, parse_size(texts.get("iodepth", "1"))):
+        if note := engine_names.note(asked, parse_size(texts.get("iodepth", "1"))):
             yield note
         if (cached := cache_note(texts)) is not None:
             yield cached

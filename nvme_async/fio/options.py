@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from nvme_async.errors import ConfigurationError
-from nvme_async.fio import engines
+from nvme_async.fio import engine_names
 from nvme_async.fio import parsers as p
 from nvme_async.fio.known import ACCEPTED, KNOWN_TO_FIO
 from nvme_async.fio.units import parse_size
@@ -48,7 +48,7 @@ class Options:
     filename: tuple[str, ...] = option((), p.filenames, "device URI, or several separated by | (or : before a scheme)")
     nsid: int = option(1, p.integer(1, 0xFFFFFFFE), "namespace")
     ioengine: str = option(
-        "await", engines.engine, "await: one await for one I/O; many: one for a batch; kernel engines: as await"
+        "await", engine_names.engine, "await: one await for one I/O; many: one for a batch; kernel engines: as await"
     )
     loop: str = option("uvloop", p.choice("uvloop", "asyncio"), "event loop of the job")
     mode: str = option(
@@ -291,7 +291,7 @@ def _check(options: Options) -> None:
 
     if options.rwmixwrite >= 0:
         options.rwmixread = 100 - options.rwmixwrite
-    if options.asked_engine in engines.ONE_AT_A_TIME:
+    if options.asked_engine in engine_names.ONE_AT_A_TIME:
         options.iodepth = 1
     for log in _LOGS:
         setattr(options, log, getattr(options, log).replace("$jobname", options.name))

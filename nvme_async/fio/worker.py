@@ -19,12 +19,12 @@ from nvme_async.fio.commandline import Job
 from nvme_async.fio.device import BenchController
 from nvme_async.fio.engine import Engine, Target
 from nvme_async.fio.logs import HistogramLog, write_logs
-from nvme_async.fio.many import ManyEngine
+from nvme_async.fio.many_engine import ManyEngine
 from nvme_async.fio.pacing import Overlaps
 from nvme_async.fio.plan import make_generator, make_recorder, plan_number, plan_region, seed_of
 from nvme_async.fio.stats import JobStats, Samples
 from nvme_async.fio.verify import BadBlock
-from nvme_async.fio.verifying import VerifyFailed, VerifyState
+from nvme_async.fio.verify_state import VerifyFailed, VerifyState
 from nvme_async.native._fio import READ, TRIM, WRITE, Recorder
 
 _LETTERS = {

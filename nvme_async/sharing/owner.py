@@ -28,7 +28,7 @@ from nvme_async.runtime.tasks import finish
 from nvme_async.sharing.channel import Channel, check_peer, prepare
 from nvme_async.sharing.connection import Connection
 from nvme_async.sharing.lease import Lease, QueueIs, process_of
-from nvme_async.sharing.leases import Leases
+from nvme_async.sharing.lease_set import LeaseSet
 from nvme_async.sharing.policy import Policy
 from nvme_async.sharing.protocol import MAX_QUEUES, Message
 from nvme_async.sharing.requests import MAX_MAPPINGS, Requests
@@ -43,7 +43,7 @@ _WINDOW_FACTOR = 4
 """Addresses of a lease per byte that it may map: pools are aligned, created and closed."""
 
 
-class Share(Leases):
+class Share(LeaseSet):
     """A controller that other processes may use: the result of `controller.share(path)`. An
     async context manager; await it instead if it should last as long as the controller.
 

@@ -8,7 +8,7 @@ import os
 import zlib
 
 import pytest
-from kept import Line, block, die, line
+from driver_line import Line, block, die, line
 
 from nvme_async.dma import Pool
 from nvme_async.errors import RestoreRefused

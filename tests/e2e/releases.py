@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from keeping import PREAMBLE, Driver, Site
+from keeper_site import PREAMBLE, Driver, Site
 
 ROOT = Path(__file__).parents[2]
 RELEASE_0_1 = "387f736"

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from keeping import Site, settings, site  # noqa: F401 - fixtures
+from keeper_site import Site, settings, site  # noqa: F401 - fixtures
 
 import nvme_async
 

@@ -17,7 +17,7 @@ from nvme_async.keepalive import handover_wire
 from nvme_async.keepalive.restoration import Restoration
 
 sys.path.insert(0, str(Path(__file__).parent))
-from keeping import Site, settings, site
+from keeper_site import Site, settings, site
 
 __all__ = ["settings", "site"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from kept import WAYS, Way, eventually, line
+from driver_line import WAYS, Way, eventually, line
 
 from nvme_async.errors import ControllerReplaced, HandedOver, NamespaceChanged, NamespaceReplaced
 from nvme_async.keepalive import state

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))
-from keeping import Site, site
+from keeper_site import Site, site
 from test_systemd import Supervisor
 
 __all__ = ["site"]

@@ -10,8 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from driving import LoopThread
-from kept import (
+from driver_line import (
     READ,
     WAYS,
     WRITE,
@@ -26,6 +25,7 @@ from kept import (
     results,
     settle,
 )
+from driving import LoopThread
 
 import nvme_async
 from nvme_async.errors import CommandError, HandedOver, NvmeError, RestoreRefused

@@ -18,7 +18,7 @@ from nvme_async.spec.opcodes import NvmOpcode
 
 sys.path.insert(0, str(Path(__file__).parent))
 from driving import eventually
-from keeping import Site, settings, site
+from keeper_site import Site, settings, site
 
 __all__ = ["settings", "site"]
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kept import block, descriptors, line, socket_path
+from driver_line import block, descriptors, line, socket_path
 
 from nvme_async.errors import NvmeError, RestoreRefused
 from nvme_async.keepalive import restore

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from kept import WAYS, Way, line
+from driver_line import WAYS, Way, line
 
 import nvme_async
 from nvme_async.dma.manager import Policy

@@ -7,8 +7,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from driving import LoopThread
-from kept import (
+from driver_line import (
     CREATE_CQ,
     DELETE_CQ,
     DELETE_SQ,
@@ -26,6 +25,7 @@ from kept import (
     results,
     settle,
 )
+from driving import LoopThread
 
 from nvme_async.errors import HandedOver
 from nvme_async.keepalive import restore

@@ -8,8 +8,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from driver_line import READ, WAYS, Way, block, calling, eventually, line, results, socket_path
 from driving import LoopThread
-from kept import READ, WAYS, Way, block, calling, eventually, line, results, socket_path
 
 import nvme_async
 from nvme_async.emulator import EmulatedController

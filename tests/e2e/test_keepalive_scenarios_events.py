@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from kept import AER, GET_LOG_PAGE, IDENTIFY, WAYS, Way, block, die, eventually, line, settle
+from driver_line import AER, GET_LOG_PAGE, IDENTIFY, WAYS, Way, block, die, eventually, line, settle
 
 from nvme_async.errors import InvalidNamespace
 from nvme_async.keepalive import restore

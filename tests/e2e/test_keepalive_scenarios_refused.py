@@ -10,7 +10,7 @@ import os
 import socket
 
 import pytest
-from kept import FLUSH, READ, WRITE, Line, all_handed_over, block, eventually, line, results
+from driver_line import FLUSH, READ, WRITE, Line, all_handed_over, block, eventually, line, results
 from refusing import bundle_of, goes_on, refused, rewrite, used_line
 
 import nvme_async

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from kept import (
+from driver_line import (
     AER,
     CREATE_CQ,
     CREATE_SQ,

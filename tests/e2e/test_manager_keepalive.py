@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from keeping import Site
+from keeper_site import Site
 from managed import Verifier, emulator, uri
 
 from nvme_async.emulator import EmulatedController

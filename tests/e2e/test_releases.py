@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from keeping import Site, settings, site
+from keeper_site import Site, settings, site
 from releases import ROOT, ReleaseDriver, program, release
 
 __all__ = ["settings", "site"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kept import block, descriptors, eventually, line
+from driver_line import block, descriptors, eventually, line
 
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
 from nvme_async.keepalive import restore

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kept import block, eventually, line, settle, socket_path
+from driver_line import block, eventually, line, settle, socket_path
 
 import nvme_async
 from nvme_async.keepalive import phases, restore

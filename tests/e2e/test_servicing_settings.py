@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 
 import pytest
-from keeping import Site, settings, site  # noqa: F401 - fixtures
+from keeper_site import Site, settings, site  # noqa: F401 - fixtures
 
 import nvme_async
 from nvme_async.dma import Pool

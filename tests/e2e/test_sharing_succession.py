@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
 from driving import eventually
-from keeping import Driver, Site, settings, site
+from keeper_site import Driver, Site, settings, site
 from sharing_kit import Worker
 
 import nvme_async

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kept import socket_path
+from driver_line import socket_path
 
 from nvme_async.emulator import EmulatedController
 

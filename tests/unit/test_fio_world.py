@@ -13,7 +13,7 @@ from test_fio_run import Bench
 
 from nvme_async.errors import ConfigurationError
 from nvme_async.fio.commandline import load_jobs, parse_arguments
-from nvme_async.fio.engines import MAPPED, ONE_AT_A_TIME
+from nvme_async.fio.engine_names import MAPPED, ONE_AT_A_TIME
 from nvme_async.fio.expressions import evaluate, substitute
 from nvme_async.fio.known import NO_CACHE
 from nvme_async.fio.main import main

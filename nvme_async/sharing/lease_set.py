@@ -25,7 +25,7 @@ from nvme_async.spec.opcodes import LogPage
 _NAMESPACES_CHANGED = AsyncEvent(type=AsyncEventType.NOTICE, info=0, lid=LogPage.CHANGED_NAMESPACES)
 
 
-class Leases(ABC):
+class LeaseSet(ABC):
     """Attributes:
     leases: {number: Lease}, the current ones.
     policy: what workers may have. revoked: how many leases were taken back.
