@@ -217,3 +217,14 @@ async def test_bad_arguments_and_a_socket_in_use_are_named(tmp_path: Path) -> No
         with pytest.raises(ConfigurationError, match="in use by another server"):
             await NbdServer(namespace, path).start()
         assert os.path.exists(path)
+
+
+async def test_a_sleeping_controller_gets_each_request(tmp_path: Path) -> None:
+    """Without its kick each would wait for the watchdog, which takes more than a second."""
+    async with served(tmp_path) as (_, _, path):
+        client = await NbdClient.connect(path)
+        async with asyncio.timeout(8):
+            for number in range(20):
+                await client.write(number * 4096, bytes([number]) * 4096)
+                await asyncio.sleep(0.002)
+        await client.close()
