@@ -98,7 +98,8 @@ bool relay_answer(struct relay *relay, uint16_t cid, uint16_t status, uint32_t d
     struct relay_out *out = &relay->out[slot];
     if (out->to_host && out->data) {
         const uint32_t n = nbytes < out->nbytes ? nbytes : out->nbytes;
-        memcpy(out->data, data, n);
+        if (n) /* data may be NULL: an answer without any */
+            memcpy(out->data, data, n);
         memset(out->data + n, 0, out->nbytes - n);
     }
     end(relay, out);
