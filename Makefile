@@ -18,7 +18,7 @@ help:
 	@echo "make man       man pages and shell completion in build/share;  make wheel  a wheel with them in dist/"
 	@echo "make wheels    wheels for each Python of this machine, stripped, repaired by auditwheel and tried"
 	@echo "make docs      the documentation site in build/site;  make docs-serve  at http://127.0.0.1:8000"
-	@echo "make fuzz      coverage-guided fuzzing of all targets, two minutes together; SECONDS=3600"
+	@echo "make fuzz      coverage-guided fuzzing of all targets, two minutes for all; SECONDS=3600"
 	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
 	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
 	@echo "make test-interop  the drivers of the Linux kernel and of UEFI on emulated controllers, in virtual machines"
@@ -45,8 +45,8 @@ $(VENV)/.built: $(VENV)/.deps setup.py pyproject.toml $(NATIVE)
 bench: $(VENV)/.built
 	$(BIN)/python benchmarks/fio.py benchmarks/jobs/quick.fio
 
-# TESTS='-k pool' passes arguments on. Much of a test is waiting: so there are more workers than processors. Tests marked `alone` measure
-# times or processors, and come afterwards, by themselves.
+# TESTS='-k pool' passes arguments on. Tests mostly wait, so there are more workers than processors.
+# Those marked `alone` measure times or processors, and run afterwards, one at a time.
 TESTS   ?=
 WORKERS ?= 3
 test: $(VENV)/.built
@@ -69,7 +69,8 @@ format: $(VENV)/.built
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
 
-# For all targets together; a day's work is SECONDS=86400. Where there is no atheris for this Python, targets in Python are left out.
+# SECONDS is for all targets; a long run is SECONDS=86400. Where atheris can't be installed, the targets
+# in Python are left out.
 SECONDS ?= 120
 fuzz: $(VENV)/.built
 	-$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet "atheris>=3.0"

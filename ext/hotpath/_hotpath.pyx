@@ -111,6 +111,7 @@ cdef extern from "hotpath/queue.h":
         uint32_t *sq_doorbell
         uint32_t *cq_doorbell
         int kick_fd
+        void (*kick)(int fd) noexcept nogil
         uint32_t *sq_shadow
         uint32_t *cq_shadow
         uint32_t *sq_eventidx
@@ -188,6 +189,7 @@ cdef extern from "hotpath/adopt.h":
 
 cdef extern from "device/kick.h":
     void kick_prepare()
+    void kick_eventfd(int fd) noexcept nogil
 
 cdef extern from "hotpath/send.h":
     void nva_request_install(object type_, void *impl)

@@ -5,8 +5,6 @@
 #ifndef NVME_ASYNC_HOTPATH_DOORBELL_H
 #define NVME_ASYNC_HOTPATH_DOORBELL_H
 
-#include "device/kick.h"
-
 #include "common/mmio.h"
 #include "pair.h"
 
@@ -78,7 +76,7 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
     }
     mmio_store32(doorbell, value);
     if (q->kick_fd >= 0)
-        kick_eventfd(q->kick_fd);
+        q->kick(q->kick_fd);
     return false;
 }
 

@@ -216,10 +216,10 @@ cdef inline uint64_t check_u64(value, str name) except? 0xffffffffffffffff:
         if number != 0xffffffffffffffff:
             return number
         PyErr_Clear()
-    return checked_u64(value, name)
+    return u64_of_object(value, name)
 
 
-cdef uint64_t checked_u64(value, str name) except? 0xffffffffffffffff:
+cdef uint64_t u64_of_object(value, str name) except? 0xffffffffffffffff:
     try:
         return value if PyLong_CheckExact(value) else PyNumber_Index(value)     # which takes NumPy's integers, and no floats
     except OverflowError:

@@ -66,8 +66,12 @@ struct nvq {
     volatile uint32_t *sq_doorbell;
     volatile uint32_t *cq_doorbell;
     int kick_fd; /* an eventfd that wakes a sleeping peer, -1 = none */
-    bool
-        silent; /* no doorbell is rung: the controller is being reset and doesn't know this queue. Set by nvq_silent() */
+    /* Signals it (device/kick.h). A pointer, because the state of kick.h belongs to one extension
+     * module, and others ring doorbells too. */
+    void (*kick)(int fd);
+    /* No doorbell is rung: the controller is being reset and doesn't know this queue. Set by
+     * nvq_silent(). */
+    bool silent;
     uint32_t life; /* of a lent queue pair: it has ended once its lender has stored another number in lent_word */
     const volatile uint32_t *stop_word, *lent_word;
     const volatile uint32_t *plain_word; /* stop_word if ringing is one store to mapped memory: nvq_choose_ringing() */

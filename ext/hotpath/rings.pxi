@@ -137,6 +137,7 @@ cdef class Rings:
         self.sq_doorbell_offset, self.cq_doorbell_offset = sq_register, cq_register
         if kick_fd >= 0:
             kick_prepare()
+        self.q.kick = kick_eventfd
         self.q.kick_fd = kick_fd
         if mmio is None:
             self.q.sq_doorbell = self.q.cq_doorbell = NULL

@@ -39,13 +39,8 @@ cdef extern from "nbd/nbd.h" nogil:
                  uint32_t cell_nbytes)
     void nbd_free(nbd *n)
     void nbd_set_mark(uint64_t mark)
-    uint32_t error_of "nbd_error_of"(unsigned short status)
 
 nbd_set_mark(int.from_bytes(os.urandom(8), "little"))
-
-
-def nbd_error_of(unsigned short status):
-    return error_of(status)
 
 
 @cython.no_gc_clear

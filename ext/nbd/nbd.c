@@ -127,7 +127,6 @@ int nbd_init(struct nbd *n, const struct nbd_geometry *g, int fd, uint8_t *memor
         nbd_free(n);
         return -ENOMEM;
     }
-    kick_prepare(); /* doorbells are rung from here too, and what kick.h knows is of each file */
     n->g = *g;
     n->fd = fd;
     n->cell_nbytes = cell_nbytes;

@@ -27,15 +27,20 @@ enum { /* commands */
        NBD_DISC = 2,
        NBD_FLUSH = 3,
        NBD_TRIM = 4,
-       NBD_CACHE = 5,
        NBD_WRITE_ZEROES = 6,
 };
 
 enum { /* command flags */
        NBD_FUA = 1 << 0,
        NBD_NO_HOLE = 1 << 1,
-       NBD_DF = 1 << 2,
-       NBD_FAST_ZERO = 1 << 4,
+};
+
+enum { /* errors */
+       NBD_EPERM = 1,
+       NBD_EIO = 5,
+       NBD_EINVAL = 22,
+       NBD_ENOSPC = 28,
+       NBD_ENOTSUP = 95,
 };
 
 #define NBD_REQUEST_MAGIC 0x25609513u
@@ -136,8 +141,6 @@ bool nbd_send(struct nbd *n);
 void nbd_complete(void *self, struct nvq_cell *cell);
 void nbd_finish(struct nbd *n, struct nbd_request *r);
 void nbd_answer(struct nbd *n, struct nbd_request *r);
-/* NBD's error number for an NVMe status field. */
-uint32_t nbd_error_of(uint16_t status);
 
 /* The connection is over: nothing more is received. */
 static inline void nbd_stop(struct nbd *n, const char *why)

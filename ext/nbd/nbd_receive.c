@@ -17,8 +17,6 @@ enum { /* NVMe opcodes (NVM Command Set 1.0, figure 11) */
 #define DSM_DEALLOCATE (1ull << 34) /* AD, bit 2 of dword 11 */
 #define DSM_RANGE 16u
 
-enum { NBD_EPERM = 1, NBD_EIO = 5, NBD_EINVAL = 22, NBD_ENOSPC = 28 };
-
 /* Receives up to `n` bytes. 0: nothing is there, or the connection has ended. */
 static size_t pull(struct nbd *n, uint8_t *to, size_t nbytes)
 {

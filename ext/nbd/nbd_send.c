@@ -5,16 +5,6 @@
 
 #include "nbd.h"
 
-enum {
-    NBD_EPERM = 1,
-    NBD_EIO = 5,
-    NBD_ENOMEM = 12,
-    NBD_EINVAL = 22,
-    NBD_ENOSPC = 28,
-    NBD_ENOTSUP = 95,
-    NBD_ESHUTDOWN = 108
-};
-
 enum { /* chunks of a structured reply */
        CHUNK_DONE = 1,
        CHUNK_NONE = 0,
@@ -24,7 +14,7 @@ enum { /* chunks of a structured reply */
 
 /* As Linux's nvme driver maps them to block layer errors (drivers/nvme/host/core.c,
  * nvme_error_status), and those to errno. */
-uint32_t nbd_error_of(uint16_t status)
+static uint32_t error_of(uint16_t status)
 {
     switch (status & 0x7ff) { /* type and code; Base 2.0, 3.3.3.2.1 */
     case 0x000:
@@ -63,7 +53,7 @@ static bool sends_data(const struct nbd_request *r)
 void nbd_answer(struct nbd *n, struct nbd_request *r)
 {
     if (!r->error)
-        r->error = nbd_error_of(r->status);
+        r->error = error_of(r->status);
     n->counters.errors += r->error != 0;
     if (!n->g.structured) {
         nbd_put(r->header, NBD_SIMPLE_MAGIC, 4);

@@ -105,7 +105,7 @@ def emulate(
     if file is not None and options["medium"] is None:
         options["medium"] = "file"
     if path is None and not tcp:
-        raise click.UsageError("give --socket, --tcp, or both: nobody could connect otherwise")
+        raise click.UsageError("give --socket, --tcp, or both: no client could connect otherwise")
     endpoints = [parse_endpoint(one) for one in tcp]
     words: dict[str, Any] = {"referrals": tuple(parse_endpoint(one, 8009) for one in referral)}
     if nqn is not None:

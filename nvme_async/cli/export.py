@@ -10,7 +10,7 @@ import uvloop
 
 import nvme_async
 from nvme_async.errors import ConfigurationError
-from nvme_async.export import NbdServer
+from nvme_async.export import NbdServer, end_predecessor
 
 
 @click.command()
@@ -39,10 +39,7 @@ async def _serve(device: str, path: str, nsid: int, name: str, threads: int, dep
     async with nvme_async.open(device, keeper_wait=10.0) as controller:
         if nsid not in controller.namespaces:
             raise ConfigurationError(f"{device} has no namespace {nsid}, but {sorted(controller.namespaces)}")
-        # Commands of a killed predecessor may still change blocks. Nothing new is taken before they
-        # are over.
-        async for _ in controller.adopted:
-            pass
+        await end_predecessor(controller)
         namespace = controller.namespaces[nsid]
         async with NbdServer(namespace, path, name=name, threads=threads, depth=depth, read_only=read_only):
             click.echo(f"{device}: namespace {nsid}, {namespace.nbytes} bytes, at {path}")

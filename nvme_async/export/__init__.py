@@ -5,6 +5,6 @@ async with nvme_async.open(uri) as controller:
         await server.wait_closed()
 """
 
-from nvme_async.export.nbd import NbdServer
+from nvme_async.export.nbd import NbdServer, end_predecessor
 
-__all__ = ["NbdServer"]
+__all__ = ["NbdServer", "end_predecessor"]

@@ -13,6 +13,7 @@ import struct
 import attrs
 
 from nvme_async.errors import NvmeError
+from nvme_async.runtime.sockets import receive_exactly
 
 MAGIC = b"NBDMAGIC"
 OPTION_MAGIC = b"IHAVEOPT"
@@ -88,37 +89,25 @@ class Agreed:
     """Answers are structured replies."""
 
 
-async def receive(sock: socket.socket, nbytes: int) -> bytes:
-    """Exactly so many bytes. HandshakeError at the end of the connection."""
-    loop = asyncio.get_running_loop()
-    parts = bytearray()
-    while len(parts) < nbytes:
-        part = await loop.sock_recv(sock, nbytes - len(parts))
-        if not part:
-            raise HandshakeError("the client closed the connection during the handshake")
-        parts += part
-    return bytes(parts)
-
-
 async def shake_hands(sock: socket.socket, export: Export) -> Agreed:
-    """Until the client has chosen the export. HandshakeError, OSError."""
+    """Until the client has chosen the export. HandshakeError, EOFError, OSError."""
     loop = asyncio.get_running_loop()
 
     async def reply(option: int, kind: Reply, data: bytes = b"") -> None:
         await loop.sock_sendall(sock, struct.pack(">QIII", REPLY_MAGIC, option, kind, len(data)) + data)
 
     await loop.sock_sendall(sock, MAGIC + OPTION_MAGIC + struct.pack(">H", FIXED_NEWSTYLE | NO_ZEROES))
-    (flags,) = struct.unpack(">I", await receive(sock, 4))
+    (flags,) = struct.unpack(">I", await receive_exactly(sock, 4))
     if flags & ~(FIXED_NEWSTYLE | NO_ZEROES):
         raise HandshakeError(f"the client has flags that this server doesn't know: {flags:#x}")
     structured = False
     for _ in range(MAX_OPTIONS):
-        magic, option, nbytes = struct.unpack(">8sII", await receive(sock, 16))
+        magic, option, nbytes = struct.unpack(">8sII", await receive_exactly(sock, 16))
         if magic != OPTION_MAGIC:
             raise HandshakeError("the client sent an option without its magic number")
         if nbytes > MAX_OPTION:
             raise HandshakeError(f"the client sent an option of {nbytes} bytes; the limit is {MAX_OPTION}")
-        data = await receive(sock, nbytes)
+        data = await receive_exactly(sock, nbytes)
         if option == Option.EXPORT_NAME:
             if data.decode(errors="replace") not in ("", export.name):
                 raise HandshakeError(f"there is no export named {data!r}")

@@ -8,67 +8,48 @@ interpreter. Connections are spread over `threads` event loops, each with a queu
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import socket
-import threading
-from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from nvme_async.driver.namespace import Namespace
 from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.export.handshake import Agreed, Export, Flag, shake_hands
+from nvme_async.keepalive.controller import Controller
+from nvme_async.manager.workers import Worker
 from nvme_async.native import _hotpath, _nbd
 from nvme_async.native._placement import HostMemory
+from nvme_async.runtime.loops import until_done
+from nvme_async.runtime.sockets import ListeningSocket
+from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec.identify import Oncs
 
 log = logging.getLogger("nvme_async")
-
-T = TypeVar("T")
 
 CELL_BYTES = 128 << 10
 """Data of one NVMe command, at most."""
 MAX_REQUEST = 32 << 20
 """What a client may ask for at once, at most: NBD's usual limit."""
 HANDSHAKE_LIMIT = 10.0
+"""Seconds."""
+BACKLOG = 64
+TAG = int.from_bytes(b"nbd", "big")
+"""Of a connection's memory, for a successor."""
+JOIN_LIMIT = 10.0
+"""Seconds until a thread that doesn't end is left alone."""
 
 
-class _Worker:
-    """An event loop that serves connections: the caller's own, or a thread's."""
-
-    def __init__(self, name: str = "") -> None:
-        self._thread: threading.Thread | None = None
-        if not name:
-            self.loop = asyncio.get_running_loop()
-            return
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
-        self._thread.start()
-
-    async def run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Awaits make() on the worker's loop; cancelled with the caller."""
-        if self._thread is None:
-            return await make()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(), self.loop))
-
-    async def close(self) -> None:
-        """Ends the thread. Its loop's queue pair is the controller's to take back."""
-        if self._thread is None:
-            return
-        await self.run(_end_tasks)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        await asyncio.to_thread(self._thread.join)
-        self.loop.close()
-
-
-async def _end_tasks() -> None:
-    """All but this one, of the running loop."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+async def end_predecessor(controller: Controller) -> None:
+    """After a takeover, before a server is started: waits until the commands of the dead process
+    are over, so that none of its writes lands over a newer one, and frees the memory of its
+    connections. On the controller's home loop.
+    """
+    async for _ in controller.adopted:
+        pass
+    for slot in controller.unclaimed():
+        if slot.tag == TAG:
+            controller.claim(slot).free()
 
 
 class NbdServer:
@@ -85,8 +66,8 @@ class NbdServer:
     namespace is formatted, removed or replaced ends, since NBD has no way to say so; so do all when
     the server closes. Requests that were in flight then have no answer: a client that connects
     again has to send them again, which is safe, as NBD's writes and trims may be repeated. Raises
-    ConfigurationError for namespaces with metadata, transports without queue pairs, and values out
-    of range; OSError when the socket can't be made.
+    ConfigurationError for namespaces with metadata, transports without queue pairs, values out of
+    range, and a socket that can't be made.
     """
 
     def __init__(
@@ -115,10 +96,10 @@ class NbdServer:
         self.read_only = read_only
         self._depth = depth
         self._n_threads = threads
-        self._workers: list[_Worker] = []
-        self._listener: socket.socket | None = None
+        self._workers: list[Worker] = []  # none: the running loop serves
+        self._listener: ListeningSocket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections: dict[_nbd.Connection, _Worker] = {}
+        self._connections: dict[_nbd.Connection, Worker | None] = {}
         self._accepting: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
         self._served = 0
@@ -158,7 +139,8 @@ class NbdServer:
         """
         try:
             await self._start_workers()
-            self._listener = _listen(self.path)
+            self._listener = ListeningSocket(self.path, backlog=BACKLOG)
+            self._listener.socket.setblocking(False)
         except BaseException:
             await self.close()
             raise
@@ -166,33 +148,36 @@ class NbdServer:
 
     async def _start_workers(self) -> None:
         queues = self.namespace.controller.transport.queues
-        for number in range(max(1, self._n_threads)):
-            worker = _Worker(f"nbd-{number}" if self._n_threads else "")
+        for number in range(self._n_threads):
+            worker = Worker(f"nbd-{number}", "uvloop", None)
+            worker.start()
             self._workers.append(worker)
-            if await worker.run(queues.for_this_loop) is not None:
-                continue
-            self._workers.remove(worker)
-            await worker.close()
-            if not self._workers:
-                raise ConfigurationError(f"{self.namespace.controller.uri}: no queue pair is left for an export")
-            log.info("%s: %d queue pairs for %d threads", self.path, number, self._n_threads)
-            break
+            if await worker.call(queues.for_this_loop) is None:
+                await self._end(self._workers.pop())
+                log.info("%s: %d queue pairs for %d threads", self.path, number, self._n_threads)
+                break
+        if not self._workers and (self._n_threads or await queues.for_this_loop() is None):
+            raise ConfigurationError(f"{self.namespace.controller.uri}: no queue pair is left for an export")
+
+    async def _end(self, worker: Worker) -> None:
+        """Its loop's queue pair is the controller's to take back."""
+        worker.stop()
+        if not await asyncio.to_thread(worker.join, JOIN_LIMIT):
+            log.warning("%s: thread %s doesn't end", self.path, worker.name)
 
     async def close(self) -> None:
         """Ends all connections, and the server. Memory of commands in flight stays with the
         controller.
         """
-        if self._listener is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
-            self._listener.close()
-            self._listener = None
         tasks = [task for task in [self._accepting, *self._tasks] if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.unlink()
+            self._listener = None
         while self._workers:
-            await self._workers.pop().close()
+            await self._end(self._workers.pop())
         self._closed.set()
 
     async def wait_closed(self) -> None:
@@ -207,7 +192,7 @@ class NbdServer:
             "nbytes": self.export.nbytes,
             "block_size": self.export.block_size,
             "read_only": self.read_only,
-            "threads": len(self._workers),
+            "threads": max(1, len(self._workers)),
             "served": self._served,
             "connections": [connection.inspect() for connection in list(self._connections)],
         }
@@ -219,7 +204,7 @@ class NbdServer:
         assert self._listener is not None
         while True:
             try:
-                client, _ = await loop.sock_accept(self._listener)
+                client, _ = await loop.sock_accept(self._listener.socket)
             except OSError as error:  # out of descriptors, for now
                 log.warning("%s: %s", self.path, error)
                 await asyncio.sleep(0.1)
@@ -234,20 +219,22 @@ class NbdServer:
             try:
                 async with asyncio.timeout(HANDSHAKE_LIMIT):
                     agreed = await shake_hands(client, self.export)
-                worker = min(self._workers, key=lambda one: list(self._connections.values()).count(one))
+                busy = list(self._connections.values())
+                worker = min(self._workers, key=busy.count, default=None)
                 memory, offset = await self._memory()
                 connection = None
                 try:
                     connection = self._connection(client, agreed, memory, offset)
                     self._connections[connection] = worker
                     self._served += 1
-                    await worker.run(partial(self._transmit, connection))
+                    transmit = partial(self._transmit, connection)
+                    await (transmit() if worker is None else until_done(worker.loop, transmit))
                 finally:
                     if connection is not None:
                         del self._connections[connection]
                     if offset is not None:
                         memory.free()  # its pages stay until the last command of the connection is over
-            except (NvmeError, OSError, TimeoutError) as error:
+            except (NvmeError, OSError, EOFError, TimeoutError) as error:
                 log.info("%s: %s", self.path, error or "the handshake took too long")
 
     async def _memory(self) -> tuple[Any, int | None]:
@@ -256,7 +243,7 @@ class NbdServer:
         """
         nbytes = self._depth * self._cell
         try:
-            memory = await asyncio.to_thread(self.namespace.controller.transport.alloc, nbytes)
+            memory = await in_thread(partial(self.namespace.controller.transport.alloc, nbytes, tag=TAG))
         except ConfigurationError:
             return HostMemory(nbytes), None
         return memory, memory.offset
@@ -304,29 +291,3 @@ class NbdServer:
         await _hotpath.Stream(hot, connection, geometry=self.namespace.geometry, on_sleep=sleep, on_wake=wake)
         if connection.why is not None:
             log.info("%s: %s", self.path, connection.why)
-
-
-def _listen(path: str) -> socket.socket:
-    """A socket that this user and root may connect to."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(path)
-            except FileNotFoundError:
-                pass
-            except ConnectionRefusedError:
-                os.unlink(path)
-            else:
-                raise ConfigurationError(f"{path} is in use by another server")
-        before = os.umask(0o177)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
-        listener.listen(64)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

@@ -33,6 +33,7 @@ import time
 from typing import Any
 
 from nvme_async.errors import ConfigurationError, ControllerTimeout
+from nvme_async.runtime.sockets import receive_exactly
 
 VERSION = 1
 READY_SECONDS = 30.0
@@ -111,13 +112,10 @@ class Wire:
         return message
 
     async def _exactly(self, nbytes: int) -> bytes:
-        data = b""
-        while len(data) < nbytes:
-            part = await self._loop.sock_recv(self.socket, nbytes - len(data))
-            if not part:
-                raise ConnectionResetError("the other side of the hand-over has gone")
-            data += part
-        return data
+        try:
+            return await receive_exactly(self.socket, nbytes)
+        except EOFError:
+            raise ConnectionResetError("the other side of the hand-over has gone") from None
 
     def close(self) -> None:
         self.socket.close()

@@ -1,9 +1,6 @@
 from socket import socket as Socket
 from typing import Any, final
 
-def nbd_error_of(status: int) -> int:
-    """NBD's error number for a 15-bit NVMe status field, as Linux maps them; 0 for success."""
-
 @final
 class Connection:
     """One NBD connection after its handshake: a source of commands for _hotpath.Stream.

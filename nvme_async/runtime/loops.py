@@ -5,6 +5,7 @@ end meanwhile.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -42,6 +43,36 @@ async def on_loop(
     if waiter.cancelled():
         raise ended  # as asyncio.run() does to all tasks at its end
     return waiter.result()
+
+
+async def until_done(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Runs make()'s coroutine on another thread's loop, which runs. If the caller is cancelled, so
+    is the coroutine, and this takes effect when it has ended: what it uses may be closed then.
+    RuntimeError if that loop ends first.
+    """
+    outcome: concurrent.futures.Future[None] = concurrent.futures.Future()
+    tasks: list[asyncio.Task[T]] = []
+
+    def begin() -> None:
+        tasks.append(loop.create_task(make()))
+        tasks[0].add_done_callback(lambda _: outcome.set_result(None))
+
+    loop.call_soon_threadsafe(begin)
+    waiter = asyncio.wrap_future(outcome)
+    cancelled: asyncio.CancelledError | None = None
+    while not waiter.done():
+        try:
+            await asyncio.wait([waiter], timeout=1.0)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+        if not waiter.done() and not loop.is_running():
+            raise RuntimeError("the other thread's loop has ended")
+    if cancelled is not None:
+        if not tasks[0].cancelled():
+            tasks[0].exception()  # the caller sees the cancellation
+        raise cancelled
+    return tasks[0].result()
 
 
 class Trip(Generic[T]):

@@ -1,7 +1,8 @@
-"""A listening Unix socket that removes its path, and stale paths of predecessors."""
+"""A listening Unix socket that removes its path, and stale paths of predecessors; exact reads."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -30,6 +31,18 @@ def _remove_stale(path: str, kind: socket.SocketKind) -> None:
         except OSError:
             pass  # BlockingIOError: its backlog is full, so it has a listener
     raise ConfigurationError(f"{path} is in use: another process listens on it")
+
+
+async def receive_exactly(sock: socket.socket, nbytes: int) -> bytes:
+    """So many bytes from a non-blocking socket. EOFError if the peer closes it first; OSError."""
+    loop = asyncio.get_running_loop()
+    data = bytearray()
+    while len(data) < nbytes:
+        part = await loop.sock_recv(sock, nbytes - len(data))
+        if not part:
+            raise EOFError(f"the connection was closed after {len(data)} of {nbytes} bytes")
+        data += part
+    return bytes(data)
 
 
 class ListeningSocket:

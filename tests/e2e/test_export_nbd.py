@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -214,7 +215,7 @@ async def test_bad_arguments_and_a_socket_in_use_are_named(tmp_path: Path) -> No
             NbdServer(namespace, path, depth=0)
         with pytest.raises(ConfigurationError, match="threads is 65"):
             NbdServer(namespace, path, threads=65)
-        with pytest.raises(ConfigurationError, match="in use by another server"):
+        with pytest.raises(ConfigurationError, match="is in use: another process listens on it"):
             await NbdServer(namespace, path).start()
         assert os.path.exists(path)
 
@@ -228,3 +229,19 @@ async def test_a_sleeping_controller_gets_each_request(tmp_path: Path) -> None:
                 await client.write(number * 4096, bytes([number]) * 4096)
                 await asyncio.sleep(0.002)
         await client.close()
+
+
+async def test_a_socket_stays_open_until_its_thread_has_let_go_of_it(tmp_path: Path) -> None:
+    """Otherwise the thread would receive from, and send to, another file with the same number."""
+    async with served(tmp_path, threads=1) as (_, server, path):
+        client = await NbdClient.connect(path)
+        await client.write(0, b"x" * 4096)
+        [worker] = server._workers
+        worker.loop.call_soon_threadsafe(time.sleep, 0.3)
+        closing = asyncio.create_task(server.close())
+        await asyncio.sleep(0.1)
+        assert client._receiver is not None
+        assert not client._receiver.done()
+        await closing
+        await asyncio.wait_for(client._receiver, 5)
+        await client.close(politely=False)

@@ -12,6 +12,7 @@ import attrs
 
 from nvme_async.errors import ControllerError, ControllerGone
 from nvme_async.native._tcp import crc32c
+from nvme_async.runtime.sockets import receive_exactly
 
 ICREQ, ICRESP, H2C_TERM, C2H_TERM, COMMAND, RESPONSE, H2C_DATA, C2H_DATA, R2T = 0, 1, 2, 3, 4, 5, 6, 7, 9
 HDGSTF, DDGSTF, LAST_PDU, SUCCESS = 1, 2, 4, 8
@@ -96,16 +97,12 @@ class Stream:
             raise ControllerGone(f"{self.name}: sending: {error.strerror or error}") from None
 
     async def _exactly(self, nbytes: int) -> bytes:
-        data = bytearray()
-        while len(data) < nbytes:
-            try:
-                part = await self._loop.sock_recv(self.sock, nbytes - len(data))
-            except OSError as error:
-                raise ControllerGone(f"{self.name}: receiving: {error.strerror or error}") from None
-            if not part:
-                raise ControllerGone(f"{self.name}: the controller closed the connection")
-            data += part
-        return bytes(data)
+        try:
+            return await receive_exactly(self.sock, nbytes)
+        except OSError as error:
+            raise ControllerGone(f"{self.name}: receiving: {error.strerror or error}") from None
+        except EOFError:
+            raise ControllerGone(f"{self.name}: the controller closed the connection") from None
 
     async def receive(self, *, header_digest: bool = False, data_digest: bool = False) -> Pdu:
         """The next PDU. ControllerError for an invalid one, or one that ends the connection."""
