@@ -19,6 +19,7 @@ from nvme_async.device.vfio_user import VfioUserDevice
 from nvme_async.driver.controller import Controller
 from nvme_async.driver.pcie.transport import pcie
 from nvme_async.emulator import FOREVER
+from nvme_async.spec.opcodes import AdminOpcode
 from nvme_async.spec.registers import Register
 
 hasty = pytest.mark.options(**HASTY)
@@ -106,10 +107,12 @@ async def test_the_firmware_activation_event_holds_io(failing: Controller) -> No
     """I/O is held before any command is late; afterwards the log page that clears the event is
     read, and Identify Controller.
     """
+    # The rule is for the second request: the first may still be on its way when open() returns.
+    await eventually(lambda: AdminOpcode.ASYNC_EVENT_REQUEST in faults(failing).counters()["admin"])
     aer = faults(failing).add(queue="admin", opcode=0x0C, count=1, cqe={0: ACTIVATION_STARTS})
     log = faults(failing).add(queue="admin", opcode=0x02, match={40: b"\x03"})
     identify = faults(failing).add(queue="admin", opcode=0x06, cdw10=1)
-    faults(failing).add_namespace(2, "1MiB", block=512)  # ends the outstanding request; the rule is for the next
+    faults(failing).add_namespace(2, "1MiB", block=512)  # ends the first request
     await eventually(lambda: failing.inspect()["events"] == 1)
     await eventually(lambda: aer.hits == 1)
     with reading(failing, Register.CSTS, lambda value: value | PAUSED):
