@@ -13,7 +13,6 @@ from nvme_async.spec.opcodes import DsmAttribute, NvmOpcode
 MAX_BLOCKS = 65536
 """Logical blocks of one command: NLB has 16 bits and is zero-based."""
 MAX_DSM_RANGES = 256
-MAX_COPY_RANGES = 256
 
 
 def _io(
@@ -265,52 +264,6 @@ def dsm_ranges(ranges: Iterable[tuple[int, int]], context: int = 0) -> bytes:
     for lba, blocks in ranges:
         payload += struct.pack("<IIQ", context, check("blocks", blocks, 0, U32), check("lba", lba, 0, U64))
     check("number of ranges", len(payload) // 16, 1, MAX_DSM_RANGES)
-    return bytes(payload)
-
-
-def copy(
-    nsid: int,
-    lba: int,
-    ranges: int,
-    fua: bool = False,
-    lr: bool = False,
-    *,
-    prinfo_read: int = 0,
-    prinfo_write: int = 0,
-    reftag: int = 0,
-    apptag: int = 0,
-    apptag_mask: int = 0,
-) -> Command:
-    """Copy (NVM 3.2.2) to `lba` on, from so many source ranges (1..256), which `copy_descriptors`
-    packs.
-    """
-    check("lba", lba, 0, U64)
-    check("ranges", ranges, 1, MAX_COPY_RANGES)
-    return Command(
-        opcode=NvmOpcode.COPY,
-        nsid=check("nsid", nsid, 1, U32 - 1),
-        cdw10=lba & U32,
-        cdw11=lba >> 32,
-        cdw12=ranges - 1
-        | check("prinfo_read", prinfo_read, 0, 15) << 12
-        | check("prinfo_write", prinfo_write, 0, 15) << 26
-        | fua << 30
-        | lr << 31,
-        cdw14=check("reftag", reftag, 0, U32),
-        cdw15=check("apptag", apptag, 0, U16) | check("apptag_mask", apptag_mask, 0, U16) << 16,
-        data_length=32 * ranges,
-    )
-
-
-def copy_descriptors(ranges: Iterable[tuple[int, int]]) -> bytes:
-    """The payload of Copy: (lba, blocks) pairs as source range entries of format 0, 32 bytes each
-    (NVM 3.2.2).
-    """
-    payload = bytearray()
-    for lba, blocks in ranges:
-        check("blocks", blocks, 1, MAX_BLOCKS)
-        payload += struct.pack("<8xQH14x", check("lba", lba, 0, U64), blocks - 1)
-    check("number of ranges", len(payload) // 32, 1, MAX_COPY_RANGES)
     return bytes(payload)
 
 

@@ -12,6 +12,7 @@ import attrs
 
 from nvme_async.spec import _nvme_cli
 from nvme_async.spec._layout import Layout, guid, raw, structs, text, uint
+from nvme_async.spec._power_state import PowerState
 from nvme_async.spec.registers import Vs
 
 
@@ -29,6 +30,7 @@ class Oacs(IntFlag):
     DOORBELL_BUFFER_CONFIG = 1 << 8
     GET_LBA_STATUS = 1 << 9
     LOCKDOWN = 1 << 10
+    HOST_MANAGED_LIVE_MIGRATION = 1 << 11
 
 
 class Oncs(IntFlag):
@@ -43,6 +45,28 @@ class Oncs(IntFlag):
     TIMESTAMP = 1 << 6
     VERIFY = 1 << 7
     COPY = 1 << 8
+    COPY_SINGLE_ATOMICITY = 1 << 9
+    ALL_FAST_COPY = 1 << 10
+    WRITE_ZEROES_DEALLOCATE = 1 << 11
+    NAMESPACE_ZEROES = 1 << 12
+
+
+class Fuses(IntFlag):
+    """Fused operations that the controller supports."""
+
+    COMPARE_AND_WRITE = 1 << 0
+
+
+class Sgls(IntFlag):
+    """SGL support (bits that are flags; bits 1:0 say whether, and how data blocks are aligned)."""
+
+    KEYED_DATA_BLOCK = 1 << 2
+    BIT_BUCKET = 1 << 16
+    METADATA_BYTE_ALIGNED = 1 << 17
+    LONGER_THAN_TRANSFER = 1 << 18
+    METADATA_SGL = 1 << 19
+    OFFSET = 1 << 20
+    TRANSPORT_DATA_BLOCK = 1 << 21
 
 
 class Oaes(IntFlag):
@@ -55,6 +79,9 @@ class Oaes(IntFlag):
     LBA_STATUS_INFORMATION = 1 << 13
     ENDURANCE_GROUP_EVENT_AGGREGATE = 1 << 14
     NORMAL_NVM_SUBSYSTEM_SHUTDOWN = 1 << 15
+    TEMPERATURE_THRESHOLD_HYSTERESIS = 1 << 16
+    REACHABILITY_GROUPS_CHANGE = 1 << 17
+    ALLOCATED_NAMESPACE_ATTRIBUTE = 1 << 19
     ZONE_DESCRIPTOR_CHANGED = 1 << 27
     DISCOVERY_LOG_CHANGE = 1 << 31
 
@@ -90,37 +117,10 @@ class Ctratt(IntFlag):
     DELETE_ENDURANCE_GROUP = 1 << 13
     DELETE_NVM_SET = 1 << 14
     EXTENDED_LBA_FORMATS = 1 << 15
-
-
-@attrs.frozen
-class PowerState(Layout, size=32):
-    """Power state descriptor (Base 5.17.2.1). Latencies in microseconds."""
-
-    mp: int = uint(0, 2)
-    """Maximum power, in 10 mW, or in 0.1 mW with MXPS."""
-    flags: int = uint(3, 1)
-    """Bit 0 MXPS, bit 1 NOPS (non-operational)."""
-    enlat: int = uint(4, 4)
-    exlat: int = uint(8, 4)
-    rrt: int = uint(12, 1)
-    rrl: int = uint(13, 1)
-    rwt: int = uint(14, 1)
-    rwl: int = uint(15, 1)
-    idlp: int = uint(16, 2)
-    ips: int = uint(18, 1)
-    actp: int = uint(20, 2)
-    apws: int = uint(22, 1)
-    """Active power workload in bits 2:0, active power scale in bits 7:6."""
-
-    @property
-    def max_power_watts(self) -> float:
-        """Maximum power that the controller takes in this state; 0 if not reported."""
-        return self.mp * (0.0001 if self.flags & 1 else 0.01)
-
-    @property
-    def operational(self) -> bool:
-        """Whether I/O commands are processed in this state."""
-        return not self.flags & 2
+    MDTS_WITHOUT_METADATA = 1 << 16
+    HMB_NOT_IN_NON_OPERATIONAL_STATES = 1 << 17
+    RESERVATIONS_AND_HOST_IDENTIFIER_INTERACTION = 1 << 18
+    FLEXIBLE_DATA_PLACEMENT = 1 << 19
 
 
 @attrs.frozen
@@ -143,11 +143,15 @@ class IdentifyController(Layout, size=4096):
     oaes: int = uint(92, 4)
     ctratt: int = uint(96, 4)
     rrls: int = uint(100, 2)
+    bpcap: int = uint(102, 1)
+    nssl: int = uint(104, 4)
+    plsi: int = uint(110, 1)
     cntrltype: int = uint(111, 1)
     fguid: uuid.UUID = guid(112)  # noqa: RUF009
     crdt1: int = uint(128, 2)
     crdt2: int = uint(130, 2)
     crdt3: int = uint(132, 2)
+    crcap: int = uint(134, 1)
     nvmsr: int = uint(253, 1)
     vwci: int = uint(254, 1)
     mec: int = uint(255, 1)
@@ -186,7 +190,11 @@ class IdentifyController(Layout, size=4096):
     nanagrpid: int = uint(348, 4)
     pels: int = uint(352, 4)
     domainid: int = uint(356, 2)
+    kpioc: int = uint(358, 1)
+    mptfawr: int = uint(360, 2)
     megcap: int = uint(368, 16)
+    tmpthha: int = uint(384, 1)
+    cqt: int = uint(386, 2)
     sqes: int = uint(512, 1)
     cqes: int = uint(513, 1)
     maxcmd: int = uint(514, 2)
@@ -205,6 +213,19 @@ class IdentifyController(Layout, size=4096):
     mnan: int = uint(540, 4)
     maxdna: int = uint(544, 16)
     maxcna: int = uint(560, 4)
+    oaqd: int = uint(564, 4)
+    rhiri: int = uint(568, 1)
+    hirt: int = uint(569, 1)
+    cmmrtd: int = uint(570, 2)
+    nmmrtd: int = uint(572, 2)
+    minmrtg: int = uint(574, 1)
+    maxmrtg: int = uint(575, 1)
+    trattr: int = uint(576, 1)
+    mcudmq: int = uint(578, 2)
+    mnsudmq: int = uint(580, 2)
+    mcmr: int = uint(582, 2)
+    nmcmr: int = uint(584, 2)
+    mcdqpc: int = uint(586, 2)
     subnqn: str = text(768, 256, pad="\0")
     ioccsz: int = uint(1792, 4)
     iorcsz: int = uint(1796, 4)
@@ -299,6 +320,26 @@ class IdentifyController(Layout, size=4096):
         """Controller attributes."""
         return Ctratt(self.ctratt)
 
+    @property
+    def fused_operations(self) -> Fuses:
+        """Fused operations."""
+        return Fuses(self.fuses)
+
+    @property
+    def sgl_support(self) -> Sgls:
+        """Flags of SGL support; `sgls & 3` says whether SGLs are supported at all."""
+        return Sgls(self.sgls & ~3 & 0x3F_0004)
+
+    @property
+    def copy_formats(self) -> frozenset[int]:
+        """The Copy descriptor formats, see CopyFormat."""
+        return frozenset(number for number in range(16) if self.ocfs >> number & 1)
+
+    @property
+    def max_fused_blocks(self) -> int:
+        """Logical blocks of a fused compare and write, unless the namespace has its own limit."""
+        return self.acwu + 1
+
     def retry_delay_seconds(self, crd: int) -> float:
         """How long to wait before a retry, for a completion's command retry delay index (0..3)."""
         return (0, self.crdt1, self.crdt2, self.crdt3)[crd] * 0.1
@@ -324,6 +365,16 @@ class IdentifyControllerNvm(Layout, size=4096):
     """Dataset Management: logical blocks in one range, 0 for no limit."""
     dmsl: int = uint(8, 8)
     """Dataset Management: logical blocks in one command, 0 for no limit."""
+    kpiocap: int = uint(16, 1)
+    """Key per I/O capabilities."""
+    wzdsl: int = uint(17, 1)
+    """Write Zeroes with deallocate: size limit in the same unit as wzsl, 0 for none."""
+    aocs: int = uint(18, 2)
+    """Admin optional command support."""
+    ver: int = uint(20, 4)
+    """Version of the NVM command set."""
+    lbamqf: int = uint(24, 1)
+    """Format of the LBA migration queue."""
 
     def max_write_zeroes_size(self, min_page_size: int = 4096) -> int | None:
         """Bytes that one Write Zeroes may cover, None for no limit. `min_page_size`: CAP.MPSMIN in

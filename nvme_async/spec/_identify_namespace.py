@@ -85,7 +85,9 @@ class IdentifyNamespace(Layout, size=4096):
     mssrl: int = uint(74, 2)
     mcl: int = uint(76, 4)
     msrc: int = uint(80, 1)
+    kpios: int = uint(81, 1)
     nulbaf: int = uint(82, 1)
+    kpiodaag: int = uint(84, 4)
     anagrpid: int = uint(92, 4)
     nsattr: int = uint(99, 1)
     nvmsetid: int = uint(100, 2)
@@ -193,10 +195,26 @@ class IdentifyNamespaceNvm(Layout, size=4096):
         masking
     only.
     """
+    pifa: int = uint(9, 1)
+    """Attributes of the protection information format."""
     elbafs: tuple[int, ...] = uints(12, 4, 64)
     """Extended LBA formats: storage tag size in bits 6:0, protection information format in bits
     8:7.
     """
+    npdgl: int = uint(268, 4)
+    """Preferred deallocate granularity, large."""
+    nprg: int = uint(272, 4)
+    """Preferred read granularity, in logical blocks, as the next two; zero-based."""
+    npra: int = uint(276, 4)
+    """Preferred read alignment."""
+    nors: int = uint(280, 4)
+    """Optimal read size."""
+    npdal: int = uint(284, 4)
+    """Preferred deallocate alignment, large."""
+    lbapss: int = uint(288, 4)
+    """Preferred shard size of the LBA placement."""
+    tlbaag: int = uint(292, 4)
+    """Granularity of the allocation of tracked blocks."""
 
 
 @attrs.frozen
@@ -212,6 +230,12 @@ class IdentifyNamespaceIndependent(Layout, size=4096):
     nvmsetid: int = uint(10, 2)
     endgid: int = uint(12, 2)
     nstat: int = uint(14, 1)
+    kpios: int = uint(15, 1)
+    """Key per I/O: bit 0 enabled, bit 1 supported."""
+    maxkt: int = uint(16, 2)
+    """Largest key tag."""
+    rgrpid: int = uint(20, 4)
+    """Reachability group."""
 
     @property
     def ready(self) -> bool:

@@ -12,6 +12,34 @@ import attrs
 
 _CAPACITIES = frozenset({"tnvmcap", "unvmcap", "megcap", "maxdna", "nvmcap"})
 _PADDED = {"sn": 20, "mn": 40, "fr": 8}
+_LATER = frozenset(
+    {
+        "bpcap",
+        "nssl",
+        "plsi",
+        "crcap",
+        "kpioc",
+        "mptfawr",
+        "tmpthha",
+        "cqt",
+        "oaqd",
+        "rhiri",
+        "hirt",
+        "cmmrtd",
+        "nmmrtd",
+        "minmrtg",
+        "maxmrtg",
+        "trattr",
+        "mcudmq",
+        "mnsudmq",
+        "mcmr",
+        "nmcmr",
+        "mcdqpc",
+        "kpios",
+        "kpiodaag",
+    }
+)
+"""Fields that the specification has got since."""
 _PERFORMANCE = frozenset({"npwg", "npwa", "npdg", "npda", "nows"})
 
 
@@ -43,7 +71,7 @@ def controller(identify: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for field in attrs.fields(type(identify)):
         name, value = field.name, getattr(identify, field.name)
-        if name in ("dctype", "vs", "psds"):
+        if name in ("dctype", "vs", "psds") or name in _LATER:
             continue
         if name in _PADDED:
             result[name] = c_string(value.ljust(_PADDED[name]))
@@ -63,7 +91,7 @@ def namespace(identify: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for field in attrs.fields(type(identify)):
         name, value = field.name, getattr(identify, field.name)
-        if name in ("vs", "lbafs"):
+        if name in ("vs", "lbafs") or name in _LATER:
             continue
         if name in _PERFORMANCE and not identify.nsfeat & 0x10:
             continue

@@ -333,6 +333,10 @@ class HostBehavior(Layout, size=512):
     """Extended telemetry data area 4 supported."""
     lbafee: int = uint(2, 1)
     """LBA format extension enable: formats with extended protection information can be used."""
+    hdisns: int = uint(3, 1)
+    """Host dispersed namespace support."""
+    cdfe: int = uint(4, 2)
+    """Copy descriptor formats enable: bit 2 format 2, bit 3 format 3."""
 
 
 @attrs.frozen

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from nvme_async.spec._identify_controller import (
     Ctratt,
+    Fuses,
     IdentifyController,
     IdentifyControllerNvm,
     IdentifyControllerZns,
@@ -25,9 +26,9 @@ from nvme_async.spec._identify_controller import (
     Oacs,
     Oaes,
     Oncs,
-    PowerState,
     PrimaryControllerCapabilities,
     SecondaryController,
+    Sgls,
 )
 from nvme_async.spec._identify_lists import (
     CommandSets,
@@ -55,11 +56,13 @@ from nvme_async.spec._identify_namespace import (
     Nsfeat,
     ProtectionType,
 )
+from nvme_async.spec._power_state import PowerState
 
 __all__ = [
     "CommandSets",
     "Ctratt",
     "Domain",
+    "Fuses",
     "IdentifierType",
     "IdentifyController",
     "IdentifyControllerNvm",
@@ -81,6 +84,7 @@ __all__ = [
     "PrimaryControllerCapabilities",
     "ProtectionType",
     "SecondaryController",
+    "Sgls",
     "decode_controller_list",
     "decode_domains",
     "decode_endurance_groups",

@@ -50,7 +50,22 @@ class AdminOpcode(IntEnum):
     NVME_MI_SEND = 0x1D
     NVME_MI_RECEIVE = 0x1E
     CAPACITY_MANAGEMENT = 0x20
+    DISCOVERY_INFORMATION_MANAGEMENT = 0x21
+    FABRIC_ZONING_RECEIVE = 0x22
     LOCKDOWN = 0x24
+    FABRIC_ZONING_LOOKUP = 0x25
+    CLEAR_EXPORTED_NVM_RESOURCE_CONFIGURATION = 0x28
+    FABRIC_ZONING_SEND = 0x29
+    CREATE_EXPORTED_NVM_SUBSYSTEM = 0x2A
+    MANAGE_EXPORTED_NVM_SUBSYSTEM = 0x2D
+    MANAGE_EXPORTED_NAMESPACE = 0x31
+    MANAGE_EXPORTED_PORT = 0x35
+    SEND_DISCOVERY_LOG_PAGE = 0x39
+    TRACK_SEND = 0x3D
+    TRACK_RECEIVE = 0x3E
+    MIGRATION_SEND = 0x41
+    MIGRATION_RECEIVE = 0x42
+    CONTROLLER_DATA_QUEUE = 0x45
     DOORBELL_BUFFER_CONFIG = 0x7C
     FABRICS = 0x7F
     FORMAT_NVM = 0x80
@@ -74,8 +89,11 @@ class NvmOpcode(IntEnum):
     RESERVATION_REGISTER = 0x0D
     RESERVATION_REPORT = 0x0E
     RESERVATION_ACQUIRE = 0x11
+    IO_MANAGEMENT_RECEIVE = 0x12
     RESERVATION_RELEASE = 0x15
+    CANCEL = 0x18
     COPY = 0x19
+    IO_MANAGEMENT_SEND = 0x1D
 
 
 class ZnsOpcode(IntEnum):
@@ -121,6 +139,10 @@ class Cns(IntEnum):
     CSI_ALLOCATED_NAMESPACES = 0x1A
     CSI_ALLOCATED_NAMESPACE = 0x1B
     COMMAND_SETS = 0x1C
+    UNDERLYING_NAMESPACES = 0x1D
+    PORTS = 0x1E
+    INDEPENDENT_ALLOCATED_NAMESPACE = 0x1F
+    SUPPORTED_CONTROLLER_STATE_FORMATS = 0x20
 
 
 class LogPage(IntEnum):
@@ -149,7 +171,20 @@ class LogPage(IntEnum):
     COMMAND_AND_FEATURE_LOCKDOWN = 0x14
     BOOT_PARTITION = 0x15
     ROTATIONAL_MEDIA_INFORMATION = 0x16
+    DISPERSED_NAMESPACE_PARTICIPATING_SUBSYSTEMS = 0x17
+    MANAGEMENT_ADDRESS_LIST = 0x18
+    PHYSICAL_INTERFACE_RECEIVER_EYE_OPENING = 0x19
+    REACHABILITY_GROUPS = 0x1A
+    REACHABILITY_ASSOCIATIONS = 0x1B
+    CHANGED_ALLOCATED_NAMESPACES = 0x1C
+    FDP_CONFIGURATIONS = 0x20
+    FDP_RUH_USAGE = 0x21
+    FDP_STATISTICS = 0x22
+    FDP_EVENTS = 0x23
     DISCOVERY = 0x70
+    HOST_DISCOVERY = 0x71
+    AVE_DISCOVERY = 0x72
+    PULL_MODEL_DDC_REQUEST = 0x73
     RESERVATION_NOTIFICATION = 0x80
     SANITIZE_STATUS = 0x81
     CHANGED_ZONES = 0xBF
@@ -184,6 +219,15 @@ class Feature(IntEnum):
     ENDURANCE_GROUP_EVENTS = 0x18
     COMMAND_SET_PROFILE = 0x19
     SPINUP_CONTROL = 0x1A
+    POWER_LOSS_SIGNALING = 0x1B
+    PERFORMANCE_CHARACTERISTICS = 0x1C
+    FLEXIBLE_DATA_PLACEMENT = 0x1D
+    FDP_EVENTS = 0x1E
+    NAMESPACE_ADMIN_LABEL = 0x1F
+    KEY_VALUE_CONFIGURATION = 0x20
+    CONTROLLER_DATA_QUEUE = 0x21
+    EMBEDDED_MANAGEMENT_CONTROLLER_ADDRESS = 0x78
+    HOST_MANAGEMENT_AGENT_ADDRESS = 0x79
     ENHANCED_CONTROLLER_METADATA = 0x7D
     CONTROLLER_METADATA = 0x7E
     NAMESPACE_METADATA = 0x7F
@@ -192,6 +236,7 @@ class Feature(IntEnum):
     RESERVATION_NOTIFICATION_MASK = 0x82
     RESERVATION_PERSISTENCE = 0x83
     NAMESPACE_WRITE_PROTECTION = 0x84
+    BOOT_PARTITION_WRITE_PROTECTION = 0x85
 
 
 class FeatureSelect(IntEnum):
@@ -255,10 +300,57 @@ class SelfTest(IntEnum):
 
 
 class DirectiveType(IntEnum):
-    """Directive types (Base 8.7)."""
+    """Directive types (Base 2.1, 8.1.8)."""
 
     IDENTIFY = 0
     STREAMS = 1
+    DATA_PLACEMENT = 2
+
+
+class IdentifyReceive(IntEnum):
+    """Operations of the Identify directive in Directive Receive (Base 2.1, 8.1.8.2)."""
+
+    RETURN_PARAMETERS = 0x01
+
+
+class IdentifySend(IntEnum):
+    """Operations of the Identify directive in Directive Send (Base 2.1, 8.1.8.2)."""
+
+    ENABLE = 0x01
+
+
+class StreamsReceive(IntEnum):
+    """Operations of the Streams directive in Directive Receive (Base 2.1, 8.1.8.3)."""
+
+    RETURN_PARAMETERS = 0x01
+    GET_STATUS = 0x02
+    ALLOCATE_RESOURCES = 0x03
+
+
+class StreamsSend(IntEnum):
+    """Operations of the Streams directive in Directive Send (Base 2.1, 8.1.8.3)."""
+
+    RELEASE_IDENTIFIER = 0x01
+    RELEASE_RESOURCES = 0x02
+
+
+class IoManagementOperation(IntEnum):
+    """I/O Management Receive and Send, MO (Base 2.1, 7.3 and 7.4)."""
+
+    NONE = 0x00
+    RUH_STATUS = 0x01
+    """Receive: status of reclaim unit handles. Send: update them, to new reclaim units."""
+
+
+class CopyFormat(IntEnum):
+    """Copy, descriptor formats (NVM 1.1, 3.3.2). 1 and 3 are for protection information with
+    storage tags or more than 16 bits of guard; 2 and 3 name the source's namespace.
+    """
+
+    SOURCE = 0
+    SOURCE_EXTENDED_PI = 1
+    NAMESPACE = 2
+    NAMESPACE_EXTENDED_PI = 3
 
 
 class VirtualizationAction(IntEnum):

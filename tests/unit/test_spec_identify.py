@@ -110,29 +110,32 @@ def test_json_of_fields_that_come_and_go() -> None:
     assert len(IdentifyController(npss=31).to_json()["psds"]) == 32
 
 
-# Offset and size of each field in Base 2.0 and NVM 1.0, "first byte: last byte" as the tables have
+# Offset and size of each field in Base 2.1 and NVM 1.1, "first byte: last byte" as the tables have
 # it.
 CONTROLLER_FIELDS = """
 vid 0:1 ssvid 2:3 sn 4:23 mn 24:63 fr 64:71 rab 72:72 ieee 73:75 cmic 76:76 mdts 77:77 cntlid 78:79
-ver 80:83 rtd3r 84:87 rtd3e 88:91 oaes 92:95 ctratt 96:99 rrls 100:101 cntrltype 111:111 fguid
-112:127 crdt1 128:129 crdt2 130:131 crdt3 132:133 nvmsr 253:253 vwci 254:254 mec 255:255 oacs
-256:257 acl 258:258 aerl 259:259 frmw 260:260 lpa 261:261 elpe 262:262 npss 263:263 avscc 264:264
-apsta 265:265 wctemp 266:267 cctemp 268:269 mtfa 270:271 hmpre 272:275 hmmin 276:279 tnvmcap 280:295
-unvmcap 296:311 rpmbs 312:315 edstt 316:317 dsto 318:318 fwug 319:319 kas 320:321 hctma 322:323
-mntmt 324:325 mxtmt 326:327 sanicap 328:331 hmminds 332:335 hmmaxd 336:337 nsetidmax 338:339
-endgidmax 340:341 anatt 342:342 anacap 343:343 anagrpmax 344:347 nanagrpid 348:351 pels 352:355
-domainid 356:357 megcap 368:383 sqes 512:512 cqes 513:513 maxcmd 514:515 nn 516:519 oncs 520:521
-fuses 522:523 fna 524:524 vwc 525:525 awun 526:527 awupf 528:529 icsvscc 530:530 nwpc 531:531 acwu
-532:533 ocfs 534:535 sgls 536:539 mnan 540:543 maxdna 544:559 maxcna 560:563 subnqn 768:1023 ioccsz
-1792:1795 iorcsz 1796:1799 icdoff 1800:1801 fcatt 1802:1802 msdbd 1803:1803 ofcs 1804:1805 dctype
-1806:1806 psds 2048:3071 vs 3072:4095
+ver 80:83 rtd3r 84:87 rtd3e 88:91 oaes 92:95 ctratt 96:99 rrls 100:101 bpcap 102:102 nssl 104:107
+plsi 110:110 cntrltype 111:111 fguid 112:127 crdt1 128:129 crdt2 130:131 crdt3 132:133 crcap 134:134
+nvmsr 253:253 vwci 254:254 mec 255:255 oacs 256:257 acl 258:258 aerl 259:259 frmw 260:260 lpa
+261:261 elpe 262:262 npss 263:263 avscc 264:264 apsta 265:265 wctemp 266:267 cctemp 268:269 mtfa
+270:271 hmpre 272:275 hmmin 276:279 tnvmcap 280:295 unvmcap 296:311 rpmbs 312:315 edstt 316:317 dsto
+318:318 fwug 319:319 kas 320:321 hctma 322:323 mntmt 324:325 mxtmt 326:327 sanicap 328:331 hmminds
+332:335 hmmaxd 336:337 nsetidmax 338:339 endgidmax 340:341 anatt 342:342 anacap 343:343 anagrpmax
+344:347 nanagrpid 348:351 pels 352:355 domainid 356:357 kpioc 358:358 mptfawr 360:361 megcap 368:383
+tmpthha 384:384 cqt 386:387 sqes 512:512 cqes 513:513 maxcmd 514:515 nn 516:519 oncs 520:521 fuses
+522:523 fna 524:524 vwc 525:525 awun 526:527 awupf 528:529 icsvscc 530:530 nwpc 531:531 acwu 532:533
+ocfs 534:535 sgls 536:539 mnan 540:543 maxdna 544:559 maxcna 560:563 oaqd 564:567 rhiri 568:568 hirt
+569:569 cmmrtd 570:571 nmmrtd 572:573 minmrtg 574:574 maxmrtg 575:575 trattr 576:576 mcudmq 578:579
+mnsudmq 580:581 mcmr 582:583 nmcmr 584:585 mcdqpc 586:587 subnqn 768:1023 ioccsz 1792:1795 iorcsz
+1796:1799 icdoff 1800:1801 fcatt 1802:1802 msdbd 1803:1803 ofcs 1804:1805 dctype 1806:1806 psds
+2048:3071 vs 3072:4095
 """
 NAMESPACE_FIELDS = """
 nsze 0:7 ncap 8:15 nuse 16:23 nsfeat 24:24 nlbaf 25:25 flbas 26:26 mc 27:27 dpc 28:28 dps 29:29 nmic
 30:30 rescap 31:31 fpi 32:32 dlfeat 33:33 nawun 34:35 nawupf 36:37 nacwu 38:39 nabsn 40:41 nabo
 42:43 nabspf 44:45 noiob 46:47 nvmcap 48:63 npwg 64:65 npwa 66:67 npdg 68:69 npda 70:71 nows 72:73
-mssrl 74:75 mcl 76:79 msrc 80:80 nulbaf 82:82 anagrpid 92:95 nsattr 99:99 nvmsetid 100:101 endgid
-102:103 nguid 104:119 eui64 120:127 lbafs 128:383 vs 384:4095
+mssrl 74:75 mcl 76:79 msrc 80:80 kpios 81:81 nulbaf 82:82 kpiodaag 84:87 anagrpid 92:95 nsattr 99:99
+nvmsetid 100:101 endgid 102:103 nguid 104:119 eui64 120:127 lbafs 128:383 vs 384:4095
 """
 
 

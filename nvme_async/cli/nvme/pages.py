@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from nvme_async.cli.nvme import shapes
+from nvme_async.cli.nvme.output import plain
 from nvme_async.cli.nvme.target import first_namespace
 from nvme_async.driver.management.logs import read_log
 from nvme_async.spec import commands
@@ -149,6 +150,11 @@ def _elbafs(page: IdentifyNamespaceNvm) -> dict[str, Any]:
     return {"lbstm": page.lbstm, "pic": page.pic, "elbafs": shown}
 
 
+def _without(*names: str) -> Callable[[Any], dict[str, Any]]:
+    """The fields by their names, but for those that nvme-cli 2.13 doesn't print."""
+    return lambda page: {name: value for name, value in plain(page).items() if name not in names}
+
+
 PAGES: dict[str, Page] = {
     # -- Identify ----------------------------------------------------------------------------------
     "list-ns": Page(
@@ -180,12 +186,14 @@ PAGES: dict[str, Page] = {
         about="Show what a namespace of DEVICE is like, whatever its command set.",
         read=identify(Cns.INDEPENDENT_NAMESPACE, of_namespace=True),
         decode=IdentifyNamespaceIndependent.decode,
+        shape=_without("kpios", "maxkt", "rgrpid"),
         options=(NSID,),
     ),
     "nvm-id-ctrl": Page(
         about="Show the limits of the NVM command set of DEVICE.",
         read=identify(Cns.CSI_CONTROLLER),
         decode=IdentifyControllerNvm.decode,
+        shape=_without("kpiocap", "wzdsl", "aocs", "ver", "lbamqf"),
     ),
     "nvm-id-ns": Page(
         about="Show what the NVM command set says of a namespace: storage tags and guards of its LBA formats.",
