@@ -39,7 +39,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> float:
+async def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> float:
     """Waits until it holds; returns how long that took."""
     began = time.monotonic()
     while not condition():
@@ -190,8 +190,8 @@ async def calling(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def results(tasks: Iterable[asyncio.Task[Any]]) -> list[Any]:
-    """The results of all, including exceptions, within ten seconds."""
-    async with asyncio.timeout(10):
+    """The results of all, including exceptions."""
+    async with asyncio.timeout(30):
         return await asyncio.gather(*tasks, return_exceptions=True)
 
 

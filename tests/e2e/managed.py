@@ -45,7 +45,7 @@ def descriptors() -> list[str]:
     return sorted(found)
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> float:
+async def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> float:
     """Waits until it holds; returns how long that took."""
     began = time.monotonic()
     while not condition():
@@ -54,7 +54,7 @@ async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> fl
     return time.monotonic() - began
 
 
-async def became(device: ManagedDevice, state: str, seconds: float = 10.0) -> float:
+async def became(device: ManagedDevice, state: str, seconds: float = 30.0) -> float:
     return await eventually(lambda: device.state == state, seconds)
 
 
@@ -95,7 +95,7 @@ class Verifier:
                     self.errors.append(error)
                     await asyncio.sleep(0.01)
 
-    async def more(self, count: int, seconds: float = 10.0) -> None:
+    async def more(self, count: int, seconds: float = 30.0) -> None:
         """Waits until that many more writes have completed."""
         wanted = self.done + count
         await eventually(lambda: self.done >= wanted or any(task.done() for task in self._tasks), seconds)
@@ -124,7 +124,7 @@ class Events:
     def kinds(self) -> list[str]:
         return [event.kind for event in self.seen]
 
-    async def wait(self, kind: str, seconds: float = 5.0) -> ManagerEvent:
+    async def wait(self, kind: str, seconds: float = 30.0) -> ManagerEvent:
         await eventually(lambda: kind in self.kinds(), seconds)
         return next(event for event in self.seen if event.kind == kind)
 

@@ -51,7 +51,7 @@ class Worker:
     def pid(self) -> int:
         return self.process.pid
 
-    async def line(self, seconds: float = 20.0) -> str:
+    async def line(self, seconds: float = 60.0) -> str:
         assert self.process.stdout is not None
         async with asyncio.timeout(seconds):
             return (await self.process.stdout.readline()).decode().strip()
@@ -68,7 +68,7 @@ class Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(60.0):
             text = (await self.process.stdout.read()).decode()
             code = await self.process.wait()
         assert code == 0, text

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from driving import eventually
 
 import nvme_async
 from nvme_async.driver.byte_guard import MAX_UNSETTLED, ByteGuard
+from nvme_async.emulator import FOREVER
 from nvme_async.errors import CommandTimeout, LbaOutOfRange
 
 WHERE = "emulated:size=4MiB,block=512"
@@ -89,14 +91,17 @@ async def test_two_event_loops_write_parts_of_one_block(opened: nvme_async.Contr
 
 async def test_a_cancelled_write_does_not_land_on_its_successor(opened: nvme_async.Controller) -> None:
     ns, faults = opened.namespaces[1], opened.device.emulator.faults  # type: ignore[attr-defined]
-    rule = faults.add(queue="io", opcode=1, count=1, delay=0.05)
+    rule = faults.add(queue="io", opcode=1, count=1, delay=FOREVER)
     first = asyncio.create_task(ns.pwrite(b"old", 100))
-    while not rule.hits:
-        await asyncio.sleep(0.001)
+    await eventually(lambda: rule.hits)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    await ns.pwrite(b"new", 100)
-    await asyncio.sleep(0.08)
+    second = asyncio.create_task(ns.pwrite(b"new", 100))
+    await asyncio.sleep(0.02)
+    assert not second.done()
+    faults.release()
+    await second
+    await eventually(lambda: not faults.outstanding())
     assert await ns.pread(3, 100) == b"new"
 
 
@@ -141,7 +146,7 @@ async def test_waiting_for_the_guard_can_be_cancelled() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01), guard.writing(0, 1, alone=True, settled=settled):
                 raise AssertionError
-    async with asyncio.timeout(1), guard.writing(0, 1, alone=True, settled=settled):
+    async with asyncio.timeout(30), guard.writing(0, 1, alone=True, settled=settled):
         pass
 
 
@@ -174,11 +179,12 @@ async def test_a_stream_that_is_left_leaves_nothing(opened: nvme_async.Controlle
 async def test_a_cancelled_step_of_a_stream_loses_no_part(opened: nvme_async.Controller) -> None:
     ns, faults = opened.namespaces[1], opened.device.emulator.faults  # type: ignore[attr-defined]
     await ns.pwrite(b"first", 0)
-    faults.add(queue="io", opcode=2, count=1, delay=0.03)
+    faults.add(queue="io", opcode=2, count=1, delay=FOREVER)
     async with ns.stream(0, 1024, chunk=512, ahead=1) as chunks:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.005):
                 await anext(chunks)
+        faults.release()
         assert (await anext(chunks))[:5] == b"first"
 
 

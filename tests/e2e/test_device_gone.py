@@ -8,10 +8,10 @@ import asyncio
 import gc
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from driving import eventually
 
 import nvme_async
 from nvme_async.emulator import EmulatedController
@@ -23,14 +23,6 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> float:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds
-        await asyncio.sleep(0.005)
-    return time.monotonic() - began
-
-
 async def test_a_closed_peer_is_noticed_without_io() -> None:
     with EmulatedController("size=16MiB") as emulator:
         before = descriptors()
@@ -40,7 +32,7 @@ async def test_a_closed_peer_is_noticed_without_io() -> None:
             namespace = controller.namespaces[1]
             await namespace.write(0, bytes(4096))
             emulator.drop_client()
-            assert await eventually(lambda: controller.state == "failed") < 1.0
+            await eventually(lambda: controller.state == "failed")
             with pytest.raises(ControllerGone):
                 await namespace.read(0)
             with pytest.raises(ControllerGone):
@@ -57,10 +49,9 @@ async def test_a_closed_peer_fails_waiting_commands() -> None:
             asyncio.ensure_future(controller.namespaces[1].read(at)) for at in range(300)
         ]  # more than the queue takes
         await asyncio.to_thread(rule.wait, 200)
-        began = time.monotonic()
         emulator.drop_client()
         results = await asyncio.gather(*reads, return_exceptions=True)
-        assert time.monotonic() - began < 2.0
+        assert controller.inspect()["timeouts"] == 0
         assert {type(result) for result in results} == {ControllerGone}
 
 
@@ -70,33 +61,31 @@ async def test_a_peer_that_closes_during_bring_up_fails_open() -> None:
         emulator.listen(path)
         before = descriptors()
         rule = emulator.faults.add(opcode=6, queue="admin", drop=True)
-        opening = asyncio.ensure_future(nvme_async.open(f"vfio-user:{path}")._open())
+        opening = asyncio.ensure_future(nvme_async.open(f"vfio-user:{path}", admin_timeout=60.0)._open())
         await asyncio.to_thread(rule.wait, 1)
         began = time.monotonic()
         emulator.drop_client()
         with pytest.raises(ControllerGone):
             await opening
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 30.0
         assert descriptors() == before
 
 
 async def test_all_ones_registers_are_noticed_before_the_command_times_out() -> None:
     async with nvme_async.open("emulated:size=16MiB", command_timeout=8.0) as controller:
         controller.device.emulator.faults.remove_device()  # type: ignore[attr-defined]
-        began = time.monotonic()
         with pytest.raises(ControllerGone):
             await controller.namespaces[1].read(0)
-        assert time.monotonic() - began < 4.0
+        assert controller.inspect()["timeouts"] == 0
 
 
 async def test_a_fatal_status_is_noticed_before_the_command_times_out() -> None:
     async with nvme_async.open("emulated:size=16MiB", command_timeout=8.0) as controller:
         namespace = controller.namespaces[1]
         await namespace.write(3, b"f" * 4096)
-        began = time.monotonic()
         controller.device.emulator.faults.fatal()  # type: ignore[attr-defined]
         assert await namespace.read(3) == b"f" * 4096
-        assert time.monotonic() - began < 4.0
+        assert controller.inspect()["timeouts"] == 0
         assert controller.resets == 1
 
 
@@ -128,4 +117,4 @@ async def test_a_hanging_close_can_be_cut_short() -> None:
         began = time.monotonic()
         await controller._cut_off(ControllerError("no time"))
         await closing
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 30.0

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from driving import eventually
 
 import nvme_async
 from nvme_async.driver.namespace import Namespace
+from nvme_async.emulator import FOREVER
 from nvme_async.keepalive.controller import Controller
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +108,7 @@ async def test_closing_in_another_thread_is_passed_to_the_owner() -> None:
     async with nvme_async.open("emulated:size=16MiB", mode="interrupt") as controller:
         namespace = controller.namespaces[1]
         await namespace.read(0)
-        controller.device.emulator.faults.add(queue="io", opcode=2, delay=0.05)  # type: ignore[attr-defined]
+        controller.device.emulator.faults.add(queue="io", opcode=2, delay=FOREVER)  # type: ignore[attr-defined]
         requests = [namespace.read(lba) for lba in range(3)]
         for request in requests:
             request.send(None)
@@ -117,18 +119,17 @@ async def test_closing_in_another_thread_is_passed_to_the_owner() -> None:
         assert rung(controller) == before
         (queue,) = controller.inspect()["io_queues"]
         assert queue["orphans"] == 0
-        await asyncio.sleep(0.01)
-        (queue,) = controller.inspect()["io_queues"]
-        assert queue["orphans"] == 1
+        await eventually(lambda: controller.inspect()["io_queues"][0]["orphans"] == 1)
         for request in requests[:2]:
             request.close()
+        controller.device.emulator.faults.release()  # type: ignore[attr-defined]
 
 
 async def test_a_batch_closed_in_another_thread_keeps_its_memory_until_the_owner_knows() -> None:
     async with nvme_async.open("emulated:size=16MiB", mode="interrupt") as controller:
         namespace = controller.namespaces[1]
         await namespace.read(0)
-        controller.device.emulator.faults.add(queue="io", opcode=2, delay=0.05)  # type: ignore[attr-defined]
+        controller.device.emulator.faults.add(queue="io", opcode=2, delay=FOREVER)  # type: ignore[attr-defined]
         batch = namespace.read_many([1, 2, 3])
         batch.send(None)
         thread = threading.Thread(target=batch.close)
@@ -136,12 +137,9 @@ async def test_a_batch_closed_in_another_thread_keeps_its_memory_until_the_owner
         thread.join()
         (queue,) = controller.inspect()["io_queues"]
         assert queue["outstanding"] == 3
-        for _ in range(100):
-            (queue,) = controller.inspect()["io_queues"]
-            if not queue["outstanding"]:
-                break
-            await asyncio.sleep(0.01)
-        assert queue["outstanding"] == 0
+        controller.device.emulator.faults.clear()  # type: ignore[attr-defined]
+        controller.device.emulator.faults.release()  # type: ignore[attr-defined]
+        await eventually(lambda: not controller.inspect()["io_queues"][0]["outstanding"])
         assert await namespace.read(1) == bytes(namespace.block_size)
 
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from driving import FAST, eventually, faults, within
+from driving import FAST, eventually, faults, listening, within
 
 import nvme_async
 from nvme_async.driver import events
@@ -21,6 +21,7 @@ AER, GET_LOG_PAGE, IDENTIFY = 0x0C, 0x02, 0x06
 @pytest.fixture
 async def controller() -> AsyncIterator[Controller]:
     async with nvme_async.open("emulated:size=16MiB", **FAST) as controller:
+        await listening(controller)
         yield controller
 
 
@@ -47,7 +48,7 @@ async def test_an_event_request_is_refused_for_good_at_the_second_invalid_opcode
     faults(controller).add_namespace(5, "16MiB")
     await eventually(lambda: not controller.inspect()["event_requests"]["waiting"])
     assert rule.hits == 2
-    assert list(controller.namespaces) == [1, 3, 4, 5]
+    await eventually(lambda: list(controller.namespaces) == [1, 3, 4, 5])
 
 
 async def test_event_requests_stop_after_repeated_failures_and_resume_after_a_reset(

@@ -14,6 +14,7 @@ from driving import FAST, LoopThread, eventually, faults, within
 
 import nvme_async
 from nvme_async.driver.namespace import Namespace
+from nvme_async.emulator import FOREVER
 from nvme_async.errors import (
     CommandError,
     ControllerTimeout,
@@ -107,7 +108,7 @@ async def two() -> Any:
 
 async def test_io_waits_for_the_end_of_a_format_and_ends_with_an_error(two: Controller) -> None:
     ns, neighbour = two.namespaces[1], two.namespaces[2]
-    faults(two).add(queue="admin", opcode=0x80, delay=0.3, count=1)
+    faults(two).add(queue="admin", opcode=0x80, delay=FOREVER, count=1)
     unsent = ns.write(0, b"x" * 4096)
     format_ = asyncio.create_task(two.admin(commands.format_nvm(1, 0)))
     await eventually(lambda: ns.geometry.held)
@@ -119,6 +120,7 @@ async def test_io_waits_for_the_end_of_a_format_and_ends_with_an_error(two: Cont
     big = asyncio.ensure_future(ns.read(0, 1024))
     await neighbour.write(0, b"n" * 4096)  # not delayed
     assert not format_.done()
+    faults(two).release()
     await format_
     for call in (*waiting, big, unsent):
         with pytest.raises(NamespaceChanged, match=r"4096 bytes became blocks of 512 bytes"):
@@ -130,10 +132,11 @@ async def test_io_waits_for_the_end_of_a_format_and_ends_with_an_error(two: Cont
 
 async def test_io_continues_after_a_format_that_changes_nothing(two: Controller) -> None:
     ns = two.namespaces[1]
-    faults(two).add(queue="admin", opcode=0x80, delay=0.2, count=1)
+    faults(two).add(queue="admin", opcode=0x80, delay=FOREVER, count=1)
     format_ = asyncio.create_task(two.admin(commands.format_nvm(1, 1)))
     await eventually(lambda: ns.geometry.held)
     write = asyncio.create_task(ns.write(0, b"y" * 4096))
+    faults(two).release()
     await format_
     await write
     assert await ns.read(0) == b"y" * 4096
@@ -149,13 +152,14 @@ async def test_io_continues_after_a_refused_format(two: Controller) -> None:
 
 async def test_cancelling_a_format_holds_io_until_the_format_ends(two: Controller) -> None:
     ns = two.namespaces[1]
-    faults(two).add(queue="admin", opcode=0x80, delay=0.3, count=1)
+    faults(two).add(queue="admin", opcode=0x80, delay=FOREVER, count=1)
     format_ = asyncio.create_task(two.admin(commands.format_nvm(1, 0)))
     await eventually(lambda: ns.geometry.held)
     format_.cancel()
     with pytest.raises(asyncio.CancelledError):
         await format_
     assert ns.geometry.held
+    faults(two).release()
     with pytest.raises(NamespaceChanged):
         await ns.write(0, b"x" * 4096)
     assert ns.block_size == 512
@@ -166,12 +170,13 @@ async def test_a_format_is_not_sent_while_io_is_stuck() -> None:
     async with nvme_async.open("emulated:size=16MiB", **options) as controller:
         ns = controller.namespaces[1]
         formats = faults(controller).add(queue="admin", opcode=0x80)
-        faults(controller).add(queue="io", opcode=2, delay=1.0, count=1)
+        faults(controller).add(queue="io", opcode=2, delay=FOREVER, count=1)
         slow = asyncio.create_task(ns.read(0))
         await asyncio.sleep(0)
         with pytest.raises(ControllerTimeout, match="was not sent"):
             await controller.admin(commands.format_nvm(1, 0))
         assert formats.hits == 0
+        faults(controller).release()
         assert await slow == bytes(4096)
         await ns.write(0, b"x" * 4096)
 
@@ -208,12 +213,13 @@ async def test_a_block_size_changed_by_another_host_ends_requests_of_the_old_one
     ns = two.namespaces[1]
     late = ns.write(0, b"x" * 4096)
     batch = ns.read_many(range(4))
-    faults(two).add(queue="io", opcode=2, nsid=1, delay_post=0.4, count=1)
+    faults(two).add(queue="io", opcode=2, nsid=1, delay_post=FOREVER, count=1)
     out = asyncio.create_task(ns.read(1))
     await asyncio.sleep(0)
     # Like another host's Format: the driver learns of it only from the event.
     await two.admin_queue.submit(commands.format_nvm(1, 0))
     await two.rescan()
+    faults(two).release()
     with pytest.raises(NamespaceChanged):
         await out
     with pytest.raises(NamespaceChanged):

@@ -7,10 +7,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from driving import FAST, LoopThread, faults, pattern, within
+from driving import FAST, LoopThread, eventually, faults, pattern, within
 
 import nvme_async
 from nvme_async.driver.protection import Check, Protect
+from nvme_async.emulator import FOREVER
 from nvme_async.errors import (
     ApplicationTagError,
     CompareFailure,
@@ -172,7 +173,7 @@ async def test_metadata_io_on_other_loops_and_cancellation() -> None:
                 return await ns.read(3)
 
             assert await within(5, other.submit(there())) == pattern(4096)
-        rule = faults(controller).add(opcode=0x02, queue="io", delay=0.2)
+        rule = faults(controller).add(opcode=0x02, queue="io", delay=FOREVER)
         reading = asyncio.ensure_future(ns.read(3))
         await asyncio.to_thread(rule.wait, 1)
         (held,) = faults(controller).outstanding()
@@ -184,8 +185,8 @@ async def test_metadata_io_on_other_loops_and_cancellation() -> None:
         for buffer in taken:
             for area in held.ranges:
                 assert not (area.iova < buffer.iova + buffer.nbytes and buffer.iova < area.iova + area.nbytes)
-        while faults(controller).outstanding():
-            await asyncio.sleep(0.01)
+        faults(controller).release()
+        await eventually(lambda: not faults(controller).outstanding())
         for buffer in taken:
             assert not any(bytes(buffer))
             buffer.free()

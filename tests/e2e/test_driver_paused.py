@@ -5,21 +5,19 @@ and reacts no more than needed.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import attrs
 import pytest
-from driving import FAST, HASTY, eventually, faults, pattern, within
+from driving import FAST, HASTY, eventually, faults, listening, pattern, within
 
 import nvme_async
 from nvme_async.device.vfio_user import VfioUserDevice
 from nvme_async.driver.controller import Controller
 from nvme_async.driver.pcie.transport import pcie
 from nvme_async.emulator import FOREVER
-from nvme_async.spec.opcodes import AdminOpcode
 from nvme_async.spec.registers import Register
 
 hasty = pytest.mark.options(**HASTY)
@@ -74,11 +72,11 @@ async def test_the_driver_waits_out_a_pause_longer_than_the_timeout(failing: Con
 
 @hasty
 async def test_the_drivers_admin_commands_wait_out_a_pause(failing: Controller) -> None:
-    """MTFA limits the pause, here to 3 s."""
-    failing.identify = attrs.evolve(failing.identify, mtfa=30)
+    """MTFA limits the pause, here to 60 s."""
+    failing.identify = attrs.evolve(failing.identify, mtfa=600)
     with paused(failing):
         scan = asyncio.ensure_future(failing.rescan())
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.8)
         assert not scan.done()
     await within(5, scan)
     assert failing.resets == 0
@@ -94,11 +92,9 @@ async def test_a_pause_is_limited_by_mtfa(failing: Controller) -> None:
     with reading(failing, Register.CSTS, lambda value: value | PAUSED):
         assert await within(10, ns.read(0)) == bytes(512)
         assert failing.resets == 1
-        began = time.monotonic()
         faults(failing).add(queue="io", opcode=2, count=1, drop=True)
         assert await within(10, ns.read(0)) == bytes(512)
         assert failing.resets == 2
-        assert time.monotonic() - began < 2
     await eventually(lambda: failing.state == "ready")
     assert failing.inspect()["held"] == []
 
@@ -107,8 +103,7 @@ async def test_the_firmware_activation_event_holds_io(failing: Controller) -> No
     """I/O is held before any command is late; afterwards the log page that clears the event is
     read, and Identify Controller.
     """
-    # The rule is for the second request: the first may still be on its way when open() returns.
-    await eventually(lambda: AdminOpcode.ASYNC_EVENT_REQUEST in faults(failing).counters()["admin"])
+    await listening(failing)  # the rule is for the second request
     aer = faults(failing).add(queue="admin", opcode=0x0C, count=1, cqe={0: ACTIVATION_STARTS})
     log = faults(failing).add(queue="admin", opcode=0x02, match={40: b"\x03"})
     identify = faults(failing).add(queue="admin", opcode=0x06, cdw10=1)
@@ -135,27 +130,26 @@ async def test_the_firmware_activation_event_holds_io(failing: Controller) -> No
 async def test_a_reset_by_another_party_is_noticed_soon(
     faulty: str, caplog: pytest.LogCaptureFixture, register: int, change: Any, reason: str
 ) -> None:
-    """Noticed within seconds, not after the command's timeout; then the command is resent."""
-    async with nvme_async.open(faulty) as controller:
+    """Noticed before the command times out; then the command is resent."""
+    async with nvme_async.open(faulty, command_timeout=8.0) as controller:
         ns = controller.namespaces[1]
         faults(controller).add(queue="io", opcode=2, count=1, drop=True)
-        began = time.monotonic()
         with reading(controller, register, change):
             read = asyncio.ensure_future(ns.read(0))
-            await eventually(lambda: controller.resets == 1, 8)
+            await eventually(lambda: controller.resets == 1)
         assert await within(5, read) == bytes(512)
-        assert time.monotonic() - began < 8
-        assert controller.options.command_timeout == 30
+        assert controller.inspect()["timeouts"] == 0
         assert any(reason.split(" ")[0] in record.message for record in caplog.records)
 
 
 async def test_all_ones_registers_are_noticed_soon(faulty: str) -> None:
-    async with nvme_async.open(faulty, drain_timeout=0.1) as controller:
+    async with nvme_async.open(faulty, command_timeout=8.0, drain_timeout=0.1) as controller:
         faults(controller).add(queue="io", opcode=2, count=1, drop=True)
         with reading(controller, Register.CSTS, lambda value: 0xFFFFFFFF):
             with pytest.raises(nvme_async.ControllerGone):
                 await within(8, controller.namespaces[1].read(0))
             assert controller.state == "failed"
+        assert controller.inspect()["timeouts"] == 0
 
 
 @pytest.mark.parametrize("vectors", [1, 3])

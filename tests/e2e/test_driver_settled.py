@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
-from driving import HASTY, faults
+from driving import HASTY, eventually, faults, within
 
 import nvme_async
 from nvme_async.driver.namespace import Namespace
+from nvme_async.emulator import FOREVER
 from nvme_async.errors import CommandTimeout
 from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
-
-LATE = 0.3  # seconds that the controller takes for a command that a test abandons
-SOON = 0.15  # calls that don't wait for it have ended by then
 
 
 @pytest.fixture
@@ -32,10 +30,18 @@ async def leave(call: Awaitable[Any]) -> None:
         await asyncio.wait_for(call, 0.01)
 
 
-async def took(call: Awaitable[Any]) -> float:
-    begin = time.monotonic()
-    await call
-    return time.monotonic() - begin
+async def waits(call: Coroutine[Any, Any, None], controller: Controller) -> None:
+    """The call ends when the controller no longer has commands that it holds, and not before."""
+    task = asyncio.create_task(call)
+    await asyncio.wait([task], timeout=0.03)
+    assert not task.done()
+    faults(controller).release()
+    await within(10, task)
+    await nothing_lands_later(controller)
+
+
+async def nothing_lands_later(controller: Controller) -> None:
+    await eventually(lambda: not [held for held in faults(controller).outstanding() if held.qid])
 
 
 def block(namespace: Namespace, fill: bytes) -> bytes:
@@ -45,11 +51,11 @@ def block(namespace: Namespace, fill: bytes) -> bytes:
 async def test_a_cancelled_write_may_land_over_a_newer_one(controller: Controller) -> None:
     """The case that the docstrings warn of, and that settled() handles."""
     namespace = controller.namespaces[1]
-    faults(controller).add(queue="io", opcode=1, count=1, delay=LATE)
+    faults(controller).add(queue="io", opcode=1, count=1, delay=FOREVER)
     await leave(namespace.write(0, block(namespace, b"A")))
     await namespace.write(0, block(namespace, b"B"))
     assert await namespace.read(0) == block(namespace, b"B")
-    await namespace.settled(0, 1)
+    await waits(namespace.settled(0, 1), controller)
     assert await namespace.read(0) == block(namespace, b"A")
 
 
@@ -57,12 +63,11 @@ async def test_a_cancelled_write_may_land_over_a_newer_one(controller: Controlle
 async def test_after_settled_a_newer_write_stays(mode: Any) -> None:
     async with nvme_async.open("emulated:size=16MiB", mode=mode) as controller:
         namespace = controller.namespaces[1]
-        faults(controller).add(queue="io", opcode=1, count=1, delay=LATE, lose_interrupt=True)
+        faults(controller).add(queue="io", opcode=1, count=1, delay=FOREVER, lose_interrupt=True)
         await leave(namespace.write(0, block(namespace, b"A")))
-        await namespace.settled(0, 1)
+        await waits(namespace.settled(0, 1), controller)
         assert controller.inspect()["io_queues"][0]["outstanding"] == 0
         await namespace.write(0, block(namespace, b"B"))
-        await asyncio.sleep(LATE)
         assert await namespace.read(0) == block(namespace, b"B")
 
 
@@ -84,24 +89,28 @@ LEFT: dict[str, tuple[int, Callable[[Namespace], Awaitable[Any]], bool]] = {
 async def test_settled_waits_for_overlapping_abandoned_writes(controller: Controller, left: str) -> None:
     """settled(8, 2), with such a command abandoned."""
     namespace = controller.namespaces[1]
-    opcode, call, waits = LEFT[left]
-    faults(controller).add(queue="io", opcode=opcode, delay=LATE)
+    opcode, call, overlaps = LEFT[left]
+    faults(controller).add(queue="io", opcode=opcode, delay=FOREVER)
     await leave(call(namespace))
     faults(controller).clear()
-    other = controller.namespaces[2]
-    assert await took(other.settled()) < SOON
-    seconds = await took(namespace.settled(8, 2))
-    assert (seconds > SOON) is waits
-    await namespace.settled()
-    assert controller.inspect()["io_queues"][0]["outstanding"] == 0 or not waits
+    await within(10, controller.namespaces[2].settled())
+    if overlaps:
+        await waits(namespace.settled(8, 2), controller)
+    else:
+        await within(10, namespace.settled(8, 2))
+        faults(controller).release()
+    await within(10, namespace.settled())
+    assert controller.inspect()["io_queues"][0]["outstanding"] == 0 or not overlaps
 
 
 async def test_settled_does_not_wait_for_awaited_commands(controller: Controller) -> None:
     namespace = controller.namespaces[1]
-    faults(controller).add(queue="io", opcode=1, count=1, delay=LATE)
+    held = faults(controller).add(queue="io", opcode=1, count=1, delay=FOREVER)
     task = asyncio.create_task(namespace.write(0, block(namespace, b"A")))
-    await asyncio.sleep(0.01)
-    assert await took(namespace.settled(0, 1)) < SOON
+    await eventually(lambda: held.hits)
+    await within(10, namespace.settled(0, 1))
+    assert not task.done()
+    faults(controller).release()
     await task
 
 
@@ -109,20 +118,23 @@ async def test_settled_includes_commands_of_other_loops(controller: Controller) 
     """Commands of a running loop, and of one that has ended."""
     namespace = controller.namespaces[1]
 
-    async def elsewhere(stay: float) -> None:
-        await namespace.read(0)
-        faults(controller).add(queue="io", opcode=1, count=1, delay=LATE)
-        await leave(namespace.write(0, block(namespace, b"A")))
-        await asyncio.sleep(stay)
+    left, go = threading.Event(), threading.Event()
 
-    running = asyncio.create_task(asyncio.to_thread(asyncio.run, elsewhere(2 * LATE)))
-    await asyncio.sleep(SOON)
-    assert await took(namespace.settled(0, 1)) > 0.05
+    async def elsewhere() -> None:
+        await namespace.read(0)
+        faults(controller).add(queue="io", opcode=1, count=1, delay=FOREVER)
+        await leave(namespace.write(0, block(namespace, b"A")))
+        left.set()
+        await asyncio.to_thread(go.wait, 60)
+
+    running = asyncio.create_task(asyncio.to_thread(asyncio.run, elsewhere()))
+    await asyncio.to_thread(left.wait, 30)
+    await waits(namespace.settled(0, 1), controller)
+    go.set()
     await running
-    await asyncio.to_thread(asyncio.run, elsewhere(0.0))
-    assert await took(namespace.settled(0, 1)) > 0.05
+    await asyncio.to_thread(asyncio.run, elsewhere())
+    await waits(namespace.settled(0, 1), controller)
     await namespace.write(0, block(namespace, b"B"))
-    await asyncio.sleep(LATE)
     assert await namespace.read(0) == block(namespace, b"B")
 
 
@@ -133,7 +145,7 @@ async def test_a_timed_out_command_is_gone_after_the_reset() -> None:
         with pytest.raises(CommandTimeout):
             await namespace.write(0, block(namespace, b"A"))
         faults(controller).clear()
-        await asyncio.wait_for(namespace.settled(0, 1), 10)
+        await within(10, namespace.settled(0, 1))
         await namespace.write(0, block(namespace, b"B"))
         assert await namespace.read(0) == block(namespace, b"B")
 
@@ -145,17 +157,16 @@ async def test_closing_ends_the_wait(controller: Controller) -> None:
     waiting = asyncio.create_task(namespace.settled(0, 1))
     await asyncio.sleep(0.01)
     await controller.reset()
-    await asyncio.wait_for(waiting, 2)
-    waiting = asyncio.create_task(namespace.settled(0, 1))
-    await asyncio.wait_for(waiting, 2)
+    await within(2, waiting)
+    await within(2, namespace.settled(0, 1))
 
 
 async def test_cancelling_the_wait_leaves_nothing(controller: Controller) -> None:
     namespace = controller.namespaces[1]
-    faults(controller).add(queue="io", opcode=1, count=1, delay=LATE)
+    faults(controller).add(queue="io", opcode=1, count=1, delay=FOREVER)
     await leave(namespace.write(0, block(namespace, b"A")))
     await leave(namespace.settled(0, 1))
-    await namespace.settled(0, 1)
+    await waits(namespace.settled(0, 1), controller)
     await namespace.submit(commands.flush(1))
 
 

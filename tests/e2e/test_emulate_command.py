@@ -29,7 +29,7 @@ class Process:
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
         if self.popen.poll() is None:
             self.popen.send_signal(number)
-        out, err = self.popen.communicate(timeout=20)
+        out, err = self.popen.communicate(timeout=60)
         return self.popen.returncode, out, err
 
     def __enter__(self) -> Process:
@@ -102,7 +102,7 @@ def test_faults_and_counters_at_run_time(tmp_path):
                 admin.command(0x06, prp1=admin.IOVA + 8192, cdw10=1)[1] & ~0x2000 == 0x4006
             )  # without the More bit: the error log has it
             assert len(admin.identify()) == 4096
-            faults.call("wait", rule=rule, hits=2, timeout=5)
+            faults.call("wait", rule=rule, hits=2, timeout=30)
             assert faults.call("hits", rule=rule) == 2
             assert bytes.fromhex(faults.call("last_command", rule=rule))[0] == 0x06
             assert faults.call("counters")["admin"] == {"6": 1}
