@@ -57,7 +57,7 @@ class Driver:
         assert self.popen.stdout is not None
         line = self.popen.stdout.readline().strip()
         if not line:
-            _, errors = self.popen.communicate(timeout=20)
+            _, errors = self.popen.communicate(timeout=60)
             raise AssertionError(f"the driver ended with {self.popen.returncode}: {errors}")
         return line
 
@@ -69,11 +69,11 @@ class Driver:
     def kill(self) -> None:
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGKILL)
-        self.popen.communicate(timeout=20)
+        self.popen.communicate(timeout=60)
 
     def end(self) -> None:
         """It ends by itself, without an error."""
-        _, errors = self.popen.communicate(timeout=30)
+        _, errors = self.popen.communicate(timeout=60)
         assert (self.popen.returncode, errors) == (0, ""), errors
 
 

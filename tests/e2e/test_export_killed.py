@@ -18,7 +18,7 @@ async def _export(keeper: str, uri: str, path: str) -> asyncio.subprocess.Proces
     words = [sys.executable, "-m", "nvme_async", "--keeper", keeper, "export", uri, "--nbd", path]
     process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
-    line = await asyncio.wait_for(process.stdout.readline(), 30)
+    line = await asyncio.wait_for(process.stdout.readline(), 60)
     assert b"namespace 1" in line, line
     return process
 

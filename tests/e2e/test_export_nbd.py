@@ -7,13 +7,13 @@ import contextlib
 import os
 import random
 import struct
-import time
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from driving import faults
+from driving import eventually, faults, within
 from nbd_client import FLUSH, FUA, NO_HOLE, READ, TRIM, WRITE, WRITE_ZEROES, NbdClient, NbdError, Refused
 
 import nvme_async
@@ -161,9 +161,7 @@ async def test_clients_that_break_the_protocol_or_vanish_take_nothing_with_them(
         await client.write(0, b"x" * 4096)
         assert await client.read(0, 4096) == b"x" * 4096
         await client.close()
-        async with asyncio.timeout(10):
-            while server.inspect()["connections"]:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: not server.inspect()["connections"])
         with pytest.raises(Refused):
             await NbdClient.connect(path, name="another")
 
@@ -171,13 +169,12 @@ async def test_clients_that_break_the_protocol_or_vanish_take_nothing_with_them(
 async def test_requests_survive_a_reset_of_the_controller(tmp_path: Path) -> None:
     async with served(tmp_path) as (controller, _, path):
         client = await NbdClient.connect(path)
-        faults(controller).add(queue="io", opcode=0x01, count=2, drop=True)
+        rule = faults(controller).add(queue="io", opcode=0x01, count=2, drop=True)
         writes = [client.send(WRITE, number * 4096, 4096, bytes([number]) * 4096) for number in range(8)]
         await client.writer.drain()
-        await asyncio.sleep(0.05)
+        await eventually(lambda: rule.hits >= 2)
         await controller.reset()
-        async with asyncio.timeout(20):
-            await asyncio.gather(*writes)
+        await within(20, asyncio.gather(*writes))
         for number in range(8):
             assert await client.read(number * 4096, 4096) == bytes([number]) * 4096
         await client.close()
@@ -189,7 +186,7 @@ async def test_a_format_ends_the_connections_and_the_next_server_has_the_new_siz
         await client.write(0, b"a" * 4096)
         await nvme_async.management.format_namespace(controller, 1, block_size=4096)
         with pytest.raises(ConnectionError):
-            await asyncio.wait_for(client.send(READ, 0, 512), 10)
+            await within(10, client.send(READ, 0, 512))
         await client.close(politely=False)
 
 
@@ -224,7 +221,7 @@ async def test_a_sleeping_controller_gets_each_request(tmp_path: Path) -> None:
     """Without its kick each would wait for the watchdog, which takes more than a second."""
     async with served(tmp_path) as (_, _, path):
         client = await NbdClient.connect(path)
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(15):
             for number in range(20):
                 await client.write(number * 4096, bytes([number]) * 4096)
                 await asyncio.sleep(0.002)
@@ -237,11 +234,13 @@ async def test_a_socket_stays_open_until_its_thread_has_let_go_of_it(tmp_path: P
         client = await NbdClient.connect(path)
         await client.write(0, b"x" * 4096)
         [worker] = server._workers
-        worker.loop.call_soon_threadsafe(time.sleep, 0.3)
+        busy = threading.Event()
+        worker.loop.call_soon_threadsafe(busy.wait, 60)
         closing = asyncio.create_task(server.close())
         await asyncio.sleep(0.1)
         assert client._receiver is not None
         assert not client._receiver.done()
+        busy.set()
         await closing
-        await asyncio.wait_for(client._receiver, 5)
+        await within(5, client._receiver)
         await client.close(politely=False)

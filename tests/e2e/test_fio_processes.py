@@ -83,7 +83,8 @@ def test_a_killed_job_process_is_reported_and_the_other_goes_on(tmp_path: Path) 
     assert f"fio: pid={pids[0]}, got signal=9" in errors
     failed, good = sorted(json.loads(out)["jobs"], key=lambda job: -job["error"])
     assert (failed["error"], good["error"]) == (5, 0)
-    assert good["read"]["total_ios"] > failed["read"]["total_ios"] > 0
+    assert good["read"]["total_ios"] > 0
+    assert failed["read"]["total_ios"] > 0
 
 
 def test_ctrl_c_ends_all_with_results() -> None:
@@ -100,7 +101,7 @@ def test_jobs_whose_program_is_killed_end() -> None:
     program, pids = start()
     program.kill()
     program.communicate(timeout=30)
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
         assert time.monotonic() < limit
         time.sleep(0.05)

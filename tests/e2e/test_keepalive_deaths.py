@@ -4,12 +4,12 @@ the data.
 
 from __future__ import annotations
 
-import asyncio
 import struct
 import sys
 from pathlib import Path
 
 import pytest
+from driving import eventually
 
 import nvme_async
 from nvme_async.errors import ConfigurationError
@@ -37,13 +37,13 @@ DIES_IN = """
     def dies(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
     module.{function} = dies
-    await nvme_async.open(uri, keeper=keeper, keeper_wait=10)
+    await nvme_async.open(uri, keeper=keeper, keeper_wait=60)
     report("survived")
 """
 
 
 async def opened(site: Site) -> nvme_async.Controller:
-    return await nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=10)
+    return await nvme_async.open(site.uri, keeper=site.keeper_path, keeper_wait=60)
 
 
 async def works(controller: nvme_async.Controller, first: bytes) -> None:
@@ -62,7 +62,7 @@ async def test_killed_between_a_fresh_bring_up_and_the_new_deposit(site: Site) -
     driver.kill()
     site.controller.faults.fatal()
     second = site.driver(DIES_IN.format(module="nvme_async.keepalive.depositor", function="Depositor.start"))
-    second.popen.wait(20)
+    second.popen.wait(60)
     assert site.lives()["enables"] == 2
     async with await opened(site) as controller:
         await works(controller, b"A")
@@ -83,7 +83,7 @@ async def test_killed_between_a_fresh_bring_up_and_the_new_deposit(site: Site) -
 )
 async def test_killed_during_bring_up(site: Site, module: str, function: str, enables: int) -> None:
     driver = site.driver(DIES_IN.format(module=module, function=function))
-    driver.popen.wait(20)
+    driver.popen.wait(60)
     assert site.lives()["enables"] == enables
     async with await opened(site) as controller:
         await works(controller, b"\0")
@@ -110,7 +110,7 @@ async def test_two_successors_killed_during_the_takeover(site: Site, module: str
     lives = site.lives()
     driver.kill()
     for _ in range(2):
-        site.driver(DIES_IN.format(module=module, function=function)).popen.wait(20)
+        site.driver(DIES_IN.format(module=module, function=function)).popen.wait(60)
     async with await opened(site) as controller:
         await works(controller, b"A")
         assert site.lives() == lives
@@ -140,7 +140,7 @@ async def test_killed_during_a_reset(site: Site, function: str, again: int) -> N
         await controller.reset()
         report("survived")
     """)
-    driver.popen.wait(20)
+    driver.popen.wait(60)
     enables = site.lives()["enables"]
     async with await opened(site) as controller:
         await works(controller, b"A")
@@ -170,7 +170,7 @@ async def test_killed_during_creation_or_deletion_of_a_queue_pair(site: Site, op
     kind = "delay_post" if executed else "delay"
     rule = site.controller.faults.add(queue="admin", opcode=opcode, **{kind: 3600.0})
     driver.send()
-    rule.wait(timeout=20)
+    rule.wait(timeout=60)
     before = site.lives()
     driver.kill()
     site.controller.faults.clear()
@@ -227,10 +227,7 @@ async def test_a_hand_over_is_between_processes_of_one_user(site: Site, monkeypa
         async with controller.handover(f"{site.keeper_path}.offer") as offer:
             with pytest.raises(ConfigurationError, match="a process of user 4711 offers a controller"):
                 await nvme_async.take_over(f"{site.keeper_path}.offer")
-            for _ in range(200):
-                if offer.failures:
-                    break
-                await asyncio.sleep(0.01)
+            await eventually(lambda: offer.failures)
             assert "a process of user 4711 asks for this controller" in str(offer.failures[0])
         await works_alone(controller)
 

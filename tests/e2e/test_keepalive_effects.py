@@ -8,6 +8,7 @@ import asyncio
 
 import pytest
 from driver_line import WAYS, Way, eventually, line
+from driving import within
 
 from nvme_async.errors import ControllerReplaced, HandedOver, NamespaceChanged, NamespaceReplaced
 from nvme_async.keepalive import state
@@ -21,7 +22,7 @@ async def test_handing_over_while_a_format_is_in_flight(way: Way) -> None:
     async with line() as drivers:
         old = drivers.namespace
         await old.write(0, b"a" * 4096)
-        rule = drivers.faults.add(queue="admin", opcode=0x80, delay=0.4, count=1)
+        rule = drivers.faults.add(queue="admin", opcode=0x80, delay=float("inf"), count=1)
         formatting = asyncio.create_task(drivers.driver.admin(commands.format_nvm(1, 0)))
         await eventually(lambda: rule.hits)
         recorder = drivers.driver.recorder
@@ -37,8 +38,9 @@ async def test_handing_over_while_a_format_is_in_flight(way: Way) -> None:
                 await call
         new = drivers.namespace
         assert new.block_size == 4096  # as saved; nothing is sent for it
+        drivers.faults.release()
         with pytest.raises(NamespaceChanged):
-            await asyncio.wait_for(new.write(1, b"c" * 4096), 5)
+            await within(5, new.write(1, b"c" * 4096))
         assert new.block_size == 512
         assert writes.hits == 0
         await new.write(1, b"d" * 512)
@@ -51,13 +53,14 @@ async def test_handing_over_while_a_format_is_in_flight(way: Way) -> None:
 @ways
 async def test_handing_over_between_a_format_and_its_identify(way: Way) -> None:
     async with line() as drivers:
-        rule = drivers.faults.add(queue="admin", opcode=6, nsid=1, cdw10=0, delay=0.3, count=1)
+        rule = drivers.faults.add(queue="admin", opcode=6, nsid=1, cdw10=0, delay=float("inf"), count=1)
         formatting = asyncio.create_task(drivers.driver.admin(commands.format_nvm(1, 0)))
         await eventually(lambda: rule.hits)
         await drivers.succeed(way)
+        drivers.faults.release()
         await asyncio.gather(formatting, return_exceptions=True)
         with pytest.raises(NamespaceChanged):
-            await asyncio.wait_for(drivers.namespace.write(1, b"c" * 4096), 5)
+            await within(5, drivers.namespace.write(1, b"c" * 4096))
         await drivers.namespace.write(1, b"d" * 512)
 
 

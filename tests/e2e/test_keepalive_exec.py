@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nvme_async.emulator import FOREVER
+
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))
 from keeper_site import Site, site
@@ -50,9 +52,10 @@ def test_exec_keeps_the_controller_running(site: Site, keeper: str) -> None:
     """)
     assert driver.receive() == "up"
     lives = site.lives()
-    site.controller.faults.add(queue="io", delay=0.8, count=1)
+    site.controller.faults.add(queue="io", delay=FOREVER, count=1)
     driver.send()
     assert driver.receive() == "HandedOver"
+    site.controller.faults.release()
     assert driver.receive() == "[('Write', 1, 0)] b'A' b'B'"
     assert "keepalive on" in driver.receive()
     assert site.lives() == lives
@@ -112,7 +115,17 @@ def test_a_service_under_systemd(site: Site, tmp_path: Path) -> None:
         runpy.run_path({str(SERVICE)!r}, run_name="__main__")
     """
     # The first process ends by SIGTERM, the second by SIGKILL, the third closes its controller.
-    end = "import os, signal, threading; threading.Timer(1.5, os.kill, (os.getpid(), signal.{})).start()"
+    end = """
+        import os, signal
+        from nvme_async.keepalive import systemd
+        notify = systemd.notify
+        def ends(state, *more, **named):
+            sent = notify(state, *more, **named)
+            if state == "READY=1":
+                os.kill(os.getpid(), signal.{})
+            return sent
+        systemd.notify = ends
+    """
     try:
         first = supervisor.run(program.replace("END", end.format("SIGTERM")))
         assert "start 1: keepalive on: systemd's descriptor store" in first

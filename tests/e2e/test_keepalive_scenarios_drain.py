@@ -36,7 +36,7 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 async def finished(controller) -> list:
     """Its adopted commands, once all of them are finished."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await controller.adopted.wait()
     return list(controller.adopted)
 
@@ -50,7 +50,7 @@ async def test_a_save_does_not_wait_for_very_slow_commands(way: Way) -> None:
         drivers.delay(3600.0)
         reads = drivers.start(*(drivers.namespace.read(at) for at in range(16)))
         await drivers.outstanding(16)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await drivers.succeed(way)
         assert len(drivers.faults.outstanding()) == 16
         assert drivers.driver.adopted.draining
@@ -70,7 +70,7 @@ async def test_a_save_with_the_io_queue_full_does_not_wait_for_room(way: Way) ->
         writes = drivers.start(*(drivers.namespace.write(at, block(at)) for at in range(30)))
         await drivers.outstanding(7)
         await settle()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await drivers.succeed(way)
         outcomes = await results(writes)
         assert all_handed_over(outcomes)
@@ -96,7 +96,7 @@ async def test_new_io_waits_until_the_predecessors_has_completed(way: Way) -> No
         assert drivers.driver.queues.held
         assert drivers.since()["io"] == {}
         drivers.release()
-        assert await asyncio.wait_for(late, 10) == block(1)
+        assert await asyncio.wait_for(late, 30) == block(1)
         assert not drivers.driver.queues.held
 
 
@@ -118,7 +118,7 @@ async def test_a_late_write_never_overwrites_a_newer_one(way: Way) -> None:
         (writing,) = drivers.start(again())
         await settle()
         drivers.release()
-        await asyncio.wait_for(writing, 10)
+        await asyncio.wait_for(writing, 30)
         assert [one.status for one in await finished(drivers.driver)] == [0]
         assert await drivers.namespace.read(5) == block(2)
 
@@ -141,7 +141,7 @@ async def test_one_queues_commands_hold_all_queues(way: Way) -> None:
             await eventually(lambda: len(drivers.driver.queues.io) == 2)
             assert drivers.since()["io"] == {}
             drivers.release()
-            await asyncio.wait_for(late, 10)
+            await asyncio.wait_for(late, 30)
             assert await drivers.namespace.read(5) == block(2)
 
 
@@ -161,7 +161,7 @@ async def test_a_queue_created_during_the_drain_is_held(way: Way) -> None:
             assert counted["io"] == {}
             assert not late.done()
             drivers.release()
-            await asyncio.wait_for(late, 10)
+            await asyncio.wait_for(late, 30)
             assert await drivers.namespace.read(9) == block(2)
             assert drivers.since()["disables"] == 0
 
@@ -241,7 +241,7 @@ async def test_completions_posted_between_drivers_are_found_at_once(way: Way) ->
         before = drivers.driver
         bundle = await before.save() if way == "save" else die(before)
         drivers.release()
-        await eventually(lambda: drivers.faults.counters()["io"].get(READ, 0) >= 8)
+        await eventually(lambda: not drivers.faults.outstanding())
         with bundle:
             drivers.driver = await restore(bundle)
         drivers.past.append(before)
@@ -255,10 +255,10 @@ async def test_slow_queue_creation_does_not_hold_up_a_save_and_is_undone_by_the_
         with LoopThread() as other:
             waiting = other.submit(calling(drivers.namespace.read, 0))
             await drivers.outstanding(1)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await drivers.succeed("save")
             with pytest.raises(HandedOver):
-                await asyncio.wait_for(waiting, 10)
+                await asyncio.wait_for(waiting, 30)
             successor = drivers.driver
             assert successor.inspect()["unsettled_io_queues"] != []
             rule.remove()
@@ -283,7 +283,7 @@ async def test_inspecting_during_slow_queue_creation_does_not_cancel_it() -> Non
                 ) == 1
             rule.remove()
             drivers.faults.release()
-            assert await asyncio.wait_for(waiting, 10) == bytes(4096)
+            assert await asyncio.wait_for(waiting, 30) == bytes(4096)
             assert drivers.since()["admin"].get(DELETE_CQ, 0) == drivers.since()["admin"].get(DELETE_SQ, 0) == 0
 
 
@@ -299,7 +299,7 @@ async def test_an_unresponsive_predecessors_command_leads_to_abort_then_reset(wa
         assert all_handed_over(await results([waiting]))
         (one,) = await finished(drivers.driver)
         assert one.finished
-        assert await asyncio.wait_for(drivers.namespace.read(4), 10) == block(4)
+        assert await asyncio.wait_for(drivers.namespace.read(4), 30) == block(4)
         assert drivers.driver.inspect()["timeouts"] >= 1
 
 

@@ -39,7 +39,7 @@ async def test_a_bad_command_id_after_the_takeover_completes_nothing(way: Way) -
         (one,) = drivers.driver.adopted
         assert not one.finished
         await drivers.driver.reset("the answer was forged")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await drivers.driver.adopted.wait()
         assert one.error is None
         assert one.data == block(2)
@@ -67,7 +67,7 @@ async def test_a_reservation_report_of_128_registrants_is_adopted_whole() -> Non
         await drivers.outstanding(1)
         await drivers.succeed("save")
         drivers.release()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await drivers.driver.adopted.wait()
         (one,) = drivers.driver.adopted
         assert one.data is not None
@@ -95,7 +95,7 @@ async def test_direct_and_bounced_io_are_both_adopted(way: Way) -> None:
         (slot,) = drivers.driver.unclaimed()
         claimed = drivers.driver.claim(slot)
         drivers.release()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await drivers.driver.adopted.wait()
         by_tag = {one.tag: one for one in drivers.driver.adopted}
         assert by_tag[1].data == bytes(claimed) == block(0) + block(1)

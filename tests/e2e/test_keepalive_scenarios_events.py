@@ -123,7 +123,7 @@ async def test_an_event_posted_between_drivers_reaches_subscribers(way: Way) -> 
             drivers.faults.resize_namespace(1, "32MiB")
         else:
             await between(drivers, way, lambda: drivers.faults.resize_namespace(1, "32MiB"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for event in drivers.driver.events():
                 assert (event.kind, event.nsid) == ("namespace-changed", 1)
                 break

@@ -128,7 +128,7 @@ async def test_commands_in_flight_belong_to_the_successor_with_status_and_data(w
         assert all(one.sent and one.status is None for one in adopted)
         drivers.release()
         by_tag = {}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             async for one in adopted:
                 by_tag[one.tag] = one
         assert len(by_tag) == 4
@@ -147,7 +147,7 @@ async def test_a_command_that_fails_after_the_takeover_has_its_error_and_no_data
         await drivers.outstanding(1)
         successor = await drivers.succeed(way)
         drivers.release()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await successor.adopted.wait()
         (one,) = successor.adopted
         assert one.status is not None
@@ -174,7 +174,7 @@ async def test_commands_in_place_are_adopted_and_their_buffers_can_be_claimed(wa
         (one,) = successor.adopted
         assert one.data_offset == claimed.offset
         drivers.release()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await successor.adopted.wait()
         assert one.data == block(1)
         assert bytes(claimed[:4096]) == block(1)
@@ -237,8 +237,7 @@ async def test_nothing_stays_open(way: Way) -> None:
         for _ in range(3):
             await drivers.succeed(way)
             drivers.past.clear()
-        await asyncio.sleep(0.05)
-        assert descriptors() == before
+        await eventually(lambda: descriptors() <= before)
 
 
 @ways
@@ -255,7 +254,7 @@ async def test_collecting_the_predecessors_objects_changes_nothing(way: Way) -> 
         descriptors()  # collects garbage
         assert drivers.driver.memory.pools[0].slots() == slots
         drivers.release()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await drivers.driver.adopted.wait()
         assert all(one.error is None for one in drivers.driver.adopted)
 
@@ -310,7 +309,7 @@ async def test_a_takeover_works_in_each_mode(way: Way, options: dict[str, object
         await drivers.outstanding(5)
         await drivers.succeed(way)
         drivers.release()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await drivers.namespace.read(3) == block(3)
             await drivers.driver.adopted.wait()
         assert all(one.data == block(3) for one in drivers.driver.adopted)
@@ -326,7 +325,7 @@ async def test_a_takeover_works_with_few_vectors(vectors: int) -> None:
             await drivers.outstanding(5)
             await drivers.succeed(way)
             drivers.release()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await drivers.driver.adopted.wait()
                 await drivers.namespace.write(0, block(1))
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from driving import eventually
 
 import nvme_async
 from nvme_async.cli.main import cli
@@ -65,7 +66,7 @@ async def test_close_with_io_in_flight_ends_the_waits_and_keeps_the_memory_until
         buffer.clear()
     began = time.monotonic()
     await controller.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     with pytest.raises(QueueShutdown):
         await task
     buffer.clear()
@@ -129,11 +130,7 @@ async def test_what_the_kernel_does_not_give_back_is_never_used_again(disk, monk
         page.memory.close()  # the command still has it
     left = queues._left[-1][0]
     page.let_go()
-    for _ in range(200):
-        if not left.link.in_flight():
-            break
-        await asyncio.sleep(0.002)
-    assert left.link.in_flight() == 0
+    await eventually(lambda: not left.link.in_flight())
     page.close()
 
 

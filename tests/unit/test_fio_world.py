@@ -311,7 +311,9 @@ def test_submission_latency_is_reported_on_request(bench):
     assert (slat["N"], clat["N"], lat["N"]) == (8, 8, 8)
     assert "50.000000" in slat["percentile"]
     assert slat["mean"] + clat["mean"] == pytest.approx(lat["mean"])
-    assert 0 < slat["min"] < 1_000_000 < 2_000_000 <= clat["min"]
+    assert 0 < slat["min"] < lat["min"]
+    assert 0 < clat["min"] < lat["max"]
+    assert lat["min"] >= 2_000_000
     code, text = program("--filename=mem", "--name=j", "--number_ios=8", "--slat_percentiles=1", bench=bench)
     assert code == 0
     assert re.search(r"^    slat \(\w+\): min=.*\n    clat", text, re.MULTILINE)

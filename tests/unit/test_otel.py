@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -14,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import nvme_async
+from nvme_async.manager.metrics import ManagerCollector
 from nvme_async.manager.otel import instrument
 
 URI = "emulated:size=4MiB,block=512"
@@ -45,14 +47,27 @@ async def test_open_and_the_managers_operations_are_spans(spans: InMemorySpanExp
     assert failed == ["vfio-user:/none/there.sock"]
 
 
-async def test_the_metrics_are_prometheus() -> None:
+async def test_the_metrics_are_prometheus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each export collects them once, not once for every metric."""
+    collected = 0
+    collect = ManagerCollector.collect
+
+    def counted(self: ManagerCollector) -> Any:
+        nonlocal collected
+        collected += 1
+        return collect(self)
+
+    monkeypatch.setattr(ManagerCollector, "collect", counted)
     reader = InMemoryMetricReader()
     async with nvme_async.Manager(workers=1) as manager:
         ns = await manager.namespace(URI, 1)
         instrument(manager, MeterProvider([reader]).get_meter("test"))
         for lba in range(5):
             await ns.read(lba)
-        data = reader.get_metrics_data()
+        collected = 0
+        for exports in (1, 2):
+            data = reader.get_metrics_data()
+            assert collected == exports
     assert data is not None
     scopes = [scope for resource in data.resource_metrics for scope in resource.scope_metrics]
     metrics = {metric.name: metric for scope in scopes for metric in scope.metrics}
