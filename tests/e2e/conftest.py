@@ -8,6 +8,7 @@ skipped.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import time
@@ -146,7 +147,16 @@ def emulator(monkeypatch: pytest.MonkeyPatch) -> Any:
     emulator = EmulatedController("size=16MiB,block=512")
 
     def start(cls: Any, options: str, *, timeout: float = 10.0) -> Any:
-        device = super(EmulatedDevice, cls).from_socket(emulator.connect(), uri=f"emulated:{options}", timeout=timeout)
+        limit = time.monotonic() + 30
+        while True:
+            try:
+                socket = emulator.connect()
+                break
+            except OSError as error:  # a cancelled open()'s thread may have come late, and be on its way out
+                if error.errno != errno.EBUSY or time.monotonic() > limit:
+                    raise
+                time.sleep(0.005)
+        device = super(EmulatedDevice, cls).from_socket(socket, uri=f"emulated:{options}", timeout=timeout)
         device.emulator = emulator
         return device
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import threading
@@ -227,6 +228,17 @@ class Stepped:
 
 
 MODES = ("adaptive", "interrupt", "poll")
+
+
+def given_back(before: dict[str, int], what: str = "") -> None:
+    """As many descriptors of each kind as before. What a cancelled open() left to a thread may end
+    a little later. Blocks; with a loop, it belongs in another thread.
+    """
+    limit = time.monotonic() + 30
+    while (now := descriptors()) != before and time.monotonic() < limit:
+        gc.collect()
+        time.sleep(0.005)
+    assert now == before, what
 
 
 async def released(emulator: EmulatedController) -> None:

@@ -19,6 +19,7 @@ from driving import (
     descriptors,
     eventually,
     faults,
+    given_back,
     leftovers,
     open_meddled,
     released,
@@ -115,8 +116,7 @@ async def test_everything_is_released(emulator: EmulatedController) -> None:
         assert asyncio.all_tasks() == tasks
         del controller
         await released(emulator)
-        gc.collect()
-        assert descriptors() == before
+        await asyncio.to_thread(given_back, before)
 
 
 async def test_a_body_that_raises_still_closes(faulty: str) -> None:
@@ -153,8 +153,7 @@ async def test_cancelling_any_await_of_the_bring_up_releases_everything(emulator
             await controller.close()
             break
     assert n >= 15
-    gc.collect()
-    assert descriptors() == before
+    await asyncio.to_thread(given_back, before)
     async with nvme_async.open("emulated:kept", **FAST) as controller:
         await controller.namespaces[1].read(0)
 
@@ -185,8 +184,7 @@ def test_a_loop_that_ends_during_bring_up_releases_everything(emulator: Emulated
 
         asyncio.run(main())
         asyncio.run(released(emulator))
-        gc.collect()
-        assert descriptors() == before, f"at step {n}"
+        given_back(before, f"at step {n}")
         if finished:
             break
     assert n >= 15
@@ -221,8 +219,7 @@ def test_a_loop_that_ends_during_shutdown_releases_everything(emulator: Emulated
 
         asyncio.run(main())
         asyncio.run(released(emulator))
-        gc.collect()
-        assert descriptors() == before, f"at write {n}"
+        given_back(before, f"at write {n}")
         if finished:
             break
     assert n >= 2

@@ -9,10 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from driving import within
 from managed import Events, became, emulator, eventually, uri
 
 from nvme_async.driver.options import Options
-from nvme_async.emulator import EmulatedController
+from nvme_async.emulator import FOREVER, EmulatedController
 from nvme_async.errors import ControllerReplaced, NamespaceChanged, NamespaceReplaced
 from nvme_async.manager import Manager
 from nvme_async.manager.upkeep import REPAIR_WINDOW, RepairLimit
@@ -77,7 +78,7 @@ async def test_calls_that_wait_for_a_driver_do_not_go_to_another_drive(tmp_path:
                 first.close()
                 path.unlink(missing_ok=True)
                 second.listen(path)
-                await asyncio.to_thread(replacing.wait, 10)
+                await asyncio.to_thread(replacing.wait, 60)
                 return await again(None, options)
 
             device._drivers.transport_again = elsewhere  # type: ignore[assignment,method-assign]
@@ -132,19 +133,22 @@ async def test_a_namespace_replaced_during_servicing_is_noticed() -> None:
 
 async def test_a_waiting_call_fails_if_the_block_size_changes() -> None:
     address = uri()
-    async with Manager(admin_timeout=2.0) as manager:
+    async with Manager() as manager:
         handle = await manager.namespace(address, 1)
         device = manager.device(address)
         faults = emulator(manager, address).faults
-        faults.enable_delay(ready=0.3)
         assert device.controller is not None
         # Like another host's Format, without an event.
         await device.worker.call(lambda: device.controller.admin_queue.submit(commands.format_nvm(1, 0)))  # type: ignore[union-attr]
+        bring_up = faults.add(queue="admin", opcode=6, cdw10=1, count=1, delay=FOREVER)
         servicing = asyncio.create_task(manager.service(address))
-        await became(device, "servicing")
+        await eventually(lambda: bring_up.hits > 0)
         writes = faults.add(queue="io", opcode=1)
+        waiting = asyncio.create_task(handle.write(3, b"x" * 4096))
+        await eventually(lambda: device.inspect()["waiting_calls"] == 1)
+        faults.release()
         with pytest.raises(NamespaceChanged, match="blocks of 4096 bytes became blocks of 512"):
-            await handle.write(3, b"x" * 4096)
+            await waiting
         await servicing
         assert writes.hits == 0
         assert handle.block_size == 512
@@ -166,7 +170,7 @@ async def test_a_failed_repair_is_retried_and_calls_wait(tmp_path: Path) -> None
             await eventually(lambda: device.repairs >= 2)
             assert not read.done()
             identify.remove()
-            assert await asyncio.wait_for(read, 10) == b"1" * 4096
+            assert await within(10, read) == b"1" * 4096
             assert device.state == "ready"
 
 
@@ -182,10 +186,10 @@ async def test_calls_wait_for_a_namespace_that_is_not_ready_after_a_repair(tmp_p
             await manager.service(address)
             await one.read(0)
             read = asyncio.create_task(two.read(1))
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.1)
             assert not read.done()
             not_ready.remove()
-            assert await asyncio.wait_for(read, 10) == b"2" * 4096
+            assert await within(10, read) == b"2" * 4096
 
 
 async def test_calls_fail_once_the_repairs_per_minute_are_used_up(tmp_path: Path) -> None:
@@ -199,7 +203,7 @@ async def test_calls_fail_once_the_repairs_per_minute_are_used_up(tmp_path: Path
             target.faults.add(queue="admin", opcode=6, cdw10=1, fail=0x06, dnr=True)
             target.faults.add(queue="io", opcode=2, count=1, cqe={10: b"\x07\x00"})
             with pytest.raises(Exception, match=r"Internal Error|command id"):
-                await asyncio.wait_for(handle.read(1), 10)
+                await within(10, handle.read(1))
             assert (device.state, device.repairs) == ("failed", 2)
             # A minute later the next repair is allowed.
             target.faults.clear()

@@ -174,7 +174,7 @@ async def test_a_killed_managers_devices_go_to_the_next_manager(site: Site) -> N
     [deposit] = site.deposits()
     assert (deposit.state, deposit.pid) == ("owned", driver.pid)
     driver.kill()
-    async with Manager(keeper=site.keeper_path, keeper_wait=5) as manager:
+    async with Manager(keeper=site.keeper_path, keeper_wait=60) as manager:
         namespace = await manager.namespace(site.uri, 1)
         assert await namespace.read(0, 2) == b"A" * 4096 + b"B" * 4096
         assert site.lives()["enables"] == 1

@@ -91,7 +91,7 @@ def _across(saved: SavedDevices) -> SavedDevices:
     with here, there:
         here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         saved.send(here)
-        return SavedDevices.receive(there, timeout=5)
+        return SavedDevices.receive(there, timeout=60)
 
 
 async def test_all_devices_are_saved_and_restored_despite_one_failure(tmp_path: Path) -> None:
@@ -108,13 +108,13 @@ async def test_all_devices_are_saved_and_restored_despite_one_failure(tmp_path: 
     await first.load(hung)
     for at, namespace in enumerate(namespaces):
         await namespace.write(at, bytes([at + 1]) * 4096)
-    slow = targets[0].faults.add(queue="io", opcode=0x01, delay=0.3, count=1)
+    slow = targets[0].faults.add(queue="io", opcode=0x01, delay=FOREVER, count=1)
     writing = asyncio.ensure_future(namespaces[0].write(5, b"5" * 4096))
     await asyncio.to_thread(slow.wait, 1)
     rule = targets[3].faults.add(queue="admin", delay=60.0)
     servicing = asyncio.ensure_future(first.service(hung, keepalive=False))
     await became(first.device(hung), "servicing")
-    saved = await first.save(timeout=1.0)
+    saved = await first.save(timeout=2.0)
     assert sorted(saved.bundles) == live
     assert saved.shut_down == [plain]
     assert list(saved.failures) == [hung]
@@ -124,6 +124,7 @@ async def test_all_devices_are_saved_and_restored_despite_one_failure(tmp_path: 
     for call in (writing, namespaces[1].read(0)):
         with pytest.raises(HandedOver):
             await call
+    targets[0].faults.release()
     assert list(first.devices) == [hung]
     received = await asyncio.to_thread(_across, saved)
     saved.close()

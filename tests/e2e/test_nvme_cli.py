@@ -282,12 +282,12 @@ def nvme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SHIM, "-ldl"], check=True)
     bridge = Bridge(f"{EVERYTHING},serial=NVMEASYNC0001", folder / "s")
     bridge.start()
-    assert bridge.ready.wait(20)
+    assert bridge.ready.wait(60)
     environment = {**os.environ, "LD_PRELOAD": str(library), "NVME_SHIM": str(folder / "s")}
 
     def call(name: str, *arguments: str) -> Any:
         command = [tool, name, "/dev/nvme0", *arguments, "-o", "json"]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout)
 

@@ -151,13 +151,13 @@ async def test_saves_while_other_loops_start_end_and_send(loops: Loops) -> None:
                 raise AssertionError(f"a save failed: {error}") from error
             drivers.driver = await restore(bundle)
             bundle.close()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await drivers.driver.adopted.wait()
             assert all(command.status == 0 for command in drivers.driver.adopted)
         await eventually(lambda: counted["read"] > 100)  # a sanitized build is slower
         stopping = True
         for one in readers:
-            await asyncio.wait_for(asyncio.wrap_future(one), 20)
+            await asyncio.wait_for(asyncio.wrap_future(one), 60)
         assert counted["read"] > 100
         await eventually(lambda: descriptors() <= before)
         assert drivers.since()["disables"] == 0

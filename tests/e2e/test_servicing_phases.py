@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver_line import block, eventually, line, settle, socket_path
+from driver_line import block, eventually, line, socket_path
 
 import nvme_async
 from nvme_async.keepalive import phases, restore
@@ -61,28 +61,31 @@ async def test_phases_of_a_hand_over_include_the_predecessors(tmp_path: Path) ->
 async def test_the_drain_lasts_until_the_last_command(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "nvme_async")
     async with line() as drivers:
-        drivers.faults.add(queue="io", opcode=2, delay=0.2)
+        drivers.delay(opcode=2)
         task = asyncio.ensure_future(drivers.namespace.read(0))
-        await settle()
+        await drivers.outstanding(1)
         with await drivers.driver.save() as bundle:
             drivers.driver = await restore(bundle)
         assert "drain" not in phases_of(drivers.driver)
         await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.02)
+        drivers.release()
         await drivers.driver.adopted.wait()
         await eventually(lambda: "drain" in phases_of(drivers.driver))
-        assert 0.01 < phases_of(drivers.driver)["drain"] < 5
+        assert phases_of(drivers.driver)["drain"] > 0.01
         assert "the predecessor's commands are over" in caplog.text
 
 
 async def test_completions_found_by_the_successor_are_logged_with_their_place(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "nvme_async")
     async with line() as drivers:
-        drivers.faults.add(queue="io", opcode=2, delay=0.05)
+        drivers.delay(opcode=2)
         tasks = [asyncio.ensure_future(drivers.namespace.read(lba)) for lba in range(12)]
-        await settle()
+        await drivers.outstanding(12)
         with await drivers.driver.save() as bundle:
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0.2)
+            drivers.release()
+            await eventually(lambda: not drivers.faults.outstanding())
             drivers.driver = await restore(bundle)
             await drivers.driver.adopted.wait()
         lines = [record.getMessage() for record in caplog.records if "no driver was looking" in record.getMessage()]
