@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from driving import descriptors, eventually, faults, pattern
+from driving import descriptors, eventually, faults, pattern, within
 from sharing_kit import FAST, owner
 
 import nvme_async
@@ -153,7 +153,7 @@ async def test_namespace_events_reach_workers(shared: Pair) -> None:
         seen = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0.05)
         faults(own).add_namespace(2, size=1 << 20)
-        assert (await asyncio.wait_for(seen, 5)).kind == "namespace-added"
+        assert (await within(5, seen)).kind == "namespace-added"
         assert await controller.namespaces[2].read(0)
         await events.aclose()  # type: ignore[attr-defined]
 
@@ -243,16 +243,17 @@ async def test_invalid_arguments_are_refused_by_name(tmp_path: Path, shared: Pai
     assert not (tmp_path / "u").exists()
 
 
-async def test_nothing_is_left_behind(tmp_path: Path) -> None:
+async def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nvme_async.sharing.owner._GRACE", 0.01)  # for the owner's end of connections
     async with owner(tmp_path / "s", workers=4) as (own, share):
         async with worker(share) as controller:
             await controller.namespaces[1].read(0)
+        await eventually(lambda: not share._connections and not share.leases)
         before = descriptors()
         for _ in range(5):
             async with worker(share) as controller:
                 await controller.namespaces[1].read(0)
-        await asyncio.sleep(1.1)  # the owner's end of connections
-        assert descriptors() == before
+        await eventually(lambda: descriptors() == before)
         memory = own.memory
         assert memory is not None
         assert (memory.windows, memory.lent_mappings, own.queues.lent) == ([], 0, set())
@@ -280,7 +281,7 @@ async def test_a_live_worker_whose_lease_was_taken_for_absence_gives_its_ids_bac
 
 
 async def test_a_confirmation_that_is_late_gives_the_ids_back(tmp_path: Path) -> None:
-    async with owner(tmp_path / "s") as (own, share), worker(share) as controller:
+    async with owner(tmp_path / "s", stop_seconds=0.1) as (own, share), worker(share) as controller:
         [lease] = share.leases.values()
         transport = controller.transport
         send = transport._channel.send  # type: ignore[attr-defined]

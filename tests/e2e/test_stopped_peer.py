@@ -78,7 +78,7 @@ async def test_close(server: tuple[str, subprocess.Popen[bytes]], busy: bool) ->
     took = time.monotonic() - began
     stop.set()
     # drain, deleting the queues, one register access; and room for a busy machine
-    assert took < 0.3 + 0.5 + 0.5 + 2.0
+    assert took < 0.3 + 0.5 + 0.5 + 6.0
     assert await gap < 1.0
     for read in reads:
         with pytest.raises(NvmeError):
@@ -91,7 +91,7 @@ async def test_open(server: tuple[str, subprocess.Popen[bytes]]) -> None:
     began = time.monotonic()
     with pytest.raises(DeviceTimeout, match="did not answer VERSION in time"):
         await within(30, nvme_async.open(uri, **LIMITS))
-    assert time.monotonic() - began < 1.0 + 2.0
+    assert time.monotonic() - began < 1.0 + 8.0
 
 
 async def test_command_timeout_abort_and_reset_have_their_own_limits(
@@ -106,7 +106,7 @@ async def test_command_timeout_abort_and_reset_have_their_own_limits(
         began = time.monotonic()
         with pytest.raises(NvmeError):
             await within(60, controller.namespaces[1].read(0))
-        assert time.monotonic() - began < 0.5 + 0.5 + 0.3 + 1.0 + 5.0
+        assert time.monotonic() - began < 0.5 + 0.5 + 0.3 + 1.0 + 10.0
 
 
 async def test_a_server_that_resumes_in_time_loses_nothing(server: tuple[str, subprocess.Popen[bytes]]) -> None:

@@ -39,7 +39,7 @@ def test_each_service_continues_where_the_previous_one_stopped(tmp_path: Path) -
                 began.append(int(found["goes on from"].split()[-1]))
                 if len(services) > 1:
                     before = services[-2]
-                    rest, _ = before.communicate(timeout=20)
+                    rest, _ = before.communicate(timeout=60)
                     assert before.returncode == 0
                     ended.append(int(rest.split()[-1]))
             counted = emulator.faults.counters()
@@ -48,7 +48,7 @@ def test_each_service_continues_where_the_previous_one_stopped(tmp_path: Path) -
         finally:
             for service in services:
                 service.send_signal(signal.SIGKILL)
-                service.communicate(timeout=20)
+                service.communicate(timeout=60)
         for last, following in zip(ended, began[1:], strict=True):
             assert following in (last, last + 1)
         assert ended[-1] > began[0]

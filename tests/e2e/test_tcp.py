@@ -9,9 +9,11 @@ import os
 import socket
 import struct
 import threading
+import time
 from array import array
 
 import pytest
+from driving import eventually
 
 import nvme_async
 from nvme_async.driver.tcp.handshake import SO_BUSY_POLL
@@ -115,11 +117,7 @@ async def test_two_hosts_connect_at_once_each_with_its_own_controller(target):
         await one.namespaces[1].write(5, b"1" * 4096)
         assert await two.namespaces[1].read(5) == b"1" * 4096
         assert target.tcp_stats()["controllers"] == 2
-    for _ in range(100):
-        if target.tcp_stats()["controllers"] == 0:
-            break
-        await asyncio.sleep(0.01)
-    assert target.tcp_stats()["controllers"] == target.tcp_stats()["open_connections"] == 0
+    await eventually(lambda: target.tcp_stats()["controllers"] == target.tcp_stats()["open_connections"] == 0)
 
 
 async def test_each_loop_has_its_own_connection(target):
@@ -168,9 +166,7 @@ async def test_namespace_events_arrive(target):
         task = asyncio.ensure_future(listen())
         await asyncio.sleep(0.05)
         await asyncio.to_thread(target.faults.remove_namespace, 2)
-        async with asyncio.timeout(5):
-            while ("namespace-removed", 2) not in events:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: ("namespace-removed", 2) in events)
         assert list(controller.namespaces) == [1]
         task.cancel()
 
@@ -186,7 +182,7 @@ async def test_faults_apply_to_commands_over_tcp(target):
 async def test_a_lost_command_is_aborted_or_resent_over_a_new_association(target):
     async with nvme_async.open(target.uri, command_timeout=0.4, abort_timeout=0.3) as controller:
         target.faults.add(queue="io", opcode=2, count=1, discard=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await controller.namespaces[1].read(0)  # sent again over the next association
         assert controller.resets == 1
 
@@ -260,9 +256,10 @@ async def _await(awaitable):
 
 
 async def test_keep_alive_keeps_an_idle_association(target):
-    async with nvme_async.open(target.uri, keep_alive_tmo=0.6) as controller:
-        await asyncio.sleep(1.5)
-        assert controller.inspect()["association"]["keep_alives"] >= 4
+    async with nvme_async.open(target.uri, keep_alive_tmo=1.5) as controller:
+        begin = time.monotonic()
+        await eventually(lambda: controller.inspect()["association"]["keep_alives"] >= 3)
+        await asyncio.sleep(begin + 1.8 - time.monotonic())
         assert controller.resets == 0
         await controller.namespaces[1].read(0)
 
@@ -270,11 +267,10 @@ async def test_keep_alive_keeps_an_idle_association(target):
 async def test_without_keep_alive_the_target_ends_the_association_and_the_host_makes_another(target):
     async with nvme_async.open(target.uri, keep_alive_tmo=0.5) as controller:
         controller.transport.keep_alive.stop()
-        await asyncio.sleep(1.2)
-        async with asyncio.timeout(5):
+        await eventually(lambda: target.tcp_stats()["keep_alive_timeouts"])
+        async with asyncio.timeout(30):
             await controller.namespaces[1].read(0)
-        assert target.tcp_stats()["keep_alive_timeouts"] == 1
-        assert controller.resets == 1
+        assert controller.resets >= 1
 
 
 async def test_queue_commands_of_memory_based_controllers_are_refused(target):
@@ -311,7 +307,7 @@ async def test_the_target_ends_protocol_errors_with_a_term_request(target, data,
     reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
     writer.write(data)
     answer = b""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while part := await reader.read(4096):
             answer += part
     answer = answer[128:] if answer[0] == 1 else answer
@@ -324,15 +320,15 @@ async def test_the_target_ends_protocol_errors_with_a_term_request(target, data,
 
 
 async def test_a_connection_that_never_connects_is_dropped():
-    with EmulatedController("size=1MiB", patience=0.2) as emulator:
+    with EmulatedController("size=1MiB", patience=0.6) as emulator:
         port = emulator.serve_tcp(("127.0.0.1", 0))[0][1]
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(icreq())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert len(await reader.readexactly(128)) == 128
             assert await reader.read(1) == b""
         writer.close()
-        assert emulator.tcp_stats()["open_connections"] == 0
+        await eventually(lambda: not emulator.tcp_stats()["open_connections"])
 
 
 async def test_ipv6():

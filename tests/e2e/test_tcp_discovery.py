@@ -74,10 +74,10 @@ async def test_the_loss_of_a_persistent_controller_is_reported(services):
     from nvme_async.driver.tcp.discovery import watch_discovery
 
     ports, _ = services
-    logs = watch_discovery(f"tcp:127.0.0.1:{ports[0]}", keep_alive_tmo=0.6)
+    logs = watch_discovery(f"tcp:127.0.0.1:{ports[0]}", keep_alive_tmo=1.5)
     assert len(uris(await anext(logs))) == 2
     waiting = asyncio.ensure_future(anext(logs))
-    done, _ = await asyncio.wait([waiting], timeout=1.5)  # longer than the Keep Alive Timeout
+    done, _ = await asyncio.wait([waiting], timeout=2.0)  # longer than the Keep Alive Timeout
     assert not done
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)

@@ -15,7 +15,7 @@ from nvme_async.errors import ControllerError, ControllerGone, ControllerReplace
 from nvme_async.manager import Manager
 
 NQN = "nqn.2024-01.io.example:managed"
-FAST = {"reconnect_delay": 0.1, "ctrl_loss_tmo": 0.4, "connect_timeout": 1.0, "admin_timeout": 1.0}
+FAST = {"reconnect_delay": 0.1, "ctrl_loss_tmo": 0.4, "connect_timeout": 10.0, "admin_timeout": 10.0}
 
 
 def serve(port: int = 0, **options: object) -> tuple[EmulatedController, int]:
@@ -43,7 +43,7 @@ async def test_a_target_that_comes_back_is_the_same_device(tmp_path) -> None:
 
 
 async def _write_on(handle):
-    for _ in range(100):
+    for _ in range(1000):
         try:
             await handle.write(3, b"for A".ljust(handle.block_size))
         except ControllerReplaced:

@@ -119,9 +119,9 @@ async def test_an_invalid_number_of_blocks_is_refused_by_name() -> None:
 async def test_settled_waits_for_a_cancelled_write(controller: nvme_async.Controller) -> None:
     transport: Any = controller.transport
     namespace = controller.namespaces[1]
-    transport.delay = 0.2
+    transport.delay = 0.4
     write = asyncio.ensure_future(namespace.write(7, fill(7)))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.01)
     write.cancel()
     with pytest.raises(asyncio.CancelledError):
         await write
@@ -131,7 +131,7 @@ async def test_settled_waits_for_a_cancelled_write(controller: nvme_async.Contro
 
 
 async def test_a_command_without_completion_ends_in_time() -> None:
-    async with nvme_async.open("dict:10", command_timeout=0.1, drain_timeout=0.1) as controller:
+    async with nvme_async.open("dict:10", command_timeout=0.3, drain_timeout=0.1) as controller:
         controller.transport.delay = 1.0  # type: ignore[attr-defined]
         with pytest.raises(CommandTimeout):
             await controller.namespaces[1].read(0)
