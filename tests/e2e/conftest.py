@@ -144,7 +144,10 @@ def _nothing_stays_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A controller that outlives its clients; `emulated:kept` connects to it."""
+    gc.collect()
+    others = leftovers(doorbells=False)
     emulator = EmulatedController("size=16MiB,block=512")
+    emulator.others = others  # type: ignore[attr-defined]
 
     def start(cls: Any, options: str, *, timeout: float = 10.0) -> Any:
         limit = time.monotonic() + 30

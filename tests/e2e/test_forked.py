@@ -110,7 +110,7 @@ async def test_a_child_that_drops_everything_during_io_does_not_affect_the_paren
                 queue.hot.flush()
             gc.collect()
 
-        for _ in range(20):
+        for _ in range(8):
             assert await ended(in_child(act)) == 0
             await asyncio.sleep(0.002)
         going = False

@@ -68,7 +68,8 @@ async def test_a_restore_with_too_few_descriptors_is_refused_at_any_point() -> N
                 except RestoreRefused as error:
                     reasons.add("too many open files" in str(error).lower())
                     refusals += 1
-                assert descriptors() == before
+                if len(os.listdir("/proc/self/fd")) != before:  # a full collection takes long in a large process
+                    assert descriptors() == before
                 assert refusals < 200
         assert refusals > 10
         assert reasons == {True}

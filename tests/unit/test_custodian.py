@@ -80,7 +80,7 @@ async def test_deposit_take_release_and_drop(keeper: Running, bundle: Bundle) ->
     assert keeper.deposits() == []
     first.close()
     second.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while open_descriptors() > before:  # the keeper, in this process, may not have closed its ends yet
             await asyncio.sleep(0.01)
 
@@ -117,7 +117,7 @@ async def test_a_keeper_that_is_restarted_gets_the_latest_deposit_again(
     os.unlink(keeper.path)
     await asyncio.sleep(0.3)
     keeper.__init__(keeper.path)  # type: ignore[misc]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while [(deposit.name, deposit.state, deposit.fds) for deposit in keeper.deposits()] != [(URI, "owned", 2)]:
             await asyncio.sleep(0.02)
     await custodian.release(URI)

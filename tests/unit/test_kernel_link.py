@@ -114,10 +114,11 @@ async def test_a_read_in_pieces_is_one_read(piped):
     data = os.urandom(4 * BLOCK)
     buffer = bytearray(4 * BLOCK)
     task = await started(piped.request(READ, 4, buffer))
-    for at, nbytes in ((0, 1), (1, 700), (701, 4 * BLOCK - 701)):
+    for number, (at, nbytes) in enumerate(((0, 1), (1, 700), (701, 4 * BLOCK - 701)), 1):
         assert not task.done()
         os.write(piped.feed, data[at : at + nbytes])
-        await asyncio.sleep(0.002)
+        while number < 3 and piped.link.inspect()["short_transfers"] < number:
+            await asyncio.sleep(0.002)
     await task
     assert buffer == data
     assert piped.link.inspect()["short_transfers"] == 2
@@ -142,9 +143,7 @@ async def test_memory_is_the_kernels_until_its_completion(piped):
         await task
     # The kernel gives a read of a pipe up when it is asked to; only its completion frees the
     # memory.
-    for _ in range(100):
-        if not piped.link.in_flight():
-            break
+    while piped.link.in_flight():
         await asyncio.sleep(0.001)
     piped.hot.reap()
     buffer.clear()
@@ -164,8 +163,8 @@ async def test_what_is_given_up_for_a_reset_is_sent_again(piped):
     assert not task.done()
     piped.hot.restart(frozenset({READ}), OSError("reset"), 3)
     piped.hot.silence(False)
-    await asyncio.sleep(0.002)
-    assert piped.link.in_flight() == 1
+    while piped.link.in_flight() != 1:
+        await asyncio.sleep(0.001)
     os.write(piped.feed, b"z" * BLOCK)
     assert (await task)[2] == b"z" * BLOCK
 

@@ -176,7 +176,7 @@ async def test_a_response_may_be_split_at_any_byte(wired, digests, success):
         assert buffer == data
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_responses_in_any_order_and_any_pieces(data):
     """Many commands, completed in any order, with data split into PDUs and the stream split
@@ -222,7 +222,7 @@ def test_responses_in_any_order_and_any_pieces(data):
                 except BlockingIOError:
                     pass
                 await asyncio.sleep(0)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await asyncio.gather(*tasks)
             assert buffers == contents
             assert not one.faults
@@ -373,7 +373,7 @@ async def test_a_write_that_ends_early_returns_the_buffer(wired):
     data += b"!"
     got = bytearray()
     one.peer.setblocking(False)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(got) < 24 + (1 << 20):
             try:
                 got += one.peer.recv(1 << 20)

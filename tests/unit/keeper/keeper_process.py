@@ -14,7 +14,7 @@ FOLDER = os.path.dirname(keeper_package.__file__)
 URI = "vfio-user:/run/controller.sock"
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 60.0) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it didn't come to pass"

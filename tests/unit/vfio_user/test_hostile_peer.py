@@ -169,12 +169,12 @@ def acknowledge(server: FakeServer, message) -> None:
 
 def test_doorbells_by_message_do_not_block(server: FakeServer, slow: VfioUserDevice) -> None:
     go_on = threading.Event()
-    server.override[REGION_WRITE] = lambda server, message: (go_on.wait(10), acknowledge(server, message))
+    server.override[REGION_WRITE] = lambda server, message: (go_on.wait(60), acknowledge(server, message))
     began = time.monotonic()
     for value in range(1, 100):
         slow.ring(0x1000, value, nothing)
         slow.ring(0x1004, value, nothing)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 30
     done: list[int] = []
     slow.ring(0x1008, 5, lambda: done.append(5))
     assert not done

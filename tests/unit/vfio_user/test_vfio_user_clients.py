@@ -63,7 +63,7 @@ def assert_next_is_served(path):
 @contextlib.contextmanager
 def raw_socket(path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(5)
+        sock.settimeout(30)
         sock.connect(path)
         yield sock
 
@@ -80,7 +80,7 @@ def memory_maps():
 
 def settle(controller):
     """Until the server has noticed that its client is gone."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while controller.stats()["connected"]:
         assert time.monotonic() < end
         time.sleep(0.001)
@@ -299,8 +299,14 @@ class TestSuccession:
                 left_open = RawClient(controller.connect())
                 Admin(left_open, "kick").identify()
             left_open.close()
-        after = open_fds(), memory_maps(), threading.active_count(), len(os.listdir("/proc/self/task"))
-        assert after == before
+
+        def now():
+            return open_fds(), memory_maps(), threading.active_count(), len(os.listdir("/proc/self/task"))
+
+        end = time.monotonic() + 30
+        while now() != before and time.monotonic() < end:  # a thread that was joined may still be listed
+            time.sleep(0.001)
+        assert now() == before
 
     def test_closing_twice_and_using_after(self, controller):
         controller.close()
@@ -446,5 +452,5 @@ def test_killed_clients(path, controller):
 
 
 @pytest.mark.slow
-def test_a_hundred_killed_clients(path):
-    kill_clients(path, 100)
+def test_many_killed_clients(path):
+    kill_clients(path, 15)  # each kind of doorbell with each delay

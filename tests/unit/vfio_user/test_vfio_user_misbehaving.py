@@ -67,7 +67,7 @@ class TestPeersMisbehave:
             started = time.monotonic()
             with pytest.raises(ControllerTimeout, match="REGION_READ in time"):
                 device.read32(0)
-            assert 0.09 < time.monotonic() - started < 3
+            assert 0.09 < time.monotonic() - started < 30
             # The late reply is recognised, and the connection continues.
             server.registers[4] = 9
             del server.override[REGION_READ]
@@ -200,11 +200,11 @@ class TestPeersMisbehave:
 
         thread = threading.Thread(target=call)
         thread.start()
-        assert waiting.wait(5)
+        assert waiting.wait(30)
         started = time.monotonic()
         device.close()
-        thread.join(5)
-        assert time.monotonic() - started < 5
+        thread.join(25)
+        assert time.monotonic() - started < 25
         assert [type(error) for error in result] == [ControllerGone]
 
     def test_a_call_waits_for_another_within_its_timeout(self, server: FakeServer) -> None:
@@ -218,7 +218,7 @@ class TestPeersMisbehave:
 
         thread = threading.Thread(target=call)
         thread.start()
-        assert waiting.wait(5)
+        assert waiting.wait(30)
         with pytest.raises(ControllerTimeout):
             device._channel.call(Command.DEVICE_RESET, timeout=0.05)
         thread.join()
