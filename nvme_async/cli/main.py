@@ -51,6 +51,9 @@ COMMANDS = {
 @click.option("--vfio/--no-vfio", default=None, help="Whether pci: devices may be driven.")
 @click.option("--always-flr/--no-always-flr", default=None, help="A function level reset whenever a device is opened.")
 @click.option(
+    "--fused/--no-fused", default=None, help="No admin command after a device's bring-up; else its class decides."
+)
+@click.option(
     "--attach", metavar="SOCKET", help="Talk to the manager there, which has the device: nvme-cli's commands."
 )
 @click.option("--keeper", metavar="PATH", help="Deposit controllers with this keeper, and take over what it has.")
@@ -63,6 +66,7 @@ def cli(
     pool_numa: str | None,
     vfio: bool | None,
     always_flr: bool | None,
+    fused: bool | None,
     attach: str | None,
     keeper: str | None,
 ) -> None:
@@ -85,6 +89,7 @@ def cli(
     config.command_line.vfio = vfio
     config.command_line.disable_keepalive = disable_keep_alive
     config.command_line.always_flr = always_flr
+    config.command_line.fused = fused
     config.command_line.keeper = keeper
 
 

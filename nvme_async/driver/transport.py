@@ -279,6 +279,8 @@ class Transport(ABC):
     """Does the controller answer Asynchronous Event Requests of this process's?"""
     configured: bool = True
     """Are the controller's features this driver's to set? False: another process has done so."""
+    coexists: bool = False
+    """Can two processes be connected to the controller at a time, each with queues of its own?"""
     queues: QueueGroup
 
     @property

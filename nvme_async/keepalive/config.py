@@ -13,9 +13,11 @@ environment > inference.
 | pool's nodes   | pool_numa=         | --pool-numa            | OPENHCL_VTL2_GPA_POOL_NUMA        |
 | VFIO driver    | vfio=              | --vfio/--no-vfio       | OPENHCL_NVME_VFIO                 |
 | FLR at open    | always_flr=        | --always-flr/--no-...  | OPENHCL_NVME_ALWAYS_FLR           |
+| fused          | fused=             | --fused/--no-fused     |                                   |
 
 Inferred if unset: keepalive "host" if there is a holder and "privatepool" if there is a pool; a
-pool of the default size if keepalive can use it; no particular nodes; VFIO used; no FLR.
+pool of the default size if keepalive can use it; no particular nodes; VFIO used; no FLR; fused by
+the device's class.
 
 An invalid value is an error in an argument or on the command line; in the environment, which may be
 meant for another release, it switches off the feature, with a warning that quotes it.
@@ -148,6 +150,7 @@ class CommandLine:
     disable_keepalive: bool | None = None
     pool_numa: str | None = None
     always_flr: bool | None = None
+    fused: bool | None = None
 
 
 command_line: CommandLine = CommandLine()
@@ -165,6 +168,8 @@ class Decision:
             it was computed, if by a rule.
         pool_numa: "split" evenly over the NUMA nodes, or "" = the kernel decides; numa_source.
         always_flr: a function level reset whenever the device is opened; always_flr_source.
+        fused: no admin command after the bring-up, regardless of the device's class (True), or as
+            usual regardless of it (False); None: by its class, with keepalive. fused_source.
         vfio: pci: devices may be driven; vfio_source.
         holder: what will hold the descriptors while no driver runs ("keeper /run/k.sock",
             "systemd"), or None.
@@ -186,6 +191,8 @@ class Decision:
     numa_source: str = "inferred"
     always_flr: bool = False
     always_flr_source: str = "inferred"
+    fused: bool | None = None
+    fused_source: str = "inferred"
 
     @property
     def pool_bytes(self) -> int:
@@ -196,7 +203,7 @@ class Decision:
 
     @property
     def settings(self) -> str:
-        """Each with its source; NUMA and FLR only if they are set."""
+        """Each with its source; NUMA, FLR and fused only if they are set."""
         how = f", {self.pool_how}" if self.pool_how else ""
         parts = [
             f"setting {self.setting} ({self.setting_source})",
@@ -207,6 +214,8 @@ class Decision:
             parts.append(f"pool {self.pool_numa} over NUMA nodes ({self.numa_source})")
         if self.always_flr:
             parts.append(f"always a function level reset at open ({self.always_flr_source})")
+        if self.fused is not None:
+            parts.append(f"fused {'on' if self.fused else 'off'} ({self.fused_source})")
         return ", ".join(parts)
 
     def inspect(self) -> dict[str, Any]:
@@ -272,6 +281,7 @@ def decide(
     disable_keepalive: bool | None = None,
     pool_numa: str | None = None,
     always_flr: bool | None = None,
+    fused: bool | None = None,
     holder: str | None = None,
     default_pool_pages: int = DEFAULT_POOL_PAGES,
     wanted: Wanted | None = None,
@@ -303,6 +313,7 @@ def decide(
     numa, numa_source = choose("pool_numa", argument, given.pool_numa, [NUMA], parse_numa, "")
     use_vfio, vfio_source = choose("vfio", vfio, given.vfio, [VFIO], parse_vfio, False)
     flr, flr_source = choose("always_flr", always_flr, given.always_flr, [ALWAYS_FLR], parse_always_flr, False)
+    is_fused, fused_source = choose("fused", fused, given.fused, [], parse_disable, None)
     if pages is None:
         # A pool is useful: there is a holder, or keepalive was enabled without a size.
         useful = setting.enabled if setting is not None else holder is not None
@@ -327,6 +338,8 @@ def decide(
         vfio_source=vfio_source,
         always_flr=bool(flr),
         always_flr_source=flr_source,
+        fused=is_fused,
+        fused_source=fused_source,
         holder=holder,
         warnings=tuple(choose.warnings),
     )

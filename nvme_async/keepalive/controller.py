@@ -63,7 +63,8 @@ class Controller(KeptController):
         where: the path of a Unix socket to listen on, or a connected one. Service continues until
             the successor is ready, and resumes if it fails. Leaving the block before a successor
             has come withdraws the offer. A controller without keepalive is shut down cleanly once a
-            successor comes, which then brings it up.
+            successor comes, which then brings it up; a worker's ("shared:") successor opens it
+            before that, and continues once no I/O of this process is in flight.
         """
         return Offer(self, where)
 

@@ -3,9 +3,10 @@
 On a Unix stream socket; every message is a length (4 bytes, little endian) and a JSON object, or
 one of the two structures between "go" and "taken".
 
-    successor    {"hello": 1, "pid": …, "keepalive": true, "short": true}
+    successor    {"hello": 1, "pid": …, "keepalive": true, "short": true, "beside": true}
     predecessor  {"offer": "live", "uri": …, "direct": …, "registers": {…}} + a bundle (bundle.py),
-                 or {"offer": "fresh", …} after a clean shutdown
+                 or {"offer": "fresh", …} after a clean shutdown,
+                 or {"offer": "beside", …}
     successor    {"ready": true}                  it has built all that it will need
     predecessor  "go": frozen, phases, sequence   queues are frozen and rung, the saved state final;
                  or {"withdrawn": reason}
@@ -15,6 +16,12 @@ Release 0.1 knows neither "short" nor "registers" nor the structures. To a succe
 say "short" a predecessor sends {"go": {"frozen": seconds, "phases": {name: seconds, …}}}, and gets
 {"taken": true}. A successor that gets no registers connects only after "go" to a device that is
 accessed by messages.
+
+"beside", where the transport has queues for both processes (Transport.coexists) and the successor
+said that it knows it: the successor opens the controller with queues of its own, and then says
+"ready", or {"full": reason} where there are none left: then "fresh" follows. "go" follows once the
+predecessor holds new I/O and has none in flight; after "taken" it closes. Without "taken" it serves
+again: nothing of it was touched.
 
 Until "go" the predecessor serves. From "go" to "taken" it touches nothing; after "refused" without
 "touched" it serves again. If the successor ends in between, or refuses after it had started, its

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Self
@@ -40,6 +41,7 @@ class Offer:
         self._listening: ListeningSocket | None = None
         self._committing = asyncio.Lock()  # held while a successor may have it
         self._short = False  # does the successor know the structures of handover_wire.py?
+        self._went = False  # "go" was sent to a successor beside this process
         self.failures: list[BaseException] = []
         self.taken: bool = False
 
@@ -106,6 +108,8 @@ class Offer:
                 pid = hello.get("pid")
                 self._short = hello.get("short") is True
                 await self._live(wire, pid if isinstance(pid, int) and pid > 0 else None)
+            elif self._controller.transport.coexists and hello.get("beside") is True:
+                await self._beside(wire)
             else:
                 await self._fresh(wire)
         except (NvmeError, OSError) as error:
@@ -124,6 +128,59 @@ class Offer:
             await controller.close()
             self.taken = True
             await wire.send(offer="fresh", uri=controller.uri)
+
+    async def _beside(self, wire: Wire) -> None:
+        """Without keepalive, and with queues for both: the successor has opened the controller
+        before this process stops.
+        """
+        await wire.send(offer="beside", uri=self._controller.uri)
+        answer = await wire.receive(READY_SECONDS)
+        if "full" in answer:
+            log.info("%s: the successor opens it after this process: %s", self._controller.uri, answer["full"])
+            async with self._committing:
+                await finish(lambda: self._drain(wire))
+            await self._fresh(wire)
+            return
+        if not answer.get("ready"):
+            raise RestoreRefused(f"the successor refused: {answer.get('refused', 'no reason given')}")
+        async with self._committing:
+            self._stop_listening()
+            self._went = False
+            await finish(lambda: self._pass_on(wire))
+
+    async def _drain(self, wire: Wire) -> None:
+        """New I/O waits, and none is in flight: a late write of this process would overtake its
+        successor's. Service goes on if that takes too long.
+        """
+        controller = self._controller
+        queues = controller.transport.queues
+        seconds = min(controller.options.drain_timeout, READY_SECONDS / 2)
+        await queues.hold("handover")
+        if not await queues.drain(seconds):
+            await queues.unhold("handover")
+            error = ControllerTimeout(f"{controller.uri}: commands are still in flight after {seconds:g} s")
+            with contextlib.suppress(OSError):
+                wire.send_now(withdrawn=str(error))
+            raise error
+
+    async def _pass_on(self, wire: Wire) -> None:
+        """From "ready" to the end, for a successor with queues of its own. May be called again:
+        see finish().
+        """
+        controller = self._controller
+        if not self.taken:
+            if not self._went:
+                began = time.monotonic()
+                await self._drain(wire)
+                with contextlib.suppress(OSError):  # then the answer says so
+                    wire.send_now(go={"frozen": began, "phases": {}})
+                self._went = True
+            answer = await self._answer(wire)
+            if not answer.get("taken"):
+                await controller.transport.queues.unhold("handover")
+                raise RestoreRefused(f"the successor refused: {answer.get('refused', 'no reason given')}")
+            self.taken = True
+        await controller.close()
 
     async def _live(self, wire: Wire, successor_pid: int | None) -> None:
         controller = self._controller

@@ -116,6 +116,7 @@ def choose(uri: str, options: Options, keepalive_options: KeepaliveOptions) -> t
             disable_keepalive=keepalive_options.disable_keepalive,
             pool_numa=keepalive_options.pool_numa,
             always_flr=keepalive_options.always_flr,
+            fused=options.fused,
             holder=custodian.words
             if custodian is not None
             else ("the successor of an exec" if execute.is_waiting(uri) else None),
@@ -136,12 +137,18 @@ def choose(uri: str, options: Options, keepalive_options: KeepaliveOptions) -> t
     return decision, custodian
 
 
+def with_fused(given: dict[str, Any], decision: Decision) -> dict[str, Any]:
+    """The options of a driver that takes a controller over, by name."""
+    return given if decision.fused is None else {**given, "fused": decision.fused}
+
+
 def with_pool(options: Options, decision: Decision) -> Options:
     """The options of a fresh driver."""
     if decision.always_flr:
         options = attrs.evolve(options, always_flr=True)
     if decision.pool_numa:
         options = attrs.evolve(options, numa="split")
+    options = attrs.evolve(options, fused=decision.fused)
     return attrs.evolve(options, keepalive=True, pool_bytes=decision.pool_bytes) if decision.enabled else options
 
 
@@ -178,7 +185,7 @@ async def open_with_keepalive(
     try:
         bundle = await _taken(uri, custodian, keepalive_options.keeper_wait)
         if bundle is not None:
-            controller = await _follow(uri, bundle, decision, given, custodian)
+            controller = await _follow(uri, bundle, decision, with_fused(given, decision), custodian)
         if controller is None:
             controller = await (fresh or _bring_up)(uri, with_pool(options, decision))
         await settle_in(controller, decision, custodian)

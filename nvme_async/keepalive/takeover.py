@@ -14,7 +14,7 @@ from typing import Any
 
 from nvme_async.driver.opening import open_controller
 from nvme_async.driver.options import Options
-from nvme_async.errors import ControllerError, ControllerGone, NvmeError, RestoreRefused
+from nvme_async.errors import ControllerError, ControllerGone, LeaseError, NvmeError, RestoreRefused
 from nvme_async.keepalive.bundle import receive_bundle
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.custodian import find_custodian
@@ -53,8 +53,14 @@ async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dic
     wire = Wire(where if isinstance(where, socket.socket) else await _connect(os.fspath(where)))
     try:
         check_peer(wire.socket, "offers a controller")
-        await wire.send(hello=VERSION, pid=os.getpid(), keepalive=options.get("keepalive", True) is True, short=True)
+        keepalive = options.get("keepalive", True) is True
+        await wire.send(hello=VERSION, pid=os.getpid(), keepalive=keepalive, short=True, beside=True)
         offer = await wire.receive(60.0)
+        if offer.get("offer") == "beside":
+            controller = await _take_beside(wire, str(offer.get("uri")), options)
+            if controller is not None:
+                return controller
+            offer = await wire.receive(60.0)
         if offer.get("offer") == "live":
             return await _take_live(wire, offer, options)
         if offer.get("offer") == "fresh":
@@ -71,6 +77,33 @@ async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dic
         raise RestoreRefused(f"the hand-over came to nothing: {missing}") from error
     finally:
         wire.close()
+
+
+async def _take_beside(wire: Wire, uri: str, options: dict[str, Any]) -> Controller | None:
+    """Opens the controller while the predecessor still serves. None if it has no queues left for
+    two processes: then the predecessor shuts its own down first.
+    """
+    try:
+        controller = await open_controller(uri, Options.of(options), Controller)
+    except BaseException as error:
+        if isinstance(error, LeaseError) and error.code == "full":
+            await wire.send(full=str(error))
+            return None
+        with contextlib.suppress(OSError):
+            wire.send_now(refused=str(error) or repr(error))
+        raise
+    try:
+        await wire.send(ready=True)
+        answer = await wire.receive(READY_SECONDS)
+        if "go" not in answer:
+            raise ControllerError(f"the predecessor withdrew: {answer.get('withdrawn', 'no reason given')}")
+        with contextlib.suppress(OSError):  # it ended after "go": it has nothing in flight
+            wire.send_taken(short=True)
+    except BaseException:
+        await controller.close()
+        raise
+    controller.adopted.pause = max(0.0, time.monotonic() - float(answer["go"].get("frozen", 0.0)))
+    return controller
 
 
 async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any]) -> Controller:

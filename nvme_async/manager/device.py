@@ -22,7 +22,7 @@ from nvme_async.errors import (
 from nvme_async.keepalive import Adopted, Bundle, restore
 from nvme_async.keepalive.config import Decision
 from nvme_async.keepalive.controller import Controller
-from nvme_async.keepalive.opening import ServiceOptions, choose, open_with_keepalive, with_pool
+from nvme_async.keepalive.opening import ServiceOptions, choose, open_with_keepalive, with_fused, with_pool
 from nvme_async.manager.device_state import DeviceState, State
 from nvme_async.manager.drivers import Drivers
 from nvme_async.manager.events import Events, Kind, ManagerEvent
@@ -345,6 +345,7 @@ class ManagedDevice(DeviceState):
             before = self.options
             given, keepalive_options = split(before)
             decision, custodian = choose(self.uri, Options.of(given), keepalive_options)
+            given = with_fused(given, decision)
             given["keepalive"] = decision.enabled
             if decision.enabled:
                 given["pool_bytes"] = decision.pool_bytes

@@ -86,6 +86,7 @@ class SharedTransport(PooledTransport):
 
     kind = "shared"
     configured = False
+    coexists = True
     _owner: ControllerContext
     queues: LeasedQueues
 

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from driving import eventually
 from managed import Verifier, emulator, uri
 
 import nvme_async
-from nvme_async.errors import AdminRefused, RestoreRefused
-from nvme_async.keepalive import restore, state
+from nvme_async.emulator import FOREVER
+from nvme_async.errors import AdminRefused, HandedOver, RestoreRefused
+from nvme_async.keepalive import config, restore, state
 from nvme_async.keepalive.manifest import find
 from nvme_async.manager import Manager
 from nvme_async.native import _hotpath
@@ -158,6 +160,53 @@ async def test_a_restore_refuses_admin_commands_that_are_pending_or_have_complet
                 with pytest.raises(RestoreRefused, match=words):
                     await restore(bundle)
             await (await restore(bundle)).close()
+
+
+@pytest.mark.parametrize(
+    ("completed", "words"),
+    [(False, "1 admin commands are pending$"), (True, "1 admin commands are pending, with a completion at the head")],
+)
+async def test_a_restore_refuses_an_admin_command_that_the_controller_has(completed: bool, words: str) -> None:
+    controller = await nvme_async.open("emulated:size=1MiB", keepalive=True, fused=True)
+    faults = controller.device.emulator.faults  # type: ignore[attr-defined]
+    faults.add(queue="admin", opcode=AdminOpcode.GET_LOG_PAGE, delay=FOREVER)
+    # The driver itself sends none: straight into the ring.
+    sent = asyncio.create_task(
+        controller.queues.admin.submit(commands.get_log_page(LogPage.ERROR_INFORMATION, 64), bytearray(64))
+    )
+    await eventually(faults.outstanding)
+    with await controller.save() as bundle:
+        with pytest.raises(HandedOver):
+            await sent
+        if completed:
+            faults.release()
+            await eventually(lambda: not faults.outstanding())
+        before = faults.counters()
+        for _ in range(2):  # it changes nothing
+            with pytest.raises(RestoreRefused, match=words):
+                await restore(bundle)
+        assert faults.counters() == before
+        async with await restore(bundle, policy="fresh") as successor:
+            assert successor.fused
+            assert faults.counters()["enables"] == before["enables"] + 1
+            await successor.namespaces[1].read(0)
+
+
+async def test_the_command_lines_option_applies_to_bring_up_and_restore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "command_line", config.CommandLine(fused=True))
+    async with nvme_async.open("emulated:size=1MiB", keeper="none") as controller:
+        assert controller.fused
+        assert "fused on (command line)" in controller.decision
+    async with nvme_async.open("emulated:size=1MiB", keeper="none", fused=False) as controller:
+        assert not controller.fused
+        assert "fused off (argument fused)" in controller.decision
+    async with Manager(keepalive=True) as manager:
+        address = uri()
+        await manager.load(address)
+        assert manager.device(address).controller.fused
+        monkeypatch.setattr(config, "command_line", config.CommandLine(fused=False))
+        await manager.service(address, keepalive=True)
+        assert not manager.device(address).controller.fused
 
 
 async def test_a_normal_controllers_admin_commands_are_no_obstacle() -> None:

@@ -81,11 +81,14 @@ def test_options() -> None:
     )
     decision = config.decide(environ={})
     assert (decision.enabled, decision.pool_pages, decision.vfio) == (True, 512, False)
-    more = ["--pool-pages", "release", "--pool-numa", "split", "--always-flr", "--disable-keep-alive"]
+    more = ["--pool-pages", "release", "--pool-numa", "split", "--always-flr", "--disable-keep-alive", "--fused"]
     assert CliRunner().invoke(cli, [*more, "keeper", "list", "--help"]).exit_code == 0
     decision = config.decide(environ={config.DISABLE: "0", config.ALWAYS_FLR: "0"}, keepalive=True)
     assert (decision.enabled, decision.pool_numa, decision.always_flr) == (False, "split", True)
     assert decision.pool_how.startswith("release: ")
+    assert (decision.fused, decision.fused_source) == (True, "command line")
+    assert CliRunner().invoke(cli, ["--no-fused", "keeper", "list", "--help"]).exit_code == 0
+    assert config.decide(environ={}).fused is False
 
 
 @pytest.mark.usefixtures("_command_line")

@@ -360,6 +360,27 @@ def test_arguments_override_the_command_line() -> None:
     assert "always a function level reset at open (argument always_flr)" in line
 
 
+@pytest.mark.parametrize(
+    ("argument", "option", "fused", "source", "words"),
+    [
+        (None, None, None, "inferred", ""),
+        (None, True, True, "command line", "fused on (command line)"),
+        (None, False, False, "command line", "fused off (command line)"),
+        (True, None, True, "argument fused", "fused on (argument fused)"),
+        (False, None, False, "argument fused", "fused off (argument fused)"),
+        (True, False, True, "argument fused", "fused on (argument fused)"),
+        (False, True, False, "argument fused", "fused off (argument fused)"),
+    ],
+)
+def test_fused(argument: bool | None, option: bool | None, fused: bool | None, source: str, words: str) -> None:
+    config.command_line.fused = option
+    decision = decided({}, fused=argument)
+    assert (decision.fused, decision.fused_source) == (fused, source)
+    assert (decision.inspect()["fused"], decision.inspect()["fused_source"]) == (fused, source)
+    assert words in str(decision)
+    assert ("fused" in str(decision)) is bool(words)
+
+
 def test_each_setting_has_its_own_precedence() -> None:
     decision = decided({KEEP_ALIVE: "enabled", POOL: "7"}, pool_pages="off")
     assert decision.setting_source == f"environment {KEEP_ALIVE}"
@@ -428,6 +449,8 @@ def test_a_decision_is_one_line_in_the_log_and_plain_data(caplog: pytest.LogCapt
         "numa_source": "inferred",
         "always_flr": False,
         "always_flr_source": "inferred",
+        "fused": None,
+        "fused_source": "inferred",
         "settings": f"setting host,privatepool (environment {KEEP_ALIVE}), pool 512 pages (environment {POOL}), "
         "vfio on (inferred)",
     }
