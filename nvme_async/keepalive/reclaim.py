@@ -36,6 +36,8 @@ async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controll
     """
     chosen = Options.of({"keepalive": True} | options)
     pool, state = _what_is_left(bundle)
+    if state is not None and state.fused and chosen.keepalive and chosen.fused is None:
+        chosen = attrs.evolve(chosen, fused=True)
     # Held until the pool is detached: a buffer dropped before the reset would become free in the
     # pool's table.
     held: list[DmaBuffer] = []

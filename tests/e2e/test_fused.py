@@ -169,7 +169,7 @@ async def test_a_restore_refuses_admin_commands_that_are_pending_or_have_complet
 async def test_a_restore_refuses_an_admin_command_that_the_controller_has(completed: bool, words: str) -> None:
     controller = await nvme_async.open("emulated:size=1MiB", keepalive=True, fused=True)
     faults = controller.device.emulator.faults  # type: ignore[attr-defined]
-    faults.add(queue="admin", opcode=AdminOpcode.GET_LOG_PAGE, delay=FOREVER)
+    faults.add(queue="admin", opcode=AdminOpcode.GET_LOG_PAGE, count=1, delay=FOREVER)
     # The driver itself sends none: straight into the ring.
     sent = asyncio.create_task(
         controller.queues.admin.submit(commands.get_log_page(LogPage.ERROR_INFORMATION, 64), bytearray(64))
