@@ -283,7 +283,7 @@ async def test_a_successor_killed_on_the_way_leaves_the_predecessor_serving(
 
 
 async def test_a_stopped_predecessor_rings_no_doorbell_that_is_a_successors(shared: Pair, tmp_path: Path) -> None:
-    """Stopped before "go": the successor gives up. After it: the successor has queues of its own."""
+    """Stopped before "go": the successor gives up. After it: the successor has its own queues."""
     own, share = shared
     process = await predecessor(share, tmp_path / "h", "die_at('_pass_on')", "SIGSTOP")
     with pytest.MonkeyPatch.context() as patched:
