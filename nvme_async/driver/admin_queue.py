@@ -25,6 +25,10 @@ DEFAULT_LIMIT = 60.0
 application's).
 """
 
+PARTS = 8
+"""A limit is waited for in so many parts. If this process stands still, that costs the controller
+one of them: it has not had that time, or its completion hasn't been seen yet.
+"""
 
 SEALED = frozenset({State.READY, State.SAVING, State.CLOSING})
 """The states in which a fused controller takes no admin command."""
@@ -72,10 +76,11 @@ class AdminQueue:
         try:
             error: NvmeError | None = None
             while error is None:
-                await asyncio.wait([answer], timeout=limit)
-                if answer.done():
-                    self._lost.discard(key)
-                    return answer.result()
+                for _ in range(PARTS):
+                    await asyncio.wait([answer], timeout=limit / PARTS)
+                    if answer.done():
+                        self._lost.discard(key)
+                        return answer.result()
                 error = await self._why(command, limit, key in self._lost)
         finally:
             if not answer.done():

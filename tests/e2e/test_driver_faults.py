@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from typing import Any
 
 import pytest
@@ -248,6 +249,18 @@ async def test_a_lost_admin_command_leads_to_a_reset(failing: Controller) -> Non
     assert counts(failing) == (0, 1), "the queue that doesn't answer isn't asked to abort"
     assert (await failing.admin(commands.identify(1, 0))).data is not None
     assert await first(failing).read(0) == bytes(512)
+
+
+@pytest.mark.options(**{**HASTY, "admin_timeout": 0.8})
+async def test_time_for_which_this_process_stands_still_is_not_the_controllers(failing: Controller) -> None:
+    rule = faults(failing).add(queue="admin", opcode=0x06, count=1, delay=FOREVER)
+    scan = asyncio.ensure_future(failing.rescan())
+    await asyncio.to_thread(rule.wait)
+    time.sleep(1.0)  # noqa: ASYNC251 - as SIGSTOP would
+    faults(failing).release()
+    await within(10, scan)
+    state = failing.inspect()
+    assert (state["timeouts"], state["resets"]) == (0, 0)
 
 
 @hasty

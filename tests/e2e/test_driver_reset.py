@@ -15,7 +15,7 @@ from nvme_async.driver.controller import Controller
 from nvme_async.errors import ControllerError, ControllerTimeout, NvmeError
 
 hasty = pytest.mark.options(**HASTY)
-QUICK: dict[str, Any] = {**FAST, **HASTY, "admin_timeout": 0.1}
+QUICK: dict[str, Any] = {**FAST, **HASTY, "admin_timeout": 0.4}
 
 
 @hasty
@@ -99,7 +99,7 @@ async def test_a_lost_queue_creation_succeeds_after_a_reset(faulty: str) -> None
 
 @pytest.mark.parametrize("lose", ["number", "creation"])
 async def test_fewer_queue_pairs_after_a_reset_are_shared(faulty: str, lose: str) -> None:
-    async with nvme_async.open(faulty, **QUICK) as controller:
+    async with nvme_async.open(faulty, **FAST) as controller:
         ns = controller.namespaces[1]
 
         async def io(lba: int) -> None:
