@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -14,6 +15,8 @@ from nvme_async.native._dma import Pool
 _SPARE = 8
 """This fraction of the remaining memory is left to other processes: one part in so many."""
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_pools_lock = threading.Lock()
+"""A set must not be iterated over while another thread adds to it; pools are made in threads."""
 
 
 class Budget:
@@ -31,7 +34,8 @@ class Budget:
 
     def count(self, pool: Pool) -> None:
         """Records a new pool: its untouched memory counts as used."""
-        _pools.add(pool)
+        with _pools_lock:
+            _pools.add(pool)
 
     def room(self, pools: Iterable[Pool], nbytes: int) -> Bound:
         """How large one more pool may be, if there are `pools` and `nbytes` are requested."""
@@ -45,7 +49,9 @@ class Budget:
         yield Bound(max(0, limit - used), f"its pools have {used} of {limit} bytes, {what}")
         left = limits.memory_left()
         if left is not None and not (self._huge and limits.huge_pages_left() >= nbytes):
-            promised = sum(_untouched(pool) for pool in list(_pools))
+            with _pools_lock:
+                others = list(_pools)
+            promised = sum(_untouched(pool) for pool in others)
             yield Bound(max(0, left.nbytes - left.nbytes // _SPARE - promised), left.reason)
         lockable = limits.lockable() if self._locked else None
         if lockable is not None:

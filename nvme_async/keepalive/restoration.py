@@ -94,6 +94,8 @@ class Restoration:
         """Has commit started to change something? Then only a reset helps if it fails."""
         self._body = b""
         self._found: tuple[int, int] = (0, 0)
+        self._sequence: int | None = None
+        """How often the predecessor had written the saved state, if that is known."""
         self._identify: IdentifyController | None = None
         self._identified = b""
         self._namespaces: dict[bytes, IdentifyNamespace] = {}
@@ -107,7 +109,8 @@ class Restoration:
             self.prepare()
             await self.connect()
             self.build()
-            controller = await self.commit(self._found[1])
+            self._sequence = self._found[1]
+            controller = await self.commit()
         except BaseException as error:
             self.abort()
             raise self.refusal(error) from error
@@ -151,9 +154,12 @@ class Restoration:
             self._prepare()
 
     def heard(self, go: Any) -> None:
-        """The predecessor's message, with the durations of its own phases."""
+        """The predecessor's message: how often it has written the saved state, and the durations
+        of its own phases.
+        """
         if not isinstance(go, dict):
             return
+        self._sequence = go.get("sequence")
         told = go.get("phases")
         for name, seconds in told.items() if isinstance(told, dict) else ():
             if name in ("suspend", "write") and isinstance(seconds, (int, float)):
@@ -321,21 +327,20 @@ class Restoration:
 
     # -- commit ------------------------------------------------------------------------------------
 
-    async def commit(self, sequence: int | None = None) -> Controller:
-        """Takes the controller over; the predecessor touches it no more. sequence: how often it
-        had written the saved state, if that is known. Waits for nothing if the device was
-        connected before.
+    async def commit(self) -> Controller:
+        """Takes the controller over; the predecessor touches it no more. Waits for nothing if the
+        device was connected before.
         """
         if self.device is None:
             if self.pool is not None:
                 self.pool.refresh()
                 self._read(self.pool)
             await self.connect()
-        return self._commit(sequence)
+        return self._commit()
 
-    def _commit(self, sequence: int | None) -> Controller:
+    def _commit(self) -> Controller:
         with self.phases.of("verify"):
-            successor = self._settle(sequence)
+            successor = self._settle(self._sequence)
             successor.check(self._bundle)
         controller = successor.controller
         # From here on the pool and the rings are changed.

@@ -124,7 +124,7 @@ async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any])
             raise ControllerError(f"the predecessor withdrew: {answer.get('withdrawn', 'no reason given')}")
         go = answer["go"]
         restoration.heard(go)
-        controller = await restoration.commit(go.get("sequence"))
+        controller = await restoration.commit()
     except BaseException as error:
         # First release the device, then notify the predecessor: from that moment on the predecessor
         # uses it.

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import resource
+import threading
+import time
 import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,3 +114,27 @@ def test_the_option_and_the_default_limit(monkeypatch: pytest.MonkeyPatch) -> No
         bound = Budget(None, hugepages="never", locked=False).room((pool,), MIB)
         assert (bound.nbytes, "memory_limit" in bound.reason) == (48 * MIB, True)
         assert Budget(MIB, hugepages="never", locked=False).room((pool,), MIB).nbytes == 0
+
+
+def test_pools_may_be_counted_in_one_thread_while_another_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Controllers open, and pools grow, in threads of their own."""
+    reached = threading.Event()
+
+    class Slow(weakref.WeakSet[Pool]):
+        def __iter__(self) -> Iterator[Pool]:
+            for pool in super().__iter__():
+                reached.set()
+                time.sleep(0.1)  # the other thread adds now, or waits
+                yield pool
+
+    monkeypatch.setattr(budget_module, "_pools", Slow())
+    budget = Budget(None, hugepages="never", locked=False)
+    pools = [Pool(1 << 16, iova=1 << 32, hugepages="never") for _ in range(2)]
+    budget.count(pools[0])
+    with ThreadPoolExecutor(1) as executor:
+        room = executor.submit(budget.room, [], 4096)
+        assert reached.wait(60)
+        budget.count(pools[1])
+        assert room.result(60).nbytes > 0
+    for pool in pools:
+        pool.close()
