@@ -58,6 +58,7 @@ lint: $(VENV)/.built
 	$(BIN)/python tests/layers.py
 	$(BIN)/python tests/prose.py
 	$(BIN)/python tests/lengths.py
+	$(BIN)/python tests/header_comments.py
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint $(CYTHON_FILES)

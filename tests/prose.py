@@ -2,7 +2,8 @@
 
 Prose is: comments and docstrings of Python and Cython, comments of C, paragraphs and lists of
 Markdown. Tables, code blocks, and lines that hold nothing but a URL are not. A comment behind code
-counts as code: `ruff format` limits it.
+counts as code: `ruff format` limits it. The product's messages, which are its string literals of
+several words, are checked for words only.
 """
 
 from __future__ import annotations
@@ -26,12 +27,19 @@ BANNED = re.compile(
     re.IGNORECASE,
 )
 CODE_IN_PROSE = re.compile(r"``[^`]*``|`[^`]*`")
+CODE_IN_MESSAGES = re.compile(r"``[^`]*``|`[^`]*`|\{[^{}]*\}")
 
 PYTHON = re.compile(
     r"(?P<docstring>[rRbBuUfF]{0,2}(?P<quotes>\"\"\"|''')(?:\\.|(?!(?P=quotes))[\s\S])*(?P=quotes))"
     r"|[rRbBuUfF]{0,2}(?:\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*')"
     r"|(?P<comment>\#[^\n]*)"
 )
+# What users read besides: strings of several words in these directories.
+MESSAGES = ("nvme_async/", "ext/")
+CLIPPED = re.compile(
+    r"\b(makes? no sense|none the less|as it were|there (is|are) none|is to be|are to be)\b", re.IGNORECASE
+)
+
 C = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|(?P<comment>/\*[\s\S]*?\*/|//[^\n]*)")
 
 Line = tuple[int, str, bool]  # line number, text, whether the whole line is prose
@@ -67,6 +75,16 @@ def comments(text: str, language: re.Pattern[str]) -> Iterator[Line]:
             yield number, whole if alone else line, alone and not is_url(line)
 
 
+def messages(text: str, language: re.Pattern[str]) -> Iterator[tuple[int, str]]:
+    """The string literals of several words, with their line numbers."""
+    for match in language.finditer(text):
+        found = match.groupdict()
+        if found.get("comment") or found.get("docstring"):
+            continue
+        if match.group().count(" ") > 1:
+            yield text.count("\n", 0, match.start()) + 1, match.group()
+
+
 def is_url(line: str) -> bool:
     return re.fullmatch(r"\W*(\[[^\]]*\]:\s*)?<?https?://\S+", line) is not None
 
@@ -81,6 +99,17 @@ def violations(path: Path) -> list[str]:
     return found
 
 
+def clumsy_messages(path: Path) -> list[str]:
+    """What is wrong with the messages of a source file, as `line: text`."""
+    language = C if path.suffix in (".c", ".h") else PYTHON
+    return [
+        f"{number}: {word.group()!r} in a message"
+        for number, line in messages(path.read_text(), language)
+        for pattern in (BANNED, CLIPPED)
+        for word in pattern.finditer(CODE_IN_MESSAGES.sub("", line))
+    ]
+
+
 def main(prefixes: tuple[str, ...] = CHECKED) -> int:
     """Checks the files that git knows, below the prefixes; returns how many violations there
     are.
@@ -92,7 +121,10 @@ def main(prefixes: tuple[str, ...] = CHECKED) -> int:
     for name in listed.splitlines():
         if not name.startswith(prefixes) or not name.endswith(suffixes) or name in QUOTING:
             continue
-        for violation in violations(root / name):
+        found = violations(root / name)
+        if name.startswith(MESSAGES) and not name.endswith(".md"):
+            found += clumsy_messages(root / name)
+        for violation in found:
             print(f"{name}:{violation}")
             wrong += 1
     return wrong

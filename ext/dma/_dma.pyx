@@ -103,7 +103,7 @@ cdef class Pool:
         cdef bytes c_name = _text(name, "pool name")
         cdef bytes c_id = os.urandom(16)
         if self.base != NULL:
-            raise TypeError("a pool is made once")
+            raise TypeError("a pool can be initialized only once")
         if not 3 * PAGE_SIZE <= nbytes <= MAX_NBYTES:
             raise ValueError(f"a pool of {nbytes} bytes: must be from {3 * PAGE_SIZE} (header, table, one page) to {MAX_NBYTES}")
         if iova < 0 or iova % PAGE_SIZE or iova + nbytes + HUGE_PAGE > LAST_IOVA:
@@ -139,7 +139,7 @@ cdef class Pool:
         self._adopt(size)
         self._open()
         if expect_iova is not None and self.iova != expect_iova:
-            raise InvalidSavedState(f"pool {self.name!r} is at IOVA {self.iova:#x}, expected {expect_iova:#x}")
+            raise InvalidSavedState(f"pool {self.name!r} is at IOVA {self.iova:#x}, not at {expect_iova:#x}")
         return self
 
     @staticmethod
@@ -147,7 +147,7 @@ cdef class Pool:
         if nbytes <= 0 or nbytes % PAGE_SIZE:
             raise ValueError(f"{nbytes} bytes is not a positive multiple of {PAGE_SIZE}")
         if nbytes > MAX_NBYTES:
-            raise OutOfDmaMemory(f"{nbytes} bytes: a pool holds {MAX_NBYTES} at most")
+            raise OutOfDmaMemory(f"{nbytes} bytes: the limit of a pool is {MAX_NBYTES}")
         return pool_bytes_for(nbytes // PAGE_SIZE)
 
     def _adopt(self, size_t nbytes):
@@ -389,7 +389,7 @@ cdef class Pool:
                 continue
             if fresh.view[page] != POOL_VIEW_PENDING:
                 pool_fini(&fresh)
-                raise InvalidSavedState(f"pool {self.name!r}: the allocation of data page {page} is gone, and this process holds it")
+                raise InvalidSavedState(f"pool {self.name!r}: the allocation of data page {page} is gone, but this process holds it")
             fresh.view[page] = POOL_VIEW_HELD
         pool_fini(&self.space)
         self.space = fresh

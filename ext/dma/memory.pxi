@@ -60,7 +60,7 @@ def _spread(size_t address, size_t nbytes, nodes):
     for i in range(count):
         node = nodes[i]
         if not 0 <= node < 1024:
-            raise ValueError(f"NUMA node {node} is outside of 0 to 1023")
+            raise ValueError(f"NUMA node {node} must be 0 to 1023")
         end = nbytes if i == count - 1 else nbytes * (i + 1) // count // unit * unit
         if end == at:
             continue

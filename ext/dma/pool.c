@@ -72,9 +72,10 @@ static bool check_header(const struct pool_header *header, uint64_t nbytes, char
     if (magic != POOL_MAGIC)
         return fail(error, "not a pool: its magic is %#" PRIx64 ", not %#llx", magic, POOL_MAGIC);
     if (header->version != POOL_VERSION)
-        return fail(error, "pool version is %u, this code knows %u", header->version, POOL_VERSION);
+        return fail(error, "pool version is %u, this release reads %u", header->version, POOL_VERSION);
     if (header->nbytes != nbytes)
-        return fail(error, "pool says it has %" PRIu64 " bytes, its memory has %" PRIu64, header->nbytes, nbytes);
+        return fail(error, "the pool's header gives a size of %" PRIu64 " bytes, its memory has %" PRIu64,
+                    header->nbytes, nbytes);
     if (header->page_size != POOL_PAGE_SIZE || header->slot_bytes != SLOT_BYTES)
         return fail(error, "pool has pages of %u and slots of %u bytes, not %u and %zu", header->page_size,
                     header->slot_bytes, POOL_PAGE_SIZE, SLOT_BYTES);
@@ -90,7 +91,7 @@ static bool check_header(const struct pool_header *header, uint64_t nbytes, char
         return fail(error, "pool high-water mark %" PRIu64 " is beyond its %" PRIu64 " data pages", header->high_water,
                     pages);
     if (memchr(header->name, 0, sizeof header->name) == NULL)
-        return fail(error, "pool name has no end");
+        return fail(error, "pool name is not terminated");
     return true;
 }
 
@@ -108,7 +109,7 @@ static bool check_slot(const struct pool *pool, uint64_t page, char error[256])
     if (slot->nbytes == 0 || pool_pages(slot->nbytes) > pool->data_pages - page)
         return fail(error, "slot %" PRIu64 " has %" PRIu64 " bytes, which ends beyond the pool", page, slot->nbytes);
     if (slot->owner[0] == 0 || memchr(slot->owner, 0, sizeof slot->owner) == NULL)
-        return fail(error, "slot %" PRIu64 " has no proper owner", page);
+        return fail(error, "slot %" PRIu64 " has an invalid owner", page);
     return true;
 }
 

@@ -169,7 +169,7 @@ cdef class Reactor:
         cdef char err[256]
         cdef bytes encoded = name.encode()[:15]
         if self.reactor is not NULL:
-            raise RuntimeError("a reactor is started once")
+            raise RuntimeError("a reactor can be started only once")
         self.pid = os.getpid()
         self.reactor = emu_reactor_new(encoded, err)
         if self.reactor is NULL:
@@ -255,7 +255,7 @@ cdef class Controller:
         cdef uint64_t patience_ns = <uint64_t>(patience * 1e9)
         cdef emu_reactor *live = reactor._live()
         if self.server is not NULL:
-            raise RuntimeError("a controller is made once")
+            raise RuntimeError("a controller can be initialized only once")
         if not patience >= 0:
             raise ConfigurationError(f"patience of {patience} s: must be 0 (for ever) or more")
         fill_config(&c, config, keep)
@@ -340,17 +340,17 @@ cdef class Controller:
         try:
             memset(&c, 0, sizeof(c))
             if not 1 <= n <= TCP_MAX_PORTS:
-                raise ConfigurationError(f"{n} TCP ports: 1 to {TCP_MAX_PORTS} are possible")
+                raise ConfigurationError(f"{n} TCP ports: 1 to {TCP_MAX_PORTS} are allowed")
             text = config.nqn.encode()
             if not 1 <= len(text) < TCP_NQN_MAX:
-                raise ConfigurationError(f"nqn {config.nqn!r} has {len(text)} bytes: 1 to {TCP_NQN_MAX - 1} are possible")
+                raise ConfigurationError(f"nqn {config.nqn!r} has {len(text)} bytes: 1 to {TCP_NQN_MAX - 1} are allowed")
             strncpy(c.nqn, text, TCP_NQN_MAX - 1)
             c.in_capsule, c.max_h2c = config.in_capsule, config.max_h2c
             c.r2t_bytes, c.c2h_bytes, c.cpda = config.r2t_bytes, config.c2h_bytes, config.alignment // 4 - 1
             c.no_header_digest, c.no_data_digest = not config.header_digest, not config.data_digest
             c.always_success = config.always_success
             if len(config.referrals) > TCP_MAX_REFERRALS:
-                raise ConfigurationError(f"{len(config.referrals)} referrals: at most {TCP_MAX_REFERRALS} are possible")
+                raise ConfigurationError(f"{len(config.referrals)} referrals: at most {TCP_MAX_REFERRALS} are allowed")
             c.n_referrals = len(config.referrals)
             for i, (address, port) in enumerate(config.referrals):
                 text = address.encode()

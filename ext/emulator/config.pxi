@@ -65,7 +65,7 @@ cdef int fill_features(emu_config *to, config, list keep) except -1:
     to.format_ns = <uint64_t>(config.format_time * 1e9)
     to.n_formats = len(config.formats)
     if to.n_formats > EMU_MAX_FORMATS:
-        raise ConfigurationError(f"{len(config.formats)} LBA formats: at most {EMU_MAX_FORMATS} are possible")
+        raise ConfigurationError(f"{len(config.formats)} LBA formats: at most {EMU_MAX_FORMATS} are allowed")
     for i, form in enumerate(config.formats):
         to.formats[i].block_size = form.block_size
         to.formats[i].metadata = form.metadata
@@ -82,7 +82,7 @@ cdef int fill_config(emu_config *to, config, list keep) except -1:
     cdef unsigned i
     memset(to, 0, sizeof(emu_config))
     if not 1 <= len(config.media) <= EMU_MAX_NAMESPACES:
-        raise ConfigurationError(f"{len(config.media)} namespaces: 1 to {EMU_MAX_NAMESPACES} are possible")
+        raise ConfigurationError(f"{len(config.media)} namespaces: 1 to {EMU_MAX_NAMESPACES} are allowed")
     to.n_namespaces = len(config.media)
     for i, medium in enumerate(config.media):
         fill_namespace(&to.namespaces[i], medium, keep)
@@ -97,7 +97,7 @@ cdef int fill_config(emu_config *to, config, list keep) except -1:
     for name, value, limit in (("serial", config.serial, 20), ("model", config.model, 40), ("firmware", config.firmware, 8)):
         text = value.encode("ascii")
         if len(text) > limit:
-            raise ConfigurationError(f"{name} {value!r} has {len(text)} characters: at most {limit} are possible")
+            raise ConfigurationError(f"{name} {value!r} has {len(text)} characters: at most {limit} are allowed")
         if name == "serial":
             strncpy(to.serial, text, 20)
         elif name == "model":

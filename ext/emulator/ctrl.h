@@ -3,8 +3,8 @@
  * transport (vfio-user server, reactor) above. Neither includes the other's headers; both include
  * this one.
  *
- * Threads: every function takes place on the reactor thread that serves the controller, unless its
- * comment says otherwise.
+ * Threads: every function runs on the reactor thread that serves the controller, unless its comment
+ * says otherwise.
  */
 #ifndef NVME_ASYNC_EMULATOR_CTRL_H
 #define NVME_ASYNC_EMULATOR_CTRL_H
@@ -24,7 +24,7 @@ enum emu_medium { EMU_MEDIUM_RAM, EMU_MEDIUM_FILE, EMU_MEDIUM_NULL };
 #define EMU_MAX_FORMATS 16
 #define EMU_MAX_METADATA 128
 
-/* An LBA format: what a block is. Without protection information pif and sts say nothing. */
+/* An LBA format: what a block is. Without protection information pif and sts have no meaning. */
 struct emu_format {
     uint32_t block_size; /* 512 or 4096 */
     uint16_t metadata;   /* bytes, 0 to EMU_MAX_METADATA */
@@ -53,7 +53,7 @@ struct emu_extras {
     uint64_t self_test_ns;   /* a short one; an extended one takes twice as long */
     uint64_t sanitize_ns;
     unsigned firmware_slots; /* 2 to 7; 0: one that can't be written */
-    unsigned ana_groups;     /* namespaces are in them by turns */
+    unsigned ana_groups;     /* namespaces are assigned to them in turn */
     bool key_value;          /* all namespaces hold keys and values, not blocks */
     bool zoned;              /* all namespaces */
     uint64_t zone_nbytes, zone_capacity_nbytes;
@@ -73,7 +73,7 @@ struct emu_config {
     unsigned n_formats;   /* 0: 512 and 4096 bytes without metadata */
     struct emu_format formats[EMU_MAX_FORMATS];
     struct emu_extras extras;
-    uint64_t format_ns;   /* what a Format takes: it completes that much later, with progress in Identify */
+    uint64_t format_ns;   /* duration of a Format; Identify shows the progress */
     bool adaptive_irqs;   /* an interrupt only where the CQ head stands still: see nvme_irq.c */
     uint8_t aggregation_threshold, aggregation_time; /* feature 08h after a reset: 0-based entries, units of 100 us */
     uint16_t vendor_id, subsystem_vendor_id;
@@ -94,9 +94,9 @@ struct emu_host {
     /* [iova, iova+nbytes) as one pointer, or NULL when it isn't inside one mapping with that
      * access. Valid until the transport calls emu_ctrl_dma_changed(). */
     void *(*dma)(void *opaque, uint64_t iova, size_t nbytes, bool write);
-    /* Optional (NULL): the whole mapping that holds iova; false when there is none. As long valid
-     * as dma()'s pointers. The controller keeps the last few, so that the translation of an address
-     * it has seen lately costs no call. */
+    /* Optional (NULL): the whole mapping that holds iova; false when there is none. Valid as long
+     * as dma()'s pointers. The controller keeps the last few, so that translating a recently used
+     * address needs no call. */
     bool (*dma_window)(void *opaque, uint64_t iova, struct emu_window *window);
     /* Sends MSI-X message `vector`. */
     void (*interrupt)(void *opaque, unsigned vector);
@@ -104,7 +104,7 @@ struct emu_host {
 
 struct emu_ctrl;
 
-/* NULL with a message in err[256] when the configuration can't be had. */
+/* NULL with a message in err[256] if the configuration is not supported. */
 struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_host *host, char *err);
 void emu_ctrl_free(struct emu_ctrl *ctrl);
 
@@ -117,14 +117,14 @@ void emu_ctrl_write(struct emu_ctrl *ctrl, uint32_t offset, unsigned width, uint
  * EMU_DOORBELL_OFFSET is used (a client maps it at region offset + area offset, so file and BAR
  * count alike). Created and owned by the controller. */
 int emu_ctrl_doorbell_fd(struct emu_ctrl *ctrl);
-/* Another, empty one from now on, because a client that has gone may still have the old one mapped.
- * Only while CC.EN is 0. Returns 0, or negative errno and the old one stays. */
+/* Replaces it by an empty one, because a former client may still have the old one mapped. Only
+ * while CC.EN is 0. Returns 0, or negative errno and the old one stays. */
 int emu_ctrl_renew_doorbells(struct emu_ctrl *ctrl);
 
-/* Interrupts as a pin shows them, for a client without MSI-X: whether some completion queue with
- * interrupts enabled holds entries that the host has not taken and INTMS lets it say so. With
- * Doorbell Buffer Config it also asks for the next completion doorbell as MMIO: the emulation of
- * the pin learns from it that the interrupt has been served. */
+/* The interrupt pin, for a client without MSI-X: true if a completion queue with interrupts enabled
+ * holds entries that the host has not taken, and INTMS does not mask it. With Doorbell Buffer
+ * Config it also requests the next completion doorbell as MMIO, which shows the emulation of the
+ * pin that the interrupt has been served. */
 bool emu_ctrl_pin(struct emu_ctrl *ctrl);
 
 /* One bounded turn: polls the doorbells, executes, posts, raises interrupts at most once a vector.
@@ -136,15 +136,15 @@ unsigned emu_ctrl_poll(struct emu_ctrl *ctrl);
 bool emu_ctrl_arm(struct emu_ctrl *ctrl);
 /* True when every doorbell that could bring work now rings as MMIO (arm() could publish it all). */
 bool emu_ctrl_armed_fully(const struct emu_ctrl *ctrl);
-/* CLOCK_MONOTONIC nanoseconds at which poll() has something to do by itself (delayed completions,
+/* CLOCK_MONOTONIC nanoseconds at which poll() has work without a doorbell (delayed completions,
  * timers); UINT64_MAX = never. */
 uint64_t emu_ctrl_deadline(const struct emu_ctrl *ctrl);
-/* A descriptor that becomes readable when another thread has something for poll(): a helper thread
- * finished a flush, or a request of faults.h came in. To be watched whenever the reactor sleeps,
- * with or without a client; poll() drains it. Never -1. */
+/* A descriptor that becomes readable when another thread has work for poll(): a helper thread has
+ * finished a flush, or a request of faults.h has arrived. The reactor watches it whenever it
+ * sleeps, with or without a client; poll() drains it. Never -1. */
 int emu_ctrl_wake_fd(const struct emu_ctrl *ctrl);
 
-/* -- for transports whose queues come by Connect (nvme_fabrics.c) -- */
+/* -- for transports whose queues are created by Connect (nvme_fabrics.c) -- */
 
 /* Another controller of the same subsystem: `first`'s namespaces and faults, and its own registers,
  * queues, features. `first` must outlive it. NULL with a message in err[256]. */
@@ -153,8 +153,8 @@ void emu_ctrl_free_sibling(struct emu_ctrl *ctrl);
 /* Takes over what changed at `first`; before each poll(). notice: the host is notified of
  * namespaces by an event. */
 void emu_ctrl_share(struct emu_ctrl *ctrl, struct emu_ctrl *first, bool notice);
-/* An I/O queue pair of `size` entries each; the rings lie at these addresses. -1: not with that
- * qid, or not now. */
+/* An I/O queue pair of `size` entries each; the rings lie at these addresses. -1: the qid is
+ * invalid, or the controller is not in a state for it. */
 int emu_ctrl_add_queue(struct emu_ctrl *ctrl, uint16_t qid, uint64_t sq, uint64_t cq, uint32_t size);
 void emu_ctrl_remove_queue(struct emu_ctrl *ctrl, uint16_t qid);
 const struct emu_config *emu_ctrl_config(const struct emu_ctrl *ctrl);
@@ -164,7 +164,7 @@ void emu_ctrl_keep_alive(struct emu_ctrl *ctrl, uint32_t kato_ms);
 uint32_t emu_ctrl_kato(const struct emu_ctrl *ctrl);
 bool emu_ctrl_has_namespace(const struct emu_ctrl *ctrl, uint32_t nsid);
 void emu_ctrl_set_host(struct emu_ctrl *ctrl, const uint8_t hostid[16]);
-/* Bytes that the command (64 bytes) moves by what its own fields say; 0: none, or not known. */
+/* Bytes that the command (64 bytes) transfers according to its own fields; 0: none, or unknown. */
 uint64_t emu_ctrl_transfer(struct emu_ctrl *ctrl, uint16_t qid, const void *sqe);
 
 /* Mappings changed: forget every pointer from host->dma(). */

@@ -8,7 +8,7 @@
 
 #include "emulator/reactor_internal.h"
 
-/* What a caller asks of the reactor's thread, and the answer. */
+/* A request to the reactor's thread, and its result. */
 struct request {
     struct emu_reactor *reactor;
     struct emu_endpoint *endpoint;
@@ -231,7 +231,7 @@ void emu_endpoint_call(struct emu_endpoint *endpoint, void (*fn)(void *arg), voi
     emu_reactor_call(endpoint->reactor, call_endpoint, &request);
 }
 
-/* What emu_endpoint_tcp*() ask of the thread. */
+/* The requests of emu_endpoint_tcp*() to the thread. */
 struct tcp_request {
     struct emu_endpoint *endpoint;
     const struct emu_tcp_config *config;

@@ -15,7 +15,7 @@
 
 enum emu_fault_queue { EMU_FAULT_ANY_QUEUE, EMU_FAULT_ADMIN_QUEUE, EMU_FAULT_IO_QUEUES };
 
-/* What a rule does with a command; they combine where that has a meaning. With none the rule only
+/* What a rule does with a command; they combine where that is meaningful. With none the rule only
  * counts (verify / notify). */
 enum {
     EMU_FAULT_DELAY = 1
@@ -44,7 +44,7 @@ struct emu_fault {
     enum emu_fault_queue queue;
     int32_t qid;                     /* SQ identifier, -1 = any */
     uint8_t value[64], mask[64];     /* the command matches where mask bits are set */
-    uint32_t skip;                   /* matching commands to let pass first: n-th hit */
+    uint32_t skip;                   /* matching commands to skip before it acts */
     uint32_t count;                  /* then how many to act on; 0 = all */
     uint32_t actions;
     uint64_t delay_ns;
@@ -67,7 +67,7 @@ void emu_fault_clear(struct emu_ctrl *ctrl);
 int64_t emu_fault_hits(struct emu_ctrl *ctrl, int id, uint8_t *sqe);
 /* Until the rule has seen `hits` matches; -ETIMEDOUT, -ENOENT. */
 int emu_fault_wait(struct emu_ctrl *ctrl, int id, uint64_t hits, uint64_t timeout_ns);
-/* Held commands go on at once, as if their delay were over. Waits for the reactor. */
+/* Held commands continue at once, as if their delay had elapsed. Waits for the reactor. */
 int emu_fault_release(struct emu_ctrl *ctrl, uint64_t timeout_ns);
 
 /* RDY follows CC.EN=1 (ready) or CC.EN=0 (disabled) by this much; EMU_FOREVER: never. 0
@@ -76,7 +76,7 @@ int emu_fault_enable_delay(struct emu_ctrl *ctrl, uint64_t ready_ns, uint64_t di
 /* CAP.MQES as read and as enforced from now on, 0..65535 (0 is what no controller may report); -1:
  * as configured. */
 int emu_fault_mqes(struct emu_ctrl *ctrl, int32_t mqes);
-/* CSTS.CFS now. Waits for the reactor. */
+/* Sets CSTS.CFS. Waits for the reactor. */
 int emu_fault_fatal(struct emu_ctrl *ctrl, uint64_t timeout_ns);
 /* Surprise removal (or its end): registers read all ones, nothing is processed. Waits for the
  * reactor. */
@@ -104,7 +104,7 @@ int emu_fault_temperature(struct emu_ctrl *ctrl, uint16_t kelvin, uint64_t timeo
 
 /* Namespaces at run time; all wait for the reactor. `notice` notifies the host: Changed Namespace
  * List and the asynchronous event. err[256] gives the reason of a failure. -EEXIST, -ENOENT,
- * -EINVAL, or what the medium said. */
+ * -EINVAL, or the medium's error. */
 int emu_ns_add(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_config *config, bool notice, char *err,
                uint64_t timeout_ns);
 int emu_ns_remove(struct emu_ctrl *ctrl, uint32_t nsid, bool notice, uint64_t timeout_ns);
@@ -158,7 +158,7 @@ struct emu_counters {
     uint64_t queues_created, queues_deleted;
     uint64_t admin[256], io[256]; /* executed commands by opcode */
 };
-/* A snapshot; each counter is exact, together they may be some commands apart. */
+/* A snapshot; each counter is exact, but they may differ by some commands from each other. */
 void emu_counters(const struct emu_ctrl *ctrl, struct emu_counters *out);
 /* CSTS as it stands, without the side effects of a register read. */
 uint32_t emu_csts(const struct emu_ctrl *ctrl);

@@ -28,8 +28,8 @@ uint16_t admin_create_cq(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
         return SC_QID_INVALID;
     if (!size || CC_IOCQES(ctrl->cc) != 4)
         return SC_QUEUE_SIZE;
-    /* Without interrupts the vector has no meaning, but one that isn't there is refused all the
-     * same. */
+    /* Without interrupts the vector has no meaning, but a vector that doesn't exist is refused
+     * nevertheless. */
     if (vector >= ctrl->config.n_vectors)
         return SC_VECTOR_INVALID;
     uint16_t status = queue_memory(ctrl, sqe, size, sizeof(struct nvme_cqe), true);
@@ -79,8 +79,8 @@ uint16_t admin_delete_sq(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
     uint16_t qid = (uint16_t)sqe->cdw10;
     if (!qid || qid >= N_QUEUES || !ctrl->sqs[qid].created)
         return SC_QID_INVALID;
-    /* What is held back ends here; a flush that the helper thread still runs completes into
-     * nothing. */
+    /* Held commands end here; the completion of a flush that the helper thread still runs is
+     * discarded. */
     held_abort_sq(ctrl, &ctrl->sqs[qid]);
     sq_remove(ctrl, &ctrl->sqs[qid]);
     ctrl->counters.queues_deleted++;

@@ -1,5 +1,5 @@
 /* Asymmetric Namespace Access (Base 2.1, 8.1.1): groups of namespaces, their states, the log page,
- * what I/O gets. */
+ * the status of I/O. */
 #include <errno.h>
 #include <stdlib.h>
 

@@ -1,5 +1,5 @@
 /*
- * Completions: posted where the client has made room, kept until it has; errors are logged, faults
+ * Completions: posted if the CQ has room, else kept until it has; errors are logged, faults
  * applied.
  *
  * Memory order (Base 2.0, 4.2.3): the word of a completion that holds the phase is stored with
@@ -64,7 +64,7 @@ static inline void cq_write(struct emu_ctrl *ctrl, struct cq *cq, const struct n
         irq_raise(ctrl, cq->vector);
 }
 
-/* Posts, or keeps the completion until the client has made room. Nothing is lost. */
+/* Posts the completion, or keeps it until the CQ has room. */
 void cq_post(struct emu_ctrl *ctrl, struct cq *cq, const struct nvme_cqe *cqe)
 {
     if (UNLIKELY(!cq->ring) && !cq_translate(ctrl, cq))
@@ -88,7 +88,7 @@ void cq_post(struct emu_ctrl *ctrl, struct cq *cq, const struct nvme_cqe *cqe)
     ctrl->n_waiting++;
 }
 
-/* What waits for room, where there is some by now; returns how many. */
+/* Posts waiting completions as far as their CQs have room; returns how many. */
 unsigned cq_post_waiting(struct emu_ctrl *ctrl)
 {
     unsigned work = 0;
@@ -110,7 +110,7 @@ unsigned cq_post_waiting(struct emu_ctrl *ctrl)
     return work;
 }
 
-/* Posts a completion the way a fault wants it. */
+/* Posts a completion as modified by a fault. */
 void post_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_cqe *cqe, const struct effect *effect)
 {
     uint16_t vector = sq->cq->vector;

@@ -1,5 +1,5 @@
-/* The part of faults.h that changes or asks the controller itself: each request is carried out by
- * the reactor. */
+/* The part of faults.h that changes or queries the controller itself: the reactor executes each
+ * request. */
 #include <errno.h>
 #include <stdio.h>
 
@@ -20,7 +20,7 @@ int emu_fault_release(struct emu_ctrl *ctrl, uint64_t timeout_ns)
 static void run_fatal(struct emu_ctrl *ctrl, struct mail *mail)
 {
     (void)mail;
-    ctrl_fatal(ctrl, "a test asked for it");
+    ctrl_fatal(ctrl, "requested by a test");
 }
 
 int emu_fault_fatal(struct emu_ctrl *ctrl, uint64_t timeout_ns)
@@ -29,7 +29,7 @@ int emu_fault_fatal(struct emu_ctrl *ctrl, uint64_t timeout_ns)
     return mail_send(ctrl, &mail, timeout_ns);
 }
 
-/* What comes back is a controller fresh from power-on. */
+/* The controller returns in its power-on state. */
 static void run_removed(struct emu_ctrl *ctrl, struct mail *mail)
 {
     bool removed = mail->value;
@@ -75,7 +75,7 @@ int emu_fault_temperature(struct emu_ctrl *ctrl, uint16_t kelvin, uint64_t timeo
 static void run_ns_add(struct emu_ctrl *ctrl, struct mail *mail)
 {
     if (ns_allocated(ctrl, mail->nsid)) {
-        snprintf(mail->err, 256, "namespace %u is there already", mail->nsid);
+        snprintf(mail->err, 256, "namespace %u already exists", mail->nsid);
         mail->rc = -EEXIST;
         return;
     }

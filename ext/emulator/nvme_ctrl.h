@@ -22,7 +22,7 @@
 
 #define N_QUEUES (EMU_MAX_IO_QUEUES + 1)
 #define BATCH 32 /* commands taken from one SQ in one turn */
-#define TELL_EVERY (64 << 10) /* bytes moved after which interrupts are raised within a turn */
+#define RAISE_EVERY (64 << 10) /* bytes moved after which interrupts are raised within a turn */
 #define AERL 3   /* 0-based: four Asynchronous Event Request commands may be outstanding */
 #define ERROR_LOG_ENTRIES 64
 #define SQ_HELD_MAX 65536 /* commands of one SQ that may be held back; then it is not fetched from */
@@ -62,13 +62,13 @@ struct sq {
     uint64_t iova;
 };
 
-/* A completion for which its CQ had no room. */
+/* A completion that found its CQ full. */
 struct waiting {
     struct waiting *next;
     struct nvme_cqe cqe;
 };
 
-/* What a fault rule asks for once the command has been executed. */
+/* What a fault rule does after the command has been executed. */
 struct effect {
     uint32_t actions;
     struct nvme_cqe cqe, cqe_mask;
@@ -90,7 +90,7 @@ struct held {
     uint16_t forced; /* not executed: status to complete with instead, or 0 */
     struct nvme_cqe cqe; /* executed: what is to be posted */
     struct effect effect;
-    unsigned n_ranges; /* the client's memory which it may still touch */
+    unsigned n_ranges; /* the client's memory that it may still access */
     struct emu_dma_range ranges[];
 };
 
@@ -172,8 +172,7 @@ struct reservation {
 
 enum { OP_FORMAT, OP_SELF_TEST, OP_SANITIZE, N_OPS };
 
-/* Something that takes its time: due at `due`, begun at `started`; due == 0: nothing is under
- * way. */
+/* A long operation, from `started` to `due`; due == 0: none is in progress. */
 struct op {
     uint64_t started, due;
 };
@@ -187,13 +186,13 @@ struct ns {
     bool extended; /* FLBAS bit 4 */
     uint16_t ms; /* metadata bytes of a block */
     uint64_t nblocks;
-    uint64_t nbytes; /* of data, as asked for: the medium may be longer */
+    uint64_t nbytes; /* of data, as requested: the medium may be longer */
     uint32_t anagrpid;
     struct media media, meta; /* meta: ms bytes a block, only with ms */
     char *path; /* of a file medium */
     struct zones *zones; /* of a zoned one */
     struct kv *kv; /* of a key value one */
-    bool formatting; /* a Format of it is under way */
+    bool formatting; /* a Format of it is in progress */
     uint8_t nguid[16], eui64[8], uuid[16];
     uint64_t *bad; /* one bit a block: Write Uncorrectable; reserved address space, filled on demand */
     size_t bad_nbytes;
@@ -238,7 +237,7 @@ struct emu_ctrl {
     unsigned n_active;
     unsigned n_waiting; /* completions in cq->waiting lists */
     uint64_t irq[2]; /* vectors to raise */
-    uint64_t irq_lost[2]; /* a fault: not to be raised with the others */
+    uint64_t irq_lost[2]; /* a fault: not raised with the others */
     uint64_t moved; /* bytes of data since interrupts were raised last */
     bool irq_moderated; /* some completions raise no interrupt at once (nvme_irq.c) */
     uint64_t irq_compare_at; /* adaptive: when the CQ heads are compared next */
@@ -268,10 +267,10 @@ struct emu_ctrl {
     uint32_t events_masked; /* by type */
     const struct effect *effect; /* of the command being executed, or NULL */
 
-    /* Operations that take their time; a Controller Level Reset does not end them, only the command
-     * that waits is forgotten. */
+    /* Long operations. A Controller Level Reset does not end them; only the command that waits for
+     * one is discarded. */
     struct op ops[N_OPS];
-    struct nvme_sqe format_sqe; /* the Format under way */
+    struct nvme_sqe format_sqe; /* the Format in progress */
     bool format_waits; /* its command has not been completed */
 
     struct extras extras;
@@ -316,7 +315,7 @@ struct emu_ctrl {
 
 #define BOUNCE_SIZE 65536u
 #define BOUNCE_META (BOUNCE_SIZE / 512 * EMU_MAX_METADATA)
-#define VSL 10 /* Verify Size Limit: 4 MiB, as an exponent over 4 KiB; what a Verify may keep the reactor */
+#define VSL 10 /* Verify Size Limit: 4 MiB, as an exponent over 4 KiB; bounds the time of a Verify */
 #define COPY_MSRC 127u /* Copy: source ranges (0-based), blocks in one, blocks in all */
 #define COPY_MSSRL 4096u
 #define COPY_MCL 16384u
@@ -366,7 +365,7 @@ void irq_configure(struct emu_ctrl *ctrl);
 bool irq_compare(struct emu_ctrl *ctrl);
 unsigned irq_tick(struct emu_ctrl *ctrl, uint64_t now);
 uint64_t irq_deadline(const struct emu_ctrl *ctrl);
-void irq_tell(struct emu_ctrl *ctrl);
+void irq_raise_pending(struct emu_ctrl *ctrl);
 void irq_reset(struct emu_ctrl *ctrl);
 
 void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced,
@@ -381,7 +380,7 @@ uint16_t copy_to_host_padded(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, 
                              uint64_t nbytes);
 uint16_t copy_from_host(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, void *data, size_t nbytes);
 
-/* nvme_admin.c and its kin: return a status, or SC_ASYNC */
+/* nvme_admin.c and other admin commands: return a status, or SC_ASYNC */
 uint16_t admin_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint32_t *result);
 uint16_t admin_identify(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 uint16_t admin_get_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result);
@@ -452,8 +451,8 @@ uint16_t media_move(struct emu_ctrl *ctrl, struct media *media, uint64_t from, u
 int wake_init(struct wake *wake);
 void wake_destroy(struct wake *wake);
 unsigned wake_drain(struct emu_ctrl *ctrl);
-/* fdatasync of a namespace (or all, NULL), then the command's completion. SC_ASYNC, or a status
- * when it can't be had. */
+/* fdatasync of a namespace (or all, NULL), then the command's completion. SC_ASYNC, or a status if
+ * it can't be started. */
 uint16_t sync_start(struct emu_ctrl *ctrl, struct ns *ns, struct sq *sq, const struct nvme_sqe *sqe, bool shutdown);
 int mail_send(struct emu_ctrl *ctrl, struct mail *mail, uint64_t timeout_ns);
 

@@ -18,8 +18,7 @@ static void attach(struct emu_ctrl *ctrl)
     }
 }
 
-/* The mappings may be gone: until they are back, each doorbell stands still at what was seen
- * last. */
+/* The mappings may be gone: until they return, each doorbell keeps its last value. */
 void dbbuf_park(struct emu_ctrl *ctrl)
 {
     ctrl->shadow = ctrl->eventidx = NULL;
@@ -89,7 +88,7 @@ uint16_t admin_dbbuf(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
     volatile uint32_t *eventidx = dma(ctrl, sqe->prp2, ctrl->page_size, true);
     if (!shadow || !eventidx)
         return SC_DATA_TRANSFER;
-    /* Queues may exist already: the host goes on from their present values. */
+    /* Queues may exist already: the host continues from their present values. */
     for (unsigned qid = 1; qid < N_QUEUES; qid++) {
         struct sq *sq = &ctrl->sqs[qid];
         struct cq *cq = &ctrl->cqs[qid];
@@ -120,7 +119,7 @@ bool emu_ctrl_arm(struct emu_ctrl *ctrl)
             struct sq *sq = ctrl->active[i];
             sq->event = sq->tail;
             ctrl->eventidx[2 * sq->qid] = sq->tail;
-            /* A full CQ is what its head doorbell may end. */
+            /* A head doorbell may make room in a full CQ. */
             ctrl->eventidx[2 * sq->cq->qid + 1] = sq->cq->head;
         }
     }

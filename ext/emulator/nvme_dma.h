@@ -1,5 +1,5 @@
-/* The client's memory on the hot path: addresses that were translated lately, and one or two PRPs.
- * Included by nvme_ctrl.h. */
+/* The client's memory on the hot path: recently translated addresses, and one or two PRPs. Included
+ * by nvme_ctrl.h. */
 #ifndef NVME_ASYNC_EMULATOR_NVME_DMA_H
 #define NVME_ASYNC_EMULATOR_NVME_DMA_H
 

@@ -74,8 +74,8 @@ static uint32_t types_of(uint8_t log)
     }
 }
 
-/* The host read that log page without RAE: the type is unmasked, and what the page already reported
- * needs no event any more. */
+/* The host read that log page without RAE: the type is unmasked, and what the page has reported
+ * needs no event. */
 void event_cleared(struct emu_ctrl *ctrl, uint8_t log)
 {
     ctrl->events_masked &= ~types_of(log);

@@ -10,7 +10,7 @@ const char *extras_objection(const struct emu_config *config)
     if (extras->firmware_slots > 7 || extras->firmware_slots == 1)
         return "the number of firmware slots must be 0 (one, not to be written) or 2 to 7";
     if (extras->ana_groups > EMU_MAX_NAMESPACES)
-        return "at most 16 ANA groups can be had";
+        return "at most 16 ANA groups are supported";
     if (extras->capacity && extras->medium == EMU_MEDIUM_FILE && !extras->path)
         return "namespaces on files need a path";
     if (extras->key_value && extras->zoned)
@@ -34,7 +34,7 @@ void extras_free(struct emu_ctrl *ctrl)
     free(ctrl->extras.persistent.context);
 }
 
-/* A Controller Level Reset: what is under way goes on, but for a short self-test. */
+/* A Controller Level Reset: operations in progress continue, except a short self-test. */
 void extras_reset(struct emu_ctrl *ctrl)
 {
     uint8_t event[44] = {0};
@@ -49,8 +49,8 @@ void extras_reset(struct emu_ctrl *ctrl)
     persistent_add(ctrl, PEL_RESET, event, sizeof(event));
 }
 
-/* SC_SUCCESS, or why a command can't be carried out now: a sanitize is under way or has failed
- * (Base 2.1, 8.1.24.4). */
+/* SC_SUCCESS, or why a command can't be executed now: a sanitize is in progress or has failed (Base
+ * 2.1, 8.1.24.4). */
 uint16_t extras_forbid(const struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, bool admin)
 {
     uint8_t state = ctrl->extras.sanitize.state, lid = (uint8_t)sqe->cdw10;

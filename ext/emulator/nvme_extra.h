@@ -17,7 +17,7 @@ struct sanitize {
     uint32_t cdw10, cdw11;
     uint8_t state;   /* SSTAT 2:0 */
     bool fails;      /* a fault: the next one fails */
-    uint64_t clean;  /* blocks_written when it was over: as long as they are the same, all data is erased */
+    uint64_t clean;  /* blocks_written when it ended: while they are equal, all data is erased */
 };
 
 struct firmware {

@@ -1,7 +1,7 @@
 /*
- * What a message-based transport needs of the controller beyond its registers: queues that Connect
- * makes instead of admin commands, and several controllers of one subsystem, which share namespaces
- * and faults.
+ * What a message-based transport needs of the controller besides its registers: queues that Connect
+ * creates instead of admin commands, and several controllers of one subsystem, which share
+ * namespaces and faults.
  */
 #include "nvme_ctrl.h"
 
@@ -101,8 +101,8 @@ void emu_ctrl_set_host(struct emu_ctrl *ctrl, const uint8_t hostid[16])
     ctrl->hostid_extended = true;
 }
 
-/* The bytes that a command moves by its own fields, so that an SGL of another length is found out
- * before anything is executed. */
+/* The bytes that a command moves by its own fields, so that an SGL of another length is detected
+ * before execution. */
 uint64_t emu_ctrl_transfer(struct emu_ctrl *ctrl, uint16_t qid, const void *entry)
 {
     const struct nvme_sqe *sqe = entry;

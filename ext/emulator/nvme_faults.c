@@ -240,7 +240,7 @@ bool faults_intercept(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe
     pthread_mutex_unlock(&faults->lock);
 
     if (actions & EMU_FAULT_FATAL) {
-        ctrl_fatal(ctrl, "a fault rule asked for it");
+        ctrl_fatal(ctrl, "requested by a fault rule");
         return true;
     }
     if (actions & EMU_FAULT_REMOVE) {

@@ -57,7 +57,7 @@ static uint32_t default_value(const struct emu_ctrl *ctrl, uint8_t fid, uint32_t
         return 1;
     case FEAT_QUEUES:
         return (ctrl->config.n_io_queues - 1) | (ctrl->config.n_io_queues - 1) << 16;
-    case FEAT_COALESCING: /* as if they had been saved once */
+    case FEAT_COALESCING: /* as if they had been saved */
         return ctrl->config.aggregation_threshold | (uint32_t)ctrl->config.aggregation_time << 8;
     case FEAT_VECTOR:
         return cdw11 & 0xffff;

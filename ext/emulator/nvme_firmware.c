@@ -32,8 +32,7 @@ static void forget_image(struct firmware *firmware)
     memset(firmware->pieces, 0, sizeof(firmware->pieces));
 }
 
-/* A Controller Level Reset activates what was committed for it, and drops an image that was only
- * downloaded. */
+/* A Controller Level Reset activates a committed image, and drops one that was only downloaded. */
 void firmware_reset(struct emu_ctrl *ctrl)
 {
     forget_image(&ctrl->extras.firmware);

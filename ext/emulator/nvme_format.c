@@ -17,7 +17,7 @@ const char *formats_objection(struct emu_config *config)
         config->formats[1] = (struct emu_format){.block_size = 4096};
     }
     if (config->n_formats > EMU_MAX_FORMATS)
-        return "at most 16 LBA formats can be had";
+        return "at most 16 LBA formats are supported";
     for (unsigned i = 0; i < config->n_formats; i++) {
         const struct emu_format *format = &config->formats[i];
         if (format->block_size != 512 && format->block_size != 4096)
@@ -47,7 +47,7 @@ int format_find(const struct emu_config *config, const struct emu_ns_config *ns)
 const char *format_objection(const struct emu_config *config, unsigned index, uint8_t dps)
 {
     if (index >= config->n_formats)
-        return "there is no such LBA format";
+        return "the LBA format does not exist";
     if ((dps & 7) > 3 || dps & ~15u)
         return "protection information is of type 1, 2 or 3";
     if (dps & 7 && config->formats[index].metadata < PI_BYTES[config->formats[index].pif])
@@ -130,7 +130,7 @@ static uint16_t format_all(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
     return status;
 }
 
-/* The time that a Format takes is over. Its command may have gone with a reset. */
+/* A Format ends. A reset may have discarded its command. */
 void format_done(struct emu_ctrl *ctrl)
 {
     for (unsigned i = 0; i < EMU_MAX_NAMESPACES; i++)

@@ -1,6 +1,6 @@
 /*
- * Commands that a fault holds back. One that is not yet executed keeps its data transfer back too:
- * the copy of its 64 bytes is all there is of it, and what it may touch is recorded for
+ * Commands that a fault holds back. One that has not been executed holds back its data transfer
+ * too: only the copy of its 64 bytes exists, and the memory that it may access is recorded for
  * emu_outstanding().
  */
 #include <stdlib.h>
@@ -59,8 +59,8 @@ static uint64_t transfer_nbytes(struct emu_ctrl *ctrl, const struct sq *sq, cons
     return 0;
 }
 
-/* The pages of a command by its PRPs as they stand now. Returns how many ranges there are; fills up
- * to max. */
+/* The pages of a command by its PRPs as they stand now. Returns the number of ranges; fills at most
+ * max. */
 static unsigned find_ranges(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes, bool write,
                             struct emu_dma_range *ranges, unsigned max)
 {
@@ -124,8 +124,7 @@ bool held_add(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, 
         held->executed = true;
     }
     held->effect = *effect;
-    /* What has been waited for isn't waited for again, and the rule's payload may be gone by
-     * then. */
+    /* A held command is not held again, and the rule's payload may be gone by then. */
     uint32_t over = cqe ? EMU_FAULT_DELAY | EMU_FAULT_DELAY_POST | EMU_FAULT_REORDER : EMU_FAULT_DELAY;
     held->effect.actions &= ~over;
     held->effect.payload = payload_len ? memcpy(&held->ranges[n], effect->payload, payload_len) : NULL;
@@ -147,7 +146,7 @@ static void finish(struct emu_ctrl *ctrl, struct held *held)
     free(held);
 }
 
-/* Whatever is due. Bounded: no more than there are now. */
+/* Runs all due commands. Bounded: at most as many as there are now. */
 unsigned held_run(struct emu_ctrl *ctrl, uint64_t now)
 {
     unsigned work = 0, budget = ctrl->n_held;

@@ -1,7 +1,6 @@
 /*
- * Identify (Base 2.0, 5.17; NVM Command Set 1.0, 4.1.5). Each page says what the controller does,
- * no more. Offsets are the specification's, written out so that they can be compared with its
- * figures.
+ * Identify (Base 2.0, 5.17; NVM Command Set 1.0, 4.1.5). Each page reports only what the controller
+ * does. Offsets are the specification's, written out so that they can be compared with its figures.
  */
 #include <stdio.h>
 
@@ -10,8 +9,8 @@
 #define PAGE 4096
 #define RESCAP 0x7e /* all reservation types; none persists through power loss */
 
-/* SUBNQN in the form that is free for all: by UUID (Base 2.0, 4.5). nsid 0 is unused, so its key is
- * free for the subsystem. */
+/* SUBNQN in the form without a registered domain: by UUID (Base 2.0, 4.5). nsid 0 is unused, so its
+ * key is free for the subsystem. */
 static void put_nqn(const struct emu_ctrl *ctrl, uint8_t *at)
 {
     static const uint32_t key[2] = {0, 0};

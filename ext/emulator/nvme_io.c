@@ -31,7 +31,7 @@ static inline uint16_t extent_check(struct emu_ctrl *ctrl, const struct ns *ns, 
     }
     if (UNLIKELY(e->lba >= ns->nblocks || e->blocks > ns->nblocks - e->lba))
         return SC_LBA_RANGE;
-    /* Without protection information its checks can't be asked for. */
+    /* Without protection information its checks can't be requested. */
     if (UNLIKELY(sqe->cdw12 & CDW12_PRINFO && !ns->dps))
         return SC_PROTECTION_INFO;
     /* Formats beyond the first 16-bit one are for hosts that know them (NVM Command Set 1.1,
@@ -41,8 +41,8 @@ static inline uint16_t extent_check(struct emu_ctrl *ctrl, const struct ns *ns, 
     return SC_SUCCESS;
 }
 
-/* After a change of a file: to the disk before the completion, if the command or the cache's
- * setting asks for it. */
+/* After a change of a file: synchronizes it before the completion, if the command or the cache's
+ * setting requires it. */
 static inline uint16_t durable(struct emu_ctrl *ctrl, struct ns *ns, struct sq *sq, const struct nvme_sqe *sqe,
                                uint64_t offset, uint64_t nbytes)
 {

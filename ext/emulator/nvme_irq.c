@@ -1,8 +1,8 @@
 /*
  * Interrupts of completion queues. One turn raises each vector once, however many completions it
  * posted, for an interrupt costs more than a small command; but where a turn moves much data, its
- * first commands don't wait for its last: a host that sleeps until then would leave the controller
- * without work while it wakes.
+ * first commands don't wait for its last: otherwise a host that sleeps until then would leave the
+ * controller idle while it wakes.
  */
 #include "nvme_ctrl.h"
 
@@ -15,18 +15,18 @@ void irq_raise(struct emu_ctrl *ctrl, unsigned vector)
 }
 
 /*
- * Interrupts that don't follow each completion at once. The admin queue's always do (Base 2.0,
+ * Interrupts that are not sent for each completion at once. The admin queue's always do (Base 2.0,
  * 5.27.1.6: coalescing is for I/O queues).
  *
  * Coalescing (features 08h and 09h): a vector's interrupt waits until so many entries were posted,
- * or the aggregation time is over since the first of them; if either is 0, it doesn't wait. A
+ * or the aggregation time has elapsed since the first of them; if either is 0, it doesn't wait. A
  * failed command is signalled at once.
  *
  * Adaptive, as SPDK's vfio-user target has it: the CQ head doorbell is compared between turns.
- * While it moves, the host is polling, and no interrupt is sent. Where it stood still and there are
+ * While it moves, the host is polling, and no interrupt is sent. If it has not moved and there are
  * entries, one is sent, and the CQ tail at which it was sent is remembered: as long as the tail is
- * the same there is no other. So a ring that went round exactly once meanwhile counts as "already
- * sent".
+ * the same there is no other. So a ring that has advanced by exactly its size meanwhile counts as
+ * "already sent".
  */
 static uint32_t threshold(const struct emu_ctrl *ctrl)
 {
@@ -123,7 +123,7 @@ void irq_reset(struct emu_ctrl *ctrl)
 }
 
 /* Raises what is due. */
-void irq_tell(struct emu_ctrl *ctrl)
+void irq_raise_pending(struct emu_ctrl *ctrl)
 {
     ctrl->moved = 0;
     for (unsigned word = 0; word < 2; word++) {

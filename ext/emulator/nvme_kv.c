@@ -1,7 +1,7 @@
 /*
  * Key value namespaces (Key Value Command Set 1.1): Store, Retrieve, Delete, Exist, List. Values
- * are in memory, keys in order. A value has at most KV_VALUE_MAX bytes; the sizes of all together
- * are the namespace's.
+ * are in memory, keys in order. A value has at most KV_VALUE_MAX bytes; the total of their sizes is
+ * limited by the namespace's.
  */
 #include <stdlib.h>
 
@@ -49,8 +49,8 @@ void kv_free(struct ns *ns)
     free(ns->kv);
 }
 
-/* The key: its bytes in dwords 2, 3, 14 and 15, its length in dword 11. False for a length that
- * can't be. */
+/* The key: its bytes in dwords 2, 3, 14 and 15, its length in dword 11. False for an invalid
+ * length. */
 static bool key_of(const struct nvme_sqe *sqe, struct kv_entry *key)
 {
     *key = (struct kv_entry){.length = (uint8_t)sqe->cdw11};

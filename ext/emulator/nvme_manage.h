@@ -1,5 +1,4 @@
-/* What the parts of the emulated controller beyond a plain drive offer each other. Included by
- * nvme_ctrl.h. */
+/* Functions that the features beyond a plain drive's offer each other. Included by nvme_ctrl.h. */
 #ifndef NVME_ASYNC_EMULATOR_NVME_MANAGE_H
 #define NVME_ASYNC_EMULATOR_NVME_MANAGE_H
 
@@ -25,7 +24,7 @@ static inline void put_text(uint8_t *page, unsigned at, unsigned nbytes, const c
     memcpy(page + at, text, strnlen(text, nbytes));
 }
 
-/* nvme_ops.c: operations that take their time */
+/* nvme_ops.c: long operations */
 void op_start(struct op *op, uint64_t duration);
 bool op_active(const struct op *op);
 uint32_t op_parts(const struct op *op, uint64_t now, uint32_t of);

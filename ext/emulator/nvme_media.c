@@ -1,7 +1,7 @@
 /*
- * Where blocks are kept: RAM (anonymous memory, filled on demand), a file (pread and pwrite; its
+ * Where blocks are stored: RAM (anonymous memory, filled on demand), a file (pread and pwrite; its
  * page cache is the controller's volatile write cache), or null: as SPDK's null device, no data is
- * transferred at all, reads leave the host's memory as it was.
+ * transferred at all, reads leave the host's memory unchanged.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -60,7 +60,7 @@ int media_open(struct media *media, const struct emu_ns_config *config, char *er
     case EMU_MEDIUM_NULL:
         return 0;
     }
-    snprintf(err, 256, "no such medium: %d", (int)config->medium);
+    snprintf(err, 256, "unknown medium: %d", (int)config->medium);
     return -EINVAL;
 }
 

@@ -1,7 +1,7 @@
 /*
  * Blocks with metadata (NVM Command Set 1.1, 5.2): at the end of each block in the data buffer, or
- * in a buffer of its own. What is stored is data and metadata apart, so that a command goes through
- * both in pieces of the bounce buffer.
+ * in a buffer of its own. What is stored is data and metadata apart, so a command processes both in
+ * pieces of the bounce buffer.
  *
  * With protection information (5.3) the metadata is stored inverted, so that a block that was never
  * written, or was deallocated, reads with all ones there: the tags that say "don't check".
@@ -38,7 +38,7 @@ static void cursor_move(struct cursor *cursor, uint8_t *ours, size_t nbytes, boo
     }
 }
 
-/* One command on its way. */
+/* The state of one command. */
 struct walk {
     struct ns *ns;
     struct cursor data, meta;
@@ -142,8 +142,8 @@ static struct pi_format pi_of(const struct ns *ns)
     };
 }
 
-/* What the command says of the tags: LBST and ILBRT in dwords 2, 3 and 14, LBAT and LBATM in dword
- * 15 (NVM Command Set 1.1, 3.3.4). */
+/* The command's tags: LBST and ILBRT in dwords 2, 3 and 14, LBAT and LBATM in dword 15 (NVM Command
+ * Set 1.1, 3.3.4). */
 static struct pi_tags tags_of(const struct ns *ns, const struct nvme_sqe *sqe)
 {
     pi_space space = sqe->cdw14;
@@ -154,7 +154,7 @@ static struct pi_tags tags_of(const struct ns *ns, const struct nvme_sqe *sqe)
     return (struct pi_tags){(uint16_t)sqe->cdw15, (uint16_t)(sqe->cdw15 >> 16), space};
 }
 
-/* PRINFO as far as it can be refused before anything is moved. */
+/* Checks of PRINFO that are possible before any transfer. */
 static uint16_t pi_objection(const struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba)
 {
     unsigned prinfo = sqe->cdw12 >> 26 & 15;
@@ -164,7 +164,7 @@ static uint16_t pi_objection(const struct ns *ns, const struct nvme_sqe *sqe, ui
     if (!(prinfo & PI_CHECK_REF))
         return SC_SUCCESS;
     if (format.type == 3)
-        return SC_PROTECTION_INFO; /* its reference tag is the application's */
+        return SC_PROTECTION_INFO; /* its reference tag is set by the application */
     if (format.type == 1) { /* the reference tag is the LBA, as far as it has room */
         unsigned bits = pi_space_bits(format.pif) - format.sts;
         pi_space mask = (((pi_space)1 << bits) - 1) & UINT64_MAX;

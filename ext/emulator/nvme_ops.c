@@ -1,7 +1,7 @@
 /*
- * Operations that take their time: Format, sanitize, self-test. Each is a time at which it is over;
- * how far it has come is a matter of the clock. They go on over Controller Level Resets, as a
- * drive's do (Base 2.1, 5.1.10, 5.1.22).
+ * Operations that take their time: Format, sanitize, self-test. Each has an end time; the clock
+ * gives the progress. They continue across Controller Level Resets, as on a drive (Base 2.1,
+ * 5.1.10, 5.1.22).
  */
 #include "nvme_ctrl.h"
 
@@ -16,7 +16,7 @@ bool op_active(const struct op *op)
     return op->due;
 }
 
-/* How much is done, in parts of a whole `of`: 0 to of - 1 while it is under way. */
+/* Progress in units of 1/of: 0 to of - 1 while it is in progress. */
 uint32_t op_parts(const struct op *op, uint64_t now, uint32_t of)
 {
     if (!op->due)

@@ -1,8 +1,8 @@
 /*
  * A power loss: what the media hold afterwards. A block that was in a volatile write cache, or in a
- * write under way, is old or new, never a mixture: AWUPF is 0 (Base 2.1, Identify Controller).
- * Which of the two follows from seed, namespace and LBA alone, so that one seed gives one outcome
- * whatever the order in which the blocks came.
+ * write in progress, is old or new, never a mixture: AWUPF is 0 (Base 2.1, Identify Controller).
+ * Which of the two depends only on seed, namespace and LBA, so one seed gives one outcome, whatever
+ * the order of the blocks.
  */
 #include "nvme_ctrl.h"
 
@@ -15,8 +15,8 @@ static uint64_t mix(uint64_t value)
     return value ^ value >> 31;
 }
 
-/* Is what was last written to this block there? attempt: 0 for the cache, else another for each
- * write under way. */
+/* Does this block hold what was last written to it? attempt: 0 for the cache, else different for
+ * each write in progress. */
 bool outage_keeps(const struct outage *outage, uint32_t nsid, uint64_t lba, unsigned attempt)
 {
     return outage->tear && mix(mix(mix(outage->seed) ^ nsid ^ (uint64_t)attempt << 32) ^ lba) & 1;
@@ -42,8 +42,8 @@ static void take(struct iovec **iov, uint8_t *to, size_t nbytes)
     }
 }
 
-/* A write under way: some of its blocks are on the medium. Zones and metadata are written whole or
- * not at all. */
+/* A write in progress: some of its blocks are on the medium. Zones and metadata are written whole
+ * or not at all. */
 static void tear_write(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, void *arg)
 {
     struct strike *strike = arg;

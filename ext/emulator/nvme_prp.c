@@ -1,7 +1,7 @@
 /*
  * The client's memory: translation with a small cache of mappings, and Physical Region Pages (Base
- * 2.0, 4.1.1) in full: offset first page, lists, chained lists. A list lies in shared memory and is
- * read once, entry by entry; what was read is what is used.
+ * 2.0, 4.1.1) in full: offset first page, lists, chained lists. A list lies in shared memory: each
+ * entry is read once, and that value is used.
  */
 #include "nvme_ctrl.h"
 
@@ -78,7 +78,7 @@ uint16_t prp_map_list(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_
     return SC_SUCCESS;
 }
 
-/* A fault's payload over the beginning of what has been sent: ctrl->iov[0..n). */
+/* Overwrites the beginning of the data sent with a fault's payload: ctrl->iov[0..n). */
 void forge(struct emu_ctrl *ctrl, unsigned n, const uint8_t *payload, size_t nbytes)
 {
     for (unsigned i = 0; i < n && nbytes; i++) {

@@ -97,7 +97,7 @@ void queues_reset(struct emu_ctrl *ctrl)
         ctrl->doorbells[i] = 0;
 }
 
-/* A ring lies inside one mapping; when it doesn't, the controller can't go on. */
+/* A ring lies inside one mapping; if it doesn't, the controller can't continue. */
 bool cq_translate(struct emu_ctrl *ctrl, struct cq *cq)
 {
     cq->ring = dma(ctrl, cq->iova, (uint64_t)cq->size * sizeof(struct nvme_cqe), true);
@@ -114,7 +114,7 @@ bool sq_translate(struct emu_ctrl *ctrl, struct sq *sq)
     return sq->ring;
 }
 
-/* Base 2.0, 5.2.1 (Error events): the queue is stopped, what has been consumed may still
+/* Base 2.0, 5.2.1 (Error events): the queue is stopped; commands already fetched may still
  * complete. */
 void invalid_doorbell(struct emu_ctrl *ctrl, uint8_t info)
 {
@@ -139,8 +139,7 @@ static void execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
         complete(ctrl, sq, sqe, result, status, effect);
 }
 
-/* A command under a fault's influence, now or when its delay is over: executed, or completed with a
- * forced status. */
+/* A command with a fault, now or after its delay: executed, or completed with a forced status. */
 void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced,
                 const struct effect *effect)
 {
@@ -166,7 +165,7 @@ static bool sq_tail_changed(struct emu_ctrl *ctrl, struct sq *sq, uint32_t tail)
     ctrl->counters.doorbells++;
     if (UNLIKELY(atomic_load_explicit(&ctrl->faults_armed, memory_order_relaxed) & FAULTS_TRACE))
         faults_trace(ctrl, (uint16_t)(2 * sq->qid), sq->tail, tail);
-    /* What is not fetched yet, and what came now: a full queue has one slot free. */
+    /* Entries not fetched yet, and new ones: a full queue has one slot free. */
     uint32_t waiting = sq->tail >= sq->head ? sq->tail - sq->head : sq->size - (sq->head - sq->tail);
     uint32_t added = tail >= sq->tail ? tail - sq->tail : sq->size - (sq->tail - tail);
     if (UNLIKELY(tail >= sq->size || waiting + added >= sq->size)) {
@@ -211,8 +210,8 @@ static unsigned sq_run(struct emu_ctrl *ctrl, struct sq *sq)
             execute_with_faults(ctrl, sq, &batch[i]);
         else
             execute(ctrl, sq, &batch[i], NULL);
-        if (UNLIKELY(ctrl->moved >= TELL_EVERY))
-            irq_tell(ctrl);
+        if (UNLIKELY(ctrl->moved >= RAISE_EVERY))
+            irq_raise_pending(ctrl);
     }
     return n;
 }
@@ -249,7 +248,7 @@ unsigned emu_ctrl_poll(struct emu_ctrl *ctrl)
     if (UNLIKELY(ctrl->config.adaptive_irqs))
         irq_compare(ctrl);
     if (ctrl->irq[0] | ctrl->irq[1])
-        irq_tell(ctrl);
+        irq_raise_pending(ctrl);
     /* The clock and the doorbells of queues that don't exist are checked occasionally, and by
      * arm(). */
     if (UNLIKELY(!(++ctrl->turn & 1023))) {
@@ -283,7 +282,7 @@ static bool doorbell_exists(const struct emu_ctrl *ctrl, uint32_t index)
 }
 
 /*
- * What no command brings to light: doorbells of no queue that have been written through the shared
+ * Checks that no command triggers: doorbells without a queue that were written through the shared
  * page, and the head doorbells of completion queues that have nothing to post.
  */
 unsigned doorbells_scan(struct emu_ctrl *ctrl)
@@ -306,8 +305,8 @@ unsigned doorbells_scan(struct emu_ctrl *ctrl)
     return work;
 }
 
-/* A doorbell that came as a register write. With a shadow buffer the value lies there, and this is
- * but the kick. */
+/* A doorbell that came as a register write. With a shadow buffer the value lies there, and this
+ * only wakes the controller. */
 void doorbell_written(struct emu_ctrl *ctrl, uint32_t offset, uint32_t value)
 {
     uint32_t index = offset / 4;

@@ -122,7 +122,7 @@ uint16_t io_copy(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sq
         ctrl->error_location = 49;
         return SC_INVALID_FIELD;
     }
-    /* Protection information goes along as it is. */
+    /* Protection information is copied unchanged. */
     if ((sqe->cdw12 >> 12 & 15) || (sqe->cdw12 >> 26 & 15))
         return SC_PROTECTION_INFO;
     uint16_t status = copy_from_host(ctrl, sqe, ranges, n * sizeof(ranges[0]));

@@ -1,6 +1,6 @@
 /*
  * The controller as seen through its registers (Base 2.0, 3.1.3): properties, the CC/CSTS state
- * machine, and birth and death of the whole.
+ * machine, and creation and destruction of the controller.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,8 +13,8 @@
 
 #include "nvme_ctrl.h"
 
-/* In units of 500 ms. Enabling takes no time here; a fault can make it late, and a driver's
- * patience is then tested with this. */
+/* In units of 500 ms. Enabling takes no time here; a fault can delay it, to test a driver's time
+ * limit. */
 #define READY_TIMEOUT 4
 
 uint64_t now_ns(void)
@@ -62,7 +62,7 @@ static void controller_level_reset(struct emu_ctrl *ctrl)
     ctrl->counters.resets++;
 }
 
-/* NULL when the controller may start as configured, else what is wrong. */
+/* NULL if the controller may start as configured, else the reason why not. */
 static const char *enable_objection(struct emu_ctrl *ctrl)
 {
     uint32_t cc = ctrl->cc;
@@ -94,7 +94,7 @@ static void become_ready(struct emu_ctrl *ctrl)
     cq_init(ctrl, 0, ctrl->acq, (ctrl->aqa >> 16 & 0xfff) + 1, 0, true);
     sq_init(ctrl, 0, ctrl->asq, (ctrl->aqa & 0xfff) + 1, &ctrl->cqs[0]);
     if (!cq_translate(ctrl, &ctrl->cqs[0]) || !sq_translate(ctrl, &ctrl->sqs[0]))
-        return; /* fatal, and said so */
+        return; /* fatal, and the reason is logged */
     ctrl->running = true;
     ctrl->csts |= CSTS_RDY;
     smart_check(ctrl);
@@ -163,7 +163,7 @@ static void write_cc(struct emu_ctrl *ctrl, uint32_t value)
         ctrl->csts &= ~CSTS_SHST_MASK;
 }
 
-/* The present CSTS, also if a delayed change of RDY came due since the last poll. */
+/* The present CSTS, including a delayed change of RDY that became due since the last poll. */
 static uint32_t read_csts(struct emu_ctrl *ctrl)
 {
     if (regs_deadline(ctrl) != UINT64_MAX)
@@ -273,8 +273,8 @@ uint64_t emu_ctrl_read(struct emu_ctrl *ctrl, uint32_t offset, unsigned width)
         return 0; /* the value of a doorbell read is undefined (Base 2.0, 3.1.3.30) */
     if (width == 8 && !(offset & 3))
         return read_register(ctrl, offset) | (uint64_t)read_register(ctrl, offset + 4) << 32;
-    /* Narrower or crooked accesses are undefined for a host; here they give the bytes that are
-     * there. */
+    /* Narrower or misaligned accesses are undefined for a host; here they return the bytes at that
+     * offset. */
     uint64_t value = read_register(ctrl, offset & ~3u) >> (offset & 3) * 8;
     return width >= 4 ? value : value & ((1ull << width * 8) - 1);
 }
@@ -294,8 +294,7 @@ void emu_ctrl_write(struct emu_ctrl *ctrl, uint32_t offset, unsigned width, uint
         write_register(ctrl, offset + 4, (uint32_t)(value >> 32));
 }
 
-/* The host is gone, as if power had failed: that, not a mere CC.EN=0, is what an unsafe shutdown
- * is. */
+/* The host is gone, as if power had failed: this, and not CC.EN=0 alone, is an unsafe shutdown. */
 void emu_ctrl_reset(struct emu_ctrl *ctrl)
 {
     if (ctrl->running && (ctrl->csts & CSTS_SHST_MASK) != CSTS_SHST_COMPLETE)
@@ -330,7 +329,7 @@ int emu_ctrl_wake_fd(const struct emu_ctrl *ctrl)
 static const char *config_objection(const struct emu_config *config)
 {
     if (config->n_namespaces > EMU_MAX_NAMESPACES)
-        return "at most 16 namespaces can be had";
+        return "at most 16 namespaces are supported";
     if (config->n_io_queues < 1 || config->n_io_queues > EMU_MAX_IO_QUEUES)
         return "the number of I/O queue pairs must be 1 to 64";
     if (config->n_vectors < 1 || config->n_vectors > EMU_MAX_VECTORS)
@@ -342,9 +341,9 @@ static const char *config_objection(const struct emu_config *config)
     return NULL;
 }
 
-/* A new page, in the place of the old one if there is one, so that pointers into it stay good. It
- * must keep its size whatever the client does with the descriptor: a shrunk file would be SIGBUS
- * here. */
+/* A new page, at the address of the old one if there is one, so that pointers into it stay valid.
+ * Its size is sealed, whatever the client does with the descriptor: accessing a shrunk file would
+ * raise SIGBUS. */
 int emu_ctrl_renew_doorbells(struct emu_ctrl *ctrl)
 {
     int fd = memfd_create("nvme-doorbells", MFD_CLOEXEC | MFD_ALLOW_SEALING), rc;

@@ -94,14 +94,14 @@ static uint16_t resv_register(struct emu_ctrl *ctrl, struct ns *ns, const struct
     struct keys keys;
     uint32_t action = sqe->cdw10 & 7;
     bool ignore_key = sqe->cdw10 & 8;
-    if (action > 2 || sqe->cdw10 >> 30 & 1) /* CPTPL: there is no persistence through power loss to turn on */
+    if (action > 2 || sqe->cdw10 >> 30 & 1) /* CPTPL: persistence through power loss is not supported */
         return SC_INVALID_FIELD;
     uint16_t status = copy_from_host(ctrl, sqe, &keys, sizeof(keys));
     if (status)
         return status;
     int me = find_registrant(resv, ctrl->hostid);
     if (action == 0) {
-        if (me >= 0) /* again with the same key is allowed, with another is a conflict */
+        if (me >= 0) /* repeating it with the same key is allowed, with another it is a conflict */
             return resv->registrants[me].key == keys.next ? SC_SUCCESS : SC_RESERVATION_CONFLICT;
         if (resv->n_registrants == MAX_REGISTRANTS)
             return SC_INTERNAL;
@@ -190,9 +190,9 @@ static uint16_t resv_release(struct emu_ctrl *ctrl, struct ns *ns, const struct 
 }
 
 /*
- * Whether the host's identifiers, and those of the registrants, fit the data structure that is
- * asked for (Base 2.0, 7.5 and 8.19): a host that has set none yet may ask for either, unless 64
- * bits would cut a registrant's identifier.
+ * Whether the host's identifiers, and those of the registrants, fit the requested data structure
+ * (Base 2.0, 7.5 and 8.19): a host that has set none yet may ask for either, unless 64 bits would
+ * cut a registrant's identifier.
  */
 static bool format_fits(const struct emu_ctrl *ctrl, const struct reservation *resv, bool extended)
 {

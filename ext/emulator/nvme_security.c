@@ -1,7 +1,7 @@
 /*
- * Security Send and Receive (Base 2.1, 5.1.23 and 5.1.24), as far as discovery goes: the list of
- * protocols (SPC-4, protocol 00h) and TCG Storage level 0 discovery of an Opal drive without an
- * owner (TCG Storage Core 2.01, 3.3.6).
+ * Security Send and Receive (Base 2.1, 5.1.23 and 5.1.24), only discovery: the list of protocols
+ * (SPC-4, protocol 00h) and TCG Storage level 0 discovery of an Opal drive without an owner (TCG
+ * Storage Core 2.01, 3.3.6).
  */
 #include "nvme_ctrl.h"
 
@@ -60,7 +60,7 @@ uint16_t admin_security(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
         unsigned n;
         if (protocol != 1 || specific != 0x07fe)
             return SC_INVALID_FIELD;
-        return nbytes ? prp_map(ctrl, sqe, nbytes, false, &n) : SC_SUCCESS; /* a session that nothing is answered in */
+        return nbytes ? prp_map(ctrl, sqe, nbytes, false, &n) : SC_SUCCESS; /* a session without responses */
     }
     if (protocol == 0 && specific == 0) {
         page[7] = 2; /* two protocols: this, and TCG's */

@@ -3,7 +3,7 @@
 
 enum { STC_SHORT = 1, STC_EXTENDED = 2, STC_ABORT = 15 };
 
-/* The self-test under way is over, with that result. */
+/* Ends the self-test in progress, with that result. */
 void self_test_end(struct emu_ctrl *ctrl, uint8_t result)
 {
     struct self_test *test = &ctrl->extras.self_test;

@@ -1,5 +1,5 @@
 /*
- * NVM Express numbers which the emulated controller needs: NVMe Base 2.0 and NVM Command Set 1.0.
+ * NVM Express numbers that the emulated controller needs: NVMe Base 2.0 and NVM Command Set 1.0.
  * Names are the specification's. Everything on the wire is little-endian and so must the machine
  * be.
  */

@@ -1,5 +1,5 @@
-/* The telemetry log pages (Base 2.1, 5.1.12.1.8 and 5.1.12.1.9). What they hold is a pattern that
- * names generation and block. */
+/* The telemetry log pages (Base 2.1, 5.1.12.1.8 and 5.1.12.1.9). They hold a pattern that contains
+ * generation and block. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -10,7 +10,7 @@
 #define AREA2 5u
 #define AREA3 10u
 
-/* What the controller keeps of the moment in which it failed. */
+/* What the controller records when it fails. */
 void telemetry_fatal(struct emu_ctrl *ctrl)
 {
     struct telemetry *telemetry = &ctrl->extras.telemetry;
@@ -46,7 +46,7 @@ uint8_t *telemetry_page(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_
     for (unsigned block = 1; block <= AREA3 && !empty; block++)
         for (unsigned i = 0; i < BLOCK; i += 4)
             put32(page, block * BLOCK + i, (uint32_t)generation << 24 | block << 16 | i);
-    /* Reading the whole of it with RAE cleared hands it over. */
+    /* Reading all of it with RAE cleared releases it. */
     uint64_t offset = (uint64_t)sqe->cdw13 << 32 | sqe->cdw12;
     if (!host && !retain && offset == 0)
         telemetry->available = false;

@@ -1,7 +1,7 @@
 /*
- * The ways from other threads into the reactor: requests (mail) and the helper thread that runs
- * fdatasync, so that the reactor never blocks on a disk. An eventfd wakes a sleeping reactor; a
- * flag saves a polling one the system call.
+ * How other threads reach the reactor: requests (mail) and the helper thread that runs fdatasync,
+ * so that the reactor never blocks on a disk. An eventfd wakes a sleeping reactor; a flag saves a
+ * polling one the system call.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -64,8 +64,8 @@ void wake_destroy(struct wake *wake)
     pthread_cond_destroy(&wake->jobs_in);
 }
 
-/* The descriptor before the flag: a thread that sees the flag and clears both leaves nothing
- * readable behind. With the lock held. */
+/* The descriptor before the flag: a thread that sees the flag and clears both leaves no descriptor
+ * readable. With the lock held. */
 static void ring(struct wake *wake)
 {
     uint64_t one = 1;
@@ -188,7 +188,7 @@ static void job_done(struct emu_ctrl *ctrl, struct job *job)
                  job->has_effect ? &job->effect : NULL);
 }
 
-/* On the reactor: everything that other threads left. */
+/* On the reactor: handles everything that other threads have queued. */
 unsigned wake_drain(struct emu_ctrl *ctrl)
 {
     struct wake *wake = &ctrl->wake;
@@ -203,7 +203,7 @@ unsigned wake_drain(struct emu_ctrl *ctrl)
         wake->mail = mail->next;
         if (!wake->mail)
             wake->mail_end = &wake->mail;
-        /* Under the lock: its sender can't time out and take its memory away meanwhile. */
+        /* Under the lock: so its sender can't time out and release its memory meanwhile. */
         mail->run(ctrl, mail);
         mail->done = true;
         work++;

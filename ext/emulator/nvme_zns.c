@@ -24,7 +24,7 @@ struct zone {
 
 struct zones {
     uint64_t n, size, capacity; /* blocks */
-    uint32_t open, active;      /* zones in an open state; these and the closed ones */
+    uint32_t open, active;      /* zones in an open state; those and the closed ones */
     struct zone zones[];
 };
 
@@ -60,7 +60,7 @@ int zones_new(struct emu_ctrl *ctrl, struct ns *ns, char *err)
     free(ns->zones);
     ns->zones = NULL;
     if (!size || !capacity || capacity > size || ns->nblocks % size) {
-        snprintf(err, 256, "namespace %u: %llu blocks are no whole number of zones", ns->nsid,
+        snprintf(err, 256, "namespace %u: %llu blocks are not a whole number of zones", ns->nsid,
                  (unsigned long long)ns->nblocks);
         return -EINVAL;
     }
@@ -88,7 +88,7 @@ void zones_reset(struct ns *ns)
     }
 }
 
-/* Room for one more open zone: an implicitly opened one is closed for it where that helps. */
+/* Room for one more open zone: closes an implicitly opened one if necessary. */
 static uint16_t make_room(struct emu_ctrl *ctrl, struct zones *zones, bool active)
 {
     const struct emu_extras *extras = &ctrl->config.extras;
@@ -171,7 +171,8 @@ static uint16_t reset(struct emu_ctrl *ctrl, struct ns *ns, struct zone *zone)
     return SC_SUCCESS;
 }
 
-/* One zone, which was named: every state that an action can't begin in is refused (ZNS 3.4.3). */
+/* One zone, named by the command: states in which the action is not allowed are refused (ZNS
+ * 3.4.3). */
 static uint16_t act(struct emu_ctrl *ctrl, struct ns *ns, struct zone *zone, uint8_t action)
 {
     struct zones *zones = ns->zones;

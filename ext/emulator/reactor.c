@@ -16,11 +16,11 @@
 
 #define EVENTS_PER_TURN 64
 #define TURNS_PER_LOOK 16         /* polls of all active controllers between two clock readings */
-#define SOCKETS_EVERY_NS 20000    /* sockets wait no longer than this for their turn while there is work */
+#define SOCKETS_EVERY_NS 20000    /* longest time that sockets wait while there is work */
 #define LATEST_EVERY 4            /* endpoints polled between two polls of the one that had work last */
-#define YIELD_AFTER_NS 10000      /* of spinning: others may need this processor to produce the work we spin for */
-#define YIELD_CHEAP_NS 200000     /* what a yield may cost: a client's turn, and not a time slice */
-#define YIELD_REST 64             /* after one that cost more, none for so many times that cost, and no less than: */
+#define YIELD_AFTER_NS 10000      /* of spinning: the process that we wait for may need this processor */
+#define YIELD_CHEAP_NS 200000     /* longest acceptable yield: a client's turn, not a time slice */
+#define YIELD_REST 64             /* after a longer one there is none for that multiple of its duration, at least: */
 #define YIELD_REST_MIN_NS 100000000
 
 uint64_t emu_now(void)
@@ -57,7 +57,7 @@ void emu_activate(struct emu_endpoint *endpoint)
 {
     emu_set_state(endpoint, ACTIVE);
     endpoint->idle_since = 0;
-    endpoint->reactor->look_at = 0;
+    endpoint->reactor->next_deadline = 0;
 }
 
 int emu_watch_fd(struct emu_reactor *reactor, int fd, uint32_t events, struct emu_watch *watch)
@@ -123,10 +123,10 @@ static void run_calls(struct emu_reactor *reactor)
         pthread_cond_broadcast(&reactor->done);
     }
     pthread_mutex_unlock(&reactor->lock);
-    reactor->look_at = 0;
+    reactor->next_deadline = 0;
 }
 
-/* Waits for events until `until` and handles them; a time that is over doesn't wait. */
+/* Waits for events until `until` and handles them; returns at once if that time has passed. */
 static void wait_events(struct emu_reactor *reactor, uint64_t until, uint64_t now)
 {
     struct epoll_event events[EVENTS_PER_TURN];
@@ -202,60 +202,60 @@ static void put_to_sleep(struct emu_endpoint *endpoint, uint64_t now)
     }
     if (deadline < endpoint->wake_at)
         endpoint->wake_at = deadline;
-    if (endpoint->wake_at < endpoint->reactor->look_at)
-        endpoint->reactor->look_at = endpoint->wake_at;
+    if (endpoint->wake_at < endpoint->reactor->next_deadline)
+        endpoint->reactor->next_deadline = endpoint->wake_at;
 }
 
-static void look_at_sockets(struct emu_endpoint *endpoint, uint64_t now)
+static void check_socket_deadlines(struct emu_endpoint *endpoint, uint64_t now)
 {
     uint64_t patience = vfu_server_deadline(endpoint->server);
 
     if (patience <= now) {
-        emu_drop_client(endpoint, "the client left something half done for too long");
+        emu_drop_client(endpoint, "the client did not finish a message within the time limit");
         emu_set_state(endpoint, ACTIVE);
         endpoint->idle_since = 0;
-    } else if (patience < endpoint->reactor->look_at) {
-        endpoint->reactor->look_at = patience;
+    } else if (patience < endpoint->reactor->next_deadline) {
+        endpoint->reactor->next_deadline = patience;
     }
     if (endpoint->accept_at <= now)
         emu_accept_client(endpoint);
-    if (endpoint->accept_at < endpoint->reactor->look_at)
-        endpoint->reactor->look_at = endpoint->accept_at;
+    if (endpoint->accept_at < endpoint->reactor->next_deadline)
+        endpoint->reactor->next_deadline = endpoint->accept_at;
 }
 
-/* Goes through everybody's times: who has to be woken, which client is overdue; and when to do so
- * again. */
-static void look_at_times(struct emu_reactor *reactor, uint64_t now)
+/* Checks all endpoints' deadlines: wakes those that are due, drops overdue clients, and computes
+ * the next deadline. */
+static void check_deadlines(struct emu_reactor *reactor, uint64_t now)
 {
     bool nap_over = false;
 
-    reactor->look_at = UINT64_MAX;
+    reactor->next_deadline = UINT64_MAX;
     for (unsigned i = 0; i < reactor->n_endpoints && !nap_over; i++)
         nap_over = reactor->endpoints[i]->state == NAPPING && reactor->endpoints[i]->wake_at <= now;
     for (unsigned i = 0; i < reactor->n_endpoints; i++) {
         struct emu_endpoint *endpoint = reactor->endpoints[i];
         enum emu_state state;
 
-        look_at_sockets(endpoint, now);
+        check_socket_deadlines(endpoint, now);
         state = endpoint->state;
         if (state == ACTIVE)
             continue;
-        /* The end of one nap ends all: a thread that is awake anyway polls all. A nap that found
+        /* The end of one nap ends all naps, because the thread is awake anyway. A nap that found
          * nothing is not followed by a spin. */
         if (endpoint->wake_at <= now || (state == NAPPING && nap_over)) {
             emu_set_state(endpoint, ACTIVE);
             endpoint->idle_since = 0;
             if (!poll_endpoint(endpoint) && state == NAPPING)
                 put_to_sleep(endpoint, now);
-        } else if (endpoint->wake_at < reactor->look_at) {
-            reactor->look_at = endpoint->wake_at;
+        } else if (endpoint->wake_at < reactor->next_deadline) {
+            reactor->next_deadline = endpoint->wake_at;
         }
     }
 }
 
 static void put_idle_to_sleep(struct emu_reactor *reactor, uint64_t now)
 {
-    for (unsigned i = reactor->n_active; i-- > 0;) { /* from the end: who falls asleep leaves the array */
+    for (unsigned i = reactor->n_active; i-- > 0;) { /* from the end: an endpoint that falls asleep leaves the array */
         struct emu_endpoint *endpoint = reactor->active[i];
 
         if (endpoint->idle_since == 0)
@@ -266,7 +266,7 @@ static void put_idle_to_sleep(struct emu_reactor *reactor, uint64_t now)
 }
 
 /* One turn of all active endpoints. A client that just got a completion is likely to send again,
- * and may be waiting: with many others to poll, its endpoint is polled in between. */
+ * and may be waiting: so with many endpoints its own is also polled in between. */
 static bool poll_active(struct emu_reactor *reactor)
 {
     bool work = false;
@@ -284,9 +284,9 @@ static bool poll_active(struct emu_reactor *reactor)
     return work;
 }
 
-/* Yields the processor as long as that is cheap. Next to a busy process a yield costs a time slice,
- * three orders of magnitude more than a command; the scheduler gives the neighbour its share
- * anyway. Returns when to yield again at the earliest. */
+/* Yields the processor as long as that is cheap. Beside a busy process a yield costs a time slice,
+ * three orders of magnitude more than a command; the scheduler gives that process its share anyway.
+ * Returns the earliest time of the next yield. */
 static uint64_t yield(struct emu_reactor *reactor, uint64_t now)
 {
     uint64_t cost, rest;
@@ -320,13 +320,13 @@ static void *run(void *arg)
             continue;
         turns = 0;
         now = emu_now();
-        if (now >= reactor->look_at)
-            look_at_times(reactor, now);
+        if (now >= reactor->next_deadline)
+            check_deadlines(reactor, now);
         put_idle_to_sleep(reactor, now);
         if (reactor->n_active == 0) {
             reactor->stats.sleeps++;
             reactor->stats.naps += reactor->n_napping > 0;
-            wait_events(reactor, reactor->look_at, emu_now());
+            wait_events(reactor, reactor->next_deadline, emu_now());
             idle_from = 0;
             continue;
         }
@@ -369,7 +369,8 @@ struct emu_reactor *emu_reactor_new(const char *name, char *err)
     else
         error = emu_watch_fd(reactor, reactor->control_fd, EPOLLIN, &reactor->control);
     if (error == 0) {
-        /* Python's signals are for Python's threads; SIGBUS must arrive where it is raised. */
+        /* Signals are handled by Python's threads; only SIGBUS must be delivered to the thread that
+         * raises it. */
         sigfillset(&all);
         sigdelset(&all, SIGBUS);
         pthread_sigmask(SIG_SETMASK, &all, &previous);

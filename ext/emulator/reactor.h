@@ -9,13 +9,13 @@
  *   napping  the same without that promise: polled after a nap of an eighth of its idle time, but
  *            at least REACTOR_NAP_MIN_NS and at most REACTOR_NAP_MAX_NS.
  *
- * The spin is long enough for a client's event loop to come round with its next command and short
- * enough that an isolated command costs little more than the two wake-ups it needs anyway. A nap's
- * end costs 17 to 27 us of processor time (timer, switch in, switch out), so naps of 2 ms are some
- * one per cent of a core, and 50 us is where the first one is no worse than the spin.
+ * The spin is long enough for a client's event loop to send its next command, and short enough that
+ * an isolated command costs little more than the two wake-ups it needs anyway. A nap's end costs 17
+ * to 27 us of processor time (timer, switch in, switch out), so naps of 2 ms are some one per cent
+ * of a core, and 50 us is where the first one is no worse than the spin.
  *
- * Everything but emu_reactor_new/free/call happens on the reactor's thread; emu_reactor_call() is
- * how others get there.
+ * Everything but emu_reactor_new/free/call runs on the reactor's thread; other threads use
+ * emu_reactor_call().
  */
 #ifndef NVME_ASYNC_EMULATOR_REACTOR_H
 #define NVME_ASYNC_EMULATOR_REACTOR_H
@@ -38,16 +38,15 @@ struct emu_reactor_stats {
     uint64_t naps;       /* of which for a controller that can't wake it */
     uint64_t cpu_ns;     /* the thread's processor time */
     uint64_t yields;     /* of the processor, while there was nothing to do */
-    uint64_t dear_yields; /* of which took as long as a neighbour's time slice */
+    uint64_t dear_yields; /* of which took as long as another process's time slice */
     unsigned endpoints, active;
 };
 
 /* Starts the thread. NULL with a message in err[256]. */
 struct emu_reactor *emu_reactor_new(const char *name, char *err);
-/* Ends the thread and waits for it. There must be no endpoint left.
- *
- * fork(): the child has no reactor thread, but shares the epoll set and the sockets with the
- * parent. In a child nothing may be called but this, which then only frees. */
+/* Ends the thread and waits for it. No endpoint may remain.  fork(): the child has no reactor
+ * thread, but shares the epoll set and the sockets with the parent. A child may call only this
+ * function, which then only frees memory. */
 void emu_reactor_free(struct emu_reactor *reactor);
 /* Runs fn(arg) on the reactor's thread and returns when it is done. From any thread but the
  * reactor's own. */

@@ -72,7 +72,7 @@ void emu_serve_client(struct emu_endpoint *endpoint)
         emu_drop_client(endpoint, NULL);
         return;
     }
-    /* While a reply is stuck, nothing more is read. */
+    /* While a reply is unsent, nothing more is read. */
     events = vfu_conn_unsent(&server->conn) ? EPOLLOUT : EPOLLIN;
     if (events != endpoint->client_events) {
         struct epoll_event event = {.events = events, .data.ptr = &endpoint->client};

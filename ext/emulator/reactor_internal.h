@@ -47,9 +47,9 @@ struct emu_reactor {
     int epoll_fd, control_fd;
     struct emu_watch control;
     struct emu_endpoint **endpoints, **active; /* active: those in that state, in no order */
-    struct emu_endpoint *latest; /* of the active ones, who had work last; or NULL */
+    struct emu_endpoint *latest; /* the active one that had work last, or NULL */
     unsigned n_endpoints, n_active, n_napping, capacity;
-    uint64_t look_at; /* when to go through all endpoints' times again; 0 = now */
+    uint64_t next_deadline; /* when the endpoints' deadlines are due; 0 = now */
     struct emu_reactor_stats stats;
     bool no_pwait2; /* the kernel is older than 5.11 */
 
@@ -73,7 +73,8 @@ void emu_watch_listener(struct emu_endpoint *endpoint);
 int emu_open_client(struct emu_endpoint *endpoint, int fd);
 /* The next client of the listening socket, if the controller has none. */
 void emu_accept_client(struct emu_endpoint *endpoint);
-/* Receives and sends what the client's socket has and takes; drops the client when that ends it. */
+/* Receives what the client's socket has, and sends what it accepts; drops the client if the
+ * connection ends. */
 void emu_serve_client(struct emu_endpoint *endpoint);
 void emu_drop_client(struct emu_endpoint *endpoint, const char *reason);
 

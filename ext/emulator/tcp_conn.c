@@ -1,4 +1,4 @@
-/* A connection: its rings and buffers, and what goes out. */
+/* A connection: its rings and buffers, and sending. */
 #define _GNU_SOURCE
 #include "emulator/tcp_internal.h"
 
@@ -71,7 +71,7 @@ void tcp_conn_free(struct tcp_conn *conn)
         close(conn->fd);
     if (conn->ctrl) {
         if (conn->ctrl->admin == conn) {
-            /* Its rings are being freed: the controller must not read them again. */
+            /* Its rings are being freed, so the controller must not read them again. */
             emu_ctrl_reset(conn->ctrl->ctrl);
             conn->ctrl->admin = NULL;
         }
@@ -84,8 +84,8 @@ void tcp_conn_free(struct tcp_conn *conn)
     free(conn);
 }
 
-/* Rings of so many entries, and a buffer for each command; in the place of those there are, which
- * must be idle. */
+/* Allocates rings of that many entries, and a buffer for each command; replaces existing ones,
+ * which must be idle. */
 int tcp_conn_rings(struct tcp_conn *conn, uint32_t entries)
 {
     const struct emu_config *config = emu_ctrl_config(conn->tcp->first);
@@ -125,7 +125,7 @@ int tcp_conn_rings(struct tcp_conn *conn, uint32_t entries)
     return 0;
 }
 
-/* The controller begins at the rings' start: what it had is forgotten. */
+/* The controller restarts at the rings' beginning: commands in flight are discarded. */
 void tcp_conn_restart_rings(struct tcp_conn *conn)
 {
     memset(conn->cq, 0, conn->size * sizeof(*conn->cq));
@@ -142,7 +142,7 @@ void tcp_conn_restart_rings(struct tcp_conn *conn)
     conn->n_executing = 0;
 }
 
-/* -- what is to be sent
+/* -- the send queue
  * -------------------------------------------------------------------------- */
 
 static uint8_t *arena_room(struct tcp_conn *conn, uint32_t nbytes)
@@ -315,7 +315,7 @@ void tcp_request_done(struct tcp_conn *conn, unsigned index)
     struct tcp_request *request = &conn->requests[index];
     request->finished = true;
     if (request->held)
-        return; /* until its buffer has left */
+        return; /* until its buffer has been sent */
     request->used = false;
     conn->free_requests[conn->n_free++] = (uint16_t)index;
 }
@@ -334,7 +334,7 @@ unsigned tcp_conn_drain(struct tcp_conn *conn)
         }
         n++;
         if (index >= conn->n_requests || !conn->requests[index].executing) {
-            tcp_send_response(conn, &cqe); /* forged by a fault, or posted twice: it goes out as it is */
+            tcp_send_response(conn, &cqe); /* forged by a fault, or posted twice: it is sent unchanged */
             continue;
         }
         conn->n_executing--;

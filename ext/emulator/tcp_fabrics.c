@@ -76,7 +76,7 @@ static uint16_t check_common(struct tcp_conn *conn, const struct tcp_request *re
     if (c->qid > config->n_io_queues)
         return SC_CONNECT_PARAMETERS;
     *result = BAD_DATA(512);
-    if (strnlen(c->hostnqn, 256) >= TCP_NQN_MAX) /* empty ones come from SPDK's perf, and every host is let in */
+    if (strnlen(c->hostnqn, 256) >= TCP_NQN_MAX) /* SPDK's perf sends empty ones, and every host is accepted */
         return SC_CONNECT_PARAMETERS;
     *result = BAD_DATA(256);
     if (strnlen(c->subnqn, 256) == 256 ||
@@ -144,7 +144,7 @@ static void on_connect(struct tcp_conn *conn, unsigned index)
         conn->tcp->stats.refused++;
         return;
     }
-    /* Nothing of the handshake's ring is in use any more. */
+    /* The handshake's ring is no longer in use. */
     const bool no_flow_control = c.cattr & 4;
     conn->success = no_flow_control || conn->tcp->config.always_success;
     if (tcp_conn_rings(conn, (uint32_t)c.sqsize + 1)) {
@@ -190,7 +190,7 @@ static void get_property(struct tcp_conn *conn, unsigned index)
     }
     value = emu_ctrl_read(conn->ctrl->ctrl, sqe->cdw11, width);
     if (sqe->cdw11 == REG_CAP)
-        value &= ~(15ull << 52); /* MPSMAX: data lie in no pages of the host's */
+        value &= ~(15ull << 52); /* MPSMAX: data are not in pages of the host */
     tcp_refuse(conn, index, SC_SUCCESS, value);
 }
 
@@ -359,8 +359,8 @@ static void put_entry(uint8_t *p, uint8_t adrfam, uint8_t subtype, uint16_t port
     put_text(p + 512, 256, traddr);
 }
 
-/* The page as this connection's host sees it: ports on any address are named by the address that
- * the host came to. */
+/* The page as this connection's host sees it: a port on a wildcard address is reported with the
+ * address that the host connected to. */
 static uint32_t discovery_log(struct tcp_conn *conn, uint8_t *page)
 {
     const struct emu_tcp *tcp = conn->tcp;

@@ -9,7 +9,7 @@
 
 #define TCP_RX_BYTES 65536u
 #define TCP_COPY_MAX 8192u
-#define TCP_BACKLOG (4u << 20) /* unsent bytes at which a connection is not read any more */
+#define TCP_BACKLOG (4u << 20) /* unsent bytes at which reading from a connection stops */
 #define TCP_RECENT 4           /* connections that are received from in every turn */
 
 enum {
@@ -29,7 +29,7 @@ enum { FCTYPE_SET = 0x00, FCTYPE_CONNECT = 0x01, FCTYPE_GET = 0x04 };
 enum tcp_stage { CONN_NEW, CONN_READY, CONN_LIVE, CONN_ENDING, CONN_DEAD };
 enum tcp_wants { WANT_HEADER, WANT_PADDING, WANT_DATA, WANT_DIGEST, WANT_NOTHING };
 
-/* A command of a host's. */
+/* A host's command. */
 struct tcp_request {
     struct nvme_sqe sqe; /* with the host's command id */
     uint8_t *buffer;
@@ -39,7 +39,7 @@ struct tcp_request {
     uint32_t held;     /* pieces of its buffer that are still to be sent */
     bool used, to_host, by_r2t, wrong_digest;
     bool executing; /* the controller has it */
-    bool finished;  /* answered; its buffer may still be on its way out */
+    bool finished;  /* completed; its buffer may still be in transmission */
 };
 
 struct tcp_output {
@@ -129,9 +129,9 @@ void tcp_recent(struct tcp_conn *conn);
 /* tcp_conn.c */
 struct tcp_conn *tcp_conn_new(struct emu_tcp *tcp, int fd);
 void tcp_conn_free(struct tcp_conn *conn);
-/* From here on the connection is nothing but something to be freed. */
+/* From here on the connection is only to be freed. */
 void tcp_conn_die(struct tcp_conn *conn);
-/* A TermReq with what was wrong, then the end. */
+/* Sends a TermReq with the reason, then ends the connection. */
 void tcp_conn_terminate(struct tcp_conn *conn, enum tcp_fes fes, uint32_t fei, const void *pdu, uint32_t nbytes);
 int tcp_conn_rings(struct tcp_conn *conn, uint32_t entries);
 void tcp_conn_restart_rings(struct tcp_conn *conn);
@@ -140,7 +140,7 @@ void tcp_conn_watch(struct tcp_conn *conn);
 void tcp_send_raw(struct tcp_conn *conn, const void *data, uint32_t nbytes);
 void tcp_send_r2t(struct tcp_conn *conn, unsigned request);
 void tcp_send_response(struct tcp_conn *conn, const struct nvme_cqe *cqe);
-/* Data of the request's buffer, and the response unless the data say it. */
+/* Sends data of the request's buffer, and the response unless SUCCESS in the data replaces it. */
 void tcp_send_result(struct tcp_conn *conn, unsigned request, const struct nvme_cqe *cqe);
 /* Completes a command that never went to the controller. */
 void tcp_refuse(struct tcp_conn *conn, unsigned request, uint16_t status, uint64_t result);
@@ -154,7 +154,7 @@ void tcp_execute(struct tcp_conn *conn, unsigned request);
 
 /* tcp_fabrics.c */
 void tcp_fabrics(struct tcp_conn *conn, unsigned request);
-/* What Identify and logs say of a controller behind a fabric. */
+/* Adapts Identify and log pages to a controller behind a fabric. */
 void tcp_adorn(struct tcp_conn *conn, const struct tcp_request *request);
 /* True: the command was completed here, as one of a discovery controller's. */
 bool tcp_discovery(struct tcp_conn *conn, unsigned request);

@@ -1,4 +1,4 @@
-/* What comes in: PDUs, their data, and the execution of commands once all of theirs are here. */
+/* Receiving: PDUs, their data, and the execution of commands whose data are complete. */
 #define _GNU_SOURCE
 #include "emulator/tcp_internal.h"
 
@@ -176,7 +176,7 @@ static unsigned on_command(struct tcp_conn *conn, const struct tcp_ch *ch, const
     if (!status && (sends || request->to_host) && sgl.length > conn->buffer_nbytes)
         status = SC_INVALID_FIELD; /* beyond MDTS */
     if (status) {
-        /* Data that came with it are dropped. */
+        /* Data that arrived with it are dropped. */
         request->to_host = false;
         request->nbytes = 0;
         tcp_refuse(conn, index, status, 0);
@@ -409,7 +409,7 @@ unsigned tcp_conn_receive(struct tcp_conn *conn)
     unsigned work = 0;
     if (conn->stage >= CONN_ENDING)
         return 0;
-    parse(conn); /* what had to wait */
+    parse(conn); /* commands that had to wait */
     for (unsigned i = 0; i < 8 && conn->stage < CONN_ENDING && conn->n_free && conn->unsent < TCP_BACKLOG; i++) {
         struct iovec iov[2];
         unsigned n_iov = 0;

@@ -82,7 +82,7 @@ struct tcp_ctrl *tcp_ctrl_new(struct emu_tcp *tcp, bool discovery)
     return ctrl;
 }
 
-/* Its connections are closed; it is freed when the last of them is. */
+/* Closes its connections; it is freed with the last of them. */
 void tcp_ctrl_end(struct tcp_ctrl *ctrl)
 {
     struct emu_tcp *tcp = ctrl->tcp;
@@ -108,7 +108,7 @@ static void ctrl_free(struct tcp_ctrl *ctrl)
     free(ctrl);
 }
 
-/* -- the whole
+/* -- the target
  * ----------------------------------------------------------------------------------- */
 
 struct emu_tcp *emu_tcp_new(struct emu_endpoint *endpoint, struct emu_ctrl *first, const struct emu_tcp_config *config,

@@ -3,14 +3,14 @@
  * number of hosts.
  *
  * Every association has a controller of its own (emu_ctrl_new_sibling): Connect on an admin queue
- * makes it, the end of that connection ends it. A connection plays the driver of its queue pair:
- * rings in memory of its own, capsules in, completions out, with the data in buffers that it
- * describes by PRPs. So commands, faults and held completions are the same as behind vfio-user.
- * What Connect, Property Get and Set and the discovery log say is in tcp_fabrics.c; Identify is
- * completed there with what a fabric adds.
+ * makes it, the end of that connection ends it. A connection acts as the driver of its queue pair:
+ * its rings are in its own memory, capsules become entries, completions become responses, and PRPs
+ * describe its data buffers. So commands, faults and held completions behave as behind vfio-user.
+ * Connect, Property Get and Set, the discovery log and a fabric's additions to Identify are in
+ * tcp_fabrics.c.
  *
- * Everything is for the reactor's thread. What comes from a host is hostile: lengths, offsets and
- * ids are checked before they are used.
+ * Only the reactor's thread may call these functions. Hosts are not trusted: lengths, offsets and
+ * ids are checked before use.
  */
 #ifndef NVME_ASYNC_EMULATOR_TCP_TARGET_H
 #define NVME_ASYNC_EMULATOR_TCP_TARGET_H
@@ -41,10 +41,10 @@ struct emu_tcp_config {
     char nqn[256]; /* less than TCP_NQN_MAX long */
     uint32_t in_capsule;  /* bytes of write data in a capsule of an I/O queue */
     uint32_t max_h2c;     /* MAXH2CDATA */
-    uint32_t r2t_bytes;   /* most that one R2T asks for; 0 = all of a command's data */
+    uint32_t r2t_bytes;   /* most that one R2T requests; 0 = all of a command's data */
     uint32_t c2h_bytes;   /* most that one C2HData carries; 0 = all of a command's data */
-    uint8_t cpda;         /* alignment that hosts have to keep, in dwords, zero-based */
-    bool no_header_digest, no_data_digest; /* refused, whatever the host asks for */
+    uint8_t cpda;         /* alignment required of hosts, in dwords, zero-based */
+    bool no_header_digest, no_data_digest; /* refused, whatever the host requests */
     bool always_success;  /* C2HData with SUCCESS also for hosts with SQ flow control */
     unsigned n_referrals;
     struct emu_tcp_referral referrals[TCP_MAX_REFERRALS];
@@ -61,11 +61,11 @@ struct emu_tcp *emu_tcp_new(struct emu_endpoint *endpoint, struct emu_ctrl *firs
                             uint64_t patience);
 /* Every connection is closed. */
 void emu_tcp_free(struct emu_tcp *tcp);
-/* A listening socket, non-blocking; taken. 0 or an errno. */
+/* Takes a non-blocking listening socket. 0 or an errno. */
 int emu_tcp_listen(struct emu_tcp *tcp, int fd);
-/* One turn; the work done. */
+/* One bounded turn; returns the work done. */
 unsigned emu_tcp_poll(struct emu_tcp *tcp);
-/* When there is something to do without an event; UINT64_MAX = never. */
+/* When there is work without an event; UINT64_MAX = never. */
 uint64_t emu_tcp_deadline(const struct emu_tcp *tcp);
 void emu_tcp_stats(const struct emu_tcp *tcp, struct emu_tcp_stats *stats);
 /* Cuts every connection. */

@@ -1,8 +1,8 @@
 /*
  * One client's socket: whole messages in, whole replies out, never waiting. A message may arrive in
- * any pieces; a reply that the socket won't take stays here, and no further message is read until
- * it is gone. So a client can occupy at most one message and one reply of bounded size, and
- * conn->since is the time when it left something incomplete.
+ * any pieces; a reply that the socket does not accept stays here, and no further message is read
+ * until it has been sent. So a client can occupy at most one message and one reply of bounded size,
+ * and conn->since is the time when it left something incomplete.
  */
 #ifndef NVME_ASYNC_EMULATOR_VFU_CONN_H
 #define NVME_ASYNC_EMULATOR_VFU_CONN_H
@@ -24,7 +24,7 @@ enum vfu_recv {
 
 struct vfu_conn {
     int fd;             /* -1 = no client */
-    uint64_t since;     /* when what is half done began; 0 = nothing is */
+    uint64_t since;     /* when the incomplete message or reply began; 0 = none is */
     const char *reason; /* why the latest connection ended */
 
     struct vfu_header header;

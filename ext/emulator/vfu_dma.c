@@ -47,7 +47,7 @@ static int map_file(struct vfu_range *range, uint64_t offset, int fd)
 
     if (fstat(fd, &stat) != 0 || fstatfs(fd, &statfs) != 0)
         return errno;
-    /* A file that is too short now would raise SIGBUS later. Devices have no size to check. */
+    /* A file that is too short would raise SIGBUS later. Devices have no size to check. */
     if (S_ISREG(stat.st_mode) && ((uint64_t)stat.st_size < offset || (uint64_t)stat.st_size - offset < range->nbytes))
         return EINVAL;
     if (statfs.f_type == HUGETLBFS_MAGIC)
@@ -92,7 +92,7 @@ int vfu_dma_map(struct vfu_dma *dma, uint64_t iova, uint64_t nbytes, uint64_t of
         dma->ranges = ranges;
         dma->capacity = capacity;
     }
-    /* Without a descriptor, or without any access, the range is known and can't be reached. */
+    /* Without a descriptor, or without any access, the range is recorded as inaccessible. */
     if (fd >= 0 && (range.readable || range.writable)) {
         error = map_file(&range, offset, fd);
         if (error)
@@ -198,8 +198,8 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
     } else if (guard_previous.sa_handler != SIG_DFL && guard_previous.sa_handler != SIG_IGN) {
         guard_previous.sa_handler(signal);
     } else {
-        /* There is no other handler: die of it, as without this one. The access is repeated when
-         * this returns. */
+        /* There is no other handler: let the process die, as without this one. The access is
+         * repeated when this returns. */
         sigaction(SIGBUS, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
     }
     passing_on = false;

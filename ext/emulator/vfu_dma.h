@@ -4,8 +4,8 @@
  *
  * A client may truncate the file behind a mapping at any time; touching the lost pages raises
  * SIGBUS. The guard below turns that into an event: the mapping is replaced by zeroes, `broken` is
- * set, and the server drops the client. Sealing the file instead would only do for memfds that
- * allow it, and not at all for hugetlbfs or plain files.
+ * set, and the server drops the client. Sealing the file instead would only work for memfds that
+ * allow it, not for hugetlbfs or plain files.
  *
  * Owner: the server of one controller; used on its reactor's thread only.
  */
@@ -28,7 +28,7 @@ struct vfu_dma {
     struct vfu_range *ranges; /* sorted by iova, disjoint */
     unsigned n_ranges, capacity;
     unsigned last; /* where the latest lookup ended */
-    bool broken;   /* a mapped file lost its pages; the client can't be served any more */
+    bool broken;   /* a mapped file lost its pages: the client must be dropped */
 };
 
 void vfu_dma_init(struct vfu_dma *dma);
@@ -38,7 +38,7 @@ int vfu_dma_map(struct vfu_dma *dma, uint64_t iova, uint64_t nbytes, uint64_t of
 /* 0, or ENOENT when [iova, iova+nbytes) isn't exactly one mapping. */
 int vfu_dma_unmap(struct vfu_dma *dma, uint64_t iova, uint64_t nbytes);
 void vfu_dma_unmap_all(struct vfu_dma *dma);
-/* The range that holds iova; NULL when there is none that can be reached. */
+/* The range that holds iova; NULL if there is none, or it is inaccessible. */
 const struct vfu_range *vfu_dma_range(struct vfu_dma *dma, uint64_t iova);
 /* See emu_host.dma. */
 void *vfu_dma_find(struct vfu_dma *dma, uint64_t iova, size_t nbytes, bool write);
@@ -47,7 +47,7 @@ void *vfu_dma_find(struct vfu_dma *dma, uint64_t iova, size_t nbytes, bool write
  * after the last. The previous SIGBUS handler still handles all other faults. */
 void vfu_guard_install(void);
 void vfu_guard_remove(void);
-/* The table that this thread is about to touch memory of; NULL = none. */
+/* The table whose memory this thread is about to access; NULL = none. */
 void vfu_guard_enter(struct vfu_dma *dma);
 
 #endif

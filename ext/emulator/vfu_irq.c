@@ -67,17 +67,16 @@ static void signal_fd(struct vfu_vector *vector)
     static const uint64_t one = 1;
     struct pollfd writable = {.fd = vector->fd, .events = POLLOUT};
 
-    /* A client that filled its own eventfd to the brim has an interrupt waiting anyway; don't wait
-     * with it. */
+    /* A client that filled its own eventfd has an interrupt pending anyway, so do not block. */
     if (vector->blocking && poll(&writable, 1, 0) != 1)
         return;
     if (write(vector->fd, &one, sizeof(one)) < 0)
-        return; /* EAGAIN: as above. There is no way to report other errors. */
+        return; /* EAGAIN: as above. Other errors can't be reported. */
 }
 
 static void raise_msix(struct vfu_vector *vector)
 {
-    /* Without an eventfd it is like a masked vector: signalled as soon as there is one. */
+    /* Without an eventfd it is like a masked vector: signalled once there is one. */
     if (vector->masked || vector->fd < 0) {
         vector->pending = true;
         return;
@@ -93,7 +92,7 @@ static bool uses_msix(const struct vfu_irqs *irqs)
 
 /* INTx is a level: it is signalled when it is asserted and not masked, and then masks itself. An
  * interrupt that was served meanwhile is not signalled. */
-void vfu_irqs_look_at_pin(struct vfu_irqs *irqs)
+void vfu_irqs_update_pin(struct vfu_irqs *irqs)
 {
     struct vfu_vector *intx = &irqs->intx;
     bool asserted = !uses_msix(irqs) && emu_ctrl_pin(irqs->ctrl);
@@ -108,7 +107,7 @@ void vfu_irqs_look_at_pin(struct vfu_irqs *irqs)
 void vfu_irqs_raise(struct vfu_irqs *irqs, unsigned vector)
 {
     if (!uses_msix(irqs))
-        vfu_irqs_look_at_pin(irqs);
+        vfu_irqs_update_pin(irqs);
     else if (vector < irqs->n_vectors)
         raise_msix(&irqs->msix[vector]);
 }
@@ -116,7 +115,7 @@ void vfu_irqs_raise(struct vfu_irqs *irqs, unsigned vector)
 void vfu_irqs_unmask_intx(struct vfu_irqs *irqs)
 {
     irqs->intx.masked = false;
-    vfu_irqs_look_at_pin(irqs);
+    vfu_irqs_update_pin(irqs);
 }
 
 void vfu_irqs_pending(const struct vfu_irqs *irqs, uint64_t bits[2])
@@ -161,7 +160,7 @@ static void assign_counted(struct vfu_irqs *irqs, uint32_t index, uint32_t i, in
         raise_msix(vector);
     if (index == VFIO_PCI_INTX_IRQ_INDEX) {
         vector->masked = false;
-        vfu_irqs_look_at_pin(irqs);
+        vfu_irqs_update_pin(irqs);
     }
 }
 

@@ -4,7 +4,7 @@
  *
  * Masks are those of SET_IRQS. The mask bits inside the MSI-X table are kept as memory only: a
  * virtual machine monitor traps the table itself and its guest's masks never arrive here, so
- * heeding the power-on value (all masked) would silence it.
+ * obeying the power-on value (all masked) would suppress all interrupts.
  */
 #ifndef NVME_ASYNC_EMULATOR_VFU_IRQ_H
 #define NVME_ASYNC_EMULATOR_VFU_IRQ_H
@@ -43,12 +43,11 @@ unsigned vfu_irqs_count(const struct vfu_irqs *irqs, uint32_t index, uint32_t *f
 /* DEVICE_SET_IRQS. 0 or an errno. Takes descriptors out of fds (leaving -1) as it keeps them. */
 int vfu_irqs_set(struct vfu_irqs *irqs, const struct vfu_irq_set *set, const uint8_t *data, size_t n_data, int *fds,
                  unsigned n_fds);
-/* The device raises `vector`: as MSI-X if the client uses that, as INTx otherwise. */
+/* Raises `vector`: as MSI-X if the client uses that, as INTx otherwise. */
 void vfu_irqs_raise(struct vfu_irqs *irqs, unsigned vector);
 void vfu_irqs_unmask_intx(struct vfu_irqs *irqs);
-/* Something that the pin depends on may have changed: a register, a doorbell, the configuration
- * space. */
-void vfu_irqs_look_at_pin(struct vfu_irqs *irqs);
+/* Updates the pin after a change of a register, a doorbell or the configuration space. */
+void vfu_irqs_update_pin(struct vfu_irqs *irqs);
 /* The pending bit array, 16 bytes. */
 void vfu_irqs_pending(const struct vfu_irqs *irqs, uint64_t bits[2]);
 

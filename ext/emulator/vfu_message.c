@@ -28,8 +28,8 @@ static int reply_with(struct vfu_server *server, struct vfu_reply *reply, const 
     return 0;
 }
 
-/* Whether the client's JSON says "write_multiple": true. No more of it matters here: this server
- * never sends more than one descriptor or more data than it was asked for. */
+/* Whether the client's JSON has "write_multiple": true. Nothing else in it matters here: this
+ * server never sends more than one descriptor or more data than it was asked for. */
 static bool offers_write_multiple(const uint8_t *json, size_t nbytes)
 {
     static const char key[] = "\"write_multiple\"";
@@ -66,8 +66,8 @@ static int do_version(struct vfu_server *server, size_t nbytes, struct vfu_reply
 
 static int do_dma_map(struct vfu_server *server, size_t nbytes, struct vfu_reply *reply)
 {
-    /* Bits 2 and 3 say how the client would like the memory to be reached (mmap, or read and write
-     * calls); mmap it is. */
+    /* Bits 2 and 3 give the access that the client prefers (mmap, or read and write calls); this
+     * server always uses mmap. */
     const uint32_t known = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE | 1 << 2 | 1 << 3;
     int error;
     REQUEST(vfu_dma_map, map);
@@ -95,7 +95,7 @@ static int do_dma_unmap(struct vfu_server *server, size_t nbytes, struct vfu_rep
         emu_ctrl_dma_changed(server->ctrl);
         vfu_dma_unmap_all(&server->dma);
     } else {
-        /* Before the memory goes: the reply promises that nothing refers to it any more. */
+        /* Before the memory goes: the reply promises that nothing refers to it. */
         emu_ctrl_dma_changed(server->ctrl);
         if (vfu_dma_unmap(&server->dma, unmap.address, unmap.size) != 0)
             return ENOENT;
@@ -159,9 +159,9 @@ static int do_region_info(struct vfu_server *server, size_t nbytes, struct vfu_r
 
     answer.info.flags |= VFIO_REGION_INFO_FLAG_MMAP;
     answer.info.argsz = sizeof(answer);
-    /* Without room for the capability, only its size is returned, and the client asks again.
-     * FLAG_CAPS must not be set then: QEMU refuses a region with that flag and no valid offset
-     * before it checks argsz. */
+    /* Without room for the capability, only its size is returned, and the client repeats the
+     * request. FLAG_CAPS must not be set then: QEMU refuses a region with that flag and no valid
+     * offset before it checks argsz. */
     if (info.argsz < sizeof(answer))
         return reply_with(server, reply, &answer, sizeof(info));
     answer.info.flags |= VFIO_REGION_INFO_FLAG_CAPS;
@@ -263,7 +263,7 @@ static int region_read(struct vfu_server *server, uint32_t region, uint64_t offs
         }
         return 0;
     default:
-        vfu_irqs_look_at_pin(&server->irqs); /* Interrupt Status */
+        vfu_irqs_update_pin(&server->irqs); /* Interrupt Status */
         vfu_pci_read(&server->pci, (uint32_t)offset, data, count);
         return 0;
     }
@@ -282,7 +282,7 @@ static int region_write(struct vfu_server *server, uint32_t region, uint64_t off
             return EINVAL;
         memcpy(&value, data, count);
         emu_ctrl_write(server->ctrl, (uint32_t)offset, count, value);
-        vfu_irqs_look_at_pin(&server->irqs);
+        vfu_irqs_update_pin(&server->irqs);
         return 0;
     case VFU_MSIX_BAR:
         for (uint32_t i = 0; i < count && offset + i < VFU_MSIX_PBA_OFFSET; i++)
@@ -291,7 +291,7 @@ static int region_write(struct vfu_server *server, uint32_t region, uint64_t off
     default:
         if (vfu_pci_write(&server->pci, (uint32_t)offset, data, count))
             vfu_server_reset(server);
-        vfu_irqs_look_at_pin(&server->irqs);
+        vfu_irqs_update_pin(&server->irqs);
         return 0;
     }
 }
@@ -322,7 +322,7 @@ static int do_region_write(struct vfu_server *server, size_t nbytes, struct vfu_
     return error ? error : reply_with(server, reply, &access, sizeof(access));
 }
 
-/* Stops at the first write that is refused; the reply counts those that were done. */
+/* Stops at the first refused write; the reply counts the completed ones. */
 static int do_region_write_multi(struct vfu_server *server, size_t nbytes, struct vfu_reply *reply)
 {
     uint64_t count, done;

@@ -9,7 +9,7 @@ struct vfu_server;
 
 struct vfu_reply {
     size_t nbytes; /* of payload in the buffer from vfu_conn_reply() */
-    int fd;        /* sent along, borrowed; -1 = none */
+    int fd;        /* sent with the reply, borrowed; -1 = none */
 };
 
 /* The command in server->conn, with nbytes of payload. 0, or the errno to answer. */

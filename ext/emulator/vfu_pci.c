@@ -54,7 +54,7 @@ void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendo
     put(pci, EXPRESS_CAP + PCI_EXP_FLAGS, 2, 2 | PCI_EXP_TYPE_ENDPOINT << 4, 0);
     put(pci, EXPRESS_CAP + PCI_EXP_DEVCAP, 4, PCI_EXP_DEVCAP_RBER | PCI_EXP_DEVCAP_FLR, 0);
     put(pci, EXPRESS_CAP + PCI_EXP_DEVCTL, 2, PCI_EXP_DEVCTL_RELAX_EN | PCI_EXP_DEVCTL_NOSNOOP_EN, 0x7fff);
-    /* 8 GT/s, four lanes, as an ordinary drive would say. */
+    /* 8 GT/s, four lanes, as an ordinary drive reports. */
     put(pci, EXPRESS_CAP + PCI_EXP_LNKCAP, 4, PCI_EXP_LNKCAP_SLS_8_0GB | 4 << 4, 0);
     put(pci, EXPRESS_CAP + PCI_EXP_LNKCTL, 2, 0, PCI_EXP_LNKCTL_ASPMC | PCI_EXP_LNKCTL_CCC);
     put(pci, EXPRESS_CAP + PCI_EXP_LNKSTA, 2, PCI_EXP_LNKSTA_CLS_8_0GB | PCI_EXP_LNKSTA_NLW_X4, 0);

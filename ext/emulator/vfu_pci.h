@@ -3,8 +3,8 @@
  * capabilities (PCI Local Bus 3.0 chapter 6, PCI Express Base 4.0 chapter 7, NVMe over PCIe
  * Transport 1.0 section 3.8).
  *
- * The command register is kept but not enforced: registers and DMA work whatever memory space and
- * bus master enable say, because clients that aren't virtual machines often leave them alone. Only
+ * The command register is kept but not enforced: registers and DMA work regardless of memory space
+ * and bus master enable, because clients other than virtual machines often do not set them. Only
  * INTx disable has an effect.
  */
 #ifndef NVME_ASYNC_EMULATOR_VFU_PCI_H
@@ -29,11 +29,11 @@ struct vfu_pci {
     uint8_t serial[12];                    /* at VFU_CONFIG_STANDARD, read only */
 };
 
-/* Power-on values. serial: what the Device Serial Number capability says. */
+/* Power-on values. serial: for the Device Serial Number capability. */
 void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendor, uint64_t serial, unsigned n_vectors);
 /* [offset, offset+count) lies inside VFU_CONFIG_SIZE; the caller checked. */
 void vfu_pci_read(const struct vfu_pci *pci, uint32_t offset, uint8_t *data, size_t count);
-/* True when the write asked for a function level reset. */
+/* True if the write requested a function level reset. */
 bool vfu_pci_write(struct vfu_pci *pci, uint32_t offset, const uint8_t *data, size_t count);
 bool vfu_pci_intx_disabled(const struct vfu_pci *pci);
 bool vfu_pci_msix_enabled(const struct vfu_pci *pci);

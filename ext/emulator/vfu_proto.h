@@ -36,7 +36,7 @@ enum vfu_command {
 #define VFU_MAJOR 0
 #define VFU_MINOR 1
 
-/* What this server says of itself in VERSION. */
+/* What this server reports in VERSION. */
 #define VFU_MAX_MSG_FDS 16
 #define VFU_MAX_DATA_XFER (1024u * 1024u)
 #define VFU_MAX_DMA_MAPS 4096

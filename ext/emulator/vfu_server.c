@@ -42,8 +42,8 @@ static void host_interrupt(void *opaque, unsigned vector)
     vfu_irqs_raise(&server->irqs, vector);
 }
 
-/* A number that goes with serial and model (FNV-1a), so that two controllers differ in
- * configuration space as they do in Identify. */
+/* A number derived from serial and model (FNV-1a), so that two controllers differ in configuration
+ * space as they do in Identify. */
 static uint64_t device_serial(const struct emu_config *config)
 {
     const char *texts[] = {config->serial, config->model};
@@ -124,7 +124,7 @@ void vfu_server_drop(struct vfu_server *server, const char *reason)
     vfu_guard_enter(&server->dma);
     vfu_server_reset(server);
     vfu_guard_enter(NULL);
-    /* When that fails, for want of memory or descriptors, the next client shares the page with this
+    /* If that fails for lack of memory or descriptors, the next client shares the page with this
      * one. */
     if (server->doorbells_given)
         (void)emu_ctrl_renew_doorbells(server->ctrl);
@@ -152,8 +152,7 @@ static bool handle(struct vfu_server *server, uint64_t now)
     int error;
 
     server->stats.messages++;
-    /* Whatever a message did may be half undone by a reply that waits; that clock starts with the
-     * reply. */
+    /* A reply may stay unsent; its time limit starts with the reply. */
     conn->since = 0;
     if ((header->flags & VFU_FLAG_TYPE_MASK) != VFU_FLAG_COMMAND) {
         conn->reason = "a reply where a command was expected";

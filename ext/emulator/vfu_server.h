@@ -2,17 +2,18 @@
  * The vfio-user server of one controller: turns messages into calls of ctrl.h, and is the host that
  * the controller sees.
  *
- * One client at a time. When it goes, however it goes, its mappings and eventfds are dropped and
- * controller and configuration space return to their power-on state, so that the next finds what
- * the first did.
+ * One client at a time. When it disconnects, for whatever reason, its mappings and eventfds are
+ * dropped, and controller and configuration space return to their power-on state, so each client
+ * finds the same state.
  *
  * Waking. A doorbell is a store to a shared page and wakes no thread. `wakeable` is true if the
  * client announces its doorbells: it has not been given the page (doorbells come as REGION_WRITE),
- * or it has the kick eventfd of DEVICE_GET_REGION_IO_FDS and has been seen to use it. Who uses it
- * promises to write it after every doorbell store, except that with Doorbell Buffer Config it need
- * only do so when EventIdx asks for the doorbell.
+ * or it has the kick eventfd of DEVICE_GET_REGION_IO_FDS and has been seen to use it. A client that
+ * uses it must write it after every doorbell store; with Doorbell Buffer Config only when EventIdx
+ * requires the doorbell.
  *
- * All functions are for the reactor's thread, except new and free while no reactor has the server.
+ * Only the reactor's thread may call these functions; new and free also other threads, while no
+ * reactor has the server.
  */
 #ifndef NVME_ASYNC_EMULATOR_VFU_SERVER_H
 #define NVME_ASYNC_EMULATOR_VFU_SERVER_H
@@ -43,8 +44,8 @@ struct vfu_server {
     bool write_multi;     /* the client offered write_multiple */
     bool doorbells_given; /* the client has the doorbell page's descriptor */
     bool kicked;          /* the kick eventfd was written since this client came */
-    struct vfu_watch kick; /* the doorbells' eventfd, made anew for every client that asks */
-    uint64_t patience; /* ns that something may stay half done before the client is dropped; 0 = for ever */
+    struct vfu_watch kick; /* the doorbells' eventfd, created for each client that requests it */
+    uint64_t patience; /* ns that a message or reply may stay incomplete before the client is dropped; 0 = no limit */
     struct vfu_stats stats;
 };
 
@@ -52,16 +53,17 @@ struct vfu_server {
 struct vfu_server *vfu_server_new(const struct emu_config *config, uint64_t patience_ns, char *err);
 void vfu_server_free(struct vfu_server *server);
 
-/* The reactor's epoll set and the tags under which it wants to hear of the two eventfds. */
+/* The reactor's epoll set, and the tags of the two eventfds in it. */
 void vfu_server_watch(struct vfu_server *server, int epoll_fd, void *kick_tag, void *unmask_tag);
-/* A client is here; fd is taken and must be non-blocking. There must be no other. */
+/* Takes fd, a new client's non-blocking socket. There must be no other client. */
 void vfu_server_open(struct vfu_server *server, int fd, uint64_t now);
-/* The client goes: see above. Does nothing when there is none. */
+/* Drops the client, see above. Does nothing if there is none. */
 void vfu_server_drop(struct vfu_server *server, const char *reason);
 /* The socket is ready: sends, receives and handles a bounded number of messages. False when the
  * client must be dropped. */
 bool vfu_server_ready(struct vfu_server *server, uint64_t now);
-/* When something half done makes the client be dropped, CLOCK_MONOTONIC ns; UINT64_MAX = never. */
+/* When an incomplete message or reply causes the client to be dropped, CLOCK_MONOTONIC ns;
+ * UINT64_MAX = never. */
 uint64_t vfu_server_deadline(const struct vfu_server *server);
 static inline bool vfu_server_wakeable(const struct vfu_server *server)
 {

@@ -25,11 +25,11 @@ cdef class Generator:
             self.g.random_below[d] = <uint64_t>((1.0 if random_shares is None else random_shares[d]) * 4294967296.0)
         self.g.skip, self.g.run = skip, run
         if len(sizes) != DIRECTIONS:
-            raise ValueError(f"sizes of {DIRECTIONS} directions are needed, not {len(sizes)}")
+            raise ValueError(f"sizes for {len(sizes)} directions, must be for {DIRECTIONS}")
         for d in range(DIRECTIONS):
             table = sizes[d]
             if not 0 < len(table) <= SPLITS:
-                raise ValueError(f"{len(table)} block sizes given, 1 to {SPLITS} are possible")
+                raise ValueError(f"{len(table)} block sizes, must be 1 to {SPLITS}")
             self.g.sizes[d].min = min(table)[0]
             self.g.sizes[d].max = max(table)[0]
             self.g.sizes[d].step = self.g.sizes[d].min
@@ -66,7 +66,7 @@ cdef class Generator:
     cdef _set_zones(self, zones):
         cdef uint64_t below = 0, first = 0, n
         if not 0 < len(zones) <= ZONES:
-            raise ValueError(f"{len(zones)} zones given, 1 to {ZONES} are possible")
+            raise ValueError(f"{len(zones)} zones, must be 1 to {ZONES}")
         for share, part in zones:
             n = <uint64_t>(part * <double>self.g.units)
             n = min(max(1, n), self.g.units - first)

@@ -15,6 +15,10 @@
  * new in both cases. A slot is reserved for that: header.n_reserved.
  *
  * nvq_inspect() changes nothing; nvq_adopt() may only follow a successful nvq_inspect().
+ *
+ * Callers: the successor's thread that is to own the queue pair, while no other process uses it
+ * (the predecessor has confirmed or is dead); nvq_freeze() and nvq_thaw() the owner's, in the
+ * predecessor. With or without the GIL.
  */
 #ifndef NVME_ASYNC_HOTPATH_ADOPT_H
 #define NVME_ASYNC_HOTPATH_ADOPT_H
@@ -33,8 +37,8 @@ struct nvq_found {
     bool uncertain; /* the last SQ doorbell may have been written or not, and nothing was posted since */
 };
 
-/* Is this header one that nvq_open() may trust? 0, or -1 and the reason. `nbytes` is what the
- * allocation has. */
+/* Whether nvq_open() may trust this header. Returns 0, or -1 and the reason. nbytes: of the
+ * allocation that holds it. Changes nothing. */
 static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, uint16_t qid,
                                    char error[NVQ_ERROR_BYTES])
 {
@@ -54,7 +58,7 @@ static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, 
     if (h->entries < 2 || h->entries > NVQ_MAX_ENTRIES || h->n_trackers < 1 || h->n_trackers >= h->entries ||
         h->n_reserved >= h->n_trackers || h->interrupts > 1 || (h->sums && h->sums != NVQ_SUMS)) {
         snprintf(error, NVQ_ERROR_BYTES,
-                 "%u entries, %u trackers, %u of them reserved (interrupts %#x, sums %#x) make no sense", h->entries,
+                 "%u entries, %u trackers, %u of them reserved (interrupts %#x, sums %#x) are invalid", h->entries,
                  h->n_trackers, h->n_reserved, h->interrupts, h->sums);
         return -1;
     }
@@ -70,8 +74,8 @@ static inline int nvq_check_header(const struct nvq_header *h, uint64_t nbytes, 
     return 0;
 }
 
-/* How far the controller has taken entries from the submission ring, by its latest completion. A
- * doorbell that a thread writes is noted later than that. */
+/* The position up to which the controller has certainly fetched entries from the submission ring,
+ * by its latest completion. A doorbell that another thread writes is recorded later than that. */
 static inline uint64_t nvq_taken_up_to(const struct nvq *q, uint64_t reaped, uint64_t sq_ringing)
 {
     const uint32_t entries = q->header->entries;
@@ -81,7 +85,7 @@ static inline uint64_t nvq_taken_up_to(const struct nvq *q, uint64_t reaped, uin
     return behind <= sq_ringing ? sq_ringing - behind : 0;
 }
 
-/* The number of commands in flight from that position on; -1 if not all of them are. */
+/* The number of commands in flight from `position` on; -1 if not all of them are. */
 static inline int64_t nvq_due_from(const struct nvq *q, uint64_t submitted, uint64_t position)
 {
     uint64_t due = 0;
@@ -93,8 +97,8 @@ static inline int64_t nvq_due_from(const struct nvq *q, uint64_t submitted, uint
     return due == submitted - position ? (int64_t)due : -1;
 }
 
-/* Reads and verifies what the predecessor left, for a queue that nvq_open() has opened. Changes
- * nothing. 0, or -1 and the reason. */
+/* Reads and verifies what the predecessor left, for a queue pair that nvq_open() has opened.
+ * Changes nothing. Returns 0 and *found, or -1 and the reason. */
 static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, struct nvq_found *found,
                               char error[NVQ_ERROR_BYTES])
 {
@@ -112,7 +116,7 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
         cq_rung > cq_ringing || cq_ringing > reaped || reaped > submitted || submitted - reaped >= h->entries ||
         reaped - cq_ringing >= h->entries) {
         snprintf(error, NVQ_ERROR_BYTES,
-                 "its positions make no sense: submitted %llu ringing %llu rung %llu, reaped %llu %llu %llu",
+                 "its positions are inconsistent: submitted %llu ringing %llu rung %llu, reaped %llu %llu %llu",
                  (unsigned long long)submitted, (unsigned long long)sq_ringing, (unsigned long long)sq_rung,
                  (unsigned long long)reaped, (unsigned long long)cq_ringing, (unsigned long long)cq_rung);
         return -1;
@@ -136,14 +140,14 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
         }
     }
     if (found->in_flight != submitted - reaped - found->skip_cqe) {
-        snprintf(error, NVQ_ERROR_BYTES, "%u commands are out, but the rings say %llu", found->in_flight,
+        snprintf(error, NVQ_ERROR_BYTES, "%u commands are in flight, but the rings have %llu", found->in_flight,
                  (unsigned long long)(submitted - reaped - found->skip_cqe));
         return -1;
     }
     /* Entries that no tracker knows would be executed a second time; not those that the controller
      * has taken. */
     if (due != submitted - sq_rung && nvq_due_from(q, submitted, nvq_taken_up_to(q, reaped, sq_ringing)) < 0) {
-        snprintf(error, NVQ_ERROR_BYTES, "%llu commands wait for their doorbell, but the ring says %llu",
+        snprintf(error, NVQ_ERROR_BYTES, "%llu commands wait for their doorbell, but the ring has %llu",
                  (unsigned long long)due, (unsigned long long)(submitted - sq_rung));
         return -1;
     }
@@ -152,8 +156,8 @@ static inline int nvq_inspect(const struct nvq *q, const struct nvq_measure *m, 
     return 0;
 }
 
-/* A command that is with the controller. Its age can't be checked: one that makes no sense begins
- * anew. */
+/* Marks the tracker of a command that is with the controller as adopted. Called by nvq_adopt()
+ * only. The age of a command can't be verified: an impossible one begins anew. */
 static inline void nvq_take_on(struct nvq_tracker *t, uint64_t epoch, bool sums)
 {
     if (sums && nvq_sum_sent(t, t->flags | NVQ_ORPHAN) == t->sum)
@@ -164,8 +168,11 @@ static inline void nvq_take_on(struct nvq_tracker *t, uint64_t epoch, bool sums)
     t->flags |= NVQ_ADOPTED;
 }
 
-/* Takes positions, free slots and command ids over. What was never sent is freed; what is with the
- * controller is marked as adopted. */
+/*
+ * Takes positions, free slots and command ids over, after nvq_inspect() has returned 0 with this
+ * `found`. What was never sent is freed; what is with the controller is marked as adopted. Cannot
+ * fail. No doorbell is rung: nvq_ring_sq_surely() or the caller settles an uncertain one.
+ */
 static inline void nvq_adopt(struct nvq *q, const struct nvq_measure *m, const struct nvq_found *found)
 {
     struct nvq_header *h = q->header;
@@ -204,7 +211,7 @@ static inline void nvq_adopt(struct nvq *q, const struct nvq_measure *m, const s
 }
 
 /* A free slot for the command that settles an uncertain doorbell, or -1: even the reserved one is
- * out. */
+ * in use. nvq_retire() returns it. */
 static inline int nvq_take_reserved(struct nvq *q)
 {
     for (uint32_t i = nvq_usable(q); i < q->n_trackers; i++)
@@ -213,7 +220,7 @@ static inline int nvq_take_reserved(struct nvq *q)
     return nvq_take(q);
 }
 
-/* The end of a slot that may be a reserved one. */
+/* Frees a slot that may be a reserved one, once its command has ended. */
 static inline void nvq_retire(struct nvq *q, unsigned slot)
 {
     if (slot < nvq_usable(q))
@@ -223,7 +230,7 @@ static inline void nvq_retire(struct nvq *q, unsigned slot)
 }
 
 /* As nvq_ring_sq(), but the register is written regardless of EventIdx: it is unknown whether the
- * predecessor read it. */
+ * predecessor read it. Returns true if the caller must write the register itself. */
 static inline bool nvq_ring_sq_surely(struct nvq *q)
 {
     struct nvq_header *h = q->header;
@@ -241,10 +248,10 @@ static inline bool nvq_ring_sq_surely(struct nvq *q)
 }
 
 /*
- * The completion doorbell after nvq_adopt(), if it can't wait for the next completion: the ring has
- * no room for one, or the controller reads the shadow and may sleep until it is rung. True if it
- * must be rung with a value that the predecessor may have rung already: then a strict controller at
- * worst reports an error.
+ * Whether the completion doorbell can't wait for the next completion after nvq_adopt(): the ring
+ * has no room for one, or the controller reads the shadow and may sleep until it is rung. Then it
+ * is rung with a value that the predecessor may have rung already; a strict controller at worst
+ * reports an error.
  */
 static inline bool nvq_cq_must_ring(const struct nvq *q)
 {
@@ -254,6 +261,8 @@ static inline bool nvq_cq_must_ring(const struct nvq *q)
     return reaped != rung && (q->cq_shadow || reaped - rung >= h->entries - 1);
 }
 
+/* As nvq_ring_cq(), but the register is written regardless of EventIdx. Returns true if the caller
+ * must write the register itself. */
 static inline bool nvq_ring_cq_surely(struct nvq *q)
 {
     struct nvq_header *h = q->header;
@@ -285,8 +294,11 @@ struct nvq_frozen {
     volatile struct nvq_cqe *cq;
 };
 
-/* Everything posted was rung and everything reaped acknowledged. 0, or -1 out of memory with
- * nothing changed. */
+/*
+ * Replaces the shared structures by private copies, see above. Everything posted was rung and
+ * everything reaped acknowledged. Returns 0, or -1 out of memory with nothing changed. nvq_thaw()
+ * or nvq_close() follows; the latter after free(frozen->copy).
+ */
 static inline int nvq_freeze(struct nvq *q, struct nvq_frozen *frozen)
 {
     NVP_PROBE2(hand_over, q->qid, q->n_armed);
@@ -317,8 +329,8 @@ static inline int nvq_freeze(struct nvq *q, struct nvq_frozen *frozen)
     return 0;
 }
 
-/* No successor took it: back to the pool, which has not changed meanwhile except for completions of
- * the controller. */
+/* Reverts nvq_freeze(), if no successor took the queue pair: back to the pool, which has not
+ * changed meanwhile except for completions of the controller. Does nothing if *frozen is empty. */
 static inline void nvq_thaw(struct nvq *q, struct nvq_frozen *frozen)
 {
     if (!frozen->copy)

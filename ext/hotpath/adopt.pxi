@@ -86,7 +86,7 @@ def check_queue(memory, uint16_t qid):
 
 cdef int inspect_queue(QueuePair qp, bint sums, bint known, nvq_measure *measure, nvq_found *found) except -1:
     """Verifies and counts what a predecessor left; QueueStateError if it is damaged. Changes
-    nothing. sums: see `look_at_queue()`. known: the result of `look_at_queue()` is not searched
+    nothing. sums: see `verify_queue()`. known: the result of `verify_queue()` is not searched
     again, because the predecessor is frozen.
     """
     cdef char error[NVQ_ERROR_BYTES]
@@ -112,7 +112,7 @@ cdef int inspect_queue(QueuePair qp, bint sums, bint known, nvq_measure *measure
     return 0
 
 
-def look_at_queue(QueuePair qp, *, bint sums=True):
+def verify_queue(QueuePair qp, *, bint sums=True):
     """The predecessor's state of a queue pair made with attach=True: its commands, and the
     places of their data.
 
@@ -165,7 +165,7 @@ def look_at_queue(QueuePair qp, *, bint sums=True):
 
 
 def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
-    """Continues with a queue pair that `look_at_queue()` found valid, with its bounce pages and
+    """Continues with a queue pair that `verify_queue()` found valid, with its bounce pages and
     doorbells in place. The queue is held afterwards.
 
     factory      a subclass of AdoptedCommand
@@ -173,7 +173,7 @@ def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
                  longer can
     settle       64 bytes: a harmless command, sent if it is unknown whether the last doorbell was
                  rung
-    sums         as for `look_at_queue()`; afterwards the trackers have valid ones
+    sums         as for `verify_queue()`; afterwards the trackers have valid ones
 
     Returns (commands, the driver's own commands, asynchronous event requests). A command whose
     result the predecessor had recorded, or that it never sent, is finished already. The event

@@ -1,6 +1,10 @@
 /*
  * Many commands of one kind, awaited as one: element i transfers `nbytes` at lbas[i] to or from
  * data + i * nbytes. Composed of the primitives of queue.h; runs without the GIL.
+ *
+ * Callers: the thread that owns the queue pair (queue.h). A batch, its arrays and its bounce pieces
+ * belong to that thread too, from nvb_prepare() until `out` is 0. `slots` has an entry for each
+ * tracker.
  */
 #ifndef NVME_ASYNC_HOTPATH_BATCH_H
 #define NVME_ASYNC_HOTPATH_BATCH_H
@@ -51,7 +55,8 @@ struct nvb_slot {
  * figure 105). */
 #define NVB_GIVEN_UP 0x371
 
-/* To be called once, after all the above was set: derives the rest. */
+/* Derives the fields that nvb_send() uses from the others. Called once, after those were set and
+ * before nvb_fill(). */
 static inline void nvb_prepare(struct nvb_batch *b)
 {
     b->sum = nvq_sum_rest(&b->command, b->flags, b->nbytes);
@@ -65,6 +70,7 @@ struct nvb_element {
     uint32_t index;
 };
 
+/* The values of element `index`, with its data where the batch's are. */
 static inline struct nvb_element nvb_element(const struct nvb_batch *b, uint32_t index)
 {
     return (struct nvb_element){
@@ -75,7 +81,7 @@ static inline struct nvb_element nvb_element(const struct nvb_batch *b, uint32_t
     };
 }
 
-/* Advances to the element after `e`: sums are linear in their words (sum.h). */
+/* Advances *e to the next element: sums are linear in their words (sum.h). */
 static inline void nvb_next(const struct nvb_batch *b, struct nvb_element *e)
 {
     e->iova += b->nbytes;
@@ -84,8 +90,8 @@ static inline void nvb_next(const struct nvb_batch *b, struct nvb_element *e)
     e->index++;
 }
 
-/* Sends an element whose data are at e->iova, with a slot that is free. The caller counts `b->out`.
- * one_page: as b->one_page. */
+/* Posts an element whose data are at e->iova in a free slot. The caller has taken the slot, and
+ * counts b->out; no doorbell is rung. one_page: as b->one_page. */
 static inline __attribute__((always_inline)) void nvb_send(struct nvq *q, struct nvq_posting *p, struct nvb_slot *slots,
                                                            struct nvb_batch *b, const struct nvb_element *e,
                                                            unsigned slot, const bool one_page)
@@ -109,7 +115,8 @@ static inline __attribute__((always_inline)) void nvb_send(struct nvq *q, struct
     nvq_post_next(q, p, slot, e->sum + nvq_sum_lba(lba), !one_page);
 }
 
-/* Copies an element's data into a bounce piece, or prepares the piece for them. */
+/* Copies an element's data into a bounce piece, or prepares the piece for a read. *own keeps the
+ * piece until nvb_take(); *e gets its addresses. */
 static inline void nvb_bounce(const struct nvb_batch *b, struct nvb_slot *own, struct nvb_element *e,
                               const struct nvb_piece *piece)
 {
@@ -122,8 +129,9 @@ static inline void nvb_bounce(const struct nvb_batch *b, struct nvb_slot *own, s
     e->offset = piece->offset;
 }
 
-/* Sends an element of any kind, with a bounce piece if the batch uses them; returns its slot, or -1
- * if no id is free. */
+/* Posts an element of any kind, with a bounce piece if the batch uses them, and counts b->out.
+ * Returns its slot, or -1 if no id is free; then the piece stays the caller's. No doorbell is
+ * rung. */
 static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t element,
                            const struct nvb_piece *piece)
 {
@@ -140,8 +148,11 @@ static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_bat
     return slot;
 }
 
-/* After a reset: an in-flight element is resent from the same pages, unless it has no waiter or was
- * resent `limit` times before. */
+/*
+ * After a reset: posts an element that was in flight again, from the same pages, unless its batch
+ * has no waiter or it was resent `limit` times before; then it ends with NVB_GIVEN_UP. Returns
+ * whether it was posted. old: a copy of its slot, as it was before the reset.
+ */
 static inline bool nvb_again(struct nvq *q, struct nvb_slot *slots, const struct nvb_slot *old, uint32_t limit)
 {
     struct nvb_batch *b = old->batch;
@@ -162,7 +173,7 @@ static inline bool nvb_again(struct nvq *q, struct nvb_slot *slots, const struct
     return false;
 }
 
-/* Sends `count` elements of any kind, for which there are free slots. */
+/* Posts `count` elements of any kind, for which there are free slots. Called by nvb_fill() only. */
 static __attribute__((noinline, unused)) void nvb_fill_any(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b,
                                                            uint32_t count)
 {
@@ -170,7 +181,8 @@ static __attribute__((noinline, unused)) void nvb_fill_any(struct nvq *q, struct
         (void)nvb_post(q, slots, b, b->next++, b->bounced ? &b->pieces[--b->n_pieces] : NULL);
 }
 
-/* Sends as many as depth and free ids allow, leaving `keep` ids to others. Returns how many. */
+/* Posts as many elements as depth and free ids allow, leaving `keep` ids to others. Returns how
+ * many. No doorbell is rung. */
 static inline uint32_t nvb_fill(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep)
 {
     uint32_t count = b->n - b->next;
@@ -200,8 +212,8 @@ static inline uint32_t nvb_fill(struct nvq *q, struct nvb_slot *slots, struct nv
     return count;
 }
 
-/* One element's completion, recorded in its tracker by nvq_reap. `bounced` as b->bounced. The
- * caller counts done, out and free slots. */
+/* Delivers one element's completion, which nvq_reap() has recorded: status, data, bounce piece;
+ * frees the tracker. The caller counts done, out and free slots. bounced: as b->bounced. */
 static inline __attribute__((always_inline)) void nvb_take(struct nvq *q, struct nvb_slot *own, unsigned slot,
                                                            struct nvb_batch *b, const bool bounced)
 {
@@ -223,6 +235,7 @@ static inline __attribute__((always_inline)) void nvb_take(struct nvq *q, struct
     nvq_free(t);
 }
 
+/* nvb_take(), and the counts: for a slot of done_slots, which the caller removes there. */
 static inline void nvb_finish(struct nvq *q, struct nvb_slot *slots, unsigned slot)
 {
     struct nvb_batch *b = slots[slot].batch;
@@ -247,7 +260,7 @@ static __attribute__((noinline, unused)) void nvb_settle_any(struct nvq *q, stru
     q->n_done = kept;
 }
 
-/* Finishes what belongs to `b` among the reaped; the rest keeps its order in done_slots. */
+/* Finishes the elements of `b` among the reaped; the rest keeps its order in done_slots. */
 static inline void nvb_settle(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b)
 {
     const uint16_t *const done = q->done_slots;
@@ -280,14 +293,17 @@ enum nvb_why {
     NVB_STRAYS,   /* stray completions: they must be reported */
 };
 
-/* Submits, rings and reaps until done, `slice_ns` have passed, or nothing has arrived within
- * `budget`. */
+/*
+ * Posts, rings and reaps until the batch is done, `slice_ns` have passed, or nothing has arrived
+ * within `budget`. Returns the reason; with NVB_REGISTER, *ring has the registers to be written.
+ * Other commands' completions stay in done_slots, for the caller to deliver.
+ */
 static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep,
                                     uint64_t slice_ns, struct nvw_budget *budget, unsigned *ring)
 {
     const uint64_t begin = nvq_now_ns();
     const uint64_t bound = nvw_budget_ns(budget);
-    uint64_t quiet_since = 0, looked = 0;
+    uint64_t quiet_since = 0, polled_ns = 0;
     /* Ring for a part of the depth at a time, so that the controller works on one part while the
      * next is prepared. */
     const uint32_t portion = b->depth > 16 ? b->depth / 4 : b->depth > 3 ? 4 : 1;
@@ -299,7 +315,7 @@ static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struc
         const unsigned reaped = nvq_reap(q, 64);
         if (reaped) {
             if (quiet_since)
-                nvw_budget_learn(budget, looked - quiet_since);
+                nvw_budget_learn(budget, polled_ns - quiet_since);
             quiet_since = 0;
             nvb_settle(q, slots, b);
             if (q->n_unacked >= q->entries / 4 || q->n_unacked >= 64)
@@ -321,7 +337,7 @@ static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struc
         const uint64_t now = nvq_now_ns();
         if (now - begin >= slice_ns)
             return NVB_SLICE;
-        looked = now;
+        polled_ns = now;
         if (reaped)
             continue;
         if (!quiet_since)

@@ -246,7 +246,7 @@ cdef Batch make_batch(QueuePair qp, uint8_t opcode, uint32_t nsid, lbas, uint32_
     batch.any_depth = depth == 0
     if data is not None:
         if nbytes > qp.max_transfer or nbytes == 0:
-            raise ValueError(f"a transfer of {nbytes} bytes is outside of 1 to this queue's limit of {qp.max_transfer}")
+            raise ValueError(f"a transfer of {nbytes} bytes, must be 1 to {qp.max_transfer}, this queue's limit")
         export_bytes(data, &batch.data_view, to_host)
         batch.has_data = True
         if <uint64_t>batch.data_view.len != <uint64_t>nbytes * batch.b.n:

@@ -13,6 +13,8 @@
 static traverseproc nva_traverse_rest;
 static size_t nva_waiters_at, nva_count_at;
 
+/* tp_traverse of the type: its own, then the requests in flight. Called by the garbage collector,
+ * with the GIL or a stopped world. */
 static int nva_traverse(PyObject *self, visitproc visit, void *arg)
 {
     PyObject **waiters = *(PyObject ***)((char *)self + nva_waiters_at);

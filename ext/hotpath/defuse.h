@@ -4,6 +4,7 @@
 
 #include "queue.h"
 
+/* Turns a submission queue entry into a Flush of the same command id and namespace. */
 static inline void nvd_as_flush(struct nvq_sqe *sqe)
 {
     sqe->opcode = 0x00; /* Flush; command id, nsid and (unused) PRPs stay */

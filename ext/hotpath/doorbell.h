@@ -1,6 +1,9 @@
 /*
  * Doorbells: rung as registers, through Doorbell Buffer Config, or left to the caller. queue.h has
  * the order of the stores.
+ *
+ * Callers: the thread that owns the queue pair (queue.h), with or without the GIL. The queue pair
+ * is open and not frozen (adopt.h).
  */
 #ifndef NVME_ASYNC_HOTPATH_DOORBELL_H
 #define NVME_ASYNC_HOTPATH_DOORBELL_H
@@ -8,13 +11,15 @@
 #include "common/mmio.h"
 #include "pair.h"
 
-/* virtio's test, as in Base 2.0, 5.8: does going from `old` to `new` step over event_idx? */
+/* Whether going from `old` to `new_value` passes event_idx, as in Base 2.0, 5.8 (virtio has the
+ * same test). Any thread. */
 static inline bool nvq_needs_event(uint16_t event_idx, uint16_t new_value, uint16_t old)
 {
     return (uint16_t)(new_value - event_idx - 1) < (uint16_t)(new_value - old);
 }
 
-/* Completes nvq_ring_* for a caller that wrote the register itself. */
+/* Completes nvq_ring_sq() for a caller that has written the register itself, before any other
+ * command is posted. */
 static inline void nvq_rang_sq(struct nvq *q)
 {
     struct nvq_header *h = q->header;
@@ -22,6 +27,7 @@ static inline void nvq_rang_sq(struct nvq *q)
                           memory_order_release);
 }
 
+/* The same for nvq_ring_cq(). */
 static inline void nvq_rang_cq(struct nvq *q)
 {
     struct nvq_header *h = q->header;
@@ -29,8 +35,11 @@ static inline void nvq_rang_cq(struct nvq *q)
                           memory_order_release);
 }
 
-/* The same for a register that was written meanwhile, by another thread: the last position at or
- * before `ringing` that `value` stands for. */
+/*
+ * The same for a register that was written meanwhile, maybe by another thread: sets *rung to the
+ * last position at or before *ringing that `value` stands for. Any thread, before anything else is
+ * done to the queue pair.
+ */
 static inline void nvq_rang_to(const struct nvq_header *h, const _Atomic uint64_t *ringing, _Atomic uint64_t *rung,
                                uint32_t value)
 {
@@ -40,18 +49,23 @@ static inline void nvq_rang_to(const struct nvq_header *h, const _Atomic uint64_
         atomic_store_explicit(rung, latest - behind, memory_order_release);
 }
 
+/* nvq_rang_to() for the submission doorbell. Any thread, likewise. */
 static inline void nvq_rang_sq_to(struct nvq *q, uint32_t value)
 {
     nvq_rang_to(q->header, &q->header->sq_ringing, &q->header->sq_rung, value);
 }
 
+/* nvq_rang_to() for the completion doorbell. Any thread, likewise. */
 static inline void nvq_rang_cq_to(struct nvq *q, uint32_t value)
 {
     nvq_rang_to(q->header, &q->header->cq_ringing, &q->header->cq_rung, value);
 }
 
-/* Returns true if the caller must write the register itself, because the device maps no
- * doorbells. */
+/*
+ * Stores a doorbell value and wakes the device where needed. Returns true if the caller must write
+ * the register itself, because the device maps no doorbells; then nvq_rang_*() follows. Counts in
+ * *counter. The caller has stored `ringing`.
+ */
 static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, volatile uint32_t *shadow,
                                 volatile uint32_t *eventidx, uint32_t value, uint64_t *counter)
 {
@@ -80,7 +94,8 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
     return false;
 }
 
-/* nvq_ring_sq() and nvq_ring_cq() if a doorbell is more than a store, or must not be rung. */
+/* nvq_ring_sq() if a doorbell is more than a store, or must not be rung. submitted:
+ * header.submitted. */
 static __attribute__((noinline, unused)) bool nvq_ring_sq_any(struct nvq *q, uint64_t submitted)
 {
     struct nvq_header *h = q->header;
@@ -96,6 +111,7 @@ static __attribute__((noinline, unused)) bool nvq_ring_sq_any(struct nvq *q, uin
     return by_register;
 }
 
+/* nvq_ring_cq() if a doorbell is more than a store, or must not be rung. reaped: header.reaped. */
 static __attribute__((noinline, unused)) bool nvq_ring_cq_any(struct nvq *q, uint64_t reaped)
 {
     struct nvq_header *h = q->header;
@@ -111,6 +127,11 @@ static __attribute__((noinline, unused)) bool nvq_ring_cq_any(struct nvq *q, uin
     return by_register;
 }
 
+/*
+ * Rings the submission doorbell for all posted commands; does nothing if there are none or the
+ * queue is stopped. Returns true if the caller must write the register with sq_tail, and call
+ * nvq_rang_sq() after that.
+ */
 static inline bool nvq_ring_sq(struct nvq *q)
 {
     struct nvq_header *h = q->header;
@@ -128,6 +149,11 @@ static inline bool nvq_ring_sq(struct nvq *q)
     return false;
 }
 
+/*
+ * Rings the completion doorbell for all reaped completions; does nothing if there are none or the
+ * queue is stopped. Returns true if the caller must write the register with cq_head, and call
+ * nvq_rang_cq() after that.
+ */
 static inline bool nvq_ring_cq(struct nvq *q)
 {
     struct nvq_header *h = q->header;
@@ -145,9 +171,11 @@ static inline bool nvq_ring_cq(struct nvq *q)
     return false;
 }
 
-/* Between the completion doorbell and one more poll before sleeping: the controller stores an entry
- * and then reads the doorbell, we store the doorbell and then read the entry, and one of us sees
- * the other. */
+/*
+ * To be called between the completion doorbell and one more poll before sleeping: the controller
+ * stores an entry and then reads the doorbell, the host stores the doorbell and then reads the
+ * entry, so at least one of them sees the other.
+ */
 static inline void nvq_before_last_poll(void)
 {
     atomic_thread_fence(memory_order_seq_cst);

@@ -98,7 +98,7 @@ cdef class NamespaceCore:
         if self._gone is not None:
             raise self._gone
         if blocks == 0:
-            raise ValueError("blocks is 0, at least 1 is needed")
+            raise ValueError("blocks is 0, must be 1 or more")
         if lba >= self.blocks or blocks > self.blocks - lba:
             raise self._out_of_range(opcode, lba, blocks)
         return 0
@@ -223,9 +223,9 @@ cdef uint64_t u64_of_object(value, str name) except? 0xffffffffffffffff:
     try:
         return value if PyLong_CheckExact(value) else PyNumber_Index(value)     # which takes NumPy's integers, and no floats
     except OverflowError:
-        raise ValueError(f"{name} is {value}, outside of 0 to 2**64-1") from None
+        raise ValueError(f"{name} is {value}, must be 0 to 2**64-1") from None
     except TypeError:
-        raise TypeError(f"{name} is a {type(value).__name__}, an integer is needed") from None
+        raise TypeError(f"{name} is a {type(value).__name__}, must be an integer") from None
 
 
 def _import_loop_lookup():

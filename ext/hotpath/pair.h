@@ -1,6 +1,9 @@
 /*
- * What a queue pair is to this process: struct nvq; how it is laid out in memory, opened, reset and
+ * A queue pair as this process sees it: struct nvq; how it is laid out in memory, opened, reset and
  * closed.
+ *
+ * Callers: the thread that owns the queue pair (queue.h), with or without the GIL. Nothing here
+ * locks or blocks. Functions that another state or thread may call say so.
  */
 #ifndef NVME_ASYNC_HOTPATH_PAIR_H
 #define NVME_ASYNC_HOTPATH_PAIR_H
@@ -91,19 +94,23 @@ struct nvq {
 static const volatile uint32_t nvq_own = 1; /* the stop word of queue pairs that are not lent */
 static const volatile uint32_t nvq_silence = 0; /* of silent ones: no epoch has this number */
 
-static inline bool nvq_stopped(const struct nvq *q) /* doorbells must not be rung */
+/* True if doorbells must not be rung: the queue is silent, or its lender has ended the lease. Any
+ * thread may ask; the answer may be outdated at once. */
+static inline bool nvq_stopped(const struct nvq *q)
 {
     return __builtin_expect(*q->stop_word != q->life, 0);
 }
 
-/* Must be called whenever one of the doorbell fields has changed; until then nvq_ring_* check each
- * of them. */
+/* Selects the short path of nvq_ring_sq() and nvq_ring_cq(). Must be called after each change of a
+ * doorbell field; until then they check each of them. */
 static inline void nvq_choose_ringing(struct nvq *q)
 {
     const bool plain = q->sq_doorbell && q->cq_doorbell && !q->sq_shadow && q->kick_fd < 0;
     q->plain_word = plain ? q->stop_word : &nvq_silence;
 }
 
+/* silent: no doorbell is rung from now on, because the controller doesn't know this queue; else
+ * rings again unless the lease has ended. Returns nothing; posted commands stay in the ring. */
 static inline void nvq_silent(struct nvq *q, bool silent)
 {
     q->silent = silent;
@@ -111,6 +118,7 @@ static inline void nvq_silent(struct nvq *q, bool silent)
     nvq_choose_ringing(q);
 }
 
+/* CLOCK_MONOTONIC in nanoseconds. Any thread. */
 static inline uint64_t nvq_now_ns(void)
 {
     struct timespec t;
@@ -118,7 +126,8 @@ static inline uint64_t nvq_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* The layout for `entries` and lists of `list_bytes`; returns the total bytes. */
+/* Fills in the layout of `entries` entries, n_trackers trackers and lists of list_bytes; returns
+ * the total bytes. Other fields of the header stay. Any thread. */
 static inline uint64_t nvq_layout_of(struct nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_bytes)
 {
     const uint64_t mask = NVQ_PAGE - 1;
@@ -140,22 +149,24 @@ static inline uint64_t nvq_layout_of(struct nvq_header *h, uint32_t entries, uin
     return at;
 }
 
-/* The layout for commands of `list_entries` pages; returns the total bytes. */
+/* nvq_layout_of() for commands of up to list_entries pages. Returns the total bytes. Any thread. */
 static inline uint64_t nvq_layout(struct nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_entries)
 {
     return nvq_layout_of(h, entries, n_trackers, prp_list_bytes(list_entries ? list_entries : 1));
 }
 
-/*
- * The next id of the same slot, skipping ids that no command has: FFFFh (Base 2.0, figure 87) and
- * 0, which is a free tracker's (sum.h).
- */
+/* The id `cid`, or the next one of the same slot if no command may have it: FFFFh (Base 2.0, figure
+ * 87), and 0, which is a free tracker's (sum.h). */
 static inline uint16_t nvq_proper_cid(const struct nvq *q, uint16_t cid)
 {
     return __builtin_expect((uint16_t)(cid - 1) >= 0xfffe, 0) ? (uint16_t)(cid + q->cid_step) : cid;
 }
 
-/* Points `q` at the memory of a laid out queue pair. Returns 0, or -1 out of memory. */
+/*
+ * Initializes `q` for the queue pair laid out at `memory`, whose header is filled in and trusted
+ * (nvq_check_header() if it is a predecessor's). Rings and trackers are not touched: nvq_reset() or
+ * nvq_adopt() follows. Returns 0, or -1 out of memory with nothing allocated. nvq_close() frees.
+ */
 static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
 {
     struct nvq_header *h = (struct nvq_header *)memory;
@@ -192,10 +203,10 @@ static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
 }
 
 /*
- * In a forked child: the queue pair continues in `memory`, which is zeroed and of nvq_layout()
- * bytes, silent and empty, permanently. The rings are a private mapping there, which shows later
- * changes by the parent and its controller until it is written: completions of commands that this
- * process has never sent.
+ * In a forked child, from its only thread: the queue pair continues in `memory`, which is zeroed
+ * and of nvq_layout() bytes, silent and empty, permanently. The rings are a private mapping there,
+ * which shows later changes by the parent and its controller until it is written: completions of
+ * commands that this process has never sent. Cannot fail.
  */
 static inline void nvq_disown(struct nvq *q, uint8_t *memory)
 {
@@ -217,6 +228,8 @@ static inline void nvq_disown(struct nvq *q, uint8_t *memory)
         q->transport->disown(q);
 }
 
+/* Frees what nvq_open() and nvq_set_latency() allocated, and releases the transport. No command may
+ * be in flight whose memory is to be reused. `q` may be opened again. */
 static inline void nvq_close(struct nvq *q)
 {
     if (q->transport)
@@ -229,13 +242,16 @@ static inline void nvq_close(struct nvq *q)
     q->kick_fd = -1;
 }
 
+/* Sets the phase tag that marks a new completion: at a reset, after an adoption, and each time that
+ * the ring wraps (Base 2.0, 3.3.3.2). */
 static inline void nvq_set_phase(struct nvq *q, uint16_t phase)
 {
     q->cq_phase = phase;
     q->cq_expected = (uint64_t)phase << 48 | (uint64_t)q->qid << 16;
 }
 
-/* Latencies are recorded in *latency from now on, which the queue frees; NULL: they aren't. */
+/* Latencies are recorded in *latency from now on; NULL: no longer. The queue pair owns and frees
+ * it. */
 static inline void nvq_set_latency(struct nvq *q, struct histogram *latency)
 {
     free(q->latency);
@@ -243,21 +259,24 @@ static inline void nvq_set_latency(struct nvq *q, struct histogram *latency)
     q->notable = 0;
 }
 
-/* Slots for commands of the driver's users. */
+/* The number of slots for commands of the driver's users: all but the reserved ones. */
 static inline uint32_t nvq_usable(const struct nvq *q)
 {
     return q->n_trackers - q->header->n_reserved;
 }
 
-/* `state`, `cid` and `flags` in one store: so that a lost result and a repeated one are both
- * detected (sum.h). */
+/*
+ * Frees a tracker: `state`, `cid` and `flags` in one store, so that a lost result and a repeated
+ * one are both detected (sum.h). The command has ended and its result was delivered, or it was
+ * never sent.
+ */
 static inline void nvq_free(struct nvq_tracker *t)
 {
     __atomic_store_n((nvq_word *)&t->state, 0, __ATOMIC_RELEASE);
 }
 
-/* All slots free, both rings empty: a queue that was just created, or whose controller was just
- * reset. */
+/* Frees all slots and empties both rings. The controller must not know the queue: it was just
+ * created, or the controller was just reset. Results that were not delivered are lost. */
 static inline void nvq_reset(struct nvq *q)
 {
     struct nvq_header *h = q->header;

@@ -1,22 +1,25 @@
 /*
  * Physical Region Pages (NVMe Base 2.0, 4.1.1). Memory that a device can access is contiguous in
  * IOVA here, so a list is computed from one address.
+ *
+ * Callers: any thread. The functions keep no state; prp_build() writes only to what its caller
+ * passes.
  */
 #ifndef NVME_ASYNC_HOTPATH_PRP_H
 #define NVME_ASYNC_HOTPATH_PRP_H
 
 #include "layout.h"
 
-/* Pages that `nbytes` at `iova` touch. */
+/* The number of pages that `nbytes` at `iova` touch. */
 static inline uint64_t prp_pages(uint64_t iova, uint64_t nbytes)
 {
     return ((iova & (NVQ_PAGE - 1)) + nbytes + NVQ_PAGE - 1) / NVQ_PAGE;
 }
 
 /*
- * Bytes of list memory for up to `entries` entries, chain pointers included, for lists that start
- * on a page or, when shorter than one, on a multiple of their size (so that they don't cross a page
- * end).
+ * The bytes of list memory for up to `entries` entries, chain pointers included, for lists that
+ * start on a page or, if shorter than one, on a multiple of their size (so that they don't cross a
+ * page end).
  */
 static inline uint32_t prp_list_bytes(uint32_t entries)
 {
@@ -32,7 +35,7 @@ static inline uint32_t prp_list_bytes(uint32_t entries)
     return pages * NVQ_PAGE;
 }
 
-/* Can prp_list_bytes() have said so? */
+/* Nonzero if prp_list_bytes() can have returned that. */
 static inline int prp_list_bytes_valid(uint32_t bytes)
 {
     return bytes >= 64 && (bytes % NVQ_PAGE == 0 || (bytes < NVQ_PAGE && (bytes & (bytes - 1)) == 0));

@@ -28,23 +28,27 @@
 #include "pair.h"
 #include "reap.h"
 
-/* A free slot, or -1. */
+/* Takes a free slot and returns it, or -1. It is posted, or returned by nvq_put(). */
 static inline int nvq_take(struct nvq *q)
 {
     return q->n_free ? q->free_slots[--q->n_free] : -1;
 }
 
+/* Returns a slot whose command has ended and was delivered, or was never posted. */
 static inline void nvq_put(struct nvq *q, unsigned slot)
 {
     nvq_free(&q->trackers[slot]);
     q->free_slots[q->n_free++] = (uint16_t)slot;
 }
 
+/* The memory of a slot's PRP list, of list_bytes. Written only while the slot is taken and not
+ * posted. */
 static inline uint64_t *nvq_list(struct nvq *q, unsigned slot)
 {
     return (uint64_t *)(q->lists + (size_t)slot * q->list_bytes);
 }
 
+/* Its address for the device. */
 static inline uint64_t nvq_list_iova(const struct nvq *q, unsigned slot)
 {
     return q->lists_iova + (uint64_t)slot * q->list_bytes;
@@ -61,6 +65,7 @@ struct nvq_posting {
     uint32_t count;
 };
 
+/* Begins to post `count` commands: see struct nvq_posting. */
 static inline struct nvq_posting nvq_posting_begin(struct nvq *q, uint32_t count)
 {
     q->n_armed += count;
@@ -69,6 +74,7 @@ static inline struct nvq_posting nvq_posting_begin(struct nvq *q, uint32_t count
                                 .count = count};
 }
 
+/* Ends it, after exactly `count` calls of nvq_post_next(). The doorbell is due. */
 static inline void nvq_posting_end(struct nvq *q, const struct nvq_posting *p)
 {
     q->sq_tail = p->tail;
@@ -106,6 +112,8 @@ static inline void nvq_post_next(struct nvq *q, struct nvq_posting *p, unsigned 
     NVP_PROBE2(post, q->qid, (const void *)t); /* a tracker begins with the 64 bytes of its command */
 }
 
+/* Posts the command in trackers[slot].sqe alone. The slot is taken and its tracker filled; no
+ * doorbell is rung. */
 static inline void nvq_post(struct nvq *q, unsigned slot)
 {
     const struct nvq_tracker *t = &q->trackers[slot];
@@ -117,6 +125,7 @@ static inline void nvq_post(struct nvq *q, unsigned slot)
     nvq_posting_end(q, &p);
 }
 
+/* A hint to the processor for a spin loop. Any thread. */
 static inline void nvq_relax(void)
 {
 #if defined(__x86_64__) || defined(__i386__)

@@ -1,6 +1,8 @@
 /*
  * Completions: found by their phase, recorded in their trackers, strays set aside. queue.h has the
  * order of the stores.
+ *
+ * Callers: the thread that owns the queue pair (queue.h), with or without the GIL.
  */
 #ifndef NVME_ASYNC_HOTPATH_REAP_H
 #define NVME_ASYNC_HOTPATH_REAP_H
@@ -10,8 +12,8 @@
 
 /*
  * Copies the completion at `position` (completions counted since the queue was created) into *copy.
- * False: the controller has not posted it, as the phase tag shows. The queue itself does not
- * change.
+ * Returns false if the controller has not posted it, as the phase tag shows. The queue itself does
+ * not change.
  */
 static inline bool nvq_completion_at(const struct nvq *q, uint64_t position, struct nvq_cqe *copy)
 {
@@ -25,7 +27,7 @@ static inline bool nvq_completion_at(const struct nvq *q, uint64_t position, str
     return true;
 }
 
-/* Is there a completion that was not polled yet? */
+/* True if there is a completion that was not reaped yet. Polls the transport if there is one. */
 static inline bool nvq_pending(const struct nvq *q)
 {
     if ((*(volatile uint16_t *)&q->cq[q->cq_head].status & 1) == q->cq_phase)
@@ -33,15 +35,16 @@ static inline bool nvq_pending(const struct nvq *q)
     return __builtin_expect(q->transport != NULL, 0) && q->transport->poll((struct nvq *)q);
 }
 
-/* The state of a tracker that no other thread changes: a plain load, which the compiler may fold
- * into what it is for. */
+/* The state of a tracker that no other thread changes: a plain load, which the compiler may combine
+ * with its use. */
 static inline uint32_t nvq_state(const struct nvq_tracker *t)
 {
     return *(const uint32_t __attribute__((may_alias)) *)&t->state;
 }
 
-/* The last n of done_slots were reaped at once: more than ever, or latencies are recorded. The
- * clock is read only once, because that is not free. */
+/* Notes that the last n of done_slots were reaped at once: more than ever, or latencies are
+ * recorded. Called by nvq_reap_run() only. The clock is read only once, because that is not
+ * free. */
 static __attribute__((noinline, cold)) void nvq_note(struct nvq *q, unsigned n)
 {
     if (n > q->header->max_batch)
@@ -57,7 +60,7 @@ static __attribute__((noinline, cold)) void nvq_note(struct nvq *q, unsigned n)
     }
 }
 
-/* The next entry of the completion ring is expected. */
+/* The index after `head` in the completion ring; inverts the expected phase when the ring wraps. */
 static inline uint32_t nvq_after(struct nvq *q, uint32_t head)
 {
     if (++head != q->entries)
@@ -66,8 +69,11 @@ static inline uint32_t nvq_after(struct nvq *q, uint32_t head)
     return 0;
 }
 
-/* nvq_reap_ring() up to the first stray, which stays in the ring (*stray); *limit is what is left
- * of it. */
+/*
+ * nvq_reap_ring() up to the first stray, which stays in the ring (*stray is set). Returns the
+ * number of completions; *limit becomes what is left of it. done_slots has room: it has an entry
+ * for each tracker.
+ */
 static inline unsigned nvq_reap_run(struct nvq *q, unsigned *limit, bool *stray)
 {
     struct nvq_header *h = q->header;
@@ -118,7 +124,7 @@ static inline unsigned nvq_reap_run(struct nvq *q, unsigned *limit, bool *stray)
     return n;
 }
 
-/* Takes a stray entry off the ring. */
+/* Takes the stray entry at cq_head off the ring and records it in q->strays. Releases nothing. */
 static inline void nvq_take_stray(struct nvq *q)
 {
     struct nvq_header *h = q->header;
@@ -135,7 +141,7 @@ static inline void nvq_take_stray(struct nvq *q)
     atomic_store_explicit(&h->reaped, atomic_load_explicit(&h->reaped, memory_order_relaxed) + 1, memory_order_release);
 }
 
-/* The rest of nvq_reap_ring(), from a stray on. */
+/* The rest of nvq_reap_ring() from a stray at cq_head on. Returns the number of completions. */
 static __attribute__((noinline, cold)) unsigned nvq_reap_strays(struct nvq *q, unsigned limit)
 {
     unsigned n = 0;
@@ -151,7 +157,8 @@ static __attribute__((noinline, cold)) unsigned nvq_reap_strays(struct nvq *q, u
 
 /*
  * Takes up to `limit` entries off the ring: records completions in their trackers and appends their
- * slots to done_slots; returns how many. Strays are noted in q->strays. Runs without the GIL.
+ * slots to done_slots. Returns how many; strays are counted in q->strays instead. The caller
+ * delivers done_slots and rings nvq_ring_cq().
  */
 static inline unsigned nvq_reap_ring(struct nvq *q, unsigned limit)
 {
@@ -160,11 +167,15 @@ static inline unsigned nvq_reap_ring(struct nvq *q, unsigned limit)
     return __builtin_expect(stray, 0) ? n + nvq_reap_strays(q, limit) : n;
 }
 
+/* nvq_reap() for a queue with a transport, which has been found empty. Returns as
+ * nvq_reap_ring(). */
 static __attribute__((noinline, unused)) unsigned nvq_reap_polled(struct nvq *q, unsigned limit)
 {
     return q->transport->poll(q) ? nvq_reap_ring(q, limit) : 0;
 }
 
+/* nvq_reap_ring(), after polling the transport if there is one and the ring is empty. Returns the
+ * number of completions. */
 static inline unsigned nvq_reap(struct nvq *q, unsigned limit)
 {
     const unsigned n = nvq_reap_ring(q, limit);

@@ -31,7 +31,7 @@ cdef class Rings:
     cdef Py_buffer memory_view
     cdef bint has_memory
     cdef nvq_frozen frozen
-    cdef nvq_found *seen  # by look_at_queue(), until adopt(); or NULL
+    cdef nvq_found *seen  # by verify_queue(), until adopt(); or NULL
     cdef readonly uint16_t qid
     cdef readonly uint32_t entries
     cdef readonly uint64_t max_transfer
@@ -51,9 +51,9 @@ cdef class Rings:
                          bint interrupts, bint attach, uint32_t n_reserved, uint32_t spare_entries) except -1:
         cdef uint32_t list_entries
         if not 2 <= entries <= NVQ_MAX_ENTRIES:
-            raise ValueError(f"entries is {entries}, outside of 2 to {NVQ_MAX_ENTRIES}")
+            raise ValueError(f"entries is {entries}, must be 2 to {NVQ_MAX_ENTRIES}")
         if not 1 <= n_trackers < entries:
-            raise ValueError(f"n_trackers is {n_trackers}, outside of 1 to {entries - 1}")
+            raise ValueError(f"n_trackers is {n_trackers}, must be 1 to {entries - 1}")
         if n_reserved >= n_trackers:
             raise ValueError(f"n_reserved is {n_reserved}, of {n_trackers} trackers")
         if max_transfer == 0 or max_transfer % NVQ_PAGE:

@@ -19,6 +19,7 @@
 
 static uint64_t nvs_mark;
 
+/* Sets the mark of this file's copy. Once, before the first nvs_prepare(). */
 static inline void nvs_set_mark(uint64_t mark)
 {
     nvs_mark = mark;
@@ -34,6 +35,7 @@ static inline void nvs_prepare(uint8_t *data, uint64_t nbytes)
     }
 }
 
+/* Whether the mark at `at` is unchanged. */
 static inline bool nvs_stands(const uint8_t *at)
 {
     return !memcmp(at, &nvs_mark, 8);

@@ -44,11 +44,13 @@ struct nvq_source {
     bool wants_read, wants_write;
 };
 
+/* The cell with index i. */
 static inline struct nvq_cell *nvq_cell_at(const struct nvq_source *source, uint32_t i)
 {
     return (struct nvq_cell *)(source->cells + (size_t)i * source->cell_bytes);
 }
 
+/* Whether the batch is a cell of this source. */
 static inline bool nvq_owns(const struct nvq_source *source, const struct nvb_batch *batch)
 {
     const uint8_t *at = (const uint8_t *)batch;

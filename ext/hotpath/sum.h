@@ -33,17 +33,19 @@ typedef uint64_t __attribute__((may_alias)) nvq_word;
  */
 #define NVQ_SUM_FOLD 0x9e3779b97f4a7c15ull
 
+/* The part of dwords 10 and 11 in a sum. */
 static inline uint64_t nvq_sum_lba(uint64_t cdw10_cdw11)
 {
     return cdw10_cdw11 * 0x45d9f3b1;
 }
 
+/* The part of the caller's tag in a sum. */
 static inline uint64_t nvq_sum_tag(uint64_t tag)
 {
     return tag * 0x2c1b3c6d;
 }
 
-/* All but these two. */
+/* The part of everything else: the other dwords of the command, flags and length. */
 static inline uint64_t nvq_sum_rest(const struct nvq_sqe *sqe, uint16_t flags, uint32_t data_nbytes)
 {
     const nvq_word *word = (const nvq_word *)sqe;
@@ -52,6 +54,7 @@ static inline uint64_t nvq_sum_rest(const struct nvq_sqe *sqe, uint16_t flags, u
            ((uint64_t)(flags & ~NVQ_ADOPTED) << 32 | data_nbytes) * 0x4cf5ad43;
 }
 
+/* The 16 bits of a tracker's sum, before the command id. */
 static inline uint16_t nvq_sum_fold(uint64_t sum)
 {
     return (uint16_t)(sum * NVQ_SUM_FOLD >> 48);
@@ -71,6 +74,7 @@ static inline uint16_t nvq_sum_done(uint32_t status, uint64_t dw0_dw1)
     return nvq_sum_fold(dw0_dw1 + 8ull * status);
 }
 
+/* Dwords 0 and 1 of a recorded completion, as one word. */
 static inline uint64_t nvq_result(const struct nvq_tracker *t)
 {
     return *(const nvq_word *)&t->dw0;

@@ -24,6 +24,7 @@ struct nvq_measure {
     uint64_t *scratch; /* room for one PRP list: list_bytes */
 };
 
+/* Whether the tracker's command transfers data. */
 static inline bool nvq_has_data(const struct nvq_tracker *t)
 {
     return t->flags & (NVQ_TO_HOST | NVQ_FROM_HOST);
@@ -70,7 +71,7 @@ static inline int nvq_verify_tracker(const struct nvq *q, uint32_t slot, uint64_
          * the position that is next. */
         if (!m->sums || !t->cid || t->cid != t->sqe.cid || t->position >= submitted || !nvq_sum_fits(t, NVQ_DONE))
             return 0;
-        what = "lost its state, and holds a result";
+        what = "has a result but no state";
     } else if (state > NVQ_DONE || (t->cid & (q->cid_step - 1u)) != slot || t->cid != t->sqe.cid ||
                (m->sums && !t->cid)) {
         snprintf(error, NVQ_ERROR_BYTES, "tracker %u has state %u and the command ids %#x and %#x", slot, state, t->cid,
@@ -81,19 +82,19 @@ static inline int nvq_verify_tracker(const struct nvq *q, uint32_t slot, uint64_
                (t->flags & NVQ_TO_HOST && t->flags & NVQ_FROM_HOST)) {
         what = "has flags that no command has";
     } else if (t->position > submitted || (t->position == submitted && state == NVQ_DONE)) {
-        what = "is at a position that the ring hasn't reached";
+        what = "is at a position that the ring has not reached";
     } else if (m->sums && !nvq_sum_fits(t, state)) {
         what = "differs from its checksum";
     } else if (!nvq_has_data(t)) {
         if (t->data_offset != NVQ_NO_OFFSET)
-            what = "names data that its command doesn't move";
+            what = "names data, but its command transfers none";
     } else if (t->data_nbytes == 0 || t->data_nbytes > m->max_transfer) {
-        what = "moves more, or less, than a command may";
+        what = "transfers more or less than a command may";
     } else if (t->data_offset != NVQ_NO_OFFSET &&
                (t->data_offset > m->pool_nbytes || t->data_nbytes > m->pool_nbytes - t->data_offset)) {
         what = "names data beyond the end of the pool";
     } else if (!nvq_prps_fit(q, slot, m)) {
-        what = "has PRPs that don't lead to its data";
+        what = "has PRPs that do not point to its data";
     }
     if (!what && state != NVQ_FREE && t->position < submitted) {
         /* The ring entry stands until the ring has come round; only the latest at its index can be

@@ -116,6 +116,7 @@ struct nvw_waiting {
     uint64_t polled_until; /* a sleep's first time, in which it is polled for; 0 = not */
 };
 
+/* The state of a new queue pair with that many entries. */
 static inline void nvw_init(struct nvw_waiting *w, uint32_t entries)
 {
     *w = (struct nvw_waiting){

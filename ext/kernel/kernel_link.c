@@ -72,10 +72,10 @@ static void unbind(struct kernel_link *link)
 
 void kl_free(struct kernel_link *link)
 {
-    const bool ours = link->pid == getpid(); /* a child has neither threads nor the right to the rings */
+    const bool ours = link->pid == getpid(); /* a child has no threads and may not use the rings */
     unbind(link);
     if (link->n_in_kernel && ours)
-        return; /* the kernel still writes; what it needs stays, for good */
+        return; /* the kernel still writes, so its memory is never freed */
     if (link->has_lock && ours) {
         kl_end_workers(link);
         pthread_mutex_destroy(&link->lock);
@@ -107,7 +107,7 @@ int kl_set_target(struct kernel_link *link, const struct kl_target *target)
     return 0;
 }
 
-/* -- memory that the kernel knows beforehand
+/* -- registered memory
  * ----------------------------------------------------- */
 
 static int update_region(struct kernel_link *link, uint32_t index, const void *base, size_t nbytes)
@@ -136,7 +136,7 @@ int kl_add_region(struct kernel_link *link, void *base, size_t nbytes, uint64_t 
         *region = (struct kl_region){.base = base, .nbytes = nbytes, .iova = iova};
         region->fixed = link->has_table && update_region(link, i, base, nbytes) == 0;
         if (link->has_table && !region->fixed)
-            update_region(link, i, NULL, 0); /* one of two rings may have taken it */
+            update_region(link, i, NULL, 0); /* one of the two rings may have accepted it */
         link->n_fixed += region->fixed;
         return region->fixed;
     }
@@ -150,14 +150,14 @@ void kl_drop_region(struct kernel_link *link, const void *base)
         if (region->base != base)
             continue;
         if (region->fixed)
-            update_region(link, i, NULL, 0); /* commands that use it keep it until they are over */
+            update_region(link, i, NULL, 0); /* commands that use it keep it until they end */
         link->n_fixed -= region->fixed;
         *region = (struct kl_region){0};
         return;
     }
 }
 
-/* -- what is in flight
+/* -- commands in flight
  * --------------------------------------------------------------------------- */
 
 uint32_t kl_in_flight(struct kernel_link *link)
@@ -177,7 +177,7 @@ void kl_cancel_all(struct kernel_link *link)
             ring_submit(&link->rings[i]);
 }
 
-/* -- what the queue pair calls
+/* -- called by the queue pair
  * ------------------------------------------------------------------- */
 
 static void transport_submit(struct nvq *q)
@@ -218,7 +218,7 @@ static bool transport_abandon(struct nvq *q, unsigned slot)
     if (!out->in_kernel)
         return false;
     if (out->bounce) {
-        out->data = NULL; /* the kernel has a copy, which ends with the command */
+        out->data = NULL; /* the kernel has its own reference until the command ends */
         return true;
     }
     kl_request_cancel(link, slot);
@@ -233,8 +233,8 @@ static void transport_unbind(struct nvq *q)
     unbind(q->link);
 }
 
-/* Rings, threads and what is in the kernel are the parent's; the memory that describes them stays
- * as it is. */
+/* Rings, threads and commands in the kernel belong to the parent; the memory that describes them is
+ * left unchanged. */
 static void transport_disown(struct nvq *q)
 {
     struct kernel_link *link = q->link;

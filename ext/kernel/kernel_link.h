@@ -1,13 +1,13 @@
 /*
- * Block devices, files and NVMe character devices of the kernel's as the transport of a queue pair
+ * Block devices, files and NVMe character devices of the kernel as the transport of a queue pair
  * (hotpath/transport.h): NVMe commands out of the submission ring become io_uring entries or, if
  * io_uring is unavailable and for blocking operations, jobs of a few threads; their results become
  * completions.
  *
- * Memory. The kernel reads and writes the callers' buffers until a completion says that it is done:
- * nothing here gives a buffer back earlier. link_in_flight() is how many commands have such a hold.
- * While it is not 0 the queue pair must be neither reset nor closed. Where direct I/O wants better
- * aligned memory than the caller's, the data go through an aligned copy of the link's own.
+ * Memory. The kernel accesses the callers' buffers until a command's completion; no buffer is
+ * released earlier. link_in_flight() counts the commands that hold buffers. While it is not 0, the
+ * queue pair must be neither reset nor closed. If direct I/O needs more alignment than the caller's
+ * memory has, the data go through the link's own aligned copy.
  *
  * Threads: the queue's. Workers touch their job and the list of finished ones, nothing else.
  */
@@ -21,13 +21,12 @@
 #include <sys/types.h>
 
 enum kl_kind {
-    KL_FILE,        /* a file, or a block device that is no NVMe namespace */
+    KL_FILE,        /* a file, or a block device that is not an NVMe namespace */
     KL_NVME_BLOCK,  /* /dev/nvme0n1: reads and writes as for a file, other commands by ioctl */
     KL_PASSTHROUGH, /* /dev/ng0n1 */
 };
 
-/* A completion whose error is one of the kernel's, not the controller's: DW0 is this and the
- * errno. */
+/* A completion with an error of the kernel, not of the controller: DW0 is this and the errno. */
 #define KL_ERRNO 0x80000000u
 #define KL_TARGETS 256u
 /* Of a ring, at most: its memory counts against the user's limit of locked memory, often 64 KiB,
@@ -91,10 +90,10 @@ struct kl_job {
     uint32_t nbytes;
     uint32_t dw0, dw1;
     uint16_t status;
-    _Atomic bool cancelled; /* before it has begun: then it ends without having touched anything */
+    _Atomic bool cancelled; /* before it has begun: then it ends without any effect */
 };
 
-/* A command that is out, by its slot. */
+/* A command in flight, by its slot. */
 struct kl_out {
     uint8_t *data;   /* the caller's; NULL: there are none, or the caller has them back */
     uint8_t *bounce; /* aligned memory in its place */
@@ -104,7 +103,7 @@ struct kl_out {
     uint16_t cid;
     uint8_t opcode, again;
     bool out, to_host, fua, in_kernel;
-    bool unpolled; /* not to be polled for: the device has refused that */
+    bool unpolled; /* not polled for: the device has refused that */
     struct nvq_sqe sqe;
     struct kl_job job;
 };
@@ -122,13 +121,13 @@ struct kl_counters {
 };
 
 struct kernel_link {
-    struct nvq *q; /* NULL: no queue yet, or not any more */
-    struct ring rings[2]; /* reads and writes; what can't be polled for, with IOPOLL */
+    struct nvq *q; /* NULL: no queue is attached */
+    struct ring rings[2]; /* reads and writes; commands that can't be polled for, with IOPOLL */
     bool iopoll, passthrough;
     bool poll_refused; /* the device has no queues for polling: everything goes through the second ring */
-    bool giving_up; /* since kl_cancel_all(): what is aborted has no completion, and is the reset's to deal with */
+    bool giving_up; /* since kl_cancel_all(): aborted commands have no completion, and are left to the reset */
     int event_fd;
-    pid_t pid; /* whose threads the workers are */
+    pid_t pid; /* the process that the workers belong to */
 
     uint32_t cq_tail;
     uint16_t cq_phase;
@@ -162,34 +161,34 @@ extern const struct nvq_transport kernel_transport;
 
 /* 0 or a negative errno. max_workers: 1 to KL_WORKERS. */
 int kl_init(struct kernel_link *link, uint32_t max_workers);
-/* Once it is a queue pair's transport: memory for its commands. Until then they stay in the ring. 0
- * or a negative errno. */
+/* Allocates memory for commands, once it is a queue pair's transport. Until then commands stay in
+ * the ring. 0 or a negative errno. */
 int kl_start(struct kernel_link *link);
-/* Commands of this queue go through io_uring from here on. Without it, through the workers. 0 or a
- * negative errno. */
+/* From here on commands of this queue go through io_uring. Without this call, through the workers.
+ * 0 or a negative errno. */
 int kl_use_ring(struct kernel_link *link, uint32_t entries, bool passthrough, bool iopoll);
-/* Nothing may be in flight, or nothing is freed. */
+/* Nothing may be in flight, else the memory is not freed. */
 void kl_free(struct kernel_link *link);
 /* Adds a namespace, or changes it; -ENOSPC. */
 int kl_set_target(struct kernel_link *link, const struct kl_target *target);
-/* Memory that commands may name; it is registered with the rings where they take it. 1: it is; 0:
- * it is not; -ENOSPC. */
+/* Adds memory that commands may name, and registers it with the rings if they accept it. 1:
+ * registered; 0: not registered; -ENOSPC. */
 int kl_add_region(struct kernel_link *link, void *base, size_t nbytes, uint64_t iova);
 void kl_drop_region(struct kernel_link *link, const void *base);
-/* Takes what has completed; how many commands still hold memory. */
+/* Takes completions; returns how many commands still hold memory. */
 uint32_t kl_in_flight(struct kernel_link *link);
-/* Asks the kernel to give up what it has not begun, before a reset or the end. */
+/* Requests the kernel to cancel what it has not begun, before a reset or close. */
 void kl_cancel_all(struct kernel_link *link);
 
 /* kernel_translate.c */
 uint16_t kl_status_of(int error, bool write);
-/* 0, or the status that the command ends with: what it names is checked against the namespace. */
+/* 0, or the status that the command ends with: its range is checked against the namespace. */
 uint16_t kl_check(const struct kl_target *target, const struct nvq_sqe *sqe, uint32_t nbytes);
 bool kl_changes_data(uint8_t opcode);
-/* Carries a command out and blocks meanwhile. */
+/* Executes a command; blocks until it ends. */
 void kl_execute(struct kl_job *job);
-/* What O_DIRECT asks of this file, in bytes, both 0 where it has none. -ENODATA: the kernel doesn't
- * say. */
+/* What O_DIRECT asks of this file, in bytes, both 0 if it does not support it. -ENODATA: the kernel
+ * does not report it. */
 int kl_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
 /* One admin or I/O command by ioctl; 0 or the status, or KL_ERRNO in *dw0. */
 uint16_t kl_ioctl(int fd, bool admin, const struct nvq_sqe *sqe, void *data, uint32_t nbytes, uint32_t timeout_ms,

@@ -1,4 +1,4 @@
-/* Out of the submission ring to the kernel, and back. */
+/* From the submission ring to the kernel, and back. */
 #define _GNU_SOURCE
 #include "kernel_link.h"
 
@@ -34,7 +34,7 @@ void kl_give_aligned(struct kernel_link *link, uint8_t *memory, uint32_t nbytes)
         free(memory);
 }
 
-/* -- the end of a command
+/* -- completion of a command
  * ------------------------------------------------------------------------ */
 
 static void finish(struct kernel_link *link, unsigned slot, uint16_t status, uint32_t dw0, uint32_t dw1)
@@ -81,7 +81,7 @@ static int region_of(const struct kernel_link *link, const uint8_t *data, uint32
     return -1;
 }
 
-/* The memory at MPTR: only within the link's regions. */
+/* The memory at MPTR, which must be within the link's regions. */
 static uint8_t *metadata_at(struct kernel_link *link, uint64_t iova, uint64_t nbytes)
 {
     for (uint32_t i = 0; i < KL_REGIONS; i++) {
@@ -126,8 +126,8 @@ static void fill_passthrough(struct kernel_link *link, struct uring_sqe *sqe, co
     command->cdw13 = from->cdw13;
     command->cdw14 = from->cdw14;
     command->cdw15 = from->cdw15;
-    /* Not as a registered buffer: Linux 6.1 refuses (EINVAL) what is less than one of its segments,
-     * a huge page for example. */
+    /* Not as a registered buffer: Linux 6.1 refuses (EINVAL) a buffer smaller than one of its
+     * segments, a huge page for example. */
 }
 
 static void fill_transfer(struct kernel_link *link, struct uring_sqe *sqe, const struct kl_out *out)
@@ -147,7 +147,7 @@ static void fill_transfer(struct kernel_link *link, struct uring_sqe *sqe, const
     sqe->op_flags = out->fua ? RWF_DSYNC : 0;
 }
 
-/* What moves no data can't be polled for; Linux 6.1 crashes on it. */
+/* A command without data can't be polled for; Linux 6.1 crashes on it. */
 static bool polled_for(const struct kernel_link *link, const struct kl_out *out)
 {
     return link->iopoll && !out->unpolled && (out->opcode == OP_READ || out->opcode == OP_WRITE);
@@ -158,7 +158,7 @@ static struct ring *ring_of(struct kernel_link *link, const struct kl_out *out)
     return &link->rings[link->iopoll && !polled_for(link, out)];
 }
 
-/* False: the ring takes nothing now. */
+/* False: the ring is full. */
 static bool to_ring(struct kernel_link *link, unsigned slot)
 {
     struct kl_out *out = &link->out[slot];
@@ -201,7 +201,7 @@ static bool to_worker(struct kernel_link *link, unsigned slot)
     return kl_give_to_worker(link, job);
 }
 
-/* Direct I/O has wishes about where memory lies. False: there is none. */
+/* Direct I/O requires aligned memory. False: out of memory. */
 static bool place(struct kernel_link *link, struct kl_out *out)
 {
     const struct kl_target *target = out->target;
@@ -224,11 +224,11 @@ static const struct kl_target *find_target(const struct kernel_link *link, uint3
     for (uint32_t i = 0; i < link->n_targets; i++)
         if (link->targets[i].nsid == nsid)
             return &link->targets[i];
-    /* All namespaces (a flush): as many as there are. */
+    /* A flush of all namespaces: one for each. */
     return nsid == 0xffffffffu && link->n_targets == 1 ? &link->targets[0] : NULL;
 }
 
-/* 0, or the status that it ends with here; *dw0 says more. */
+/* 0, or the status with which it ends here; *dw0 has details. */
 static uint16_t begin(struct kernel_link *link, const struct nvq_sqe *sqe, unsigned slot, uint32_t *dw0)
 {
     const struct nvq_tracker *tracker = &link->q->trackers[slot];
@@ -292,7 +292,7 @@ void kl_submit(struct kernel_link *link)
     }
     for (int i = 0; i < 2; i++)
         if (link->rings[i].unsubmitted)
-            ring_submit(&link->rings[i]); /* what it doesn't take now, it gets with the next poll */
+            ring_submit(&link->rings[i]); /* what it does not accept now is submitted with the next poll */
     if (refused)
         kl_announce(link);
 }
@@ -300,7 +300,7 @@ void kl_submit(struct kernel_link *link)
 /* -- back
  * ---------------------------------------------------------------------------------------- */
 
-/* The device can't be polled: once more, without. */
+/* The device can't be polled: repeat the command without polling. */
 static bool again_unpolled(struct kernel_link *link, unsigned slot, int res)
 {
     struct kl_out *out = &link->out[slot];
@@ -311,7 +311,7 @@ static bool again_unpolled(struct kernel_link *link, unsigned slot, int res)
     return to_ring(link, slot);
 }
 
-/* The kernel is done with a read, a write or a flush of a block device or a file. */
+/* The kernel has completed a read, a write or a flush of a block device or a file. */
 static void on_transfer(struct kernel_link *link, unsigned slot, int res)
 {
     struct kl_out *out = &link->out[slot];
@@ -389,10 +389,10 @@ void kl_take_completions(struct kernel_link *link)
         ring_progress(ring);
         drain_ring(link, ring);
         if (ring->unsubmitted)
-            ring_submit(ring); /* what is tried again */
+            ring_submit(ring); /* commands that are repeated */
     }
     if (link->rings[1].fd >= 0 && link->rings[1].unsubmitted)
-        ring_submit(&link->rings[1]); /* what came over from the first */
+        ring_submit(&link->rings[1]); /* what the first ring passed on */
     for (struct kl_job *job = kl_take_finished(link), *next; job; job = next) {
         struct kl_out *out = (struct kl_out *)((uint8_t *)job - offsetof(struct kl_out, job));
         next = job->next;

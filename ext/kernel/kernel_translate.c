@@ -1,4 +1,4 @@
-/* What NVMe commands mean to the kernel, and its errors to NVMe. */
+/* Translation of NVMe commands to system calls, and of the kernel's errors to NVMe status. */
 #define _GNU_SOURCE
 #include "kernel_link.h"
 
@@ -79,8 +79,8 @@ uint16_t kl_check(const struct kl_target *target, const struct nvq_sqe *sqe, uin
     const bool by_blocks = moves || sqe->opcode == OP_ZONE_APPEND;
     if (!target->writable && kl_changes_data(sqe->opcode))
         return KL_WRITE_PROTECTED | KL_DO_NOT_RETRY;
-    /* The NVMe driver of Linux leaves this to us: a buffer of another length is memory that is not
-     * the command's. */
+    /* Linux's NVMe driver does not check this: with another length it would access memory beyond
+     * the command's buffer. */
     if (by_blocks && nbytes != (uint64_t)blocks_of(sqe) * target->block_bytes && !(sqe->cdw12 & PRACT))
         return KL_LENGTH_INVALID | KL_DO_NOT_RETRY;
     if (target->kind == KL_PASSTHROUGH)
@@ -93,7 +93,7 @@ uint16_t kl_check(const struct kl_target *target, const struct nvq_sqe *sqe, uin
     return 0;
 }
 
-/* -- one command, to its end
+/* -- executing one command
  * --------------------------------------------------------------------- */
 
 static int failure(struct kl_job *job, int error, bool write)
@@ -119,7 +119,7 @@ static int transfer(struct kl_job *job, uint8_t *data, uint64_t nbytes, uint64_t
         }
         if (n < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
-        /* The file ends here: it is shorter than it was. Direct I/O says EINVAL beyond an end
+        /* The file ends here: it is shorter than it was. Direct I/O returns EINVAL beyond an end
          * within a block. */
         if (n == 0 || (errno == EINVAL && moved)) {
             job->status = (write ? KL_CAPACITY_EXCEEDED : KL_LBA_OUT_OF_RANGE) | KL_DO_NOT_RETRY;
@@ -181,7 +181,7 @@ static void write_zeroes(struct kl_job *job)
     free(zeroes);
 }
 
-/* Deallocate is a hint (NVM Command Set 1.0, 3.2.3): where it can't be had, nothing happens. */
+/* Deallocate is a hint (NVM Command Set 1.0, 3.2.3): where it is not supported, nothing happens. */
 static void deallocate(struct kl_job *job)
 {
     struct range {
@@ -247,7 +247,7 @@ void kl_execute(struct kl_job *job)
         return;
     case OP_COMPARE:
     case OP_VERIFY:
-        /* Also of NVMe: the ioctl takes no more than one request of the block layer's may have. */
+        /* Also of NVMe: the ioctl's limit is one request of the block layer. */
         compare(job, job->sqe.opcode == OP_VERIFY);
         return;
     }

@@ -1,5 +1,4 @@
-/* Threads for what would block the event loop. They are made when there is work for them and end
- * with the link. */
+/* Threads for what would block the event loop. They are created on demand and end with the link. */
 #define _GNU_SOURCE
 #include "kernel_link.h"
 
@@ -39,7 +38,7 @@ static void *work(void *argument)
     return NULL;
 }
 
-/* Signals are the interpreter's to take. */
+/* The interpreter's threads handle signals. */
 static bool start_worker(struct kernel_link *link)
 {
     sigset_t all, before;
@@ -65,10 +64,10 @@ bool kl_give_to_worker(struct kernel_link *link, struct kl_job *job)
     link->last = job;
     if (link->n_idle)
         pthread_cond_signal(&link->work);
-    /* One that sleeps may not have woken yet for an earlier job. */
+    /* A sleeping one may not have woken yet for an earlier job. */
     if (link->n_workers < link->max_workers && (!link->n_idle || link->first != job) && !start_worker(link) &&
         !link->n_workers) {
-        link->first = link->last = NULL; /* there is no worker for it, nor for earlier jobs */
+        link->first = link->last = NULL; /* no worker exists for it, nor for earlier jobs */
         taken = false;
     }
     pthread_mutex_unlock(&link->lock);

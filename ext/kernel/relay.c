@@ -98,7 +98,7 @@ bool relay_answer(struct relay *relay, uint16_t cid, uint16_t status, uint32_t d
     struct relay_out *out = &relay->out[slot];
     if (out->to_host && out->data) {
         const uint32_t n = nbytes < out->nbytes ? nbytes : out->nbytes;
-        if (n) /* data may be NULL: an answer without any */
+        if (n) /* data may be NULL: a response without data */
             memcpy(out->data, data, n);
         memset(out->data + n, 0, out->nbytes - n);
     }
@@ -107,7 +107,7 @@ bool relay_answer(struct relay *relay, uint16_t cid, uint16_t status, uint32_t d
     return true;
 }
 
-/* -- what the queue pair calls
+/* -- called by the queue pair
  * ------------------------------------------------------------------- */
 
 static void transport_submit(struct nvq *q)

@@ -1,10 +1,10 @@
 /*
- * A queue pair whose commands are carried out by Python: admin commands, which block in an ioctl or
- * are answered by emulation. The relay announces what was posted with its eventfd; Python takes it,
- * and gives answers back in any order, at any time.
+ * A queue pair whose commands Python executes: admin commands, which block in an ioctl or are
+ * emulated. The relay's eventfd announces posted commands; Python takes them, and completes them in
+ * any order, at any time.
  *
- * What is to be sent is copied when a command is posted, what is received is copied in when it is
- * answered: so memory of a caller that has gone away is touched by nothing. Threads: the queue's.
+ * Data to be sent are copied when a command is posted, received data when it is completed, so
+ * memory of a cancelled caller is never accessed. Threads: the queue's.
  */
 #ifndef NVME_ASYNC_KERNEL_RELAY_H
 #define NVME_ASYNC_KERNEL_RELAY_H
@@ -13,7 +13,7 @@
 
 struct relay_out {
     struct nvq_sqe sqe;
-    uint8_t *data; /* where an answer goes; NULL: nowhere, or it has no waiter any more */
+    uint8_t *data; /* where received data go; NULL: nowhere, or the command has no waiter */
     uint8_t *copy; /* what is sent */
     uint32_t nbytes;
     bool out, to_host, fetched;
@@ -34,10 +34,10 @@ int relay_init(struct relay *relay);
 /* Once it is a queue pair's transport. */
 int relay_start(struct relay *relay);
 void relay_free(struct relay *relay);
-/* A command that was posted and not fetched yet; NULL: there is none. */
+/* The next posted command that was not fetched yet; NULL: none. */
 struct relay_out *relay_fetch(struct relay *relay);
-/* Ends a command. False: it is not out any more. `nbytes` of data, or fewer than are wanted: the
- * rest are zeroes. */
+/* Ends a command. False: it is no longer in flight. `nbytes` may be fewer than requested: the rest
+ * becomes zeroes. */
 bool relay_answer(struct relay *relay, uint16_t cid, uint16_t status, uint32_t dw0, uint32_t dw1, const void *data,
                   uint32_t nbytes);
 

@@ -119,7 +119,7 @@ struct uring_sqe *ring_entry(struct ring *ring)
     struct uring_sqe *sqe =
         (struct uring_sqe *)((uint8_t *)ring->sqes + ((size_t)(tail & ring->sq_mask) << ring->sqe_shift));
     memset(sqe, 0, (size_t)1 << ring->sqe_shift);
-    /* The kernel reads it in the system call that takes it, so it may be filled in after this. */
+    /* The kernel reads the entry during ring_submit(), so it may be filled in after this. */
     __atomic_store_n(ring->sq_tail, tail + 1, __ATOMIC_RELEASE);
     ring->unsubmitted++;
     return sqe;

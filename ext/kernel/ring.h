@@ -12,7 +12,7 @@ struct ring {
     uint32_t flags, features;
     uint32_t entries, cq_entries;
     uint32_t sqe_shift, cqe_shift; /* bytes of an entry, as a power of two */
-    uint32_t unsubmitted;          /* entries that the kernel has not taken yet */
+    uint32_t unsubmitted;          /* entries that the kernel has not consumed yet */
     uint32_t in_kernel;            /* entries taken whose completions have not been seen */
     void *sq_ring, *cq_ring, *sqes;
     size_t sq_bytes, cq_bytes, sqes_bytes;
@@ -24,16 +24,16 @@ struct ring {
 
 /* 0 or a negative errno. `flags` beyond what an older kernel supports of task work are dropped. */
 int ring_open(struct ring *ring, uint32_t entries, uint32_t cq_entries, uint32_t flags);
-/* Nothing may be in the kernel any more. */
+/* No entry may be in the kernel. */
 void ring_close(struct ring *ring);
 int ring_register(struct ring *ring, unsigned opcode, const void *argument, unsigned n);
-/* A zeroed entry, which the next ring_submit() sends; NULL: the ring is full and the kernel takes
+/* A zeroed entry, which the next ring_submit() sends; NULL: the ring is full and the kernel accepts
  * nothing. */
 struct uring_sqe *ring_entry(struct ring *ring);
-/* Sends what is there. 0, or a negative errno where the kernel took nothing: it stays, and is sent
- * with the next call. */
+/* Submits the entries. 0, or a negative errno if the kernel accepted none: they stay, and are
+ * submitted with the next call. */
 int ring_submit(struct ring *ring);
-/* Lets the kernel post what has completed, where that needs its own time (task work, IOPOLL). */
+/* Lets the kernel post completions, where that needs a system call (task work, IOPOLL). */
 void ring_progress(struct ring *ring);
 
 /* The oldest completion, or NULL; ring_seen() once it was dealt with. */

@@ -1,7 +1,7 @@
 /*
  * io_uring's and the NVMe driver's interfaces to user space (linux/io_uring.h, linux/nvme_ioctl.h),
- * as far as they are used here: so that what is built on an old system runs on a new one, and needs
- * no library.
+ * as far as they are used here, so that a build on an old system runs on a new one and needs no
+ * library.
  */
 #ifndef NVME_ASYNC_KERNEL_URING_ABI_H
 #define NVME_ASYNC_KERNEL_URING_ABI_H

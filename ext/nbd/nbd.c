@@ -1,4 +1,4 @@
-/* One NBD connection: its memory, and one go of it. See nbd.h. */
+/* One NBD connection: its memory, and one iteration. See nbd.h. */
 #include "nbd.h"
 
 void nbd_set_mark(uint64_t mark)
@@ -28,7 +28,7 @@ static void end(void *self)
         nbd_complete(n, &cell->c);
     }
     nbd_drop_partial(n);
-    nbd_send(n); /* drops what is left */
+    nbd_send(n); /* drops the rest */
 }
 
 static bool is_over(const struct nbd *n)
@@ -36,7 +36,8 @@ static bool is_over(const struct nbd *n)
     return n->state == NBD_ENDED && !n->n_busy && !n->ready;
 }
 
-/* Results that the event loop delivered since the last go, and those that a reset has ended. */
+/* Results that the event loop has delivered since the last iteration, and those of commands that a
+ * reset has ended. */
 static void take_delivered(struct nbd *n)
 {
     for (uint32_t i = 0; i < n->source.n_cells; i++) {
@@ -57,8 +58,8 @@ static enum nvb_why pump(void *self, struct nvq *q, struct nvb_slot *slots, uint
     *ring = 0;
     take_delivered(n);
     for (unsigned turn = 1;; turn++) {
-        /* A system call each: while nothing moves, the completion ring is polled eight times as
-         * often as the socket. */
+        /* Each poll of the socket is a system call: while idle, the completion ring is polled eight
+         * times as often. */
         if (moved || turn % 8 == 0) {
             moved = nbd_receive(n);
             if (n->state == NBD_ENDED && (n->current || n->filling))

@@ -1,16 +1,16 @@
 /*
  * One NBD connection in its transmission phase: requests come in, commands go to the queue pair,
- * answers go out. All of it on one thread, without the interpreter; export/nbd.py does the
- * handshake and hands the socket over.
+ * replies are sent. All on one thread, without the interpreter; export/nbd.py does the handshake
+ * and passes the socket.
  *
  *   receive   a header, then the data of a write straight into a cell's memory
  *   issue     the request is cut into cells of at most cell_nbytes, one NVMe command each
- *   finish    when all cells of a request have completed, it is answered
+ *   finish    when all cells of a request have completed, its reply is queued
  *   send      headers and the cells' memory, gathered; a read's cells are free once they are sent
  *
  * The protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md. Nothing that a
- * client sends is trusted: offsets, lengths and flags are checked before anything is done, and a
- * broken header ends the connection. Requests are issued one after the other in the order of their
+ * client sends is trusted: offsets, lengths and flags are checked before anything is done, and an
+ * invalid header ends the connection. Requests are issued one after the other in the order of their
  * arrival, and complete in any order. A request that needs more cells than are free waits, and
  * nothing more is received meanwhile.
  */
@@ -59,7 +59,7 @@ struct nbd_geometry {
     uint32_t trim_blocks; /* of one Dataset Management range; 0: trim is accepted and does nothing */
     uint32_t max_nbytes;  /* of one request with data */
     bool read_only;
-    bool structured;      /* answers in chunks, as negotiated */
+    bool structured;      /* structured replies, as negotiated */
 };
 
 struct nbd_cell {
@@ -78,12 +78,12 @@ struct nbd_request {
     uint32_t left;   /* bytes that no cell covers yet */
     uint16_t type, flags;
     uint16_t status; /* first NVMe status that is not 0 */
-    uint32_t error;  /* refused by us: NBD's error number */
-    uint32_t out;    /* cells prepared and not completed */
-    bool issued;     /* all of it has cells */
+    uint32_t error;  /* refused by this server: NBD's error number */
+    uint32_t out;    /* cells prepared but not completed */
+    bool issued;     /* its cells are complete */
     bool flush_due;  /* a Flush command follows the others */
     struct nbd_cell *first, *last;
-    struct nbd_request *next; /* in the queue of answers, or the next free one */
+    struct nbd_request *next; /* in the queue of replies, or the next free one */
     uint8_t header[NBD_REPLY];
     uint32_t header_nbytes;
 };
@@ -101,37 +101,37 @@ struct nbd {
     struct nbd_geometry g;
     int fd;
     enum nbd_state state;
-    const char *why; /* the connection ended; NULL: the client said so */
+    const char *why; /* the connection ended; NULL: by a disconnect request */
     uint8_t stage[NBD_STAGE];
     uint32_t stage_begin, stage_end;
-    uint64_t skip;                /* bytes of a refused write that are still to come */
+    uint64_t skip;                /* bytes of a refused write not received yet */
     struct nbd_request *current;  /* being received or issued */
     struct nbd_cell *filling;     /* gets a write's data */
     uint32_t filled;
     struct nbd_cell *ready, *ready_last; /* prepared, waiting for a command id */
     struct nbd_cell *free_cells;
     struct nbd_request *free_requests, *requests;
-    struct nbd_request *answers, *answers_last; /* to be sent, in the order of completion */
-    uint64_t sent;   /* bytes of the first answer that are out */
-    uint32_t n_busy; /* requests that were received and not answered in full */
+    struct nbd_request *answers, *answers_last; /* replies to be sent, in the order of completion */
+    uint64_t sent;   /* bytes of the first reply already sent */
+    uint32_t n_busy; /* requests received whose replies have not been sent completely */
     uint32_t cell_nbytes;
     bool send_blocked;
     struct nbd_counters counters;
 };
 
-/* Cells of `cell_nbytes` each in `memory`, which the device reaches at iova; offset: in the pool,
+/* Cells of `cell_nbytes` each in `memory`, which the device accesses at iova; offset: in the pool,
  * or NVQ_NO_OFFSET. 0 or -ENOMEM. */
 int nbd_init(struct nbd *n, const struct nbd_geometry *g, int fd, uint8_t *memory, uint64_t iova, uint64_t offset,
              uint32_t n_cells, uint32_t cell_nbytes);
 void nbd_free(struct nbd *n);
 
-/* What a read that delivers less than it should is found by (short.h): the mark is of this file
- * alone, so all three are nbd.c's. */
+/* Detection of short reads (short.h). The mark is local to a file, so all three functions are in
+ * nbd.c. */
 void nbd_set_mark(uint64_t mark);
 void nbd_mark(struct nbd_cell *cell);
 uint16_t nbd_check(struct nbd_cell *cell);
 
-/* nbd_receive.c. True: something moved. */
+/* nbd_receive.c. True: progress was made. */
 bool nbd_receive(struct nbd *n);
 bool nbd_post(struct nbd *n, struct nvq *q, struct nvb_slot *slots, uint32_t keep);
 void nbd_flush_after(struct nbd *n, struct nbd_request *r);
@@ -142,7 +142,7 @@ void nbd_complete(void *self, struct nvq_cell *cell);
 void nbd_finish(struct nbd *n, struct nbd_request *r);
 void nbd_answer(struct nbd *n, struct nbd_request *r);
 
-/* The connection is over: nothing more is received. */
+/* Ends the connection: nothing more is received. */
 static inline void nbd_stop(struct nbd *n, const char *why)
 {
     if (n->state != NBD_ENDED) {

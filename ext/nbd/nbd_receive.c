@@ -17,7 +17,7 @@ enum { /* NVMe opcodes (NVM Command Set 1.0, figure 11) */
 #define DSM_DEALLOCATE (1ull << 34) /* AD, bit 2 of dword 11 */
 #define DSM_RANGE 16u
 
-/* Receives up to `n` bytes. 0: nothing is there, or the connection has ended. */
+/* Receives up to `n` bytes. 0: there are no data, or the connection has ended. */
 static size_t pull(struct nbd *n, uint8_t *to, size_t nbytes)
 {
     n->counters.receives++;
@@ -48,7 +48,7 @@ static size_t pull_data(struct nbd *n, uint8_t *to, size_t nbytes)
     return nbytes;
 }
 
-/* NBD's error for a request that must not be carried out, or 0. */
+/* NBD's error for a request that must be refused, or 0. */
 static uint32_t refusal(const struct nbd *n, const struct nbd_request *r)
 {
     const struct nbd_geometry *g = &n->g;
@@ -269,7 +269,7 @@ static bool receive_header(struct nbd *n)
     return true;
 }
 
-/* A client that never stops sending leaves room for completions and answers. */
+/* Bounded, so that a client that never stops sending leaves time for completions and replies. */
 #define TURNS 64
 
 bool nbd_receive(struct nbd *n)
@@ -311,7 +311,7 @@ bool nbd_post(struct nbd *n, struct nvq *q, struct nvb_slot *slots, uint32_t kee
             break;
         n->ready = next;
         cell->next = NULL;
-        if (r->type == NBD_READ) { /* its memory is sent: kept in order */
+        if (r->type == NBD_READ) { /* its memory is sent, so the order is kept */
             if (r->first)
                 r->last->next = cell;
             else
@@ -325,12 +325,12 @@ bool nbd_post(struct nbd *n, struct nvq *q, struct nvb_slot *slots, uint32_t kee
 
 void nbd_flush_after(struct nbd *n, struct nbd_request *r)
 {
-    struct nbd_cell *cell = free_cell(n, r); /* the one that has just completed */
+    struct nbd_cell *cell = free_cell(n, r); /* the cell that has just completed */
     cell->nbytes = 0;
     make_ready(n, cell, OPC_FLUSH, 0, 0, 0, 0);
 }
 
-/* What was received in part is dropped; what is with the controller stays. */
+/* A partly received request is dropped; commands in flight stay. */
 void nbd_drop_partial(struct nbd *n)
 {
     if (n->filling) {

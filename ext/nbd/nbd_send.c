@@ -1,4 +1,4 @@
-/* From completed commands to answers. See nbd.h. */
+/* From completed commands to replies. See nbd.h. */
 #include <errno.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -49,7 +49,7 @@ static bool sends_data(const struct nbd_request *r)
     return r->type == NBD_READ && !r->error;
 }
 
-/* All that the controller has to say is said: the request's answer joins the queue. */
+/* All cells have completed: the request's reply joins the queue. */
 void nbd_answer(struct nbd *n, struct nbd_request *r)
 {
     if (!r->error)
@@ -83,7 +83,7 @@ void nbd_answer(struct nbd *n, struct nbd_request *r)
     n->answers_last = r;
 }
 
-/* No cell of the request is out, and it gets no more. */
+/* No cell of the request is in flight, and it gets no more. */
 void nbd_finish(struct nbd *n, struct nbd_request *r)
 {
     if (r->flush_due && !r->status && !r->error) {
@@ -126,15 +126,15 @@ void nbd_complete(void *self, struct nvq_cell *c)
         nbd_finish(n, r);
 }
 
-/* The parts of an answer from byte `skip` on, as far as there is room. Returns how many entries of
- * iov are used. */
+/* The parts of a reply from byte `skip` on, as far as iov has room. Returns how many entries of iov
+ * are used. */
 static int parts(const struct nbd *n, struct nbd_request *r, uint64_t skip, struct iovec *iov, int room)
 {
     int used = 0;
     struct nbd_cell *cell = NULL;
     const uint8_t *at = r->header;
     size_t nbytes = r->header_nbytes;
-    bool data = true; /* of `cell` comes next, or of the header */
+    bool data = true; /* the next byte, of `cell` or of the header */
     for (;;) {
         if (skip >= nbytes) {
             skip -= nbytes;

@@ -115,14 +115,14 @@ cdef class PiFormat:
         if meta is None:
             n = data.shape[0] // (size + extra)
             if n == 0 or n * (size + extra) != <size_t>data.shape[0]:
-                raise ValueError(f"{data.shape[0]} bytes are no whole number of blocks of {size} + {extra}")
+                raise ValueError(f"{data.shape[0]} bytes are not a whole number of blocks of {size} + {extra}")
             blocks.data_stride = blocks.meta_stride = size + extra
             blocks.meta = <uint8_t *>&data[size]
         else:
             n = data.shape[0] // size
             if n == 0 or n * size != <size_t>data.shape[0] or n * extra != <size_t>meta.shape[0]:
                 raise ValueError(
-                    f"{data.shape[0]} bytes of data and {meta.shape[0]} of metadata are no whole number of blocks of {size} and {extra}")
+                    f"{data.shape[0]} bytes of data and {meta.shape[0]} of metadata are not a whole number of blocks of {size} and {extra}")
             blocks.data_stride, blocks.meta_stride = size, extra
             blocks.meta = <uint8_t *>&meta[0]
         blocks.data = <uint8_t *>&data[0]
@@ -160,7 +160,7 @@ cdef class PiFormat:
 def interleave(const unsigned char[::1] data, const unsigned char[::1] metadata, unsigned char[::1] out, size_t size, size_t extra):
     cdef size_t i, n = out.shape[0] // (size + extra)
     if n * (size + extra) != <size_t>out.shape[0] or n * size != <size_t>data.shape[0] or n * extra != <size_t>metadata.shape[0]:
-        raise ValueError("data, metadata and result are not of the same number of blocks")
+        raise ValueError("data, metadata and result do not have the same number of blocks")
     with nogil:
         for i in range(n):
             memcpy(&out[i * (size + extra)], &data[i * size], size)
@@ -170,7 +170,7 @@ def interleave(const unsigned char[::1] data, const unsigned char[::1] metadata,
 def separate(const unsigned char[::1] blocks, unsigned char[::1] data, unsigned char[::1] metadata, size_t size, size_t extra):
     cdef size_t i, n = blocks.shape[0] // (size + extra)
     if n * (size + extra) != <size_t>blocks.shape[0] or n * size != <size_t>data.shape[0] or n * extra != <size_t>metadata.shape[0]:
-        raise ValueError("data, metadata and blocks are not of the same number of blocks")
+        raise ValueError("data, metadata and blocks do not have the same number of blocks")
     with nogil:
         for i in range(n):
             memcpy(&data[i * size], &blocks[i * (size + extra)], size)

@@ -68,7 +68,8 @@ __attribute__((constructor)) static void prepare(void)
     fold16[1] = power16(512);
     fold16[2] = power16(128 + 64);
     fold16[3] = power16(128);
-    /* A product of reflected halves is one bit short, which a power less makes up for. */
+    /* A product of reflected halves is one bit short, which an exponent lower by one
+     * compensates. */
     fold64[0] = power64(512 + 64 - 1);
     fold64[1] = power64(512 - 1);
     fold64[2] = power64(128 + 64 - 1);

@@ -84,7 +84,8 @@ struct pi_failure pi_check(const struct pi_format *format, const struct pi_block
         uint8_t *meta = blocks->meta + i * blocks->meta_stride, *at = tuple(format, meta);
         uint16_t app = (uint16_t)get(at + guard_bytes, 2);
         pi_space space = get(at + guard_bytes + 2, space_bytes), wanted = pi_space_after(format, tags->space, i);
-        /* A block that says so is not checked (5.3.3): it was deallocated, or written so. */
+        /* A block whose tags disable checking is not checked (5.3.3): it was deallocated, or
+         * written with such tags. */
         if (app == 0xffff && (format->type != 3 || (space & reference) == reference))
             continue;
         if (checks & PI_CHECK_GUARD) {

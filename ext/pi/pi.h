@@ -32,7 +32,7 @@ struct pi_blocks {
     size_t data_stride, meta_stride, n;
 };
 
-/* What a check found: block is the number of blocks if all is well. */
+/* The result of a check: block is the number of blocks if all are valid. */
 struct pi_failure {
     size_t block;
     unsigned what;           /* one PI_CHECK_*; 0: nothing */

@@ -61,7 +61,7 @@ void link_fail(struct tcp_link *link, const char *format, ...)
     va_start(arguments, format);
     vsnprintf(link->error, sizeof(link->error), format, arguments);
     va_end(arguments);
-    /* Readable from now on, for the loop; and the end for the controller. */
+    /* Makes the socket readable for the loop, and ends the connection for the controller. */
     shutdown(link->fd, SHUT_RDWR);
 }
 
@@ -102,7 +102,7 @@ int link_attach(struct tcp_link *link, int fd, const struct tcp_limits *limits)
             return -ENOMEM;
         link->n_slots = q->n_trackers;
     }
-    /* In the set from the start, without events: so EPOLL_CTL_MOD can't fail for want of memory
+    /* In the set from the start, without events: so EPOLL_CTL_MOD can't fail for lack of memory
      * while data wait. */
     if (epoll_ctl(link->epoll_fd, EPOLL_CTL_ADD, fd, &none))
         return -errno;
@@ -119,7 +119,7 @@ void link_detach(struct tcp_link *link)
     link_forget_pieces(link);
 }
 
-/* -- what the queue pair calls
+/* -- called by the queue pair
  * ------------------------------------------------------------------- */
 
 static void transport_submit(struct nvq *q)
@@ -162,7 +162,7 @@ static bool transport_abandon(struct nvq *q, unsigned slot)
     if (out->held && !link_keep_copy(link, slot))
         return false;
     if (out->data && !out->owned && out->moved < out->nbytes) {
-        /* The controller may still ask for it, by R2T, and then gets what it would have got. */
+        /* The controller may still request it by R2T, and then receives the same data. */
         uint8_t *copy = malloc(out->nbytes);
         if (!copy)
             return false;

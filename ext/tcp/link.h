@@ -1,21 +1,21 @@
 /*
- * One NVMe/TCP connection as the transport of a queue pair (hotpath/transport.h): capsules out of
- * the submission ring onto the socket, answers from the socket into the callers' buffers and the
- * completion ring.
+ * One NVMe/TCP connection as the transport of a queue pair (hotpath/transport.h): sends entries of
+ * the submission ring as capsules, and receives responses and data into the completion ring and the
+ * callers' buffers.
  *
  * It begins after ICReq, ICResp and Connect, which are Python's
- * (nvme_async/driver/tcp/handshake.py): link_attach() gives it the socket and what was agreed
- * there.
+ * (nvme_async/driver/tcp/handshake.py): link_attach() passes it the socket and the negotiated
+ * values.
  *
- * Sending. What is small is copied behind its header into an arena, so that a burst of commands is
- * one piece of memory for one sendmsg; longer data are sent from where they are, and are held by a
- * reference (struct tcp_out.held) until they have left. A socket that takes no more is watched for
- * EPOLLOUT through an epoll descriptor of the link's own.
+ * Sending. Small data are copied behind their header into an arena, so that a burst of commands is
+ * one piece of memory for one sendmsg; longer data are sent in place, and are held by a reference
+ * (struct tcp_out.held) until they have been sent. A full socket is watched for EPOLLOUT through
+ * the link's own epoll descriptor.
  *
  * Receiving. Headers, and small data behind them, go through a buffer. The rest of a longer
- * transfer is received into the caller's buffer itself. The link trusts nothing that comes: command
- * ids, offsets and lengths are checked against the command that is out, and one command's data
- * can't reach another's memory.
+ * transfer is received into the caller's buffer itself. The link trusts nothing that it receives:
+ * command ids, offsets and lengths are checked against the command in flight, and one command's
+ * data can't reach another's memory.
  *
  * Threads: the queue's. link_attach() and link_detach() happen while the queue is silent.
  */
@@ -29,12 +29,12 @@
 #define LINK_COPY_MAX 8192u /* data of a command up to this are copied behind the header */
 #define LINK_RX_BYTES (128u << 10)
 #define LINK_RX_SHORT \
-    4096u   /* received at once while long transfers are out: their data should not go through the buffer */
+    4096u   /* longest receive into the buffer while long transfers are in flight: their data should bypass it */
 #define LINK_LONG (16u << 10) /* a long transfer */
-#define LINK_ROUNDS 4u        /* recvs of one poll */
+#define LINK_ROUNDS 4u        /* calls of recv() in one poll */
 
-/* Status of a command whose data came with a wrong digest: Transient Transport Error; or not all of
- * them came: Data Transfer Error. */
+/* Status of a command whose data had a wrong digest: Transient Transport Error; of one whose data
+ * were incomplete: Data Transfer Error. */
 enum { LINK_DIGEST_ERROR = 0x22, LINK_SHORT_DATA = 0x04 };
 
 struct tcp_limits {
@@ -45,17 +45,17 @@ struct tcp_limits {
     bool header_digest, data_digest;
 };
 
-/* A command that is out, by its slot. */
+/* A command in flight, by its slot. */
 struct tcp_out {
-    uint8_t *data; /* NULL: there are none, or they have no waiter any more */
+    uint8_t *data; /* NULL: none, or the command has no waiter */
     uint32_t nbytes, moved;
-    uint32_t held; /* pieces of data that are still to be sent */
+    uint32_t held; /* pieces of data not sent yet */
     uint16_t cid;
     bool out, to_host, wrong_digest;
-    bool owned; /* data is a copy of ours, because this write has no waiter any more */
+    bool owned; /* data is the link's own copy, because this write has no waiter */
 };
 
-/* Something to be sent: a part of the arena, or of a command's data. */
+/* An entry of the send queue: a part of the arena, or of a command's data. */
 struct tcp_piece {
     const uint8_t *at; /* NULL: in the arena, from `offset` on */
     uint8_t *owned; /* to be freed when sent */
@@ -71,15 +71,15 @@ struct tcp_counters {
 };
 
 struct tcp_link {
-    struct nvq *q; /* NULL: no queue yet, or not any more */
+    struct nvq *q; /* NULL: no queue is attached */
     int fd; /* -1: not connected. Not owned */
-    int epoll_fd; /* readable when a socket that was full takes data again */
+    int epoll_fd; /* readable when a full socket accepts data again */
     bool blocked, broken;
     struct tcp_limits limits;
     uint32_t sq_head; /* index of the next SQ entry to be sent */
     uint32_t cq_tail;
     uint16_t cq_phase;
-    uint32_t n_out, n_long; /* commands that are out; of these, reads of LINK_LONG bytes or more */
+    uint32_t n_out, n_long; /* commands in flight; of these, reads of LINK_LONG bytes or more */
     uint32_t n_slots;
     struct tcp_out *out;
 
@@ -91,14 +91,14 @@ struct tcp_link {
     uint8_t *rx;
     uint32_t rx_begin, rx_end;
     enum tcp_receiving receiving;
-    struct tcp_data pdu; /* the C2HData that is under way */
+    struct tcp_data pdu; /* the C2HData being received */
     uint32_t left; /* bytes to the end of padding, data or digest */
     uint32_t at; /* where in the command's data the next byte goes */
     uint32_t crc;
     uint8_t digest[TCP_DIGEST];
 
     struct tcp_counters counters;
-    char error[256]; /* why the connection is no more */
+    char error[256]; /* why the connection ended */
 };
 
 extern const struct nvq_transport tcp_transport;
@@ -106,21 +106,21 @@ extern const struct nvq_transport tcp_transport;
 /* 0 or a negative errno. */
 int link_init(struct tcp_link *link);
 void link_free(struct tcp_link *link);
-/* A socket, non-blocking, over which Connect is through. 0 or a negative errno. */
+/* Takes a non-blocking socket on which Connect has succeeded. 0 or a negative errno. */
 int link_attach(struct tcp_link *link, int fd, const struct tcp_limits *limits);
-/* The connection is over; commands that are out stay out until the queue is reset. */
+/* Detaches the connection; commands in flight stay so until the queue is reset. */
 void link_detach(struct tcp_link *link);
-/* The connection can't go on: it is shut down, so that the socket becomes readable. The first
- * reason counts. */
+/* Fails the connection: it is shut down, so that the socket becomes readable. Only the first reason
+ * is kept. */
 void link_fail(struct tcp_link *link, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* link_send.c */
 void link_submit(struct tcp_link *link);
 void link_flush(struct tcp_link *link);
-/* An R2T: `length` bytes from `offset` of that command's data are to be sent. */
+/* An R2T: queues `length` bytes from `offset` of that command's data. */
 void link_send_data(struct tcp_link *link, unsigned slot, uint16_t ttag, uint32_t offset, uint32_t length);
-/* What is still to be sent of that command's data is copied: its memory is another's from here on.
- * False: no memory. */
+/* Copies the unsent part of that command's data, whose memory is no longer the link's from here on.
+ * False: out of memory. */
 bool link_keep_copy(struct tcp_link *link, unsigned slot);
 void link_forget_pieces(struct tcp_link *link);
 

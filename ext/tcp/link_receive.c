@@ -33,13 +33,14 @@ static void post(struct tcp_link *link, uint16_t cid, uint32_t dw0, uint32_t dw1
     }
 }
 
-/* The command with that id, if it is out: its slot, else -1 and the connection has failed. */
+/* The slot of the command with that id, if it is in flight; else -1, and the connection has
+ * failed. */
 static int find(struct tcp_link *link, uint16_t cid, const char *what)
 {
     const unsigned slot = cid & ((1u << link->q->slot_bits) - 1);
     if (slot < link->n_slots && link->out[slot].out && link->out[slot].cid == cid)
         return (int)slot;
-    link_fail(link, "%s for command id %#06x, which is not out", what, cid);
+    link_fail(link, "%s for command id %#06x, which is not in flight", what, cid);
     return -1;
 }
 
@@ -81,7 +82,7 @@ static void on_r2t(struct tcp_link *link, const struct tcp_data *pdu)
     link_send_data(link, (unsigned)slot, pdu->ttag, pdu->offset, pdu->length);
 }
 
-/* All data of a C2HData are here. */
+/* All data of a C2HData have arrived. */
 static void end_of_data(struct tcp_link *link)
 {
     const struct tcp_data *pdu = &link->pdu;
@@ -113,7 +114,7 @@ static void on_data(struct tcp_link *link, const struct tcp_data *pdu, uint32_t 
         return;
     }
     if (pdu->offset != out->moved) {
-        link_fail(link, "C2HData at %u, where %u was to come", pdu->offset, out->moved);
+        link_fail(link, "C2HData at offset %u, expected %u", pdu->offset, out->moved);
         return;
     }
     if (pdu->ch.pdo < head || pdu->ch.plen != pdu->ch.pdo + pdu->length + tail || !tail != !link->limits.data_digest) {
@@ -139,7 +140,7 @@ static void on_term(struct tcp_link *link, const struct tcp_term *pdu)
               pdu->fei);
 }
 
-/* The length of the header that a PDU of that type has, 0 if none such may come to a host. */
+/* The header length of a PDU type; 0 if a host may not receive this type. */
 static uint32_t header_length(uint8_t type)
 {
     switch (type) {
@@ -153,7 +154,7 @@ static uint32_t header_length(uint8_t type)
     }
 }
 
-/* A whole header at rx_begin, handled. False: it isn't all here, or the connection has failed. */
+/* Handles the header at rx_begin. False: it is incomplete, or the connection has failed. */
 static bool take_header(struct tcp_link *link)
 {
     const uint8_t *at = link->rx + link->rx_begin;
@@ -219,7 +220,7 @@ static uint8_t *target(struct tcp_link *link)
     return out->data ? out->data + link->at : NULL;
 }
 
-/* n bytes of data have come, and lie at `from`. */
+/* n bytes of data have arrived at `from`. */
 static void data_came(struct tcp_link *link, const uint8_t *from, uint32_t n)
 {
     if (link->limits.data_digest)
@@ -247,7 +248,7 @@ static void check_digest(struct tcp_link *link)
     end_of_data(link);
 }
 
-/* Takes what is in the buffer apart. */
+/* Parses the buffer. */
 static void parse(struct tcp_link *link)
 {
     while (link->rx_begin < link->rx_end && !link->broken) {
@@ -287,7 +288,7 @@ out:
         link->rx_begin = link->rx_end = 0;
 }
 
-/* One recv. False: nothing more is there, or the connection is over. */
+/* Calls recv() once. False: there is no more data, or the connection has ended. */
 static bool receive_once(struct tcp_link *link)
 {
     struct iovec iov[2];
@@ -341,5 +342,5 @@ void link_receive(struct tcp_link *link)
         if (!receive_once(link) || (link->cq_tail != before && !link->n_long))
             break;
     if (link->n_pieces && !link->blocked)
-        link_flush(link); /* what R2Ts asked for */
+        link_flush(link); /* data requested by R2Ts */
 }

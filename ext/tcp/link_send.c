@@ -1,4 +1,4 @@
-/* Out of the submission ring onto the socket. */
+/* Sending: from the submission ring to the socket. */
 #define _GNU_SOURCE
 #include "link.h"
 
@@ -8,7 +8,7 @@
 
 #define IOVECS 64
 
-/* -- what is to be sent
+/* -- the send queue
  * -------------------------------------------------------------------------- */
 
 static uint8_t *arena_room(struct tcp_link *link, uint32_t nbytes)
@@ -49,7 +49,7 @@ static bool add_piece(struct tcp_link *link, struct tcp_piece piece)
     return true;
 }
 
-/* What was written at the end of the arena is part of what is sent. */
+/* Queues what was written at the end of the arena. */
 static void arena_add(struct tcp_link *link, uint32_t nbytes)
 {
     struct tcp_piece *last = link->n_pieces ? &link->pieces[link->first_piece + link->n_pieces - 1] : NULL;
@@ -136,10 +136,10 @@ static void add_command(struct tcp_link *link, const struct nvq_sqe *sqe)
     if (out->to_host && nbytes >= LINK_LONG)
         link->n_long++;
     if (out->to_host && tracker->flags & NVQ_ORPHAN)
-        out->data = NULL; /* given up while the connection was being made anew */
+        out->data = NULL; /* abandoned while the connection was being restored */
     sgl.length = nbytes;
-    /* What fits goes in the capsule: a controller may wait for it there for ever, as Linux's
-     * does. */
+    /* Data that fit go in the capsule: a controller may wait for them there without limit, as
+     * Linux's does. */
     if (nbytes && !out->to_host && nbytes <= link->limits.in_capsule) {
         sgl.type = TCP_SGL_IN_CAPSULE;
         data = out->data;
@@ -187,7 +187,7 @@ void link_send_data(struct tcp_link *link, unsigned slot, uint16_t ttag, uint32_
     }
 }
 
-/* -- memory that is another's
+/* -- memory that returns to its owner
  * -------------------------------------------------------------------- */
 
 bool link_keep_copy(struct tcp_link *link, unsigned slot)
@@ -211,8 +211,8 @@ void link_end_command(struct tcp_link *link, unsigned slot)
 {
     struct tcp_out *out = &link->out[slot];
     if (out->held) {
-        /* Complete before all that it asked for was sent: the rest still has to go, and the caller
-         * gets its buffer back. */
+        /* The command completed before all requested data were sent: the rest must still be sent,
+         * but the caller gets its buffer back. */
         link->counters.late++;
         if (!link_keep_copy(link, slot)) {
             link_fail(link, "no memory for the rest of a write that is complete");
@@ -247,7 +247,7 @@ static void want_room(struct tcp_link *link, bool want)
     epoll_ctl(link->epoll_fd, EPOLL_CTL_MOD, link->fd, &event);
 }
 
-/* So many bytes of the first pieces have left. */
+/* That many bytes of the first pieces have been sent. */
 static void sent(struct tcp_link *link, size_t nbytes)
 {
     link->counters.bytes_sent += nbytes;

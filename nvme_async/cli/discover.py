@@ -36,16 +36,18 @@ def _fields(entry: DiscoveryEntry) -> dict[str, Any]:
 
 @click.command()
 @click.argument("uri", required=False)
-@click.option("-t", "--transport", type=click.Choice(["tcp"]), default="tcp", help="The only one is tcp.")
-@click.option("-a", "--traddr", metavar="ADDR", help="Of the discovery service, in the place of URI.")
-@click.option("-s", "--trsvcid", metavar="PORT", help="Its port. [default: 8009]")
+@click.option(
+    "-t", "--transport", type=click.Choice(["tcp"]), default="tcp", help="Transport; tcp is the only one supported."
+)
+@click.option("-a", "--traddr", metavar="ADDR", help="Address of the discovery service, instead of URI.")
+@click.option("-s", "--trsvcid", metavar="PORT", help="Port of the discovery service. [default: 8009]")
 @click.option("-q", "--hostnqn", default="", help="[default: /etc/nvme/hostnqn, else this machine's own]")
 @click.option("-I", "--hostid", default="", help="[default: /etc/nvme/hostid, else this machine's own]")
-@click.option("-S", "--dhchap-secret", default="", metavar="DHHC-1:…", help="DH-HMAC-CHAP: what this host proves.")
-@click.option("-C", "--dhchap-ctrl-secret", default="", metavar="DHHC-1:…", help="What the service must prove.")
-@click.option("--referrals/--no-referrals", default=True, help="Ask the services that it refers to. [default: yes]")
-@click.option("-g", "--hdr-digest", is_flag=True, help="CRC32C over headers.")
-@click.option("-G", "--data-digest", is_flag=True, help="CRC32C over data.")
+@click.option("-S", "--dhchap-secret", default="", metavar="DHHC-1:…", help="DH-HMAC-CHAP secret of this host.")
+@click.option("-C", "--dhchap-ctrl-secret", default="", metavar="DHHC-1:…", help="Secret of the service.")
+@click.option("--referrals/--no-referrals", default=True, help="Query referred services too. [default: yes]")
+@click.option("-g", "--hdr-digest", is_flag=True, help="Protect PDU headers with CRC32C.")
+@click.option("-G", "--data-digest", is_flag=True, help="Protect PDU data with CRC32C.")
 @output_option(help="json has nvme-cli's keys.")
 def discover(
     uri: str | None,

@@ -80,7 +80,7 @@ def _iommu(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             "noiommu",
             "problem" if not count else "note",
-            f"VFIO is in no-IOMMU mode{groups_text}: devices there could reach any memory, and are refused",
+            f"VFIO is in no-IOMMU mode{groups_text}: devices could access any memory, so the driver refuses them",
             "echo N > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode   # and turn the IOMMU on",
         )
     if count:
@@ -88,17 +88,15 @@ def _iommu(machine: Machine) -> Iterator[Finding]:
         return
     options = (text(system.proc / "cmdline") or "").split()
     if "AuthenticAMD" in (text(system.proc / "cpuinfo") or ""):
-        fix = (
-            "turn on AMD-Vi (IOMMU) in the firmware's set-up, and remove iommu=off and amd_iommu=off if they are there"
-        )
+        fix = "turn on AMD-Vi (IOMMU) in the firmware setup, and remove iommu=off and amd_iommu=off if they are there"
     elif "intel_iommu=on" in options:
-        fix = "turn on VT-d in the firmware's set-up"
+        fix = "turn on VT-d in the firmware setup"
     else:
         fix = (
             "sed -i 's/^GRUB_CMDLINE_LINUX=\"/&intel_iommu=on iommu=pt /' /etc/default/grub && update-grub && reboot"
-            "   # and VT-d on in the firmware's set-up"
+            "   # and VT-d on in the firmware setup"
         )
-    yield Finding("iommu", "problem", "the IOMMU is off: no device could be kept from other memory", fix)
+    yield Finding("iommu", "problem", "the IOMMU is off: nothing would restrict a device to its own memory", fix)
 
 
 def _pages(machine: Machine) -> Iterator[Finding]:
@@ -108,7 +106,7 @@ def _pages(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             "pages",
             "problem",
-            f"memory pages have {machine.page_size} bytes, {PAGE_SIZE} are needed",
+            f"memory pages have {machine.page_size} bytes; the driver needs {PAGE_SIZE}",
             "a kernel with pages of 4 KiB (on AArch64: CONFIG_ARM64_4K_PAGES)",
         )
 
@@ -164,7 +162,7 @@ def _functions(machine: Machine) -> Iterator[Finding]:
         yield from _bound(machine, function)
     for function in functions:
         for quirk, reason in function.quirks.inspect().items():
-            yield Finding("quirks", "ok", f"{function.uri} gets {quirk}, for it is: {reason}")
+            yield Finding("quirks", "ok", f"{function.uri} gets {quirk}, because it is: {reason}")
 
 
 def _bound(machine: Machine, function: Function) -> Iterator[Finding]:
@@ -238,7 +236,7 @@ def _hugepages(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             "hugepages",
             "note",
-            f"{free} huge pages are free, a pool would take {wanted}; with small pages all works, a little slower",
+            f"{free} huge pages are free, a pool uses {wanted}; without them everything works, slightly slower",
             f"echo {wanted} > /proc/sys/vm/nr_hugepages",
         )
 
@@ -258,7 +256,7 @@ def _servicing(machine: Machine) -> Iterator[Finding]:
     decision = config.decide(holder=words, wanted=Wanted(locked=True), default_pool_pages=machine.pool_bytes // 4096)
     for warning in decision.warnings:
         variable = warning.partition(":")[0]
-        yield Finding("keepalive", "problem", warning, f"unset {variable}   # or give it a value that it may have")
+        yield Finding("keepalive", "problem", warning, f"unset {variable}   # or set it to a valid value")
     yield Finding("keepalive", "ok", str(decision))
 
 
@@ -267,13 +265,13 @@ def _affinity(machine: Machine) -> Iterator[Finding]:
     if not folder.is_dir():
         return
     if machine.system.open_error(folder / "default_smp_affinity", os.O_WRONLY) == 0:
-        yield Finding("affinity", "ok", "interrupts can be sent to the CPU of the loop that waits for them")
+        yield Finding("affinity", "ok", "interrupts can be routed to the CPU of the loop that waits for them")
     else:
         yield Finding(
             "affinity",
             "note",
-            "this user can't send interrupts to the CPU of the loop that waits for them (/proc/irq is root's)",
-            "run as root, or set them from outside; all works without",
+            "this user can't route interrupts to the CPU of the loop that waits for them (/proc/irq belongs to root)",
+            "run as root, or set the affinities from outside; this is optional",
         )
 
 
@@ -283,7 +281,7 @@ def _ring(machine: Machine) -> Iterator[Finding]:
     if not reason:
         yield Finding("io_uring", "ok", "kernel: and file: devices go through io_uring")
         return
-    fix = "sysctl kernel.io_uring_disabled=0, or allow it in the container; all works without"
+    fix = "sysctl kernel.io_uring_disabled=0, or allow it in the container; this is optional"
     yield Finding("io_uring", "note", f"kernel: and file: devices go through threads; {reason}", fix)
 
 
@@ -312,7 +310,7 @@ def examine(machine: Machine) -> list[Finding]:
     default=Options().pool_bytes // MIB,
     show_default=True,
     metavar="MIB",
-    help="How much memory for devices a process is going to have.",
+    help="Memory for devices that a process will use.",
 )
 @output_option()
 @click.pass_context

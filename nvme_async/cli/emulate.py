@@ -47,18 +47,20 @@ async def _serve(
 
 
 @click.command()
-@click.option("--socket", "path", metavar="PATH", help="Where clients connect: vfio-user:PATH.")
-@click.option("--tcp", metavar="ADDR[:PORT]", multiple=True, help="Serve NVMe/TCP there [port: 4420]. May be repeated.")
-@click.option("--nqn", metavar="NQN", help=f"Of the NVMe/TCP subsystem. [default: {TcpConfig().nqn}]")
-@click.option("--in-capsule", metavar="SIZE", help="Write data that an NVMe/TCP command may carry. [default: 8KiB]")
-@click.option("--referral", metavar="ADDR:PORT", multiple=True, help="Another discovery service to name in the log.")
-@click.option("--size", metavar="SIZE", help="Of each namespace: 4096, 512MiB, 1g. [default: 1GiB, or the file's]")
+@click.option("--socket", "path", metavar="PATH", help="Socket that clients connect to: vfio-user:PATH.")
+@click.option(
+    "--tcp", metavar="ADDR[:PORT]", multiple=True, help="Serve NVMe/TCP at this address [port: 4420]. May be repeated."
+)
+@click.option("--nqn", metavar="NQN", help=f"Name of the NVMe/TCP subsystem. [default: {TcpConfig().nqn}]")
+@click.option("--in-capsule", metavar="SIZE", help="Longest in-capsule data of NVMe/TCP. [default: 8KiB]")
+@click.option("--referral", metavar="ADDR:PORT", multiple=True, help="Another discovery service to list in the log.")
+@click.option("--size", metavar="SIZE", help="Size of each namespace: 4096, 512MiB, 1g. [default: 1GiB, or the file's]")
 @click.option(
     "--block",
     type=click.Choice([str(size) for size in BLOCK_SIZES]),
     help="Logical block size. [default: 4096]",
 )
-@click.option("--namespaces", type=int, help="How many namespaces, all alike. [default: 1]")
+@click.option("--namespaces", type=int, help="Number of namespaces, all alike. [default: 1]")
 @click.option("--medium", type=click.Choice(MEDIA), help="What stores the blocks. [default: ram]")
 @click.option("--path", "file", metavar="FILE", help="The file of --medium file; implies it.")
 @click.option("--queues", type=int, help="I/O queue pairs. [default: 64]")
@@ -69,8 +71,13 @@ async def _serve(
 @click.option(
     "--moderation", type=click.Choice(MODERATIONS), help="Adaptive: no interrupts while the host polls. [default: none]"
 )
-@click.option("--aggregation-threshold", type=int, help="Completions that an interrupt waits for. [default: 1]")
-@click.option("--aggregation-time", type=int, metavar="US", help="For so long, a multiple of 100 us. [default: 0]")
+@click.option("--aggregation-threshold", type=int, help="Completions per coalesced interrupt. [default: 1]")
+@click.option(
+    "--aggregation-time",
+    type=int,
+    metavar="US",
+    help="Longest delay of an interrupt, a multiple of 100 us. [default: 0]",
+)
 @click.option("--serial", help="Serial number.")
 @click.option("--model", help="Model number.")
 @click.option(
@@ -79,9 +86,9 @@ async def _serve(
     "more",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Any option of an emulated: URI, as formats=512/4096+8 or format_time=5. May be repeated.",
+    help="Any option of an emulated: URI, such as formats=512/4096+8 or format_time=5. May be repeated.",
 )
-@click.option("--control", metavar="PATH", help="A socket for faults and counters at run time, JSON lines.")
+@click.option("--control", metavar="PATH", help="Socket for faults and counters at run time; JSON lines.")
 def emulate(
     path: str | None,
     file: str | None,

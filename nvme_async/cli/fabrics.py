@@ -21,15 +21,15 @@ _ADDRESS = ("transport", "traddr", "trsvcid", "nqn")
 def _options() -> list[click.Option]:
     return [
         click.Option(["--transport"], type=click.Choice(["tcp"]), help="With --traddr and --nqn instead of DEVICE."),
-        click.Option(["--traddr"], metavar="ADDR", help="Of an NVMe/TCP controller: its name or IP address."),
-        click.Option(["--trsvcid"], metavar="PORT", help="Its port. [default: 4420]"),
-        click.Option(["--nqn"], metavar="NQN", help="Of its subsystem."),
-        click.Option(["--hostnqn"], metavar="NQN", help="This host's, to it. [default: as in /etc/nvme/hostnqn]"),
-        click.Option(["--hostid"], metavar="UUID", help="This host's, to it. [default: as in /etc/nvme/hostid]"),
-        click.Option(["--dhchap-secret"], metavar="DHHC-1:…", help="DH-HMAC-CHAP: what this host proves to it."),
-        click.Option(["--dhchap-ctrl-secret"], metavar="DHHC-1:…", help="What it must prove."),
-        click.Option(["--hdr-digest"], is_flag=True, help="CRC32C over headers."),
-        click.Option(["--data-digest"], is_flag=True, help="CRC32C over data."),
+        click.Option(["--traddr"], metavar="ADDR", help="Name or IP address of an NVMe/TCP controller."),
+        click.Option(["--trsvcid"], metavar="PORT", help="Port of that controller. [default: 4420]"),
+        click.Option(["--nqn"], metavar="NQN", help="Name of its subsystem."),
+        click.Option(["--hostnqn"], metavar="NQN", help="Name of this host. [default: as in /etc/nvme/hostnqn]"),
+        click.Option(["--hostid"], metavar="UUID", help="Identifier of this host. [default: as in /etc/nvme/hostid]"),
+        click.Option(["--dhchap-secret"], metavar="DHHC-1:…", help="DH-HMAC-CHAP secret of this host."),
+        click.Option(["--dhchap-ctrl-secret"], metavar="DHHC-1:…", help="Secret of the controller."),
+        click.Option(["--hdr-digest"], is_flag=True, help="Protect PDU headers with CRC32C."),
+        click.Option(["--data-digest"], is_flag=True, help="Protect PDU data with CRC32C."),
     ]
 
 

@@ -36,7 +36,7 @@ OPENHCL = (
 EXIT_CODES = (
     ("0", "Done."),
     ("1", "The device or the operation failed."),
-    ("2", "The command line made no sense."),
+    ("2", "The command line is invalid."),
     ("130", "Interrupted."),
 )
 

@@ -122,7 +122,7 @@ def id_ctrl(device: str, output: str) -> None:
 
 @click.command("id-ns")
 @click.argument("device")
-@click.option("-n", "--namespace-id", "nsid", type=click.IntRange(min=1), help="Which namespace. [default: the first]")
+@click.option("-n", "--namespace-id", "nsid", type=click.IntRange(min=1), help="Namespace. [default: the first]")
 @_output
 def id_ns(device: str, nsid: int | None, output: str) -> None:
     """Show the properties of a namespace of DEVICE (Identify Namespace)."""

@@ -152,7 +152,7 @@ def _pending(queues: list[dict[str, Any]]) -> Iterator[str]:
     for queue in queues:
         for command in queue.get("pending", ()):
             nsid = f" namespace {command['nsid']} lba {command['lba']}" if command["nsid"] else ""
-            orphan = ", nobody waits" if command["orphan"] else ""
+            orphan = ", no waiter" if command["orphan"] else ""
             what = f"{command['name']}{nsid}, {command['nbytes']} bytes, {command['age']} s{orphan}"
             yield f"queue {queue['qid']} cid {command['cid']}: {what}"
 
@@ -272,10 +272,10 @@ def inspect(targets: tuple[str, ...], output: str, registers: bool) -> None:
     """
     target = targets[0]
     if len(targets) > 1 and not all(map(_is_uri, targets)):
-        raise click.UsageError("several targets have to be devices; a manager is looked at alone")
+        raise click.UsageError("several targets must be devices; a manager must be the only target")
     if _is_uri(target):
         if output == "prometheus":
-            raise click.UsageError("-o prometheus is for a running manager")
+            raise click.UsageError("-o prometheus needs a running manager")
         state = asyncio.run(_one_shot(targets, registers))
     else:
         with ControlClient(target) as client:
@@ -394,9 +394,9 @@ def _lease_rows(
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Between two views.",
+    help="Seconds between two refreshes.",
 )
-@click.option("-c", "--count", type=click.IntRange(1), help="End after so many views.  [default: go on until q]")
+@click.option("-c", "--count", type=click.IntRange(1), help="Number of refreshes.  [default: until q is pressed]")
 def top(target: str, interval: float, count: int | None) -> None:
     """Watch a running manager's devices. TARGET is its control socket. q or Ctrl-C ends it."""
     if _is_uri(target):

@@ -76,7 +76,7 @@ _nsid_option = click.option(
     "--nsid",
     "nsid",
     callback=_checked(_nsid, "a namespace id (1 to 0xffffffff)"),
-    help="Which namespace.  [default: the first]",
+    help="Namespace.  [default: the first]",
 )
 _start = click.option(
     "-s",
@@ -90,10 +90,10 @@ _count = click.option(
     "--block-count",
     "count",
     callback=_checked(_number, "a number of blocks"),
-    help="Number of blocks, zero-based as in the command and in nvme-cli: 0 means one.",
+    help="Number of blocks, zero-based as in nvme-cli: 0 means one.",
 )
 _offset = click.option("--offset", callback=_size, metavar="SIZE", help="Instead of --start-block: the first byte.")
-_fua = click.option("-f", "--force-unit-access", "fua", is_flag=True, help="Set FUA: the media itself, not a cache.")
+_fua = click.option("-f", "--force-unit-access", "fua", is_flag=True, help="Set FUA: access the media, not a cache.")
 _output = output_option()
 
 
@@ -181,10 +181,10 @@ def _check(namespace: nvme_async.Namespace, offset: int, nbytes: int) -> None:
         if value % size:
             raise click.UsageError(f"the {name} of {value} bytes is not a multiple of the block size of {size}")
     if nbytes == 0:
-        raise click.UsageError("there is nothing to move: 0 bytes")
+        raise click.UsageError("no data to transfer: the length is 0 bytes")
     if offset + nbytes > namespace.nbytes:
         raise click.UsageError(
-            f"blocks {offset // size} to {(offset + nbytes) // size - 1} are asked for, namespace "
+            f"blocks {offset // size} to {(offset + nbytes) // size - 1} were requested; namespace "
             f"{namespace.nsid} has {namespace.blocks}"
         )
 
@@ -285,7 +285,7 @@ class _Source:
             if len(data) < wanted:
                 if not self._pad:
                     raise click.UsageError(
-                        f"the data end {self._left - len(data)} bytes too early; --pad fills up with zeroes"
+                        f"the input is {self._left - len(data)} bytes too short; --pad fills the rest with zeroes"
                     )
                 missing = wanted - len(data)
             self._left -= wanted
@@ -326,7 +326,7 @@ async def _write(extent: _Extent, data: str, fua: bool, pad: bool, output: str) 
                     group.create_task(put(at // size, part))
                     at += len(part)
             if at == first:
-                raise click.UsageError("there is nothing to move: 0 bytes")
+                raise click.UsageError("no data to transfer: the length is 0 bytes")
             _report("write", namespace, first, at - first, time.monotonic() - began, output)
 
 
@@ -363,25 +363,23 @@ def _run(work: Any) -> None:
 
 
 @click.command()
-@_place("Instead of --block-count: how many bytes.")
-@click.option("-d", "--data", "data", default="-", show_default=True, help="The file that the data go to; - is stdout.")
+@_place("Instead of --block-count: length in bytes.")
+@click.option("-d", "--data", "data", default="-", show_default=True, help="Output file; - is stdout.")
 @_fua
 @_output
 def read(extent: _Extent, data: str, fua: bool, output: str) -> None:
     """Read blocks of DEVICE."""
     if output == "json" and data == "-":
-        raise click.UsageError("-o json and the data both on stdout: give --data FILE")
+        raise click.UsageError("-o json and the data can't both go to stdout: give --data FILE")
     if data == "-" and sys.stdout.isatty():
-        raise click.UsageError("binary data don't belong on a terminal: give --data FILE, or a pipe")
+        raise click.UsageError("the output is binary and stdout is a terminal: give --data FILE, or use a pipe")
     _run(_read(extent, data, fua, output))
 
 
 @click.command()
-@_place("Instead of --block-count: how many bytes.  [default: all there is]")
-@click.option(
-    "-d", "--data", "data", default="-", show_default=True, help="The file that the data come from; - is stdin."
-)
-@click.option("--pad", is_flag=True, help="Fill the last block, or what is short of the length, with zeroes.")
+@_place("Instead of --block-count: length in bytes.  [default: the whole input]")
+@click.option("-d", "--data", "data", default="-", show_default=True, help="Input file; - is stdin.")
+@click.option("--pad", is_flag=True, help="Fill the missing part of the last block, or of the length, with zeroes.")
 @_fua
 @_output
 def write(extent: _Extent, data: str, fua: bool, pad: bool, output: str) -> None:

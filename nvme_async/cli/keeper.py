@@ -16,10 +16,10 @@ from nvme_async.cli.output import output_option
 from nvme_async.keepalive.keeper.client import Deposit, KeeperClient
 
 _STATES = {
-    "owned": "its driver, process {pid}, lives",
+    "owned": "its driver, process {pid}, is alive",
     "orphaned": "waits for a successor",
-    "claimed": "taken over by process {pid}, which hasn't deposited yet",
-    "reserved": "about to be brought up by process {pid}",
+    "claimed": "taken over by process {pid}, which has not deposited yet",
+    "reserved": "process {pid} is about to bring it up",
 }
 
 
@@ -38,11 +38,11 @@ def status_text(deposits: list[Deposit]) -> str:
 
 
 @click.command()
-@click.option("--socket", "path", metavar="PATH", required=True, help="Where drivers connect.")
+@click.option("--socket", "path", metavar="PATH", required=True, help="Socket that drivers connect to.")
 @click.option("--quiet", is_flag=True, help="Log warnings and errors only.")
-@click.option("--status", is_flag=True, help="Show what the keeper at PATH holds, and end.")
-@output_option(help="Of --status.")
-@click.option("--drop", metavar="URI", help="Let go of a controller that waits for a successor, and end.")
+@click.option("--status", is_flag=True, help="Show what the keeper at PATH holds, then exit.")
+@output_option(help="Format of --status.")
+@click.option("--drop", metavar="URI", help="Release a controller that waits for a successor, then exit.")
 def keeper(path: str, quiet: bool, status: bool, output: str, drop: str | None) -> None:
     """Hold controllers while their drivers are replaced, restarted or killed.
 

@@ -41,22 +41,24 @@ COMMANDS = {
 @click.option(
     "--keep-alive", metavar="SETTING", help="[disabled,](host|nohost),(privatepool|noprivatepool), enabled or disabled."
 )
-@click.option("--disable-keep-alive/--no-disable-keep-alive", default=None, help="No keepalive, whatever else says so.")
+@click.option(
+    "--disable-keep-alive/--no-disable-keep-alive", default=None, help="Disable keepalive, whatever other settings say."
+)
 @click.option(
     "--pool-pages",
     metavar="COUNT",
-    help="Of the private pool, 4 KiB each; off; or release or debug: worked out from processors and queue depth.",
+    help="Pages of 4 KiB in the private pool; off; or release or debug: computed from processors and queue depth.",
 )
 @click.option("--pool-numa", metavar="split", help="Spread the pool over the NUMA nodes.")
-@click.option("--vfio/--no-vfio", default=None, help="Whether pci: devices may be driven.")
-@click.option("--always-flr/--no-always-flr", default=None, help="A function level reset whenever a device is opened.")
+@click.option("--vfio/--no-vfio", default=None, help="Allow pci: devices.")
+@click.option("--always-flr/--no-always-flr", default=None, help="Do a function level reset at each open.")
+@click.option("--attach", metavar="SOCKET", help="Send nvme-cli's commands through the manager at this socket.")
 @click.option(
     "--fused/--no-fused", default=None, help="No admin command after a device's bring-up; else its class decides."
 )
 @click.option(
-    "--attach", metavar="SOCKET", help="Talk to the manager there, which has the device: nvme-cli's commands."
+    "--keeper", metavar="PATH", help="Deposit controllers with this keeper, and take over those that it holds."
 )
-@click.option("--keeper", metavar="PATH", help="Deposit controllers with this keeper, and take over what it has.")
 @click.pass_context
 def cli(
     ctx: click.Context,

@@ -49,7 +49,7 @@ def _uid(ctx: click.Context, parameter: click.Parameter, value: str | None) -> i
     try:
         return pwd.getpwnam(value).pw_uid
     except KeyError:
-        raise click.BadParameter(f"there is no user {value!r}") from None
+        raise click.BadParameter(f"unknown user {value!r}") from None
 
 
 def system_of(ctx: click.Context) -> System:
@@ -173,8 +173,8 @@ def _report(system: System, outcome: Outcome, output: str) -> None:
 
 @click.command("bind")
 @click.argument("device", callback=_address)
-@click.option("--force", is_flag=True, help="Take it even if it is in use; what that breaks is listed.")
-@click.option("--owner", metavar="USER", callback=_uid, help="Let this user open it without root.")
+@click.option("--force", is_flag=True, help="Bind it even if it is in use; lists what breaks.")
+@click.option("--owner", metavar="USER", callback=_uid, help="User who may open it without being root.")
 @output_option()
 @click.pass_context
 def bind(ctx: click.Context, device: str, force: bool, owner: int | None, output: str) -> None:

@@ -33,7 +33,7 @@ def _range(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     except ValueError:
         found = (1, 0)
     if not dash or not 0 <= found[0] <= found[1]:
-        raise click.BadParameter(f"{value!r} is no range of blocks, such as 1000-1999")
+        raise click.BadParameter(f"{value!r} is not a range of blocks, such as 1000-1999")
     return found
 
 
@@ -47,11 +47,9 @@ def free_function(system: System, device: str) -> Function | None:
     function = function_at(system, address)
     found = uses(system, function)
     if found:
-        raise DeviceError(f"{device} is in use, and is left alone: {'; '.join(map(str, found))}")
+        raise DeviceError(f"{device} is in use, so it was not tested: {'; '.join(map(str, found))}")
     if function.driver != "vfio-pci":
-        raise DeviceError(
-            f"{device} is bound to {function.driver or 'no driver'}: nvme-async bind {device}, then again"
-        )
+        raise DeviceError(f"{device} is bound to {function.driver or 'no driver'}; run nvme-async bind {device} first")
     return function
 
 

@@ -77,7 +77,7 @@ class Selftest:
                 state: State
                 try:
                     if self.controller is None and number:
-                        raise Skipped("there is no controller")
+                        raise Skipped("no controller is open")
                     async with asyncio.timeout(self.limit):
                         state, detail = "ok", await step()
                 except Skipped as reason:
@@ -123,7 +123,7 @@ class Selftest:
         identify, function = self._opened().identify, self.function
         assert identify is not None
         if function is None:
-            raise Skipped("nothing to compare with: not a PCI function of this machine")
+            raise Skipped("no comparison: not a PCI function of this machine")
         pairs = [("vendor", f"{identify.vid:04x}", f"{function.vendor:04x}")]
         pairs.append(("subsystem vendor", f"{identify.ssvid:04x}", f"{function.subsystem_vendor:04x}"))
         for name, found, remembered in (
@@ -160,7 +160,7 @@ class Selftest:
 
     async def _write(self) -> str:
         if self.write_to is None:
-            raise Skipped("only read; --write-to FIRST-LAST names blocks that may be written")
+            raise Skipped("only reads; --write-to FIRST-LAST names blocks that may be written")
         ns, (first, last) = self._namespace(), self.write_to
         count = last - first + 1
         if last >= ns.blocks or count * ns.block_size > MAX_WRITE:
@@ -179,10 +179,10 @@ class Selftest:
             await ns.write(first, before, fua=True)
         if found != pattern:
             at = next(i for i, (a, b) in enumerate(zip(found, pattern, strict=True)) if a != b)
-            raise Wrong(f"block {first + at // ns.block_size} read back otherwise than written")
+            raise Wrong(f"block {first + at // ns.block_size} does not read back as written")
         if await ns.read(first, count) != before:
-            raise Wrong("what was there before could not be put back")
-        return f"{count} blocks from {first} on; their contents were put back"
+            raise Wrong("the former contents could not be restored")
+        return f"{count} blocks from {first} on; their contents were restored"
 
     async def _same_data(self, act: Callable[[], Awaitable[None]]) -> str:
         """`act`, and the first blocks read as before it."""
@@ -194,7 +194,7 @@ class Selftest:
         after = await self._namespace().read(0, count)
         seconds = time.monotonic() - began
         if after != before:
-            raise Wrong("the first blocks read otherwise than before")
+            raise Wrong("the first blocks differ from what they were before")
         return f"{seconds * 1e3:.1f} ms to the next read"
 
     async def _reset(self) -> str:
@@ -203,7 +203,7 @@ class Selftest:
     async def _handed_over(self, mode: Literal["adaptive", "interrupt"]) -> None:
         controller = self._opened()
         if not controller.keepalive:
-            raise Skipped("this transport can't hand its controller over")
+            raise Skipped("this transport can't hand over its controller")
         bundle = await controller.save()
         await controller.close()
         try:
@@ -223,8 +223,8 @@ class Selftest:
             await ns.read(lba % ns.blocks)
         interrupts, missed = (now - then for now, then in zip(self._counted(), before, strict=True))
         if missed or not interrupts:
-            raise Wrong(f"{interrupts} interrupts came, {missed} were missed")
-        return f"{interrupts} came for 50 reads, none was missed"
+            raise Wrong(f"{interrupts} interrupts arrived, {missed} were missed")
+        return f"{interrupts} arrived for 50 reads, none was missed"
 
     def _counted(self) -> tuple[int, int]:
         """Interrupts that came, and that were missed."""

@@ -40,12 +40,18 @@ def leases_text(answer: dict[str, Any]) -> str:
 @click.command()
 @click.argument("uris", metavar="[DEVICE]...", nargs=-1)
 @click.option(
-    "--socket", "path", metavar="PATH", required=True, help="Where workers connect; of several devices, a directory."
+    "--socket",
+    "path",
+    metavar="PATH",
+    required=True,
+    help="Socket that workers connect to; for several devices, a directory.",
 )
-@click.option("--workers", type=int, default=64, show_default=True, help="Leases at the same time.")
-@click.option("--queues", type=int, default=1, show_default=True, help="I/O queue pairs of one worker.")
-@click.option("--pool-mib", type=int, default=256, show_default=True, help="Memory of one worker, in MiB.")
-@click.option("--io-queues", type=int, default=64, show_default=True, help="I/O queue pairs of all, and the owner's.")
+@click.option("--workers", type=int, default=64, show_default=True, help="Most leases at a time.")
+@click.option("--queues", type=int, default=1, show_default=True, help="Most I/O queue pairs of one worker.")
+@click.option("--pool-mib", type=int, default=256, show_default=True, help="Most memory of one worker, in MiB.")
+@click.option(
+    "--io-queues", type=int, default=64, show_default=True, help="I/O queue pairs of the owner and all workers."
+)
 @click.option(
     "--admin",
     type=click.Choice(["none", "read-only", "all"]),
@@ -53,9 +59,9 @@ def leases_text(answer: dict[str, Any]) -> str:
     show_default=True,
     help="Admin commands that workers may send.",
 )
-@click.option("--list", "listing", is_flag=True, help="Show what the owner at PATH has lent, and end.")
-@output_option(help="Of --list.")
-@click.option("--revoke", type=int, metavar="PID", help="Take back what that process has, and end.")
+@click.option("--list", "listing", is_flag=True, help="Show the leases of the owner at PATH, then exit.")
+@output_option(help="Format of --list.")
+@click.option("--revoke", type=int, metavar="PID", help="Revoke the leases of that process, then exit.")
 def share(
     uris: tuple[str, ...],
     path: str,
@@ -81,7 +87,7 @@ def share(
             revoked = call_once(path, "revoke", {"pid": revoke}).body["revoked"]
             if not revoked:
                 raise click.ClickException(f"process {revoke} has no lease at {path}")
-            click.echo(f"{revoked} leases of process {revoke} were taken back")
+            click.echo(f"{revoked} leases of process {revoke} were revoked")
         if listing:
             answer = call_once(path, "list").body
             click.echo(json.dumps(answer, indent=2) if output == "json" else leases_text(answer))
@@ -120,6 +126,6 @@ async def _serve(uris: tuple[str, ...], path: str, policy: dict[str, Any], io_qu
         if await ended is signal.SIGTERM and all(controller.depositor is not None for controller in controllers):
             # This may be a restart. What the keeper has is complete at any time; closing would end
             # the leases.
-            click.echo("left to the keeper: workers go on, and the next owner takes over")
+            click.echo("left to the keeper: workers continue, and the next owner takes over")
             sys.stdout.flush()
             os._exit(0)

@@ -29,10 +29,10 @@ def patiently(what: str, call: Callable[[], T]) -> T:
         except OSError as error:
             if error.errno not in TRANSIENT or time.monotonic() + pause > limit:
                 raise
-            log.info("%s: %s; tried again in %.0f ms", what, os.strerror(error.errno), 1000 * pause)
+            log.info("%s: %s; the next attempt is in %.0f ms", what, os.strerror(error.errno), 1000 * pause)
             time.sleep(pause)
             pause, tries = min(2 * pause, 0.2), tries + 1
             continue
         if tries > 1:
-            log.warning("%s: done at the %d. attempt", what, tries)
+            log.warning("%s: attempt %d succeeded", what, tries)
         return result

@@ -132,7 +132,7 @@ class System:
                 check=False,
             ).returncode
         except subprocess.TimeoutExpired:
-            raise DeviceError(f"writing {text.strip()!r} to {path} is not done after {timeout:.0f} s") from None
+            raise DeviceError(f"writing {text.strip()!r} to {path} has not finished within {timeout:.0f} s") from None
         if code:
             raise DeviceError(f"the kernel refused {text.strip()!r} in {path}: {os.strerror(code)}")
 

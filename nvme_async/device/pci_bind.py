@@ -62,7 +62,7 @@ def bind(
         if function.iommu_group is None:
             raise DeviceError(
                 f"{function.uri} has no IOMMU group, so {driver} can't protect memory from it: the IOMMU is off;"
-                " `nvme-async doctor` tells how to turn it on"
+                " `nvme-async doctor` shows how to turn it on"
             )
         _have_driver(system, driver)
         override = text(system.function_path(address) / "driver_override") or ""
@@ -76,9 +76,11 @@ def bind(
     if owner is not None:
         node = _node(system, function)  # which udev makes, soon
         try:
-            patiently(f"giving {node} to user {owner}", lambda: os.chown(node, owner, -1))
+            patiently(f"changing the owner of {node} to user {owner}", lambda: os.chown(node, owner, -1))
         except OSError as error:
-            raise DeviceError(f"{function.uri}: {node} can't be given to user {owner}: {error.strerror}") from error
+            raise DeviceError(
+                f"{function.uri}: the owner of {node} can't be changed to user {owner}: {error.strerror}"
+            ) from error
     now = function_at(system, address)
     return Outcome(now, function.driver, changed, found, tuple(_hints(system, now)))
 
@@ -148,8 +150,8 @@ def _hints(system: System, function: Function) -> list[str]:
     if function.driver != VFIO_DRIVER or function.iommu_group is None:
         return []
     return [
-        f"IOMMU group {function.iommu_group} also holds {other}, which is bound to {driver}: nothing "
+        f"IOMMU group {function.iommu_group} also holds {other}, which is bound to {driver}: no device "
         "in the group can be"
-        " used until that is bound to vfio-pci, or to no driver"
+        " used until it is bound to vfio-pci, or to no driver"
         for other, driver in offenders(function.iommu_group, system.root)
     ]

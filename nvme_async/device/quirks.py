@@ -196,11 +196,11 @@ def check(text: str) -> str:
     for word in _words(text):
         name = word.lstrip("+-") if word[0] in "+-" else word
         if name not in (*Quirk, "none"):
-            raise ConfigurationError(f"quirks={text!r}: there is no quirk {name!r}; there are {', '.join(Quirk)}")
+            raise ConfigurationError(f"quirks={text!r}: unknown quirk {name!r}; the quirks are {', '.join(Quirk)}")
         if name == "none" and _words(text) != ["none"]:
-            raise ConfigurationError(f"quirks={text!r}: none stands alone")
+            raise ConfigurationError(f"quirks={text!r}: none must be the only one")
     if len({word[0] in "+-" for word in _words(text)}) > 1:
-        raise ConfigurationError(f"quirks={text!r}: either names, or +names and -names")
+        raise ConfigurationError(f"quirks={text!r}: give either names, or +names and -names")
     return text
 
 

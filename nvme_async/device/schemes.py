@@ -74,7 +74,7 @@ def parse_uri(uri: str) -> tuple[str, str]:
         return scheme, f"{domain}:{bus}:{slot}.{function}".lower()
     if scheme == "vfio-user":
         if not rest or "\0" in rest:
-            raise ConfigurationError(f"device URI {uri!r} names no socket; it is vfio-user:PATH")
+            raise ConfigurationError(f"device URI {uri!r} names no socket; the form is vfio-user:PATH")
         if len(rest.encode()) > 107:
             raise ConfigurationError(f"device URI {uri!r}: a socket's path has at most 107 bytes")
     return scheme, rest
@@ -86,8 +86,8 @@ def _check_pages(uri: str) -> None:
     """
     if mmap.PAGESIZE != PAGE_SIZE:
         raise DeviceError(
-            f"{uri}: this machine's memory pages have {mmap.PAGESIZE} bytes; this driver works with pages of "
-            f"{PAGE_SIZE} only (on AArch64 the kernel's configuration chooses, CONFIG_ARM64_4K_PAGES)"
+            f"{uri}: this machine's memory pages have {mmap.PAGESIZE} bytes; this driver supports only pages of "
+            f"{PAGE_SIZE} (on AArch64 the kernel's configuration chooses, CONFIG_ARM64_4K_PAGES)"
         )
 
 

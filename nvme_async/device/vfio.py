@@ -110,8 +110,8 @@ class VfioDevice:
     @property
     def trouble(self) -> str | None:
         if any(window.lost for window in self._bar0.windows):
-            return "its registers can't be reached any more (an access raised SIGBUS)"
-        return "the system wants it back (it is being unbound or removed)"
+            return "its registers are no longer accessible (an access raised SIGBUS)"
+        return "the kernel requested its release (it is being unbound or removed)"
 
     @property
     def bar0_nbytes(self) -> int:
@@ -163,7 +163,7 @@ class VfioDevice:
         container: Container | None = None
         try:
             if missing := set(DESCRIPTORS) - descriptors.keys():
-                raise ConfigurationError(f"to resume {address}, descriptors are missing: {', '.join(sorted(missing))}")
+                raise ConfigurationError(f"descriptors are missing to resume {address}: {', '.join(sorted(missing))}")
             container = Container(kernel, descriptors["container"], descriptors["group"], None)
             for iova, nbytes in (saved or {}).get("mappings", ()):
                 container.adopt(iova, nbytes)
@@ -196,7 +196,7 @@ class VfioDevice:
         except OSError as error:
             raise failed(address, "asking VFIO about the device", error) from error
         if not info.flags & abi.VFIO_DEVICE_FLAGS_PCI:
-            raise DeviceError(f"{address} is not a PCI function for VFIO (flags {info.flags:#x})")
+            raise DeviceError(f"{address} is not a PCI function, says VFIO (flags {info.flags:#x})")
         self.can_reset = bool(info.flags & abi.VFIO_DEVICE_FLAGS_RESET)
         for region, name in ((config, "configuration space"), (bar0, "BAR0")):
             wanted = abi.VFIO_REGION_INFO_FLAG_READ | abi.VFIO_REGION_INFO_FLAG_WRITE
@@ -209,7 +209,7 @@ class VfioDevice:
         try:
             self.request_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
-            raise failed(address, "watching for its removal", error) from error
+            raise failed(address, "watching for removal requests", error) from error
         try:
             holes = self._config.msix_pages(abi.VFIO_PCI_BAR0_REGION_INDEX)
             self._bar0 = Bar0(fd, bar0, address, holes, self.request_fd)

@@ -273,7 +273,7 @@ def region_read(fd: int, region: abi.Region, address: str, offset: int, nbytes: 
     except OSError as error:
         raise failed(address, f"reading region {region.index} at {offset:#x}", error) from error
     if len(data) != nbytes:
-        raise DeviceError(f"{address}: region {region.index} gave {len(data)} of {nbytes} bytes at {offset:#x}")
+        raise DeviceError(f"{address}: region {region.index} returned {len(data)} of {nbytes} bytes at {offset:#x}")
     return data
 
 
@@ -284,4 +284,4 @@ def region_write(fd: int, region: abi.Region, address: str, offset: int, data: b
     except OSError as error:
         raise failed(address, f"writing region {region.index} at {offset:#x}", error) from error
     if written != len(data):
-        raise DeviceError(f"{address}: region {region.index} took {written} of {len(data)} bytes at {offset:#x}")
+        raise DeviceError(f"{address}: region {region.index} accepted {written} of {len(data)} bytes at {offset:#x}")

@@ -100,7 +100,7 @@ class Container:
             )
         if not any(window.start <= iova and iova + nbytes <= window.stop for window in self._ranges):
             valid = ", ".join(f"{window.start:#x}-{window.stop - 1:#x}" for window in self._ranges)
-            raise DeviceError(f"can't map {where}: outside of what the IOMMU translates ({valid})")
+            raise DeviceError(f"can't map {where}: outside the ranges that the IOMMU translates ({valid})")
         with self._lock:
             try:
                 abi.map_dma(self.kernel, self.fd, address=address, iova=iova, nbytes=nbytes)
@@ -113,11 +113,11 @@ class Container:
         if error.errno == errno.ENOMEM:
             soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
             limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft} bytes"
-            reason += f": pinning {nbytes} bytes more passes the limit of locked memory ({limit}; `ulimit -l`)"
+            reason += f": pinning {nbytes} more bytes would exceed the limit of locked memory ({limit}; `ulimit -l`)"
         elif error.errno == errno.ENOSPC:
-            reason = f"there are {len(self._mapped)} mappings, and the IOMMU driver takes {self._limit}"
+            reason = f"there are {len(self._mapped)} mappings, and the IOMMU driver's limit is {self._limit}"
         elif error.errno == errno.EEXIST:
-            reason = "something is mapped there already"
+            reason = "another mapping is there already"
         elif error.errno == errno.EFAULT:
             reason = "the memory is not mapped, or not writable, in this process"
         raise DeviceError(f"can't map {where}: {reason}") from error
@@ -140,9 +140,7 @@ class Container:
                 ) from error
             self._mapped.pop(iova, None)
         if done != nbytes:
-            raise DeviceError(
-                f"unmapping {nbytes} bytes at IOVA {iova:#x} unmapped {done}: it was not mapped like that"
-            )
+            raise DeviceError(f"unmapping {nbytes} bytes at IOVA {iova:#x} unmapped {done}: it was mapped differently")
 
     def disown(self) -> None:
         """The descriptors are closed elsewhere."""
@@ -190,7 +188,7 @@ def group_number(address: str, root: Path = Path("/")) -> int:
     if not link.exists():
         raise DeviceError(
             f"{address} has no IOMMU group: the IOMMU is off (kernel option intel_iommu=on or amd_iommu=on,"
-            " and VT-d or AMD-Vi in the firmware); `nvme-async doctor` tells more"
+            " and VT-d or AMD-Vi in the firmware); `nvme-async doctor` shows more"
         )
     return int(link.resolve().name)
 
@@ -226,9 +224,9 @@ def open_group(address: str, kernel: abi.Kernel, root: Path = Path("/")) -> Cont
     number = group_number(address, root)
     if is_noiommu(number, root):
         raise DeviceError(
-            f"{address} is in VFIO's no-IOMMU mode: nothing would keep it from any memory of the machine, and IOVAs"
+            f"{address} is in VFIO's no-IOMMU mode: it could access all memory of the machine, and IOVAs"
             " would have to be physical addresses, so this driver refuses it. Turn the IOMMU on (`nvme-async doctor`"
-            " tells how), or give it back: `nvme-async unbind pci:" + address + "`"
+            "shows how), or return the device to the kernel: `nvme-async unbind pci:" + address + "`"
         )
     with _lock:
         if number in _groups:
@@ -272,11 +270,11 @@ def _open_node(kernel: abi.Kernel, node: Path, remedy: str, *, patient: bool = F
         return patiently(f"opening {node}", opened) if patient else opened()
     except OSError as error:
         reasons = {
-            errno.ENOENT: f"it is not there; `{remedy}` makes it",
+            errno.ENOENT: f"it does not exist; `{remedy}` creates it",
             errno.ENODEV: f"no driver behind it; `{remedy}`",
-            errno.EACCES: f"it is not this user's; as root: `chown {os.geteuid()} {node}`",
+            errno.EACCES: f"this user does not own it; as root: `chown {os.geteuid()} {node}`",
             errno.EPERM: "not permitted (a group in no-IOMMU mode takes CAP_SYS_RAWIO, and isn't supported here)",
-            errno.EBUSY: "another process has it open; a group can be used by one at a time",
+            errno.EBUSY: "another process has it open; only one process may use a group at a time",
         }
         reason = reasons.get(error.errno or 0, os.strerror(error.errno or 0))
         raise DeviceError(f"can't open {node}: {reason}") from error
@@ -285,6 +283,6 @@ def _open_node(kernel: abi.Kernel, node: Path, remedy: str, *, patient: bool = F
 def _check_container(kernel: abi.Kernel, container: int) -> None:
     version = kernel.ioctl(container, abi.VFIO_GET_API_VERSION)
     if version != abi.VFIO_API_VERSION:
-        raise DeviceError(f"the kernel speaks VFIO version {version}; this driver {abi.VFIO_API_VERSION}")
+        raise DeviceError(f"the kernel has VFIO version {version}; this driver needs {abi.VFIO_API_VERSION}")
     if not kernel.ioctl(container, abi.VFIO_CHECK_EXTENSION, abi.VFIO_TYPE1v2_IOMMU):
         raise DeviceError("the kernel has no type 1 v2 IOMMU for VFIO: `modprobe vfio_iommu_type1`")

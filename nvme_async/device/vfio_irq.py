@@ -36,7 +36,9 @@ class Vectors:
         """
         wanted = [-1 if fd is None else fd for fd in eventfds]
         if len(wanted) > self.count:
-            raise ConfigurationError(f"{len(wanted)} interrupts for {self._address}, which has {self.count} vectors")
+            raise ConfigurationError(
+                f"{len(wanted)} interrupts were requested for {self._address}, which has {self.count} vectors"
+            )
         if all(fd < 0 for fd in wanted):
             self.disable()
             return len(wanted)

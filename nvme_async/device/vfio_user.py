@@ -173,9 +173,7 @@ class VfioUserDevice:
             layout = layout_from(saved)
             layout = attrs.evolve(layout, ids=ids or _ask_ids(channel, layout))
             if layout.doorbells is not None and "doorbell" not in fds:
-                raise InvalidSavedState(
-                    "the saved state tells of mapped doorbells, but there is no doorbell descriptor"
-                )
+                raise InvalidSavedState("the saved state has mapped doorbells, but the doorbell descriptor is missing")
             device = cls(channel, layout, uri=uri, doorbell_fd=fds.get("doorbell", -1), kick_fd=fds.get("kick", -1))
             fds.pop("doorbell", None)
             fds.pop("kick", None)
@@ -230,7 +228,7 @@ class VfioUserDevice:
     def trouble(self) -> str | None:
         mmio = self._doorbells.mmio
         if mmio is not None and mmio.lost:
-            return "the peer has taken the memory of its doorbells away"
+            return "the peer has withdrawn the memory of its doorbells"
         return self._trouble
 
     def _fail(self, why: str) -> None:
@@ -326,7 +324,7 @@ class VfioUserDevice:
 
     def set_interrupts(self, eventfds: Sequence[int | None]) -> int:
         if len(eventfds) > self.n_vectors:
-            raise ValueError(f"{len(eventfds)} interrupts asked for, the device has {self.n_vectors} vectors")
+            raise ValueError(f"{len(eventfds)} interrupts were requested, the device has {self.n_vectors} vectors")
         wanted = dict(enumerate(eventfds))
         if all(fd is None for fd in wanted.values()):
             self._enable_msix(False)

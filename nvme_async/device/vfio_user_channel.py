@@ -139,7 +139,7 @@ class Channel:
                 break
             _close_all(received)
             if time.monotonic() >= deadline:
-                raise DeviceTimeout(f"vfio-user peer sends everything but the reply to {command.name}")
+                raise DeviceTimeout(f"vfio-user peer sends other messages instead of the reply to {command.name}")
             if flags & wire.TYPE_MASK == wire.TYPE_REPLY:
                 self.stale_replies += 1
             else:
@@ -194,7 +194,7 @@ class Channel:
     @contextmanager
     def _turn(self, command: wire.Command, deadline: float) -> Iterator[None]:
         if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise DeviceTimeout(f"vfio-user {command.name} had to wait too long for other calls")
+            raise DeviceTimeout(f"vfio-user {command.name} waited too long for other calls")
         try:
             if self._gone is not None:
                 raise ControllerGone(f"vfio-user {command.name}: {self._gone}")
@@ -256,7 +256,7 @@ class Channel:
                 raise self._lost(command, where)
             if time.monotonic() >= deadline:
                 raise DeviceTimeout(
-                    f"vfio-user peer sent {available} of {nbytes} bytes of a message and stopped, "
+                    f"vfio-user peer sent {available} of {nbytes} bytes of a message and then stopped; "
                     f"{command.name} waits for its reply"
                 )
             time.sleep(_NAP)
@@ -274,8 +274,8 @@ class Channel:
             size = wire.HEADER.unpack(header)[2]
             if not wire.HEADER.size <= size <= wire.MAX_MESSAGE_BYTES:
                 raise ControllerFatal(
-                    f"vfio-user peer sent a message of {size} bytes, "
-                    f"allowed are {wire.HEADER.size} to {wire.MAX_MESSAGE_BYTES}"
+                    f"vfio-user peer sent a message of {size} bytes; "
+                    f"the limits are {wire.HEADER.size} to {wire.MAX_MESSAGE_BYTES}"
                 )
             self._await_bytes(size, command, deadline)
             message, fds = self._take(size)

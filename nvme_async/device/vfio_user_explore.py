@@ -69,7 +69,7 @@ def layout_from(saved: Saved) -> Layout:
         return layout
     except Exception as error:  # any exception of the nested converters
         reasons = "; ".join(cattrs.transform_error(error)) if isinstance(error, cattrs.BaseValidationError) else error
-        raise InvalidSavedState(f"saved state of a vfio-user device makes no sense: {reasons}") from error
+        raise InvalidSavedState(f"saved state of a vfio-user device is invalid: {reasons}") from error
 
 
 def explore(channel: Channel, uri: str, limits: wire.Limits) -> tuple[Layout, int, int]:
@@ -183,7 +183,7 @@ def _region(channel: Channel, index: int) -> tuple[wire.Region, list[int]]:
             if needed <= argsz:
                 return wire.parse_region(answer, index), fds
             if needed > wire.MAX_MESSAGE_BYTES - wire.HEADER.size:
-                raise ControllerFatal(f"vfio-user peer wants {needed} bytes to describe region {index}")
+                raise ControllerFatal(f"vfio-user peer needs {needed} bytes to describe region {index}")
         except BaseException:
             close_all(fds)
             raise
@@ -198,9 +198,9 @@ def _is_memory(fd: int, uri: str) -> bool:
     try:
         name = _SLOW_FILE_SYSTEMS.get(file_system(fd))
     except OSError as error:
-        name = f"a file system that can't be told ({error.strerror})"
+        name = f"an unknown file system ({error.strerror})"
     if name is not None:
-        log.warning("%s: its doorbells are in a file of %s; they go by message instead", uri, name)
+        log.warning("%s: its doorbells are in a file of %s; they are sent as messages instead", uri, name)
     return name is None
 
 
@@ -225,7 +225,7 @@ def _kick_fd(channel: Channel, uri: str) -> int:
         kick = fds.pop(index) if index is not None and index < len(fds) else -1
         close_all(fds)
         if kick >= 0 and os.readlink(f"/proc/self/fd/{kick}") != "anon_inode:[eventfd]":
-            log.warning("%s: what should make its doorbells heard is no eventfd; it is left alone", uri)
+            log.warning("%s: the descriptor that should signal its doorbells is not an eventfd; it is not used", uri)
             os.close(kick)
             kick = -1
         return kick

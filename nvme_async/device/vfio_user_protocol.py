@@ -100,7 +100,7 @@ def parse_version(payload: bytes) -> Limits:
         raise ControllerFatal(f"the vfio-user peer's VERSION reply has only {len(payload)} bytes")
     major, minor = VERSION.unpack_from(payload)
     if major != MAJOR or minor > MINOR:
-        raise ControllerFatal(f"the vfio-user peer speaks version {major}.{minor}, this client {MAJOR}.{MINOR}")
+        raise ControllerFatal(f"the vfio-user peer has version {major}.{minor}, this client {MAJOR}.{MINOR}")
     text = payload[VERSION.size :].split(b"\0", 1)[0]
     if not text.strip():
         return Limits()
@@ -166,7 +166,7 @@ def _capabilities(payload: bytes, offset: int) -> Iterator[tuple[int, int]]:
     end = REGION_INFO.size
     while offset:
         if offset < end or offset + CAPABILITY.size > len(payload):
-            raise ControllerFatal(f"the vfio-user peer's region capability at {offset} is out of place")
+            raise ControllerFatal(f"the vfio-user peer's region capability at {offset} is outside the reply")
         identity, _, following = CAPABILITY.unpack_from(payload, offset)
         end = offset + CAPABILITY.size
         yield identity, end
@@ -175,7 +175,7 @@ def _capabilities(payload: bytes, offset: int) -> Iterator[tuple[int, int]]:
 
 def _sparse_areas(payload: bytes, offset: int) -> Iterator[tuple[int, int]]:
     if offset + SPARSE_MMAP.size > len(payload):
-        raise ControllerFatal("the vfio-user peer's sparse mmap capability is cut short")
+        raise ControllerFatal("the vfio-user peer's sparse mmap capability is truncated")
     count, _ = SPARSE_MMAP.unpack_from(payload, offset)
     offset += SPARSE_MMAP.size
     if count > (len(payload) - offset) // SPARSE_AREA.size:

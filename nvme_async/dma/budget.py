@@ -45,8 +45,8 @@ class Budget:
         limit, what = self._limit, "the option memory_limit"
         if limit is None:
             limit = (limits.memory_size() or 1 << 62) // 2
-            what = "half of what this process can have (the option memory_limit changes that)"
-        yield Bound(max(0, limit - used), f"its pools have {used} of {limit} bytes, {what}")
+            what = "half of the memory that this process may use (the option memory_limit changes that)"
+        yield Bound(max(0, limit - used), f"its pools use {used} of {limit} bytes, {what}")
         left = limits.memory_left()
         if left is not None and not (self._huge and limits.huge_pages_left() >= nbytes):
             with _pools_lock:

@@ -144,7 +144,7 @@ class DmaManager:
         if policy is Policy.PRIVATE:
             if self.private_bytes == 0:
                 raise ConfigurationError(
-                    f"DMA client {name!r} asks for private memory, and no private pool is configured"
+                    f"DMA client {name!r} requests private memory, and no private pool is configured"
                 )
             self._check_room(name, size)
         pool = Pool(size, iova=iova, name=name, hugepages=self._hugepages, nodes=self._nodes)
@@ -160,7 +160,7 @@ class DmaManager:
         left = self.private_bytes - self._used()
         if size > left:
             raise OutOfDmaMemory(
-                f"DMA client {name!r} needs {size} bytes of private memory with its table, {left} of "
+                f"DMA client {name!r} needs {size} bytes of private memory including its table; {left} of "
                 f"{self.private_bytes} are left"
             )
 

@@ -64,7 +64,7 @@ class AdminQueue:
         controller = self._controller
         if controller.fused and controller.state in SEALED:
             raise AdminRefused(
-                f"{controller.uri}: {command.name} was not sent: the controller is driven fused, so the admin queue "
+                f"{controller.uri}: {command.name} was not sent: the controller is in fused mode, so the admin queue "
                 "is not used after the bring-up (the option fused=False, or quirks=, changes that)"
             )
         queue = controller.transport.queues.admin

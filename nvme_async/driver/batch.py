@@ -30,7 +30,7 @@ def as_lbas(lbas: Any) -> BufferLike:
     try:
         return array("Q", lbas)
     except (OverflowError, TypeError) as error:
-        raise ValueError(f"lbas must be integers of 0 to 2**64-1: {error}") from None
+        raise ValueError(f"lbas must be integers from 0 to 2**64-1: {error}") from None
 
 
 class Many(Generic[D]):
@@ -74,4 +74,4 @@ class BatchError(NvmeError):
     def __init__(self, result: Many[BufferLike]) -> None:
         self.result = result
         first, error = next(iter(result.errors().items()))
-        super().__init__(f"{result.failed} of {len(result)} commands failed, the first is element {first}: {error}")
+        super().__init__(f"{result.failed} of {len(result)} commands failed, first element {first}: {error}")

@@ -57,7 +57,7 @@ class BringUp:
     async def first(self) -> None:
         """At open(). If this raises, the controller must release what it has made."""
         await self._plan.run(self._controller.transport.open_steps())
-        await self._attempts(ControllerError(f"{self._controller.uri}: the bring-up was begun anew"))
+        await self._attempts(ControllerError(f"{self._controller.uri}: the bring-up was restarted"))
 
     async def again(self, reason: str) -> None:
         """A reset. The I/O queues are silent and held when it starts, and still at the end."""
@@ -94,11 +94,13 @@ class BringUp:
         return [
             *transport.connect_steps(self.degraded, error),
             Step("Identify Controller", self._identify),
-            Step("limits of the NVM command set", self._identify_nvm, lambda: "those of the commands' fields count"),
+            Step(
+                "limits of the NVM command set", self._identify_nvm, lambda: "the limits of the commands' fields apply"
+            ),
             Step(
                 "I/O Command Set Profile",
                 lambda: command_sets.choose(controller),
-                lambda: "the command sets are those that the controller has enabled",
+                lambda: "the command sets that the controller has enabled apply",
             ),
             Step(
                 "LBA Format Extension Enable",
@@ -110,7 +112,7 @@ class BringUp:
             Step(
                 "Commands Supported and Effects log",
                 self._effects.read,
-                lambda: "commands have the effects that the specification says",
+                lambda: "commands have the effects of the specification",
             ),
             Step("namespaces", self._namespaces, self._namespaces_later),
         ]
@@ -119,7 +121,7 @@ class BringUp:
         controller = self._controller
         if not controller.transport.has_events:
             return []
-        fallback = "the controller reports what it likes"
+        fallback = "the controller chooses what it reports"
         return [Step("Asynchronous Event Configuration", controller._enable_events, lambda: fallback)]
 
     async def _identify(self) -> None:
@@ -153,4 +155,4 @@ class BringUp:
 
     def _namespaces_later(self) -> str:
         self._scanner.later("not read at the bring-up")
-        return "those that were known stay, and they are read again later"
+        return "the known ones stay, and are read again later"

@@ -36,9 +36,9 @@ class ByteStream:
         ahead: int,
     ) -> None:
         if chunk <= 0:
-            raise ValueError(f"chunk is {chunk}, at least 1 byte is needed")
+            raise ValueError(f"chunk is {chunk}, must be 1 or more")
         if not 1 <= ahead <= MAX_AHEAD:
-            raise ValueError(f"ahead is {ahead}, outside of 1 to {MAX_AHEAD}")
+            raise ValueError(f"ahead is {ahead}, must be 1 to {MAX_AHEAD}")
         self._at, self._end = span(size, offset, nbytes)
         self._pread, self._chunk, self._ahead = pread, chunk, ahead
         self._reads: deque[asyncio.Task[bytes]] = deque()
@@ -46,7 +46,7 @@ class ByteStream:
 
     async def __aenter__(self) -> Self:
         if self._entered:
-            raise RuntimeError("a stream can be entered once; ns.stream() makes another")
+            raise RuntimeError("a stream can be entered only once; ns.stream() makes another")
         self._entered = True
         self._fill()
         return self
@@ -70,7 +70,7 @@ class ByteStream:
 
     async def __anext__(self) -> bytes:
         if not self._entered:
-            raise RuntimeError("a stream reads inside of `async with` only, which ends its reads")
+            raise RuntimeError("a stream reads only inside `async with`, which ends its reads")
         if not self._reads:
             raise StopAsyncIteration
         data = await asyncio.shield(self._reads[0])  # a cancelled call loses no part

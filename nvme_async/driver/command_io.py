@@ -65,7 +65,7 @@ async def io(
             )
         blocks = buffer.nbytes // namespace.block_size
     if blocks < 1:
-        raise ValueError(f"blocks is {blocks}, at least 1 is needed")
+        raise ValueError(f"blocks is {blocks}, must be 1 or more")
     if not 0 <= lba <= namespace.blocks - blocks:
         raise namespace._out_of_range(opcode, lba, blocks)
     fua = options.get("fua", False)
@@ -150,16 +150,16 @@ def check_buffer(command: Command, buffer: Any) -> tuple[memoryview | None, int]
     don't match.
     """
     if not isinstance(command, Command):
-        raise TypeError(f"command is a {type(command).__name__}, a Command of nvme_async.spec is needed")
+        raise TypeError(f"command is a {type(command).__name__}, must be a Command of nvme_async.spec")
     to_host = command.direction is Direction.CONTROLLER_TO_HOST
     if command.direction not in (Direction.CONTROLLER_TO_HOST, Direction.HOST_TO_CONTROLLER):
         return None, 0
     nbytes = command.data_length
     if buffer is None:
         if nbytes is None or (nbytes and not to_host):
-            raise ValueError(f"{command.name} moves data, and no buffer was given")
+            raise ValueError(f"{command.name} transfers data, but no buffer was given")
         return None, nbytes
     view = byte_view(buffer, writable=to_host)
     if nbytes and view.nbytes != nbytes:
-        raise ValueError(f"{command.name} moves {nbytes} bytes, the buffer has {view.nbytes}")
+        raise ValueError(f"{command.name} transfers {nbytes} bytes, but the buffer has {view.nbytes}")
     return view, view.nbytes

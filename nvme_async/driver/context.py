@@ -116,7 +116,7 @@ class ControllerContext(LifecycleHooks):
         """Runs make()'s coroutine on another thread's loop. QueueShutdown if that loop doesn't
         run, or ends before the coroutine does.
         """
-        return await loops.on_loop(loop, make, ended=QueueShutdown(f"{self.uri}: {whose} doesn't run"))
+        return await loops.on_loop(loop, make, ended=QueueShutdown(f"{self.uri}: {whose} is not running"))
 
     async def _on_owner(self, queue: OfLoop, function: Callable[[], T], *, timeout: float = 10.0) -> T:
         """Runs function() in the thread of the queue's loop; here, if that loop doesn't run.
@@ -126,7 +126,7 @@ class ControllerContext(LifecycleHooks):
         return await loops.in_thread_of(queue.loop, function, timeout=timeout, stuck=self._stuck(queue, timeout))
 
     def _stuck(self, queue: OfLoop, timeout: float) -> ControllerTimeout:
-        return ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} hasn't answered for {timeout:g} s")
+        return ControllerTimeout(f"{self.uri}: the loop of queue {queue.qid} has not answered for {timeout:g} s")
 
     # -- requests of the parts to each other, through the controller
 

@@ -95,7 +95,7 @@ class Controller(ReachableMemory):
         self.admin_queue: AdminQueue = AdminQueue(self)
         self.bringup: BringUp = BringUp(self, self.scanner, self.effects)
         self._lock = asyncio.Lock()  # reset and close, one at a time
-        self._telling: asyncio.Task[None] | None = None
+        self._failing: asyncio.Task[None] | None = None
         self._forked: NvmeError | None = None
         transport.attach(self)
         self.quirks: Quirks = transport.quirks
@@ -141,7 +141,7 @@ class Controller(ReachableMemory):
         self.transport.watch(None)
         error = ControllerGone(f"{self.uri}: {self.transport.trouble or 'the device is gone'}")
         if self.state is State.CLOSING:
-            self._telling = self.loop.create_task(self.transport.queues.fail(error))
+            self._failing = self.loop.create_task(self.transport.queues.fail(error))
         self._fail(error)
 
     async def _cut_off(self, error: NvmeError) -> None:
@@ -298,7 +298,7 @@ class Controller(ReachableMemory):
         log.error("%s: %s", self.uri, error)
         for namespace in self.namespaces.values():
             namespace._set_gone(error)
-        self._telling = self.loop.create_task(self.transport.queues.fail(error))
+        self._failing = self.loop.create_task(self.transport.queues.fail(error))
         self.listener.end()
 
     async def reset(self, reason: str = "requested") -> None:

@@ -81,14 +81,14 @@ async def identify_controller(controller: ControllerContext) -> IdentifyControll
     for what, needed, ours in (("submission", identify.sq_entry_size, 64), ("completion", identify.cq_entry_size, 16)):
         if needed > ours:
             raise ControllerError(
-                f"{controller.uri}: needs {what} queue entries of {needed} bytes at least, this driver's have {ours}"
+                f"{controller.uri}: needs {what} queue entries of {needed} bytes or more; this driver's have {ours}"
             )
     identity = ControllerIdentity.of(identify, controller.transport.ids)
     # Over a fabric the controller identifier is the association's, and a new one has another.
     anew = controller.transport.ids is None
     known = controller.identity
     if known is not None and (differences := known.differences(identity, connected_anew=anew)):
-        raise ControllerReplaced(f"{controller.uri}: another controller answers: {differences}")
+        raise ControllerReplaced(f"{controller.uri}: another controller responds: {differences}")
     controller.identity = identity
     return identify
 
@@ -104,7 +104,7 @@ async def identify_command_set(controller: ControllerContext) -> IdentifyControl
     except CommandError as error:
         if (error.sct, error.sc) != (StatusCodeType.GENERIC, GenericStatus.INVALID_FIELD):
             raise
-        log.debug("%s: no limits for the NVM command set: %s", controller.uri, error)
+        log.debug("%s: the limits of the NVM command set can't be read: %s", controller.uri, error)
         return None
 
 
@@ -133,7 +133,7 @@ async def active_namespaces(controller: ControllerContext) -> Sequence[int]:
         degraded.add(_LIST, error, f"the first {min(nn, MAX_SCAN)} ids are tried")
         return sorted({*range(1, min(nn, MAX_SCAN) + 1), *controller.namespaces})
     if len(active) > MAX_ACTIVE:
-        degraded.add(_LIST, f"more than {MAX_ACTIVE} namespaces", "the others are left out")
+        degraded.add(_LIST, f"more than {MAX_ACTIVE} namespaces", "the others are omitted")
         return active[:MAX_ACTIVE]
     degraded.clear(_LIST)
     return active
@@ -160,11 +160,11 @@ async def identify_namespace(controller: ControllerContext, nsid: int) -> Identi
         # One that was driven before is of this command set, regardless of the present status.
         if not _is_not_of_nvm(error) or nsid in controller.namespaces:
             raise
-        log.warning("%s: namespace %d is left out: %s", controller.uri, nsid, error)
+        log.warning("%s: namespace %d is omitted: %s", controller.uri, nsid, error)
         return None
     identify = IdentifyNamespace.decode(page)
     if identify.active and identify.block_size < 512:
-        log.warning("%s: namespace %d is left out: its blocks have %d bytes", controller.uri, nsid, identify.block_size)
+        log.warning("%s: namespace %d is omitted: its blocks have %d bytes", controller.uri, nsid, identify.block_size)
         return None
     return identify if identify.active else None
 
@@ -178,7 +178,7 @@ async def identify_descriptors(controller: ControllerContext, nsid: int) -> Name
     try:
         return NamespaceDescriptors.decode(await _identify(controller, Cns.NAMESPACE_DESCRIPTORS, nsid))
     except CommandError as error:
-        log.debug("%s: namespace %d: no identification descriptors: %s", controller.uri, nsid, error)
+        log.debug("%s: namespace %d: the identification descriptors can't be read: %s", controller.uri, nsid, error)
         return None
 
 

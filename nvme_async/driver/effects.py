@@ -178,7 +178,7 @@ class Effects:
             try:
                 await self.read()
             except CommandError as error:
-                log.warning("%s: no Commands Supported and Effects log: %s", self._controller.uri, error)
+                log.warning("%s: the Commands Supported and Effects log can't be read: %s", self._controller.uri, error)
         effect = self.of(command)
         if not effect:
             return await self._send(command, buffer, tag, unlimited)
@@ -236,8 +236,8 @@ class Effects:
         limit = options.command_timeout + options.abort_timeout if options.command_timeout else options.drain_timeout
         if not await controller.transport.queues.drain(limit, frozenset(namespace.nsid for namespace in concerned)):
             raise ControllerTimeout(
-                f"{controller.uri}: {command.name} was not sent: I/O of the namespaces that it changes has not "
-                f"ended within {limit:g} s"
+                f"{controller.uri}: {command.name} was not sent: I/O to the namespaces that it changes did not "
+                f"end within {limit:g} s"
             )
 
     async def _read_again(self, effect: Effect, concerned: list[Namespace]) -> bool:

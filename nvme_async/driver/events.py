@@ -90,9 +90,9 @@ class EventListener:
         to no other process.
         """
         if self._controller.fused:
-            self.refusal = "the controller is driven fused: no Asynchronous Event Request is sent"
+            self.refusal = "in fused mode no Asynchronous Event Request is sent"
         elif not self._controller.transport.has_events:
-            self.refusal = f"over {self._controller.transport.kind} there are none"
+            self.refusal = f"{self._controller.transport.kind} has no events"
         elif self._task is None:
             self._task = self._controller.loop.create_task(self._listen(adopted), name=f"{self._controller.uri} events")
 

@@ -51,18 +51,18 @@ class KeyValueNamespace:
         try:
             page = await controller.admin(commands.identify(Cns.CSI_NAMESPACE, nsid, csi=Csi.KEY_VALUE))
         except CommandError as error:
-            raise ConfigurationError(f"namespace {nsid} has no keys and values: {error}") from error
+            raise ConfigurationError(f"namespace {nsid} is not a key-value namespace: {error}") from error
         assert page.data is not None
         identify = kv.IdentifyNamespaceKv.decode(page.data)
         if not identify.nsze:
-            raise ConfigurationError(f"namespace {nsid} has no keys and values")
+            raise ConfigurationError(f"namespace {nsid} is not a key-value namespace")
         return cls(controller, nsid, identify)
 
     async def _submit(self, command: Command, buffer: Buffer | None = None) -> Completion:
         queue = await self.controller.transport.queues.for_this_loop()
         if queue is None:
             raise ConfigurationError(
-                "this event loop shares a neighbour's queue pair, and can only read and write blocks"
+                "this event loop shares another loop's queue pair, so it can only read and write blocks"
             )
         return await queue.submit(command, buffer)
 
@@ -71,7 +71,7 @@ class KeyValueNamespace:
         replace another.
         """
         if not key:
-            raise ValueError("a key has 1 to 16 bytes")
+            raise ValueError("a key must have 1 to 16 bytes")
         view = byte_view(value)
         if view.nbytes > self.max_value:
             raise ValueError(f"a value of {view.nbytes} bytes: at most {self.max_value}")
@@ -87,7 +87,9 @@ class KeyValueNamespace:
             if completion.dw0 <= nbytes:
                 return completion.data[: completion.dw0]
             if completion.dw0 > self.max_value:
-                raise ValueError(f"the value has {completion.dw0} bytes, one command moves at most {self.max_value}")
+                raise ValueError(
+                    f"the value has {completion.dw0} bytes; one command transfers at most {self.max_value}"
+                )
             nbytes = completion.dw0  # it is longer than expected, or has grown
 
     async def delete(self, key: bytes) -> None:

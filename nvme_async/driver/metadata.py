@@ -46,15 +46,17 @@ class Plan:
     def of(cls, method: str, form: Format, metadata: Any, protect: Protect | None) -> Plan:
         """ValueError for a combination that this format doesn't allow."""
         if protect is not None and form.pi is None:
-            raise ValueError("protect is given, and the namespace has no protection information")
+            raise ValueError("protect is given, but the namespace has no protection information")
         if metadata is not None and not form.metadata:
-            raise ValueError("metadata is given, and the namespace has none")
+            raise ValueError("metadata is given, but the namespace has no metadata")
         room = form.metadata > form.pi_bytes
         if protect is None:
             protect = Protect(by="none" if metadata is not None and not room else "controller")
         act = form.pi is not None and protect.by == "controller"
         if act and metadata is not None and not room:
-            raise ValueError("metadata is given, and it is all protection information that the controller inserts")
+            raise ValueError(
+                "metadata is given, but it consists only of protection information that the controller inserts"
+            )
         return cls(
             opcode=_OPCODES[method],
             format=form,

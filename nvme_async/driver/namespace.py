@@ -143,7 +143,7 @@ class Namespace(RangeCommands):
         """
         self._end(
             NamespaceChanged(
-                f"namespace {self._nsid} of {self.controller.uri} may have changed, and Identify could not be read yet"
+                f"namespace {self._nsid} of {self.controller.uri} may have changed, and Identify has not been read yet"
             )
         )
 
@@ -153,7 +153,7 @@ class Namespace(RangeCommands):
     def _replace(self, by: NamespaceIdentity) -> None:
         self._end(
             NamespaceReplaced(
-                f"namespace {self._nsid} of {self.controller.uri} is another one now: {self.identity} became {by}"
+                f"namespace {self._nsid} of {self.controller.uri} was replaced: {self.identity} became {by}"
             )
         )
 
@@ -168,7 +168,7 @@ class Namespace(RangeCommands):
             nsid=self.nsid,
             lba=lba,
             blocks=blocks,
-            text=f"LBA out of range, the namespace has {self.blocks} blocks",
+            text=f"LBA out of range: the namespace has {self.blocks} blocks",
             command=command_name(opcode, admin=False),
         )
 
@@ -190,7 +190,7 @@ class Namespace(RangeCommands):
             geometry.check()
             return await getattr(self, method)(*arguments, **options)
 
-        whose = "the event loop whose queue pair this one shares"
+        whose = "the event loop that lends its queue pair"
         return await self.controller._elsewhere(neighbour.loop, there, whose)
 
     def _moved(
@@ -243,8 +243,8 @@ class Namespace(RangeCommands):
         queue = await queues.for_this_loop()
         if queue is None:
             raise ConfigurationError(
-                f"this event loop shares a neighbour's queue pair (the controller has {queues.limit}), "
-                "and can only read, write and flush"
+                f"this event loop shares another loop's queue pair (the controller has {queues.limit}), "
+                "so it can only read, write and flush"
             )
         return queue
 
@@ -301,15 +301,15 @@ class Namespace(RangeCommands):
                 "use read() and write()"
             )
         if not 1 <= blocks <= self.max_blocks:
-            raise ValueError(f"blocks is {blocks}, outside of 1 to {self.max_blocks} (one command of this controller)")
+            raise ValueError(f"blocks is {blocks}, must be 1 to {self.max_blocks} (one command of this controller)")
         if depth < 0:
-            raise ValueError(f"depth is {depth}, which is negative")
+            raise ValueError(f"depth is {depth}, must be 0 or more")
         geometry = self.geometry
         nbytes = blocks * self.block_size
         numbers = as_lbas(lbas)
         if data is None:
             if opcode != NvmOpcode.READ:
-                raise TypeError("data is None, and a write needs a bytes-like object")
+                raise TypeError("data is None, must be a bytes-like object")
             data = bytearray(byte_view(numbers).nbytes // 8 * nbytes)
         queue = await self._queue()
         batch = queue.batch(
@@ -356,7 +356,7 @@ class Namespace(RangeCommands):
         if blocks is None:
             blocks = max(self.blocks - lba, 0)
         if lba < 0 or blocks < 0 or lba + blocks > 1 << 64:
-            raise ValueError(f"lba {lba}, blocks {blocks}: no range of blocks")
+            raise ValueError(f"lba {lba}, blocks {blocks}: not a valid range of blocks")
         await settled(self.controller, self._nsid, lba, blocks)
 
     # -- the other commands ------------------------------------------------------------------------
@@ -382,7 +382,7 @@ class Namespace(RangeCommands):
         if not isinstance(command, Command):
             if not isinstance(command, Sequence) or not all(isinstance(one, Command) for one in command):
                 raise TypeError(
-                    f"command is {command!r:.50}, a Command of nvme_async.spec or a sequence of them is needed"
+                    f"command is {command!r:.50}, must be a Command of nvme_async.spec or a sequence of them"
                 )
             buffers = buffer if buffer is not None else [None] * len(command)
             results = await asyncio.gather(

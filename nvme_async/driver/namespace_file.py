@@ -85,7 +85,7 @@ class NamespaceFile:
             self._usable()
             nbytes = byte_view(data).nbytes
             if nbytes > self._left():
-                raise OSError(errno.ENOSPC, f"{nbytes} bytes at {self._position} don't fit into {self.nbytes}")
+                raise OSError(errno.ENOSPC, f"{nbytes} bytes at {self._position} do not fit into {self.nbytes}")
             if nbytes:
                 await self._namespace.pwrite(data, self._begin + self._position)
             self._position += nbytes

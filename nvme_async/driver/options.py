@@ -33,7 +33,7 @@ DEFAULT_POOL = 32 << 20
 def _between(low: float, high: float) -> Any:
     def check(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
         if not low <= value <= high:
-            raise ConfigurationError(f"{attribute.name} is {value}, outside of {low} to {high}")
+            raise ConfigurationError(f"{attribute.name} is {value}, must be {low} to {high}")
 
     return check
 
@@ -45,7 +45,7 @@ def _limit(high: float) -> Any:
 
     def check(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
         if not 0 <= value <= high:
-            raise ConfigurationError(f"{attribute.name} is {value}, outside of 0 to {high}; 0 means no limit")
+            raise ConfigurationError(f"{attribute.name} is {value}, must be 0 to {high}; 0 means no limit")
 
     return check
 
@@ -203,7 +203,7 @@ class Options:
         known = {field.name for field in attrs.fields(cls)}
         for name in options:
             if name not in known:
-                raise ConfigurationError(f"unknown option {name!r}; there are {', '.join(sorted(known))}")
+                raise ConfigurationError(f"unknown option {name!r}; the options are {', '.join(sorted(known))}")
         return cls(**options)
 
 

@@ -155,7 +155,7 @@ class PlainQueue:
                 raise
             out.left_behind = True
             raise CommandTimeout(
-                f"{command.name} on namespace {command.nsid}: no completion for {limit:g} s; its buffer stays its own"
+                f"{command.name} on namespace {command.nsid}: no completion for {limit:g} s; its buffer is not released"
             ) from None
         finally:
             self._waiters.discard(waiter)

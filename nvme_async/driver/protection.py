@@ -60,7 +60,7 @@ class Protect:
             raise ValueError(f"by is {self.by!r}, must be controller, host or none")
         for name in ("app_tag", "app_mask"):
             if not 0 <= getattr(self, name) <= 0xFFFF:
-                raise ValueError(f"{name} is {getattr(self, name):#x}, outside of 0 to 0xffff")
+                raise ValueError(f"{name} is {getattr(self, name):#x}, must be 0 to 0xffff")
 
 
 @attrs.frozen
@@ -120,7 +120,7 @@ class Format:
         if protect.ref_tag is None:
             return 0 if self.pi.type == 3 else lba & mask
         if not 0 <= protect.ref_tag <= mask:
-            raise ValueError(f"ref_tag is {protect.ref_tag:#x}, outside of 0 to {mask:#x}")
+            raise ValueError(f"ref_tag is {protect.ref_tag:#x}, must be 0 to {mask:#x}")
         return protect.ref_tag
 
     def fields(self, protect: Protect, lba: int, *, act: bool) -> dict[str, int]:
@@ -155,7 +155,7 @@ def pi_error(failure: tuple[int, int, int, int], *, opcode: int, nsid: int, lba:
     block, what, found, expected = failure
     kind, sc = _KINDS[what]
     error = kind(
-        2, sc, opcode=opcode, nsid=nsid, lba=lba, blocks=blocks, text=f"{status_text(2, sc)}, found by the host"
+        2, sc, opcode=opcode, nsid=nsid, lba=lba, blocks=blocks, text=f"{status_text(2, sc)}, detected by the host"
     )
     error.block, error.found, error.expected = lba + block, found, expected
     return error

@@ -50,7 +50,7 @@ class RangeCommands(ByteAccess):
 
     async def _ranges(self, opcode: int, lba: int, blocks: int) -> None:
         if blocks <= 0 or lba < 0:
-            raise ValueError(f"lba {lba}, blocks {blocks}: at least one block from a block that exists is needed")
+            raise ValueError(f"lba {lba}, blocks {blocks}: must name one or more existing blocks")
         if lba + blocks > self.blocks:
             raise self._out_of_range(opcode, lba, blocks)
 
@@ -98,7 +98,7 @@ class RangeCommands(ByteAccess):
         """
         if isinstance(lba, int):
             if blocks is None:
-                raise ValueError("deallocate(lba, blocks) needs blocks")
+                raise ValueError("deallocate() of an lba also needs blocks")
             ranges = [(lba, blocks)]
         else:
             ranges = list(lba)

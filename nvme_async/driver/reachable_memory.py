@@ -46,7 +46,7 @@ class ReachableMemory(ControllerContext):
     @staticmethod
     def _positive(nbytes: int) -> int:
         if nbytes <= 0:
-            raise ValueError(f"nbytes is {nbytes}, at least 1 is needed")
+            raise ValueError(f"nbytes is {nbytes}, must be 1 or more")
         return nbytes
 
     def register(self, buffer: BufferLike) -> Registration:

@@ -85,7 +85,7 @@ class Recovery:
         """
         home = self._controller.loop
         if not home.is_closed():
-            home.call_soon_threadsafe(self._begin, self._look_after)
+            home.call_soon_threadsafe(self._begin, self._check_health)
 
     def on_stray(self, n: int, what: str, ambiguous: bool, resets: int) -> None:
         """Stray completions, after so many resets. Many, or one that may belong to a command of
@@ -106,7 +106,7 @@ class Recovery:
             return
         self._stray_resets += 1
         if self._stray_resets > MAX_STRAY_RESETS:
-            controller._fail(ControllerFatal(f"{controller.uri}: {what}, again after {MAX_STRAY_RESETS} resets"))
+            controller._fail(ControllerFatal(f"{controller.uri}: {what}, and again after {MAX_STRAY_RESETS} resets"))
         else:
             self.request(what)
 
@@ -150,7 +150,7 @@ class Recovery:
         mtfa = identify.mtfa / 10 if identify is not None else 0.0
         return await self._controller.transport.sit_out(mtfa or admin_limit(self._controller.options))
 
-    async def _look_after(self) -> None:
+    async def _check_health(self) -> None:
         controller = self._controller
         resets = controller.resets
         try:

@@ -85,7 +85,9 @@ class Scanner:
         try:
             controller.identify_nvm = await discovery.identify_command_set(controller)
         except CommandError as error:
-            log.warning("%s: limits of the NVM command set: %s; they stay as they were", controller.uri, error)
+            log.warning(
+                "%s: the limits of the NVM command set can't be read: %s; the former limits stay", controller.uri, error
+            )
         controller._identified(identify)
 
     async def namespaces_again(self, concerned: Iterable[Namespace]) -> bool:
@@ -122,7 +124,7 @@ class Scanner:
                     unanswered.append(error)
                 unread[nsid] = str(error)
                 known = nsid in controller.namespaces
-                degraded.add(f"namespace {nsid}", error, "left as it was" if known else "left out for now")
+                degraded.add(f"namespace {nsid}", error, "it stays as it was" if known else "it is omitted for now")
                 continue
             degraded.clear(f"namespace {nsid}")
             if examined is not None:
@@ -190,7 +192,7 @@ class Scanner:
         times. Does nothing if this is running already.
         """
         if self._again is None or self._again.done():
-            log.info("%s: the namespaces are read again: %s", self._controller.uri, why)
+            log.info("%s: rescanning the namespaces: %s", self._controller.uri, why)
             self._again = self._controller.loop.create_task(self._until_read(), name=f"{self._controller.uri} rescan")
 
     async def _until_read(self) -> None:
@@ -214,7 +216,7 @@ class Scanner:
             else:
                 if not self.unread:
                     return
-        log.error("%s: given up until the next rescan: %s", controller.uri, self.unread)
+        log.error("%s: no further attempt before the next rescan: %s", controller.uri, self.unread)
 
     async def stop(self) -> None:
         """No more scans by itself."""

@@ -86,7 +86,7 @@ class ZonedNamespace:
     def _zone(self, zslba: int) -> int:
         if zslba < 0 or zslba % self.zone_size or zslba >= self.namespace.blocks:
             raise ValueError(
-                f"no zone begins at block {zslba}: zones have {self.zone_size} blocks, "
+                f"no zone begins at block {zslba}; zones have {self.zone_size} blocks, "
                 f"the namespace {self.namespace.blocks}"
             )
         return zslba
@@ -176,7 +176,7 @@ class ZonedNamespace:
             raise ValueError(f"a buffer of {nbytes} bytes is not a positive multiple of the block size of {size}")
         blocks = nbytes // size
         if blocks > self.max_append:
-            raise ValueError(f"{blocks} blocks in one append: at most {self.max_append}")
+            raise ValueError(f"{blocks} blocks in one append; the limit is {self.max_append}")
         completion = await namespace.submit(
             commands.zone_append(namespace.nsid, self._zone(zslba), blocks, fua=fua), data
         )

@@ -174,7 +174,7 @@ class EmulatorConfig:
         first = LbaFormat(self.block, self.metadata, self.guard)
         if not any(first.same_blocks(one) for one in self.formats):
             raise ConfigurationError(
-                f"formats={format_names(self.formats)!r} has no {first}, which block= and metadata= ask for"
+                f"formats={format_names(self.formats)!r} has no {first}, which block= and metadata= require"
             )
         if self.pi and self.metadata < first.pi_bytes:
             raise ConfigurationError(f"pi={self.pi} needs metadata={first.pi_bytes} or more, not {self.metadata}")
@@ -187,9 +187,9 @@ class EmulatorConfig:
                 f"aggregation_time={self.aggregation_time}: must be a multiple of {AGGREGATION_UNIT_US} microseconds"
             )
         if self.medium == "file" and not self.path:
-            raise ConfigurationError("medium=file needs a path=")
+            raise ConfigurationError("medium=file needs path=")
         if self.medium != "file" and self.path:
-            raise ConfigurationError(f"path={self.path!r} makes sense with medium=file only, not {self.medium}")
+            raise ConfigurationError(f"path={self.path!r} needs medium=file, not {self.medium}")
 
     @classmethod
     def parse(cls, options: str) -> EmulatorConfig:
@@ -227,11 +227,11 @@ class EmulatorConfig:
                 continue
             if key not in _PARSERS and key not in _TEXTS:
                 known = ", ".join(sorted([*_PARSERS, *_TEXTS, *EXTRAS]))
-                raise ConfigurationError(f"unknown option {key!r} of an emulated controller; there are {known}")
+                raise ConfigurationError(f"unknown option {key!r} of an emulated controller; known are {known}")
             if value is not None:
                 arguments[key] = _PARSERS[key](value, key) if key in _PARSERS else value
         if arguments.get("size") == 0:
-            raise ConfigurationError(f"size={values['size']!r}: a namespace needs at least one block")
+            raise ConfigurationError(f"size={values['size']!r}: must be at least one block")
         return cls(**arguments, extras=Extras(**extras))
 
     @property

@@ -117,7 +117,7 @@ class ControlServer:
 
     def _rule(self, rule: int) -> Rule:
         if rule not in self._rules:
-            raise ConfigurationError(f"there is no rule {rule}")
+            raise ConfigurationError(f"unknown fault rule {rule}")
         return self._rules[rule]
 
     def _remove(self, rule: int) -> None:
@@ -133,11 +133,11 @@ class ControlServer:
         try:
             request = json.loads(line)
             if not isinstance(request, dict) or not isinstance(request.get("args", {}), dict):
-                raise ConfigurationError('a request is an object with "op" and, if need be, "args"')
+                raise ConfigurationError('a request must be an object with "op" and optionally "args"')
             operation = self._operations.get(request.get("op", ""))
             if operation is None:
                 known = ", ".join(sorted(self._operations))
-                raise ConfigurationError(f"unknown operation {request.get('op')!r}; there are {known}")
+                raise ConfigurationError(f"unknown operation {request.get('op')!r}; known are {known}")
             return {"ok": True, "result": _encode(operation(**_decode(request.get("args", {}))))}
         except Exception as error:  # the client gets the error, and the server continues
             return {"ok": False, "error": f"{type(error).__name__}: {error}"}

@@ -118,7 +118,7 @@ class EmulatedController:
         replaced. ConfigurationError if the path isn't available.
         """
         if self._listening is not None:
-            raise ConfigurationError(f"already listening on {self._listening.path}")
+            raise ConfigurationError(f"already listens on {self._listening.path}")
         listening = ListeningSocket(path)
         try:
             self._controller.listen(listening.detach())

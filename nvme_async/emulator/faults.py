@@ -42,7 +42,7 @@ def _masked(pairs: dict[int, bytes], size: int) -> tuple[bytes, bytes]:
     value, mask = bytearray(size), bytearray(size)
     for offset, data in pairs.items():
         if offset < 0 or offset + len(data) > size:
-            raise ConfigurationError(f"{len(data)} bytes at {offset}: there are only {size}")
+            raise ConfigurationError(f"{len(data)} bytes at {offset}: the limit is {size}")
         value[offset : offset + len(data)] = data
         mask[offset : offset + len(data)] = b"\xff" * len(data)
     return bytes(value), bytes(mask)
@@ -187,7 +187,7 @@ class Faults:
         if payload is not None and len(payload) > _emulator.FAULT_PAYLOAD_MAX:
             raise ConfigurationError(f"a payload of {len(payload)} bytes: at most {_emulator.FAULT_PAYLOAD_MAX}")
         if payload is not None and queue == "io" and opcode in _WITHOUT_PAYLOAD:
-            raise ConfigurationError(f"a payload for opcode {opcode:#04x}: no data of it can be replaced")
+            raise ConfigurationError(f"a payload for opcode {opcode:#04x}: its data can't be replaced")
         chosen = {
             "delay": delay is not None,
             "delay_post": delay_post is not None,

@@ -81,7 +81,9 @@ def parse_formats(text: str | tuple[LbaFormat, ...], name: str = "formats") -> t
     for part in text.split("/"):
         match = _FORMAT.fullmatch(part)
         if match is None:
-            raise ConfigurationError(f"{name}={text!r}: {part!r} is no LBA format; 4096, 4096+8 and 4096+16g64 are")
+            raise ConfigurationError(
+                f"{name}={text!r}: {part!r} is not an LBA format; examples are 4096, 4096+8 and 4096+16g64"
+            )
         block, metadata, guard, storage = (int(group) if group else None for group in match.groups())
         assert block is not None
         formats.append(LbaFormat(block, metadata or 0, guard or 16, storage or 0))

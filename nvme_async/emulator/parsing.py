@@ -25,10 +25,12 @@ def parse_size(text: str | int, name: str = "size") -> int:
         return text
     match = _SIZE.fullmatch(text.strip())
     if match is None or (match[3] and not match[2]):
-        raise ConfigurationError(f"{name}={text!r} is no size: give bytes, or a number with KiB, MiB, GiB or k, m, g")
+        raise ConfigurationError(
+            f"{name}={text!r} is not a size: give bytes, or a number with KiB, MiB, GiB or k, m, g"
+        )
     nbytes = Fraction(match[1]) * _UNITS[match[2].lower()]
     if nbytes.denominator != 1:
-        raise ConfigurationError(f"{name}={text!r} is no whole number of bytes")
+        raise ConfigurationError(f"{name}={text!r} is not a whole number of bytes")
     return int(nbytes)
 
 
@@ -36,7 +38,7 @@ def parse_int(text: str | int, name: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ConfigurationError(f"{name}={text!r} is no whole number") from None
+        raise ConfigurationError(f"{name}={text!r} is not a whole number") from None
 
 
 def parse_bool(text: str | bool, name: str) -> bool:
@@ -55,7 +57,7 @@ def parse_bool(text: str | bool, name: str) -> bool:
     try:
         return words[text.lower()]
     except KeyError:
-        raise ConfigurationError(f"{name}={text!r} is neither on nor off") from None
+        raise ConfigurationError(f"{name}={text!r} must be on or off") from None
 
 
 def in_range(low: int, high: int) -> Any:
@@ -89,7 +91,7 @@ def parse_seconds(text: str | float, name: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
-        raise ConfigurationError(f"{name}={text!r} is no number of seconds") from None
+        raise ConfigurationError(f"{name}={text!r} is not a number of seconds") from None
     if not 0 <= seconds <= 3600:
         raise ConfigurationError(f"{name}={text}: must be 0 to 3600 seconds")
     return seconds

@@ -63,7 +63,7 @@ def parse_endpoint(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, in
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise ConfigurationError(f"{text!r} is no address: [IPv6]:PORT is meant")
+            raise ConfigurationError(f"{text!r} is not an address: the form is [IPv6]:PORT")
         port = rest[1:] or port
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
@@ -71,9 +71,9 @@ def parse_endpoint(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, in
         host = str(ipaddress.ip_address(host))
     except ValueError:
         if not host or not all(part and part.replace("-", "a").isalnum() for part in host.split(".")):
-            raise ConfigurationError(f"{text!r} is no address: ADDRESS:PORT or [IPv6]:PORT is meant") from None
+            raise ConfigurationError(f"{text!r} is not an address: the form is ADDRESS:PORT or [IPv6]:PORT") from None
     if not port.isdecimal() or int(port) > 65535:
-        raise ConfigurationError(f"{text!r}: the port is a number from 0 to 65535")
+        raise ConfigurationError(f"{text!r}: the port must be a number from 0 to 65535")
     return host, int(port)
 
 

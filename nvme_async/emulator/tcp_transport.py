@@ -34,7 +34,7 @@ def split(options: str) -> tuple[EmulatorConfig, TcpConfig]:
         default = _FIELDS[name].default
         if isinstance(default, bool):
             if text.lower() not in _WORDS:
-                raise ConfigurationError(f"{name}={text!r} is neither on nor off")
+                raise ConfigurationError(f"{name}={text!r} must be on or off")
             words[name] = _WORDS[text.lower()]
         else:
             words[name] = text if isinstance(default, str) else parse_size(text, name)

@@ -40,7 +40,7 @@ class PiError(MediaError):
     expected: int | None = None
 
     def __str__(self) -> str:
-        where = f"; it is block {self.block}" if self.block is not None else ""
+        where = f"; block {self.block}" if self.block is not None else ""
         values = f": found {self.found:#x}, expected {self.expected:#x}" if self.found is not None else ""
         return f"{self.args[0]}{where}{values}"
 

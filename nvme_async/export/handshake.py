@@ -99,7 +99,7 @@ async def shake_hands(sock: socket.socket, export: Export) -> Agreed:
     await loop.sock_sendall(sock, MAGIC + OPTION_MAGIC + struct.pack(">H", FIXED_NEWSTYLE | NO_ZEROES))
     (flags,) = struct.unpack(">I", await receive_exactly(sock, 4))
     if flags & ~(FIXED_NEWSTYLE | NO_ZEROES):
-        raise HandshakeError(f"the client has flags that this server doesn't know: {flags:#x}")
+        raise HandshakeError(f"the client sets unknown flags: {flags:#x}")
     structured = False
     for _ in range(MAX_OPTIONS):
         magic, option, nbytes = struct.unpack(">8sII", await receive_exactly(sock, 16))
@@ -110,13 +110,13 @@ async def shake_hands(sock: socket.socket, export: Export) -> Agreed:
         data = await receive_exactly(sock, nbytes)
         if option == Option.EXPORT_NAME:
             if data.decode(errors="replace") not in ("", export.name):
-                raise HandshakeError(f"there is no export named {data!r}")
+                raise HandshakeError(f"no export is named {data!r}")
             zeroes = b"" if flags & NO_ZEROES else bytes(124)
             await loop.sock_sendall(sock, struct.pack(">QH", export.nbytes, export.flags) + zeroes)
             return Agreed(structured)
         if option == Option.ABORT:
             await reply(option, Reply.ACK)
-            raise HandshakeError("the client has ended the handshake")
+            raise HandshakeError("the client ended the handshake")
         if option == Option.LIST:
             if data:
                 await reply(option, Reply.ERR_INVALID)

@@ -81,15 +81,15 @@ class NbdServer:
         depth: int = 64,
     ) -> None:
         if not 0 <= threads <= 64:
-            raise ConfigurationError(f"threads is {threads}, outside of 0 to 64")
+            raise ConfigurationError(f"threads is {threads}, must be 0 to 64")
         if not 1 <= depth <= 1024:
-            raise ConfigurationError(f"depth is {depth}, outside of 1 to 1024")
+            raise ConfigurationError(f"depth is {depth}, must be 1 to 1024")
         if len(name.encode()) > 4096:
-            raise ConfigurationError(f"an export name of {len(name.encode())} bytes is over NBD's limit of 4096")
+            raise ConfigurationError(f"an export name of {len(name.encode())} bytes exceeds NBD's limit of 4096")
         if namespace.has_metadata:
             raise ConfigurationError(
                 f"namespace {namespace.nsid} has {namespace.identify.metadata_size} bytes of metadata in each block, "
-                "and a block device can't carry them"
+                "which a block device can't carry"
             )
         self.namespace = namespace
         self.path = path
@@ -107,7 +107,7 @@ class NbdServer:
         most = min(CELL_BYTES, namespace.max_blocks * namespace.block_size)
         self._cell = most // step * step
         if not self._cell:
-            raise ConfigurationError(f"one command moves {most} bytes at most, and an export needs {step}")
+            raise ConfigurationError(f"one command transfers at most {most} bytes; an export needs {step}")
         self.export = Export(
             name=name,
             nbytes=namespace.nbytes,
@@ -157,13 +157,13 @@ class NbdServer:
                 log.info("%s: %d queue pairs for %d threads", self.path, number, self._n_threads)
                 break
         if not self._workers and (self._n_threads or await queues.for_this_loop() is None):
-            raise ConfigurationError(f"{self.namespace.controller.uri}: no queue pair is left for an export")
+            raise ConfigurationError(f"{self.namespace.controller.uri}: no queue pair is available for an export")
 
     async def _end(self, worker: Worker) -> None:
         """Its loop's queue pair is the controller's to take back."""
         worker.stop()
         if not await asyncio.to_thread(worker.join, JOIN_LIMIT):
-            log.warning("%s: thread %s doesn't end", self.path, worker.name)
+            log.warning("%s: thread %s does not end", self.path, worker.name)
 
     async def close(self) -> None:
         """Ends all connections, and the server. Memory of commands in flight stays with the
@@ -274,9 +274,7 @@ class NbdServer:
         queue = await self.namespace.controller.transport.queues.for_this_loop()
         hot = getattr(queue, "hot", None)
         if not isinstance(hot, _hotpath.QueuePair):
-            raise ConfigurationError(
-                f"{self.namespace.controller.uri}: this way to a drive has no queue pairs to export"
-            )
+            raise ConfigurationError(f"{self.namespace.controller.uri}: this transport has no queue pairs to export")
 
         def sleep(stream: _hotpath.Stream, read: bool, write: bool) -> None:
             if read:

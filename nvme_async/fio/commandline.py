@@ -108,7 +108,7 @@ def parse_arguments(arguments: Sequence[str]) -> CommandLine:
             line.program[name] = value
             continue
         if name in KNOWN_PROGRAM_OPTIONS:
-            raise ConfigurationError(f"option '--{name}' is known to fio, not supported here")
+            raise ConfigurationError(f"fio's option '--{name}' is not supported here")
         known = canonical(name, PROGRAM_OPTIONS)
         bare = bare_text(name)
         if separator:

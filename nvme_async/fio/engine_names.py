@@ -36,7 +36,7 @@ def engine(text: str) -> str:
     if name in MAPPED:
         return "await"
     if name in OTHERS:
-        raise ConfigurationError(f"engine {name!r} is known to fio, not supported here: it drives no block device")
+        raise ConfigurationError(f"fio's engine {name!r} is not supported here: it does not drive block devices")
     raise ConfigurationError(f"{text!r} is not one of {', '.join([*OWN, *sorted(MAPPED)])}")
 
 

@@ -63,7 +63,7 @@ def evaluate(text: str) -> str:
     try:
         value = _value(ast.parse(scaled.strip(), mode="eval").body)
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
-        raise ConfigurationError(f"{text!r} can't be computed (numbers, + - * / % ^ and parentheses)") from None
+        raise ConfigurationError(f"{text!r} is not an expression of numbers, + - * / % ^ and parentheses") from None
     return str(int(value)) if value == int(value) else repr(value)
 
 

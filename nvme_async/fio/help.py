@@ -75,7 +75,7 @@ def option_help(name: str) -> str:
         return "\n".join(help_lines())
     known = canonical(name)
     if known in ACCEPTED:
-        because = ACCEPTED[known].because or "nothing of it lies between an await and a drive"
+        because = ACCEPTED[known].because or "an await has nothing of the kind between it and the drive"
         return f"{known:>20}: accepted; {because}"
     help_text, aliases, default, bare = describe(known)
     lines = [f"{known:>20}: {help_text}"]

@@ -30,7 +30,7 @@ class _Reader:
 
     def read(self, path: str, depth: int = 0) -> None:
         if depth > _MAX_INCLUDES:
-            raise _Located(f"{path}: more than {_MAX_INCLUDES} files include each other")
+            raise _Located(f"{path}: includes are nested more than {_MAX_INCLUDES} deep")
         for number, raw in enumerate(_lines(path), 1):
             text = re.split("[#;]", raw, maxsplit=1)[0].strip()
             if not text:
@@ -52,7 +52,7 @@ class _Reader:
             self.read(_included(path, substitute(match[1].strip())), depth + 1)
             return
         if not self.sections:
-            raise ConfigurationError(f"{line!r} stands before the first [section]")
+            raise ConfigurationError(f"{line!r} precedes the first [section]")
         name, separator, value = (part.strip() for part in line.partition("="))
         known = canonical(name)
         text = substitute(value) if separator else bare_text(name)

@@ -35,7 +35,7 @@ def _none(text: str) -> bool:
     return text in ("none", "0", "no", "false", "")
 
 
-NO_CACHE = "buffered I/O is not used: this program asks for no page cache, and measures the device, not memory"
+NO_CACHE = "buffered I/O is not used: this program bypasses the page cache and measures the device, not memory"
 
 
 def cache_note(texts: Mapping[str, str]) -> str | None:
@@ -84,11 +84,9 @@ ACCEPTED = {
     "block_error_percentiles": Accepted("the first error ends a job", _none),
     "error_dump": Accepted(),
     "stats": Accepted("a job without results is not run", boolean),
-    "profile": Accepted("there are no profiles", _none),
-    "lockfile": Accepted("a device has one owner anyway", _none),
-    "numa_mem_policy": Accepted(
-        "memory of devices is where the kernel places it", lambda text: text in ("default", "local")
-    ),
+    "profile": Accepted("profiles are not supported", _none),
+    "lockfile": Accepted("a device has only one owner", _none),
+    "numa_mem_policy": Accepted("the kernel places memory for devices", lambda text: text in ("default", "local")),
 } | dict.fromkeys(
     """
     allow_file_create allow_mounted_write cmd_type create_fsync create_on_open create_only create_serialize

@@ -79,7 +79,7 @@ def _main(arguments: Sequence[str], opener: Opener, out: TextIO) -> int:
         return 0
     jobs, defaults = load_jobs(line)
     if not jobs:
-        raise ConfigurationError("No job(s) defined (--help tells how)")
+        raise ConfigurationError("No job(s) defined (see --help)")
     _check_number(jobs, program.get("max-jobs"))
     for job in jobs:
         job.options.place_logs(program.get("aux-path", ""))

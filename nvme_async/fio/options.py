@@ -74,25 +74,25 @@ class Options:
     blockalign: int = option(0, parse_size, "alignment of random offsets (the smallest block size)", "ba")
     size: p.Extent = option(p.Percent(100.0), p.extent, "region to work on, and how much to transfer (the device)")
     io_size: p.Extent = option(0, p.extent, "how much to transfer, if not `size`", "io_limit")
-    filesize: int = option(0, parse_size, "at most so much of each device (all of it)")
-    offset: p.Extent = option(0, p.extent, "where the region begins", "fileoffset")
+    filesize: int = option(0, parse_size, "largest part of each device to use (all of it)")
+    offset: p.Extent = option(0, p.extent, "start of the region", "fileoffset")
     offset_increment: p.Extent = option(0, p.extent, "added to offset for each further clone of numjobs")
     fill_device: bool = flag("write to the end of the device, whatever size says", "fill_fs")
     number_ios: int = option(0, p.integer(), "at most this many I/Os")
-    loops: int = option(1, p.integer(1), "how often to do it all")
+    loops: int = option(1, p.integer(1), "repetitions of the whole job")
 
     # depth and threads
     iodepth: int = option(1, p.integer(1, 65535), "I/Os in flight: so many coroutines")
     iodepth_batch_submit: int = option(
-        1, p.integer(0, 65535), "submit so many together (many: the size of a batch)", "iodepth_batch"
+        1, p.integer(0, 65535), "I/Os submitted together (many: the size of a batch)", "iodepth_batch"
     )
     iodepth_batch_complete_min: int = option(
-        1, p.integer(0, 65535), "go on when so many have completed", "iodepth_batch_complete"
+        1, p.integer(0, 65535), "continue after that many completions", "iodepth_batch_complete"
     )
     iodepth_batch_complete_max: int = option(
         0, p.integer(0, 65535), "checked against the minimum; the loop takes what there is"
     )
-    iodepth_low: int = option(0, p.integer(0, 65535), "let the depth fall to this before filling up again")
+    iodepth_low: int = option(0, p.integer(0, 65535), "the depth falls to this before it is filled again")
     numjobs: int = option(1, p.integer(1, 1024), "clones, each with an event loop and queue pair of its own")
     thread: bool = flag("jobs that run beside others are threads of one process, not each a process")
     cpus_allowed: frozenset[int] | None = option(None, p.cpus, "CPUs of the job: 0,2-3")
@@ -103,11 +103,11 @@ class Options:
 
     # time and order
     runtime: float = option(0.0, p.seconds(), "time limit", "timeout")
-    time_based: bool = flag("go on until runtime is over, however often the region is done")
+    time_based: bool = flag("repeat the region until runtime is over")
     ramp_time: float = option(0.0, p.seconds(), "run this long before measuring")
-    startdelay: float = option(0.0, p.seconds(), "begin this much later")
-    wait_for: str = option("", p.text_value, "begin when all of the job of that name are done")
-    stonewall: bool = flag("begin when all jobs before are done", "wait_for_previous")
+    startdelay: float = option(0.0, p.seconds(), "delay of the start")
+    wait_for: str = option("", p.text_value, "begin when the job of that name has finished, with all its clones")
+    stonewall: bool = flag("begin when all previous jobs have finished", "wait_for_previous")
     new_group: bool = flag("begin a new reporting group")
     exitall: bool = flag("stop all jobs when this one ends")
     exitall_on_error: bool = flag("stop all jobs when this one fails")
@@ -124,7 +124,7 @@ class Options:
     percentage_random: p.PerDirection[int] = option(
         (100, 100, 100), p.per_direction(p.integer(0, 100), 100), "percent of a random job's I/Os that are random"
     )
-    norandommap: bool = flag("random blocks may come twice before all have come once")
+    norandommap: bool = flag("random blocks may repeat before all have been used once")
     random_generator: str = option(
         "tausworthe",
         p.choice("tausworthe", "lfsr", "tausworthe64"),
@@ -145,7 +145,7 @@ class Options:
     zoneskip: int = option(0, parse_size, "bytes between zones", "zone_skip")
 
     # durability
-    fsync: int = option(0, p.integer(), "flush after so many writes")
+    fsync: int = option(0, p.integer(), "writes between flushes")
     fdatasync: int = option(0, p.integer(), "the same: NVMe has one flush")
     end_fsync: bool = flag("flush at the end", "fsync_on_close")
     sync: str = option("none", p.choice("none", "0", "1", "sync", "dsync"), "1, sync, dsync: Force Unit Access")
@@ -161,19 +161,19 @@ class Options:
     )
     do_verify: bool = flag("read back after writing", default=True)
     verify_interval: int = option(0, parse_size, "bytes between headers (the smallest block size)", "header_interval")
-    verify_pattern: bytes = option(b"", p.byte_pattern, "what to fill blocks with")
+    verify_pattern: bytes = option(b"", p.byte_pattern, "contents of blocks")
     verify_fatal: bool = flag("stop at the first bad block")
-    verify_backlog: int = option(0, p.integer(), "read back after so many writes, not at the end")
-    verify_backlog_batch: int = option(0, p.integer(), "read back so many at a time")
+    verify_backlog: int = option(0, p.integer(), "writes between read-backs; default: at the end")
+    verify_backlog_batch: int = option(0, p.integer(), "blocks read back at a time")
     verify_only: bool = flag("write nothing: check what an earlier run of this job wrote")
     verify_write_sequence: bool = flag("check the order of writes too", default=True)
     verify_dump: bool = flag("write bad blocks, as read and as expected, to files in the current folder")
 
     # reporting
     steadystate: p.SteadyState | None = option(None, p.steady_state, "stop when iops:5% or bw_slope:1% holds", "ss")
-    steadystate_duration: float = option(0.0, p.seconds(), "for so long", "ss_dur")
+    steadystate_duration: float = option(0.0, p.seconds(), "duration for which it must hold", "ss_dur")
     steadystate_check_interval: float = option(1.0, p.seconds(), "seconds from value to value", "ss_interval")
-    steadystate_ramp_time: float = option(0.0, p.seconds(), "not looking at the first so much", "ss_ramp")
+    steadystate_ramp_time: float = option(0.0, p.seconds(), "time at the start that is ignored", "ss_ramp")
     unified_rw_reporting: str = option(
         "none", p.unified, "mixed: one result for reads, writes and trims; both: that one, too"
     )
@@ -217,7 +217,7 @@ class Options:
     log_hist_msec: int = option(0, p.integer(), "milliseconds between its lines (log_avg_msec)")
     log_hist_coarseness: int = option(0, p.integer(0, 6), "join 2^N of its buckets")
     log_unix_epoch: bool = flag("times of log files since 1970, not since the job's begin", "log_alternate_epoch")
-    log_avg_msec: int = option(0, p.integer(), "average log entries over so many milliseconds (0: every I/O)")
+    log_avg_msec: int = option(0, p.integer(), "average log entries over this many milliseconds (0: every I/O)")
     log_max_value: bool = flag("log the maximum of that time, not the mean")
     log_offset: bool = flag("log offsets")
     per_job_logs: bool = flag("log files with the job's number", default=True)
@@ -250,7 +250,7 @@ def canonical(name: str, others: Iterable[str] = ()) -> str:
     if name in ACCEPTED:
         return name
     if name in KNOWN_TO_FIO:
-        raise ConfigurationError(f"option {name!r} is known to fio, not supported here")
+        raise ConfigurationError(f"fio's option {name!r} is not supported here")
     near = difflib.get_close_matches(name, [*_NAMES, *ACCEPTED, *KNOWN_TO_FIO, *others], 1, 0.7)
     raise ConfigurationError(f"unknown option {name!r}" + (f". Did you mean {near[0]}?" if near else ""))
 
@@ -320,25 +320,25 @@ def _check(options: Options) -> None:
     )
     refuse(options.thinktime_spin > options.thinktime, "thinktime_spin is longer than thinktime")
     if options.verify != "none":
-        refuse(pattern.trims, f"verify and rw={pattern.name} don't go together")
+        refuse(pattern.trims, f"verify does not support rw={pattern.name}")
         without = options.verify in ("pattern", "pattern_hdr") and not options.verify_pattern
         refuse(without, f"verify={options.verify} needs verify_pattern")
         several = options.verify_only and len(options.filename) > 1
-        refuse(several, "verify_only can't know how a run was spread over several devices")
+        refuse(several, "verify_only needs a single device: the distribution over several is not recorded")
         endless = options.verify_only and options.time_based
-        refuse(endless, "verify_only can't know how far a time_based run came")
+        refuse(endless, "verify_only does not support time_based: how much was written is not recorded")
         refuse(options.verify_only and not options.randrepeat, "verify_only needs randrepeat=1")
     refuse(options.verify_only and options.verify == "none", "verify_only needs verify")
     if options.ioengine == "many":
         simple = all(len(sizes) == 1 for sizes in options.bs) and not (options.bsrange or options.bssplit)
-        refuse(not simple, "ioengine=many has one block size for each direction")
-        refuse(pattern.trims, f"ioengine=many does not do rw={pattern.name}")
-        refuse(options.verify != "none", "ioengine=many does not verify")
+        refuse(not simple, "ioengine=many needs one block size per direction")
+        refuse(pattern.trims, f"ioengine=many does not support rw={pattern.name}")
+        refuse(options.verify != "none", "ioengine=many does not support verify")
         paced = any(options.rate) or any(options.rate_iops) or options.thinktime
-        refuse(paced, "ioengine=many has no rate or thinktime")
-        refuse(options.fsync or options.fdatasync, "ioengine=many has no fsync in between")
-        refuse(options.sync not in ("none", "0"), "ioengine=many has no sync writes")
-        refuse(options.serialize_overlap, "ioengine=many does not keep overlapping I/Os apart")
+        refuse(paced, "ioengine=many does not support rate or thinktime")
+        refuse(options.fsync or options.fdatasync, "ioengine=many does not support fsync")
+        refuse(options.sync not in ("none", "0"), "ioengine=many does not support sync")
+        refuse(options.serialize_overlap, "ioengine=many does not support serialize_overlap")
 
 
 def describe(name: str) -> tuple[str, tuple[str, ...], str, str | None]:

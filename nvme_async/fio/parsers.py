@@ -177,7 +177,7 @@ def _spread(text: str, parse: Callable[[str], T], default: T) -> PerDirection[T]
     """
     parts = text.split(",")
     if len(parts) > 3:
-        raise ConfigurationError(f"{text!r} has more than three values (reads, writes, trims)")
+        raise ConfigurationError(f"{text!r} has more than three values (for reads, writes, trims)")
     values = [parse(part) if part else default for part in parts]
     values += [values[-1]] * (3 - len(values))
     return values[0], values[1], values[2]
@@ -235,7 +235,7 @@ def pattern(text: str) -> Pattern:
         return found
     sequence = -parse_size(modifier[1:]) if modifier.startswith("-") else parse_size(modifier)
     if found.random and sequence < 1:
-        raise ConfigurationError(f"{text!r}: at least one I/O for each place")
+        raise ConfigurationError(f"{text!r}: the number of I/Os must be 1 or more")
     return attrs.evolve(found, sequence=sequence)
 
 
@@ -257,7 +257,7 @@ def _zones(text: str, name: str, parameter: str) -> Distribution:
     fifth of them to the rest; `zoned_abs:60/10g:40/20g` uses bytes. One list for all directions.
     """
     if "," in parameter:
-        raise ConfigurationError(f"{text!r}: one list for all directions is supported here")
+        raise ConfigurationError(f"{text!r}: separate lists for reads and writes are not supported")
     shares: list[float] = []
     sizes: list[str] = []
     for part in parameter.split(":"):
@@ -265,7 +265,7 @@ def _zones(text: str, name: str, parameter: str) -> Distribution:
         shares.append(number(0, 100)(share.rstrip("%")))
         sizes.append(size.rstrip("%"))
     if len(shares) > MAX_ZONES:
-        raise ConfigurationError(f"{len(shares)} zones given, {MAX_ZONES} at most")
+        raise ConfigurationError(f"{len(shares)} zones; the limit is {MAX_ZONES}")
     if abs(sum(shares) - 100.0) > 0.01:
         raise ConfigurationError(f"{text!r}: the shares of the I/Os add up to {sum(shares):g} %, not to 100 %")
     if name == "zoned_abs":
@@ -285,7 +285,7 @@ def _zones(text: str, name: str, parameter: str) -> Distribution:
 def percentiles(text: str) -> tuple[float, ...]:
     values = tuple(sorted(number(0.0, 100.0)(part) for part in re.split("[:,]", text)))
     if len(values) > 20:
-        raise ConfigurationError(f"{len(values)} percentiles given, 20 at most")
+        raise ConfigurationError(f"{len(values)} percentiles; the limit is 20")
     return values
 
 
@@ -367,7 +367,7 @@ def numa_cpus(text: str) -> frozenset[int]:
         try:
             listed = Path(f"/sys/devices/system/node/node{node}/cpulist").read_text().strip()
         except OSError:
-            raise ConfigurationError(f"{text!r}: this machine has no node {node}") from None
+            raise ConfigurationError(f"{text!r}: this machine has no NUMA node {node}") from None
         chosen |= cpus(listed) if listed else set()
     return frozenset(chosen)
 

@@ -61,7 +61,9 @@ def plan_region(options: Options, clone: int, nbytes: int, block: int) -> Region
 
     def aligned(name: str, value: int) -> int:
         if value % block:
-            raise ConfigurationError(f"job {options.name!r}: {name}={value} is no multiple of the block size, {block}")
+            raise ConfigurationError(
+                f"job {options.name!r}: {name}={value} is not a multiple of the block size, {block}"
+            )
         return value
 
     if options.filesize:
@@ -92,7 +94,7 @@ def plan_region(options: Options, clone: int, nbytes: int, block: int) -> Region
     skip = options.rw.sequence if not options.rw.random else 0
     if skip % block:
         raise ConfigurationError(
-            f"job {options.name!r}: rw={options.rw.name}:{skip}: a hole of {skip} bytes is no multiple of the block "
+            f"job {options.name!r}: rw={options.rw.name}:{skip}: a hole of {skip} bytes is not a multiple of the block "
             f"size, {block}"
         )
     limit: int | None = None
@@ -123,7 +125,7 @@ def _interval(options: Options, tables: Sequence[Sizes]) -> int:
         interval = math.gcd(*sizes)
     if interval <= header_size(options.verify):
         raise ConfigurationError(
-            f"job {options.name!r}: verify_interval={interval} has no room for contents behind a "
+            f"job {options.name!r}: verify_interval={interval} leaves no room for data after a "
             f"header of {header_size(options.verify)} bytes"
         )
     return interval
@@ -210,7 +212,9 @@ def _strides(options: Options, region: Region, block: int) -> tuple[int, int, in
     reach = min(options.zonerange or options.zonesize, region.length)
     for name, value in (("zonerange", reach), ("zoneskip", options.zoneskip)):
         if value % block:
-            raise ConfigurationError(f"job {options.name!r}: {name}={value} is no multiple of the block size, {block}")
+            raise ConfigurationError(
+                f"job {options.name!r}: {name}={value} is not a multiple of the block size, {block}"
+            )
     if reach < region.largest:
         raise ConfigurationError(
             f"job {options.name!r}: zonerange={reach} is less than a block of {region.largest} bytes"

@@ -181,7 +181,7 @@ class Run:
         for job in self._jobs:
             for uri in job.options.filename:
                 if modes.setdefault(uri, job.options.mode) != job.options.mode:
-                    raise ConfigurationError(f"job {job.name!r}: {uri} is used with another mode by another job")
+                    raise ConfigurationError(f"job {job.name!r}: {uri} is used by another job with a different mode")
         # A queue pair for each job process, one for this process's own loop, one for its jobs.
         most = max(self._processes().values(), default=0)
         options = {"io_queues": max(16, most + 2)} if most else {}
@@ -216,7 +216,7 @@ class Run:
         if wanted:
             self._uris = await processes.lend(stack, controllers, wanted)
             if missing := [uri for uri in wanted if uri not in self._uris]:
-                self._log(f"fio: {' '.join(missing)} can't be shared with so many processes: its jobs are threads")
+                self._log(f"fio: {' '.join(missing)} can't be shared with that many processes: its jobs run as threads")
         return self._uris
 
     def _make_workers(self, controllers: Mapping[str, BenchController], uris: Mapping[str, str]) -> list[list[Worker]]:
@@ -415,7 +415,7 @@ def _mark_shared(workers: Sequence[Worker], log: Callable[[str], None]) -> None:
         if others and not any(other.shared for other in workers):
             log(
                 f"fio: job {worker.options.name!r} verifies a region that job {others[0].options.name!r} writes to at "
-                "the same time: what both write at once can look damaged (size with offset or offset_increment, or "
+                "the same time: what both write at once can seem damaged (size with offset or offset_increment, or "
                 "stonewall, keep them apart)"
             )
         worker.shared = bool(others)

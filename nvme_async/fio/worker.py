@@ -320,7 +320,7 @@ class Worker:
                 f"lba {bad.offset // block}: {bad}"
             )
         elif self.verify_failures == _MAX_SHOWN + 1:
-            self.log(f"verify: job {self.options.name!r}: further bad blocks are only counted")
+            self.log(f"verify: job {self.options.name!r}: further bad blocks are counted but not reported")
 
     def write_logs(self) -> None:
         """The log files that its options ask for, once it is done. Raises OSError."""

@@ -127,21 +127,21 @@ def receive_bundle(sock: socket.socket, timeout: float = 10.0) -> Bundle:
     if magic != _MAGIC:
         raise InvalidSavedState(f"this is not a bundle: it begins with {magic!r}")
     if version != _VERSION:
-        raise InvalidSavedState(f"a bundle of version {version}; this build knows version {_VERSION}")
+        raise InvalidSavedState(f"a bundle of version {version}; this release reads version {_VERSION}")
     if count > _MAX_DESCRIPTORS or length > _MAX_BODY:
         raise InvalidSavedState(
-            f"a bundle of {count} descriptors and {length} bytes; at most {_MAX_DESCRIPTORS} and {_MAX_BODY} make sense"
+            f"a bundle of {count} descriptors and {length} bytes; the limits are {_MAX_DESCRIPTORS} and {_MAX_BODY}"
         )
     fds: list[int] = []
     try:
         while len(fds) < count:
             received = _receive_fds(sock, deadline)
             if not received:
-                raise InvalidSavedState(f"a bundle says that it has {count} descriptors, and came with {len(fds)}")
+                raise InvalidSavedState(f"a bundle announces {count} descriptors, but {len(fds)} arrived")
             fds += received
         uri, manifest, names = _body(_receive(sock, length, deadline))
         if len(names) != len(fds) or len(set(names)) != len(names):
-            raise InvalidSavedState(f"a bundle names {len(set(names))} descriptors, and came with {len(fds)}")
+            raise InvalidSavedState(f"a bundle names {len(set(names))} descriptors, but {len(fds)} arrived")
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -154,9 +154,9 @@ def _body(raw: bytes) -> tuple[str, bytes, list[str]]:
         body: Any = json.loads(raw)
         uri, manifest, names = body["uri"], body["manifest"].encode(), body["descriptors"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidSavedState(f"a bundle's body makes no sense: {error!r}") from None
+        raise InvalidSavedState(f"a bundle's body is invalid: {error!r}") from None
     if not isinstance(uri, str) or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InvalidSavedState("a bundle's body makes no sense: uri and descriptor names are to be text")
+        raise InvalidSavedState("a bundle's body is invalid: uri and descriptor names must be strings")
     return uri, manifest, names
 
 
@@ -164,7 +164,7 @@ def _wait(sock: socket.socket, event: int, deadline: float) -> None:
     poll = select.poll()
     poll.register(sock, event)
     if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise ControllerTimeout("the other side of a bundle's socket did nothing in time")
+        raise ControllerTimeout("the peer of a bundle's socket did not respond within the time limit")
 
 
 def _send(sock: socket.socket, data: bytes, fds: list[int] | tuple[()], deadline: float) -> None:
@@ -189,9 +189,7 @@ def _receive(sock: socket.socket, nbytes: int, deadline: float) -> bytes:
             _wait(sock, select.POLLIN, deadline)
             continue
         if not part:
-            raise ConnectionResetError(
-                f"the other side closed its socket {len(data)} bytes into the {nbytes} that were due"
-            )
+            raise ConnectionResetError(f"the peer closed its socket after {len(data)} of {nbytes} bytes")
         data += part
     return bytes(data)
 
@@ -213,11 +211,11 @@ def _receive_fds(sock: socket.socket, deadline: float) -> list[int]:
         for fd in fds:
             os.close(fd)
         if not data:
-            raise ConnectionResetError("the other side closed its socket amid a bundle's descriptors")
+            raise ConnectionResetError("the peer closed its socket before all of a bundle's descriptors had arrived")
         raise InvalidSavedState(
-            "a bundle's descriptors came damaged: more than this process may have open "
+            "a bundle's descriptors were truncated: this process may not open that many "
             f"(RLIMIT_NOFILE is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"
             if flags & socket.MSG_CTRUNC
-            else "a bundle's descriptors came damaged: something else is in between"
+            else "a bundle's descriptors were truncated: other data arrived between them"
         )
     return fds.tolist()

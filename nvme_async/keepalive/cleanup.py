@@ -71,7 +71,7 @@ class PredecessorCleanup:
             if not self._verify:
                 await asyncio.sleep(AFTER)
             if controller.state == "ready":  # else it is the next successor's to do
-                self._free_what_nobody_used()
+                self._free_unused()
             if self._confirm is not None:
                 await self._confirm(controller)
             await self._until(lambda: not self._adopted.draining)
@@ -83,7 +83,7 @@ class PredecessorCleanup:
             for qid in list(self._transport.queues.inherited):
                 await self._undo(qid)
         except NvmeError as error:
-            log.warning("%s: tidying up after the predecessor: %s", controller.uri, error)
+            log.warning("%s: cleaning up after the predecessor failed: %s", controller.uri, error)
 
     async def _read_namespaces(self) -> None:
         """For example after the predecessor's Format: the namespaces are read again. One that
@@ -129,7 +129,7 @@ class PredecessorCleanup:
         self._transport.queues.give_back(qid)
         controller._changed()
 
-    def _free_what_nobody_used(self) -> None:
+    def _free_unused(self) -> None:
         """Memory that the predecessor had allocated, but that the controller never learned of."""
         known = {queue.qid for queue in [*self._state.queues, *self._state.unsettled]}
         for slot in _pending(self._pool):
@@ -160,7 +160,7 @@ def validate(uri: str, clients: Iterable[DmaClient]) -> list[Slot]:
         for slot in client.mark_unclaimed():
             unclaimed.append(slot)
             log.warning(
-                "%s: %d bytes at %#x of %s are leaked: nobody claimed what the predecessor had there as %r",
+                "%s: %d bytes at %#x of %s are leaked: the predecessor's allocation %r was not claimed",
                 uri,
                 slot.nbytes,
                 slot.offset,

@@ -87,7 +87,7 @@ def parse_setting(text: str) -> Setting:
         return Setting(host=True, private_pool=True)
     match = re.fullmatch(r"(no)?host,(no)?privatepool", words, re.ASCII)
     if match is None:
-        raise ConfigurationError(f"{text!r} is no keepalive setting; it is {_SETTINGS}")
+        raise ConfigurationError(f"{text!r} is not a keepalive setting; the form is {_SETTINGS}")
     return Setting(host=match[1] is None, private_pool=match[2] is None)
 
 
@@ -102,7 +102,7 @@ def parse_pool_pages(text: str | int) -> int | str:
             return text.lower()
         if not re.fullmatch(r"\d{1,20}", text, re.ASCII):
             raise ConfigurationError(
-                f"{text!r} is no size of a private pool: give a count of {PAGE}-byte pages, off, release or debug"
+                f"{text!r} is not a size of a private pool: give a count of {PAGE}-byte pages, off, release or debug"
             )
         text = int(text)
     if not 0 <= text <= MAX_POOL_PAGES:
@@ -118,14 +118,14 @@ def parse_disable(text: str) -> bool:
 def parse_numa(text: str) -> str:
     """From "split", case-insensitive. ConfigurationError quotes anything else."""
     if text.lower() != "split":
-        raise ConfigurationError(f"{text!r} is no way to spread a pool over NUMA nodes; there is split")
+        raise ConfigurationError(f"{text!r} is not a way to spread a pool over NUMA nodes; the only one is split")
     return "split"
 
 
 def parse_always_flr(text: str) -> bool:
     """From 1 or 0. ConfigurationError quotes anything else."""
     if text not in ("0", "1"):
-        raise ConfigurationError(f"{text!r} is neither 1 (a function level reset at each open) nor 0")
+        raise ConfigurationError(f"{text!r} must be 1 (a function level reset at each open) or 0")
     return text == "1"
 
 
@@ -133,7 +133,7 @@ def parse_vfio(text: str) -> bool:
     """From 1, 0, true or false, case-insensitive. ConfigurationError quotes anything else."""
     words = {"1": True, "true": True, "0": False, "false": False}
     if text.lower() not in words:
-        raise ConfigurationError(f"{text!r} is neither 1 (true) nor 0 (false)")
+        raise ConfigurationError(f"{text!r} must be 1 (true) or 0 (false)")
     return words[text.lower()]
 
 
@@ -263,14 +263,14 @@ def _reason(setting: Setting, pages: int, holder: str | None) -> str:
         return "it is disabled"
     missing = []
     if not setting.host:
-        missing.append("nothing is to hold the controller while no driver runs (nohost)")
+        missing.append("no process may hold the controller while no driver runs (nohost)")
     if not setting.private_pool:
         missing.append("there is no private pool (noprivatepool)")
     elif setting.enabled and not pages:
         missing.append("the private pool has no pages")
     if missing:
         return " and ".join(missing)
-    return f"{holder or 'a successor'} can take over, and a private pool of {pages} pages is there"
+    return f"{holder or 'a successor'} can take over, and there is a private pool of {pages} pages"
 
 
 def decide(

@@ -120,7 +120,7 @@ class KeeperCustodian:
         if self._client is not None:
             self._client.close()
             self._client = None
-        log.warning("%s is gone; trying to reach it again", self.words)
+        log.warning("the connection to %s is lost; reconnecting", self.words)
         self._return()
 
     def _return(self) -> None:
@@ -135,7 +135,7 @@ class KeeperCustodian:
                     await self._call(partial(_put, copy))
             except KeeperError as error:
                 if error.code:
-                    log.error("%s; the controller will not survive this process", error)
+                    log.error("%s; the controller would not outlive this process", error)
                     return
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LAST_RETRY)

@@ -67,7 +67,7 @@ class Depositor:
         try:
             left = await self._holder.take(self._controller.uri, wait)
         except (NvmeError, OSError) as error:
-            log.warning("%s: no deposit with %s: %s", self._controller.uri, self._holder.words, error)
+            log.warning("%s: the deposit with %s failed: %s", self._controller.uri, self._holder.words, error)
             return
         finally:
             self._claiming = False
@@ -99,7 +99,7 @@ class Depositor:
                 await self._deposit()
             except (NvmeError, OSError) as error:
                 log.warning(
-                    "%s: the deposit with %s could not be brought up to date: %s",
+                    "%s: the deposit with %s could not be updated: %s",
                     self._controller.uri,
                     self._holder.words,
                     error,

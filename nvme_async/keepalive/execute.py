@@ -38,7 +38,7 @@ def describe(bundles: Iterable[Bundle]) -> str:
 def _check(entry: Any) -> tuple[str, dict[str, int]]:
     uri, descriptors = entry["uri"], entry["descriptors"]
     if not isinstance(uri, str) or not isinstance(descriptors, dict):
-        raise TypeError("uri is to be text, descriptors an object")
+        raise TypeError("uri must be a string, descriptors an object")
     for name, fd in descriptors.items():
         if not isinstance(fd, int) or isinstance(fd, bool) or fd < FIRST_FD:
             raise ValueError(f"descriptor {name} is {fd!r}")
@@ -61,7 +61,7 @@ def adopt_environment() -> None:
         if value["pid"] != os.getpid():
             return
         if value["version"] != VERSION:
-            raise ValueError(f"version {value['version']!r}, this build knows {VERSION}")
+            raise ValueError(f"version {value['version']!r}, this release reads {VERSION}")
         entries = [_check(entry) for entry in value["controllers"]]
         numbers = [fd for _, descriptors in entries for fd in descriptors.values()]
         if len(set(numbers)) != len(numbers):
@@ -110,7 +110,7 @@ def find_program(name: str, environ: Mapping[str, str]) -> str:
     """
     path = shutil.which(name, path=environ.get("PATH", os.defpath))
     if path is None:
-        raise ConfigurationError(f"{name!r} is no program that can be executed")
+        raise ConfigurationError(f"{name!r} is not an executable program")
     return path
 
 
@@ -169,7 +169,7 @@ async def execute(controllers: Sequence[Saves], argv: Sequence[str], env: Mappin
             bundles.append(await controller.save())
     except BaseException:
         for bundle in bundles:
-            log.warning("%s: let go for an exec that did not take place; open it again", bundle.uri)
+            log.warning("%s: released for an exec that failed; open it again", bundle.uri)
             keep(bundle)
         raise
     replace(bundles, argv, environ)

@@ -107,22 +107,22 @@ class Wire:
                 (length,) = _LENGTH.unpack(await self._exactly(_LENGTH.size))
                 if length > _MOST:
                     raise ConnectionError(
-                        f"a message of {length} bytes: the other side of the hand-over speaks something else"
+                        f"a message of {length} bytes: the peer of the hand-over uses another protocol"
                     )
                 message = _decode(await self._exactly(length))
         except TimeoutError:
-            raise ControllerTimeout(f"the other side of the hand-over said nothing for {seconds:g} s") from None
+            raise ControllerTimeout(f"the peer of the hand-over sent nothing for {seconds:g} s") from None
         except (ValueError, RecursionError) as error:
-            raise ConnectionError(f"the other side of the hand-over speaks something else: {error}") from None
+            raise ConnectionError(f"the peer of the hand-over uses another protocol: {error}") from None
         if not isinstance(message, dict):
-            raise ConnectionError("the other side of the hand-over speaks something else")
+            raise ConnectionError("the peer of the hand-over uses another protocol")
         return message
 
     async def _exactly(self, nbytes: int) -> bytes:
         try:
             return await receive_exactly(self.socket, nbytes)
         except EOFError:
-            raise ConnectionResetError("the other side of the hand-over has gone") from None
+            raise ConnectionResetError("the peer of the hand-over is gone") from None
 
     def close(self) -> None:
         self.socket.close()

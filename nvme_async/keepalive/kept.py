@@ -135,7 +135,7 @@ class KeptController(DriverController):
                 raise ConfigurationError(
                     f"{self.uri} was opened without keepalive: it cannot be taken over while it runs"
                 )
-            raise QueueShutdown(f"{self.uri}: the controller is {self.state}, there is nothing to take over")
+            raise QueueShutdown(f"{self.uri}: the controller is {self.state}, it can't be taken over")
         return Bundle.of(self.uri, recorder.manifest.body, {"pool": memory.pools[0].fd} | descriptors_of(self))
 
     # -- hooks of the driver -----------------------------------------------------------------------

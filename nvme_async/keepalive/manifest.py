@@ -66,14 +66,14 @@ class _Half:
     def body(self, sequence: int) -> bytes | str:
         """Its content, if it was written as number `sequence`; otherwise the error."""
         if self.magic != _MAGIC:
-            return "it is no manifest"
+            return "it is not a manifest"
         if self.version != _VERSION:
-            return f"it has version {self.version}, this release knows {_VERSION}"
+            return f"it has version {self.version}; this release reads {_VERSION}"
         if self.length > len(self._half) - _HEADER.size:
             return f"it is truncated: {self.length} bytes in {len(self._half)}"
         body = bytes(self._half[_HEADER.size : _HEADER.size + self.length])
         if _digest(sequence, body) != self.digest:
-            return "its checksum is wrong: it was altered"
+            return "its checksum is wrong"
         return body
 
 
@@ -92,7 +92,9 @@ def find(pool: Pool) -> tuple[int, int, bytes]:
                 continue
             size = slot.nbytes // 2
             if size < _HEADER.size or slot.offset + 2 * size > len(window):
-                problems.append(f"its slot has {slot.nbytes} bytes at {slot.offset:#x}, of {len(window)}")
+                problems.append(
+                    f"its slot has {slot.nbytes} bytes at {slot.offset:#x}, not within the {len(window)} bytes mapped"
+                )
                 continue
             for at in (slot.offset, slot.offset + size):
                 half = _Half(slot.offset, window[at : at + size])
@@ -117,7 +119,7 @@ def find(pool: Pool) -> tuple[int, int, bytes]:
                     problems.append("it was being written")
     if problems or best is None:
         why = f" ({'; '.join(dict.fromkeys(problems))})" if problems else ""
-        raise InvalidSavedState(f"pool {pool.name!r} has no manifest that can be relied on{why}")
+        raise InvalidSavedState(f"pool {pool.name!r} has no valid manifest{why}")
     return best
 
 
@@ -280,7 +282,7 @@ class Recorder:
         try:
             self.record(phase)
         except (NvmeError, OSError, ValueError) as error:
-            log.warning("%s: the saved state could not be brought up to date: %s", self._controller.uri, error)
+            log.warning("%s: the saved state could not be updated: %s", self._controller.uri, error)
 
     def snapshot(self, phase: Phase = "live") -> State:
         controller = self._controller

@@ -69,7 +69,7 @@ class Offer:
         that fails.
         """
         if self._task is None:
-            raise ConfigurationError("an offer is to be entered first: async with controller.handover(…) as offer")
+            raise ConfigurationError("an offer must be entered first: async with controller.handover(…) as offer")
         await asyncio.shield(self._task)
 
     async def _serve(self, path: str | os.PathLike[str]) -> None:
@@ -102,8 +102,8 @@ class Offer:
             check_peer(wire.socket, "asks for this controller")
             hello = await wire.receive(READY_SECONDS)
             if hello.get("hello") != VERSION:
-                await wire.send(withdrawn=f"this side speaks version {VERSION}")
-                raise ConfigurationError(f"a successor that speaks version {hello.get('hello')} of the hand-over")
+                await wire.send(withdrawn=f"this release has version {VERSION}")
+                raise ConfigurationError(f"the successor has version {hello.get('hello')} of the hand-over")
             if self._controller.keepalive and hello.get("keepalive") is True:
                 pid = hello.get("pid")
                 self._short = hello.get("short") is True
@@ -114,7 +114,7 @@ class Offer:
                 await self._fresh(wire)
         except (NvmeError, OSError) as error:
             self.failures.append(error)
-            log.warning("%s: a hand-over came to nothing: %s", self._controller.uri, error)
+            log.warning("%s: the hand-over failed: %s", self._controller.uri, error)
             if not again or self._controller.state != "ready":
                 raise
         finally:
@@ -245,7 +245,7 @@ class Offer:
             wire.send_go(phases, recorder.manifest.sequence if recorder is not None else 0, short=self._short)
         except OSError as error:
             await saving.resume(controller)
-            raise ControllerGone(f"the successor has gone: {error}") from error
+            raise ControllerGone(f"the successor is gone: {error}") from error
 
     async def _answer(self, wire: Wire) -> dict[str, Any]:
         try:

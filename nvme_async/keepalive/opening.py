@@ -60,7 +60,7 @@ class KeepaliveOptions:
     @keeper_wait.validator
     def _check_wait(self, _: object, value: float) -> None:
         if not 0 <= value <= 86400:
-            raise ConfigurationError(f"keeper_wait is {value}, outside of 0 to 86400 seconds")
+            raise ConfigurationError(f"keeper_wait is {value}, must be 0 to 86400 seconds")
 
 
 async def _taken(uri: str, custodian: Custodian | None, wait: float) -> Bundle | None:
@@ -93,7 +93,7 @@ async def _follow(
             return await restore(bundle, policy="fresh", **options)
         return await restore(bundle, **{**options, "keepalive": False})
     except (ControllerGone, DeviceError) as error:
-        log.warning("%s: what the predecessor left is of no use any more (%s); opened anew", uri, error)
+        log.warning("%s: the predecessor's state can't be used (%s); opening afresh", uri, error)
         if custodian is not None:
             await custodian.forget(uri)
         return None

@@ -38,7 +38,7 @@ class Ownership:
 
     def pieces(self, qid: int, found: dict[str, Any]) -> list[tuple[Slot, int, set[int]]]:
         """[(chunk, number of its pieces, offsets of those that belong to commands)] of a queue
-        pair's bounce pages. found: by `look_at_queue()`. InvalidSavedState if a command's data
+        pair's bounce pages. found: by `verify_queue()`. InvalidSavedState if a command's data
         is in an impossible place.
         """
         owned: dict[int, int] = dict(found["bounce"])
@@ -46,14 +46,15 @@ class Ownership:
         for slot in self._chunks.get(f"bounce {qid}", ()):
             if slot.tag > _LARGEST_CLASS or slot.nbytes % (4096 << slot.tag):
                 raise InvalidSavedState(
-                    f"queue {qid}: {slot.nbytes} bytes of bounce pages at {slot.offset:#x} cannot be cut into pieces "
+                    f"queue {qid}: {slot.nbytes} bytes of bounce pages at {slot.offset:#x} cannot be divided "
+                    "into pieces "
                     f"of class {slot.tag}"
                 )
             size = 4096 << slot.tag
             inside = {offset for offset in owned if slot.offset <= offset < slot.offset + slot.nbytes}
             if any(owned[offset] != slot.tag or (offset - slot.offset) % size for offset in inside):
                 raise InvalidSavedState(
-                    f"queue {qid}: bounce pages at {slot.offset:#x} aren't cut as its commands have it"
+                    f"queue {qid}: bounce pages at {slot.offset:#x} are not divided as its commands need"
                 )
             pieces.append((slot, slot.nbytes // size, inside))
             for offset in inside:
@@ -67,8 +68,8 @@ class Ownership:
         for iova, nbytes in found["outside"]:
             if not any(one.iova <= iova and iova + nbytes <= one.iova + one.nbytes for one in self._registrations):
                 raise InvalidSavedState(
-                    f"queue {qid}: a command moves {nbytes} bytes at device address {iova:#x}, which no registered "
-                    "memory has"
+                    f"queue {qid}: a command moves {nbytes} bytes at device address {iova:#x}, outside all registered "
+                    "memory"
                 )
         return pieces
 
@@ -78,5 +79,5 @@ class Ownership:
         slot = self._slots[at] if at >= 0 else None
         if slot is None or offset + nbytes > slot.offset + slot.nbytes or _kind(slot.owner) in _DRIVERS_OWN:
             raise InvalidSavedState(
-                f"queue {qid}: a command moves {nbytes} bytes at pool offset {offset:#x}, which are no buffer's"
+                f"queue {qid}: a command moves {nbytes} bytes at pool offset {offset:#x}, which belong to no buffer"
             )

@@ -81,7 +81,7 @@ def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None]:
     try:
         pool = Pool.attach(bundle.descriptors["pool"])
     except (KeyError, InvalidSavedState, OSError) as error:
-        log.warning("%s: the predecessor's pool can't be read: %s", bundle.uri, error)
+        log.warning("%s: reading the predecessor's pool failed: %s", bundle.uri, error)
         return None, None
     try:
         return pool, saved.decode(manifest.find(pool)[2])
@@ -143,7 +143,7 @@ async def _reset(bundle: Bundle, pool: Pool | None, state: State | None) -> Devi
         registers = Registers(device)
         await registers.disable(await registers.cap())
         if pool is None:
-            raise InvalidSavedState("nobody knows what is mapped")
+            raise InvalidSavedState("the mappings of the device are unknown")
         mappings = [(pool.iova, pool.nbytes)]
         mappings += (
             [(registration.iova, registration.nbytes) for registration in state.registrations]
@@ -157,7 +157,7 @@ async def _reset(bundle: Bundle, pool: Pool | None, state: State | None) -> Devi
         return device
     except (NvmeError, OSError) as error:
         # Its mappings go with the device; a new one has none.
-        log.warning("%s: %s; the device is opened anew", bundle.uri, error)
+        log.warning("%s: %s; opening the device afresh", bundle.uri, error)
         if device is not None:
             await in_thread(device.close)
         return await open_device_async(bundle.uri)

@@ -62,7 +62,7 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Unpac
     options; ControllerError when the fresh bring-up fails.
     """
     if policy not in ("refuse", "fresh"):
-        raise ConfigurationError(f"policy is {policy!r}, neither 'refuse' nor 'fresh'")
+        raise ConfigurationError(f"policy is {policy!r}, must be 'refuse' or 'fresh'")
     given: dict[str, Any] = {**options}
     if options.get("keepalive", True) is False:
         return await reclaim.reclaim(bundle, given, "keepalive is off in the new process")
@@ -75,7 +75,7 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Unpac
     except RestoreRefused as refused:
         if policy == "refuse" or "pool" not in bundle.descriptors:
             raise
-        log.warning("%s: %s; brought up afresh", bundle.uri, refused)
+        log.warning("%s: %s; bringing it up afresh", bundle.uri, refused)
         return await reclaim.reclaim(bundle, given, str(refused))
 
 
@@ -191,14 +191,14 @@ class Restoration:
         self.state, self._body = saved.decode(body), body
         state = self.state
         if state.pool_id != pool.id:
-            raise self._refuse(f"the saved state is about pool {state.pool_id}, this is pool {pool.id}")
+            raise self._refuse(f"the saved state belongs to pool {state.pool_id}, not to pool {pool.id}")
         if parse_uri(state.uri) != parse_uri(self.uri):
-            raise self._refuse(f"the saved state is about {state.uri}")
+            raise self._refuse(f"the saved state belongs to {state.uri}")
         mixed = mixed_up(self._bundle.descriptors, state.descriptors)
         if mixed is not None:
-            raise self._refuse(f"descriptor {mixed} of the bundle is another's than the one that was saved")
+            raise self._refuse(f"descriptor {mixed} of the bundle is not the one that was saved")
         if state.phase != "live":
-            raise self._refuse(f"the predecessor (pid {state.pid}) ended with its controller {state.phase}")
+            raise self._refuse(f"when the predecessor (pid {state.pid}) ended, its controller was {state.phase}")
         if not state.queues or state.queues[0].qid != 0:
             raise self._refuse("the saved state has no admin queue")
         if self._identify is None or state.identify != self._identified:
@@ -234,7 +234,7 @@ class Restoration:
         """
         names = [register.name.lower() for register in SHOWN]
         if not isinstance(registers, dict) or not all(isinstance(registers.get(name), int) for name in names):
-            raise self._refuse(f"the predecessor tells of the registers {registers!r}")
+            raise self._refuse(f"the saved registers are invalid: {registers!r}")
         with self.phases.of("attach"):
             await in_thread(self._resume_quietly)
             self._told = True
@@ -267,23 +267,23 @@ class Restoration:
         if self.state.format < 2:  # by a release that didn't read it: then it isn't compared
             expected = attrs.evolve(expected, serial_number=device.ids.serial_number)
         if device.ids != expected:
-            raise self._refuse(f"another device is there: {device.ids}, saved was {expected}")
+            raise self._refuse(f"the device is another one: {device.ids}, not {expected}")
         self._check_registers(registers)
 
     def _check_registers(self, registers: dict[str, int]) -> None:
         csts = registers["csts"]
         if csts == 0xFFFF_FFFF:
-            raise self._refuse("registers read all-ones, the device is gone")
+            raise self._refuse("its registers read all ones: the device is gone")
         status = Csts.from_int(csts)
         if not status.rdy or not registers["cc"] & 1:
-            raise self._refuse(f"the controller was found disabled (CC {registers['cc']:#x}, CSTS {csts:#x})")
+            raise self._refuse(f"the controller is disabled (CC {registers['cc']:#x}, CSTS {csts:#x})")
         if status.cfs:
             raise self._refuse(f"the controller has failed (CSTS.CFS, CSTS {csts:#x})")
         for name, value in registers.items():
             was = csts if name == "csts" else getattr(self.state.registers, name)
             if value != was:
                 raise self._refuse(
-                    f"{name.upper()} reads {value:#x}, saved was {was:#x}: another controller, or other limits"
+                    f"{name.upper()} reads {value:#x}, not {was:#x} as saved: another controller, or other limits"
                 )
 
     # -- build -------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ class Restoration:
         except NvmeError as error:
             if controller.state != Stage.READY:
                 return  # handed on already, reset or closed
-            log.warning("%s: the device could not be asked again: %s", self.uri, error)
+            log.warning("%s: querying the device again failed: %s", self.uri, error)
 
     def _taken(self, controller: Controller) -> None:
         phases = controller.phases = self.phases

@@ -63,10 +63,10 @@ async def _the_one(keeper: str, wait: float) -> str:
         held = await in_thread(ask)
         if len(held) > 1:
             raise ConfigurationError(
-                f"the keeper at {keeper} holds {len(held)} controllers, {', '.join(held)}; say which one (uri=)"
+                f"the keeper at {keeper} holds {len(held)} controllers, {', '.join(held)}; choose one with uri="
             )
         if held:
             return held[0]
         if time.monotonic() >= until:
-            raise ControllerTimeout(f"the keeper at {keeper} was given no controller within {wait:g} s")
+            raise ControllerTimeout(f"the keeper at {keeper} received no controller within {wait:g} s")
         await asyncio.sleep(0.1)

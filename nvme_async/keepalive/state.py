@@ -186,7 +186,7 @@ def _make_converter() -> cattrs.Converter:
 
     def structure_part(value: Any, cls: type[T]) -> T:
         if not isinstance(value, dict):
-            raise TypeError(f"{cls.__name__} is an object, not {type(value).__name__}")
+            raise TypeError(f"{cls.__name__} must be an object, not {type(value).__name__}")
         fields = {field.name: field for field in attrs.fields(cast(Any, cls))}
         known: dict[str, Any] = {}
         extra = {}
@@ -227,9 +227,9 @@ def decode(text: bytes) -> State:
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidSavedState(f"the saved state is no JSON: {error}") from None
+        raise InvalidSavedState(f"the saved state is not JSON: {error}") from None
     if not isinstance(plain, dict) or not isinstance(plain.get("readable_by"), int):
-        raise InvalidSavedState("the saved state is no controller's state: it doesn't say who can read it")
+        raise InvalidSavedState("the saved state is not that of a controller: it has no readable_by")
     if plain["readable_by"] > FORMAT:
         raise InvalidSavedState(
             f"the saved state is of format {plain.get('format')}, readable by {plain['readable_by']} "
@@ -241,4 +241,4 @@ def decode(text: bytes) -> State:
         reason = (
             "; ".join(cattrs.transform_error(error)) if isinstance(error, cattrs.BaseValidationError) else repr(error)
         )
-        raise InvalidSavedState(f"the saved state makes no sense: {reason}") from error
+        raise InvalidSavedState(f"the saved state is invalid: {reason}") from error

@@ -53,7 +53,7 @@ from nvme_async.spec.registers import Cap, Vs
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
-_ARRIVED_TOLD = 8
+_MAX_LOGGED = 8
 """Completions of a queue that are logged one by one."""
 
 # A harmless command for each kind of queue: see ext/hotpath/adopt.h.
@@ -123,7 +123,7 @@ class Successor:
             self._queues = [self._queue(description) for description in state.queues]
             admin = self._queues[0]
             if (admin.hot.sq_iova, admin.hot.cq_iova) != (state.registers.asq, state.registers.acq):
-                raise self._refuse("the controller's admin queue isn't where the saved state has it")
+                raise self._refuse("the controller's admin queue is not at the address in the saved state")
             for description in state.namespaces:
                 namespace = Namespace(controller, description.nsid)
                 page = namespaces[description.identify]
@@ -181,7 +181,7 @@ class Successor:
         try:
             return self.pool.claim(offset)
         except ValueError as error:
-            raise self._refuse(f"the memory of {what} isn't in the pool: {error}") from None
+            raise self._refuse(f"the memory of {what} is not in the pool: {error}") from None
 
     def _queue(self, description: QueueState) -> LoopQueue:
         qid, controller = description.qid, self.controller
@@ -192,10 +192,10 @@ class Successor:
         if (facts["entries"], facts["vector"], facts["interrupts"]) != stable:
             raise self._refuse(
                 f"queue {qid} has {facts['entries']} entries and vector {facts['vector']} in the pool "
-                f"(interrupts {'on' if facts['interrupts'] else 'off'}), others were saved"
+                f"(interrupts {'on' if facts['interrupts'] else 'off'}), unlike the saved state"
             )
         if description.vector >= self.state.vectors:
-            raise self._refuse(f"queue {qid} uses vector {description.vector}, of {self.state.vectors}")
+            raise self._refuse(f"queue {qid} uses vector {description.vector}, but there are {self.state.vectors}")
         try:
             queue = queues.maker.wrap(memory, facts, description.max_transfer, controller.loop, attach=True)
         except ValueError as error:
@@ -224,11 +224,11 @@ class Successor:
         for queue in self._queues:
             qid = queue.qid
             try:
-                found = _hotpath.look_at_queue(queue.hot, sums=self._has_checksums)
+                found = _hotpath.verify_queue(queue.hot, sums=self._has_checksums)
                 pieces = ownership.pieces(qid, found)
             except _hotpath.QueueStateError as error:
                 raise self._refuse(f"queue {qid}: {error}") from None
-            self._tell_arrived(qid, found["arrived"])
+            self._log_arrived(qid, found["arrived"])
             busy[qid] = found["in_flight"] + found["done"]
             if qid == 0 and self.controller.fused:
                 self._check_admin_at_rest(found)
@@ -245,7 +245,7 @@ class Successor:
         pending = found["in_flight"] + found["done"] + found["unsent"]
         if pending or found["waiting"] or found["uncertain"]:
             raise self._refuse(
-                f"it is driven fused, and {pending} admin commands are pending"
+                f"fused mode has {pending} admin commands pending"
                 + (", with a completion at the head of the admin queue" if found["waiting"] else "")
             )
 
@@ -257,13 +257,13 @@ class Successor:
         if self.state.sharing and fd is not None:
             late.call("resume sharing", self.controller, self.state.sharing, os.dup(fd))
 
-    def _tell_arrived(self, qid: int, arrived: list[tuple[int, int, int, int]]) -> None:
+    def _log_arrived(self, qid: int, arrived: list[tuple[int, int, int, int]]) -> None:
         if not log.isEnabledFor(logging.INFO):
             return
-        for head, phase, cid, status in arrived[:_ARRIVED_TOLD]:
+        for head, phase, cid, status in arrived[:_MAX_LOGGED]:
             log.info(
                 "%s: queue %d: completion at head %d, phase %d, command id %#x, status %#x arrived while no driver "
-                "was looking",
+                "was running",
                 self.uri,
                 qid,
                 head,
@@ -271,8 +271,8 @@ class Successor:
                 cid,
                 status,
             )
-        if len(arrived) > _ARRIVED_TOLD:
-            log.info("%s: queue %d: and %d more", self.uri, qid, len(arrived) - _ARRIVED_TOLD)
+        if len(arrived) > _MAX_LOGGED:
+            log.info("%s: queue %d: %d more such completions", self.uri, qid, len(arrived) - _MAX_LOGGED)
 
     # -- adopt -------------------------------------------------------------------------------------
 
@@ -321,7 +321,7 @@ class Successor:
         controller.loop.call_soon(controller.loop.call_soon, self._listen)
         controller.queues.admin.hot.hold(False)
         if self.in_doubt:
-            log.info("%s: new I/O waits until the namespaces were read again", controller.uri)
+            log.info("%s: new I/O waits until the namespaces have been read again", controller.uri)
         elif adopted.draining:
             log.info("%s: new I/O waits for %d commands of the predecessor", controller.uri, len(adopted._out))
             adopted.on_drained = self._drain()
@@ -353,7 +353,7 @@ class Successor:
             controller.queues.lift("drain")
             phases.add("drain", time.perf_counter() - began)
             phases.record("drain")
-            log.info("%s: the predecessor's commands are over: %s", controller.uri, phases)
+            log.info("%s: the predecessor's commands have ended: %s", controller.uri, phases)
             self._await_first_io()
 
         return drained

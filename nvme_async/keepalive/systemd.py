@@ -41,7 +41,8 @@ def check_fdname(name: str) -> str:
     """
     if not re.fullmatch(r"[ -9;-~]{1,255}", name):
         raise ConfigurationError(
-            f"{name!r} is no descriptor name: 1 to {MAX_FDNAME} printable ASCII characters without a colon"
+            f"{name!r} is not a descriptor name: it must have 1 to {MAX_FDNAME} printable ASCII characters "
+            "without a colon"
         )
     return name
 
@@ -68,7 +69,7 @@ def notify(
     if not address:
         return False
     if address[0] not in "/@":
-        raise KeeperError(f"NOTIFY_SOCKET={address!r} is neither a path nor an abstract address")
+        raise KeeperError(f"NOTIFY_SOCKET={address!r} must be a path or an abstract address")
     target = "\0" + address[1:] if address[0] == "@" else address
     rights = array.array("i", fds)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -222,12 +223,12 @@ class SystemdStore:
 
     def _notify(self, state: str, fds: Iterable[int] = ()) -> None:
         if not notify(state, fds, environ=self._environ, timeout=self._timeout):
-            raise KeeperError("there is no service manager: NOTIFY_SOCKET is not set")
+            raise KeeperError("no service manager: NOTIFY_SOCKET is not set")
 
     def _flush(self) -> None:
         began = time.monotonic()
         if not barrier(environ=self._environ, timeout=self._timeout):
-            raise KeeperError(f"the service manager has not confirmed within {time.monotonic() - began:.1f} s")
+            raise KeeperError(f"the service manager did not confirm within {time.monotonic() - began:.1f} s")
 
 
 @functools.cache

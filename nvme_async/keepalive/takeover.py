@@ -69,12 +69,12 @@ async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dic
     except NvmeError:
         raise
     except ConnectionError as error:
-        raise ControllerGone(f"the hand-over came to nothing: {error}") from error
+        raise ControllerGone(f"the hand-over failed: {error}") from error
     except (OSError, MemoryError, RuntimeError) as error:
         missing = shortage(error)
         if missing is None:
             raise
-        raise RestoreRefused(f"the hand-over came to nothing: {missing}") from error
+        raise RestoreRefused(f"the hand-over failed: {missing}") from error
     finally:
         wire.close()
 
@@ -136,7 +136,9 @@ async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any])
         wire.send_taken(short=short)
     except OSError as error:
         # It was killed after "go". Everything that it left is here, so nothing is lost.
-        log.warning("%s: the predecessor ended during the hand-over (%s); this process goes on", controller.uri, error)
+        log.warning(
+            "%s: the predecessor ended during the hand-over (%s); this process continues", controller.uri, error
+        )
     controller.adopted.pause = max(0.0, time.monotonic() - float(go.get("frozen", 0.0)))
     return controller
 
@@ -153,6 +155,6 @@ async def _connect(path: str) -> socket.socket:
     except (OSError, TimeoutError) as error:
         sock.close()
         raise ControllerGone(
-            f"nobody offers a controller at {path}: {getattr(error, 'strerror', None) or error}"
+            f"no process offers a controller at {path}: {getattr(error, 'strerror', None) or error}"
         ) from None
     return sock

@@ -100,7 +100,7 @@ class ControlServer:
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
-                raise ConfigurationError('a request is an object with "op"')
+                raise ConfigurationError('a request must be an object with "op"')
             return {"ok": True, "result": await self._execute(request)}
         except Exception as error:  # the client gets the error, and the server continues
             return {"ok": False, "error": f"{type(error).__name__}: {error}"}
@@ -110,7 +110,7 @@ class ControlServer:
         operation = request.get("op")
         if operation == "command":
             if not isinstance(request.get("uri"), str):
-                raise ConfigurationError('command needs the device\'s "uri"')
+                raise ConfigurationError('command needs a device\'s "uri"')
             return await carry_out(manager.device(request["uri"]), request)
         if operation == "inspect":
             return await manager.inspect_with_registers() if request.get("registers") else manager.inspect()
@@ -120,7 +120,8 @@ class ControlServer:
             setting, of = request.get("setting"), request.get("uri")
             if not isinstance(setting, str | bool | None) or not isinstance(of, str | None):
                 raise ConfigurationError(
-                    'switch_keepalive takes a "setting" as for OPENHCL_NVME_KEEP_ALIVE, and perhaps a device\'s "uri"'
+                    'switch_keepalive takes a "setting" as for OPENHCL_NVME_KEEP_ALIVE,'
+                    ' and optionally a device\'s "uri"'
                 )
             await manager.switch_keepalive(setting, of)
             return None
@@ -132,7 +133,7 @@ class ControlServer:
         }
         if operation not in on_device:
             raise ConfigurationError(
-                f"unknown operation {operation!r}; there are inspect, metrics, switch_keepalive, command, "
+                f"unknown operation {operation!r}; the operations are inspect, metrics, switch_keepalive, command, "
                 f"{', '.join(on_device)}"
             )
         uri = request.get("uri")

@@ -168,7 +168,7 @@ class ManagedDevice(DeviceState):
             if isinstance(error, NvmeError):
                 raise
             raise ControllerTimeout(
-                f"{self.uri}: the device is busy ({self.state}) for more than {self.wait_limit:g} s"
+                f"{self.uri}: the device has been busy ({self.state}) for more than {self.wait_limit:g} s"
             ) from None
 
     async def adopted_result(self, controller: Controller, tag: int) -> Adopted | None:

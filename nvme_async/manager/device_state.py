@@ -100,7 +100,7 @@ class DeviceState(ABC):
             if controller is None or nsid not in controller.namespaces:
                 there = sorted(controller.namespaces) if controller is not None else "none"
                 raise InvalidNamespace(
-                    0, 0x0B, nsid=nsid, text=f"there is no such namespace on {self.uri}, active: {there}", command="I/O"
+                    0, 0x0B, nsid=nsid, text=f"{self.uri} has no such namespace; active: {there}", command="I/O"
                 )
             handle = self.handles[nsid] = ManagedNamespace(self, nsid)
             self._bind(nsid)
@@ -121,7 +121,7 @@ class DeviceState(ABC):
         differences = before.differences(controller.identity, connected_anew=True)
         if not differences:
             return
-        reason = ControllerReplaced(f"{self.uri}: another controller is there: {differences}")
+        reason = ControllerReplaced(f"{self.uri}: the controller is another one: {differences}")
         log.warning("%s", reason)
         handles, self.handles = self.handles, {}
         for handle in handles.values():

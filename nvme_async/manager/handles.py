@@ -109,7 +109,7 @@ class ManagedNamespace:
         if target is not None and self.identity.is_other(target.identity):
             self._end(
                 NamespaceReplaced(
-                    f"namespace {self._nsid} of {self.uri} is another one now: {self.identity} became {target.identity}"
+                    f"namespace {self._nsid} of {self.uri} was replaced: {self.identity} became {target.identity}"
                 )
             )
             return False
@@ -200,7 +200,7 @@ class ManagedNamespace:
                 remaining = limit - loop.time()
                 if remaining <= 0:
                     raise ControllerTimeout(
-                        f"{self.uri}: the device is {self._device.state} and was not back within "
+                        f"{self.uri}: the device is {self._device.state} and did not return within "
                         f"{self._device.wait_limit:g} s"
                     )
                 await asyncio.wait([future], timeout=remaining)

@@ -84,7 +84,7 @@ class Manager:
         if hotplug not in ("off", "reload", "all"):
             raise ConfigurationError(f"hotplug is {hotplug!r}, not one of off, reload, all")
         if not 0 <= repairs <= 1000:
-            raise ConfigurationError(f"repairs is {repairs}, outside of 0 to 1000")
+            raise ConfigurationError(f"repairs is {repairs}, must be 0 to 1000")
         split(options)
         self._options: dict[str, Any] = {**options}
         self._policy = Policy(
@@ -136,7 +136,9 @@ class Manager:
         call waits for the first.
         """
         if any(worker.current for worker in self._workers.running()):
-            raise RuntimeError("a manager can't be closed from one of its own worker threads, which have to end then")
+            raise RuntimeError(
+                "a manager can't be closed from one of its own worker threads, which would have to end first"
+            )
         await finish(self._close)
 
     async def _close(self) -> None:
@@ -181,7 +183,7 @@ class Manager:
         """
         device = self._find(canonical(uri), {**self._options, **options})
         if {**device.options, **options} != device.options:
-            raise ConfigurationError(f"{device.uri} is loaded already, with other options")
+            raise ConfigurationError(f"{device.uri} is already loaded with other options")
         await device.load()
         return device
 
@@ -221,7 +223,7 @@ class Manager:
             try:
                 await self.load(uri)
             except (NvmeError, OSError) as error:
-                log.error("%s appeared and can't be loaded: %s", uri, error)
+                log.error("%s appeared but can't be loaded: %s", uri, error)
                 self._events.publish(ManagerEvent("device-failed", uri, reason=str(error)))
 
         self._loading.append(asyncio.ensure_future(load()))
@@ -353,7 +355,7 @@ class Manager:
         if sharing is not None:
             self._registry.check()
             if self._sharing is not None:
-                raise ConfigurationError(f"the manager is shared already, at {self._sharing.path}")
+                raise ConfigurationError(f"the manager is already shared, at {self._sharing.path}")
         try:
             await self._share_all(sharing)
         except BaseException:

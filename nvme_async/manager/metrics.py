@@ -31,19 +31,19 @@ BUCKETS = (*(step * 10.0**decade for decade in range(-6, 1) for step in (1, 2, 5
 # Sums over a device's I/O queue pairs: its key in inspect(), its name, its meaning.
 _QUEUE_COUNTERS = (
     (("cq", "reaped"), "commands", "I/O commands completed"),
-    (("errors",), "queue_errors", "I/O commands that ended with an error for somebody who waited"),
+    (("errors",), "queue_errors", "I/O commands whose waiter received an error"),
     (("interrupts",), "interrupts", "Interrupts taken"),
-    (("spins",), "spins", "Times that a completion was looked for instead of slept for"),
+    (("spins",), "spins", "Waits that polled instead of sleeping"),
     (("eager",), "eager", "Commands that completed without suspending their task"),
     (("full",), "queue_full", "Commands that had to wait for a command id"),
-    (("bounced",), "bounced", "Commands whose data were copied"),
+    (("bounced",), "bounced", "Commands whose data were copied through bounce pages"),
     (("sq", "doorbells"), "sq_doorbells", "Submission doorbells rung as register writes"),
 )
 _QUEUE_GAUGES = (("outstanding", "Commands with the controller"), ("waiting", "Commands that wait for a command id"))
 _DEVICE_COUNTERS = (
     ("servicings", "Drivers replaced"),
     ("repairs", "Drivers replaced because they failed"),
-    ("retried_calls", "Calls made again because their driver ended"),
+    ("retried_calls", "Calls repeated because their driver ended"),
 )
 _CONTROLLER_COUNTERS = (
     ("resets", "Controller resets"),
@@ -53,10 +53,10 @@ _CONTROLLER_COUNTERS = (
 )
 
 _LEASE_METRICS = (
-    ("queue_pairs", "I/O queue pairs that a worker process has", GaugeMetricFamily),
+    ("queue_pairs", "I/O queue pairs of a worker process", GaugeMetricFamily),
     ("in_flight", "Commands of a worker process with the controller", GaugeMetricFamily),
     ("commands", "I/O commands of a worker process completed", CounterMetricFamily),
-    ("pool_bytes", "Memory of a worker process that the controller reaches", GaugeMetricFamily),
+    ("pool_bytes", "Memory of a worker process that the controller can access", GaugeMetricFamily),
     ("age_seconds", "Time since a worker process got its lease", GaugeMetricFamily),
 )
 _LEASE_KEYS = {"age_seconds": "age"}
@@ -71,7 +71,7 @@ def _dig(value: Any, path: tuple[str, ...]) -> Any:
 def _phases() -> HistogramMetricFamily:
     """Phases of all servicings of this process; see nvme_async.keepalive.phases."""
     family = HistogramMetricFamily(
-        "nvme_async_servicing_seconds", "How long the parts of a servicing took", labels=["device", "phase"]
+        "nvme_async_servicing_seconds", "Duration of the phases of a servicing", labels=["device", "phase"]
     )
     for (uri, phase), (counts, total) in phases.recorded().items():
         buckets, so_far = [], 0
@@ -144,7 +144,7 @@ def _controllers(controllers: dict[str, dict[str, Any]]) -> Iterator[Metric]:
         "nvme_async_errors", "Commands completed with an error, by status", labels=["uri", "status"]
     )
     pools = GaugeMetricFamily(
-        "nvme_async_pool_bytes", "Memory that the controller reaches", labels=["uri", "pool", "kind"]
+        "nvme_async_pool_bytes", "Memory that the controller can access", labels=["uri", "pool", "kind"]
     )
     sizes = GaugeMetricFamily("nvme_async_namespace_bytes", "Size of a namespace", labels=["uri", "nsid"])
     latency = HistogramMetricFamily(

@@ -40,17 +40,17 @@ def _decode(request: dict[str, Any]) -> tuple[Command, bytes | None]:
         command = Command.unpack(entry, admin=bool(request["admin"]))
     except (KeyError, TypeError, ValueError, binascii.Error) as error:
         raise ConfigurationError(
-            f"a command has entry (64 bytes, hexadecimal), admin, nbytes and data: {error}"
+            f"a command must have entry (64 bytes, hexadecimal), admin, nbytes and data: {error}"
         ) from None
     if not isinstance(nbytes, int) or not 0 <= nbytes <= MOST:
         raise ConfigurationError(f"nbytes is {nbytes!r}, must be 0 to {MOST}")
     if command.admin and command.opcode in _FORBIDDEN:
-        raise ConfigurationError(f"{command.name} is the driver's own")
+        raise ConfigurationError(f"{command.name} is reserved for the driver")
     # The driver fills in addresses.
     command = attrs.evolve(command, data_length=nbytes, mptr=0, prp1=0, prp2=0, psdt=0)
     if command.direction is Direction.HOST_TO_CONTROLLER and (payload is None or len(payload) != nbytes):
         raise ConfigurationError(
-            f"{command.name} sends {nbytes} bytes, {0 if payload is None else len(payload)} were given"
+            f"{command.name} sends {nbytes} bytes, but {0 if payload is None else len(payload)} were given"
         )
     return command, payload
 

@@ -69,7 +69,7 @@ class SavedDevices:
         try:
             sock.sendall(_HEADER.pack(_MAGIC, _VERSION, len(self.bundles), len(words)) + words)
         except TimeoutError:
-            raise ControllerTimeout(f"the successor took nothing for {timeout:g} s") from None
+            raise ControllerTimeout(f"the successor received nothing for {timeout:g} s") from None
         for bundle in self.bundles.values():
             send_bundle(sock, bundle)
 
@@ -82,13 +82,13 @@ class SavedDevices:
         magic, version, count, nbytes = _HEADER.unpack(_exactly(sock, _HEADER.size, limit))
         if magic != _MAGIC or version != _VERSION or count > _MAX_DEVICES or nbytes > _MAX_WORDS:
             raise InvalidSavedState(
-                f"these are no saved devices of version {_VERSION} ({magic!r}, version {version}, {count} devices)"
+                f"the data are not saved devices of version {_VERSION} ({magic!r}, version {version}, {count} devices)"
             )
         try:
             shut_down = json.loads(_exactly(sock, nbytes, limit))["shut_down"]
             saved = cls(shut_down=[str(uri) for uri in shut_down])
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidSavedState(f"the saved devices' description makes no sense: {error!r}") from None
+            raise InvalidSavedState(f"the description of the saved devices is invalid: {error!r}") from None
         try:
             for _ in range(count):
                 bundle = receive_bundle(sock, max(0.001, limit - time.monotonic()))
@@ -120,9 +120,9 @@ def _exactly(sock: socket.socket, nbytes: int, limit: float) -> bytes:
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         if not poll.poll(max(0.0, limit - time.monotonic()) * 1000):
-            raise ControllerTimeout("the predecessor sent nothing in time")
+            raise ControllerTimeout("the predecessor sent nothing within the time limit")
         part = sock.recv(nbytes - len(data))
         if not part:
-            raise InvalidSavedState(f"the saved devices end after {len(data)} of {nbytes} bytes")
+            raise InvalidSavedState(f"the saved devices are truncated: {len(data)} of {nbytes} bytes")
         data += part
     return data

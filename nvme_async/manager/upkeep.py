@@ -177,4 +177,4 @@ class Upkeep:
                 try:
                     await device.load()
                 except (NvmeError, OSError) as error:
-                    log.info("%s: not back yet: %s", device.uri, error)
+                    log.info("%s: not available yet: %s", device.uri, error)

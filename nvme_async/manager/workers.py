@@ -169,7 +169,7 @@ class Workers:
         if event_loop not in ("uvloop", "asyncio"):
             raise ConfigurationError(f"event_loop is {event_loop!r}, not one of uvloop, asyncio")
         if count is not None and not 1 <= count <= 256:
-            raise ConfigurationError(f"workers is {count}, outside of 1 to 256")
+            raise ConfigurationError(f"workers is {count}, must be 1 to 256")
         self._event_loop = event_loop
         self._lock = threading.Lock()
         self._nodes: dict[int, frozenset[int]] = numa_nodes() if pin == "numa" else {}
@@ -191,7 +191,7 @@ class Workers:
             raise ConfigurationError(f"pin is {pin!r}, not None, 'numa' or a list of CPU numbers for each worker")
         plan: list[frozenset[int] | None] = [frozenset(cpus) for cpus in pin]
         if not plan or (count is not None and count != len(plan)):
-            raise ConfigurationError(f"pin names CPUs for {len(plan)} workers, workers is {count}")
+            raise ConfigurationError(f"pin names CPUs for {len(plan)} workers, but workers is {count}")
         return plan
 
     def _ensure(self, index: int) -> Worker:
@@ -243,7 +243,7 @@ class Workers:
         limit = time.monotonic() + seconds
         for worker in workers:
             if not worker.join(max(0.0, limit - time.monotonic())):
-                log.error("worker thread %s doesn't end: something blocks its event loop", worker.name)
+                log.error("worker thread %s does not end: its event loop is blocked", worker.name)
 
     def inspect(self) -> list[dict[str, Any]]:
         return [worker.inspect() for worker in self.running()]

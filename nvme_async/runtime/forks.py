@@ -34,12 +34,12 @@ def watch(owner: Owner) -> None:
     _owners.add(owner)
 
 
-PARENTS = "belongs to the process that has forked this one"
+PARENTS = "belongs to the parent process that forked this one"
 
 
 def belongs_to_parent(what: str) -> QueueShutdown:
     """In a child: the reason."""
-    return QueueShutdown(f"{what} belongs to process {os.getppid()}, which has forked this one; open it after the fork")
+    return QueueShutdown(f"{what} belongs to process {os.getppid()}, which forked this one; open it after the fork")
 
 
 def _after_fork() -> None:

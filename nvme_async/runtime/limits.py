@@ -36,8 +36,8 @@ def descriptors_cut_off(came: int, most: int) -> str:
     it off (MSG_CTRUNC): for the protocol's limit, or for what this process may have open.
     """
     if came >= most:
-        return f"more than {most} descriptors at once"
-    return f"descriptors for which this process has too many open files{_limit('RLIMIT_NOFILE')}"
+        return f"more than {most} descriptors in one message"
+    return f"descriptors that exceed this process's limit of open files{_limit('RLIMIT_NOFILE')}"
 
 
 def _limit(name: str) -> str:

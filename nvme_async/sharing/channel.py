@@ -48,7 +48,7 @@ def receive(sock: socket.socket) -> Message | None:
             os.close(fd)
         if flags & socket.MSG_CTRUNC:
             raise LeaseError(f"a message with {descriptors_cut_off(len(fds), MAX_FDS)}", code="invalid")
-        raise LeaseError("a message over the limits of the protocol", code="invalid")
+        raise LeaseError("a message that exceeds the limits of the protocol", code="invalid")
     if not packet:
         for fd in fds:
             os.close(fd)
@@ -111,7 +111,7 @@ async def connect(path: str, seconds: float) -> socket.socket:
     pause = 0.002
     while (sock := _try(path)) is None:
         if time.monotonic() >= limit:
-            raise ControllerGone(f"shared:{path}: no process shares a controller there")
+            raise ControllerGone(f"shared:{path}: no process shares a controller at this path")
         await asyncio.sleep(pause)
         pause = min(2 * pause, 0.1)
     return sock
@@ -140,7 +140,7 @@ def call_once(
 def _call(path: str, packet: bytes, fds: Sequence[int], limit: float) -> Message:
     while (sock := _try(path)) is None:
         if time.monotonic() >= limit:
-            raise ControllerGone("no process shares a controller there")
+            raise ControllerGone("no process shares a controller at this path")
         time.sleep(0.01)
     with sock:
         sock.settimeout(max(0.01, limit - time.monotonic()))
@@ -148,9 +148,9 @@ def _call(path: str, packet: bytes, fds: Sequence[int], limit: float) -> Message
             socket.send_fds(sock, [packet], list(fds))
             answer = receive(sock)
         except TimeoutError:
-            raise ControllerTimeout(f"shared:{path}: the owner has not answered in time") from None
+            raise ControllerTimeout(f"shared:{path}: the owner did not answer within the time limit") from None
     if answer is None:
-        raise ConnectionResetError("the owner has hung up")
+        raise ConnectionResetError("the owner closed the connection")
     if answer.version != VERSION:
         raise other_version(path, answer)
     if answer.kind == "refused":
@@ -162,7 +162,7 @@ def other_version(where: str, message: Message) -> LeaseError:
     """The exception for a peer with another protocol version."""
     message.close()
     return LeaseError(
-        f"{where}: the peer speaks version {message.version} of the sharing protocol, this release version {VERSION}",
+        f"{where}: the peer has version {message.version} of the sharing protocol, this release has version {VERSION}",
         code="version",
     )
 
@@ -221,7 +221,7 @@ class Channel:
 
     def _later(self, packet: bytes, fds: Sequence[int]) -> None:
         if len(self._backlog) >= MAX_BACKLOG:
-            self._end("the peer takes no messages")
+            self._end("the peer does not read its messages")
             return
         self._backlog.append((packet, [os.dup(fd) for fd in fds]))
 
@@ -287,7 +287,7 @@ class Channel:
                 self._end(str(error))
                 return
             if message is None:
-                self._end("the peer has hung up")
+                self._end("the peer closed the connection")
                 return
             if message.version != VERSION:
                 self._other_version(message)
@@ -303,7 +303,7 @@ class Channel:
     def _other_version(self, message: Message) -> None:
         error = other_version("sharing", message)
         if not self._waiting:
-            self.send("refused", {"code": "version", "text": f"this process speaks version {VERSION}"}, id=0)
+            self.send("refused", {"code": "version", "text": f"this process has version {VERSION}"}, id=0)
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(error)

@@ -47,7 +47,7 @@ class Connection:
 
     def _silent(self) -> None:
         if not self._spoke and not self.channel.closed:
-            self._hang_up(f"it has said nothing for {SILENT_SECONDS:g} s")
+            self._hang_up(f"it has sent nothing for {SILENT_SECONDS:g} s")
 
     def _hang_up(self, reason: str) -> None:
         log.warning("sharing: process %d is disconnected: %s", self.pid, reason)

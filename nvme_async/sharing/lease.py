@@ -131,7 +131,8 @@ class Lease:
         """LeaseError with code "stale" unless that is the current epoch."""
         if life != self.life or self.ending:
             raise LeaseError(
-                self.ending or f"life {life} of the queues is over, this is {self.life}: the controller was reset",
+                self.ending
+                or f"epoch {life} of the queues has ended, the current one is {self.life}: the controller was reset",
                 code="revoked" if self.ending else "stale",
             )
 
@@ -139,7 +140,7 @@ class Lease:
         """LeaseError unless the ring is page aligned and within one mapping of the worker's."""
         if iova % PAGE or not any(mapping.covers(iova, nbytes) for mapping in self.mappings):
             raise LeaseError(
-                f"the {what} queue of {nbytes} bytes at {iova:#x} is not page aligned memory that is mapped",
+                f"the {what} queue of {nbytes} bytes at {iova:#x} is not page-aligned, mapped memory",
                 code="invalid",
             )
 
@@ -222,7 +223,7 @@ def check_memory(fd: int, iova: int, nbytes: int, offset: int) -> None:
         raise LeaseError(f"map: {nbytes} bytes from {offset:#x} at {iova:#x} are not whole pages", code="invalid")
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or offset + nbytes > status.st_size:
-        raise LeaseError(f"map: the descriptor is no memory of {offset + nbytes} bytes", code="invalid")
+        raise LeaseError(f"map: the descriptor is not memory of {offset + nbytes} bytes", code="invalid")
     # Not every file can be sealed; if a worker truncates one, the controller's mapping of it
     # vanishes.
     with contextlib.suppress(OSError):

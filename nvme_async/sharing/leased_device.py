@@ -41,7 +41,7 @@ class LeasedDevice:
         try:
             if len(message.fds) != len(grant.descriptors):
                 raise LeaseError(
-                    f"{len(message.fds)} descriptors came, {len(grant.descriptors)} were announced", code="invalid"
+                    f"{len(message.fds)} descriptors arrived, {len(grant.descriptors)} were announced", code="invalid"
                 )
             found = dict(zip(grant.descriptors, message.fds, strict=True))
             offset, nbytes, first = grant.doorbells
@@ -51,7 +51,7 @@ class LeasedDevice:
             self.event_fds = {qid: os.dup(found[f"irq.{qid}"]) for qid in grant.qids}
             self._doorbells = Doorbells(window, first, self._kick_fd)
         except (KeyError, OSError, ValueError) as error:
-            raise LeaseError(f"{self.uri}: the owner's answer makes no sense: {error!r}", code="invalid") from error
+            raise LeaseError(f"{self.uri}: the owner's answer is invalid: {error!r}", code="invalid") from error
         finally:
             message.close()
         self.ids: DeviceIds = DeviceIds(*grant.ids)
@@ -66,7 +66,7 @@ class LeasedDevice:
 
     def write32(self, offset: int, value: int) -> None:
         """A worker may not write registers."""
-        raise DeviceError(f"{self.uri}: register {offset:#x} is the owner's")
+        raise DeviceError(f"{self.uri}: register {offset:#x} is reserved for the owner")
 
     def map_dma(
         self, memory: Pool | int, *, iova: int, nbytes: int, file_offset: int = 0, address: int | None = None

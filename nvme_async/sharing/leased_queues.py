@@ -167,7 +167,9 @@ class LeasedQueues(QueueSet):
                 dw0, dw1 = await future
             return Completion(dw0=dw0, dw1=dw1)
         if nbytes > MAX_DATA:
-            raise ConfigurationError(f"{command.name} of {nbytes} bytes; a worker's admin command moves {MAX_DATA}")
+            raise ConfigurationError(
+                f"{command.name} of {nbytes} bytes; a worker's admin command may transfer at most {MAX_DATA}"
+            )
         sqe = command.pack()
         sends = command.direction is Direction.HOST_TO_CONTROLLER
         data = sqe + bytes(buffer) if sends and buffer is not None else sqe

@@ -98,9 +98,9 @@ class Share(LeaseSet):
         await controller._until_ready()
         doorbells, queues = transport.device.doorbells(), transport.queues
         if doorbells.window is None:
-            raise ConfigurationError(f"{controller.uri}: its doorbells are no memory, so it cannot be shared")
+            raise ConfigurationError(f"{controller.uri}: its doorbells are not mapped memory, so it can't be shared")
         if queues.lender is not None:
-            raise ConfigurationError(f"{controller.uri} is shared already")
+            raise ConfigurationError(f"{controller.uri} is already shared")
         self._listening = ListeningSocket(self.path, socket.SOCK_SEQPACKET, backlog=self.policy.workers)
         self._stops = StopPage()
         queues.lender = self
@@ -189,7 +189,7 @@ class Share(LeaseSet):
             return
         self._stop_listening()
         for lease in self.leases.values():
-            lease.notify("closed", text=f"{self.controller.uri} is not shared any more")
+            lease.notify("closed", text=f"{self.controller.uri} is no longer shared")
         await self.stop(notify=False)
         await asyncio.gather(*(self.take_back_one(lease, "sharing has ended") for lease in list(self.leases.values())))
         queues.lender = None
@@ -239,7 +239,7 @@ class Share(LeaseSet):
         if lease.ending:
             return
         if not lease.present and not lease.mappings:
-            self.spawn(lambda: self.take_back_one(lease, "it was given up before it was used"))
+            self.spawn(lambda: self.take_back_one(lease, "the request was withdrawn before its answer"))
             return
         lease.absent_since = since = self.controller.loop.time()
         self.controller.loop.call_later(self.policy.absent_seconds, self._absent, lease, since)
@@ -261,7 +261,7 @@ class Share(LeaseSet):
         """A message without an answer."""
         lease = connection.lease
         if lease is None:
-            raise LeaseError(f"a notice {message.kind!r} without a lease", code="invalid")
+            raise LeaseError(f"the notice {message.kind!r} needs a lease", code="invalid")
         if message.kind == "stopped":
             lease.confirmed = max(lease.confirmed, min(message.number("life"), lease.life))
             if lease.ending and lease.silent:
@@ -278,12 +278,14 @@ class Share(LeaseSet):
     async def lend(self, connection: Connection, message: Message) -> tuple[dict[str, Any], list[int]]:
         """The answer to "lease", and its descriptors."""
         if connection.lease is not None:
-            raise LeaseError("this connection has a lease already", code="invalid")
+            raise LeaseError("this connection already has a lease", code="invalid")
         wanted = min(message.number("queues", 1, MAX_QUEUES), self.policy.queues)
         await self.controller._until_ready()
         transport, policy = self.transport, self.policy
         if len(self.leases) >= policy.workers:
-            raise LeaseError(f"{policy.workers} workers have a lease, which is the limit (workers)", code="full")
+            raise LeaseError(
+                f"{policy.workers} workers have a lease; that is the limit (the option workers)", code="full"
+            )
         memory, queues, doorbells = transport.memory, transport.queues, transport.device.doorbells()
         assert memory is not None
         assert doorbells.window is not None

@@ -37,20 +37,20 @@ def check(message: Message) -> tuple[Command, bytes]:
     The owner supplies the memory; a command that would transfer beyond it is refused.
     """
     if len(message.data) < COMMAND_BYTES:
-        raise LeaseError(f"admin: {len(message.data)} bytes are no command", code="invalid")
+        raise LeaseError(f"admin: {len(message.data)} bytes are not a command", code="invalid")
     nbytes = message.number("nbytes", 0, MAX_DATA)
     command = Command.unpack(message.data[:COMMAND_BYTES], admin=True)
     data = message.data[COMMAND_BYTES:]
     sends = command.direction is Direction.HOST_TO_CONTROLLER
     if command.direction is Direction.NONE and nbytes:
-        raise LeaseError(f"admin: {command.name} moves no data", code="invalid")
+        raise LeaseError(f"admin: {command.name} transfers no data", code="invalid")
     if command.direction is Direction.BIDIRECTIONAL:
-        raise LeaseError(f"admin: {command.name} moves data both ways", code="invalid")
+        raise LeaseError(f"admin: {command.name} transfers data in both directions", code="invalid")
     said = _dwords(command)
     if said is not None and nbytes != said:
-        raise LeaseError(f"admin: {command.name} moves {said} bytes, not {nbytes}", code="invalid")
+        raise LeaseError(f"admin: {command.name} transfers {said} bytes, not {nbytes}", code="invalid")
     if (len(data) != nbytes) if sends else data:
-        raise LeaseError(f"admin: {len(data)} bytes came with a command for {nbytes}", code="invalid")
+        raise LeaseError(f"admin: {len(data)} bytes arrived with a command for {nbytes}", code="invalid")
     return attrs.evolve(command, mptr=0, prp1=0, prp2=0, fuse=0, psdt=0, data_length=nbytes), data
 
 

@@ -39,7 +39,7 @@ def parse(rest: str) -> str:
     path, _, query = rest.partition("?")
     name, _, device = query.partition("=")
     if query and (name != "device" or not device):
-        raise ConfigurationError(f"shared:{rest}: after the path there may be ?device=URI, not ?{query}")
+        raise ConfigurationError(f"shared:{rest}: only ?device=URI may follow the path, not ?{query}")
     path = os.path.abspath(path) if path else ""
     if device:
         path = place_of(device, path, True)
@@ -47,10 +47,10 @@ def parse(rest: str) -> str:
         there = sorted(entry for entry in os.listdir(path) if entry.endswith(".sock"))
         if len(there) != 1:
             raise ConfigurationError(
-                f"shared:{rest}: {len(there)} controllers are shared there; ?device=URI says which "
+                f"shared:{rest}: {len(there)} controllers are shared at this path; choose one with ?device=URI "
                 f"({', '.join(there) or 'none'})"
             )
         path = os.path.join(path, there[0])
     if not path or len(os.fsencode(path)) > _LONGEST:
-        raise ConfigurationError(f"shared:{rest}: the path of a Unix socket has 1 to {_LONGEST} bytes")
+        raise ConfigurationError(f"shared:{rest}: the path of a Unix socket must have 1 to {_LONGEST} bytes")
     return path

@@ -45,7 +45,7 @@ _OWNERS_FEATURES = frozenset(
 def _between(low: float, high: float) -> Any:
     def check(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
         if not low <= value <= high:
-            raise ConfigurationError(f"{attribute.name} is {value}, outside of {low} to {high}")
+            raise ConfigurationError(f"{attribute.name} is {value}, must be {low} to {high}")
 
     return check
 
@@ -88,7 +88,7 @@ class Policy:
         known = [field.name for field in attrs.fields(cls)]
         for name in options:
             if name not in known:
-                raise ConfigurationError(f"unknown sharing option {name!r}; there are {', '.join(known)}")
+                raise ConfigurationError(f"unknown sharing option {name!r}; the options are {', '.join(known)}")
         return cls(**options)
 
     def check_admin(self, command: Command, qids: set[int]) -> None:
@@ -100,17 +100,19 @@ class Policy:
         if opcode == AdminOpcode.ABORT:
             allowed = command.cdw10 & 0xFFFF in qids
             if not allowed:
-                raise LeaseError("a worker may abort commands of its own queues only", code="policy")
+                raise LeaseError("a worker may abort only commands of its own queues", code="policy")
             return
         if opcode in _OWNERS or (opcode == AdminOpcode.SET_FEATURES and feature in _OWNERS_FEATURES):
-            raise LeaseError(f"{command.name} is the owner's alone", code="policy")
+            raise LeaseError(f"{command.name} is reserved for the owner", code="policy")
         if opcode == AdminOpcode.GET_LOG_PAGE and self.admin != "all" and _has_effect(command):
-            raise LeaseError(f"{command.name} that has the controller make a new log is not read-only", code="policy")
+            raise LeaseError(
+                f"{command.name} that makes the controller collect a new log is not read-only", code="policy"
+            )
         if self.admin == "none" and opcode not in (AdminOpcode.IDENTIFY, AdminOpcode.GET_LOG_PAGE):
             raise LeaseError(f"{command.name}: workers may send no admin commands (the option admin)", code="policy")
         if self.admin != "all" and opcode not in _READ_ONLY:
             raise LeaseError(
-                f"{command.name} is not among the read-only admin commands that workers may send (the option admin)",
+                f"{command.name} is not a read-only admin command, and workers may send only those (the option admin)",
                 code="policy",
             )
 

@@ -86,7 +86,7 @@ class Message:
     def take(self, index: int = 0) -> int:
         """One of its descriptors, now owned by the caller. LeaseError if there is none."""
         if not self.fds:
-            raise LeaseError(f"the message {self.kind!r} came without a descriptor", code="invalid")
+            raise LeaseError(f"the message {self.kind!r} arrived without a descriptor", code="invalid")
         return self.fds.pop(index)
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class Message:
         value = self.body.get(name)
         if type(value) is not int or not low <= value <= high:
             raise LeaseError(
-                f"{self.kind}: {name} is {_short(value)}, not an integer of {low} to {high}", code="invalid"
+                f"{self.kind}: {name} is {_short(value)}, not an integer from {low} to {high}", code="invalid"
             )
         return value
 
@@ -144,7 +144,7 @@ def decode(packet: bytes, fds: Sequence[int] = ()) -> Message:
 
 def _decode(packet: bytes, fds: list[int]) -> Message:
     if len(packet) < _HEADER.size or packet[:4] != MAGIC:
-        raise LeaseError(f"a packet of {len(packet)} bytes is no message of this protocol", code="invalid")
+        raise LeaseError(f"a packet of {len(packet)} bytes is not a message of this protocol", code="invalid")
     _, version, _, id, length = _HEADER.unpack_from(packet)
     if version != VERSION:
         return Message("", fds=fds, version=version)
@@ -155,7 +155,7 @@ def _decode(packet: bytes, fds: list[int]) -> Message:
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict) or not isinstance(body.get("kind"), str):
-        raise LeaseError("a body that is no JSON object with a kind", code="invalid")
+        raise LeaseError("a body that is not a JSON object with a kind", code="invalid")
     return Message(body.pop("kind"), id, body, packet[_HEADER.size + length :], fds)
 
 
@@ -211,4 +211,4 @@ class Grant:
         try:
             return cls(**{name: value for name, value in message.body.items() if name in fields})
         except TypeError as error:
-            raise LeaseError(f"the owner's answer makes no sense: {error}", code="invalid") from None
+            raise LeaseError(f"the owner's answer is invalid: {error}", code="invalid") from None

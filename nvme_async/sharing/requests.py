@@ -71,7 +71,7 @@ class Requests:
         """The answer to a request. LeaseError and others of NvmeError for a refusal."""
         handler = self._handlers.get(message.kind)
         if handler is None:
-            raise LeaseError(f"there is no request {message.kind!r}", code="invalid")
+            raise LeaseError(f"unknown request {message.kind!r}", code="invalid")
         if message.kind not in ("list", "attach"):
             # While the controller is saved for a successor, nothing of the saved state may change.
             await self._share.controller._until_ready()
@@ -90,7 +90,7 @@ class Requests:
         lease = self._share.leases.get(message.number("lease"))
         token = message.text("token").encode(errors="replace")
         if lease is None or not secrets.compare_digest(lease.token.encode(), token):
-            raise LeaseError("the owner knows no such lease", code="unknown")
+            raise LeaseError("the owner has no such lease", code="unknown")
         return lease
 
     async def _attach(self, connection: Connection, message: Message) -> Answer:
@@ -113,19 +113,19 @@ class Requests:
         fd = message.fds[0] if message.fds else message.take()
         check_memory(fd, iova, nbytes, offset)
         if iova < lease.window.start or iova + nbytes > lease.window.stop:
-            raise LeaseError(f"map: {nbytes} bytes at {iova:#x} are outside of the lease's window", code="invalid")
+            raise LeaseError(f"map: {nbytes} bytes at {iova:#x} are outside the lease's window", code="invalid")
         memory = self._share.transport.memory
         async with lease.lock:
             self._lease(connection, message)
             if any(mapping.iova == iova and mapping.nbytes == nbytes for mapping in lease.mappings):
                 return {}, b""  # the same request, through a connection that was lost
             if any(mapping.overlaps(iova, nbytes) for mapping in lease.mappings):
-                raise LeaseError(f"map: {iova:#x} is mapped already", code="invalid")
+                raise LeaseError(f"map: {iova:#x} is already mapped", code="invalid")
             limit = self._share.policy.pool_bytes
             left = limit - lease.pool_bytes
             if nbytes > left or len(lease.mappings) >= MAX_MAPPINGS or memory is None:
                 raise LeaseError(
-                    f"map: {nbytes} bytes are more than is left: {left} of {limit} (pool_bytes), "
+                    f"map: {nbytes} bytes exceed what is left: {left} of {limit} (pool_bytes), "
                     f"{MAX_MAPPINGS - len(lease.mappings)} of {MAX_MAPPINGS} mappings",
                     code="quota",
                 )
@@ -166,7 +166,7 @@ class Requests:
             await controller._until_ready()
             lease.check_life(life)
             if lease.queues[qid] is not QueueIs.ABSENT:
-                raise LeaseError(f"create: queue {qid} is {lease.queues[qid]} already", code="invalid")
+                raise LeaseError(f"create: queue {qid} is already {lease.queues[qid]}", code="invalid")
             lease.confirmed, lease.rings = lease.life, True
             lease.queues[qid] = QueueIs.UNCERTAIN
             controller._changed()
@@ -197,7 +197,7 @@ class Requests:
                 lease.queues |= rest
         self._share.controller._changed()
         if not gone:
-            raise LeaseError("the queues could not be deleted, and no reset came", code="failed")
+            raise LeaseError("the queues could not be deleted, and the controller was not reset", code="failed")
         return {}, b""
 
     async def _passthrough(self, connection: Connection, message: Message) -> Answer:
@@ -216,7 +216,7 @@ class Requests:
         lease.life = lease.confirmed = self._share.stops.end_life(lease.slot)
         await self._share.take_back_one(lease, lease.ending)
         if lease.number in self._share.leases:
-            raise LeaseError("the queues could not be deleted, and no reset came", code="failed")
+            raise LeaseError("the queues could not be deleted, and the controller was not reset", code="failed")
         return {}, b""
 
     async def _list(self, connection: Connection, message: Message) -> Answer:

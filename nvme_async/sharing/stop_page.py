@@ -42,7 +42,7 @@ class StopPage:
                 os.ftruncate(self.fd, BYTES)
                 fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             if os.fstat(self.fd).st_size != BYTES:
-                raise InvalidSavedState("the stop page of a predecessor has another size")
+                raise InvalidSavedState("the predecessor's stop page has another size")
             self._map = mmap.mmap(self.fd, BYTES)
             self._words = memoryview(self._map).cast("I")
             if fd < 0:
@@ -52,7 +52,7 @@ class StopPage:
             elif struct.unpack_from("=II", self._map) != (MAGIC, VERSION):
                 self._words.release()
                 self._map.close()
-                raise InvalidSavedState("the stop page of a predecessor is none that this release knows")
+                raise InvalidSavedState("the predecessor's stop page has a format that this release can't read")
             self._free = list(range(WORDS - 1, FIRST - 1, -1))
             # Workers get a descriptor that can't be mapped for writing.
             self.read_only = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -66,7 +66,7 @@ class StopPage:
         """
         if slot is None:
             if not self._free:
-                raise LeaseError(f"{WORDS - FIRST} leases are all that there can be", code="full")
+                raise LeaseError(f"{WORDS - FIRST} leases are the limit", code="full")
             return self._free.pop()
         if slot not in self._free:
             raise InvalidSavedState(f"two leases have the word {slot} of the stop page")

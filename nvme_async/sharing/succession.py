@@ -39,7 +39,7 @@ def resume(controller: Controller, saved: dict[str, Any], fd: int) -> None:
         for lease in leases:
             if lease.pidfd >= 0:
                 os.close(lease.pidfd)
-        raise InvalidSavedState(f"{controller.uri}: the leases of its workers make no sense: {error!r}") from error
+        raise InvalidSavedState(f"{controller.uri}: the saved leases of its workers are invalid: {error!r}") from error
     share.resume(stops, leases)
 
 

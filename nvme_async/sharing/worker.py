@@ -147,7 +147,7 @@ class SharedTransport(PooledTransport):
     def _on_closed(self, reason: str) -> None:
         if self._ending or self._owner.loop.is_closed():
             return
-        log.info("%s: the owner is away (%s); I/O goes on", self.uri, reason)
+        log.info("%s: the owner is not available (%s); I/O continues", self.uri, reason)
         self._connected.clear()
         self._spawn(self._reconnect, "reconnection")
 
@@ -189,7 +189,7 @@ class SharedTransport(PooledTransport):
                 self._set_ready(answer.number("life"))
             # Events in the meantime are unknown.
             if self._owner.state is State.READY:
-                self._owner._rescan_later("the owner was away")
+                self._owner._rescan_later("the owner was not available")
             return
 
     @staticmethod
@@ -202,7 +202,7 @@ class SharedTransport(PooledTransport):
         while True:
             left = limit - self._owner.loop.time()
             if left <= 0 or self._ending:
-                raise ControllerTimeout(f"{self.uri}: no owner has answered {kind!r} for {OWNER_SECONDS:g} s")
+                raise ControllerTimeout(f"{self.uri}: no owner answered {kind!r} within {OWNER_SECONDS:g} s")
             try:
                 async with asyncio.timeout(left):
                     await self._connected.wait()
@@ -243,7 +243,7 @@ class SharedTransport(PooledTransport):
         elif kind in ("failed", "closed"):
             self._lost(ControllerGone(f"{self.uri}: {message.text('text', 1000)}"))
         elif kind == "revoked":
-            self._lost(LeaseError(f"{self.uri}: the owner has taken the lease back: {message.text('text')}", code=kind))
+            self._lost(LeaseError(f"{self.uri}: the owner revoked the lease: {message.text('text')}", code=kind))
 
     # -- stop and resume ---------------------------------------------------------------------
 
@@ -283,7 +283,7 @@ class SharedTransport(PooledTransport):
             await self.queues.silence()
             self._confirm_life()
             if await owner.lifecycle.settled() is State.READY and self.life < self.stopped:
-                await owner._reset_once("the owner resets the controller", max(resets, owner.resets))
+                await owner._reset_once("the owner is resetting the controller", max(resets, owner.resets))
         except NvmeError as error:
             log.warning("%s: %s", self.uri, error)
 

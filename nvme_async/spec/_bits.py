@@ -25,7 +25,7 @@ def bits(high: int, low: int) -> int:
 
     def fits(_instance: object, attribute: attrs.Attribute[Any], value: int) -> None:
         if not 0 <= value <= limit:
-            raise ValueError(f"{attribute.name}={value} does not fit bits {high}:{low}, at most {limit}")
+            raise ValueError(f"{attribute.name}={value} does not fit bits {high}:{low}; the limit is {limit}")
 
     field: int = attrs.field(default=0, converter=int, validator=fits, metadata={_POSITION: (low, limit)})
     return field

@@ -31,7 +31,7 @@ def encode_namespace_list(nsids: Iterable[int]) -> bytes:
     """4096 bytes with these namespace identifiers."""
     entries = tuple(nsids)
     if len(entries) > MAX_NAMESPACES:
-        raise ValueError(f"{len(entries)} namespaces are more than {MAX_NAMESPACES}")
+        raise ValueError(f"{len(entries)} namespaces; the limit is {MAX_NAMESPACES}")
     return struct.pack(f"<{len(entries)}I", *entries).ljust(PAGE, b"\0")
 
 
@@ -56,7 +56,7 @@ def encode_controller_list(cntlids: Iterable[int]) -> bytes:
     """4096 bytes with these controller identifiers, also the payload of Namespace Attachment."""
     entries = tuple(cntlids)
     if len(entries) > MAX_CONTROLLERS:
-        raise ValueError(f"{len(entries)} controllers are more than {MAX_CONTROLLERS}")
+        raise ValueError(f"{len(entries)} controllers; the limit is {MAX_CONTROLLERS}")
     return struct.pack(f"<{len(entries) + 1}H", len(entries), *entries).ljust(PAGE, b"\0")
 
 

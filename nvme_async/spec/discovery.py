@@ -73,5 +73,5 @@ def decode_header(data: bytes) -> tuple[int, int]:
     """(generation counter, number of records) of the page's first 1024 bytes."""
     genctr, numrec, recfmt = struct.unpack_from("<QQH", data)
     if recfmt != 0:
-        raise ValueError(f"a discovery log of record format {recfmt}, only 0 is known")
+        raise ValueError(f"a discovery log of record format {recfmt}, only format 0 is supported")
     return genctr, numrec

@@ -203,7 +203,7 @@ def power_state_transitions(entries: Iterable[PowerStateTransition]) -> bytes:
     """256 bytes: one entry per power state from 0 on, at most 32."""
     values = [entry.to_int() for entry in entries]
     if len(values) > 32:
-        raise ValueError(f"{len(values)} power states are more than 32")
+        raise ValueError(f"{len(values)} power states; the limit is 32")
     return struct.pack(f"<{len(values)}Q", *values).ljust(256, b"\0")
 
 

@@ -52,7 +52,7 @@ class IdentifyNamespaceKv(Layout, size=4096):
 
 def _command(opcode: int, nsid: int, key: bytes, cdw10: int = 0, options: int = 0, *, data: int | None = 0) -> Command:
     if len(key) > MAX_KEY:
-        raise ValueError(f"a key of {len(key)} bytes: at most {MAX_KEY}")
+        raise ValueError(f"a key of {len(key)} bytes; the limit is {MAX_KEY}")
     words = [int.from_bytes(key.ljust(MAX_KEY, b"\0")[at : at + 4], "little") for at in range(0, MAX_KEY, 4)]
     return Command(
         opcode=opcode,
@@ -100,7 +100,7 @@ def decode_keys(data: Buffer) -> tuple[bytes, ...]:
     for index in range(count):
         length = int.from_bytes(page[at : at + 2], "little")
         if length > MAX_KEY or at + 2 + length > len(page):
-            raise ValueError(f"key {index} of {count} goes beyond the list's {len(page)} bytes")
+            raise ValueError(f"key {index} of {count} extends beyond the list's {len(page)} bytes")
         keys.append(page[at + 2 : at + 2 + length])
         at += (2 + length + 3) & ~3
     return tuple(keys)

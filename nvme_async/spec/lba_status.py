@@ -108,5 +108,5 @@ class LbaStatusLog:
                     at += 16 * nlrd
                 elements.append(LbaStatusElement(nsid, action, ranges))
         except struct.error as error:
-            raise ValueError(f"LBA status log page goes beyond its {len(page)} bytes: {error}") from None
+            raise ValueError(f"LBA status log page extends beyond its {len(page)} bytes: {error}") from None
         return cls(estulb, lsgc, tuple(elements))

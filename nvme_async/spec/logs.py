@@ -409,7 +409,7 @@ class AnaLog:
                 groups.append(AnaGroup(grpid, group_chgcnt, AnaState(state & 0xF), nsids))
                 at += 32 + 4 * nnsids
         except struct.error as error:
-            raise ValueError(f"ANA log page goes beyond its {len(page)} bytes: {error}") from None
+            raise ValueError(f"ANA log page extends beyond its {len(page)} bytes: {error}") from None
         return cls(chgcnt, tuple(groups))
 
 

@@ -105,7 +105,7 @@ class PersistentEventLog:
         """Bytes of the page, from its first 512. ValueError for what is no such page."""
         header = PersistentEventHeader.decode(bytes(head)[:512])
         if header.lid != 0x0D or header.tll < 512:
-            raise ValueError(f"no persistent event log page: identifier {header.lid:#04x}, length {header.tll}")
+            raise ValueError(f"not a persistent event log page: identifier {header.lid:#04x}, length {header.tll}")
         return header.tll
 
     @classmethod
@@ -117,12 +117,12 @@ class PersistentEventLog:
         events = []
         for index in range(header.tnev):
             if at + _EVENT_HEADER > len(page):
-                raise ValueError(f"event {index} of {header.tnev} goes beyond the page's {len(page)} bytes")
+                raise ValueError(f"event {index} of {header.tnev} extends beyond the page's {len(page)} bytes")
             kind, revision, ehl, _, cntlid, timestamp = struct.unpack_from("<BBBBHQ", page, at)
             vsil, length = struct.unpack_from("<HH", page, at + 20)
             begin = at + 3 + ehl
             if vsil > length or begin + length > len(page):
-                raise ValueError(f"event {index} of {header.tnev} goes beyond the page's {len(page)} bytes")
+                raise ValueError(f"event {index} of {header.tnev} extends beyond the page's {len(page)} bytes")
             body = page[begin : begin + length]
             events.append(PersistentEvent(kind, revision, cntlid, timestamp, body[:vsil], body[vsil:]))
             at = begin + length

@@ -64,13 +64,13 @@ class Discovery0:
         length, revision = struct.unpack_from(">II", page)
         end = length + 4
         if end > len(page):
-            raise ValueError(f"level 0 discovery has {end} bytes, the buffer {len(page)}")
+            raise ValueError(f"level 0 discovery has {end} bytes, but the buffer has {len(page)}")
         features = []
         at = 48
         while at + 4 <= end:
             code, version, size = struct.unpack_from(">HBB", page, at)
             if at + 4 + size > end:
-                raise ValueError(f"feature {code:#06x} goes beyond the data's {end} bytes")
+                raise ValueError(f"feature {code:#06x} extends beyond the data's {end} bytes")
             features.append(SecurityFeature(code, version >> 4, page[at + 4 : at + 4 + size]))
             at += 4 + size
         return cls(revision, tuple(features))

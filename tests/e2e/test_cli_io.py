@@ -68,7 +68,7 @@ def test_data_size_limits_the_bytes_taken_from_the_input(media: Path) -> None:
     assert media.read_bytes()[: 2 * BLOCK] == b"x" * BLOCK + bytes([1]) * BLOCK
     result = cli("write", uri(media), "-c", "1", data=b"y" * BLOCK)
     assert result.returncode == 2
-    assert b"4096 bytes too early" in result.stderr
+    assert b"4096 bytes too short" in result.stderr
     result = cli("write", uri(media), "-c", "1", "--pad", data=b"z")
     assert result.returncode == 0, result.stderr
     assert media.read_bytes()[: 2 * BLOCK] == b"z" + bytes(2 * BLOCK - 1)
@@ -99,16 +99,16 @@ def test_flush_of_several_devices_reaches_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("read", "-s", "1024"), 2, "blocks 1024 to 1024 are asked for, namespace 1 has 1024"),
+        (("read", "-s", "1024"), 2, "blocks 1024 to 1024 were requested; namespace 1 has 1024"),
         (("read", "-c", "1024"), 2, "namespace 1 has 1024"),
         (("read", "--offset", "100"), 2, "100 bytes is not a multiple of the block size of 4096"),
         (("read", "--offset", "4k", "-s", "1"), 2, "exclude each other"),
-        (("read", "--length", "4 parsecs"), 2, "is no size"),
+        (("read", "--length", "4 parsecs"), 2, "is not a size"),
         (("read", "-s", "-1"), 2, "not a block number"),
         (("read", "-n", "0"), 2, "not a namespace id"),
         (("read", "-n", "7"), 1, "no active namespace 7"),
         (("read", "-o", "json"), 2, "give --data FILE"),
-        (("write",), 2, "nothing to move"),
+        (("write",), 2, "no data to transfer"),
         (("write", "-d", "/nonexistent/file"), 1, "No such file"),
     ],
 )

@@ -362,11 +362,11 @@ async def test_a_removal_at_any_admin_command_fails_the_bring_up(emulator: Emula
     ("options", "message"),
     [
         ({"mode": "asleep"}, r"mode is 'asleep', not one of adaptive, interrupt, poll"),
-        ({"queue_entries": 1}, r"queue_entries is 1, outside of 2 to 4096"),
+        ({"queue_entries": 1}, r"queue_entries is 1, must be 2 to 4096"),
         ({"max_transfer": 5000}, r"max_transfer is 5000, not a positive multiple of 4096"),
-        ({"command_timeout": -1}, r"command_timeout is -1, outside of 0 to 86400"),
-        ({"command_timeout": 4294967295}, r"command_timeout is 4294967295, outside of 0 to 86400; 0 means no limit"),
-        ({"admin_timeout": 4294967295}, r"admin_timeout is 4294967295, outside of 0 to 86400; 0 means no limit"),
+        ({"command_timeout": -1}, r"command_timeout is -1, must be 0 to 86400"),
+        ({"command_timeout": 4294967295}, r"command_timeout is 4294967295, must be 0 to 86400; 0 means no limit"),
+        ({"admin_timeout": 4294967295}, r"admin_timeout is 4294967295, must be 0 to 86400; 0 means no limit"),
         ({"colour": "blue"}, r"unknown option 'colour'; there are abort_timeout, "),
     ],
 )

@@ -228,7 +228,7 @@ async def test_allocated_memory(controller: Controller, ns: Namespace) -> None:
     buffer.free()
     with pytest.raises(ValueError, match="freed"):
         await ns.write(0, buffer)
-    with pytest.raises(ValueError, match="nbytes is 0, at least 1 is needed"):
+    with pytest.raises(ValueError, match="nbytes is 0, must be 1 or more"):
         controller.alloc(0)
 
 
@@ -284,7 +284,7 @@ async def test_registered_memory_is_accessed_in_place(controller: Controller, ns
         assert bounced(controller) == 0
         await ns.write(0, pattern(size))
         assert bounced(controller) == 1
-        with pytest.raises(ConfigurationError, match=r"the memory at 0x[0-9a-f]+ is registered already"):
+        with pytest.raises(ConfigurationError, match=r"the memory at 0x[0-9a-f]+ is already registered"):
             controller.register(shared)
         view.release()
     assert controller.inspect()["memory"]["registered"] == []

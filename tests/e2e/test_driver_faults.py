@@ -167,7 +167,7 @@ async def test_spurious_interrupts_and_reordered_completions_are_harmless(faulty
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ({"duplicate": True}, "queue 1: completion with unknown or stale command id 0x"),
+        ({"duplicate": True}, "queue 1: the completion has an unknown or stale command id 0x"),
         ({"cqe": {12: b"\xff\xff"}}, r"command id 0xffff \(submission queue 1\)"),
     ],
     ids=["twice", "forged"],
@@ -212,7 +212,7 @@ async def test_a_completion_that_names_another_queue_leads_to_a_reset(
 async def test_endless_stray_completions_fail_the_controller(failing: Controller) -> None:
     ns = first(failing)
     faults(failing).add(queue="io", opcode=2, cqe={10: b"\x07\x00"})
-    with pytest.raises(ControllerFatal, match="names submission queue 7, again after 3 resets"):
+    with pytest.raises(ControllerFatal, match="names submission queue 7, and again after 3 resets"):
         await within(20, ns.read(5))
     assert failing.state == "failed"
     assert failing.resets == 3

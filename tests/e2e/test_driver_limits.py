@@ -95,8 +95,8 @@ async def test_without_the_limits_page_there_are_no_limits(tmp_path):
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [
-        (512, 0x77, "submission queue entries of 128 bytes at least"),
-        (513, 0x55, "completion queue entries of 32 bytes at least"),
+        (512, 0x77, "submission queue entries of 128 bytes or more"),
+        (513, 0x55, "completion queue entries of 32 bytes or more"),
         (111, 2, "a discovery controller"),
         (111, 3, "an administrative controller"),
     ],
@@ -151,5 +151,5 @@ async def test_an_invalid_namespace_does_not_affect_the_others(tmp_path, caplog)
             assert list(controller.namespaces) == [1]
             await controller.namespaces[1].write(0, bytes(4096))
         text = caplog.text
-        assert "namespace 2 is left out: Identify" in text
-        assert "namespace 3 is left out: its blocks have 0 bytes" in text
+        assert "namespace 2 is omitted: Identify" in text
+        assert "namespace 3 is omitted: its blocks have 0 bytes" in text

@@ -94,7 +94,7 @@ async def test_more_loops_than_queue_pairs_share(factory: Any) -> None:
                 assert into == pattern(512)
                 await ns.compare(5000, into)
                 with pytest.raises(
-                    ConfigurationError, match=r"shares a neighbour's queue pair \(the controller has 2\)"
+                    ConfigurationError, match=r"shares another loop's queue pair \(the controller has 2\)"
                 ):
                     await ns.write_zeroes(0, 1)
                 with pytest.raises(nvme_async.errors.LbaOutOfRange):
@@ -277,7 +277,7 @@ def test_an_ended_home_loop_is_an_error_not_a_hang(faulty: str) -> None:
                 lambda: ns.write_zeroes(0, 1),
                 lambda: controller.admin(commands.identify(1)),
             ):
-                with pytest.raises(QueueShutdown, match="the event loop that opened this controller doesn't run"):
+                with pytest.raises(QueueShutdown, match="the event loop that opened this controller is not running"):
                     await within(5, call())  # type: ignore[no-untyped-call]
             if controller.loop.is_closed():
                 await within(10, controller.close())
@@ -285,7 +285,7 @@ def test_an_ended_home_loop_is_an_error_not_a_hang(faulty: str) -> None:
                 with pytest.raises(QueueShutdown):
                     await ns.read(0)
             else:
-                with pytest.raises(QueueShutdown, match="doesn't run"):
+                with pytest.raises(QueueShutdown, match="is not running"):
                     await within(10, controller.close())
 
         asyncio.run(elsewhere())
@@ -309,7 +309,7 @@ async def test_sharers_survive_the_end_of_the_shared_loop(faulty: str) -> None:
             rule.remove()
             (request,) = (one for one in asyncio.all_tasks() if "on_loop" in repr(one))
             request.cancel()
-            with pytest.raises(QueueShutdown, match="the event loop whose queue pair this one shares doesn't run"):
+            with pytest.raises(QueueShutdown, match="the event loop that lends its queue pair is not running"):
                 await within(5, task)
             faults(controller).release()
             await guest.submit(exercise(ns, 1, 1))

@@ -122,7 +122,7 @@ async def test_the_firmware_activation_event_holds_io(failing: Controller) -> No
 @pytest.mark.parametrize(
     ("register", "change", "reason"),
     [
-        (Register.CSTS, lambda value: value & ~1, "CSTS.RDY is 0 without our doing"),
+        (Register.CSTS, lambda value: value & ~1, "CSTS.RDY became 0 although"),
         (Register.CC, lambda value: value & ~1, r"CC reads 0x46.{3}, 0x46.{3} was written"),
     ],
     ids=["RDY", "CC"],

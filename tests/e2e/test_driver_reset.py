@@ -139,7 +139,7 @@ async def test_commands_of_a_lost_queue_pair_end_with_the_reason(faulty: str) ->
             held.remove()
             faults(controller).add(queue="admin", opcode=0x09, cdw10=7, cqe={0: bytes(4)})
             await within(10, controller.reset())
-            with pytest.raises(ControllerError, match="1 I/O queue pairs are left after the reset"):
+            with pytest.raises(ControllerError, match="1 I/O queue pairs remain after the reset"):
                 await within(5, waiting)
             assert await within(5, other.submit(read(9))) == bytes(512)
 

@@ -89,7 +89,7 @@ async def test_zone_errors() -> None:
             await zoned.close(ZONE)
         with pytest.raises(ValueError, match="no zone begins"):
             await zoned.reset(1)
-        with pytest.raises(ValueError, match="at most 16"):
+        with pytest.raises(ValueError, match="the limit is 16"):
             await zoned.append(ZONE, bytes(4096 * 17))
         await zoned.reset(None)
         assert all([zone.state == ZoneState.EMPTY async for zone in zoned.zones()])

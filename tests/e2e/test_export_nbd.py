@@ -208,7 +208,7 @@ async def test_a_client_that_reads_no_answers_costs_no_processor_time(tmp_path: 
 async def test_bad_arguments_and_a_socket_in_use_are_named(tmp_path: Path) -> None:
     async with served(tmp_path) as (controller, _, path):
         namespace = controller.namespaces[1]
-        with pytest.raises(ConfigurationError, match="depth is 0, outside of 1 to 1024"):
+        with pytest.raises(ConfigurationError, match="depth is 0, must be 1 to 1024"):
             NbdServer(namespace, path, depth=0)
         with pytest.raises(ConfigurationError, match="threads is 65"):
             NbdServer(namespace, path, threads=65)

@@ -63,7 +63,7 @@ async def test_a_child_is_refused_with_the_reason_and_may_close() -> None:
                     lambda: controller.reset(),
                     lambda: controller.rescan(),
                 ):
-                    with pytest.raises(QueueShutdown, match=f"process {os.getppid()}, which has forked"):
+                    with pytest.raises(QueueShutdown, match=f"process {os.getppid()}, which forked"):
                         await attempt()  # type: ignore[no-untyped-call]
                 with pytest.raises(QueueShutdown, match="forked"):
                     controller.alloc(BLOCK)

@@ -142,10 +142,10 @@ async def test_a_saved_state_says_so_and_older_releases_do_not_take_it() -> None
 async def test_a_restore_refuses_admin_commands_that_are_pending_or_have_completed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    look = _hotpath.look_at_queue
+    verify = _hotpath.verify_queue
     for change, words in (
-        ({"in_flight": 1}, "1 admin commands are pending"),
-        ({"done": 1}, "1 admin commands are pending"),
+        ({"in_flight": 1}, "1 admin commands pending"),
+        ({"done": 1}, "1 admin commands pending"),
         ({"waiting": True}, "completion at the head"),
     ):
         controller = await nvme_async.open("emulated:size=1MiB", keepalive=True, fused=True)
@@ -153,10 +153,10 @@ async def test_a_restore_refuses_admin_commands_that_are_pending_or_have_complet
             with monkeypatch.context() as patched:
 
                 def changed(hot: Any, *, sums: bool, change: dict[str, Any] = change) -> dict[str, Any]:
-                    found: dict[str, Any] = look(hot, sums=sums)
+                    found: dict[str, Any] = verify(hot, sums=sums)
                     return found if hot.qid else found | change
 
-                patched.setattr(_hotpath, "look_at_queue", changed)
+                patched.setattr(_hotpath, "verify_queue", changed)
                 with pytest.raises(RestoreRefused, match=words):
                     await restore(bundle)
             await (await restore(bundle)).close()

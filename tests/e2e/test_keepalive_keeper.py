@@ -211,7 +211,7 @@ async def test_the_decision_is_in_inspect(site: Site) -> None:
             settings.items()
             >= {
                 "enabled": True,
-                "why": f"keeper {site.keeper_path} can take over, and a private pool of 4096 pages is there",
+                "why": f"keeper {site.keeper_path} can take over, and there is a private pool of 4096 pages",
                 "setting": "host,privatepool",
                 "setting_source": "inferred",
                 "pool_pages": 4096,

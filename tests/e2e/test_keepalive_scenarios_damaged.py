@@ -39,7 +39,7 @@ async def test_another_controllers_pool_is_refused() -> None:
     async with used_line() as drivers, used_line() as others:
         ours, theirs = await bundle_of(drivers), await bundle_of(others)
         with Bundle.of(ours.uri, ours.manifest, {**ours.descriptors, "pool": theirs.descriptors["pool"]}) as mixed:
-            await refused(drivers, mixed, "is about")
+            await refused(drivers, mixed, "belongs to")
         await goes_on(others, theirs)
         await goes_on(drivers, ours)
 
@@ -75,7 +75,7 @@ async def test_a_truncated_state_is_refused() -> None:
     async with used_line() as drivers:
         bundle = await bundle_of(drivers)
         rewrite(bundle, lambda plain: plain.pop("queues"))
-        await refused(drivers, bundle, "makes no sense.*queues")
+        await refused(drivers, bundle, "is invalid.*queues")
         bundle.close()
 
 

@@ -32,7 +32,7 @@ async def test_a_drive_with_other_pci_ids_in_the_slot_is_refused(what: str) -> N
     async with used_line() as drivers:
         bundle = await bundle_of(drivers)
         rewrite(bundle, lambda plain: plain["device"].update({what: plain["device"][what] ^ 1}))
-        await refused(drivers, bundle, "another device is there")
+        await refused(drivers, bundle, "the device is another one")
         rewrite(bundle, lambda plain: plain["device"].update({what: plain["device"][what] ^ 1}))
         await goes_on(drivers, bundle)
 
@@ -49,7 +49,7 @@ async def test_ids_are_read_from_the_device_not_from_the_saved_state() -> None:
             plain["device_state"]["ids"]["vendor"] ^= 1
 
         rewrite(bundle, another)
-        await refused(drivers, bundle, "another device is there")
+        await refused(drivers, bundle, "the device is another one")
         rewrite(bundle, another)
         await goes_on(drivers, bundle)
 
@@ -66,11 +66,11 @@ async def test_another_drive_of_the_same_make_in_the_slot_is_refused(what: str) 
         ours, theirs = await bundle_of(drivers), await bundle_of(others)
         with Bundle.of(ours.uri, ours.manifest, {**ours.descriptors, **device_of(theirs)}) as mixed:
             others.since()
-            await refused(drivers, mixed, r"descriptor device\.\w+ of the bundle is another's")
+            await refused(drivers, mixed, r"descriptor device\.\w+ of the bundle is not the one that was saved")
             # As it was before descriptors had identities, and as it is if the same descriptor leads
             # to another drive.
             rewrite(ours, lambda plain: plain["descriptors"].clear())
-            await refused(drivers, mixed, "another device is there")
+            await refused(drivers, mixed, "the device is another one")
             assert others.since()["disables"] == 0
         with theirs:
             others.driver = await restore(theirs)
@@ -85,7 +85,7 @@ async def test_a_descriptor_of_another_controller_in_a_bundle_is_refused(name: s
         await drivers.namespace.write(0, block(7))
         ours, theirs = await bundle_of(drivers), await bundle_of(others)
         with Bundle.of(ours.uri, ours.manifest, {**ours.descriptors, name: theirs.descriptors[name]}) as mixed:
-            await refused(drivers, mixed, f"descriptor {name} of the bundle is another's")
+            await refused(drivers, mixed, f"descriptor {name} of the bundle is not the one that was saved")
         with theirs:
             others.driver = await restore(theirs)
         await goes_on(drivers, ours)
@@ -140,7 +140,7 @@ async def test_a_live_restore_of_a_disabled_controller_is_refused() -> None:
         device = resume_device(bundle.uri, {name: os.dup(fd) for name, fd in bundle.part("device.").items()})
         device.write32(CC, device.read32(CC) & ~1)
         device.detach()
-        await refused(drivers, bundle, "found disabled")
+        await refused(drivers, bundle, "is disabled")
         with bundle:
             drivers.driver = await restore(bundle, policy="fresh")
         assert await drivers.namespace.read(0) == block(7)
@@ -177,7 +177,7 @@ async def test_a_predecessor_that_was_resetting_is_refused() -> None:
 
 
 async def refused_by_phase(drivers: Line, bundle: Bundle) -> None:
-    with pytest.raises(RestoreRefused, match="ended with its controller resetting"):
+    with pytest.raises(RestoreRefused, match="its controller was resetting"):
         await restore(bundle)
     with bundle:
         drivers.driver = await restore(bundle, policy="fresh")

@@ -70,7 +70,7 @@ async def test_several_devices_are_taken_over_independently(way: Way) -> None:
 
 
 async def test_with_no_device_there_is_nothing_to_take_over(tmp_path) -> None:
-    with pytest.raises(nvme_async.ControllerGone, match="nobody offers"):
+    with pytest.raises(nvme_async.ControllerGone, match="no process offers"):
         await nvme_async.take_over(tmp_path / "nobody.sock")
     async with nvme_async.open("emulated:size=16MiB") as controller:
         with pytest.raises(nvme_async.ConfigurationError, match="without keepalive"):

@@ -30,9 +30,11 @@ async def test_each_device_has_a_socket_also_one_that_is_loaded_later(tmp_path: 
         async with owner.share(path, queues=2):
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
             two = await owner.load(TWO)
-            with pytest.raises(ConfigurationError, match="shared already"):
+            with pytest.raises(ConfigurationError, match="already shared"):
                 await owner.share(tmp_path / "other")
-            with pytest.raises(ConfigurationError, match=r"2 controllers are shared there; \?device=URI says which"):
+            with pytest.raises(
+                ConfigurationError, match=r"2 controllers are shared at this path; choose one with \?device=URI"
+            ):
                 await nvme_async.open(f"shared:{path}", **FAST)
             for device in (one, two):
                 async with nvme_async.open(f"shared:{path}?device={device.uri}", **FAST) as worker:
@@ -44,7 +46,7 @@ async def test_each_device_has_a_socket_also_one_that_is_loaded_later(tmp_path: 
             assert state["shared"] == place_of(TWO, str(path), True)
         assert owner.inspect()["devices"][two.uri]["shared"] is None
         assert list(path.iterdir()) == []
-        with pytest.raises(ConfigurationError, match="0 controllers are shared there"):
+        with pytest.raises(ConfigurationError, match="0 controllers are shared at this path"):
             await nvme_async.open(f"shared:{path}")
         async with owner.share(path):  # again
             assert len(list(path.iterdir())) == 2
@@ -83,7 +85,7 @@ async def test_a_worker_comes_back_when_its_owner_does(tmp_path: Path) -> None:
 
 
 async def test_what_comes_after_the_path_is_a_device(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"there may be \?device=URI, not \?divice=x"):
+    with pytest.raises(ConfigurationError, match=r"only \?device=URI may follow the path, not \?divice=x"):
         await nvme_async.open(f"shared:{tmp_path}?divice=x")
 
 

@@ -124,7 +124,7 @@ async def test_calls_during_servicing_wait_within_the_limit(tmp_path: Path) -> N
             servicing = asyncio.ensure_future(manager.service(address))
             await eventually(lambda: held.hits > 0)
             began = time.monotonic()
-            with pytest.raises(ControllerTimeout, match="not back within"):
+            with pytest.raises(ControllerTimeout, match="did not return within"):
                 await namespace.read(0)
             with pytest.raises(ControllerTimeout, match="busy"):
                 await manager.device(address).namespace(2)
@@ -162,7 +162,7 @@ async def test_a_failed_controller_gets_a_new_driver(tmp_path: Path) -> None:
             await became(device, "ready")
             assert device.repairs == cycle
         faults.add(queue="io", opcode=2, count=4, cqe={10: b"\x07\x00"})
-        with pytest.raises(ControllerFatal, match="names submission queue 7, again after 3 resets"):
+        with pytest.raises(ControllerFatal, match="names submission queue 7, and again after 3 resets"):
             await namespace.read(1)
         assert device.state == "failed"
         await eventually(lambda: [event.kind for event in events.seen].count("device-failed") == 3)

@@ -200,7 +200,7 @@ def test_a_managers_drive_is_inspected_without_opening_it(tmp_path: Path) -> Non
         unknown = run("--attach", str(path), "admin-passthru", "-O", "0xd0")
         assert isinstance(unknown.exception, CommandError)
         driver_s = run("--attach", str(path), "admin-passthru", "-O", "5")
-        assert "driver's own" in str(driver_s.exception)
+        assert "reserved for the driver" in str(driver_s.exception)
         assert manager.device(uri).controller is before
     finally:
         asyncio.run(manager.close())

@@ -91,7 +91,7 @@ async def test_a_drive_that_does_not_keep_what_is_written(drive: tuple[EmulatedC
     test = Selftest(uri, 60.0, write_to=(0, 7))
     await test.run()
     (failed,) = (check for check in test.checks if check.state == "failed")
-    assert failed.detail.startswith("Wrong: block 0 read back otherwise")
+    assert failed.detail.startswith("Wrong: block 0 does not read back as written")
 
 
 async def test_a_drive_that_hangs_ends_within_the_limit(drive: tuple[EmulatedController, str]) -> None:
@@ -114,16 +114,16 @@ def test_a_drive_in_use_is_left_alone(tmp_path: Path) -> None:
     system = FakeSystem(tmp_path)
     system.add_function(DRIVE, 5)
     system.add_disk(system.add_controller(DRIVE, "nvme0"), "nvme0n1", "259:0")
-    with pytest.raises(DeviceError, match=r"bound to nvme: nvme-async bind pci:0000:00:05\.0, then again"):
+    with pytest.raises(DeviceError, match=r"bound to nvme; run nvme-async bind pci:0000:00:05\.0 first"):
         free_function(system, f"pci:{DRIVE}")
     system.mount("259:0", "/data", "/dev/nvme0n1")
     done = CliRunner().invoke(cli, ["selftest", f"pci:{DRIVE}"], obj=system)
     assert isinstance(done.exception, DeviceError)
-    assert "in use, and is left alone: /dev/nvme0n1 is mounted at /data" in str(done.exception)
+    assert "in use, so it was not tested: /dev/nvme0n1 is mounted at /data" in str(done.exception)
 
 
 @pytest.mark.parametrize("text", ["5", "9-3", "a-b", "-3"])
 def test_invalid_ranges_are_refused(text: str) -> None:
     done = CliRunner().invoke(cli, ["selftest", "emulated:size=4MiB", f"--write-to={text}"])
     assert done.exit_code == 2
-    assert "is no range of blocks" in done.output
+    assert "is not a range of blocks" in done.output

@@ -73,7 +73,7 @@ async def test_the_drain_lasts_until_the_last_command(caplog: pytest.LogCaptureF
         await drivers.driver.adopted.wait()
         await eventually(lambda: "drain" in phases_of(drivers.driver))
         assert phases_of(drivers.driver)["drain"] > 0.01
-        assert "the predecessor's commands are over" in caplog.text
+        assert "the predecessor's commands have ended" in caplog.text
 
 
 async def test_completions_found_by_the_successor_are_logged_with_their_place(caplog: pytest.LogCaptureFixture) -> None:
@@ -88,10 +88,10 @@ async def test_completions_found_by_the_successor_are_logged_with_their_place(ca
             await eventually(lambda: not drivers.faults.outstanding())
             drivers.driver = await restore(bundle)
             await drivers.driver.adopted.wait()
-        lines = [record.getMessage() for record in caplog.records if "no driver was looking" in record.getMessage()]
+        lines = [record.getMessage() for record in caplog.records if "no driver was running" in record.getMessage()]
         assert len(lines) == 8
         assert all("queue 1: completion at head " in text and "status 0x0 arrived" in text for text in lines)
-        assert "queue 1: and 4 more" in caplog.text
+        assert "queue 1: 4 more" in caplog.text
 
 
 def test_histograms() -> None:

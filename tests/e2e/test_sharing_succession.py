@@ -166,7 +166,7 @@ async def test_a_successor_stops_the_workers_before_it_resets(site: Site) -> Non
 async def test_invalid_leases_are_refused(tmp_path: Path) -> None:
     async with nvme_async.open("emulated:size=16MiB") as controller:
         for saved in ({}, {"path": str(tmp_path / "s"), "policy": {}, "leases": [{"slot": 20}]}):
-            with pytest.raises(InvalidSavedState, match="make no sense"):
+            with pytest.raises(InvalidSavedState, match="leases of its workers are invalid"):
                 succession.resume(controller, saved, os.dup(StopPage().fd))
         with pytest.raises(InvalidSavedState, match="another size"):
             StopPage(os.memfd_create("x"))

@@ -50,7 +50,7 @@ class Successor(RingController):
         )
         self.qp.mode = 1
         self.qp.set_doorbells(self.doorbells, 0, 4)
-        self.found = _hotpath.look_at_queue(self.qp)
+        self.found = _hotpath.verify_queue(self.qp)
         for slot in self.pool.slots():
             if slot.owner == "bounce":
                 count = slot.nbytes // (4096 << slot.tag)

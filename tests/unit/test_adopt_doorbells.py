@@ -68,7 +68,7 @@ async def test_entries_without_a_command_are_not_rung(scene):
         scene.ring.post(scene.ring.cid(sqe))
         scene.ring.qp.reap()
     scene.poke(submitted=6, reaped=6)
-    with pytest.raises(_hotpath.QueueStateError, match="0 commands wait for their doorbell, but the ring says 2"):
+    with pytest.raises(_hotpath.QueueStateError, match="0 commands wait for their doorbell, but the ring has 2"):
         scene.kill()
 
 

@@ -19,8 +19,8 @@ from nvme_async.native import _hotpath
         (0, "<I", 0, "no queue pair"),
         (4, "<I", 2, "version"),
         (8, "<H", 3, "queue 3"),
-        (12, "<I", 1, "make no sense"),
-        (16, "<I", 8, "make no sense"),
+        (12, "<I", 1, "are invalid"),
+        (16, "<I", 8, "are invalid"),
         (24, "<Q", 0x2000, "don't lie"),
         (48, "<Q", 0x9000, "don't lie"),
         (20, "<I", 9, "don't lie"),
@@ -53,7 +53,7 @@ async def refused(scene, says):
 async def test_invalid_positions_are_refused_and_nothing_is_changed(scene, positions):
     await scene.send(scene.read(1), scene.read(2))
     scene.poke(**positions)
-    await refused(scene, "make no sense|but the rings say")
+    await refused(scene, "are inconsistent|but the rings have")
 
 
 async def test_invalid_trackers_are_refused(scene):

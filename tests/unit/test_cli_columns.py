@@ -137,4 +137,4 @@ def test_inspect_fits_80_columns_and_prints_everything_to_a_pipe(capsys: pytest.
     show_tree(state(1))
     text = capsys.readouterr().out
     assert "per command" in text
-    assert "queue 1 cid 7: Read namespace 1 lba 99, 4096 bytes, 1.5 s, nobody waits" in text
+    assert "queue 1 cid 7: Read namespace 1 lba 99, 4096 bytes, 1.5 s, no waiter" in text

@@ -37,7 +37,7 @@ def test_serve_status_and_drop(tmp_path: Path) -> None:
             client.put(URI, {"pool": fd})
             os.close(fd)
             shown = run(cli, ["keeper", "--socket", path, "--status"]).output
-            assert f"{URI}: its driver, process {os.getpid()}, lives" in shown
+            assert f"{URI}: its driver, process {os.getpid()}, is alive" in shown
             assert "1 descriptors, 1 deposits, 0 successors" in shown
             refused = run(cli, ["keeper", "--socket", path, "--drop", URI])
             assert isinstance(refused.exception, KeeperError)

@@ -54,7 +54,7 @@ def test_missing_or_invalid_arguments_are_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(
         cli, ["share", "emulated:size=16MiB", "--socket", str(tmp_path / "s"), "--queues", "99"]
     )
-    assert "queues is 99, outside of 1 to 16" in result.output + str(result.exception)
+    assert "queues is 99, must be 1 to 16" in result.output + str(result.exception)
 
 
 def test_each_of_several_devices_has_its_own_socket() -> None:

@@ -120,12 +120,12 @@ def test_a_job_file_error_names_file_line_and_option(tmp_path):
     with pytest.raises(ConfigurationError, match=r"bad\.fio:3: unknown option 'foo'"):
         load_jobs(parse_arguments([str(path)]))
     path.write_text("rw=read\n")
-    with pytest.raises(ConfigurationError, match=r"before the first \[section\]"):
+    with pytest.raises(ConfigurationError, match=r"precedes the first \[section\]"):
         load_jobs(parse_arguments([str(path)]))
     with pytest.raises(ConfigurationError, match=r"unable to open 'none\.fio' job file"):
         load_jobs(parse_arguments(["none.fio"]))
     path.write_text("[j]\ninclude bad.fio\n")
-    with pytest.raises(ConfigurationError, match="files include each other"):
+    with pytest.raises(ConfigurationError, match="includes are nested"):
         load_jobs(parse_arguments([str(path)]))
 
 
@@ -136,9 +136,9 @@ def test_unknown_and_unsupported_options_are_different_errors():
         parse_arguments(["--name=j", "--iodpth=3"])
     with pytest.raises(ConfigurationError, match=r"Did you mean output-format\?"):
         parse_arguments(["--output-formt=json"])
-    with pytest.raises(ConfigurationError, match=r"^option 'max_latency' is known to fio, not supported here$"):
+    with pytest.raises(ConfigurationError, match=r"^fio's option 'max_latency' is not supported here$"):
         parse_arguments(["--name=j", "--max_latency=1s"])
-    with pytest.raises(ConfigurationError, match=r"^option '--server' is known to fio, not supported here$"):
+    with pytest.raises(ConfigurationError, match=r"^fio's option '--server' is not supported here$"):
         parse_arguments(["--server"])
 
 
@@ -173,14 +173,14 @@ def test_options_used_by_scripts_are_supported(name):
         ("--bs=abc", "bs=abc: 'abc' is not a size"),
         ("--iodepth=0", r"iodepth=0: 0 is out of range \(1 to 65535\)"),
         ("--ioengine=libfoo", "'libfoo' is not one of await, many"),
-        ("--ioengine=rados", "'rados' is known to fio, not supported here: it drives no block device"),
+        ("--ioengine=rados", "fio's engine 'rados' is not supported here: it does not drive block devices"),
         ("--runtime=x", "runtime=x: 'x' is not a time"),
         ("--bssplit=4k/60:8k/60", "add up to 120 %"),
         ("--random_distribution=zoned:1", "add up to 1 %, not to 100 %"),
         ("--verify=foo", "verify=foo"),
         ("--verify_only", "verify_only needs verify"),
         ("--steadystate=foo:1", "iops_slope"),
-        ("--ioengine=many --verify=crc32c", "ioengine=many does not verify"),
+        ("--ioengine=many --verify=crc32c", "ioengine=many does not support verify"),
     ],
 )
 def test_an_invalid_value_is_named_with_the_valid_ones(argument, message):

@@ -354,10 +354,10 @@ def test_an_error_of_the_device_ends_the_job_with_its_name(bench, capsys):
     ("arguments", "message"),
     [
         (["--offset=2m"], "offset 2097152 is not inside the namespace of 1048576 bytes"),
-        (["--bs=100"], "bs=100 is no multiple of the block size, 512"),
+        (["--bs=100"], "bs=100 is not a multiple of the block size, 512"),
         (["--nsid=7"], r"nsid=7 is not on mem (there: 1)"),
-        (["--rw=write:2", "--bs=4k"], "rw=write:2: a hole of 2 bytes is no multiple of the block size, 512"),
-        (["--rw=write", "--verify=sha512", "--verify_interval=64"], "no room for contents"),
+        (["--rw=write:2", "--bs=4k"], "rw=write:2: a hole of 2 bytes is not a multiple of the block size, 512"),
+        (["--rw=write", "--verify=sha512", "--verify_interval=64"], "no room for data"),
     ],
 )
 def test_options_that_do_not_fit_the_device_are_refused_by_name(bench, capsys, arguments, message):

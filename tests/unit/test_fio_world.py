@@ -89,7 +89,7 @@ def test_arithmetic_in_parentheses_is_computed(text, value):
 
 @pytest.mark.parametrize("text", ["(1+)", "(__import__('os'))", "(2^9999)", "(9^9^9^9)", "(1/0)", "(" * 500, "(1,2)"])
 def test_text_outside_parentheses_is_not_computed(text):
-    with pytest.raises(ConfigurationError, match="can't be computed"):
+    with pytest.raises(ConfigurationError, match="is not an expression"):
         evaluate(text)
 
 
@@ -155,7 +155,7 @@ def test_a_page_cache_that_is_asked_for_is_not_there_and_that_is_said(bench, opt
     """The job runs: its I/O is direct, also where the file asks for buffered I/O."""
     job = bench("--name=j", f"--{option}", "--rw=randwrite", "--bs=4k", "--size=64k", "--verify=crc32c")
     assert (job["error"], job["write"]["io_bytes"], job["job options"][option[:-2]]) == (0, 65536, option[-1])
-    lines = [line for line in capsys.readouterr().err.splitlines() if "no page cache" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "bypasses the page cache" in line]
     assert lines == ([f"fio: {option}: {NO_CACHE}"] if said else [])
 
 

@@ -204,7 +204,7 @@ async def test_resent_commands_become_flushes_after_a_format_change(ring, ns):
     assert sorted(sqe[0] for sqe in sqes) == [0, 0, 0, 1]
     assert [struct.unpack_from("<Q", sqe, 40)[0] for sqe in sqes if sqe[0] == 1] == [9]
     # A successor would still find every tracker complete, and equal to its ring entry.
-    assert _hotpath.look_at_queue(ring.qp)["in_flight"] == 4
+    assert _hotpath.verify_queue(ring.qp)["in_flight"] == 4
     for sqe in sqes:
         ring.post(ring.cid(sqe))
     ring.qp.reap()

@@ -65,7 +65,7 @@ class TestAttach:
             assert (claimed.owner, third.slots()[0].state) == ("lost", "allocated")
 
     def test_another_iova_is_refused(self, pool: Pool) -> None:
-        with pytest.raises(InvalidSavedState, match=r"at IOVA 0x100000000, expected 0x1000"):
+        with pytest.raises(InvalidSavedState, match=r"at IOVA 0x100000000, not at 0x1000"):
             Pool.attach(pool.fd, expect_iova=0x1000)
 
     def test_foreign_descriptors_are_refused(self) -> None:
@@ -89,7 +89,7 @@ class TestAttach:
             (0, struct.pack("<Q", 1), "magic"),
             (8, struct.pack("<I", 2), "version is 2"),
             (12, struct.pack("<I", 8192), "pages of 8192"),
-            (16, struct.pack("<Q", 1 << 20), "says it has 1048576 bytes"),
+            (16, struct.pack("<Q", 1 << 20), "a size of 1048576 bytes"),
             (24, struct.pack("<Q", 1), "IOVA"),
             (24, struct.pack("<Q", (1 << 64) - 4096), "IOVA"),
             (32, struct.pack("<Q", 0), "laid out"),
@@ -106,8 +106,8 @@ class TestAttach:
             (PAGE + 16, struct.pack("<Q", 65 * PAGE), "ends beyond"),
             (PAGE + 16, struct.pack("<Q", (1 << 64) - 1), "ends beyond"),
             (PAGE + 16, struct.pack("<Q", PAGE + 1), "slot 1 overlaps"),
-            (PAGE + 32, bytes(1), "no proper owner"),
-            (PAGE + 32, b"x" * 32, "no proper owner"),
+            (PAGE + 32, bytes(1), "an invalid owner"),
+            (PAGE + 32, b"x" * 32, "an invalid owner"),
         ],
     )
     def test_damage_is_refused(self, pool: Pool, offset: int, value: bytes, message: str) -> None:

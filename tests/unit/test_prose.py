@@ -53,5 +53,22 @@ def test_code_tables_and_urls_are_exempt(tmp_path: Path, name: str, text: str) -
     assert check(tmp_path, name, text) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.py", 'raise ValueError("nobody offers it")\n', ["1: 'nobody' in a message"]),
+        ("a.py", 'x = 1\ny = f"{x} is to be text"\n', ["2: 'is to be' in a message"]),
+        ("a.c", 'fail("tells of %d pages");\n', ["1: 'tells' in a message"]),
+        ("a.py", 'key = "nobody"\n', []),  # one word is no message
+        ("a.py", '"""Docstrings of somebody are prose."""\n', []),
+        ("a.c", "/* nobody at all reads */ int x;\n", []),
+    ],
+)
+def test_messages_are_checked_for_words(tmp_path: Path, name: str, text: str, expected: list[str]) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert prose.clumsy_messages(path) == expected
+
+
 def test_the_checked_directories_are_clean() -> None:
     assert prose.main() == 0

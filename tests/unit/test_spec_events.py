@@ -44,12 +44,12 @@ def test_events_of_any_length_and_header() -> None:
 @pytest.mark.parametrize("cut", [1, 10, 24, 33])
 def test_a_page_that_is_cut_off_is_refused(cut: int) -> None:
     data = page(event(0x07, b"formatted"))
-    with pytest.raises(ValueError, match="goes beyond"):
+    with pytest.raises(ValueError, match="extends beyond"):
         PersistentEventLog.decode(data[:-cut])
 
 
 def test_a_wrong_page_is_refused() -> None:
-    with pytest.raises(ValueError, match="no persistent event log page"):
+    with pytest.raises(ValueError, match="not a persistent event log page"):
         PersistentEventLog.length(bytes(512))
 
 
@@ -77,7 +77,7 @@ def test_level_0_discovery() -> None:
     [
         (bytes(20), "48 bytes"),
         (discovery((1, 1, bytes(12)))[:-1], "the buffer"),
-        (struct.pack(">II", 48, 1).ljust(48, b"\0") + b"\0\1\x10\x20", "goes beyond"),
+        (struct.pack(">II", 48, 1).ljust(48, b"\0") + b"\0\1\x10\x20", "extends beyond"),
     ],
 )
 def test_damaged_discovery(data: bytes, words: str) -> None:

@@ -241,7 +241,7 @@ def test_namespace_list() -> None:
     assert identify.encode_namespace_list([1, 2, 0xFFFF_FFFE]) == page
     full = struct.pack("<1024I", *range(1, 1025))
     assert identify.decode_namespace_list(full) == tuple(range(1, 1025))
-    with pytest.raises(ValueError, match="1025 namespaces are more than 1024"):
+    with pytest.raises(ValueError, match="1025 namespaces; the limit is 1024"):
         identify.encode_namespace_list(range(1025))
 
 
@@ -250,7 +250,7 @@ def test_controller_list() -> None:
     assert identify.decode_controller_list(page) == (7, 9)
     assert identify.encode_controller_list([7, 9]) == page
     assert len(identify.decode_controller_list(b"\xff" * 4096)) == 2047
-    with pytest.raises(ValueError, match="2048 controllers are more than 2047"):
+    with pytest.raises(ValueError, match="2048 controllers; the limit is 2047"):
         identify.encode_controller_list(range(2048))
 
 

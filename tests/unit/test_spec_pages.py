@@ -127,7 +127,7 @@ def test_ana() -> None:
         logs.AnaGroup(1, 4, logs.AnaState.OPTIMIZED, (10, 11)),
         logs.AnaGroup(2, 3, logs.AnaState.CHANGE, ()),
     )
-    with pytest.raises(ValueError, match="ANA log page goes beyond its 40 bytes"):
+    with pytest.raises(ValueError, match="ANA log page extends beyond its 40 bytes"):
         logs.AnaLog.decode(page[:40])
 
 
@@ -170,7 +170,7 @@ def test_lba_status_log() -> None:
         lba_status.LbaStatusElement(1, 0x11, (lba_status.LbaRange(500, 15),)),
         lba_status.LbaStatusElement(2, 0x10, None),
     )
-    with pytest.raises(ValueError, match="goes beyond its 40 bytes"):
+    with pytest.raises(ValueError, match="extends beyond its 40 bytes"):
         lba_status.LbaStatusLog.decode(page[:40])
 
 
@@ -238,7 +238,7 @@ def test_power_state_transitions() -> None:
     assert len(data) == 256
     assert data[:8].hex() == "1864000000000000"
     assert features.decode_power_state_transitions(data)[:2] == tuple(entries)
-    with pytest.raises(ValueError, match="33 power states are more than 32"):
+    with pytest.raises(ValueError, match="33 power states; the limit is 32"):
         features.power_state_transitions([features.PowerStateTransition()] * 33)
 
 

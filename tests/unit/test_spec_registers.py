@@ -130,7 +130,7 @@ def test_all_ones_means_gone() -> None:
 
 
 def test_a_field_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match="iosqes=16 does not fit bits 19:16, at most 15"):
+    with pytest.raises(ValueError, match="iosqes=16 does not fit bits 19:16; the limit is 15"):
         Cc(iosqes=16)
     with pytest.raises(ValueError, match="not a 32-bit value"):
         Cc.from_int(1 << 32)

@@ -32,7 +32,7 @@ class Supervisor:
         self.environ = {"NOTIFY_SOCKET": address, "FDSTORE": "512"}
         self.store: list[tuple[str, int]] = []
         self.messages: list[list[str]] = []
-        self.deaf = False
+        self.silent = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
         self._thread = threading.Thread(target=self._serve)
@@ -63,7 +63,7 @@ class Supervisor:
                     for entry in [entry for entry in self.store if entry[0] == name]:
                         self.store.remove(entry)
                         os.close(entry[1])
-                if not self.deaf:
+                if not self.silent:
                     for fd in fds:
                         os.close(fd)  # BARRIER=1
 
@@ -181,15 +181,15 @@ def test_without_a_service_manager(bundle: Bundle, tmp_path: Path) -> None:
     gone = SystemdStore({"NOTIFY_SOCKET": str(tmp_path / "gone"), "FDSTORE": "9"})
     with pytest.raises(KeeperError, match="No such file"):
         gone.deposit(bundle)
-    with pytest.raises(KeeperError, match="neither a path"):
+    with pytest.raises(KeeperError, match="must be a path or"):
         notify("READY=1", environ={"NOTIFY_SOCKET": "vsock:2:1"})
     assert notify("READY=1", environ={}) is False
 
 
 def test_a_service_manager_that_does_not_confirm(supervisor: Supervisor, bundle: Bundle) -> None:
-    supervisor.deaf = True
+    supervisor.silent = True
     store = SystemdStore(supervisor.environ, timeout=0.1)
-    with pytest.raises(KeeperError, match="not confirmed"):
+    with pytest.raises(KeeperError, match="did not confirm"):
         store.deposit(bundle)
     store.close()
 

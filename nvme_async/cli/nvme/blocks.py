@@ -17,7 +17,7 @@ from nvme_async.spec.opcodes import DsmAttribute, ZoneReportOption, ZoneSendActi
 from nvme_async.spec.reservations import ReservationReport
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-NSID = (("-n", "--namespace-id"), "nsid", int, None, "Which namespace.  [default: the first]")
+NSID = (("-n", "--namespace-id"), "nsid", int, None, "Namespace.  [default: the first]")
 START = (("-s", "--start-block"), "start", int, 0, "First logical block.")
 COUNT = (("-c", "--block-count"), "count", int, 0, "Number of blocks, zero-based.")
 
@@ -114,7 +114,7 @@ def dsm(
     """Declare the use of blocks of DEVICE, or that they are unused."""
     counts, firsts = _numbers(blocks, "blocks"), _numbers(starts, "slbs")
     if not counts or len(counts) != len(firsts):
-        raise click.UsageError("--blocks and --slbs are needed, as many numbers in the one as in the other")
+        raise click.UsageError("--blocks and --slbs are needed, with the same number of values")
     if deallocate:
         ask(device, f"deallocation of {sum(counts)} blocks", force)
     flags = (
@@ -140,7 +140,7 @@ def copy(
     """Copy blocks within DEVICE."""
     counts, firsts = _numbers(blocks, "blocks"), _numbers(starts, "slbs")
     if to is None or not counts or len(counts) != len(firsts):
-        raise click.UsageError("--sdlba, --slbs and --blocks are needed, as many sources in the one as in the other")
+        raise click.UsageError("--sdlba, --slbs and --blocks are needed, with the same number of values")
     ask(device, f"copy over {sum(counts) + len(counts)} blocks", force)
     ranges = [(first, count + 1) for first, count in zip(firsts, counts, strict=True)]
     _send(device, nsid, lambda ns: commands.copy(ns.nsid, to, len(ranges)), commands.copy_descriptors(ranges))
@@ -227,7 +227,7 @@ def resv_report(device: str | None, nsid: int | None, extended: bool, output: st
     "zns report-zones",
     NSID,
     START,
-    (("-d", "--descs"), "descs", int, None, "How many at most.  [default: all]"),
+    (("-d", "--descs"), "descs", int, None, "Maximum number.  [default: all]"),
     (("-S", "--state"), "state", click.IntRange(0, 7), 0, "Only zones in that state; 0: all."),
     output=True,
 )

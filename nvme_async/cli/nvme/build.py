@@ -33,7 +33,7 @@ class Number(click.ParamType):  # type: ignore[type-arg]
         try:
             number = int(str(value), 0)
         except ValueError:
-            self.fail(f"{value!r} is no number", param, ctx)
+            self.fail(f"{value!r} is not a number", param, ctx)
         if number < 0:
             self.fail(f"{value!r} is negative", param, ctx)
         return number
@@ -74,7 +74,7 @@ def page_command(name: str, page: Page) -> click.Command:
         try:
             value = page.decode(data)
         except ValueError as error:
-            raise click.ClickException(f"the controller's answer makes no sense: {error}") from error
+            raise click.ClickException(f"the controller's response is invalid: {error}") from error
         if page.shape is not None and not human:
             value = page.shape(value, data) if name == "ns-descs" else page.shape(value)
         show("binary" if raw else output, data, value)
@@ -124,8 +124,8 @@ def ask(device: str | None, what: str, force: bool) -> None:
     if force:
         return
     if not sys.stdin.isatty():
-        raise click.ClickException(f"{what} of {device} destroys data: say --force")
-    click.confirm(f"{what} of {device}: its data will be lost. Go on?", abort=True, err=True)
+        raise click.ClickException(f"{what} of {device} destroys data: confirm with --force")
+    click.confirm(f"{what} of {device}: its data will be lost. Continue?", abort=True, err=True)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from nvme_async.spec.opcodes import (
     SelfTest,
 )
 
-NSID = (("-n", "--namespace-id"), "nsid", int, None, "Which namespace.  [default: the first]")
+NSID = (("-n", "--namespace-id"), "nsid", int, None, "Namespace.  [default: the first]")
 
 
 @command(
@@ -125,7 +125,7 @@ def sanitize(
 
 @command(
     "device-self-test",
-    (("-n", "--namespace-id"), "nsid", int, NSID_ALL, "Which namespace to include.  [default: all]"),
+    (("-n", "--namespace-id"), "nsid", int, NSID_ALL, "Namespace to include.  [default: all]"),
     (
         ("-s", "--self-test-code"),
         "code",

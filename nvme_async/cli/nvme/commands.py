@@ -28,5 +28,5 @@ def names() -> frozenset[str]:
 def __getattr__(name: str) -> click.Command:
     """Each by its name, as `nvme_async.cli.main` requests it."""
     if name not in names():
-        raise AttributeError(f"there is no command {name!r}")
+        raise AttributeError(f"unknown command {name!r}")
     return find(name)

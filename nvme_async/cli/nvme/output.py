@@ -105,7 +105,7 @@ def show(
     """Writes the answer to stdout in the requested format. data: the bytes, for "binary"."""
     if output == "binary":
         if data is None:
-            raise click.UsageError("there are no bytes to show: choose another --output-format")
+            raise click.UsageError("there is no binary form of this output: choose another --output-format")
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     elif output == "json":

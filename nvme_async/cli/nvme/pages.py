@@ -69,8 +69,8 @@ class Page:
     options: tuple[tuple[tuple[str, ...], str, type, Any, str], ...] = ()
 
 
-NSID = (("-n", "--namespace-id"), "nsid", int, None, "Which namespace.  [default: the first]")
-NSID_OR_ALL = (("-n", "--namespace-id"), "nsid", int, NSID_ALL, "Which namespace.  [default: the controller]")
+NSID = (("-n", "--namespace-id"), "nsid", int, None, "Namespace.  [default: the first]")
+NSID_OR_ALL = (("-n", "--namespace-id"), "nsid", int, NSID_ALL, "Namespace.  [default: the controller]")
 CNTID = (("-c", "--cntid"), "cntid", int, 0, "First controller identifier of the list.")
 
 
@@ -261,7 +261,7 @@ PAGES: dict[str, Page] = {
         read=log(LogPage.ERROR_INFORMATION, 64),
         decode=decode_error_log,
         shape=shapes.errors,
-        options=((("-e", "--log-entries"), "entries", int, 64, "How many entries."),),
+        options=((("-e", "--log-entries"), "entries", int, 64, "Number of entries."),),
     ),
     "fw-log": Page(
         about="Show the firmware slots of DEVICE.",

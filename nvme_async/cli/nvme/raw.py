@@ -362,7 +362,7 @@ _OFFSETS = {"CAP": 0x0, "VS": 0x8, "CC": 0x14, "CSTS": 0x1C, "AQA": 0x24, "ASQ":
 
 async def _registers(controller: Any) -> dict[str, int]:
     if not hasattr(controller, "registers"):
-        raise click.UsageError("there are no registers through --attach: nvme-async inspect --registers shows them")
+        raise click.UsageError("registers can't be read through --attach; nvme-async inspect --registers shows them")
     return {name: int(value, 16) for name, value in (await controller.registers.snapshot()).items()}
 
 
@@ -381,6 +381,6 @@ def get_property(device: str | None, offset: int | None, output: str, human: boo
     found = [name for name, at in _OFFSETS.items() if at == offset]
     values = execute(device, _registers)
     if not found or found[0] not in values:
-        raise click.UsageError(f"--offset: there are {', '.join(f'{_OFFSETS[name]:#x}' for name in values)}")
+        raise click.UsageError(f"--offset must be one of {', '.join(f'{_OFFSETS[name]:#x}' for name in values)}")
     name, value = found[0], values[found[0]]
     show(output, None, {name: value}, text=lambda: f"property: {offset:#x} ({name}), value: {value:x}")

@@ -57,7 +57,7 @@ def _value(name: str, text: str) -> Any:
     if name in ("engine", "direct"):
         return text
     if text.lower() not in _SWITCH:
-        raise ConfigurationError(f"{name}={text!r} is neither on nor off")
+        raise ConfigurationError(f"{name}={text!r} must be on or off")
     return _SWITCH[text.lower()]
 
 
@@ -68,13 +68,13 @@ def parse_address(scheme: str, rest: str) -> Address:
     options = tuple(parse_qsl(query, keep_blank_values=True))
     for name, _ in options:
         if name not in QUERY:
-            raise ConfigurationError(f"{scheme}:{rest}: unknown option {name!r}; there are {', '.join(QUERY)}")
+            raise ConfigurationError(f"{scheme}:{rest}: unknown option {name!r}; the options are {', '.join(QUERY)}")
     if scheme == "kernel" and not path.startswith("/"):
         path = f"/dev/{path}"
     if scheme == "kernel" and not _NODE.fullmatch(path):
         raise ConfigurationError(
-            f"{scheme}:{rest}: {path!r} is no NVMe node like /dev/ng0n1, /dev/nvme0n1 or /dev/nvme0; "
-            "other block devices are file:"
+            f"{scheme}:{rest}: {path!r} is not an NVMe node such as /dev/ng0n1, /dev/nvme0n1 or /dev/nvme0; "
+            "for other block devices use file:"
         )
     if not path.startswith("/") or "\0" in path:
         raise ConfigurationError(f"{scheme}:{rest}: {path!r} is not an absolute path")

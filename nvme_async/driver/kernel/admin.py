@@ -112,9 +112,9 @@ class Passed:
     def _refusal(self, command: Command) -> str:
         opcode = command.opcode
         if opcode in KERNELS_OWN:
-            return "the kernel drives this controller, and this command is its driver's own"
+            return "the kernel drives this controller, and this command is reserved for its driver"
         if opcode == AdminOpcode.SET_FEATURES and command.cdw10 & 0xFF in KERNELS_FEATURES:
-            return "the kernel drives this controller, and this feature is its driver's to set"
+            return "the kernel drives this controller, and only its driver may set this feature"
         if opcode in DESTROYS:
             return next((node.read_only for node in list(self._nodes.values()) if node.read_only), "")
         return ""

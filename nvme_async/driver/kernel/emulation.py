@@ -16,7 +16,7 @@ from nvme_async.spec.status import GenericStatus
 VERSION = 0x10400
 _COMPARE, _DSM, _WRITE_ZEROES, _VERIFY = 1 << 0, 1 << 2, 1 << 3, 1 << 7  # ONCS
 _NO_RETRY = 0x4000
-NO_CONTROLLER = "a file, or a block device as file:, is no NVMe controller: Identify is all that it answers"
+NO_CONTROLLER = "a file, or a block device opened as file:, is not an NVMe controller: it answers only Identify"
 
 
 def _identity(node: Node) -> bytes:

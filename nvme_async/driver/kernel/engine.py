@@ -26,7 +26,7 @@ def _disabled() -> str:
             "the sysctl kernel.io_uring_disabled is 1: only processes with CAP_SYS_ADMIN or in "
             "kernel.io_uring_group may use it"
         )
-    return "a seccomp filter or security module forbids it, as container run times do"
+    return "a seccomp filter or security module forbids it, as container runtimes do"
 
 
 def why_no_ring(*, passthrough: bool = False, io_poll: bool = False) -> str:
@@ -37,13 +37,13 @@ def why_no_ring(*, passthrough: bool = False, io_poll: bool = False) -> str:
     if code == errno.EPERM:
         return f"io_uring: {_disabled()}"
     if code == errno.ENOSYS:
-        return "io_uring: this kernel has none, or one before 5.5, or a seccomp filter hides it"
+        return "io_uring: this kernel does not have it or is older than 5.5, or a seccomp filter hides it"
     if code == errno.EINVAL and passthrough:
-        return "io_uring: this kernel is before 5.19 and knows no NVMe passthrough"
+        return "io_uring: this kernel is older than 5.19 and has no NVMe passthrough"
     if code == errno.EINVAL:
-        return "io_uring: this kernel doesn't know the flags that are needed"
+        return "io_uring: this kernel does not support the required flags"
     if code == errno.ENOMEM:
-        return "io_uring: no memory, or over the limit of locked memory (`ulimit -l`)"
+        return "io_uring: out of memory, or over the limit of locked memory (`ulimit -l`)"
     return f"io_uring: {os.strerror(code)}"
 
 

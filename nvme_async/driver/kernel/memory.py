@@ -96,7 +96,7 @@ class KernelMemory:
             bound = self._budget.room(self.pools, Pool.size_for(wanted))
             nbytes = wanted if bound.nbytes >= Pool.size_for(wanted) else needed
             if bound.nbytes < Pool.size_for(nbytes):
-                raise OutOfDmaMemory(f"{self._uri}: no {needed} bytes more: {bound.reason}")
+                raise OutOfDmaMemory(f"{self._uri}: no memory for {needed} more bytes: {bound.reason}")
             pool = Pool(
                 Pool.size_for(nbytes),
                 iova=self._take_iova(Pool.size_for(nbytes)),
@@ -122,7 +122,7 @@ class KernelMemory:
             iova = self._take_iova(view.nbytes)
         address = address_of(view)
         if any(address == region[0] for region in self.regions):
-            raise ConfigurationError(f"the memory at {address:#x} is registered already")
+            raise ConfigurationError(f"the memory at {address:#x} is already registered")
         self._add(address, view.nbytes, iova)
         return KernelRegistration(self, view, address, iova)
 

@@ -116,9 +116,9 @@ def _device_error(path: str, error: OSError) -> DeviceError:
 
 def _open_for(path: str, options: Options, flags: int, claimed: str) -> tuple[int, str]:
     """(descriptor, why it is read-only). claimed: existing users."""
-    reason = "read_only was asked for" if options.read_only else ""
+    reason = "the option read_only is set" if options.read_only else ""
     if claimed and not options.allow_mounted_write:
-        reason = reason or f"{claimed}; the option allow_mounted_write writes none the less"
+        reason = reason or f"{claimed}; the option allow_mounted_write permits writes"
     try:
         if not reason:
             try:
@@ -175,7 +175,7 @@ def _go_direct(fd: int, path: str, options: Options, smallest: int) -> tuple[boo
         memory, offset = known or (max(512, smallest), smallest)
         if not offset:
             fcntl.fcntl(fd, fcntl.F_SETFL, flags)
-            raise OSError(errno.EINVAL, "the file system has no direct I/O for this file")
+            raise OSError(errno.EINVAL, "the file system does not support direct I/O for this file")
         return True, max(1, memory), offset, ""
     except OSError as error:
         reason = f"{path}: no O_DIRECT ({error.strerror}); I/O goes through the page cache"
@@ -211,7 +211,7 @@ def open_file(path: str, options: Options, *, kind: str = "file") -> Node:
         node.close()
         raise
     if node.read_only and not options.read_only:
-        log.warning("%s: for reading alone: %s", path, node.read_only)
+        log.warning("%s: opened read-only: %s", path, node.read_only)
     return node
 
 
@@ -236,16 +236,16 @@ def _measure(node: Node, options: Options, is_block: bool) -> None:
     if node.blocks < 1:
         raise ConfigurationError(f"{node.path} has {node.nbytes} bytes, less than one block of {node.block_size}")
     if node.nbytes % node.block_size:
-        node.notes.append(f"the last {node.nbytes % node.block_size} bytes are no whole block, and are out of reach")
+        node.notes.append(
+            f"the last {node.nbytes % node.block_size} bytes are less than a block, so they can't be accessed"
+        )
 
 
 def _block_size(node: Node, options: Options, smallest: int, preferred: int) -> int:
     wanted = options.block_size
     if wanted:
         if wanted < smallest:
-            raise ConfigurationError(
-                f"{node.path}: block_size is {wanted}, and its I/O has to be aligned to {smallest}"
-            )
+            raise ConfigurationError(f"{node.path}: block_size is {wanted}, but I/O must be aligned to {smallest}")
         return wanted
     preferred = min(preferred, LARGEST_BLOCK) if _is_power(preferred) else smallest
     return preferred if preferred > smallest and node.nbytes % preferred == 0 else smallest
@@ -264,7 +264,7 @@ def open_passthrough(path: str, options: Options) -> Node:
     node = Node(fd, path, "passthrough", read_only=read_only, claim=claim)
     try:
         if not stat.S_ISCHR(os.fstat(fd).st_mode):
-            raise ConfigurationError(f"{path} is no character device")
+            raise ConfigurationError(f"{path} is not a character device")
         node.nsid = _kernel.namespace_id(fd)
     except OSError as error:
         node.close()
@@ -273,7 +273,7 @@ def open_passthrough(path: str, options: Options) -> Node:
         node.close()
         raise
     if node.read_only and not options.read_only:
-        log.warning("%s: for reading alone: %s", path, node.read_only)
+        log.warning("%s: opened read-only: %s", path, node.read_only)
     return node
 
 
@@ -287,7 +287,7 @@ def open_controller(path: str) -> Node:
         if error.errno not in _READ_ONLY:
             raise _device_error(path, error) from error
     try:
-        return Node(_open(path, os.O_RDONLY), path, "controller", read_only="it may be opened for reading alone")
+        return Node(_open(path, os.O_RDONLY), path, "controller", read_only="it may only be opened for reading")
     except OSError as error:
         raise _device_error(path, error) from error
 
@@ -318,7 +318,7 @@ def controller_of(path: str, root: Path = Path("/")) -> str:
             return f"/dev/{live[0].name}"
     if above.name.startswith("nvme") and above.name[4:].isdigit():
         return f"/dev/{above.name}"
-    raise ControllerGone(f"{path}: no controller is known to have it")
+    raise ControllerGone(f"{path}: its controller is unknown")
 
 
 def namespace_nodes(controller: str, root: Path = Path("/")) -> list[str]:

@@ -239,7 +239,7 @@ class KernelQueueMaker(CarriedQueueMaker):
         return os.strerror(code) if code else ""
 
     def _on_stray(self, qid: int, n: int, n_sqid: int, cid: int, sqid: int) -> None:
-        log.error("%s: queue %d: a completion with id %#06x answers nothing", self._controller.uri, qid, cid)
+        log.error("%s: queue %d: the completion with id %#06x belongs to no command", self._controller.uri, qid, cid)
 
     async def create(self, queue: LoopQueue) -> None:
         """The queue learns what is known of namespaces by now."""

@@ -73,8 +73,8 @@ class KernelTransport(QueueTransport):
     def attach(self, owner: Owner) -> None:
         if owner.options.keepalive:
             raise ConfigurationError(
-                f"{self.uri}: keepalive is for PCI functions; here the kernel keeps the drive, and a "
-                "successor opens it while this process still has it"
+                f"{self.uri}: keepalive needs a PCI function; the kernel keeps this drive, and a "
+                "successor can open it while this process has it open"
             )
         owner.options = self.options
         self.owner = owner
@@ -106,7 +106,9 @@ class KernelTransport(QueueTransport):
         if options.io_poll:
             for node in self.nodes.values():
                 if node.kind != "passthrough" and not node.direct:
-                    raise ConfigurationError(f"{self.uri}: io_poll needs direct I/O, and {node.path} has none")
+                    raise ConfigurationError(
+                        f"{self.uri}: io_poll needs direct I/O, which {node.path} does not support"
+                    )
         passthrough = any(node.kind == "passthrough" for node in self.nodes.values())
         self.why_threads = engine.choose(options, passthrough=passthrough)
         if self.why_threads and options.engine == "auto":
@@ -145,7 +147,7 @@ class KernelTransport(QueueTransport):
             try:
                 node = self._open_node(path)
             except (ControllerError, ConfigurationError) as error:
-                log.warning("%s: a namespace is left out: %s", self.uri, error)
+                log.warning("%s: a namespace is omitted: %s", self.uri, error)
                 continue
             if before := self.nodes.get(node.nsid):
                 self._retired.append(before)
@@ -155,7 +157,7 @@ class KernelTransport(QueueTransport):
         if self.queues.has_admin:
             if left := await self.queues.quiet(QUIET_SECONDS):
                 raise ControllerTimeout(
-                    f"{self.uri}: the kernel has not given back commands of {len(left)} queues within "
+                    f"{self.uri}: the kernel has not returned the commands of {len(left)} queues within "
                     f"{QUIET_SECONDS:g} s"
                 )
             await self.queues.restart(RETRYABLE, error)
@@ -217,9 +219,9 @@ class KernelTransport(QueueTransport):
         if self._trouble is None:
             self._trouble = f"the device is gone: {reason}"
             if not self.owner.loop.is_closed():
-                self.owner.loop.call_soon_threadsafe(self._tell)
+                self.owner.loop.call_soon_threadsafe(self._report_loss)
 
-    def _tell(self) -> None:
+    def _report_loss(self) -> None:
         callback, self._on_gone = self._on_gone, None
         if callback is not None:
             callback()
@@ -242,7 +244,7 @@ class KernelTransport(QueueTransport):
             return ""
         state = nodes.controller_state(controller.path)
         if state in ("", "dead", "deleting", "deleting (no IO)"):
-            raise ControllerGone(f"{self.uri}: {controller.path} is {state or 'not there any more'}")
+            raise ControllerGone(f"{self.uri}: {controller.path} is {state or 'gone'}")
         return ""
 
     async def has_failed(self) -> bool:
@@ -257,7 +259,7 @@ class KernelTransport(QueueTransport):
     async def release(self, reason: NvmeError, *, keep: bool = False) -> Transport | None:
         for queue in await self.queues.quiet(QUIET_SECONDS):
             log.error(
-                "%s: the kernel has not given back commands of queue %d within %g s; their memory is never used again",
+                "%s: the kernel has not returned the commands of queue %d within %g s; their memory is never reused",
                 self.uri,
                 queue.qid,
                 QUIET_SECONDS,

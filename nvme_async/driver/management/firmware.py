@@ -93,7 +93,9 @@ async def commit_firmware(
     except TimeoutError as error:
         if isinstance(error, NvmeError) or not limit.expired():
             raise
-        raise CommandTimeout(f"{command.name} is not over after {timeout:g} s; it goes on in the controller") from None
+        raise CommandTimeout(
+            f"{command.name} has not finished within {timeout:g} s; it continues in the controller"
+        ) from None
     except CommandError as error:
         if error.sct == 1 and error.sc in _RESETS:
             return _RESETS[error.sc]

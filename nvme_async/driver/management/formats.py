@@ -29,7 +29,9 @@ def find_format(identify: IdentifyNamespace, block_size: int, metadata: int = 0)
     if fitting:
         return min(fitting)[1]
     known = ", ".join(f"{form.block_size}+{form.ms}" for form in formats if form.block_size)
-    raise ConfigurationError(f"no LBA format has blocks of {block_size}+{metadata} bytes; there are {known}")
+    raise ConfigurationError(
+        f"no LBA format has {block_size} bytes of data and {metadata} of metadata; the formats are {known}"
+    )
 
 
 async def _identify(controller: Controller, nsid: int) -> IdentifyNamespace:

@@ -109,7 +109,7 @@ async def self_test(
         raise
     results = (await _self_test_log(controller)).valid_results
     if not results:
-        raise ManagementError(f"{controller.uri}: the self-test left no result")
+        raise ManagementError(f"{controller.uri}: the self-test log has no result")
     return results[0]
 
 

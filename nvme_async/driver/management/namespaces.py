@@ -46,7 +46,7 @@ async def create_namespace(
     allocated. If attaching fails, it is deleted again.
     """
     if (blocks is None) == (nbytes is None):
-        raise ConfigurationError("one of blocks and nbytes says how large the namespace is to be")
+        raise ConfigurationError("give either blocks or nbytes for the size of the namespace")
     common = await _common(controller)
     if lbaf is None:
         lbaf = 0 if block_size is None else find_format(common, block_size, metadata)

@@ -36,7 +36,9 @@ async def until(
                 await asyncio.sleep(interval)
     except TimeoutError:
         if limit.expired():
-            raise CommandTimeout(f"{what} is not over after {timeout:g} s; it goes on in the controller") from None
+            raise CommandTimeout(
+                f"{what} has not finished within {timeout:g} s; it continues in the controller"
+            ) from None
         raise
     if progress is not None:
         progress(1.0)
@@ -67,7 +69,7 @@ async def watched(
             if done:
                 break
             if left <= 0:
-                raise CommandTimeout(f"{what} is not over after {timeout:g} s; it goes on in the controller")
+                raise CommandTimeout(f"{what} has not finished within {timeout:g} s; it continues in the controller")
             if progress is not None:
                 try:
                     fraction = await look()

@@ -33,7 +33,7 @@ class IovaSpace:
         """
         with self._placing:
             if len(self._mapped) + self.lent_mappings >= self.device.max_mappings:
-                raise OutOfDmaMemory(f"the device takes no more than {self.device.max_mappings} mappings")
+                raise OutOfDmaMemory(f"the device's limit is {self.device.max_mappings} mappings")
             iova = self._place(aligned(nbytes))
             self._mapped.append((iova, nbytes))
             return iova
@@ -87,7 +87,7 @@ class IovaSpace:
                     return at
         windows = ", ".join(f"{window.start:#x}-{window.stop - 1:#x}" for window in ranges[:8])
         raise OutOfDmaMemory(
-            f"no {nbytes} bytes of IOVA space are free; the device reaches {windows or 'nothing more'}"
+            f"no {nbytes} bytes of IOVA space are free; the device can address {windows or 'nothing more'}"
             + (f" and {len(ranges) - 8} more windows" if len(ranges) > 8 else "")
         )
 

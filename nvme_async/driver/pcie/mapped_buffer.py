@@ -44,7 +44,7 @@ class MappedBuffer(Registration):
         self._hull = (begin, end - begin)
         if self.address in memory.registrations:
             self._view.release()
-            raise ConfigurationError(f"the memory at {self.address:#x} is registered already")
+            raise ConfigurationError(f"the memory at {self.address:#x} is already registered")
         try:
             # Recorded before it is made: if this process is killed in between, a successor unmaps
             # it.

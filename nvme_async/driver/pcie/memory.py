@@ -173,11 +173,11 @@ class DeviceMemory(IovaSpace):
             if self._fixed:
                 raise OutOfDmaMemory(
                     f"{self.device.uri}: the pool of {self.pools[0].nbytes} bytes has no {nbytes} bytes for a "
-                    "transfer, and does not grow (keepalive); the option pool_bytes makes it larger"
+                    "transfer, and keepalive fixes its size; the option pool_bytes makes it larger"
                 )
             refused = self._refused
             if refused is not None and time.monotonic() - refused[0] < _REFUSED_SECONDS:
-                raise OutOfDmaMemory(f"{self.device.uri}: no {nbytes} bytes for a transfer: {refused[1]}")
+                raise OutOfDmaMemory(f"{self.device.uri}: no memory for a transfer of {nbytes} bytes: {refused[1]}")
             arguments = (_pages(nbytes), len(self._clients))
             threading.Thread(target=grow, args=arguments, name="nvme memory", daemon=True).start()
 
@@ -209,7 +209,7 @@ class DeviceMemory(IovaSpace):
                 if client is not None:
                     client.close()
                 if seen and isinstance(error, DeviceError):
-                    text = f"{self.device.uri}: the device can't be given more memory: {error}"
+                    text = f"{self.device.uri}: no more memory can be mapped for the device: {error}"
                     raise OutOfDmaMemory(text) from error
                 raise
             self._know(client)
@@ -222,7 +222,9 @@ class DeviceMemory(IovaSpace):
         # The table takes 1/65; whole 64 KiB, so that repeated growth doesn't fragment.
         size = min(wanted, bound.nbytes * 64 // 65 - PAGE_SIZE & ~0xFFFF)
         if size < needed:
-            raise OutOfDmaMemory(f"{self.device.uri}: no {needed} bytes more for the device: {bound.reason}")
+            raise OutOfDmaMemory(
+                f"{self.device.uri}: no memory for {needed} more bytes that the device can access: {bound.reason}"
+            )
         reason = bound.reason
         while True:
             try:

@@ -58,7 +58,7 @@ class PcieQueueMaker(QueueMaker):
         """
         device = self._transport.device
         if device.n_vectors < 1:
-            raise ControllerError(f"{device.uri}: no MSI-X vectors, at least one is needed")
+            raise ControllerError(f"{device.uri}: the device has no MSI-X vectors; at least one is needed")
         wanted = min(device.n_vectors, self._controller.options.io_queues + 1)
         if Quirk.SINGLE_VECTOR in self._controller.quirks:
             wanted = 1
@@ -73,7 +73,7 @@ class PcieQueueMaker(QueueMaker):
             ) from error
         given = device.set_interrupts(self._event_fds)
         if given < wanted:
-            log.warning("%s: %d of %d interrupt vectors are to be had", device.uri, given, wanted)
+            log.warning("%s: only %d of %d interrupt vectors are available", device.uri, given, wanted)
             for fd in self._event_fds[given:]:
                 os.close(fd)
             del self._event_fds[given:]
@@ -232,8 +232,8 @@ class PcieQueueMaker(QueueMaker):
             controller.loop.call_soon_threadsafe(
                 controller.degraded.add,
                 f"interrupts of vector {queue.vector}",
-                f"none has come for {DEAD_VECTOR} completions in a row",
-                "completions are polled for, which keeps a core busy while commands are out",
+                f"no interrupt arrived for {DEAD_VECTOR} consecutive completions",
+                "completions are polled for, which keeps a core busy while commands are in flight",
             )
 
     def bounce_of(self, qid: int) -> _placement.BounceCache:

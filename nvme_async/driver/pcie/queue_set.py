@@ -123,7 +123,7 @@ class PcieQueueSet(QueueSet):
             try:
                 queue = await self._create(controller.loop)
             except (CommandError, OutOfDmaMemory) as error:
-                degraded.add("I/O queue pairs", error, "loops share those that there are")
+                degraded.add("I/O queue pairs", error, "event loops share the existing ones")
                 self._free_qids.clear()
                 break
             if queue is not None:

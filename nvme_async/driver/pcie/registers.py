@@ -60,7 +60,7 @@ class Registers:
         if csts.cfs:
             return "CSTS.CFS is set"
         if not csts.rdy:
-            return f"CSTS.RDY is 0 without our doing (CSTS {csts.to_int():#x})"
+            return f"CSTS.RDY became 0 although the driver did not reset the controller (CSTS {csts.to_int():#x})"
         programmed = self.programmed.get("cc", cc)
         if cc != programmed:
             return f"CC reads {cc:#x}, {programmed:#x} was written"
@@ -97,7 +97,7 @@ class Registers:
         """CAP; ControllerGone if it reads all-ones."""
         value = await self.read64(Register.CAP)
         if value == 0xFFFF_FFFF_FFFF_FFFF:
-            raise ControllerGone(f"{self.device.uri}: registers read all-ones, the device is gone")
+            raise ControllerGone(f"{self.device.uri}: its registers read all ones: the device is gone")
         cap = Cap.from_int(value)
         if cap.crms & 1:
             # CAP.TO only counts up to 127.5 s; a controller that needs longer reports it here (Base
@@ -124,7 +124,7 @@ class Registers:
 
     def _present(self, value: int) -> int:
         if value == ALL_ONES:
-            raise ControllerGone(f"{self.device.uri}: registers read all-ones, the device is gone")
+            raise ControllerGone(f"{self.device.uri}: its registers read all ones: the device is gone")
         return value
 
     async def snapshot(self) -> dict[str, str]:
@@ -220,14 +220,14 @@ def check_supported(cap: Cap, uri: str, bar0_nbytes: int) -> None:
     """Raises ControllerError for a controller that this driver can't drive, with the reason."""
     if doorbell_pairs(cap, bar0_nbytes) < 2:
         raise ControllerError(
-            f"{uri}: BAR0 of {bar0_nbytes:#x} bytes has no doorbells for an I/O queue pair, as they are "
+            f"{uri}: BAR0 of {bar0_nbytes:#x} bytes has no doorbells for an I/O queue pair: they are "
             f"{4 << cap.dstrd} bytes apart (CAP.DSTRD {cap.dstrd})"
         )
     if cap.mpsmin > 0:
         raise ControllerError(
-            f"{uri}: the smallest memory page is {cap.min_page_size} bytes (CAP.MPSMIN), 4096 are needed"
+            f"{uri}: the smallest memory page is {cap.min_page_size} bytes (CAP.MPSMIN), the driver needs 4096"
         )
     if cap.mqes < 1:
-        raise ControllerError(f"{uri}: CAP.MQES is {cap.mqes}, queues need two entries at least")
+        raise ControllerError(f"{uri}: CAP.MQES is {cap.mqes}, queues need at least two entries")
     if not cap.nvm_command_set and not cap.multiple_command_sets:
-        raise ControllerError(f"{uri}: no NVM command set (CAP.CSS {cap.css:#x})")
+        raise ControllerError(f"{uri}: the NVM command set is not supported (CAP.CSS {cap.css:#x})")

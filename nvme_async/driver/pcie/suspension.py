@@ -55,7 +55,7 @@ async def suspend(controller: Controller, record: Callable[[], None]) -> None:
         if not transport.device.park(True, wait=False):
             await transport.call(lambda: transport.device.park(True))
     except BaseException as error:
-        log.warning("%s: the save failed, service goes on: %r", controller.uri, error)
+        log.warning("%s: saving failed, service continues: %r", controller.uri, error)
         await resume(controller)
         raise
 

@@ -73,7 +73,7 @@ class PcieTransport(PooledTransport):
         steps = [Step("registers", self._read_registers, repeatable=False)]
         if self._owner.options.always_flr:
             # The device layer does nothing where the function has no reset.
-            steps.insert(0, Step("function level reset", self._reset_function, lambda: "the device is as it was found"))
+            steps.insert(0, Step("function level reset", self._reset_function, lambda: "the device stays as it was"))
         return steps
 
     def connect_steps(self, degraded: Degraded, error: NvmeError) -> Sequence[Step]:
@@ -194,7 +194,7 @@ class PcieTransport(PooledTransport):
                 return False
             if self._ignore_pause:
                 return False
-            log.warning("%s: processing is paused (CSTS.PP); it has %g s", self.uri, seconds)
+            log.warning("%s: the controller paused processing (CSTS.PP); the limit is %g s", self.uri, seconds)
             await self.queues.pause(True)
             try:
                 await self.registers.wait(lambda csts: not csts.pp, seconds, "CSTS.PP=0", fatal=True)
@@ -267,7 +267,7 @@ class PcieTransport(PooledTransport):
                 await step()
             except Exception:
                 # The rest must be released nevertheless.
-                log.exception("%s: an error while closing", self.uri)
+                log.exception("%s: closing failed", self.uri)
                 if keep and quiet:
                     quiet = False
                     steps.append(self.close_device)

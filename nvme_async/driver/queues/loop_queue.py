@@ -269,21 +269,21 @@ class LoopQueue:
         differs from the command's.
         """
         if not isinstance(command, Command):
-            raise TypeError(f"command is a {type(command).__name__}, a Command of nvme_async.spec is needed")
+            raise TypeError(f"command is a {type(command).__name__}, must be a Command of nvme_async.spec")
         to_host = command.direction is Direction.CONTROLLER_TO_HOST
         nbytes = command.data_length
         if buffer is not None and nbytes:
             length = _placement.byte_view(buffer).nbytes
             if length != nbytes:
-                raise ValueError(f"{command.name} moves {nbytes} bytes, the buffer has {length}")
+                raise ValueError(f"{command.name} transfers {nbytes} bytes, but the buffer has {length}")
         if buffer is None and nbytes and not to_host:
-            raise ValueError(f"{command.name} sends {nbytes} bytes, and no buffer was given")
+            raise ValueError(f"{command.name} sends {nbytes} bytes, but no buffer was given")
         if (
             buffer is None
             and nbytes is None
             and command.direction in (Direction.HOST_TO_CONTROLLER, Direction.CONTROLLER_TO_HOST)
         ):
-            raise ValueError(f"{command.name} moves data, and no buffer was given")
+            raise ValueError(f"{command.name} transfers data, but no buffer was given")
         dw0, dw1, data = await self.hot.request(
             command.pack(),
             buffer,

@@ -122,9 +122,9 @@ class QueueMaker(ABC):
         if n_sqid:
             what = f"completion of command {cid:#06x} names submission queue {sqid}"
         else:
-            what = f"completion with unknown or stale command id {cid:#06x} (submission queue {sqid})"
+            what = f"the completion has an unknown or stale command id {cid:#06x} (submission queue {sqid})"
         if self.strays.bit_length() != before.bit_length():  # the 1st, 2nd, 4th, 8th …
-            log.warning("%s: queue %d: %s; %d such in all", controller.uri, qid, what, self.strays)
+            log.warning("%s: queue %d: %s; %d so far", controller.uri, qid, what, self.strays)
         if not controller.loop.is_closed():
             controller.loop.call_soon_threadsafe(
                 controller._on_stray, n, f"queue {qid}: {what}", n_sqid > 0, controller.resets
@@ -161,4 +161,4 @@ class CarriedQueueMaker(QueueMaker):
 
 
 def _no_bounce(nbytes: int, tag: int) -> Any:
-    raise AssertionError("a transport copies nothing through bounce pages")
+    raise AssertionError("bounce pages need a transport with direct memory access")

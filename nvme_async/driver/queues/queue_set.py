@@ -248,7 +248,7 @@ class QueueSet(QueueCollection):
             except (CommandError, OutOfDmaMemory) as error:
                 if not self.io:
                     raise
-                log.warning("%s: no queue pair for another loop: %s", self._controller.uri, error)
+                log.warning("%s: no queue pair can be created for another loop: %s", self._controller.uri, error)
             finally:
                 del self._making[loop]
                 made.set_result(None)
@@ -271,7 +271,9 @@ class QueueSet(QueueCollection):
                 self.shared += loop not in self.neighbours
                 self.neighbours[loop] = queue
                 return
-        raise QueueShutdown(f"{self._controller.uri}: its {self.limit} queue pairs are taken, by loops that don't run")
+        raise QueueShutdown(
+            f"{self._controller.uri}: its {self.limit} queue pairs belong to loops that are not running"
+        )
 
     # -- reset and end -----------------------------------------------------------------------------
 
@@ -297,7 +299,7 @@ class QueueSet(QueueCollection):
         made = 0
         for queue in self.io_queues():
             if queue.qid > self.limit:
-                failure = ControllerError(f"{controller.uri}: {self.limit} I/O queue pairs are left after the reset")
+                failure = ControllerError(f"{controller.uri}: {self.limit} I/O queue pairs remain after the reset")
                 await self._give_up(queue, failure, known=False)
                 continue
             try:
@@ -314,11 +316,11 @@ class QueueSet(QueueCollection):
         if failure is None:
             degraded.clear("I/O queue pairs")
         else:
-            degraded.add("I/O queue pairs", failure, "loops share those that are left")
+            degraded.add("I/O queue pairs", failure, "event loops share the remaining ones")
         if not made:
             first = await self._create(controller.loop)
             if first is None:
-                raise failure or ControllerError(f"{controller.uri}: no I/O queue pair is to be had")
+                raise failure or ControllerError(f"{controller.uri}: no I/O queue pair is available")
             self.io[controller.loop] = first
             first.worker = threading.current_thread().name
             self.adopt(first)

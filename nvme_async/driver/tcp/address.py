@@ -18,7 +18,7 @@ def check_nqn(nqn: str) -> str:
     """`nqn`, or ConfigurationError: "nqn." and 223 bytes at most (Base 2.0, 4.5)."""
     if not nqn.startswith("nqn.") or not nqn.isprintable() or len(nqn.encode()) > MAX_NQN:
         raise ConfigurationError(
-            f"{nqn!r} is no NVMe Qualified Name: it begins with nqn. and has {MAX_NQN} bytes at most"
+            f"{nqn!r} is not an NVMe Qualified Name: it must begin with nqn. and have at most {MAX_NQN} bytes"
         )
     return nqn
 
@@ -50,7 +50,9 @@ class Address:
         """
         endpoint, slash, name = text.partition("/")
         if not slash and nqn is None:
-            raise ConfigurationError(f"tcp:{text}: HOST[:PORT]/NQN is needed, and the name of the subsystem is missing")
+            raise ConfigurationError(
+                f"tcp:{text}: the form is HOST[:PORT]/NQN, and the NQN of the subsystem is missing"
+            )
         host, number = _split(endpoint, text)
         if number is not None:
             if not number.isdecimal() or not 1 <= int(number) <= 65535:
@@ -69,11 +71,11 @@ def _split(endpoint: str, text: str) -> tuple[str, str | None]:
         try:
             host = str(ipaddress.IPv6Address(host))
         except ValueError:
-            raise ConfigurationError(f"tcp:{text}: {host!r} is no IPv6 address") from None
+            raise ConfigurationError(f"tcp:{text}: {host!r} is not an IPv6 address") from None
         return host, number
     if endpoint.count(":") > 1:
         raise ConfigurationError(f"tcp:{text}: an IPv6 address is written [ADDRESS]:PORT")
     host, colon, rest = endpoint.partition(":")
     if not host or not all(part and part.replace("-", "a").replace("_", "a").isalnum() for part in host.split(".")):
-        raise ConfigurationError(f"tcp:{text}: {host!r} is no host name or address")
+        raise ConfigurationError(f"tcp:{text}: {host!r} is not a host name or address")
     return host, rest if colon else None

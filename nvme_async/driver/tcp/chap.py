@@ -79,7 +79,7 @@ class Secret:
             raise ConfigurationError(f"{name}: the key is not base64") from None
         key, check = raw[:-4], raw[-4:]
         if len(key) not in (32, 48, 64):
-            raise ConfigurationError(f"{name}: a key of {len(key)} bytes, 32, 48 or 64 are possible")
+            raise ConfigurationError(f"{name}: a key of {len(key)} bytes, must have 32, 48 or 64")
         if struct.pack("<I", zlib.crc32(key)) != check:
             raise ConfigurationError(f"{name}: the CRC of the key is wrong")
         return cls(key, int(parts[1]))
@@ -114,9 +114,9 @@ def _body(message: bytes, kind: int, tid: int, name: str, least: int) -> bytes:
         reason = _REASONS.get(message[7], f"reason {message[7]:#x}")
         raise ControllerError(f"{name}: authentication was refused: {reason}")
     if len(message) < least or message[0] != _DHCHAP or message[1] != kind:
-        raise ControllerError(f"{name}: authentication: message {message[:2].hex()} where {kind:#x} was to come")
+        raise ControllerError(f"{name}: authentication: message {message[:2].hex()} instead of {kind:#x}")
     if struct.unpack_from("<H", message, 4)[0] != tid:
-        raise ControllerError(f"{name}: authentication: the message is of another transaction")
+        raise ControllerError(f"{name}: authentication: the message belongs to another transaction")
     return message
 
 
@@ -143,7 +143,7 @@ async def authenticate(
         theirs = int.from_bytes(challenge[16 + length : 16 + length + dh_bytes])
         p = prime(bits)
         if not 1 < theirs < p - 1:
-            raise ControllerError(f"{name}: authentication: a DH value that is none")
+            raise ControllerError(f"{name}: authentication: the DH value is invalid")
         exponent = secrets.randbits(EXPONENT_BITS) | 1 << (EXPONENT_BITS - 1)
         public = pow(2, exponent, p).to_bytes(bits // 8)
         shared = pow(theirs, exponent, p).to_bytes(bits // 8)
@@ -171,5 +171,5 @@ async def authenticate(
     )
     if success[6] != length or not success[8] & 1 or not hmac.compare_digest(success[16 : 16 + length], expected):
         await send(struct.pack("<BBHHBB", _COMMON, _FAILURE2, 0, tid, 1, 1))
-        raise ControllerError(f"{name}: the controller does not know dhchap_ctrl_secret: it is not who it should be")
+        raise ControllerError(f"{name}: the controller did not prove that it knows dhchap_ctrl_secret")
     await send(struct.pack("<BBHH10x", _DHCHAP, _SUCCESS2, 0, tid))

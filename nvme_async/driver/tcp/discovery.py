@@ -178,9 +178,7 @@ class DiscoveryController:
             except ValueError as error:
                 raise ControllerError(f"{self._name}: {error}") from None
             if numrec > MAX_RECORDS:
-                raise ControllerError(
-                    f"{self._name}: a discovery log of {numrec} entries, at most {MAX_RECORDS} are read"
-                )
+                raise ControllerError(f"{self._name}: a discovery log of {numrec} entries, the limit is {MAX_RECORDS}")
             pages = [await self._page(ENTRY_BYTES, ENTRY_BYTES * (i + 1)) for i in range(numrec)]
             if decode_header(await self._page(ENTRY_BYTES, 0)) == (genctr, numrec):
                 return [DiscoveryEntry.decode(page) for page in pages]
@@ -200,7 +198,7 @@ class DiscoveryController:
 def _service(uri: str) -> Address:
     scheme, _, rest = uri.partition(":")
     if scheme.lower() != "tcp":
-        raise ConfigurationError(f"{uri!r}: discovery is over tcp:HOST[:PORT]")
+        raise ConfigurationError(f"{uri!r}: discovery needs the form tcp:HOST[:PORT]")
     return Address.parse(rest, port=DISCOVERY_PORT, nqn=DISCOVERY_NQN)
 
 

@@ -70,7 +70,7 @@ class Wishes:
     def of(cls, options: Options, *, kato: float) -> Wishes:
         """From the options. kato: in seconds. ConfigurationError for an invalid secret."""
         if options.dhchap_ctrl_secret and not options.dhchap_secret:
-            raise ConfigurationError("dhchap_ctrl_secret needs dhchap_secret: a host proves its own first")
+            raise ConfigurationError("dhchap_ctrl_secret needs dhchap_secret: the host authenticates first")
         return cls(
             options.hdr_digest,
             options.data_digest,
@@ -178,7 +178,7 @@ async def _handshake(
     await stream.send(pdu.icreq(header_digest=wishes.header_digest, data_digest=wishes.data_digest))
     answer = await stream.receive()
     if answer.kind != pdu.ICRESP:
-        raise ControllerError(f"{stream.name}: a PDU of type {answer.kind:#x} where ICResp was to come")
+        raise ControllerError(f"{stream.name}: a PDU of type {answer.kind:#x} instead of ICResp")
     pfv, cpda, dgst, max_h2c = struct.unpack_from("<HBBI", answer.header, 8)
     asked = wishes.header_digest | wishes.data_digest << 1
     if pfv != 0 or cpda > 31 or dgst & ~asked or max_h2c < 4096:
@@ -196,10 +196,10 @@ async def _handshake(
     await stream.send(pdu.command(sqe, data, limits))
     response = await stream.receive(header_digest=limits.header_digest)
     if response.kind != pdu.RESPONSE:
-        raise ControllerError(f"{stream.name}: a PDU of type {response.kind:#x} where the Connect response was to come")
+        raise ControllerError(f"{stream.name}: a PDU of type {response.kind:#x} instead of the Connect response")
     dw0, _, _, _, cid, status = struct.unpack_from("<IIHHHH", response.header, 8)
     if cid != 0:
-        raise ControllerError(f"{stream.name}: a response for command id {cid:#06x}, and Connect has 0")
+        raise ControllerError(f"{stream.name}: a response for command id {cid:#06x}, but Connect has 0")
     if status >> 1:
         raise _refusal(status >> 1, dw0, stream.name)
     await _authenticate(stream, limits, dw0 >> 16, address, host, wishes)
@@ -214,14 +214,16 @@ async def _authenticate(
     """
     if wishes.secret is None:
         if asked:
-            raise ControllerError(f"{stream.name}: the controller asks for authentication: dhchap_secret is needed")
+            raise ControllerError(
+                f"{stream.name}: the controller requires authentication: the option dhchap_secret is missing"
+            )
         return
     if asked & _SECURE_CHANNEL:
-        raise ControllerError(f"{stream.name}: the controller asks for authentication over TLS, which is not supported")
+        raise ControllerError(f"{stream.name}: the controller requires authentication over TLS, which is not supported")
     if not asked & _AUTHENTICATION:
         if wishes.ctrl_secret is not None:
             raise ControllerError(
-                f"{stream.name}: the controller asks for no authentication, and so proves nothing itself"
+                f"{stream.name}: the controller does not authenticate, although dhchap_ctrl_secret is set"
             )
         return
     numbers = itertools.count(1)

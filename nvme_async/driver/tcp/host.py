@@ -58,7 +58,7 @@ def this_host(hostnqn: str = "", hostid: str = "") -> Host:
             identifier = uuid.UUID(text)
         except ValueError:
             where = "hostid" if hostid else f"{FOLDER}/hostid"
-            raise ConfigurationError(f"{where} is {text!r}, and a UUID is needed") from None
+            raise ConfigurationError(f"{where} is {text!r}, must be a UUID") from None
     elif nqn.startswith(UUID_NQN):
         try:
             identifier = uuid.UUID(nqn.removeprefix(UUID_NQN))
@@ -67,5 +67,5 @@ def this_host(hostnqn: str = "", hostid: str = "") -> Host:
     else:
         identifier = _own_uuid()
     if identifier.int == 0:
-        raise ConfigurationError("hostid is all zeroes, which is no identifier of a host")
+        raise ConfigurationError("hostid is all zeroes, which does not identify a host")
     return Host(check_nqn(nqn) if nqn else f"{UUID_NQN}{identifier}", identifier.bytes)

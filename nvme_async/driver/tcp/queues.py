@@ -147,7 +147,9 @@ class TcpQueueMaker(CarriedQueueMaker):
         )
 
     def _on_stray(self, qid: int, n: int, n_sqid: int, cid: int, sqid: int) -> None:
-        log.error("%s: queue %d: the link let a completion with id %#06x through", self._controller.uri, qid, cid)
+        log.error(
+            "%s: queue %d: the link passed on a completion with the unknown id %#06x", self._controller.uri, qid, cid
+        )
 
     async def create(self, queue: LoopQueue) -> None:
         """Connect (Base 2.0, 6.3) on a connection of its own."""

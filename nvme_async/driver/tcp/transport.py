@@ -91,7 +91,7 @@ class TcpTransport(QueueTransport):
     def attach(self, owner: Owner) -> None:
         if owner.options.keepalive:
             raise ConfigurationError(
-                f"{self.uri}: keepalive is for PCI functions; what is in flight here is drained instead"
+                f"{self.uri}: keepalive needs a PCI function; over TCP, commands in flight are drained instead"
             )
         self.owner = owner
         self.queues: TcpQueueSet = TcpQueueSet(owner, self)
@@ -168,7 +168,8 @@ class TcpTransport(QueueTransport):
                     raise
                 if not self._in_time():
                     raise ControllerGone(
-                        f"{self.uri}: lost, and not back within {self.owner.options.ctrl_loss_tmo:g} s "
+                        f"{self.uri}: the connection was lost and not restored within "
+                        f"{self.owner.options.ctrl_loss_tmo:g} s "
                         f"(ctrl_loss_tmo): {failure}"
                     ) from None
                 log.info("%s: %s", self.uri, failure)
@@ -227,7 +228,7 @@ class TcpTransport(QueueTransport):
         self.cap: Cap = await self.properties.cap()
         self.vs: Vs = await self.properties.vs()
         if not self.cap.nvm_command_set and not self.cap.multiple_command_sets:
-            raise ControllerError(f"{self.uri}: no NVM command set (CAP.CSS {self.cap.css:#x})")
+            raise ControllerError(f"{self.uri}: the NVM command set is not supported (CAP.CSS {self.cap.css:#x})")
 
     async def _enable(self, degraded: Degraded) -> None:
         for all_command_sets in command_sets.to_try(self.cap):
@@ -246,7 +247,7 @@ class TcpTransport(QueueTransport):
         """A connection for an I/O queue. ControllerTimeout, ControllerError, CommandError."""
         identify = self.owner.identify
         if identify.icdoff:
-            raise ControllerError(f"{self.uri}: ICDOFF is {identify.icdoff}, and must be 0 over TCP")
+            raise ControllerError(f"{self.uri}: ICDOFF is {identify.icdoff}, must be 0 over TCP")
         try:
             return await handshake.connect(
                 self.address,
@@ -303,7 +304,11 @@ class TcpTransport(QueueTransport):
         csts = await self.properties.csts()
         if csts.cfs:
             return "CSTS.CFS is set"
-        return "" if csts.rdy else f"CSTS.RDY is 0 without our doing (CSTS {csts.to_int():#x})"
+        return (
+            ""
+            if csts.rdy
+            else f"CSTS.RDY became 0 although the driver did not reset the controller (CSTS {csts.to_int():#x})"
+        )
 
     async def has_failed(self) -> bool:
         if broken := self._broken():

@@ -55,7 +55,7 @@ class KeeperClient:
         self._timeout = timeout
         self._lock = threading.Lock()
         if not self.path or len(os.fsencode(self.path)) > 107:
-            raise ConfigurationError(f"keeper socket {self.path!r}: a path of 1 to 107 bytes is needed")
+            raise ConfigurationError(f"keeper socket {self.path!r}: the path must have 1 to 107 bytes")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.settimeout(timeout)
@@ -96,7 +96,7 @@ class KeeperClient:
                     labels = answer["fds"]
                     if len(labels) != len(received):
                         wire.close_all(received)
-                        raise self._broken(f"{len(labels)} descriptors promised, {len(received)} came")
+                        raise self._broken(f"{len(labels)} descriptors announced, {len(received)} arrived")
                     fds |= zip(labels, received, strict=True)
                     if not answer["more"]:
                         return fds
@@ -197,7 +197,7 @@ class KeeperClient:
             except (OSError, wire.Misbehaved) as error:
                 raise self._broken(str(error)) from None
         if received is None:
-            raise self._broken("it closed the connection")
+            raise self._broken("the peer closed the connection")
         answer, fds = received
         if answer.get("ok") is not True:
             wire.close_all(fds)

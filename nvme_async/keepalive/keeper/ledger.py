@@ -135,7 +135,7 @@ class Deposits:
             elif isinstance(op, str) and op in self._operations and not fds:
                 answer = self._operations[op](client, message)
             else:
-                raise Refused("invalid", f"{str(op)[:40]!r} is no operation, or takes no descriptors")
+                raise Refused("invalid", f"{str(op)[:40]!r} is not an operation, or does not accept descriptors")
         except Refused as refused:
             answer = refused.answer()
         finally:
@@ -150,7 +150,7 @@ class Deposits:
         """The process has ended: its deposits become free."""
         for name, deposit in list(self._deposits.items()):
             if deposit.owner is process:
-                log.info("%s: process %d has died", name, process.pid)
+                log.info("%s: process %d has exited", name, process.pid)
                 self._orphan(name)
 
     def disconnected(self, client: Client) -> None:
@@ -202,22 +202,24 @@ class Deposits:
 
     def _check_room(self) -> None:
         if len(self._deposits) >= MAX_DEPOSITS:
-            raise Refused("limit", f"there are {MAX_DEPOSITS} deposits, which is the limit")
+            raise Refused("limit", f"the limit of {MAX_DEPOSITS} deposits is reached")
 
     def _check_put(self, client: Client, message: dict[str, Any], fds: list[int]) -> tuple[str, dict[str, int]]:
         name = self._name(message)
         labels = message.get("fds")
         if not isinstance(labels, list) or len(labels) != len(fds) or not all(map(is_label, labels)):
             raise Refused(
-                "invalid", f"{len(fds)} descriptors came without as many labels of 1 to {MAX_LABEL} ASCII characters"
+                "invalid", f"{len(fds)} descriptors arrived without as many labels of 1 to {MAX_LABEL} ASCII characters"
             )
         started, before = client.upload or (name, {})
         if started != name or len(set(labels) | set(before)) != len(labels) + len(before):
-            raise Refused("invalid", "one deposit at a time, and each label once")
+            raise Refused("invalid", "a deposit must be complete before the next, and its labels must differ")
         present = sum(len(deposit.fds) for deposit in self._deposits.values())
         nfds = len(before) + len(fds)
         if nfds > MAX_DEPOSIT_FDS or present + nfds > self._max_fds:
-            raise Refused("limit", f"at most {MAX_DEPOSIT_FDS} descriptors in a deposit, {self._max_fds} in all")
+            raise Refused(
+                "limit", f"the limits are {MAX_DEPOSIT_FDS} descriptors in a deposit and {self._max_fds} in total"
+            )
         if self._mine(client, name) is None:
             self._check_room()
         return name, {**before, **dict(zip(labels, fds, strict=True))}
@@ -257,14 +259,16 @@ class Deposits:
         if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not 0 <= wait <= MAX_WAIT:
             raise Refused("invalid", f"wait is {wait!r}, must be 0 to {MAX_WAIT:g} seconds")
         if client.waiting is not None:
-            raise Refused("invalid", "one wait at a time")
+            raise Refused("invalid", "this connection is already waiting")
         deposit = self._deposits.get(name)
         if deposit is None:
             self._check_room()
         elif not deposit.free_for(client):
             assert deposit.owner is not None
             if not wait:
-                raise Refused("owned", f"{name} belongs to process {deposit.owner.pid}, which lives", deposit.owner.pid)
+                raise Refused(
+                    "owned", f"{name} belongs to process {deposit.owner.pid}, which is alive", deposit.owner.pid
+                )
             client.waiting = (name, time.monotonic() + wait)
             self._waiters.setdefault(name, collections.deque()).append(client)
             return
@@ -322,17 +326,17 @@ class Deposits:
         name = self._name(message)
         pid = message.get("pid")
         if isinstance(pid, bool) or not isinstance(pid, int) or not 0 < pid < 1 << 31:
-            raise Refused("invalid", f"{pid!r} is no process id")
+            raise Refused("invalid", f"{pid!r} is not a process id")
         deposit = self._mine(client, name)
         if deposit is None:
-            raise Refused("invalid", f"there is no {name}")
+            raise Refused("invalid", f"no controller {name} is held")
         try:
-            heir = self._find_process(pid)
+            successor = self._find_process(pid)
         except OSError as error:
             raise Refused("invalid", f"process {pid}: {error.strerror}", pid) from None
-        if heir.pidfd < 0:
-            raise Refused("invalid", f"process {pid} can't be watched, there are no pidfds", pid)
-        deposit.change(heir, claimed=bool(deposit.fds))
+        if successor.pidfd < 0:
+            raise Refused("invalid", f"process {pid} can't be watched: the kernel has no pidfds", pid)
+        deposit.change(successor, claimed=bool(deposit.fds))
         self._serve_waiters(name)
         return {"ok": True}
 

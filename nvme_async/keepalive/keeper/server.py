@@ -65,7 +65,7 @@ class Keeper:
             self._process,
             max_fds=resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FDS,
         )
-        self._deaf_until = 0.0
+        self._paused_until = 0.0
         self._stopping = False
         self._wake, self._woken = socket.socketpair()
         for sock in (self._wake, self._woken, listening):
@@ -114,14 +114,14 @@ class Keeper:
 
     def _next_deadline(self) -> float | None:
         deadlines = [deadline for client in self._clients if (deadline := self._deadline(client)) is not None]
-        if self._deaf_until:
-            deadlines.append(self._deaf_until)
+        if self._paused_until:
+            deadlines.append(self._paused_until)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _tend(self) -> None:
         now = time.monotonic()
-        if self._deaf_until and now >= self._deaf_until:
-            self._deaf_until = 0.0
+        if self._paused_until and now >= self._paused_until:
+            self._paused_until = 0.0
             self._selector.register(self._listening, selectors.EVENT_READ, self._accept)
         for client in list(self._clients):
             deadline = self._deadline(client)
@@ -145,7 +145,7 @@ class Keeper:
             # Out of descriptors or memory: connections wait in the backlog for a moment instead of
             # waking the loop continuously.
             log.error("accept: %s", error)
-            self._deaf_until = time.monotonic() + 0.2
+            self._paused_until = time.monotonic() + 0.2
             self._selector.unregister(self._listening)
             return
         sock.setblocking(False)
@@ -155,7 +155,7 @@ class Keeper:
             if not permitted(uid, self._uid):
                 raise Refused("invalid", f"user {uid} may not use the keeper of user {self._uid}")
             if len(self._clients) >= MAX_CLIENTS:
-                raise Refused("limit", f"there are {MAX_CLIENTS} connections, which is the limit")
+                raise Refused("limit", f"the limit of {MAX_CLIENTS} connections is reached")
             process = self._process(pid)
         except (Refused, OSError) as error:
             log.warning("process %d: %s", pid, error)
@@ -250,7 +250,7 @@ class Keeper:
             except BlockingIOError:
                 pass
         if len(client.outgoing) >= MAX_OUTGOING:
-            raise Misbehaved(f"{MAX_OUTGOING} answers wait for it")
+            raise Misbehaved(f"{MAX_OUTGOING} answers to it are unread")
         copies: list[int] = []
         client.outgoing.append((message, copies))
         for fd in fds:

@@ -51,14 +51,15 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
             return None
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise Misbehaved(
-                f"a message of more than {MAX_MESSAGE} bytes or {MAX_FDS} descriptors, or than may be open here"
+                f"a message of more than {MAX_MESSAGE} bytes or {MAX_FDS} descriptors, or more than "
+                "this process may open"
             )
         try:
             message = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise Misbehaved(f"a message that is no JSON: {error}") from None
+            raise Misbehaved(f"a message is not JSON: {error}") from None
         if not isinstance(message, dict):
-            raise Misbehaved("a message that is no JSON object")
+            raise Misbehaved("a message is not a JSON object")
     except BaseException:
         close_all(fds)
         raise

@@ -84,7 +84,7 @@ def test_a_successor_gets_the_descriptors_of_a_process_that_was_killed(client: K
     owned = state(client)
     assert owned is not None
     assert (owned.state, owned.pid, owned.fds, owned.deposits, owned.successors) == ("owned", other.pid, 2, 1, 0)
-    with pytest.raises(KeeperError, match=f"belongs to process {other.pid}, which lives") as refused:
+    with pytest.raises(KeeperError, match=f"belongs to process {other.pid}, which is alive") as refused:
         client.get(URI)
     assert (refused.value.code, refused.value.pid) == ("owned", other.pid)
     other.kill()
@@ -221,7 +221,7 @@ def test_a_deposit_can_be_addressed_to_one_process(client: KeeperClient, other: 
     put(client, "x", pool=b"P")
     with pytest.raises(KeeperError, match="process"):
         client.give("x", third.pid)
-    with pytest.raises(KeeperError, match="there is no y"):
+    with pytest.raises(KeeperError, match="no controller y is held"):
         client.give("y", os.getpid())
 
 

@@ -126,7 +126,7 @@ def test_a_node_that_can_not_be_opened_says_why(
 
 def test_an_old_or_strange_kernel_is_refused(kernel: FakeKernel, machine: FakeSystem) -> None:
     kernel.version = 1
-    with pytest.raises(DeviceError, match="speaks VFIO version 1"):
+    with pytest.raises(DeviceError, match="has VFIO version 1"):
         opened(kernel, machine)
     kernel.version = 0
     kernel.extensions = {abi.VFIO_TYPE1_IOMMU}
@@ -196,8 +196,8 @@ def test_a_pool_is_mapped_where_it_lies(device: VfioDevice, kernel: FakeKernel) 
     ("error", "message"),
     [
         (errno.ENOMEM, r"limit of locked memory .*ulimit -l"),
-        (errno.ENOSPC, "takes 100"),
-        (errno.EEXIST, "mapped there already"),
+        (errno.ENOSPC, "limit is 100"),
+        (errno.EEXIST, "another mapping is there already"),
         (errno.EFAULT, "not writable"),
         (errno.EINVAL, "Invalid argument"),
     ],

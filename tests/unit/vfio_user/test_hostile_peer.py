@@ -47,7 +47,7 @@ def test_a_truncated_doorbell_file(server: FakeServer) -> None:
             mmio.write32(0, value)
         assert mmio.lost
         assert readable(device.gone_fd)
-        assert "doorbells away" in (device.trouble or "")
+        assert "the memory of its doorbells" in (device.trouble or "")
     mmio.write32(4, 9)  # a queue pair that rings once more has no effect
 
 
@@ -247,7 +247,7 @@ def test_pages_of_another_size_are_refused_with_the_reason(monkeypatch: pytest.M
         lambda: open_device("emulated:size=1MiB"),
         lambda: resume_device("vfio-user:/x", {}),
     ):
-        with pytest.raises(DeviceError, match="pages have 65536 bytes; this driver works with pages of 4096 only"):
+        with pytest.raises(DeviceError, match="pages have 65536 bytes; this driver supports only pages of 4096"):
             refuse()
 
 

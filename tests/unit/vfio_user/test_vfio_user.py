@@ -95,8 +95,8 @@ class TestBringUp:
         ("payload", "message"),
         [
             (b"", "only 0 bytes"),
-            (struct.pack("<HH", 1, 0), "speaks version 1.0"),
-            (struct.pack("<HH", 0, 2), "speaks version 0.2"),
+            (struct.pack("<HH", 1, 0), "has version 1.0"),
+            (struct.pack("<HH", 0, 2), "has version 0.2"),
             (struct.pack("<HH", 0, 1) + b"{", "isn't JSON"),
             (struct.pack("<HH", 0, 1) + b'{"capabilities":{"max_msg_fds":"x"}}', "max_msg_fds"),
         ],
@@ -118,11 +118,11 @@ class TestBringUp:
             (REGION_READ, struct.pack("<QIII", 0, 7, 8, 1), "read of 4"),
             (REGION_INFO, struct.pack("<IIIIQQ", 32, 3, 1, 0, 0x2000, 0), "described region 1"),
             (REGION_INFO, struct.pack("<IIIIQQ", 32, 3, 0, 0, 0x1000, 0), "BAR0 has 0x1000 bytes"),
-            (REGION_INFO, struct.pack("<IIIIQQ", 1 << 31, 3, 0, 0, 0x2000, 0), "wants 2147483648 bytes"),
-            (REGION_INFO, struct.pack("<IIIIQQ", 64, 0xF, 0, 4, 0x2000, 0), "out of place"),
-            (REGION_INFO, struct.pack("<IIIIQQ", 64, 0xF, 0, 32, 0x2000, 0), "out of place"),
-            (REGION_INFO, struct.pack("<IIIIQQHHI", 64, 0xF, 0, 32, 0x2000, 0, 9, 1, 32), "out of place"),
-            (REGION_INFO, struct.pack("<IIIIQQHHI", 64, 0xF, 0, 32, 0x2000, 0, 1, 1, 0), "cut short"),
+            (REGION_INFO, struct.pack("<IIIIQQ", 1 << 31, 3, 0, 0, 0x2000, 0), "needs 2147483648 bytes"),
+            (REGION_INFO, struct.pack("<IIIIQQ", 64, 0xF, 0, 4, 0x2000, 0), "is outside the reply"),
+            (REGION_INFO, struct.pack("<IIIIQQ", 64, 0xF, 0, 32, 0x2000, 0), "is outside the reply"),
+            (REGION_INFO, struct.pack("<IIIIQQHHI", 64, 0xF, 0, 32, 0x2000, 0, 9, 1, 32), "is outside the reply"),
+            (REGION_INFO, struct.pack("<IIIIQQHHI", 64, 0xF, 0, 32, 0x2000, 0, 1, 1, 0), "is truncated"),
             (
                 REGION_INFO,
                 struct.pack("<IIIIQQHHIII", 64, 0xF, 0, 32, 0x2000, 0, 1, 1, 0, 9, 0),
@@ -283,7 +283,7 @@ class TestCalls:
             assert vectors() == {}
             assert server.config[control] == b"\0\0"
             assert len(server.requests) == count + 2
-            with pytest.raises(ValueError, match="10 interrupts asked for, the device has 9"):
+            with pytest.raises(ValueError, match="10 interrupts were requested, the device has 9"):
                 device.set_interrupts([*eventfds, None])
         for fd in eventfds:
             os.close(fd)

@@ -109,7 +109,7 @@ class TestPeersMisbehave:
                         server.send(HEADER.pack(request.msg_id ^ 1, REGION_READ, 16, REPLY, 0))
 
             server.override[REGION_READ] = answer
-            with pytest.raises(ControllerTimeout, match=r"everything but the reply|did not answer"):
+            with pytest.raises(ControllerTimeout, match=r"instead of the reply|did not answer"):
                 device.read32(0)
             device.close()
 

@@ -192,7 +192,7 @@ class TestSuccessor:
         saved = device.save()
         with pytest.raises(InvalidSavedState, match="without its socket"):
             VfioUserDevice.resume({"kick": os.dup(device.descriptors()["kick"])}, saved)
-        with pytest.raises(InvalidSavedState, match="no doorbell descriptor"):
+        with pytest.raises(InvalidSavedState, match="doorbell descriptor is missing"):
             VfioUserDevice.resume({"socket": os.dup(device.descriptors()["socket"])}, saved)
         with pytest.raises(InvalidSavedState, match="not a vfio-user socket"):
             VfioUserDevice.resume({"socket": os.eventfd(0)}, saved)

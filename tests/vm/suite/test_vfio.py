@@ -119,13 +119,13 @@ def test_the_iommus_limits_are_reported(device: VfioDevice) -> None:
     assert device.iova_ranges
     # x86's window of message-signalled interrupts is never a valid address.
     assert not any(window.start <= 0xFEE0_0000 < window.stop for window in device.iova_ranges)
-    with pytest.raises(DeviceError, match="outside of what the IOMMU translates"):
+    with pytest.raises(DeviceError, match="outside the ranges that the IOMMU translates"):
         device.map_dma(-1, iova=0xFEE0_0000, nbytes=4096, address=0x1000)
 
 
 def test_a_mapping_is_taken_from_the_free_ranges_and_comes_back(device: VfioDevice, pool: Pool) -> None:
     assert not any(window.start <= IOVA < window.stop for window in device.iova_ranges)
-    with pytest.raises(DeviceError, match="something is mapped there already"):
+    with pytest.raises(DeviceError, match="another mapping already exists"):
         device.map_dma(pool, iova=IOVA, nbytes=pool.nbytes)
     device.unmap_dma(IOVA, pool.nbytes)
     assert any(window.start <= IOVA < window.stop for window in device.iova_ranges)
