@@ -1,10 +1,10 @@
 """The saved state of a controller besides the pool's own structures: static facts, as types and
 as JSON text.
 
-docs/keepalive.md describes the format. A field that this version doesn't know is kept and written
-back, so that a state survives a round trip through an older release. `format` increases with each
-addition, `readable_by` only if older releases would misunderstand the rest: a release reads any
-state whose `readable_by` is at most its own format.
+docs/reference/saved-state.md describes the format. A field that this version doesn't know is kept
+and written back, so that a state survives a round trip through an older release. `format` increases
+with each addition, `readable_by` only if older releases would misunderstand the rest: a release
+reads any state whose `readable_by` is at most its own format.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""tests/header_comments.py: the check of `make lint` that the hot path's functions have comments."""
+"""tests/header_comments.py: each function of the hot path's headers has a comment."""
 
 from __future__ import annotations
 
