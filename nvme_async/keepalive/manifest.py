@@ -73,7 +73,7 @@ class _Half:
             return f"it is truncated: {self.length} bytes in {len(self._half)}"
         body = bytes(self._half[_HEADER.size : _HEADER.size + self.length])
         if _digest(sequence, body) != self.digest:
-            return "its checksum is wrong"
+            return "its checksum is wrong: it was altered"
         return body
 
 

@@ -367,7 +367,7 @@ async def test_a_removal_at_any_admin_command_fails_the_bring_up(emulator: Emula
         ({"command_timeout": -1}, r"command_timeout is -1, must be 0 to 86400"),
         ({"command_timeout": 4294967295}, r"command_timeout is 4294967295, must be 0 to 86400; 0 means no limit"),
         ({"admin_timeout": 4294967295}, r"admin_timeout is 4294967295, must be 0 to 86400; 0 means no limit"),
-        ({"colour": "blue"}, r"unknown option 'colour'; there are abort_timeout, "),
+        ({"colour": "blue"}, r"unknown option 'colour'; the options are abort_timeout, "),
     ],
 )
 async def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:

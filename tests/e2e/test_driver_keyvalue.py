@@ -47,9 +47,9 @@ async def test_missing_and_existing_keys() -> None:
         with pytest.raises(KeyExists):
             await values.store(b"k", b"y", must_not_exist=True)
         assert await values.retrieve(b"k") == b"x"
-        with pytest.raises(ValueError, match="the limit is 16"):
+        with pytest.raises(ValueError, match="1 to 16"):
             await values.store(b"", b"x")
-        with pytest.raises(ValueError, match="the limit is 16"):
+        with pytest.raises(ValueError, match="1 to 16"):
             await values.store(b"x" * 17, b"x")
         with pytest.raises(ValueError, match="at most"):
             await values.store(b"x", bytes(values.max_value + 1))

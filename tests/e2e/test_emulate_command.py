@@ -126,7 +126,7 @@ def test_invalid_control_requests_are_refused(tmp_path):
                 ("explode", {}, "unknown operation"),
                 ("add", {"opcod": 1}, "unexpected keyword"),
                 ("add", {"queue": "both"}, "queue='both'"),
-                ("hits", {"rule": 77}, "no rule 77"),
+                ("hits", {"rule": 77}, "unknown fault rule 77"),
                 ("wait", {}, "missing"),
                 ("resize_namespace", {"nsid": 9, "size": "1MiB"}, "namespace 9"),
             ):

@@ -169,7 +169,7 @@ def test_growth_refused_by_the_device_leaks_nothing(make: Make) -> None:
     kernel = memory.device._kernel  # type: ignore[attr-defined]
     kernel.map_error = 12
     for _ in range(2):
-        with pytest.raises(OutOfDmaMemory, match="can't be given more memory: can't map"):
+        with pytest.raises(OutOfDmaMemory, match="no more memory can be mapped for the device: can't map"):
             memory.alloc(7 * MIB, owner="x")
     kernel.map_error = 0
     assert len(memory.foreign_mappings()) == 0
