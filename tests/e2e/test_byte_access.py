@@ -169,7 +169,7 @@ async def test_a_stream_that_is_left_leaves_nothing(opened: nvme_async.Controlle
         async for _ in chunks:
             break
     assert [task.get_name() for task in asyncio.all_tasks() if "read ahead" in task.get_name()] == []
-    with pytest.raises(RuntimeError, match="inside of `async with`"):
+    with pytest.raises(RuntimeError, match="inside `async with`"):
         await anext(ns.stream())
     for bad in ({"offset": -1}, {"nbytes": 1 << 60}, {"chunk": 0}, {"ahead": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
@@ -199,7 +199,7 @@ async def test_a_file(opened: nvme_async.Controller) -> None:
         assert await file.readinto(target) == 1993
         assert await file.read() == b""
         assert await file.seek(-3, 2) == 1997
-        with pytest.raises(OSError, match="4 bytes at 1997 don't fit into 2000"):
+        with pytest.raises(OSError, match="4 bytes at 1997 do not fit into 2000"):
             await file.write(b"four")
         assert await file.write(b"end") == 3
         await file.flush()

@@ -187,7 +187,7 @@ async def test_no_io_is_sent_while_identify_fails_after_a_format(
     ns = two.namespaces[1]
     rule = faults(two).add(queue="admin", opcode=6, nsid=1, cdw10=0, fail=0x06)
     await two.admin(commands.format_nvm(1, 0))
-    with pytest.raises(NamespaceChanged, match="could not be read"):
+    with pytest.raises(NamespaceChanged, match="has not been read"):
         await ns.write(0, b"x" * 4096)
     assert two.inspect()["rescan"]["unread"] == {1: str(two.scanner.unread[1])}
     assert await two.namespaces[2].read(0) == bytes(4096)

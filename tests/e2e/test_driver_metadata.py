@@ -147,7 +147,7 @@ async def test_invalid_requests_are_refused() -> None:
             await ns.read(0, 1, protect=Protect(ref_tag=1 << 32))
     async with nvme_async.open("emulated:size=16MiB", **FAST) as controller:
         ns = controller.namespaces[1]
-        with pytest.raises(ValueError, match="has none"):
+        with pytest.raises(ValueError, match="has no metadata"):
             await ns.read(0, 1, metadata=bytearray(8))
         with pytest.raises(ValueError, match="no protection information"):
             await ns.write(0, bytes(4096), protect=Protect())

@@ -164,7 +164,7 @@ async def test_a_restore_refuses_admin_commands_that_are_pending_or_have_complet
 
 @pytest.mark.parametrize(
     ("completed", "words"),
-    [(False, "1 admin commands are pending$"), (True, "1 admin commands are pending, with a completion at the head")],
+    [(False, "1 admin commands pending$"), (True, "1 admin commands pending, with a completion at the head")],
 )
 async def test_a_restore_refuses_an_admin_command_that_the_controller_has(completed: bool, words: str) -> None:
     controller = await nvme_async.open("emulated:size=1MiB", keepalive=True, fused=True)
