@@ -169,9 +169,11 @@ async def test_an_owner_survives_any_message(tmp_path: Path) -> None:
             try:
                 for _ in range(rng.randrange(20)):
                     fds = [os.memfd_create("x")] if rng.random() < 0.2 else []
-                    socket.send_fds(sock, [packet()], fds)
-                    for fd in fds:
-                        os.close(fd)
+                    try:
+                        socket.send_fds(sock, [packet()], fds)
+                    finally:
+                        for fd in fds:
+                            os.close(fd)
                     if rng.random() < 0.3:
                         await asyncio.sleep(0)
             except (BlockingIOError, BrokenPipeError, ConnectionResetError):
