@@ -180,23 +180,22 @@ class Worker:
 
     def _main(self) -> None:
         factory = uvloop.new_event_loop if self.options.loop == "uvloop" else asyncio.new_event_loop
-        with self._accounted(), asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(self._work())
+        with self._accounted():
+            self._place()
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(self._work())
 
     async def run_here(self) -> None:
         """The job, on the running loop, which belongs to it alone."""
         with self._accounted():
+            self._place()
             await self._work()
 
     @contextlib.contextmanager
     def _accounted(self) -> Iterator[None]:
-        """Around all of the job, in its thread: where it runs, how it ended."""
+        """Around all of the job, in its thread: how it ended."""
         self.thread_id = threading.get_native_id()
         try:
-            if self.options.cpus_allowed is not None:
-                os.sched_setaffinity(0, self._cpus(self.options.cpus_allowed))
-            if self.options.nice:
-                os.setpriority(os.PRIO_PROCESS, self.thread_id, self.options.nice)
             yield
         except VerifyFailed as error:
             self.error = self.error or error
@@ -210,6 +209,13 @@ class Worker:
             self.phase = "_"
             self.done.set()
             self.on_done()
+
+    def _place(self) -> None:
+        """Where the thread runs, and with which priority. OSError if that is not permitted."""
+        if self.options.cpus_allowed is not None:
+            os.sched_setaffinity(0, self._cpus(self.options.cpus_allowed))
+        if self.options.nice:
+            os.setpriority(os.PRIO_PROCESS, self.thread_id, self.options.nice)
 
     def _cpus(self, allowed: frozenset[int]) -> set[int]:
         """cpus_allowed_policy=split gives each clone one, in turn."""

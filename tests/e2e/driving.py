@@ -7,10 +7,13 @@ import contextlib
 import gc
 import os
 import random
+import re
+import resource
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nvme_async.device import Device, open_device
@@ -88,6 +91,14 @@ async def listening(controller: Controller) -> None:
     may still be on its way, so a rule for event requests would act on the first one.
     """
     await eventually(lambda: faults(controller).counters()["admin"].get(AdminOpcode.ASYNC_EVENT_REQUEST))
+
+
+def may_lock_much() -> bool:
+    """Rings count as locked memory: with `ulimit -l 64` there is room for two or three."""
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(re.search(r"^CapEff:\s+(\w+)", status, re.MULTILINE)[1], 16)  # type: ignore[index]
+    return limit == resource.RLIM_INFINITY or limit >= 8 << 20 or bool(capabilities >> 14 & 1)
 
 
 async def exercise(ns: Namespace, seed: int, rounds: int = 40) -> int:

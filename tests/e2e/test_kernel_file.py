@@ -7,14 +7,12 @@ from __future__ import annotations
 import array
 import asyncio
 import os
-import re
 import resource
 import subprocess
 import threading
-from pathlib import Path
 
 import pytest
-from driving import eventually
+from driving import eventually, may_lock_much
 
 import nvme_async
 from nvme_async.driver.kernel.engine import why_no_ring
@@ -32,14 +30,6 @@ from nvme_async.spec.commands import Command
 
 SIZE = 2 << 20
 ENGINES = ("io_uring", "threads")
-
-
-def may_lock_much() -> bool:
-    """Rings count as locked memory: with `ulimit -l 64` there is room for two or three."""
-    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    status = Path("/proc/self/status").read_text()
-    capabilities = int(re.search(r"^CapEff:\s+(\w+)", status, re.MULTILINE)[1], 16)
-    return limit == resource.RLIM_INFINITY or limit >= 8 << 20 or bool(capabilities >> 14 & 1)
 
 
 @pytest.fixture(params=ENGINES)

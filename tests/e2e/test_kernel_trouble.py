@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from driving import eventually
+from driving import eventually, may_lock_much
 
 import nvme_async
 from nvme_async.cli.main import cli
@@ -38,6 +38,8 @@ def disk(tmp_path):
 def needs_ring() -> None:
     if reason := engine.why_no_ring():
         pytest.skip(reason)
+    if not may_lock_much():
+        pytest.skip("rings of this user's other processes may take what memory may be locked")
 
 
 async def _await(awaitable):

@@ -127,7 +127,8 @@ async def test_operations_during_and_after_the_shutdown() -> None:
     manager = Manager()
     namespace = await manager.namespace(address, 1)
     device = await manager.load(other)
-    rule = emulator(manager, address).faults.add(opcode=2, queue="io", delay=0.4, count=1)
+    target = emulator(manager, address).faults
+    rule = target.add(opcode=2, queue="io", delay=float("inf"), count=1)
     slow = asyncio.ensure_future(namespace.read(0))
     await asyncio.to_thread(rule.wait, 1)
     closing = asyncio.ensure_future(manager.close())
@@ -141,8 +142,10 @@ async def test_operations_during_and_after_the_shutdown() -> None:
     ):
         with pytest.raises(QueueShutdown, match="closed"):
             await attempt
+    await eventually(lambda: not namespace.available)  # once the device's worker has begun
     with pytest.raises(QueueShutdown, match="closed"):
         await namespace.read(1)
+    target.release()
     assert await slow == bytes(4096)  # in-flight commands get their time
     await asyncio.gather(closing, manager.close())
     with pytest.raises(QueueShutdown):

@@ -392,8 +392,8 @@ def test_logs_have_fios_columns(bench, tmp_path):
     assert all(row[2:] == ["0", "0", "0"] for row in rows)
     ends = [int(row[0]) for row in rows]
     spans = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    assert spans[0] == 50
-    assert max(spans) % 50 == 0
+    # A busy machine may skip some; the last one ends with the job.
+    assert all(span % 50 == 0 for span in spans[:-1])
     full = [int(row[1]) * 50 / 1000 for row, span in zip(rows, spans, strict=True) if span == 50]
     assert all(value == round(value) for value in full)
     assert sum(full) <= 100

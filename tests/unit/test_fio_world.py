@@ -204,8 +204,20 @@ def test_percentage_random(bench, share):
 def test_clones_can_have_one_cpu_each(bench):
     cpus = sorted(os.sched_getaffinity(0))
     text = ",".join(map(str, cpus))
-    bench("--name=j", f"--cpus_allowed={text}", "--cpus_allowed_policy=split", "--numjobs=3", "--size=64k", "--nice=1")
+    nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 1)  # only root may lower it
+    words = [f"--cpus_allowed={text}", "--cpus_allowed_policy=split", "--numjobs=3", "--size=64k", f"--nice={nice}"]
+    bench("--name=j", *words)
     assert sorted(os.sched_getaffinity(0)) == cpus
+
+
+def test_a_priority_that_is_refused_fails_the_job(bench, monkeypatch, capsys):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    code, _ = program("--filename=mem", "--name=j", "--nice=1", "--numjobs=2", "--size=64k", bench=bench)
+    assert code == 1
+    assert "PermissionError: [Errno 13] Permission denied" in capsys.readouterr().err
 
 
 def test_a_negative_hole_runs_backwards_from_the_end(bench):
