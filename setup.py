@@ -28,7 +28,10 @@ CYTHON_NOISE = [
 LDFLAGS: list[str] = []
 FREE_THREADING = os.environ.get("NVME_ASYNC_FREE_THREADING") == "1"
 BUILD = "build"
-SOURCE = "https://github.com/nvme-async/nvme_async"
+# Where the repository is published, as https://host/owner/name. Who publishes it sets this: the
+# repository itself names no address. Without it the metadata have no URLs, and the README no links
+# to files.
+SOURCE = os.environ.get("NVME_ASYNC_SOURCE_URL", "").rstrip("/")
 
 if os.environ.get("NVME_ASYNC_WERROR") == "1":
     CFLAGS.append("-Werror")
@@ -78,12 +81,31 @@ def compiled(name: str, sources: list[str]) -> Extension:
 def readme() -> str:
     """README.md with links that work on PyPI too."""
     with open("README.md") as file:
-        return re.sub(r"\]\((?!https?:|#)", f"]({SOURCE}/blob/main/", file.read())
+        text = file.read()
+    if SOURCE:
+        return re.sub(r"\]\((?!https?:|#)", f"]({SOURCE}/blob/main/", text)
+    return re.sub(r"\[([^\]]*)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+
+
+def urls() -> dict[str, str]:
+    """The project's URLs, as far as they are known."""
+    files = f"{SOURCE}/blob/main"
+    return (
+        {
+            "Source": SOURCE,
+            "Issues": f"{SOURCE}/issues",
+            "Documentation": f"{files}/docs/index.md",
+            "Changelog": f"{files}/CHANGELOG.md",
+        }
+        if SOURCE
+        else {}
+    )
 
 
 setup(
     long_description=readme(),
     long_description_content_type="text/markdown",
+    project_urls=urls(),
     ext_modules=cythonize(
         [compiled("_probe", ["tests/native/probe/_probe.pyx"])]
         if os.environ.get("NVME_ASYNC_PROBE") == "1"

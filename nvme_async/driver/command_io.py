@@ -141,7 +141,7 @@ class Batch:
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self._depth, len(self))):
-                group.create_task(some())
+                group.create_task(some(), name="part of a batch")
         return self
 
 

@@ -141,7 +141,7 @@ class Controller(ReachableMemory):
         self.transport.watch(None)
         error = ControllerGone(f"{self.uri}: {self.transport.trouble or 'the device is gone'}")
         if self.state is State.CLOSING:
-            self._failing = self.loop.create_task(self.transport.queues.fail(error))
+            self._failing = self.loop.create_task(self.transport.queues.fail(error), name=f"{self.uri} failure")
         self._fail(error)
 
     async def _cut_off(self, error: NvmeError) -> None:
@@ -298,7 +298,7 @@ class Controller(ReachableMemory):
         log.error("%s: %s", self.uri, error)
         for namespace in self.namespaces.values():
             namespace._set_gone(error)
-        self._failing = self.loop.create_task(self.transport.queues.fail(error))
+        self._failing = self.loop.create_task(self.transport.queues.fail(error), name=f"{self.uri} failure")
         self.listener.end()
 
     async def reset(self, reason: str = "requested") -> None:

@@ -182,7 +182,9 @@ class Effects:
         effect = self.of(command)
         if not effect:
             return await self._send(command, buffer, tag, unlimited)
-        task = self._controller.loop.create_task(self._with_effects(effect, command, buffer, tag, unlimited))
+        task = self._controller.loop.create_task(
+            self._with_effects(effect, command, buffer, tag, unlimited), name=f"{self._controller.uri} {command.name}"
+        )
         self._tasks.add(task)
         task.add_done_callback(self._over)
         return await asyncio.shield(task)

@@ -139,7 +139,7 @@ class PlainQueue:
         cid, self._next = self._next, self._next + 1 & 0xFFFF_FFFF
         self._out[cid] = out = InFlight(command, time.monotonic())
         self.submitted += 1
-        task = self.loop.create_task(self._run(cid, command, view, nbytes))
+        task = self.loop.create_task(self._run(cid, command, view, nbytes), name=command.name)
         task.add_done_callback(_retrieve)  # its waiter may have gone
         waiter = asyncio.shield(task)
         self._waiters.add(waiter)

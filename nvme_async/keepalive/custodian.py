@@ -125,7 +125,7 @@ class KeeperCustodian:
 
     def _return(self) -> None:
         if self._returning is None or self._returning.done():
-            self._returning = self._loop.create_task(self._deposit_again())
+            self._returning = self._loop.create_task(self._deposit_again(), name="return to the keeper")
 
     async def _deposit_again(self) -> None:
         delay = FIRST_RETRY

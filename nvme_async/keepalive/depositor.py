@@ -61,7 +61,7 @@ class Depositor:
         """
         self._controller.on_bundle_changed = self._on_changed
         self._claiming = True
-        self._task = self._controller.loop.create_task(self._claim(wait))
+        self._task = self._controller.loop.create_task(self._claim(wait), name=f"{self._controller.uri} claim")
 
     async def _claim(self, wait: float) -> None:
         try:
@@ -80,7 +80,7 @@ class Depositor:
             return
         self._suspended = False
         if self._task is None or self._task.done():
-            self._task = self._controller.loop.create_task(self._follow())
+            self._task = self._controller.loop.create_task(self._follow(), name=f"{self._controller.uri} deposits")
         else:
             self._again = True
 

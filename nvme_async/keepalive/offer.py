@@ -46,11 +46,12 @@ class Offer:
         self.taken: bool = False
 
     async def __aenter__(self) -> Self:
+        name = f"{self._controller.uri} hand-over"
         if isinstance(self._where, socket.socket):
-            self._task = asyncio.create_task(self._one(Wire(self._where), again=False))
+            self._task = asyncio.create_task(self._one(Wire(self._where), again=False), name=name)
         else:
             self._listen(self._where)
-            self._task = asyncio.create_task(self._serve(self._where))
+            self._task = asyncio.create_task(self._serve(self._where), name=name)
         return self
 
     async def __aexit__(

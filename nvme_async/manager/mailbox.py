@@ -66,7 +66,7 @@ class Mailbox:
             return
         self._waiting.append(operation)
         if self._task is None:
-            self._task = self.worker.loop.create_task(self._run())
+            self._task = self.worker.loop.create_task(self._run(), name="device operations")
 
     async def _run(self) -> None:
         try:

@@ -54,7 +54,7 @@ async def until_done(loop: asyncio.AbstractEventLoop, make: Callable[[], Corouti
     tasks: list[asyncio.Task[T]] = []
 
     def begin() -> None:
-        tasks.append(loop.create_task(make()))
+        tasks.append(loop.create_task(make(), name="call from another loop"))
         tasks[0].add_done_callback(lambda _: outcome.set_result(None))
 
     loop.call_soon_threadsafe(begin)

@@ -224,7 +224,7 @@ class Share(LeaseSet):
 
     def spawn(self, work: Callable[[], Any]) -> None:
         """Runs a coroutine in the background."""
-        task = self.controller.loop.create_task(work())
+        task = self.controller.loop.create_task(work(), name=f"{self.controller.uri} lease upkeep")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -232,9 +232,9 @@ async def test_a_block_size_changed_by_another_host_ends_requests_of_the_old_one
 @pytest.mark.parametrize("nbytes", [512, 8192])
 async def test_a_buffer_of_the_wrong_size_for_the_command_is_refused(two: Controller, nbytes: int) -> None:
     ns = two.namespaces[1]
-    with pytest.raises(ValueError, match="moves 4096 bytes"):
+    with pytest.raises(ValueError, match="transfers 4096 bytes"):
         await ns.submit(commands.read(1, 0, 1), bytearray(nbytes))
-    with pytest.raises(ValueError, match="moves 4096 bytes"):
+    with pytest.raises(ValueError, match="transfers 4096 bytes"):
         await ns.submit(commands.write(1, 0, 1), bytes(nbytes))
 
 

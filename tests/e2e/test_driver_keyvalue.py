@@ -49,7 +49,7 @@ async def test_missing_and_existing_keys() -> None:
         assert await values.retrieve(b"k") == b"x"
         with pytest.raises(ValueError, match="1 to 16"):
             await values.store(b"", b"x")
-        with pytest.raises(ValueError, match="1 to 16"):
+        with pytest.raises(ValueError, match="the limit is 16"):
             await values.store(b"x" * 17, b"x")
         with pytest.raises(ValueError, match="at most"):
             await values.store(b"x", bytes(values.max_value + 1))

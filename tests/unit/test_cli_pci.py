@@ -133,7 +133,7 @@ def test_doctor_shows_what_would_be_decided_about_keepalive(
     monkeypatch.setenv("OPENHCL_VTL2_GPA_POOL_NUMA", "scatter")
     result = run(system, "doctor", "--pool", "1")
     assert result.exit_code == 1
-    assert "OPENHCL_VTL2_GPA_POOL_NUMA: 'scatter' is no way to spread" in result.stdout
+    assert "OPENHCL_VTL2_GPA_POOL_NUMA: 'scatter' is not a way to spread" in result.stdout
     assert "-> unset OPENHCL_VTL2_GPA_POOL_NUMA" in result.stdout
     assert "pages (environment OPENHCL_IGVM_VTL2_GPA_POOL_CONFIG, release: 1 drive x (" in " ".join(
         result.stdout.split()

@@ -86,7 +86,7 @@ def test_zipf_follows_its_law():
         ({"length": 1024}, "smaller than one block"),
         ({"align": 100}, "alignment 100"),
         ({"sizes": ((),) * 3}, "0 block sizes"),
-        ({"sizes": SIZES[:2]}, "3 directions"),
+        ({"sizes": SIZES[:2]}, "must be for 3"),
     ],
 )
 def test_a_generator_refuses_unsupported_settings(options, message):

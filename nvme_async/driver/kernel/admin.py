@@ -184,7 +184,9 @@ class AdminService:
     def take(self) -> None:
         """Starts the posted commands."""
         for cid, sqe, data, nbytes in self._relay.take():
-            task = asyncio.get_running_loop().create_task(self._serve(cid, sqe, data, nbytes))
+            task = asyncio.get_running_loop().create_task(
+                self._serve(cid, sqe, data, nbytes), name=f"admin command {cid:#x}"
+            )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

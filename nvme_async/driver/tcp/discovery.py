@@ -62,10 +62,10 @@ class DiscoveryController:
         )
         try:
             self._stream = pdu.Stream(self._connection.sock, self._name)
-            self._tasks.append(asyncio.create_task(self._read()))
+            self._tasks.append(asyncio.create_task(self._read(), name=f"{self._name} receiver"))
             await self._enable()
             if self._kato:
-                self._tasks.append(asyncio.create_task(self._keep_alive()))
+                self._tasks.append(asyncio.create_task(self._keep_alive(), name=f"{self._name} Keep Alive"))
         except BaseException:
             await self._close()
             raise
