@@ -69,6 +69,15 @@ cdef class Mmio:
         forked_remove(&self.mapping)
         if self.base != NULL:
             munmap(self.base, self.nbytes)
+        kick_ring_close(&self.kicks)
+
+    cdef const kick_ring *_kick_ring(self, int eventfd):
+        """A ring that signals the eventfd which belongs to this window's doorbells, until this
+        object ends. NULL: the system has none, or the window has another eventfd.
+        """
+        if self.kicks.map == NULL and not kick_ring_open(&self.kicks, eventfd):
+            return NULL
+        return &self.kicks if self.kicks.eventfd == eventfd else NULL
 
     cdef char *_at(self, Py_ssize_t offset, Py_ssize_t width, bint write) except NULL:
         if self.base == NULL:

@@ -1,14 +1,16 @@
 /*
  * Signalling an eventfd that a peer gave us, without ever waiting for that peer. write() blocks
  * while the counter is full and the description is not non-blocking, and the peer controls both at
- * any time. Signals from the kernel itself never block: so a read of 0 bytes is submitted as
- * asynchronous I/O whose completion signals the eventfd (io_submit(2), IOCB_FLAG_RESFD); it ends,
- * with EINVAL, before the call returns. If a sandbox has no asynchronous I/O, poll() checks first
- * whether write() would block; that protects from a peer that has stopped, not from one that
- * attacks in between.
+ * any time. Signals from the kernel itself never block. So a ring of io_uring does it
+ * (kick_ring.h). Where there is none, a read of 0 bytes is submitted as asynchronous I/O whose
+ * completion signals the eventfd (io_submit(2), IOCB_FLAG_RESFD); it ends, with EINVAL, before the
+ * call returns. If a sandbox has no asynchronous I/O either, poll() checks first whether write()
+ * would block; that protects from a peer that has stopped, not from one that attacks in between.
  */
 #ifndef NVME_ASYNC_DEVICE_KICK_H
 #define NVME_ASYNC_DEVICE_KICK_H
+
+#include "device/kick_ring.h"
 
 #include <errno.h>
 #include <linux/aio_abi.h>
@@ -48,7 +50,8 @@ static void kick_in_child(void)
     kick_context = 0;
 }
 
-/* Finds the available method. Called once, and again after a fork; under the GIL. */
+/* Finds the method that is used without a ring. Called once, and again after a fork; under the
+ * GIL. */
 static inline void kick_prepare(void)
 {
     static int watched;
@@ -72,11 +75,16 @@ static inline void kick_prepare(void)
     close(fd);
 }
 
-/* Adds 1 to an eventfd; a full one stays full. Never blocks, and keeps errno. */
-static __attribute__((noinline, cold, unused)) void kick_eventfd(int fd)
+/* Adds 1 to an eventfd; a full one stays full. Never blocks, and keeps errno. ring: where the
+ * eventfd is registered, or NULL. */
+static __attribute__((noinline, cold, unused)) void kick_eventfd(int fd, const struct kick_ring *ring)
 {
     const int saved = errno;
 
+    if (ring && kick_ring_signal(ring)) {
+        errno = saved;
+        return;
+    }
     if (kick_way == KICK_AIO) {
         /* Completions collect in the context; one call takes them all. */
         if (kick_submit(fd) < 0 && errno == EAGAIN) {

@@ -28,7 +28,7 @@ from array import array
 from collections import deque
 
 cimport cython
-from nvme_async.native._mmio cimport Mmio
+from nvme_async.native._mmio cimport Mmio, kick_ring
 from nvme_async.native._placement cimport (FT_GLOBAL_LOCK, AddressMap, BounceCache, Mapping, Piece, export_bytes, find_mapping, ft_acquire, ft_release, give_piece, size_class,
                                            take_piece)
 
@@ -111,7 +111,8 @@ cdef extern from "hotpath/queue.h":
         uint32_t *sq_doorbell
         uint32_t *cq_doorbell
         int kick_fd
-        void (*kick)(int fd) noexcept nogil
+        void (*kick)(int fd, const kick_ring *ring) noexcept nogil
+        const kick_ring *kick_ring
         uint32_t *sq_shadow
         uint32_t *cq_shadow
         uint32_t *sq_eventidx
@@ -189,7 +190,7 @@ cdef extern from "hotpath/adopt.h":
 
 cdef extern from "device/kick.h":
     void kick_prepare()
-    void kick_eventfd(int fd) noexcept nogil
+    void kick_eventfd(int fd, const kick_ring *ring) noexcept nogil
 
 cdef extern from "hotpath/send.h":
     void nva_request_install(object type_, void *impl)

@@ -90,7 +90,7 @@ static inline bool nvq_doorbell(struct nvq *q, volatile uint32_t *doorbell, vola
     }
     mmio_store32(doorbell, value);
     if (q->kick_fd >= 0)
-        q->kick(q->kick_fd);
+        q->kick(q->kick_fd, q->kick_ring);
     return false;
 }
 

@@ -35,6 +35,8 @@ struct nvq_strays {
     uint16_t cid, sqid; /* of the last one */
 };
 
+struct kick_ring; /* device/kick_ring.h */
+
 struct nvq {
     /* Used for each command. */
     struct nvq_sqe *sq;
@@ -71,7 +73,8 @@ struct nvq {
     int kick_fd; /* an eventfd that wakes a sleeping peer, -1 = none */
     /* Signals it (device/kick.h). A pointer, because the state of kick.h belongs to one extension
      * module, and others ring doorbells too. */
-    void (*kick)(int fd);
+    void (*kick)(int fd, const struct kick_ring *ring);
+    const struct kick_ring *kick_ring; /* where the eventfd is registered, or NULL */
     /* No doorbell is rung: the controller is being reset and doesn't know this queue. Set by
      * nvq_silent(). */
     bool silent;

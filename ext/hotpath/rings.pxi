@@ -135,7 +135,9 @@ cdef class Rings:
         self.doorbell_write = write32
         self.rings_later = later
         self.sq_doorbell_offset, self.cq_doorbell_offset = sq_register, cq_register
-        if kick_fd >= 0:
+        # The ring is the window's, and so shared by all queue pairs of a device.
+        self.q.kick_ring = mmio._kick_ring(kick_fd) if mmio is not None and kick_fd >= 0 else NULL
+        if kick_fd >= 0 and self.q.kick_ring == NULL:
             kick_prepare()
         self.q.kick = kick_eventfd
         self.q.kick_fd = kick_fd

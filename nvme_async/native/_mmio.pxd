@@ -8,12 +8,22 @@ cdef extern from "device/sigbus.h":
     bint sigbus_guard(sigbus_window *window, void *base, size_t nbytes, int lost_fd)
     void sigbus_forget(sigbus_window *window)
 
+cdef extern from "device/kick_ring.h":
+    struct kick_ring:
+        int eventfd
+        void *map
+
+    bint kick_ring_open(kick_ring *ring, int eventfd)
+    void kick_ring_close(kick_ring *ring)
+
 
 cdef class Mmio:
     cdef char *base                 # NULL once closed; plain pointer for the hot path, which keeps a reference to this object
     cdef forked_mapping mapping
     cdef sigbus_window window
+    cdef kick_ring kicks            # no ring until _kick_ring() was called
     cdef readonly size_t nbytes
     cdef readonly bint writable
+    cdef const kick_ring *_kick_ring(self, int eventfd)
     cdef char *_at(self, Py_ssize_t offset, Py_ssize_t width, bint write) except NULL
     cpdef void close(self) except *
