@@ -17,7 +17,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Data": ("read", "write", "flush", "export"),
     "Servicing": ("inspect", "top", "keeper"),
     "Benchmark": ("bench", "emulate"),
-    "The rest of nvme-cli": tuple(sorted(NVME)),
+    "The rest of nvme-cli": tuple(sorted(NVME - {"id-ctrl", "id-ns"})),
 }
 OTHERS = "More"
 """The section of commands that no other section names."""

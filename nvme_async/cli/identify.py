@@ -1,17 +1,13 @@
-"""nvme-async id-ctrl and id-ns: a controller and its namespaces, with nvme-cli's names."""
+"""Identify Controller and Identify Namespace as lines of text, with nvme-cli's names."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
-import click
-import uvloop
 
-from nvme_async.cli.fabrics import open_device
-from nvme_async.cli.output import output_option
+from nvme_async.cli.nvme.explain import Rows, bit_lines
 from nvme_async.spec.identify import IdentifyController, IdentifyNamespace, PowerState
 
 # Shown in hexadecimal, as nvme-cli does; everything else is decimal.
@@ -25,8 +21,6 @@ _HEX = frozenset({
 # fmt: on
 _WORKLOADS = {0: "-", 1: "1MiB 32 RW, 30s idle", 2: "80K 128KiB SW"}
 _WIDTH = 10
-
-_output = output_option(help="json has nvme-cli's keys and types.")
 
 
 def _printable(value: str) -> str:
@@ -44,9 +38,12 @@ def _value(name: str, value: Any) -> str:
     return _printable(str(value))
 
 
-def _lines(identify: attrs.AttrsInstance, names: Iterator[str], width: int) -> Iterator[str]:
+def _lines(identify: attrs.AttrsInstance, names: Iterator[str], width: int, bits: Mapping[str, Rows]) -> Iterator[str]:
     for name in names:
-        yield f"{name:<{width}}: {_value(name, getattr(identify, name))}"
+        value = getattr(identify, name)
+        yield f"{name:<{width}}: {_value(name, value)}"
+        if isinstance(value, int):
+            yield from bit_lines(bits.get(name, ()), value)
 
 
 def _watts(value: int, scale: int) -> str:
@@ -72,59 +69,24 @@ def _power_state(index: int, state: PowerState) -> Iterator[str]:
     yield f"{indent}active_power_workload:{_WORKLOADS.get(state.apws & 7, 'reserved')}"
 
 
-def controller_text(identify: IdentifyController) -> str:
-    """`field : value` lines."""
+def controller_text(identify: IdentifyController, bits: Mapping[str, Rows] | None = None) -> str:
+    """`field : value` lines; bits: explanations of bit fields."""
     names = (field.name for field in attrs.fields(IdentifyController))
     lines = ["NVME Identify Controller:"]
-    lines += _lines(identify, (name for name in names if name not in ("dctype", "psds", "vs")), _WIDTH)
+    lines += _lines(identify, (name for name in names if name not in ("dctype", "psds", "vs")), _WIDTH, bits or {})
     for index, state in enumerate(identify.power_states):
         lines += _power_state(index, state)
     return "\n".join(lines)
 
 
-def namespace_text(nsid: int, identify: IdentifyNamespace) -> str:
-    """`field : value` lines and the LBA formats."""
+def namespace_text(nsid: int, identify: IdentifyNamespace, bits: Mapping[str, Rows] | None = None) -> str:
+    """`field : value` lines and the LBA formats; bits: explanations of bit fields."""
     keys = identify.to_json()  # omits what the namespace does not report
     names = (field.name for field in attrs.fields(IdentifyNamespace))
     lines = [f"NVME Identify Namespace {nsid}:"]
-    lines += _lines(identify, (name for name in names if name in keys and name != "lbafs"), 8)
+    lines += _lines(identify, (name for name in names if name in keys and name not in ("lbafs", "vs")), 8, bits or {})
     for index, lbaf in enumerate(identify.supported_formats):
         in_use = " (in use)" if index == identify.lbaf_index else ""
         rp = f"{lbaf.rp:#x}" if lbaf.rp else "0"
         lines.append(f"lbaf {index:2} : ms:{lbaf.ms:<3} lbads:{lbaf.ds:<2} rp:{rp}{in_use}")
     return "\n".join(lines)
-
-
-async def _identify_controller(device: str) -> IdentifyController:
-    async with open_device(device) as controller:
-        return controller.identify
-
-
-async def _identify_namespace(device: str, nsid: int | None) -> tuple[int, IdentifyNamespace]:
-    async with open_device(device) as controller:
-        active = sorted(controller.namespaces)
-        if nsid is None and active:
-            nsid = active[0]
-        if nsid is None or nsid not in active:
-            wanted = "" if nsid is None else f" {nsid}"
-            raise click.ClickException(f"no active namespace{wanted} on {device}; active: {active or 'none'}")
-        return nsid, controller.namespaces[nsid].identify
-
-
-@click.command("id-ctrl")
-@click.argument("device")
-@_output
-def id_ctrl(device: str, output: str) -> None:
-    """Show the properties of the controller DEVICE (Identify Controller)."""
-    identify = uvloop.run(_identify_controller(device))
-    click.echo(json.dumps(identify.to_json(), indent=2) if output == "json" else controller_text(identify))
-
-
-@click.command("id-ns")
-@click.argument("device")
-@click.option("-n", "--namespace-id", "nsid", type=click.IntRange(min=1), help="Namespace. [default: the first]")
-@_output
-def id_ns(device: str, nsid: int | None, output: str) -> None:
-    """Show the properties of a namespace of DEVICE (Identify Namespace)."""
-    nsid, identify = uvloop.run(_identify_namespace(device, nsid))
-    click.echo(json.dumps(identify.to_json(), indent=2) if output == "json" else namespace_text(nsid, identify))

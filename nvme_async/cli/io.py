@@ -21,6 +21,7 @@ import uvloop
 import nvme_async
 from nvme_async.cli.blocking import beside, read_up_to, write_all
 from nvme_async.cli.fabrics import open_device
+from nvme_async.cli.nvme.single import read_one, with_transfer_options, write_one
 from nvme_async.cli.output import output_option
 from nvme_async.emulator.parsing import parse_size
 from nvme_async.errors import ConfigurationError
@@ -94,6 +95,7 @@ _count = click.option(
 )
 _offset = click.option("--offset", callback=_size, metavar="SIZE", help="Instead of --start-block: the first byte.")
 _fua = click.option("-f", "--force-unit-access", "fua", is_flag=True, help="Set FUA: access the media, not a cache.")
+_force = click.option("--force", is_flag=True, help="No effect: no drive is asked whether it is in use.")
 _output = output_option()
 
 
@@ -146,6 +148,12 @@ class _Extent:
         if self.start is not None and self.offset is not None:
             raise click.UsageError("--start-block and --offset exclude each other")
         return self.offset if self.offset is not None else (self.start or 0) * namespace.block_size
+
+    def in_blocks(self) -> tuple[int, int]:
+        """(First block, blocks zero-based), for one command."""
+        if self.offset is not None or self.length is not None:
+            raise click.UsageError("--offset and --length can't be used with the options of one command")
+        return self.start or 0, self.count or 0
 
     def nbytes(self, namespace: nvme_async.Namespace) -> int | None:
         if self.count is not None and self.length is not None:
@@ -366,13 +374,24 @@ def _run(work: Any) -> None:
 @_place("Instead of --block-count: length in bytes.")
 @click.option("-d", "--data", "data", default="-", show_default=True, help="Output file; - is stdout.")
 @_fua
+@_force
 @_output
-def read(extent: _Extent, data: str, fua: bool, output: str) -> None:
-    """Read blocks of DEVICE."""
+@with_transfer_options
+def read(extent: _Extent, data: str, fua: bool, force: bool, output: str, one: dict[str, Any] | None) -> None:
+    """Read blocks of DEVICE.
+
+    With one of the options of a transfer (tags, checks, hints, metadata, --dry-run, --latency) it
+    is one command, as in nvme-cli.
+    """
     if output == "json" and data == "-":
         raise click.UsageError("-o json and the data can't both go to stdout: give --data FILE")
     if data == "-" and sys.stdout.isatty():
         raise click.UsageError("the output is binary and stdout is a terminal: give --data FILE, or use a pipe")
+    if one is not None:
+        start, count = extent.in_blocks()
+        nbytes = read_one(extent.device, extent.nsid, start, count, data, fua, one)
+        click.echo(f"read: Success, {nbytes} bytes", err=True)
+        return
     _run(_read(extent, data, fua, output))
 
 
@@ -381,9 +400,30 @@ def read(extent: _Extent, data: str, fua: bool, output: str) -> None:
 @click.option("-d", "--data", "data", default="-", show_default=True, help="Input file; - is stdin.")
 @click.option("--pad", is_flag=True, help="Fill the missing part of the last block, or of the length, with zeroes.")
 @_fua
+@_force
 @_output
-def write(extent: _Extent, data: str, fua: bool, pad: bool, output: str) -> None:
-    """Write blocks of DEVICE."""
+@with_transfer_options
+def write(
+    extent: _Extent,
+    data: str,
+    fua: bool,
+    force: bool,
+    pad: bool,
+    output: str,
+    one: dict[str, Any] | None,
+) -> None:
+    """Write blocks of DEVICE.
+
+    With one of the options of a transfer (tags, checks, hints, metadata, --dry-run, --latency) it
+    is one command, as in nvme-cli.
+    """
+    if one is not None:
+        if pad:
+            raise click.UsageError("--pad and the options of one command exclude each other")
+        start, count = extent.in_blocks()
+        nbytes = write_one(extent.device, extent.nsid, start, count, data, fua, one)
+        click.echo(f"write: Success, {nbytes} bytes", err=True)
+        return
     _run(_write(extent, data, fua, pad, output))
 
 

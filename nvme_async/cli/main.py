@@ -21,8 +21,6 @@ COMMANDS = {
     "emulate": "nvme_async.cli.emulate:emulate",
     "export": "nvme_async.cli.export:export",
     "flush": "nvme_async.cli.io:flush",
-    "id-ctrl": "nvme_async.cli.identify:id_ctrl",
-    "id-ns": "nvme_async.cli.identify:id_ns",
     "keeper": "nvme_async.cli.keeper:keeper",
     "inspect": "nvme_async.cli.inspect:inspect",
     "list": "nvme_async.cli.pci:list_devices",

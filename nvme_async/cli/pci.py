@@ -11,6 +11,10 @@ import click
 
 from nvme_async.cli.columns import Column, indented, terminal_width
 from nvme_async.cli.columns import table as columns_table
+from nvme_async.cli.nvme.listing import devices, managed
+from nvme_async.cli.nvme.listing import rows as rows_of
+from nvme_async.cli.nvme.output import lines as text_lines
+from nvme_async.cli.nvme.target import ATTACH
 from nvme_async.cli.output import output_option
 from nvme_async.device import parse_uri
 from nvme_async.device.pci import VFIO_DRIVER, Function, System, find
@@ -131,11 +135,20 @@ def table(rows: list[tuple[Function, list[Use]]], width: int | None = None) -> s
 
 @click.command("list")
 @output_option()
+@click.option("-v", "--verbose", is_flag=True, help="With --attach: subsystems, controllers and namespaces.")
 @click.pass_context
-def list_devices(ctx: click.Context, output: str) -> None:
+def list_devices(ctx: click.Context, output: str, verbose: bool) -> None:
     """Show every NVMe function of this machine: its driver, its uses, and the URIs to open
-    it.
+    it. With --attach: the namespaces of the manager there, as nvme-cli lists them.
     """
+    attach = ctx.find_root().meta.get(ATTACH)
+    if attach:
+        found = managed(attach)
+        if output == "json":
+            click.echo(json.dumps(devices(found, verbose=verbose), indent=2))
+        else:
+            click.echo("\n".join(text_lines(devices(found, verbose=True)) if verbose else rows_of(found)))
+        return
     system = system_of(ctx)
     rows = [(function, uses(system, function)) for function in find(system)]
     if output == "json":

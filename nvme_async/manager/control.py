@@ -9,7 +9,7 @@ user may open.
 Operations: inspect, metrics (Prometheus's text), with "uri": load, unload, reset, service, and with
 "setting", for all devices or that of "uri": switch_keepalive. "command" executes one NVMe command
 ("entry": its 64 bytes in hexadecimal, "admin", "nbytes", "data" in base64) and answers with
-"status", "dw0", "dw1", "data".
+"status", "dw0", "dw1", "data". "register" reads a register of "uri" at "offset".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from nvme_async.errors import ConfigurationError, ControllerGone
 from nvme_async.manager.device import ManagedDevice
-from nvme_async.manager.passthrough import carry_out
+from nvme_async.manager.passthrough import carry_out, read_register
 from nvme_async.manager.workers import Worker
 from nvme_async.runtime.json_lines import JsonLinesClient
 from nvme_async.runtime.sockets import ListeningSocket
@@ -112,6 +112,10 @@ class ControlServer:
             if not isinstance(request.get("uri"), str):
                 raise ConfigurationError('command needs a device\'s "uri"')
             return await carry_out(manager.device(request["uri"]), request)
+        if operation == "register":
+            if not isinstance(request.get("uri"), str):
+                raise ConfigurationError('register needs a device\'s "uri"')
+            return {"value": await read_register(manager.device(request["uri"]), request.get("offset"))}
         if operation == "inspect":
             return await manager.inspect_with_registers() if request.get("registers") else manager.inspect()
         if operation == "metrics":
@@ -134,7 +138,7 @@ class ControlServer:
         if operation not in on_device:
             raise ConfigurationError(
                 f"unknown operation {operation!r}; the operations are inspect, metrics, switch_keepalive, command, "
-                f"{', '.join(on_device)}"
+                f"register, {', '.join(on_device)}"
             )
         uri = request.get("uri")
         if not isinstance(uri, str):

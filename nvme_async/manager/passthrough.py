@@ -13,6 +13,7 @@ from nvme_async.manager.device import ManagedDevice
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.opcodes import AdminOpcode, Direction
+from nvme_async.spec.registers import WIDE, Register
 
 MOST = 512 << 10
 """Bytes that one command may transfer here: a line of the control socket holds no more."""
@@ -53,6 +54,25 @@ def _decode(request: dict[str, Any]) -> tuple[Command, bytes | None]:
             f"{command.name} sends {nbytes} bytes, but {0 if payload is None else len(payload)} were given"
         )
     return command, payload
+
+
+# With MSI-X a host doesn't access these (Base 2.1, 3.1.4.3).
+_UNREADABLE = (Register.INTMS, Register.INTMC)
+
+
+async def read_register(device: ManagedDevice, offset: Any) -> int:
+    """A register of a ready device by its offset. Reading has no side effect."""
+    if not isinstance(offset, int) or offset not in Register._value2member_map_ or offset in _UNREADABLE:
+        raise ConfigurationError(f"{offset!r} is no offset of a register that can be read")
+
+    async def there() -> int:
+        controller = device.controller
+        if device.state != "ready" or controller is None:
+            raise device.failure or QueueShutdown(f"{device.uri}: the device is {device.state}")
+        read = controller.registers.read64 if offset in WIDE else controller.registers.read32
+        return await read(offset)
+
+    return await device.worker.call(there)
 
 
 async def carry_out(device: ManagedDevice, request: dict[str, Any]) -> dict[str, Any]:

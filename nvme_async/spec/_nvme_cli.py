@@ -1,7 +1,7 @@
-"""Identify data as nvme-cli 2.3 prints them with `-o json`, key by key and type by type.
+"""Identify data as nvme-cli 2.13 prints them with `-o json`, key by key and type by type.
 
-128-bit capacities are strings, identifiers are hex strings, everything else is a number. One
-difference to nvme-cli is intended: it prints 32-bit values from 2**31 on as negative numbers.
+Numbers are numbers, 128-bit capacities included; identifiers are hex strings. One difference to
+nvme-cli is intended: it prints some 32-bit values from 2**31 on as negative numbers.
 """
 
 from __future__ import annotations
@@ -10,37 +10,10 @@ from typing import Any
 
 import attrs
 
-_CAPACITIES = frozenset({"tnvmcap", "unvmcap", "megcap", "maxdna", "nvmcap"})
 _PADDED = {"sn": 20, "mn": 40, "fr": 8}
-_LATER = frozenset(
-    {
-        "bpcap",
-        "nssl",
-        "plsi",
-        "crcap",
-        "kpioc",
-        "mptfawr",
-        "tmpthha",
-        "cqt",
-        "oaqd",
-        "rhiri",
-        "hirt",
-        "cmmrtd",
-        "nmmrtd",
-        "minmrtg",
-        "maxmrtg",
-        "trattr",
-        "mcudmq",
-        "mnsudmq",
-        "mcmr",
-        "nmcmr",
-        "mcdqpc",
-        "kpios",
-        "kpiodaag",
-    }
-)
-"""Fields that the specification has got since."""
 _PERFORMANCE = frozenset({"npwg", "npwa", "npdg", "npda", "nows"})
+_FORMATS_ONLY = frozenset({"nlbaf", "mc", "dpc", "nulbaf"})
+_ROW = 16
 
 
 def c_string(value: str) -> str:
@@ -48,10 +21,17 @@ def c_string(value: str) -> str:
     return value.split("\0", 1)[0]
 
 
+def ascii_rows(data: bytes, width: int = _ROW) -> list[str]:
+    """Bytes as nvme-cli shows them in JSON: rows of characters, a dot for what isn't printable."""
+    text = "".join(chr(byte) if 0x21 <= byte <= 0x7E else "." for byte in data)
+    return [text[at : at + width] for at in range(0, len(text), width)]
+
+
 def _power_state(state: Any) -> dict[str, int]:
     return {
         "max_power": state.mp,
-        "flags": state.flags,
+        "max_power_scale": state.flags & 1,
+        "non-operational_state": state.flags >> 1 & 1,
         "entry_lat": state.enlat,
         "exit_lat": state.exlat,
         "read_tput": state.rrt,
@@ -63,6 +43,12 @@ def _power_state(state: Any) -> dict[str, int]:
         "active_power": state.actp,
         "active_power_work": state.apws & 7,
         "active_scale": state.apws >> 6,
+        "emerg_power_fail_recover_time": state.epfrt,
+        "emerg_power_fail_recover_scale": state.epfr_fqv_ts & 0xF,
+        "force_quiesce_vault_time": state.fqvt,
+        "force_quiesce_vault_scale": state.epfr_fqv_ts >> 4,
+        "emerg_power_fail_vault_time": state.epfvt,
+        "emerg_power_fail_vault_scale": state.epfvts & 0xF,
     }
 
 
@@ -71,14 +57,14 @@ def controller(identify: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for field in attrs.fields(type(identify)):
         name, value = field.name, getattr(identify, field.name)
-        if name in ("dctype", "vs", "psds") or name in _LATER:
+        if name in ("dctype", "vs", "psds"):
             continue
         if name in _PADDED:
             result[name] = c_string(value.ljust(_PADDED[name]))
         elif name == "subnqn":
             if c_string(value):
                 result[name] = c_string(value)
-        elif name == "fguid" or name in _CAPACITIES:
+        elif name == "fguid":
             result[name] = str(value)
         else:
             result[name] = value
@@ -86,20 +72,18 @@ def controller(identify: Any) -> dict[str, Any]:
     return result
 
 
-def namespace(identify: Any) -> dict[str, Any]:
-    """The output of `nvme id-ns -o json` for an IdentifyNamespace."""
+def namespace(identify: Any, *, formats_only: bool = False) -> dict[str, Any]:
+    """The output of `nvme id-ns -o json` for an IdentifyNamespace; formats_only: that of `nvme
+    id-ns-lba-format`.
+    """
     result: dict[str, Any] = {}
     for field in attrs.fields(type(identify)):
         name, value = field.name, getattr(identify, field.name)
-        if name in ("vs", "lbafs") or name in _LATER:
+        if name in ("vs", "lbafs") or (formats_only and name not in _FORMATS_ONLY):
             continue
-        if name in _PERFORMANCE and not identify.nsfeat & 0x10:
+        if name in _PERFORMANCE and not identify.nsfeat & (0x10 if name == "npdg" else 0x30):
             continue
-        if name in _CAPACITIES:
-            result[name] = str(value)
-        elif name in ("nguid", "eui64"):
-            result[name] = value.hex()
-        else:
-            result[name] = value
+        result[name] = value.hex() if name in ("nguid", "eui64") else value
     result["lbafs"] = [{"ms": lbaf.ms, "ds": lbaf.ds, "rp": lbaf.rp} for lbaf in identify.lbafs[: identify.nlbaf + 1]]
+    result["vs"] = ascii_rows(identify.vs.split(b"\0", 1)[0])
     return result

@@ -347,6 +347,8 @@ class EnduranceGroup(Layout, size=512):
     """
 
     critical_warning: int = uint(0, 1)
+    egfeat: int = uint(1, 1)
+    """Endurance group features."""
     avl_spare: int = uint(3, 1)
     avl_spare_threshold: int = uint(4, 1)
     percent_used: int = uint(5, 1)
@@ -438,6 +440,10 @@ class SanitizeStatus(Layout, size=512):
     etond: int = uint(20, 4)
     etbend: int = uint(24, 4)
     etcend: int = uint(28, 4)
+    etpvds: int = uint(32, 4)
+    """Deallocation after media verification."""
+    ssi: int = uint(36, 1)
+    """State of the sanitize operation in bits 3:0, the state in which it failed in bits 7:4."""
 
     @property
     def state(self) -> SanitizeState:

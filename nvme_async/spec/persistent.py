@@ -76,6 +76,8 @@ class PersistentEvent:
         timestamp: milliseconds, as of feature 0Eh, when it did.
         vendor: vendor specific information.
         data: the event's data, which depend on the type.
+        header_length, additional: EHL (without its first three bytes) and EHAI.
+        port: the port that the event belongs to, with bits 1:0 of `additional`.
     """
 
     type: int
@@ -84,6 +86,9 @@ class PersistentEvent:
     timestamp: int
     vendor: bytes
     data: bytes
+    header_length: int = 21
+    additional: int = 0
+    port: int = 0
 
     @property
     def name(self) -> str:
@@ -109,21 +114,26 @@ class PersistentEventLog:
         return header.tll
 
     @classmethod
-    def decode(cls, data: Buffer) -> PersistentEventLog:
-        """ValueError if the page is cut off."""
+    def decode(cls, data: Buffer, *, whole: bool = True) -> PersistentEventLog:
+        """ValueError if the page is cut off; without `whole` the events that are complete."""
         page = bytes(data)
         header = PersistentEventHeader.decode(page[:512])
         at = 20 + header.lhl if header.lhl else 512
         events = []
         for index in range(header.tnev):
             if at + _EVENT_HEADER > len(page):
+                if not whole:
+                    break
                 raise ValueError(f"event {index} of {header.tnev} extends beyond the page's {len(page)} bytes")
-            kind, revision, ehl, _, cntlid, timestamp = struct.unpack_from("<BBBBHQ", page, at)
+            kind, revision, ehl, ehai, cntlid, timestamp, port = struct.unpack_from("<BBBBHQH", page, at)
             vsil, length = struct.unpack_from("<HH", page, at + 20)
             begin = at + 3 + ehl
             if vsil > length or begin + length > len(page):
+                if not whole:
+                    break
                 raise ValueError(f"event {index} of {header.tnev} extends beyond the page's {len(page)} bytes")
             body = page[begin : begin + length]
-            events.append(PersistentEvent(kind, revision, cntlid, timestamp, body[:vsil], body[vsil:]))
+            vendor, rest = body[:vsil], body[vsil:]
+            events.append(PersistentEvent(kind, revision, cntlid, timestamp, vendor, rest, ehl, ehai, port))
             at = begin + length
         return cls(header, tuple(events))

@@ -48,7 +48,7 @@ def test_the_words_and_the_uri_name_the_same_controller(target):
         (("--nqn", NQN), "belong together"),
         (("--transport", "tcp"), "need --traddr and --nqn"),
         (("emulated:", "--traddr", "127.0.0.1", "--nqn", NQN), "not both"),
-        ((), "Missing argument 'DEVICE'"),
+        ((), "a DEVICE is needed"),
     ],
 )
 def test_words_that_are_not_enough_or_too_many_are_usage_errors(words, said):

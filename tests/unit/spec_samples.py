@@ -46,7 +46,7 @@ def qemu_controller() -> bytes:
     return bytes(page)
 
 
-# What nvme-cli 2.3 (Debian 12) printed for that page, `nvme id-ctrl -o json`.
+# What nvme-cli 2.13 (Debian 13) printed for that page, `nvme id-ctrl -o json`.
 QEMU_CONTROLLER_JSON: dict[str, Any] = {
     "vid": 6966,
     "ssvid": 6900,
@@ -64,11 +64,15 @@ QEMU_CONTROLLER_JSON: dict[str, Any] = {
     "oaes": 256,
     "ctratt": 32768,
     "rrls": 0,
+    "bpcap": 0,
+    "nssl": 0,
+    "plsi": 0,
     "cntrltype": 1,
     "fguid": "00000000-0000-0000-0000-000000000000",
     "crdt1": 0,
     "crdt2": 0,
     "crdt3": 0,
+    "crcap": 0,
     "nvmsr": 0,
     "vwci": 0,
     "mec": 0,
@@ -86,8 +90,8 @@ QEMU_CONTROLLER_JSON: dict[str, Any] = {
     "mtfa": 0,
     "hmpre": 0,
     "hmmin": 0,
-    "tnvmcap": "0",
-    "unvmcap": "0",
+    "tnvmcap": 0,
+    "unvmcap": 0,
     "rpmbs": 0,
     "edstt": 0,
     "dsto": 0,
@@ -107,7 +111,11 @@ QEMU_CONTROLLER_JSON: dict[str, Any] = {
     "nanagrpid": 0,
     "pels": 0,
     "domainid": 0,
-    "megcap": "0",
+    "kpioc": 0,
+    "mptfawr": 0,
+    "megcap": 0,
+    "tmpthha": 0,
+    "cqt": 0,
     "sqes": 102,
     "cqes": 68,
     "maxcmd": 0,
@@ -124,8 +132,21 @@ QEMU_CONTROLLER_JSON: dict[str, Any] = {
     "ocfs": 3,
     "sgls": 1,
     "mnan": 0,
-    "maxdna": "0",
+    "maxdna": 0,
     "maxcna": 0,
+    "oaqd": 0,
+    "rhiri": 0,
+    "hirt": 0,
+    "cmmrtd": 0,
+    "nmmrtd": 0,
+    "minmrtg": 0,
+    "maxmrtg": 0,
+    "trattr": 0,
+    "mcudmq": 0,
+    "mnsudmq": 0,
+    "mcmr": 0,
+    "nmcmr": 0,
+    "mcdqpc": 0,
     "subnqn": "nqn.2019-08.org.qemu:deadbeef",
     "ioccsz": 0,
     "iorcsz": 0,
@@ -136,7 +157,8 @@ QEMU_CONTROLLER_JSON: dict[str, Any] = {
     "psds": [
         {
             "max_power": 2500,
-            "flags": 0,
+            "max_power_scale": 0,
+            "non-operational_state": 0,
             "entry_lat": 16,
             "exit_lat": 4,
             "read_tput": 0,
@@ -148,6 +170,12 @@ QEMU_CONTROLLER_JSON: dict[str, Any] = {
             "active_power": 0,
             "active_power_work": 0,
             "active_scale": 0,
+            "emerg_power_fail_recover_time": 0,
+            "emerg_power_fail_recover_scale": 0,
+            "force_quiesce_vault_time": 0,
+            "force_quiesce_vault_scale": 0,
+            "emerg_power_fail_vault_time": 0,
+            "emerg_power_fail_vault_scale": 0,
         }
     ],
 }
@@ -176,7 +204,7 @@ def qemu_namespace() -> bytes:
     return bytes(page)
 
 
-# What nvme-cli 2.3 (Debian 12) printed for that page, `nvme id-ns -o json`.
+# What nvme-cli 2.13 (Debian 13) printed for that page, `nvme id-ns -o json`.
 QEMU_NAMESPACE_JSON: dict[str, Any] = {
     "nsze": 2097152,
     "ncap": 2097152,
@@ -198,9 +226,7 @@ QEMU_NAMESPACE_JSON: dict[str, Any] = {
     "nabo": 0,
     "nabspf": 0,
     "noiob": 0,
-    "nvmcap": "0",
-    "nsattr": 0,
-    "nvmsetid": 0,
+    "nvmcap": 0,
     "npwg": 0,
     "npwa": 0,
     "npdg": 7,
@@ -209,11 +235,15 @@ QEMU_NAMESPACE_JSON: dict[str, Any] = {
     "mssrl": 128,
     "mcl": 128,
     "msrc": 127,
+    "kpios": 0,
     "nulbaf": 0,
+    "kpiodaag": 0,
     "anagrpid": 0,
+    "nsattr": 0,
+    "nvmsetid": 0,
     "endgid": 0,
-    "eui64": "525400fffe000001",
     "nguid": "00000000000000000000000000000000",
+    "eui64": "525400fffe000001",
     "lbafs": [
         {"ms": 0, "ds": 9, "rp": 0},
         {"ms": 8, "ds": 9, "rp": 0},
@@ -224,4 +254,5 @@ QEMU_NAMESPACE_JSON: dict[str, Any] = {
         {"ms": 16, "ds": 12, "rp": 0},
         {"ms": 64, "ds": 12, "rp": 0},
     ],
+    "vs": [],
 }

@@ -13,7 +13,9 @@ from spec_samples import QEMU_CONTROLLER_JSON, QEMU_NAMESPACE_JSON, qemu_control
 
 import nvme_async
 from nvme_async.cli.main import cli
+from nvme_async.spec.commands import Command
 from nvme_async.spec.identify import IdentifyController, IdentifyNamespace
+from nvme_async.spec.opcodes import Cns
 
 
 @pytest.fixture
@@ -25,8 +27,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def opening(uri: str) -> AsyncIterator[SimpleNamespace]:
         uris.append(uri)
         namespace = SimpleNamespace(identify=IdentifyNamespace.decode(qemu_namespace()))
+
+        async def admin(command: Command) -> SimpleNamespace:
+            page = qemu_controller() if command.cdw10 == Cns.CONTROLLER else qemu_namespace()
+            return SimpleNamespace(data=page)
+
         yield SimpleNamespace(
-            identify=IdentifyController.decode(qemu_controller()), namespaces={5: namespace, 2: namespace}
+            uri=uri,
+            identify=IdentifyController.decode(qemu_controller()),
+            namespaces={5: namespace, 2: namespace},
+            admin=admin,
         )
 
     monkeypatch.setattr(nvme_async, "open", opening, raising=False)

@@ -4,6 +4,8 @@ destruction.
 
 from __future__ import annotations
 
+import json
+import struct
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,12 +14,13 @@ from typing import Any
 
 import click
 
+from nvme_async.cli.nvme.explain import explanations
 from nvme_async.cli.nvme.output import FORMATS, show
-from nvme_async.cli.nvme.pages import PAGES, Page
-from nvme_async.cli.nvme.target import ATTACH, run
+from nvme_async.cli.nvme.page import Option, Page
+from nvme_async.cli.nvme.pages import PAGES
+from nvme_async.cli.nvme.target import ATTACH, OUTPUT, TIMEOUT, VERBOSE, run
 from nvme_async.cli.output import output_option
 
-Option = tuple[tuple[str, ...], str, Any, Any, str]
 COMMANDS: dict[str, click.Command] = {}
 """By name; "zns report-zones" is report-zones of the group zns."""
 
@@ -51,62 +54,97 @@ def option(flags: tuple[str, ...], name: str, kind: Any, default: Any, about: st
     )
 
 
-def _common(function: Callable[..., Any]) -> Callable[..., Any]:
-    for decorate in (
-        click.option("-v", "--verbose", "verbose", is_flag=True, help="Say more."),
-        click.option("-H", "--human-readable", "human", is_flag=True, help="Explain fields."),
-        click.option("-b", "--raw-binary", "raw", is_flag=True, help="The same as --output-format binary."),
-        output_option(*FORMATS[2:], help="json has nvme-cli's keys."),
-        click.argument("device", required=False),
-    ):
-        function = decorate(function)
-    return function
+_VERBOSE = (("-v", "--verbose"), "verbose", bool, False, "Show the commands that are sent, and more details.")
+_TIMEOUT = (("-t", "--timeout"), "timeout", int, None, "Milliseconds for everything.  [default: the driver's limits]")
+_HUMAN = (("-H", "--human-readable"), "human", bool, False, "Explain fields.")
+_RAW = (("-b", "--raw-binary"), "raw", bool, False, "The same as --output-format binary.")
+
+
+def _decorated(made: Callable[..., Any], options: tuple[Option, ...], shared: tuple[Option, ...], formats: bool) -> Any:
+    """The options of a command before those that all have; a letter belongs to the first that has
+    it.
+    """
+    taken = {flag for flags, *_ in options for flag in flags}
+    made = click.argument("device", required=False)(made)
+    for flags, name, kind, default, about in reversed(shared):
+        free = tuple(flag for flag in flags if flag not in taken)
+        if free:
+            made = option(free, name, kind, default, about)(made)
+    made = output_option(*(FORMATS[2:] if formats else ()), help="json has nvme-cli's keys.")(made)
+    for one in reversed(options):
+        made = option(*one)(made)
+    return made
+
+
+def _settings(arguments: dict[str, Any]) -> None:
+    """Takes out of the arguments what `target.run` and `say` need."""
+    meta = click.get_current_context().meta
+    meta[TIMEOUT] = arguments.pop("timeout", None)
+    meta[VERBOSE] = arguments.get("verbose", False)
+    meta[OUTPUT] = arguments.get("output", "normal")
 
 
 def page_command(name: str, page: Page) -> click.Command:
     """The command of a row of `pages`."""
 
-    def callback(device: str | None, output: str, raw: bool, human: bool, verbose: bool, **options: Any) -> None:
+    def callback(device: str | None, output: str, raw: bool, **options: Any) -> None:
+        _settings(options | {"output": output})
+        options.pop("timeout", None)
+        # nvme-cli explains fields with either.
+        options["human"] = options["human"] or options["verbose"]
+
         async def operation(controller: Any) -> bytes:
             return await page.read(controller, options)
 
         data = run(device, operation)
         try:
-            value = page.decode(data)
-        except ValueError as error:
+            value = page.shape(data, options)
+        except (ValueError, struct.error) as error:
             raise click.ClickException(f"the controller's response is invalid: {error}") from error
-        if page.shape is not None and not human:
-            value = page.shape(value, data) if name == "ns-descs" else page.shape(value)
-        show("binary" if raw else output, data, value)
+        bits = explanations(page.bits) if options["human"] else None
+        written = page.text
+        text = None if written is None else lambda: written(data, options, bits or {})
+        show("binary" if raw else output, data, value, text=text, bits=bits)
 
-    function = _common(callback)
-    for one in reversed(page.options):
-        function = option(*one)(function)
-    return click.command(name.rsplit(" ", 1)[-1], help=page.about)(function)
+    made = _decorated(callback, page.options, (_VERBOSE, _HUMAN, _RAW, _TIMEOUT), True)
+    return click.command(name.rsplit(" ", 1)[-1], help=page.about)(made)
 
 
 def command(name: str, *options: Option, output: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers a function (device, **options) as a command; its docstring is the help. With
-    `output` it also gets `output` (raw is folded into it), `human` and `verbose`.
+    `output` it also gets `output` (raw is folded into it) and `human`; otherwise it reports with
+    `say`.
     """
+    named = {row[1] for row in options}
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         def callback(**arguments: Any) -> None:
+            _settings(arguments)
+            verbose = arguments["verbose"] if "verbose" in named else arguments.pop("verbose", False)
             if output:
-                if arguments.pop("raw"):
+                if "raw" not in named and arguments.pop("raw", False):
                     arguments["output"] = "binary"
-                arguments.pop("verbose")
+                if "human" not in named:
+                    arguments["human"] = arguments["human"] or verbose
+            else:
+                arguments.pop("output")
             function(**arguments)
 
+        shared = (_VERBOSE, _HUMAN, _RAW, _TIMEOUT) if output else (_VERBOSE, _TIMEOUT)
         callback.__doc__ = function.__doc__
-        made: Callable[..., Any] = callback
-        made = _common(made) if output else click.argument("device", required=False)(made)
-        for one in reversed(options):
-            made = option(*one)(made)
+        made = _decorated(callback, options, shared, output)
         COMMANDS[name] = click.command(name.rsplit(" ", 1)[-1], help=function.__doc__)(made)
         return function
 
     return register
+
+
+def say(message: str) -> None:
+    """What an operation reports: a line, or nvme-cli's {"result": line}."""
+    if click.get_current_context().meta.get(OUTPUT) == "json":
+        click.echo(json.dumps({"result": message}, indent=2))
+    else:
+        click.echo(message)
 
 
 FORCE: Option = (("--force",), "force", bool, False, "Don't ask.")

@@ -7,15 +7,17 @@ from typing import Any
 
 import click
 
-from nvme_async.cli.nvme.build import FORCE, ask, command, execute, progress
+from nvme_async.cli.nvme.build import FORCE, ask, command, execute, progress, say
+from nvme_async.cli.nvme.creation import create
+from nvme_async.cli.nvme.directives import numbers
 from nvme_async.cli.nvme.output import show
+from nvme_async.cli.nvme.shapes_logs import lba_status
 from nvme_async.cli.nvme.target import first_namespace
 from nvme_async.driver import management
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import (
     NSID_ALL,
     FirmwareCommitAction,
-    LbaStatusAction,
     SanitizeAction,
     SecureErase,
     SelfTest,
@@ -33,6 +35,7 @@ NSID = (("-n", "--namespace-id"), "nsid", int, None, "Namespace.  [default: the 
     (("-i", "--pi"), "pi", click.IntRange(0, 3), 0, "Type of protection information."),
     (("-p", "--pil"), "pil", click.IntRange(0, 1), 0, "1: it is the first of the metadata."),
     (("-m", "--ms"), "ms", click.IntRange(0, 1), 0, "1: metadata at the end of each block."),
+    (("-r", "--reset"), "again", bool, False, "Reset the controller afterwards."),
     FORCE,
 )
 def format_nvm(
@@ -44,6 +47,7 @@ def format_nvm(
     pi: int,
     pil: int,
     ms: int,
+    again: bool,
     force: bool,
 ) -> None:
     """Format a namespace of DEVICE: destroys its data."""
@@ -51,7 +55,7 @@ def format_nvm(
 
     async def operation(controller: Any) -> int:
         chosen = first_namespace(controller, nsid)
-        with progress(f"format of namespace {chosen}") as say:
+        with progress(f"format of namespace {chosen}") as advance:
             await management.format_namespace(
                 controller,
                 chosen,
@@ -61,11 +65,13 @@ def format_nvm(
                 pi=pi,
                 pi_first=bool(pil),
                 extended=bool(ms),
-                progress=say,
+                progress=advance,
             )
+        if again:
+            await controller.reset("requested after a format")
         return chosen
 
-    click.echo(f"Success formatting namespace:{execute(device, operation):x}")
+    say(f"Success formatting namespace:{execute(device, operation):x}")
 
 
 @command(
@@ -84,6 +90,7 @@ def format_nvm(
     (("-i", "--oipbp"), "invert", bool, False, "Overwrite: invert the pattern between passes."),
     (("-n", "--owpass"), "passes", click.IntRange(1, 16), 1, "Overwrite: passes."),
     (("-p", "--ovrpat"), "pattern", int, 0, "Overwrite: 32-bit pattern."),
+    (("-e", "--emvs"), "verification", bool, False, "Enter the media verification state afterwards."),
     (("--no-wait",), "no_wait", bool, False, "Return when it has begun, as nvme-cli does."),
     FORCE,
 )
@@ -95,10 +102,13 @@ def sanitize(
     invert: bool,
     passes: int,
     pattern: int,
+    verification: bool,
     no_wait: bool,
     force: bool,
 ) -> None:
     """Erase all user data of DEVICE permanently."""
+    if verification:
+        raise click.UsageError("--emvs is not supported: the media verification state keeps I/O away without end")
     names = {"exit-failure": 1, "start-block-erase": 2, "start-overwrite": 3, "start-crypto-erase": 4}
     if action is None:
         raise click.UsageError("--sanact is needed")
@@ -107,7 +117,7 @@ def sanitize(
         ask(device, "sanitize", force)
 
     async def operation(controller: Any) -> None:
-        with progress("sanitize") as say:
+        with progress("sanitize") as advance:
             await management.sanitize(
                 controller,
                 chosen,
@@ -117,7 +127,7 @@ def sanitize(
                 passes=passes,
                 pattern=pattern,
                 wait=not no_wait,
-                progress=say,
+                progress=advance,
             )
 
     execute(device, operation)
@@ -147,13 +157,13 @@ def device_self_test(device: str | None, nsid: int, code: str, wait: bool) -> No
                 if kind == SelfTest.ABORT
                 else f"{kind.name.capitalize()} Device self-test started"
             )
-        with progress("self-test") as say:
-            result = await management.self_test(controller, kind, nsid, progress=say)
+        with progress("self-test") as advance:
+            result = await management.self_test(controller, kind, nsid, progress=advance)
         if result.dsts & 0xF:
             raise click.ClickException(f"the self-test failed: {result.result.name.replace('_', ' ').lower()}")
         return f"{kind.name.capitalize()} Device self-test passed"
 
-    click.echo(execute(device, operation))
+    say(execute(device, operation))
 
 
 @command(
@@ -168,30 +178,29 @@ def device_self_test(device: str | None, nsid: int, code: str, wait: bool) -> No
     (("-i", "--nvmset-id"), "nvmset", int, 0, "NVM set."),
     (("-e", "--endg-id"), "endgid", int, 0, "Endurance group."),
     (("-y", "--csi"), "csi", int, 0, "I/O command set."),
+    (("-l", "--lbstm"), "lbstm", int, 0, "Storage tag mask."),
+    (("-n", "--nphndls"), "nphndls", int, 0, "Placement handles.  [default: as many as --phndls]"),
+    (("-p", "--phndls"), "phndls", str, None, "Reclaim unit handles of the placement handles: 0,1."),
+    (("-S", "--nsze-si"), "nsze_si", str, None, "Instead of --nsze: the size, as 10M or 1GiB."),
+    (("-C", "--ncap-si"), "ncap_si", str, None, "Instead of --ncap, likewise."),
+    (("-z", "--azr"), "azr", bool, False, "Zoned: allocate zone resources."),
+    (("-r", "--rar"), "rar", int, 0, "Zoned: active resources."),
+    (("-O", "--ror"), "ror", int, 0, "Zoned: open resources."),
+    (("-u", "--rnumzrwa"), "rnumzrwa", int, 0, "Zoned: zone random write areas."),
     (("--attach",), "attach", bool, False, "Attach it to DEVICE, too."),
 )
-def create_ns(device: str | None, nsze: int | None, flbas: int | None, attach: bool, **more: Any) -> None:
+def create_ns(device: str | None, flbas: int | None, attach: bool, **more: Any) -> None:
     """Create a namespace of DEVICE."""
-    if nsze is None:
-        raise click.UsageError("--nsze is needed")
+    if (more["nsze"] is None) == (more["nsze_si"] is None):
+        raise click.UsageError("--nsze is needed, or --nsze-si")
+    handles = numbers(more["phndls"], "phndls")
+    if more["nphndls"] not in (0, len(handles)):
+        raise click.UsageError(f"--nphndls is {more['nphndls']}, --phndls has {len(handles)}")
 
     async def operation(controller: Any) -> int:
-        return await management.create_namespace(
-            controller,
-            nsze,
-            capacity=more["ncap"],
-            lbaf=flbas,
-            block_size=more["block_size"],
-            pi=more["dps"],
-            shared=bool(more["nmic"] & 1),
-            ana_group=more["ana"],
-            nvm_set=more["nvmset"],
-            endurance_group=more["endgid"],
-            csi=more["csi"],
-            attach=attach,
-        )
+        return await create(controller, flbas, handles, attach, more)
 
-    click.echo(f"create-ns: Success, created nsid:{execute(device, operation)}")
+    say(f"create-ns: Success, created nsid:{execute(device, operation)}")
 
 
 _CONTROLLERS = (("-c", "--controllers"), "controllers", str, None, "Controller identifiers: 0,1.  [default: this one]")
@@ -215,7 +224,7 @@ def attach_ns(device: str | None, nsid: int | None, controllers: str | None) -> 
     """Attach a namespace of DEVICE to controllers."""
     chosen, ids = _needed(nsid), _ids(controllers)
     execute(device, lambda controller: management.attach_namespace(controller, chosen, ids))
-    click.echo(f"attach-ns: Success, nsid:{chosen}")
+    say(f"attach-ns: Success, nsid:{chosen}")
 
 
 @command("detach-ns", NSID, _CONTROLLERS)
@@ -223,7 +232,7 @@ def detach_ns(device: str | None, nsid: int | None, controllers: str | None) -> 
     """Detach a namespace of DEVICE from controllers."""
     chosen, ids = _needed(nsid), _ids(controllers)
     execute(device, lambda controller: management.detach_namespace(controller, chosen, ids))
-    click.echo(f"detach-ns: Success, nsid:{chosen}")
+    say(f"detach-ns: Success, nsid:{chosen}")
 
 
 @command("delete-ns", NSID, FORCE)
@@ -232,17 +241,29 @@ def delete_ns(device: str | None, nsid: int | None, force: bool) -> None:
     chosen = _needed(nsid)
     ask(device, f"delete-ns of namespace {chosen}", force)
     execute(device, lambda controller: management.delete_namespace(controller, chosen))
-    click.echo(f"delete-ns: Success, deleted nsid:{chosen}")
+    say(f"delete-ns: Success, deleted nsid:{chosen}")
 
 
 @command(
     "fw-download",
     (("-f", "--fw"), "path", click.Path(exists=True, dir_okay=False, path_type=Path), None, "The image."),
     (("-x", "--xfer"), "xfer", int, None, "Bytes of one command.  [default: what fits]"),
+    (("-O", "--offset"), "offset", int, 0, "Where in the image area it goes, in dwords."),
+    (("-p", "--progress"), "progress_wanted", bool, False, "No effect: a terminal always shows it."),
+    (("-i", "--ignore-ovr"), "ignore", bool, False, "Ignore an overlap that the controller reports."),
     (("-c", "--commit"), "action", click.IntRange(0, 3), None, "And commit it: as --action of fw-commit."),
     (("-s", "--slot"), "slot", click.IntRange(0, 7), 0, "Slot of --commit."),
 )
-def fw_download(device: str | None, path: Path | None, xfer: int | None, action: int | None, slot: int) -> None:
+def fw_download(
+    device: str | None,
+    path: Path | None,
+    xfer: int | None,
+    offset: int,
+    progress_wanted: bool,
+    ignore: bool,
+    action: int | None,
+    slot: int,
+) -> None:
     """Send a firmware image to DEVICE.
 
     A controller discards it when it is reset, which happens when DEVICE is opened: a separate
@@ -253,14 +274,16 @@ def fw_download(device: str | None, path: Path | None, xfer: int | None, action:
     image = path.read_bytes()
 
     async def operation(controller: Any) -> management.Activation | None:
-        with progress("download") as say:
-            await management.download_firmware(controller, image, chunk=xfer, progress=say)
+        with progress("download") as advance:
+            await management.download_firmware(
+                controller, image, chunk=xfer, offset=4 * offset, ignore_overlap=ignore, progress=advance
+            )
         if action is not None:
             return await management.commit_firmware(controller, slot, FirmwareCommitAction(action))
         return None
 
     needed = execute(device, operation)
-    click.echo("Firmware download success")
+    say("Firmware download success")
     if action is not None:
         _committed(action, slot, needed)
 
@@ -288,57 +311,34 @@ def fw_commit(device: str | None, slot: int, action: int, bpid: int) -> None:
 
 def _committed(action: int, slot: int, needed: management.Activation) -> None:
     more = "" if needed is management.Activation.NONE else f", but firmware requires {needed.value}"
-    click.echo(f"Success committing firmware action:{action} slot:{slot}{more}")
+    say(f"Success committing firmware action:{action} slot:{slot}{more}")
 
 
 @command(
     "get-lba-status",
     NSID,
     (("-s", "--start-lba"), "start", int, 0, "First block."),
-    (("-l", "--range-len"), "length", int, 0, "How many blocks; 0: all."),
+    (("-m", "--max-dw"), "dwords", int, 1023, "Dwords of the answer, zero-based."),
     (("-a", "--action"), "action", int, 0x11, "10h scan, 11h what is known."),
+    (("-l", "--range-len"), "length", int, 0, "How many blocks; 0: all."),
     output=True,
 )
 def get_lba_status(
-    device: str | None, nsid: int | None, start: int, length: int, action: int, output: str, human: bool
+    device: str | None, nsid: int | None, start: int, dwords: int, action: int, length: int, output: str, human: bool
 ) -> None:
     """Show which blocks of a namespace of DEVICE can't be read."""
 
-    async def operation(controller: Any) -> Any:
-        return await management.lba_status(
-            controller, first_namespace(controller, nsid), start, length, LbaStatusAction(action)
-        )
+    async def operation(controller: Any) -> bytes:
+        made = commands.get_lba_status(first_namespace(controller, nsid), start, 4 * (dwords + 1), length, action)
+        data: bytes = (await controller.admin(made)).data
+        return data
 
-    found = execute(device, operation)
-    show(
-        output,
-        None,
-        {
-            "nlsd": len(found),
-            "LBA status": [{"DSLBA": one.dslba, "NLB": one.nlb, "Status": one.status} for one in found],
-        },
-    )
-
-
-@command(
-    "telemetry-log",
-    (("-O", "--output-file"), "path", click.Path(dir_okay=False, path_type=Path), None, "Where it goes."),
-    (("-g", "--host-generate"), "generate", click.IntRange(0, 1), 1, "1: the controller collects it anew."),
-    (("-c", "--controller-init"), "controller_init", bool, False, "What the controller has collected by itself."),
-    (("-d", "--data-area"), "area", click.IntRange(1, 4), 3, "Up to which data area."),
-)
-def telemetry_log(device: str | None, path: Path | None, generate: int, controller_init: bool, area: int) -> None:
-    """Save the telemetry of DEVICE."""
-    if path is None:
-        raise click.UsageError("--output-file is needed")
-    data = execute(
-        device,
-        lambda controller: management.telemetry_log(
-            controller, host=not controller_init, area=area, create=bool(generate)
-        ),
-    )
-    path.write_bytes(data)
-    click.echo(f"{len(data)} bytes of telemetry in {path}")
+    try:
+        data = execute(device, operation)
+        shown = lba_status(data)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    show(output, data, shown)
 
 
 @command("reset")

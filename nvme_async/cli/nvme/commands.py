@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from nvme_async.cli.nvme import blocks, changes, raw
+from nvme_async.cli.nvme import blocks, changes, directives, features, listing, raw, registers, reservations, zones
 from nvme_async.cli.nvme.build import COMMANDS
 
-GROUPS = {"zns": "Zoned namespaces."}
+GROUPS = {"fdp": "Flexible Data Placement.", "zns": "Zoned namespaces."}
 # These modules register their commands when they are imported.
-MODULES = (blocks, changes, raw)
+MODULES = (blocks, changes, directives, features, listing, raw, registers, reservations, zones)
 
 
 def find(name: str) -> click.Command:

@@ -11,6 +11,8 @@ from typing import Any
 import attrs
 import click
 
+from nvme_async.cli.nvme.explain import Rows, bit_lines
+
 FORMATS = ("normal", "json", "binary", "tabular")
 _HEXADECIMAL = frozenset(
     {
@@ -57,23 +59,26 @@ def _printable(value: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in value)
 
 
-def lines(value: Any, indent: int = 0) -> list[str]:
-    """`name : value`, nested ones below their name."""
+def lines(value: Any, indent: int = 0, bits: Mapping[str, Rows] | None = None) -> list[str]:
+    """`name : value`, nested ones below their name; bits: explanations of bit fields by name."""
     result: list[str] = []
+    bits = bits or {}
     space = " " * indent
     if isinstance(value, Mapping):
         width = max((len(str(key)) for key in value), default=0)
         for key, item in value.items():
             if isinstance(item, (Mapping, list)) and item:
                 result.append(f"{space}{key}:")
-                result += lines(item, indent + 2)
+                result += lines(item, indent + 2, bits)
             else:
                 result.append(f"{space}{key:<{width}} : {_value(str(key), item)}")
+                if isinstance(item, int):
+                    result += bit_lines(bits.get(str(key), ()), item, space + "  ")
     elif isinstance(value, list):
         for index, item in enumerate(value):
             if isinstance(item, (Mapping, list)):
                 result.append(f"{space}[{index}]")
-                result += lines(item, indent + 2)
+                result += lines(item, indent + 2, bits)
             else:
                 result.append(f"{space}[{index}] : {_value('', item)}")
     else:
@@ -100,7 +105,13 @@ def table(rows: list[Any]) -> list[str]:
 
 
 def show(
-    output: str, data: bytes | None, value: Any, *, title: str = "", text: Callable[[], str] | None = None
+    output: str,
+    data: bytes | None,
+    value: Any,
+    *,
+    title: str = "",
+    text: Callable[[], str] | None = None,
+    bits: Mapping[str, Rows] | None = None,
 ) -> None:
     """Writes the answer to stdout in the requested format. data: the bytes, for "binary"."""
     if output == "binary":
@@ -121,4 +132,4 @@ def show(
             return
         if title:
             click.echo(title)
-        click.echo("\n".join(lines(shown)))
+        click.echo("\n".join(lines(shown, bits=bits)))

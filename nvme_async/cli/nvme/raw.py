@@ -1,175 +1,42 @@
-"""Raw commands: log pages and features by number, passthrough, security, directives,
-registers.
+"""Any command, security protocols, and what administers controllers: virtualization, lockdown,
+capacity, management endpoints.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 
-from nvme_async.cli.nvme import shapes
-from nvme_async.cli.nvme.build import command, execute
-from nvme_async.cli.nvme.output import plain, show
+from nvme_async.cli.nvme.build import FORCE, ask, command, execute, say
+from nvme_async.cli.nvme.features import hexdump
+from nvme_async.cli.nvme.output import show
+from nvme_async.cli.nvme.page import Option
 from nvme_async.cli.nvme.target import first_namespace
 from nvme_async.driver import management
-from nvme_async.spec import commands, features
+from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
-from nvme_async.spec.opcodes import NSID_ALL, Direction, Feature, FeatureSelect
+from nvme_async.spec.opcodes import AdminOpcode, Direction
 from nvme_async.spec.tcg import Discovery0
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_NSID = (("-n", "--namespace-id"), "nsid", int, None, "Which namespace.")
-_CDWS = tuple(
-    ((f"--cdw{number}",), f"cdw{number}", int, 0, f"Command dword {number}.")
-    for number in (2, 3, 10, 11, 12, 13, 14, 15)
+_NEW = click.Path(dir_okay=False, path_type=Path)
+_NSID: Option = (("-n", "--namespace-id"), "nsid", int, None, "Which namespace.")
+_CDWS: tuple[Option, ...] = tuple(
+    ((f"-{letter}", f"--cdw{number}"), f"cdw{number}", int, 0, f"Command dword {number}.")
+    for letter, number in zip("23456789", (2, 3, 10, 11, 12, 13, 14, 15), strict=True)
 )
 
-# The decoder in spec.features of a feature's completion dword or data structure.
-VALUES: dict[int, Any] = {
-    Feature.ARBITRATION: features.Arbitration,
-    Feature.POWER_MANAGEMENT: features.PowerManagement,
-    Feature.TEMPERATURE_THRESHOLD: features.TemperatureThreshold,
-    Feature.ERROR_RECOVERY: features.ErrorRecovery,
-    Feature.VOLATILE_WRITE_CACHE: features.VolatileWriteCache,
-    Feature.NUMBER_OF_QUEUES: features.NumberOfQueues,
-    Feature.INTERRUPT_COALESCING: features.InterruptCoalescing,
-    Feature.INTERRUPT_VECTOR_CONFIGURATION: features.InterruptVectorConfiguration,
-    Feature.WRITE_ATOMICITY: features.WriteAtomicity,
-    Feature.ASYNC_EVENT_CONFIGURATION: features.AsyncEventConfiguration,
-    Feature.AUTONOMOUS_POWER_STATE_TRANSITION: features.AutonomousPowerStateTransition,
-    Feature.HOST_MEMORY_BUFFER: features.HostMemoryBuffer,
-    Feature.KEEP_ALIVE_TIMER: features.KeepAliveTimer,
-    Feature.HOST_CONTROLLED_THERMAL_MANAGEMENT: features.ThermalManagement,
-    Feature.NON_OPERATIONAL_POWER_STATE: features.NonOperationalPowerState,
-    Feature.READ_RECOVERY_LEVEL: features.ReadRecoveryLevel,
-    Feature.LBA_STATUS_INTERVAL: features.LbaStatusInterval,
-    Feature.SANITIZE_CONFIGURATION: features.SanitizeConfiguration,
-    Feature.ENDURANCE_GROUP_EVENTS: features.EnduranceGroupEvents,
-    Feature.COMMAND_SET_PROFILE: features.CommandSetProfile,
-    Feature.SOFTWARE_PROGRESS_MARKER: features.SoftwareProgressMarker,
-    Feature.RESERVATION_NOTIFICATION_MASK: features.ReservationNotificationMask,
-    Feature.RESERVATION_PERSISTENCE: features.ReservationPersistence,
-    Feature.NAMESPACE_WRITE_PROTECTION: features.NamespaceWriteProtection,
-}
-STRUCTURES: dict[int, Any] = {
-    Feature.TIMESTAMP: features.Timestamp,
-    Feature.HOST_BEHAVIOR: features.HostBehavior,
-}
 
-
-def feature_name(fid: int) -> str:
-    if fid not in Feature._value2member_map_:
-        return "Unknown"
-    return Feature(fid).name.replace("_", " ").title()
-
-
-@command(
-    "get-log",
-    (("-i", "--log-id"), "lid", int, None, "Which log page."),
-    (("-l", "--log-len"), "length", int, 512, "Bytes, a multiple of 4."),
-    (("-n", "--namespace-id"), "nsid", int, NSID_ALL, "Of which namespace."),
-    (("-s", "--lsp"), "lsp", int, 0, "Log specific field."),
-    (("-S", "--lsi"), "lsi", int, 0, "Log specific identifier."),
-    (("-p", "--lpo"), "offset", int, 0, "First byte."),
-    (("-r", "--rae"), "rae", bool, False, "Retain the asynchronous event."),
-    (("-y", "--csi"), "csi", int, 0, "I/O command set."),
-    (("-U", "--uuid-index"), "uuid_index", int, 0, "UUID index."),
-    output=True,
-)
-def get_log(device: str | None, lid: int | None, length: int, output: str, human: bool, **more: Any) -> None:
-    """Show any log page of DEVICE."""
-    if lid is None:
-        raise click.UsageError("--log-id is needed")
-    data = execute(device, lambda controller: management.read_log(controller, lid, length, **more))
-    show(output, data, {"log_id": lid, "data": data.hex()}, text=lambda: hexdump(data))
-
-
-def hexdump(data: bytes) -> str:
-    rows = ["       " + " ".join(f"{column:2x}" for column in range(16))]
-    for at in range(0, len(data), 16):
-        part = data[at : at + 16]
-        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
-        rows.append(f'{at:04x}: {part.hex(" "):<47} "{text}"')
-    return "\n".join(rows)
-
-
-@command(
-    "get-feature",
-    (("-f", "--feature-id"), "fid", int, None, "Which feature."),
-    _NSID,
-    (("-s", "--sel"), "select", click.IntRange(0, 3), 0, "0 current, 1 default, 2 saved, 3 capabilities."),
-    (("-c", "--cdw11"), "cdw11", int, 0, "Command dword 11."),
-    (("-U", "--uuid-index"), "uuid_index", int, 0, "UUID index."),
-    output=True,
-)
-def get_feature(
-    device: str | None, fid: int | None, nsid: int | None, select: int, output: str, human: bool, **more: Any
-) -> None:
-    """Show a feature of DEVICE."""
-    if fid is None:
-        raise click.UsageError("--feature-id is needed")
-
-    async def operation(controller: Any) -> Any:
-        return await controller.admin(
-            commands.get_features(fid, sel=select, nsid=nsid or 0, cdw11=more["cdw11"], uuid_index=more["uuid_index"])
-        )
-
-    completion = execute(device, operation)
-    words = ("Current", "Default", "Saved", "Supported capabilities")[select]
-    value: dict[str, Any] = {
-        "feature": f"{fid:#04x}",
-        "name": feature_name(fid),
-        "select": words,
-        "value": completion.dw0,
-    }
-    if completion.data:
-        value["data"] = completion.data.hex()
-    if human or output == "json":
-        if select == FeatureSelect.CAPABILITIES:
-            value["fields"] = plain(features.FeatureCapabilities.from_int(completion.dw0 & 7))
-        elif fid in STRUCTURES and completion.data:
-            value["fields"] = plain(STRUCTURES[fid].decode(completion.data))
-        elif fid in VALUES:
-            value["fields"] = plain(VALUES[fid].from_int(completion.dw0))
-
-    def text() -> str:
-        head = f"get-feature:{fid:#04x} ({feature_name(fid)}), {words} value:{completion.dw0:08x}"
-        rows = [f"\t{key}: {item}" for key, item in value.get("fields", {}).items()]
-        return "\n".join([head, *rows, *([hexdump(completion.data)] if completion.data else [])])
-
-    show(output, completion.data, value, text=text)
-
-
-@command(
-    "set-feature",
-    (("-f", "--feature-id"), "fid", int, None, "Which feature."),
-    _NSID,
-    (("-V", "--value"), "value", int, 0, "Command dword 11."),
-    (("-c", "--cdw12"), "cdw12", int, 0, "Command dword 12."),
-    (("-d", "--data"), "data", _FILE, None, "File with the data structure."),
-    (("-s", "--save"), "save", bool, False, "Keep it over power cycles."),
-)
-def set_feature(
-    device: str | None, fid: int | None, nsid: int | None, value: int, cdw12: int, data: Path | None, save: bool
-) -> None:
-    """Change a feature of DEVICE."""
-    if fid is None:
-        raise click.UsageError("--feature-id is needed")
-    payload = None if data is None else data.read_bytes()
-
-    async def operation(controller: Any) -> Any:
-        made = commands.set_features(fid, value, nsid or 0, save, cdw12)
-        return await controller.admin(made, payload)
-
-    completion = execute(device, operation)
-    click.echo(
-        f"set-feature:{fid:#04x} ({feature_name(fid)}), value:{value:#010x}, cdw12:{cdw12:#010x}, save:{int(save):#x}"
-    )
-    if completion.dw0:
-        click.echo(f"result: {completion.dw0:#x}")
+def _metadata(path: Path | None, length: int, to_host: bool) -> bytes:
+    """What is in the metadata buffer at first."""
+    if path is None or to_host:
+        return bytes(length)
+    return path.read_bytes()[:length].ljust(length, b"\0")
 
 
 def _passthru(admin: bool) -> Any:
@@ -177,43 +44,70 @@ def _passthru(admin: bool) -> Any:
         device: str | None,
         opcode: int | None,
         flags: int,
+        prefill: int,
+        rsvd: int,
         nsid: int | None,
         length: int,
+        metadata_length: int,
         input_file: Path | None,
+        metadata: Path | None,
         read: bool,
         write: bool,
         raw: bool,
         show_command: bool,
         dry_run: bool,
+        latency: bool,
         **cdws: int,
     ) -> None:
         if opcode is None:
             raise click.UsageError("--opcode is needed")
-        made = Command(opcode=opcode, fuse=flags & 3, nsid=nsid or 0, data_length=length, admin=admin, **cdws)
+        if rsvd or flags & ~3:
+            raise click.UsageError(
+                f"--rsvd {rsvd:#x}, --flags {flags:#x}: of dword 0 only the fused operation (bits 1:0 of --flags) "
+                "can be set, the rest is the driver's"
+            )
+        if read and write:
+            raise click.UsageError("--read and --write exclude each other")
+        made = Command(opcode=opcode, fuse=flags, nsid=nsid or 0, data_length=length, admin=admin, **cdws)
         if show_command or dry_run:
             for name in ("opcode", "nsid", *cdws):
-                click.echo(f"{name:<12} : {getattr(made, name):08x}")
+                say(f"{name:<12} : {getattr(made, name):08x}")
         if dry_run:
             return
         to_host = made.direction is Direction.CONTROLLER_TO_HOST
+        if length and ((read and not to_host) or (write and to_host)):
+            raise click.UsageError(f"opcode {opcode:#x} transfers data {'to' if to_host else 'from'} the host")
         payload: Any = None
         if length and not to_host:
             source = input_file.read_bytes() if input_file is not None else sys.stdin.buffer.read(length)
-            payload = source[:length].ljust(length, b"\0")
+            payload = source[:length].ljust(length, bytes([prefill & 0xFF]))
 
         async def operation(controller: Any) -> Any:
-            if admin:
-                return await controller.admin(made, payload)
-            return await controller.namespaces[first_namespace(controller, nsid)].submit(made, payload)
+            target = controller if admin else controller.namespaces[first_namespace(controller, nsid)]
+            send = controller.admin if admin else target.submit
+            if not metadata_length:
+                began = time.perf_counter()
+                return await send(made, payload), time.perf_counter() - began, b""
+            if not hasattr(controller, "alloc"):
+                raise click.UsageError("--metadata-len needs a controller of this process")
+            with controller.alloc(metadata_length) as memory:
+                memory[:metadata_length] = _metadata(metadata, metadata_length, to_host)
+                began = time.perf_counter()
+                completion = await send(attrs.evolve(made, mptr=memory.iova), payload)
+                return completion, time.perf_counter() - began, bytes(memory[:metadata_length])
 
-        completion = execute(device, operation)
+        completion, spent, separate = execute(device, operation)
+        if metadata is not None and to_host:
+            metadata.write_bytes(separate)
         if raw and completion.data:
             sys.stdout.buffer.write(completion.data)
             return
         kind = "Admin" if admin else "IO"
-        click.echo(f"{kind} Command {made.name} is Success and result: {completion.dw0:#010x}")
+        if latency:
+            say(f" latency: {kind.lower()} Command {made.name}: {spent * 1e6:.0f} us")
+        say(f"{kind} Command {made.name} is Success and result: {completion.dw0:#010x}")
         if completion.data:
-            click.echo(hexdump(completion.data))
+            say(hexdump(completion.data))
 
     passthru.__doc__ = f"Send any {'admin' if admin else 'I/O'} command to DEVICE."
     return passthru
@@ -222,17 +116,22 @@ def _passthru(admin: bool) -> Any:
 for _admin in (True, False):
     command(
         "admin-passthru" if _admin else "io-passthru",
-        (("-o", "--opcode", "-O"), "opcode", int, None, "Opcode."),
-        (("-f", "--flags"), "flags", int, 0, "Flags: FUSE."),
+        (("-O", "--opcode"), "opcode", int, None, "Opcode."),
+        (("-f", "--flags"), "flags", int, 0, "Flags: the fused operation."),
+        (("-p", "--prefill"), "prefill", int, 0, "Byte that fills data that the input doesn't."),
+        (("-R", "--rsvd"), "rsvd", int, 0, "Reserved bits of dword 0: only 0."),
         _NSID,
         (("-l", "--data-len"), "length", int, 0, "Bytes of data."),
+        (("-m", "--metadata-len"), "metadata_length", int, 0, "Bytes of metadata in a separate buffer."),
+        *_CDWS,
         (("-i", "--input-file"), "input_file", _FILE, None, "What is sent.  [default: stdin]"),
-        (("-r", "--read"), "read", bool, False, "Data come (the opcode says so anyway)."),
-        (("-w", "--write"), "write", bool, False, "Data go."),
+        (("-M", "--metadata"), "metadata", _NEW, None, "File of the metadata, either way."),
         (("-b", "--raw-binary"), "raw", bool, False, "The data as they are."),
         (("-s", "--show-command"), "show_command", bool, False, "Show the command, too."),
         (("-d", "--dry-run"), "dry_run", bool, False, "Show the command only."),
-        *_CDWS,
+        (("-r", "--read"), "read", bool, False, "Data come (the opcode says so anyway)."),
+        (("-w", "--write"), "write", bool, False, "Data go."),
+        (("-T", "--latency"), "latency", bool, False, "Show how long it took."),
     )(_passthru(_admin))
 
 
@@ -244,88 +143,62 @@ _SECURITY = (
 )
 
 
-@command("security-send", *_SECURITY, (("-f", "--file"), "path", _FILE, None, "What is sent."))
-def security_send(device: str | None, path: Path | None, secp: int, spsp: int, nssf: int, nsid: int) -> None:
+@command(
+    "security-send",
+    *_SECURITY,
+    (("-f", "--file"), "path", _FILE, None, "What is sent."),
+    (("-t", "--tl"), "length", int, None, "Bytes of it to send.  [default: all]"),
+)
+def security_send(
+    device: str | None, path: Path | None, length: int | None, secp: int, spsp: int, nssf: int, nsid: int
+) -> None:
     """Send data of a security protocol to DEVICE."""
     if path is None:
         raise click.UsageError("--file is needed")
-    data = path.read_bytes()
+    data = path.read_bytes()[:length]
     execute(device, lambda controller: management.send_security(controller, secp, spsp, data, nssf=nssf, nsid=nsid))
-    click.echo("NVME Security Send Command Success")
-
-
-@command("security-recv", *_SECURITY, (("-x", "--size"), "size", int, 512, "Bytes."), output=True)
-def security_recv(
-    device: str | None, size: int, output: str, human: bool, secp: int, spsp: int, nssf: int, nsid: int
-) -> None:
-    """Show the answer of a security protocol of DEVICE; with -H level 0 discovery is explained."""
-    data = execute(
-        device, lambda controller: management.receive_security(controller, secp, spsp, size, nssf=nssf, nsid=nsid)
-    )
-    value: dict[str, Any] = {"secp": secp, "spsp": spsp, "data": data.hex()}
-    if (secp, spsp) == (1, 1):
-        value |= shapes.discovery(Discovery0.decode(data))
-    show(output, data, value, text=None if human else lambda: hexdump(data))
-
-
-@command("persistent-event-log", output=True)
-def persistent_event_log(device: str | None, output: str, human: bool) -> None:
-    """Show the events of DEVICE."""
-    log = execute(device, management.persistent_event_log)
-    show(output, None, shapes.persistent(log))
-
-
-_DIRECTIVE = (
-    (("-n", "--namespace-id"), "nsid", int, NSID_ALL, "Namespace."),
-    (("-D", "--dir-type"), "dtype", int, 0, "Directive type: 0 identify, 1 streams, 2 data placement."),
-    (("-S", "--dir-spec"), "dspec", int, 0, "Directive specific."),
-    (("-O", "--dir-oper"), "doper", int, 0, "Operation."),
-    (("-l", "--data-len"), "length", int, 0, "Bytes of data."),
-)
-
-
-@command("dir-receive", *_DIRECTIVE, (("-r", "--req-resource"), "cdw12", int, 0, "Command dword 12."), output=True)
-def dir_receive(
-    device: str | None, output: str, human: bool, nsid: int, dtype: int, dspec: int, doper: int, length: int, cdw12: int
-) -> None:
-    """Show the answer of a directive of DEVICE."""
-    made = commands.directive_receive(dtype, doper, dspec, length, nsid, cdw12)
-    completion = execute(device, lambda controller: controller.admin(made))
-    data = completion.data or b""
-    show(
-        output,
-        data,
-        {"result": completion.dw0, "data": data.hex()},
-        text=lambda: f"dir-receive: result {completion.dw0:#x}\n{hexdump(data)}",
-    )
+    say("NVME Security Send Command Success")
 
 
 @command(
-    "dir-send",
-    *_DIRECTIVE,
-    (("-T", "--target-dir"), "target", int, 0, "Identify: the directive type to switch."),
-    (("-e", "--endir"), "enable", click.IntRange(0, 1), 0, "Identify: 1 enables it."),
-    (("-i", "--input-file"), "path", _FILE, None, "What is sent."),
+    "security-recv",
+    *_SECURITY,
+    (("-x", "--size"), "size", int, 512, "Bytes."),
+    (("-t", "--al"), "length", int, None, "Allocation length.  [default: --size]"),
+    output=True,
 )
-def dir_send(
+def security_recv(
     device: str | None,
+    size: int,
+    length: int | None,
+    output: str,
+    human: bool,
+    secp: int,
+    spsp: int,
+    nssf: int,
     nsid: int,
-    dtype: int,
-    dspec: int,
-    doper: int,
-    length: int,
-    target: int,
-    enable: int,
-    path: Path | None,
 ) -> None:
-    """Send a directive to DEVICE."""
-    data = path.read_bytes()[:length] if path is not None and length else None
-    made = commands.directive_send(dtype, doper, dspec, length, nsid, target << 8 | enable)
-    completion = execute(device, lambda controller: controller.admin(made, data))
-    click.echo(
-        f"dir-send: type {dtype:#x}, operation {doper:#x}, spec_val {dspec:#x}, nsid {nsid:#x}, "
-        f"result {completion.dw0:#x}"
+    """Show the answer of a security protocol of DEVICE; with -H level 0 discovery is explained."""
+    data = execute(
+        device,
+        lambda controller: management.receive_security(controller, secp, spsp, length or size, nssf=nssf, nsid=nsid),
     )
+    value: dict[str, Any] = {"secp": secp, "spsp": spsp, "data": data.hex()}
+    if (secp, spsp) == (1, 1):
+        value |= _discovery(Discovery0.decode(data))
+    show(output, data, value, text=None if human else lambda: hexdump(data))
+
+
+def _discovery(found: Discovery0) -> dict[str, Any]:
+    return {
+        "revision": found.revision,
+        "locking_enabled": found.locking_enabled,
+        "locked": found.locked,
+        "features": [
+            {"code": feature.code, "name": feature.name, "version": feature.version, "data": feature.data.hex()}
+            for feature in found.features
+        ],
+    }
 
 
 @command(
@@ -339,12 +212,12 @@ def virt_mgmt(device: str | None, cntlid: int, kind: int, action: int, count: in
     """Assign resources of DEVICE to a controller, or set one offline."""
     made = commands.virtualization_management(action, cntlid, kind, count)
     completion = execute(device, lambda controller: controller.admin(made))
-    click.echo(f"success, Number of Controller Resources Modified (NRM):{completion.dw0:#x}")
+    say(f"success, Number of Controller Resources Modified (NRM):{completion.dw0:#x}")
 
 
 @command(
     "lockdown",
-    (("-o", "--ofi"), "target", int, 0, "Opcode or feature."),
+    (("-O", "--ofi"), "target", int, 0, "Opcode or feature."),
     (("-f", "--ifc"), "interface", int, 0, "Interface."),
     (("-p", "--prhbt"), "prohibit", click.IntRange(0, 1), 0, "1: prohibit."),
     (("-s", "--scp"), "scope", int, 0, "Scope."),
@@ -354,33 +227,72 @@ def lockdown(device: str | None, target: int, interface: int, prohibit: int, sco
     """Prohibit or allow a command or feature of DEVICE."""
     made = commands.lockdown(scope, target, bool(prohibit), interface, uuid_index)
     execute(device, lambda controller: controller.admin(made))
-    click.echo("Lockdown Command is Successful")
+    say("Lockdown Command is Successful")
 
 
-_OFFSETS = {"CAP": 0x0, "VS": 0x8, "CC": 0x14, "CSTS": 0x1C, "AQA": 0x24, "ASQ": 0x28, "ACQ": 0x30, "CRTO": 0x68}
+@command(
+    "capacity-mgmt",
+    (("-O", "--operation"), "operation", click.IntRange(0, 15), None, "0 select a configuration, 1 create, 2 delete."),
+    (("-i", "--element-id"), "element", int, 0, "Identifier of the element."),
+    (("-l", "--cap-lower"), "low", int, 0, "Capacity in bytes, lower 32 bits."),
+    (("-u", "--cap-upper"), "high", int, 0, "Capacity in bytes, upper 32 bits."),
+    FORCE,
+)
+def capacity_mgmt(device: str | None, operation: int | None, element: int, low: int, high: int, force: bool) -> None:
+    """Create, delete or configure endurance groups and NVM sets of DEVICE."""
+    if operation is None:
+        raise click.UsageError("--operation is needed")
+    ask(device, f"capacity management operation {operation} on element {element}", force)
+    try:
+        made = commands.capacity_management(operation, element, high << 32 | low)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    completion = execute(device, lambda controller: controller.admin(made))
+    say(f"Capacity Management Command is Success, created element id: {completion.dw0 & 0xFFFF:#x}")
 
 
-async def _registers(controller: Any) -> dict[str, int]:
-    if not hasattr(controller, "registers"):
-        raise click.UsageError("registers can't be read through --attach; nvme-async inspect --registers shows them")
-    return {name: int(value, 16) for name, value in (await controller.registers.snapshot()).items()}
+def _management_endpoint(send: bool) -> Any:
+    def endpoint(
+        device: str | None,
+        opcode: int,
+        nsid: int,
+        length: int,
+        kind: int,
+        nmd0: int,
+        nmd1: int,
+        path: Path | None,
+    ) -> None:
+        made = Command(
+            opcode=AdminOpcode.NVME_MI_SEND if send else AdminOpcode.NVME_MI_RECEIVE,
+            nsid=nsid,
+            cdw10=kind << 11,
+            cdw11=opcode,
+            cdw12=nmd0,
+            cdw13=nmd1,
+            data_length=length,
+            admin=True,
+        )
+        payload: Any = None
+        if send and length:
+            source = path.read_bytes() if path is not None else sys.stdin.buffer.read(length)
+            payload = source[:length].ljust(length, b"\0")
+        completion = execute(device, lambda controller: controller.admin(made, payload))
+        say(f"NVMe-MI {'Send' if send else 'Receive'} Command is Success and result: {completion.dw0:#010x}")
+        if completion.data and not send:
+            say(hexdump(completion.data))
+
+    endpoint.__doc__ = f"{'Send a command to' if send else 'Show the answer of'} the management endpoint of DEVICE."
+    return endpoint
 
 
-@command("show-regs", output=True)
-def show_regs(device: str | None, output: str, human: bool) -> None:
-    """Show the registers of DEVICE."""
-    values = execute(device, _registers)
-    show(
-        output, None, values, text=lambda: "\n".join(f"{name.lower():<8}: {value:x}" for name, value in values.items())
-    )
-
-
-@command("get-property", (("-O", "--offset"), "offset", int, None, "Which register."), output=True)
-def get_property(device: str | None, offset: int | None, output: str, human: bool) -> None:
-    """Show one register of DEVICE."""
-    found = [name for name, at in _OFFSETS.items() if at == offset]
-    values = execute(device, _registers)
-    if not found or found[0] not in values:
-        raise click.UsageError(f"--offset must be one of {', '.join(f'{_OFFSETS[name]:#x}' for name in values)}")
-    name, value = found[0], values[found[0]]
-    show(output, None, {name: value}, text=lambda: f"property: {offset:#x} ({name}), value: {value:x}")
+for _send in (True, False):
+    command(
+        "nvme-mi-send" if _send else "nvme-mi-recv",
+        (("-O", "--opcode"), "opcode", click.IntRange(0, 255), 0, "NVMe-MI opcode."),
+        (("-n", "--namespace-id"), "nsid", int, 0, "Namespace."),
+        (("-l", "--data-len"), "length", int, 0, "Bytes of data."),
+        (("-m", "--nmimt"), "kind", click.IntRange(0, 15), 0, "Message type."),
+        (("-0", "--nmd0"), "nmd0", int, 0, "Management dword 0."),
+        (("-1", "--nmd1"), "nmd1", int, 0, "Management dword 1."),
+        (("-i", "--input-file"), "path", _FILE, None, "What is sent.  [default: stdin]"),
+    )(_management_endpoint(_send))

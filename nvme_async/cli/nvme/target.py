@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -14,16 +15,22 @@ import click
 import uvloop
 
 from nvme_async.cli.fabrics import open_device
-from nvme_async.errors import ControllerError, command_error
+from nvme_async.errors import CommandError, ControllerError, command_error
 from nvme_async.manager.control import ControlClient
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyController, IdentifyNamespace, decode_namespace_list
 from nvme_async.spec.opcodes import Cns, Direction, command_name
+from nvme_async.spec.registers import WIDE
 from nvme_async.spec.status import status_text
 
-ATTACH = "nvme_async.attach"  # in click's meta: the path of a control socket
+# In click's meta: the path of a control socket, milliseconds for a command, whether commands are
+# shown, the output format.
+ATTACH = "nvme_async.attach"
+TIMEOUT = "nvme_async.timeout"
+VERBOSE = "nvme_async.verbose"
+OUTPUT = "nvme_async.output"
 _MOST = 256 << 10  # bytes of one command to another process
 
 
@@ -105,6 +112,12 @@ class RemoteController:
             memoryview(buffer)[: len(came)] = came
         return Completion(dw0=answer["dw0"], dw1=answer["dw1"], sqid=0, data=came)
 
+    async def read_register(self, offset: int) -> int:
+        """A register, read by the owner."""
+        answer = await asyncio.to_thread(self._client.call, "register", uri=self.uri, offset=offset)
+        value: int = answer["value"]
+        return value
+
     async def reset(self, reason: str = "requested") -> None:
         await asyncio.to_thread(self._client.call, "reset", uri=self.uri)
 
@@ -145,14 +158,78 @@ async def opened(device: str | None) -> AsyncIterator[Any]:
             raise ControllerError(f"{device}: {error}") from error
 
 
+def register_reader(controller: Any) -> Callable[[int], Awaitable[int]]:
+    """Reads a register by its offset, here or by the process that has the controller."""
+    if hasattr(controller, "read_register"):
+        remote: Callable[[int], Awaitable[int]] = controller.read_register
+        return remote
+    registers = controller.registers
+
+    async def read(offset: int) -> int:
+        value: int = await (registers.read64 if offset in WIDE else registers.read32)(offset)
+        return value
+
+    return read
+
+
+class Watched:
+    """A controller or namespace whose commands are shown on stderr (--verbose)."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    @property
+    def namespaces(self) -> Any:
+        return {nsid: Watched(namespace) for nsid, namespace in self._inner.namespaces.items()}
+
+    async def _sent(self, send: Callable[..., Awaitable[Any]], command: Command, *more: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        result = "no completion"
+        try:
+            completion = await send(command, *more, **named)
+            result = f"result {completion.dw0:#x}"
+            return completion
+        except CommandError as error:
+            result = f"status {error.sct << 8 | error.sc:#x}"
+            raise
+        finally:
+            dwords = " ".join(f"cdw{number}={getattr(command, f'cdw{number}'):#x}" for number in range(10, 16))
+            spent = (time.perf_counter() - began) * 1e6
+            click.echo(
+                f"{command.name}: opcode={command.opcode:#04x} nsid={command.nsid:#x} {dwords}: {result}, "
+                f"{spent:.0f} us",
+                err=True,
+            )
+
+    async def admin(self, command: Command, *more: Any, **named: Any) -> Any:
+        return await self._sent(self._inner.admin, command, *more, **named)
+
+    async def submit(self, command: Command, *more: Any, **named: Any) -> Any:
+        return await self._sent(self._inner.submit, command, *more, **named)
+
+
 def run(device: str | None, operation: Callable[[Any], Awaitable[Any]]) -> Any:
-    """Opens, does it, closes."""
+    """Opens, does it, closes. With --timeout within that time."""
+    meta = click.get_current_context().meta
+    limit = meta.get(TIMEOUT) or None
 
     async def whole() -> Any:
         async with opened(device) as controller:
-            return await operation(controller)
+            return await operation(Watched(controller) if meta.get(VERBOSE) else controller)
 
-    return uvloop.run(whole())
+    async def limited() -> Any:
+        try:
+            async with asyncio.timeout(None if limit is None else limit / 1000):
+                return await whole()
+        except TimeoutError as error:
+            if limit is None:
+                raise
+            raise click.ClickException(f"it took longer than --timeout {limit} ms") from error
+
+    return uvloop.run(limited())
 
 
 def first_namespace(controller: Any, nsid: int | None) -> int:

@@ -19,6 +19,7 @@ from nvme_async.driver.management.firmware import (
 )
 from nvme_async.driver.management.formats import find_format, format_namespace
 from nvme_async.driver.management.logs import (
+    persistent_event_bytes,
     persistent_event_log,
     read_log,
     read_typed_log,
@@ -52,6 +53,7 @@ __all__ = [
     "find_format",
     "format_namespace",
     "lba_status",
+    "persistent_event_bytes",
     "persistent_event_log",
     "read_log",
     "read_typed_log",

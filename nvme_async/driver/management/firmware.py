@@ -39,6 +39,8 @@ _RESETS = {
     0x11: Activation.CONTROLLER_RESET,
 }
 
+_OVERLAPPING_RANGE = (1, 0x14)  # status code type and code
+
 
 def _chunk(controller: Controller, chunk: int | None) -> int:
     """Bytes of one download: a multiple of FWUG, as much as one command transfers."""
@@ -57,10 +59,15 @@ async def download_firmware(
     image: bytes,
     *,
     chunk: int | None = None,
+    offset: int = 0,
+    ignore_overlap: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Sends a firmware image, a multiple of 4 bytes, to the controller, which keeps it until a
     commit or a reset. If cancelled, a partial image remains, which the next download replaces.
+
+    offset: where these bytes belong in the image. ignore_overlap: go on if the controller reports
+    that they overlap others.
     """
     if not image or len(image) % 4:
         raise ConfigurationError(f"a firmware image of {len(image)} bytes: must be a positive multiple of 4")
@@ -68,7 +75,11 @@ async def download_firmware(
     view = memoryview(image)
     for at in range(0, len(image), step):
         part = view[at : at + step]
-        await controller.admin(commands.firmware_image_download(len(part), at), part)
+        try:
+            await controller.admin(commands.firmware_image_download(len(part), offset + at), part)
+        except CommandError as error:
+            if not ignore_overlap or (error.sct, error.sc) != _OVERLAPPING_RANGE:
+                raise
         if progress is not None:
             progress((at + len(part)) / len(image))
 

@@ -99,9 +99,9 @@ async def telemetry_log(
     raise ManagementError(f"{controller.uri}: the telemetry data changed {_ATTEMPTS} times while they were read")
 
 
-async def persistent_event_log(controller: Controller) -> PersistentEventLog:
-    """The Persistent Event log (Base 2.1, 5.1.12.1.14), read within a reporting context, which is
-    released again in any case.
+async def persistent_event_bytes(controller: Controller) -> bytes:
+    """The Persistent Event log page (Base 2.1, 5.1.12.1.14), read within a reporting context,
+    which is released again in any case.
     """
     lid = LogPage.PERSISTENT_EVENT
     try:
@@ -115,6 +115,11 @@ async def persistent_event_log(controller: Controller) -> PersistentEventLog:
         if length > 512:
             whole = (min(length, _MOST) - 512 + 3) & ~3
             rest = await read_log(controller, lid, whole, offset=512, lsp=_READ)
-        return PersistentEventLog.decode((head + rest)[:length])
+        return (head + rest)[:length]
     finally:
         await read_log(controller, lid, 512, lsp=_RELEASE)
+
+
+async def persistent_event_log(controller: Controller) -> PersistentEventLog:
+    """The Persistent Event log, decoded; see `persistent_event_bytes`."""
+    return PersistentEventLog.decode(await persistent_event_bytes(controller))

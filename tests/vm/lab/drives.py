@@ -55,6 +55,7 @@ DRIVES = (
     Drive("one-vector", "msix_qsize=1"),
     Drive("cmb", "cmb_size_mb=16"),
     Drive("metadata", namespaces=(Namespace(1, options="ms=8"), Namespace(2, options="ms=8,mset=1"))),
+    Drive("zoned", namespaces=(Namespace(1, 64 * MIB, "zoned=on,zoned.zone_size=4M,zoned.zone_capacity=3M"),)),
     # Two functions of one slot: QEMU gives them no ACS, so the kernel puts them into one IOMMU
     # group.
     Drive("twin-a", "multifunction=on,addr=1c.0"),

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,10 @@ GUEST_PACKAGES = (
     "python3,python3-venv,python3-dev,gcc,libc6-dev,kmod,pciutils,procps,util-linux,"
     "fio,nvme-cli,mdadm,dmsetup,e2fsprogs"
 )
+# Debian 13's nvme-cli, whose JSON ours has to equal; it runs with its own libraries, as NVME_CLI.
+NVME_CLI_SUITE = "trixie"
+NVME_CLI_MIRROR = "http://deb.debian.org/debian"
+NVME_CLI = "nvme-2.13"
 # In addition to pyproject.toml's own dependencies and its test extra.
 GUEST_PYTHON = ("caio", "Cython>=3.0", "setuptools>=77", "wheel")
 NOT_IN_GUEST = ("mypy", "ruff")
@@ -78,7 +83,19 @@ def requirements() -> list[str]:
 def recipe() -> str:
     """Everything that decides what is in the image, as text."""
     init = (GUEST / "init.sh").read_text()
-    return "\n".join([str(FORMAT), SUITE, GUEST_PACKAGES, *requirements(), IMAGE_SIZE, PYTHON_VERSION, init])
+    return "\n".join(
+        [
+            str(FORMAT),
+            SUITE,
+            NVME_CLI_SUITE,
+            NVME_CLI,
+            GUEST_PACKAGES,
+            *requirements(),
+            IMAGE_SIZE,
+            PYTHON_VERSION,
+            init,
+        ]
+    )
 
 
 def as_root(command: Sequence[str | Path]) -> list[str]:
@@ -139,6 +156,7 @@ def _build(image: Image) -> None:
     image.folder.mkdir(parents=True)
     image.rootfs.mkdir()
     _bootstrap(image)
+    _nvme_cli(image)
     _kernel(image)
     _python(image)
     shutil.copy(GUEST / "init.sh", image.rootfs / "init.sh")
@@ -181,6 +199,28 @@ def _bootstrap(image: Image) -> None:
     run(as_root(["tar", "--extract", "--numeric-owner", "--file", archive, "--directory", image.rootfs]))
     archive.unlink()
     in_guest_root(image.rootfs, "useradd --create-home --uid 1000 --shell /bin/sh tester")
+
+
+def _nvme_cli(image: Image) -> None:
+    """Unpack Debian 13's nvme-cli beside the guest's own, with its loader and libraries."""
+    archive = image.folder / "nvme-cli.tar"
+    # It is only unpacked: no maintainer script runs.
+    command = ["mmdebstrap", "--variant=extract", "--include=nvme-cli", "--skip=output/dev"]
+    command += ['--aptopt=APT::Install-Recommends "false"', NVME_CLI_SUITE, str(archive)]
+    run([*command, f"deb {NVME_CLI_MIRROR} {NVME_CLI_SUITE} main"])
+    place = image.rootfs / "opt" / NVME_CLI
+    run(as_root(["mkdir", place]))
+    libraries = ("./usr/lib/x86_64-linux-gnu", "./usr/lib64", "./usr/sbin/nvme")
+    unpack = ["tar", "--extract", "--no-same-owner", "--file", archive, "--directory", place]
+    run(as_root([*unpack, *libraries]))
+    archive.unlink()
+    root = f"/opt/{NVME_CLI}/usr"
+    start = f"{root}/lib64/ld-linux-x86-64.so.2 --library-path {root}/lib/x86_64-linux-gnu {root}/sbin/nvme"
+    script = f'#!/bin/sh\nexec {start} "$@"\n'
+    in_guest_root(image.rootfs, f"printf '%s' {shlex.quote(script)} > /usr/local/bin/{NVME_CLI}")
+    said = in_guest_root(image.rootfs, f"chmod 755 /usr/local/bin/{NVME_CLI} && /usr/local/bin/{NVME_CLI} version")
+    if "nvme version 2.13" not in said:
+        raise LabError(f"the nvme-cli of {NVME_CLI_SUITE} is not 2.13: {said}")
 
 
 def _kernel(image: Image) -> None:

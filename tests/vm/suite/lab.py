@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import termios
 import threading
@@ -18,6 +19,44 @@ from typing import Any, Self
 
 PCI = Path("/sys/bus/pci")
 BASELINE = Path("/run/lab/baseline.json")
+NVME = "/usr/local/bin/nvme-2.13"
+"""Debian 13's nvme-cli, see tests/vm/lab/image.py."""
+# Command lines without the device: of a controller, and of a namespace {nsid}.
+OF_CONTROLLER = (
+    "list-ctrl",
+    "nvm-id-ctrl",
+    "primary-ctrl-caps",
+    "list-secondary",
+    "id-iocs",
+    "smart-log -H",
+    "fw-log",
+    "effects-log -c 0",
+    "endurance-log -g 1",
+    "get-feature -f 1",
+    "get-feature -f 4",
+    "get-feature -f 5",
+    "get-feature -f 6",
+    "get-feature -f 8",
+    "get-feature -f 10",
+    "fdp configs -e 1",
+    "fdp usage -e 1",
+    "fdp stats -e 1",
+    "fdp events -e 1",
+    "zns id-ctrl",
+)
+OF_NAMESPACE = (
+    "ns-descs -n {nsid}",
+    "cmdset-ind-id-ns -n {nsid}",
+    "nvm-id-ns -n {nsid}",
+    "list-ctrl -n {nsid}",
+    "zns id-ns -n {nsid}",
+    "zns report-zones -n {nsid}",
+    "fdp status -n {nsid}",
+)
+
+
+# Controllers that the command line is compared on.
+PRINTED = ("second", "many", "metadata", "cmb", "zoned")
 
 
 class Host:
@@ -87,6 +126,31 @@ def _json(*command: str) -> Any:
     return json.loads(done.stdout)
 
 
+def lines_of(nsids: list[int]) -> list[str]:
+    """Command lines for a controller with these namespaces."""
+    return [*OF_CONTROLLER, *(line.format(nsid=nsid) for nsid in nsids for line in OF_NAMESPACE)]
+
+
+def _printed(node: str, line: str) -> Any:
+    """nvme-cli's JSON of a command line; None if the controller or nvme-cli refuses it."""
+    done = subprocess.run(
+        [NVME, *words_of(line, node), "-o", "json"], capture_output=True, text=True, timeout=60, check=False
+    )
+    # Some print a line before the JSON.
+    text = re.sub(r"^[^\[{]*\n", "", done.stdout)
+    try:
+        return json.JSONDecoder().raw_decode(text)[0] if done.returncode == 0 else None
+    except ValueError:
+        return None
+
+
+def words_of(line: str, device: str) -> list[str]:
+    """A command line with the device in its place."""
+    words = line.split()
+    name = 2 if words[0] in ("zns", "fdp") else 1
+    return [*words[:name], device, *words[name:]]
+
+
 def take_baseline() -> dict[str, Any]:
     """nvme-cli's output for every controller while the kernel drives it, by role. Kept for later
     processes.
@@ -98,12 +162,14 @@ def take_baseline() -> dict[str, Any]:
     for entry in sorted(Path("/sys/class/nvme").iterdir()):
         role = (entry / "serial").read_text().strip()
         node = f"/dev/{entry.name}"
-        listed = _json("nvme", "list-ns", node, "-o", "json")
+        listed = _json(NVME, "list-ns", node, "-o", "json")
         nsids = [item["nsid"] for item in listed["nsid_list"]]
         result[role] = {
             "address": (entry / "address").read_text().strip(),
-            "controller": _json("nvme", "id-ctrl", node, "-o", "json"),
-            "namespaces": {str(nsid): _json("nvme", "id-ns", node, "-n", str(nsid), "-o", "json") for nsid in nsids},
+            "node": entry.name,
+            "controller": _json(NVME, "id-ctrl", node, "-o", "json"),
+            "namespaces": {str(nsid): _json(NVME, "id-ns", node, "-n", str(nsid), "-o", "json") for nsid in nsids},
+            "printed": {line: _printed(node, line) for line in lines_of(nsids)} if role in PRINTED else {},
         }
     BASELINE.parent.mkdir(exist_ok=True)
     BASELINE.write_text(json.dumps(result))

@@ -202,7 +202,7 @@ def ours(network: None) -> Iterator[str]:
 
 def test_the_kernels_host_on_our_target(ours: str, tmp_path: Path) -> None:
     node = f"/dev/{ours}"
-    kernels = json.loads(sh("nvme", "id-ns", node, "-o", "json").stdout)
+    kernels = json.loads(sh("/usr/local/bin/nvme-2.13", "id-ns", node, "-o", "json").stdout)
     command = [sys.executable, "-m", "nvme_async.cli.main", "id-ns", f"tcp:127.0.0.1:{OUR_PORT}/{OURS}", "-n", "1"]
     assert json.loads(sh(*command, "-o", "json").stdout) == kernels
     listed = sh("nvme", "discover", "-t", "tcp", "-a", "127.0.0.1", "-s", str(OUR_PORT)).stdout
