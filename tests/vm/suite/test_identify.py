@@ -79,7 +79,7 @@ def test_values_equal_nvme_clis(
     finally:
         asyncio.run(manager.close())
     print(f"{role}: {', '.join(compared)}")
-    assert {"list-ctrl", "smart-log -H", "fw-log", "get-feature -f 1"} <= set(compared)
+    assert {"id-iocs", "smart-log -H", "fw-log", "get-feature -f 1"} <= set(compared)
 
 
 def test_the_command_line_prints_the_same(address: Callable[[str], str], baseline: dict[str, Any]) -> None:
