@@ -106,7 +106,7 @@ async def test_the_control_socket(tmp_path: Path) -> None:
                 for wrong in ({"setting": "perhaps"}, {"setting": 7}, {"setting": True, "uri": "emulated:size=1MiB"}):
                     with pytest.raises(RuntimeError):
                         client.call("switch_keepalive", **wrong)
-                with pytest.raises(RuntimeError, match="unknown operation 'format'; there are inspect"):
+                with pytest.raises(RuntimeError, match="unknown operation 'format'; the operations are inspect"):
                     client.call("format", uri=address)
                 with pytest.raises(RuntimeError, match='needs the device\'s "uri"'):
                     client.call("reset")
