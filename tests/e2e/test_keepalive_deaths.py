@@ -206,8 +206,8 @@ async def test_a_predecessor_killed_between_go_and_taken_costs_nothing(
     assert driver.receive() == "offered"
     commit = Restoration.commit
 
-    async def killed(self: Restoration, sequence: int | None = None) -> nvme_async.Controller:
-        controller = await commit(self, sequence)
+    async def killed(self: Restoration) -> nvme_async.Controller:
+        controller = await commit(self)
         driver.kill()
         return controller
 

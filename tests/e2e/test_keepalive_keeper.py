@@ -312,7 +312,7 @@ async def test_a_predecessor_that_dies_after_the_hand_over_leaves_one_successor(
 
 
 async def test_a_failed_hand_over_keeps_the_deposit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(self: Restoration, sequence: int | None = None) -> None:
+    async def refuse(self: Restoration) -> None:
         raise RestoreRefused("changed its mind")
 
     driver = site.driver(OFFERING.replace("{patch}", ""))
