@@ -71,13 +71,27 @@ cdef class Mmio:
             munmap(self.base, self.nbytes)
         kick_ring_close(&self.kicks)
 
+    @cython.critical_section
     cdef const kick_ring *_kick_ring(self, int eventfd):
-        """A ring that signals the eventfd which belongs to this window's doorbells, until this
-        object ends. NULL: the system has none, or the window has another eventfd.
+        """A ring that signals the eventfd which belongs to this window's doorbells, until
+        _no_kick_ring() is called as often. NULL: the system has none, or the window has another
+        eventfd.
         """
         if self.kicks.map == NULL and not kick_ring_open(&self.kicks, eventfd):
             return NULL
-        return &self.kicks if self.kicks.eventfd == eventfd else NULL
+        if self.kicks.eventfd != eventfd:
+            return NULL
+        self.n_kicking += 1
+        return &self.kicks
+
+    @cython.critical_section
+    cdef void _no_kick_ring(self) noexcept:
+        """A queue pair doesn't use the ring any more. The last one closes it: a closed controller
+        keeps no descriptor.
+        """
+        self.n_kicking -= 1
+        if self.n_kicking == 0:
+            kick_ring_close(&self.kicks)
 
     cdef char *_at(self, Py_ssize_t offset, Py_ssize_t width, bint write) except NULL:
         if self.base == NULL:

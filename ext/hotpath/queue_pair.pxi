@@ -405,6 +405,7 @@ cdef class QueuePair(Rings):
         free(self.slots)
         self.waiters = NULL
         self.slots = NULL
+        self.leave_kick_ring()
         self.close_memory()
         self.mmio = self.stop_page = self.memory = self.shadow = self.doorbell_write = self.transport = None
         self.flush_callback = self.poll_callback = self.more_callback = None

@@ -124,6 +124,11 @@ cdef class Rings:
 
     # -- doorbells
 
+    cdef void leave_kick_ring(self) noexcept:
+        if self.q.kick_ring != NULL:
+            self.q.kick_ring = NULL
+            self.mmio._no_kick_ring()
+
     def set_doorbells(self, Mmio mmio, uint64_t sq_offset, uint64_t cq_offset, *, int kick_fd=-1, write32=None,
                       uint32_t sq_register=0, uint32_t cq_register=0, bint later=False):
         """Where the doorbells are: in a mapped window, or (mmio None) reached by
@@ -131,6 +136,7 @@ cdef class Rings:
 
         later: write32() returns before the controller has the value; rang() says that it has.
         """
+        self.leave_kick_ring()
         self.mmio = mmio
         self.doorbell_write = write32
         self.rings_later = later

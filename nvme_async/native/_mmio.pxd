@@ -21,9 +21,11 @@ cdef class Mmio:
     cdef char *base                 # NULL once closed; plain pointer for the hot path, which keeps a reference to this object
     cdef forked_mapping mapping
     cdef sigbus_window window
-    cdef kick_ring kicks            # no ring until _kick_ring() was called
+    cdef kick_ring kicks            # of the queue pairs that have called _kick_ring()
+    cdef unsigned n_kicking
     cdef readonly size_t nbytes
     cdef readonly bint writable
     cdef const kick_ring *_kick_ring(self, int eventfd)
+    cdef void _no_kick_ring(self) noexcept
     cdef char *_at(self, Py_ssize_t offset, Py_ssize_t width, bint write) except NULL
     cpdef void close(self) except *

@@ -179,11 +179,12 @@ async def test_a_stream_that_is_left_leaves_nothing(opened: nvme_async.Controlle
 async def test_a_cancelled_step_of_a_stream_loses_no_part(opened: nvme_async.Controller) -> None:
     ns, faults = opened.namespaces[1], opened.device.emulator.faults  # type: ignore[attr-defined]
     await ns.pwrite(b"first", 0)
-    faults.add(queue="io", opcode=2, count=1, delay=FOREVER)
+    rule = faults.add(queue="io", opcode=2, count=1, delay=FOREVER)
     async with ns.stream(0, 1024, chunk=512, ahead=1) as chunks:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.005):
                 await anext(chunks)
+        await eventually(lambda: rule.hits)
         faults.release()
         assert (await anext(chunks))[:5] == b"first"
 

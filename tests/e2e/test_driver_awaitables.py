@@ -122,6 +122,7 @@ async def test_closing_in_another_thread_is_passed_to_the_owner() -> None:
         await eventually(lambda: controller.inspect()["io_queues"][0]["orphans"] == 1)
         for request in requests[:2]:
             request.close()
+        controller.device.emulator.faults.clear()  # type: ignore[attr-defined]
         controller.device.emulator.faults.release()  # type: ignore[attr-defined]
 
 

@@ -51,7 +51,7 @@ async def test_namespaces_are_created_attached_detached_and_deleted(controller: 
 
 async def test_io_that_waits_for_a_deletion_ends_with_its_namespace(controller: Controller) -> None:
     ns, neighbour = controller.namespaces[2], controller.namespaces[1]
-    faults(controller).add(queue="admin", opcode=0x15, delay=FOREVER, count=1)
+    rule = faults(controller).add(queue="admin", opcode=0x15, delay=FOREVER, count=1)
     detaching = asyncio.create_task(controller.admin(commands.namespace_attachment(2, 1), SELF))
     await eventually(lambda: ns.geometry.held)
     waiting = asyncio.create_task(ns.write(0, b"x" * 4096))
@@ -61,6 +61,7 @@ async def test_io_that_waits_for_a_deletion_ends_with_its_namespace(controller: 
     await asyncio.sleep(0.02)
     assert neighbour.geometry.held
     assert not beside.done()
+    await eventually(lambda: rule.hits)
     faults(controller).release()
     await detaching
     await beside
@@ -70,10 +71,11 @@ async def test_io_that_waits_for_a_deletion_ends_with_its_namespace(controller: 
 
 async def test_sanitize_holds_all_io_until_it_has_begun(controller: Controller) -> None:
     await controller.namespaces[1].write(0, b"x" * 4096)
-    faults(controller).add(queue="admin", opcode=0x84, delay=FOREVER, count=1)
+    rule = faults(controller).add(queue="admin", opcode=0x84, delay=FOREVER, count=1)
     sanitizing = asyncio.create_task(controller.admin(commands.sanitize(SanitizeAction.BLOCK_ERASE)))
     await eventually(lambda: all(ns.geometry.held for ns in controller.namespaces.values()))
     read = asyncio.create_task(controller.namespaces[1].read(0))
+    await eventually(lambda: rule.hits)
     faults(controller).release()
     await sanitizing
     (outcome,) = await asyncio.gather(read, return_exceptions=True)

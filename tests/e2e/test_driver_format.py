@@ -108,7 +108,7 @@ async def two() -> Any:
 
 async def test_io_waits_for_the_end_of_a_format_and_ends_with_an_error(two: Controller) -> None:
     ns, neighbour = two.namespaces[1], two.namespaces[2]
-    faults(two).add(queue="admin", opcode=0x80, delay=FOREVER, count=1)
+    rule = faults(two).add(queue="admin", opcode=0x80, delay=FOREVER, count=1)
     unsent = ns.write(0, b"x" * 4096)
     format_ = asyncio.create_task(two.admin(commands.format_nvm(1, 0)))
     await eventually(lambda: ns.geometry.held)
@@ -120,6 +120,7 @@ async def test_io_waits_for_the_end_of_a_format_and_ends_with_an_error(two: Cont
     big = asyncio.ensure_future(ns.read(0, 1024))
     await neighbour.write(0, b"n" * 4096)  # not delayed
     assert not format_.done()
+    await eventually(lambda: rule.hits)
     faults(two).release()
     await format_
     for call in (*waiting, big, unsent):
@@ -132,10 +133,11 @@ async def test_io_waits_for_the_end_of_a_format_and_ends_with_an_error(two: Cont
 
 async def test_io_continues_after_a_format_that_changes_nothing(two: Controller) -> None:
     ns = two.namespaces[1]
-    faults(two).add(queue="admin", opcode=0x80, delay=FOREVER, count=1)
+    rule = faults(two).add(queue="admin", opcode=0x80, delay=FOREVER, count=1)
     format_ = asyncio.create_task(two.admin(commands.format_nvm(1, 1)))
     await eventually(lambda: ns.geometry.held)
     write = asyncio.create_task(ns.write(0, b"y" * 4096))
+    await eventually(lambda: rule.hits)
     faults(two).release()
     await format_
     await write
@@ -152,9 +154,9 @@ async def test_io_continues_after_a_refused_format(two: Controller) -> None:
 
 async def test_cancelling_a_format_holds_io_until_the_format_ends(two: Controller) -> None:
     ns = two.namespaces[1]
-    faults(two).add(queue="admin", opcode=0x80, delay=FOREVER, count=1)
+    rule = faults(two).add(queue="admin", opcode=0x80, delay=FOREVER, count=1)
     format_ = asyncio.create_task(two.admin(commands.format_nvm(1, 0)))
-    await eventually(lambda: ns.geometry.held)
+    await eventually(lambda: rule.hits)
     format_.cancel()
     with pytest.raises(asyncio.CancelledError):
         await format_
@@ -170,9 +172,9 @@ async def test_a_format_is_not_sent_while_io_is_stuck() -> None:
     async with nvme_async.open("emulated:size=16MiB", **options) as controller:
         ns = controller.namespaces[1]
         formats = faults(controller).add(queue="admin", opcode=0x80)
-        faults(controller).add(queue="io", opcode=2, delay=FOREVER, count=1)
+        held = faults(controller).add(queue="io", opcode=2, delay=FOREVER, count=1)
         slow = asyncio.create_task(ns.read(0))
-        await asyncio.sleep(0)
+        await eventually(lambda: held.hits)
         with pytest.raises(ControllerTimeout, match="was not sent"):
             await controller.admin(commands.format_nvm(1, 0))
         assert formats.hits == 0
@@ -199,9 +201,9 @@ async def test_no_io_is_sent_while_identify_fails_after_a_format(
 
 async def test_a_reset_during_a_format_ends_the_hold(two: Controller) -> None:
     ns = two.namespaces[1]
-    faults(two).add(queue="admin", opcode=0x80, discard=True, count=1)
+    lost = faults(two).add(queue="admin", opcode=0x80, discard=True, count=1)
     format_ = asyncio.create_task(two.admin(commands.format_nvm(1, 0)))
-    await eventually(lambda: ns.geometry.held)
+    await eventually(lambda: lost.hits)
     await within(20, two.reset())
     with pytest.raises(NvmeError):
         await within(10, format_)
@@ -213,9 +215,9 @@ async def test_a_block_size_changed_by_another_host_ends_requests_of_the_old_one
     ns = two.namespaces[1]
     late = ns.write(0, b"x" * 4096)
     batch = ns.read_many(range(4))
-    faults(two).add(queue="io", opcode=2, nsid=1, delay_post=FOREVER, count=1)
+    held = faults(two).add(queue="io", opcode=2, nsid=1, delay_post=FOREVER, count=1)
     out = asyncio.create_task(ns.read(1))
-    await asyncio.sleep(0)
+    await eventually(lambda: held.hits)
     # Like another host's Format: the driver learns of it only from the event.
     await two.admin_queue.submit(commands.format_nvm(1, 0))
     await two.rescan()

@@ -109,9 +109,10 @@ async def test_a_cancelled_command_frees_its_id_without_an_interrupt() -> None:
     async with nvme_async.open("emulated:size=16MiB,depth=2", mode="interrupt") as controller:
         namespace = controller.namespaces[1]
         faults = controller.device.emulator.faults
-        faults.add(queue="io", opcode=2, count=1, lose_interrupt=True, delay=FOREVER)
+        rule = faults.add(queue="io", opcode=2, count=1, lose_interrupt=True, delay=FOREVER)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(namespace.read(0), 0.005)
+        await eventually(lambda: rule.hits)
         asyncio.get_running_loop().call_later(0.01, faults.release)
         begin = time.monotonic()
         await namespace.read(1)

@@ -33,6 +33,7 @@ async def leave(call: Awaitable[Any]) -> None:
 async def waits(call: Coroutine[Any, Any, None], controller: Controller) -> None:
     """The call ends when the controller no longer has commands that it holds, and not before."""
     task = asyncio.create_task(call)
+    await eventually(lambda: held(controller))
     await asyncio.wait([task], timeout=0.03)
     assert not task.done()
     faults(controller).release()
@@ -41,7 +42,12 @@ async def waits(call: Coroutine[Any, Any, None], controller: Controller) -> None
 
 
 async def nothing_lands_later(controller: Controller) -> None:
-    await eventually(lambda: not [held for held in faults(controller).outstanding() if held.qid])
+    await eventually(lambda: not held(controller))
+
+
+def held(controller: Controller) -> list[Any]:
+    """The I/O commands that the controller holds."""
+    return [one for one in faults(controller).outstanding() if one.qid]
 
 
 def block(namespace: Namespace, fill: bytes) -> bytes:
@@ -53,6 +59,7 @@ async def test_a_cancelled_write_may_land_over_a_newer_one(controller: Controlle
     namespace = controller.namespaces[1]
     faults(controller).add(queue="io", opcode=1, count=1, delay=FOREVER)
     await leave(namespace.write(0, block(namespace, b"A")))
+    await eventually(lambda: held(controller))
     await namespace.write(0, block(namespace, b"B"))
     assert await namespace.read(0) == block(namespace, b"B")
     await waits(namespace.settled(0, 1), controller)
@@ -92,6 +99,7 @@ async def test_settled_waits_for_overlapping_abandoned_writes(controller: Contro
     opcode, call, overlaps = LEFT[left]
     faults(controller).add(queue="io", opcode=opcode, delay=FOREVER)
     await leave(call(namespace))
+    await eventually(lambda: held(controller))
     faults(controller).clear()
     await within(10, controller.namespaces[2].settled())
     if overlaps:
@@ -105,9 +113,9 @@ async def test_settled_waits_for_overlapping_abandoned_writes(controller: Contro
 
 async def test_settled_does_not_wait_for_awaited_commands(controller: Controller) -> None:
     namespace = controller.namespaces[1]
-    held = faults(controller).add(queue="io", opcode=1, count=1, delay=FOREVER)
+    rule = faults(controller).add(queue="io", opcode=1, count=1, delay=FOREVER)
     task = asyncio.create_task(namespace.write(0, block(namespace, b"A")))
-    await eventually(lambda: held.hits)
+    await eventually(lambda: rule.hits)
     await within(10, namespace.settled(0, 1))
     assert not task.done()
     faults(controller).release()

@@ -41,8 +41,11 @@ def test_a_dropped_controller_warns_and_frees_its_descriptors(keepalive: bool) -
         asyncio.run(forget())
         before = open_descriptors()
     asyncio.run(forget(keepalive=keepalive))
-    with pytest.warns(ResourceWarning, match="unclosed controller emulated:size=16MiB"):
-        gc.collect()
+    with warnings.catch_warnings():
+        # From Python 3.13 on the collector may come to the device's socket before the device.
+        warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
+        with pytest.warns(ResourceWarning, match="unclosed controller emulated:size=16MiB"):
+            gc.collect()
     assert open_descriptors() == before
 
 

@@ -52,9 +52,10 @@ def test_exec_keeps_the_controller_running(site: Site, keeper: str) -> None:
     """)
     assert driver.receive() == "up"
     lives = site.lives()
-    site.controller.faults.add(queue="io", delay=FOREVER, count=1)
+    rule = site.controller.faults.add(queue="io", delay=FOREVER, count=1)
     driver.send()
     assert driver.receive() == "HandedOver"
+    rule.wait(timeout=60)
     site.controller.faults.release()
     assert driver.receive() == "[('Write', 1, 0)] b'A' b'B'"
     assert "keepalive on" in driver.receive()

@@ -263,7 +263,7 @@ async def test_9_a_different_drive_in_the_slot_is_recognized() -> None:
         }
         with (
             nvme_async.keepalive.Bundle.of(bundle.uri, bundle.manifest, swapped) as wrong,
-            pytest.raises(RestoreRefused, match="another"),
+            pytest.raises(RestoreRefused, match="is not the one that was saved"),
         ):
             await restore(wrong)
         counted = new.since()

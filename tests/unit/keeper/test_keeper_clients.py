@@ -26,8 +26,8 @@ from nvme_async.keepalive.keeper.server import Keeper
 @contextlib.contextmanager
 def raw(path: str) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.settimeout(10)
-        sock.connect(path)
+        sock.connect(path)  # without a timeout: with one it fails where the backlog is full
+        sock.settimeout(60)
         yield sock
 
 
