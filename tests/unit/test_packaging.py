@@ -61,5 +61,5 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 def test_the_long_description_has_no_relative_links() -> None:
     description = importlib.metadata.metadata("nvme_async").get_payload()
-    assert "https://github.com/" in description
+    assert len(description) > 1000  # links into the tree lead to NVME_ASYNC_SOURCE_URL, or are text without it
     assert re.findall(r"\]\((?!https?:|#)", description) == []

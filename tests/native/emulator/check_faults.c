@@ -195,9 +195,10 @@ TEST(completions_are_dropped_forged_doubled_and_reordered)
     struct nvme_cqe cqe;
     struct emu_fault fault = rule(IO_READ, EMU_FAULT_DROP);
     fault.count = 1;
-    emu_fault_add(ctrl, &fault);
+    int id = emu_fault_add(ctrl, &fault);
     fh_push(&bed->io, read_one(&live, 0));
     fh_ring(&bed->host, &bed->io);
+    EQUAL(emu_fault_wait(ctrl, id, 1, SECOND), 0);
     CHECK(nothing_comes(&live, &bed->io));
     emu_fault_clear(ctrl);
 
@@ -244,9 +245,10 @@ TEST(completions_are_dropped_forged_doubled_and_reordered)
     emu_fault_clear(ctrl);
 
     fault = rule(IO_READ, EMU_FAULT_WRONG_PHASE);
-    emu_fault_add(ctrl, &fault);
+    id = emu_fault_add(ctrl, &fault);
     fh_push(&bed->io, read_one(&live, 0));
     fh_ring(&bed->host, &bed->io);
+    EQUAL(emu_fault_wait(ctrl, id, 1, SECOND), 0);
     CHECK(nothing_comes(&live, &bed->io));
     live_close(&live);
 }
@@ -267,7 +269,9 @@ TEST(interrupts_are_lost_and_come_from_nowhere)
     EQUAL(-emu_fault_interrupt(bed->host.ctrl, 5, SECOND), EINVAL);
     emu_fault_clear(bed->host.ctrl);
     EQUAL(bed_io(bed, read_one(&live, 0)), 0);
-    usleep(2000);
+    /* The interrupt follows the completion. */
+    for (unsigned i = 0; i < 10000 && __atomic_load_n(&bed->host.interrupts[1], __ATOMIC_RELAXED) == before + 1; i++)
+        usleep(100);
     EQUAL(__atomic_load_n(&bed->host.interrupts[1], __ATOMIC_RELAXED), before + 2);
     live_close(&live);
 }
