@@ -101,6 +101,11 @@ def may_lock_much() -> bool:
     return limit == resource.RLIM_INFINITY or limit >= 8 << 20 or bool(capabilities >> 14 & 1)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has taken effect on the process."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 async def exercise(ns: Namespace, seed: int, rounds: int = 40) -> int:
     """Writes and reads a part of the namespace that belongs to `seed`; returns its thread."""
     size = ns.block_size

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from driving import eventually, faults, pattern
+from driving import eventually, faults, is_stopped, pattern
 from sharing_kit import FAST, owner
 
 import nvme_async
@@ -282,11 +282,6 @@ async def test_a_successor_killed_on_the_way_leaves_the_predecessor_serving(
         await eventually(lambda: len(share.leases) == 1)
 
 
-def stopped(pid: int) -> bool:
-    """A SIGCONT before its SIGSTOP would be lost."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
 async def test_a_stopped_predecessor_rings_no_doorbell_that_is_a_successors(shared: Pair, tmp_path: Path) -> None:
     """Stopped before "go": the successor gives up. After it: the successor has its own queues."""
     own, share = shared
@@ -303,7 +298,7 @@ async def test_a_stopped_predecessor_rings_no_doorbell_that_is_a_successors(shar
     async with nvme_async.take_over(tmp_path / "h2", **FAST) as successor:
         await successor.namespaces[1].write(9, pattern(BLOCK, 9))
         before = faults(own).counters()["invalid_doorbells"]
-        await eventually(lambda: stopped(process.pid))
+        await eventually(lambda: is_stopped(process.pid))  # a SIGCONT before its SIGSTOP would be lost
         process.send_signal(signal.SIGCONT)
         assert process.stdout is not None
         assert await asyncio.wait_for(process.stdout.readline(), 60) == b"taken\n"
