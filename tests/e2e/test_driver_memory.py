@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from driving import FAST, eventually, pattern, within
+from driving import FAST, eventually, faults, pattern, within
 
 import nvme_async
 from nvme_async.device import Device
@@ -76,6 +76,7 @@ async def test_memory_growth_does_not_block_the_loop(
     data = pattern(1 * MIB)
     await ns.write(0, data)
     kept = [small.alloc(256 << 10) for _ in range(2)]
+    faults(small).add(queue="io", opcode=2, delay=0.02)  # so that all are in flight at once
     slow = Slow(small.device, 1.0, monkeypatch)
     stop = asyncio.Event()
     gap = asyncio.create_task(longest_gap(stop))
