@@ -117,7 +117,7 @@ class Container:
         elif error.errno == errno.ENOSPC:
             reason = f"there are {len(self._mapped)} mappings, and the IOMMU driver's limit is {self._limit}"
         elif error.errno == errno.EEXIST:
-            reason = "another mapping is there already"
+            reason = "another mapping already exists"
         elif error.errno == errno.EFAULT:
             reason = "the memory is not mapped, or not writable, in this process"
         raise DeviceError(f"can't map {where}: {reason}") from error

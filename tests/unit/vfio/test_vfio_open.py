@@ -197,7 +197,7 @@ def test_a_pool_is_mapped_where_it_lies(device: VfioDevice, kernel: FakeKernel) 
     [
         (errno.ENOMEM, r"limit of locked memory .*ulimit -l"),
         (errno.ENOSPC, "limit is 100"),
-        (errno.EEXIST, "another mapping is there already"),
+        (errno.EEXIST, "another mapping already exists"),
         (errno.EFAULT, "not writable"),
         (errno.EINVAL, "Invalid argument"),
     ],
