@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import click
 
-from nvme_async.cli.nvme.build import FORCE, ask, command, execute, say
+from nvme_async.cli.nvme.build import FORCE, ask, builder_arguments, command, execute, say
 from nvme_async.cli.nvme.directives import namespace, numbers
 from nvme_async.cli.nvme.page import Option, read_identify
 from nvme_async.driver.protection import Format
@@ -50,10 +50,8 @@ def send(device: str | None, nsid: int | None, make: Callable[[Any], Command], p
 
     async def operation(controller: Any) -> Any:
         ns = namespace(controller, nsid)
-        try:
+        with builder_arguments():
             made = make(ns)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
         return await ns.submit(made, payload)
 
     return execute(device, operation)
@@ -85,10 +83,8 @@ def _without_data(
 ) -> None:
     async def operation(controller: Any) -> None:
         ns = namespace(controller, nsid)
-        try:
+        with builder_arguments():
             made = make(ns)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
         await ns.submit(await tagged(controller, ns, made, reftag, storage))
 
     execute(device, operation)
@@ -209,6 +205,24 @@ TRANSFER: tuple[Option, ...] = (
 )
 
 
+def transfer_command(
+    kind: Callable[..., Command], ns: Any, start: int, count: int, fua: bool, options: dict[str, Any]
+) -> Command:
+    """A Read, Write or Compare (kind: its builder) for transfer(). count: zero-based."""
+    with builder_arguments():
+        return kind(
+            ns.nsid,
+            start,
+            count + 1,
+            fua,
+            options["limited"],
+            prinfo=options["prinfo"],
+            stc=options["stc"],
+            apptag=options["apptag"],
+            apptag_mask=options["apptag_mask"],
+        )
+
+
 async def transfer(
     controller: Any, ns: Any, made: Command, data: bytes | None, options: dict[str, Any]
 ) -> tuple[bytes, bytes]:
@@ -272,20 +286,7 @@ def compare(
         nbytes = options["data_size"] or (count + 1) * ns.block_size
         if len(whole) < nbytes:
             raise click.UsageError(f"{len(whole)} bytes are less than {count + 1} blocks of {ns.block_size}")
-        try:
-            made = commands.compare(
-                ns.nsid,
-                start,
-                count + 1,
-                fua,
-                options["limited"],
-                prinfo=options["prinfo"],
-                stc=options["stc"],
-                apptag=options["apptag"],
-                apptag_mask=options["apptag_mask"],
-            )
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
+        made = transfer_command(commands.compare, ns, start, count, fua, options)
         await transfer(controller, ns, made, whole[:nbytes], options)
 
     execute(device, operation)
@@ -330,13 +331,11 @@ def dsm(
     chosen = int(flags) if cdw11 is None else cdw11
     if chosen & DsmAttribute.DEALLOCATE:
         ask(device, f"deallocation of {sum(counts)} blocks", force)
-    try:
+    with builder_arguments():
         payload = b"".join(
             commands.dsm_ranges([(first, count)], context)
             for first, count, context in zip(firsts, counts, contexts, strict=True)
         )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
     send(device, nsid, lambda ns: commands.dataset_management(ns.nsid, len(counts), chosen), payload)
     say("NVMe DSM: success")
 
@@ -394,7 +393,7 @@ def copy(
             raise click.UsageError(f"--{flag} has {len(lists[name])} numbers for {len(counts)} sources")
         lists[name] = lists[name] or [0] * len(counts)
     ask(device, f"copy over {sum(counts) + len(counts)} blocks", force)
-    try:
+    with builder_arguments():
         sources = [
             CopySource(
                 lba=first,
@@ -408,8 +407,6 @@ def copy(
             for index, first in enumerate(firsts)
         ]
         payload = commands.copy_descriptors(sources, form)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
     send(
         device,
         nsid,

@@ -167,6 +167,15 @@ def ask(device: str | None, what: str, force: bool) -> None:
 
 
 @contextmanager
+def builder_arguments() -> Iterator[None]:
+    """Arguments that a command's builder refuses are errors of use."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+@contextmanager
 def progress(what: str) -> Iterator[Callable[[float], None]]:
     """A line on a terminal's stderr: progress, and the remaining time."""
     began = time.monotonic()

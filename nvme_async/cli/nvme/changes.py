@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nvme_async.cli.nvme.build import FORCE, ask, command, execute, progress, say
+from nvme_async.cli.nvme.build import FORCE, ask, builder_arguments, command, execute, progress, say
 from nvme_async.cli.nvme.creation import create
 from nvme_async.cli.nvme.directives import numbers
 from nvme_async.cli.nvme.output import show
@@ -333,11 +333,9 @@ def get_lba_status(
         data: bytes = (await controller.admin(made)).data
         return data
 
-    try:
+    with builder_arguments():
         data = execute(device, operation)
         shown = lba_status(data)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
     show(output, data, shown)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import click
 
-from nvme_async.cli.nvme.build import command, execute, say
+from nvme_async.cli.nvme.build import builder_arguments, command, execute, say
 from nvme_async.cli.nvme.output import lines, show
 from nvme_async.cli.nvme.page import RAE, UUID_INDEX, Option
 from nvme_async.cli.nvme.pages_rare import read_boot_partition
@@ -95,10 +95,8 @@ def get_log(
         data: bytes = (await controller.admin(made)).data
         return data
 
-    try:
+    with builder_arguments():
         data = execute(device, operation)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
 
     def text() -> str:
         return f"Device:{device} log-id:{lid} namespace-id:{more['nsid']:#x}\n{hexdump(data)}"

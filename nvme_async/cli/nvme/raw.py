@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import click
 
-from nvme_async.cli.nvme.build import FORCE, ask, command, execute, say
+from nvme_async.cli.nvme.build import FORCE, ask, builder_arguments, command, execute, say
 from nvme_async.cli.nvme.features import hexdump
 from nvme_async.cli.nvme.output import show
 from nvme_async.cli.nvme.page import Option
@@ -243,10 +243,8 @@ def capacity_mgmt(device: str | None, operation: int | None, element: int, low: 
     if operation is None:
         raise click.UsageError("--operation is needed")
     ask(device, f"capacity management operation {operation} on element {element}", force)
-    try:
+    with builder_arguments():
         made = commands.capacity_management(operation, element, high << 32 | low)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
     completion = execute(device, lambda controller: controller.admin(made))
     say(f"Capacity Management Command is Success, created element id: {completion.dw0 & 0xFFFF:#x}")
 

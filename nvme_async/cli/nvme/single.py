@@ -9,13 +9,12 @@ from typing import Any
 
 import click
 
-from nvme_async.cli.nvme.blocks import TRANSFER, transfer
+from nvme_async.cli.nvme.blocks import TRANSFER, transfer, transfer_command
 from nvme_async.cli.nvme.build import execute, option
 from nvme_async.cli.nvme.directives import namespace
 from nvme_async.cli.nvme.target import VERBOSE
 from nvme_async.driver.protection import Format
 from nvme_async.spec import commands
-from nvme_async.spec.commands import Command
 from nvme_async.spec.identify import IdentifyNamespace
 
 _PRACT = 8
@@ -47,24 +46,6 @@ def default_bytes(identify: IdentifyNamespace, blocks: int, prinfo: int) -> int:
     return blocks * Format.of(identify, None).data_step(act=bool(prinfo & _PRACT))
 
 
-def _made(kind: Any, ns: Any, start: int, count: int, fua: bool, options: dict[str, Any]) -> Command:
-    try:
-        made: Command = kind(
-            ns.nsid,
-            start,
-            count + 1,
-            fua,
-            options["limited"],
-            prinfo=options["prinfo"],
-            stc=options["stc"],
-            apptag=options["apptag"],
-            apptag_mask=options["apptag_mask"],
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    return made
-
-
 def read_one(
     device: str, nsid: int | None, start: int, count: int, data: str, fua: bool, options: dict[str, Any]
 ) -> int:
@@ -72,7 +53,7 @@ def read_one(
 
     async def operation(controller: Any) -> tuple[bytes, bytes]:
         ns = namespace(controller, nsid)
-        made = _made(commands.read, ns, start, count, fua, options)
+        made = transfer_command(commands.read, ns, start, count, fua, options)
         nbytes = options["data_size"] or default_bytes(ns.identify, count + 1, options["prinfo"])
         return await transfer(controller, ns, made, None, options | {"data_size": nbytes})
 
@@ -101,7 +82,7 @@ def write_one(
 
     async def operation(controller: Any) -> int:
         ns = namespace(controller, nsid)
-        made = _made(commands.write, ns, start, count, fua, options)
+        made = transfer_command(commands.write, ns, start, count, fua, options)
         nbytes = options["data_size"] or default_bytes(ns.identify, count + 1, options["prinfo"])
         if len(whole) < nbytes:
             raise click.UsageError(f"{len(whole)} bytes of data are less than the {nbytes} of {count + 1} blocks")

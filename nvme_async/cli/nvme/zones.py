@@ -11,7 +11,7 @@ import attrs
 import click
 
 from nvme_async.cli.nvme.blocks import FUA, LIMITED, NSID, tagged
-from nvme_async.cli.nvme.build import FORCE, ask, command, execute, say
+from nvme_async.cli.nvme.build import FORCE, ask, builder_arguments, command, execute, say
 from nvme_async.cli.nvme.directives import namespace
 from nvme_async.cli.nvme.features import hexdump
 from nvme_async.cli.nvme.output import show
@@ -287,10 +287,8 @@ def zone_mgmt_recv(
 
     async def operation(controller: Any) -> bytes:
         ns = namespace(controller, nsid)
-        try:
+        with builder_arguments():
             made = commands.zone_management_receive(ns.nsid, start, length, action, option=option, partial=partial)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
         data: bytes = (await ns.submit(made)).data
         return data
 
