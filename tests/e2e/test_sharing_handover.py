@@ -36,9 +36,12 @@ def worker(share: Share, **options: object) -> nvme_async._open.Opening:
     return nvme_async.open(f"shared:{share.path}", **{**FAST, **options})  # type: ignore[arg-type]
 
 
-def held_write(own: nvme_async.Controller) -> None:
-    """The next write is executed at faults(own).release() only."""
+async def stuck_write(own: nvme_async.Controller, controller: nvme_async.Controller) -> asyncio.Task[None]:
+    """A write of a worker that is executed at faults(own).release() only; the controller has it."""
     faults(own).add(queue="io", opcode=NvmOpcode.WRITE, count=1, delay=FOREVER)
+    writing = asyncio.create_task(controller.namespaces[1].write(5, pattern(BLOCK, 1)))
+    await eventually(lambda: faults(own).outstanding())
+    return writing
 
 
 async def test_a_chain_of_workers_hands_over_under_load_and_loses_no_acknowledged_write(
@@ -85,9 +88,7 @@ async def test_a_chain_of_workers_hands_over_under_load_and_loses_no_acknowledge
 async def test_the_successor_waits_for_the_predecessors_writes(shared: Pair, tmp_path: Path) -> None:
     own, share = shared
     controller = await worker(share)
-    held_write(own)
-    writing = asyncio.create_task(controller.namespaces[1].write(5, pattern(BLOCK, 1)))
-    await eventually(lambda: faults(own).outstanding())
+    writing = await stuck_write(own, controller)
     async with controller.handover(tmp_path / "h") as offer:
         taking = asyncio.create_task(nvme_async.take_over(tmp_path / "h", **FAST)._opened())
         await eventually(lambda: controller.transport.queues.held)
@@ -108,9 +109,7 @@ async def test_the_successor_waits_for_the_predecessors_writes(shared: Pair, tmp
 async def test_a_stuck_command_withdraws_the_offer_and_the_worker_serves_again(shared: Pair, tmp_path: Path) -> None:
     own, share = shared
     controller = await worker(share, drain_timeout=0.05)
-    held_write(own)
-    writing = asyncio.create_task(controller.namespaces[1].write(5, pattern(BLOCK, 1)))
-    await eventually(lambda: faults(own).outstanding())
+    writing = await stuck_write(own, controller)
     async with controller.handover(tmp_path / "h") as offer:
         with pytest.raises(ControllerError, match=r"withdrew.*still in flight"):
             await nvme_async.take_over(tmp_path / "h", **FAST)
@@ -128,9 +127,7 @@ async def test_a_stuck_command_withdraws_the_offer_and_the_worker_serves_again(s
 async def test_without_a_second_lease_the_predecessor_closes_first(tmp_path: Path) -> None:
     async with owner(tmp_path / "s", workers=1) as (own, share):
         controller = await worker(share)
-        held_write(own)
-        writing = asyncio.create_task(controller.namespaces[1].write(5, pattern(BLOCK, 1)))
-        await eventually(lambda: faults(own).outstanding())
+        writing = await stuck_write(own, controller)
         async with controller.handover(tmp_path / "h") as offer:
             taking = asyncio.create_task(nvme_async.take_over(tmp_path / "h", **FAST)._opened())
             await eventually(lambda: controller.transport.queues.held)
@@ -158,9 +155,7 @@ async def test_a_successor_of_an_earlier_release_is_served_after_a_close(shared:
 async def test_the_owner_resets_the_controller_during_a_hand_over(shared: Pair, tmp_path: Path) -> None:
     own, share = shared
     controller = await worker(share)
-    held_write(own)
-    writing = asyncio.create_task(controller.namespaces[1].write(5, pattern(BLOCK, 1)))
-    await eventually(lambda: faults(own).outstanding())
+    writing = await stuck_write(own, controller)
     async with controller.handover(tmp_path / "h") as offer:
         taking = asyncio.create_task(nvme_async.take_over(tmp_path / "h", **FAST)._opened())
         await eventually(lambda: controller.transport.queues.held)

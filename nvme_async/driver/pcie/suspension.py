@@ -148,6 +148,9 @@ async def release(controller: Controller) -> None:
         await _everywhere(controller, queues.all(), end, lambda queue: queue.hand_over_from_afar(sent, unsent))
     except NvmeError as error:
         log.warning("%s: %s", controller.uri, error)
+    # No other loop knows these yet, or any more; they too keep the pool and the device open.
+    for queue in queues.unsettled:
+        end(queue)
     queues.forget_all()
     await controller.recovery.stop()
     await controller.listener.stop()
