@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from driver_line import CREATE_CQ, block, calling, descriptors, eventually, line
+from driver_line import CREATE_CQ, block, calling, descriptors, eventually, line, settle
 
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
-from nvme_async.keepalive import restore
+from nvme_async.keepalive import restore, saving
 from nvme_async.keepalive import state as saved
 
 pytestmark = pytest.mark.alone  # measures times
@@ -128,6 +128,49 @@ async def test_a_queue_pair_whose_creation_a_save_overtakes_keeps_nothing_open(l
             await asyncio.wait_for(asyncio.wrap_future(reading), 60)
         await eventually(lambda: pool.closed)
         drivers.release()
+
+
+@pytest.mark.parametrize("succeeds", [False, True])
+async def test_a_queue_pair_that_is_created_during_a_save_is_not_used(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch, succeeds: bool
+) -> None:
+    """The others are frozen, and a successor may be reading the rings already. It is used once the
+    save has failed; after a hand-over its loop hears of that.
+    """
+    loops.start(1)
+    async with line() as drivers:
+        driver = drivers.driver
+        await drivers.namespace.write(0, block(1))
+        maker = driver.queues.maker
+        create, created, proceed = maker.create, asyncio.Event(), asyncio.Event()
+
+        async def slowly(queue: Any) -> None:
+            await create(queue)
+            created.set()
+            await proceed.wait()
+
+        monkeypatch.setattr(maker, "create", slowly)
+        reading = asyncio.run_coroutine_threadsafe(calling(drivers.namespace.read, 0), loops.loops[0])
+        await asyncio.wait_for(created.wait(), 60)
+        assert driver.memory is not None
+        pool = driver.memory.pools[0]
+        async with driver._lock:
+            await saving.suspend(driver)
+            proceed.set()
+            await settle()
+            assert loops.loops[0] not in driver.queues.io
+            assert not reading.done()
+            if not succeeds:
+                await saving.resume(driver)
+                assert await asyncio.wait_for(asyncio.wrap_future(reading), 60) == block(1)
+                return
+            bundle = driver.bundle()
+            await saving.release(driver)
+        with bundle:
+            drivers.driver = await restore(bundle)
+        with pytest.raises(HandedOver):
+            await asyncio.wait_for(asyncio.wrap_future(reading), 60)
+        await eventually(lambda: pool.closed)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import threading
 from typing import Any, Protocol
 
 from nvme_async.device.quirks import Quirk
-from nvme_async.driver.lifecycle import FINAL
+from nvme_async.driver.lifecycle import FINAL, State
 from nvme_async.driver.queues.collection import QueueCollection
 from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.driver.queues.queue_maker import QueueMaker
@@ -169,9 +169,12 @@ class QueueSet(QueueCollection):
             if isinstance(error, CommandError):
                 self._refused()
             raise
+        while controller.lifecycle.state is State.SAVING:
+            # It isn't frozen as the others are, and the saved state has it as unsettled.
+            await controller._until_ready()
+        if controller.lifecycle.state in FINAL:
+            raise controller._not_here()
         if queue not in self.unsettled:
-            if controller.lifecycle.state in FINAL:
-                raise controller._not_here()
             raise ControllerError(f"{controller.uri}: the controller was reset while queue {qid} was created")
         self.unsettled.remove(queue)
         return queue
