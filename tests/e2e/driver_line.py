@@ -189,7 +189,7 @@ async def calling(function: Callable[..., Any], *arguments: Any) -> Any:
     return await function(*arguments)
 
 
-async def results(tasks: Iterable[asyncio.Task[Any]]) -> list[Any]:
+async def results(tasks: Iterable[asyncio.Future[Any]]) -> list[Any]:
     """The results of all, including exceptions."""
     async with asyncio.timeout(30):
         return await asyncio.gather(*tasks, return_exceptions=True)

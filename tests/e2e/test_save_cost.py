@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from driver_line import CREATE_CQ, block, calling, descriptors, eventually, line, settle
+from driver_line import CREATE_CQ, block, calling, descriptors, eventually, line, results, settle
 
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
@@ -171,6 +171,35 @@ async def test_a_queue_pair_that_is_created_during_a_save_is_not_used(
         with pytest.raises(HandedOver):
             await asyncio.wait_for(asyncio.wrap_future(reading), 60)
         await eventually(lambda: pool.closed)
+
+
+async def test_a_save_waits_for_a_loop_that_is_adopting_its_queue_pair(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen remotely at that moment, it would be listened to afterwards."""
+    loops.start(1)
+    async with line() as drivers:
+        queues = drivers.driver.queues
+        adopt, adopting, proceed = queues.adopt, threading.Event(), threading.Event()
+
+        def slowly(queue: Any) -> None:
+            adopting.set()
+            proceed.wait(60)
+            adopt(queue)
+
+        monkeypatch.setattr(queues, "adopt", slowly)
+        reading = asyncio.run_coroutine_threadsafe(calling(drivers.namespace.read, 0), loops.loops[0])
+        await eventually(adopting.is_set)
+        save = asyncio.create_task(drivers.driver.save())
+        await eventually(lambda: drivers.driver.state == "saving")
+        await settle(100)
+        assert not save.done()
+        proceed.set()
+        with await save as bundle:
+            drivers.driver = await restore(bundle)
+        # The loop may still read before it freezes its queue pair.
+        (result,) = await results([asyncio.wrap_future(reading)])
+        assert result == bytes(4096) or isinstance(result, HandedOver)
 
 
 @pytest.mark.slow

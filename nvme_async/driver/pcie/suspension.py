@@ -71,8 +71,11 @@ async def _everywhere(
     exception is raised when all have been tried.
     """
     by_loop: dict[asyncio.AbstractEventLoop, list[LoopQueue]] = {}
+    # A loop that is about to adopt its queue pair would add the reader that was removed from afar.
+    adopted = pcie(controller.transport).queues.hot
     for queue in queues:
-        if queue.loop is controller.loop or not queue.loop.is_running() or not from_afar(queue):
+        here = queue.loop is controller.loop or not queue.loop.is_running()
+        if here or adopted.get(queue.loop) is not queue.hot or not from_afar(queue):
             by_loop.setdefault(queue.loop, []).append(queue)
     errors: list[BaseException] = []
 
