@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from open_descriptors import open_descriptors
+
 import nvme_async
 from nvme_async.driver.lifecycle import State
 from nvme_async.emulator import EmulatedController
@@ -36,7 +38,7 @@ def block(number: int, nbytes: int = 4096) -> bytes:
 
 def descriptors() -> int:
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    return len(open_descriptors())
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> float:

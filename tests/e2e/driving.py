@@ -11,10 +11,13 @@ import re
 import resource
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
+
+from open_descriptors import open_descriptors
 
 from nvme_async.device import Device, open_device
 from nvme_async.driver.namespace import Namespace
@@ -76,14 +79,7 @@ def leftovers(*, doorbells: bool = True) -> set[str]:
 
 def descriptors() -> dict[str, int]:
     """How many descriptors of each kind this process has."""
-    found: dict[str, int] = {}
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            kind = os.readlink(f"/proc/self/fd/{fd}").split(":[", maxsplit=1)[0]
-        except FileNotFoundError:
-            continue
-        found[kind] = found.get(kind, 0) + 1
-    return found
+    return dict(Counter(target.split(":[", maxsplit=1)[0] for target in open_descriptors()))
 
 
 async def listening(controller: Controller) -> None:

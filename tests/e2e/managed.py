@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import uvloop
+from open_descriptors import open_descriptors
 
 from nvme_async.emulator import EmulatedController
 from nvme_async.errors import NvmeError
@@ -36,13 +37,7 @@ def emulator(manager: Manager, address: str) -> EmulatedController:
 def descriptors() -> list[str]:
     """The open descriptors of this process by kind, so that a difference shows what leaks."""
     gc.collect()
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{fd}").split(":[")[0])
-        except FileNotFoundError:
-            pass  # the descriptor of the listing itself
-    return sorted(found)
+    return sorted(target.split(":[")[0] for target in open_descriptors())
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> float:

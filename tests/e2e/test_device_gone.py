@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from driving import eventually
+from open_descriptors import open_descriptors
 
 import nvme_async
 from nvme_async.emulator import EmulatedController
@@ -20,7 +21,7 @@ from nvme_async.errors import ControllerError, ControllerGone
 
 def descriptors() -> int:
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    return len(open_descriptors())
 
 
 async def test_a_closed_peer_is_noticed_without_io() -> None:
