@@ -1,6 +1,8 @@
 /* One NBD connection: its memory, and one iteration. See nbd.h. */
 #include "nbd.h"
 
+#include "hotpath/source_pump.h"
+
 void nbd_set_mark(uint64_t mark)
 {
     nvs_set_mark(mark);
@@ -31,90 +33,57 @@ static void end(void *self)
     nbd_send(n); /* drops the rest */
 }
 
-static bool is_over(const struct nbd *n)
+static bool receive(void *self)
 {
+    struct nbd *n = self;
+    const bool moved = nbd_receive(n);
+    if (n->state == NBD_ENDED && (n->current || n->filling))
+        nbd_drop_partial(n);
+    return moved;
+}
+
+static bool post(void *self, struct nvq *q, struct nvb_slot *slots, uint32_t keep)
+{
+    return nbd_post(self, q, slots, keep);
+}
+
+static bool send_answers(void *self)
+{
+    struct nbd *n = self;
+    return n->answers && nbd_send(n);
+}
+
+static bool is_over(const void *self)
+{
+    const struct nbd *n = self;
     return n->state == NBD_ENDED && !n->n_busy && !n->ready;
 }
 
-/* Results that the event loop has delivered since the last iteration, and those of commands that a
- * reset has ended. */
-static void take_delivered(struct nbd *n)
+static void before_sleep(void *self)
 {
-    for (uint32_t i = 0; i < n->source.n_cells; i++) {
-        struct nvq_cell *cell = nvq_cell_at(&n->source, i);
-        if (cell->busy && cell->batch.done)
-            nbd_complete(n, cell);
-    }
+    struct nbd *n = self;
+    n->source.wants_write = n->send_blocked && n->answers;
+    n->source.wants_read = n->state == NBD_IN_DATA   ? n->filling || n->free_cells
+                           : n->state == NBD_ISSUING ? false
+                           : n->state == NBD_ENDED   ? false
+                                                     : n->free_requests != NULL || n->state == NBD_SKIPPING;
 }
+
+static const struct nvq_source_face face = {
+    .receive = receive,
+    .receive_every = 8, /* a system call */
+    .post = post,
+    .finished = nbd_complete,
+    .send = send_answers,
+    .is_over = is_over,
+    .before_sleep = before_sleep,
+};
 
 static enum nvb_why pump(void *self, struct nvq *q, struct nvb_slot *slots, uint32_t keep, uint64_t slice_ns,
                          struct nvw_budget *budget, unsigned *ring)
 {
     struct nbd *n = self;
-    const uint64_t start = nvq_now_ns();
-    const uint64_t bound = nvw_budget_ns(budget);
-    uint64_t quiet_since = 0, polled = 0;
-    bool moved = true;
-    *ring = 0;
-    take_delivered(n);
-    for (unsigned turn = 1;; turn++) {
-        /* Each poll of the socket is a system call: while idle, the completion ring is polled eight
-         * times as often. */
-        if (moved || turn % 8 == 0) {
-            moved = nbd_receive(n);
-            if (n->state == NBD_ENDED && (n->current || n->filling))
-                nbd_drop_partial(n);
-            moved |= nbd_post(n, q, slots, keep);
-            moved |= n->answers && nbd_send(n);
-        } else {
-            moved = nbd_post(n, q, slots, keep);
-        }
-        if (q->n_unrung)
-            *ring |= nvq_ring_sq(q) ? 1 : 0;
-        if (nvq_reap(q, 64)) {
-            moved = true;
-            nvq_source_settle(q, slots, &n->source, nbd_complete);
-            if (q->n_unacked >= q->entries / 4 || q->n_unacked >= 64)
-                *ring |= nvq_ring_cq(q) ? 2 : 0;
-            if (n->answers)
-                nbd_send(n);
-        }
-        if (q->strays.n)
-            return NVB_STRAYS;
-        if (is_over(n))
-            return NVB_DONE;
-        if (*ring)
-            return NVB_REGISTER;
-        if (moved && turn % 16)
-            continue;
-        if (!moved) {
-            nvq_relax();
-            if (turn % 16)
-                continue;
-        }
-        const uint64_t now = nvq_now_ns();
-        if (now - start >= slice_ns)
-            return NVB_SLICE;
-        if (moved) {
-            if (quiet_since)
-                nvw_budget_learn(budget, polled - quiet_since);
-            quiet_since = 0;
-            continue;
-        }
-        polled = now;
-        if (!quiet_since)
-            quiet_since = now;
-        if (now - quiet_since >= bound) {
-            if (bound)
-                nvw_budget_learn(budget, 4 * bound);
-            n->source.wants_write = n->send_blocked && n->answers;
-            n->source.wants_read = n->state == NBD_IN_DATA   ? n->filling || n->free_cells
-                                   : n->state == NBD_ISSUING ? false
-                                   : n->state == NBD_ENDED   ? false
-                                                             : n->free_requests != NULL || n->state == NBD_SKIPPING;
-            return NVB_QUIET;
-        }
-    }
+    return nvq_source_go(&n->source, &face, q, slots, keep, slice_ns, budget, ring);
 }
 
 int nbd_init(struct nbd *n, const struct nbd_geometry *g, int fd, uint8_t *memory, uint64_t iova, uint64_t offset,

@@ -4,18 +4,7 @@
 
 #include "nbd.h"
 
-enum { /* NVMe opcodes (NVM Command Set 1.0, figure 11) */
-       OPC_FLUSH = 0x00,
-       OPC_WRITE = 0x01,
-       OPC_READ = 0x02,
-       OPC_WRITE_ZEROES = 0x08,
-       OPC_DSM = 0x09,
-};
-
-#define CDW12_FUA (1u << 30)
-#define CDW12_DEAC (1u << 25)
-#define DSM_DEALLOCATE (1ull << 34) /* AD, bit 2 of dword 11 */
-#define DSM_RANGE 16u
+#include "hotpath/nvm_commands.h"
 
 /* Receives up to `n` bytes. 0: there are no data, or the connection has ended. */
 static size_t pull(struct nbd *n, uint8_t *to, size_t nbytes)
@@ -174,9 +163,7 @@ static bool issue_one(struct nbd *n, struct nbd_request *r)
     case NBD_TRIM:
         blocks = blocks < g->trim_blocks ? blocks : g->trim_blocks;
         cell->nbytes = blocks << g->block_shift;
-        memset(cell->memory, 0, DSM_RANGE);
-        memcpy(cell->memory + 4, &blocks, 4);
-        memcpy(cell->memory + 8, &lba, 8);
+        nvm_dsm_range(cell->memory, lba, blocks);
         make_ready(n, cell, OPC_DSM, 0, DSM_DEALLOCATE, DSM_RANGE, NVQ_FROM_HOST);
         r->flush_due = fua; /* the command has no FUA */
         break;
