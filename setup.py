@@ -61,6 +61,7 @@ def extension(name: str, folder: str) -> Extension:
     sources = [f"ext/{folder}/{name}.pyx"]
     sources += [source for source in sorted(glob(f"ext/{folder}/*.c")) if not source.endswith(f"/{name}.c")]
     sources += sorted(glob("ext/pi/*.c")) if folder == "emulator" else []
+    sources += ["ext/kernel/ring.c"] if folder == "ublk" else []
     return compiled(f"nvme_async.native.{name}", sources)
 
 
@@ -122,6 +123,7 @@ setup(
                 ("_kernel", "kernel"),
                 ("_pi", "pi"),
                 ("_nbd", "nbd"),
+                ("_ublk", "ublk"),
             ]
             if glob(f"ext/{folder}/{name}.pyx")
         ],

@@ -16,7 +16,7 @@ from typing import Any
 from nvme_async.driver.namespace import Namespace
 from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.export.handshake import Agreed, Export, Flag, shake_hands
-from nvme_async.keepalive.controller import Controller
+from nvme_async.export.predecessor import NBD_TAG
 from nvme_async.manager.workers import Worker
 from nvme_async.native import _hotpath, _nbd
 from nvme_async.native._placement import HostMemory
@@ -34,22 +34,8 @@ MAX_REQUEST = 32 << 20
 HANDSHAKE_LIMIT = 10.0
 """Seconds."""
 BACKLOG = 64
-TAG = int.from_bytes(b"nbd", "big")
-"""Of a connection's memory, for a successor."""
 JOIN_LIMIT = 10.0
 """Seconds until a thread that doesn't end is left alone."""
-
-
-async def end_predecessor(controller: Controller) -> None:
-    """After a takeover, before a server is started: waits until the commands of the dead process
-    are over, so that none of its writes lands over a newer one, and frees the memory of its
-    connections. On the controller's home loop.
-    """
-    async for _ in controller.adopted:
-        pass
-    for slot in controller.unclaimed():
-        if slot.tag == TAG:
-            controller.claim(slot).free()
 
 
 class NbdServer:
@@ -243,7 +229,7 @@ class NbdServer:
         """
         nbytes = self._depth * self._cell
         try:
-            memory = await in_thread(partial(self.namespace.controller.transport.alloc, nbytes, tag=TAG))
+            memory = await in_thread(partial(self.namespace.controller.transport.alloc, nbytes, tag=NBD_TAG))
         except ConfigurationError:
             return HostMemory(nbytes), None
         return memory, memory.offset
