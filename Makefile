@@ -7,7 +7,7 @@ NATIVE  = $(shell find ext -name '*.pyx' -o -name '*.h' -o -name '*.c' -o -name 
 C_FILES = $(wildcard ext/*.h ext/*/*.h ext/*/*.c tests/native/*/*.h tests/native/*/*.c tests/fuzz/*.h tests/fuzz/*.c benchmarks/native/*.c)
 CYTHON_FILES = $(wildcard tests/native/*/*.pyx ext/*/*.pyx ext/*/*.pxi ext/*/*.pxd nvme_async/native/*.pxd)
 
-.PHONY: all bench test lint format fuzz sanitize test-vm test-interop test-qemu-server vm-compare vm-keepalive torture clean help
+.PHONY: all bench test lint format fuzz sanitize test-vm test-disk test-interop test-qemu-server vm-compare vm-keepalive torture clean help
 all: $(VENV)/.built
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make fuzz      coverage-guided fuzzing of all targets, two minutes for all; SECONDS=3600"
 	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
 	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
+	@echo "make test-disk  block devices (ublk) and kills of their servers, in a virtual machine with Debian 13's kernel; not in CI"
 	@echo "make test-interop  the drivers of the Linux kernel and of UEFI on emulated controllers, in virtual machines"
 	@echo "make test-qemu-server  conformance on QEMU's controllers behind QEMU's vfio-user server (NVME_ASYNC_QEMU_SERVER=its binary)"
 	@echo "make vm-compare  this driver beside fio and caio in that machine"
@@ -90,6 +91,10 @@ sanitize: $(VENV)-sanitize/.deps
 # compiler. VM='-- -k identify' passes arguments on.
 test-vm:
 	$(PYTHON) tests/vm/run.py $(VM)
+
+# A file system on /dev/ublkbN whose server is killed. DISK='--kills 200' or DISK='-- -k kills' passes arguments on.
+test-disk:
+	$(PYTHON) tests/vm/disk.py $(DISK)
 
 # INTEROP='-- -k fio' passes arguments on; INTEROP=--require makes it an error when the QEMU it needs can't be had.
 test-interop: $(VENV)/.built

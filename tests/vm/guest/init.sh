@@ -13,6 +13,16 @@ mount -t tmpfs tmpfs /tmp
 chmod 1777 /dev/shm /tmp
 hostname guest
 ip link set lo up 2>/dev/null
+
+# A kernel that is not the image's own brings its modules on a drive, which may come later than this.
+tries=0
+while [ ! -d "/lib/modules/$(uname -r)" ] && [ $tries -lt 100 ]; do
+    for controller in /sys/class/nvme/*; do
+        [ "$(tr -d ' ' <"$controller/serial")" = modules ] && mount -o ro "/dev/${controller##*/}n1" /lib/modules
+    done
+    tries=$((tries + 1))
+    sleep 0.1
+done
 modprobe -a virtio_pci virtio_blk
 
 # Wait (at most 10 s) for a virtio disk by its serial number, which says what it is for.

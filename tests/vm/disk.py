@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Run the tests of block devices (ublk) in a guest with Debian 13's kernel: build what is missing,
+boot, report.
+
+    python tests/vm/disk.py                            everything
+    python tests/vm/disk.py --kills 200                so many kills under a mounted file system
+    python tests/vm/disk.py -- -k kills -x             with these pytest arguments
+    python tests/vm/disk.py --command 'uname -r'       a shell command in the guest instead
+
+Results (junit.xml, the guest's dmesg, QEMU's trace, the console) are left in results/disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from lab import disk_guest, image, machine, newkernel, newqemu, packages, payload, wheel
+from run import report
+
+SENT = {
+    "tests/vm/disk": "tests/disk",
+    "tests/vm/suite/lab.py": "tests/disk/lab.py",
+    "pyproject.toml": "pyproject.toml",
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--command", help="run this shell command in the guest instead of the tests")
+    parser.add_argument("--kills", type=int, default=8, help="of the mounted file system (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=900, metavar="SECONDS", help="for the guest (default: %(default)s)"
+    )
+    parser.add_argument("--accelerator", choices=("tcg", "kvm"), default="tcg", help="(default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=image.TREE / "results" / "disk", help="(default: %(default)s)")
+    parser.add_argument("--verbose", action="store_true", help="show the guest's console while it runs")
+    parser.add_argument("pytest", nargs="*", help="arguments for pytest in the guest, after --")
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> int:
+    packages.ensure()
+    cache = image.cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock, tempfile.TemporaryDirectory(prefix="nvme-async-disk-") as scratch:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one lab at a time works in this cache
+        guest = image.ensure()
+        kernel = newkernel.ensure()
+        qemu = newqemu.ensure()
+        started = time.monotonic()
+        built = wheel.build(guest)
+        print(f"disk: {built.name} built in {time.monotonic() - started:.0f} s; {qemu.version()}; booting", flush=True)
+        folder = Path(scratch)
+        tests = f"DISK_KILLS={options.kills} /payload/guest/run-disk-tests.sh {shlex.join(options.pytest)}"
+        disk = payload.make(folder, built, options.command or tests, SENT)
+        boot = machine.prepare(folder)
+        boot = machine.launch(
+            disk_guest.command_line(qemu, kernel, guest, folder, disk, boot, options.accelerator),
+            boot,
+            timeout=options.timeout,
+            verbose=options.verbose or bool(options.command),
+            environment=qemu.environment,
+        )
+        return report(boot, options)
+
+
+def main() -> int:
+    try:
+        return run(parse())
+    except packages.LabError as error:
+        print(f"disk: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

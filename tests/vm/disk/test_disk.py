@@ -1,0 +1,220 @@
+"""A namespace as /dev/ublkbN in a guest whose kernel has ublk: the disk that it makes, and a file
+system that stays mounted while its server is killed, again and again.
+
+The drive is QEMU's, behind the IOMMU. That the controller was never reset is counted in QEMU's
+trace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab import Host
+from serving import Application, Keeper, Prober, Server, address_of, disks, quiet, run, sysfs
+
+KILLS = int(os.environ.get("DISK_KILLS", "8"))
+MOUNT = Path("/mnt")
+# What a controller sees of a driver that brings it up, resets it or shuts it down.
+LIVES = ("start_success", "stopped", "shutdown_set")
+# Verified while it runs and at its end. Small: what counts is how often it is interrupted.
+FIO = (
+    "fio --name=verified --directory=/mnt --size=8M --rw=randwrite --bsrange=4k-64k --direct=1 --ioengine=libaio "
+    "--iodepth=16 --verify=crc32c --verify_backlog=64 --verify_fatal=1 --fsync=32 --output-format=json"
+)
+# What the kernel says when a request or a file system has failed.
+COMPLAINTS = ("I/O error", "EXT4-fs error", "EXT4-fs warning", "blocked for more than", "BUG:", "WARNING:")
+
+
+@pytest.fixture(scope="module")
+def uri() -> str:
+    address = address_of("exported")
+    run("nvme-async", "bind", f"pci:{address}")
+    return f"pci:{address}"
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with Host() as host:
+        yield host
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[str]:
+    with Keeper(tmp_path / "keeper.sock") as path:
+        yield path
+
+
+def test_the_disk_has_the_limits_of_the_namespace_and_every_operation(uri: str) -> None:
+    with Server(uri, "--queues", "2", "--depth", "32") as server:
+        disk = server.disk()
+        assert sysfs(disk, "size") == str((256 << 20) // 512)
+        assert sysfs(disk, "queue/logical_block_size") == "512"
+        assert sysfs(disk, "queue/rotational") == "0"
+        assert sysfs(disk, "queue/nr_requests") == "32"
+        assert sysfs(disk, "queue/write_cache") == "write back"
+        assert sysfs(disk, "queue/fua") == "1"
+        assert int(sysfs(disk, "queue/discard_max_bytes")) > 0
+        assert int(sysfs(disk, "queue/write_zeroes_max_bytes")) > 0
+        assert len(list(Path(f"/sys/block/{disk.name}/mq").iterdir())) == 2
+        image = random.Random(3).randbytes(1 << 20)
+        fd = os.open(disk, os.O_RDWR)
+        os.pwrite(fd, image, 512 * 3)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(fd, len(image), 512 * 3) == image
+        os.close(fd)
+        run("blkdiscard", "--zeroout", "--offset", "4096", "--length", "65536", str(disk))
+        run("blkdiscard", "--offset", "131072", "--length", "65536", str(disk))
+        expected = bytearray(bytes(512 * 3) + image)
+        expected[4096 : 4096 + 65536] = bytes(65536)
+        read = disk.read_bytes()[: len(expected)]
+        assert read[:131072] == expected[:131072]
+        assert read[131072 + 65536 : len(expected)] == expected[131072 + 65536 :]
+        listed = run("nvme-async", "export", "--list")
+        assert f"{disk}: live, served by process {server.popen.pid}, 2 queues of 36" in listed
+        run("nvme-async", "export", "--stop", str(disk))
+        assert server.end() == 0  # its disk was taken away, and it had nothing else to do
+        assert not disk.exists()
+
+
+def test_a_read_only_disk_and_one_that_is_left_for_the_next_server(uri: str, keeper: str) -> None:
+    with Server(uri, "--read-only", "--leave", keeper=keeper) as server:
+        disk = server.disk()
+        assert sysfs(disk, "ro") == "1"
+        fd = os.open(disk, os.O_RDWR)
+        with pytest.raises(PermissionError):
+            os.pwrite(fd, bytes(4096), 0)
+        os.close(fd)
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+    assert f"{disk}: quiesced, without a server" in run("nvme-async", "export", "--list")
+    with Server(uri, "--read-only", "--recover", keeper=keeper) as server:
+        assert server.disk() == disk
+        assert len(disk.read_bytes()) == 256 << 20
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+    assert not disk.exists()
+
+
+class Workload(threading.Thread):
+    """fio on the mounted file system, over and over."""
+
+    def __init__(self) -> None:
+        super().__init__(name="fio")
+        self.enough = threading.Event()
+        self.runs = self.nbytes = 0
+        self.failure = ""
+
+    def run(self) -> None:
+        while not self.enough.is_set() and not self.failure:
+            done = subprocess.run(FIO.split(), capture_output=True, text=True, timeout=600, check=False)
+            if done.returncode:
+                self.failure = f"fio ended with {done.returncode}: {done.stderr or done.stdout[-2000:]}"
+                return
+            [job] = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
+            self.failure = f"fio's error is {job['error']}" if job["error"] else ""
+            self.runs += 1
+            self.nbytes += job["write"]["io_bytes"]
+
+
+def killed(uri: str, host: Host, keeper: str | None, kills: int) -> None:
+    """Kills one server after another under a mounted file system, each at a random instant."""
+    rng = random.Random()
+    server = Server(uri, "--queues", "2", "--recover", keeper=keeper)
+    disk = server.disk()
+    run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(disk))
+    run("mount", str(disk), str(MOUNT))
+    before = len(quiet(COMPLAINTS))
+    work = Workload()
+    with host.witness() as witness, Prober(disk) as prober:
+        work.start()
+        stalls = []
+        for _ in range(kills):
+            # The next one waits, with its modules imported, for the keeper to have the controller.
+            standby = Server(uri, "--queues", "2", "--recover", "--wait", "600", keeper=keeper) if keeper else None
+            time.sleep(rng.uniform(0.3, 1.5))
+            prober.longest()
+            instant = time.monotonic()
+            server.kill()
+            server = standby or Server(uri, "--queues", "2", "--recover", keeper=keeper)
+            assert server.disk() == disk, server.log()
+            prober.wait_since(instant)
+            stalls.append(prober.longest())
+            assert not work.failure, work.failure
+        work.enough.set()
+        work.join(600)
+        assert not work.is_alive()
+        assert not work.failure, work.failure
+        lives = [witness.count(f"pci_nvme_mmio_{what}") for what in LIVES]
+        assert witness.complaints() == []
+    run("umount", str(MOUNT))
+    checked = run("fsck.ext4", "-f", "-n", str(disk))
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.end() == 0, server.log()
+    assert not disks()
+    stalls.sort()
+    print(
+        f"\n{kills} kills: fio ran {work.runs} times, {work.nbytes >> 20} MiB written and verified; "
+        f"longest stall: median {stalls[len(stalls) // 2]:.2f} s, all {[round(stall, 2) for stall in stalls]}; "
+        f"controller starts, stops, shutdowns: {lives}\n{checked}"
+    )
+    assert quiet(COMPLAINTS)[before:] == []
+    if keeper is not None:
+        assert lives == [0, 0, 0], "the controller was reset"
+    assert work.runs > 0
+
+
+def test_a_mounted_file_system_survives_kills_of_its_driver(uri: str, host: Host, keeper: str) -> None:
+    killed(uri, host, keeper, KILLS)
+
+
+def test_hand_over_and_exec_go_unnoticed(uri: str, host: Host, tmp_path: Path) -> None:
+    application = Application(uri)
+    disk = application.disk()
+    run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(disk))
+    run("mount", str(disk), str(MOUNT))
+    before = len(quiet(COMPLAINTS))
+    work = Workload()
+    stalls = []
+    with host.witness() as witness, Prober(disk) as prober:
+        work.start()
+        for number in range(4):
+            time.sleep(0.5)
+            prober.longest()
+            instant = time.monotonic()
+            if number % 2:
+                application.write("exec")
+            else:
+                socket = str(tmp_path / f"{number}.sock")
+                application.write(f"handover {socket}")
+                application.line_with("offering")
+                successor = Application(uri, "--take", socket)
+                assert application.end() == 0, application.log()
+                application = successor
+            assert application.disk() == disk
+            prober.wait_since(instant)
+            stalls.append(prober.longest())
+        work.enough.set()
+        work.join(600)
+        assert not work.failure, work.failure
+        assert work.runs
+        assert [witness.count(f"pci_nvme_mmio_{what}") for what in LIVES] == [0, 0, 0], "the controller was reset"
+    run("umount", str(MOUNT))
+    run("fsck.ext4", "-f", "-n", str(disk))
+    application.write("close")
+    assert application.end() == 0, application.log()
+    assert quiet(COMPLAINTS)[before:] == []
+    print(f"\nhand-over, exec, hand-over, exec: fio ran {work.runs} times, stalls {[round(s, 2) for s in stalls]} s")
+
+
+def test_the_same_through_resets_without_a_keeper(uri: str, host: Host) -> None:
+    killed(uri, host, None, 2)
