@@ -308,7 +308,7 @@ static bool send_answers(void *self)
     const int sent = ring_submit(&u->ring);
     if (sent == -EAGAIN || sent == -EBUSY || sent == -ENOMEM) {
         u->counters.refetched++;
-        return false;
+        return true; /* nothing would wake a sleeping thread to send them */
     }
     if (sent)
         fail(u, "the kernel takes no answers", -sent);

@@ -133,7 +133,9 @@ class BlockDevice:
         self._watch()
 
     async def recover(self, info: DeviceInfo) -> None:
-        """Serves a device whose server has ended. The commands of that server must be over."""
+        """Serves a device whose server has ended. The commands of that server must be over; where
+        end_predecessor() was left out, the queue pairs are held until then, and fetch nothing.
+        """
         self.info = info
         if info.max_io_bytes > self._cell or not info.max_io_bytes:
             raise ConfigurationError(f"{info.path} has requests of {info.max_io_bytes} bytes, over {self._cell}")
