@@ -137,6 +137,8 @@ async def _serve_disk(
 ) -> None:
     ended = _ended()
     ublk = await asyncio.to_thread(Ublk.open)  # before a controller is brought up for nothing
+    if recover:
+        click.echo(f"{device}: ready to take over", err=True)
     async with _namespace(device, nsid, wait) as namespace:
         disk = await block_device(
             namespace, queues=queues, depth=depth, read_only=read_only, recover=recover, ublk=ublk

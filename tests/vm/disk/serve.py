@@ -1,4 +1,4 @@
-"""An application that serves a namespace as a disk, and goes over to its successor when it is told.
+"""An application that serves a namespace as a disk, and hands it to its successor on command.
 
 python serve.py URI                opens the controller, or takes it over across an exec
 python serve.py URI --take SOCKET  takes it over from a process that offers it there

@@ -141,7 +141,9 @@ def killed(uri: str, host: Host, keeper: str | None, kills: int) -> None:
         for _ in range(kills):
             # The next one waits, with its modules imported, for the keeper to have the controller.
             standby = Server(uri, "--queues", "2", "--recover", "--wait", "600", keeper=keeper) if keeper else None
-            time.sleep(rng.uniform(0.3, 1.5))
+            if standby:
+                standby.line_with("ready to take over")
+            time.sleep(rng.uniform(0.1, 1.5))
             prober.longest()
             instant = time.monotonic()
             server.kill()
