@@ -71,7 +71,7 @@ def export(
     elif stop is not None:
         _stop(stop)
     elif device is None:
-        raise click.UsageError("DEVICE is missing: what is to be exported")
+        raise click.UsageError("DEVICE is missing")
     elif nbd is not None and (recover or leave):
         raise click.UsageError(
             "--recover and --leave are of block devices, and NBD clients connect again by themselves"
