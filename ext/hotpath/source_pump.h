@@ -27,6 +27,8 @@ static inline void nvq_source_take_delivered(struct nvq_source *source, const st
     }
 }
 
+/* What nvq_source.pump does, with the source's part in `face`. Returns why it stopped, and in *ring
+ * which doorbells the caller has to write: 1 = submission, 2 = completion. */
 static inline __attribute__((always_inline)) enum nvb_why
 nvq_source_go(struct nvq_source *source, const struct nvq_source_face *face, struct nvq *q, struct nvb_slot *slots,
               uint32_t keep, uint64_t slice_ns, struct nvw_budget *budget, unsigned *ring)
