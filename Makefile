@@ -15,7 +15,7 @@ help:
 	@echo "make test      build, then run the tests"
 	@echo "make lint      ruff, clang-format, cython-lint, mypy --strict, stubtest, import layers, prose, lengths of files"
 	@echo "make format    lays out code as make lint wants it"
-	@echo "make man       man pages and shell completion in build/share;  make wheel  a wheel with them in dist/"
+	@echo "make man       man pages and shell completion in share;  make wheel  a wheel with them in dist/"
 	@echo "make wheels    wheels for each Python of this machine, stripped, repaired by auditwheel and tried"
 	@echo "make docs      the documentation site in build/site;  make docs-serve  at http://127.0.0.1:8000"
 	@echo "make fuzz      coverage-guided fuzzing of all targets, two minutes for all; SECONDS=3600"
@@ -133,8 +133,8 @@ releases: $(VENV)/.built
 # Man pages and shell completion, which setup.py puts into a wheel.
 .PHONY: man wheel
 man: $(VENV)/.built
-	rm -rf build/share
-	$(BIN)/python -m nvme_async.cli.manpages build/share
+	rm -rf share
+	$(BIN)/python -m nvme_async.cli.manpages share
 
 # In dist/, for this Python.
 wheel: man
@@ -148,7 +148,7 @@ wheels: man
 	$(PYTHON) .ci/wheels.py $(PYTHONS)
 
 clean:
-	rm -rf build $(VENV) $(VENV)-sanitize *.egg-info nvme_async/native/*.so
+	rm -rf build share $(VENV) $(VENV)-sanitize *.egg-info nvme_async/native/*.so
 
 # The documentation site, in build/site; a warning is an error.
 .PHONY: docs docs-serve

@@ -46,12 +46,9 @@ if os.environ.get("NVME_ASYNC_SANITIZE") == "1":
 
 def shared() -> list[tuple[str, list[str]]]:
     """Man pages and shell completion, if `make man` has made them."""
-    files = [path for path in glob("build/share/**/*", recursive=True) if os.path.isfile(path)]
+    files = [path for path in glob("share/**/*", recursive=True) if os.path.isfile(path)]
     folders = sorted({os.path.dirname(path) for path in files})
-    return [
-        (os.path.relpath(folder, "build"), sorted(path for path in files if os.path.dirname(path) == folder))
-        for folder in folders
-    ]
+    return [(folder, sorted(path for path in files if os.path.dirname(path) == folder)) for folder in folders]
 
 
 def extension(name: str, folder: str) -> Extension:

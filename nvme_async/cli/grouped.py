@@ -13,12 +13,24 @@ from nvme_async.cli.fabrics import with_words
 from nvme_async.cli.nvme.names import NVME
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Drives": ("list", "id-ctrl", "id-ns", "bind", "unbind", "doctor", "selftest"),
-    "Data": ("read", "write", "flush", "export"),
-    "Servicing": ("inspect", "top", "keeper"),
+    "Drives": (
+        *("list", "discover", "list-subsys", "list-ctrl", "list-ns", "id-ctrl", "id-ns"),
+        *("bind", "unbind", "doctor", "selftest", "reset", "subsystem-reset", "show-regs"),
+    ),
+    "Health": (
+        *("smart-log", "error-log", "device-self-test", "self-test-log", "endurance-log"),
+        *("persistent-event-log", "telemetry-log", "effects-log", "get-feature", "set-feature"),
+    ),
+    "Data": (
+        *("read", "write", "flush", "compare", "verify", "copy", "write-zeroes", "dsm", "zns"),
+        *("export", "create-ns", "attach-ns", "detach-ns", "delete-ns"),
+        *("format", "sanitize", "sanitize-log"),
+    ),
+    "Servicing": ("inspect", "top", "keeper", "share", "fw-log", "fw-download", "fw-commit"),
     "Benchmark": ("bench", "emulate"),
-    "The rest of nvme-cli": tuple(sorted(NVME - {"id-ctrl", "id-ns"})),
 }
+REST = "The rest of nvme-cli"
+"""The section of nvme-cli's commands that no section above names."""
 OTHERS = "More"
 """The section of commands that no other section names."""
 
@@ -48,6 +60,15 @@ def first_sentence(command: click.Command) -> str:
     return (text if end < 0 else text[: end + 1]).rstrip(".")
 
 
+NAME_WIDTH = 20
+"""Columns of a command's name. A longer name has a line of its own."""
+
+
+def aligned(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The rows as `write_dl()` lays them out alike in each section, whatever its longest name."""
+    return [(name.ljust(NAME_WIDTH), text) for name, text in rows]
+
+
 class LazyGroup(click.Group):
     """Subcommands as `module:attribute`, by name: they cost nothing until they are used."""
 
@@ -71,20 +92,20 @@ class LazyGroup(click.Group):
         placed = {name for names in SECTIONS.values() for name in names}
         for title, names in SECTIONS.items():
             yield title, [name for name in names if name in self.table]
-        rest = sorted(set(self.table) - placed)
-        if rest:
-            yield OTHERS, rest
+        for title, rest in (REST, NVME - placed), (OTHERS, set(self.table) - placed - NVME):
+            names = sorted(rest & set(self.table))
+            if names:
+                yield title, names
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        width = max(map(len, self.table))
         for title, names in self.sections():
             rows = []
             for name in names:
                 command = self.get_command(ctx, name)
                 assert command is not None
-                rows.append((name.ljust(width), first_sentence(command)))
+                rows.append((name, first_sentence(command)))
             with formatter.section(title):
-                formatter.write_dl(rows)
+                formatter.write_dl(aligned(rows), col_max=NAME_WIDTH)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("OpenHCL's names, from the environment"):

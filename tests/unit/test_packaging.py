@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -63,3 +68,27 @@ def test_the_long_description_has_no_relative_links() -> None:
     description = importlib.metadata.metadata("nvme_async").get_payload()
     assert len(description) > 1000  # links into the tree lead to NVME_ASYNC_SOURCE_URL, or are text without it
     assert re.findall(r"\]\((?!https?:|#)", description) == []
+
+
+def test_an_archive_of_sources_has_what_the_makefile_and_a_build_need(tmp_path: Path) -> None:
+    """`make man` puts man pages into share/, which an archive has if they were made before."""
+    tree = tmp_path / "tree"
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout: which files belong to the archive is not known")
+    for name in listed.stdout.splitlines():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tree / name)
+    page = tree / "share/man/man1/nvme-async.1"
+    page.parent.mkdir(parents=True)
+    page.write_text(".TH\n")
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
+    environment = {**os.environ, "NVME_ASYNC_PROBE": "1"}  # which extensions are built doesn't matter, and takes time
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        members = {name.partition("/")[2] for name in opened.getnames()}
+    assert "share/man/man1/nvme-async.1" in members
+
+    assert set(listed.stdout.splitlines()) <= members
