@@ -74,6 +74,10 @@ def _printable(value: Any) -> str:
     return "".join(char if char.isprintable() else "?" for char in str(value).split("\0", 1)[0].strip())
 
 
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def _plain(value: Any) -> str:
     """The same without rich markup."""
     return _printable(value).replace("[", "\\[")
@@ -222,7 +226,7 @@ def as_tree(state: dict[str, Any], width: int | None = None) -> Tree:
     for worker in state["workers"]:
         cpus = f", CPUs {','.join(map(str, worker['cpus']))}" if worker["cpus"] else ""
         tree.add(
-            f"{worker['name']}: {worker['event_loop']}, {worker['devices']} devices, "
+            f"{worker['name']}: {worker['event_loop']}, {_count(worker['devices'], 'device')}, "
             f"{worker['cpu_seconds']:.3f} s CPU{cpus}"
         )
     for uri, device in state["devices"].items():
@@ -325,7 +329,8 @@ def as_lines(
         worker["cpu_seconds"] for worker in before["workers"]
     )
     title = (
-        f"manager, pid {now['pid']}: {len(now['devices'])} devices, {len(now['workers'])} workers, "
+        f"manager, pid {now['pid']}: {_count(len(now['devices']), 'device')}, "
+        f"{_count(len(now['workers']), 'worker')}, "
         f"{100 * max(cpu, 0) / seconds:.1f} % CPU"
     )
     rows: list[tuple[float, list[str]]] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import re
 import shutil
 import subprocess
@@ -70,6 +69,14 @@ def test_the_long_description_has_no_relative_links() -> None:
     assert re.findall(r"\]\((?!https?:|#)", description) == []
 
 
+SDIST = """
+import runpy
+import Cython.Build
+Cython.Build.cythonize = lambda *arguments, **more: []  # what is built doesn't matter here, and takes seconds
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
 def test_an_archive_of_sources_has_what_the_makefile_and_a_build_need(tmp_path: Path) -> None:
     """`make man` puts man pages into share/, which an archive has if they were made before."""
     tree = tmp_path / "tree"
@@ -82,9 +89,8 @@ def test_an_archive_of_sources_has_what_the_makefile_and_a_build_need(tmp_path: 
     page = tree / "share/man/man1/nvme-async.1"
     page.parent.mkdir(parents=True)
     page.write_text(".TH\n")
-    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
-    environment = {**os.environ, "NVME_ASYNC_PROBE": "1"}  # which extensions are built doesn't matter, and takes time
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", SDIST, "--quiet", "sdist", "--dist-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
