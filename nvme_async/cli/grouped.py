@@ -92,10 +92,10 @@ class LazyGroup(click.Group):
         placed = {name for names in SECTIONS.values() for name in names}
         for title, names in SECTIONS.items():
             yield title, [name for name in names if name in self.table]
-        for title, rest in (REST, NVME - placed), (OTHERS, set(self.table) - placed - NVME):
-            names = sorted(rest & set(self.table))
-            if names:
-                yield title, names
+        for title, more in (REST, NVME - placed), (OTHERS, set(self.table) - placed - NVME):
+            rest = sorted(more & set(self.table))
+            if rest:
+                yield title, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in self.sections():
