@@ -61,6 +61,10 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint32_t max_open
         uint32_t max_active
         uint8_t zasl
+        uint64_t hmb_nbytes
+        uint64_t hmb_min_nbytes
+        uint32_t hmb_entry_nbytes
+        uint16_t hmb_entries
     struct emu_config:
         unsigned n_namespaces
         emu_ns_config namespaces[16]

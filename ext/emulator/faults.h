@@ -90,6 +90,8 @@ int emu_fault_interrupt(struct emu_ctrl *ctrl, unsigned vector, uint64_t timeout
  * emu_fault_removed(false) brings it back. Waits.
  */
 int emu_fault_power_loss(struct emu_ctrl *ctrl, bool tear, uint64_t seed, uint64_t timeout_ns);
+/* The controller checks and writes every page of its Host Memory Buffer. Waits for the reactor. */
+int emu_use_host_memory(struct emu_ctrl *ctrl, uint64_t timeout_ns);
 /* The next sanitize fails. Waits for the reactor. */
 int emu_fault_sanitize(struct emu_ctrl *ctrl, uint64_t timeout_ns);
 /* A zone becomes read only (Dh), full (Eh) or offline (Fh), with its event. -ENOENT, -EINVAL. Waits
@@ -156,6 +158,8 @@ struct emu_counters {
     uint64_t errors;            /* commands completed with an error */
     uint64_t commands_read, commands_written, bytes_read, bytes_written;
     uint64_t queues_created, queues_deleted;
+    uint64_t host_memory_pages; /* of the Host Memory Buffer, now */
+    uint64_t host_memory_writes, host_memory_damaged; /* pages written; found changed by others */
     uint64_t admin[256], io[256]; /* executed commands by opcode */
 };
 /* A snapshot; each counter is exact, but they may differ by some commands from each other. */

@@ -53,6 +53,7 @@ cdef extern from "emulator/faults.h" nogil:
     int emu_fault_interrupt(emu_ctrl *ctrl, unsigned vector, uint64_t timeout_ns)
     int emu_fault_temperature(emu_ctrl *ctrl, uint16_t kelvin, uint64_t timeout_ns)
     int emu_fault_power_loss(emu_ctrl *ctrl, bint tear, uint64_t seed, uint64_t timeout_ns)
+    int emu_use_host_memory(emu_ctrl *ctrl, uint64_t timeout_ns)
     int emu_fault_sanitize(emu_ctrl *ctrl, uint64_t timeout_ns)
     int emu_zone_state(emu_ctrl *ctrl, uint32_t nsid, uint64_t index, uint8_t state, uint64_t timeout_ns)
     int emu_ana_state(emu_ctrl *ctrl, uint32_t group, uint8_t state, uint64_t timeout_ns)
@@ -104,6 +105,9 @@ cdef extern from "emulator/faults.h" nogil:
         uint64_t bytes_written
         uint64_t queues_created
         uint64_t queues_deleted
+        uint64_t host_memory_pages
+        uint64_t host_memory_writes
+        uint64_t host_memory_damaged
         uint64_t admin[256]
         uint64_t io[256]
     void emu_get_counters "emu_counters"(const emu_ctrl *ctrl, emu_counters_struct *out)
@@ -288,6 +292,14 @@ cdef class Faults:
         self._leave()
         fault_check(result, "power loss")
 
+    def use_host_memory(self):
+        cdef emu_ctrl *ctrl = self._enter()
+        cdef int result
+        with nogil:
+            result = emu_use_host_memory(ctrl, self.timeout_ns)
+        self._leave()
+        fault_check(result, "the host memory buffer")
+
     def sanitize_fails(self):
         cdef emu_ctrl *ctrl = self._enter()
         cdef int result
@@ -433,6 +445,8 @@ cdef class Faults:
             "interrupts_lost": c.interrupts_lost, "errors": c.errors, "commands_read": c.commands_read,
             "commands_written": c.commands_written, "bytes_read": c.bytes_read, "bytes_written": c.bytes_written,
             "queues_created": c.queues_created, "queues_deleted": c.queues_deleted,
+            "host_memory_pages": c.host_memory_pages, "host_memory_writes": c.host_memory_writes,
+            "host_memory_damaged": c.host_memory_damaged,
             "admin": {i: c.admin[i] for i in range(256) if c.admin[i]},
             "io": {i: c.io[i] for i in range(256) if c.io[i]},
         }

@@ -178,6 +178,18 @@ int emu_zone_state(struct emu_ctrl *ctrl, uint32_t nsid, uint64_t index, uint8_t
     return mail_send(ctrl, &mail, timeout_ns);
 }
 
+static void run_use_host_memory(struct emu_ctrl *ctrl, struct mail *mail)
+{
+    (void)mail;
+    hmb_use_all(ctrl);
+}
+
+int emu_use_host_memory(struct emu_ctrl *ctrl, uint64_t timeout_ns)
+{
+    struct mail mail = {.run = run_use_host_memory};
+    return mail_send(ctrl, &mail, timeout_ns);
+}
+
 static void run_sanitize_fails(struct emu_ctrl *ctrl, struct mail *mail)
 {
     (void)mail;

@@ -15,6 +15,9 @@ const char *extras_objection(const struct emu_config *config)
         return "namespaces on files need a path";
     if (extras->key_value && extras->zoned)
         return "namespaces are zoned or hold keys and values";
+    if (extras->hmb_nbytes % 4096 || extras->hmb_min_nbytes % 4096 || extras->hmb_entry_nbytes % 4096 ||
+        extras->hmb_min_nbytes > extras->hmb_nbytes)
+        return "the sizes of the host memory buffer must be multiples of 4 KiB, the minimum at most the preferred one";
     return NULL;
 }
 
@@ -32,6 +35,7 @@ void extras_free(struct emu_ctrl *ctrl)
     free((char *)ctrl->config.extras.path);
     free(ctrl->extras.firmware.image);
     free(ctrl->extras.persistent.context);
+    hmb_free(&ctrl->extras.hmb);
 }
 
 /* A Controller Level Reset: operations in progress continue, except a short self-test. */
@@ -44,6 +48,7 @@ void extras_reset(struct emu_ctrl *ctrl)
     if (ctrl->extras.self_test.code == 1)
         self_test_end(ctrl, SELF_TEST_ABORTED_RESET);
     firmware_reset(ctrl);
+    hmb_reset(ctrl);
     free(ctrl->extras.persistent.context);
     ctrl->extras.persistent.context = NULL;
     persistent_add(ctrl, PEL_RESET, event, sizeof(event));
@@ -200,6 +205,7 @@ void extras_identify(const struct emu_ctrl *ctrl, uint8_t *p)
     }
     if (extras->persistent_events)
         put32(p, 352, 1); /* PELS, in 64 KiB */
+    hmb_identify(extras, p);
     put32(p, 96, ctratt);
 }
 

@@ -48,6 +48,17 @@ struct persistent_events {
     uint16_t generation;
 };
 
+/* The host's memory that the controller may use (nvme_hmb.c). */
+struct hmb {
+    bool enabled;
+    uint64_t list;
+    uint32_t entries;
+    uint32_t n_pages, next;
+    uint64_t *pages;  /* their addresses */
+    uint64_t *stamps; /* what each holds; 0: nothing yet */
+    uint64_t stamp;
+};
+
 struct ana {
     uint8_t states[EMU_MAX_NAMESPACES + 1]; /* by group */
     uint64_t changes[EMU_MAX_NAMESPACES + 1], change;
@@ -60,6 +71,7 @@ struct extras {
     struct telemetry telemetry;
     struct persistent_events persistent;
     struct ana ana;
+    struct hmb hmb;
     uint32_t lba_status_interval, endurance_config;
     uint16_t lba_status_generation;
 };

@@ -27,6 +27,8 @@ static int capabilities(const struct emu_ctrl *ctrl, uint8_t fid)
     case FEAT_HOST_BEHAVIOUR:
     case FEAT_HOST_ID:
         return CHANGEABLE;
+    case FEAT_HOST_MEMORY:
+        return ctrl->config.extras.hmb_nbytes ? (int)CHANGEABLE : -1;
     case FEAT_LBA_STATUS:
         return ctrl->config.extras.lba_status ? (int)CHANGEABLE : -1;
     case FEAT_ENDURANCE:
@@ -121,6 +123,8 @@ static uint16_t get_current(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
         return copy_to_host(ctrl, sqe, &value, sizeof(value));
     case FEAT_HOST_BEHAVIOUR:
         return copy_to_host(ctrl, sqe, ctrl->host_behaviour, sizeof(ctrl->host_behaviour));
+    case FEAT_HOST_MEMORY:
+        return hmb_get(ctrl, sqe, true, result);
     case FEAT_HOST_ID:
         *result = ctrl->hostid_extended;
         return copy_to_host(ctrl, sqe, ctrl->hostid, sqe->cdw11 & 1 ? 16 : 8);
@@ -147,6 +151,8 @@ uint16_t admin_get_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
         *result = default_value(ctrl, fid, sqe->cdw11);
         if (fid == FEAT_TIMESTAMP)
             return copy_to_host(ctrl, sqe, zero, 8);
+        if (fid == FEAT_HOST_MEMORY)
+            return hmb_get(ctrl, sqe, false, result);
         if (fid == FEAT_HOST_BEHAVIOUR)
             return copy_to_host(ctrl, sqe, zero, 512);
         if (fid == FEAT_HOST_ID)
@@ -288,6 +294,8 @@ static uint16_t set_feature(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
         return set_error_recovery(ctrl, sqe);
     case FEAT_WRITE_CACHE:
         return set_write_cache(ctrl, value);
+    case FEAT_HOST_MEMORY:
+        return hmb_set(ctrl, sqe);
     case FEAT_LBA_STATUS:
         return set_plain(ctrl, fid, value, 0xffffffff);
     case FEAT_ENDURANCE:

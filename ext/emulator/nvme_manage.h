@@ -100,6 +100,15 @@ uint16_t ana_status(const struct emu_ctrl *ctrl, const struct ns *ns);
 uint8_t *ana_page(const struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes);
 int ana_set(struct emu_ctrl *ctrl, uint32_t group, uint8_t state);
 
+/* nvme_hmb.c */
+void hmb_free(struct hmb *hmb);
+void hmb_reset(struct emu_ctrl *ctrl);
+void hmb_use(struct emu_ctrl *ctrl);
+void hmb_use_all(struct emu_ctrl *ctrl);
+uint16_t hmb_set(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+uint16_t hmb_get(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, bool current, uint32_t *result);
+void hmb_identify(const struct emu_extras *extras, uint8_t *p);
+
 /* nvme_lba_status.c */
 uint16_t admin_lba_status(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 uint8_t *lba_status_page(const struct emu_ctrl *ctrl, size_t *nbytes);

@@ -130,6 +130,8 @@ static void execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
     uint16_t status;
     if (sq->qid) {
         ctrl->counters.io[sqe->opcode]++;
+        if (UNLIKELY(ctrl->extras.hmb.enabled))
+            hmb_use(ctrl);
         status = io_execute(ctrl, sq, sqe, &result);
     } else {
         ctrl->counters.admin[sqe->opcode]++;

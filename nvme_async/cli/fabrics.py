@@ -1,4 +1,6 @@
-"""nvme-cli's words for a controller over NVMe/TCP, on every command that takes a DEVICE."""
+"""Options on every command that takes a DEVICE: nvme-cli's words for a controller over NVMe/TCP,
+and the memory of this host that a controller gets.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import click
 import nvme_async
 from nvme_async._open import Opening
 
-_HOST = ("hostnqn", "hostid", "dhchap_secret", "dhchap_ctrl_secret", "hdr_digest", "data_digest")
+_HOST = ("hostnqn", "hostid", "dhchap_secret", "dhchap_ctrl_secret", "hdr_digest", "data_digest", "host_memory")
 _given: dict[str, Any] = {}
 """Options of open() that the command line has named."""
 
@@ -30,6 +32,12 @@ def _options() -> list[click.Option]:
         click.Option(["--dhchap-ctrl-secret"], metavar="DHHC-1:…", help="Secret of the controller."),
         click.Option(["--hdr-digest"], is_flag=True, help="Protect PDU headers with CRC32C."),
         click.Option(["--data-digest"], is_flag=True, help="Protect PDU data with CRC32C."),
+        click.Option(
+            ["--host-memory"],
+            type=click.IntRange(0),
+            metavar="BYTES",
+            help="Most memory of this host for a controller without its own. [default: its minimum]",
+        ),
     ]
 
 
@@ -66,7 +74,7 @@ def _takes_words(callback: Callable[..., Any], needed: bool, added: set[str]) ->
     def call(**arguments: Any) -> Any:
         words = {word: arguments.pop(word) for word in added}
         _given.clear()
-        _given.update({word: words[word] for word in _HOST if words.get(word)})
+        _given.update({word: value for word in _HOST if (value := words.get(word)) is not None and value is not False})
         device = _device({word: words[word] for word in _ADDRESS})
         if device is not None and arguments["device"] is not None:
             raise click.UsageError("give DEVICE, or --traddr and --nqn, not both")

@@ -94,6 +94,10 @@ class Options:
         memory_limit: maximum of that memory in bytes, in total. None: half of the machine's memory,
             or of the process's control groups' limit. In any case no more is taken than is
             available at the time.
+        host_memory: most bytes of the Host Memory Buffer for a controller that asks for one; 0:
+            none. None: the controller's minimum (HMMIN), up to 128 MiB, or what it prefers (HMPRE)
+            where it has no minimum. With keepalive it comes out of the pool, of which half stays
+            free.
         hugepages: "auto", "never" or "require", for that memory.
         numa: "split": each pool is spread evenly over the NUMA nodes that have memory, in order; ""
             = the kernel decides.
@@ -159,6 +163,7 @@ class Options:
     max_transfer: int = attrs.field(default=1 << 20, validator=[_pages, _between(PAGE, 16 << 20)])
     pool_bytes: int = attrs.field(default=DEFAULT_POOL, validator=_pages)
     memory_limit: int | None = attrs.field(default=None, validator=attrs.validators.optional(_pages))
+    host_memory: int | None = attrs.field(default=None, validator=attrs.validators.optional(_between(0, 1 << 40)))
     hugepages: Literal["auto", "never", "require"] = attrs.field(
         default="auto", validator=_one_of("auto", "never", "require")
     )
@@ -220,6 +225,7 @@ class DriverOptions(TypedDict, total=False):
     max_transfer: int
     pool_bytes: int
     memory_limit: int | None
+    host_memory: int | None
     hugepages: Literal["auto", "never", "require"]
     numa: Literal["", "split"]
     command_timeout: float

@@ -44,6 +44,9 @@ class Extras:
             that can
             be written (by default 1 MiB, and all of it). max_open, max_active: zones, 0 for no
             limit. zasl: limit of Zone Append, a power of two over 4 KiB, 0 for MDTS.
+        host_memory: bytes of the Host Memory Buffer that the controller asks for (HMPRE), at least
+            host_memory_min (HMMIN; by default as many), in at most host_memory_entries (HMMAXD, 0:
+            any number) pieces of host_memory_entry bytes (HMMINDS) or more. Multiples of 4096.
         ana: number of ANA groups, to which the namespaces are assigned in turn.
     """
 
@@ -64,14 +67,32 @@ class Extras:
     max_open: int = attrs.field(default=0, validator=in_range(0, 1 << 20))
     max_active: int = attrs.field(default=0, validator=in_range(0, 1 << 20))
     zasl: int = attrs.field(default=0, validator=in_range(0, 11))
+    host_memory: int = attrs.field(default=0, validator=in_range(0, 1 << 32))
+    host_memory_min: int = attrs.field(default=-1, validator=in_range(-1, 1 << 32))
+    host_memory_entry: int = attrs.field(default=0, validator=in_range(0, 1 << 30))
+    host_memory_entries: int = attrs.field(default=0, validator=in_range(0, 65535))
     ana: int = attrs.field(default=0, validator=in_range(0, 16))
 
     def __attrs_post_init__(self) -> None:
         self._check_zones()
+        self._check_host_memory()
         if self.key_value and self.zoned:
             raise ConfigurationError("key_value=on and zoned=on exclude each other")
         if self.firmware_slots and not 2 <= self.firmware_slots <= 7:
             raise ConfigurationError(f"firmware_slots={self.firmware_slots}: must be 0 or 2 to 7")
+
+    def _check_host_memory(self) -> None:
+        if self.host_memory_min == -1:
+            object.__setattr__(self, "host_memory_min", self.host_memory)
+        for name in ("host_memory", "host_memory_min", "host_memory_entry"):
+            if getattr(self, name) % 4096:
+                raise ConfigurationError(f"{name}={getattr(self, name)}: must be a multiple of 4096")
+        if self.host_memory_min > self.host_memory:
+            raise ConfigurationError(
+                f"host_memory_min={self.host_memory_min}: must be at most host_memory={self.host_memory}"
+            )
+        if not self.host_memory and (self.host_memory_entry or self.host_memory_entries):
+            raise ConfigurationError("host_memory_entry and host_memory_entries need host_memory=")
 
     def _check_zones(self) -> None:
         zones = ("zone_size", "zone_capacity", "max_open", "max_active", "zasl")
@@ -110,5 +131,9 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "max_open": parse_int,
     "max_active": parse_int,
     "zasl": parse_int,
+    "host_memory": parse_size,
+    "host_memory_min": parse_size,
+    "host_memory_entry": parse_size,
+    "host_memory_entries": parse_int,
     "ana": parse_int,
 }

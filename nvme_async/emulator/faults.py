@@ -274,6 +274,13 @@ class Faults:
             raise ConfigurationError(f"a seed of {seed}: must be from 0 to 2**64 - 1")
         self._faults.power_loss(seed is not None, seed or 0)
 
+    def use_host_memory(self) -> None:
+        """The controller checks and writes every page of its Host Memory Buffer; it does so with
+        one page at each I/O command, too. counters() has the results: host_memory_pages (now),
+        host_memory_writes, host_memory_damaged (pages that something else had written).
+        """
+        self._faults.use_host_memory()
+
     def sanitize_fails(self) -> None:
         """The next sanitize operation fails."""
         self._faults.sanitize_fails()

@@ -170,6 +170,7 @@ class Successor:
         memory.in_use = queues.uses
         memory.inherit([(registration.iova, registration.nbytes) for registration in state.registrations])
         controller.pcie.memory = memory
+        controller.pcie.host_memory.adopt(self.pool)
         queues.begin_restored(
             limit=state.queue_limit,
             max_transfer=state.max_transfer,

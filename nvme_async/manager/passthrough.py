@@ -12,7 +12,7 @@ from nvme_async.errors import CommandError, ConfigurationError, QueueShutdown
 from nvme_async.manager.device import ManagedDevice
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
-from nvme_async.spec.opcodes import AdminOpcode, Direction
+from nvme_async.spec.opcodes import AdminOpcode, Direction, Feature
 from nvme_async.spec.registers import WIDE, Register
 
 MOST = 512 << 10
@@ -29,6 +29,8 @@ _FORBIDDEN = frozenset(
         AdminOpcode.DOORBELL_BUFFER_CONFIG,
     }
 )
+# Their values are addresses in this process's memory, or fixed at the bring-up.
+_FORBIDDEN_FEATURES = frozenset({Feature.NUMBER_OF_QUEUES, Feature.HOST_MEMORY_BUFFER})
 
 
 def _decode(request: dict[str, Any]) -> tuple[Command, bytes | None]:
@@ -47,6 +49,8 @@ def _decode(request: dict[str, Any]) -> tuple[Command, bytes | None]:
         raise ConfigurationError(f"nbytes is {nbytes!r}, must be 0 to {MOST}")
     if command.admin and command.opcode in _FORBIDDEN:
         raise ConfigurationError(f"{command.name} is reserved for the driver")
+    if command.admin and command.opcode == AdminOpcode.SET_FEATURES and command.cdw10 & 0xFF in _FORBIDDEN_FEATURES:
+        raise ConfigurationError(f"{command.name} of feature {command.cdw10 & 0xFF:#04x} is reserved for the driver")
     # The driver fills in addresses.
     command = attrs.evolve(command, data_length=nbytes, mptr=0, prp1=0, prp2=0, psdt=0)
     if command.direction is Direction.HOST_TO_CONTROLLER and (payload is None or len(payload) != nbytes):

@@ -31,6 +31,19 @@ def test_sizes(text, nbytes):
     assert parse_size(text) == nbytes
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("host_memory=5000", "host_memory=5000: must be a multiple of 4096"),
+        ("host_memory=4k,host_memory_min=8k", "host_memory_min=8192: must be at most host_memory=4096"),
+        ("host_memory_entries=3", "need host_memory="),
+    ],
+)
+def test_sizes_of_the_host_memory_buffer_are_checked(options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        EmulatorConfig.parse(options)
+
+
 @pytest.mark.parametrize("text", ["", "x", "-1", "1kB", "1GB", "1ib", "1 2", "0.3k", "1e6", "0x10", "GiB", "1..5k"])
 def test_invalid_sizes_are_refused(text):
     with pytest.raises(ConfigurationError, match="size="):
@@ -69,6 +82,9 @@ def test_extras():
     assert (extras.capacity, extras.self_test, extras.firmware_slots) == (4 << 30, 2.5, 3)
     assert extras.sanitize > 0
     assert (extras.telemetry, extras.ana, extras.security) == (True, 2, False)
+    host = EmulatorConfig.parse("host_memory=8MiB,host_memory_min=4MiB,host_memory_entry=64k").extras
+    assert (host.host_memory, host.host_memory_min, host.host_memory_entry) == (8 << 20, 4 << 20, 64 << 10)
+    assert EmulatorConfig.parse("host_memory=8MiB").extras.host_memory_min == 8 << 20
     plain = EmulatorConfig.parse("self_test=off").extras
     assert not any(attrs.astuple(plain))
 

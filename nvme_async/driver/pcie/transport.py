@@ -13,6 +13,7 @@ from nvme_async.device import Device, DeviceIds
 from nvme_async.device.quirks import Quirk, Quirks, quirks_of
 from nvme_async.driver import command_sets
 from nvme_async.driver.options import DEFAULT_POOL
+from nvme_async.driver.pcie.host_memory import HostMemory
 from nvme_async.driver.pcie.memory import DeviceMemory
 from nvme_async.driver.pcie.pooled_transport import PooledTransport
 from nvme_async.driver.pcie.queue_set import PcieQueueSet
@@ -38,6 +39,7 @@ class PcieTransport(PooledTransport):
         device: the PCI function.
         registers: its properties, awaitable.
         memory: pools and mappings, after the connect steps; None before.
+        host_memory: what the controller uses as its own.
         queues: the queue pairs.
     """
 
@@ -60,6 +62,7 @@ class PcieTransport(PooledTransport):
         self.quirks: Quirks = quirks_of(self.device.ids, override=owner.options.quirks)
         self.registers.quirks = self.quirks
         self.queues = PcieQueueSet(owner, self)
+        self.host_memory: HostMemory = HostMemory(owner)
 
     async def call(self, function: Callable[[], T]) -> T:
         """A call into the device layer: on the loop if that is only memory and ioctls, in a
@@ -90,6 +93,7 @@ class PcieTransport(PooledTransport):
             Step("Number of Queues", self.queues.negotiate, self.queues.assume),
             Step(_DOORBELL_BUFFERS, lambda: self._shadow_doorbells(degraded, _DOORBELL_BUFFERS in lost)),
             Step("I/O queue pairs", lambda: self.queues.create_all(degraded)),
+            Step("Host Memory Buffer", self._give_host_memory, self.host_memory.without),
         ]
 
     async def _reset_function(self) -> None:
@@ -112,7 +116,12 @@ class PcieTransport(PooledTransport):
             await self.call(self.queues.maker.set_vectors_again)
             await self.registers.disable(self.cap)
 
+    async def _give_host_memory(self) -> None:
+        assert self.memory is not None
+        await self.host_memory.give(self.memory)
+
     async def _prepare(self, error: NvmeError) -> None:
+        self.host_memory.was_reset()
         if self.memory is None:
             await in_thread(self._make_memory)
             await self.call(self.queues.maker.open_vectors)
@@ -230,8 +239,9 @@ class PcieTransport(PooledTransport):
             async with asyncio.timeout(seconds):
                 if not self._owner.fused:  # the shutdown itself deletes them
                     await self.queues.delete_all()
+                    await self.host_memory.take_back()
         except (NvmeError, TimeoutError) as error:
-            log.warning("%s: deleting the I/O queues: %s", self.uri, str(error) or "no answer")
+            log.warning("%s: deleting the I/O queues, returning memory: %s", self.uri, str(error) or "no answer")
         self.device.timeout = min(self.device.timeout, seconds)
         try:
             await self.registers.shut_down(seconds)
@@ -284,6 +294,7 @@ class PcieTransport(PooledTransport):
         await self.call(lambda: self.device.set_interrupts(()))
 
     async def _release_memory(self) -> None:
+        self.host_memory.free()
         if self.memory is not None:
             await in_thread(self.memory.close)
 
@@ -308,6 +319,7 @@ class PcieTransport(PooledTransport):
         return {
             **self.queues.inspect(),
             "memory": self.memory.inspect() if self.memory else None,
+            "host_memory": self.host_memory.inspect(),
             "device": self.device.inspect(),
         }
 
