@@ -145,8 +145,13 @@ uint16_t hmb_set(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
     }
     uint64_t stamp = hmb->stamp;
     hmb_free(hmb);
-    *hmb = (struct hmb){.enabled = true, .pages = pages, .stamps = stamps, .n_pages = n, .stamp = stamp,
-                        .list = list, .entries = entries};
+    *hmb = (struct hmb){.enabled = true,
+                        .pages = pages,
+                        .stamps = stamps,
+                        .n_pages = n,
+                        .stamp = stamp,
+                        .list = list,
+                        .entries = entries};
     ctrl->counters.host_memory_pages = n;
     return SC_SUCCESS;
 }
