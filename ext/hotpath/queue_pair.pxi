@@ -115,12 +115,12 @@ cdef class QueuePair(Rings):
 
     @property
     def ring_at(self):
-        """The doorbell is rung at once when so many are posted."""
-        return self.waiting.ring_at
+        """It is rung at once when so many are posted. Learnt; a value that is set stays."""
+        return self.waiting.ringing.at
 
     @ring_at.setter
     def ring_at(self, uint32_t n):
-        self.waiting.ring_at = n
+        nvw_ringing_init(&self.waiting.ringing, n, n)
 
     @property
     def reap_limit(self):
@@ -167,7 +167,7 @@ cdef class QueuePair(Rings):
         """An iteration has passed since the last post: no awaiter will ring for it any more."""
         if self.q.n_unrung:
             self.waiting.due = 0
-            self.ring_now()
+            ring_several(self)
 
     # -- sending
 
@@ -289,6 +289,7 @@ cdef class QueuePair(Rings):
             self.q.header.n_interrupts += count
             if nvq_pending(&self.q):
                 nvw_interrupted(&self.waiting)
+                wakes_up(self)
         self.more()
 
     def more(self):
@@ -325,8 +326,9 @@ cdef class QueuePair(Rings):
         and at the start of a sleep if interrupts are distrusted."""
         self.waiting.poll_planned = False
         if self.has_memory:
-            self.ring_now()
-            self.reap_and_deliver(self.waiting.reap_limit)
+            ring_several(self)
+            if self.reap_and_deliver(self.waiting.reap_limit) == 0:
+                self.waiting.ringing.waited += 4      # an iteration of the loop, not only a poll
             if self.q.n_armed and (self.waiting.mode == NVW_POLL or nvq_now_ns() < self.waiting.polled_until):
                 self.plan_poll()
             else:

@@ -35,6 +35,18 @@ static inline bool nvq_pending(const struct nvq *q)
     return __builtin_expect(q->transport != NULL, 0) && q->transport->poll((struct nvq *)q);
 }
 
+/* Has the controller completed every command that it was rung for? Its last completion is in the
+ * ring, or none is outstanding. Not for a transport, which fills the ring when it is polled. */
+static inline bool nvq_is_idle(const struct nvq *q)
+{
+    const uint32_t out = q->n_armed - q->n_unrung;
+    const uint32_t at = q->cq_head + out - 1; /* of the last one's entry */
+    if (!out)
+        return true;
+    return at < q->entries ? (q->cq[at].status & 1) == q->cq_phase
+                           : (q->cq[at - q->entries].status & 1) == (q->cq_phase ^ 1);
+}
+
 /* The state of a tracker that no other thread changes: a plain load, which the compiler may combine
  * with its use. */
 static inline uint32_t nvq_state(const struct nvq_tracker *t)

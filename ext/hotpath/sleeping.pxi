@@ -23,7 +23,17 @@ cdef void before_sleep(QueuePair qp) except *:
         qp.more()
     if qp.q.n_unrung and not qp.waiting.flush_planned:
         qp.plan_flush()
+    elif not qp.q.n_unrung and qp.waiting.mode != NVW_POLL:
+        nvw_falls_asleep(&qp.waiting, qp.q.header.submitted + qp.q.header.reaped, nvq_now_ns())
     guard(qp)
+
+
+cdef void wakes_up(QueuePair qp) noexcept:
+    """An interrupt has come, and completions are there: learns from how long the sleep was."""
+    cdef nvw_waiting *w = &qp.waiting
+    if w.asleep_ns and w.asleep_at == qp.q.header.submitted + qp.q.header.reaped:
+        nvw_slept(w, nvq_now_ns() - w.asleep_ns)
+    w.asleep_ns = 0
 
 
 cdef inline void guard(QueuePair qp) except *:

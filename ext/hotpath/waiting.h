@@ -32,8 +32,7 @@
 #ifndef NVME_ASYNC_HOTPATH_WAITING_H
 #define NVME_ASYNC_HOTPATH_WAITING_H
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "ringing.h"
 
 enum nvw_mode {
     NVW_POLL = 0,      /* completions are polled for on each event-loop iteration */
@@ -43,6 +42,8 @@ enum nvw_mode {
 
 #define NVW_EAGER_IN_A_ROW 32u /* completions without suspending, before other tasks of the loop get their turn */
 #define NVW_EAGER_NS_BITS 12   /* a spin counts as one more for each 4096 ns: 131 us in a row at most, and one spin */
+#define NVW_RING_LEAST 1u /* commands for one doorbell, where controller and host are in lockstep (ringing.h) */
+#define NVW_RING_MOST 64u /* and elsewhere, within one iteration */
 #define NVW_YIELDS 6           /* iterations that a command waits for without a Future */
 #define NVW_MAX_SCORE 64
 #define NVW_PROBE_MASK 63u     /* what isn't worth it is tried once in 64 times all the same */
@@ -81,7 +82,6 @@ struct nvw_waiting {
     /* Chosen from outside. */
     int mode; /* enum nvw_mode */
     uint64_t spin_ns; /* longest spin; 0 = one poll */
-    uint32_t ring_at; /* ring at once when so many are posted */
     uint32_t reap_limit; /* completions handled in one go, before other tasks of the loop get their turn */
     uint32_t ack_limit; /* CQEs taken before the CQ doorbell is rung while nothing sleeps */
 
@@ -89,6 +89,7 @@ struct nvw_waiting {
      * next command. The last one rings for all. */
     uint32_t due; /* results that are here, and whose awaiters have not come for them yet */
     bool burst_over; /* the last of those has come, and nothing was rung since */
+    struct nvw_ringing ringing; /* whether it is rung earlier, too */
 
     /* Turns for other tasks of the loop. */
     uint32_t eager; /* credit: completions without suspending that are left */
@@ -114,6 +115,8 @@ struct nvw_waiting {
     uint32_t distrust; /* + 1 for each sleep that an early poll ended, - 1 for each interrupt that found completions */
     uint32_t distrusted; /* sleeps that began with distrust */
     uint64_t polled_until; /* a sleep's first time, in which it is polled for; 0 = not */
+    uint64_t asleep_ns; /* when the last sleep began; 0 = it has ended, or is not measured */
+    uint64_t asleep_at; /* header.submitted + header.reaped then */
 };
 
 /* The state of a new queue pair with that many entries. */
@@ -121,12 +124,12 @@ static inline void nvw_init(struct nvw_waiting *w, uint32_t entries)
 {
     *w = (struct nvw_waiting){
         .mode = NVW_ADAPTIVE,
-        .ring_at = 64,
         .reap_limit = 256,
         .ack_limit = entries >= 16 ? entries / 8 : 1,
         .eager = NVW_EAGER_IN_A_ROW,
         .yield_score = NVW_MAX_SCORE / 2,
     };
+    nvw_ringing_init(&w->ringing, NVW_RING_LEAST, NVW_RING_MOST);
 }
 
 /* A completion is here at once after a spin of spun_ns. May its awaiter go on without suspending?
@@ -173,6 +176,20 @@ static inline bool nvw_poll_first(struct nvw_waiting *w, uint64_t now_ns)
         return false;
     w->polled_until = now_ns + NVW_POLLED_NS;
     return true;
+}
+
+/* Everything that was posted has been rung for, and its last waiter goes to sleep. `at`:
+ * header.submitted + header.reaped, both of which only grow. */
+static inline void nvw_falls_asleep(struct nvw_waiting *w, uint64_t at, uint64_t now_ns)
+{
+    w->asleep_ns = now_ns;
+    w->asleep_at = at;
+}
+
+/* Completions have ended a sleep, in which nothing was posted or reaped. */
+static inline void nvw_slept(struct nvw_waiting *w, uint64_t ns)
+{
+    nvw_waited(&w->ringing, ns);
 }
 
 /* A sleep ended, by an early poll that no interrupt preceded. */

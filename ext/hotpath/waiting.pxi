@@ -1,5 +1,13 @@
 # How the answer to a command is waited for: what waiting.h decides is done here.
 
+cdef extern from "hotpath/ringing.h" nogil:
+    ctypedef struct nvw_ringing "struct nvw_ringing":
+        uint32_t at, least, most, waited
+
+    void nvw_ringing_init(nvw_ringing *r, uint32_t least, uint32_t most)
+    void nvw_waited(nvw_ringing *r, uint64_t ns)
+    void nvw_ringing_learn(nvw_ringing *r, uint32_t posted, bint idle)
+
 cdef extern from "hotpath/waiting.h" nogil:
     enum: NVW_POLL, NVW_INTERRUPT, NVW_ADAPTIVE, NVW_EAGER_IN_A_ROW, NVW_DISTRUST
 
@@ -9,8 +17,9 @@ cdef extern from "hotpath/waiting.h" nogil:
     ctypedef struct nvw_waiting "struct nvw_waiting":
         int mode
         uint64_t spin_ns
-        uint32_t ring_at, reap_limit, ack_limit, due
+        uint32_t reap_limit, ack_limit, due
         bint burst_over
+        nvw_ringing ringing
         uint32_t eager
         uint64_t pumped_ns
         int yield_score
@@ -18,7 +27,7 @@ cdef extern from "hotpath/waiting.h" nogil:
         bint flush_planned, poll_planned, guarded, patient, suspicious
         uint64_t guarded_reaped
         uint32_t distrust
-        uint64_t polled_until
+        uint64_t polled_until, asleep_ns, asleep_at
 
     uint64_t nvw_budget_ns(nvw_budget *budget)
     void nvw_budget_learn(nvw_budget *budget, uint64_t ns)
@@ -30,6 +39,8 @@ cdef extern from "hotpath/waiting.h" nogil:
     bint nvw_poll_first(nvw_waiting *w, uint64_t now_ns)
     void nvw_missed(nvw_waiting *w)
     void nvw_interrupted(nvw_waiting *w)
+    void nvw_falls_asleep(nvw_waiting *w, uint64_t at, uint64_t now_ns)
+    void nvw_slept(nvw_waiting *w, uint64_t ns)
 
 MODES = {"poll": NVW_POLL, "interrupt": NVW_INTERRUPT, "adaptive": NVW_ADAPTIVE}
 MODE_NAMES = {mode: name for name, mode in MODES.items()}
@@ -44,9 +55,12 @@ cdef bint after_post(QueuePair qp, Request request) except -1:
     cdef bint alone = qp.q.n_armed == 1 and w.due == 0
     cdef uint64_t spun = 0
     cdef bint last = alone or w.burst_over      # nothing else has something to send in this iteration, as far as can be known
-    if last or qp.q.n_unrung >= w.ring_at:
+    if alone:
         w.burst_over = False
         qp.ring_now()
+    elif last or qp.q.n_unrung >= w.ringing.at:
+        w.burst_over = False
+        ring_several(qp)
     elif not w.flush_planned and w.mode == NVW_INTERRUPT:
         qp.plan_flush()
     if w.mode == NVW_INTERRUPT:
@@ -56,6 +70,7 @@ cdef bint after_post(QueuePair qp, Request request) except -1:
             spun = spin(qp, &w.lone)
         elif not w.yield_score:
             spun = spin(qp, &w.next)
+            nvw_waited(&w.ringing, spun)
     if nvq_pending(&qp.q):
         qp.reap_and_deliver(w.reap_limit)
         if w.guarded and qp.q.n_unacked and not w.flush_planned:
@@ -84,11 +99,20 @@ cdef bint after_yield(QueuePair qp, Request request) except -1:
     qp.ring_late()
     if nvq_pending(&qp.q):
         qp.reap_and_deliver(qp.waiting.reap_limit)
+    else:
+        qp.waiting.ringing.waited += 1
     if request.state == COMPLETED:
         return True
     if request.yields == 0:
         nvw_yielded_in_vain(&qp.waiting)
     return False
+
+
+cdef inline void ring_several(QueuePair qp) except *:
+    """Rings for all posted commands, and learns when it is best done the next time."""
+    if qp.q.n_unrung and qp.q.transport == NULL:
+        nvw_ringing_learn(&qp.waiting.ringing, qp.q.n_unrung, nvq_is_idle(&qp.q))
+    qp.ring_now()
 
 
 cdef inline void take(QueuePair qp, Request request) noexcept:
