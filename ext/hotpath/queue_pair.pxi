@@ -48,6 +48,7 @@ cdef class QueuePair(Rings):
     cdef public object on_busy       # given to the loop at the first command after `watched` was cleared, if not None
     cdef public bint watched
     cdef public object on_sleep      # called when a sleep starts that early polls must guard, from the first one on
+    cdef public uint64_t clock_ns    # by which sleeps are measured, set by tests in virtual time; 0 = the real clock
     cdef uint32_t n_delivered        # of the slots in q.done_slots
     cdef list leaving                # [(set of cids, callback)]: see when_gone(); or None
 

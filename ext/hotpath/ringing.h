@@ -42,6 +42,7 @@ struct nvw_ringing {
     int32_t score;        /* above 0: lockstep, below: calm */
 };
 
+/* Rings after `most` commands at first; learns between `least` and `most`. Returns nothing. */
 static inline void nvw_ringing_init(struct nvw_ringing *r, uint32_t least, uint32_t most)
 {
     *r = (struct nvw_ringing){.at = most, .least = least, .most = most};

@@ -10,6 +10,11 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long n, int timeout)
 
 
+cdef inline uint64_t sleep_clock(QueuePair qp) noexcept:
+    """The time by which sleeps are measured: the real one, unless a test has set another."""
+    return qp.clock_ns if qp.clock_ns else nvq_now_ns()
+
+
 cdef void before_sleep(QueuePair qp) except *:
     """A waiter is about to sleep on a Future. Posted commands will be rung, reaped completions
     are acknowledged, and then the ring is polled once more: a controller that moderates its
@@ -24,7 +29,7 @@ cdef void before_sleep(QueuePair qp) except *:
     if qp.q.n_unrung and not qp.waiting.flush_planned:
         qp.plan_flush()
     elif not qp.q.n_unrung and qp.waiting.mode != NVW_POLL:
-        nvw_falls_asleep(&qp.waiting, qp.q.header.submitted + qp.q.header.reaped, nvq_now_ns())
+        nvw_falls_asleep(&qp.waiting, qp.q.header.submitted + qp.q.header.reaped, sleep_clock(qp))
     guard(qp)
 
 
@@ -32,7 +37,7 @@ cdef void wakes_up(QueuePair qp) noexcept:
     """An interrupt has come, and completions are there: learns from how long the sleep was."""
     cdef nvw_waiting *w = &qp.waiting
     if w.asleep_ns and w.asleep_at == qp.q.header.submitted + qp.q.header.reaped:
-        nvw_slept(w, nvq_now_ns() - w.asleep_ns)
+        nvw_slept(w, sleep_clock(qp) - w.asleep_ns)
     w.asleep_ns = 0
 
 

@@ -138,6 +138,7 @@ class QueuePair(Rings):
     def on_idle(self) -> Callable[[], None] | None: ...
     on_busy: Callable[[], None] | None
     watched: bool
+    clock_ns: int
     on_sleep: Callable[[], None] | None
     @property
     def guarded(self) -> bool: ...

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from ring_controller import RingController, flush
 
+EPOCH = 1_000_000  # on the queue pair's clock, when a run begins
+
 
 @dataclass(frozen=True)
 class Device:
@@ -60,6 +62,7 @@ class VirtualController(RingController):
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.qp.set_event_fd(self.event_fd)
         self.qp.spin_ns = 0  # spins are measured in real time
+        self.qp.clock_ns = EPOCH
 
     def take(self, at: int) -> None:
         """What was rung begins to be worked on."""
@@ -91,6 +94,7 @@ class VirtualController(RingController):
                 self.post(heapq.heappop(self.working)[2])
                 self.posted = self.interrupt = True
         self.now = end
+        self.qp.clock_ns = EPOCH + end
 
     def close(self) -> None:
         os.close(self.event_fd)
@@ -102,7 +106,7 @@ async def run(
     *,
     depth: int,
     mode: str,
-    commands: int = 4000,
+    commands: int = 2000,
     prepare: Callable = lambda qp: None,
     host: Host | None = None,
 ) -> Result:
