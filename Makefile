@@ -92,7 +92,7 @@ sanitize: $(VENV)-sanitize/.deps
 test-vm:
 	$(PYTHON) tests/vm/run.py $(VM)
 
-# A file system on /dev/ublkbN whose server is killed. DISK='--kills 200' or DISK='-- -k kills' passes arguments on.
+# A file system on /dev/ublkbN whose server is killed. DISK='--kills 200 --handovers 100', '--backports' or '-- -k kills' passes arguments on.
 test-disk:
 	$(PYTHON) tests/vm/disk.py $(DISK)
 

@@ -85,6 +85,7 @@ cdef extern from "ublk/ublk_queue.h" nogil:
 
     int ublk_queue_init(ublk_queue *u, const ublk_geometry *g, int fd, uint16_t number, uint8_t *memory, uint64_t iova,
                         uint64_t offset, uint32_t n_tags)
+    void ublk_queue_resize(ublk_queue *u, uint64_t nbytes)
     void ublk_queue_close(ublk_queue *u)
     void ublk_queue_free(ublk_queue *u)
     void ublk_queue_forget(ublk_queue *u)
@@ -225,6 +226,9 @@ cdef class Queue:
 
     def leave(self):
         self.u.leaving = True
+
+    def resize(self, uint64_t nbytes):
+        ublk_queue_resize(&self.u, nbytes)
 
     def close(self):
         ublk_queue_close(&self.u)

@@ -175,7 +175,8 @@ static int refusal(const struct ublk_queue *u, uint8_t op, uint64_t start, uint6
         return -EOPNOTSUPP;
     if (!nbytes || nbytes > most || (start | nbytes) & ((1u << g->block_shift) - 1))
         return -EINVAL;
-    return start > g->nbytes || nbytes > g->nbytes - start ? -EINVAL : 0;
+    const uint64_t size = __atomic_load_n(&g->nbytes, __ATOMIC_RELAXED);
+    return start > size || nbytes > size - start ? -EINVAL : 0;
 }
 
 /* The tag has a request. */
@@ -409,6 +410,11 @@ int ublk_queue_init(struct ublk_queue *u, const struct ublk_geometry *g, int fd,
         (void)madvise(u->ring.cq_ring, u->ring.cq_bytes, MADV_DONTFORK);
     (void)madvise(u->ring.sqes, u->ring.sqes_bytes, MADV_DONTFORK);
     return 0;
+}
+
+void ublk_queue_resize(struct ublk_queue *u, uint64_t nbytes)
+{
+    __atomic_store_n(&u->g.nbytes, nbytes, __ATOMIC_RELAXED);
 }
 
 void ublk_queue_close(struct ublk_queue *u)

@@ -22,7 +22,7 @@
 #include "ublk_abi.h"
 
 struct ublk_geometry {
-    uint64_t nbytes;         /* of the device */
+    uint64_t nbytes;         /* of the device; see ublk_queue_resize */
     uint32_t nsid;
     uint32_t block_shift;    /* log2 of the block size */
     uint32_t zero_blocks;    /* of one Write Zeroes command; 0: there is none */
@@ -72,6 +72,8 @@ struct ublk_queue {
  * pool, or NVQ_NO_OFFSET. 0 or a negative errno. */
 int ublk_queue_init(struct ublk_queue *u, const struct ublk_geometry *g, int fd, uint16_t number, uint8_t *memory,
                     uint64_t iova, uint64_t offset, uint32_t n_tags);
+/* The device has another size. Any thread. */
+void ublk_queue_resize(struct ublk_queue *u, uint64_t nbytes);
 /* Closes what the kernel has. The thread has ended. */
 void ublk_queue_close(struct ublk_queue *u);
 /* The controller has none of its commands any more. */

@@ -124,6 +124,8 @@ async def _serve_nbd(
     device: str, path: str, nsid: int, name: str, threads: int, depth: int, read_only: bool, wait: float
 ) -> None:
     ended = _ended()
+    if wait > KEEPER_WAIT:
+        click.echo(f"{device}: ready to take over", err=True)
     async with (
         _namespace(device, nsid, wait) as namespace,
         NbdServer(namespace, path, name=name, threads=threads, depth=depth, read_only=read_only),
@@ -137,7 +139,7 @@ async def _serve_disk(
 ) -> None:
     ended = _ended()
     ublk = await asyncio.to_thread(Ublk.open)  # before a controller is brought up for nothing
-    if recover:
+    if recover or wait > KEEPER_WAIT:
         click.echo(f"{device}: ready to take over", err=True)
     async with _namespace(device, nsid, wait) as namespace:
         disk = await block_device(

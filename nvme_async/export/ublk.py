@@ -47,12 +47,15 @@ class Command(enum.IntEnum):
     START_USER_RECOVERY = 0x10
     END_USER_RECOVERY = 0x11
     GET_FEATURES = 0x13
+    UPDATE_SIZE = 0x15
 
 
 class Feature(enum.IntFlag):
     USER_RECOVERY = 1 << 3
     USER_RECOVERY_REISSUE = 1 << 4
     CMD_IOCTL_ENCODE = 1 << 6
+    UPDATE_SIZE = 1 << 10
+    """Linux 6.16."""
 
 
 RECOVERABLE = Feature.USER_RECOVERY | Feature.USER_RECOVERY_REISSUE
@@ -99,6 +102,11 @@ class DeviceInfo:
     @property
     def path(self) -> str:
         return f"/dev/ublkb{self.device}"
+
+    @property
+    def resizable(self) -> bool:
+        """Can its disk get another size?"""
+        return bool(self.flags & Feature.UPDATE_SIZE)
 
     @property
     def ours(self) -> bool:
@@ -177,6 +185,7 @@ class Ublk:
         /dev/ublkcN for its server, and no disk before start().
         """
         flags = RECOVERABLE if self.legacy else RECOVERABLE | Feature.CMD_IOCTL_ENCODE
+        flags |= self.features & Feature.UPDATE_SIZE
         info = _ublk.device_info(
             queues=queues,
             depth=depth,
@@ -199,6 +208,12 @@ class Ublk:
     def start(self, device: int) -> None:
         """Its disk appears. Every queue's tags have been offered."""
         self._checked("not started", Command.START_DEV, device, data=os.getpid(), limit_ms=STOP_LIMIT_MS)
+
+    def set_size(self, device: int, nbytes: int) -> None:
+        """Its disk has this size from now on, and who has it open is notified. For devices with
+        UPDATE_SIZE.
+        """
+        self._checked("not resized", Command.UPDATE_SIZE, device, data=nbytes // 512)
 
     def stop(self, device: int) -> None:
         """Its disk is removed, whether it is in use or not: requests that its server does not

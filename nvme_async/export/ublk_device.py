@@ -21,6 +21,7 @@ from nvme_async.driver.namespace import Namespace
 from nvme_async.errors import ConfigurationError, DeviceError, HandedOver
 from nvme_async.export.ublk import RECOVERABLE, DeviceInfo, Feature, State, Ublk
 from nvme_async.export.ublk_geometry import limits_of, mark_of, parameters_of
+from nvme_async.export.ublk_size import DiskSize
 from nvme_async.keepalive.controller import Controller
 from nvme_async.manager.workers import Worker
 from nvme_async.native import _hotpath, _ublk
@@ -82,6 +83,7 @@ class BlockDevice:
         self._memory: list[Any] = []
         self._serving: list[asyncio.Task[None]] = []
         self._watching: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._leaving = False
         self._closed = asyncio.Event()
 
@@ -265,11 +267,17 @@ class BlockDevice:
     # -- end ---------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
+        assert self.info is not None
+        size = DiskSize(self.namespace, self._ublk, self.info, self._queues)
+        self._following = asyncio.create_task(size.follow(), name=f"{self.path} size")
         self._watching = asyncio.create_task(self._until_over(), name=f"{self.path} end")
 
     async def _until_over(self) -> None:
         """Until all queues have ended, for whatever reason, and what follows."""
         done, _ = await asyncio.wait(self._serving, return_when=asyncio.FIRST_EXCEPTION)
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
         failures = [error for task in done if not task.cancelled() and (error := task.exception()) is not None]
         await self._release()
         if any(isinstance(error, HandedOver) for error in failures):

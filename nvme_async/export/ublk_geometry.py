@@ -17,12 +17,14 @@ MAX_OPERATION = 1 << 31
 
 
 def mark_of(namespace: Namespace) -> int:
-    """64 bits that the kernel keeps with a device: its successor serves the same namespace, in the
-    same format, or refuses to.
+    """64 bits that the kernel keeps with a device: its successor serves the same namespace with the
+    same block size, or refuses to. The size may change, unless nothing else identifies the
+    namespace.
     """
     identify = namespace.controller.identify
-    words = (identify.sn, identify.mn, namespace.nsid, namespace.identity)
-    text = "\0".join(map(str, (*words, namespace.nbytes, namespace.block_size)))
+    identity = namespace.identity
+    known: object = identity if identity.nguid or identity.eui64 or identity.uuid else namespace.nbytes
+    text = "\0".join(map(str, (identify.sn, identify.mn, namespace.nsid, known, namespace.block_size)))
     return MAGIC | int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
 
 

@@ -100,6 +100,8 @@ class Queue:
         """The stream ends when the requests that were begun are answered; later ones are left to
         the next server. On the stream's thread, or before stream.wake() there.
         """
+    def resize(self, nbytes: int) -> None:
+        """The device has this size now: later requests beyond it are refused. Any thread."""
     def close(self) -> None:
         """Closes what the kernel has. The thread has ended; what the controller still has of the
         memory stays.

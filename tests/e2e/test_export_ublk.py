@@ -5,11 +5,13 @@ behind. The data path runs in the guest of `make test-disk`; here a memory file 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -18,10 +20,11 @@ from click.testing import CliRunner
 import nvme_async
 import nvme_async.export.ublk as ublk_module
 import nvme_async.export.ublk_device as module
+import nvme_async.export.ublk_size as size_module
 from nvme_async.cli.export import export
 from nvme_async.errors import ConfigurationError, DeviceError
 from nvme_async.export import State, Ublk, block_device
-from nvme_async.export.ublk import RECOVERABLE, Command, DeviceInfo
+from nvme_async.export.ublk import RECOVERABLE, Command, DeviceInfo, Feature
 from nvme_async.native import _ublk
 
 
@@ -146,6 +149,43 @@ def test_the_command_says_what_is_missing(
     result = CliRunner().invoke(export, words)
     assert result.exit_code
     assert message in f"{result.output} {result.exception}"
+
+
+async def test_the_disk_gets_the_size_of_its_namespace(
+    namespace: nvme_async.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(size_module, "SYSFS", tmp_path)
+    shown = tmp_path / "ublkb0/size"
+    shown.parent.mkdir()
+    shown.write_text(f"{namespace.nbytes // 512}\n")
+    sizes: asyncio.Queue[int] = asyncio.Queue()
+
+    class Resizing(Kernel):
+        def send(self, command: int, device: int, *, data: int = 0, **options: Any) -> bytes:
+            if command == Command.UPDATE_SIZE:
+                shown.write_text(f"{data}\n")
+                loop.call_soon_threadsafe(sizes.put_nowait, data * 512)
+                return b""
+            return super().send(command, device, data=data, **options)
+
+    loop = asyncio.get_running_loop()
+    ublk = Ublk(Resizing())
+    info = DeviceInfo(
+        device=0, queues=1, depth=8, state=State.LIVE, pid=1, max_io_bytes=4096, flags=int(Feature.UPDATE_SIZE), mark=0
+    )
+    mark = module.mark_of(namespace)
+    following = asyncio.create_task(size_module.DiskSize(namespace, ublk, info, []).follow())
+    faults = namespace.controller.device.emulator.faults
+    for size in (32 << 20, 8 << 20):
+        faults.resize_namespace(1, size)
+        assert await asyncio.wait_for(sizes.get(), 60) == size
+    assert module.mark_of(namespace) == mark  # its successor may serve it
+    following.cancel()
+    old = size_module.DiskSize(namespace, ublk, attrs.evolve(info, flags=0), [])
+    shown.write_text("1\n")
+    await old.update()
+    await old.update()
+    assert caplog.text.count("/dev/ublkb0 keeps its size: this kernel can't resize it") == 1
 
 
 def test_the_mark_is_of_the_namespace_and_its_format(namespace: nvme_async.Namespace) -> None:

@@ -88,7 +88,7 @@ class Kernel:
         if command is Command.GET_FEATURES:
             if not self.has_features:
                 raise OSError(errno.EOPNOTSUPP, "no")
-            return (0x3FF).to_bytes(8, "little")
+            return (0x7FF).to_bytes(8, "little")
         if command is Command.ADD_DEV:
             assert device == 0xFFFFFFFF
             info = attrs.evolve(DeviceInfo.parse(buffer), device=len(self.devices), queues=1)

@@ -3,7 +3,9 @@
 boot, report.
 
     python tests/vm/disk.py                            everything
-    python tests/vm/disk.py --kills 200                so many kills under a mounted file system
+    python tests/vm/disk.py --kills 200 --handovers 100
+                                                       so many of them under a mounted file system
+    python tests/vm/disk.py --backports                with the kernel of Debian 13's backports
     python tests/vm/disk.py -- -k kills -x             with these pytest arguments
     python tests/vm/disk.py --command 'uname -r'       a shell command in the guest instead
 
@@ -35,7 +37,10 @@ SENT = {
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--command", help="run this shell command in the guest instead of the tests")
-    parser.add_argument("--kills", type=int, default=8, help="of the mounted file system (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=8, help="of the disk's server (default: %(default)s)")
+    parser.add_argument("--resets", type=int, default=2, help="kills without a keeper (default: %(default)s)")
+    parser.add_argument("--handovers", type=int, default=4, help="and execs, in turn (default: %(default)s)")
+    parser.add_argument("--backports", action="store_true", help="the kernel of Debian 13's backports")
     parser.add_argument(
         "--timeout", type=float, default=900, metavar="SECONDS", help="for the guest (default: %(default)s)"
     )
@@ -53,13 +58,14 @@ def run(options: argparse.Namespace) -> int:
     with (cache / "lock").open("w") as lock, tempfile.TemporaryDirectory(prefix="nvme-async-disk-") as scratch:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one lab at a time works in this cache
         guest = image.ensure()
-        kernel = newkernel.ensure()
+        kernel = newkernel.ensure(backports=options.backports)
         qemu = newqemu.ensure()
         started = time.monotonic()
         built = wheel.build(guest)
         print(f"disk: {built.name} built in {time.monotonic() - started:.0f} s; {qemu.version()}; booting", flush=True)
         folder = Path(scratch)
-        tests = f"DISK_KILLS={options.kills} /payload/guest/run-disk-tests.sh {shlex.join(options.pytest)}"
+        counts = f"DISK_KILLS={options.kills} DISK_RESETS={options.resets} DISK_HANDOVERS={options.handovers}"
+        tests = f"{counts} /payload/guest/run-disk-tests.sh {shlex.join(options.pytest)}"
         disk = payload.make(folder, built, options.command or tests, SENT)
         boot = machine.prepare(folder)
         boot = machine.launch(

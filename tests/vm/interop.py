@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Run the NVMe drivers of the Linux kernel and of UEFI firmware on our emulated controllers, in a
-guest of a QEMU with `vfio-user-pci`.
+guest of a QEMU with `vfio-user-pci`; then examples/vm_disk, in a guest whose disk is an export.
 
     python tests/vm/interop.py                        everything
     python tests/vm/interop.py -- -k fio -x           with these pytest arguments
@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from lab import emulated, firmware, image, initiator, machine, newqemu, packages, payload, results
+from lab import emulated, firmware, image, initiator, machine, newqemu, packages, payload, results, vm_disk
 
 KEPT = ("console.log", "qemu-stderr.log")
 SENT = {
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     with (cache / "lock").open("w") as lock, tempfile.TemporaryDirectory(prefix="nvme-async-interop-") as scratch:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one lab at a time works in this cache
         try:
-            packages.ensure(firmware.TOOLS)
+            packages.ensure({**firmware.TOOLS, **vm_disk.TOOLS})
             guest = image.ensure()
             qemu = newqemu.ensure()
         except packages.LabError as error:
@@ -95,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
         code = report(boot, counters, options)
         if options.command is None and not options.pytest:
             problems = firmware.run(qemu, guest.kernel, folder, options.results)
+            problems += vm_disk.run(qemu, guest.kernel, options.results)
             print("".join(f"interop: {problem}\n" for problem in problems), end="", file=sys.stderr)
             code = 1 if problems else code
         return code

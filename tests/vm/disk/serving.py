@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +31,24 @@ def address_of(role: str) -> str:
         if (entry / "serial").read_text().strip() == role:
             return (entry / "address").read_text().strip()
     raise AssertionError(f"there is no controller with the serial number {role}")
+
+
+def wait_for(path: Path) -> Path:
+    """Until it exists."""
+    limit = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < limit, f"there is no {path}"
+        time.sleep(0.05)
+    return path
+
+
+def ask(control: Path, operation: str, **arguments: object) -> bool:
+    """One operation of an emulated controller's control socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(str(control))
+        client.sendall(json.dumps({"op": operation, "args": arguments}).encode() + b"\n")
+        return bool(json.loads(client.makefile().readline())["ok"])
 
 
 def disks() -> list[str]:

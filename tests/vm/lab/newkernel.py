@@ -40,24 +40,25 @@ class NewKernel:
         return self.folder / "modules.img"
 
 
-def ensure() -> NewKernel:
+def ensure(*, backports: bool = False) -> NewKernel:
     """The cached kernel, fetched if necessary. LabError if it isn't available."""
-    digest = hashlib.sha256(f"{FORMAT} {SUITE} {PACKAGE}".encode()).hexdigest()[:12]
+    suite = f"{SUITE}-backports" if backports else SUITE
+    digest = hashlib.sha256(f"{FORMAT} {suite} {PACKAGE}".encode()).hexdigest()[:12]
     found = NewKernel(cache_folder() / f"kernel-{digest}")
     if not (found.folder / "done").exists():
-        _fetch(found)
+        _fetch(found, suite)
     return found
 
 
-def _fetch(wanted: NewKernel) -> None:
-    print(f"vm: fetching {SUITE}'s kernel into {wanted.folder} (20 seconds, once)", flush=True)
+def _fetch(wanted: NewKernel, suite: str) -> None:
+    print(f"vm: fetching {suite}'s kernel into {wanted.folder} (20 seconds, once)", flush=True)
     if wanted.folder.exists():
         shutil.rmtree(wanted.folder)
     apt = wanted.folder / "apt"
     (apt / "lists/partial").mkdir(parents=True)
     (apt / "archives/partial").mkdir(parents=True)
     (apt / "status").touch()
-    (apt / "sources.list").write_text(f"deb [signed-by={KEYS}] {MIRROR} {SUITE} main\n")
+    (apt / "sources.list").write_text(f"deb [signed-by={KEYS}] {MIRROR} {suite} main\n")
     options = [
         *("-o", f"Dir::Etc::SourceList={apt}/sources.list", "-o", "Dir::Etc::SourceParts=/dev/null"),
         *("-o", f"Dir::State={apt}", "-o", f"Dir::State::Lists={apt}/lists", "-o", f"Dir::State::Status={apt}/status"),
@@ -70,7 +71,7 @@ def _fetch(wanted: NewKernel) -> None:
     listing = run(["apt-cache", *options, "depends", PACKAGE])
     package = re.search(r"Depends: (linux-image-\S+)", listing)
     if package is None:
-        raise LabError(f"{SUITE} has no {PACKAGE}")
+        raise LabError(f"{suite} has no {PACKAGE}")
     fetch = ["sh", "-c", 'cd "$1" && shift && exec apt-get "$@"', "sh", apt, *options, "--quiet", "download"]
     run([*fetch, package[1]])
     files = wanted.folder / "files"
