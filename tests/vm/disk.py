@@ -30,6 +30,7 @@ from run import report
 SENT = {
     "tests/vm/disk": "tests/disk",
     "tests/vm/suite/lab.py": "tests/disk/lab.py",
+    "benchmarks": "benchmarks",
     "pyproject.toml": "pyproject.toml",
 }
 
