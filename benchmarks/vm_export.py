@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A block device of ublk beside the kernel's own NVMe driver, on one drive, in one run: the same
-fio jobs. For the guest of `make test-disk`:
+fio jobs. For the guest of `make test-disk`, with this as DISK:
 
-    make test-disk DISK="--command '/payload/guest/with-drive.sh exported python /payload/benchmarks/vm_export.py'"
+    --command '/payload/guest/with-drive.sh exported python /payload/benchmarks/vm_export.py'
 
 Under software emulation only the ratios of a row mean something.
 """
