@@ -22,7 +22,7 @@ from nvme_async.keepalive import restore
 from nvme_async.runtime.tasks import together
 
 State = Literal["ok", "failed", "skipped"]
-# (commands at once, bytes of each); cut to what the controller takes.
+# (reads at once, bytes of each); the driver splits what is more than one command can carry.
 READS = ((1, 4096), (8, 4096), (64, 4096), (4, 128 << 10), (2, 1 << 20))
 READ_SECONDS = 0.5
 READ_COUNT = 2000
@@ -141,7 +141,7 @@ class Selftest:
     def _reading(self, depth: int, nbytes: int) -> Callable[[], Awaitable[str]]:
         async def read() -> str:
             ns = self._namespace()
-            blocks = max(1, min(nbytes // ns.block_size, ns.max_blocks, ns.blocks))
+            blocks = max(1, min(nbytes // ns.block_size, ns.blocks))
             places = random.Random(nbytes + depth)
             count, until = 0, time.monotonic() + READ_SECONDS
 

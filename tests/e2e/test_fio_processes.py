@@ -29,7 +29,9 @@ def bench(*arguments: str, code: int = 0) -> list[dict[str, Any]]:
     return jobs
 
 
-def test_jobs_are_processes_whose_results_logs_and_verify_are_as_ever(tmp_path: Path) -> None:
+def test_jobs_are_processes_whose_results_logs_and_verify_are_as_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     common = ["--bs=4k", "--size=256k", "--iodepth=4", "--numjobs=2", "--offset_increment=1m", "--verify=crc32c"]
     jobs = bench(
         *common, "--name=w", "--rw=randwrite", f"--write_lat_log={tmp_path}/l",
@@ -45,6 +47,7 @@ def test_jobs_are_processes_whose_results_logs_and_verify_are_as_ever(tmp_path: 
         f"l_{kind}.{number}.log" for kind in ("clat", "lat", "slat") for number in (1, 2)
     ]
     assert len((tmp_path / "l_lat.2.log").read_text().splitlines()) >= 64
+    assert "reset" not in caplog.text  # sharing needs none: the device was opened for it
 
 
 def start(*arguments: str) -> tuple[subprocess.Popen[str], list[int]]:
