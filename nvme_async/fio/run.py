@@ -184,7 +184,7 @@ class Run:
                     raise ConfigurationError(f"job {job.name!r}: {uri} is used by another job with a different mode")
         # A queue pair for each job process, one for this process's own loop, one for its jobs.
         most = max(self._processes().values(), default=0)
-        # Sharing needs the doorbell registers: with Doorbell Buffer Config, a reset would come first.
+        # Sharing needs the doorbell registers; Doorbell Buffer Config would cost a reset first.
         options = {"io_queues": max(16, most + 2), "shadow_doorbells": False} if most else {}
         if len(modes) > 1 and self._opener is open_device:
             from nvme_async.fio.managed import open_managed
