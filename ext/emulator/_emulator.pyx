@@ -65,6 +65,8 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint64_t hmb_min_nbytes
         uint32_t hmb_entry_nbytes
         uint16_t hmb_entries
+        uint32_t fused_blocks
+        uint8_t copy_formats
     struct emu_config:
         unsigned n_namespaces
         emu_ns_config namespaces[16]

@@ -62,6 +62,8 @@ struct emu_extras {
     uint64_t hmb_nbytes, hmb_min_nbytes; /* Host Memory Buffer: preferred, minimum; multiples of 4 KiB */
     uint32_t hmb_entry_nbytes; /* smallest descriptor entry; 0: no limit */
     uint16_t hmb_entries;      /* most descriptor entries; 0: no limit */
+    uint32_t fused_blocks;   /* Compare and Write: its largest number of blocks; 0: not offered */
+    uint8_t copy_formats;    /* OCFS; bit 0 is always set */
 };
 
 struct emu_config {

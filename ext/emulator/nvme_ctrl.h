@@ -60,6 +60,8 @@ struct sq {
     unsigned n_held;
     uint32_t incarnation; /* which creation of this qid: late helpers must not complete into its successor */
     uint64_t iova;
+    bool fused_waits; /* `fused` is the first command of a fused operation, and the second is to come */
+    struct nvme_sqe fused;
 };
 
 /* A completion that found its CQ full. */
@@ -368,6 +370,7 @@ uint64_t irq_deadline(const struct emu_ctrl *ctrl);
 void irq_raise_pending(struct emu_ctrl *ctrl);
 void irq_reset(struct emu_ctrl *ctrl);
 
+void execute_with_faults(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe);
 void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint16_t forced,
                 const struct effect *effect);
 
@@ -413,9 +416,9 @@ volatile uint32_t *dbbuf_doorbell(struct emu_ctrl *ctrl, unsigned index);
 /* nvme_io.c */
 uint16_t io_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint32_t *result);
 
-/* nvme_ranges.c: DSM, copy, write uncorrectable */
+/* nvme_ranges.c: DSM, write uncorrectable */
+bool ns_inside(const struct ns *ns, uint64_t lba, uint64_t blocks);
 uint16_t io_dsm(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe);
-uint16_t io_copy(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint32_t *result);
 uint16_t io_write_uncorrectable(struct ns *ns, uint64_t lba, uint32_t blocks);
 bool bad_overlaps(const struct ns *ns, uint64_t lba, uint64_t blocks);
 void bad_clear(struct ns *ns, uint64_t lba, uint64_t blocks);
@@ -446,6 +449,8 @@ uint16_t media_compare(struct emu_ctrl *ctrl, struct media *media, uint64_t offs
                        unsigned n);
 uint16_t media_verify(struct emu_ctrl *ctrl, struct media *media, uint64_t offset, uint64_t nbytes);
 uint16_t media_move(struct emu_ctrl *ctrl, struct media *media, uint64_t from, uint64_t to, uint64_t nbytes);
+uint16_t media_copy(struct emu_ctrl *ctrl, struct media *source, uint64_t from, struct media *media, uint64_t to,
+                    uint64_t nbytes);
 
 /* nvme_wake.c */
 int wake_init(struct wake *wake);

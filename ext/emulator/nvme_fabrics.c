@@ -139,7 +139,7 @@ uint64_t emu_ctrl_transfer(struct emu_ctrl *ctrl, uint16_t qid, const void *entr
     case IO_DSM:
         return ((sqe->cdw10 & 0xff) + 1) * 16u;
     case IO_COPY:
-        return ((sqe->cdw12 & 0xff) + 1) * 32u;
+        return ((sqe->cdw12 & 0xff) + 1) * (sqe->cdw12 & 1u << 8 ? 40u : 32u); /* by descriptor format */
     case IO_RESV_REGISTER:
     case IO_RESV_ACQUIRE:
         return 16;

@@ -63,7 +63,9 @@ static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
     p[525] = (uint8_t)(3 << 1 | ctrl->has_cache); /* VWC: Flush of all namespaces is supported */
     put16(p, 526, 0xffff); /* AWUN: commands run one at a time, so any size is atomic to others */
     put16(p, 528, 0); /* AWUPF */
-    put16(p, 534, 1u << 0); /* OCFS: Copy descriptor format 0 */
+    put16(p, 522, config->extras.fused_blocks ? 1 : 0); /* FUSES: Compare and Write */
+    put16(p, 532, (uint16_t)(config->extras.fused_blocks ? config->extras.fused_blocks - 1 : 0)); /* ACWU */
+    put16(p, 534, config->extras.copy_formats | 1); /* OCFS */
     put32(p, 536, 0); /* SGLS: none */
     put32(p, 540, EMU_MAX_NAMESPACES); /* MNAN */
     put_nqn(ctrl, p + 768);

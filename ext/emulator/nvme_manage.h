@@ -45,6 +45,23 @@ uint16_t meta_execute(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sq
 uint16_t meta_protect_zeroes(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t lba,
                              uint64_t blocks);
 uint16_t meta_zero(struct ns *ns, uint64_t lba, uint64_t blocks);
+/* A source range of a Copy: where from, and what its protection information is to be. */
+struct copy_part {
+    struct ns *source;
+    uint64_t from, to;
+    uint32_t blocks;
+    struct nvme_sqe expected; /* the tags, as a Read would have them */
+};
+void meta_tags_after(const struct ns *ns, struct nvme_sqe *sqe, uint32_t blocks);
+uint16_t meta_copy(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, const struct copy_part *part);
+
+/* nvme_copy.c */
+uint16_t io_copy(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint32_t *result);
+
+/* nvme_fused.c: the next command of a queue that has, or begins, a fused operation; and the end of
+ * what was fetched */
+void fused_next(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe, bool faulty);
+void fused_end(struct emu_ctrl *ctrl, struct sq *sq);
 
 /* nvme_extra.c: which of the following are offered, and what they add to admin commands, Identify
  * and log pages */

@@ -265,3 +265,23 @@ uint16_t media_move(struct emu_ctrl *ctrl, struct media *media, uint64_t from, u
     }
     return SC_SUCCESS;
 }
+
+/* The same from another medium. */
+uint16_t media_copy(struct emu_ctrl *ctrl, struct media *source, uint64_t from, struct media *media, uint64_t to,
+                    uint64_t nbytes)
+{
+    if (source == media)
+        return media_move(ctrl, media, from, to, nbytes);
+    for (uint64_t done = 0; done < nbytes;) {
+        size_t part = nbytes - done < BOUNCE_SIZE ? nbytes - done : BOUNCE_SIZE;
+        struct iovec iov = {ctrl->bounce, part};
+        uint16_t status = media_read(source, from + done, &iov, 1);
+        iov = (struct iovec){ctrl->bounce, part};
+        if (!status)
+            status = media_write(media, to + done, &iov, 1);
+        if (status)
+            return status;
+        done += part;
+    }
+    return SC_SUCCESS;
+}

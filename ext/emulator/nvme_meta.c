@@ -257,3 +257,49 @@ uint16_t meta_zero(struct ns *ns, uint64_t lba, uint64_t blocks)
 {
     return ns->ms ? media_zero(&ns->meta, lba * ns->ms, blocks * ns->ms, true) : SC_SUCCESS;
 }
+
+/*
+ * One source range of a Copy (NVM Command Set 1.1, 3.3.2). sqe has the tags of the first block that
+ * is written, and in dword 12 PRINFO of the write. With PRACT protection information is checked and
+ * made anew; without, it goes along as it is. From the end where the ranges overlap so.
+ */
+uint16_t meta_copy(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, const struct copy_part *part)
+{
+    struct ns *source = part->source;
+    struct pi_format format = pi_of(ns), theirs = pi_of(source);
+    struct pi_tags tags = tags_of(ns, sqe), expected = tags_of(source, &part->expected);
+    bool acts = sqe->cdw12 >> 26 & PRACT, backwards = source == ns && part->to > part->from;
+    uint32_t piece = BOUNCE_SIZE >> ns->lbads;
+    uint16_t status = SC_SUCCESS;
+    for (uint32_t done = 0; done < part->blocks && !status;) {
+        unsigned now = part->blocks - done < piece ? part->blocks - done : piece;
+        uint64_t at = backwards ? part->blocks - done - now : done;
+        struct pi_blocks bounce = {ctrl->bounce, ctrl->bounce_meta, format.block_size, ns->ms, now};
+        struct pi_tags read = expected, written = tags;
+        read.space = pi_space_after(&theirs, expected.space, at);
+        written.space = pi_space_after(&format, tags.space, at);
+        status = load(source, ctrl->bounce, ctrl->bounce_meta, part->from + at, now);
+        if (!status && format.type)
+            status = pi_verify(ctrl, source, &part->expected, &read, part->from + at, &bounce);
+        if (!status && format.type && acts)
+            pi_generate(&format, &bounce, &written);
+        else if (!status && format.type)
+            status = pi_verify(ctrl, ns, sqe, &written, part->to + at, &bounce);
+        if (!status)
+            status = store(ns, ctrl->bounce, ctrl->bounce_meta, part->to + at, now);
+        done += now;
+    }
+    return status;
+}
+
+/* The tags of dwords 2, 3 and 14 as they are so many blocks later. */
+void meta_tags_after(const struct ns *ns, struct nvme_sqe *sqe, uint32_t blocks)
+{
+    struct pi_format format = pi_of(ns);
+    pi_space space = pi_space_after(&format, tags_of(ns, sqe).space, blocks);
+    sqe->cdw14 = (uint32_t)space;
+    if (ns->pif)
+        sqe->cdw3 = (uint32_t)(space >> 32);
+    if (ns->pif == 1)
+        sqe->cdw2 = (uint32_t)(space >> 64);
+}

@@ -153,7 +153,7 @@ void execute_as(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe
     ctrl->effect = NULL;
 }
 
-static void execute_with_faults(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe)
+void execute_with_faults(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe)
 {
     struct effect effect = {0};
     uint16_t forced = 0;
@@ -208,13 +208,17 @@ static unsigned sq_run(struct emu_ctrl *ctrl, struct sq *sq)
     bool faulty = atomic_load_explicit(&ctrl->faults_armed, memory_order_relaxed) & FAULTS_RULES;
     /* A command may stop the controller or, on the admin queue, delete queues: check each time. */
     for (uint32_t i = 0; i < n && ctrl->running; i++) {
-        if (UNLIKELY(faulty))
+        if (UNLIKELY(sq->fused_waits || batch[i].flags & 3))
+            fused_next(ctrl, sq, &batch[i], faulty);
+        else if (UNLIKELY(faulty))
             execute_with_faults(ctrl, sq, &batch[i]);
         else
             execute(ctrl, sq, &batch[i], NULL);
         if (UNLIKELY(ctrl->moved >= RAISE_EVERY))
             irq_raise_pending(ctrl);
     }
+    if (UNLIKELY(sq->fused_waits) && sq->head == sq->tail && ctrl->running)
+        fused_end(ctrl, sq);
     return n;
 }
 

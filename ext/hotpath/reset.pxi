@@ -2,6 +2,7 @@
 # are resent, or all their memory is released. Called by the methods of QueuePair of these names.
 
 DEF ABORT_REQUESTED = 0x07
+DEF FUSED = 3
 
 
 cdef int fail_queue(QueuePair qp, exception) except -1:
@@ -58,7 +59,10 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
             leave_batches(qp, batch)
     for _, _, entry in requests:
         request = <Request>entry
-        if request.state == SENT and not request.failed and request.sqe.opcode in retryable and request.attempts < limit:
+        # Half of a fused operation isn't sent again: the first half may have been executed together
+        # with the other one.
+        if (request.state == SENT and not request.failed and request.sqe.opcode in retryable and request.attempts < limit
+                and not request.sqe.flags & FUSED):
             request.attempts += 1
             request.timed_out = False
             send(qp, request)

@@ -25,7 +25,8 @@ from nvme_async.driver.steps import Degraded, Plan, Step
 from nvme_async.errors import CommandError, ControllerError, ControllerFatal, ControllerTimeout, NvmeError
 from nvme_async.spec import commands
 from nvme_async.spec.features import HostBehavior
-from nvme_async.spec.opcodes import Feature
+from nvme_async.spec.identify import Ctratt
+from nvme_async.spec.opcodes import CopyFormat, Feature
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
@@ -103,9 +104,12 @@ class BringUp:
                 lambda: "the command sets that the controller has enabled apply",
             ),
             Step(
-                "LBA Format Extension Enable",
-                self._extended_formats,
-                lambda: "namespaces with a guard of 32 or 64 bits, or with storage tags, can't be used",
+                "Host Behavior Support",
+                self._host_behavior,
+                lambda: (
+                    "namespaces with a guard of 32 or 64 bits, or with storage tags, can't be used, and nothing is "
+                    "copied between namespaces"
+                ),
             ),
             *self._event_steps(),
             *transport.queue_steps(self.degraded, self._without),
@@ -133,14 +137,19 @@ class BringUp:
         controller.identify_nvm = None
         controller.identify_nvm = await discovery.identify_command_set(controller)
 
-    async def _extended_formats(self) -> None:
-        """Formats beyond the 16-bit guard are available to hosts that declare support (NVM
-        Command Set 1.1, 5.3.1.4).
+    async def _host_behavior(self) -> None:
+        """What is available to hosts only that declare to support it (Base 2.1, 5.1.25.1.14): LBA
+        formats beyond the 16-bit guard (NVM Command Set 1.1, 5.3.1.4), and Copy from other
+        namespaces (3.3.2).
         """
         controller = self._controller
-        if controller.transport.configured and controller.identify.ctratt & 1 << 15:
-            command = commands.set_features(Feature.HOST_BEHAVIOR)
-            await controller._submit_admin(command, HostBehavior(lbafee=1).encode())
+        identify = controller.identify
+        behavior = HostBehavior(
+            lbafee=Ctratt.EXTENDED_LBA_FORMATS in identify.attributes,
+            cdfe=identify.ocfs & (1 << CopyFormat.NAMESPACE | 1 << CopyFormat.NAMESPACE_EXTENDED_PI),
+        )
+        if controller.transport.configured and behavior != HostBehavior():
+            await controller._submit_admin(commands.set_features(Feature.HOST_BEHAVIOR), behavior.encode())
 
     async def _namespaces(self) -> None:
         controller = self._controller

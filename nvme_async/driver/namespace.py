@@ -15,6 +15,7 @@ import attrs
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.batch import BatchError, Integers, Many, as_lbas
 from nvme_async.driver.context import ControllerContext
+from nvme_async.driver.fused import compare_and_write
 from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits
 from nvme_async.driver.metadata import format_of, move
 from nvme_async.driver.protection import PRACT, Format, Protect
@@ -247,6 +248,20 @@ class Namespace(RangeCommands):
                 "so it can only read, write and flush"
             )
         return queue
+
+    async def compare_and_write(self, lba: int, expected: BufferLike, data: BufferLike, *, fua: bool = False) -> None:
+        """Writes `data` if the blocks from `lba` on hold `expected`, as one atomic operation of the
+        controller: fused Compare and Write (NVM Command Set 1.1, 3.3.1; Base 2.1, 3.4.2).
+
+        Both are multiples of the block size, of the same length, at most ACWU + 1 blocks.
+        CompareFailure: the blocks hold something else, and nothing was written. A reset of the
+        controller meanwhile raises its error: then it is unknown whether the blocks were written.
+        ConfigurationError if the controller or the transport has no fused operations, or the
+        namespace has metadata besides protection information. Cancelling: as for write().
+        """
+        if self._gone is not None:
+            raise self._gone
+        await compare_and_write(self, lba, expected, data, fua)
 
     # -- many at once ------------------------------------------------------------------------------
 

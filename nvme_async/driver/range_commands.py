@@ -1,5 +1,6 @@
-"""Commands that name ranges of blocks and move no data: Write Zeroes, Verify, Write Uncorrectable,
-Dataset Management, Copy. What exceeds the limits of one command is sent as several (limits.py).
+"""Commands that name ranges of blocks and transfer none of them: Write Zeroes, Verify, Write
+Uncorrectable, Dataset Management, Copy. What exceeds the limits of one command is sent as several
+(limits.py).
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Iterable
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.byte_access import ByteAccess
 from nvme_async.driver.context import ControllerContext
-from nvme_async.driver.limits import CommandLimits, copy_groups, dsm_groups, pieces
+from nvme_async.driver.copying import copy_commands
+from nvme_async.driver.limits import CommandLimits, dsm_groups, pieces
 from nvme_async.driver.metadata import format_of, protected
 from nvme_async.driver.protection import Format
 from nvme_async.driver.transport import CommandQueue
-from nvme_async.errors import NvmeError
+from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.native._hotpath import Geometry
 from nvme_async.runtime.tasks import together
 from nvme_async.spec import commands
@@ -110,19 +112,30 @@ class RangeCommands(ByteAccess):
             for part in dsm_groups(ranges, self.limits)
         )
 
-    async def copy(self, sources: Iterable[tuple[int, int]], lba: int) -> None:
+    async def copy(
+        self,
+        sources: Iterable[tuple[int, int]],
+        lba: int,
+        *,
+        source: RangeCommands | None = None,
+        fua: bool = False,
+    ) -> None:
         """Copies the source ranges [(lba, blocks), …] one after the other to `lba` on, inside the
-        controller (NVM Command Set 1.0, 3.2.2).
+        controller (NVM Command Set 1.1, 3.3.2).
 
-        A request over the limits of one command (MSSRL, MCL, MSRC) is split into several, one after
-        another.
+        source: another namespace of this controller that has the ranges, with blocks of the same
+        format; the controller needs the Copy descriptor formats for that (Identify Controller,
+        OCFS), else ConfigurationError. A request over the limits of one command (MSSRL, MCL, MSRC)
+        is split into several, one after another. Protection information is checked and made anew.
         """
+        source = self if source is None else source
         ranges = list(sources)
         geometry = self.geometry
+        if source.controller is not self.controller:
+            raise ConfigurationError("the source of a copy is a namespace of another controller")
         total = sum(count for _, count in ranges)
         for first, count in ranges:
-            await self._ranges(NvmOpcode.COPY, first, count)
+            await source._ranges(NvmOpcode.COPY, first, count)
         await self._ranges(NvmOpcode.COPY, lba, total)
-        for part in copy_groups(ranges, self.identify):
-            await self._send(geometry, commands.copy(self.nsid, lba, len(part)), commands.copy_descriptors(part))
-            lba += sum(count for _, count in part)
+        for command, payload in await copy_commands(self, ranges, lba, source, fua=fua):
+            await self._send(geometry, command, payload)

@@ -281,6 +281,10 @@ class Transport(ABC):
     """Are the controller's features this driver's to set? False: another process has done so."""
     coexists: bool = False
     """Can two processes be connected to the controller at a time, each with queues of its own?"""
+    fuses: bool = False
+    """Are commands sent in the order of the queue, with two of a fused operation announced
+    together?
+    """
     queues: QueueGroup
 
     @property

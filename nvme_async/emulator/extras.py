@@ -21,6 +21,19 @@ def _parse_duration(text: str | float | bool, name: str) -> float:
         return parse_seconds(text, name)
 
 
+def _parse_copy_formats(text: str | tuple[int, ...], name: str) -> tuple[int, ...]:
+    """From "0/1/2/3"; format 0 is always among them."""
+    if isinstance(text, tuple):
+        return text
+    try:
+        forms = {int(form) for form in text.split("/")}
+    except ValueError:
+        forms = {-1}
+    if not forms <= {0, 1, 2, 3}:
+        raise ConfigurationError(f"{name}={text!r}: must be some of 0/1/2/3")
+    return tuple(sorted(forms | {0}))
+
+
 @attrs.frozen(kw_only=True)
 class Extras:
     """Features of an emulated controller that a plain drive doesn't have.
@@ -48,6 +61,8 @@ class Extras:
             host_memory_min (HMMIN; by default as many), in at most host_memory_entries (HMMAXD, 0:
             any number) pieces of host_memory_entry bytes (HMMINDS) or more. Multiples of 4096.
         ana: number of ANA groups, to which the namespaces are assigned in turn.
+        fused: fused Compare and Write of up to so many blocks (ACWU + 1).
+        copy_formats: Copy descriptor formats, as "0/1/2/3"; a plain drive has the first.
     """
 
     capacity: int = attrs.field(default=0, validator=in_range(0, 1 << 50))
@@ -72,6 +87,8 @@ class Extras:
     host_memory_entry: int = attrs.field(default=0, validator=in_range(0, 1 << 30))
     host_memory_entries: int = attrs.field(default=0, validator=in_range(0, 65535))
     ana: int = attrs.field(default=0, validator=in_range(0, 16))
+    fused: int = attrs.field(default=0, validator=in_range(0, 1 << 16))
+    copy_formats: tuple[int, ...] = (0,)
 
     def __attrs_post_init__(self) -> None:
         self._check_zones()
@@ -136,4 +153,6 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "host_memory_entry": parse_size,
     "host_memory_entries": parse_int,
     "ana": parse_int,
+    "fused": parse_int,
+    "copy_formats": _parse_copy_formats,
 }

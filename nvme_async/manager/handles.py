@@ -18,6 +18,7 @@ from nvme_async.dma import DmaBuffer
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.batch import Integers, Many
 from nvme_async.driver.byte_stream import DEFAULT_AHEAD, DEFAULT_CHUNK, ByteStream
+from nvme_async.driver.copying import copy_commands
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.namespace_file import NamespaceFile
 from nvme_async.driver.recovery import RETRYABLE
@@ -36,7 +37,6 @@ from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.controller import Controller
 from nvme_async.manager.gate import Gate
 from nvme_async.native._placement import byte_view
-from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyNamespace
@@ -427,7 +427,8 @@ class ManagedNamespace:
         known = self._known()
         for first, blocks in (*ranges, (lba, sum(blocks for _, blocks in ranges))):
             await known._ranges(NvmOpcode.COPY, first, blocks)
-        await self.submit(commands.copy(self._nsid, lba, len(ranges)), commands.copy_descriptors(ranges))
+        for command, payload in await copy_commands(known, ranges, lba, known):
+            await self.submit(command, payload)
 
     @overload
     async def submit(self, command: Command, buffer: BufferLike | None = None, *, tag: int = 0) -> Completion: ...

@@ -98,7 +98,6 @@ def copy(
     dtype: int = 0,
     dspec: int = 0,
     reftag: int = 0,
-    storage_tag: int = 0,
     apptag: int = 0,
     apptag_mask: int = 0,
 ) -> Command:
@@ -106,17 +105,18 @@ def copy(
     `copy_descriptors` or CopySource packs.
 
     form: the descriptor format, see CopyFormat. dtype, dspec: directive of the blocks that are
-    written. storage_tag: the upper bits of the tags that are written (dwords 2 and 3).
+    written. reftag: initial reference tag of those, with the storage tag in the bits above; up to
+    80 bits, of which dword 14 has the lowest, dword 3 the next and dword 2 the highest.
     """
     check("lba", lba, 0, U64)
     check("ranges", ranges, 1, MAX_COPY_RANGES)
     check("form", form, 0, 15)
-    check("storage_tag", storage_tag, 0, (1 << 48) - 1)
+    check("reftag", reftag, 0, _TAGS)
     return Command(
         opcode=NvmOpcode.COPY,
         nsid=check("nsid", nsid, 1, U32 - 1),
-        cdw2=storage_tag & U32,
-        cdw3=storage_tag >> 32,
+        cdw2=reftag >> 64,
+        cdw3=reftag >> 32 & U32,
         cdw10=lba & U32,
         cdw11=lba >> 32,
         cdw12=ranges - 1
@@ -129,7 +129,7 @@ def copy(
         | fua << 30
         | lr << 31,
         cdw13=check("dspec", dspec, 0, U16) << 16,
-        cdw14=check("reftag", reftag, 0, U32),
+        cdw14=reftag & U32,
         cdw15=check("apptag", apptag, 0, U16) | check("apptag_mask", apptag_mask, 0, U16) << 16,
         data_length=copy_entry_size(form) * ranges,
     )

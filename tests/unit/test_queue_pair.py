@@ -358,3 +358,42 @@ async def test_latencies_are_recorded_only_when_asked_for(ring):
     ring.qp.record_latency(False)
     await one()
     assert ring.qp.latency() is None
+
+
+async def test_a_fused_pair_is_two_entries_in_a_row_and_one_doorbell(ring):
+    before = await started(ring.qp.request(flush()))
+    ring.fetch()
+    rung = ring.qp.inspect()["sq"]["doorbells"]
+    pair = [ring.qp.request(commands.compare(1, 5, 1, fuse=fuse).pack(), bytes(512)) for fuse in (1, 2)]
+    assert [_hotpath.turn_for_fused(ring.qp) for _ in range(2)] == [None, None]
+    assert _hotpath.send_fused(ring.qp, *pair) is None
+    assert ring.qp.inspect()["sq"]["doorbells"] == rung + 1
+    entries = ring.fetch()
+    assert [entry[1] & 3 for entry in entries] == [1, 2]
+    tasks = await started(*pair)
+    for sqe in reversed(entries):  # completions come in any order
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    assert [await task for task in tasks] == [(0, 0, None)] * 2
+    before[0].cancel()
+
+
+@pytest.mark.parametrize("ring", [{"entries": 4}], indirect=True)
+async def test_a_fused_pair_waits_for_two_ids_and_gives_them_back(ring):
+    tasks = await started(*(ring.qp.request(flush()) for _ in range(2)))
+    entries = ring.fetch()
+    assert _hotpath.turn_for_fused(ring.qp) is None
+    second = _hotpath.turn_for_fused(ring.qp)
+    assert second is not None
+    (other,) = await started(ring.qp.request(flush()))  # the only free id is reserved
+    assert ring.fetch() == []
+    _hotpath.give_back_turn(ring.qp, second)
+    _hotpath.give_back_turn(ring.qp, None)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    entries += ring.fetch()
+    assert len(entries) == 3  # the id went to the one in line
+    for sqe in entries:
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    assert await asyncio.gather(*tasks, other) == [(0, 0, None)] * 3

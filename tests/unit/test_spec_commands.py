@@ -142,15 +142,18 @@ ENTRIES: list[tuple[Command, bytes]] = [
         sqe(0x19, 1, cdw10=1, cdw11=2, cdw12=1 | 1 << 12 | 2 << 26 | 1 << 31),
     ),
     (
-        commands.copy(1, 7, 3, form=3, storage_tag=0xAABB_1122_3344, dtype=2, dspec=0x0105, stc_read=True, fua=True),
+        commands.copy(
+            1, 7, 3, form=3, reftag=0xAABB_1122_3344_5566_7788, dtype=2, dspec=0x0105, stc_read=True, fua=True
+        ),
         sqe(
             0x19,
             1,
-            cdw2=0x1122_3344,
-            cdw3=0xAABB,
+            cdw2=0xAABB,
+            cdw3=0x1122_3344,
             cdw10=7,
             cdw12=2 | 3 << 8 | 2 << 20 | 1 << 25 | G,
             cdw13=0x0105_0000,
+            cdw14=0x5566_7788,
         ),
     ),
     (commands.io_management_receive(1, 1, 48), sqe(0x12, 1, cdw10=1, cdw11=11)),

@@ -16,6 +16,7 @@ class PooledTransport(QueueTransport):
     """
 
     memory: DeviceMemory | None
+    fuses = True
     _owner: Owner
 
     @property

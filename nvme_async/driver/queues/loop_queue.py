@@ -59,6 +59,7 @@ class LoopQueue:
         self.interrupts = interrupts
         self.cpus: list[int] | None = None  # where its interrupts are delivered, if chosen
         self.worker: str = ""  # name of the thread that uses it
+        self.fusing = asyncio.Lock()  # one caller at a time collects the ids of a fused operation
         self.timeout = timeout
         self._on_timeout = on_timeout
         self._on_slow = on_slow
