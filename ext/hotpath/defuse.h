@@ -8,6 +8,7 @@
 static inline void nvd_as_flush(struct nvq_sqe *sqe)
 {
     sqe->opcode = 0x00; /* Flush; command id, nsid and (unused) PRPs stay */
+    sqe->flags = 0;     /* no half of a fused operation */
     sqe->cdw2 = sqe->cdw3 = 0;
     sqe->cdw10 = sqe->cdw11 = sqe->cdw12 = sqe->cdw13 = sqe->cdw14 = sqe->cdw15 = 0;
 }

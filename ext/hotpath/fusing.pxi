@@ -47,9 +47,13 @@ def send_fused(QueuePair qp, Request first, Request second):
             return future, False
         for request in (first, second):
             if not place_fused(qp, <Request>request):
+                # A page that the first one keeps while it waits would be the only one, and hide
+                # from starve() that no page will ever come.
+                if (<Request>request) is second and first.bounced:
+                    unplace(qp, first)
+                    feed(qp, 1)
                 future = starve(qp, (<Request>request).bounce_class, False)
-                unplace(qp, first)
-                qp.pass_on()
+                qp.grant()
                 return future, True
     except BaseException:
         drop_fused(first)

@@ -6,11 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from driver_line import WAYS, WRITE, Way, all_handed_over, line, results
 from driving import FAST, faults, pattern, within
 
 import nvme_async
 from nvme_async.emulator.faults import FOREVER
-from nvme_async.errors import CommandAborted, CommandError, CompareFailure, ConfigurationError, LbaOutOfRange, NvmeError
+from nvme_async.errors import (
+    CommandAborted,
+    CommandError,
+    CommandTimeout,
+    CompareFailure,
+    ConfigurationError,
+    LbaOutOfRange,
+    NvmeError,
+)
 from nvme_async.spec import commands
 
 ADDRESS = "emulated:size=16MiB,block=512,fused=8"
@@ -157,6 +166,37 @@ async def test_a_cancelled_pair_keeps_its_memory_until_it_is_over(controller: nv
     faults(controller).release()
     await within(10, ns.settled(0, 1))
     assert await ns.read(0) == pattern(512, 1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_second_half_that_a_takeover_overtakes_is_adopted(way: Way) -> None:
+    """The compare has completed, the write is with the controller: it writes what it was given."""
+    async with line("size=16MiB,block=512,fused=8") as drivers:
+        drivers.delay(opcode=WRITE)
+        pairs = drivers.start(*(drivers.namespace.compare_and_write(at, bytes(512), pattern(512, at)) for at in (1, 2)))
+        await drivers.outstanding(2)
+        successor = await drivers.succeed(way)
+        assert all_handed_over(await results(pairs))
+        writes = [one for one in successor.adopted if one.name == "Write"]
+        assert [one.lba for one in writes] == [1, 2]
+        drivers.release()
+        async with asyncio.timeout(30):
+            await successor.adopted.wait()
+        for at in (1, 2):
+            assert await drivers.namespace.read(at) == pattern(512, at)
+            await drivers.namespace.compare_and_write(at, pattern(512, at), pattern(512, 10 + at))
+            assert await drivers.namespace.read(at) == pattern(512, 10 + at)
+        assert drivers.since()["invalid_doorbells"] == 0
+
+
+async def test_a_timeout_of_one_half_ends_the_pair() -> None:
+    async with nvme_async.open(ADDRESS, **{**FAST, "timeout": 0.3}) as controller:
+        ns = controller.namespaces[1]
+        faults(controller).add(queue="io", opcode=1, count=1, delay=FOREVER)
+        with pytest.raises(CommandTimeout):
+            await within(30, ns.compare_and_write(0, bytes(512), pattern(512, 1)))
+        await within(30, ns.compare_and_write(1, bytes(512), pattern(512, 2)))
+        assert await ns.read(0, 2) == bytes(512) + pattern(512, 2)
 
 
 async def test_protection_information_goes_along() -> None:

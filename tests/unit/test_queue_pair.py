@@ -9,7 +9,7 @@ import struct
 import pytest
 from ring_controller import PAGE, flush, started
 
-from nvme_async.errors import LbaOutOfRange
+from nvme_async.errors import LbaOutOfRange, OutOfDmaMemory
 from nvme_async.native import _hotpath
 from nvme_async.spec import commands
 
@@ -397,3 +397,46 @@ async def test_a_fused_pair_waits_for_two_ids_and_gives_them_back(ring):
         ring.post(ring.cid(sqe))
     ring.qp.reap()
     assert await asyncio.gather(*tasks, other) == [(0, 0, None)] * 3
+
+
+@pytest.mark.parametrize("ring", [{"pool_bytes": 1 << 20, "max_transfer": 4096}], indirect=True)
+async def test_a_fused_pair_with_one_bounce_page_is_refused_and_keeps_nothing(ring):
+    """It waits for a second page as long as another command has one, and not for its own."""
+    rest = []
+    while ring.pool.free_bytes > PAGE:
+        rest.append(ring.pool.alloc(PAGE, owner="test"))
+
+    def pair():
+        return [ring.qp.request(commands.compare(1, 5, 1, fuse=fuse).pack(), bytes(512)) for fuse in (1, 2)]
+
+    def send(requests):
+        assert [_hotpath.turn_for_fused(ring.qp) for _ in range(2)] == [None, None]
+        return _hotpath.send_fused(ring.qp, *requests)
+
+    (other,) = await started(ring.qp.request(commands.read(1, 0, 1).pack(), read_nbytes=512))
+    requests = pair()
+    future, reserved = send(requests)
+    assert reserved
+    await asyncio.sleep(0)
+    assert not future.done()
+    ring.post(ring.cid(ring.fetch()[0]))
+    ring.qp.reap()
+    await other
+    await future
+    _hotpath.give_back_turn(ring.qp, future)
+    with pytest.raises(OutOfDmaMemory):
+        send(requests)
+    assert ring.fetch() == []
+    assert ring.qp.inspect()["waiting"] == 0
+    (other,) = await started(ring.qp.request(commands.read(1, 0, 1).pack(), read_nbytes=512))
+    ring.post(ring.cid(ring.fetch()[0]))  # the page is another's again
+    ring.qp.reap()
+    await other
+    rest[0].free()
+    requests = pair()
+    assert send(requests) is None
+    tasks = await started(*requests)
+    for sqe in ring.fetch():
+        ring.post(ring.cid(sqe))
+    ring.qp.reap()
+    assert await asyncio.gather(*tasks) == [(0, 0, None)] * 2
