@@ -190,7 +190,7 @@ async def test_the_second_half_that_a_takeover_overtakes_is_adopted(way: Way) ->
 
 
 async def test_a_timeout_of_one_half_ends_the_pair() -> None:
-    async with nvme_async.open(ADDRESS, **{**FAST, "timeout": 0.3}) as controller:
+    async with nvme_async.open(ADDRESS, **{**FAST, "command_timeout": 0.3}) as controller:
         ns = controller.namespaces[1]
         faults(controller).add(queue="io", opcode=1, count=1, delay=FOREVER)
         with pytest.raises(CommandTimeout):
