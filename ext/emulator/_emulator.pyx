@@ -61,6 +61,7 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint32_t max_open
         uint32_t max_active
         uint8_t zasl
+        unsigned power_states
         uint64_t hmb_nbytes
         uint64_t hmb_min_nbytes
         uint32_t hmb_entry_nbytes

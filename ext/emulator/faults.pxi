@@ -105,6 +105,9 @@ cdef extern from "emulator/faults.h" nogil:
         uint64_t bytes_written
         uint64_t queues_created
         uint64_t queues_deleted
+        uint64_t power_state
+        uint64_t power_transitions
+        uint64_t power_wakeups
         uint64_t host_memory_pages
         uint64_t host_memory_writes
         uint64_t host_memory_damaged
@@ -445,6 +448,8 @@ cdef class Faults:
             "interrupts_lost": c.interrupts_lost, "errors": c.errors, "commands_read": c.commands_read,
             "commands_written": c.commands_written, "bytes_read": c.bytes_read, "bytes_written": c.bytes_written,
             "queues_created": c.queues_created, "queues_deleted": c.queues_deleted,
+            "power_state": c.power_state, "power_transitions": c.power_transitions,
+            "power_wakeups": c.power_wakeups,
             "host_memory_pages": c.host_memory_pages, "host_memory_writes": c.host_memory_writes,
             "host_memory_damaged": c.host_memory_damaged,
             "admin": {i: c.admin[i] for i in range(256) if c.admin[i]},

@@ -18,7 +18,7 @@ const char *extras_objection(const struct emu_config *config)
     if (extras->hmb_nbytes % 4096 || extras->hmb_min_nbytes % 4096 || extras->hmb_entry_nbytes % 4096 ||
         extras->hmb_min_nbytes > extras->hmb_nbytes)
         return "the sizes of the host memory buffer must be multiples of 4 KiB, the minimum at most the preferred one";
-    return NULL;
+    return power_objection(extras);
 }
 
 void extras_init(struct emu_ctrl *ctrl)
@@ -49,6 +49,7 @@ void extras_reset(struct emu_ctrl *ctrl)
         self_test_end(ctrl, SELF_TEST_ABORTED_RESET);
     firmware_reset(ctrl);
     hmb_reset(ctrl);
+    power_reset(ctrl);
     free(ctrl->extras.persistent.context);
     ctrl->extras.persistent.context = NULL;
     persistent_add(ctrl, PEL_RESET, event, sizeof(event));
@@ -206,6 +207,7 @@ void extras_identify(const struct emu_ctrl *ctrl, uint8_t *p)
     if (extras->persistent_events)
         put32(p, 352, 1); /* PELS, in 64 KiB */
     hmb_identify(extras, p);
+    power_identify(extras, p, &ctratt);
     put32(p, 96, ctratt);
 }
 

@@ -59,6 +59,13 @@ struct hmb {
     uint64_t stamp;
 };
 
+struct power {
+    uint8_t state, operational; /* now; the last operational one */
+    bool autonomous;
+    uint64_t table[32];
+    uint64_t since; /* in this state, or without a command */
+};
+
 struct ana {
     uint8_t states[EMU_MAX_NAMESPACES + 1]; /* by group */
     uint64_t changes[EMU_MAX_NAMESPACES + 1], change;
@@ -71,6 +78,7 @@ struct extras {
     struct telemetry telemetry;
     struct persistent_events persistent;
     struct ana ana;
+    struct power power;
     struct hmb hmb;
     uint32_t lba_status_interval, endurance_config;
     uint16_t lba_status_generation;

@@ -27,6 +27,9 @@ static int capabilities(const struct emu_ctrl *ctrl, uint8_t fid)
     case FEAT_HOST_BEHAVIOUR:
     case FEAT_HOST_ID:
         return CHANGEABLE;
+    case FEAT_AUTONOMOUS_POWER:
+    case FEAT_NON_OPERATIONAL:
+        return ctrl->config.extras.power_states > 1 ? (int)CHANGEABLE : -1;
     case FEAT_HOST_MEMORY:
         return ctrl->config.extras.hmb_nbytes ? (int)CHANGEABLE : -1;
     case FEAT_LBA_STATUS:
@@ -123,6 +126,11 @@ static uint16_t get_current(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
         return copy_to_host(ctrl, sqe, &value, sizeof(value));
     case FEAT_HOST_BEHAVIOUR:
         return copy_to_host(ctrl, sqe, ctrl->host_behaviour, sizeof(ctrl->host_behaviour));
+    case FEAT_POWER:
+        *result = power_get_state(ctrl);
+        return SC_SUCCESS;
+    case FEAT_AUTONOMOUS_POWER:
+        return power_get_autonomous(ctrl, sqe, true, result);
     case FEAT_HOST_MEMORY:
         return hmb_get(ctrl, sqe, true, result);
     case FEAT_HOST_ID:
@@ -151,6 +159,8 @@ uint16_t admin_get_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
         *result = default_value(ctrl, fid, sqe->cdw11);
         if (fid == FEAT_TIMESTAMP)
             return copy_to_host(ctrl, sqe, zero, 8);
+        if (fid == FEAT_AUTONOMOUS_POWER)
+            return power_get_autonomous(ctrl, sqe, false, result);
         if (fid == FEAT_HOST_MEMORY)
             return hmb_get(ctrl, sqe, false, result);
         if (fid == FEAT_HOST_BEHAVIOUR)
@@ -287,7 +297,11 @@ static uint16_t set_feature(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
     case FEAT_ARBITRATION:
         return set_plain(ctrl, fid, value, 0xffffff07);
     case FEAT_POWER:
-        return value & 0x1f ? SC_INVALID_FIELD : set_plain(ctrl, fid, value, 0xff); /* power state 0 is the only one */
+        return power_set_state(ctrl, value);
+    case FEAT_AUTONOMOUS_POWER:
+        return power_set_autonomous(ctrl, sqe);
+    case FEAT_NON_OPERATIONAL:
+        return set_plain(ctrl, fid, value, 1);
     case FEAT_TEMPERATURE:
         return set_temperature(ctrl, value);
     case FEAT_ERROR_RECOVERY:

@@ -70,7 +70,6 @@ static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
     put32(p, 540, EMU_MAX_NAMESPACES); /* MNAN */
     put_nqn(ctrl, p + 768);
     extras_identify(ctrl, p);
-    put16(p, 2048, 2500); /* PSD0.MP: 25 W */
 }
 
 /* NLBAF, MC, DPC and the table of LBA formats: what is common to all namespaces. */

@@ -126,6 +126,18 @@ uint16_t hmb_set(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 uint16_t hmb_get(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, bool current, uint32_t *result);
 void hmb_identify(const struct emu_extras *extras, uint8_t *p);
 
+/* nvme_power.c */
+const char *power_objection(const struct emu_extras *extras);
+void power_reset(struct emu_ctrl *ctrl);
+void power_used(struct emu_ctrl *ctrl, bool io);
+uint64_t power_deadline(const struct emu_ctrl *ctrl);
+unsigned power_tick(struct emu_ctrl *ctrl, uint64_t now);
+uint16_t power_set_state(struct emu_ctrl *ctrl, uint32_t value);
+uint32_t power_get_state(const struct emu_ctrl *ctrl);
+uint16_t power_set_autonomous(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+uint16_t power_get_autonomous(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, bool current, uint32_t *result);
+void power_identify(const struct emu_extras *extras, uint8_t *p, uint32_t *ctratt);
+
 /* nvme_lba_status.c */
 uint16_t admin_lba_status(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 uint8_t *lba_status_page(const struct emu_ctrl *ctrl, size_t *nbytes);

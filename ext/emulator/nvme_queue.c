@@ -128,6 +128,8 @@ static void execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
 {
     uint32_t result = 0;
     uint16_t status;
+    if (UNLIKELY(ctrl->config.extras.power_states))
+        power_used(ctrl, sq->qid);
     if (sq->qid) {
         ctrl->counters.io[sqe->opcode]++;
         if (UNLIKELY(ctrl->extras.hmb.enabled))
@@ -232,7 +234,7 @@ static unsigned timers(struct emu_ctrl *ctrl)
         ctrl_fatal(ctrl, "the keep alive timer expired");
         return work + 1;
     }
-    return work + irq_tick(ctrl, now) + held_run(ctrl, now);
+    return work + irq_tick(ctrl, now) + held_run(ctrl, now) + power_tick(ctrl, now);
 }
 
 unsigned emu_ctrl_poll(struct emu_ctrl *ctrl)
@@ -278,6 +280,8 @@ uint64_t emu_ctrl_deadline(const struct emu_ctrl *ctrl)
         deadline = ctrl->held.next->deadline;
     if (ctrl->n_held_irqs && irq_deadline(ctrl) < deadline)
         deadline = irq_deadline(ctrl);
+    if (power_deadline(ctrl) < deadline)
+        deadline = power_deadline(ctrl);
     return deadline;
 }
 

@@ -13,7 +13,16 @@ import click
 import nvme_async
 from nvme_async._open import Opening
 
-_HOST = ("hostnqn", "hostid", "dhchap_secret", "dhchap_ctrl_secret", "hdr_digest", "data_digest", "host_memory")
+_HOST = (
+    "hostnqn",
+    "hostid",
+    "dhchap_secret",
+    "dhchap_ctrl_secret",
+    "hdr_digest",
+    "data_digest",
+    "host_memory",
+    "apst_latency_us",
+)
 _given: dict[str, Any] = {}
 """Options of open() that the command line has named."""
 
@@ -37,6 +46,12 @@ def _options() -> list[click.Option]:
             type=click.IntRange(0),
             metavar="BYTES",
             help="Most memory of this host for a controller without its own. [default: its minimum]",
+        ),
+        click.Option(
+            ["--apst-latency-us"],
+            type=click.IntRange(0, (1 << 32) - 1),
+            metavar="US",
+            help="Autonomous transitions to power states that are left in so many microseconds; 0: none.",
         ),
     ]
 

@@ -15,7 +15,7 @@ from nvme_async.cli.nvme.names import NVME
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Drives": (
         *("list", "discover", "list-subsys", "list-ctrl", "list-ns", "id-ctrl", "id-ns"),
-        *("bind", "unbind", "doctor", "selftest", "reset", "subsystem-reset", "show-regs"),
+        *("bind", "unbind", "doctor", "selftest", "reset", "subsystem-reset", "show-regs", "power"),
     ),
     "Health": (
         *("smart-log", "error-log", "device-self-test", "self-test-log", "endurance-log"),

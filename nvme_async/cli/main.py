@@ -24,6 +24,7 @@ COMMANDS = {
     "keeper": "nvme_async.cli.keeper:keeper",
     "inspect": "nvme_async.cli.inspect:inspect",
     "list": "nvme_async.cli.pci:list_devices",
+    "power": "nvme_async.cli.nvme.power:power",
     "read": "nvme_async.cli.io:read",
     "selftest": "nvme_async.cli.selftest:selftest",
     "share": "nvme_async.cli.share:share",

@@ -20,6 +20,7 @@ from nvme_async.driver import command_sets, discovery
 from nvme_async.driver.admin_queue import admin_limit
 from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.effects import Effects
+from nvme_async.driver.power import Power
 from nvme_async.driver.scanner import Scanner
 from nvme_async.driver.steps import Degraded, Plan, Step
 from nvme_async.errors import CommandError, ControllerError, ControllerFatal, ControllerTimeout, NvmeError
@@ -42,10 +43,11 @@ class BringUp:
     degraded: the features that the controller lacks.
     """
 
-    def __init__(self, controller: ControllerContext, scanner: Scanner, effects: Effects) -> None:
+    def __init__(self, controller: ControllerContext, scanner: Scanner, effects: Effects, power: Power) -> None:
         self._controller = controller
         self._scanner = scanner
         self._effects = effects
+        self._power = power
         self.degraded: Degraded = controller.degraded
         self._plan = Plan(self.degraded)
         self._without: set[str] = set()  # steps whose loss has cost an attempt
@@ -113,6 +115,7 @@ class BringUp:
             ),
             *self._event_steps(),
             *transport.queue_steps(self.degraded, self._without),
+            Step("Autonomous Power State Transition", self._power_transitions, lambda: "as the controller has it"),
             Step(
                 "Commands Supported and Effects log",
                 self._effects.read,
@@ -150,6 +153,10 @@ class BringUp:
         )
         if controller.transport.configured and behavior != HostBehavior():
             await controller._submit_admin(commands.set_features(Feature.HOST_BEHAVIOR), behavior.encode())
+
+    async def _power_transitions(self) -> None:
+        if self._controller.transport.configured and (wanted := self._power.at_bring_up()) is not None:
+            await self._controller._submit_admin(*wanted)
 
     async def _namespaces(self) -> None:
         controller = self._controller

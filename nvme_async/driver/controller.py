@@ -25,6 +25,7 @@ from nvme_async.driver.events import Event, EventListener
 from nvme_async.driver.lifecycle import FINAL, Lifecycle, State
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.options import Options
+from nvme_async.driver.power import Power
 from nvme_async.driver.reachable_memory import ReachableMemory
 from nvme_async.driver.recovery import Recovery
 from nvme_async.driver.scanner import Scanner
@@ -70,6 +71,7 @@ class Controller(ReachableMemory):
         identity: distinguishes it from any other controller; None before Identify.
         namespaces: {nsid: Namespace}, the active ones, in ascending order.
         options: the options it was opened with.
+        power: its power states.
         loop: its home.
         quirks: its deviations from the specification (device/quirks.py).
     """
@@ -93,7 +95,8 @@ class Controller(ReachableMemory):
         self.recovery: Recovery = Recovery(self)
         self.listener: EventListener = EventListener(self)
         self.admin_queue: AdminQueue = AdminQueue(self)
-        self.bringup: BringUp = BringUp(self, self.scanner, self.effects)
+        self.power: Power = Power(self, options.apst_latency_us)
+        self.bringup: BringUp = BringUp(self, self.scanner, self.effects, self.power)
         self._lock = asyncio.Lock()  # reset and close, one at a time
         self._failing: asyncio.Task[None] | None = None
         self._forked: NvmeError | None = None

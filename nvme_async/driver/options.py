@@ -98,6 +98,9 @@ class Options:
             none. None: the controller's minimum (HMMIN), up to 128 MiB, or what it prefers (HMPRE)
             where it has no minimum. With keepalive it comes out of the pool, of which half stays
             free.
+        apst_latency_us: microseconds that the way out of a non-operational power state may take:
+            autonomous transitions to such states are set as Linux does (100000 there); 0 disables
+            them. None: they are as the controller has them.
         hugepages: "auto", "never" or "require", for that memory.
         numa: "split": each pool is spread evenly over the NUMA nodes that have memory, in order; ""
             = the kernel decides.
@@ -164,6 +167,9 @@ class Options:
     pool_bytes: int = attrs.field(default=DEFAULT_POOL, validator=_pages)
     memory_limit: int | None = attrs.field(default=None, validator=attrs.validators.optional(_pages))
     host_memory: int | None = attrs.field(default=None, validator=attrs.validators.optional(_between(0, 1 << 40)))
+    apst_latency_us: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_between(0, (1 << 32) - 1))
+    )
     hugepages: Literal["auto", "never", "require"] = attrs.field(
         default="auto", validator=_one_of("auto", "never", "require")
     )
@@ -226,6 +232,7 @@ class DriverOptions(TypedDict, total=False):
     pool_bytes: int
     memory_limit: int | None
     host_memory: int | None
+    apst_latency_us: int | None
     hugepages: Literal["auto", "never", "require"]
     numa: Literal["", "split"]
     command_timeout: float

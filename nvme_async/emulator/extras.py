@@ -60,6 +60,8 @@ class Extras:
         host_memory: bytes of the Host Memory Buffer that the controller asks for (HMPRE), at least
             host_memory_min (HMMIN; by default as many), in at most host_memory_entries (HMMAXD, 0:
             any number) pieces of host_memory_entry bytes (HMMINDS) or more. Multiples of 4096.
+        power_states: 2 to 5, of which the fourth and fifth are non-operational; offers autonomous
+            transitions (APST). Faults.counters() has the present state and the transitions.
         ana: number of ANA groups, to which the namespaces are assigned in turn.
         fused: fused Compare and Write of up to so many blocks (ACWU + 1).
         copy_formats: Copy descriptor formats, as "0/1/2/3"; a plain drive has the first.
@@ -86,6 +88,7 @@ class Extras:
     host_memory_min: int = attrs.field(default=-1, validator=in_range(-1, 1 << 32))
     host_memory_entry: int = attrs.field(default=0, validator=in_range(0, 1 << 30))
     host_memory_entries: int = attrs.field(default=0, validator=in_range(0, 65535))
+    power_states: int = attrs.field(default=0, validator=in_range(0, 5))
     ana: int = attrs.field(default=0, validator=in_range(0, 16))
     fused: int = attrs.field(default=0, validator=in_range(0, 1 << 16))
     copy_formats: tuple[int, ...] = (0,)
@@ -152,6 +155,7 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "host_memory_min": parse_size,
     "host_memory_entry": parse_size,
     "host_memory_entries": parse_int,
+    "power_states": parse_int,
     "ana": parse_int,
     "fused": parse_int,
     "copy_formats": _parse_copy_formats,
