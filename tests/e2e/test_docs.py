@@ -1,6 +1,4 @@
-"""The Python blocks of the documentation: all compile, and those that can run alone do, on the
-emulated controller.
-"""
+"""The Python blocks of the documentation run, each in a setting of its own (docs_stages.py)."""
 
 from __future__ import annotations
 
@@ -12,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import nvme_async
+from docs_stages import NOT_RUN, STAGES, Stage, chosen, common, replaced
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
-# Pages whose blocks run as they stand. The blocks of the others are pieces of larger programs, for
-# drives and processes that a test hasn't: they are compiled.
-WHOLE = {"README", "CONTRIBUTING", "index", "start", "is-it-for-me", "guides"}
-# Lists of calls with the types of their results.
-SIGNATURES = {"design"}
+ENDLESS_SECONDS = 0.3
+"""How long a block that serves may fail; only a block that is slower goes unnoticed."""
 
 
 def blocks(path: Path) -> list[tuple[int, str]]:
@@ -40,21 +34,36 @@ def compiled(path: Path, source: str) -> Any:
 
 
 @pytest.mark.parametrize(("path", "source"), BLOCKS)
-async def test_a_block_runs(path: Path, source: str) -> None:
-    if not {path.stem, path.parent.name} & WHOLE:
-        if path.stem not in SIGNATURES:
+async def test_a_block_runs(path: Path, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if chosen(path, source, NOT_RUN):
+        if path.name != "design.md":
             compiled(path, source)
         return
-    code = compiled(path, source)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    key = chosen(path, source, STAGES)
+    stage = STAGES[key] if key else Stage()
     if "asyncio.run(" in source:
+        code = compiled(path, replaced(source, stage, tmp_path, {}))
         await asyncio.to_thread(exec, code, {"__name__": "__main__"})
         return
-    async with nvme_async.open("emulated:size=16MiB,block=512") as controller:
-        names = {"nvme_async": nvme_async, "asyncio": asyncio, "controller": controller, "ns": controller.namespaces[1]}
+    async with stage.enter(tmp_path) as names:
+        code = compiled(path, replaced(source, stage, tmp_path, names))
+        names |= common() | dict(stage.names)
         result = eval(code, names)
-        if inspect.iscoroutine(result):
+        if stage.endless:
+            serving = asyncio.ensure_future(result)
+            done, _ = await asyncio.wait({serving}, timeout=ENDLESS_SECONDS)
+            assert not done, serving.result()
+            serving.cancel()
+            await asyncio.wait({serving})
+        elif inspect.iscoroutine(result):
             await result
 
 
-def test_there_are_blocks() -> None:
-    assert len(BLOCKS) > 20
+def test_each_entry_is_for_a_block() -> None:
+    found = [(path, source) for path in PAGES for _, source in blocks(path)]
+    assert len(found) > 30
+    for table in (STAGES, NOT_RUN):
+        used = {chosen(path, source, table) for path, source in found}
+        assert used - {None} == set(table)
