@@ -22,7 +22,7 @@ register_scheme("emulated", "nvme_async.emulator.device")
 # The same holds for layers that not every program needs.
 register_transport("shared", "nvme_async.sharing.worker")
 late.register("share", "nvme_async.sharing.owner:share")
-register_transport("tcp", "nvme_async.driver.tcp.transport")
+register_transport("tcp", "nvme_async.driver.tcp.opening")
 register_transport("kernel", "nvme_async.driver.kernel.transport")
 register_transport("file", "nvme_async.driver.kernel.file")
 register_transport("emulated-tcp", "nvme_async.emulator.tcp_transport")

@@ -156,6 +156,8 @@ cdef extern from "emulator/reactor.h" nogil:
     void emu_endpoint_drop(emu_endpoint *endpoint)
     int emu_endpoint_tcp(emu_endpoint *endpoint, const emu_tcp_config *config, uint64_t patience_ns, const int *fds, unsigned n)
     void emu_endpoint_tcp_drop(emu_endpoint *endpoint)
+    int emu_endpoint_tcp_port(emu_endpoint *endpoint, unsigned port, bint open)
+    int emu_endpoint_tcp_ana(emu_endpoint *endpoint, unsigned port, uint32_t group, uint8_t state)
     void emu_endpoint_tcp_stats(emu_endpoint *endpoint, emu_tcp_stats *stats)
     void emu_endpoint_call(emu_endpoint *endpoint, void (*fn)(void *arg) noexcept nogil, void *arg)
 
@@ -382,6 +384,24 @@ cdef class Controller:
         with nogil:
             emu_endpoint_tcp_drop(endpoint)
         self._leave()
+
+    def tcp_port(self, unsigned port, bint open):
+        cdef emu_endpoint *endpoint = self._enter()
+        cdef int error
+        with nogil:
+            error = emu_endpoint_tcp_port(endpoint, port, open)
+        self._leave()
+        if error:
+            raise ConfigurationError(f"port {port}: the emulator serves no such TCP port")
+
+    def tcp_ana(self, unsigned port, uint32_t group, uint8_t state):
+        cdef emu_endpoint *endpoint = self._enter()
+        cdef int error
+        with nogil:
+            error = emu_endpoint_tcp_ana(endpoint, port, group, state)
+        self._leave()
+        if error:
+            raise ConfigurationError(f"port {port}, ANA group {group}, state {state}: one of them does not exist")
 
     def tcp_stats(self):
         cdef emu_endpoint *endpoint = self._enter()

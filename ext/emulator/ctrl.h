@@ -164,6 +164,9 @@ void emu_ctrl_share(struct emu_ctrl *ctrl, struct emu_ctrl *first, bool notice);
 int emu_ctrl_add_queue(struct emu_ctrl *ctrl, uint16_t qid, uint64_t sq, uint64_t cq, uint32_t size);
 void emu_ctrl_remove_queue(struct emu_ctrl *ctrl, uint16_t qid);
 const struct emu_config *emu_ctrl_config(const struct emu_ctrl *ctrl);
+/* The state of an ANA group (Base 2.1, 8.1.1), with its event; it must be valid. */
+void emu_ctrl_ana(struct emu_ctrl *ctrl, uint32_t group, uint8_t state);
+bool emu_ana_valid(const struct emu_config *config, uint32_t group, uint8_t state);
 bool emu_ctrl_running(const struct emu_ctrl *ctrl);
 /* The Keep Alive Timeout as Connect has it, in milliseconds; 0 = none. The clock starts now. */
 void emu_ctrl_keep_alive(struct emu_ctrl *ctrl, uint32_t kato_ms);

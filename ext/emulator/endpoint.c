@@ -238,7 +238,9 @@ struct tcp_request {
     struct emu_tcp_stats *stats;
     uint64_t patience;
     const int *fds;
-    unsigned n;
+    unsigned n, port;
+    uint32_t group; /* 0: of no ANA group, but of the port itself */
+    uint8_t state;
     int error;
 };
 
@@ -283,6 +285,38 @@ void emu_endpoint_tcp_drop(struct emu_endpoint *endpoint)
     struct tcp_request request = {.endpoint = endpoint};
 
     emu_reactor_call(endpoint->reactor, call_tcp_drop, &request);
+}
+
+static void call_tcp_port(void *arg)
+{
+    struct tcp_request *request = arg;
+    struct emu_tcp *tcp = request->endpoint->tcp;
+
+    if (tcp == NULL)
+        request->error = EINVAL;
+    else if (request->group != 0)
+        request->error = emu_tcp_ana(tcp, request->port, request->group, request->state);
+    else
+        request->error = emu_tcp_port(tcp, request->port, request->state != 0);
+    emu_activate(request->endpoint);
+}
+
+int emu_endpoint_tcp_port(struct emu_endpoint *endpoint, unsigned port, bool open)
+{
+    struct tcp_request request = {.endpoint = endpoint, .port = port, .state = open};
+
+    emu_reactor_call(endpoint->reactor, call_tcp_port, &request);
+    return request.error;
+}
+
+int emu_endpoint_tcp_ana(struct emu_endpoint *endpoint, unsigned port, uint32_t group, uint8_t state)
+{
+    struct tcp_request request = {.endpoint = endpoint, .port = port, .group = group, .state = state};
+
+    if (group == 0)
+        return EINVAL;
+    emu_reactor_call(endpoint->reactor, call_tcp_port, &request);
+    return request.error;
 }
 
 static void call_tcp_stats(void *arg)

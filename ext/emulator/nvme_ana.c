@@ -19,11 +19,16 @@ uint16_t ana_status(const struct emu_ctrl *ctrl, const struct ns *ns)
     }
 }
 
+bool emu_ana_valid(const struct emu_config *config, uint32_t group, uint8_t state)
+{
+    const bool known = (state >= ANA_OPTIMIZED && state <= ANA_PERSISTENT_LOSS) || state == ANA_CHANGE;
+    return group && group <= config->extras.ana_groups && known;
+}
+
 int ana_set(struct emu_ctrl *ctrl, uint32_t group, uint8_t state)
 {
     struct ana *ana = &ctrl->extras.ana;
-    bool known = (state >= ANA_OPTIMIZED && state <= ANA_PERSISTENT_LOSS) || state == ANA_CHANGE;
-    if (!group || group > ctrl->config.extras.ana_groups || !known)
+    if (!emu_ana_valid(&ctrl->config, group, state))
         return -EINVAL;
     ana->states[group] = state;
     ana->changes[group] = ++ana->change;

@@ -68,6 +68,11 @@ void emu_ctrl_remove_queue(struct emu_ctrl *ctrl, uint16_t qid)
     ctrl->counters.queues_deleted++;
 }
 
+void emu_ctrl_ana(struct emu_ctrl *ctrl, uint32_t group, uint8_t state)
+{
+    ana_set(ctrl, group, state);
+}
+
 const struct emu_config *emu_ctrl_config(const struct emu_ctrl *ctrl)
 {
     return &ctrl->config;

@@ -71,6 +71,8 @@ void emu_endpoint_drop(struct emu_endpoint *endpoint);
 int emu_endpoint_tcp(struct emu_endpoint *endpoint, const struct emu_tcp_config *config, uint64_t patience_ns,
                      const int *fds, unsigned n);
 void emu_endpoint_tcp_drop(struct emu_endpoint *endpoint);
+int emu_endpoint_tcp_port(struct emu_endpoint *endpoint, unsigned port, bool open);
+int emu_endpoint_tcp_ana(struct emu_endpoint *endpoint, unsigned port, uint32_t group, uint8_t state);
 void emu_endpoint_tcp_stats(struct emu_endpoint *endpoint, struct emu_tcp_stats *stats);
 /* Runs fn(arg) on the thread and counts the controller as having work to do. */
 void emu_endpoint_call(struct emu_endpoint *endpoint, void (*fn)(void *arg), void *arg);

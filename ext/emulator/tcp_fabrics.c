@@ -92,7 +92,7 @@ static uint16_t connect_admin(struct tcp_conn *conn, const struct connect *c, ui
     if (c->cntlid != 0xffff) /* the dynamic controller model */
         return SC_CONNECT_PARAMETERS;
     *result = 0;
-    struct tcp_ctrl *ctrl = tcp_ctrl_new(conn->tcp, discovery);
+    struct tcp_ctrl *ctrl = tcp_ctrl_new(conn->tcp, conn->port, discovery);
     if (!ctrl)
         return SC_CONNECT_BUSY;
     memcpy(ctrl->hostid, c->hostid, 16);

@@ -55,6 +55,7 @@ struct tcp_ctrl {
     struct tcp_conn *admin;
     struct emu_watch wake;
     uint16_t cntlid;
+    unsigned port; /* number of the listener that its admin connection came by */
     bool discovery, dying;
     uint8_t hostid[16];
     char hostnqn[TCP_NQN_MAX];
@@ -66,6 +67,7 @@ struct tcp_conn {
     struct emu_tcp *tcp;
     struct tcp_ctrl *ctrl;
     int fd;
+    unsigned port;
     uint32_t events;
     enum tcp_stage stage;
     uint64_t give_up_at; /* of the handshake */
@@ -112,6 +114,8 @@ struct emu_tcp {
     struct emu_watch listeners[TCP_MAX_PORTS];
     int listener_fds[TCP_MAX_PORTS];
     unsigned n_listeners;
+    bool closed[TCP_MAX_PORTS]; /* its connections are closed as soon as they were accepted */
+    uint8_t ana[TCP_MAX_PORTS][EMU_MAX_NAMESPACES + 1]; /* states of the groups; 0: as the controller starts */
     struct tcp_conn *conns[TCP_MAX_CONNECTIONS];
     unsigned n_conns;
     struct tcp_ctrl *ctrls[TCP_MAX_CONNECTIONS];
@@ -122,7 +126,7 @@ struct emu_tcp {
 };
 
 /* tcp_target.c */
-struct tcp_ctrl *tcp_ctrl_new(struct emu_tcp *tcp, bool discovery);
+struct tcp_ctrl *tcp_ctrl_new(struct emu_tcp *tcp, unsigned port, bool discovery);
 void tcp_ctrl_end(struct tcp_ctrl *ctrl);
 void tcp_recent(struct tcp_conn *conn);
 

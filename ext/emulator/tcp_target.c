@@ -56,7 +56,7 @@ static uint16_t new_cntlid(struct emu_tcp *tcp)
     }
 }
 
-struct tcp_ctrl *tcp_ctrl_new(struct emu_tcp *tcp, bool discovery)
+struct tcp_ctrl *tcp_ctrl_new(struct emu_tcp *tcp, unsigned port, bool discovery)
 {
     char err[256];
     struct tcp_ctrl *ctrl = tcp->n_ctrls < TCP_MAX_CONNECTIONS ? calloc(1, sizeof(*ctrl)) : NULL;
@@ -64,6 +64,7 @@ struct tcp_ctrl *tcp_ctrl_new(struct emu_tcp *tcp, bool discovery)
     if (!ctrl)
         return NULL;
     ctrl->tcp = tcp;
+    ctrl->port = port;
     ctrl->discovery = discovery;
     ctrl->wake = (struct emu_watch){SIBLING_WAKE, tcp->endpoint};
     ctrl->ctrl = emu_ctrl_new_sibling(tcp->first, &host, err);
@@ -76,6 +77,9 @@ struct tcp_ctrl *tcp_ctrl_new(struct emu_tcp *tcp, bool discovery)
         free(ctrl);
         return NULL;
     }
+    for (uint32_t group = 1; group <= EMU_MAX_NAMESPACES; group++)
+        if (tcp->ana[port][group])
+            emu_ctrl_ana(ctrl->ctrl, group, tcp->ana[port][group]);
     ctrl->cntlid = new_cntlid(tcp);
     tcp->ctrls[tcp->n_ctrls++] = ctrl;
     tcp->stats.associations++;
@@ -156,6 +160,29 @@ void emu_tcp_drop(struct emu_tcp *tcp, const char *reason)
     bury(tcp);
 }
 
+int emu_tcp_port(struct emu_tcp *tcp, unsigned port, bool open)
+{
+    if (port >= tcp->n_listeners)
+        return EINVAL;
+    tcp->closed[port] = !open;
+    for (unsigned i = 0; i < tcp->n_conns && !open; i++)
+        if (tcp->conns[i]->port == port)
+            tcp_conn_die(tcp->conns[i]);
+    bury(tcp);
+    return 0;
+}
+
+int emu_tcp_ana(struct emu_tcp *tcp, unsigned port, uint32_t group, uint8_t state)
+{
+    if (port >= tcp->n_listeners || !emu_ana_valid(emu_ctrl_config(tcp->first), group, state))
+        return EINVAL;
+    tcp->ana[port][group] = state;
+    for (unsigned i = 0; i < tcp->n_ctrls; i++)
+        if (tcp->ctrls[i]->port == port)
+            emu_ctrl_ana(tcp->ctrls[i]->ctrl, group, state);
+    return 0;
+}
+
 void emu_tcp_free(struct emu_tcp *tcp)
 {
     emu_tcp_drop(tcp, "the target was closed");
@@ -186,19 +213,25 @@ int emu_tcp_listen(struct emu_tcp *tcp, int fd)
 
 void emu_tcp_accept(struct emu_tcp *tcp, void *watch)
 {
-    const int listener = tcp->listener_fds[(struct emu_watch *)watch - tcp->listeners];
+    const unsigned port = (unsigned)((struct emu_watch *)watch - tcp->listeners);
+    const int listener = tcp->listener_fds[port];
     for (unsigned i = 0; i < 16; i++) {
         const int one = 1;
         const int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0)
             return;
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+        if (tcp->closed[port]) {
+            close(fd);
+            continue;
+        }
         struct tcp_conn *conn = tcp->n_conns < TCP_MAX_CONNECTIONS ? tcp_conn_new(tcp, fd) : NULL;
         if (!conn) {
             tcp->stats.refused++;
             close(fd);
             continue;
         }
+        conn->port = port;
         tcp->conns[tcp->n_conns++] = conn;
         tcp->stats.connections++;
     }

@@ -70,6 +70,11 @@ uint64_t emu_tcp_deadline(const struct emu_tcp *tcp);
 void emu_tcp_stats(const struct emu_tcp *tcp, struct emu_tcp_stats *stats);
 /* Cuts every connection. */
 void emu_tcp_drop(struct emu_tcp *tcp, const char *reason);
+/* Cuts the connections of one port (its number in the order of emu_tcp_listen()), and closes new
+ * ones until it is opened again. 0 or an errno. */
+int emu_tcp_port(struct emu_tcp *tcp, unsigned port, bool open);
+/* Sets the state of an ANA group as hosts of one port see it, now and later. 0 or an errno. */
+int emu_tcp_ana(struct emu_tcp *tcp, unsigned port, uint32_t group, uint8_t state);
 /* An event of the reactor's. */
 void emu_tcp_accept(struct emu_tcp *tcp, void *watch);
 void emu_tcp_event(void *watch, uint32_t events);

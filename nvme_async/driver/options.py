@@ -16,6 +16,8 @@ MODES: tuple[Mode, ...] = ("adaptive", "interrupt", "poll")
 Engine = Literal["auto", "io_uring", "threads"]
 ENGINES: tuple[Engine, ...] = ("auto", "io_uring", "threads")
 Direct = Literal["auto", "always", "never"]
+IoPolicy = Literal["round-robin", "queue-depth"]
+IO_POLICIES: tuple[IoPolicy, ...] = ("round-robin", "queue-depth")
 DIRECT: tuple[Direct, ...] = ("auto", "always", "never")
 
 
@@ -143,6 +145,8 @@ class Options:
         reconnect_delay: longest pause between two attempts to reach a lost NVMe/TCP controller, in
             seconds.
         ctrl_loss_tmo: seconds to wait for a lost NVMe/TCP controller before it has failed.
+        iopolicy: how one of several paths in the same ANA state is chosen: "round-robin", or
+            "queue-depth", the one with the fewest commands in flight.
         engine: how the commands of a kernel: or file: device get to the kernel: "io_uring",
             "threads"
             or "auto", io_uring where it may be used.
@@ -200,6 +204,7 @@ class Options:
     busy_poll: int = attrs.field(default=0, validator=_between(0, 1_000_000))
     reconnect_delay: float = attrs.field(default=2.0, validator=_between(0.01, 3600))
     ctrl_loss_tmo: float = attrs.field(default=600.0, validator=_between(0, 86400))
+    iopolicy: IoPolicy = attrs.field(default="round-robin", validator=_one_of(*IO_POLICIES))
     engine: Engine = attrs.field(default="auto", validator=_one_of(*ENGINES))
     direct: Direct = attrs.field(default="auto", validator=_one_of(*DIRECT))
     io_poll: bool = False
@@ -255,6 +260,7 @@ class DriverOptions(TypedDict, total=False):
     connect_timeout: float
     reconnect_delay: float
     ctrl_loss_tmo: float
+    iopolicy: IoPolicy
     busy_poll: int
     engine: Engine
     direct: Direct

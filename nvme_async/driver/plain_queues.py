@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import attrs
 
 from nvme_async.driver import command_io
-from nvme_async.driver.transport import Owner
+from nvme_async.driver.transport import CommandQueue, Owner
 from nvme_async.errors import CommandTimeout, NvmeError
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
@@ -275,12 +275,19 @@ class PlainQueues:
         self.limit = 0xFFFF
         self.admin: PlainQueue = PlainQueue(0, owner.loop, execute, entries, owner.options.admin_timeout)
 
-    def all(self) -> list[PlainQueue]:
-        return [self.admin, *self.with_commands()]
+    def _make(self, qid: int, loop: asyncio.AbstractEventLoop) -> PlainQueue:
+        return PlainQueue(qid, loop, self._execute, self._entries, self._owner.options.command_timeout)
 
-    def with_commands(self) -> list[PlainQueue]:
+    def all(self) -> list[PlainQueue]:
+        return [self.admin, *self._queues()]
+
+    def _queues(self) -> list[PlainQueue]:
+        """Those of all loops."""
         with self._lock:
             return list(self._io.values())
+
+    def with_commands(self) -> Sequence[CommandQueue]:
+        return self._queues()
 
     async def for_this_loop(self) -> PlainQueue:
         loop = asyncio.get_running_loop()
@@ -291,7 +298,7 @@ class PlainQueues:
                 for ended in [one for one in self._io if one.is_closed()]:
                     del self._io[ended]
                 self._ids += 1
-                queue = PlainQueue(self._ids, loop, self._execute, self._entries, self._owner.options.command_timeout)
+                queue = self._make(self._ids, loop)
                 queue.worker = threading.current_thread().name
                 self._io[loop] = queue
             queue.hold(bool(self._holds))
@@ -300,7 +307,7 @@ class PlainQueues:
         return queue
 
     async def _each(self, what: Callable[[PlainQueue], None], *, admin: bool) -> None:
-        for queue in self.all() if admin else self.with_commands():
+        for queue in self.all() if admin else self._queues():
             if not queue.loop.is_closed():
                 await self._owner._on_owner(queue, lambda queue=queue: what(queue))  # type: ignore[misc]
 
@@ -328,7 +335,7 @@ class PlainQueues:
     async def drain(self, seconds: float, nsids: frozenset[int] | None = None) -> bool:
         loop = asyncio.get_running_loop()
         limit = loop.time() + seconds
-        while any(self._out_of(queue, nsids) for queue in self.with_commands()):
+        while any(self._out_of(queue, nsids) for queue in self._queues()):
             if loop.time() >= limit:
                 return False
             await asyncio.sleep(0.001)

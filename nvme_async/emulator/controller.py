@@ -151,6 +151,18 @@ class EmulatedController:
         """Cuts every NVMe/TCP connection; hosts may reconnect."""
         self._controller.drop_tcp()
 
+    def tcp_port(self, port: int, *, is_open: bool) -> None:
+        """Closes a port of serve_tcp(), or opens it again: its connections are cut, and new ones
+        are closed at once. port: its position in the arguments of serve_tcp(), from 0.
+        """
+        self._controller.tcp_port(port, is_open)
+
+    def tcp_ana_state(self, port: int, group: int, state: int) -> None:
+        """Sets the state of an ANA group for the hosts that connect through one port (as for
+        tcp_port()); states as for Faults.ana_state(), which concerns the PCI function.
+        """
+        self._controller.tcp_ana(port, group, state)
+
     def tcp_stats(self) -> dict[str, int]:
         """Counters of NVMe/TCP: connections, associations, commands, digest errors, …; and what is
         open now.

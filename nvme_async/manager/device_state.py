@@ -19,8 +19,8 @@ from nvme_async.errors import (
 from nvme_async.keepalive import Adopted
 from nvme_async.keepalive.controller import Controller
 from nvme_async.manager.events import Events, Kind, ManagerEvent
-from nvme_async.manager.gate import Gate
 from nvme_async.manager.handles import ManagedNamespace
+from nvme_async.runtime.gate import Gate
 from nvme_async.spec.identity import ControllerIdentity
 
 log: logging.Logger = logging.getLogger("nvme_async")

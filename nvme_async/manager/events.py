@@ -10,7 +10,7 @@ from typing import Literal
 
 import attrs
 
-from nvme_async.manager.gate import wake
+from nvme_async.runtime.gate import wake
 from nvme_async.spec.completion import AsyncEvent
 
 BACKLOG = 1024

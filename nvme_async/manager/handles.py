@@ -35,8 +35,8 @@ from nvme_async.errors import (
 )
 from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.controller import Controller
-from nvme_async.manager.gate import Gate
 from nvme_async.native._placement import byte_view
+from nvme_async.runtime.gate import Gate
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyNamespace

@@ -35,7 +35,7 @@ def test_the_package_keeps_to_its_layers() -> None:
             "import typing\nif typing.TYPE_CHECKING:\n    from nvme_async.driver.namespace import Namespace",
             "nvme_async.driver.namespace",
         ),
-        ("driver/pcie/registers.py", "from ...manager import gate", "nvme_async.manager.gate"),
+        ("driver/pcie/registers.py", "from ...manager import mailbox", "nvme_async.manager.mailbox"),
         ("keepalive/bundle.py", "import nvme_async", "nvme_async"),
     ],
 )

@@ -1,4 +1,6 @@
-"""The address of an NVMe/TCP controller: tcp:HOST[:PORT]/SUBSYSTEM-NQN."""
+"""The address of an NVMe/TCP controller: tcp:HOST[:PORT]/SUBSYSTEM-NQN; or several of one
+subsystem, separated by commas.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ DEFAULT_PORT = 4420
 DISCOVERY_PORT = 8009
 DISCOVERY_NQN = "nqn.2014-08.org.nvmexpress.discovery"
 MAX_NQN = 223
+MAX_PATHS = 32
+"""Addresses of one URI."""
 
 
 def check_nqn(nqn: str) -> str:
@@ -59,6 +63,20 @@ class Address:
                 raise ConfigurationError(f"tcp:{text}: port {number!r} is not 1 to 65535")
             port = int(number)
         return cls(host, port, check_nqn(name if slash else nqn or ""))
+
+
+def parse_addresses(text: str) -> list[Address]:
+    """The addresses of one subsystem, from HOST[:PORT][,HOST[:PORT]…]/NQN. ConfigurationError."""
+    endpoints, slash, nqn = text.partition("/")
+    if not slash:
+        return [Address.parse(text)]
+    addresses = [Address.parse(f"{endpoint}/{nqn}") for endpoint in endpoints.split(",")]
+    if len(addresses) > MAX_PATHS:
+        raise ConfigurationError(f"tcp:{text}: {len(addresses)} addresses, the limit is {MAX_PATHS}")
+    for number, address in enumerate(addresses):
+        if address in addresses[:number]:
+            raise ConfigurationError(f"tcp:{text}: {address.endpoint} is there twice")
+    return addresses
 
 
 def _split(endpoint: str, text: str) -> tuple[str, str | None]:

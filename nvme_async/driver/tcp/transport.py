@@ -56,8 +56,22 @@ class TcpQueueSet(QueueSet):
         self._tcp = transport
 
     async def go(self) -> None:
+        if self._tcp.fails_over:
+            await self.on_each(lambda queue: queue.hot.refuse(None), admin=False)
         await super().go()
         self._tcp.serves()
+
+    async def give_back(self, error: NvmeError) -> None:
+        """All commands of the I/O queues end with `error`, sent or not, and new ones do until go().
+        The connections are closed.
+        """
+
+        def end(queue: LoopQueue) -> None:
+            queue.hot.refuse(error)
+            queue.hot.fail_waiters(error)
+
+        await self.on_each(end, admin=False)
+        await self.restart(frozenset(), error)
 
 
 class TcpTransport(QueueTransport):
@@ -71,7 +85,11 @@ class TcpTransport(QueueTransport):
 
     reconnects: int
 
-    def __init__(self, address: Address, options: Options) -> None:
+    def __init__(self, address: Address, options: Options, *, fails_over: bool = False) -> None:
+        """fails_over: this is one of several paths. When it is lost, commands end with an error at
+        once, and none is resent here: another path may have executed it, and newer ones, meanwhile.
+        """
+        self.fails_over = fails_over
         self.address = address
         self.uri: str = f"tcp:{address}"
         self.host: Host = this_host(options.hostnqn, options.hostid)
@@ -213,16 +231,38 @@ class TcpTransport(QueueTransport):
         """
         self.keep_alive.stop()
         admin = self._admin()
+        disabled = False
         if admin.connected:
             try:
                 admin.silence(False)
-                await self.properties.disable(self.cap)
-            except NvmeError as failure:
-                log.warning("%s: disabling the controller: %s", self.uri, failure)
+                async with asyncio.timeout(self._timeout if self.fails_over else None):
+                    await self.properties.disable(self.cap)
+                disabled = True
+            except (NvmeError, TimeoutError) as failure:
+                log.warning("%s: disabling the controller: %s", self.uri, str(failure) or "no answer")
             finally:
                 admin.silence(True)
         await self.queues.on_each(_disconnect)
-        await self.queues.restart(RETRYABLE, error)
+        if not disabled and self._served:
+            await self._quiesced()
+        if self.fails_over:
+            await self.queues.give_back(error)
+        else:
+            await self.queues.restart(RETRYABLE, error)
+
+    async def _quiesced(self) -> None:
+        """Waits until a controller that could not be disabled has ended its commands, if it reports
+        how long that takes (Command Quiesce Time, Base 2.1, 5.1.13.2.1). It notices the loss of a
+        connection after the Keep Alive Timeout at the latest.
+        """
+        identify = self.owner.identify
+        cqt = identify.cqt / 1000 if identify is not None else 0.0
+        if not cqt:
+            return
+        until = time.monotonic() + self.keep_alive.seconds + cqt
+        log.info("%s: commands of the lost connection end within %g s (CQT)", self.uri, cqt + self.keep_alive.seconds)
+        while (left := until - time.monotonic()) > 0 and not self.owner.lifecycle.closing:
+            await asyncio.sleep(min(left, 0.1))
 
     async def _read_properties(self) -> None:
         self.cap: Cap = await self.properties.cap()
@@ -371,13 +411,3 @@ class TcpTransport(QueueTransport):
 def _disconnect(queue: LoopQueue) -> None:
     if isinstance(queue, TcpQueue):
         queue.disconnect()
-
-
-def parse(rest: str) -> str:
-    """The canonical form of what follows "tcp:"."""
-    return str(Address.parse(rest))
-
-
-async def open_transport(uri: str, options: Options) -> TcpTransport:
-    """The connection is made by the first step of the bring-up."""
-    return TcpTransport(Address.parse(uri.partition(":")[2]), options)

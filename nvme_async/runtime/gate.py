@@ -1,4 +1,6 @@
-"""Waiting, from any event loop, for a device to come back."""
+"""Waiting, from any event loop, for something that another loop reports, such as a device that
+comes back.
+"""
 
 from __future__ import annotations
 
