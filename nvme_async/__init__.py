@@ -33,7 +33,7 @@ from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 
 if TYPE_CHECKING:
-    from nvme_async.driver.tcp.discovery import discover
+    from nvme_async.driver.tcp.discovery import discover, discover_subsystems
     from nvme_async.manager import ManagedDevice, ManagedNamespace, Manager, ManagerEvent
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "ZonedNamespace",
     "__version__",
     "discover",
+    "discover_subsystems",
     "open",
     "stand_by",
     "take_over",
@@ -78,8 +79,8 @@ def __getattr__(name: str) -> object:
         from nvme_async import manager
 
         return getattr(manager, name)
-    if name == "discover":
-        from nvme_async.driver.tcp.discovery import discover
+    if name in ("discover", "discover_subsystems"):
+        from nvme_async.driver.tcp import discovery
 
-        return discover
+        return getattr(discovery, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -34,20 +35,43 @@ def _fields(entry: DiscoveryEntry) -> dict[str, Any]:
     }
 
 
-@click.command()
-@click.argument("uri", required=False)
-@click.option(
-    "-t", "--transport", type=click.Choice(["tcp"]), default="tcp", help="Transport; tcp is the only one supported."
+_SERVICE = (
+    click.argument("uri", required=False),
+    click.option(
+        "-t", "--transport", type=click.Choice(["tcp"]), default="tcp", help="Transport; tcp is the only one supported."
+    ),
+    click.option("-a", "--traddr", metavar="ADDR", help="Address of the discovery service, instead of URI."),
+    click.option("-s", "--trsvcid", metavar="PORT", help="Port of the discovery service. [default: 8009]"),
+    click.option("-q", "--hostnqn", default="", help="[default: /etc/nvme/hostnqn, else this machine's own]"),
+    click.option("-I", "--hostid", default="", help="[default: /etc/nvme/hostid, else this machine's own]"),
+    click.option("-S", "--dhchap-secret", default="", metavar="DHHC-1:…", help="DH-HMAC-CHAP secret of this host."),
+    click.option("-C", "--dhchap-ctrl-secret", default="", metavar="DHHC-1:…", help="Secret of the service."),
+    click.option("-g", "--hdr-digest", is_flag=True, help="Protect PDU headers with CRC32C."),
+    click.option("-G", "--data-digest", is_flag=True, help="Protect PDU data with CRC32C."),
 )
-@click.option("-a", "--traddr", metavar="ADDR", help="Address of the discovery service, instead of URI.")
-@click.option("-s", "--trsvcid", metavar="PORT", help="Port of the discovery service. [default: 8009]")
-@click.option("-q", "--hostnqn", default="", help="[default: /etc/nvme/hostnqn, else this machine's own]")
-@click.option("-I", "--hostid", default="", help="[default: /etc/nvme/hostid, else this machine's own]")
-@click.option("-S", "--dhchap-secret", default="", metavar="DHHC-1:…", help="DH-HMAC-CHAP secret of this host.")
-@click.option("-C", "--dhchap-ctrl-secret", default="", metavar="DHHC-1:…", help="Secret of the service.")
+
+
+def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A discovery service, by URI or by nvme-cli's words, and this host."""
+    for option in reversed(_SERVICE):
+        command = option(command)
+    return command
+
+
+def service_uri(uri: str | None, transport: str, traddr: str | None, trsvcid: str | None) -> str:
+    """The service that the options name. click.UsageError."""
+    if (uri is None) == (traddr is None):
+        raise click.UsageError("give a URI (tcp:ADDR:PORT), or --traddr and --trsvcid")
+    if uri is not None:
+        return uri
+    assert traddr is not None
+    host = f"[{traddr}]" if ":" in traddr else traddr
+    return f"{transport}:{host}" + (f":{trsvcid}" if trsvcid else "")
+
+
+@click.command()
+@service_options
 @click.option("--referrals/--no-referrals", default=True, help="Query referred services too. [default: yes]")
-@click.option("-g", "--hdr-digest", is_flag=True, help="Protect PDU headers with CRC32C.")
-@click.option("-G", "--data-digest", is_flag=True, help="Protect PDU data with CRC32C.")
 @output_option(help="json has nvme-cli's keys.")
 def discover(
     uri: str | None,
@@ -62,13 +86,8 @@ def discover(
 
     Each subsystem's line `uri` is a DEVICE for the other commands.
     """
-    if (uri is None) == (traddr is None):
-        raise click.UsageError("give a URI (tcp:ADDR:PORT), or --traddr and --trsvcid")
-    if traddr is not None:
-        host = f"[{traddr}]" if ":" in traddr else traddr
-        uri = f"{transport}:{host}" + (f":{trsvcid}" if trsvcid else "")
-    assert uri is not None
-    entries = uvloop.run(nvme_async.discover(uri, referrals=referrals, **options))
+    service = service_uri(uri, transport, traddr, trsvcid)
+    entries = uvloop.run(nvme_async.discover(service, referrals=referrals, **options))
     if output == "json":
         click.echo(json.dumps({"records": [_fields(entry) for entry in entries]}, indent=2))
         return

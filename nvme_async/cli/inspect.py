@@ -190,6 +190,13 @@ def _controller(tree: Tree, controller: dict[str, Any], width: int | None) -> No
         gone = f" [red]{_plain(namespace['gone'])}[/]" if namespace["gone"] else ""
         size = f"{_size(namespace['nbytes'])}, {namespace['blocks']} blocks of {namespace['block_size']}"
         tree.add(f"namespace {namespace['nsid']}: {size}{gone}")
+    for path in controller.get("paths", ()):
+        trouble = f" [red]{_plain(path['trouble'])}[/]" if path["trouble"] else ""
+        groups = ", ".join(f"group {group} {state}" for group, state in path["ana"].items())
+        tree.add(
+            f"path {_plain(path['uri'])} {_state(path['state'])}{', ' if groups else ''}{groups}, commands "
+            f"{path['commands']}, failovers {path['failovers']}, resets {path['resets']}{trouble}"
+        )
     queues = [queue for queue in (controller["admin_queue"], *controller["io_queues"]) if queue]
     lines = _queues(queues, None if width is None else width - _TREE_INDENT)
     tree.add(Text("\n".join(["queues", *lines]), no_wrap=True))
@@ -358,6 +365,7 @@ def as_lines(
             _size(used),
         ]
         rows.append((rates[0], row))
+        rows += [(rates[0], row) for row in _path_rows(controller, earlier, seconds, bool(width))]
         rows += [(rates[0], row) for row in _lease_rows(controller, earlier, seconds, bool(width))]
     room = None if height is None else max(1, height - _HEADINGS - 1)
     more = []
@@ -366,6 +374,21 @@ def as_lines(
         more = [f"and {len(rows) - room + 1} more"]
         rows = rows[: room - 1]
     return [elided(title, width) if width else title, *table(_TOP_COLUMNS, [row for _, row in rows], width), *more]
+
+
+def _path_rows(
+    controller: dict[str, Any] | None, earlier: dict[str, Any] | None, seconds: float, short: bool
+) -> list[list[str]]:
+    """A line below its device for each of several paths; the rate is of calls."""
+    before = {path["uri"]: path["commands"] for path in (earlier or {}).get("paths", ())}
+    rows = []
+    for path in (controller or {}).get("paths", ()):
+        rate = max(0, path["commands"] - before.get(path["uri"], path["commands"])) / seconds
+        endpoint = path["uri"].partition(":")[2].partition("/")[0]
+        cells = [f"  path {_printable(endpoint)}", _printable(path["state"])]
+        cells += [format_number(rate) if short else f"{rate:.0f}", *["-"] * (len(_RATES) + 2)]
+        rows.append([*cells, str(path["resets"]), "-"])
+    return rows
 
 
 def _lease_rows(

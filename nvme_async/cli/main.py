@@ -16,6 +16,7 @@ from nvme_async.keepalive import config
 COMMANDS = {
     "bench": "nvme_async.cli.bench:bench",
     "bind": "nvme_async.cli.pci:bind",
+    "connect-all": "nvme_async.cli.connect_all:connect_all",
     "discover": "nvme_async.cli.discover:discover",
     "doctor": "nvme_async.cli.doctor:doctor",
     "emulate": "nvme_async.cli.emulate:emulate",

@@ -11,6 +11,10 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+import attrs
+
+from nvme_async.driver.options import Options
+from nvme_async.driver.tcp.discovery import discover_subsystems
 from nvme_async.errors import ConfigurationError, NvmeError, QueueShutdown
 from nvme_async.keepalive import Bundle
 from nvme_async.keepalive.opening import OpenOptions, ServiceOptions
@@ -186,6 +190,32 @@ class Manager:
             raise ConfigurationError(f"{device.uri} is already loaded with other options")
         await device.load()
         return device
+
+    async def connect_all(self, uri: str, **options: Unpack[OpenOptions]) -> list[ManagedDevice]:
+        """Loads every NVM subsystem that the NVMe/TCP discovery service at `uri`
+        ("tcp:192.0.2.7:8009") knows, each with all its addresses as paths.
+
+        options: as for load(). One that can't be loaded is logged, published as "device-failed" and
+            left out; its error is raised if none can. Errors of discovery: as discover().
+        """
+        wanted = {**self._options, **options}
+        known = {field.name for field in attrs.fields(Options)}
+        uris = await discover_subsystems(uri, **{name: wanted[name] for name in wanted if name in known})
+        results = await asyncio.gather(*(self.load(one, **options) for one in uris), return_exceptions=True)
+        loaded: list[ManagedDevice] = []
+        failures: list[BaseException] = []
+        for one, result in zip(uris, results, strict=True):
+            if isinstance(result, ManagedDevice):
+                loaded.append(result)
+                continue
+            if not isinstance(result, NvmeError | OSError):
+                raise result
+            log.error("%s can't be loaded: %s", one, result)
+            self._events.publish(ManagerEvent("device-failed", one, reason=str(result)))
+            failures.append(result)
+        if failures and not loaded:
+            raise failures[0]
+        return loaded
 
     def _find(self, key: str, wanted: dict[str, Any]) -> ManagedDevice:
         """The device of that key; a new one if there is none."""

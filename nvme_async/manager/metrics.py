@@ -163,7 +163,24 @@ def _controllers(controllers: dict[str, dict[str, Any]]) -> Iterator[Metric]:
             buckets, total = _histogram(recorded)
             latency.add_metric([uri], buckets, total)
     yield from (errors, pools, sizes, latency)
+    yield from _paths(controllers)
     yield from _leases(controllers)
+
+
+def _paths(controllers: dict[str, dict[str, Any]]) -> Iterator[Metric]:
+    """Of controllers that are reached by several addresses."""
+    labels = ["uri", "path"]
+    ready = GaugeMetricFamily("nvme_async_path_ready", "1 for a path that takes commands", labels=labels)
+    sent = CounterMetricFamily("nvme_async_path_commands", "Calls that were sent over a path", labels=labels)
+    failovers = CounterMetricFamily(
+        "nvme_async_path_failovers", "Calls that were sent again on another path", labels=labels
+    )
+    for uri, controller in controllers.items():
+        for path in controller.get("paths", ()):
+            ready.add_metric([uri, path["uri"]], float(path["state"] == "ready"))
+            sent.add_metric([uri, path["uri"]], path["commands"])
+            failovers.add_metric([uri, path["uri"]], path["failovers"])
+    yield from (ready, sent, failovers)
 
 
 def _leases(controllers: dict[str, dict[str, Any]]) -> Iterator[Metric]:

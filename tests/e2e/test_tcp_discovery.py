@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import nvme_async
 from nvme_async.cli.main import cli
 from nvme_async.driver.tcp.address import Address
+from nvme_async.driver.tcp.discovery import subsystem_uris
 from nvme_async.driver.tcp.host import this_host
 from nvme_async.emulator import EmulatedController
 from nvme_async.emulator.tcp import TcpConfig
@@ -140,3 +141,73 @@ def test_hostnqn_and_hostid_of_this_host(tmp_path, monkeypatch):
         this_host()
     with pytest.raises(ConfigurationError, match="zeroes"):
         this_host(hostid="00000000-0000-0000-0000-000000000000")
+
+
+@pytest.fixture
+def several_ports(services):
+    """A service that refers to `services`' first, whose subsystem has two ports."""
+    ports, port_two = services
+    return f"tcp:127.0.0.1:{ports[0]}", ports, port_two
+
+
+def endpoints(uri: str) -> list[str]:
+    return uri.partition(":")[2].partition("/")[0].split(",")
+
+
+async def test_all_addresses_of_a_subsystem_are_paths_to_it(several_ports):
+    service, ports, port_two = several_ports
+    one, two = await nvme_async.discover_subsystems(service)
+    assert endpoints(one) == [f"127.0.0.1:{port}" for port in ports]
+    assert two == f"tcp:127.0.0.1:{port_two}/{NQN}two"
+    async with nvme_async.open(one) as controller:
+        assert [path["state"] for path in controller.inspect()["paths"]] == ["ready", "ready"]
+
+
+def test_invalid_and_repeated_entries_cost_only_themselves():
+    def entry(traddr: str, trsvcid: str = "4420", nqn: str = NQN + "x") -> DiscoveryEntry:
+        return DiscoveryEntry(
+            trtype=3,
+            adrfam=1,
+            subtype=2,
+            treq=0,
+            portid=1,
+            cntlid=0xFFFF,
+            asqsz=32,
+            eflags=0,
+            trsvcid=trsvcid,
+            subnqn=nqn,
+            traddr=traddr,
+            sectype=0,
+        )
+
+    entries = [entry("192.0.2.1"), entry("192.0.2.1"), entry("::1"), entry("a,b"), entry("192.0.2.2", "x")]
+    assert subsystem_uris([*entries, entry("192.0.2.3", nqn="no nqn")]) == [f"tcp:192.0.2.1:4420,[::1]:4420/{NQN}x"]
+    many = [entry(f"192.0.2.{i}") for i in range(40)]
+    assert len(endpoints(subsystem_uris(many)[0])) == 32
+
+
+async def test_a_manager_connects_to_all_of_them(several_ports):
+    service, _, _ = several_ports
+    async with nvme_async.Manager(workers=1, connect_timeout=10.0) as manager:
+        one, two = await manager.connect_all(service, latency=True)
+        assert manager.devices == {one.uri: one, two.uri: two}
+        for device in (one, two):
+            await (await manager.namespace(device.uri, 1)).read(0)
+        assert await manager.connect_all(service, latency=True) == [one, two]
+        with pytest.raises(ControllerGone):
+            await manager.connect_all("tcp:127.0.0.1:1")
+
+
+def test_connect_all_shows_what_it_opened(several_ports):
+    service, ports, _ = several_ports
+    runner = CliRunner()
+    result = runner.invoke(cli, ["connect-all", "-a", "127.0.0.1", "-s", str(ports[0]), "-k", "30", "-o", "json"])
+    assert result.exit_code == 0, result.output
+    one, two = json.loads(result.stdout)["subsystems"]
+    assert [path["state"] for path in one["paths"]] == ["ready", "ready"]
+    assert two["serial"] == "TWO"
+    assert [namespace["nsid"] for namespace in two["namespaces"]] == [1]
+    result = runner.invoke(cli, ["connect-all", service])
+    assert "2 of 2 ready" in result.stdout
+    assert f"{NQN}two" in result.stdout
+    assert runner.invoke(cli, ["connect-all"]).exit_code == 2

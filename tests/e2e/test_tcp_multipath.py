@@ -11,9 +11,11 @@ from array import array
 import attrs
 import pytest
 from driving import eventually
+from rich.console import Console
 from test_tcp_faults import Load
 
 import nvme_async
+from nvme_async.cli.inspect import as_lines, as_tree
 from nvme_async.emulator import EmulatedController
 from nvme_async.emulator.faults import FOREVER
 from nvme_async.emulator.tcp import TcpConfig
@@ -178,7 +180,7 @@ async def test_batches_survive_a_lost_path(target):
         lbas = array("Q", range(512))
         data = b"".join(bytes([i & 0xFF]) * namespace.block_size for i in range(512))
         await namespace.write_many(lbas, data)
-        for number in range(4):
+        for number in range(2):
             reading = [asyncio.ensure_future(namespace.read_many(lbas)) for _ in range(4)]
             await asyncio.sleep(0)
             target.tcp_port(number % 2, is_open=False)
@@ -248,6 +250,29 @@ async def test_a_write_of_a_lost_path_is_not_sent_there_again(target):
         await eventually(lambda: {path["state"] for path in shown(controller)} == {"ready"})
         for _ in range(4):
             assert (await namespace.read(7))[:3] == b"new"
+
+
+async def test_a_manager_drives_it_and_shows_the_paths(target):
+    async with nvme_async.Manager(workers=1, **FAST) as manager:
+        namespace = await manager.namespace(target.uri, 1)
+        before = manager.inspect()
+        for _ in range(4):
+            await namespace.read(0)
+        target.tcp_port(1, is_open=False)
+        for _ in range(4):
+            await namespace.read(0)
+        now = manager.inspect()
+        metrics = manager.metrics().decode()
+        for path in now["devices"][target.uri]["controller"]["paths"]:
+            endpoint = path["uri"].partition(":")[2].partition("/")[0]
+            assert any(endpoint in line for line in as_lines(before, now, 1.0))
+            assert f'nvme_async_path_commands_total{{path="{path["uri"]}",uri="{target.uri}"}}' in metrics
+        console = Console(width=400)
+        with console.capture() as capture:
+            console.print(as_tree(now))
+        assert capture.get().count("path tcp:") == 2
+        assert "group 1 optimized" in capture.get()
+        assert namespace.retried == 0
 
 
 async def test_a_reported_command_quiesce_time_is_waited_for(target):

@@ -8,14 +8,14 @@ import asyncio
 import contextlib
 import logging
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Unpack
 
 from nvme_async.driver.completions import error_from
 from nvme_async.driver.options import DriverOptions, Options
 from nvme_async.driver.tcp import handshake, pdu
-from nvme_async.driver.tcp.address import DISCOVERY_NQN, DISCOVERY_PORT, Address
+from nvme_async.driver.tcp.address import DISCOVERY_NQN, DISCOVERY_PORT, MAX_PATHS, Address
 from nvme_async.driver.tcp.handshake import Connection, Wishes
 from nvme_async.driver.tcp.host import this_host
 from nvme_async.errors import ConfigurationError, ControllerError, ControllerGone, ControllerTimeout, NvmeError
@@ -237,6 +237,38 @@ async def discover(uri: str, *, referrals: bool = True, **options: Unpack[Driver
         if not referrals:
             break
     return found
+
+
+def subsystem_uris(entries: Iterable[DiscoveryEntry]) -> list[str]:
+    """One URI for each NVM subsystem over TCP in a discovery log, with all its addresses as paths,
+    in the order of the log. Invalid addresses, and those over MAX_PATHS of a subsystem, are logged
+    and left out.
+    """
+    found: dict[str, list[Address]] = {}
+    for entry in entries:
+        if entry.uri is None:
+            continue
+        try:
+            address = Address.parse(entry.uri.partition(":")[2])
+        except ConfigurationError as error:
+            log.warning("an entry of the discovery log is left out: %s", error)
+            continue
+        addresses = found.setdefault(address.nqn, [])
+        if address in addresses:
+            continue
+        if len(addresses) == MAX_PATHS:
+            log.warning("%s: the path over %s is left out: the limit is %d", address.nqn, address.endpoint, MAX_PATHS)
+            continue
+        addresses.append(address)
+    return [f"tcp:{','.join(one.endpoint for one in addresses)}/{nqn}" for nqn, addresses in found.items()]
+
+
+async def discover_subsystems(uri: str, **options: Unpack[DriverOptions]) -> list[str]:
+    """The URIs of all NVM subsystems that the discovery service at `uri` knows, for
+    nvme_async.open(): one for each, with all its addresses as paths. Options and errors: as
+    discover().
+    """
+    return subsystem_uris(await discover(uri, **options))
 
 
 async def watch_discovery(uri: str, **options: Unpack[DriverOptions]) -> AsyncIterator[list[DiscoveryEntry]]:

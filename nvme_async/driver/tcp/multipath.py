@@ -1,8 +1,8 @@
 """Several paths to one NVMe/TCP subsystem as one controller: tcp:HOST:PORT,HOST:PORT/NQN.
 
 Each path has a controller of its own, with its connections, reset and reconnect; the one that the
-application has sends through them. It stays while one of them is there, and fails when none has been
-for `ctrl_loss_tmo`.
+application has sends through them. It stays while one of them is there, and fails when none has
+been for `ctrl_loss_tmo`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Queues over several paths: each call goes to one path's controller, and to another one if that
 path is lost, or refuses it by its ANA state.
 
-What is sent twice: after the loss of a path, commands that may be executed twice (RETRYABLE); others
-end with the reason. After the status of an ANA state every command, because such a status means that
-the command was not executed (Base 2.1, 8.1.1).
+What is sent twice: after the loss of a path, commands that may be executed twice (RETRYABLE);
+others end with the reason. After the status of an ANA state every command, because such a status
+means that the command was not executed (Base 2.1, 8.1.1).
 """
 
 from __future__ import annotations
@@ -351,10 +351,24 @@ class PathQueues(PlainQueues):
             await controller.transport.queues.go_on(strictly=strictly)
 
     def inspect(self) -> dict[str, Any]:
-        queues = [
-            {**queue.inspect(), "path": path.uri}
-            for path in self._paths.paths
-            if path.controller is not None
-            for queue in path.controller.transport.queues.with_commands()
-        ]
-        return {**super().inspect(), "io_queues": queues}
+        """The queues and errors of all paths. Each has an admin queue of its own."""
+        queues: list[dict[str, Any]] = []
+        errors: dict[str, int] = {}
+        strays = shared = 0
+        for path in self._paths.paths:
+            if path.controller is None:
+                continue
+            found = path.controller.transport.queues.inspect()
+            queues += [{**queue, "path": path.uri} for queue in found["io_queues"]]
+            for status, count in found["errors"].items():
+                errors[status] = errors.get(status, 0) + count
+            strays += found["stray_completions"]
+            shared += found["loops_sharing_a_queue"]
+        return {
+            **super().inspect(),
+            "admin_queue": None,
+            "io_queues": queues,
+            "errors": errors,
+            "stray_completions": strays,
+            "loops_sharing_a_queue": shared,
+        }

@@ -106,7 +106,7 @@ class Path:
         return controller is not None and controller.state is State.READY and self._read_at == controller.resets
 
     def namespace(self, nsid: int, identity: NamespaceIdentity) -> Namespace | None:
-        """The namespace as this path has it; None if it has none, or another one under that number."""
+        """The namespace as this path has it; None if it has none, or another one with that nsid."""
         controller = self.controller
         found = controller.namespaces.get(nsid) if controller is not None else None
         if found is None or found._gone is not None:
@@ -129,14 +129,14 @@ class Path:
 
     def refused(self, nsid: int) -> None:
         """A command ended with the status of an ANA state: the log is read again before another
-        goes to this group (8.1.1.7). From any loop.
+        goes to this group (8.1.1). From any loop.
         """
         controller = self.controller
         if controller is not None and self._groups and not controller.loop.is_closed():
             self._refused.add(self._group_of.get(nsid, 0))
             controller.loop.call_soon_threadsafe(self._kick.set)
 
-    # -- life --------------------------------------------------------------------------------------
+    # -- opening and closing -----------------------------------------------------------------------
 
     async def open(self, known: ControllerIdentity | None) -> PathController:
         """Connects. known: the subsystem's identity; ControllerReplaced if this is another one."""
@@ -280,7 +280,7 @@ class Path:
         return max(0.0, min(self._changing.values()) + self.anatt - time.monotonic())
 
     def _anatt_is_over(self) -> None:
-        """A transition takes longer than the controller reports (ANATT): it is reset (8.1.1.3.5)."""
+        """A transition takes longer than the controller reports (ANATT): it is reset."""
         controller = self.controller
         self._changing.clear()
         if controller is not None:

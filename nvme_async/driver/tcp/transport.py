@@ -252,7 +252,7 @@ class TcpTransport(QueueTransport):
 
     async def _quiesced(self) -> None:
         """Waits until a controller that could not be disabled has ended its commands, if it reports
-        how long that takes (Command Quiesce Time, Base 2.1, 5.1.13.2.1). It notices the loss of a
+        how long that takes (Command Quiesce Time, Base 2.1, 9.6). It notices the loss of a
         connection after the Keep Alive Timeout at the latest.
         """
         identify = self.owner.identify

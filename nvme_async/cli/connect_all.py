@@ -1,0 +1,108 @@
+"""nvme-async connect-all: every NVMe/TCP subsystem of a discovery service, opened and shown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from typing import Any
+
+import click
+
+from nvme_async.cli.columns import Column, table, terminal_width
+from nvme_async.cli.discover import service_options, service_uri
+from nvme_async.cli.output import output_option
+from nvme_async.manager import ManagedDevice, Manager
+
+_COLUMNS = (
+    Column("device", right=False),
+    Column("model", 3, right=False),
+    Column("serial", 2, right=False),
+    Column("namespaces", 1),
+    Column("paths", right=False),
+)
+
+
+def _record(device: ManagedDevice) -> dict[str, Any]:
+    controller = device.inspect()["controller"]
+    paths = [{name: path[name] for name in ("uri", "state", "ana")} for path in controller.get("paths", ())]
+    return {
+        "device": device.uri,
+        "model": controller["model"].strip(),
+        "serial": controller["serial"].strip(),
+        "namespaces": [
+            {name: namespace[name] for name in ("nsid", "nbytes", "block_size")}
+            for namespace in controller["namespaces"]
+        ],
+        "paths": paths or [{"uri": device.uri, "state": controller["state"], "ana": {}}],
+    }
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _row(record: dict[str, Any]) -> list[str]:
+    ready = sum(path["state"] == "ready" for path in record["paths"])
+    return [
+        _printable(record["device"]),
+        _printable(record["model"]),
+        _printable(record["serial"]),
+        str(len(record["namespaces"])),
+        f"{ready} of {len(record['paths'])} ready",
+    ]
+
+
+async def _connect(uri: str, output: str, control: str | None, options: dict[str, Any]) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    async with Manager(control=control, **options) as manager:
+        records = [_record(device) for device in await manager.connect_all(uri)]
+        if output == "json":
+            click.echo(json.dumps({"subsystems": records}, indent=2))
+        else:
+            click.echo("\n".join(table(_COLUMNS, [_row(record) for record in records], terminal_width())))
+        if control is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        click.echo(f"connected; nvme-async top {control} watches them", err=True)
+        await ended.wait()
+
+
+@click.command("connect-all")
+@service_options
+@click.option("-k", "--keep-alive-tmo", type=float, metavar="SECONDS", help="Keep Alive Timeout.  [default: 15]")
+@click.option(
+    "-c", "--reconnect-delay", type=float, metavar="SECONDS", help="Longest pause between attempts.  [default: 2]"
+)
+@click.option(
+    "-l",
+    "--ctrl-loss-tmo",
+    type=float,
+    metavar="SECONDS",
+    help="Wait for a lost subsystem.  [default: 600]",
+)
+@click.option("-i", "--nr-io-queues", "io_queues", type=int, metavar="COUNT", help="I/O queues of each controller.")
+@click.option("-Q", "--queue-size", "queue_entries", type=int, metavar="COUNT", help="Entries of an I/O queue.")
+@click.option(
+    "--iopolicy", type=click.Choice(["round-robin", "queue-depth"]), help="Choice of a path.  [default: round-robin]"
+)
+@click.option("--control", metavar="SOCKET", help="Stay connected until Ctrl-C, for nvme-async inspect and top.")
+@output_option()
+def connect_all(
+    uri: str | None,
+    transport: str,
+    traddr: str | None,
+    trsvcid: str | None,
+    output: str,
+    control: str | None,
+    **options: Any,
+) -> None:
+    """Open every subsystem that a discovery service knows. URI is tcp:ADDR[:PORT].
+
+    Each line's DEVICE is one for the other commands and for nvme_async.open(): all addresses of a
+    subsystem are paths to it. This process is the host, so the connections end with it.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, "", False)}
+    asyncio.run(_connect(service_uri(uri, transport, traddr, trsvcid), output, control, given))
