@@ -5,16 +5,16 @@ one of the two structures between "go" and "taken".
 
     successor    {"hello": 1, "pid": …, "keepalive": true, "short": true, "beside": true}
     predecessor  {"offer": "live", "uri": …, "direct": …, "registers": {…}} + a bundle (bundle.py),
-                 or {"offer": "fresh", …} after a clean shutdown,
-                 or {"offer": "beside", …}
+                 or {"offer": "fresh", "uri": …, "options": …} after a clean shutdown,
+                 or {"offer": "beside", "uri": …, "options": …}
     successor    {"ready": true}                  it has built all that it will need
     predecessor  "go": frozen, phases, sequence   queues are frozen and rung, the saved state final;
                  or {"withdrawn": reason}
     successor    "taken"                          or {"refused": reason, "touched": …}
 
-Release 0.1 knows neither "short" nor "registers" nor the structures. To a successor that does not
-say "short" a predecessor sends {"go": {"frozen": seconds, "phases": {name: seconds, …}}}, and gets
-{"taken": true}. A successor that gets no registers connects only after "go" to a device that is
+Release 0.1 knows none of "short", "registers", "options" and the structures. To a successor that
+does not say "short" a predecessor sends {"go": {"frozen": seconds, "phases": {name: seconds, …}}},
+and gets {"taken": true}. A successor that gets no registers connects only after "go" to a device that is
 accessed by messages.
 
 "beside", where the transport has queues for both processes (Transport.coexists) and the successor

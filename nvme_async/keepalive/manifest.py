@@ -15,8 +15,6 @@ import struct
 import time
 from typing import Any, cast
 
-import attrs
-
 from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.driver.controller import Controller
 from nvme_async.driver.pcie.transport import pcie
@@ -24,6 +22,7 @@ from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.errors import InvalidSavedState, NvmeError
 from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.descriptors import identity
+from nvme_async.keepalive.inheritance import passed_on
 from nvme_async.keepalive.state import (
     DeviceIdentity,
     NamespaceState,
@@ -332,8 +331,7 @@ class Recorder:
             shadow_offset=queues.maker.shadow_offset,
             vectors=len(queues.maker.event_fds),
             registrations=[RegistrationState(iova=iova, nbytes=nbytes) for iova, nbytes in memory.foreign_mappings()],
-            # None means unset, and older releases take some of these for numbers.
-            options=attrs.asdict(controller.options, filter=lambda _, value: value is not None),
+            options=passed_on(controller.options),
             device_state=transport.device.save(),
             descriptors=self._identities(),
             extra=self.extra,

@@ -18,6 +18,7 @@ from nvme_async.errors import ConfigurationError, ControllerGone, ControllerTime
 from nvme_async.keepalive import saving
 from nvme_async.keepalive.bundle import send_bundle
 from nvme_async.keepalive.handover_wire import READY_SECONDS, TAKEN_SECONDS, VERSION, Wire, check_peer
+from nvme_async.keepalive.inheritance import passed_on
 from nvme_async.keepalive.kept import KeptController
 from nvme_async.runtime.sockets import ListeningSocket
 from nvme_async.runtime.tasks import finish, in_thread
@@ -128,13 +129,14 @@ class Offer:
             self._stop_listening()
             await controller.close()
             self.taken = True
-            await wire.send(offer="fresh", uri=controller.uri)
+            await wire.send(offer="fresh", uri=controller.uri, options=passed_on(controller.options))
 
     async def _beside(self, wire: Wire) -> None:
         """Without keepalive, and with queues for both: the successor has opened the controller
         before this process stops.
         """
-        await wire.send(offer="beside", uri=self._controller.uri)
+        options = passed_on(self._controller.options)
+        await wire.send(offer="beside", uri=self._controller.uri, options=options)
         answer = await wire.receive(READY_SECONDS)
         if "full" in answer:
             log.info("%s: the successor opens it after this process: %s", self._controller.uri, answer["full"])

@@ -22,6 +22,7 @@ from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.bundle import Bundle, duplicates
 from nvme_async.keepalive.controller import Controller
+from nvme_async.keepalive.inheritance import merge_afresh
 from nvme_async.keepalive.state import State
 from nvme_async.native import _hotpath
 from nvme_async.runtime import late
@@ -31,13 +32,12 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 
 async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controller:
-    """A controller that was brought up afresh; `adopted.lost` lists the predecessor's in-flight
-    commands.
+    """A controller that was brought up afresh, with the predecessor's options where `options` has
+    none; `adopted.lost` lists the predecessor's in-flight commands.
     """
-    chosen = Options.of({"keepalive": True} | options)
+    Options.of(options)  # an error must be found before anything is reset
     pool, state = _what_is_left(bundle)
-    if state is not None and state.fused and chosen.keepalive and chosen.fused is None:
-        chosen = attrs.evolve(chosen, fused=True)
+    chosen = merge_afresh(state, options, why)
     # Held until the pool is detached: a buffer dropped before the reset would become free in the
     # pool's table.
     held: list[DmaBuffer] = []

@@ -51,12 +51,11 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Unpac
     """Continues with the running controller of `bundle`. The caller still owns the bundle;
     needed descriptors are duplicated.
 
-    options: as for nvme_async.open(); those not given are the predecessor's. keepalive=False, or
-        policy="fresh" where a live restore isn't
-    possible: the controller is reset first, then the predecessor's memory is freed, then the
-        controller is brought up; `adopted.lost`
-    lists the in-flight commands. Returns at once; new I/O waits until the predecessor's has
-    completed (`controller.adopted`).
+    options: as for nvme_async.open(); those not given are the predecessor's, also at a fresh
+        bring-up. keepalive=False, or policy="fresh" where a live restore isn't possible: the
+        controller is reset first, then the predecessor's memory is freed, then the controller is
+        brought up; `adopted.lost` lists the in-flight commands.
+    Returns at once; new I/O waits until the predecessor's has completed (`controller.adopted`).
 
     Raises RestoreRefused with the reason, the controller left as it was; ConfigurationError for
     options; ControllerError when the fresh bring-up fails.

@@ -25,7 +25,6 @@ from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.driver.lifecycle import FINAL
 from nvme_async.driver.lifecycle import State as Stage
 from nvme_async.driver.namespace import Namespace
-from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.memory import DeviceMemory
 from nvme_async.driver.pcie.transport import PcieTransport
 from nvme_async.driver.queues.loop_queue import LoopQueue
@@ -34,6 +33,7 @@ from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.adopted import Adopted
 from nvme_async.keepalive.bundle import Bundle, duplicates
 from nvme_async.keepalive.controller import Controller
+from nvme_async.keepalive.inheritance import merge
 from nvme_async.keepalive.ownership import Ownership
 from nvme_async.keepalive.phases import Phases
 from nvme_async.keepalive.state import NamespaceState, QueueState, State
@@ -58,15 +58,6 @@ _MAX_LOGGED = 8
 
 # A harmless command for each kind of queue: see ext/hotpath/adopt.h.
 _SETTLE_ADMIN = commands.get_features(Feature.NUMBER_OF_QUEUES).pack()
-
-
-def merge(state: State, given: dict[str, Any]) -> Options:
-    """The predecessor's options, and what this process was given."""
-    known = {field.name for field in attrs.fields(Options)}
-    inherited = {name: value for name, value in state.options.items() if name in known}
-    if state.fused:
-        inherited["fused"] = True
-    return Options.of(inherited | given | {"keepalive": True})
 
 
 class Successor:

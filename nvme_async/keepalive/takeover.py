@@ -20,6 +20,7 @@ from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.custodian import find_custodian
 from nvme_async.keepalive.depositor import Depositor
 from nvme_async.keepalive.handover_wire import READY_SECONDS, VERSION, Wire, check_peer
+from nvme_async.keepalive.inheritance import merge_offered
 from nvme_async.keepalive.restoration import Restoration
 from nvme_async.runtime.limits import shortage
 from nvme_async.runtime.tasks import in_thread
@@ -57,14 +58,16 @@ async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dic
         await wire.send(hello=VERSION, pid=os.getpid(), keepalive=keepalive, short=True, beside=True)
         offer = await wire.receive(60.0)
         if offer.get("offer") == "beside":
-            controller = await _take_beside(wire, str(offer.get("uri")), options)
+            controller = await _take_beside(wire, offer, options)
             if controller is not None:
                 return controller
             offer = await wire.receive(60.0)
         if offer.get("offer") == "live":
             return await _take_live(wire, offer, options)
         if offer.get("offer") == "fresh":
-            return await open_controller(str(offer.get("uri")), Options.of(options), Controller)
+            return await open_controller(
+                str(offer.get("uri")), merge_offered(offer.get("options"), options), Controller
+            )
         raise RestoreRefused(f"the predecessor withdrew: {offer.get('withdrawn', 'no reason given')}")
     except NvmeError:
         raise
@@ -79,12 +82,14 @@ async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dic
         wire.close()
 
 
-async def _take_beside(wire: Wire, uri: str, options: dict[str, Any]) -> Controller | None:
+async def _take_beside(wire: Wire, offer: dict[str, Any], options: dict[str, Any]) -> Controller | None:
     """Opens the controller while the predecessor still serves. None if it has no queues left for
     two processes: then the predecessor shuts its own down first.
     """
     try:
-        controller = await open_controller(uri, Options.of(options), Controller)
+        controller = await open_controller(
+            str(offer.get("uri")), merge_offered(offer.get("options"), options), Controller
+        )
     except BaseException as error:
         if isinstance(error, LeaseError) and error.code == "full":
             await wire.send(full=str(error))

@@ -215,7 +215,7 @@ async def test_keepalive_switched_off_at_run_time_shuts_down_and_the_successor_b
     with EmulatedController("size=16MiB") as emulator:
         path = f"/tmp/nvme-async-off-{os.getpid()}.sock"
         emulator.listen(path)
-        first = await nvme_async.open(f"vfio-user:{path}", keepalive=False)
+        first = await nvme_async.open(f"vfio-user:{path}", keepalive=False, command_timeout=7.0)
         await first.namespaces[1].write(0, block(7))
         before = emulator.faults.counters()
         ours, theirs = socket.socketpair()
@@ -227,6 +227,8 @@ async def test_keepalive_switched_off_at_run_time_shuts_down_and_the_successor_b
             assert counted["shutdowns"] - before["shutdowns"] == 1
             assert counted["enables"] - before["enables"] == 1
             assert first.state == "closed"
+            assert second.options.command_timeout == 7.0
+            assert not second.keepalive
             assert await second.namespaces[1].read(0) == block(7)
         finally:
             await second.close()
@@ -252,6 +254,32 @@ async def test_policy_fresh_resets_first_and_reports_what_was_lost() -> None:
         # The next one can take over again.
         await drivers.succeed("save")
         assert drivers.since()["disables"] == 0
+
+
+@pytest.mark.parametrize("keepalive", [True, False])
+async def test_a_fresh_bring_up_has_the_predecessors_options(*, keepalive: bool) -> None:
+    """As a live restore has, unless they are given."""
+    options = {"command_timeout": 7.0, "io_queues": 3, "queue_entries": 16, "pool_bytes": 16 << 20, "fused": True}
+    controller = await nvme_async.open("emulated:size=1MiB", keepalive=True, **options)  # type: ignore[arg-type]
+    bundle = await controller.save()
+    rewrite(bundle, lambda plain: plain["registers"].update(vs=1))
+    with bundle:
+        successor = await restore(bundle, policy="fresh", keepalive=keepalive, queue_entries=32)
+    async with successor:
+        kept = successor.options
+        assert (kept.command_timeout, kept.io_queues, kept.pool_bytes) == (7.0, 3, 16 << 20)
+        assert kept.queue_entries == 32
+        assert (kept.keepalive, successor.fused) == (keepalive, keepalive)
+
+
+async def test_options_of_a_damaged_state_are_not_inherited(caplog: pytest.LogCaptureFixture) -> None:
+    async with used_line() as drivers:
+        bundle = await bundle_of(drivers)
+        rewrite(bundle, lambda plain: plain["options"].update(command_timeout=-1, io_queues=3))
+        with bundle:
+            drivers.driver = await restore(bundle, keepalive=False)
+        assert drivers.driver.options.io_queues == nvme_async.Options().io_queues
+        assert "the predecessor's options can't be used" in caplog.text
 
 
 # -- contained -------------------------------------------------------------------------------------
