@@ -45,6 +45,8 @@ cdef class QueuePair(Rings):
     cdef object ready                # the loop's queue of ready callbacks, if it has one (stock asyncio)
     cdef nvw_waiting waiting         # how completions are waited for
     cdef readonly object on_idle     # called when the last command completed, if not None
+    cdef public object on_unwanted      # called, if not None, at an interrupt that is a successor's
+    cdef readonly uint64_t busy_ns      # when that command was sent (CLOCK_MONOTONIC)
     cdef public object on_busy       # given to the loop at the first command after `watched` was cleared, if not None
     cdef public bint watched
     cdef public object on_sleep      # called when a sleep starts that early polls must guard, from the first one on
@@ -268,6 +270,7 @@ cdef class QueuePair(Rings):
         if not self.watched:
             self.watched = True
             if self.on_busy is not None:
+                self.busy_ns = nvq_now_ns()
                 self.soon(self.on_busy)
 
     def reap(self, unsigned limit=0xffff):
@@ -282,9 +285,11 @@ cdef class QueuePair(Rings):
         return n
 
     def on_interrupt(self):
-        """The eventfd of this queue's vector is readable."""
+        """The eventfd of this queue's vector is readable: by a successor, if frozen or closed."""
         cdef uint64_t count
         if not self.has_memory or self.frozen.copy != NULL:
+            if self.on_unwanted is not None:
+                self.on_unwanted()
             return
         if c_read(self.event_fd, &count, sizeof(count)) == sizeof(count):
             self.q.header.n_interrupts += count

@@ -14,8 +14,8 @@ one of the two structures between "go" and "taken".
 
 Release 0.1 knows none of "short", "registers", "options" and the structures. To a successor that
 does not say "short" a predecessor sends {"go": {"frozen": seconds, "phases": {name: seconds, …}}},
-and gets {"taken": true}. A successor that gets no registers connects only after "go" to a device that is
-accessed by messages.
+and gets {"taken": true}. A successor that gets no registers connects only after "go" to a
+device that is accessed by messages.
 
 "beside", where the transport has queues for both processes (Transport.coexists) and the successor
 said that it knows it: the successor opens the controller with queues of its own, and then says

@@ -319,8 +319,9 @@ class Successor:
             adopted.on_drained = self._drain()
         else:
             controller.queues.lift("drain")
-            self._await_first_io()
         controller.queues.first_restored(controller.loop)
+        if not controller.queues.held:
+            self._await_first_io()
         return events
 
     def _listen(self) -> None:
@@ -342,24 +343,30 @@ class Successor:
         began = time.perf_counter()
 
         def drained() -> None:
-            controller.queues.lift("drain")
             phases.add("drain", time.perf_counter() - began)
+            self._await_first_io()  # callers' I/O that waits is sent by lift()
+            controller.queues.lift("drain")
             phases.record("drain")
             log.info("%s: the predecessor's commands have ended: %s", controller.uri, phases)
-            self._await_first_io()
 
         return drained
 
     def _await_first_io(self) -> None:
         """Times the first I/O command of this process, on the home loop's queue pairs."""
-        began, phases = time.perf_counter(), self._phases
-        queues = [queue for queue in self.controller.queues.io_queues() if queue.loop is self.controller.loop]
+        began, phases, controller = time.monotonic_ns(), self._phases, self.controller
+
+        def here() -> list[LoopQueue]:
+            """Without those that another loop has taken."""
+            return [queue for queue in controller.queues.io_queues() if queue.loop is controller.loop]
+
+        queues = here()
 
         def first() -> None:
-            for queue in queues:
+            sent = min(queue.hot.busy_ns for queue in queues if queue.hot.busy_ns >= began)
+            for queue in here():
                 queue.when_busy(None)
             if "first I/O" not in phases.seconds:
-                phases.add("first I/O", time.perf_counter() - began)
+                phases.add("first I/O", (sent - began) / 1e9)
                 phases.record("first I/O")
 
         for queue in queues:

@@ -139,6 +139,9 @@ class QueuePair(Rings):
     reap_limit: int
     @property
     def on_idle(self) -> Callable[[], None] | None: ...
+    on_unwanted: Callable[[], None] | None
+    @property
+    def busy_ns(self) -> int: ...
     on_busy: Callable[[], None] | None
     watched: bool
     clock_ns: int

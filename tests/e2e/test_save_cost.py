@@ -5,15 +5,19 @@ need no visit to their threads, and queue pairs in use are still frozen by their
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import select
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import uvloop
 from driver_line import CREATE_CQ, block, calling, descriptors, eventually, line, results, settle
 
+from nvme_async.driver.pcie import suspension
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
 from nvme_async.keepalive import restore, saving
@@ -29,9 +33,9 @@ class Loops:
         self.loops: list[asyncio.AbstractEventLoop] = []
         self._threads: list[threading.Thread] = []
 
-    def start(self, count: int) -> None:
+    def start(self, count: int, make: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> None:
         for number in range(count):
-            loop = asyncio.new_event_loop()
+            loop = make()
             thread = threading.Thread(target=loop.run_forever, name=f"worker {number}", daemon=True)
             thread.start()
             self.loops.append(loop)
@@ -49,6 +53,8 @@ class Loops:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(10)
             loop.close()
+        self.loops.clear()
+        self._threads.clear()
 
 
 @pytest.fixture
@@ -100,6 +106,78 @@ async def test_a_save_writes_only_changes_and_visits_no_idle_loop(
         (await drivers.driver.save()).close()
         assert counted["encode"] <= changes + 1  # which loop has which of the predecessor's queue pairs
         memory.free()
+
+
+@pytest.mark.parametrize("make", [asyncio.new_event_loop, uvloop.new_event_loop])
+async def test_the_loop_of_an_idle_queue_pair_is_visited_only_after_the_save(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch, make: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """It stops polling the eventfd of the interrupt, which is then closed."""
+    trips: list[asyncio.AbstractEventLoop] = []
+
+    class Trip(suspension.loops.Trip[Any]):
+        def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> None:
+            trips.append(loop)
+            super().__init__(loop, function)
+
+    monkeypatch.setattr(suspension.loops, "Trip", Trip)
+    loops.start(2, make)
+    async with line() as drivers:
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [bytes(4096)] * 2
+        before = descriptors()
+        for _ in range(3):
+            with await drivers.driver.save() as bundle:
+                drivers.driver = await restore(bundle)
+            assert await loops.on_each(lambda: drivers.namespace.read(0)) == [bytes(4096)] * 2
+        assert not trips
+        await eventually(lambda: descriptors() <= before)
+
+
+@pytest.mark.parametrize("make", [asyncio.new_event_loop, uvloop.new_event_loop])
+async def test_an_idle_loop_takes_no_interrupt_during_a_save(
+    loops: Loops, make: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """It may be the successor's, for which the eventfd stays signalled. The loop is woken once by
+    it, and listens again if the save fails.
+    """
+    loops.start(1, make)
+    (loop,) = loops.loops
+    async with line() as drivers:
+        driver = drivers.driver
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [bytes(4096)]
+        queue = driver.queues.io[loop]
+        fd, stop, woken = queue.event_fd, queue.hot.on_unwanted, 0
+
+        def counting() -> None:
+            nonlocal woken
+            woken += 1
+            assert stop is not None
+            stop()
+
+        queue.hot.on_unwanted = counting
+        async with driver._lock:
+            await saving.suspend(driver)
+            os.eventfd_write(fd, 1)
+            await eventually(lambda: woken)
+            await loops.on_each(lambda: asyncio.sleep(0.001))  # event-loop iterations that poll
+            assert woken == 1
+            assert os.eventfd_read(fd) >= 1  # a late interrupt of the read may come too
+            await saving.resume(driver)
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [bytes(4096)]
+        os.eventfd_write(fd, 1)
+        await eventually(lambda: not select.select([fd], [], [], 0)[0])
+
+
+async def test_a_loop_that_ends_right_after_the_save_keeps_no_eventfd_open(loops: Loops) -> None:
+    async with line() as drivers:
+        before = descriptors()
+        loops.start(1, uvloop.new_event_loop)
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [bytes(4096)]
+        bundle = await drivers.driver.save()
+        loops.stop()
+        with bundle:
+            drivers.driver = await restore(bundle)
+        await eventually(lambda: descriptors() <= before)
 
 
 async def test_changes_noticed_only_at_the_save_are_written() -> None:

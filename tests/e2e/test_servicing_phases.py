@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from driver_line import block, eventually, line, socket_path
+from driver_line import block, eventually, line, settle, socket_path
 
 import nvme_async
 from nvme_async.keepalive import phases, restore
@@ -74,6 +75,51 @@ async def test_the_drain_lasts_until_the_last_command(caplog: pytest.LogCaptureF
         await eventually(lambda: "drain" in phases_of(drivers.driver))
         assert phases_of(drivers.driver)["drain"] > 0.01
         assert "the predecessor's commands have ended" in caplog.text
+
+
+async def test_the_first_io_after_a_drain_is_the_one_that_waited() -> None:
+    async with line() as drivers:
+        drivers.delay(opcode=2)
+        task = asyncio.ensure_future(drivers.namespace.read(0))
+        await drivers.outstanding(1)
+        with await drivers.driver.save() as bundle:
+            drivers.driver = await restore(bundle)
+        await asyncio.gather(task, return_exceptions=True)
+        waiting = asyncio.ensure_future(drivers.namespace.write(0, block(1)))
+        await settle()
+        assert "first I/O" not in phases_of(drivers.driver)
+        drivers.release()
+        await waiting  # and no other follows
+        await eventually(lambda: "first I/O" in phases_of(drivers.driver))
+
+
+async def test_the_first_io_changes_nothing_of_a_queue_pair_that_another_loop_has_taken() -> None:
+    """Its watchdog is its own loop's."""
+    async with line() as drivers:
+        elsewhere = asyncio.new_event_loop()
+        thread = threading.Thread(target=elsewhere.run_forever, name="another", daemon=True)
+        thread.start()
+        try:
+
+            async def read() -> bytes:
+                return bytes(await drivers.namespace.read(0))
+
+            def there() -> Any:
+                return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(read(), elsewhere))
+
+            await drivers.namespace.read(0)
+            await there()
+            with await drivers.driver.save() as bundle:
+                drivers.driver = await restore(bundle)
+            await there()
+            await drivers.namespace.read(0)
+            await eventually(lambda: "first I/O" in phases_of(drivers.driver))
+            queue = drivers.driver.queues.io[elsewhere]
+            assert queue.hot.on_busy == queue._watch
+        finally:
+            elsewhere.call_soon_threadsafe(elsewhere.stop)
+            await asyncio.to_thread(thread.join, 30)
+            elsewhere.close()
 
 
 async def test_completions_found_by_the_successor_are_logged_with_their_place(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from nvme_async.device import Device
@@ -90,9 +91,11 @@ class PcieQueueMaker(QueueMaker):
         """
         self._event_fds = event_fds
 
-    def close_vectors(self) -> None:
+    def close_vectors(self, besides: Collection[int] = ()) -> None:
+        """besides: descriptors that the caller closes."""
         for fd in self._event_fds:
-            os.close(fd)
+            if fd not in besides:
+                os.close(fd)
         self._event_fds.clear()
 
     @property

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nvme_async.dma import Pool
 from nvme_async.driver.controller import Controller
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.memory import let_go as let_go_of_pools
@@ -154,12 +156,46 @@ async def release(controller: Controller) -> None:
     # No other loop knows these yet, or any more; they too keep the pool and the device open.
     for queue in queues.unsettled:
         end(queue)
+    visits = [_LastVisit(queue) for queue in queues.all() if queue.listening and queue.loop is not controller.loop]
     queues.forget_all()
     await controller.recovery.stop()
     await controller.listener.stop()
     await controller._stop_background_work()
     controller.listener.end()
     transport.device.detach()
-    queues.maker.close_vectors()
-    # Unmapping a pool takes longer than all the rest.
-    controller.loop.call_soon(let_go_of_pools, pools)
+    queues.maker.close_vectors({visit.event_fd for visit in visits})
+    # Unmapping a pool and visiting the other loops takes longer than all the rest: the task that
+    # waits for this one comes first, two event-loop iterations later.
+    soon = controller.loop.call_soon
+    soon(soon, soon, _let_go, pools, visits)
+
+
+class _LastVisit:
+    """Ends that a loop reads a handed-over queue pair's eventfd, in the loop's thread, and closes
+    it: closed earlier, it would stay in what the loop polls, as the successor has it open. A loop
+    that is closed before drops this object, which does the same.
+    """
+
+    def __init__(self, queue: LoopQueue) -> None:
+        self.queue = queue
+        self.event_fd = queue.event_fd
+
+    def __call__(self) -> None:
+        self.queue.stop_listening()
+        fd, self.event_fd = self.event_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if self.event_fd >= 0:
+            os.close(self.event_fd)
+
+
+def _let_go(pools: Sequence[Pool], visits: list[_LastVisit]) -> None:
+    while visits:
+        visit = visits.pop()
+        try:
+            visit.queue.loop.call_soon_threadsafe(visit)
+        except RuntimeError:  # the loop is closed
+            pass
+    let_go_of_pools(pools)

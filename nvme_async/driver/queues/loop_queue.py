@@ -143,6 +143,7 @@ class LoopQueue:
                 callback()
 
         self._on_interrupt = on_interrupt if callbacks else self.hot.on_interrupt
+        self.hot.on_unwanted = self._stop_reading
         if not self._frozen:
             self.loop.add_reader(self.event_fd, self._on_interrupt)
 
@@ -157,30 +158,38 @@ class LoopQueue:
         reaped first. Thread: as for stop_listening().
         """
         self._frozen = True
-        if self._on_interrupt is not None and not self.loop.is_closed():
-            self.loop.remove_reader(self.event_fd)
+        if self._on_interrupt is not None:
+            self._stop_reading()
         self._cancel_early_polls()
         _hotpath.freeze(self.hot)
 
     def freeze_from_afar(self) -> bool:
-        """freeze() without a visit to the loop's thread: only if the queue pair is idle, and its
-        loop is one of the standard library's, whose readers may be removed under the GIL. False:
-        visit the thread.
+        """freeze() from another thread, without a visit to the loop's: only if the queue pair is
+        idle. False: visit the thread. The loop goes on reading the interrupt's eventfd, which is
+        not safe to change from here: the first interrupt, a successor's, ends that.
         """
-        if not isinstance(self.loop, asyncio.SelectorEventLoop) or not _hotpath.freeze_at_rest(self.hot):
+        if not _hotpath.freeze_at_rest(self.hot):
             return False
         self._frozen = True
-        if self._on_interrupt is not None and not self.loop.is_closed():
-            self.loop.remove_reader(self.event_fd)
         return True
 
     def hand_over_from_afar(self, sent: BaseException, unsent: BaseException) -> bool:
-        """stop_listening() and the native hand_over() after freeze_from_afar(), likewise."""
-        if not isinstance(self.loop, asyncio.SelectorEventLoop) or not _hotpath.is_at_rest(self.hot):
+        """The native hand_over() after freeze_from_afar(), likewise. stop_listening() is left to do
+        in the loop's thread, before the eventfd is closed.
+        """
+        if not _hotpath.is_at_rest(self.hot):
             return False
-        self._on_interrupt = None
         _hotpath.hand_over(self.hot, sent, unsent)
         return True
+
+    @property
+    def listening(self) -> bool:
+        """Is the interrupt's eventfd registered with the loop?"""
+        return self._on_interrupt is not None
+
+    def _stop_reading(self) -> None:
+        if not self.loop.is_closed():
+            self.loop.remove_reader(self.event_fd)
 
     def thaw(self) -> None:
         """Continues where freeze() stopped. The caller must still end the hold."""
@@ -199,9 +208,9 @@ class LoopQueue:
             self._timer.cancel()
             self._timer = None
         self._cancel_early_polls()
-        if self._on_interrupt is not None and not self.loop.is_closed():
-            self.loop.remove_reader(self.event_fd)
-        self._on_interrupt = None
+        if self._on_interrupt is not None:
+            self._stop_reading()
+        self._on_interrupt = self.hot.on_unwanted = None
 
     def silence(self, silent: bool) -> None:
         """Rings no doorbell until it is called again: the controller is being reset. The
