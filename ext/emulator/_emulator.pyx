@@ -68,6 +68,12 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint16_t hmb_entries
         uint32_t fused_blocks
         uint8_t copy_formats
+    enum: EMU_MAX_CHANNELS
+    struct emu_timing:
+        uint64_t latency_ns
+        uint64_t jitter_ns
+        uint64_t bytes_per_second
+        unsigned channels
     struct emu_config:
         unsigned n_namespaces
         emu_ns_config namespaces[16]
@@ -80,6 +86,7 @@ cdef extern from "emulator/ctrl.h" nogil:
         unsigned n_formats
         emu_format formats[16]
         emu_extras extras
+        emu_timing timing
         uint64_t format_ns
         bint adaptive_irqs
         uint8_t aggregation_threshold
@@ -165,6 +172,7 @@ cdef extern from "emulator/reactor.h" nogil:
 MAX_IO_QUEUES = EMU_MAX_IO_QUEUES
 MAX_VECTORS = EMU_MAX_VECTORS
 MAX_NAMESPACES = EMU_MAX_NAMESPACES
+MAX_CHANNELS = EMU_MAX_CHANNELS
 
 include "config.pxi"
 

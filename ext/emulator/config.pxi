@@ -59,10 +59,19 @@ cdef int fill_extras(emu_extras *to, config, list keep) except -1:
     return 0
 
 
+cdef void fill_timing(emu_timing *to, extras) except *:
+    if extras.latency or extras.jitter or extras.bandwidth:
+        to.latency_ns = <uint64_t>round(extras.latency * 1e9)
+        to.jitter_ns = <uint64_t>round(extras.jitter * 1e9)
+        to.bytes_per_second = extras.bandwidth
+        to.channels = extras.channels
+
+
 cdef int fill_features(emu_config *to, config, list keep) except -1:
     """What a controller may have beyond a plain drive."""
     cdef unsigned i
     fill_extras(&to.extras, config, keep)
+    fill_timing(&to.timing, config.extras)
     to.no_effects = not config.effects
     to.adaptive_irqs = config.moderation == "adaptive"
     to.aggregation_threshold = config.aggregation_threshold - 1

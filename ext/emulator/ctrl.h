@@ -67,6 +67,15 @@ struct emu_extras {
     uint8_t copy_formats;    /* OCFS; bit 0 is always set */
 };
 
+#define EMU_MAX_CHANNELS 256
+
+/* How long I/O commands take (nvme_timing.h); channels 0: no longer than their execution. */
+struct emu_timing {
+    uint64_t latency_ns, jitter_ns; /* jitter: up to so much more */
+    uint64_t bytes_per_second;      /* 0: no limit */
+    unsigned channels;              /* commands at once */
+};
+
 struct emu_config {
     unsigned n_namespaces;
     struct emu_ns_config namespaces[EMU_MAX_NAMESPACES];
@@ -79,6 +88,7 @@ struct emu_config {
     unsigned n_formats;   /* 0: 512 and 4096 bytes without metadata */
     struct emu_format formats[EMU_MAX_FORMATS];
     struct emu_extras extras;
+    struct emu_timing timing;
     uint64_t format_ns;   /* duration of a Format; Identify shows the progress */
     bool adaptive_irqs;   /* an interrupt only where the CQ head stands still: see nvme_irq.c */
     uint8_t aggregation_threshold, aggregation_time; /* feature 08h after a reset: 0-based entries, units of 100 us */

@@ -50,6 +50,7 @@ void extras_reset(struct emu_ctrl *ctrl)
     firmware_reset(ctrl);
     hmb_reset(ctrl);
     power_reset(ctrl);
+    memset(&ctrl->extras.timing, 0, sizeof(ctrl->extras.timing));
     free(ctrl->extras.persistent.context);
     ctrl->extras.persistent.context = NULL;
     persistent_add(ctrl, PEL_RESET, event, sizeof(event));

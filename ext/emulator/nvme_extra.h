@@ -2,6 +2,8 @@
 #ifndef NVME_ASYNC_EMULATOR_NVME_EXTRA_H
 #define NVME_ASYNC_EMULATOR_NVME_EXTRA_H
 
+#include "nvme_timing.h"
+
 #define MAX_IMAGE (8u << 20) /* of firmware */
 #define IMAGE_PIECE 4096u    /* FWUG */
 #define PEL_EVENTS 64
@@ -80,6 +82,7 @@ struct extras {
     struct ana ana;
     struct power power;
     struct hmb hmb;
+    struct timing timing;
     uint32_t lba_status_interval, endurance_config;
     uint16_t lba_status_generation;
 };

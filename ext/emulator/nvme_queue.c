@@ -139,6 +139,8 @@ static void execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
         ctrl->counters.admin[sqe->opcode]++;
         status = admin_execute(ctrl, sq, sqe, &result);
     }
+    if (UNLIKELY(ctrl->config.timing.channels) && sq->qid && !status && !effect && timing_hold(ctrl, sq, sqe, result))
+        return;
     if (status != SC_ASYNC)
         complete(ctrl, sq, sqe, result, status, effect);
 }

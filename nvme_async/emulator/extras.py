@@ -7,8 +7,9 @@ from typing import Any
 
 import attrs
 
-from nvme_async.emulator.parsing import in_range, parse_bool, parse_int, parse_seconds, parse_size
+from nvme_async.emulator.parsing import in_range, parse_bool, parse_int, parse_seconds, parse_size, parse_time
 from nvme_async.errors import ConfigurationError
+from nvme_async.native._emulator import MAX_CHANNELS
 
 _SHORTEST = 0.001
 
@@ -64,6 +65,10 @@ class Extras:
             transitions (APST). Faults.counters() has the present state and the transitions.
         ana: number of ANA groups, to which the namespaces are assigned in turn.
         fused: fused Compare and Write of up to so many blocks (ACWU + 1).
+        latency, jitter: seconds that a command occupies the medium: latency, and up to jitter more.
+            Read, Write, Compare, Zone Append, Verify and Write Zeroes; others complete at once.
+        channels: commands that the medium works on at once, with latency, jitter or bandwidth.
+        bandwidth: bytes per second between medium and host, 0 for no limit.
         copy_formats: Copy descriptor formats, as "0/1/2/3"; a plain drive has the first.
     """
 
@@ -91,6 +96,10 @@ class Extras:
     power_states: int = attrs.field(default=0, validator=in_range(0, 5))
     ana: int = attrs.field(default=0, validator=in_range(0, 16))
     fused: int = attrs.field(default=0, validator=in_range(0, 1 << 16))
+    latency: float = 0.0
+    jitter: float = 0.0
+    channels: int = attrs.field(default=32, validator=in_range(1, MAX_CHANNELS))
+    bandwidth: int = attrs.field(default=0, validator=in_range(0, 1 << 40))
     copy_formats: tuple[int, ...] = (0,)
 
     def __attrs_post_init__(self) -> None:
@@ -158,5 +167,9 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "power_states": parse_int,
     "ana": parse_int,
     "fused": parse_int,
+    "latency": parse_time,
+    "jitter": parse_time,
+    "channels": parse_int,
+    "bandwidth": parse_size,
     "copy_formats": _parse_copy_formats,
 }

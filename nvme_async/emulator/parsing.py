@@ -95,3 +95,22 @@ def parse_seconds(text: str | float, name: str) -> float:
     if not 0 <= seconds <= 3600:
         raise ConfigurationError(f"{name}={text}: must be 0 to 3600 seconds")
     return seconds
+
+
+_TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|ms|us|ns)")
+_LONGEST = 10.0
+
+
+def parse_time(text: str | float, name: str) -> float:
+    """Seconds from "80us", "1.5ms", "0"; a float is seconds already."""
+    if isinstance(text, str):
+        match = _TIME.fullmatch(text.strip())
+        if match is None and text.strip() != "0":
+            raise ConfigurationError(f"{name}={text!r} is not a time: give a number with s, ms, us or ns")
+        seconds = float(match[1]) * _TIME_UNITS[match[2]] if match else 0.0
+    else:
+        seconds = float(text)
+    if not 0 <= seconds <= _LONGEST:
+        raise ConfigurationError(f"{name}={text}: must be 0 to {_LONGEST:.0f} seconds")
+    return seconds

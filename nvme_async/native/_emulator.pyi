@@ -8,6 +8,7 @@ from typing_extensions import disjoint_base
 MAX_IO_QUEUES: int
 MAX_VECTORS: int
 MAX_NAMESPACES: int
+MAX_CHANNELS: int
 FAULT_ACTIONS: dict[str, int]
 FAULT_PAYLOAD_MAX: int
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nvme_async.emulator import EmulatedController, EmulatorConfig, parse_size
+from nvme_async.emulator.extras import Extras
 from nvme_async.errors import ConfigurationError
 
 
@@ -86,7 +86,8 @@ def test_extras():
     assert (host.host_memory, host.host_memory_min, host.host_memory_entry) == (8 << 20, 4 << 20, 64 << 10)
     assert EmulatorConfig.parse("host_memory=8MiB").extras.host_memory_min == 8 << 20
     plain = EmulatorConfig.parse("self_test=off").extras
-    assert not any(attrs.astuple(plain))
+    assert plain == Extras()
+    assert (plain.self_test, plain.latency, plain.bandwidth, plain.copy_formats) == (0, 0, 0, (0,))
 
 
 def test_all_options_at_once():
