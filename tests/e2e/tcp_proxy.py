@@ -45,6 +45,7 @@ class Proxy:
         self.target = target
         self.mischief = mischief
         self.connections = self.cuts = self.flips = 0
+        self.silent_up_to = 0
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._tasks: set[asyncio.Task] = set()
@@ -68,7 +69,8 @@ class Proxy:
     async def _serve(self, reader, writer) -> None:
         self._tasks.add(asyncio.current_task())
         self.connections += 1
-        mischief = (self.mischief(self.connections) if self.mischief else None) or Mischief()
+        number = self.connections
+        mischief = (self.mischief(number) if self.mischief else None) or Mischief()
         try:
             up_reader, up_writer = await asyncio.open_connection(*self.target)
         except OSError:
@@ -77,8 +79,8 @@ class Proxy:
         self._writers |= {writer, up_writer}
         try:
             pumps = [
-                asyncio.ensure_future(self._pump(reader, up_writer, mischief, "up")),
-                asyncio.ensure_future(self._pump(up_reader, writer, mischief, "down")),
+                asyncio.ensure_future(self._pump(reader, up_writer, mischief, "up", number)),
+                asyncio.ensure_future(self._pump(up_reader, writer, mischief, "down", number)),
             ]
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             for pump in pumps:
@@ -90,11 +92,13 @@ class Proxy:
                 one.transport.abort()
             self._tasks.discard(asyncio.current_task())
 
-    async def _pump(self, reader, writer, mischief: Mischief, way: str) -> None:
+    async def _pump(self, reader, writer, mischief: Mischief, way: str, number: int) -> None:
         passed = 0
         flip_at = None if mischief.flip_after is None or mischief.flip != way else HANDSHAKE + mischief.flip_after
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(1 << 16):
+                if number <= self.silent_up_to:
+                    continue
                 for at in range(0, len(data), mischief.piece):
                     part = bytearray(data[at : at + mischief.piece])
                     if mischief.delay:
@@ -108,6 +112,10 @@ class Proxy:
                         return
                     writer.write(part)
                     await writer.drain()
+
+    def silence(self) -> None:
+        """From now on the present connections stay open, but nothing arrives over them."""
+        self.silent_up_to = self.connections
 
     def cut_all(self) -> None:
         """Ends every connection now."""

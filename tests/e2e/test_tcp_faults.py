@@ -12,9 +12,12 @@ from driving import eventually
 from tcp_proxy import Mischief, Proxy, some_mischief
 
 import nvme_async
+from nvme_async.driver.tcp import properties
 from nvme_async.emulator import EmulatedController
 from nvme_async.emulator.tcp import TcpConfig
 from nvme_async.errors import CommandError, ControllerError, ControllerGone
+from nvme_async.spec import commands
+from nvme_async.spec.opcodes import Cns
 
 NQN = "nqn.2024-01.io.example:faults"
 FAST = {"reconnect_delay": 0.05, "connect_timeout": 10.0, "retries": 100, "command_timeout": 20}
@@ -212,3 +215,31 @@ async def test_close_does_not_wait_for_a_lost_target(target):
     began = time.monotonic()
     await controller.close()
     assert time.monotonic() - began < 20
+
+
+async def test_a_network_that_is_silent_costs_no_error(proxy, monkeypatch):
+    """A slow command leads to a read of CSTS, which gets no answer either: the controller is
+    connected again, not given up.
+    """
+    monkeypatch.setattr(properties, "SECONDS", 0.3)
+    through = proxy()
+    options = {**FAST, "command_timeout": 1.0, "abort_timeout": 0.2, "connect_timeout": 1.0}
+    async with nvme_async.open(through.uri, **options) as controller:
+        data = b"x" * controller.namespaces[1].block_size
+        await controller.namespaces[1].write(0, data)
+        through.silence()
+        assert await asyncio.wait_for(controller.namespaces[1].read(0), 25) == data
+        assert controller.state == "ready"
+        assert controller.resets >= 1
+
+
+async def test_an_admin_command_in_a_silent_network_leads_to_a_new_connection(proxy, monkeypatch):
+    monkeypatch.setattr(properties, "SECONDS", 0.3)
+    through = proxy()
+    options = {**FAST, "admin_timeout": 0.5, "connect_timeout": 1.0}
+    async with nvme_async.open(through.uri, **options) as controller:
+        through.silence()
+        with pytest.raises(ControllerError):
+            await asyncio.wait_for(controller._submit_admin(commands.identify(Cns.CONTROLLER)), 25)
+        await eventually(lambda: controller.resets >= 1 and controller.state == "ready")
+        await controller.namespaces[1].read(0)

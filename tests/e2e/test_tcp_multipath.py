@@ -12,10 +12,12 @@ import attrs
 import pytest
 from driving import eventually
 from rich.console import Console
+from tcp_proxy import Proxy
 from test_tcp_faults import Load
 
 import nvme_async
 from nvme_async.cli.inspect import as_lines, as_tree
+from nvme_async.driver.tcp import properties
 from nvme_async.emulator import EmulatedController
 from nvme_async.emulator.faults import FOREVER
 from nvme_async.emulator.tcp import TcpConfig
@@ -217,6 +219,25 @@ async def test_the_controller_fails_once_all_paths_were_lost_for_too_long(target
     finally:
         await controller.close()
     await eventually(lambda: target.tcp_stats()["open_connections"] == 0)
+
+
+async def test_a_path_that_is_silent_is_left_by_its_commands(target, monkeypatch):
+    monkeypatch.setattr(properties, "SECONDS", 0.3)
+    first, _, second = target.uri.removeprefix("tcp:127.0.0.1:").partition(f"/{NQN}")[0].partition(",127.0.0.1:")
+    proxy = Proxy(("127.0.0.1", int(first)))
+    options = {**FAST, "command_timeout": 1.0, "abort_timeout": 0.2, "connect_timeout": 1.0}
+    try:
+        uri = f"tcp:127.0.0.1:{proxy.port},127.0.0.1:{second}/{NQN}"
+        async with nvme_async.open(uri, **options) as controller:
+            namespace = controller.namespaces[1]
+            for _ in range(4):
+                await namespace.read(0)
+            proxy.silence()
+            await asyncio.wait_for(asyncio.gather(*(namespace.read(i) for i in range(4))), 25)
+            assert shown(controller)[0]["failovers"] > 0
+            await eventually(lambda: {path["state"] for path in shown(controller)} == {"ready"})
+    finally:
+        proxy.close()
 
 
 async def test_a_path_that_is_not_there_at_first_is_used_later(target):

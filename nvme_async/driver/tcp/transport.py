@@ -341,7 +341,10 @@ class TcpTransport(QueueTransport):
     async def lost(self) -> str:
         if broken := self._broken():
             return broken
-        csts = await self.properties.csts()
+        try:
+            csts = await self.properties.csts()
+        except ControllerTimeout as error:
+            return str(error)  # a new association may be possible, for ctrl_loss_tmo
         if csts.cfs:
             return "CSTS.CFS is set"
         return (
@@ -353,7 +356,10 @@ class TcpTransport(QueueTransport):
     async def has_failed(self) -> bool:
         if broken := self._broken():
             raise ControllerError(f"{self.uri}: {broken}")
-        return bool((await self.properties.csts()).cfs)
+        try:
+            return bool((await self.properties.csts()).cfs)
+        except ControllerTimeout:
+            return False  # unknown: the command that is missing leads to a reset
 
     def watch(self, on_gone: Callable[[], None] | None) -> None:
         """A lost connection is not the end: see connection_lost()."""
