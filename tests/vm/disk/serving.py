@@ -152,17 +152,6 @@ class Server(Process):
         return Path(self.line_with(" is /dev/ublkb").rpartition(" is ")[2])
 
 
-class Application(Process):
-    """serve.py."""
-
-    def __init__(self, uri: str, *options: str) -> None:
-        super().__init__(uri, *options, program=(str(Path(__file__).with_name("serve.py")),))
-
-    def disk(self) -> Path:
-        """Waits until it serves; after an exec, again."""
-        return Path(self.line_with("serving ").rpartition(" ")[2])
-
-
 class Prober:
     """Reads one block of the disk, past every cache, all the time: how long it stalls is what an
     application feels.
