@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 SIZE = 256 << 20
 JOBS = {
@@ -53,16 +54,21 @@ def serving(command: list[str], path: Path) -> Iterator[int]:
         process.wait(30)
 
 
-def measured(path: Path, pid: int, job: str, seconds: float) -> tuple[float, float]:
-    """I/Os a second, and the server's processor time for each, in microseconds."""
-    uri = f"--uri=nbd+unix:///?socket={path}"
-    words = ["fio", "--name=job", "--ioengine=nbd", uri, f"--size={SIZE}", "--time_based", f"--runtime={seconds}"]
-    before = processor_seconds(pid)
-    done = subprocess.run([*words, *job.split(), "--output-format=json"], capture_output=True, text=True, check=True)
-    used = processor_seconds(pid) - before
+def fio(path: Path, *words: str) -> dict[str, Any]:
+    """What it reports of its job."""
+    words = ("fio", "--name=job", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={path}", f"--size={SIZE}", *words)
+    done = subprocess.run([*words, "--output-format=json"], capture_output=True, text=True, check=True)
     [result] = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
     if result["error"]:
         sys.exit(f"fio failed with error {result['error']}: {done.stderr}")
+    return dict(result)
+
+
+def measured(path: Path, pid: int, job: str, seconds: float) -> tuple[float, float]:
+    """I/Os a second, and the server's processor time for each, in microseconds."""
+    before = processor_seconds(pid)
+    result = fio(path, "--time_based", f"--runtime={seconds}", *job.split())
+    used = processor_seconds(pid) - before
     side = result["write"] if "write" in job else result["read"]
     return side["iops"], 1e6 * used / side["total_ios"]
 
@@ -85,6 +91,8 @@ def main() -> None:
             serving([*export, "--queues", str(options.threads)], ours) as our_pid,
             serving([*nbdkit, "memory", str(SIZE)], theirs) as their_pid,
         ):
+            for path in (ours, theirs):  # the first write to memory is the kernel's work
+                fio(path, "--rw=write", "--bs=128k", "--iodepth=8")
             for name, job in JOBS.items():
                 row = [*measured(ours, our_pid, job, options.seconds)]
                 row += measured(theirs, their_pid, job, options.seconds)
