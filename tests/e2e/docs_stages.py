@@ -143,7 +143,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("keepalive-keeper.md", "controller.exec("): "replaces the process: test_keepalive_exec.py",
     ("keepalive-keeper.md", "stand_by("): "returns when another process has died: test_keepalive_keeper.py",
     ("sharing.md", "take_over("): "halves of two processes: test_sharing_succession.py",
-    ("export.md", "block_device"): "needs the kernel's NBD driver: tests/vm",
+    ("export.md", "block_device"): "needs the module ublk_drv: make test-disk",
 }
 """Blocks that are compiled only, and why. Those of design.md are not even that."""
 
