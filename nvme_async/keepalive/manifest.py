@@ -196,6 +196,10 @@ def descriptors_of(controller: Controller) -> dict[str, int]:
     return found | ({"sharing.stop": lender.stop_fd} if lender is not None and lender.stop_fd >= 0 else {})
 
 
+def _qid(queue: LoopQueue) -> int:
+    return queue.qid
+
+
 def _facts(queue: LoopQueue) -> tuple[Any, ...]:
     """The changing part of a queue pair's description; the rest comes from its native half and
     is constant.
@@ -265,7 +269,8 @@ class Recorder:
             queues.maker.max_transfer,
             queues.maker.shadow_offset,
             queues.maker.event_fds,
-            [_facts(queue) for queue in queues.all()],
+            # In whatever order: a loop that takes one of a predecessor's changes nothing else.
+            [_facts(queue) for queue in sorted(queues.all(), key=_qid)],
             [_facts(queue) for queue in queues.unsettled],
             list(queues.inherited),
             memory.foreign_mappings(),

@@ -17,7 +17,7 @@ import pytest
 import uvloop
 from driver_line import CREATE_CQ, block, calling, descriptors, eventually, line, results, settle
 
-from nvme_async.driver.pcie import suspension
+from nvme_async.driver.pcie import queue_set, suspension
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
 from nvme_async.keepalive import restore, saving
@@ -117,7 +117,8 @@ async def test_the_loop_of_an_idle_queue_pair_is_visited_only_after_the_save(
 
     class Trip(suspension.loops.Trip[Any]):
         def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> None:
-            trips.append(loop)
+            if loop in loops.loops:
+                trips.append(loop)
             super().__init__(loop, function)
 
     monkeypatch.setattr(suspension.loops, "Trip", Trip)
@@ -178,6 +179,58 @@ async def test_a_loop_that_ends_right_after_the_save_keeps_no_eventfd_open(loops
         with bundle:
             drivers.driver = await restore(bundle)
         await eventually(lambda: descriptors() <= before)
+
+
+async def test_a_loop_takes_its_former_queue_pair_by_one_call_and_nothing_is_written(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after a servicing the home loop is busy, and so are the others. The saved state says
+    already which thread's it was.
+    """
+    loops.start(3)
+    async with line() as drivers:
+        await drivers.namespace.write(0, block(1))
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [block(1)] * 3
+        qids = {loop: queue.qid for loop, queue in drivers.driver.queues.io.items()}
+        with await drivers.driver.save() as bundle:
+            drivers.driver = await restore(bundle)
+        await settle()  # the home loop listens to those that no loop has taken
+        queues, recorder = drivers.driver.queues, drivers.driver.recorder
+        created: list[Any] = []
+        create = queues.create
+
+        async def counting(loop: asyncio.AbstractEventLoop, worker: str = "") -> Any:
+            created.append(loop)
+            return await create(loop, worker)
+
+        monkeypatch.setattr(queues, "create", counting)
+        assert recorder is not None
+        written = recorder._written
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [block(1)] * 3
+        assert not created
+        assert {loop: queue.qid for loop, queue in queues.io.items()} == qids
+        assert recorder._inputs("live") == written
+        # A new one is made as before.
+        monkeypatch.undo()
+        loops.start(1)
+        assert (await loops.on_each(lambda: drivers.namespace.read(0)))[-1] == block(1)
+
+
+async def test_a_loop_whose_home_is_stuck_gets_a_spare_queue_pair_later(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_set, "_AT_ONCE", 0.001)
+    loops.start(1)
+    async with line() as drivers:
+        await drivers.namespace.write(0, block(1))
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [block(1)]
+        with await drivers.driver.save() as bundle:
+            drivers.driver = await restore(bundle)
+        (loop,) = loops.loops
+        reading = asyncio.run_coroutine_threadsafe(calling(drivers.namespace.read, 0), loop)
+        threading.Event().wait(0.05)  # the home loop does nothing meanwhile
+        assert await asyncio.wrap_future(reading) == block(1)
+        assert drivers.driver.queues.io[loop].hot.qid
 
 
 async def test_changes_noticed_only_at_the_save_are_written() -> None:

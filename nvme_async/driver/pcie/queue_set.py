@@ -12,6 +12,7 @@ from typing import Any
 
 from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
+from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.lending import Lender
 from nvme_async.driver.pcie.queue_maker import PciePieces, PcieQueueMaker
 from nvme_async.driver.pcie.registers import doorbell_pairs
@@ -19,9 +20,12 @@ from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.driver.queues.queue_set import QueueSet
 from nvme_async.driver.steps import Degraded
 from nvme_async.driver.transport import Owner
-from nvme_async.errors import CommandError, NvmeError, OutOfDmaMemory
+from nvme_async.errors import CommandError, ControllerTimeout, NvmeError, OutOfDmaMemory
 from nvme_async.native import _hotpath
-from nvme_async.runtime import loop_internals
+from nvme_async.runtime import loop_internals, loops
+
+_AT_ONCE = 1.0
+"""Seconds for the home loop to give a spare queue pair; then a task there does."""
 
 
 class PcieQueueSet(QueueSet):
@@ -112,6 +116,32 @@ class PcieQueueSet(QueueSet):
         spare.stop_listening()
         _hotpath.rebind(spare.hot, loop.create_future, loop.call_soon, loop_internals.ready_callbacks(loop))
         return self.maker.face(spare.hot, loop, spare.vector, spare.interrupts)
+
+    async def _spare_at_once(self, loop: asyncio.AbstractEventLoop, worker: str) -> LoopQueue | None:
+        """One call on the home loop, which is busy after a servicing, instead of a task there."""
+        home = self._controller.loop
+        if not self.spare or loop is home or not home.is_running():
+            return None
+
+        def take() -> LoopQueue | None:
+            if (
+                asyncio.get_running_loop() is not home  # it has just stopped
+                or self._controller.lifecycle.state is not State.READY
+                or self._creating.locked()
+                or loop in self.io
+            ):
+                return None
+            queue = self._take_spare(loop, worker)
+            if queue is not None:
+                self.io[loop] = queue
+                queue.worker = worker
+                self._controller._changed()
+            return queue
+
+        try:
+            return await loops.Trip(home, take).wait(_AT_ONCE, ControllerTimeout("the home loop is busy"))
+        except ControllerTimeout:
+            return None
 
     # -- fused: none is created or deleted after the bring-up
     # ----------------------------------------

@@ -129,7 +129,8 @@ class LoopQueue:
         """Receives interrupts through the loop. `others` share the vector; interrupts are passed
         on to those of other loops.
         """
-        self.worker = threading.current_thread().name
+        # A predecessor's keeps its worker's name, by which a thread of this process finds it.
+        self.worker = self.worker or threading.current_thread().name
         callbacks = [queue.hot.more if queue.loop is self.loop else queue.poll_soon for queue in others]
         self._sharing = others
         for queue in others:

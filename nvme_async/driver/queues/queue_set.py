@@ -144,6 +144,12 @@ class QueueSet(QueueCollection):
         """An existing one without a loop, for `loop`."""
         return None
 
+    async def _spare_at_once(self, loop: asyncio.AbstractEventLoop, worker: str) -> LoopQueue | None:
+        """What create() would take from the spare ones, in `loop`'s thread, if that needs no wait
+        on the home loop. None: create() decides.
+        """
+        return None
+
     async def _create(self, loop: asyncio.AbstractEventLoop) -> LoopQueue | None:
         await self._take_from_closed_loops()
         if not self._free_qids:
@@ -250,7 +256,9 @@ class QueueSet(QueueCollection):
             try:
                 # It finishes even if the caller is cancelled: otherwise half a queue pair would
                 # stay in the controller.
-                queue = await self._controller._at_home(lambda: finish(lambda: self.create(loop, worker)))
+                queue = await self._spare_at_once(loop, worker)
+                if queue is None:
+                    queue = await self._controller._at_home(lambda: finish(lambda: self.create(loop, worker)))
             except (CommandError, OutOfDmaMemory) as error:
                 if not self.io:
                     raise
