@@ -61,6 +61,9 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint32_t max_open
         uint32_t max_active
         uint8_t zasl
+        bint save_features
+        bint lockdown
+        uint32_t boot_nbytes
         unsigned power_states
         uint64_t hmb_nbytes
         uint64_t hmb_min_nbytes

@@ -59,6 +59,8 @@ struct emu_extras {
     uint64_t zone_nbytes, zone_capacity_nbytes;
     uint32_t max_open, max_active; /* 0: no limit */
     uint8_t zasl;            /* Zone Append Size Limit, exponent over 4 KiB; 0: MDTS */
+    bool save_features, lockdown;
+    uint32_t boot_nbytes;      /* of each of two boot partitions; 0: none */
     unsigned power_states;     /* 0 and 1: one */
     uint64_t hmb_nbytes, hmb_min_nbytes; /* Host Memory Buffer: preferred, minimum; multiples of 4 KiB */
     uint32_t hmb_entry_nbytes; /* smallest descriptor entry; 0: no limit */

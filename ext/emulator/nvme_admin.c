@@ -114,6 +114,8 @@ uint16_t admin_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_s
         return SC_INVALID_FIELD;
     }
     uint16_t forbidden = extras_forbid(ctrl, sqe, true);
+    if (!forbidden && UNLIKELY(ctrl->config.extras.lockdown))
+        forbidden = lockdown_status(ctrl, sqe);
     if (forbidden)
         return forbidden;
     switch (sqe->opcode) {

@@ -18,7 +18,8 @@ const char *extras_objection(const struct emu_config *config)
     if (extras->hmb_nbytes % 4096 || extras->hmb_min_nbytes % 4096 || extras->hmb_entry_nbytes % 4096 ||
         extras->hmb_min_nbytes > extras->hmb_nbytes)
         return "the sizes of the host memory buffer must be multiples of 4 KiB, the minimum at most the preferred one";
-    return power_objection(extras);
+    const char *objection = power_objection(extras);
+    return objection ? objection : boot_objection(extras);
 }
 
 void extras_init(struct emu_ctrl *ctrl)
@@ -36,6 +37,7 @@ void extras_free(struct emu_ctrl *ctrl)
     free(ctrl->extras.firmware.image);
     free(ctrl->extras.persistent.context);
     hmb_free(&ctrl->extras.hmb);
+    boot_free(ctrl);
 }
 
 /* A Controller Level Reset: operations in progress continue, except a short self-test. */
@@ -98,6 +100,7 @@ static const struct {
     {ADMIN_NS_ATTACHMENT, 3, 1 | 1u << 3 | 2u << 16},
     {ADMIN_SELF_TEST, 4, 1},
     {ADMIN_LBA_STATUS, 9, 1},
+    {ADMIN_LOCKDOWN, 10, 1},
 };
 
 static bool offered(const struct emu_extras *extras, uint8_t oacs)
@@ -106,11 +109,13 @@ static bool offered(const struct emu_extras *extras, uint8_t oacs)
     case 0:
         return extras->security;
     case 2:
-        return extras->firmware_slots;
+        return extras->firmware_slots || extras->boot_nbytes;
     case 3:
         return extras->capacity;
     case 4:
         return extras->self_test;
+    case 10:
+        return extras->lockdown;
     default:
         return extras->lba_status;
     }
@@ -143,6 +148,8 @@ uint16_t extras_admin(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_
         return admin_sanitize(ctrl, sqe);
     case ADMIN_LBA_STATUS:
         return admin_lba_status(ctrl, sqe);
+    case ADMIN_LOCKDOWN:
+        return admin_lockdown(ctrl, sqe);
     default:
         return admin_security(ctrl, sqe);
     }
@@ -232,6 +239,10 @@ bool extras_log_offered(const struct emu_ctrl *ctrl, uint8_t lid)
         return extras->lba_status;
     case LOG_SANITIZE:
         return extras->sanitize;
+    case LOG_LOCKDOWN:
+        return extras->lockdown;
+    case LOG_BOOT_PARTITION:
+        return extras->boot_nbytes;
     case LOG_CHANGED_ZONES:
         return extras->zoned;
     default:
@@ -274,6 +285,10 @@ uint8_t *extras_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *n
         return lba_status_page(ctrl, nbytes);
     case LOG_CHANGED_ZONES:
         return zones_changed_page(ctrl, sqe, nbytes, status);
+    case LOG_LOCKDOWN:
+        return lockdown_page(ctrl, sqe, nbytes, status);
+    case LOG_BOOT_PARTITION:
+        return boot_page(ctrl, sqe, nbytes);
     case LOG_ENDURANCE:
         if (sqe->cdw11 >> 16 != 1) { /* the endurance group */
             *status = SC_INVALID_FIELD;

@@ -73,7 +73,28 @@ struct ana {
     uint64_t changes[EMU_MAX_NAMESPACES + 1], change;
 };
 
+/* Of Set Features with SV: features that were saved, by identifier. */
+struct saved_features {
+    uint64_t bits[4];
+    uint32_t values[256];
+    uint32_t error_recovery[EMU_MAX_NAMESPACES]; /* of namespaces */
+};
+
+struct lockdown {
+    bool prohibited[2][2][256]; /* on the admin queue, out of band; commands, features */
+};
+
+struct boot {
+    uint8_t *partitions[2];
+    uint8_t active, status; /* BRS */
+    uint32_t select;
+    uint64_t buffer; /* BPMBL */
+};
+
 struct extras {
+    struct lockdown lockdown;
+    struct boot boot;
+    struct saved_features saved;
     struct self_test self_test;
     struct sanitize sanitize;
     struct firmware firmware;

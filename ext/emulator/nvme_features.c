@@ -1,7 +1,8 @@
 /*
- * Get Features and Set Features (Base 2.0, 5.15 and 5.27). Nothing is saveable: the controller's
- * memory ends with its process, so "saved" is the default (Select 010b), and SV=1 is refused with
- * Feature Identifier Not Saveable.
+ * Get Features and Set Features (Base 2.0, 5.15 and 5.27). Saved values last as long as the
+ * controller's process, if the option save_features offers them. Without a saved value "saved" is
+ * the default (Select 010b), and SV=1 is refused with Feature Identifier Not Saveable where nothing
+ * can be saved.
  */
 #include "nvme_ctrl.h"
 
@@ -9,9 +10,30 @@ enum { SELECT_CURRENT, SELECT_DEFAULT, SELECT_SAVED, SELECT_CAPABILITIES };
 
 #define CHANGEABLE 4u
 #define NS_SPECIFIC 2u
+#define SAVEABLE 1u
 
-/* Capabilities (Select 011b), or -1 when the feature isn't there. */
-static int capabilities(const struct emu_ctrl *ctrl, uint8_t fid)
+/* Can its value be saved? Not those that have a data structure, or a value for each vector. */
+static bool saveable(const struct emu_ctrl *ctrl, uint8_t fid)
+{
+    switch (fid) {
+    case FEAT_ARBITRATION:
+    case FEAT_POWER:
+    case FEAT_TEMPERATURE:
+    case FEAT_ERROR_RECOVERY:
+    case FEAT_WRITE_CACHE:
+    case FEAT_COALESCING:
+    case FEAT_ATOMICITY:
+    case FEAT_ASYNC_EVENT:
+    case FEAT_NON_OPERATIONAL:
+    case FEAT_LBA_STATUS:
+        return ctrl->config.extras.save_features;
+    default:
+        return false;
+    }
+}
+
+/* Changeable and namespace specific, as in capabilities(); -1: the feature isn't there. */
+static int change_capabilities(const struct emu_ctrl *ctrl, uint8_t fid)
 {
     switch (fid) {
     case FEAT_ARBITRATION:
@@ -50,6 +72,13 @@ static int capabilities(const struct emu_ctrl *ctrl, uint8_t fid)
     }
 }
 
+/* Capabilities (Select 011b), or -1 when the feature isn't there. */
+static int capabilities(const struct emu_ctrl *ctrl, uint8_t fid)
+{
+    int caps = change_capabilities(ctrl, fid);
+    return caps < 0 ? caps : caps | (saveable(ctrl, fid) ? (int)SAVEABLE : 0);
+}
+
 static uint32_t default_value(const struct emu_ctrl *ctrl, uint8_t fid, uint32_t cdw11)
 {
     switch (fid) {
@@ -71,14 +100,51 @@ static uint32_t default_value(const struct emu_ctrl *ctrl, uint8_t fid, uint32_t
     }
 }
 
-/* After a Controller Level Reset every feature has its default. */
+static bool is_saved(const struct emu_ctrl *ctrl, uint8_t fid)
+{
+    return ctrl->extras.saved.bits[fid / 64] >> fid % 64 & 1;
+}
+
+/* The value that Get Features reports of the stored one. */
+static uint32_t reported(uint8_t fid, uint32_t value, uint32_t cdw11)
+{
+    if (fid != FEAT_TEMPERATURE)
+        return value;
+    return cdw11 & 0x1f0000 && (cdw11 >> 16 & 15) ? 0 : cdw11 >> 20 & 3 ? value >> 16 : value & 0xffff;
+}
+
+static uint16_t get_saved(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t fid, uint32_t *result)
+{
+    if (fid == FEAT_ERROR_RECOVERY) {
+        struct ns *ns;
+        uint16_t status = ns_find(ctrl, sqe->nsid, &ns);
+        if (!status)
+            *result = ctrl->extras.saved.error_recovery[sqe->nsid - 1];
+        return status;
+    }
+    *result = reported(fid, ctrl->extras.saved.values[fid], sqe->cdw11);
+    return SC_SUCCESS;
+}
+
+static void save(struct emu_ctrl *ctrl, uint8_t fid, uint32_t nsid)
+{
+    struct saved_features *saved = &ctrl->extras.saved;
+    saved->bits[fid / 64] |= 1ull << fid % 64;
+    saved->values[fid] = ctrl->features[fid];
+    for (unsigned i = 0; i < EMU_MAX_NAMESPACES && fid == FEAT_ERROR_RECOVERY; i++)
+        if (nsid == NSID_ALL || nsid == i + 1)
+            saved->error_recovery[i] = ctrl->error_recovery[i];
+}
+
+/* After a Controller Level Reset every feature has its saved value, or its default. */
 void features_reset(struct emu_ctrl *ctrl)
 {
     for (unsigned fid = 0; fid < 256; fid++)
-        ctrl->features[fid] = default_value(ctrl, (uint8_t)fid, 0);
+        ctrl->features[fid] =
+            is_saved(ctrl, (uint8_t)fid) ? ctrl->extras.saved.values[fid] : default_value(ctrl, (uint8_t)fid, 0);
     for (unsigned vector = 0; vector < EMU_MAX_VECTORS; vector++)
         ctrl->vector_config[vector] = vector;
-    memset(ctrl->error_recovery, 0, sizeof(ctrl->error_recovery));
+    memcpy(ctrl->error_recovery, ctrl->extras.saved.error_recovery, sizeof(ctrl->error_recovery));
     memset(ctrl->host_behaviour, 0, sizeof(ctrl->host_behaviour));
     memset(ctrl->hostid, 0, sizeof(ctrl->hostid));
     ctrl->hostid_extended = false;
@@ -105,7 +171,7 @@ static uint16_t get_current(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
     case FEAT_TEMPERATURE:
         if (sqe->cdw11 & 0x1f0000 && (sqe->cdw11 >> 16 & 15) != 0)
             return SC_INVALID_FIELD; /* TMPSEL: the composite temperature is the only one */
-        *result = sqe->cdw11 >> 20 & 3 ? ctrl->features[fid] >> 16 : ctrl->features[fid] & 0xffff;
+        *result = reported(fid, ctrl->features[fid], sqe->cdw11);
         return SC_SUCCESS;
     case FEAT_VECTOR:
         if ((sqe->cdw11 & 0xffff) >= ctrl->config.n_vectors)
@@ -156,6 +222,8 @@ uint16_t admin_get_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
         return SC_SUCCESS;
     case SELECT_DEFAULT:
     case SELECT_SAVED:
+        if (select == SELECT_SAVED && is_saved(ctrl, fid))
+            return get_saved(ctrl, sqe, fid, result);
         *result = default_value(ctrl, fid, sqe->cdw11);
         if (fid == FEAT_TIMESTAMP)
             return copy_to_host(ctrl, sqe, zero, 8);
@@ -286,7 +354,7 @@ static uint16_t set_feature(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
     ctrl->error_location = 40;
     if (caps < 0)
         return SC_INVALID_FIELD;
-    if (sqe->cdw10 >> 31)
+    if (sqe->cdw10 >> 31 && !(caps & SAVEABLE))
         return SC_NOT_SAVEABLE;
     if (!(caps & CHANGEABLE))
         return SC_NOT_CHANGEABLE;
@@ -354,6 +422,8 @@ uint16_t admin_set_features(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
     uint16_t status = set_feature(ctrl, sqe, result);
     if (status)
         return status;
+    if (sqe->cdw10 >> 31)
+        save(ctrl, fid, sqe->nsid);
     uint64_t moment[2] = {before, (now_ns() - ctrl->power_on_at) / 1000000};
     uint32_t event[4] = {2, sqe->cdw10, sqe->cdw11, 0}; /* two dwords of the command */
     if (fid == FEAT_TIMESTAMP)

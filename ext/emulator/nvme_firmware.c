@@ -95,6 +95,14 @@ static uint8_t choose(const struct emu_ctrl *ctrl)
     return firmware->active == 1 ? 2 : 1;
 }
 
+static uint16_t commit_boot(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
+{
+    struct firmware *firmware = &ctrl->extras.firmware;
+    uint16_t status = boot_commit(ctrl, sqe, image_valid(firmware) ? firmware->image : NULL, firmware->nbytes);
+    forget_image(firmware);
+    return status;
+}
+
 uint16_t admin_firmware_commit(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result)
 {
     struct firmware *firmware = &ctrl->extras.firmware;
@@ -102,7 +110,9 @@ uint16_t admin_firmware_commit(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe
     ctrl->error_location = 40;
     *result = 0;
     if (action > ACTIVATE_NOW)
-        return SC_INVALID_FIELD; /* there are no boot partitions */
+        return commit_boot(ctrl, sqe);
+    if (!ctrl->config.extras.firmware_slots)
+        return SC_FIRMWARE_SLOT;
     bool replaces = action == REPLACE || action == REPLACE_AND_ACTIVATE || (action == ACTIVATE_NOW && firmware->image);
     if (slot > ctrl->config.extras.firmware_slots || (!slot && !replaces))
         return SC_FIRMWARE_SLOT;

@@ -138,6 +138,20 @@ uint16_t power_set_autonomous(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
 uint16_t power_get_autonomous(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, bool current, uint32_t *result);
 void power_identify(const struct emu_extras *extras, uint8_t *p, uint32_t *ctratt);
 
+/* nvme_lockdown.c */
+uint16_t admin_lockdown(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+uint16_t lockdown_status(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+uint8_t *lockdown_page(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes, uint16_t *status);
+
+/* nvme_boot.c */
+const char *boot_objection(const struct emu_extras *extras);
+bool boot_init(struct emu_ctrl *ctrl);
+void boot_free(struct emu_ctrl *ctrl);
+uint32_t boot_info(const struct emu_ctrl *ctrl);
+void boot_select(struct emu_ctrl *ctrl, uint32_t value);
+uint16_t boot_commit(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, const uint8_t *image, uint32_t nbytes);
+uint8_t *boot_page(const struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes);
+
 /* nvme_lba_status.c */
 uint16_t admin_lba_status(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 uint8_t *lba_status_page(const struct emu_ctrl *ctrl, size_t *nbytes);

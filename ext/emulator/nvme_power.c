@@ -41,7 +41,7 @@ static void enter(struct emu_ctrl *ctrl, unsigned state)
 void power_reset(struct emu_ctrl *ctrl)
 {
     memset(&ctrl->extras.power, 0, sizeof(ctrl->extras.power));
-    enter(ctrl, 0);
+    enter(ctrl, ctrl->features[FEAT_POWER] & 31); /* saved, or 0 */
 }
 
 static uint64_t transition(const struct emu_ctrl *ctrl)

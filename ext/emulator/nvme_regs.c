@@ -29,7 +29,7 @@ static uint64_t cap(const struct emu_ctrl *ctrl)
     /* DSTRD 0, MPSMIN 0 (4 KiB), round robin arbitration only, no subsystem reset, no CMB, no
      * PMR */
     return faults_mqes(ctrl) | CAP_CQR | (uint64_t)READY_TIMEOUT << 24 | CAP_CSS_NVM | CAP_CSS_IOCSS |
-           (uint64_t)MPS_MAX << 52 | CAP_CRMS_CRWMS;
+           (uint64_t)MPS_MAX << 52 | CAP_CRMS_CRWMS | (ctrl->config.extras.boot_nbytes ? CAP_BPS : 0);
 }
 
 /* Controller Fatal Status: nothing more is processed until the controller is reset. */
@@ -216,6 +216,14 @@ static uint32_t read_register(struct emu_ctrl *ctrl, uint32_t offset)
         return (uint32_t)ctrl->acq;
     case REG_ACQ + 4:
         return (uint32_t)(ctrl->acq >> 32);
+    case REG_BPINFO:
+        return boot_info(ctrl);
+    case REG_BPRSEL:
+        return ctrl->extras.boot.select;
+    case REG_BPMBL:
+        return (uint32_t)ctrl->extras.boot.buffer;
+    case REG_BPMBL + 4:
+        return (uint32_t)(ctrl->extras.boot.buffer >> 32);
     case REG_CRTO:
         return READY_TIMEOUT; /* CRWMT */
     default:
@@ -259,6 +267,15 @@ static void write_register(struct emu_ctrl *ctrl, uint32_t offset, uint32_t valu
         break;
     case REG_ACQ + 4:
         write_high(&ctrl->acq, value);
+        break;
+    case REG_BPRSEL:
+        boot_select(ctrl, value);
+        break;
+    case REG_BPMBL:
+        write_low(&ctrl->extras.boot.buffer, value);
+        break;
+    case REG_BPMBL + 4:
+        write_high(&ctrl->extras.boot.buffer, value);
         break;
     default:
         break; /* read-only, or not there */
@@ -400,7 +417,7 @@ struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_
     ctrl->iov = malloc(MAX_SEGMENTS * sizeof(*ctrl->iov));
     ctrl->bounce = aligned_alloc(4096, BOUNCE_SIZE);
     ctrl->bounce_meta = malloc(BOUNCE_META);
-    int rc = !ctrl->iov || !ctrl->bounce || !ctrl->bounce_meta ? -ENOMEM : faults_init(ctrl);
+    int rc = !ctrl->iov || !ctrl->bounce || !ctrl->bounce_meta || !boot_init(ctrl) ? -ENOMEM : faults_init(ctrl);
     if (!rc)
         rc = wake_init(&ctrl->wake);
     if (!rc)

@@ -12,6 +12,7 @@ On the controller's home loop, with its lock held or before anything else knows 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import itertools
 import logging
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ from nvme_async.driver.scanner import Scanner
 from nvme_async.driver.steps import Degraded, Plan, Step
 from nvme_async.errors import CommandError, ControllerError, ControllerFatal, ControllerTimeout, NvmeError
 from nvme_async.spec import commands
-from nvme_async.spec.features import HostBehavior
-from nvme_async.spec.identify import Ctratt
+from nvme_async.spec.features import HostBehavior, Timestamp
+from nvme_async.spec.identify import Ctratt, Oncs
 from nvme_async.spec.opcodes import CopyFormat, Feature
 
 log: logging.Logger = logging.getLogger("nvme_async")
@@ -114,6 +115,7 @@ class BringUp:
                 ),
             ),
             *self._event_steps(),
+            Step("Timestamp", self._timestamp, lambda: "the controller's clock stays as it is"),
             *transport.queue_steps(self.degraded, self._without),
             Step("Autonomous Power State Transition", self._power_transitions, lambda: "as the controller has it"),
             Step(
@@ -153,6 +155,13 @@ class BringUp:
         )
         if controller.transport.configured and behavior != HostBehavior():
             await controller._submit_admin(commands.set_features(Feature.HOST_BEHAVIOR), behavior.encode())
+
+    async def _timestamp(self) -> None:
+        """The controller's logs have the host's time (Base 2.1, 5.1.25.1.10), as with Linux."""
+        controller = self._controller
+        if controller.transport.configured and Oncs.TIMESTAMP in controller.identify.nvm_commands:
+            now = Timestamp.of(datetime.datetime.now(datetime.UTC))
+            await controller._submit_admin(commands.set_features(Feature.TIMESTAMP), now.encode())
 
     async def _power_transitions(self) -> None:
         if self._controller.transport.configured and (wanted := self._power.at_bring_up()) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
@@ -70,6 +71,15 @@ def _block_size(_: object, attribute: attrs.Attribute[Any], value: int) -> None:
         raise ConfigurationError(f"{attribute.name} is {value}, not a power of two from 512 to 65536 bytes")
 
 
+def _uuid(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    try:
+        known = not value or uuid.UUID(value).int != 0
+    except ValueError:
+        raise ConfigurationError(f"{attribute.name} is {value!r}, must be a UUID") from None
+    if not known:
+        raise ConfigurationError(f"{attribute.name} is all zeroes, which does not identify a host")
+
+
 def _quirks(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
     quirks.check(value)
 
@@ -131,7 +141,8 @@ class Options:
         retries: how often the controller is reset for the same command before that command fails.
         hostnqn, hostid: this host's identity for an NVMe/TCP controller, a name and a UUID; empty:
             from
-            /etc/nvme/hostnqn and /etc/nvme/hostid.
+            /etc/nvme/hostnqn and /etc/nvme/hostid. A PCI function gets a hostid that is given here
+            (feature 81h), so that reservations recognize this host on each of its controllers.
         hdr_digest, data_digest: CRC32C over headers and over data of NVMe/TCP, if the controller
             agrees.
         dhchap_secret, dhchap_ctrl_secret: DH-HMAC-CHAP, "DHHC-1:HH:BASE64:": the secret that this
@@ -194,7 +205,7 @@ class Options:
     keepalive: bool = False
     retries: int = attrs.field(default=3, validator=_between(0, 100))
     hostnqn: str = ""
-    hostid: str = ""
+    hostid: str = attrs.field(default="", validator=_uuid)
     hdr_digest: bool = False
     data_digest: bool = False
     dhchap_secret: str = attrs.field(default="", repr=False)

@@ -63,6 +63,9 @@ class Extras:
             any number) pieces of host_memory_entry bytes (HMMINDS) or more. Multiples of 4096.
         power_states: 2 to 5, of which the fourth and fifth are non-operational; offers autonomous
             transitions (APST). Faults.counters() has the present state and the transitions.
+        save_features: Set Features can save values, as long as this controller exists.
+        lockdown: the Lockdown command, and its log page.
+        boot: bytes of each of two boot partitions, a multiple of 128 KiB up to 8 MiB.
         ana: number of ANA groups, to which the namespaces are assigned in turn.
         fused: fused Compare and Write of up to so many blocks (ACWU + 1).
         latency, jitter: seconds that a command occupies the medium: latency, and up to jitter more.
@@ -94,6 +97,9 @@ class Extras:
     host_memory_entry: int = attrs.field(default=0, validator=in_range(0, 1 << 30))
     host_memory_entries: int = attrs.field(default=0, validator=in_range(0, 65535))
     power_states: int = attrs.field(default=0, validator=in_range(0, 5))
+    save_features: bool = False
+    lockdown: bool = False
+    boot: int = attrs.field(default=0, validator=in_range(0, 8 << 20))
     ana: int = attrs.field(default=0, validator=in_range(0, 16))
     fused: int = attrs.field(default=0, validator=in_range(0, 1 << 16))
     latency: float = 0.0
@@ -105,6 +111,8 @@ class Extras:
     def __attrs_post_init__(self) -> None:
         self._check_zones()
         self._check_host_memory()
+        if self.boot % (128 << 10):
+            raise ConfigurationError(f"boot={self.boot}: must be a multiple of {128 << 10}")
         if self.key_value and self.zoned:
             raise ConfigurationError("key_value=on and zoned=on exclude each other")
         if self.firmware_slots and not 2 <= self.firmware_slots <= 7:
@@ -165,6 +173,9 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "host_memory_entry": parse_size,
     "host_memory_entries": parse_int,
     "power_states": parse_int,
+    "save_features": parse_bool,
+    "lockdown": parse_bool,
+    "boot": parse_size,
     "ana": parse_int,
     "fused": parse_int,
     "latency": parse_time,

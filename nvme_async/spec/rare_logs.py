@@ -52,6 +52,21 @@ def decode_event_aggregate(data: Buffer) -> tuple[int, tuple[int, ...]]:
 
 
 @attrs.frozen
+class LockdownList(Layout, size=512):
+    """What can be prohibited by Lockdown, or is (LID 14h; Base 2.1, 5.1.12.1.20)."""
+
+    cfila: int = uint(0, 1)
+    """Scope in bits 3:0, contents in bits 5:4, as in the command."""
+    lngth: int = uint(3, 1)
+    cfil: bytes = raw(4, 508)
+
+    @property
+    def identifiers(self) -> tuple[int, ...]:
+        """Opcodes, or feature identifiers."""
+        return tuple(self.cfil[: self.lngth])
+
+
+@attrs.frozen
 class BootPartitionHeader(Layout, size=16):
     """Header of the boot partition log (LID 15h; Base 2.1, 5.1.12.1.21); the partition follows."""
 

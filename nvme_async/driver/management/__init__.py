@@ -11,6 +11,13 @@ the caller's loop. They raise CommandError and its subclasses if the controller 
 ManagementError if it executed the operation without success.
 """
 
+from nvme_async.driver.management.boot import (
+    BootPartitions,
+    activate_boot_partition,
+    boot_partitions,
+    read_boot_partition,
+    write_boot_partition,
+)
 from nvme_async.driver.management.firmware import (
     Activation,
     commit_firmware,
@@ -18,6 +25,7 @@ from nvme_async.driver.management.firmware import (
     update_firmware,
 )
 from nvme_async.driver.management.formats import find_format, format_namespace
+from nvme_async.driver.management.lockdown import LockdownScope, lock_down, locked_down
 from nvme_async.driver.management.logs import (
     persistent_event_bytes,
     persistent_event_log,
@@ -42,8 +50,12 @@ from nvme_async.driver.management.waiting import Progress
 
 __all__ = [
     "Activation",
+    "BootPartitions",
+    "LockdownScope",
     "Progress",
+    "activate_boot_partition",
     "attach_namespace",
+    "boot_partitions",
     "commit_firmware",
     "create_namespace",
     "delete_namespace",
@@ -53,8 +65,11 @@ __all__ = [
     "find_format",
     "format_namespace",
     "lba_status",
+    "lock_down",
+    "locked_down",
     "persistent_event_bytes",
     "persistent_event_log",
+    "read_boot_partition",
     "read_log",
     "read_typed_log",
     "receive_security",
@@ -64,4 +79,5 @@ __all__ = [
     "send_security",
     "telemetry_log",
     "update_firmware",
+    "write_boot_partition",
 ]

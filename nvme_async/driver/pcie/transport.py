@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -21,8 +22,18 @@ from nvme_async.driver.pcie.registers import Registers, check_supported
 from nvme_async.driver.recovery import RETRYABLE
 from nvme_async.driver.steps import Degraded, Step
 from nvme_async.driver.transport import Owner, Transport
-from nvme_async.errors import ConfigurationError, ControllerFatal, ControllerTimeout, DeviceTimeout, NvmeError
+from nvme_async.errors import (
+    ConfigurationError,
+    ControllerError,
+    ControllerFatal,
+    ControllerTimeout,
+    DeviceTimeout,
+    NvmeError,
+)
 from nvme_async.runtime.tasks import in_thread
+from nvme_async.spec import commands
+from nvme_async.spec.identify import Ctratt
+from nvme_async.spec.opcodes import Feature
 from nvme_async.spec.registers import Cap, Vs
 
 log: logging.Logger = logging.getLogger("nvme_async")
@@ -94,6 +105,7 @@ class PcieTransport(PooledTransport):
             Step(_DOORBELL_BUFFERS, lambda: self._shadow_doorbells(degraded, _DOORBELL_BUFFERS in lost)),
             Step("I/O queue pairs", lambda: self.queues.create_all(degraded)),
             Step("Host Memory Buffer", self._give_host_memory, self.host_memory.without),
+            Step("Host Identifier", self._identify_host, lambda: "the controller doesn't recognize this host"),
         ]
 
     async def _reset_function(self) -> None:
@@ -115,6 +127,16 @@ class PcieTransport(PooledTransport):
             await self.call(self.device.reset)
             await self.call(self.queues.maker.set_vectors_again)
             await self.registers.disable(self.cap)
+
+    async def _identify_host(self) -> None:
+        """If the option names this host (Base 2.1, 5.1.25.2.8). A reset ends it."""
+        owner = self._owner
+        if not owner.options.hostid:
+            return
+        if Ctratt.HOST_ID_128 not in owner.identify.attributes:
+            raise ControllerError(f"{self.uri}: the controller has no host identifiers of 128 bits")
+        identifier = uuid.UUID(owner.options.hostid).bytes
+        await owner._submit_admin(commands.set_features(Feature.HOST_IDENTIFIER, 1), identifier)
 
     async def _give_host_memory(self) -> None:
         assert self.memory is not None
