@@ -1,4 +1,4 @@
-"""Each feature through Get and Set Features: current, default, saved, capabilities; set and saved."""
+"""Each feature through Get and Set Features: current, default, saved, capabilities; set, saved."""
 
 from __future__ import annotations
 
