@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
@@ -139,7 +140,8 @@ class Run:
                         await self._phase(workers)
                     await self._stop_all()
                     self._eta.clear()
-                    self._write_logs()
+                    # In a thread: a job process may wait for this loop, to give its lease back.
+                    await asyncio.to_thread(self._write_logs)
                     return Outcome(self._collect(), self._interrupted)
                 finally:
                     await self._stop_all()
@@ -262,7 +264,14 @@ class Run:
                 )
                 self._watches[id(worker.job)] = watch
             worker.on_done = wake
-        await asyncio.gather(*(asyncio.to_thread(worker.prepare) for worker in workers))
+        # Threads of their own: they wait for processes, and the owner answers those in the
+        # loop's threads.
+        loop = asyncio.get_running_loop()
+        threads = ThreadPoolExecutor(len(workers), "fio-prepare")
+        try:
+            await asyncio.gather(*(loop.run_in_executor(threads, worker.prepare) for worker in workers))
+        finally:
+            threads.shutdown(wait=False)
         self._start_due(workers)
         running = list(workers)
         tick = min([_TICK, *(worker.histogram_log.every / 2 for worker in workers if worker.histogram_log)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -10,12 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nvme_async.fio.main import main
+from nvme_async.fio.processes import ProcessWorker
+from nvme_async.fio.run import Run
 from nvme_async.native._fio import Histogram
 
 URI = "emulated:size=16MiB,block=4096"
@@ -48,6 +52,34 @@ def test_jobs_are_processes_whose_results_logs_and_verify_are_as_ever(
     ]
     assert len((tmp_path / "l_lat.2.log").read_text().splitlines()) >= 64
     assert "reset" not in caplog.text  # sharing needs none: the device was opened for it
+
+
+def test_leases_are_answered_while_processes_write_their_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that gives its lease back waits for the owner's loop, and can't write meanwhile."""
+    asked, write = [], ProcessWorker.write_logs
+
+    def watched(self: ProcessWorker) -> None:
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()
+        asked.append(self.number)
+        write(self)
+
+    monkeypatch.setattr(ProcessWorker, "write_logs", watched)
+    bench("--name=j", "--rw=randread", "--number_ios=10", "--numjobs=2")
+    assert sorted(asked) == [1, 2]
+
+
+def test_more_processes_than_the_loop_has_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for the owner, which uses the loop's threads to answer."""
+    run = Run.run
+
+    async def narrow(self: Run) -> Any:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        return await run(self)
+
+    monkeypatch.setattr(Run, "run", narrow)
+    jobs = bench("--name=j", "--rw=randread", "--number_ios=10", "--numjobs=2")
+    assert [job["error"] for job in jobs] == [0, 0]
 
 
 def start(*arguments: str) -> tuple[subprocess.Popen[str], list[int]]:
