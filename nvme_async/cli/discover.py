@@ -48,6 +48,7 @@ _SERVICE = (
     click.option("-C", "--dhchap-ctrl-secret", default="", metavar="DHHC-1:…", help="Secret of the service."),
     click.option("-g", "--hdr-digest", is_flag=True, help="Protect PDU headers with CRC32C."),
     click.option("-G", "--data-digest", is_flag=True, help="Protect PDU data with CRC32C."),
+    click.option("--tls", is_flag=True, help="Refused, with the alternatives: TLS is not supported."),
 )
 
 

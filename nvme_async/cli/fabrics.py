@@ -20,6 +20,7 @@ _HOST = (
     "dhchap_ctrl_secret",
     "hdr_digest",
     "data_digest",
+    "tls",
     "host_memory",
     "apst_latency_us",
 )
@@ -41,6 +42,7 @@ def _options() -> list[click.Option]:
         click.Option(["--dhchap-ctrl-secret"], metavar="DHHC-1:…", help="Secret of the controller."),
         click.Option(["--hdr-digest"], is_flag=True, help="Protect PDU headers with CRC32C."),
         click.Option(["--data-digest"], is_flag=True, help="Protect PDU data with CRC32C."),
+        click.Option(["--tls"], is_flag=True, help="Refused, with the alternatives: TLS is not supported."),
         click.Option(
             ["--host-memory"],
             type=click.IntRange(0),

@@ -66,3 +66,12 @@ def test_every_command_with_a_device_has_them():
         if takes_device and not any("--traddr" in one.opts for one in command.params):
             without.append(name)
     assert not without
+
+
+def test_tls_is_refused_with_what_to_do_instead(target):
+    words = ("--traddr", "127.0.0.1", "--trsvcid", target, "--nqn", NQN, "--tls")
+    for command in (("id-ctrl", *words), ("discover", "-a", "127.0.0.1", "-s", target, "--tls")):
+        done = CliRunner().invoke(cli, command)
+        assert done.exit_code
+        assert "over TLS is not supported" in str(done.exception)
+        assert "dhchap_secret" in str(done.exception)
