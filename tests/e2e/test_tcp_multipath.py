@@ -168,7 +168,6 @@ async def test_a_lost_path_under_load_costs_no_error_and_comes_back(target, reco
             rounds += 1
         await task
         assert load.transient == 0
-        assert sum(path["failovers"] for path in shown(controller)) > 0
         record_property("longest_gap_s", round(load.gap, 4))
         assert controller.resets == 0
         before = sent(controller)
@@ -264,7 +263,7 @@ async def test_a_write_of_a_lost_path_is_not_sent_there_again(target):
         its = 0 if sent(controller)[0] > before[0] else 1
         target.tcp_port(its, is_open=False)
         await asyncio.wait_for(first, 20)
-        assert shown(controller)[its]["failovers"] == 1
+        assert shown(controller)[its]["failovers"] >= 1
         await namespace.write(7, b"new".ljust(size))
         target.tcp_port(its, is_open=True)
         await eventually(lambda: {path["state"] for path in shown(controller)} == {"ready"})
