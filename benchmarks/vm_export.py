@@ -65,6 +65,7 @@ def kernels(address: str) -> Iterator[Path]:
 def exported(address: str, queues: int) -> Iterator[Path]:
     """Ours."""
     bind(address, "vfio-pci")
+    subprocess.run(["modprobe", "ublk_drv"], check=True)
     words = [sys.executable, "-m", "nvme_async", "export", f"pci:{address}", "--queues", str(queues)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
