@@ -18,7 +18,13 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("setup.py", "tests/native/probe/_probe.pyx", "ext/hotpath/prp.h", "ext/hotpath/layout.h")
+SOURCES = (
+    "setup.py",
+    "tests/native/probe/_probe.pyx",
+    "ext/hotpath/prp.h",
+    "ext/hotpath/waiting.h",
+    "ext/hotpath/layout.h",
+)
 
 
 def built() -> Path:

@@ -181,9 +181,10 @@ static __attribute__((noinline, unused)) void nvb_fill_any(struct nvq *q, struct
         (void)nvb_post(q, slots, b, b->next++, b->bounced ? &b->pieces[--b->n_pieces] : NULL);
 }
 
-/* Posts as many elements as depth and free ids allow, leaving `keep` ids to others. Returns how
- * many. No doorbell is rung. */
-static inline uint32_t nvb_fill(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep)
+/* Posts as many elements as depth and free ids allow, `most` at a time, leaving `keep` ids to
+ * others. Returns how many. No doorbell is rung. */
+static inline uint32_t nvb_fill_part(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep,
+                                     uint32_t most)
 {
     uint32_t count = b->n - b->next;
     if (b->stopped || b->out >= b->depth || q->n_free <= keep)
@@ -192,6 +193,8 @@ static inline uint32_t nvb_fill(struct nvq *q, struct nvb_slot *slots, struct nv
         count = b->depth - b->out;
     if (count > q->n_free - keep)
         count = q->n_free - keep;
+    if (count > most)
+        count = most;
     if (!count)
         return 0;
     if (b->one_page && !q->latency) {
@@ -210,6 +213,12 @@ static inline uint32_t nvb_fill(struct nvq *q, struct nvb_slot *slots, struct nv
         nvb_fill_any(q, slots, b, count);
     }
     return count;
+}
+
+/* nvb_fill_part() without a limit. Returns how many. */
+static inline uint32_t nvb_fill(struct nvq *q, struct nvb_slot *slots, struct nvb_batch *b, uint32_t keep)
+{
+    return nvb_fill_part(q, slots, b, keep, UINT32_MAX);
 }
 
 /* Delivers one element's completion, which nvq_reap() has recorded: status, data, bounce piece;
@@ -285,6 +294,8 @@ static inline void nvb_settle(struct nvq *q, struct nvb_slot *slots, struct nvb_
         nvb_settle_any(q, slots, b, n);
 }
 
+#define NVB_PARTS 4u /* turns in which a batch fills an idle controller's queue */
+
 enum nvb_why {
     NVB_DONE,     /* every element is */
     NVB_SLICE,    /* enough for one go */
@@ -307,9 +318,13 @@ static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struc
     /* Ring for a part of the depth at a time, so that the controller works on one part while the
      * next is prepared. */
     const uint32_t portion = b->depth > 16 ? b->depth / 4 : b->depth > 3 ? 4 : 1;
+    /* A controller that has nothing to do begins with the first of them, if it is waited for:
+     * one that works off all that was rung before it completes any would keep the host waiting
+     * for the whole depth. */
+    const unsigned in_parts = bound && b->depth > 3 && q->n_armed == q->n_unrung ? NVB_PARTS : 0;
     *ring = 0;
     for (unsigned turn = 1;; turn++) {
-        if (nvb_fill(q, slots, b, keep) || q->n_unrung)
+        if (nvb_fill_part(q, slots, b, keep, turn <= in_parts ? portion : UINT32_MAX) || q->n_unrung)
             if (q->n_unrung >= portion || b->next == b->n || b->out == q->n_unrung || turn % 4 == 0)
                 *ring |= nvq_ring_sq(q) ? 1 : 0;
         const unsigned reaped = nvq_reap(q, 64);
@@ -344,7 +359,7 @@ static inline enum nvb_why nvb_pump(struct nvq *q, struct nvb_slot *slots, struc
             quiet_since = now;
         if (now - quiet_since >= bound) {
             if (bound)
-                nvw_budget_learn(budget, 4 * bound);
+                nvw_budget_in_vain(budget, bound);
             return NVB_QUIET;
         }
     }

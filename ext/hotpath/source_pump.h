@@ -84,7 +84,7 @@ nvq_source_go(struct nvq_source *source, const struct nvq_source_face *face, str
             quiet_since = now;
         if (now - quiet_since >= bound) {
             if (bound)
-                nvw_budget_learn(budget, 4 * bound);
+                nvw_budget_in_vain(budget, bound);
             face->before_sleep(self);
             return NVB_QUIET;
         }

@@ -55,7 +55,8 @@ enum nvw_mode {
 /*
  * A spin budget: how long to spin for a completion before doing something else. Learnt: twice what
  * it took of late until one came, and no more than limit_ns. Where that was never enough there is
- * no spin at all, but for a probe.
+ * no spin at all, but for a probe; a probe that finds something is followed by a spin, so that a
+ * few long waits don't make it sleep for hundreds of short ones.
  */
 struct nvw_budget {
     uint64_t limit_ns;
@@ -75,7 +76,17 @@ static inline uint64_t nvw_budget_ns(struct nvw_budget *b)
 /* Called after each spin, with what it took. */
 static inline void nvw_budget_learn(struct nvw_budget *b, uint64_t ns)
 {
+    if (ns <= b->limit_ns && b->gap_ns > b->limit_ns)
+        b->gap_ns = b->limit_ns;
     b->gap_ns = (b->gap_ns * 7 + ns) >> 3;
+}
+
+/* Called instead if nothing came within `bound`. Most waits that are longer than a short bound are
+ * not much longer; one that is longer than the limit is no reason to stop at once. */
+static inline void nvw_budget_in_vain(struct nvw_budget *b, uint64_t bound)
+{
+    const uint64_t ns = 4 * bound;
+    nvw_budget_learn(b, ns < 2 * b->limit_ns ? ns : 2 * b->limit_ns);
 }
 
 struct nvw_waiting {

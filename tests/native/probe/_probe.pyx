@@ -28,6 +28,34 @@ cdef extern from "hotpath/layout.h":
         uint16_t sqhd, sqid, cid, status
 
 
+cdef extern from "hotpath/waiting.h":
+    ctypedef struct nvw_budget "struct nvw_budget":
+        uint64_t limit_ns
+
+    uint64_t nvw_budget_ns(nvw_budget *budget)
+    void nvw_budget_learn(nvw_budget *budget, uint64_t ns)
+    void nvw_budget_in_vain(nvw_budget *budget, uint64_t bound)
+
+
+def spin_bounds(uint64_t limit_ns, waits):
+    """How long it is spun for before each of these waits (nanoseconds), by a spin budget with
+    that limit.
+    """
+    cdef nvw_budget budget
+    cdef uint64_t bound, wait
+    memset(&budget, 0, sizeof(budget))
+    budget.limit_ns = limit_ns
+    bounds = []
+    for wait in waits:
+        bound = nvw_budget_ns(&budget)
+        bounds.append(bound)
+        if bound and wait <= bound:
+            nvw_budget_learn(&budget, wait)
+        elif bound:
+            nvw_budget_in_vain(&budget, bound)
+    return bounds
+
+
 def build_prp(uint64_t iova, uint64_t nbytes, list_buffer, uint64_t list_iova):
     """(prp1, prp2) for nbytes at iova; list entries go to list_buffer, whose device address is
     list_iova. ValueError: the list is too short.
