@@ -71,6 +71,10 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint16_t hmb_entries
         uint32_t fused_blocks
         uint8_t copy_formats
+        unsigned fdp_handles
+        unsigned fdp_groups
+        uint64_t fdp_unit_nbytes
+        unsigned streams
     enum: EMU_MAX_CHANNELS
     struct emu_timing:
         uint64_t latency_ns

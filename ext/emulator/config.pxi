@@ -57,6 +57,8 @@ cdef int fill_extras(emu_extras *to, config, list keep) except -1:
     to.hmb_nbytes, to.hmb_min_nbytes = extras.host_memory, extras.host_memory_min
     to.hmb_entry_nbytes, to.hmb_entries = extras.host_memory_entry, extras.host_memory_entries
     to.fused_blocks = extras.fused
+    to.fdp_handles, to.fdp_groups, to.fdp_unit_nbytes = extras.fdp, extras.fdp_groups, extras.fdp_unit
+    to.streams = extras.streams
     to.copy_formats = sum(1 << form for form in extras.copy_formats)
     return 0
 

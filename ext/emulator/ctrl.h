@@ -16,6 +16,9 @@
 #define EMU_MAX_IO_QUEUES 64
 #define EMU_MAX_VECTORS 65
 #define EMU_MAX_NAMESPACES 16
+#define EMU_MAX_HANDLES 128u /* reclaim unit handles */
+#define EMU_MAX_GROUPS 16u   /* reclaim groups */
+#define EMU_MAX_STREAMS 256u
 #define EMU_DOORBELL_OFFSET 0x1000 /* of the doorbells in BAR0; CAP.DSTRD is 0 */
 #define EMU_BAR0_SIZE 0x2000
 
@@ -67,6 +70,9 @@ struct emu_extras {
     uint16_t hmb_entries;      /* most descriptor entries; 0: no limit */
     uint32_t fused_blocks;   /* Compare and Write: its largest number of blocks; 0: not offered */
     uint8_t copy_formats;    /* OCFS; bit 0 is always set */
+    unsigned fdp_handles, fdp_groups; /* Flexible Data Placement: reclaim unit handles (0: not offered), groups */
+    uint64_t fdp_unit_nbytes; /* of a reclaim unit */
+    unsigned streams;         /* MSL */
 };
 
 #define EMU_MAX_CHANNELS 256

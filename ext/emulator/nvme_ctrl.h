@@ -179,6 +179,8 @@ struct op {
     uint64_t started, due;
 };
 
+#include "nvme_extra.h"
+
 struct ns {
     uint32_t nsid;
     uint8_t lbads;
@@ -200,9 +202,10 @@ struct ns {
     size_t bad_nbytes;
     uint64_t n_bad; /* bits set; 0 is the fast path */
     struct reservation resv;
+    unsigned n_handles; /* placement handles */
+    uint16_t handles[EMU_MAX_HANDLES];
+    struct streams streams;
 };
-
-#include "nvme_extra.h"
 
 struct error_entry {
     uint64_t count;

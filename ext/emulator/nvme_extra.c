@@ -18,6 +18,12 @@ const char *extras_objection(const struct emu_config *config)
     if (extras->hmb_nbytes % 4096 || extras->hmb_min_nbytes % 4096 || extras->hmb_entry_nbytes % 4096 ||
         extras->hmb_min_nbytes > extras->hmb_nbytes)
         return "the sizes of the host memory buffer must be multiples of 4 KiB, the minimum at most the preferred one";
+    if (extras->fdp_handles &&
+        (extras->fdp_handles > EMU_MAX_HANDLES || extras->fdp_groups < 1 || extras->fdp_groups > EMU_MAX_GROUPS ||
+         extras->fdp_unit_nbytes < 4096 || extras->fdp_unit_nbytes % 4096))
+        return "at most 128 reclaim unit handles and 16 reclaim groups, of reclaim units of whole 4 KiB, are supported";
+    if (extras->streams > EMU_MAX_STREAMS)
+        return "at most 256 streams are supported";
     const char *objection = power_objection(extras);
     return objection ? objection : boot_objection(extras);
 }
@@ -27,6 +33,7 @@ void extras_init(struct emu_ctrl *ctrl)
     if (ctrl->config.extras.path)
         ctrl->config.extras.path = strdup(ctrl->config.extras.path); /* the caller's goes */
     firmware_init(ctrl);
+    fdp_enable(ctrl, ctrl->config.extras.fdp_handles);
     for (uint32_t group = 1; group <= ctrl->config.extras.ana_groups; group++)
         ctrl->extras.ana.states[group] = ANA_OPTIMIZED;
 }
@@ -53,6 +60,7 @@ void extras_reset(struct emu_ctrl *ctrl)
     hmb_reset(ctrl);
     power_reset(ctrl);
     memset(&ctrl->extras.timing, 0, sizeof(ctrl->extras.timing));
+    directives_reset(ctrl);
     free(ctrl->extras.persistent.context);
     ctrl->extras.persistent.context = NULL;
     persistent_add(ctrl, PEL_RESET, event, sizeof(event));
@@ -99,6 +107,8 @@ static const struct {
     {ADMIN_NS_MANAGEMENT, 3, 1 | 1u << 1 | 1u << 3 | 2u << 16},
     {ADMIN_NS_ATTACHMENT, 3, 1 | 1u << 3 | 2u << 16},
     {ADMIN_SELF_TEST, 4, 1},
+    {ADMIN_DIRECTIVE_SEND, 5, 1},
+    {ADMIN_DIRECTIVE_RECEIVE, 5, 1},
     {ADMIN_LBA_STATUS, 9, 1},
     {ADMIN_LOCKDOWN, 10, 1},
 };
@@ -114,6 +124,8 @@ static bool offered(const struct emu_extras *extras, uint8_t oacs)
         return extras->capacity;
     case 4:
         return extras->self_test;
+    case 5:
+        return extras->streams || extras->fdp_handles;
     case 10:
         return extras->lockdown;
     default:
@@ -148,6 +160,10 @@ uint16_t extras_admin(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_
         return admin_sanitize(ctrl, sqe);
     case ADMIN_LBA_STATUS:
         return admin_lba_status(ctrl, sqe);
+    case ADMIN_DIRECTIVE_SEND:
+        return admin_directive_send(ctrl, sqe);
+    case ADMIN_DIRECTIVE_RECEIVE:
+        return admin_directive_receive(ctrl, sqe, result);
     case ADMIN_LOCKDOWN:
         return admin_lockdown(ctrl, sqe);
     default:
@@ -209,7 +225,7 @@ void extras_identify(const struct emu_ctrl *ctrl, uint8_t *p)
         put32(p, 348, extras->ana_groups);
     }
     if (extras->endurance) {
-        ctratt |= 1u << 4;
+        ctratt |= 1u << 4 | (extras->fdp_handles ? 1u << 19 : 0);
         put16(p, 340, 1); /* ENDGIDMAX */
     }
     if (extras->persistent_events)
@@ -245,6 +261,11 @@ bool extras_log_offered(const struct emu_ctrl *ctrl, uint8_t lid)
         return extras->boot_nbytes;
     case LOG_CHANGED_ZONES:
         return extras->zoned;
+    case LOG_FDP_CONFIGURATIONS:
+    case LOG_FDP_USAGE:
+    case LOG_FDP_STATISTICS:
+    case LOG_FDP_EVENTS:
+        return extras->fdp_handles;
     default:
         return false;
     }
@@ -285,6 +306,11 @@ uint8_t *extras_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *n
         return lba_status_page(ctrl, nbytes);
     case LOG_CHANGED_ZONES:
         return zones_changed_page(ctrl, sqe, nbytes, status);
+    case LOG_FDP_CONFIGURATIONS:
+    case LOG_FDP_USAGE:
+    case LOG_FDP_STATISTICS:
+    case LOG_FDP_EVENTS:
+        return fdp_page(ctrl, sqe, nbytes, status);
     case LOG_LOCKDOWN:
         return lockdown_page(ctrl, sqe, nbytes, status);
     case LOG_BOOT_PARTITION:

@@ -73,6 +73,23 @@ struct ana {
     uint64_t changes[EMU_MAX_NAMESPACES + 1], change;
 };
 
+/* Of a namespace (nvme_directives.c). */
+struct streams {
+    bool enabled;
+    uint16_t allocated, n;
+    uint16_t open[EMU_MAX_STREAMS]; /* oldest first */
+};
+
+/* Flexible Data Placement (nvme_fdp.c), of reclaim unit `handle * EMU_MAX_GROUPS + group`. */
+struct fdp {
+    bool enabled;
+    uint64_t left[EMU_MAX_HANDLES * EMU_MAX_GROUPS]; /* bytes until it is full */
+    uint8_t filters[EMU_MAX_HANDLES];                /* which events a reclaim unit handle logs */
+    uint64_t written, erased;
+    uint64_t n_events[2]; /* ever: the controller's, hosts' */
+    uint8_t events[2][63][64];
+};
+
 /* Of Set Features with SV: features that were saved, by identifier. */
 struct saved_features {
     uint64_t bits[4];
@@ -92,6 +109,7 @@ struct boot {
 };
 
 struct extras {
+    struct fdp fdp;
     struct lockdown lockdown;
     struct boot boot;
     struct saved_features saved;

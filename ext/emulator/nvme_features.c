@@ -58,6 +58,10 @@ static int change_capabilities(const struct emu_ctrl *ctrl, uint8_t fid)
         return ctrl->config.extras.lba_status ? (int)CHANGEABLE : -1;
     case FEAT_ENDURANCE:
         return ctrl->config.extras.endurance ? (int)CHANGEABLE : -1;
+    case FEAT_FDP:
+        return ctrl->config.extras.fdp_handles ? (int)(CHANGEABLE | SAVEABLE) : -1;
+    case FEAT_FDP_EVENTS:
+        return ctrl->config.extras.fdp_handles ? (int)(CHANGEABLE | NS_SPECIFIC) : -1;
     case FEAT_COMMAND_SET:
         return CC_CSS(ctrl->cc) == CC_CSS_ALL ? (int)CHANGEABLE : -1;
     case FEAT_WRITE_CACHE:
@@ -199,6 +203,10 @@ static uint16_t get_current(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
         return power_get_autonomous(ctrl, sqe, true, result);
     case FEAT_HOST_MEMORY:
         return hmb_get(ctrl, sqe, true, result);
+    case FEAT_FDP:
+        return fdp_get_mode(ctrl, sqe, result);
+    case FEAT_FDP_EVENTS:
+        return fdp_get_events(ctrl, sqe, result);
     case FEAT_HOST_ID:
         *result = ctrl->hostid_extended;
         return copy_to_host(ctrl, sqe, ctrl->hostid, sqe->cdw11 & 1 ? 16 : 8);
@@ -382,6 +390,10 @@ static uint16_t set_feature(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
         return set_plain(ctrl, fid, value, 0xffffffff);
     case FEAT_ENDURANCE:
         return (value & 0xffff) != 1 ? SC_INVALID_FIELD : set_plain(ctrl, fid, value, 0xffffff);
+    case FEAT_FDP:
+        return fdp_set_mode(ctrl, sqe);
+    case FEAT_FDP_EVENTS:
+        return fdp_set_events(ctrl, sqe);
     case FEAT_QUEUES:
         return set_queues(ctrl, value, result);
     case FEAT_COALESCING:

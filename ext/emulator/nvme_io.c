@@ -126,10 +126,8 @@ static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, co
     uint16_t status = extent_check(ctrl, ns, sqe, ctrl->mdts_nbytes, &e);
     if (UNLIKELY(status))
         return status;
-    if (UNLIKELY(sqe->cdw12 & CDW12_DTYPE)) { /* directives aren't offered */
-        ctrl->error_location = 50;
-        return SC_INVALID_FIELD;
-    }
+    if (UNLIKELY(sqe->cdw12 & CDW12_DTYPE) && (status = directive_check(ctrl, ns, sqe)))
+        return status;
     if (LIKELY(!ns->ms)) {
         status = prp_map(ctrl, sqe, e.nbytes, false, &n);
         if (UNLIKELY(status))
@@ -158,6 +156,10 @@ static uint16_t io_write(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, co
     if (ns->media.kind != EMU_MEDIUM_NULL)
         ctrl->moved += e.nbytes;
     ctrl->blocks_written += e.nbytes >> 9;
+    if (UNLIKELY(ns->n_handles))
+        fdp_write(ctrl, ns, sqe, e.nbytes);
+    if (UNLIKELY(ns->streams.enabled) && CDW12_DTYPE_OF(sqe->cdw12) == DIRECTIVE_STREAMS)
+        streams_write(ctrl, ns, sqe);
     return durable(ctrl, ns, sq, sqe, e.offset, e.nbytes);
 }
 
@@ -291,6 +293,10 @@ uint16_t io_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
     case IO_RESV_ACQUIRE:
     case IO_RESV_RELEASE:
         return io_reservation(ctrl, ns, sqe);
+    case IO_MANAGEMENT_RECEIVE:
+        return ctrl->config.extras.fdp_handles ? io_management_receive(ctrl, ns, sqe) : SC_INVALID_OPCODE;
+    case IO_MANAGEMENT_SEND:
+        return ctrl->config.extras.fdp_handles ? io_management_send(ctrl, ns, sqe) : SC_INVALID_OPCODE;
     default:
         return ns->zones && CC_CSS(ctrl->cc) == CC_CSS_ALL ? io_zoned(ctrl, sq, ns, sqe, result) : SC_INVALID_OPCODE;
     }

@@ -98,6 +98,10 @@ static unsigned effects_page(const struct emu_ctrl *ctrl, uint8_t *p)
         put32(p, 1024 + plain[i] * 4u, CSUPP);
     for (unsigned i = 0; i < sizeof(writes); i++)
         put32(p, 1024 + writes[i] * 4u, CSUPP | LBCC);
+    if (ctrl->config.extras.fdp_handles) {
+        put32(p, 1024 + IO_MANAGEMENT_RECEIVE * 4u, CSUPP);
+        put32(p, 1024 + IO_MANAGEMENT_SEND * 4u, CSUPP);
+    }
     return 4096;
 }
 
@@ -135,6 +139,10 @@ static unsigned features_page(const struct emu_ctrl *ctrl, uint8_t *p)
         put32(p, FEAT_LBA_STATUS * 4u, 1u | 1u << 21);
     if (ctrl->config.extras.endurance)
         put32(p, FEAT_ENDURANCE * 4u, 1u | 1u << 22);
+    if (ctrl->config.extras.fdp_handles) {
+        put32(p, FEAT_FDP * 4u, 1u | 1u << 22);
+        put32(p, FEAT_FDP_EVENTS * 4u, 1u | 1u << 20);
+    }
     return 1024;
 }
 

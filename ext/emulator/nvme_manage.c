@@ -61,6 +61,11 @@ static uint16_t create(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32
         .extended = flbas & 0x10,
         .medium = ctrl->config.extras.medium,
     };
+    uint16_t n_handles, handles[EMU_MAX_HANDLES];
+    memcpy(&n_handles, page + 392, 2); /* NPHNDLS, and the list */
+    memcpy(handles, page + 512, sizeof(handles));
+    if ((status = fdp_check_handles(ctrl, n_handles, handles)))
+        return status;
     if (config.nbytes > capacity_left(ctrl)) {
         *result = 0;
         return SC_NS_CAPACITY;
@@ -80,6 +85,7 @@ static uint16_t create(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32
         snprintf(ctrl->message, sizeof(ctrl->message), "%s", err);
         return SC_INTERNAL;
     }
+    fdp_assign_handles(ctrl, ns, n_handles, handles);
     ns->nblocks = nsze;
     ns->nbytes = nsze * format->block_size;
     ctrl->detached[nsid - 1] = ns;

@@ -117,6 +117,27 @@ uint16_t ana_status(const struct emu_ctrl *ctrl, const struct ns *ns);
 uint8_t *ana_page(const struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes);
 int ana_set(struct emu_ctrl *ctrl, uint32_t group, uint8_t state);
 
+/* nvme_fdp.c */
+void fdp_enable(struct emu_ctrl *ctrl, bool enabled);
+uint16_t fdp_check_handles(const struct emu_ctrl *ctrl, unsigned n, const uint16_t *list);
+void fdp_assign_handles(const struct emu_ctrl *ctrl, struct ns *ns, unsigned n, const uint16_t *list);
+uint8_t fdp_event_bit(uint8_t type);
+void fdp_write(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe, uint64_t nbytes);
+uint8_t *fdp_page(const struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes, uint16_t *status);
+uint16_t fdp_set_mode(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+uint16_t fdp_get_mode(const struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result);
+uint16_t fdp_set_events(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+uint16_t fdp_get_events(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result);
+uint16_t io_management_receive(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe);
+uint16_t io_management_send(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe);
+
+/* nvme_directives.c */
+void directives_reset(struct emu_ctrl *ctrl);
+uint16_t directive_check(struct emu_ctrl *ctrl, const struct ns *ns, const struct nvme_sqe *sqe);
+void streams_write(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe);
+uint16_t admin_directive_send(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+uint16_t admin_directive_receive(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result);
+
 /* nvme_hmb.c */
 void hmb_free(struct hmb *hmb);
 void hmb_reset(struct emu_ctrl *ctrl);

@@ -93,6 +93,7 @@ struct ns *ns_new(struct emu_ctrl *ctrl, uint32_t nsid, const struct emu_ns_conf
     ns->anagrpid = ctrl->config.extras.ana_groups ? (nsid - 1) % ctrl->config.extras.ana_groups + 1 : 0;
     ns->media.fd = ns->meta.fd = -1;
     resv_init(&ns->resv);
+    fdp_assign_handles(ctrl, ns, 0, NULL);
     name(ctrl, ns);
     if (config->path && !(ns->path = strdup(config->path))) {
         snprintf(err, 256, "namespace %u: out of memory", nsid);

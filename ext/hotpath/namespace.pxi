@@ -141,15 +141,18 @@ cdef class NamespaceCore:
             return self._moved("readinto", check_u64(lba, "lba"), buffer, fua, metadata, protect)
         return self.transfer("readinto", OPC_READ, READ_INTO, NVQ_TO_HOST, lba, buffer, fua)
 
-    def write(self, lba, data, *, bint fua=False, metadata=None, protect=None):
+    def write(self, lba, data, *, bint fua=False, metadata=None, protect=None, placement=None, stream=None):
         """Writes `data` (any buffer, a multiple of the block size) from `lba` on (NVM Command
-        Set 1.0, 3.2.6). fua: Force Unit Access.
+        Set 1.0, 3.2.6). fua: Force Unit Access. placement: a placement identifier; stream: of the
+        Streams directive.
 
         Memory that the device can access is read in place and must not be changed meanwhile; other
         memory is copied when the write starts. Cancelling it (wait_for, a task group) doesn't
         recall it: it may still be executed, also after a newer write to the same blocks was
         acknowledged. Await settled(lba, blocks) before writing them again.
         """
+        if placement is not None or stream is not None:
+            return self._directed(check_u64(lba, "lba"), data, fua, metadata, protect, placement, stream)
         if self.has_metadata or metadata is not None or protect is not None:
             return self._moved("write", check_u64(lba, "lba"), data, fua, metadata, protect)
         return self.transfer("write", OPC_WRITE, WRITE_FROM, NVQ_FROM_HOST, lba, data, fua)

@@ -74,6 +74,8 @@ class ByteAccess(NamespaceCore):
             fua: bool = False,
             metadata: BufferLike | None = None,
             protect: Protect | None = None,
+            placement: int | None = None,
+            stream: int | None = None,
         ) -> Coroutine[object, None, None]:
             """Writes `data` (a multiple of the block size) from `lba` on (NVM Command Set 1.0,
             3.2.6).
@@ -82,6 +84,12 @@ class ByteAccess(NamespaceCore):
             other memory is copied when the write starts. Cancelling doesn't recall the write: it
             may still be executed, also after a newer write to the same blocks was acknowledged.
             Await settled(lba, blocks) before writing them again.
+
+            placement: a placement identifier of the namespace (Flexible Data Placement), see
+            Namespace.placement. stream: an identifier of the Streams directive, 1 to 65535, see
+            Namespace.streams. ValueError for one that the namespace doesn't have,
+            ConfigurationError if the controller has no such directive: both before anything is
+            sent.
             """
 
         def compare(

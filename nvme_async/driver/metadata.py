@@ -41,6 +41,8 @@ class Plan:
     protect: Protect
     carries: bool
     act: bool
+    directive: tuple[int, int] = (0, 0)
+    """Type, and the value for it."""
 
     @classmethod
     def of(cls, method: str, form: Format, metadata: Any, protect: Protect | None) -> Plan:
@@ -80,7 +82,8 @@ class Plan:
             cdw3=fields["cdw3"],
             cdw10=lba & 0xFFFF_FFFF,
             cdw11=lba >> 32,
-            cdw12=blocks - 1 | fua << 30 | fields["cdw12"],
+            cdw12=blocks - 1 | fua << 30 | fields["cdw12"] | self.directive[0] << 20,
+            cdw13=self.directive[1] << 16,
             cdw14=fields["cdw14"],
             cdw15=fields["cdw15"],
             data_length=None,
@@ -220,11 +223,12 @@ async def move(
     fua: bool,
     metadata: Any,
     protect: Protect | None,
+    directive: tuple[int, int] = (0, 0),
 ) -> Any:
     """read(), readinto(), write() or compare() of a namespace with metadata: with as many
     commands as necessary, one after another.
     """
-    plan = Plan.of(method, await format_of(ns), metadata, protect)
+    plan = attrs.evolve(Plan.of(method, await format_of(ns), metadata, protect), directive=directive)
     size, extra = plan.format.size, plan.format.metadata
     result: bytearray | None = None
     if method == "read":

@@ -15,12 +15,15 @@ import attrs
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.batch import BatchError, Integers, Many, as_lbas
 from nvme_async.driver.context import ControllerContext
+from nvme_async.driver.directed import write_directed
 from nvme_async.driver.fused import compare_and_write
 from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits
 from nvme_async.driver.metadata import format_of, move
+from nvme_async.driver.placement import Placement
 from nvme_async.driver.protection import PRACT, Format, Protect
 from nvme_async.driver.range_commands import RangeCommands
 from nvme_async.driver.settling import settled
+from nvme_async.driver.streams import Streams
 from nvme_async.driver.transport import CommandQueue
 from nvme_async.errors import (
     CommandError,
@@ -72,6 +75,7 @@ class Namespace(RangeCommands):
         identify: Identify Namespace, with the specification's field names.
         identity: distinguishes it from any other namespace.
         controller: its controller.
+        placement: where data go (Flexible Data Placement). streams: the Streams directive.
 
     All methods that transfer data raise CommandError and its subclasses for errors that the
     controller reports (LbaOutOfRange, MediaError, …), ControllerError if the controller failed as a
@@ -90,6 +94,8 @@ class Namespace(RangeCommands):
     def __init__(self, controller: ControllerContext, nsid: int) -> None:
         self.controller = controller
         self._nsid = nsid
+        self.placement = Placement(self)
+        self.streams = Streams(self)
 
     def _update(self, identify: IdentifyNamespace, identity: NamespaceIdentity | None = None) -> bool:
         """Applies Identify; True if something relevant to I/O has changed. Requests that were
@@ -218,6 +224,21 @@ class Namespace(RangeCommands):
             return await self._slowly(geometry, method, (lba, what), options)
         geometry.check()
         return await move(self, geometry, method, lba, what, fua=fua, metadata=metadata, protect=protect)
+
+    def _directed(
+        self, lba: int, data: BufferLike, fua: bool, metadata: Any, protect: Protect | None, placement: Any, stream: Any
+    ) -> Coroutine[Any, Any, None]:
+        return write_directed(
+            self,
+            self.geometry,
+            lba,
+            data,
+            fua=fua,
+            metadata=metadata,
+            protect=protect,
+            placement=placement,
+            stream=stream,
+        )
 
     def _split(self, method: str, lba: int, what: Any, fua: bool) -> Coroutine[Any, Any, Any]:
         """More than one command may transfer: the parts run at the same time."""

@@ -72,6 +72,10 @@ class Extras:
             Read, Write, Compare, Zone Append, Verify and Write Zeroes; others complete at once.
         channels: commands that the medium works on at once, with latency, jitter or bandwidth.
         bandwidth: bytes per second between medium and host, 0 for no limit.
+        fdp: reclaim unit handles of Flexible Data Placement, 0 to 128; implies endurance.
+            fdp_groups: reclaim groups, 1 to 16; fdp_unit: bytes of a reclaim unit. Namespaces begin
+            with all handles.
+        streams: streams of the Streams directive (MSL), 0 to 256.
         copy_formats: Copy descriptor formats, as "0/1/2/3"; a plain drive has the first.
     """
 
@@ -107,16 +111,29 @@ class Extras:
     channels: int = attrs.field(default=32, validator=in_range(1, MAX_CHANNELS))
     bandwidth: int = attrs.field(default=0, validator=in_range(0, 1 << 40))
     copy_formats: tuple[int, ...] = (0,)
+    fdp: int = attrs.field(default=0, validator=in_range(0, 128))
+    fdp_groups: int = attrs.field(default=1, validator=in_range(1, 16))
+    fdp_unit: int = attrs.field(default=1 << 20, validator=in_range(4096, 1 << 40))
+    streams: int = attrs.field(default=0, validator=in_range(0, 256))
 
     def __attrs_post_init__(self) -> None:
         self._check_zones()
         self._check_host_memory()
         if self.boot % (128 << 10):
             raise ConfigurationError(f"boot={self.boot}: must be a multiple of {128 << 10}")
+        self._check_placement()
         if self.key_value and self.zoned:
             raise ConfigurationError("key_value=on and zoned=on exclude each other")
         if self.firmware_slots and not 2 <= self.firmware_slots <= 7:
             raise ConfigurationError(f"firmware_slots={self.firmware_slots}: must be 0 or 2 to 7")
+
+    def _check_placement(self) -> None:
+        if self.fdp_unit % 4096:
+            raise ConfigurationError(f"fdp_unit={self.fdp_unit}: must be a multiple of 4096")
+        if not self.fdp and (self.fdp_groups != 1 or self.fdp_unit != 1 << 20):
+            raise ConfigurationError("fdp_groups and fdp_unit need fdp=")
+        if self.fdp:
+            object.__setattr__(self, "endurance", True)
 
     def _check_host_memory(self) -> None:
         if self.host_memory_min == -1:
@@ -183,4 +200,8 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "channels": parse_int,
     "bandwidth": parse_size,
     "copy_formats": _parse_copy_formats,
+    "fdp": parse_int,
+    "fdp_groups": parse_int,
+    "fdp_unit": parse_size,
+    "streams": parse_int,
 }

@@ -110,6 +110,18 @@ class KeyExists(CommandError):
     """Key Exists, and must not be replaced (Key Value Command Set)."""
 
 
+class FdpDisabled(CommandError):
+    """Flexible Data Placement is disabled for the namespace's endurance group."""
+
+
+class InvalidPlacementHandles(CommandError):
+    """Invalid Placement Handle List: the namespace can't be created with it."""
+
+
+class StreamAllocationFailed(CommandError):
+    """Stream Resource Allocation Failed: no streams are left."""
+
+
 class ManagementError(NvmeError):
     """The controller executed a management operation without success. The message names it and
     explains the result.

@@ -316,6 +316,8 @@ class NamespaceCore:
         fua: bool = False,
         metadata: BufferLike | None = None,
         protect: Any = None,
+        placement: int | None = None,
+        stream: int | None = None,
     ) -> Coroutine[object, None, None]: ...
     def compare(
         self,

@@ -11,6 +11,7 @@ from nvme_async.spec._command import U8, U16, U32, Command, check, check_dwords
 from nvme_async.spec.opcodes import AdminOpcode, Feature, IoManagementOperation, NvmOpcode
 
 MAX_PLACEMENTS = 1 << 16
+MAX_PLACEMENT_HANDLES = 128
 
 
 def io_management_receive(nsid: int, operation: int, nbytes: int, specific: int = 0) -> Command:
@@ -45,6 +46,19 @@ def placement_list(placements: Sequence[int]) -> bytes:
         check("placement", placement, 0, U16)
     check("number of placements", len(placements), 1, MAX_PLACEMENTS)
     return struct.pack(f"<{len(placements)}H", *placements)
+
+
+def with_placement_handles(payload: bytes, handles: Sequence[int]) -> bytes:
+    """The payload of a Namespace Management that creates a namespace, with its list of placement
+    handles (NVM Command Set 1.1, 4.1.6): the reclaim unit handle of each.
+    """
+    for handle in handles:
+        check("reclaim unit handle", handle, 0, U16)
+    check("number of placement handles", len(handles), 0, MAX_PLACEMENT_HANDLES)
+    page = bytearray(payload.ljust(4096, b"\0"))
+    struct.pack_into("<H", page, 392, len(handles))
+    struct.pack_into(f"<{len(handles)}H", page, 512, *handles)
+    return bytes(page)
 
 
 def set_fdp(endurance_group: int, enabled: bool, configuration: int = 0, save: bool = False) -> Command:

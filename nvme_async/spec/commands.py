@@ -72,6 +72,7 @@ from nvme_async.spec._commands_nvm import (
     write_zeroes,
 )
 from nvme_async.spec._commands_placement import (
+    MAX_PLACEMENT_HANDLES,
     MAX_PLACEMENTS,
     get_fdp,
     get_fdp_events,
@@ -80,6 +81,7 @@ from nvme_async.spec._commands_placement import (
     reclaim_unit_handle_update,
     set_fdp,
     set_fdp_events,
+    with_placement_handles,
 )
 from nvme_async.spec._commands_zns import zone_append, zone_management_receive, zone_management_send
 
@@ -89,6 +91,7 @@ __all__ = [
     "MAX_COPY_RANGES",
     "MAX_DSM_RANGES",
     "MAX_PLACEMENTS",
+    "MAX_PLACEMENT_HANDLES",
     "SQE_SIZE",
     "Command",
     "CopySource",
@@ -142,6 +145,7 @@ __all__ = [
     "set_features",
     "verify",
     "virtualization_management",
+    "with_placement_handles",
     "write",
     "write_uncorrectable",
     "write_zeroes",

@@ -150,6 +150,7 @@ class CommandSpecificStatus(StatusCode):
     CONTROLLER_SUSPENDED = 0x39, "Controller Suspended"
     CONTROLLER_NOT_SUSPENDED = 0x3A, "Controller Not Suspended"
     CONTROLLER_DATA_QUEUE_FULL = 0x3B, "Controller Data Queue Full"
+    STREAM_ALLOCATION_FAILED = 0x7F, "Stream Resource Allocation Failed"
     CONFLICTING_ATTRIBUTES = 0x80, "Conflicting Attributes"
     INVALID_PROTECTION_INFORMATION = 0x81, "Invalid Protection Information"
     WRITE_TO_READ_ONLY_RANGE = 0x82, "Attempted Write to Read Only Range"

@@ -177,3 +177,22 @@ def test_a_missing_file_is_created_and_a_short_one_grows(tmp_path):
     assert file.read_bytes()[:4] == b"data"
     with pytest.raises(ConfigurationError, match="No such file"):
         EmulatedController(f"medium=file,path={tmp_path}/missing/disk,size=1MiB")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fdp=129", "fdp"),
+        ("fdp=2,fdp_groups=17", "fdp_groups"),
+        ("fdp=2,fdp_unit=5000", "fdp_unit=5000: must be a multiple of 4096"),
+        ("fdp_groups=2", "need fdp="),
+        ("streams=257", "streams"),
+    ],
+)
+def test_placement_options_have_limits(text, message):
+    with pytest.raises(ConfigurationError, match=message):
+        EmulatorConfig.parse(text)
+
+
+def test_placement_implies_an_endurance_group():
+    assert EmulatorConfig.parse("fdp=2").extras.endurance

@@ -312,6 +312,10 @@ def test_source_range_entries(form: int, expected: str) -> None:
 
 def test_placement_list() -> None:
     assert commands.placement_list([1, 0x8002]).hex() == "01000280"
+    page = commands.with_placement_handles(b"\1" * 392, [3, 0x102])
+    assert len(page) == 4096
+    assert page[390:396].hex() == "010102000000"
+    assert page[510:518].hex() == "0000030002010000"
 
 
 def test_reservation_payloads() -> None:

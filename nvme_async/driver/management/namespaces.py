@@ -35,6 +35,7 @@ async def create_namespace(
     ana_group: int = 0,
     nvm_set: int = 0,
     endurance_group: int = 0,
+    placement_handles: Sequence[int] = (),
     csi: int = 0,
     attach: bool = True,
 ) -> int:
@@ -44,6 +45,9 @@ async def create_namespace(
     blocks or nbytes: its size; capacity: blocks that may be in use, by default all. lbaf, or
     block_size and metadata: its LBA format, by default the first. attach=False: it is only
     allocated. If attaching fails, it is deleted again.
+
+    placement_handles: reclaim unit handles for its placement handles, in their order (Flexible Data
+    Placement); without them the controller chooses one.
     """
     if (blocks is None) == (nbytes is None):
         raise ConfigurationError("give either blocks or nbytes for the size of the namespace")
@@ -69,7 +73,8 @@ async def create_namespace(
         endgid=endurance_group,
     )
     command = commands.namespace_management(NamespaceManagementAction.CREATE, csi=csi)
-    nsid = (await controller.admin(command, description.encode())).dw0
+    payload = commands.with_placement_handles(description.encode(), placement_handles)
+    nsid = (await controller.admin(command, payload)).dw0
     if attach:
         try:
             await attach_namespace(controller, nsid)
