@@ -87,7 +87,7 @@ class ByteAccess(NamespaceCore):
 
             placement: a placement identifier of the namespace (Flexible Data Placement), see
             Namespace.placement. stream: an identifier of the Streams directive, 1 to 65535, see
-            Namespace.streams. ValueError for one that the namespace doesn't have,
+            Namespace.write_streams. ValueError for one that the namespace doesn't have,
             ConfigurationError if the controller has no such directive: both before anything is
             sent.
             """

@@ -25,7 +25,7 @@ class Directed(WithMetadata, Protocol):
     block_size: int
     has_metadata: bool
     placement: Placement
-    streams: Streams
+    write_streams: Streams
 
     async def _send(
         self, geometry: Geometry, command: Command, buffer: BufferLike | None = None, tag: int = 0
@@ -75,7 +75,7 @@ async def write_directed(
         directive = (DirectiveType.DATA_PLACEMENT, placement)
     else:
         assert stream is not None
-        ns.streams.check(stream)
+        ns.write_streams.check(stream)
         directive = (DirectiveType.STREAMS, stream)
 
     async def once() -> None:
@@ -88,7 +88,7 @@ async def write_directed(
     try:
         await once()
     except InvalidField:
-        if stream is None or not ns.streams.wanted or await ns.streams.enabled():
+        if stream is None or not ns.write_streams.wanted or await ns.write_streams.enabled():
             raise
-        await ns.streams.enable()
+        await ns.write_streams.enable()
         await once()

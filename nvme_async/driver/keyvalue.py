@@ -64,7 +64,22 @@ class KeyValueNamespace:
             raise ConfigurationError(
                 "this event loop shares another loop's queue pair, so it can only read and write blocks"
             )
-        return await queue.submit(command, buffer)
+        try:
+            return await queue.submit(command, buffer)
+        except CommandError as error:
+            # Opcodes have other names than those of the NVM command set, and there are no blocks.
+            raise type(error)(
+                error.sct,
+                error.sc,
+                dnr=error.dnr,
+                more=error.more,
+                crd=error.crd,
+                opcode=error.opcode,
+                nsid=error.nsid,
+                dw0=error.dw0,
+                text=error.text,
+                command=kv.KvOpcode(command.opcode).name.title(),
+            ) from None
 
     async def store(self, key: bytes, value: Buffer, *, must_exist: bool = False, must_not_exist: bool = False) -> None:
         """Stores a value under a key of 1 to 16 bytes; the arguments decide whether it may

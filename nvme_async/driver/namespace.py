@@ -75,7 +75,7 @@ class Namespace(RangeCommands):
         identify: Identify Namespace, with the specification's field names.
         identity: distinguishes it from any other namespace.
         controller: its controller.
-        placement: where data go (Flexible Data Placement). streams: the Streams directive.
+        placement: where data go (Flexible Data Placement). write_streams: the Streams directive.
 
     All methods that transfer data raise CommandError and its subclasses for errors that the
     controller reports (LbaOutOfRange, MediaError, …), ControllerError if the controller failed as a
@@ -95,7 +95,7 @@ class Namespace(RangeCommands):
         self.controller = controller
         self._nsid = nsid
         self.placement = Placement(self)
-        self.streams = Streams(self)
+        self.write_streams = Streams(self)
 
     def _update(self, identify: IdentifyNamespace, identity: NamespaceIdentity | None = None) -> bool:
         """Applies Identify; True if something relevant to I/O has changed. Requests that were

@@ -23,9 +23,9 @@ class Streamable(Protocol):
 
 
 class Streams:
-    """Data of the same lifetime, kept together by the controller: `namespace.streams`.
+    """Data of the same lifetime, kept together by the controller: `namespace.write_streams`.
 
-        await namespace.streams.enable()
+        await namespace.write_streams.enable()
         await namespace.write(lba, data, stream=7)
 
     Usable from any loop. ConfigurationError if the controller has no directives, or no streams.

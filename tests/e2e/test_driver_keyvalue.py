@@ -39,12 +39,12 @@ async def test_missing_and_existing_keys() -> None:
     async with nvme_async.open(ADDRESS, **FAST) as controller:
         values = await KeyValueNamespace.of(controller, 1)
         for call in (values.retrieve, values.delete):
-            with pytest.raises(KeyDoesNotExist):
+            with pytest.raises(KeyDoesNotExist, match=r"(Retrieve|Delete) on namespace 1: KV Key Does Not Exist"):
                 await call(b"nothing")
         with pytest.raises(KeyDoesNotExist):
             await values.store(b"nothing", b"x", must_exist=True)
         await values.store(b"k", b"x", must_not_exist=True)
-        with pytest.raises(KeyExists):
+        with pytest.raises(KeyExists, match="Store on namespace 1: Key Exists"):
             await values.store(b"k", b"y", must_not_exist=True)
         assert await values.retrieve(b"k") == b"x"
         with pytest.raises(ValueError, match="1 to 16"):

@@ -19,50 +19,50 @@ async def controller() -> AsyncIterator[nvme_async.Controller]:
 
 async def test_writes_open_streams_until_they_are_released(controller: nvme_async.Controller) -> None:
     ns = controller.namespaces[1]
-    assert not await ns.streams.enabled()
+    assert not await ns.write_streams.enabled()
     with pytest.raises(InvalidField):  # enable() comes first
         await ns.write(0, bytes(512), stream=7)
-    await ns.streams.enable()
-    assert await ns.streams.enabled()
+    await ns.write_streams.enable()
+    assert await ns.write_streams.enabled()
     for stream in (7, 9, 7):
         await ns.write(stream, pattern(1024, stream), stream=stream)
     assert await ns.read(9, 2) == pattern(1024, 9)
-    assert await ns.streams.open() == (7, 9)
-    found = await ns.streams.parameters()
+    assert await ns.write_streams.open() == (7, 9)
+    found = await ns.write_streams.parameters()
     assert (found.msl, found.nssa, found.nsso, found.nsa, found.nso, found.sws) == (4, 4, 2, 0, 2, 8)
-    await ns.streams.release(7)
-    assert await ns.streams.open() == (9,)
+    await ns.write_streams.release(7)
+    assert await ns.write_streams.open() == (9,)
     for stream in range(20, 25):  # more than there are: the oldest end
         await ns.write(0, bytes(512), stream=stream)
-    assert await ns.streams.open() == (21, 22, 23, 24)
-    await ns.streams.disable()
-    assert not await ns.streams.enabled()
+    assert await ns.write_streams.open() == (21, 22, 23, 24)
+    await ns.write_streams.disable()
+    assert not await ns.write_streams.enabled()
 
 
 async def test_resources_are_allocated_until_none_are_left(controller: nvme_async.Controller) -> None:
     one, other = controller.namespaces[1], controller.namespaces[2]
     for ns in (one, other):
-        await ns.streams.enable()
-    assert await one.streams.allocate(3) == 3
-    assert (await other.streams.parameters()).nssa == 1
-    assert await other.streams.allocate(9) == 1
-    await other.streams.release()
-    assert await other.streams.allocate(1) == 1
-    await one.streams.release()
-    await other.streams.release()
-    assert await one.streams.allocate(4) == 4
+        await ns.write_streams.enable()
+    assert await one.write_streams.allocate(3) == 3
+    assert (await other.write_streams.parameters()).nssa == 1
+    assert await other.write_streams.allocate(9) == 1
+    await other.write_streams.release()
+    assert await other.write_streams.allocate(1) == 1
+    await one.write_streams.release()
+    await other.write_streams.release()
+    assert await one.write_streams.allocate(4) == 4
     with pytest.raises(StreamAllocationFailed):
-        await other.streams.allocate(1)
+        await other.write_streams.allocate(1)
 
 
 async def test_a_reset_disables_streams_and_a_write_enables_them_again(controller: nvme_async.Controller) -> None:
     ns = controller.namespaces[1]
-    await ns.streams.enable()
+    await ns.write_streams.enable()
     await ns.write(0, bytes(512), stream=1)
     await controller.reset()
-    assert not await ns.streams.enabled()
+    assert not await ns.write_streams.enabled()
     await ns.write(0, pattern(512, 5), stream=2)
-    assert await ns.streams.open() == (2,)
+    assert await ns.write_streams.open() == (2,)
     assert await ns.read(0) == pattern(512, 5)
 
 
@@ -75,4 +75,4 @@ async def test_what_the_controller_lacks_is_refused_before_it_is_sent(controller
             await plain.namespaces[1].write(0, bytes(4096), stream=1)
     async with nvme_async.open("emulated:size=16MiB,fdp=1", **FAST) as placing:
         with pytest.raises(ConfigurationError, match="no streams"):
-            await placing.namespaces[1].streams.enable()
+            await placing.namespaces[1].write_streams.enable()
