@@ -73,10 +73,16 @@ def _fetch(wanted: NewKernel, suite: str) -> None:
     if package is None:
         raise LabError(f"{suite} has no {PACKAGE}")
     fetch = ["sh", "-c", 'cd "$1" && shift && exec apt-get "$@"', "sh", apt, *options, "--quiet", "download"]
-    run([*fetch, package[1]])
+    # Debian's newer kernels are in packages of their own.
+    parts = re.findall(r"Depends: (linux-(?:binary|modules)-\S+)", run(["apt-cache", *options, "depends", package[1]]))
+    run([*fetch, package[1], *parts])
     files = wanted.folder / "files"
-    run(["dpkg", "--extract", next(apt.glob("*.deb")), files])
-    shutil.copy(next((files / "boot").glob("vmlinuz-*")), wanted.kernel)
+    for part in apt.glob("*.deb"):
+        run(["dpkg", "--extract", part, files])
+    kernel = next((path for path in files.rglob("vmlinuz*") if path.is_file()), None)
+    if kernel is None:
+        raise LabError(f"{package[1]} has no kernel")
+    shutil.copy(kernel, wanted.kernel)
     modules = next(path for path in (files / "lib/modules", files / "usr/lib/modules") if path.exists())
     base = wanted.folder / "base"
     (base / "lib").mkdir(parents=True)
