@@ -49,10 +49,10 @@ async def kept(folder: Path) -> AsyncIterator[Names]:
 
 @asynccontextmanager
 async def target(folder: Path) -> AsyncIterator[Names]:
-    """An NVMe/TCP target on a port of its own."""
+    """An NVMe/TCP target with two ports."""
     with EmulatedController("size=4MiB") as emulated:
-        ((_, port),) = emulated.serve_tcp(("127.0.0.1", 0), config=TcpConfig(nqn=NQN))
-        yield {"PORT": port}
+        (_, port), (_, second) = emulated.serve_tcp(("127.0.0.1", 0), ("127.0.0.1", 0), config=TcpConfig(nqn=NQN))
+        yield {"PORT": port, "SECOND": second}
 
 
 @asynccontextmanager
@@ -113,6 +113,14 @@ STAGES: dict[tuple[str, str], Stage] = {
         uri="emulated:size=4MiB,block=512,zoned=on,zone_size=1MiB", names={"data": BLOCK}
     ),
     ("commands.md", "KeyValueNamespace.of"): Stage(uri="emulated:size=1MiB,key_value=on"),
+    ("commands.md", "ns.compare_and_write"): Stage(
+        uri="emulated:size=16MiB,block=512,namespaces=2,copy_formats=0/2,fused=8",
+        names={"lba": 0, "expected": BLOCK, "data": b"x" * 512},
+    ),
+    ("commands.md", "ns.placement.status"): Stage(
+        uri="emulated:size=16MiB,block=512,fdp=4,streams=8", names={"lba": 0, "data": BLOCK}
+    ),
+    ("commands.md", "controller.power"): Stage(uri="emulated:size=1MiB,power_states=5"),
     ("commands.md", "management.format_namespace"): Stage(
         uri="emulated:size=16MiB,capacity=64MiB,firmware_slots=3",
         names={"image": b"FW2     " + bytes(4088)},
@@ -122,6 +130,9 @@ STAGES: dict[tuple[str, str], Stage] = {
         replace={PCI: DRIVE, "/run/nvme.sock": "{folder}/nvme.sock"}, names={"data": BLOCK}, endless=True
     ),
     ("manager.md", "SavedDevices.receive"): Stage(kept, replace={"receive(sock)": "receive(peer)"}),
+    ("tcp.md", "198.51.100.7"): Stage(
+        target, replace={"192.0.2.7:4420": "127.0.0.1:{PORT}", "198.51.100.7:4420": "127.0.0.1:{SECOND}"}
+    ),
     ("tcp.md", "discover"): Stage(
         target, replace={"192.0.2.7:4420": "127.0.0.1:{PORT}", "192.0.2.7:8009": "127.0.0.1:{PORT}"}
     ),
