@@ -76,7 +76,12 @@ class Scene:
         self.emulator = EmulatedController("size=16MiB,dbbuf=off")
         self.emulator.listen(f"{self.folder.name}/device")
         controller = await nvme_async.open(
-            f"vfio-user:{self.folder.name}/device", keepalive=True, pool_pages=1024, queue_entries=16, keeper="none"
+            f"vfio-user:{self.folder.name}/device",
+            keepalive=True,
+            pool_pages=1024,
+            queue_entries=16,
+            keeper="none",
+            hugepages="never",  # bits are flipped with pwrite(), which hugetlbfs doesn't have
         )
         namespace = controller.namespaces[1]
         for lba in range(0, BLOCKS, 32):
