@@ -8,6 +8,7 @@ import asyncio
 import os
 import random
 import subprocess
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -113,8 +114,12 @@ async def test_each_queue_has_its_own_interrupt(address: Callable[[str], str]) -
         before = vector_counts(place)
         assert len(before) == 5  # the admin queue's, and one for each I/O queue that there may be
 
+        both_have_one = threading.Barrier(2, timeout=60)  # a loop that has ended leaves its queue pair to the next
+
         def one_loop(number: int) -> None:
             async def read() -> None:
+                await namespace.read(number * 100)
+                both_have_one.wait()
                 for lba in range(10):
                     await namespace.read(number * 100 + lba)
 
