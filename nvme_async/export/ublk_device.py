@@ -194,22 +194,26 @@ class BlockDevice:
         for number in range(self.info.queues):
             memory, offset = await self._alloc(self.info.depth * self._cell)
             self._memory.append(memory)
-            queue = _ublk.Queue(
-                self._fd,
-                memory,
-                number=number,
-                iova=memory.iova,
-                offset=offset,
-                depth=self.info.depth,
-                cell_nbytes=self._cell,
-                nbytes=self.namespace.nbytes,
-                nsid=self.namespace.nsid,
-                block_size=self.namespace.block_size,
-                zero_blocks=zeroes,
-                discard_blocks=discard,
-                read_only=self.read_only,
-                legacy=self._ublk.legacy,
-            )
+            try:
+                queue = _ublk.Queue(
+                    self._fd,
+                    memory,
+                    number=number,
+                    iova=memory.iova,
+                    offset=offset,
+                    depth=self.info.depth,
+                    cell_nbytes=self._cell,
+                    nbytes=self.namespace.nbytes,
+                    nsid=self.namespace.nsid,
+                    block_size=self.namespace.block_size,
+                    zero_blocks=zeroes,
+                    discard_blocks=discard,
+                    read_only=self.read_only,
+                    legacy=self._ublk.legacy,
+                )
+            except OSError as error:
+                limit = " (the limit of locked memory, `ulimit -l`)" if error.errno == errno.ENOMEM else ""
+                raise DeviceError(f"{self.path}: no ring for queue {number}: {error.strerror}{limit}") from error
             self._queues.append(queue)
             worker = self._workers[number % len(self._workers)]
             serve = until_done(worker.loop, partial(self._serve, queue))

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 import pytest
 from click.testing import CliRunner
+from driving import may_lock_much
 
 import nvme_async
 import nvme_async.export.ublk as ublk_module
@@ -67,6 +68,9 @@ async def namespace() -> AsyncIterator[nvme_async.Namespace]:
 
 @pytest.fixture
 def memory_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not may_lock_much():
+        pytest.skip("each queue's ring counts as locked memory")
+
     def open_node(path: str) -> int:
         fd = os.memfd_create("ublkc")
         os.truncate(fd, 1 << 20)
@@ -101,6 +105,19 @@ async def test_what_the_kernel_refuses_ends_the_device_and_leaves_nothing(
     slots = [slot for pool in namespace.controller.inspect()["memory"]["pools"] for slot in pool.get("slots", [])]
     assert not [slot for slot in slots if slot["tag"] == module.TAG | 1], used
     assert await namespace.read(0, 8) == bytes(4096)
+
+
+async def test_a_queue_without_a_ring_is_an_error_with_the_limit(
+    namespace: nvme_async.Namespace, memory_file: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    kernel = Kernel()
+    monkeypatch.setattr(_ublk, "Queue", refused)
+    with pytest.raises(DeviceError, match=r"no ring for queue 0: Cannot allocate memory .*ulimit -l"):
+        await block_device(namespace, queues=2, depth=8, ublk=Ublk(kernel))
+    assert kernel.sent[-2:] == [Command.STOP_DEV, Command.DEL_DEV]
 
 
 async def test_a_device_that_cannot_be_recovered_stays_for_the_next_process(
