@@ -26,6 +26,13 @@ _OPCODES = {
 }
 
 
+def blocks_in(nbytes: int, block_size: int) -> int:
+    """The blocks of a transfer. ValueError if the buffer doesn't hold whole ones."""
+    if not nbytes or nbytes % block_size:
+        raise ValueError(f"a buffer of {nbytes} bytes is not a positive multiple of the block size of {block_size}")
+    return nbytes // block_size
+
+
 def block_command(opcode: int, nsid: int, lba: int, blocks: int, nbytes: int, flags: int = 0) -> Command:
     """Read, Write or Compare of `blocks` blocks and `nbytes` bytes (NVM Command Set 1.0, 3.2).
 
@@ -58,12 +65,7 @@ async def io(
         blocks, buffer = what, None
     else:
         buffer = byte_view(what, writable=method == "readinto")
-        if buffer.nbytes == 0 or buffer.nbytes % namespace.block_size:
-            raise ValueError(
-                f"a buffer of {buffer.nbytes} bytes is not a positive multiple of the block size of "
-                f"{namespace.block_size}"
-            )
-        blocks = buffer.nbytes // namespace.block_size
+        blocks = blocks_in(buffer.nbytes, namespace.block_size)
     if blocks < 1:
         raise ValueError(f"blocks is {blocks}, must be 1 or more")
     if not 0 <= lba <= namespace.blocks - blocks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from nvme_async.dma.buffers import BufferLike
+from nvme_async.driver.command_io import blocks_in
 from nvme_async.driver.metadata import WithMetadata, move
 from nvme_async.driver.placement import Placement
 from nvme_async.driver.protection import Protect
@@ -37,9 +38,7 @@ async def _write(
 ) -> None:
     view = byte_view(data)
     size = ns.block_size
-    if not view.nbytes or view.nbytes % size:
-        raise ValueError(f"a buffer of {view.nbytes} bytes is not a positive multiple of the block size of {size}")
-    blocks = view.nbytes // size
+    blocks = blocks_in(view.nbytes, size)
     ns._check(NvmOpcode.WRITE, lba, blocks)
     kind, value = directive
     step = ns.max_blocks

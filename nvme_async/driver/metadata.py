@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import attrs
 
+from nvme_async.driver.command_io import blocks_in
 from nvme_async.driver.protection import PRACT, Format, Protect, pi_error
 from nvme_async.errors import NvmeError, PiError
 from nvme_async.native import _pi
@@ -236,9 +237,7 @@ async def move(
         data = memoryview(result)
     else:
         data = byte_view(what, writable=method == "readinto")
-    if data.nbytes == 0 or data.nbytes % size:
-        raise ValueError(f"a buffer of {data.nbytes} bytes is not a positive multiple of the block size of {size}")
-    blocks = data.nbytes // size
+    blocks = blocks_in(data.nbytes, size)
     if metadata is None:
         meta = memoryview(bytearray(blocks * extra))
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import Buffer
 
+from nvme_async.driver.command_io import blocks_in
 from nvme_async.errors import CommandError, ConfigurationError
 from nvme_async.native._placement import byte_view
 from nvme_async.spec import commands
@@ -171,10 +172,7 @@ class ZonedNamespace:
         namespace = self.namespace
         if namespace.has_metadata:
             raise ConfigurationError(f"namespace {namespace.nsid} has metadata: use submit() with zone_append()")
-        nbytes, size = byte_view(data).nbytes, namespace.block_size
-        if nbytes == 0 or nbytes % size:
-            raise ValueError(f"a buffer of {nbytes} bytes is not a positive multiple of the block size of {size}")
-        blocks = nbytes // size
+        blocks = blocks_in(byte_view(data).nbytes, namespace.block_size)
         if blocks > self.max_append:
             raise ValueError(f"{blocks} blocks in one append; the limit is {self.max_append}")
         completion = await namespace.submit(
@@ -188,8 +186,7 @@ class ZonedNamespace:
         """
         view, size = byte_view(data), self.namespace.block_size
         step = self.namespace.max_blocks * size
-        if not view.nbytes or view.nbytes % size:
-            raise ValueError(f"a buffer of {view.nbytes} bytes is not a positive multiple of the block size of {size}")
+        blocks_in(view.nbytes, size)
         for at in range(0, view.nbytes, step):
             await self.namespace.write(lba + at // size, view[at : at + step], fua=fua)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from lab import disk_guest, image, machine, newkernel, newqemu, packages, payload, wheel
+from lab import arguments, disk_guest, image, machine, newkernel, newqemu, packages, payload, wheel
 from run import report
 
 SENT = {
@@ -36,19 +36,11 @@ SENT = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--command", help="run this shell command in the guest instead of the tests")
+    parser = arguments.parser_of(__doc__, timeout=900, results=image.TREE / "results" / "disk")
     parser.add_argument("--kills", type=int, default=8, help="of the disk's server (default: %(default)s)")
     parser.add_argument("--resets", type=int, default=2, help="kills without a keeper (default: %(default)s)")
     parser.add_argument("--handovers", type=int, default=4, help="and execs, in turn (default: %(default)s)")
     parser.add_argument("--backports", action="store_true", help="the kernel of Debian 13's backports")
-    parser.add_argument(
-        "--timeout", type=float, default=900, metavar="SECONDS", help="for the guest (default: %(default)s)"
-    )
-    parser.add_argument("--accelerator", choices=("tcg", "kvm"), default="tcg", help="(default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=image.TREE / "results" / "disk", help="(default: %(default)s)")
-    parser.add_argument("--verbose", action="store_true", help="show the guest's console while it runs")
-    parser.add_argument("pytest", nargs="*", help="arguments for pytest in the guest, after --")
     return parser.parse_args()
 
 

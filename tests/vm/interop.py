@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from lab import emulated, firmware, image, initiator, machine, newqemu, packages, payload, results, vm_disk
+from lab import arguments, emulated, firmware, image, initiator, machine, newqemu, packages, payload, results, vm_disk
 
 KEPT = ("console.log", "qemu-stderr.log")
 SENT = {
@@ -37,18 +37,8 @@ SENT = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--command", help="run this shell command in the guest instead of the tests")
-    parser.add_argument(
-        "--timeout", type=float, default=900, metavar="SECONDS", help="for the guest (default: %(default)s)"
-    )
-    parser.add_argument("--accelerator", choices=("tcg", "kvm"), default="tcg", help="(default: %(default)s)")
-    parser.add_argument(
-        "--results", type=Path, default=image.TREE / "results" / "interop", help="(default: %(default)s)"
-    )
+    parser = arguments.parser_of(__doc__, timeout=900, results=image.TREE / "results" / "interop")
     parser.add_argument("--require", action="store_true", help="fail, not skip, where the QEMU can't be had")
-    parser.add_argument("--verbose", action="store_true", help="show the guest's console while it runs")
-    parser.add_argument("pytest", nargs="*", help="arguments for pytest in the guest, after --")
     return parser.parse_args()
 
 

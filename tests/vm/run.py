@@ -22,22 +22,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from lab import image, machine, packages, payload, results, wheel
+from lab import arguments, image, machine, packages, payload, results, wheel
 
 KEPT = ("console.log", "qemu-trace.log", "qemu-stderr.log")
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--command", help="run this shell command in the guest instead of the tests")
-    parser.add_argument(
-        "--timeout", type=float, default=1500, metavar="SECONDS", help="for the guest (default: %(default)s)"
-    )
-    parser.add_argument("--accelerator", choices=("tcg", "kvm"), default="tcg", help="(default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=image.TREE / "results" / "vm", help="(default: %(default)s)")
-    parser.add_argument("--verbose", action="store_true", help="show the guest's console while it runs")
-    parser.add_argument("pytest", nargs="*", help="arguments for pytest in the guest, after --")
-    return parser.parse_args()
+    return arguments.parser_of(__doc__, timeout=1500, results=image.TREE / "results" / "vm").parse_args()
 
 
 def run(options: argparse.Namespace) -> int:

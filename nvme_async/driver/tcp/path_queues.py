@@ -232,6 +232,15 @@ class PathQueue(PlainQueue):
             raise namespace._gone
         return await self._over_a_path(namespace.nsid, True, namespace.geometry, send)
 
+    def own(self, queue: CommandQueue | None) -> CommandQueue:
+        """This loop's queue of a path. ConfigurationError if it has none of its own."""
+        if queue is None:
+            raise ConfigurationError(
+                f"{self._paths.uri}: this event loop shares another loop's queue pair, so it can only read, "
+                "write and flush"
+            )
+        return queue
+
     async def submit(
         self,
         command: Command,
@@ -245,12 +254,9 @@ class PathQueue(PlainQueue):
         """See CommandQueue.submit()."""
 
         async def send(target: Namespace | None, queue: CommandQueue | None) -> Completion:
-            if queue is None:
-                raise ConfigurationError(
-                    f"{self._paths.uri}: this event loop shares another loop's queue pair, so it can only read, "
-                    "write and flush"
-                )
-            return await queue.submit(command, buffer, tag=tag, internal=internal, user=user, geometry=geometry)
+            return await self.own(queue).submit(
+                command, buffer, tag=tag, internal=internal, user=user, geometry=geometry
+            )
 
         if not isinstance(command, Command):
             raise TypeError(f"command is a {type(command).__name__}, must be a Command of nvme_async.spec")
@@ -292,11 +298,7 @@ class PathBatch:
 
     async def _run(self) -> PathBatch:
         async def send(target: Namespace | None, queue: CommandQueue | None) -> None:
-            if queue is None:
-                raise ConfigurationError(
-                    f"{self._queue._paths.uri}: this event loop shares another loop's queue pair, so it can only "
-                    "read, write and flush"
-                )
+            queue = self._queue.own(queue)
             options = {**self._options, "depth": min(self._options.get("depth", 0), queue.entries)}
             batch = queue.batch(*self._arguments, **options)
             await batch
