@@ -24,8 +24,10 @@ _HOST = (
     "host_memory",
     "apst_latency_us",
 )
-_given: dict[str, Any] = {}
-"""Options of open() that the command line has named."""
+_GIVEN = f"{__name__}.given"
+"""Key in the metadata of the outermost context: options of open() that this command line has
+named. The next command of one process (a test, a shell) starts without them.
+"""
 
 _ADDRESS = ("transport", "traddr", "trsvcid", "nqn")
 
@@ -73,8 +75,10 @@ def _device(words: dict[str, Any]) -> str | None:
 
 def with_words(command: click.Command) -> click.Command:
     """The command, which takes these words too if it has a DEVICE and none of the kind of its
-    own.
+    own; so do the commands of a group.
     """
+    for member in getattr(command, "commands", {}).values():
+        with_words(member)
     argument = next((one for one in command.params if isinstance(one, click.Argument) and one.name == "device"), None)
     names = {option for one in command.params for option in one.opts}
     if argument is None or argument.callback is not None or command.callback is None or "--traddr" in names:
@@ -90,8 +94,9 @@ def _takes_words(callback: Callable[..., Any], needed: bool, added: set[str]) ->
     @functools.wraps(callback)
     def call(**arguments: Any) -> Any:
         words = {word: arguments.pop(word) for word in added}
-        _given.clear()
-        _given.update({word: value for word in _HOST if (value := words.get(word)) is not None and value is not False})
+        click.get_current_context().find_root().meta[_GIVEN] = {
+            word: value for word in _HOST if (value := words.get(word)) is not None and value is not False
+        }
         device = _device({word: words[word] for word in _ADDRESS})
         if device is not None and arguments["device"] is not None:
             raise click.UsageError("give DEVICE, or --traddr and --nqn, not both")
@@ -105,4 +110,4 @@ def _takes_words(callback: Callable[..., Any], needed: bool, added: set[str]) ->
 
 def open_device(device: str) -> Opening:
     """nvme_async.open() of a command's DEVICE, with what else the command line says of it."""
-    return nvme_async.open(device, **_given)
+    return nvme_async.open(device, **click.get_current_context().find_root().meta.get(_GIVEN, {}))

@@ -62,10 +62,22 @@ def test_every_command_with_a_device_has_them():
     without = []
     for name in COMMANDS:
         command = cli.get_command(context, name)
-        takes_device = any(one.name == "device" and one.callback is None for one in command.params)
-        if takes_device and not any("--traddr" in one.opts for one in command.params):
-            without.append(name)
+        for one in (command, *getattr(command, "commands", {}).values()):
+            takes_device = any(param.name == "device" and param.callback is None for param in one.params)
+            if takes_device and not any("--traddr" in param.opts for param in one.params):
+                without.append((name, one.name))
     assert not without
+
+
+def test_a_group_takes_them_and_the_next_command_starts_without_them(target):
+    address = ("--traddr", "127.0.0.1", "--trsvcid", target, "--nqn", NQN)
+    for first in (("id-ctrl",), ("dir-receive",)):
+        done = CliRunner().invoke(cli, (*first, *address, "--tls"))
+        assert "over TLS is not supported" in str(done.exception)
+    done = CliRunner().invoke(cli, ("fdp", "configs", *address, "-e", "1", "--tls"))
+    assert "over TLS is not supported" in str(done.exception)
+    done = CliRunner().invoke(cli, ("zns", "id-ctrl", *address))
+    assert "TLS" not in f"{done.exception}{done.output}"
 
 
 def test_tls_is_refused_with_what_to_do_instead(target):
