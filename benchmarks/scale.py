@@ -48,6 +48,19 @@ def memory() -> dict[str, int]:
     return {"anonymous": values["Anonymous"], "shared": shared}
 
 
+def counters(queue_pairs: list[Any]) -> dict[str, int]:
+    """What they have had so far. kicks: doorbells for which the controller had to be woken, each of
+    them a system call.
+    """
+    found = {"commands": 0, "interrupts": 0, "kicks": 0}
+    for hot in queue_pairs:
+        state = hot.inspect()
+        found["commands"] += state["sq"]["submitted"]
+        found["interrupts"] += state["interrupts"]
+        found["kicks"] += state["sq"]["doorbells"] + state["cq"]["doorbells"]
+    return found
+
+
 def used_by_buffers(manager: Manager) -> int:
     """KiB of pool memory for data: bounce pages and the application's."""
     nbytes = 0
@@ -57,6 +70,17 @@ def used_by_buffers(manager: Manager) -> int:
                 slot["nbytes"] for slot in pool["slots"] if slot["owner"].startswith(("bounce", "application"))
             )
     return nbytes // 1024
+
+
+async def hot_ones(manager: Manager, addresses: list[str]) -> list[Any]:
+    """This loop's queue pair of each controller, which its first I/O makes."""
+    loop, found = asyncio.get_running_loop(), []
+    for address in addresses:
+        controller = manager.device(address).controller
+        assert controller is not None
+        await controller.namespaces[1].read(0)
+        found.append(controller.queues.hot[loop])
+    return found
 
 
 async def load(devices: list[tuple[Callable[[int], Any], list[Any]]], depth: int, seconds: float) -> dict[str, float]:
@@ -130,9 +154,16 @@ async def curve(
                 of_one = [await manager.namespace(uri(number, namespaces), nsid) for nsid in range(1, namespaces + 1)]
                 handles.append((of_one[0].alloc, of_one))
             row["io"] = {}
+            queue_pairs = await hot_ones(manager, [uri(number, namespaces) for number in range(count)])
             for depth in depths:
                 await load(handles, depth, seconds / 4)
+                first = counters(queue_pairs)
                 row["io"][depth] = await load(handles, depth, seconds)
+                last = counters(queue_pairs)
+                for name in ("interrupts", "kicks"):
+                    row["io"][depth][name] = round(
+                        (last[name] - first[name]) / (last["commands"] - first["commands"]), 3
+                    )
             cpu = time.process_time()
             await asyncio.sleep(seconds)
             row["idle_cpu_percent"] = round((time.process_time() - cpu) / seconds * 100, 3)
@@ -251,7 +282,10 @@ def main(controllers: int, namespaces: int, depths: tuple[int, ...], seconds: fl
     click.echo(
         "                                µs CPU per I/O   of one controller's, same depth   of one's with as many out"
     )
-    click.echo("controllers depth each     IOPS driver process             driver  process           driver  process")
+    click.echo(
+        "controllers depth each     IOPS driver process             driver  process           driver  process"
+        "   interrupts kicks per I/O"
+    )
     for depth in depths:
         for row in rows:
             io, alone = row["io"][depth], ones[depth]
@@ -261,7 +295,9 @@ def main(controllers: int, namespaces: int, depths: tuple[int, ...], seconds: fl
             one = ones.get(depth * row["controllers"])
             if one is not None:
                 line += f" {io['us_driver'] / one['us_driver']:>16.2f} {io['us_process'] / one['us_process']:>8.2f}"
-            click.echo(line)
+            else:
+                line += " " * 26
+            click.echo(line + f" {io['interrupts']:>12.3f} {io['kicks']:>5.3f}")
     for what, value in calls.items():
         click.echo(f"{value:>10.2f} µs  {what}")
 

@@ -255,12 +255,14 @@ static void check_deadlines(struct emu_reactor *reactor, uint64_t now)
 
 static void put_idle_to_sleep(struct emu_reactor *reactor, uint64_t now)
 {
+    const uint64_t spin = REACTOR_SPIN_NS * (uint64_t)reactor->n_active;
+
     for (unsigned i = reactor->n_active; i-- > 0;) { /* from the end: an endpoint that falls asleep leaves the array */
         struct emu_endpoint *endpoint = reactor->active[i];
 
         if (endpoint->idle_since == 0)
             endpoint->idle_since = now;
-        else if (now - endpoint->idle_since >= REACTOR_SPIN_NS)
+        else if (now - endpoint->idle_since >= spin)
             put_to_sleep(endpoint, now);
     }
 }

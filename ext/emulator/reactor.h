@@ -4,13 +4,16 @@
  *
  * A controller is in one of three states:
  *   active   polled in turn with the other active ones, without pause;
- *   asleep   after REACTOR_SPIN_NS without work, if emu_ctrl_arm() and the client
- *            (vfu_server_wakeable()) promise that the next doorbell wakes us. Costs nothing;
+ *   asleep   after REACTOR_SPIN_NS without work for each active controller, if emu_ctrl_arm() and
+ *            the client (vfu_server_wakeable()) promise that the next doorbell wakes us. Costs
+ *            nothing;
  *   napping  the same without that promise: polled after a nap of an eighth of its idle time, but
  *            at least REACTOR_NAP_MIN_NS and at most REACTOR_NAP_MAX_NS.
  *
  * The spin is long enough for a client's event loop to send its next command, and short enough that
- * an isolated command costs little more than the two wake-ups it needs anyway. A nap's end costs 17
+ * an isolated command costs little more than the two wake-ups it needs anyway. A client that uses
+ * many controllers in turn comes back to each of them later, the more there are: were one of them
+ * put to sleep meanwhile, each of its doorbells would cost a system call. A nap's end costs 17
  * to 27 us of processor time (timer, switch in, switch out), so naps of 2 ms are some one per cent
  * of a core, and 50 us is where the first one is no worse than the spin.
  *
