@@ -23,7 +23,7 @@ from nvme_async.spec.identify import (
     decode_namespace_list,
 )
 from nvme_async.spec.identity import ControllerIdentity, NamespaceIdentity
-from nvme_async.spec.opcodes import Cns
+from nvme_async.spec.opcodes import Cns, Csi
 from nvme_async.spec.status import CommandSpecificStatus, GenericStatus, StatusCodeType
 
 log: logging.Logger = logging.getLogger("nvme_async")
@@ -42,6 +42,8 @@ NOT_OF_NVM = {
     (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.COMMAND_SET_NOT_ENABLED),
     (StatusCodeType.COMMAND_SPECIFIC, CommandSpecificStatus.INVALID_COMMAND_SET),
 }
+
+_WITHOUT_BLOCKS = {Csi.KEY_VALUE}
 
 
 async def _identify(controller: ControllerContext, cns: Cns, nsid: int = 0) -> bytes:
@@ -186,9 +188,20 @@ async def examine(controller: ControllerContext, nsid: int) -> tuple[IdentifyNam
     """A namespace's format and identity; None for one that doesn't exist or can't be driven.
     CommandError if Identify fails.
     """
+    bogus = Quirk.BOGUS_IDS in controller.quirks
+    descriptors = None
+    if not bogus and controller.transport.all_command_sets:
+        # Their command set decides whether Identify Namespace exists for it (Base 2.0, 5.17.2.1): a
+        # request that fails would be in the controller's error log after each scan.
+        descriptors = await identify_descriptors(controller, nsid)
+        if descriptors is not None and descriptors.csi in _WITHOUT_BLOCKS:
+            log.debug("%s: namespace %d is omitted: its command set has no blocks", controller.uri, nsid)
+            return None
     identify = await identify_namespace(controller, nsid)
     if identify is None:
         return None
-    if Quirk.BOGUS_IDS in controller.quirks:
+    if bogus:
         return identify, NamespaceIdentity()
-    return identify, NamespaceIdentity.of(identify, await identify_descriptors(controller, nsid))
+    if descriptors is None:
+        descriptors = await identify_descriptors(controller, nsid)
+    return identify, NamespaceIdentity.of(identify, descriptors)

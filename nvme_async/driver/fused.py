@@ -17,8 +17,10 @@ from nvme_async.native._hotpath import Geometry
 from nvme_async.native._placement import byte_view
 from nvme_async.spec.identify import Fuses, Nsfeat
 from nvme_async.spec.opcodes import NvmOpcode
+from nvme_async.spec.status import GenericStatus, StatusCodeType
 
 _FIRST, _SECOND = 1, 2
+_FAILED_FUSED = (StatusCodeType.GENERIC, GenericStatus.ABORTED_FAILED_FUSED)
 
 
 class Fusible(WithMetadata, Protocol):
@@ -69,6 +71,14 @@ async def compare_and_write(namespace: Fusible, lba: int, expected: BufferLike, 
         (old, new),
         geometry,
     )
-    for outcome in outcomes:
-        if isinstance(outcome, CommandError):
-            raise outcome
+    failures = [outcome for outcome in outcomes if isinstance(outcome, CommandError)]
+    if failures:
+        raise _cause(failures)
+
+
+def _cause(failures: list[CommandError]) -> CommandError:
+    """The error that ended the operation. A half that was aborted because the other one failed says
+    nothing about the reason (Base 2.1, 3.4.2), and it can be the first half: a controller may check
+    both commands before it executes one.
+    """
+    return next((error for error in failures if (error.sct, error.sc) != _FAILED_FUSED), failures[0])

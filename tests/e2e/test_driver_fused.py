@@ -136,6 +136,21 @@ async def test_a_failing_first_command_fails_the_second(controller: nvme_async.C
     assert await ns.read(0) == bytes(512)
 
 
+async def test_the_error_is_that_of_the_half_that_failed(controller: nvme_async.Controller) -> None:
+    """The first half may be the one that was aborted because of the other."""
+    ns = controller.namespaces[1]
+    aborted = {14: (0x09).to_bytes(2, "little")}
+    first = faults(controller).add(queue="io", opcode=5, cqe=aborted)
+    second = faults(controller).add(queue="io", opcode=1, count=1, fail=0x082)
+    with pytest.raises(CommandError) as failure:
+        await ns.compare_and_write(0, bytes(512), pattern(512, 1))
+    assert (failure.value.sct, failure.value.sc) == (0, 0x82)
+    assert second.hits == 1
+    with pytest.raises(CommandAborted, match="Failed Fused"):  # no half says more
+        await ns.compare_and_write(0, bytes(512), pattern(512, 1))
+    first.remove()
+
+
 async def test_a_reset_sends_no_half_again() -> None:
     async with nvme_async.open(ADDRESS, **FAST) as controller:
         ns = controller.namespaces[1]

@@ -10,7 +10,8 @@ from driving import FAST, pattern
 import nvme_async
 from nvme_async.driver.keyvalue import KeyValueNamespace
 from nvme_async.errors import CapacityExceeded, ConfigurationError, KeyDoesNotExist, KeyExists
-from nvme_async.spec import kv
+from nvme_async.spec import commands, kv
+from nvme_async.spec.opcodes import LogPage
 
 ADDRESS = "emulated:size=1MiB,key_value=on"
 
@@ -33,6 +34,17 @@ async def test_values_of_all_sizes_come_back() -> None:
         await values.delete(b"key-1")
         assert not await values.exists(b"key-1")
         assert await values.exists(b"key-3")
+
+
+async def test_a_scan_leaves_no_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Identify Namespace doesn't exist for them, so it isn't sent."""
+    async with nvme_async.open(ADDRESS, **FAST) as controller:
+        await controller.rescan()
+        assert list(controller.namespaces) == []
+        page = await controller.admin(commands.get_log_page(LogPage.ERROR_INFORMATION, 64))
+        assert page.data is not None
+        assert int.from_bytes(page.data[:8], "little") == 0  # the first entry's number: no error
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 async def test_missing_and_existing_keys() -> None:
