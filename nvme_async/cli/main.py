@@ -82,17 +82,20 @@ def cli(
     docs/keepalive-keeper.md); `nvme-async doctor` shows the result.
     """
     try:
-        config.command_line.keepalive = None if keep_alive is None else config.parse_setting(keep_alive)
-        config.command_line.pool_pages = None if pool_pages is None else config.parse_pool_pages(pool_pages)
-        config.command_line.pool_numa = None if pool_numa is None else config.parse_numa(pool_numa)
+        options = config.CommandLine(
+            keepalive=None if keep_alive is None else config.parse_setting(keep_alive),
+            pool_pages=None if pool_pages is None else config.parse_pool_pages(pool_pages),
+            vfio=vfio,
+            keeper=keeper,
+            disable_keepalive=disable_keep_alive,
+            pool_numa=None if pool_numa is None else config.parse_numa(pool_numa),
+            always_flr=always_flr,
+            fused=fused,
+        )
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from None
+    ctx.with_resource(config.with_command_line(options))
     ctx.meta["nvme_async.attach"] = attach
-    config.command_line.vfio = vfio
-    config.command_line.disable_keepalive = disable_keep_alive
-    config.command_line.always_flr = always_flr
-    config.command_line.fused = fused
-    config.command_line.keeper = keeper
 
 
 def in_one_line(error: click.ClickException) -> str:

@@ -29,7 +29,8 @@ import enum
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -139,8 +140,8 @@ def parse_vfio(text: str) -> bool:
 
 @attrs.define
 class CommandLine:
-    """The options of the command line's own process; None: not given. They apply to every
-    controller that the process opens.
+    """The options of a command line; None: not given. They apply to every controller that is
+    opened within `with_command_line()`, in any thread.
     """
 
     keepalive: Setting | None = None
@@ -154,6 +155,20 @@ class CommandLine:
 
 
 command_line: CommandLine = CommandLine()
+"""That of the command that runs in this process; without one, no option is given."""
+
+
+@contextmanager
+def with_command_line(options: CommandLine) -> Iterator[None]:
+    """These are the command line's until the end of the block: what a program opens after a
+    command, or the next command in one process, doesn't have them.
+    """
+    global command_line
+    before, command_line = command_line, options
+    try:
+        yield
+    finally:
+        command_line = before
 
 
 @attrs.frozen(kw_only=True)

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import nvme_async
-from nvme_async.driver.schemes import parse_uri, register_transport, schemes
+from nvme_async.driver import schemes
+from nvme_async.driver.schemes import parse_uri
 from nvme_async.errors import (
     CommandTimeout,
     CompareFailure,
@@ -32,9 +33,14 @@ from nvme_async.spec import commands
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "transports"))
 importlib.import_module("dict_transport")
-register_transport("dict", "dict_transport")
 
 BLOCK = 4096
+
+
+@pytest.fixture(autouse=True)
+def _scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemes, "_modules", dict(schemes._modules))
+    schemes.register_transport("dict", "dict_transport")
 
 
 @pytest.fixture
@@ -112,7 +118,7 @@ async def test_an_invalid_number_of_blocks_is_refused_by_name() -> None:
         await nvme_async.open("dict:many")
     with pytest.raises(ConfigurationError, match=r"must begin with one of .*dict:"):
         await nvme_async.open("dictionary:1")
-    assert "dict" in schemes()
+    assert "dict" in schemes.schemes()
     assert parse_uri("dict:007") == ("dict", "7")
 
 

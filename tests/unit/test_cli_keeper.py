@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -58,40 +61,45 @@ def test_a_missing_keeper_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def _command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "command_line", config.CommandLine())
+def decided(monkeypatch: pytest.MonkeyPatch) -> Callable[..., config.Decision]:
+    """What config.decide() answers within a command that has these options before its name."""
+    decisions: list[config.Decision] = []
+
+    @click.pass_obj
+    def probe(decide: Callable[[], config.Decision]) -> None:
+        decisions.append(decide())
+
+    monkeypatch.setattr(cli, "get_command", lambda ctx, name: click.command()(probe))
+
+    def run(*arguments: str, **more: Any) -> config.Decision:
+        more = {"environ": {}} | more
+        result = CliRunner().invoke(cli, [*arguments, "probe"], obj=lambda: config.decide(**more))
+        assert result.exit_code == 0, result.output
+        return decisions.pop()
+
+    return run
 
 
-@pytest.mark.usefixtures("_command_line")
-def test_options() -> None:
-    arguments = [
-        "--keep-alive",
-        "Host,PrivatePool",
-        "--pool-pages",
-        "512",
-        "--no-vfio",
-        "--keeper",
-        "/run/k.sock",
-        "list",
-        "--help",
-    ]
-    assert CliRunner().invoke(cli, arguments).exit_code == 0
-    assert config.command_line == config.CommandLine(
-        config.Setting(host=True, private_pool=True), 512, False, "/run/k.sock"
-    )
-    decision = config.decide(environ={})
+def test_options(decided: Callable[..., config.Decision]) -> None:
+    options = ["--keep-alive", "Host,PrivatePool", "--pool-pages", "512", "--no-vfio"]
+    decision = decided(*options)
     assert (decision.enabled, decision.pool_pages, decision.vfio) == (True, 512, False)
-    more = ["--pool-pages", "release", "--pool-numa", "split", "--always-flr", "--disable-keep-alive", "--fused"]
-    assert CliRunner().invoke(cli, [*more, "keeper", "list", "--help"]).exit_code == 0
-    decision = config.decide(environ={config.DISABLE: "0", config.ALWAYS_FLR: "0"}, keepalive=True)
+    options = ["--pool-pages", "release", "--pool-numa", "split", "--always-flr", "--disable-keep-alive", "--fused"]
+    decision = decided(*options, environ={config.DISABLE: "0", config.ALWAYS_FLR: "0"}, keepalive=True)
     assert (decision.enabled, decision.pool_numa, decision.always_flr) == (False, "split", True)
     assert decision.pool_how.startswith("release: ")
     assert (decision.fused, decision.fused_source) == (True, "command line")
-    assert CliRunner().invoke(cli, ["--no-fused", "keeper", "list", "--help"]).exit_code == 0
-    assert config.decide(environ={}).fused is False
+    assert decided("--no-fused").fused is False
 
 
-@pytest.mark.usefixtures("_command_line")
+def test_the_options_end_with_the_command(decided: Callable[..., config.Decision]) -> None:
+    before = config.decide(environ={})
+    decided("--keep-alive", "enabled", "--pool-pages", "512", "--no-vfio", "--always-flr", "--fused")
+    assert config.decide(environ={}) == before
+    assert CliRunner().invoke(cli, ["--keeper", "/run/k.sock", "list", "--help"]).exit_code == 0
+    assert config.command_line == config.CommandLine()
+
+
 @pytest.mark.parametrize(
     "arguments", [["--keep-alive", "maybe"], ["--pool-pages", "-3"], ["--pool-pages", "many"], ["--pool-numa", "x"]]
 )
