@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -29,6 +30,8 @@ _POOL_BYTES = 4 << 30
 """That one job may have mapped; what it uses is what it allocates."""
 _PATIENCE = 10.0
 """Seconds for a process to answer, or to end, before it is killed."""
+_ANSWERS = {"stats": "stats", "logs": "logged"}
+"""Which message answers which question."""
 
 
 class JobFailed(OSError):
@@ -159,11 +162,17 @@ class ProcessWorker(Worker):
                 self._connection.send(what)
 
     def _ask(self, what: str) -> Message | None:
+        """The answer, or None: the process has ended, or took too long. Not on the owner's loop,
+        for which the process may be waiting.
+        """
         self._order(what)
-        try:
-            return self._answers.get(timeout=_PATIENCE) if self._alive else None
-        except queue.Empty:
-            return None
+        limit = time.monotonic() + _PATIENCE
+        while self._alive and (left := limit - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                answer = self._answers.get(timeout=left)
+                if answer is None or answer.what == _ANSWERS[what]:
+                    return answer  # another answer is that of an earlier question, and late
+        return None
 
     @property
     def _alive(self) -> bool:

@@ -109,6 +109,7 @@ class Run:
         self._jobs, self._opener, self._eta = jobs, opener, eta or EtaLine("never")
         self._log_line = log
         self._status, self._status_interval, self._status_shown = status, status_interval, time.monotonic()
+        self._showing: asyncio.Task[None] | None = None
         self._aggregate, self._debug = aggregate, debug
         self._began = time.monotonic()
         self._workers: list[Worker] = []
@@ -293,6 +294,8 @@ class Run:
             self._show_status(now)
             if self._aggregate is not None:
                 self._aggregate.sample(now - self._began, [worker.recorder.nbytes for worker in self._workers])
+        if self._showing is not None:
+            await self._showing
 
     def _start_due(self, workers: Sequence[Worker]) -> None:
         """Starts jobs that wait for nothing any more (wait_for)."""
@@ -304,10 +307,19 @@ class Run:
                 worker.start()
 
     def _show_status(self, now: float) -> None:
-        if self._status is not None and now - self._status_shown >= self._status_interval:
-            self._status_shown = now
-            self._eta.clear()
-            self._status(self._collect(now))
+        """In a thread: a job process that is asked may be waiting for this loop, and the output
+        may be a pipe that is full. One at a time: intervals that are too short are skipped.
+        """
+        status = self._status
+        if status is None or now - self._status_shown < self._status_interval:
+            return
+        if self._showing is not None:
+            if not self._showing.done():
+                return
+            self._showing.result()
+        self._status_shown = now
+        self._eta.clear()
+        self._showing = asyncio.create_task(asyncio.to_thread(lambda: status(self._collect(now))))
 
     def _end(self, worker: Worker, now: float) -> None:
         worker.join()

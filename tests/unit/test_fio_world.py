@@ -358,20 +358,6 @@ def test_terse_versions_have_fios_number_of_fields(bench, version, fields):
     assert text.index("Run status group 0") < text.index(f"\n{version};")
 
 
-def test_a_status_is_reported_while_jobs_run(bench):
-    out = io.StringIO()
-    arguments = ["--filename=mem", "--name=j", "--time_based", "--runtime=1", "--status-interval=300ms"]
-    assert main([*arguments, "--output-format=json", "--rate_iops=100"], opener=bench.opener, stdout=out) == 0
-    decoder, text, seen = json.JSONDecoder(), out.getvalue(), []
-    while text.strip():
-        document, end = decoder.raw_decode(text)
-        seen.append(document["jobs"][0]["read"])
-        text = text[end:].lstrip()
-    assert 2 <= len(seen) <= 4
-    assert [read["total_ios"] for read in seen] == sorted(read["total_ios"] for read in seen)
-    assert 0 < seen[0]["iops"] < 120
-
-
 def test_histogram_and_aggregate_logs(bench, tmp_path):
     arguments = [*("--filename=mem", "--name=j", "--rw=randrw", "--bs=4k,8k", "--time_based", "--runtime=1200ms")]
     logs = [
