@@ -73,6 +73,16 @@ static inline int prp_build(uint64_t *prp, uint64_t iova, uint64_t nbytes, uint6
     const uint32_t room = list_bytes / 8;
     const uint32_t first = (uint32_t)((list_iova & (NVQ_PAGE - 1)) / 8); /* index of list[0] within its page */
     uint32_t at = 0;
+    if (first + left <= NVQ_PAGE / 8) { /* all on one page: no pointer, and a loop that compilers unroll */
+        const uint32_t n = (uint32_t)left;
+        if (n > room)
+            return -1;
+        for (uint32_t i = 0; i < n; i++, page += NVQ_PAGE)
+            list[i] = page;
+        if (n < room)
+            list[n] = NVQ_POISON;
+        return 0;
+    }
     for (;;) {
         if (at == room)
             return -1;
