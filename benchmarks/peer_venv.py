@@ -1,5 +1,5 @@
-"""The virtual environment of benchmarks/peers.py: a Python that all peers have wheels for, the peers,
-and this project.
+"""The virtual environment of benchmarks/peers.py: a Python that all peers have wheels for, the
+peers, and this project.
 """
 
 from __future__ import annotations

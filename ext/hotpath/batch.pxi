@@ -303,7 +303,7 @@ cdef int batch_send(Batch self, PyObject **result) except -1:
     begin = nvq_now_ns()
     while self.b.done < self.b.n:
         if not qp.held and not forbid(self):
-            qp.waiting.batch.limit_ns = qp.waiting.spin_ns if qp.waiting.mode != NVW_INTERRUPT else 0
+            qp.waiting.batch.limit_ns = nvw_spin_limit(&qp.waiting) if qp.waiting.mode != NVW_INTERRUPT else 0
             keep = <uint32_t>(qp.n_granted + len(qp.line))
             with nogil:
                 why = nvb_pump(&qp.q, qp.slots, &self.b, keep, SLICE_NS, &qp.waiting.batch, &ring)

@@ -1,7 +1,7 @@
 # A queue pair and its waiters.
 
 @cython.final
-cdef class QueuePair(Rings):
+cdef class QueuePair(Waits):
     """Rings, and the waiters for their commands. Belongs to one event loop.
 
     memory        the pool allocation, a DmaBuffer of queue_memory() bytes; zeroed; until close()
@@ -43,14 +43,12 @@ cdef class QueuePair(Rings):
     cdef object flush_callback, poll_callback, more_callback
     cdef int event_fd
     cdef object ready                # the loop's queue of ready callbacks, if it has one (stock asyncio)
-    cdef nvw_waiting waiting         # how completions are waited for
     cdef readonly object on_idle     # called when the last command completed, if not None
     cdef public object on_unwanted      # called, if not None, at an interrupt that is a successor's
     cdef readonly uint64_t busy_ns      # when that command was sent (CLOCK_MONOTONIC)
     cdef public object on_busy       # given to the loop at the first command after `watched` was cleared, if not None
     cdef public bint watched
     cdef public object on_sleep      # called when a sleep starts that early polls must guard, from the first one on
-    cdef public uint64_t clock_ns    # by which sleeps are measured, set by tests in virtual time; 0 = the real clock
     cdef uint32_t n_delivered        # of the slots in q.done_slots
     cdef list leaving                # [(set of cids, callback)]: see when_gone(); or None
 
@@ -97,47 +95,6 @@ cdef class QueuePair(Rings):
         if self.is_running is not None:
             return self.is_running()
         return self.loop._thread_id is not None
-
-    @property
-    def mode(self):
-        """How completions are waited for: one of MODES."""
-        return self.waiting.mode
-
-    @mode.setter
-    def mode(self, int mode):
-        self.waiting.mode = mode
-
-    @property
-    def spin_ns(self):
-        """The longest spin for a completion, in nanoseconds; 0 = one poll."""
-        return self.waiting.spin_ns
-
-    @spin_ns.setter
-    def spin_ns(self, uint64_t ns):
-        self.waiting.spin_ns = ns
-
-    @property
-    def ring_at(self):
-        """It is rung at once when so many are posted. Learnt; a value that is set stays."""
-        return self.waiting.ringing.at
-
-    @ring_at.setter
-    def ring_at(self, uint32_t n):
-        nvw_ringing_init(&self.waiting.ringing, n, n)
-
-    @property
-    def reap_limit(self):
-        """Completions handled at once, before other tasks of the loop get their turn."""
-        return self.waiting.reap_limit
-
-    @reap_limit.setter
-    def reap_limit(self, uint32_t n):
-        self.waiting.reap_limit = n
-
-    @property
-    def guarded(self):
-        """early_poll() will be called, until it returns -1."""
-        return self.waiting.guarded
 
     def bind(self, loop, bint shows_thread=False):
         """From the thread of `loop`, which is running: this is where the queue pair is used.
@@ -310,6 +267,10 @@ cdef class QueuePair(Rings):
             if nvq_pending(&self.q):
                 self.soon(self.more_callback)
 
+    def on_timer(self):
+        """The timer is readable whose descriptor on_timer_made() was given: a nap is over."""
+        end_nap(self)
+
     def set_event_fd(self, int fd):
         """The eventfd that on_interrupt() reads; not owned. It is non-blocking."""
         self.event_fd = fd
@@ -418,6 +379,7 @@ cdef class QueuePair(Rings):
         self.mmio = self.stop_page = self.memory = self.shadow = self.doorbell_write = self.transport = None
         self.flush_callback = self.poll_callback = self.more_callback = None
         self.on_sleep = self.on_busy = None
+        self.close_timer()
 
     cdef Request find(self, uint16_t cid):
         cdef unsigned slot = cid & ((1 << self.q.slot_bits) - 1)
@@ -487,7 +449,9 @@ cdef class QueuePair(Rings):
     @cython.critical_section
     def inspect(self):
         """Adds the number of waiters, and the learned times until the completion of a lone
-        command ("latency_ns"), the next of several ("gap_ns"), and a batch ("lull_ns")."""
+        command ("latency_ns"), the next of several ("gap_ns"), and a batch ("lull_ns"); of lone
+        commands that were slept for "expected_ns", what waking up takes ("wake_ns"; 0 = unknown),
+        and how many naps have ended before their command."""
         found = Rings.inspect(self)
         if self.has_memory:
             found["mode"] = MODE_NAMES[self.waiting.mode]
@@ -497,4 +461,7 @@ cdef class QueuePair(Rings):
             found["latency_ns"] = self.waiting.lone.gap_ns
             found["gap_ns"] = self.waiting.next.gap_ns
             found["lull_ns"] = self.waiting.batch.gap_ns
+            found["expected_ns"] = self.waiting.nap.mean_ns
+            found["wake_ns"] = self.waiting.nap.wake_ns
+            found["naps"] = self.waiting.nap.taken
         return found

@@ -30,22 +30,28 @@ cdef void before_sleep(QueuePair qp) except *:
         qp.plan_flush()
     elif not qp.q.n_unrung and qp.waiting.mode != NVW_POLL:
         nvw_falls_asleep(&qp.waiting, qp.q.header.submitted + qp.q.header.reaped, sleep_clock(qp))
+        if qp.waiting.mode >= NVW_ADAPTIVE:
+            begin_nap(qp)
     guard(qp)
 
 
 cdef void wakes_up(QueuePair qp) noexcept:
     """An interrupt has come, and completions are there: learns from how long the sleep was."""
     cdef nvw_waiting *w = &qp.waiting
+    cdef uint64_t now
     if w.asleep_ns and w.asleep_at == qp.q.header.submitted + qp.q.header.reaped:
-        nvw_slept(w, sleep_clock(qp) - w.asleep_ns)
-    w.asleep_ns = 0
+        now = sleep_clock(qp)
+        nvw_slept(w, now - w.asleep_ns)
+        if w.nap.posted_ns:
+            nvw_nap_learn(&w.nap, now - w.nap.posted_ns, True)
+    w.asleep_ns = w.nap.posted_ns = 0
 
 
 cdef inline void guard(QueuePair qp) except *:
     """Commands are out, and what waits for them is asleep or goes to sleep: should no interrupt
     come, early polls find the completions. Where that was so of late, polling begins at once.
     """
-    if qp.waiting.distrust >= NVW_DISTRUST and qp.waiting.mode == NVW_ADAPTIVE and nvw_poll_first(&qp.waiting, nvq_now_ns()):
+    if qp.waiting.distrust >= NVW_DISTRUST and qp.waiting.mode >= NVW_ADAPTIVE and nvw_poll_first(&qp.waiting, nvq_now_ns()):
         qp.plan_poll()
     if qp.waiting.mode == NVW_POLL:
         return

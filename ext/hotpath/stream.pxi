@@ -146,7 +146,7 @@ cdef object serve(Stream self):
             raise qp.refusal
         forbidden = self.forbidden()
         if not forbidden:
-            self.budget.limit_ns = qp.waiting.spin_ns if qp.waiting.mode != NVW_INTERRUPT else 0
+            self.budget.limit_ns = nvw_spin_limit(&qp.waiting) if qp.waiting.mode != NVW_INTERRUPT else 0
             keep = <uint32_t>(qp.n_granted + len(qp.line))
             with nogil:
                 why = self.source.pump(self.source.self, &qp.q, qp.slots, keep, SLICE_NS, &self.budget, &ring)

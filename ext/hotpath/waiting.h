@@ -15,6 +15,7 @@
  *                   │
  *                   ▼
  *                [asleep] on a Future ── interrupt ──► done
+ *                                     ── the end of a nap (napping.h), and a poll ──► done
  *                                     ── early poll (1, 4, 16 … ms; at once and for NVW_POLLED_NS,
  *                                        if interrupts have come late or not at all of late) ──►
  *                                        done
@@ -32,12 +33,14 @@
 #ifndef NVME_ASYNC_HOTPATH_WAITING_H
 #define NVME_ASYNC_HOTPATH_WAITING_H
 
+#include "napping.h"
 #include "ringing.h"
 
 enum nvw_mode {
     NVW_POLL = 0,      /* completions are polled for on each event-loop iteration */
     NVW_INTERRUPT = 1, /* only when the vector's eventfd says so */
     NVW_ADAPTIVE = 2,  /* both: a bounded spin and a few iterations, else the eventfd */
+    NVW_HYBRID = 3,    /* as adaptive, but lone commands that are slept for nap (napping.h) */
 };
 
 #define NVW_EAGER_IN_A_ROW 32u /* completions without suspending, before other tasks of the loop get their turn */
@@ -93,6 +96,7 @@ struct nvw_waiting {
     /* Chosen from outside. */
     int mode; /* enum nvw_mode */
     uint64_t spin_ns; /* longest spin; 0 = one poll */
+    bool spin_learnt; /* it is longer where a sleep costs more than that */
     uint32_t reap_limit; /* completions handled in one go, before other tasks of the loop get their turn */
     uint32_t ack_limit; /* CQEs taken before the CQ doorbell is rung while nothing sleeps */
 
@@ -113,6 +117,7 @@ struct nvw_waiting {
     struct nvw_budget lone; /* for the answer to a lone command */
     struct nvw_budget next; /* for the next of several, where iterations are too short to wait for one */
     struct nvw_budget batch; /* for the next of a batch */
+    struct nvw_nap nap; /* of a lone command */
 
     /* Callbacks that the loop will call. */
     bool flush_planned; /* rings for what is posted, and acknowledges */
@@ -141,6 +146,26 @@ static inline void nvw_init(struct nvw_waiting *w, uint32_t entries)
         .yield_score = NVW_MAX_SCORE / 2,
     };
     nvw_ringing_init(&w->ringing, NVW_RING_LEAST, NVW_RING_MOST);
+}
+
+/* The longest spin for a completion. */
+static inline uint64_t nvw_spin_limit(const struct nvw_waiting *w)
+{
+    const uint64_t worth = nvw_worth_polling_ns(&w->nap);
+    return w->spin_learnt && worth > w->spin_ns ? worth : w->spin_ns;
+}
+
+/* Is it known that spinning for a lone command is in vain? */
+static inline bool nvw_is_slow(const struct nvw_waiting *w)
+{
+    return w->nap.wake_ns && w->nap.mean_ns > nvw_spin_limit(w) + nvw_spin_limit(w) / 2;
+}
+
+/* A lone command was posted at posted_ns, and is not answered yet. `at`: header.submitted. */
+static inline void nvw_is_out(struct nvw_waiting *w, uint64_t at, uint64_t posted_ns)
+{
+    w->nap.posted_ns = posted_ns;
+    w->nap.at = at;
 }
 
 /* A completion is here at once after a spin of spun_ns. May its awaiter go on without suspending?

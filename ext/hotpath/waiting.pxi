@@ -8,8 +8,19 @@ cdef extern from "hotpath/ringing.h" nogil:
     void nvw_waited(nvw_ringing *r, uint64_t ns)
     void nvw_ringing_learn(nvw_ringing *r, uint32_t posted, bint idle)
 
+cdef extern from "hotpath/napping.h" nogil:
+    ctypedef struct nvw_nap "struct nvw_nap":
+        uint64_t mean_ns, dev_ns, wake_ns, posted_ns, at, due_ns
+        bint probe
+        uint64_t taken
+
+    void nvw_nap_learn(nvw_nap *nap, uint64_t ns, bint slept)
+    void nvw_nap_woken(nvw_nap *nap, uint64_t late_ns)
+    uint64_t nvw_nap_over(const nvw_nap *nap, uint64_t now_ns)
+    uint64_t nvw_nap_due(nvw_nap *nap, uint64_t now_ns, bint probes_only)
+
 cdef extern from "hotpath/waiting.h" nogil:
-    enum: NVW_POLL, NVW_INTERRUPT, NVW_ADAPTIVE, NVW_EAGER_IN_A_ROW, NVW_DISTRUST
+    enum: NVW_POLL, NVW_INTERRUPT, NVW_ADAPTIVE, NVW_HYBRID, NVW_EAGER_IN_A_ROW, NVW_DISTRUST
 
     ctypedef struct nvw_budget "struct nvw_budget":
         uint64_t limit_ns, gap_ns
@@ -17,6 +28,7 @@ cdef extern from "hotpath/waiting.h" nogil:
     ctypedef struct nvw_waiting "struct nvw_waiting":
         int mode
         uint64_t spin_ns
+        bint spin_learnt
         uint32_t reap_limit, ack_limit, due
         bint burst_over
         nvw_ringing ringing
@@ -24,6 +36,7 @@ cdef extern from "hotpath/waiting.h" nogil:
         uint64_t pumped_ns
         int yield_score
         nvw_budget lone, next, batch
+        nvw_nap nap
         bint flush_planned, poll_planned, guarded, patient, suspicious
         uint64_t guarded_reaped
         uint32_t distrust
@@ -32,6 +45,9 @@ cdef extern from "hotpath/waiting.h" nogil:
     uint64_t nvw_budget_ns(nvw_budget *budget)
     void nvw_budget_learn(nvw_budget *budget, uint64_t ns)
     void nvw_init(nvw_waiting *w, uint32_t entries)
+    uint64_t nvw_spin_limit(const nvw_waiting *w)
+    bint nvw_is_slow(const nvw_waiting *w)
+    void nvw_is_out(nvw_waiting *w, uint64_t at, uint64_t posted_ns)
     bint nvw_eager(nvw_waiting *w, uint64_t spun_ns)
     unsigned nvw_yields(nvw_waiting *w)
     void nvw_yielded_in_vain(nvw_waiting *w)
@@ -42,7 +58,7 @@ cdef extern from "hotpath/waiting.h" nogil:
     void nvw_falls_asleep(nvw_waiting *w, uint64_t at, uint64_t now_ns)
     void nvw_slept(nvw_waiting *w, uint64_t ns)
 
-MODES = {"poll": NVW_POLL, "interrupt": NVW_INTERRUPT, "adaptive": NVW_ADAPTIVE}
+MODES = {"poll": NVW_POLL, "interrupt": NVW_INTERRUPT, "adaptive": NVW_ADAPTIVE, "hybrid": NVW_HYBRID}
 MODE_NAMES = {mode: name for name, mode in MODES.items()}
 
 
@@ -67,7 +83,8 @@ cdef bint after_post(QueuePair qp, Request request) except -1:
         return False
     if last and w.spin_ns and w.eager and (qp.ready is None or not qp.ready):
         if alone:
-            spun = spin(qp, &w.lone)
+            if not nvw_is_slow(w):
+                spun = spin(qp, &w.lone)
         elif not w.yield_score:
             spun = spin(qp, &w.next)
             nvw_waited(&w.ringing, spun)
@@ -85,6 +102,8 @@ cdef bint after_post(QueuePair qp, Request request) except -1:
             return False
     if w.mode == NVW_POLL:
         qp.plan_poll()
+    elif alone:
+        nvw_is_out(w, qp.q.header.submitted, sleep_clock(qp) - spun)
     request.yields = <uint8_t>nvw_yields(w)
     if not request.yields and not w.flush_planned:
         qp.plan_flush()
@@ -124,10 +143,12 @@ cdef inline void take(QueuePair qp, Request request) noexcept:
 
 
 cdef uint64_t spin(QueuePair qp, nvw_budget *budget) noexcept:
-    """Polls for a completion within a budget, and within spin_ns; the nanoseconds that it took."""
+    """Polls for a completion within a budget, and within the limit of spins; the nanoseconds that
+    it took.
+    """
     cdef uint64_t begin, now, bound
     cdef int turns
-    budget.limit_ns = qp.waiting.spin_ns
+    budget.limit_ns = nvw_spin_limit(&qp.waiting)
     bound = nvw_budget_ns(budget)
     if not bound:
         return 0
@@ -143,5 +164,5 @@ cdef uint64_t spin(QueuePair qp, nvw_budget *budget) noexcept:
             if now - begin >= bound:
                 break
     # Measured to within the 16 polls between two readings of the clock.
-    nvw_budget_learn(budget, now - begin if nvq_pending(&qp.q) else 2 * qp.waiting.spin_ns)
+    nvw_budget_learn(budget, now - begin if nvq_pending(&qp.q) else 2 * budget.limit_ns)
     return now - begin

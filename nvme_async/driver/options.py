@@ -12,8 +12,8 @@ from nvme_async.device import quirks
 from nvme_async.errors import ConfigurationError
 from nvme_async.spec.registers import PAGE
 
-Mode = Literal["adaptive", "interrupt", "poll"]
-MODES: tuple[Mode, ...] = ("adaptive", "interrupt", "poll")
+Mode = Literal["adaptive", "interrupt", "poll", "hybrid"]
+MODES: tuple[Mode, ...] = ("adaptive", "interrupt", "poll", "hybrid")
 Engine = Literal["auto", "io_uring", "threads"]
 ENGINES: tuple[Engine, ...] = ("auto", "io_uring", "threads")
 Direct = Literal["auto", "always", "never"]
@@ -100,10 +100,14 @@ class Options:
     Attributes:
         mode: how completions are waited for. "adaptive" polls for a bounded time, then sleeps on
             the interrupt; "interrupt" only sleeps; "poll" polls in each event-loop iteration and
-            never sleeps while commands are in flight.
-        spin_us: longest poll for a completion in adaptive mode, in microseconds, by a lone command
-            or by the last of several to be sent; 0 is a single poll. The limit adapts: if twice the
-            recent wait is shorter, that is the limit; if it is longer, the driver does not poll.
+            never sleeps while commands are in flight. "hybrid" is adaptive, but a lone command
+            whose time is steady is slept for until shortly before its completion is expected, and
+            then polled for: nearly the latency of polling, and a timer for each such command.
+        spin_us: longest poll for a completion in adaptive and hybrid mode, in microseconds, by a
+            lone command or by the last of several to be sent; 0 is a single poll. The limit adapts:
+            if twice the recent wait is shorter, that is the limit; if it is longer, the driver does
+            not poll. None: 20, or twice the time that waking up was measured to take on this
+            machine, if that is longer (50 at most).
         io_queues: most I/O queue pairs, one per event loop that uses the controller.
         queue_entries: of an I/O queue, 2 to 4096; never more than the controller has (CAP.MQES).
         admin_entries: of the admin queue, 2 to 4096.
@@ -184,7 +188,7 @@ class Options:
     """
 
     mode: Mode = attrs.field(default="adaptive", validator=_one_of(*MODES))
-    spin_us: float = attrs.field(default=20.0, validator=_between(0, 1000))
+    spin_us: float | None = attrs.field(default=None, validator=attrs.validators.optional(_between(0, 1000)))
     io_queues: int = attrs.field(default=16, validator=_between(1, 65535))
     queue_entries: int = attrs.field(default=256, validator=_between(2, 4096))
     admin_entries: int = attrs.field(default=64, validator=_between(2, 4096))
@@ -251,7 +255,7 @@ class DriverOptions(TypedDict, total=False):
     """
 
     mode: Mode
-    spin_us: float
+    spin_us: float | None
     io_queues: int
     queue_entries: int
     admin_entries: int

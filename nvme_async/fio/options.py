@@ -52,7 +52,7 @@ class Options:
     )
     loop: str = option("uvloop", p.choice("uvloop", "asyncio"), "event loop of the job")
     mode: str = option(
-        "", p.choice("adaptive", "interrupt", "poll"), "how the driver waits (its own default: adaptive)"
+        "", p.choice("adaptive", "interrupt", "poll", "hybrid"), "how the driver waits (its own default: adaptive)"
     )
     rw: p.Pattern = option(p.PATTERNS["read"], p.pattern, ", ".join(p.PATTERNS), "readwrite", default_text="read")
     bs: p.PerDirection[p.Sizes] = option(

@@ -19,7 +19,7 @@ from nvme_async.emulator import FOREVER
 from nvme_async.errors import QueueShutdown
 from nvme_async.keepalive.controller import Controller
 
-MODES = ("adaptive", "interrupt", "poll")
+MODES = ("adaptive", "interrupt", "poll", "hybrid")
 
 
 def reachable(controller: Controller) -> list[tuple[int, int, int]]:

@@ -26,7 +26,7 @@ from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import Feature
 
-MODES = ("adaptive", "interrupt", "poll")
+MODES = ("adaptive", "interrupt", "poll", "hybrid")
 ONCS_COMPARE, ONCS_UNCORRECTABLE, ONCS_DSM, ONCS_ZEROES, ONCS_VERIFY, ONCS_COPY = (
     1 << bit for bit in (0, 1, 2, 3, 7, 8)
 )

@@ -21,7 +21,7 @@ from nvme_async.errors import ConfigurationError
         ("latency=4ms,jitter=1ms,channels=1", 3, 0.012),
     ],
 )
-@pytest.mark.parametrize("mode", ["adaptive", "interrupt", "poll"])
+@pytest.mark.parametrize("mode", ["adaptive", "interrupt", "poll", "hybrid"])
 async def test_reads_take_the_time_of_the_medium(options, reads, least, mode):
     async with nvme_async.open(f"emulated:size=1MiB,{options}", mode=mode) as controller:
         namespace = controller.namespaces[1]

@@ -12,7 +12,7 @@ import struct
 
 from nvme_async.dma import Pool
 from nvme_async.driver.completions import error_from
-from nvme_async.native._hotpath import QueuePair, queue_memory
+from nvme_async.native._hotpath import MODES, QueuePair, queue_memory
 from nvme_async.native._mmio import Mmio
 from nvme_async.native._placement import AddressMap, BounceCache
 from nvme_async.spec import commands
@@ -72,7 +72,7 @@ class RingController:
             command_error=error_from,
             on_stray=lambda *stray: self.strays.append(stray),
         )
-        self.qp.mode = {"poll": 0, "interrupt": 1, "adaptive": 2}[mode]
+        self.qp.mode = MODES[mode]
         fd = os.memfd_create("doorbells")
         os.ftruncate(fd, PAGE)
         self.doorbells = Mmio(fd, 0, PAGE)

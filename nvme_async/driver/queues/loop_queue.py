@@ -74,8 +74,10 @@ class LoopQueue:
         self._frozen = False
         self._on_interrupt: Callable[[], None] | None = None  # while it takes interrupts
         self._paused = False
+        self._timer_fd = -1  # of the native half, once a nap has made it
         hot.set_event_fd(event_fd)
         hot.on_sleep = self._guard
+        hot.on_timer_made = self._read_timer
         if timeout:
             hot.on_busy = self._watch
 
@@ -192,6 +194,17 @@ class LoopQueue:
         if not self.loop.is_closed():
             self.loop.remove_reader(self.event_fd)
 
+    def _read_timer(self, fd: int) -> None:
+        self._timer_fd = fd
+        self.loop.add_reader(fd, self.hot.on_timer)
+
+    def _end_timer(self) -> None:
+        if self._timer_fd >= 0:
+            if not self.loop.is_closed():
+                self.loop.remove_reader(self._timer_fd)
+            self._timer_fd = -1
+            self.hot.close_timer()
+
     def thaw(self) -> None:
         """Continues where freeze() stopped. The caller must still end the hold."""
         self._frozen = False
@@ -212,6 +225,7 @@ class LoopQueue:
         if self._on_interrupt is not None:
             self._stop_reading()
         self._on_interrupt = self.hot.on_unwanted = None
+        self._end_timer()
 
     def silence(self, silent: bool) -> None:
         """Rings no doorbell until it is called again: the controller is being reset. The
@@ -256,7 +270,7 @@ class LoopQueue:
     def close(self) -> None:
         """Releases loop and memory; no command may be in flight any more."""
         self.stop_listening()
-        self.hot.on_busy = self.hot.on_sleep = None
+        self.hot.on_busy = self.hot.on_sleep = self.hot.on_timer_made = None
         self.hot.close()
 
     async def submit(

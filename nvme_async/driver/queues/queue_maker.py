@@ -23,6 +23,10 @@ from nvme_async.spec.status import status_text
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
+# Longest spin for a completion, unless an option says another: polling for so long is cheap beside
+# a sleep on any machine.
+SPIN_NS = 20_000
+
 
 class QueueMaker(ABC):
     """Attributes:
@@ -95,7 +99,8 @@ class QueueMaker(ABC):
         """How its callers wait. Without interrupts there is only one way."""
         options = self._controller.options
         hot.mode = _hotpath.MODES["interrupt" if hot.qid == 0 else options.mode if interrupts else "poll"]
-        hot.spin_ns = int(options.spin_us * 1000)
+        hot.spin_ns = SPIN_NS if options.spin_us is None else int(options.spin_us * 1000)
+        hot.spin_learnt = options.spin_us is None
         if hot.qid and options.latency:
             hot.record_latency(True)
 
