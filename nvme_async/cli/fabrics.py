@@ -4,6 +4,7 @@ and the memory of this host that a controller gets.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -74,20 +75,24 @@ def _device(words: dict[str, Any]) -> str | None:
 
 
 def with_words(command: click.Command) -> click.Command:
-    """The command, which takes these words too if it has a DEVICE and none of the kind of its
-    own; so do the commands of a group.
+    """The command, or a copy of it which takes these words too if it has a DEVICE and none of the
+    kind of its own; so do the commands of a group. The command itself stays as it is.
     """
-    for member in getattr(command, "commands", {}).values():
-        with_words(member)
+    if members := getattr(command, "commands", {}):
+        group = copy.copy(command)
+        group.commands = {name: with_words(member) for name, member in members.items()}  # type: ignore[attr-defined]
+        command = group
     argument = next((one for one in command.params if isinstance(one, click.Argument) and one.name == "device"), None)
     names = {option for one in command.params for option in one.opts}
     if argument is None or argument.callback is not None or command.callback is None or "--traddr" in names:
         return command
-    needed, argument.required = argument.required, False
     added = [option for option in _options() if option.opts[0] not in names]
-    command.params += added
-    command.callback = _takes_words(command.callback, needed, {str(option.name) for option in added})
-    return command
+    optional = copy.copy(argument)
+    optional.required = False
+    made = copy.copy(command)
+    made.params = [optional if one is argument else one for one in command.params] + list[click.Parameter](added)
+    made.callback = _takes_words(command.callback, argument.required, {str(option.name) for option in added})
+    return made
 
 
 def _takes_words(callback: Callable[..., Any], needed: bool, added: set[str]) -> Callable[..., Any]:

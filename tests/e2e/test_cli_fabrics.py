@@ -8,7 +8,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from nvme_async.cli.io import read
 from nvme_async.cli.main import COMMANDS, cli
+from nvme_async.cli.nvme.build import COMMANDS as OF_NVME_CLI
 from nvme_async.emulator import EmulatedController
 from nvme_async.emulator.tcp import TcpConfig
 
@@ -67,6 +69,18 @@ def test_every_command_with_a_device_has_them():
             if takes_device and not any("--traddr" in param.opts for param in one.params):
                 without.append((name, one.name))
     assert not without
+
+
+def test_the_commands_themselves_stay_as_they_are():
+    """A program that uses one of them gets the same whatever ran before."""
+    own = {"read": read, "id-ctrl": OF_NVME_CLI["id-ctrl"], "zns": OF_NVME_CLI["zns report-zones"]}
+    before = {name: ([(one.name, one.required) for one in made.params], made.callback) for name, made in own.items()}
+    for name in own:
+        assert cli.get_command(click.Context(cli), name) is not None
+    assert before == {
+        name: ([(one.name, one.required) for one in made.params], made.callback) for name, made in own.items()
+    }
+    assert all("traddr" not in dict(params) for params, _ in before.values())
 
 
 def test_a_group_takes_them_and_the_next_command_starts_without_them(target):
