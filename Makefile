@@ -20,6 +20,7 @@ help:
 	@echo "make docs      the documentation site in build/site;  make docs-serve  at http://127.0.0.1:8000"
 	@echo "make fuzz      coverage-guided fuzzing of all targets, two minutes for all; SECONDS=3600"
 	@echo "make sanitize  the tests with ext/ under AddressSanitizer and UBSan"
+	@echo "make tsan      tests of what has threads, with ext/ under ThreadSanitizer; not in CI"
 	@echo "make test-vm   the tests over VFIO, in a virtual machine (installs Debian packages)"
 	@echo "make test-disk  block devices (ublk) and kills of their servers, in a virtual machine with Debian 13's kernel; not in CI"
 	@echo "make test-interop  the drivers of the Linux kernel and of UEFI on emulated controllers, in virtual machines"
@@ -79,13 +80,21 @@ fuzz: $(VENV)/.built
 	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
 
 # Objects and environment of its own: build/sanitize and $(VENV)-sanitize. SANITIZE='-k pool' passes arguments on.
-$(VENV)-sanitize/.deps: pyproject.toml
-	$(PYTHON) -m venv $(VENV)-sanitize
-	$(VENV)-sanitize/bin/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel "Cython>=3.1"
+$(VENV)-sanitize/.deps $(VENV)-tsan/.deps: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel "Cython>=3.1"
 	touch $@
 
 sanitize: $(VENV)-sanitize/.deps
 	$(VENV)-sanitize/bin/python tests/sanitize/run.py $(VENV)-sanitize $(SANITIZE)
+
+# Data races in ext/, by ThreadSanitizer, in what has threads in C or passes objects between threads. TSAN='tests/unit -k kick' runs others.
+TSAN ?= tests/e2e/test_threads.py tests/e2e/test_driver_loops.py tests/e2e/test_emulator_clients.py tests/e2e/test_export_nbd.py \
+	tests/e2e/test_kernel_file.py tests/e2e/test_kernel_trouble.py tests/e2e/test_tcp.py tests/unit/test_emulator_wake.py tests/unit/test_kick.py \
+	tests/unit/test_kernel_link.py tests/unit/test_pool.py
+.PHONY: tsan
+tsan: $(VENV)-tsan/.deps
+	$(VENV)-tsan/bin/python tests/sanitize/run.py $(VENV)-tsan --threads $(TSAN)
 
 # No native build on the host, and nothing but Python's own library: the lab installs what it needs, and builds a wheel with the guest's
 # compiler. VM='-- -k identify' passes arguments on.

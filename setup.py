@@ -1,7 +1,8 @@
 """Builds the native code of nvme_async; everything else is in pyproject.toml.
 
 Environment:
-  NVME_ASYNC_SANITIZE=1   ASan and UBSan, built in build/sanitize (what `make sanitize` sets)
+  NVME_ASYNC_SANITIZE=1   ASan and UBSan, built in build/sanitize (what `make sanitize` sets);
+                          thread: ThreadSanitizer, in build/tsan (`make tsan`)
   NVME_ASYNC_WERROR=1     warnings in our own C are errors (what CI sets)
   NVME_ASYNC_DEBUG_SYMBOLS=1   debug symbols, which .ci/repair_wheel.py puts into files of their own
   NVME_ASYNC_FREE_THREADING=1  the extensions say that they need no global lock: a free-threaded
@@ -42,6 +43,13 @@ if os.environ.get("NVME_ASYNC_SANITIZE") == "1":
     CFLAGS = [flag for flag in CFLAGS if flag != "-O3"] + ["-O1", *sanitizers]
     LDFLAGS += sanitizers
     BUILD = "build/sanitize"  # objects of the builds are never mixed
+elif os.environ.get("NVME_ASYNC_SANITIZE") == "thread":
+    # It doesn't model fences, and warns of them: they order what controllers see, in memory that
+    # it doesn't compare.
+    races = ["-fsanitize=thread", "-Wno-tsan", "-fno-omit-frame-pointer", "-g"]
+    CFLAGS = [flag for flag in CFLAGS if flag != "-O3"] + ["-O1", *races]
+    LDFLAGS += ["-fsanitize=thread"]
+    BUILD = "build/tsan"
 
 
 def shared() -> list[tuple[str, list[str]]]:

@@ -29,7 +29,11 @@ SOURCES = (
 
 def built() -> Path:
     """The compiled module, no older than its sources."""
-    folder = ROOT / "build" / ("sanitize/probe" if os.environ.get("NVME_ASYNC_SANITIZE") == "1" else "probe")
+    folder = (
+        ROOT
+        / "build"
+        / {"1": "sanitize/probe", "thread": "tsan/probe"}.get(os.environ.get("NVME_ASYNC_SANITIZE", ""), "probe")
+    )
     module = folder / f"_probe{sysconfig.get_config_var('EXT_SUFFIX')}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:  # one process builds, others wait for it

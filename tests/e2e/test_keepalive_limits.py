@@ -84,7 +84,7 @@ async def test_a_restore_with_too_few_descriptors_is_refused_at_any_point() -> N
         pytest.param(
             *("RLIMIT_AS", [0], "out of memory|Cannot allocate memory|new thread"),
             marks=pytest.mark.skipif(
-                "NVME_ASYNC_SANITIZE" in os.environ, reason="AddressSanitizer reserves more than any limit"
+                "NVME_ASYNC_SANITIZE" in os.environ, reason="a sanitizer reserves more than any limit"
             ),
         ),
     ],
