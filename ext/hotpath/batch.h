@@ -151,15 +151,17 @@ static inline int nvb_post(struct nvq *q, struct nvb_slot *slots, struct nvb_bat
 /*
  * After a reset: posts an element that was in flight again, from the same pages, unless its batch
  * has no waiter or it was resent `limit` times before; then it ends with NVB_GIVEN_UP. Returns
- * whether it was posted. old: a copy of its slot, as it was before the reset.
+ * whether it was posted. old: a copy of its slot, as it was before the reset. rung: the controller
+ * may have seen it since the restart before; else this one is not counted.
  */
-static inline bool nvb_again(struct nvq *q, struct nvb_slot *slots, const struct nvb_slot *old, uint32_t limit)
+static inline bool nvb_again(struct nvq *q, struct nvb_slot *slots, const struct nvb_slot *old, bool rung,
+                             uint32_t limit)
 {
     struct nvb_batch *b = old->batch;
-    if (!b->stopped && old->attempts < limit) {
+    if (!b->stopped && (!rung || old->attempts < limit)) {
         const int slot = nvb_post(q, slots, b, old->element, &old->piece);
         if (slot >= 0) { /* always: it had one before */
-            slots[slot].attempts = old->attempts + 1;
+            slots[slot].attempts = old->attempts + rung;
             return true;
         }
     }

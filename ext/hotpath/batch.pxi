@@ -25,7 +25,7 @@ cdef extern from "hotpath/batch.h":
 
     void nvb_prepare(nvb_batch *b) nogil
     int nvb_post(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t element, const nvb_piece *piece) nogil
-    bint nvb_again(nvq *q, nvb_slot *slots, const nvb_slot *old, uint32_t limit) nogil
+    bint nvb_again(nvq *q, nvb_slot *slots, const nvb_slot *old, bint rung, uint32_t limit) nogil
     uint32_t nvb_fill(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep) nogil
     void nvb_finish(nvq *q, nvb_slot *slots, unsigned slot) nogil
     int nvb_pump(nvq *q, nvb_slot *slots, nvb_batch *b, uint32_t keep, uint64_t slice_ns, nvw_budget *budget, unsigned *ring) nogil

@@ -348,11 +348,12 @@ cdef class QueuePair(Waits):
 
     def restart(self, retryable, exception, uint32_t limit):
         """After a reset, with the rings at their start: commands with a waiter and an opcode in
-        `retryable` are resent from the same pages, up to `limit` times each; other waiters get
-        `exception` (CommandTimeout, if their command took too long; elements of batches get the
-        status Command Aborted By Host), and all others are released. Nothing is rung:
-        silence(False) does, once the controller knows the queue again. Returns how many were
-        posted. Only after the controller was reset, as for release_all()."""
+        `retryable` are resent from the same pages, up to `limit` times each (not counting restarts
+        before which the doorbell was not rung for them); other waiters get `exception`
+        (CommandTimeout, if their command took too long; elements of batches the status Command
+        Aborted By Host), and all others are released. silence(False) rings, once the controller
+        knows the queue again. Returns how many were posted. Only after the controller was reset,
+        as for release_all()."""
         return restart_queue(self, retryable, exception, limit)
 
     def release_all(self):

@@ -35,6 +35,9 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
             requests.append((qp.q.trackers[i].position, i, <object>qp.waiters[i]))
             Py_DECREF(<object>qp.waiters[i])
             qp.waiters[i] = NULL
+    # Entries from here on were never rung: the controller has not seen them since the last restart,
+    # so this restart is no attempt of theirs.
+    cdef uint64_t rung = qp.q.header.sq_ringing
     cdef nvb_slot *slots = qp.slots
     qp.slots = <nvb_slot *>calloc(qp.q.n_trackers, sizeof(nvb_slot))
     if qp.slots == NULL:
@@ -49,21 +52,21 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
         if batch.b.command.opcode not in retryable and not batch.b.stopped:
             batch.fail(exception)
     restart_streams(qp, retryable)
-    for _, slot in elements:
-        if nvb_again(&qp.q, qp.slots, &slots[<int>slot], limit):
+    for position, slot in elements:
+        if nvb_again(&qp.q, qp.slots, &slots[<int>slot], position < rung, limit):
             count += 1
     free(slots)
     streams_restarted(qp)
     for batch in list(qp.batches):
         if batch.b.stopped:
             leave_batches(qp, batch)
-    for _, _, entry in requests:
+    for position, _, entry in requests:
         request = <Request>entry
         # Half of a fused operation isn't sent again: the first half may have been executed together
         # with the other one.
-        if (request.state == SENT and not request.failed and request.sqe.opcode in retryable and request.attempts < limit
-                and not request.sqe.flags & FUSED):
-            request.attempts += 1
+        if (request.state == SENT and not request.failed and request.sqe.opcode in retryable
+                and (position >= rung or request.attempts < limit) and not request.sqe.flags & FUSED):
+            request.attempts += position < rung
             request.timed_out = False
             send(qp, request)
             count += 1

@@ -30,6 +30,9 @@ Pin = Literal["numa"] | Sequence[Sequence[int]] | None
 # device must not block the others.
 REGISTER_THREADS = 64
 
+CANCEL_SECONDS = 2.0
+"""Limit for the tasks of a loop to end after they were cancelled, when the loop is to end."""
+
 
 class Worker:
     """One thread and its loop. Owned by Workers.
@@ -61,14 +64,21 @@ class Worker:
         self.loop.set_default_executor(self._executor)
         try:
             self.loop.run_forever()
-            for task in asyncio.all_tasks(self.loop):
-                task.cancel()
-            # One iteration for cancelled tasks to end; those that refuse are abandoned.
-            self.loop.run_until_complete(asyncio.sleep(0))
+            self.loop.run_until_complete(self._cancel_all())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self.loop.close()
+
+    async def _cancel_all(self) -> None:
+        """Cancelled tasks may still release a controller. Those that refuse to end are
+        abandoned.
+        """
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
 
     @property
     def alive(self) -> bool:

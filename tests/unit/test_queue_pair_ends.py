@@ -145,6 +145,39 @@ async def test_restart_resends_retryable_commands_from_the_same_pages(ring):
     await write
 
 
+async def test_only_restarts_after_the_doorbell_was_rung_count_as_attempts(ring):
+    """A reset may take several attempts, and an owner may reset again before its workers are back:
+    a command that the controller never saw in between has not failed once more.
+    """
+    (write,) = await started(ring.qp.request(commands.write(1, 0, 8).pack(), b"w" * 4096))
+    batch = ring.qp.batch(1, 1, struct.pack("<2Q", 1, 2), 1, b"y" * 8192, 4096, to_host=False)
+
+    async def run() -> object:
+        return await batch
+
+    many = asyncio.create_task(run())
+    await asyncio.sleep(0)
+
+    def restart() -> None:
+        ring.qp.silence(True)
+        ring.sq_head = ring.cq_tail = 0
+        ring.phase = 1
+        ring.qp.restart(frozenset({1}), CommandError(0, 7), 1)
+
+    for _ in range(5):
+        restart()
+    ring.doorbells.write32(0, 0)
+    ring.qp.silence(False)
+    assert len(ring.fetch()) == 3
+    restart()
+    ring.qp.silence(False)
+    ring.qp.hold(False)
+    with pytest.raises(CommandError):
+        await write
+    assert (await many).failed == 2
+    assert ring.bounce.n_taken == 0
+
+
 async def test_a_silenced_queue_rings_once_when_allowed_again(ring):
     ring.qp.silence(True)
     tasks = await started(*(ring.qp.request(commands.verify(1, lba, 1).pack()) for lba in range(3)))
