@@ -75,6 +75,7 @@ cdef extern from "emulator/ctrl.h" nogil:
         unsigned fdp_groups
         uint64_t fdp_unit_nbytes
         unsigned streams
+        uint16_t retry_delays[3]
     enum: EMU_MAX_CHANNELS
     struct emu_timing:
         uint64_t latency_ns

@@ -59,6 +59,8 @@ cdef int fill_extras(emu_extras *to, config, list keep) except -1:
     to.fused_blocks = extras.fused
     to.fdp_handles, to.fdp_groups, to.fdp_unit_nbytes = extras.fdp, extras.fdp_groups, extras.fdp_unit
     to.streams = extras.streams
+    for i, delay in enumerate(extras.retry_delays):
+        to.retry_delays[i] = round(delay * 10)
     to.copy_formats = sum(1 << form for form in extras.copy_formats)
     return 0
 

@@ -73,6 +73,7 @@ struct emu_extras {
     unsigned fdp_handles, fdp_groups; /* Flexible Data Placement: reclaim unit handles (0: not offered), groups */
     uint64_t fdp_unit_nbytes; /* of a reclaim unit */
     unsigned streams;         /* MSL */
+    uint16_t retry_delays[3]; /* CRDT1 to 3, in 100 ms */
 };
 
 #define EMU_MAX_CHANNELS 256

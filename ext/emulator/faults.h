@@ -49,7 +49,8 @@ struct emu_fault {
     uint32_t actions;
     uint64_t delay_ns;
     uint32_t distance;
-    uint16_t status;                 /* the status field without the phase: SC 7:0, SCT 10:8, DNR 14 */
+    uint16_t status;                 /* the status field without the phase: SC 7:0, SCT 10:8, DNR 14; CRD 12:11, which
+                                      * is cleared unless the host has enabled it (ACRE) */
     uint8_t sqe[64], sqe_mask[64];
     uint8_t cqe[16], cqe_mask[16];
     const void *payload;             /* copied */

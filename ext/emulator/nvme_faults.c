@@ -235,7 +235,8 @@ bool faults_intercept(struct emu_ctrl *ctrl, struct sq *sq, struct nvme_sqe *sqe
                 (uint8_t)((bytes[i] & ~rule->fault.sqe_mask[i]) | (rule->fault.sqe[i] & rule->fault.sqe_mask[i]));
         fill_effect(faults, rule, effect);
         if (actions & EMU_FAULT_FAIL)
-            *forced = rule->fault.status;
+            *forced = ctrl->host_behaviour[HOST_BEHAVIOUR_ACRE] ? rule->fault.status
+                                                                : rule->fault.status & (uint16_t)~STATUS_CRD;
     }
     pthread_mutex_unlock(&faults->lock);
 

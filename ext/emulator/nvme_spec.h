@@ -220,6 +220,7 @@ enum { ANA_OPTIMIZED = 1, ANA_NON_OPTIMIZED = 2, ANA_INACCESSIBLE = 3, ANA_PERSI
 /* The status field without the phase: SC 7:0, SCT 10:8, CRD 12:11, M 13, DNR 14. */
 #define SC_MORE 0x2000u
 #define SC_DNR 0x4000u
+#define STATUS_CRD 0x1800u /* Command Retry Delay */
 #define SC_CODE(status) ((status) & 0x7ffu) /* SCT and SC */
 
 enum {
@@ -317,6 +318,7 @@ enum {
 };
 enum { IO_EVENT_RESERVATION = 0, IO_EVENT_SANITIZED = 1 };
 
+#define HOST_BEHAVIOUR_ACRE 0   /* byte of feature 16h: Advanced Command Retry Enable */
 #define HOST_BEHAVIOUR_LBAFEE 2 /* byte of feature 16h: LBA Format Extension Enable */
 #define HOST_BEHAVIOUR_CDFE 4   /* Copy Descriptor Formats Enable, by format */
 

@@ -390,7 +390,9 @@ def freeze(QueuePair qp):
 cdef bint at_rest(QueuePair qp):
     """Nothing is in flight, waited for, or being delivered right now by its own thread."""
     cdef uint32_t i
-    if qp.q.n_armed or qp.q.n_done or qp.q.n_unrung or qp.line or qp.starved or qp.batches or qp.q.sq_doorbell == NULL:
+    if qp.q.n_armed or qp.q.n_done or qp.q.n_unrung or qp.q.sq_doorbell == NULL:
+        return False
+    if qp.line or qp.starved or qp.batches or qp.parked or qp.delayed:
         return False
     for i in range(qp.q.n_trackers):
         if qp.q.trackers[i].state != NVQ_FREE or qp.waiters[i] != NULL:

@@ -65,6 +65,9 @@ cdef inline int deliver_one(QueuePair qp, unsigned slot) except -1:
             request.result = request.geometry.error
         elif request.status == 0:
             take_result(qp, request)
+        elif delay(qp, request):
+            nvq_put(&qp.q, slot)
+            return 0
         request.let_go()
         request.state = COMPLETED
         qp.waiting.due += 1

@@ -33,7 +33,9 @@ cdef class QueuePair(Waits):
     cdef object is_running           # the loop's, if it doesn't show its thread (uvloop)
     cdef object create_future, call_soon, command_error, on_stray
     cdef object line             # deque of futures: waiters for a free command id
-    cdef list parked             # futures: waiters with a held namespace
+    cdef list parked, delayed    # futures: waiters with a held namespace; whose command is sent again after a delay
+    cdef uint64_t n_delays             # commands that were delayed
+    cdef public object retry_delay, call_later      # (status, opcode, admin, attempts) -> seconds, or None; the loop's
     cdef int n_granted           # of those, and of the starved, how many were resumed and have not run yet
     cdef object starved          # deque of futures: waiters for a bounce page
     cdef bint growing            # on_starved() was called, and fed() is to follow
@@ -66,7 +68,7 @@ cdef class QueuePair(Waits):
         self.command_error = command_error
         self.on_stray = on_stray
         self.line = deque()
-        self.parked = []
+        self.parked, self.delayed = [], []
         self.starved = deque()
         self.flush_callback = self.flush
         self.poll_callback = self.poll
@@ -318,7 +320,7 @@ cdef class QueuePair(Waits):
                 if not future.done():
                     self.n_granted += 1      # they get the refusal at their turn
                     wake(future)
-            wake_parked(self)
+            end_waits(self)
             go_on_with_streams(self)
             feed(self, len(self.starved))
 
@@ -379,7 +381,7 @@ cdef class QueuePair(Waits):
         self.close_memory()
         self.mmio = self.stop_page = self.memory = self.shadow = self.doorbell_write = self.transport = None
         self.flush_callback = self.poll_callback = self.more_callback = None
-        self.on_sleep = self.on_busy = None
+        self.on_sleep = self.on_busy = self.retry_delay = self.call_later = None
         self.close_timer()
 
     cdef Request find(self, uint16_t cid):
@@ -456,11 +458,9 @@ cdef class QueuePair(Waits):
         found = Rings.inspect(self)
         if self.has_memory:
             found["mode"] = MODE_NAMES[self.waiting.mode]
-            found["waiting"] = len(self.line) + len(self.starved)
-            found["waiting_for_memory"] = len(self.starved)
-            found["held"] = len(self.parked)
-            found["latency_ns"] = self.waiting.lone.gap_ns
-            found["gap_ns"] = self.waiting.next.gap_ns
+            found["waiting"], found["waiting_for_memory"] = len(self.line) + len(self.starved), len(self.starved)
+            found["held"], found["delayed"], found["delays"] = len(self.parked), len(self.delayed), self.n_delays
+            found["latency_ns"], found["gap_ns"] = self.waiting.lone.gap_ns, self.waiting.next.gap_ns
             found["lull_ns"] = self.waiting.batch.gap_ns
             found["expected_ns"] = self.waiting.nap.mean_ns
             found["wake_ns"] = self.waiting.nap.wake_ns

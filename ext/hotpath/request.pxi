@@ -16,7 +16,7 @@ cdef enum:
     COMPLETED      # status and result are here
     FINISHED       # the awaiter has the result
     DETACHED       # the controller has it, and it has no waiter any more
-    PARKED         # not sent: its namespace is held (geometry.pxi)
+    PARKED         # not sent: its namespace is held (geometry.pxi), or it failed and waits (delaying.pxi)
 
 
 cdef void wake(future) except *:
@@ -79,7 +79,7 @@ cdef class Request:
     cdef uint16_t status
     cdef bint answered       # the result is here, and is held back for one iteration
     cdef bint timed_out      # the driver asked to abort it
-    cdef uint32_t attempts   # how often it was resent after a reset
+    cdef uint32_t attempts   # how often it was resent after a reset, or a delay
     cdef uint8_t yields      # how many iterations it may still wait without a Future
 
     def __await__(self):
@@ -157,8 +157,9 @@ cdef class Request:
         elif self.state == PARKED:
             self.state = FINISHED
             self.let_go()
-            if self.future in self.qp.parked:
-                self.qp.parked.remove(self.future)
+            for waiting in (self.qp.parked, self.qp.delayed):
+                if self.future in waiting:
+                    waiting.remove(self.future)
             self.future = None
         elif self.state == COMPLETED or (self.state == SENT and self.answered):
             self.state = FINISHED
@@ -313,6 +314,8 @@ cdef int request_send(Request self, PyObject **result) except -1:
                 result[0] = <PyObject *>None
                 return 0
             self.future = qp.create_future()
+        return suspend(self.future, result)
+    if self.state == PARKED:
         return suspend(self.future, result)
     raise RuntimeError("cannot reuse already awaited Request")
 

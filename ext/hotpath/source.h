@@ -19,6 +19,8 @@ struct nvq_cell {
     uint64_t offset; /* of its memory in the pool, or NVQ_NO_OFFSET */
     uint16_t status; /* batch.status */
     bool busy;       /* prepared, and its result not taken yet by the source */
+    uint32_t attempts; /* how often it was sent again after a delay */
+    uint64_t due_ns;   /* it failed for now, and is sent again then; 0: not so */
 };
 
 /* What a capsule named NVQ_SOURCE holds, from the source's extension module to the queue pair's. */
@@ -42,6 +44,11 @@ struct nvq_source {
     uint32_t n_cells;
     /* Set by pump(): what a sleeping source waits for, beside completions. */
     bool wants_read, wants_write;
+    /* Commands that the controller asks to be sent again after a delay (Base 2.1, 3.3.3.2.1), which
+     * all commands of a source may be. Set by the queue pair's side, before the first pump(). */
+    uint32_t retries;     /* of one command; 0: none is sent again */
+    uint32_t retry_ms[4]; /* by Command Retry Delay; UINT32_MAX: it isn't */
+    uint32_t n_delayed;   /* cells with due_ns */
 };
 
 /* The cell with index i. */
@@ -65,6 +72,8 @@ static inline void nvq_cell_prepare(struct nvq_cell *cell, uint64_t lba, uint32_
     cell->lba = lba;
     cell->status = 0;
     cell->busy = true;
+    cell->attempts = 0;
+    cell->due_ns = 0;
     b->lbas = &cell->lba;
     b->status = &cell->status;
     b->nbytes = nbytes;
@@ -81,6 +90,52 @@ static inline bool nvq_cell_post(struct nvq *q, struct nvb_slot *slots, struct n
     return nvb_fill(q, slots, &cell->batch, keep) != 0;
 }
 
+#define NVQ_COMMAND_INTERRUPTED 0x21u
+
+/* Is a cell that has completed to be sent again later? Then it stays busy. */
+static inline bool nvq_cell_delay(struct nvq_source *source, struct nvq_cell *cell)
+{
+    const uint16_t status = cell->status;
+    const unsigned crd = status >> 11 & 3;
+    if (__builtin_expect(!status, 1) || status & 1u << 14 || cell->attempts >= source->retries ||
+        (!crd && (status & 0x7ff) != NVQ_COMMAND_INTERRUPTED) || source->retry_ms[crd] == UINT32_MAX)
+        return false;
+    cell->attempts++;
+    cell->due_ns = nvq_now_ns() + source->retry_ms[crd] * 1000000ull;
+    source->n_delayed++;
+    return true;
+}
+
+/* When the first cell is due; 0: none waits. */
+static inline uint64_t nvq_source_due(const struct nvq_source *source)
+{
+    uint64_t first = 0;
+    for (uint32_t i = 0; i < source->n_cells && source->n_delayed; i++) {
+        const uint64_t due = nvq_cell_at(source, i)->due_ns;
+        if (due && (!first || due < first))
+            first = due;
+    }
+    return first;
+}
+
+/* Posts the cells whose delay is over, as far as command ids are free. */
+static inline bool nvq_source_post_due(struct nvq_source *source, struct nvq *q, struct nvb_slot *slots, uint32_t keep)
+{
+    const uint64_t now = nvq_now_ns();
+    bool posted = false;
+    for (uint32_t i = 0; i < source->n_cells; i++) {
+        struct nvq_cell *cell = nvq_cell_at(source, i);
+        if (!cell->due_ns || cell->due_ns > now || q->n_free <= keep)
+            continue;
+        cell->due_ns = 0;
+        cell->status = 0;
+        cell->batch.next = cell->batch.done = cell->batch.failed = 0;
+        source->n_delayed--;
+        posted |= nvq_cell_post(q, slots, cell, keep);
+    }
+    return posted;
+}
+
 /*
  * Finishes the cells of `source` among the reaped, and calls finished() for each; the rest keeps
  * its order in done_slots. Cells that were delivered by the event loop meanwhile have batch.done
@@ -95,7 +150,8 @@ static inline void nvq_source_settle(struct nvq *q, struct nvb_slot *slots, stru
         struct nvb_batch *batch = slots[slot].batch;
         if (batch && nvq_owns(source, batch)) {
             nvb_finish(q, slots, slot);
-            finished(source->self, (struct nvq_cell *)batch);
+            if (!nvq_cell_delay(source, (struct nvq_cell *)batch))
+                finished(source->self, (struct nvq_cell *)batch);
         } else {
             q->done_slots[kept++] = (uint16_t)slot;
         }

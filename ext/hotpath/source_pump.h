@@ -22,7 +22,7 @@ static inline void nvq_source_take_delivered(struct nvq_source *source, const st
 {
     for (uint32_t i = 0; i < source->n_cells; i++) {
         struct nvq_cell *cell = nvq_cell_at(source, i);
-        if (cell->busy && cell->batch.done)
+        if (cell->busy && cell->batch.done && !cell->due_ns && !nvq_cell_delay(source, cell))
             face->finished(source->self, cell);
     }
 }
@@ -48,6 +48,8 @@ nvq_source_go(struct nvq_source *source, const struct nvq_source_face *face, str
         } else {
             moved = face->post(self, q, slots, keep);
         }
+        if (__builtin_expect(source->n_delayed, 0))
+            moved |= nvq_source_post_due(source, q, slots, keep);
         if (q->n_unrung)
             *ring |= nvq_ring_sq(q) ? 1 : 0;
         if (nvq_reap(q, 64)) {

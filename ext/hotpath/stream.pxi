@@ -7,6 +7,7 @@ cdef extern from "hotpath/source.h":
         nvb_batch batch
         uint16_t status
         bint busy
+        uint64_t due_ns
 
     struct nvq_source:
         int (*pump)(void *self, nvq *q, nvb_slot *slots, uint32_t keep, uint64_t slice_ns, nvw_budget *budget, unsigned *ring) noexcept nogil
@@ -15,11 +16,14 @@ cdef extern from "hotpath/source.h":
         uint8_t *cells
         uint32_t n_cells
         bint wants_read, wants_write
+        uint32_t retries, n_delayed
+        uint32_t retry_ms[4]
 
     enum: NVB_GIVEN_UP
 
     nvq_cell *nvq_cell_at(const nvq_source *source, uint32_t i) nogil
     bint nvq_owns(const nvq_source *source, const nvb_batch *batch) nogil
+    uint64_t nvq_source_due(const nvq_source *source) nogil
     uint32_t nvq_source_out(const nvq_source *source) nogil
 
 
@@ -51,6 +55,7 @@ cdef class Stream:
         self.source = <nvq_source *>PyCapsule_GetPointer(connection.source, NVQ_SOURCE)
         self.qp, self.connection, self.geometry = qp, connection, geometry
         self.on_sleep, self.on_wake = on_sleep, on_wake
+        set_retries(qp, self.source)
 
     def __await__(self):
         return self
@@ -120,7 +125,7 @@ cdef class Stream:
         cdef nvq_cell *cell
         for i in range(self.source.n_cells):
             cell = nvq_cell_at(self.source, i)
-            if cell.busy and cell.batch.done:
+            if cell.busy and cell.batch.done and not cell.due_ns:
                 return True
         return False
 
@@ -187,8 +192,24 @@ cdef object serve(Stream self):
     if not forbidden and (self.source.wants_read or self.source.wants_write):
         self.watching = True
         self.on_sleep(self, self.source.wants_read, self.source.wants_write)
+    if self.source.n_delayed and not forbidden:
+        qp.call_later(max(0.0, (<long long>nvq_source_due(self.source) - <long long>nvq_now_ns()) * 1e-9), self.wake)
     self.future._asyncio_future_blocking = True
     return self.future
+
+
+cdef int set_retries(QueuePair qp, nvq_source *source) except -1:
+    """After which delays this source's failed commands are sent again: as those of awaiters."""
+    cdef int crd
+    source.retries = 0
+    for crd in range(4):
+        seconds = qp.retry_delay(crd << 11 | COMMAND_INTERRUPTED, OPC_READ, False, 0) if qp.retry_delay is not None else None
+        source.retry_ms[crd] = 0xffffffff if seconds is None else round(seconds * 1000)
+        if seconds is not None and not source.retries:
+            source.retries = 1
+            while qp.retry_delay(crd << 11 | COMMAND_INTERRUPTED, OPC_READ, False, source.retries) is not None:
+                source.retries += 1
+    return 0
 
 
 cdef void go_on_with_streams(QueuePair qp) except *:

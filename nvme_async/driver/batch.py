@@ -44,10 +44,10 @@ class Many(Generic[D]):
 
     __slots__ = ("_batch", "data", "failed", "statuses")
 
-    def __init__(self, batch: BatchOfCommands, data: D) -> None:
+    def __init__(self, batch: BatchOfCommands, data: D, failed: int | None = None) -> None:
         self._batch = batch
         self.statuses: array[int] = batch.statuses
-        self.failed: int = batch.failed
+        self.failed: int = batch.failed if failed is None else failed
         self.data: D = data
 
     def __len__(self) -> int:

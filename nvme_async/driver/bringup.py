@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from nvme_async.driver import command_sets, discovery
 from nvme_async.driver.admin_queue import admin_limit
 from nvme_async.driver.context import ControllerContext
+from nvme_async.driver.delays import wants_retry_delays
 from nvme_async.driver.effects import Effects
 from nvme_async.driver.power import Power
 from nvme_async.driver.scanner import Scanner
@@ -110,8 +111,8 @@ class BringUp:
                 "Host Behavior Support",
                 self._host_behavior,
                 lambda: (
-                    "namespaces with a guard of 32 or 64 bits, or with storage tags, can't be used, and nothing is "
-                    "copied between namespaces"
+                    "namespaces with a guard of 32 or 64 bits, or with storage tags, can't be used, nothing is "
+                    "copied between namespaces, and the controller asks for no retries"
                 ),
             ),
             *self._event_steps(),
@@ -144,12 +145,13 @@ class BringUp:
 
     async def _host_behavior(self) -> None:
         """What is available to hosts only that declare to support it (Base 2.1, 5.1.25.1.14): LBA
-        formats beyond the 16-bit guard (NVM Command Set 1.1, 5.3.1.4), and Copy from other
-        namespaces (3.3.2).
+        formats beyond the 16-bit guard (NVM Command Set 1.1, 5.3.1.4), Copy from other namespaces
+        (3.3.2), and delays before commands are sent again (ACRE; Base 2.1, 3.3.3.2.1).
         """
         controller = self._controller
         identify = controller.identify
         behavior = HostBehavior(
+            acre=wants_retry_delays(identify),
             lbafee=Ctratt.EXTENDED_LBA_FORMATS in identify.attributes,
             cdfe=identify.ocfs & (1 << CopyFormat.NAMESPACE | 1 << CopyFormat.NAMESPACE_EXTENDED_PI),
         )

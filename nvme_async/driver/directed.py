@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.command_io import blocks_in
@@ -19,14 +20,21 @@ from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.opcodes import DirectiveType, NvmOpcode
 
+T = TypeVar("T")
 
-class Directed(WithMetadata, Protocol):
+
+class HasDirectives(Protocol):
+    """The part of a Namespace that chooses a directive."""
+
+    placement: Placement
+    write_streams: Streams
+
+
+class Directed(WithMetadata, HasDirectives, Protocol):
     """The part of a Namespace that directed writes need."""
 
     block_size: int
     has_metadata: bool
-    placement: Placement
-    write_streams: Streams
 
     async def _send(
         self, geometry: Geometry, command: Command, buffer: BufferLike | None = None, tag: int = 0
@@ -52,6 +60,33 @@ async def _write(
     )
 
 
+async def directive_of(ns: HasDirectives, placement: int | None, stream: int | None) -> tuple[DirectiveType, int]:
+    """Directive type and value of a write with one of the two. ValueError for a value that the
+    namespace doesn't have, ConfigurationError without the directive.
+    """
+    if placement is not None and stream is not None:
+        raise ValueError(f"placement {placement} and stream {stream} exclude each other")
+    if placement is not None:
+        await ns.placement.check(placement)
+        return DirectiveType.DATA_PLACEMENT, placement
+    assert stream is not None
+    ns.write_streams.check(stream)
+    return DirectiveType.STREAMS, stream
+
+
+async def with_streams(ns: HasDirectives, stream: int | None, once: Callable[[], Awaitable[T]]) -> T:
+    """once(). A reset of the controller has disabled streams: then the controller refuses the
+    command, streams are enabled again, and the command is sent again.
+    """
+    try:
+        return await once()
+    except InvalidField:
+        if stream is None or not ns.write_streams.wanted or await ns.write_streams.enabled():
+            raise
+        await ns.write_streams.enable()
+        return await once()
+
+
 async def write_directed(
     ns: Directed,
     geometry: Geometry,
@@ -64,18 +99,8 @@ async def write_directed(
     placement: int | None,
     stream: int | None,
 ) -> None:
-    """See Namespace.write(). A reset of the controller has disabled streams: then they are
-    enabled again, and the data written again.
-    """
-    if placement is not None and stream is not None:
-        raise ValueError(f"placement {placement} and stream {stream} exclude each other")
-    if placement is not None:
-        await ns.placement.check(placement)
-        directive = (DirectiveType.DATA_PLACEMENT, placement)
-    else:
-        assert stream is not None
-        ns.write_streams.check(stream)
-        directive = (DirectiveType.STREAMS, stream)
+    """See Namespace.write()."""
+    directive = await directive_of(ns, placement, stream)
 
     async def once() -> None:
         if ns.has_metadata or metadata is not None or protect is not None:
@@ -84,10 +109,4 @@ async def write_directed(
         else:
             await _write(ns, geometry, lba, data, fua, directive)
 
-    try:
-        await once()
-    except InvalidField:
-        if stream is None or not ns.write_streams.wanted or await ns.write_streams.enabled():
-            raise
-        await ns.write_streams.enable()
-        await once()
+    await with_streams(ns, stream, once)

@@ -15,6 +15,7 @@ import attrs
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.batch import BatchError, Integers, Many, as_lbas
 from nvme_async.driver.context import ControllerContext
+from nvme_async.driver.delays import retry_delay, send_again
 from nvme_async.driver.directed import write_directed
 from nvme_async.driver.fused import compare_and_write
 from nvme_async.driver.limits import MAX_BLOCKS, CommandLimits
@@ -24,7 +25,7 @@ from nvme_async.driver.protection import PRACT, Format, Protect
 from nvme_async.driver.range_commands import RangeCommands
 from nvme_async.driver.settling import settled
 from nvme_async.driver.streams import Streams
-from nvme_async.driver.transport import CommandQueue
+from nvme_async.driver.transport import BatchOfCommands, CommandQueue
 from nvme_async.errors import (
     CommandError,
     ConfigurationError,
@@ -361,10 +362,29 @@ class Namespace(RangeCommands):
             geometry=geometry,
         )
         await batch
-        result = Many(batch, data)
-        if batch.failed and check:
+        failed = batch.failed and await self._again(batch, opcode, numbers, data, nbytes, fua)
+        result = Many(batch, data, failed)
+        if failed and check:
             raise BatchError(result)
         return result
+
+    async def _again(
+        self, batch: BatchOfCommands, opcode: int, lbas: BufferLike, data: Any, nbytes: int, fua: bool
+    ) -> int:
+        """Elements that the controller asks to be sent again. Returns how many have failed."""
+        operation = self.readinto if opcode == NvmOpcode.READ else self.write
+        options, identify = self.controller.options, self.controller.identify
+        numbers, view = byte_view(lbas).cast("Q"), byte_view(data)
+
+        def delay_of(status: int) -> float | None:
+            if not options.retries:
+                return None
+            return retry_delay(identify, status, opcode, admin=False, longest=options.command_timeout)
+
+        def one(at: int) -> Coroutine[Any, Any, object]:
+            return operation(numbers[at], view[at * nbytes : (at + 1) * nbytes], fua=fua)
+
+        return await send_again(batch, delay_of, one)
 
     # -- order -------------------------------------------------------------------------------------
 

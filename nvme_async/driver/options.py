@@ -151,7 +151,8 @@ class Options:
         keepalive: keep everything that a successor needs in one private pool of fixed size
             (pool_bytes), so that another process can take the running controller over. Memory
             beyond the pool is then refused (OutOfDmaMemory).
-        retries: how often the controller is reset for the same command before that command fails.
+        retries: how often a command is sent again, after a reset of the controller or a delay that
+            the controller asks for (CRD), before it fails.
         hostnqn, hostid: this host's identity for an NVMe/TCP controller, a name and a UUID; empty:
             from
             /etc/nvme/hostnqn and /etc/nvme/hostid. A PCI function gets a hostid that is given here

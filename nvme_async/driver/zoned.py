@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import Buffer
 
 from nvme_async.driver.command_io import blocks_in
+from nvme_async.driver.directed import directive_of, with_streams
 from nvme_async.errors import CommandError, ConfigurationError
 from nvme_async.native._placement import byte_view
 from nvme_async.spec import commands
@@ -165,9 +166,18 @@ class ZonedNamespace:
         """Sets a read only zone offline, its data are lost; None: all read only ones."""
         await self._act(ZoneSendAction.OFFLINE, zslba)
 
-    async def append(self, zslba: int, data: Buffer, *, fua: bool = False) -> int:
+    async def append(
+        self,
+        zslba: int,
+        data: Buffer,
+        *,
+        fua: bool = False,
+        placement: int | None = None,
+        stream: int | None = None,
+    ) -> int:
         """Writes `data` at the zone's write pointer and returns its first block (Zone Append).
-        Meant for several at once. At most max_append blocks.
+        Meant for several at once. At most max_append blocks. placement, stream: as for
+        Namespace.write().
         """
         namespace = self.namespace
         if namespace.has_metadata:
@@ -175,20 +185,31 @@ class ZonedNamespace:
         blocks = blocks_in(byte_view(data).nbytes, namespace.block_size)
         if blocks > self.max_append:
             raise ValueError(f"{blocks} blocks in one append; the limit is {self.max_append}")
-        completion = await namespace.submit(
-            commands.zone_append(namespace.nsid, self._zone(zslba), blocks, fua=fua), data
-        )
+        kind, value = 0, 0
+        if placement is not None or stream is not None:
+            kind, value = await directive_of(namespace, placement, stream)
+        command = commands.zone_append(namespace.nsid, self._zone(zslba), blocks, fua=fua, dtype=kind, dspec=value)
+        completion = await with_streams(namespace, stream, lambda: namespace.submit(command, data))
         return completion.dw1 << 32 | completion.dw0
 
-    async def write(self, lba: int, data: Buffer, *, fua: bool = False) -> None:
+    async def write(
+        self,
+        lba: int,
+        data: Buffer,
+        *,
+        fua: bool = False,
+        placement: int | None = None,
+        stream: int | None = None,
+    ) -> None:
         """Writes at a zone's write pointer, one command after another. ZoneInvalidWrite anywhere
-        else.
+        else. placement, stream: as for Namespace.write().
         """
         view, size = byte_view(data), self.namespace.block_size
         step = self.namespace.max_blocks * size
         blocks_in(view.nbytes, size)
         for at in range(0, view.nbytes, step):
-            await self.namespace.write(lba + at // size, view[at : at + step], fua=fua)
+            part = view[at : at + step]
+            await self.namespace.write(lba + at // size, part, fua=fua, placement=placement, stream=stream)
 
     async def read(self, lba: int, blocks: int = 1) -> bytes:
         """As Namespace.read(). Blocks beyond a write pointer read as zeroes."""

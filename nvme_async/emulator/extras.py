@@ -35,6 +35,13 @@ def _parse_copy_formats(text: str | tuple[int, ...], name: str) -> tuple[int, ..
     return tuple(sorted(forms | {0}))
 
 
+def _parse_delays(text: str | tuple[float, ...], name: str) -> tuple[float, ...]:
+    """One to three times, as "100ms/1s/5s"."""
+    if isinstance(text, tuple):
+        return text
+    return tuple(parse_time(one, name) for one in text.split("/"))
+
+
 @attrs.frozen(kw_only=True)
 class Extras:
     """Features of an emulated controller that a plain drive doesn't have.
@@ -76,6 +83,8 @@ class Extras:
             fdp_groups: reclaim groups, 1 to 16; fdp_unit: bytes of a reclaim unit. Namespaces begin
             with all handles.
         streams: streams of the Streams directive (MSL), 0 to 256.
+        retry_delays: one to three times in seconds, multiples of 0.1, after which a host is to send
+            a command again (CRDT1 to CRDT3); Faults.add(crd=) chooses one.
         copy_formats: Copy descriptor formats, as "0/1/2/3"; a plain drive has the first.
     """
 
@@ -115,6 +124,7 @@ class Extras:
     fdp_groups: int = attrs.field(default=1, validator=in_range(1, 16))
     fdp_unit: int = attrs.field(default=1 << 20, validator=in_range(4096, 1 << 40))
     streams: int = attrs.field(default=0, validator=in_range(0, 256))
+    retry_delays: tuple[float, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         self._check_zones()
@@ -122,10 +132,16 @@ class Extras:
         if self.boot % (128 << 10):
             raise ConfigurationError(f"boot={self.boot}: must be a multiple of {128 << 10}")
         self._check_placement()
+        self._check_retry_delays()
         if self.key_value and self.zoned:
             raise ConfigurationError("key_value=on and zoned=on exclude each other")
         if self.firmware_slots and not 2 <= self.firmware_slots <= 7:
             raise ConfigurationError(f"firmware_slots={self.firmware_slots}: must be 0 or 2 to 7")
+
+    def _check_retry_delays(self) -> None:
+        if len(self.retry_delays) > 3 or any(round(delay * 1e9) % 10**8 for delay in self.retry_delays):
+            shown = "/".join(f"{delay:g}s" for delay in self.retry_delays)
+            raise ConfigurationError(f"retry_delays={shown}: must be one to three multiples of 100ms")
 
     def _check_placement(self) -> None:
         if self.fdp_unit % 4096:
@@ -204,4 +220,5 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "fdp_groups": parse_int,
     "fdp_unit": parse_size,
     "streams": parse_int,
+    "retry_delays": _parse_delays,
 }

@@ -143,6 +143,7 @@ class Faults:
         discard: bool = False,
         fail: int | None = None,
         dnr: bool = False,
+        crd: int = 0,
         sqe: dict[int, bytes] | None = None,
         cqe: dict[int, bytes] | None = None,
         wrong_phase: bool = False,
@@ -166,7 +167,8 @@ class Faults:
         release()). delay_post: execute at once, complete later. drop: execute, never complete.
             discard:
         neither. fail: complete with this status (sct << 8 | sc) and don't execute; dnr adds Do Not
-            Retry.
+            Retry, crd the Command Retry Delay 1 to 3 (see the option retry_delays) if the host has
+            enabled it.
         sqe, cqe: bytes by offset that replace those of the command before, of the completion after
             execution
         (its status without the phase bit). wrong_phase. duplicate: post twice. reorder: post after
@@ -205,6 +207,8 @@ class Faults:
             "fatal": fatal,
             "remove": remove,
         }
+        if not 0 <= crd <= 3:
+            raise ConfigurationError(f"crd={crd}: must be 0 to 3")
         if queue not in ("any", "admin", "io"):
             raise ConfigurationError(f"queue={queue!r}: must be any, admin or io")
         rule = self._faults.add(
@@ -217,7 +221,7 @@ class Faults:
             sum(_emulator.FAULT_ACTIONS[name] for name, wanted in chosen.items() if wanted),
             _nanoseconds(delay if delay is not None else delay_post or 0.0),
             reorder or 0,
-            (fail or 0) | dnr << 14,
+            (fail or 0) | crd << 11 | dnr << 14,
             *_masked(sqe or {}, 64),
             *_masked(cqe or {}, 16),
             payload or b"",

@@ -21,7 +21,9 @@ from nvme_async.driver.byte_stream import DEFAULT_AHEAD, DEFAULT_CHUNK, ByteStre
 from nvme_async.driver.copying import copy_commands
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.namespace_file import NamespaceFile
+from nvme_async.driver.placement import Placement
 from nvme_async.driver.recovery import RETRYABLE
+from nvme_async.driver.streams import Streams
 from nvme_async.errors import (
     CommandError,
     ControllerError,
@@ -116,6 +118,8 @@ class ManagedNamespace:
         self._failure = failure
         self._target = target
         if target is not None:
+            if self._latest is not None and self._latest is not target:
+                target.write_streams.wanted |= self._latest.write_streams.wanted
             self._latest = target
             self.identity = target.identity.merged(self.identity)
         return True
@@ -165,6 +169,18 @@ class ManagedNamespace:
     @property
     def identify(self) -> IdentifyNamespace:
         return self._known().identify
+
+    @property
+    def placement(self) -> Placement:
+        """See Namespace.placement: of the current driver's namespace, so don't keep it."""
+        return self._known().placement
+
+    @property
+    def write_streams(self) -> Streams:
+        """See Namespace.write_streams: of the current driver's namespace, so don't keep it. Once
+        enabled, they are enabled again where the next driver writes to a stream.
+        """
+        return self._known().write_streams
 
     @property
     def available(self) -> bool:
@@ -302,10 +318,21 @@ class ManagedNamespace:
                 error = lost
         return await self._again("readinto", (lba, buffer), {"fua": fua}, target, error)  # type: ignore[no-any-return]
 
-    async def write(self, lba: int, data: BufferLike, *, fua: bool = False) -> None:
+    async def write(
+        self,
+        lba: int,
+        data: BufferLike,
+        *,
+        fua: bool = False,
+        placement: int | None = None,
+        stream: int | None = None,
+    ) -> None:
         """See Namespace.write(). The data must stay unchanged until it returns: they may have to
         be sent again.
         """
+        if placement is not None or stream is not None:
+            await self._call("write", lba, data, fua=fua, placement=placement, stream=stream)
+            return
         target = self._target
         error = None
         if target is not None:

@@ -19,8 +19,10 @@ def zone_append(
     apptag: int = 0,
     apptag_mask: int = 0,
     mptr: int = 0,
+    dtype: int = 0,
+    dspec: int = 0,
 ) -> Command:
-    """Zone Append (ZNS 3.4.1) to the zone that begins at `zslba`.
+    """Zone Append (ZNS 3.4.1) to the zone that begins at `zslba`. dtype, dspec: as in `write`.
 
     Completion dwords 0 and 1: the LBA it went to.
     """
@@ -32,10 +34,12 @@ def zone_append(
         cdw10=zslba & U32,
         cdw11=zslba >> 32,
         cdw12=check("blocks", blocks, 1, U16 + 1) - 1
+        | check("dtype", dtype, 0, 15) << 20
         | piremap << 25
         | check("prinfo", prinfo, 0, 15) << 26
         | fua << 30
         | lr << 31,
+        cdw13=check("dspec", dspec, 0, U16) << 16,
         cdw14=check("reftag", reftag, 0, U32),
         cdw15=check("apptag", apptag, 0, U16) | check("apptag_mask", apptag_mask, 0, U16) << 16,
         data_length=None,

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from driving import FAST, pattern
+from managed import uri as managed_uri
 
 import nvme_async
 from nvme_async.cli.main import cli
 from nvme_async.driver.management import create_namespace, delete_namespace
+from nvme_async.driver.zoned import ZonedNamespace
 from nvme_async.emulator import EmulatedController, EmulatorConfig
 from nvme_async.errors import CommandError, ConfigurationError, FdpDisabled, InvalidPlacementHandles
+from nvme_async.manager import Manager
 from nvme_async.spec import commands
 from nvme_async.spec.fdp import FdpEventType, FdpMode
 
@@ -183,3 +186,25 @@ def test_the_commands_of_nvme_cli(tmp_path: Path) -> None:
         ok("fdp", "usage", device, "-e", "1")
         assert "8" in ok("dir-receive", device, "-n", "1", "-D", "1", "-O", "1", "-H")
         ok("dir-receive", device, "-n", "1", "-D", "0", "-O", "1", "-H")
+
+
+async def test_zones_and_managed_namespaces_are_written_with_a_placement() -> None:
+    fdp = f"fdp=4,fdp_unit={UNIT}"
+    async with nvme_async.open(f"emulated:size=16MiB,block=4096,zoned=on,zone_size=1MiB,{fdp}", **FAST) as controller:
+        ns = controller.namespaces[1]
+        zoned = await ZonedNamespace.of(ns)
+        before = await _room(ns)
+        await zoned.write(0, bytes(8192), placement=1)
+        assert await zoned.append(0, bytes(4096), placement=2) == 2
+        after = await _room(ns)
+        assert {pid: before[pid] - after[pid] for pid in before} == {0: 0, 1: 2, 2: 1, 3: 0}
+        with pytest.raises(ValueError, match="placement 9 is not a placement identifier"):
+            await zoned.append(0, bytes(4096), placement=9)
+    address = managed_uri(f"size=16MiB,block=4096,{fdp}")
+    async with Manager() as manager:
+        await manager.load(address)
+        managed = await manager.namespace(address, 1)
+        before = {one.pid: one.ruamw for one in await managed.placement.status()}
+        await managed.write(0, bytes(4096), placement=3)
+        after = {one.pid: one.ruamw for one in await managed.placement.status()}
+        assert {pid for pid in before if before[pid] != after[pid]} == {3}

@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 from driving import FAST, pattern
+from managed import uri as managed_uri
 
 import nvme_async
+from nvme_async.driver.zoned import ZonedNamespace
 from nvme_async.errors import ConfigurationError, InvalidField, StreamAllocationFailed
+from nvme_async.manager import Manager
 
 
 @pytest.fixture
@@ -76,3 +79,39 @@ async def test_what_the_controller_lacks_is_refused_before_it_is_sent(controller
     async with nvme_async.open("emulated:size=16MiB,fdp=1", **FAST) as placing:
         with pytest.raises(ConfigurationError, match="no streams"):
             await placing.namespaces[1].write_streams.enable()
+
+
+async def test_zones_are_written_and_appended_to_with_a_stream() -> None:
+    address = "emulated:size=16MiB,block=512,zoned=on,zone_size=1MiB,streams=4"
+    async with nvme_async.open(address, **FAST) as controller:
+        ns = controller.namespaces[1]
+        zoned = await ZonedNamespace.of(ns)
+        await ns.write_streams.enable()
+        await zoned.write(0, pattern(1024, 1), stream=3)
+        assert await zoned.append(0, pattern(512, 2), stream=5) == 2
+        assert await ns.write_streams.open() == (3, 5)
+        await controller.reset()
+        assert await zoned.append(0, pattern(512, 3), stream=6) == 3  # enables them again
+        assert await ns.write_streams.open() == (6,)
+        assert await zoned.read(0, 4) == pattern(1024, 1) + pattern(512, 2) + pattern(512, 3)
+        with pytest.raises(ValueError, match="stream is 0, must be 1 to 65535"):
+            await zoned.append(0, bytes(512), stream=0)
+        with pytest.raises(ValueError, match="placement 1 and stream 1 exclude each other"):
+            await zoned.append(0, bytes(512), placement=1, stream=1)
+        assert (await zoned.zone(0)).wp == 4
+
+
+async def test_a_managed_namespace_writes_to_streams_across_a_servicing() -> None:
+    uri = managed_uri("size=16MiB,block=512,streams=4")
+    async with Manager() as manager:
+        await manager.load(uri)
+        ns = await manager.namespace(uri, 1)
+        await ns.write_streams.enable()
+        await ns.write(0, pattern(512, 1), stream=3)
+        assert await ns.write_streams.open() == (3,)
+        await manager.device(uri).service(keepalive=False)
+        await ns.write(1, pattern(512, 2), stream=4)  # the next driver enables them again
+        assert await ns.write_streams.open() == (4,)
+        assert await ns.read(0, 2) == pattern(512, 1) + pattern(512, 2)
+        with pytest.raises(ValueError, match="stream is 65536"):
+            await ns.write(0, bytes(512), stream=65536)

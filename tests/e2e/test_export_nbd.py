@@ -57,6 +57,25 @@ async def test_data_written_by_a_client_is_on_the_namespace_and_read_back(
         assert server.inspect()["served"] == 2
 
 
+async def test_a_command_that_fails_for_now_is_sent_again_after_its_delay(tmp_path: Path) -> None:
+    uri = "emulated:size=16MiB,block=512,retry_delays=100ms"
+    async with served(tmp_path, uri) as (controller, _, path):
+        client = await NbdClient.connect(path)
+        clock = asyncio.get_running_loop().time
+        for opcode, operation in ((1, lambda: client.write(0, b"x" * 512)), (2, lambda: client.read(0, 512))):
+            rule = faults(controller).add(queue="io", opcode=opcode, count=2, fail=0x21, crd=1)
+            before = clock()
+            result = await operation()
+            assert clock() - before >= 0.198
+            assert rule.hits == 3
+        assert result == b"x" * 512
+        rule = faults(controller).add(queue="io", opcode=2, fail=0x21, crd=1)
+        with pytest.raises(NbdError):
+            await client.read(0, 512)
+        assert rule.hits == 4  # retries=3
+        await client.close()
+
+
 async def test_concurrent_requests_of_several_clients(tmp_path: Path) -> None:
     async with served(tmp_path, threads=2, depth=4) as (_controller, _, path):
         clients = [await NbdClient.connect(path, structured=number % 2 == 0) for number in range(3)]

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nvme_async.driver.completions import error_from
+from nvme_async.driver.delays import retry_delay
 from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.driver.transport import Owner
 from nvme_async.errors import NvmeError
@@ -85,7 +86,7 @@ class QueueMaker(ABC):
 
     def _native(self, memory: Any, loop: asyncio.AbstractEventLoop, **facts: Any) -> _hotpath.QueuePair:
         """The native half. facts: this transport's arguments."""
-        return _hotpath.QueuePair(
+        hot = _hotpath.QueuePair(
             memory,
             **facts,
             create_future=loop.create_future,
@@ -94,6 +95,8 @@ class QueueMaker(ABC):
             on_stray=self._on_stray,
             ready=loop_internals.ready_callbacks(loop),
         )
+        hot.retry_delay, hot.call_later = self._retry_delay, loop.call_later
+        return hot
 
     def _set_waiting(self, hot: _hotpath.QueuePair, *, interrupts: bool = True) -> None:
         """How its callers wait. Without interrupts there is only one way."""
@@ -112,6 +115,19 @@ class QueueMaker(ABC):
             "on_timeout": controller._on_timeout,
             "on_slow": controller._on_slow,
         }
+
+    def _retry_delay(self, status: int, opcode: int, admin: bool, attempts: int) -> float | None:
+        """After how many seconds a command that failed with `status` is sent again; None: not."""
+        options = self._controller.options
+        if attempts >= options.retries:
+            return None
+        return retry_delay(
+            self._controller.identify,
+            status,
+            opcode,
+            admin=admin,
+            longest=options.admin_timeout if admin else options.command_timeout,
+        )
 
     def _error(self, status: int, dw0: int, sqe: bytes, admin: bool, timed_out: bool) -> NvmeError:
         text = status_text(status >> 8 & 7, status & 0xFF)
