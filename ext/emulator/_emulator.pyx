@@ -143,6 +143,8 @@ cdef extern from "emulator/tcp_target.h" nogil:
         bint no_header_digest, no_data_digest, always_success
         unsigned n_referrals
         emu_tcp_referral *referrals
+        bint tls
+        emu_tcp_referral *fronts
     struct emu_tcp_stats:
         uint64_t connections, associations, refused, commands, header_digest_errors, data_digest_errors, protocol_errors
         uint64_t keep_alive_timeouts
@@ -354,7 +356,7 @@ cdef class Controller:
             emu_endpoint_drop(endpoint)
         self._leave()
 
-    def serve_tcp(self, config, fds, *, double patience=3.0):
+    def serve_tcp(self, config, fds, *, double patience=3.0, fronts=()):
         cdef emu_endpoint *endpoint = NULL
         cdef emu_tcp_config c
         cdef int numbers[16]
@@ -382,6 +384,12 @@ cdef class Controller:
                 strncpy(c.referrals[i].traddr, text, 255)
                 text = str(port).encode()
                 strncpy(c.referrals[i].trsvcid, text, 31)
+            c.tls = bool(fronts)
+            for i, (address, port) in enumerate(fronts[:TCP_MAX_PORTS]):
+                text = address.encode()
+                strncpy(c.fronts[i].traddr, text, 255)
+                text = str(port).encode()
+                strncpy(c.fronts[i].trsvcid, text, 31)
             for i in range(n):
                 numbers[i] = fds[i]
             endpoint = self._enter()

@@ -345,18 +345,28 @@ static uint8_t address_of(const struct sockaddr_storage *address, char *traddr, 
 }
 
 static void put_entry(uint8_t *p, uint8_t adrfam, uint8_t subtype, uint16_t port, const char *nqn, const char *traddr,
-                      const char *trsvcid)
+                      const char *trsvcid, bool tls)
 {
     p[0] = 3; /* TRTYPE: TCP */
     p[1] = adrfam;
     p[2] = subtype;
-    p[3] = 1u << 2 | 2; /* TREQ: no secure channel; SQ flow control may be disabled */
+    p[3] = 1u << 2 | (tls ? 1 : 2); /* TREQ: secure channel required or not; SQ flow control may be disabled */
     put16(p, 4, port);
     put16(p, 6, 0xffff); /* CNTLID: dynamic */
     put16(p, 8, 32); /* ASQSZ */
     put_text(p + 32, 32, trsvcid);
     put_text(p + 256, 256, nqn);
     put_text(p + 512, 256, traddr);
+    p[768] = tls ? 2 : 0; /* TSAS: SECTYPE, TLS 1.3 */
+}
+
+/* The address that the relay of a port listens on. */
+static uint8_t front_of(const struct emu_tcp *tcp, unsigned port, char *traddr, char *trsvcid)
+{
+    const struct emu_tcp_referral *front = &tcp->config.fronts[port];
+    snprintf(traddr, 256, "%s", front->traddr);
+    snprintf(trsvcid, 32, "%s", front->trsvcid);
+    return strchr(traddr, ':') ? 2 : 1;
 }
 
 /* The page as this connection's host sees it: a port on a wildcard address is reported with the
@@ -368,24 +378,35 @@ static uint32_t discovery_log(struct tcp_conn *conn, uint8_t *page)
     socklen_t length = sizeof(here);
     char traddr[256], trsvcid[32], mine[256], my_port[32];
     uint32_t n = 0;
-    getsockname(conn->fd, (struct sockaddr *)&here, &length);
-    const uint8_t family = address_of(&here, mine, my_port);
-    put_entry(page + LOG_ENTRY * ++n, family, ENTRY_CURRENT_DISCOVERY, 1, TCP_DISCOVERY_NQN, mine, my_port);
+    const bool tls = tcp->config.tls;
+    uint8_t family;
+    if (tls) {
+        family = front_of(tcp, conn->port, mine, my_port);
+    } else {
+        getsockname(conn->fd, (struct sockaddr *)&here, &length);
+        family = address_of(&here, mine, my_port);
+    }
+    put_entry(page + LOG_ENTRY * ++n, family, ENTRY_CURRENT_DISCOVERY, 1, TCP_DISCOVERY_NQN, mine, my_port, tls);
     for (unsigned i = 0; i < tcp->n_listeners; i++) {
         struct sockaddr_storage there = {0};
         length = sizeof(there);
-        getsockname(tcp->listener_fds[i], (struct sockaddr *)&there, &length);
-        uint8_t adrfam = address_of(&there, traddr, trsvcid);
+        uint8_t adrfam;
+        if (tls) {
+            adrfam = front_of(tcp, i, traddr, trsvcid);
+        } else {
+            getsockname(tcp->listener_fds[i], (struct sockaddr *)&there, &length);
+            adrfam = address_of(&there, traddr, trsvcid);
+        }
         if (!strcmp(traddr, "0.0.0.0") || !strcmp(traddr, "::")) {
             adrfam = family;
             snprintf(traddr, sizeof(traddr), "%s", mine);
         }
-        put_entry(page + LOG_ENTRY * ++n, adrfam, ENTRY_NVM, (uint16_t)(i + 1), tcp->config.nqn, traddr, trsvcid);
+        put_entry(page + LOG_ENTRY * ++n, adrfam, ENTRY_NVM, (uint16_t)(i + 1), tcp->config.nqn, traddr, trsvcid, tls);
     }
     for (unsigned i = 0; i < tcp->config.n_referrals; i++) {
         const struct emu_tcp_referral *referral = &tcp->config.referrals[i];
         put_entry(page + LOG_ENTRY * ++n, strchr(referral->traddr, ':') ? 2 : 1, ENTRY_REFERRAL, 0, TCP_DISCOVERY_NQN,
-                  referral->traddr, referral->trsvcid);
+                  referral->traddr, referral->trsvcid, false);
     }
     const uint64_t records = n;
     memcpy(page, &tcp->genctr, 8);

@@ -48,6 +48,8 @@ struct emu_tcp_config {
     bool always_success;  /* C2HData with SUCCESS also for hosts with SQ flow control */
     unsigned n_referrals;
     struct emu_tcp_referral referrals[TCP_MAX_REFERRALS];
+    bool tls; /* the connections come from a relay: the log has the addresses that it listens on */
+    struct emu_tcp_referral fronts[TCP_MAX_PORTS];
 };
 
 struct emu_tcp_stats {

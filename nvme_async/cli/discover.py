@@ -48,7 +48,21 @@ _SERVICE = (
     click.option("-C", "--dhchap-ctrl-secret", default="", metavar="DHHC-1:…", help="Secret of the service."),
     click.option("-g", "--hdr-digest", is_flag=True, help="Protect PDU headers with CRC32C."),
     click.option("-G", "--data-digest", is_flag=True, help="Protect PDU data with CRC32C."),
-    click.option("--tls", is_flag=True, help="Refused, with the alternatives: TLS is not supported."),
+    click.option("--tls", is_flag=True, help="TLS 1.3 with the pre-shared key of --tls-key; needs Python 3.13."),
+    click.option(
+        "--tls-key",
+        "--tls_key",
+        default="",
+        metavar="NVMeTLSkey-1:…",
+        help="That key, or a file with it (gen-tls-key).",
+    ),
+    click.option(
+        "--tls-identity",
+        type=click.IntRange(0, 1),
+        default=1,
+        show_default=True,
+        help="Version of the key's identity; SPDK's target knows only 0.",
+    ),
 )
 
 

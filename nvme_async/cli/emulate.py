@@ -53,6 +53,11 @@ async def _serve(
 )
 @click.option("--nqn", metavar="NQN", help=f"Name of the NVMe/TCP subsystem. [default: {TcpConfig().nqn}]")
 @click.option("--in-capsule", metavar="SIZE", help="Longest in-capsule data of NVMe/TCP. [default: 8KiB]")
+@click.option(
+    "--tls-key",
+    metavar="NVMeTLSkey-1:…",
+    help="Serve NVMe/TCP over TLS alone, with this pre-shared key or a file with it; needs Python 3.13.",
+)
 @click.option("--referral", metavar="ADDR:PORT", multiple=True, help="Another discovery service to list in the log.")
 @click.option("--size", metavar="SIZE", help="Size of each namespace: 4096, 512MiB, 1g. [default: 1GiB, or the file's]")
 @click.option(
@@ -97,6 +102,7 @@ def emulate(
     tcp: tuple[str, ...],
     nqn: str | None,
     in_capsule: str | None,
+    tls_key: str | None,
     referral: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -119,6 +125,8 @@ def emulate(
         words["nqn"] = nqn
     if in_capsule is not None:
         words["in_capsule"] = parse_size(in_capsule, "in-capsule")
+    if tls_key is not None:
+        words["tls_key"] = tls_key
     nvme = TcpConfig(**words)
     given = EmulatorConfig.split(",".join(more))
     config = EmulatorConfig.from_options({**options, "path": file, "reactor": "own", **given})

@@ -22,6 +22,8 @@ _HOST = (
     "hdr_digest",
     "data_digest",
     "tls",
+    "tls_key",
+    "tls_identity",
     "host_memory",
     "apst_latency_us",
 )
@@ -45,7 +47,15 @@ def _options() -> list[click.Option]:
         click.Option(["--dhchap-ctrl-secret"], metavar="DHHC-1:…", help="Secret of the controller."),
         click.Option(["--hdr-digest"], is_flag=True, help="Protect PDU headers with CRC32C."),
         click.Option(["--data-digest"], is_flag=True, help="Protect PDU data with CRC32C."),
-        click.Option(["--tls"], is_flag=True, help="Refused, with the alternatives: TLS is not supported."),
+        click.Option(["--tls"], is_flag=True, help="TLS 1.3 with the pre-shared key of --tls-key; needs Python 3.13."),
+        click.Option(
+            ["--tls-key", "--tls_key"], metavar="NVMeTLSkey-1:…", help="That key, or a file with it (gen-tls-key)."
+        ),
+        click.Option(
+            ["--tls-identity"],
+            type=click.IntRange(0, 1),
+            help="Version of the key's identity; SPDK's target knows only 0. [default: 1]",
+        ),
         click.Option(
             ["--host-memory"],
             type=click.IntRange(0),

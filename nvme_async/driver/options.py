@@ -80,15 +80,6 @@ def _uuid(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
         raise ConfigurationError(f"{attribute.name} is all zeroes, which does not identify a host")
 
 
-def _no_tls(_: object, attribute: attrs.Attribute[Any], value: bool) -> None:
-    if value:
-        raise ConfigurationError(
-            "tls=True: NVMe/TCP over TLS is not supported, because commands and data go over the socket without "
-            "a TLS library. An encrypted tunnel (WireGuard, IPsec) protects the data, and dhchap_secret "
-            "authenticates host and controller"
-        )
-
-
 def _quirks(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
     quirks.check(value)
 
@@ -162,7 +153,11 @@ class Options:
         dhchap_secret, dhchap_ctrl_secret: DH-HMAC-CHAP, "DHHC-1:HH:BASE64:": the secret that this
             host proves to an NVMe/TCP controller on request, and the one that the controller must
             prove.
-        tls: refused: NVMe/TCP over TLS is not supported; the error says what to do instead.
+        tls: NVMe/TCP over TLS 1.3 with a pre-shared key. Needs Python 3.13 or newer and tls_key.
+        tls_key: that key, "NVMeTLSkey-1:HH:BASE64:", or the path of a file with it. 32 bytes: keys
+            for SHA-384 are refused.
+        tls_identity: version of the PSK identity: 1, or 0 for a controller that knows only the one
+            of TCP Transport 1.0 (SPDK's).
         keep_alive_tmo: seconds without a Keep Alive after which an NVMe/TCP association ends, for
             both sides. 0 = never.
         connect_timeout: seconds for one NVMe/TCP connection.
@@ -225,7 +220,9 @@ class Options:
     data_digest: bool = False
     dhchap_secret: str = attrs.field(default="", repr=False)
     dhchap_ctrl_secret: str = attrs.field(default="", repr=False)
-    tls: bool = attrs.field(default=False, validator=_no_tls)
+    tls: bool = False
+    tls_key: str = attrs.field(default="", repr=False)
+    tls_identity: int = attrs.field(default=1, validator=_between(0, 1))
     keep_alive_tmo: float = attrs.field(default=15.0, validator=_limit(86400))
     connect_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
     busy_poll: int = attrs.field(default=0, validator=_between(0, 1_000_000))
@@ -284,6 +281,8 @@ class DriverOptions(TypedDict, total=False):
     dhchap_secret: str
     dhchap_ctrl_secret: str
     tls: bool
+    tls_key: str
+    tls_identity: int
     keep_alive_tmo: float
     connect_timeout: float
     reconnect_delay: float

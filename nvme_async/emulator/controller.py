@@ -10,6 +10,7 @@ from types import TracebackType
 from nvme_async.emulator.config import EmulatorConfig
 from nvme_async.emulator.faults import Faults
 from nvme_async.emulator.tcp import TcpConfig, listening_socket
+from nvme_async.emulator.tls import TlsFront
 from nvme_async.errors import ConfigurationError
 from nvme_async.native._emulator import Controller, Reactor
 from nvme_async.runtime.sockets import ListeningSocket
@@ -66,6 +67,7 @@ class EmulatedController:
         self._pid = os.getpid()
         self._patience = patience
         self._listening: ListeningSocket | None = None
+        self._front: TlsFront | None = None
         self._create_files()
         own = self.config.reactor == "own"
         self._reactor: Reactor | None = Reactor() if own else None
@@ -134,17 +136,25 @@ class EmulatedController:
         Returns the addresses with the actual ports (0 takes a free one). ConfigurationError if one
         of them isn't available.
         """
+        config = config or TcpConfig()
         sockets: list[socket.socket] = []
+        front: TlsFront | None = None
         try:
             for host, port in endpoints:
                 sockets.append(listening_socket(host, port))
             names = [one.getsockname()[:2] for one in sockets]
-            self._controller.serve_tcp(
-                config or TcpConfig(), [one.detach() for one in sockets], patience=self._patience
-            )
+            if config.tls_key:
+                front = TlsFront(sockets, config, patience=self._patience)
+            inner = front.take_inner() if front is not None else [one.detach() for one in sockets]
+            self._controller.serve_tcp(config, inner, patience=self._patience, fronts=names if front else ())
+        except BaseException:
+            if front is not None:
+                front.close()
+            raise
         finally:
             for one in sockets:
                 one.close()
+        self._front = front
         return names
 
     def drop_tcp(self) -> None:
@@ -197,6 +207,8 @@ class EmulatedController:
             self._listening.unlink()
             self._listening = None
         self._controller.close()
+        if self._front is not None:
+            self._front.close()
         self._release_reactor()
 
     def __enter__(self) -> EmulatedController:

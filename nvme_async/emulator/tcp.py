@@ -43,6 +43,8 @@ class TcpConfig:
         always_success: C2HData with SUCCESS, in place of a response, for every host; otherwise only
             if SQ flow control is off.
         referrals: [(address, port)] of other discovery services.
+        tls_key: only TLS connections with this pre-shared key ("NVMeTLSkey-1:HH:BASE64:", or a file
+            with it) are accepted, of any host. Needs Python 3.13.
     """
 
     nqn: str = attrs.field(default=f"{NQN_PREFIX}:emulated", validator=_nqn)
@@ -55,6 +57,7 @@ class TcpConfig:
     data_digest: bool = True
     always_success: bool = False
     referrals: tuple[tuple[str, int], ...] = ()
+    tls_key: str = attrs.field(default="", repr=False)
 
 
 def parse_endpoint(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:

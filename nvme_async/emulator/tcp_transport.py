@@ -2,7 +2,7 @@
 on loopback.
 
 emulated-tcp:OPTIONS takes the options of emulated: and those of TcpConfig (in_capsule, max_h2c,
-r2t_bytes, c2h_bytes, alignment, header_digest, data_digest, always_success, nqn).
+r2t_bytes, c2h_bytes, alignment, header_digest, data_digest, always_success, nqn, tls_key).
 """
 
 from __future__ import annotations

@@ -85,19 +85,11 @@ def test_the_commands_themselves_stay_as_they_are():
 
 def test_a_group_takes_them_and_the_next_command_starts_without_them(target):
     address = ("--traddr", "127.0.0.1", "--trsvcid", target, "--nqn", NQN)
+    wrong = ("--tls-key", "/nowhere")  # without --tls
     for first in (("id-ctrl",), ("dir-receive",)):
-        done = CliRunner().invoke(cli, (*first, *address, "--tls"))
-        assert "over TLS is not supported" in str(done.exception)
-    done = CliRunner().invoke(cli, ("fdp", "configs", *address, "-e", "1", "--tls"))
-    assert "over TLS is not supported" in str(done.exception)
+        done = CliRunner().invoke(cli, (*first, *address, *wrong))
+        assert "tls_key needs tls=True" in str(done.exception)
+    done = CliRunner().invoke(cli, ("fdp", "configs", *address, "-e", "1", *wrong))
+    assert "tls_key needs tls=True" in str(done.exception)
     done = CliRunner().invoke(cli, ("zns", "id-ctrl", *address))
-    assert "TLS" not in f"{done.exception}{done.output}"
-
-
-def test_tls_is_refused_with_what_to_do_instead(target):
-    words = ("--traddr", "127.0.0.1", "--trsvcid", target, "--nqn", NQN, "--tls")
-    for command in (("id-ctrl", *words), ("discover", "-a", "127.0.0.1", "-s", target, "--tls")):
-        done = CliRunner().invoke(cli, command)
-        assert done.exit_code
-        assert "over TLS is not supported" in str(done.exception)
-        assert "dhchap_secret" in str(done.exception)
+    assert "tls" not in f"{done.exception}{done.output}"

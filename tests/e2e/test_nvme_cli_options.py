@@ -37,14 +37,18 @@ ABSENT = {
     "show-hostnqn": "`/etc/nvme/hostnqn` is read",
     "gen-dhchap-key": "secrets are given as nvme-cli makes them",
     "check-dhchap-key": "secrets are given as nvme-cli makes them",
-    "gen-tls-key": _KEYS,
-    "check-tls-key": _KEYS,
     "tls-key": _KEYS,
     "rpmb": "not implemented",
     "zns list": "see `list`",
 }
 # What a command does not have, or has under another letter.
+_NO_KEYRING = (
+    "`--keyring`, `-k`, `--keytype`, `-t`, `--insert`, `-i`: no keyring; `--verbose`, `-v`, `--output-format`, `-o`, "
+    "`--timeout`"
+)
 WITHOUT = {
+    "gen-tls-key": _NO_KEYRING,
+    "check-tls-key": _NO_KEYRING,
     "list": "`--timeout`, `-t`: no device is opened",
     "connect-all": "options of the kernel's connections",
     "discover": "options of the kernel's connections",
@@ -60,6 +64,7 @@ WITHOUT = {
     "zns zone-mgmt-send": "`-o` is `--output-format`, not `--zsaso`",
 }
 NOTES = {
+    "check-tls-key": "identity 1 of keys with a hash: nvme-cli 2.13 leaves out length fields of HKDF-Expand-Label",
     "list": "PCI functions and their uses, with keys of its own; with `--attach` nvme-cli's",
     "list-subsys": "of DEVICE, or with `--attach` all; each controller is a subsystem of its own",
     "smart-log": "the event is retained, as in all logs without `--rae`",

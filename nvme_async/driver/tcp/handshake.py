@@ -19,6 +19,7 @@ from nvme_async.driver.tcp.address import Address
 from nvme_async.driver.tcp.chap import Secret
 from nvme_async.driver.tcp.host import Host
 from nvme_async.driver.tcp.pdu import Limits, Stream
+from nvme_async.driver.tcp.tls import TlsWishes, secure
 from nvme_async.errors import (
     CommandError,
     ConfigurationError,
@@ -57,6 +58,7 @@ class Wishes:
     kato: Keep Alive Timeout in milliseconds; 0: none.
     secret, ctrl_secret: of DH-HMAC-CHAP, this host's and the controller's.
     busy_poll: microseconds of SO_BUSY_POLL; 0: not set.
+    tls: None: a plain connection.
     """
 
     header_digest: bool = False
@@ -65,10 +67,11 @@ class Wishes:
     secret: Secret | None = None
     ctrl_secret: Secret | None = None
     busy_poll: int = 0
+    tls: TlsWishes | None = None
 
     @classmethod
     def of(cls, options: Options, *, kato: float) -> Wishes:
-        """From the options. kato: in seconds. ConfigurationError for an invalid secret."""
+        """From the options. kato: in seconds. ConfigurationError for an invalid secret or key."""
         if options.dhchap_ctrl_secret and not options.dhchap_secret:
             raise ConfigurationError("dhchap_ctrl_secret needs dhchap_secret: the host authenticates first")
         return cls(
@@ -78,6 +81,7 @@ class Wishes:
             Secret.parse(options.dhchap_secret, "dhchap_secret") if options.dhchap_secret else None,
             Secret.parse(options.dhchap_ctrl_secret, "dhchap_ctrl_secret") if options.dhchap_ctrl_secret else None,
             options.busy_poll,
+            TlsWishes.of(options),
         )
 
 
@@ -155,6 +159,11 @@ async def connect(
     try:
         async with asyncio.timeout(seconds) as timer:
             sock = await _dial(address, wishes.busy_poll)
+            if wishes.tls is not None:
+                plain, sock = sock, None
+                sock = await secure(
+                    plain, wishes.tls, hostnqn=host.nqn, subnqn=address.nqn, name=f"tcp:{address}", seconds=seconds
+                )
             return await _handshake(sock, address, host, wishes, qid, entries, cntlid, in_capsule)
     except BaseException as error:
         if sock is not None:
@@ -219,7 +228,10 @@ async def _authenticate(
             )
         return
     if asked & _SECURE_CHANNEL:
-        raise ControllerError(f"{stream.name}: the controller requires authentication over TLS, which is not supported")
+        raise ControllerError(
+            f"{stream.name}: the controller requires secure channel concatenation, which is not supported: "
+            "TLS needs a key of its own (tls_key)"
+        )
     if not asked & _AUTHENTICATION:
         if wishes.ctrl_secret is not None:
             raise ControllerError(
