@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from typing import Any
 
 import click
@@ -14,6 +13,7 @@ from nvme_async.emulator.config import BLOCK_SIZES, MEDIA, MODERATIONS
 from nvme_async.emulator.control import MAX_LINE, ControlServer
 from nvme_async.emulator.parsing import parse_size
 from nvme_async.emulator.tcp import TcpConfig, parse_endpoint
+from nvme_async.runtime.signals import handled
 from nvme_async.runtime.sockets import ListeningSocket
 
 
@@ -22,10 +22,8 @@ async def _serve(
 ) -> None:
     """Runs until SIGINT or SIGTERM."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(handled(lambda _: stop.set()))
         if control is not None:
             listening = ListeningSocket(control)
             stack.callback(listening.unlink)

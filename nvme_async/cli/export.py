@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import click
 import uvloop
@@ -14,6 +13,7 @@ import uvloop
 import nvme_async
 from nvme_async.errors import ConfigurationError, DeviceError
 from nvme_async.export import NbdServer, Ublk, block_device, end_predecessor
+from nvme_async.runtime.signals import handled
 
 KEEPER_WAIT = 10.0
 """Seconds until a predecessor that is still alive has ended."""
@@ -103,12 +103,12 @@ def _stop(disk: str) -> None:
             raise
 
 
-def _ended() -> asyncio.Event:
-    loop = asyncio.get_running_loop()
+@contextmanager
+def _until_ended() -> Iterator[asyncio.Event]:
+    """Set by a signal."""
     ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    return ended
+    with handled(lambda _: ended.set()):
+        yield ended
 
 
 @asynccontextmanager
@@ -123,33 +123,33 @@ async def _namespace(device: str, nsid: int, wait: float) -> AsyncIterator[nvme_
 async def _serve_nbd(
     device: str, path: str, nsid: int, name: str, threads: int, depth: int, read_only: bool, wait: float
 ) -> None:
-    ended = _ended()
-    if wait > KEEPER_WAIT:
-        click.echo(f"{device}: ready to take over", err=True)
-    async with (
-        _namespace(device, nsid, wait) as namespace,
-        NbdServer(namespace, path, name=name, threads=threads, depth=depth, read_only=read_only),
-    ):
-        click.echo(f"{device}: namespace {nsid}, {namespace.nbytes} bytes, at {path}")
-        await ended.wait()
+    with _until_ended() as ended:
+        if wait > KEEPER_WAIT:
+            click.echo(f"{device}: ready to take over", err=True)
+        async with (
+            _namespace(device, nsid, wait) as namespace,
+            NbdServer(namespace, path, name=name, threads=threads, depth=depth, read_only=read_only),
+        ):
+            click.echo(f"{device}: namespace {nsid}, {namespace.nbytes} bytes, at {path}")
+            await ended.wait()
 
 
 async def _serve_disk(
     device: str, nsid: int, queues: int, depth: int, read_only: bool, recover: bool, leave: bool, wait: float
 ) -> None:
-    ended = _ended()
-    ublk = await asyncio.to_thread(Ublk.open)  # before a controller is brought up for nothing
-    if recover or wait > KEEPER_WAIT:
-        click.echo(f"{device}: ready to take over", err=True)
-    async with _namespace(device, nsid, wait) as namespace:
-        disk = await block_device(
-            namespace, queues=queues, depth=depth, read_only=read_only, recover=recover, ublk=ublk
-        )
-        click.echo(f"{device}: namespace {nsid}, {namespace.nbytes} bytes, is {disk.path}")
-        waiters = [asyncio.ensure_future(ended.wait()), asyncio.ensure_future(disk.wait_closed())]
-        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-        for waiter in waiters:
-            waiter.cancel()
-        await (disk.leave() if leave and ended.is_set() else disk.close())
-        if disk.failure is not None:
-            raise DeviceError(f"{disk.path} has ended: {disk.failure}")
+    with _until_ended() as ended:
+        ublk = await asyncio.to_thread(Ublk.open)  # before a controller is brought up for nothing
+        if recover or wait > KEEPER_WAIT:
+            click.echo(f"{device}: ready to take over", err=True)
+        async with _namespace(device, nsid, wait) as namespace:
+            disk = await block_device(
+                namespace, queues=queues, depth=depth, read_only=read_only, recover=recover, ublk=ublk
+            )
+            click.echo(f"{device}: namespace {nsid}, {namespace.nbytes} bytes, is {disk.path}")
+            waiters = [asyncio.ensure_future(ended.wait()), asyncio.ensure_future(disk.wait_closed())]
+            await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+            for waiter in waiters:
+                waiter.cancel()
+            await (disk.leave() if leave and ended.is_set() else disk.close())
+            if disk.failure is not None:
+                raise DeviceError(f"{disk.path} has ended: {disk.failure}")

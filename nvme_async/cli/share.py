@@ -19,6 +19,7 @@ import nvme_async
 from nvme_async.cli.output import output_option
 from nvme_async.errors import ConfigurationError
 from nvme_async.keepalive.systemd import notify
+from nvme_async.runtime.signals import handled
 from nvme_async.sharing import Policy, Share
 from nvme_async.sharing.channel import call_once
 from nvme_async.sharing.places import parse, place_of
@@ -107,8 +108,6 @@ async def _serve(uris: tuple[str, ...], path: str, policy: dict[str, Any], io_qu
         if not ended.done():
             ended.set_result(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end, number)
     if len(uris) > 1:
         Path(path).mkdir(mode=0o700, exist_ok=True)
     places = {uri: place_of(uri, path, len(uris) > 1) for uri in uris}
@@ -116,6 +115,7 @@ async def _serve(uris: tuple[str, ...], path: str, policy: dict[str, Any], io_qu
         raise ConfigurationError("a device is named twice")
     controllers: list[nvme_async.Controller] = []
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(handled(end))
         for uri, place in places.items():
             controller = await stack.enter_async_context(nvme_async.open(uri, io_queues=io_queues, keeper_wait=10.0))
             controllers.append(controller)

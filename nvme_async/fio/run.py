@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +30,7 @@ from nvme_async.fio.logs import AggregateLog
 from nvme_async.fio.stats import JobStats, merge_groups
 from nvme_async.fio.steadystate import SteadyStateWatch
 from nvme_async.fio.worker import Worker
+from nvme_async.runtime.signals import handled
 
 _TICK = 0.1
 
@@ -125,33 +126,25 @@ class Run:
         """Raises ConfigurationError for jobs that don't fit their device, and NvmeError if it can't
         be opened.
         """
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not in a thread
-            for number in signals:
-                loop.add_signal_handler(number, self._on_signal, number)
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                controllers = await self._open(stack)
-                phases = self._make_workers(controllers, await self._lend(stack, controllers))
-                try:
-                    for workers in phases:
-                        if self._stopping:
-                            break
-                        await self._phase(workers)
-                    await self._stop_all()
-                    self._eta.clear()
-                    # In a thread: a job process may wait for this loop, to give its lease back.
-                    await asyncio.to_thread(self._write_logs)
-                    return Outcome(self._collect(), self._interrupted)
-                finally:
-                    await self._stop_all()
-                    if self._uris:
-                        await asyncio.to_thread(processes.end_all, self._workers)
-        finally:
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                for number in signals:
-                    loop.remove_signal_handler(number)
+        async with contextlib.AsyncExitStack() as stack:
+            if threading.current_thread() is threading.main_thread():
+                stack.enter_context(handled(self._on_signal))
+            controllers = await self._open(stack)
+            phases = self._make_workers(controllers, await self._lend(stack, controllers))
+            try:
+                for workers in phases:
+                    if self._stopping:
+                        break
+                    await self._phase(workers)
+                await self._stop_all()
+                self._eta.clear()
+                # In a thread: a job process may wait for this loop, to give its lease back.
+                await asyncio.to_thread(self._write_logs)
+                return Outcome(self._collect(), self._interrupted)
+            finally:
+                await self._stop_all()
+                if self._uris:
+                    await asyncio.to_thread(processes.end_all, self._workers)
 
     def stop(self) -> None:
         """Ends all jobs as if their time were up."""
