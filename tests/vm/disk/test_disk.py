@@ -188,9 +188,11 @@ def described(stalls: list[float]) -> str:
 
 def killed(uri: str, host: Host, forker: Forker, keeper: str | None, kills: int) -> None:
     """Kills one server after another under a mounted file system, each at a random instant. Every
-    second one has a standby, which waits for the keeper to have the controller.
+    second one has a standby, which waits for the keeper to have the controller. After every third
+    kill the next server is killed too, at a random instant of its recovery.
     """
     rng = random.Random()
+    inside = 0
 
     def start(*options: str) -> Forked:
         words = ["--keeper", keeper, "export"] if keeper else ["export"]
@@ -205,6 +207,7 @@ def killed(uri: str, host: Host, forker: Forker, keeper: str | None, kills: int)
     with host.witness() as witness, Prober(disk) as prober:
         work.start()
         stalls = []
+        recovery = 0.2  # seconds that the latest one took
         for number in range(kills):
             standby = start("--wait", "600") if keeper and number % 2 else None
             if standby:
@@ -213,8 +216,16 @@ def killed(uri: str, host: Host, forker: Forker, keeper: str | None, kills: int)
             prober.longest()
             instant = time.monotonic()
             server.kill()
+            if number % 3 == 2:
+                killed_too = standby or start()
+                time.sleep(rng.uniform(0.0, recovery))
+                inside += "/dev/ublkb" not in killed_too.log()
+                killed_too.kill()
+                standby = None
+            began = time.monotonic()
             server = standby or start()
             assert server.disk() == disk, server.log()
+            recovery = time.monotonic() - began
             prober.wait_since(instant)
             stalls.append(prober.longest())
             assert not work.failure, work.failure
@@ -229,8 +240,8 @@ def killed(uri: str, host: Host, forker: Forker, keeper: str | None, kills: int)
     server.end()
     assert not disks(), server.log()
     print(
-        f"\n{kills} kills: fio ran {work.runs} times, {work.nbytes >> 20} MiB written and verified; "
-        f"{described(stalls)}; controller starts, stops, shutdowns: {lives}\n{checked}"
+        f"\n{kills} kills, {inside} more inside a recovery: fio ran {work.runs} times, {work.nbytes >> 20} MiB written "
+        f"and verified; {described(stalls)}; controller starts, stops, shutdowns: {lives}\n{checked}"
     )
     assert quiet(COMPLAINTS)[before:] == []
     if keeper is not None:
