@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """How long I/O pauses when a worker of a shared controller hands over to its successor.
 
-    python benchmarks/worker_handover.py [--uri URI] [--rounds 100] [--iodepth 32] [--json]
+    python benchmarks/worker_handover.py [--uri URI] [--rounds 100] [--iodepth 32] [--drained]
+                                         [--json]
 
 An owner in a process of its own shares the controller (--uri, by default emulated). In this process
 a worker reads random 4 KiB blocks with --iodepth out, and hands over to a successor in the same
-process, with a lease of its own. "pause" is from the instant at which the predecessor holds new I/O
-to the end of take_over(); "gap" from the predecessor's last completion to the successor's first.
+process, which continues with its queue pair; --drained: with a lease of its own, once the
+predecessor's commands have completed. "pause" is from the instant at which the predecessor stands
+still to the end of take_over(); "gap" from the predecessor's last completion to the successor's
+first.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class Load:
 
     async def _read(self, namespace: nvme_async.Namespace, number: int, blocks: int) -> None:
         places = random.Random(number)
-        with contextlib.suppress(nvme_async.QueueShutdown):
+        with contextlib.suppress(nvme_async.QueueShutdown, nvme_async.HandedOver):
             while True:
                 await namespace.read(places.randrange(4096) * blocks, blocks)
                 self.last = time.monotonic_ns()
@@ -63,15 +66,16 @@ def milliseconds(values: list[float]) -> dict[str, float]:
     }
 
 
-async def measure(path: str, folder: str, rounds: int, depth: int) -> dict[str, Any]:
+async def measure(path: str, folder: str, rounds: int, depth: int, drained: bool) -> dict[str, Any]:
     pauses, gaps = [], []
+    options: dict[str, Any] = {"keepalive": False} if drained else {}
     controller = await nvme_async.open(f"shared:{path}")
     load = Load(controller, depth)
     for number in range(rounds + 2):
         await load.answered(4 * depth)
         where = f"{folder}/{number % 2}"
         async with controller.handover(where) as offer:
-            successor = await nvme_async.take_over(where)
+            successor = await nvme_async.take_over(where, **options)
             following = Load(successor, depth)
             await following.answered(1)
             await offer
@@ -81,10 +85,10 @@ async def measure(path: str, folder: str, rounds: int, depth: int) -> dict[str, 
             gaps.append((following.first - load.last) / 1e6)
         controller, load = successor, following
     await controller.close()
-    return {"iodepth": depth, "pause": milliseconds(pauses), "gap": milliseconds(gaps)}
+    return {"iodepth": depth, "drained": drained, "pause": milliseconds(pauses), "gap": milliseconds(gaps)}
 
 
-async def run(uri: str, rounds: int, depth: int) -> dict[str, Any]:
+async def run(uri: str, rounds: int, depth: int, drained: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="nvme-async-") as folder:
         path = f"{folder}/shared"
         owner = await asyncio.create_subprocess_exec(
@@ -94,7 +98,7 @@ async def run(uri: str, rounds: int, depth: int) -> dict[str, Any]:
             assert owner.stdout is not None
             if b"shared at" not in await asyncio.wait_for(owner.stdout.readline(), 60):
                 raise SystemExit("the owner did not start")
-            return {"uri": uri, **await measure(path, folder, rounds, depth)}
+            return {"uri": uri, **await measure(path, folder, rounds, depth, drained)}
         finally:
             if owner.returncode is None:
                 owner.terminate()
@@ -106,9 +110,10 @@ def main() -> None:
     parser.add_argument("--uri", default="emulated:size=64MiB,block=4096")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--iodepth", type=int, default=32)
+    parser.add_argument("--drained", action="store_true", help="the successor has queue pairs of its own")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    report = asyncio.run(run(arguments.uri, arguments.rounds, arguments.iodepth))
+    report = asyncio.run(run(arguments.uri, arguments.rounds, arguments.iodepth, arguments.drained))
     if arguments.json:
         print(json.dumps(report))
         return

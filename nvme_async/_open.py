@@ -20,7 +20,7 @@ from nvme_async.runtime.spans import span
 # The device layer knows the emulator only by name.
 register_scheme("emulated", "nvme_async.emulator.device")
 # The same holds for layers that not every program needs.
-register_transport("shared", "nvme_async.sharing.worker")
+register_transport("shared", "nvme_async.sharing.passable")
 late.register("share", "nvme_async.sharing.owner:share")
 register_transport("tcp", "nvme_async.driver.tcp.opening")
 register_transport("kernel", "nvme_async.driver.kernel.transport")
@@ -28,6 +28,8 @@ register_transport("file", "nvme_async.driver.kernel.file")
 register_transport("emulated-tcp", "nvme_async.emulator.tcp_transport")
 late.register("resume sharing", "nvme_async.sharing.succession:resume")
 late.register("end sharing", "nvme_async.sharing.succession:end")
+late.register("pass lease", "nvme_async.sharing.passing:passing")
+late.register("inherit lease", "nvme_async.sharing.inheriting:inherit")
 
 
 class Opening:

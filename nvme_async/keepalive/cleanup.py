@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Protocol
 
 from nvme_async.dma import Pool, Slot
 from nvme_async.dma.manager import DmaClient
 from nvme_async.driver.controller import Controller
-from nvme_async.driver.pcie.transport import pcie
+from nvme_async.driver.pcie.pooled_transport import pooled
 from nvme_async.errors import CommandError, NvmeError
 from nvme_async.keepalive import manifest
 from nvme_async.keepalive.adopted import AdoptedCommands
-from nvme_async.keepalive.state import State
+from nvme_async.keepalive.state import QueueState
+from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec import commands
 
 log: logging.Logger = logging.getLogger("nvme_async")
@@ -27,19 +28,30 @@ _FIRST_LOOK = 0.0005
 _LAST_LOOK = 0.05
 
 
+class Left(Protocol):
+    """The part of a saved state that the cleanup needs: all queue pairs; those half made or half
+    deleted.
+    """
+
+    @property
+    def queues(self) -> Sequence[QueueState]: ...
+    @property
+    def unsettled(self) -> Sequence[QueueState]: ...
+
+
 class PredecessorCleanup:
     """The cleanup of one restored controller, on its home loop; ends by itself, or with
     stop().
     """
 
-    def __init__(self, controller: Controller, adopted: AdoptedCommands, state: State) -> None:
+    def __init__(self, controller: Controller, adopted: AdoptedCommands, state: Left) -> None:
         self._controller = controller
         self._adopted = adopted
         self._state = state
         self._task: asyncio.Task[None] | None = None
         self._verify = False
         self._confirm: Callable[[Any], Coroutine[Any, Any, None]] | None = None
-        self._transport = pcie(controller.transport)
+        self._transport = pooled(controller.transport)
         assert self._transport.memory is not None
         self._pool = self._transport.memory.pools[0]
 
@@ -75,8 +87,12 @@ class PredecessorCleanup:
             if self._confirm is not None:
                 await self._confirm(controller)
             await self._until(lambda: not self._adopted.draining)
-            if self._transport.memory is not None:
-                self._transport.memory.forget_inherited()
+            if (memory := self._transport.memory) is None:
+                pass
+            elif self._transport.unmaps_by_request:
+                await in_thread(memory.forget_inherited)
+            else:
+                memory.forget_inherited()
             await self._until(lambda: self._adopted.settled)
             if self._verify:
                 await self._read_namespaces()

@@ -63,8 +63,8 @@ class Controller(KeptController):
         where: the path of a Unix socket to listen on, or a connected one. Service continues until
             the successor is ready, and resumes if it fails. Leaving the block before a successor
             has come withdraws the offer. A controller without keepalive is shut down cleanly once a
-            successor comes, which then brings it up; a worker's ("shared:") successor opens it
-            before that, and continues once no I/O of this process is in flight.
+            successor comes, which then brings it up. A worker ("shared:") hands its queue pairs
+            over; see docs/sharing.md.
         """
         return Offer(self, where)
 

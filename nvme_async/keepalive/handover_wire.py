@@ -3,10 +3,13 @@
 On a Unix stream socket; every message is a length (4 bytes, little endian) and a JSON object, or
 one of the two structures between "go" and "taken".
 
-    successor    {"hello": 1, "pid": …, "keepalive": true, "short": true, "beside": true}
+    successor    {"hello": 1, "pid": …, "keepalive": true, "short": true, "beside": true,
+                  "lease": true}
     predecessor  {"offer": "live", "uri": …, "direct": …, "registers": {…}} + a bundle (bundle.py),
                  or {"offer": "fresh", "uri": …, "options": …} after a clean shutdown,
                  or {"offer": "beside", "uri": …, "options": …}
+                 or {"offer": "lease", "uri": …, "options": …, "lease": …, "token": …,
+                     "attempt": …} + a bundle of the pool
     successor    {"ready": true}                  it has built all that it will need
     predecessor  "go": frozen, phases, sequence   queues are frozen and rung, the saved state final;
                  or {"withdrawn": reason}
@@ -22,6 +25,10 @@ said that it knows it: the successor opens the controller with queues of its own
 "ready", or {"full": reason} where there are none left: then "fresh" follows. "go" follows once the
 predecessor holds new I/O and has none in flight; after "taken" it closes. Without "taken" it serves
 again: nothing of it was touched.
+
+"lease": a worker's queue pairs (nvme_async.sharing.passing). "go" has {"lease": …}, a PassedState.
+The successor asks the owner for the lease before it touches anything. After another answer than
+"taken", or none, the predecessor asks the owner who has it.
 
 Until "go" the predecessor serves. From "go" to "taken" it touches nothing; after "refused" without
 "touched" it serves again. If the successor ends in between, or refuses after it had started, its

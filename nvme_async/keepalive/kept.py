@@ -12,6 +12,7 @@ from nvme_async.dma import DmaBuffer, Slot
 from nvme_async.driver.controller import Controller as DriverController
 from nvme_async.driver.options import Options
 from nvme_async.driver.pcie.memory import DeviceMemory
+from nvme_async.driver.pcie.pooled_transport import pooled
 from nvme_async.driver.pcie.queue_set import PcieQueueSet
 from nvme_async.driver.pcie.registers import Registers
 from nvme_async.driver.pcie.transport import PcieTransport, pcie
@@ -56,7 +57,7 @@ class KeptController(DriverController):
         self.settings: Decision | None = None
         self.phases: Phases | None = None
 
-    # -- over PCIe: ConfigurationError for controllers on other transports ----------------
+    # -- over PCIe: ConfigurationError for controllers on other transports -------------------------
 
     @property
     def pcie(self) -> PcieTransport:
@@ -75,8 +76,8 @@ class KeptController(DriverController):
 
     @property
     def memory(self) -> DeviceMemory | None:
-        """The controller's memory; None before the bring-up."""
-        return self.pcie.memory
+        """The controller's memory; None before the bring-up. A worker ("shared:") has some too."""
+        return pooled(self.transport).memory
 
     @property
     def queues(self) -> PcieQueueSet:

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Generator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from nvme_async.errors import ConfigurationError, ControllerGone, ControllerTimeout, NvmeError, RestoreRefused
 from nvme_async.keepalive import saving
@@ -20,10 +20,18 @@ from nvme_async.keepalive.bundle import send_bundle
 from nvme_async.keepalive.handover_wire import READY_SECONDS, TAKEN_SECONDS, VERSION, Wire, check_peer
 from nvme_async.keepalive.inheritance import passed_on
 from nvme_async.keepalive.kept import KeptController
+from nvme_async.runtime import late
 from nvme_async.runtime.sockets import ListeningSocket
 from nvme_async.runtime.tasks import finish, in_thread
 
 log: logging.Logger = logging.getLogger("nvme_async")
+
+
+class Passing(Protocol):
+    """How a layer above hands over queue pairs that another process lent to this one."""
+
+    async def offer(self, wire: Wire) -> None: ...
+    async def commit(self, wire: Wire) -> None: ...
 
 
 class Offer:
@@ -110,6 +118,8 @@ class Offer:
                 pid = hello.get("pid")
                 self._short = hello.get("short") is True
                 await self._live(wire, pid if isinstance(pid, int) and pid > 0 else None)
+            elif hello.get("lease") is True and (passing := late.call("pass lease", self._controller)) is not None:
+                await self._lease(wire, passing)
             elif self._controller.transport.coexists and hello.get("beside") is True:
                 await self._beside(wire)
             else:
@@ -117,7 +127,7 @@ class Offer:
         except (NvmeError, OSError) as error:
             self.failures.append(error)
             log.warning("%s: the hand-over failed: %s", self._controller.uri, error)
-            if not again or self._controller.state != "ready":
+            if not again or await self._controller.lifecycle.settled() != "ready":
                 raise
         finally:
             wire.close()
@@ -150,6 +160,17 @@ class Offer:
             self._stop_listening()
             self._went = False
             await finish(lambda: self._pass_on(wire))
+
+    async def _lease(self, wire: Wire, passing: Passing) -> None:
+        """A worker's queue pairs, with its commands in flight."""
+        await passing.offer(wire)
+        answer = await wire.receive(READY_SECONDS)
+        if not answer.get("ready"):
+            raise RestoreRefused(f"the successor refused: {answer.get('refused', 'no reason given')}")
+        async with self._committing:
+            self._stop_listening()
+            await finish(lambda: passing.commit(wire))
+            self.taken = True
 
     async def _drain(self, wire: Wire) -> None:
         """New I/O waits, and none is in flight: a late write of this process would overtake its

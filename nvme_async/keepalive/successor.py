@@ -26,6 +26,8 @@ from nvme_async.driver.lifecycle import FINAL
 from nvme_async.driver.lifecycle import State as Stage
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.pcie.memory import DeviceMemory
+from nvme_async.driver.pcie.pooled_transport import pooled
+from nvme_async.driver.pcie.restored_queues import RestoredQueues
 from nvme_async.driver.pcie.transport import PcieTransport
 from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.errors import RestoreRefused
@@ -133,13 +135,20 @@ class Successor:
             return
         if not self.pool.detached:
             self.pool.detach()
-        if controller.queues.lender is not None:
-            controller.queues.lender.forget()
+        self._drop_lender()
         failed = RestoreRefused("the restore failed")
-        for queue in controller.queues.all():
+        for queue in self._all.all():
             queue.stop_listening()
             _hotpath.hand_over(queue.hot, failed, failed)
-        controller.queues.maker.close_vectors()
+        self._all.maker.close_vectors()
+
+    def _drop_lender(self) -> None:
+        if self.controller.queues.lender is not None:
+            self.controller.queues.lender.forget()
+
+    @property
+    def _all(self) -> RestoredQueues:
+        return pooled(self.controller.transport).queues
 
     def _vectors(self, bundle: Bundle) -> None:
         fds = bundle.part("irq.")
@@ -177,7 +186,7 @@ class Successor:
 
     def _queue(self, description: QueueState) -> LoopQueue:
         qid, controller = description.qid, self.controller
-        queues = controller.queues
+        queues = self._all
         memory = self._claim(description.offset, f"queue {qid}")
         facts = _hotpath.check_queue(memory, qid)
         stable = (description.entries, description.vector, description.interrupts)
@@ -225,7 +234,7 @@ class Successor:
             if qid == 0 and self.controller.fused:
                 self._check_admin_at_rest(found)
             if pieces:
-                bounce = self.controller.queues.maker.bounce_of(qid)
+                bounce = self._all.maker.bounce_of(qid)
                 for slot, count, inside in pieces:
                     bounce.add_chunk(self.pool.claim(slot.offset), slot.tag, count, inside)
         # The admin queue, then workers with I/O in flight.
@@ -311,18 +320,21 @@ class Successor:
         # What has completed was taken. Interrupts, which stay signalled, may wait until the callers
         # whose I/O waits have sent it, in the event-loop iteration after the next.
         controller.loop.call_soon(controller.loop.call_soon, self._listen)
-        controller.queues.admin.hot.hold(False)
+        self._resume_admin()
         if self.in_doubt:
             log.info("%s: new I/O waits until the namespaces have been read again", controller.uri)
         elif adopted.draining:
             log.info("%s: new I/O waits for %d commands of the predecessor", controller.uri, len(adopted._out))
             adopted.on_drained = self._drain()
         else:
-            controller.queues.lift("drain")
-        controller.queues.first_restored(controller.loop)
-        if not controller.queues.held:
+            self._all.lift("drain")
+        self._all.first_restored(controller.loop)
+        if not self._all.held:
             self._await_first_io()
         return events
+
+    def _resume_admin(self) -> None:
+        self.controller.queues.admin.hot.hold(False)
 
     def _listen(self) -> None:
         """Interrupts are taken from here on, except of queue pairs that another loop has taken
@@ -331,10 +343,10 @@ class Successor:
         controller = self.controller
         if controller.state in FINAL:
             return
-        present = controller.queues.all()
+        present = self._all.all()
         for queue in self._queues:
             if queue in present and not queue.closed:
-                controller.queues.listen(queue)
+                self._all.listen(queue)
                 queue.hot.reap()
 
     def _drain(self) -> Any:
@@ -345,7 +357,7 @@ class Successor:
         def drained() -> None:
             phases.add("drain", time.perf_counter() - began)
             self._await_first_io()  # callers' I/O that waits is sent by lift()
-            controller.queues.lift("drain")
+            self._all.lift("drain")
             phases.record("drain")
             log.info("%s: the predecessor's commands have ended: %s", controller.uri, phases)
 
@@ -357,7 +369,7 @@ class Successor:
 
         def here() -> list[LoopQueue]:
             """Without those that another loop has taken."""
-            return [queue for queue in controller.queues.io_queues() if queue.loop is controller.loop]
+            return [queue for queue in self._all.io_queues() if queue.loop is controller.loop]
 
         queues = here()
 

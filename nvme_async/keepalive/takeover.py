@@ -22,6 +22,7 @@ from nvme_async.keepalive.depositor import Depositor
 from nvme_async.keepalive.handover_wire import READY_SECONDS, VERSION, Wire, check_peer
 from nvme_async.keepalive.inheritance import merge_offered
 from nvme_async.keepalive.restoration import Restoration
+from nvme_async.runtime import late
 from nvme_async.runtime.limits import shortage
 from nvme_async.runtime.tasks import in_thread
 
@@ -55,13 +56,16 @@ async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dic
     try:
         check_peer(wire.socket, "offers a controller")
         keepalive = options.get("keepalive", True) is True
-        await wire.send(hello=VERSION, pid=os.getpid(), keepalive=keepalive, short=True, beside=True)
+        await wire.send(hello=VERSION, pid=os.getpid(), keepalive=keepalive, short=True, beside=True, lease=keepalive)
         offer = await wire.receive(60.0)
         if offer.get("offer") == "beside":
             controller = await _take_beside(wire, offer, options)
             if controller is not None:
                 return controller
             offer = await wire.receive(60.0)
+        if offer.get("offer") == "lease":
+            worker: Controller = await late.call("inherit lease", wire, offer, options)
+            return worker
         if offer.get("offer") == "live":
             return await _take_live(wire, offer, options)
         if offer.get("offer") == "fresh":

@@ -24,6 +24,7 @@ class Server(Protocol):
     """Who answers."""
 
     async def lend(self, connection: Connection, message: Message) -> tuple[dict[str, Any], list[int]]: ...
+    async def join(self, connection: Connection, message: Message) -> tuple[dict[str, Any], list[int]]: ...
     async def handle(self, connection: Connection, message: Message) -> tuple[dict[str, Any], bytes]: ...
     def notice(self, connection: Connection, message: Message) -> None: ...
     def spawn(self, work: Any) -> None: ...
@@ -33,7 +34,7 @@ class Server(Protocol):
 class Connection:
     """Attributes:
     pid: of the process that connected.
-    lease: the lease of this connection, or None.
+    lease: the lease of this connection, or the one that it has joined; or None.
     """
 
     def __init__(self, server: Server, sock: socket.socket, pid: int) -> None:
@@ -47,9 +48,10 @@ class Connection:
 
     def _silent(self) -> None:
         if not self._spoke and not self.channel.closed:
-            self._hang_up(f"it has sent nothing for {SILENT_SECONDS:g} s")
+            self.hang_up(f"it has sent nothing for {SILENT_SECONDS:g} s")
 
-    def _hang_up(self, reason: str) -> None:
+    def hang_up(self, reason: str) -> None:
+        """Ends the connection."""
         log.warning("sharing: process %d is disconnected: %s", self.pid, reason)
         self.channel.close()
         self._server.forget_connection(self)
@@ -63,13 +65,13 @@ class Connection:
             try:
                 self._server.notice(self, message)
             except LeaseError as error:
-                self._hang_up(str(error))
+                self.hang_up(str(error))
             finally:
                 message.close()
             return
         if self._pending >= MAX_PENDING:
             message.close()
-            self._hang_up(f"more than {MAX_PENDING} requests at a time")
+            self.hang_up(f"more than {MAX_PENDING} requests at a time")
             return
         self._pending += 1
         self._server.spawn(lambda: self._answer(message))
@@ -77,9 +79,11 @@ class Connection:
     async def _answer(self, message: Message) -> None:
         fds: list[int] = []
         try:
+            data = b""
             if message.kind == "lease":
                 body, fds = await self._server.lend(self, message)
-                data = b""
+            elif message.kind == "join":
+                body, fds = await self._server.join(self, message)
             else:
                 body, data = await self._server.handle(self, message)
             self.channel.send("answer", body, id=message.id, data=data, fds=fds)

@@ -10,7 +10,7 @@ import os
 import stat
 import time
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -30,6 +30,13 @@ class QueueIs(StrEnum):
     certain.
     """
     PRESENT = "present"
+
+
+class Candidate(Protocol):
+    """A process that is about to take a worker's lease over: its connection."""
+
+    pid: int
+    channel: Channel
 
 
 @attrs.define(eq=False)
@@ -79,6 +86,9 @@ class Lease:
         ending: why it is being taken back, or "".
         in_flight, commands: with the controller, and completed in all, as the worker has said last.
         channel: the connection, or None. absent_since: since when it is missing.
+        candidate: the connection of a successor that has joined (transfer.py), or None.
+            announced: the number of notices that it was sent.
+        withdrawn: the attempts to pass the lease on that its worker has withdrawn.
     """
 
     number: int
@@ -95,6 +105,9 @@ class Lease:
     mappings: list[Mapping] = attrs.field(factory=list)
     channel: Channel | None = None
     absent_since: float | None = None
+    candidate: Candidate | None = None
+    announced: int = 0
+    withdrawn: list[int] = attrs.field(factory=list)
     ending: str = ""
     dead: bool = False
     rings: bool = False
@@ -123,9 +136,12 @@ class Lease:
         return self.dead or not self.rings or self.confirmed >= self.life
 
     def notify(self, kind: str, **body: Any) -> None:
-        """Sends a notice, if there is a connection."""
+        """Sends a notice, if there is a connection; also to a successor that has joined."""
         if self.channel is not None:
             self.channel.send(kind, body)
+        if self.candidate is not None:
+            self.announced += 1
+            self.candidate.channel.send(kind, body)
 
     def check_life(self, life: int) -> None:
         """LeaseError with code "stale" unless that is the current epoch."""
@@ -159,6 +175,7 @@ class Lease:
             "mappings": [[mapping.iova, mapping.nbytes] for mapping in self.mappings],
             "ending": self.ending,
             "rings": self.rings,
+            "withdrawn": self.withdrawn,
             "began": round(self.began, 3),
         }
 
@@ -184,6 +201,7 @@ class Lease:
             mappings=[Mapping(int(iova), int(nbytes)) for iova, nbytes in saved["mappings"]],
             ending=str(saved["ending"]),
             rings=bool(saved.get("rings", True)),
+            withdrawn=[int(attempt) for attempt in saved.get("withdrawn", ())],
             began=float(saved["began"]),
         )
         try:

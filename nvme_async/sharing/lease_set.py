@@ -43,6 +43,11 @@ class LeaseSet(ABC):
         self._is_held = False
         self._stops: StopPage | None = None
 
+    @property
+    def holding(self) -> bool:
+        """Do workers hold their I/O, because an admin command changes namespaces?"""
+        return self._is_held
+
     @abstractmethod
     def spawn(self, work: Callable[[], Any]) -> None:
         """Runs a coroutine in the background."""

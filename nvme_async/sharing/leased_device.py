@@ -83,11 +83,19 @@ class LeasedDevice:
             self._ask("unmap", {"iova": iova, "nbytes": nbytes}, [])
 
     def _ask(self, kind: str, body: dict[str, int], fds: list[int]) -> None:
-        whose: dict[str, int | str] = {"lease": self.grant.lease, "token": self.grant.token}
         try:
-            call_once(self.path, kind, whose | body, fds, seconds=_SECONDS).close()
+            call_once(self.path, kind, self.grant.secret() | body, fds, seconds=_SECONDS).close()
         except (LeaseError, ControllerError) as error:
             raise DeviceError(f"{self.uri}: {error}") from error
+
+    def park(self, parked: bool, *, wait: bool = True) -> bool:
+        """Requests name the process: the owner doesn't confuse them with a successor's."""
+        return True
+
+    def detach(self) -> None:
+        """A successor has the lease."""
+        self.ended = True
+        self.close()
 
     def close(self) -> None:
         """Closes the descriptors; the doorbells stay mapped while a queue pair refers to

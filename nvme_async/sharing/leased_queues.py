@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from nvme_async.driver.completions import error_from
 from nvme_async.driver.pcie.memory import DeviceMemory
 from nvme_async.driver.pcie.queue_maker import PcieQueueMaker
+from nvme_async.driver.pcie.restored_queues import RestoredQueues
 from nvme_async.driver.plain_queues import PlainQueue
 from nvme_async.driver.queues.loop_queue import LoopQueue
-from nvme_async.driver.queues.queue_set import QueueSet
 from nvme_async.driver.transport import Owner
 from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.sharing.leased_device import LeasedDevice
@@ -54,11 +54,21 @@ class LeasedQueueMaker(PcieQueueMaker):
     def _vector(self, qid: int) -> int:
         return self._qids.index(qid)
 
+    def wrap(self, *arguments: Any, attach: bool = False, **options: Any) -> LoopQueue:
+        queue = super().wrap(*arguments, attach=attach, **options)
+        if attach:
+            self._obey_stop_word(queue)
+        return queue
+
+    def _obey_stop_word(self, queue: LoopQueue) -> int:
+        leased = self._leased
+        queue.hot.set_stop_word(leased.device.stops, 4 * leased.device.grant.slot, leased.life)
+        return leased.life
+
     async def create(self, queue: LoopQueue) -> None:
         """Create I/O Completion and Submission Queue, by the owner."""
         hot, leased = queue.hot, self._leased
-        life = leased.life
-        hot.set_stop_word(leased.device.stops, 4 * leased.device.grant.slot, life)
+        life = self._obey_stop_word(queue)
         body = {
             "qid": hot.qid,
             "entries": hot.entries,
@@ -80,8 +90,8 @@ class LeasedQueueMaker(PcieQueueMaker):
         await self._leased.request("delete", {"qid": queue.qid})
 
 
-class LeasedQueues(QueueSet):
-    """See QueueSet. There is no native admin queue: all() has the I/O queues only."""
+class LeasedQueues(RestoredQueues):
+    """See RestoredQueues. There is no native admin queue: all() has the I/O queues only."""
 
     maker: LeasedQueueMaker
 
@@ -107,15 +117,23 @@ class LeasedQueues(QueueSet):
         """The lease's resources."""
         self._grant(0)
 
+    def grant_rest(self) -> None:
+        """The ids that a predecessor's queue pairs don't have are free."""
+        self._grant(0)
+
+    def fail_messages(self, error: NvmeError) -> None:
+        """Admin commands, and event requests, end with `error`."""
+        self._messages.refuse(error)
+        self._messages.fail_waiters(error)
+        self._end_events(error)
+
     def listen(self, queue: LoopQueue) -> None:
         queue.listen()
 
     async def fail(self, error: NvmeError, *, admin: bool = True) -> None:
         await super().fail(error, admin=admin)
         if admin:
-            self._messages.refuse(error)
-            self._messages.fail_waiters(error)
-            self._end_events(error)
+            self.fail_messages(error)
 
     async def restart(self, retryable: frozenset[int], error: NvmeError) -> None:
         self._end_events(error)
@@ -123,9 +141,7 @@ class LeasedQueues(QueueSet):
 
     async def release(self, reason: NvmeError) -> None:
         await super().release(reason)
-        self._messages.refuse(reason)
-        self._messages.fail_waiters(reason)
-        self._end_events(reason)
+        self.fail_messages(reason)
 
     def refuse_in_child(self, error: NvmeError) -> None:
         super().refuse_in_child(error)

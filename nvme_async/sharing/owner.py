@@ -7,6 +7,7 @@ messages.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -21,17 +22,19 @@ import attrs
 
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.transport import PcieTransport, pcie
-from nvme_async.errors import ConfigurationError, LeaseError, OutOfDmaMemory
+from nvme_async.errors import ConfigurationError, LeaseError
 from nvme_async.keepalive.controller import Controller
 from nvme_async.runtime.sockets import ListeningSocket
 from nvme_async.runtime.tasks import finish
+from nvme_async.sharing import transfer
 from nvme_async.sharing.channel import Channel, check_peer, prepare
 from nvme_async.sharing.connection import Connection
+from nvme_async.sharing.grants import grant_of
 from nvme_async.sharing.lease import Lease, QueueIs, process_of
 from nvme_async.sharing.lease_set import LeaseSet
 from nvme_async.sharing.policy import Policy
 from nvme_async.sharing.protocol import MAX_QUEUES, Message
-from nvme_async.sharing.requests import MAX_MAPPINGS, Requests
+from nvme_async.sharing.requests import Requests
 from nvme_async.sharing.stop_page import StopPage
 from nvme_async.sharing.taking_back import TakingBack
 
@@ -232,6 +235,11 @@ class Share(LeaseSet):
         """It has ended."""
         self._connections.discard(connection)
         lease = connection.lease
+        if lease is not None and lease.candidate is connection:
+            lease.candidate = None
+            if lease.dead and not lease.ending:
+                self._ended(lease)
+            return
         if lease is None or lease.channel is not connection.channel:
             return
         lease.channel = None
@@ -262,6 +270,8 @@ class Share(LeaseSet):
         lease = connection.lease
         if lease is None:
             raise LeaseError(f"the notice {message.kind!r} needs a lease", code="invalid")
+        if lease.channel is not connection.channel:
+            return  # it has passed the lease on, or has not taken it yet
         if message.kind == "stopped":
             lease.confirmed = max(lease.confirmed, min(message.number("life"), lease.life))
             if lease.ending and lease.silent:
@@ -281,17 +291,19 @@ class Share(LeaseSet):
             raise LeaseError("this connection already has a lease", code="invalid")
         wanted = min(message.number("queues", 1, MAX_QUEUES), self.policy.queues)
         await self.controller._until_ready()
+        if connection.channel.closed:
+            raise LeaseError("the request was withdrawn before its answer", code="invalid")
         transport, policy = self.transport, self.policy
         if len(self.leases) >= policy.workers:
             raise LeaseError(
                 f"{policy.workers} workers have a lease; that is the limit (the option workers)", code="full"
             )
-        memory, queues, doorbells = transport.memory, transport.queues, transport.device.doorbells()
+        memory, queues = transport.memory, transport.queues
         assert memory is not None
-        assert doorbells.window is not None
-        fd, offset, nbytes = doorbells.window
-        qids = [qid for _ in range(wanted) if (qid := queues.lend()) is not None]
-        try:
+        with contextlib.ExitStack() as undo:
+            qids = [qid for _ in range(wanted) if (qid := queues.lend()) is not None]
+            for qid in qids:
+                undo.callback(queues.return_lent, qid)
             if not qids:
                 raise LeaseError(
                     f"all {queues.limit} I/O queue pairs are taken: {len(queues.lent)} are lent, the owner has "
@@ -299,20 +311,14 @@ class Share(LeaseSet):
                     code="full",
                 )
             slot = self.stops.take()
-        except BaseException:
-            for qid in qids:
-                queues.return_lent(qid)
-            raise
-        try:
+            undo.callback(self.stops.give, slot)
             window = memory.reserve_window(max(64 << 20, _WINDOW_FACTOR * policy.pool_bytes))
-            pidfd = os.pidfd_open(connection.pid)
-        except (OutOfDmaMemory, OSError) as error:
-            for qid in qids:
-                queues.return_lent(qid)
-            self.stops.give(slot)
-            if isinstance(error, OSError):
+            undo.callback(memory.release_window, window)
+            try:
+                pidfd = os.pidfd_open(connection.pid)
+            except OSError:
                 raise LeaseError(f"process {connection.pid} has ended", code="invalid") from None
-            raise
+            undo.pop_all()
         command, started = process_of(connection.pid)
         life = self.stops.life(slot)
         lease = Lease(
@@ -331,44 +337,25 @@ class Share(LeaseSet):
         )
         self.leases[lease.number] = lease
         connection.lease = lease
-        self.controller.loop.add_reader(pidfd, self._died, lease)
+        self.watch_process(lease)
         self.controller._changed()
-        ids = transport.device.ids
-        body = {
-            "lease": lease.number,
-            "token": lease.token,
-            "life": life,
-            "slot": slot,
-            "qids": qids,
-            "window": (window.start, len(window)),
-            "pool_bytes": policy.pool_bytes,
-            "max_mappings": MAX_MAPPINGS,
-            "entries": policy.entries,
-            "max_transfer": transport.max_transfer,
-            "uri": self.controller.uri,
-            "cap": transport.cap.to_int(),
-            "vs": transport.vs.to_int(),
-            "ids": [
-                ids.vendor,
-                ids.device,
-                ids.subsystem_vendor,
-                ids.subsystem,
-                ids.class_code,
-                ids.revision,
-                ids.serial_number,
-            ],
-            "quirks": self.controller.options.quirks,
-            "all_command_sets": transport.all_command_sets,
-            "doorbells": (offset, nbytes, doorbells.offset),
-            "descriptors": [
-                "stop",
-                "doorbells",
-                *(["kick"] if doorbells.kick_fd >= 0 else []),
-                *(f"irq.{qid}" for qid in qids),
-            ],
-        }
-        fds = [self.stops.read_only, fd, *([doorbells.kick_fd] if doorbells.kick_fd >= 0 else [])]
-        return body, [*fds, *(queues.maker.event_fds[qid] for qid in qids)]
+        return grant_of(self.controller, transport, policy, self.stops, lease)
+
+    async def join(self, connection: Connection, message: Message) -> tuple[dict[str, Any], list[int]]:
+        """The answer to "join", and its descriptors."""
+        return await transfer.join(self, connection, message)
+
+    def named(self, message: Message) -> Lease:
+        """The lease of a message with its number and secret. LeaseError if there is none."""
+        lease = self.leases.get(message.number("lease"))
+        token = message.text("token").encode(errors="replace")
+        if lease is None or not secrets.compare_digest(lease.token.encode(), token):
+            raise LeaseError("the owner has no such lease", code="unknown")
+        return lease
+
+    def watch_process(self, lease: Lease) -> None:
+        """Takes the lease back when its process ends."""
+        self.controller.loop.add_reader(lease.pidfd, self._died, lease)
 
     def _died(self, lease: Lease) -> None:
         """Its process has ended with all its threads, so no store can come from it any more."""
@@ -377,6 +364,10 @@ class Share(LeaseSet):
         lease.pidfd, lease.dead = -1, True
         lease.confirmed = lease.life
         self._changed.set()
+        if lease.candidate is None:  # else that successor takes the lease, or ends
+            self._ended(lease)
+
+    def _ended(self, lease: Lease) -> None:
         self.killed += not lease.ending
         self.spawn(lambda: self.take_back_one(lease, f"process {lease.pid} has ended"))
 
@@ -406,6 +397,7 @@ class Share(LeaseSet):
                 lease.pidfd = -1
             taking_back.return_ids(lease)
             self.stops.give(lease.slot)
+            transfer.dismiss(self, lease)
             channel, lease.channel = lease.channel, None
             if channel is not None:
                 self.controller.loop.call_later(_GRACE, self.drop_channel, channel)

@@ -28,6 +28,12 @@ Requests of a worker, and their answers' bodies:
     admin     {} and a command → {"dw0", "dw1"} and data; "status" if refused
     health    {} → {"lost"}: why the controller must be reset, or ""
     detach    {} → {}: the lease ends, the worker touches nothing any more
+    join      {"lease", "token", "attempt"} → a Grant, as for lease: from a worker's successor,
+              which then gets the worker's notices too. attempt: a number that the worker chose
+    take      {"life"} → {"life", "hold", "announced"}: the lease is the successor's. "hold": the
+              number of a hold that applies, or 0; "announced": the notices before this answer
+    reclaim   {"lease", "token", "attempt"} → {"taken"}: from the worker; if false, that attempt
+              can't take the lease any more
     list      {} → {"leases": […]}; revoke {"pid"} → {"revoked": n}. For the command line
 
 Notices of a worker: stopped {"life"}: since then it has rung no doorbell of an earlier epoch; held
@@ -179,6 +185,7 @@ class Grant:
         uri, cap, vs, ids, quirks, all_command_sets: of the controller; ids as of DeviceIds.
         doorbells: (offset of the mapping in its file, bytes, offset of the first doorbell in the
             mapping).
+        passes: the owner knows join, take and reclaim.
         descriptors: the labels of the message's descriptors, in order: "stop", "doorbells", "kick",
             "irq.N" for each qid.
     """
@@ -201,6 +208,11 @@ class Grant:
     all_command_sets: bool
     doorbells: tuple[int, int, int]
     descriptors: list[str]
+    passes: bool = False
+
+    def secret(self) -> dict[str, Any]:
+        """What names the lease in a request on another connection."""
+        return {"lease": self.lease, "token": self.token}
 
     @classmethod
     def of(cls, message: Message) -> Grant:

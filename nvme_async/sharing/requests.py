@@ -5,7 +5,6 @@ answers.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -14,8 +13,10 @@ from nvme_async.driver.pcie.transport import PcieTransport
 from nvme_async.errors import LeaseError, NvmeError
 from nvme_async.keepalive.controller import Controller
 from nvme_async.runtime.tasks import in_thread
+from nvme_async.sharing import transfer
 from nvme_async.sharing.channel import Channel
 from nvme_async.sharing.connection import Connection
+from nvme_async.sharing.grants import MAX_MAPPINGS
 from nvme_async.sharing.lease import Lease, Mapping, QueueIs, check_memory, map_memory
 from nvme_async.sharing.passthrough import execute
 from nvme_async.sharing.policy import Policy
@@ -23,9 +24,6 @@ from nvme_async.sharing.protocol import Message
 from nvme_async.sharing.stop_page import StopPage
 from nvme_async.sharing.taking_back import TakingBack
 from nvme_async.spec import commands
-
-MAX_MAPPINGS = 64
-"""Of one worker."""
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -45,6 +43,10 @@ class Owner(Protocol):
     async def revoke(self, pid: int) -> int: ...
     def drop_channel(self, channel: Channel) -> None: ...
     def inspect(self) -> list[dict[str, Any]]: ...
+    @property
+    def holding(self) -> bool: ...
+    def named(self, message: Message) -> Lease: ...
+    def watch_process(self, lease: Lease) -> None: ...
 
 
 class Requests:
@@ -63,6 +65,8 @@ class Requests:
             "admin": self._passthrough,
             "health": self._health,
             "detach": self._detach,
+            "take": lambda connection, message: transfer.take(share, connection, message),
+            "reclaim": lambda connection, message: transfer.reclaim(share, connection, message),
             "list": self._list,
             "revoke": self._revoke,
         }
@@ -72,7 +76,7 @@ class Requests:
         handler = self._handlers.get(message.kind)
         if handler is None:
             raise LeaseError(f"unknown request {message.kind!r}", code="invalid")
-        if message.kind not in ("list", "attach"):
+        if message.kind not in ("list", "attach", "reclaim"):
             # While the controller is saved for a successor, nothing of the saved state may change.
             await self._share.controller._until_ready()
         return await handler(connection, message)
@@ -81,20 +85,20 @@ class Requests:
         """The lease of a request: by the connection, or by its number and secret."""
         lease = connection.lease
         if lease is None or "token" in message.body:
-            lease = self._named(message)
+            lease = self._share.named(message)
         if lease.ending:
             raise LeaseError(lease.ending, code="revoked")
-        return lease
-
-    def _named(self, message: Message) -> Lease:
-        lease = self._share.leases.get(message.number("lease"))
-        token = message.text("token").encode(errors="replace")
-        if lease is None or not secrets.compare_digest(lease.token.encode(), token):
-            raise LeaseError("the owner has no such lease", code="unknown")
+        if lease.candidate is connection:
+            if message.kind not in transfer.PERMITTED:
+                raise LeaseError(f"{message.kind}: the lease is still process {lease.pid}'s", code="policy")
+        elif connection.pid != lease.pid:
+            raise LeaseError(f"the lease is of process {lease.pid}, not {connection.pid}", code="unknown")
+        elif connection.lease is lease and connection.channel is not lease.channel:
+            raise LeaseError("the lease has another connection", code="unknown")
         return lease
 
     async def _attach(self, connection: Connection, message: Message) -> Answer:
-        lease = self._named(message)
+        lease = self._share.named(message)
         if connection.pid != lease.pid:
             raise LeaseError(f"the lease is of process {lease.pid}, not {connection.pid}", code="unknown")
         before, lease.channel, connection.lease = lease.channel, connection.channel, lease

@@ -16,10 +16,10 @@ from typing import Any, cast
 from nvme_async.device import DeviceIds
 from nvme_async.device.quirks import Quirks, quirks_of
 from nvme_async.driver.context import ControllerContext
-from nvme_async.driver.lifecycle import State
-from nvme_async.driver.options import DEFAULT_POOL, Options
+from nvme_async.driver.lifecycle import ENDING, State
+from nvme_async.driver.options import DEFAULT_POOL
 from nvme_async.driver.pcie.memory import DeviceMemory
-from nvme_async.driver.pcie.pooled_transport import PooledTransport
+from nvme_async.driver.pcie.pooled_transport import PassedDevice, PooledTransport
 from nvme_async.driver.recovery import RETRYABLE
 from nvme_async.driver.steps import Degraded, Step
 from nvme_async.driver.transport import Owner
@@ -36,8 +36,7 @@ from nvme_async.runtime.tasks import in_thread
 from nvme_async.sharing.channel import Channel, connect
 from nvme_async.sharing.leased_device import LeasedDevice
 from nvme_async.sharing.leased_queues import LeasedQueues
-from nvme_async.sharing.places import parse
-from nvme_async.sharing.protocol import MAX_QUEUES, Message
+from nvme_async.sharing.protocol import Message
 from nvme_async.spec.registers import Cap, Vs
 
 log: logging.Logger = logging.getLogger("nvme_async")
@@ -55,26 +54,6 @@ _unreturned: list[Any] = []
 """Memory of leases whose owner could not be asked to unmap it: kept until this process ends."""
 
 
-async def open_transport(uri: str, options: Options) -> SharedTransport:
-    """Takes a lease. Raises LeaseError if the owner refuses, ControllerGone if there is none,
-    ControllerTimeout.
-    """
-    path = parse(uri.partition(":")[2])
-    sock = await connect(path, OPEN_SECONDS)
-    inbox: list[Message] = []
-    channel = Channel(sock, inbox.append)
-    try:
-        wanted = {"queues": min(options.io_queues, MAX_QUEUES), "command": ""}
-        try:
-            answer = await channel.request("lease", wanted, seconds=OPEN_SECONDS)
-        except ConnectionResetError as error:
-            raise ControllerGone(f"{uri}: {error}") from None
-        return SharedTransport(uri, LeasedDevice(path, answer), channel, inbox)
-    except BaseException:
-        channel.close()
-        raise
-
-
 class SharedTransport(PooledTransport):
     """Attributes:
     device: doorbells, vectors and addresses of the lease.
@@ -87,12 +66,16 @@ class SharedTransport(PooledTransport):
     kind = "shared"
     configured = False
     coexists = True
+    unmaps_by_request = True
     _owner: ControllerContext
     queues: LeasedQueues
 
     reconnections: int
 
-    def __init__(self, uri: str, device: LeasedDevice, channel: Channel, inbox: list[Message]) -> None:
+    def __init__(
+        self, uri: str, device: LeasedDevice, channel: Channel, inbox: list[Message], *, joined: bool = False
+    ) -> None:
+        """joined: the lease is still a predecessor's, until take()."""
         grant = device.grant
         self.uri = uri
         self.device = device
@@ -109,6 +92,7 @@ class SharedTransport(PooledTransport):
         self._on_gone: Callable[[], None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._early = inbox
+        self._joined = joined
         self._channel = channel
         self.reconnections = 0
 
@@ -117,10 +101,16 @@ class SharedTransport(PooledTransport):
         own = owner.options.quirks or self.device.grant.quirks
         self.quirks: Quirks = quirks_of(self.device.ids, override=own)
         self.queues = LeasedQueues(owner, self)
+        if self._joined:
+            return  # notices are the predecessor's to obey; begin() goes on
         self._use(self._channel)
         for message in self._early:
             self._on_message(message)
         self._early = []
+
+    @property
+    def passed_device(self) -> PassedDevice:
+        return self.device
 
     @property
     def ids(self) -> DeviceIds:
@@ -210,7 +200,9 @@ class SharedTransport(PooledTransport):
                 continue
             try:
                 return await self._channel.request(kind, body, data=data, seconds=left)
-            except ConnectionResetError:
+            except ConnectionResetError as error:
+                if self._joined:
+                    raise ControllerGone(f"{self.uri}: {error}") from None
                 await asyncio.sleep(0)  # the request may have been executed; each request may be repeated
             except LeaseError as error:
                 if error.code == "stale":
@@ -316,6 +308,8 @@ class SharedTransport(PooledTransport):
 
     async def _hold(self, number: int) -> None:
         """An admin command of another process changes namespaces: nothing is sent until unhold."""
+        if await self._owner.lifecycle.settled() in ENDING:
+            return  # a successor has the lease, and this notice
         try:
             await self.queues.hold("owner")
             if await self.queues.drain(OWNER_SECONDS):
@@ -324,6 +318,8 @@ class SharedTransport(PooledTransport):
             log.warning("%s: %s", self.uri, error)
 
     async def _unhold(self) -> None:
+        if await self._owner.lifecycle.settled() in ENDING:
+            return
         try:
             if self._owner.state is State.READY:
                 await self._owner.rescan()
@@ -356,6 +352,8 @@ class SharedTransport(PooledTransport):
         return usual or self._owner.loop.time() - self._stale_since < 1.0
 
     def connect_steps(self, degraded: Degraded, error: NvmeError) -> Sequence[Step]:
+        if self._joined:
+            return []
         return [Step("queue pairs of the lease", lambda: self._prepare(error), repeatable=False)]
 
     async def _prepare(self, error: NvmeError) -> None:
@@ -367,20 +365,27 @@ class SharedTransport(PooledTransport):
         await self._new_life()
         await self.queues.restart(RETRYABLE, error)
 
+    @property
+    def memory_limit(self) -> int:
+        """Bytes of this process's pools together."""
+        granted = self.device.grant.pool_bytes
+        return min(self._owner.options.memory_limit or granted, granted)
+
     def _make_memory(self) -> None:
-        options, grant = self._owner.options, self.device.grant
-        limit = min(options.memory_limit or grant.pool_bytes, grant.pool_bytes)
+        options = self._owner.options
         self.memory = DeviceMemory(
             self.device,  # type: ignore[arg-type]  # less of a device is enough
             pool_bytes=options.pool_bytes,
             hugepages=options.hugepages,
             numa=options.numa,
-            limit=limit,
+            limit=self.memory_limit,
             flexible=options.pool_bytes == DEFAULT_POOL,
         )
         self.memory.in_use = self.queues.uses
 
     def queue_steps(self, degraded: Degraded, lost: set[str]) -> Sequence[Step]:
+        if self._joined:
+            return []
         return [
             Step("queues of the lease", self.queues.negotiate),
             Step("I/O queue pairs", lambda: self.queues.create_all(degraded)),

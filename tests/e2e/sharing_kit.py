@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from driving import eventually, faults
+
 import nvme_async
 from nvme_async.sharing import Share
 
@@ -27,6 +29,34 @@ async def owner(
         controller.share(path, **policy) as share,
     ):
         yield controller, share
+
+
+def worker(share: Share, **options: object) -> nvme_async._open.Opening:
+    return nvme_async.open(f"shared:{share.path}", **{**FAST, **options})  # type: ignore[arg-type]
+
+
+async def stuck(own: nvme_async.Controller, commands: int) -> None:
+    """The controller has that many, which it executes at faults(own).release()."""
+    await eventually(lambda: len(faults(own).outstanding()) == commands)
+
+
+async def hand_over(controller: nvme_async.Controller, path: Path, **options: object) -> nvme_async.Controller:
+    async with controller.handover(path) as offer:
+        successor = await nvme_async.take_over(path, **{**FAST, **options})  # type: ignore[arg-type]
+        await offer
+    assert offer.taken
+    return successor
+
+
+def bells(controller: nvme_async.Controller) -> int:
+    """How often this process has rung."""
+    [queue] = controller.inspect()["io_queues"]
+    return int(queue["sq"]["doorbells"] + queue["cq"]["doorbells"])
+
+
+def quiet(own: nvme_async.Controller, before: dict[str, int]) -> bool:
+    after = faults(own).counters()
+    return all(after[name] == before[name] for name in ("resets", "invalid_doorbells"))
 
 
 class Worker:

@@ -17,6 +17,7 @@ from driving import descriptors, eventually, faults, pattern, within
 from sharing_kit import FAST, owner
 
 import nvme_async
+from nvme_async.driver.lifecycle import State
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import (
     CommandTimeout,
@@ -302,6 +303,39 @@ async def test_a_lease_without_a_queue_is_over_with_its_connection(shared: Pair)
     assert len(own.queues.lent) == 2
     channel.close()
     await eventually(lambda: not share.leases and not own.queues.lent)
+
+
+async def test_a_process_that_ends_before_its_lease_leaves_nothing(
+    shared: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, share = shared
+
+    def gone(pid: int) -> int:
+        raise ProcessLookupError(pid)
+
+    monkeypatch.setattr("os.pidfd_open", gone)
+    with pytest.raises(LeaseError, match="has ended"):
+        await worker(share)
+    assert own.memory is not None
+    assert (own.memory.windows, own.queues.lent, share.leases) == ([], set(), {})
+    assert len(share.stops._free) == 1024 - 16
+
+
+async def test_a_lease_that_is_granted_after_its_connection_has_ended_is_none(shared: Pair) -> None:
+    own, share = shared
+    sock = await nvme_async.sharing.channel.connect(share.path, 1.0)  # type: ignore[attr-defined]
+    channel = Channel(sock, lambda message: None)
+    async with own._lock:
+        own.lifecycle.to(State.RESETTING)  # the owner can't answer now
+        asking = asyncio.create_task(channel.request("lease", {"queues": 1}))
+        await eventually(lambda: any(one._pending for one in share._connections))
+        channel.close()
+        await eventually(lambda: not share._connections)
+        own.lifecycle.to(State.READY)
+    with pytest.raises(ConnectionResetError):
+        await asking
+    await eventually(lambda: not share._tasks)
+    assert (share.leases, own.queues.lent) == ({}, set())
 
 
 async def test_connections_that_the_owner_closes_are_forgotten(shared: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,7 @@
-"""A worker hands over to a successor with a lease of its own: nothing of the two overlaps."""
+"""A worker hands over to a successor with a lease of its own: nothing of the two overlaps.
+
+test_sharing_passing.py has successors that continue with the predecessor's queue pairs.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from nvme_async.sharing import Share
 from nvme_async.spec.opcodes import NvmOpcode
 
 BLOCK = 4096
+BESIDE = {**FAST, "keepalive": False}  # the successor doesn't want the predecessor's queue pairs
 Pair = tuple[nvme_async.Controller, Share]
 
 
@@ -68,7 +72,7 @@ async def test_a_chain_of_workers_hands_over_under_load_and_loses_no_acknowledge
         await eventually(lambda: len(written) == 8)
         path = tmp_path / str(turn)
         async with controller.handover(path) as offer:
-            successor = await nvme_async.take_over(path, **FAST)
+            successor = await nvme_async.take_over(path, **BESIDE)
             acknowledged = dict(written)
             await offer
         assert offer.taken
@@ -90,7 +94,7 @@ async def test_the_successor_waits_for_the_predecessors_writes(shared: Pair, tmp
     controller = await worker(share)
     writing = await stuck_write(own, controller)
     async with controller.handover(tmp_path / "h") as offer:
-        taking = asyncio.create_task(nvme_async.take_over(tmp_path / "h", **FAST)._opened())
+        taking = asyncio.create_task(nvme_async.take_over(tmp_path / "h", **BESIDE)._opened())
         await eventually(lambda: controller.transport.queues.held)
         # New I/O of the predecessor waits, and is never sent.
         late = asyncio.create_task(controller.namespaces[1].write(5, pattern(BLOCK, 2)))
@@ -112,14 +116,14 @@ async def test_a_stuck_command_withdraws_the_offer_and_the_worker_serves_again(s
     writing = await stuck_write(own, controller)
     async with controller.handover(tmp_path / "h") as offer:
         with pytest.raises(ControllerError, match=r"withdrew.*still in flight"):
-            await nvme_async.take_over(tmp_path / "h", **FAST)
+            await nvme_async.take_over(tmp_path / "h", **BESIDE)
         assert not offer.taken
         assert isinstance(offer.failures[0], ControllerTimeout)
         faults(own).release()
         await writing
         await controller.namespaces[1].write(6, pattern(BLOCK, 2))
         await eventually(lambda: len(share.leases) == 1)
-        async with nvme_async.take_over(tmp_path / "h", **FAST) as successor:  # the next attempt
+        async with nvme_async.take_over(tmp_path / "h", **BESIDE) as successor:  # the next attempt
             assert await successor.namespaces[1].read(6) == pattern(BLOCK, 2)
             await offer
 
@@ -129,7 +133,7 @@ async def test_without_a_second_lease_the_predecessor_closes_first(tmp_path: Pat
         controller = await worker(share)
         writing = await stuck_write(own, controller)
         async with controller.handover(tmp_path / "h") as offer:
-            taking = asyncio.create_task(nvme_async.take_over(tmp_path / "h", **FAST)._opened())
+            taking = asyncio.create_task(nvme_async.take_over(tmp_path / "h", **BESIDE)._opened())
             await eventually(lambda: controller.transport.queues.held)
             assert not taking.done()
             faults(own).release()
@@ -158,7 +162,7 @@ async def test_the_owner_resets_the_controller_during_a_hand_over(shared: Pair, 
     controller = await worker(share)
     writing = await stuck_write(own, controller)
     async with controller.handover(tmp_path / "h") as offer:
-        taking = asyncio.create_task(nvme_async.take_over(tmp_path / "h", **FAST)._opened())
+        taking = asyncio.create_task(nvme_async.take_over(tmp_path / "h", **BESIDE)._opened())
         await eventually(lambda: controller.transport.queues.held)
         before = faults(own).counters()["invalid_doorbells"]
         await own.reset("a test")  # both workers' queues are created again, and the write sent again
@@ -227,13 +231,13 @@ async def test_a_predecessor_killed_on_the_way_leaves_one_lease_or_none(
     own, share = shared
     process = await predecessor(share, tmp_path / "h", patch)
     if taken:
-        async with nvme_async.take_over(tmp_path / "h", **FAST) as successor:
+        async with nvme_async.take_over(tmp_path / "h", **BESIDE) as successor:
             await process.wait()
             await eventually(lambda: len(share.leases) == 1)
             assert await successor.namespaces[1].read(9) == b"9" * BLOCK
     else:
         with pytest.raises(ControllerGone):
-            await nvme_async.take_over(tmp_path / "h", **FAST)
+            await nvme_async.take_over(tmp_path / "h", **BESIDE)
         await process.wait()
     await eventually(lambda: not share.leases)
     assert len(own.queues.lent) == 0
@@ -248,7 +252,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 {patch}
-asyncio.run(nvme_async.take_over(sys.argv[1], pool_bytes=4 << 20)._opened())
+asyncio.run(nvme_async.take_over(sys.argv[1], pool_bytes=4 << 20, keepalive=False)._opened())
 """
 
 
@@ -285,13 +289,13 @@ async def test_a_stopped_predecessor_rings_no_doorbell_that_is_a_successors(shar
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(takeover, "READY_SECONDS", 0.5)
         with pytest.raises(ControllerTimeout):
-            await nvme_async.take_over(tmp_path / "h", **FAST)
+            await nvme_async.take_over(tmp_path / "h", **BESIDE)
     process.send_signal(signal.SIGKILL)
     await process.wait()
     await eventually(lambda: not share.leases)
 
     process = await predecessor(share, tmp_path / "h2", "die_at('_answer')", "SIGSTOP")
-    async with nvme_async.take_over(tmp_path / "h2", **FAST) as successor:
+    async with nvme_async.take_over(tmp_path / "h2", **BESIDE) as successor:
         await successor.namespaces[1].write(9, pattern(BLOCK, 9))
         before = faults(own).counters()["invalid_doorbells"]
         await eventually(lambda: is_stopped(process.pid))  # a SIGCONT before its SIGSTOP would be lost
@@ -317,15 +321,16 @@ async def test_a_worker_that_does_not_get_the_controller_refuses_and_the_predece
             patched.setattr(takeover, "open_controller", broken)
             async with controller.handover(tmp_path / "h") as offer:
                 with pytest.raises(ControllerError, match="broken by a test"):
-                    await nvme_async.take_over(tmp_path / "h", **FAST)
+                    await nvme_async.take_over(tmp_path / "h", **BESIDE)
                 await eventually(lambda: offer.failures)
                 assert isinstance(offer.failures[0], RestoreRefused)
                 assert len(await controller.namespaces[1].read(0)) == BLOCK
 
 
-def test_the_benchmark_measures_it() -> None:
+@pytest.mark.parametrize("options", [["--drained"], []])
+def test_the_benchmark_measures_it(options: list[str]) -> None:
     benchmark = Path(__file__).parents[2] / "benchmarks" / "worker_handover.py"
-    command = [sys.executable, str(benchmark), "--rounds", "2", "--iodepth", "4", "--json"]
+    command = [sys.executable, str(benchmark), "--rounds", "2", "--iodepth", "4", "--json", *options]
     report = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120).stdout)
     assert report["pause"]["rounds"] == report["gap"]["rounds"] == 2
     assert report["pause"]["median_ms"] > 0

@@ -36,8 +36,24 @@ from nvme_async.sharing.protocol import COMMAND_BYTES, MAX_FDS, MAX_MESSAGE, Mes
 from nvme_async.spec import commands
 
 _REQUESTS = ("lease", "attach", "map", "unmap", "create", "delete", "renew", "admin", "health", "detach", "list")
-_KINDS = (*_REQUESTS, "revoke", "stopped", "held", "answer", "refused", "", "x" * 300)
-_NAMES = ("lease", "token", "iova", "nbytes", "offset", "qid", "entries", "cq", "sq", "life", "queues", "pid", "hold")
+_TRANSFER = ("join", "take", "reclaim")
+_KINDS = (*_REQUESTS, *_TRANSFER, "revoke", "stopped", "held", "answer", "refused", "", "x" * 300)
+_NAMES = (
+    "lease",
+    "token",
+    "iova",
+    "nbytes",
+    "offset",
+    "qid",
+    "entries",
+    "cq",
+    "sq",
+    "life",
+    "queues",
+    "pid",
+    "hold",
+    "attempt",
+)
 _ODD: tuple[Any, ...] = (
     *(0, 1, -1, 2, 16, 4095, 4096, 1 << 20, 1 << 31, 1 << 32, (1 << 64) - 4096, 1 << 64, 10**30, 1.5, float("inf")),
     *("x", "", "y" * 300, "\0", "\udc80", None, True, False, [], [1], {}, {"a": 1}),
@@ -52,6 +68,9 @@ _WANTED: dict[str, tuple[str, ...]] = {
     "lease": ("queues",),
     "stopped": ("life",),
     "held": ("hold",),
+    "join": ("lease", "token", "attempt"),
+    "take": ("life",),
+    "reclaim": ("lease", "token", "attempt"),
 }
 
 
@@ -150,6 +169,7 @@ class Fuzzer:
             "life": grant["life"] + chance.choice((0, 0, 0, 1, -1)),
             "queues": chance.randrange(1, 17),
             "hold": chance.randrange(4),
+            "attempt": chance.randrange(4),
         }
         return known.get(name, 1)
 
@@ -234,7 +254,9 @@ async def _sessions(path: str, seed: int, messages: int, report: int, orders: in
 
 
 class HostileTorture(Torture):
-    """The same owner, the same steady workers."""
+    """The same owner, and one of its steady workers: the messages must have time too."""
+
+    steady = 1
 
     def fuzz(self, messages: int, seed: int) -> str:
         with self.owned(), self._steady() as steady:

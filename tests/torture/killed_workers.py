@@ -258,6 +258,8 @@ class Tracer:
 class Torture:
     """One run. ways: the ways of killing, alternating."""
 
+    steady = STEADY
+
     def __init__(self, folder: Path, ways: tuple[str, ...]) -> None:
         self._folder = folder
         self._path = str(folder / "shared")
@@ -346,7 +348,7 @@ class Torture:
         while True:
             found = self._check()
             names = ("leases", "ids", "windows", "stop words", "connections")
-            if all(found[name] == STEADY for name in names):
+            if all(found[name] == self.steady for name in names):
                 return found
             if time.monotonic() > limit:
                 self._owner.order("who")
@@ -361,7 +363,7 @@ class Torture:
     def _steady(self) -> Iterator[list[subprocess.Popen[bytes]]]:
         processes = []
         try:
-            for seed in range(1, STEADY + 1):
+            for seed in range(1, self.steady + 1):
                 with (self._folder / f"steady-{seed}").open("wb") as log:
                     command = [
                         sys.executable,
@@ -375,7 +377,7 @@ class Torture:
                         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
                     )
             limit = time.monotonic() + PATIENCE
-            while any("ready" not in self._said(seed) for seed in range(1, STEADY + 1)):
+            while any("ready" not in self._said(seed) for seed in range(1, self.steady + 1)):
                 if time.monotonic() > limit:
                     raise Failure("the steady workers did not begin")
                 time.sleep(0.02)

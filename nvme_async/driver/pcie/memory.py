@@ -59,11 +59,12 @@ class DeviceMemory(IovaSpace):
         numa: str = "",
         fixed: bool = False,
         adopt: Pool | None = None,
+        grows: bool = False,
         limit: int | None = None,
         flexible: bool = False,
     ) -> None:
         """fixed: one private pool, and no more. adopt: that one, which a predecessor has mapped at
-        the device already.
+        the device already; grows: that is the first of several.
 
         limit: bytes of all pools together; None: half of the memory that the process can have.
         numa: "split": pools are spread over the NUMA nodes.
@@ -78,11 +79,11 @@ class DeviceMemory(IovaSpace):
         self.on_mapped: Callable[[], None] = lambda: (
             None
         )  # a mapping of user memory is about to be made, was made, or was removed
-        self._fixed = fixed or adopt is not None
+        self._fixed = fixed or (adopt is not None and not grows)
         self._budget = Budget(limit, hugepages=hugepages, locked=device.direct)
         self._pool_bytes = pool_bytes
         self._clients: list[DmaClient] = []
-        self._names = itertools.count()
+        self._names = itertools.count(adopt is not None)
         self._growing = threading.Lock()
         self._closed = False
         self._refused: tuple[float, NvmeError] | None = None
@@ -107,6 +108,11 @@ class DeviceMemory(IovaSpace):
         is private.
         """
         return [client.pool for client in self._clients]
+
+    @property
+    def is_growing(self) -> bool:
+        """Is a pool being made?"""
+        return self._growing.locked()
 
     @property
     def clients(self) -> tuple[DmaClient, ...]:

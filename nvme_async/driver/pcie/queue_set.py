@@ -6,31 +6,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Iterable
 from typing import Any
 
 from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
-from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.lending import Lender
 from nvme_async.driver.pcie.queue_maker import PciePieces, PcieQueueMaker
 from nvme_async.driver.pcie.registers import doorbell_pairs
+from nvme_async.driver.pcie.restored_queues import RestoredQueues
 from nvme_async.driver.queues.loop_queue import LoopQueue
-from nvme_async.driver.queues.queue_set import QueueSet
 from nvme_async.driver.steps import Degraded
 from nvme_async.driver.transport import Owner
-from nvme_async.errors import CommandError, ControllerTimeout, NvmeError, OutOfDmaMemory
+from nvme_async.errors import CommandError, NvmeError, OutOfDmaMemory
 from nvme_async.native import _hotpath
-from nvme_async.runtime import loop_internals, loops
-
-_AT_ONCE = 1.0
-"""Seconds for the home loop to give a spare queue pair; then a task there does."""
+from nvme_async.runtime import loop_internals
 
 
-class PcieQueueSet(QueueSet):
-    """Attributes, besides those of QueueSet:
-    inherited: {qid: saved description} of those that a predecessor was creating or deleting.
+class PcieQueueSet(RestoredQueues):
+    """Attributes, besides those of RestoredQueues:
     lender: lends queue pairs to other processes, or None; lent: their ids.
     """
 
@@ -38,7 +32,6 @@ class PcieQueueSet(QueueSet):
 
     def __init__(self, controller: Owner, transport: PciePieces) -> None:
         super().__init__(controller, transport, PcieQueueMaker(controller, transport))
-        self.inherited: dict[int, Any] = {}
         self.lender: Lender | None = None
         self.lent: set[int] = set()
         self._pcie = transport
@@ -83,65 +76,13 @@ class PcieQueueSet(QueueSet):
         self.maker.limit_transfer(max_transfer)
         self.maker.adopt_shadow(shadow)
         self._free_qids = [qid for qid in range(limit, 0, -1) if qid not in used]
-        self._holds.add("drain")
+        self.hold_first("drain")
 
     def attach(self, queue: LoopQueue) -> None:
-        """A queue pair of the predecessor's, made by wrap(attach=True)."""
         if queue.qid == 0:
             self._admin = queue
         else:
-            self.spare.append(queue)
-
-    def first_restored(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The home loop takes its queue pair: that of a thread with the same name, otherwise the
-        first.
-        """
-        if self.spare:
-            worker = threading.current_thread().name
-            queue = min(self.spare, key=lambda queue: queue.worker != worker)
-            self.spare.remove(queue)
-            queue.worker = worker
-            queue.hot.bind(loop, loop_internals.shows_thread(loop))
-            self.io[loop], self.hot[loop] = queue, queue.hot
-
-    def _take_spare(self, loop: asyncio.AbstractEventLoop, worker: str) -> LoopQueue | None:
-        """A predecessor's queue pair for `loop`, the one of a thread of the same name if there
-        is one. Not while it has commands in flight, which the home loop handles.
-        """
-        idle = [queue for queue in self.spare if not queue.hot.n_outstanding]
-        if not idle:
-            return None
-        spare = min(idle, key=lambda queue: queue.worker != worker)
-        self.spare.remove(spare)
-        spare.stop_listening()
-        _hotpath.rebind(spare.hot, loop.create_future, loop.call_soon, loop_internals.ready_callbacks(loop))
-        return self.maker.face(spare.hot, loop, spare.vector, spare.interrupts)
-
-    async def _spare_at_once(self, loop: asyncio.AbstractEventLoop, worker: str) -> LoopQueue | None:
-        """One call on the home loop, which is busy after a servicing, instead of a task there."""
-        home = self._controller.loop
-        if not self.spare or loop is home or not home.is_running():
-            return None
-
-        def take() -> LoopQueue | None:
-            if (
-                asyncio.get_running_loop() is not home  # it has just stopped
-                or self._controller.lifecycle.state is not State.READY
-                or self._creating.locked()
-                or loop in self.io
-            ):
-                return None
-            queue = self._take_spare(loop, worker)
-            if queue is not None:
-                self.io[loop] = queue
-                queue.worker = worker
-                self._controller._changed()
-            return queue
-
-        try:
-            return await loops.Trip(home, take).wait(_AT_ONCE, ControllerTimeout("the home loop is busy"))
-        except ControllerTimeout:
-            return None
+            super().attach(queue)
 
     # -- fused: none is created or deleted after the bring-up
     # ----------------------------------------
@@ -174,14 +115,6 @@ class PcieQueueSet(QueueSet):
             _hotpath.rebind(queue.hot, home.create_future, home.call_soon, loop_internals.ready_callbacks(home))
             self.spare.append(self.maker.face(queue.hot, home, queue.vector, queue.interrupts))
             self._controller._changed()
-
-    def _has_more(self) -> bool:
-        return super()._has_more() or any(not queue.hot.n_outstanding for queue in self.spare)
-
-    def give_back(self, qid: int) -> None:
-        """The controller no longer knows this inherited queue pair, and its memory is free."""
-        if self.inherited.pop(qid, None) is not None:
-            self._free_qids.append(qid)
 
     # -- lent to other processes -------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from nvme_async.dma import Pool
 from nvme_async.driver.controller import Controller
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.memory import let_go as let_go_of_pools
-from nvme_async.driver.pcie.transport import pcie
+from nvme_async.driver.pcie.pooled_transport import pooled
 from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
 from nvme_async.native import _hotpath
@@ -43,7 +43,7 @@ async def suspend(controller: Controller, record: Callable[[], None]) -> None:
 
     If any of that fails, service has resumed when this raises.
     """
-    transport = pcie(controller.transport)
+    transport = pooled(controller.transport)
     assert transport.memory is not None
     controller.lifecycle.to(State.SAVING)
     try:
@@ -54,8 +54,8 @@ async def suspend(controller: Controller, record: Callable[[], None]) -> None:
         record()
         for pool in transport.memory.pools:
             pool.pause()
-        if not transport.device.park(True, wait=False):
-            await transport.call(lambda: transport.device.park(True))
+        if not transport.passed_device.park(True, wait=False):
+            await transport.call(lambda: transport.passed_device.park(True))
     except BaseException as error:
         log.warning("%s: saving failed, service continues: %r", controller.uri, error)
         await resume(controller)
@@ -74,7 +74,7 @@ async def _everywhere(
     """
     by_loop: dict[asyncio.AbstractEventLoop, list[LoopQueue]] = {}
     # A loop that is about to adopt its queue pair would add the reader that was removed from afar.
-    adopted = pcie(controller.transport).queues.hot
+    adopted = pooled(controller.transport).queues.hot
     for queue in queues:
         here = queue.loop is controller.loop or not queue.loop.is_running()
         if here or adopted.get(queue.loop) is not queue.hot or not from_afar(queue):
@@ -108,9 +108,9 @@ async def _everywhere(
 
 async def resume(controller: Controller) -> None:
     """Service continues where suspend() stopped it."""
-    transport = pcie(controller.transport)
+    transport = pooled(controller.transport)
     queues = transport.queues
-    transport.device.park(False)
+    transport.passed_device.park(False)
     for pool in transport.memory.pools if transport.memory is not None else ():
         pool.resume()
 
@@ -140,7 +140,7 @@ async def release(controller: Controller) -> None:
     unsent = HandedOver(f"{controller.uri}: handed over to a successor; the command was not sent")
     for namespace in controller.namespaces.values():
         namespace._set_gone(unsent)
-    transport = pcie(controller.transport)
+    transport = pooled(controller.transport)
     transport.watch(None)
     memory, queues = transport.memory, transport.queues
     pools = memory.detach() if memory is not None else []
@@ -162,7 +162,7 @@ async def release(controller: Controller) -> None:
     await controller.listener.stop()
     await controller._stop_background_work()
     controller.listener.end()
-    transport.device.detach()
+    transport.passed_device.detach()
     queues.maker.close_vectors({visit.event_fd for visit in visits})
     # Unmapping a pool and visiting the other loops takes longer than all the rest: the task that
     # waits for this one comes first, two event-loop iterations later.

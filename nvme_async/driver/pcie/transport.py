@@ -75,6 +75,10 @@ class PcieTransport(PooledTransport):
         self.queues = PcieQueueSet(owner, self)
         self.host_memory: HostMemory = HostMemory(owner)
 
+    @property
+    def passed_device(self) -> Device:
+        return self.device
+
     async def call(self, function: Callable[[], T]) -> T:
         """A call into the device layer: on the loop if that is only memory and ioctls, in a
         thread if it is messages.
