@@ -17,7 +17,7 @@ import pytest
 import uvloop
 from driver_line import CREATE_CQ, block, calling, descriptors, eventually, line, results, settle
 
-from nvme_async.driver.pcie import queue_set, suspension
+from nvme_async.driver.pcie import restored_queues, suspension
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
 from nvme_async.keepalive import restore, saving
@@ -219,7 +219,7 @@ async def test_a_loop_takes_its_former_queue_pair_by_one_call_and_nothing_is_wri
 async def test_a_loop_whose_home_is_stuck_gets_a_spare_queue_pair_later(
     loops: Loops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue_set, "_AT_ONCE", 0.001)
+    monkeypatch.setattr(restored_queues, "_AT_ONCE", 0.001)
     loops.start(1)
     async with line() as drivers:
         await drivers.namespace.write(0, block(1))
