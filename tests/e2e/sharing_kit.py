@@ -48,12 +48,6 @@ async def hand_over(controller: nvme_async.Controller, path: Path, **options: ob
     return successor
 
 
-def bells(controller: nvme_async.Controller) -> int:
-    """How often this process has rung."""
-    [queue] = controller.inspect()["io_queues"]
-    return int(queue["sq"]["doorbells"] + queue["cq"]["doorbells"])
-
-
 def quiet(own: nvme_async.Controller, before: dict[str, int]) -> bool:
     after = faults(own).counters()
     return all(after[name] == before[name] for name in ("resets", "invalid_doorbells"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from driving import eventually, faults, is_stopped, pattern
-from sharing_kit import FAST, bells, hand_over, owner, worker
+from sharing_kit import FAST, hand_over, owner, worker
 
 import nvme_async
 from nvme_async.errors import ControllerGone, RestoreRefused
@@ -89,12 +89,12 @@ async def test_a_predecessor_stopped_after_go_rings_nothing_when_it_continues(sh
         await eventually(lambda: successor.resets == 1)
         [qid] = lease.present
         faults(own).trace()
-        rung = bells(successor)
         process.send_signal(signal.SIGCONT)
         assert process.stdout is not None
         assert await asyncio.wait_for(process.stdout.readline(), 60) == b"taken\n"
         assert await asyncio.wait_for(process.wait(), 60) == 0
-        assert len([bell for bell in faults(own).doorbells() if bell.qid == qid]) == bells(successor) - rung
+        # The successor has sent a few commands since the reset, the predecessor hundreds before it.
+        assert all(bell.new <= 16 for bell in faults(own).doorbells() if bell.qid == qid)
         assert faults(own).counters()["invalid_doorbells"] == before
         assert await successor.namespaces[1].read(9) == pattern(BLOCK, 9)
         assert list(share.leases.values()) == [lease]
