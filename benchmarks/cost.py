@@ -5,9 +5,11 @@
                                          figure grew by more than 10 %
     python benchmarks/cost.py --record   writes it
 
-submit and reap are the C primitives (a 4 KiB read in a batch of 1 and of 32); awaited is the whole
-of `await read()` on stock asyncio, 32 coroutines, with a loop-back controller in the same process.
-The awaited figure belongs to one version of Python.
+submit and reap are the C primitives (a 4 KiB read in a batch of 1 and of 32). The others are whole
+awaited reads with a loop-back controller in the same process, and belong to one version of Python:
+awaited is read(), readinto is readinto() into memory that the device reaches, 32 coroutines each, on
+stock asyncio or uvloop; interrupt is a lone readinto() that sleeps until the eventfd is readable,
+with the one callback of the loop in which the controller answers. --only readinto selects by name.
 """
 
 from __future__ import annotations
@@ -79,45 +81,77 @@ def primitives(folder: str) -> dict[str, float]:
     return figures
 
 
-def awaited(folder: str) -> dict[str, float]:
+# Method, coroutines, by interrupt?
+WORKLOADS = {
+    "awaited_qd32": ("read", 32, False),
+    "readinto_qd32": ("readinto", 32, False),
+    "interrupt_qd1": ("readinto", 1, True),
+}
+
+
+def awaited(folder: str, only: str) -> dict[str, float]:
     # Far enough apart to hide the interpreter's start, which varies by some 10 million instructions
     # from run to run.
     counts = (4_000, 44_000)
     probing.built()
-    totals = [total(callgrind([sys.executable, __file__, "--workload", str(count)], folder)) for count in counts]
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return {f"awaited_qd32_python{version}": round((totals[1] - totals[0]) / (counts[1] - counts[0]), 0)}
+    figures = {}
+    for workload in WORKLOADS:
+        for loop in ("asyncio", "uvloop"):
+            name = f"{workload}_python{version}" if loop == "asyncio" else f"{workload}_uvloop_python{version}"
+            if only not in name:
+                continue
+            command = [sys.executable, __file__, "--loop", loop, "--workload", workload, "--count"]
+            totals = [total(callgrind([*command, str(count)], folder)) for count in counts]
+            figures[name] = round((totals[1] - totals[0]) / (counts[1] - counts[0]), 0)
+    return figures
 
 
-def workload(count: int) -> None:
+def run(workload: str, loop: str, count: int) -> None:
     import asyncio
 
+    import uvloop
+
+    method, depth, by_interrupt = WORKLOADS[workload]
+
     async def main() -> None:
-        device = probing.load().LoopBack(asyncio.get_running_loop())
+        running = asyncio.get_running_loop()
+        event_fd = os.eventfd(0, os.EFD_NONBLOCK) if by_interrupt else -1
+        device = probing.load().LoopBack(running, event_fd=event_fd)
+        if by_interrupt:
+            running.add_reader(event_fd, device.qp.on_interrupt)
+        arguments = (0,) if method == "read" else (0, device.buffer)
 
         async def worker() -> None:
-            read = device.read
-            for _ in range(count // 32):
-                await read(0)
+            call = getattr(device, method)
+            for _ in range(count // depth):
+                await call(*arguments)
 
-        await asyncio.gather(*(worker() for _ in range(32)))
+        await asyncio.gather(*(worker() for _ in range(depth)))
+        if by_interrupt:
+            running.remove_reader(event_fd)
+            os.close(event_fd)
         device.close()
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:
+        runner.run(main())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true")
-    parser.add_argument("--workload", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", metavar="TEXT", help="only figures whose name contains it")
+    parser.add_argument("--workload", choices=WORKLOADS, help=argparse.SUPPRESS)
+    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio", help=argparse.SUPPRESS)
+    parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.workload:
-        workload(options.workload)
+        run(options.workload, options.loop, options.count)
         return
     if shutil.which("valgrind") is None:
         raise SystemExit("cost.py: valgrind is not installed (apt-get install valgrind)")
     with tempfile.TemporaryDirectory() as folder:
-        figures = {**primitives(folder), **awaited(folder)}
+        figures = {**primitives(folder), **awaited(folder, options.only)}
     recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     worse = False
     for name, figure in figures.items():

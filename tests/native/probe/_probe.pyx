@@ -11,8 +11,12 @@ cimport cython
 from nvme_async.native._mmio cimport Mmio
 
 from nvme_async.dma import Pool
-from nvme_async.native._hotpath import NamespaceCore, QueuePair, queue_memory
+from nvme_async.native._hotpath import MODES, NamespaceCore, QueuePair, queue_memory
 from nvme_async.native._placement import AddressMap, BounceCache
+from nvme_async.runtime.loop_internals import shows_thread
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t c_write "write"(int fd, const void *buf, size_t n)
 
 cdef extern from "hotpath/prp.h":
     int prp_build(uint64_t *prp, uint64_t iova, uint64_t nbytes, uint64_t *list, uint64_t list_iova, uint32_t list_bytes) nogil
@@ -112,10 +116,15 @@ cdef class LoopBack:
     """A namespace whose controller is a few lines of C on the same thread: it answers what was
     rung, once in each event-loop iteration. For counting what the host's side of an awaited I/O
     costs (benchmarks/cost.py).
+
+    event_fd: it answers by interrupt instead, one iteration after each doorbell: the eventfd is
+    written, and the ring is not polled.
     """
 
     cdef object loop, pool, page, callback, more
     cdef readonly object qp, namespace
+    cdef readonly object buffer      # 4096 bytes that the device reaches
+    cdef int event_fd
     cdef uint32_t *doorbells
     cdef uint32_t sq_head, cq_tail
     cdef uint16_t phase
@@ -124,21 +133,30 @@ cdef class LoopBack:
     cdef nvq_cqe *cq
     cdef bint closed
 
-    def __init__(self, loop):
+    def __init__(self, loop, *, int event_fd=-1):
         self.loop = loop
+        self.event_fd = event_fd
         self.pool = Pool(8 << 20, iova=1 << 32, name="loop back", hugepages="never")
         self.address, self.iova = self.pool.address, self.pool.iova
         pool = self.pool
         bounce = BounceCache(lambda nbytes, tag: pool.alloc(nbytes, owner="bounce", tag=tag))
         memory = pool.alloc(queue_memory(256, 254, 1 << 20), owner="queue")
-        self.qp = QueuePair(memory, qid=1, entries=256, n_trackers=254, max_transfer=1 << 20, address_map=AddressMap(), bounce=bounce,
+        address_map = AddressMap()
+        address_map.add(self.address, self.pool.nbytes, self.iova, True)
+        self.buffer = pool.alloc(4096, owner="data")
+        self.qp = QueuePair(memory, qid=1, entries=256, n_trackers=254, max_transfer=1 << 20, address_map=address_map, bounce=bounce,
                             create_future=loop.create_future, call_soon=loop.call_soon, command_error=None, on_stray=None)
-        self.qp.bind(loop, True)
+        self.qp.bind(loop, shows_thread(loop))
         fd = os.memfd_create("doorbells")
         os.ftruncate(fd, 4096)
         self.page = Mmio(fd, 0, 4096)
         os.close(fd)
-        self.qp.set_doorbells(self.page, 0, 4)
+        if event_fd < 0:
+            self.qp.set_doorbells(self.page, 0, 4)
+        else:
+            self.qp.mode = MODES["interrupt"]
+            self.qp.set_event_fd(event_fd)
+            self.qp.set_doorbells(None, 0, 0, write32=self.rung, sq_register=0, cq_register=4)
         self.doorbells = <uint32_t *>(<Mmio>self.page)._at(0, 4, True)
         self.sq = <nvq_sqe *><uintptr_t>(self.address + <uint64_t>self.qp.sq_iova - self.iova)
         self.cq = <nvq_cqe *><uintptr_t>(self.address + <uint64_t>self.qp.cq_iova - self.iova)
@@ -147,16 +165,29 @@ cdef class LoopBack:
         self.namespace._configure(1, 1 << 20, 4096, 256, {loop: self.qp})
         self.more = self.qp.more
         self.callback = self.answer
-        loop.call_soon(self.callback)
+        if event_fd < 0:
+            loop.call_soon(self.callback)
 
     @property
     def read(self):
         """The namespace's."""
         return self.namespace.read
 
+    @property
+    def readinto(self):
+        """The namespace's."""
+        return self.namespace.readinto
+
+    def rung(self, uint32_t offset, uint32_t value):
+        """A doorbell that is not mapped."""
+        self.doorbells[offset >> 2] = value
+        if offset == 0:
+            self.loop.call_soon(self.callback)
+
     def answer(self):
         cdef nvq_cqe *cqe
         cdef char *data
+        cdef uint64_t one = 1
         if self.closed:
             return
         while self.sq_head != self.doorbells[0]:
@@ -175,6 +206,10 @@ cdef class LoopBack:
             self.cq_tail = (self.cq_tail + 1) & 255
             if self.cq_tail == 0:
                 self.phase ^= 1
+        if self.event_fd >= 0:
+            if c_write(self.event_fd, &one, sizeof(one)) != sizeof(one):
+                raise OSError("the eventfd was not written")
+            return
         self.more()
         self.loop.call_soon(self.callback)
 
@@ -182,3 +217,4 @@ cdef class LoopBack:
         self.closed = True
         self.qp.release_all()
         self.qp.close()
+        self.buffer.free()
