@@ -1,14 +1,11 @@
 """Naps before completions that are expected (mode="hybrid"), on a drive that takes its time."""
 
-import os
+import pytest
+from driver_line import READ, Way, descriptors, line
 
 import nvme_async
 
 SLOW = "emulated:size=1MiB,latency=2ms,reactor=own"
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 async def until_it_naps(controller):
@@ -35,3 +32,22 @@ async def test_adaptive_mode_measures_what_waking_up_takes():
     async with nvme_async.open(SLOW) as controller:
         await until_it_naps(controller)
         assert controller.inspect()["io_queues"][0]["wake_ns"] > 0
+
+
+@pytest.mark.parametrize("way", ["save", "handover"])
+async def test_a_successor_naps_and_nothing_of_its_predecessors_timer_is_left(way: Way):
+    before = descriptors()
+    async with line(mode="hybrid") as drivers:
+        drivers.delay(0.002, opcode=READ)
+        await until_it_naps(drivers.driver)
+        drivers.release()
+        drivers.delay(opcode=READ)
+        (reading,) = drivers.start(drivers.namespace.read(0))
+        await drivers.outstanding(1)  # perhaps with a timer that ends after the hand-over
+        await drivers.succeed(way)
+        drivers.release()
+        drivers.delay(0.002, opcode=READ)
+        await until_it_naps(drivers.driver)
+        with pytest.raises(nvme_async.HandedOver):
+            await reading
+    assert descriptors() == before
