@@ -23,6 +23,7 @@ from nvme_async.fio.options import Options
 from nvme_async.fio.pacing import Gate, Overlaps, Pace
 from nvme_async.fio.plan import Region, is_plain, steered, times_submission
 from nvme_async.fio.verify_state import VerifyState
+from nvme_async.fio.zbd import Zones
 from nvme_async.native._fio import READ, TRIM, WRITE, Generator, Recorder, Slot, fill_random
 
 
@@ -38,6 +39,7 @@ class Target:
     plan: int = 0
     verify: VerifyState | None = None
     overlaps: Overlaps | None = None
+    zones: Zones | None = None
 
 
 async def plain_reads(slot: Slot, readinto: Callable[[int, Any], Any], buffer: Any) -> None:
@@ -219,7 +221,8 @@ class Engine:
 
     async def _any(self, slot: Slot, target: Target, buffers: Buffers, gate: Gate | None) -> None:
         namespace, verify, pace = target.namespace, target.verify, self._pace
-        claims = verify or target.overlaps
+        zones = target.zones
+        claims = verify or zones or target.overlaps
         try:
             while True:
                 steer = pace.steer() if pace is not None and self._steered else -1
@@ -232,6 +235,8 @@ class Engine:
                     return
                 try:
                     await self._one(slot, claimed, namespace, verify, buffers)
+                    if zones is not None:
+                        zones.done(slot)
                 finally:
                     if claims is not None:
                         claims.release(slot)
@@ -292,6 +297,8 @@ class Engine:
         verify = target.verify
         assert verify is not None
         pieces = verify.pieces(target.region.largest)
+        if target.zones is not None:
+            pieces = target.zones.split(pieces)
         coroutines = []
         for owner, buffers in self._slots:
             if owner is target:

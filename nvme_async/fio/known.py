@@ -112,11 +112,11 @@ KNOWN_TO_FIO = frozenset(
     cmdprio cmdprio_bssplit cmdprio_class cmdprio_percentage cpuchunks cpuload cpumode dataplacement
     dedupe_global dedupe_mode dedupe_working_set_percentage donorname dp_scheme exec_postrun exec_prerun
     exit_on_io_done fdp fdp_pli flow flow_id flow_sleep flow_watermark gid grace_time hostname http_host https
-    inplace interface job_max_open_zones latency_percentile latency_run latency_target latency_window listen
-    log_alternate_epoch_clock_id max_latency max_open_zones md_per_io_size merge_blktrace_file
+    inplace interface latency_percentile latency_run latency_target latency_window listen
+    log_alternate_epoch_clock_id max_latency md_per_io_size merge_blktrace_file
     merge_blktrace_iters merge_blktrace_scalars mss namenode nfs_url nodelay num_range offset_align pi_act
     pi_chk pingpong plid_select plids pool port prio_split program protocol rate_cycle rate_ignore_thinktime
-    rate_iops_min rate_min ratecycle ratemin rbdname read_beyond_wp read_iolog read_iolog_chunked readfua
+    rate_iops_min rate_min ratecycle ratemin rbdname read_iolog read_iolog_chunked readfua
     replay_align replay_no_stall replay_redirect replay_scale replay_skip replay_time_scale sg_write_mode
     single_instance_on_node skip_bad spr_over_provisioning sprandom sqe_group
     startdelay_range std_redirect stonewall_on_error thinkcycles

@@ -139,10 +139,17 @@ class Options:
     )
 
     serialize_overlap: bool = flag("an I/O waits for those in flight on the same blocks")
-    zonemode: str = option("none", p.choice("none", "strided"), "strided: zonesize of I/O, then zoneskip further")
+    zonemode: str = option(
+        "none",
+        p.choice("none", "strided", "zbd"),
+        "strided: zonesize of I/O, then zoneskip further; zbd: a zoned namespace, written at write pointers",
+    )
     zonesize: int = option(0, parse_size, "bytes of I/O in each zone", "zone_size")
     zonerange: int = option(0, parse_size, "bytes of a zone (zonesize)", "zone_range")
     zoneskip: int = option(0, parse_size, "bytes between zones", "zone_skip")
+    max_open_zones: int = option(0, p.integer(), "zbd: zones that all jobs write at the same time (the device's limit)")
+    job_max_open_zones: int = option(0, p.integer(), "zbd: zones that one job writes at the same time")
+    read_beyond_wp: bool = flag("zbd: read anywhere, not only what was written")
 
     # durability
     fsync: int = option(0, p.integer(), "writes between flushes")
@@ -305,6 +312,10 @@ def _check(options: Options) -> None:
     if options.zonesize and options.asked_zonemode is None:
         options.zonemode = "strided"  # as it was before fio had a zonemode
     refuse(options.zonemode == "strided" and not options.zonesize, "zonemode=strided needs zonesize")
+    if options.zonemode == "zbd":
+        refuse(pattern.trims, f"zonemode=zbd does not support rw={pattern.name}")
+        refuse(options.ioengine == "many", "zonemode=zbd does not support ioengine=many")
+        refuse(options.verify_only, "zonemode=zbd does not support verify_only: where a job wrote is not recorded")
     if not options.runtime:
         options.time_based = False  # fio ignores it, too
     refuse(options.steadystate and not options.steadystate_duration, "steadystate needs steadystate_duration")

@@ -93,7 +93,7 @@ def _direction(job: JobStats, name: str, stats: DirectionStats, group: GroupStat
     if not stats.runtime:
         return []
     bandwidth, decimal = format_rate(stats.bytes_per_second)
-    zones = "; 0 zone resets" if name == "write" else ""
+    zones = f"; {job.zone_resets} zone resets" if name == "write" else ""
     lines = [
         f"  {name}: IOPS={format_number(stats.ios_per_second)}, BW={bandwidth} ({decimal})"
         f"({format_size(stats.nbytes)[0]}/{stats.runtime}msec){zones}"

@@ -258,5 +258,6 @@ def is_plain(options: Options) -> bool:
         or options.iodepth_batch_submit > 1
         or options.iodepth_batch_complete_min > 1
         or options.iodepth_low
+        or options.zonemode == "zbd"
         or any(len(block_sizes(options)[direction]) > 1 for direction in used_directions(options))
     )

@@ -237,6 +237,7 @@ class Run:
         _check_waits(self._workers)
         for workers in phases:
             _mark_shared(workers, self._log)
+            _share_zones(workers)
         return phases
 
     # -- a phase -----------------------------------------------------------------------------------
@@ -434,6 +435,21 @@ def _mark_shared(workers: Sequence[Worker], log: Callable[[str], None]) -> None:
                 "stonewall, keep them apart)"
             )
         worker.shared = bool(others)
+
+
+def _share_zones(workers: Sequence[Worker]) -> None:
+    """Jobs of zonemode=zbd that run at the same time share the limit of open zones, and no zones:
+    each knows the write pointers by its own writes. Raises ConfigurationError.
+    """
+    writing = [one for one in workers if one.options.zonemode == "zbd" and one.options.rw.writes]
+    for worker in writing:
+        worker.zone_writers = len(writing)
+        other = next((one for one in writing if one is not worker and _overlap(worker, one)), None)
+        if other is not None:
+            raise ConfigurationError(
+                f"jobs {worker.options.name!r} and {other.options.name!r} write the same zones at the same time: size "
+                "with offset or offset_increment, or stonewall, keep them apart (zonemode=zbd)"
+            )
 
 
 def _overlap(worker: Worker, writer: Worker) -> bool:

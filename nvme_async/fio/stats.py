@@ -142,6 +142,7 @@ class JobStats:
     show_lat: bool = True
     show_bandwidth: bool = True
     verify_failures: int = 0
+    zone_resets: int = 0
     steady: SteadyStateResult | None = None
 
     def merge(self, other: JobStats) -> None:
@@ -166,6 +167,7 @@ class JobStats:
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.verify_failures += other.verify_failures
+        self.zone_resets += other.zone_resets
         self.steady = self.steady or other.steady
 
     def reported(self) -> list[tuple[str, DirectionStats]]:

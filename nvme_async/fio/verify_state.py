@@ -17,6 +17,7 @@ from nvme_async.fio.pacing import Claims
 from nvme_async.fio.plan import Region
 from nvme_async.fio.verify import BadBlock, Verifier
 from nvme_async.fio.written import Written
+from nvme_async.fio.zbd import Zones
 from nvme_async.native._fio import READ, WRITE, Generator, Recorder, Slot
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class VerifyState:
         *,
         plan: int = 0,
         shared: bool = False,
+        zones: Zones | None = None,
     ) -> None:
         self.options, self.region, self.on_bad, self._stopped = options, region, on_bad, stopped
         writes = options.rw.writes
@@ -63,6 +65,9 @@ class VerifyState:
         )
         self.bad: list[BadBlock] = []
         self._claims = Claims()
+        self._zones = zones
+        if zones is not None and self.written is not None:
+            zones.on_reset = self.written.forget
         self._sequence = 0
         self._numbers: dict[Slot, int] = {}  # of writes that are claimed and not yet begun
         self._backlog: deque[tuple[int, int]] = deque()
@@ -94,7 +99,7 @@ class VerifyState:
     async def claim(self, slot: Slot, steer: int = -1) -> int:
         """slot.claim(steer), and its blocks for this coroutine alone until release()."""
         async with self._claims.turn:
-            direction = slot.claim(steer)
+            direction = await self._zones.claim(slot, steer) if self._zones is not None else slot.claim(steer)
             if direction >= 0:
                 await self._claims.take(self._units(slot.offset, slot.nbytes))
                 if direction == WRITE:
@@ -104,6 +109,8 @@ class VerifyState:
 
     def release(self, slot: Slot) -> None:
         self._claims.release(self._units(slot.offset, slot.nbytes))
+        if self._zones is not None:
+            self._zones.release(slot)
 
     async def stamp(self, slot: Slot, view: memoryview) -> None:
         """Fills the data to be written; from now on the blocks must read like this."""

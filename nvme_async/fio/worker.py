@@ -25,6 +25,7 @@ from nvme_async.fio.plan import make_generator, make_recorder, plan_number, plan
 from nvme_async.fio.stats import JobStats, Samples
 from nvme_async.fio.verify import BadBlock
 from nvme_async.fio.verify_state import VerifyFailed, VerifyState
+from nvme_async.fio.zbd import Zones
 from nvme_async.native._fio import READ, TRIM, WRITE, Recorder
 
 _LETTERS = {
@@ -75,6 +76,7 @@ class Worker:
         self.verify_failures = 0
         self.run_number = 1  # of the program's run: for headers of verify
         self.shared = False  # others may write to the blocks that this job verifies
+        self.zone_writers = 1  # jobs that share the limit of open zones
         self.thread_id: int = 0
         self.began_at: float | None = None
         self.bandwidth: tuple[Samples, Samples, Samples] = (Samples(), Samples(), Samples())
@@ -230,6 +232,9 @@ class Worker:
         # The first I/O of a loop makes a queue pair, which must not be measured.
         for target in self.targets:
             await target.namespace.read(target.region.start // target.namespace.block_size, 1)
+        if options.zonemode == "zbd":
+            for target in self.targets:
+                target.zones = await Zones.of(options, target.region, target.namespace, self.zone_writers)
         kind = ManyEngine if options.ioengine == "many" else Engine
         engine = kind(options, self.recorder, self.targets, seed_of(options, self.number))
         if options.verify != "none":
@@ -243,6 +248,7 @@ class Worker:
                     lambda: self.recorder.stopped,
                     plan=target.plan,
                     shared=self.shared,
+                    zones=target.zones,
                 )
         try:
             engine.prepare()
@@ -273,6 +279,9 @@ class Worker:
             self.phase = _LETTERS[options.rw.name]
             for _ in range(options.loops):
                 recorder.renew()
+                for target in self.targets:
+                    if target.zones is not None:
+                        target.zones.renew()
                 self._under_way = (time.monotonic_ns(), (READ, WRITE, TRIM))
                 try:
                     await engine.run()
@@ -368,6 +377,7 @@ class Worker:
         stats.context_switches = int(self._usage[2] + self._usage[3])
         stats.major_faults, stats.minor_faults = int(self._usage[4]), int(self._usage[5])
         stats.verify_failures = self.verify_failures
+        stats.zone_resets = sum(target.zones.resets for target in self.targets if target.zones is not None)
         if self.error is not None:
             stats.error = _errno_of(self.error)
             stats.error_text = f"{type(self.error).__name__}: {self.error}"

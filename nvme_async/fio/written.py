@@ -44,6 +44,12 @@ class Written:
         self._table[units.start : units.stop] = array("Q", entries) * (len(units) // ratio)
         self._chunks.update(range(units.start // _CHUNK, -(-units.stop // _CHUNK)))
 
+    def forget(self, offset: int, nbytes: int) -> None:
+        """These blocks have no expected contents any more."""
+        units = self.units(offset, nbytes)
+        last = min(units.stop, self._units)
+        self._table[units.start : last] = array("Q", bytes(8 * (last - units.start)))
+
     def whole(self, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
         """(offset, sequence) of each complete interval inside a piece of the region."""
         units, ratio, table = self.units(offset, nbytes), self._ratio, self._table

@@ -173,7 +173,7 @@ def test_file_and_kernel_options_change_nothing(bench):
     "option",
     [
         *(
-            "zonemode=zbd",
+            "zone_reset_frequency=0.5",
             "numa_mem_policy=bind:0",
             "write_iolog=x",
             "dedupe_percentage=50",
