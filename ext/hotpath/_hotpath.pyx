@@ -143,6 +143,7 @@ cdef extern from "hotpath/queue.h":
     void nvq_before_last_poll() nogil
     bint nvq_pending(const nvq *q) nogil
     bint nvq_is_idle(const nvq *q) nogil
+    uint32_t nvq_usable(const nvq *q) nogil
     uint64_t nvq_layout_of(nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_bytes) nogil
     void nvq_disown(nvq *q, uint8_t *memory) nogil
     bint nvq_completion_at(const nvq *q, uint64_t position, nvq_cqe *copy) nogil

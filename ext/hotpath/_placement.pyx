@@ -164,6 +164,14 @@ cdef class BounceCache:
 
     cdef bint refill(self, int k) except? False:
         """False: the pool has no room, and no idle pieces of other sizes can make any."""
+        cdef bint outer = self.refilling
+        self.refilling = True
+        try:
+            return self.refill_now(k)
+        finally:
+            self.refilling = outer
+
+    cdef bint refill_now(self, int k) except? False:
         cdef uint64_t size = <uint64_t>4096 << k
         # Small ones by the dozen, large ones one at a time.
         cdef int count = <int>max(1, min(64, (256 * 1024) // size))

@@ -17,7 +17,8 @@
  * nvq_inspect() changes nothing; nvq_adopt() may only follow a successful nvq_inspect().
  *
  * Callers: the successor's thread that is to own the queue pair, while no other process uses it
- * (the predecessor has confirmed or is dead); nvq_freeze() and nvq_thaw() the owner's, in the
+ * (the predecessor has confirmed or is dead); nvq_freeze() the thread of the owner, or with the GIL
+ * another one (adopt.pxi says when); nvq_thaw() the thread of the owner, in the
  * predecessor. With or without the GIL.
  */
 #ifndef NVME_ASYNC_HOTPATH_ADOPT_H

@@ -387,12 +387,23 @@ def freeze(QueuePair qp):
         raise MemoryError()
 
 
+cdef bint between_commands(QueuePair qp):
+    """With the GIL, in any thread: is the queue pair's own thread in none of the places where it
+    has checked `held` but not posted yet, or has reaped but not delivered? Its functions let
+    other threads run only where Python code is called or the GIL is released: for a bounce page
+    (refilling), between the halves of a fused operation, in delivery (n_done), in the pumps of
+    batches and streams. A command id that is taken and not posted shows in the counts.
+    """
+    return (FT_GLOBAL_LOCK and qp.q.transport == NULL and qp.q.sq_doorbell != NULL and qp.q.cq_doorbell != NULL
+            and qp.q.n_done == 0 and qp.n_delivered == 0 and not qp.pairing and not qp.bounce.refilling
+            and not qp.batches and not qp.streams and not qp.starved
+            and qp.q.n_free + qp.q.n_armed == nvq_usable(&qp.q))
+
+
 cdef bint at_rest(QueuePair qp):
-    """Nothing is in flight, waited for, or being delivered right now by its own thread."""
+    """between_commands(), and nothing is in flight or waited for."""
     cdef uint32_t i
-    if qp.q.n_armed or qp.q.n_done or qp.q.n_unrung or qp.q.sq_doorbell == NULL:
-        return False
-    if qp.line or qp.starved or qp.batches or qp.parked or qp.delayed:
+    if not between_commands(qp) or qp.q.n_armed or qp.q.n_unrung or qp.line or qp.parked or qp.delayed:
         return False
     for i in range(qp.q.n_trackers):
         if qp.q.trackers[i].state != NVQ_FREE or qp.waiters[i] != NULL:
@@ -400,16 +411,19 @@ cdef bint at_rest(QueuePair qp):
     return True
 
 
-def freeze_at_rest(QueuePair qp):
-    """freeze() from another thread, with the GIL: if nothing is in flight and there are no
-    waiters, it touches nothing of the loop. Otherwise returns False and changes nothing.
+def freeze_remotely(QueuePair qp):
+    """freeze() from another thread, with the GIL, without a visit to the loop: touches nothing of
+    the loop. Posted commands are rung; completions that are there are left to the successor, as
+    their waiters belong to the loop. Returns False, with nothing changed, if the queue pair's own
+    thread may be in the middle of something.
     """
     qp.check_open()
     if qp.frozen.copy != NULL:
         return True
-    if not at_rest(qp):
+    if not between_commands(qp):
         return False
     qp.held = True
+    qp.ring_now()
     qp.acknowledge()
     if nvq_freeze(&qp.q, &qp.frozen):
         raise MemoryError()

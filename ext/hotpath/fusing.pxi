@@ -60,8 +60,12 @@ def send_fused(QueuePair qp, Request first, Request second):
         drop_fused(second)
         qp.pass_on()
         raise
-    send(qp, first)
-    send(qp, second)
+    qp.pairing = True
+    try:
+        send(qp, first)
+        send(qp, second)
+    finally:
+        qp.pairing = False
     first.yields = second.yields = <uint8_t>nvw_yields(&qp.waiting)
     qp.ring_now()
     if qp.waiting.mode == NVW_POLL:

@@ -51,6 +51,7 @@ cdef class QueuePair(Waits):
     cdef public object on_busy       # given to the loop at the first command after `watched` was cleared, if not None
     cdef public bint watched
     cdef public object on_sleep      # called when a sleep starts that early polls must guard, from the first one on
+    cdef bint pairing                # one half of a fused operation was posted, and the other wasn't yet
     cdef uint32_t n_delivered        # of the slots in q.done_slots
     cdef list leaving                # [(set of cids, callback)]: see when_gone(); or None
 

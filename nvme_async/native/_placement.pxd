@@ -55,10 +55,12 @@ cdef class BounceCache:
     cdef object alloc
     cdef list chunks             # (chunk, class, address)
     cdef readonly int n_taken
+    cdef bint refilling          # a chunk is being requested: other threads run meanwhile
 
     cdef int reserve(self, int k, int count) except -1
     cdef object chunk_of(self, uint64_t nbytes, int k)
     cdef bint refill(self, int k) except? False
+    cdef bint refill_now(self, int k) except? False
     cdef bint trim(self) except? False
 
 

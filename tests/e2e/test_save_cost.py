@@ -1,5 +1,5 @@
-"""The cost of a save, counted, not timed. Only changes are encoded, idle queue pairs of other loops
-need no visit to their threads, and queue pairs in use are still frozen by their own threads.
+"""The cost of a save, counted, not timed. Only changes are encoded, and queue pairs of other loops
+need no visit to their threads, unless these are in the middle of something.
 """
 
 from __future__ import annotations

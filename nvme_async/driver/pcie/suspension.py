@@ -39,7 +39,8 @@ until the process ends.
 
 
 async def suspend(controller: Controller, record: Callable[[], None]) -> None:
-    """Stops every queue pair, each in its own thread, and calls record() once all are frozen.
+    """Stops every queue pair, in its own thread if that is in the middle of something, and calls
+    record() once all are frozen.
 
     If any of that fails, service has resumed when this raises.
     """

@@ -167,17 +167,18 @@ class LoopQueue:
         _hotpath.freeze(self.hot)
 
     def freeze_from_afar(self) -> bool:
-        """freeze() from another thread, without a visit to the loop's: only if the queue pair is
-        idle. False: visit the thread. The loop goes on reading the interrupt's eventfd, which is
-        not safe to change from here: the first interrupt, a successor's, ends that.
+        """freeze() from another thread, without a visit to the loop's, which may be busy for long:
+        only if that thread is in the middle of nothing. False: visit the thread. The loop goes on
+        reading the interrupt's eventfd, which is not safe to change from here: the first
+        interrupt, a successor's, ends that. So do early polls, which find nothing to do.
         """
-        if not _hotpath.freeze_at_rest(self.hot):
+        if not _hotpath.freeze_remotely(self.hot):
             return False
         self._frozen = True
         return True
 
     def hand_over_from_afar(self, sent: BaseException, unsent: BaseException) -> bool:
-        """The native hand_over() after freeze_from_afar(), likewise. stop_listening() is left to do
+        """The native hand_over() after freeze_from_afar(), if the queue pair is idle. stop_listening() is left to do
         in the loop's thread, before the eventfd is closed.
         """
         if not _hotpath.is_at_rest(self.hot):
@@ -369,6 +370,8 @@ class LoopQueue:
 
     def _poll_early(self) -> None:
         self._early = None
+        if self._frozen:
+            return  # thaw() begins anew
         last = len(EARLY_POLLS) - 1
         found = self.hot.early_poll(self._rung == last)
         if found > 0:

@@ -61,8 +61,8 @@ class QueueSet(QueueCollection):
         self._assumed = False  # the limit is a guess
         self._creating = asyncio.Lock()
         self._making: dict[
-            asyncio.AbstractEventLoop, asyncio.Future[None]
-        ] = {}  # until a task of that loop has its queue
+            asyncio.AbstractEventLoop, list[asyncio.Future[None]]
+        ] = {}  # the tasks of that loop that wait while another one gets its queue pair
 
     # -- how many ----------------------------------------------------------------------------------
 
@@ -243,16 +243,18 @@ class QueueSet(QueueCollection):
         """
         loop = asyncio.get_running_loop()
         queue = self.io.get(loop)
-        while queue is None and (making := self._making.get(loop)) is not None:
+        while queue is None and (waiting := self._making.get(loop)) is not None:
             # One of this loop's tasks has requested it already.
-            await asyncio.wait([making])
+            ready = loop.create_future()
+            waiting.append(ready)
+            await ready
             queue = self.io.get(loop)
         if queue is None:
             neighbour = self.neighbours.get(loop)
             if neighbour is not None and neighbour.loop.is_running() and not self._has_more():
                 return None
             worker = threading.current_thread().name
-            made = self._making[loop] = loop.create_future()
+            waiting = self._making[loop] = []
             try:
                 # It finishes even if the caller is cancelled: otherwise half a queue pair would
                 # stay in the controller.
@@ -265,7 +267,9 @@ class QueueSet(QueueCollection):
                 log.warning("%s: no queue pair can be created for another loop: %s", self._controller.uri, error)
             finally:
                 del self._making[loop]
-                made.set_result(None)
+                for ready in waiting:
+                    if not ready.done():
+                        ready.set_result(None)
         if queue is None:
             self._share(loop)
             return None
