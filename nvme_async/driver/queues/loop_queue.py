@@ -170,7 +170,7 @@ class LoopQueue:
         """freeze() from another thread, without a visit to the loop's, which may be busy for long:
         only if that thread is in the middle of nothing. False: visit the thread. The loop goes on
         reading the interrupt's eventfd, which is not safe to change from here: the first
-        interrupt, a successor's, ends that. So do early polls, which find nothing to do.
+        interrupt, a successor's, ends that. An early poll does nothing, and thaw() begins anew.
         """
         if not _hotpath.freeze_remotely(self.hot):
             return False
@@ -178,8 +178,8 @@ class LoopQueue:
         return True
 
     def hand_over_from_afar(self, sent: BaseException, unsent: BaseException) -> bool:
-        """The native hand_over() after freeze_from_afar(), if the queue pair is idle. stop_listening() is left to do
-        in the loop's thread, before the eventfd is closed.
+        """The native hand_over() after freeze_from_afar(), if the queue pair is idle.
+        stop_listening() is left to do in the loop's thread, before the eventfd is closed.
         """
         if not _hotpath.is_at_rest(self.hot):
             return False
