@@ -29,7 +29,9 @@ async def _effects(controller: Any, options: Options) -> bytes:
     """One page, or without --csi one for each command set that the controller announces."""
     csi = options.get("csi")
     if csi is None:
-        cap = Cap.from_int(await register_reader(controller)(Register.CAP))
+        cap = getattr(controller, "cap", None)  # known without registers, which not every transport has
+        if cap is None:
+            cap = Cap.from_int(await register_reader(controller)(Register.CAP))
         csis = [Csi.NVM] if cap.css & 1 else []
         if cap.css & 0x40:
             csis.append(Csi.ZNS)

@@ -16,7 +16,7 @@ import attrs
 from nvme_async.driver.options import Options
 from nvme_async.errors import ConfigurationError, ControllerError, ControllerGone, ControllerTimeout
 from nvme_async.runtime import tls_relay
-from nvme_async.spec.tls_psk import FORM, VERSIONS, InterchangeKey, TlsPsk
+from nvme_async.spec.tls_psk import CIPHERS, FORM, VERSIONS, InterchangeKey, TlsPsk
 
 LONGEST_IDENTITY = 255
 """Bytes of a PSK identity that OpenSSL's callback can return."""
@@ -94,6 +94,9 @@ def client_context(psk: TlsPsk) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
+    if hasattr(context, "set_ciphersuites"):  # Python 3.15
+        # SPDK's target takes the first suite that is offered, even one with another hash.
+        context.set_ciphersuites(CIPHERS[psk.digest])
     context.set_psk_client_callback(lambda _hint: (psk.identity, psk.key))  # type: ignore[attr-defined,unused-ignore]
     return context
 
