@@ -50,7 +50,9 @@ def current() -> dict[Any, Any]:
     state |= {name: resource.getrlimit(number) for name, number in _LIMITS.items()}
     for name in _LOGGERS:
         logger = logging.getLogger(name)
-        state[f"logger {logger.name}"] = (logger.level, logger.disabled, logger.propagate, list(logger.handlers))
+        # pytest's own come and go with the phases of a test.
+        handlers = [handler for handler in logger.handlers if not type(handler).__module__.startswith("_pytest.")]
+        state[f"logger {logger.name}"] = (logger.level, logger.disabled, logger.propagate, handlers)
     return state
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import signal
 from typing import Any
 
 import click
@@ -13,6 +13,7 @@ from nvme_async.cli.columns import Column, table, terminal_width
 from nvme_async.cli.discover import service_options, service_uri
 from nvme_async.cli.output import output_option
 from nvme_async.manager import ManagedDevice, Manager
+from nvme_async.runtime.signals import handled
 
 _COLUMNS = (
     Column("device", right=False),
@@ -54,20 +55,19 @@ def _row(record: dict[str, Any]) -> list[str]:
 
 
 async def _connect(uri: str, output: str, control: str | None, options: dict[str, Any]) -> None:
-    loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    async with Manager(control=control, **options) as manager:
-        records = [_record(device) for device in await manager.connect_all(uri)]
-        if output == "json":
-            click.echo(json.dumps({"subsystems": records}, indent=2))
-        else:
-            click.echo("\n".join(table(_COLUMNS, [_row(record) for record in records], terminal_width())))
-        if control is None:
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
-        click.echo(f"connected; nvme-async top {control} watches them", err=True)
-        await ended.wait()
+    with contextlib.ExitStack() as signals:
+        async with Manager(control=control, **options) as manager:
+            records = [_record(device) for device in await manager.connect_all(uri)]
+            if output == "json":
+                click.echo(json.dumps({"subsystems": records}, indent=2))
+            else:
+                click.echo("\n".join(table(_COLUMNS, [_row(record) for record in records], terminal_width())))
+            if control is None:
+                return
+            signals.enter_context(handled(lambda _: ended.set()))
+            click.echo(f"connected; nvme-async top {control} watches them", err=True)
+            await ended.wait()
 
 
 @click.command("connect-all")
