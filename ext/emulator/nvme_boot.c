@@ -66,7 +66,7 @@ void boot_select(struct emu_ctrl *ctrl, uint32_t value)
     boot->status = transfer(ctrl, value) ? BRS_DONE : BRS_ERROR;
 }
 
-/* Firmware Commit, actions 110b and 111b, with a valid image or NULL. */
+/* Firmware Commit, actions 110b and 111b, with a complete image of any contents, or NULL. */
 uint16_t boot_commit(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, const uint8_t *image, uint32_t nbytes)
 {
     struct boot *boot = &ctrl->extras.boot;

@@ -73,13 +73,21 @@ uint16_t admin_firmware_download(struct emu_ctrl *ctrl, const struct nvme_sqe *s
     return SC_SUCCESS;
 }
 
-static bool image_valid(const struct firmware *firmware)
+static bool image_complete(const struct firmware *firmware)
 {
-    if (!firmware->image || firmware->nbytes < 8)
+    if (!firmware->image)
         return false;
     for (uint32_t i = 0; i < (firmware->nbytes + IMAGE_PIECE - 1) / IMAGE_PIECE; i++)
         if (!(firmware->pieces[i / 64] >> i % 64 & 1))
             return false; /* a gap */
+    return true;
+}
+
+/* Of firmware, which begins with its revision. */
+static bool image_valid(const struct firmware *firmware)
+{
+    if (!image_complete(firmware) || firmware->nbytes < 8)
+        return false;
     for (unsigned i = 0; i < 8; i++)
         if (firmware->image[i] < ' ' || firmware->image[i] > '~')
             return false;
@@ -98,7 +106,7 @@ static uint8_t choose(const struct emu_ctrl *ctrl)
 static uint16_t commit_boot(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
 {
     struct firmware *firmware = &ctrl->extras.firmware;
-    uint16_t status = boot_commit(ctrl, sqe, image_valid(firmware) ? firmware->image : NULL, firmware->nbytes);
+    uint16_t status = boot_commit(ctrl, sqe, image_complete(firmware) ? firmware->image : NULL, firmware->nbytes);
     forget_image(firmware);
     return status;
 }
