@@ -76,6 +76,8 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint64_t fdp_unit_nbytes
         unsigned streams
         uint16_t retry_delays[3]
+        unsigned sgl
+    enum: EMU_SGL_BYTE, EMU_SGL_DWORD, EMU_SGL_BIT_BUCKET, EMU_SGL_METADATA, EMU_SGL_LONGER
     enum: EMU_MAX_CHANNELS
     struct emu_timing:
         uint64_t latency_ns

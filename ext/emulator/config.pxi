@@ -25,6 +25,10 @@ cdef emu_medium medium_of(str kind):
     return {"ram": EMU_MEDIUM_RAM, "null": EMU_MEDIUM_NULL}.get(kind, EMU_MEDIUM_FILE)
 
 
+cdef dict SGL_BITS = {"byte": EMU_SGL_BYTE, "dword": EMU_SGL_DWORD, "bit_bucket": EMU_SGL_BIT_BUCKET,
+                      "metadata": EMU_SGL_METADATA, "longer": EMU_SGL_LONGER}
+
+
 cdef int fill_extras(emu_extras *to, config, list keep) except -1:
     extras = config.extras
     to.capacity = extras.capacity
@@ -61,6 +65,8 @@ cdef int fill_extras(emu_extras *to, config, list keep) except -1:
     to.streams = extras.streams
     for i, delay in enumerate(extras.retry_delays):
         to.retry_delays[i] = round(delay * 10)
+    for name in extras.sgl:
+        to.sgl |= SGL_BITS[name]
     to.copy_formats = sum(1 << form for form in extras.copy_formats)
     return 0
 

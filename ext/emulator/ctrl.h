@@ -46,6 +46,13 @@ struct emu_ns_config {
     const char *path; /* EMU_MEDIUM_FILE; metadata is in PATH.meta */
 };
 
+/* Scatter Gather Lists: by byte or by dword; 0 is neither, and then none are offered. */
+#define EMU_SGL_BYTE 1u
+#define EMU_SGL_DWORD 2u
+#define EMU_SGL_BIT_BUCKET 4u
+#define EMU_SGL_METADATA 8u /* PSDT 10b, and metadata at any byte */
+#define EMU_SGL_LONGER 16u  /* lists may describe more than the transfer */
+
 /* What a plain drive doesn't have; zero: not offered. */
 struct emu_extras {
     uint64_t capacity;       /* Namespace Management: bytes of all namespaces together */
@@ -74,6 +81,7 @@ struct emu_extras {
     uint64_t fdp_unit_nbytes; /* of a reclaim unit */
     unsigned streams;         /* MSL */
     uint16_t retry_delays[3]; /* CRDT1 to 3, in 100 ms */
+    unsigned sgl;             /* EMU_SGL_* */
 };
 
 #define EMU_MAX_CHANNELS 256

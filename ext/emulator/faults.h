@@ -159,6 +159,7 @@ struct emu_counters {
     uint64_t errors;            /* commands completed with an error */
     uint64_t commands_read, commands_written, bytes_read, bytes_written;
     uint64_t queues_created, queues_deleted;
+    uint64_t sgl_commands; /* whose data an SGL describes */
     uint64_t power_state; /* now */
     uint64_t power_transitions, power_wakeups; /* autonomous ones, and back for an I/O command */
     uint64_t host_memory_pages; /* of the Host Memory Buffer, now */

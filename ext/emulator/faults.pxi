@@ -105,6 +105,7 @@ cdef extern from "emulator/faults.h" nogil:
         uint64_t bytes_written
         uint64_t queues_created
         uint64_t queues_deleted
+        uint64_t sgl_commands
         uint64_t power_state
         uint64_t power_transitions
         uint64_t power_wakeups
@@ -447,7 +448,7 @@ cdef class Faults:
             "invalid_doorbells": c.invalid_doorbells, "interrupts": c.interrupts,
             "interrupts_lost": c.interrupts_lost, "errors": c.errors, "commands_read": c.commands_read,
             "commands_written": c.commands_written, "bytes_read": c.bytes_read, "bytes_written": c.bytes_written,
-            "queues_created": c.queues_created, "queues_deleted": c.queues_deleted,
+            "queues_created": c.queues_created, "queues_deleted": c.queues_deleted, "sgl_commands": c.sgl_commands,
             "power_state": c.power_state, "power_transitions": c.power_transitions,
             "power_wakeups": c.power_wakeups,
             "host_memory_pages": c.host_memory_pages, "host_memory_writes": c.host_memory_writes,

@@ -109,7 +109,7 @@ uint16_t admin_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_s
 {
     (void)sq;
     ctrl->error_location = 0;
-    if (sqe->flags & 0xc3) { /* neither fused operations nor SGLs are offered */
+    if (sqe->flags & 0xc3) { /* neither fused operations nor SGLs are for admin commands (Base 2.0, 4.1) */
         ctrl->error_location = 1;
         return SC_INVALID_FIELD;
     }

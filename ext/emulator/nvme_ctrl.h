@@ -254,6 +254,7 @@ struct emu_ctrl {
     unsigned next_window;
     struct iovec *iov; /* MAX_SEGMENTS; the command being executed */
     uint8_t *bounce; /* BOUNCE_SIZE, for media that are no memory, and for blocks with metadata */
+    uint8_t *sink; /* where data for a bit bucket goes, SGL_SINK bytes; NULL without SGLs */
     uint8_t *bounce_meta; /* the metadata of BOUNCE_SIZE of data */
 
     /* Doorbell Buffer Config */

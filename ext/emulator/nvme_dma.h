@@ -21,11 +21,15 @@ static inline void *dma(struct emu_ctrl *ctrl, uint64_t iova, uint64_t nbytes, b
     return LIKELY(w) ? (uint8_t *)w->ptr + (iova - w->iova) : dma_at(ctrl, iova, nbytes, write);
 }
 
+#define PSDT 0xc0 /* of nvme_sqe.flags: an SGL, not PRPs */
+
 /* The data of a command as ctrl->iov[0..*n): PRP Entry layout of Base 2.0, 4.1.1. One page and two
  * pages are done here. */
 static inline uint16_t prp_map(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes, bool to_host,
                                unsigned *n)
 {
+    if (UNLIKELY(sqe->flags & PSDT))
+        return sgl_map(ctrl, sqe, nbytes, to_host, n);
     uint64_t in_page = ctrl->page_size - (sqe->prp1 & page_mask(ctrl));
     if (UNLIKELY(sqe->prp1 & 3))
         return SC_PRP_OFFSET;

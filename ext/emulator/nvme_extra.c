@@ -22,6 +22,8 @@ const char *extras_objection(const struct emu_config *config)
         (extras->fdp_handles > EMU_MAX_HANDLES || extras->fdp_groups < 1 || extras->fdp_groups > EMU_MAX_GROUPS ||
          extras->fdp_unit_nbytes < 4096 || extras->fdp_unit_nbytes % 4096))
         return "at most 128 reclaim unit handles and 16 reclaim groups, of reclaim units of whole 4 KiB, are supported";
+    if (extras->sgl && !(extras->sgl & EMU_SGL_BYTE) == !(extras->sgl & EMU_SGL_DWORD))
+        return "SGLs are by byte or by dword";
     if (extras->streams > EMU_MAX_STREAMS)
         return "at most 256 streams are supported";
     const char *objection = power_objection(extras);

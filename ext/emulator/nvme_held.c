@@ -59,8 +59,8 @@ static uint64_t transfer_nbytes(struct emu_ctrl *ctrl, const struct sq *sq, cons
     return 0;
 }
 
-/* The pages of a command by its PRPs as they stand now. Returns the number of ranges; fills at most
- * max. */
+/* The memory of a command by its PRPs, or SGL, as they stand now. Returns the number of ranges;
+ * fills at most max. */
 static unsigned find_ranges(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes, bool write,
                             struct emu_dma_range *ranges, unsigned max)
 {
@@ -68,6 +68,8 @@ static unsigned find_ranges(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
     unsigned n = 0;
     if (!nbytes)
         return 0;
+    if (sqe->flags & PSDT)
+        return sgl_ranges(ctrl, sqe, nbytes, write, ranges, max);
     uint64_t part = page - (sqe->prp1 & (page - 1));
     part = part < nbytes ? part : nbytes;
     ranges[n++] = (struct emu_dma_range){sqe->prp1, part, write};

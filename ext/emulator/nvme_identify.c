@@ -66,7 +66,7 @@ static void identify_controller(const struct emu_ctrl *ctrl, uint8_t *p)
     put16(p, 522, config->extras.fused_blocks ? 1 : 0); /* FUSES: Compare and Write */
     put16(p, 532, (uint16_t)(config->extras.fused_blocks ? config->extras.fused_blocks - 1 : 0)); /* ACWU */
     put16(p, 534, config->extras.copy_formats | 1); /* OCFS */
-    put32(p, 536, 0); /* SGLS: none */
+    put32(p, 536, sgl_support(config)); /* SGLS */
     put32(p, 540, EMU_MAX_NAMESPACES); /* MNAN */
     for (unsigned i = 0; i < 3; i++)
         put16(p, 128 + 2 * i, config->extras.retry_delays[i]); /* CRDT1 to CRDT3 */

@@ -248,10 +248,9 @@ static uint16_t io_zoned(struct emu_ctrl *ctrl, struct sq *sq, struct ns *ns, co
 uint16_t io_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe *sqe, uint32_t *result)
 {
     struct ns *ns;
-    if (UNLIKELY(sqe->flags & 0xc3)) { /* neither fused operations nor SGLs are offered */
-        ctrl->error_location = 1;
-        return SC_INVALID_FIELD;
-    }
+    uint16_t status;
+    if (UNLIKELY(sqe->flags & 0xc3) && (status = sgl_objection(ctrl, sqe)))
+        return status;
     if (UNLIKELY(ctrl->extras.sanitize.state > 1)) {
         uint16_t forbidden = extras_forbid(ctrl, sqe, false);
         if (forbidden)
@@ -259,7 +258,7 @@ uint16_t io_execute(struct emu_ctrl *ctrl, struct sq *sq, const struct nvme_sqe 
     }
     if (sqe->opcode == IO_FLUSH && sqe->nsid == NSID_ALL)
         return sync_start(ctrl, NULL, sq, sqe, false);
-    uint16_t status = ns_find(ctrl, sqe->nsid, &ns);
+    status = ns_find(ctrl, sqe->nsid, &ns);
     if (UNLIKELY(status))
         return status;
     if (UNLIKELY(ns->anagrpid) && (status = ana_status(ctrl, ns)))

@@ -159,6 +159,16 @@ uint16_t power_set_autonomous(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
 uint16_t power_get_autonomous(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, bool current, uint32_t *result);
 void power_identify(const struct emu_extras *extras, uint8_t *p, uint32_t *ctratt);
 
+/* nvme_sgl.c */
+#define SGL_SINK 65536u
+uint16_t sgl_map(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes, bool to_host, unsigned *n);
+uint16_t sgl_map_metadata(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes, bool to_host,
+                          unsigned first, unsigned *n);
+unsigned sgl_ranges(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t nbytes, bool to_host,
+                    struct emu_dma_range *ranges, unsigned max);
+uint16_t sgl_objection(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+uint32_t sgl_support(const struct emu_config *config);
+
 /* nvme_lockdown.c */
 uint16_t admin_lockdown(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 uint16_t lockdown_status(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);

@@ -79,7 +79,13 @@ static uint16_t walk_begin(struct emu_ctrl *ctrl, struct walk *walk, const struc
     walk->data = (struct cursor){ctrl->iov, 0};
     if (!walk->carries || ns->extended)
         return SC_SUCCESS;
-    if (sqe->mptr & 3) {
+    if (UNLIKELY(sqe->flags >> 6 == 2)) {
+        unsigned n_meta;
+        status = sgl_map_metadata(ctrl, sqe, (uint64_t)blocks * ns->ms, walk->to_host, n, &n_meta);
+        walk->meta = (struct cursor){ctrl->iov + n, 0};
+        return status;
+    }
+    if (sqe->mptr & 3 && !(sqe->flags & PSDT && ctrl->config.extras.sgl & EMU_SGL_METADATA)) {
         ctrl->error_location = 16;
         return SC_INVALID_FIELD;
     }

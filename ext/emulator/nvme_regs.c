@@ -417,7 +417,9 @@ struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_
     ctrl->iov = malloc(MAX_SEGMENTS * sizeof(*ctrl->iov));
     ctrl->bounce = aligned_alloc(4096, BOUNCE_SIZE);
     ctrl->bounce_meta = malloc(BOUNCE_META);
-    int rc = !ctrl->iov || !ctrl->bounce || !ctrl->bounce_meta || !boot_init(ctrl) ? -ENOMEM : faults_init(ctrl);
+    ctrl->sink = config->extras.sgl ? malloc(SGL_SINK) : NULL;
+    bool memory = ctrl->iov && ctrl->bounce && ctrl->bounce_meta && (ctrl->sink || !config->extras.sgl);
+    int rc = !memory || !boot_init(ctrl) ? -ENOMEM : faults_init(ctrl);
     if (!rc)
         rc = wake_init(&ctrl->wake);
     if (!rc)
@@ -460,6 +462,7 @@ void emu_ctrl_free(struct emu_ctrl *ctrl)
     faults_destroy(ctrl);
     free(ctrl->bounce);
     free(ctrl->bounce_meta);
+    free(ctrl->sink);
     free(ctrl->iov);
     free(ctrl);
 }

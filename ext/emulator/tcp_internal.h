@@ -17,8 +17,6 @@ enum {
     SC_CONNECT_BUSY = 0x181,
     SC_CONNECT_PARAMETERS = 0x182 | SC_DNR,
     SC_CONNECT_HOST = 0x184 | SC_DNR,
-    SC_SGL_TYPE = 0x011 | SC_DNR,
-    SC_SGL_LENGTH = 0x00f | SC_DNR,
     SC_SGL_OFFSET = 0x016 | SC_DNR,
     SC_TRANSPORT = 0x022, /* Transient Transport Error */
 };

@@ -30,9 +30,9 @@ from collections import deque
 cimport cython
 from nvme_async.native._mmio cimport Mmio, kick_ring
 from nvme_async.native._placement cimport (FT_GLOBAL_LOCK, AddressMap, BounceCache, Mapping, Piece, export_bytes, find_mapping, ft_acquire, ft_release, give_piece, size_class,
-                                           take_piece)
+                                           take_piece, Scatter)
 
-from nvme_async.errors import OutOfDmaMemory
+from nvme_async.errors import ConfigurationError, OutOfDmaMemory
 
 cdef extern from "common/histogram.h":
     enum: HISTOGRAM_SIZE
@@ -155,6 +155,19 @@ cdef extern from "hotpath/queue.h":
     int prp_build(uint64_t *prp, uint64_t iova, uint64_t nbytes, uint64_t *list, uint64_t list_iova, uint32_t list_bytes) nogil
     uint32_t prp_list_bytes(uint32_t entries) nogil
 
+cdef extern from "hotpath/sgl.h":
+    enum: NVQ_PSDT, NVQ_PSDT_SGL
+
+    struct nvq_sgl:
+        uint64_t address
+        uint32_t length
+
+    uint32_t nvq_sgl_room(uint32_t list_bytes) nogil
+    nvq_sgl *nvq_sgl_at(uint64_t *list, uint32_t i) nogil
+    void nvq_sgl_segment(nvq_sqe *sqe, uint64_t *list, uint64_t list_iova, uint32_t list_bytes, uint32_t n) nogil
+    void nvq_sgl_block(nvq_sqe *sqe, uint64_t iova, uint32_t nbytes) nogil
+    uint32_t nvq_sgl_count(const nvq_sqe *sqe) nogil
+
 cdef extern from "hotpath/defuse.h":
     void nvd_defuse(nvq *q, unsigned slot) nogil
 
@@ -221,6 +234,7 @@ include "rings.pxi"
 include "waits.pxi"
 include "queue_pair.pxi"
 include "sending.pxi"
+include "sgl.pxi"
 include "delivering.pxi"
 include "delaying.pxi"
 include "sleeping.pxi"

@@ -5,10 +5,13 @@ The declarations, and what is inlined into each I/O, are in nvme_async/native/_p
 in _placement.pyi.
 """
 
-from cpython.buffer cimport (PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer)
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+)
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdint cimport uint8_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, realloc
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, memset
 
 from nvme_async.errors import OutOfDmaMemory
 
@@ -121,6 +124,9 @@ cdef class AddressMap:
 
     def __len__(self):
         return self.n
+
+
+include "scatter.pxi"
 
 
 cdef class BounceCache:

@@ -151,7 +151,9 @@ def verify_queue(QueuePair qp, *, bint sums=True):
         t = &qp.q.trackers[i]
         if t.state == NVQ_FREE or not nvq_has_data(t):
             continue
-        if t.data_offset == NVQ_NO_OFFSET:
+        if t.sqe.flags & NVQ_PSDT:
+            find_places(&qp.q, i, &measure, inside, outside)
+        elif t.data_offset == NVQ_NO_OFFSET:
             outside.append((t.sqe.prp1, t.data_nbytes))
         elif not t.flags & NVQ_BOUNCE:
             inside.append((t.data_offset, t.data_nbytes))

@@ -62,8 +62,8 @@ def send_fused(QueuePair qp, Request first, Request second):
         raise
     qp.pairing = True
     try:
-        send(qp, first)
-        send(qp, second)
+        send_placed(qp, first)
+        send_placed(qp, second)
     finally:
         qp.pairing = False
     first.yields = second.yields = <uint8_t>nvw_yields(&qp.waiting)
@@ -74,7 +74,7 @@ def send_fused(QueuePair qp, Request first, Request second):
     return None
 
 
-cdef bint place_fused(QueuePair qp, Request request) except -1:
+cdef int place_fused(QueuePair qp, Request request) except -1:
     if request.nbytes > qp.max_transfer:
         raise ValueError(f"a transfer of {request.nbytes} bytes is over this queue's limit of {qp.max_transfer}")
     return place(qp, request)

@@ -25,7 +25,6 @@ cdef list left_behind(QueuePair qp, uint32_t nsid, uint64_t lba, uint64_t blocks
 
 cdef bint uses_memory(QueuePair qp, uint64_t iova, uint64_t nbytes) except -1:
     cdef uint32_t i
-    cdef Request request
     cdef Batch batch
     if qp.has_memory:
         for batch in qp.batches:
@@ -34,8 +33,7 @@ cdef bint uses_memory(QueuePair qp, uint64_t iova, uint64_t nbytes) except -1:
                     return True
         for i in range(qp.q.n_trackers):
             if qp.waiters[i] != NULL:
-                request = <Request>qp.waiters[i]
-                if request.nbytes and request.iova < iova + nbytes and iova < request.iova + request.nbytes:
+                if data_touches(<Request>qp.waiters[i], iova, nbytes):
                     return True
         return streams_use(qp, iova, nbytes)
     return False

@@ -68,7 +68,7 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
                 and (position >= rung or request.attempts < limit) and not request.sqe.flags & FUSED):
             request.attempts += position < rung
             request.timed_out = False
-            send(qp, request)
+            send_placed(qp, request)
             count += 1
             continue
         if request.state == SENT and not request.failed:

@@ -35,6 +35,7 @@ cdef class Rings:
     cdef readonly uint16_t qid
     cdef readonly uint32_t entries
     cdef readonly uint64_t max_transfer
+    cdef public uint8_t sgl      # the controller's SGLs of I/O commands, as in SGLS: sgl.pxi
     cdef Mmio mmio
     cdef Mmio stop_page
     cdef object doorbell_write   # callable(offset, value), where doorbells are not mapped

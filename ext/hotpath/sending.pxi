@@ -1,16 +1,27 @@
 # Posting commands in the ring.
 
+cdef enum:
+    STARVED        # place(): there is no page for it now
+    PLACED
+    BY_SGL         # sgl.pxi
+
+
 cdef bint start(QueuePair qp, Request request) except -1:
     """Sends a command for which there is a free id. False: it waits in line for a bounce page.
     Raises with nothing sent and nothing kept.
     """
+    cdef int placed
     try:
         if qp.refusal is not None:
             raise qp.refusal
         if request.kind != NO_DATA:
             if request.nbytes > qp.max_transfer:
                 raise ValueError(f"a transfer of {request.nbytes} bytes is over this queue's limit of {qp.max_transfer}")
-            if not place(qp, request):
+            placed = place(qp, request)
+            if placed != PLACED:
+                if placed == BY_SGL:
+                    send_by_sgl(qp, request)
+                    return True
                 request.future = starve(qp, request.bounce_class, False)
                 request.state = QUEUED
                 qp.grant()
@@ -24,14 +35,15 @@ cdef bint start(QueuePair qp, Request request) except -1:
     return True
 
 
-cdef inline bint place(QueuePair qp, Request request) except -1:
-    """Finds where the device reaches the data: in place, or in bounce pages. False: there is no
-    page for it now.
-    """
+cdef inline int place(QueuePair qp, Request request) except -1:
+    """Finds where the device reaches the data: in place, or in bounce pages."""
     cdef Mapping *mapping = NULL
     if qp.q.transport != NULL:
         return place_for_transport(qp, request)
-    if request.has_view and not <uintptr_t>request.view.buf & 3:      # PRPs are dword aligned (Base 2.0, 4.1.1)
+    if request.has_view and <uintptr_t>request.view.buf & 3:      # PRPs are dword aligned (Base 2.0, 4.1.1)
+        if place_by_sgl(qp, request):
+            return BY_SGL
+    elif request.has_view:
         ft_acquire(&qp.address_map.lock)
         mapping = find_mapping(qp.address_map, request.view.buf, request.nbytes)
         if mapping != NULL:
@@ -39,10 +51,10 @@ cdef inline bint place(QueuePair qp, Request request) except -1:
             request.offset = <uintptr_t>request.view.buf - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
         ft_release(&qp.address_map.lock)
     if mapping != NULL:
-        return True
+        return PLACED
     request.bounce_class = size_class(request.nbytes)
     if not take_piece(qp.bounce, request.bounce_class, &request.piece):
-        return False
+        return STARVED
     request.bounced = True
     request.flags |= NVQ_BOUNCE
     request.iova = request.piece.iova
@@ -56,10 +68,10 @@ cdef inline bint place(QueuePair qp, Request request) except -1:
     else:
         nvs_prepare(<uint8_t *>request.piece.data, request.nbytes)
     qp.q.header.n_bounced += 1
-    return True
+    return PLACED
 
 
-cdef bint place_for_transport(QueuePair qp, Request request) except -1:
+cdef int place_for_transport(QueuePair qp, Request request) except -1:
     """A transport reaches all memory: the caller's buffer, or the bytes object that is going to
     be the result.
     """
@@ -69,27 +81,33 @@ cdef bint place_for_transport(QueuePair qp, Request request) except -1:
     else:
         request.iova = <uintptr_t>request.view.buf
     request.offset = NVQ_NO_OFFSET
-    return True
+    return PLACED
 
 
 cdef inline int send(QueuePair qp, Request request) except -1:
     cdef int slot = nvq_take(&qp.q)
-    cdef nvq_tracker *tracker
+    cdef uint64_t offset
     if slot < 0:
         raise RuntimeError(f"queue {qp.qid}: no command id is free")
-    tracker = &qp.q.trackers[slot]
     if request.kind != NO_DATA and qp.q.transport != NULL:
         request.sqe.prp1 = request.iova
         request.sqe.prp2 = 0
-        tracker.data_offset = NVQ_NO_OFFSET
+        offset = NVQ_NO_OFFSET
     elif request.kind != NO_DATA:
         if prp_build(&request.sqe.prp1, request.iova, request.nbytes, nvq_list(&qp.q, slot), nvq_list_iova(&qp.q, slot),
                      qp.q.list_bytes):
             nvq_put(&qp.q, slot)
             raise ValueError(f"a transfer of {request.nbytes} bytes needs a longer PRP list than {qp.q.list_bytes} bytes")
-        tracker.data_offset = request.offset
+        offset = request.offset
     else:
-        tracker.data_offset = NVQ_NO_OFFSET
+        offset = NVQ_NO_OFFSET
+    return post(qp, request, slot, offset)
+
+
+cdef inline int post(QueuePair qp, Request request, int slot, uint64_t offset) except -1:
+    """Fills the tracker, and posts the entry. offset: of the data in the pool."""
+    cdef nvq_tracker *tracker = &qp.q.trackers[slot]
+    tracker.data_offset = offset
     tracker.sqe = request.sqe
     tracker.flags = request.flags
     tracker.tag = request.tag

@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #include "queue.h"
+#include "sgl.h"
 
 #define NVQ_ERROR_BYTES 160
 
@@ -28,6 +29,16 @@ struct nvq_measure {
 static inline bool nvq_has_data(const struct nvq_tracker *t)
 {
     return t->flags & (NVQ_TO_HOST | NVQ_FROM_HOST);
+}
+
+/* nvq_prps_fit() for a command with an SGL. */
+static inline bool nvq_tracker_sgl_fits(const struct nvq *q, uint32_t slot, const struct nvq_measure *m)
+{
+    const struct nvq_tracker *t = &q->trackers[slot];
+    const uint64_t *list = (const uint64_t *)(q->lists + (size_t)slot * q->list_bytes);
+    const uint64_t iova = t->data_offset == NVQ_NO_OFFSET ? UINT64_MAX : m->pool_iova + t->data_offset;
+    return !(t->flags & NVQ_BOUNCE) &&
+           nvq_sgl_fits(&t->sqe, iova, t->data_nbytes, list, nvq_list_iova(q, slot), q->list_bytes);
 }
 
 /* PRPs and list are what this build would make of the command's place. */
@@ -93,8 +104,8 @@ static inline int nvq_verify_tracker(const struct nvq *q, uint32_t slot, uint64_
     } else if (t->data_offset != NVQ_NO_OFFSET &&
                (t->data_offset > m->pool_nbytes || t->data_nbytes > m->pool_nbytes - t->data_offset)) {
         what = "names data beyond the end of the pool";
-    } else if (!nvq_prps_fit(q, slot, m)) {
-        what = "has PRPs that do not point to its data";
+    } else if (t->sqe.flags & NVQ_PSDT ? !nvq_tracker_sgl_fits(q, slot, m) : !nvq_prps_fit(q, slot, m)) {
+        what = "has PRPs, or an SGL, that do not point to its data";
     }
     if (!what && state != NVQ_FREE && t->position < submitted) {
         /* The ring entry stands until the ring has come round; only the latest at its index can be

@@ -16,8 +16,10 @@ from nvme_async.driver.byte_guard import ByteGuard
 from nvme_async.driver.byte_stream import DEFAULT_AHEAD, DEFAULT_CHUNK, ByteStream
 from nvme_async.driver.namespace_file import NamespaceFile
 from nvme_async.driver.protection import Protect
+from nvme_async.driver.scattered import move_scattered
+from nvme_async.driver.transport import CommandQueue
 from nvme_async.native._hotpath import NamespaceCore
-from nvme_async.native._placement import byte_view
+from nvme_async.native._placement import Scatter, byte_view
 from nvme_async.runtime.tasks import together
 
 
@@ -111,6 +113,7 @@ class ByteAccess(NamespaceCore):
             """
 
         async def settled(self, lba: int = 0, blocks: int | None = None) -> None: ...
+        async def _own_queue(self) -> CommandQueue | None: ...
 
     def _guard(self) -> ByteGuard:
         guard: ByteGuard = self.__dict__.setdefault("_byte_guard", ByteGuard())
@@ -177,45 +180,53 @@ class ByteAccess(NamespaceCore):
         """Fills writable buffers one after the other from byte `offset`, like os.preadv. Returns
         the bytes read: the sum of their lengths.
 
-        If offset and lengths are multiples of the block size, each buffer is filled as by
-        readinto(), without a copy if the device can access it; all at the same time.
+        Buffers may be views with any strides (NumPy), and are filled in C order of their items. If
+        offset and lengths are multiples of the block size, each contiguous buffer is filled as by
+        readinto(), without a copy if the device can access it; all at the same time. Other lengths
+        and strides are filled in place too if offset and sum are multiples of the block size, the
+        device can access all of it, and the controller has Scatter Gather Lists (Identify
+        Controller, SGLS); else they are copied. ValueError for data in more than 1,048,576 places.
         """
-        views = [byte_view(buffer, writable=True) for buffer in buffers]
+        views = [view for view in _views(buffers, writable=True) if view.nbytes]
         total = sum(view.nbytes for view in views)
         _natural(offset, total)
         if total == 0:
             return 0
         size = self.block_size
         first, _ = self._blocks_around(READ, offset, total)
-        views = [view for view in views if view.nbytes]
-        if offset % size == 0 and not any(view.nbytes % size for view in views):
+        if offset % size == 0 and all(_is_plain(view, size) for view in views):
             await together([self.readinto(lba, view) for lba, view in _placed(first, views, size)])
             return total
-        data = memoryview(await self.pread(total, offset))
-        for view in views:
-            view[:] = data[: view.nbytes]
-            data = data[view.nbytes :]
+        data = Scatter(views, writable=True)
+        if offset % size or total % size or not await move_scattered(self, first, data, write=False):
+            data.fill(await self.pread(total, offset))
         return total
 
     async def writev(self, buffers: Sequence[BufferLike], offset: int, *, fua: bool = False) -> int:
         """Writes buffers one after the other from byte `offset`, like os.pwritev. Returns the bytes
         written: the sum of their lengths.
 
-        If offset and lengths are multiples of the block size, the buffers are written as by
-        write(), all at the same time; otherwise they are joined, and written as by pwrite().
+        If offset and lengths are multiples of the block size, contiguous buffers are written as by
+        write(), all at the same time. What readv() fills in place is written in place; otherwise
+        buffers are joined, and written as by pwrite().
         """
-        views = [byte_view(buffer) for buffer in buffers]
+        views = [view for view in _views(buffers, writable=False) if view.nbytes]
         total = sum(view.nbytes for view in views)
         _natural(offset, total)
         if total == 0:
             return 0
         size = self.block_size
-        views = [view for view in views if view.nbytes]
-        if offset % size or any(view.nbytes % size for view in views):
-            return await self.pwrite(b"".join(views), offset, fua=fua)
+        plain = all(_is_plain(view, size) for view in views)
+        if offset % size or total % size:
+            return await self.pwrite(Scatter(views).gather(), offset, fua=fua)
         first, count = self._blocks_around(WRITE, offset, total)
         async with self._guard().writing(first, count, alone=False, settled=self.settled):
-            await together([self.write(lba, view, fua=fua) for lba, view in _placed(first, views, size)])
+            if plain:
+                await together([self.write(lba, view, fua=fua) for lba, view in _placed(first, views, size)])
+                return total
+            data = Scatter(views)
+            if not await move_scattered(self, first, data, write=True, fua=fua):
+                await self.write(first, data.gather(), fua=fua)
         return total
 
     def stream(
@@ -252,6 +263,24 @@ def _natural(offset: int, nbytes: int) -> None:
     for name, value in (("offset", offset), ("length", nbytes)):
         if value < 0:
             raise ValueError(f"{name} {value} is negative")
+
+
+def _views(buffers: Sequence[BufferLike], *, writable: bool) -> list[memoryview]:
+    """Bytes of those that are contiguous; the others as they are. ValueError for one that is
+    read-only although it is to be filled.
+    """
+    views = []
+    for buffer in buffers:
+        view = memoryview(buffer)  # type: ignore[arg-type]  # ArrayInterface stands for NumPy's arrays
+        views.append(byte_view(buffer, writable=writable) if view.c_contiguous else view)
+        if writable and view.readonly:
+            raise ValueError(f"the {type(buffer).__name__} is read-only, and data were to be read into it")
+    return views
+
+
+def _is_plain(view: memoryview, size: int) -> bool:
+    """Whole blocks that follow one another."""
+    return view.c_contiguous and view.nbytes % size == 0
 
 
 def _placed(first: int, views: Sequence[memoryview], size: int) -> Iterator[tuple[int, memoryview]]:

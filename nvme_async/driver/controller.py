@@ -136,6 +136,7 @@ class Controller(ReachableMemory):
         it. New limits apply from now on.
         """
         self.identify = identify
+        self.transport.allow_sgl(identify.sgls & 3)
         if self.transport.limit_transfer(identify.max_transfer_size(self.cap.min_page_size) or 0):
             for namespace in self.namespaces.values():
                 namespace._limit()

@@ -260,6 +260,9 @@ class Namespace(RangeCommands):
         )
         return view.nbytes if method == "readinto" else None
 
+    async def _own_queue(self) -> CommandQueue | None:
+        return await self.controller.transport.queues.for_this_loop()
+
     async def _queue(self) -> CommandQueue:
         """The queue pair for commands of this loop."""
         queues = self.controller.transport.queues

@@ -42,6 +42,23 @@ def _parse_delays(text: str | tuple[float, ...], name: str) -> tuple[float, ...]
     return tuple(parse_time(one, name) for one in text.split("/"))
 
 
+SGL_KINDS = ("byte", "dword", "bit_bucket", "metadata", "longer")
+
+
+def _parse_sgl(text: str | tuple[str, ...], name: str) -> tuple[str, ...]:
+    """From "dword/bit_bucket"; "on" is "byte/bit_bucket/metadata", "off" is nothing."""
+    if isinstance(text, tuple):
+        return text
+    if text in ("on", "off"):
+        return ("byte", "bit_bucket", "metadata") if text == "on" else ()
+    kinds = tuple(dict.fromkeys(text.split("/")))
+    if not set(kinds) <= set(SGL_KINDS) or ("byte" in kinds) == ("dword" in kinds):
+        raise ConfigurationError(
+            f"{name}={text!r}: must be on, off, or byte or dword and some of {'/'.join(SGL_KINDS[2:])}"
+        )
+    return kinds
+
+
 @attrs.frozen(kw_only=True)
 class Extras:
     """Features of an emulated controller that a plain drive doesn't have.
@@ -85,6 +102,9 @@ class Extras:
         streams: streams of the Streams directive (MSL), 0 to 256.
         retry_delays: one to three times in seconds, multiples of 0.1, after which a host is to send
             a command again (CRDT1 to CRDT3); Faults.add(crd=) chooses one.
+        sgl: Scatter Gather Lists of I/O commands: "byte" or "dword", the alignment and granularity
+            of their data blocks, with any of "bit_bucket", "metadata" (PSDT 10b) and "longer"
+            (lists may describe more than the transfer).
         copy_formats: Copy descriptor formats, as "0/1/2/3"; a plain drive has the first.
     """
 
@@ -119,6 +139,7 @@ class Extras:
     jitter: float = 0.0
     channels: int = attrs.field(default=32, validator=in_range(1, MAX_CHANNELS))
     bandwidth: int = attrs.field(default=0, validator=in_range(0, 1 << 40))
+    sgl: tuple[str, ...] = ()
     copy_formats: tuple[int, ...] = (0,)
     fdp: int = attrs.field(default=0, validator=in_range(0, 128))
     fdp_groups: int = attrs.field(default=1, validator=in_range(1, 16))
@@ -215,6 +236,7 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "jitter": parse_time,
     "channels": parse_int,
     "bandwidth": parse_size,
+    "sgl": _parse_sgl,
     "copy_formats": _parse_copy_formats,
     "fdp": parse_int,
     "fdp_groups": parse_int,

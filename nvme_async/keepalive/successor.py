@@ -105,6 +105,7 @@ class Successor:
         controller = self.controller = Controller(transport, merge(state, given))
         controller.registers.programmed = attrs.asdict(state.registers, filter=lambda field, _: field.name != "extra")
         controller.identify = identify
+        transport.allow_sgl(identify.sgls & 3)
         controller.identity = ControllerIdentity.of(identify, self._device.ids)
         if state.identify_nvm is not None:
             controller.identify_nvm = IdentifyControllerNvm.decode(state.identify_nvm)

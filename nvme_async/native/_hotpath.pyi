@@ -11,7 +11,7 @@ from nvme_async.dma import DmaBuffer
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.errors import NvmeError
 from nvme_async.native._mmio import Mmio
-from nvme_async.native._placement import AddressMap, BounceCache
+from nvme_async.native._placement import AddressMap, BounceCache, Scatter
 
 MODES: dict[str, int]
 MODE_NAMES: dict[int, str]
@@ -45,6 +45,10 @@ def delay_over(qp: QueuePair, future: asyncio.Future[None]) -> None: ...
 def turn_for_fused(qp: QueuePair) -> asyncio.Future[None] | None: ...
 def give_back_turn(qp: QueuePair, future: asyncio.Future[None] | None) -> None: ...
 def send_fused(qp: QueuePair, first: Request, second: Request) -> tuple[asyncio.Future[None], bool] | None: ...
+def scatter_room(qp: QueuePair, scatter: Scatter) -> int: ...
+def scattered(
+    qp: QueuePair, sqe: Buffer, scatter: Scatter, *, to_host: bool, geometry: Geometry | None = None
+) -> Request: ...
 def queue_memory(entries: int, n_trackers: int, max_transfer: int, spare_entries: int = 0) -> int: ...
 
 @final
@@ -68,6 +72,7 @@ class Rings:
     qid: int
     entries: int
     max_transfer: int
+    sgl: int
     def set_transport(self, transport: Any) -> None: ...
     def set_doorbells(
         self,

@@ -1,3 +1,4 @@
+from cpython.buffer cimport Py_buffer
 from libc.stdint cimport uint64_t, uintptr_t
 
 
@@ -33,6 +34,28 @@ cdef inline Mapping *find_mapping(AddressMap addresses, const void *data, size_t
         if addresses.mappings[i].begin <= address and address + nbytes <= addresses.mappings[i].end:
             return &addresses.mappings[i]
     return NULL
+
+
+cdef struct Run:
+    char *data
+    uint64_t iova        # by the last locate()
+    size_t nbytes        # 1 to 2**32 - 1
+
+
+cdef class Scatter:
+    cdef Py_buffer *views
+    cdef Py_ssize_t n_views
+    cdef Scatter parent          # whose buffers these are
+    cdef Run *runs
+    cdef readonly size_t n_runs
+    cdef size_t capacity
+    cdef readonly size_t nbytes
+
+    cdef int add_run(self, char *data, size_t nbytes) except -1
+    cdef int add_view(self, Py_buffer *view) except -1
+    cdef bint locate(self, AddressMap addresses, unsigned mask) except -1
+    cdef bint touches(self, uint64_t iova, uint64_t nbytes) noexcept
+    cdef size_t runs_of(self, size_t i, size_t at, size_t nbytes) noexcept
 
 
 cdef enum:

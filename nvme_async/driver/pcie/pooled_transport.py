@@ -49,6 +49,11 @@ class PooledTransport(QueueTransport):
     def _most_bytes(self) -> int:
         return self._owner.options.max_transfer
 
+    def allow_sgl(self, kind: int) -> None:
+        self.queues.maker.allow_sgl(kind)
+        for queue in self.queues.io_queues():
+            queue.hot.sgl = self.queues.maker.sgl
+
     def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
         return self._pools().alloc(nbytes, owner="application", tag=tag)
 

@@ -49,6 +49,10 @@ class PcieQueueMaker(QueueMaker):
         self._memory: dict[int, tuple[DmaBuffer, _placement.BounceCache]] = {}  # by qid
         self._shadow: DmaBuffer | None = None
 
+    def allow_sgl(self, kind: int) -> None:
+        """What queue pairs that are made from now on may use: SGLS bits 1:0; 11b is reserved."""
+        self.sgl = kind if kind in (1, 2) else 0
+
     # -- interrupts --------------------------------------------------------------------------------
 
     def open_vectors(self) -> None:
@@ -183,6 +187,7 @@ class PcieQueueMaker(QueueMaker):
             hot.close()
             raise
         self._set_waiting(hot, interrupts=facts["interrupts"])
+        hot.sgl = self.sgl if qid else 0  # admin commands use PRPs (Base 2.0, 4.1)
         self._memory[qid] = (memory, bounce)
         return self.face(hot, loop, facts["vector"], facts["interrupts"])
 

@@ -34,6 +34,7 @@ class QueueMaker(ABC):
     max_transfer: bytes of one I/O command.
     capacity: bytes that one command of a queue pair can transfer at most. Set once: a larger limit
         after a reset is not used.
+    sgl: which Scatter Gather Lists I/O commands may have (SGLS bits 1:0).
     strays: completions that answered no command.
     errors: how many awaited commands failed, by status.
     """
@@ -41,6 +42,7 @@ class QueueMaker(ABC):
     ADMIN_TRANSFER: int
     """Bytes of one admin command."""
 
+    sgl: int = 0
     strays: int
     max_transfer: int
 
@@ -72,6 +74,10 @@ class QueueMaker(ABC):
     def forget(self, queue: LoopQueue) -> None:
         """Releases all of its resources. The controller doesn't know it, or was reset."""
         queue.close()
+
+    def allow_sgl(self, kind: int) -> None:
+        """See Transport.allow_sgl(). Only queue pairs whose device reaches memory use SGLs."""
+        self.sgl = 0
 
     def limit_transfer(self, nbytes: int) -> bool:
         """One command transfers at most `nbytes` from now on; True if the limit has changed."""
