@@ -116,7 +116,7 @@ cdef class Scatter:
         return False
 
     def reachable(self, AddressMap addresses, unsigned mask=0):
-        """Whether the device reaches all of it, with no address or length that has a bit of `mask`."""
+        """Whether the device reaches all of it, and no address or length has a bit of `mask`."""
         return self.locate(addresses, mask)
 
     def split(self, size_t unit, size_t max_nbytes, size_t max_runs):

@@ -40,16 +40,16 @@ cdef inline int place(QueuePair qp, Request request) except -1:
     cdef Mapping *mapping = NULL
     if qp.q.transport != NULL:
         return place_for_transport(qp, request)
-    if request.has_view and <uintptr_t>request.view.buf & 3:      # PRPs are dword aligned (Base 2.0, 4.1.1)
-        if place_by_sgl(qp, request):
+    if request.has_view:
+        if not <uintptr_t>request.view.buf & 3:      # PRPs are dword aligned (Base 2.0, 4.1.1)
+            ft_acquire(&qp.address_map.lock)
+            mapping = find_mapping(qp.address_map, request.view.buf, request.nbytes)
+            if mapping != NULL:
+                request.iova = mapping.iova + (<uintptr_t>request.view.buf - mapping.begin)
+                request.offset = <uintptr_t>request.view.buf - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
+            ft_release(&qp.address_map.lock)
+        elif place_by_sgl(qp, request):
             return BY_SGL
-    elif request.has_view:
-        ft_acquire(&qp.address_map.lock)
-        mapping = find_mapping(qp.address_map, request.view.buf, request.nbytes)
-        if mapping != NULL:
-            request.iova = mapping.iova + (<uintptr_t>request.view.buf - mapping.begin)
-            request.offset = <uintptr_t>request.view.buf - mapping.begin if mapping.is_pool else NVQ_NO_OFFSET
-        ft_release(&qp.address_map.lock)
     if mapping != NULL:
         return PLACED
     request.bounce_class = size_class(request.nbytes)
@@ -86,28 +86,22 @@ cdef int place_for_transport(QueuePair qp, Request request) except -1:
 
 cdef inline int send(QueuePair qp, Request request) except -1:
     cdef int slot = nvq_take(&qp.q)
-    cdef uint64_t offset
+    cdef nvq_tracker *tracker
     if slot < 0:
         raise RuntimeError(f"queue {qp.qid}: no command id is free")
+    tracker = &qp.q.trackers[slot]
     if request.kind != NO_DATA and qp.q.transport != NULL:
         request.sqe.prp1 = request.iova
         request.sqe.prp2 = 0
-        offset = NVQ_NO_OFFSET
+        tracker.data_offset = NVQ_NO_OFFSET
     elif request.kind != NO_DATA:
         if prp_build(&request.sqe.prp1, request.iova, request.nbytes, nvq_list(&qp.q, slot), nvq_list_iova(&qp.q, slot),
                      qp.q.list_bytes):
             nvq_put(&qp.q, slot)
             raise ValueError(f"a transfer of {request.nbytes} bytes needs a longer PRP list than {qp.q.list_bytes} bytes")
-        offset = request.offset
+        tracker.data_offset = request.offset
     else:
-        offset = NVQ_NO_OFFSET
-    return post(qp, request, slot, offset)
-
-
-cdef inline int post(QueuePair qp, Request request, int slot, uint64_t offset) except -1:
-    """Fills the tracker, and posts the entry. offset: of the data in the pool."""
-    cdef nvq_tracker *tracker = &qp.q.trackers[slot]
-    tracker.data_offset = offset
+        tracker.data_offset = NVQ_NO_OFFSET
     tracker.sqe = request.sqe
     tracker.flags = request.flags
     tracker.tag = request.tag

@@ -61,6 +61,25 @@ cdef int send_by_sgl(QueuePair qp, Request request) except -1:
     return post(qp, request, slot, NVQ_NO_OFFSET)
 
 
+cdef int post(QueuePair qp, Request request, int slot, uint64_t offset) except -1:
+    """The end of send(), which has it inline, because every I/O would pay for the call. offset: of
+    the data in the pool.
+    """
+    cdef nvq_tracker *tracker = &qp.q.trackers[slot]
+    tracker.data_offset = offset
+    tracker.sqe = request.sqe
+    tracker.flags = request.flags
+    tracker.tag = request.tag
+    tracker.data_nbytes = <uint32_t>request.nbytes
+    nvq_post(&qp.q, slot)
+    request.slot = slot
+    request.state = SENT
+    Py_INCREF(request)
+    qp.waiters[slot] = <PyObject *>request
+    qp.plan_watch()
+    return 0
+
+
 def scatter_room(QueuePair qp, Scatter scatter):
     """In how many places the data of one command may lie, if the controller reaches this data
     without a copy; else 0.
@@ -95,7 +114,7 @@ def scattered(QueuePair qp, sqe, Scatter scatter not None, *, bint to_host, Geom
 
 
 cdef bint data_touches(Request request, uint64_t iova, uint64_t nbytes) noexcept:
-    """Does this command, which is with the controller, transfer data within [iova, iova + nbytes)?"""
+    """Does this command, which is in flight, transfer data within [iova, iova + nbytes)?"""
     if request.bytes is not None and type(request.bytes) is Scatter:
         return (<Scatter>request.bytes).touches(iova, nbytes)
     return request.nbytes and request.iova < iova + nbytes and iova < request.iova + request.nbytes
