@@ -3,6 +3,7 @@ exactly one width.
 """
 
 cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.stdint cimport uint32_t, uint64_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
@@ -104,6 +105,15 @@ cdef class Mmio:
             raise ValueError("the register window is mapped read-only")
         return self.base + offset
 
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        if self.base == NULL:
+            raise ValueError("the register window is closed")
+        PyBuffer_FillInfo(view, self, self.base, self.nbytes, not self.writable, flags)
+        self.n_exports += 1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self.n_exports -= 1
+
     @property
     def closed(self):
         return self.base == NULL
@@ -133,8 +143,12 @@ cdef class Mmio:
         mmio_store64(self._at(offset, 8, True), value)
 
     cpdef void close(self) except *:
-        """Unmaps. Safe to call twice; later accesses raise ValueError."""
+        """Unmaps. Safe to call twice; later accesses raise ValueError. BufferError while buffers of
+        it exist: then it is unmapped with the last reference.
+        """
         cdef char *base = self.base
+        if self.n_exports:
+            raise BufferError(f"{self.n_exports} buffers of the window are in use")
         if base != NULL:
             self.base = NULL
             sigbus_forget(&self.window)

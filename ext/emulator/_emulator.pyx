@@ -77,6 +77,11 @@ cdef extern from "emulator/ctrl.h" nogil:
         unsigned streams
         uint16_t retry_delays[3]
         unsigned sgl
+        uint64_t cmb_nbytes
+        uint64_t pmr_nbytes
+        const char *pmr_path
+        uint8_t pmr_health
+        uint64_t pmr_ready_ns
     enum: EMU_SGL_BYTE, EMU_SGL_DWORD, EMU_SGL_BIT_BUCKET, EMU_SGL_METADATA, EMU_SGL_LONGER
     enum: EMU_MAX_CHANNELS
     struct emu_timing:

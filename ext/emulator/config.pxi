@@ -25,6 +25,7 @@ cdef emu_medium medium_of(str kind):
     return {"ram": EMU_MEDIUM_RAM, "null": EMU_MEDIUM_NULL}.get(kind, EMU_MEDIUM_FILE)
 
 
+cdef dict PMR_HEALTH = {"normal": 0, "restore_error": 1, "read_only": 2, "unreliable": 3}
 cdef dict SGL_BITS = {"byte": EMU_SGL_BYTE, "dword": EMU_SGL_DWORD, "bit_bucket": EMU_SGL_BIT_BUCKET,
                       "metadata": EMU_SGL_METADATA, "longer": EMU_SGL_LONGER}
 
@@ -65,6 +66,12 @@ cdef int fill_extras(emu_extras *to, config, list keep) except -1:
     to.streams = extras.streams
     for i, delay in enumerate(extras.retry_delays):
         to.retry_delays[i] = round(delay * 10)
+    to.cmb_nbytes, to.pmr_nbytes = extras.cmb, extras.pmr
+    to.pmr_health, to.pmr_ready_ns = PMR_HEALTH[extras.pmr_health], <uint64_t>(extras.pmr_ready * 1e9)
+    if extras.pmr_path:
+        text = os.fsencode(extras.pmr_path)
+        keep.append(text)
+        to.pmr_path = text
     for name in extras.sgl:
         to.sgl |= SGL_BITS[name]
     to.copy_formats = sum(1 << form for form in extras.copy_formats)

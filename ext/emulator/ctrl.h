@@ -82,6 +82,10 @@ struct emu_extras {
     unsigned streams;         /* MSL */
     uint16_t retry_delays[3]; /* CRDT1 to 3, in 100 ms */
     unsigned sgl;             /* EMU_SGL_* */
+    uint64_t cmb_nbytes, pmr_nbytes; /* Controller Memory Buffer or Persistent Memory Region: powers of two */
+    const char *pmr_path;     /* where it keeps its content; NULL: in memory */
+    uint8_t pmr_health;       /* PMRSTS.HSTS */
+    uint64_t pmr_ready_ns;    /* after PMRCTL.EN=1 */
 };
 
 #define EMU_MAX_CHANNELS 256
@@ -153,6 +157,11 @@ int emu_ctrl_doorbell_fd(struct emu_ctrl *ctrl);
 /* Replaces it by an empty one, because a former client may still have the old one mapped. Only
  * while CC.EN is 0. Returns 0, or negative errno and the old one stays. */
 int emu_ctrl_renew_doorbells(struct emu_ctrl *ctrl);
+
+/* The file behind the controller's own memory in BAR 2 (nvme_regions.c), the controller's, and its
+ * size; -1 and 0: there is none. Its address in this process. */
+int emu_ctrl_region(const struct emu_ctrl *ctrl, uint64_t *nbytes);
+uint8_t *emu_ctrl_region_memory(const struct emu_ctrl *ctrl);
 
 /* The interrupt pin, for a client without MSI-X: true if a completion queue with interrupts enabled
  * holds entries that the host has not taken, and INTMS does not mask it. With Doorbell Buffer

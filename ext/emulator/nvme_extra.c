@@ -26,6 +26,9 @@ const char *extras_objection(const struct emu_config *config)
         return "SGLs are by byte or by dword";
     if (extras->streams > EMU_MAX_STREAMS)
         return "at most 256 streams are supported";
+    const char *region = region_objection(extras);
+    if (region)
+        return region;
     const char *objection = power_objection(extras);
     return objection ? objection : boot_objection(extras);
 }
@@ -34,6 +37,8 @@ void extras_init(struct emu_ctrl *ctrl)
 {
     if (ctrl->config.extras.path)
         ctrl->config.extras.path = strdup(ctrl->config.extras.path); /* the caller's goes */
+    if (ctrl->config.extras.pmr_path)
+        ctrl->config.extras.pmr_path = strdup(ctrl->config.extras.pmr_path);
     firmware_init(ctrl);
     fdp_enable(ctrl, ctrl->config.extras.fdp_handles);
     for (uint32_t group = 1; group <= ctrl->config.extras.ana_groups; group++)
@@ -43,6 +48,8 @@ void extras_init(struct emu_ctrl *ctrl)
 void extras_free(struct emu_ctrl *ctrl)
 {
     free((char *)ctrl->config.extras.path);
+    free((char *)ctrl->config.extras.pmr_path);
+    region_free(ctrl);
     free(ctrl->extras.firmware.image);
     free(ctrl->extras.persistent.context);
     hmb_free(&ctrl->extras.hmb);

@@ -108,7 +108,18 @@ struct boot {
     uint64_t buffer; /* BPMBL */
 };
 
+/* The controller's own memory (nvme_regions.c). */
+struct region {
+    uint64_t nbytes; /* 0: none */
+    uint8_t *memory;
+    int fd;
+    uint64_t control; /* CMBMSC, or PMRMSC */
+    uint32_t pmrctl;
+    uint64_t ready_at; /* CLOCK_MONOTONIC ns */
+};
+
 struct extras {
+    struct region region;
     struct fdp fdp;
     struct lockdown lockdown;
     struct boot boot;

@@ -169,6 +169,16 @@ unsigned sgl_ranges(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint64_t 
 uint16_t sgl_objection(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 uint32_t sgl_support(const struct emu_config *config);
 
+/* nvme_regions.c */
+const char *region_objection(const struct emu_extras *extras);
+int region_init(struct emu_ctrl *ctrl);
+void region_free(struct emu_ctrl *ctrl);
+void region_reset(struct emu_ctrl *ctrl);
+bool region_window(const struct emu_ctrl *ctrl, uint64_t iova, struct emu_window *window);
+uint64_t region_cap(const struct emu_ctrl *ctrl);
+uint32_t region_read(struct emu_ctrl *ctrl, uint32_t offset);
+void region_write(struct emu_ctrl *ctrl, uint32_t offset, uint32_t value);
+
 /* nvme_lockdown.c */
 uint16_t admin_lockdown(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
 uint16_t lockdown_status(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);

@@ -8,9 +8,10 @@
 /* dma() found no window: ask the transport. */
 void *dma_at(struct emu_ctrl *ctrl, uint64_t iova, uint64_t nbytes, bool write)
 {
-    if (ctrl->host.dma_window) {
-        struct emu_window window;
-        if (!ctrl->host.dma_window(ctrl->host.opaque, iova, &window))
+    struct emu_window window;
+    bool own = region_window(ctrl, iova, &window);
+    if (own || ctrl->host.dma_window) {
+        if (!own && !ctrl->host.dma_window(ctrl->host.opaque, iova, &window))
             return NULL;
         ctrl->windows[ctrl->next_window] = window;
         ctrl->next_window = (ctrl->next_window + 1) % N_WINDOWS;

@@ -26,10 +26,10 @@ uint64_t now_ns(void)
 
 static uint64_t cap(const struct emu_ctrl *ctrl)
 {
-    /* DSTRD 0, MPSMIN 0 (4 KiB), round robin arbitration only, no subsystem reset, no CMB, no
-     * PMR */
+    /* DSTRD 0, MPSMIN 0 (4 KiB), round robin arbitration only, no subsystem reset */
     return faults_mqes(ctrl) | CAP_CQR | (uint64_t)READY_TIMEOUT << 24 | CAP_CSS_NVM | CAP_CSS_IOCSS |
-           (uint64_t)MPS_MAX << 52 | CAP_CRMS_CRWMS | (ctrl->config.extras.boot_nbytes ? CAP_BPS : 0);
+           (uint64_t)MPS_MAX << 52 | CAP_CRMS_CRWMS | region_cap(ctrl) |
+           (ctrl->config.extras.boot_nbytes ? CAP_BPS : 0);
 }
 
 /* Controller Fatal Status: nothing more is processed until the controller is reset. */
@@ -227,7 +227,7 @@ static uint32_t read_register(struct emu_ctrl *ctrl, uint32_t offset)
     case REG_CRTO:
         return READY_TIMEOUT; /* CRWMT */
     default:
-        return 0;
+        return region_read(ctrl, offset);
     }
 }
 
@@ -278,7 +278,8 @@ static void write_register(struct emu_ctrl *ctrl, uint32_t offset, uint32_t valu
         write_high(&ctrl->extras.boot.buffer, value);
         break;
     default:
-        break; /* read-only, or not there */
+        region_write(ctrl, offset, value); /* else read-only, or not there */
+        break;
     }
 }
 
@@ -316,6 +317,7 @@ void emu_ctrl_reset(struct emu_ctrl *ctrl)
 {
     if (ctrl->running && (ctrl->csts & CSTS_SHST_MASK) != CSTS_SHST_COMPLETE)
         ctrl->unsafe_shutdowns++;
+    region_reset(ctrl);
     controller_level_reset(ctrl);
     ctrl->cc = ctrl->aqa = 0;
     ctrl->asq = ctrl->acq = 0;
@@ -420,6 +422,8 @@ struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_
     ctrl->sink = config->extras.sgl ? malloc(SGL_SINK) : NULL;
     bool memory = ctrl->iov && ctrl->bounce && ctrl->bounce_meta && (ctrl->sink || !config->extras.sgl);
     int rc = !memory || !boot_init(ctrl) ? -ENOMEM : faults_init(ctrl);
+    if (!rc)
+        rc = region_init(ctrl);
     if (!rc)
         rc = wake_init(&ctrl->wake);
     if (!rc)

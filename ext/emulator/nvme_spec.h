@@ -21,10 +21,21 @@ enum {
     REG_AQA = 0x24,
     REG_ASQ = 0x28,
     REG_ACQ = 0x30,
+    REG_CMBLOC = 0x38,
+    REG_CMBSZ = 0x3c,
     REG_BPINFO = 0x40,
     REG_BPRSEL = 0x44,
     REG_BPMBL = 0x48,
+    REG_CMBMSC = 0x50,
+    REG_CMBSTS = 0x58,
     REG_CRTO = 0x68,
+    REG_PMRCAP = 0xe00,
+    REG_PMRCTL = 0xe04,
+    REG_PMRSTS = 0xe08,
+    REG_PMREBS = 0xe0c,
+    REG_PMRSWTP = 0xe10,
+    REG_PMRMSCL = 0xe14,
+    REG_PMRMSCU = 0xe18,
 };
 
 #define NVME_VERSION 0x00020000u /* 2.0 */
@@ -33,6 +44,8 @@ enum {
 #define CAP_CSS_NVM (1ull << 37)
 #define CAP_CSS_IOCSS (1ull << 43) /* CC.CSS = 110b is accepted */
 #define CAP_BPS (1ull << 45)
+#define CAP_PMRS (1ull << 56)
+#define CAP_CMBS (1ull << 57)
 #define CAP_CRMS_CRWMS (1ull << 59)
 
 #define CC_EN 0x1u

@@ -117,9 +117,14 @@ static int do_device_info(struct vfu_server *server, size_t nbytes, struct vfu_r
     return reply_with(server, reply, &info, sizeof(info));
 }
 
-static uint64_t region_size(uint32_t index)
+static uint64_t region_size(const struct vfu_server *server, uint32_t index)
 {
+    uint64_t nbytes;
+
     switch (index) {
+    case VFU_REGION_BAR:
+        (void)emu_ctrl_region(server->ctrl, &nbytes);
+        return nbytes;
     case VFIO_PCI_BAR0_REGION_INDEX:
         return EMU_BAR0_SIZE;
     case VFU_MSIX_BAR:
@@ -150,10 +155,14 @@ static int do_region_info(struct vfu_server *server, size_t nbytes, struct vfu_r
     answer.info = (struct vfu_region_info){
         .argsz = sizeof(info),
         .index = info.index,
-        .size = region_size(info.index),
+        .size = region_size(server, info.index),
     };
     if (answer.info.size != 0)
         answer.info.flags = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
+    if (info.index == VFU_REGION_BAR && answer.info.size) {
+        answer.info.flags |= VFIO_REGION_INFO_FLAG_MMAP; /* all of it */
+        reply->fd = emu_ctrl_region(server->ctrl, &answer.info.size);
+    }
     if (info.index != VFIO_PCI_BAR0_REGION_INDEX)
         return reply_with(server, reply, &answer, sizeof(info));
 
@@ -240,7 +249,7 @@ static int region_read(struct vfu_server *server, uint32_t region, uint64_t offs
 {
     uint64_t value, pending[2];
 
-    if (offset > region_size(region) || count > region_size(region) - offset)
+    if (offset > region_size(server, region) || count > region_size(server, region) - offset)
         return EINVAL;
     switch (region) {
     case VFIO_PCI_BAR0_REGION_INDEX:
@@ -248,6 +257,9 @@ static int region_read(struct vfu_server *server, uint32_t region, uint64_t offs
             return EINVAL;
         value = emu_ctrl_read(server->ctrl, (uint32_t)offset, count);
         memcpy(data, &value, count);
+        return 0;
+    case VFU_REGION_BAR:
+        memcpy(data, emu_ctrl_region_memory(server->ctrl) + offset, count);
         return 0;
     case VFU_MSIX_BAR:
         vfu_irqs_pending(&server->irqs, pending);
@@ -274,7 +286,7 @@ static int region_write(struct vfu_server *server, uint32_t region, uint64_t off
 {
     uint64_t value = 0;
 
-    if (offset > region_size(region) || count > region_size(region) - offset)
+    if (offset > region_size(server, region) || count > region_size(server, region) - offset)
         return EINVAL;
     switch (region) {
     case VFIO_PCI_BAR0_REGION_INDEX:
@@ -283,6 +295,9 @@ static int region_write(struct vfu_server *server, uint32_t region, uint64_t off
         memcpy(&value, data, count);
         emu_ctrl_write(server->ctrl, (uint32_t)offset, count, value);
         vfu_irqs_update_pin(&server->irqs);
+        return 0;
+    case VFU_REGION_BAR:
+        memcpy(emu_ctrl_region_memory(server->ctrl) + offset, data, count);
         return 0;
     case VFU_MSIX_BAR:
         for (uint32_t i = 0; i < count && offset + i < VFU_MSIX_PBA_OFFSET; i++)

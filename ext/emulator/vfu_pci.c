@@ -71,6 +71,14 @@ void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendo
         pci->serial[4 + i] = (uint8_t)(serial >> 8 * i);
 }
 
+void vfu_pci_set_region(struct vfu_pci *pci, uint32_t nbytes)
+{
+    if (!nbytes)
+        return;
+    put(pci, PCI_BASE_ADDRESS_2, 4, PCI_BASE_ADDRESS_MEM_TYPE_64 | PCI_BASE_ADDRESS_MEM_PREFETCH, ~(nbytes - 1));
+    put(pci, PCI_BASE_ADDRESS_3, 4, 0, ~0u);
+}
+
 void vfu_pci_read(const struct vfu_pci *pci, uint32_t offset, uint8_t *data, size_t count)
 {
     for (size_t i = 0; i < count; i++) {

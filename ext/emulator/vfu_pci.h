@@ -17,6 +17,7 @@
 #define VFU_CONFIG_SIZE 4096
 #define VFU_CONFIG_STANDARD 256 /* beyond it: Device Serial Number, the only extended capability, and zeroes */
 
+#define VFU_REGION_BAR 2 /* the controller's own memory, if it has any */
 #define VFU_MSIX_BAR 4
 #define VFU_MSIX_BAR_SIZE 0x2000
 #define VFU_MSIX_PBA_OFFSET 0x1000
@@ -31,6 +32,8 @@ struct vfu_pci {
 
 /* Power-on values. serial: for the Device Serial Number capability. */
 void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendor, uint64_t serial, unsigned n_vectors);
+/* After it: the size of the BAR with the controller's own memory, a power of two; 0: none. */
+void vfu_pci_set_region(struct vfu_pci *pci, uint32_t nbytes);
 /* [offset, offset+count) lies inside VFU_CONFIG_SIZE; the caller checked. */
 void vfu_pci_read(const struct vfu_pci *pci, uint32_t offset, uint8_t *data, size_t count);
 /* True if the write requested a function level reset. */

@@ -78,6 +78,7 @@ struct vfu_server *vfu_server_new(const struct emu_config *config, uint64_t pati
     vfu_conn_init(&server->conn);
     vfu_dma_init(&server->dma);
     vfu_pci_init(&server->pci, server->vendor_id, server->subsystem_vendor_id, server->serial, config->n_vectors);
+    vfu_pci_set_region(&server->pci, (uint32_t)(config->extras.cmb_nbytes | config->extras.pmr_nbytes));
     vfu_irqs_init(&server->irqs, &server->pci, config->n_vectors);
     server->kick = (struct vfu_watch){.fd = -1, .epoll_fd = -1};
     server->ctrl = emu_ctrl_new(config, &host, err);
@@ -137,8 +138,12 @@ void vfu_server_drop(struct vfu_server *server, const char *reason)
 
 void vfu_server_reset(struct vfu_server *server)
 {
+    uint64_t region;
+
+    (void)emu_ctrl_region(server->ctrl, &region);
     emu_ctrl_reset(server->ctrl);
     vfu_pci_init(&server->pci, server->vendor_id, server->subsystem_vendor_id, server->serial, server->irqs.n_vectors);
+    vfu_pci_set_region(&server->pci, (uint32_t)region);
     memset(server->msix_table, 0, sizeof(server->msix_table));
 }
 

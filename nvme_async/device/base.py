@@ -128,6 +128,12 @@ class Device(Protocol):
     def doorbells(self) -> Doorbells:
         """The same object each time."""
 
+    def map_bar(self, bar: int, offset: int, nbytes: int | None) -> Mmio:
+        """Maps `nbytes` from `offset` of a BAR (None: all of it), as memory for the caller, whose
+        mapping outlives the device. DeviceError if the BAR has not as many bytes, or can't be
+        mapped.
+        """
+
     def map_dma(
         self, memory: Pool | int, *, iova: int, nbytes: int, file_offset: int = 0, address: int | None = None
     ) -> None:

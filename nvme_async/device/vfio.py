@@ -33,11 +33,13 @@ from nvme_async.device.vfio_bar import (
     Bar0,
     Config,
     failed,
+    map_region,
 )
 from nvme_async.device.vfio_container import Container, group_number, open_group
 from nvme_async.device.vfio_irq import Vectors
 from nvme_async.dma import Pool
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
+from nvme_async.native._mmio import Mmio
 from nvme_async.runtime import forks
 
 log: logging.Logger = logging.getLogger("nvme_async")
@@ -235,9 +237,7 @@ class VfioDevice:
         return self._bar0.read32(offset)
 
     def read64(self, offset: int) -> int:
-        """A 64-bit register of BAR0, in one access. ControllerGone if the device doesn't
-        answer.
-        """
+        """A 64-bit register of BAR0, in one access. ControllerGone if the device is gone."""
         self._check_open()
         return self._bar0.read64(offset)
 
@@ -254,6 +254,10 @@ class VfioDevice:
         """Write a 64-bit register of BAR0, in one access."""
         self._check_open()
         self._bar0.write64(offset, value)
+
+    def map_bar(self, bar: int, offset: int, nbytes: int | None) -> Mmio:
+        self._check_open()
+        return map_region(self._kernel, self._fd, self._address, self._config, bar, offset, nbytes)
 
     def ring(self, offset: int, value: int, done: Callable[[], None]) -> None:
         """write32(), which completes at once."""

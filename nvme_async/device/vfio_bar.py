@@ -266,6 +266,24 @@ class Bar0:
         self._lost.clear()
 
 
+def map_region(
+    kernel: abi.Kernel, fd: int, address: str, config: Config, bar: int, offset: int, nbytes: int | None
+) -> Mmio:
+    """See Device.map_bar()."""
+    try:
+        region = abi.region_info(kernel, fd, bar)
+        size = region.nbytes - offset if nbytes is None else nbytes
+        inside = any(area.offset <= offset and offset + size <= area.offset + area.nbytes for area in region.areas)
+        hit = any(hole.start < offset + size and offset < hole.stop for hole in config.msix_pages(bar))
+        if size <= 0 or not inside or hit:
+            raise DeviceError(f"{address}: {size:#x} bytes from {offset:#x} of BAR {bar} can't be mapped")
+        return Mmio(fd, region.offset + offset, size)
+    except OSError as error:
+        raise failed(address, f"mapping BAR {bar}", error) from error
+    except ValueError as error:
+        raise DeviceError(f"{address}: mapping BAR {bar}: {error}") from error
+
+
 def region_read(fd: int, region: abi.Region, address: str, offset: int, nbytes: int) -> bytes:
     """pread() of a region, all of it or an exception."""
     try:

@@ -27,6 +27,7 @@ from nvme_async.device.vfio_user_explore import (
     id_reads,
     ids_from,
     layout_from,
+    map_region,
     read_answers,
     read_many,
     read_region,
@@ -303,6 +304,9 @@ class VfioUserDevice:
         write_region(self._channel, wire.BAR0_REGION, offset, value, width)
 
     # --- memory
+
+    def map_bar(self, bar: int, offset: int, nbytes: int | None) -> Mmio:
+        return map_region(self._channel, self.uri, bar, offset, nbytes)
 
     def map_dma(
         self, memory: Pool | int, *, iova: int, nbytes: int, file_offset: int = 0, address: int | None = None

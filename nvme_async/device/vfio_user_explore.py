@@ -18,7 +18,7 @@ from nvme_async.device.base import DeviceIds, Saved
 from nvme_async.device.vfio_user_channel import Channel
 from nvme_async.device.vfio_user_protocol import Command
 from nvme_async.errors import ControllerFatal, DeviceError, InvalidSavedState
-from nvme_async.native._mmio import file_system
+from nvme_async.native._mmio import Mmio, file_system
 from nvme_async.spec.registers import DOORBELL_BASE
 
 log: logging.Logger = logging.getLogger("nvme_async")
@@ -189,6 +189,21 @@ def _region(channel: Channel, index: int) -> tuple[wire.Region, list[int]]:
             raise
         close_all(fds)
         argsz = needed
+
+
+def map_region(channel: Channel, uri: str, index: int, offset: int, nbytes: int | None) -> Mmio:
+    """See Device.map_bar()."""
+    region, fds = _region(channel, index)
+    try:
+        size = region.size - offset if nbytes is None else nbytes
+        area = region.area_at(offset)
+        if not fds or area is None or not 0 < size <= area[1] or not _is_memory(fds[0], uri):
+            raise DeviceError(f"{uri}: {size:#x} bytes from {offset:#x} of BAR {index} can't be mapped")
+        return Mmio(fds[0], region.file_offset + offset, size)
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"{uri}: mapping BAR {index}: {error}") from error
+    finally:
+        close_all(fds)
 
 
 def _is_memory(fd: int, uri: str) -> bool:

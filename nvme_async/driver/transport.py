@@ -25,6 +25,7 @@ from nvme_async.device.quirks import NO_QUIRKS, Quirks
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.lifecycle import Lifecycle
 from nvme_async.driver.options import Options
+from nvme_async.driver.own_memory import ControllerMemory, PersistentMemory
 from nvme_async.driver.registration import Registration
 from nvme_async.driver.steps import Degraded, Step
 from nvme_async.errors import ConfigurationError, DeviceError, NvmeError
@@ -418,6 +419,14 @@ class Transport(ABC):
     def register(self, buffer: Any) -> Registration:
         """See Controller.register()."""
         self._cannot("direct memory access")
+
+    async def open_cmb(self) -> ControllerMemory:
+        """See Controller.open_cmb()."""
+        self._cannot("Controller Memory Buffer")
+
+    async def open_pmr(self, *, healthy: bool) -> PersistentMemory:
+        """See Controller.open_pmr()."""
+        self._cannot("Persistent Memory Region")
 
     def inspect(self) -> dict[str, Any]:
         """Keys for Controller.inspect(): at least those of QueueGroup.inspect()."""

@@ -42,7 +42,14 @@ def _parse_delays(text: str | tuple[float, ...], name: str) -> tuple[float, ...]
     return tuple(parse_time(one, name) for one in text.split("/"))
 
 
+PMR_HEALTHS = ("normal", "restore_error", "read_only", "unreliable")
 SGL_KINDS = ("byte", "dword", "bit_bucket", "metadata", "longer")
+
+
+def _parse_health(text: str, name: str) -> str:
+    if text not in PMR_HEALTHS:
+        raise ConfigurationError(f"{name}={text!r}: must be one of {', '.join(PMR_HEALTHS)}")
+    return text
 
 
 def _parse_sgl(text: str | tuple[str, ...], name: str) -> tuple[str, ...]:
@@ -105,6 +112,11 @@ class Extras:
         sgl: Scatter Gather Lists of I/O commands: "byte" or "dword", the alignment and granularity
             of their data blocks, with any of "bit_bucket", "metadata" (PSDT 10b) and "longer"
             (lists may describe more than the transfer).
+        cmb: bytes of a Controller Memory Buffer in BAR 2, for queues, lists and data. pmr: of a
+            Persistent Memory Region there instead; powers of two from 4 KiB to 1 GiB.
+            pmr_path: the file that keeps its content, else it is as old as this controller;
+            pmr_health: what it reports: normal, restore_error, read_only or unreliable; pmr_ready:
+            seconds until it is ready after it was enabled.
         copy_formats: Copy descriptor formats, as "0/1/2/3"; a plain drive has the first.
     """
 
@@ -140,6 +152,11 @@ class Extras:
     channels: int = attrs.field(default=32, validator=in_range(1, MAX_CHANNELS))
     bandwidth: int = attrs.field(default=0, validator=in_range(0, 1 << 40))
     sgl: tuple[str, ...] = ()
+    cmb: int = attrs.field(default=0, validator=in_range(0, 1 << 30))
+    pmr: int = attrs.field(default=0, validator=in_range(0, 1 << 30))
+    pmr_path: str = ""
+    pmr_health: str = attrs.field(default="normal", validator=attrs.validators.in_(PMR_HEALTHS))
+    pmr_ready: float = 0.0
     copy_formats: tuple[int, ...] = (0,)
     fdp: int = attrs.field(default=0, validator=in_range(0, 128))
     fdp_groups: int = attrs.field(default=1, validator=in_range(1, 16))
@@ -148,6 +165,7 @@ class Extras:
     retry_delays: tuple[float, ...] = ()
 
     def __attrs_post_init__(self) -> None:
+        self._check_own_memory()
         self._check_zones()
         self._check_host_memory()
         if self.boot % (128 << 10):
@@ -163,6 +181,16 @@ class Extras:
         if len(self.retry_delays) > 3 or any(round(delay * 1e9) % 10**8 for delay in self.retry_delays):
             shown = "/".join(f"{delay:g}s" for delay in self.retry_delays)
             raise ConfigurationError(f"retry_delays={shown}: must be one to three multiples of 100ms")
+
+    def _check_own_memory(self) -> None:
+        if self.cmb and self.pmr:
+            raise ConfigurationError("cmb= and pmr= exclude each other")
+        for name in ("cmb", "pmr"):
+            nbytes = getattr(self, name)
+            if nbytes and (nbytes < 4096 or nbytes & (nbytes - 1)):
+                raise ConfigurationError(f"{name}={nbytes}: must be a power of two from 4096 on")
+        if not self.pmr and (self.pmr_path or self.pmr_ready or self.pmr_health != "normal"):
+            raise ConfigurationError("pmr_path, pmr_health and pmr_ready need pmr=")
 
     def _check_placement(self) -> None:
         if self.fdp_unit % 4096:
@@ -237,6 +265,11 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "channels": parse_int,
     "bandwidth": parse_size,
     "sgl": _parse_sgl,
+    "cmb": parse_size,
+    "pmr": parse_size,
+    "pmr_path": lambda text, name: str(text),
+    "pmr_health": _parse_health,
+    "pmr_ready": parse_time,
     "copy_formats": _parse_copy_formats,
     "fdp": parse_int,
     "fdp_groups": parse_int,

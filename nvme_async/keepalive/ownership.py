@@ -11,6 +11,7 @@ from bisect import bisect_right
 from typing import Any
 
 from nvme_async.dma import Slot
+from nvme_async.driver.pcie.own_memory import CONTROLLER_ADDRESSES
 from nvme_async.errors import InvalidSavedState
 from nvme_async.keepalive.state import RegistrationState
 
@@ -66,6 +67,8 @@ class Ownership:
         for offset, nbytes in found["inside"]:
             self._check_inside(qid, offset, nbytes)
         for iova, nbytes in found["outside"]:
+            if iova >= CONTROLLER_ADDRESSES:
+                continue  # in the controller's own memory, of which nothing is handed out here
             if not any(one.iova <= iova and iova + nbytes <= one.iova + one.nbytes for one in self._registrations):
                 raise InvalidSavedState(
                     f"queue {qid}: a command moves {nbytes} bytes at device address {iova:#x}, outside all registered "

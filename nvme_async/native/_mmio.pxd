@@ -24,6 +24,7 @@ cdef class Mmio:
     cdef kick_ring kicks            # of the queue pairs that have called _kick_ring()
     cdef unsigned n_kicking
     cdef readonly size_t nbytes
+    cdef Py_ssize_t n_exports       # buffers of it
     cdef readonly bint writable
     cdef const kick_ring *_kick_ring(self, int eventfd)
     cdef void _no_kick_ring(self) noexcept

@@ -14,8 +14,10 @@ from nvme_async.device import Device, DeviceIds
 from nvme_async.device.quirks import Quirk, Quirks, quirks_of
 from nvme_async.driver import command_sets
 from nvme_async.driver.options import DEFAULT_POOL
+from nvme_async.driver.own_memory import ControllerMemory, PersistentMemory
 from nvme_async.driver.pcie.host_memory import HostMemory
 from nvme_async.driver.pcie.memory import DeviceMemory
+from nvme_async.driver.pcie.own_memory import OwnMemory
 from nvme_async.driver.pcie.pooled_transport import PooledTransport
 from nvme_async.driver.pcie.queue_set import PcieQueueSet
 from nvme_async.driver.pcie.registers import Registers, check_supported
@@ -50,7 +52,7 @@ class PcieTransport(PooledTransport):
         device: the PCI function.
         registers: its properties, awaitable.
         memory: pools and mappings, after the connect steps; None before.
-        host_memory: what the controller uses as its own.
+        host_memory: what the controller uses as its own. own_memory: what it has of its own.
         queues: the queue pairs.
     """
 
@@ -74,6 +76,7 @@ class PcieTransport(PooledTransport):
         self.registers.quirks = self.quirks
         self.queues = PcieQueueSet(owner, self)
         self.host_memory: HostMemory = HostMemory(owner)
+        self.own_memory: OwnMemory = OwnMemory(self)
 
     @property
     def passed_device(self) -> Device:
@@ -105,6 +108,7 @@ class PcieTransport(PooledTransport):
 
     def queue_steps(self, degraded: Degraded, lost: set[str]) -> Sequence[Step]:
         return [
+            Step("the controller's own memory", self.own_memory.enable_again, self.own_memory.without),
             Step("Number of Queues", self.queues.negotiate, self.queues.assume),
             Step(_DOORBELL_BUFFERS, lambda: self._shadow_doorbells(degraded, _DOORBELL_BUFFERS in lost)),
             Step("I/O queue pairs", lambda: self.queues.create_all(degraded)),
@@ -319,8 +323,15 @@ class PcieTransport(PooledTransport):
     async def _without_interrupts(self) -> None:
         await self.call(lambda: self.device.set_interrupts(()))
 
+    async def open_cmb(self) -> ControllerMemory:
+        return await self.own_memory.open_cmb()
+
+    async def open_pmr(self, *, healthy: bool) -> PersistentMemory:
+        return await self.own_memory.open_pmr(healthy=healthy)
+
     async def _release_memory(self) -> None:
         self.host_memory.free()
+        self.own_memory.close()
         if self.memory is not None:
             await in_thread(self.memory.close)
 
