@@ -313,7 +313,7 @@ cdef Request adopted_request(QueuePair qp, uint32_t slot, char *pool):
     if t.data_nbytes and t.data_offset == NVQ_NO_OFFSET:
         # The predecessor's own memory: this process has no view of it, and its content is
         # uncertain.
-        request.attempts = 0xffffffff
+        request.attempts = NEVER_AGAIN
     elif t.data_nbytes:
         request.kind = READ_BYTES if t.flags & NVQ_TO_HOST else WRITE_FROM
         request.piece = Piece(pool + t.data_offset, t.sqe.prp1, t.data_offset)

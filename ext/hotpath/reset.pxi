@@ -3,6 +3,9 @@
 
 DEF ABORT_REQUESTED = 0x07
 DEF FUSED = 3
+# The attempts of an adopted command whose data is elsewhere than in the pool: the place is known
+# from its PRP list or SGL alone, which a reset clears.
+DEF NEVER_AGAIN = 0xffffffff
 
 
 cdef int fail_queue(QueuePair qp, exception) except -1:
@@ -65,7 +68,8 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
         # Half of a fused operation isn't sent again: the first half may have been executed together
         # with the other one.
         if (request.state == SENT and not request.failed and request.sqe.opcode in retryable
-                and (position >= rung or request.attempts < limit) and not request.sqe.flags & FUSED):
+                and (position >= rung or request.attempts < limit) and request.attempts != NEVER_AGAIN
+                and not request.sqe.flags & FUSED):
             request.attempts += position < rung
             request.timed_out = False
             send_placed(qp, request)

@@ -10,10 +10,11 @@ import asyncio
 import struct
 
 from ring_controller import RingController
-from succession import Successor, payload
+from succession import POSITIONS, Successor, payload
 
-from nvme_async.errors import LbaOutOfRange
+from nvme_async.errors import CommandError, LbaOutOfRange
 from nvme_async.native import _hotpath
+from nvme_async.native._placement import HostMemory
 from nvme_async.spec import commands
 
 FREE, ARMED, DONE = 0, 1, 2
@@ -205,3 +206,22 @@ async def test_a_second_successor_adopts_the_firsts_adopted_commands(scene):
     assert third.finished == [adopted]
     _hotpath.hand_over(successor.qp, RuntimeError(), RuntimeError())
     successor.view.release()
+
+
+async def test_a_command_whose_place_only_its_list_knew_is_never_sent_again(scene):
+    """A reset clears the list; also when the controller hasn't seen the command yet, so that the
+    reset is no attempt of it.
+    """
+    memory = HostMemory(16384)
+    scene.ring.address_map.add(memory.iova, 16384, 1 << 50)
+    await scene.send(scene.ring.qp.request(commands.read(1, 0, 32).pack(), memory, to_host=True, tag=9))
+    successor = scene.kill()
+    (adopted,) = successor.adopt()
+    successor.qp.silence(True)
+    for name in ("sq_ringing", "sq_rung"):
+        struct.pack_into("<Q", successor.view, POSITIONS[name], 0)
+    successor.phase, successor.cq_tail, successor.sq_head = 1, 0, 0
+    assert successor.qp.restart(frozenset({2}), CommandError(0, 7), 1) == 0
+    assert successor.qp.n_outstanding == 0
+    assert adopted.finished
+    assert isinstance(adopted.error, CommandError)

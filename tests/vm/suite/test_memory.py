@@ -1,5 +1,5 @@
-"""Another party's controller (QEMU's) with what only our emulated one had: Scatter Gather Lists, and
-data in a Controller Memory Buffer.
+"""What only our emulated controller had, with QEMU's: Scatter Gather Lists, and data in a
+Controller Memory Buffer.
 """
 
 from __future__ import annotations
