@@ -26,7 +26,8 @@ cdef bint delay(QueuePair qp, Request request) except -1:
         give_piece(qp.bounce, request.bounce_class, request.piece)
         request.bounced = False
         request.flags &= ~NVQ_BOUNCE
-    request.bytes = None
+    if not request.has_view:      # else it holds the caller's scattered buffers
+        request.bytes = None
     request.attempts += 1
     request.state = PARKED
     request.future = future

@@ -12,8 +12,8 @@ cdef bint place_by_sgl(QueuePair qp, Request request) except -1:
     """Finds where the device reaches data that PRPs can't describe. False: they are bounced."""
     cdef Mapping *mapping
     request.sqe.flags &= <uint8_t>~NVQ_PSDT
-    if request.bytes is not None:
-        if not (<Scatter>request.bytes).locate(qp.address_map, 3 if qp.sgl == SGL_DWORD else 0) or not qp.sgl:
+    if <uintptr_t>request.view.buf == SCATTERED:
+        if not (<Scatter?>request.bytes).locate(qp.address_map, 3 if qp.sgl == SGL_DWORD else 0) or not qp.sgl:
             raise ConfigurationError(f"queue {qp.qid}: the controller no longer reaches the scattered buffers in place")
     elif qp.sgl != SGL_BYTE:
         return False

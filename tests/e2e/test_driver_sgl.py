@@ -234,6 +234,22 @@ async def test_an_error_of_the_controller_is_the_callers(controller: nvme_async.
         del rows
 
 
+async def test_what_the_controller_wants_sent_again_keeps_its_places() -> None:
+    async with nvme_async.open(f"{ADDRESS},retry_delays=100ms", **FAST) as controller:
+        ns = controller.namespaces[1]
+        data = pattern(8 * BLOCK, 11)
+        with controller.alloc(64 << 10) as memory:
+            rows = np.asarray(memory).reshape(64, 1024)[:32, 1 : 1 + 128]
+            rows[:] = np.frombuffer(data, dtype=np.uint8).reshape(32, 128)
+            for opcode in (WRITE, READ):
+                faults(controller).add(queue="io", opcode=opcode, count=1, fail=0x21, crd=1)
+            await within(30, ns.writev([rows], 0))
+            rows[:] = 0
+            await within(30, ns.readv([rows], 0))
+            assert rows.tobytes() == data
+            del rows
+
+
 async def test_a_registration_that_ends_before_the_command_is_sent(controller: nvme_async.Controller) -> None:
     """Nothing is sent to addresses that were unmapped."""
     ns = controller.namespaces[1]
