@@ -249,7 +249,8 @@ static int region_read(struct vfu_server *server, uint32_t region, uint64_t offs
 {
     uint64_t value, pending[2];
 
-    if (offset > region_size(server, region) || count > region_size(server, region) - offset)
+    if (!region_size(server, region) || offset > region_size(server, region) ||
+        count > region_size(server, region) - offset)
         return EINVAL;
     switch (region) {
     case VFIO_PCI_BAR0_REGION_INDEX:
@@ -286,7 +287,8 @@ static int region_write(struct vfu_server *server, uint32_t region, uint64_t off
 {
     uint64_t value = 0;
 
-    if (offset > region_size(server, region) || count > region_size(server, region) - offset)
+    if (!region_size(server, region) || offset > region_size(server, region) ||
+        count > region_size(server, region) - offset)
         return EINVAL;
     switch (region) {
     case VFIO_PCI_BAR0_REGION_INDEX:

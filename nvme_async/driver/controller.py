@@ -28,6 +28,7 @@ from nvme_async.driver.options import Options
 from nvme_async.driver.power import Power
 from nvme_async.driver.reachable_memory import ReachableMemory
 from nvme_async.driver.recovery import Recovery
+from nvme_async.driver.regions import Regions
 from nvme_async.driver.scanner import Scanner
 from nvme_async.driver.steps import Degraded
 from nvme_async.driver.transport import CommandQueue, Transport
@@ -72,6 +73,7 @@ class Controller(ReachableMemory):
         namespaces: {nsid: Namespace}, the active ones, in ascending order.
         options: the options it was opened with.
         power: its power states.
+        regions: its own memory that the host maps: CMB and PMR.
         loop: its home.
         quirks: its deviations from the specification (device/quirks.py).
     """
@@ -96,6 +98,7 @@ class Controller(ReachableMemory):
         self.listener: EventListener = EventListener(self)
         self.admin_queue: AdminQueue = AdminQueue(self)
         self.power: Power = Power(self, options.apst_latency_us)
+        self.regions: Regions = Regions(self)
         self.bringup: BringUp = BringUp(self, self.scanner, self.effects, self.power)
         self._lock = asyncio.Lock()  # reset and close, one at a time
         self._failing: asyncio.Task[None] | None = None

@@ -1,5 +1,5 @@
-"""Memory of the controller that the host maps: the results of Controller.open_cmb() and open_pmr(),
-for all transports.
+"""Memory of the controller that the host maps: the results of Regions.cmb() and pmr(), for all
+transports.
 """
 
 from __future__ import annotations

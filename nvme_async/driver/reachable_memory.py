@@ -8,7 +8,6 @@ from nvme_async.dma import DmaBuffer
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.context import ControllerContext
 from nvme_async.driver.lifecycle import ENDING, State
-from nvme_async.driver.own_memory import ControllerMemory, PersistentMemory
 from nvme_async.driver.registration import Registration
 from nvme_async.driver.transport import Transport
 from nvme_async.runtime.tasks import in_thread
@@ -60,25 +59,3 @@ class ReachableMemory(ControllerContext):
         if self.state in ENDING or self.state is State.SAVING:
             raise self._not_here()
         return self.transport.register(buffer)
-
-    async def open_cmb(self) -> ControllerMemory:
-        """Maps the Controller Memory Buffer (Base 2.0, 8.5), for data that needn't cross the bus
-        between two commands: reads and writes of its buffer transfer in place.
-
-        On the home loop. A second call returns the same object. The driver never puts queues there.
-        After a reset it is enabled again, and its content is undefined. ConfigurationError if the
-        controller has none (CAP.CMBS, CMBSZ.RDS and WDS), or commands still use one that was
-        closed; DeviceError if it can't be mapped.
-        """
-        return await self._reachable().open_cmb()
-
-    async def open_pmr(self, *, healthy: bool = True) -> PersistentMemory:
-        """Enables and maps the Persistent Memory Region (Base 2.0, 8.14), whose content outlives
-        resets and power failures.
-
-        On the home loop; takes up to PMRCAP.PMRTO. A second call returns the same object. healthy:
-        DeviceError if PMRSTS says otherwise; False: opens it anyway. ConfigurationError if the
-        controller has none (CAP.PMRS); DeviceError if it can't be mapped, or reports an error;
-        ControllerTimeout if it doesn't become ready.
-        """
-        return await self._reachable().open_pmr(healthy=healthy)

@@ -421,11 +421,11 @@ class Transport(ABC):
         self._cannot("direct memory access")
 
     async def open_cmb(self) -> ControllerMemory:
-        """See Controller.open_cmb()."""
+        """See Regions.cmb()."""
         self._cannot("Controller Memory Buffer")
 
     async def open_pmr(self, *, healthy: bool) -> PersistentMemory:
-        """See Controller.open_pmr()."""
+        """See Regions.pmr()."""
         self._cannot("Persistent Memory Region")
 
     def inspect(self) -> dict[str, Any]:

@@ -31,9 +31,9 @@ async def test_data_go_between_medium_and_buffer_without_the_host() -> None:
         data = pattern(64 << 10, 1)
         await ns.write(0, data)
         before = bounced(controller)
-        with await controller.open_cmb() as memory:
+        with await controller.regions.cmb() as memory:
             assert memory.nbytes == 1 << 20
-            assert await controller.open_cmb() is memory
+            assert await controller.regions.cmb() is memory
             await ns.readinto(0, memory.buffer[4096 : 4096 + len(data)])
             assert memory.buffer[4096 : 4096 + len(data)] == data
             await ns.write(100, memory.buffer[4096 : 4096 + len(data)])
@@ -48,7 +48,7 @@ async def test_a_reset_enables_the_buffer_again_before_commands_are_sent_again()
     async with nvme_async.open(CMB, **FAST) as controller:
         ns = controller.namespaces[1]
         await ns.write(0, pattern(8192, 2))
-        memory = await controller.open_cmb()
+        memory = await controller.regions.cmb()
         rule = faults(controller).add(queue="io", opcode=READ, count=1, discard=True)
         read = asyncio.ensure_future(ns.readinto(0, memory.buffer[:8192]))
         while not rule.hits:
@@ -66,7 +66,7 @@ async def test_a_buffer_that_commands_still_use_is_not_opened_again() -> None:
     """A cancelled read may still write it."""
     async with nvme_async.open(CMB, **FAST) as controller:
         ns = controller.namespaces[1]
-        memory = await controller.open_cmb()
+        memory = await controller.regions.cmb()
         faults(controller).add(queue="io", opcode=READ, count=1, delay=FOREVER)
         read = asyncio.ensure_future(ns.readinto(0, memory.buffer[:8192]))
         while not faults(controller).outstanding():
@@ -76,18 +76,18 @@ async def test_a_buffer_that_commands_still_use_is_not_opened_again() -> None:
             await read
         memory.close()
         with pytest.raises(ConfigurationError, match="commands still use"):
-            await controller.open_cmb()
+            await controller.regions.cmb()
         faults(controller).release()
         while faults(controller).outstanding():
             await asyncio.sleep(0.001)
         await ns.read(0)
-        (await controller.open_cmb()).close()
+        (await controller.regions.cmb()).close()
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_successor_adopts_commands_on_the_controllers_memory(way: Way) -> None:
     async with line("size=16MiB,cmb=64KiB") as drivers:
-        memory = await drivers.driver.open_cmb()
+        memory = await drivers.driver.regions.cmb()
         memory.buffer[:4096] = pattern(4096, 3)
         drivers.delay(opcode=WRITE)
         tasks = drivers.start(drivers.namespace.write(7, memory.buffer[:4096]))
@@ -98,7 +98,7 @@ async def test_a_successor_adopts_commands_on_the_controllers_memory(way: Way) -
         async with asyncio.timeout(30):
             await successor.adopted.wait()
         assert await drivers.namespace.read(7) == pattern(4096, 3)
-        with await successor.open_cmb() as again:
+        with await successor.regions.cmb() as again:
             assert again.buffer[:4096] == pattern(4096, 3)
             await drivers.namespace.readinto(7, again.buffer[8192 : 8192 + 4096])
             assert again.buffer[8192 : 8192 + 4096] == pattern(4096, 3)
@@ -107,15 +107,15 @@ async def test_a_successor_adopts_commands_on_the_controllers_memory(way: Way) -
 async def test_a_plain_drive_has_neither() -> None:
     async with nvme_async.open("emulated:size=16MiB", **FAST) as controller:
         with pytest.raises(ConfigurationError, match=r"CAP\.CMBS"):
-            await controller.open_cmb()
+            await controller.regions.cmb()
         with pytest.raises(ConfigurationError, match=r"CAP\.PMRS"):
-            await controller.open_pmr()
+            await controller.regions.pmr()
 
 
 async def test_a_persistent_region_outlives_resets_and_controllers(tmp_path: Path) -> None:
     address = f"{PMR},pmr_path={tmp_path / 'pmr'}"
     async with nvme_async.open(address, **FAST) as controller:
-        region = await controller.open_pmr()
+        region = await controller.regions.pmr()
         assert (region.nbytes, region.elasticity_nbytes, region.bytes_per_second) == (64 << 10, 4096, 1 << 30)
         assert await region.health() is PmrHealth.NORMAL
         region.buffer[100:110] = b"persistent"
@@ -132,15 +132,15 @@ async def test_a_persistent_region_outlives_resets_and_controllers(tmp_path: Pat
         with pytest.raises(DeviceError, match="closed"):
             await region.barrier()
     async with nvme_async.open(address, **FAST) as controller:
-        with await controller.open_pmr() as region:
+        with await controller.regions.pmr() as region:
             assert region.buffer[100:110] == b"persistent"
 
 
 async def test_the_regions_health_is_an_error_unless_asked_for() -> None:
     async with nvme_async.open(f"{PMR},pmr_health=read_only", **FAST) as controller:
         with pytest.raises(DeviceError, match="not healthy: read_only"):
-            await controller.open_pmr()
-        with await controller.open_pmr(healthy=False) as region:
+            await controller.regions.pmr()
+        with await controller.regions.pmr(healthy=False) as region:
             assert await region.health() is PmrHealth.READ_ONLY
             assert region.buffer.readonly
             with pytest.raises(DeviceError, match="not healthy: read_only"):
@@ -150,17 +150,17 @@ async def test_the_regions_health_is_an_error_unless_asked_for() -> None:
 
 async def test_the_wait_for_the_region_ends() -> None:
     async with nvme_async.open(f"{PMR},pmr_ready=10ms", **FAST) as controller:
-        with await controller.open_pmr() as region:
+        with await controller.regions.pmr() as region:
             assert region.nbytes == 64 << 10
     async with nvme_async.open(f"{PMR},pmr_ready=10s", **FAST) as controller:
         with pytest.raises(ControllerTimeout, match=r"longer than 0\.5 s"):
-            await within(30, controller.open_pmr())
+            await within(30, controller.regions.pmr())
         await controller.namespaces[1].write(0, bytes(4096))
 
 
 async def test_views_outlive_the_controller() -> None:
     async with nvme_async.open(PMR, **FAST) as controller:
-        region = await controller.open_pmr()
+        region = await controller.regions.pmr()
         view = region.buffer[:16]
         view[:] = b"sixteen bytes ok"
     assert bytes(view) == b"sixteen bytes ok"

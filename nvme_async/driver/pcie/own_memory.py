@@ -112,7 +112,7 @@ class OwnMemory:
     # -- Controller Memory Buffer ------------------------------------------------------------------
 
     async def open_cmb(self) -> ControllerMemory:
-        """See Controller.open_cmb()."""
+        """See Regions.cmb()."""
         if self._cmb is not None and self._cmb.is_open:
             return self._cmb
         pieces = self._pieces
@@ -172,7 +172,7 @@ class OwnMemory:
     # -- Persistent Memory Region ------------------------------------------------------------------
 
     async def open_pmr(self, *, healthy: bool = True) -> PersistentMemory:
-        """See Controller.open_pmr()."""
+        """See Regions.pmr()."""
         if self._pmr is not None and self._pmr.is_open:
             return self._pmr
         pieces = self._pieces

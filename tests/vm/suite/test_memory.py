@@ -41,7 +41,7 @@ async def test_data_in_the_controllers_memory(address: Callable[[str], str]) -> 
         data = bytes(range(256)) * 256
         await ns.write(0, data)
         before = bounced(controller)
-        with await controller.open_cmb() as memory:
+        with await controller.regions.cmb() as memory:
             assert memory.nbytes == 16 << 20
             await ns.readinto(0, memory.buffer[: len(data)])
             assert memory.buffer[: len(data)] == data
