@@ -36,7 +36,7 @@ async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controll
     none; `adopted.lost` lists the predecessor's in-flight commands.
     """
     Options.of(options)  # an error must be found before anything is reset
-    pool, state = _what_is_left(bundle)
+    pool, state, complete = _what_is_left(bundle)
     chosen = merge_afresh(state, options, why)
     # Held until the pool is detached: a buffer dropped before the reset would become free in the
     # pool's table.
@@ -46,7 +46,7 @@ async def reclaim(bundle: Bundle, options: dict[str, Any], why: str) -> Controll
         if pool is not None and state is not None:
             _give_up(pool, state)
         stale = _end_sharing(bundle, state)
-        device = await _reset(bundle, pool, state)
+        device = await _reset(bundle, pool if complete else None, state)
     finally:
         if pool is not None:
             pool.detach()  # its memory ends with the last descriptor
@@ -76,23 +76,25 @@ def _end_sharing(bundle: Bundle, state: State | None) -> set[int]:
     return stale
 
 
-def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None]:
-    """Reads as much of pool and saved state as possible."""
+def _what_is_left(bundle: Bundle) -> tuple[Pool | None, State | None, bool]:
+    """Reads as much of pool and saved state as possible. The last value: does the state name all
+    memory that the device has mapped?
+    """
     try:
         pool = Pool.attach(bundle.descriptors["pool"])
     except (KeyError, InvalidSavedState, OSError) as error:
         log.warning("%s: reading the predecessor's pool failed: %s", bundle.uri, error)
-        return None, None
+        return None, None, False
     try:
-        return pool, saved.decode(manifest.find(pool)[2])
+        return pool, saved.decode(manifest.find(pool)[2]), True
     except InvalidSavedState as error:
         log.warning("%s: %s", bundle.uri, error)
     try:
-        # Older, but sufficient here: for the device's mappings, and the queues' places.
+        # Older, but sufficient for the queues' places. Memory may have been registered since.
         state = saved.decode(bundle.manifest)
-        return pool, state if state.pool_id == pool.id else None
+        return pool, state if state.pool_id == pool.id else None, False
     except InvalidSavedState:
-        return pool, None
+        return pool, None, False
 
 
 def _give_up(pool: Pool, state: State) -> None:
@@ -142,7 +144,7 @@ async def _reset(bundle: Bundle, pool: Pool | None, state: State | None) -> Devi
         device = await in_thread(resume_device, bundle.uri, fds, state.device_state if state is not None else None)
         registers = Registers(device)
         await registers.disable(await registers.cap())
-        if pool is None:
+        if pool is None:  # they might overlap with those of the next driver
             raise InvalidSavedState("the mappings of the device are unknown")
         mappings = [(pool.iova, pool.nbytes)]
         mappings += (
