@@ -5,7 +5,6 @@ cdef enum:
     COMMAND_RETRY_DELAY = 3 << 11
     DO_NOT_RETRY = 1 << 14
     COMMAND_INTERRUPTED = 0x21
-    FUSE = 3
 
 
 cdef bint delay(QueuePair qp, Request request) except -1:
@@ -15,7 +14,7 @@ cdef bint delay(QueuePair qp, Request request) except -1:
     cdef uint16_t status = request.status
     if status & DO_NOT_RETRY or not (status & COMMAND_RETRY_DELAY or status & 0x7ff == COMMAND_INTERRUPTED):
         return False
-    if qp.retry_delay is None or request.observer is not None or request.sqe.flags & FUSE:
+    if qp.retry_delay is None or request.observer is not None or request.sqe.flags & FUSED:
         return False
     seconds = qp.retry_delay(status, request.sqe.opcode, qp.qid == 0, request.attempts)
     if seconds is None:
@@ -50,7 +49,4 @@ cdef int end_waits(QueuePair qp) except -1:
     """New commands are refused: neither a release nor the end of a delay helps."""
     wake_parked(qp)
     delayed, qp.delayed = qp.delayed, []
-    for future in delayed:
-        if not future.done():
-            wake(future)
-    return 0
+    return wake_all(delayed)

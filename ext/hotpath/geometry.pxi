@@ -97,7 +97,11 @@ cdef int defuse(QueuePair qp) except -1:
 cdef int wake_parked(QueuePair qp) except -1:
     """Each checks by itself whether it may continue."""
     parked, qp.parked = qp.parked, []
-    for future in parked:
+    return wake_all(parked)
+
+
+cdef int wake_all(futures) except -1:
+    for future in futures:
         if not future.done():
             wake(future)
     return 0

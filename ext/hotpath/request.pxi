@@ -8,6 +8,9 @@ cdef enum:
     WRITE_FROM     # from the caller's buffer
 
 cdef enum:
+    FUSED = 3      # of the SQE's flags: FUSE, either half of a fused operation
+
+cdef enum:
     # A Request's states, in this order
     BLANK          # is being made
     NEW            # nothing was sent

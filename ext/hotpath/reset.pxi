@@ -2,7 +2,6 @@
 # are resent, or all their memory is released. Called by the methods of QueuePair of these names.
 
 DEF ABORT_REQUESTED = 0x07
-DEF FUSED = 3
 # The attempts of an adopted command whose data is elsewhere than in the pool: the place is known
 # from its PRP list or SGL alone, which a reset clears.
 DEF NEVER_AGAIN = 0xffffffff

@@ -13,7 +13,7 @@ from nvme_async.cli.columns import Column, table, terminal_width
 from nvme_async.cli.discover import service_options, service_uri
 from nvme_async.cli.output import output_option
 from nvme_async.manager import ManagedDevice, Manager
-from nvme_async.runtime.signals import handled
+from nvme_async.runtime.signals import end_requested
 
 _COLUMNS = (
     Column("device", right=False),
@@ -55,7 +55,6 @@ def _row(record: dict[str, Any]) -> list[str]:
 
 
 async def _connect(uri: str, output: str, control: str | None, options: dict[str, Any]) -> None:
-    ended = asyncio.Event()
     with contextlib.ExitStack() as signals:
         async with Manager(control=control, **options) as manager:
             records = [_record(device) for device in await manager.connect_all(uri)]
@@ -65,7 +64,7 @@ async def _connect(uri: str, output: str, control: str | None, options: dict[str
                 click.echo("\n".join(table(_COLUMNS, [_row(record) for record in records], terminal_width())))
             if control is None:
                 return
-            signals.enter_context(handled(lambda _: ended.set()))
+            ended = signals.enter_context(end_requested())
             click.echo(f"connected; nvme-async top {control} watches them", err=True)
             await ended.wait()
 

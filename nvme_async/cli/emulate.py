@@ -13,7 +13,7 @@ from nvme_async.emulator.config import BLOCK_SIZES, MEDIA, MODERATIONS
 from nvme_async.emulator.control import MAX_LINE, ControlServer
 from nvme_async.emulator.parsing import parse_size
 from nvme_async.emulator.tcp import TcpConfig, parse_endpoint
-from nvme_async.runtime.signals import handled
+from nvme_async.runtime.signals import end_requested
 from nvme_async.runtime.sockets import ListeningSocket
 
 
@@ -21,9 +21,8 @@ async def _serve(
     controller: EmulatedController, path: str | None, control: str | None, tcp: list[tuple[str, int]], nvme: TcpConfig
 ) -> None:
     """Runs until SIGINT or SIGTERM."""
-    stop = asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(handled(lambda _: stop.set()))
+        ended = stack.enter_context(end_requested())
         if control is not None:
             listening = ListeningSocket(control)
             stack.callback(listening.unlink)
@@ -41,7 +40,7 @@ async def _serve(
             for host, port in controller.serve_tcp(*tcp, config=nvme):
                 where.append(f"tcp:[{host}]:{port}/{nvme.nqn}" if ":" in host else f"tcp:{host}:{port}/{nvme.nqn}")
         click.echo(f"nvme-async emulate: ready on {', '.join(where)}")
-        await stop.wait()
+        await ended.wait()
 
 
 @click.command()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import click
 import uvloop
@@ -13,7 +13,7 @@ import uvloop
 import nvme_async
 from nvme_async.errors import ConfigurationError, DeviceError
 from nvme_async.export import NbdServer, Ublk, block_device, end_predecessor
-from nvme_async.runtime.signals import handled
+from nvme_async.runtime.signals import end_requested
 
 KEEPER_WAIT = 10.0
 """Seconds until a predecessor that is still alive has ended."""
@@ -103,14 +103,6 @@ def _stop(disk: str) -> None:
             raise
 
 
-@contextmanager
-def _until_ended() -> Iterator[asyncio.Event]:
-    """Set by a signal."""
-    ended = asyncio.Event()
-    with handled(lambda _: ended.set()):
-        yield ended
-
-
 @asynccontextmanager
 async def _namespace(device: str, nsid: int, wait: float) -> AsyncIterator[nvme_async.Namespace]:
     async with nvme_async.open(device, keeper_wait=wait) as controller:
@@ -123,7 +115,7 @@ async def _namespace(device: str, nsid: int, wait: float) -> AsyncIterator[nvme_
 async def _serve_nbd(
     device: str, path: str, nsid: int, name: str, threads: int, depth: int, read_only: bool, wait: float
 ) -> None:
-    with _until_ended() as ended:
+    with end_requested() as ended:
         if wait > KEEPER_WAIT:
             click.echo(f"{device}: ready to take over", err=True)
         async with (
@@ -137,7 +129,7 @@ async def _serve_nbd(
 async def _serve_disk(
     device: str, nsid: int, queues: int, depth: int, read_only: bool, recover: bool, leave: bool, wait: float
 ) -> None:
-    with _until_ended() as ended:
+    with end_requested() as ended:
         ublk = await asyncio.to_thread(Ublk.open)  # before a controller is brought up for nothing
         if recover or wait > KEEPER_WAIT:
             click.echo(f"{device}: ready to take over", err=True)

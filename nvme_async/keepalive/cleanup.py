@@ -87,12 +87,11 @@ class PredecessorCleanup:
             if self._confirm is not None:
                 await self._confirm(controller)
             await self._until(lambda: not self._adopted.draining)
-            if (memory := self._transport.memory) is None:
-                pass
-            elif self._transport.unmaps_by_request:
-                await in_thread(memory.forget_inherited)
-            else:
-                memory.forget_inherited()
+            if (memory := self._transport.memory) is not None:
+                if self._transport.unmaps_by_request:
+                    await in_thread(memory.forget_inherited)
+                else:
+                    memory.forget_inherited()
             await self._until(lambda: self._adopted.settled)
             if self._verify:
                 await self._read_namespaces()

@@ -29,3 +29,11 @@ def handled(callback: Callable[[signal.Signals], object], numbers: tuple[signal.
         for number, handler in before.items():
             if loop.remove_signal_handler(number) or signal.getsignal(number) is not handler:
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def end_requested() -> Iterator[asyncio.Event]:
+    """Set by SIGINT or SIGTERM. As for handled()."""
+    ended = asyncio.Event()
+    with handled(lambda _: ended.set()):
+        yield ended

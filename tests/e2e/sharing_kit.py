@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from driving import eventually, faults
+from driving import eventually, faults, pattern
 
 import nvme_async
+from nvme_async.errors import NvmeError
 from nvme_async.sharing import Share
 
 WORKER = Path(__file__).with_name("shared_worker.py")
@@ -38,6 +39,22 @@ def worker(share: Share, **options: object) -> nvme_async._open.Opening:
 async def stuck(own: nvme_async.Controller, commands: int) -> None:
     """The controller has that many, which it executes at faults(own).release()."""
     await eventually(lambda: len(faults(own).outstanding()) == commands)
+
+
+async def keep_writing(
+    namespace: nvme_async.Namespace, lba: int, written: dict[int, int], until: type[NvmeError]
+) -> None:
+    """Versions of one block, until this worker is refused. Each write is acknowledged, and then
+    noted, before the next one is sent.
+    """
+    version = written.get(lba, 0)
+    while True:
+        version += 1
+        try:
+            await namespace.write(lba, pattern(namespace.block_size, version))
+        except until:
+            return
+        written[lba] = version
 
 
 async def hand_over(controller: nvme_async.Controller, path: Path, **options: object) -> nvme_async.Controller:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from driving import eventually, faults, is_stopped, pattern
-from sharing_kit import FAST, owner
+from sharing_kit import FAST, keep_writing, owner, quiet, worker
 
 import nvme_async
 from nvme_async.emulator import FOREVER
@@ -36,10 +36,6 @@ async def shared(tmp_path: Path) -> AsyncIterator[Pair]:
         yield pair
 
 
-def worker(share: Share, **options: object) -> nvme_async._open.Opening:
-    return nvme_async.open(f"shared:{share.path}", **{**FAST, **options})  # type: ignore[arg-type]
-
-
 async def stuck_write(own: nvme_async.Controller, controller: nvme_async.Controller) -> asyncio.Task[None]:
     """A write of a worker that is executed at faults(own).release() only; the controller has it."""
     faults(own).add(queue="io", opcode=NvmOpcode.WRITE, count=1, delay=FOREVER)
@@ -54,21 +50,11 @@ async def test_a_chain_of_workers_hands_over_under_load_and_loses_no_acknowledge
     own, share = shared
     written: dict[int, int] = {}
 
-    async def load(namespace: nvme_async.Namespace, lba: int, version: int) -> None:
-        """Until this worker is closed. Each write is acknowledged before the next one is sent."""
-        while True:
-            version += 1
-            try:
-                await namespace.write(lba, pattern(BLOCK, version))
-            except QueueShutdown:
-                return
-            written[lba] = version
-
     controller = await worker(share)
     before = faults(own).counters()
     for turn in range(4):
         namespace = controller.namespaces[1]
-        loads = [asyncio.create_task(load(namespace, lba, written.get(lba, 0))) for lba in range(8)]
+        loads = [asyncio.create_task(keep_writing(namespace, lba, written, QueueShutdown)) for lba in range(8)]
         await eventually(lambda: len(written) == 8)
         path = tmp_path / str(turn)
         async with controller.handover(path) as offer:
@@ -85,8 +71,7 @@ async def test_a_chain_of_workers_hands_over_under_load_and_loses_no_acknowledge
         controller = successor
     await controller.close()
     await eventually(lambda: not share.leases)
-    after = faults(own).counters()
-    assert all(after[name] == before[name] for name in ("resets", "invalid_doorbells"))
+    assert quiet(own, before)
 
 
 async def test_the_successor_waits_for_the_predecessors_writes(shared: Pair, tmp_path: Path) -> None:

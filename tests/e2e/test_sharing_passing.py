@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from driving import descriptors, eventually, faults, pattern
-from sharing_kit import hand_over, owner, quiet, stuck, worker
+from sharing_kit import hand_over, keep_writing, owner, quiet, stuck, worker
 
 import nvme_async
 from nvme_async.emulator import FOREVER
@@ -136,19 +136,10 @@ async def test_a_chain_under_load_waits_for_nothing_and_loses_no_acknowledged_wr
     before = faults(own).counters()
     written: dict[int, int] = {}
 
-    async def load(namespace: nvme_async.Namespace, lba: int, version: int) -> None:
-        while True:
-            version += 1
-            try:
-                await namespace.write(lba, pattern(BLOCK, version))
-            except HandedOver:
-                return
-            written[lba] = version
-
     controller = await worker(share)
     for turn in range(6):
         namespace = controller.namespaces[1]
-        loads = [asyncio.create_task(load(namespace, lba, written.get(lba, 0))) for lba in range(8)]
+        loads = [asyncio.create_task(keep_writing(namespace, lba, written, HandedOver)) for lba in range(8)]
         await eventually(lambda: len(written) == 8)
         successor = await hand_over(controller, tmp_path / str(turn))
         await asyncio.gather(*loads)
