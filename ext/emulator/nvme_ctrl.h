@@ -229,6 +229,7 @@ struct emu_ctrl {
     uint64_t enable_due, disable_due; /* when RDY follows EN (a fault); UINT64_MAX = nothing is due */
     bool running; /* commands are fetched */
     bool removed; /* a fault: surprise removal */
+    bool by_messages; /* Connect creates its queues (nvme_fabrics.c) */
     uint32_t page_size; /* by CC.MPS, valid while enabled */
     uint32_t generation; /* of controller level resets */
     uint64_t mdts_nbytes; /* UINT64_MAX: no limit */

@@ -19,6 +19,7 @@ struct emu_ctrl *emu_ctrl_new_sibling(struct emu_ctrl *first, const struct emu_h
     struct emu_ctrl *ctrl = emu_ctrl_new(&config, host, err);
     if (!ctrl)
         return NULL;
+    ctrl->by_messages = true;
     faults_destroy(ctrl);
     ctrl->faults = first->faults;
     emu_ctrl_share(ctrl, first, false);

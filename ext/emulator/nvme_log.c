@@ -81,15 +81,19 @@ static unsigned changed_page(const struct emu_ctrl *ctrl, uint8_t *p)
 static unsigned effects_page(const struct emu_ctrl *ctrl, uint8_t *p)
 {
     static const uint8_t admin[] = {
-        ADMIN_DELETE_SQ, ADMIN_CREATE_SQ,    ADMIN_GET_LOG_PAGE, ADMIN_DELETE_CQ,   ADMIN_CREATE_CQ,  ADMIN_IDENTIFY,
-        ADMIN_ABORT,     ADMIN_SET_FEATURES, ADMIN_GET_FEATURES, ADMIN_ASYNC_EVENT, ADMIN_KEEP_ALIVE,
+        ADMIN_GET_LOG_PAGE, ADMIN_IDENTIFY,    ADMIN_ABORT,      ADMIN_SET_FEATURES,
+        ADMIN_GET_FEATURES, ADMIN_ASYNC_EVENT, ADMIN_KEEP_ALIVE,
     };
+    /* Connect does that over fabrics (Base 2.0, 3.3.2). */
+    static const uint8_t queues[] = {ADMIN_DELETE_SQ, ADMIN_CREATE_SQ, ADMIN_DELETE_CQ, ADMIN_CREATE_CQ};
     static const uint8_t plain[] = {
         IO_FLUSH, IO_READ, IO_COMPARE, IO_VERIFY, IO_RESV_REGISTER, IO_RESV_REPORT, IO_RESV_ACQUIRE, IO_RESV_RELEASE,
     };
     static const uint8_t writes[] = {IO_WRITE, IO_WRITE_UNCORRECTABLE, IO_WRITE_ZEROES, IO_DSM, IO_COPY};
     for (unsigned i = 0; i < sizeof(admin); i++)
         put32(p, admin[i] * 4u, CSUPP);
+    for (unsigned i = 0; i < sizeof(queues) && !ctrl->by_messages; i++)
+        put32(p, queues[i] * 4u, CSUPP);
     if (ctrl->config.dbbuf)
         put32(p, ADMIN_DBBUF * 4u, CSUPP);
     put32(p, ADMIN_FORMAT * 4u, CSUPP | LBCC | NCC | 1u << 16); /* CSE: not with other commands on that namespace */

@@ -27,7 +27,9 @@ from nvme_async.errors import (
     LbaOutOfRange,
     QueueShutdown,
 )
-from nvme_async.spec.opcodes import AdminOpcode
+from nvme_async.spec import commands
+from nvme_async.spec.logs import CommandsSupported
+from nvme_async.spec.opcodes import AdminOpcode, LogPage
 
 NQN = "nqn.2024-01.io.example:test"
 
@@ -280,6 +282,25 @@ async def test_queue_commands_of_memory_based_controllers_are_refused(target):
             with pytest.raises(CommandError) as caught:
                 await controller.transport.queues.admin.hot.request(sqe, driver=True)
             assert caught.value.sc == 0x01
+
+
+async def test_the_effects_log_lists_no_commands_of_memory_based_controllers_over_tcp(target):
+    memory_based = {
+        AdminOpcode.CREATE_IO_SQ,
+        AdminOpcode.DELETE_IO_SQ,
+        AdminOpcode.CREATE_IO_CQ,
+        AdminOpcode.DELETE_IO_CQ,
+        AdminOpcode.DOORBELL_BUFFER_CONFIG,
+    }
+    effects = commands.get_log_page(LogPage.COMMANDS_SUPPORTED_AND_EFFECTS, 4096)
+    listed = []
+    for uri in (target.uri, "emulated:size=1MiB"):
+        async with nvme_async.open(uri) as controller:
+            page = await controller.admin(effects)
+            listed.append(CommandsSupported.decode(page.data).admin_opcodes)
+    over_tcp, over_pcie = listed
+    assert AdminOpcode.IDENTIFY in over_tcp
+    assert over_pcie - over_tcp == memory_based
 
 
 # -- the target against a host that violates the protocol ------------------------------------------
