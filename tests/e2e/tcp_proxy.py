@@ -23,12 +23,14 @@ class Mischief:
         cut_after: the connection ends when so many bytes have gone towards the host.
         flip_after: one bit is flipped in the stream towards the host ("down") or the target ("up"),
             so many bytes after the handshake.
+        flip_every: another bit is flipped after each so many further bytes.
     """
 
     piece: int = 1 << 16
     delay: float = 0.0
     cut_after: int | None = None
     flip_after: int | None = None
+    flip_every: int | None = None
     flip: str = "down"
 
 
@@ -103,9 +105,10 @@ class Proxy:
                     part = bytearray(data[at : at + mischief.piece])
                     if mischief.delay:
                         await asyncio.sleep(mischief.delay)
-                    if flip_at is not None and passed <= flip_at < passed + len(part):
+                    while flip_at is not None and passed <= flip_at < passed + len(part):
                         part[flip_at - passed] ^= 1 << (flip_at % 8)
                         self.flips += 1
+                        flip_at = flip_at + mischief.flip_every if mischief.flip_every else None
                     passed += len(part)
                     if way == "down" and mischief.cut_after is not None and passed > mischief.cut_after:
                         self.cuts += 1

@@ -1,15 +1,18 @@
-"""Faults of the network between an NVMe/TCP host and its target: cuts, delays, splits at every
+"""Faults of the network between NVMe/TCP hosts and their target: cuts, delays, splits at every
 byte, flipped bits.
 
     python tests/torture/tcp_faults.py --faults 2000 --seed 1
 
-Writers and readers go on through a proxy (tests/e2e/tcp_proxy.py) that damages connection after
-connection. Each slot of the namespace has one writer, which writes a number with a CRC and reads it
-back. Digests are on. Checked:
+Several hosts (controllers of one target) write and read through a proxy (tests/e2e/tcp_proxy.py)
+that damages connection after connection. Each slot of the namespace has one writer, which writes a
+number with a CRC and reads it back. Digests are on. A cut connection and a flipped bit are faults;
+delays and splits are only reported. Checked:
 
-    - every call ends within --hang seconds, and none with an error but Transient Transport Error,
-      which is a wrong data digest: then it is made again. The host reconnects by itself;
+    - no call ends with an error but Transient Transport Error, which is a wrong data digest: then
+      it is made again. The hosts reconnect by themselves;
     - a block has what was acknowledged last, never older or damaged data;
+    - no call hangs: one that takes more than --hang seconds must end within as long once the
+      network carries everything again. Such a call was delayed by faults alone, and is reported;
     - at the end all blocks have what was acknowledged last, read past the proxy.
 
 The first failed check ends the run; `--seed S` repeats it.
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import random
 import sys
@@ -38,8 +42,21 @@ from nvme_async.errors import CommandError
 
 NQN = "nqn.2024-01.io.example:torture"
 DIGEST_ERROR = 0x22
-SLOTS = 16
-BLOCKS = (1, 1, 8, 32, 64)  # of a slot, by its number
+SLOTS = 8
+"""Of each host."""
+BLOCKS = (1, 1, 8, 32, 64)
+"""Of a slot, by its number."""
+OPTIONS: nvme_async.DriverOptions = {
+    "hdr_digest": True,
+    "data_digest": True,
+    "reconnect_delay": 0.01,
+    "connect_timeout": 2.0,
+    "command_timeout": 2.0,
+    "abort_timeout": 0.2,
+    "admin_timeout": 2.0,
+    "open_timeout": 0,
+    "retries": 100,
+}
 
 
 def block(slot: int, number: int, nbytes: int) -> bytes:
@@ -50,56 +67,58 @@ def block(slot: int, number: int, nbytes: int) -> bytes:
 
 
 class Run:
-    """faults: how many are wanted. acknowledged: the last number of each slot."""
+    """Attributes:
+    faults: wanted. acknowledged: the last number of each slot. begun: when each slot's current
+        write and read began.
+    """
 
-    def __init__(self, faults: int, seed: int, hang: float) -> None:
+    def __init__(self, faults: int, seed: int, hosts: int, proxy: Proxy) -> None:
         self.faults = faults
-        self.hang = hang
+        self.proxy = proxy
         self.random = random.Random(seed)
-        self.acknowledged = dict.fromkeys(range(SLOTS), 0)
-        self.calls = self.digest_errors = 0
+        self.acknowledged = dict.fromkeys(range(hosts * SLOTS), 0)
+        self.begun: dict[int, float] = {}
+        self.calls = self.digest_errors = self.split = self.delayed = self.starved = 0
         self.longest = 0.0
+
+    def made(self) -> int:
+        return self.proxy.cuts + self.proxy.flips
 
     def mischief(self, number: int) -> Mischief:
         """Of one connection: sooner or later it is cut, and often something else happens before."""
         random = self.random
-        made = Mischief(cut_after=random.choice([random.randrange(100, 10_000), random.randrange(10_000, 300_000)]))
+        made = Mischief(cut_after=random.choice([random.randrange(100, 10_000), random.randrange(10_000, 100_000)]))
         kind = random.randrange(4)
         if kind == 0:
             made.flip_after, made.flip = random.randrange(40_000), random.choice(["up", "down"])
+            made.flip_every = random.randrange(2000, 40_000)
         elif kind == 1:
             made.piece = random.choice([1, 3, 7, 100])
+            # Each piece costs a system call, so connections of single bytes are shorter.
+            made.cut_after = random.randrange(100, 20_000 if made.piece < 100 else 100_000)
+            self.split += 1
         elif kind == 2:
             made.piece, made.delay = 4096, 0.0005
+            self.delayed += 1
         return made
 
-    async def slot(self, controller: nvme_async.Controller, slot: int, proxy: Proxy) -> None:
+    async def slot(self, controller: nvme_async.Controller, slot: int) -> None:
         namespace = controller.namespaces[1]
         nbytes = BLOCKS[slot % len(BLOCKS)] * namespace.block_size
         lba = slot * max(BLOCKS)
         buffer = bytearray(nbytes)
         number = 0
-        while proxy.cuts + proxy.flips < self.faults:
+        while self.made() < self.faults:
             number += 1
-            begin = time.monotonic()
-            connections, resets = proxy.connections, controller.resets
+            begin = self.begun[slot] = time.monotonic()
             data = block(slot, number, nbytes)
-            try:
-                async with asyncio.timeout(self.hang) as timer:
-                    await self.until_it_succeeds(lambda data=data: namespace.write(lba, data))  # type: ignore[misc]
-                    self.acknowledged[slot] = number
-                    await self.until_it_succeeds(lambda: namespace.readinto(lba, buffer))
-            except TimeoutError:
-                if not timer.expired():
-                    raise
-                raise AssertionError(
-                    f"slot {slot}: write and read {number} have not ended within {self.hang:g} s, in which there were "
-                    f"{proxy.connections - connections} connections and {controller.resets - resets} resets: "
-                    f"{controller.inspect()}"
-                ) from None
+            await self.until_it_succeeds(lambda data=data: namespace.write(lba, data))  # type: ignore[misc]
+            self.acknowledged[slot] = number
+            await self.until_it_succeeds(lambda: namespace.readinto(lba, buffer))
             self.longest = max(self.longest, time.monotonic() - begin)
             self.calls += 2
             self.check(slot, buffer)
+        del self.begun[slot]
 
     async def until_it_succeeds(self, call: Callable[[], Awaitable[object]]) -> None:
         """Again and again while its data come with a wrong digest."""
@@ -120,67 +139,83 @@ class Run:
                 f"slot {slot}: write {self.acknowledged[slot]} is acknowledged, write {number} is there"
             )
 
+    async def watch(self, hang: float, controllers: list[nvme_async.Controller]) -> None:
+        """A line every ten seconds. A call that takes long is given a network without faults, in
+        which only one that hangs does not end.
+        """
+        printed = time.monotonic()
+        while True:
+            await asyncio.sleep(0.2)
+            if time.monotonic() - printed >= 10:
+                printed = time.monotonic()
+                print(f"{self.made()} of {self.faults} faults, {self.calls} calls", flush=True)
+            late = [slot for slot, begun in self.begun.items() if time.monotonic() - begun > hang]
+            if late:
+                await self.healed(late[0], hang, controllers[late[0] // SLOTS])
+
+    async def healed(self, slot: int, hang: float, controller: nvme_async.Controller) -> None:
+        begun = self.begun[slot]
+        self.proxy.mischief = None
+        self.proxy.cut_all()
+        healed = time.monotonic()
+        while self.begun.get(slot) == begun:
+            assert time.monotonic() - healed < hang, (
+                f"slot {slot}: a write and read hang: {hang:g} s with faults and {hang:g} s without have not ended "
+                f"them: {controller.inspect()}"
+            )
+            await asyncio.sleep(0.01)
+        self.starved += 1
+        print(
+            f"slot {slot}: a write and read took {healed - begun:.1f} s with faults, and "
+            f"{time.monotonic() - healed:.2f} s more without",
+            flush=True,
+        )
+        self.proxy.mischief = self.mischief
+        self.proxy.cut_all()
+
 
 async def run(arguments: argparse.Namespace) -> None:
     """ASSERTION errors are what it is for."""
-    state = Run(arguments.faults, arguments.seed, arguments.hang)
-    with EmulatedController("size=1MiB,block=512") as target:
+    with EmulatedController(f"size={arguments.hosts}MiB,block=512") as target, contextlib.ExitStack() as opened:
         port = target.serve_tcp(("127.0.0.1", 0), config=TcpConfig(nqn=NQN))[0][1]
         proxy = Proxy(("127.0.0.1", port))
-        try:
-            async with nvme_async.open(
-                f"tcp:127.0.0.1:{proxy.port}/{NQN}",
-                hdr_digest=True,
-                data_digest=True,
-                reconnect_delay=0.05,
-                connect_timeout=2.0,
-                command_timeout=2.0,
-                abort_timeout=0.2,
-                admin_timeout=2.0,
-                open_timeout=0,
-                retries=100,
-            ) as controller:
-                proxy.mischief = state.mischief
-                proxy.cut_all()
-                await watched(state, controller, proxy)
-                proxy.mischief = None
-                resets = controller.resets
-            async with nvme_async.open(f"tcp:127.0.0.1:{port}/{NQN}") as controller:
-                namespace = controller.namespaces[1]
-                for slot in range(SLOTS):
-                    if state.acknowledged[slot]:
-                        blocks = BLOCKS[slot % len(BLOCKS)]
-                        state.check(slot, await namespace.read(slot * max(BLOCKS), blocks))
-        finally:
-            proxy.close()
+        opened.callback(proxy.close)
+        state = Run(arguments.faults, arguments.seed, arguments.hosts, proxy)
+        began = time.monotonic()
+        async with contextlib.AsyncExitStack() as stack:
+            controllers = [
+                await stack.enter_async_context(nvme_async.open(f"tcp:127.0.0.1:{proxy.port}/{NQN}", **OPTIONS))
+                for _ in range(arguments.hosts)
+            ]
+            proxy.mischief = state.mischief
+            proxy.cut_all()
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(state.watch(arguments.hang, controllers))
+                async with asyncio.TaskGroup() as slots:
+                    for slot in state.acknowledged:
+                        slots.create_task(state.slot(controllers[slot // SLOTS], slot))
+                watch.cancel()
+            proxy.mischief = None
+            resets = sum(controller.resets for controller in controllers)
+        async with nvme_async.open(f"tcp:127.0.0.1:{port}/{NQN}") as controller:
+            namespace = controller.namespaces[1]
+            for slot, number in state.acknowledged.items():
+                if number:
+                    state.check(slot, await namespace.read(slot * max(BLOCKS), BLOCKS[slot % len(BLOCKS)]))
     print(
-        f"{proxy.cuts} cuts, {proxy.flips} flipped bits on {proxy.connections} connections, {resets} resets, "
-        f"{state.digest_errors} commands ended by a wrong data digest, {state.calls} calls, the longest write and read "
-        f"{state.longest:.2f} s; nothing lost"
+        f"{proxy.cuts} cuts, {proxy.flips} flipped bits on {proxy.connections} connections ({state.split} in pieces of "
+        f"1 to 100 bytes, {state.delayed} delayed), {resets} resets, {state.digest_errors} commands ended by a wrong "
+        f"data digest, {state.calls} calls, the longest write and read {state.longest:.2f} s, {state.starved} ended "
+        f"only on a network without faults; nothing lost, nothing hung; {time.monotonic() - began:.0f} s"
     )
-
-
-async def watched(state: Run, controller: nvme_async.Controller, proxy: Proxy) -> None:
-    """Runs all slots; a line every ten seconds."""
-    tasks = [asyncio.create_task(state.slot(controller, slot, proxy)) for slot in range(SLOTS)]
-    while True:
-        done, left = await asyncio.wait(tasks, timeout=10, return_when=asyncio.FIRST_EXCEPTION)
-        failed = [task for task in done if task.exception() is not None]
-        if failed:
-            for task in left:
-                task.cancel()
-            await asyncio.wait(tasks)
-            failed[0].result()
-        if not left:
-            return
-        print(f"{proxy.cuts + proxy.flips} of {state.faults} faults, {state.calls} calls", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--hang", type=float, default=30.0, help="seconds; more on a machine that has other work")
+    parser.add_argument("--hosts", type=int, default=8, help="controllers at once")
+    parser.add_argument("--hang", type=float, default=30.0, help="seconds, with faults and then without")
     arguments = parser.parse_args()
     logging.getLogger("nvme_async").setLevel(logging.CRITICAL)
     asyncio.run(run(arguments))

@@ -44,7 +44,7 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 FIRST_PAUSE = 0.05
 """Seconds before the second attempt to reach a lost controller; each pause is twice the previous
-one.
+one, up to reconnect_delay.
 """
 
 
@@ -104,7 +104,7 @@ class TcpTransport(QueueTransport):
         self._lost_at: float | None = None
         self._served = False  # it was ready once
         self._gone = ""  # why an I/O queue of this association could not be connected
-        self._next_pause = FIRST_PAUSE
+        self._next_pause = min(FIRST_PAUSE, options.reconnect_delay)
 
     def attach(self, owner: Owner) -> None:
         if owner.options.keepalive:
@@ -209,7 +209,7 @@ class TcpTransport(QueueTransport):
         lifecycle = self.owner.lifecycle
         if self._lost_at is None:
             self._lost_at = time.monotonic()
-            self._next_pause = FIRST_PAUSE
+            self._next_pause = min(FIRST_PAUSE, self.owner.options.reconnect_delay)
             return
         until = time.monotonic() + self._next_pause
         self._next_pause = min(2 * self._next_pause, self.owner.options.reconnect_delay)
