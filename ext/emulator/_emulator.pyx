@@ -78,6 +78,7 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint16_t retry_delays[3]
         unsigned sgl
         uint64_t cmb_nbytes
+        uint8_t cmb_uses
         uint64_t pmr_nbytes
         const char *pmr_path
         uint8_t pmr_health

@@ -26,6 +26,7 @@ cdef emu_medium medium_of(str kind):
 
 
 cdef dict PMR_HEALTH = {"normal": 0, "restore_error": 1, "read_only": 2, "unreliable": 3}
+cdef tuple CMB_USES = ("submission", "completion", "lists", "read", "write")  # CMBSZ bits 0 to 4
 cdef dict SGL_BITS = {"byte": EMU_SGL_BYTE, "dword": EMU_SGL_DWORD, "bit_bucket": EMU_SGL_BIT_BUCKET,
                       "metadata": EMU_SGL_METADATA, "longer": EMU_SGL_LONGER}
 
@@ -67,6 +68,7 @@ cdef int fill_extras(emu_extras *to, config, list keep) except -1:
     for i, delay in enumerate(extras.retry_delays):
         to.retry_delays[i] = round(delay * 10)
     to.cmb_nbytes, to.pmr_nbytes = extras.cmb, extras.pmr
+    to.cmb_uses = sum(1 << CMB_USES.index(name) for name in extras.cmb_uses)
     to.pmr_health, to.pmr_ready_ns = PMR_HEALTH[extras.pmr_health], <uint64_t>(extras.pmr_ready * 1e9)
     if extras.pmr_path:
         text = os.fsencode(extras.pmr_path)

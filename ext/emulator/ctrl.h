@@ -82,6 +82,7 @@ struct emu_extras {
     unsigned streams;         /* MSL */
     uint16_t retry_delays[3]; /* CRDT1 to 3, in 100 ms */
     unsigned sgl;             /* EMU_SGL_* */
+    uint8_t cmb_uses; /* CMBSZ bits 4:0 */
     uint64_t cmb_nbytes, pmr_nbytes; /* Controller Memory Buffer or Persistent Memory Region: powers of two */
     const char *pmr_path;     /* where it keeps its content; NULL: in memory */
     uint8_t pmr_health;       /* PMRSTS.HSTS */
@@ -161,6 +162,7 @@ int emu_ctrl_renew_doorbells(struct emu_ctrl *ctrl);
 /* The file behind the controller's own memory in BAR 2 (nvme_regions.c), the controller's, and its
  * size; -1 and 0: there is none. Its address in this process. */
 int emu_ctrl_region(const struct emu_ctrl *ctrl, uint64_t *nbytes);
+int emu_ctrl_renew_region(struct emu_ctrl *ctrl);
 uint8_t *emu_ctrl_region_memory(const struct emu_ctrl *ctrl);
 
 /* The interrupt pin, for a client without MSI-X: true if a completion queue with interrupts enabled

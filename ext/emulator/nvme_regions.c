@@ -20,9 +20,8 @@
 #define BIR 2u /* BAR 2 */
 #define PAGE 4096u
 
-/* CMBSZ: submission and completion queues, lists, read and write data; the unit is 4 KiB. CMBLOC:
- * BAR 2, offset 0; no restriction on how the commands' parts mix (bits 3 to 8). */
-#define CMBSZ_USES 0x1fu
+/* CMBSZ: the unit is 4 KiB. CMBLOC: BAR 2, offset 0; no restriction on how the commands' parts mix
+ * (bits 3 to 8). */
 #define CMBLOC_FREE 0x1f8u
 
 #define MSC_CRE 1u  /* CMBMSC */
@@ -65,6 +64,27 @@ static int open_memory(const struct emu_config *config, uint64_t nbytes)
     return rc;
 }
 
+/* The translated addresses are outdated. */
+static void region_changed(struct emu_ctrl *ctrl)
+{
+    if (ctrl->extras.region.nbytes)
+        emu_ctrl_dma_changed(ctrl);
+}
+
+/* At the address of the old memory if there is one, so that pointers into it stay valid. */
+static int map_memory(struct region *region, int fd)
+{
+    void *memory = mmap(region->memory, region->nbytes, PROT_READ | PROT_WRITE,
+                        MAP_SHARED | (region->memory ? MAP_FIXED : 0), fd, 0);
+    if (memory == MAP_FAILED)
+        return -errno;
+    if (region->fd >= 0)
+        close(region->fd);
+    region->memory = memory;
+    region->fd = fd;
+    return 0;
+}
+
 int region_init(struct emu_ctrl *ctrl)
 {
     struct region *region = &ctrl->extras.region;
@@ -72,14 +92,37 @@ int region_init(struct emu_ctrl *ctrl)
     region->nbytes = ctrl->config.extras.cmb_nbytes | ctrl->config.extras.pmr_nbytes;
     if (!region->nbytes)
         return 0;
-    region->fd = open_memory(&ctrl->config, region->nbytes);
-    if (region->fd < 0)
-        return region->fd;
-    void *memory = mmap(NULL, region->nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, 0);
-    if (memory == MAP_FAILED)
-        return -errno;
-    region->memory = memory;
-    return 0;
+    int fd = open_memory(&ctrl->config, region->nbytes);
+    int rc = fd < 0 ? fd : map_memory(region, fd);
+    if (rc && fd >= 0)
+        close(fd);
+    return rc;
+}
+
+/*
+ * New memory for the next client: the last one may have the old memory mapped still. That of a PMR
+ * has the old content; a file stays as it is. 0, or a negative errno: then the next client shares
+ * the memory with the last one.
+ */
+int emu_ctrl_renew_region(struct emu_ctrl *ctrl)
+{
+    struct region *region = &ctrl->extras.region;
+    if (!region->nbytes || ctrl->config.extras.pmr_path)
+        return 0;
+    int fd = open_memory(&ctrl->config, region->nbytes), rc = fd < 0 ? fd : 0;
+    for (uint64_t at = 0; !rc && is_pmr(ctrl) && at < region->nbytes;) {
+        ssize_t n = pwrite(fd, region->memory + at, region->nbytes - at, (off_t)at);
+        if (n > 0)
+            at += (uint64_t)n;
+        else
+            rc = n < 0 ? -errno : -ENOSPC;
+    }
+    if (!rc)
+        rc = map_memory(region, fd);
+    if (rc && fd >= 0)
+        close(fd);
+    region_changed(ctrl);
+    return rc;
 }
 
 void region_free(struct emu_ctrl *ctrl)
@@ -99,13 +142,6 @@ const char *region_objection(const struct emu_extras *extras)
     if (nbytes && (nbytes < PAGE || nbytes > 1u << 30 || nbytes & (nbytes - 1)))
         return "the controller's memory must be a power of two from 4 KiB to 1 GiB";
     return NULL;
-}
-
-/* The translated addresses are outdated. */
-static void region_changed(struct emu_ctrl *ctrl)
-{
-    if (ctrl->extras.region.nbytes)
-        emu_ctrl_dma_changed(ctrl);
 }
 
 /* A reset of the function. */
@@ -168,7 +204,7 @@ uint32_t region_read(struct emu_ctrl *ctrl, uint32_t offset)
     case REG_CMBLOC:
         return shown ? CMBLOC_FREE | BIR : 0;
     case REG_CMBSZ:
-        return shown ? (uint32_t)(region->nbytes / PAGE) << 12 | CMBSZ_USES : 0;
+        return shown ? (uint32_t)(region->nbytes / PAGE) << 12 | ctrl->config.extras.cmb_uses : 0;
     case REG_CMBMSC:
         return is_cmb(ctrl) ? (uint32_t)region->control : 0;
     case REG_CMBMSC + 4:

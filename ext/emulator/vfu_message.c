@@ -162,6 +162,7 @@ static int do_region_info(struct vfu_server *server, size_t nbytes, struct vfu_r
     if (info.index == VFU_REGION_BAR && answer.info.size) {
         answer.info.flags |= VFIO_REGION_INFO_FLAG_MMAP; /* all of it */
         reply->fd = emu_ctrl_region(server->ctrl, &answer.info.size);
+        server->region_given = true;
     }
     if (info.index != VFIO_PCI_BAR0_REGION_INDEX)
         return reply_with(server, reply, &answer, sizeof(info));

@@ -125,15 +125,17 @@ void vfu_server_drop(struct vfu_server *server, const char *reason)
     vfu_guard_enter(&server->dma);
     vfu_server_reset(server);
     vfu_guard_enter(NULL);
-    /* If that fails for lack of memory or descriptors, the next client shares the page with this
+    /* If that fails for lack of memory or descriptors, the next client shares the pages with this
      * one. */
     if (server->doorbells_given)
         (void)emu_ctrl_renew_doorbells(server->ctrl);
+    if (server->region_given)
+        (void)emu_ctrl_renew_region(server->ctrl);
     emu_ctrl_dma_changed(server->ctrl);
     vfu_dma_unmap_all(&server->dma);
     vfu_irqs_reset(&server->irqs);
     vfu_watch_set(&server->kick, -1);
-    server->negotiated = server->write_multi = server->doorbells_given = server->kicked = false;
+    server->negotiated = server->write_multi = server->doorbells_given = server->region_given = server->kicked = false;
 }
 
 void vfu_server_reset(struct vfu_server *server)

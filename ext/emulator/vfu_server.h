@@ -43,6 +43,7 @@ struct vfu_server {
     bool negotiated;      /* VERSION is through */
     bool write_multi;     /* the client offered write_multiple */
     bool doorbells_given; /* the client has the doorbell page's descriptor */
+    bool region_given;    /* and that of the controller's own memory */
     bool kicked;          /* the kick eventfd was written since this client came */
     struct vfu_watch kick; /* the doorbells' eventfd, created for each client that requests it */
     uint64_t patience; /* ns that a message or reply may stay incomplete before the client is dropped; 0 = no limit */

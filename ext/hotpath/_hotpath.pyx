@@ -126,6 +126,7 @@ cdef extern from "hotpath/queue.h":
     int nvq_open(nvq *q, uint8_t *memory, uint64_t iova) nogil
     void nvq_close(nvq *q) nogil
     void nvq_reset(nvq *q) nogil
+    void nvq_move_rings(nvq *q, nvq_sqe *sq, nvq_cqe *cq) nogil
     int nvq_take(nvq *q) nogil
     void nvq_put(nvq *q, unsigned slot) nogil
     void nvq_post(nvq *q, unsigned slot) nogil

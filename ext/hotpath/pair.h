@@ -206,6 +206,25 @@ static inline int nvq_open(struct nvq *q, uint8_t *memory, uint64_t iova)
 }
 
 /*
+ * The rings are at `sq` and `cq` from now on, with their content: in the queue pair's own memory,
+ * or in memory of the controller, which takes only aligned accesses. The controller must not know
+ * the queue: it posts no completion meanwhile, and fetches no command.
+ */
+static inline void nvq_move_rings(struct nvq *q, struct nvq_sqe *sq, volatile struct nvq_cqe *cq)
+{
+    const volatile uint64_t *from = (const volatile uint64_t *)q->sq;
+    volatile uint64_t *to = (volatile uint64_t *)sq;
+    for (size_t i = 0; from != to && i < 8ull * q->entries; i++)
+        to[i] = from[i];
+    from = (const volatile uint64_t *)q->cq;
+    to = (volatile uint64_t *)cq;
+    for (size_t i = 0; from != to && i < 2ull * q->entries; i++)
+        to[i] = from[i];
+    q->sq = sq;
+    q->cq = cq;
+}
+
+/*
  * In a forked child, from its only thread: the queue pair continues in `memory`, which is zeroed
  * and of nvq_layout() bytes, silent and empty, permanently. The rings are a private mapping there,
  * which shows later changes by the parent and its controller until it is written: completions of

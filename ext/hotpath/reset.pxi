@@ -45,6 +45,7 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
     if qp.slots == NULL:
         qp.slots = slots
         raise MemoryError()
+    qp.leave_rings()
     nvq_reset(&qp.q)
     requests.sort()
     elements.sort()
@@ -110,6 +111,7 @@ cdef int release_queue(QueuePair qp) except -1:
         batch.b.stopped = True
         leave_batches(qp, batch)
     release_streams(qp)
+    qp.leave_rings()
     nvq_reset(&qp.q)
     qp.n_delivered = 0
     feed(qp, len(qp.starved))

@@ -45,6 +45,8 @@ cdef class Rings:
     cdef Py_buffer shadow_view
     cdef bint has_shadow
     cdef object transport        # owner of what q.link points to
+    cdef Mmio ring_window        # memory of the controller that holds the submission ring; or None
+    cdef uint64_t sq_at, cq_at   # device addresses of the rings that are there; 0: in `memory`
     cdef uint8_t *blank          # a forked child's, see disown()
 
     @cython.final
@@ -90,6 +92,8 @@ cdef class Rings:
     @cython.final
     cdef void close_memory(self) noexcept:
         nvq_close(&self.q)
+        self.ring_window = None
+        self.sq_at = self.cq_at = 0
         if self.has_shadow:
             PyBuffer_Release(&self.shadow_view)
             self.has_shadow = False
@@ -111,6 +115,61 @@ cdef class Rings:
         if self.blank == NULL:
             raise MemoryError()
         nvq_disown(&self.q, self.blank)
+        self.ring_window = None
+        self.sq_at = self.cq_at = 0
+
+    # -- rings in memory of the controller
+
+    def place_rings(self, Mmio window, uint64_t address, Py_ssize_t sq_offset, Py_ssize_t cq_offset=-1, *, bint attach=False):
+        """The submission ring is in the controller's memory from now on, at sq_offset of `window`,
+        which begins at the device address `address`; the completion ring too, unless cq_offset is
+        negative. Until a reset of the queue pair, or rings_home().
+
+        The controller doesn't know the queue; or (attach) it does, with these places.
+        """
+        cdef nvq_sqe *sq
+        cdef nvq_cqe *cq = <nvq_cqe *>self.q.cq
+        self.check_open()
+        sq = <nvq_sqe *>self.ring_at(window, sq_offset, 64 * self.entries)
+        if cq_offset >= 0:
+            cq = <nvq_cqe *>self.ring_at(window, cq_offset, 16 * self.entries)
+        if attach:
+            self.q.sq, self.q.cq = sq, cq
+        else:
+            nvq_move_rings(&self.q, sq, cq)
+        self.ring_window = window
+        self.sq_at = address + sq_offset
+        self.cq_at = address + cq_offset if cq_offset >= 0 else 0
+
+    cdef char *ring_at(self, Mmio window, Py_ssize_t offset, Py_ssize_t nbytes) except NULL:
+        if offset % NVQ_PAGE or offset > <Py_ssize_t>window.nbytes - nbytes:
+            raise ValueError(f"a ring of {nbytes} bytes can't be at {offset:#x} of {window.nbytes:#x} bytes")
+        return window._at(offset, 4, True)
+
+    def rings_home(self):
+        """Both rings are in `memory` again, with their content. The controller doesn't know the
+        queue.
+        """
+        cdef uint8_t *base = <uint8_t *>self.memory_view.buf
+        if self.has_memory and self.ring_window is not None:
+            nvq_move_rings(&self.q, <nvq_sqe *>(base + self.q.header.sq_offset), <nvq_cqe *>(base + self.q.header.cq_offset))
+            self.ring_window = None
+            self.sq_at = self.cq_at = 0
+
+    @cython.final
+    cdef void leave_rings(self) noexcept:
+        """The same without their content: a reset of the queue pair follows."""
+        cdef uint8_t *base = <uint8_t *>self.memory_view.buf
+        if self.ring_window is not None:
+            self.q.sq = <nvq_sqe *>(base + self.q.header.sq_offset)
+            self.q.cq = <nvq_cqe *>(base + self.q.header.cq_offset)
+            self.ring_window = None
+            self.sq_at = self.cq_at = 0
+
+    @property
+    def rings_in_cmb(self):
+        """Which rings are in the controller's memory: "", "submission" or "all"."""
+        return "" if self.ring_window is None else "all" if self.cq_at else "submission"
 
     def __dealloc__(self):
         self.close_memory()
@@ -294,13 +353,13 @@ cdef class Rings:
     def sq_iova(self):
         """Device address of the submission ring."""
         self.check_open()
-        return self.memory.iova + self.q.header.sq_offset
+        return self.sq_at or self.memory.iova + self.q.header.sq_offset
 
     @property
     def cq_iova(self):
         """Device address of the completion ring."""
         self.check_open()
-        return self.memory.iova + self.q.header.cq_offset
+        return self.cq_at or self.memory.iova + self.q.header.cq_offset
 
     @property
     def has_shadow_doorbells(self):
@@ -391,7 +450,7 @@ cdef class Rings:
             "sq": {"tail": self.q.sq_tail, "submitted": h.submitted, "rung": h.sq_rung, "doorbells": h.n_sq_doorbells},
             "cq": {"head": self.q.cq_head, "phase": self.q.cq_phase, "reaped": h.reaped, "acknowledged": h.cq_rung,
                    "doorbells": h.n_cq_doorbells},
-            "shadow_doorbells": self.has_shadow, "doorbells_saved": h.n_shadow_only,
+            "rings_in_cmb": self.rings_in_cmb, "shadow_doorbells": self.has_shadow, "doorbells_saved": h.n_shadow_only,
             "outstanding": self.q.n_armed, "free": self.q.n_free,
             "reaps": h.n_reaps, "completions_per_reap": round(<double>h.reaped / <double>h.n_reaps, 2) if h.n_reaps else 0.0, "max_batch": h.max_batch,
             "interrupts": h.n_interrupts, "spins": h.n_spins, "eager": h.n_eager, "full": h.n_full, "bounced": h.n_bounced,

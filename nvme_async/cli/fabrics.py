@@ -25,6 +25,7 @@ _HOST = (
     "tls_key",
     "tls_identity",
     "host_memory",
+    "cmb_queues",
     "apst_latency_us",
 )
 _GIVEN = f"{__name__}.given"
@@ -61,6 +62,11 @@ def _options() -> list[click.Option]:
             type=click.IntRange(0),
             metavar="BYTES",
             help="Most memory of this host for a controller without its own. [default: its minimum]",
+        ),
+        click.Option(
+            ["--cmb-queues"],
+            type=click.Choice(["off", "submission", "all"]),
+            help="Which I/O queues are in the controller's memory (CMB), if it allows that. [default: off]",
         ),
         click.Option(
             ["--apst-latency-us"],

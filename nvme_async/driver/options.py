@@ -114,6 +114,11 @@ class Options:
             none. None: the controller's minimum (HMMIN), up to 128 MiB, or what it prefers (HMPRE)
             where it has no minimum. With keepalive it comes out of the pool, of which half stays
             free.
+        cmb_queues: which I/O queues are in the Controller Memory Buffer, where the controller
+            allows it (CMBSZ.SQS, CQS): "submission", or "all", completion queues too. The
+            controller then reads commands without a transfer over the bus, but each command costs
+            the processor uncached stores, and each poll of a completion queue there an uncached
+            read, which is why it is "off" by default.
         apst_latency_us: microseconds that the way out of a non-operational power state may take:
             autonomous transitions to such states are set as Linux does (100000 there); 0 disables
             them. None: they are as the controller has them.
@@ -192,6 +197,9 @@ class Options:
     pool_bytes: int = attrs.field(default=DEFAULT_POOL, validator=_pages)
     memory_limit: int | None = attrs.field(default=None, validator=attrs.validators.optional(_pages))
     host_memory: int | None = attrs.field(default=None, validator=attrs.validators.optional(_between(0, 1 << 40)))
+    cmb_queues: Literal["off", "submission", "all"] = attrs.field(
+        default="off", validator=_one_of("off", "submission", "all")
+    )
     apst_latency_us: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(_between(0, (1 << 32) - 1))
     )
@@ -261,6 +269,7 @@ class DriverOptions(TypedDict, total=False):
     pool_bytes: int
     memory_limit: int | None
     host_memory: int | None
+    cmb_queues: Literal["off", "submission", "all"]
     apst_latency_us: int | None
     hugepages: Literal["auto", "never", "require"]
     numa: Literal["", "split"]

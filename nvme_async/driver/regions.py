@@ -24,7 +24,8 @@ class Regions:
         """Maps the Controller Memory Buffer (Base 2.0, 8.5), for data that needn't cross the bus
         between two commands: reads and writes of its buffer transfer in place.
 
-        On the home loop. A second call returns the same object. The driver never puts queues there.
+        On the home loop. A second call returns the same object. With the option cmb_queues it is
+        what the queues leave.
         After a reset it is enabled again, and its content is undefined. ConfigurationError if the
         controller has none (CAP.CMBS, CMBSZ.RDS and WDS), or commands still use one that was
         closed; DeviceError if it can't be mapped.

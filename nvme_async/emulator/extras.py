@@ -42,6 +42,7 @@ def _parse_delays(text: str | tuple[float, ...], name: str) -> tuple[float, ...]
     return tuple(parse_time(one, name) for one in text.split("/"))
 
 
+CMB_USES = ("submission", "completion", "lists", "read", "write")
 PMR_HEALTHS = ("normal", "restore_error", "read_only", "unreliable")
 SGL_KINDS = ("byte", "dword", "bit_bucket", "metadata", "longer")
 
@@ -50,6 +51,16 @@ def _parse_health(text: str, name: str) -> str:
     if text not in PMR_HEALTHS:
         raise ConfigurationError(f"{name}={text!r}: must be one of {', '.join(PMR_HEALTHS)}")
     return text
+
+
+def _parse_cmb_uses(text: str | tuple[str, ...], name: str) -> tuple[str, ...]:
+    """From "submission/read/write"."""
+    if isinstance(text, tuple):
+        return text
+    uses = tuple(dict.fromkeys(text.split("/")))
+    if not set(uses) <= set(CMB_USES):
+        raise ConfigurationError(f"{name}={text!r}: must be some of {'/'.join(CMB_USES)}")
+    return uses
 
 
 def _parse_sgl(text: str | tuple[str, ...], name: str) -> tuple[str, ...]:
@@ -112,7 +123,8 @@ class Extras:
         sgl: Scatter Gather Lists of I/O commands: "byte" or "dword", the alignment and granularity
             of their data blocks, with any of "bit_bucket", "metadata" (PSDT 10b) and "longer"
             (lists may describe more than the transfer).
-        cmb: bytes of a Controller Memory Buffer in BAR 2, for queues, lists and data. pmr: of a
+        cmb: bytes of a Controller Memory Buffer in BAR 2. cmb_uses: what for: submission and
+            completion queues, lists, data of reads and of writes (CMBSZ). pmr: bytes of a
             Persistent Memory Region there instead; powers of two from 4 KiB to 1 GiB.
             pmr_path: the file that keeps its content, else it is as old as this controller;
             pmr_health: what it reports: normal, restore_error, read_only or unreliable; pmr_ready:
@@ -153,6 +165,7 @@ class Extras:
     bandwidth: int = attrs.field(default=0, validator=in_range(0, 1 << 40))
     sgl: tuple[str, ...] = ()
     cmb: int = attrs.field(default=0, validator=in_range(0, 1 << 30))
+    cmb_uses: tuple[str, ...] = CMB_USES
     pmr: int = attrs.field(default=0, validator=in_range(0, 1 << 30))
     pmr_path: str = ""
     pmr_health: str = attrs.field(default="normal", validator=attrs.validators.in_(PMR_HEALTHS))
@@ -189,6 +202,8 @@ class Extras:
             nbytes = getattr(self, name)
             if nbytes and (nbytes < 4096 or nbytes & (nbytes - 1)):
                 raise ConfigurationError(f"{name}={nbytes}: must be a power of two from 4096 on")
+        if not self.cmb and self.cmb_uses != CMB_USES:
+            raise ConfigurationError("cmb_uses needs cmb=")
         if not self.pmr and (self.pmr_path or self.pmr_ready or self.pmr_health != "normal"):
             raise ConfigurationError("pmr_path, pmr_health and pmr_ready need pmr=")
 
@@ -266,6 +281,7 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "bandwidth": parse_size,
     "sgl": _parse_sgl,
     "cmb": parse_size,
+    "cmb_uses": _parse_cmb_uses,
     "pmr": parse_size,
     "pmr_path": lambda text, name: str(text),
     "pmr_health": _parse_health,

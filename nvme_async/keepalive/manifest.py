@@ -15,8 +15,11 @@ import struct
 import time
 from typing import Any, cast
 
+import attrs
+
 from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.driver.controller import Controller
+from nvme_async.driver.pcie.cmb_queues import CmbQueues
 from nvme_async.driver.pcie.transport import pcie
 from nvme_async.driver.queues.loop_queue import LoopQueue
 from nvme_async.errors import InvalidSavedState, NvmeError
@@ -24,6 +27,7 @@ from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.descriptors import identity
 from nvme_async.keepalive.inheritance import passed_on
 from nvme_async.keepalive.state import (
+    CmbState,
     DeviceIdentity,
     NamespaceState,
     Phase,
@@ -204,7 +208,8 @@ def _facts(queue: LoopQueue) -> tuple[Any, ...]:
     """The changing part of a queue pair's description; the rest comes from its native half and
     is constant.
     """
-    return queue.hot, queue.vector, queue.interrupts, queue.worker, queue.hot.has_shadow_doorbells
+    hot = queue.hot
+    return hot, queue.vector, queue.interrupts, queue.worker, hot.has_shadow_doorbells, hot.rings_in_cmb
 
 
 class Recorder:
@@ -277,6 +282,7 @@ class Recorder:
             queues.lender.save() if queues.lender is not None else {},
             controller.options,
             transport.device.save(),
+            transport.own_memory.queues,
         )
 
     def note(self, phase: Phase = "live") -> None:
@@ -297,7 +303,9 @@ class Recorder:
         unverified = controller.effects.unverified
         sharing = queues.lender.save() if queues.lender is not None else {}
         return State(
-            readable_by=saved.FUSED
+            readable_by=saved.IN_CMB
+            if transport.own_memory.queues is not None
+            else saved.FUSED
             if controller.fused
             else saved.SHARED
             if sharing
@@ -305,6 +313,7 @@ class Recorder:
             if unverified
             else saved.READABLE_BY,
             fused=controller.fused,
+            cmb=self._cmb(transport.own_memory.queues),
             sharing=sharing,
             unverified=unverified,
             uri=controller.uri,
@@ -378,4 +387,9 @@ class Recorder:
             max_transfer=hot.max_transfer,
             shadow=hot.has_shadow_doorbells,
             worker=queue.worker,
+            cmb=bool(hot.rings_in_cmb),
         )
+
+    @staticmethod
+    def _cmb(queues: CmbQueues | None) -> CmbState | None:
+        return None if queues is None else CmbState(**attrs.asdict(queues.layout))

@@ -223,6 +223,10 @@ class Offer:
         process does.
         """
         controller = self._controller
+        if not controller.device.direct and controller.pcie.own_memory.queues is not None:
+            # The successor must map the Controller Memory Buffer, which takes messages: it connects
+            # once this process has let go.
+            self._short = False
         if not self._short:
             return {}
         return {"registers": {} if controller.device.direct else await in_thread(controller.registers.read_all)}

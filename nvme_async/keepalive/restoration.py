@@ -24,6 +24,7 @@ from nvme_async.device import Device, DeviceIds, parse_uri, resume_device
 from nvme_async.dma import Pool
 from nvme_async.driver.lifecycle import State as Stage
 from nvme_async.driver.options import TakeOverOptions
+from nvme_async.driver.pcie.cmb_queues import CmbQueues
 from nvme_async.driver.pcie.memory import let_go
 from nvme_async.driver.pcie.registers import SHOWN, Registers
 from nvme_async.errors import ConfigurationError, ControllerGone, InvalidSavedState, NvmeError, RestoreRefused
@@ -31,6 +32,7 @@ from nvme_async.keepalive import manifest, reclaim
 from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.bundle import Bundle, duplicates
 from nvme_async.keepalive.cleanup import PredecessorCleanup
+from nvme_async.keepalive.cmb import find_queues, layout_of
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.descriptors import mixed_up
 from nvme_async.keepalive.manifest import Manifest
@@ -99,6 +101,7 @@ class Restoration:
         self._identified = b""
         self._namespaces: dict[bytes, IdentifyNamespace] = {}
         self._successor: Successor | None = None
+        self._cmb: CmbQueues | None = None
         self._told = False
         """Were the device's registers read by the predecessor, and not by this process?"""
 
@@ -246,6 +249,8 @@ class Restoration:
         fds = duplicates(self._bundle.part("device."))
         self.device = device = resume_device(self.uri, fds, self.state.device_state)
         _ = device.gone_fd  # may need a descriptor, and must not lack it once something was changed
+        if self.state.cmb is not None:
+            self._cmb = find_queues(device, self.state.cmb, self._refuse)
         return device, Registers(device).read_all()
 
     def _resume_quietly(self) -> None:
@@ -295,7 +300,10 @@ class Restoration:
         assert self.device is not None
         assert self._identify is not None
         with self.phases.of("build"):
-            self._successor = Successor(self.uri, self.pool, self.device, self.state, self.phases)
+            cmb, saved_cmb = self._cmb, self.state.cmb
+            if saved_cmb is not None and (cmb is None or cmb.layout != layout_of(saved_cmb)):
+                raise self._refuse("the saved state has another place for queues in the controller's memory by now")
+            self._successor = Successor(self.uri, self.pool, self.device, self.state, self.phases, cmb)
             self._successor.build(self._bundle, self._given, self._found[0], self._identify, self._namespaces)
 
     def _settle(self, sequence: int | None) -> Successor:

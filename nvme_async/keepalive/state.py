@@ -19,7 +19,7 @@ import cattrs
 
 from nvme_async.errors import InvalidSavedState
 
-FORMAT = 6
+FORMAT = 7
 READABLE_BY = 1
 SHARED = 5
 """`readable_by` of a state with `sharing`: older releases would reset the controller under its
@@ -28,6 +28,10 @@ workers.
 FUSED = 6
 """What a state with `fused` says that it is readable by: older releases would send admin
 commands.
+"""
+IN_CMB = 7
+"""What a state with `cmb` says that it is readable by: older releases would expect the rings in
+the pool.
 """
 DOUBTFUL = 4
 """`readable_by` of a state with `unverified`: older releases would trust its namespaces."""
@@ -82,6 +86,8 @@ class QueueState(_Part):
     offset: of its allocation in the pool. max_transfer: bytes of one command. shadow: its doorbells
         are in the shadow buffer.
     worker: name of the thread whose loop used it.
+    cmb: its submission ring (with CmbState.completions its completion ring too) is in the
+        controller's memory (format 7).
     """
 
     qid: int
@@ -92,6 +98,21 @@ class QueueState(_Part):
     max_transfer: int
     shadow: bool
     worker: str = ""
+    cmb: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class CmbState(_Part):
+    """Places of rings in the Controller Memory Buffer, as CmbLayout of
+    nvme_async.driver.pcie.cmb_queues.
+    """
+
+    cmbloc: int
+    cmbsz: int
+    address: int
+    entries: int
+    n_queues: int
+    completions: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -143,6 +164,7 @@ class State(_Part):
         shared
         (format 5).
     fused: no admin command is sent after the bring-up (format 6).
+    cmb: where I/O queues are in the controller's memory; None: nowhere (format 7).
     """
 
     format: int = FORMAT
@@ -172,6 +194,7 @@ class State(_Part):
     descriptors: dict[str, str] = attrs.field(factory=dict)
     sharing: dict[str, Any] = attrs.field(factory=dict)
     fused: bool = False
+    cmb: CmbState | None = None
 
 
 def _make_converter() -> cattrs.Converter:
@@ -181,6 +204,9 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(bytes, lambda text, _: zlib.decompress(base64.b64decode(text, validate=True)))
     converter.register_structure_hook(
         bytes | None, lambda text, _: None if text is None else converter.structure(text, bytes)
+    )
+    converter.register_structure_hook(
+        CmbState | None, lambda value, _: None if value is None else structure_part(value, CmbState)
     )
     converter.register_structure_hook(int | None, lambda value, _: None if value is None else int(value))
 
@@ -206,7 +232,7 @@ def _make_converter() -> cattrs.Converter:
         return plain | cast(dict[str, Any], part.extra)
 
     types: dict[Any, dict[str, Any]] = {}
-    for cls in (DeviceIdentity, RegisterState, QueueState, NamespaceState, RegistrationState, State):
+    for cls in (DeviceIdentity, RegisterState, QueueState, CmbState, NamespaceState, RegistrationState, State):
         attrs.resolve_types(cls)
         types[cls] = {field.name: field.type for field in attrs.fields(cls)}
         converter.register_structure_hook(cls, structure_part)

@@ -25,6 +25,7 @@ from nvme_async.dma import DmaBuffer, Pool
 from nvme_async.driver.lifecycle import FINAL
 from nvme_async.driver.lifecycle import State as Stage
 from nvme_async.driver.namespace import Namespace
+from nvme_async.driver.pcie.cmb_queues import CmbQueues
 from nvme_async.driver.pcie.memory import DeviceMemory
 from nvme_async.driver.pcie.pooled_transport import pooled
 from nvme_async.driver.pcie.restored_queues import RestoredQueues
@@ -65,13 +66,17 @@ _SETTLE_ADMIN = commands.get_features(Feature.NUMBER_OF_QUEUES).pack()
 class Successor:
     """Of one controller, on the loop that becomes its home.
 
-    pool, device: the caller's until adopt() has returned. manifest: the slot of the saved state.
+    pool, device: the caller's until adopt() has returned. cmb: queues in the controller's memory.
+    manifest: the slot of the saved state.
     """
 
-    def __init__(self, uri: str, pool: Pool, device: Device, state: State, phases: Phases) -> None:
+    def __init__(
+        self, uri: str, pool: Pool, device: Device, state: State, phases: Phases, cmb: CmbQueues | None = None
+    ) -> None:
         self.uri = uri
         self.pool = pool
         self._device = device
+        self._cmb = cmb
         self.state = state
         self._phases = phases
         self.controller: Controller = None  # type: ignore[assignment]  # known after build()
@@ -172,6 +177,9 @@ class Successor:
         memory.inherit([(registration.iova, registration.nbytes) for registration in state.registrations])
         controller.pcie.memory = memory
         controller.pcie.host_memory.adopt(self.pool)
+        if self._cmb is not None:
+            controller.pcie.own_memory.adopt_queues(self._cmb)
+        queues.maker.cmb = self._cmb
         queues.begin_restored(
             limit=state.queue_limit,
             max_transfer=state.max_transfer,
@@ -204,6 +212,10 @@ class Successor:
             raise self._refuse(f"queue {qid}: {error}") from None
         queue.worker = description.worker
         queues.attach(queue)
+        if description.cmb:
+            if self._cmb is None or not self._cmb.has_room(queue.hot):
+                raise self._refuse(f"queue {qid} has no place in the controller's memory, where it should be")
+            self._cmb.place(queue.hot, attach=True)
         if description.shadow:
             queues.maker.use_shadow(queue.hot)
         return queue

@@ -45,6 +45,7 @@ def test_a_state_of_an_older_release_is_read(path: Path) -> None:
     assert [registration.nbytes for registration in found.registrations] == [8192]
     assert found.options["queue_entries"] == 256
     assert [lease["queues"] for lease in found.sharing.get("leases", [])] == [{"7": "present"}] * (found.format >= 5)
+    assert (found.cmb is not None, found.queues[1].cmb) == (found.format >= 7,) * 2
     doubtful = found.format >= 4
     assert (found.unverified, found.namespaces[0].uuid) == (
         doubtful,

@@ -51,6 +51,7 @@ def said(kind: Any) -> str:
         ("### The device", state.DeviceIdentity),
         ("### The registers", state.RegisterState),
         ("### A queue pair", state.QueueState),
+        ("### Queues in the controller's memory", state.CmbState),
         ("### A namespace", state.NamespaceState),
         ("### A registration", state.RegistrationState),
     ],
@@ -66,7 +67,7 @@ def test_the_formats_are_those_of_the_code() -> None:
     assert [int(row[0]) for row in formats] == list(range(1, state.FORMAT + 1))
     assert f"This release writes format {state.FORMAT}." in " ".join(PAGE.split())
     conditional = [int(row[0]) for row in formats if "unless" in row[3]]
-    assert conditional == [state.DOUBTFUL, state.SHARED, state.FUSED]
+    assert conditional == [state.DOUBTFUL, state.SHARED, state.FUSED, state.IN_CMB]
 
 
 def test_the_headers_are_those_of_the_code() -> None:

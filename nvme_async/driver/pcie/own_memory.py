@@ -1,6 +1,6 @@
 """A PCI function's Controller Memory Buffer (Base 2.0, 8.5) and Persistent Memory Region (8.14):
 enabled, mapped, and the former known to the queue pairs, so that commands transfer its data without
-the bus.
+the bus. Queues, if an option puts them there, have the start of the buffer.
 
 On the controller's home loop.
 """
@@ -12,6 +12,7 @@ from typing import Protocol
 
 from nvme_async.device import Device
 from nvme_async.driver.own_memory import ControllerMemory, PersistentMemory, PmrHealth
+from nvme_async.driver.pcie.cmb_queues import CmbLayout, CmbQueues, CmbQueuesOption
 from nvme_async.driver.pcie.memory import DeviceMemory
 from nvme_async.driver.pcie.registers import Registers
 from nvme_async.errors import ConfigurationError, ControllerTimeout, DeviceError, NvmeError
@@ -52,12 +53,14 @@ class Pieces(Protocol):
 
 
 class _Cmb(ControllerMemory):
-    def __init__(self, window: Mmio, addresses: AddressMap) -> None:
+    def __init__(self, window: Mmio, addresses: AddressMap, start: int) -> None:
+        """start: the window's, in the buffer."""
         self.nbytes = window.nbytes
         self.buffer = memoryview(window)
         self.address = address_of(window)
+        self.start = start
         self._addresses: AddressMap | None = addresses
-        addresses.add(self.address, self.nbytes, CONTROLLER_ADDRESSES)
+        addresses.add(self.address, self.nbytes, CONTROLLER_ADDRESSES + start)
 
     @property
     def is_open(self) -> bool:
@@ -104,6 +107,7 @@ class OwnMemory:
         self._pieces = pieces
         self._cmb: _Cmb | None = None
         self._pmr: _Pmr | None = None
+        self.queues: CmbQueues | None = None
 
     @property
     def uri(self) -> str:
@@ -126,15 +130,46 @@ class OwnMemory:
                 f"{self.uri}: its Controller Memory Buffer of {size.nbytes} bytes is not for data in both directions "
                 f"(CMBSZ.RDS {size.rds:d}, WDS {size.wds:d})"
             )
-        if memory.in_use(CONTROLLER_ADDRESSES, size.nbytes):
+        start = self.queues.layout.nbytes if self.queues is not None else 0
+        if start >= size.nbytes:
+            raise ConfigurationError(f"{self.uri}: queues take all {size.nbytes} bytes of its Controller Memory Buffer")
+        if memory.in_use(CONTROLLER_ADDRESSES + start, size.nbytes - start):
             raise ConfigurationError(f"{self.uri}: commands still use the Controller Memory Buffer that was closed")
+        window = await self._map(location, size, start, size.nbytes - start)
+        await self._answer_at()
+        self._cmb = _Cmb(window, memory.address_map, start)
+        return self._cmb
+
+    async def _map(self, location: Cmbloc, size: Cmbsz, start: int, nbytes: int) -> Mmio:
         if location.bir not in (0, *_BARS):
             raise DeviceError(f"{self.uri}: the Controller Memory Buffer is in BAR {location.bir} (CMBLOC.BIR)")
-        offset = location.ofst * size.unit
-        window = await in_thread(pieces.device.map_bar, location.bir, offset, size.nbytes)
+        offset = location.ofst * size.unit + start
+        return await in_thread(self._pieces.device.map_bar, location.bir, offset, nbytes)
+
+    async def open_queues(self, which: CmbQueuesOption, *, entries: int, n_queues: int) -> CmbQueues:
+        """The places for I/O queues; at the bring-up and after each reset, before queues are
+        created.
+
+        ConfigurationError if the buffer isn't for them, or data are where they would be;
+        DeviceError if it can't be mapped, or doesn't answer at its address.
+        """
+        before, self.queues = self.queues, None
+        if not self._pieces.cap.cmbs:
+            raise ConfigurationError(f"{self.uri} has no Controller Memory Buffer that can be addressed (CAP.CMBS)")
+        location, size = await self._show_cmb()
+        layout = CmbLayout.of(location, size, CONTROLLER_ADDRESSES, entries=entries, n_queues=n_queues, which=which)
+        memory = self._pieces.memory
+        assert memory is not None
+        if before is not None and before.layout == layout:
+            found = before
+        else:
+            used = self._cmb is not None and self._cmb.is_open and self._cmb.start < layout.nbytes
+            if used or memory.in_use(CONTROLLER_ADDRESSES, layout.nbytes):
+                raise ConfigurationError(f"{self.uri}: its Controller Memory Buffer has data where queues would be")
+            found = CmbQueues(layout, await self._map(location, size, 0, layout.nbytes))
         await self._answer_at()
-        self._cmb = _Cmb(window, memory.address_map)
-        return self._cmb
+        self.queues = found
+        return found
 
     async def _show_cmb(self) -> tuple[Cmbloc, Cmbsz]:
         registers = self._pieces.registers
@@ -168,6 +203,10 @@ class OwnMemory:
         if self._cmb is not None:
             self._cmb.close()
         return "its own memory is not used for data"
+
+    def adopt_queues(self, queues: CmbQueues) -> None:
+        """A predecessor's, at the places where the controller knows them."""
+        self.queues = queues
 
     # -- Persistent Memory Region ------------------------------------------------------------------
 
@@ -212,6 +251,7 @@ class OwnMemory:
 
     def close(self) -> None:
         """With the controller. Views that the application keeps stay valid memory."""
+        self.queues = None
         for memory in (self._cmb, self._pmr):
             if memory is not None:
                 memory.close()

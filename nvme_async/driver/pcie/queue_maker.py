@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from nvme_async.device import Device
 from nvme_async.device.quirks import Quirk
 from nvme_async.dma import DmaBuffer
+from nvme_async.driver.pcie.cmb_queues import CmbQueues
 from nvme_async.driver.pcie.memory import DeviceMemory
 from nvme_async.driver.queues.loop_queue import DEAD_VECTOR, LoopQueue
 from nvme_async.driver.queues.queue_maker import QueueMaker
@@ -38,6 +39,9 @@ class PciePieces(Protocol):
 class PcieQueueMaker(QueueMaker):
     """Owner of the interrupt vectors' eventfds, of the queue pairs' memory and of the shadow
     doorbells.
+
+    Attributes, besides those of QueueMaker:
+        cmb: places for rings in the controller's memory, or None.
     """
 
     ADMIN_TRANSFER: int = 16 * PAGE
@@ -48,6 +52,7 @@ class PcieQueueMaker(QueueMaker):
         self._event_fds: list[int] = []
         self._memory: dict[int, tuple[DmaBuffer, _placement.BounceCache]] = {}  # by qid
         self._shadow: DmaBuffer | None = None
+        self.cmb: CmbQueues | None = None
 
     def allow_sgl(self, kind: int) -> None:
         """What queue pairs that are made from now on may use: SGLS bits 1:0; 11b is reserved."""
@@ -258,6 +263,21 @@ class PcieQueueMaker(QueueMaker):
     # -- the commands ------------------------------------------------------------------------------
 
     async def create(self, queue: LoopQueue) -> None:
+        """Its rings are in the controller's memory, if there is room and the controller takes
+        them.
+        """
+        controller, hot, cmb = self._controller, queue.hot, self.cmb
+        if cmb is not None and cmb.has_room(hot):
+            await controller._on_owner(queue, lambda: cmb.place(hot))
+            try:
+                await self._create(queue)
+                return
+            except CommandError as error:
+                controller.degraded.add(f"queue {hot.qid} in the Controller Memory Buffer", error, "memory of the host")
+                await controller._on_owner(queue, hot.rings_home)
+        await self._create(queue)
+
+    async def _create(self, queue: LoopQueue) -> None:
         """Create I/O Completion Queue, then Create I/O Submission Queue (5.4, 5.5)."""
         hot, submit = queue.hot, self._controller._submit_admin
         create_cq = commands.create_io_cq(hot.qid, hot.entries, hot.cq_iova, queue.vector, interrupts=queue.interrupts)

@@ -42,6 +42,7 @@ log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
 
 _DOORBELL_BUFFERS = "Doorbell Buffer Config"
+_CMB_QUEUES = "queues in the Controller Memory Buffer"
 
 
 class PcieTransport(PooledTransport):
@@ -110,11 +111,26 @@ class PcieTransport(PooledTransport):
         return [
             Step("the controller's own memory", self.own_memory.enable_again, self.own_memory.without),
             Step("Number of Queues", self.queues.negotiate, self.queues.assume),
+            *self._cmb_steps(),
             Step(_DOORBELL_BUFFERS, lambda: self._shadow_doorbells(degraded, _DOORBELL_BUFFERS in lost)),
             Step("I/O queue pairs", lambda: self.queues.create_all(degraded)),
             Step("Host Memory Buffer", self._give_host_memory, self.host_memory.without),
             Step("Host Identifier", self._identify_host, lambda: "the controller doesn't recognize this host"),
         ]
+
+    def _cmb_steps(self) -> Sequence[Step]:
+        which = self._owner.options.cmb_queues
+        maker = self.queues.maker
+        maker.cmb = None
+        if which == "off":
+            self.own_memory.queues = None
+            return []
+
+        async def open_queues() -> None:
+            entries = self.queues.entries
+            maker.cmb = await self.own_memory.open_queues(which, entries=entries, n_queues=self.queues.limit)
+
+        return [Step(_CMB_QUEUES, open_queues, lambda: "they are in memory of the host")]
 
     async def _reset_function(self) -> None:
         await self.call(self.device.reset)

@@ -150,15 +150,19 @@ class QueueSet(QueueCollection):
         """
         return None
 
+    @property
+    def entries(self) -> int:
+        """Of a new I/O queue."""
+        if Quirk.QUEUE_DEPTH_ONE in self._controller.quirks:
+            return 2  # one is always free: one command
+        return min(self._controller.options.queue_entries, self._transport.cap.mqes + 1, 4096)
+
     async def _create(self, loop: asyncio.AbstractEventLoop) -> LoopQueue | None:
         await self._take_from_closed_loops()
         if not self._free_qids:
             return None
         controller = self._controller
-        qid = self._free_qids.pop()
-        entries = min(controller.options.queue_entries, self._transport.cap.mqes + 1, 4096)
-        if Quirk.QUEUE_DEPTH_ONE in controller.quirks:
-            entries = 2  # one is always free: one command
+        qid, entries = self._free_qids.pop(), self.entries
         try:
             await self.maker.make_room(qid, entries)
             queue = self.maker.make(qid, entries, loop)
