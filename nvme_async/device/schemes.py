@@ -71,7 +71,7 @@ def parse_uri(uri: str) -> tuple[str, str]:
         if match is None:
             raise ConfigurationError(f"device URI {uri!r}: {rest!r} is not a PCI address like 0000:01:00.0")
         domain, bus, slot, function = match.groups(default="0000")
-        return scheme, f"{domain}:{bus}:{slot}.{function}".lower()
+        return scheme, f"{int(domain, 16):04x}:{bus}:{slot}.{function}".lower()
     if scheme == "vfio-user":
         if not rest or "\0" in rest:
             raise ConfigurationError(f"device URI {uri!r} names no socket; the form is vfio-user:PATH")

@@ -8,6 +8,8 @@ opened.
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Hashable
 from typing import Protocol, cast
 
 from nvme_async import device
@@ -63,6 +65,18 @@ def parse_uri(uri: str) -> tuple[str, str]:
         forms = ", ".join(f"{name}:" for name in schemes())
         raise ConfigurationError(f"device URI {uri!r} must begin with one of {forms}")
     return device.parse_uri(uri)
+
+
+def location(uri: str) -> Hashable:
+    """Equal for all ways to write one device's address, as links in the file system are now.
+    Options in the URI don't count. A module of a scheme may have location(rest) for this.
+    ConfigurationError as parse_uri(). Blocks for a stat(2) at most.
+    """
+    scheme, rest = parse_uri(uri)
+    found = getattr(_module(scheme), "location", None) if scheme in _modules else None
+    if found is not None:
+        return scheme, found(rest)
+    return scheme, os.path.realpath(rest) if scheme in ("vfio-user", "shared") else rest
 
 
 async def open_transport(uri: str, options: Options) -> Transport:

@@ -182,11 +182,16 @@ class Manager:
         """The device with a driver: opened, or found open. Several callers at once share one
         driver, and one failure.
 
+        The device of another spelling of its address is the same: another path to a file, an
+        address of a host in another form. It keeps the URI that it has.
+
         options: those that differ from the manager's. ConfigurationError if it is loaded with
             others already. A failed load leaves nothing behind.
         """
-        device = self._find(canonical(uri), {**self._options, **options})
-        if {**device.options, **options} != device.options:
+        key = canonical(uri)
+        device = self._find(key, {**self._options, **options})
+        asked, has = key.partition("?")[2], device.uri.partition("?")[2]
+        if asked != has or {**device.options, **options} != device.options:
             raise ConfigurationError(f"{device.uri} is already loaded with other options")
         await device.load()
         return device
@@ -218,7 +223,7 @@ class Manager:
         return loaded
 
     def _find(self, key: str, wanted: dict[str, Any]) -> ManagedDevice:
-        """The device of that key; a new one if there is none."""
+        """The device at that address; a new one if there is none."""
 
         def make() -> ManagedDevice:
             worker = self._workers.place(key)
@@ -230,11 +235,11 @@ class Manager:
                 self._workers.leave(worker)
                 raise
 
-        device = self._registry.get(key)
+        device = self._registry.find(key)
         if device is None:
             made = make()
             try:
-                device = self._registry.add(key, made)
+                device = self._registry.add(made)
             finally:
                 if device is not made:  # another thread was first, or the manager is closed
                     self._workers.leave(made.worker)
@@ -263,13 +268,13 @@ class Manager:
         """Shuts one device down. Its handles fail from now on, also if it is loaded again. Does
         nothing if it isn't loaded.
         """
-        device = self._registry.get(canonical(uri))
+        device = self._registry.find(uri)
         if device is not None:
             await device.unload()
 
     def device(self, uri: str) -> ManagedDevice:
         """A device that is loaded (or was, and failed). KeyError if there is none."""
-        device = self._registry.get(canonical(uri))
+        device = self._registry.find(uri)
         if device is None:
             raise KeyError(f"{uri} is not loaded")
         return device

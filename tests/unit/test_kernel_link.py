@@ -13,6 +13,7 @@ import pytest
 
 from nvme_async.driver.completions import error_from
 from nvme_async.driver.kernel import admin
+from nvme_async.driver.kernel.address import is_controller as is_a_controller
 from nvme_async.driver.kernel.address import parse_address
 from nvme_async.driver.kernel.engine import why_no_ring
 from nvme_async.driver.kernel.nodes import Node
@@ -236,7 +237,7 @@ def test_limits_of_targets():
 )
 def test_which_nodes_are_controllers(rest, path, is_controller):
     address = parse_address("kernel", rest)
-    assert (address.path, address.is_controller) == (path, is_controller)
+    assert (address.node(), is_a_controller(path)) == (path, is_controller)
 
 
 def test_a_namespace_node_shows_its_namespace_alone(monkeypatch):

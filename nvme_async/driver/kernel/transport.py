@@ -16,7 +16,7 @@ from typing import Any
 
 from nvme_async.dma import DmaBuffer
 from nvme_async.driver.kernel import engine, nodes
-from nvme_async.driver.kernel.address import Address, parse_address
+from nvme_async.driver.kernel.address import Address, is_controller, parse_address
 from nvme_async.driver.kernel.admin import Backend, Emulated, Passed
 from nvme_async.driver.kernel.emulation import VERSION
 from nvme_async.driver.kernel.memory import KernelMemory, KernelRegistration
@@ -66,6 +66,7 @@ class KernelTransport(QueueTransport):
         self.options: Options = options
         self.memory: KernelMemory = KernelMemory(self.uri, options, on_region=self._region, on_gone=self._region_gone)
         self._controller: Node | None = None
+        self._all_of = ""  # the controller's node, if all its namespaces are served
         self._retired: list[Node] = []
         self._trouble: str | None = None
         self._on_gone: Callable[[], None] | None = None
@@ -102,7 +103,7 @@ class KernelTransport(QueueTransport):
             self.backend: Backend = Emulated(node)
             self.vs: Vs = Vs.from_int(VERSION)
         else:
-            self._open_kernel(address.path)
+            self._open_kernel(address.node())
         if options.io_poll:
             for node in self.nodes.values():
                 if node.kind != "passthrough" and not node.direct:
@@ -115,8 +116,8 @@ class KernelTransport(QueueTransport):
             log.warning("%s: %s; threads are used instead", self.uri, self.why_threads)
 
     def _open_kernel(self, path: str) -> None:
-        if self.address.is_controller:
-            controller = path
+        if is_controller(path):
+            controller = self._all_of = path
             self._search_all()
         else:
             node = self._open_node(path)
@@ -136,12 +137,12 @@ class KernelTransport(QueueTransport):
 
     def _search(self) -> None:
         """Namespaces may have been added. From a thread."""
-        if self.address.is_controller:
+        if self._all_of:
             self._search_all()
 
     def _search_all(self) -> None:
         known = {node.path for node in self.nodes.values()}
-        for path in nodes.namespace_nodes(self.address.path):
+        for path in nodes.namespace_nodes(self._all_of):
             if path in known:
                 continue
             try:
@@ -321,6 +322,11 @@ def _end_waits(queue: Any, reason: NvmeError) -> None:
 def parse(rest: str) -> str:
     """The canonical form of what follows "kernel:"."""
     return str(parse_address("kernel", rest)).partition(":")[2]
+
+
+def location(rest: str) -> tuple[object, ...]:
+    """Of the node that it leads to."""
+    return parse_address("kernel", rest).location()
 
 
 async def open_transport(uri: str, options: Options) -> KernelTransport:

@@ -5,6 +5,8 @@ subsystem, separated by commas.
 from __future__ import annotations
 
 import ipaddress
+import re
+import socket
 
 import attrs
 
@@ -30,7 +32,7 @@ def check_nqn(nqn: str) -> str:
 @attrs.frozen
 class Address:
     """Attributes:
-    host: a name, or an IPv4 or IPv6 address without brackets.
+    host: a name in lower case, or an IPv4 or IPv6 address without brackets, in the usual form.
     port: of TCP.
     nqn: of the subsystem.
     """
@@ -87,13 +89,23 @@ def _split(endpoint: str, text: str) -> tuple[str, str | None]:
             raise ConfigurationError(f"tcp:{text}: an IPv6 address is written [ADDRESS]:PORT")
         number = rest[1:] if rest else None
         try:
-            host = str(ipaddress.IPv6Address(host))
+            found = ipaddress.IPv6Address(host)
         except ValueError:
             raise ConfigurationError(f"tcp:{text}: {host!r} is not an IPv6 address") from None
-        return host, number
+        return str(found.ipv4_mapped or found), number
     if endpoint.count(":") > 1:
         raise ConfigurationError(f"tcp:{text}: an IPv6 address is written [ADDRESS]:PORT")
     host, colon, rest = endpoint.partition(":")
     if not host or not all(part and part.replace("-", "a").replace("_", "a").isalnum() for part in host.split(".")):
         raise ConfigurationError(f"tcp:{text}: {host!r} is not a host name or address")
-    return host, rest if colon else None
+    return _usual(host, text), rest if colon else None
+
+
+def _usual(host: str, text: str) -> str:
+    """Names don't depend on case; getaddrinfo() also takes IPv4 addresses such as 127.1."""
+    if re.fullmatch(r"[0-9.]+", host) is None:
+        return host.lower()
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        raise ConfigurationError(f"tcp:{text}: {host!r} is not an IPv4 address") from None

@@ -15,6 +15,12 @@ def parse(rest: str) -> str:
     return ",".join(one.endpoint for one in addresses) + f"/{addresses[0].nqn}"
 
 
+def location(rest: str) -> tuple[object, ...]:
+    """The addresses in any order, and the subsystem."""
+    addresses = parse_addresses(rest)
+    return (frozenset(one.endpoint for one in addresses), addresses[0].nqn)
+
+
 async def open_transport(uri: str, options: Options) -> Transport:
     """The connections are made by the first step of the bring-up."""
     addresses = parse_addresses(uri.partition(":")[2])
