@@ -50,6 +50,10 @@ cdef class QueuePair(Waits):
     cdef readonly uint64_t busy_ns      # when that command was sent (CLOCK_MONOTONIC)
     cdef public object on_busy       # given to the loop at the first command after `watched` was cleared, if not None
     cdef public bint watched
+    cdef public SharedWaits shared   # with the other queue pairs of its loop, or None
+    cdef uint64_t early_ns           # of shared: when the next early poll is due; 0 = none
+    cdef unsigned early_at           # which of its delays that is
+    cdef bint edge                   # its eventfd is one of shared's, and not read
     cdef public object on_sleep      # called when a sleep starts that early polls must guard, from the first one on
     cdef bint pairing                # one half of a fused operation was posted, and the other wasn't yet
     cdef uint32_t n_delivered        # of the slots in q.done_slots
@@ -247,16 +251,9 @@ cdef class QueuePair(Waits):
     def on_interrupt(self):
         """The eventfd of this queue's vector is readable: by a successor, if frozen or closed."""
         cdef uint64_t count
-        if not self.has_memory or self.frozen.copy != NULL:
-            if self.on_unwanted is not None:
-                self.on_unwanted()
-            return
-        if c_read(self.event_fd, &count, sizeof(count)) == sizeof(count):
-            self.q.header.n_interrupts += count
-            if nvq_pending(&self.q):
-                nvw_interrupted(&self.waiting)
-                wakes_up(self)
-        self.more()
+        if not self.has_memory or self.frozen.copy != NULL or c_read(self.event_fd, &count, sizeof(count)) != sizeof(count):
+            count = 0
+        interrupted(self, count)
 
     def more(self):
         """Drains the ring, in bounded portions so that other tasks of the loop get their turn."""

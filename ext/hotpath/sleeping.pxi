@@ -47,6 +47,23 @@ cdef void wakes_up(QueuePair qp) noexcept:
     w.asleep_ns = w.nap.posted_ns = 0
 
 
+cdef int interrupted(QueuePair qp, uint64_t count) except -1:
+    """So many interrupts have come, or 0 after all. A frozen or closed queue pair's are a
+    successor's.
+    """
+    if not qp.has_memory or qp.frozen.copy != NULL:
+        if qp.on_unwanted is not None:
+            qp.on_unwanted()
+        return 0
+    if count:
+        qp.q.header.n_interrupts += count
+        if nvq_pending(&qp.q):
+            nvw_interrupted(&qp.waiting)
+            wakes_up(qp)
+    qp.more()
+    return 0
+
+
 cdef inline void guard(QueuePair qp) except *:
     """Commands are out, and what waits for them is asleep or goes to sleep: should no interrupt
     come, early polls find the completions. Where that was so of late, polling begins at once.
@@ -90,7 +107,8 @@ cdef int poll_early(QueuePair qp, bint last) except -2:
     qp.ring_late()
     if nvq_pending(&qp.q):
         # In poll mode, which may have begun after the sleep, no interrupt is waited for.
-        if qp.waiting.mode != NVW_POLL and not readable(qp.event_fd):
+        # One that has come to `shared` was handled just now.
+        if qp.waiting.mode != NVW_POLL and (qp.edge or not readable(qp.event_fd)):
             qp.q.header.n_missed += 1
             nvw_missed(&qp.waiting)
         qp.reap_and_deliver(qp.waiting.reap_limit)

@@ -2,7 +2,7 @@
 
 import asyncio
 from array import array
-from collections.abc import Callable, Container, Coroutine, Generator, Iterable
+from collections.abc import Callable, Container, Coroutine, Generator, Iterable, Sequence
 from typing import Any, TypeVar, final
 
 from typing_extensions import Buffer, disjoint_base
@@ -156,6 +156,20 @@ class Waits(Rings):
     def close_timer(self) -> None: ...
 
 @final
+class SharedWaits:
+    def __init__(self, delays: Sequence[float]) -> None: ...
+    @property
+    def is_open(self) -> bool: ...
+    def open(self) -> int: ...
+    def close(self) -> None: ...
+    def add(self, fd: int, qp: QueuePair) -> None: ...
+    def remove(self, fd: int) -> None: ...
+    def take(self) -> None: ...
+    def guard(self, qp: QueuePair) -> float: ...
+    def forget(self, qp: QueuePair) -> None: ...
+    def poll_early(self) -> tuple[float | None, list[tuple[QueuePair, bool]]]: ...
+
+@final
 class QueuePair(Waits):
     on_starved: Callable[[int], None] | None
     @property
@@ -168,6 +182,7 @@ class QueuePair(Waits):
     call_later: Callable[..., Any] | None
     watched: bool
     on_sleep: Callable[[], None] | None
+    shared: SharedWaits | None
     def __init__(
         self,
         memory: DmaBuffer,

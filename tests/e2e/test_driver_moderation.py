@@ -18,7 +18,7 @@ import pytest
 from driving import eventually, within
 
 import nvme_async
-from nvme_async.driver.queues import loop_queue
+from nvme_async.driver.queues import loop_waits
 from nvme_async.emulator import FOREVER
 from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
@@ -145,7 +145,7 @@ async def test_coalescing_follows_the_features() -> None:
 @pytest.mark.parametrize("mode", ["adaptive", "interrupt"])
 async def test_a_slow_command_does_not_keep_the_next_one_waiting(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
     """Early polls have become rare when its answer comes; for the next sleep they begin anew."""
-    monkeypatch.setattr(loop_queue, "EARLY_POLLS", (0.001, 60.0))
+    monkeypatch.setattr(loop_waits, "EARLY_POLLS", (0.001, 60.0))
     async with nvme_async.open("emulated:size=1MiB", mode=mode, spin_us=0, command_timeout=0) as controller:
         namespace = controller.namespaces[1]
         emulator = controller.device.emulator  # type: ignore[attr-defined]

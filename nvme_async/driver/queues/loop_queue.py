@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nvme_async.driver.queues import loop_waits
 from nvme_async.native import _hotpath, _placement
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
@@ -20,11 +21,7 @@ from nvme_async.spec.opcodes import Direction, command_name
 
 # How often the watchdog checks within one command timeout.
 CHECKS = 8
-# While commands are in flight and a coroutine sleeps, the ring is polled early, in case the
-# interrupt does not come: so many seconds after the last completion, each counted from the previous
-# poll, the last one repeatedly.
-EARLY_POLLS = (0.001, 0.004, 0.016, 0.064, 0.256, 1.0)
-# If so many in a row have found completions without a single interrupt, none will come.
+# If so many early polls in a row have found completions without a single interrupt, none will come.
 DEAD_VECTOR = 8
 
 
@@ -69,13 +66,13 @@ class LoopQueue:
         self._interrupts = self._missed = 0  # at the last interrupt
         self._dead_vector = False
         self._timer: asyncio.TimerHandle | None = None
-        self._early: asyncio.TimerHandle | None = None
-        self._rung = 0  # which of EARLY_POLLS is next
+        self._waits = loop_waits.of(loop)
         self._frozen = False
         self._on_interrupt: Callable[[], None] | None = None  # while it takes interrupts
         self._paused = False
         self._timer_fd = -1  # of the native half, once a nap has made it
         hot.set_event_fd(event_fd)
+        hot.shared = self._waits.native
         hot.on_sleep = self._guard
         hot.on_timer_made = self._read_timer
         if timeout:
@@ -148,6 +145,15 @@ class LoopQueue:
         self._on_interrupt = on_interrupt if callbacks else self.hot.on_interrupt
         self.hot.on_unwanted = self._stop_reading
         if not self._frozen:
+            self._read_interrupts()
+
+    def _read_interrupts(self) -> None:
+        if self._on_interrupt is None or self.loop.is_closed():
+            return
+        if self._on_interrupt == self.hot.on_interrupt:
+            self._waits.read(self.event_fd, self.hot)
+        else:
+            self._waits.stop_reading(self.event_fd)
             self.loop.add_reader(self.event_fd, self._on_interrupt)
 
     def poll_soon(self) -> None:
@@ -163,7 +169,7 @@ class LoopQueue:
         self._frozen = True
         if self._on_interrupt is not None:
             self._stop_reading()
-        self._cancel_early_polls()
+        self._waits.forget(self.hot)
         _hotpath.freeze(self.hot)
 
     def freeze_from_afar(self) -> bool:
@@ -192,6 +198,7 @@ class LoopQueue:
         return self._on_interrupt is not None
 
     def _stop_reading(self) -> None:
+        self._waits.stop_reading(self.event_fd)
         if not self.loop.is_closed():
             self.loop.remove_reader(self.event_fd)
 
@@ -210,8 +217,7 @@ class LoopQueue:
         """Continues where freeze() stopped. The caller must still end the hold."""
         self._frozen = False
         _hotpath.thaw(self.hot)
-        if self._on_interrupt is not None and not self.loop.is_closed():
-            self.loop.add_reader(self.event_fd, self._on_interrupt)
+        self._read_interrupts()
         if self.hot.guarded:
             self._guard()
 
@@ -222,7 +228,7 @@ class LoopQueue:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._cancel_early_polls()
+        self._waits.forget(self.hot)
         if self._on_interrupt is not None:
             self._stop_reading()
         self._on_interrupt = self.hot.on_unwanted = None
@@ -351,36 +357,15 @@ class LoopQueue:
         self._watch()
 
     def _guard(self) -> None:
-        """A sleep starts that a missed interrupt could make too long: early polls continue until
-        no command is in flight. They cost one timer per millisecond while there are sleeps, and
-        nothing per I/O.
-        """
-        self._cancel_early_polls()
-        self._rung = 0
-        self._plan_early_poll()
+        """A sleep starts that a missed interrupt could make too long."""
+        if not self._frozen:
+            self._waits.guard(self.hot, self._on_early)
 
-    def _plan_early_poll(self) -> None:
-        if self._early is None and not self.hot.closed and not self.loop.is_closed():
-            self._early = self.loop.call_later(EARLY_POLLS[self._rung], self._poll_early)
-
-    def _cancel_early_polls(self) -> None:
-        if self._early is not None:
-            self._early.cancel()
-            self._early = None
-
-    def _poll_early(self) -> None:
-        self._early = None
-        if self._frozen:
-            return  # thaw() begins anew
-        last = len(EARLY_POLLS) - 1
-        found = self.hot.early_poll(self._rung == last)
-        if found > 0:
+    def _on_early(self, missed: bool) -> None:
+        if missed:
             self._check_vector()
-        elif found == 0 and self._rung == last:
+        else:
             self._on_slow()
-        if found >= 0:
-            self._rung = 0 if found else min(self._rung + 1, last)
-            self._plan_early_poll()
 
     def _check_vector(self) -> None:
         """Do interrupts arrive at all? If not, the ring is polled at each event-loop iteration
