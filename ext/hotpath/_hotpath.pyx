@@ -168,6 +168,9 @@ cdef extern from "hotpath/sgl.h":
     void nvq_sgl_segment(nvq_sqe *sqe, uint64_t *list, uint64_t list_iova, uint32_t list_bytes, uint32_t n) nogil
     void nvq_sgl_block(nvq_sqe *sqe, uint64_t iova, uint32_t nbytes) nogil
     uint32_t nvq_sgl_count(const nvq_sqe *sqe) nogil
+    uint32_t nvq_sgl_used(const nvq_sqe *sqe, const uint64_t *list, uint32_t list_bytes) nogil
+    void nvq_sgl_metadata(nvq_sqe *sqe, uint64_t *list, uint64_t list_iova, uint32_t list_bytes, uint32_t n, uint64_t iova,
+                          uint32_t nbytes) nogil
 
 cdef extern from "hotpath/defuse.h":
     void nvd_defuse(nvq *q, unsigned slot) nogil

@@ -36,6 +36,7 @@ cdef class Rings:
     cdef readonly uint32_t entries
     cdef readonly uint64_t max_transfer
     cdef public uint8_t sgl      # the controller's SGLs of I/O commands, as in SGLS: sgl.pxi
+    cdef public bint sgl_metadata      # and of their metadata (PSDT 10b)
     cdef Mmio mmio
     cdef Mmio stop_page
     cdef object doorbell_write   # callable(offset, value), where doorbells are not mapped

@@ -113,7 +113,36 @@ cdef class Scatter:
         for i in range(self.n_runs):
             if self.runs[i].iova < iova + nbytes and iova < self.runs[i].iova + self.runs[i].nbytes:
                 return True
-        return False
+        return self.metadata is not None and self.metadata.touches(iova, nbytes)
+
+    cdef size_t n_entries(self) noexcept:
+        cdef size_t n = 0 if self.n_runs == 1 else self.n_runs
+        if self.metadata is not None:
+            n += 1 if self.metadata.n_runs == 1 else 1 + self.metadata.n_runs
+        return n
+
+    @property
+    def entries(self):
+        """Descriptors in the list area of a command with this data and metadata."""
+        return self.n_entries()
+
+    def part(self, size_t begin, size_t nbytes):
+        """A Scatter of `nbytes` bytes from byte `begin` on."""
+        cdef Scatter part = Scatter.__new__(Scatter)
+        cdef size_t i = 0, taken
+        part.parent = self
+        if begin > self.nbytes or nbytes > self.nbytes - begin:
+            raise ValueError(f"{nbytes} bytes from byte {begin} of {self.nbytes}")
+        while nbytes:
+            if begin >= self.runs[i].nbytes:
+                begin -= self.runs[i].nbytes
+                i += 1
+                continue
+            taken = min(nbytes, self.runs[i].nbytes - begin)
+            part.add_run(self.runs[i].data + begin, taken)
+            nbytes -= taken
+            begin += taken
+        return part
 
     def reachable(self, AddressMap addresses, unsigned mask=0):
         """Whether the device reaches all of it, and no address or length has a bit of `mask`."""

@@ -7,8 +7,10 @@ from typing import Any, Protocol, TypeVar, overload
 
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.batch import Integers, Many
+from nvme_async.driver.byte_access import Views
 from nvme_async.driver.byte_stream import ByteStream
 from nvme_async.driver.namespace_file import NamespaceFile
+from nvme_async.driver.protection import Protect
 from nvme_async.errors import CommandError
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
@@ -74,8 +76,18 @@ class AsyncNamespace(Protocol):
     ) -> Many[B]: ...
     async def pread(self, nbytes: int, offset: int) -> bytes: ...
     async def pwrite(self, data: BufferLike, offset: int, *, fua: bool = False) -> int: ...
-    async def readv(self, buffers: Sequence[BufferLike], offset: int) -> int: ...
-    async def writev(self, buffers: Sequence[BufferLike], offset: int, *, fua: bool = False) -> int: ...
+    async def readv(
+        self, buffers: Sequence[BufferLike], offset: int, *, metadata: Views = None, protect: Protect | None = None
+    ) -> int: ...
+    async def writev(
+        self,
+        buffers: Sequence[BufferLike],
+        offset: int,
+        *,
+        fua: bool = False,
+        metadata: Views = None,
+        protect: Protect | None = None,
+    ) -> int: ...
     def stream(
         self, offset: int = 0, nbytes: int | None = None, *, chunk: int = ..., ahead: int = ...
     ) -> ByteStream: ...

@@ -9,11 +9,12 @@ the guard of the Namespace object (byte_guard.py) keeps byte accesses to one blo
 from __future__ import annotations
 
 from collections.abc import Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.byte_guard import ByteGuard
 from nvme_async.driver.byte_stream import DEFAULT_AHEAD, DEFAULT_CHUNK, ByteStream
+from nvme_async.driver.metadata import WithMetadata, move_scattered_blocks
 from nvme_async.driver.namespace_file import NamespaceFile
 from nvme_async.driver.protection import Protect
 from nvme_async.driver.scattered import move_scattered
@@ -21,6 +22,9 @@ from nvme_async.driver.transport import CommandQueue
 from nvme_async.native._hotpath import NamespaceCore
 from nvme_async.native._placement import Scatter, byte_view
 from nvme_async.runtime.tasks import together
+
+Views = Sequence[BufferLike] | None
+"""The places of metadata."""
 
 
 class ByteAccess(NamespaceCore):
@@ -176,7 +180,9 @@ class ByteAccess(NamespaceCore):
         edges[begin:end] = view
         return blocks
 
-    async def readv(self, buffers: Sequence[BufferLike], offset: int) -> int:
+    async def readv(
+        self, buffers: Sequence[BufferLike], offset: int, *, metadata: Views = None, protect: Protect | None = None
+    ) -> int:
         """Fills writable buffers one after the other from byte `offset`, like os.preadv. Returns
         the bytes read: the sum of their lengths.
 
@@ -186,12 +192,20 @@ class ByteAccess(NamespaceCore):
         and strides are filled in place too if offset and sum are multiples of the block size, the
         device can access all of it, and the controller has Scatter Gather Lists (Identify
         Controller, SGLS); else they are copied. ValueError for data in more than 1,048,576 places.
+
+        metadata: buffers, likewise, for the metadata of whole blocks; in place if the controller
+        takes lists for them too (SGLS bit 19), and the namespace has them in a separate buffer.
+        protect: as for read().
         """
         views = [view for view in _views(buffers, writable=True) if view.nbytes]
         total = sum(view.nbytes for view in views)
         _natural(offset, total)
         if total == 0:
             return 0
+        if metadata is not None or protect is not None:
+            data, extra = _with_metadata(views, metadata, total, offset, self.block_size, writable=True)
+            await self._blocks_with_metadata("readinto", offset // self.block_size, data, extra, protect)
+            return total
         size = self.block_size
         first, _ = self._blocks_around(READ, offset, total)
         if offset % size == 0 and all(_is_plain(view, size) for view in views):
@@ -202,13 +216,21 @@ class ByteAccess(NamespaceCore):
             data.fill(await self.pread(total, offset))
         return total
 
-    async def writev(self, buffers: Sequence[BufferLike], offset: int, *, fua: bool = False) -> int:
+    async def writev(
+        self,
+        buffers: Sequence[BufferLike],
+        offset: int,
+        *,
+        fua: bool = False,
+        metadata: Views = None,
+        protect: Protect | None = None,
+    ) -> int:
         """Writes buffers one after the other from byte `offset`, like os.pwritev. Returns the bytes
         written: the sum of their lengths.
 
         If offset and lengths are multiples of the block size, contiguous buffers are written as by
         write(), all at the same time. What readv() fills in place is written in place; otherwise
-        buffers are joined, and written as by pwrite().
+        buffers are joined, and written as by pwrite(). metadata, protect: as for readv().
         """
         views = [view for view in _views(buffers, writable=False) if view.nbytes]
         total = sum(view.nbytes for view in views)
@@ -216,6 +238,12 @@ class ByteAccess(NamespaceCore):
         if total == 0:
             return 0
         size = self.block_size
+        if metadata is not None or protect is not None:
+            data, extra = _with_metadata(views, metadata, total, offset, size, writable=False)
+            first, count = self._blocks_around(WRITE, offset, total)
+            async with self._guard().writing(first, count, alone=False, settled=self.settled):
+                await self._blocks_with_metadata("write", first, data, extra, protect, fua)
+            return total
         plain = all(_is_plain(view, size) for view in views)
         if offset % size or total % size:
             return await self.pwrite(Scatter(views).gather(), offset, fua=fua)
@@ -228,6 +256,15 @@ class ByteAccess(NamespaceCore):
             if not await move_scattered(self, first, data, write=True, fua=fua):
                 await self.write(first, data.gather(), fua=fua)
         return total
+
+    async def _blocks_with_metadata(
+        self, method: str, lba: int, data: Scatter, metadata: Scatter | None, protect: Protect | None, fua: bool = False
+    ) -> None:
+        namespace, geometry = cast(WithMetadata, self), self.geometry
+        if namespace._gone is not None:
+            raise namespace._gone
+        geometry.check()
+        await move_scattered_blocks(namespace, geometry, method, lba, data, metadata=metadata, protect=protect, fua=fua)
 
     def stream(
         self, offset: int = 0, nbytes: int | None = None, *, chunk: int = DEFAULT_CHUNK, ahead: int = DEFAULT_AHEAD
@@ -288,3 +325,25 @@ def _placed(first: int, views: Sequence[memoryview], size: int) -> Iterator[tupl
     for view in views:
         yield first, view
         first += view.nbytes // size
+
+
+def _with_metadata(
+    views: list[memoryview],
+    metadata: Sequence[BufferLike] | None,
+    total: int,
+    offset: int,
+    size: int,
+    *,
+    writable: bool,
+) -> tuple[Scatter, Scatter | None]:
+    """ValueError for parts of blocks: metadata belong to whole ones."""
+    if offset % size or total % size:
+        raise ValueError(
+            f"offset {offset} and {total} bytes: with metadata or protect both must be multiples of {size}"
+        )
+    extra = (
+        None
+        if metadata is None
+        else Scatter([view for view in _views(metadata, writable=writable) if view.nbytes], writable)
+    )
+    return Scatter(views, writable), extra

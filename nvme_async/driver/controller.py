@@ -45,7 +45,7 @@ from nvme_async.runtime import forks
 from nvme_async.runtime.tasks import finish
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import AsyncEvent, Completion
-from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm
+from nvme_async.spec.identify import IdentifyController, IdentifyControllerNvm, Sgls
 from nvme_async.spec.identity import ControllerIdentity
 
 log: logging.Logger = logging.getLogger("nvme_async")
@@ -139,7 +139,7 @@ class Controller(ReachableMemory):
         it. New limits apply from now on.
         """
         self.identify = identify
-        self.transport.allow_sgl(identify.sgls & 3)
+        self.transport.allow_sgl(identify.sgls & 3, metadata=Sgls.METADATA_SGL in identify.sgl_support)
         if self.transport.limit_transfer(identify.max_transfer_size(self.cap.min_page_size) or 0):
             for namespace in self.namespaces.values():
                 namespace._limit()

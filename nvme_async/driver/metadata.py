@@ -13,10 +13,13 @@ import attrs
 
 from nvme_async.driver.command_io import blocks_in
 from nvme_async.driver.protection import PRACT, Format, Protect, pi_error
+from nvme_async.driver.queues.loop_queue import LoopQueue
+from nvme_async.driver.scattered import cut
 from nvme_async.errors import NvmeError, PiError
 from nvme_async.native import _pi
-from nvme_async.native._hotpath import Geometry
-from nvme_async.native._placement import byte_view
+from nvme_async.native._hotpath import Geometry, scattered
+from nvme_async.native._placement import Scatter, byte_view
+from nvme_async.runtime.tasks import together
 from nvme_async.spec import commands
 from nvme_async.spec.commands import Command
 from nvme_async.spec.identify import IdentifyNamespace, IdentifyNamespaceNvm
@@ -142,6 +145,7 @@ class WithMetadata(Protocol):
     identify: IdentifyNamespace
     controller: Any
     _format: tuple[IdentifyNamespace, Format] | None
+    _gone: BaseException | None
 
     def _check(self, opcode: int, lba: int, blocks: int) -> None: ...
     async def _queue(self) -> Any: ...
@@ -214,6 +218,69 @@ async def _command(
         buffer.free()
 
 
+async def _in_place(
+    ns: WithMetadata, geometry: Geometry, plan: Plan, lba: int, data: Scatter, metadata: Scatter | None, fua: bool
+) -> bool:
+    """Transfers data, and metadata in a separate buffer, by Scatter Gather Lists. False: that isn't
+    possible, and nothing was sent.
+    """
+    form = plan.format
+    by_host = form.pi is not None and plan.protect.by == "host"
+    if plan.carries and (metadata is None or form.extended or by_host):
+        return False
+    queue = await ns._queue()
+    if not isinstance(queue, LoopQueue):
+        return False
+    most = max(1, min(ns.max_blocks, ns.controller.transport.max_transfer // plan.step))
+    parts = cut(queue, data, metadata if plan.carries else None, form.size, form.metadata, most)
+    at = 0
+    requests = []
+    for part in parts:
+        blocks = part.nbytes // form.size
+        command = _later(plan, at).command(ns.nsid, lba + at, blocks, fua, 0)
+        to_host = plan.opcode == NvmOpcode.READ
+        requests.append(scattered(queue.hot, command.pack(), part, to_host=to_host, geometry=geometry))
+        at += blocks
+    try:
+        await together(requests)
+    except PiError as error:
+        if error.block is None:
+            await _locate(ns, error)
+        raise
+    return bool(parts)
+
+
+async def move_scattered_blocks(
+    ns: WithMetadata,
+    geometry: Geometry,
+    method: str,
+    lba: int,
+    data: Scatter,
+    *,
+    metadata: Scatter | None,
+    protect: Protect | None,
+    fua: bool = False,
+) -> None:
+    """ "readinto" or "write" of whole blocks in several places, on a namespace with metadata: in
+    place if the controller has SGLs for that, else with copies.
+    """
+    plan = Plan.of(method, await format_of(ns), metadata, protect)
+    size, extra = plan.format.size, plan.format.metadata
+    blocks = blocks_in(data.nbytes, size)
+    if metadata is not None and metadata.nbytes != blocks * extra:
+        raise ValueError(f"metadata has {metadata.nbytes} bytes, {blocks} blocks have {blocks * extra}")
+    ns._check(plan.opcode, lba, blocks)
+    if await _in_place(ns, geometry, plan, lba, data, metadata, fua):
+        return
+    meta = None if metadata is None else metadata.gather()
+    copy = data.gather()
+    await move(ns, geometry, method, lba, copy, fua=fua, metadata=meta, protect=protect)
+    if method == "readinto":
+        data.fill(copy)
+        if metadata is not None and meta is not None:
+            metadata.fill(meta)
+
+
 async def move(
     ns: WithMetadata,
     geometry: Geometry,
@@ -245,6 +312,12 @@ async def move(
         if meta.nbytes != blocks * extra:
             raise ValueError(f"metadata has {meta.nbytes} bytes, {blocks} blocks have {blocks * extra}")
     ns._check(plan.opcode, lba, blocks)
+    if (
+        method != "read"
+        and metadata is not None
+        and await _in_place(ns, geometry, plan, lba, Scatter([data]), Scatter([meta]), fua)
+    ):
+        return data.nbytes if method == "readinto" else None
     step = max(1, min(ns.max_blocks, ns.controller.transport.max_transfer // plan.step))
     for at in range(0, blocks, step):
         count = min(step, blocks - at)

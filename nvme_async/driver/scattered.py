@@ -17,6 +17,30 @@ from nvme_async.runtime.tasks import together
 from nvme_async.spec import commands
 
 
+def cut(queue: LoopQueue, data: Scatter, metadata: Scatter | None, size: int, extra: int, most: int) -> list[Scatter]:
+    """`data` in parts of up to `most` blocks of `size` bytes, each with the metadata of its blocks
+    of `extra` bytes, that one command each transfers in place. [] if that isn't possible.
+    """
+    room = scatter_room(queue.hot, data, metadata)
+    blocks = data.nbytes // size
+    parts: list[Scatter] = []
+    at = 0
+    while room and at < blocks:
+        count = min(most, blocks - at)
+        while True:
+            part = data.part(at * size, count * size)
+            if metadata is not None:
+                part.metadata = metadata.part(at * extra, count * extra)
+            if part.entries <= room:
+                break
+            if count == 1:
+                return []
+            count = min(count // 2, max(1, count * room // part.entries))
+        parts.append(part)
+        at += count
+    return parts
+
+
 class _Queues(Protocol):
     async def for_this_loop(self) -> CommandQueue | None: ...
 

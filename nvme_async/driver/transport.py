@@ -337,10 +337,10 @@ class Transport(ABC):
         """
         return False
 
-    def allow_sgl(self, kind: int) -> None:
+    def allow_sgl(self, kind: int, *, metadata: bool) -> None:
         """Sets Identify's word on Scatter Gather Lists for I/O commands (SGLS bits 1:0, Base 2.0,
-        figure 275), before the I/O queues are made and after each reset. Transports with lists of
-        their own ignore it.
+        figure 275), and on those for their metadata (bit 19), before the I/O queues are made and
+        after each reset. Transports with lists of their own ignore it.
         """
         return
 

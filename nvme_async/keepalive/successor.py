@@ -49,6 +49,7 @@ from nvme_async.spec.identify import (
     IdentifyControllerNvm,
     IdentifyNamespace,
     NamespaceDescriptors,
+    Sgls,
 )
 from nvme_async.spec.identity import ControllerIdentity, NamespaceIdentity
 from nvme_async.spec.opcodes import Feature
@@ -110,7 +111,7 @@ class Successor:
         controller = self.controller = Controller(transport, merge(state, given))
         controller.registers.programmed = attrs.asdict(state.registers, filter=lambda field, _: field.name != "extra")
         controller.identify = identify
-        transport.allow_sgl(identify.sgls & 3)
+        transport.allow_sgl(identify.sgls & 3, metadata=Sgls.METADATA_SGL in identify.sgl_support)
         controller.identity = ControllerIdentity.of(identify, self._device.ids)
         if state.identify_nvm is not None:
             controller.identify_nvm = IdentifyControllerNvm.decode(state.identify_nvm)

@@ -2,9 +2,9 @@
 or replaced.
 
 A call is passed to the current driver's Namespace, on the caller's own loop and queue pair. Only if
-that fails because the driver
-as a whole is gone, more happens here: the call waits for the next driver, within the manager's
-limit, and is repeated if that is safe. Errors of the command itself go directly to the caller.
+that fails because the driver as a whole is gone, more happens here: the call waits for the next
+driver, within the manager's limit, and is repeated if that is safe. Errors of the command itself go
+directly to the caller.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import Any, Protocol, TypeVar, overload
 from nvme_async.dma import DmaBuffer
 from nvme_async.dma.buffers import BufferLike
 from nvme_async.driver.batch import Integers, Many
+from nvme_async.driver.byte_access import Views
 from nvme_async.driver.byte_stream import DEFAULT_AHEAD, DEFAULT_CHUNK, ByteStream
 from nvme_async.driver.copying import copy_commands
 from nvme_async.driver.namespace import Namespace
 from nvme_async.driver.namespace_file import NamespaceFile
 from nvme_async.driver.placement import Placement
+from nvme_async.driver.protection import Protect
 from nvme_async.driver.recovery import RETRYABLE
 from nvme_async.driver.streams import Streams
 from nvme_async.errors import (
@@ -49,8 +51,7 @@ B = TypeVar("B", bound=BufferLike)
 
 # The errors with which a driver ends, or a reset fails commands that it can't repeat.
 LOST = (QueueShutdown, HandedOver, ControllerError)
-# These mean the same for every block size.
-BYTES = ("pread", "pwrite", "readv", "writev", "flush")
+BYTES = ("pread", "pwrite", "readv", "writev", "flush")  # these mean the same for every block size
 # A controller in these states continues: its errors concern the command.
 GOING_ON = ("ready", "resetting")
 # Tags of commands without a caller's tag, by which their results are found again.
@@ -377,13 +378,23 @@ class ManagedNamespace:
         """See Namespace.pwrite()."""
         return await self._call("pwrite", data, offset, fua=fua)  # type: ignore[no-any-return]
 
-    async def readv(self, buffers: Sequence[BufferLike], offset: int) -> int:
+    async def readv(
+        self, buffers: Sequence[BufferLike], offset: int, *, metadata: Views = None, protect: Protect | None = None
+    ) -> int:
         """See Namespace.readv()."""
-        return await self._call("readv", buffers, offset)  # type: ignore[no-any-return]
+        return int(await self._call("readv", buffers, offset, metadata=metadata, protect=protect))
 
-    async def writev(self, buffers: Sequence[BufferLike], offset: int, *, fua: bool = False) -> int:
+    async def writev(
+        self,
+        buffers: Sequence[BufferLike],
+        offset: int,
+        *,
+        fua: bool = False,
+        metadata: Views = None,
+        protect: Protect | None = None,
+    ) -> int:
         """See Namespace.writev()."""
-        return await self._call("writev", buffers, offset, fua=fua)  # type: ignore[no-any-return]
+        return int(await self._call("writev", buffers, offset, fua=fua, metadata=metadata, protect=protect))
 
     def stream(
         self, offset: int = 0, nbytes: int | None = None, *, chunk: int = DEFAULT_CHUNK, ahead: int = DEFAULT_AHEAD

@@ -46,6 +46,7 @@ cdef class Scatter:
     cdef Py_buffer *views
     cdef Py_ssize_t n_views
     cdef Scatter parent          # whose buffers these are
+    cdef public Scatter metadata      # of the same command's blocks, or None
     cdef Run *runs
     cdef readonly size_t n_runs
     cdef size_t capacity
@@ -55,6 +56,7 @@ cdef class Scatter:
     cdef int add_view(self, Py_buffer *view) except -1
     cdef bint locate(self, AddressMap addresses, unsigned mask) except -1
     cdef bint touches(self, uint64_t iova, uint64_t nbytes) noexcept
+    cdef size_t n_entries(self) noexcept
     cdef size_t runs_of(self, size_t i, size_t at, size_t nbytes) noexcept
 
 

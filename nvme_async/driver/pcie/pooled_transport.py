@@ -49,10 +49,11 @@ class PooledTransport(QueueTransport):
     def _most_bytes(self) -> int:
         return self._owner.options.max_transfer
 
-    def allow_sgl(self, kind: int) -> None:
-        self.queues.maker.allow_sgl(kind)
+    def allow_sgl(self, kind: int, *, metadata: bool) -> None:
+        maker = self.queues.maker
+        maker.allow_sgl(kind, metadata=metadata)
         for queue in self.queues.io_queues():
-            queue.hot.sgl = self.queues.maker.sgl
+            queue.hot.sgl, queue.hot.sgl_metadata = maker.sgl, maker.sgl_metadata
 
     def alloc(self, nbytes: int, *, tag: int = 0) -> DmaBuffer:
         return self._pools().alloc(nbytes, owner="application", tag=tag)

@@ -54,9 +54,10 @@ class PcieQueueMaker(QueueMaker):
         self._shadow: DmaBuffer | None = None
         self.cmb: CmbQueues | None = None
 
-    def allow_sgl(self, kind: int) -> None:
+    def allow_sgl(self, kind: int, *, metadata: bool) -> None:
         """What queue pairs that are made from now on may use: SGLS bits 1:0; 11b is reserved."""
         self.sgl = kind if kind in (1, 2) else 0
+        self.sgl_metadata = metadata
 
     # -- interrupts --------------------------------------------------------------------------------
 
@@ -193,6 +194,7 @@ class PcieQueueMaker(QueueMaker):
             raise
         self._set_waiting(hot, interrupts=facts["interrupts"])
         hot.sgl = self.sgl if qid else 0  # admin commands use PRPs (Base 2.0, 4.1)
+        hot.sgl_metadata = self.sgl_metadata
         self._memory[qid] = (memory, bounce)
         return self.face(hot, loop, facts["vector"], facts["interrupts"])
 

@@ -34,7 +34,8 @@ class QueueMaker(ABC):
     max_transfer: bytes of one I/O command.
     capacity: bytes that one command of a queue pair can transfer at most. Set once: a larger limit
         after a reset is not used.
-    sgl: which Scatter Gather Lists I/O commands may have (SGLS bits 1:0).
+    sgl: which Scatter Gather Lists I/O commands may have (SGLS bits 1:0); sgl_metadata: and their
+        metadata.
     strays: completions that answered no command.
     errors: how many awaited commands failed, by status.
     """
@@ -43,6 +44,7 @@ class QueueMaker(ABC):
     """Bytes of one admin command."""
 
     sgl: int = 0
+    sgl_metadata: bool = False
     strays: int
     max_transfer: int
 
@@ -75,9 +77,9 @@ class QueueMaker(ABC):
         """Releases all of its resources. The controller doesn't know it, or was reset."""
         queue.close()
 
-    def allow_sgl(self, kind: int) -> None:
+    def allow_sgl(self, kind: int, *, metadata: bool) -> None:
         """See Transport.allow_sgl(). Only queue pairs whose device reaches memory use SGLs."""
-        self.sgl = 0
+        self.sgl, self.sgl_metadata = 0, False
 
     def limit_transfer(self, nbytes: int) -> bool:
         """One command transfers at most `nbytes` from now on; True if the limit has changed."""
