@@ -78,7 +78,15 @@ static unsigned changed_page(const struct emu_ctrl *ctrl, uint8_t *p)
 #define NCC 4u
 #define NIC 8u
 
-static unsigned effects_page(const struct emu_ctrl *ctrl, uint8_t *p)
+static void io_effects(uint8_t *p, const uint8_t *opcodes, size_t n, uint32_t effects)
+{
+    for (size_t i = 0; i < n; i++)
+        put32(p, 1024 + opcodes[i] * 4u, effects);
+}
+
+/* csi: the I/O command set whose commands are in the second half (CDW14). Linux writes to a zoned
+ * namespace only if its page has Zone Append. */
+static unsigned effects_page(const struct emu_ctrl *ctrl, uint8_t csi, uint8_t *p)
 {
     static const uint8_t admin[] = {
         ADMIN_GET_LOG_PAGE, ADMIN_IDENTIFY,    ADMIN_ABORT,      ADMIN_SET_FEATURES,
@@ -90,6 +98,11 @@ static unsigned effects_page(const struct emu_ctrl *ctrl, uint8_t *p)
         IO_FLUSH, IO_READ, IO_COMPARE, IO_VERIFY, IO_RESV_REGISTER, IO_RESV_REPORT, IO_RESV_ACQUIRE, IO_RESV_RELEASE,
     };
     static const uint8_t writes[] = {IO_WRITE, IO_WRITE_UNCORRECTABLE, IO_WRITE_ZEROES, IO_DSM, IO_COPY};
+    static const uint8_t zone_reads[] = {IO_ZONE_RECEIVE}, zone_writes[] = {IO_ZONE_SEND, IO_ZONE_APPEND};
+    static const uint8_t key_reads[] = {
+        IO_FLUSH, KV_RETRIEVE, KV_LIST, KV_EXIST, IO_RESV_REGISTER, IO_RESV_REPORT, IO_RESV_ACQUIRE, IO_RESV_RELEASE,
+    };
+    static const uint8_t key_writes[] = {KV_STORE, KV_DELETE};
     for (unsigned i = 0; i < sizeof(admin); i++)
         put32(p, admin[i] * 4u, CSUPP);
     for (unsigned i = 0; i < sizeof(queues) && !ctrl->by_messages; i++)
@@ -98,10 +111,17 @@ static unsigned effects_page(const struct emu_ctrl *ctrl, uint8_t *p)
         put32(p, ADMIN_DBBUF * 4u, CSUPP);
     put32(p, ADMIN_FORMAT * 4u, CSUPP | LBCC | NCC | 1u << 16); /* CSE: not with other commands on that namespace */
     extras_effects(ctrl, p);
-    for (unsigned i = 0; i < sizeof(plain); i++)
-        put32(p, 1024 + plain[i] * 4u, CSUPP);
-    for (unsigned i = 0; i < sizeof(writes); i++)
-        put32(p, 1024 + writes[i] * 4u, CSUPP | LBCC);
+    if (csi == CSI_KV) {
+        io_effects(p, key_reads, sizeof(key_reads), CSUPP);
+        io_effects(p, key_writes, sizeof(key_writes), CSUPP | LBCC);
+        return 4096;
+    }
+    io_effects(p, plain, sizeof(plain), CSUPP);
+    io_effects(p, writes, sizeof(writes), CSUPP | LBCC);
+    if (csi == CSI_ZNS) {
+        io_effects(p, zone_reads, sizeof(zone_reads), CSUPP);
+        io_effects(p, zone_writes, sizeof(zone_writes), CSUPP | LBCC);
+    }
     if (ctrl->config.extras.fdp_handles) {
         put32(p, 1024 + IO_MANAGEMENT_RECEIVE * 4u, CSUPP);
         put32(p, 1024 + IO_MANAGEMENT_SEND * 4u, CSUPP);
@@ -151,7 +171,7 @@ static unsigned features_page(const struct emu_ctrl *ctrl, uint8_t *p)
 }
 
 /* Fills the page and returns its length, or 0 when there is no such page. */
-static unsigned build(const struct emu_ctrl *ctrl, uint8_t lid, uint8_t *p)
+static unsigned build(const struct emu_ctrl *ctrl, uint8_t lid, uint8_t csi, uint8_t *p)
 {
     switch (lid) {
     case LOG_SUPPORTED:
@@ -166,7 +186,7 @@ static unsigned build(const struct emu_ctrl *ctrl, uint8_t lid, uint8_t *p)
     case LOG_CHANGED_NS:
         return changed_page(ctrl, p);
     case LOG_EFFECTS:
-        return ctrl->config.no_effects ? 0 : effects_page(ctrl, p);
+        return ctrl->config.no_effects ? 0 : effects_page(ctrl, csi, p);
     case LOG_FEATURES:
         return features_page(ctrl, p);
     case LOG_MI_EFFECTS: /* no management interface, so nothing is supported */
@@ -192,10 +212,14 @@ uint16_t admin_get_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
      * is zeroes. */
     if (nbytes > (ctrl->config.mdts ? 4096ull << ctrl->config.mdts : 1ull << 20))
         return SC_INVALID_FIELD;
+    uint8_t csi = (uint8_t)(sqe->cdw14 >> 24);
+    if (lid == LOG_EFFECTS && csi != CSI_NVM && !(csi == CSI_ZNS && ctrl->config.extras.zoned) &&
+        !(csi == CSI_KV && ctrl->config.extras.key_value))
+        return SC_INVALID_FIELD;
     if (lid == LOG_SMART && sqe->nsid && sqe->nsid != NSID_ALL)
         return SC_INVALID_FIELD; /* LPA: there is none by namespace */
 
-    size_t length = build(ctrl, lid, page);
+    size_t length = build(ctrl, lid, csi, page);
     uint16_t status = SC_SUCCESS;
     if (!length) {
         page = extra = extras_log(ctrl, sqe, &length, &status);

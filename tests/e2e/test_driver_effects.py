@@ -13,11 +13,12 @@ from driving import FAST, eventually, faults
 
 import nvme_async
 from nvme_async.emulator import FOREVER
-from nvme_async.errors import CommandError, InvalidNamespace
+from nvme_async.errors import CommandError, InvalidField, InvalidNamespace
 from nvme_async.keepalive.controller import Controller
 from nvme_async.spec import commands
 from nvme_async.spec.identify import encode_controller_list
-from nvme_async.spec.opcodes import SanitizeAction
+from nvme_async.spec.logs import CommandsSupported
+from nvme_async.spec.opcodes import LogPage, SanitizeAction
 
 SELF = encode_controller_list([0])
 
@@ -91,3 +92,23 @@ async def test_effects_also_come_from_the_controllers_log(controller: Controller
     assert supported is not None
     assert supported.admin(0x80).ncc
     assert controller.effects.of(commands.format_nvm(1, 0)).holds == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "csi", "commands_of_it"),
+    [("zoned", 2, {0x79: 3, 0x7A: 1, 0x7D: 3, 0x01: 3, 0x02: 1}), ("key_value", 1, {0x01: 3, 0x02: 1, 0x10: 3})],
+)
+async def test_each_command_set_has_its_own_effects(option: str, csi: int, commands_of_it: dict[int, int]) -> None:
+    """Linux takes a zoned namespace for read-only if Zone Append is not in the log."""
+    async with nvme_async.open(f"emulated:size=16MiB,{option}=on", **FAST) as controller:
+
+        async def effects(of: int) -> CommandsSupported:
+            page = await controller.admin(commands.get_log_page(LogPage.COMMANDS_SUPPORTED_AND_EFFECTS, 4096, csi=of))
+            assert page.data is not None
+            return CommandsSupported.decode(page.data)
+
+        log = await effects(csi)
+        assert {opcode: log.iocs[opcode] for opcode in commands_of_it} == commands_of_it
+        assert 0x7D not in (await effects(0)).io_opcodes
+        with pytest.raises(InvalidField):
+            await effects(3 - csi)
