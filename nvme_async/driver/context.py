@@ -193,6 +193,12 @@ class ControllerContext(LifecycleHooks):
         """Reads Identify Controller again: other firmware may be running now."""
 
     @abstractmethod
+    async def _read_again(self) -> None:
+        """Reads the controller and its namespaces again: an admin command of another process may
+        have changed them.
+        """
+
+    @abstractmethod
     def _timed_out(self, commands: int) -> None:
         """Counts commands that timed out."""
 

@@ -431,6 +431,9 @@ class Controller(ReachableMemory):
         except ControllerReplaced as error:
             self._fail(error)
 
+    async def _read_again(self) -> None:
+        await self.effects.of_another()
+
     def _timed_out(self, commands: int) -> None:
         self.recovery.timeouts += commands
 

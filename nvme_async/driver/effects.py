@@ -222,6 +222,17 @@ class Effects:
                     controller._changed()
                 await controller.transport.queues.go_on()
 
+    async def of_another(self) -> None:
+        """Reads again what an admin command of another process may have changed. Namespaces that
+        can't be read take no requests until they can.
+        """
+        async with self._scanner.alone():
+            namespaces = list(self._controller.namespaces.values())
+            # A reset reads everything anyway.
+            if not await self._read_again(_EVERYTHING, namespaces) and self._controller.state is State.READY:
+                for namespace in namespaces:
+                    namespace._unknown()
+
     def _concerned(self, effect: Effect, command: Command) -> list[Namespace]:
         return [
             namespace

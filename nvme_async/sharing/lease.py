@@ -78,6 +78,8 @@ class Lease:
         number, token: identify it in the worker's requests.
         pid, command, started: its process; pidfd: readable once that has ended, -1: not watched.
         queues: {queue id: its state at the controller}.
+        created: {queue id: what its worker asked for}, for requests that are repeated because their
+            answer was lost. Another owner doesn't know it.
         window: device addresses for its memory.
         slot: its word of the stop page. `life`: the epoch of its queues.
         rings: one of its queues may have been created, so its process may ring doorbells.
@@ -116,6 +118,7 @@ class Lease:
     in_flight: int = 0
     commands: int = 0
     began: float = attrs.field(factory=time.time)
+    created: dict[int, tuple[int, ...]] = attrs.field(factory=dict)
     lock: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     settled: asyncio.Event = attrs.field(factory=asyncio.Event)
 

@@ -79,15 +79,13 @@ class LeaseSet(ABC):
                 lease.confirmed = lease.life
             elif notify:
                 lease.notify("stop", life=lease.life, reason="the controller is being reset")
-        await self._until(lambda lease: lease.silent, self.policy.stop_seconds)
+        await self._until(lambda lease: lease.silent or lease.channel is None, self.policy.stop_seconds)
 
     async def _until(self, true: Callable[[Lease], bool], seconds: float) -> bool:
-        """Waits until that holds for every lease with a connection; False if it took too
-        long.
-        """
+        """Waits until that holds for every lease; False if it took too long."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not all(true(lease) or lease.channel is None for lease in list(self.leases.values())):
+                while not all(true(lease) for lease in list(self.leases.values())):
                     self._changed.clear()
                     await self._changed.wait()
                 return True
@@ -111,14 +109,13 @@ class LeaseSet(ABC):
         for lease in self.leases.values():
             lease.holding = number
             lease.notify("hold", hold=number, nsids=sorted(nsids) if nsids is not None else None)
-        # A worker without a connection can't be notified: then the command is not sent.
-        if any(lease.channel is None and not lease.dead for lease in self.leases.values()):
-            return False
+        # One without a connection is notified when it has one again.
         return await self._until(lambda lease: lease.held >= number or lease.dead or bool(lease.ending), seconds)
 
     async def unhold(self) -> None:
         if self._is_held:
             self._is_held = False
+            self._changed.set()
             for lease in self.leases.values():
                 lease.notify("unhold")
 

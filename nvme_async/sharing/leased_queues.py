@@ -35,7 +35,9 @@ class Leased(Protocol):
     cap: Cap
     life: int
 
-    async def request(self, kind: str, body: dict[str, Any] | None = None, *, data: bytes = b"") -> Message: ...
+    async def request(
+        self, kind: str, body: dict[str, Any] | None = None, *, data: bytes = b"", repeatable: bool = True
+    ) -> Message: ...
 
 
 class LeasedQueueMaker(PcieQueueMaker):
@@ -88,6 +90,22 @@ class LeasedQueueMaker(PcieQueueMaker):
 
         await self._controller._on_owner(queue, last)
         await self._leased.request("delete", {"qid": queue.qid})
+
+
+# Admin commands that may be executed twice without another effect. A second Format NVM would erase
+# what was written since the first.
+_REPEATABLE = frozenset(
+    {
+        AdminOpcode.IDENTIFY,
+        AdminOpcode.GET_LOG_PAGE,
+        AdminOpcode.GET_FEATURES,
+        AdminOpcode.SET_FEATURES,
+        AdminOpcode.ABORT,
+        AdminOpcode.KEEP_ALIVE,
+        AdminOpcode.GET_LBA_STATUS,
+        AdminOpcode.DIRECTIVE_RECEIVE,
+    }
+)
 
 
 class LeasedQueues(RestoredQueues):
@@ -189,7 +207,9 @@ class LeasedQueues(RestoredQueues):
         sqe = command.pack()
         sends = command.direction is Direction.HOST_TO_CONTROLLER
         data = sqe + bytes(buffer) if sends and buffer is not None else sqe
-        answer = await self._leased.request("admin", {"nbytes": nbytes}, data=data)
+        answer = await self._leased.request(
+            "admin", {"nbytes": nbytes}, data=data, repeatable=command.opcode in _REPEATABLE
+        )
         answer.close()
         if "status" in answer.body:
             raise error_from(answer.number("status", 0, 0x7FFF), answer.number("dw0"), sqe, True, False)

@@ -42,6 +42,8 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 _GRACE = 1.0
 """Seconds for a worker whose lease has ended to read why."""
+_PATIENCE = 8.0
+"""Seconds for which a new worker waits for the end of a command that changes namespaces."""
 _WINDOW_FACTOR = 4
 """Addresses of a lease per byte that it may map: pools are aligned, created and closed."""
 
@@ -290,7 +292,7 @@ class Share(LeaseSet):
         if connection.lease is not None:
             raise LeaseError("this connection already has a lease", code="invalid")
         wanted = min(message.number("queues", 1, MAX_QUEUES), self.policy.queues)
-        await self.controller._until_ready()
+        await self._until_lendable()
         if connection.channel.closed:
             raise LeaseError("the request was withdrawn before its answer", code="invalid")
         transport, policy = self.transport, self.policy
@@ -340,6 +342,22 @@ class Share(LeaseSet):
         self.watch_process(lease)
         self.controller._changed()
         return grant_of(self.controller, transport, policy, self.stops, lease)
+
+    async def _until_lendable(self) -> None:
+        """Waits until the controller is ready, and no command that workers hold their I/O for is
+        running: a new one would not know of it.
+        """
+        until = self.controller.loop.time() + _PATIENCE
+        await self.controller._until_ready()
+        while self.holding:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._changed.wait()
+            except TimeoutError:
+                running = ", ".join(self.controller.effects.running)
+                raise LeaseError(f"namespaces are being changed ({running}); try again", code="busy") from None
+            await self.controller._until_ready()
 
     async def join(self, connection: Connection, message: Message) -> tuple[dict[str, Any], list[int]]:
         """The answer to "join", and its descriptors."""

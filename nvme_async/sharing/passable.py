@@ -145,7 +145,7 @@ class PassableTransport(SharedTransport):
         self._use(self._channel)
         hold = granted.number("hold")
         if hold:
-            self._spawn(lambda: self._hold(hold), "hold")
+            self.holds.begin(hold)
         for message in after:
             self._on_message(message)
 

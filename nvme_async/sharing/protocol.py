@@ -19,7 +19,7 @@ its own version and {"kind": "refused", "code": "version", …}, and disconnects
 Requests of a worker, and their answers' bodies:
 
     lease     {"queues", "command"} → a Grant, with the descriptors that it lists: a lease
-    attach    {"lease", "token"} → {"life", "ready"}: another connection for the same lease
+    attach    {"lease", "token"} → {"life", "ready", "hold"}: another connection for the same lease
     map       {"lease", "token", "iova", "nbytes", "offset"} with 1 descriptor, of memory → {}
     unmap     {"lease", "token", "iova", "nbytes"} → {}. Both also on a separate connection
     create    {"qid", "entries", "cq", "sq", "interrupts", "life"} → {}: creates I/O CQ, SQ

@@ -109,7 +109,7 @@ class Requests:
             raise LeaseError(lease.ending, code="revoked")
         lease.absent_since = None
         ready = self._share.controller.state is State.READY
-        return {"life": lease.life, "ready": ready}, b""
+        return {"life": lease.life, "ready": ready, "hold": lease.holding if self._share.holding else 0}, b""
 
     async def _map(self, connection: Connection, message: Message) -> Answer:
         lease = self._lease(connection, message)
@@ -169,8 +169,15 @@ class Requests:
             lease.check_ring("submission", sq, 64 * entries)
             await controller._until_ready()
             lease.check_life(life)
-            if lease.queues[qid] is not QueueIs.ABSENT:
+            wanted = (entries, cq, sq, interrupts, life)
+            if lease.queues[qid] is QueueIs.PRESENT and qid in lease.created:
+                if lease.created[qid] == wanted:
+                    return {}, b""  # the same request, through a connection that was lost
                 raise LeaseError(f"create: queue {qid} is already {lease.queues[qid]}", code="invalid")
+            # Likewise, but it is uncertain how far that came, or for another owner.
+            if lease.queues[qid] is not QueueIs.ABSENT:
+                await self._delete_from(lease, [qid])
+                lease.check_life(life)
             lease.confirmed, lease.rings = lease.life, True
             lease.queues[qid] = QueueIs.UNCERTAIN
             controller._changed()
@@ -178,7 +185,7 @@ class Requests:
             lease.check_life(life)
             await controller._submit_admin(commands.create_io_sq(qid, entries, sq, qid))
             lease.check_life(life)
-            lease.queues[qid] = QueueIs.PRESENT
+            lease.queues[qid], lease.created[qid] = QueueIs.PRESENT, wanted
         controller._changed()
         return {}, b""
 
@@ -193,16 +200,20 @@ class Requests:
     async def _delete_of(self, connection: Connection, message: Message, qids: list[int], lease: Lease) -> Answer:
         async with lease.lock:
             self._lease(connection, message)
-            rest = {qid: what for qid, what in lease.queues.items() if qid not in qids}
-            lease.queues = {qid: what for qid, what in lease.queues.items() if qid in qids}
-            try:
-                gone = await TakingBack(self._share.controller, self._share.transport).delete_queues(lease)
-            finally:
-                lease.queues |= rest
+            await self._delete_from(lease, qids)
+        return {}, b""
+
+    async def _delete_from(self, lease: Lease, qids: list[int]) -> None:
+        """Within the lease's lock."""
+        rest = {qid: what for qid, what in lease.queues.items() if qid not in qids}
+        lease.queues = {qid: what for qid, what in lease.queues.items() if qid in qids}
+        try:
+            gone = await TakingBack(self._share.controller, self._share.transport).delete_queues(lease)
+        finally:
+            lease.queues |= rest
         self._share.controller._changed()
         if not gone:
             raise LeaseError("the queues could not be deleted, and the controller was not reset", code="failed")
-        return {}, b""
 
     async def _passthrough(self, connection: Connection, message: Message) -> Answer:
         lease = self._lease(connection, message)

@@ -16,7 +16,7 @@ from typing import Any, cast
 from nvme_async.device import DeviceIds
 from nvme_async.device.quirks import Quirks, quirks_of
 from nvme_async.driver.context import ControllerContext
-from nvme_async.driver.lifecycle import ENDING, State
+from nvme_async.driver.lifecycle import State
 from nvme_async.driver.options import DEFAULT_POOL
 from nvme_async.driver.pcie.memory import DeviceMemory
 from nvme_async.driver.pcie.pooled_transport import PassedDevice, PooledTransport
@@ -34,6 +34,7 @@ from nvme_async.errors import (
 )
 from nvme_async.runtime.tasks import in_thread
 from nvme_async.sharing.channel import Channel, connect
+from nvme_async.sharing.holds import Holds
 from nvme_async.sharing.leased_device import LeasedDevice
 from nvme_async.sharing.leased_queues import LeasedQueues
 from nvme_async.sharing.protocol import Message
@@ -92,6 +93,7 @@ class SharedTransport(PooledTransport):
         self._on_gone: Callable[[], None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._early = inbox
+        self.holds = Holds(self)
         self._joined = joined
         self._channel = channel
         self.reconnections = 0
@@ -177,8 +179,8 @@ class SharedTransport(PooledTransport):
             self._stop(answer.number("life"))
             if answer.body.get("ready"):
                 self._set_ready(answer.number("life"))
-            # Events in the meantime are unknown.
-            if self._owner.state is State.READY:
+            # Notices in the meantime were missed.
+            if not self.holds.again(answer) and self._owner.state is State.READY:
                 self._owner._rescan_later("the owner was not available")
             return
 
@@ -186,8 +188,14 @@ class SharedTransport(PooledTransport):
     def _on_closed_early(reason: str) -> None:
         """The outstanding request ends with it."""
 
-    async def request(self, kind: str, body: dict[str, Any] | None = None, *, data: bytes = b"") -> Message:
-        """The owner's answer, from any owner within OWNER_SECONDS."""
+    async def request(
+        self, kind: str, body: dict[str, Any] | None = None, *, data: bytes = b"", repeatable: bool = True
+    ) -> Message:
+        """The owner's answer, from any owner within OWNER_SECONDS.
+
+        repeatable: if the connection is lost before the answer, it may be sent again, although it
+            may have been executed. Otherwise ControllerError.
+        """
         limit = self._owner.loop.time() + OWNER_SECONDS
         while True:
             left = limit - self._owner.loop.time()
@@ -203,7 +211,11 @@ class SharedTransport(PooledTransport):
             except ConnectionResetError as error:
                 if self._joined:
                     raise ControllerGone(f"{self.uri}: {error}") from None
-                await asyncio.sleep(0)  # the request may have been executed; each request may be repeated
+                if not repeatable:
+                    raise ControllerError(
+                        f"{self.uri}: the connection to the owner was lost; the request may have been executed"
+                    ) from None
+                await asyncio.sleep(0)
             except LeaseError as error:
                 if error.code == "stale":
                     self._stale_since = self._owner.loop.time()
@@ -228,10 +240,9 @@ class SharedTransport(PooledTransport):
         elif kind == "event":
             self.queues.event(message.number("dw0"), message.number("dw1"))
         elif kind == "hold":
-            hold = message.number("hold")
-            self._spawn(lambda: self._hold(hold), "hold")
+            self.holds.begin(message.number("hold"))
         elif kind == "unhold":
-            self._spawn(self._unhold, "hold")
+            self.holds.end()
         elif kind in ("failed", "closed"):
             self._lost(ControllerGone(f"{self.uri}: {message.text('text', 1000)}"))
         elif kind == "revoked":
@@ -305,29 +316,6 @@ class SharedTransport(PooledTransport):
             (await self.request("renew")).close()
             if self.stopped == life:
                 return
-
-    async def _hold(self, number: int) -> None:
-        """An admin command of another process changes namespaces: nothing is sent until unhold."""
-        if await self._owner.lifecycle.settled() in ENDING:
-            return  # a successor has the lease, and this notice
-        try:
-            await self.queues.hold("owner")
-            if await self.queues.drain(OWNER_SECONDS):
-                self._channel.send("held", {"hold": number})
-        except NvmeError as error:
-            log.warning("%s: %s", self.uri, error)
-
-    async def _unhold(self) -> None:
-        if await self._owner.lifecycle.settled() in ENDING:
-            return
-        try:
-            if self._owner.state is State.READY:
-                await self._owner.rescan()
-        except NvmeError as error:
-            log.warning("%s: %s", self.uri, error)
-            self._owner._rescan_later(str(error))
-        finally:
-            await self.queues.unhold("owner")
 
     async def _report_usage(self) -> None:
         """For the owner's inspect(): each second, if anything has changed."""

@@ -106,6 +106,10 @@ class QueueCollection:
         self._holds.add(reason)
         await self.on_each(lambda queue: queue.hot.hold(True), admin=False)
 
+    def holds_for(self, reason: str) -> bool:
+        """Does new I/O wait for that reason?"""
+        return reason in self._holds
+
     async def pause(self, paused: bool) -> None:
         """The controller pauses: commands in flight aren't late, and new I/O waits."""
         if paused:
