@@ -1,5 +1,5 @@
-"""Management under load: formats, sanitizes, firmware, namespaces, self-tests and the write cache in
-random order, while loads on several loops and in worker processes read and write.
+"""Management under load: formats, sanitizes, firmware, namespaces, self-tests and the write cache
+in random order, while loads on several loops and in worker processes read and write.
 
     python tests/torture/management.py --operations 300 --seed 1
 
