@@ -32,7 +32,7 @@ from nvme_async.errors import ConfigurationError, DeviceError, NvmeError
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyController
-from nvme_async.spec.registers import Cap, Vs
+from nvme_async.spec.registers import Cap, Register, Vs
 
 T = TypeVar("T")
 
@@ -294,6 +294,11 @@ class Transport(ABC):
         return None
 
     @property
+    def readable(self) -> Sequence[Register]:
+        """The properties that read_property() can read."""
+        return ()
+
+    @property
     def all_command_sets(self) -> bool:
         """Does the controller run with CC.CSS=110b, so that Identify by command set can be used
         (3.1.3.5)?
@@ -363,6 +368,13 @@ class Transport(ABC):
         hasn't paused, or for longer than `seconds`. Raises as lost(), and ControllerFatal.
         """
         return False
+
+    async def read_property(self, register: Register) -> int:
+        """A property of the controller (Base 2.1, 3.1.4), one of `readable`; reading has no side
+        effect. On the home loop. ConfigurationError for another one, CommandError if the controller
+        doesn't have it, ControllerGone, ControllerTimeout.
+        """
+        self._cannot(f"property {register.name} that can be read")
 
     @abstractmethod
     async def has_failed(self) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from nvme_async.errors import ConfigurationError, ControllerGone
 from nvme_async.manager.device import ManagedDevice
-from nvme_async.manager.passthrough import carry_out, read_register
+from nvme_async.manager.passthrough import carry_out, describe_registers, read_register
 from nvme_async.manager.workers import Worker
 from nvme_async.runtime.json_lines import JsonLinesClient
 from nvme_async.runtime.sockets import ListeningSocket
@@ -116,6 +116,10 @@ class ControlServer:
             if not isinstance(request.get("uri"), str):
                 raise ConfigurationError('register needs a device\'s "uri"')
             return {"value": await read_register(manager.device(request["uri"]), request.get("offset"))}
+        if operation == "registers":
+            if not isinstance(request.get("uri"), str):
+                raise ConfigurationError('registers needs a device\'s "uri"')
+            return await describe_registers(manager.device(request["uri"]))
         if operation == "inspect":
             return await manager.inspect_with_registers() if request.get("registers") else manager.inspect()
         if operation == "metrics":
@@ -138,7 +142,7 @@ class ControlServer:
         if operation not in on_device:
             raise ConfigurationError(
                 f"unknown operation {operation!r}; the operations are inspect, metrics, switch_keepalive, command, "
-                f"register, {', '.join(on_device)}"
+                f"register, registers, {', '.join(on_device)}"
             )
         uri = request.get("uri")
         if not isinstance(uri, str):

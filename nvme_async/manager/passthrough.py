@@ -9,11 +9,12 @@ from typing import Any
 import attrs
 
 from nvme_async.errors import CommandError, ConfigurationError, QueueShutdown
+from nvme_async.keepalive.controller import Controller
 from nvme_async.manager.device import ManagedDevice
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.opcodes import AdminOpcode, Direction, Feature
-from nvme_async.spec.registers import WIDE, Register
+from nvme_async.spec.registers import WITH_MSIX, Register
 
 MOST = 512 << 10
 """Bytes that one command may transfer here: a line of the control socket holds no more."""
@@ -60,21 +61,33 @@ def _decode(request: dict[str, Any]) -> tuple[Command, bytes | None]:
     return command, payload
 
 
-# With MSI-X a host doesn't access these (Base 2.1, 3.1.4.3).
-_UNREADABLE = (Register.INTMS, Register.INTMC)
+def _driven(device: ManagedDevice) -> Controller:
+    """On the device's worker."""
+    controller = device.controller
+    if device.state != "ready" or controller is None:
+        raise device.failure or QueueShutdown(f"{device.uri}: the device is {device.state}")
+    return controller
 
 
 async def read_register(device: ManagedDevice, offset: Any) -> int:
-    """A register of a ready device by its offset. Reading has no side effect."""
-    if not isinstance(offset, int) or offset not in Register._value2member_map_ or offset in _UNREADABLE:
+    """A register, or a property over a fabric, of a ready device by its offset. Reading has no side
+    effect.
+    """
+    if not isinstance(offset, int) or offset not in WITH_MSIX:
         raise ConfigurationError(f"{offset!r} is no offset of a register that can be read")
 
     async def there() -> int:
-        controller = device.controller
-        if device.state != "ready" or controller is None:
-            raise device.failure or QueueShutdown(f"{device.uri}: the device is {device.state}")
-        read = controller.registers.read64 if offset in WIDE else controller.registers.read32
-        return await read(offset)
+        return await _driven(device).transport.read_property(Register(offset))
+
+    return await device.worker.call(there)
+
+
+async def describe_registers(device: ManagedDevice) -> dict[str, Any]:
+    """The offsets that read_register() takes, and CAP, which every transport knows."""
+
+    async def there() -> dict[str, Any]:
+        transport = _driven(device).transport
+        return {"offsets": [int(register) for register in transport.readable], "cap": transport.cap.to_int()}
 
     return await device.worker.call(there)
 
@@ -86,9 +99,7 @@ async def carry_out(device: ManagedDevice, request: dict[str, Any]) -> dict[str,
     command, payload = _decode(request)
 
     async def there() -> Completion:
-        controller = device.controller
-        if device.state != "ready" or controller is None:
-            raise device.failure or QueueShutdown(f"{device.uri}: the device is {device.state}")
+        controller = _driven(device)
         if command.admin:
             return await controller.admin(command, payload)
         if command.nsid not in controller.namespaces:

@@ -50,6 +50,9 @@ class Register(IntEnum):
 WIDE = frozenset({Register.CAP, Register.ASQ, Register.ACQ, Register.BPMBL, Register.CMBMSC})
 """The 64-bit properties; all others have 32 bits."""
 
+WITH_MSIX = tuple(register for register in Register if register not in (Register.INTMS, Register.INTMC))
+"""Those that a host with MSI-X accesses (Base 2.1, 3.1.4.3)."""
+
 PAGE = 4096
 """Bytes of a memory page with CC.MPS = 0, which this driver sets for all controllers."""
 

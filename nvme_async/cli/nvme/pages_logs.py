@@ -6,11 +6,10 @@ from typing import Any
 
 from nvme_async.cli.nvme import shapes_logs as shapes
 from nvme_async.cli.nvme.page import NSID, NSID_OR_ALL, RAE, Options, Page, log
-from nvme_async.cli.nvme.target import first_namespace, register_reader
+from nvme_async.cli.nvme.target import capabilities, first_namespace
 from nvme_async.driver.management.logs import read_log
 from nvme_async.spec.logs import SelfTestLog
 from nvme_async.spec.opcodes import Csi, LogPage
-from nvme_async.spec.registers import Cap, Register
 from nvme_async.spec.zns import ChangedZones
 
 _EFFECTS = 4096
@@ -29,9 +28,7 @@ async def _effects(controller: Any, options: Options) -> bytes:
     """One page, or without --csi one for each command set that the controller announces."""
     csi = options.get("csi")
     if csi is None:
-        cap = getattr(controller, "cap", None)  # known without registers, which not every transport has
-        if cap is None:
-            cap = Cap.from_int(await register_reader(controller)(Register.CAP))
+        cap = await capabilities(controller)
         csis = [Csi.NVM] if cap.css & 1 else []
         if cap.css & 0x40:
             csis.append(Csi.ZNS)

@@ -10,13 +10,10 @@ from nvme_async.cli.nvme.build import FORCE, ask, command, execute, say
 from nvme_async.cli.nvme.output import lines, show
 from nvme_async.cli.nvme.page import Option
 from nvme_async.cli.nvme.shapes_registers import NAMES, explain, one_property, one_register, registers, symbol
-from nvme_async.cli.nvme.target import ATTACH, register_reader
+from nvme_async.cli.nvme.target import ATTACH, readable_registers, register_reader
 from nvme_async.errors import ConfigurationError
-from nvme_async.spec.registers import NSSR_RESET, WIDE, Cap, Register
+from nvme_async.spec.registers import NSSR_RESET, WIDE, WITH_MSIX, Cap, Register
 
-# With MSI-X, which this driver always uses, a host doesn't access these two (Base 2.1, 3.1.4.3).
-_NOT_WITH_MSIX = (Register.INTMS, Register.INTMC)
-_READABLE = tuple(register for register in Register if register not in _NOT_WITH_MSIX)
 _WRITABLE = (
     "intms",
     "intmc",
@@ -44,6 +41,13 @@ async def _read(controller: Any, wanted: tuple[Register, ...]) -> dict[Register,
     return {register: await reader(register) for register in wanted}
 
 
+async def _read_all(controller: Any) -> dict[Register, int]:
+    readable = await readable_registers(controller)
+    if not readable:
+        raise ConfigurationError(f"{controller.uri} has no registers that can be read")
+    return await _read(controller, readable)
+
+
 def _register(offset: int | None, name: str = "offset") -> Register:
     if offset is None:
         raise click.UsageError(f"--{name} is needed")
@@ -56,7 +60,7 @@ def _register(offset: int | None, name: str = "offset") -> Register:
 @command("show-regs", output=True)
 def show_regs(device: str | None, output: str, human: bool) -> None:
     """Show the registers of DEVICE."""
-    values = execute(device, lambda controller: _read(controller, _READABLE))
+    values = execute(device, _read_all)
 
     def text() -> str:
         rows = []
@@ -106,7 +110,7 @@ def get_reg(device: str | None, offset: int | None, output: str, human: bool, **
     wanted += [register for register in Register if named[symbol(register)]]
     if not wanted:
         raise click.UsageError("--offset or the name of a register is needed")
-    if unreadable := [symbol(register) for register in wanted if register in _NOT_WITH_MSIX]:
+    if unreadable := [symbol(register) for register in wanted if register not in WITH_MSIX]:
         raise click.UsageError(f"--{unreadable[0]}: a host that uses MSI-X doesn't access this register")
     values = execute(device, lambda controller: _read(controller, tuple(wanted)))
     shown: dict[str, Any] = {}

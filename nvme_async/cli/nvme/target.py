@@ -22,7 +22,7 @@ from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyController, IdentifyNamespace, decode_namespace_list
 from nvme_async.spec.opcodes import Cns, Direction, command_name
-from nvme_async.spec.registers import WIDE
+from nvme_async.spec.registers import WITH_MSIX, Cap, Register
 from nvme_async.spec.status import status_text
 
 # In click's meta: the path of a control socket, milliseconds for a command, whether commands are
@@ -66,6 +66,7 @@ class RemoteController:
         self._client, self.uri = client, uri
         self.transport: SimpleNamespace = SimpleNamespace(max_transfer=_MOST)
         self.namespaces: dict[int, RemoteNamespace] = {}
+        self.readable: tuple[Register, ...] = WITH_MSIX
         self.identify: IdentifyController
 
     async def _identify(self, cns: int, nsid: int = 0) -> bytes:
@@ -111,6 +112,20 @@ class RemoteController:
         if buffer is not None and to_host and came is not None:
             memoryview(buffer)[: len(came)] = came
         return Completion(dw0=answer["dw0"], dw1=answer["dw1"], sqid=0, data=came)
+
+    async def describe_registers(self) -> None:
+        """Sets `readable`, and `cap`, which the owner knows even of a transport without registers.
+        An owner of release 0.1 doesn't answer: it has PCI functions alone.
+        """
+        try:
+            answer = await asyncio.to_thread(self._client.call, "registers", uri=self.uri)
+        except RuntimeError as error:
+            if "unknown operation" not in str(error):
+                raise
+            self.cap = Cap.from_int(await self.read_register(Register.CAP))
+            return
+        self.readable = tuple(Register(offset) for offset in answer["offsets"])
+        self.cap = Cap.from_int(answer["cap"])
 
     async def read_register(self, offset: int) -> int:
         """A register, read by the owner."""
@@ -163,13 +178,28 @@ def register_reader(controller: Any) -> Callable[[int], Awaitable[int]]:
     if hasattr(controller, "read_register"):
         remote: Callable[[int], Awaitable[int]] = controller.read_register
         return remote
-    registers = controller.registers
 
     async def read(offset: int) -> int:
-        value: int = await (registers.read64 if offset in WIDE else registers.read32)(offset)
+        value: int = await controller.transport.read_property(Register(offset))
         return value
 
     return read
+
+
+async def readable_registers(controller: Any) -> tuple[Register, ...]:
+    """Those that register_reader() reads; a controller on a fabric has few."""
+    if hasattr(controller, "read_register"):
+        await controller.describe_registers()
+        return tuple(controller.readable)
+    return tuple(controller.transport.readable)
+
+
+async def capabilities(controller: Any) -> Cap:
+    """CAP, which is known also without registers."""
+    if hasattr(controller, "read_register"):
+        await controller.describe_registers()
+    cap: Cap = controller.cap
+    return cap
 
 
 class Watched:

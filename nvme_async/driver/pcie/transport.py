@@ -36,7 +36,7 @@ from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec import commands
 from nvme_async.spec.identify import Ctratt
 from nvme_async.spec.opcodes import Feature
-from nvme_async.spec.registers import Cap, Vs
+from nvme_async.spec.registers import WIDE, WITH_MSIX, Cap, Register, Vs
 
 log: logging.Logger = logging.getLogger("nvme_async")
 T = TypeVar("T")
@@ -134,6 +134,16 @@ class PcieTransport(PooledTransport):
 
     async def _reset_function(self) -> None:
         await self.call(self.device.reset)
+
+    @property
+    def readable(self) -> Sequence[Register]:
+        return WITH_MSIX
+
+    async def read_property(self, register: Register) -> int:
+        if register not in self.readable:
+            self._cannot(f"register {register.name} for hosts that use MSI-X")
+        read = self.registers.read64 if register in WIDE else self.registers.read32
+        return await read(register)
 
     async def _read_registers(self) -> None:
         await self.registers.settle()

@@ -22,6 +22,7 @@ from nvme_async.driver.steps import Degraded, Step
 from nvme_async.driver.tcp.address import Address
 from nvme_async.driver.tcp.path_queues import LOST, PathQueues
 from nvme_async.driver.tcp.paths import Path
+from nvme_async.driver.tcp.properties import of_fabrics
 from nvme_async.driver.transport import Owner, Transport
 from nvme_async.errors import ConfigurationError, ControllerGone, NvmeError
 from nvme_async.runtime.gate import Gate
@@ -29,6 +30,7 @@ from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identity import ControllerIdentity
 from nvme_async.spec.opcodes import AdminOpcode
+from nvme_async.spec.registers import Register
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
@@ -74,6 +76,17 @@ class MultipathTransport(Transport):
 
     def _ready(self) -> list[Path]:
         return [path for path in self.paths if path.ready]
+
+    @property
+    def readable(self) -> Sequence[Register]:
+        return of_fabrics(self.cap)
+
+    async def read_property(self, register: Register) -> int:
+        """Of the first usable path's controller."""
+        for path in self._ready():
+            if path.controller is not None:
+                return await path.controller.transport.read_property(register)
+        raise ControllerGone(f"{self.uri}: no path is usable")
 
     # -- bring-up and reset ------------------------------------------------------------------------
 

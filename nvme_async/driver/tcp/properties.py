@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nvme_async.driver.tcp.queues import TcpQueue
 from nvme_async.errors import ControllerFatal, ControllerTimeout, NvmeError
@@ -15,6 +15,12 @@ from nvme_async.spec.registers import WIDE, Cap, Cc, CommandSetSelected, Crto, C
 _FABRICS, _SET, _GET = 0x7F, 0x00, 0x04
 SECONDS = 10.0
 """For one of these commands."""
+
+
+def of_fabrics(cap: Cap) -> Sequence[Register]:
+    """The properties that a controller on a fabric has (Base 2.1, figure 33)."""
+    optional = ((Register.NSSR, cap.nssrs), (Register.NSSD, cap.nsss), (Register.CRTO, cap.crms))
+    return (Register.CAP, Register.VS, Register.CC, Register.CSTS, *(one for one, there in optional if there))
 
 
 def _command(kind: int, offset: int, value: int = 0) -> bytes:

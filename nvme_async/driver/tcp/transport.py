@@ -25,7 +25,7 @@ from nvme_async.driver.tcp.address import Address
 from nvme_async.driver.tcp.handshake import Connection, Wishes
 from nvme_async.driver.tcp.host import Host, this_host
 from nvme_async.driver.tcp.keep_alive import KeepAlive
-from nvme_async.driver.tcp.properties import Properties
+from nvme_async.driver.tcp.properties import Properties, of_fabrics
 from nvme_async.driver.tcp.queues import TcpQueue, TcpQueueMaker
 from nvme_async.driver.transport import Owner, Transport
 from nvme_async.errors import (
@@ -38,7 +38,7 @@ from nvme_async.errors import (
     NvmeError,
     QueueShutdown,
 )
-from nvme_async.spec.registers import Cap, Vs
+from nvme_async.spec.registers import Cap, Register, Vs
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
@@ -352,6 +352,15 @@ class TcpTransport(QueueTransport):
             if csts.rdy
             else f"CSTS.RDY became 0 although the driver did not reset the controller (CSTS {csts.to_int():#x})"
         )
+
+    @property
+    def readable(self) -> Sequence[Register]:
+        return of_fabrics(self.cap)
+
+    async def read_property(self, register: Register) -> int:
+        if register not in self.readable:
+            self._cannot(f"property {register.name}")
+        return await self.properties.get(register)
 
     async def has_failed(self) -> bool:
         if broken := self._broken():
