@@ -79,6 +79,9 @@ cdef extern from "emulator/ctrl.h" nogil:
         unsigned sgl
         uint64_t cmb_nbytes
         uint8_t cmb_uses
+        bint capacity_management
+        unsigned secondary
+        bint boot_protection
         uint64_t pmr_nbytes
         const char *pmr_path
         uint8_t pmr_health

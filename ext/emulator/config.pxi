@@ -57,7 +57,8 @@ cdef int fill_extras(emu_extras *to, config, list keep) except -1:
     to.zone_capacity_nbytes = extras.zone_capacity
     to.max_open, to.max_active = extras.max_open, extras.max_active
     to.zasl = extras.zasl
-    to.lockdown, to.boot_nbytes = extras.lockdown, extras.boot
+    to.lockdown, to.boot_nbytes, to.boot_protection = extras.lockdown, extras.boot, extras.boot_protection
+    to.capacity_management, to.secondary = extras.capacity_management, extras.secondary
     to.save_features = extras.save_features
     to.power_states = extras.power_states
     to.hmb_nbytes, to.hmb_min_nbytes = extras.host_memory, extras.host_memory_min

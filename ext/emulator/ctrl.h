@@ -70,6 +70,9 @@ struct emu_extras {
     uint32_t max_open, max_active; /* 0: no limit */
     uint8_t zasl;            /* Zone Append Size Limit, exponent over 4 KiB; 0: MDTS */
     bool save_features, lockdown;
+    bool capacity_management; /* Endurance Groups and NVM Sets can be created and deleted */
+    unsigned secondary;       /* controllers that Virtualization Management manages; at most EMU_MAX_SECONDARY */
+    bool boot_protection;     /* of the boot partitions against writing, by feature 85h */
     uint32_t boot_nbytes;      /* of each of two boot partitions; 0: none */
     unsigned power_states;     /* 0 and 1: one */
     uint64_t hmb_nbytes, hmb_min_nbytes; /* Host Memory Buffer: preferred, minimum; multiples of 4 KiB */
@@ -90,6 +93,9 @@ struct emu_extras {
 };
 
 #define EMU_MAX_CHANNELS 256
+#define EMU_MAX_SECONDARY 16
+#define EMU_MAX_ENDURANCE_GROUPS 4
+#define EMU_MAX_SETS 8
 
 /* How long I/O commands take (nvme_timing.h); channels 0: no longer than their execution. */
 struct emu_timing {

@@ -10,6 +10,7 @@
 #define READ_UNIT 4096u   /* of BPROF and BPRSZ */
 enum { BRS_NONE = 0, BRS_DONE = 2, BRS_ERROR = 3 };
 enum { REPLACE_BOOT = 6, ACTIVATE_BOOT = 7 };
+enum { UNCHANGED = 0, UNLOCKED = 1, LOCKED = 2, LOCKED_UNTIL_POWER_CYCLE = 3 }; /* feature 85h */
 
 const char *boot_objection(const struct emu_extras *extras)
 {
@@ -24,7 +25,30 @@ bool boot_init(struct emu_ctrl *ctrl)
     for (unsigned i = 0; i < 2 && ctrl->config.extras.boot_nbytes; i++)
         if (!(boot->partitions[i] = calloc(1, ctrl->config.extras.boot_nbytes)))
             return false;
+    memset(boot->locked, LOCKED, sizeof(boot->locked)); /* as after each power cycle */
     return true;
+}
+
+/* Feature 85h (Base 2.1, 8.1.3.3): BP0WPS in bits 2:0, BP1WPS in bits 5:3. */
+uint16_t boot_set_protection(struct emu_ctrl *ctrl, uint32_t value)
+{
+    uint8_t *locked = ctrl->extras.boot.locked;
+    for (unsigned i = 0; i < 2; i++) {
+        uint8_t wanted = value >> 3 * i & 7;
+        if (wanted > LOCKED_UNTIL_POWER_CYCLE)
+            return SC_INVALID_FIELD;
+        if (wanted != UNCHANGED && wanted != locked[i] && locked[i] == LOCKED_UNTIL_POWER_CYCLE)
+            return SC_NOT_CHANGEABLE;
+    }
+    for (unsigned i = 0; i < 2; i++)
+        if (value >> 3 * i & 7)
+            locked[i] = value >> 3 * i & 7;
+    return SC_SUCCESS;
+}
+
+uint32_t boot_get_protection(const struct emu_ctrl *ctrl)
+{
+    return ctrl->extras.boot.locked[0] | (uint32_t)ctrl->extras.boot.locked[1] << 3;
 }
 
 void boot_free(struct emu_ctrl *ctrl)
@@ -77,6 +101,8 @@ uint16_t boot_commit(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, const ui
         boot->active = partition;
         return SC_SUCCESS;
     }
+    if (ctrl->config.extras.boot_protection && boot->locked[partition] != UNLOCKED)
+        return SC_BOOT_PROHIBITED;
     if (!image || nbytes > ctrl->config.extras.boot_nbytes)
         return SC_FIRMWARE_IMAGE;
     memset(boot->partitions[partition], 0, ctrl->config.extras.boot_nbytes);

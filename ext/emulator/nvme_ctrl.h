@@ -192,6 +192,7 @@ struct ns {
     uint64_t nblocks;
     uint64_t nbytes; /* of data, as requested: the medium may be longer */
     uint32_t anagrpid;
+    uint16_t set; /* NVM Set, 0 without Capacity Management */
     struct media media, meta; /* meta: ms bytes a block, only with ms */
     char *path; /* of a file medium */
     struct zones *zones; /* of a zoned one */

@@ -24,6 +24,12 @@ const char *extras_objection(const struct emu_config *config)
         return "at most 128 reclaim unit handles and 16 reclaim groups, of reclaim units of whole 4 KiB, are supported";
     if (extras->sgl && !(extras->sgl & EMU_SGL_BYTE) == !(extras->sgl & EMU_SGL_DWORD))
         return "SGLs are by byte or by dword";
+    if (extras->secondary > EMU_MAX_SECONDARY)
+        return "at most 16 secondary controllers are supported";
+    if (extras->capacity_management && (!extras->capacity || extras->fdp_handles))
+        return "capacity management needs a capacity, and excludes Flexible Data Placement";
+    if (extras->boot_protection && !extras->boot_nbytes)
+        return "there are no boot partitions to protect";
     if (extras->streams > EMU_MAX_STREAMS)
         return "at most 256 streams are supported";
     const char *region = region_objection(extras);
@@ -68,6 +74,7 @@ void extras_reset(struct emu_ctrl *ctrl)
     firmware_reset(ctrl);
     hmb_reset(ctrl);
     power_reset(ctrl);
+    virtual_reset(ctrl);
     memset(&ctrl->extras.timing, 0, sizeof(ctrl->extras.timing));
     directives_reset(ctrl);
     free(ctrl->extras.persistent.context);
@@ -120,6 +127,7 @@ static const struct {
     {ADMIN_DIRECTIVE_RECEIVE, 5, 1},
     {ADMIN_LBA_STATUS, 9, 1},
     {ADMIN_LOCKDOWN, 10, 1},
+    {ADMIN_VIRTUALIZATION, 7, 1},
 };
 
 static bool offered(const struct emu_extras *extras, uint8_t oacs)
@@ -135,6 +143,8 @@ static bool offered(const struct emu_extras *extras, uint8_t oacs)
         return extras->self_test;
     case 5:
         return extras->streams || extras->fdp_handles;
+    case 7:
+        return extras->secondary;
     case 10:
         return extras->lockdown;
     default:
@@ -147,7 +157,7 @@ static bool command_offered(const struct emu_extras *extras, uint8_t opcode)
     for (unsigned i = 0; i < sizeof(COMMANDS) / sizeof(COMMANDS[0]); i++)
         if (COMMANDS[i].opcode == opcode)
             return offered(extras, COMMANDS[i].oacs);
-    return opcode == ADMIN_SANITIZE && extras->sanitize;
+    return (opcode == ADMIN_SANITIZE && extras->sanitize) || (opcode == ADMIN_CAPACITY && extras->capacity_management);
 }
 
 uint16_t extras_admin(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result)
@@ -175,6 +185,10 @@ uint16_t extras_admin(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_
         return admin_directive_receive(ctrl, sqe, result);
     case ADMIN_LOCKDOWN:
         return admin_lockdown(ctrl, sqe);
+    case ADMIN_VIRTUALIZATION:
+        return admin_virtualization(ctrl, sqe, result);
+    case ADMIN_CAPACITY:
+        return admin_capacity(ctrl, sqe, result);
     default:
         return admin_security(ctrl, sqe);
     }
@@ -187,6 +201,8 @@ void extras_effects(const struct emu_ctrl *ctrl, uint8_t *p)
             put32(p, COMMANDS[i].opcode * 4u, COMMANDS[i].effects);
     if (ctrl->config.extras.sanitize)
         put32(p, ADMIN_SANITIZE * 4u, 1 | 1u << 1 | 2u << 16);
+    if (ctrl->config.extras.capacity_management)
+        put32(p, ADMIN_CAPACITY * 4u, 1 | 1u << 1 | 1u << 3 | 1u << 4 | 2u << 16); /* LBCC, NIC, CCC */
 }
 
 /* Optional asynchronous events, as bits of OAES and of feature 0Bh. */
@@ -237,6 +253,9 @@ void extras_identify(const struct emu_ctrl *ctrl, uint8_t *p)
         ctratt |= 1u << 4 | (extras->fdp_handles ? 1u << 19 : 0);
         put16(p, 340, 1); /* ENDGIDMAX */
     }
+    capacity_identify(ctrl, p, &ctratt);
+    if (extras->boot_protection)
+        p[102] = 1u << 2 | 1; /* BPCAP: by Set Features, not by RPMB */
     if (extras->persistent_events)
         put32(p, 352, 1); /* PELS, in 64 KiB */
     hmb_identify(extras, p);
@@ -280,9 +299,8 @@ bool extras_log_offered(const struct emu_ctrl *ctrl, uint8_t lid)
     }
 }
 
-static void endurance_page(const struct emu_ctrl *ctrl, uint8_t *p)
+static void endurance_page(const struct emu_ctrl *ctrl, uint32_t group, uint8_t *p)
 {
-    uint64_t capacity = ctrl->config.extras.capacity;
     p[3] = 100; /* available spare, its threshold */
     p[4] = 10;
     put64(p, 48, (ctrl->blocks_read * 512 + 999999999) / 1000000000);
@@ -292,8 +310,7 @@ static void endurance_page(const struct emu_ctrl *ctrl, uint8_t *p)
     put64(p, 112, ctrl->counters.commands_written);
     put64(p, 128, ctrl->media_errors);
     put64(p, 144, ctrl->n_errors);
-    put64(p, 160, capacity);
-    put64(p, 176, capacity_left(ctrl));
+    capacity_endurance(ctrl, group, p);
 }
 
 uint8_t *extras_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes, uint16_t *status)
@@ -325,7 +342,7 @@ uint8_t *extras_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *n
     case LOG_BOOT_PARTITION:
         return boot_page(ctrl, sqe, nbytes);
     case LOG_ENDURANCE:
-        if (sqe->cdw11 >> 16 != 1) { /* the endurance group */
+        if (!capacity_group_exists(ctrl, sqe->cdw11 >> 16)) {
             *status = SC_INVALID_FIELD;
             return NULL;
         }
@@ -339,6 +356,6 @@ uint8_t *extras_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *n
     else if (lid == LOG_SANITIZE)
         sanitize_page(ctrl, page);
     else if (lid == LOG_ENDURANCE)
-        endurance_page(ctrl, page);
+        endurance_page(ctrl, sqe->cdw11 >> 16, page);
     return page; /* Endurance Group Event Aggregate: no events */
 }

@@ -104,6 +104,7 @@ struct lockdown {
 struct boot {
     uint8_t *partitions[2];
     uint8_t active, status; /* BRS */
+    uint8_t locked[2];      /* feature 85h */
     uint32_t select;
     uint64_t buffer; /* BPMBL */
 };
@@ -118,7 +119,32 @@ struct region {
     uint64_t ready_at; /* CLOCK_MONOTONIC ns */
 };
 
+/* Of Virtualization Management (nvme_virtual.c); resources: queues, interrupt vectors. */
+struct secondary {
+    bool online;
+    uint16_t resources[2];
+};
+
+struct virtual
+{
+    uint16_t primary[2], wanted[2]; /* of the primary controller, and from the next reset on */
+    struct secondary secondary[EMU_MAX_SECONDARY];
+};
+
+/* Of Capacity Management (nvme_capacity.c), in bytes. */
+struct nvm_set {
+    uint16_t group; /* 0: there is none */
+    uint64_t nbytes;
+};
+
+struct capacity {
+    uint64_t groups[EMU_MAX_ENDURANCE_GROUPS]; /* 0: there is none */
+    struct nvm_set sets[EMU_MAX_SETS];
+};
+
 struct extras {
+    struct virtual virtual;
+    struct capacity capacity;
     struct region region;
     struct fdp fdp;
     struct lockdown lockdown;

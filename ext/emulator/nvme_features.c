@@ -58,6 +58,8 @@ static int change_capabilities(const struct emu_ctrl *ctrl, uint8_t fid)
         return ctrl->config.extras.lba_status ? (int)CHANGEABLE : -1;
     case FEAT_ENDURANCE:
         return ctrl->config.extras.endurance ? (int)CHANGEABLE : -1;
+    case FEAT_BOOT_PROTECTION:
+        return ctrl->config.extras.boot_protection ? (int)CHANGEABLE : -1;
     case FEAT_FDP:
         return ctrl->config.extras.fdp_handles ? (int)(CHANGEABLE | SAVEABLE) : -1;
     case FEAT_FDP_EVENTS:
@@ -93,6 +95,8 @@ static uint32_t default_value(const struct emu_ctrl *ctrl, uint8_t fid, uint32_t
         return cdw11 & 0x1f0000 ? 0 : 343;
     case FEAT_WRITE_CACHE:
         return 1;
+    case FEAT_BOOT_PROTECTION:
+        return 2 | 2 << 3; /* both locked */
     case FEAT_QUEUES:
         return (ctrl->config.n_io_queues - 1) | (ctrl->config.n_io_queues - 1) << 16;
     case FEAT_COALESCING: /* as if they had been saved */
@@ -203,6 +207,9 @@ static uint16_t get_current(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
         return power_get_autonomous(ctrl, sqe, true, result);
     case FEAT_HOST_MEMORY:
         return hmb_get(ctrl, sqe, true, result);
+    case FEAT_BOOT_PROTECTION:
+        *result = boot_get_protection(ctrl);
+        return SC_SUCCESS;
     case FEAT_FDP:
         return fdp_get_mode(ctrl, sqe, result);
     case FEAT_FDP_EVENTS:
@@ -389,7 +396,9 @@ static uint16_t set_feature(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, u
     case FEAT_LBA_STATUS:
         return set_plain(ctrl, fid, value, 0xffffffff);
     case FEAT_ENDURANCE:
-        return (value & 0xffff) != 1 ? SC_INVALID_FIELD : set_plain(ctrl, fid, value, 0xffffff);
+        return !capacity_group_exists(ctrl, value & 0xffff) ? SC_INVALID_FIELD : set_plain(ctrl, fid, value, 0xffffff);
+    case FEAT_BOOT_PROTECTION:
+        return boot_set_protection(ctrl, value);
     case FEAT_FDP:
         return fdp_set_mode(ctrl, sqe);
     case FEAT_FDP_EVENTS:

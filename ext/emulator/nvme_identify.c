@@ -106,7 +106,8 @@ static void identify_namespace(const struct emu_ctrl *ctrl, const struct ns *ns,
     p[80] = COPY_MSRC;
     put64(p, 48, ns->media.nbytes); /* NVMCAP */
     put32(p, 92, ns->anagrpid);
-    put16(p, 102, ctrl->config.extras.endurance); /* ENDGID */
+    put16(p, 100, ns->set); /* NVMSETID */
+    put16(p, 102, capacity_group_of(ctrl, ns)); /* ENDGID */
     memcpy(p + 104, ns->nguid, 16);
     memcpy(p + 120, ns->eui64, 8);
 }
@@ -265,11 +266,24 @@ static uint16_t build(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint8_t
         if (!status && ctrl->namespaces[sqe->nsid - 1])
             controller_list(cntid, p);
         return status;
-    case 0x19: /* endurance groups: one, or none */
+    case 0x19: /* endurance groups */
         if (!ctrl->config.extras.endurance)
             return SC_INVALID_FIELD;
-        put16(p, 0, (sqe->cdw11 & 0xffff) <= 1);
-        put16(p, 2, (sqe->cdw11 & 0xffff) <= 1);
+        capacity_identify_groups(ctrl, (uint16_t)sqe->cdw11, p);
+        return SC_SUCCESS;
+    case 0x04:
+        if (!ctrl->config.extras.capacity_management)
+            return SC_INVALID_FIELD;
+        capacity_identify_sets(ctrl, (uint16_t)sqe->cdw11, p);
+        return SC_SUCCESS;
+    case 0x14:
+    case 0x15:
+        if (!ctrl->config.extras.secondary)
+            return SC_INVALID_FIELD;
+        if (cns == 0x14)
+            virtual_identify_primary(ctrl, p);
+        else
+            virtual_identify_secondary(ctrl, cntid, p);
         return SC_SUCCESS;
     case 0x13:
         controller_list(cntid, p);

@@ -161,6 +161,8 @@ static unsigned features_page(const struct emu_ctrl *ctrl, uint8_t *p)
         put32(p, FEAT_COMMAND_SET * 4u, 1u | 1u << 21);
     if (ctrl->config.extras.lba_status)
         put32(p, FEAT_LBA_STATUS * 4u, 1u | 1u << 21);
+    if (ctrl->config.extras.boot_protection)
+        put32(p, FEAT_BOOT_PROTECTION * 4u, 1u | 1u << 21);
     if (ctrl->config.extras.endurance)
         put32(p, FEAT_ENDURANCE * 4u, 1u | 1u << 22);
     if (ctrl->config.extras.fdp_handles) {

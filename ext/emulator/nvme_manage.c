@@ -11,17 +11,6 @@ struct ns *ns_allocated(const struct emu_ctrl *ctrl, uint32_t nsid)
     return ctrl->namespaces[nsid - 1] ? ctrl->namespaces[nsid - 1] : ctrl->detached[nsid - 1];
 }
 
-/* UNVMCAP */
-uint64_t capacity_left(const struct emu_ctrl *ctrl)
-{
-    uint64_t used = 0;
-    for (uint32_t nsid = 1; nsid <= EMU_MAX_NAMESPACES; nsid++) {
-        const struct ns *ns = ns_allocated(ctrl, nsid);
-        used += ns ? ns->media.nbytes : 0;
-    }
-    return used < ctrl->config.extras.capacity ? ctrl->config.extras.capacity - used : 0;
-}
-
 static void note(struct emu_ctrl *ctrl, uint32_t cdw10, const struct ns *ns)
 {
     uint8_t event[48] = {0};
@@ -66,9 +55,18 @@ static uint16_t create(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32
     memcpy(handles, page + 512, sizeof(handles));
     if ((status = fdp_check_handles(ctrl, n_handles, handles)))
         return status;
-    if (config.nbytes > capacity_left(ctrl)) {
+    uint16_t set = 0, group;
+    memcpy(&set, page + 100, 2); /* NVMSETID, ENDGID */
+    memcpy(&group, page + 102, 2);
+    if (ctrl->config.extras.capacity_management) {
+        set = capacity_choose(ctrl, set, group, config.nbytes, &status);
+        if (!set)
+            return status;
+    } else if (config.nbytes > capacity_left(ctrl)) {
         *result = 0;
         return SC_NS_CAPACITY;
+    } else {
+        set = 0;
     }
     uint32_t nsid = 1;
     while (nsid <= EMU_MAX_NAMESPACES && ns_allocated(ctrl, nsid))
@@ -86,6 +84,7 @@ static uint16_t create(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32
         return SC_INTERNAL;
     }
     fdp_assign_handles(ctrl, ns, n_handles, handles);
+    ns->set = set;
     ns->nblocks = nsze;
     ns->nbytes = nsze * format->block_size;
     ctrl->detached[nsid - 1] = ns;
@@ -94,7 +93,7 @@ static uint16_t create(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32
     return SC_SUCCESS;
 }
 
-static void delete(struct emu_ctrl *ctrl, uint32_t nsid)
+void ns_delete(struct emu_ctrl *ctrl, uint32_t nsid)
 {
     struct ns *ns = ns_allocated(ctrl, nsid);
     bool attached = ctrl->namespaces[nsid - 1];
@@ -121,7 +120,7 @@ uint16_t admin_ns_management(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, 
         return sqe->nsid - 1 < EMU_MAX_NAMESPACES ? SC_INVALID_FIELD : SC_INVALID_NAMESPACE;
     for (uint32_t nsid = 1; nsid <= EMU_MAX_NAMESPACES; nsid++)
         if ((sqe->nsid == NSID_ALL || sqe->nsid == nsid) && ns_allocated(ctrl, nsid))
-            delete(ctrl, nsid);
+            ns_delete(ctrl, nsid);
     return SC_SUCCESS;
 }
 

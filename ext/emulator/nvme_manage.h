@@ -81,9 +81,27 @@ uint8_t *extras_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *n
 
 /* nvme_manage.c */
 struct ns *ns_allocated(const struct emu_ctrl *ctrl, uint32_t nsid);
-uint64_t capacity_left(const struct emu_ctrl *ctrl);
+void ns_delete(struct emu_ctrl *ctrl, uint32_t nsid);
 uint16_t admin_ns_management(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result);
 uint16_t admin_ns_attachment(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
+
+/* nvme_capacity.c */
+void capacity_init(struct emu_ctrl *ctrl);
+uint64_t capacity_left(const struct emu_ctrl *ctrl);
+bool capacity_group_exists(const struct emu_ctrl *ctrl, uint32_t group);
+uint16_t capacity_choose(const struct emu_ctrl *ctrl, uint16_t set, uint16_t group, uint64_t nbytes, uint16_t *status);
+uint16_t capacity_group_of(const struct emu_ctrl *ctrl, const struct ns *ns);
+uint16_t admin_capacity(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result);
+void capacity_identify(const struct emu_ctrl *ctrl, uint8_t *p, uint32_t *ctratt);
+void capacity_identify_sets(const struct emu_ctrl *ctrl, uint16_t from, uint8_t *p);
+void capacity_identify_groups(const struct emu_ctrl *ctrl, uint16_t from, uint8_t *p);
+void capacity_endurance(const struct emu_ctrl *ctrl, uint32_t group, uint8_t *p);
+
+/* nvme_virtual.c */
+void virtual_reset(struct emu_ctrl *ctrl);
+uint16_t admin_virtualization(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, uint32_t *result);
+void virtual_identify_primary(const struct emu_ctrl *ctrl, uint8_t *p);
+void virtual_identify_secondary(const struct emu_ctrl *ctrl, uint16_t from, uint8_t *p);
 
 /* nvme_selftest.c */
 uint16_t admin_self_test(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe);
@@ -191,6 +209,8 @@ void boot_free(struct emu_ctrl *ctrl);
 uint32_t boot_info(const struct emu_ctrl *ctrl);
 void boot_select(struct emu_ctrl *ctrl, uint32_t value);
 uint16_t boot_commit(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, const uint8_t *image, uint32_t nbytes);
+uint16_t boot_set_protection(struct emu_ctrl *ctrl, uint32_t value);
+uint32_t boot_get_protection(const struct emu_ctrl *ctrl);
 uint8_t *boot_page(const struct emu_ctrl *ctrl, const struct nvme_sqe *sqe, size_t *nbytes);
 
 /* nvme_lba_status.c */

@@ -440,6 +440,7 @@ struct emu_ctrl *emu_ctrl_new(const struct emu_config *config, const struct emu_
             return NULL;
         }
     }
+    capacity_init(ctrl);
     ns_cache_changed(ctrl);
     controller_level_reset(ctrl);
     ctrl->counters.resets = 0;

@@ -108,6 +108,11 @@ class Extras:
         save_features: Set Features can save values, as long as this controller exists.
         lockdown: the Lockdown command, and its log page.
         boot: bytes of each of two boot partitions, a multiple of 128 KiB up to 8 MiB.
+            boot_protection: they are locked against writing until feature 85h unlocks them.
+        capacity_management: Endurance Groups and NVM Sets can be created and deleted within
+            capacity; the namespaces begin in group 1 and set 1. Implies endurance.
+        secondary: secondary controllers that Virtualization Management manages, 0 to 16; they
+            can't be opened.
         ana: number of ANA groups, to which the namespaces are assigned in turn.
         fused: fused Compare and Write of up to so many blocks (ACWU + 1).
         latency, jitter: seconds that a command occupies the medium: latency, and up to jitter more.
@@ -157,6 +162,9 @@ class Extras:
     save_features: bool = False
     lockdown: bool = False
     boot: int = attrs.field(default=0, validator=in_range(0, 8 << 20))
+    boot_protection: bool = False
+    capacity_management: bool = False
+    secondary: int = attrs.field(default=0, validator=in_range(0, 16))
     ana: int = attrs.field(default=0, validator=in_range(0, 16))
     fused: int = attrs.field(default=0, validator=in_range(0, 1 << 16))
     latency: float = 0.0
@@ -184,6 +192,7 @@ class Extras:
         if self.boot % (128 << 10):
             raise ConfigurationError(f"boot={self.boot}: must be a multiple of {128 << 10}")
         self._check_placement()
+        self._check_capacity()
         self._check_retry_delays()
         if self.key_value and self.zoned:
             raise ConfigurationError("key_value=on and zoned=on exclude each other")
@@ -206,6 +215,14 @@ class Extras:
             raise ConfigurationError("cmb_uses needs cmb=")
         if not self.pmr and (self.pmr_path or self.pmr_ready or self.pmr_health != "normal"):
             raise ConfigurationError("pmr_path, pmr_health and pmr_ready need pmr=")
+
+    def _check_capacity(self) -> None:
+        if self.boot_protection and not self.boot:
+            raise ConfigurationError("boot_protection needs boot=")
+        if self.capacity_management:
+            if not self.capacity or self.fdp:
+                raise ConfigurationError("capacity_management needs capacity=, and excludes fdp=")
+            object.__setattr__(self, "endurance", True)
 
     def _check_placement(self) -> None:
         if self.fdp_unit % 4096:
@@ -273,6 +290,9 @@ PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "save_features": parse_bool,
     "lockdown": parse_bool,
     "boot": parse_size,
+    "boot_protection": parse_bool,
+    "capacity_management": parse_bool,
+    "secondary": parse_int,
     "ana": parse_int,
     "fused": parse_int,
     "latency": parse_time,

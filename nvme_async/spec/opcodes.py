@@ -362,6 +362,16 @@ class VirtualizationAction(IntEnum):
     SECONDARY_ONLINE = 9
 
 
+class CapacityOperation(IntEnum):
+    """Capacity Management, OPER (Base 2.1, 5.1.3)."""
+
+    SELECT_CONFIGURATION = 0
+    CREATE_ENDURANCE_GROUP = 1
+    DELETE_ENDURANCE_GROUP = 2
+    CREATE_NVM_SET = 3
+    DELETE_NVM_SET = 4
+
+
 class LbaStatusAction(IntEnum):
     """Get LBA Status, ATYPE (NVM 4.2.1)."""
 

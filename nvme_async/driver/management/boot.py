@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import attrs
@@ -10,13 +11,25 @@ from nvme_async.driver.management.firmware import commit_firmware, download_firm
 from nvme_async.driver.management.logs import read_log
 from nvme_async.driver.management.waiting import Progress
 from nvme_async.errors import ConfigurationError
-from nvme_async.spec.opcodes import FirmwareCommitAction, LogPage
+from nvme_async.spec import commands
+from nvme_async.spec.opcodes import Feature, FirmwareCommitAction, LogPage
 from nvme_async.spec.rare_logs import BootPartitionHeader
 
 if TYPE_CHECKING:
     from nvme_async.driver.controller import Controller
 
 PARTITIONS = 2
+_BY_FEATURE = 1 << 2  # BPCAP.SFBPWPS
+
+
+class BootProtection(IntEnum):
+    """A boot partition's protection against writing (feature 85h; Base 2.1, 8.1.3.3)."""
+
+    UNLOCKED = 1
+    LOCKED = 2
+    LOCKED_UNTIL_POWER_CYCLE = 3
+    BY_RPMB = 7
+    """As the Replay Protected Memory Block says: set_features can't change it."""
 
 
 @attrs.frozen
@@ -32,6 +45,29 @@ def _check(controller: Controller, partition: int | None) -> None:
         raise ConfigurationError(f"{controller.uri}: boot partition {partition}, must be 0 or 1")
     if not controller.cap.bps:
         raise ConfigurationError(f"{controller.uri}: the controller has no boot partitions (CAP.BPS)")
+
+
+def _check_protection(controller: Controller) -> None:
+    _check(controller, None)
+    if not controller.identify.bpcap & _BY_FEATURE:
+        raise ConfigurationError(f"{controller.uri}: boot partitions can't be locked by Set Features (BPCAP)")
+
+
+async def boot_partition_protection(controller: Controller) -> tuple[BootProtection, BootProtection]:
+    """The state of both. ConfigurationError if the controller has no feature 85h."""
+    _check_protection(controller)
+    value = (await controller.admin(commands.get_features(Feature.BOOT_PARTITION_WRITE_PROTECTION))).dw0
+    return BootProtection(value & 7), BootProtection(value >> 3 & 7)
+
+
+async def protect_boot_partition(controller: Controller, partition: int, state: BootProtection) -> None:
+    """Locks or unlocks one. A locked one refuses write_boot_partition(); each is locked after a
+    power cycle. CommandError if it is locked until then.
+    """
+    _check_protection(controller)
+    _check(controller, partition)
+    value = state << 3 * partition  # 0 for the other: no change
+    await controller.admin(commands.set_features(Feature.BOOT_PARTITION_WRITE_PROTECTION, value))
 
 
 async def boot_partitions(controller: Controller) -> BootPartitions:
