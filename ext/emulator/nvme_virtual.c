@@ -1,7 +1,7 @@
 /*
- * Virtualization Management (Base 2.1, 5.1.33 and 8.2.6): this controller is the primary one, 0, and
- * has secondary ones, 1 to N, that no host can reach. Their flexible resources and states are those
- * of the specification's figures, and are reported by Identify (CNS 14h and 15h).
+ * Virtualization Management (Base 2.1, 5.1.33 and 8.2.6): this controller is the primary one, 0,
+ * and has secondary ones, 1 to N, that no host can reach. Their flexible resources and states are
+ * those of the specification's figures, and are reported by Identify (CNS 14h and 15h).
  *
  * Assignments and states persist across Controller Level Resets; the primary controller's own
  * flexible resources change at the next one.

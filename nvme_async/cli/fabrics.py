@@ -26,6 +26,7 @@ _HOST = (
     "tls_identity",
     "host_memory",
     "cmb_queues",
+    "pcie_keep_alive_tmo",
     "apst_latency_us",
 )
 _GIVEN = f"{__name__}.given"
@@ -67,6 +68,12 @@ def _options() -> list[click.Option]:
             ["--cmb-queues"],
             type=click.Choice(["off", "submission", "all"]),
             help="Which I/O queues are in the controller's memory (CMB), if it allows that. [default: off]",
+        ),
+        click.Option(
+            ["--pcie-keep-alive-tmo"],
+            type=click.FloatRange(0, 86400),
+            metavar="SECONDS",
+            help="Keep Alive Timeout of a PCI function; 0: none. [default: 0]",
         ),
         click.Option(
             ["--apst-latency-us"],

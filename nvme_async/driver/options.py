@@ -165,6 +165,9 @@ class Options:
             of TCP Transport 1.0 (SPDK's).
         keep_alive_tmo: seconds without a Keep Alive after which an NVMe/TCP association ends, for
             both sides. 0 = never.
+        pcie_keep_alive_tmo: the same for a PCI function, which otherwise waits for ever for a host
+            that has stopped; then it ends with a fatal status, and the next driver resets it.
+            0 = never, as there is no need of it with a driver that ends with its process.
         connect_timeout: seconds for one NVMe/TCP connection.
         busy_poll: microseconds for which a read of an NVMe/TCP socket polls the network device
             (SO_BUSY_POLL); 0: as the system has it (net.core.busy_read).
@@ -232,6 +235,7 @@ class Options:
     tls_key: str = attrs.field(default="", repr=False)
     tls_identity: int = attrs.field(default=1, validator=_between(0, 1))
     keep_alive_tmo: float = attrs.field(default=15.0, validator=_limit(86400))
+    pcie_keep_alive_tmo: float = attrs.field(default=0.0, validator=_limit(86400))
     connect_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
     busy_poll: int = attrs.field(default=0, validator=_between(0, 1_000_000))
     reconnect_delay: float = attrs.field(default=2.0, validator=_between(0.01, 3600))
@@ -293,6 +297,7 @@ class DriverOptions(TypedDict, total=False):
     tls_key: str
     tls_identity: int
     keep_alive_tmo: float
+    pcie_keep_alive_tmo: float
     connect_timeout: float
     reconnect_delay: float
     ctrl_loss_tmo: float

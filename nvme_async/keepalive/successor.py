@@ -181,6 +181,7 @@ class Successor:
         if self._cmb is not None:
             controller.pcie.own_memory.adopt_queues(self._cmb)
         queues.maker.cmb = self._cmb
+        controller.pcie.keep_alive.inherit(float(state.options.get("pcie_keep_alive_tmo") or 0))
         queues.begin_restored(
             limit=state.queue_limit,
             max_transfer=state.max_transfer,

@@ -16,6 +16,7 @@ from nvme_async.driver import command_sets
 from nvme_async.driver.options import DEFAULT_POOL
 from nvme_async.driver.own_memory import ControllerMemory, PersistentMemory
 from nvme_async.driver.pcie.host_memory import HostMemory
+from nvme_async.driver.pcie.keep_alive import PcieKeepAlive
 from nvme_async.driver.pcie.memory import DeviceMemory
 from nvme_async.driver.pcie.own_memory import OwnMemory
 from nvme_async.driver.pcie.pooled_transport import PooledTransport
@@ -78,6 +79,7 @@ class PcieTransport(PooledTransport):
         self.queues = PcieQueueSet(owner, self)
         self.host_memory: HostMemory = HostMemory(owner)
         self.own_memory: OwnMemory = OwnMemory(self)
+        self.keep_alive: PcieKeepAlive = PcieKeepAlive(owner)
 
     @property
     def passed_device(self) -> Device:
@@ -116,6 +118,7 @@ class PcieTransport(PooledTransport):
             Step("I/O queue pairs", lambda: self.queues.create_all(degraded)),
             Step("Host Memory Buffer", self._give_host_memory, self.host_memory.without),
             Step("Host Identifier", self._identify_host, lambda: "the controller doesn't recognize this host"),
+            *self._keep_alive_steps(),
         ]
 
     def _cmb_steps(self) -> Sequence[Step]:
@@ -131,6 +134,12 @@ class PcieTransport(PooledTransport):
             maker.cmb = await self.own_memory.open_queues(which, entries=entries, n_queues=self.queues.limit)
 
         return [Step(_CMB_QUEUES, open_queues, lambda: "they are in memory of the host")]
+
+    def _keep_alive_steps(self) -> Sequence[Step]:
+        self.keep_alive.inherit(0)
+        if not self._owner.options.pcie_keep_alive_tmo:
+            return []
+        return [Step("Keep Alive Timer", self.keep_alive.set, lambda: "the controller expects no Keep Alive")]
 
     async def _reset_function(self) -> None:
         await self.call(self.device.reset)
@@ -279,7 +288,12 @@ class PcieTransport(PooledTransport):
         return self.device.trouble
 
     def watch(self, on_gone: Callable[[], None] | None) -> None:
+        """And the controller watches this process, if the option asks for Keep Alives."""
         loop = self._owner.loop
+        if on_gone is None:
+            self.keep_alive.stop()
+        else:
+            self.keep_alive.start()
         if on_gone is not None and self.device.gone_fd >= 0:
             self._watched = self.device.gone_fd
             loop.add_reader(self._watched, on_gone)
