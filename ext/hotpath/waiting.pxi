@@ -104,9 +104,7 @@ cdef bint after_post(QueuePair qp, Request request) except -1:
         qp.plan_poll()
     elif alone:
         nvw_is_out(w, qp.q.header.submitted, sleep_clock(qp) - spun)
-    request.yields = <uint8_t>nvw_yields(w)
-    if not request.yields and not w.flush_planned:
-        qp.plan_flush()
+    request.yields = <uint8_t>nvw_yields(w)      # 0: before_sleep() is next
     return False
 
 
