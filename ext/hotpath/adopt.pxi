@@ -361,9 +361,9 @@ cdef int ring_adopted(QueuePair qp, nvq_found *found, settle) except -1:
 
 def rebind(QueuePair qp, create_future, call_soon, ready):
     """Another loop uses this queue pair from now on (arguments as for QueuePair). The old one
-    has nothing in flight or waiting.
+    has nothing waiting, and nothing in flight but a command that settles a doorbell (`adopt()`).
     """
-    if qp.q.n_armed or qp.line or qp.starved:
+    if not qp.movable or qp.line or qp.starved:
         raise RuntimeError(f"queue {qp.qid} is in use")
     qp.create_future, qp.call_soon, qp.ready = create_future, call_soon, ready
     qp.waiting.flush_planned = qp.waiting.poll_planned = False

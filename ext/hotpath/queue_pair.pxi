@@ -92,7 +92,8 @@ cdef class QueuePair(Waits):
         if self.waiters != NULL:
             for i in range(self.q.n_trackers):
                 Py_XDECREF(self.waiters[i])
-            free(self.waiters)
+            nvq_thaw(&self.q, &self.frozen)
+        free(self.waiters)
         free(self.slots)
 
     cdef inline bint is_mine(self) except -1:
@@ -353,13 +354,13 @@ cdef class QueuePair(Waits):
         (CommandTimeout, if their command took too long; elements of batches the status Command
         Aborted By Host), and all others are released. silence(False) rings, once the controller
         knows the queue again. Returns how many were posted. Only after the controller was reset,
-        as for release_all()."""
+        as for release_all(); ends a freeze()."""
         return restart_queue(self, retryable, exception, limit)
 
     def release_all(self):
         """Releases every command's pages and buffers, and restarts the rings. Only after the
         controller was reset or certainly can't access memory any more: nothing else ends its
-        right to write. fail_waiters() must have ended the waiters."""
+        right to write. fail_waiters() must have ended the waiters. Ends a freeze()."""
         release_queue(self)
 
     @cython.critical_section

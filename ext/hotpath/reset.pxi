@@ -27,6 +27,8 @@ cdef int restart_queue(QueuePair qp, retryable, exception, uint32_t limit) excep
     cdef uint32_t i
     cdef Request request
     qp.check_open()
+    # The controller was reset: no successor has it, and the rings in the pool are meant.
+    nvq_thaw(&qp.q, &qp.frozen)
     requests = []
     elements = []
     cdef Batch batch
@@ -94,6 +96,7 @@ cdef int release_queue(QueuePair qp) except -1:
     cdef uint32_t i
     cdef Request request
     cdef Batch batch
+    nvq_thaw(&qp.q, &qp.frozen)
     for i in range(qp.q.n_trackers):
         if qp.waiters[i] != NULL:
             request = <Request>qp.waiters[i]

@@ -376,6 +376,17 @@ cdef class Rings:
         """Commands in flight, including abandoned ones."""
         return self.q.n_armed
 
+    @property
+    def movable(self):
+        """Is no command in flight but the driver's own, which nothing waits for? See rebind()."""
+        cdef uint32_t i
+        if self.q.n_armed == 0:
+            return True
+        for i in range(self.q.n_trackers):
+            if self.q.trackers[i].state != NVQ_FREE and not self.q.trackers[i].flags & NVQ_INTERNAL:
+                return False
+        return True
+
     def outstanding_of(self, nsids=None):
         """How many commands with the controller concern these namespaces, or may concern them
         (nsid 0 and FFFFFFFFh); None: all.

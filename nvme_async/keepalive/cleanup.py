@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from nvme_async.dma import Pool, Slot
 from nvme_async.dma.manager import DmaClient
 from nvme_async.driver.controller import Controller
+from nvme_async.driver.pcie.memory import ROOM
 from nvme_async.driver.pcie.pooled_transport import pooled
 from nvme_async.errors import CommandError, NvmeError
 from nvme_async.keepalive import manifest
@@ -149,7 +150,7 @@ class PredecessorCleanup:
         known = {queue.qid for queue in [*self._state.queues, *self._state.unsettled]}
         for slot in _pending(self._pool):
             kind, _, number = slot.owner.partition(" ")
-            ours = slot.owner == manifest.OWNER or (
+            ours = slot.owner in (manifest.OWNER, ROOM) or (
                 kind in ("queue", "bounce") and number.isdigit() and int(number) not in known
             )
             if ours or (kind == "queue" and number.isdigit() and self._is_double(slot, int(number))):

@@ -7,10 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import struct
 from pathlib import Path
 
 import pytest
 from driver_line import (
+    FLUSH,
     READ,
     WAYS,
     WRITE,
@@ -103,6 +105,36 @@ async def test_2_an_unrung_tail_is_rung_and_the_drain_ends(way: Way) -> None:
         counted = drivers.since()
         assert counted["invalid_doorbells"] == 0
         assert counted["disables"] == 0
+
+
+async def test_2_a_command_that_settles_a_doorbell_costs_no_queue_pair() -> None:
+    """A loop that asks while it is in flight takes the predecessor's queue pair nevertheless."""
+    async with line() as drivers:
+
+        async def read() -> bytes:
+            return bytes(await drivers.namespace.read(8))
+
+        await drivers.namespace.write(8, block(8))
+        with LoopThread() as other:
+            await other.submit(read())
+        assert drivers.driver.memory is not None
+        second = next(slot for slot in drivers.driver.memory.pools[0].slots() if slot.owner == "queue 2")
+        with await drivers.driver.save() as bundle:
+            fd = bundle.descriptors["pool"]
+            (ringing,) = struct.unpack("<Q", os.pread(fd, 8, second.offset + 136))
+            os.pwrite(fd, struct.pack("<Q", ringing - 1), second.offset + 144)  # killed between the two stores
+            drivers.delay(opcode=FLUSH)
+            drivers.past.append(drivers.driver)
+            drivers.driver = await restore(bundle)
+        await drivers.outstanding(1)
+        drivers.since()
+        with LoopThread() as other:
+            async with asyncio.timeout(30):
+                assert await other.submit(read()) == block(8)
+            assert drivers.since()["queues_created"] == 0
+            assert sorted(queue.qid for queue in drivers.driver.queues.io_queues()) == [1, 2]
+            drivers.release()
+            assert await other.submit(read()) == block(8)
 
 
 @ways

@@ -11,6 +11,7 @@ from driver_line import WAYS, Way, line
 
 import nvme_async
 from nvme_async.dma.manager import Policy
+from nvme_async.driver.pcie.memory import ROOM
 from nvme_async.errors import OutOfDmaMemory
 from nvme_async.keepalive import restore
 
@@ -51,6 +52,19 @@ async def test_with_keepalive_memory_is_private_without_fallback() -> None:
         assert len(clients(driver)) == 1
         with pytest.raises(OutOfDmaMemory, match="are left"):
             driver.memory.manager.client("another", Policy.PRIVATE, 2 * MIB)
+
+
+@ways
+async def test_what_make_room_had_taken_is_free_again(way: Way) -> None:
+    """The predecessor was killed before it gave the memory back. The controller never learned of
+    it.
+    """
+    async with line() as drivers:
+        taken = drivers.driver.memory.find(64 << 10, owner=ROOM)
+        driver = await drivers.succeed(way)
+        assert await driver.validate_restore() == []
+        assert ROOM not in {slot.owner for slot in driver.memory.pools[0].slots()}
+        del taken
 
 
 @ways

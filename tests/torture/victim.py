@@ -86,29 +86,37 @@ class Victim:
                 command_timeout=5.0,
             )
         async with opening as controller:
-            await self._take_stock(controller)
-            threads = [
-                threading.Thread(target=self._thread, name=f"writer {number}", args=(controller, number))
-                for number in range(THREADS)
-            ]
-            if self.plan.visitors:
-                threads.append(threading.Thread(target=self._visit, name="visitors", args=(controller,)))
-            for thread in threads:
-                thread.start()
-            await asyncio.to_thread(self._verified.wait)
-            self.tell("verified", first_io=self._first_io, unreported=self._mixed, **self._pool(controller))
-            await asyncio.to_thread(self._verified.wait)
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop.set)
-            self.tell("running")
-            while not self._stop.is_set():
-                # The admin queue gets commands too, so that processes also die with admin commands
-                # in flight.
-                await controller.admin(commands.get_features(Feature.TEMPERATURE_THRESHOLD))
-                await asyncio.sleep(random.uniform(0, 0.005))
-            while any(thread.is_alive() for thread in threads):
-                await asyncio.sleep(0.01)
-            self.tell("checked", **self._pool(controller))
+            try:
+                await self._serve(controller)
+            except BaseException:
+                # Before close(), which leads to errors in the threads.
+                self.tell.fail()
         self.tell("closed")
+
+    async def _serve(self, controller: nvme_async.Controller) -> None:
+        """Until SIGTERM."""
+        await self._take_stock(controller)
+        threads = [
+            threading.Thread(target=self._thread, name=f"writer {number}", args=(controller, number))
+            for number in range(THREADS)
+        ]
+        if self.plan.visitors:
+            threads.append(threading.Thread(target=self._visit, name="visitors", args=(controller,)))
+        for thread in threads:
+            thread.start()
+        await asyncio.to_thread(self._verified.wait)
+        self.tell("verified", first_io=self._first_io, unreported=self._mixed, **self._pool(controller))
+        await asyncio.to_thread(self._verified.wait)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop.set)
+        self.tell("running")
+        while not self._stop.is_set():
+            # The admin queue gets commands too, so that processes also die with admin commands
+            # in flight.
+            await controller.admin(commands.get_features(Feature.TEMPERATURE_THRESHOLD))
+            await asyncio.sleep(random.uniform(0, 0.005))
+        while any(thread.is_alive() for thread in threads):
+            await asyncio.sleep(0.01)
+        self.tell("checked", **self._pool(controller))
 
     async def _take_stock(self, controller: nvme_async.Controller) -> None:
         """The predecessor's commands."""

@@ -8,6 +8,7 @@ import pytest
 from succession import Scene
 
 from nvme_async.native import _hotpath
+from nvme_async.spec import commands
 
 
 async def test_an_unrung_tail_is_rung(scene):
@@ -41,6 +42,34 @@ async def test_an_uncertain_doorbell_is_settled_with_a_new_value(scene, written)
         successor.post(successor.cid(sqe))
     successor.qp.reap()
     assert len(successor.finished) == 2
+    assert successor.qp.n_outstanding == 0
+    assert not successor.strays
+
+
+async def test_a_settling_command_is_no_obstacle_to_another_loop(scene):
+    """Nothing waits for it. Otherwise the loop gets a queue pair more than there were, or none."""
+    await scene.send(scene.read(1), scene.read(2))
+    scene.ring.doorbells.write32(0, 2)
+    scene.poke(sq_ringing=2, sq_rung=1)
+    successor = scene.kill()
+    successor.adopt()
+    *adopted, settling = successor.fetch()
+    for sqe in adopted:
+        assert not successor.qp.movable
+        with pytest.raises(RuntimeError, match="in use"):
+            _hotpath.rebind(successor.qp, scene.loop.create_future, scene.loop.call_soon, None)
+        successor.post(successor.cid(sqe))
+        successor.qp.reap()
+    assert successor.qp.n_outstanding == 1
+    assert successor.qp.movable
+    _hotpath.rebind(successor.qp, scene.loop.create_future, scene.loop.call_soon, None)
+    task = asyncio.ensure_future(successor.qp.request(commands.flush(1).pack()))
+    await asyncio.sleep(0)
+    (sent,) = successor.fetch()
+    for sqe in (settling, sent):
+        successor.post(successor.cid(sqe))
+    successor.qp.reap()
+    await task
     assert successor.qp.n_outstanding == 0
     assert not successor.strays
 

@@ -9,9 +9,10 @@ import struct
 import threading
 from typing import Any
 
-from succession import Scene, payload
+import pytest
+from succession import POSITIONS, Scene, payload
 
-from nvme_async.errors import HandedOver
+from nvme_async.errors import CommandError, HandedOver, QueueShutdown
 from nvme_async.native import _hotpath
 
 
@@ -161,3 +162,58 @@ async def test_waiters_of_a_remotely_frozen_queue_pair_learn_that_it_was_handed_
     assert [str(outcome) for outcome in outcomes] == ["sent"] * 7 + ["unsent"] * 2
     commands = successor.adopt()
     assert [command.finished for command in commands] == [True] + [False] * 6
+
+
+def positions(scene: Scene) -> list[int]:
+    return [scene.position(name) for name in POSITIONS]
+
+
+@pytest.mark.parametrize("busy", [True, False])
+async def test_the_rings_of_a_frozen_queue_pair_are_restarted_after_a_reset(scene: Scene, busy: bool) -> None:
+    """Not its private copies, which are smaller: the controller was reset, so no successor has it.
+    A loop that did not run when the save failed has left its queue pair frozen.
+    """
+    qp = scene.ring.qp
+    await scene.send(scene.read(1), scene.read(2))
+    if not busy:
+        for sqe in scene.ring.fetch():
+            scene.ring.post(scene.ring.cid(sqe))
+        qp.reap()
+        await scene.send()
+    _hotpath.freeze(qp)
+    assert positions(scene) != [0] * 6
+    scene.ring.sq_head = scene.ring.cq_tail = 0
+    scene.ring.phase = 1
+    scene.ring.doorbells.write64(0, 0)
+    assert qp.restart(frozenset({2}), CommandError(0, 7), 3) == 2 * busy
+    qp.hold(False)
+    qp.flush()
+    assert positions(scene)[:2] == [2 * busy] * 2
+    sent = scene.ring.fetch()
+    assert len(sent) == 2 * busy
+    for sqe in sent:
+        scene.ring.post(scene.ring.cid(sqe))
+    qp.reap()
+    await asyncio.gather(*scene.tasks)
+    assert scene.ring.strays == []
+
+
+async def test_everything_of_a_frozen_queue_pair_is_released_after_a_reset(scene: Scene) -> None:
+    qp = scene.ring.qp
+    await scene.send(scene.read(1), scene.read(2))
+    _hotpath.freeze(qp)
+    qp.refuse(QueueShutdown("closed"))
+    qp.fail_waiters(CommandError(0, 7))
+    qp.release_all()
+    assert positions(scene) == [0] * 6
+    assert [scene.state(slot) & 0xFFFF for slot in range(7)] == [0] * 7
+    outcomes = await asyncio.gather(*scene.tasks, return_exceptions=True)
+    assert all(isinstance(outcome, CommandError) for outcome in outcomes)
+    assert scene.ring.bounce.n_taken == 0
+    assert not qp.n_outstanding
+
+
+async def test_a_frozen_queue_pair_with_nothing_in_flight_can_be_closed(scene: Scene) -> None:
+    _hotpath.freeze(scene.ring.qp)
+    scene.ring.qp.close()
+    assert scene.ring.qp.closed

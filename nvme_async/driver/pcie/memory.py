@@ -35,6 +35,10 @@ SMALLEST_POOL = 2 << 20
 """Minimum bytes of a first pool that was reduced to a limit: admin queue, one I/O queue, some
 data.
 """
+ROOM = "room"
+"""The owner of memory that make_room() takes and gives back at once. The controller never learns of
+it: a successor of a process that was killed in between may use it.
+"""
 _REFUSED_SECONDS = 0.5
 """A failure to grow is remembered this long before the next attempt."""
 
@@ -151,9 +155,9 @@ class DeviceMemory(IovaSpace):
         """Grows the memory, in a thread, until an alloc() of `nbytes` has room. (Another thread
         may take the room first.) Raises as alloc() does.
         """
-        room = self.find(nbytes, owner="room")
+        room = self.find(nbytes, owner=ROOM)
         if room is None:
-            room = await in_thread(lambda: self.alloc(nbytes, owner="room"))
+            room = await in_thread(lambda: self.alloc(nbytes, owner=ROOM))
         room.free()
 
     def chunk_source(self, owner: str) -> Callable[[int, int], DmaBuffer | None]:

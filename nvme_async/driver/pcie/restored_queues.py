@@ -55,9 +55,9 @@ class RestoredQueues(QueueSet):
 
     def _take_spare(self, loop: asyncio.AbstractEventLoop, worker: str) -> LoopQueue | None:
         """A predecessor's queue pair for `loop`, the one of a thread of the same name if there
-        is one. Not while it has commands in flight, which the home loop handles.
+        is one. Not while it has the predecessor's commands in flight, which the home loop handles.
         """
-        idle = [queue for queue in self.spare if not queue.hot.n_outstanding]
+        idle = [queue for queue in self.spare if queue.hot.movable]
         if not idle:
             return None
         spare = min(idle, key=lambda queue: queue.worker != worker)
@@ -93,7 +93,7 @@ class RestoredQueues(QueueSet):
             return None
 
     def _has_more(self) -> bool:
-        return super()._has_more() or any(not queue.hot.n_outstanding for queue in self.spare)
+        return super()._has_more() or any(queue.hot.movable for queue in self.spare)
 
     def give_back(self, qid: int) -> None:
         """The controller no longer knows this inherited queue pair, and its memory is free."""
