@@ -113,6 +113,8 @@ class VfioDevice:
     def trouble(self) -> str | None:
         if any(window.lost for window in self._bar0.windows):
             return "its registers are no longer accessible (an access raised SIGBUS)"
+        if self._bar0.fault:
+            return f"its mapped registers are no longer accessible (an access {self._bar0.fault})"
         return "the kernel requested its release (it is being unbound or removed)"
 
     @property
@@ -370,14 +372,15 @@ class VfioDevice:
         return {"mappings": [list(mapping) for mapping in self._container.mappings]}
 
     def inspect(self) -> dict[str, Any]:
-        """Which parts of BAR0 are mapped; accesses of mapped registers that faulted; DMA
-        mappings.
+        """Which parts of BAR0 are mapped; accesses of mapped registers that faulted; parts that
+        could not be mapped; DMA mappings.
         """
         return {
             "ids": str(self.ids),
             "vectors": self.n_vectors,
             "mapped": [[part.start, part.stop] for part in self._bar0.mapped],
             "faults": self._bar0.faults,
+            "refused": self._bar0.refused,
             "dma_mappings": len(self._container.mappings),
         }
 

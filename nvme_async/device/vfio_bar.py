@@ -130,38 +130,39 @@ class Bar0:
     """The registers. Owner: its VfioDevice. Any thread; close() must not race an access.
 
     faults: accesses of mapped registers that raised SIGBUS (in a confidential virtual machine, or
-        with the function's memory disabled). After one, the window is no longer used; system calls
-        replace it.
+        with the function's memory disabled), or read all ones or zero where the descriptor has the
+        register's value. After one, the window is no longer used; system calls replace it. Parts
+        that the kernel refused to map are accessed so from the beginning.
+    refused: how many of these there are.
+    fault: what the first access that was unusual did, or "".
     """
 
     faults: int
+    refused: int
+    fault: str
 
     def __init__(self, fd: int, region: abi.Region, address: str, holes: list[range], lost_fd: int = -1) -> None:
         """Map what the kernel allows, except `holes`: only the kernel writes the MSI-X table's
         pages. lost_fd: an eventfd to signal when mapped doorbells are lost; not ours.
         """
-        self.faults = 0
+        self.faults = self.refused = 0
+        self.fault = ""
         if region.nbytes <= DOORBELL_BASE:
             raise DeviceError(f"{address}: BAR0 has {region.nbytes} bytes, too few for NVMe's registers")
         self._fd, self._region, self._address = fd, region, address
         self._windows: list[tuple[int, Mmio]] = []
         self._lost: list[Mmio] = []  # kept: queue pairs may still ring there, without effect
-        try:
-            for area in region.areas:
-                start, stop = (
-                    -(-area.offset // HOST_PAGE) * HOST_PAGE,
-                    (area.offset + area.nbytes) // HOST_PAGE * HOST_PAGE,
-                )
-                for hole in holes:
-                    if start < hole.stop and hole.start < stop:
-                        self._map(start, hole.start)
-                        start = hole.stop
-                self._map(start, stop)
-        except OSError as error:
-            self.close()
-            raise failed(address, "mapping BAR0", error) from error
-        self._read32(VS)
-        if self.faults:
+        for area in region.areas:
+            start, stop = (
+                -(-area.offset // HOST_PAGE) * HOST_PAGE,
+                (area.offset + area.nbytes) // HOST_PAGE * HOST_PAGE,
+            )
+            for hole in holes:
+                if start < hole.stop and hole.start < stop:
+                    self._map(start, hole.start)
+                    start = hole.stop
+            self._map(start, stop)
+        if self._windows and self._version() and self.faults:
             # The reason that forbids this access forbids the others too, so it is checked now.
             self.close()
         for _, window in self._windows:
@@ -174,8 +175,14 @@ class Bar0:
             self.doorbells = Doorbells(window, DOORBELL_BASE - start, window=where)
 
     def _map(self, start: int, stop: int) -> None:
-        if start < stop:
+        if start >= stop:
+            return
+        try:
             self._windows.append((start, Mmio(self._fd, self._region.offset + start, stop - start)))
+        except OSError as error:
+            self.refused += 1
+            what = f"its registers {start:#x} to {stop:#x} can't be mapped"
+            log.warning("%s: %s (%s); system calls are used", self._address, what, error.strerror)
 
     @property
     def nbytes(self) -> int:
@@ -203,8 +210,8 @@ class Bar0:
     def read32(self, offset: int) -> int:
         """ControllerGone if the device doesn't answer."""
         value = self._read32(offset)
-        if value in NOBODY:
-            self._check_present(offset)
+        if value in NOBODY and self._check_present(offset):
+            return self._read32(offset)
         return value
 
     def read64(self, offset: int) -> int:
@@ -213,8 +220,8 @@ class Bar0:
         value = 0 if place is None else place[1].read64(offset - place[0])
         if place is None or self._is_lost(place):
             value = self._slow_read(offset, 8)
-        if value & ALL_ONES in NOBODY:
-            self._check_present(offset)
+        if value & ALL_ONES in NOBODY and self._check_present(offset):
+            return self._slow_read(offset, 8)
         return value
 
     def write32(self, offset: int, value: int) -> None:
@@ -241,22 +248,50 @@ class Bar0:
         """Did the access just made fault? Then the window is not used any more."""
         if not place[1].lost:
             return False
-        self.faults += 1
-        if place in self._windows:
-            self._windows.remove(place)
-            self._lost.append(place[1])
-            log.warning("%s: an access of its mapped registers faults; system calls are used", self._address)
+        self._lose(place, "raised SIGBUS")
         return True
+
+    def _lose(self, place: tuple[int, Mmio], what: str) -> None:
+        self.faults += 1
+        if place not in self._windows:
+            return
+        self._windows.remove(place)
+        self._lost.append(place[1])
+        self.fault = self.fault or what
+        log.warning("%s: an access of its mapped registers %s; system calls are used", self._address, what)
+        if not place[1].lost and place[1].lost_fd >= 0:
+            os.eventfd_write(place[1].lost_fd, 1)
 
     def _slow_read(self, offset: int, width: int) -> int:
         return int.from_bytes(region_read(self._fd, self._region, self._address, offset, width), "little")
 
-    def _check_present(self, offset: int) -> None:
-        """A register read all ones or zero: is that its value, or is the device gone?"""
-        version = self._read32(VS)
+    def _check_present(self, offset: int) -> bool:
+        """A register read all ones or zero: is that its value, or is the device gone? True if its
+        mapping has turned out to be unusable.
+        """
+        faults = self.faults
+        version = self._version()
         if version in NOBODY:
             what = "all ones" if version else "zero"
             raise ControllerGone(f"{self._address} is gone: register {offset:#x} reads {what}, and VS too")
+        return self.faults != faults
+
+    def _version(self) -> int:
+        """VS: by the descriptor too, if its mapping reads as if there were no device. If only that
+        has it, the mapping isn't used any more.
+        """
+        version = self._read32(VS)
+        place = self._window(VS, 4)
+        if version not in NOBODY or place is None:
+            return version
+        try:
+            real = self._slow_read(VS, 4)
+        except (DeviceError, ControllerGone):
+            return version
+        if real in NOBODY or (again := self._read32(VS)) not in NOBODY:
+            return again if real not in NOBODY else version  # a device that is being reset comes back
+        self._lose(place, "read all ones" if version else "read zero")
+        return real
 
     def close(self) -> None:
         """Unmap; doorbells() of this device are unusable from now on."""

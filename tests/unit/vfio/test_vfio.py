@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
 
 import pytest
 from fake_pci import FakeSystem
@@ -14,11 +13,9 @@ from fake_vfio import COMMAND, DRIVE, IOVA, FakeKernel, opened, wait_for_closing
 from forking import in_child
 
 from nvme_async.device import vfio_abi as abi
-from nvme_async.device import vfio_bar
 from nvme_async.device.vfio import VfioDevice
 from nvme_async.dma import Pool
 from nvme_async.errors import ConfigurationError, ControllerGone, DeviceError
-from nvme_async.native._mmio import Mmio
 
 pytestmark = pytest.mark.usefixtures("descriptors_are_closed")
 
@@ -228,74 +225,3 @@ def test_a_capability_chain_that_loops_or_leaves_the_buffer_ends() -> None:
     assert len(list(abi.capabilities(looping, 8))) == 64
     assert list(abi.capabilities(looping, 20)) == []
     assert list(abi.capabilities(b"", 4)) == []
-
-
-# Registers whose mapping faults
-
-
-class Windows:
-    """Makes windows of a separate file that can be truncated: the next access is a SIGBUS."""
-
-    def __init__(self, *, lost: bool) -> None:
-        self.files: list[int] = []
-        self.lost = lost
-
-    def __call__(self, fd: int, file_offset: int, nbytes: int, **named: int) -> Mmio:
-        file = os.memfd_create("window")
-        self.files.append(file)
-        os.truncate(file, nbytes)
-        os.pwrite(file, os.pread(fd, nbytes, file_offset), 0)
-        window = Mmio(file, 0, nbytes, **named)
-        if self.lost:
-            self.lose()
-        return window
-
-    def lose(self) -> None:
-        for file in self.files:
-            os.truncate(file, 0)
-
-    def close(self) -> None:
-        for file in self.files:
-            os.close(file)
-
-
-@pytest.fixture
-def windows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Windows]:
-    windows = Windows(lost=request.param)
-    monkeypatch.setattr(vfio_bar, "Mmio", windows)
-    yield windows
-    windows.close()
-
-
-@pytest.mark.parametrize("windows", [True], indirect=True)
-def test_faulting_registers_are_accessed_through_the_descriptor(
-    windows: Windows, kernel: FakeKernel, machine: FakeSystem
-) -> None:
-    """A confidential virtual machine: mapped, and SIGBUS at the first access."""
-    with opened(kernel, machine) as device:
-        assert windows.files
-        assert device.mapped == ()
-        assert device.doorbells().mmio is None
-        assert device.inspect()["faults"] == 1
-        assert device.read32(8) == 0x0001_0400
-        device.write64(0x28, 0x1234_5678_9ABC)
-        assert device.read64(0x28) == 0x1234_5678_9ABC
-        device.ring(0x1000, 7, lambda: None)
-        assert kernel.bar0(0x1000) == 7
-
-
-@pytest.mark.parametrize("windows", [False], indirect=True)
-def test_registers_that_fault_later_use_the_descriptor_with_a_message(
-    windows: Windows, kernel: FakeKernel, machine: FakeSystem
-) -> None:
-    with opened(kernel, machine) as device:
-        assert device.doorbells().mmio is not None
-        assert device.inspect()["faults"] == 0
-        windows.lose()
-        device.write32(0x14, 5)
-        assert kernel.bar0(0x14) == 5
-        assert device.read32(0x14) == 5
-        assert device.read64(0x08) == 0x0001_0400
-        assert device.inspect()["faults"] == len(windows.files)
-        assert os.eventfd_read(device.gone_fd) >= 1
-        assert "SIGBUS" in (device.trouble or "")
