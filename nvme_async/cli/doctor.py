@@ -162,7 +162,7 @@ def _functions(machine: Machine) -> Iterator[Finding]:
         yield from _bound(machine, function)
     for function in functions:
         for quirk, reason in function.quirks.inspect().items():
-            yield Finding("quirks", "ok", f"{function.uri} gets {quirk}, because it is: {reason}")
+            yield Finding("quirks", "ok", f"{function.uri} gets {quirk}, because of: {reason}")
 
 
 def _bound(machine: Machine, function: Function) -> Iterator[Finding]:

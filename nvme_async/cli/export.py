@@ -11,6 +11,7 @@ import click
 import uvloop
 
 import nvme_async
+from nvme_async.cli.fabrics import open_device
 from nvme_async.errors import ConfigurationError, DeviceError
 from nvme_async.export import NbdServer, Ublk, block_device, end_predecessor
 from nvme_async.runtime.signals import end_requested
@@ -105,7 +106,7 @@ def _stop(disk: str) -> None:
 
 @asynccontextmanager
 async def _namespace(device: str, nsid: int, wait: float) -> AsyncIterator[nvme_async.Namespace]:
-    async with nvme_async.open(device, keeper_wait=wait) as controller:
+    async with open_device(device, keeper_wait=wait) as controller:
         if nsid not in controller.namespaces:
             raise ConfigurationError(f"{device} has no namespace {nsid}; active: {sorted(controller.namespaces)}")
         await end_predecessor(controller)

@@ -136,6 +136,8 @@ def _takes_words(callback: Callable[..., Any], needed: bool, added: set[str]) ->
     return call
 
 
-def open_device(device: str) -> Opening:
+def open_device(device: str, **options: Any) -> Opening:
     """nvme_async.open() of a command's DEVICE, with what else the command line says of it."""
-    return nvme_async.open(device, **click.get_current_context().find_root().meta.get(_GIVEN, {}))
+    context = click.get_current_context(silent=True)
+    given = {} if context is None else context.find_root().meta.get(_GIVEN, {})
+    return nvme_async.open(device, **options, **given)

@@ -11,6 +11,7 @@ import click
 
 from nvme_async.cli.fabrics import with_words
 from nvme_async.cli.nvme.names import NVME
+from nvme_async.cli.quirks import with_quirks
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Drives": (
@@ -85,7 +86,7 @@ class LazyGroup(click.Group):
         module, attribute = self.table[cmd_name].split(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
-        return with_words(command)
+        return with_quirks(with_words(command))
 
     def sections(self) -> Iterator[tuple[str, list[str]]]:
         """Names of all commands by section, each in one."""

@@ -9,6 +9,7 @@ import click
 from nvme_async._version import __version__
 from nvme_async.cli.grouped import LazyGroup
 from nvme_async.cli.nvme.names import NVME
+from nvme_async.cli.quirks import HELP, use_quirks
 from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.keepalive import config
 
@@ -58,6 +59,7 @@ COMMANDS = {
 @click.option(
     "--fused/--no-fused", default=None, help="No admin command after a device's bring-up; else its class decides."
 )
+@click.option("--quirks", metavar="QUIRKS", help=HELP)
 @click.option(
     "--keeper", metavar="PATH", help="Deposit controllers with this keeper, and take over those that it holds."
 )
@@ -71,6 +73,7 @@ def cli(
     vfio: bool | None,
     always_flr: bool | None,
     fused: bool | None,
+    quirks: str | None,
     attach: str | None,
     keeper: str | None,
 ) -> None:
@@ -97,6 +100,7 @@ def cli(
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from None
     ctx.with_resource(config.with_command_line(options))
+    use_quirks(ctx, quirks)
     ctx.meta["nvme_async.attach"] = attach
 
 

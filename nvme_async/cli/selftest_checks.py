@@ -16,6 +16,7 @@ from typing import Literal
 import attrs
 
 import nvme_async
+from nvme_async.cli.fabrics import open_device
 from nvme_async.device.pci import Function
 from nvme_async.errors import ConfigurationError, NvmeError
 from nvme_async.keepalive import restore
@@ -105,7 +106,7 @@ class Selftest:
 
     async def _bring_up(self) -> str:
         keepalive = self.uri.partition(":")[0] in ("pci", "vfio-user", "emulated")
-        self.controller = controller = await nvme_async.open(self.uri, keepalive=keepalive, keeper="none")
+        self.controller = controller = await open_device(self.uri, keepalive=keepalive, keeper="none")
         state = controller.inspect()
         self.about |= {
             "controller": f"{state['model']} firmware {state['firmware']}, NVMe {state['version']}",

@@ -5,7 +5,8 @@ Each entry names its public source. The table can be overridden; the first match
 
 1. the option `quirks=` of open(): "none", names separated by commas instead of the table's, or
    "+name" and "-name" to add to them and take from them;
-2. the environment variable NVME_ASYNC_QUIRKS: the same for devices, separated by semicolons:
+2. the command line, --quirks: the same, or the same for devices as in the variable;
+3. the environment variable NVME_ASYNC_QUIRKS: the same for devices, separated by semicolons:
    "1c58:0003=-delay-before-ready; *=+single-vector". "vvvv:dddd" is PCI vendor and device,
    "vvvv:dddd:ssss:ssss" adds the subsystem's, "*" is any device.
 
@@ -17,7 +18,8 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import attrs
@@ -26,6 +28,7 @@ from nvme_async.device.base import DeviceIds
 from nvme_async.errors import ConfigurationError
 
 VARIABLE = "NVME_ASYNC_QUIRKS"
+COMMAND_LINE = "the command line's --quirks"
 _LINUX = "Linux, drivers/nvme/host/pci.c"
 _SPDK = "SPDK, lib/nvme/nvme_quirks.c"
 
@@ -181,6 +184,10 @@ class Quirks:
 
     reasons: Mapping[Quirk, str] = attrs.field(factory=dict)
 
+    def names(self) -> str:
+        """As an override that gives exactly these."""
+        return ",".join(sorted(self.reasons)) or "none"
+
     def __contains__(self, quirk: Quirk) -> bool:
         return quirk in self.reasons
 
@@ -189,6 +196,23 @@ class Quirks:
 
 
 NO_QUIRKS = Quirks()
+
+_command_line = ""
+
+
+@contextmanager
+def with_command_line(text: str) -> Iterator[None]:
+    """`text` is the command line's override until the end of the block, in all threads.
+    ConfigurationError if it is none.
+    """
+    global _command_line
+    for _, override in _parts(text, COMMAND_LINE) if "=" in text else [("*", text)]:
+        check(override)
+    before, _command_line = _command_line, text
+    try:
+        yield
+    finally:
+        _command_line = before
 
 
 def check(text: str) -> str:
@@ -210,10 +234,12 @@ def quirks_of(
     model: str = "",
     firmware: str = "",
     override: str = "",
+    owner: str = "",
     environment: Mapping[str, str] | None = None,
     table: Iterable[Entry] = TABLE,
 ) -> Quirks:
-    """The quirks of a device. override: the option, "" for none.
+    """The quirks of a device. override: the option, "" for none. owner: the quirks that the process
+    which shares the device has found, "" if there is none.
 
     Raises ConfigurationError for an invalid override or environment variable.
     """
@@ -225,14 +251,26 @@ def quirks_of(
     }
     if override:
         return Quirks(_overridden(reasons, override, "the option quirks="))
+    if owner:
+        return Quirks(_overridden(reasons, owner, "the process that shares it"))
+    if _command_line and "=" not in _command_line:
+        return Quirks(_overridden(reasons, _command_line, COMMAND_LINE))
     variable = (os.environ if environment is None else environment).get(VARIABLE, "")
-    for part in filter(None, (part.strip() for part in variable.split(";"))):
-        which, equals, text = part.partition("=")
-        if not equals:
-            raise ConfigurationError(f"{VARIABLE}: {part!r} is not of the form vvvv:dddd=quirks")
-        if _is_for(which.strip(), ids):
-            return Quirks(_overridden(reasons, text.strip(), VARIABLE))
+    for where, text in ((COMMAND_LINE, _command_line), (VARIABLE, variable)):
+        for which, own in _parts(text, where):
+            if _is_for(which, ids, where):
+                return Quirks(_overridden(reasons, own, where))
     return Quirks(reasons)
+
+
+def _parts(text: str, where: str) -> Iterator[tuple[str, str]]:
+    """(which devices, their override), in order. where: what `text` is, for the errors."""
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        which, equals, override = part.partition("=")
+        if not equals:
+            raise ConfigurationError(f"{where}: {part!r} is not of the form vvvv:dddd=quirks")
+        _numbers(which.strip(), where)
+        yield which.strip(), override.strip()
 
 
 def _words(text: str) -> list[str]:
@@ -248,14 +286,20 @@ def _overridden(reasons: dict[Quirk, str], text: str, by: str) -> dict[Quirk, st
     return {**{quirk: reason for quirk, reason in reasons.items() if quirk not in taken}, **added}
 
 
-def _is_for(which: str, ids: DeviceIds) -> bool:
+def _numbers(which: str, where: str) -> list[int]:
+    """The PCI ids that `which` names; none for any device."""
     if which == "*":
-        return True
+        return []
     try:
         numbers = [int(number, 16) for number in which.split(":")]
     except ValueError:
         numbers = []
     if len(numbers) not in (2, 4):
-        raise ConfigurationError(f"{VARIABLE}: {which!r} is neither *, vvvv:dddd nor vvvv:dddd:ssss:ssss")
+        raise ConfigurationError(f"{where}: {which!r} is neither *, vvvv:dddd nor vvvv:dddd:ssss:ssss")
+    return numbers
+
+
+def _is_for(which: str, ids: DeviceIds, where: str) -> bool:
+    numbers = _numbers(which, where)
     known = [ids.vendor, ids.device, ids.subsystem_vendor, ids.subsystem]
     return numbers == known[: len(numbers)]

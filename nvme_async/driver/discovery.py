@@ -75,6 +75,7 @@ async def identify_controller(controller: ControllerContext) -> IdentifyControll
             model=identify.mn.strip(),
             firmware=identify.fr.strip(),
             override=controller.options.quirks,
+            owner=controller.transport.owners_quirks,
         )
     if identify.cntrltype in _WHAT_FOR:
         raise ControllerError(

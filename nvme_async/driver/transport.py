@@ -268,6 +268,8 @@ class Transport(ABC):
         uri: the address it was opened with.
         cap, vs: the properties of those names (Base 2.0, 3.1.3), once the open steps are over.
         quirks: the device's deviations from the specification, by its PCI ids, from attach() on.
+        owners_quirks: those that the process which shares the device has found, by name; "" if
+            there is none.
         queues: the controller's queues, from attach() on.
     """
 
@@ -276,6 +278,7 @@ class Transport(ABC):
     cap: Cap = Cap()
     vs: Vs = Vs()
     quirks: Quirks = NO_QUIRKS
+    owners_quirks: str = ""
     has_events: bool = True
     """Does the controller answer Asynchronous Event Requests of this process's?"""
     configured: bool = True

@@ -48,7 +48,7 @@ def grant_of(
             ids.revision,
             ids.serial_number,
         ],
-        "quirks": controller.options.quirks,
+        "quirks": controller.quirks.names(),
         "all_command_sets": transport.all_command_sets,
         "doorbells": (offset, nbytes, doorbells.offset),
         "passes": True,

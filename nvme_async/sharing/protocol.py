@@ -182,7 +182,8 @@ class Grant:
         window: first device address, and bytes, of the range for its memory.
         pool_bytes: that may be mapped at once. max_mappings: in how many pieces.
         entries: of a queue, at most. max_transfer: bytes of one command.
-        uri, cap, vs, ids, quirks, all_command_sets: of the controller; ids as of DeviceIds.
+        uri, cap, vs, ids, all_command_sets: of the controller; ids as of DeviceIds. quirks: all of
+            its names, "none", or "" from an owner of release 0.1.
         doorbells: (offset of the mapping in its file, bytes, offset of the first doorbell in the
             mapping).
         passes: the owner knows join, take and reclaim.

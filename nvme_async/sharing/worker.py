@@ -100,8 +100,8 @@ class SharedTransport(PooledTransport):
 
     def attach(self, owner: Owner) -> None:
         self._owner = cast(ControllerContext, owner)
-        own = owner.options.quirks or self.device.grant.quirks
-        self.quirks: Quirks = quirks_of(self.device.ids, override=own)
+        self.owners_quirks = self.device.grant.quirks
+        self.quirks: Quirks = quirks_of(self.device.ids, override=owner.options.quirks, owner=self.device.grant.quirks)
         self.queues = LeasedQueues(owner, self)
         if self._joined:
             return  # notices are the predecessor's to obey; begin() goes on

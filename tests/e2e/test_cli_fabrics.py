@@ -93,3 +93,10 @@ def test_a_group_takes_them_and_the_next_command_starts_without_them(target):
     assert "tls_key needs tls=True" in str(done.exception)
     done = CliRunner().invoke(cli, ("zns", "id-ctrl", *address))
     assert "tls" not in f"{done.exception}{done.output}"
+
+
+@pytest.mark.parametrize("command", [("export", "--nbd", "unused"), ("selftest",), ("id-ctrl",), ("read",)])
+def test_each_command_that_opens_a_device_passes_the_words_on(command):
+    done = CliRunner().invoke(cli, [command[0], "emulated:size=1MiB", *command[1:], "--hostid", "nonsense"])
+    assert done.exit_code != 0
+    assert "hostid is 'nonsense', must be a UUID" in done.output + str(done.exception)

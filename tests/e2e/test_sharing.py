@@ -47,6 +47,22 @@ def worker(share: Share, **options: object) -> nvme_async._open.Opening:
     return nvme_async.open(f"shared:{share.path}", **{**FAST, **options})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("found", ["identify-cns", "none"])
+async def test_a_worker_has_the_quirks_that_its_owner_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    monkeypatch.setenv("NVME_ASYNC_QUIRKS", f"*={found}")
+    async with owner(tmp_path / "s", workers=8, queues=2) as (own, share):
+        expected = set(own.inspect()["quirks"])
+        assert expected == {found} - {"none"}
+        monkeypatch.setenv("NVME_ASYNC_QUIRKS", "*=bogus-ids")
+        async with worker(share) as controller:
+            assert set(controller.inspect()["quirks"]) == expected
+            await controller.namespaces[1].read(0)
+        async with worker(share, quirks="bogus-ids") as controller:
+            assert set(controller.inspect()["quirks"]) == {"bogus-ids"}
+
+
 async def test_a_worker_has_the_api_of_a_controller(shared: Pair) -> None:
     own, share = shared
     async with worker(share) as controller:

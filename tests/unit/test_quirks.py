@@ -13,7 +13,7 @@ from ring_controller import PAGE, RingController
 
 import nvme_async
 from nvme_async.device.base import DeviceIds
-from nvme_async.device.quirks import TABLE, Entry, Quirk, Quirks, quirks_of
+from nvme_async.device.quirks import TABLE, Entry, Quirk, Quirks, quirks_of, with_command_line
 from nvme_async.driver.pcie import registers
 from nvme_async.errors import ConfigurationError, ControllerError
 from nvme_async.keepalive.controller import Controller
@@ -82,6 +82,43 @@ def test_invalid_overrides_are_refused(text: str) -> None:
 def test_an_invalid_variable_is_an_error(text: str) -> None:
     with pytest.raises(ConfigurationError, match="NVME_ASYNC_QUIRKS"):
         quirks_of(ids(1, 2), environment={"NVME_ASYNC_QUIRKS": text})
+
+
+@pytest.mark.parametrize(
+    ("line", "option", "expected"),
+    [
+        ("none", "", set()),
+        ("-single-vector", "", {"queue-depth-one"}),
+        ("identify-cns", "", {"identify-cns"}),
+        ("identify-cns", "+identify-cns", {"queue-depth-one", "single-vector", "identify-cns"}),
+        ("106b:2001=none", "", set()),
+        ("1217:8760=none; *=-single-vector", "", {"queue-depth-one"}),
+        ("1217:8760=none", "", {"large-sqe"}),  # the variable's, which the line says nothing about
+        ("", "", {"large-sqe"}),
+    ],
+)
+def test_the_command_line_is_between_the_option_and_the_variable(line: str, option: str, expected: set[str]) -> None:
+    environment = {"NVME_ASYNC_QUIRKS": "106b:2001=large-sqe"}
+    with with_command_line(line):
+        found = quirks_of(ids(0x106B, 0x2001), override=option, environment=environment)
+    assert names(found) == expected
+    assert names(quirks_of(ids(0x106B, 0x2001), environment={})) == {"queue-depth-one", "single-vector"}
+
+
+@pytest.mark.parametrize("text", ["single", "*=single", "1:2:3=none", "x=none", "*=none; none"])
+def test_an_invalid_command_line_is_an_error(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="quirk"), with_command_line(text):
+        pass
+
+
+def test_what_the_owner_of_a_shared_device_found() -> None:
+    environment = {"NVME_ASYNC_QUIRKS": "*=none"}
+    own = quirks_of(ids(0x106B, 0x2001), environment={})
+    for found in (own, quirks_of(ids(1, 2), environment={})):
+        of_worker = quirks_of(ids(0x106B, 0x2001), owner=found.names(), environment=environment)
+        assert names(of_worker) == names(found)
+    assert set(quirks_of(ids(1, 2), owner="large-sqe").inspect().values()) == {"the process that shares it"}
+    assert names(quirks_of(ids(1, 2), override="none", owner="large-sqe")) == set()
 
 
 @pytest.fixture
