@@ -111,11 +111,7 @@ class VfioDevice:
 
     @property
     def trouble(self) -> str | None:
-        if any(window.lost for window in self._bar0.windows):
-            return "its registers are no longer accessible (an access raised SIGBUS)"
-        if self._bar0.fault:
-            return f"its mapped registers are no longer accessible (an access {self._bar0.fault})"
-        return "the kernel requested its release (it is being unbound or removed)"
+        return self._bar0.trouble or "the kernel requested its release (it is being unbound or removed)"
 
     @property
     def bar0_nbytes(self) -> int:

@@ -134,19 +134,17 @@ class Bar0:
         register's value. After one, the window is no longer used; system calls replace it. Parts
         that the kernel refused to map are accessed so from the beginning.
     refused: how many of these there are.
-    fault: what the first access that was unusual did, or "".
     """
 
     faults: int
     refused: int
-    fault: str
 
     def __init__(self, fd: int, region: abi.Region, address: str, holes: list[range], lost_fd: int = -1) -> None:
         """Map what the kernel allows, except `holes`: only the kernel writes the MSI-X table's
         pages. lost_fd: an eventfd to signal when mapped doorbells are lost; not ours.
         """
         self.faults = self.refused = 0
-        self.fault = ""
+        self._fault = ""
         if region.nbytes <= DOORBELL_BASE:
             raise DeviceError(f"{address}: BAR0 has {region.nbytes} bytes, too few for NVMe's registers")
         self._fd, self._region, self._address = fd, region, address
@@ -191,6 +189,12 @@ class Bar0:
     @property
     def windows(self) -> tuple[Mmio, ...]:
         return (*(window for _, window in self._windows), *self._lost)
+
+    @property
+    def trouble(self) -> str | None:
+        """What an access of mapped registers did that should not have, if there was one."""
+        fault = "raised SIGBUS" if any(window.lost for window in self.windows) else self._fault
+        return f"its mapped registers are no longer accessible (an access {fault})" if fault else None
 
     @property
     def mapped(self) -> tuple[range, ...]:
@@ -257,7 +261,7 @@ class Bar0:
             return
         self._windows.remove(place)
         self._lost.append(place[1])
-        self.fault = self.fault or what
+        self._fault = self._fault or what
         log.warning("%s: an access of its mapped registers %s; system calls are used", self._address, what)
         if not place[1].lost and place[1].lost_fd >= 0:
             os.eventfd_write(place[1].lost_fd, 1)

@@ -205,9 +205,9 @@ class NbdServer:
             try:
                 async with asyncio.timeout(HANDSHAKE_LIMIT):
                     agreed = await shake_hands(client, self.export)
-                busy = list(self._connections.values())
-                worker = min(self._workers, key=busy.count, default=None)
                 memory, offset = await self._memory()
+                busy = list(self._connections.values())  # without a wait in between: others choose too
+                worker = min(self._workers, key=busy.count, default=None)
                 connection = None
                 try:
                     connection = self._connection(client, agreed, memory, offset)

@@ -165,7 +165,7 @@ def test_a_missing_device_is_no_fault_of_its_mapping(
 def test_a_device_that_comes_back_from_a_reset_keeps_its_mapping(
     windows: Windows, kernel: FakeKernel, machine: FakeSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its registers read all ones meanwhile; the second look at VS finds it again."""
+    """Its registers read all ones meanwhile; the second read of VS finds it again."""
     with opened(kernel, machine) as device:
         fill(windows, b"\xff")
         pread = os.pread
