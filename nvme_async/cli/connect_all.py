@@ -7,11 +7,15 @@ import contextlib
 import json
 from typing import Any
 
+import attrs
 import click
 
 from nvme_async.cli.columns import Column, table, terminal_width
-from nvme_async.cli.discover import service_options, service_uri
+from nvme_async.cli.discover import service_options, services_of
 from nvme_async.cli.output import output_option
+from nvme_async.driver.options import Options
+from nvme_async.driver.tcp.discovery import watch_discovery
+from nvme_async.errors import NvmeError
 from nvme_async.manager import ManagedDevice, Manager
 from nvme_async.runtime.signals import end_requested
 
@@ -54,19 +58,47 @@ def _row(record: dict[str, Any]) -> list[str]:
     ]
 
 
-async def _connect(uri: str, output: str, control: str | None, options: dict[str, Any]) -> None:
+async def _follow(manager: Manager, service: str, options: dict[str, Any]) -> None:
+    """Loads what a service lists later. Its loss is survived."""
+    known = set(manager.devices)
+    pause = options.get("reconnect_delay", Options().reconnect_delay)
+    names = {field.name for field in attrs.fields(Options)}
+    asked = {name: value for name, value in options.items() if name in names}
+    while True:
+        try:
+            async for _ in watch_discovery(service, **asked):
+                await manager.connect_all(service, **options)
+                for uri in set(manager.devices) - known:
+                    known.add(uri)
+                    click.echo(f"connected: {uri}", err=True)
+        except NvmeError as error:
+            click.echo(f"{service}: {error}", err=True)
+        await asyncio.sleep(pause)
+
+
+async def _connect(
+    services: list[tuple[str, dict[str, Any]]], output: str, control: str | None, persistent: bool
+) -> None:
     with contextlib.ExitStack() as signals:
-        async with Manager(control=control, **options) as manager:
-            records = [_record(device) for device in await manager.connect_all(uri)]
+        async with Manager(control=control) as manager:
+            records = []
+            for service, options in services:
+                records += [_record(device) for device in await manager.connect_all(service, **options)]
             if output == "json":
                 click.echo(json.dumps({"subsystems": records}, indent=2))
             else:
                 click.echo("\n".join(table(_COLUMNS, [_row(record) for record in records], terminal_width())))
-            if control is None:
+            if control is None and not persistent:
                 return
             ended = signals.enter_context(end_requested())
-            click.echo(f"connected; nvme-async top {control} watches them", err=True)
+            click.echo(f"connected; nvme-async top {control} watches them" if control else "connected", err=True)
+            following = [
+                asyncio.ensure_future(_follow(manager, service, options)) for service, options in services if persistent
+            ]
             await ended.wait()
+            for task in following:
+                task.cancel()
+            await asyncio.gather(*following, return_exceptions=True)
 
 
 @click.command("connect-all")
@@ -80,12 +112,15 @@ async def _connect(uri: str, output: str, control: str | None, options: dict[str
     "--ctrl-loss-tmo",
     type=float,
     metavar="SECONDS",
-    help="Wait for a lost subsystem.  [default: 600]",
+    help="Wait for a lost subsystem; -1: without limit.  [default: 600]",
 )
 @click.option("-i", "--nr-io-queues", "io_queues", type=int, metavar="COUNT", help="I/O queues of each controller.")
 @click.option("-Q", "--queue-size", "queue_entries", type=int, metavar="COUNT", help="Entries of an I/O queue.")
 @click.option(
     "--iopolicy", type=click.Choice(["round-robin", "queue-depth"]), help="Choice of a path.  [default: round-robin]"
+)
+@click.option(
+    "-p", "--persistent", is_flag=True, help="Stay connected until Ctrl-C, and connect what the service lists later."
 )
 @click.option("--control", metavar="SOCKET", help="Stay connected until Ctrl-C, for nvme-async inspect and top.")
 @output_option()
@@ -96,12 +131,14 @@ def connect_all(
     trsvcid: str | None,
     output: str,
     control: str | None,
+    persistent: bool,
     **options: Any,
 ) -> None:
-    """Open every subsystem that a discovery service knows. URI is tcp:ADDR[:PORT].
+    """Open every subsystem that a discovery service knows. URI is tcp:ADDR[:PORT]; without one
+    the services in /etc/nvme/discovery.conf are queried.
 
     Each line's DEVICE is one for the other commands and for nvme_async.open(): all addresses of a
     subsystem are paths to it. This process is the host, so the connections end with it.
     """
     given = {name: value for name, value in options.items() if value not in (None, "", False)}
-    asyncio.run(_connect(service_uri(uri, transport, traddr, trsvcid), output, control, given))
+    asyncio.run(_connect(services_of(uri, transport, traddr, trsvcid, given), output, control, persistent))

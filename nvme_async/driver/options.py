@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import math
 import uuid
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
@@ -78,6 +80,24 @@ def _uuid(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
         raise ConfigurationError(f"{attribute.name} is {value!r}, must be a UUID") from None
     if not known:
         raise ConfigurationError(f"{attribute.name} is all zeroes, which does not identify a host")
+
+
+def _loss(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if value != -1 and not 0 <= value <= 86400:
+        raise ConfigurationError(f"{attribute.name} is {value}, must be 0 to 86400; -1 means no limit")
+
+
+def _ip_address(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    try:
+        if value:
+            ipaddress.ip_address(value)
+    except ValueError:
+        raise ConfigurationError(f"{attribute.name} is {value!r}, not an IP address of this host") from None
+
+
+def _interface(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    if len(value.encode()) > 15 or "/" in value or not value.isprintable():
+        raise ConfigurationError(f"{attribute.name} is {value!r}, not the name of a network interface")
 
 
 def _quirks(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
@@ -173,7 +193,10 @@ class Options:
             (SO_BUSY_POLL); 0: as the system has it (net.core.busy_read).
         reconnect_delay: longest pause between two attempts to reach a lost NVMe/TCP controller, in
             seconds.
-        ctrl_loss_tmo: seconds to wait for a lost NVMe/TCP controller before it has failed.
+        ctrl_loss_tmo: seconds to wait for a lost NVMe/TCP controller before it has failed; -1: no
+            limit.
+        host_traddr, host_iface: the address of this host, and its network interface, that NVMe/TCP
+            connections are made from; empty: as the system routes them.
         iopolicy: how one of several paths in the same ANA state is chosen: "round-robin", or
             "queue-depth", the one with the fewest commands in flight.
         engine: how the commands of a kernel: or file: device get to the kernel: "io_uring",
@@ -239,7 +262,9 @@ class Options:
     connect_timeout: float = attrs.field(default=5.0, validator=_between(0.01, 3600))
     busy_poll: int = attrs.field(default=0, validator=_between(0, 1_000_000))
     reconnect_delay: float = attrs.field(default=2.0, validator=_between(0.01, 3600))
-    ctrl_loss_tmo: float = attrs.field(default=600.0, validator=_between(0, 86400))
+    ctrl_loss_tmo: float = attrs.field(default=600.0, validator=_loss)
+    host_traddr: str = attrs.field(default="", validator=_ip_address)
+    host_iface: str = attrs.field(default="", validator=_interface)
     iopolicy: IoPolicy = attrs.field(default="round-robin", validator=_one_of(*IO_POLICIES))
     engine: Engine = attrs.field(default="auto", validator=_one_of(*ENGINES))
     direct: Direct = attrs.field(default="auto", validator=_one_of(*DIRECT))
@@ -248,6 +273,11 @@ class Options:
     read_only: bool = False
     allow_mounted_write: bool = False
     quirks: str = attrs.field(default="", validator=_quirks)
+
+    @property
+    def loss_limit(self) -> float:
+        """ctrl_loss_tmo as a number of seconds."""
+        return math.inf if self.ctrl_loss_tmo < 0 else self.ctrl_loss_tmo
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Options:
@@ -301,6 +331,8 @@ class DriverOptions(TypedDict, total=False):
     connect_timeout: float
     reconnect_delay: float
     ctrl_loss_tmo: float
+    host_traddr: str
+    host_iface: str
     iopolicy: IoPolicy
     busy_poll: int
     engine: Engine

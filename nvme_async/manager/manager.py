@@ -200,18 +200,25 @@ class Manager:
         """Loads every NVM subsystem that the NVMe/TCP discovery service at `uri`
         ("tcp:192.0.2.7:8009") knows, each with all its addresses as paths.
 
-        options: as for load(). One that can't be loaded is logged, published as "device-failed" and
-            left out; its error is raised if none can. Errors of discovery: as discover().
+        options: as for load(), of those that are not loaded yet. One that can't be loaded is
+            logged, published as "device-failed" and left out; its error is raised if none can.
+            Errors of discovery: as discover().
         """
         wanted = {**self._options, **options}
         known = {field.name for field in attrs.fields(Options)}
         uris = await discover_subsystems(uri, **{name: wanted[name] for name in wanted if name in known})
-        results = await asyncio.gather(*(self.load(one, **options) for one in uris), return_exceptions=True)
+        there = {one: device for one in uris if (device := self._registry.find(one)) is not None}
+        results = await asyncio.gather(
+            *(there[one].load() if one in there else self.load(one, **options) for one in uris), return_exceptions=True
+        )
         loaded: list[ManagedDevice] = []
         failures: list[BaseException] = []
         for one, result in zip(uris, results, strict=True):
             if isinstance(result, ManagedDevice):
                 loaded.append(result)
+                continue
+            if result is None:
+                loaded.append(there[one])
                 continue
             if not isinstance(result, NvmeError | OSError):
                 raise result

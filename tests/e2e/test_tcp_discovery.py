@@ -6,13 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import struct
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
+from driving import eventually
 
 import nvme_async
+from nvme_async.cli.connect_all import _follow
 from nvme_async.cli.main import cli
+from nvme_async.driver.options import Options
 from nvme_async.driver.tcp.address import Address
 from nvme_async.driver.tcp.discovery import subsystem_uris
 from nvme_async.driver.tcp.host import this_host
@@ -211,3 +217,106 @@ def test_connect_all_shows_what_it_opened(several_ports):
     assert "2 of 2 ready" in result.stdout
     assert f"{NQN}two" in result.stdout
     assert runner.invoke(cli, ["connect-all"]).exit_code == 2
+
+
+def test_where_connections_are_made_from(services):
+    ports, _ = services
+    where = ("discover", f"tcp:127.0.0.1:{ports[0]}", "--no-referrals")
+    runner = CliRunner()
+    assert runner.invoke(cli, [*where, "-w", "127.0.0.3", "-f", "lo"]).exit_code == 0
+    for words, said in (
+        (("-w", "192.0.2.77"), "(from 192.0.2.77)"),
+        (("-f", "none0"), "No such device (from none0)"),
+        (("-w", "::1"), "no address (from ::1)"),
+        (("-w", "here"), "host_traddr is 'here', not an IP address"),
+        (("-f", "a-name-that-is-too-long"), "not the name of a network interface"),
+    ):
+        done = runner.invoke(cli, [*where, *words])
+        assert done.exit_code
+        assert said in f"{done.output}{done.exception}"
+
+
+async def test_both_kinds_of_queues_are_connected_from_there(monkeypatch):
+    with EmulatedController("size=1MiB") as target:
+        port = target.serve_tcp(("127.0.0.1", 0), config=TcpConfig(nqn=NQN + "from"))[0][1]
+        peers = []
+        connect = asyncio.get_running_loop().sock_connect
+
+        async def watched(sock, where):
+            await connect(sock, where)
+            peers.append(sock.getsockname()[0])
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", watched)
+        async with nvme_async.open(f"tcp:127.0.0.1:{port}/{NQN}from", host_traddr="127.0.0.9") as controller:
+            await controller.namespaces[1].read(0)
+        assert len(peers) >= 2
+        assert set(peers) == {"127.0.0.9"}
+
+
+def test_services_in_discovery_conf(services, tmp_path, monkeypatch):
+    ports, port_two = services
+    monkeypatch.setattr("nvme_async.cli.discover.FOLDER", tmp_path)
+    conf = tmp_path / "discovery.conf"
+    runner = CliRunner()
+    assert "names none either" in runner.invoke(cli, ["discover"]).output
+    conf.write_text(
+        f"# of nvme-cli\n\n--transport=tcp --traddr=127.0.0.1 --trsvcid={ports[0]} --data-digest\n"
+        f"-t tcp -a 127.0.0.1 -s {port_two} -k 5  # the other\n"
+    )
+    shown = runner.invoke(cli, ["discover", "--no-referrals"])
+    assert shown.exit_code == 0, shown.output
+    assert f"{NQN}one" in shown.stdout
+    assert f"{NQN}two" in shown.stdout
+    connected = json.loads(runner.invoke(cli, ["connect-all", "-o", "json"]).stdout)["subsystems"]
+    assert len({record["device"] for record in connected}) == 2
+    conf.write_text("--traddr=127.0.0.1 --nonsense=1\n")
+    refused = runner.invoke(cli, ["discover"])
+    assert refused.exit_code == 2
+    assert "discovery.conf, line 1" in refused.output
+
+
+def test_a_persistent_discovery_ends_on_request(services):
+    ports, _ = services
+    for words, said in ((("discover",), f"{NQN}one"), (("connect-all",), "connected")):
+        command = [sys.executable, "-m", "nvme_async.cli.main", *words, "--persistent", f"tcp:127.0.0.1:{ports[0]}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            line = ""
+            while said not in line:
+                line = process.stdout.readline()
+                assert line, "it ended by itself"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+
+
+async def test_what_a_service_lists_later_is_connected():
+    with EmulatedController("size=1MiB") as one, EmulatedController("size=1MiB,serial=LATER") as later:
+        at = [("127.0.0.1", 0)]
+        port = later.serve_tcp(*at, config=TcpConfig(nqn=NQN + "later"))[0][1]
+        first = one.serve_tcp(*at, config=TcpConfig(nqn=NQN + "now"))[0][1]
+        logs = [[], []]  # the service's log changes between two turns
+
+        async def watch(service, **options):
+            for log in logs:
+                yield log
+            await asyncio.sleep(3600)
+
+        said = []
+        turns = iter([f"tcp:127.0.0.1:{first}", f"tcp:127.0.0.1:{port}"])
+        async with nvme_async.Manager(workers=1, connect_timeout=10.0) as manager:
+            real = manager.connect_all
+            manager.connect_all = lambda service, **options: real(next(turns), **options)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("nvme_async.cli.connect_all.watch_discovery", watch)
+                patch.setattr("nvme_async.cli.connect_all.click.echo", lambda text, err: said.append(text))
+                following = asyncio.ensure_future(_follow(manager, f"tcp:127.0.0.1:{first}", {}))
+                await eventually(lambda: len(said) == 2)
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+        assert said == [f"connected: tcp:127.0.0.1:{first}/{NQN}now", f"connected: tcp:127.0.0.1:{port}/{NQN}later"]
+
+
+def test_without_a_limit_for_a_lost_controller():
+    assert Options(ctrl_loss_tmo=-1).loss_limit == float("inf")
+    assert Options().loss_limit == 600
+    with pytest.raises(ConfigurationError, match="-1 means no limit"):
+        Options(ctrl_loss_tmo=-2)

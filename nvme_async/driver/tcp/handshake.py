@@ -58,6 +58,7 @@ class Wishes:
     kato: Keep Alive Timeout in milliseconds; 0: none.
     secret, ctrl_secret: of DH-HMAC-CHAP, this host's and the controller's.
     busy_poll: microseconds of SO_BUSY_POLL; 0: not set.
+    host_traddr, host_iface: where connections are made from; empty: as the system routes them.
     tls: None: a plain connection.
     """
 
@@ -68,6 +69,8 @@ class Wishes:
     ctrl_secret: Secret | None = None
     busy_poll: int = 0
     tls: TlsWishes | None = None
+    host_traddr: str = ""
+    host_iface: str = ""
 
     @classmethod
     def of(cls, options: Options, *, kato: float) -> Wishes:
@@ -82,6 +85,8 @@ class Wishes:
             Secret.parse(options.dhchap_ctrl_secret, "dhchap_ctrl_secret") if options.dhchap_ctrl_secret else None,
             options.busy_poll,
             TlsWishes.of(options),
+            options.host_traddr,
+            options.host_iface,
         )
 
 
@@ -110,7 +115,15 @@ def _busy_poll(sock: socket.socket, microseconds: int) -> None:
         log.warning("busy_poll=%d: %s; the socket is not polled", microseconds, error.strerror or error)
 
 
-async def _dial(address: Address, busy_poll: int = 0) -> socket.socket:
+def _leave_from(sock: socket.socket, wishes: Wishes) -> None:
+    """OSError if this host has no such interface or address."""
+    if wishes.host_iface:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, wishes.host_iface.encode() + b"\0")
+    if wishes.host_traddr:
+        sock.bind((wishes.host_traddr, 0))
+
+
+async def _dial(address: Address, wishes: Wishes) -> socket.socket:
     """A connected, non-blocking socket; the first address of the name that answers."""
     loop = asyncio.get_running_loop()
     try:
@@ -118,12 +131,16 @@ async def _dial(address: Address, busy_poll: int = 0) -> socket.socket:
     except OSError as error:
         raise ControllerGone(f"tcp:{address}: {error.strerror or error}") from None
     failure: OSError | None = None
+    if wishes.host_traddr:
+        wanted = socket.AF_INET6 if ":" in wishes.host_traddr else socket.AF_INET
+        found = [one for one in found if one[0] == wanted]
     for family, kind, protocol, _, where in found:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _busy_poll(sock, busy_poll)
+            _busy_poll(sock, wishes.busy_poll)
+            _leave_from(sock, wishes)
             await loop.sock_connect(sock, where)
         except OSError as error:
             sock.close()
@@ -134,7 +151,8 @@ async def _dial(address: Address, busy_poll: int = 0) -> socket.socket:
         else:
             return sock
     reason = "no address" if failure is None else os.strerror(failure.errno) if failure.errno else str(failure)
-    raise ControllerGone(f"tcp:{address}: {reason}")
+    origin = " and ".join(one for one in (wishes.host_traddr, wishes.host_iface) if one)
+    raise ControllerGone(f"tcp:{address}: {reason}{f' (from {origin})' if origin else ''}")
 
 
 async def connect(
@@ -158,7 +176,7 @@ async def connect(
     sock: socket.socket | None = None
     try:
         async with asyncio.timeout(seconds) as timer:
-            sock = await _dial(address, wishes.busy_poll)
+            sock = await _dial(address, wishes)
             if wishes.tls is not None:
                 plain, sock = sock, None
                 sock = await secure(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -166,9 +167,10 @@ class MultipathTransport(Transport):
                 self._last_chance.cancel()
                 self._last_chance = None
         elif self._last_chance is None and not loop.is_closed():
-            limit = self.owner.options.ctrl_loss_tmo
+            limit = self.owner.options.loss_limit
             log.warning("%s: no path is left; I/O waits for up to %g s", self.uri, limit)
-            self._last_chance = loop.call_later(limit, self._none_came_back)
+            if limit != math.inf:
+                self._last_chance = loop.call_later(limit, self._none_came_back)
         for namespace in self.owner.namespaces.values():
             if namespace.max_blocks * namespace.block_size > self.max_transfer:
                 namespace._limit()

@@ -9,6 +9,7 @@ means that the command was not executed (Base 2.1, 8.1.1).
 from __future__ import annotations
 
 import asyncio
+import math
 from array import array
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Protocol
@@ -144,7 +145,7 @@ class PathQueue(PlainQueue):
         future = self._paths.gate.enter()
         try:
             if self._refusal is None and self._choose(nsid, tried) is None:
-                await asyncio.wait([future], timeout=seconds)
+                await asyncio.wait([future], timeout=None if seconds == math.inf else seconds)
         finally:
             self._paths.gate.leave(future)
 
@@ -172,7 +173,7 @@ class PathQueue(PlainQueue):
             path = self._choose(nsid, tried)
             if path is None:
                 now = self.loop.time()
-                limit = now + self._paths.owner.options.ctrl_loss_tmo if limit is None else limit
+                limit = now + self._paths.owner.options.loss_limit if limit is None else limit
                 if now >= limit:
                     raise self._without(nsid, cause)
                 await self._change(nsid, tried, min(limit - now, pause) if tried else limit - now)

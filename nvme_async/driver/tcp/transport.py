@@ -194,7 +194,7 @@ class TcpTransport(QueueTransport):
 
     def _in_time(self) -> bool:
         lost_at = self._lost_at
-        return lost_at is not None and time.monotonic() - lost_at < self.owner.options.ctrl_loss_tmo
+        return lost_at is not None and time.monotonic() - lost_at < self.owner.options.loss_limit
 
     def another_attempt(self, usual: bool) -> bool:
         """A connection that is lost again doesn't count, within ctrl_loss_tmo of the first
