@@ -39,7 +39,8 @@ class LeaseError(NvmeError, PermissionError):
         code: why: "full" (no more workers or queue pairs), "quota" (bytes or entries), "policy" (an
             admin command that workers may not send), "unknown" (there is no such lease), "revoked",
             "stale" (the controller was reset meanwhile), "invalid" (the message is invalid),
-            "version" (of the protocol), "failed" (the controller).
+            "version" (of the protocol), "failed" (the controller), "busy" (namespaces are being
+            changed).
     """
 
     def __init__(self, text: str, *, code: str = "") -> None:
