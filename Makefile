@@ -130,6 +130,7 @@ torture: $(VENV)/.built
 	$(BIN)/python tests/torture/kill_lines.py --rounds $(ROUNDS)
 	$(BIN)/python tests/torture/lost_commands.py --rounds $(ROUNDS)
 	$(BIN)/python tests/torture/bitflips.py --flips 2000
+	$(BIN)/python tests/torture/corrupted_blocks.py --blocks 20000
 	$(BIN)/python tests/torture/tcp_faults.py --faults 1000
 	$(BIN)/python tests/torture/killed_workers.py --rounds $(ROUNDS)
 	$(BIN)/python tests/torture/hostile_workers.py --messages $$((100 * $(ROUNDS)))

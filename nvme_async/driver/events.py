@@ -16,10 +16,18 @@ from nvme_async.errors import CommandError, InvalidOpcode, NvmeError
 from nvme_async.spec import commands
 from nvme_async.spec.completion import AsyncEvent, AsyncEventType, NoticeEvent
 from nvme_async.spec.opcodes import Feature, LogPage
+from nvme_async.spec.reservations import ReservationNotification, ReservationNotificationType
 
 log: logging.Logger = logging.getLogger("nvme_async")
 
-Kind = Literal["namespace-added", "namespace-removed", "namespace-changed", "namespace-replaced", "controller-event"]
+Kind = Literal[
+    "namespace-added",
+    "namespace-removed",
+    "namespace-changed",
+    "namespace-replaced",
+    "reservation-notification",
+    "controller-event",
+]
 # Delay in seconds of the next request after one that failed: first, maximum, and how many in a row.
 FIRST_PAUSE, LONGEST_PAUSE, RETRIES = 0.1, 5.0, 10
 
@@ -31,8 +39,11 @@ _LOG_BYTES = {LogPage.ERROR_INFORMATION: 64, LogPage.CHANGED_NAMESPACES: 4096}
 _NOTICES = 1 << 8 | 1 << 9 | 1 << 11 | 1 << 27
 # SMART / health critical warnings: every controller has them.
 _SMART = 0x1F
+# Reservation notifications that one event may bring: reading the log page returns one at a time.
+_MOST_NOTIFICATIONS = 256
 # If a subscriber leaves more events than this unread, the oldest are dropped.
 BACKLOG = 1024
+_NOTIFICATIONS = frozenset(ReservationNotificationType) - {ReservationNotificationType.EMPTY}
 
 
 @attrs.frozen
@@ -47,12 +58,15 @@ class Event:
         event: the controller's event (type, information, log page), for "controller-event" and
             those that led to a rescan.
         uri: the controller's.
+        reservation: of "reservation-notification": that this host's registration was preempted, or
+            a reservation was released or preempted (Base 2.0, 8.19).
     """
 
     kind: Kind
     uri: str
     nsid: int = 0
     event: AsyncEvent | None = None
+    reservation: ReservationNotificationType | None = None
 
 
 class EventListener:
@@ -197,6 +211,9 @@ class EventListener:
         if activation:
             # Command processing pauses meanwhile, also for the next command (5.12.1).
             await controller._sit_out()
+        if event.lid == LogPage.RESERVATION_NOTIFICATION:
+            await self._read_notifications(event)
+            return
         # Reading the log page clears the event; otherwise there won't be another of its kind.
         nbytes = _LOG_BYTES.get(event.lid, 512)  # type: ignore[call-overload]
         try:
@@ -211,6 +228,27 @@ class EventListener:
             await self._rescan(event)
         else:
             self.publish(Event("controller-event", controller.uri, event=event))
+
+    async def _read_notifications(self, event: AsyncEvent) -> None:
+        """Each is an event of its own; the last one read clears the controller's event."""
+        controller = self._controller
+        for _ in range(_MOST_NOTIFICATIONS):
+            try:
+                answer = await controller._submit_admin(
+                    commands.get_log_page(LogPage.RESERVATION_NOTIFICATION, ReservationNotification.SIZE)
+                )
+            except CommandError as error:
+                log.warning("%s: %s: log page %#x: %s", controller.uri, event.name, event.lid, error)
+                return
+            assert answer.data is not None
+            page = ReservationNotification.decode(answer.data)
+            if page.rnlpt in _NOTIFICATIONS:
+                kind = ReservationNotificationType(page.rnlpt)
+                self.publish(
+                    Event("reservation-notification", controller.uri, page.nsid, event=event, reservation=kind)
+                )
+            if not page.nalp:
+                return
 
     def publish(self, event: Event) -> None:
         for queue in self._subscribers:

@@ -426,11 +426,11 @@ class ManagedDevice(DeviceState):
     def pass_on(self, event: Event) -> None:
         """An event of the driver: handles first, then subscribers."""
         kind: Kind = event.kind
-        if event.nsid in self.handles:
+        if event.nsid in self.handles and event.reservation is None:
             if not self._bind(event.nsid):
                 kind = "namespace-replaced"  # also when it was removed before, and this one was added
             self.gate.wake()
-        self._events.publish(ManagerEvent(kind, self.uri, event.nsid, event=event.event))
+        self._events.publish(ManagerEvent(kind, self.uri, event.nsid, event=event.event, reservation=event.reservation))
 
     def out_of_order(self, state: State, failure: NvmeError, kind: Kind | None = None) -> None:
         """ "servicing": calls wait for the next driver; otherwise they fail with `failure`."""

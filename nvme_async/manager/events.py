@@ -12,6 +12,7 @@ import attrs
 
 from nvme_async.runtime.gate import wake
 from nvme_async.spec.completion import AsyncEvent
+from nvme_async.spec.reservations import ReservationNotificationType
 
 BACKLOG = 1024
 """Unread events of a subscriber before the oldest are dropped."""
@@ -28,6 +29,7 @@ Kind = Literal[
     "namespace-removed",
     "namespace-changed",
     "namespace-replaced",
+    "reservation-notification",
     "controller-event",
 ]
 
@@ -43,6 +45,7 @@ class ManagerEvent:
         reason: for people: why a device failed or is gone.
         event: the controller's event, for "controller-event" and for namespace events that it
             caused.
+        reservation: of "reservation-notification", what happened.
     """
 
     kind: Kind
@@ -50,6 +53,7 @@ class ManagerEvent:
     nsid: int = 0
     reason: str = ""
     event: AsyncEvent | None = None
+    reservation: ReservationNotificationType | None = None
 
 
 class Subscription:

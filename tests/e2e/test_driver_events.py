@@ -14,6 +14,7 @@ import nvme_async
 from nvme_async.driver import events
 from nvme_async.errors import CommandError, ControllerError
 from nvme_async.keepalive.controller import Controller
+from nvme_async.spec.reservations import ReservationNotification, ReservationNotificationType
 
 AER, GET_LOG_PAGE, IDENTIFY = 0x0C, 0x02, 0x06
 
@@ -134,3 +135,33 @@ async def test_a_refused_identify_in_a_reset_is_not_reported_as_a_reads_status(c
         await controller.reset()
     with pytest.raises(ControllerError, match=r"the reset failed: Identify"):
         await within(5, read)
+
+
+async def test_reservation_notifications_are_events_of_their_namespaces(controller: Controller) -> None:
+    """Of two notifications, which one event announces."""
+    pages = [
+        ReservationNotification(lpc=1, rnlpt=ReservationNotificationType.RESERVATION_RELEASED, nalp=1, nsid=1),
+        ReservationNotification(lpc=2, rnlpt=ReservationNotificationType.REGISTRATION_PREEMPTED, nalp=0, nsid=3),
+    ]
+    for skip, page in enumerate(pages):
+        faults(controller).add(
+            queue="admin", opcode=GET_LOG_PAGE, match={40: b"\x80"}, payload=page.encode(), skip=skip, count=1
+        )
+    seen: asyncio.Queue[events.Event] = asyncio.Queue()
+
+    async def watch() -> None:
+        async for event in controller.events():
+            if event.kind == "reservation-notification":
+                seen.put_nowait(event)
+
+    watcher = asyncio.ensure_future(watch())
+    try:
+        faults(controller).add(queue="admin", opcode=AER, fail=6, cqe={0: b"\x06\x00\x80\x00", 14: bytes(2)}, count=1)
+        faults(controller).add_namespace(3, "16MiB")  # ends the outstanding request; the next one brings the event
+        found = [await within(30, seen.get()) for _ in pages]
+    finally:
+        watcher.cancel()
+    assert [(one.nsid, one.reservation) for one in found] == [
+        (1, ReservationNotificationType.RESERVATION_RELEASED),
+        (3, ReservationNotificationType.REGISTRATION_PREEMPTED),
+    ]
