@@ -112,6 +112,8 @@ cdef extern from "emulator/ctrl.h" nogil:
         uint8_t aggregation_time
         uint16_t vendor_id
         uint16_t subsystem_vendor_id
+        uint16_t device_id
+        uint16_t subsystem_id
         char serial[21]
         char model[41]
         char firmware[9]

@@ -130,6 +130,7 @@ cdef int fill_config(emu_config *to, config, list keep) except -1:
     fill_features(to, config, keep)
     to.vendor_id = config.vendor_id
     to.subsystem_vendor_id = config.subsystem_vendor_id
+    to.device_id, to.subsystem_id = config.device_id, config.subsystem_id
     for name, value, limit in (("serial", config.serial, 20), ("model", config.model, 40), ("firmware", config.firmware, 8)):
         text = value.encode("ascii")
         if len(text) > limit:

@@ -121,6 +121,7 @@ struct emu_config {
     bool adaptive_irqs;   /* an interrupt only where the CQ head stands still: see nvme_irq.c */
     uint8_t aggregation_threshold, aggregation_time; /* feature 08h after a reset: 0-based entries, units of 100 us */
     uint16_t vendor_id, subsystem_vendor_id;
+    uint16_t device_id, subsystem_id; /* of the PCI function */
     char serial[20 + 1], model[40 + 1], firmware[8 + 1];
 };
 

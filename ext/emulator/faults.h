@@ -63,6 +63,8 @@ int emu_fault_add(struct emu_ctrl *ctrl, const struct emu_fault *fault);
 /* -ENOENT when there is none. Commands held by it stay held. */
 int emu_fault_remove(struct emu_ctrl *ctrl, int id);
 void emu_fault_clear(struct emu_ctrl *ctrl);
+/* One switch for all rules: while it is off they stay, and neither act nor count. On at first. */
+void emu_fault_switch(struct emu_ctrl *ctrl, bool on);
 /* Matching commands seen so far, those skipped included; -ENOENT. Copies the last matching command
  * into sqe[64] unless NULL. */
 int64_t emu_fault_hits(struct emu_ctrl *ctrl, int id, uint8_t *sqe);

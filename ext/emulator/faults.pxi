@@ -43,6 +43,7 @@ cdef extern from "emulator/faults.h" nogil:
     int emu_fault_add(emu_ctrl *ctrl, const emu_fault *fault)
     int emu_fault_remove(emu_ctrl *ctrl, int id)
     void emu_fault_clear(emu_ctrl *ctrl)
+    void emu_fault_switch(emu_ctrl *ctrl, bint on)
     int64_t emu_fault_hits(emu_ctrl *ctrl, int id, uint8_t *sqe)
     int emu_fault_wait(emu_ctrl *ctrl, int id, uint64_t hits, uint64_t timeout_ns)
     int emu_fault_release(emu_ctrl *ctrl, uint64_t timeout_ns)
@@ -204,6 +205,12 @@ cdef class Faults:
         cdef emu_ctrl *ctrl = self._enter()
         with nogil:
             emu_fault_clear(ctrl)
+        self._leave()
+
+    def switch(self, bint on):
+        cdef emu_ctrl *ctrl = self._enter()
+        with nogil:
+            emu_fault_switch(ctrl, on)
         self._leave()
 
     def hits(self, int rule):

@@ -65,7 +65,7 @@ static size_t page_nbytes(const struct media *media, uint64_t page)
 void undo_note(struct media *media, uint64_t offset, uint64_t nbytes)
 {
     struct undo *undo = media->undo;
-    if (!undo || !nbytes)
+    if (!undo || media->write_through || !nbytes)
         return;
     uint64_t first = offset / PAGE, last = (offset + nbytes - 1) / PAGE;
     if (undo->n + (last - first + 1) > MAX_PAGES)

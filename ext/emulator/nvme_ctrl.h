@@ -152,6 +152,7 @@ struct media {
     enum emu_medium kind;
     uint64_t nbytes;
     struct undo *undo; /* what a volatile write cache holds back from the medium, or NULL */
+    bool write_through; /* it holds nothing back: blocks with metadata and zones are durable at once */
     uint8_t *ram;
     int fd;
 };

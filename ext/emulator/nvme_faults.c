@@ -26,6 +26,7 @@ struct faults {
     pthread_cond_t hit;
     struct rule rules[MAX_RULES]; /* in the order of their ids */
     unsigned n_rules;
+    bool off; /* rules are kept and don't act */
     int last_id;
     uint8_t payload[EMU_PAYLOAD_MAX]; /* of the rule that acts on the present command: the rule may go meanwhile */
     _Atomic uint64_t ready_delay, disable_delay;
@@ -100,7 +101,7 @@ int emu_fault_add(struct emu_ctrl *ctrl, const struct emu_fault *fault)
         *rule = (struct rule){.id = ++faults->last_id, .fault = *fault, .payload = copy};
         rule->fault.payload = copy;
         id = rule->id;
-        arm(ctrl, FAULTS_RULES, true);
+        arm(ctrl, FAULTS_RULES, !faults->off);
     }
     pthread_mutex_unlock(&faults->lock);
     if (id < 0)
@@ -117,7 +118,7 @@ int emu_fault_remove(struct emu_ctrl *ctrl, int id)
         free(rule->payload);
         faults->n_rules--;
         memmove(rule, rule + 1, (size_t)(&faults->rules[faults->n_rules] - rule) * sizeof(*rule));
-        arm(ctrl, FAULTS_RULES, faults->n_rules);
+        arm(ctrl, FAULTS_RULES, faults->n_rules && !faults->off);
         pthread_cond_broadcast(&faults->hit);
     }
     pthread_mutex_unlock(&faults->lock);
@@ -133,6 +134,15 @@ void emu_fault_clear(struct emu_ctrl *ctrl)
     faults->n_rules = 0;
     arm(ctrl, FAULTS_RULES, false);
     pthread_cond_broadcast(&faults->hit);
+    pthread_mutex_unlock(&faults->lock);
+}
+
+void emu_fault_switch(struct emu_ctrl *ctrl, bool on)
+{
+    struct faults *faults = ctrl->faults;
+    pthread_mutex_lock(&faults->lock);
+    faults->off = !on;
+    arm(ctrl, FAULTS_RULES, faults->n_rules && on);
     pthread_mutex_unlock(&faults->lock);
 }
 
@@ -186,7 +196,7 @@ static bool matches(const struct emu_fault *fault, const struct sq *sq, const ui
 static struct rule *choose(struct faults *faults, const struct sq *sq, const uint8_t *sqe)
 {
     struct rule *chosen = NULL;
-    for (unsigned i = 0; i < faults->n_rules; i++) {
+    for (unsigned i = 0; i < faults->n_rules && !faults->off; i++) {
         struct rule *rule = &faults->rules[i];
         if (!matches(&rule->fault, sq, sqe))
             continue;

@@ -83,14 +83,18 @@ int format_apply(struct emu_ctrl *ctrl, struct ns *ns, unsigned index, bool exte
     ns->sts = format->sts;
     ns->extended = extended && format->metadata;
     ns->dps = dps & 7 ? dps : 0;
+    ns->media.write_through = ns->ms || ctrl->config.extras.zoned;
+    if (ns->media.write_through)
+        undo_flush(&ns->media);
     char message[256];
     return ctrl->config.extras.zoned ? zones_new(ctrl, ns, message) : 0;
 }
 
-/* Deallocates everything. */
+/* Deallocates everything. No power loss brings it back. */
 uint16_t ns_erase(struct ns *ns)
 {
     uint16_t status = media_zero(&ns->media, 0, ns->media.nbytes, true);
+    undo_flush(&ns->media);
     if (!status && ns->ms)
         status = media_zero(&ns->meta, 0, ns->meta.nbytes, true);
     if (!status && ns->n_bad) {

@@ -65,6 +65,8 @@ uint16_t io_dsm(struct emu_ctrl *ctrl, struct ns *ns, const struct nvme_sqe *sqe
         return SC_SUCCESS;
     for (unsigned i = 0; i < n && !status; i++) {
         status = media_zero(&ns->media, ranges[i].lba << ns->lbads, (uint64_t)ranges[i].blocks << ns->lbads, true);
+        if (!ctrl->features[FEAT_WRITE_CACHE])
+            undo_commit(&ns->media, ranges[i].lba << ns->lbads, (uint64_t)ranges[i].blocks << ns->lbads);
         if (!status)
             status = meta_zero(ns, ranges[i].lba, ranges[i].blocks);
         if (ns->n_bad)

@@ -20,6 +20,7 @@ static uint16_t fill(struct media *media, uint32_t pattern)
         if (status)
             return status;
     }
+    undo_flush(media);
     return SC_SUCCESS;
 }
 

@@ -22,11 +22,11 @@ static void put_bar64(struct vfu_pci *pci, unsigned bar, uint32_t nbytes)
     put(pci, PCI_BASE_ADDRESS_0 + 4 * bar + 4, 4, 0, ~0u);
 }
 
-void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendor, uint64_t serial, unsigned n_vectors)
+void vfu_pci_init(struct vfu_pci *pci, const struct vfu_ids *ids, uint64_t serial, unsigned n_vectors)
 {
     memset(pci, 0, sizeof(*pci));
-    put(pci, PCI_VENDOR_ID, 2, vendor, 0);
-    put(pci, PCI_DEVICE_ID, 2, VFU_DEVICE_ID, 0);
+    put(pci, PCI_VENDOR_ID, 2, ids->vendor, 0);
+    put(pci, PCI_DEVICE_ID, 2, ids->device, 0);
     put(pci, PCI_COMMAND, 2, 0,
         PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_PARITY | PCI_COMMAND_SERR |
             PCI_COMMAND_INTX_DISABLE);
@@ -35,8 +35,8 @@ void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendo
     put(pci, PCI_CACHE_LINE_SIZE, 1, 0, 0xff);
     put_bar64(pci, 0, EMU_BAR0_SIZE);
     put_bar64(pci, VFU_MSIX_BAR, VFU_MSIX_BAR_SIZE);
-    put(pci, PCI_SUBSYSTEM_VENDOR_ID, 2, subsystem_vendor, 0);
-    put(pci, PCI_SUBSYSTEM_ID, 2, VFU_DEVICE_ID, 0);
+    put(pci, PCI_SUBSYSTEM_VENDOR_ID, 2, ids->subsystem_vendor, 0);
+    put(pci, PCI_SUBSYSTEM_ID, 2, ids->subsystem, 0);
     put(pci, PCI_CAPABILITY_LIST, 1, PM_CAP, 0);
     put(pci, PCI_INTERRUPT_LINE, 1, 0, 0xff);
     put(pci, PCI_INTERRUPT_PIN, 1, 1, 0);

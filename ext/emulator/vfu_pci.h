@@ -22,8 +22,6 @@
 #define VFU_MSIX_BAR_SIZE 0x2000
 #define VFU_MSIX_PBA_OFFSET 0x1000
 
-#define VFU_DEVICE_ID 0x0001
-
 struct vfu_pci {
     uint8_t bytes[VFU_CONFIG_STANDARD];
     uint8_t writable[VFU_CONFIG_STANDARD]; /* the bits of each byte that a write changes */
@@ -31,7 +29,12 @@ struct vfu_pci {
 };
 
 /* Power-on values. serial: for the Device Serial Number capability. */
-void vfu_pci_init(struct vfu_pci *pci, uint16_t vendor, uint16_t subsystem_vendor, uint64_t serial, unsigned n_vectors);
+/* The identity of the function, as in the four words of its configuration space. */
+struct vfu_ids {
+    uint16_t vendor, device, subsystem_vendor, subsystem;
+};
+
+void vfu_pci_init(struct vfu_pci *pci, const struct vfu_ids *ids, uint64_t serial, unsigned n_vectors);
 /* After it: the size of the BAR with the controller's own memory, a power of two; 0: none. */
 void vfu_pci_set_region(struct vfu_pci *pci, uint32_t nbytes);
 /* [offset, offset+count) lies inside VFU_CONFIG_SIZE; the caller checked. */

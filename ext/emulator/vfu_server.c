@@ -71,13 +71,17 @@ struct vfu_server *vfu_server_new(const struct emu_config *config, uint64_t pati
         snprintf(err, 256, "out of memory");
         return NULL;
     }
-    server->vendor_id = config->vendor_id;
-    server->subsystem_vendor_id = config->subsystem_vendor_id;
+    server->ids = (struct vfu_ids){
+        .vendor = config->vendor_id,
+        .device = config->device_id,
+        .subsystem_vendor = config->subsystem_vendor_id,
+        .subsystem = config->subsystem_id,
+    };
     server->serial = device_serial(config);
     server->patience = patience_ns;
     vfu_conn_init(&server->conn);
     vfu_dma_init(&server->dma);
-    vfu_pci_init(&server->pci, server->vendor_id, server->subsystem_vendor_id, server->serial, config->n_vectors);
+    vfu_pci_init(&server->pci, &server->ids, server->serial, config->n_vectors);
     vfu_pci_set_region(&server->pci, (uint32_t)(config->extras.cmb_nbytes | config->extras.pmr_nbytes));
     vfu_irqs_init(&server->irqs, &server->pci, config->n_vectors);
     server->kick = (struct vfu_watch){.fd = -1, .epoll_fd = -1};
@@ -144,7 +148,7 @@ void vfu_server_reset(struct vfu_server *server)
 
     (void)emu_ctrl_region(server->ctrl, &region);
     emu_ctrl_reset(server->ctrl);
-    vfu_pci_init(&server->pci, server->vendor_id, server->subsystem_vendor_id, server->serial, server->irqs.n_vectors);
+    vfu_pci_init(&server->pci, &server->ids, server->serial, server->irqs.n_vectors);
     vfu_pci_set_region(&server->pci, (uint32_t)region);
     memset(server->msix_table, 0, sizeof(server->msix_table));
 }

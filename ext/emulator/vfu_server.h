@@ -38,7 +38,7 @@ struct vfu_server {
     struct vfu_pci pci;
     struct vfu_irqs irqs;
     uint8_t msix_table[VFU_MSIX_PBA_OFFSET]; /* memory, see vfu_irq.h */
-    uint16_t vendor_id, subsystem_vendor_id;
+    struct vfu_ids ids;
     uint64_t serial;
     bool negotiated;      /* VERSION is through */
     bool write_multi;     /* the client offered write_multiple */

@@ -12,7 +12,16 @@ import attrs
 from nvme_async.emulator.extras import PARSERS as EXTRAS
 from nvme_async.emulator.extras import Extras
 from nvme_async.emulator.formats import GUARDS, LbaFormat, format_names, parse_formats
-from nvme_async.emulator.parsing import ascii_text, in_range, one_of, parse_bool, parse_int, parse_seconds, parse_size
+from nvme_async.emulator.parsing import (
+    ascii_text,
+    in_range,
+    one_of,
+    parse_bool,
+    parse_ids,
+    parse_int,
+    parse_seconds,
+    parse_size,
+)
 from nvme_async.errors import ConfigurationError
 from nvme_async.native._emulator import MAX_IO_QUEUES, MAX_NAMESPACES, MAX_VECTORS
 
@@ -46,6 +55,7 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "format_time": parse_seconds,
     "effects": parse_bool,
 }
+IDS = "ids"
 _TEXTS = ("moderation", "medium", "path", "serial", "model", "firmware", "reactor")
 
 
@@ -114,6 +124,8 @@ class EmulatorConfig:
             microseconds, a multiple of 100 up to 25500. By default it doesn't wait. The host may
             change it by Set Features, and exempt a vector by feature 09h.
         extras: features beyond a plain drive's; their options are listed in Extras.
+        vendor_id, device_id, subsystem_vendor_id, subsystem_id: of the PCI function; as an option
+            "ids=vvvv:dddd" or "ids=vvvv:dddd:ssss:ssss", hexadecimal.
         serial, model, firmware: of Identify Controller; 20, 40 and 8 ASCII characters at
             most.
         reactor: "shared" (one thread for all such controllers of this process) or "own".
@@ -148,7 +160,9 @@ class EmulatorConfig:
     # Numbers that are unassigned in the PCI ID list, so that no driver applies another device's
     # quirks.
     vendor_id: int = attrs.field(default=0x6E61, validator=in_range(1, 0xFFFE))
+    device_id: int = attrs.field(default=1, validator=in_range(0, 0xFFFF))
     subsystem_vendor_id: int = attrs.field(default=0x6E61, validator=in_range(0, 0xFFFF))
+    subsystem_id: int = attrs.field(default=1, validator=in_range(0, 0xFFFF))
 
     @vectors.default
     def _vectors(self) -> int:
@@ -221,12 +235,16 @@ class EmulatorConfig:
         arguments: dict[str, Any] = {}
         extras: dict[str, Any] = {}
         for key, value in values.items():
+            if key == IDS:
+                if value is not None:
+                    arguments |= parse_ids(value)
+                continue
             if key in EXTRAS:
                 if value is not None:
                     extras[key] = EXTRAS[key](value, key)
                 continue
             if key not in _PARSERS and key not in _TEXTS:
-                known = ", ".join(sorted([*_PARSERS, *_TEXTS, *EXTRAS]))
+                known = ", ".join(sorted([*_PARSERS, *_TEXTS, *EXTRAS, IDS]))
                 raise ConfigurationError(f"unknown option {key!r} of an emulated controller; known are {known}")
             if value is not None:
                 arguments[key] = _PARSERS[key](value, key) if key in _PARSERS else value

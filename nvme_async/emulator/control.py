@@ -92,6 +92,7 @@ class ControlServer:
                 "remove_namespace",
                 "resize_namespace",
                 "sanitize_fails",
+                "switch",
                 "temperature",
                 "trace",
                 "zone_state",

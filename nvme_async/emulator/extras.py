@@ -94,7 +94,7 @@ class Extras:
         persistent_events: the Persistent Event log page.
         security: Security Send and Receive, as far as TCG's level 0 discovery.
         write_cache: RAM media have a volatile write cache of 64 MiB, which Faults.power_loss()
-            drops.
+            drops. Blocks with metadata, zones, and keys with values are durable at once.
         key_value: the namespaces hold keys of up to 16 bytes and values of up to 1 MiB, not blocks.
         zoned: the namespaces are zoned; zone_size, zone_capacity: bytes of a zone, and of its part
             that can

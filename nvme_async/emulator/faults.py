@@ -232,6 +232,12 @@ class Faults:
         """Removes every rule. Held commands stay held."""
         self._faults.clear()
 
+    def switch(self, on: bool) -> None:
+        """One switch for all rules: while it is off, they stay and neither act nor count hits. Held
+        commands stay held. On at first.
+        """
+        self._faults.switch(on)
+
     def release(self) -> None:
         """Held commands continue at once, as if their delay were over."""
         self._faults.release()

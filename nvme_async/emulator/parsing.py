@@ -97,6 +97,18 @@ def parse_seconds(text: str | float, name: str) -> float:
     return seconds
 
 
+_IDS = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})(?::([0-9a-f]{4}):([0-9a-f]{4}))?", re.IGNORECASE)
+_NAMES = ("vendor_id", "device_id", "subsystem_vendor_id", "subsystem_id")
+
+
+def parse_ids(text: str) -> dict[str, int]:
+    """PCI ids by name, from "vvvv:dddd" or "vvvv:dddd:ssss:ssss"."""
+    match = _IDS.fullmatch(text.strip())
+    if match is None:
+        raise ConfigurationError(f"ids={text!r}: must be vvvv:dddd or vvvv:dddd:ssss:ssss, hexadecimal")
+    return {name: int(digits, 16) for name, digits in zip(_NAMES, match.groups(), strict=True) if digits}
+
+
 _TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|ms|us|ns)")
 _LONGEST = 10.0

@@ -275,6 +275,37 @@ TEST(a_power_loss_takes_what_was_not_flushed)
     bed_close(&bed);
 }
 
+static uint16_t deallocate(struct bed *bed, uint64_t lba, uint32_t blocks)
+{
+    memset(bed->data, 0, 16);
+    memcpy(bed->data + 4, &blocks, sizeof(blocks));
+    memcpy(bed->data + 8, &lba, sizeof(lba));
+    return bed_io(bed,
+                  (struct nvme_sqe){.opcode = IO_DSM, .nsid = 1, .prp1 = fh_iova(&bed->host, bed->data), .cdw11 = 4});
+}
+
+TEST(a_power_loss_does_not_bring_back_what_was_erased)
+{
+    struct bed bed;
+    open_all(&bed);
+    EQUAL(bed_write(&bed, 0, 1, 1), 0);
+    EQUAL(bed_io(&bed, (struct nvme_sqe){.opcode = IO_FLUSH, .nsid = 1}), 0);
+    EQUAL(deallocate(&bed, 0, 1), 0);
+    CHECK(bed_reads(&bed, 0, 1, 0));
+    lose_power(&bed);
+    CHECK(bed_reads(&bed, 0, 1, 1)); /* as the cache held it back */
+    EQUAL(do_admin(&bed, ADMIN_SET_FEATURES, 0, FEAT_WRITE_CACHE, 0), 0);
+    EQUAL(bed_write(&bed, 1, 1, 2), 0);
+    EQUAL(deallocate(&bed, 0, 1), 0);
+    lose_power(&bed);
+    CHECK(bed_reads(&bed, 0, 1, 0));
+    CHECK(bed_reads(&bed, 1, 1, 2));
+    EQUAL(do_admin(&bed, ADMIN_FORMAT, 1, 0, 0), 0);
+    lose_power(&bed);
+    CHECK(bed_reads(&bed, 1, 1, 0));
+    bed_close(&bed);
+}
+
 /* Which of blocks 0..64 are new (2) after a power loss, as bits; each is old or new as a whole. */
 static uint64_t tear(uint64_t with, bool backwards)
 {
