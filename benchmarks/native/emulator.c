@@ -2,8 +2,9 @@
  * The emulated controller's ceiling: 4 KiB random reads by a client in C, the controller polled by
  * a second thread, no transport.
  *
- *   cc -O3 -std=gnu11 -Iext -Itests/native/emulator -o /tmp/emu-bench benchmarks/native/emulator.c
- *      \ tests/native/emulator/fake_host.c ext/emulator/nvme_*.c -lpthread
+ *   cc -O3 -std=gnu11 -Iext -Itests/native/emulator -o /tmp/emu-bench \
+ *      benchmarks/native/emulator.c tests/native/emulator/fake_host.c ext/emulator/nvme_*.c \
+ *      ext/pi/pi.c ext/pi/crc.c -lpthread
  *   /tmp/emu-bench [seconds per line, default 1]
  */
 #include <pthread.h>
