@@ -61,6 +61,7 @@ class Driver:
         self._depth = depth
         home = asyncio.get_running_loop()
         self._loops = [Loop(number, depth, None if number else home) for number in range(queues)]
+        self._others = [loop.loop for loop in self._loops[1:]]
         self._controller: nvme_async.Controller | None = None
         self._data = bytearray(queues * depth * BLOCK)
 
@@ -84,7 +85,7 @@ class Driver:
     async def _run(self, controller: nvme_async.Controller) -> dict[str, Any]:
         """Runs the load until each loop has had a completion."""
         self._controller = controller
-        sent = 0
+        began = time.monotonic_ns()
         namespace = next(iter(controller.namespaces.values()))
         view = memoryview(self._data)
         for number, loop in enumerate(self._loops):
@@ -94,16 +95,11 @@ class Driver:
                 loop.start(namespace, buffers)
             else:
                 loop.start_here(namespace, buffers)
-                await asyncio.sleep(
-                    0
-                )  # the readers' first step posts; the doorbell follows unless the predecessor's commands are in flight
-                while controller.queues.held:
-                    await asyncio.sleep(0)
-                sent = time.monotonic_ns()
+                await asyncio.sleep(0)  # the readers' first step posts, unless the predecessor's commands are in flight
         await self._until(lambda: all(loop.first for loop in self._loops))
         adopted = controller.adopted
         return {
-            "sent": sent,
+            "sent": min(queue.hot.busy_ns for queue in controller.queues.io.values() if queue.hot.busy_ns >= began),
             "first": min(loop.first for loop in self._loops),
             "all": max(loop.first for loop in self._loops),
             "standstill": adopted.pause,
@@ -121,7 +117,7 @@ class Driver:
         return await self._run(await nvme_async.open(uri, **options))
 
     async def do_take(self, path: str, options: dict[str, Any]) -> dict[str, Any]:
-        return await self._run(await nvme_async.take_over(path, **options))
+        return await self._run(await nvme_async.take_over(path, loops=self._others, **options))
 
     async def do_answer(self, path: str) -> None:
         """The other side of _exchange()."""
@@ -177,7 +173,7 @@ class Driver:
         return await opening
 
     async def _stand_by(self, keeper: str) -> dict[str, Any]:
-        return await self._run(await nvme_async.stand_by(keeper, wait=WAIT))
+        return await self._run(await nvme_async.stand_by(keeper, wait=WAIT, loops=self._others))
 
     async def do_close(self) -> None:
         if self._controller is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -116,7 +117,11 @@ def open(
 
 
 def take_over(
-    where: str | os.PathLike[str] | socket.socket, *, keeper: str | None = None, **options: Unpack[TakeOverOptions]
+    where: str | os.PathLike[str] | socket.socket,
+    *,
+    keeper: str | None = None,
+    loops: Iterable[asyncio.AbstractEventLoop] = (),
+    **options: Unpack[TakeOverOptions],
 ) -> Opening:
     """Takes a running controller over from the process that offers it at `where`
     (Controller.handover).
@@ -128,13 +133,16 @@ def take_over(
     keepalive.
     keeper: as for open(): where the controller is deposited from now on, once the predecessor has
         passed its deposit on.
+    loops: running event loops of other threads that will do I/O: each gets one of the predecessor's
+        queue pairs at once, if possible that of a thread of the same name. Others get one at their
+        first I/O.
 
     The predecessor serves until this process is ready. Its commands that are still in flight are in
     `controller.adopted`; new I/O waits for them. Raises RestoreRefused when the running controller
     can't be taken over: then the predecessor continues; ControllerGone when no process offers one;
     ControllerTimeout; ConfigurationError for options.
     """
-    return Opening("take_over", str(where), lambda: takeover.take_over(where, {**options}, keeper))
+    return Opening("take_over", str(where), lambda: takeover.take_over(where, {**options}, keeper, tuple(loops)))
 
 
 def stand_by(
@@ -143,6 +151,7 @@ def stand_by(
     uri: str | None = None,
     wait: float = 86400.0,
     keepalive: str | bool | None = None,
+    loops: Iterable[asyncio.AbstractEventLoop] = (),
     **options: Unpack[DriverOptions],
 ) -> Opening:
     """Waits, warm, for the death of the process whose controller the keeper holds, and takes the
@@ -151,7 +160,7 @@ def stand_by(
 
     keeper: the socket of an `nvme-async keeper`. uri: which controller; None: the only one that it
         holds, or will be given. wait: seconds, up to a day, for the predecessor's death. keepalive,
-        options: as for open().
+        options: as for open(). loops: as for take_over().
 
     A predecessor that closes its controller leaves none: it is brought up afresh then. Makes
     the whole restore once, with an emulated controller, at the beginning (some 10 ms). Raises as
@@ -160,4 +169,6 @@ def stand_by(
     """
     Options.of(options)
     keepalive_options = KeepaliveOptions(keepalive=keepalive, keeper=keeper, keeper_wait=wait)
-    return Opening("stand_by", keeper, lambda: standby.stand_by(keeper, uri, {**options}, keepalive_options))
+    return Opening(
+        "stand_by", keeper, lambda: standby.stand_by(keeper, uri, {**options}, keepalive_options, tuple(loops))
+    )

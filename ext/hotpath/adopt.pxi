@@ -171,16 +171,16 @@ def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
     doorbells in place. The queue is held afterwards.
 
     factory      a subclass of AdoptedCommand
-    on_finished  called with each command that was with the controller when it completes, or no
-                 longer can
+    on_finished  called with each command that was with the controller, and had not completed when
+                 this returned, when it completes, or no longer can
     settle       64 bytes: a harmless command, sent if it is unknown whether the last doorbell was
                  rung
     sums         as for `verify_queue()`; afterwards the trackers have valid ones
 
     Returns (commands, the driver's own commands, asynchronous event requests). A command whose
     result the predecessor had recorded, or that it never sent, is finished already. The event
-    requests are awaitable. Then polls the completion ring: on_finished may be called before this
-    returns.
+    requests are awaitable. Then polls the completion ring: those that have completed are finished,
+    too.
     """
     cdef nvq_found found
     cdef nvq_measure measure
@@ -230,7 +230,6 @@ def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
         elif t.state == NVQ_DONE:
             complete_recorded(qp, request, t)
         else:
-            command.on_finished = on_finished
             Py_INCREF(request)
             qp.waiters[request.slot] = <PyObject *>request
     for request in events:
@@ -247,6 +246,9 @@ def adopt(QueuePair qp, factory, on_finished, settle, *, bint sums=True):
     ring_adopted(qp, &found, settle)
     qp.reap_and_deliver(qp.q.n_trackers)
     if qp.q.n_armed:
+        for command in commands + own:
+            if not command.finished:
+                command.on_finished = on_finished
         guard(qp)
     return commands, own, events
 

@@ -114,10 +114,17 @@ class EventListener:
         """Stops waiting for the request. The request itself stays with the controller; only a
         reset or an event ends it.
         """
-        task, self._task = self._task, None
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
+        task = self.cancel()
+        if task is not None:
             await asyncio.gather(task, return_exceptions=True)
+
+    def cancel(self) -> asyncio.Task[None] | None:
+        """stop() without waiting for its end. Returns what ends."""
+        task, self._task = self._task, None
+        if task is None or task is asyncio.current_task():
+            return None
+        task.cancel()
+        return task
 
     def forget(self) -> None:
         """The loop that it ran on was closed, and its task and its subscribers with it."""

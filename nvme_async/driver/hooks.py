@@ -30,6 +30,9 @@ class LifecycleHooks:
     async def _stop_background_work(self) -> None:
         """Ends tasks that use the queues. Called before they are deleted or given up."""
 
+    def _cancel_background_work(self) -> None:
+        """The same, where nothing can be touched any more: without waiting for their end."""
+
     async def _was_closed(self) -> None:
         """The controller is closed and its memory is released. Called once for every close(), in
         any state.

@@ -128,10 +128,17 @@ class Recovery:
         """Ends a running recovery. The controller's lock is held, so it isn't in the middle of a
         reset.
         """
-        task, self._task = self._task, None
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
+        task = self.cancel()
+        if task is not None:
             await asyncio.gather(task, return_exceptions=True)
+
+    def cancel(self) -> asyncio.Task[None] | None:
+        """stop() without waiting for its end. Returns what ends."""
+        task, self._task = self._task, None
+        if task is None or task is asyncio.current_task():
+            return None
+        task.cancel()
+        return task
 
     async def _reset(self, reason: str, resets: int) -> None:
         """Resets for a problem found when there had been `resets` resets; if there was one

@@ -116,7 +116,7 @@ class AdoptedCommands(Sequence[Adopted]):
         self._changed.set()
 
     def _finished(self, command: Adopted) -> None:
-        """A command that was in flight when it was adopted; may be called before _add()."""
+        """One of _add(), which was in flight."""
         self._out.discard(id(command))
         self._changed.set()
         if not self._out and self.on_drained is not None:

@@ -71,10 +71,16 @@ class PredecessorCleanup:
             await asyncio.wait([self._task])
 
     async def stop(self) -> None:
+        task = self.cancel()
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)
+
+    def cancel(self) -> asyncio.Task[None] | None:
+        """stop() without waiting for its end. Returns what ends."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        return task
 
     async def _run(self) -> None:
         controller = self._controller

@@ -6,6 +6,7 @@ that no child of the successor claims them.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -24,6 +25,10 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 VARIABLE = "NVME_ASYNC_INHERITED"
 VERSION = 1
+_ITERATIONS = 6
+"""Of the event loop, before it ends with this program: waiters of the saved controllers end in the
+third, and what waits for those after it.
+"""
 FIRST_FD = 3  # never over standard input, output and error
 
 _waiting: dict[str, Bundle] = {}  # by URI
@@ -172,4 +177,6 @@ async def execute(controllers: Sequence[Saves], argv: Sequence[str], env: Mappin
             log.warning("%s: released for an exec that failed; open it again", bundle.uri)
             keep(bundle)
         raise
+    for _ in range(_ITERATIONS):
+        await asyncio.sleep(0)
     replace(bundles, argv, environ)

@@ -107,16 +107,13 @@ class Wire:
         else:
             self.send_now(taken=True)
 
-    async def receive(self, seconds: float) -> dict[str, Any]:
-        """The next message. ConnectionError if the other side is gone, ControllerTimeout."""
+    async def receive(self, seconds: float, *, alone: bool = False) -> dict[str, Any]:
+        """The next message. ConnectionError if the other side is gone, ControllerTimeout. alone:
+        nothing follows it before an answer, so that a short one takes one system call.
+        """
         try:
             async with asyncio.timeout(seconds):
-                (length,) = _LENGTH.unpack(await self._exactly(_LENGTH.size))
-                if length > _MOST:
-                    raise ConnectionError(
-                        f"a message of {length} bytes: the peer of the hand-over uses another protocol"
-                    )
-                message = _decode(await self._exactly(length))
+                message = _decode(await (self._alone() if alone else self._framed()))
         except TimeoutError:
             raise ControllerTimeout(f"the peer of the hand-over sent nothing for {seconds:g} s") from None
         except (ValueError, RecursionError) as error:
@@ -124,6 +121,27 @@ class Wire:
         if not isinstance(message, dict):
             raise ConnectionError("the peer of the hand-over uses another protocol")
         return message
+
+    async def _framed(self) -> bytes:
+        return await self._exactly(self._length(await self._exactly(_LENGTH.size)))
+
+    async def _alone(self) -> bytes:
+        data = await self._loop.sock_recv(self.socket, _LENGTH.size + _GO.size)
+        if len(data) < _LENGTH.size:
+            if not data:
+                raise ConnectionResetError("the peer of the hand-over is gone")
+            data += await self._exactly(_LENGTH.size - len(data))
+        missing = _LENGTH.size + self._length(data) - len(data)
+        if missing < 0:
+            raise ConnectionError("the peer of the hand-over uses another protocol: it sent two messages")
+        return data[_LENGTH.size :] + (await self._exactly(missing) if missing else b"")
+
+    @staticmethod
+    def _length(data: bytes) -> int:
+        (length,) = _LENGTH.unpack_from(data)
+        if length > _MOST:
+            raise ConnectionError(f"a message of {length} bytes: the peer of the hand-over uses another protocol")
+        return int(length)
 
     async def _exactly(self, nbytes: int) -> bytes:
         try:

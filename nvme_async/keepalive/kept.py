@@ -162,6 +162,10 @@ class KeptController(DriverController):
         if self.cleanup is not None:
             await self.cleanup.stop()
 
+    def _cancel_background_work(self) -> None:
+        if self.cleanup is not None:
+            self.cleanup.cancel()
+
     async def _was_closed(self) -> None:
         if self.depositor is not None:
             await self.depositor.end()

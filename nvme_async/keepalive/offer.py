@@ -243,7 +243,7 @@ class Offer:
                 answer = await self._answer(wire)
                 self.taken = bool(answer.get("taken"))
             if self.taken:
-                await saving.release(controller)
+                saving.release(controller)
                 if controller.depositor is not None:
                     if successor_pid is None:
                         await controller.depositor.end()
@@ -277,7 +277,7 @@ class Offer:
 
     async def _answer(self, wire: Wire) -> dict[str, Any]:
         try:
-            return await wire.receive(TAKEN_SECONDS)
+            return await wire.receive(TAKEN_SECONDS, alone=True)
         except ControllerTimeout as error:
             # It is alive and has the controller; two drivers would be worse than a slow one.
             log.warning("%s: %s; it has the controller", self._controller.uri, error)

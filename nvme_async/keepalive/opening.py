@@ -4,8 +4,9 @@ bring-up; then the deposit.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import attrs
@@ -78,7 +79,12 @@ async def _taken(uri: str, custodian: Custodian | None, wait: float) -> Bundle |
 
 
 async def _follow(
-    uri: str, bundle: Bundle, decision: Decision, options: dict[str, Any], custodian: Custodian | None
+    uri: str,
+    bundle: Bundle,
+    decision: Decision,
+    options: dict[str, Any],
+    custodian: Custodian | None,
+    loops: Sequence[asyncio.AbstractEventLoop],
 ) -> Controller | None:
     """The controller of `bundle`, live or reclaimed. None if its device ended with its driver:
     then it is as if there were none.
@@ -90,7 +96,7 @@ async def _follow(
         )
     try:
         if what is Outcome.LIVE_RESTORE:
-            return await restore(bundle, policy="fresh", **options)
+            return await restore(bundle, policy="fresh", loops=loops, **options)
         return await restore(bundle, **{**options, "keepalive": False})
     except (ControllerGone, DeviceError) as error:
         log.warning("%s: the predecessor's state can't be used (%s); opening afresh", uri, error)
@@ -175,9 +181,10 @@ async def open_with_keepalive(
     keepalive_options: KeepaliveOptions,
     *,
     fresh: Callable[[str, Options], Awaitable[Controller]] | None = None,
+    loops: Sequence[asyncio.AbstractEventLoop] = (),
 ) -> Controller:
     """nvme_async.open(). given: options by name. fresh: brings up a controller without a
-    predecessor.
+    predecessor. loops: as for take_over().
     """
     options = Options.of(given)
     decision, custodian = choose(uri, options, keepalive_options)
@@ -185,7 +192,7 @@ async def open_with_keepalive(
     try:
         bundle = await _taken(uri, custodian, keepalive_options.keeper_wait)
         if bundle is not None:
-            controller = await _follow(uri, bundle, decision, with_fused(given, decision), custodian)
+            controller = await _follow(uri, bundle, decision, with_fused(given, decision), custodian, loops)
         if controller is None:
             controller = await (fresh or _bring_up)(uri, with_pool(options, decision))
         await settle_in(controller, decision, custodian)

@@ -14,8 +14,12 @@ not written.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import threading
 import time
+from collections.abc import Iterable
 from typing import Any, Literal, Unpack
 
 import attrs
@@ -27,7 +31,14 @@ from nvme_async.driver.options import TakeOverOptions
 from nvme_async.driver.pcie.cmb_queues import CmbQueues
 from nvme_async.driver.pcie.memory import let_go
 from nvme_async.driver.pcie.registers import SHOWN, Registers
-from nvme_async.errors import ConfigurationError, ControllerGone, InvalidSavedState, NvmeError, RestoreRefused
+from nvme_async.errors import (
+    ConfigurationError,
+    ControllerGone,
+    ControllerTimeout,
+    InvalidSavedState,
+    NvmeError,
+    RestoreRefused,
+)
 from nvme_async.keepalive import manifest, reclaim
 from nvme_async.keepalive import state as saved
 from nvme_async.keepalive.bundle import Bundle, duplicates
@@ -41,6 +52,7 @@ from nvme_async.keepalive.state import State
 from nvme_async.keepalive.successor import Successor
 from nvme_async.native import _hotpath
 from nvme_async.runtime.limits import shortage
+from nvme_async.runtime.loops import in_thread_of
 from nvme_async.runtime.tasks import in_thread
 from nvme_async.spec.identify import IdentifyController, IdentifyNamespace
 from nvme_async.spec.registers import Csts
@@ -48,8 +60,17 @@ from nvme_async.spec.registers import Csts
 log: logging.Logger = logging.getLogger("nvme_async")
 Policy = Literal["refuse", "fresh"]
 
+_ACQUAINTANCE = 0.2
+"""Seconds for a loop to tell its thread's name."""
 
-async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Unpack[TakeOverOptions]) -> Controller:
+
+async def restore(
+    bundle: Bundle,
+    *,
+    policy: Policy = "refuse",
+    loops: Iterable[asyncio.AbstractEventLoop] = (),
+    **options: Unpack[TakeOverOptions],
+) -> Controller:
     """Continues with the running controller of `bundle`. The caller still owns the bundle;
     needed descriptors are duplicated.
 
@@ -57,6 +78,7 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Unpac
         bring-up. keepalive=False, or policy="fresh" where a live restore isn't possible: the
         controller is reset first, then the predecessor's memory is freed, then the controller is
         brought up; `adopted.lost` lists the in-flight commands.
+    loops: as for nvme_async.take_over().
     Returns at once; new I/O waits until the predecessor's has completed (`controller.adopted`).
 
     Raises RestoreRefused with the reason, the controller left as it was; ConfigurationError for
@@ -72,7 +94,7 @@ async def restore(bundle: Bundle, *, policy: Policy = "refuse", **options: Unpac
     except OSError as error:
         raise RestoreRefused(f"{bundle.uri}: {shortage(error) or error}") from error
     try:
-        return await restoration.run()
+        return await restoration.run(loops)
     except RestoreRefused as refused:
         if policy == "refuse" or "pool" not in bundle.descriptors:
             raise
@@ -102,12 +124,30 @@ class Restoration:
         self._namespaces: dict[bytes, IdentifyNamespace] = {}
         self._successor: Successor | None = None
         self._cmb: CmbQueues | None = None
+        self._loops: list[tuple[asyncio.AbstractEventLoop, str]] = []
         self._told = False
         """Were the device's registers read by the predecessor, and not by this process?"""
 
-    async def run(self) -> Controller:
+    async def meet(self, loops: Iterable[asyncio.AbstractEventLoop]) -> None:
+        """These will do I/O. One that doesn't run, or is busy, gets its queue pair when it does."""
+        home = asyncio.get_running_loop()
+
+        async def ask(loop: asyncio.AbstractEventLoop) -> None:
+            with contextlib.suppress(ControllerTimeout):
+                name = await in_thread_of(
+                    loop,
+                    lambda: threading.current_thread().name,
+                    timeout=_ACQUAINTANCE,
+                    stuck=ControllerTimeout("the loop is busy"),
+                )
+                self._loops.append((loop, name))
+
+        await asyncio.gather(*(ask(loop) for loop in loops if loop is not home and loop.is_running()))
+
+    async def run(self, loops: Iterable[asyncio.AbstractEventLoop]) -> Controller:
         """All of it."""
         try:
+            await self.meet(loops)
             self.prepare()
             await self.connect()
             self.build()
@@ -304,6 +344,7 @@ class Restoration:
             if saved_cmb is not None and (cmb is None or cmb.layout != layout_of(saved_cmb)):
                 raise self._refuse("the saved state has another place for queues in the controller's memory by now")
             self._successor = Successor(self.uri, self.pool, self.device, self.state, self.phases, cmb)
+            self._successor.loops = self._loops
             self._successor.build(self._bundle, self._given, self._found[0], self._identify, self._namespaces)
 
     def _settle(self, sequence: int | None) -> Successor:

@@ -25,7 +25,7 @@ async def save(controller: KeptController) -> Bundle:
         except BaseException:
             await resume(controller)
             raise
-        await release(controller)
+        release(controller)
         return saved
 
 
@@ -67,12 +67,12 @@ async def resume(controller: KeptController) -> None:
     controller._bundle_changed()  # it may be deposited again
 
 
-async def release(controller: KeptController) -> None:
+def release(controller: KeptController) -> None:
     """A successor has the controller, or will have it."""
     controller.recorder = None
     if controller.phases is not None:
         controller.phases.record("suspend", "write")
         log.info("%s: saved: %s", controller.uri, controller.phases)
     controller.adopted.on_drained = None
-    await suspension.release(controller)
+    suspension.release(controller)
     controller._bundle_changed()

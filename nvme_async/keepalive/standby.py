@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from nvme_async.driver.opening import open_controller
@@ -41,14 +42,18 @@ async def rehearse() -> None:
 
 
 async def stand_by(
-    keeper: str, uri: str | None, options: dict[str, Any], keepalive_options: KeepaliveOptions
+    keeper: str,
+    uri: str | None,
+    options: dict[str, Any],
+    keepalive_options: KeepaliveOptions,
+    loops: Sequence[asyncio.AbstractEventLoop] = (),
 ) -> Controller:
     """See nvme_async.stand_by()."""
     Options.of(options)
     await rehearse()
     if uri is None:
         uri = await _the_one(keeper, keepalive_options.keeper_wait)
-    return await open_with_keepalive(uri, options, keepalive_options)
+    return await open_with_keepalive(uri, options, keepalive_options, loops=loops)
 
 
 async def _the_one(keeper: str, wait: float) -> str:

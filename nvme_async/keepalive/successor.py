@@ -11,6 +11,7 @@ unchanged.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -83,6 +84,10 @@ class Successor:
         self.controller: Controller = None  # type: ignore[assignment]  # known after build()
         self.manifest: DmaBuffer = None  # type: ignore[assignment]  # likewise
         self._queues: list[LoopQueue] = []
+        self.loops: list[tuple[asyncio.AbstractEventLoop, str]] = []
+        """Those that will do I/O, besides the home loop; the names of their threads."""
+        self._settle_io: bytes | None = None
+        self._admin: list[Adopted] = []  # the predecessor's callers' admin commands
 
     def _refuse(self, why: str) -> RestoreRefused:
         return RestoreRefused(f"{self.uri}: {why}")
@@ -129,6 +134,7 @@ class Successor:
                 page = namespaces[description.identify]
                 namespace._update(page, NamespaceIdentity.of(page, self._descriptors(description)))
                 controller.namespaces[description.nsid] = namespace
+            self._choose_settling()
         except BaseException:
             self.drop()
             raise
@@ -308,9 +314,7 @@ class Successor:
         commands that changes them is still in flight.
         """
         return self.state.unverified or any(
-            self.controller.effects.of(Command.unpack(command.sqe, admin=True))
-            for command in self.controller.adopted
-            if command.qid == 0
+            self.controller.effects.of(Command.unpack(command.sqe, admin=True)) for command in self._admin
         )
 
     def _adopt(self) -> list[_hotpath.Request]:
@@ -320,18 +324,22 @@ class Successor:
         controller = self.controller
         events: list[_hotpath.Request] = []
         adopted = controller.adopted
-        settle_io = commands.flush(min(controller.namespaces)).pack() if controller.namespaces else None
+        if self._settle_io is None:
+            self._choose_settling()
         for queue in self._queues:
             found, own, requests = _hotpath.adopt(
                 queue.hot,
                 Adopted,
                 adopted._finished,
-                settle_io if queue.qid else _SETTLE_ADMIN,
+                self._settle_io if queue.qid else _SETTLE_ADMIN,
                 sums=self._has_checksums,
             )
+            if queue.qid == 0:
+                self._admin = found
             adopted._add(found, own)
             events += requests
-            queue.watch()
+            if queue.in_flight:
+                queue.watch()
         # What has completed was taken. Interrupts, which stay signalled, may wait until the callers
         # whose I/O waits have sent it, in the event-loop iteration after the next.
         controller.loop.call_soon(controller.loop.call_soon, self._listen)
@@ -344,9 +352,15 @@ class Successor:
         else:
             self._all.lift("drain")
         self._all.first_restored(controller.loop)
+        self._all.assign(self.loops)
         if not self._all.held:
             self._await_first_io()
         return events
+
+    def _choose_settling(self) -> None:
+        """The harmless command for I/O queue pairs."""
+        if self.controller.namespaces:
+            self._settle_io = commands.flush(min(self.controller.namespaces)).pack()
 
     def _resume_admin(self) -> None:
         self.controller.queues.admin.hot.hold(False)
@@ -371,6 +385,7 @@ class Successor:
 
         def drained() -> None:
             phases.add("drain", time.perf_counter() - began)
+            self._all.assign(self.loops)
             self._await_first_io()  # callers' I/O that waits is sent by lift()
             self._all.lift("drain")
             phases.record("drain")
@@ -379,22 +394,15 @@ class Successor:
         return drained
 
     def _await_first_io(self) -> None:
-        """Times the first I/O command of this process, on the home loop's queue pairs."""
-        began, phases, controller = time.monotonic_ns(), self._phases, self.controller
-
-        def here() -> list[LoopQueue]:
-            """Without those that another loop has taken."""
-            return [queue for queue in self._all.io_queues() if queue.loop is controller.loop]
-
-        queues = here()
+        """Times the first I/O command of this process on the home loop."""
+        began, phases = time.monotonic_ns(), self._phases
+        queue = self._all.io.get(self.controller.loop)
+        if queue is None:
+            return
 
         def first() -> None:
-            sent = min(queue.hot.busy_ns for queue in queues if queue.hot.busy_ns >= began)
-            for queue in here():
-                queue.when_busy(None)
             if "first I/O" not in phases.seconds:
-                phases.add("first I/O", (sent - began) / 1e9)
+                phases.add("first I/O", (queue.hot.busy_ns - began) / 1e9)
                 phases.record("first I/O")
 
-        for queue in queues:
-            queue.when_busy(first)
+        queue.when_busy(first)

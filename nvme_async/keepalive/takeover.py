@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from nvme_async.driver.opening import open_controller
@@ -30,7 +31,10 @@ log: logging.Logger = logging.getLogger("nvme_async")
 
 
 async def take_over(
-    where: str | os.PathLike[str] | socket.socket, options: dict[str, Any], keeper: str | None = None
+    where: str | os.PathLike[str] | socket.socket,
+    options: dict[str, Any],
+    keeper: str | None = None,
+    loops: Sequence[asyncio.AbstractEventLoop] = (),
 ) -> Controller:
     """See nvme_async.take_over(). May be cancelled: until commit() nothing has happened, and
     afterwards there are no waits.
@@ -38,7 +42,7 @@ async def take_over(
     Options.of(options)  # an error must be found before anything stops
     custodian = find_custodian(keeper)
     try:
-        controller = await _take_over(where, options)
+        controller = await _take_over(where, options, loops)
     except BaseException:
         if custodian is not None:
             custodian.close()
@@ -51,7 +55,9 @@ async def take_over(
     return controller
 
 
-async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dict[str, Any]) -> Controller:
+async def _take_over(
+    where: str | os.PathLike[str] | socket.socket, options: dict[str, Any], loops: Sequence[asyncio.AbstractEventLoop]
+) -> Controller:
     wire = Wire(where if isinstance(where, socket.socket) else await _connect(os.fspath(where)))
     try:
         check_peer(wire.socket, "offers a controller")
@@ -67,7 +73,7 @@ async def _take_over(where: str | os.PathLike[str] | socket.socket, options: dic
             worker: Controller = await late.call("inherit lease", wire, offer, options)
             return worker
         if offer.get("offer") == "live":
-            return await _take_live(wire, offer, options)
+            return await _take_live(wire, offer, options, loops)
         if offer.get("offer") == "fresh":
             return await open_controller(
                 str(offer.get("uri")), merge_offered(offer.get("options"), options), Controller
@@ -115,10 +121,13 @@ async def _take_beside(wire: Wire, offer: dict[str, Any], options: dict[str, Any
     return controller
 
 
-async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any]) -> Controller:
+async def _take_live(
+    wire: Wire, offer: dict[str, Any], options: dict[str, Any], loops: Sequence[asyncio.AbstractEventLoop]
+) -> Controller:
     bundle = await in_thread(receive_bundle, wire.socket, READY_SECONDS)
     restoration = Restoration(bundle, options)
     try:
+        await restoration.meet(loops)
         restoration.prepare()
         short = "registers" in offer
         if offer.get("direct"):
@@ -128,7 +137,7 @@ async def _take_live(wire: Wire, offer: dict[str, Any], options: dict[str, Any])
         if restoration.device is not None:
             restoration.build()
         await wire.send(ready=True)
-        answer = await wire.receive(READY_SECONDS)
+        answer = await wire.receive(READY_SECONDS, alone=True)
         if "go" not in answer:
             raise ControllerError(f"the predecessor withdrew: {answer.get('withdrawn', 'no reason given')}")
         go = answer["go"]

@@ -19,14 +19,46 @@ async def finish(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """
     cancelled: asyncio.CancelledError | None = None
     while True:
-        task = asyncio.ensure_future(make())
-        cancelled = await _settle(task) or cancelled
+        ending = _Ending()
+        task = asyncio.ensure_future(ending.after(make))
+        task.add_done_callback(ending.over)
+        cancelled = await ending.wait(task) or cancelled
         if not task.cancelled():
             break
     if cancelled is not None:
         task.exception()  # the caller sees the cancellation
         raise cancelled
     return task.result()
+
+
+class _Ending:
+    """A wait for the end of a task, which a cancellation of the wait leaves alone. The waiter is
+    woken by the task's last step: an event-loop iteration earlier than by its callbacks.
+    """
+
+    def __init__(self) -> None:
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def after(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            return await make()
+        finally:
+            self.over()
+
+    def over(self, _: object = None) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self, task: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+        """Returns the cancellation of this wait, if there was one."""
+        cancelled = None
+        while not task.done():
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError as error:
+                cancelled = error
+        return cancelled
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:

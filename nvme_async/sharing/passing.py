@@ -75,7 +75,7 @@ class Passing:
                     await self._go(wire)
                 self._taken = await self._is_taken(wire)
             if self._taken:
-                await suspension.release(controller)
+                suspension.release(controller)
                 await controller.scanner.stop()
                 self._transport.let_go(HandedOver(f"{controller.uri}: handed over to a successor", sent=True))
                 return

@@ -300,7 +300,7 @@ async def test_a_hand_over_passes_the_deposit_on(site: Site) -> None:
 async def test_a_predecessor_that_dies_after_the_hand_over_leaves_one_successor(site: Site) -> None:
     driver = site.driver(
         OFFERING.replace(
-            "{patch}", "async def die(controller): os.kill(os.getpid(), signal.SIGKILL)\n    saving.release = die"
+            "{patch}", "def die(controller): os.kill(os.getpid(), signal.SIGKILL)\n    saving.release = die"
         )
     )
     assert driver.receive() == "offered"

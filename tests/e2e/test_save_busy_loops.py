@@ -122,7 +122,7 @@ async def test_nothing_is_written_and_no_doorbell_rung_after_a_save_of_busy_loop
                         await saving.resume(driver)
                         continue
                     bundle = driver.bundle()
-                    await saving.release(driver)
+                    saving.release(driver)
                 with bundle:
                     drivers.driver = await restore(bundle)
                 await asyncio.wait_for(drivers.driver.adopted.wait(), 60)

@@ -296,7 +296,7 @@ async def test_a_queue_pair_that_is_created_during_a_save_is_not_used(
                 assert await asyncio.wait_for(asyncio.wrap_future(reading), 60) == block(1)
                 return
             bundle = driver.bundle()
-            await saving.release(driver)
+            saving.release(driver)
         with bundle:
             drivers.driver = await restore(bundle)
         with pytest.raises(HandedOver):

@@ -102,13 +102,15 @@ async def test_a_queue_pair_that_gets_a_bounce_page_is_not_frozen_remotely(scene
 async def test_a_queue_pair_is_not_frozen_remotely_during_delivery(scene: Scene) -> None:
     """What has been reaped and not delivered would be neither this process's nor a successor's."""
     await scene.send(scene.read(1), scene.read(2))
-    for sqe in scene.ring.fetch():
-        scene.ring.post(scene.ring.cid(sqe))
+    sent = scene.ring.fetch()
     successor = scene.kill()
     frozen: list[bool] = []
     _, _, _ = _hotpath.adopt(
         successor.qp, _hotpath.AdoptedCommand, lambda command: frozen.append(remotely(successor.qp)), None
     )
+    for sqe in sent:
+        successor.post(successor.cid(sqe))
+    successor.qp.reap()
     assert frozen == [False, False]
     assert remotely(successor.qp)
     _hotpath.thaw(successor.qp)

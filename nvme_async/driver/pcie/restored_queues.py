@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from nvme_async.driver.lifecycle import State
@@ -65,6 +66,18 @@ class RestoredQueues(QueueSet):
         spare.stop_listening()
         _hotpath.rebind(spare.hot, loop.create_future, loop.call_soon, loop_internals.ready_callbacks(loop))
         return self.maker.face(spare.hot, loop, spare.vector, spare.interrupts)
+
+    def assign(self, loops: Iterable[tuple[asyncio.AbstractEventLoop, str]]) -> None:
+        """Each of these loops, with the name of its thread, gets a predecessor's queue pair, if it
+        has none and one is idle. It adopts it at its first I/O.
+        """
+        known = {queue.worker for queue in self.spare}
+        for loop, worker in sorted(loops, key=lambda one: one[1] not in known):
+            if loop not in self.io and loop.is_running():
+                queue = self._take_spare(loop, worker)
+                if queue is not None:
+                    self.io[loop] = queue
+                    queue.worker = worker
 
     async def _spare_at_once(self, loop: asyncio.AbstractEventLoop, worker: str) -> LoopQueue | None:
         """One call on the home loop, which is busy after a servicing, instead of a task there."""

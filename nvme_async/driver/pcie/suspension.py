@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nvme_async.dma import Pool
 from nvme_async.driver.controller import Controller
 from nvme_async.driver.lifecycle import State
 from nvme_async.driver.pcie.memory import let_go as let_go_of_pools
@@ -132,71 +132,105 @@ async def resume(controller: Controller) -> None:
     controller._changed()
 
 
-async def release(controller: Controller) -> None:
-    """Another process has the controller, or will have it. Touches neither the controller nor
-    the pool.
+def release(controller: Controller) -> None:
+    """Another process has the controller, or will have it: from now on no object of this process
+    can touch the controller or the pool. Waiters end, and descriptors and memory are closed, in the
+    event-loop iteration after the next: a task that waits for this one comes first.
     """
     controller.lifecycle.to(State.HANDED_OVER)
     sent = HandedOver(f"{controller.uri}: handed over to a successor, which gets the command's result", sent=True)
     unsent = HandedOver(f"{controller.uri}: handed over to a successor; the command was not sent")
     for namespace in controller.namespaces.values():
         namespace._set_gone(unsent)
-    transport = pooled(controller.transport)
-    transport.watch(None)
-    memory, queues = transport.memory, transport.queues
-    pools = memory.detach() if memory is not None else []
-
-    def end(queue: LoopQueue) -> None:
-        queue.stop_listening()
-        _lent.extend(_hotpath.hand_over(queue.hot, sent, unsent))
-
-    try:
-        await _everywhere(controller, queues.all(), end, lambda queue: queue.hand_over_from_afar(sent, unsent))
-    except NvmeError as error:
-        log.warning("%s: %s", controller.uri, error)
-    # No other loop knows these yet, or any more; they too keep the pool and the device open.
-    for queue in queues.unsettled:
-        end(queue)
-    visits = [_LastVisit(queue) for queue in queues.all() if queue.listening and queue.loop is not controller.loop]
-    queues.forget_all()
-    await controller.recovery.stop()
-    await controller.listener.stop()
-    await controller._stop_background_work()
+    pooled(controller.transport).watch(None)
+    controller.recovery.cancel()
+    controller.listener.cancel()
+    controller._cancel_background_work()
     controller.listener.end()
-    transport.passed_device.detach()
-    queues.maker.close_vectors({visit.event_fd for visit in visits})
-    # Unmapping a pool and visiting the other loops takes longer than all the rest: the task that
-    # waits for this one comes first, two event-loop iterations later.
     soon = controller.loop.call_soon
-    soon(soon, soon, _let_go, pools, visits)
+    soon(soon, _Departure(controller, sent, unsent).finish)
+
+
+class _Departure:
+    """What this process still has of a controller that another process drives.
+
+    Each queue pair ends in the thread of its loop. That is not waited for: it is frozen, and
+    touches nothing. The last one to end closes the pools.
+    """
+
+    def __init__(self, controller: Controller, sent: HandedOver, unsent: HandedOver) -> None:
+        transport = pooled(controller.transport)
+        memory, queues = transport.memory, transport.queues
+        self._transport, self._home = transport, controller.loop
+        self._sent, self._unsent = sent, unsent
+        self._pools = memory.detach() if memory is not None else []
+        self._adopted = dict(queues.hot)
+        self._queues = queues.all()
+        # No other loop knows these yet, or any more; they too keep the pool and the device open.
+        self._half_made = list(queues.unsettled)
+        self._visits: list[_LastVisit] = []
+        self._lock = threading.Lock()
+        self._to_end = 1  # the home loop's, and those of visits
+        queues.forget_all()
+
+    def finish(self) -> None:
+        for queue in self._queues:
+            if queue.loop is self._home or not queue.loop.is_running():
+                self.end(queue)
+                continue
+            known = self._adopted.get(queue.loop) is queue.hot
+            ended = known and queue.hand_over_from_afar(self._sent, self._unsent)
+            if not ended or queue.listening:
+                self._visits.append(_LastVisit(self, queue))
+        for queue in self._half_made:
+            self.end(queue)
+        self._to_end += len(self._visits)
+        self._transport.passed_device.detach()
+        self._transport.queues.maker.close_vectors({visit.event_fd for visit in self._visits})
+        while self._visits:
+            visit = self._visits.pop()
+            try:
+                visit.queue.loop.call_soon_threadsafe(visit)
+            except RuntimeError:  # the loop is closed
+                pass
+        self.has_ended()
+
+    def end(self, queue: LoopQueue) -> None:
+        """In the thread of its loop, or once that has ended."""
+        try:
+            queue.stop_listening()
+            _lent.extend(_hotpath.hand_over(queue.hot, self._sent, self._unsent))
+        except Exception as error:
+            log.warning("queue %d of a controller that was handed over: %r", queue.qid, error)
+
+    def has_ended(self) -> None:
+        """Of one thread, all queue pairs. From any thread."""
+        with self._lock:
+            self._to_end -= 1
+            if self._to_end:
+                return
+        let_go_of_pools(self._pools)
 
 
 class _LastVisit:
-    """Ends that a loop reads a handed-over queue pair's eventfd, in the loop's thread, and closes
-    it: closed earlier, it would stay in what the loop polls, as the successor has it open. A loop
-    that is closed before drops this object, which does the same.
+    """Ends a handed-over queue pair in its loop's thread, and closes the interrupt's eventfd: closed
+    earlier, it would stay in what the loop polls, as the successor has it open. A loop that is
+    closed before drops this object, which does the same.
     """
 
-    def __init__(self, queue: LoopQueue) -> None:
+    def __init__(self, departure: _Departure, queue: LoopQueue) -> None:
         self.queue = queue
-        self.event_fd = queue.event_fd
+        self.event_fd: int = queue.event_fd if queue.listening else -1
+        self._departure: _Departure | None = departure
 
     def __call__(self) -> None:
-        self.queue.stop_listening()
-        fd, self.event_fd = self.event_fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
+        departure, self._departure = self._departure, None
+        if departure is None:
+            return
+        departure.end(self.queue)
         if self.event_fd >= 0:
             os.close(self.event_fd)
+        departure.has_ended()
 
-
-def _let_go(pools: Sequence[Pool], visits: list[_LastVisit]) -> None:
-    while visits:
-        visit = visits.pop()
-        try:
-            visit.queue.loop.call_soon_threadsafe(visit)
-        except RuntimeError:  # the loop is closed
-            pass
-    let_go_of_pools(pools)
+    def __del__(self) -> None:
+        self()
