@@ -23,8 +23,12 @@ cdef extern from "<sys/syscall.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     long syscall(long number, ...)
 
+cdef extern from "<sys/mman.h>" nogil:
+    int madvise(void *address, size_t nbytes, int advice)
+
 cdef enum:
     MPOL_PREFERRED = 1
+    MADV_POPULATE_WRITE = 23
 
 cdef extern from "dma/pool.h" nogil:
     enum:
@@ -393,6 +397,15 @@ cdef class Pool:
             fresh.view[page] = POOL_VIEW_HELD
         pool_fini(&self.space)
         self.space = fresh
+
+    @cython.critical_section
+    def populate(self, slots):
+        self._usable()
+        for slot in slots:
+            if not (0 <= slot.offset < self.nbytes and slot.nbytes <= self.nbytes - slot.offset):
+                raise ValueError(f"{slot.nbytes} bytes at {slot.offset:#x} are outside a pool of {self.nbytes:#x} bytes")
+            if madvise(self.base + <size_t>slot.offset, slot.nbytes, MADV_POPULATE_WRITE):
+                return
 
     @cython.critical_section
     def verify(self):

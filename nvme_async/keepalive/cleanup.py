@@ -50,6 +50,7 @@ class PredecessorCleanup:
         self._adopted = adopted
         self._state = state
         self._task: asyncio.Task[None] | None = None
+        self._waits = False  # begun, and not started yet
         self._verify = False
         self._confirm: Callable[[Any], Coroutine[Any, Any, None]] | None = None
         self._transport = pooled(controller.transport)
@@ -63,10 +64,19 @@ class PredecessorCleanup:
         self._verify = verify
         self._confirm = confirm
         self._transport.queues.inherited = {queue.qid: queue for queue in self._state.unsettled}
-        self._task = self._controller.loop.create_task(self._run(), name=f"{self._controller.uri} cleanup")
+        self._waits = True
+        # Callers' I/O comes first.
+        self._controller.loop.call_soon(self._controller.loop.call_soon, self._start)
+
+    def _start(self) -> None:
+        if self._waits:
+            self._waits = False
+            self._task = self._controller.loop.create_task(self._run(), name=f"{self._controller.uri} cleanup")
 
     async def wait(self) -> None:
         """Waits until the cleanup is done, or the controller has ended."""
+        while self._waits:
+            await asyncio.sleep(0)
         if self._task is not None:
             await asyncio.wait([self._task])
 
@@ -77,6 +87,7 @@ class PredecessorCleanup:
 
     def cancel(self) -> asyncio.Task[None] | None:
         """stop() without waiting for its end. Returns what ends."""
+        self._waits = False
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

@@ -65,6 +65,9 @@ class Controller(KeptController):
             has come withdraws the offer. A controller without keepalive is shut down cleanly once a
             successor comes, which then brings it up. A worker ("shared:") hands its queue pairs
             over; see docs/sharing.md.
+
+        Calls that wait for I/O end with HandedOver when the block is left, or some 15 ms after the
+        successor has taken over: its I/O comes first.
         """
         return Offer(self, where)
 

@@ -4,6 +4,8 @@ this process.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +58,7 @@ class KeptController(DriverController):
         self.depositor: Depositor | None = None
         self.settings: Decision | None = None
         self.phases: Phases | None = None
+        self._renewal: asyncio.TimerHandle | None = None
 
     # -- over PCIe: ConfigurationError for controllers on other transports -------------------------
 
@@ -103,13 +106,27 @@ class KeptController(DriverController):
             # The predecessor's state is still valid for a restore, so callers whose I/O waits are
             # served first.
             self.recorder.inherit(state)
-            self.loop.call_later(cleanup.AFTER, self._renew)
+            self.loop.call_soon(self.loop.call_soon, self.recorder.accept)
+            self._renewal = self.loop.call_later(cleanup.AFTER, self._renew)
         self.memory.on_mapped = self._changed
         self._bundle_changed()
 
     def _renew(self) -> None:
+        self._renewal = None
         if self.recorder is not None:
             self.recorder.renew()
+
+    async def _at_rest(self, seconds: float) -> None:
+        """Returns once what follows a takeover is done, after which the saved state changes no more
+        by itself; or after so many seconds.
+        """
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renew()
+        if self.cleanup is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.cleanup.wait()
 
     def _bundle_changed(self) -> None:
         """Notifies the owner of the deposited copy."""

@@ -237,8 +237,13 @@ class Recorder:
             namespace = controller.namespaces.get(described.nsid)
             if namespace is not None:
                 self._namespaces[described.nsid] = (namespace.identify, described)
-        # The predecessor's state is valid for a restore, so a save has nothing to add.
-        self._written = self._inputs("live")
+
+    def accept(self) -> None:
+        """The predecessor's state is valid for a restore, so a save has nothing to add, unless
+        something was written meanwhile.
+        """
+        if self._written is None:
+            self._written = self._inputs("live")
 
     def renew(self) -> None:
         """Writes it in this process's name and format, although nothing has changed."""

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -25,6 +25,15 @@ from nvme_async.runtime.sockets import ListeningSocket
 from nvme_async.runtime.tasks import finish, in_thread
 
 log: logging.Logger = logging.getLogger("nvme_async")
+
+_SETTLING_SECONDS = 0.1
+"""For what this process has to do after its own takeover. A successor builds from the saved state,
+and would have to build again if it changed meanwhile.
+"""
+_SUCCESSOR_FIRST = 0.015
+"""Seconds after "taken", before this process ends its waiters and closes its memory. Both take
+processors that the successor needs more.
+"""
 
 
 class Passing(Protocol):
@@ -51,6 +60,8 @@ class Offer:
         self._committing = asyncio.Lock()  # held while a successor may have it
         self._short = False  # does the successor know the structures of handover_wire.py?
         self._went = False  # "go" was sent to a successor beside this process
+        self._ends: list[Callable[[], None]] = []
+        self._end_at = 0.0  # of the loop's time
         self.failures: list[BaseException] = []
         self.taken: bool = False
 
@@ -70,6 +81,7 @@ class Offer:
         async with self._committing:
             self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        await self._end()
 
     def __await__(self) -> Generator[Any, None, None]:
         return self._wait().__await__()
@@ -208,6 +220,7 @@ class Offer:
 
     async def _live(self, wire: Wire, successor_pid: int | None) -> None:
         controller = self._controller
+        await controller._at_rest(_SETTLING_SECONDS)
         await wire.send(offer="live", uri=controller.uri, direct=controller.device.direct, **await self._registers())
         with controller.bundle() as bundle:
             await in_thread(lambda: send_bundle(wire.socket, bundle, timeout=READY_SECONDS))
@@ -243,7 +256,7 @@ class Offer:
                 answer = await self._answer(wire)
                 self.taken = bool(answer.get("taken"))
             if self.taken:
-                saving.release(controller)
+                self._leave(saving.release(controller, later=True))
                 if controller.depositor is not None:
                     if successor_pid is None:
                         await controller.depositor.end()
@@ -255,6 +268,21 @@ class Offer:
         if answer.get("touched", True):
             await controller.reset(reason)
         raise RestoreRefused(reason)
+
+    def _leave(self, finish: Callable[[], None]) -> None:
+        loop = self._controller.loop
+        self._ends.append(finish)
+        self._end_at = loop.time() + _SUCCESSOR_FIRST
+        loop.call_at(self._end_at, finish)
+
+    async def _end(self) -> None:
+        """Ends what this process has of the controller; in time, even if cancelled."""
+        if self._ends:
+            try:
+                await asyncio.sleep(max(0.0, self._end_at - self._controller.loop.time()))
+            finally:
+                for finish in self._ends:
+                    finish()
 
     async def _go(self, wire: Wire) -> None:
         controller = self._controller

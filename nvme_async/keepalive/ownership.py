@@ -25,6 +25,11 @@ def _kind(owner: str) -> str:
     return kind if number.isdigit() else owner
 
 
+def is_drivers_own(owner: str) -> bool:
+    """Is this the owner of memory that the driver itself uses, and no application?"""
+    return _kind(owner) in _DRIVERS_OWN
+
+
 class Ownership:
     """The ownership in one pool, as it was left."""
 
@@ -80,7 +85,7 @@ class Ownership:
         """An application's buffer in the pool."""
         at = bisect_right(self._offsets, offset) - 1
         slot = self._slots[at] if at >= 0 else None
-        if slot is None or offset + nbytes > slot.offset + slot.nbytes or _kind(slot.owner) in _DRIVERS_OWN:
+        if slot is None or offset + nbytes > slot.offset + slot.nbytes or is_drivers_own(slot.owner):
             raise InvalidSavedState(
                 f"queue {qid}: a command moves {nbytes} bytes at pool offset {offset:#x}, which belong to no buffer"
             )

@@ -47,6 +47,7 @@ from nvme_async.keepalive.cmb import find_queues, layout_of
 from nvme_async.keepalive.controller import Controller
 from nvme_async.keepalive.descriptors import mixed_up
 from nvme_async.keepalive.manifest import Manifest
+from nvme_async.keepalive.ownership import is_drivers_own
 from nvme_async.keepalive.phases import Phases
 from nvme_async.keepalive.state import State
 from nvme_async.keepalive.successor import Successor
@@ -347,6 +348,14 @@ class Restoration:
             self._successor.loops = self._loops
             self._successor.build(self._bundle, self._given, self._found[0], self._identify, self._namespaces)
 
+    def populate(self) -> None:
+        """Maps the driver's own memory in the pool, which otherwise takes a page fault for each few
+        pages while the predecessor stands still.
+        """
+        assert self.pool is not None
+        with self.phases.of("build"):
+            self.pool.populate(slot for slot in self.pool.slots() if is_drivers_own(slot.owner))
+
     def _settle(self, sequence: int | None) -> Successor:
         """What was built, if it is still what was saved last, else built again. sequence: the
         predecessor says that it has written so many times.
@@ -400,17 +409,12 @@ class Restoration:
         controller.cleanup = PredecessorCleanup(controller, controller.adopted, self.state)
         controller.cleanup.begin(verify=in_doubt, confirm=confirm)
         controller._keep(Manifest(successor.pool, successor.manifest, self._found[1], self._body), self.state)
-        controller.listener.start(events)
-        controller.loop.call_soon(controller.loop.call_soon, self._watch, controller)
         self.pool = self.device = self._successor = None
         self._bundle.close()
-        self._taken(controller)
+        controller.phases = self.phases
+        # Callers' I/O comes first.
+        controller.loop.call_soon(controller.loop.call_soon, self._taken, controller, events, controller.resets)
         return controller
-
-    @staticmethod
-    def _watch(controller: Controller) -> None:
-        if controller.state == Stage.READY:
-            controller.transport.watch(controller._on_gone)
 
     async def _confirm(self, controller: Controller) -> None:
         """Reads again, now that the predecessor has released the device, what the predecessor
@@ -433,10 +437,14 @@ class Restoration:
                 return  # handed on already, reset or closed
             log.warning("%s: querying the device again failed: %s", self.uri, error)
 
-    def _taken(self, controller: Controller) -> None:
-        phases = controller.phases = self.phases
+    def _taken(self, controller: Controller, events: list[_hotpath.Request], resets: int) -> None:
+        if controller.state == Stage.READY:
+            controller.transport.watch(controller._on_gone)
+        if controller.state in (Stage.READY, Stage.SAVING) and controller.resets == resets:
+            controller.listener.start(events)
+        phases = self.phases
         phases.record("pass", "attach", "build", "verify", "adopt")
         log.info("%s: taken over: %s", self.uri, phases)
-        if not controller.adopted.draining:
+        if not controller.adopted.draining and "drain" not in phases.seconds:
             phases.add("drain", 0.0)
             phases.record("drain")

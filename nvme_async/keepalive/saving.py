@@ -6,6 +6,7 @@ On the controller's home loop, with its lock held from suspend to resume or rele
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from nvme_async.driver.pcie import suspension
 from nvme_async.errors import QueueShutdown
@@ -67,12 +68,13 @@ async def resume(controller: KeptController) -> None:
     controller._bundle_changed()  # it may be deposited again
 
 
-def release(controller: KeptController) -> None:
-    """A successor has the controller, or will have it."""
+def release(controller: KeptController, *, later: bool = False) -> Callable[[], None]:
+    """A successor has the controller, or will have it. later: see suspension.release()."""
     controller.recorder = None
     if controller.phases is not None:
         controller.phases.record("suspend", "write")
         log.info("%s: saved: %s", controller.uri, controller.phases)
     controller.adopted.on_drained = None
-    suspension.release(controller)
+    finish = suspension.release(controller, later=later)
     controller._bundle_changed()
+    return finish

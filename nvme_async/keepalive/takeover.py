@@ -136,6 +136,7 @@ async def _take_live(
             await restoration.connect_told(offer["registers"])
         if restoration.device is not None:
             restoration.build()
+            restoration.populate()
         await wire.send(ready=True)
         answer = await wire.receive(READY_SECONDS, alone=True)
         if "go" not in answer:

@@ -1,6 +1,6 @@
 """Memory that a device may access. Layout and crash consistency: ext/dma/pool.h."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, SupportsIndex, final, overload
 
@@ -122,6 +122,11 @@ class Pool:
 
         Raises InvalidSavedState, with nothing changed, when an allocation that this process holds
         isn't there any more.
+        """
+
+    def populate(self, slots: Iterable[Slot]) -> None:
+        """Maps the pages of these allocations into this process now, so that their first use costs
+        nothing. Has no effect before Linux 5.14, or where memory is short.
         """
 
     def verify(self) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from driver_line import block, descriptors, line, socket_path
+from driver_line import block, descriptors, line, settle, socket_path
 
 from nvme_async.errors import NvmeError, RestoreRefused
 from nvme_async.keepalive import restore
@@ -56,6 +56,7 @@ async def test_a_restore_with_too_few_descriptors_is_refused_at_any_point() -> N
         await drivers.namespace.write(0, block(7))
         await asyncio.to_thread(int)
         with await drivers.driver.save() as bundle:
+            await settle()  # the predecessor's own are closed
             before = descriptors()
             lowest = os.dup(0)  # descriptor numbers from here on are free, or in use
             os.close(lowest)

@@ -132,10 +132,11 @@ async def resume(controller: Controller) -> None:
     controller._changed()
 
 
-def release(controller: Controller) -> None:
+def release(controller: Controller, *, later: bool = False) -> Callable[[], None]:
     """Another process has the controller, or will have it: from now on no object of this process
-    can touch the controller or the pool. Waiters end, and descriptors and memory are closed, in the
-    event-loop iteration after the next: a task that waits for this one comes first.
+    can touch the controller or the pool. What this returns ends waiters, and closes descriptors and
+    memory, once. It is called in the event-loop iteration after the next, as a task that waits for
+    this one comes first; later: the caller must call it, on the home loop.
     """
     controller.lifecycle.to(State.HANDED_OVER)
     sent = HandedOver(f"{controller.uri}: handed over to a successor, which gets the command's result", sent=True)
@@ -147,8 +148,10 @@ def release(controller: Controller) -> None:
     controller.listener.cancel()
     controller._cancel_background_work()
     controller.listener.end()
-    soon = controller.loop.call_soon
-    soon(soon, _Departure(controller, sent, unsent).finish)
+    finish = _Departure(controller, sent, unsent).finish
+    if not later:
+        controller.loop.call_soon(controller.loop.call_soon, finish)
+    return finish
 
 
 class _Departure:
@@ -170,10 +173,14 @@ class _Departure:
         self._half_made = list(queues.unsettled)
         self._visits: list[_LastVisit] = []
         self._lock = threading.Lock()
+        self._finished = False
         self._to_end = 1  # the home loop's, and those of visits
         queues.forget_all()
 
     def finish(self) -> None:
+        if self._finished:
+            return
+        self._finished = True
         for queue in self._queues:
             if queue.loop is self._home or not queue.loop.is_running():
                 self.end(queue)
