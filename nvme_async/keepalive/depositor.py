@@ -54,6 +54,13 @@ class Depositor:
         await self._deposit()
         self._controller.on_bundle_changed = self._on_changed
 
+    def follow(self) -> None:
+        """start() where the holder still has the descriptors of a predecessor, which are those of
+        the controller: they are replaced soon. Doesn't wait: callers' I/O comes first.
+        """
+        self._controller.on_bundle_changed = self._on_changed
+        self._on_changed()
+
     def succeed(self, wait: float) -> None:
         """The controller was handed over by a process that may still live: it is deposited once
         that has passed the address on, for which it has `wait` seconds. Doesn't wait itself;

@@ -223,6 +223,7 @@ class Recorder:
         self._descriptors: dict[str, tuple[int, str]] = {}
         self._written: tuple[Any, ...] | None = None
         """The input of the present manifest; None: it must be written."""
+        self._inherited = False  # a predecessor's, and nothing has changed since
         self._namespaces: dict[int, tuple[Any, NamespaceState]] = {}
         self._identify: tuple[Any, bytes] = (None, b"")
 
@@ -231,6 +232,7 @@ class Recorder:
         be passed on.
         """
         controller = self._controller
+        self._inherited = True
         self.extra = state.extra
         self._identify = (controller.identify, state.identify)
         for described in state.namespaces:
@@ -240,9 +242,10 @@ class Recorder:
 
     def accept(self) -> None:
         """The predecessor's state is valid for a restore, so a save has nothing to add, unless
-        something was written meanwhile.
+        something has changed since inherit().
         """
-        if self._written is None:
+        if self._inherited:
+            self._inherited = False
             self._written = self._inputs("live")
 
     def renew(self) -> None:
@@ -254,8 +257,12 @@ class Recorder:
         """Writes the state if it has changed; not while the controller is being saved, when the
         save's own state counts. OutOfDmaMemory if the pool is full.
         """
-        if self._controller.state == "saving" and not saving:
-            return
+        if saving:
+            self.accept()
+        else:
+            self._inherited = False
+            if self._controller.state == "saving":
+                return
         inputs = self._inputs(phase)
         if inputs != self._written:
             self.manifest.write(saved.encode(self.snapshot(phase)))

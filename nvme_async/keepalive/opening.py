@@ -158,6 +158,11 @@ def with_pool(options: Options, decision: Decision) -> Options:
     return attrs.evolve(options, keepalive=True, pool_bytes=decision.pool_bytes) if decision.enabled else options
 
 
+def was_restored(controller: Controller) -> bool:
+    """Is it the running controller of a predecessor? Then the holder has its descriptors."""
+    return controller.phases is not None and "adopt" in controller.phases.seconds
+
+
 async def settle_in(controller: Controller, decision: Decision, custodian: Custodian | None) -> None:
     """The controller has its driver: deposits it, if it is kept alive and has a holder. The
     controller then owns the custodian.
@@ -165,7 +170,10 @@ async def settle_in(controller: Controller, decision: Decision, custodian: Custo
     controller._decided(decision)
     if custodian is not None and controller.keepalive:
         controller.depositor = Depositor(controller, custodian)
-        await controller.depositor.start()
+        if was_restored(controller):
+            controller.depositor.follow()
+        else:
+            await controller.depositor.start()
     elif custodian is not None:
         await custodian.drop(controller.uri)
         custodian.close()
