@@ -31,7 +31,6 @@ import json
 import os
 import select
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from typing import Any
 
 import uvloop
 from keepalive_load import BLOCK, WAIT, Loop
+from keepalive_report import milliseconds, text
 
 import nvme_async
 from nvme_async.errors import NvmeError
@@ -49,6 +49,8 @@ from nvme_async.keepalive import restore
 
 EXCHANGES = 5
 """Exchanges of two messages before each hand-over."""
+SHOWN = 3
+"""Slowest hand-overs of which the phases are shown."""
 
 
 # -- one of the two processes ----------------------------------------------------------------------
@@ -99,7 +101,7 @@ class Driver:
         await self._until(lambda: all(loop.first for loop in self._loops))
         adopted = controller.adopted
         return {
-            "sent": min(queue.hot.busy_ns for queue in controller.queues.io.values() if queue.hot.busy_ns >= began),
+            "sent": min(sent for queue in controller.queues.io.values() if (sent := queue.hot.busy_ns) >= began),
             "first": min(loop.first for loop in self._loops),
             "all": max(loop.first for loop in self._loops),
             "standstill": adopted.pause,
@@ -244,23 +246,14 @@ class Process:
 # -- the figures -----------------------------------------------------------------------------------
 
 
-def milliseconds(nanoseconds: list[float]) -> dict[str, float]:
-    values = sorted(value / 1e6 for value in nanoseconds)
-    rank = max(0, -(-len(values) * 99 // 100) - 1)
-    return {
-        "rounds": len(values),
-        "median_ms": round(statistics.median(values), 3),
-        "p99_ms": round(values[rank], 3),
-        "min_ms": round(values[0], 3),
-        "max_ms": round(values[-1], 3),
-    }
-
-
 def hand_to_and_fro(
     holder: Process, other: Process, folder: str, rounds: int, each: int, options: dict[str, Any]
 ) -> tuple[Any, ...]:
-    """({name: nanoseconds of each round}, commands adopted, commands lost, the current owner)"""
+    """({name: nanoseconds of each round}, the slowest rounds, commands adopted, commands lost, the
+    current owner)
+    """
     times: dict[str, list[float]] = {"pause": [], "answered": [], "all_queues": [], "standstill": [], "floor": []}
+    slowest: list[dict[str, float]] = []
     adopted = lost = 0
     for number in range(rounds):
         path = f"{folder}/{number % 2}.sock"
@@ -277,10 +270,14 @@ def hand_to_and_fro(
             times["standstill"].append(came["standstill"] * 1e9)
         for phase, seconds in came["phases"].items():
             times.setdefault(f"phase {phase}", []).append(seconds * 1e9)
+        one = {name: came[key] - left["last"] for name, key in (("pause", "sent"), ("all queues", "all"))}
+        one |= {phase: seconds * 1e9 for phase, seconds in came["phases"].items()}
+        slowest.append({name: round(value / 1e6, 3) for name, value in one.items()})
+        slowest = sorted(slowest, key=lambda one: -one["pause"])[:SHOWN]
         adopted += came["adopted"]
         lost += came["lost"]
         holder, other = other, holder
-    return times, adopted, lost, holder, other
+    return times, slowest, adopted, lost, holder, other
 
 
 def handovers(uri: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -291,9 +288,11 @@ def handovers(uri: str, arguments: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="nvme-async-") as folder:
             processes[0].ask("open", uri=uri, options=options)
             warm = hand_to_and_fro(*processes, folder, 4, arguments.each, {})
-            times, adopted, lost, *who = hand_to_and_fro(*warm[-2:], folder, arguments.rounds, arguments.each, {})
+            times, slowest, adopted, lost, *who = hand_to_and_fro(
+                *warm[-2:], folder, arguments.rounds, arguments.each, {}
+            )
             for _ in range(arguments.fresh):
-                found, _, _, *who = hand_to_and_fro(*who, folder, 1, arguments.each, {**options, "keepalive": False})
+                found, _, _, _, *who = hand_to_and_fro(*who, folder, 1, arguments.each, {**options, "keepalive": False})
                 fresh += found["pause"]
             who[0].ask("close")
     finally:
@@ -303,6 +302,7 @@ def handovers(uri: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "queues": arguments.queues,
         "iodepth": arguments.iodepth,
         **{name: milliseconds(values) for name, values in times.items() if values},
+        "slowest": slowest,
         "commands_adopted": adopted,
         "commands_lost": lost,
     }
@@ -403,42 +403,6 @@ def emulated() -> Iterator[str]:
                 process.terminate()
 
 
-def text(report: dict[str, Any]) -> str:
-    def line(name: str, figures: dict[str, Any]) -> str:
-        return (
-            f"{name:<34} median {figures['median_ms']:9.3f} ms   p99 {figures['p99_ms']:9.3f} ms   "
-            f"of {figures['rounds']}"
-        )
-
-    handover = report["handovers"]
-    lines = [
-        f"{report['uri']}: {handover['queues']} queues, {handover['iodepth']} reads out on each",
-        line("pause at a hand-over", handover["pause"]),
-    ]
-    if "standstill" in handover:
-        lines.append(line("  of it between the two drivers", handover["standstill"]))
-    lines.append(line("floor: an exchange of two messages", handover["floor"]))
-    lines.append(f"the pause is {handover['pause_over_floor_median']} times the floor, in the median")
-    lines.append(line("  until the first is answered", handover["answered"]))
-    lines.append(line("  until every queue had an answer", handover["all_queues"]))
-    if "fresh" in handover:
-        lines.append(line("pause at a fresh bring-up", handover["fresh"]))
-        lines.append(f"a fresh bring-up takes {handover['fresh_over_handover_median']} times as long")
-    lines.append(
-        f"{handover['commands_adopted']} commands in flight were adopted, {handover['commands_lost']} of them failed"
-    )
-    if "deaths" in report:
-        lines.append(line("from kill -9 to the first new I/O", report["deaths"]["sent"]))
-        lines.append(line("  of it until the process had ended", report["deaths"]["kernel"]))
-        lines.append(line("  of it from then on", report["deaths"]["after"]))
-        lines.append(line("  until it was answered", report["deaths"]["first"]))
-    lines += [line(f"save with {save['queue_pairs']} I/O queue pairs", save) for save in report["saves"]]
-    for name, figures in (*handover.items(), *report.get("deaths", {}).items()):
-        if name.startswith("phase "):
-            lines.append(line(f"  {name}", figures))
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--uri", help="a vfio-user: or pci: device; default: an emulated controller")
@@ -450,7 +414,7 @@ def main() -> None:
         "--each", type=int, default=200, help="reads on each queue between two hand-overs [%(default)s]"
     )
     parser.add_argument("--deaths", type=int, default=20, help="kill -9 with a warm successor [%(default)s]")
-    parser.add_argument("--save-queues", default="1,64", help="queue pairs to time a save with [%(default)s]")
+    parser.add_argument("--save-queues", default="1,4,64", help="queue pairs to time a save with [%(default)s]")
     parser.add_argument("--save-rounds", type=int, default=20, help="saves [%(default)s]")
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
     parser.add_argument("--driver", action="store_true", help=argparse.SUPPRESS)

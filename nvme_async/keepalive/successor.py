@@ -385,7 +385,7 @@ class Successor:
 
         def drained() -> None:
             phases.add("drain", time.perf_counter() - began)
-            self._all.assign(self.loops)
+            controller.loop.call_soon(self._all.assign, self.loops)  # not in the midst of a delivery
             self._await_first_io()  # callers' I/O that waits is sent by lift()
             self._all.lift("drain")
             phases.record("drain")

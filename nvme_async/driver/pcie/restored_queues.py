@@ -69,8 +69,11 @@ class RestoredQueues(QueueSet):
 
     def assign(self, loops: Iterable[tuple[asyncio.AbstractEventLoop, str]]) -> None:
         """Each of these loops, with the name of its thread, gets a predecessor's queue pair, if it
-        has none and one is idle. It adopts it at its first I/O.
+        has none and one is idle. It adopts it at its first I/O. Not during a delivery of one of
+        them.
         """
+        if self._controller.lifecycle.state is not State.READY or self._creating.locked():
+            return
         known = {queue.worker for queue in self.spare}
         for loop, worker in sorted(loops, key=lambda one: one[1] not in known):
             if loop not in self.io and loop.is_running():

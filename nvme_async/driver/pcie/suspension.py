@@ -204,11 +204,14 @@ class _Departure:
 
     def end(self, queue: LoopQueue) -> None:
         """In the thread of its loop, or once that has ended."""
-        try:
-            queue.stop_listening()
-            _lent.extend(_hotpath.hand_over(queue.hot, self._sent, self._unsent))
-        except Exception as error:
-            log.warning("queue %d of a controller that was handed over: %r", queue.qid, error)
+        for step in (queue.stop_listening, lambda: self._end_waiters(queue)):
+            try:
+                step()
+            except Exception as error:
+                log.warning("queue %d of a controller that was handed over: %r", queue.qid, error)
+
+    def _end_waiters(self, queue: LoopQueue) -> None:
+        _lent.extend(_hotpath.hand_over(queue.hot, self._sent, self._unsent))
 
     def has_ended(self) -> None:
         """Of one thread, all queue pairs. From any thread."""
