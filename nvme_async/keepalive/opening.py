@@ -163,14 +163,17 @@ def was_restored(controller: Controller) -> bool:
     return controller.phases is not None and "adopt" in controller.phases.seconds
 
 
-async def settle_in(controller: Controller, decision: Decision, custodian: Custodian | None) -> None:
+async def settle_in(
+    controller: Controller, decision: Decision, custodian: Custodian | None, *, at_once: bool = False
+) -> None:
     """The controller has its driver: deposits it, if it is kept alive and has a holder. The
-    controller then owns the custodian.
+    controller then owns the custodian. at_once: doesn't wait for the deposit of a controller that
+    was restored.
     """
     controller._decided(decision)
     if custodian is not None and controller.keepalive:
         controller.depositor = Depositor(controller, custodian)
-        if was_restored(controller):
+        if at_once and was_restored(controller):
             controller.depositor.follow()
         else:
             await controller.depositor.start()
@@ -190,9 +193,10 @@ async def open_with_keepalive(
     *,
     fresh: Callable[[str, Options], Awaitable[Controller]] | None = None,
     loops: Sequence[asyncio.AbstractEventLoop] = (),
+    at_once: bool = False,
 ) -> Controller:
     """nvme_async.open(). given: options by name. fresh: brings up a controller without a
-    predecessor. loops: as for take_over().
+    predecessor. loops: as for take_over(). at_once: see settle_in().
     """
     options = Options.of(given)
     decision, custodian = choose(uri, options, keepalive_options)
@@ -203,7 +207,7 @@ async def open_with_keepalive(
             controller = await _follow(uri, bundle, decision, with_fused(given, decision), custodian, loops)
         if controller is None:
             controller = await (fresh or _bring_up)(uri, with_pool(options, decision))
-        await settle_in(controller, decision, custodian)
+        await settle_in(controller, decision, custodian, at_once=at_once)
     except BaseException as error:
         if controller is not None:
             await controller.close()

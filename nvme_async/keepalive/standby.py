@@ -53,7 +53,7 @@ async def stand_by(
     await rehearse()
     if uri is None:
         uri = await _the_one(keeper, keepalive_options.keeper_wait)
-    return await open_with_keepalive(uri, options, keepalive_options, loops=loops)
+    return await open_with_keepalive(uri, options, keepalive_options, loops=loops, at_once=True)
 
 
 async def _the_one(keeper: str, wait: float) -> str:

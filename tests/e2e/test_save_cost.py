@@ -383,3 +383,44 @@ async def test_saves_while_other_loops_start_end_and_send(loops: Loops) -> None:
         assert counted["read"] > 100
         await eventually(lambda: descriptors() <= before)
         assert drivers.since()["disables"] == 0
+
+
+async def test_loops_that_are_named_get_queue_pairs_without_a_visit_to_the_home_loop(loops: Loops) -> None:
+    """Each finds its queue pair at its first I/O, that of the thread of the same name."""
+    loops.start(3)
+    async with line("size=64MiB,queues=8") as drivers:
+        await drivers.namespace.write(0, block(1))
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [block(1)] * 3
+        before = {loop: queue.qid for loop, queue in drivers.driver.queues.io.items()}
+        visits: Counter[str] = Counter()
+        with await drivers.driver.save() as bundle:
+            drivers.driver = await restore(bundle, loops=loops.loops)
+        assert {loop: queue.qid for loop, queue in drivers.driver.queues.io.items()} == before
+        create, at_once = drivers.driver.queues.create, drivers.driver.queues._spare_at_once
+
+        async def creating(*arguments: Any) -> Any:
+            visits["create"] += 1
+            return await create(*arguments)
+
+        async def taking(*arguments: Any) -> Any:
+            visits["take"] += 1
+            return await at_once(*arguments)
+
+        drivers.driver.queues.create, drivers.driver.queues._spare_at_once = creating, taking
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [block(1)] * 3
+        assert not visits
+
+
+async def test_a_loop_that_is_named_and_busy_gets_its_queue_pair_later(loops: Loops) -> None:
+    loops.start(1)
+    release = threading.Event()
+    async with line("size=64MiB,queues=4") as drivers:
+        await drivers.namespace.write(0, block(1))
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [block(1)]
+        with await drivers.driver.save() as bundle:
+            loops.loops[0].call_soon_threadsafe(release.wait, 60)
+            drivers.driver = await restore(bundle, loops=loops.loops)
+        assert loops.loops[0] not in drivers.driver.queues.io
+        release.set()
+        assert await loops.on_each(lambda: drivers.namespace.read(0)) == [block(1)]
+        assert loops.loops[0] in drivers.driver.queues.io
