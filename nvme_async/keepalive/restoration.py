@@ -62,7 +62,7 @@ log: logging.Logger = logging.getLogger("nvme_async")
 Policy = Literal["refuse", "fresh"]
 
 _ACQUAINTANCE = 0.2
-"""Seconds for a loop to tell its thread's name."""
+"""Seconds for a loop to give its thread's name."""
 
 
 async def restore(

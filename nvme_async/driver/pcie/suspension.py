@@ -223,9 +223,9 @@ class _Departure:
 
 
 class _LastVisit:
-    """Ends a handed-over queue pair in its loop's thread, and closes the interrupt's eventfd: closed
-    earlier, it would stay in what the loop polls, as the successor has it open. A loop that is
-    closed before drops this object, which does the same.
+    """Ends a handed-over queue pair in its loop's thread, and closes the interrupt's eventfd.
+    Closed earlier, it would stay in what the loop polls, as the successor has it open. A loop that
+    is closed before drops this object, which does the same.
     """
 
     def __init__(self, departure: _Departure, queue: LoopQueue) -> None:
