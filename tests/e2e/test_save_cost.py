@@ -20,7 +20,7 @@ from driver_line import CREATE_CQ, block, calling, descriptors, eventually, line
 from nvme_async.driver.pcie import restored_queues, suspension
 from nvme_async.emulator import FOREVER
 from nvme_async.errors import HandedOver, NvmeError, QueueShutdown
-from nvme_async.keepalive import restore, saving
+from nvme_async.keepalive import restoration, restore, saving
 from nvme_async.keepalive import state as saved
 
 pytestmark = pytest.mark.alone  # measures times
@@ -385,8 +385,11 @@ async def test_saves_while_other_loops_start_end_and_send(loops: Loops) -> None:
         assert drivers.since()["disables"] == 0
 
 
-async def test_loops_that_are_named_get_queue_pairs_without_a_visit_to_the_home_loop(loops: Loops) -> None:
+async def test_loops_that_are_named_get_queue_pairs_without_a_visit_to_the_home_loop(
+    loops: Loops, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each finds its queue pair at its first I/O, that of the thread of the same name."""
+    monkeypatch.setattr(restoration, "_ACQUAINTANCE", 60.0)
     loops.start(3)
     async with line("size=64MiB,queues=8") as drivers:
         await drivers.namespace.write(0, block(1))
