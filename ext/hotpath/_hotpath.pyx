@@ -142,7 +142,10 @@ cdef extern from "hotpath/queue.h":
     void nvq_rang_sq_to(nvq *q, uint32_t value) nogil
     void nvq_rang_cq_to(nvq *q, uint32_t value) nogil
     void nvq_before_last_poll() nogil
+    bint nvq_is_here(const nvq *q) nogil
     bint nvq_pending(const nvq *q) nogil
+    bint nvq_pending_for(const nvq *q, bint due) nogil
+    bint nvq_shares_polls(const nvq *q) nogil
     bint nvq_is_idle(const nvq *q) nogil
     uint32_t nvq_usable(const nvq *q) nogil
     uint64_t nvq_layout_of(nvq_header *h, uint32_t entries, uint32_t n_trackers, uint32_t list_bytes) nogil

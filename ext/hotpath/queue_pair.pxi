@@ -256,6 +256,15 @@ cdef class QueuePair(Waits):
             count = 0
         interrupted(self, count)
 
+    def on_readable(self):
+        """The descriptor of a transport with shared polls is readable: this is its interrupt."""
+        if self.has_memory:
+            self.q.header.n_interrupts += 1
+            if nvq_pending(&self.q):
+                nvw_interrupted(&self.waiting)
+                wakes_up(self)
+                self.more()
+
     def more(self):
         """Drains the ring, in bounded portions so that other tasks of the loop get their turn."""
         if self.has_memory:
@@ -265,7 +274,7 @@ cdef class QueuePair(Waits):
             if self.q.n_unacked:
                 self.acknowledge()
                 nvq_before_last_poll()
-            if nvq_pending(&self.q):
+            if nvq_pending_for(&self.q, False):
                 self.soon(self.more_callback)
 
     def on_timer(self):

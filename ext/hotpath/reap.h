@@ -27,12 +27,29 @@ static inline bool nvq_completion_at(const struct nvq *q, uint64_t position, str
     return true;
 }
 
+/* True if there is a completion in the ring that was not reaped yet. */
+static inline bool nvq_is_here(const struct nvq *q)
+{
+    return (*(volatile uint16_t *)&q->cq[q->cq_head].status & 1) == q->cq_phase;
+}
+
 /* True if there is a completion that was not reaped yet. Polls the transport if there is one. */
 static inline bool nvq_pending(const struct nvq *q)
 {
-    if ((*(volatile uint16_t *)&q->cq[q->cq_head].status & 1) == q->cq_phase)
-        return true;
-    return __builtin_expect(q->transport != NULL, 0) && q->transport->poll((struct nvq *)q);
+    return nvq_is_here(q) || (__builtin_expect(q->transport != NULL, 0) && q->transport->poll((struct nvq *)q));
+}
+
+/* True if waiters share the polls of a transport (transport.h). */
+static inline bool nvq_shares_polls(const struct nvq *q)
+{
+    return __builtin_expect(q->transport != NULL, 0) && q->transport->shared_polls;
+}
+
+/* nvq_pending() by one of several waiters. due: it is this one's turn, if they share polls. */
+static inline bool nvq_pending_for(const struct nvq *q, bool due)
+{
+    return nvq_is_here(q) || (__builtin_expect(q->transport != NULL, 0) && (due || !q->transport->shared_polls) &&
+                              q->transport->poll((struct nvq *)q));
 }
 
 /* Has the controller completed every command that it was rung for? Its last completion is in the

@@ -24,7 +24,7 @@ cdef void before_sleep(QueuePair qp) except *:
     if qp.q.n_unacked:
         qp.acknowledge()
         nvq_before_last_poll()
-    if nvq_pending(&qp.q):
+    if pending_in_turn(qp):
         qp.more()
     if qp.q.n_unrung and not qp.waiting.flush_planned:
         qp.plan_flush()
@@ -106,9 +106,10 @@ cdef int poll_early(QueuePair qp, bint last) except -2:
         return -1
     qp.ring_late()
     if nvq_pending(&qp.q):
-        # In poll mode, which may have begun after the sleep, no interrupt is waited for.
-        # One that has come to `shared` was handled just now.
-        if qp.waiting.mode != NVW_POLL and (qp.edge or not readable(qp.event_fd)):
+        # In poll mode, which may have begun after the sleep, no interrupt is waited for. One that
+        # has come to `shared` was handled just now; a transport with shared polls can't miss one,
+        # because its descriptor stays readable.
+        if qp.waiting.mode != NVW_POLL and not nvq_shares_polls(&qp.q) and (qp.edge or not readable(qp.event_fd)):
             qp.q.header.n_missed += 1
             nvw_missed(&qp.waiting)
         qp.reap_and_deliver(qp.waiting.reap_limit)

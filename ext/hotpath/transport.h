@@ -15,8 +15,12 @@
 
 struct nvq;
 
-/* Called with the queue's thread alone, with or without the GIL. None may block. */
+/* The functions are called with the queue's thread alone, with or without the GIL. None may
+ * block. */
 struct nvq_transport {
+    /* poll() is a system call, also if there is nothing, and the listener is notified again while
+     * there is more: waiters share polls. */
+    bool shared_polls;
     /* Sends what was posted since the last call. */
     void (*submit)(struct nvq *q);
     /* Polls for completions. True: there is something to reap. */

@@ -47,6 +47,7 @@ enum nvw_mode {
 #define NVW_EAGER_NS_BITS 12   /* a spin counts as one more for each 4096 ns: 131 us in a row at most, and one spin */
 #define NVW_RING_LEAST 1u /* commands for one doorbell, where controller and host are in lockstep (ringing.h) */
 #define NVW_RING_MOST 64u /* and elsewhere, within one iteration */
+#define NVW_SHARED 8u /* polls by all waiters in one iteration, where a poll is a system call */
 #define NVW_YIELDS 6           /* iterations that a command waits for without a Future */
 #define NVW_MAX_SCORE 64
 #define NVW_PROBE_MASK 63u     /* what isn't worth it is tried once in 64 times all the same */
@@ -105,6 +106,8 @@ struct nvw_waiting {
     uint32_t due; /* results that are here, and whose awaiters have not come for them yet */
     bool burst_over; /* the last of those has come, and nothing was rung since */
     struct nvw_ringing ringing; /* whether it is rung earlier, too */
+
+    uint32_t unpolled; /* waiters that have left it to others, since one of them has polled */
 
     /* Turns for other tasks of the loop. */
     uint32_t eager; /* credit: completions without suspending that are left */
@@ -185,6 +188,15 @@ static inline bool nvw_eager(struct nvw_waiting *w, uint64_t spun_ns)
 static inline unsigned nvw_yields(struct nvw_waiting *w)
 {
     return ++w->yields_asked, w->yield_score || !(w->yields_asked & NVW_PROBE_MASK) ? NVW_YIELDS : 0;
+}
+
+/* One of `out` waiters has its turn. Should it poll for all, if they share polls (transport.h)? */
+static inline bool nvw_polls(struct nvw_waiting *w, uint32_t out)
+{
+    if (++w->unpolled * NVW_SHARED < out)
+        return false;
+    w->unpolled = 0;
+    return true;
 }
 
 /* All of them went by in vain. */

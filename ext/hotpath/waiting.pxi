@@ -50,6 +50,7 @@ cdef extern from "hotpath/waiting.h" nogil:
     void nvw_is_out(nvw_waiting *w, uint64_t at, uint64_t posted_ns)
     bint nvw_eager(nvw_waiting *w, uint64_t spun_ns)
     unsigned nvw_yields(nvw_waiting *w)
+    bint nvw_polls(nvw_waiting *w, uint32_t out)
     void nvw_yielded_in_vain(nvw_waiting *w)
     void nvw_came(nvw_waiting *w, bint yielding)
     bint nvw_poll_first(nvw_waiting *w, uint64_t now_ns)
@@ -88,7 +89,7 @@ cdef bint after_post(QueuePair qp, Request request) except -1:
         elif not w.yield_score:
             spun = spin(qp, &w.next)
             nvw_waited(&w.ringing, spun)
-    if nvq_pending(&qp.q):
+    if nvq_pending_for(&qp.q, last):
         qp.reap_and_deliver(w.reap_limit)
         if w.guarded and qp.q.n_unacked and not w.flush_planned:
             qp.plan_flush()         # others sleep, and nothing may stay unacknowledged meanwhile
@@ -114,7 +115,7 @@ cdef bint after_yield(QueuePair qp, Request request) except -1:
         request.state = COMPLETED
         return True
     qp.ring_late()
-    if nvq_pending(&qp.q):
+    if pending_in_turn(qp):
         qp.reap_and_deliver(qp.waiting.reap_limit)
     else:
         qp.waiting.ringing.waited += 1
@@ -123,6 +124,13 @@ cdef bint after_yield(QueuePair qp, Request request) except -1:
     if request.yields == 0:
         nvw_yielded_in_vain(&qp.waiting)
     return False
+
+
+cdef inline bint pending_in_turn(QueuePair qp) noexcept:
+    """Is there a completion for one of several waiters? Those of a transport may share polls."""
+    if nvq_is_here(&qp.q):
+        return True
+    return qp.q.transport != NULL and nvq_pending_for(&qp.q, nvw_polls(&qp.waiting, qp.q.n_armed))
 
 
 cdef inline void ring_several(QueuePair qp) except *:

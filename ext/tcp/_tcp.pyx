@@ -27,7 +27,7 @@ cdef extern from "tcp/link.h" nogil:
         bint header_digest, data_digest
 
     struct tcp_counters:
-        uint64_t sends, receives, polls, bytes_sent, bytes_received, pdus_sent, pdus_received
+        uint64_t sends, receives, empty, polls, bytes_sent, bytes_received, pdus_sent, pdus_received
         uint64_t r2ts, in_capsule, header_digest_errors, data_digest_errors, blocked, copied, late
 
     struct tcp_link:
@@ -136,7 +136,7 @@ cdef class Link:
             "blocked": self.link.blocked, "in_capsule_bytes": self.link.limits.in_capsule,
             "max_h2c_bytes": self.link.limits.max_h2c, "header_digest": bool(self.link.limits.header_digest),
             "data_digest": bool(self.link.limits.data_digest),
-            "sends": c.sends, "receives": c.receives, "polls": c.polls, "bytes_sent": c.bytes_sent, "bytes_received": c.bytes_received,
+            "sends": c.sends, "receives": c.receives, "receives_in_vain": c.empty, "polls": c.polls, "bytes_sent": c.bytes_sent, "bytes_received": c.bytes_received,
             "pdus_sent": c.pdus_sent, "pdus_received": c.pdus_received, "r2ts": c.r2ts, "in_capsule_writes": c.in_capsule,
             "header_digest_errors": c.header_digest_errors, "data_digest_errors": c.data_digest_errors,
             "times_blocked": c.blocked, "copied": c.copied, "answers_before_data_left": c.late,

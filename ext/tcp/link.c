@@ -190,6 +190,7 @@ static void transport_disown(struct nvq *q)
 }
 
 const struct nvq_transport tcp_transport = {
+    .shared_polls = true,
     .submit = transport_submit,
     .poll = transport_poll,
     .reset = transport_reset,

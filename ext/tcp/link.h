@@ -66,7 +66,7 @@ struct tcp_piece {
 enum tcp_receiving { RX_HEADER, RX_PADDING, RX_DATA, RX_DIGEST };
 
 struct tcp_counters {
-    uint64_t sends, receives, polls, bytes_sent, bytes_received, pdus_sent, pdus_received;
+    uint64_t sends, receives, empty, polls, bytes_sent, bytes_received, pdus_sent, pdus_received;
     uint64_t r2ts, in_capsule, header_digest_errors, data_digest_errors, blocked, copied, late;
 };
 

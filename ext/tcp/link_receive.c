@@ -288,11 +288,24 @@ out:
         link->rx_begin = link->rx_end = 0;
 }
 
-/* Calls recv() once. False: there is no more data, or the connection has ended. */
+/* Receives `direct` bytes at `to`, then up to `room` bytes into the buffer. As recv(). */
+static ssize_t receive(struct tcp_link *link, uint8_t *to, uint32_t direct, uint32_t room)
+{
+    uint8_t *const buffer = link->rx + link->rx_end;
+    struct iovec iov[] = {{to, direct}, {buffer, room}};
+    struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
+    ssize_t n;
+    link->counters.receives++;
+    do
+        n = direct ? recvmsg(link->fd, &message, MSG_DONTWAIT) : recv(link->fd, buffer, room, MSG_DONTWAIT);
+    while (n < 0 && errno == EINTR);
+    link->counters.empty += n < 0;
+    return n;
+}
+
+/* Receives once. False: there is no more data, or the connection has ended. */
 static bool receive_once(struct tcp_link *link)
 {
-    struct iovec iov[2];
-    unsigned n_iov = 0;
     uint32_t direct = 0;
     uint8_t *to = link->receiving == RX_DATA && link->rx_begin == link->rx_end ? target(link) : NULL;
 
@@ -301,22 +314,13 @@ static bool receive_once(struct tcp_link *link)
         link->rx_end -= link->rx_begin;
         link->rx_begin = 0;
     }
-    if (to) {
+    if (to)
         direct = link->left;
-        iov[n_iov++] = (struct iovec){to, direct};
-    }
     uint32_t room = LINK_RX_BYTES - link->rx_end;
     if (link->n_long && room > LINK_RX_SHORT)
         room = LINK_RX_SHORT;
-    iov[n_iov++] = (struct iovec){link->rx + link->rx_end, room};
     const size_t wanted = (size_t)direct + room;
-
-    struct msghdr message = {.msg_iov = iov, .msg_iovlen = n_iov};
-    ssize_t n;
-    link->counters.receives++;
-    do
-        n = recvmsg(link->fd, &message, MSG_DONTWAIT);
-    while (n < 0 && errno == EINTR);
+    const ssize_t n = receive(link, to, direct, room);
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
         return false;
     if (n <= 0) {

@@ -58,7 +58,7 @@ class TcpQueue(LoopQueue):
             self.loop.remove_reader(sock.fileno())
 
     def _readable(self) -> None:
-        self.hot.more()
+        self.hot.on_readable()
         if self.link.broken:
             self._read(False)
             self._on_broken(self, self.link.error or "the connection is lost")
