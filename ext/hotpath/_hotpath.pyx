@@ -23,7 +23,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+import asyncio
 import os
+import sys
 from array import array
 from collections import deque
 
@@ -243,6 +245,7 @@ include "shared_waits.pxi"
 include "queue_pair.pxi"
 include "sending.pxi"
 include "sgl.pxi"
+include "turns.pxi"
 include "delivering.pxi"
 include "delaying.pxi"
 include "sleeping.pxi"

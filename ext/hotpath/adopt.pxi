@@ -367,6 +367,7 @@ def rebind(QueuePair qp, create_future, call_soon, ready):
     """
     if not qp.movable or qp.line or qp.starved:
         raise RuntimeError(f"queue {qp.qid} is in use")
+    leave_turns(qp)
     qp.create_future, qp.call_soon, qp.ready = create_future, call_soon, ready
     qp.waiting.flush_planned = qp.waiting.poll_planned = False
     qp.watched = qp.waiting.guarded = False

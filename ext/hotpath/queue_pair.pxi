@@ -42,7 +42,12 @@ cdef class QueuePair(Waits):
     cdef public object on_starved    # called with the missing bytes when the pool has no such bounce page: grows it, or raises
     cdef object refusal          # exception for new commands, or None
     cdef bint held               # new commands wait (drain barrier, reset)
-    cdef object flush_callback, poll_callback, more_callback
+    cdef object flush_callback, poll_callback, more_callback, turns_callback
+    cdef list turns              # futures of awaiters that come back in the next iteration (turns.pxi)
+    cdef list spare_futures      # to be used again
+    cdef object turn_over        # a future that is done
+    cdef bint turns_planned      # the loop will call turns_callback
+    cdef Py_ssize_t turns_left   # awaiters that it has not resumed yet, while it runs
     cdef int event_fd
     cdef object ready                # the loop's queue of ready callbacks, if it has one (stock asyncio)
     cdef readonly object on_idle     # called when the last command completed, if not None
@@ -78,6 +83,8 @@ cdef class QueuePair(Waits):
         self.flush_callback = self.flush
         self.poll_callback = self.poll
         self.more_callback = self.more
+        self.turns_callback = self.take_turns
+        self.turns, self.spare_futures = [], []
         nvw_init(&self.waiting, entries)
         self.ready = ready
         self.waiters = <PyObject **>calloc(n_trackers, sizeof(PyObject *))
@@ -211,6 +218,10 @@ cdef class QueuePair(Waits):
             # The loop has ended; only the controller's home loop uses and polls its queue pair.
             if self.loop is None or not self.loop.is_closed():
                 raise
+
+    def take_turns(self):
+        """Resumes the awaiters that wait for this iteration. For the loop to call."""
+        take_turns(self)
 
     cdef void plan_flush(self) except *:
         self.waiting.flush_planned = True
@@ -388,7 +399,7 @@ cdef class QueuePair(Waits):
         self.leave_kick_ring()
         self.close_memory()
         self.mmio = self.stop_page = self.memory = self.shadow = self.doorbell_write = self.transport = None
-        self.flush_callback = self.poll_callback = self.more_callback = None
+        self.flush_callback = self.poll_callback = self.more_callback = self.turns_callback = None
         self.on_sleep = self.on_busy = self.retry_delay = self.call_later = None
         self.close_timer()
 

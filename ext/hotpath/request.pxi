@@ -311,11 +311,9 @@ cdef int request_send(Request self, PyObject **result) except -1:
         if self.future is None:
             if self.yields:
                 # Back in the next event-loop iteration, as after asyncio.sleep(0): far cheaper than
-                # a Future if the completion comes soon.
+                # a sleep if the completion comes soon.
                 self.yields -= 1
-                Py_INCREF(None)
-                result[0] = <PyObject *>None
-                return 0
+                return next_iteration(qp, result)
             self.future = qp.create_future()
         return suspend(self.future, result)
     if self.state == PARKED:

@@ -82,7 +82,7 @@ cdef bint after_post(QueuePair qp, Request request) except -1:
         qp.plan_flush()
     if w.mode == NVW_INTERRUPT:
         return False
-    if last and w.spin_ns and w.eager and (qp.ready is None or not qp.ready) and not others_wait(qp):
+    if last and w.spin_ns and w.eager and (qp.ready is None or not (qp.ready or qp.turns_left)) and not others_wait(qp):
         if alone:
             if not nvw_is_slow(w):
                 spun = spin(qp, &w.lone)

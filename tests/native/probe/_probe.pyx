@@ -13,7 +13,7 @@ from nvme_async.native._mmio cimport Mmio
 from nvme_async.dma import Pool
 from nvme_async.native._hotpath import MODES, NamespaceCore, QueuePair, queue_memory
 from nvme_async.native._placement import AddressMap, BounceCache
-from nvme_async.runtime.loop_internals import shows_thread
+from nvme_async.runtime.loop_internals import ready_callbacks, shows_thread
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t c_write "write"(int fd, const void *buf, size_t n)
@@ -145,7 +145,8 @@ cdef class LoopBack:
         address_map.add(self.address, self.pool.nbytes, self.iova, True)
         self.buffer = pool.alloc(4096, owner="data")
         self.qp = QueuePair(memory, qid=1, entries=256, n_trackers=254, max_transfer=1 << 20, address_map=address_map, bounce=bounce,
-                            create_future=loop.create_future, call_soon=loop.call_soon, command_error=None, on_stray=None)
+                            create_future=loop.create_future, call_soon=loop.call_soon, command_error=None, on_stray=None,
+                            ready=ready_callbacks(loop))
         self.qp.bind(loop, shows_thread(loop))
         fd = os.memfd_create("doorbells")
         os.ftruncate(fd, 4096)
