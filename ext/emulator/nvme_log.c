@@ -111,6 +111,11 @@ static unsigned effects_page(const struct emu_ctrl *ctrl, uint8_t csi, uint8_t *
         put32(p, ADMIN_DBBUF * 4u, CSUPP);
     put32(p, ADMIN_FORMAT * 4u, CSUPP | LBCC | NCC | 1u << 16); /* CSE: not with other commands on that namespace */
     extras_effects(ctrl, p);
+    /* nvme-cli asks for zoned namespaces' commands wherever CAP.CSS bit 6 is 1. Of a command set
+     * that is not there the controller supports no command. */
+    if (csi != CSI_NVM && !(csi == CSI_ZNS && ctrl->config.extras.zoned) &&
+        !(csi == CSI_KV && ctrl->config.extras.key_value))
+        return 4096;
     if (csi == CSI_KV) {
         io_effects(p, key_reads, sizeof(key_reads), CSUPP);
         io_effects(p, key_writes, sizeof(key_writes), CSUPP | LBCC);
@@ -215,9 +220,6 @@ uint16_t admin_get_log(struct emu_ctrl *ctrl, const struct nvme_sqe *sqe)
     if (nbytes > (ctrl->config.mdts ? 4096ull << ctrl->config.mdts : 1ull << 20))
         return SC_INVALID_FIELD;
     uint8_t csi = (uint8_t)(sqe->cdw14 >> 24);
-    if (lid == LOG_EFFECTS && csi != CSI_NVM && !(csi == CSI_ZNS && ctrl->config.extras.zoned) &&
-        !(csi == CSI_KV && ctrl->config.extras.key_value))
-        return SC_INVALID_FIELD;
     if (lid == LOG_SMART && sqe->nsid && sqe->nsid != NSID_ALL)
         return SC_INVALID_FIELD; /* LPA: there is none by namespace */
 

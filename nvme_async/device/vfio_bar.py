@@ -23,7 +23,7 @@ HOST_PAGE = mmap.PAGESIZE
 # answers. It can't be zero either: virtual machines read that from a missing device.
 VS = 0x08
 ALL_ONES = 0xFFFF_FFFF
-NOBODY = (ALL_ONES, 0)
+ABSENT = (ALL_ONES, 0)
 
 # PCI Local Bus 3.0, 6.1 and 6.2.2; MSI-X: 6.8.2
 PCI_VENDOR_ID, PCI_COMMAND, PCI_REVISION_ID, PCI_SUBSYSTEM_VENDOR_ID, PCI_CAPABILITY_LIST = (
@@ -214,7 +214,7 @@ class Bar0:
     def read32(self, offset: int) -> int:
         """ControllerGone if the device doesn't answer."""
         value = self._read32(offset)
-        if value in NOBODY and self._check_present(offset):
+        if value in ABSENT and self._check_present(offset):
             return self._read32(offset)
         return value
 
@@ -224,7 +224,7 @@ class Bar0:
         value = 0 if place is None else place[1].read64(offset - place[0])
         if place is None or self._is_lost(place):
             value = self._slow_read(offset, 8)
-        if value & ALL_ONES in NOBODY and self._check_present(offset):
+        if value & ALL_ONES in ABSENT and self._check_present(offset):
             return self._slow_read(offset, 8)
         return value
 
@@ -275,7 +275,7 @@ class Bar0:
         """
         faults = self.faults
         version = self._version()
-        if version in NOBODY:
+        if version in ABSENT:
             what = "all ones" if version else "zero"
             raise ControllerGone(f"{self._address} is gone: register {offset:#x} reads {what}, and VS too")
         return self.faults != faults
@@ -286,14 +286,14 @@ class Bar0:
         """
         version = self._read32(VS)
         place = self._window(VS, 4)
-        if version not in NOBODY or place is None:
+        if version not in ABSENT or place is None:
             return version
         try:
             real = self._slow_read(VS, 4)
         except (DeviceError, ControllerGone):
             return version
-        if real in NOBODY or (again := self._read32(VS)) not in NOBODY:
-            return again if real not in NOBODY else version  # a device that is being reset comes back
+        if real in ABSENT or (again := self._read32(VS)) not in ABSENT:
+            return again if real not in ABSENT else version  # a device that is being reset comes back
         self._lose(place, "read all ones" if version else "read zero")
         return real
 

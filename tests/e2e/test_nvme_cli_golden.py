@@ -22,7 +22,7 @@ from nvme_async.errors import command_error
 from nvme_async.spec.commands import Command
 from nvme_async.spec.completion import Completion
 from nvme_async.spec.identify import IdentifyController, IdentifyNamespace
-from nvme_async.spec.registers import WIDE
+from nvme_async.spec.registers import WIDE, WITH_MSIX, Cap, Register
 
 RECORDED = Path(__file__).parents[1] / "data" / "nvme-cli-2.13.json"
 RECORDING: dict[str, Any] = json.loads(RECORDED.read_text())
@@ -38,13 +38,14 @@ async def send(command: Command, buffer: Any = None, **_: Any) -> Completion:
     return Completion(dw0=result & 0xFFFF_FFFF, dw1=result >> 32, sqid=0, data=data if nbytes else None)
 
 
-class Registers:
-    async def read32(self, offset: int) -> int:
-        dwords = {f"cdw{number}": offset if number == 11 else 0 for number in range(10, 16)}
-        status, value, _ = answer(True, 0x7F, 4, dwords, 0)
-        return value if not status else (1 << (64 if offset in WIDE else 32)) - 1
+class Transport:
+    max_transfer = 4096
+    readable = WITH_MSIX
 
-    read64 = read32
+    async def read_property(self, register: Register) -> int:
+        dwords = {f"cdw{number}": register if number == 11 else 0 for number in range(10, 16)}
+        status, value, _ = answer(True, 0x7F, 4, dwords, 0)
+        return value if not status else (1 << (64 if register in WIDE else 32)) - 1
 
 
 @asynccontextmanager
@@ -57,8 +58,8 @@ async def opened(device: str | None) -> AsyncIterator[Any]:
         identify=identify,
         namespaces={1: namespace},
         admin=send,
-        registers=Registers(),
-        transport=SimpleNamespace(max_transfer=4096),
+        cap=Cap.from_int(await Transport().read_property(Register.CAP)),
+        transport=Transport(),
     )
 
 

@@ -294,7 +294,7 @@ class Torture:
                 "commands out at death",
                 f"{total['adopted']} given to successors ({total['unsent']} never sent, {total['failed']} failed)",
             ),
-            ("writes that nobody reported", f"{total['unreported']} had happened"),
+            ("unreported writes", f"{total['unreported']} had happened"),
             (
                 "pool in use",
                 f"{self.pool[0] >> 10} KiB first, {self.pool[-1] >> 10} KiB last"

@@ -107,7 +107,7 @@ class LineVictim:
             controller.claim(slot).free()
         leaked = await controller.validate_restore()
         if leaked:
-            raise Broken(f"pages that nobody wanted: {leaked}")
+            raise Broken(f"pages without an owner: {leaked}")
         self.tell("opened", adopted=len(controller.adopted), enabled=controller.state)
 
     def _check_pool(self, controller: nvme_async.Controller) -> None:

@@ -174,7 +174,7 @@ class Victim:
         async def look() -> None:
             for lba in random.sample(range(BLOCKS, controller.namespaces[1].blocks), 4):
                 if any(await controller.namespaces[1].read(lba)):
-                    raise Broken(f"block {lba}, which nobody ever wrote, isn't zeroes")
+                    raise Broken(f"block {lba}, which was never written, isn't zeroes")
 
         try:
             while not self._stop.is_set():
