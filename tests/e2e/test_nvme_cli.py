@@ -170,6 +170,18 @@ def test_zones_and_placement_are_refused_where_there_are_none(served: str) -> No
         assert result.exception is not None
 
 
+def test_all_event_types_of_a_placement_handle_are_shown() -> None:
+    found = shown("get-feature", "emulated:size=16MiB,fdp=2", "-f", "0x1e", "-n", "1")
+    (events,) = found["Feature: 0x1e"]
+    assert int(found["feature: 0x1e"][0]["Current"], 16) == len(events) > 1
+    assert set(events.values()) <= {"Enabled", "Not enabled"}
+
+
+def test_the_error_log_has_no_more_entries_than_the_controller(served: str) -> None:
+    assert len(shown("error-log", served, "-e", "300")["errors"]) == shown("id-ctrl", served)["elpe"] + 1
+    assert len(shown("error-log", served, "-e", "2")["errors"]) == 2
+
+
 def test_registers_are_written_only_by_force(served: str) -> None:
     assert shown("get-reg", served, "--vs") == {"register: 0x08": [{"name": "version", "value": 0x20000}]}
     assert "NVMe specification" in ok("get-property", served, "-O", "8", "-H")

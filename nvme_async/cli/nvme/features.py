@@ -28,6 +28,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NEW = click.Path(dir_okay=False, path_type=Path)
 _NSID: Option = (("-n", "--namespace-id"), "nsid", int, None, "Which namespace.")
 _HEADER = 16
+_EVENT_TYPES = 0xFF
 
 
 def hexdump(data: bytes) -> str:
@@ -107,6 +108,12 @@ def get_log(
 async def _feature(
     controller: Any, fid: int, select: int, nsid: int, cdw11: int, uuid_index: int, length: int | None
 ) -> tuple[int, bytes]:
+    if fid == Feature.FDP_EVENTS:
+        # Dword 11 says for how many event types there is space (Base 2.1, 5.1.25.1.21). nvme-cli
+        # has space for all.
+        cdw11 |= _EVENT_TYPES << 16
+        if length is None and select != FeatureSelect.CAPABILITIES:
+            length = 2 * _EVENT_TYPES
     made = commands.get_features(fid, sel=select, nsid=nsid, cdw11=cdw11, uuid_index=uuid_index)
     if length is not None:
         made = attrs.evolve(made, data_length=length)

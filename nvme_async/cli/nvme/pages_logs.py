@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
+
 from nvme_async.cli.nvme import shapes_logs as shapes
 from nvme_async.cli.nvme.page import NSID, NSID_OR_ALL, RAE, Options, Page, log
 from nvme_async.cli.nvme.target import capabilities, first_namespace
@@ -22,6 +24,12 @@ async def _ana(controller: Any, options: Options) -> bytes:
     return await read_log(
         controller, LogPage.ANA, (min(nbytes, 1 << 20) + 3) & ~3, lsp=int(options.get("lsp") or 0), rae=True
     )
+
+
+async def _errors(controller: Any, options: Options) -> bytes:
+    """No more entries than the log has: what a controller sends after them means nothing."""
+    entries = min(int(options["entries"]), controller.identify.error_log_entries)
+    return await read_log(controller, LogPage.ERROR_INFORMATION, 64 * entries, rae=True)
 
 
 async def _effects(controller: Any, options: Options) -> bytes:
@@ -61,9 +69,9 @@ PAGES: dict[str, Page] = {
     ),
     "error-log": Page(
         about="Show the last errors of DEVICE.",
-        read=log(LogPage.ERROR_INFORMATION, 64),
+        read=_errors,
         shape=shapes.errors,
-        options=((("-e", "--log-entries"), "entries", int, 64, "Number of entries."),),
+        options=((("-e", "--log-entries"), "entries", click.IntRange(1), 64, "Number of entries."),),
     ),
     "fw-log": Page(
         about="Show the firmware slots of DEVICE.",

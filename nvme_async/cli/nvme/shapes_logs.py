@@ -54,7 +54,8 @@ _SANITIZE_STATES = (
     "Media Verification State",
     "Post-Verification Deallocation State",
 )
-_ADMIN_NAMES = {
+# nvme-cli's names that are not made of ours. It has those of computational programs too.
+_ADMIN_NAMES: dict[int, str] = {
     AdminOpcode.DELETE_IO_SQ: "Delete I/O Submission Queue",
     AdminOpcode.CREATE_IO_SQ: "Create I/O Submission Queue",
     AdminOpcode.DELETE_IO_CQ: "Delete I/O Completion Queue",
@@ -63,17 +64,29 @@ _ADMIN_NAMES = {
     AdminOpcode.DEVICE_SELF_TEST: "Device Self-test",
     AdminOpcode.NVME_MI_SEND: "NVMe-MI Send",
     AdminOpcode.NVME_MI_RECEIVE: "NVMe-MI Receive",
+    AdminOpcode.DISCOVERY_INFORMATION_MANAGEMENT: "Discovery Information Management (DIM)",
+    AdminOpcode.CLEAR_EXPORTED_NVM_RESOURCE_CONFIGURATION: "Clear Exported NVM Resource Configuration",
+    AdminOpcode.CREATE_EXPORTED_NVM_SUBSYSTEM: "Create Exported NVM Subsystem",
+    AdminOpcode.MANAGE_EXPORTED_NVM_SUBSYSTEM: "Manage Exported NVM Subsystem",
+    AdminOpcode.FABRICS: "Fabrics Commands",
     AdminOpcode.FORMAT_NVM: "Format NVM",
+    0x85: "Load Program",
     AdminOpcode.GET_LBA_STATUS: "Get LBA Status",
+    0x88: "Program Activation Management",
+    0x89: "Memory Range Set Management",
     AdminOpcode.ASYNC_EVENT_REQUEST: "Asynchronous Event Request",
 }
+# I/O commands that nvme-cli 2.13 has no name for: its key of the effects log says so.
+_UNNAMED = (NvmOpcode.IO_MANAGEMENT_RECEIVE, NvmOpcode.IO_MANAGEMENT_SEND)
 _WARNINGS = ("available_spare", "temp_threshold", "reliability_degraded", "ro", "vmbu_failed", "pmr_ro")
 
 
 def opcode_name(opcode: int, *, admin: bool) -> str:
     """nvme-cli's name of a command."""
     if admin and opcode in _ADMIN_NAMES:
-        return _ADMIN_NAMES[AdminOpcode(opcode)]
+        return _ADMIN_NAMES[opcode]
+    if not admin and opcode in _UNNAMED:
+        return "Unknown"
     kinds: tuple[Any, ...] = (AdminOpcode,) if admin else (NvmOpcode, ZnsOpcode)
     for kind in kinds:
         if opcode in kind._value2member_map_:
