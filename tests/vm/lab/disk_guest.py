@@ -17,7 +17,33 @@ KERNEL_LINE = (
     "root=/dev/nvme0n1 rootwait rw console=ttyS0 init=/init.sh intel_iommu=on iommu=pt panic=-1 quiet loglevel=4 "
     + TIMER
 )
-DRIVES = (drives.Drive("exported", namespaces=(drives.Namespace(1, 256 * drives.MIB),)),)
+DRIVES = (
+    drives.Drive("exported", namespaces=(drives.Namespace(1, 256 * drives.MIB),)),
+    # What the command line is compared on, and only a newer QEMU has, or has differently.
+    drives.Drive(
+        "placement",
+        namespaces=(
+            drives.Namespace(1, 64 * drives.MIB, "fdp.ruhs=0;1"),
+            drives.Namespace(3, 32 * drives.MIB, "detached=on"),
+        ),
+        subsystem=True,
+        subsystem_options="fdp=on,fdp.runs=8M,fdp.nrg=2,fdp.nruh=4",
+    ),
+    drives.Drive(
+        "virtualized",
+        "sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=2,max_ioqpairs=6,msix_qsize=4",
+        subsystem=True,
+    ),
+    drives.Drive(
+        "protected",
+        "cmb_size_mb=16",
+        namespaces=(drives.Namespace(1, 64 * drives.MIB, "ms=8,pi=1"),),
+    ),
+    drives.Drive(
+        "zoned",
+        namespaces=(drives.Namespace(1, 64 * drives.MIB, "zoned=on,zoned.zone_size=4M,zoned.zone_capacity=3M"),),
+    ),
+)
 
 
 def command_line(

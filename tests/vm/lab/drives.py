@@ -31,6 +31,7 @@ class Drive:
     options: str = ""
     namespaces: tuple[Namespace, ...] = (Namespace(1),)
     subsystem: bool = False  # a namespace that is not attached needs one
+    subsystem_options: str = ""
     bus: str = ""  # a PCIe root port to plug it into: a drive that can be unplugged
 
 
@@ -60,6 +61,11 @@ DRIVES = (
     # group.
     Drive("twin-a", "multifunction=on,addr=1c.0"),
     Drive("twin-b", "addr=1c.1"),
+    Drive(
+        "virtualized",
+        "sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=2,max_ioqpairs=6,msix_qsize=4",
+        subsystem=True,
+    ),
     Drive("pullable", bus="port1"),
     Drive("bench", namespaces=(Namespace(1, 1024 * MIB),)),
 )
@@ -76,7 +82,8 @@ def arguments(drives: tuple[Drive, ...], folder: Path) -> list[str]:
         place = f",bus={drive.bus}" if drive.bus else ""
         options = f",{drive.options}" if drive.options else ""
         if drive.subsystem:
-            result += ["-device", f"nvme-subsys,id={name}-subsystem,nqn={drive.role}"]
+            more = f",{drive.subsystem_options}" if drive.subsystem_options else ""
+            result += ["-device", f"nvme-subsys,id={name}-subsystem,nqn={drive.role}{more}"]
             options += f",subsys={name}-subsystem"
         result += ["-device", f"nvme,id={name},serial={drive.role}{place}{options}"]
         for namespace in drive.namespaces:

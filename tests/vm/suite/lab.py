@@ -23,6 +23,10 @@ NVME = "/usr/local/bin/nvme-2.13"
 """Debian 13's nvme-cli, see tests/vm/lab/image.py."""
 # Command lines without the device: of a controller, and of a namespace {nsid}.
 OF_CONTROLLER = (
+    "id-ctrl",
+    "list-ns",
+    "list-ns --all",
+    "list-endgrp",
     "list-ctrl",
     "nvm-id-ctrl",
     "primary-ctrl-caps",
@@ -31,13 +35,21 @@ OF_CONTROLLER = (
     "smart-log -H",
     "fw-log",
     "effects-log -c 0",
+    "effects-log -c 2",
+    "error-log",
+    "changed-ns-list-log",
     "endurance-log -g 1",
     "get-feature -f 1",
+    "get-feature -f 2",
+    "get-feature -f 2 -s 1",
     "get-feature -f 4",
-    "get-feature -f 5",
     "get-feature -f 6",
+    "get-feature -f 6 -s 3",
     "get-feature -f 8",
+    "get-feature -f 9",
     "get-feature -f 10",
+    "get-feature -f 25",
+    "get-feature -f 29 --cdw11=1",
     "fdp configs -e 1",
     "fdp usage -e 1",
     "fdp stats -e 1",
@@ -45,6 +57,7 @@ OF_CONTROLLER = (
     "zns id-ctrl",
 )
 OF_NAMESPACE = (
+    "id-ns -n {nsid}",
     "ns-descs -n {nsid}",
     "cmdset-ind-id-ns -n {nsid}",
     "nvm-id-ns -n {nsid}",
@@ -52,11 +65,17 @@ OF_NAMESPACE = (
     "zns id-ns -n {nsid}",
     "zns report-zones -n {nsid}",
     "fdp status -n {nsid}",
+    "get-feature -f 5 -n {nsid}",
+    "get-feature -f 30 -n {nsid} --cdw11=0",
 )
+# Of a namespace that is not attached.
+OF_DETACHED = ("id-ns -n {nsid} --force", "list-ctrl -n {nsid}")
 
 
 # Controllers that the command line is compared on.
-PRINTED = ("second", "many", "metadata", "cmb", "zoned")
+PRINTED = ("plain", "second", "many", "metadata", "cmb", "zoned", "virtualized")
+# Those of the guest with the newer QEMU, see disk_guest.py.
+PRINTED_NEWER = ("placement", "virtualized", "protected", "zoned")
 
 
 class Host:
@@ -126,9 +145,15 @@ def _json(*command: str) -> Any:
     return json.loads(done.stdout)
 
 
-def lines_of(nsids: list[int]) -> list[str]:
+def _nsids(node: str, *which: str) -> list[int]:
+    return [item["nsid"] for item in _json(NVME, "list-ns", node, *which, "-o", "json")["nsid_list"]]
+
+
+def lines_of(attached: list[int], detached: list[int]) -> list[str]:
     """Command lines for a controller with these namespaces."""
-    return [*OF_CONTROLLER, *(line.format(nsid=nsid) for nsid in nsids for line in OF_NAMESPACE)]
+    lines = [line.format(nsid=nsid) for nsid in attached for line in OF_NAMESPACE]
+    lines += [line.format(nsid=nsid) for nsid in detached for line in OF_DETACHED]
+    return [*OF_CONTROLLER, *lines]
 
 
 def _printed(node: str, line: str) -> Any:
@@ -159,17 +184,21 @@ def take_baseline() -> dict[str, Any]:
         known: dict[str, Any] = json.loads(BASELINE.read_text())
         return known
     result: dict[str, Any] = {}
+    compared = {*PRINTED, *PRINTED_NEWER}
     for entry in sorted(Path("/sys/class/nvme").iterdir()):
         role = (entry / "serial").read_text().strip()
         node = f"/dev/{entry.name}"
-        listed = _json(NVME, "list-ns", node, "-o", "json")
-        nsids = [item["nsid"] for item in listed["nsid_list"]]
+        nsids = _nsids(node)
+        printed = {}
+        if role in compared:
+            detached = [nsid for nsid in _nsids(node, "--all") if nsid not in nsids]
+            printed = {line: _printed(node, line) for line in lines_of(nsids, detached)}
         result[role] = {
             "address": (entry / "address").read_text().strip(),
             "node": entry.name,
             "controller": _json(NVME, "id-ctrl", node, "-o", "json"),
             "namespaces": {str(nsid): _json(NVME, "id-ns", node, "-n", str(nsid), "-o", "json") for nsid in nsids},
-            "printed": {line: _printed(node, line) for line in lines_of(nsids)} if role in PRINTED else {},
+            "printed": printed,
         }
     BASELINE.parent.mkdir(exist_ok=True)
     BASELINE.write_text(json.dumps(result))
