@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from driving import FAST, faults, pattern, within
 
 import nvme_async
 from nvme_async.driver.pcie.own_memory import CONTROLLER_ADDRESSES
-from nvme_async.errors import ConfigurationError, RestoreRefused
+from nvme_async.errors import ConfigurationError, DeviceError, RestoreRefused
 from nvme_async.keepalive import restore
 from nvme_async.spec.registers import Cmbmsc, Register
 
@@ -157,3 +158,26 @@ async def test_the_places_of_other_loops_differ_and_lent_queues_are_in_their_wor
 
 async def read_elsewhere(ns: nvme_async.Namespace) -> bytes:
     return await ns.read(0)
+
+
+def maps_of_the_controllers_memory() -> int:
+    gc.collect()
+    return Path("/proc/self/maps").read_text().count("nvme-controller-memory")
+
+
+@pytest.mark.parametrize("which", ["off", "submission", "all", "persistent"])
+async def test_a_closed_controller_keeps_no_mapping_of_the_controllers_memory(which: Any) -> None:
+    """With VFIO a mapping keeps the device open: it can't be opened anew, nor be given back."""
+    before = maps_of_the_controllers_memory()
+    if which == "persistent":
+        async with nvme_async.open("emulated:size=16MiB,pmr=64KiB", **FAST) as controller:
+            persistent = await controller.regions.pmr()
+            assert maps_of_the_controllers_memory() > before
+        with pytest.raises(DeviceError):
+            await persistent.barrier()
+    else:
+        async with nvme_async.open(URI, cmb_queues=which, **FAST) as controller:
+            data = await controller.regions.cmb()
+            assert maps_of_the_controllers_memory() > before
+        assert not data.is_open
+    assert maps_of_the_controllers_memory() == before

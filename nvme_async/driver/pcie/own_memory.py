@@ -75,7 +75,8 @@ class _Cmb(ControllerMemory):
 
 class _Pmr(PersistentMemory):
     def __init__(self, own: OwnMemory, window: Mmio, capabilities: Pmrcap, health: PmrHealth) -> None:
-        self._own, self._window, self._capabilities = own, window, capabilities
+        self._own, self._capabilities = own, capabilities
+        self._window: Mmio | None = window
         self.nbytes = window.nbytes
         self.is_open = True
         view = memoryview(window)
@@ -85,12 +86,13 @@ class _Pmr(PersistentMemory):
         return _health(await self._own.pmr_status(), self._own.uri)
 
     async def barrier(self) -> None:
-        if not self.is_open:
+        window = self._window
+        if window is None:
             raise DeviceError(f"{self._own.uri}: the persistent memory region was closed")
-        if self._window.lost:
+        if window.lost:
             raise DeviceError(f"{self._own.uri}: the persistent memory region is no longer accessible")
         if not self._capabilities.pmrwbm & _READ_STATUS:
-            await in_thread(self._window.read32, 0)
+            await in_thread(window.read32, 0)
         health = await self.health()
         if health is not PmrHealth.NORMAL:
             raise DeviceError(f"{self._own.uri}: the persistent memory region is not healthy: {health.name.lower()}")
@@ -98,6 +100,7 @@ class _Pmr(PersistentMemory):
     def close(self) -> None:
         self.is_open = False
         self.buffer = memoryview(b"")
+        self._window = None
 
 
 class OwnMemory:
@@ -250,7 +253,9 @@ class OwnMemory:
     # -- the end -----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """With the controller. Views that the application keeps stay valid memory."""
+        """With the controller. Views that the application keeps stay valid memory. Nothing else
+        keeps a mapping, which would keep VFIO's device open.
+        """
         self.queues = None
         for memory in (self._cmb, self._pmr):
             if memory is not None:

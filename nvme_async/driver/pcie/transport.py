@@ -372,6 +372,7 @@ class PcieTransport(PooledTransport):
     async def _release_memory(self) -> None:
         self.host_memory.free()
         self.own_memory.close()
+        self.queues.maker.cmb = None
         if self.memory is not None:
             await in_thread(self.memory.close)
 
