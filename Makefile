@@ -134,7 +134,6 @@ torture: $(VENV)/.built
 	$(BIN)/python tests/torture/tcp_faults.py --faults 1000
 	$(BIN)/python tests/torture/killed_workers.py --rounds $(ROUNDS)
 	$(BIN)/python tests/torture/hostile_workers.py --messages $$((100 * $(ROUNDS)))
-	$(BIN)/python tests/torture/management.py --operations $(ROUNDS)
 
 # Release 0.1 in build/releases, for the tests of upgrade and downgrade, which are skipped without it.
 .PHONY: releases

@@ -10,7 +10,7 @@ a command that they hold their I/O for may not be sent, and is repeated. Checked
     - requests fail with the announced errors alone, and those that are held go on;
     - the controller is not reset, except for firmware, and never lost.
 
-The first failed check ends the run; `--seed S` repeats it.
+The first failed check ends the run; `--seed S` repeats it. By hand: not part of `make torture`.
 """
 
 from __future__ import annotations
