@@ -13,6 +13,7 @@ import attrs
 
 from nvme_async.driver.context import ControllerContext
 from nvme_async.errors import CommandError, InvalidOpcode, NvmeError
+from nvme_async.runtime.tasks import cancel_other
 from nvme_async.spec import commands
 from nvme_async.spec.completion import AsyncEvent, AsyncEventType, NoticeEvent
 from nvme_async.spec.opcodes import Feature, LogPage
@@ -121,10 +122,7 @@ class EventListener:
     def cancel(self) -> asyncio.Task[None] | None:
         """stop() without waiting for its end. Returns what ends."""
         task, self._task = self._task, None
-        if task is None or task is asyncio.current_task():
-            return None
-        task.cancel()
-        return task
+        return cancel_other(task)
 
     def forget(self) -> None:
         """The loop that it ran on was closed, and its task and its subscribers with it."""

@@ -26,6 +26,7 @@ from nvme_async.errors import (
     ControllerTimeout,
     NvmeError,
 )
+from nvme_async.runtime.tasks import cancel_other
 from nvme_async.spec import commands
 from nvme_async.spec.opcodes import AdminOpcode, NvmOpcode
 
@@ -135,10 +136,7 @@ class Recovery:
     def cancel(self) -> asyncio.Task[None] | None:
         """stop() without waiting for its end. Returns what ends."""
         task, self._task = self._task, None
-        if task is None or task is asyncio.current_task():
-            return None
-        task.cancel()
-        return task
+        return cancel_other(task)
 
     async def _reset(self, reason: str, resets: int) -> None:
         """Resets for a problem found when there had been `resets` resets; if there was one

@@ -87,6 +87,16 @@ async def _settle(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
     return cancelled
 
 
+def cancel_other(task: asyncio.Task[T] | None) -> asyncio.Task[T] | None:
+    """Cancels the task and returns it, for its end to be awaited. None if there is none, or if it
+    is the caller's own.
+    """
+    if task is None or task is asyncio.current_task():
+        return None
+    task.cancel()
+    return task
+
+
 async def together(parts: Iterable[Awaitable[T]]) -> list[T]:
     """Awaits all parts, also after one has failed, so that nothing continues unnoticed; then
     raises the first failure.
