@@ -1,9 +1,10 @@
-"""What only our emulated controller had, with QEMU's: Scatter Gather Lists, and data in a
-Controller Memory Buffer.
+"""What only our emulated controller had, with QEMU's: Scatter Gather Lists, data in a
+Controller Memory Buffer, and queues there.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import nvme_async
@@ -52,3 +53,18 @@ async def test_data_in_the_controllers_memory(address: Callable[[str], str]) -> 
         blocks = len(data) // ns.block_size
         assert await ns.read(1000, blocks) == data
         assert len(await ns.read(2000, blocks)) == len(data)  # the reset may have changed the buffer
+
+
+async def test_submission_queues_in_the_controllers_memory(address: Callable[[str], str]) -> None:
+    """QEMU's buffer is for submission queues, and not for completion queues."""
+    async with nvme_async.open(f"pci:{address('cmb')}", cmb_queues="submission") as controller:
+        ns = controller.namespaces[1]
+        for _ in range(2):
+            assert [queue["rings_in_cmb"] for queue in controller.inspect()["io_queues"]] == ["submission"]
+            blocks = [bytes([at]) * ns.block_size for at in range(250)]
+            await asyncio.gather(*(ns.write(at, block) for at, block in enumerate(blocks)))
+            assert await asyncio.gather(*(ns.read(at) for at in range(250))) == blocks
+            await controller.reset()
+    async with nvme_async.open(f"pci:{address('cmb')}", cmb_queues="all") as controller:
+        assert [queue["rings_in_cmb"] for queue in controller.inspect()["io_queues"]] == [""]
+        assert any("not for completion queues" in reason for reason in controller.inspect()["degraded"].values())
